@@ -1,0 +1,70 @@
+"""tfmammo's packaging; pyproject.toml holds the tools' settings alone."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TENSORFLOW = ">=2.20,<2.22"  # tried: 2.20 and 2.21
+
+CORE = [
+    f"tensorflow{TENSORFLOW}",
+    "keras>=3.12",
+    "numpy>=2",
+    "pydantic>=2.7",
+    "pyyaml",
+    "pydicom>=3",
+    "pylibjpeg",  # pydicom finds these three by itself: JPEG lossless and JPEG 2000 pixels
+    "pylibjpeg-libjpeg",
+    "pylibjpeg-openjpeg",
+    "opencv-python-headless",
+    "scikit-image",
+    "scipy",
+    "pandas",
+    "xlrd",
+    "mlflow>=3.17,<4",
+    "sqlalchemy",
+    "psutil",  # MLflow's system metrics
+    "rich",
+    "matplotlib",
+    "pillow",
+    "tensorflow-hub>=0.16.1",
+    "setuptools<82",  # tensorflow-hub imports pkg_resources, which 82 removed
+]
+
+EXTRAS = {
+    "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
+    "detection": [
+        "tf-models-official==2.20.*",  # holds TensorFlow at 2.20
+        "tf-models-research-object-detection==2.8.0.post1",  # left open, the resolver takes 2.5, which is too old
+        "tf-keras",
+        "protobuf<7",
+    ],
+    "serve": ["gradio>=6"],
+    "benchmark": ["torch", "onnxruntime", "monai", "lpips"],
+    "docs": ["mkdocs-material", "mkdocstrings[python]"],
+    "test": ["pytest>=9", "pytest-timeout", "hypothesis", "packaging", "ruff==0.17.*", "mypy==2.4.*", "scikit-learn", "xlwt"],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+
+setup(
+    name="tfmammo",
+    version="0.1.0",
+    description="GAN-based synthesis and segmentation of breast lesions in mammograms, in TensorFlow",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["tfmammo*"]),
+    package_data={"tfmammo": ["py.typed"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,253 @@
+"""Small archives in CDD-CESM's own form, and the real one."""
+
+import csv
+import json
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfmammo.archives import cdd_cesm
+from tfmammo.record import ArchiveError, Skipped, hashed_id
+
+ROWS, COLS = 120, 100
+SQUARE = {"name": "polygon", "all_points_x": [30, 60, 60, 30], "all_points_y": [50, 50, 70, 70]}
+CLINICAL_HEADER = [
+    "Image_name", "Patient_ID", "Side", "Type", "Age", "Breast density (ACR)", "BIRADS", "Findings", "View", "Tags", "Machine",
+    "Pathology Classification/ Follow up",
+]  # fmt: skip
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A function that writes an archive: {name: (findings, pathology, regions)} -> root."""
+
+    def write(images, clinical=None):
+        (tmp_path / "images").mkdir()
+        regions, table = [], []
+        for name, (findings, pathology, shapes) in images.items():
+            grey = np.tile(np.linspace(0, 255, COLS, dtype=np.uint8), (ROWS, 1))
+            Image.fromarray(grey).convert("RGB").save(tmp_path / "images" / f"{name}.jpg", quality=95)
+            patient, side, kind, view = name.split("_")
+            table.append([f"{name} ", patient[1:], side, kind, "50", "C", "4$2", findings, view, "", "1", pathology])
+            for number, shape in enumerate(shapes):
+                text = shape if isinstance(shape, str) else json.dumps(shape)
+                regions.append([f"{name}.jpg", 1, "{}", len(shapes), number, text, "{}"])
+        regions.append(["P999_L_DM_CC.jpg", 1, "{}", 1, 0, json.dumps(SQUARE), "{}"])  # an image that is not there
+        header = ["#filename", "file_size", "file_attributes", "region_count", "region_id", "region_shape_attributes", "region_attributes"]
+        for file, rows in ((cdd_cesm.REGIONS, [header, *regions]), (cdd_cesm.CLINICAL, [CLINICAL_HEADER, *(clinical or table)])):
+            with (tmp_path / file).open("w", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerows(rows)
+        return tmp_path
+
+    return write
+
+
+def test_one_certain_mass(archive):
+    root = archive({"P107_R_DM_CC": ("High density mass with speculated margin ", "Malignant", [SQUARE])})
+    skipped = Skipped()
+    (mammogram,) = cdd_cesm.read(root, skipped)
+    assert not skipped.reasons
+    assert mammogram.patient_id == hashed_id("cdd_cesm", "P107")
+    assert "P107" not in mammogram.image_id and mammogram.image_id.endswith("_R_CC")
+    assert (mammogram.rows, mammogram.cols, mammogram.spacing) == (ROWS, COLS, None)
+    assert (mammogram.laterality, mammogram.view, mammogram.pathology) == ("R", "CC", "malignant")
+    assert (mammogram.birads, mammogram.density) == ("4$2", "C")
+    (lesion,) = mammogram.lesions
+    assert (lesion.kind, lesion.kind_is_certain, lesion.margin, lesion.shape) == ("mass", True, "spiculated", None)
+    assert lesion.pathology == "malignant"
+    assert lesion.box == (50, 30, 71, 61)  # rows from y, columns from x
+    assert lesion.mask(ROWS, COLS).sum() == 21 * 31
+
+
+def test_pixels_are_read_late_and_survive_pickling(archive):
+    root = archive({"P1_L_DM_MLO": ("Normal", "Normal", [])})
+    (mammogram,) = pickle.loads(pickle.dumps(cdd_cesm.read(root)))
+    pixels = mammogram.pixels()
+    assert pixels.dtype == np.float32 and pixels.shape == (ROWS, COLS, 1)
+    np.testing.assert_allclose(pixels[60, :, 0], np.linspace(0, 1, COLS), atol=0.02)
+    assert mammogram.lesions == () and mammogram.pathology == "normal"
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.9])
+def test_truncated_jpeg(archive, keep):
+    root = archive({"P1_L_DM_MLO": ("Normal", "Normal", [])})
+    file = root / "images" / "P1_L_DM_MLO.jpg"
+    content = file.read_bytes()
+    scan = content.index(b"\xff\xda")
+    file.write_bytes(content[: scan + int(keep * (len(content) - scan))])
+    (mammogram,) = cdd_cesm.read(root)
+    with pytest.raises(ArchiveError, match="P1_L_DM_MLO.jpg: the JPEG can't be decoded"):
+        mammogram.pixels()
+
+
+@pytest.mark.parametrize(
+    ("findings", "kinds"),
+    [
+        ("High density mass with speculated margin", ["mass"]),
+        ("Multiple equal density  masses$Benign macrocalcifications ", ["mass", "calcification"]),
+        ("Architectural distortion and high density mass", ["distortion", "mass"]),
+        ("Heterogenous non mass enhancement", []),
+        ("Non-mass enhancement and a mass", ["mass"]),
+        ("Focal ASYMMETRICAL increased density$IMLN", ["asymmetry"]),
+        ("two equal density nodules with asymmetrial density", ["mass", "asymmetry"]),
+        ("assymetrical density, architectural distorton, macrocalification", ["asymmetry", "distortion", "calcification"]),
+        ("edema pattern with multiple calcific foci", ["calcification"]),
+        ("Clusters of microcalcification$mircocalcifications", ["calcification"]),
+        ("Diffuse edematous changes$Postoperative scar", []),
+        ("", []),
+    ],
+)
+def test_kinds_named(findings, kinds):
+    assert cdd_cesm.kinds_named(findings) == kinds
+
+
+def test_mixed_findings_are_uncertain(archive):
+    root = archive(
+        {
+            "P1_L_DM_CC": ("Architectural distortion and mass with indistinct margin", "Malignant", [SQUARE, SQUARE]),
+            "P2_L_DM_CC": ("Architectural distortion$Benign macrocalcification", "Benign", [SQUARE, SQUARE]),
+            "P3_L_DM_CC": ("Mass with obscured margin and edema pattern", "Malignant", [SQUARE, SQUARE]),
+            "P4_L_DM_CC": ("Oval mass with obscured and microlobulated margin", "Malignant", [SQUARE, SQUARE]),
+        }
+    )
+    both, benign, edema, alone = (m.lesions for m in cdd_cesm.read(root))
+    assert {(x.kind, x.kind_is_certain, x.margin, x.pathology) for x in both} == {("mass", False, None, None)}
+    assert {(x.kind, x.kind_is_certain, x.pathology) for x in benign} == {("distortion", False, "benign")}
+    assert {(x.kind, x.kind_is_certain, x.margin) for x in edema} == {("mass", False, None)}
+    assert {(x.kind, x.kind_is_certain, x.margin, x.shape) for x in alone} == {("mass", True, None, "oval")}
+
+
+def test_circle_and_turned_ellipse(archive):
+    shapes = [
+        {"name": "circle", "cx": 50, "cy": 60, "r": 20},
+        {"name": "ellipse", "cx": 50, "cy": 60, "rx": 30, "ry": 10},
+        {"name": "ellipse", "cx": 50, "cy": 60, "rx": 30, "ry": 10, "theta": np.pi / 6},
+    ]
+    (mammogram,) = cdd_cesm.read(archive({"P1_L_DM_CC": ("mass", "Benign", shapes)}))
+    circle, flat, turned = (lesion.mask(ROWS, COLS) for lesion in mammogram.lesions)
+    assert abs(int(circle.sum()) / (np.pi * 20.5**2) - 1) < 0.02
+    assert mammogram.lesions[1].box == (50, 20, 71, 81)
+    y, x = np.mgrid[:ROWS, :COLS] - np.array([60, 50])[:, None, None]
+    for mask, theta in ((flat, 0.0), (turned, np.pi / 6)):  # a canvas turns from x to y: clockwise on the screen
+        along, across = x * np.cos(theta) + y * np.sin(theta), y * np.cos(theta) - x * np.sin(theta)
+        distance = (along / 30) ** 2 + (across / 10) ** 2
+        sure = np.abs(distance - 1) > 0.25  # away from the border
+        np.testing.assert_array_equal(mask[sure], (distance < 1)[sure])
+
+
+def test_regions_that_enclose_nothing_are_counted(archive):
+    shapes = [
+        {"name": "point", "cx": 5, "cy": 6},
+        {"name": "polyline", "all_points_x": [1, 2, 3], "all_points_y": [1, 9, 3]},
+        '{"name": "polygon", "all_points_x": [1, 2',
+        {"name": "polygon", "all_points_x": [1, 2, 3], "all_points_y": [1, 2]},
+        {"name": "ellipse", "cx": 5, "cy": 6, "rx": 0, "ry": 9},
+        {"name": "polygon", "all_points_x": [500, 600, 600], "all_points_y": [10, 10, 30]},
+        {"name": "polygon", "all_points_x": [90, 600, 600, 90], "all_points_y": [10, 10, 19, 19]},
+        [1, 2],
+        "{}",
+    ]
+    skipped = Skipped()
+    (mammogram,) = cdd_cesm.read(archive({"P1_L_DM_CC": ("mass", "Benign", shapes)}), skipped)
+    assert [lesion.box for lesion in mammogram.lesions] == [(10, 90, 20, COLS)]  # cut at the border
+    reasons = skipped.reasons["images/P1_L_DM_CC.jpg"].split("; ")
+    malformed = "its shape is not what VIA writes"
+    assert reasons == [
+        "region 0: a point encloses nothing",
+        "region 1: a polyline encloses nothing",
+        f"region 2: {malformed}",
+        f"region 3: {malformed}",
+        f"region 4: {malformed}",
+        "region 5: the outline lies outside the image",
+        f"region 7: {malformed}",
+    ]
+
+
+def test_other_files_are_skipped_with_a_reason(archive):
+    root = archive(
+        {
+            "P1_L_DM_CC": ("mass", "Benign", [SQUARE]),
+            "P1_L_CM_CC": ("Enhancing mass", "Benign", [SQUARE]),
+            "P2_L_DM_CC": ("mass", "Benign", [SQUARE]),
+            "P3_L_DM_CC": ("Diffuse edematous changes", "Malignant", [SQUARE, SQUARE]),
+        }
+    )
+    (root / "images" / "P2_L_DM_CC.jpg").write_bytes(b"no JPEG")
+    (root / "normal").mkdir()
+    for name in ("IM0001_r", "P1_L_DM_CC", "P9_L_DM_CC"):
+        (root / "normal" / f"{name}.jpg").write_bytes((root / "images" / "P1_L_DM_CC.jpg").read_bytes())
+    skipped = Skipped()
+    first, third = cdd_cesm.read(root, skipped)
+    assert len(first.lesions) == 1 and third.lesions == ()
+    assert skipped.reasons == {
+        "images/P2_L_DM_CC.jpg": "its JPEG header can't be read",
+        "images/P3_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
+        "normal/IM0001_r.jpg": "its name says no patient, side and view, so it can't be split by patient",
+        "normal/P1_L_DM_CC.jpg": "another file has the same name",
+        "normal/P9_L_DM_CC.jpg": f"{cdd_cesm.CLINICAL} does not name it",
+        "*_CM_*.jpg": "1 contrast-enhanced images, which are no mammograms",
+    }
+
+
+def test_missing_parts_are_named(archive, tmp_path):
+    with pytest.raises(ArchiveError, match="nowhere: is no folder"):
+        cdd_cesm.read(tmp_path / "nowhere")
+    with pytest.raises(ArchiveError, match=f"{cdd_cesm.REGIONS} is missing"):
+        cdd_cesm.read(tmp_path)
+    root = archive({"P1_L_CM_CC": ("Enhancing mass", "Benign", [SQUARE])})
+    with pytest.raises(ArchiveError, match=r"holds no readable P<patient>_<L\|R>_DM"):
+        cdd_cesm.read(root)
+    (root / cdd_cesm.CLINICAL).write_text("Image_name,Findings\nP1_L_CM_CC,mass\n")
+    with pytest.raises(ArchiveError, match=r"has no BIRADS, Breast density \(ACR\), Pathology"):
+        cdd_cesm.read(root)
+    (root / cdd_cesm.CLINICAL).write_bytes(b"Image_name\n\xff\xfe\xfa\n")
+    with pytest.raises(ArchiveError, match="can't be read as CSV"):
+        cdd_cesm.read(root)
+    (root / cdd_cesm.CLINICAL).unlink()
+    with pytest.raises(ArchiveError, match=f"{cdd_cesm.CLINICAL} is missing"):
+        cdd_cesm.read(root)
+
+
+def test_missing_words_become_none(archive):
+    row = ["P1_L_DM_CC ", "1", "L", "DM", "50", "_", "", "mass", "CC", "", "1", "unknown"]
+    (mammogram,) = cdd_cesm.read(archive({"P1_L_DM_CC": ("", "", [SQUARE])}, clinical=[row]))
+    assert (mammogram.density, mammogram.birads, mammogram.pathology) == (None, None, None)
+    assert mammogram.lesions[0].pathology is None
+
+
+@pytest.mark.data
+def test_the_real_archive(real_data):
+    skipped = Skipped()
+    mammograms = cdd_cesm.read(real_data / "cdd-cesm", skipped)
+    assert len(mammograms) == 31 and len({m.patient_id for m in mammograms}) == 30
+    assert len({m.image_id for m in mammograms}) == 31
+    assert {m.pathology for m in mammograms} == {"malignant"} and {m.view for m in mammograms} == {"CC"}
+    kinds = Counter((lesion.kind, lesion.kind_is_certain) for m in mammograms for lesion in m.lesions)
+    assert kinds == {
+        ("mass", True): 31,
+        ("mass", False): 38,
+        ("distortion", True): 1,
+        ("distortion", False): 7,
+        ("asymmetry", True): 3,
+        ("asymmetry", False): 2,
+    }
+    nameless = [file for file in skipped.reasons if file.startswith("normal/")]
+    assert len(nameless) == 48
+    assert {file: reason for file, reason in skipped.reasons.items() if file not in nameless} == {
+        "images/P265_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
+        "images/P298_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
+        "images/P37_L_DM_CC.jpg": "region 0: a polyline encloses nothing",
+    }
+
+
+@pytest.mark.data
+def test_real_outlines_lie_on_brighter_tissue(real_data):
+    mammograms = [m for m in cdd_cesm.read(real_data / "cdd-cesm") if any(x.kind_is_certain for x in m.lesions)][:6]
+    for mammogram in mammograms:
+        pixels = mammogram.pixels()[..., 0]
+        for lesion in mammogram.lesions:
+            mask = lesion.mask(*pixels.shape).astype(bool)
+            assert pixels[mask].mean() > pixels[~mask].mean()

@@ -1,0 +1,245 @@
+"""Overlap measures, intervals and paired tests: hand-computed values, independent versions and properties."""
+
+import itertools
+
+import numpy as np
+import pytest
+from sklearn import metrics as peer
+
+from tfmammo.metrics import segmentation
+from tfmammo.metrics.segmentation import accuracy, bootstrap_interval, dice, jaccard, mcc, paired_test, per_image
+
+MEASURES = (accuracy, dice, jaccard, mcc)
+
+
+def pair(tn, fp, fn, tp):
+    target = np.repeat([0, 0, 1, 1], [tn, fp, fn, tp])
+    return target, np.repeat([0, 1, 0, 1], [tn, fp, fn, tp])
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def masks(rng):
+    """Targets, and outputs that err on a tenth of the pixels, [20, 16, 16, 1]."""
+    targets = (rng.random((20, 16, 16, 1)) < rng.uniform(0.1, 0.9, (20, 1, 1, 1))).astype(np.uint8)
+    return targets, np.where(rng.random(targets.shape) < 0.1, 1 - targets, targets)
+
+
+def test_the_checked_vector():
+    target, output = pair(tn=9, fp=1, fn=2, tp=4)
+    values = [measure(target, output) for measure in MEASURES]
+    assert values == pytest.approx([0.8125, 0.7272727, 0.5714286, 0.5918640], abs=5e-8)
+    assert all(type(value) is float for value in values)
+
+
+def test_any_shape_and_boolean_or_numeric_arrays_count_alike():
+    target, output = pair(tn=9, fp=1, fn=2, tp=4)
+    for measure in MEASURES:
+        expected = measure(target, output)
+        assert measure(target.reshape(4, 4).astype(bool), output.reshape(4, 4).astype(bool)) == expected
+        assert measure(target.reshape(2, 2, 4, 1).astype(np.float32), output.reshape(2, 2, 4, 1).astype(np.uint8)) == expected
+
+
+def test_against_scikit_learn(masks):
+    peers = peer.accuracy_score, peer.f1_score, peer.jaccard_score, peer.matthews_corrcoef
+    for target, output in zip(*masks, strict=True):
+        expected = [measure(target.ravel(), output.ravel()) for measure in peers]
+        assert [measure(target, output) for measure in MEASURES] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("target", "output", "expected"),
+    [
+        ([0, 0, 0, 0], [0, 0, 0, 0], (1, 1, 1, 0)),
+        ([1, 1, 1, 1], [1, 1, 1, 1], (1, 1, 1, 0)),
+        ([1, 0, 0, 0], [0, 0, 0, 0], (0.75, 0, 0, 0)),
+        ([0, 0, 0, 0], [1, 0, 0, 0], (0.75, 0, 0, 0)),
+        ([1, 0, 0, 0], [1, 1, 1, 1], (0.25, 0.4, 0.25, 0)),
+        ([1, 0, 0, 1], [0, 1, 1, 0], (0, 0, 0, -1)),
+        ([1, 0, 0, 1], [1, 0, 0, 1], (1, 1, 1, 1)),
+    ],
+)
+def test_edge_cases_by_hand(target, output, expected):
+    assert [measure(target, output) for measure in MEASURES] == pytest.approx(expected, abs=1e-12)
+
+
+def test_mcc_does_not_overflow_on_large_masks():
+    half = np.arange(2048 * 2048) < 2048 * 1024
+    assert mcc(half, half) == pytest.approx(1, abs=1e-12)
+    assert mcc(half, ~half) == pytest.approx(-1, abs=1e-12)
+
+
+def test_properties(masks):
+    for target, output in zip(*masks, strict=True):
+        for measure in MEASURES:
+            assert measure(target, target) == pytest.approx(1, abs=1e-12)
+            assert measure(target, output) == pytest.approx(measure(output, target), abs=1e-12)
+            assert measure(target[:, ::-1], output[:, ::-1]) == pytest.approx(measure(target, output), abs=1e-12)
+        overlap = dice(target, output)
+        assert jaccard(target, output) == pytest.approx(overlap / (2 - overlap), abs=1e-12)
+
+
+def test_mean_jaccard_is_bounded_by_mean_dice(masks):
+    scores = per_image(*masks)
+    mean = scores["dice"].mean()
+    assert scores["jaccard"].mean() > mean / (2 - mean)  # Jensen: D / (2 - D) is convex
+    assert scores["jaccard"].mean() < mean
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(
+    ("target", "output", "reason"),
+    [
+        ([0, 1], [0, 0.5], "output must hold nothing but 0 and 1"),
+        ([0, 2], [0, 1], "target must hold nothing but 0 and 1"),
+        ([0, np.nan], [0, 1], "target must hold nothing but 0 and 1"),
+        ([0, 1], [0, -1], "output must hold nothing but 0 and 1"),
+        ([0, 1], [0, 1, 1], "must have one shape"),
+        ([[0, 1]], [0, 1], "must have one shape"),
+        ([], [], "no pixel"),
+    ],
+)
+def test_wrong_input_is_refused(measure, target, output, reason):
+    with pytest.raises(ValueError, match=reason):
+        measure(target, output)
+
+
+def test_per_image_equals_the_single_measures(masks):
+    targets, outputs = masks
+    scores = per_image(targets, outputs.astype(np.float32) * 0.6, threshold=0.6 - 1e-6)
+    assert list(scores) == ["accuracy", "dice", "jaccard", "mcc"]
+    for measure in MEASURES:
+        expected = [measure(target, output) for target, output in zip(targets, outputs, strict=True)]
+        assert scores[measure.__name__].dtype == np.float64
+        np.testing.assert_allclose(scores[measure.__name__], expected, atol=1e-12)
+
+
+def test_a_probability_at_the_threshold_is_mass():
+    targets = np.array([[1, 0, 0]])
+    assert per_image(targets, [[0.5, 0.49, 0.0]])["accuracy"] == [1]
+    assert per_image(targets, [[0.5, 0.5, 0.0]])["accuracy"] == pytest.approx([2 / 3])
+    assert per_image(targets, [[0.8, 0.7, 0.0]], threshold=0.75)["accuracy"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("targets", "probabilities", "threshold", "reason"),
+    [
+        ([[0, 1]], [[0, np.nan]], 0.5, "between 0 and 1"),
+        ([[0, 1]], [[0, 1.1]], 0.5, "between 0 and 1"),
+        ([[0, 1]], [[-0.1, 1]], 0.5, "between 0 and 1"),
+        ([[0, 0.5]], [[0, 1]], 0.5, "targets must hold"),
+        ([[0, 1]], [[0, 1, 1]], 0.5, "one shape"),
+        ([0, 1], [0, 1], 0.5, r"\[n, ...\]"),
+        (np.zeros((0, 4)), np.zeros((0, 4)), 0.5, "no pixel"),
+        ([[0, 1]], [[0, 1]], 0.0, "threshold"),
+        ([[0, 1]], [[0, 1]], 1.5, "threshold"),
+    ],
+)
+def test_per_image_refuses_wrong_input(targets, probabilities, threshold, reason):
+    with pytest.raises(ValueError, match=reason):
+        per_image(targets, probabilities, threshold)
+
+
+def test_interval_agrees_with_the_normal_one_on_many_independent_values(rng):
+    values = rng.normal(0.7, 0.1, 400)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=5e-4)
+
+
+def test_interval_draws_patients_whole(rng):
+    patients = rng.normal(0.7, 0.1, 30)
+    copies = np.repeat(patients, 5)
+    groups = np.repeat([f"patient {number}" for number in range(30)], 5)
+    order = rng.permutation(150)
+    low, high = bootstrap_interval(patients)
+    clustered = bootstrap_interval(copies[order], groups[order])
+    assert clustered[1] - clustered[0] == pytest.approx(high - low, rel=0.03)  # copies bring no knowledge
+    naive = bootstrap_interval(copies)
+    assert naive[1] - naive[0] == pytest.approx((high - low) / np.sqrt(5), rel=0.05)
+
+
+def test_interval_of_two_unequal_patients_by_hand():
+    # Draws: both the first (mean 0), both the second (mean 1), one of each (3 of 4 images are 1) with 1/4, 1/4, 1/2.
+    assert bootstrap_interval([0, 1, 1, 1], ["a", "b", "b", "b"], level=0.4) == pytest.approx((0.75, 0.75))
+    assert bootstrap_interval([0, 1, 1, 1], ["a", "b", "b", "b"], level=0.9) == (0, 1)
+
+
+def test_interval_is_repeatable_and_its_level_counts(rng):
+    values = rng.random(50)
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+    low, high = bootstrap_interval(values, level=0.99)
+    inner_low, inner_high = bootstrap_interval(values, level=0.5)
+    assert low < inner_low < values.mean() < inner_high < high
+
+
+def test_interval_of_one_patient_is_unknown_and_of_equal_values_is_narrow():
+    assert np.isnan(bootstrap_interval([0.5, 0.7], ["a", "a"])).all()
+    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "reason"),
+    [([], None, "at least one"), ([0.1, np.nan], None, "finite"), ([0.1, np.inf], None, "finite"), ([0.1, 0.2], ["a"], "groups of shape")],
+)
+def test_interval_refuses_wrong_input(values, groups, reason):
+    with pytest.raises(ValueError, match=reason):
+        bootstrap_interval(values, groups)
+
+
+def test_permutation_test_is_exact_on_few_patients():
+    a, b = np.array([0.9, 0.8, 0.7, 0.9, 0.6, 0.5]), np.array([0.7, 0.7, 0.75, 0.6, 0.6, 0.1])
+    groups = ["x", "x", "y", "z", "z", "w"]
+    sums = np.array([0.3, -0.05, 0.3, 0.4])  # of each patient, by hand
+    signed = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=4)]
+    expected = np.mean([value >= sums.sum() - 1e-9 for value in signed])
+    assert expected == 4 / 16  # all as they are, or y flipped, and the reverse of both
+    result = paired_test(a, b, groups)
+    assert result.p == pytest.approx(expected)
+    assert result.difference == pytest.approx((a - b).mean())
+    assert paired_test(b, a, groups).p == pytest.approx(expected)
+    assert paired_test(b, a, groups).difference == pytest.approx(-result.difference)
+
+
+def test_random_signs_agree_with_all_signs(rng):
+    a, b = rng.normal(0.72, 0.1, 12), rng.normal(0.68, 0.1, 12)
+    exact, drawn = paired_test(a, b, samples=4096).p, paired_test(a, b, samples=4000).p
+    assert exact != drawn
+    assert drawn == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 4000))
+
+
+def test_p_is_uniform_where_models_do_not_differ(rng):
+    groups = np.repeat(np.arange(12), 3)
+    values = []
+    for trial in range(200):
+        effect = np.repeat(rng.normal(0, 0.1, 12), 3)  # a patient's images err together
+        values.append(paired_test(effect + rng.normal(0, 0.02, 36), np.zeros(36), groups, samples=199, seed=trial).p)
+    for level in (0.05, 0.2, 0.5):
+        spread = np.sqrt(level * (1 - level) / len(values))
+        assert np.mean(np.array(values) <= level) == pytest.approx(level, abs=3 * spread)
+
+
+def test_a_real_difference_is_found_and_bounded(rng):
+    b = rng.normal(0.7, 0.1, 60)
+    a = b + rng.normal(0.05, 0.02, 60)
+    result = paired_test(a, b)
+    assert result.p < 0.001
+    assert 0.04 < result.low < result.difference < result.high < 0.06
+    assert (result.low, result.high) == bootstrap_interval(a - b)
+
+
+def test_equal_models_and_a_single_patient_show_nothing():
+    assert paired_test([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]) == segmentation.Paired(0.0, 0.0, 0.0, 1.0)
+    single = paired_test([0.5, 0.6], [0.1, 0.1], ["a", "a"])
+    assert (single.difference, single.p) == (pytest.approx(0.45), 1.0)
+    assert np.isnan([single.low, single.high]).all()
+
+
+def test_paired_values_must_be_equally_many():
+    with pytest.raises(ValueError, match="equally many"):
+        paired_test([0.1, 0.2], [0.1])

@@ -1,0 +1,89 @@
+"""Means, intervals and tests of several models, and the tables made of them."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tfmammo.metrics.segmentation import Paired, bootstrap_interval, paired_test
+from tfmammo.metrics.summary import Measure, Row, Table, in_units, summarize, tables, write_csv
+
+MEASURES = {"dice": Measure("Dice", "%", 100, 1), "psnr": Measure("PSNR", "dB", 1, 2)}
+PATIENTS = np.array(["a", "a", "b", "c", "c", "d"])
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    return {name: {"dice": rng.random(6), "psnr": rng.uniform(10, 30, 6)} for name in ("CAN", "U-Net")}
+
+
+def test_rows_are_means_intervals_and_tests(scores):
+    rows = {(row.model, row.measure): row for row in summarize(scores, PATIENTS, samples=300, seed=5)}
+    assert len(rows) == 4
+    for (model, measure), row in rows.items():
+        values = scores[model][measure]
+        assert (row.n, row.patients, row.mean) == (6, 4, values.mean())
+        assert (row.low, row.high) == bootstrap_interval(values, PATIENTS, 300, 5)
+    row = rows["U-Net", "dice"]
+    expected = paired_test(scores["U-Net"]["dice"], scores["CAN"]["dice"], PATIENTS, 300, 5)
+    assert Paired(row.difference, row.difference_low, row.difference_high, row.p) == expected
+    assert np.isnan([rows["CAN", "dice"].difference, rows["CAN", "dice"].p]).all()
+
+
+def test_an_image_without_a_value_is_left_out_for_all_models(scores):
+    scores["CAN"]["psnr"][2] = np.inf
+    scores["U-Net"]["psnr"][5] = np.nan
+    scores["U-Net"]["dice"][:] = np.nan
+    rows = summarize(scores, PATIENTS, samples=100)
+    assert [(row.model, row.measure, row.n, row.patients) for row in rows] == [("CAN", "psnr", 4, 2), ("U-Net", "psnr", 4, 2)]
+    assert rows[0].mean == pytest.approx(scores["CAN"]["psnr"][[0, 1, 3, 4]].mean())
+
+
+ROWS = [
+    Row("CAN", "dice", 6, 4, 0.912, 0.9, 0.9251),
+    Row("U-Net", "dice", 6, 4, 0.9, 0.88, 0.91, -0.012, -0.02, 0.001, 0.0004),
+    Row("CAN", "psnr", 6, 1, 20.123, np.nan, np.nan),
+    Row("U-Net", "psnr", 6, 1, 21.0, np.nan, np.nan, 0.877, np.nan, np.nan, 1.0),
+]
+
+
+def test_tables_by_hand():
+    means, differences = tables(ROWS, MEASURES, "title", {"U-Net": {"dice": 0.905, "psnr": 22.0}})
+    assert means.header == ["", "Dice, %", "PSNR, dB"]
+    assert means.body == [
+        ["CAN", "91.2\n[90.0, 92.5]", "20.12\n[-, -]"],
+        ["U-Net", "90.0\n[88.0, 91.0]", "21.00\n[-, -]"],
+        ["U-Net, as printed", "90.5", "22.00"],
+    ]
+    assert differences.title == "Differences from CAN"
+    assert differences.body == [["U-Net", "-1.2\n[-2.0, +0.1]\np < 0.001", "+0.88\n[-, -]\np = 1.000"]]
+
+
+def test_models_across_and_a_single_model():
+    means, differences = tables(ROWS, MEASURES, "title", models_across=True)
+    assert means.header == ["", "CAN", "U-Net"]
+    assert means.body[0] == ["Dice, %", "91.2\n[90.0, 92.5]", "90.0\n[88.0, 91.0]"]
+    assert differences.header == ["", "U-Net"] and len(differences.body) == 2
+    (alone,) = tables(ROWS[::2], MEASURES, "title")
+    assert [line[0] for line in alone.body] == ["CAN"]
+
+
+def test_markdown_and_rich_show_the_same():
+    table = Table("title", ["", "Dice, %"], [["CAN", "91.2\n[90.0, 92.5]"], ["U-Net", "90.0"]])
+    assert table.markdown() == "### title\n\n|  | Dice, % |\n| --- | ---: |\n| CAN | 91.2 [90.0, 92.5] |\n| U-Net | 90.0 |\n"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert all(cell in text for cell in ("title", "Dice, %", "CAN", "91.2", "U-Net", "90.0"))
+
+
+def test_csv_in_units(tmp_path):
+    write_csv(tmp_path / "table.csv", [in_units(row, MEASURES[row.measure]) for row in ROWS])
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["mean"]) == pytest.approx(90.0) and float(rows[1]["difference_low"]) == pytest.approx(-2.0)
+    assert (rows[1]["unit"], rows[1]["p"], rows[0]["p"], rows[2]["low"]) == ("%", "0.0004", "", "")
+    assert float(rows[3]["mean"]) == 21.0

@@ -1,0 +1,91 @@
+"""Nearness of synthetic images: hand-computed values and scikit-image as the independent version."""
+
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from tfmammo.metrics.synthesis import per_image
+
+
+@pytest.fixture
+def disc():
+    rows, cols = np.mgrid[-32:32, -32:32]
+    return (np.hypot(rows + 0.5, cols + 0.5) < 16).astype(np.float32)[None, ..., None]
+
+
+@pytest.fixture
+def images(disc):
+    rng = np.random.default_rng(0)
+    real = rng.random(disc.shape, dtype=np.float32)
+    return real, np.clip(real + rng.normal(0, 0.1, disc.shape), 0, 1).astype(np.float32)
+
+
+def test_equal_images(disc, images):
+    scores = per_image(images[0], images[0], disc)
+    assert len(scores) == 9
+    for region in ("", "_mass", "_edge"):
+        assert scores["l1" + region] == [0]
+        assert scores["psnr" + region] == [np.inf]
+        assert scores["ssim" + region] == pytest.approx([1])
+
+
+def test_the_whole_patch_against_scikit_image(disc, images):
+    real, synthetic = images
+    scores = per_image(real, synthetic, disc)
+    expected = structural_similarity(
+        real[0, ..., 0], synthetic[0, ..., 0], data_range=1, gaussian_weights=True, use_sample_covariance=False, full=True
+    )[1].mean()
+    assert scores["ssim"] == pytest.approx([expected], abs=1e-5)
+    assert scores["psnr"] == pytest.approx([peak_signal_noise_ratio(real, synthetic, data_range=1)], abs=1e-4)
+    assert scores["l1"] == pytest.approx([np.abs(real - synthetic).mean()], abs=1e-6)
+
+
+def test_regions_by_hand(disc):
+    """An error of 0.5 inside the mass alone: all of the mass, half of the edge's two pixels, none of the rest."""
+    real, synthetic = np.zeros_like(disc), disc * 0.5
+    scores = per_image(real, synthetic, disc, edge=1)
+    assert scores["l1_mass"] == [0.5]
+    assert scores["psnr_mass"] == pytest.approx([10 * np.log10(4)])
+    assert scores["l1"] == pytest.approx([0.5 * disc.mean()])
+    assert scores["l1_edge"] == pytest.approx([0.25], abs=0.02)
+
+
+def test_the_edge_is_a_band_on_both_sides():
+    mask = np.zeros((1, 40, 40, 1), np.uint8)
+    mask[:, :, :20] = 1
+    for column, expected in ((15, 0.0), (16, 0.125), (23, 0.125), (24, 0.0)):
+        synthetic = np.zeros(mask.shape, np.float32)
+        synthetic[:, :, column] = 1
+        assert per_image(np.zeros(mask.shape, np.float32), synthetic, mask, edge=4)["l1_edge"] == pytest.approx([expected])
+
+
+def test_images_are_judged_one_by_one(disc, images):
+    real, synthetic = images
+    both = per_image(np.concatenate([real, real]), np.concatenate([synthetic, 1 - real]), np.concatenate([disc, disc]))
+    for name, values in both.items():
+        assert values.shape == (2,) and values.dtype == np.float64
+        assert values[0] == per_image(real, synthetic, disc)[name][0]
+        assert values[0] != values[1]
+
+
+@pytest.mark.parametrize(("value", "missing"), [(0, {"_mass", "_edge"}), (1, {"_edge"})])
+def test_a_region_that_the_mask_leaves_empty_has_no_score(images, value, missing):
+    scores = per_image(*images, np.full_like(images[0], value))
+    for name, values in scores.items():
+        assert np.isnan(values).all() == any(name.endswith(region) for region in missing)
+    if value == 1:
+        assert scores["ssim_mass"] == scores["ssim"]
+
+
+def test_wrong_input_is_refused(disc, images):
+    real, synthetic = images
+    with pytest.raises(ValueError, match=r"\[n, s, s, 1\]"):
+        per_image(real, synthetic[:, :32], disc)
+    with pytest.raises(ValueError, match="synthetic images must lie"):
+        per_image(real, synthetic + 0.5, disc)
+    with pytest.raises(ValueError, match="real images must lie"):
+        per_image(real * np.nan, synthetic, disc)
+    with pytest.raises(ValueError, match="nothing but 0 and 1"):
+        per_image(real, synthetic, disc * 0.5)
+    with pytest.raises(ValueError, match="11 px"):
+        per_image(real[:, :8, :8], synthetic[:, :8, :8], disc[:, 28:36, 28:36])

@@ -1,0 +1,361 @@
+"""The evaluate scripts on a small archive in native form and on real exports of networks whose outputs are known."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from types import ModuleType
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tfmammo import config as configuration
+from tfmammo import evaluation, export
+from tfmammo.archives import cdd_cesm
+from tfmammo.config import ConfigError, DataConfig
+from tfmammo.data import splits
+from tfmammo.data.patches import DataError
+from tfmammo.metrics import segmentation, synthesis
+from tfmammo.training import cli
+from tfmammo.training.image_grid import HEADER
+
+SIZE, FOLDS = 32, 3
+LEVELS = {"CAN": (0.4, 0.5, 0.6), "U-Net": (0.3, 0.3, 0.3)}
+
+
+class Known(keras.Model):
+    """mask = 1 where the image is brighter than `level`; image = 0.2 + level * mask."""
+
+    def __init__(self, level):
+        super().__init__(name="known")
+        self.networks = {"inverter": point(100.0, -100.0 * level, "sigmoid"), "generator": point(level, 0.2, None)}
+
+    def functions(self):
+        inverter, generator = self.networks["inverter"], self.networks["generator"]
+
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "image")])
+        def segment(image):
+            return {"mask": inverter(image)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
+        def synthesize(mask):
+            return {"image": generator(mask)}
+
+        return {"inverter": segment, "generator": synthesize}
+
+
+def point(weight, bias, activation):
+    """A network of one 1x1 convolution."""
+    constant = keras.initializers.Constant
+    layer = keras.layers.Conv2D(1, 1, activation=activation, kernel_initializer=constant(weight), bias_initializer=constant(bias))
+    return keras.Sequential([keras.Input((SIZE, SIZE, 1)), layer])
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """CDD-CESM's form: nine patients with two views each, a bright disc outlined a little off."""
+    root, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(0)
+    regions = [["#filename", "region_id", "region_shape_attributes"]]
+    clinical = [["Image_name", "Findings", "BIRADS", "Breast density (ACR)", "Pathology Classification/ Follow up"]]
+    for patient in range(1, 10):
+        for view in ("CC", "MLO"):
+            name, radius = f"P{patient}_L_DM_{view}", int(rng.integers(12, 20))
+            rows, cols = np.mgrid[:96, :96] - 48
+            image = 90 * (np.hypot(rows, cols) < radius) + rng.integers(20, 140, (96, 96))
+            Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
+            circle = {"name": "circle", "cx": 48 + int(rng.integers(-3, 4)), "cy": 48, "r": radius}
+            regions.append([f"{name}.jpg", 0, json.dumps(circle)])
+            clinical.append([name, "Mass", "4", "B", "Malignant"])
+    for file, table in ((cdd_cesm.REGIONS, regions), (cdd_cesm.CLINICAL, clinical)):
+        with (root / file).open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows(table)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(archive):
+    return DataConfig(name="cdd_cesm", root=archive, size=SIZE, folds=FOLDS, phantoms=4)
+
+
+@pytest.fixture(scope="module")
+def patches(data):
+    return cli.all_patches(data)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data, patches):
+    """Run folders NAME/fold0 .. NAME/fold2, and NAME/leaky by the paper's protocol."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, levels in LEVELS.items():
+        for fold, level in enumerate(levels):
+            write(root / name / f"fold{fold}" / "export", level, patches, data.model_copy(update={"fold": fold}))
+        leaky = data.model_copy(update={"split": "paper", "paper_samples": 60, "paper_test": 20, "root": None})
+        write(root / name / "leaky" / "export", levels[0], patches, leaky)
+    return root
+
+
+def write(folder, level, patches, data):
+    """An export with the card that a training writes."""
+    train, held_out = splits.split(patches, data)
+    card = {
+        "split": data.split,
+        "data_fingerprint": train.fingerprint(),
+        "train_patients": sorted(set(train.patient_ids.tolist())),
+        "held_out_ids": held_out.ids.tolist(),
+        "config": {"data": data.model_dump(mode="json")},
+    }
+    return export.export(Known(level), folder, card)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, repository, archive):
+    """A function that runs an evaluate script in this process: models and overrides -> its output folder."""
+
+    def call(name, models, *overrides):
+        config = tmp_path / "config.yaml"
+        data = {"name": "cdd_cesm", "root": str(archive), "size": SIZE}
+        config.write_text(json.dumps({"data": data, "models": models, "samples": 500}), encoding="utf-8")  # JSON is YAML
+        extra = ["--set", *overrides] if overrides else []
+        output = tmp_path / "output"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(config), "--output", str(output), *extra])
+        script(repository, name).main()
+        return output
+
+    return call
+
+
+def script(repository, name) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"evaluate_{name}", repository / "evaluate" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks its annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+def folds(runs, name):
+    return [str(runs / name / f"fold{fold}") for fold in range(FOLDS)]
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_patch_is_judged_by_the_fold_that_never_saw_its_patient(run, runs, patches):
+    output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")})
+    rows = [row for row in table(output / "per_image.csv") if row["model"] == "CAN"]
+    assert [row["id"] for row in rows] == patches.ids.tolist()
+    for row, image, mask in zip(rows, patches.images, patches.masks, strict=True):
+        fold = int(row["fold"])
+        assert row["patient"] not in export.read_card(runs / "CAN" / f"fold{fold}" / "export")["train_patients"]
+        output_mask = image >= LEVELS["CAN"][fold]
+        assert float(row["dice"]) == pytest.approx(segmentation.dice(mask, output_mask), abs=1e-9)
+        assert float(row["mcc"]) == pytest.approx(segmentation.mcc(mask, output_mask), abs=1e-9)
+    assert {row["fold"] for row in rows} == {"0", "1", "2"}
+
+
+def test_the_table_summarises_the_images(run, runs, patches, capsys):
+    output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")})
+    images, rows = table(output / "per_image.csv"), {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
+    assert {model for model, _ in rows} == {"CAN", "U-Net", "whole patch", "centred disc"}
+    values = {m: np.array([float(row["dice"]) for row in images if row["model"] == m]) for m in ("CAN", "U-Net", "whole patch")}
+    patients = np.array([row["patient"] for row in images if row["model"] == "CAN"])
+    for model, dice in values.items():
+        row = rows[model, "dice"]
+        assert (row["n"], row["patients"], row["unit"], row["protocol"]) == ("18", "9", "%", "unseen")
+        assert float(row["mean"]) == pytest.approx(100 * dice.mean())
+        expected = segmentation.bootstrap_interval(dice, patients, samples=500)
+        assert (float(row["low"]), float(row["high"])) == pytest.approx((100 * expected[0], 100 * expected[1]))
+    assert rows["CAN", "dice"]["p"] == ""
+    test = segmentation.paired_test(values["U-Net"], values["CAN"], patients, samples=500)
+    assert float(rows["U-Net", "dice"]["difference"]) == pytest.approx(100 * test.difference)
+    assert float(rows["U-Net", "dice"]["p"]) == pytest.approx(test.p)
+    share = patches.masks.mean(axis=(1, 2, 3))
+    assert values["whole patch"] == pytest.approx(2 * share / (1 + share))  # everything is called mass
+    markdown = (output / "table.md").read_text(encoding="utf-8")
+    assert f"| CAN | {float(rows['CAN', 'accuracy']['mean']):.1f} [" in markdown
+    assert "| CAN, as printed | 94.1 | 91.7 | 85.1 | 87.2 |" in markdown
+    assert "| U-Net, as printed | 93.1 | 90.5 | 83.0 | 85.2 |" in markdown
+    assert "### Differences from CAN" in markdown and "LEAKY" not in markdown
+    assert "Jaccard, %" in capsys.readouterr().out
+    assert {path.name for path in output.glob("*.png")} == {"figure-CAN.png", "figure-U-Net.png"}
+
+
+def test_models_are_compared_on_what_all_of_them_can_judge(run, runs):
+    output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": str(runs / "U-Net" / "fold1")}, "floors=[]")
+    judged = {model: [row["id"] for row in table(output / "per_image.csv") if row["model"] == model] for model in LEVELS}
+    assert judged["CAN"] == judged["U-Net"]
+    assert sorted(judged["CAN"]) == sorted(export.read_card(runs / "U-Net" / "fold1" / "export")["held_out_ids"])
+    assert {row["model"] for row in table(output / "table.csv")} == {"CAN", "U-Net"}
+
+
+def test_the_leaky_protocol_has_a_table_of_its_own(run, runs):
+    models = {"CAN": folds(runs, "CAN"), "CAN leaky": [str(runs / "CAN" / "leaky")], "U-Net leaky": [str(runs / "U-Net" / "leaky")]}
+    output = run("segmentation", models)
+    rows = table(output / "per_image.csv")
+    leaky = [row for row in rows if row["model"] == "CAN leaky"]
+    assert [row["id"] for row in leaky] == export.read_card(runs / "CAN" / "leaky" / "export")["held_out_ids"]
+    assert len(leaky) == 20 and all("~" in row["id"] for row in leaky)
+    assert {row["protocol"] for row in leaky} == {"paper"}
+    assert {row["protocol"] for row in rows if row["model"] == "CAN"} == {"unseen"}
+    markdown = (output / "table.md").read_text(encoding="utf-8")
+    fair, separate = markdown.split("### LEAKY", 1)
+    assert "CAN leaky" not in fair and "| CAN |" not in separate
+    assert "### Differences from CAN leaky" in separate
+
+
+def test_all_patients_on_demand(run, runs, patches):
+    output = run("segmentation", {"CAN": str(runs / "CAN" / "fold0")}, "patients=all", "threshold=0.9")
+    rows = [row for row in table(output / "per_image.csv") if row["model"] == "CAN"]
+    assert len(rows) == len(patches)
+    probabilities = 1 / (1 + np.exp(-100 * (patches.images.astype(np.float64) - LEVELS["CAN"][0])))
+    expected = segmentation.per_image(patches.masks, probabilities, 0.9)["jaccard"]
+    assert [float(row["jaccard"]) for row in rows] == pytest.approx(expected, abs=0.01)
+    assert "those of training included" in (output / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", [".", "export", "export/inverter"])
+def test_handles_of_a_run_an_export_and_a_savedmodel(runs, place):
+    network = evaluation.open_network(str(runs / "CAN" / "fold1" / place), "image", "mask")
+    image = np.random.default_rng(0).random((9, SIZE, SIZE, 1), np.float32)
+    np.testing.assert_array_equal(network.run("image", "mask", image) > 0.5, image > 0.5)
+    assert network.function == "inverter" and len(network.card["train_patients"]) == 6
+
+
+def test_a_savedmodel_without_a_card(run, tmp_path, patches):
+    class Sheet(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32, "image")])
+        def __call__(self, image):
+            return {"mask": tf.ones_like(image)}
+
+    model = Sheet()
+    tf.saved_model.save(model, str(tmp_path / "foreign"), signatures=model.__call__)
+    with pytest.raises(DataError, match="foreign: no card names the patients .* patients=all"):
+        run("segmentation", {"foreign": str(tmp_path / "foreign")})
+    output = run("segmentation", {"foreign": str(tmp_path / "foreign")}, "patients=all")
+    rows = table(output / "per_image.csv")
+    foreign, floor = ([row["dice"] for row in rows if row["model"] == model] for model in ("foreign", "whole patch"))
+    assert foreign == floor and len(floor) == len(patches)
+    with pytest.raises(export.ExportError, match="leads from image to mask, not from mask to image"):
+        run("synthesis", {"foreign": str(tmp_path / "foreign")}, "patients=all")
+
+
+def test_what_can_not_be_judged_is_an_error_of_one_sentence(run, runs, archive, tmp_path):
+    can = folds(runs, "CAN")
+    cases = {
+        "6 patches would be judged by several handles": ({"CAN": [can[0], can[0], can[1]]}, ()),
+        "18 patches would be judged by several handles": ({"CAN": can}, ("patients=all",)),
+        "no patch is of a patient that none of CAN, U-Net": ({"CAN": can[0], "U-Net": folds(runs, "U-Net")[1]}, ()),
+        "does not lead from image to mask": ({"CAN": can[0] + "/export/generator"}, ()),
+        r"must have the shape \[n, 32, 32, 1\]": ({"CAN": can}, ("data.size=16",)),
+        "nowhere": ({"CAN": str(tmp_path / "nowhere")}, ()),
+        "were not trained on one paper split": ({"CAN": [can[0], str(runs / "CAN" / "leaky")]}, ()),
+        "held-out copies can't be made again": ({"CAN": str(runs / "CAN" / "leaky")}, ("data.name=phantom", "data.root=null")),
+    }
+    for message, (models, overrides) in cases.items():
+        with pytest.raises(ValueError, match=message) as caught:
+            run("segmentation", models, *overrides)
+        assert type(caught.value).__module__.startswith("tfmammo"), message
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("threshhold=0.5", "threshhold: unknown key"),
+        ("threshold=0", "threshold: "),
+        ("models={}", "models: "),
+        ("models.CAN=[]", "models.CAN: "),
+        ("models={a/b: runs}", "models.a/b"),
+        ("models={whole patch: runs}", "whole patch is the name of a floor"),
+        ("data.nme=x", "data.nme: unknown key"),
+    ],
+)
+def test_wrong_configs(run, override, message):
+    with pytest.raises(ConfigError, match=message):
+        run("segmentation", {"CAN": "runs"}, override)
+
+
+def test_a_model_trained_on_other_crops_is_pointed_out(run, runs, caplog):
+    run("segmentation", {"CAN": folds(runs, "CAN")}, "data.context=2")
+    assert "was trained with data.context 1.5 and is judged with 2.0" in caplog.text
+
+
+def test_the_floors_by_hand(repository):
+    floor = script(repository, "segmentation").floor
+    assert (floor("whole patch", (2, 8, 8, 1), 1.5) == 1).all()
+    disc = floor("centred disc", (2, 200, 200, 1), 2.0)
+    assert disc.shape == (2, 200, 200, 1) and disc.dtype == np.float32
+    assert disc.mean() == pytest.approx(np.pi * 50**2 / 200**2, rel=0.01)
+    assert (disc[:, 51:149, 100] == 1).all() and (disc[:, :49] == 0).all()
+    assert (disc == disc[:, ::-1]).all() and (disc == disc[:, :, ::-1]).all()
+
+
+def test_the_figure_shows_best_median_and_worst(repository, patches):
+    module = script(repository, "segmentation")
+    dice = np.linspace(0.1, 0.95, len(patches))[np.random.default_rng(1).permutation(len(patches))]
+    figure = module.cases("CAN", patches, patches.masks.astype(bool), dice, 3)
+    shown = [[float(axis.get_title().split()[1]) for axis in figure.axes[row * 3 : row * 3 + 3]] for row in range(3)]
+    ranked = np.round(np.sort(100 * dice)[::-1], 1)
+    assert shown[0] == pytest.approx(ranked[:3], abs=0.051)
+    assert shown[1] == pytest.approx(ranked[7:10], abs=0.051)
+    assert shown[2] == pytest.approx(ranked[-3:], abs=0.051)
+    first = np.argmax(dice)
+    np.testing.assert_array_equal(
+        figure.axes[0].get_images()[0].get_array(),
+        module.outline(patches.images[first], patches.masks[first], module.ORANGE),  # drawn over an equal truth
+    )
+    assert len(module.cases("CAN", patches.take([0, 1]), patches.masks[:2].astype(bool), dice[:2], 4).axes) == 6
+
+
+def test_synthesis_tables_and_sheet(run, runs, patches):
+    models = {"CAN": folds(runs, "CAN"), "Pix2Pix": folds(runs, "U-Net")}
+    output = run("synthesis", models, "rows=5", "seed=3")
+    rows = table(output / "per_image.csv")
+    fake = 0.2 + np.float32(0.3) * patches.masks.astype(np.float32)
+    expected = synthesis.per_image(patches.images, fake, patches.masks)
+    for name, values in expected.items():
+        measured = [float(row[name]) for row in rows if row["model"] == "Pix2Pix"]
+        assert measured == pytest.approx(values, abs=1e-5)
+    table_rows = {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
+    assert len(table_rows) == 18
+    assert float(table_rows["Pix2Pix", "l1_edge"]["mean"]) == pytest.approx(expected["l1_edge"].mean(), abs=1e-6)
+    assert table_rows["CAN", "psnr"]["unit"] == "dB"
+    assert "| SSIM along its edge |" in (output / "table.md").read_text(encoding="utf-8")
+    sheet = cv2.imread(str(output / "sheet.png"))
+    assert sheet.shape == (HEADER + 5 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
+    chosen = np.random.default_rng(3).permutation(len(patches))[:5]
+    for row, number in enumerate(chosen):
+        place = slice(HEADER + row * (SIZE + 3), HEADER + row * (SIZE + 3) + SIZE)
+        np.testing.assert_array_equal(sheet[place, 3 : 3 + SIZE, 0], patches.masks[number, ..., 0] * 255)
+        np.testing.assert_allclose(sheet[place, 6 + SIZE : 6 + 2 * SIZE, 0], patches.images[number, ..., 0] * 255, atol=0.51)
+        np.testing.assert_allclose(sheet[place, 12 + 3 * SIZE : 12 + 4 * SIZE, 0], fake[number, ..., 0] * 255, atol=0.51)
+
+
+def test_synthesis_of_the_leaky_protocol_and_no_infinite_means(run, runs):
+    output = run("synthesis", {"CAN": str(runs / "CAN" / "leaky")})
+    assert (output / "sheet-leaky.png").is_file() and not (output / "sheet.png").exists()
+    assert all(np.isfinite(float(row["mean"])) for row in table(output / "table.csv"))
+
+
+def test_a_missing_run_is_one_line_on_stderr(repository, tmp_path):
+    command = [sys.executable, str(repository / "evaluate/segmentation.py"), "--config", str(repository / "configs/segmentation.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: runs/can/fold0: ") and ended.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shipped_configs_are_the_defaults(repository):
+    for name, schema in (("segmentation", "SegmentationConfig"), ("synthesis", "SynthesisConfig")):
+        config = configuration.parse(getattr(script(repository, name), schema), repository / "configs" / f"{name}.yaml")
+        assert list(config.models)[0] == "CAN" and all(len(handles) == 3 for handles in config.models.values())
+        default = type(config)(models=config.models, data=config.data)
+        assert config == default

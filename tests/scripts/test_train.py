@@ -1,0 +1,81 @@
+"""Every train script as a user calls it: two steps on the phantom, and what happens when something is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SMALL = {
+    "can": ["model.filters=[4,8,8]", "model.discriminator_filters=4"],
+    "pix2pix": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1"],
+    "unet": ["model.widths=[4,8]"],
+    "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
+    "segnet": ["model.widths=[4,4,4,4,4]"],
+}
+COMMON = ["data.size=32", "data.phantoms=6", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
+
+
+def start(repository, cwd, system, *arguments, config=None):
+    command = [sys.executable, str(repository / f"train/{system}.py"), "--config", str(config or repository / f"configs/{system}.yaml")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    return subprocess.Popen([*command, *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, timeout=240):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("system", SMALL)
+def test_two_steps(repository, tmp_path, system):
+    size = ["data.size=64"] if system in ("fcn8s", "segnet") else []
+    code, out, err = finish(start(repository, tmp_path, system, "--output", "out", "--set", *COMMON, *size, *SMALL[system]))
+    assert code == 0, err
+    assert "taking the phantom" in err or system == "can"
+    assert (tmp_path / "out/export/card.json").is_file() and list((tmp_path / "out/samples").glob("*.png"))
+    assert "held-out" in out and "model" in out and (tmp_path / "mlflow.db").is_file()
+    for noise in ("oneDNN", "cuInit", "Traceback", "WARNING: All log"):
+        assert noise not in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["training.stepz=3"], "training.stepz: unknown key"),
+        (["model.lambda_3=3"], "model.lambda_3: unknown key"),
+        (["training.steps=many"], "training.steps:"),
+        (["data.root=no/such/folder"], "data.root: no such folder: no/such/folder"),
+        (["data.name=nowhere"], "data.name: nowhere is none of"),
+        (["training.steps"], "--set training.steps: must read section.key=value"),
+        (["data.fold=7"], "fold 7 is not one of the 3 folds"),
+    ],
+)
+def test_a_wrong_config_is_one_line(repository, tmp_path, overrides, said):
+    code, _, err = finish(start(repository, tmp_path, "can", "--set", *overrides))
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0] and "Traceback" not in err
+
+
+def test_a_missing_config_is_one_line(repository, tmp_path):
+    code, _, err = finish(start(repository, tmp_path, "can", config="nowhere.yaml"))
+    assert code == 2 and err.strip() == "error: nowhere.yaml: no such config file"
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(repository, tmp_path):
+    overrides = [*COMMON, *SMALL["can"], "training.steps=100000", "training.checkpoint_every=100000", "training.validate_every=100000"]
+    process = start(repository, tmp_path, "can", "--output", "out", "--set", *overrides)
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "out").glob("samples/*.png")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(5)  # into the loop
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130 and "everything is saved" in err and "Traceback" not in err
+    stopped = int((tmp_path / "out/checkpoints/checkpoint").read_text().split('"')[1].rsplit("-", 1)[1])
+    overrides[-3] = f"training.steps={stopped + 2}"
+    code, _, err = finish(start(repository, tmp_path, "can", "--output", "out", "--set", *overrides))
+    assert code == 0 and f"from step {stopped:,} to step {stopped + 2:,}" in err

@@ -1,0 +1,261 @@
+"""The house's rules, held by reading the sources: who imports whom, what nobody imports, docstrings, length, paths."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for top in ("tfmammo", "train", "evaluate", "benchmarks")
+    for path in (REPOSITORY / top).rglob("*.py")
+)
+
+# What a part may not import, by prefix. A part's own module is always allowed.
+ROOMS = ("tfmammo.models", "tfmammo.baselines")
+FOUNDATION = tuple(f"tfmammo.{name}" for name in ("config", "record", "layers", "networks", "losses", "optimization"))
+FORBIDDEN = {
+    **{room: (*ROOMS, "tfmammo.archives", "tfmammo.data", "tfmammo.training") for room in ROOMS},
+    "tfmammo.training": ROOMS,
+    "tfmammo.data": ("tfmammo.archives",),
+    "tfmammo.record": ("tfmammo",),
+    "tfmammo.config": ("tfmammo",),
+}
+# The only places (prefixes of a path) that may import a library.
+HOMES = {
+    "mlflow": ("tfmammo/training/tracking.py", "tfmammo/serving.py"),
+    "yaml": ("tfmammo/config.py",),
+    "pydicom": ("tfmammo/archives/",),
+}
+NOWHERE = {
+    "tensorflow.keras": "write `import keras`",
+    "pickle": "a pickle runs code when it is read",
+    "cloudpickle": "a pickle runs code when it is read",
+    "dill": "a pickle runs code when it is read",
+    "joblib": "a pickle runs code when it is read",
+    "shelve": "a pickle runs code when it is read",
+    "importlib.import_module": "no import by string",
+    "importlib.util": "no import by string",
+    "__import__": "no import by string",
+    "runpy": "no import by string",
+}
+LONGEST = 500
+MACHINES_FOLDERS = "|".join(("home", "root", "work", "tmp", "Users"))
+MACHINE_PATH = re.compile(rf"(?<![\w.~}})-])/(?:{MACHINES_FOLDERS})(?![\w-])")
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+
+
+def within(name: str, prefix: str) -> bool:
+    """Whether a dotted name is the prefix or lies below it."""
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def module_name(path: str) -> str:
+    """The dotted name of a file: tfmammo/models/can.py -> tfmammo.models.can."""
+    return path.removesuffix(".py").replace("/", ".")
+
+
+def imports(tree: ast.AST, path: str) -> Iterator[tuple[str, str]]:
+    """(local name, full dotted name) of every import, relative ones resolved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.asname or alias.name.partition(".")[0], alias.name if alias.asname else alias.name.partition(".")[0]
+                yield "", alias.name
+        elif isinstance(node, ast.ImportFrom):
+            package = path.split("/")[: -node.level] if node.level else []
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield alias.asname or alias.name, f"{base}.{alias.name}"
+
+
+def uses(tree: ast.AST, path: str) -> set[str]:
+    """Full dotted names of everything imported and of every attribute reached from an import, aliases resolved."""
+    bound = list(imports(tree, path))
+    names = {name for _, name in bound}
+    aliases = {local: name for local, name in bound if local}
+    for node in ast.walk(tree):
+        parts: list[str] = []
+        inner = node
+        while isinstance(inner, ast.Attribute):
+            parts.insert(0, inner.attr)
+            inner = inner.value
+        if isinstance(inner, ast.Name) and (parts or inner.id == "__import__"):
+            names.add(".".join([aliases.get(inner.id, inner.id), *parts]))
+    return names
+
+
+def arrow_faults(names: set[str], path: str) -> Iterator[str]:
+    """Imports against the direction of the house's arrows."""
+    own = module_name(path)
+    ours = {name for name in names if within(name, "tfmammo") and not within(name, own)}
+    for part, forbidden in FORBIDDEN.items():
+        if within(own, part):
+            yield from (f"{part} may not import {name}" for name in ours for target in forbidden if within(name, target))
+    if own in FOUNDATION:
+        yield from (f"{own} may not import {name}, which stands above it" for name in ours if not any(within(name, f) for f in FOUNDATION))
+
+
+def library_faults(names: set[str], path: str) -> Iterator[str]:
+    """Libraries outside their home, and what has no place at all."""
+    for name in names:
+        for library, homes in HOMES.items():
+            if within(name, library) and not path.startswith(homes):
+                yield f"{name} belongs in {' or '.join(homes)}"
+        yield from (f"{name}: {why}" for banned, why in NOWHERE.items() if within(name, banned))
+        if name.startswith("yaml.") and not name.startswith(("yaml.safe_", "yaml.Safe")) and not name.endswith("Error"):
+            yield f"{name}: only yaml.safe_load and yaml.safe_dump"
+
+
+def call_faults(tree: ast.AST) -> Iterator[str]:
+    """Arrays read with pickles allowed."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            yield "allow_pickle: a pickle runs code when it is read"
+
+
+def docstring_faults(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
+    """Public modules, classes, functions and methods without a docstring."""
+    if not ast.get_docstring(node):
+        yield f"{name} has no docstring"
+    for inner in node.body:
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not inner.name.startswith("_"):
+            if isinstance(inner, ast.ClassDef):
+                yield from docstring_faults(inner, f"{name}.{inner.name}")
+            elif not ast.get_docstring(inner):
+                yield f"{name}.{inner.name} has no docstring"
+
+
+def path_faults(text: str) -> list[str]:
+    """Absolute paths of somebody's machine."""
+    return [f"line {number}: {line.strip()[:80]}" for number, line in enumerate(text.splitlines(), 1) if MACHINE_PATH.search(line)]
+
+
+def faults(path: str, source: str) -> list[str]:
+    """All that is wrong with one source file, one sentence each."""
+    tree = ast.parse(source)
+    names = uses(tree, path)
+    found = {*arrow_faults(names, path), *library_faults(names, path), *call_faults(tree), *docstring_faults(tree, module_name(path))}
+    if path.startswith("tfmammo/") and (lines := len(source.splitlines())) > LONGEST:
+        found.add(f"{lines} lines, {LONGEST} at most")
+    return sorted(found)
+
+
+@pytest.mark.parametrize("path", SOURCES)
+def test_source_keeps_the_rules(path):
+    assert faults(path, (REPOSITORY / path).read_text(encoding="utf-8")) == []
+
+
+def test_all_sources_are_read():
+    assert {"tfmammo/record.py", "tfmammo/config.py", "tfmammo/models/can.py", "train/can.py", "evaluate/segmentation.py"} <= set(SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "fault"),
+    [
+        ("tfmammo/models/can.py", "from tfmammo.models.cgan import CGAN", "tfmammo.models may not import tfmammo.models.cgan"),
+        ("tfmammo/models/can.py", "from tfmammo.models import cgan", "tfmammo.models may not import tfmammo.models.cgan"),
+        ("tfmammo/models/can.py", "from . import cgan", "tfmammo.models may not import tfmammo.models.cgan"),
+        ("tfmammo/models/can.py", "from .cgan import CGAN", "tfmammo.models may not import tfmammo.models.cgan"),
+        ("tfmammo/models/can.py", "import tfmammo.models.cgan", "tfmammo.models may not import tfmammo.models.cgan"),
+        ("tfmammo/models/__init__.py", "from .can import CAN", "tfmammo.models may not import tfmammo.models.can"),
+        ("tfmammo/models/can.py", "from tfmammo.baselines.unet import UNet", "tfmammo.models may not import tfmammo.baselines.unet"),
+        ("tfmammo/baselines/unet.py", "from ..models import can", "tfmammo.baselines may not import tfmammo.models.can"),
+        ("tfmammo/models/can.py", "from tfmammo.archives import phantom", "tfmammo.models may not import tfmammo.archives"),
+        ("tfmammo/models/can.py", "def f():\n    from ..data import patches", "tfmammo.models may not import tfmammo.data"),
+        ("tfmammo/baselines/unet.py", "from tfmammo.training.loop import fit", "tfmammo.baselines may not import tfmammo.training"),
+        ("tfmammo/training/loop.py", "from tfmammo import models", "tfmammo.training may not import tfmammo.models"),
+        ("tfmammo/training/loop.py", "from tfmammo.baselines.unet import UNet", "tfmammo.training may not import tfmammo.baselines"),
+        ("tfmammo/data/patches.py", "from tfmammo.archives import ARCHIVES", "tfmammo.data may not import tfmammo.archives"),
+        ("tfmammo/record.py", "from tfmammo.config import Frozen", "tfmammo.record may not import tfmammo.config"),
+        ("tfmammo/config.py", "from .record import Box", "tfmammo.config may not import tfmammo.record"),
+        ("tfmammo/losses.py", "from tfmammo.models.can import CAN", "tfmammo.losses may not import tfmammo.models.can"),
+        ("train/can.py", "import mlflow", "mlflow belongs in tfmammo/training/tracking.py"),
+        ("tfmammo/export.py", "from mlflow import MlflowClient", "mlflow.MlflowClient belongs in tfmammo/training/tracking.py"),
+        ("tfmammo/training/loop.py", "import yaml", "yaml belongs in tfmammo/config.py"),
+        ("tfmammo/data/patches.py", "from pydicom.uid import UID", "pydicom.uid.UID belongs in tfmammo/archives/"),
+        ("tfmammo/config.py", "import yaml\nyaml.load('', None)", "yaml.load: only"),
+        ("tfmammo/config.py", "import yaml as y\ny.full_load('')", "yaml.full_load: only"),
+        ("tfmammo/config.py", "from yaml import unsafe_load", "yaml.unsafe_load: only"),
+        ("tfmammo/layers.py", "import tensorflow as tf\nX = tf.keras.layers.Layer", "tensorflow.keras: write `import keras`"),
+        ("tfmammo/layers.py", "from tensorflow import keras", "tensorflow.keras: write `import keras`"),
+        ("tfmammo/layers.py", "import tensorflow.keras.layers", "tensorflow.keras.layers: write `import keras`"),
+        ("tfmammo/data/patches.py", "import pickle", "pickle: a pickle"),
+        ("evaluate/segmentation.py", "from joblib import load", "joblib.load: a pickle"),
+        ("tfmammo/data/patches.py", "import numpy as np\nnp.load('x', allow_pickle=True)", "allow_pickle: a pickle"),
+        ("train/can.py", "import importlib\nimportlib.import_module('x')", "importlib.import_module: no import by string"),
+        ("train/can.py", "from importlib import import_module as bring", "importlib.import_module: no import by string"),
+        ("train/can.py", "__import__('x')", "__import__: no import by string"),
+        ("tfmammo/losses.py", "def dice():\n    return 1", "tfmammo.losses.dice has no docstring"),
+        ("tfmammo/losses.py", "class Loss:\n    'X.'\n    def call(self):\n        return 1", "tfmammo.losses.Loss.call has no docstring"),
+        ("tfmammo/losses.py", "class Loss:\n    pass", "tfmammo.losses.Loss has no docstring"),
+        ("tfmammo/losses.py", "#\n" * LONGEST, "501 lines, 500 at most"),
+    ],
+)
+def test_a_broken_rule_is_found(path, line, fault):
+    found = faults(path, f'"""A module."""\n{line}')
+    assert len([sentence for sentence in found if sentence.startswith(fault)]) == 1, found
+
+
+def test_a_module_without_docstring_is_found():
+    assert faults("tfmammo/losses.py", "X = 1\n") == ["tfmammo.losses has no docstring"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("tfmammo/models/can.py", "from tfmammo import layers, losses, networks\nfrom tfmammo.config import Frozen"),
+        ("tfmammo/training/cli.py", "from tfmammo.archives import ARCHIVES\nfrom tfmammo.data import patches"),
+        ("tfmammo/training/tracking.py", "import mlflow\nmlflow.set_tag('a', 'b')"),
+        ("tfmammo/archives/dicom.py", "import pydicom\npydicom.dcmread('x')"),
+        ("tfmammo/config.py", "import yaml\nyaml.safe_load('')\nyaml.YAMLError"),
+        ("tfmammo/networks.py", "from tfmammo.layers import SampleNormalization"),
+        ("train/can.py", "from tfmammo.models.can import CAN\nfrom tfmammo.training import cli"),
+        ("tfmammo/losses.py", "def _private():\n    return 1\nclass _Private:\n    def method(self):\n        return 1"),
+        ("tfmammo/losses.py", "#\n" * (LONGEST - 1)),
+    ],
+)
+def test_what_the_rules_allow_is_no_fault(path, line):
+    assert faults(path, f'"""A module."""\n{line}') == []
+
+
+def tracked_files(repository: Path) -> list[Path]:
+    """What git holds, or would after `git add`."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+    return [path for name in names.split("\0") if name and (path := repository / name).is_file()]
+
+
+def test_no_file_names_a_folder_of_one_machine(repository):
+    if not (repository / ".git").exists():
+        pytest.skip("not a git checkout, so nothing says which files belong to it")
+    found = {}
+    for path in tracked_files(repository):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # an image or other binary file
+        if lines := path_faults(text):
+            found[path.relative_to(repository).as_posix()] = lines
+    assert found == {}
+
+
+@pytest.mark.parametrize("before", ["", "root: ", '"', "(", "file://", "sqlite:///"])
+@pytest.mark.parametrize("folder", ["home", "root", "work", "tmp"])
+def test_a_machines_path_is_found(before, folder):
+    path = "/".join(("", folder, "mammograms"))
+    assert path_faults(f"fine\n{before}{path}\n") == [f"line 2: {before}{path}"]
+    assert path_faults(f"{before}{path.removesuffix('/mammograms')}")
+
+
+@pytest.mark.parametrize("path", ["data/home/x", "./root/x", "../work", "~/tmp", "${folder}/tmp", "https://host.org/tmp", "a/homework"])
+def test_a_relative_path_is_no_machines_path(path):
+    assert path_faults(f"{path}\n/{path.rpartition('/')[2]}work") == []

@@ -1,0 +1,193 @@
+"""Sizes, parameter counts and receptive fields of Pix2Pix's networks; outputs against networks built from Keras's own layers."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256, normal
+
+
+def parameters(network):
+    return sum(int(np.prod(v.shape)) for v in network.trainable_variables)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def randomised(network, seed=0):
+    """Weights large enough for every layer to matter."""
+    rng = np.random.default_rng(seed)
+    for variable in network.trainable_variables:
+        variable.assign(rng.normal(0, 0.3, variable.shape) + (variable.name == "gamma"))
+    return network
+
+
+@pytest.mark.parametrize(("channels", "count"), [(1, 54_407_809), (3, 54_413_955)])
+def test_unet_parameters(channels, count):
+    network = UNet256(channels, channels)
+    assert parameters(network) == count
+    assert network.variables == network.trainable_variables or len(network.variables) - len(network.trainable_variables) == 3  # dropout's seeds
+    assert [down.filters for down in network.downs] == list(PIX2PIX_FILTERS)
+
+
+@pytest.mark.parametrize(("strided", "count"), [(1, 135_489), (3, 2_764_609)])
+def test_discriminator_parameters(strided, count):
+    assert parameters(PatchDiscriminator(2, strided)) == count
+
+
+@pytest.mark.parametrize(("strided", "field", "side"), [(1, 16, 126), (2, 34, 62), (3, 70, 30), (4, 142, 14), (5, 286, 6)])
+def test_discriminator_receptive_field_and_output(strided, field, side):
+    network = PatchDiscriminator(2, strided, filters=2)
+    assert network.receptive_field == field
+    logits = network(noise(1, 256, 256, 2))
+    assert logits.shape == (1, side, side, 1) and logits.dtype == tf.float32
+
+
+@pytest.mark.parametrize("strided", [1, 2, 3])
+def test_discriminator_receptive_field_by_gradient(strided):
+    size = 128
+    network = PatchDiscriminator(1, strided, filters=2, size=size)
+    # Normalisation looks at the whole image: without it, all weights positive and no cancelling, only the window is left.
+    network.norms = [None] * len(network.norms)
+    for convolution in [*network.convolutions, network.head]:
+        convolution.kernel.assign(tf.ones_like(convolution.kernel))
+    image = tf.ones([1, size, size, 1])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(image)
+        logits = network(image)
+        middle = logits.shape[1] // 2
+        one, neighbour = logits[0, middle, middle, 0], logits[0, middle, middle + 1, 0]
+    reached = np.argwhere(tape.gradient(one, image).numpy()[0, :, :, 0])
+    extent = reached.max(axis=0) - reached.min(axis=0) + 1
+    assert tuple(extent) == (network.receptive_field,) * 2
+    assert len(reached) == network.receptive_field**2, "every pixel of the window is seen"
+    moved = np.argwhere(tape.gradient(neighbour, image).numpy()[0, :, :, 0])
+    assert tuple(moved.min(axis=0) - reached.min(axis=0)) == (0, 2**strided)
+
+
+def test_discriminator_widths_double_up_to_eight_times():
+    network = PatchDiscriminator(2, 5, filters=3)
+    assert [c.filters for c in network.convolutions] == [3, 6, 12, 24, 24, 24]
+    assert [c.strides for c in network.convolutions] == [(2, 2)] * 5 + [(1, 1)]
+    assert network.head.filters == 1
+
+
+def keras_discriminator(size, channels, strided, filters):
+    """The same network from Keras's own layers, with BatchNormalization in training."""
+    x = inputs = keras.Input((size, size, channels), batch_size=1)
+    for i in range(strided + 1):
+        width, stride = filters * min(2**i, 8), 2 if i < strided else 1
+        x = keras.layers.Conv2D(width, 4, stride, use_bias=i == 0)(keras.layers.ZeroPadding2D(1)(x))
+        x = keras.layers.BatchNormalization()(x, training=True) if i else x
+        x = keras.layers.LeakyReLU(0.2)(x)
+    return keras.Model(inputs, keras.layers.Conv2D(1, 4)(keras.layers.ZeroPadding2D(1)(x)))
+
+
+def keras_unet(size, channels, out_channels, filters):
+    """The same network from Keras's own layers, in Pix2Pix's recursive form, with BatchNormalization in training."""
+
+    def norm(x):
+        return keras.layers.BatchNormalization()(x, training=True)
+
+    def block(x, widths, out, outermost=False):
+        width, *inner = widths
+        down = keras.layers.Conv2D(width, 4, 2, "same", use_bias=False)(x if outermost else keras.layers.LeakyReLU(0.2)(x))
+        if inner:
+            down = down if outermost else norm(down)
+            below = block(down, inner, width)
+            down = keras.layers.Concatenate()([below, down])
+        up = keras.layers.Conv2DTranspose(out, 4, 2, "same", use_bias=outermost)(keras.layers.ReLU()(down))
+        return keras.layers.Activation("tanh")(up) if outermost else norm(up)
+
+    inputs = keras.Input((size, size, channels), batch_size=1)
+    return keras.Model(inputs, block(inputs, filters, out_channels, outermost=True))
+
+
+def weights_of(layers, kind):
+    return [w for layer in layers if isinstance(layer, kind) for w in layer.trainable_variables]
+
+
+@pytest.mark.parametrize("strided", [1, 3])
+def test_discriminator_equals_one_of_keras_layers(strided):
+    network, reference = randomised(PatchDiscriminator(2, strided, filters=3, size=48)), keras_discriminator(48, 2, strided, 3)
+    for kind, layers in (
+        (keras.layers.Conv2D, [*network.convolutions, network.head]),
+        (keras.layers.BatchNormalization, [norm for norm in network.norms if norm]),
+    ):
+        ours = [w for layer in layers for w in layer.trainable_variables]
+        for theirs, weight in zip(weights_of(reference.layers, kind), ours, strict=True):
+            theirs.assign(weight)
+    x = noise(1, 48, 48, 2)
+    np.testing.assert_allclose(network(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("filters", [(3,), (3, 5), (3, 5, 7), (2, 3, 4, 5)])
+def test_unet_equals_one_of_keras_layers(filters):
+    network, reference = randomised(UNet256(2, 3, filters, dropout=0, size=32)), keras_unet(32, 2, 3, filters)
+    for kind, layers in (
+        (keras.layers.Conv2DTranspose, network.ups),
+        (keras.layers.BatchNormalization, [norm for norm in (*network.down_norms, *network.up_norms) if norm]),
+        (keras.layers.Conv2D, network.downs),
+    ):
+        theirs = [w for layer in reference.layers if type(layer) is kind for w in layer.trainable_variables]
+        ours = [w for layer in layers for w in layer.trainable_variables]
+        for target, weight in zip(theirs, ours, strict=True):
+            target.assign(weight)
+    x = noise(1, 32, 32, 2)
+    np.testing.assert_allclose(network(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+def test_unet_range_shape_and_dtype():
+    network = randomised(UNet256(filters=(4, 8, 8), size=16))
+    y = network(5 * noise(3, 16, 16, 1))
+    assert y.shape == (3, 16, 16, 1) and y.dtype == tf.float32
+    assert np.abs(y).max() <= 1 and y.numpy().std() > 0.1
+
+
+def test_a_sample_does_not_see_its_batch():
+    for network in (randomised(UNet256(2, filters=(4, 8, 8), size=16)), randomised(PatchDiscriminator(filters=4, strided=1, size=16))):
+        x = noise(3, 16, 16, 2)
+        together = network(x)
+        for i in range(3):
+            np.testing.assert_allclose(network(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_on_the_innermost_decoder_blocks_and_only_in_training():
+    network = randomised(UNet256(filters=(4, 8, 8, 8, 8), size=32))
+    assert [bool(dropout) for dropout in network.dropouts] == [True, True, True, False, False]
+    x = noise(1, 32, 32, 1)
+    np.testing.assert_array_equal(network(x), network(x))
+    assert np.abs(network(x, training=True) - network(x, training=True)).max() > 1e-3
+    assert not any(UNet256(filters=(4, 8, 8), dropout=0, size=16).dropouts)
+    shallow = UNet256(filters=(4, 8), size=16)
+    assert [bool(dropout) for dropout in shallow.dropouts] == [True, False], "never on the output"
+
+
+@pytest.mark.parametrize(("size", "filters"), [(100, (4, 8, 8)), (16, (4,) * 5), (255, PIX2PIX_FILTERS)])
+def test_unet_refuses_sizes_it_cannot_halve(size, filters):
+    with pytest.raises(ValueError, match=f"^patches of {size} px can't be halved {len(filters)} times; give fewer filters or another size$"):
+        UNet256(filters=filters, size=size)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_computes_in_half_and_answers_in_float32(policy):
+    exact_unet, exact_patch = randomised(UNet256(filters=(4, 8, 8), dropout=0, size=16)), randomised(PatchDiscriminator(filters=4, strided=1, size=16))
+    keras.config.set_dtype_policy(policy)
+    unet, patch = UNet256(filters=(4, 8, 8), dropout=0, size=16), PatchDiscriminator(filters=4, strided=1, size=16)
+    for exact, network, x in ((exact_unet, unet, noise(2, 16, 16, 1)), (exact_patch, patch, noise(2, 16, 16, 2))):
+        network.set_weights(exact.get_weights())
+        assert network(x).dtype == tf.float32
+        assert all(w.dtype == "float32" for w in network.trainable_variables)
+        difference = np.abs(network(x) - exact(x)).max()
+        assert 0 < difference < 0.2
+
+
+def test_every_layer_draws_its_own_weights_from_the_same_normal():
+    network = UNet256(filters=(32, 32, 32), size=16)
+    kernels = [layer.kernel.numpy() for layer in (*network.downs, *network.ups)]
+    assert not np.array_equal(kernels[1], kernels[2])
+    for kernel in kernels:
+        assert abs(kernel.std() - 0.02) < 0.003 and abs(kernel.mean()) < 0.003
+    assert normal(0.5).stddev == 0.5

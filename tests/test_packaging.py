@@ -1,0 +1,134 @@
+"""What setup.py promises, and what README.md, configs/, .ci/run and .pre-commit-config.yaml say of it."""
+
+import ast
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import tfmammo
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path.name for path in (REPOSITORY / "configs").glob("*.yaml"))
+EXTRAS = {"gpu", "detection", "serve", "benchmark", "docs", "test", "all"}
+# Where the name to import is not the name to install.
+DISTRIBUTIONS = {"PIL": "pillow", "cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+# Required, though nothing imports them by name: pydicom's decoders, pandas' reader of .xls, MLflow's system metrics, and
+# what loads an export by URL.
+UNSEEN = {"pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "tensorflow-hub", "setuptools"}
+WRITES_FIXTURES = {"xlwt"}  # imported by the phantom where it writes an old Excel table, which only tests ask for
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+
+
+@pytest.fixture(scope="module")
+def package():
+    """The arguments that setup.py hands to setuptools."""
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = {}
+        patch.setattr(setuptools, "setup", arguments.update)
+        patch.chdir(REPOSITORY)
+        runpy.run_path("setup.py")
+    return arguments
+
+
+def names(requirements):
+    """What is installed, in the index's spelling."""
+    return {canonicalize_name(Requirement(requirement).name) for requirement in requirements}
+
+
+def imported(*folders):
+    """The distributions that the sources in these folders import, the standard library and our own left out."""
+    modules = set()
+    for path in (path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                modules.add(node.module.partition(".")[0])
+    return {canonicalize_name(DISTRIBUTIONS.get(module, module)) for module in modules - {*sys.stdlib_module_names, "tfmammo"}}
+
+
+def test_version_is_the_packages(package):
+    assert package["version"] == tfmammo.__version__
+
+
+def test_every_folder_of_sources_is_installed(package):
+    folders = {path.parent.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "tfmammo").rglob("*.py")}
+    assert {name.replace(".", "/") for name in package["packages"]} == folders
+    assert package["package_data"] == {"tfmammo": ["py.typed"]}
+    assert (REPOSITORY / "tfmammo" / "py.typed").is_file()
+
+
+def test_python_3_11_and_later(package):
+    assert "3.11.0" in Requirement(f"python{package['python_requires']}").specifier
+    assert "3.10.9" not in Requirement(f"python{package['python_requires']}").specifier
+
+
+@pytest.mark.parametrize(("version", "admitted"), [("2.19.1", False), ("2.20.0", True), ("2.21.0", True), ("2.22.0", False)])
+def test_tensorflows_range_is_that_of_the_gpu_build(package, version, admitted):
+    (core,) = (Requirement(line) for line in package["install_requires"] if line.startswith("tensorflow>"))
+    (gpu,) = (Requirement(line) for line in package["extras_require"]["gpu"])
+    assert gpu.extras == {"and-cuda"}
+    assert (version in core.specifier, version in gpu.specifier) == (admitted, admitted)
+
+
+def test_all_is_the_union_of_the_extras(package):
+    extras = package["extras_require"]
+    assert set(extras) == EXTRAS
+    assert set(extras["all"]) == {line for name, lines in extras.items() if name != "all" for line in lines}
+    assert len(extras["all"]) == len(set(extras["all"]))
+
+
+def test_every_import_is_a_core_requirement(package):
+    assert imported("tfmammo", "train", "evaluate") - names(package["install_requires"]) <= WRITES_FIXTURES
+    assert names(package["extras_require"]["test"]) >= WRITES_FIXTURES
+
+
+def test_every_import_of_the_tests_comes_with_the_test_extra(package):
+    assert imported("tests") - names([*package["install_requires"], *package["extras_require"]["test"]]) == set()
+
+
+def test_no_core_requirement_is_left_over(package):
+    assert names(package["install_requires"]) - imported("tfmammo", "train", "evaluate") <= UNSEEN
+
+
+def test_the_readme_opens_with_the_two_commands(package):
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    train, test = "pip install -e . && python train/can.py --config configs/quickstart.yaml", 'pip install -e ".[test]" && pytest'
+    assert 0 < readme.find(train) < readme.find(test)
+    assert package["long_description"] == readme
+
+
+def test_the_readmes_configs_are_there():
+    assert {"quickstart.yaml", "can.yaml"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_opens_with_its_command(name):
+    head = re.match(r"(?:#.*\n)*", (REPOSITORY / "configs" / name).read_text(encoding="utf-8")).group()
+    commands = re.findall(rf"python ((?:train|evaluate)/\w+\.py) --config configs/{re.escape(name)}\b", head)
+    assert commands, f"the first lines are no comment with a command:\n{head}"
+    assert all((REPOSITORY / script).is_file() for script in commands)
+
+
+def test_ci_can_be_run_and_takes_the_readmes_steps():
+    script = REPOSITORY / ".ci" / "run"
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert os.access(script, os.X_OK)
+    assert 'pip install --quiet -e ".[test]"' in lines
+    assert lines[-1] == "pytest"
+
+
+def test_the_hooks_run_the_ruff_of_the_test_extra(package):
+    (ruff,) = (line for line in package["extras_require"]["test"] if line.startswith("ruff"))
+    assert f'"{ruff}"' in (REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8")

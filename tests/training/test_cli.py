@@ -1,0 +1,118 @@
+"""What the scripts share: precision, archives, the data of a config, one-line errors."""
+
+import logging
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from tfmammo.config import ConfigError, DataConfig
+from tfmammo.models.can import CAN
+from tfmammo.training import cli, loop
+
+
+def test_auto_precision_follows_the_device(monkeypatch):
+    assert cli.precision("auto", gpu=True) == "mixed_float16"
+    monkeypatch.setattr(cli, "cpu_has_bfloat16", lambda: True)
+    assert cli.precision("auto", gpu=False) == "mixed_bfloat16"
+    monkeypatch.setattr(cli, "cpu_has_bfloat16", lambda: False)
+    assert cli.precision("auto", gpu=False) == "float32"
+    assert cli.precision("mixed_float16", gpu=False) == "mixed_float16"
+
+
+def test_the_phantom_stands_in_where_no_root_is_set(caplog):
+    caplog.set_level(logging.INFO, "tfmammo")
+    patches = cli.all_patches(DataConfig(name="inbreast", phantoms=6, size=64))
+    assert len(patches) >= 3 and patches.images.shape[1:] == (64, 64, 1)
+    assert "data.root is not set: taking the phantom" in caplog.text
+
+
+def test_wrong_archives_and_folders_name_the_key(tmp_path):
+    with pytest.raises(ConfigError, match="data.name: nowhere is none of cdd_cesm, inbreast"):
+        cli.all_patches(DataConfig(name="nowhere"))
+    with pytest.raises(ConfigError, match="data.root: no such folder"):
+        cli.all_patches(DataConfig(name="cdd_cesm", root=tmp_path / "missing"))
+
+
+def test_an_empty_folder_is_no_archive(tmp_path):
+    for name in ("cdd_cesm", "inbreast"):
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+            cli.all_patches(DataConfig(name=name, root=tmp_path))
+
+
+def test_no_patient_is_on_both_sides_and_every_patch_is_held_out_once():
+    config = DataConfig(phantoms=12, size=32)
+    held_out_ids: list[str] = []
+    for fold in range(3):
+        train, held_out = cli.datasets(config.model_copy(update={"fold": fold}))
+        assert not set(train.patient_ids) & set(held_out.patient_ids)
+        held_out_ids += held_out.ids.tolist()
+    assert sorted(held_out_ids) == sorted(cli.all_patches(config).ids.tolist())
+
+
+def test_the_papers_protocol_leaks_and_says_so(caplog):
+    config = DataConfig(phantoms=12, size=32, split="paper", paper_samples=60, paper_test=10)
+    train, held_out = cli.datasets(config)
+    assert (len(train), len(held_out)) == (50, 10)
+    assert set(train.patient_ids) & set(held_out.patient_ids)
+    assert "copies of one lesion stand on both sides" in caplog.text
+
+
+def test_validation_of_a_room_that_does_both(tiny_can, random_patches):
+    held_out = random_patches(3)
+    metrics = cli.validate(CAN(tiny_can().model, 32), held_out)
+    assert list(metrics) == ["dice", "jaccard", "accuracy", "mcc", "ssim", "l1"]
+    assert 0 <= metrics["jaccard"] <= metrics["dice"] <= 1
+
+
+def test_predict_joins_batches():
+    def double(image):
+        return {"twice": image * 2}
+
+    values = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1)
+    np.testing.assert_array_equal(cli.predict(double, "image", values, batch=4)["twice"], values * 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("training.stepz: unknown key"), 2, "error: training.stepz: unknown key\n"),
+        (loop.Interrupted(15, 7), 143, ""),
+        (loop.Interrupted(2, 7), 130, ""),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_our_errors_become_one_line_and_a_code(capsys, monkeypatch, error, code, said):
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        cli.run(main)
+    assert exit_.value.code == code
+    assert said == capsys.readouterr().err or not said
+
+
+def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+
+    def main():
+        raise ValueError("from deep inside")
+
+    with pytest.raises(ValueError, match="from deep inside"):
+        cli.run(main)
+
+
+def test_overrides_accumulate(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    parsed = cli.arguments("x").parse_args(["--config", "c.yaml", "--set", "a.b=1", "c.d=2", "--set", "e.f=3"])
+    assert parsed.set == ["a.b=1", "c.d=2", "e.f=3"]
+
+
+def test_the_same_command_has_the_same_folder_and_another_one_its_own(tiny_can):
+    here = cli.default_output(tiny_can(steps=4))
+    assert here == cli.default_output(tiny_can(steps=9, keep=5)) and here.parent.name == "runs"
+    assert here != cli.default_output(tiny_can({"filters": (4, 8)}))
+    assert here != cli.default_output(tiny_can(seed=1))

@@ -1,0 +1,200 @@
+"""The loop with real small CANs: resume, guards, signals, precision, export."""
+
+import os
+import signal
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo import config as configuration
+from tfmammo import export
+from tfmammo.models.can import CAN
+from tfmammo.training import cli, loop
+
+
+def fit(experiment, patches, output, validate=cli.validate, room=CAN, strategy=None):
+    build = lambda: room(experiment.model, experiment.data.size)  # noqa: E731
+    return loop.fit(build, experiment, patches(8), patches(3), output, validate, strategy)
+
+
+def saved_step(output: Path) -> int:
+    return int(tf.train.latest_checkpoint(str(output / "checkpoints")).rsplit("-", 1)[1])
+
+
+def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(tiny_can, random_patches, tmp_path):
+    import mlflow
+
+    experiment = tiny_can()
+    metrics = fit(experiment, random_patches, tmp_path / "run")
+    assert list(metrics)[0] == "dice" and 0 <= metrics["dice"] <= 1
+    assert saved_step(tmp_path / "run") == 4
+    assert [p.name for p in sorted((tmp_path / "run/samples").iterdir())] == [f"step_{n:08d}.png" for n in (0, 2, 4)]
+    card = export.read_card(tmp_path / "run/export")
+    assert card["step"] == 4 and card["metrics"]["dice"] == pytest.approx(metrics["dice"])
+    assert card["train_patients"] == ["p0", "p1", "p2", "p3"]
+    client = mlflow.MlflowClient(experiment.tracking.uri)
+    run = client.get_run((tmp_path / "run/mlflow_run_id").read_text().strip())
+    assert run.info.status == "FINISHED"
+    history = [m.step for m in client.get_metric_history(run.info.run_id, "generator_loss")]
+    assert history == [2, 4]
+    assert {"validation_dice", "generator_learning_rate", "inverter_loss", "discriminator_loss"} <= set(run.data.metrics)
+    best = client.get_model_version_by_alias("tfmammo-can", "best")
+    assert float(best.tags["dice"]) == pytest.approx(max(m.value for m in client.get_metric_history(run.info.run_id, "validation_dice")))
+
+
+def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(tiny_can, random_patches, tmp_path):
+    seen = []
+
+    class Counting(CAN):
+        def train_step(self, batch):
+            losses = super().train_step(batch)
+            seen.append(1)  # once per trace
+            return losses
+
+    fit(tiny_can(steps=2), random_patches, tmp_path / "run")
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
+    assert saved_step(tmp_path / "run") == 4 and seen
+    seen.clear()
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
+    assert saved_step(tmp_path / "run") == 4 and not seen
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(tiny_can, random_patches, tmp_path):
+    fit(tiny_can(steps=4), random_patches, tmp_path / "whole")
+    fit(tiny_can(steps=2), random_patches, tmp_path / "parts")
+    fit(tiny_can(steps=4), random_patches, tmp_path / "parts")
+    whole, parts = (tf.train.load_checkpoint(tf.train.latest_checkpoint(str(tmp_path / n / "checkpoints"))) for n in ("whole", "parts"))
+    names = [name for name in whole.get_variable_to_shape_map() if "VARIABLE_VALUE" in name]
+    assert any("optimizer_generator" in n for n in names) and any("network_discriminator" in n for n in names)
+    for name in names:  # bitwise equality needs training.deterministic, see tests/scripts/test_kill.py
+        np.testing.assert_allclose(whole.get_tensor(name), parts.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_folder_of_another_experiment_is_refused_with_the_difference(tiny_can, random_patches, tmp_path):
+    fit(tiny_can(steps=1), random_patches, tmp_path / "run")
+    with pytest.raises(loop.TrainingError, match=r"model\.filters: \[4, 8, 8\] there, \[4, 8\] here.*another --output"):
+        fit(tiny_can({"filters": (4, 8)}), random_patches, tmp_path / "run")
+
+
+def test_a_folder_in_use_is_refused(tiny_can, random_patches, tmp_path):
+    (tmp_path / "run").mkdir()
+    with loop.locked(tmp_path / "run"), pytest.raises(loop.TrainingError, match="another process"):
+        fit(tiny_can(), random_patches, tmp_path / "run")
+
+
+def test_an_output_that_cannot_be_made_is_one_sentence(tiny_can, random_patches, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(loop.TrainingError, match="file/run: can't be made"):
+        fit(tiny_can(), random_patches, tmp_path / "file" / "run")
+
+
+class Exploding(CAN):
+    """A CAN whose inverter loss is NaN from the fourth step on."""
+
+    def train_step(self, batch):
+        losses = super().train_step(batch)
+        broken = self.optimizers["inverter"].iterations >= 4
+        return {**losses, "inverter_loss": tf.where(broken, float("nan"), losses["inverter_loss"])}
+
+
+def test_nan_stops_with_the_losss_name_and_the_last_good_checkpoint(tiny_can, random_patches, tmp_path):
+    with pytest.raises(loop.TrainingError, match="inverter_loss became nan between steps 2 and 4; the last good checkpoint is kept.*ckpt-2"):
+        fit(tiny_can(steps=8), random_patches, tmp_path / "run", room=Exploding)
+    assert saved_step(tmp_path / "run") == 2
+
+
+class Spoiling(CAN):
+    """A CAN whose third update leaves a NaN in the generator while all losses are still finite."""
+
+    def train_step(self, batch):
+        losses = super().train_step(batch)
+        bias = self.generator.ups[-1].bias
+        bias.assign(tf.where(self.optimizers["generator"].iterations == 4, float("nan"), bias))
+        return losses
+
+
+def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path):
+    experiment = tiny_can(steps=8, validate_every=8, grid_every=8)
+    with pytest.raises(loop.TrainingError, match="generator's .*bias is NaN or Inf after step 4"):
+        fit(experiment, random_patches, tmp_path / "run", room=Spoiling)
+    assert saved_step(tmp_path / "run") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, number):
+    experiment = tiny_can(steps=6, checkpoint_every=100)
+    before = signal.getsignal(number)
+
+    def validate(room, held_out):
+        os.kill(os.getpid(), number)
+        return cli.validate(room, held_out)
+
+    with pytest.raises(loop.Interrupted, match="stopped at step 2") as stopped:
+        fit(experiment, random_patches, tmp_path / "run", validate)
+    assert stopped.value.signal == number and signal.getsignal(number) is before
+    assert saved_step(tmp_path / "run") == 2
+    fit(experiment, random_patches, tmp_path / "run")
+    assert saved_step(tmp_path / "run") == 6
+
+
+def test_a_truncated_checkpoint_gives_way_to_the_one_before(tiny_can, random_patches, tmp_path, caplog):
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run")
+    newest = Path(tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")) + ".data-00000-of-00001")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    fit(tiny_can(steps=6), random_patches, tmp_path / "run")
+    assert "trying the one before" in caplog.text
+    assert saved_step(tmp_path / "run") == 6
+
+
+def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches, tmp_path):
+    fit(tiny_can(), random_patches, tmp_path / "first")
+    expected = CAN(tiny_can().model, 32)
+    export.assign(expected.networks, tmp_path / "first/export")
+
+    class Frozen(CAN):
+        def train_step(self, batch):
+            for name, network in self.networks.items():
+                for have, want in zip(network.trainable_variables, expected.networks[name].trainable_variables, strict=True):
+                    tf.debugging.assert_equal(have.value, want.numpy())
+            return super().train_step(batch)
+
+    for handle in ("models:/tfmammo-can/1", str(tmp_path / "first")):
+        output = tmp_path / f"from-{handle.count('m')}"
+        fit(tiny_can(steps=1, steps_per_loop=1, initial=handle), random_patches, output, room=Frozen)
+        assert saved_step(output) == 1
+
+
+def test_another_models_export_is_refused_as_a_start(tiny_can, random_patches, tmp_path):
+    fit(tiny_can(steps=1), random_patches, tmp_path / "first")
+    with pytest.raises(export.ExportError, match="generator"):
+        fit(tiny_can({"filters": (4, 8)}, initial=str(tmp_path / "first")), random_patches, tmp_path / "second")
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_trains_and_exports_float32(tiny_can, random_patches, tmp_path, policy):
+    import mlflow
+
+    keras.config.set_dtype_policy(policy)
+    experiment = tiny_can(precision=policy)
+    metrics = fit(experiment, random_patches, tmp_path / "run")
+    assert keras.config.dtype_policy().name == policy
+    assert all(np.isfinite(value) for value in metrics.values())
+    run = mlflow.MlflowClient(experiment.tracking.uri).get_run((tmp_path / "run/mlflow_run_id").read_text().strip())
+    assert ("generator_loss_scale" in run.data.metrics) == (policy == "mixed_float16")
+    mask = export.load(tmp_path / "run/export", "inverter")(random_patches(2).images)["mask"]
+    assert mask.dtype == np.float32 and mask.min() >= 0 and mask.max() <= 1
+
+
+def test_steps_follow_from_epochs():
+    training = configuration.TrainingConfig(epochs=300, epoch_samples=700)
+    assert loop.total_steps(training, 71) == 210_000
+    assert loop.total_steps(configuration.TrainingConfig(epochs=3, batch_size=4), 10) == 8  # 30 draws in batches of four
+    assert loop.total_steps(configuration.TrainingConfig(steps=7), 10) == 7
+
+
+def test_differences_name_nested_keys():
+    assert loop.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 there, 3 here"]
+    assert loop.differences({"a": 1}, {"a": 1}) == []

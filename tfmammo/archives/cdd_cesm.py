@@ -1,0 +1,220 @@
+"""CDD-CESM: JPEGs, a VIA table of hand-drawn regions and a clinical table -> Mammograms.
+
+Only the low-energy images (DM in the file's name) are mammograms; the recombined ones (CM) show contrast medium and are left
+out. What the archive leaves open:
+
+- Regions outline every finding of an image, and only the image has findings: "Architectural distortion and high density
+  mass". Where they name one kind and nothing else, every region is of that kind. Where they name several, regions are
+  called masses if a mass is among them, else the first kind named, and `kind_is_certain` is False; so it is where they
+  name a lesion beside what is none of ours (edema, scar, duct, lymph node), which is outlined too.
+- Pathology, too, is the image's: its lesions carry it where it holds for each, because there is one region or all is benign.
+- A margin or shape is given to an image's certain masses where the findings name exactly one.
+- Images without a patient in their name can't be kept on one side of a split, and are skipped.
+
+Source: Khaled et al., Categorized contrast enhanced mammography dataset for diagnostic and artificial intelligence
+research, Scientific Data 9 (2022) 122.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
+
+REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
+CLINICAL = "Radiology-manual-annotations.csv"
+
+_NAME = re.compile(r"(P\d+)_([LR])_(DM|CM)_(CC|MLO)")
+_PATHOLOGY = "Pathology Classification/ Follow up"
+_REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
+_CLINICAL_COLUMNS = ("Image_name", "Findings", "BIRADS", "Breast density (ACR)", _PATHOLOGY)
+
+# The table's own spellings: assymetrical, asymmetrial, macrocalification, distorton.
+_KINDS: dict[LesionKind, str] = {
+    "mass": r"\bmass(es)?\b|\bnodul(e|es|ar)\b",
+    "calcification": r"calc?ific",
+    "asymmetry": r"\bass?ymm?et",
+    "distortion": r"\bdistort",
+}
+_OTHER = r"edema|scar\b|operative|\bducts?\b|ductal|\bimln\b|retraction|\bskin\b|\bflap\b|\bclips?\b|bulge|densities"
+_MARGINS = {
+    "spiculated": r"\bsp[ei]culated",
+    "circumscribed": r"\bcircumsc?ribed",
+    "indistinct": r"\bindistinct|\bill[- ]defined",
+    "microlobulated": r"\bmicrolobulated",
+    "obscured": r"\bobscured",
+}
+_SHAPES = {"oval": r"\boval\b", "round": r"\bround(ed)?\b", "irregular": r"\birregular\b", "lobulated": r"\blobulated\b"}
+
+
+def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
+    """Read the archive's tables and the headers of its JPEGs; no pixel is read.
+
+    Args:     root: the folder that holds, at any depth, the JPEGs `P<patient>_<L|R>_<DM|CM>_<CC|MLO>.jpg` and both tables.
+              skipped: what is left out is noted here, by the file's path beneath root.
+    Returns:  the low-energy mammograms in the order of their names; spacing is unknown.
+    Raises:   ArchiveError: no table, a table without the columns read here, or no mammogram.
+    """
+    root, skipped = Path(root), Skipped() if skipped is None else skipped
+    if not root.is_dir():
+        raise ArchiveError(f"{root}: is no folder")
+    regions = defaultdict(list)
+    for row in _table(root, REGIONS, _REGION_COLUMNS):
+        regions[Path(row["#filename"]).stem].append(row)
+    clinical = {row["Image_name"]: row for row in _table(root, CLINICAL, _CLINICAL_COLUMNS)}
+    mammograms = []
+    for path, name in _low_energy(root, skipped):
+        mammogram = _mammogram(path, name, str(path.relative_to(root)), clinical.get(name[0]), regions[name[0]], skipped)
+        if mammogram:
+            mammograms.append(mammogram)
+    if not mammograms:
+        raise ArchiveError(f"{root}: holds no readable P<patient>_<L|R>_DM_<CC|MLO>.jpg ({len(skipped)} files skipped)")
+    return mammograms
+
+
+def kinds_named(findings: str) -> list[LesionKind]:
+    """Which lesions a text of findings names.
+
+    Args:     findings: the clinical table's words; several are joined by `$`, "and" or "with".
+    Returns:  the kinds in the order of their first mention; "non mass" is no mass.
+    """
+    text = re.sub(r"\bnon[- ]?mass\w*", "", findings.lower())
+    found = {kind: match.start() for kind, pattern in _KINDS.items() if (match := re.search(pattern, text))}
+    return sorted(found, key=found.__getitem__)
+
+
+def _table(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    path = next(iter(sorted(root.rglob(name))), None)
+    if path is None:
+        raise ArchiveError(f"{root}: {name} is missing (an .xlsx sheet must be saved as CSV)")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
+    missing = [column for column in columns if not rows or column not in rows[0]]
+    if missing:
+        raise ArchiveError(f"{path}: has no {', '.join(missing)}" if rows else f"{path}: has no rows")
+    return rows
+
+
+def _low_energy(root: Path, skipped: Skipped) -> Iterator[tuple[Path, re.Match[str]]]:
+    contrast, seen = 0, set()
+    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")):
+        name = _NAME.fullmatch(path.stem)
+        if not name:
+            skipped.add(path.relative_to(root), "its name says no patient, side and view, so it can't be split by patient")
+        elif name[3] == "CM":
+            contrast += 1
+        elif name[0] in seen:
+            skipped.add(path.relative_to(root), "another file has the same name")
+        else:
+            seen.add(name[0])
+            yield path, name
+    if contrast:
+        skipped.add("*_CM_*.jpg", f"{contrast} contrast-enhanced images, which are no mammograms")
+
+
+def _mammogram(
+    path: Path, name: re.Match[str], file: str, row: dict[str, str] | None, regions: list[dict[str, str]], skipped: Skipped
+) -> Mammogram | None:
+    if row is None:
+        skipped.add(file, f"{CLINICAL} does not name it")
+        return None
+    try:
+        with Image.open(path) as image:
+            cols, rows = image.size
+    except OSError:
+        skipped.add(file, "its JPEG header can't be read")
+        return None
+    patient = hashed_id("cdd_cesm", name[1])
+    return Mammogram(
+        archive="cdd_cesm",
+        patient_id=patient,
+        image_id=f"{patient}_{name[2]}_{name[4]}",
+        rows=rows,
+        cols=cols,
+        read=partial(_pixels, path),
+        laterality="L" if name[2] == "L" else "R",
+        view="CC" if name[4] == "CC" else "MLO",
+        pathology=_pathology(row),
+        lesions=_lesions(row, regions, rows, cols, file, skipped),
+        birads=row["BIRADS"] or None,
+        density=None if row["Breast density (ACR)"] in ("", "_") else row["Breast density (ACR)"],
+    )
+
+
+def _pathology(row: dict[str, str]) -> Pathology | None:
+    word = row[_PATHOLOGY].lower()
+    return word if word in ("normal", "benign", "malignant") else None  # type: ignore[return-value]
+
+
+def _lesions(row: dict[str, str], regions: list[dict[str, str]], rows: int, cols: int, file: str, skipped: Skipped) -> tuple[Lesion, ...]:
+    # VIA writes one row with an empty shape for an image without regions.
+    regions = [region for region in regions if region["region_shape_attributes"] not in ("", "{}")]
+    findings = row["Findings"]
+    kinds = kinds_named(findings)
+    if regions and not kinds:
+        skipped.add(file, f"its {len(regions)} regions outline none of our lesions (findings: {findings!r})")
+        return ()
+    certain = len(kinds) == 1 and not re.search(_OTHER, findings.lower())
+    details: dict[str, Any] = {"kind_is_certain": certain}
+    if _pathology(row) == "benign" or len(regions) == 1:
+        details["pathology"] = _pathology(row)
+    if certain and kinds == ["mass"]:
+        details |= {"shape": _only(_SHAPES, findings), "margin": _only(_MARGINS, findings)}
+    lesions = []
+    for region in regions:
+        try:
+            outline = _outline(region["region_shape_attributes"])
+            lesions.append(Lesion.from_outline("mass" if "mass" in kinds else kinds[0], outline, rows, cols, **details))
+        except ValueError as error:
+            skipped.add(file, f"region {region['region_id']}: {error}")
+    return tuple(lesions)
+
+
+def _only(words: dict[str, str], findings: str) -> str | None:
+    found = [word for word, pattern in words.items() if re.search(pattern, findings.lower())]
+    return found[0] if len(found) == 1 else None
+
+
+def _outline(attributes: str) -> NDArray[np.float32]:
+    try:
+        shape = json.loads(attributes)
+        if shape["name"] == "polygon":
+            return np.asarray(list(zip(shape["all_points_y"], shape["all_points_x"], strict=True)), np.float32)
+        if shape["name"] in ("ellipse", "circle"):
+            return _ellipse(shape)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("its shape is not what VIA writes") from None
+    raise ValueError(f"a {shape['name']} encloses nothing")
+
+
+def _ellipse(shape: dict[str, Any]) -> NDArray[np.float32]:
+    radius_x, radius_y = (shape["r"], shape["r"]) if shape["name"] == "circle" else (shape["rx"], shape["ry"])
+    if min(radius_x, radius_y) <= 0:
+        raise ValueError
+    angle, turned = np.linspace(0, 2 * np.pi, 90, endpoint=False), shape.get("theta", 0.0)
+    along, across = radius_x * np.cos(angle), radius_y * np.sin(angle)
+    col = shape["cx"] + along * np.cos(turned) - across * np.sin(turned)
+    row = shape["cy"] + along * np.sin(turned) + across * np.cos(turned)
+    return np.stack([row, col], axis=1).astype(np.float32)
+
+
+def _pixels(path: Path) -> NDArray[np.float32]:
+    try:
+        with Image.open(path) as image:  # OpenCV fills the rest of a truncated JPEG with grey and says nothing
+            return np.asarray(image.convert("L"), np.float32)[..., None] / 255
+    except (OSError, SyntaxError) as error:
+        raise ArchiveError(f"{path}: the JPEG can't be decoded ({error})") from None

@@ -1,0 +1,252 @@
+"""INbreast: 410 full-field digital mammograms of 115 cases, DICOM with OsiriX outlines.
+
+    <anywhere beneath root>/AllDICOMs/<id>_<patient hash>_MG_<L|R>_<CC|ML>_ANON.dcm
+                            AllXML/<id>.xml
+                            INbreast.csv and/or INbreast.xls
+
+Folders and tables are found in any case of letters. A mammogram that INbreast gives no XML has no findings, so it is kept
+without lesions; it is noted only where the tables say that something should have been outlined. Everything else that is
+left out is noted in `Skipped` with its file and reason. INbreast states no pathology: only BI-RADS 1 (negative) is
+passed on, as "normal".
+
+Choices: (1) A "Spiculated Region" is the area over which spicules radiate, wider than the mass it may hold, so it never
+becomes a mass's mask. BI-RADS calls radiating spicules without a definite mass, or beside one, an architectural
+distortion: it is recorded as "distortion" with the margin "spiculated" and an uncertain kind. (2) Pixels are given as
+stored, without the window: that of an OsiriX export may be where its reader left it. (3) Where a table's laterality or view
+contradicts the file name, the name holds and the table's row is set aside, because it may belong to another image.
+(4) OsiriX does not say whether (0, 0) is the corner or the centre of the first pixel; it is taken as its centre.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import plistlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.parsers.expat import ExpatError
+
+import numpy as np
+import xlrd
+
+from tfmammo.archives import dicom
+from tfmammo.record import ArchiveError, Laterality, Lesion, LesionKind, Mammogram, Skipped, View, hashed_id
+
+Row = dict[str, str]  # column name -> text, both stripped, names in lower case
+
+_NAME = re.compile(r"(?P<id>\d+)_(?P<patient>[0-9a-z]+)_MG_(?P<laterality>[LR])_(?P<view>[A-Z]+)_ANON\.dcm", re.IGNORECASE)
+_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+_POINT = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*")
+_VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}  # one case is seen from below: FB, no view of ours
+_LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
+_FINDINGS = ("mass", "micros", "distortion", "asymmetry")  # columns of the xls, marked by an X
+_KINDS: dict[str, LesionKind] = {
+    "mass": "mass",
+    "calcification": "calcification",
+    "calcifications": "calcification",
+    "cluster": "calcification",
+    "spiculated region": "distortion",
+    "espiculated region": "distortion",
+    "distortion": "distortion",
+    "asymmetry": "asymmetry",
+    "assymetry": "asymmetry",
+}
+
+
+@dataclass
+class _Archive:
+    """What lies beneath one root."""
+
+    root: Path
+    skipped: Skipped
+    dicoms: list[Path] = field(default_factory=list)
+    outlines: dict[str, Path] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    def note(self, path: Path, reason: object) -> None:
+        self.skipped.add(path.relative_to(self.root), str(reason).removeprefix(f"{path}: "))
+
+
+def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
+    """The mammograms of an INbreast folder, in the order of their file numbers; headers are read, pixels are not.
+
+    Args:     root: INbreast's folder or any above it. skipped: takes what was left out, and why.
+    Returns:  one record per readable DICOM.
+    Raises:   ArchiveError: `root` is no folder, holds no DICOM in a folder AllDICOMs, or none of them can be read.
+    """
+    archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
+    _find(archive)
+    if not archive.dicoms:
+        raise ArchiveError(f"{root}: is no INbreast archive, there is no folder AllDICOMs with DICOM files")
+    mammograms: dict[str, Mammogram] = {}
+    faults: list[ArchiveError] = []
+    for path in archive.dicoms:
+        try:
+            mammogram = _mammogram(archive, path)
+        except ArchiveError as error:
+            archive.note(path, error)
+            faults.append(error)
+            continue
+        if mammogram.image_id in mammograms:
+            archive.note(path, "is a second file of the same number")
+        mammograms.setdefault(mammogram.image_id, mammogram)
+    if not mammograms:
+        raise ArchiveError(f"{root}: none of its {len(faults)} DICOM files can be read, the first is {faults[0]}")
+    return sorted(mammograms.values(), key=lambda mammogram: int(mammogram.image_id))
+
+
+def _find(archive: _Archive) -> None:
+    """Fill in the archive's DICOMs, outlines and table rows."""
+    paths = (Path(folder, name) for folder, _, names in os.walk(archive.root, followlinks=True) for name in names)
+    for path in sorted(paths):
+        name, folder = path.name.lower(), path.parent.name.lower()
+        if name.startswith("."):  # macOS leaves "._" beside every file it copies
+            continue
+        if folder == "alldicoms" and name.endswith(".dcm"):
+            archive.dicoms.append(path)
+        elif folder == "allxml" and name.endswith(".xml"):
+            archive.outlines.setdefault(path.stem, path)
+        elif name in ("inbreast.csv", "inbreast.xls"):
+            for number, row in _table(archive, path).items():
+                known = archive.rows.setdefault(number, {})
+                known.update({column: text for column, text in row.items() if text or column not in known})
+
+
+def _table(archive: _Archive, path: Path) -> dict[str, Row]:
+    """The rows of one table by file number; a table that can't be read is noted and has none."""
+    try:
+        records = _csv(path) if path.suffix.lower() == ".csv" else _xls(path)
+    except Exception as error:  # xlrd answers damaged files with exceptions of any class
+        archive.note(path, f"can't be read ({error.__class__.__name__}: {' '.join(str(error).split())[:200]})")
+        return {}
+    rows = [{str(column).strip().lower(): _text(value) for column, value in record.items()} for record in records]
+    if not any("file name" in row for row in rows):
+        archive.note(path, "has no column File Name")
+    return {row["file name"]: row for row in rows if row.get("file name", "").isdigit()}  # else a sum at the table's end
+
+
+def _csv(path: Path) -> list[dict[Any, Any]]:
+    # Only plain ASCII columns are used, so an odd byte in a remark must not cost the table.
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return list(csv.DictReader(file, delimiter=";"))
+
+
+def _xls(path: Path) -> list[dict[Any, Any]]:
+    # xlrd itself: pandas has deprecated its way to xlrd, and no other engine is needed here.
+    sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
+    columns, *rows = [sheet.row_values(index) for index in range(sheet.nrows)] or [[]]
+    return [dict(zip(columns, row, strict=False)) for row in rows]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):  # old Excel knows no integers
+        return f"{value:.15g}"
+    return "" if value is None else str(value).strip()
+
+
+def _mammogram(archive: _Archive, path: Path) -> Mammogram:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ArchiveError(f"{path}: the name is not of the form id_patient_MG_laterality_view_ANON.dcm")
+    number, laterality, view = match["id"], _LATERALITIES[match["laterality"].upper()], _VIEWS.get(match["view"].upper())
+    header = dicom.read_header(path)
+    row = archive.rows.get(number, {})
+    if row.get("laterality", laterality) != laterality or _VIEWS.get(row.get("view", match["view"]).upper()) != view:
+        named, stated = f"{laterality} {match['view']}", f"{row.get('laterality')} {row.get('view')}"
+        archive.note(path, f"kept without its table row: the name says {named}, the table {stated}")
+        row = {}
+    lesions: tuple[Lesion, ...] = ()
+    if number in archive.outlines:
+        lesions = _lesions(archive, archive.outlines[number], header.rows, header.cols)
+    elif _should_have_outlines(row):
+        archive.note(path, f"kept without lesions: no XML for {number}, though its BI-RADS is {row.get('bi-rads', 'unknown')}")
+    birads = row.get("bi-rads") or None
+    return Mammogram(
+        archive="inbreast",
+        patient_id=hashed_id("inbreast", match["patient"].lower()),
+        image_id=number,
+        rows=header.rows,
+        cols=header.cols,
+        read=partial(dicom.read_pixels, path, window=False),
+        laterality=laterality,
+        view=view,
+        pathology="normal" if birads == "1" and not lesions else None,
+        lesions=lesions,
+        spacing=header.spacing,
+        birads=birads,
+        density=row.get("acr") or None,
+    )
+
+
+def _should_have_outlines(row: Row) -> bool:
+    """Whether the tables let one expect outlines; only the xls says which findings there are."""
+    if row.get("bi-rads") == "1":
+        return False
+    return "mass" not in row or any(row.get(column, "").upper() == "X" for column in _FINDINGS)
+
+
+def _lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Lesion, ...]:
+    """The outlined findings of one XML; regions that give none are noted, those of one name and reason together."""
+    try:
+        regions = _regions(path)
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, ExpatError) as error:
+        archive.note(path, f"its mammogram is kept without lesions: not an OsiriX plist ({' '.join(str(error).split())[:200]})")
+        return ()
+    lesions: list[Lesion] = []
+    faults: dict[tuple[str, str], list[str]] = {}
+    for number, region in enumerate(regions, start=1):
+        name = " ".join(str(region.get("Name") or "").split())
+        try:
+            lesion = _lesion(name, region, rows, cols)
+        except ValueError as error:
+            faults.setdefault((name, str(error)), []).append(str(number))
+            continue
+        if lesion is not None:
+            lesions.append(lesion)
+    for (name, reason), numbers in faults.items():
+        archive.note(path, f"ROI {', '.join(numbers)} '{name}' left out: {reason}")
+    return tuple(lesions)
+
+
+def _regions(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as file:
+        plist = plistlib.load(file, fmt=plistlib.FMT_XML)  # refuses entity declarations
+    regions = plist["Images"][0]["ROIs"]
+    if not isinstance(regions, list) or not all(isinstance(region, Mapping) for region in regions):
+        raise ValueError("ROIs is no list of regions")
+    return regions
+
+
+def _lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Lesion | None:
+    """One region's lesion, None for a pectoral muscle. Raises ValueError with the reason why there is neither."""
+    points = region.get("Point_px")
+    if not isinstance(points, list) or not all(isinstance(point, str) for point in points):
+        raise ValueError("it has no list Point_px")
+    if points and points[0].strip().startswith("{"):
+        return None  # the form of the pectoral files; no finding
+    if region.get("Type") == 19 or len(points) < 3:
+        raise ValueError("a single point" if len(points) == 1 or region.get("Type") == 19 else f"{len(points)} points enclose nothing")
+    if name.lower() not in _KINDS:
+        raise ValueError("the name is unknown")
+    spiculated = name.lower().endswith("spiculated region")
+    return Lesion.from_outline(
+        _KINDS[name.lower()],
+        np.array([_row_col(point) for point in points], np.float32),
+        rows,
+        cols,
+        margin="spiculated" if spiculated else None,
+        kind_is_certain=not spiculated,
+    )
+
+
+def _row_col(point: str) -> tuple[float, float]:
+    """OsiriX's "(x, y)", x to the right and y down, as (row, col)."""
+    match = _POINT.fullmatch(point)
+    if match is None:
+        raise ValueError(f"the point '{point[:40]}' is not of the form (x, y)")
+    return float(match[2]), float(match[1])

@@ -1,0 +1,67 @@
+"""U-Net (Ronneberger, Fischer and Brox, 2015): the third row of CAN's Table I.
+
+Departures: the convolutions are padded ("same"), so that the mask covers the whole patch; one logit per pixel and binary
+cross-entropy in place of two classes and softmax, without the weights that keep touching cells apart (a patch has one
+mass); Adam as CAN's in place of SGD with momentum 0.99. CAN says nothing of its U-Net but the name. The up-convolution is
+followed by no ReLU, as in the text (the authors' released network has one). Dropout "at the end of the contracting path"
+stands, as in the released network, behind its last two levels.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import keras
+from pydantic import Field, PositiveInt
+
+from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
+
+
+class UNetConfig(SegmenterConfig):
+    """The paper's U-Net.
+
+    widths: channels of each level, the last one the bottom. dropout: the share dropped behind the last two levels.
+    """
+
+    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (64, 128, 256, 512, 1024)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+
+class UNet(Segmenter):
+    """U-Net from image to mask.
+
+    Args:     config: the network's and the optimizer's values. size: rows and columns of a patch, px.
+    Raises:   ConfigError: the size can't be halved as often as there are levels.
+    """
+
+    def __init__(self, config: UNetConfig, size: int = 256) -> None:
+        super().__init__(network(size, config.widths, config.dropout), config)
+
+
+def network(size: int, widths: tuple[int, ...], dropout: float) -> keras.Model:
+    """The network: image float32 [b, size, size, 1] in [0, 1] -> logits float32 [b, size, size, 1].
+
+    31,030,593 parameters at widths 64 to 1024. Source: figure 1 and section 2. Departure: see the module.
+    """
+    check_size(size, 2 ** (len(widths) - 1))
+    image = keras.Input((size, size, 1), name="image")
+    features = keras.layers.Rescaling(2.0, -1.0, dtype="float32")(image)
+    skips = []
+    for level, width in enumerate(widths):
+        if level > 0:
+            features = keras.layers.MaxPooling2D(2)(features)
+        features = _two_convolutions(features, width)
+        if level >= len(widths) - 2:
+            features = keras.layers.Dropout(dropout)(features)
+        skips.append(features)
+    for width, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
+        features = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")(features)
+        features = _two_convolutions(keras.layers.Concatenate()([skip, features]), width)
+    logits = keras.layers.Conv2D(1, 1, dtype="float32", name="logits")(features)
+    return keras.Model(image, logits, name="segmenter")
+
+
+def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTensor:
+    for _ in range(2):
+        features = keras.layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal")(features)
+    return features

@@ -1,0 +1,212 @@
+"""YAML and --set overrides -> one frozen, typed experiment. The only file that knows YAML.
+
+Every config file has the sections of `Experiment`. The `model` section belongs to the paper's room (a config class of
+tfmammo.models or tfmammo.baselines, handed in by the script); unknown keys, wrong types and missing files are
+`ConfigError`s of one sentence that names the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+
+# What yaml.safe_load raises: a value that only looks like a date or a number ("2020-99-99") escapes as its conversion's error.
+NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
+
+
+class ConfigError(ValueError):
+    """A config file or override is wrong. The message is one sentence and names the file or key."""
+
+
+class Frozen(BaseModel):
+    """The base of every config class: immutable; an unknown key is an error, and so is a number that is not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class DataConfig(Frozen):
+    """Which mammograms, which patches of them, and which patients are held out.
+
+    name: an archive of tfmammo.archives. root: its folder; None takes the phantom, whatever the name.
+    kinds: which lesions become patches. mixed_findings: keep outlines whose kind the archive does not settle.
+    size: patch rows and columns, px. context: side of the square crop over the longer side of the lesion's box.
+    percentiles: of the patch, mapped to 0 and 1.
+    split: "patient" holds out fold `fold` of `folds`, no patient on both sides; "paper" is CAN's protocol (augment to
+    `paper_samples`, then split off `paper_test` at random), which leaks on purpose. seed: of split and phantom.
+    augment: rotate by multiples of 90 degrees and flip, image and mask together, anew at every draw.
+    phantoms: how many mammograms the phantom archive holds.
+    """
+
+    name: str = "phantom"
+    root: Path | None = None
+    kinds: tuple[Literal["mass", "calcification", "asymmetry", "distortion"], ...] = ("mass",)
+    mixed_findings: bool = True
+    size: PositiveInt = 256
+    context: float = Field(default=1.5, ge=1.0)
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    split: Literal["patient", "paper"] = "patient"
+    folds: int = Field(default=3, ge=2)
+    fold: NonNegativeInt = 0
+    paper_samples: PositiveInt = 850
+    paper_test: PositiveInt = 150
+    seed: NonNegativeInt = 0
+    augment: bool = True
+    phantoms: PositiveInt = 48
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} is not one of the {self.folds} folds 0 to {self.folds - 1}")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles must be two rising numbers between 0 and 100")
+        if self.paper_test >= self.paper_samples:
+            raise ValueError("paper_test must be less than paper_samples")
+        return self
+
+
+class TrainingConfig(Frozen):
+    """How long, how precise, and how often to save and look.
+
+    steps: update rounds; None means epochs * epoch_samples / batch_size. epoch_samples: draws that make an epoch; None
+    means one per training patch. batch_size: over all devices. precision: "auto" is mixed_float16 on a GPU,
+    mixed_bfloat16 on a CPU that has it, else float32. deterministic: bitwise repeatable, 7-9 % slower on a CPU.
+    *_every: in steps. steps_per_loop: steps per call into the graph. keep: checkpoints kept beside the best one.
+    initial: start from an exported run, or from models:/NAME@ALIAS, instead of from random weights.
+    """
+
+    steps: PositiveInt | None = None
+    epochs: PositiveInt = 300
+    epoch_samples: PositiveInt | None = None
+    batch_size: PositiveInt = 1
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
+    deterministic: bool = False
+    seed: NonNegativeInt = 0
+    steps_per_loop: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500
+    validate_every: PositiveInt = 500
+    grid_every: PositiveInt = 500
+    grid_samples: PositiveInt = 4
+    keep: PositiveInt = 2
+    initial: str | None = None
+
+
+class TrackingConfig(Frozen):
+    """Where MLflow writes.
+
+    uri: an MLflow tracking server or store; None means the environment's MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in
+    the current folder. register: make kept checkpoints versions of the registered model tfmammo-NAME.
+    system_metrics: sample CPU, memory and GPU use.
+    """
+
+    uri: str | None = None
+    experiment: str = "tfmammo"
+    register_models: bool = True
+    system_metrics: bool = True
+
+
+Model = TypeVar("Model")
+
+
+class Experiment(Frozen, Generic[Model]):
+    """A whole config file. name: of the system ("can"); the registered model is tfmammo-NAME."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    model: Model
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint depends on: everything but how long to train, how often to look and where to write."""
+        content = self.model_dump(mode="json")
+        del content["tracking"]
+        for key in ("steps", "epochs", "checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep"):
+            del content["training"][key]
+        return content
+
+    def fingerprint(self) -> str:
+        """Eight hexadecimal digits of `identity()`: equal for runs that may share a folder."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def load(path: str | Path, overrides: Iterable[str] = (), model: Any = dict[str, Any]) -> Experiment[Any]:
+    """Read a training config.
+
+    Args:     path: a YAML file. overrides: "section.key=value" each, the value in YAML's spelling.
+              model: the class of the `model` section; without it the section stays an unchecked dict.
+    Returns:  the frozen experiment.
+    Raises:   ConfigError: the file is missing or no YAML, a key is unknown or has the wrong type.
+    """
+    return parse(Experiment[model], path, overrides)
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ()) -> Schema:
+    """Read a YAML file into any config class; see `load`."""
+    content = _read(Path(path))
+    for override in overrides:
+        _override(content, override)
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error)}") from None
+
+
+def dump(config: BaseModel) -> str:
+    """The config as YAML that `parse` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def describe(error: ValidationError) -> str:
+    """All faults of a config in one sentence: "training.stepz: unknown key"."""
+    faults = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "the file"
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"{key}: unknown key")
+        elif fault["type"] == "missing":
+            faults.append(f"{key}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{key}: {message[0].lower()}{message[1:]} (got {fault['input']!r:.80})")
+    return "; ".join(faults)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read ({error.__class__.__name__})") from None
+    except NOT_YAML as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: holds no sections")
+    return dict(content)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override}: must read section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except NOT_YAML:
+        raise ConfigError(f"--set {override}: the value is not YAML") from None
+    section = content
+    for part in parts[:-1]:
+        inner = section.get(part)
+        section[part] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        section = inner
+    section[parts[-1]] = value

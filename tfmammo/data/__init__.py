@@ -1,0 +1,1 @@
+"""Mammograms -> patches -> splits -> batches. Knows the record, and no archive."""

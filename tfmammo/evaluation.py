@@ -1,0 +1,268 @@
+"""Several models judged on the same patches, of patients that none of them was trained on.
+
+A model is a name and one or more handles: several handles are the folds of a cross-validation, and each patch goes to the
+one fold that never saw its patient. All models are compared on the patches that each of them can judge. Models trained by
+the paper's leaky protocol know every patient; they are judged on their own held-out copies, in a comparison of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tfmammo.training import cli, tracking  # the first to import TensorFlow, because it keeps that quiet
+
+# isort: split
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, StringConstraints
+
+from tfmammo import export
+from tfmammo.config import DataConfig, Frozen
+from tfmammo.data import splits
+from tfmammo.data.patches import DataError, Patches
+from tfmammo.metrics.summary import Measure, Scores, Table, in_units, summarize, tables, write_csv
+
+log = logging.getLogger(__name__)
+
+Protocol = Literal["unseen", "all", "paper"]
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w .+-]*$")]  # it becomes a part of file names
+Handles = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
+
+
+class EvaluationConfig(Frozen):
+    """What both evaluate scripts share.
+
+    data: the patches; its split is not used. models: name -> handle or handles, the folds of a cross-validation. A handle
+    is the folder of a run (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A checkpoint
+    that was kept as the best was chosen on its held-out patients: on these its numbers are too good. The first model is the
+    one that the others are compared with.
+    patients: "unseen" judges a patch only by models that were not trained on its patient; "all" by every model.
+    tracking_uri: the MLflow server of models:/ handles; None means the environment's.
+    samples: draws of bootstrap and permutation test. level: of intervals. seed: of all draws.
+    """
+
+    data: DataConfig = DataConfig()
+    models: dict[Name, Handles] = Field(min_length=1)
+    patients: Literal["unseen", "all"] = "unseen"
+    tracking_uri: str | None = None
+    samples: PositiveInt = 10_000
+    level: float = Field(default=0.95, gt=0, lt=1)
+    seed: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class Network:
+    """One function of one handle; its weights are read when it runs.
+
+    folder: of the export, or of a SavedModel without a card. function: its name; None for a SavedModel without a card.
+    card: of the export; empty where there is none.
+    """
+
+    handle: str
+    folder: Path
+    function: str | None
+    card: dict[str, Any]
+
+    @property
+    def leaky(self) -> bool:
+        """Whether it was trained by the paper's protocol, with copies of one lesion on both sides."""
+        return self.card.get("split") == "paper"
+
+    def unseen(self, patient_ids: NDArray[np.str_]) -> NDArray[np.bool_]:
+        """bool [n]: which patients it was not trained on.
+
+        Raises:   DataError: its card doesn't name them.
+        """
+        if "train_patients" not in self.card:
+            raise DataError(f"{self.handle}: no card names the patients it was trained on; patients=all judges it all the same")
+        return ~np.isin(patient_ids, self.card["train_patients"])
+
+    def run(self, source: str, target: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What it makes of `values`, eight at a time.
+
+        Args:     source, target: names of input and output. values: float32 [n, s, s, 1] in [0, 1].
+        Returns:  float32 [n, s, s, 1] in [0, 1].
+        Raises:   ExportError: it can't be read, or takes patches of another size. DataError: it puts out something else.
+        """
+        call = export.load(self.folder, self.function) if self.function else _signature(self.folder)
+        outputs = cli.predict(call, source, values)[target]
+        if outputs.shape != values.shape or not np.all((outputs >= 0) & (outputs <= 1)):
+            raise DataError(f"{self.handle}: its {target} is no [n, s, s, 1] in [0, 1] but {list(outputs.shape)}, or holds other values")
+        return outputs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outputs of several models for the same patches.
+
+    protocol: "unseen", "all" or "paper". data: how the patches were made. outputs: model -> float32 [n, s, s, 1].
+    folds: model -> intp [n], which of its handles made each output.
+    """
+
+    protocol: Protocol
+    data: DataConfig
+    patches: Patches
+    outputs: dict[str, NDArray[np.float32]]
+    folds: dict[str, NDArray[np.intp]]
+
+    @property
+    def title(self) -> str:
+        """What a table of it is headed with."""
+        patients = len(set(self.patches.patient_ids))
+        count = f"{cli.archive_name(self.data)}, {len(self.patches)} patches of {patients} patients"
+        return {
+            "unseen": f"{count}, each judged by models that never saw its patient",
+            "all": f"{count}, those of training included",
+            "paper": f"LEAKY, by the paper's protocol: {count}, turned copies of which were trained on",
+        }[self.protocol]
+
+
+@dataclass
+class Report:
+    """All comparisons of one evaluation: tables to print, table.md, table.csv and per_image.csv.
+
+    measures: in the order of columns. printed: model -> measure -> the paper's value, shown under the model's own.
+    models_across: a column for each model and a line for each measure, instead of the reverse.
+    """
+
+    config: EvaluationConfig
+    measures: Mapping[str, Measure]
+    printed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    models_across: bool = False
+    tables: list[Table] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, comparison: Comparison, scores: Scores) -> None:
+        """Take in a comparison. scores: model -> measure -> float64 [n]; it may hold models that have no handle."""
+        config, patches = self.config, comparison.patches
+        rows = summarize(scores, patches.patient_ids, config.samples, config.seed, config.level)
+        self.tables += tables(rows, self.measures, comparison.title, self.printed, self.models_across)
+        self.rows += [{"protocol": comparison.protocol, **in_units(row, self.measures[row.measure])} for row in rows]
+        for model, measured in scores.items():
+            folds = comparison.folds.get(model)
+            for i, (identifier, patient) in enumerate(zip(patches.ids.tolist(), patches.patient_ids.tolist(), strict=True)):
+                place = {"protocol": comparison.protocol, "model": model, "fold": "" if folds is None else int(folds[i])}
+                values = {name: float(value[i]) for name, value in measured.items()}
+                self.images.append({**place, "id": identifier, "patient": patient, **values})
+
+    def write(self, output: Path) -> None:
+        """Write table.md, table.csv (in the measures' units) and per_image.csv (as computed) into a folder."""
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "table.md").write_text("\n".join(table.markdown() for table in self.tables), encoding="utf-8")
+        write_csv(output / "table.csv", self.rows)
+        write_csv(output / "per_image.csv", self.images)
+
+
+def compare(config: EvaluationConfig, source: str, target: str) -> list[Comparison]:
+    """Run every model on every patch that it may judge.
+
+    Args:     source, target: "image" and "mask" for segmentation, "mask" and "image" for synthesis.
+    Returns:  the comparison by `config.patients`, if any model is not leaky, then the one of leaky models, if any.
+    Raises:   ConfigError, ArchiveError, DataError, ExportError: a handle or the data can't be used as asked.
+    """
+    models = {name: [open_network(handle, source, target, config.tracking_uri) for handle in config.models[name]] for name in config.models}
+    leaky = {name: networks for name, networks in models.items() if any(network.leaky for network in networks)}
+    fair = {name: networks for name, networks in models.items() if name not in leaky}
+    found = []
+    if fair:
+        _warn_of_other_crops(fair, config.data)
+        found.append(_judge(config.patients, config.data, cli.all_patches(config.data), fair, source, target))
+    if leaky:
+        found.append(_judge("paper", *_held_out_copies(leaky, config.data), leaky, source, target))
+    return found
+
+
+def open_network(handle: str, source: str, target: str, tracking_uri: str | None = None) -> Network:
+    """Find the function of a handle that leads from source to target; see `EvaluationConfig` for handles.
+
+    Raises:   ExportError: there is none.
+    """
+    path = Path(handle)
+    if not (path / "saved_model.pb").is_file():
+        folder, function = tracking.resolve(handle, tracking_uri), None
+    elif (path.parent / export.CARD).is_file():
+        folder, function = path.parent, path.name
+    else:
+        _signature(path, source, target)
+        return Network(handle, path, None, {})
+    card = export.read_card(folder)
+    function = function or export.find(folder, {source}, {target})
+    described = card["functions"].get(function, {"inputs": (), "outputs": ()})
+    if set(described["inputs"]) != {source} or target not in described["outputs"]:
+        raise export.ExportError(f"{handle}: does not lead from {source} to {target}")
+    return Network(handle, folder, function, card)
+
+
+def _judge(
+    protocol: Protocol, data: DataConfig, patches: Patches, models: Mapping[str, Sequence[Network]], source: str, target: str
+) -> Comparison:
+    folds = {name: _folds(name, networks, patches.patient_ids, protocol) for name, networks in models.items()}
+    common = np.flatnonzero(np.all([fold >= 0 for fold in folds.values()], axis=0))
+    for name, fold in folds.items():
+        log.info("%s can judge %d of %d patches, %d of them with all models", name, np.sum(fold >= 0), len(patches), len(common))
+    if len(common) == 0:
+        raise DataError(f"no patch is of a patient that none of {', '.join(models)} was trained on; patients=all judges all the same")
+    patches, folds = patches.take(common), {name: fold[common] for name, fold in folds.items()}
+    values = patches.images if source == "image" else patches.masks.astype(np.float32)
+    outputs = {name: np.empty_like(values) for name in models}
+    for name, networks in models.items():
+        for number, network in enumerate(networks):
+            mine = folds[name] == number
+            if mine.any():
+                outputs[name][mine] = network.run(source, target, values[mine])
+    return Comparison(protocol, data, patches, outputs, folds)
+
+
+def _folds(name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_], protocol: Protocol) -> NDArray[np.intp]:
+    """intp [n]: which network of a model judges each patch, -1 where none may."""
+    may = np.stack([n.unseen(patient_ids) if protocol == "unseen" else np.ones(len(patient_ids), np.bool_) for n in networks])
+    twice = int(np.sum(may.sum(axis=0) > 1))
+    if twice:
+        raise DataError(f"models.{name}: {twice} patches would be judged by several handles; give the folds of one split, or one handle")
+    return np.where(may.any(axis=0), may.argmax(axis=0), -1)
+
+
+def _held_out_copies(models: Mapping[str, Sequence[Network]], data: DataConfig) -> tuple[DataConfig, Patches]:
+    """The held-out side of the paper's split, made again as the models' cards say."""
+    networks = [network for group in models.values() for network in group]
+    first = networks[0]
+    for network in networks[1:]:
+        if not (network.leaky and first.leaky) or network.card["held_out_ids"] != first.card["held_out_ids"]:
+            raise DataError(f"{network.handle} and {first.handle} were not trained on one paper split; evaluate them separately")
+    known = first.card["config"]["data"]
+    made = DataConfig.model_validate(known | {"name": data.name, "root": data.root})
+    _, held_out = splits.split(cli.all_patches(made), made)
+    if held_out.ids.tolist() != first.card["held_out_ids"]:
+        raise DataError(f"{first.handle}: its held-out copies can't be made again; data.name and data.root must be what it was trained on")
+    return made, held_out
+
+
+def _warn_of_other_crops(models: Mapping[str, Sequence[Network]], data: DataConfig) -> None:
+    for network in (network for group in models.values() for network in group):
+        trained = network.card.get("config", {}).get("data", {})
+        for key, here in data.model_dump(mode="json", include={"kinds", "context", "percentiles"}).items():
+            if trained.get(key, here) != here:
+                log.warning("%s was trained with data.%s %s and is judged with %s", network.handle, key, trained[key], here)
+
+
+def _signature(folder: Path, source: str | None = None, target: str | None = None) -> Callable[..., Mapping[str, tf.Tensor]]:
+    """The serving signature of a SavedModel that has no card, checked if names are given."""
+    try:
+        loaded = tf.saved_model.load(str(folder))
+        signature = loaded.signatures[export.SIGNATURE]
+    except (OSError, tf.errors.OpError, ValueError, KeyError) as error:
+        raise export.ExportError(f"{folder}: can't be read as a SavedModel with a serving signature ({error})") from None
+    inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
+    if source and (set(inputs) != {source} or target not in outputs):
+        raise export.ExportError(f"{folder}: leads from {', '.join(inputs)} to {', '.join(outputs)}, not from {source} to {target}")
+
+    def call(**values: tf.Tensor) -> Mapping[str, tf.Tensor]:
+        return loaded.signatures[export.SIGNATURE](**values)  # keeps `loaded`, which owns the weights
+
+    return call

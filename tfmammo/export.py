@@ -1,0 +1,310 @@
+"""Trained networks on disk: one SavedModel for each function of a room, and a card that says what they are.
+
+    directory/card.json     names, shapes, ranges, and where the weights come from
+    directory/NAME/         a SavedModel with the signature "serving_default", named inputs and named outputs
+
+An export counts only when every SavedModel, read back from disk, answers as the eager network does. It is written beside
+its place and moved there whole; until then an older export stays. Reading one executes no pickle: SavedModels are
+protocol buffers and a tensor file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+CARD = "card.json"
+SIGNATURE = "serving_default"
+RANGES = {"image": [0.0, 1.0], "mask": [0.0, 1.0]}  # of every tensor with this name; any other is real
+TOLERANCE = 1e-5  # absolute and relative, float32
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+class ExportError(ValueError):
+    """An export can't be written, read or used. The message is one sentence and names the folder or network."""
+
+
+class Exportable(Protocol):
+    """What `export` needs of a room: its networks, and the functions to write, each named after its network."""
+
+    name: str
+    networks: Mapping[str, keras.Model]
+
+    def functions(self) -> Mapping[str, Any]:
+        """Network's name -> tf.function of named float32 inputs that returns a dict of named float32 tensors."""
+
+
+def export(room: Exportable, directory: Path, card: Mapping[str, Any]) -> Path:
+    """Write every function of a room as a SavedModel, check each against the eager network, then put them in place.
+
+    Args:     room: built under the float32 policy; it is left as it was. directory: created, or replaced if it holds an
+              export. card: goes into card.json. "name": of the system, by default the room's. "serves": the function
+              that a server answers with, by default the one from image to mask, else from mask to image, else the first.
+    Returns:  directory.
+    Raises:   ExportError: the room computes in another precision, an answer from disk differs from the eager one by more
+              than 1e-5 or leaves the range of its name, or the directory holds something else. An older export stays.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (directory / CARD).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ExportError(f"{directory}: exists and is no export, so it is not replaced")
+    new = _sibling(directory, "new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        described = {name: _write(name, function, room, new / name) for name, function in room.functions().items()}
+        text = json.dumps(_card(room, described, card), indent=2, allow_nan=False)
+        (new / CARD).write_text(text + "\n", encoding="utf-8")
+        _replace(directory, new)
+    except (OSError, tf.errors.OpError) as error:
+        raise ExportError(f"{directory}: can't be written ({_sentence(error)})") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return directory
+
+
+def read_card(directory: Path) -> dict[str, Any]:
+    """The card of an export.
+
+    Returns:  "format", "name", "serves", "versions", "networks" (name -> number of parameters), "functions" (name ->
+              "inputs" and "outputs", each name -> shape, dtype and range, and "variables"), and what `export` was given.
+    Raises:   ExportError: the folder holds no export, or one that a newer tfmammo wrote.
+    """
+    path = _folder(Path(directory)) / CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ExportError(f"{directory}: holds no export, {CARD} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: can't be read ({_sentence(error)})") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ExportError(f"{path}: is no card of format {FORMAT}, the one that this version reads")
+    return card
+
+
+def find(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> str:
+    """The function of an export that takes exactly these inputs and returns at least these outputs.
+
+    Where several do, the one the card serves, else the first.
+
+    Raises:   ExportError: none does.
+    """
+    card = read_card(directory)
+    names = sorted(card["functions"], key=lambda name: name != card["serves"])
+    for name in names:
+        function = card["functions"][name]
+        if set(function["inputs"]) == set(inputs) and set(outputs) <= set(function["outputs"]):
+            return name
+    wanted = f"{', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}"
+    raise ExportError(f"{directory}: holds a model for {card['name']}, and none of its functions leads from {wanted}")
+
+
+def load(directory: Path, function: str) -> Callable[..., Tensors]:
+    """One function of an export, ready to be called with arrays or tensors.
+
+    Args:     directory: an export. function: a name in its card, see `find`.
+    Returns:  a callable that takes float32 [n, s, s, 1] in the card's ranges, by name or in the card's order, and returns
+              output's name -> float32 array. It raises ExportError on a wrong name, number or shape of inputs.
+    Raises:   ExportError: no export, no such function, or a damaged SavedModel.
+    """
+    card, folder = read_card(directory), _folder(Path(directory)) / function
+    if function not in card["functions"]:
+        raise ExportError(f"{directory}: has no function {function}, only {', '.join(card['functions'])}")
+    inputs = card["functions"][function]["inputs"]
+    with _readable(folder):
+        loaded = tf.saved_model.load(str(folder))
+
+    def call(*arrays: Any, **named: Any) -> Tensors:
+        values = dict(zip(inputs, arrays, strict=False)) | named
+        if len(arrays) + len(named) != len(inputs) or values.keys() != inputs.keys():
+            raise ExportError(f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and {sorted(named)}")
+        for name, value in values.items():
+            _check_shape(f"{folder}: {name}", np.shape(value), inputs[name]["shape"])
+        # `loaded` owns the variables, so the closure must hold it and not only the signature.
+        outputs = loaded.signatures[SIGNATURE](**{name: tf.cast(value, tf.float32) for name, value in values.items()})
+        return {name: output.numpy() for name, output in outputs.items()}
+
+    return call
+
+
+def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
+    """Copy the weights of an export into networks, to start from them.
+
+    Networks that the exported room had but did not export keep their weights. Nothing is assigned unless everything fits.
+
+    Args:     networks: of the same names, each with the same variables in the same order, trainable or not.
+    Raises:   ExportError: the export holds another model, or can't be read.
+    """
+    card, directory = read_card(directory), Path(directory)
+    held = f"{directory}: holds a model for {card['name']}"
+    if set(networks) != set(card["networks"]):
+        raise ExportError(f"{held} with the networks {', '.join(sorted(card['networks']))}, this one has {', '.join(sorted(networks))}")
+    for name, function in card["functions"].items():
+        _check_variables(f"{held} whose {name}", networks[name], function["variables"])
+    for name in card["functions"]:
+        folder = _folder(directory) / name
+        with _readable(folder):
+            values = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+            for index, variable in enumerate(networks[name].variables):
+                variable.assign(values.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE"))
+
+
+def _write(name: str, function: Any, room: Exportable, folder: Path) -> dict[str, Any]:
+    """Save one function, read it back, compare; returns its part of the card."""
+    if name not in room.networks:
+        raise ExportError(f"the function {name} is named after none of the networks {', '.join(room.networks)}")
+    network, concrete = room.networks[name], function.get_concrete_function()
+    specs = {spec.name: spec for spec in tf.nest.flatten(concrete.structured_input_signature)}
+    _check_float32(name, concrete)
+    module = tf.Module()
+    module.weights = [variable.value for variable in network.variables]  # in order, so that `assign` can give them back
+    module.others = list(concrete.graph.variables)  # a function may use more than its own network
+    tf.saved_model.save(module, str(folder), signatures={SIGNATURE: concrete})
+    inputs = _random_inputs(specs)
+    with _unchanged(network):
+        eager = {key: output.numpy() for key, output in function.python_function(**inputs).items()}
+    saved = tf.saved_model.load(str(folder))
+    _compare(name, eager, {key: output.numpy() for key, output in saved.signatures[SIGNATURE](**inputs).items()})
+    return {
+        "inputs": {key: _describe(key, spec) for key, spec in specs.items()},
+        "outputs": {key: _describe(key, output) for key, output in concrete.structured_outputs.items()},
+        "variables": _signatures(network),
+    }
+
+
+def _check_float32(name: str, concrete: Any) -> None:
+    dtypes = {output.dtype for operation in concrete.graph.get_operations() for output in operation.outputs}
+    for half in (tf.float16, tf.bfloat16):
+        if half in dtypes:
+            raise ExportError(f"network {name} computes in {half.name}, but only a room built under the float32 policy can be exported")
+
+
+def _random_inputs(specs: Mapping[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
+    generator = np.random.default_rng(0)
+    shapes = {name: [2, *spec.shape[1:]] for name, spec in specs.items()}
+    return {name: tf.constant(generator.random(shape, np.float32)) for name, shape in shapes.items()}
+
+
+@contextlib.contextmanager
+def _unchanged(network: keras.Model) -> Iterator[None]:
+    """Puts back what a call changes, as the state of a dropout's random generator: disk and memory then draw alike."""
+    before = [variable.numpy() for variable in network.non_trainable_variables]
+    yield
+    for variable, value in zip(network.non_trainable_variables, before, strict=True):
+        variable.assign(value)
+
+
+def _compare(name: str, eager: Tensors, saved: Tensors) -> None:
+    for key, expected in eager.items():
+        if not np.allclose(saved[key], expected, rtol=TOLERANCE, atol=TOLERANCE):
+            largest = np.max(np.abs(saved[key] - expected))
+            raise ExportError(f"network {name}: {key} differs by up to {largest:.3g} between the SavedModel and the eager network")
+        low, high = RANGES.get(key, (-np.inf, np.inf))
+        if expected.min() < low - TOLERANCE or expected.max() > high + TOLERANCE:
+            reach = f"{expected.min():.3g} to {expected.max():.3g}"
+            raise ExportError(f"network {name}: {key} reaches from {reach}, outside [{low:g}, {high:g}]")
+
+
+def _card(room: Exportable, functions: dict[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
+    serves = card.get("serves", _served(functions))
+    if serves not in functions:
+        raise ExportError(f"the card serves {serves}, which is none of the functions {', '.join(functions)}")
+    given = {key: _plain(value) for key, value in card.items()}
+    return {"format": FORMAT, "name": room.name, **given} | {
+        "format": FORMAT,
+        "serves": serves,
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
+        "networks": {name: network.count_params() for name, network in room.networks.items()},
+        "functions": functions,
+    }
+
+
+def _served(functions: Mapping[str, Any]) -> str | None:
+    for wanted in (("image", "mask"), ("mask", "image")):
+        for name, function in functions.items():
+            if set(function["inputs"]) == {wanted[0]} and wanted[1] in function["outputs"]:
+                return name
+    return next(iter(functions), None)
+
+
+def _describe(name: str, tensor: Any) -> dict[str, Any]:
+    return {"shape": tensor.shape.as_list(), "dtype": tensor.dtype.name, "range": RANGES.get(name)}
+
+
+def _signatures(network: keras.Model) -> list[str]:
+    """Name and shape of each variable; of a path only the last part, as the layers' names count up within a process."""
+    return [f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}" for variable in network.variables]
+
+
+def _check_variables(held: str, network: keras.Model, exported: list[str]) -> None:
+    here = _signatures(network)
+    if len(here) != len(exported):
+        raise ExportError(f"{held} has {len(exported)} variables, this one has {len(here)}")
+    for index, (theirs, ours) in enumerate(zip(exported, here, strict=True)):
+        if theirs != ours:
+            path = network.variables[index].path
+            raise ExportError(f"{held} has variable {index} of name and shape {theirs}, this one has {ours} ({path})")
+
+
+def _check_shape(what: str, shape: tuple[int, ...], expected: list[int | None]) -> None:
+    if len(shape) != len(expected) or any(want not in (None, size) for size, want in zip(shape, expected, strict=True)):
+        wanted = ", ".join("n" if size is None else str(size) for size in expected)
+        raise ExportError(f"{what} must have the shape [{wanted}], not {list(shape)}")
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types; a number that is not finite becomes null, and what JSON doesn't know becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def _sibling(directory: Path, suffix: str) -> Path:
+    return directory.with_name(f".{directory.name}.{suffix}")
+
+
+def _folder(directory: Path) -> Path:
+    """Where the export is: no system exchanges two folders at once, and a crash between the moves leaves it in `old`."""
+    old = _sibling(directory, "old")
+    return old if old.is_dir() and not directory.exists() else directory
+
+
+def _replace(directory: Path, new: Path) -> None:
+    old = _sibling(directory, "old")
+    if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        directory.replace(old)
+    new.replace(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise ExportError(f"{folder}: the SavedModel can't be read ({_sentence(error)})") from error
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or error.__class__.__name__

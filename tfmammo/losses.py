@@ -1,0 +1,52 @@
+"""Pure loss functions of float32 logits and images. Each returns the mean over the batch, a float32 scalar.
+
+A patch discriminator answers with many logits l_i per sample. The papers average "all the responses" into one probability
+P = mean_i sigmoid(l_i) (`average="responses"`); Pix2Pix's code averages the logarithms instead (`average="losses"`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import tensorflow as tf
+
+Average = Literal["responses", "losses"]
+
+
+def log_real(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
+    """log P, the logarithm of the probability that the discriminator gives to "real".
+
+    "responses": log mean_i sigmoid(l_i) = logsumexp_i(log sigmoid(l_i)) - log n. "losses": mean_i log sigmoid(l_i).
+
+    Args:     logits: float32 [batch, rows, cols, 1]. average: how a sample's responses become one.
+    Returns:  float32 scalar, <= 0, the mean over the batch.
+    """
+    log_probabilities = tf.math.log_sigmoid(tf.cast(logits, tf.float32))
+    if average == "losses":
+        return tf.reduce_mean(log_probabilities)
+    responses = tf.cast(tf.reduce_prod(tf.shape(logits)[1:]), tf.float32)
+    return tf.reduce_mean(tf.reduce_logsumexp(log_probabilities, axis=[1, 2, 3]) - tf.math.log(responses))
+
+
+def log_fake(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
+    """log(1 - P), since 1 - sigmoid(l) = sigmoid(-l); see `log_real`."""
+    return log_real(-logits, average)
+
+
+def l1(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    """mean |target - output| over all elements, float32."""
+    return tf.reduce_mean(tf.abs(tf.cast(target, tf.float32) - tf.cast(output, tf.float32)))
+
+
+def mean_square(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    """mean (target - output)^2 over all elements, float32."""
+    return tf.reduce_mean(tf.math.squared_difference(tf.cast(target, tf.float32), tf.cast(output, tf.float32)))
+
+
+def l2_norm(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    """The Euclidean norm of target - output per sample, averaged over the batch, float32.
+
+    The square root's gradient is infinite at 0; 1e-12 under it keeps an exact answer finite.
+    """
+    squared = tf.math.squared_difference(tf.cast(target, tf.float32), tf.cast(output, tf.float32))
+    return tf.reduce_mean(tf.sqrt(tf.reduce_sum(squared, axis=[1, 2, 3]) + 1e-12))

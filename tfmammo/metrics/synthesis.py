@@ -1,0 +1,77 @@
+"""How near a synthetic image comes to the real one with the same mask: everywhere, in the mass, and along its edge.
+
+A synthetic image need not be the real one to be good, so these numbers say how well a network reproduces what was seen,
+not how real its image looks. The edge has a region of its own because that is where CAN claims its gain (section III.A).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+
+EDGE = 8  # px on either side of the outline: together the 16 px that CAN's discriminator sees at once
+
+
+def per_image(
+    real: NDArray[np.floating], synthetic: NDArray[np.floating], masks: NDArray[np.generic], edge: int = EDGE
+) -> dict[str, NDArray[np.float64]]:
+    """L1, PSNR and SSIM of n pairs of images: of the whole patch, inside the mask, and in a band along its edge.
+
+    L1 is the mean absolute difference, PSNR is -10 log10 of the mean squared difference, SSIM is the mean over the region
+    of the index's map (Gaussian window, sigma 1.5).
+
+    Args:     real, synthetic: float [n, s, s, 1] in [0, 1]. masks: number [n, s, s, 1], {0, 1}. edge: px on either side
+              of the mask's outline that make the band; the patch's own border is no outline.
+    Returns:  "l1", "psnr", "ssim", then each with "_mass" and with "_edge" -> float64 [n]. L1 in [0, 1]; PSNR in dB,
+              infinite where nothing differs; SSIM in [-1, 1]; NaN where a mask leaves the region empty.
+    Raises:   ValueError: unequal shapes, other values, or a patch below 11 px.
+    Source:   Wang et al., Image quality assessment: from error visibility to structural similarity (2004), for SSIM.
+    """
+    _check(real, synthetic, masks)
+    names = [name + region for region in ("", "_mass", "_edge") for name in ("l1", "psnr", "ssim")]
+    scores = {name: np.full(len(real), np.nan) for name in names}
+    for row, (truth, image, mask) in enumerate(zip(real[..., 0], synthetic[..., 0], masks[..., 0], strict=True)):
+        error = np.abs(truth.astype(np.float64) - image.astype(np.float64))
+        similarity = _similarity(truth, image)
+        for region, inside in _regions(mask.astype(np.uint8), edge).items():
+            if inside.any():
+                scores["l1" + region][row] = error[inside].mean()
+                scores["psnr" + region][row] = _psnr(np.square(error[inside]).mean())
+                scores["ssim" + region][row] = similarity[inside].mean()
+    return scores
+
+
+def _psnr(mean_square: float) -> float:
+    return -10 * np.log10(mean_square) if mean_square > 0 else np.inf
+
+
+def _similarity(truth: NDArray[np.floating], image: NDArray[np.floating]) -> NDArray[np.float64]:
+    return structural_similarity(
+        truth.astype(np.float64),
+        image.astype(np.float64),
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )[1]
+
+
+def _regions(mask: NDArray[np.uint8], edge: int) -> dict[str, NDArray[np.bool_]]:
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * edge + 1, 2 * edge + 1))
+    band = cv2.dilate(mask, disc) != cv2.erode(mask, disc)
+    return {"": np.ones(mask.shape, np.bool_), "_mass": mask.astype(np.bool_), "_edge": band}
+
+
+def _check(real: NDArray[np.floating], synthetic: NDArray[np.floating], masks: NDArray[np.generic]) -> None:
+    if not real.shape == synthetic.shape == masks.shape or real.ndim != 4 or real.shape[-1] != 1:
+        raise ValueError(f"images and masks must all be [n, s, s, 1], not {real.shape}, {synthetic.shape}, {masks.shape}")
+    if min(real.shape[1:3]) < 11:
+        raise ValueError("patches below 11 px have no SSIM")
+    if not np.all((masks == 0) | (masks == 1)):
+        raise ValueError("masks must hold nothing but 0 and 1")
+    for name, images in (("real", real), ("synthetic", synthetic)):
+        if not np.all((images >= 0) & (images <= 1)):
+            raise ValueError(f"{name} images must lie between 0 and 1")

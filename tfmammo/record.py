@@ -1,0 +1,141 @@
+"""The contract between archives and everything behind them: Mammogram and Lesion.
+
+An archive reader turns files on disk into `Mammogram` records without reading a pixel; `Mammogram.pixels()` reads them
+when they are wanted. All coordinates are native pixels of the stored image, row first, origin top left, and pixel
+(r, c) covers the square from (r - 0.5, c - 0.5) to (r + 0.5, c + 0.5): an outline point (10.0, 20.0) is the centre of
+that pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+LesionKind = Literal["mass", "calcification", "asymmetry", "distortion"]
+Pathology = Literal["normal", "benign", "malignant"]
+Laterality = Literal["L", "R"]
+View = Literal["CC", "MLO"]
+Box = tuple[int, int, int, int]
+
+
+class ArchiveError(ValueError):
+    """An archive, or one file of it, can't be read. The message names the file and the reason in one sentence."""
+
+
+def hashed_id(archive: str, identifier: str) -> str:
+    """A short stable pseudonym, so that no identifier of an archive reaches records, logs or exports.
+
+    Args:     archive: the archive's name. identifier: what the archive calls the patient.
+    Returns:  12 hexadecimal digits, equal for equal arguments.
+    """
+    return hashlib.sha256(f"{archive}/{identifier}".encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One finding of one mammogram.
+
+    kind:       what it is. outlines: float32 [points, 2] each, (row, col), native px, closed implicitly; empty where the
+                archive gives a box only. box: [row_min, col_min, row_max, col_max], half-open, native px.
+    shape, margin: the archive's own word in lower case ("oval", "spiculated"), None where it is silent.
+    kind_is_certain: False where the archive names kinds per image and this image has several.
+    """
+
+    kind: LesionKind
+    box: Box
+    outlines: tuple[NDArray[np.float32], ...] = ()
+    pathology: Pathology | None = None
+    shape: str | None = None
+    margin: str | None = None
+    kind_is_certain: bool = True
+
+    @staticmethod
+    def from_outline(kind: LesionKind, outline: NDArray, rows: int, cols: int, **details: object) -> Lesion:
+        """A lesion from one closed outline, cut at the image's border.
+
+        Args:     outline: float [points, 2], (row, col), native px; points may lie outside the image.
+                  rows, cols: the image's size. details: further fields of Lesion.
+        Raises:   ValueError: fewer than three points, a coordinate that is no number, or nothing inside the image.
+        """
+        outline = np.asarray(outline, np.float32).reshape(-1, 2)
+        if len(outline) < 3:
+            raise ValueError(f"an outline of {len(outline)} points encloses nothing")
+        if not np.isfinite(outline).all():
+            raise ValueError("an outline's coordinate is no number")
+        lesion = Lesion(kind, (0, 0, rows, cols), (outline,), **details)  # type: ignore[arg-type]
+        inside = np.argwhere(lesion.mask(rows, cols))
+        if len(inside) == 0:
+            raise ValueError("the outline lies outside the image")
+        (top, left), (bottom, right) = inside.min(axis=0), inside.max(axis=0) + 1
+        return Lesion(kind, (int(top), int(left), int(bottom), int(right)), (outline,), **details)  # type: ignore[arg-type]
+
+    def mask(self, rows: int, cols: int) -> NDArray[np.uint8]:
+        """The lesion's region, the border pixels included.
+
+        Returns:  uint8 [rows, cols], 0 or 1, native px.
+        Raises:   ValueError: the archive gives no outline of this lesion, only its box.
+        """
+        if not self.outlines:
+            raise ValueError("this lesion has a box but no outline, so no mask can be drawn")
+        canvas = np.zeros((rows, cols), np.uint8)
+        shift = 4  # sub-pixel bits: 1/16 px
+        limit = 2**31 // 2**shift // 4  # what OpenCV's fixed-point coordinates hold
+        points = [np.rint(np.clip(o[:, ::-1], -limit, limit) * 2**shift).astype(np.int32) for o in self.outlines]
+        return cv2.fillPoly(canvas, points, 1, shift=shift)
+
+
+@dataclass(frozen=True)
+class Mammogram:
+    """One mammogram as its archive describes it; pixels are read by `pixels()` alone.
+
+    patient_id: a pseudonym from `hashed_id`, the unit of every split. image_id: unique in the archive, free of patient
+    data. rows, cols: native size. spacing: (row, col) in mm per px, None where unknown. pathology: of the image's worst
+    finding; None where the archive is silent. birads, density: the archive's own words. archive: the reader's name.
+    read: returns the pixels; a functools.partial of a module-level function, so that a record can be pickled.
+    """
+
+    archive: str
+    patient_id: str
+    image_id: str
+    rows: int
+    cols: int
+    read: Callable[[], NDArray[np.float32]] = field(repr=False, compare=False)
+    laterality: Laterality | None = None
+    view: View | None = None
+    pathology: Pathology | None = None
+    lesions: tuple[Lesion, ...] = ()
+    spacing: tuple[float, float] | None = None
+    birads: str | None = None
+    density: str | None = None
+
+    def pixels(self) -> NDArray[np.float32]:
+        """The image, dark background, bright tissue.
+
+        Returns:  float32 [rows, cols, 1] in [0, 1], native px.
+        Raises:   ArchiveError: the file can't be read, or its size is not what the record says.
+        """
+        image = np.asarray(self.read(), np.float32)
+        if image.shape != (self.rows, self.cols, 1):
+            raise ArchiveError(f"{self.image_id}: pixels have shape {image.shape}, the record says {(self.rows, self.cols, 1)}")
+        return image
+
+
+@dataclass
+class Skipped:
+    """What a reader left out, and why: readers append to it, callers log it. `reasons` maps a file to one sentence."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, file: object, reason: object) -> None:
+        """Note that `file` was left out; several reasons for one file are joined."""
+        known = self.reasons.get(str(file))
+        self.reasons[str(file)] = f"{known}; {reason}" if known else str(reason)
+
+    def __len__(self) -> int:
+        return len(self.reasons)

@@ -1,0 +1,207 @@
+"""What the train and evaluate scripts share: arguments, devices, data, the closing table, one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from tfmammo import config as configuration
+from tfmammo.archives import ARCHIVES, phantom
+from tfmammo.config import ConfigError, DataConfig, Experiment, TrainingConfig
+from tfmammo.data.patches import Patches, lesion_patches
+from tfmammo.data.splits import split
+from tfmammo.metrics import segmentation, synthesis
+from tfmammo.quiet import held_back
+from tfmammo.record import Mammogram, Skipped
+from tfmammo.training import loop
+
+
+log = logging.getLogger(__name__)
+console = Console()
+
+
+def arguments(description: str, config: str | None = None) -> argparse.ArgumentParser:
+    """The parser every script starts from: --config, --set, --output."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=config is None, default=config, metavar="FILE", help="a YAML file from configs/")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set training.steps=3 data.root=DIR"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: a folder of its own under runs/")
+    return parser
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script: our own errors become one line on stderr and exit code 2, a stop signal exit code 128 + its number."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="[%X]", handlers=[_handler()], force=True)
+    logging.getLogger("tfmammo").setLevel(logging.INFO)
+    try:
+        main()
+    except loop.Interrupted as stop:
+        log.info("%s", stop)
+        sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ValueError as error:
+        if not type(error).__module__.startswith("tfmammo"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _handler() -> logging.Handler:
+    error_console = Console(stderr=True)
+    if error_console.is_terminal:
+        return RichHandler(console=error_console, show_path=False, show_level=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return handler
+
+
+def train(description: str, room: Callable[[Any, int], loop.Room], model: type) -> None:
+    """What every train script does: read the config, split the data by patient, fit, show what came out.
+
+    Args:     description: for --help. room: a class of tfmammo.models or tfmammo.baselines. model: its config class.
+    """
+    chosen = arguments(description).parse_args()
+    experiment = configuration.load(chosen.config, chosen.set, model)
+    prepare(experiment.training)
+    output = chosen.output or default_output(experiment)
+    patches, held_out = datasets(experiment.data)
+    metrics = loop.fit(lambda: room(experiment.model, experiment.data.size), experiment, patches, held_out, output, validate)
+    summary(experiment, metrics, held_out, output)
+
+
+def default_output(experiment: Experiment[Any]) -> Path:
+    """runs/NAME-ARCHIVE-FINGERPRINT: the same command comes back to its folder, another one gets its own."""
+    return Path("runs") / f"{experiment.name}-{archive_name(experiment.data)}-{experiment.fingerprint()}"
+
+
+def prepare(training: TrainingConfig) -> None:
+    """Set precision, seeds and threads; before the first TensorFlow operation of the process.
+
+    Raises:   ConfigError: training.deterministic is wanted, but TensorFlow's threads are already running.
+    """
+    with held_back():
+        gpus = tf.config.list_physical_devices("GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        keras.config.set_dtype_policy(precision(training.precision, bool(gpus)))
+        if training.deterministic:
+            try:
+                # The only setting under which two runs on a CPU agree bit for bit; see CONTRIBUTING.md.
+                tf.config.threading.set_inter_op_parallelism_threads(1)
+            except RuntimeError:
+                raise ConfigError("training.deterministic: must be set before TensorFlow's first operation in the process") from None
+            tf.config.experimental.enable_op_determinism()
+        tf.config.list_logical_devices()
+    keras.utils.set_random_seed(training.seed)
+
+
+def precision(wanted: str, gpu: bool) -> str:
+    """The Keras dtype policy for `training.precision`: "auto" takes what the device computes fastest without harm."""
+    if wanted != "auto":
+        return wanted
+    if gpu:
+        return "mixed_float16"
+    return "mixed_bfloat16" if cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); False where the system does not say."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def archive_name(config: DataConfig) -> str:
+    """The archive that is really read: the phantom where no data.root is given."""
+    return config.name if config.root else "phantom"
+
+
+def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
+    """The archive's records.
+
+    Raises:   ConfigError: data.name is unknown or data.root does not exist. ArchiveError: data.root is no such archive.
+    """
+    if config.name not in ARCHIVES:
+        raise ConfigError(f"data.name: {config.name} is none of {', '.join(sorted(ARCHIVES))}")
+    if archive_name(config) == "phantom":
+        if config.name != "phantom":
+            log.info("data.root is not set: taking the phantom (synthetic mammograms) instead of %s", config.name)
+        return phantom.read(None, skipped, count=config.phantoms, seed=config.seed)
+    if not config.root.is_dir():
+        raise ConfigError(f"data.root: no such folder: {config.root}")
+    return ARCHIVES[config.name](config.root, skipped)
+
+
+def all_patches(config: DataConfig) -> Patches:
+    """Every lesion patch of the archive; what was left out is logged with the reason, file by file."""
+    skipped = Skipped()
+    patches = lesion_patches(mammograms(config, skipped), config, skipped)
+    for file, reason in skipped.reasons.items():
+        log.debug("skipped %s: %s", file, reason)
+    if len(skipped):
+        counts = "; ".join(f"{file}: {reason}" for file, reason in list(skipped.reasons.items())[:3])
+        log.info("%d files were left out, wholly or in part (%s%s)", len(skipped), counts, "; ..." if len(skipped) > 3 else "")
+    return patches
+
+
+def datasets(config: DataConfig) -> tuple[Patches, Patches]:
+    """(training, held-out) patches by `config.split`; for "patient" no patient stands on both sides."""
+    train_patches, held_out = split(all_patches(config), config)
+    if config.split == "paper":
+        log.warning("data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; the metrics are too good")
+    return train_patches, held_out
+
+
+def validate(room: loop.Room, held_out: Patches) -> dict[str, float]:
+    """Held-out metrics of whatever a room exports: image -> mask gives Dice, Jaccard, ...; mask -> image gives SSIM, L1.
+
+    Returns:  means over patches, the criterion for the best checkpoint first.
+    """
+    found: dict[str, float] = {}
+    for function in room.functions().values():
+        inputs = {spec.name for spec in function.input_signature}
+        if inputs == {"image"}:
+            masks = predict(function, "image", held_out.images)["mask"]
+            scores = segmentation.per_image(held_out.masks, masks)
+            found = {**{name: float(scores[name].mean()) for name in ("dice", "jaccard", "accuracy", "mcc")}, **found}
+        elif inputs == {"mask"}:
+            images = predict(function, "mask", held_out.masks.astype(np.float32))["image"]
+            scores = synthesis.per_image(held_out.images, images, held_out.masks)
+            found |= {name: float(scores[name].mean()) for name in ("ssim", "l1")}
+    return found
+
+
+def predict(function: Callable[..., dict[str, tf.Tensor]], name: str, values: np.ndarray, batch: int = 8) -> dict[str, np.ndarray]:
+    """Run an exported function over many patches, `batch` at a time. Returns float32 arrays by output name."""
+    parts = [function(**{name: tf.constant(values[i : i + batch])}) for i in range(0, len(values), batch)]
+    return {key: np.concatenate([np.asarray(part[key], np.float32) for part in parts]) for key in parts[0]}
+
+
+def summary(experiment: Experiment[Any], metrics: dict[str, float], held_out: Patches, output: Path) -> None:
+    """Print the closing table and where picture, model and history are."""
+    table = Table(title=f"{experiment.name}: {len(held_out)} held-out patches of {len(set(held_out.patient_ids))} patients")
+    for heading in ("metric", "mean"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    pictures: Sequence[Path] = sorted((output / "samples").glob("step_*.png"))
+    console.print(f"picture   {pictures[-1] if pictures else '-'}")
+    console.print(f"model     {output / 'export'}")
+    console.print("history   mlflow ui" + (f" --backend-store-uri {experiment.tracking.uri}" if experiment.tracking.uri else ""))

@@ -1,0 +1,75 @@
+"""Labelled sheets of images: one column per panel, one row per sample, on white so that they print and stand on dark pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+WHITE, INK = (255, 255, 255), (40, 40, 40)
+BLUE, ORANGE = (86, 180, 233), (230, 159, 0)  # told apart by colour-blind readers, and on grey tissue
+FONT, HEADER = cv2.FONT_HERSHEY_SIMPLEX, 24
+
+
+def grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArray[np.uint8]:
+    """One sheet of n rows with the panels side by side, each under its name.
+
+    Args:     panels: name -> float [n, s, s, 1] grey or [n, s, s, 3] RGB, in [0, 1], all of one n and s, in the order of
+              columns. spacing: px of white between images and round the sheet.
+    Returns:  uint8 [rows, cols, 3], RGB.
+    Raises:   ValueError: no panel, unequal sizes, or a value outside [0, 1] (NaN too); the message names the panel.
+    """
+    if not panels:
+        raise ValueError("there is no panel to draw")
+    tiles = {name: _tiles(name, np.asarray(images)) for name, images in panels.items()}
+    count, size = next(iter(tiles.values())).shape[:2]
+    pitch = size + spacing
+    sheet = np.full((HEADER + count * pitch, spacing + len(tiles) * pitch, 3), WHITE, np.uint8)
+    for column, (name, images) in enumerate(tiles.items()):
+        if images.shape[:2] != (count, size):
+            raise ValueError(f"panel {name} holds {len(images)} images of {images.shape[1]} px, not {count} of {size} px")
+        left = spacing + column * pitch
+        _label(sheet[:HEADER, left : left + size], name)
+        for row, image in enumerate(images):
+            top = HEADER + row * pitch
+            sheet[top : top + size, left : left + size] = image
+    return sheet
+
+
+def outline(image: NDArray[np.floating], mask: NDArray[np.generic], colour: tuple[int, int, int] = BLUE) -> NDArray[np.float32]:
+    """The image with the mask's outermost pixels coloured; where the mask runs on beyond the image there is no line.
+
+    Args:     image: float [rows, cols, 1] grey or [rows, cols, 3] RGB, in [0, 1]. mask: number [rows, cols, 1], {0, 1}.
+              colour: red, green, blue, 0 to 255.
+    Returns:  float32 [rows, cols, 3], RGB in [0, 1].
+    Raises:   ValueError: image and mask differ in size, or the mask holds other values.
+    """
+    if image.shape[:2] != mask.shape[:2] or mask.shape[2:] != (1,):
+        raise ValueError(f"mask and image must have one size, not {mask.shape} and {image.shape}")
+    if not np.all((mask == 0) | (mask == 1)):
+        raise ValueError("the mask must hold nothing but 0 and 1")
+    inside = mask[..., 0].astype(np.uint8)
+    border = inside != cv2.erode(inside, np.ones((3, 3), np.uint8))
+    return np.where(border[..., np.newaxis], np.array(colour, np.float32) / 255, image).astype(np.float32)
+
+
+def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:
+    if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3):
+        raise ValueError(f"panel {name} must be [n, s, s, 1] or [n, s, s, 3], not {images.shape}")
+    if not np.all((images >= 0) & (images <= 1)):
+        raise ValueError(f"panel {name} has values outside [0, 1]")
+    return np.broadcast_to(np.rint(images.astype(np.float32) * 255).astype(np.uint8), (*images.shape[:3], 3))
+
+
+def _label(band: NDArray[np.uint8], name: str) -> None:
+    """Write the name in the middle of the band, smaller where it is wider than its column."""
+    text = name.replace("_", " ")
+    scale = 0.5
+    width = max(1, cv2.getTextSize(text, FONT, scale, 1)[0][0])
+    scale *= min(1.0, (band.shape[1] - 2) / width)
+    (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
+    canvas = np.ascontiguousarray(band)
+    cv2.putText(canvas, text, ((band.shape[1] - width) // 2, (HEADER + height) // 2 - 1), FONT, scale, INK, 1, cv2.LINE_AA)
+    band[:] = canvas

@@ -1,0 +1,391 @@
+"""The training loop: strategy, precision, tf.function, checkpoints, resume, guards. It knows no paper.
+
+A room (tfmammo.models, tfmammo.baselines) owns its losses and the order of its updates; the loop calls `train_step` and
+looks after everything else. Progressive growing or staged freezing are repeated `fit` calls in a script.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import cv2
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmammo import config as configuration
+from tfmammo import export as exporting
+from tfmammo.config import Experiment, TrainingConfig
+from tfmammo.data.patches import Patches
+from tfmammo.data.pipeline import batches
+from tfmammo.training import tracking
+from tfmammo.training.image_grid import grid
+from tfmammo.training.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(ValueError):
+    """A training can't start or can't go on; one sentence says why and what is kept."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C arrived and everything is saved. `signal`: which of the two."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped at step {step:,}, everything is saved; the same command goes on from there")
+        self.signal = number
+
+
+class Room(Protocol):
+    """What the loop asks of a model; a keras.Model that offers this needs to inherit nothing else."""
+
+    networks: dict[str, keras.Model]
+    optimizers: dict[str, keras.optimizers.Optimizer]
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One update round in the paper's order; returns scalar losses by name."""
+
+    def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Panels for the image grid, float32 [batch, size, size, 1] in [0, 1]."""
+
+    def functions(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+        """What is exported: a tf.function with an input signature per network."""
+
+
+Validate = Callable[[Room, Patches], dict[str, float]]
+
+
+def fit(
+    build: Callable[[], Room],
+    experiment: Experiment[Any],
+    train: Patches,
+    held_out: Patches,
+    output: Path,
+    validate: Validate,
+    strategy: tf.distribute.Strategy | None = None,
+) -> dict[str, float]:
+    """Train a room, or go on training it, and export it.
+
+    Rerunning with the same experiment and output resumes from the newest readable checkpoint. The order of draws and the
+    augmentation depend on seed and step alone, so a resumed run sees what it would have seen.
+
+    Args:     build: makes the room under the current precision policy; called in the strategy's scope.
+              train, held_out: patches of disjoint patients (or of the paper's leaky protocol).
+              output: the run's folder: config.yaml, checkpoints/, samples/, best/ and export/ (SavedModels), mlflow_run_id.
+              validate: metrics of the room on held-out patches; the first one decides which checkpoint is best, higher is
+              better. strategy: None takes all GPUs when there are several, else the only device.
+    Returns:  the held-out metrics at the last step.
+    Raises:   TrainingError: the folder belongs to another experiment or another process, or a loss became NaN or Inf.
+              Interrupted: SIGTERM or Ctrl-C, after saving.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
+    with locked(output), stop_signals() as stop:
+        claim(output, experiment)
+        return _Training(build, experiment, train, held_out, output, validate, strategy or default_strategy(), stop).run()
+
+
+class _Training:
+    """One call of `fit`: the state that its phases share."""
+
+    def __init__(
+        self,
+        build: Callable[[], Room],
+        experiment: Experiment[Any],
+        train: Patches,
+        held_out: Patches,
+        output: Path,
+        validate: Validate,
+        strategy: tf.distribute.Strategy,
+        stop: list[int],
+    ) -> None:
+        self.build, self.experiment, self.config = build, experiment, experiment.training
+        self.train, self.held_out, self.output, self.validate = train, held_out, output, validate
+        self.strategy, self.stop = strategy, stop
+        self.steps = total_steps(self.config, len(train))
+        self.run_log = tracking.Run(experiment, output)
+        keras.utils.set_random_seed(self.config.seed)
+        with strategy.scope():
+            self.room = build()
+            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+            self.best = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best")
+        networks = {f"network_{name}": network for name, network in self.room.networks.items()}
+        optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.room.optimizers.items()}
+        self.checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **optimizers)
+        folder = output / "checkpoints"
+        self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), self.config.keep)
+        self.best_manager = tf.train.CheckpointManager(self.checkpoint, str(folder / "best"), 1)
+
+    def run(self) -> dict[str, float]:
+        status = "FAILED"
+        try:
+            self._start()
+            metrics = self._loop()
+            self._finish(metrics)
+            status = "FINISHED"
+            return metrics
+        except Interrupted:
+            status = "KILLED"
+            raise
+        finally:
+            self.run_log.close(status)
+
+    def _start(self) -> None:
+        """Resume, or start from `initial`, or from random weights."""
+        restored = restore(self.checkpoint, self.manager.checkpoints)
+        if restored is None and self.config.initial:
+            exporting.assign(self.room.networks, tracking.resolve(self.config.initial, self.experiment.tracking.uri))
+        self.run_log.parameters(self.experiment.model_dump(mode="json"))
+        self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
+        policy = keras.config.dtype_policy().name
+        where = f"from step {int(self.step):,}" if restored else f"from {self.config.initial or 'random weights'}"
+        log.info(
+            "training %s %s to step %s: %d patches, %d held out, %s, %d device(s), %s",
+            self.experiment.name, where, f"{self.steps:,}", len(self.train), len(self.held_out), policy,
+            self.strategy.num_replicas_in_sync, self.output,
+        )  # fmt: skip
+
+    def _loop(self) -> dict[str, float]:
+        step, metrics = int(self.step), {}
+        if step == 0:
+            self._grid(step)
+        advance, data = self._advance(), None
+        with Progress(self.experiment.name, step, self.steps) as progress:
+            while step < self.steps:
+                if data is None:
+                    data = iter(self._batches(step))
+                before, chunk = step, self._chunk(step)
+                losses = {name: float(value) for name, value in advance(data, tf.constant(chunk, tf.int64)).items()}
+                step += chunk
+                self._check_finite(losses, before, step)
+                self.run_log.metrics({**losses, **self._optimizer_state()}, step)
+                progress.update(step, losses)
+                last = step >= self.steps
+                if step % self.config.grid_every == 0 or last:
+                    self._grid(step)
+                if step % self.config.validate_every == 0 or last:
+                    metrics = self._validate(step)
+                    progress.note(step, metrics)
+                if step % self.config.checkpoint_every == 0 or last or self.stop:
+                    self._save()
+                if self.stop and not last:
+                    raise Interrupted(self.stop[0], step)
+        return metrics or self.validate(self.room, self.held_out)
+
+    def _chunk(self, step: int) -> int:
+        """How many steps until something has to be done outside the graph."""
+        config = self.config
+        events = (config.checkpoint_every, config.validate_every, config.grid_every, config.steps_per_loop)
+        return min(self.steps - step, *(every - step % every for every in events))
+
+    def _batches(self, step: int) -> Any:
+        data = batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.augment, step)
+        return self.strategy.experimental_distribute_dataset(data) if self.strategy.num_replicas_in_sync > 1 else data
+
+    def _advance(self) -> Callable[[Iterator[Any], tf.Tensor], dict[str, tf.Tensor]]:
+        """A tf.function that takes a number of steps and returns each loss's mean over them."""
+
+        @tf.function
+        def one_step(batch: Any) -> dict[str, tf.Tensor]:
+            losses = self.strategy.run(self.room.train_step, args=(batch,))
+            self.step.assign_add(1)
+            return {name: self.strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None) for name, loss in losses.items()}
+
+        @tf.function
+        def advance(data: Iterator[Any], steps: tf.Tensor) -> dict[str, tf.Tensor]:
+            names = one_step.get_concrete_function(data.element_spec).structured_outputs
+            totals = {name: tf.zeros([], tf.float32) for name in names}
+            for _ in tf.range(steps):
+                losses = one_step(next(data))
+                totals = {name: total + tf.cast(losses[name], tf.float32) for name, total in totals.items()}
+            return {name: total / tf.cast(steps, tf.float32) for name, total in totals.items()}
+
+        return advance
+
+    def _check_finite(self, losses: dict[str, float], before: int, step: int) -> None:
+        for name, value in losses.items():
+            if not np.isfinite(value):
+                kept = self.manager.latest_checkpoint
+                raise TrainingError(
+                    f"{name} became {value} between steps {before:,} and {step:,}; "
+                    + (f"the last good checkpoint is kept: {kept}" if kept else "no checkpoint had been written yet")
+                )
+
+    def _optimizer_state(self) -> dict[str, float]:
+        state = {}
+        for name, optimizer in self.room.optimizers.items():
+            state[f"{name}_learning_rate"] = float(optimizer.learning_rate)
+            if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+                state[f"{name}_loss_scale"] = float(optimizer.dynamic_scale)
+                state[f"{name}_skipped_updates"] = float(int(self.step) - int(optimizer.inner_optimizer.iterations))
+        return state
+
+    def _validate(self, step: int) -> dict[str, float]:
+        metrics = self.validate(self.room, self.held_out)
+        self.run_log.metrics({f"validation_{name}": value for name, value in metrics.items()}, step)
+        score = next(iter(metrics.values()))
+        if score > float(self.best):
+            self.best.assign(score)
+            self._save(self.best_manager)
+        return metrics
+
+    def _grid(self, step: int) -> None:
+        """Input, output and truth side by side, of the same held-out patches every time."""
+        some = self.held_out.take(np.linspace(0, len(self.held_out) - 1, min(self.config.grid_samples, len(self.held_out))).astype(int))
+        panels = self.room.sample({"image": tf.constant(some.images), "mask": tf.constant(some.masks, tf.float32)})
+        picture = grid({name: np.asarray(panel, np.float32) for name, panel in panels.items()})
+        folder = self.output / "samples"
+        folder.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f"step_{step:08d}.png"), picture[..., ::-1])
+        self.run_log.image("samples", picture, step)
+
+    def _save(self, manager: tf.train.CheckpointManager | None = None) -> None:
+        """Never over a good checkpoint with weights that the last update spoilt."""
+        for name, network in self.room.networks.items():
+            for variable in network.variables:
+                if variable.dtype.startswith("float") and not bool(tf.reduce_all(tf.math.is_finite(variable.value))):
+                    kept = self.manager.latest_checkpoint
+                    raise TrainingError(f"{name}'s {variable.path} is NaN or Inf after step {int(self.step):,}; kept: {kept}")
+        (manager or self.manager).save(checkpoint_number=self.step)
+
+    def _finish(self, metrics: dict[str, float]) -> None:
+        """Export the last weights and the best, each as a version in the registry."""
+        final_step = int(self.step)
+        self._export("export", metrics, self.best_is_last())
+        if not self.best_is_last():
+            self.checkpoint.restore(self.best_manager.latest_checkpoint).expect_partial()
+            self._export("best", {self._criterion(metrics): float(self.best)}, True)
+            restore(self.checkpoint, self.manager.checkpoints)
+        log.info("finished at step %s; exported to %s", f"{final_step:,}", self.output / "export")
+
+    def best_is_last(self) -> bool:
+        latest = self.best_manager.latest_checkpoint
+        return latest is None or int(latest.rsplit("-", 1)[1]) == int(self.step)
+
+    @staticmethod
+    def _criterion(metrics: dict[str, float]) -> str:
+        return next(iter(metrics))
+
+    def _export(self, name: str, metrics: dict[str, float], best: bool) -> None:
+        card = {
+            "system": self.experiment.name,
+            "step": int(self.step),
+            "metrics": metrics,
+            "config": self.experiment.model_dump(mode="json"),
+            "split": self.experiment.data.split,
+            "data_fingerprint": self.train.fingerprint(),
+            "train_patients": sorted(set(self.train.patient_ids.tolist())),
+            "held_out_ids": self.held_out.ids.tolist(),
+            **tracking.git_state(),
+        }
+        directory = exporting.export(in_float32(self.build, self.room), self.output / name, card)
+        if self.experiment.tracking.register_models:
+            self.run_log.register(directory, int(self.step), metrics, best)
+
+
+def in_float32(build: Callable[[], Room], room: Room) -> Room:
+    """A copy of a room that computes in float32, whatever precision it was trained in: what runs anywhere."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        copy = build()
+    finally:
+        keras.config.set_dtype_policy(policy)
+    for name, network in room.networks.items():
+        for target, source in zip(copy.networks[name].variables, network.variables, strict=True):
+            target.assign(source.value)
+    return copy
+
+
+def total_steps(config: TrainingConfig, patches: int) -> int:
+    """`steps`, or what `epochs` epochs of `epoch_samples` draws (one per patch by default) come to."""
+    if config.steps is not None:
+        return config.steps
+    return -(-config.epochs * (config.epoch_samples or patches) // config.batch_size)
+
+
+def restore(checkpoint: tf.train.Checkpoint, paths: list[str]) -> str | None:
+    """Restore the newest readable checkpoint. Returns its path, or None when there is none."""
+    for path in reversed(paths):
+        try:
+            checkpoint.restore(path).assert_existing_objects_matched()
+            return path
+        except (tf.errors.OpError, ValueError) as error:
+            log.warning("%s can't be read (%s); trying the one before", path, str(error).split("\n")[0])
+        except AssertionError:
+            raise TrainingError(f"{path} holds another model's weights; choose another --output") from None
+    return None
+
+
+def default_strategy() -> tf.distribute.Strategy:
+    """All GPUs when there are several, else the one device there is."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+
+
+def claim(output: Path, experiment: Experiment[Any]) -> None:
+    """Write config.yaml, or make sure that the folder's run is this experiment.
+
+    Raises:   TrainingError: it is another one; the message names what differs.
+    """
+    path = output / "config.yaml"
+    if path.exists():
+        known = configuration.parse(type(experiment), path)
+        different = differences(known.identity(), experiment.identity())
+        if different:
+            raise TrainingError(f"{output} holds another training ({', '.join(different)}); choose another --output")
+    path.write_text(configuration.dump(experiment), encoding="utf-8")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two configs differ: ["model.filters: [64] there, [32] here"]."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} there, {after} here")
+    return found
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock goes with the process, however it ends."""
+    with (output / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(f"{output}: another process is training there") from None
+        yield
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT while inside; a second one takes effect at once. Yields the list they are put on."""
+    caught: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        log.info("saving, then stopping (once more to stop at once)")
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,381 @@
+"""Runs, metrics and model versions in MLflow; the only file beside serving.py that knows it.
+
+Where: `tracking.uri` of the config, else the environment's MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current
+folder. Artifacts of an SQLite store lie in the folder mlruns beside the database.
+
+A store that can't be reached at the start is a `TrackingError`, within seconds. One that fails later never stops a
+training: it is logged once, and tried again after a minute at the earliest. Metrics wait meanwhile and are sent when it
+answers; images, artifacts and model versions of that time are not sent again (all of them stay in the output folder), and
+system metrics end with the first failure.
+
+A run goes on where it was killed: its id is kept in the output folder. Steps that a resumed training repeats are logged
+twice, as MLflow only appends. No global state of MLflow (active run, tracking URI) is read or set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from tfmammo.config import Experiment
+from tfmammo.export import CARD, read_card
+
+# MLflow reads these at import or at each request: no usage reports, no lines on stdout, no progress bars over ours, and
+# one retry instead of seven, which would hold up a training for minutes.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+import mlflow  # noqa: E402
+import sqlalchemy  # noqa: E402
+from mlflow.artifacts import download_artifacts  # noqa: E402
+from mlflow.entities import LifecycleStage, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.models import Model, ModelSignature  # noqa: E402
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode  # noqa: E402
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec  # noqa: E402
+
+log = logging.getLogger(__name__)
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # what they warn of is reported here, once
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+RUN_ID = "mlflow_run_id"
+SERVING = Path(__file__).parents[1] / "serving.py"
+PAUSE = 60.0  # seconds without a try after a failure, or ten times what the failing call took
+FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
+LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
+BATCH = 100  # parameters or tags that MLflow takes at once; of metrics 1000
+WAITING = 100_000  # metrics kept while the store is away
+
+Result = TypeVar("Result")
+
+
+class TrackingError(ValueError):
+    """A store can't be reached, or a handle leads to no export. The message is one sentence and names the store or handle."""
+
+
+class Run:
+    """One training in MLflow: started, or resumed where its output folder knows it.
+
+    The experiment's values become parameters (except the store's address, which may hold a password), the code's git commit
+    becomes a tag.
+
+    Args:     experiment: name, tracking section and parameters. output: the training's folder, where the id is kept.
+    Raises:   TrackingError: the store can't be reached, or its experiment was deleted.
+    """
+
+    def __init__(self, experiment: Experiment[Any], output: Path) -> None:
+        config = experiment.tracking
+        self.uri = store_uri(config.uri)
+        self.model = f"tfmammo-{experiment.name}"
+        self._waiting: list[Metric] = []
+        self._failed, self._paused_until = False, 0.0
+        self._monitor: SystemMetricsMonitor | None = None
+        with _reaching(self.uri):
+            _probe(self.uri)
+            self._client = mlflow.MlflowClient(self.uri)
+            self._experiment = _experiment(self._client, self.uri, config.experiment)
+            self.id = self._resumed(output) or self._started(output)
+            self._log_parameters(_flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}})))
+            state = git_state()
+            self._log_tags(state | {"mlflow.source.git.commit": state["git_commit"]} if state else {})
+        if config.system_metrics:
+            self._attempt(self._watch_system)
+
+    def parameters(self, mapping: Mapping[str, Any]) -> None:
+        """Log further parameters. MLflow's can't change: one that a resumed run changes becomes a tag, "resumed.KEY"."""
+        self._attempt(lambda: self._log_parameters(_flat(mapping)))
+
+    def tags(self, mapping: Mapping[str, Any]) -> None:
+        """Set tags of the run."""
+        self._attempt(lambda: self._log_tags(mapping))
+
+    def metrics(self, mapping: Mapping[str, float], step: int) -> None:
+        """Log one round of metrics in one request, together with those that waited for the store."""
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(key, float(value), now, int(step)) for key, value in mapping.items()]
+        del self._waiting[:-WAITING]
+        self._attempt(self._send_metrics)
+
+    def image(self, name: str, image: NDArray[np.uint8], step: int) -> None:
+        """Log an image grid as PNG. Args: image: uint8 [rows, cols] or [rows, cols, 1 | 3]."""
+        if image.dtype != np.uint8:
+            raise ValueError(f"the image {name} must be uint8, not {image.dtype}")
+        self._attempt(lambda: self._client.log_image(self.id, image, key=name, step=int(step), synchronous=True))
+
+    def artifact(self, path: Path) -> None:
+        """Log a file, or a folder under its name."""
+        if path.is_dir():
+            self._attempt(lambda: self._client.log_artifacts(self.id, str(path), path.name))
+        else:
+            self._attempt(lambda: self._client.log_artifact(self.id, str(path)))
+
+    def register(self, directory: Path, step: int, metrics: Mapping[str, float], best: bool) -> str | None:
+        """Make an export a new version of the registered model tfmammo-NAME, ready for `mlflow models serve`.
+
+        Args:     directory: an export, copied into the store. step, metrics: become tags of the version.
+                  best: move the alias "best" to it.
+        Returns:  the version, or None if the store failed.
+        Raises:   ExportError: the folder holds no export.
+        """
+        card = read_card(directory)
+        return self._attempt(lambda: self._register(directory, card, step, metrics, best))
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
+        """Send what waits and end the run; it can still be resumed. KILLED: stopped from outside."""
+        if self._monitor:
+            self._monitor.finish()
+            self._monitor = None
+        self._paused_until = 0.0
+        self._attempt(self._send_metrics)
+        self._attempt(lambda: self._client.set_terminated(self.id, status))
+
+    def _attempt(self, call: Callable[[], Result]) -> Result | None:
+        start = time.monotonic()
+        if start < self._paused_until:
+            return None
+        try:
+            result = call()
+        except Exception as error:  # MLflow, SQLAlchemy, requests and the system raise their own: none may stop a training
+            self._paused_until = time.monotonic() + max(PAUSE, 10 * (time.monotonic() - start))
+            if not self._failed:
+                log.warning("%s: the tracking store fails, training goes on without it (%s)", _shown(self.uri), _sentence(error))
+            self._failed = True
+            return None
+        if self._failed:
+            log.info("%s: the tracking store answers again", _shown(self.uri))
+        self._failed = False
+        return result
+
+    def _resumed(self, output: Path) -> str | None:
+        path = output / RUN_ID
+        if not path.is_file():
+            return None
+        run_id = path.read_text(encoding="utf-8").strip()
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
+                raise
+            run = None
+        if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            log.warning("%s: holds no run %s any more, a new one is started", _shown(self.uri), run_id)
+            return None
+        self._client.update_run(run_id, "RUNNING")
+        return run_id
+
+    def _started(self, output: Path) -> str:
+        run_id = self._client.create_run(self._experiment, run_name=output.name).info.run_id
+        output.mkdir(parents=True, exist_ok=True)
+        part = output / f".{RUN_ID}"
+        part.write_text(run_id + "\n", encoding="utf-8")
+        part.replace(output / RUN_ID)
+        return run_id
+
+    def _log_parameters(self, values: Mapping[str, str]) -> None:
+        known = self._client.get_run(self.id).data.params
+        new = [Param(key, value) for key, value in values.items() if key not in known]
+        for start in range(0, len(new), BATCH):
+            self._client.log_batch(self.id, params=new[start : start + BATCH], synchronous=True)
+        self._log_tags({f"resumed.{key}": value for key, value in values.items() if known.get(key, value) != value})
+
+    def _log_tags(self, values: Mapping[str, Any]) -> None:
+        tags = [RunTag(key, str(value)[:LONGEST_VALUE]) for key, value in values.items()]
+        for start in range(0, len(tags), BATCH):
+            self._client.log_batch(self.id, tags=tags[start : start + BATCH], synchronous=True)
+
+    def _send_metrics(self) -> None:
+        while self._waiting:
+            batch = self._waiting[: 10 * BATCH]
+            try:
+                self._client.log_batch(self.id, metrics=batch, synchronous=True)
+            except MlflowException as error:
+                if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):  # refused for good: must not hold up the others
+                    del self._waiting[: len(batch)]
+                raise
+            del self._waiting[: len(batch)]
+
+    def _watch_system(self) -> None:
+        self._monitor = SystemMetricsMonitor(self.id, resume_logging=True, tracking_uri=self.uri)
+        self._monitor.start()
+
+    def _register(self, directory: Path, card: Mapping[str, Any], step: int, metrics: Mapping[str, float], best: bool) -> str:
+        client = self._client
+        tags = {"step": str(int(step))} | {key: f"{float(value):.6g}" for key, value in metrics.items()}
+        tags |= {key: str(card[key]) for key in ("git_commit", "data_fingerprint") if card.get(key)}
+        logged = client.create_logged_model(self._experiment, f"{card['name']}-{int(step)}", self.id, tags)
+        with tempfile.TemporaryDirectory() as folder:
+            _save(Path(folder) / "model", directory, card, Model(run_id=self.id, model_id=logged.model_id))
+            client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        client.log_outputs(self.id, [LoggedModelOutput(logged.model_id, int(step))])
+        if not client.search_registered_models(f"name = '{self.model}'"):
+            client.create_registered_model(self.model)
+        version = client.create_model_version(self.model, f"models:/{logged.model_id}", self.id, tags, model_id=logged.model_id).version
+        if best:
+            client.set_registered_model_alias(self.model, "best", version)
+        return str(version)
+
+
+def resolve(handle: str | Path, uri: str | None = None) -> Path:
+    """The export that a handle means, on this machine.
+
+    Args:     handle: models:/tfmammo-can@best, models:/tfmammo-can/3, runs:/ID/can-500, a training's output folder, an
+              export, or one of an export's SavedModels. uri: the store of the first three; see the module.
+    Raises:   TrackingError: the store can't be reached, or the handle leads to no export.
+    """
+    if not str(handle).startswith(("models:/", "runs:/")):
+        return _local(Path(handle))
+    uri = store_uri(uri)
+    with _reaching(uri):
+        _probe(uri)
+    try:
+        folder = Path(download_artifacts(str(handle), tracking_uri=uri))
+    except Exception as error:
+        raise TrackingError(f"{handle}: can't be fetched from {_shown(uri)} ({_sentence(error)})") from error
+    found = [card.parent for card in folder.rglob(CARD)]
+    if len(found) != 1:
+        raise TrackingError(f"{handle}: holds {len(found) or 'no'} exports in {_shown(uri)}, where one is wanted")
+    return found[0]
+
+
+def store_uri(uri: str | None = None) -> str:
+    """The store's address: the one given, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder (absolute)."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def git_state(file: Path = Path(__file__)) -> dict[str, str]:
+    """Commit of the checkout that a source file belongs to, and whether tracked files were changed since.
+
+    Returns:  {"git_commit": 40 digits, "git_dirty": "true" | "false"}; empty where the file is in no checkout.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)  # else an installed copy would take the commit of whatever holds it
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": "true" if changed else "false"}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _local(path: Path) -> Path:
+    for folder in (path, path / "export"):
+        if (folder / CARD).is_file():
+            return folder
+    if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
+        return path.parent
+    problem = "holds no export" if path.exists() else "is neither a folder nor a models:/ or runs:/ handle"
+    raise TrackingError(f"{path}: {problem}")
+
+
+def _save(path: Path, directory: Path, card: Mapping[str, Any], model: Model) -> None:
+    with warnings.catch_warnings():
+        # The card describes the input; an example would be 65,536 numbers of text in every version.
+        warnings.filterwarnings("ignore", ".*input example was not provided.*")
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(SERVING),
+            artifacts={"export": str(directory)},
+            signature=_signature(card),
+            pip_requirements=[f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"],
+            mlflow_model=model,
+        )
+
+
+def _signature(card: Mapping[str, Any]) -> ModelSignature:
+    """Of the served function. A single input is unnamed, so that `params` may choose a network whose input has another name."""
+    function = card["functions"][card["serves"]]
+    inputs, outputs = ([_tensor(value["shape"], name) for name, value in function[side].items()] for side in ("inputs", "outputs"))
+    if len(inputs) == 1:
+        inputs = [_tensor(inputs[0].shape, None)]
+    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("network", DataType.string, card["serves"])]))
+
+
+def _tensor(shape: tuple[int | None, ...], name: str | None) -> TensorSpec:
+    return TensorSpec(np.dtype(np.float32), tuple(-1 if size is None else size for size in shape), name)
+
+
+def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, _artifact_location(uri, name))
+        except MlflowException:  # another training may have created it just now
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise TrackingError(f"{_shown(uri)}: the experiment {name} was deleted there; restore it or set tracking.experiment")
+    return found.experiment_id
+
+
+def _artifact_location(uri: str, name: str) -> str | None:
+    """Beside an SQLite database, where MLflow would take the current folder; a server knows its own place."""
+    database = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
+    return (Path(database).resolve().parent / "mlruns" / name).as_uri() if database else None
+
+
+def _probe(uri: str) -> None:
+    """Ask a database once: MLflow asks ten times, over minutes."""
+    if uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
+        sqlalchemy.inspect(engine).get_table_names()
+
+
+@contextlib.contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    """Turns whatever a store raises into a TrackingError, and waits for it no longer than FIRST_TIMEOUT."""
+    patience = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FIRST_TIMEOUT)
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:  # see Run._attempt
+        raise TrackingError(f"{_shown(uri)}: the tracking store can't be used ({_sentence(error)})") from error
+    finally:
+        del os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        if patience is not None:
+            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = patience
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + str(key)] = (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST_VALUE]
+    return flat
+
+
+def _shown(text: str) -> str:
+    """Without the password that an address may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def _sentence(error: Exception) -> str:
+    first_line = _shown(str(error).strip().partition("\n")[0])
+    return f"{first_line[:300]}…" if len(first_line) > 300 else first_line or error.__class__.__name__

@@ -1,0 +1,16 @@
+"""Train CAN: masks to mass images and mass images to masks, with one discriminator (see tfmammo/models/can.py).
+
+python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR
+"""
+
+from tfmammo.models.can import CAN, CANConfig
+from tfmammo.training import cli
+
+
+def main() -> None:
+    """Read the config, split the data by patient, train, export."""
+    cli.train(__doc__, CAN, CANConfig)
+
+
+if __name__ == "__main__":
+    cli.run(main)
