@@ -18,7 +18,7 @@ CORE = [
     "pylibjpeg-openjpeg",
     "opencv-python-headless",
     "scikit-image",
-    "scipy",
+    "scipy>=1.15",
     "pandas",
     "xlrd",
     "mlflow>=3.17,<4",
@@ -42,7 +42,7 @@ EXTRAS = {
     "serve": ["gradio>=6"],
     "benchmark": ["torch", "onnxruntime", "monai", "lpips"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
-    "test": ["pytest>=9", "pytest-timeout", "hypothesis", "packaging", "ruff==0.17.*", "mypy==2.4.*", "scikit-learn", "xlwt"],
+    "test": ["pytest>=9", "pytest-timeout", "hypothesis", "h5py", "packaging", "ruff==0.17.*", "mypy==2.4.*", "scikit-learn", "xlwt"],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 

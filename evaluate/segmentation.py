@@ -65,7 +65,7 @@ def main() -> None:
     report = evaluation.Report(config, MEASURES, TABLE_1)
     for comparison in evaluation.compare(config, "image", "mask"):
         masks = comparison.patches.masks
-        outputs = {**comparison.outputs, **{name: floor(name, masks.shape, comparison.data.context) for name in config.floors}}
+        outputs = comparison.outputs | {name: floor(name, masks.shape, comparison.data.context) for name in config.floors}
         scores = {name: segmentation.per_image(masks, output, config.threshold) for name, output in outputs.items()}
         report.add(comparison, scores)
         for name, probabilities in comparison.outputs.items():
@@ -103,7 +103,7 @@ def cases(name: str, patches: Patches, outputs: NDArray[np.bool_], dice: NDArray
             axis.spines[:].set_visible(False)
         row[0].set_ylabel(title, fontsize=9, color=INK)
     figure.suptitle(f"{name}, {len(order)} patches", fontsize=10, color=INK)
-    lines = [Line2D([], [], color=np.array(colour) / 255) for colour in (BLUE, ORANGE)]
+    lines = [Line2D([], [], color=(red / 255, green / 255, blue / 255)) for red, green, blue in (BLUE, ORANGE)]
     figure.legend(lines, ["truth", "output"], loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
     return figure
 

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -27,13 +28,15 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """Every test starts and ends under the float32 policy."""
-    import keras
-
-    keras.config.set_dtype_policy("float32")
+    """Every test starts and ends under the float32 policy; one that never touches Keras does not pay for it."""
+    _reset_policy()
     yield
-    keras.config.set_dtype_policy("float32")
-    keras.backend.clear_session()
+    _reset_policy()
+
+
+def _reset_policy() -> None:
+    if "keras" in sys.modules:
+        sys.modules["keras"].config.set_dtype_policy("float32")
 
 
 @pytest.fixture
@@ -55,9 +58,15 @@ def random_patches():
     return make
 
 
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory) -> str:
+    """One MLflow store for the session: making its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
 @pytest.fixture
-def tiny_can(tmp_path):
-    """A function (**overrides of training) -> Experiment of a really small CAN, tracked in tmp_path."""
+def tiny_can(tracking_uri):
+    """A function (model values, **overrides of training) -> Experiment of a really small CAN."""
     from tfmammo.config import DataConfig, Experiment, TrackingConfig, TrainingConfig
     from tfmammo.models.can import CANConfig
 
@@ -67,7 +76,7 @@ def tiny_can(tmp_path):
             name="can",
             data=DataConfig(size=32),
             training=TrainingConfig(**{**chosen, **training}),
-            tracking=TrackingConfig(uri=f"sqlite:///{tmp_path / 'mlflow.db'}", system_metrics=False),
+            tracking=TrackingConfig(uri=tracking_uri, system_metrics=False),
             model=CANConfig(**{"filters": (4, 8, 8), "discriminator_filters": 4, **(model or {})}),
         )
 

@@ -89,7 +89,7 @@ class Network:
         Returns:  float32 [n, s, s, 1] in [0, 1].
         Raises:   ExportError: it can't be read, or takes patches of another size. DataError: it puts out something else.
         """
-        call = export.load(self.folder, self.function) if self.function else _signature(self.folder)
+        call: Callable[..., Any] = export.load(self.folder, self.function) if self.function else _signature(self.folder)
         outputs = cli.predict(call, source, values)[target]
         if outputs.shape != values.shape or not np.all((outputs >= 0) & (outputs <= 1)):
             raise DataError(f"{self.handle}: its {target} is no [n, s, s, 1] in [0, 1] but {list(outputs.shape)}, or holds other values")
@@ -257,12 +257,18 @@ def _signature(folder: Path, source: str | None = None, target: str | None = Non
         loaded = tf.saved_model.load(str(folder))
         signature = loaded.signatures[export.SIGNATURE]
     except (OSError, tf.errors.OpError, ValueError, KeyError) as error:
-        raise export.ExportError(f"{folder}: can't be read as a SavedModel with a serving signature ({error})") from None
+        raise export.ExportError(
+            f"{folder}: can't be read as a SavedModel with a serving signature ({' '.join(str(error).split())})"
+        ) from None
     inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
     if source and (set(inputs) != {source} or target not in outputs):
         raise export.ExportError(f"{folder}: leads from {', '.join(inputs)} to {', '.join(outputs)}, not from {source} to {target}")
 
     def call(**values: tf.Tensor) -> Mapping[str, tf.Tensor]:
-        return loaded.signatures[export.SIGNATURE](**values)  # keeps `loaded`, which owns the weights
+        try:
+            return loaded.signatures[export.SIGNATURE](**values)  # keeps `loaded`, which owns the weights
+        except (tf.errors.OpError, TypeError, ValueError):
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
+            raise export.ExportError(f"{folder}: does not take {shapes}") from None
 
     return call

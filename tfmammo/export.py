@@ -77,6 +77,12 @@ def export(room: Exportable, directory: Path, card: Mapping[str, Any]) -> Path:
     return directory
 
 
+def located(directory: Path) -> Path:
+    """Where an export is: in its place, or beside it if a crash fell between the two moves that replace one by another."""
+    old = _sibling(directory, "old")
+    return old if old.is_dir() and not directory.exists() else directory
+
+
 def read_card(directory: Path) -> dict[str, Any]:
     """The card of an export.
 
@@ -84,7 +90,7 @@ def read_card(directory: Path) -> dict[str, Any]:
               "inputs" and "outputs", each name -> shape, dtype and range, and "variables"), and what `export` was given.
     Raises:   ExportError: the folder holds no export, or one that a newer tfmammo wrote.
     """
-    path = _folder(Path(directory)) / CARD
+    path = located(Path(directory)) / CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -121,7 +127,7 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
               output's name -> float32 array. It raises ExportError on a wrong name, number or shape of inputs.
     Raises:   ExportError: no export, no such function, or a damaged SavedModel.
     """
-    card, folder = read_card(directory), _folder(Path(directory)) / function
+    card, folder = read_card(directory), located(Path(directory)) / function
     if function not in card["functions"]:
         raise ExportError(f"{directory}: has no function {function}, only {', '.join(card['functions'])}")
     inputs = card["functions"][function]["inputs"]
@@ -156,7 +162,7 @@ def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
     for name, function in card["functions"].items():
         _check_variables(f"{held} whose {name}", networks[name], function["variables"])
     for name in card["functions"]:
-        folder = _folder(directory) / name
+        folder = located(directory) / name
         with _readable(folder):
             values = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
             for index, variable in enumerate(networks[name].variables):
@@ -283,18 +289,12 @@ def _sibling(directory: Path, suffix: str) -> Path:
     return directory.with_name(f".{directory.name}.{suffix}")
 
 
-def _folder(directory: Path) -> Path:
-    """Where the export is: no system exchanges two folders at once, and a crash between the moves leaves it in `old`."""
-    old = _sibling(directory, "old")
-    return old if old.is_dir() and not directory.exists() else directory
-
-
 def _replace(directory: Path, new: Path) -> None:
     old = _sibling(directory, "old")
     if directory.exists():
         shutil.rmtree(old, ignore_errors=True)
         directory.replace(old)
-    new.replace(directory)
+    new.replace(directory)  # no system moves two folders at once: see `located`
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -67,4 +67,14 @@ def minimize(loss: tf.Tensor, network: keras.Model, optimizer: keras.optimizers.
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     start = optimizer.scale_loss(tf.ones_like(loss)) / replicas
     gradients = tape.gradient(loss, network.trainable_variables, output_gradients=start)
+    if replicas > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        gradients = _finite_on_all_replicas_or_on_none(gradients)
     optimizer.apply(gradients, network.trainable_variables)
+
+
+def _finite_on_all_replicas_or_on_none(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    # LossScaleOptimizer (Keras 3.15) asks the first replica alone whether to skip the step: an overflow on another one
+    # would reach the weights. So all of them learn of it.
+    overflows = tf.add_n([tf.cast(tf.reduce_any(~tf.math.is_finite(gradient)), tf.float32) for gradient in gradients])
+    overflows = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, overflows)
+    return [tf.where(overflows > 0, float("nan"), gradients[0]), *gradients[1:]]

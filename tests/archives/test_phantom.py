@@ -19,7 +19,7 @@ def archive() -> list[Mammogram]:
 
 @pytest.fixture(scope="module")
 def rendered(archive) -> list[tuple[Mammogram, np.ndarray]]:
-    return [(mammogram, mammogram.pixels()[..., 0]) for mammogram in archive[:12]]
+    return [(mammogram, mammogram.pixels()[..., 0]) for mammogram in archive[:8]]
 
 
 def same(a: Mammogram, b: Mammogram) -> bool:
@@ -81,7 +81,7 @@ def test_enough_mammograms_have_masses_and_some_are_normal(seed):
 
 @pytest.fixture(scope="module")
 def masses():
-    return [lesion for record in phantom.read(count=400, seed=5) for lesion in record.lesions if lesion.kind == "mass"]
+    return [lesion for record in phantom.read(count=160, seed=5) for lesion in record.lesions if lesion.kind == "mass"]
 
 
 def test_every_shape_and_margin_occurs(masses):
@@ -147,7 +147,7 @@ def test_masses_lie_in_the_breast_and_stand_out_from_their_surroundings(rendered
                 width = 2 * int(np.sqrt(mask.sum() / np.pi) / 2) + 1
                 ring = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))) - mask
                 assert image[mask == 1].mean() > image[ring == 1].mean() + 0.02, record.image_id
-    assert count >= 8
+    assert count >= 6
 
 
 def test_no_threshold_segments_the_masses(rendered):

@@ -246,6 +246,30 @@ def test_a_savedmodel_without_a_card(run, tmp_path, patches):
         run("synthesis", {"foreign": str(tmp_path / "foreign")}, "patients=all")
 
 
+def test_a_savedmodel_that_is_damaged_or_of_another_size(tmp_path):
+    layers = keras.layers
+    dense = layers.Dense(SIZE * SIZE, activation="sigmoid", kernel_initializer="zeros")
+    network = keras.Sequential([keras.Input((SIZE, SIZE, 1)), layers.Flatten(), dense, layers.Reshape((SIZE, SIZE, 1))])
+    network.export(str(tmp_path / "keras"), verbose=False)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "saved_model.pb").write_bytes(b"nothing")
+    with pytest.raises(export.ExportError, match="damaged: can't be read as a SavedModel"):
+        evaluation.open_network(str(damaged), "image", "mask")
+    name = next(iter(tf.saved_model.load(str(tmp_path / "keras")).signatures["serving_default"].structured_input_signature[1]))
+    other = evaluation.open_network(str(tmp_path / "keras"), name, "output_0")
+    assert other.run(name, "output_0", np.zeros((2, SIZE, SIZE, 1), np.float32)) == pytest.approx(0.5)
+    with pytest.raises(export.ExportError, match=r"keras: does not take .* \[2, 16, 16, 1\]"):
+        other.run(name, "output_0", np.zeros((2, 16, 16, 1), np.float32))
+
+
+def test_an_output_that_is_no_probability(tmp_path):
+    folder = export.export(Known(0.5), tmp_path / "export", {})
+    network = evaluation.open_network(str(folder / "generator"), "mask", "image")
+    with pytest.raises(DataError, match="generator: its image is no"):
+        network.run("mask", "image", np.full((1, SIZE, SIZE, 1), 2.0, np.float32))
+
+
 def test_what_can_not_be_judged_is_an_error_of_one_sentence(run, runs, archive, tmp_path):
     can = folds(runs, "CAN")
     cases = {
@@ -344,6 +368,7 @@ def test_synthesis_of_the_leaky_protocol_and_no_infinite_means(run, runs):
     assert all(np.isfinite(float(row["mean"])) for row in table(output / "table.csv"))
 
 
+@pytest.mark.slow
 def test_a_missing_run_is_one_line_on_stderr(repository, tmp_path):
     command = [sys.executable, str(repository / "evaluate/segmentation.py"), "--config", str(repository / "configs/segmentation.yaml")]
     environment = {**os.environ, "PYTHONPATH": str(repository)}

@@ -61,7 +61,7 @@ def test_the_papers_protocol_leaks_and_says_so(caplog):
 
 def test_validation_of_a_room_that_does_both(tiny_can, random_patches):
     held_out = random_patches(3)
-    metrics = cli.validate(CAN(tiny_can().model, 32), held_out)
+    metrics = cli.validate(CAN(tiny_can().model, 32).functions(), held_out)
     assert list(metrics) == ["dice", "jaccard", "accuracy", "mcc", "ssim", "l1"]
     assert 0 <= metrics["jaccard"] <= metrics["dice"] <= 1
 

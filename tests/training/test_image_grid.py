@@ -6,6 +6,11 @@ import pytest
 from tfmammo.training.image_grid import BLUE, HEADER, ORANGE, grid, outline
 
 
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+
+
 def plain(value, count=2, size=32):
     return np.full((count, size, size, 1), value, np.float32)
 

@@ -130,7 +130,7 @@ def _mammogram(key: _Key) -> Mammogram:
 def _lesion(key: _Key, finding: _Finding) -> Lesion:
     outline = finding.outline
     if key.laterality == "R":
-        outline = outline * np.float32([1, -1]) + np.float32([0, COLS - 1])
+        outline = outline * np.array([1, -1], np.float32) + np.array([0, COLS - 1], np.float32)
     details = {"pathology": finding.pathology, "shape": finding.shape, "margin": finding.margin}
     return Lesion.from_outline(finding.kind, outline, ROWS, COLS, **details)
 
@@ -151,7 +151,7 @@ def _anatomy(key: _Key) -> _Anatomy:
         edges = depth * np.array([0.46, 0.55, 0.71, 0.91, 0.985, 1.0, 0.975, 0.83, 0.56, 0.26, 0.14, 0.12])
         pectoral, blur = (rng.uniform(0.28, 0.42) * COLS, rng.uniform(0.46, 0.66) * ROWS), 26
     rows = np.arange(-ROWS // 4, ROWS + ROWS // 4)  # a blur needs neighbours at the border
-    skin = np.interp(rows, knots * ROWS, edges * COLS, left=0 if key.view == "CC" else None, right=0 if key.view == "CC" else None)
+    skin = np.interp(rows, knots * ROWS, edges * COLS)
     skin = cv2.GaussianBlur(skin[:, None], (1, 0), sigmaX=1, sigmaY=blur)[:, 0][ROWS // 4 : ROWS // 4 + ROWS]
     tip = 18 * np.exp(-(((np.arange(ROWS) - nipple * ROWS) / rng.uniform(13, 17)) ** 4))
     column = float(np.interp(nipple * ROWS, np.arange(ROWS), skin))
@@ -187,13 +187,13 @@ def _place(
     row, col = anatomy.nipple
     while True:
         for _ in range(30):
-            center = np.float32([row + rng.uniform(-0.26, 0.22) * ROWS, col * (1 - depth) + rng.uniform(-20, 20)])
+            center = np.array([row + rng.uniform(-0.26, 0.22) * ROWS, col * (1 - depth) + rng.uniform(-20, 20)], np.float32)
             reach = 1.3 * radius + 24
             near = np.arange(int(max(center[0] - reach, 0)), int(min(center[0] + reach, ROWS)))
             fits = reach < center[0] < ROWS - reach and center[1] > reach and (anatomy.skin[near] > center[1] + reach).all()
             if (
                 fits
-                and _muscle(anatomy, *center) < -0.7 * radius
+                and _muscle(anatomy, center[0], center[1]) < -0.7 * radius
                 and all(np.hypot(*(center - other.outline.mean(axis=0))) > 2 * radius + 80 for other in others)
             ):
                 return center, radius
@@ -229,12 +229,12 @@ def _contour(rng: np.random.Generator, shape: str, margin: str, radius: float) -
 
 
 def _ripple(rng: np.random.Generator, angle: NDArray, orders: Iterable[int], size: float) -> NDArray:
-    return sum(size * rng.normal() * 2 / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in orders)
+    return np.sum([size * rng.normal() * 2 / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in orders], axis=0)
 
 
 def _cluster(rng: np.random.Generator, center: NDArray[np.float32], radius: float, pathology: Pathology) -> _Finding:
     specks = center + rng.normal(0, 0.42 * radius, (int(rng.integers(7, 24)), 2)).clip(-radius, radius)
-    ring = 4 * np.stack([np.sin(np.arange(8) * np.pi / 4), np.cos(np.arange(8) * np.pi / 4)], axis=1)
+    ring = 5 * np.stack([np.sin(np.arange(8) * np.pi / 4), np.cos(np.arange(8) * np.pi / 4)], axis=1)
     around = (specks[:, None] + ring).reshape(-1, 2).astype(np.float32)
     hull = cv2.convexHull(around)[:, 0]
     return _Finding("calcification", pathology, hull, specks=specks.astype(np.float32))
@@ -343,7 +343,7 @@ def _drawn_cluster(rng: np.random.Generator, finding: _Finding) -> Field:
     """What calcifications add: specks below a millimetre, even when benign, of any size and drawn out when malignant."""
     canvas = np.zeros((ROWS, COLS), np.uint8)
     for speck in finding.specks if finding.specks is not None else ():
-        end = speck + (rng.normal(0, 2.2, 2) if finding.pathology == "malignant" else 0)
+        end = speck + (rng.normal(0, 2.2, 2).clip(-3.5, 3.5) if finding.pathology == "malignant" else 0)
         thickness = int(rng.integers(1, 4)) if finding.pathology == "malignant" else 2
         cv2.polylines(canvas, [_fixed_point(np.stack([speck, end]))], False, int(rng.integers(140, 255)), thickness, cv2.LINE_AA, 4)
     return 0.4 * cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), 0.7)

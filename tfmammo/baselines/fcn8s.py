@@ -19,24 +19,24 @@ from pydantic import Field, PositiveInt, model_validator
 from tfmammo.baselines import vgg16
 from tfmammo.baselines.segmenter import Segmenter, check_size
 
-DENSE = 4096
+FC_WIDTH = 4096
 
 
 class FCN8sConfig(vgg16.VGG16Config):
     """The paper's FCN-8s for lesion and background.
 
-    dense: channels of fc6 and fc7. dropout: the share dropped behind each of them. classes: 2 is the paper's softmax over
+    fc_width: channels of fc6 and fc7. dropout: the share dropped behind each of them. classes: 2 is the paper's softmax over
     background and lesion, 1 a single logit. weights, widths: of the encoder, see VGG16Config; fc6 and fc7 take VGG-16's too.
     """
 
-    dense: PositiveInt = DENSE
+    fc_width: PositiveInt = FC_WIDTH
     dropout: float = Field(default=0.5, ge=0, lt=1)
     classes: Literal[1, 2] = 2
 
     @model_validator(mode="after")
-    def _dense_fits(self) -> FCN8sConfig:
-        if self.pretrained and self.dense != DENSE:
-            raise ValueError(f"weights {self.weights} need VGG-16's own dense {DENSE}")
+    def _fc_width_fits(self) -> FCN8sConfig:
+        if self.pretrained and self.fc_width != FC_WIDTH:
+            raise ValueError(f"weights {self.weights} need VGG-16's own fc_width {FC_WIDTH}")
         return self
 
 
@@ -47,10 +47,11 @@ class FCN8s(Segmenter):
     Raises:   ConfigError: the size does not fit, or VGG-16's weights can't be had.
     """
 
-    def __init__(self, config: FCN8sConfig, size: int = 256) -> None:
-        super().__init__(network(config, size), config)
+    def __init__(self, config: FCN8sConfig | None = None, size: int = 256) -> None:
+        config = config or FCN8sConfig()
+        super().__init__(network(config, size), config, "fcn8s")
         if config.pretrained:
-            vgg16.assign(self.networks["segmenter"], config.weights, dense=True)
+            vgg16.assign(self.networks["segmenter"], config.weights, fc=True)
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The lesion's log-odds; of two classes' scores their difference, whose sigmoid is the softmax of the lesion.
@@ -78,7 +79,7 @@ def network(config: FCN8sConfig, size: int) -> keras.Model:
         features = keras.layers.MaxPooling2D(2, name=f"pool{block}")(features)
         pools.append(features)
     for kernel, name in ((7, "fc1"), (1, "fc2")):
-        features = _convolution(config.dense, kernel, name, FullyConvolution)(features)
+        features = _convolution(config.fc_width, kernel, name, MatrixConvolution)(features)
         features = keras.layers.Dropout(config.dropout)(features)
     scores = _score(config.classes, "score_fc7")(features)  # stride 32
     for pool, name in ((pools[3], "score_pool4"), (pools[2], "score_pool3")):  # strides 16 and 8
@@ -100,7 +101,7 @@ def bilinear(shape: tuple[int, int, int, int], dtype: str | None = None) -> tf.T
     return tf.constant(kernel, dtype or "float32")
 
 
-class FullyConvolution(keras.layers.Conv2D):
+class MatrixConvolution(keras.layers.Conv2D):
     """A padded convolution of stride 1 as one matrix product: on a CPU in bfloat16 three times as fast for fc6's 7x7 on 8x8."""
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -119,6 +120,4 @@ def _score(classes: int, name: str) -> keras.layers.Layer:
 
 
 def _upsample(classes: int, factor: int, **options: str) -> keras.layers.Layer:
-    return keras.layers.Conv2DTranspose(
-        classes, 2 * factor, factor, padding="same", use_bias=False, kernel_initializer=bilinear, **options
-    )
+    return keras.layers.Conv2DTranspose(classes, 2 * factor, factor, padding="same", use_bias=False, kernel_initializer=bilinear, **options)

@@ -26,12 +26,14 @@ class Segmenter(keras.Model):
     """A room of one network, "segmenter", which maps an image to one logit per pixel.
 
     Args:     network: image float32 [b, s, s, 1] in [0, 1] -> logits float32 [b, s, s, 1]. config: its optimizer's values.
+              name: the system's.
     """
 
-    def __init__(self, network: keras.Model, config: SegmenterConfig) -> None:
-        super().__init__()
+    def __init__(self, network: keras.Model, config: SegmenterConfig, name: str) -> None:
+        super().__init__(name=name)
+        self.config = config
         self.networks = {"segmenter": network}
-        self.optimizers = {"segmenter": build(Adam(config.learning_rate, config.beta_1), network)}
+        self.optimizers = {"segmenter": build(Adam(config.learning_rate, config.beta_1, name="segmenter"), network)}
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The lesion's log-odds.

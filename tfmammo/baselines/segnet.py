@@ -28,10 +28,11 @@ class SegNet(Segmenter):
     Raises:   ConfigError: the size does not fit, or VGG-16's weights can't be had.
     """
 
-    def __init__(self, config: SegNetConfig, size: int = 256) -> None:
-        super().__init__(network(size, config.widths, config.pretrained), config)
+    def __init__(self, config: SegNetConfig | None = None, size: int = 256) -> None:
+        config = config or SegNetConfig()
+        super().__init__(network(size, config.widths, config.pretrained), config, "segnet")
         if config.pretrained:
-            vgg16.assign(self.networks["segmenter"], config.weights, dense=False)
+            vgg16.assign(self.networks["segmenter"], config.weights, fc=False)
 
 
 def network(

@@ -34,8 +34,9 @@ class UNet(Segmenter):
     Raises:   ConfigError: the size can't be halved as often as there are levels.
     """
 
-    def __init__(self, config: UNetConfig, size: int = 256) -> None:
-        super().__init__(network(size, config.widths, config.dropout), config)
+    def __init__(self, config: UNetConfig | None = None, size: int = 256) -> None:
+        config = config or UNetConfig()
+        super().__init__(network(size, config.widths, config.dropout), config, "unet")
 
 
 def network(size: int, widths: tuple[int, ...], dropout: float) -> keras.Model:

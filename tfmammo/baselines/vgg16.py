@@ -5,6 +5,7 @@ Only arrays are read from a file, into the network built here: nothing in it is 
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -54,18 +55,18 @@ def normalize(channels: int, pretrained: bool) -> keras.layers.Rescaling:
     return keras.layers.Rescaling(255.0, offset, dtype="float32")
 
 
-def assign(network: keras.Model, weights: str, dense: bool) -> None:
+def assign(network: keras.Model, weights: str, fc: bool) -> None:
     """Copy VGG-16's weights into a network's layers of the same names.
 
     A first convolution of one channel takes the sum of the three colours' kernels: what VGG-16 sees in a grey image. A fully
     connected layer becomes the convolution that computes the same (Long et al., section 3.1).
 
-    Args:     network: has the layers block1_conv1 to block5_conv3, and fc1 and fc2 where `dense`.
-              weights: "imagenet" or a path. dense: copy the fully connected layers fc1 and fc2 too.
+    Args:     network: has the layers block1_conv1 to block5_conv3, and fc1 and fc2 where `fc`.
+              weights: "imagenet" or a path. fc: copy the fully connected layers fc1 and fc2 too.
     Raises:   ConfigError: the download failed, or the file is missing or holds no such weights.
     """
-    for source in _read(weights, dense).layers:
-        if not source.weights or source.name == "predictions" or (source.name in ("fc1", "fc2") and not dense):
+    for source in _read(weights, fc).layers:
+        if not source.weights or source.name == "predictions" or (source.name in ("fc1", "fc2") and not fc):
             continue
         kernel, bias = source.get_weights()
         target = network.get_layer(source.name)
@@ -74,21 +75,23 @@ def assign(network: keras.Model, weights: str, dense: bool) -> None:
         target.set_weights([kernel.reshape(target.kernel.shape), bias])
 
 
-def _read(weights: str, dense: bool) -> keras.Model:
+def _read(weights: str, fc: bool) -> keras.Model:
     if weights == "imagenet":
         try:
-            return keras.applications.VGG16(weights="imagenet", include_top=dense)
+            return keras.applications.VGG16(weights="imagenet", include_top=fc)
         except Exception as error:  # Keras raises a bare Exception where a download fails
             reason = " ".join(str(error).split())
             raise ConfigError(f"model.weights: VGG-16's ImageNet weights can't be downloaded ({reason}); give a file's path") from None
     if not Path(weights).is_file():
         raise ConfigError(f"model.weights: {weights} is neither imagenet nor none nor a file")
-    for top in (True,) if dense else (False, True):  # a file with the fully connected layers does for the encoder as well
+    for top in (True,) if fc else (False, True):  # a file with the fully connected layers does for the encoder as well
         model = keras.applications.VGG16(weights=None, include_top=top)
         try:
-            model.load_weights(weights)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that the file leaves random
+                model.load_weights(weights)
+        except (OSError, ValueError, KeyError, UserWarning, zipfile.BadZipFile):
             continue
         return model
-    wanted = "with its fully connected layers (include_top=True) " if dense else ""
+    wanted = "with its fully connected layers (include_top=True) " if fc else ""
     raise ConfigError(f"model.weights: {weights} does not hold the weights of a Keras VGG-16 {wanted}in .h5, .weights.h5 or .keras form")

@@ -171,9 +171,9 @@ def _counts(targets: NDArray[np.bool_], outputs: NDArray[np.bool_]) -> Counts:
         raise ValueError(f"target and output must have one shape, not {targets.shape} and {outputs.shape}")
     if targets.size == 0:
         raise ValueError("there is no pixel to compare")
-    pixels = tuple(range(1, targets.ndim))
-    # float64, because MCC's product of four counts passes 2^63 from 256x256 pixels on.
-    tp, positive, marked = (np.sum(m, axis=pixels, dtype=np.float64) for m in (targets & outputs, targets, outputs))
+    masks = (array.reshape(len(targets), -1) for array in (targets & outputs, targets, outputs))
+    # float64, because MCC's product of four sums passes 2^63 from 256x256 pixels on.
+    tp, positive, marked = (mask.sum(axis=1, dtype=np.float64) for mask in masks)
     fp, fn = marked - tp, positive - tp
     return targets[0].size - tp - fp - fn, fp, fn, tp
 
@@ -216,4 +216,5 @@ def _clusters(values: ArrayLike, groups: ArrayLike | None) -> tuple[NDArray[np.f
     if groups.shape != values.shape:
         raise ValueError(f"there are {len(values)} values but groups of shape {groups.shape}")
     _, members = np.unique(groups, return_inverse=True)
-    return np.bincount(members, weights=values), np.bincount(members).astype(np.float64)
+    sums, sizes = np.bincount(members, weights=values), np.bincount(members)
+    return sums.astype(np.float64), sizes.astype(np.float64)

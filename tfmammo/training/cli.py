@@ -168,13 +168,13 @@ def datasets(config: DataConfig) -> tuple[Patches, Patches]:
     return train_patches, held_out
 
 
-def validate(room: loop.Room, held_out: Patches) -> dict[str, float]:
-    """Held-out metrics of whatever a room exports: image -> mask gives Dice, Jaccard, ...; mask -> image gives SSIM, L1.
+def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
+    """Held-out metrics of a room's functions: image -> mask gives Dice, Jaccard, ...; mask -> image gives SSIM, L1.
 
     Returns:  means over patches, the criterion for the best checkpoint first.
     """
     found: dict[str, float] = {}
-    for function in room.functions().values():
+    for function in functions.values():
         inputs = {spec.name for spec in function.input_signature}
         if inputs == {"image"}:
             masks = predict(function, "image", held_out.images)["mask"]

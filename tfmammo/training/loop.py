@@ -30,6 +30,8 @@ from tfmammo.training.image_grid import grid
 from tfmammo.training.progress import Progress
 
 log = logging.getLogger(__name__)
+Functions = dict[str, Callable[..., dict[str, tf.Tensor]]]
+INITIAL_PATIENTS = "initial_patients.txt"  # pseudonyms of the patients that `training.initial` was trained on
 
 
 class TrainingError(ValueError):
@@ -56,11 +58,11 @@ class Room(Protocol):
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Panels for the image grid, float32 [batch, size, size, 1] in [0, 1]."""
 
-    def functions(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
+    def functions(self) -> Functions:
         """What is exported: a tf.function with an input signature per network."""
 
 
-Validate = Callable[[Room, Patches], dict[str, float]]
+Validate = Callable[[Functions, Patches], dict[str, float]]
 
 
 def fit(
@@ -80,8 +82,8 @@ def fit(
     Args:     build: makes the room under the current precision policy; called in the strategy's scope.
               train, held_out: patches of disjoint patients (or of the paper's leaky protocol).
               output: the run's folder: config.yaml, checkpoints/, samples/, best/ and export/ (SavedModels), mlflow_run_id.
-              validate: metrics of the room on held-out patches; the first one decides which checkpoint is best, higher is
-              better. strategy: None takes all GPUs when there are several, else the only device.
+              validate: metrics of the room's functions on held-out patches; the first decides which checkpoint is best,
+              higher is better. strategy: None takes all GPUs when there are several, else the only device.
     Returns:  the held-out metrics at the last step.
     Raises:   TrainingError: the folder belongs to another experiment or another process, or a loss became NaN or Inf.
               Interrupted: SIGTERM or Ctrl-C, after saving.
@@ -91,7 +93,7 @@ def fit(
     except OSError as error:
         raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
     with locked(output), stop_signals() as stop:
-        claim(output, experiment)
+        claim(output, experiment, train)
         return _Training(build, experiment, train, held_out, output, validate, strategy or default_strategy(), stop).run()
 
 
@@ -117,11 +119,14 @@ class _Training:
         keras.utils.set_random_seed(self.config.seed)
         with strategy.scope():
             self.room = build()
-            self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
-            self.best = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best")
+            self.functions = self.room.functions()  # once: each call would make and trace new ones
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.best = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best")
         networks = {f"network_{name}": network for name, network in self.room.networks.items()}
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.room.optimizers.items()}
-        self.checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **optimizers)
+        # Dropout's seeds are variables of a network that tf.train.Checkpoint does not find by itself.
+        states = {f"state_{name}": [v.value for v in network.non_trainable_variables] for name, network in self.room.networks.items()}
+        self.checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **states, **optimizers)
         folder = output / "checkpoints"
         self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), self.config.keep)
         self.best_manager = tf.train.CheckpointManager(self.checkpoint, str(folder / "best"), 1)
@@ -144,8 +149,11 @@ class _Training:
         """Resume, or start from `initial`, or from random weights."""
         restored = restore(self.checkpoint, self.manager.checkpoints)
         if restored is None and self.config.initial:
-            exporting.assign(self.room.networks, tracking.resolve(self.config.initial, self.experiment.tracking.uri))
-        self.run_log.parameters(self.experiment.model_dump(mode="json"))
+            initial = tracking.resolve(self.config.initial, self.experiment.tracking.uri)
+            exporting.assign(self.room.networks, initial)
+            # What the start was trained on counts as seen, whatever this run's own split holds out.
+            seen = exporting.read_card(initial).get("train_patients", [])
+            (self.output / INITIAL_PATIENTS).write_text("\n".join(seen), encoding="utf-8")
         self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
         policy = keras.config.dtype_policy().name
         where = f"from step {int(self.step):,}" if restored else f"from {self.config.initial or 'random weights'}"
@@ -180,7 +188,7 @@ class _Training:
                     self._save()
                 if self.stop and not last:
                     raise Interrupted(self.stop[0], step)
-        return metrics or self.validate(self.room, self.held_out)
+        return metrics or self.validate(self.functions, self.held_out)
 
     def _chunk(self, step: int) -> int:
         """How many steps until something has to be done outside the graph."""
@@ -224,14 +232,14 @@ class _Training:
     def _optimizer_state(self) -> dict[str, float]:
         state = {}
         for name, optimizer in self.room.optimizers.items():
-            state[f"{name}_learning_rate"] = float(optimizer.learning_rate)
+            state[f"{name}_learning_rate"] = scalar(optimizer.learning_rate)
             if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-                state[f"{name}_loss_scale"] = float(optimizer.dynamic_scale)
-                state[f"{name}_skipped_updates"] = float(int(self.step) - int(optimizer.inner_optimizer.iterations))
+                state[f"{name}_loss_scale"] = scalar(optimizer.dynamic_scale)
+                state[f"{name}_skipped_updates"] = int(self.step) - scalar(optimizer.inner_optimizer.iterations)
         return state
 
     def _validate(self, step: int) -> dict[str, float]:
-        metrics = self.validate(self.room, self.held_out)
+        metrics = self.validate(self.functions, self.held_out)
         self.run_log.metrics({f"validation_{name}": value for name, value in metrics.items()}, step)
         score = next(iter(metrics.values()))
         if score > float(self.best):
@@ -278,19 +286,24 @@ class _Training:
 
     def _export(self, name: str, metrics: dict[str, float], best: bool) -> None:
         card = {
-            "system": self.experiment.name,
+            "name": self.experiment.name,
             "step": int(self.step),
             "metrics": metrics,
-            "config": self.experiment.model_dump(mode="json"),
+            "config": self.experiment.model_dump(mode="json", exclude={"tracking"}),  # the store's address may hold a password
             "split": self.experiment.data.split,
             "data_fingerprint": self.train.fingerprint(),
-            "train_patients": sorted(set(self.train.patient_ids.tolist())),
+            "train_patients": sorted({*self.train.patient_ids.tolist(), *self._initial_patients()}),
             "held_out_ids": self.held_out.ids.tolist(),
             **tracking.git_state(),
         }
         directory = exporting.export(in_float32(self.build, self.room), self.output / name, card)
         if self.experiment.tracking.register_models:
-            self.run_log.register(directory, int(self.step), metrics, best)
+            self.run_log.register(directory, int(self.step), {f"validation_{name}": value for name, value in metrics.items()}, best)
+
+
+    def _initial_patients(self) -> list[str]:
+        path = self.output / INITIAL_PATIENTS
+        return path.read_text(encoding="utf-8").split() if path.exists() else []
 
 
 def in_float32(build: Callable[[], Room], room: Room) -> Room:
@@ -307,6 +320,11 @@ def in_float32(build: Callable[[], Room], room: Room) -> Room:
     return copy
 
 
+def scalar(variable: keras.Variable) -> float:
+    """The value of a variable of one element, mirrored over replicas or not."""
+    return float(tf.convert_to_tensor(variable))
+
+
 def total_steps(config: TrainingConfig, patches: int) -> int:
     """`steps`, or what `epochs` epochs of `epoch_samples` draws (one per patch by default) come to."""
     if config.steps is not None:
@@ -320,7 +338,7 @@ def restore(checkpoint: tf.train.Checkpoint, paths: list[str]) -> str | None:
         try:
             checkpoint.restore(path).assert_existing_objects_matched()
             return path
-        except (tf.errors.OpError, ValueError) as error:
+        except (tf.errors.OpError, ValueError, IndexError) as error:  # a truncated file can be any of them
             log.warning("%s can't be read (%s); trying the one before", path, str(error).split("\n")[0])
         except AssertionError:
             raise TrainingError(f"{path} holds another model's weights; choose another --output") from None
@@ -333,17 +351,20 @@ def default_strategy() -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
 
 
-def claim(output: Path, experiment: Experiment[Any]) -> None:
-    """Write config.yaml, or make sure that the folder's run is this experiment.
+def claim(output: Path, experiment: Experiment[Any], train: Patches) -> None:
+    """Write config.yaml and the patches' fingerprint, or make sure that the folder's run is this experiment on this data.
 
     Raises:   TrainingError: it is another one; the message names what differs.
     """
-    path = output / "config.yaml"
+    path, data = output / "config.yaml", output / "train_patches"
     if path.exists():
         known = configuration.parse(type(experiment), path)
         different = differences(known.identity(), experiment.identity())
         if different:
             raise TrainingError(f"{output} holds another training ({', '.join(different)}); choose another --output")
+        if data.exists() and data.read_text() != train.fingerprint():
+            raise TrainingError(f"{output}: the files behind data.root have changed since this training began; choose another --output")
+    data.write_text(train.fingerprint())
     path.write_text(configuration.dump(experiment), encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ twice, as MLflow only appends. No global state of MLflow (active run, tracking U
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ import re
 import subprocess
 import tempfile
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,7 +34,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfmammo.config import Experiment
-from tfmammo.export import CARD, read_card
+from tfmammo.export import CARD, located, read_card
 
 # MLflow reads these at import or at each request: no usage reports, no lines on stdout, no progress bars over ours, and
 # one retry instead of seven, which would hold up a training for minutes.
@@ -44,12 +46,16 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 import mlflow  # noqa: E402
 import sqlalchemy  # noqa: E402
 from mlflow.artifacts import download_artifacts  # noqa: E402
-from mlflow.entities import LifecycleStage, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag  # noqa: E402
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec  # noqa: E402
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", ".*Any type hint is inferred", UserWarning)  # MLflow's own, of its own classes
+    import mlflow.pyfunc  # noqa: E402
 
 log = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic"):
@@ -89,7 +95,7 @@ class Run:
         self._waiting: list[Metric] = []
         self._failed, self._paused_until = False, 0.0
         self._monitor: SystemMetricsMonitor | None = None
-        with _reaching(self.uri):
+        with _reaching(self.uri), _alone(self.uri):
             _probe(self.uri)
             self._client = mlflow.MlflowClient(self.uri)
             self._experiment = _experiment(self._client, self.uri, config.experiment)
@@ -144,9 +150,9 @@ class Run:
         if self._monitor:
             self._monitor.finish()
             self._monitor = None
-        self._paused_until = 0.0
-        self._attempt(self._send_metrics)
-        self._attempt(lambda: self._client.set_terminated(self.id, status))
+        for last in (self._send_metrics, lambda: self._client.set_terminated(self.id, status)):
+            self._paused_until = 0.0
+            self._attempt(last)
 
     def _attempt(self, call: Callable[[], Result]) -> Result | None:
         start = time.monotonic()
@@ -221,15 +227,15 @@ class Run:
         client = self._client
         tags = {"step": str(int(step))} | {key: f"{float(value):.6g}" for key, value in metrics.items()}
         tags |= {key: str(card[key]) for key in ("git_commit", "data_fingerprint") if card.get(key)}
-        logged = client.create_logged_model(self._experiment, f"{card['name']}-{int(step)}", self.id, tags)
+        # A resumed training may come to the same step with other weights, and must not write over an older version's.
+        place = f"model-{int(step)}-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory() as folder:
-            _save(Path(folder) / "model", directory, card, Model(run_id=self.id, model_id=logged.model_id))
-            client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
-        client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
-        client.log_outputs(self.id, [LoggedModelOutput(logged.model_id, int(step))])
+            _save(Path(folder) / "model", located(directory), card, self.id)
+            client.log_artifacts(self.id, str(Path(folder) / "model"), place)
         if not client.search_registered_models(f"name = '{self.model}'"):
             client.create_registered_model(self.model)
-        version = client.create_model_version(self.model, f"models:/{logged.model_id}", self.id, tags, model_id=logged.model_id).version
+        source = f"{client.get_run(self.id).info.artifact_uri}/{place}"
+        version = client.create_model_version(self.model, source, self.id, tags).version
         if best:
             client.set_registered_model_alias(self.model, "best", version)
         return str(version)
@@ -238,7 +244,9 @@ class Run:
 def resolve(handle: str | Path, uri: str | None = None) -> Path:
     """The export that a handle means, on this machine.
 
-    Args:     handle: models:/tfmammo-can@best, models:/tfmammo-can/3, runs:/ID/can-500, a training's output folder, an
+    A store on this machine hands out its own folder; from a server the export is copied into a new temporary folder.
+
+    Args:     handle: models:/tfmammo-can@best, models:/tfmammo-can/3, runs:/ID/ARTIFACT, a training's output folder, an
               export, or one of an export's SavedModels. uri: the store of the first three; see the module.
     Raises:   TrackingError: the store can't be reached, or the handle leads to no export.
     """
@@ -247,8 +255,9 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     uri = store_uri(uri)
     with _reaching(uri):
         _probe(uri)
+        client = mlflow.MlflowClient(uri)
     try:
-        folder = Path(download_artifacts(str(handle), tracking_uri=uri))
+        folder = Path(download_artifacts(_location(client, str(handle)), tracking_uri=uri))
     except Exception as error:
         raise TrackingError(f"{handle}: can't be fetched from {_shown(uri)} ({_sentence(error)})") from error
     found = [card.parent for card in folder.rglob(CARD)]
@@ -280,8 +289,20 @@ def git_state(file: Path = Path(__file__)) -> dict[str, str]:
         return {}
 
 
+def _location(client: mlflow.MlflowClient, handle: str) -> str:
+    """Where the artifacts of a handle are; MLflow's own answer would come from its global store, not from this one."""
+    scheme, _, path = handle.partition(":/")
+    name, _, rest = path.partition("/")
+    if scheme == "runs":
+        return f"{client.get_run(name).info.artifact_uri}/{rest}"
+    if "@" in path:
+        name, _, alias = path.partition("@")
+        rest = client.get_model_version_by_alias(name, alias).version
+    return client.get_model_version_download_uri(name, rest)
+
+
 def _local(path: Path) -> Path:
-    for folder in (path, path / "export"):
+    for folder in (located(path), located(path / "export")):
         if (folder / CARD).is_file():
             return folder
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
@@ -290,7 +311,7 @@ def _local(path: Path) -> Path:
     raise TrackingError(f"{path}: {problem}")
 
 
-def _save(path: Path, directory: Path, card: Mapping[str, Any], model: Model) -> None:
+def _save(path: Path, directory: Path, card: Mapping[str, Any], run_id: str) -> None:
     with warnings.catch_warnings():
         # The card describes the input; an example would be 65,536 numbers of text in every version.
         warnings.filterwarnings("ignore", ".*input example was not provided.*")
@@ -300,7 +321,7 @@ def _save(path: Path, directory: Path, card: Mapping[str, Any], model: Model) ->
             artifacts={"export": str(directory)},
             signature=_signature(card),
             pip_requirements=[f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"],
-            mlflow_model=model,
+            mlflow_model=Model(run_id=run_id),
         )
 
 
@@ -313,7 +334,7 @@ def _signature(card: Mapping[str, Any]) -> ModelSignature:
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("network", DataType.string, card["serves"])]))
 
 
-def _tensor(shape: tuple[int | None, ...], name: str | None) -> TensorSpec:
+def _tensor(shape: tuple[int | None, ...], name: str | None) -> Any:  # Schema's own annotation takes no list of TensorSpec
     return TensorSpec(np.dtype(np.float32), tuple(-1 if size is None else size for size in shape), name)
 
 
@@ -335,6 +356,18 @@ def _artifact_location(uri: str, name: str) -> str | None:
     """Beside an SQLite database, where MLflow would take the current folder; a server knows its own place."""
     database = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
     return (Path(database).resolve().parent / "mlruns" / name).as_uri() if database else None
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Hold an SQLite store for this process: two trainings that start at once would both create its tables, and one fail."""
+    database = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
+    if not database or database == ":memory:":
+        yield
+        return
+    with Path(f"{database}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _probe(uri: str) -> None:
@@ -362,7 +395,7 @@ def _reaching(uri: str) -> Iterator[None]:
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat = {}
+    flat: dict[str, str] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")

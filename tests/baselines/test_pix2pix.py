@@ -1,0 +1,187 @@
+"""Pix2Pix's losses, gradients and exported functions in both directions."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+
+SIZE = 16
+DIRECTIONS = ("mask_to_image", "image_to_mask")
+
+
+def small(direction="mask_to_image", **config):
+    """A Pix2Pix of a few hundred weights, drawn by numpy, without dropout unless it is asked for."""
+    defaults = {"filters": (4, 8, 8), "discriminator_filters": 4, "discriminator_strided": 1, "dropout": 0.0}
+    model = Pix2Pix(Pix2PixConfig(direction=direction, **{**defaults, **config}), SIZE)
+    rng = np.random.default_rng(0)
+    for network in model.networks.values():
+        for weight in network.trainable_variables:
+            weight.assign(rng.normal(0, 0.3, weight.shape) + (weight.name == "gamma"))
+    return model
+
+
+def batch(count=2):
+    rng = np.random.default_rng(1)
+    masks = np.zeros((count, SIZE, SIZE, 1), np.float32)
+    masks[:, 4:11, 5:13] = 1
+    return {"mask": tf.constant(masks), "image": tf.constant(np.clip(masks * 0.5 + 0.2 + 0.1 * rng.normal(size=masks.shape), 0, 1), tf.float32)}
+
+
+def pair(direction, data):
+    """(source, target) in [-1, 1]."""
+    mask, image = data["mask"] * 2 - 1, data["image"] * 2 - 1
+    return (mask, image) if direction == "mask_to_image" else (image, mask)
+
+
+def weights(model):
+    return {name: [w.numpy() for w in network.trainable_variables] for name, network in model.networks.items()}
+
+
+def test_the_papers_values_are_the_defaults():
+    config = Pix2PixConfig()
+    assert (config.direction, config.lambda_l1, config.learning_rate, config.beta_1, config.dropout) == ("mask_to_image", 100, 2e-4, 0.5, 0.5)
+    assert config.filters == (64, 128, 256, 512, 512, 512, 512, 512)
+
+
+def test_the_papers_networks(monkeypatch):
+    monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())  # numbers for 57 million weights take seconds
+    model = Pix2Pix()
+    counts = {name: sum(int(np.prod(w.shape)) for w in network.trainable_variables) for name, network in model.networks.items()}
+    assert counts == {"generator": 54_407_809, "discriminator": 2_764_609}
+    assert model.discriminator.receptive_field == 70
+    assert model.discriminate(tf.zeros([1, 256, 256, 1]), tf.zeros([1, 256, 256, 1])).shape == (1, 30, 30, 1)
+    assert list(model.optimizers) == list(model.networks)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_returned_number_by_hand(direction):
+    model, data = small(direction, lambda_l1=3), batch()
+    source, target = pair(direction, data)
+    output = model.generator(source)
+    real, fake = (np.asarray(model.discriminator(tf.concat([source, y], -1)), np.float64) for y in (target, output))
+    p_real, p_fake = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+    difference = np.abs(np.asarray(target, np.float64) - output).mean()
+    expected = {
+        "generator_loss": -np.log(p_fake).mean() + 3 * difference,
+        "discriminator_loss": -(np.log(p_real).mean() + np.log(1 - p_fake).mean()) / 2,
+        "l1": difference,
+        "p_real": p_real.mean(),
+        "p_fake": p_fake.mean(),
+    }
+    found = model.train_step(data)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
+    assert abs(expected["p_real"] - expected["p_fake"]) > 1e-3
+
+
+def test_both_networks_descend_their_loss_from_the_weights_before_the_round():
+    model, reference, data = small(lambda_l1=3), small(lambda_l1=3), batch()
+    model.optimizers = {name: keras.optimizers.SGD(1.0) for name in model.networks}
+    before = weights(model)
+    model.train_step(data)
+    after = weights(model)
+    source, target = pair("mask_to_image", data)
+
+    def probability(y):
+        return tf.sigmoid(reference.discriminator(tf.concat([source, y], -1)))
+
+    def generator_loss():
+        output = reference.generator(source)
+        return -tf.reduce_mean(tf.math.log(probability(output))) + 3 * tf.reduce_mean(tf.abs(target - output))
+
+    def discriminator_loss():
+        fake = 1 - probability(reference.generator(source))
+        return -tf.reduce_mean(tf.math.log(probability(target)) + tf.math.log(fake)) / 2
+
+    for name, loss in (("generator", generator_loss), ("discriminator", discriminator_loss)):
+        with tf.GradientTape() as tape:
+            value = loss()
+        gradients = tape.gradient(value, reference.networks[name].trainable_variables)
+        for old, new, gradient in zip(before[name], after[name], gradients, strict=True):
+            np.testing.assert_allclose(old - new, gradient, rtol=1e-3, atol=2e-5 * max(1, np.abs(gradient).max()), err_msg=name)
+        assert max(np.abs(gradient).max() for gradient in gradients) > 1e-3
+
+
+@pytest.mark.parametrize("chosen", ["generator", "discriminator"])
+def test_each_optimizer_moves_its_own_network_alone(chosen):
+    model = small()
+    for name, optimizer in model.optimizers.items():
+        optimizer.learning_rate = 1e-2 if name == chosen else 0.0
+    before = weights(model)
+    model.train_step(batch())
+    for name, now in weights(model).items():
+        moved = [np.abs(old - new).max() for old, new in zip(before[name], now, strict=True)]
+        assert min(moved) > 1e-4 if name == chosen else max(moved) == 0
+
+
+def test_the_discriminator_learns_to_tell_pairs_apart():
+    model, data = small(), batch()
+    model.optimizers["discriminator"].learning_rate, model.optimizers["generator"].learning_rate = 1e-2, 0.0
+    history = [{name: float(value) for name, value in model.train_step(data).items()} for _ in range(10)]
+    assert history[-1]["discriminator_loss"] < history[0]["discriminator_loss"] - 0.1
+    assert history[-1]["p_real"] > history[-1]["p_fake"]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_generator_learns(direction):
+    model, data = small(direction, learning_rate=1e-2), batch()
+    history = [{name: float(value) for name, value in model.train_step(data).items()} for _ in range(20)]
+    assert history[-1]["l1"] < 0.7 * history[0]["l1"] and history[-1]["generator_loss"] < 0.7 * history[0]["generator_loss"]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_panels_of_the_image_grid(direction):
+    model, data = small(direction), batch(3)
+    panels = model.sample(data)
+    assert list(panels) == ["input", "output", "truth"]
+    first, second = ("mask", "image") if direction == "mask_to_image" else ("image", "mask")
+    np.testing.assert_array_equal(panels["input"], data[first])
+    np.testing.assert_array_equal(panels["truth"], data[second])
+    np.testing.assert_allclose(panels["output"], model.generator(data[first] * 2 - 1) / 2 + 0.5, rtol=1e-6)
+    assert np.min(panels["output"]) >= 0 and np.max(panels["output"]) <= 1
+
+
+@pytest.mark.parametrize(("direction", "takes", "gives"), [("mask_to_image", "mask", "image"), ("image_to_mask", "image", "mask")])
+def test_exported_functions(direction, takes, gives):
+    model, data = small(direction), batch(3)
+    functions = model.functions()
+    assert list(functions) == ["generator", "discriminator"]
+    assert [spec.name for spec in functions["generator"].input_signature] == [takes]
+    assert [spec.name for spec in functions["discriminator"].input_signature] == ["mask", "image"]
+    answer = functions["generator"](**{takes: data[takes]})
+    assert list(answer) == [gives] and answer[gives].dtype == tf.float32
+    np.testing.assert_allclose(answer[gives], model.translate(data[takes]), rtol=1e-4, atol=1e-5)
+    assert np.min(answer[gives]) >= 0 and np.max(answer[gives]) <= 1
+    logits = functions["discriminator"](mask=data["mask"], image=data["image"])
+    np.testing.assert_allclose(logits["logits"], model.discriminate(*pair(direction, data)), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_off_at_inference():
+    model, data = small(dropout=0.5), batch()
+    np.testing.assert_array_equal(model.translate(data["mask"]), model.translate(data["mask"]))
+    for optimizer in model.optimizers.values():
+        optimizer.learning_rate = 0.0
+    assert abs(float(model.train_step(data)["l1"] - model.train_step(data)["l1"])) > 1e-6
+
+
+def test_float16_trains_with_finite_values():
+    keras.config.set_dtype_policy("mixed_float16")
+    model, data = small(), batch(1)
+    assert all(isinstance(o, keras.optimizers.LossScaleOptimizer) and o.built for o in model.optimizers.values())
+    for _ in range(2):
+        assert all(value.dtype == tf.float32 and np.isfinite(value) for value in model.train_step(data).values())
+
+
+def test_patches_that_can_not_be_halved_are_refused():
+    with pytest.raises(ValueError, match="patches of 20 px can't be halved 3 times"):
+        Pix2Pix(Pix2PixConfig(filters=(4, 8, 8)), size=20)
+
+
+@pytest.mark.parametrize("wrong", [{"direction": "both"}, {"lambda_l1": -1}, {"learning_rate": 0}, {"dropout": 1}, {"filters": [0]}, {"x": 1}])
+def test_configs_that_make_no_sense(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Pix2PixConfig(**wrong)

@@ -1,0 +1,166 @@
+"""What the three segmentation baselines share: cross-entropy by hand, one step, precision, what is exported."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
+from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
+from tfmammo.baselines.segnet import SegNet, SegNetConfig
+from tfmammo.baselines.unet import UNet, UNetConfig
+from tfmammo.config import ConfigError
+
+SIZE = 32
+WIDTHS = (8, 8, 8, 8, 8)
+SMALL = {
+    "unet": lambda rate: UNet(UNetConfig(widths=(8, 8, 8), dropout=0, learning_rate=rate), SIZE),
+    "fcn8s": lambda rate: FCN8s(FCN8sConfig(widths=WIDTHS, fc_width=16, dropout=0, learning_rate=rate), SIZE),
+    "segnet": lambda rate: SegNet(SegNetConfig(widths=WIDTHS, learning_rate=rate), SIZE),
+}
+WITH_DROPOUT = {
+    "unet": lambda: UNet(UNetConfig(widths=(4, 4)), SIZE),
+    "fcn8s": lambda: FCN8s(FCN8sConfig(widths=(4,) * 5, fc_width=8), SIZE),
+}
+
+
+def batch(samples=1, size=SIZE):
+    """Bright discs on noise."""
+    rng = np.random.default_rng(0)
+    rows, cols = np.mgrid[:size, :size]
+    masks = np.stack([np.hypot(rows - size / 2 + i, cols - size / 2 - i) < size / 4 for i in range(samples)])[..., None]
+    images = 0.2 + 0.5 * masks + rng.uniform(0, 0.3, masks.shape)
+    return {"image": tf.constant(images, tf.float32), "mask": tf.constant(masks, tf.float32)}
+
+
+def small(name, rate=3e-3, seed=0):
+    keras.utils.set_random_seed(seed)
+    return SMALL[name](rate)
+
+
+def constant_logit(value):
+    """A room whose network answers with its only weight."""
+    image = keras.Input((2, 2, 1))
+    layer = keras.layers.Conv2D(1, 1, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(value))
+    return Segmenter(keras.Model(image, layer(image)), SegmenterConfig(learning_rate=0.125), "constant")
+
+
+def test_the_loss_and_the_step_worked_by_hand():
+    room = constant_logit(np.log(3.0))  # p = 0.75
+    mask = tf.constant([1.0, 0.0, 0.0, 0.0], shape=[1, 2, 2, 1])
+    loss = room.train_step({"image": tf.zeros([1, 2, 2, 1]), "mask": mask})
+    assert loss.keys() == {"segmenter_loss"}
+    assert float(loss["segmenter_loss"]) == pytest.approx(-(np.log(0.75) + 3 * np.log(0.25)) / 4, rel=1e-6)
+    kernel, bias = room.networks["segmenter"].get_weights()
+    assert bias[0] == pytest.approx(np.log(3.0) - 0.125, rel=1e-5)  # Adam's first step is the learning rate, downhill
+    assert kernel[0, 0, 0, 0] == 0  # the image is black
+
+
+def test_the_panels_are_probabilities():
+    room = constant_logit(np.log(3.0))
+    data = {"image": tf.ones([1, 2, 2, 1]), "mask": tf.ones([1, 2, 2, 1])}
+    panels = room.sample(data)
+    assert list(panels) == ["image", "output", "truth"]
+    np.testing.assert_allclose(panels["output"], np.full((1, 2, 2, 1), 0.75), rtol=1e-6)
+    assert panels["image"] is data["image"] and panels["truth"] is data["mask"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_room_keeps_the_contract(name):
+    room = small(name)
+    network = room.networks["segmenter"]
+    assert room.name == name
+    assert room.networks.keys() == room.optimizers.keys() == {"segmenter"}
+    optimizer = room.optimizers["segmenter"]
+    assert optimizer.built and optimizer.beta_1 == 0.5 and float(optimizer.learning_rate) == pytest.approx(3e-3)
+    assert network.input_shape == network.output_shape[:3] + (1,) == (None, SIZE, SIZE, 1)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_twenty_steps_lower_the_loss(name):
+    room = small(name)
+    step = tf.function(room.train_step)
+    data = batch()
+    losses = [float(step(data)["segmenter_loss"]) for _ in range(20)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert int(room.optimizers["segmenter"].iterations) == 20
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_gradient_reaches_every_variable(name):
+    room = small(name)
+    data = batch(2)
+    for _ in range(2):  # FCN-8s starts with scores of zero, so that at first nothing passes them
+        room.train_step(data)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(room.logits(data["image"], training=True) * (0.5 - data["mask"]))
+    variables = room.networks["segmenter"].trainable_variables
+    if name == "segnet":  # normalisation takes away what the bias in front of it adds
+        variables = [v for v in variables if not (v.name == "bias" and "_conv" in v.path)]
+    still = {v.path for v, g in zip(variables, tape.gradient(loss, variables), strict=True) if g is None or not np.any(g)}
+    assert not still
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", SMALL)
+def test_mixed_precision_trains_and_answers_in_float32(name, policy):
+    keras.config.set_dtype_policy(policy)
+    room = small(name)
+    network = room.networks["segmenter"]
+    assert policy.removeprefix("mixed_") in {layer.compute_dtype for layer in network.layers}
+    before = network.get_weights()
+    data = batch()
+    step = tf.function(room.train_step)
+    losses = [step(data)["segmenter_loss"] for _ in range(3)]
+    assert all(loss.dtype == tf.float32 and np.isfinite(loss) for loss in losses)
+    assert any(np.any(v != w) for v, w in zip(network.get_weights(), before, strict=True))
+    assert {v.dtype for v in network.trainable_variables} == {"float32"}
+    assert network(data["image"]).dtype == tf.float32
+    assert {panel.dtype for panel in room.sample(data).values()} == {tf.float32}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_exported_function_answers_as_the_room(name):
+    room = small(name)
+    room.train_step(batch())
+    functions = room.functions()
+    assert functions.keys() == {"segmenter"}
+    (signature,) = functions["segmenter"].input_signature
+    assert signature == tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name="image")
+    data = batch(3)
+    answer = functions["segmenter"](image=data["image"])
+    assert answer.keys() == {"mask"} and answer["mask"].dtype == tf.float32
+    assert np.all((answer["mask"] > 0) & (answer["mask"] < 1))
+    np.testing.assert_allclose(answer["mask"], room.sample(data)["output"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_sample_is_answered_alike_alone_and_in_a_batch(name):
+    room = small(name)
+    room.train_step(batch())
+    images = batch(3)["image"]
+    together = room.logits(images)
+    assert np.ptp(together) > 1e-3
+    for i in range(3):
+        np.testing.assert_allclose(together[i : i + 1], room.logits(images[i : i + 1]), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_dropout_drops_in_training_only(name):
+    keras.utils.set_random_seed(1)
+    room = WITH_DROPOUT[name]()
+    for _ in range(2):
+        room.train_step(batch())
+    image = batch()["image"]
+    assert np.any(room.logits(image, training=True) != room.logits(image, training=True))
+    np.testing.assert_array_equal(room.logits(image), room.logits(image))
+
+
+def test_sizes_that_can_not_be_halved_are_refused():
+    check_size(64, 32)
+    for size in (0, 16, 100):
+        with pytest.raises(ConfigError, match=f"data.size: {size} px is not a multiple of 32"):
+            check_size(size, 32)
+    for room, size in ((UNet, 40), (FCN8s, 48), (SegNet, 16)):
+        with pytest.raises(ConfigError, match=f"data.size: {size} px is not a multiple of"):
+            room(size=size)

@@ -1,0 +1,49 @@
+"""U-Net: the paper's parameter count and levels, its skips, where its dropout stands."""
+
+import keras
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from tfmammo.baselines.unet import UNetConfig, network
+
+
+def layers(model, kind):
+    return [layer for layer in model.layers if type(layer) is kind]
+
+
+def test_full_size():
+    config = UNetConfig()
+    model = network(256, config.widths, config.dropout)
+    assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == 31_030_593
+    convolutions = layers(model, keras.layers.Conv2D)
+    down, up = [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024], [512, 512, 256, 256, 128, 128, 64, 64]
+    assert [c.filters for c in convolutions] == [*down, *up, 1]
+    assert [c.output.shape[1] for c in convolutions[1:10:2]] == [256, 128, 64, 32, 16]
+    assert [t.filters for t in layers(model, keras.layers.Conv2DTranspose)] == [512, 256, 128, 64]
+    assert [c.output.shape[-1] for c in layers(model, keras.layers.Concatenate)] == [1024, 512, 256, 128]
+    assert [d.output.shape[1:] for d in layers(model, keras.layers.Dropout)] == [(32, 32, 512), (16, 16, 1024)]
+
+
+def test_the_skips_carry_each_level_past_the_bottom():
+    keras.utils.set_random_seed(0)
+    model = network(16, (4, 4, 4), 0.0)
+    for layer in layers(model, keras.layers.Conv2DTranspose)[-1:]:  # cut what comes from below
+        layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
+    image = np.random.default_rng(0).uniform(size=(1, 16, 16, 1)).astype(np.float32)
+    before = model(image).numpy()
+    assert np.ptp(before) > 1e-3
+    bottom = layers(model, keras.layers.Conv2D)[5]
+    bottom.set_weights([w + 1 for w in bottom.get_weights()])
+    np.testing.assert_array_equal(model(image), before)
+
+
+def test_the_image_is_centred_inside():
+    (rescaling,) = layers(network(4, (2, 2), 0.0), keras.layers.Rescaling)
+    np.testing.assert_allclose(rescaling(np.array([0, 0.25, 1], np.float32)), [-1, -0.5, 1])
+
+
+def test_the_config_refuses_what_is_no_unet():
+    for wrong in ({"widths": (64,)}, {"widths": (64, 0)}, {"dropout": 1.0}, {"learning_rate": 0}, {"weights": "imagenet"}):
+        with pytest.raises(ValidationError):
+            UNetConfig(**wrong)

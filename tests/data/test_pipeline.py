@@ -1,0 +1,191 @@
+"""Order, augmentation and resumption of batches: decided by seed and step alone."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.data.patches import Patches
+from tfmammo.data.pipeline import batches, dihedral
+
+
+def patches(count=5, size=4):
+    """Patches of noise without symmetry, told apart by their top left pixel; the mask is where the image is above 0.5."""
+    rng = np.random.default_rng(0)
+    images = rng.random((count, size, size, 1)).astype(np.float32)
+    names = np.array([f"{i}#0" for i in range(count)])
+    return Patches(images, (images > 0.5).astype(np.uint8), names, names)
+
+
+def drawn(data, steps, batch_size=1, seed=0, augment=False, start_step=0):
+    """The images and masks of some steps, float32 [steps, batch, size, size, 1]."""
+    found = list(islice(batches(data, batch_size, seed, augment, start_step), steps))
+    return np.stack([b["image"] for b in found]), np.stack([b["mask"] for b in found])
+
+
+def symmetries(image):
+    """All eight by numpy, in `dihedral`'s order."""
+    return [np.flip(np.rot90(image, turn % 4), axis=1) if turn >= 4 else np.rot90(image, turn) for turn in range(8)]
+
+
+def identify(image, data):
+    """(index of the patch, turn) of a drawn image."""
+    found = [(i, t) for i, original in enumerate(data.images) for t, turned in enumerate(symmetries(original)) if np.array_equal(turned, image)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_values_shapes_and_dtypes():
+    image, mask = next(iter(batches(patches(), 3, seed=0, augment=True))).values()
+    assert image.shape == mask.shape == (3, 4, 4, 1) and image.dtype == mask.dtype == tf.float32
+    assert set(np.unique(mask)) == {0, 1} and np.min(image) >= 0 and np.max(image) <= 1
+    specs = batches(patches(), 3, seed=0, augment=True).element_spec
+    assert {name: spec.shape.as_list() for name, spec in specs.items()} == {"image": [3, 4, 4, 1], "mask": [3, 4, 4, 1]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 16])
+def test_every_epoch_is_a_permutation(count):
+    data = patches(count)
+    images, masks = drawn(data, 4 * count)
+    order = np.array([identify(image[0], data)[0] for image in images]).reshape(4, count)
+    assert (np.sort(order) == np.arange(count)).all()
+    np.testing.assert_array_equal(images[:, 0], data.images[order.ravel()])
+    np.testing.assert_array_equal(masks[:, 0], data.masks[order.ravel()])
+
+
+def test_epochs_and_seeds_differ():
+    data = patches(16)
+    orders = set()
+    for seed in (0, 1, 2**31):
+        images, _ = drawn(data, 48, seed=seed)
+        orders |= {tuple(epoch) for epoch in np.array([identify(image[0], data)[0] for image in images]).reshape(3, 16)}
+    assert len(orders) == 9
+
+
+def test_every_order_comes_up():
+    data = patches(3)
+    images, _ = drawn(data, 600, batch_size=3)
+    orders, counts = np.unique(images[:, :, 0, 0, 0], axis=0, return_counts=True)
+    assert len(orders) == 6
+    assert ((counts - 100) ** 2 / 100).sum() < 20.5  # chi square of five degrees of freedom, p = 0.001; the draws are fixed
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_same_seed_gives_the_same_batches_whatever_the_global_seed(augment):
+    data = patches()
+    tf.random.set_seed(1)
+    first = drawn(data, 7, batch_size=2, seed=3, augment=augment)
+    tf.random.set_seed(2)
+    np.testing.assert_array_equal(drawn(data, 7, batch_size=2, seed=3, augment=augment), first)
+    assert not np.array_equal(drawn(data, 7, batch_size=2, seed=4, augment=augment), first)
+
+
+@pytest.mark.parametrize("start", [1, 2, 5, 9])
+def test_start_step_equals_skipping(start):
+    data = patches(5)  # batches of 3 cross the epochs' borders
+    whole = drawn(data, start + 4, batch_size=3, augment=True)
+    rest = drawn(data, 4, batch_size=3, augment=True, start_step=start)
+    for all_, part in zip(whole, rest, strict=True):
+        np.testing.assert_array_equal(part, all_[start:])
+
+
+def test_a_late_start_costs_nothing():
+    images, _ = drawn(patches(5), 5, start_step=10**12)
+    np.testing.assert_array_equal(np.sort(images[:, 0, 0, 0, 0]), np.sort(patches(5).images[:, 0, 0, 0]))
+
+
+def test_the_batch_size_does_not_change_what_is_drawn():
+    data = patches(5)
+    one, two = drawn(data, 6, batch_size=1, augment=True), drawn(data, 3, batch_size=2, augment=True)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a.reshape(b.shape), b)
+
+
+def test_without_augmentation_pixels_are_left_alone():
+    data = patches()
+    images, masks = drawn(data, 20)
+    assert {identify(image[0], data)[1] for image in images} == {0}
+    np.testing.assert_array_equal(masks, images > 0.5)
+
+
+def test_augmentation_turns_image_and_mask_together_into_all_eight():
+    data = patches(4)
+    images, masks = drawn(data, 400, batch_size=1, augment=True)
+    np.testing.assert_array_equal(masks, images > 0.5)
+    found = np.array([identify(image[0], data) for image in images])
+    assert (np.sort(found[:, 0].reshape(100, 4)) == np.arange(4)).all(), "augmentation does not touch the order"
+    for patch in range(4):
+        assert set(found[found[:, 0] == patch, 1]) == set(range(8))
+    counts = np.bincount(found[:, 1], minlength=8)
+    assert ((counts - 50) ** 2 / 50).sum() < 24.3  # chi square of seven degrees of freedom, p = 0.001; the draws are fixed
+
+
+IMAGE = np.random.default_rng(0).random((5, 5, 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_dihedral_equals_numpy(turn):
+    np.testing.assert_array_equal(dihedral(IMAGE, turn), symmetries(IMAGE)[turn])
+    np.testing.assert_array_equal(tf.function(dihedral)(IMAGE, tf.constant(turn)), symmetries(IMAGE)[turn])
+    assert dihedral(IMAGE.astype(np.uint8), turn).dtype == tf.uint8
+
+
+def test_dihedral_by_hand():
+    image = np.array([[1, 2], [3, 4]], np.float32)[..., np.newaxis]
+    found = [dihedral(image, turn).numpy()[..., 0].tolist() for turn in range(8)]
+    assert found == [
+        [[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]],
+        [[2, 1], [4, 3]], [[4, 2], [3, 1]], [[3, 4], [1, 2]], [[1, 3], [2, 4]],
+    ]  # fmt: skip
+
+
+def test_dihedral_is_a_group_of_eight():
+    turned = [dihedral(IMAGE, turn).numpy() for turn in range(8)]
+    assert len({image.tobytes() for image in turned}) == 8
+    np.testing.assert_array_equal(turned[0], IMAGE)
+    for image in turned:
+        np.testing.assert_array_equal(np.sort(image, axis=None), np.sort(IMAGE, axis=None))
+        assert any(np.array_equal(dihedral(image, turn), IMAGE) for turn in range(8)), "each has an inverse"
+        assert {dihedral(image, turn).numpy().tobytes() for turn in range(8)} == {image.tobytes() for image in turned}
+
+
+TWO_REPLICAS = '''
+import json
+import tfmammo
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from itertools import islice
+from tfmammo.data.patches import Patches
+from tfmammo.data.pipeline import batches
+
+rng = np.random.default_rng(0)
+names = np.array([f"{i}#0" for i in range(5)])
+data = Patches(rng.random((5, 4, 4, 1)).astype(np.float32), rng.integers(0, 2, (5, 4, 4, 1)).astype(np.uint8), names, names)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+equal, shares = [], []
+for start in (0, 3):
+    distributed = strategy.experimental_distribute_dataset(batches(data, 4, 0, True, start))
+    for ours, whole in zip(islice(distributed, 6), islice(batches(data, 4, 0, True, start), 6)):
+        for name in ("image", "mask"):
+            parts = strategy.experimental_local_results(ours[name])
+            shares.append([int(part.shape[0]) for part in parts])
+            equal.append(bool(np.array_equal(np.concatenate(parts), whole[name])))
+print(json.dumps({"equal": equal, "shares": shares}))
+'''
+
+
+def test_two_replicas_share_the_batches_of_one(tmp_path, repository):
+    # Logical devices must be named before TensorFlow starts, so in a process of its own.
+    script = tmp_path / "two_replicas.py"
+    script.write_text(TWO_REPLICAS, encoding="utf-8")
+    path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["equal"] == [True] * 24 and results["shares"] == [[2, 2]] * 24

@@ -1,0 +1,305 @@
+"""Our Adam is Keras's Adam, minimize is its gradient and nobody else's, loss scale and replicas cancel out."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.optimization import Adam, build, minimize
+
+SHAPES = [(3, 4), (5,), (2, 2, 3, 1), ()]
+
+
+def variables(seed=0):
+    rng = np.random.default_rng(seed)
+    return [keras.Variable(rng.normal(size=shape).astype(np.float32)) for shape in SHAPES]
+
+
+def gradients(steps, seed=1):
+    """Gradients from 1e-8 to 1e+3 in size, some of them zero."""
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        yield [
+            (rng.normal(size=s) * 10.0 ** rng.integers(-8, 4, size=s) * rng.integers(0, 4, size=s).astype(bool)).astype(np.float32)
+            for s in SHAPES
+        ]
+
+
+def moved(optimizer, steps=20, scale=1.0):
+    """Where an optimizer takes the variables, as a list of arrays after every step."""
+    weights, path = variables(), []
+    optimizer.build(weights)
+    for step in gradients(steps):
+        optimizer.apply([tf.constant(g) * scale for g in step], weights)
+        path.append([w.numpy() for w in weights])
+    return path
+
+
+def assert_equal_paths(ours, theirs, learning_rate):
+    """Equal to float32 precision: 1 - beta_2 ** t alone loses four of seven digits at t = 1, so to 1e-4 of a step."""
+    for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        for a, b in zip(mine, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-4 * learning_rate, err_msg=f"step {step}")
+
+
+HYPERPARAMETERS = [
+    {"learning_rate": 2e-4, "beta_1": 0.5},
+    {"learning_rate": 0.1, "beta_1": 0.9, "beta_2": 0.99, "epsilon": 1e-3},
+    {"learning_rate": 0.01, "beta_1": 0.0, "epsilon": 1e-8},
+]
+
+
+@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
+def test_adam_equals_keras_adam(hyperparameters):
+    path = moved(Adam(**hyperparameters))
+    assert_equal_paths(path, moved(keras.optimizers.Adam(**hyperparameters)), hyperparameters["learning_rate"])
+    assert np.abs(path[-1][0] - variables()[0].numpy()).max() > hyperparameters["learning_rate"]
+
+
+@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
+def test_adam_equals_the_formula(hyperparameters):
+    lr, beta_1 = hyperparameters["learning_rate"], hyperparameters["beta_1"]
+    beta_2, epsilon = hyperparameters.get("beta_2", 0.999), hyperparameters.get("epsilon", 1e-7)
+    w = [v.numpy().astype(np.float64) for v in variables()]
+    m, v, path = [np.zeros_like(x) for x in w], [np.zeros_like(x) for x in w], []
+    for t, step in enumerate(gradients(20), 1):
+        for i, g in enumerate(step):
+            m[i] = beta_1 * m[i] + (1 - beta_1) * g.astype(np.float64)
+            v[i] = beta_2 * v[i] + (1 - beta_2) * g.astype(np.float64) ** 2
+            w[i] = w[i] - lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m[i] / (np.sqrt(v[i]) + epsilon)
+        path.append([x.copy() for x in w])
+    for mine, other in zip(moved(Adam(**hyperparameters)), path, strict=True):
+        for a, b in zip(mine, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=5e-4 * lr)
+
+
+def test_adam_equals_keras_adam_in_a_graph():
+    def graph(optimizer):
+        weights, path = variables(), []
+        optimizer.build(weights)
+        step = tf.function(lambda *values: optimizer.apply(list(values), weights))
+        for values in gradients(20):
+            step(*map(tf.constant, values))
+            path.append([w.numpy() for w in weights])
+        return path
+
+    assert_equal_paths(graph(Adam(0.01, 0.5)), graph(keras.optimizers.Adam(0.01, 0.5)), 0.01)
+
+
+def test_adam_equals_keras_adam_under_loss_scaling():
+    def scaled(inner):
+        return keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0)
+
+    ours = moved(scaled(Adam(0.01, 0.5)), scale=1024.0)
+    assert_equal_paths(ours, moved(scaled(keras.optimizers.Adam(0.01, 0.5)), scale=1024.0), 0.01)
+    assert_equal_paths(ours, moved(Adam(0.01, 0.5)), 0.01)
+
+
+def test_a_step_with_an_infinite_gradient_is_skipped_and_the_scale_halved():
+    weights = variables()
+    before = [w.numpy() for w in weights]
+    optimizer = keras.optimizers.LossScaleOptimizer(Adam(0.1), initial_scale=1024.0)
+    optimizer.build(weights)
+    step = next(gradients(1))
+    optimizer.apply([tf.constant(step[0]), tf.constant([1, np.inf, 1, 1, 1]), *map(tf.constant, step[2:])], weights)
+    for weight, old in zip(weights, before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+    assert float(optimizer.dynamic_scale) == 512 and int(optimizer.inner_optimizer.iterations) == 0
+    optimizer.apply([tf.constant(g) * 512 for g in step], weights)
+    assert int(optimizer.inner_optimizer.iterations) == 1 and np.abs(weights[0] - before[0]).max() > 1e-3
+
+
+def test_adam_takes_a_learning_rate_schedule():
+    def schedule():
+        return keras.optimizers.schedules.PiecewiseConstantDecay([5, 12], [0.1, 0.01, 0.001])
+
+    assert_equal_paths(moved(Adam(schedule())), moved(keras.optimizers.Adam(schedule())), 0.1)
+
+
+def test_adam_survives_serialisation():
+    optimizer = Adam(0.003, 0.5, 0.9, 1e-5, name="generator")
+    assert optimizer.get_config() == {
+        "learning_rate": pytest.approx(0.003), "beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-5, "name": "generator",
+    }  # fmt: skip
+    for copy in (
+        Adam.from_config(optimizer.get_config()),
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer)),
+        keras.saving.deserialize_keras_object(
+            keras.saving.serialize_keras_object(keras.optimizers.LossScaleOptimizer(optimizer))
+        ).inner_optimizer,
+    ):
+        assert type(copy) is Adam and copy.get_config() == optimizer.get_config()
+    assert_equal_paths(moved(optimizer), moved(copy), 0.003)
+
+
+@pytest.mark.parametrize(("policy", "scaled"), [("float32", False), ("mixed_bfloat16", False), ("mixed_float16", True)])
+def test_build_scales_the_loss_under_float16_alone_and_makes_the_slots(policy, scaled):
+    keras.config.set_dtype_policy(policy)
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    inner = Adam()
+    optimizer = build(inner, network)
+    assert (optimizer is not inner) == scaled == isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    assert optimizer.built and inner.built
+    assert [m.shape for m in inner._momentums] == [v.shape for v in inner._velocities] == [(2, 3), (3,)]
+
+
+def two_networks(policy="float32"):
+    keras.config.set_dtype_policy(policy)
+    networks = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "tanh", dtype="float32")]) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    for network in networks:
+        for weight in network.trainable_variables:
+            weight.assign(rng.normal(size=weight.shape))
+    return networks
+
+
+X = np.array([[1, -2], [0.5, 3]], np.float32)
+
+
+def chained_loss(first, second):
+    """A loss that depends on both networks."""
+    return tf.reduce_mean(first(X) ** 2) + tf.reduce_mean(second(first(X)[:, :2]))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_minimize_takes_the_gradient_of_its_network_and_leaves_the_other(chosen, policy):
+    networks = two_networks(policy)
+    with tf.GradientTape() as tape:
+        loss = chained_loss(*networks)
+    expected = [tf.convert_to_tensor(g) for g in tape.gradient(loss, networks[chosen].trainable_variables)]
+    before = [network.get_weights() for network in networks]
+    optimizer = build(keras.optimizers.SGD(1.0), networks[chosen])
+    with tf.GradientTape() as tape:
+        loss = chained_loss(*networks)
+    minimize(loss, networks[chosen], optimizer, tape)
+    for weight, old, gradient in zip(networks[chosen].get_weights(), before[chosen], expected, strict=True):
+        np.testing.assert_allclose(old - weight, gradient, rtol=1e-5, atol=1e-6)
+        assert np.abs(gradient).max() > 1e-3
+    for weight, old in zip(networks[1 - chosen].get_weights(), before[1 - chosen], strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**10, 2.0**20])
+def test_a_scaled_loss_makes_the_same_step(scale):
+    weights = []
+    for scaled in (False, True):
+        networks = two_networks()
+        optimizer = Adam(0.1)
+        if scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=scale)
+        optimizer.build(networks[0].trainable_variables)
+        for _ in range(5):
+            with tf.GradientTape() as tape:
+                loss = chained_loss(*networks)
+            minimize(loss, networks[0], optimizer, tape)
+        weights.append(networks[0].get_weights())
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_minimize_goes_downhill():
+    networks = two_networks()
+    optimizer = build(Adam(0.05), networks[0])
+    losses = []
+    for _ in range(20):
+        with tf.GradientTape() as tape:
+            loss = chained_loss(*networks)
+        minimize(loss, networks[0], optimizer, tape)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] - 0.1
+
+
+TWO_REPLICAS = '''
+import json
+import tfmammo
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from tfmammo.optimization import Adam, build, minimize
+
+X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+
+def train(strategy, replicas, share):
+    """Weights after 20 steps on the mean square of a layer's output, its `share` of X on every replica."""
+    with strategy.scope():
+        network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        for seed, weight in enumerate(network.trainable_variables):
+            weight.assign(np.random.default_rng(seed).normal(size=weight.shape))
+        optimizer = build(Adam(0.05, 0.5), network)
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((network(x) - 1.0) ** 2)
+        minimize(loss, network, optimizer, tape)
+
+    @tf.function
+    def steps():
+        for _ in tf.range(20):
+            strategy.run(step, args=(values,))
+
+    values = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(X[share * context.replica_id_in_sync_group:][:share])) if replicas > 1 else tf.constant(X)
+    steps()
+    return [w.numpy().tolist() for w in network.trainable_variables], int(optimizer.iterations.value.values[0] if replicas > 1 else optimizer.iterations)
+
+def overflow(strategy, chosen):
+    """(finite weights, skipped steps, last update) where the gradient of one replica is beyond float16."""
+    with strategy.scope():
+        network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        optimizer = build(Adam(0.05, 0.5), network)
+    before = network.get_weights()
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.cast(network(x), tf.float32) ** 2)
+        minimize(loss, network, optimizer, tape)
+
+    run = tf.function(lambda x: strategy.run(step, args=(x,)))
+    for large in (1e4, 1e4, 1.0):
+        run(strategy.experimental_distribute_values_from_function(
+            lambda context: tf.fill([2, 3], large if context.replica_id_in_sync_group == chosen else 0.1)))
+    return {
+        "finite": all(bool(np.isfinite(w).all()) for w in network.get_weights()),
+        "moved": max(float(np.abs(a - b).max()) for a, b in zip(before, network.get_weights())),
+        "iterations": [int(v) for v in strategy.experimental_local_results(optimizer.iterations.value)],
+        "scale": [float(v) for v in strategy.experimental_local_results(optimizer.dynamic_scale.value)],
+    }
+
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert mirrored.num_replicas_in_sync == 2
+results = {"one": train(tf.distribute.get_strategy(), 1, 4), "two": train(mirrored, 2, 2)}
+keras.config.set_dtype_policy("mixed_float16")
+print(json.dumps({**results, "overflows": [overflow(mirrored, chosen) for chosen in (0, 1)]}))
+'''
+
+
+@pytest.fixture(scope="module")
+def two_replicas(tmp_path_factory, repository):
+    """What TWO_REPLICAS prints."""
+    # Logical devices must be named before TensorFlow starts, so in a process of its own.
+    script = tmp_path_factory.mktemp("replicas") / "two_replicas.py"
+    script.write_text(TWO_REPLICAS, encoding="utf-8")
+    path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_adam_and_minimize_agree_on_one_and_on_two_replicas(two_replicas):
+    assert two_replicas["two"][1] == two_replicas["one"][1] == 20
+    for a, b in zip(two_replicas["two"][0], two_replicas["one"][0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas, chosen):
+    result = two_replicas["overflows"][chosen]
+    assert result["finite"] and result["iterations"] == [1, 1] and result["scale"] == [2.0**13] * 2
+    assert 0.01 < result["moved"] < 0.1  # the third step alone, of 0.05

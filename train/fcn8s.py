@@ -1,0 +1,16 @@
+"""Train FCN-8s: images to mass masks, one of CAN's segmentation baselines (see tfmammo/baselines/fcn8s.py).
+
+python train/fcn8s.py --config configs/fcn8s.yaml --set data.name=inbreast data.root=DIR
+"""
+
+from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
+from tfmammo.training import cli
+
+
+def main() -> None:
+    """Read the config, split the data by patient, train, export."""
+    cli.train(__doc__, FCN8s, FCN8sConfig)
+
+
+if __name__ == "__main__":
+    cli.run(main)

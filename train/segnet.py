@@ -1,0 +1,16 @@
+"""Train SegNet: images to mass masks, one of CAN's segmentation baselines (see tfmammo/baselines/segnet.py).
+
+python train/segnet.py --config configs/segnet.yaml --set data.name=inbreast data.root=DIR
+"""
+
+from tfmammo.baselines.segnet import SegNet, SegNetConfig
+from tfmammo.training import cli
+
+
+def main() -> None:
+    """Read the config, split the data by patient, train, export."""
+    cli.train(__doc__, SegNet, SegNetConfig)
+
+
+if __name__ == "__main__":
+    cli.run(main)

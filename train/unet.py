@@ -1,0 +1,16 @@
+"""Train U-Net: images to mass masks, one of CAN's segmentation baselines (see tfmammo/baselines/unet.py).
+
+python train/unet.py --config configs/unet.yaml --set data.name=inbreast data.root=DIR
+"""
+
+from tfmammo.baselines.unet import UNet, UNetConfig
+from tfmammo.training import cli
+
+
+def main() -> None:
+    """Read the config, split the data by patient, train, export."""
+    cli.train(__doc__, UNet, UNetConfig)
+
+
+if __name__ == "__main__":
+    cli.run(main)
