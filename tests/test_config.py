@@ -116,6 +116,8 @@ def test_an_override_keeps_its_neighbours(tmp_path):
         ("data.context=0.5", "data.context: input should be greater than or equal to 1 (got 0.5)"),
         ("data.context=.inf", "data.context: input should be a finite number (got inf)"),
         ("model.learning_rate=.nan", "model.learning_rate: input should be"),
+        ("data.kinds=[]", "data.kinds: tuple should have at least 1 item after validation, not 0 (got [])"),
+        ("training.seed=4294967296", "training.seed: input should be less than 4294967296 (got 4294967296)"),
         ("name=CAN 1", "name: string should match pattern"),
     ],
 )
@@ -201,11 +203,13 @@ def test_without_a_class_the_model_section_is_not_checked(minimal):
 
 IRRELEVANT = [
     "training.steps=9", "training.epochs=9", "training.checkpoint_every=9", "training.validate_every=9", "training.grid_every=9",
-    "training.grid_samples=9", "training.keep=9", "tracking.uri=http://localhost", "tracking.experiment=x", "tracking.register_models=false",
+    "training.grid_samples=9", "training.keep=9", "tracking.uri=http://localhost", "tracking.experiment=x",
+    "tracking.register_models=false", "tracking.system_metrics=false",
 ]  # fmt: skip
 RELEVANT = [
     "name=other", "data.name=inbreast", "data.root=x", "data.fold=1", "data.seed=1", "data.augment=false", "training.batch_size=2",
-    "training.seed=1", "training.precision=float32", "training.deterministic=true", "training.initial=x", "model.dropout=0", "model.filters=[4]",
+    "training.seed=1", "training.precision=float32", "training.deterministic=true", "training.initial=x", "model.dropout=0",
+    "model.filters=[4]", "model.learning_rate=2",
 ]  # fmt: skip
 
 

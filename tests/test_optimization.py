@@ -247,7 +247,8 @@ def train(strategy, replicas, share):
     values = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(X[share * context.replica_id_in_sync_group:][:share])) if replicas > 1 else tf.constant(X)
     steps()
-    return [w.numpy().tolist() for w in network.trainable_variables], int(optimizer.iterations.value.values[0] if replicas > 1 else optimizer.iterations)
+    iterations = strategy.experimental_local_results(optimizer.iterations.value)[0]
+    return [w.numpy().tolist() for w in network.trainable_variables], int(iterations)
 
 def overflow(strategy, chosen):
     """(finite weights, skipped steps, last update) where the gradient of one replica is beyond float16."""

@@ -16,9 +16,8 @@ from typing import Any, Generic, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-
 # What yaml.safe_load raises: a value that only looks like a date or a number ("2020-99-99") escapes as its conversion's error.
-NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
+_NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
 
 class ConfigError(ValueError):
@@ -37,6 +36,8 @@ class DataConfig(Frozen):
     name: an archive of tfmammo.archives. root: its folder; None takes the phantom, whatever the name.
     kinds: which lesions become patches. mixed_findings: keep outlines whose kind the archive does not settle.
     size: patch rows and columns, px. context: side of the square crop over the longer side of the lesion's box.
+    pad: keep lesions whose crop is larger than the mammogram, with 0 around it; such outlines are mostly not of one mass
+    but of skin or of the whole breast, so without it they are left out and counted.
     percentiles: of the patch, mapped to 0 and 1.
     split: "patient" holds out fold `fold` of `folds`, no patient on both sides; "paper" is CAN's protocol (augment to
     `paper_samples`, then split off `paper_test` at random), which leaks on purpose. seed: of split and phantom.
@@ -46,10 +47,11 @@ class DataConfig(Frozen):
 
     name: str = "phantom"
     root: Path | None = None
-    kinds: tuple[Literal["mass", "calcification", "asymmetry", "distortion"], ...] = ("mass",)
+    kinds: tuple[Literal["mass", "calcification", "asymmetry", "distortion"], ...] = Field(default=("mass",), min_length=1)
     mixed_findings: bool = True
     size: PositiveInt = 256
     context: float = Field(default=1.5, ge=1.0)
+    pad: bool = False
     percentiles: tuple[float, float] = (0.5, 99.5)
     split: Literal["patient", "paper"] = "patient"
     folds: int = Field(default=3, ge=2)
@@ -87,7 +89,7 @@ class TrainingConfig(Frozen):
     batch_size: PositiveInt = 1
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
     deterministic: bool = False
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     steps_per_loop: PositiveInt = 10
     checkpoint_every: PositiveInt = 500
     validate_every: PositiveInt = 500
@@ -188,7 +190,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read ({error.__class__.__name__})") from None
-    except NOT_YAML as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds no sections")
@@ -202,7 +204,7 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: must read section.key=value")
     try:
         value = yaml.safe_load(text)
-    except NOT_YAML:
+    except _NOT_YAML:
         raise ConfigError(f"--set {override}: the value is not YAML") from None
     section = content
     for part in parts[:-1]:

@@ -27,7 +27,8 @@ def batch(count=2):
     rng = np.random.default_rng(1)
     masks = np.zeros((count, SIZE, SIZE, 1), np.float32)
     masks[:, 4:11, 5:13] = 1
-    return {"mask": tf.constant(masks), "image": tf.constant(np.clip(masks * 0.5 + 0.2 + 0.1 * rng.normal(size=masks.shape), 0, 1), tf.float32)}
+    images = np.clip(masks * 0.5 + 0.2 + 0.1 * rng.normal(size=masks.shape), 0, 1)
+    return {"mask": tf.constant(masks), "image": tf.constant(images, tf.float32)}
 
 
 def pair(direction, data):
@@ -42,7 +43,8 @@ def weights(model):
 
 def test_the_papers_values_are_the_defaults():
     config = Pix2PixConfig()
-    assert (config.direction, config.lambda_l1, config.learning_rate, config.beta_1, config.dropout) == ("mask_to_image", 100, 2e-4, 0.5, 0.5)
+    assert config.direction == "mask_to_image" and config.discriminator_strided == 3
+    assert (config.lambda_l1, config.learning_rate, config.beta_1, config.dropout) == (100, 2e-4, 0.5, 0.5)
     assert config.filters == (64, 128, 256, 512, 512, 512, 512, 512)
 
 
@@ -181,7 +183,9 @@ def test_patches_that_can_not_be_halved_are_refused():
         Pix2Pix(Pix2PixConfig(filters=(4, 8, 8)), size=20)
 
 
-@pytest.mark.parametrize("wrong", [{"direction": "both"}, {"lambda_l1": -1}, {"learning_rate": 0}, {"dropout": 1}, {"filters": [0]}, {"x": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"direction": "both"}, {"lambda_l1": -1}, {"learning_rate": 0}, {"dropout": 1}, {"filters": [0]}, {"filters": []}, {"x": 1}]
+)
 def test_configs_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Pix2PixConfig(**wrong)

@@ -89,11 +89,18 @@ def test_mixed_findings():
 
 def test_padding_is_black_and_outside_the_mask():
     lesion = rectangle(0, 0, 100, 120)
-    patches = lesion_patches([mammogram(lesion)], DataConfig(size=60, context=1.5), Skipped())  # 180 px: 40 above, 30 left
+    patches = lesion_patches([mammogram(lesion)], DataConfig(size=60, context=1.5, pad=True), Skipped())  # 180 px: 40 above, 30 left
     rows, cols = patches.masks[0, :, 30, 0], patches.masks[0, 30, :, 0]
     assert rows[:13].sum() == rows[-13:].sum() == cols[:10].sum() == cols[-10:].sum() == 0
     assert rows[14:46].all() and cols[10:50].all()
     assert patches.images[0, :13].max() == 0 and patches.images[0, 15:45, 11:49].min() > 0
+
+
+def test_a_patch_larger_than_its_mammogram_is_left_out():
+    skipped = Skipped()
+    large, small = rectangle(0, 0, 100, 120), rectangle(10, 10, 30, 30)
+    patches = lesion_patches([mammogram(large, small)], DataConfig(size=60, context=1.5), skipped)
+    assert patches.ids.tolist() == ["a#1"] and "lesion 0: its patch is larger than the mammogram" in skipped.reasons["a"]
 
 
 def test_pixels_are_read_once_and_only_where_wanted():
@@ -123,7 +130,7 @@ def test_what_makes_no_patch_is_skipped_with_a_reason():
             mammogram(good, image_id="black", read=partial(np.zeros, (100, 120, 1))),
             mammogram(dust, image_id="dust"),
         ],
-        DataConfig(size=4, context=1.5),
+        DataConfig(size=4, context=1.5, pad=True),
         skipped,
     )
     assert patches.ids.tolist() == ["box#0"]
@@ -211,8 +218,10 @@ def test_wrong_arrays_are_refused(change, message):
 def test_real_mass_patches(real_data):
     mammograms = cdd_cesm.read(real_data / "cdd-cesm")
     skipped = Skipped()
-    mixed = lesion_patches(mammograms, DataConfig(), skipped)
+    mixed = lesion_patches(mammograms, DataConfig(pad=True), skipped)
     assert len(mixed) == 69 and len(set(mixed.patient_ids)) == 23 and not skipped.reasons
-    assert len(lesion_patches(mammograms, DataConfig(mixed_findings=False), skipped)) == 31
+    assert len(lesion_patches(mammograms, DataConfig(pad=True, mixed_findings=False), skipped)) == 31
+    fitting = lesion_patches(mammograms, DataConfig(), skipped)
+    assert len(fitting) == 63 and len(set(fitting.patient_ids)) == 23 and len(skipped) == 6
     share = mixed.masks.mean(axis=(1, 2, 3))
     assert np.mean(2 * share / (1 + share)) == pytest.approx(0.42, abs=0.005)  # Dice of filling the whole patch

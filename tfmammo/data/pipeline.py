@@ -29,7 +29,8 @@ def batches(patches: Patches, batch_size: int, seed: int, augment: bool, start_s
     def draw(i: tf.Tensor) -> dict[str, tf.Tensor]:
         epoch, place = i // count, i % count
         order_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-        index = tf.random.experimental.index_shuffle(place, order_seed, count - 1)
+        # A whole shuffle for one place: index_shuffle keeps eight bits of each seed here, so its orders return after 256 epochs.
+        index = tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)[place]
         image, mask = images[index], tf.cast(masks[index], tf.float32)
         if augment:
             turn = tf.random.stateless_uniform([], tf.stack([tf.constant(seed, tf.int64), i]), 0, 8, tf.int32)

@@ -48,7 +48,7 @@ class CANConfig(Frozen):
     average: Literal["responses", "losses"] = "responses"
     l2: Literal["mean_square", "norm"] = "mean_square"
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    filters: tuple[PositiveInt, ...] = PIX2PIX_FILTERS
+    filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     discriminator_strided: PositiveInt = 1
     discriminator_filters: PositiveInt = 64
 

@@ -26,7 +26,6 @@ from tfmammo.quiet import held_back
 from tfmammo.record import Mammogram, Skipped
 from tfmammo.training import loop
 
-
 log = logging.getLogger(__name__)
 console = Console()
 

@@ -300,7 +300,6 @@ class _Training:
         if self.experiment.tracking.register_models:
             self.run_log.register(directory, int(self.step), {f"validation_{name}": value for name, value in metrics.items()}, best)
 
-
     def _initial_patients(self) -> list[str]:
         path = self.output / INITIAL_PATIENTS
         return path.read_text(encoding="utf-8").split() if path.exists() else []
