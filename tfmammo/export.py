@@ -42,8 +42,13 @@ class ExportError(ValueError):
 class Exportable(Protocol):
     """What `export` needs of a room: its networks, and the functions to write, each named after its network."""
 
-    name: str
-    networks: Mapping[str, keras.Model]
+    @property
+    def name(self) -> str:
+        """Of the system."""
+
+    @property
+    def networks(self) -> Mapping[str, keras.Model]:
+        """By name."""
 
     def functions(self) -> Mapping[str, Any]:
         """Network's name -> tf.function of named float32 inputs that returns a dict of named float32 tensors."""

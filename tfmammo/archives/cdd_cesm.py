@@ -215,6 +215,6 @@ def _ellipse(shape: dict[str, Any]) -> NDArray[np.float32]:
 def _pixels(path: Path) -> NDArray[np.float32]:
     try:
         with Image.open(path) as image:  # OpenCV fills the rest of a truncated JPEG with grey and says nothing
-            return np.asarray(image.convert("L"), np.float32)[..., None] / 255
+            return np.asarray(image.convert("L"), np.float32)[..., None] / np.float32(255)
     except (OSError, SyntaxError) as error:
         raise ArchiveError(f"{path}: the JPEG can't be decoded ({error})") from None

@@ -99,7 +99,7 @@ def prepare(training: TrainingConfig) -> None:
         keras.config.set_dtype_policy(precision(training.precision, bool(gpus)))
         if training.deterministic:
             try:
-                # The only setting under which two runs on a CPU agree bit for bit; see CONTRIBUTING.md.
+                # The only setting found under which two float32 runs on a CPU agree bit for bit.
                 tf.config.threading.set_inter_op_parallelism_threads(1)
             except RuntimeError:
                 raise ConfigError("training.deterministic: must be set before TensorFlow's first operation in the process") from None
@@ -138,7 +138,7 @@ def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
     """
     if config.name not in ARCHIVES:
         raise ConfigError(f"data.name: {config.name} is none of {', '.join(sorted(ARCHIVES))}")
-    if archive_name(config) == "phantom":
+    if config.root is None or config.name == "phantom":
         if config.name != "phantom":
             log.info("data.root is not set: taking the phantom (synthetic mammograms) instead of %s", config.name)
         return phantom.read(None, skipped, count=config.phantoms, seed=config.seed)

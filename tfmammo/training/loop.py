@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import cv2
 import keras
@@ -30,7 +30,7 @@ from tfmammo.training.image_grid import grid
 from tfmammo.training.progress import Progress
 
 log = logging.getLogger(__name__)
-Functions = dict[str, Callable[..., dict[str, tf.Tensor]]]
+Functions = dict[str, Any]  # tf.functions: TensorFlow has no public type for one with an input_signature
 INITIAL_PATIENTS = "initial_patients.txt"  # pseudonyms of the patients that `training.initial` was trained on
 
 
@@ -49,6 +49,7 @@ class Interrupted(Exception):
 class Room(Protocol):
     """What the loop asks of a model; a keras.Model that offers this needs to inherit nothing else."""
 
+    name: str
     networks: dict[str, keras.Model]
     optimizers: dict[str, keras.optimizers.Optimizer]
 
@@ -132,7 +133,7 @@ class _Training:
         self.best_manager = tf.train.CheckpointManager(self.checkpoint, str(folder / "best"), 1)
 
     def run(self) -> dict[str, float]:
-        status = "FAILED"
+        status: Literal["FAILED", "FINISHED", "KILLED"] = "FAILED"
         try:
             self._start()
             metrics = self._loop()
@@ -200,7 +201,7 @@ class _Training:
         data = batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.augment, step)
         return self.strategy.experimental_distribute_dataset(data) if self.strategy.num_replicas_in_sync > 1 else data
 
-    def _advance(self) -> Callable[[Iterator[Any], tf.Tensor], dict[str, tf.Tensor]]:
+    def _advance(self) -> Callable[[Any, tf.Tensor], dict[str, tf.Tensor]]:
         """A tf.function that takes a number of steps and returns each loss's mean over them."""
 
         @tf.function
@@ -210,7 +211,7 @@ class _Training:
             return {name: self.strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None) for name, loss in losses.items()}
 
         @tf.function
-        def advance(data: Iterator[Any], steps: tf.Tensor) -> dict[str, tf.Tensor]:
+        def advance(data: Any, steps: tf.Tensor) -> dict[str, tf.Tensor]:
             names = one_step.get_concrete_function(data.element_spec).structured_outputs
             totals = {name: tf.zeros([], tf.float32) for name in names}
             for _ in tf.range(steps):
