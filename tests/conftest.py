@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -32,6 +33,15 @@ def float32_policy():
     _reset_policy()
     yield
     _reset_policy()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_networks():
+    """Full-size networks of one file do not stay in memory for the next."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].backend.clear_session()
+        gc.collect()
 
 
 def _reset_policy() -> None:

@@ -1,6 +1,7 @@
 """VGG-16's weights into the encoders: values, every file form, and what happens when they can't be had."""
 
 import urllib.request
+from pathlib import Path
 
 import h5py
 import keras
@@ -41,6 +42,7 @@ def save(model, folder, form):
             for name in whole["model_weights"]:
                 whole.copy(f"model_weights/{name}", file)
             file.attrs.update(whole["model_weights"].attrs)
+        (folder / "whole.h5").unlink()
     else:
         model.save(path)
     return str(path)
@@ -98,6 +100,7 @@ def test_the_fully_connected_layers_become_convolutions(tmp_path, form):
     encoder = keras.applications.VGG16(weights=None, include_top=False)
     vgg16.assign(encoder, path, fc=False)  # the encoder is read from the larger file as well
     np.testing.assert_array_equal(encoder.get_weights()[-2], source.get_weights()[24])
+    Path(path).unlink()  # pytest would keep it
 
 
 @pytest.mark.slow
