@@ -59,8 +59,10 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(ti
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
     assert saved_step(tmp_path / "run") == 4 and seen
     seen.clear()
+    card = tmp_path / "run/export/card.json"
+    before = card.stat().st_mtime_ns
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
-    assert saved_step(tmp_path / "run") == 4 and not seen
+    assert saved_step(tmp_path / "run") == 4 and not seen and card.stat().st_mtime_ns == before
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(tiny_can, random_patches, tmp_path):

@@ -88,7 +88,7 @@ def default_output(experiment: Experiment[Any]) -> Path:
 
 
 def prepare(training: TrainingConfig) -> None:
-    """Set precision, seeds and threads; before the first TensorFlow operation of the process.
+    """Set precision and threads; before the first TensorFlow operation of the process.
 
     Raises:   ConfigError: training.deterministic is wanted, but TensorFlow's threads are already running.
     """
@@ -105,7 +105,6 @@ def prepare(training: TrainingConfig) -> None:
                 raise ConfigError("training.deterministic: must be set before TensorFlow's first operation in the process") from None
             tf.config.experimental.enable_op_determinism()
         tf.config.list_logical_devices()
-    keras.utils.set_random_seed(training.seed)
 
 
 def precision(wanted: str, gpu: bool) -> str:

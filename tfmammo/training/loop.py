@@ -168,11 +168,9 @@ class _Training:
         step, metrics = int(self.step), {}
         if step == 0:
             self._grid(step)
-        advance, data = self._advance(), None
+        advance, data = self._advance(), iter(self._batches(step))
         with Progress(self.experiment.name, step, self.steps) as progress:
             while step < self.steps:
-                if data is None:
-                    data = iter(self._batches(step))
                 before, chunk = step, self._chunk(step)
                 losses = {name: float(value) for name, value in advance(data, tf.constant(chunk, tf.int64)).items()}
                 step += chunk
@@ -268,22 +266,24 @@ class _Training:
         (manager or self.manager).save(checkpoint_number=self.step)
 
     def _finish(self, metrics: dict[str, float]) -> None:
-        """Export the last weights and the best, each as a version in the registry."""
-        final_step = int(self.step)
-        self._export("export", metrics, self.best_is_last())
-        if not self.best_is_last():
-            self.checkpoint.restore(self.best_manager.latest_checkpoint).expect_partial()
-            self._export("best", {self._criterion(metrics): float(self.best)}, True)
+        """Export the last weights and the best, each as a version in the registry; once, however often the command runs."""
+        final_step, best = int(self.step), self.best_manager.latest_checkpoint
+        if self._exported_step() == final_step:
+            log.info("step %s is already exported to %s", f"{final_step:,}", self.output / "export")
+            return
+        best_is_last = best is None or int(best.rsplit("-", 1)[1]) == final_step
+        if not best_is_last:
+            self.checkpoint.restore(best).expect_partial()
+            self._export("best", {next(iter(metrics)): float(self.best)}, True)
             restore(self.checkpoint, self.manager.checkpoints)
+        self._export("export", metrics, best_is_last)
         log.info("finished at step %s; exported to %s", f"{final_step:,}", self.output / "export")
 
-    def best_is_last(self) -> bool:
-        latest = self.best_manager.latest_checkpoint
-        return latest is None or int(latest.rsplit("-", 1)[1]) == int(self.step)
-
-    @staticmethod
-    def _criterion(metrics: dict[str, float]) -> str:
-        return next(iter(metrics))
+    def _exported_step(self) -> int | None:
+        try:
+            return exporting.read_card(self.output / "export")["step"]
+        except exporting.ExportError:
+            return None
 
     def _export(self, name: str, metrics: dict[str, float], best: bool) -> None:
         card = {
