@@ -160,6 +160,26 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(tiny_can, random_pat
     assert saved_step(tmp_path / "run") == 6
 
 
+def test_nothing_starts_anew_over_unreadable_checkpoints(tiny_can, random_patches, tmp_path):
+    fit(tiny_can(steps=2), random_patches, tmp_path / "run")
+    for data in (tmp_path / "run/checkpoints").glob("ckpt-*.data*"):
+        data.write_bytes(b"")
+    with pytest.raises(loop.TrainingError, match="none of the checkpoints beside .* can be read"):
+        fit(tiny_can(steps=4), random_patches, tmp_path / "run")
+
+
+def test_a_checkpoint_holds_every_variable_of_every_network(tiny_can, random_patches, tmp_path):
+    fit(tiny_can(steps=2), random_patches, tmp_path / "run")
+    reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints"))
+    room = CAN(tiny_can().model, 32)
+    export.assign(room.networks, tmp_path / "run/export")
+    held = [np.asarray(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map() if name.startswith("network_")]
+    for network in room.networks.values():
+        for variable in network.variables:
+            value = variable.numpy()
+            assert any(array.shape == value.shape and np.array_equal(array, value) for array in held), variable.path
+
+
 def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "first")
     expected = CAN(tiny_can().model, 32)

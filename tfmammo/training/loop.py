@@ -123,11 +123,10 @@ class _Training:
             self.functions = self.room.functions()  # once: each call would make and trace new ones
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.best = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best")
-        networks = {f"network_{name}": network for name, network in self.room.networks.items()}
+        # The variables themselves: tf.train.Checkpoint finds neither dropout's seeds nor layers that a network keeps in lists.
+        networks = {f"network_{name}": [v.value for v in network.variables] for name, network in self.room.networks.items()}
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.room.optimizers.items()}
-        # Dropout's seeds are variables of a network that tf.train.Checkpoint does not find by itself.
-        states = {f"state_{name}": [v.value for v in network.non_trainable_variables] for name, network in self.room.networks.items()}
-        self.checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **states, **optimizers)
+        self.checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **optimizers)
         folder = output / "checkpoints"
         self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), self.config.keep)
         self.best_manager = tf.train.CheckpointManager(self.checkpoint, str(folder / "best"), 1)
@@ -333,7 +332,11 @@ def total_steps(config: TrainingConfig, patches: int) -> int:
 
 
 def restore(checkpoint: tf.train.Checkpoint, paths: list[str]) -> str | None:
-    """Restore the newest readable checkpoint. Returns its path, or None when there is none."""
+    """Restore the newest readable checkpoint.
+
+    Returns:  its path, or None when there is no checkpoint.
+    Raises:   TrainingError: there are checkpoints, but none can be read, or they are another model's.
+    """
     for path in reversed(paths):
         try:
             checkpoint.restore(path).assert_existing_objects_matched()
@@ -342,6 +345,8 @@ def restore(checkpoint: tf.train.Checkpoint, paths: list[str]) -> str | None:
             log.warning("%s can't be read (%s); trying the one before", path, str(error).split("\n")[0])
         except AssertionError:
             raise TrainingError(f"{path} holds another model's weights; choose another --output") from None
+    if paths:
+        raise TrainingError(f"none of the checkpoints beside {paths[-1]} can be read; choose another --output to start anew")
     return None
 
 
