@@ -147,3 +147,10 @@ def test_skipped_joins_the_reasons_of_one_file():
 def test_each_reader_has_its_own_skipped():
     Skipped().add("a", "b")
     assert Skipped().reasons == {}
+
+
+def test_overlapping_outlines_have_no_hole():
+    square = np.array([[2, 2], [2, 7], [7, 7], [7, 2]], np.float32)
+    both = Lesion("mass", (2, 2, 10, 10), (square, square + 2)).mask(12, 12)
+    one, other = (Lesion("mass", (2, 2, 10, 10), (outline,)).mask(12, 12) for outline in (square, square + 2))
+    np.testing.assert_array_equal(both, one | other)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from tfmammo.config import ConfigError
 from tfmammo.layers import SampleNormalization
 
 PIX2PIX_FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)
@@ -26,7 +27,7 @@ class UNet256(keras.Model):
 
     Args:     x: floating [batch, size, size, channels]; size a multiple of 2 ** len(filters), values in [-1, 1].
     Returns:  float32 [batch, size, size, out_channels] in [-1, 1] (tanh).
-    Raises:   ValueError: size is not such a multiple.
+    Raises:   ConfigError: size is not such a multiple.
     Source:   Isola et al. 2017, section 6.1.1. 54,407,809 trainable parameters for 1 -> 1 channels.
     """
 
@@ -43,7 +44,7 @@ class UNet256(keras.Model):
         super().__init__(name=name)
         depth = len(filters)
         if size % 2**depth:
-            raise ValueError(f"patches of {size} px can't be halved {depth} times; give fewer filters or another size")
+            raise ConfigError(f"data.size: patches of {size} px can't be halved {depth} times, once for each of model.filters")
         self.downs = [_convolution(n) for n in filters]
         self.down_norms = [SampleNormalization() if 0 < i < depth - 1 else None for i in range(depth)]
         ups = [*reversed(filters[:-1]), out_channels]
@@ -78,6 +79,7 @@ class PatchDiscriminator(keras.Model):
 
     Args:     x: floating [batch, size, size, channels], values in [-1, 1].
     Returns:  float32 logits [batch, n, n, 1].
+    Raises:   ConfigError: nothing of such a patch is left behind so many convolutions.
     Source:   Isola et al. 2017, section 6.1.2. 135,489 trainable parameters for two channels and strided = 1.
     """
 
@@ -91,6 +93,11 @@ class PatchDiscriminator(keras.Model):
         self.head = _valid_convolution(1, 1, bias=True)
         self.to_float32 = keras.layers.Activation("linear", dtype="float32")
         self.receptive_field = _receptive_field([*strides, 1])
+        side = size
+        for stride in [*strides, 1]:
+            side = (side + 2 - 4) // stride + 1
+        if side < 1:
+            raise ConfigError(f"model.discriminator_strided: {strided} leaves nothing of patches of {size} px")
         self(keras.Input((size, size, channels), batch_size=1))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:

@@ -37,7 +37,7 @@ def hashed_id(archive: str, identifier: str) -> str:
     return hashlib.sha256(f"{archive}/{identifier}".encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lesion:
     """One finding of one mammogram.
 
@@ -86,8 +86,10 @@ class Lesion:
         canvas = np.zeros((rows, cols), np.uint8)
         shift = 4  # sub-pixel bits: 1/16 px
         limit = 2**31 // 2**shift // 4  # what OpenCV's fixed-point coordinates hold
-        points = [np.rint(np.clip(o[:, ::-1], -limit, limit) * 2**shift).astype(np.int32) for o in self.outlines]
-        return cv2.fillPoly(canvas, points, 1, shift=shift)
+        for outline in self.outlines:  # one by one: together they would be filled even-odd, an overlap as a hole
+            points = np.rint(np.clip(outline[:, ::-1], -limit, limit) * 2**shift).astype(np.int32)
+            cv2.fillPoly(canvas, [points], 1, shift=shift)
+        return canvas
 
 
 @dataclass(frozen=True)

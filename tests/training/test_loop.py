@@ -232,3 +232,11 @@ def test_steps_follow_from_epochs():
 def test_differences_name_nested_keys():
     assert loop.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 there, 3 here"]
     assert loop.differences({"a": 1}, {"a": 1}) == []
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(tiny_can, random_patches, tmp_path):
+    class TwoReplicas:
+        num_replicas_in_sync = 2
+
+    with pytest.raises(loop.TrainingError, match="training.batch_size: 1 can't be shared equally by 2 devices"):
+        fit(tiny_can(), random_patches, tmp_path / "run", strategy=TwoReplicas())

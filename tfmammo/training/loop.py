@@ -86,7 +86,8 @@ def fit(
               validate: metrics of the room's functions on held-out patches; the first decides which checkpoint is best,
               higher is better. strategy: None takes all GPUs when there are several, else the only device.
     Returns:  the held-out metrics at the last step.
-    Raises:   TrainingError: the folder belongs to another experiment or another process, or a loss became NaN or Inf.
+    Raises:   TrainingError: the folder belongs to another experiment or another process, the batch can't be shared by the
+              devices, or a loss became NaN or Inf.
               Interrupted: SIGTERM or Ctrl-C, after saving.
     """
     try:
@@ -116,6 +117,9 @@ class _Training:
         self.train, self.held_out, self.output, self.validate = train, held_out, output, validate
         self.strategy, self.stop = strategy, stop
         self.steps = total_steps(self.config, len(train))
+        replicas = strategy.num_replicas_in_sync
+        if self.config.batch_size % replicas:
+            raise TrainingError(f"training.batch_size: {self.config.batch_size} can't be shared equally by {replicas} devices")
         self.run_log = tracking.Run(experiment, output)
         keras.utils.set_random_seed(self.config.seed)
         with strategy.scope():
