@@ -423,3 +423,26 @@ def test_a_server_that_goes_away(folder, exported, caplog):
         run.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"] and uri in caplog.text
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.slow
+def test_two_trainings_that_start_at_once_share_a_new_store(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from tfmammo.config import Experiment, TrackingConfig
+from tfmammo.training.tracking import Run
+output = Path(sys.argv[1])
+output.mkdir()
+Run(Experiment[dict](name="tiny", tracking=TrackingConfig(system_metrics=False), model={}), output).close()
+"""
+    command = [sys.executable, "-c", program]
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    both = [
+        subprocess.Popen([*command, name], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) for name in ("first", "second")
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    ids = {(tmp_path / name / "mlflow_run_id").read_text() for name in ("first", "second")}
+    assert len(ids) == 2

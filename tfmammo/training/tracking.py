@@ -95,10 +95,11 @@ class Run:
         self._waiting: list[Metric] = []
         self._failed, self._paused_until = False, 0.0
         self._monitor: SystemMetricsMonitor | None = None
-        with _reaching(self.uri), _alone(self.uri):
+        with _reaching(self.uri):
             _probe(self.uri)
-            self._client = mlflow.MlflowClient(self.uri)
-            self._experiment = _experiment(self._client, self.uri, config.experiment)
+            with _alone(self.uri):
+                self._client = mlflow.MlflowClient(self.uri)
+                self._experiment = _experiment(self._client, self.uri, config.experiment)
             self.id = self._resumed(output) or self._started(output)
             self._log_parameters(_flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}})))
             state = git_state()
