@@ -365,15 +365,15 @@ def claim(output: Path, experiment: Experiment[Any], train: Patches) -> None:
 
     Raises:   TrainingError: it is another one; the message names what differs.
     """
-    path, data = output / "config.yaml", output / "train_patches"
+    path, data, fingerprint = output / "config.yaml", output / "train_patches", train.fingerprint()
     if path.exists():
         known = configuration.parse(type(experiment), path)
         different = differences(known.identity(), experiment.identity())
         if different:
             raise TrainingError(f"{output} holds another training ({', '.join(different)}); choose another --output")
-        if data.exists() and data.read_text() != train.fingerprint():
+        if data.exists() and data.read_text() != fingerprint:
             raise TrainingError(f"{output}: the files behind data.root have changed since this training began; choose another --output")
-    data.write_text(train.fingerprint())
+    data.write_text(fingerprint)
     path.write_text(configuration.dump(experiment), encoding="utf-8")
 
 

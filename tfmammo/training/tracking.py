@@ -353,16 +353,20 @@ def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     return found.experiment_id
 
 
+def _sqlite_file(uri: str) -> str | None:
+    return sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
+
+
 def _artifact_location(uri: str, name: str) -> str | None:
     """Beside an SQLite database, where MLflow would take the current folder; a server knows its own place."""
-    database = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
+    database = _sqlite_file(uri)
     return (Path(database).resolve().parent / "mlruns" / name).as_uri() if database else None
 
 
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """Hold an SQLite store for this process: two trainings that start at once would both create its tables, and one fail."""
-    database = sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
+    database = _sqlite_file(uri)
     if not database or database == ":memory:":
         yield
         return
