@@ -30,30 +30,86 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
+class PreprocessConfig(Frozen):
+    """What is done to a mammogram and to what a frame shows of it, in this order; as it stands here, nothing.
+
+    On the whole mammogram, its lesions moving with it: remove_marks: letters, tape marks and noise outside the breast
+    become 0. remove_pectoral: so does the pectoral muscle on MLO views. flip_right: right breasts are mirrored, so that
+    every chest wall is on the left. spacing: resample to so many mm per px; needs an archive that states its spacing.
+    On what lies in the frame, before it is scaled: denoise: sigma of a Gaussian, px. contrast: histogram equalisation, or
+    CLAHE with clahe_clip and clahe_tiles x clahe_tiles tiles.
+    """
+
+    remove_marks: bool = False
+    remove_pectoral: bool = False
+    flip_right: bool = False
+    spacing: float | None = Field(default=None, gt=0)
+    denoise: float = Field(default=0.0, ge=0)
+    contrast: Literal["none", "equalise", "clahe"] = "none"
+    clahe_clip: float = Field(default=2.0, gt=0)
+    clahe_tiles: PositiveInt = 8
+
+
+class SamplingConfig(Frozen):
+    """Patches at random places and of fixed scale, for data.patches "offset" and "normal".
+
+    count: how many. tissue: the least part of a normal patch that is breast. offset: px from a random lesion pixel to the
+    patch's centre, at most, along each axis. scale: a patch is enlarged by a number drawn from this range.
+    Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs, section 3 (tissue, offset and scale).
+    """
+
+    count: PositiveInt = 1000
+    tissue: float = Field(default=0.9, ge=0, le=1)
+    offset: NonNegativeInt = 128
+    scale: tuple[float, float] = (0.8, 1.2)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SamplingConfig:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale must be two positive numbers, the smaller first")
+        return self
+
+
 class DataConfig(Frozen):
     """Which mammograms, which patches of them, and which patients are held out.
 
     name: an archive of tfmammo.archives. root: its folder; None takes the phantom, whatever the name.
+    records: a folder written by `python -m tfmammo.data.build`: its patches are streamed, name and root are not read.
+    preprocess: see PreprocessConfig.
+    patches: "lesion": one around each lesion; "offset": `sampling.count` near random lesion pixels; "normal":
+    `sampling.count` of breast tissue without any lesion.
     kinds: which lesions become patches. mixed_findings: keep outlines whose kind the archive does not settle.
-    size: patch rows and columns, px. context: side of the square crop over the longer side of the lesion's box.
+    size: patch rows and columns, px. frame: what a lesion's patch shows: "square" with context, "tight" the lesion's box,
+    "loose" the box doubled in each side, "full" the whole mammogram. context: side of the square over the box's longer side.
     pad: keep lesions whose crop is larger than the mammogram, with 0 around it; such outlines are mostly not of one mass
     but of skin or of the whole breast, so without it they are left out and counted.
-    percentiles: of the patch, mapped to 0 and 1.
-    split: "patient" holds out fold `fold` of `folds`, no patient on both sides; "paper" is CAN's protocol (augment to
-    `paper_samples`, then split off `paper_test` at random), which leaks on purpose. seed: of split and phantom.
+    percentiles: of the patch, mapped to 0 and 1. window: two grey values of the mammogram to map instead.
+    split: "patient" holds out fold `fold` of `folds`, no patient on both sides; "official" takes the archive's own test
+    set; "paper" is CAN's protocol (augment to `paper_samples`, then split off `paper_test` at random), which leaks on
+    purpose. stratify: "pathology" gives every fold its share of benign, malignant and normal patients.
+    split_file: a split.json that an earlier run wrote; it decides instead of folds, stratify and seed.
+    seed: of split, sampling and phantom.
     augment: rotate by multiples of 90 degrees and flip, image and mask together, anew at every draw.
     phantoms: how many mammograms the phantom archive holds.
     """
 
     name: str = "phantom"
     root: Path | None = None
+    records: Path | None = None
+    preprocess: PreprocessConfig = PreprocessConfig()
+    patches: Literal["lesion", "offset", "normal"] = "lesion"
+    sampling: SamplingConfig = SamplingConfig()
     kinds: tuple[Literal["mass", "calcification", "asymmetry", "distortion"], ...] = Field(default=("mass",), min_length=1)
     mixed_findings: bool = True
     size: PositiveInt = 256
+    frame: Literal["square", "tight", "loose", "full"] = "square"
     context: float = Field(default=1.5, ge=1.0)
     pad: bool = False
     percentiles: tuple[float, float] = (0.5, 99.5)
-    split: Literal["patient", "paper"] = "patient"
+    window: tuple[float, float] | None = None
+    split: Literal["patient", "official", "paper"] = "patient"
+    stratify: Literal["none", "pathology"] = "none"
+    split_file: Path | None = None
     folds: int = Field(default=3, ge=2)
     fold: NonNegativeInt = 0
     paper_samples: PositiveInt = 850
@@ -68,6 +124,8 @@ class DataConfig(Frozen):
             raise ValueError(f"fold {self.fold} is not one of the {self.folds} folds 0 to {self.folds - 1}")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles must be two rising numbers between 0 and 100")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError("window must be two rising grey values")
         if self.paper_test >= self.paper_samples:
             raise ValueError("paper_test must be less than paper_samples")
         return self

@@ -9,9 +9,12 @@ that pixel.
 from __future__ import annotations
 
 import hashlib
+import hmac
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -21,7 +24,10 @@ LesionKind = Literal["mass", "calcification", "asymmetry", "distortion"]
 Pathology = Literal["normal", "benign", "malignant"]
 Laterality = Literal["L", "R"]
 View = Literal["CC", "MLO"]
+Split = Literal["train", "test"]
 Box = tuple[int, int, int, int]
+
+ID_KEY = "TFMAMMO_ID_KEY"
 
 
 class ArchiveError(ValueError):
@@ -31,10 +37,15 @@ class ArchiveError(ValueError):
 def hashed_id(archive: str, identifier: str) -> str:
     """A short stable pseudonym, so that no identifier of an archive reaches records, logs or exports.
 
-    Args:     archive: the archive's name. identifier: what the archive calls the patient.
-    Returns:  12 hexadecimal digits, equal for equal arguments.
+    Without a key, whoever holds a list of identifiers can hash them and compare: harmless for public archives, not for a
+    hospital's numbers. The environment variable TFMAMMO_ID_KEY, any secret text, makes it a keyed hash (HMAC-SHA256).
+
+    Args:     archive: the archive's name. identifier: what the archive calls the patient, the study or the image.
+    Returns:  12 hexadecimal digits, equal for equal arguments and key.
     """
-    return hashlib.sha256(f"{archive}/{identifier}".encode()).hexdigest()[:12]
+    content, key = f"{archive}/{identifier}".encode(), os.environ.get(ID_KEY, "").encode()
+    digest = hmac.new(key, content, hashlib.sha256) if key else hashlib.sha256(content)
+    return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +103,39 @@ class Lesion:
         return canvas
 
 
+class MaskedLesion(Lesion):
+    """A lesion whose region stands in a file of its own, which is read when outlines, box or mask are first asked for.
+
+    Args:     read: returns uint8 [rows, cols], not 0 on the lesion, native px of the mammogram; a functools.partial of a
+              module-level function. details: further fields of Lesion.
+    Raises:   ArchiveError: on first use, when the file can't be read or marks nothing.
+    """
+
+    read: Callable[[], NDArray[np.uint8]]
+
+    def __init__(self, kind: LesionKind, read: Callable[[], NDArray[np.uint8]], **details: Any) -> None:
+        for name, value in {"kind": kind, "read": read, **details}.items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"MaskedLesion(kind={self.kind!r}, pathology={self.pathology!r})"  # nothing that would read the file
+
+    @cached_property
+    def outlines(self) -> tuple[NDArray[np.float32], ...]:  # type: ignore[override]
+        """The region's outer borders through the centres of its border pixels; holes are filled."""
+        contours, _ = cv2.findContours((self.read() != 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        if not contours:
+            raise ArchiveError("the mask of a lesion marks nothing")
+        return tuple(contour[:, 0, ::-1].astype(np.float32) for contour in contours)
+
+    @cached_property
+    def box(self) -> Box:  # type: ignore[override]
+        """[row_min, col_min, row_max, col_max] of the region, half-open, native px."""
+        points = np.concatenate(self.outlines).astype(int)
+        (top, left), (bottom, right) = points.min(axis=0), points.max(axis=0) + 1
+        return int(top), int(left), int(bottom), int(right)
+
+
 @dataclass(frozen=True)
 class Mammogram:
     """One mammogram as its archive describes it; pixels are read by `pixels()` alone.
@@ -99,6 +143,7 @@ class Mammogram:
     patient_id: a pseudonym from `hashed_id`, the unit of every split. image_id: unique in the archive, free of patient
     data. rows, cols: native size. spacing: (row, col) in mm per px, None where unknown. pathology: of the image's worst
     finding; None where the archive is silent. birads, density: the archive's own words. archive: the reader's name.
+    official_split: the side on which the archive itself puts the image, None where it has no split.
     read: returns the pixels; a functools.partial of a module-level function, so that a record can be pickled.
     """
 
@@ -115,6 +160,7 @@ class Mammogram:
     spacing: tuple[float, float] | None = None
     birads: str | None = None
     density: str | None = None
+    official_split: Split | None = None
 
     def pixels(self) -> NDArray[np.float32]:
         """The image, dark background, bright tissue.

@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from tfmammo.archives import inbreast, phantom
+from tfmammo.archives.writers import inbreast as writer
 from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
 
 ROWS, COLS = 60, 44
@@ -30,7 +31,7 @@ def mammogram(number: int, lesions=MASS, **facts) -> Mammogram:
 @pytest.fixture
 def small(tmp_path):
     """Two breasts of one kind of patient: file 20000001 with a mass, 20000002 without findings."""
-    phantom.write_inbreast([mammogram(1), mammogram(2, (), view="MLO", laterality="R", birads="1")], tmp_path)
+    writer.write([mammogram(1), mammogram(2, (), view="MLO", laterality="R", birads="1")], tmp_path)
     return tmp_path
 
 
@@ -62,7 +63,7 @@ def dice(a, b) -> float:
 def round_trip(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("inbreast") / "INbreast Release 1.0"
     originals = phantom.read(count=8, seed=3)
-    paths = phantom.write_inbreast(originals, root, bits=14, monochrome1=request.param, xls=True)
+    paths = writer.write(originals, root, bits=14, monochrome1=request.param, xls=True)
     return originals, paths, root, request.param
 
 
@@ -266,7 +267,7 @@ def test_no_xml_is_noted_where_the_table_expects_findings(small):
 
 @pytest.mark.parametrize(("lesions", "notes"), [((), 0), ((Lesion.from_outline("calcification", SQUARE, ROWS, COLS),), 1)])
 def test_the_marks_of_the_xls_say_whether_an_xml_is_missing(tmp_path, lesions, notes):
-    phantom.write_inbreast([mammogram(1, lesions, birads="2")], tmp_path, xls=True)
+    writer.write([mammogram(1, lesions, birads="2")], tmp_path, xls=True)
     (tmp_path / "AllXML" / "20000001.xml").unlink(missing_ok=True)
     record, skipped = first(tmp_path)
     assert record.pathology is None
@@ -274,13 +275,13 @@ def test_the_marks_of_the_xls_say_whether_an_xml_is_missing(tmp_path, lesions, n
 
 
 def test_birads_1_with_an_outline_is_not_called_normal(tmp_path):
-    phantom.write_inbreast([mammogram(1, birads="1")], tmp_path)
+    writer.write([mammogram(1, birads="1")], tmp_path)
     assert inbreast.read(tmp_path)[0].pathology is None
 
 
 @pytest.mark.parametrize("kept", ["INbreast.csv", "INbreast.xls"])
 def test_each_table_is_enough(tmp_path, kept):
-    phantom.write_inbreast([mammogram(1), mammogram(2, density=None)], tmp_path, xls=True)
+    writer.write([mammogram(1), mammogram(2, density=None)], tmp_path, xls=True)
     for name in {"INbreast.csv", "INbreast.xls"} - {kept}:
         (tmp_path / name).unlink()
     skipped = Skipped()
@@ -341,7 +342,7 @@ def test_a_view_that_is_neither_cc_nor_mlo_is_none(small):
 
 
 def test_non_square_pixels_are_reported_as_they_are(tmp_path):
-    phantom.write_inbreast([mammogram(1, spacing=(0.05, 0.1))], tmp_path)
+    writer.write([mammogram(1, spacing=(0.05, 0.1))], tmp_path)
     assert inbreast.read(tmp_path)[0].spacing == (0.05, 0.1)
 
 

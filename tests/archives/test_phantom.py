@@ -9,6 +9,7 @@ import pytest
 import xlrd
 
 from tfmammo.archives import ARCHIVES, phantom
+from tfmammo.archives.writers import inbreast as writer
 from tfmammo.record import ArchiveError, Mammogram
 
 
@@ -188,7 +189,7 @@ def test_calcifications_are_bright_specks_in_their_outline(archive):
 
 
 def test_native_files_carry_inbreasts_quirks(archive, tmp_path):
-    paths = phantom.write_inbreast(archive[5:7], tmp_path, xls=True)
+    paths = writer.write(archive[5:7], tmp_path, xls=True)
     assert [path.name[:9] for path in paths] == ["20000001_", "20000002_"]
     assert paths[0].name.endswith(("_MG_L_ML_ANON.dcm", "_MG_R_ML_ANON.dcm"))
     with (tmp_path / "AllXML" / "20000001.xml").open("rb") as file:

@@ -1,4 +1,4 @@
-"""A procedural mammogram: an archive that needs no files, and can write itself to disk as INbreast.
+"""A procedural mammogram: an archive that needs no files (tfmammo.archives.writers puts it on disk in other archives' forms).
 
 Everything follows from (seed, patient): which breasts were imaged, how dense they are, which masses and clusters they
 hold. Records and outlines are made without rendering; `pixels()` renders, bit for bit the same every time. The archive of
@@ -13,7 +13,6 @@ An outline is the core of its mass: spicules radiate from it and stay outside.
 
 from __future__ import annotations
 
-import plistlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from tfmammo.record import Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
 
@@ -38,7 +34,6 @@ _SHAPES = ("round", "oval", "lobular", "irregular")
 _MARGINS = ("circumscribed", "microlobulated", "indistinct", "spiculated")
 _SHAPE_ODDS = {"benign": (0.3, 0.4, 0.25, 0.05), "malignant": (0.08, 0.12, 0.2, 0.6)}
 _MARGIN_ODDS = {"benign": (0.65, 0.2, 0.15, 0.0), "malignant": (0.04, 0.18, 0.28, 0.5)}
-_CSV_COLUMNS = ["Patient ID", "Patient age", "Laterality", "View", "Acquisition date", "File Name", "ACR", "Bi-Rads"]
 _BIRADS = {"normal": ("1",), "benign": ("2", "3"), "malignant": ("4b", "4c", "5")}
 
 
@@ -359,106 +354,3 @@ def _mark(image: Field, key: _Key) -> None:
     origin = (COLS - 190, 70) if key.laterality == "L" else (40, 70)
     cv2.putText(letters, f"{key.laterality} {key.view}", origin, cv2.FONT_HERSHEY_DUPLEX, 1.3, 230, 3, cv2.LINE_AA)
     np.maximum(image, cv2.GaussianBlur(letters.astype(np.float32) / 255, (0, 0), 1), out=image)
-
-
-def write_inbreast(
-    mammograms: Iterable[Mammogram], root: Path, *, bits: int = 14, monochrome1: bool = False, xls: bool = False
-) -> list[Path]:
-    """Write mammograms as INbreast distributes its own: AllDICOMs, AllXML (of those with lesions), INbreast.csv.
-
-    Args:     mammograms: of any archive, each with laterality and view. root: a folder, made where missing.
-              bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)). monochrome1: store them inverted.
-              xls: also write INbreast.xls, which needs the package xlwt.
-    Returns:  the DICOM files, in the order given; their file numbers rise from 20000001.
-    """
-    table: list[dict[str, Any]] = []
-    paths: list[Path] = []
-    for folder in ("AllDICOMs", "AllXML"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    for number, mammogram in enumerate(mammograms, start=20_000_001):
-        view = "ML" if mammogram.view == "MLO" else mammogram.view
-        paths.append(root / "AllDICOMs" / f"{number}_{mammogram.patient_id}_MG_{mammogram.laterality}_{view}_ANON.dcm")
-        _write_dicom(paths[-1], mammogram, bits, monochrome1)
-        if mammogram.lesions:
-            _write_plist(root / "AllXML" / f"{number}.xml", mammogram)
-        table.append(_row(number, mammogram))
-    pd.DataFrame(table, columns=_CSV_COLUMNS).to_csv(root / "INbreast.csv", sep=";", index=False)
-    if xls:
-        _write_xls(root / "INbreast.xls", table)
-    return paths
-
-
-def _write_dicom(path: Path, mammogram: Mammogram, bits: int, monochrome1: bool) -> None:
-    stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1))
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.1.2")  # digital mammography, for presentation
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[mammogram.archive, mammogram.image_id])
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    dataset.Modality, dataset.PatientID, dataset.PatientName = "MG", "removed", "removed"
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = mammogram.rows, mammogram.cols, 1
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, bits, bits - 1, 0
-    dataset.PhotometricInterpretation = "MONOCHROME1" if monochrome1 else "MONOCHROME2"
-    if mammogram.spacing:
-        dataset.ImagerPixelSpacing = list(mammogram.spacing)
-    dataset.PixelData = (2**bits - 1 - stored if monochrome1 else stored).astype("<u2").tobytes()
-    dataset.save_as(path, enforce_file_format=True)
-
-
-def _write_plist(path: Path, mammogram: Mammogram) -> None:
-    names = {"mass": "Mass", "calcification": "Cluster", "asymmetry": "Asymmetry", "distortion": "Distortion"}
-    regions: list[dict[str, Any]] = []
-    for lesion in mammogram.lesions:
-        for outline in lesion.outlines:
-            points = [f"({col:.6f}, {row:.6f})" for row, col in outline.tolist()]
-            row, col = outline.mean(axis=0).tolist()
-            regions.append(
-                {
-                    "Area": cv2.contourArea(outline) * (mammogram.spacing or (0.07, 0.07))[0] ** 2 / 100,  # cm2
-                    "Center": f"({col:.6f}, {row:.6f})",
-                    "IndexInImage": len(regions),
-                    "Name": names[lesion.kind],
-                    "NumberOfPoints": len(points),
-                    "Point_mm": ["(0.000000, 0.000000, 0.000000)"] * len(points),
-                    "Point_px": points,
-                    "Type": 15,
-                }
-            )
-    with path.open("wb") as file:
-        plistlib.dump({"Images": [{"ImageIndex": 0, "NumberOfROIs": len(regions), "ROIs": regions}]}, file)
-
-
-def _row(number: int, mammogram: Mammogram) -> dict[str, Any]:
-    kinds = {lesion.kind for lesion in mammogram.lesions}
-    marks = {"Mass ": "mass", "Micros": "calcification", "Distortion": "distortion", "Asymmetry": "asymmetry"}
-    return {
-        "Patient ID": "removed",
-        "Patient age": "removed",
-        "Laterality": mammogram.laterality,
-        "View": mammogram.view,
-        "Acquisition date": 201001,
-        "File Name": number,
-        "Other Notes": "",
-        "ACR": mammogram.density or "    ",
-        "Bi-Rads": mammogram.birads or "",
-        **{column: "X" if kind in kinds else "" for column, kind in marks.items()},
-        "Findings Notes (in Portuguese)": "",
-        "Lesion Annotation Status": "" if kinds else "No annotation (normal)",
-        "Pectoral Muscle Annotation": "",
-        "Other Annotations": "",
-    }
-
-
-def _write_xls(path: Path, table: list[dict[str, Any]]) -> None:
-    import xlwt  # old Excel's format is written by tests alone
-
-    book = xlwt.Workbook()
-    sheet = book.add_sheet("Folha1")
-    columns = list(table[0]) if table else ["File Name"]
-    counts = {column: sum(row[column] == "X" for row in table) for column in ("Mass ", "Micros") if table}
-    rows = [dict(zip(columns, columns, strict=True)), *table, {}, {"Patient ID": "Total", **counts}]  # two rows of junk at the end
-    for index, row in enumerate(rows):
-        for column, value in row.items():
-            sheet.write(index, columns.index(column), float(value) if column == "File Name" and index else value)
-    book.save(str(path))

@@ -1,0 +1,52 @@
+"""Stored grey values -> one DICOM file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+
+MAMMOGRAPHY = UID("1.2.840.10008.5.1.4.1.1.1.2")  # digital mammography x-ray image, for presentation
+SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
+
+
+def write_dicom(
+    path: Path,
+    stored: NDArray[np.integer],
+    bits: int,
+    *,
+    sop_class: UID = MAMMOGRAPHY,
+    syntax: UID = ExplicitVRLittleEndian,
+    **elements: Any,
+) -> None:
+    """Write one grey image; the folder is made where missing.
+
+    Args:     path: where. stored: [rows, cols], the values as they shall stand in the file, signed or not; 8 bits
+              allocated up to bits = 8, else 16. bits: BitsStored. sop_class, syntax: uncompressed or one that pydicom
+              encodes with its installed plugins. elements: further elements by keyword; one that is None is left out.
+    """
+    allocated = 8 if bits <= 8 else 16
+    signed = np.issubdtype(stored.dtype, np.signedinteger)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = sop_class
+    meta.MediaStorageSOPInstanceUID = UID(elements.get("SOPInstanceUID") or generate_uid(entropy_srcs=[str(path)]))
+    meta.TransferSyntaxUID = syntax if not syntax.is_compressed else ExplicitVRLittleEndian
+    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
+    dataset.Modality, dataset.PatientID, dataset.PatientName = "MG", "removed", "removed"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *stored.shape, 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, bits, bits - 1
+    dataset.PixelRepresentation, dataset.PhotometricInterpretation = int(signed), "MONOCHROME2"
+    for name, value in elements.items():
+        if value is not None:
+            setattr(dataset, name, value)
+    dataset.PixelData = stored.astype(f"<{'i' if signed else 'u'}{allocated // 8}").tobytes()
+    dataset["PixelData"].VR = "OB" if allocated == 8 and syntax != ImplicitVRLittleEndian else "OW"
+    if syntax.is_compressed:
+        dataset.compress(syntax)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
