@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, StringConstraints
 
 from tfmammo import export
+from tfmammo.archives import archive_name
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import splits
 from tfmammo.data.patches import DataError, Patches
@@ -114,7 +115,7 @@ class Comparison:
     def title(self) -> str:
         """What a table of it is headed with."""
         patients = len(set(self.patches.patient_ids))
-        count = f"{cli.archive_name(self.data)}, {len(self.patches)} patches of {patients} patients"
+        count = f"{archive_name(self.data)}, {len(self.patches)} patches of {patients} patients"
         return {
             "unseen": f"{count}, each judged by models that never saw its patient",
             "all": f"{count}, those of training included",

@@ -65,6 +65,21 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(ti
     assert saved_step(tmp_path / "run") == 4 and not seen and card.stat().st_mtime_ns == before
 
 
+def test_a_run_stopped_before_its_registration_is_registered_by_the_next_call_once(tiny_can, random_patches, tmp_path):
+    import mlflow
+
+    experiment = tiny_can(steps=2)
+    stopped = experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update={"register_models": False})})
+    fit(stopped, random_patches, tmp_path / "run")
+    client = mlflow.MlflowClient(experiment.tracking.uri)
+    run_id = (tmp_path / "run/mlflow_run_id").read_text().strip()
+    assert not client.search_model_versions(f"run_id = '{run_id}'")
+    for _ in range(2):
+        fit(experiment, random_patches, tmp_path / "run")
+        (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+    assert version.tags["step"] == "2" and client.get_model_version_by_alias("tfmammo-can", "best").version == version.version
+
+
 def test_a_resumed_run_equals_one_that_never_stopped(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=4), random_patches, tmp_path / "whole")
     fit(tiny_can(steps=2), random_patches, tmp_path / "parts")

@@ -1,12 +1,38 @@
 """Files on disk -> records: one module per archive, each with `read(root, skipped)`."""
 
+import logging
 from collections.abc import Callable
 
 from tfmammo.archives import cdd_cesm, inbreast, phantom
-from tfmammo.record import Mammogram
+from tfmammo.config import ConfigError, DataConfig
+from tfmammo.record import Mammogram, Skipped
+
+log = logging.getLogger(__name__)
 
 ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
     "cdd_cesm": cdd_cesm.read,
     "inbreast": inbreast.read,
     "phantom": phantom.read,
 }
+
+
+def archive_name(config: DataConfig) -> str:
+    """The archive that is really read: the phantom where no data.root is given."""
+    return config.name if config.root else "phantom"
+
+
+def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
+    """The records of the archive that a config names, no pixel read.
+
+    Args:     config: name, root, and for the phantom phantoms and seed are used. skipped: what the reader leaves out.
+    Raises:   ConfigError: data.name is unknown or data.root does not exist. ArchiveError: data.root is no such archive.
+    """
+    if config.name not in ARCHIVES:
+        raise ConfigError(f"data.name: {config.name} is none of {', '.join(sorted(ARCHIVES))}")
+    if config.root is None or config.name == "phantom":
+        if config.name != "phantom":
+            log.info("data.root is not set: taking the phantom (synthetic mammograms) instead of %s", config.name)
+        return phantom.read(None, skipped, count=config.phantoms, seed=config.seed)
+    if not config.root.is_dir():
+        raise ConfigError(f"data.root: no such folder: {config.root}")
+    return ARCHIVES[config.name](config.root, skipped)

@@ -17,13 +17,13 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from tfmammo import config as configuration
-from tfmammo.archives import ARCHIVES, phantom
+from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import ConfigError, DataConfig, Experiment, TrainingConfig
 from tfmammo.data.patches import Patches, lesion_patches
 from tfmammo.data.splits import split
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.quiet import held_back
-from tfmammo.record import Mammogram, Skipped
+from tfmammo.record import Skipped
 from tfmammo.training import loop
 
 log = logging.getLogger(__name__)
@@ -123,27 +123,6 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def archive_name(config: DataConfig) -> str:
-    """The archive that is really read: the phantom where no data.root is given."""
-    return config.name if config.root else "phantom"
-
-
-def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
-    """The archive's records.
-
-    Raises:   ConfigError: data.name is unknown or data.root does not exist. ArchiveError: data.root is no such archive.
-    """
-    if config.name not in ARCHIVES:
-        raise ConfigError(f"data.name: {config.name} is none of {', '.join(sorted(ARCHIVES))}")
-    if config.root is None or config.name == "phantom":
-        if config.name != "phantom":
-            log.info("data.root is not set: taking the phantom (synthetic mammograms) instead of %s", config.name)
-        return phantom.read(None, skipped, count=config.phantoms, seed=config.seed)
-    if not config.root.is_dir():
-        raise ConfigError(f"data.root: no such folder: {config.root}")
-    return ARCHIVES[config.name](config.root, skipped)
 
 
 def all_patches(config: DataConfig) -> Patches:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -271,16 +272,20 @@ class _Training:
     def _finish(self, metrics: dict[str, float]) -> None:
         """Export the last weights and the best, each as a version in the registry; once, however often the command runs."""
         final_step, best = int(self.step), self.best_manager.latest_checkpoint
+        best_is_last = best is None or int(best.rsplit("-", 1)[1]) == final_step
         if self._exported_step() == final_step:
             log.info("step %s is already exported to %s", f"{final_step:,}", self.output / "export")
-            return
-        best_is_last = best is None or int(best.rsplit("-", 1)[1]) == final_step
+        else:
+            shutil.rmtree(self.output / "best", ignore_errors=True)  # of a shorter training in this folder
+            if not best_is_last:
+                self.checkpoint.restore(best).expect_partial()
+                self._export("best", {next(iter(metrics)): float(self.best)})
+                restore(self.checkpoint, self.manager.checkpoints)
+            self._export("export", metrics)
+            log.info("finished at step %s; exported to %s", f"{final_step:,}", self.output / "export")
         if not best_is_last:
-            self.checkpoint.restore(best).expect_partial()
-            self._export("best", {next(iter(metrics)): float(self.best)}, True)
-            restore(self.checkpoint, self.manager.checkpoints)
-        self._export("export", metrics, best_is_last)
-        log.info("finished at step %s; exported to %s", f"{final_step:,}", self.output / "export")
+            self._register("best", True)
+        self._register("export", best_is_last)
 
     def _exported_step(self) -> int | None:
         try:
@@ -288,7 +293,7 @@ class _Training:
         except exporting.ExportError:
             return None
 
-    def _export(self, name: str, metrics: dict[str, float], best: bool) -> None:
+    def _export(self, name: str, metrics: dict[str, float]) -> None:
         card = {
             "name": self.experiment.name,
             "step": int(self.step),
@@ -300,9 +305,17 @@ class _Training:
             "held_out_ids": self.held_out.ids.tolist(),
             **tracking.git_state(),
         }
-        directory = exporting.export(in_float32(self.build, self.room), self.output / name, card)
-        if self.experiment.tracking.register_models:
-            self.run_log.register(directory, int(self.step), {f"validation_{name}": value for name, value in metrics.items()}, best)
+        exporting.export(in_float32(self.build, self.room), self.output / name, card)
+
+    def _register(self, name: str, best: bool) -> None:
+        """Make an export a version, unless an earlier call did: it may have been stopped between exporting and this."""
+        card, done = exporting.read_card(self.output / name), self.output / f"{name}_registered"
+        if not self.experiment.tracking.register_models or (done.is_file() and done.read_text().split()[0] == str(card["step"])):
+            return
+        metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}
+        version = self.run_log.register(self.output / name, card["step"], metrics, best)
+        if version is not None:
+            done.write_text(f"{card['step']} is version {version}\n", encoding="utf-8")
 
     def _initial_patients(self) -> list[str]:
         path = self.output / INITIAL_PATIENTS
