@@ -176,18 +176,18 @@ def test_other_files_are_skipped_with_a_reason(archive):
         }
     )
     (root / "images" / "P2_L_DM_CC.jpg").write_bytes(b"no JPEG")
-    (root / "normal").mkdir()
+    (root / "other").mkdir()
     for name in ("IM0001_r", "P1_L_DM_CC", "P9_L_DM_CC"):
-        (root / "normal" / f"{name}.jpg").write_bytes((root / "images" / "P1_L_DM_CC.jpg").read_bytes())
+        (root / "other" / f"{name}.jpg").write_bytes((root / "images" / "P1_L_DM_CC.jpg").read_bytes())
     skipped = Skipped()
     first, third = cdd_cesm.read(root, skipped)
     assert len(first.lesions) == 1 and third.lesions == ()
     assert skipped.reasons == {
         "images/P2_L_DM_CC.jpg": "its JPEG header can't be read",
         "images/P3_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
-        "normal/IM0001_r.jpg": "its name says no patient, side and view, so it can't be split by patient",
-        "normal/P1_L_DM_CC.jpg": "another file has the same name",
-        "normal/P9_L_DM_CC.jpg": f"{cdd_cesm.CLINICAL} does not name it",
+        "other/IM0001_r.jpg": "its name says no patient, side and view, so it can't be split by patient",
+        "other/P1_L_DM_CC.jpg": "another file has the same name",
+        "other/P9_L_DM_CC.jpg": f"{cdd_cesm.CLINICAL} does not name it",
         "*_CM_*.jpg": "1 contrast-enhanced images, which are no mammograms",
     }
 
@@ -211,6 +211,19 @@ def test_missing_parts_are_named(archive, tmp_path):
         cdd_cesm.read(root)
 
 
+def test_normal_images_without_a_patient_are_of_one_unknown_patient(archive):
+    root = archive({"P1_L_DM_CC": ("mass", "Benign", [SQUARE])})
+    for name in ("normal/IM0001_r.jpg", "Normal/x_L.jpg", "normal/P1_R_DM_CC.jpg", "other/IM0002_r.jpg"):
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (30, 40)).save(root / name)
+    (root / "normal/broken_l.jpg").write_bytes(b"no JPEG")
+    skipped = Skipped()
+    named, *normal = cdd_cesm.read(root, skipped)
+    assert [(m.laterality, m.pathology, m.rows, m.cols) for m in normal] == [("L", "normal", 40, 30), ("R", "normal", 40, 30)]
+    assert len({m.patient_id for m in normal}) == 1 and named.patient_id != normal[0].patient_id
+    assert set(skipped.reasons) == {"normal/P1_R_DM_CC.jpg", "other/IM0002_r.jpg", "normal/broken_l.jpg"}
+
+
 def test_missing_words_become_none(archive):
     row = ["P1_L_DM_CC ", "1", "L", "DM", "50", "_", "", "mass", "CC", "", "1", "unknown"]
     (mammogram,) = cdd_cesm.read(archive({"P1_L_DM_CC": ("", "", [SQUARE])}, clinical=[row]))
@@ -221,8 +234,12 @@ def test_missing_words_become_none(archive):
 @pytest.mark.data
 def test_the_real_archive(real_data):
     skipped = Skipped()
-    mammograms = cdd_cesm.read(real_data / "cdd-cesm", skipped)
-    assert len(mammograms) == 31 and len({m.patient_id for m in mammograms}) == 30
+    everything = cdd_cesm.read(real_data / "cdd-cesm", skipped)
+    mammograms, normal = everything[:31], everything[31:]
+    assert len(normal) == 48 and len({m.patient_id for m in normal}) == 1 and len({m.image_id for m in normal}) == 48
+    assert {(m.pathology, m.lesions, m.view) for m in normal} == {("normal", (), None)}
+    assert Counter(m.laterality for m in normal) == {"R": 24, "L": 24}
+    assert len({m.patient_id for m in mammograms}) == 30
     assert len({m.image_id for m in mammograms}) == 31
     assert {m.pathology for m in mammograms} == {"malignant"} and {m.view for m in mammograms} == {"CC"}
     kinds = Counter((lesion.kind, lesion.kind_is_certain) for m in mammograms for lesion in m.lesions)
@@ -234,13 +251,18 @@ def test_the_real_archive(real_data):
         ("asymmetry", True): 3,
         ("asymmetry", False): 2,
     }
-    nameless = [file for file in skipped.reasons if file.startswith("normal/")]
-    assert len(nameless) == 48
-    assert {file: reason for file, reason in skipped.reasons.items() if file not in nameless} == {
+    assert skipped.reasons == {
         "images/P265_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
         "images/P298_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
         "images/P37_L_DM_CC.jpg": "region 0: a polyline encloses nothing",
     }
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_every_real_image_can_be_read(real_data):
+    for mammogram in cdd_cesm.read(real_data / "cdd-cesm"):
+        assert 0.4 < mammogram.pixels().max() <= 1
 
 
 @pytest.mark.data

@@ -9,7 +9,9 @@ out. What the archive leaves open:
   name a lesion beside what is none of ours (edema, scar, duct, lymph node), which is outlined too.
 - Pathology, too, is the image's: its lesions carry it where it holds for each, because there is one region or all is benign.
 - A margin or shape is given to an image's certain masses where the findings name exactly one.
-- Images without a patient in their name can't be kept on one side of a split, and are skipped.
+- Images without a patient in their name can't be kept on one side of a split, and are skipped; but those in a folder
+  `normal` (normal cases handed on as `IM0001_r.jpg`) are kept as images of one common unknown patient, so that no split
+  can part them.
 
 Source: Khaled et al., Categorized contrast enhanced mammography dataset for diagnostic and artificial intelligence
 research, Scientific Data 9 (2022) 122.
@@ -35,6 +37,7 @@ from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Patholog
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
 
+_SIDE = re.compile(r"_([lrLR])$")
 _NAME = re.compile(r"(P\d+)_([LR])_(DM|CM)_(CC|MLO)")
 _PATHOLOGY = "Pathology Classification/ Follow up"
 _REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
@@ -74,10 +77,12 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         regions[Path(row["#filename"]).stem].append(row)
     clinical = {row["Image_name"]: row for row in _table(root, CLINICAL, _CLINICAL_COLUMNS)}
     mammograms = []
-    for path, name in _low_energy(root, skipped):
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    for path, name in _low_energy(paths, root, skipped):
         mammogram = _mammogram(path, name, str(path.relative_to(root)), clinical.get(name[0]), regions[name[0]], skipped)
         if mammogram:
             mammograms.append(mammogram)
+    mammograms += [mammogram for path in paths if _is_normal(path) and (mammogram := _normal(path, root, skipped))]
     if not mammograms:
         raise ArchiveError(f"{root}: holds no readable P<patient>_<L|R>_DM_<CC|MLO>.jpg ({len(skipped)} files skipped)")
     return mammograms
@@ -109,10 +114,12 @@ def _table(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, st
     return rows
 
 
-def _low_energy(root: Path, skipped: Skipped) -> Iterator[tuple[Path, re.Match[str]]]:
+def _low_energy(paths: list[Path], root: Path, skipped: Skipped) -> Iterator[tuple[Path, re.Match[str]]]:
     contrast, seen = 0, set()
-    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")):
+    for path in paths:
         name = _NAME.fullmatch(path.stem)
+        if _is_normal(path):
+            continue
         if not name:
             skipped.add(path.relative_to(root), "its name says no patient, side and view, so it can't be split by patient")
         elif name[3] == "CM":
@@ -132,12 +139,10 @@ def _mammogram(
     if row is None:
         skipped.add(file, f"{CLINICAL} does not name it")
         return None
-    try:
-        with Image.open(path) as image:
-            cols, rows = image.size
-    except OSError:
-        skipped.add(file, "its JPEG header can't be read")
+    size = _size(path, file, skipped)
+    if size is None:
         return None
+    rows, cols = size
     patient = hashed_id("cdd_cesm", name[1])
     return Mammogram(
         archive="cdd_cesm",
@@ -153,6 +158,36 @@ def _mammogram(
         birads=row["BIRADS"] or None,
         density=None if row["Breast density (ACR)"] in ("", "_") else row["Breast density (ACR)"],
     )
+
+
+def _is_normal(path: Path) -> bool:
+    return path.parent.name.lower() == "normal" and not _NAME.fullmatch(path.stem)
+
+
+def _normal(path: Path, root: Path, skipped: Skipped) -> Mammogram | None:
+    size = _size(path, str(path.relative_to(root)), skipped)
+    if size is None:
+        return None
+    side = _SIDE.search(path.stem)
+    return Mammogram(
+        archive="cdd_cesm",
+        patient_id=hashed_id("cdd_cesm", "normal, patient unknown"),
+        image_id=f"normal_{hashed_id('cdd_cesm', path.stem)}",
+        rows=size[0],
+        cols=size[1],
+        read=partial(_pixels, path),
+        laterality=("L" if side[1].upper() == "L" else "R") if side else None,
+        pathology="normal",
+    )
+
+
+def _size(path: Path, file: str, skipped: Skipped) -> tuple[int, int] | None:
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except OSError:
+        skipped.add(file, "its JPEG header can't be read")
+        return None
 
 
 def _pathology(row: dict[str, str]) -> Pathology | None:

@@ -1,0 +1,102 @@
+"""`python -m tfmammo.archives`: the summary, the contact sheet, what is said of left-out files."""
+
+import csv
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+
+from tfmammo.archives import __main__ as command
+from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, contact_sheet
+from tfmammo.archives.writers import inbreast as writer
+from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
+
+ROWS, COLS = 160, 128  # half a cell: enlarged twice
+
+
+def grey() -> np.ndarray:
+    return np.full((ROWS, COLS, 1), 0.5, np.float32)
+
+
+def broken() -> np.ndarray:
+    raise ArchiveError("x.dcm: the file ends early")
+
+
+def disc() -> np.ndarray:
+    return cv2.circle(np.zeros((ROWS, COLS), np.uint8), (64, 80), 20, 1, -1)
+
+
+def mammogram(number: int, *lesions: Lesion, read=grey, **facts) -> Mammogram:
+    values = {"laterality": "L", "view": "CC"} | facts
+    return Mammogram("test", f"p{number // 2}", f"image{number}", ROWS, COLS, partial(read), lesions=lesions, **values)
+
+
+def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
+    square = np.float32([[40, 30], [40, 90], [100, 90], [100, 30]])
+    outlined = Lesion.from_outline("mass", square, ROWS, COLS)
+    boxed = Lesion("calcification", (10, 20, 61, 81))
+    sheet = contact_sheet([mammogram(0, outlined), mammogram(1, boxed), mammogram(2, MaskedLesion("distortion", disc))], Skipped(), 2)
+    assert sheet.dtype == np.uint8 and sheet.shape == (2 * (CELL[0] + CAPTION), 2 * CELL[1], 3)
+    # Native px p lies at 2 p + 0.5 here, so a line there covers rows 2 p and 2 p + 1.
+    assert np.abs(sheet[80:82, 100].astype(int).max(axis=0) - COLOURS["mass"]).max() < 140
+    assert sheet[80, 100, 0] > sheet[80, 100, 2] + 40 and np.ptp(sheet[75, 100]) == 0  # red on the line, grey beside it
+    assert sheet[20, CELL[1] + 60, 2] > sheet[20, CELL[1] + 60, 0] + 40
+    beneath = sheet[CELL[0] + CAPTION :, : CELL[1]]
+    assert beneath[2 * 60, 2 * 64, 1] > beneath[2 * 60, 2 * 64, 2] + 40  # the disc's uppermost point
+    assert not sheet[CELL[0] + CAPTION :, CELL[1] :].any()  # the cell that is left over
+
+
+def test_a_sheet_leaves_out_what_cannot_be_read():
+    skipped = Skipped()
+    assert contact_sheet([mammogram(0, read=broken), mammogram(1)], skipped).shape == (CELL[0] + CAPTION, CELL[1], 3)
+    assert skipped.reasons == {"image0": "x.dcm: the file ends early"}
+    with pytest.raises(ArchiveError, match="none of the mammograms"):
+        contact_sheet([mammogram(0, read=broken)], Skipped())
+
+
+def test_a_summary_reads_no_mask_and_counts(capsys):
+    def never() -> np.ndarray:
+        raise AssertionError("a summary reads no mask")
+
+    found = [
+        mammogram(0, Lesion("mass", (0, 0, 5, 5), pathology="benign"), MaskedLesion("mass", never, pathology="malignant")),
+        mammogram(1, official_split="train"),
+        mammogram(2, spacing=(0.07, 0.07), pathology="normal"),
+    ]
+    table = command.summary(found, "test")
+    cells = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
+    assert table.title == "test: 3 mammograms of 2 patients"
+    assert cells["mass"] == "1 benign, 1 malignant" and cells["lesions given by"] == "1 box, 1 mask file"
+    assert cells["official split"] == "2 none, 1 train" and cells["lesions"] == "2 images without, 1 images with"
+
+
+def test_the_command_on_files(tmp_path, capsys):
+    square = np.float32([[40, 30], [40, 90], [100, 90], [100, 30]])
+    originals = [mammogram(i, Lesion.from_outline("mass", square, ROWS, COLS)) for i in range(3)]
+    paths = writer.write(originals, tmp_path / "archive")
+    paths[0].write_bytes(paths[0].read_bytes()[:-100])
+    arguments = ["inbreast", str(tmp_path / "archive"), "--sheet", str(tmp_path / "out/sheet.png"), "--skipped", str(tmp_path / "left.csv")]
+    command.main(arguments)
+    printed = capsys.readouterr().out
+    assert "inbreast: 2 mammograms of 2 patients" in printed and "the file ends early" in printed
+    assert cv2.imread(str(tmp_path / "out/sheet.png")).shape == (CELL[0] + CAPTION, 2 * CELL[1], 3)
+    with (tmp_path / "left.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["file"].endswith(paths[0].name) and "ends early" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["inbreast", "nowhere"], "no such folder: nowhere"),
+        (["cdd_cesm", "."], "Radiology"),
+        (["phantom", "--images", "1", "--sheet", "x.nothing"], "x.nothing: can't be written"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        command.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1

@@ -1,0 +1,65 @@
+"""Mammograms side by side with their lesions drawn in: whether a reader put them where they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Skipped
+
+CELL = (320, 256)  # rows, cols, px; the caption is beneath
+CAPTION = 16
+COLOURS: dict[LesionKind, tuple[int, int, int]] = {  # red, green, blue
+    "mass": (255, 70, 60),
+    "calcification": (70, 200, 255),
+    "asymmetry": (255, 200, 40),
+    "distortion": (120, 255, 120),
+}
+
+
+def contact_sheet(mammograms: Iterable[Mammogram], skipped: Skipped, columns: int = 6) -> NDArray[np.uint8]:
+    """Draw mammograms in rows, each scaled to fit its cell, with outlines or boxes in the colour of the lesion's kind.
+
+    Args:     mammograms: at least one; their pixels are read. skipped: what can't be read is noted here and left out.
+              columns: cells beside one another, at most.
+    Returns:  uint8 [rows, cols, 3], red, green, blue.
+    Raises:   ArchiveError: none of the mammograms can be read.
+    """
+    cells = []
+    for mammogram in mammograms:
+        try:
+            cells.append(_cell(mammogram))
+        except ValueError as error:
+            skipped.add(mammogram.image_id, error)
+    if not cells:
+        raise ArchiveError("none of the mammograms can be read")
+    columns = min(columns, len(cells))
+    cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
+    return np.concatenate([np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)])
+
+
+def _cell(mammogram: Mammogram) -> NDArray[np.uint8]:
+    scale = min(CELL[0] / mammogram.rows, CELL[1] / mammogram.cols)
+    rows, cols = max(1, int(mammogram.rows * scale)), max(1, int(mammogram.cols * scale))
+    grey = cv2.resize(mammogram.pixels()[..., 0], (cols, rows), interpolation=cv2.INTER_AREA)
+    high = max(float(np.percentile(grey, 99.8)), 1e-6)
+    picture = cv2.cvtColor(np.rint(np.clip(grey / high, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+    for lesion in mammogram.lesions:
+        for outline in _borders(lesion):
+            points = np.rint(((outline + 0.5) * scale - 0.5)[:, ::-1] * 16).astype(np.int32)
+            cv2.polylines(picture, [points], True, COLOURS[lesion.kind], 1, cv2.LINE_AA, 4)
+    cell = np.zeros((CELL[0] + CAPTION, CELL[1], 3), np.uint8)
+    cell[:rows, :cols] = picture
+    words = f"{mammogram.image_id[-24:]} {mammogram.laterality or '?'} {mammogram.view or '?'} {mammogram.pathology or ''}"
+    cv2.putText(cell, words, (2, CELL[0] + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.34, (200, 200, 200), 1, cv2.LINE_AA)
+    return cell
+
+
+def _borders(lesion: Lesion) -> Iterable[NDArray[np.float32]]:
+    if lesion.outlines:
+        return lesion.outlines
+    top, left, bottom, right = lesion.box
+    return (np.float32([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]),)
