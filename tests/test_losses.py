@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfmammo.losses import l1, l2_norm, log_fake, log_real, mean_square
+from tfmammo.losses import dice_loss, l1, l2_norm, log_fake, log_real, mean_square
 
 LN3 = float(np.log(3))  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
 
@@ -150,3 +150,14 @@ def test_losses_are_computed_in_float32(dtype):
         result = distance(tf.zeros_like(large), large)
         assert result.dtype == tf.float32
         np.testing.assert_allclose(result, value, rtol=1e-6)
+
+
+def test_dice_loss_by_hand_and_of_empty_masks():
+    target = np.zeros((2, 2, 2, 1), np.float32)
+    target[0, 0] = 1
+    output = np.full((2, 2, 2, 1), 0.5, np.float32)
+    # First sample: 1 - (2 * 1 + 1) / (2 + 2 + 1); second, an empty target: 1 - 1 / (0 + 2 + 1).
+    assert float(dice_loss(target, output)) == pytest.approx(((1 - 3 / 5) + (1 - 1 / 3)) / 2)
+    for mask in (np.zeros((1, 4, 4, 1), np.float32), np.ones((1, 4, 4, 1), np.float32)):
+        assert float(dice_loss(mask, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(dice_loss(target[:1], 1 - target[:1], smooth=0.0)) == pytest.approx(1)

@@ -50,3 +50,18 @@ def l2_norm(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
     """
     squared = tf.math.squared_difference(tf.cast(target, tf.float32), tf.cast(output, tf.float32))
     return tf.reduce_mean(tf.sqrt(tf.reduce_sum(squared, axis=[1, 2, 3]) + 1e-12))
+
+
+def dice_loss(target: tf.Tensor, output: tf.Tensor, smooth: float = 1.0) -> tf.Tensor:
+    """1 - Dice of soft masks, per sample and then averaged over the batch, float32.
+
+    1 - (2 sum(y * o) + smooth) / (sum(y) + sum(o) + smooth); with `smooth` two empty masks agree (0) and the gradient of an
+    empty target stays finite.
+
+    Args:     target, output: [batch, rows, cols, 1] in [0, 1].
+    Returns:  float32 scalar in [0, 1].
+    """
+    target, output = tf.cast(target, tf.float32), tf.cast(output, tf.float32)
+    both = tf.reduce_sum(target * output, axis=[1, 2, 3])
+    total = tf.reduce_sum(target, axis=[1, 2, 3]) + tf.reduce_sum(output, axis=[1, 2, 3])
+    return tf.reduce_mean(1 - (2 * both + smooth) / (total + smooth))

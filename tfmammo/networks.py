@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -23,10 +23,11 @@ class UNet256(keras.Model):
 
     Encoder: conv(k4, s2), LeakyReLU(0.2) before all but the first, normalisation on all but the first and the innermost.
     Decoder: ReLU, transposed conv(k4, s2), normalisation on all but the last, dropout on the `dropouts` innermost.
-    Only the last transposed convolution has a bias. With eight filters and 256 rows the innermost map is 1x1.
+    Only the last transposed convolution has a bias, or all have with `biases`. With eight filters and 256 rows the
+    innermost map is 1x1. norm: makes a normalisation layer.
 
-    Args:     x: floating [batch, size, size, channels]; size a multiple of 2 ** len(filters), values in [-1, 1].
-    Returns:  float32 [batch, size, size, out_channels] in [-1, 1] (tanh).
+    Args:     x: floating [batch, size, size, channels]; size a multiple of 2 ** len(filters).
+    Returns:  float32 [batch, size, size, out_channels], by default in [-1, 1] (activation tanh).
     Raises:   ConfigError: size is not such a multiple.
     Source:   Isola et al. 2017, section 6.1.1. 54,407,809 trainable parameters for 1 -> 1 channels.
     """
@@ -40,32 +41,38 @@ class UNet256(keras.Model):
         dropouts: int = 3,
         size: int = 256,
         name: str | None = None,
+        *,
+        biases: bool = False,
+        norm: Callable[[], keras.layers.Layer] = SampleNormalization,
+        activation: str = "tanh",
     ) -> None:
         super().__init__(name=name)
         depth = len(filters)
         if size % 2**depth:
             raise ConfigError(f"data.size: patches of {size} px can't be halved {depth} times, once for each of model.filters")
-        self.downs = [_convolution(n) for n in filters]
-        self.down_norms = [SampleNormalization() if 0 < i < depth - 1 else None for i in range(depth)]
+        self.downs = [_convolution(n, biases) for n in filters]
+        self.down_norms = [norm() if 0 < i < depth - 1 else None for i in range(depth)]
         ups = [*reversed(filters[:-1]), out_channels]
-        self.ups = [_transposed_convolution(n, bias=i == depth - 1) for i, n in enumerate(ups)]
-        self.up_norms = [SampleNormalization() if i < depth - 1 else None for i in range(depth)]
+        self.ups = [_transposed_convolution(n, biases or i == depth - 1) for i, n in enumerate(ups)]
+        self.up_norms = [norm() if i < depth - 1 else None for i in range(depth)]
         self.dropouts = [keras.layers.Dropout(dropout) if dropout and i < min(dropouts, depth - 1) else None for i in range(depth)]
-        self.to_float32 = keras.layers.Activation("tanh", dtype="float32")
+        self.leaky_relu = _leaky_relu if biases else tf.nn.leaky_relu  # with its slope of 0.2
+        self.to_float32 = keras.layers.Activation(activation, dtype="float32")
         self(keras.Input((size, size, channels), batch_size=1))
 
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """See the class."""
+    def call(self, x: tf.Tensor, training: bool = False, noise: bool | None = None) -> tf.Tensor:
+        """See the class. noise: whether dropout drops; None: in training alone."""
+        noise = training if noise is None else noise
         skips = []
         for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
-            x = down(tf.nn.leaky_relu(x, 0.2) if i else x)
-            x = norm(x) if norm else x
+            x = down(self.leaky_relu(x) if i else x)
+            x = norm(x, training=training) if norm else x
             skips.append(x)
         skips.pop()  # the innermost map goes straight up
         for up, norm, dropout in zip(self.ups, self.up_norms, self.dropouts, strict=True):
             x = up(tf.nn.relu(x))
-            x = norm(x) if norm else x
-            x = dropout(x, training=training) if dropout else x
+            x = norm(x, training=training) if norm else x
+            x = dropout(x, training=noise) if dropout else x
             x = tf.concat([x, skips.pop()], axis=-1) if skips else x
         return self.to_float32(x)
 
@@ -74,7 +81,8 @@ class PatchDiscriminator(keras.Model):
     """The patch discriminator of Pix2Pix: one logit for every patch of `receptive_field` px.
 
     conv(k4, s2, bias), LeakyReLU; then strided and one unstrided conv(k4), normalisation, LeakyReLU; then conv(k4, s1, bias)
-    to one channel; padding 1 everywhere; filters double up to 8x. `strided` counts the stride-2 convolutions:
+    to one channel; padding 1 everywhere; filters double up to 8x. biases: of every convolution. norm: makes a normalisation
+    layer. `strided` counts the stride-2 convolutions:
     1, 2, 3, 4, 5 -> receptive field 16, 34, 70, 142, 286 and 126, 62, 30, 14, 6 logits a side from 256 px.
 
     Args:     x: floating [batch, size, size, channels], values in [-1, 1].
@@ -83,13 +91,23 @@ class PatchDiscriminator(keras.Model):
     Source:   Isola et al. 2017, section 6.1.2. 135,489 trainable parameters for two channels and strided = 1.
     """
 
-    def __init__(self, channels: int = 2, strided: int = 3, filters: int = 64, size: int = 256, name: str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int = 2,
+        strided: int = 3,
+        filters: int = 64,
+        size: int = 256,
+        name: str | None = None,
+        *,
+        biases: bool = False,
+        norm: Callable[[], keras.layers.Layer] = SampleNormalization,
+    ) -> None:
         super().__init__(name=name)
         strides = [2] * strided + [1]
         widths = [filters * min(2**i, 8) for i in range(strided + 1)]
         self.pad = keras.layers.ZeroPadding2D(1)
-        self.convolutions = [_valid_convolution(n, s, bias=i == 0) for i, (n, s) in enumerate(zip(widths, strides, strict=True))]
-        self.norms = [SampleNormalization() if i else None for i in range(strided + 1)]
+        self.convolutions = [_valid_convolution(n, s, biases or i == 0) for i, (n, s) in enumerate(zip(widths, strides, strict=True))]
+        self.norms = [norm() if i else None for i in range(strided + 1)]
         self.head = _valid_convolution(1, 1, bias=True)
         self.to_float32 = keras.layers.Activation("linear", dtype="float32")
         self.receptive_field = _receptive_field([*strides, 1])
@@ -100,13 +118,17 @@ class PatchDiscriminator(keras.Model):
             raise ConfigError(f"model.discriminator_strided: {strided} leaves nothing of patches of {size} px")
         self(keras.Input((size, size, channels), batch_size=1))
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """See the class."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = convolution(self.pad(x))
-            x = norm(x) if norm else x
-            x = tf.maximum(x, 0.2 * x)  # LeakyReLU; TensorFlow's own behind a bias makes its CPU graph optimizer fail, 14 % slower
+            x = norm(x, training=training) if norm else x
+            x = _leaky_relu(x)
         return self.to_float32(self.head(self.pad(x)))
+
+
+def _leaky_relu(x: tf.Tensor) -> tf.Tensor:
+    return tf.maximum(x, 0.2 * x)  # TensorFlow's own behind a bias makes its CPU graph optimizer fail, 14 % slower
 
 
 def _receptive_field(strides: Sequence[int], kernel: int = 4) -> int:
@@ -116,9 +138,9 @@ def _receptive_field(strides: Sequence[int], kernel: int = 4) -> int:
     return field
 
 
-def _convolution(filters: int) -> keras.layers.Layer:
+def _convolution(filters: int, bias: bool) -> keras.layers.Layer:
     # "same" pads one pixel on each side here, as the Torch original does: kernel 4, stride 2, even sizes.
-    return keras.layers.Conv2D(filters, 4, 2, "same", use_bias=False, kernel_initializer=normal())
+    return keras.layers.Conv2D(filters, 4, 2, "same", use_bias=bias, kernel_initializer=normal())
 
 
 def _transposed_convolution(filters: int, bias: bool) -> keras.layers.Layer:

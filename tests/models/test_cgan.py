@@ -1,0 +1,159 @@
+"""The cGAN's equations, its noise at test time, its ablations and its morphology."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.models.cgan import CGAN, CGANConfig, PostprocessConfig, postprocess
+
+SIZE = 16
+
+
+def small(seed=0, **config):
+    """A cGAN of a few hundred weights, drawn by numpy, without dropout unless it is asked for."""
+    chosen = {"filters": (4, 8), "discriminator_filters": 4, "discriminator_strided": 1, "dropout": 0.0, **config}
+    cgan = CGAN(CGANConfig(**chosen), SIZE)
+    rng = np.random.default_rng(seed)
+    for network in cgan.networks.values():
+        for weight in network.trainable_variables:
+            weight.assign(rng.normal(0, 0.3, weight.shape) + (weight.name == "gamma"))
+    return cgan
+
+
+def batch(count=3, seed=1):
+    rng = np.random.default_rng(seed)
+    distance = np.hypot(*(np.indices((SIZE, SIZE)) - SIZE / 2))[np.newaxis] / rng.uniform(3, 7, (count, 1, 1))
+    masks = (distance < 1).astype(np.float32)[..., np.newaxis]
+    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(np.float32)
+    return {"mask": tf.constant(masks), "image": tf.constant(images)}
+
+
+def test_the_articles_values_are_the_defaults():
+    config = CGANConfig()
+    assert (config.lambda_content, config.content, config.adversarial) == (150, "dice", True)
+    assert (config.learning_rate, config.beta_1, config.dropout, config.normalization) == (2e-4, 0.5, 0.5, "batch")
+
+
+def test_the_articles_networks(monkeypatch):
+    monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())
+    cgan = CGAN()
+    counts = {name: sum(int(np.prod(w.shape)) for w in network.trainable_variables) for name, network in cgan.networks.items()}
+    assert counts == {"generator": 13_607_937, "discriminator": 694_625}
+    assert cgan.discriminate(tf.zeros([1, 256, 256, 1]), tf.zeros([1, 256, 256, 1])).shape == (1, 30, 30, 1)
+    normed = [type(norm).__name__ for norm in (*cgan.generator.down_norms, *cgan.generator.up_norms)]
+    assert normed == ["NoneType"] + ["BatchNormalization"] * 6 + ["NoneType"] + ["BatchNormalization"] * 7 + ["NoneType"]
+    assert [d.rate if d else 0 for d in cgan.generator.dropouts] == [0.5, 0.5, 0.5, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("normalization", ["batch", "sample"])
+@pytest.mark.parametrize("content", ["dice", "l1"])
+def test_every_returned_number_by_hand(normalization, content):
+    cgan, data = small(normalization=normalization, content=content, lambda_content=7), batch()
+    image, mask = data["image"], data["mask"]
+    fake_mask = cgan.generator(image, training=True)
+    real, fake = (
+        np.asarray(cgan.discriminator(tf.concat([image, y], -1), training=True), np.float64) for y in (mask, fake_mask)
+    )  # fmt: skip
+    y, o = np.asarray(mask, np.float64), np.asarray(fake_mask, np.float64)
+    if content == "dice":
+        distance = np.mean([1 - (2 * (a * b).sum() + 1) / (a.sum() + b.sum() + 1) for a, b in zip(y, o, strict=True)])
+    else:
+        distance = np.abs(y - o).mean()
+    expected = {
+        "generator_loss": np.log(1 + np.exp(-fake)).mean() + 7 * distance,
+        "discriminator_loss": np.log(1 + np.exp(-real)).mean() + np.log(1 + np.exp(fake)).mean(),
+        content: distance,
+        "p_real": (1 / (1 + np.exp(-real))).mean(),
+        "p_fake": (1 / (1 + np.exp(-fake))).mean(),
+    }
+    found = cgan.train_step(data)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=3e-5, err_msg=name)
+
+
+def test_each_network_descends_its_own_loss_alone():
+    cgan, data = small(), batch()
+    before = {name: [w.numpy() for w in network.trainable_variables] for name, network in cgan.networks.items()}
+    cgan.optimizers["discriminator"] = keras.optimizers.SGD(0.0)
+    cgan.train_step(data)
+    changed = {
+        name: [not np.array_equal(a, b) for a, b in zip(before[name], network.trainable_variables, strict=True)]
+        for name, network in cgan.networks.items()
+    }
+    assert any(changed["generator"]) and not any(changed["discriminator"])
+
+
+def test_without_its_adversary_only_the_content_loss_is_left():
+    cgan, data = small(adversarial=False, lambda_content=5), batch()
+    assert set(cgan.networks) == set(cgan.optimizers) == set(cgan.functions()) == {"generator"}
+    found = cgan.train_step(data)
+    assert set(found) == {"generator_loss", "dice"} and float(found["generator_loss"]) == pytest.approx(5 * float(found["dice"]))
+
+
+def test_training_raises_dice_on_one_batch():
+    cgan, data = small(learning_rate=2e-2), batch()
+    step = tf.function(cgan.train_step)
+    losses = [float(step(data)["dice"]) for _ in range(80)]
+    assert losses[0] > 0.4 and losses[-1] < 0.15
+
+
+def test_dropout_is_the_noise_at_inference_too_and_draws_are_averaged():
+    image = batch()["image"]
+    quiet, noisy, many = small(), small(dropout=0.5), small(dropout=0.5, samples=64)
+    for cgan in (quiet, noisy, many):
+        cgan.functions()  # what is exported computes the same
+    first, spread = quiet.segment(image)
+    assert np.array_equal(first, quiet.segment(image)[0]) and not np.any(spread)
+    one, other = noisy.segment(image)[0], noisy.segment(image)[0]
+    assert one.shape == image.shape and np.abs(one - other).max() > 1e-3
+    mean, spread = many.segment(image)
+    draws = np.stack([noisy.segment(image)[0] for _ in range(200)])
+    assert np.abs(mean - draws.mean(0)).max() < 5 * draws.std(0).max() / np.sqrt(64)
+    assert np.abs(spread - draws.std(0)).mean() < 0.25 * draws.std(0).mean()
+
+
+def test_inference_uses_moving_averages_under_batch_normalisation():
+    cgan, data = small(), batch()
+    alone = cgan.segment(data["image"][:1])[0]
+    np.testing.assert_allclose(alone, cgan.segment(data["image"])[0][:1], atol=1e-6)
+    before = [w.numpy() for w in cgan.generator.non_trainable_variables]
+    cgan.train_step(data)
+    assert any(not np.array_equal(a, b) for a, b in zip(before, cgan.generator.non_trainable_variables, strict=True))
+
+
+def test_samples_of_a_batch_stay_apart():
+    cgan = small(dropout=0.5, samples=3)
+    image = tf.concat([tf.zeros([1, SIZE, SIZE, 1]), tf.ones([1, SIZE, SIZE, 1])], 0)
+    mask, _ = cgan.segment(image)
+    dark, bright = cgan.segment(image[:1])[0], cgan.segment(image[1:])[0]
+    assert np.abs(mask[0] - dark[0]).mean() < np.abs(mask[0] - bright[0]).mean()
+
+
+def test_morphology_by_hand():
+    mask = np.zeros((12, 12, 1), np.uint8)
+    mask[2:8, 2:8] = 1
+    mask[4, 4] = 0  # a hole, closed
+    mask[10, 10] = 1  # a speckle, eroded
+    cleaned = postprocess(mask, PostprocessConfig())
+    assert cleaned.dtype == np.uint8 and cleaned.shape == mask.shape
+    # Closing fills the hole; a 2x2 erosion (anchored at its lower right) takes the first row and column and the speckle; a
+    # 3x3 dilation adds one pixel all round.
+    expected = np.zeros_like(mask)
+    expected[2:9, 2:9] = 1
+    assert np.array_equal(cleaned, expected)
+
+
+@pytest.mark.parametrize("fill", [0, 1])
+def test_morphology_of_empty_and_full_masks(fill):
+    mask = np.full((8, 8, 1), fill, np.uint8)
+    assert np.array_equal(postprocess(mask, PostprocessConfig()), mask)
+
+
+def test_each_step_of_the_morphology_can_be_left_out():
+    mask = np.random.default_rng(0).integers(0, 2, (16, 16, 1)).astype(np.uint8)
+    assert np.array_equal(postprocess(mask, PostprocessConfig(closing=0, erosion=0, dilation=0)), mask)
+    eroded = postprocess(mask, PostprocessConfig(closing=0, dilation=0))
+    dilated = postprocess(mask, PostprocessConfig(closing=0, erosion=0))
+    assert eroded.sum() < mask.sum() < dilated.sum()
