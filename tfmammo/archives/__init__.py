@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from tfmammo.archives import cdd_cesm, inbreast, phantom
+from tfmammo.archives import cdd_cesm, inbreast, mini_mias, phantom, vindr
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.record import Mammogram, Skipped
 
@@ -12,7 +12,9 @@ log = logging.getLogger(__name__)
 ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
     "cdd_cesm": cdd_cesm.read,
     "inbreast": inbreast.read,
+    "mini_mias": mini_mias.read,
     "phantom": phantom.read,
+    "vindr": vindr.read,
 }
 
 

@@ -49,7 +49,7 @@ def summary(found: Sequence[Mammogram], name: str) -> Table:
     table = Table(title=f"{name}: {len(found):,} mammograms of {len({m.patient_id for m in found}):,} patients", show_header=False)
     lesions = [lesion for mammogram in found for lesion in mammogram.lesions]
     located = Counter("mask file" if isinstance(x, MaskedLesion) else "outline" if x.outlines else "box" for x in lesions)
-    rows = {
+    rows: dict[str, Counter[str]] = {
         "view": Counter(f"{m.laterality or '?'} {m.view or '?'}" for m in found),
         "pathology": Counter(m.pathology or "not stated" for m in found),
         "official split": Counter(m.official_split or "none" for m in found),

@@ -62,4 +62,4 @@ def _borders(lesion: Lesion) -> Iterable[NDArray[np.float32]]:
     if lesion.outlines:
         return lesion.outlines
     top, left, bottom, right = lesion.box
-    return (np.float32([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]),)
+    return (np.array([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]], np.float32),)

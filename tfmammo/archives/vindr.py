@@ -1,0 +1,276 @@
+"""VinDr-Mammo 1.0.0: 20,000 full-field digital mammograms of 5,000 four-view exams, with boxes around findings.
+
+    <anywhere beneath root>/images/<study_id>/<image_id>.dicom
+                            breast-level_annotations.csv    a row for each image
+                            finding_annotations.csv         a row for each finding, or one that says ['No Finding']
+                            metadata.csv                    what the DICOM headers say; may be missing
+
+Columns are found by name, files in any case of letters. What the archive leaves open, and what was chosen:
+
+- No column names the patient. Each exam (study_id) is taken as a patient of its own: its description speaks of 5,000 exams, not
+  patients, and the official split keeps exams whole. Should a woman have come twice, nothing in the archive would show it.
+- No biopsies: pathology is None, but "normal" where the breast is BI-RADS 1 and nothing is marked in the image. The BI-RADS of
+  a single finding has no place in a Lesion and is left out.
+- A box may name several categories. Each of our kinds becomes a lesion of that box, and `kind_is_certain` is False where
+  there are several or another finding shares the box, since it says not what of it belongs to which. Asymmetry, focal and
+  global asymmetry are one kind. Lymph nodes, thickened skin, drawn-in skin or nipples become no lesion; they are counted
+  in `Skipped`, and such an image is not normal.
+- Boxes are fractions of pixels and reach past the border here and there (xmin -6.25): they are widened to whole pixels, cut at the
+  border, and refused where nothing is left.
+- Rows and columns are those of the table, so that indexing opens no DICOM; a file of another size raises ArchiveError when its
+  pixels are read. Spacing is that of metadata.csv (Pixel Spacing, else Imager Pixel Spacing, as in the headers). Only for an image
+  of which metadata.csv says none is the header read, some 2 ms each, and the image skipped where that can't be done.
+- BI-RADS and density are given as their bare sign, "4" and "C"; a cell that is neither is None.
+
+Source: Nguyen et al., VinDr-Mammo: A large-scale benchmark dataset for computer-aided diagnosis in full-field digital
+mammography, Scientific Data 10 (2023) 277.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from tfmammo.archives import dicom
+from tfmammo.record import ArchiveError, Box, Laterality, Lesion, LesionKind, Mammogram, Skipped, Split, View, hashed_id
+
+IMAGES, FINDINGS, METADATA = "breast-level_annotations.csv", "finding_annotations.csv", "metadata.csv"
+
+Row = dict[str, str]  # column name in lower case -> text, both stripped
+Corners = tuple[float, float, float, float]
+
+_IMAGE_COLUMNS = ("study_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads", "breast_density", "split")
+_FINDING_COLUMNS = ("image_id", "finding_categories", "xmin", "ymin", "xmax", "ymax")
+_KINDS: dict[str, LesionKind] = {
+    "mass": "mass",
+    "suspicious calcification": "calcification",
+    "asymmetry": "asymmetry",
+    "focal asymmetry": "asymmetry",
+    "global asymmetry": "asymmetry",
+    "architectural distortion": "distortion",
+}
+_OTHERS = ("suspicious lymph node", "skin thickening", "skin retraction", "nipple retraction")
+_QUOTED = r"""(?:'[^'\]]*'|"[^"\]]*")"""
+_LIST = re.compile(rf"\[\s*{_QUOTED}\s*(?:,\s*{_QUOTED}\s*)*\]")  # Python's list of strings; never evaluated
+_NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
+_LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
+_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
+_SPLITS: dict[str, Split] = {"training": "train", "test": "test"}
+
+
+@dataclass
+class _Findings:
+    """What the table marks in one image. boxes: line, categories, (xmin, ymin, xmax, ymax). marked: there is anything."""
+
+    boxes: list[tuple[int, list[str], Corners]] = field(default_factory=list)
+    marked: bool = False
+
+
+@dataclass
+class _Faults:
+    """Rows of one table that were left out, counted by reason: 100,000 of them are one note."""
+
+    first: dict[str, int] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, reason: str, line: int) -> None:
+        self.first.setdefault(reason, line)
+        self.count[reason] += 1
+
+    def reasons(self) -> list[str]:
+        return [f"{self.count[reason]} rows, the first in line {line}: {reason}" for reason, line in self.first.items()]
+
+
+@dataclass
+class _Archive:
+    """What lies beneath one root. dicoms: by (study_id, image_id) in lower case; tables: by name in lower case."""
+
+    root: Path
+    skipped: Skipped
+    dicoms: dict[tuple[str, str], Path] = field(default_factory=dict)
+    tables: dict[str, Path] = field(default_factory=dict)
+    findings: dict[str, _Findings] = field(default_factory=dict)
+    spacings: dict[str, tuple[float, float]] = field(default_factory=dict)
+    faults: dict[str, _Faults] = field(default_factory=lambda: {IMAGES: _Faults(), FINDINGS: _Faults()})
+
+    def note(self, path: Path, reason: object) -> None:
+        self.skipped.add(path.relative_to(self.root), str(reason).removeprefix(f"{path}: "))
+
+
+def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
+    """Read the tables, and the headers of those images whose spacing they don't tell; no pixel is read.
+
+    Args:     root: the archive's folder or any above it. skipped: takes what was left out, and why.
+    Returns:  one record per image that is in the table and on disk, in the table's order; lesions have boxes and no outlines.
+    Raises:   ArchiveError: no folder, no table or one without the columns read here, or none of its images is there.
+    """
+    archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
+    _find(archive)
+    for name in (IMAGES, FINDINGS):
+        if name not in archive.tables:
+            raise ArchiveError(f"{root}: is no VinDr-Mammo archive, {name} is missing")
+    _read_findings(archive)
+    _read_spacings(archive)
+    mammograms = _mammograms(archive)
+    for name, faults in archive.faults.items():
+        for reason in faults.reasons():
+            archive.note(archive.tables[name], reason)
+    if not mammograms:
+        raise ArchiveError(f"{root}: holds none of the images that {IMAGES} names and that can be read")
+    return list(mammograms.values())
+
+
+def _find(archive: _Archive) -> None:
+    """Walk the tree once; of several files of one name the one nearest to the root counts."""
+    paths = (Path(folder, name) for folder, _, names in os.walk(archive.root, followlinks=True) for name in names)
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+        name, key = path.name.lower(), (path.parent.name.lower(), path.stem.lower())
+        if name in (IMAGES, FINDINGS, METADATA):
+            archive.tables.setdefault(name, path)
+        elif name.startswith(".") or path.suffix.lower() not in (".dicom", ".dcm"):  # macOS leaves "._" beside every file it copies
+            continue
+        elif archive.dicoms.setdefault(key, path) is not path:
+            archive.note(path, "is a second file of the same study and image")
+
+
+def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+    """The rows of one table with their line numbers. Raises ArchiveError where a column is missing or the file is no CSV."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip().lower() for name in next(reader, [])]
+            if missing := [column for column in columns if column not in header]:
+                raise ArchiveError(f"{path}: has no column {', '.join(missing)}")
+            for cells in filter(None, reader):  # no empty lines
+                cells = [*cells, *[""] * (len(header) - len(cells))]
+                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
+
+
+def _read_findings(archive: _Archive) -> None:
+    faults = archive.faults[FINDINGS]
+    for line, row in _table(archive.tables[FINDINGS], _FINDING_COLUMNS):
+        found = archive.findings.setdefault(row["image_id"].lower(), _Findings())
+        readable = _LIST.fullmatch(row["finding_categories"])
+        names = [name[1:-1].strip().lower() for name in re.findall(_QUOTED, row["finding_categories"])] if readable else []
+        if names == ["no finding"]:
+            continue
+        found.marked = True
+        for name in names:
+            if name not in _KINDS:
+                faults.add(f"'{name}' is no lesion of ours" if name in _OTHERS else "an unknown category", line)
+        corners = _corners(row)
+        if not readable:
+            faults.add("finding_categories is no list of names", line)
+        elif corners is None:
+            faults.add("the box has a corner that is no number", line)
+        else:
+            found.boxes.append((line, names, corners))
+
+
+def _corners(row: Row) -> Corners | None:
+    try:
+        xmin, ymin, xmax, ymax = (float(row[column]) for column in _FINDING_COLUMNS[2:])
+    except ValueError:
+        return None
+    return (xmin, ymin, xmax, ymax) if all(map(math.isfinite, (xmin, ymin, xmax, ymax))) else None
+
+
+def _read_spacings(archive: _Archive) -> None:
+    """Spacing by image, where metadata.csv is there and tells it; a damaged one is noted."""
+    path = archive.tables.get(METADATA)
+    if path is None:
+        return
+    try:
+        for _, row in _table(path, ("sop instance uid",)):
+            for column in ("pixel spacing", "imager pixel spacing"):  # as in the headers
+                values = [float(number) for number in _NUMBER.findall(row.get(column, "")[:100])]
+                if len(values) == 2 and all(0 < value < math.inf for value in values):
+                    archive.spacings[row["sop instance uid"].lower()] = (values[0], values[1])
+                    break
+    except ArchiveError as error:
+        archive.note(path, error)
+
+
+def _mammograms(archive: _Archive) -> dict[str, Mammogram]:
+    """The records by image_id."""
+    table = archive.tables[IMAGES]
+    mammograms: dict[str, Mammogram] = {}
+    named, used = set(), set()
+    missing = 0
+    for line, row in _table(table, _IMAGE_COLUMNS):
+        image = row["image_id"].lower()
+        key = (row["study_id"].lower(), image)
+        path = archive.dicoms.get(key)
+        if image in named:
+            archive.faults[IMAGES].add("names an image a second time", line)
+        elif path is None:
+            missing += 1
+        else:
+            try:
+                mammograms[image] = _mammogram(archive, path, row)
+            except ArchiveError as error:
+                archive.note(path, error)
+        named.add(image)
+        used.add(key)
+    if missing:
+        archive.note(table, f"{missing} of its {len(named)} images are not on disk as <study_id>/<image_id>.dicom")
+    if extra := len(archive.dicoms.keys() - used):
+        archive.note(table, f"{extra} DICOM files are not in it")
+    if left := len(archive.findings.keys() - named):
+        archive.note(archive.tables[FINDINGS], f"{left} images are not in {IMAGES}")
+    return mammograms
+
+
+def _mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
+    image = row["image_id"].lower()
+    if not all(re.fullmatch(r"[1-9]\d{0,4}", row[column]) for column in ("height", "width")):
+        raise ArchiveError(f"{path}: {IMAGES} gives no height and width for it")
+    rows, cols = int(row["height"]), int(row["width"])
+    spacing = archive.spacings.get(image) or dicom.read_header(path).spacing
+    birads = re.fullmatch(r"(?:BI-RADS\s*)?([0-6][ABC]?)", row["breast_birads"], re.IGNORECASE)
+    density = re.fullmatch(r"(?:DENSITY\s*)?([A-D])", row["breast_density"], re.IGNORECASE)
+    found = archive.findings.get(image, _Findings(marked=True))  # without a row it is not known to be free of findings
+    return Mammogram(
+        archive="vindr",
+        patient_id=hashed_id("vindr", row["study_id"].lower()),
+        image_id=image,
+        rows=rows,
+        cols=cols,
+        read=partial(dicom.read_pixels, path),
+        laterality=_LATERALITIES.get(row["laterality"].upper()),
+        view=_VIEWS.get(row["view_position"].upper()),
+        pathology="normal" if birads and birads[1] == "1" and not found.marked else None,
+        lesions=tuple(_lesions(found, rows, cols, archive.faults[FINDINGS])),
+        spacing=spacing,
+        birads=birads[1].upper() if birads else None,
+        density=density[1].upper() if density else None,
+        official_split=_SPLITS.get(row["split"].lower()),
+    )
+
+
+def _lesions(found: _Findings, rows: int, cols: int, faults: _Faults) -> Iterator[Lesion]:
+    for line, names, corners in found.boxes:
+        kinds = dict.fromkeys(_KINDS[name] for name in names if name in _KINDS)
+        certain = len(kinds) == 1 and all(name in _KINDS for name in names)
+        box = _box(corners, rows, cols)
+        if box:
+            yield from (Lesion(kind, box, kind_is_certain=certain) for kind in kinds)
+        elif kinds:
+            faults.add("the box is empty, or outside the image", line)
+
+
+def _box(corners: Corners, rows: int, cols: int) -> Box | None:
+    """Every pixel that (xmin, ymin, xmax, ymax) touches, within the image; None where there is none."""
+    xmin, ymin, xmax, ymax = corners
+    top, left = math.floor(max(ymin, 0)), math.floor(max(xmin, 0))
+    bottom, right = math.ceil(min(ymax, rows)), math.ceil(min(xmax, cols))
+    return (top, left, bottom, right) if ymin < ymax and xmin < xmax and top < bottom and left < right else None

@@ -1,0 +1,126 @@
+"""Mammograms -> mini-MIAS as it is distributed: mdb001.pgm ... and Info.txt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.record import Lesion, Mammogram
+
+_SIZE = 1024
+_PROSE = """MAMMOGRAPHIC IMAGE ANALYSIS SOCIETY
+MiniMammographic Database
+
+This file lists the films in the MIAS database and provides
+appropriate details as follows:
+
+1st column: MIAS database reference number.
+2nd column: Character of background tissue: F - Fatty, G - Fatty-glandular, D - Dense-glandular
+3rd column: Class of abnormality present: CALC, CIRC, SPIC, MISC, ARCH, ASYM, NORM
+4th column: Severity of abnormality: B - Benign, M - Malignant
+5th, 6th columns: x,y image-coordinates of centre of abnormality.
+7th column: Approximate radius (in pixels) of a circle enclosing the abnormality.
+
+NOTES
+=====
+3) Coordinate system origin is the bottom-left corner. In some cases centre
+   locations and radii are inappropriate and have been omitted.
+
+"""
+_CLASSES = {"calcification": "CALC", "asymmetry": "ASYM", "distortion": "ARCH"}
+_MASSES = {"circumscribed": "CIRC", "spiculated": "SPIC"}
+_DENSITIES = {"fatty": "F", "dense-glandular": "D"}
+
+
+def write(
+    mammograms: Iterable[Mammogram],
+    root: Path,
+    *,
+    folder: str = ".",
+    upper_case: bool = False,
+    comment: bool = False,
+    note_3: bool = False,
+) -> list[Path]:
+    """Write mammograms as mini-MIAS distributes its own: PGM of 8 bit, 1024 x 1024 px, and Info.txt behind its prose.
+
+    Images of another size are centred in the square, padded with black or cut, as the archive did; circles move along. The
+    left and the right film of a patient become a pair; who has several of one side gets several pairs, and is read back as
+    several patients. Whatever its view, a film is read back as MLO, since the archive has no other.
+
+    Args:     mammograms: of any archive, each with laterality; lesions with outlines, of which the circle around them is kept.
+              root: a folder, made where missing. folder: of the images beneath root. upper_case: MDB001.PGM and INFO.TXT.
+              comment: a comment in the header of the PGM. note_3: `*NOTE 3*` in place of every calcification's circle.
+    Returns:  the image files, in the order given; pixels are rint(value * 255).
+    """
+    names = _Names()
+    paths: list[Path] = []
+    rows: dict[str, list[str]] = {}
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for mammogram in mammograms:
+        name = names.next(mammogram)
+        paths.append(root / folder / (f"{name}.pgm".upper() if upper_case else f"{name}.pgm"))
+        grey = np.rint(_centred(mammogram.pixels()[..., 0]).astype(np.float64) * 255).astype(np.uint8)
+        remark = b"# CREATOR: XV Version 3.10a\n" if comment else b""
+        paths[-1].write_bytes(b"P5\n" + remark + b"%d %d\n255\n" % (_SIZE, _SIZE) + grey.tobytes())
+        rows[name] = _rows(name, mammogram, note_3)
+    table = "\n".join(row for name in sorted(rows) for row in rows[name])
+    (root / ("INFO.TXT" if upper_case else "Info.txt")).write_text(_PROSE + table + "\n", encoding="ascii")
+    return paths
+
+
+class _Names:
+    """Film numbers: odd for left, even for right, the two of a pair of one patient."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self.free: dict[tuple[str, int], list[int]] = defaultdict(list)
+
+    def next(self, mammogram: Mammogram) -> str:
+        if mammogram.laterality is None:
+            raise ValueError(f"{mammogram.image_id}: mini-MIAS numbers its films by side, and this one has none")
+        side = 1 if mammogram.laterality == "L" else 2
+        waiting = self.free[mammogram.patient_id, side]
+        if waiting:
+            pair = waiting.pop(0)
+        else:
+            pair, self.pairs = self.pairs, self.pairs + 1
+            self.free[mammogram.patient_id, 3 - side].append(pair)
+        return f"mdb{2 * pair + side:03d}"
+
+
+def _centred(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    canvas = np.zeros((_SIZE, _SIZE), np.float32)
+    (to_row, from_row), (to_col, from_col) = (_shift(length) for length in image.shape)
+    part = image[from_row : from_row + _SIZE, from_col : from_col + _SIZE]
+    canvas[to_row : to_row + part.shape[0], to_col : to_col + part.shape[1]] = part
+    return canvas
+
+
+def _shift(length: int) -> tuple[int, int]:
+    """How many pixels are put before an image of this length, and how many are cut off."""
+    return max(_SIZE - length, 0) // 2, max(length - _SIZE, 0) // 2
+
+
+def _rows(name: str, mammogram: Mammogram, note_3: bool) -> list[str]:
+    start = f"{name} {_DENSITIES.get(mammogram.density or '', 'G')}"
+    rows = []
+    for lesion in mammogram.lesions:
+        finding = _CLASSES.get(lesion.kind) or _MASSES.get(lesion.margin or "", "MISC")
+        severity = "M" if lesion.pathology == "malignant" else "B"
+        place = "*NOTE 3*" if note_3 and finding == "CALC" else _circle(lesion, mammogram)
+        rows.append(f"{start} {finding} {severity} {place}")
+    return rows or [f"{start} NORM"]
+
+
+def _circle(lesion: Lesion, mammogram: Mammogram) -> str:
+    if not lesion.outlines:
+        raise ValueError(f"{mammogram.image_id}: a lesion has a box but no outline, so no circle encloses it")
+    (row, col), radius = cv2.minEnclosingCircle(np.concatenate(lesion.outlines))
+    (down, up), (right, left) = _shift(mammogram.rows), _shift(mammogram.cols)
+    x, y = np.rint([col + right - left, _SIZE - (row + down - up)]).astype(int)
+    return f"{x} {y} {max(round(radius), 1)}"
