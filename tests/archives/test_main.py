@@ -47,6 +47,12 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
     assert not sheet[CELL[0] + CAPTION :, CELL[1] :].any()  # the cell that is left over
 
 
+def test_a_lesion_that_cannot_be_read_does_not_cost_its_image():
+    skipped = Skipped()
+    sheet = contact_sheet([mammogram(0, MaskedLesion("mass", broken))], skipped)
+    assert sheet[10, 10, 0] == 255 and skipped.reasons == {"image0": "lesion 0: x.dcm: the file ends early"}
+
+
 def test_a_sheet_leaves_out_what_cannot_be_read():
     skipped = Skipped()
     assert contact_sheet([mammogram(0, read=broken), mammogram(1)], skipped).shape == (CELL[0] + CAPTION, CELL[1], 3)

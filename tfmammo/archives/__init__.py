@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable
 
-from tfmammo.archives import cdd_cesm, inbreast, mini_mias, phantom, vindr
+from tfmammo.archives import cbis_ddsm, cdd_cesm, inbreast, mini_mias, phantom, vindr
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.record import Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 
 ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
+    "cbis_ddsm": cbis_ddsm.read,
     "cdd_cesm": cdd_cesm.read,
     "inbreast": inbreast.read,
     "mini_mias": mini_mias.read,

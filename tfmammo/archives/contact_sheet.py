@@ -31,7 +31,7 @@ def contact_sheet(mammograms: Iterable[Mammogram], skipped: Skipped, columns: in
     cells = []
     for mammogram in mammograms:
         try:
-            cells.append(_cell(mammogram))
+            cells.append(_cell(mammogram, skipped))
         except ValueError as error:
             skipped.add(mammogram.image_id, error)
     if not cells:
@@ -41,14 +41,19 @@ def contact_sheet(mammograms: Iterable[Mammogram], skipped: Skipped, columns: in
     return np.concatenate([np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)])
 
 
-def _cell(mammogram: Mammogram) -> NDArray[np.uint8]:
+def _cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     scale = min(CELL[0] / mammogram.rows, CELL[1] / mammogram.cols)
     rows, cols = max(1, int(mammogram.rows * scale)), max(1, int(mammogram.cols * scale))
     grey = cv2.resize(mammogram.pixels()[..., 0], (cols, rows), interpolation=cv2.INTER_AREA)
     high = max(float(np.percentile(grey, 99.8)), 1e-6)
     picture = cv2.cvtColor(np.rint(np.clip(grey / high, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
-    for lesion in mammogram.lesions:
-        for outline in _borders(lesion):
+    for number, lesion in enumerate(mammogram.lesions):
+        try:
+            borders = _borders(lesion)
+        except ValueError as error:
+            skipped.add(mammogram.image_id, f"lesion {number}: {error}")
+            continue
+        for outline in borders:
             points = np.rint(((outline + 0.5) * scale - 0.5)[:, ::-1] * 16).astype(np.int32)
             cv2.polylines(picture, [points], True, COLOURS[lesion.kind], 1, cv2.LINE_AA, 4)
     cell = np.zeros((CELL[0] + CAPTION, CELL[1], 3), np.uint8)
