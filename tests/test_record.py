@@ -1,12 +1,14 @@
 """Outlines become masks and half-open boxes; records say where they can't."""
 
 import hashlib
+import hmac
+import pickle
 from functools import partial
 
 import numpy as np
 import pytest
 
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped, hashed_id
+from tfmammo.record import ID_KEY, ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
 
 SQUARE = np.array([(2, 3), (2, 6), (4, 6), (4, 3)], np.float32)
 
@@ -110,10 +112,23 @@ def test_several_outlines_make_one_mask():
     np.testing.assert_array_equal(both.mask(7, 9), expected)
 
 
-def test_hashed_id_is_a_short_stable_pseudonym():
+def test_hashed_id_is_a_short_stable_pseudonym(monkeypatch):
+    monkeypatch.delenv(ID_KEY, raising=False)
     assert hashed_id("inbreast", "Jane Doe") == hashlib.sha256(b"inbreast/Jane Doe").hexdigest()[:12]
     assert len({hashed_id(archive, patient) for archive in ("a", "b") for patient in ("1", "2", "ü")}) == 6
     assert "Jane" not in hashed_id("inbreast", "Jane Doe")
+
+
+def test_a_secret_key_makes_it_a_keyed_hash(monkeypatch):
+    monkeypatch.delenv(ID_KEY, raising=False)
+    plain = hashed_id("inbreast", "Jane Doe")
+    monkeypatch.setenv(ID_KEY, "")
+    assert hashed_id("inbreast", "Jane Doe") == plain
+    monkeypatch.setenv(ID_KEY, "a secret, söt")
+    expected = hmac.new("a secret, söt".encode(), b"inbreast/Jane Doe", "sha256").hexdigest()[:12]
+    assert hashed_id("inbreast", "Jane Doe") == expected != plain
+    monkeypatch.setenv(ID_KEY, "another")
+    assert hashed_id("inbreast", "Jane Doe") not in (expected, plain)
 
 
 def mammogram(image, rows=4, cols=5):
@@ -154,3 +169,40 @@ def test_overlapping_outlines_have_no_hole():
     both = Lesion("mass", (2, 2, 10, 10), (square, square + 2)).mask(12, 12)
     one, other = (Lesion("mass", (2, 2, 10, 10), (outline,)).mask(12, 12) for outline in (square, square + 2))
     np.testing.assert_array_equal(both, one | other)
+
+
+def from_file(*rows: str) -> np.ndarray:
+    return drawn(*rows) * 255
+
+
+def test_a_masked_lesion_reads_its_file_late_and_once():
+    calls = []
+
+    def read() -> np.ndarray:
+        calls.append(1)
+        return from_file("......", ".###..", ".#.#..", ".###..", "....##")
+
+    lesion = MaskedLesion("mass", read, pathology="benign", margin="spiculated")
+    assert (lesion.kind, lesion.pathology, lesion.margin, lesion.shape, lesion.kind_is_certain) == (
+        "mass",
+        "benign",
+        "spiculated",
+        None,
+        True,
+    )
+    assert "benign" in repr(lesion) and not calls
+    assert lesion.box == (1, 1, 5, 6) and len(calls) == 1
+    assert np.array_equal(lesion.mask(5, 6), drawn("......", ".###..", ".###..", ".###..", "....##")), "its hole is filled"
+    assert len(calls) == 1 and lesion.outlines[0].dtype == np.float32
+
+
+def test_a_masked_lesion_survives_pickling_unread():
+    lesion = pickle.loads(pickle.dumps(MaskedLesion("mass", partial(from_file, "..", ".#"))))
+    assert lesion.box == (1, 1, 2, 2)
+
+
+def test_an_empty_mask_is_an_error_on_first_use():
+    lesion = MaskedLesion("mass", partial(from_file, "..", ".."))
+    for use in (lambda: lesion.box, lambda: lesion.outlines, lambda: lesion.mask(2, 2)):
+        with pytest.raises(ArchiveError, match="marks nothing"):
+            use()

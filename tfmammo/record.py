@@ -79,12 +79,17 @@ class Lesion:
             raise ValueError(f"an outline of {len(outline)} points encloses nothing")
         if not np.isfinite(outline).all():
             raise ValueError("an outline's coordinate is no number")
-        lesion = Lesion(kind, (0, 0, rows, cols), (outline,), **details)  # type: ignore[arg-type]
-        inside = np.argwhere(lesion.mask(rows, cols))
-        if len(inside) == 0:
+        # Drawn only where it lies: a canvas of the whole image costs 45 ms for each of an archive's outlines.
+        low, high = np.clip(outline.min(axis=0) - 1, 0, (rows, cols)), np.clip(outline.max(axis=0) + 2, 0, (rows, cols))
+        (top, left), (bottom, right) = np.floor(low).astype(int).tolist(), np.ceil(high).astype(int).tolist()
+        near = np.zeros((0, 0), np.uint8)
+        if top < bottom and left < right:
+            near = Lesion(kind, (0, 0, 0, 0), (outline - np.array([top, left], np.float32),)).mask(bottom - top, right - left)
+        if not near.any():
             raise ValueError("the outline lies outside the image")
-        (top, left), (bottom, right) = inside.min(axis=0), inside.max(axis=0) + 1
-        return Lesion(kind, (int(top), int(left), int(bottom), int(right)), (outline,), **details)  # type: ignore[arg-type]
+        (row, height), (col, width) = cv2.boundingRect(near)[1::2], cv2.boundingRect(near)[::2]
+        box = (top + row, left + col, top + row + height, left + col + width)
+        return Lesion(kind, box, (outline,), **details)  # type: ignore[arg-type]
 
     def mask(self, rows: int, cols: int) -> NDArray[np.uint8]:
         """The lesion's region, the border pixels included.

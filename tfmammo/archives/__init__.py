@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from tfmammo.archives import cbis_ddsm, cdd_cesm, inbreast, mini_mias, phantom, vindr
+from tfmammo.archives import cbis_ddsm, cdd_cesm, ddsm, inbreast, mini_mias, phantom, vindr
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.record import Mammogram, Skipped
 
@@ -12,6 +12,7 @@ log = logging.getLogger(__name__)
 ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
     "cbis_ddsm": cbis_ddsm.read,
     "cdd_cesm": cdd_cesm.read,
+    "ddsm": ddsm.read,
     "inbreast": inbreast.read,
     "mini_mias": mini_mias.read,
     "phantom": phantom.read,

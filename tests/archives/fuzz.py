@@ -1,0 +1,207 @@
+"""Drive one reader with damaged copies of its archive's files, in a process of its own with a bound on memory.
+
+    python tests/archives/fuzz.py NAME --count 2000 --seed 0
+
+Every outcome must be a record, a named skip or a ValueError of one sentence. Prints one JSON line: how often each outcome
+came, and every failure with the number that repeats it (--only NUMBER).
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tfmammo.archives import ARCHIVES
+from tfmammo.archives.writers import cbis_ddsm, cdd_cesm, ddsm, folder, inbreast, mini_mias, optimam, vindr
+from tfmammo.record import Lesion, Mammogram, Skipped
+
+WRITERS = {
+    "cbis_ddsm": cbis_ddsm.write,
+    "cdd_cesm": cdd_cesm.write,
+    "ddsm": ddsm.write,
+    "folder": folder.write,
+    "inbreast": partial(inbreast.write, xls=True),
+    "mini_mias": mini_mias.write,
+    "optimam": optimam.write,
+    "vindr": vindr.write,
+}
+MEMORY = 4 * 2**30  # bytes of address space
+SECONDS = 20  # for one damaged archive, reading all of it; a few hundredths is usual
+BOMB = (
+    '<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">'
+    + "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
+    + "]><plist><dict><key>Images</key><string>&j;</string></dict></plist>"
+)
+WORDS = (
+    b"=cmd|' /C calc'!A0", b"../../../../outside/escaped", b"/outside/escaped", b"-1", b"0", b"nan", b"inf", b"1e308",
+    b"99999999999", b"4294967295", b"65535", b"", b"\x00", b"\xff\xfe", b"[]", b"{}", b"null", b'"', b"\n", b";", b",", b"#",
+    b"9" * 5000, "\u202e\U0001f4a9".encode(),
+)  # fmt: skip
+
+
+def grey(value: float) -> np.ndarray:
+    """A tiny mammogram: a bright square breast on a dark ground."""
+    image = np.zeros((48, 40, 1), np.float32)
+    image[4:44, :30] = value
+    return image
+
+
+def original(number: int) -> Mammogram:
+    outline = np.float32([[10, 8], [10, 20], [24, 20], [24, 8]])
+    details = {"pathology": "malignant", "shape": "oval", "margin": "spiculated"}
+    lesions = (
+        Lesion.from_outline("mass", outline, 48, 40, **details),
+        Lesion.from_outline("calcification", outline + 6, 48, 40, **details),
+    )
+    return Mammogram(
+        "test", f"p{number // 2}", f"image{number}", 48, 40, partial(grey, 0.5 + number / 10), "LR"[number % 2], "CC", "malignant",
+        lesions[: 1 + number % 2], (0.1, 0.1), "4", "2",
+    )  # fmt: skip
+
+
+def damage(content: bytes, path: Path, rng: random.Random) -> bytes | None:
+    """The content, damaged in one of the ways that files are; None: the file is missing."""
+    at, size = rng.randrange(len(content) + 1), len(content)
+    start = rng.randrange(size) if size else 0
+    text = [match.span() for match in re.finditer(rb"[\w.\-]+", content[:200_000])]
+    ways = {
+        "truncated": lambda: content[:at],
+        "beheaded": lambda: content[at:],
+        "bits": lambda: bytes(b ^ (1 << rng.randrange(8)) if rng.random() < 4 / max(size, 1) else b for b in content),
+        "head bits": lambda: bytes(b ^ (1 << rng.randrange(8)) if rng.random() < 0.05 else b for b in content[:400]) + content[400:],
+        "noise": lambda: rng.randbytes(rng.choice((0, 1, 100, size))),
+        "repeated": lambda: content[:at] + content[start : start + 500] + content[at:],
+        "utf-16": lambda: content.decode("latin-1").encode("utf-16"),
+        "latin-1": lambda: content.replace(b"a", b"\xe4"),
+        "nested": lambda: b"[" * 200_000,
+        "bomb": lambda: BOMB.encode(),
+        "picture of another kind": lambda: b"GIF89a" + content,
+        "gone": lambda: None,
+        "word": lambda: _replaced(content, rng.choice(text), rng.choice(WORDS)) if text else b"",
+        "words": lambda: _replaced(_replaced(content, text[-1], rng.choice(WORDS)), rng.choice(text), rng.choice(WORDS)) if text else b"",
+        "huge size": lambda: _enlarged(content, rng),
+    }
+    usual = (
+        ("word", "word", "word", "words")
+        if path.suffix.lower() not in (".dcm", ".jpg", ".png", ".dicom")
+        else ("head bits", "bits", "huge size")
+    )
+    return ways[rng.choice((*ways, *usual))]()
+
+
+def _replaced(content: bytes, span: tuple[int, int], word: bytes) -> bytes:
+    return content[: span[0]] + word + content[span[1] :]
+
+
+def _enlarged(content: bytes, rng: random.Random) -> bytes:
+    """A side of 48 or 40 px becomes 65535, wherever the file says it in binary or in words."""
+    little, big = (rng.choice((48, 40)).to_bytes(2, order) for order in ("little", "big"))
+    return content.replace(little, b"\xff\xff").replace(big, b"\xff\xff").replace(b"48", b"99999").replace(b"40", b"99999")
+
+
+def outcome(name: str, root: Path) -> str:
+    """Read everything of the archive, as a training would. Returns which kind of outcome it was; raises on a fault."""
+    skipped = Skipped()
+    try:
+        found = ARCHIVES[name](root, skipped)
+    except ValueError as error:
+        return _told(error)
+    told = ""
+    for mammogram in found:
+        try:
+            image = mammogram.pixels()
+            assert image.dtype == np.float32 and np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1, "pixels out of range"
+        except ValueError as error:
+            told = _told(error)
+        for lesion in mammogram.lesions:
+            try:
+                top, left, bottom, right = lesion.box
+                assert 0 <= top < bottom <= mammogram.rows and 0 <= left < right <= mammogram.cols, f"box {lesion.box}"
+                if lesion.outlines:
+                    assert lesion.mask(mammogram.rows, mammogram.cols).any(), "an empty mask"
+            except ValueError as error:
+                told = _told(error)
+    for file, reason in skipped.reasons.items():
+        assert file and reason and "\n" not in reason, f"skip without a sentence: {file!r}: {reason!r}"
+    return told or ("skip" if skipped else "record")
+
+
+def _told(error: ValueError) -> str:
+    assert type(error).__module__.startswith("tfmammo") and "\n" not in str(error) and len(str(error)) < 3000, repr(error)[:500]
+    return type(error).__name__
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError(f"more than {SECONDS} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(WRITERS))
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="repeat one number, with its traceback")
+    chosen = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.signal(signal.SIGALRM, too_long)
+    with tempfile.TemporaryDirectory() as folder_name:
+        place = Path(folder_name)
+        os.chdir(place)
+        (place / "outside").mkdir()
+        (place / "outside/escaped").write_bytes(b"not to be read")
+        root = place / "a/b/c/archive"
+        WRITERS[chosen.name]([original(number) for number in range(3)], root)
+        assert outcome(chosen.name, root) == "record", "the archive is not whole before it is damaged"
+        print(json.dumps(drive(chosen, place, root)))
+
+
+def drive(chosen: argparse.Namespace, place: Path, root: Path) -> dict[str, object]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    before = sorted(str(path) for path in place.rglob("*"))
+    outcomes: dict[str, int] = {}
+    failures: list[str] = []
+    slowest = 0.0
+    for number in range(chosen.count) if chosen.only is None else [chosen.only]:
+        rng = random.Random(f"{chosen.seed}/{chosen.name}/{number}")
+        path = rng.choice(files)
+        content = path.read_bytes()
+        damaged = damage(content, path, rng)
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        start = time.monotonic()
+        signal.alarm(SECONDS)
+        try:
+            kind = outcome(chosen.name, root)
+            outcomes[kind] = outcomes.get(kind, 0) + 1
+        except BaseException as error:
+            if chosen.only is not None or isinstance(error, KeyboardInterrupt):
+                raise
+            failures.append(f"{number}: {path.name}: {type(error).__name__}: {str(error)[:200]}")
+        finally:
+            signal.alarm(0)
+        slowest = max(slowest, time.monotonic() - start)
+        path.write_bytes(content)
+        if (after := sorted(str(found) for found in place.rglob("*"))) != before:
+            failures.append(f"{number}: {path.name}: wrote {set(after) ^ set(before)}")
+            for extra in set(after) - set(before):
+                shutil.rmtree(extra, ignore_errors=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {"name": chosen.name, "outcomes": outcomes, "failures": failures, "slowest_s": round(slowest, 2), "memory_mib": round(memory)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""DDSM, the Digital Database for Screening Mammography: 2,620 cases on film, four views each, with outlines as chain codes.
+
+    <anywhere beneath root>/cases/cancers/cancer_01/case3027/B-3027-1.ics               the case: scanner, sizes, density
+                                                             B_3027_1.LEFT_CC.LJPEG      or .LJPEG.1, .tif, .tiff, .png
+                                                             B_3027_1.LEFT_CC.OVERLAY    of views with abnormalities
+
+Files of a case lie in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG and .OVERLAY may still be
+gzipped, as some are in the archive. Where there is a decoded file it is preferred: .LJPEG.1 (PVRG's own output: headerless,
+big-endian, 16 bit), then 16-bit .tif, .tiff, .png of the scanner's grey levels. Images that were normalised already (by
+ddsmraw2pnm, say) are refused where that shows, by values beyond 12 bits; DBA's 16 bits can't show it. How pixels become an
+image stands in tfmammo.archives.ljpeg. Dates and age are not kept.
+
+What the archive leaves open, and what was chosen:
+
+- The calibration belongs to the scanner and its site: DBA and LUMISYS stood at one each, HOWTEK at MGH (cases A) and ISMD
+  (cases D). A case of any other scanner is left out.
+- An abnormality's outline is its BOUNDARY; its COREs (inner outlines, mostly of calcifications) are kept out. Chains go on
+  beyond the image now and then and are cut at its border. TOTAL_OUTLINES is wrong in places and isn't used.
+- An abnormality with two LESION_TYPEs, mass and calcification, becomes two lesions of one outline. OTHER becomes asymmetry or
+  distortion where its text says so, else it is noted and left out. A mass whose SHAPE is only a distortion or an asymmetry
+  stays a mass of uncertain kind, and a calcification's shape is its TYPE, as in tfmammo.archives.cbis_ddsm. Words are the
+  archive's in lower case, several joined by "-".
+- BENIGN_WITHOUT_CALLBACK is benign; UNPROVEN is None, and so is an image that holds nothing worse but something unproven. BI-RADS
+  is the highest ASSESSMENT of an image, 0 (incomplete) the lowest. DENSITY 0 is no category and becomes None.
+- "normal" are the images of cases without any overlay, unless they lie in a volume of another name (cancer_01, benign_01,
+  benign_without_callback_01). An image without overlay in a case with some is not proven normal: None.
+
+Source: Heath et al., The Digital Database for Screening Mammography, IWDM 2000; DDSM's page "Description of a case".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.archives import ljpeg
+from tfmammo.record import ArchiveError, Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
+
+Key = tuple[str, int, int]  # letter, case and study of B-3027-1
+Finding = tuple[LesionKind | None, str | None, str | None, bool]  # kind, shape, margin, kind_is_certain
+
+_LATERALITIES: dict[str, Laterality] = {"LEFT": "L", "RIGHT": "R"}
+_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
+_PATHOLOGIES: dict[str, Pathology] = {"BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign", "MALIGNANT": "malignant"}
+_NO_MASS = {"architectural_distortion", "focal_asymmetric_density", "asymmetric_breast_tissue"}
+_STEPS = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])  # (row, col): up, then clockwise
+_FORMS = ("LJPEG.1", "TIF", "TIFF", "PNG", "LJPEG", "LJPEG.GZ")  # the first that is there is read
+_TEXT_LIMIT = 2**24  # bytes; overlays have some thousand
+_MOST_PIXELS = 10**8  # of an image; DDSM's have up to 4 * 10^7, and a damaged .ics shall not fill the memory
+
+_CASE = r"([A-Z])[-_](\d{1,6})[-_](\d{1,3})"
+_VIEW = r"(LEFT|RIGHT)_(CC|MLO)"
+_FILE = re.compile(rf"{_CASE}\.{_VIEW}\.(OVERLAY(?:\.GZ)?|LJPEG(?:\.1|\.GZ)?|PNG|TIFF?)", re.IGNORECASE)
+_VOLUME = re.compile(r"(normal|cancer|benign|benign_without_callback)s?(?:_\d+)?", re.IGNORECASE)
+_SIZE = r"LINES\s+(\d{1,5})\s+PIXELS_PER_LINE\s+(\d{1,5})"
+_LINE = re.compile(rf"^\s*{_VIEW}\s+{_SIZE}(?:\s+BITS_PER_PIXEL\s+\d+)?(?:\s+RESOLUTION\s+(\d+\.?\d*))?(.*)$", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass
+class _Archive:
+    """What lies beneath one root. files: by folder and case, then by view and form, both in upper case."""
+
+    root: Path
+    skipped: Skipped
+    headers: list[Path] = field(default_factory=list)
+    files: dict[tuple[Path, Key], dict[tuple[str, str], Path]] = field(default_factory=lambda: defaultdict(dict))
+
+    def note(self, path: Path, reason: object) -> None:
+        self.skipped.add(path.relative_to(self.root), str(reason).removeprefix(f"{path}: "))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What one .ics says of all its images. normal: whether the archive vouches that nothing was found."""
+
+    path: Path
+    key: Key
+    patient: str
+    scanner: ljpeg.Scanner
+    density: str | None
+    normal: bool
+
+
+@dataclass
+class _Abnormality:
+    """One abnormality of an overlay: its LESION_TYPEs and BOUNDARY chains as they stand there."""
+
+    types: list[str] = field(default_factory=list)
+    chains: list[str] = field(default_factory=list)
+    assessment: str = ""
+    pathology: str = ""
+
+
+def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
+    """The mammograms of a DDSM folder; .ics and .OVERLAY files are read, pixels are not.
+
+    Args:     root: DDSM's folder or any part of it. skipped: takes what was left out, and why.
+    Returns:  one record per image that an .ics lists and that is there, in the order of their paths.
+    Raises:   ArchiveError: `root` holds no .ics file, or no image that can be read.
+    """
+    archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
+    _find(archive)
+    if not archive.headers:
+        raise ArchiveError(f"{root}: is no DDSM archive, it holds no .ics file")
+    mammograms: dict[str, Mammogram] = {}
+    for path in archive.headers:
+        try:
+            for mammogram in _case(archive, path):
+                if mammogram.image_id in mammograms:
+                    raise ArchiveError(f"{path}: left out, the case is there a second time")
+                mammograms[mammogram.image_id] = mammogram
+        except ArchiveError as error:
+            archive.note(path, error)
+    if not mammograms:
+        first, reason = next(iter(archive.skipped.reasons.items()))
+        notes = [f"{file}: {reason}" for file, reason in archive.skipped.reasons.items()]
+        raise ArchiveError(f"{root}: none of its {len(archive.headers)} cases has an image that can be read, the first note is {notes[0]}")
+    return list(mammograms.values())
+
+
+def _find(archive: _Archive) -> None:
+    """Fill in the archive's headers and files; linked folders are followed, each folder once."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(archive.root, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(folder))
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(".ics") and not name.startswith("."):  # macOS leaves "._" beside every file it copies
+                archive.headers.append(Path(folder, name))
+            elif match := _FILE.fullmatch(name):
+                files = archive.files[Path(folder), _key(match)]
+                files[f"{match[4]}_{match[5]}".upper(), match[6].upper()] = Path(folder, name)
+
+
+def _key(match: re.Match[str]) -> Key:
+    return match[1].upper(), int(match[2]), int(match[3])
+
+
+def _case(archive: _Archive, path: Path) -> Iterator[Mammogram]:
+    """The mammograms of one .ics."""
+    text = _text(path)
+    named = re.search(rf"^\s*filename\s+{_CASE}", text, re.IGNORECASE | re.MULTILINE) or re.match(_CASE, path.stem, re.IGNORECASE)
+    if named is None:
+        raise ArchiveError(f"{path}: names no case of the form B-3027-1")
+    key = _key(named)
+    files = archive.files.get((path.parent, key), {})
+    lines = list(_LINE.finditer(text))
+    if not lines:
+        raise ArchiveError(f"{path}: lists no image with its LINES and PIXELS_PER_LINE")
+    marked = any("OVERLAY" in form for _, form in files) or any(_is_marked(line) for line in lines)
+    density = re.search(r"^\s*DENSITY\s+([1-9])", text, re.MULTILINE)
+    case = _Case(
+        path=path,
+        key=key,
+        patient=hashed_id("ddsm", f"{key[0]}-{key[1]:04d}-{key[2]}"),
+        scanner=_scanner(path, text, key[0]),
+        density=density[1] if density else None,
+        normal=not marked and _volume(path) in (None, "normal"),
+    )
+    for line in lines:
+        mammogram = _mammogram(archive, case, line, files)
+        if mammogram is not None:
+            yield mammogram
+
+
+def _is_marked(line: re.Match[str]) -> bool:
+    return re.search(r"(?<!\S)OVERLAY", line[6], re.IGNORECASE) is not None  # and not NON_OVERLAY
+
+
+def _scanner(path: Path, text: str, letter: str) -> ljpeg.Scanner:
+    digitizer = re.search(r"^\s*DIGITIZER\s+.*?(DBA|LUMISYS|HOWTEK)", text, re.IGNORECASE | re.MULTILINE)
+    name = digitizer[1].upper() if digitizer else None
+    if name == "DBA":
+        return "dba"
+    if name == "LUMISYS":
+        return "lumisys"
+    if name == "HOWTEK" and letter in "AD":
+        return "howtek_mgh" if letter == "A" else "howtek_ismd"
+    raise ArchiveError(f"{path}: no calibration is known for digitizer {name or '(not named)'} and cases {letter}")
+
+
+def _volume(path: Path) -> str | None:
+    """Which kind of volume the nearest folder of such a name says."""
+    parts = Path(os.path.abspath(path)).parent.parts
+    return next((match[1].lower() for part in reversed(parts) if (match := _VOLUME.fullmatch(part))), None)
+
+
+def _mammogram(archive: _Archive, case: _Case, line: re.Match[str], files: dict[tuple[str, str], Path]) -> Mammogram | None:
+    """The record of one line of an .ics; None, and a note, where there is no image."""
+    name, rows, cols = f"{line[1]}_{line[2]}".upper(), int(line[3]), int(line[4])
+    form = next((form for form in _FORMS if (name, form) in files), None)
+    if form is None or not 0 < rows * cols <= _MOST_PIXELS:
+        archive.note(case.path, f"{name} left out: " + ("its file is missing" if form is None else f"its size is {rows} x {cols}"))
+        return None
+    overlay = files.get((name, "OVERLAY")) or files.get((name, "OVERLAY.GZ"))
+    abnormalities: list[_Abnormality] = []
+    lesions: tuple[Lesion, ...] = ()
+    if overlay is not None:
+        abnormalities, lesions = _overlay(archive, overlay, rows, cols)
+    elif _is_marked(line):
+        archive.note(case.path, f"{name} kept without lesions: its overlay is missing")
+    laterality, view = _LATERALITIES[line[1].upper()], _VIEWS[line[2].upper()]
+    spacing = float(line[5] or 0) / 1000  # um -> mm
+    return Mammogram(
+        archive="ddsm",
+        patient_id=case.patient,
+        image_id=f"{case.patient}_{laterality}_{view}",
+        rows=rows,
+        cols=cols,
+        read=partial(ljpeg.read_pixels, files[name, form], case.scanner, rows, cols),
+        laterality=laterality,
+        view=view,
+        pathology="normal" if case.normal else _worst(abnormalities),
+        lesions=lesions,
+        spacing=(spacing, spacing) if spacing else None,
+        birads=max((one.assessment for one in abnormalities if one.assessment), default=None),
+        density=case.density,
+    )
+
+
+def _worst(abnormalities: list[_Abnormality]) -> Pathology | None:
+    found = {_PATHOLOGIES.get(one.pathology) for one in abnormalities}
+    if "malignant" in found:
+        return "malignant"
+    return "benign" if found == {"benign"} else None
+
+
+def _overlay(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[list[_Abnormality], tuple[Lesion, ...]]:
+    """The abnormalities of one overlay and their lesions; what gives none is noted."""
+    try:
+        abnormalities = _abnormalities(_text(path))
+    except ValueError as error:
+        archive.note(path, f"its mammogram is kept without lesions: {str(error).removeprefix(f'{path}: ')}")
+        return [], ()
+    lesions: list[Lesion] = []
+    for number, abnormality in enumerate(abnormalities, start=1):
+        try:
+            lesions.extend(_lesions(abnormality, rows, cols))
+        except ValueError as error:
+            archive.note(path, f"abnormality {number} left out: {error}")
+    return abnormalities, tuple(lesions)
+
+
+def _abnormalities(text: str) -> list[_Abnormality]:
+    """Raises ValueError where the file ends before the number it announces, or has no such form."""
+    lines = iter([line.strip() for line in text.splitlines() if line.strip()])
+    total, found = 0, [_Abnormality()]
+    for line in lines:
+        word, rest = (*line.upper().split(maxsplit=1), "")[:2]
+        if word == "TOTAL_ABNORMALITIES" and re.fullmatch(r"\d{1,3}", rest):
+            total = int(rest)
+        elif word == "ABNORMALITY":
+            found.append(_Abnormality())
+        elif word == "LESION_TYPE":
+            found[-1].types.append(rest)
+        elif word == "ASSESSMENT":
+            found[-1].assessment = rest if re.fullmatch(r"[0-6]", rest) else ""
+        elif word == "PATHOLOGY":
+            found[-1].pathology = rest
+        elif word in ("BOUNDARY", "CORE"):
+            chain = next(lines, "")
+            if word == "BOUNDARY":
+                found[-1].chains.append(chain)
+    if not total or len(found) - 1 < total:
+        raise ValueError(f"is no whole overlay, {len(found) - 1} of {total} abnormalities are there")
+    return found[1:]
+
+
+def _lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Lesion]:
+    """One abnormality's lesions. Raises ValueError with the reason where there is none."""
+    findings = [_finding(words) for words in abnormality.types]
+    kinds = {finding[0]: finding for finding in reversed(findings) if finding[0]}  # the first of each kind
+    if not kinds:
+        raise ValueError(f"its type is {' and '.join(abnormality.types) or 'not named'}, which is no lesion of ours"[:200])
+    if not abnormality.chains:
+        raise ValueError("it has no BOUNDARY")
+    for chain in abnormality.chains:
+        outline = _outline(chain)
+        for finding in findings:
+            kind, shape, margin, certain = finding
+            if kind is not None and kinds[kind] is finding:
+                pathology = _PATHOLOGIES.get(abnormality.pathology)
+                yield Lesion.from_outline(
+                    kind, outline, rows, cols, shape=shape, margin=margin, kind_is_certain=certain, pathology=pathology
+                )
+
+
+def _finding(words: str) -> Finding:
+    """What one LESION_TYPE, in upper case, says."""
+    if words.startswith("MASS"):
+        shape = _word(words, "SHAPE")
+        return "mass", shape, _word(words, "MARGINS"), shape is None or not set(shape.split("-")) <= _NO_MASS
+    if words.startswith("CALCIFICATION"):
+        return "calcification", _word(words, "TYPE"), None, True
+    if "DISTORT" in words:
+        return "distortion", None, None, True
+    return ("asymmetry" if "ASYMM" in words else None), None, None, True
+
+
+def _word(words: str, key: str) -> str | None:
+    match = re.search(rf"\b{key}\s+(\S+)", words)
+    return match[1].lower() if match and match[1] not in ("N/A", "MARGINS", "DISTRIBUTION") else None
+
+
+def _outline(chain: str) -> NDArray[np.float32]:
+    """`col row c c c ... #`, a step c of 0 going up and 1 to 7 on clockwise -> float32 [points, 2], (row, col)."""
+    content, end, _ = chain.partition("#")
+    tokens = content.split()
+    if not end or len(tokens) < 2:
+        raise ValueError("its chain is cut off")
+    if not re.fullmatch(r"\d{1,5} \d{1,5}(?: [0-7])*", " ".join(tokens)):
+        raise ValueError("its chain is not of the form col row c c c ... #")
+    col, row = int(tokens[0]), int(tokens[1])
+    steps = _STEPS[np.array(tokens[2:], int)].reshape(-1, 2)
+    return np.concatenate([[(row, col)], (row, col) + np.cumsum(steps, axis=0)]).astype(np.float32)
+
+
+def _text(path: Path) -> str:
+    return ljpeg.read_bytes(path, _TEXT_LIMIT).decode("ascii", errors="replace")

@@ -1,0 +1,202 @@
+"""Mammograms -> DDSM as it is distributed: case folders with .ics, .OVERLAY and lossless JPEG as the PVRG codec writes it."""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tfmammo.archives import ljpeg
+from tfmammo.record import Lesion, Mammogram
+
+Form = Literal["LJPEG", "LJPEG.1", "tif", "png"]
+
+_SITES: dict[ljpeg.Scanner, tuple[str, str, int]] = {  # letter of the case, DIGITIZER, bits
+    "dba": ("A", "DBA 21", 16),
+    "howtek_mgh": ("A", "HOWTEK 43.5", 12),
+    "howtek_ismd": ("D", "HOWTEK 43.5", 12),
+    "lumisys": ("B", "LUMISYS LASER", 12),
+}
+_CODES = {(-1, 0): 0, (-1, 1): 1, (0, 1): 2, (1, 1): 3, (1, 0): 4, (1, -1): 5, (0, -1): 6, (-1, -1): 7}
+_LENGTHS = (2, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 10, 11, 12)  # of the Huffman codes, the most frequent category first
+
+
+def write(
+    mammograms: Iterable[Mammogram],
+    root: Path,
+    *,
+    scanner: ljpeg.Scanner = "lumisys",
+    form: Form = "LJPEG",
+    transposed: bool = False,
+    selected: bool = False,
+    laser: bool = True,
+) -> list[Path]:
+    """Write mammograms as DDSM distributes its own: root/cases/<kind>s/<kind>_01/case0001/...
+
+    Args:     mammograms: of any archive, with laterality and view, a patient's no two alike; lesions need outlines.
+              root: a folder, made where missing. scanner: whose calibration maps densities to grey levels. form: of the
+              images: compressed, or as users decode them. transposed: exchange width and height in the JPEG's header.
+              selected: SELECTED where SEQUENCE should stand. laser: False leaves LASER off LUMISYS.
+    Returns:  the image files, in the order given. Cases are numbered by patient, from 1.
+    Raises:   ValueError: laterality or view is missing, or a lesion has no outline.
+    """
+    letter, digitizer, bits = _SITES[scanner]
+    patients: dict[str, list[Mammogram]] = defaultdict(list)
+    paths: dict[int, Path] = {}
+    for mammogram in (order := list(mammograms)):
+        patients[mammogram.patient_id].append(mammogram)
+    for number, images in enumerate(patients.values(), start=1):
+        kind = _kind(images)
+        folder = root / "cases" / f"{kind}s" / f"{kind}_01" / f"case{number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [_view_line(mammogram, bits) for mammogram in images]
+        header = [
+            "ics_version 1.0",
+            f"filename {letter}-{number:04d}-1",
+            "DATE_OF_STUDY 2 7 1995",
+            "PATIENT_AGE 42",
+            "FILM ",
+            "FILM_TYPE REGULAR",
+            f"DENSITY {images[0].density or 0}",
+            "DATE_DIGITIZED 22 7 1997 ",
+            f"DIGITIZER {digitizer if laser else digitizer.removesuffix(' LASER')}",
+            "SELECTED" if selected else "SEQUENCE",
+            *lines,
+        ]
+        (folder / f"{letter}-{number:04d}-1.ics").write_text("\n".join(header) + "\n", encoding="ascii")
+        for mammogram in images:
+            stem = f"{letter}_{number:04d}_1.{_name(mammogram)}"
+            paths[id(mammogram)] = folder / f"{stem}.{form}"
+            density = ljpeg.MAX_DENSITY - (ljpeg.MAX_DENSITY - ljpeg.MIN_DENSITY) * mammogram.pixels()[..., 0].astype(np.float64)
+            _write_image(paths[id(mammogram)], ljpeg.grey_level(density, scanner), form, transposed)
+            if mammogram.lesions:
+                (folder / f"{stem}.OVERLAY").write_text(overlay(mammogram), encoding="ascii")
+    return [paths[id(mammogram)] for mammogram in order]
+
+
+def _kind(images: list[Mammogram]) -> str:
+    found = {mammogram.pathology for mammogram in images}
+    if "malignant" in found:
+        return "cancer"
+    return "benign" if "benign" in found or any(mammogram.lesions for mammogram in images) else "normal"
+
+
+def _name(mammogram: Mammogram) -> str:
+    if mammogram.laterality is None or mammogram.view is None:
+        raise ValueError(f"{mammogram.image_id}: DDSM names its files by laterality and view, and one is missing")
+    return f"{'LEFT' if mammogram.laterality == 'L' else 'RIGHT'}_{mammogram.view}"
+
+
+def _view_line(mammogram: Mammogram, bits: int) -> str:
+    spacing = mammogram.spacing[0] if mammogram.spacing else 0.05
+    size = f"LINES {mammogram.rows} PIXELS_PER_LINE {mammogram.cols} BITS_PER_PIXEL {bits} RESOLUTION {1000 * spacing:g}"
+    return f"{_name(mammogram)} {size} {'OVERLAY' if mammogram.lesions else 'NON_OVERLAY'}"
+
+
+def overlay(mammogram: Mammogram) -> str:
+    """The text of an .OVERLAY: one abnormality for each connected part of each lesion's mask, traced along its border pixels."""
+    parts = [
+        (lesion, contour[:, 0])
+        for lesion in mammogram.lesions
+        for contour in cv2.findContours(lesion.mask(mammogram.rows, mammogram.cols), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    ]
+    lines = [f"TOTAL_ABNORMALITIES {len(parts)}"]
+    for number, (lesion, contour) in enumerate(parts, start=1):
+        lines += [
+            f"ABNORMALITY {number}",
+            f"LESION_TYPE {_lesion_type(lesion)}",
+            f"ASSESSMENT {(mammogram.birads or '0')[0]}",
+            "SUBTLETY 3",
+            f"PATHOLOGY {(lesion.pathology or 'unproven').upper()}",
+            "TOTAL_OUTLINES 1",
+            "BOUNDARY",
+            _chain(contour),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _lesion_type(lesion: Lesion) -> str:
+    shape, margin = (lesion.shape or "N/A").upper(), (lesion.margin or "N/A").upper()
+    if lesion.kind == "calcification":
+        return f"CALCIFICATION TYPE {shape} DISTRIBUTION N/A"
+    if lesion.kind == "mass":
+        return f"MASS SHAPE {shape} MARGINS {margin}"
+    return f"OTHER {'ASYMMETRY' if lesion.kind == 'asymmetry' else 'ARCHITECTURAL DISTORTION'}"
+
+
+def _chain(contour: NDArray) -> str:
+    """A closed border of 8-connected pixels, int [points, 2] of (col, row), as DDSM's chain code."""
+    steps = np.diff(contour, axis=0, append=contour[:1])
+    codes = [str(_CODES[row, col]) for col, row in steps.tolist() if (row, col) != (0, 0)]  # a single pixel has no step
+    return " ".join([*map(str, contour[0].tolist()), *codes, "#"])
+
+
+def _write_image(path: Path, grey: NDArray[np.uint16], form: Form, transposed: bool) -> None:
+    if form == "LJPEG.1":
+        path.write_bytes(grey.astype(">u2").tobytes())
+    elif form == "LJPEG":
+        path.write_bytes(encode(grey.reshape(grey.shape[::-1]) if transposed else grey))
+    else:
+        Image.fromarray(grey).save(path)
+
+
+def encode(grey: NDArray[np.uint16], predictor: int = 7, precision: int = 16, conforming: bool = False) -> bytes:
+    """Grey levels -> lossless JPEG with one Huffman table, no restarts, as PVRG writes it.
+
+    Args:     grey: uint16 [rows, cols], below 2^precision. predictor: 1 to 7. conforming: predict the first line from the left, as the
+              standard wants it and PVRG doesn't: see tfmammo.archives.ljpeg.
+    Source:   ITU-T T.81, annex H.
+    """
+    values = _differences(grey, predictor, precision, conforming).ravel()
+    sizes = np.ceil(np.log2(np.abs(values) + 1.0)).astype(np.int64)
+    categories = np.argsort(-np.bincount(sizes, minlength=17), kind="stable")
+    codes, lengths = np.zeros(17, np.int64), np.zeros(17, np.int64)
+    code = 0
+    for category, length, last in zip(categories, _LENGTHS, (2, *_LENGTHS), strict=False):
+        code <<= length - last
+        codes[category], lengths[category] = code, length
+        code += 1
+    extra = np.where(sizes == 16, 0, sizes)  # a difference of 32768 needs no further bits
+    bits = (codes[sizes] << extra) | (np.where(values < 0, values - 1, values) & ((1 << extra) - 1))
+    scan = _pack(bits, lengths[sizes] + extra).replace(b"\xff", b"\xff\0")
+    frame = struct.pack(">HBHHBBBB", 11, precision, *grey.shape, 1, 1, 0x11, 0)
+    table = struct.pack(">HB", 36, 0) + bytes(_LENGTHS.count(length) for length in range(1, 17)) + bytes(categories.tolist())
+    start = struct.pack(">HBBBBBB", 8, 1, 1, 0, predictor, 0, 0)
+    return b"".join((b"\xff\xd8\xff\xc3", frame, b"\xff\xc4", table, b"\xff\xda", start, scan, b"\xff\xd9"))
+
+
+def _differences(grey: NDArray[np.uint16], predictor: int, precision: int, conforming: bool) -> NDArray[np.int64]:
+    """Value - prediction modulo 2^16, from -32767 to 32768."""
+    padded = np.pad(grey.astype(np.int64), ((1, 0), (1, 0)), constant_values=1 << (precision - 1))
+    left, above, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
+    predicted = {
+        1: left,
+        2: above,
+        3: corner,
+        4: left + above - corner,
+        5: left + ((above - corner) >> 1),
+        6: above + ((left - corner) >> 1),
+        7: (left + above) >> 1,
+    }[predictor].copy()
+    predicted[:, 0] = above[:, 0]
+    if conforming:
+        predicted[0] = left[0]
+    return 32768 - (32768 - (grey - predicted)) % 65536
+
+
+def _pack(bits: NDArray[np.int64], lengths: NDArray[np.int64]) -> bytes:
+    """The lowest lengths[i] bits of each bits[i], the highest first, filled up with 1s to whole bytes."""
+    begins = np.cumsum(lengths) - lengths
+    stream = np.ones(-(-int(lengths.sum()) // 8) * 8, np.uint8)
+    for place in range(int(lengths.max())):
+        inside = lengths > place
+        stream[begins[inside] + place] = (bits[inside] >> (lengths[inside] - 1 - place)) & 1
+    return np.packbits(stream).tobytes()
