@@ -17,6 +17,7 @@ CORE = [
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
     "opencv-python-headless",
+    "omidb>=0.13.1",  # reads OMI-DB's own files
     "scikit-image",
     "scipy>=1.15",
     "pandas",
@@ -31,7 +32,10 @@ CORE = [
     "setuptools<82",  # tensorflow-hub imports pkg_resources, which 82 removed
 ]
 
+BUILD = ["apache-beam>=2.77"]
+
 EXTRAS = {
+    "build": BUILD,
     "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
     "detection": [
         "tf-models-official==2.20.*",  # holds TensorFlow at 2.20
@@ -42,7 +46,19 @@ EXTRAS = {
     "serve": ["gradio>=6"],
     "benchmark": ["torch", "onnxruntime", "monai", "lpips"],
     "docs": ["mkdocs-material", "mkdocstrings[python]"],
-    "test": ["pytest>=9", "pytest-timeout", "hypothesis", "h5py", "packaging", "ruff==0.17.*", "mypy==2.4.*", "scikit-learn", "xlwt"],
+    "test": [
+        *BUILD,
+        "pytest>=9",
+        "pytest-timeout",
+        "hypothesis",
+        "h5py",
+        "packaging",
+        "pycocotools",
+        "ruff==0.17.*",
+        "mypy==2.4.*",
+        "scikit-learn",
+        "xlwt",
+    ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 

@@ -25,13 +25,15 @@ FORBIDDEN = {
     "tfmammo.record": ("tfmammo",),
     "tfmammo.config": ("tfmammo",),
 }
+# A script by nature (python -m), though it stands beside what it builds: it may open archives.
+ENTRY_POINTS = ("tfmammo.data.build",)
 # What several baselines share; no room, so they may import it (and it obeys their rules).
 SHARED = ("tfmammo.baselines.segmenter", "tfmammo.baselines.vgg16")
 # The only places (prefixes of a path) that may import a library.
 HOMES = {
     "mlflow": ("tfmammo/training/tracking.py", "tfmammo/serving.py"),
     "yaml": ("tfmammo/config.py",),
-    "pydicom": ("tfmammo/archives/",),
+    "pydicom": ("tfmammo/archives/", "benchmarks/"),  # benchmarks compare with it
 }
 NOWHERE = {
     "tensorflow.keras": "write `import keras`",
@@ -102,7 +104,7 @@ def arrow_faults(names: set[str], path: str) -> Iterator[str]:
     if within(own, "tfmammo.baselines"):
         ours = {name for name in ours if not any(within(name, shared) for shared in SHARED)}
     for part, forbidden in FORBIDDEN.items():
-        if within(own, part):
+        if within(own, part) and own not in ENTRY_POINTS:
             yield from (f"{part} may not import {name}" for name in ours for target in forbidden if within(name, target))
     if own in FOUNDATION:
         yield from (f"{own} may not import {name}, which stands above it" for name in ours if not any(within(name, f) for f in FOUNDATION))
@@ -220,6 +222,7 @@ def test_a_module_without_docstring_is_found():
         ("tfmammo/training/cli.py", "from tfmammo.archives import ARCHIVES\nfrom tfmammo.data import patches"),
         ("tfmammo/training/tracking.py", "import mlflow\nmlflow.set_tag('a', 'b')"),
         ("tfmammo/archives/dicom.py", "import pydicom\npydicom.dcmread('x')"),
+        ("tfmammo/data/build.py", "from tfmammo import archives"),
         ("tfmammo/config.py", "import yaml\nyaml.safe_load('')\nyaml.YAMLError"),
         ("tfmammo/networks.py", "from tfmammo.layers import SampleNormalization"),
         ("train/can.py", "from tfmammo.models.can import CAN\nfrom tfmammo.training import cli"),

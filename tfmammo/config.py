@@ -31,13 +31,13 @@ class Frozen(BaseModel):
 
 
 class PreprocessConfig(Frozen):
-    """What is done to a mammogram and to what a frame shows of it, in this order; as it stands here, nothing.
+    """What is done to a mammogram and to the patches of it, in this order; as it stands here, nothing.
 
     On the whole mammogram, its lesions moving with it: remove_marks: letters, tape marks and noise outside the breast
     become 0. remove_pectoral: so does the pectoral muscle on MLO views. flip_right: right breasts are mirrored, so that
     every chest wall is on the left. spacing: resample to so many mm per px; needs an archive that states its spacing.
-    On what lies in the frame, before it is scaled: denoise: sigma of a Gaussian, px. contrast: histogram equalisation, or
-    CLAHE with clahe_clip and clahe_tiles x clahe_tiles tiles.
+    On the patch, after it is scaled: denoise: sigma of a Gaussian, px. contrast: histogram equalisation, or CLAHE with
+    clahe_clip and clahe_tiles x clahe_tiles tiles, which stretches to the full range.
     """
 
     remove_marks: bool = False
@@ -53,8 +53,9 @@ class PreprocessConfig(Frozen):
 class SamplingConfig(Frozen):
     """Patches at random places and of fixed scale, for data.patches "offset" and "normal".
 
-    count: how many. tissue: the least part of a normal patch that is breast. offset: px from a random lesion pixel to the
-    patch's centre, at most, along each axis. scale: a patch is enlarged by a number drawn from this range.
+    count: how many; fewer where places are skipped. tissue: the least part of a normal patch that is breast. offset: native
+    px from a random lesion pixel to the patch's centre, at most, along each axis, and never more than just short of half the
+    window. scale: a patch is enlarged by a number drawn from this range: its window is size / scale native px.
     Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs, section 3 (tissue, offset and scale).
     """
 
@@ -80,14 +81,16 @@ class DataConfig(Frozen):
     `sampling.count` of breast tissue without any lesion.
     kinds: which lesions become patches. mixed_findings: keep outlines whose kind the archive does not settle.
     size: patch rows and columns, px. frame: what a lesion's patch shows: "square" with context, "tight" the lesion's box,
-    "loose" the box doubled in each side, "full" the whole mammogram. context: side of the square over the box's longer side.
+    "loose" the box doubled in each side, "full" the whole mammogram; all but square are scaled to a square by two factors.
+    context: side of the square over the box's longer side.
     pad: keep lesions whose crop is larger than the mammogram, with 0 around it; such outlines are mostly not of one mass
     but of skin or of the whole breast, so without it they are left out and counted.
-    percentiles: of the patch, mapped to 0 and 1. window: two grey values of the mammogram to map instead.
+    percentiles: of the patch after scaling, mapped to 0 and 1. window: two grey values, 0 to 1, to map instead.
     split: "patient" holds out fold `fold` of `folds`, no patient on both sides; "official" takes the archive's own test
     set; "paper" is CAN's protocol (augment to `paper_samples`, then split off `paper_test` at random), which leaks on
-    purpose. stratify: "pathology" gives every fold its share of benign, malignant and normal patients.
-    split_file: a split.json that an earlier run wrote; it decides instead of folds, stratify and seed.
+    purpose. stratify: "pathology": every fold gets its share of each worst known pathology of patients.
+    split_file: a split.json that an earlier run wrote; it decides instead of folds, stratify and seed. It must be of the kind
+    that `split` names, `fold` picks one of its folds, and patients that it does not know are an error.
     seed: of split, sampling and phantom.
     augment: rotate by multiples of 90 degrees and flip, image and mask together, anew at every draw.
     phantoms: how many mammograms the phantom archive holds.

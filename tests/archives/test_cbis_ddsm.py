@@ -149,7 +149,7 @@ def test_a_described_crop_is_no_mask_even_if_it_looks_like_one(small):
     assert record.lesions[0].box == MASS.box
     mask.unlink()
     with pytest.raises(
-        ArchiveError, match=r"Mass-Training_P_00001_LEFT_CC_1: has no usable mask \(.*1-1\.dcm: is no mask but one of the crop"
+        ArchiveError, match=r"Mass-Training_P_00001_LEFT_CC_1: has no usable mask \(.*1-1\.dcm: is no mask, it says that it is a crop"
     ):
         _ = read(small)[0][1].lesions[0].box
 
@@ -214,7 +214,7 @@ def test_a_mask_of_another_shape_is_refused(tmp_path, scale):
             lambda path: change(path, np.pad(np.uint8([[1]]), ((1, 2 * ROWS - 2), (0, 2 * COLS - 1)))),
             "marks nothing that is left",
         ),
-        (lambda path: change(path, SeriesDescription="full mammogram images"), "is no mask but one of the full"),
+        (lambda path: change(path, SeriesDescription="full mammogram images"), "is no mask, it says that it is a full"),
     ],
 )
 def test_an_unusable_mask_costs_its_lesion_alone(tmp_path, damage, reason):
@@ -394,7 +394,7 @@ def test_a_crop_among_the_mammograms_is_noted(small):
     shutil.copy(crop, image.with_name("1-0.dcm"))
     records, skipped = read(small)
     assert (records[1].rows, records[1].cols) == (ROWS, COLS)
-    assert list(skipped.reasons.values()) == ["is called cropped images, but lies among the mammograms"]
+    assert list(skipped.reasons.values()) == ["says that it is a crop, but lies among the mammograms"]
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_the_real_crop_that_the_table_calls_a_mask(real_data, tmp_path, bare):
     write_dicom(image_path, np.zeros((rows, cols), np.uint16), 16, Modality="MG")
     record, skipped = cbis_ddsm.read(tmp_path, notes := Skipped())[0], notes
     assert skipped.reasons == {table: "1545 of its 1546 rows name images that are not here"}
-    reason = "it holds more than two grey values" if bare else "is no mask but one of the cropped images"
+    reason = "it holds more than two grey values" if bare else "is no mask, it says that it is a crop"
     with pytest.raises(ArchiveError, match=rf"LEFT_MLO_1: has no usable mask \(.*{reason}"):
         _ = record.lesions[0].box
     mask = np.zeros((rows, cols), np.uint8)

@@ -1,26 +1,37 @@
 """tfmammo.archives.dicom against files written here, and against pydicom's own pipeline where that is right."""
 
+import logging
 import warnings
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing
 from pydicom.uid import (
+    JPEG2000,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
     SecondaryCaptureImageStorage,
     generate_uid,
 )
 
 from tfmammo.archives import dicom
+from tfmammo.archives.writers.ddsm import encode
+from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.record import ArchiveError
 
 STORED = np.arange(12 * 10, dtype=np.uint16).reshape(12, 10) * 34  # 0 to 4046
@@ -64,6 +75,14 @@ def save(path: Path, made: FileDataset) -> Path:
 @pytest.fixture
 def write(tmp_path):
     return lambda **tags: save(tmp_path / "image.dcm", dataset(**tags))
+
+
+def save_stream(path: Path, syntax, stream: bytes, **tags) -> Path:
+    """A mammogram whose compressed pixels are `stream`."""
+    made = dataset(syntax=syntax, **tags)
+    made.PixelData = encapsulate([stream])
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    return save(path, made)
 
 
 def lut(table, first=0, bits=16) -> Dataset:
@@ -131,6 +150,147 @@ def test_lossless_compression_gives_the_same_pixels(tmp_path, write, syntax, sig
     assert dicom.read_header(path).cols == 50
 
 
+@pytest.mark.parametrize(("syntax", "predictor"), [(JPEGLosslessSV1, 1), (JPEGLossless, 1), (JPEGLossless, 4), (JPEGLossless, 7)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_lossless_jpeg_gives_the_same_pixels(tmp_path, write, syntax, predictor, signed):
+    stream = encode(STORED, predictor, precision=12, conforming=True)
+    twos_complement = (STORED.astype(np.int16) << 4) >> 4
+    path = save_stream(tmp_path / "compressed.dcm", syntax, stream, PixelRepresentation=int(signed))
+    np.testing.assert_array_equal(dicom.read_pixels(path), dicom.read_pixels(write(stored=twos_complement if signed else STORED)))
+
+
+def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
+    stream = bytes.fromhex(  # ITU-T T.87, annex H.3
+        "ffd8fff7000b080004000401011100ffda0008010100000000c000006c80208e01c00000574000006ee6000001bc18000005d800009160ffd9"
+    )
+    pixels = np.array([[0, 0, 90, 74], [68, 50, 43, 205], [64, 145, 145, 145], [100, 145, 145, 145]], np.uint8)
+    path = save_stream(tmp_path / "image.dcm", JPEGLSLossless, stream, stored=pixels, bits=8, BitsAllocated=8)
+    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], (pixels / 255).astype(np.float32))
+
+
+def test_lossy_jpeg_2000_is_near(tmp_path, write):
+    smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint16) * 28
+    made = dataset(stored=smooth)
+    made.compress(JPEG2000, j2k_psnr=[70])
+    image = dicom.read_pixels(save(tmp_path / "compressed.dcm", made))
+    assert 0 < np.abs(image - dicom.read_pixels(write(stored=smooth))).max() < 0.003
+
+
+def test_baseline_jpeg_of_8_bits_is_near(tmp_path):
+    smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint8)
+    stream = cv2.imencode(".jpg", smooth, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    path = save_stream(tmp_path / "image.dcm", JPEGBaseline8Bit, stream, stored=smooth, bits=8, BitsAllocated=8)
+    np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], smooth / 255, atol=3 / 255)
+
+
+def test_extended_jpeg_of_12_bits(tmp_path):
+    """Four blocks of one grey level each, coded by hand: a DC difference in 4 + n bits, then the end of the block."""
+    levels, bits, last = [100, 4000, 2048, 7], "", 2048
+    for level in levels:
+        difference, last = level - last, level
+        size = abs(difference).bit_length()
+        bits += f"{size:04b}{difference if difference > 0 else difference + 2**size - 1:0{size}b}0"
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+    parts = [
+        (0xDB, bytes([0, 8]) + b"\1" * 63),  # a DC step of 8 is one grey level
+        (0xC1, bytes([12, 0, 8, 0, 32, 1, 1, 0x11, 0])),
+        (0xC4, bytes([0x00, 0, 0, 0, 15, *[0] * 12, *range(15)])),
+        (0xC4, bytes([0x10, 1, *[0] * 15, 0])),
+        (0xDA, bytes([1, 1, 0, 0, 63, 0])),
+    ]
+    segments = b"".join(b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2, "big") + body for marker, body in parts)
+    stored = np.tile(np.repeat(np.array(levels, np.uint16), 8), (8, 1))
+    path = save_stream(tmp_path / "image.dcm", JPEGExtended12Bit, b"\xff\xd8" + segments + scan + b"\xff\xd9", stored=stored)
+    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], (stored / 4095).astype(np.float32))
+
+
+def test_several_fragments_make_one_image(tmp_path):
+    stream = encode(STORED, 1, precision=12, conforming=True)
+    stream += b"\0" * (len(stream) % 2)
+    path = save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, stream)
+    expected = dicom.read_pixels(path)
+    made = pydicom.dcmread(path)
+    made.PixelData = encapsulate([stream], fragments_per_frame=3)
+    np.testing.assert_array_equal(dicom.read_pixels(save(path, made)), expected)
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"\xfe\xff\x00\xe0")])
+    with pytest.raises(ArchiveError, match=r"the file ends early, its compressed pixels break off"):
+        dicom.read_pixels(path)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("cols", [4, 5])
+def test_pixels_of_8_bits_in_words(tmp_path, syntax, cols):
+    stored = np.arange(3 * cols, dtype=np.uint8).reshape(3, cols) * 9
+    padded = np.frombuffer(stored.tobytes() + b"\0" * (stored.size % 2), "<u2")
+    made = dataset(stored=stored, bits=8, syntax=syntax, BitsAllocated=8)
+    made.PixelData = padded.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
+    made["PixelData"].VR = "OW"
+    np.testing.assert_array_equal(dicom.read_pixels(save(tmp_path / "image.dcm", made))[..., 0], (stored / 255).astype(np.float32))
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_what_the_writer_writes_is_read_back(tmp_path, syntax, bits):
+    stored = (np.arange(40 * 48).reshape(40, 48) % 2**bits).astype(np.uint16)
+    write_dicom(tmp_path / "a" / "image.dcm", stored, bits, syntax=syntax)
+    np.testing.assert_array_equal(dicom.read_pixels(tmp_path / "a" / "image.dcm")[..., 0], (stored / (2**bits - 1)).astype(np.float32))
+
+
+def test_pixels_of_one_bit(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2, (5, 7)).astype(np.uint8)
+    made = dataset(stored=bits, bits=1, BitsAllocated=1, PixelData=np.packbits(bits, bitorder="little").tobytes() + b"\0")
+    made["PixelData"].VR = "OB"
+    np.testing.assert_array_equal(dicom.read_pixels(save(tmp_path / "image.dcm", made))[..., 0], bits)
+
+
+PIPELINES = {
+    "plain": {},
+    "inverted": {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 34, "PixelPaddingRangeLimit": 340},
+    "rescaled": {"RescaleSlope": 2.5, "RescaleIntercept": -1000, "WindowCenter": 3210.5, "WindowWidth": 2222},
+    "sigmoid": {"WindowCenter": 1800, "WindowWidth": 1500, "VOILUTFunction": "SIGMOID", "PhotometricInterpretation": "MONOCHROME1"},
+    "tables": {"ModalityLUTSequence": [(np.arange(3000) ** 2 // 140, 50)], "VOILUTSequence": [(np.arange(30000) * 2, 100)]},
+}
+
+
+@pytest.mark.parametrize("tags", PIPELINES.values(), ids=PIPELINES)
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_looking_up_equals_computing_every_pixel(write, tags, signed, bits):
+    """One by one, in Python's own arithmetic."""
+    tags = {key: [lut(*value[0])] if key.endswith("Sequence") else value for key, value in tags.items()}
+    stored = np.random.default_rng(bits).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (20, 30)).astype(np.int16)
+    stored = stored if signed else (stored.view(np.uint16) & np.uint16(2**bits - 1))
+    stored[0, :2] = 34, 300
+    made = pydicom.dcmread(write(stored=stored, bits=bits, **tags))
+    image = dicom.read_pixels(write(stored=stored, bits=bits, **tags))
+    expected = [[_grey(made, int(value), signed, bits) for value in row] for row in stored]
+    np.testing.assert_array_equal(image[..., 0], np.float32(expected))
+
+
+def _grey(made: Dataset, stored: int, signed: bool, bits: int) -> float:
+    value, low, high = float(stored), -(2.0 ** (bits - 1)) if signed else 0.0, 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1
+    if "RescaleSlope" in made:
+        value, low, high = (number * float(made.RescaleSlope) + float(made.RescaleIntercept) for number in (value, low, high))
+    for key in ("ModalityLUTSequence", "VOILUTSequence"):
+        if key in made:
+            entries, first, depth = made[key][0].LUTDescriptor
+            value = float(made[key][0].LUTData[int(min(max(value - first, 0), entries - 1))])
+            low, high = 0.0, 2.0**depth - 1
+    if "WindowCenter" in made:
+        center, width = float(made.WindowCenter), float(made.WindowWidth)
+        if "VOILUTFunction" in made:
+            value = float(1 / (1 + np.exp(-4 * (value - center) / width)))
+        else:
+            value = (value - (center - 0.5)) / (width - 1) + 0.5
+        low, high = 0.0, 1.0
+    grey = min(max((value - low) / (high - low), 0.0), 1.0)
+    if made.PhotometricInterpretation == "MONOCHROME1":
+        grey = 1 - grey
+    return 0.0 if "PixelPaddingValue" in made and 34 <= stored <= 340 else grey
+
+
 def test_rescale_is_scaled_by_the_rescaled_range(write):
     path = write(RescaleSlope=2.5, RescaleIntercept=-1000)
     np.testing.assert_allclose(dicom.read_pixels(path), dicom.read_pixels(write()), atol=1e-6)
@@ -188,6 +348,40 @@ def test_the_first_of_several_windows_counts(write):
     np.testing.assert_array_equal(several, dicom.read_pixels(write(WindowCenter=1800, WindowWidth=1500)))
 
 
+def test_a_window_is_chosen_by_its_number(write):
+    table = lut(np.arange(4096) // 16, bits=8)
+    path = write(VOILUTSequence=[table, lut(np.arange(4096)[::-1] // 16, bits=8)], WindowCenter=[1800, 900], WindowWidth=[1500, 300])
+    alone = {
+        0: {"VOILUTSequence": [table]},
+        1: {"VOILUTSequence": [lut(np.arange(4096)[::-1] // 16, bits=8)]},
+        2: {"WindowCenter": 1800, "WindowWidth": 1500},
+        3: {"WindowCenter": 900, "WindowWidth": 300},
+    }
+    images = {number: dicom.read_pixels(path, window=number) for number in alone}
+    np.testing.assert_array_equal(dicom.read_pixels(path), images[0])
+    for number, tags in alone.items():
+        np.testing.assert_array_equal(dicom.read_pixels(write(**tags)), images[number])
+
+
+@pytest.mark.parametrize("number", [2, 1000, -1])
+def test_a_window_that_is_not_there(write, number):
+    with pytest.raises(ArchiveError, match=rf"image\.dcm: has no window of number {number}, only 2"):
+        dicom.read_pixels(write(WindowCenter=[1800, 900], WindowWidth=[1500, 300]), window=number)
+
+
+def test_a_window_around_zero(write):
+    stored = np.array([[-3, -1, 0, 1, 3]], np.int16)
+    image = dicom.read_pixels(write(stored=stored, WindowCenter=0, WindowWidth=4, VOILUTFunction="LINEAR_EXACT"))
+    np.testing.assert_array_equal(image[0, :, 0], [0, 0.25, 0.5, 0.75, 1])
+
+
+def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
+    """The first input value -1000 is stored as 64536, for the element has no type of its own for signed numbers."""
+    table = np.arange(4096) // 16
+    path = write(RescaleSlope=1, RescaleIntercept=-1000, VOILUTSequence=[lut(table, first=64536, bits=8)])
+    np.testing.assert_array_equal(dicom.read_pixels(path), dicom.read_pixels(write(VOILUTSequence=[lut(table, bits=8)])))
+
+
 def test_without_window_the_stored_range_stays(write):
     path = write(WindowCenter=1800, WindowWidth=1500)
     np.testing.assert_array_equal(dicom.read_pixels(path, window=False), dicom.read_pixels(write()))
@@ -210,14 +404,67 @@ def test_padding_range(write):
     np.testing.assert_array_equal(dicom.read_pixels(path)[0, :, 0] == 0, [False, True, True, False])
 
 
+@pytest.mark.parametrize("kind", ["US", "SS"])
+def test_padding_below_zero_by_either_type(tmp_path, kind):
+    made = dataset(stored=np.array([[-2000, 0, 2047]], np.int16), PhotometricInterpretation="MONOCHROME1")
+    made.add_new("PixelPaddingValue", kind, 63536 if kind == "US" else -2000)
+    image = dicom.read_pixels(save(tmp_path / "image.dcm", made))
+    np.testing.assert_allclose(image[0, :, 0], [0, 2047 / 4095, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tags", "raw"),
+    [
+        ({"PresentationIntentType": "FOR PROCESSING"}, True),
+        ({"PresentationIntentType": "FOR PRESENTATION"}, False),
+        ({"SOPClassUID": MAMMOGRAPHY + ".1"}, True),
+        ({}, False),
+    ],
+)
+def test_raw_images_are_recognised(write, tags, raw):
+    assert dicom.read_header(write(**tags)).for_processing is raw
+
+
+@pytest.mark.parametrize(("words", "said"), [(" cropped images ", "cropped images"), ("", None), (None, None)])
+def test_the_series_description(write, words, said):
+    assert dicom.read_header(write(SeriesDescription=words)).series_description == said
+
+
 def test_header_facts(write):
     path = write(ImageLaterality="R", ViewPosition="MLO", ImagerPixelSpacing=[0.07, 0.07])
-    assert dicom.read_header(path) == dicom.Header(12, 10, (0.07, 0.07), "R", "MLO")
+    assert dicom.read_header(path) == dicom.Header(12, 10, (0.07, 0.07), "R", "MLO", None, False)
 
 
 def test_spacing_in_the_breast_wins_and_need_not_be_square(write):
     header = dicom.read_header(write(PixelSpacing=[0.05, 0.1], ImagerPixelSpacing=[0.07, 0.07]))
     assert header.spacing == (0.05, 0.1)
+
+
+IMAGER = {"ImagerPixelSpacing": [0.075, 0.15]}
+
+
+@pytest.mark.parametrize(
+    ("tags", "spacing"),
+    [
+        (IMAGER, (0.075, 0.15)),
+        (IMAGER | {"EstimatedRadiographicMagnificationFactor": 1.5}, (0.05, 0.1)),
+        (IMAGER | {"EstimatedRadiographicMagnificationFactor": 0}, (0.075, 0.15)),
+        (IMAGER | {"EstimatedRadiographicMagnificationFactor": 0.5}, (0.075, 0.15)),
+        (IMAGER | {"PixelSpacing": [0.06, 0.12], "EstimatedRadiographicMagnificationFactor": 1.5}, (0.06, 0.12)),
+        # PS3.3 10.7.1.1: equal values and no type of calibration mean that nothing has been corrected
+        (IMAGER | {"PixelSpacing": [0.075, 0.15], "EstimatedRadiographicMagnificationFactor": 1.5}, (0.05, 0.1)),
+        (
+            IMAGER
+            | {"PixelSpacing": [0.075, 0.15], "PixelSpacingCalibrationType": "GEOMETRY", "EstimatedRadiographicMagnificationFactor": 1.5},
+            (0.075, 0.15),
+        ),
+        ({"PixelSpacing": [0.06, 0.12], "EstimatedRadiographicMagnificationFactor": 1.5}, (0.06, 0.12)),
+        ({"NominalScannedPixelSpacing": [0.05, 0.05]}, (0.05, 0.05)),
+        (IMAGER | {"NominalScannedPixelSpacing": [0.05, 0.05]}, (0.075, 0.15)),
+    ],
+)
+def test_precedence_of_spacings(write, tags, spacing):
+    assert dicom.read_header(write(**tags)).spacing == pytest.approx(spacing)
 
 
 @pytest.mark.parametrize("spacing", [None, [0, 0], ""])
@@ -237,15 +484,80 @@ def test_laterality_of_an_enhanced_image(write):
     assert dicom.read_header(write(SharedFunctionalGroupsSequence=[shared])).laterality == "R"
 
 
+def code(value: str, **tags) -> Dataset:
+    item = Dataset()
+    item.CodeValue = value
+    for key, content in tags.items():
+        setattr(item, key, content)
+    return item
+
+
+@pytest.mark.parametrize(
+    ("item", "side"),
+    [
+        (code("80248007"), "L"),
+        (code("T-04020"), "R"),
+        (code("76752008", AnatomicRegionModifierSequence=[code("7771000")]), "L"),
+        (code("T-04000", AnatomicRegionModifierSequence=[code("G-A100")]), "R"),
+        (code("76752008"), None),
+    ],
+)
+def test_laterality_from_its_code(write, item, side):
+    assert dicom.read_header(write(AnatomicRegionSequence=[item])).laterality == side
+
+
+def test_what_an_enhanced_image_says_of_its_one_frame(write):
+    """Breast projection x-ray images state everything in functional groups."""
+
+    def macro(**tags) -> Dataset:
+        return code("x", **tags)
+
+    shared, frame = Dataset(), Dataset()
+    shared.PixelMeasuresSequence = [macro(PixelSpacing=[0.05, 0.06])]
+    shared.FrameAnatomySequence = [macro(FrameLaterality="L")]
+    shared.PixelValueTransformationSequence = [macro(RescaleSlope=2, RescaleIntercept=-100)]
+    frame.FrameVOILUTSequence = [macro(WindowCenter=900, WindowWidth=400)]
+    path = write(SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=[frame], NumberOfFrames=1)
+    header, image = dicom.read_header(path), dicom.read_pixels(path)
+    assert (header.spacing, header.laterality) == ((0.05, 0.06), "L")
+    plain = write(RescaleSlope=2, RescaleIntercept=-100, WindowCenter=900, WindowWidth=400)
+    np.testing.assert_array_equal(image, dicom.read_pixels(plain))
+
+
 def test_both_breasts_are_no_laterality(write):
     assert dicom.read_header(write(ImageLaterality="B")).laterality is None
 
 
-@pytest.mark.parametrize(("code", "view"), [("R-10242", "CC"), ("399368009", "MLO"), ("R-10224", None)])
-def test_view_from_its_code(write, code, view):
-    item = Dataset()
-    item.CodeValue = code
-    assert dicom.read_header(write(ViewCodeSequence=[item])).view == view
+VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO", "R-10224": None, "R-1024A": None}
+
+
+@pytest.mark.parametrize(("value", "view"), VIEW_CODES.items())
+def test_view_from_its_code(write, value, view):
+    assert dicom.read_header(write(ViewCodeSequence=[code(value)])).view == view
+
+
+@pytest.mark.parametrize(
+    ("position", "side", "view"),
+    [
+        ("CC", None, "CC"),
+        ("MLO", None, "MLO"),
+        ("LMLO", "L", "MLO"),
+        ("RCC", "R", "CC"),
+        ("R CC", "R", "CC"),
+        ("ML", None, None),
+        ("XCCL", None, None),
+        ("LM", None, None),
+        ("", None, None),
+    ],
+)
+def test_view_and_side_from_the_position(write, position, side, view):
+    header = dicom.read_header(write(ViewPosition=position))
+    assert (header.laterality, header.view) == (side, view)
+
+
+def test_a_stated_side_wins_over_the_positions(write):
+    header = dicom.read_header(write(ViewPosition="LCC", ImageLaterality="R"))
+    assert (header.laterality, header.view) == ("R", "CC")
 
 
 def test_secondary_capture_is_accepted(write):
@@ -259,7 +571,11 @@ REFUSED = {
     "holds 3 frames": {"NumberOfFrames": 3, "PixelData": STORED.tobytes() * 3},
     "interpretation is RGB": {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
     "interpretation is PALETTE COLOR": {"PhotometricInterpretation": "PALETTE COLOR"},
+    "interpretation is unknown": {"PhotometricInterpretation": "SOMETHING"},
     "no rows or columns": {"Rows": None},
+    "no mammogram has 65535 x 65535 pixels": {"Rows": 65535, "Columns": 65535},
+    "17 bits stored in 16": {"BitsStored": 17},
+    "32 bits stored in 32": {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31},
     "has no pixel data": {"PixelData": None},
     "the file ends early, 100 of 240 bytes": {"PixelData": STORED.tobytes()[:100]},
     "high bit 15 does not fit 12 stored bits": {"HighBit": 15},
@@ -275,6 +591,15 @@ def test_refusals_name_file_and_reason(write, reason, reader):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("other", ["1.2.840.10008.1.2.7", "1.2.840.99999.1.2.1", "1.2.840.10008.5.1.4"])
+def test_a_transfer_syntax_that_is_none(write, other):
+    path = write()
+    padded = [text.encode().ljust(20, b"\0") for text in (ExplicitVRLittleEndian, other)]
+    path.write_bytes(path.read_bytes().replace(*padded))
+    with pytest.raises(ArchiveError, match="image.dcm: its transfer syntax is missing or unknown"):
+        dicom.read_header(path)
+
+
 @pytest.mark.parametrize("reader", [dicom.read_header, dicom.read_pixels])
 def test_what_is_no_dicom(tmp_path, reader):
     path = tmp_path / "notes.dcm"
@@ -286,6 +611,53 @@ def test_what_is_no_dicom(tmp_path, reader):
             reader(path)
     with pytest.raises(ArchiveError, match="can't be read"):
         reader(tmp_path)
+
+
+def test_compressed_pixels_of_another_size_than_the_headers(tmp_path):
+    made = dataset(stored=np.tile(STORED, (6, 5)))
+    made.compress(JPEG2000Lossless)
+    made.Rows, made.Columns = 50, 72
+    with pytest.raises(ArchiveError, match=r"compressed pixels are 72 x 50, its header says 50 x 72"):
+        dicom.read_pixels(save(tmp_path / "a.dcm", made))
+    path = save_stream(tmp_path / "b.dcm", JPEGLosslessSV1, encode(STORED, 1, precision=12, conforming=True), Rows=1)
+    with pytest.raises(ArchiveError, match=r"compressed pixels are 12 x 10, its header says 1 x 10"):
+        dicom.read_pixels(path)
+
+
+def test_a_stream_that_claims_a_huge_image_is_not_decoded(tmp_path):
+    made = dataset(stored=np.tile(STORED, (6, 5)))
+    made.compress(JPEG2000Lossless)
+    path = save(tmp_path / "image.dcm", made)
+    content = path.read_bytes()
+    at = content.index(b"\xff\x4f\xff\x51") + 8
+    path.write_bytes(content[:at] + b"\x7f\xff\xff\xff" * 2 + content[at + 8 :])
+    with pytest.raises(ArchiveError, match=r"compressed pixels are 2147483647 x 2147483647, its header says 72 x 50"):
+        dicom.read_pixels(path)
+
+
+def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):
+    path = save(tmp_path / "image.dcm", dataset(stored=np.zeros((3000, 3000), np.uint16), syntax=DeflatedExplicitVRLittleEndian))
+    assert dicom.read_header(path).rows == 3000
+    assert path.stat().st_size < 30_000
+    monkeypatch.setattr(dicom, "_LARGEST", 2**19)
+    with pytest.raises(ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"):
+        dicom.read_header(path)
+
+
+def test_compressed_pixels_under_an_uncompressed_syntax(tmp_path):
+    path = save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, encode(STORED, 1, precision=12, conforming=True))
+    content = path.read_bytes().replace(str(JPEGLosslessSV1).encode(), b"1.2.840.10008.1.2.1\0\0\0")
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="compressed, though its transfer syntax says that they are not"):
+        dicom.read_pixels(path)
+
+
+def test_a_damaged_stream_is_one_sentence(tmp_path, caplog):
+    stream = bytearray(encode(STORED, 1, precision=12, conforming=True))
+    stream[2:4] = b"\xff\xc5"
+    with caplog.at_level(logging.DEBUG), pytest.raises(ArchiveError, match=r"its pixels can't be decoded \(RuntimeError: .*\)$"):
+        dicom.read_pixels(save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, bytes(stream)))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
@@ -309,13 +681,18 @@ def test_a_file_cut_anywhere_is_an_archive_error(tmp_path, syntax):
     ("tags", "reason"),
     [
         ({"WindowCenter": 10, "WindowWidth": 0}, "a window of width 0 is empty"),
-        ({"WindowCenter": 10, "WindowWidth": 9, "VOILUTFunction": "CUBIC"}, "function CUBIC is unknown"),
+        ({"WindowCenter": 10, "WindowWidth": 9, "VOILUTFunction": "CUBIC"}, "function is none of LINEAR"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "is empty"),
+        ({"RescaleSlope": "1e300", "RescaleIntercept": "nan"}, "is empty"),
+        ({"WindowCenter": "nan", "WindowWidth": 9}, "not finite"),
     ],
 )
-def test_a_pipeline_that_can_not_be_followed(write, tags, reason):
+def test_a_pipeline_that_can_not_be_followed(tmp_path, write, tags, reason):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's, of writing "nan"
+        write(**tags)
     with pytest.raises(ArchiveError, match=rf"image\.dcm: .*{reason}"):
-        dicom.read_pixels(write(**tags))
+        dicom.read_pixels(tmp_path / "image.dcm")
 
 
 def test_invalid_values_do_not_leak_as_warnings(write):

@@ -5,10 +5,27 @@ from functools import partial
 import numpy as np
 import pytest
 
-from tfmammo.archives import cdd_cesm
-from tfmammo.config import DataConfig
-from tfmammo.data.patches import DataError, Patches, lesion_patches, window
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+from tfmammo.archives import cdd_cesm, phantom
+from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig
+from tfmammo.data import preprocess, sampling
+from tfmammo.data.patches import (
+    DataError,
+    Patch,
+    Patches,
+    frame,
+    lesion_patches,
+    make_patches,
+    normal_patches,
+    offset_patches,
+    patches_of,
+    stack,
+    window,
+    worst,
+)
+from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
+
+FACTS = ("kinds", "pathologies", "shapes", "official_splits")
+RAW = {"window": (0, 1), "percentiles": (0, 100)}  # grey values as they are
 
 
 def noise(rows, cols, seed=0):
@@ -19,6 +36,25 @@ def noise(rows, cols, seed=0):
 def refuse():
     """What a broken file does."""
     raise ArchiveError("P1.jpg: broken")
+
+
+def stored(rows, cols):
+    """A mask file's content: a square of 16 px."""
+    mask = np.zeros((rows, cols), np.uint8)
+    mask[42:58, 50:66] = 255
+    return mask
+
+
+def half(rows=120, cols=150):
+    """A breast that fills the left 90 columns, noise in [0.4, 0.6]; right of it black."""
+    image = np.random.default_rng(5).uniform(0.4, 0.6, (rows, cols, 1)).astype(np.float32)
+    image[:, 90:] = 0
+    return image
+
+
+def normal(image_id="n", read=half, **details):
+    """A normal mammogram."""
+    return mammogram(image_id=image_id, rows=120, cols=150, read=read, pathology="normal", **details)
 
 
 def rectangle(top, left, bottom, right, rows=100, cols=120, kind="mass", **details):
@@ -118,6 +154,94 @@ def test_pixels_are_read_once_and_only_where_wanted():
     assert len(reads) == 2
 
 
+def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
+    good, broken = MaskedLesion("mass", partial(stored, 100, 120), shape="oval"), MaskedLesion("mass", refuse)
+    unwanted = MaskedLesion("asymmetry", lambda: pytest.fail("was read"))
+    empty = MaskedLesion("mass", partial(np.zeros, (100, 120), np.uint8))
+    skipped = Skipped()
+    patches = lesion_patches([mammogram(unwanted, broken, good, empty)], DataConfig(size=32, context=2), skipped)
+    assert patches.ids.tolist() == ["a#2"] and patches.shapes.tolist() == ["oval"]
+    expected = np.zeros((32, 32, 1), np.uint8)
+    expected[8:24, 8:24] = 1
+    np.testing.assert_array_equal(patches.masks[0], expected)
+    assert skipped.reasons == {"a": "lesion 1: P1.jpg: broken; lesion 3: the mask of a lesion marks nothing"}
+    with pytest.raises(DataError, match="first b: lesion 0: P1.jpg: broken"):  # and no pixel is read in vain
+        lesion_patches([mammogram(broken, image_id="b", read=lambda: pytest.fail("was read"))], DataConfig(size=32), Skipped())
+
+
+def test_a_mask_that_fails_when_it_is_moved_costs_its_lesion_alone():
+    reads = []
+
+    def once():
+        reads.append(1)
+        return stored(100, 120) if len(reads) == 1 else refuse()
+
+    flipped = DataConfig(size=32, preprocess=PreprocessConfig(flip_right=True))
+    skipped = Skipped()
+    right = mammogram(MaskedLesion("mass", once), rectangle(10, 10, 20, 20), laterality="R")
+    assert lesion_patches([right], flipped, skipped).ids.tolist() == ["a#1"] and skipped.reasons == {"a": "lesion 0: P1.jpg: broken"}
+    with pytest.raises(DataError, match="first a: data.preprocess.flip_right needs the laterality"):
+        lesion_patches([mammogram(rectangle(10, 10, 20, 20))], flipped, Skipped())
+
+
+def test_frames_by_hand():
+    image, box = mammogram(), (40, 50, 60, 61)  # 20 x 11 px
+    assert frame(box, image, DataConfig(frame="square", context=1.5)) == window(box, 100, 120, 1.5)
+    assert frame(box, image, DataConfig(frame="tight")) == box
+    assert frame(box, image, DataConfig(frame="loose")) == (30, 45, 70, 67)  # 40 x 22 px
+    assert frame(box, image, DataConfig(frame="full")) == (0, 0, 100, 120)
+    loose = DataConfig(frame="loose")
+    assert frame((4, 0, 24, 30), image, loose) == (0, 0, 34, 45) and frame((80, 100, 99, 118), image, loose) == (71, 91, 100, 120)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "cols"),
+    [("tight", slice(40, 60), slice(50, 60)), ("loose", slice(30, 70), slice(45, 65)), ("full", slice(100), slice(120))],
+)
+def test_frames_are_scaled_to_a_square(name, rows, cols):
+    patches = make_patches([mammogram(rectangle(40, 50, 60, 60))], DataConfig(size=40, frame=name, **RAW), Skipped())
+    (mask,), (image,) = patches.masks, patches.images
+    np.testing.assert_allclose(image, preprocess.resize_image(noise(100, 120)[rows, cols], 40, 40), atol=1e-6)
+    height, width = 20 / len(range(100)[rows]), 10 / len(range(120)[cols])
+    assert mask.mean() == pytest.approx(height * width, rel=0.15)
+    if name == "loose":
+        assert mask[10:30, 10:30].all() and mask.sum() == 400
+
+
+def test_a_full_frame_holds_all_wanted_lesions_of_its_mammogram():
+    small = rectangle(10, 10, 20, 20, kind="calcification", pathology="benign", shape="round")
+    large = rectangle(50, 60, 90, 100, pathology="malignant", shape="round")
+    other = rectangle(0, 0, 5, 5, kind="asymmetry")
+    config = DataConfig(size=60, frame="full", kinds=("mass", "calcification"))
+    images = [
+        mammogram(small, large, other),
+        mammogram(large, image_id="b", pathology="benign"),
+        mammogram(other, image_id="c", read=refuse),
+    ]
+    patches = make_patches(images, config, Skipped())
+    assert patches.ids.tolist() == ["a#full", "b#full"] and patches.kinds.tolist() == ["mass", "mass"]
+    assert patches.pathologies.tolist() == ["malignant", "benign"], "the mammogram's own, where the archive states it"
+    assert patches.shapes.tolist() == ["round", "round"]
+    assert patches.masks[0].sum() == 6 * 5 + 24 * 20 and patches.masks[1].sum() == 24 * 20
+
+
+def test_a_window_of_grey_values_replaces_percentiles():
+    config = DataConfig(size=32, context=2, window=(0.3, 0.5))
+    patches = lesion_patches([mammogram(rectangle(42, 50, 58, 66))], config, Skipped())
+    np.testing.assert_allclose(patches.images[0], np.clip((noise(100, 120)[34:66, 42:74] - 0.3) / 0.2, 0, 1), atol=1e-5)
+
+
+def test_preprocessing_is_applied_to_mammogram_and_crop():
+    lesion = rectangle(42, 50, 58, 66)
+    right = mammogram(lesion, laterality="R", view="CC")
+    flipped = DataConfig(size=32, context=2, preprocess=PreprocessConfig(flip_right=True), **RAW)
+    patches = lesion_patches([right], flipped, Skipped())
+    np.testing.assert_allclose(patches.images[0], noise(100, 120)[34:66, 42:74][:, ::-1], atol=1e-6)
+    steps = PreprocessConfig(denoise=1.5, contrast="equalise")
+    patches = lesion_patches([right], DataConfig(size=32, context=2, preprocess=steps, **RAW), Skipped())
+    np.testing.assert_allclose(patches.images[0], preprocess.framed(noise(100, 120)[34:66, 42:74], steps), atol=1e-6)
+
+
 def test_what_makes_no_patch_is_skipped_with_a_reason():
     good = rectangle(42, 50, 58, 66)
     dust = Lesion.from_outline("mass", np.array([[10, 10], [10, 10], [89, 10]]), 100, 120)  # a line of one pixel
@@ -213,6 +337,169 @@ def test_wrong_arrays_are_refused(change, message):
         Patches(**arrays | change)
 
 
+def offset_config(**changes):
+    """Thirty patches of 32 px near masses, of unscaled grey values."""
+    chosen = {"count": 30, "offset": 10, "scale": (1, 1), **changes}
+    return DataConfig(patches="offset", size=32, sampling=SamplingConfig(**chosen), **RAW)
+
+
+def found_at(patch, image):
+    """Where a patch that was not scaled lies: the corner at which it equals the image."""
+    size = len(patch)
+    corners = np.argwhere(np.isclose(image[: len(image) - size + 1, : image.shape[1] - size + 1, 0], patch[0, 0, 0], atol=1e-7))
+    hits = [(int(r), int(c)) for r, c in corners if np.allclose(image[r : r + size, c : c + size], patch, atol=1e-6)]
+    assert len(hits) == 1
+    return hits[0]
+
+
+def test_offset_patches_are_windows_near_the_lesion():
+    lesions = (
+        rectangle(42, 50, 58, 66, shape="oval", pathology="benign"),
+        rectangle(3, 100, 9, 108),
+        rectangle(80, 10, 90, 20, kind="asymmetry"),
+    )
+    both = np.maximum(*(lesion.mask(100, 120) for lesion in lesions[:2]))
+    patches = make_patches([mammogram(*lesions, official_split="test")], offset_config(), Skipped())
+    assert len(patches) == 30 and [name.partition("@")[2] for name in patches.ids] == [str(i) for i in range(30)]
+    assert {name.partition("@")[0] for name in patches.ids} == {"a#0", "a#1"} and set(patches.official_splits) == {"test"}
+    for image, mask, name, shape in zip(patches.images, patches.masks, patches.ids, patches.shapes, strict=True):
+        top, left = found_at(image, noise(100, 120))
+        np.testing.assert_array_equal(mask[..., 0], both[top : top + 32, left : left + 32])
+        lesion = lesions[int(name[2])]
+        assert lesion.mask(100, 120)[top : top + 32, left : left + 32].any() and shape == (lesion.shape or "")
+        # A centre is at most 10 px from the lesion's box, but for a window that was moved inside.
+        for axis, (start, extent) in enumerate(((top, 100), (left, 120))):
+            moved = start in (0, extent - 32)
+            assert moved or lesion.box[axis] - 10 <= start + 16 < lesion.box[axis + 2] + 10
+    again = offset_patches([mammogram(*lesions)], offset_config().model_copy(update={"patches": "lesion"}), Skipped())
+    assert again.fingerprint() == patches.fingerprint()
+
+
+def test_a_mammograms_random_patches_depend_on_seed_and_count_alone():
+    lesion = rectangle(42, 50, 58, 66)
+    images = [mammogram(lesion, image_id=name) for name in "abc"]
+    forward, backward = (make_patches(order, offset_config(), Skipped()) for order in (images, images[::-1]))
+    order = np.argsort(forward.ids), np.argsort(backward.ids)
+    assert forward.take(order[0]).fingerprint() == backward.take(order[1]).fingerprint()
+    few, many = (stack(patches_of(images[1], offset_config(), Skipped(), count)) for count in (3, 7))
+    assert many.take([0, 1, 2]).fingerprint() == few.fingerprint() and few.ids.tolist() == ["b#0@0", "b#0@1", "b#0@2"]
+    alone = stack(patches_of(images[1], offset_config(), Skipped(), sampling.quota(images, offset_config())["b"]))
+    assert alone.fingerprint() == forward.take([i for i, name in enumerate(forward.ids) if name[0] == "b"]).fingerprint()
+    other = stack(patches_of(images[1], offset_config().model_copy(update={"seed": 1}), Skipped(), 3))
+    assert other.fingerprint() != few.fingerprint()
+    assert list(patches_of(images[1], offset_config(), Skipped(), 0)) == []
+    with pytest.raises(ValueError, match="data.patches=offset: .* by sampling.quota"):
+        patches_of(images[1], offset_config(), Skipped())
+
+
+def test_patches_of_one_mammogram_come_one_at_a_time():
+    reads = []
+
+    def read():
+        reads.append(1)
+        return noise(100, 120)
+
+    stream = patches_of(mammogram(rectangle(42, 50, 58, 66), read=read), offset_config(), Skipped(), 10**9)
+    assert not reads
+    assert isinstance(next(stream), Patch) and next(stream).id == "a#0@1" and len(reads) == 1
+
+
+def test_scaled_windows_and_windows_larger_than_the_mammogram():
+    lesion = rectangle(42, 50, 58, 66)  # 16 px
+    patches = make_patches([mammogram(lesion)], offset_config(scale=(2, 2), offset=0, count=5), Skipped())
+    assert patches.masks.shape[1] == 32 and set(np.unique(patches.masks.sum(axis=(1, 2, 3)) > 200)) == {True}
+    skipped = Skipped()
+    with pytest.raises(DataError, match="no patch of a mass can be made: .* 1 skipped, first a: 5 of 5 random places: its patch is larger"):
+        make_patches([mammogram(lesion)], offset_config(scale=(0.3, 0.3), count=5), skipped)
+    padded = make_patches([mammogram(lesion)], offset_config(scale=(0.3, 0.3), count=5).model_copy(update={"pad": True}), Skipped())
+    assert len(padded) == 5 and padded.masks.any(axis=(1, 2, 3)).all()
+
+
+def test_normal_patches_are_of_breast(caplog):
+    config = DataConfig(patches="normal", size=32, sampling=SamplingConfig(count=40, scale=(1, 1)), **RAW)
+    images = [normal("n"), normal("m", patient="q", official_split="train"), mammogram(read=refuse), normal("wrong", read=refuse)]
+    skipped = Skipped()
+    with caplog.at_level("INFO"):
+        patches = make_patches(images, config, skipped)
+    expected = sampling.quota(images, config)
+    assert len(patches) == expected["n"] + expected["m"] < 40 and f"{len(patches)} patches of 40 asked for of 2 patients" in caplog.text
+    assert set(patches.kinds) == set(patches.pathologies) == {"normal"} and not patches.masks.any() and set(patches.shapes) == {""}
+    assert patches.official_splits.tolist() == ["train" if name[0] == "m" else "" for name in patches.ids]
+    assert skipped.reasons == {"wrong": "P1.jpg: broken"}
+    shares = (patches.images > 0).mean(axis=(1, 2, 3))
+    assert shares.min() > 0.85 and shares.min() < 1, "the border of the breast is found within a pixel or two, and is reached"
+    assert normal_patches(images[:2], config.model_copy(update={"patches": "lesion"}), Skipped()).ids[0] == "n@0"
+
+
+def test_a_normal_mammogram_without_room_is_skipped_with_the_reason():
+    config = DataConfig(patches="normal", size=100, sampling=SamplingConfig(count=4, scale=(1, 1)))
+    skipped = Skipped()
+    with pytest.raises(DataError, match="no patch of normal tissue can be made: 1 mammograms hold no lesion; 1 skipped, first n: 4 of 4"):
+        make_patches([normal()], config.model_copy(update={"sampling": config.sampling.model_copy(update={"tissue": 1.0})}), skipped)
+    assert skipped.reasons == {"n": "4 of 4 random places: no square of 100 px is 100 % breast"}
+
+
+def test_facts_follow_lesion_and_mammogram():
+    lesions = (
+        rectangle(42, 50, 58, 66, pathology="malignant", shape="irregular"),
+        rectangle(10, 10, 20, 20, kind="calcification"),
+    )
+    config = DataConfig(size=16, kinds=("mass", "calcification"))
+    patches = lesion_patches([mammogram(*lesions, official_split="train", pathology="malignant")], config, Skipped())
+    assert [getattr(patches, name).tolist() for name in FACTS] == [
+        ["mass", "calcification"], ["malignant", ""], ["irregular", ""], ["train", "train"],
+    ]  # fmt: skip
+    taken = patches.take([1, 1, 0])
+    assert taken.kinds.tolist() == ["calcification", "calcification", "mass"] and taken.shapes.tolist() == ["", "", "irregular"]
+
+
+def test_facts_are_optional_and_outside_the_fingerprint():
+    some = patches(2)
+    for name in FACTS:
+        assert getattr(some, name).tolist() == ["", ""] and getattr(some.take([]), name).shape == (0,)
+    facts = {name: np.array(["x", "yy"]) for name in FACTS}
+    stated = Patches(some.images, some.masks, some.patient_ids, some.ids, **facts)
+    assert stated.fingerprint() == some.fingerprint()
+    for name in FACTS:
+        for wrong in (np.array(["x"]), np.arange(2)):
+            with pytest.raises(ValueError, match=f"{name} must be an array of 2 str"):
+                Patches(some.images, some.masks, some.patient_ids, some.ids, **facts | {name: wrong})
+
+
+def test_the_fingerprint_is_what_runs_have_written():
+    fixed = Patches(np.full((1, 2, 2, 1), 0.5, np.float32), np.ones((1, 2, 2, 1), np.uint8), np.array(["p"]), np.array(["a#0"]))
+    assert fixed.fingerprint() == "646d58a1b3f8"  # by the code before facts were added
+
+
+def test_stack_keeps_order_and_facts():
+    some = patches(3)
+    rows = [Patch(some.images[i], some.masks[i], f"p{i}", f"i{i}#0", *("abcd"[j] * i for j in range(4))) for i in range(3)]
+    stacked = stack(iter(rows))
+    assert stacked.fingerprint() == some.fingerprint()
+    assert [getattr(stacked, name).tolist() for name in FACTS] == [["", letter, letter * 2] for letter in "abcd"]
+    with pytest.raises(DataError, match="no patch to stack"):
+        stack([])
+
+
+def test_the_worst_pathology():
+    assert worst(["benign", "", "malignant", "normal"]) == "malignant" and worst(["normal", "", "benign"]) == "benign"
+    assert worst(["", "normal"]) == "normal" and worst([""]) == worst([]) == ""
+
+
+def test_phantom_patches_of_every_sort():
+    images = phantom.read(None, count=8, seed=0)
+    mass = next(image for image in images if any(lesion.kind == "mass" for lesion in image.lesions))
+    healthy = next(image for image in images if image.pathology == "normal")
+    config = DataConfig(size=128, sampling=SamplingConfig(count=6))
+    near, clean = offset_patches([mass], config, Skipped()), normal_patches([healthy], config, Skipped())
+    assert len(near) == len(clean) == 6 and near.masks.any(axis=(1, 2, 3)).all() and not clean.masks.any()
+    assert (
+        set(near.kinds) == {"mass"}
+        and set(near.pathologies) <= {"benign", "malignant"}
+        and set(near.shapes) <= {"round", "oval", "lobular", "irregular"}
+    )
+
+
 @pytest.mark.data
 @pytest.mark.slow
 def test_real_mass_patches(real_data):
@@ -225,3 +512,28 @@ def test_real_mass_patches(real_data):
     assert len(fitting) == 63 and len(set(fitting.patient_ids)) == 23 and len(skipped) == 6
     share = mixed.masks.mean(axis=(1, 2, 3))
     assert np.mean(2 * share / (1 + share)) == pytest.approx(0.42, abs=0.005)  # Dice of filling the whole patch
+    assert set(fitting.kinds) == {"mass"} and set(fitting.pathologies) <= {"", "benign", "malignant"}
+    near = offset_patches(mammograms[:6], DataConfig(sampling=SamplingConfig(count=12)), skipped)
+    assert len(near) == 12 and near.masks.any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_real_normal_patches(real_data):
+    """Nearly black pixels are few where at least 90 % is breast."""
+    normals = [image for image in cdd_cesm.read(real_data / "cdd-cesm") if sampling.is_normal(image)]
+    assert len(normals) == 48
+    skipped = Skipped()
+    patches = normal_patches(normals[:4], DataConfig(sampling=SamplingConfig(count=12), **RAW), skipped)
+    assert len(patches) == 12 and not skipped.reasons and set(patches.kinds) == {"normal"} and not patches.masks.any()
+    assert (patches.images > 0.02).mean(axis=(1, 2, 3)).min() > 0.85
+
+
+def test_labels_are_carried_and_known_to_the_fingerprint(random_patches):
+    patches = random_patches(5)
+    labelled = patches.labelled([3, 1, 4, 1, 5])
+    assert len(patches.labels) == 0 and labelled.labels.dtype == np.int32
+    assert labelled.take([4, 0]).labels.tolist() == [5, 3] and len(patches.take([4, 0]).labels) == 0
+    assert len({patches.fingerprint(), labelled.fingerprint(), patches.labelled([3, 1, 4, 1, 6]).fingerprint()}) == 3
+    with pytest.raises(ValueError, match="labels must be 5 int32"):
+        patches.labelled([1, 2])

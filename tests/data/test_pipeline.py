@@ -1,17 +1,21 @@
-"""Order, augmentation and resumption of batches: decided by seed and step alone."""
+"""Order, augmentation and resumption of batches, of memory and of records: decided by seed and step alone."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.data.patches import Patches
+from tfmammo.data import pipeline
+from tfmammo.data.patches import DataError, Patch, Patches
 from tfmammo.data.pipeline import batches, dihedral
+from tfmammo.data.tfrecord import COLUMNS, MANIFEST, Manifest, Records, ShardFile, encode
 
 
 def patches(count=5, size=4):
@@ -188,3 +192,120 @@ def test_two_replicas_share_the_batches_of_one(tmp_path, repository):
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert results["equal"] == [True] * 24 and results["shares"] == [[2, 2]] * 24
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A function (count, shards) -> Records of `patches(count)`, dealt out over so many shards, one more being empty."""
+
+    def make(count=5, shards=2):
+        root = tmp_path / f"{count}-{shards}"
+        root.mkdir()
+        data, files = patches(count), []
+        for number, rows in enumerate([*np.array_split(np.arange(count), shards), []]):
+            found = [Patch(data.images[i], data.masks[i], data.patient_ids[i], data.ids[i]) for i in rows]
+            name = f"shard-{number:05d}-of-{shards + 1:05d}.tfrecord"
+            with tf.io.TFRecordWriter(str(root / name)) as writer:
+                for patch in found:
+                    writer.write(encode(patch))
+            content = (root / name).read_bytes()
+            files.append(ShardFile(file=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), count=len(found)))
+        columns = {name: tuple(getattr(data, name)) for name in COLUMNS}
+        manifest = Manifest(format=1, identity={}, size=4, count=count, fingerprint="-", histogram=(), shards=tuple(files), columns=columns)
+        (root / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+        return Records.open(root)
+
+    return make
+
+
+@pytest.fixture(params=[16, 2**25])
+def block(request, monkeypatch):
+    """How many records are shuffled at once: fewer than there are, or more."""
+    monkeypatch.setattr(pipeline, "BLOCK_BYTES", request.param * 2 * 16)
+    return request.param
+
+
+def test_streamed_batches_have_the_form_of_those_of_memory(records):
+    streamed = batches(records(5), 3, seed=0, augment=True)
+    assert streamed.element_spec == batches(patches(5), 3, seed=0, augment=True).element_spec
+    image, mask = next(iter(streamed)).values()
+    assert image.shape == mask.shape == (3, 4, 4, 1) and image.dtype == mask.dtype == tf.float32
+    assert set(np.unique(mask)) == {0, 1} and np.min(image) >= 0 and np.max(image) <= 1
+
+
+@pytest.mark.parametrize(("count", "shards"), [(1, 1), (5, 2), (40, 7), (40, 33)])
+def test_every_streamed_epoch_is_a_permutation_of_what_loading_gives(records, block, count, shards):
+    data = records(count, shards)
+    loaded = data.load()
+    images, masks = drawn(data, 3 * count)
+    order = np.array([identify(image[0], loaded)[0] for image in images]).reshape(3, count)
+    assert (np.sort(order) == np.arange(count)).all()
+    np.testing.assert_array_equal(images[:, 0], loaded.images[order.ravel()])  # bit for bit, in TensorFlow as in numpy
+    np.testing.assert_array_equal(masks[:, 0], loaded.masks[order.ravel()])
+    assert count == 1 or len(np.unique(order, axis=0)) == 3
+
+
+def test_only_the_wanted_records_come(records):
+    data = records(12, 3).take([11, 1, 2, 0])
+    loaded = data.load()
+    images, _ = drawn(data, 8)
+    order = np.array([identify(image[0], loaded)[0] for image in images]).reshape(2, 4)
+    assert (np.sort(order) == np.arange(4)).all()
+
+
+@pytest.mark.parametrize("start", [1, 6, 14, 29])
+def test_a_stream_that_starts_later_equals_skipping(records, block, start):
+    data = records(40, 7)  # batches of 3 cross the borders of blocks (16, 32) and epochs (40, 80)
+    whole = drawn(data, start + 4, batch_size=3, augment=True)
+    rest = drawn(data, 4, batch_size=3, augment=True, start_step=start)
+    for all_, part in zip(whole, rest, strict=True):
+        np.testing.assert_array_equal(part, all_[start:])
+
+
+def test_a_late_start_reads_no_earlier_epoch(records):
+    images, _ = drawn(records(5), 5, start_step=10**12)
+    np.testing.assert_allclose(np.sort(images[:, 0, 0, 0, 0]), np.sort(patches(5).images[:, 0, 0, 0]), atol=1e-5)
+
+
+def test_streams_depend_on_the_seed_alone(records):
+    data = records(40, 7)
+    tf.random.set_seed(1)
+    first = drawn(data, 20, batch_size=4, seed=3, augment=True)
+    tf.random.set_seed(2)
+    np.testing.assert_array_equal(drawn(data, 20, batch_size=4, seed=3, augment=True), first)
+    assert not np.array_equal(drawn(data, 20, batch_size=4, seed=4, augment=True), first)
+    np.testing.assert_array_equal(np.reshape(drawn(data, 40, batch_size=2, seed=3, augment=True), np.shape(first)), first)
+
+
+def test_streams_mix_the_shards(records):
+    data = records(40, 4)
+    loaded = data.load()
+    images, _ = drawn(data, 25, batch_size=40)
+    by_pixel = np.argsort(loaded.images[:, 0, 0, 0])
+    places = by_pixel[np.searchsorted(loaded.images[by_pixel, 0, 0, 0], images[:, :, 0, 0, 0])]
+    first_half = (places[:, :20] // 10 == 0).sum(axis=1)  # of shard 0's ten patches, in each epoch: hypergeometric
+    assert abs(first_half.mean() - 5) < 1 and first_half.min() > 0 and first_half.max() < 10
+    orders = np.argsort(places, axis=1)
+    assert len(np.unique(orders, axis=0)) == 25 and abs(np.corrcoef(orders)[np.triu_indices(25, 1)]).max() < 0.7
+
+
+def test_a_damaged_shard_is_refused_before_the_first_batch(records):
+    data = records(5)
+    path, _ = data.chosen()[0]
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(DataError, match="is not what its manifest says"):
+        batches(data, 1, seed=0, augment=False)
+    with pytest.raises(DataError, match="no patch to draw from"):
+        batches(data.take([]), 1, seed=0, augment=False)
+
+
+def test_a_label_stays_with_its_patch(random_patches):
+    patches = random_patches(6)
+    patches = replace(
+        patches, images=np.broadcast_to(np.arange(6, dtype=np.float32)[:, None, None, None] / 10, patches.images.shape).copy()
+    )
+    stream = iter(batches(patches.labelled(range(6)), 3, seed=1, augment=True))
+    seen = [next(stream) for _ in range(2)]
+    for batch in seen:
+        np.testing.assert_allclose(batch["image"].numpy()[:, 0, 0, 0] * 10, batch["label"], atol=1e-5)
+    assert sorted(int(label) for batch in seen for label in batch["label"]) == list(range(6))

@@ -1,9 +1,35 @@
-"""Grey values and resampling: hand-computed values and properties."""
+"""Grey values, resampling and whole records: hand-computed values and properties."""
 
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import cv2
 import numpy as np
 import pytest
 
-from tfmammo.data.preprocess import normalise, resize_image, resize_mask
+from tfmammo.archives import cdd_cesm, phantom
+from tfmammo.config import PreprocessConfig
+from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
+from tfmammo.data.preprocess import (
+    DataError,
+    clahe,
+    denoise,
+    equalise,
+    flip_right,
+    framed,
+    normalise,
+    prepare,
+    resample,
+    resize_image,
+    resize_mask,
+    window,
+)
+from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion
+
+
+def noise(rows: int, cols: int) -> np.ndarray:
+    return np.random.default_rng(0).random((rows, cols, 1), np.float32)
 
 
 def test_normalise_by_hand():
@@ -66,3 +92,315 @@ def test_masks_stay_binary_and_in_place(old, new):
     np.testing.assert_array_equal(out, out[:, ::-1])
     centres = (np.arange(new) + 0.5) * old / new
     assert out.sum() == pytest.approx(((centres > low) & (centres < high)).sum() ** 2, rel=0.1)
+
+
+def test_window_by_hand():
+    image = np.float32([0, 0.2, 0.35, 0.5, 1]).reshape(5, 1, 1)
+    out = window(image, 0.2, 0.5)
+    assert out.dtype == np.float32 and out.shape == (5, 1, 1)
+    np.testing.assert_allclose(out[:, 0, 0], [0, 0, 0.5, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.5), (0.6, 0.5)])
+def test_an_empty_window_is_an_error(limits):
+    with pytest.raises(ValueError, match="is empty"):
+        window(np.zeros((2, 2, 1), np.float32), *limits)
+
+
+def test_right_breasts_are_mirrored():
+    image = noise(3, 5)
+    np.testing.assert_array_equal(flip_right(image, "R"), image[:, ::-1])
+    assert flip_right(image, "L") is image
+
+
+def test_resample_by_hand():
+    image = noise(40, 30)
+    out = resample(image, (0.1, 0.2), 0.2)
+    assert out.shape == (20, 30, 1)  # 40 rows of 0.1 mm and 30 columns of 0.2 mm
+    np.testing.assert_allclose(out, image.reshape(20, 2, 30, 1).mean(axis=1), atol=1e-6)
+    assert resample(image, (0.1, 0.2), 100).shape == (1, 1, 1)
+
+
+def test_denoise():
+    image = noise(60, 50)
+    assert denoise(image, 0) is image
+    flat = np.full((20, 20, 1), 0.3, np.float32)
+    np.testing.assert_allclose(denoise(flat, 3), flat, atol=1e-6)
+    spot = np.zeros((41, 41, 1), np.float32)
+    spot[20, 20] = 1
+    rows, cols = np.mgrid[-20:21, -20:21]
+    expected = np.exp(-(rows**2 + cols**2) / (2 * 1.5**2))
+    np.testing.assert_allclose(denoise(spot, 1.5)[..., 0], expected / expected.sum(), atol=1e-4)
+
+
+def test_equalise_by_hand():
+    image = np.float32([[0, 0, 0.1], [0.1, 0.4, 0.9]])[..., None]  # above the darkest: two of 4, then one each
+    np.testing.assert_allclose(equalise(image)[..., 0], [[0, 0, 0.5], [0.5, 0.75, 1]], atol=1e-6)
+
+
+def test_equalise_flattens_the_histogram_and_keeps_the_order():
+    image = np.sqrt(noise(128, 128)) * np.float32(0.5) + np.float32(0.2)
+    out = equalise(image)
+    assert out.dtype == np.float32 and out.min() == 0 and out.max() == 1
+    assert (np.diff(out.ravel()[np.argsort(image.ravel())]) >= 0).all()
+    np.testing.assert_allclose(np.histogram(out, 16, (0, 1))[0], 1024, rtol=0.02)
+    assert len(np.unique(out)) > 5000  # 16 bits, not 8
+    air = np.pad(image, ((0, 0), (0, 300), (0, 0)))
+    np.testing.assert_allclose(equalise(air)[:, :128], out, atol=1e-3)  # air does not change what tissue becomes
+    assert not equalise(air)[:, 128:].any()
+
+
+def test_equalise_leaves_a_constant_image():
+    image = np.full((4, 4, 1), 0.6, np.float32)
+    np.testing.assert_array_equal(equalise(image), image)
+
+
+@pytest.mark.parametrize(("clip", "tiles", "most"), [(2.0, 8, 0.15), (4.0, 4, 0.03), (40.0, 2, 0.03)])
+def test_clahe_is_about_that_of_opencv(clip, tiles, most):
+    """On the full range of 8 bits. The two spread what they clip differently, which shows where much is clipped."""
+    image = cv2.GaussianBlur(noise(256, 256), (0, 0), 3) ** 2
+    levels = np.rint(255 * (image - image.min()) / np.ptp(image)).astype(np.uint8)
+    expected = cv2.createCLAHE(clip, (tiles, tiles)).apply(levels) / 255
+    out = clahe((levels / np.float32(255))[..., None], clip, tiles)[..., 0]
+    assert np.abs(out - expected).max() < most and np.abs(out - expected).mean() < most / 5
+    assert out.std() > 1.5 * levels.std() / 255  # it does raise the contrast
+    assert len(np.unique(out)) > 5000  # not 256 levels
+
+
+def test_clahe_limits_contrast():
+    """Tissue of grey values 0.5 to 0.6 in an image of full range: a map is at most about `clip` times as steep as the identity."""
+    image = 0.5 + 0.1 * noise(256, 256)
+    image[0, 0], image[-1, -1] = 0, 1
+    inside = np.s_[64:192, 64:192]
+    gains = [clahe(image, clip, 4)[inside].std() / image[inside].std() for clip in (1.0, 2.0, 4.0, 40.0)]
+    np.testing.assert_allclose(gains[:3], [1, 2, 4], rtol=0.15)
+    assert gains[3] > 8  # nothing to clip: 25 bins take a tenth of the pixels each at most
+
+
+def test_clahe_stretches_to_the_full_range():
+    image = noise(64, 64)
+    dim = np.float32(0.3) + np.float32(0.25) * image
+    out = clahe(dim, 2.0, 4)
+    assert out.dtype == np.float32 and out.min() == 0 and out.max() == 1
+    np.testing.assert_allclose(out, clahe(image, 2.0, 4), atol=0.05)  # some pixels change their bin
+
+
+@pytest.mark.parametrize("value", [0.0, 0.6, 1.0])
+def test_clahe_leaves_a_constant_image(value):
+    image = np.full((16, 16, 1), value, np.float32)
+    np.testing.assert_array_equal(clahe(image, 2.0, 8), image)
+    image[3, 3] += np.float32(1e-7)  # not on 16 bits
+    np.testing.assert_array_equal(clahe(image, 2.0, 8), image)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (1, 40), (37, 90)])
+def test_clahe_of_any_size(shape):
+    image = noise(*shape)
+    out = clahe(image, 2.0, 8)
+    assert out.shape == image.shape and out.dtype == np.float32 and out.min() >= 0 and out.max() <= 1
+
+
+# Whole records
+
+
+OUTLINE = np.float32([[20.25, 5.5], [18, 30], [44, 36.75], [60, 22], [41.5, 8]])
+FACTS = {"pathology": "malignant", "shape": "oval", "margin": "spiculated", "kind_is_certain": False}
+
+
+def blob(rows: int = 80, cols: int = 64) -> np.ndarray:
+    mask = np.zeros((rows, cols), np.uint8)
+    mask[10:50, 4:30] = mask[30:66, 20:44] = 255
+    return mask
+
+
+def refuse() -> np.ndarray:
+    raise ArchiveError("nothing may be read")
+
+
+def mammogram(read=noise, lesions=(), **facts) -> Mammogram:
+    content = {"laterality": "R", "view": "CC", "spacing": (0.1, 0.1)} | facts
+    return Mammogram("test", "aa", "image7", 80, 64, partial(read, 80, 64) if read is noise else read, lesions=lesions, **content)
+
+
+def three_lesions() -> tuple[Lesion, ...]:
+    return (
+        Lesion.from_outline("mass", OUTLINE, 80, 64, **FACTS),
+        Lesion("calcification", (3, 10, 8, 17), pathology="benign"),
+        MaskedLesion("mass", blob, **FACTS),
+    )
+
+
+def dice(a, b) -> float:
+    return 2 * np.sum(a * b, dtype=float) / (np.sum(a, dtype=float) + np.sum(b, dtype=float))
+
+
+def test_nothing_switched_on_changes_nothing():
+    record = mammogram(lesions=three_lesions())
+    assert prepare(record, PreprocessConfig()) is record
+    assert prepare(record, PreprocessConfig(denoise=2, contrast="clahe")) is record  # these are framed's
+    crop = noise(9, 9)
+    assert framed(crop, PreprocessConfig()) is crop
+    assert framed(crop, PreprocessConfig(remove_marks=True, flip_right=True, spacing=0.1)) is crop
+
+
+def test_nothing_is_read_until_it_is_asked_for():
+    record = mammogram(refuse, (MaskedLesion("mass", refuse),))
+    out = prepare(record, PreprocessConfig(remove_marks=True, remove_pectoral=True, flip_right=True, spacing=0.2))
+    assert out.rows == 40 and len(out.lesions) == 1
+    with pytest.raises(ArchiveError, match="nothing may be read"):
+        out.pixels()
+    with pytest.raises(ArchiveError, match="nothing may be read"):
+        _ = out.lesions[0].box
+
+
+def test_mirroring_by_hand():
+    record = mammogram(lesions=three_lesions())
+    out = prepare(record, PreprocessConfig(flip_right=True))
+    assert (out.rows, out.cols, out.spacing, out.image_id, out.patient_id) == (80, 64, (0.1, 0.1), "image7", "aa")
+    np.testing.assert_array_equal(out.pixels(), record.pixels()[:, ::-1])
+    mass, cluster, masked = out.lesions
+    np.testing.assert_array_equal(mass.outlines[0], np.float32([[20.25, 57.5], [18, 33], [44, 26.25], [60, 41], [41.5, 55]]))
+    assert cluster.box == (3, 47, 8, 54) and not cluster.outlines  # columns 10 to 16 become 53 to 47
+    assert masked.box == (10, 20, 66, 60)
+    np.testing.assert_array_equal(masked.mask(80, 64), (blob() != 0)[:, ::-1])
+    for old, new in zip(record.lesions, out.lesions, strict=True):
+        assert new.kind == old.kind and type(new) is type(old)
+        assert new.box == (old.box[0], 64 - old.box[3], old.box[2], 64 - old.box[1])
+        for fact in FACTS:
+            assert getattr(new, fact) == getattr(old, fact)
+
+
+def test_left_breasts_are_not_mirrored():
+    record = mammogram(lesions=three_lesions(), laterality="L")
+    out = prepare(record, PreprocessConfig(flip_right=True))
+    np.testing.assert_array_equal(out.pixels(), record.pixels())
+    assert out.lesions == record.lesions
+
+
+def test_mirroring_twice_changes_nothing():
+    config, record = PreprocessConfig(flip_right=True), mammogram(lesions=three_lesions())
+    twice = prepare(prepare(record, config), config)
+    np.testing.assert_array_equal(twice.pixels(), record.pixels())
+    for old, new in zip(record.lesions, twice.lesions, strict=True):
+        assert new.box == old.box
+        for before, after in zip(old.outlines, new.outlines, strict=True):
+            if not isinstance(old, MaskedLesion):
+                np.testing.assert_array_equal(after, before)
+    np.testing.assert_array_equal(twice.lesions[2].mask(80, 64), record.lesions[2].mask(80, 64))
+
+
+def test_resampling_by_hand():
+    outline = np.float32([[-0.5, -0.5], [-0.5, 63.5], [79.5, 63.5], [79.5, 31.5]])  # corners of the image, and between
+    lesions = (Lesion.from_outline("mass", outline, 80, 64), Lesion("mass", (3, 10, 9, 17)), Lesion("mass", (70, 60, 80, 64)))
+    out = prepare(mammogram(lesions=lesions, spacing=(0.1, 0.1)), PreprocessConfig(spacing=0.2))
+    assert (out.rows, out.cols, out.spacing) == (40, 32, (0.2, 0.2))
+    assert out.pixels().shape == (40, 32, 1)
+    np.testing.assert_allclose(out.lesions[0].outlines[0], [[-0.5, -0.5], [-0.5, 31.5], [39.5, 31.5], [39.5, 15.5]], atol=1e-6)
+    assert out.lesions[0].box == (0, 0, 40, 32)
+    assert [lesion.box for lesion in out.lesions[1:]] == [(1, 5, 5, 9), (35, 30, 40, 32)]  # outwards to whole pixels
+
+
+def test_spacing_is_that_of_the_whole_pixels():
+    out = prepare(mammogram(spacing=(0.1, 0.07)), PreprocessConfig(spacing=0.3))
+    assert (out.rows, out.cols) == (27, 15)  # 80 * 0.1 / 0.3 = 26.7 and 64 * 0.07 / 0.3 = 14.9
+    np.testing.assert_allclose(out.spacing, (8 / 27, 4.48 / 15))
+    same = prepare(mammogram(lesions=three_lesions(), spacing=(0.1, 0.1)), PreprocessConfig(spacing=0.1))
+    np.testing.assert_array_equal(same.pixels(), mammogram().pixels())
+    assert (same.rows, same.cols, same.spacing) == (80, 64, (0.1, 0.1))
+
+
+@pytest.mark.parametrize("target", [0.05, 0.13, 0.2])
+@pytest.mark.parametrize("flip", [False, True])
+def test_masks_move_as_images_do(target, flip):
+    """Of a large lesion: the mask of what was moved is the moved mask."""
+    rows, cols = np.mgrid[:400, :300]
+    region = (np.hypot((rows - 180) / 120, (cols - 140) / 90) < 1).astype(np.uint8)
+    angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    outline = np.stack([180 + 120 * np.sin(angle), 140 + 90 * np.cos(angle)], axis=1)
+    lesions = (Lesion.from_outline("mass", outline, 400, 300), MaskedLesion("mass", region.copy))
+    record = Mammogram("test", "aa", "b", 400, 300, partial(noise, 400, 300), "R", "CC", lesions=lesions, spacing=(0.1, 0.1))
+    out = prepare(record, PreprocessConfig(spacing=target, flip_right=flip))
+    for old, new in zip(lesions, out.lesions, strict=True):
+        mask = old.mask(400, 300)[:, ::-1] if flip else old.mask(400, 300)
+        moved = new.mask(out.rows, out.cols)
+        assert dice(moved, resize_mask(np.ascontiguousarray(mask)[..., None], out.rows, out.cols)[..., 0]) >= 0.99
+        inside = np.argwhere(moved)
+        assert new.box == (*inside.min(axis=0), *(inside.max(axis=0) + 1))
+
+
+def test_a_speck_survives_resampling():
+    def speck() -> np.ndarray:
+        mask = np.zeros((80, 64), np.uint8)
+        mask[40, 33] = 1
+        return mask
+
+    lesions = (MaskedLesion("calcification", speck), Lesion.from_outline("mass", np.float32([[40, 33], [40, 34], [41, 33]]), 80, 64))
+    out = prepare(mammogram(lesions=lesions), PreprocessConfig(spacing=0.8))
+    for lesion in out.lesions:
+        assert lesion.mask(10, 8).sum() >= 1 and lesion.box[:2] == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("missing", "steps", "fault"),
+    [
+        ({"laterality": None}, {"flip_right": True}, "^data.preprocess.flip_right needs the laterality, and that of image7 "),
+        ({"spacing": None}, {"spacing": 0.1}, "^data.preprocess.spacing needs mm per px, and those of image7 "),
+        ({"view": None}, {"remove_pectoral": True}, "^data.preprocess.remove_pectoral needs .* the view of image7 "),
+        (
+            {"view": "MLO", "laterality": None},
+            {"remove_pectoral": True},
+            "^data.preprocess.remove_pectoral needs the laterality, .* image7 ",
+        ),
+    ],
+)
+def test_what_the_archive_does_not_state_is_not_guessed(missing, steps, fault):
+    with pytest.raises(DataError, match=fault):
+        prepare(mammogram(refuse, **missing), PreprocessConfig(**steps))
+    unneeded = {"remove_marks": True}
+    assert prepare(mammogram(refuse, **missing), PreprocessConfig(**unneeded)).image_id == "image7"
+
+
+def test_steps_are_done_in_their_order():
+    record = next(record for record in phantom.read(count=8, seed=7) if (record.laterality, record.view) == ("R", "MLO"))
+    out = prepare(record, PreprocessConfig(remove_marks=True, remove_pectoral=True, flip_right=True, spacing=0.4))
+    moved, image = out.pixels(), record.pixels()
+    image = remove_pectoral(remove_marks(image, breast_mask(image)), "R", "MLO")
+    np.testing.assert_array_equal(moved, resize_image(np.ascontiguousarray(image[:, ::-1]), 512, 416))
+    assert not moved[:40, :40].any() and moved[:, :40].max() > 0.2  # the muscle's corner, now on the left
+    for lesion in out.lesions:
+        region = lesion.mask(512, 416)[..., None] == 1
+        assert moved[region].mean() > moved[~region & (moved > 0)].mean()  # masses are bright: they lie where they were drawn
+
+
+def test_prepared_records_pickle():
+    config = PreprocessConfig(remove_marks=True, flip_right=True, spacing=0.17)
+    record = prepare(mammogram(lesions=three_lesions()), config)
+    again = pickle.loads(pickle.dumps(record))
+    assert again == replace(record, lesions=again.lesions)
+    np.testing.assert_array_equal(again.pixels(), record.pixels())
+    for old, new in zip(record.lesions, again.lesions, strict=True):
+        assert new.box == old.box and new.kind == old.kind and type(new) is type(old)
+
+
+def test_frames_are_denoised_before_their_contrast_is_raised():
+    crop = noise(64, 48)
+    expected = {"none": denoise(crop, 1.5), "equalise": equalise(denoise(crop, 1.5)), "clahe": clahe(denoise(crop, 1.5), 3.0, 4)}
+    for contrast, image in expected.items():
+        config = PreprocessConfig(denoise=1.5, contrast=contrast, clahe_clip=3.0, clahe_tiles=4)
+        np.testing.assert_array_equal(framed(crop, config), image)
+    np.testing.assert_array_equal(framed(crop, PreprocessConfig(contrast="equalise")), equalise(crop))
+
+
+@pytest.mark.data
+def test_real_mammograms_keep_their_lesions(real_data):
+    """What lies in a lesion's mask is the same tissue before and after."""
+    records = cdd_cesm.read(real_data / "cdd-cesm")[::6]
+    assert {record.laterality for record in records} == {"L", "R"}
+    for record in records:
+        record = replace(record, spacing=(0.1, 0.1))
+        out = prepare(record, PreprocessConfig(remove_marks=True, flip_right=True, spacing=0.2))
+        before, after = record.pixels()[..., 0], out.pixels()[..., 0]
+        assert abs(before[before > 0.1].mean() - after[after > 0.1].mean()) < 0.02
+        for old, new in zip(record.lesions, out.lesions, strict=True):
+            mean = before[old.mask(record.rows, record.cols) == 1].mean()
+            assert after[new.mask(out.rows, out.cols) == 1].mean() == pytest.approx(mean, abs=0.02), record.image_id

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from tfmammo.archives import cbis_ddsm, cdd_cesm, ddsm, inbreast, mini_mias, phantom, vindr
+from tfmammo.archives import cbis_ddsm, cdd_cesm, ddsm, folder, inbreast, mini_mias, optimam, phantom, vindr
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.record import Mammogram, Skipped
 
@@ -13,8 +13,10 @@ ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
     "cbis_ddsm": cbis_ddsm.read,
     "cdd_cesm": cdd_cesm.read,
     "ddsm": ddsm.read,
+    "folder": folder.read,
     "inbreast": inbreast.read,
     "mini_mias": mini_mias.read,
+    "optimam": optimam.read,
     "phantom": phantom.read,
     "vindr": vindr.read,
 }

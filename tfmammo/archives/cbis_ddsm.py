@@ -281,7 +281,7 @@ def _image(root: Path, paths: list[Path], skipped: Skipped) -> tuple[Path, dicom
         try:
             header = dicom.read_header(path)
             if _role(header) in ("mask", "crop"):
-                raise ArchiveError(f"{path}: is called {header.series_description}, but lies among the mammograms")
+                raise ArchiveError(f"{path}: says that it is a {_role(header)}, but lies among the mammograms")
             if chosen:
                 raise ArchiveError(f"{path}: is a second file of the same image")
             chosen = path, header
@@ -339,7 +339,7 @@ def _mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray
         try:
             header = dicom.read_header(path)
             if _role(header) in ("crop", "full"):
-                raise ArchiveError(f"{path}: is no mask but one of the {header.series_description}")
+                raise ArchiveError(f"{path}: is no mask, it says that it is a {_role(header)}")
             if abs(header.rows * cols / (header.cols * rows) - 1) > 0.01:
                 raise ArchiveError(f"{path}: has {header.rows} x {header.cols} px, which don't fit the image's {rows} x {cols}")
             candidates.append((_role(header) != "mask", abs(header.rows - rows), path))

@@ -1,52 +1,86 @@
 """One DICOM mammogram -> float32 pixels in [0, 1], and the facts its header states.
 
 The grayscale pipeline of DICOM PS3.3 and PS3.4 (annex N.2), in its order: stored bits -> modality LUT or rescale -> VOI
-LUT or the first window -> [0, 1] -> inversion of MONOCHROME1 -> padding to 0. The scale is always the range that a stage
-can put out, never the extremes of the image at hand, so that equal tissue stays equal between images.
+LUT or window -> [0, 1] -> inversion of MONOCHROME1 -> padding to 0. The scale is always the range that a stage can put
+out, never the extremes of the image at hand, so that equal tissue stays equal between images. A stored pixel has 16 bits
+at most, so the pipeline is computed once for every value that these can hold, in float64, and each pixel looks its own up.
+
+Left open by the standard or by what is found in files, and chosen here:
+- Several VOI LUTs and windows are alternatives for the eye; without a choice the first VOI LUT is taken, else the first window.
+- Spacing is that in the breast: PixelSpacing where it is calibrated (its calibration type says so, it differs from
+  ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured at the detector, over the estimated
+  magnification; else NominalScannedPixelSpacing of a scanned film.
+- Raw images ("for processing") are read like any other and marked in the header; they look unlike those made for the eye.
 
 Departure: the tables and windows are applied here and not by pydicom.pixels, because pydicom 3.0 wraps 12-bit pixels in
 an 8-bit VOI LUT, refuses modality LUTs of 10 to 14 bits and inverts a window after a negative slope.
+
+Privacy: pydicom quotes element values, any of which may name the patient, in its exceptions, warnings and log lines. So
+of an exception raised while elements are read only the class is told, and warnings and log lines are dropped. What this
+file says itself quotes numbers and the standard's own words alone.
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import struct
+import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels import get_decoder
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
 from tfmammo.record import ArchiveError, Laterality, View
 
-logger = logging.getLogger(__name__)
-
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
-_VIEWS: dict[str, View] = {
-    "CC": "CC",
-    "MLO": "MLO",
-    "R-10242": "CC",  # SNOMED RT and CT codes of ViewCodeSequence
-    "R-10226": "MLO",
-    "399162004": "CC",
-    "399368009": "MLO",
-}
+_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
+_LARGEST = 2**27  # pixels; the largest mammograms have 2**25, a damaged header may claim 2**32
+_BAND = 64  # rows looked up at a time: NumPy makes 64-bit indices of them, which should stay in the cache
+_UNDEFINED = 2**32 - 1  # the length of compressed pixels
+_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame: JPEG of all kinds, JPEG-LS
+# The words that messages may quote: a damaged header can hold anything in their place.
+_MODALITIES = ("CR", "CT", "DX", "ES", "IO", "KO", "MR", "NM", "OT", "PR", "PT", "PX", "RF", "RG", "SEG", "SM", "SR", "US", "XA", "XC")
+_PHOTOMETRICS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+# Codes in SNOMED CT and in its older notation, which newer systems still write: PS3.16 CID 4014 for views, and for sides
+# the breast itself (CID 4) or a modifier of it (CID 244).
+_VIEW_CODES: dict[str, View] = {"399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO"}
+_SIDE_CODES: dict[str, Laterality] = {
+    "80248007": "L", "T-04030": "L", "7771000": "L", "G-A101": "L",
+    "73056007": "R", "T-04020": "R", "24028007": "R", "G-A100": "R",
+}  # fmt: skip
+_SIDES: dict[str, Laterality] = {"L": "L", "R": "R"}
+_VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
+_VIEW_POSITION = re.compile(r"([LR]?)[ _-]?(CC|MLO)")  # "MLO" by the standard, "LMLO" or "R CC" by some systems
+
+_one_at_a_time = threading.RLock()  # warnings and loggers belong to the process
+
+
+class _Fault(Exception):
+    """What is wrong with a file, in words that quote no text of it."""
 
 
 @dataclass(frozen=True)
 class Header:
     """What a header states about its image, no pixel read.
 
-    rows, cols: native size, px. spacing: (row, col) in mm per px, None where absent; unequal values stay as they are.
-    laterality, view: None where absent or neither L nor R, neither CC nor MLO.
+    rows, cols: native size, px. spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
+    they are. laterality, view: None where absent or neither L nor R, neither CC nor MLO. series_description: free text,
+    None where absent; a hospital may write anything there, so it must not reach a record. for_processing: raw detector
+    values, not yet made fit for the eye.
     """
 
     rows: int
@@ -54,6 +88,8 @@ class Header:
     spacing: tuple[float, float] | None
     laterality: Laterality | None
     view: View | None
+    series_description: str | None
+    for_processing: bool
 
 
 def read_header(path: Path) -> Header:
@@ -63,160 +99,367 @@ def read_header(path: Path) -> Header:
     Returns:  its facts.
     Raises:   ArchiveError: no file, no DICOM, no mammogram, not one grey frame, no pixel data, or the file ends too early.
     """
-    with _reading(path), path.open("rb") as file:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True)
-        _check(dataset, path)
-        position = file.tell()
-        _check_length(dataset, path, file.seek(0, 2) - position)
-        return Header(int(dataset.Rows), int(dataset.Columns), _spacing(dataset), _laterality(dataset), _view(dataset))
+    with _reading(path), path.open("rb") as file, _silence():
+        dataset = _dataset(file)
+        _seek_pixels(file, dataset)  # for its complaints
+        raw = _text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING" or _text(dataset, "SOPClassUID") == _FOR_PROCESSING
+        return Header(
+            rows=dataset.Rows,
+            cols=dataset.Columns,
+            spacing=_spacing(dataset),
+            laterality=_laterality(dataset),
+            view=_view(dataset),
+            series_description=_text(dataset, "SeriesDescription") or None,
+            for_processing=raw,
+        )
 
 
-def read_pixels(path: Path, window: bool = True) -> NDArray[np.float32]:
+def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
     """The image of one mammogram, dark background, bright tissue.
 
     Args:     path: a DICOM file, of any transfer syntax that pydicom's installed plugins decode.
-              window: apply the VOI LUT, or the first window where there is no VOI LUT; without it the image keeps the whole
-              range that its bits can store.
+              window: True applies the first VOI LUT, or the first window where there is no VOI LUT, or none. False keeps
+              the whole range that the bits can store. A number chooses: 0, 1, ... counts the VOI LUTs, then the windows.
     Returns:  float32 [rows, cols, 1] in [0, 1], native px; padding pixels are 0.
-    Raises:   ArchiveError: as `read_header`, or the pixels can't be decoded.
+    Raises:   ArchiveError: as `read_header`, or there is no window of that number, or the pixels can't be decoded.
     Source:   DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
     """
-    read_header(path)  # refuses what it refuses in the same words
-    with _reading(path):
-        dataset = pydicom.dcmread(path)
-        if "PixelData" not in dataset:
-            raise ArchiveError(f"{path}: has no pixel data")
-        stored = dataset.pixel_array  # bits above BitsStored are cut off and the sign is extended
-        image = _grayscale(dataset, stored, window)
-        if dataset.PhotometricInterpretation == "MONOCHROME1":
-            image = 1 - image
-        image[_padding(dataset, stored)] = 0
-        return image[..., np.newaxis]
+    with _reading(path), path.open("rb") as file:
+        with _silence():
+            dataset = _dataset(file)
+            kind, length = _seek_pixels(file, dataset)
+            grey = _grey_of_codes(dataset, window)
+        data = dataset.PixelData if "PixelData" in dataset else file.read(length)
+        with _silence():
+            codes = _codes(dataset, data, kind)
+    image = np.empty(codes.shape, np.float32)
+    for top in range(0, len(codes), _BAND):
+        np.take(grey, codes[top : top + _BAND], out=image[top : top + _BAND], mode="clip")
+    return image[..., np.newaxis]
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever pydicom raises into an ArchiveError, and what it warns of into log lines."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    """Turn whatever pydicom raises into an ArchiveError without its text."""
+    try:
+        yield
+    except _Fault as fault:
+        raise ArchiveError(f"{path}: {fault}") from None
+    except FileNotFoundError:
+        raise ArchiveError(f"{path}: no such file") from None
+    except InvalidDicomError:
+        raise ArchiveError(f"{path}: is not a DICOM file") from None
+    except Exception as error:  # pydicom answers damaged files with exceptions of any class
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ArchiveError(f"{path}: can't be read ({reason or type(error).__name__})") from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No warning and no log line of pydicom; values against the standard are common, those that matter are checked here."""
+    log = logging.getLogger("pydicom")
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        disabled, propagate = log.disabled, log.propagate
+        log.disabled, log.propagate = True, False  # itself, and the loggers beneath it
         try:
             yield
-        except ArchiveError:
-            raise
-        except FileNotFoundError:
-            raise ArchiveError(f"{path}: no such file") from None
-        except InvalidDicomError:
-            raise ArchiveError(f"{path}: is not a DICOM file") from None
-        except Exception as error:  # pydicom and its decoders answer damaged files with exceptions of any class
-            reason = " ".join(str(error).split())[:200].rstrip(".")
-            raise ArchiveError(f"{path}: can't be read ({error.__class__.__name__}: {reason})") from error
-    for warning in caught:
-        # Values against the standard are common in headers; those that matter here are checked where they are used.
-        logger.debug("%s: %s", path, " ".join(str(warning.message).split()))
+        finally:
+            log.disabled, log.propagate = disabled, propagate
 
 
-def _check(dataset: FileDataset, path: Path) -> None:
-    modality = dataset.get("Modality") or "not stated"
-    photometric = dataset.get("PhotometricInterpretation") or "not stated"
-    if modality != "MG" and not str(dataset.get("SOPClassUID", "")).startswith(_SECONDARY_CAPTURE):
-        raise ArchiveError(f"{path}: is no mammogram, its modality is {modality}")
-    if not dataset.get("Rows") or not dataset.get("Columns"):
-        raise ArchiveError(f"{path}: has no image, its header gives no rows or columns")
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise ArchiveError(f"{path}: holds {dataset.NumberOfFrames} frames, not one image")
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ArchiveError(f"{path}: is no grey image, its photometric interpretation is {photometric}")
-    if int(dataset.get("HighBit", dataset.BitsStored - 1)) != dataset.BitsStored - 1:
-        raise ArchiveError(f"{path}: high bit {dataset.HighBit} does not fit {dataset.BitsStored} stored bits")
+def _dataset(file: BinaryIO) -> FileDataset:
+    """Everything before the pixels, checked; of a deflated file, which pydicom inflates as a whole, the pixels too."""
+    dataset = pydicom.dcmread(file, stop_before_pixels=not _is_deflated(file))
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
+        raise _Fault("its transfer syntax is missing or unknown")
+    _check(dataset)
+    for key in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in _items(dataset, key):  # an enhanced image states here what all others state at the top
+            for macro in (element for element in group if element.VR == "SQ" and element.value):
+                for element in macro.value[0]:
+                    if element.tag not in dataset:
+                        dataset.add(element)
+    return dataset
 
 
-def _check_length(dataset: FileDataset, path: Path, rest: int) -> None:
-    """Raise when `rest` bytes behind the header can't hold the pixels; compressed pixels may have any length but none."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax == _DEFLATED:
-        return
-    rest -= 8 if syntax.is_implicit_VR else 12  # the tag, type and length of PixelData
-    if rest <= 0:
-        raise ArchiveError(f"{path}: has no pixel data")
-    needed = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-    if not syntax.is_compressed and rest < needed:
-        raise ArchiveError(f"{path}: the file ends early, {rest} of {needed} bytes of pixels are there")
+def _is_deflated(file: BinaryIO) -> bool:
+    """Whether all behind the file's meta information is deflated; raises when it would inflate to any size."""
+    start = file.read(2**16)
+    deflated = str(DeflatedExplicitVRLittleEndian).encode() in start
+    if deflated:
+        file.seek(144 + int.from_bytes(start[140:144], "little"))  # preamble, magic word, length of the meta information
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflater.decompress(file.read(), 2 * _LARGEST + 2**24)
+        if inflater.unconsumed_tail:
+            raise _Fault("is deflated and inflates to more than any mammogram needs")
+    file.seek(0)
+    return deflated
 
 
-def _grayscale(dataset: FileDataset, stored: NDArray, window: bool) -> NDArray[np.float32]:
-    """Stored values -> float32 [rows, cols] in [0, 1], photometric interpretation and padding not yet applied."""
-    bits, values = int(dataset.BitsStored), stored
+def _check(dataset: FileDataset) -> None:
+    """Raise unless this is one grey image of a breast; leave its numbers as int."""
+    modality, photometric = _text(dataset, "Modality"), _text(dataset, "PhotometricInterpretation")
+    if modality != "MG" and not _text(dataset, "SOPClassUID").startswith(_SECONDARY_CAPTURE):
+        raise _Fault(f"is no mammogram, its modality is {_quoted(modality, _MODALITIES)}")
+    rows, cols, frames = _integer(dataset, "Rows", 0), _integer(dataset, "Columns", 0), _integer(dataset, "NumberOfFrames", 1)
+    if not rows or not cols:
+        raise _Fault("has no image, its header gives no rows or columns")
+    if rows * cols > _LARGEST:
+        raise _Fault(f"no mammogram has {rows} x {cols} pixels")
+    if frames > 1:
+        raise _Fault(f"holds {frames if frames < 10_000 else 'too many'} frames, not one image")
+    if _integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise _Fault(f"is no grey image, its photometric interpretation is {_quoted(photometric, _PHOTOMETRICS)}")
+    allocated, bits = _integer(dataset, "BitsAllocated", 0), _integer(dataset, "BitsStored", 0)
+    if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
+        raise _Fault(f"{bits} bits stored in {allocated} are no mammogram's pixels")
+    if (high_bit := _integer(dataset, "HighBit", bits - 1)) != bits - 1:
+        raise _Fault(f"high bit {high_bit} does not fit {bits} stored bits")
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.BitsStored = rows, cols, allocated, bits
+    dataset.PixelRepresentation = _integer(dataset, "PixelRepresentation", 0)
+
+
+def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
+    """Go to the first byte of the pixels; return their type and how many bytes to read, -1 for all that follow."""
+    syntax, kind = dataset.file_meta.TransferSyntaxUID, "OW"
+    if syntax == DeflatedExplicitVRLittleEndian:
+        length = rest = len(dataset.get("PixelData") or b"")
+    else:
+        order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
+        head = file.read(8 if syntax.is_implicit_VR else 12)  # tag, type where explicit, length
+        tag, length = [int.from_bytes(head[at : at + 2], order) for at in (0, 2)], int.from_bytes(head[-4:], order)
+        kind = "OW" if syntax.is_implicit_VR else head[4:6].decode("latin-1")
+        if tag != [0x7FE0, 0x0010] or kind not in ("OB", "OW", "UN"):
+            raise _Fault("has no pixel data")
+        start = file.tell()
+        rest = file.seek(0, 2) - start
+        file.seek(start)
+    if min(rest, length) == 0:
+        raise _Fault("has no pixel data")
+    if syntax.is_encapsulated:
+        return kind, -1 if length == _UNDEFINED else length
+    needed = _bytes_of_pixels(dataset)
+    if length == _UNDEFINED:
+        raise _Fault("its pixels are compressed, though its transfer syntax says that they are not")
+    if min(rest, length) < needed:
+        raise _Fault(f"the file ends early, {min(rest, length)} of {needed} bytes of pixels are there")
+    return kind, needed + needed % 2
+
+
+def _bytes_of_pixels(dataset: Dataset) -> int:
+    return int(-(-dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8))
+
+
+def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedinteger]:
+    """The bits of every pixel, decompressed: uint8 or uint16 [rows, cols]; negative values wrap."""
+    syntax, needed = dataset.file_meta.TransferSyntaxUID, _bytes_of_pixels(dataset)
+    if syntax.is_encapsulated:
+        _check_stream(data, dataset.Rows, dataset.Columns)
+    else:
+        data = data[: needed + needed % 2]
+    options: dict[str, Any] = {
+        "rows": dataset.Rows,
+        "columns": dataset.Columns,
+        "samples_per_pixel": 1,
+        "number_of_frames": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": dataset.BitsAllocated,
+        "bits_stored": dataset.BitsStored,
+        "pixel_representation": dataset.PixelRepresentation,
+        "pixel_keyword": "PixelData",
+        "pixel_vr": kind,
+        "view_only": dataset.BitsAllocated == 16,  # no copy where none is needed
+        "correct_unused_bits": False,  # left to _grey_of_codes
+    }
+    try:
+        codes, _ = get_decoder(syntax).as_array(data, index=0, raw=True, **options)
+    except Exception as error:  # decoders are given pixels and numbers alone, so what they say can be told
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise _Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
+    return codes.view(codes.dtype.str.replace("i", "u"))
+
+
+def _check_stream(data: bytes, rows: int, cols: int) -> None:
+    """Raise when compressed pixels break off, or are of another size than the header's, which might need any memory."""
+    at = 0
+    while data[at : at + 4] == b"\xfe\xff\x00\xe0":  # an item: the table of offsets, then fragments
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    if data[at : at + 4] != b"\xfe\xff\xdd\xe0":
+        raise _Fault("the file ends early, its compressed pixels break off")
+    size = _stream_size(get_frame(data, 0, number_of_frames=1))
+    if size not in (None, (rows, cols)):
+        raise _Fault(f"its compressed pixels are {size[0]} x {size[1]}, its header says {rows} x {cols}")
+
+
+def _stream_size(stream: bytes) -> tuple[int, int] | None:
+    """(rows, cols) by a JPEG's start of frame or a JPEG 2000's SIZ segment; None where there is neither, as in RLE."""
+    if stream[:4] == b"\xff\x4f\xff\x51" and len(stream) >= 24:
+        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
+        return bottom - top, right - left
+    at = 2
+    while stream[:2] == b"\xff\xd8" and stream[at : at + 1] == b"\xff" and at + 9 <= len(stream):
+        marker, length, rows, cols = struct.unpack(">xBHxHH", stream[at : at + 9])
+        if marker in _FRAME_MARKERS:
+            return rows, cols
+        at += 2 + length
+    return None
+
+
+def _grey_of_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
+    """What a pixel's bits stand for in the image: float32 [256 or 65536] in [0, 1]."""
+    width = 16 if dataset.BitsAllocated == 16 else 8
+    # pydicom fills the bits above BitsStored with the sign for these two; in all others they may hold anything.
+    extended = dataset.file_meta.TransferSyntaxUID in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes)
+    bits = width if extended else dataset.BitsStored
+    stored = np.arange(2**bits)
+    if dataset.PixelRepresentation:
+        stored[2 ** (bits - 1) :] -= 2**bits
+    grey = _grey(dataset, stored, window)
+    if _text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
+        grey = 1 - grey
+    grey[_padding(dataset, stored)] = 0
+    if not np.isfinite(grey).all():
+        raise _Fault("its rescale or window holds a number that is not finite")
+    return np.tile(grey.astype(np.float32), 2 ** (width - bits))
+
+
+def _grey(dataset: FileDataset, stored: NDArray[np.integer], window: bool | int) -> NDArray[np.float64]:
+    """Stored values -> [0, 1] of the same shape, photometric interpretation and padding not yet applied."""
+    bits, values = dataset.BitsStored, stored.astype(np.float64)
     low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0.0, 2.0**bits - 1)
-    if dataset.get("ModalityLUTSequence"):
-        values, low, high = _look_up(dataset, values, dataset.ModalityLUTSequence[0])
-    elif dataset.get("RescaleSlope") is not None and dataset.get("RescaleIntercept") is not None:
-        slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
-        values = values.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-        low, high = sorted((low * slope + intercept, high * slope + intercept))
-    if window and dataset.get("VOILUTSequence"):
-        values, low, high = _look_up(dataset, values, dataset.VOILUTSequence[0])
-    elif window and dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
-        values, low, high = _window(dataset, values), 0.0, 1.0
+    slope, intercept = _numbers(dataset, "RescaleSlope"), _numbers(dataset, "RescaleIntercept")
+    if tables := _items(dataset, "ModalityLUTSequence"):
+        values, low, high = _look_up(dataset, values, low, tables[0])
+    elif slope and intercept:
+        values = values * slope[0] + intercept[0]
+        low, high = sorted((low * slope[0] + intercept[0], high * slope[0] + intercept[0]))
+    chosen = _chosen(dataset, window)
+    if isinstance(chosen, Dataset):
+        values, low, high = _look_up(dataset, values, low, chosen)
+    elif chosen is not None:
+        values, low, high = _window(values, *chosen, _text(dataset, "VOILUTFunction").upper() or "LINEAR"), 0.0, 1.0
     if not low < high:
-        raise ValueError(f"the pixel range {low} to {high} is empty")
-    return np.clip((values.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+        raise _Fault(f"the pixel range {low:g} to {high:g} is empty")
+    return np.clip((values - low) / (high - low), 0, 1)
 
 
-def _look_up(dataset: FileDataset, values: NDArray, item: Dataset) -> tuple[NDArray, float, float]:
+def _chosen(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, float] | None:
+    """The VOI LUT or window (centre, width) that `window` stands for."""
+    windows = list(zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False))
+    choices: list[Any] = [*_items(dataset, "VOILUTSequence"), *windows]
+    if window is False or (window is True and not choices):
+        return None
+    index = 0 if window is True else window
+    if not 0 <= index < len(choices):
+        raise _Fault(f"has no window of number {index}, only {len(choices)}")
+    return choices[index]
+
+
+def _look_up(dataset: FileDataset, values: NDArray[np.float64], low: float, item: Dataset) -> tuple[NDArray, float, float]:
     """Values through one LUT, and the LUT's output range. Values outside the table take its first or last entry."""
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    entries = entries % 2**16 or 2**16  # 0 stands for 65536, and a signed reading of the descriptor wraps
+    entries, first, bits = (int(number) for number in _numbers(item, "LUTDescriptor"))
+    entries = entries % 2**16 or 2**16  # 0 stands for 65536; here and below, 16 bits may have been read with the wrong sign
+    first = (first + 2**15) % 2**16 - 2**15 if low < 0 else first % 2**16
     table: Any = item.LUTData
     if isinstance(table, bytes):
         order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
         table = np.frombuffer(table, np.uint8 if len(table) < 2 * entries else f"{order}u2")
     table = np.atleast_1d(table)[:entries]
-    index = np.rint(values).astype(np.int32) - first
-    return table[np.clip(index, 0, len(table) - 1)], 0.0, 2.0**bits - 1
+    index = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
+    return table[index].astype(np.float64), 0.0, 2.0**bits - 1
 
 
-def _window(dataset: FileDataset, values: NDArray) -> NDArray[np.float32]:
-    """Values through the first window: 0 at its lower end and below, 1 at its upper end and above."""
-    center, width = (float(np.atleast_1d(dataset[key].value)[0]) for key in ("WindowCenter", "WindowWidth"))
-    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
-    if width < (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
-        raise ValueError(f"a window of width {width:g} is empty")
-    values = values.astype(np.float32)
+def _window(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
+    """Values through a window: 0 at its lower end and below, 1 at its upper end and above."""
+    if not width >= (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
+        raise _Fault(f"a window of width {width:g} is empty")
     if function == "LINEAR":  # C.11.2.1.2.1; a window of width 1 is a step
-        return (values - np.float32(center - 0.5)) / np.float32(max(width - 1, 1e-6)) + np.float32(0.5)
+        return (values - (center - 0.5)) / max(width - 1, 1e-6) + 0.5
     if function == "LINEAR_EXACT":  # C.11.2.1.3.2
-        return (values - np.float32(center)) / np.float32(width) + np.float32(0.5)
+        return (values - center) / width + 0.5
     if function == "SIGMOID":  # C.11.2.1.3.1
-        return 1 / (1 + np.exp(np.clip(-4 * (values - np.float32(center)) / np.float32(width), -80, 80)))
-    raise ValueError(f"the VOI LUT function {function} is unknown")
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -80, 80)))
+    raise _Fault("its VOI LUT function is none of LINEAR, LINEAR_EXACT and SIGMOID")
 
 
-def _padding(dataset: FileDataset, stored: NDArray) -> NDArray[np.bool_]:
+def _padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Where the image was padded to a rectangle; without this a MONOCHROME1 background would turn bright."""
-    if dataset.get("PixelPaddingValue") is None:
+    if not (one := _numbers(dataset, "PixelPaddingValue")):
         return np.zeros(stored.shape, bool)
-    one = int(dataset.PixelPaddingValue)
-    other = int(dataset.get("PixelPaddingRangeLimit", one))
-    return (stored >= min(one, other)) & (stored <= max(one, other))
+    limits = np.array([one[0], (_numbers(dataset, "PixelPaddingRangeLimit") or one)[0]])
+    if dataset.PixelRepresentation:  # both are often read with the wrong sign
+        limits = (limits + 2**15) % 2**16 - 2**15
+    else:
+        limits %= 2**16
+    return (stored >= limits.min()) & (stored <= limits.max())
 
 
 def _spacing(dataset: FileDataset) -> tuple[float, float] | None:
-    # PixelSpacing is corrected for the magnification between breast and detector, ImagerPixelSpacing is what the
-    # detector measures, some per cent too wide for anything in the breast.
-    for key in ("PixelSpacing", "ImagerPixelSpacing"):
-        values = np.atleast_1d(dataset.get(key) or ()).astype(float)
-        if len(values) == 2 and np.isfinite(values).all() and (values > 0).all():
-            return float(values[0]), float(values[1])
+    stated, imager = _pair(dataset, "PixelSpacing"), _pair(dataset, "ImagerPixelSpacing")
+    if stated and (stated != imager or _text(dataset, "PixelSpacingCalibrationType")):
+        return stated
+    if imager:
+        (factor,) = _numbers(dataset, "EstimatedRadiographicMagnificationFactor")[:1] or [1.0]
+        # The breast lies between source and detector, so that a factor below 1 can only be a mistake.
+        return (imager[0] / factor, imager[1] / factor) if 1 <= factor < np.inf else imager
+    return _pair(dataset, "NominalScannedPixelSpacing")
+
+
+def _pair(dataset: FileDataset, key: str) -> tuple[float, float] | None:
+    values = _numbers(dataset, key)
+    if len(values) == 2 and all(0 < value < np.inf for value in values):
+        return values[0], values[1]
     return None
 
 
 def _laterality(dataset: FileDataset) -> Laterality | None:
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    anatomy = (shared.get("FrameAnatomySequence") or [Dataset()])[0]
-    words = [dataset.get(key) for key in ("ImageLaterality", "Laterality", "FrameLaterality")]
-    return next((_LATERALITIES[word] for word in (*words, anatomy.get("FrameLaterality")) if word in _LATERALITIES), None)
+    for key in ("ImageLaterality", "Laterality", "FrameLaterality"):
+        if (word := _text(dataset, key).upper()) in _SIDES:
+            return _SIDES[word]
+    for region in _items(dataset, "AnatomicRegionSequence"):
+        for item in (region, *_items(region, "AnatomicRegionModifierSequence")):
+            if (code := _text(item, "CodeValue")) in _SIDE_CODES:
+                return _SIDE_CODES[code]
+    match = _VIEW_POSITION.fullmatch(_text(dataset, "ViewPosition").upper())
+    return _SIDES.get(match[1]) if match else None
 
 
 def _view(dataset: FileDataset) -> View | None:
-    code = (dataset.get("ViewCodeSequence") or [Dataset()])[0].get("CodeValue")
-    return next((_VIEWS[word] for word in (dataset.get("ViewPosition"), code) if word in _VIEWS), None)
+    if match := _VIEW_POSITION.fullmatch(_text(dataset, "ViewPosition").upper()):
+        return _VIEWS[match[2]]
+    codes = [_text(item, "CodeValue") for item in _items(dataset, "ViewCodeSequence")]
+    return next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
+
+
+def _quoted(word: str, known: tuple[str, ...]) -> str:
+    return word if word in known else "unknown" if word else "not stated"
+
+
+def _text(dataset: Dataset, key: str) -> str:
+    return str(_value(dataset, key) or "").strip()
+
+
+def _items(dataset: Dataset, key: str) -> list[Dataset]:
+    return list(_value(dataset, key) or ())
+
+
+def _integer(dataset: Dataset, key: str, absent: int) -> int:
+    values = _numbers(dataset, key)
+    return int(values[0]) if values else absent
+
+
+def _numbers(dataset: Dataset, key: str) -> list[float]:
+    value = _value(dataset, key)
+    try:
+        return [] if value is None else [float(number) for number in np.atleast_1d(value)]
+    except (TypeError, ValueError):
+        raise _Fault(f"its {key} is no number") from None
+
+
+def _value(dataset: Dataset, key: str) -> Any:
+    try:
+        return dataset.get(key)
+    except Exception:  # the value is converted now, and what is raised quotes it
+        raise _Fault(f"its {key} can't be read") from None

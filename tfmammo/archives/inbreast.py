@@ -248,5 +248,5 @@ def _row_col(point: str) -> tuple[float, float]:
     """OsiriX's "(x, y)", x to the right and y down, as (row, col)."""
     match = _POINT.fullmatch(point)
     if match is None:
-        raise ValueError(f"the point '{point[:40]}' is not of the form (x, y)")
+        raise ValueError(f"the point '{' '.join(point.split())[:40]}' is not of the form (x, y)")
     return float(match[2]), float(match[1])

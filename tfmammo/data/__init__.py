@@ -1,1 +1,3 @@
 """Mammograms -> patches -> splits -> batches. Knows the record, and no archive."""
+
+import tfmammo.quiet  # noqa: F401 - TensorFlow's first import, without its chatter

@@ -1,33 +1,74 @@
-"""Mammograms -> square patches around lesions, with their masks."""
+"""Mammograms -> square patches with their masks: around lesions, near them, or of normal tissue.
+
+`patches_of` makes the patches of one mammogram, one after the other, so that an archive need not fit into memory;
+`make_patches` puts those of many into arrays. What is done to pixels, in this order: the preprocessing of the whole
+mammogram, the crop, the preprocessing of the crop, resampling to `size` px, grey values to [0, 1]. Percentiles are taken
+after resampling: of what a network sees.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
-from tfmammo.data.preprocess import normalise, resize_image, resize_mask
-from tfmammo.record import ArchiveError, Box, Lesion, Mammogram, Skipped
+from tfmammo.data import preprocess, sampling
+from tfmammo.data.preprocess import DataError, normalise, resize_image, resize_mask
+from tfmammo.record import Box, Lesion, Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 
+SEVERITY = ("malignant", "benign", "normal", "")
 
-class DataError(ValueError):
-    """The data can't be used as the config asks. The message says what was found."""
+# The rows of Patches that are text, and what Patch calls one of them.
+_TEXTS = {
+    "patient_ids": "patient_id",
+    "ids": "id",
+    "kinds": "kind",
+    "pathologies": "pathology",
+    "shapes": "shape",
+    "official_splits": "official_split",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """One patch. image: float32 [s, s, 1] in [0, 1]. mask: uint8 [s, s, 1], 0 or 1. The rest: see Patches."""
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    patient_id: str
+    id: str
+    kind: str = ""
+    pathology: str = ""
+    shape: str = ""
+    official_split: str = ""
+
+
+def _unknown() -> NDArray[np.str_]:
+    return np.empty(0, np.str_)
 
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """Patches of lesions in memory, row i of every array belonging together.
+    """Patches in memory, row i of every array belonging together.
 
     images: float32 [n, s, s, 1] in [0, 1]. masks: uint8 [n, s, s, 1], 0 or 1, 1 on any wanted lesion. patient_ids: str
-    [n], the unit of splits. ids: str [n], "<image_id>#<index of the lesion in the mammogram>".
+    [n], the unit of splits. ids: str [n], "<image_id>#<index of the lesion in the mammogram>" of a lesion's patch,
+    "<image_id>#full" of a whole mammogram, "<image_id>#<index>@<i>" of the i-th one near a lesion, "<image_id>@<i>" of
+    normal tissue.
+    Facts, str [n] each, "" where unknown, all of them where left out: kinds: mass, calcification, asymmetry, distortion or
+    normal. pathologies: normal, benign or malignant. shapes: the archive's own word. official_splits: train or test. They
+    are the lesion's for whose sake the patch was made. A whole mammogram's kind is the first in config.kinds that it holds,
+    its pathology the image's (else its worst lesion's), its shape the one that all its lesions share.
+    labels: int32 [n], the class of each for a classifier, set by `labelled`; of length 0 where there is none.
 
     Raises:   ValueError: a shape, dtype or range is another.
     """
@@ -36,6 +77,11 @@ class Patches:
     masks: NDArray[np.uint8]
     patient_ids: NDArray[np.str_]
     ids: NDArray[np.str_]
+    kinds: NDArray[np.str_] = field(default_factory=_unknown)
+    pathologies: NDArray[np.str_] = field(default_factory=_unknown)
+    shapes: NDArray[np.str_] = field(default_factory=_unknown)
+    official_splits: NDArray[np.str_] = field(default_factory=_unknown)
+    labels: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
     def __post_init__(self) -> None:
         shape = self.images.shape
@@ -47,6 +93,14 @@ class Patches:
             raise ValueError(f"{len(self.patient_ids)} patient_ids and {len(self.ids)} ids for {shape[0]} patches")
         if self.patient_ids.dtype.kind != "U" or self.ids.dtype.kind != "U":
             raise ValueError("patient_ids and ids must be arrays of str")
+        for name in ("kinds", "pathologies", "shapes", "official_splits"):
+            fact = getattr(self, name)
+            if fact.size == 0:
+                object.__setattr__(self, name, np.full(len(self), "", np.str_))
+            elif fact.shape != shape[:1] or fact.dtype.kind != "U":
+                raise ValueError(f"{name} must be an array of {shape[0]} str, not of {fact.shape} {fact.dtype}")
+        if self.labels.dtype != np.int32 or self.labels.shape not in ((0,), shape[:1]):
+            raise ValueError(f"labels must be {shape[0]} int32 or none, not {self.labels.shape} {self.labels.dtype}")
         if len(self) and not (self.images.min() >= 0 and self.images.max() <= 1 and self.masks.max() <= 1):
             raise ValueError("images must lie in [0, 1] and masks must hold 0 and 1 alone")
 
@@ -56,53 +110,110 @@ class Patches:
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Patches:
         """The patches at `indices`, in that order."""
         rows = np.asarray(indices, np.intp)
-        return Patches(self.images[rows], self.masks[rows], self.patient_ids[rows], self.ids[rows])
+        texts: dict[str, Any] = {name: getattr(self, name)[rows] for name in _TEXTS}
+        return Patches(self.images[rows], self.masks[rows], **texts, labels=self.labels[rows] if len(self.labels) else self.labels)
+
+    def labelled(self, labels: Sequence[int] | NDArray[np.integer]) -> Patches:
+        """The same patches with a class each, which batches then hold as "label"."""
+        return replace(self, labels=np.asarray(labels, np.int32))
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits, equal for equal contents in the same order."""
+        """Twelve hexadecimal digits, equal for equal images, masks, labels, patient_ids and ids in the same order."""
         content = hashlib.sha256(repr(self.images.shape).encode())
         for array in (self.images, self.masks):
             content.update(np.ascontiguousarray(array).data)
         for names in (self.patient_ids, self.ids):
             content.update("\n".join(names.tolist()).encode() + b"\n")
+        content.update(self.labels.tobytes())
         return content.hexdigest()[:12]
 
 
-def lesion_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
-    """One patch for every lesion of the wanted kinds.
+def stack(patches: Iterable[Patch]) -> Patches:
+    """Patches as arrays, in their order.
 
-    A patch is a square, in mm where the spacing is known, centred on the lesion's box; its side is `context` times the
-    box's longer side. It is moved to stay inside the image; one that is larger is left out, or padded with 0 if
-    `config.pad`. Its mask shows every wanted lesion, so that a neighbour does not count as background.
+    Raises:   DataError: there is none.
+    """
+    rows = list(patches)
+    if not rows:
+        raise DataError("there is no patch to stack")
+    texts: dict[str, Any] = {plural: np.array([getattr(row, single) for row in rows], np.str_) for plural, single in _TEXTS.items()}
+    return Patches(np.stack([row.image for row in rows]), np.stack([row.mask for row in rows]), **texts)
 
-    Args:     mammograms: their pixels are read once each, and only where there is a wanted lesion.
-              config: kinds, mixed_findings, size, context, pad and percentiles are used.
-              skipped: lesions and images that make no patch are noted here, by image_id.
-    Returns:  patches of config.size px, in the order of the mammograms and of their lesions.
+
+def worst(pathologies: Iterable[str]) -> str:
+    """The gravest of some pathologies: malignant, benign, normal, or "" where none is known."""
+    return min(pathologies, key=SEVERITY.index, default="")
+
+
+def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+    """All patches of some mammograms, of the sort that config.patches names.
+
+    Args:     mammograms: raw records; their pixels are read once each, and only where a patch is to be made.
+              config: everything about preprocessing, patches, frame, sampling and grey values is used.
+              skipped: what makes no patch is noted here, by image_id.
+    Returns:  patches of config.size px, in the order of the mammograms. Fewer than `sampling.count` where places are skipped.
     Raises:   DataError: no patch is left.
     """
-    images, masks, patients, ids = [], [], [], []
+    counts: dict[str, int] = {}
+    if config.patches != "lesion":
+        mammograms = list(mammograms)
+        counts = sampling.quota(mammograms, config)
+    made: list[Patch] = []
     seen, uncertain, found, before = 0, 0, Counter[str](), len(skipped)
     for mammogram in mammograms:
         seen += 1
         found.update(lesion.kind for lesion in mammogram.lesions)
-        for number, image, mask in _patches(mammogram, config, skipped):
-            images.append(image)
-            masks.append(mask)
-            patients.append(mammogram.patient_id)
-            ids.append(f"{mammogram.image_id}#{number}")
-            uncertain += not mammogram.lesions[number].kind_is_certain
-    if not images:
+        known = len(made)
+        made += patches_of(mammogram, config, skipped, counts.get(mammogram.image_id, 0))
+        if len(made) > known:
+            uncertain += sum(not lesion.kind_is_certain for lesion in sampling.wanted(mammogram, config).values())
+    if not made:
         raise DataError(_nothing(config, seen, found, list(skipped.reasons.items())[before:]))
     log.info(
-        "%d patches of %d patients from %d mammograms, %d with lesions left out; the archive does not settle the kind of %d",
-        len(ids), len(set(patients)), seen, len(skipped) - before, uncertain,
+        "%d patches%s of %d patients from %d mammograms, %d left out wholly or in part; the archive does not settle the kind of %d lesions",
+        len(made), f" of {sum(counts.values())} asked for" if counts else "", len({patch.patient_id for patch in made}), seen,
+        len(skipped) - before, uncertain,
     )  # fmt: skip
-    return Patches(np.stack(images), np.stack(masks), np.array(patients), np.array(ids))
+    return stack(made)
+
+
+def lesion_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+    """`make_patches` with one patch around every lesion, whatever config.patches says."""
+    return make_patches(mammograms, config.model_copy(update={"patches": "lesion"}), skipped)
+
+
+def offset_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+    """`make_patches` with `sampling.count` patches near random lesion pixels, whatever config.patches says."""
+    return make_patches(mammograms, config.model_copy(update={"patches": "offset"}), skipped)
+
+
+def normal_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+    """`make_patches` with `sampling.count` patches of normal mammograms, whatever config.patches says."""
+    return make_patches(mammograms, config.model_copy(update={"patches": "normal"}), skipped)
+
+
+def patches_of(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int | None = None) -> Iterator[Patch]:
+    """The patches of one mammogram, made one at a time.
+
+    "lesion": one for every wanted lesion, or with frame "full" one for all; see `frame`. "offset": `count` random
+    windows near a lesion; see `sampling.near_lesion`. "normal": `count` random windows of a normal mammogram; see
+    `sampling.on_breast`. A mask shows every wanted lesion, so that a neighbour does not count as background.
+
+    Args:     mammogram: the raw record; its pixels are read once, and only if there is a patch to make.
+              config: as for `make_patches`. skipped: lesions and windows that make no patch are noted here, by image_id.
+              count: this mammogram's share, by `sampling.quota`; not used for "lesion".
+    Raises:   ValueError: "offset" and "normal" are not given a count.
+    """
+    if config.patches == "lesion":
+        return _around_lesions(mammogram, config, skipped)
+    if count is None:
+        raise ValueError(f"data.patches={config.patches}: a mammogram's patches need its share, by sampling.quota")
+    make = _near_lesions if config.patches == "offset" else _of_normal_tissue
+    return make(mammogram, config, skipped, count)
 
 
 def window(box: Box, rows: int, cols: int, context: float, spacing: tuple[float, float] | None = None) -> Box:
-    """Where a patch lies: a square around a lesion's box.
+    """Where a square patch lies: around a lesion's box, moved to stay inside the image.
 
     Args:     box: of the lesion, native px. rows, cols: of the image. context: the square's side over the box's longer
               side. spacing: (row, col) in mm per px; without it pixels count as square.
@@ -120,46 +231,155 @@ def window(box: Box, rows: int, cols: int, context: float, spacing: tuple[float,
     return starts[0], starts[1], starts[0] + lengths[0], starts[1] + lengths[1]
 
 
-def _patches(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.uint8]]]:
-    lesions = _wanted(mammogram, config, skipped)
-    if not lesions:
-        return
-    try:
-        image = mammogram.pixels()
-    except ArchiveError as error:
-        skipped.add(mammogram.image_id, error)
-        return
+def frame(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
+    """What the patch of a lesion shows, by config.frame.
+
+    "square": see `window`. "tight": its box. "loose": its box doubled in each side about its centre, cut at the image's
+    border. "full": the whole mammogram. All but "square" are then scaled to a square, their sides by different factors.
+
+    Args:     box: of the lesion, native px. mammogram: rows, cols and spacing are used. config: frame and context are used.
+    Returns:  [row_min, col_min, row_max, col_max], half-open, native px.
+    Source:   Singh et al., Breast tumor segmentation and shape classification in mammograms using cGAN and CNN, section 3.
+    """
     rows, cols = mammogram.rows, mammogram.cols
-    regions = np.zeros((rows, cols, 1), np.uint8)
-    for lesion in lesions.values():
-        regions[..., 0] |= lesion.mask(rows, cols)
-    for number, lesion in lesions.items():
-        place = window(lesion.box, rows, cols, config.context, mammogram.spacing)
-        if not config.pad and (place[2] - place[0] > rows or place[3] - place[1] > cols):
-            skipped.add(mammogram.image_id, f"lesion {number}: its patch is larger than the mammogram (data.pad=true keeps it)")
-            continue
-        mask = resize_mask(_crop(regions, place), config.size, config.size)
+    top, left, bottom, right = box
+    if config.frame == "square":
+        return window(box, rows, cols, config.context, mammogram.spacing)
+    if config.frame == "tight":
+        return box
+    if config.frame == "full":
+        return 0, 0, rows, cols
+    above, before = (bottom - top) // 2, (right - left) // 2
+    below, beside = bottom - top - above, right - left - before
+    return max(0, top - above), max(0, left - before), min(rows, bottom + below), min(cols, right + beside)
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A mammogram after preprocessing. lesions: the wanted ones that have an outline, by their index in the archive's record.
+
+    image: float32 [rows, cols, 1] in [0, 1]. regions: uint8 [rows, cols, 1], 1 on any of the lesions.
+    """
+
+    mammogram: Mammogram
+    lesions: dict[int, Lesion]
+    image: NDArray[np.float32]
+    regions: NDArray[np.uint8]
+
+
+def _around_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Iterator[Patch]:
+    opened = _with_lesions(mammogram, config, skipped)
+    if opened is None:
+        return
+    shown = {f"lesion {number}": (f"#{number}", [lesion]) for number, lesion in opened.lesions.items()}
+    if config.frame == "full":
+        shown = {"all lesions": ("#full", list(opened.lesions.values()))}
+    for name, (suffix, lesions) in shown.items():
         try:
-            patch = normalise(resize_image(_crop(image, place), config.size, config.size), config.percentiles)
+            patch = _patch(opened, frame(lesions[0].box, opened.mammogram, config), config, suffix, lesions)
+        except ValueError as error:
+            skipped.add(mammogram.image_id, f"{name}: {error}")
+        else:
+            yield patch
+
+
+def _near_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
+    opened = _with_lesions(mammogram, config, skipped) if count else None
+    if opened is None:
+        return
+
+    def draw(number: int) -> Patch:
+        random = sampling.stream(config.seed, mammogram.image_id, number)
+        length = sampling.side(config.size, config.sampling, random)
+        index = list(opened.lesions)[random.integers(len(opened.lesions))]
+        region = opened.lesions[index].mask(opened.mammogram.rows, opened.mammogram.cols)
+        place = sampling.near_lesion(region, length, config.sampling.offset, random)
+        return _patch(opened, place, config, f"#{index}@{number}", [opened.lesions[index]])
+
+    yield from _drawn(draw, count, mammogram, skipped)
+
+
+def _of_normal_tissue(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
+    opened = _open(mammogram, {}, config, skipped) if count and sampling.is_normal(mammogram) else None
+    if opened is None:
+        return
+    breast = preprocess.breast_mask(opened.image)
+
+    def draw(number: int) -> Patch:
+        random = sampling.stream(config.seed, mammogram.image_id, number)
+        length = sampling.side(config.size, config.sampling, random)
+        return _patch(opened, sampling.on_breast(breast, length, config.sampling.tissue, random), config, f"@{number}", [])
+
+    yield from _drawn(draw, count, mammogram, skipped)
+
+
+def _drawn(draw: Callable[[int], Patch], count: int, mammogram: Mammogram, skipped: Skipped) -> Iterator[Patch]:
+    reasons = []
+    for number in range(count):
+        try:
+            patch = draw(number)
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            yield patch
+    if reasons:
+        skipped.add(mammogram.image_id, f"{len(reasons)} of {count} random places: {reasons[0]}")
+
+
+def _with_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> _Opened | None:
+    """The mammogram with its wanted lesions; None where none of them has an outline, so that no pixel is read in vain."""
+    lesions = {}
+    for number, lesion in sampling.wanted(mammogram, config).items():
+        try:
+            if lesion.outlines:  # read from a file here, if they stand in one
+                lesions[number] = lesion
+            else:
+                skipped.add(mammogram.image_id, f"lesion {number}: the archive gives its box but no outline")
         except ValueError as error:
             skipped.add(mammogram.image_id, f"lesion {number}: {error}")
-            continue
-        if not mask.any():
-            skipped.add(mammogram.image_id, f"lesion {number}: nothing of its mask is left at {config.size} px")
-            continue
-        yield number, patch, mask
+    return _open(mammogram, lesions, config, skipped) if lesions else None
 
 
-def _wanted(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> dict[int, Lesion]:
-    lesions = {}
-    for number, lesion in enumerate(mammogram.lesions):
-        if lesion.kind not in config.kinds or not (lesion.kind_is_certain or config.mixed_findings):
-            continue
-        if lesion.outlines:
-            lesions[number] = lesion
-        else:
-            skipped.add(mammogram.image_id, f"lesion {number}: the archive gives its box but no outline")
-    return lesions
+def _open(mammogram: Mammogram, lesions: dict[int, Lesion], config: DataConfig, skipped: Skipped) -> _Opened | None:
+    try:
+        prepared = preprocess.prepare(replace(mammogram, lesions=tuple(lesions.values())), config.preprocess)
+        image = prepared.pixels()
+    except ValueError as error:
+        skipped.add(mammogram.image_id, error)
+        return None
+    regions, drawn = np.zeros((prepared.rows, prepared.cols, 1), np.uint8), {}
+    for number, lesion in zip(lesions, prepared.lesions, strict=True):
+        try:
+            regions[..., 0] |= lesion.mask(prepared.rows, prepared.cols)
+            drawn[number] = lesion
+        except ValueError as error:  # a speck that resampling leaves nothing of
+            skipped.add(mammogram.image_id, f"lesion {number}: {error}")
+    return _Opened(prepared, drawn, image, regions) if drawn or not lesions else None
+
+
+def _patch(opened: _Opened, place: Box, config: DataConfig, suffix: str, lesions: Sequence[Lesion]) -> Patch:
+    """One patch; a ValueError says why there is none."""
+    mammogram = opened.mammogram
+    if not config.pad and (place[2] - place[0] > mammogram.rows or place[3] - place[1] > mammogram.cols):
+        raise ValueError("its patch is larger than the mammogram (data.pad=true keeps it)")
+    image = preprocess.framed(resize_image(_crop(opened.image, place), config.size, config.size), config.preprocess)
+    image = preprocess.window(image, *config.window) if config.window else normalise(image, config.percentiles)
+    mask = resize_mask(_crop(opened.regions, place), config.size, config.size)
+    if lesions and not mask.any():
+        raise ValueError(f"nothing of its mask is left at {config.size} px")
+    facts = _facts(mammogram, lesions, config)
+    return Patch(image, mask, mammogram.patient_id, mammogram.image_id + suffix, **facts, official_split=mammogram.official_split or "")
+
+
+def _facts(mammogram: Mammogram, lesions: Sequence[Lesion], config: DataConfig) -> dict[str, str]:
+    if not lesions:
+        return {"kind": "normal", "pathology": "normal"}
+    kind = min((lesion.kind for lesion in lesions), key=config.kinds.index)
+    pathology = worst(lesion.pathology or "" for lesion in lesions)
+    if config.patches == "lesion" and config.frame == "full":
+        pathology = mammogram.pathology or pathology
+    shapes = {lesion.shape or "" for lesion in lesions}
+    return {"kind": kind, "pathology": pathology, "shape": shapes.pop() if len(shapes) == 1 else ""}
 
 
 def _crop(image: NDArray, place: Box) -> NDArray:
@@ -171,6 +391,7 @@ def _crop(image: NDArray, place: Box) -> NDArray:
 
 def _nothing(config: DataConfig, seen: int, found: Counter[str], skipped: list[tuple[str, str]]) -> str:
     wanted = " or ".join(config.kinds) + ("" if config.mixed_findings else " whose kind is certain")
+    wanted = "normal tissue" if config.patches == "normal" else f"a {wanted}"
     lesions = ", ".join(f"{count} {kind}" for kind, count in found.items()) or "no lesion"
     reason = f"; {len(skipped)} skipped, first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-    return f"no patch of a {wanted} can be made: {seen} mammograms hold {lesions}{reason}"
+    return f"no patch of {wanted} can be made: {seen} mammograms hold {lesions}{reason}"

@@ -3,6 +3,10 @@
 That is what makes a run repeatable, and resumable at any step on one device or several, without saving an iterator:
 draw i belongs to epoch i // n, stands at place i % n of that epoch's permutation, and is turned by a random number that
 only the seed and i decide.
+
+Patches in memory are drawn in uniformly random order. `Records` are streamed: an epoch takes their shards in random order,
+a few at a time, and shuffles what arrives in blocks of about 64 MB, so that the memory needed does not depend on how many
+patches there are.
 """
 
 from __future__ import annotations
@@ -10,19 +14,36 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.data.patches import Patches
+from tfmammo.data.patches import DataError, Patches
+from tfmammo.data.tfrecord import GREY, Records
 
 FOREVER = np.iinfo(np.int64).max
+BLOCK_BYTES = 2**26  # what is shuffled at once, read ahead once more
+OPEN_SHARDS = 16  # read in turns
 
 
-def batches(patches: Patches, batch_size: int, seed: int, augment: bool, start_step: int = 0) -> tf.data.Dataset:
+def batches(patches: Patches | Records, batch_size: int, seed: int, augment: bool, start_step: int = 0) -> tf.data.Dataset:
     """An endless dataset of training batches; every epoch shows every patch once, in a new order.
 
-    Args:     patches: kept in memory, so that decoding happens once. batch_size: patches a batch, over all devices.
-              seed: decides order and augmentation. augment: turn each draw by one of the eight rotations and flips of the
-              square, image and mask together. start_step: batches already consumed.
+    Args:     patches: Patches are kept in memory, so that decoding happens once; each draw from them shuffles their numbers
+              anew, which costs time in proportion to how many they are: beyond about 20,000 stream Records.
+              batch_size: patches a batch, over all devices. seed: decides order and augmentation. augment: turn each draw
+              by one of the eight rotations and flips of the square, image and mask together. start_step: batches already
+              consumed; of Records at most one epoch is read over, undecoded.
     Returns:  {"image": float32 [batch, size, size, 1] in [0, 1], "mask": the same shape, 0 or 1}.
+    Raises:   DataError: Records hold no patch, or a shard is missing or not what its manifest says.
     """
+    if isinstance(patches, Records):
+        drawn = _streamed(patches, start_step * batch_size, seed, augment)
+    else:
+        drawn = _remembered(patches, start_step * batch_size, seed, augment)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return drawn.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+
+
+def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tf.data.Dataset:
+    """Draws start, start + 1, ... of patches in memory."""
     images, masks = tf.constant(patches.images), tf.constant(patches.masks)
     count = len(patches)
 
@@ -31,17 +52,59 @@ def batches(patches: Patches, batch_size: int, seed: int, augment: bool, start_s
         order_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
         # A whole shuffle for one place: index_shuffle keeps eight bits of each seed here, so its orders return after 256 epochs.
         index = tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)[place]
-        image, mask = images[index], tf.cast(masks[index], tf.float32)
-        if augment:
-            turn = tf.random.stateless_uniform([], tf.stack([tf.constant(seed, tf.int64), i]), 0, 8, tf.int32)
-            image, mask = dihedral(image, turn), dihedral(mask, turn)
-        return {"image": image, "mask": mask}
+        example = _example(images[index], tf.cast(masks[index], tf.float32), seed, i, augment)
+        return example | ({"label": tf.constant(patches.labels)[index]} if len(patches.labels) else {})
 
-    numbers = tf.data.Dataset.range(start_step * batch_size, FOREVER)
-    drawn = numbers.map(draw, num_parallel_calls=2, deterministic=True)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return drawn.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+    return tf.data.Dataset.range(start, FOREVER).map(draw, num_parallel_calls=2, deterministic=True)
+
+
+def _streamed(records: Records, start: int, seed: int, augment: bool) -> tf.data.Dataset:
+    """Draws start, start + 1, ... of patches on disk."""
+    if not len(records):
+        raise DataError("there is no patch to draw from")
+    records.check()
+    size, count = records.size, len(records)
+    chosen = records.chosen()
+    paths = tf.constant([str(path) for path, _ in chosen])
+    wanted = tf.ragged.constant([part.tolist() for _, part in chosen], tf.bool)
+    block = max(16, BLOCK_BYTES // (2 * size * size))
+    first, skipped = divmod(start, count)
+
+    def shard(number: tf.Tensor) -> tf.data.Dataset:
+        keep = wanted[number]
+        return tf.data.TFRecordDataset(paths[number]).enumerate().filter(lambda i, _: keep[i]).map(lambda _, record: record)
+
+    def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        order_seed = tf.stack([tf.constant(seed, tf.int64), number])
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(chosen)), order_seed)
+        in_turns = tf.data.Dataset.from_tensor_slices(order).interleave(shard, OPEN_SHARDS, 1)
+        past = tf.where(number == first, tf.constant(skipped, tf.int64), tf.constant(0, tf.int64))
+
+        def shuffled(place: tf.Tensor, block_of: tf.Tensor) -> tf.data.Dataset:
+            block_seed = tf.random.experimental.stateless_fold_in(order_seed, place)
+            order = tf.random.experimental.stateless_shuffle(tf.range(tf.size(block_of)), block_seed)
+            return tf.data.Dataset.from_tensor_slices(tf.gather(block_of, order))
+
+        blocks = in_turns.skip(past // block * block).batch(block).prefetch(1)
+        return blocks.enumerate(past // block).flat_map(shuffled).skip(past % block)
+
+    def draw(i: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
+        text = tf.io.FixedLenFeature([], tf.string)
+        found = tf.io.parse_single_example(record, {"image": text, "mask": text})
+        image = tf.cast(tf.reshape(tf.io.decode_raw(found["image"], tf.uint16), [size, size, 1]), tf.float32) / GREY
+        mask = tf.ensure_shape(tf.io.decode_png(found["mask"], channels=1), [size, size, 1])
+        return _example(image, tf.cast(mask, tf.float32), seed, i, augment)
+
+    drawn = tf.data.Dataset.range(first, FOREVER).flat_map(epoch).enumerate(start)
+    return drawn.map(draw, num_parallel_calls=2, deterministic=True)
+
+
+def _example(image: tf.Tensor, mask: tf.Tensor, seed: int, i: tf.Tensor, augment: bool) -> dict[str, tf.Tensor]:
+    """Draw i, turned by what the seed and i decide."""
+    if augment:
+        turn = tf.random.stateless_uniform([], tf.stack([tf.constant(seed, tf.int64), i]), 0, 8, tf.int32)
+        image, mask = dihedral(image, turn), dihedral(mask, turn)
+    return {"image": image, "mask": mask}
 
 
 def dihedral(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:

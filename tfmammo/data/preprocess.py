@@ -1,10 +1,76 @@
-"""Pure functions of one image or mask: grey-value normalisation and resampling."""
+"""What is done to a mammogram before patches are cut, and to a frame before it is scaled.
+
+`prepare` and `framed` do what a PreprocessConfig switches on, in its order; every step is a pure function of one image or
+mask. The breast and the pectoral muscle are found by tfmammo.data.anatomy.
+
+What moves an image moves its lesions by the same rule. Pixel (r, c)'s centre is the point (r, c): mirroring takes column c
+to cols - 1 - c and the half-open box [a, b) to [cols - b, cols - a); resampling by a factor s takes p to (p + 0.5) s - 0.5.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from math import ceil, floor
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from skimage.exposure import equalize_adapthist
+
+from tfmammo.config import PreprocessConfig
+from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
+from tfmammo.record import Box, Laterality, Lesion, Mammogram, MaskedLesion
+
+Size = tuple[int, int]  # (rows, cols), px
+
+
+class DataError(ValueError):
+    """The data can't be used as the config asks. The message says what was found."""
+
+
+def prepare(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
+    """A mammogram as the config wants it, its lesions moved with it; nothing is read until pixels or masks are asked for.
+
+    remove_marks, remove_pectoral, flip_right and spacing, in this order; the other keys are `framed`'s. A fact that a step
+    needs and the archive does not state is an error: a guess from the image would go wrong without a word.
+
+    Args:     mammogram: as a reader gives it. config: what to do.
+    Returns:  a record of the same ids, which can be pickled; rows, cols and spacing are the new image's (the spacing
+              differs from config.spacing by what rounding to whole pixels makes of it). The same object when nothing is
+              switched on.
+    Raises:   DataError: remove_pectoral and the view is unknown, or it is MLO and the laterality is unknown; flip_right
+              and the laterality is unknown; spacing and the archive's spacing is unknown.
+    """
+    if not (config.remove_marks or config.remove_pectoral or config.flip_right or config.spacing):
+        return mammogram
+    _check(mammogram, config)
+    mirrored = config.flip_right and mammogram.laterality == "R"
+    old, new, spacing = (mammogram.rows, mammogram.cols), (mammogram.rows, mammogram.cols), mammogram.spacing
+    if config.spacing and spacing:
+        new = resampled_size(old, spacing, config.spacing)
+        spacing = spacing[0] * old[0] / new[0], spacing[1] * old[1] / new[1]
+    lesions = mammogram.lesions
+    if mirrored or new != old:
+        lesions = tuple(_moved(lesion, old, new, mirrored) for lesion in lesions)
+    read = partial(_prepared, replace(mammogram, lesions=()), config)
+    return replace(mammogram, rows=new[0], cols=new[1], spacing=spacing, lesions=lesions, read=read)
+
+
+def framed(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
+    """What is done to what lies in a frame before it is scaled: denoise, then contrast.
+
+    Args:     crop: float32 [rows, cols, 1] in [0, 1]. config: denoise, contrast, clahe_clip and clahe_tiles are used.
+    Returns:  float32 [rows, cols, 1] in [0, 1]; the same object when nothing is switched on.
+    """
+    if config.denoise:
+        crop = denoise(crop, config.denoise)
+    if config.contrast == "equalise":
+        crop = equalise(crop)
+    elif config.contrast == "clahe":
+        crop = clahe(crop, config.clahe_clip, config.clahe_tiles)
+    return crop
 
 
 def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> NDArray[np.float32]:
@@ -40,6 +106,167 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
     """
     # Not INTER_NEAREST, which takes the upper left of each block and so shifts the mask.
     return cv2.resize(mask[..., 0], (cols, rows), interpolation=cv2.INTER_NEAREST_EXACT)[..., None]
+
+
+def window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """Map the grey value `low` to 0 and `high` to 1, linearly, and clip.
+
+    Args:     image: float32 [rows, cols, 1], any range. low, high: two rising grey values.
+    Returns:  float32 [rows, cols, 1] in [0, 1].
+    Raises:   ValueError: low is not below high.
+    """
+    if not low < high:
+        raise ValueError(f"a window from {low:g} to {high:g} is empty")
+    return np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
+    """Mirror right breasts, so that every chest wall is on the left.
+
+    Args:     image: [rows, cols, ...]. laterality: of the breast.
+    Returns:  the image mirrored in its columns for R, the same object for L.
+    """
+    return np.ascontiguousarray(image[:, ::-1]) if laterality == "R" else image
+
+
+def resampled_size(size: Size, spacing: tuple[float, float], target: float) -> Size:
+    """(rows, cols) of an image at `target` mm per px, at least one each.
+
+    Args:     size: (rows, cols), px. spacing: (row, col), mm per px. target: mm per px.
+    """
+    return max(1, round(size[0] * spacing[0] / target)), max(1, round(size[1] * spacing[1] / target))
+
+
+def resample(image: NDArray[np.float32], spacing: tuple[float, float], target: float) -> NDArray[np.float32]:
+    """Resample an image to `target` mm per px; see `resize_image`.
+
+    Args:     image: float32 [rows, cols, 1] in [0, 1]. spacing: (row, col), mm per px. target: mm per px.
+    Returns:  float32 [round(rows * spacing[0] / target), round(cols * spacing[1] / target), 1] in [0, 1].
+    """
+    return resize_image(image, *resampled_size((image.shape[0], image.shape[1]), spacing, target))
+
+
+def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Blur with a Gaussian; behind the border the image goes on mirrored.
+
+    Args:     image: float32 [rows, cols, 1] in [0, 1]. sigma: px; 0 changes nothing.
+    Returns:  float32 [rows, cols, 1] in [0, 1].
+    """
+    if sigma == 0:
+        return image
+    return np.clip(cv2.GaussianBlur(image[..., 0], (0, 0), sigma), 0, 1)[..., None]
+
+
+def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Histogram equalisation on 16 bits: a grey value becomes the share of brighter-than-darkest pixels up to it.
+
+    (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)), so that the darkest value is 0 and the brightest 1, and air, however much
+    there is of it, stays black. Equal values stay equal, the order of grey values is kept.
+
+    Args:     image: float32 [rows, cols, 1] in [0, 1].
+    Returns:  float32 [rows, cols, 1] in [0, 1]; a constant image is returned as it is.
+    """
+    stored = _stored(image)
+    counts = np.bincount(stored.ravel(), minlength=2**16)
+    counts[stored.min()] = 0
+    if not counts.any():
+        return image
+    return (np.cumsum(counts) / counts.sum()).astype(np.float32)[stored]
+
+
+def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.float32]:
+    """Contrast-limited adaptive histogram equalisation, by scikit-image.
+
+    Grey values are stretched to the full range and sorted into 256 bins. A tile's histogram is cut at `clip` times a uniform
+    histogram's count and what is cut off is spread over the lower ones; its cumulative sum maps grey values. Between tile
+    centres the maps of the four nearest tiles are mixed linearly, so that more than 256 levels come out. The result is
+    stretched again: its darkest pixel is 0 and its brightest 1, whatever grey values these had.
+
+    Args:     image: float32 [rows, cols, 1] in [0, 1]. clip: how steep a map may get over the identity's slope, about.
+              tiles: along each axis.
+    Returns:  float32 [rows, cols, 1] in [0, 1]; an image that is constant on 16 bits is returned as it is.
+    Source:   Zuiderveld, Contrast limited adaptive histogram equalization, Graphics Gems IV (1994) 474. Not OpenCV's: on 16
+              bits it has 65536 bins, which hold less than one pixel of a tile each, so that nothing is clipped.
+    """
+    stored = _stored(image[..., 0])
+    if stored.min() == stored.max():
+        return image
+    size = ceil(stored.shape[0] / tiles), ceil(stored.shape[1] / tiles)
+    return equalize_adapthist(stored, size, clip_limit=clip / 256, nbins=256).astype(np.float32)[..., None]
+
+
+def _stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
+    return np.rint(np.clip(image, 0, 1) * np.float32(65535)).astype(np.uint16)
+
+
+def _check(mammogram: Mammogram, config: PreprocessConfig) -> None:
+    if config.remove_pectoral and mammogram.view is None:
+        raise DataError(f"data.preprocess.remove_pectoral needs to know MLO views, and the view of {mammogram.image_id} is not stated")
+    if mammogram.laterality is None and config.remove_pectoral and mammogram.view == "MLO":
+        raise DataError(f"data.preprocess.remove_pectoral needs the laterality, and that of {mammogram.image_id} is not stated")
+    if mammogram.laterality is None and config.flip_right:
+        raise DataError(f"data.preprocess.flip_right needs the laterality, and that of {mammogram.image_id} is not stated")
+    if config.spacing and mammogram.spacing is None:
+        raise DataError(f"data.preprocess.spacing needs mm per px, and those of {mammogram.image_id} are not stated")
+
+
+def _prepared(mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.float32]:
+    """The pixels of a prepared record; `mammogram` is the one it was made from, which `_check` has seen."""
+    image, laterality = mammogram.pixels(), mammogram.laterality
+    if config.remove_marks:
+        image = remove_marks(image, breast_mask(image))
+    if config.remove_pectoral and laterality and mammogram.view:
+        image = remove_pectoral(image, laterality, mammogram.view)
+    if config.flip_right and laterality:
+        image = flip_right(image, laterality)
+    if config.spacing and mammogram.spacing:
+        image = resample(image, mammogram.spacing, config.spacing)
+    return image
+
+
+def _moved(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion:
+    """A lesion on the mirrored and then resampled grid. old, new: (rows, cols)."""
+    if isinstance(lesion, MaskedLesion):
+        facts = {name: getattr(lesion, name) for name in ("pathology", "shape", "margin", "kind_is_certain")}
+        return MaskedLesion(lesion.kind, partial(_moved_mask, lesion.read, new, mirrored), **facts)
+    top, left, bottom, right = lesion.box
+    outlines = lesion.outlines
+    if mirrored:
+        left, right = old[1] - right, old[1] - left
+        outlines = tuple((outline * (1, -1) + (0, old[1] - 1)).astype(np.float32) for outline in outlines)
+    if new == old:
+        return replace(lesion, box=(top, left, bottom, right), outlines=outlines)
+    scale = new[0] / old[0], new[1] / old[1]
+    outlines = tuple(((outline + 0.5) * scale - 0.5).astype(np.float32) for outline in outlines)
+    near = (floor(top * scale[0]), floor(left * scale[1]), ceil(bottom * scale[0]), ceil(right * scale[1]))
+    near = (*near[:2], min(near[2], new[0]), min(near[3], new[1]))  # where a float product stands just above the border
+    moved = replace(lesion, box=near, outlines=outlines)
+    return replace(moved, box=_drawn(moved, new)) if outlines else moved
+
+
+def _drawn(lesion: Lesion, size: Size) -> Box:
+    """The box of a lesion's mask, drawn around its present box alone; that box when nothing is drawn."""
+    top, left = max(0, lesion.box[0] - 2), max(0, lesion.box[1] - 2)
+    rows, cols = min(size[0], lesion.box[2] + 2) - top, min(size[1], lesion.box[3] + 2) - left
+    shifted = tuple((outline - (top, left)).astype(np.float32) for outline in lesion.outlines)
+    inside = np.argwhere(replace(lesion, outlines=shifted).mask(rows, cols))
+    if not len(inside):
+        return lesion.box
+    (first, before), (last, behind) = inside.min(axis=0), inside.max(axis=0)
+    return top + int(first), left + int(before), top + int(last) + 1, left + int(behind) + 1
+
+
+def _moved_mask(read: Callable[[], NDArray[np.uint8]], new: Size, mirrored: bool) -> NDArray[np.uint8]:
+    """What a moved MaskedLesion reads: uint8 [rows, cols], 0 or 1."""
+    mask = (read() != 0).astype(np.uint8)
+    if mirrored:
+        mask = np.ascontiguousarray(mask[:, ::-1])
+    if mask.shape == new:
+        return mask
+    moved = resize_mask(mask[..., None], *new)[..., 0]
+    if mask.any() and not moved.any():  # a speck that fell between the new pixels' centres
+        moved = (cv2.resize(mask.astype(np.float32), new[::-1], interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+    return moved
 
 
 def _interpolation(old: int, new: int) -> int:

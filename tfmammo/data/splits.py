@@ -1,67 +1,184 @@
-"""Which patches train and which are held out: by patient, or the paper's way.
+"""Which patches train and which are held out: by patient, the archive's way, an earlier run's way, or CAN's way.
 
-The paper (Shen et al., CAN, section III) augments its images first and then draws the test set from the result, so that turned and
-mirrored copies of one lesion stand on both sides. `paper` does the same, on purpose, to measure what that is worth.
+CAN's paper (Shen et al., section III) augments its images first and then draws the test set from the result, so that turned
+and mirrored copies of one lesion stand on both sides. `paper` does the same, on purpose, to measure what that is worth.
+
+`describe`, `save` and `load` keep a split as a JSON file of pseudonyms, with a hash over its contents: whoever has it tests
+on the same patients, whatever else of the archive they hold.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from tfmammo.config import DataConfig
-from tfmammo.data.patches import DataError, Patches
+from tfmammo.config import DataConfig, Frozen
+from tfmammo.data.patches import SEVERITY, DataError, Patches, worst
 
 log = logging.getLogger(__name__)
 
 VARIANTS = 8  # rotations by multiples of 90 degrees, each with and without a flip
+
+Rows = NDArray[np.intp]
+
+
+class Splittable(Protocol):
+    """What a split needs to know of patches, be they in memory or in a folder of records."""
+
+    @property
+    def patient_ids(self) -> NDArray[np.str_]:
+        """Str [n]."""
+
+    @property
+    def pathologies(self) -> NDArray[np.str_]:
+        """Str [n], "" where unknown."""
+
+    @property
+    def official_splits(self) -> NDArray[np.str_]:
+        """Str [n], train, test or ""."""
+
+    def take(self, indices: Rows) -> Self:
+        """The patches at `indices`, in that order."""
+
+
+Some = TypeVar("Some", bound=Splittable)
 
 
 class LeakError(ValueError):
     """A patient stands on both sides of a split."""
 
 
-def split(patches: Patches, config: DataConfig) -> tuple[Patches, Patches]:
-    """Split as config.split says.
+class SavedSplit(Frozen):
+    """Where each patient of an archive stands.
 
-    Args:     patches: all of them. config: split, seed and either folds and fold or paper_samples and paper_test are used.
+    archive: its name. split: what kind of split it is. folds, seed, stratify: what it was made with, None where they play
+    no part. patients: pseudonym -> number of the fold that holds the patient out, for "patient"; "train" or "test" for
+    "official"; for "paper", which no patient decides, "both" too.
+    """
+
+    archive: str
+    split: Literal["patient", "official", "paper"]
+    folds: int | None
+    seed: int | None
+    stratify: Literal["none", "pathology"] | None
+    patients: dict[str, int | Literal["train", "test", "both"]]
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of the contents as JSON with sorted keys and no blanks."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def split(patches: Some, config: DataConfig) -> tuple[Some, Some]:
+    """Split as config.split says, or as the file config.split_file does.
+
+    Args:     patches: all of them; "paper" copies and turns them, so it needs them in memory. config: split, split_file,
+              stratify, seed, folds, fold, paper_samples and paper_test are used.
     Returns:  (train, held-out).
-    Raises:   DataError: fewer patients than folds, or too few patches. LeakError: "patient" left one on both sides.
+    Raises:   DataError: fewer patients than folds, too few patches, no pathology to stratify by, a patch without an official
+              side, or a split_file that is none, was changed or does not know a patient. LeakError: a patient would stand
+              on both sides.
     """
     if config.split == "paper":
-        return paper(patches, config.paper_samples, config.paper_test, config.seed)
-    train, held_out = by_patient(patches.patient_ids, config.folds, config.fold, config.seed)
+        if config.split_file:
+            raise DataError("data.split_file: names patients, which data.split=paper does not go by")
+        if not isinstance(patches, Patches):
+            raise DataError("data.split=paper: turns patches, so it needs them in memory and not as data.records")
+        return paper(patches, config.paper_samples, config.paper_test, config.seed)  # type: ignore[return-value]
+    if config.split_file:
+        train, held_out = by_file(patches.patient_ids, load(config.split_file), config)
+    elif config.split == "official":
+        train, held_out = official(patches.patient_ids, patches.official_splits)
+    else:
+        pathologies = patches.pathologies if config.stratify == "pathology" else None
+        train, held_out = by_patient(patches.patient_ids, config.folds, config.fold, config.seed, pathologies)
     check_no_leak(patches.patient_ids[train], patches.patient_ids[held_out])
+    if len(train) == 0 or len(held_out) == 0:
+        raise DataError(
+            f"data.split={config.split} puts {len(train)} patches into training and holds {len(held_out)} out; none may be empty"
+        )
     return patches.take(train), patches.take(held_out)
 
 
 def by_patient(
-    patient_ids: Sequence[str] | NDArray[np.str_], folds: int, fold: int, seed: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    patient_ids: Sequence[str] | NDArray[np.str_],
+    folds: int,
+    fold: int,
+    seed: int,
+    pathologies: Sequence[str] | NDArray[np.str_] | None = None,
+) -> tuple[Rows, Rows]:
     """Hold out one fold of patients.
 
-    Patients are shuffled, those with most patches put first, and each is given to the fold with fewest patches.
-    The order of the rows does not change a patient's fold.
+    Patients are shuffled, those with most patches put first, and each is given to the fold with fewest patches. With
+    pathologies, one pathology follows the other, and the fold is one of those that hold fewest patients of it: every fold
+    gets its share of each pathology within one patient. Either way two folds differ by no more patches than the patient
+    with most patches has. The order of the rows does not change a patient's fold.
 
     Args:     patient_ids: str [n], of each patch. folds: how many. fold: which one is held out. seed: of the shuffle.
+              pathologies: str [n], of each patch, "" where unknown; a patient's is the worst of its patches.
     Returns:  (train, held-out): rising intp indices, together each of n once; every patient is held out in one fold.
-    Raises:   DataError: fewer patients than folds, or no such fold.
+    Raises:   DataError: fewer patients than folds, no such fold, or no pathology is known.
     """
-    patients, rows, counts = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True, return_counts=True)
     if folds < 2 or not 0 <= fold < folds:
         raise DataError(f"fold {fold} of {folds} folds does not exist or leaves nothing to train on")
-    if len(patients) < folds:
-        raise DataError(f"{len(patients)} patients can't be split into {folds} folds")
-    order = np.random.default_rng(seed).permutation(len(patients))
-    order = order[np.argsort(-counts[order], kind="stable")]
-    fold_of, load = np.empty(len(patients), np.intp), np.zeros(folds, np.intp)
-    for patient in order:
-        fold_of[patient] = load.argmin()
-        load[fold_of[patient]] += counts[patient]
-    held_out = fold_of[rows] == fold
+    patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
+    held_out = _folds(patients, rows, folds, seed, pathologies)[rows] == fold
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def official(patient_ids: NDArray[np.str_], sides: NDArray[np.str_]) -> tuple[Rows, Rows]:
+    """The archive's own split.
+
+    Args:     patient_ids, sides: str [n], of each patch; sides: train, test, or "" where the archive says nothing.
+    Returns:  (train, test): rising intp indices, together each of n once.
+    Raises:   DataError: patches without a side. LeakError: patients with patches on both sides, as the 31 of CBIS-DDSM whose
+              masses and calcifications are in opposite sets.
+    """
+    silent = int(np.sum((sides != "train") & (sides != "test")))
+    if silent:
+        raise DataError(
+            f"data.split=official: the archive puts {silent} of {len(sides)} patches on neither side; data.split=patient needs none"
+        )
+    leaking = len(set(patient_ids[sides == "train"].tolist()) & set(patient_ids[sides == "test"].tolist()))
+    if leaking:
+        raise LeakError(
+            f"data.split=official: patients in both the training and the test set: {leaking}; take one set of the archive alone "
+            "(CBIS-DDSM: data.kinds=[mass] or [calcification], not both), or data.split=patient"
+        )
+    return np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test")
+
+
+def by_file(patient_ids: NDArray[np.str_], saved: SavedSplit, config: DataConfig) -> tuple[Rows, Rows]:
+    """The split of an earlier run.
+
+    Args:     patient_ids: str [n], of each patch. saved: as `load` gives it; patients of it without a patch do no harm.
+              config: split must be the file's; fold, of the file's folds, is the one held out; split_file is for messages.
+    Returns:  (train, held-out): rising intp indices, together each of n once.
+    Raises:   DataError: the file holds another kind of split, lacks the fold, or does not know a patient.
+    """
+    file = f"data.split_file {config.split_file}"
+    if saved.split != config.split:
+        raise DataError(f"{file}: holds a split of the kind {saved.split}, and data.split is {config.split}")
+    if saved.folds is not None and config.fold >= saved.folds:
+        raise DataError(f"{file}: has no fold {config.fold}, only {saved.folds} folds from 0 on")
+    patients, rows = np.unique(patient_ids, return_inverse=True)
+    unknown = sum(patient not in saved.patients for patient in patients.tolist())
+    if unknown:
+        raise DataError(
+            f"{file}: does not know {unknown} of {len(patients)} patients; it was made for {saved.archive}, perhaps with fewer "
+            "kinds of lesions or another TFMAMMO_ID_KEY"
+        )
+    held = config.fold if saved.split == "patient" else "test"
+    held_out = np.array([saved.patients[patient] == held for patient in patients.tolist()])[rows]
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
@@ -74,6 +191,53 @@ def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None
     both = set(map(str, train_ids)) & set(map(str, held_out_ids))
     if both:
         raise LeakError(f"patients on both sides of the split: {len(both)}")
+
+
+def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSplit:
+    """The split of a run as `save` writes it: the same for every fold of it.
+
+    Args:     patches, config: as for `split`, which must have succeeded with them. archive: the name of the archive that was read.
+    Returns:  every patient's place; with config.split_file, what that file says.
+    """
+    if config.split_file:
+        return load(config.split_file)
+    known: dict[str, str | int | None] = {"archive": archive, "split": config.split, "folds": None, "seed": None, "stratify": None}
+    if config.split == "patient":
+        pathologies = patches.pathologies if config.stratify == "pathology" else None
+        patients, rows = np.unique(patches.patient_ids, return_inverse=True)
+        folds = _folds(patients, rows, config.folds, config.seed, pathologies)
+        known |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
+        return SavedSplit.model_validate(known | {"patients": dict(zip(patients.tolist(), folds.tolist(), strict=True))})
+    if config.split == "paper":
+        known["seed"] = config.seed
+    train, test = (set(side.patient_ids.tolist()) for side in split(patches, config))
+    places = {patient: "both" if patient in train & test else "train" if patient in train else "test" for patient in sorted(train | test)}
+    return SavedSplit.model_validate(known | {"patients": places})
+
+
+def save(path: Path, saved: SavedSplit) -> None:
+    """Write a split as JSON, its hash beside it under "sha256"."""
+    content = saved.model_dump(mode="json") | {"sha256": saved.digest()}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> SavedSplit:
+    """Read what `save` wrote.
+
+    Raises:   DataError: the file can't be read, is no such file, or was changed since. The message names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = content.pop("sha256")
+        saved = SavedSplit.model_validate(content)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        faults = f" ({error.error_count()} faults)" if isinstance(error, ValidationError) else ""
+        raise DataError(f"{path}: is no split that a run wrote{faults}") from None
+    if saved.digest() != known:
+        raise DataError(f"{path}: was changed after it was written (its sha256 does not fit); take the original")
+    return saved
 
 
 def paper(patches: Patches, samples: int, test: int, seed: int) -> tuple[Patches, Patches]:
@@ -96,12 +260,43 @@ def paper(patches: Patches, samples: int, test: int, seed: int) -> tuple[Patches
     return _variants(patches, drawn[test:]), _variants(patches, drawn[:test])
 
 
+def _folds(
+    patients: NDArray[np.str_], rows: NDArray[np.integer], folds: int, seed: int, pathologies: Sequence[str] | NDArray[np.str_] | None
+) -> Rows:
+    """The fold of each patient. patients: str [p]. rows: intp [n], the patient of each patch."""
+    if len(patients) < folds:
+        raise DataError(f"{len(patients)} patients can't be split into {folds} folds")
+    counts = np.bincount(rows, minlength=len(patients))
+    strata = np.zeros(len(patients), np.intp) if pathologies is None else _strata(rows, len(patients), np.asarray(pathologies, np.str_))
+    order = np.random.default_rng(seed).permutation(len(patients))
+    order = order[np.lexsort((-counts[order], strata[order]))]
+    fold_of, sizes = np.empty(len(patients), np.intp), np.zeros(folds, np.intp)
+    members = np.zeros((len(SEVERITY), folds), np.intp)  # without pathologies nobody is counted, so that every fold is open
+    for patient in order:
+        mine = members[strata[patient]]
+        open_folds = np.flatnonzero(mine == mine.min())
+        fold = open_folds[sizes[open_folds].argmin()]
+        fold_of[patient] = fold
+        sizes[fold] += counts[patient]
+        mine[fold] += pathologies is not None
+    return fold_of
+
+
+def _strata(rows: NDArray[np.integer], patients: int, pathologies: NDArray[np.str_]) -> Rows:
+    """intp [patients]: the place of each patient's worst pathology in SEVERITY."""
+    if not worst(pathologies.tolist()):
+        raise DataError("data.stratify=pathology: the archive states the pathology of no patch; data.stratify=none needs none")
+    strata = np.full(patients, len(SEVERITY) - 1, np.intp)
+    np.minimum.at(strata, rows, [SEVERITY.index(pathology) for pathology in pathologies.tolist()])
+    return strata
+
+
 def _variants(patches: Patches, drawn: NDArray[np.integer]) -> Patches:
     rows, variants = np.divmod(drawn, VARIANTS)
     images = np.stack([_turned(patches.images[row], variant) for row, variant in zip(rows, variants, strict=True)])
     masks = np.stack([_turned(patches.masks[row], variant) for row, variant in zip(rows, variants, strict=True)])
     ids = np.array([f"{patches.ids[row]}~{variant}" for row, variant in zip(rows, variants, strict=True)])
-    return Patches(images, masks, patches.patient_ids[rows], ids)
+    return replace(patches.take(rows), images=images, masks=masks, ids=ids)
 
 
 def _turned(patch: NDArray, variant: int) -> NDArray:

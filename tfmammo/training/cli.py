@@ -19,8 +19,9 @@ from rich.table import Table
 from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import ConfigError, DataConfig, Experiment, TrainingConfig
-from tfmammo.data.patches import Patches, lesion_patches
-from tfmammo.data.splits import split
+from tfmammo.data import splits
+from tfmammo.data.patches import Patches, make_patches
+from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.quiet import held_back
 from tfmammo.record import Skipped
@@ -28,6 +29,7 @@ from tfmammo.training import loop
 
 log = logging.getLogger(__name__)
 console = Console()
+SPLIT = "split.json"
 
 
 def arguments(description: str, config: str | None = None) -> argparse.ArgumentParser:
@@ -77,7 +79,7 @@ def train(description: str, room: Callable[[Any, int], loop.Room], model: type) 
     experiment = configuration.load(chosen.config, chosen.set, model)
     prepare(experiment.training)
     output = chosen.output or default_output(experiment)
-    patches, held_out = datasets(experiment.data)
+    patches, held_out = datasets(experiment.data, output)
     metrics = loop.fit(lambda: room(experiment.model, experiment.data.size), experiment, patches, held_out, output, validate)
     summary(experiment, metrics, held_out, output)
 
@@ -126,9 +128,11 @@ def cpu_has_bfloat16() -> bool:
 
 
 def all_patches(config: DataConfig) -> Patches:
-    """Every lesion patch of the archive; what was left out is logged with the reason, file by file."""
+    """Every patch of the archive, or of data.records; what was left out is logged with the reason, file by file."""
+    if config.records:
+        return _records(config).load()
     skipped = Skipped()
-    patches = lesion_patches(mammograms(config, skipped), config, skipped)
+    patches = make_patches(mammograms(config, skipped), config, skipped)
     for file, reason in skipped.reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
@@ -137,12 +141,39 @@ def all_patches(config: DataConfig) -> Patches:
     return patches
 
 
-def datasets(config: DataConfig) -> tuple[Patches, Patches]:
-    """(training, held-out) patches by `config.split`; for "patient" no patient stands on both sides."""
-    train_patches, held_out = split(all_patches(config), config)
+def datasets(config: DataConfig, output: Path | None = None) -> tuple[Patches | Records, Patches]:
+    """(training, held-out) patches by `config.split`; for "patient" and "official" no patient stands on both sides.
+
+    Args:     config: what to read and how to part it; with data.records the training patches stay on disk.
+              output: where split.json goes, which tells every patient's place.
+    """
+    found: Patches | Records = _records(config) if config.records else all_patches(config)
+    train_patches, held_out = splits.split(found, config)
     if config.split == "paper":
         log.warning("data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; the metrics are too good")
-    return train_patches, held_out
+    if output:
+        _keep_split(found, config, output)
+    return train_patches, held_out.load() if isinstance(held_out, Records) else held_out
+
+
+def _records(config: DataConfig) -> Records:
+    assert config.records
+    if not config.records.is_dir():
+        raise ConfigError(f"data.records: no such folder: {config.records}")
+    records = Records.open(config.records)
+    if records.size != config.size:
+        raise ConfigError(f"data.size: {config.size} px, but the patches in {config.records} have {records.size}")
+    return records
+
+
+def _keep_split(found: Patches | Records, config: DataConfig, output: Path) -> None:
+    archive = read_manifest(config.records).identity["archive"] if config.records else archive_name(config)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if not (output / SPLIT).exists():  # else of this run's first start, or of another experiment, which the loop refuses
+            splits.save(output / SPLIT, splits.describe(found, config, archive))
+    except OSError as error:
+        raise ConfigError(f"{output}: can't be written to ({error.strerror})") from None
 
 
 def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:

@@ -26,6 +26,7 @@ from tfmammo import export as exporting
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
+from tfmammo.data.tfrecord import Records
 from tfmammo.training import tracking
 from tfmammo.training.image_grid import grid
 from tfmammo.training.progress import Progress
@@ -70,7 +71,7 @@ Validate = Callable[[Functions, Patches], dict[str, float]]
 def fit(
     build: Callable[[], Room],
     experiment: Experiment[Any],
-    train: Patches,
+    train: Patches | Records,
     held_out: Patches,
     output: Path,
     validate: Validate,
@@ -82,7 +83,7 @@ def fit(
     augmentation depend on seed and step alone, so a resumed run sees what it would have seen.
 
     Args:     build: makes the room under the current precision policy; called in the strategy's scope.
-              train, held_out: patches of disjoint patients (or of the paper's leaky protocol).
+              train, held_out: patches, or records to stream, of disjoint patients (or of the paper's leaky protocol).
               output: the run's folder: config.yaml, checkpoints/, samples/, best/ and export/ (SavedModels), mlflow_run_id.
               validate: metrics of the room's functions on held-out patches; the first decides which checkpoint is best,
               higher is better. strategy: None takes all GPUs when there are several, else the only device.
@@ -107,7 +108,7 @@ class _Training:
         self,
         build: Callable[[], Room],
         experiment: Experiment[Any],
-        train: Patches,
+        train: Patches | Records,
         held_out: Patches,
         output: Path,
         validate: Validate,
@@ -373,7 +374,7 @@ def default_strategy() -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
 
 
-def claim(output: Path, experiment: Experiment[Any], train: Patches) -> None:
+def claim(output: Path, experiment: Experiment[Any], train: Patches | Records) -> None:
     """Write config.yaml and the patches' fingerprint, or make sure that the folder's run is this experiment on this data.
 
     Raises:   TrainingError: it is another one; the message names what differs.

@@ -35,7 +35,8 @@ def write_dicom(
     meta.MediaStorageSOPClassUID = sop_class
     meta.MediaStorageSOPInstanceUID = UID(elements.get("SOPInstanceUID") or generate_uid(entropy_srcs=[str(path)]))
     meta.TransferSyntaxUID = syntax if not syntax.is_compressed else ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    encoding = {"is_implicit_VR": syntax.is_implicit_VR, "is_little_endian": syntax.is_little_endian}
+    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128, **encoding)
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
     dataset.Modality, dataset.PatientID, dataset.PatientName = "MG", "removed", "removed"
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *stored.shape, 1
@@ -44,7 +45,7 @@ def write_dicom(
     for name, value in elements.items():
         if value is not None:
             setattr(dataset, name, value)
-    dataset.PixelData = stored.astype(f"<{'i' if signed else 'u'}{allocated // 8}").tobytes()
+    dataset.PixelData = stored.astype(f"{'<' if syntax.is_little_endian else '>'}{'i' if signed else 'u'}{allocated // 8}").tobytes()
     dataset["PixelData"].VR = "OB" if allocated == 8 and syntax != ImplicitVRLittleEndian else "OW"
     if syntax.is_compressed:
         dataset.compress(syntax)

@@ -1,0 +1,238 @@
+"""Breast and pectoral muscle: the phantom's known geometry, film scans made of it, and real mammograms."""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from tfmammo.archives import cdd_cesm, phantom
+from tfmammo.data.anatomy import breast_mask, pectoral_mask, remove_marks, remove_pectoral
+
+ROWS, COLS = phantom.ROWS, phantom.COLS
+
+
+def dice(a, b) -> float:
+    return 2 * np.sum(a * b, dtype=float) / (np.sum(a, dtype=float) + np.sum(b, dtype=float))
+
+
+def truth(mammogram):
+    """(breast, pectoral muscle), bool [rows, cols] each, from what the phantom was rendered from."""
+    key = mammogram.read.args[0]
+    anatomy = phantom._anatomy(key)
+    rows, cols = np.arange(ROWS, dtype=float)[:, None], np.arange(COLS, dtype=float)[None]
+    breast, muscle = cols < anatomy.skin[:, None], phantom._muscle(anatomy, rows, cols) > 0
+    return (breast[:, ::-1], muscle[:, ::-1]) if key.laterality == "R" else (breast, muscle)
+
+
+@pytest.fixture(scope="module")
+def breasts():
+    """(record, pixels, breast, muscle) of four views of two sides, letters above the breast."""
+    records = phantom.read(count=4, seed=7)
+    assert {(record.laterality, record.view) for record in records} == {("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO")}
+    return [(record, record.pixels(), *truth(record)) for record in records]
+
+
+def disc(rows=200, cols=160, radius=60.0):
+    """A breast of even grey, half a disc on the left border, on black air."""
+    distance = np.hypot(np.arange(rows)[:, None] - (rows - 1) / 2, np.arange(cols)[None])
+    return (distance < radius).astype(np.uint8), (0.5 * (distance < radius)).astype(np.float32)
+
+
+def test_a_half_disc_by_hand():
+    inside, image = disc()
+    mask = breast_mask(image[..., None])
+    assert mask.shape == (200, 160, 1) and mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
+    assert dice(mask[..., 0], inside) > 0.97  # a rim of a pixel or two
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (17, 9), (64, 1)])
+@pytest.mark.parametrize("value", [0.0, 0.4])
+def test_a_constant_image_has_no_breast(shape, value):
+    assert not breast_mask(np.full((*shape, 1), value, np.float32)).any()
+
+
+def test_without_air_everything_is_breast():
+    tissue = cv2.GaussianBlur(np.random.default_rng(0).random((300, 200), np.float32), (0, 0), 4)
+    assert breast_mask((0.3 + tissue)[..., None]).all()
+
+
+def test_dark_fat_inside_and_at_the_chest_wall_is_breast():
+    inside, image = disc()
+    image[90:105, 20:40] = 0
+    image[60:70, 0:12] = 0
+    assert dice(breast_mask(image[..., None])[..., 0], inside) > 0.97
+
+
+def film(image, random):
+    """Grey air that brightens downwards, grain, half of the contrast."""
+    air = 0.1 + 0.05 * np.arange(ROWS, dtype=np.float32)[:, None] / ROWS
+    return np.clip(air + 0.7 * image + random.normal(0, 0.015, image.shape), 0, 1).astype(np.float32)
+
+
+def label(image, random):
+    image = film(image, random)
+    far = np.s_[20:100, -120:-20] if image[500:, 0].mean() > image[500:, -1].mean() else np.s_[20:100, 20:120]
+    image[far] = 0.95
+    image[far][30:50, 10:60] = 0.2
+    return image
+
+
+def borders(image, random):
+    image = film(image, random)
+    image[:5] = image[:, :4] = 1
+    image[-4:] = 0.97
+    image[:, -4:] = 0
+    return image
+
+
+def wedges(image, random):
+    image = film(image, random)
+    rows, cols = np.indices(image.shape)
+    image[(0.012 * rows + cols < 9) | (0.01 * rows + COLS - 1 - cols < 8)] = 1
+    return image
+
+
+def noise(image, random):
+    return np.clip(image + random.normal(0, 0.06, image.shape), 0, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("scan", [None, film, label, borders, wedges, noise])
+def test_breasts_of_the_phantom(breasts, scan):
+    for number, (_, image, breast, _) in enumerate(breasts):
+        scanned = image if scan is None else scan(image[..., 0], np.random.default_rng(number))[..., None]
+        mask = breast_mask(scanned)[..., 0]
+        assert dice(mask, breast) >= 0.97
+        assert cv2.connectedComponents(mask)[0] == 2
+
+
+def test_padding_beside_the_film_changes_nothing(breasts):
+    for _, image, breast, _ in breasts[:2]:
+        padded = np.pad(film(image[..., 0], np.random.default_rng(0)), ((0, 0), (150, 100)))
+        mask = breast_mask(padded[..., None])[..., 0]
+        assert not mask[:, :146].any() and dice(mask[:, 150:-100], breast) >= 0.97
+
+
+def test_the_mask_turns_with_the_image(breasts):
+    _, image, _, _ = breasts[0]
+    assert dice(breast_mask(np.ascontiguousarray(image[:, ::-1]))[:, ::-1], breast_mask(image)) > 0.995
+
+
+def test_marks_are_removed_and_tissue_is_not_touched(breasts):
+    for record, image, breast, _ in breasts:
+        clean = remove_marks(image, breast_mask(image))[..., 0]
+        assert clean.dtype == np.float32 and clean.shape == (ROWS, COLS)
+        letters = np.s_[:100, -200:] if record.laterality == "L" else np.s_[:100, :200]
+        assert image[letters].max() > 0.8
+        assert not clean[letters][~cv2.dilate(breast.astype(np.uint8), np.ones((9, 9)))[letters].astype(bool)].any()
+        deep = cv2.erode(cv2.copyMakeBorder(breast.astype(np.uint8), 9, 9, 9, 9, cv2.BORDER_REPLICATE), np.ones((15, 15)))[9:-9, 9:-9] == 1
+        np.testing.assert_array_equal(clean[deep], image[deep, 0])
+
+
+def test_tape_over_the_skin_line_ends_near_the_breast():
+    inside, image = disc(400, 320, 140.0)
+    image[193:207, 100:300] = 1
+    mask = breast_mask(image[..., None])[..., 0]
+    assert dice(mask, inside) > 0.98 and not mask[:, 170:].any()
+
+
+def test_marks_by_hand():
+    image = np.float32([[0.2, 0.4], [0.6, 0.8]])[..., None]
+    np.testing.assert_array_equal(remove_marks(image, np.uint8([[1, 0], [0, 1]])[..., None])[..., 0], np.float32([[0.2, 0], [0, 0.8]]))
+
+
+def test_muscles_of_the_phantom(breasts):
+    found = []
+    for record, image, breast, muscle in [
+        *breasts,
+        *((r, r.pixels(), *truth(r)) for r in phantom.read(count=8, seed=5) if r.view == "MLO"),
+    ]:
+        if record.view == "MLO":
+            mask = pectoral_mask(image, record.laterality)
+            assert mask.shape == image.shape and mask.dtype == np.uint8 and mask.max() == 1
+            found.append(dice(mask[..., 0], muscle & breast))
+    assert len(found) >= 5 and min(found) > 0.92 and np.mean(found) > 0.955
+
+
+@pytest.mark.parametrize("laterality", ["L", "R"])
+def test_a_muscle_by_hand(laterality):
+    rows, cols = np.mgrid[:200, :160]
+    inside = np.hypot(rows - 100, cols) < 130
+    muscle = inside & (rows / 110 + cols / 60 < 1)
+    image = np.where(inside, np.where(muscle, 0.8, 0.4), 0).astype(np.float32)[..., None]
+    if laterality == "R":
+        image, muscle = image[:, ::-1], muscle[:, ::-1]
+    assert dice(pectoral_mask(image, laterality)[..., 0], muscle) > 0.95
+    assert not pectoral_mask(image, "R" if laterality == "L" else "L").any()
+
+
+def test_what_shows_no_muscle_is_refused():
+    _, image = disc()
+    random = np.random.default_rng(0)
+    for picture in (image, np.zeros_like(image), np.clip(image + random.normal(0, 0.02, image.shape), 0, 1).astype(np.float32)):
+        assert not pectoral_mask(picture[..., None], "L").any()
+    darker = image * np.where(np.add.outer(np.arange(200) / 120, np.arange(160) / 60) < 1, 0.6, 1).astype(np.float32)
+    assert not pectoral_mask(darker[..., None], "L").any()  # a corner darker than the rest is none
+
+
+def test_the_muscle_is_removed_on_mlo_views_alone(breasts):
+    for record, image, _, muscle in breasts:
+        out = remove_pectoral(image, record.laterality, record.view)
+        if record.view == "CC":
+            assert out is image
+        else:
+            assert out.dtype == np.float32 and out[muscle].mean() < 0.1 * image[muscle].mean()
+            kept = out != 0
+            np.testing.assert_array_equal(out[kept], image[kept])
+
+
+def test_a_full_size_breast_costs_less_than_half_a_second(breasts):
+    image = cv2.resize(breasts[0][1], (2400, 3000))[..., None]
+    breast_mask(image)
+    before = time.process_time()
+    breast_mask(image)
+    assert time.process_time() - before < 0.5
+
+
+@pytest.mark.data
+def test_real_cc_views(real_data):
+    """One smooth region on the chest wall, over nearly all that is bright and nothing of the air."""
+    seen = 0
+    for path in sorted((real_data / "cdd-cesm").glob("*/*.jpg")):
+        image = cdd_cesm._pixels(path)
+        mask = breast_mask(image)[..., 0]
+        wall = mask[:, 0] if "_L_" in path.name or "_l." in path.name else mask[:, -1]
+        assert wall.mean() > 0.5, path.name
+        assert cv2.connectedComponents(mask)[0] == 2, path.name
+        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        hull = cv2.convexHull(np.concatenate(contours))
+        assert mask.sum() > 0.95 * cv2.contourArea(hull), path.name
+        bright = cv2.GaussianBlur(image[..., 0], (0, 0), 5) > 0.08
+        assert mask[bright].mean() > 0.98, path.name
+        seen += 1
+    assert seen == 79
+
+
+@pytest.mark.data
+def test_real_lesions_lie_in_the_breast(real_data):
+    for record in cdd_cesm.read(real_data / "cdd-cesm"):
+        mask = breast_mask(record.pixels())[..., 0]
+        for lesion in record.lesions:
+            region = lesion.mask(record.rows, record.cols)
+            assert mask[region == 1].mean() > 0.9, record.image_id
+
+
+@pytest.mark.data
+def test_real_mlo_views(real_data):
+    """Most show a muscle; none of it reaches the lower end of the breast, and hardly a lesion is cut."""
+    found, cut, seen = 0, [], 0
+    for path in sorted((real_data / "cdd-cesm-512" / "images").glob("*_MLO.jpg")):
+        image = cdd_cesm._pixels(path)
+        mask = pectoral_mask(image, "L" if "_L_" in path.name else "R")[..., 0]
+        lesion = cdd_cesm._pixels(real_data / "cdd-cesm-512" / "masks" / path.name)[..., 0] > 0.5
+        seen, found = seen + 1, found + mask.any()
+        assert mask.mean() < 0.5 * (image > 0.02).mean(), path.name
+        if lesion.any():
+            cut.append(mask[lesion].mean())
+    assert seen == 122 and 95 <= found <= 118
+    assert np.mean(np.array(cut) > 0.5) < 0.06

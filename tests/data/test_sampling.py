@@ -1,0 +1,242 @@
+"""Where random patches lie and how many each mammogram gives; the shapes of masses."""
+
+import csv
+import logging
+from collections import Counter
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfmammo.config import DataConfig, SamplingConfig
+from tfmammo.data.preprocess import DataError
+from tfmammo.data.sampling import is_normal, near_lesion, on_breast, quota, shape_class, shape_masks, side, stream
+from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
+
+
+def refuse():
+    """What a broken file does."""
+    raise ArchiveError("mask.png: broken")
+
+
+def stored(rows, cols):
+    """A mask file's content: a rectangle of 12 x 6 px."""
+    mask = np.zeros((rows, cols), np.uint8)
+    mask[30:42, 50:56] = 255
+    return mask
+
+
+def rectangle(top, left, bottom, right, kind="mass", **details):
+    """A lesion that covers these pixels, half-open."""
+    outline = np.array([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]])
+    return Lesion.from_outline(kind, outline, 100, 120, **details)
+
+
+def mammogram(*lesions, image_id="a", patient="p", **details):
+    """A record whose pixels can't be read."""
+    return Mammogram("test", patient, image_id, 100, 120, refuse, lesions=lesions, **details)
+
+
+def normal(image_id):
+    """A record of a normal mammogram."""
+    return mammogram(image_id=image_id, pathology="normal")
+
+
+@given(rows=st.integers(1, 40), cols=st.integers(1, 40), length=st.integers(1, 50), offset=st.integers(0, 60), seed=st.integers(0, 10**6))
+@settings(max_examples=200, deadline=None)
+def test_a_window_near_a_lesion_holds_one_of_its_pixels_and_stays_inside(rows, cols, length, offset, seed):
+    random = np.random.default_rng(seed)
+    region = np.zeros((rows, cols), np.uint8)
+    pixel = random.integers(rows), random.integers(cols)
+    region[pixel] = 1
+    top, left, bottom, right = near_lesion(region, length, offset, random)
+    assert bottom - top == right - left == length
+    assert top <= pixel[0] < bottom and left <= pixel[1] < right
+    for start, end, extent in ((top, bottom, rows), (left, right, cols)):
+        assert (start >= 0 and end <= extent) if length <= extent else (start <= 0 and end >= extent)
+
+
+def test_offsets_are_uniform_along_each_axis():
+    region = np.zeros((64, 64), np.uint8)
+    region[30, 20] = 1
+    random = np.random.default_rng(0)
+    found = Counter()
+    for _ in range(2450):
+        top, left, _, _ = near_lesion(region, 16, 3, random)
+        found[top + 8 - 30, left + 8 - 20] += 1
+    assert set(found) == {(row, col) for row in range(-3, 4) for col in range(-3, 4)}
+    assert sum((count - 50) ** 2 / 50 for count in found.values()) < 84.0  # chi square of 48 degrees of freedom, p = 0.001
+
+
+def test_every_pixel_of_the_lesion_is_drawn_and_an_offset_ends_inside_the_window():
+    region = np.zeros((40, 40), np.uint8)
+    region[10, 10:13] = region[20, 25] = 1
+    random = np.random.default_rng(0)
+    centres = {tuple(corner + 2 for corner in near_lesion(region, 5, 0, random)[:2]) for _ in range(200)}
+    assert centres == {(10, 10), (10, 11), (10, 12), (20, 25)}
+    region[:] = 0
+    region[20, 20] = 1
+    tops = {near_lesion(region, 5, 128, random)[0] for _ in range(200)}
+    assert tops == set(range(16, 21))  # 5 px that hold row 20
+    with pytest.raises(ValueError, match="its mask is empty"):
+        near_lesion(np.zeros((8, 8), np.uint8), 4, 1, random)
+
+
+def enough(breast, length, tissue):
+    """The corners of all windows that hold enough breast, counted one by one."""
+    rows, cols, _ = breast.shape
+    corners = [(r, c) for r in range(rows - length + 1) for c in range(cols - length + 1)]
+    return {(r, c) for r, c in corners if breast[r : r + length, c : c + length].sum() >= round(tissue * length**2, 6)}
+
+
+@pytest.mark.parametrize(("length", "tissue"), [(3, 0.9), (5, 0.6), (5, 0.28), (1, 1.0), (7, 0.5), (12, 0.4), (4, 0.0)])
+def test_windows_on_breast_are_all_those_with_enough_of_it(length, tissue):
+    random = np.random.default_rng(3)
+    breast = np.zeros((12, 14, 1), np.uint8)
+    breast[:, :8] = 1
+    breast[random.integers(0, 12, 9), random.integers(0, 14, 9)] ^= 1
+    expected = enough(breast, length, tissue)
+    found = Counter()
+    for _ in range(40 * len(expected)):
+        top, left, bottom, right = on_breast(breast, length, tissue, random)
+        assert bottom - top == right - left == length
+        found[top, left] += 1
+    assert set(found) == expected
+    statistic, free = sum((count - 40) ** 2 / 40 for count in found.values()), len(expected) - 1
+    assert statistic < free + 4 * np.sqrt(2 * free) + 10, "each is as likely as the others"
+
+
+def test_no_place_is_an_error():
+    breast = np.ones((12, 9, 1), np.uint8)
+    breast[::3, ::3] = 0
+    for length in (3, 10):  # every square of 3 px holds a hole; 10 px are wider than the image
+        with pytest.raises(ValueError, match=f"^no square of {length} px is 90 % breast$"):
+            on_breast(breast, length, 0.9, np.random.default_rng(0))
+    assert on_breast(breast, 3, 8 / 9, np.random.default_rng(0))
+
+
+def test_scale_enlarges():
+    random = np.random.default_rng(0)
+    assert side(256, SamplingConfig(scale=(1, 1)), random) == 256
+    assert side(256, SamplingConfig(scale=(2, 2)), random) == 128 and side(256, SamplingConfig(scale=(0.5, 0.5)), random) == 512
+    sides = [side(256, SamplingConfig(), random) for _ in range(500)]
+    assert min(sides) >= 213 and max(sides) <= 320 and min(sides) < 220 and max(sides) > 310
+
+
+def test_streams_differ_by_seed_image_and_number_alone():
+    draws = [stream(*key).random() for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a", 0))]
+    assert len(set(draws)) == 4 and draws[0] == draws[4]
+
+
+def test_what_is_normal():
+    assert is_normal(normal("a"))
+    assert not is_normal(mammogram(pathology="benign")) and not is_normal(mammogram()), "the archive does not call it normal"
+    assert not is_normal(mammogram(Lesion("calcification", (1, 2, 3, 4)), pathology="normal"))
+
+
+def test_quota_follows_lesions_and_not_the_order():
+    one, box = rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40))
+    masked = MaskedLesion("mass", refuse)  # counts, and is not read
+    records = [
+        mammogram(one, image_id="one"),
+        mammogram(one, masked, one, image_id="three"),
+        mammogram(box, image_id="box"),
+        normal("none"),
+        mammogram(rectangle(1, 1, 9, 9, kind="asymmetry"), image_id="other"),
+    ]
+    config = DataConfig(patches="offset", sampling=SamplingConfig(count=4000), seed=1)
+    counts = quota(records, config)
+    assert set(counts) == {"one", "three", "box", "none", "other"} and sum(counts.values()) == 4000
+    assert counts["box"] == counts["none"] == counts["other"] == 0
+    assert counts["three"] == pytest.approx(3000, abs=110)  # 4 standard deviations of a binomial
+    assert counts == quota(records[::-1], config) != quota(records, config.model_copy(update={"seed": 2}))
+    as_lesions = quota(records, DataConfig())
+    assert as_lesions == {"one": 1, "three": 3, "box": 1, "none": 0, "other": 0}
+    assert quota(records, DataConfig(frame="full", kinds=("mass", "asymmetry"))) == {"one": 1, "three": 1, "box": 1, "none": 0, "other": 1}
+
+
+def test_quota_of_normal_mammograms():
+    records = [normal(f"n{i}") for i in range(4)] + [mammogram(image_id="unknown"), mammogram(rectangle(1, 1, 9, 9), image_id="mass")]
+    counts = quota(records, DataConfig(patches="normal", sampling=SamplingConfig(count=1000)))
+    assert sum(counts.values()) == 1000 and counts["unknown"] == counts["mass"] == 0
+    assert all(abs(counts[f"n{i}"] - 250) < 55 for i in range(4))
+
+
+def test_an_empty_quota_says_what_is_missing():
+    records = [mammogram(Lesion("mass", (1, 2, 30, 40))), mammogram(image_id="b")]
+    with pytest.raises(DataError, match="^data.patches=normal: none of 2 mammograms is normal: without any lesion, and called normal"):
+        quota(records, DataConfig(patches="normal"))
+    with pytest.raises(DataError, match="^data.patches=offset: none of 2 mammograms holds a mass to make a patch of$"):
+        quota(records, DataConfig(patches="offset"))
+    with pytest.raises(DataError, match="none of 2 mammograms holds a calcification or distortion to make"):
+        quota(records, DataConfig(kinds=("calcification", "distortion")))
+
+
+@pytest.mark.parametrize(
+    ("word", "shape"),
+    [
+        ("oval", "oval"),
+        ("LOBULATED", "lobular"),
+        ("lobular", "lobular"),
+        ("irregular-architectural_distortion", "irregular"),
+        ("Round, smooth", "round"),
+        ("oval-lymph_node", "oval"),
+        ("round-oval", None),
+        ("round-irregular-architectural_distortion", None),
+        ("lobulated-lobular", "lobular"),
+        ("architectural_distortion", None),
+        ("microlobulated", None),
+        ("n/a", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_archives_words_become_four_shapes(word, shape):
+    assert shape_class(word) == shape
+
+
+def test_shape_masks_by_hand(caplog):
+    tall = rectangle(10, 10, 30, 20, shape="lobulated")  # 20 x 10 px in a square of 22: one px above, six on the left
+    masked = MaskedLesion("mass", partial(stored, 100, 120), shape="oval")  # 12 x 6 px in a square of 13, enlarged
+    others = [rectangle(50, 50, 60, 60, shape=word) for word in ("round-oval", None, None)]
+    cluster = rectangle(70, 70, 80, 80, kind="calcification", shape="round")
+    skipped = Skipped()
+    records = [
+        mammogram(cluster, tall, *others),
+        mammogram(masked, image_id="b", patient="q"),
+        mammogram(MaskedLesion("mass", refuse, shape="round"), image_id="c"),
+        mammogram(Lesion("mass", (1, 2, 30, 40), shape="round"), image_id="d"),
+    ]
+    with caplog.at_level(logging.INFO):
+        masks, shapes, patients = shape_masks(records, size=22, skipped=skipped)
+    assert shapes.tolist() == ["lobular", "oval"] and patients.tolist() == ["p", "q"]
+    assert masks.dtype == np.uint8 and masks.shape == (2, 22, 22, 1)
+    expected = np.zeros((22, 22), np.uint8)
+    expected[1:21, 6:16] = 1
+    np.testing.assert_array_equal(masks[0, ..., 0], expected)
+    rows, cols = np.nonzero(masks[1, ..., 0])
+    assert np.ptp(rows) + 1 == pytest.approx(12 * 22 / 13, abs=1) and np.ptp(cols) + 1 == pytest.approx(6 * 22 / 13, abs=1)
+    assert skipped.reasons["c"] == "lesion 0: mask.png: broken" and "lesion 0: this lesion has a box but no outline" in skipped.reasons["d"]
+    assert "2 masks of 2 patients; masses of other shapes left out: 2 not stated, 1 round-oval" in caplog.text
+
+
+def test_shape_masks_at_the_image_border_and_without_any():
+    corner = rectangle(0, 0, 40, 40, shape="round")
+    (mask,), _, _ = shape_masks([mammogram(corner)], size=44, margin=0.05)
+    assert mask.sum() == 1600 and mask[2:42, 2:42].all()
+    with pytest.raises(DataError, match="no mass is irregular, lobular, oval or round; other masses: 1 not stated; 0 mammograms skipped"):
+        shape_masks([mammogram(rectangle(1, 1, 9, 9))])
+    with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
+        shape_masks([mammogram(MaskedLesion("mass", refuse, shape="oval"))])
+
+
+@pytest.mark.data
+def test_shapes_of_the_real_tables(real_data):
+    found = Counter()
+    for side_ in ("train", "test"):
+        with (real_data / f"cbis-ddsm/mass_case_description_{side_}_set.csv").open(newline="", encoding="utf-8") as file:
+            found.update(shape_class(row["mass shape"]) for row in csv.DictReader(file))
+    # By hand from the words' counts: irregular 464+52+2+1, lobulated 384+4+2, oval 412+6, round 164; two shapes named 6+3+1+1+1+1
+    assert found == {"irregular": 519, "lobular": 390, "oval": 418, "round": 164, None: 205}

@@ -1,0 +1,53 @@
+"""Every part of the benchmarks at a tiny size: it runs, and prints one JSON line with numbers that belong together."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def measured(repository, tmp_path):
+    """A function (part, *arguments) -> the JSON lines of benchmarks/input.py."""
+
+    def run(*arguments):
+        path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"}
+        command = [sys.executable, str(repository / "benchmarks/input.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400)
+        assert done.returncode == 0, done.stderr
+        assert list(tmp_path.iterdir()) == []
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+def test_dicom_and_index(measured):
+    dicom, index = measured("--only", "dicom", "index", "--files", "1", "--pixels", "64", "48", "--images", "8", "16", "--archive", "vindr")
+    assert dicom["benchmark"] == "input.dicom" and (dicom["files"], dicom["rows"], dicom["cols"]) == (1, 64, 48)
+    for syntax in ("uncompressed", "JPEG 2000"):
+        ours, theirs, ratio = dicom[syntax].values()
+        assert ours > 0 and theirs > 0 and ratio == pytest.approx(ours / theirs, rel=0.1)
+    assert index["benchmark"] == "input.index" and index["images"] == [8, 16]
+    seconds = index["seconds_per_10000"]
+    assert len(seconds) == len(index["megabytes_per_10000"]) == 2 and min(seconds) > 0 and min(index["megabytes_per_10000"]) > 0
+    assert index["growth"] == pytest.approx(max(seconds) / min(seconds), rel=0.1)
+
+
+@pytest.mark.slow
+def test_pipeline(measured):
+    model = json.dumps({"filters": [4, 8, 8], "discriminator_filters": 4})
+    sizes = ("--files", "2", "--size", "32", "--patches", "8", "--draws", "40", "--steps", "2")
+    (found,) = measured("--only", "pipeline", *sizes, "--model", model)
+    assert found["benchmark"] == "input.pipeline" and found["patches"] == 8 and found["size"] == 32
+    for source in ("memory", "records"):
+        assert found[source]["over_step"] == pytest.approx(found[source]["patches_per_s"] * found["can_step_s"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_beam(measured):
+    (found,) = measured("--only", "beam", "--mammograms", "4", "--size", "32")
+    assert found["benchmark"] == "input.beam" and found["same_bytes"] is True
+    assert found["ratio"] == pytest.approx(found["one_worker_s"] / found["two_workers_s"], rel=0.01)

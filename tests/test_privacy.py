@@ -1,0 +1,246 @@
+"""No patient data leaves: what is planted in the headers of an archive is searched for in everything tfmammo puts out."""
+
+import logging
+import pickle
+import traceback
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from tfmammo.archives import dicom, inbreast
+from tfmammo.archives.writers import inbreast as writer
+from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+
+ROWS, COLS = 60, 44
+NAME = "QUIBBLE^ZEPHYRINE"
+PLANTED = {
+    "PatientName": NAME,
+    "PatientID": "PIDXW77310",
+    "PatientBirthDate": "19430217",
+    "OtherPatientIDs": ["OPIDKJ5512", "OPIDKJ5513"],
+    "PatientAddress": "9 WOBBLETHORPE LANE",
+    "PatientComments": "niece of FITZHUGH",
+    "ReferringPhysicianName": "GRUMBOLT^OTTOLINE",
+    "InstitutionName": "ST SNODGRASS INFIRMARY",
+    "StudyDate": "20091123",
+    "AccessionNumber": "ACCVN99344",
+    "StudyDescription": "for DR THISTLEWAITE",
+    "SeriesDescription": "left of MRS PUMPHREY",
+    "StationName": "SNODGRASSMG1",
+}
+PRIVATE = ("BLATHERWICK MEDICAL", "WIGGLESBURY", "HONEYCHURCH^PRIVATA")
+# Every word of them that could name somebody, and every number.
+SECRETS = {word for text in (*PLANTED.values(), *PRIVATE) for part in np.atleast_1d(text) for word in part.replace("^", " ").split()}
+SECRETS = {word for word in SECRETS if len(word) > 5 and word not in ("INFIRMARY", "MEDICAL")}
+
+
+def found(content: str | bytes) -> set[str]:
+    """The planted words in a text or a file's bytes, in any case, in UTF-8 and UTF-16."""
+    raw = content.encode(errors="replace") if isinstance(content, str) else content
+    raw = raw.upper()
+    return {word for word in SECRETS if word.encode() in raw or word.encode("utf-16-le") in raw}
+
+
+def ramp(first: int) -> np.ndarray:
+    return np.linspace(first / 20, 1, ROWS * COLS, dtype=np.float32).reshape(ROWS, COLS, 1)
+
+
+def mammogram(number: int) -> Mammogram:
+    outline = np.float32([[10, 12], [10, 30], [32, 30], [32, 12]]) + number % 3
+    lesions = (Lesion.from_outline("mass", outline, ROWS, COLS),)
+    facts = {"laterality": "LR"[number % 2], "view": "CC", "birads": "4b", "density": "2", "spacing": (0.07, 0.07)}
+    return Mammogram("test", f"aa{number}", str(number), ROWS, COLS, partial(ramp, number), lesions=lesions, **facts)
+
+
+def plant(path: Path) -> None:
+    dataset = pydicom.dcmread(path)
+    for key, value in PLANTED.items():
+        setattr(dataset, key, value)
+    maker, *texts = PRIVATE
+    block = dataset.private_block(0x0029, maker, create=True)
+    block.add_new(0x01, "LO", texts[0])
+    item = Dataset()
+    item.PatientName = texts[1]
+    block.add_new(0x02, "SQ", [item])
+    behind = dataset.private_block(0x7FE3, maker, create=True)
+    behind.add_new(0x01, "UT", texts[1])
+    dataset.save_as(path)
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    """Eight patients in INbreast's form, their headers full of what hospitals write there."""
+    for path in writer.write(map(mammogram, range(8)), tmp_path / "inbreast"):
+        plant(path)
+    return tmp_path / "inbreast"
+
+
+def files(archive: Path) -> list[Path]:
+    return sorted((archive / "AllDICOMs").iterdir())
+
+
+@pytest.fixture
+def heard(caplog) -> Iterator[list[str]]:
+    """All that is logged at any level by any logger, and all that is warned of."""
+    texts: list[str] = []
+    caplog.set_level(logging.DEBUG)
+    before = {name: logging.getLogger(name).level for name in ("pydicom", "tfmammo")}
+    for name in before:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+        texts += [str(warning.message) for warning in caught]
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+    texts += [caplog.text, *(record.getMessage() for record in caplog.records)]
+    assert not found("\n".join(texts))
+
+
+def test_what_is_planted_is_in_the_files_and_can_be_found(archive):
+    assert len(SECRETS) == 20
+    for path in files(archive):
+        assert found(path.read_bytes()) == SECRETS
+    assert found(NAME.title().encode("utf-16-le")) == {"QUIBBLE", "ZEPHYRINE"}
+
+
+def test_records_hold_nothing_of_it(archive, heard):
+    skipped = Skipped()
+    records = inbreast.read(archive, skipped)
+    images = [record.pixels() for record in records]
+    assert len(records) == 8 and len({record.patient_id for record in records}) == 8
+    assert not found(repr(records) + repr(skipped))
+    assert not found(pickle.dumps(records))
+    assert not found(pickle.dumps([(record, record.lesions, image.shape) for record, image in zip(records, images, strict=True)]))
+
+
+def test_the_headers_other_facts_hold_nothing_of_it(archive):
+    header = dicom.read_header(files(archive)[0])
+    assert found(repr(header)) == {"PUMPHREY"} == found(header.series_description)  # which no record has
+
+
+def complaint(path: Path) -> str:
+    """What reading says: the sentence, and the traceback that a caller may log. Empty where the file can be read."""
+    said = ""
+    for reader in (dicom.read_header, dicom.read_pixels):
+        try:
+            reader(path)
+        except ArchiveError as error:
+            said += f"{error}\n{error!r}\n{''.join(traceback.format_exception(error))}"
+    return said
+
+
+NUMBERS = ["Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"]
+NUMBERS += ["NumberOfFrames", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "PixelPaddingValue"]
+NUMBERS += ["PixelPaddingRangeLimit", "PixelSpacing", "ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor"]
+NUMBERS += ["NominalScannedPixelSpacing"]
+WORDS = ["Modality", "PhotometricInterpretation", "VOILUTFunction", "ViewPosition", "ImageLaterality", "PresentationIntentType"]
+
+
+def misplace(path: Path, syntax, **values: tuple[str, str]) -> None:
+    """Write elements as (type, text), whatever type they should have."""
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    for key, (kind, text) in values.items():
+        dataset.add_new(key, kind, text)
+    dataset.save_as(path, implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("key", [*NUMBERS, *WORDS])
+def test_a_name_where_another_value_belongs_is_not_quoted(archive, heard, key, syntax):
+    path = files(archive)[0]
+    needed = {"WindowCenter": ("DS", "5"), "WindowWidth": ("DS", "5"), "PixelPaddingValue": ("SS", 5), "RescaleSlope": ("DS", "1")}
+    misplace(path, syntax, **needed | {"RescaleIntercept": ("DS", "0"), "ImagerPixelSpacing": ("DS", ["1", "1"])})
+    assert complaint(path) == ""
+    misplace(path, syntax, **{key: ("LO", NAME)})
+    said = complaint(path)
+    assert not found(said)
+    if syntax == ExplicitVRLittleEndian and key in NUMBERS[:-1]:  # the last is not asked for, as ImagerPixelSpacing is there
+        assert f"{path}: its {key} is no number" in said
+
+
+@pytest.mark.parametrize("key", ["PatientBirthDate", "StudyTime", "PatientAge", "PatientSize", "StudyInstanceUID", "InstanceNumber"])
+def test_malformed_values_that_nobody_asks_for_do_not_matter(archive, heard, key):
+    path = files(archive)[0]
+    misplace(path, ExplicitVRLittleEndian, **{key: ("LO", NAME)})
+    kind = pydicom.datadict.dictionary_VR(key).encode()
+    path.write_bytes(path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode()))
+    assert complaint(path) == ""
+
+
+@pytest.mark.parametrize("key", ["WindowCenter", "RescaleSlope", "PixelSpacing", "NumberOfFrames"])
+def test_malformed_numbers_that_are_asked_for_are_not_quoted(archive, heard, key):
+    path = files(archive)[0]
+    misplace(path, ExplicitVRLittleEndian, **{key: ("LO", NAME)})
+    kind = pydicom.datadict.dictionary_VR(key).encode()
+    path.write_bytes(path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode()))
+    said = complaint(path)
+    assert f"{path}: its {key} is no number" in said and not found(said)
+
+
+def test_damaged_files_quote_nothing(archive, heard):
+    """Cut anywhere, with any byte of the header changed, with lengths that let one value run into the next."""
+    path = files(archive)[0]
+    whole = path.read_bytes()
+    end = whole.index(b"\xe0\x7f\x10\x00")
+    generator, outcomes = np.random.default_rng(0), set()
+    for _ in range(400):
+        content = bytearray(whole)
+        for at in generator.integers(132, end + 12, generator.integers(1, 4)):
+            content[at] = generator.integers(256)
+        path.write_bytes(content[: generator.integers(132, len(whole))] if generator.random() < 0.3 else content)
+        said = complaint(path)
+        assert not found(said)
+        outcomes.add(bool(said))
+    assert outcomes == {True, False}
+
+
+def test_skips_and_their_log_lines_hold_nothing_of_it(archive, heard):
+    first, second, third, *_ = files(archive)
+    misplace(first, ExplicitVRLittleEndian, Modality=("CS", "PIDXW77310"))
+    misplace(second, ExplicitVRLittleEndian, Rows=("LO", NAME))
+    third.write_bytes(third.read_bytes()[:900])
+    skipped = Skipped()
+    assert len(inbreast.read(archive, skipped)) == 5
+    assert len(skipped) == 3
+    assert not found(repr(skipped))
+
+
+@pytest.mark.slow
+def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, monkeypatch, capfd):
+    from tfmammo import config as configuration
+    from tfmammo.config import DataConfig, TrackingConfig
+    from tfmammo.models.can import CAN
+    from tfmammo.training import cli, loop
+
+    misplace(files(archive)[0], ExplicitVRLittleEndian, Rows=("LO", NAME))
+    output = tmp_path / "out"
+    output.mkdir()
+    monkeypatch.chdir(output)
+    experiment = tiny_can(steps=2, steps_per_loop=1).model_copy(
+        update={
+            "data": DataConfig(name="inbreast", root=archive, size=32),
+            "tracking": TrackingConfig(uri=f"sqlite:///{output / 'mlflow.db'}", system_metrics=False),
+        }
+    )
+    patches, held_out = cli.datasets(experiment.data)
+    assert len(patches) + len(held_out) == 7
+    loop.fit(lambda: CAN(experiment.model, 32), experiment, patches, held_out, output / "run", cli.validate)
+    cli.summary(experiment, {"dice": 0.5}, held_out, output / "run")
+    written = [path for path in output.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in written}
+    assert {".db", ".png", ".json", ".pb"} <= kinds and (output / "mlruns").is_dir() and (output / "run/export").is_dir()
+    for path in written:
+        assert not found(path.read_bytes()), path
+        assert not found(str(path.relative_to(output)))
+    assert not found(pickle.dumps((patches, held_out)))
+    assert not found(configuration.dump(experiment))
+    assert not found("".join(capfd.readouterr()))

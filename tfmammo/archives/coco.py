@@ -1,0 +1,168 @@
+"""COCO annotations -> lesions: polygons, run-length encodings (RLE, compressed or not) and boxes.
+
+Coordinates count from the image's corner: the first pixel's centre is (0.5, 0.5) there and (0, 0) here. Everything is
+checked here and decoded without pycocotools, whose C code trusts what it is given.
+
+Source: cocodataset.org, Data format; common/maskApi.c of the COCO API for the compressed RLE.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.record import ArchiveError, Box, Lesion, LesionKind, MaskedLesion
+
+KINDS: dict[str, LesionKind] = {
+    "mass": "mass",
+    "masses": "mass",
+    "calcification": "calcification",
+    "calcifications": "calcification",
+    "asymmetry": "asymmetry",
+    "asymmetries": "asymmetry",
+    "distortion": "distortion",
+    "distortions": "distortion",
+}
+
+
+class Contradiction(ArchiveError):
+    """The annotations are of another size than their image, so that none of their coordinates can be trusted."""
+
+
+@dataclass
+class Listed:
+    """One image of a COCO file. size: (rows, cols) as stated, or None. annotations: each with its kind."""
+
+    size: tuple[int, int] | None
+    annotations: list[tuple[LesionKind, dict[str, Any]]] = field(default_factory=list)
+
+
+def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> dict[str, Listed]:
+    """The images of a COCO file, each with its annotations of our kinds.
+
+    Args:     path: the JSON file. key: turns a file_name into the image's key, or raises ValueError with the reason.
+              note: takes what was left out: annotations of other categories, or of images that are not listed.
+    Raises:   ArchiveError: no COCO file, a file_name that `key` refuses, or an image or id that is listed twice.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
+        images = [(entry["id"], str(entry["file_name"]), _size(entry)) for entry in content["images"]]
+        by_id: dict[Any, str] = {number: name for number, name, _ in images}
+        annotations = [(by_id.get(entry["image_id"]), names[entry["category_id"]], entry) for entry in content["annotations"]]
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+        raise ArchiveError(f"{path}: is no COCO file ({error.__class__.__name__})") from None
+    try:
+        keys = {name: key(name) for _, name, _ in images}
+    except ValueError as error:
+        raise ArchiveError(f"{path}: {error}") from None
+    listed = {keys[name]: Listed(size) for _, name, size in images}
+    if not len(listed) == len(by_id) == len(images):
+        raise ArchiveError(f"{path}: lists an image or its id twice")
+    others: Counter[str] = Counter()
+    for image, category, annotation in annotations:
+        if image is None:
+            others["of images that it does not list"] += 1
+        elif category.lower() not in KINDS:
+            others[f"of the category {category[:40]!r}, which is no lesion of ours"] += 1
+        else:
+            listed[keys[image]].annotations.append((KINDS[category.lower()], annotation))
+    for reason, count in others.items():
+        note(f"{count} annotations {reason}")
+    return listed
+
+
+def lesion(kind: LesionKind, annotation: dict[str, Any], rows: int, cols: int, details: dict[str, Any], where: str) -> Lesion:
+    """One annotation as a lesion; an RLE is decoded when it is wanted.
+
+    Args:     annotation: its "segmentation" counts, without one its "bbox". rows, cols: of the image. details: further
+              fields of Lesion. where: names the annotation in errors.
+    Raises:   ValueError: why it is no lesion. Contradiction: the RLE is of another size. ArchiveError: on first use, when
+              the RLE is damaged or marks nothing.
+    """
+    region = annotation.get("segmentation")
+    if isinstance(region, dict):
+        if region.get("size") != [rows, cols]:
+            raise Contradiction(f"{where}: its RLE is of another size than the image's {rows} x {cols} px")
+        return MaskedLesion(kind, partial(_rle_mask, where, region.get("counts"), rows, cols), **details)
+    if region:
+        return _union([Lesion.from_outline(kind, outline, rows, cols, **details) for outline in _outlines(region)], details)
+    return Lesion(kind, _box(annotation.get("bbox"), rows, cols), **details)
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    rows, cols = entry.get("height"), entry.get("width")
+    return (int(rows), int(cols)) if rows is not None and cols is not None else None
+
+
+def _outlines(region: Any) -> list[NDArray[np.float64]]:
+    try:
+        parts = [np.asarray(part, np.float64) for part in region]
+    except (TypeError, ValueError, OverflowError):
+        parts = []
+    if not parts or any(part.ndim != 1 or len(part) % 2 for part in parts):
+        raise ValueError("its polygon is no list of x, y, x, y ...")
+    enclosing = [part for part in parts if len(part) >= 6]  # some tools leave parts of one or two points
+    return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in enclosing or parts]
+
+
+def _union(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
+    corners = np.array([part.box for part in parts])
+    (top, left), (bottom, right) = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+    outlines = tuple(outline for part in parts for outline in part.outlines)
+    return Lesion(parts[0].kind, (int(top), int(left), int(bottom), int(right)), outlines, **details)
+
+
+def _box(numbers: Any, rows: int, cols: int) -> Box:
+    try:
+        x, y, width, height = (float(number) for number in numbers)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("it has neither a segmentation nor a bbox of four numbers") from None
+    if not all(math.isfinite(number) for number in (x, y, x + width, y + height)):
+        raise ValueError("its bbox is not finite")
+    left, top, right, bottom = round(x), round(y), round(x + width), round(y + height)
+    if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
+        raise ValueError("its bbox is empty or reaches beyond the image")
+    return top, left, bottom, right
+
+
+def _rle_mask(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uint8]:
+    """uint8 [rows, cols]: runs of 0 and 1 in turn, down the columns."""
+    try:
+        runs = np.array(_runs(counts) if isinstance(counts, str) else counts, np.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise ArchiveError(f"{where}: its RLE can't be decoded") from None
+    if runs.ndim != 1 or runs.min(initial=0) < 0 or runs.max(initial=0) > rows * cols or runs.sum() != rows * cols:
+        raise ArchiveError(f"{where}: its RLE does not fill {rows} x {cols} px")
+    mask = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(cols, rows).T
+    if not mask.any():
+        raise ArchiveError(f"{where}: its RLE marks nothing")
+    return mask
+
+
+def _runs(text: str) -> list[int]:
+    """Compressed run lengths: 5 bits a character, least first; from the fourth on differences to the last but one."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 60:
+            raise ValueError
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (1 << shift) if code & 16 else 0  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError
+    return runs

@@ -1,0 +1,430 @@
+"""The user's own mammograms: a folder of images with masks or COCO annotations, and a table.
+
+    images/              .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal ones) and .dcm, at any depth
+    masks/               <image's name>.png, or <image's name>_1.png, _2.png ... where it has several lesions: 0 is background
+    annotations.json     or COCO instead of masks: polygons, RLE (compressed or not) or boxes
+    metadata.csv         file, patient, laterality, view, pathology, kind, shape, margin, birads, density, spacing, split, bits
+
+All but `images` may be missing. The table's columns stand in any order, all but `file` may be missing or blank, others are
+ignored and noted; it is separated by commas, semicolons or tabs. `file` names an image ("a.png", "images/left/b.dcm"), or one
+mask ("a_2.png"), whose row then gives that lesion's kind, shape, margin and pathology.
+
+Patients. Two images of one woman on both sides of a split make every result worthless, and file names can't be trusted to
+tell them apart. So nothing is guessed: where the table names patients, images without one are left out and counted; where
+it names none at all, all images count as one patient, which can be looked at and predicted on but not split, and a log line
+says so.
+
+Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their values stay below 4096.
+The column `bits` says what they hold instead (12 for most detectors). A DICOM, a PGM (its maxval) and a 12-bit TIFF say it
+themselves. Raw DICOM images ("for processing") are left out and counted.
+
+Masks. One file is one lesion; its parts are not split into several. All but 0 is lesion, in a colour mask all but black; a
+JPEG is cut at 127, because its compression puts low values all around a lesion. Without a `kind` in the table a mask is a
+mass of uncertain kind. A mask is read when it is wanted: one that is empty, damaged or of another size than its image raises
+ArchiveError then. Normal images need no mask, and those of images whose `pathology` is normal are not looked at.
+
+COCO. Categories are mass, calcification, asymmetry and distortion in any case, singular or plural; others are noted.
+Coordinates count from the image's corner, half a pixel from the first pixel's centre. With annotations.json only the images
+that it lists are read, since the others may be unlabelled. Holes of a region are filled, as everywhere here.
+
+Pathology is the image's: its lesions carry it where they have no own and it holds for each, because there is one or all is
+benign.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from tfmammo.archives import coco, dicom
+from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
+
+log = logging.getLogger(__name__)
+
+PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
+DICOMS = (".dcm", ".dicom")
+
+_FORMATS = ("PNG", "TIFF", "JPEG", "PPM", "BMP")  # Pillow knows many more, some of which run other programs
+_LARGEST = 2**27  # px; the largest mammograms have 2**25
+_ONE_CHANNEL, _CHANNELS = ("1", "L"), ("LA", "P", "RGB", "RGBA")  # Pillow's modes of 8 bits
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 274, 258, 262  # TIFF tags, the first in EXIF too
+
+Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
+
+
+@dataclass
+class _Folder:
+    """What lies beneath one root."""
+
+    root: Path
+    skipped: Skipped
+    images: dict[str, Path]
+    rows: dict[str, Row]
+    masks: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)  # image -> (mask, its file)
+    coco: dict[str, coco.Listed] = field(default_factory=dict)
+    listed_only: bool = False
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def note(self, path: Path, reason: object) -> None:
+        self.skipped.add(path.relative_to(self.root).as_posix(), str(reason).removeprefix(f"{path}: "))
+
+
+def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
+    """The mammograms of a folder, in the order of their names; tables and headers are read, pixels and masks are not.
+
+    Args:     root: the folder that holds `images`. skipped: takes what was left out, and why.
+    Returns:  one record per readable image; image_id is hashed_id("folder", <its name beneath images, without the ending>).
+    Raises:   ArchiveError: no image can be read, masks and annotations.json stand side by side, a table or COCO file is
+              damaged, holds a wrong value, names a file outside the folder, or states another size than the image has.
+    """
+    root, skipped = Path(root), Skipped() if skipped is None else skipped
+    if not (root / "images").is_dir():
+        raise ArchiveError(f"{root}: has no folder images")
+    if (root / "masks").is_dir() and (root / "annotations.json").exists():
+        raise ArchiveError(f"{root}: has both masks and annotations.json, keep one of them")
+    folder = _Folder(root, skipped, _find(root, "images", PICTURES + DICOMS, skipped), {})
+    if (root / "metadata.csv").exists():
+        folder.rows = _table(root / "metadata.csv", skipped)
+    if (root / "masks").is_dir():
+        folder.masks = _masks(folder)
+    elif (root / "annotations.json").exists():
+        folder.coco, folder.listed_only = _coco(folder, root / "annotations.json"), True
+    _note_unused_rows(folder)
+    mammograms = list(_mammograms(folder))
+    for reason, count in folder.counts.items():
+        skipped.add("images/*", f"{count} {reason}")
+    if not mammograms:
+        first = next((f", the first is {file}: {reason}" for file, reason in skipped.reasons.items()), "")
+        raise ArchiveError(f"{root}: holds no image that can be read ({len(skipped)} skipped{first})")
+    return mammograms
+
+
+def _find(root: Path, name: str, endings: tuple[str, ...], skipped: Skipped) -> dict[str, Path]:
+    """Files of these endings by their names beneath `name`, without the ending, in order."""
+    found: dict[str, Path] = {}
+    others = 0
+    paths = (Path(folder, file) for folder, _, files in os.walk(root / name) for file in files if not file.startswith("."))
+    for path in sorted(paths):
+        key = path.relative_to(root / name).with_suffix("").as_posix()
+        if path.suffix.lower() not in endings or not key.isprintable():  # a name in no known encoding can't be hashed
+            others += 1
+        elif key in found:
+            skipped.add(path.relative_to(root).as_posix(), "another file has the same name and another ending")
+        else:
+            found[key] = path
+    if others:
+        skipped.add(f"{name}/*", f"{others} files of other kinds than {' '.join(endings)}, or with unprintable names")
+    return found
+
+
+def _key(name: str) -> str:
+    """What a table calls a file -> its name beneath images or masks, without the ending. Raises ValueError outside of them."""
+    path = PurePosixPath(name.strip().replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"\s*[A-Za-z]:", name) or not name.isprintable():
+        raise ValueError(f"the file name {name[:80]!r} leads out of the folder")
+    path = PurePosixPath(*path.parts[1:]) if len(path.parts) > 1 and path.parts[0] in ("images", "masks") else path
+    return str(path.with_suffix("") if path.suffix.lower() in PICTURES + DICOMS else path)
+
+
+# metadata.csv
+
+
+def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
+    return partial(_word, words)
+
+
+def _word(words: Mapping[str, Any], text: str) -> Any:
+    if text.lower() not in words:
+        raise ValueError(f"is none of {', '.join(words)}")
+    return words[text.lower()]
+
+
+def _spacing(text: str) -> tuple[float, float]:
+    try:
+        values = [float(number.replace(",", ".")) for number in re.split(r"\s*[x×\s]\s*", text)]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 2) or not all(0 < value < math.inf for value in values):
+        raise ValueError("is no spacing in mm like 0.07 or 0.07 x 0.05 (row x column)")
+    return values[0], values[-1]
+
+
+def _bits(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,2}", text) or not 1 <= int(text) <= 16:
+        raise ValueError("is no number of bits from 1 to 16")
+    return int(text)
+
+
+_COLUMNS: dict[str, Callable[[str], Any]] = {
+    "file": _key,
+    "patient": str.casefold,  # ids that differ in this alone are one patient's: the safe side
+    "laterality": _one_of({"l": "L", "left": "L", "r": "R", "right": "R"}),
+    "view": _one_of({"cc": "CC", "mlo": "MLO"}),
+    "pathology": _one_of({word: word for word in ("normal", "benign", "malignant")}),
+    "kind": _one_of(coco.KINDS),
+    "shape": str.lower,
+    "margin": str.lower,
+    "birads": str,
+    "density": str,
+    "spacing": _spacing,
+    "split": _one_of({"train": "train", "test": "test"}),
+    "bits": _bits,
+}
+
+
+def _table(path: Path, skipped: Skipped) -> dict[str, Row]:
+    """The rows by file. Messages name line and column but no value: it might be a patient's in the wrong place."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        head = text.partition("\n")[0]
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ArchiveError(f"{path}: can't be read as CSV in UTF-8 ({error.__class__.__name__})") from None
+    columns = [name.strip().lower() for name in lines[0]] if lines else []
+    if "file" not in columns or any(columns.count(name) > 1 for name in columns if name):
+        raise ArchiveError(f"{path}: its first line must name every column once, and one of them file")
+    if unknown := [name for name in columns if name and name not in _COLUMNS]:
+        skipped.add(path.name, f"{len(unknown)} unknown columns are ignored; known are {', '.join(_COLUMNS)}")
+    rows: dict[str, Row] = {}
+    for number, cells in enumerate(lines[1:], start=2):
+        if any(cell.strip() for cell in cells):
+            row = _row(path, number, columns, cells)
+            if rows.setdefault(row["file"], row) is not row:
+                raise ArchiveError(f"{path}: row {number} is a second one of its file")
+    return rows
+
+
+def _row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(columns):
+        raise ArchiveError(f"{path}: row {number} has {len(cells)} cells, the first line {len(columns)}")
+    row = {}
+    for name, text in zip(columns, (cell.strip() for cell in cells), strict=True):
+        if name in _COLUMNS and (text or name == "file"):
+            try:
+                if not text:
+                    raise ValueError("is blank")
+                row[name] = _COLUMNS[name](text)
+            except ValueError as error:
+                raise ArchiveError(f"{path}: row {number}, {name}: {error}") from None
+    return row
+
+
+def _note_unused_rows(folder: _Folder) -> None:
+    known = {*folder.images, *(mask for masks in folder.masks.values() for mask, _ in masks)}
+    if unused := len(folder.rows.keys() - known):
+        folder.skipped.add("metadata.csv", f"{unused} of its {len(folder.rows)} files are no image or mask here")
+
+
+# Lesions
+
+
+def _masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
+    """The masks of each image: those of its own name, and of its name with a number, in the order of the numbers."""
+    numbered = defaultdict(list)
+    for mask, path in _find(folder.root, "masks", PICTURES, folder.skipped).items():
+        match = re.fullmatch(r"(.+)_([0-9]{1,9})", mask, re.DOTALL)
+        if mask in folder.images:
+            numbered[mask].append((-1, mask, path))
+        elif match and match[1] in folder.images:
+            numbered[match[1]].append((int(match[2]), mask, path))
+        else:
+            folder.note(path, "is a mask of no image: none has its name, with or without a number at the end")
+    return {image: [(mask, path) for _, mask, path in sorted(masks)] for image, masks in numbered.items()}
+
+
+def _coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
+    """The images that a COCO file lists and that are there."""
+    listed = coco.load(path, _key, partial(folder.note, path))
+    if missing := len(listed.keys() - folder.images.keys()):
+        folder.note(path, f"{missing} of its {len(listed)} images are missing")
+    return listed
+
+
+def _mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+    row, masks = folder.rows.get(image, {}), folder.masks.get(image, [])
+    if masks and row.get("pathology") == "normal":
+        folder.counts["masks of images that the table calls normal were not looked at"] += len(masks)
+        return
+    for mask, path in masks:
+        details = _details(row, len(masks)) | (_details(folder.rows.get(mask, {}), 1) if mask != image else {})
+        kind = folder.rows.get(mask, {}).get("kind") or row.get("kind")
+        details["kind_is_certain"] = kind is not None
+        yield MaskedLesion(kind or "mass", partial(_mask, path, rows, cols), **details)
+
+
+def _coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+    listed, path = folder.coco[image], folder.images[image]
+    where = f"{folder.root / 'annotations.json'}: {path.relative_to(folder.root).as_posix()}"
+    if listed.size not in (None, (rows, cols)):
+        raise coco.Contradiction(f"{where} has {(rows, cols)} rows and columns there, but {listed.size} is stated")
+    details = _details(folder.rows.get(image, {}), len(listed.annotations))
+    for number, (kind, annotation) in enumerate(listed.annotations, start=1):
+        try:
+            yield coco.lesion(kind, annotation, rows, cols, details, f"{where}, annotation {number}")
+        except coco.Contradiction:
+            raise
+        except ValueError as error:
+            folder.note(path, f"annotation {number} left out: {error}")
+
+
+def _details(row: Row, lesions: int) -> dict[str, Any]:
+    """What an image's row says of each of its lesions."""
+    details = {name: row[name] for name in ("shape", "margin") if name in row and lesions == 1}
+    if row.get("pathology") == "benign" or (lesions == 1 and row.get("pathology") == "malignant"):
+        details["pathology"] = row["pathology"]
+    return details
+
+
+# Images
+
+
+def _mammograms(folder: _Folder) -> Iterator[Mammogram]:
+    has_patients = any("patient" in row for row in folder.rows.values())
+    if not has_patients:
+        reason = "metadata.csv names no patients, so all images count as one and can't be split; give it the columns file and patient"
+        log.warning("%s: %s", folder.root.name, reason)
+    for image, path in folder.images.items():
+        if folder.listed_only and image not in folder.coco:
+            folder.counts["images that annotations.json does not list"] += 1
+        elif has_patients and "patient" not in folder.rows.get(image, {}):
+            folder.counts["images without a patient in metadata.csv, which might stand on both sides of a split"] += 1
+        else:
+            try:
+                if facts := _facts(path, folder.rows.get(image, {}).get("bits")):
+                    yield _mammogram(folder, image, facts)
+                else:
+                    folder.counts["raw images ('for processing')"] += 1
+            except coco.Contradiction:
+                raise
+            except ArchiveError as error:
+                folder.note(path, error)
+
+
+def _mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
+    row = folder.rows.get(image, {})
+    lesions = tuple((_coco_lesions if folder.listed_only else _mask_lesions)(folder, image, facts["rows"], facts["cols"]))
+    pathology = row.get("pathology")
+    if pathology == "normal" and lesions:
+        folder.note(
+            folder.images[image], f"the table calls it normal, but it has {len(lesions)} lesions: its pathology is taken as unknown"
+        )
+        pathology = None
+    facts |= {name: row[name] for name in ("laterality", "view", "spacing", "birads", "density") if name in row}
+    return Mammogram(
+        archive="folder",
+        patient_id=hashed_id("folder", row.get("patient", "")),
+        image_id=hashed_id("folder", image),
+        pathology=pathology,
+        lesions=lesions,
+        official_split=row.get("split"),
+        **facts,
+    )
+
+
+def _facts(path: Path, bits: int | None) -> dict[str, Any] | None:
+    """What an image's own header says, as fields of Mammogram; None of a raw one."""
+    if path.suffix.lower() in DICOMS:
+        if bits is not None:
+            raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
+        header = dicom.read_header(path)
+        facts = {name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")}
+        return None if header.for_processing else facts | {"read": partial(dicom.read_pixels, path)}
+    with _opened(path) as picture:
+        _full_scale(picture, path, bits)
+        return {"rows": picture.height, "cols": picture.width, "read": partial(_pixels, path, bits)}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile]:
+    """One upright picture, its header read. Whatever goes wrong while it is open becomes an ArchiveError."""
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:
+            if picture.width * picture.height > _LARGEST:
+                raise ArchiveError(f"{path}: {picture.height} x {picture.width} px are more than a mammogram has")
+            if getattr(picture, "n_frames", 1) != 1:
+                raise ArchiveError(f"{path}: holds several pages, not one image")
+            # Pillow decodes a PNG to look for EXIF, unless it has met some on its way.
+            if (picture.format != "PNG" or "exif" in picture.info) and picture.getexif().get(_ORIENTATION, 1) != 1:
+                raise ArchiveError(f"{path}: is stored turned or mirrored (EXIF orientation), save it upright")
+            yield picture
+    except ArchiveError:
+        raise
+    except FileNotFoundError:
+        raise ArchiveError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow answers damaged files with exceptions of any class
+        raise ArchiveError(f"{path}: can't be read as an image ({error.__class__.__name__})") from None
+
+
+def _full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
+    """The value that stands for 1. Raises where the picture is not of 8 or 16 bits and up to four channels."""
+    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+    if not deep and picture.mode not in (*_ONE_CHANNEL, *_CHANNELS):
+        raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
+    if picture.format == "PPM" and picture.mode in _CHANNELS:
+        raise ArchiveError(f"{path}: is no PGM but a colour image")
+    if not deep and re.search(r";16\w", str(picture.tile[0][3])):
+        raise ArchiveError(f"{path}: has 16 bits in several channels, save it in one")  # Pillow would drop half of them
+    depth = 16 if deep else 1 if picture.mode == "1" else 8
+    if deep and picture.format == "TIFF":
+        depth = picture.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]  # type: ignore[attr-defined]
+    if bits is not None and picture.format == "PPM":
+        raise ArchiveError(f"{path}: a PGM states its largest value itself, leave its bits blank")
+    if bits is not None and bits > depth:
+        raise ArchiveError(f"{path}: has {depth} bits, the table says {bits}")
+    return int(2 ** (bits or depth) - 1)
+
+
+def _pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
+    """float32 [rows, cols, 1] in [0, 1]."""
+    with _opened(path) as picture:
+        full = _full_scale(picture, path, bits)
+        # Pillow turns a TIFF round in which 0 is white if it has 8 bits, but not if it has 16.
+        inverted = picture.mode.startswith("I;16") and picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+        values = _one_channel(picture, path) if picture.mode in _CHANNELS else np.asarray(picture).astype(np.int32)
+        if values.max() > full:
+            raise ArchiveError(f"{path}: holds values up to {values.max()}, more than {bits} bits can")
+        values = full - values if inverted else values
+        return (values.astype(np.float32) / np.float32(full))[..., np.newaxis]
+
+
+def _one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
+    channels = np.asarray(picture.convert("RGBA"))
+    if (channels[..., 3] != 255).any():
+        raise ArchiveError(f"{path}: is transparent in places")
+    if (channels[..., :1] != channels[..., 1:3]).any():
+        raise ArchiveError(f"{path}: is a colour image, its channels differ")
+    return channels[..., 0].astype(np.int32)
+
+
+def _mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
+    """uint8 [rows, cols], 1 on the lesion."""
+    with _opened(path) as picture:
+        if picture.size != (cols, rows):
+            raise ArchiveError(f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}")
+        lowest = 128 if picture.format == "JPEG" else 1
+        if picture.mode in _CHANNELS:
+            channels = np.asarray(picture.convert("RGBA"))
+            region = (channels[..., :3] >= lowest).any(axis=-1) & (channels[..., 3] > 0)
+        elif picture.mode in _ONE_CHANNEL or picture.mode.startswith("I"):
+            region = np.asarray(picture) >= lowest
+        else:
+            raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
+    if not region.any():
+        raise ArchiveError(f"{path}: marks nothing")
+    return region.astype(np.uint8)

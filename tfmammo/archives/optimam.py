@@ -1,0 +1,337 @@
+"""OMI-DB / OPTIMAM: screening mammograms of the NHS, DICOM with radiologists' boxes and the screening service's records.
+
+    data/<client>/imagedb_<client>.json          studies, series, images and the marks on them
+                  nbss_<client>.json             episodes: opinions, biopsies, surgery
+                  <study>/<image>[.dcm].json     a copy of the DICOM header, not needed here
+    images/<client>/<study>/<image>.dcm
+
+Folders and the names' prefixes are found in any case of letters. The records are taken apart by the package omidb; a
+client, study or image that can't be read costs no other one.
+
+Choices: (1) omidb drops studies whose episode is not in the NBSS records. Here they stay, without pathology. (2) A mark is a
+box: its lesion has no outline. (x1, y1) is taken as the upper left corner, as users of the archive do, though omidb's text
+says lower left; (x2, y2) as the first column and row behind it. Boxes that are inverted or reach beyond the image are left
+out. (3) One mark is one lesion. Several flags make its kind the first of mass, calcification, distortion, asymmetry and
+uncertain; "with calcification" counts only where it stands alone. A mark without flags takes the description of the lesion
+that it is linked to. (4) An image's pathology is that of its breast in its episode: malignant or benign by the opinion of
+biopsy or surgery, malignant for an interval cancer on this side, normal where omidb calls the episode normal and no opinion
+speaks against it, or where every opinion of this side is normal although the other breast is not. It is None for an
+episode that a cancer followed (a prior), since the cancer may be visible on it. (5) A mark's pathology is that of its linked
+lesions, else benign by its flags, else the breast's where that is benign or the mark is the only one. (6) Raw images ("for
+processing") are left out and counted: their grey values are not those of the others. (7) OMI-DB states neither BI-RADS nor
+density.
+
+Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Artificial Intelligence 3 (2021) e200103.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfmammo.archives import dicom
+from tfmammo.record import ArchiveError, Box, Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
+
+if TYPE_CHECKING:  # omidb imports matplotlib.pyplot: read() pays for that, `import tfmammo.archives` does not
+    from omidb.client_parser import ClientParser
+    from omidb.episode import Episode
+    from omidb.image import Image
+    from omidb.lesion import Lesion as Finding
+    from omidb.mark import Mark
+
+_UID = re.compile(r"[0-9][0-9.]*")  # names of studies and images come from JSON: nothing else may become a path
+_CLIENT = re.compile(r"[A-Za-z0-9_-]+")
+_UNREADABLE = (OSError, ValueError, RecursionError)
+_BENIGN_FLAGS = (
+    "dystrophic_calcification",
+    "milk_of_calcium",
+    "other_benign_cluster",
+    "plasma_cell_mastitis",
+    "suture_calcification",
+    "vascular_feature",
+)
+_KINDS: dict[LesionKind, tuple[str, ...]] = {
+    "mass": ("mass",),
+    "calcification": ("suspicious_calcifications", *_BENIGN_FLAGS),
+    "distortion": ("architectural_distortion",),
+    "asymmetry": ("focal_asymmetry",),
+}
+_DESCRIPTIONS: dict[str, LesionKind] = {"MA": "mass", "MC": "mass", "CA": "calcification", "DS": "distortion", "AS": "asymmetry"}
+_MARGINS = ("ill_defined", "spiculated", "well_defined")  # the rest are types of calcification, or no statement
+
+
+@dataclass
+class _Archive:
+    """What lies beneath one root."""
+
+    root: Path
+    data: Path
+    images: Path
+    skipped: Skipped
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def note(self, path: Path, reason: object) -> None:
+        self.skipped.add(path.relative_to(self.root), str(reason).removeprefix(f"{path}: "))
+
+    def count(self, reason: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+
+
+class _LeftOut(Exception):
+    """An image that is no mammogram for us; the reason is counted, not noted file by file."""
+
+
+def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
+    """The mammograms of an OMI-DB folder, in the order of clients, studies and images; no pixel is read.
+
+    Args:     root: the folder that holds `data` and `images`. skipped: takes what was left out, and why; missing DICOM
+              files and raw images are counted there in one entry.
+    Returns:  one record per image that is listed, on disk and a mammogram.
+    Raises:   ArchiveError: `root` has no folders data and images, no client in them, or no image that can be read.
+    """
+    root = Path(root)
+    folders = {entry.name.lower(): Path(entry.path) for entry in _folders(root)}
+    if "data" not in folders or "images" not in folders:
+        raise ArchiveError(f"{root}: is no OMI-DB archive, it has no folders data and images")
+    archive = _Archive(root, folders["data"], folders["images"], Skipped() if skipped is None else skipped)
+    mammograms = [mammogram for entry in _folders(archive.data) for mammogram in _client(archive, Path(entry.path))]
+    if archive.counts:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in archive.counts.items())
+        archive.note(archive.images / "*.dcm", reasons)
+    if not mammograms:
+        first = next((f", the first is {file}: {reason}" for file, reason in archive.skipped.reasons.items()), "")
+        raise ArchiveError(f"{root}: OMI-DB's folders hold no image that can be read ({len(archive.skipped)} skipped{first})")
+    return mammograms
+
+
+def _folders(path: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+    except OSError:
+        raise ArchiveError(f"{path}: is no folder that can be read") from None
+
+
+def _client(archive: _Archive, folder: Path) -> list[Mammogram]:
+    """All images of one client; whatever is wrong with it is noted and stays with it."""
+    client, names = folder.name, {name.lower(): name for name in os.listdir(folder)}
+    if not _CLIENT.fullmatch(client):
+        archive.count("folders whose name is no client's")
+        return []
+    imagedb, nbss = (folder / names.get(name, name) for name in (f"{kind}_{client}.json".lower() for kind in ("imagedb", "nbss")))
+    try:
+        studies = _json(imagedb).get("STUDIES")
+        if not isinstance(studies, dict):
+            raise ArchiveError(f"{imagedb}: lists no studies")
+    except ArchiveError as error:
+        archive.note(imagedb, error)
+        return []
+    mammograms: dict[str, Mammogram] = {}
+    for study, series, episode, outcome in _studies(archive, client, studies, nbss, imagedb):
+        for image in series:
+            path = archive.images / client / study / f"{image.id}.dcm"
+            if not _UID.fullmatch(study) or not _UID.fullmatch(image.id):
+                archive.count("images whose study or name is no UID")
+                continue
+            try:
+                mammogram = _mammogram(archive, path, image, episode, outcome)
+            except _LeftOut as reason:
+                archive.count(str(reason))
+            except ArchiveError as error:
+                archive.note(path, error)
+            else:
+                _check_marks(archive, path, studies[study], image)
+                mammograms.setdefault(mammogram.image_id, mammogram)  # listed in two series, it is still one file
+    return list(mammograms.values())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArchiveError(f"{path}: no such file") from None
+    except _UNREADABLE as error:
+        raise ArchiveError(f"{path}: can't be read as JSON ({error.__class__.__name__})") from None
+    if not isinstance(content, dict):
+        raise ArchiveError(f"{path}: is no JSON object")
+    return content
+
+
+def _studies(
+    archive: _Archive, client: str, studies: dict[str, Any], nbss: Path, imagedb: Path
+) -> Iterator[tuple[str, list[Image], Episode | None, str]]:
+    """(study, its images, its episode if any, that episode's outcome in omidb's letters), each study once.
+
+    omidb meets unforeseen records with exceptions of any class, whose texts hold dates: only their class is passed on.
+    """
+    from omidb.client_parser import ClientParser
+
+    parser = ClientParser(client, {}, {"STUDIES": studies}, list(studies), False, None, None)
+    episodes = []
+    try:
+        parser.nbss = _json(nbss)
+        episodes = parser.parse_episodes()
+    except ArchiveError as error:
+        archive.note(nbss, f"its images are kept without pathology: {str(error).removeprefix(f'{nbss}: ')}")
+    except Exception as error:
+        archive.note(nbss, f"its images are kept without pathology: omidb can't read it ({error.__class__.__name__})")
+    linked = set()
+    for episode in episodes:
+        outcome = _outcome(episode, episodes)
+        for study in episode.studies:
+            linked.add(study.id)
+            yield study.id, [image for series in study.series for image in series.images], episode, outcome
+    for study_id in (study_id for study_id in studies if study_id not in linked):
+        yield study_id, _images(archive, parser, study_id, studies[study_id], imagedb), None, ""
+
+
+def _images(archive: _Archive, parser: ClientParser, study_id: str, study: Any, imagedb: Path) -> list[Image]:
+    """The images of a study without an episode."""
+    try:
+        return [image for series in parser.parse_series(study_id, study) for image in series.images]
+    except Exception as error:
+        archive.note(imagedb, f"a study can't be read ({error.__class__.__name__})")
+        return []
+
+
+def _outcome(episode: Episode, episodes: list[Episode]) -> str:
+    """N, NA, NAB, B, M, CI, or MP and CIP of a prior; "" where omidb does not settle it."""
+    from omidb.classificationtools import EpisodeOutcome, episode_outcome
+
+    try:
+        outcome, _ = episode_outcome(episode, episodes)
+    except Exception:  # dates or events that omidb did not foresee
+        return ""
+    return outcome.name if isinstance(outcome, EpisodeOutcome) else ""
+
+
+def _mammogram(archive: _Archive, path: Path, image: Image, episode: Episode | None, outcome: str) -> Mammogram:
+    if not path.is_file():
+        raise _LeftOut("images are listed but have no DICOM file")
+    header = dicom.read_header(path)
+    if header.for_processing:
+        raise _LeftOut("raw images ('for processing')")
+    breast = _breast_pathology(episode, outcome, header.laterality) if episode else None
+    lesions = _lesions(archive, path, image.marks, episode, breast, header)
+    client, study = path.parts[-3:-1]
+    patient = hashed_id("optimam", client)
+    return Mammogram(
+        archive="optimam",
+        patient_id=patient,
+        image_id=f"{patient}-{hashed_id('optimam', f'{client}/{study}/{image.id}')}",  # 12 digits alone meet twice in millions
+        rows=header.rows,
+        cols=header.cols,
+        read=partial(dicom.read_pixels, path),
+        laterality=header.laterality,
+        view=header.view,
+        pathology=_worst(breast, lesions),
+        lesions=lesions,
+        spacing=header.spacing,
+    )
+
+
+def _check_marks(archive: _Archive, path: Path, study: dict[str, Any], image: Image) -> None:
+    """Note marks that omidb dropped."""
+    listed = max(
+        (len(marks) for series in study.values() if isinstance(series, dict) and isinstance(marks := series.get(image.id), dict)), default=0
+    )
+    if lost := listed - len(image.marks):
+        archive.note(path, f"{lost} of its {listed} marks can't be read")
+
+
+def _breast_pathology(episode: Episode, outcome: str, side: Laterality | None) -> Pathology | None:
+    events = episode.events
+    proven = [event for event in (events.surgery, events.biopsy_wide, events.biopsy_fine) if event] if events else []
+    others = [event for event in (*(events.screening or ()), events.assessment, events.clinical) if event] if events else []
+    names = {"L": ("left_opinion",), "R": ("right_opinion",)}.get(side or "", ("left_opinion", "right_opinion"))
+    results, opinions = (
+        {opinion.name for event in found for name in names if (opinion := getattr(event, name))} for found in (proven, proven + others)
+    )
+    interval = any(lesion.interval_cancer and lesion.side and lesion.side.name == side for lesion in episode.lesions.values())
+    if side and ("OM" in results or (outcome == "CI" and interval)):
+        return "malignant"
+    if side and "OB" in results:
+        return "benign"
+    if outcome in ("N", "NA", "NAB") and not opinions & {"OM", "OB"} and not results & {"OS", "OU"}:
+        return "normal"
+    return "normal" if side and outcome in ("M", "B", "CI") and opinions == {"ON"} else None
+
+
+def _lesions(
+    archive: _Archive, path: Path, marks: list[Mark], episode: Episode | None, breast: Pathology | None, header: dicom.Header
+) -> tuple[Lesion, ...]:
+    lesions: list[Lesion] = []
+    faults: dict[str, list[str]] = {}
+    for number, mark in enumerate(marks, start=1):
+        findings = [episode.lesions[key] for key in sorted(mark.lesion_ids or ()) if key in episode.lesions] if episode else []
+        findings = [finding for finding in findings if header.laterality in (None, finding.side and finding.side.name)]
+        try:
+            kind, certain = _kind(mark, findings)
+            box = _box(mark, header.rows, header.cols)
+        except ValueError as error:
+            faults.setdefault(str(error), []).append(str(number))
+            continue
+        pathology = _mark_pathology(mark, findings) or (
+            breast if breast == "benign" or (len(marks) == 1 and breast == "malignant") else None
+        )
+        margin = mark.mass_classification.name if kind == "mass" and mark.mass_classification else None
+        shape = mark.benign_classification.value if kind == "calcification" and mark.benign_classification else None
+        margin = margin if margin in _MARGINS else None
+        lesions.append(Lesion(kind, box, pathology=pathology, shape=shape, margin=margin, kind_is_certain=certain))
+    for reason, numbers in faults.items():
+        archive.note(path, f"mark {', '.join(numbers)} left out: {reason}")
+    return tuple(lesions)
+
+
+def _kind(mark: Mark, findings: list[Finding]) -> tuple[LesionKind, bool]:
+    """What a mark's flags call it, and whether they name one kind only."""
+    kinds = [kind for kind, flags in _KINDS.items() if any(getattr(mark, flag) for flag in flags)]
+    if not kinds and mark.calcifications:
+        kinds = ["calcification"]
+    if not kinds:
+        names = [finding.description.name for finding in findings if finding.description]
+        kinds = list(dict.fromkeys(_DESCRIPTIONS[name] for name in names if name in _DESCRIPTIONS))
+    if not kinds:
+        raise ValueError("its flags name no mass, calcification, distortion or asymmetry")
+    return kinds[0], len(kinds) == 1
+
+
+def _box(mark: Mark, rows: int, cols: int) -> Box:
+    corners = mark.boundingBox
+    if corners.x1 >= corners.x2 or corners.y1 >= corners.y2:
+        raise ValueError("its box is inverted or empty")
+    if corners.x1 < 0 or corners.y1 < 0 or corners.x2 > cols or corners.y2 > rows:
+        raise ValueError("its box reaches beyond the image")
+    return corners.y1, corners.x1, corners.y2, corners.x2
+
+
+def _mark_pathology(mark: Mark, findings: list[Finding]) -> Pathology | None:
+    known: set[Pathology | None] = {_finding_pathology(finding) for finding in findings}
+    if "malignant" in known:
+        return "malignant"
+    benign = any(getattr(mark, flag) for flag in (*_BENIGN_FLAGS, "fat_necrosis")) and not mark.suspicious_calcifications
+    return "benign" if known == {"benign"} or (benign and not findings) else None
+
+
+def _finding_pathology(finding: Finding) -> Pathology | None:
+    events = (finding.surgery, finding.biopsy_wide, finding.biopsy_fine)
+    opinions = {event.opinion.name for event in events if event and event.opinion}
+    if finding.status or opinions & {"H5", "B5", "C5"}:  # status: invasive or in situ
+        return "malignant"
+    return "benign" if opinions & {"H2", "B2", "C2"} else None
+
+
+def _worst(breast: Pathology | None, lesions: tuple[Lesion, ...]) -> Pathology | None:
+    """The image's pathology: its breast's, unless a lesion's is worse or contradicts that there is none."""
+    found = {lesion.pathology for lesion in lesions}
+    if "malignant" in found or breast == "malignant":
+        return "malignant"
+    if breast != "benign" and "benign" in found and None not in found:
+        return "benign"
+    return None if breast == "normal" and lesions else breast

@@ -1,0 +1,117 @@
+"""Mammograms -> a folder that other programs read too: images, masks or COCO annotations, metadata.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.record import Lesion, Mammogram
+
+CATEGORIES = {"mass": 1, "calcification": 2, "asymmetry": 3, "distortion": 4}
+_FACTS = ("laterality", "view", "pathology", "birads", "density")
+_COLUMNS = ("file", "patient", *_FACTS, "kind", "shape", "margin", "spacing", "split", "bits")
+
+
+def write(
+    mammograms: Iterable[Mammogram],
+    root: Path,
+    *,
+    annotations: Literal["masks", "polygons", "rle", "boxes"] = "masks",
+    ending: str = ".png",
+    bits: int = 16,
+) -> list[Path]:
+    """Write mammograms of any archive, numbered in the order given; patients stay the pseudonyms that they are.
+
+    Args:     root: a folder, made where missing. annotations: one PNG per lesion, or annotations.json with outlines,
+              run-length encodings or boxes; lesions without an outline can be written as boxes alone.
+              ending: .png, .tif, .pgm, .dcm, or with 8 bits also .bmp and .jpg (which loses).
+              bits: 1 to 16; pixels are rint(value * (2^bits - 1)), in 8 bits where they fit, else in 16.
+    Returns:  the image files, in the order given.
+    Raises:   ValueError: a lesion has no outline to draw.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    table: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
+    for number, mammogram in enumerate(mammograms, start=1):
+        paths.append(root / "images" / f"{number:06d}{ending}")
+        stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
+        _write_image(paths[-1], stored, bits, mammogram)
+        table.append(_row(paths[-1].name, mammogram, bits))
+        if annotations == "masks":
+            table += _write_masks(root / "masks", paths[-1].stem, mammogram)
+        else:
+            images.append({"id": number, "file_name": paths[-1].name, "height": mammogram.rows, "width": mammogram.cols})
+            entries += [_annotation(lesion, mammogram, number, annotations) for lesion in mammogram.lesions]
+    with (root / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+    if annotations != "masks":
+        categories = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
+        content = {"images": images, "annotations": [{"id": i, **entry} for i, entry in enumerate(entries, 1)], "categories": categories}
+        (root / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    return paths
+
+
+def _write_image(path: Path, stored: NDArray[np.integer], bits: int, mammogram: Mammogram) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".dcm":
+        spacing = list(mammogram.spacing) if mammogram.spacing else None
+        write_dicom(path, stored, bits, ImageLaterality=mammogram.laterality, ViewPosition=mammogram.view, PixelSpacing=spacing)
+    elif path.suffix == ".pgm":
+        head = f"P5\n{stored.shape[1]} {stored.shape[0]}\n{2**bits - 1}\n".encode()
+        path.write_bytes(head + stored.astype(np.uint8 if bits <= 8 else ">u2").tobytes())
+    else:
+        Image.fromarray(stored).save(path)
+
+
+def _row(file: str, mammogram: Mammogram, bits: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"file": file, "patient": mammogram.patient_id, "split": mammogram.official_split}
+    row |= {name: getattr(mammogram, name) for name in _FACTS}
+    if mammogram.spacing:
+        row["spacing"] = " x ".join(map(repr, map(float, mammogram.spacing)))
+    if bits not in (8, 16) and not file.endswith((".dcm", ".pgm")):
+        row["bits"] = bits  # the others state it themselves
+    return row
+
+
+def _write_masks(folder: Path, stem: str, mammogram: Mammogram) -> list[dict[str, Any]]:
+    """One file and one row of the table for each lesion."""
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for number, lesion in enumerate(mammogram.lesions, start=1):
+        name = f"{stem}_{number}.png"
+        Image.fromarray(lesion.mask(mammogram.rows, mammogram.cols) * np.uint8(255)).save(folder / name)
+        rows.append({"file": name, **{fact: getattr(lesion, fact) for fact in ("kind", "shape", "margin", "pathology")}})
+    return rows
+
+
+def _annotation(lesion: Lesion, mammogram: Mammogram, image: int, form: str) -> dict[str, Any]:
+    top, left, bottom, right = lesion.box
+    entry: dict[str, Any] = {
+        "image_id": image,
+        "category_id": CATEGORIES[lesion.kind],
+        "bbox": [left, top, right - left, bottom - top],
+        "area": (right - left) * (bottom - top),
+        "iscrowd": int(form == "rle"),
+    }
+    if form == "boxes":
+        return entry
+    mask = lesion.mask(mammogram.rows, mammogram.cols)
+    entry["area"] = int(mask.sum())
+    if form == "polygons":  # COCO counts from the image's corner, we from the first pixel's centre
+        return entry | {"segmentation": [(outline[:, ::-1].astype(float) + 0.5).ravel().tolist() for outline in lesion.outlines]}
+    flat = np.concatenate([[0], mask.T.ravel()])  # runs begin with one of 0
+    borders = np.flatnonzero(np.diff(flat))
+    runs = np.diff([0, *borders.tolist(), mask.size])
+    return entry | {"segmentation": {"size": list(mask.shape), "counts": runs.tolist()}}

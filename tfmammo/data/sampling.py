@@ -1,0 +1,194 @@
+"""Where patches of random place lie, how many of them each mammogram gives, and the shapes of masses.
+
+Nothing drawn here depends on the order in which mammograms come, or on what was drawn before: a mammogram's count follows
+from the seed and the set of images, the place of its patch i from the seed, the image's id and i. So one mammogram can be
+worked on by itself, on any machine, and gives the same patches.
+
+What the papers leave open:
+
+- Whether the offset counts native pixels or those of the enlarged patch: native ones. An offset that would lose the lesion's
+  pixel is never drawn: it ends just short of half the window, which for 256 px and the paper's 128 is 127.
+- What happens at the image's border: the window is moved inside. Padding would draw an edge that no breast has.
+- What a normal mammogram is: the strict reading, one in which the archive marks no lesion of any kind and which it calls
+  normal. Tissue far from a known lesion is not taken: only outlined lesions are known.
+- Each lesion is equally likely to be drawn, and each normal mammogram; all places of a normal mammogram that hold enough
+  breast are equally likely.
+
+Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs, section 3 (places); Singh et al., Breast tumor
+segmentation and shape classification in mammograms using cGAN and CNN (shapes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.config import DataConfig, SamplingConfig
+from tfmammo.data.preprocess import DataError, resize_mask
+from tfmammo.record import Box, Lesion, Mammogram, MaskedLesion, Skipped
+
+log = logging.getLogger(__name__)
+
+SHAPES = ("irregular", "lobular", "oval", "round")
+_SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
+
+
+def wanted(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
+    """The lesions that config.kinds and config.mixed_findings ask for, by their index; no file is read."""
+    return {
+        number: lesion
+        for number, lesion in enumerate(mammogram.lesions)
+        if lesion.kind in config.kinds and (lesion.kind_is_certain or config.mixed_findings)
+    }
+
+
+def is_normal(mammogram: Mammogram) -> bool:
+    """Whether the archive marks no lesion of any kind in it and calls it normal."""
+    return not mammogram.lesions and mammogram.pathology == "normal"
+
+
+def quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:
+    """How many patches each mammogram is asked for; nothing is read.
+
+    For config.patches "offset", `sampling.count` draws of a lesion, each equally likely; for "normal", of a normal
+    mammogram; for "lesion" no draw: as many as there are wanted lesions, outlined or not, with frame "full" at most one.
+
+    Args:     mammograms: in any order. config: patches, kinds, mixed_findings, frame, sampling.count and seed are used.
+    Returns:  image_id -> count for every mammogram, 0 included.
+    Raises:   DataError: no mammogram can give a patch.
+    """
+    weights = {mammogram.image_id: _weight(mammogram, config) for mammogram in mammograms}
+    total = sum(weights.values())
+    if total == 0:
+        what = "is normal: without any lesion, and called normal by its archive"
+        what = what if config.patches == "normal" else f"holds a {' or '.join(config.kinds)} to make a patch of"
+        raise DataError(f"data.patches={config.patches}: none of {len(weights)} mammograms {what}")
+    if config.patches == "lesion":
+        return weights
+    names = sorted(weights)
+    counts = np.random.default_rng(config.seed).multinomial(config.sampling.count, [weights[name] / total for name in names])
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def stream(seed: int, image_id: str, number: int) -> np.random.Generator:
+    """The random numbers of one patch of one image."""
+    image = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:16], "big")
+    return np.random.default_rng([seed, image, number])
+
+
+def side(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
+    """The side of a window in native px that becomes `size` px, enlarged by a number drawn from config.scale."""
+    return max(1, round(size / random.uniform(*config.scale)))
+
+
+def near_lesion(region: NDArray[np.uint8], length: int, offset: int, random: np.random.Generator) -> Box:
+    """A square around a random pixel of a lesion, off its centre, that holds this pixel.
+
+    Args:     region: uint8 [rows, cols], not 0 on the lesion. length: the square's side, native px. offset: px between the
+              pixel and the square's centre, at most, along each axis; no more than just short of half the side is used.
+    Returns:  [row_min, col_min, row_max, col_max], half-open, native px; beyond the image only along an axis where it is
+              longer than the image.
+    Raises:   ValueError: the region is empty.
+    """
+    pixels = np.flatnonzero(region)
+    if len(pixels) == 0:
+        raise ValueError("its mask is empty")
+    reach = min(offset, (length - 1) // 2)
+    centre = np.array(np.unravel_index(pixels[random.integers(len(pixels))], region.shape)) + random.integers(-reach, reach + 1, 2)
+    room = np.array(region.shape) - length
+    top, left = (int(start) for start in np.clip(centre - length // 2, np.minimum(0, room), np.maximum(0, room)))
+    return top, left, top + length, left + length
+
+
+def on_breast(breast: NDArray[np.uint8], length: int, tissue: float, random: np.random.Generator) -> Box:
+    """A square drawn from all those inside the image that hold enough breast.
+
+    Args:     breast: uint8 [rows, cols, 1], 0 or 1. length: the square's side, native px. tissue: its least part that is
+              breast, 0 to 1.
+    Returns:  [row_min, col_min, row_max, col_max], half-open, native px.
+    Raises:   ValueError: there is none.
+    """
+    if length <= min(breast.shape[:2]):
+        # Sums over every square at once: four corners of the integral image.
+        corners = cv2.integral(breast[..., 0])
+        sums = corners[length:, length:] - corners[:-length, length:] - corners[length:, :-length] + corners[:-length, :-length]
+        places = np.flatnonzero(sums >= tissue * length**2 - 1e-6)  # 0.07 * 100 is above 7 in floating point
+        if len(places):
+            top, left = (int(start) for start in np.unravel_index(places[random.integers(len(places))], sums.shape))
+            return top, left, top + length, left + length
+    raise ValueError(f"no square of {length} px is {100 * tissue:g} % breast")
+
+
+def shape_class(word: str | None) -> str | None:
+    """An archive's word for a mass's shape as one of SHAPES.
+
+    Joined words count where they name one of the four, whatever else they add: "irregular-architectural_distortion" is
+    irregular, "oval-lymph_node" oval. What names two of them, or none, has no class.
+    """
+    named = {_SHAPE_WORDS[part] for part in re.split(r"[^a-z]+", (word or "").lower()) if part in _SHAPE_WORDS}
+    return named.pop() if len(named) == 1 else None
+
+
+def shape_masks(
+    mammograms: Iterable[Mammogram], size: int = 64, margin: float = 0.05, skipped: Skipped | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_]]:
+    """The masks of all masses whose shape is stated, each alone in a square: what a shape is learned from.
+
+    Args:     mammograms: no pixel of theirs is read. size: rows and columns of a mask, px. margin: between the longer side
+              of the mass's box and the square's border, over that side. skipped: unreadable masks are noted here.
+    Returns:  masks: uint8 [n, size, size, 1], 0 or 1; shapes: str [n], one of SHAPES; patient_ids: str [n]. Masses of
+              another shape, of two or of none are left out and counted in the log.
+    Raises:   DataError: no mass is left.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    masks, shapes, patients, others = [], [], [], Counter[str]()
+    for mammogram in mammograms:
+        for number, lesion in enumerate(mammogram.lesions):
+            if lesion.kind != "mass":
+                continue
+            shape = shape_class(lesion.shape)
+            if shape is None:
+                others[lesion.shape or "not stated"] += 1
+                continue
+            try:
+                masks.append(_alone(lesion, mammogram.rows, mammogram.cols, size, margin))
+            except ValueError as error:
+                skipped.add(mammogram.image_id, f"lesion {number}: {error}")
+                continue
+            shapes.append(shape)
+            patients.append(mammogram.patient_id)
+    left_out = ", ".join(f"{count} {word}" for word, count in sorted(others.items())) or "none"
+    if not masks:
+        raise DataError(f"no mass is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}; other masses: {left_out}; {len(skipped)} mammograms skipped")
+    log.info("%d masks of %d patients; masses of other shapes left out: %s", len(masks), len(set(patients)), left_out)
+    return np.stack(masks), np.array(shapes), np.array(patients)
+
+
+def _weight(mammogram: Mammogram, config: DataConfig) -> int:
+    if config.patches == "normal":
+        return int(is_normal(mammogram))
+    lesions = wanted(mammogram, config).values()
+    if config.patches == "lesion":
+        return min(1, len(lesions)) if config.frame == "full" else len(lesions)
+    # A MaskedLesion's outlines stand in a file, which is not read yet.
+    return sum(isinstance(lesion, MaskedLesion) or bool(lesion.outlines) for lesion in lesions)
+
+
+def _alone(lesion: Lesion, rows: int, cols: int, size: int, margin: float) -> NDArray[np.uint8]:
+    top, left, bottom, right = lesion.box
+    mask = lesion.mask(rows, cols)[top:bottom, left:right]
+    length = round(max(mask.shape) * (1 + 2 * margin))
+    square = np.zeros((length, length, 1), np.uint8)
+    above, beside = (length - mask.shape[0]) // 2, (length - mask.shape[1]) // 2
+    square[above : above + mask.shape[0], beside : beside + mask.shape[1], 0] = mask
+    small = resize_mask(square, size, size)
+    if not small.any():
+        raise ValueError(f"nothing of its mask is left at {size} px")
+    return small

@@ -1,0 +1,213 @@
+"""Patches in sharded TFRecord files: their form, and a folder of them opened for training.
+
+A folder of `python -m tfmammo.data.build` holds shard-*.tfrecord and manifest.json. A record is a tf.train.Example of bytes
+features: "image", the patch as rint(value * 65535), little-endian uint16 row by row, so off by at most 1/131070; "mask",
+a PNG of one byte a pixel, 0 or 1; and as text "id", "patient_id", "kind", "pathology", "shape" and "official_split".
+
+Pixels are not compressed: a 16-bit PNG of a patch is only 14 % smaller (the low bits are noise) and takes 1.2 ms to decode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import cv2
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+
+from tfmammo.config import Frozen, describe
+from tfmammo.data.patches import DataError, Patch, Patches
+
+FORMAT: Final = 1
+MANIFEST = "manifest.json"
+COLUMNS = ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")  # of Patches, one text a patch
+GREY = 65535  # what an image's 1.0 is stored as
+
+
+class ShardFile(Frozen):
+    """One shard: its file's name, sha256, size in bytes and number of records."""
+
+    file: str = Field(pattern=r"^shard-\d{5,}-of-\d{5,}\.tfrecord$")
+    sha256: str
+    bytes: NonNegativeInt
+    count: NonNegativeInt
+
+
+class Manifest(Frozen):
+    """What a folder holds.
+
+    identity: config, archive and versions that decide the contents. size: of a patch, px. fingerprint: of all shards.
+    histogram: counts of grey values in equal bins of [0, 1]. columns: COLUMNS and more, one text a record, in the order of
+    the shards and of the records in them.
+    """
+
+    format: Literal[1]
+    identity: dict[str, Any]
+    size: PositiveInt
+    count: NonNegativeInt
+    fingerprint: str
+    histogram: tuple[NonNegativeInt, ...]
+    shards: tuple[ShardFile, ...]
+    columns: dict[str, tuple[str, ...]]
+
+    def fault(self) -> str | None:
+        """What contradicts itself, in a few words; None where all is well."""
+        if sum(shard.count for shard in self.shards) != self.count:
+            return "its shards do not add up to its count"
+        wrong = [name for name in COLUMNS if len(self.columns.get(name, ())) != self.count]
+        return f"its column {wrong[0]} does not have {self.count} values" if wrong else None
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Patches in a folder of shards: what is told of each is in memory, images and masks stay on disk.
+
+    root: the folder. size: of a patch, px. shards: its files. rows: intp [n], the places of these patches in the folder's
+    order. patient_ids, ids, kinds, pathologies, shapes, official_splits: str [n], as in Patches.
+    """
+
+    root: Path
+    size: int
+    shards: tuple[ShardFile, ...]
+    rows: NDArray[np.intp]
+    patient_ids: NDArray[np.str_]
+    ids: NDArray[np.str_]
+    kinds: NDArray[np.str_]
+    pathologies: NDArray[np.str_]
+    shapes: NDArray[np.str_]
+    official_splits: NDArray[np.str_]
+    _checked: set[str] = field(default_factory=set, repr=False, kw_only=True)  # shared by everything taken from one folder
+
+    @staticmethod
+    def open(root: Path) -> Records:
+        """All patches of a folder that `python -m tfmammo.data.build` wrote; images are not read.
+
+        Raises:   DataError: the folder or its manifest is missing or damaged, or a shard is missing or of another size.
+        """
+        manifest = read_manifest(Path(root))
+        for shard in manifest.shards:
+            path = Path(root) / shard.file
+            if not path.is_file() or path.stat().st_size != shard.bytes:
+                found = f"has {path.stat().st_size} bytes, not {shard.bytes}" if path.is_file() else "is missing"
+                raise DataError(f"{path}: {found}; run tfmammo.data.build again")
+        columns = (np.array(manifest.columns[name], np.str_) for name in COLUMNS)
+        return Records(Path(root), manifest.size, manifest.shards, np.arange(manifest.count), *columns)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Records:
+        """The patches at `indices`, in that order.
+
+        Raises:   DataError: one of them twice, which a stream can't give.
+        """
+        chosen = np.asarray(indices, np.intp)
+        taken = replace(self, rows=self.rows[chosen], **{name: getattr(self, name)[chosen] for name in COLUMNS})
+        if len(np.unique(taken.rows)) != len(chosen):
+            raise DataError("a patch can be taken from records only once")
+        return taken
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits, equal for equal patches in the same order; from the manifest's hashes alone."""
+        content = hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode())
+        content.update(self.rows.astype("<i8").tobytes())
+        return content.hexdigest()[:12]
+
+    def chosen(self) -> list[tuple[Path, NDArray[np.bool_]]]:
+        """The shards that hold any of these patches: (file, bool [records in it], which of its records are wanted)."""
+        ends = np.cumsum([shard.count for shard in self.shards])
+        wanted = np.zeros(ends[-1] if len(ends) else 0, bool)
+        wanted[self.rows] = True
+        parts = zip(self.shards, np.split(wanted, ends[:-1]), strict=True) if len(ends) else ()
+        return [(self.root / shard.file, part) for shard, part in parts if part.any()]
+
+    def check(self) -> None:
+        """Hash every shard that is about to be read, each once.
+
+        Raises:   DataError: one is not what was written.
+        """
+        digests = {shard.file: shard.sha256 for shard in self.shards}
+        for path, _ in self.chosen():
+            if path.name not in self._checked and sha256(path) != digests[path.name]:
+                raise DataError(f"{path}: is not what its manifest says (sha256); run tfmammo.data.build again")
+            self._checked.add(path.name)
+
+    def load(self) -> Patches:
+        """These patches in memory, in their order.
+
+        Raises:   DataError: a shard is missing or damaged.
+        """
+        self.check()
+        images = np.empty((len(self), self.size, self.size, 1), np.float32)
+        masks = np.empty(images.shape, np.uint8)
+        shards = ((tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), wanted) for path, wanted in self.chosen())
+        found = (record for shard, wanted in shards for record, keep in zip(shard, wanted, strict=True) if keep)
+        for place, record in zip(np.argsort(self.rows), found, strict=True):
+            images[place], masks[place] = decode(record, self.size)
+        return Patches(images=images, masks=masks, **{name: getattr(self, name) for name in COLUMNS})
+
+
+def read_manifest(root: Path) -> Manifest:
+    """A folder's manifest.
+
+    Raises:   DataError: it is missing, unreadable or contradicts itself.
+    """
+    path = root / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{root}: holds no {MANIFEST}, so it is no finished output of tfmammo.data.build") from None
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: is damaged ({describe(error)[:300]})") from None
+    if fault := manifest.fault():
+        raise DataError(f"{path}: is damaged ({fault})")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, hexadecimal.
+
+    Raises:   DataError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
+
+
+def quantised(image: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """An image as it is stored: uint16, rint(value * 65535)."""
+    return np.rint(image.astype(np.float64) * GREY).astype("<u2")
+
+
+def encode(patch: Patch) -> bytes:
+    """A patch as the bytes of a tf.train.Example; equal patches give equal bytes."""
+    texts = {"id": patch.id, "patient_id": patch.patient_id, "kind": patch.kind, "pathology": patch.pathology}
+    texts |= {"shape": patch.shape, "official_split": patch.official_split}
+    values = {"image": quantised(patch.image).tobytes(), "mask": cv2.imencode(".png", patch.mask)[1].tobytes()}
+    values |= {name: text.encode() for name, text in texts.items()}
+    features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in values.items()}
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)  # else the features come in any order
+
+
+def decode(record: bytes, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """(image float32 [size, size, 1] in [0, 1], mask uint8 [size, size, 1], 0 or 1) of an encoded patch.
+
+    Raises:   DataError: it is of another size.
+    """
+    features = tf.train.Example.FromString(record).features.feature
+    stored = np.frombuffer(features["image"].bytes_list.value[0], "<u2")
+    mask = cv2.imdecode(np.frombuffer(features["mask"].bytes_list.value[0], np.uint8), cv2.IMREAD_UNCHANGED)
+    if len(stored) != size * size or mask is None or mask.shape != (size, size):
+        raise DataError(f"a record is not of {size} px as its manifest says")
+    return (stored.astype(np.float32) / np.float32(GREY)).reshape(size, size, 1), mask[..., np.newaxis]
