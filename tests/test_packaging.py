@@ -20,12 +20,12 @@ EXTRAS = {"build", "gpu", "detection", "serve", "benchmark", "docs", "test", "al
 # Where the name to import is not the name to install.
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "apache_beam": "apache-beam",
     "cv2": "opencv-python-headless",
     "libjpeg": "pylibjpeg-libjpeg",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
-    "apache_beam": "apache-beam",
 }
 # Required, though nothing imports them by name: pydicom's decoders, pandas' reader of .xls, MLflow's system metrics, and
 # what loads an export by URL.

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from tfmammo.config import ConfigError, DataConfig
+from tfmammo.data import build, splits
+from tfmammo.data.patches import Patches
+from tfmammo.data.tfrecord import Records
 from tfmammo.models.can import CAN
 from tfmammo.training import cli, loop
 
@@ -29,7 +32,7 @@ def test_the_phantom_stands_in_where_no_root_is_set(caplog):
 
 
 def test_wrong_archives_and_folders_name_the_key(tmp_path):
-    with pytest.raises(ConfigError, match="data.name: nowhere is none of cdd_cesm, inbreast"):
+    with pytest.raises(ConfigError, match="data.name: nowhere is none of cbis_ddsm, cdd_cesm, .*, phantom, vindr"):
         cli.all_patches(DataConfig(name="nowhere"))
     with pytest.raises(ConfigError, match="data.root: no such folder"):
         cli.all_patches(DataConfig(name="cdd_cesm", root=tmp_path / "missing"))
@@ -49,6 +52,45 @@ def test_no_patient_is_on_both_sides_and_every_patch_is_held_out_once():
         assert not set(train.patient_ids) & set(held_out.patient_ids)
         held_out_ids += held_out.ids.tolist()
     assert sorted(held_out_ids) == sorted(cli.all_patches(config).ids.tolist())
+
+
+def test_a_run_keeps_its_split_for_others_to_use(tmp_path):
+    config = DataConfig(phantoms=12, size=32, fold=1)
+    train, held_out = cli.datasets(config, tmp_path / "run")
+    saved = splits.load(tmp_path / "run/split.json")
+    assert saved.archive == "phantom" and {saved.patients[patient] for patient in held_out.patient_ids} == {1}
+    again = config.model_copy(update={"seed": 0, "folds": 2, "split_file": tmp_path / "run/split.json"})
+    for side, same in zip((train, held_out), cli.datasets(again), strict=True):
+        assert side.ids.tolist() == same.ids.tolist()
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """A folder of records of 32 px from twelve phantoms."""
+    chosen = build.BuildConfig(name="test", data=DataConfig(phantoms=12, size=32), build=build.ShardConfig(shard_mammograms=4))
+    folder = tmp_path_factory.mktemp("records")
+    build.build(chosen, folder)
+    return folder
+
+
+def test_records_are_split_like_the_archive_and_their_training_part_stays_on_disk(records, tmp_path):
+    config = DataConfig(phantoms=12, size=32)
+    for (train, held_out), kind in (
+        (cli.datasets(config), Patches),
+        (cli.datasets(DataConfig(records=records, size=32), tmp_path), Records),
+    ):
+        assert isinstance(train, kind) and isinstance(held_out, Patches)
+    expected, _ = cli.datasets(config)
+    assert train.ids.tolist() == expected.ids.tolist()
+    assert splits.load(tmp_path / "split.json").archive == "phantom"
+    assert cli.all_patches(DataConfig(records=records, size=32)).ids.tolist() == cli.all_patches(config).ids.tolist()
+
+
+def test_records_that_do_not_fit_name_the_key(records, tmp_path):
+    with pytest.raises(ConfigError, match="data.size: 64 px, but the patches in .* have 32"):
+        cli.all_patches(DataConfig(records=records, size=64))
+    with pytest.raises(ConfigError, match="data.records: no such folder"):
+        cli.all_patches(DataConfig(records=tmp_path / "nowhere"))
 
 
 def test_the_papers_protocol_leaks_and_says_so(caplog):

@@ -23,7 +23,9 @@ ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
 
 
 def archive_name(config: DataConfig) -> str:
-    """The archive that is really read: the phantom where no data.root is given."""
+    """What is really read: the folder of records, or the archive, or the phantom where no data.root is given."""
+    if config.records:
+        return config.records.name
     return config.name if config.root else "phantom"
 
 

@@ -167,7 +167,7 @@ def _records(config: DataConfig) -> Records:
 
 
 def _keep_split(found: Patches | Records, config: DataConfig, output: Path) -> None:
-    archive = read_manifest(config.records).identity["archive"] if config.records else archive_name(config)
+    archive = read_manifest(config.records).identity["archive"]["name"] if config.records else archive_name(config)
     try:
         output.mkdir(parents=True, exist_ok=True)
         if not (output / SPLIT).exists():  # else of this run's first start, or of another experiment, which the loop refuses
