@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo import config as configuration
 from tfmammo import evaluation
-from tfmammo.config import TrainingConfig
+from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.metrics import segmentation
 from tfmammo.metrics.summary import Measure
@@ -65,7 +65,7 @@ def main() -> None:
     report = evaluation.Report(config, MEASURES, TABLE_1)
     for comparison in evaluation.compare(config, "image", "mask"):
         masks = comparison.patches.masks
-        outputs = comparison.outputs | {name: floor(name, masks.shape, comparison.data.context) for name in config.floors}
+        outputs = comparison.outputs | floors(config.floors, masks.shape, comparison.data)
         scores = {name: segmentation.per_image(masks, output, config.threshold) for name, output in outputs.items()}
         report.add(comparison, scores)
         for name, probabilities in comparison.outputs.items():
@@ -77,13 +77,17 @@ def main() -> None:
     cli.console.print(f"tables, CSVs and figures: {output}")
 
 
-def floor(name: str, shape: tuple[int, ...], context: float) -> NDArray[np.float32]:
-    """The output of a model that does not look at the image, float32 [n, s, s, 1]."""
-    if name == "whole patch":
-        return np.ones(shape, np.float32)
+def floors(names: tuple[str, ...], shape: tuple[int, ...], data: DataConfig) -> dict[str, NDArray[np.float32]]:
+    """The outputs of models that do not look at the image, float32 [n, s, s, 1]; no disc where patches are not around lesions."""
+    context = {"square": data.context, "tight": 1.0, "loose": 2.0}.get(data.frame)  # patch over box
     rows, cols = np.mgrid[: shape[1], : shape[2]] + 0.5
-    disc = np.hypot(rows - shape[1] / 2, cols - shape[2] / 2) <= shape[1] / context / 2
-    return np.broadcast_to(disc[..., np.newaxis], shape).astype(np.float32)
+    found = {}
+    if "whole patch" in names:
+        found["whole patch"] = np.ones(shape, np.float32)
+    if "centred disc" in names and context and data.patches == "lesion":
+        disc = np.hypot(rows - shape[1] / 2, cols - shape[2] / 2) <= shape[1] / context / 2
+        found["centred disc"] = np.broadcast_to(disc[..., np.newaxis], shape).astype(np.float32)
+    return found
 
 
 def cases(name: str, patches: Patches, outputs: NDArray[np.bool_], dice: NDArray[np.float64], count: int) -> Figure:

@@ -30,6 +30,8 @@ from tfmammo.metrics.summary import Measure, Scores, Table, in_units, summarize,
 
 log = logging.getLogger(__name__)
 
+DECISIVE = {"patches", "kinds", "frame", "context", "preprocess", "percentiles", "window"}  # keys of data that decide what a patch shows
+
 Protocol = Literal["unseen", "all", "paper"]
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w .+-]*$")]  # it becomes a part of file names
 Handles = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
@@ -247,7 +249,7 @@ def _held_out_copies(models: Mapping[str, Sequence[Network]], data: DataConfig) 
 def _warn_of_other_crops(models: Mapping[str, Sequence[Network]], data: DataConfig) -> None:
     for network in (network for group in models.values() for network in group):
         trained = network.card.get("config", {}).get("data", {})
-        for key, here in data.model_dump(mode="json", include={"kinds", "context", "percentiles"}).items():
+        for key, here in data.model_dump(mode="json", include=DECISIVE).items():
             if trained.get(key, here) != here:
                 log.warning("%s was trained with data.%s %s and is judged with %s", network.handle, key, trained[key], here)
 

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 CARD = "card.json"
 SIGNATURE = "serving_default"
-RANGES = {"image": [0.0, 1.0], "mask": [0.0, 1.0]}  # of every tensor with this name; any other is real
+# Of every tensor with this name; any other is real.
+RANGES = {"image": [0.0, 1.0], "mask": [0.0, 1.0], "uncertainty": [0.0, 0.5], "shapes": [0.0, 1.0]}
 TOLERANCE = 1e-5  # absolute and relative, float32
 
 Tensors = dict[str, NDArray[np.float32]]

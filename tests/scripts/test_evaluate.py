@@ -312,13 +312,18 @@ def test_a_model_trained_on_other_crops_is_pointed_out(run, runs, caplog):
 
 
 def test_the_floors_by_hand(repository):
-    floor = script(repository, "segmentation").floor
-    assert (floor("whole patch", (2, 8, 8, 1), 1.5) == 1).all()
-    disc = floor("centred disc", (2, 200, 200, 1), 2.0)
+    floors, names = script(repository, "segmentation").floors, ("whole patch", "centred disc")
+    assert (floors(names, (2, 8, 8, 1), DataConfig())["whole patch"] == 1).all()
+    disc = floors(names, (2, 200, 200, 1), DataConfig(context=2.0))["centred disc"]
     assert disc.shape == (2, 200, 200, 1) and disc.dtype == np.float32
     assert disc.mean() == pytest.approx(np.pi * 50**2 / 200**2, rel=0.01)
     assert (disc[:, 51:149, 100] == 1).all() and (disc[:, :49] == 0).all()
     assert (disc == disc[:, ::-1]).all() and (disc == disc[:, :, ::-1]).all()
+    assert (floors(names, (2, 200, 200, 1), DataConfig(frame="loose", context=5))["centred disc"] == disc).all()
+    assert floors(names, (1, 200, 200, 1), DataConfig(frame="tight"))["centred disc"].mean() == pytest.approx(np.pi / 4, rel=0.01)
+    for data in (DataConfig(frame="full"), DataConfig(patches="offset")):
+        assert set(floors(names, (1, 8, 8, 1), data)) == {"whole patch"}
+    assert floors((), (1, 8, 8, 1), DataConfig()) == {}
 
 
 def test_the_figure_shows_best_median_and_worst(repository, patches):

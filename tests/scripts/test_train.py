@@ -11,6 +11,7 @@ import pytest
 SMALL = {
     "can": ["model.filters=[4,8,8]", "model.discriminator_filters=4"],
     "pix2pix": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1"],
+    "cgan": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1"],
     "unet": ["model.widths=[4,8]"],
     "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
     "segnet": ["model.widths=[4,4,4,4,4]"],

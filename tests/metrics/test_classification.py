@@ -1,0 +1,108 @@
+"""ROC areas, DeLong's variance and test, curves and confusion matrices against numbers from elsewhere."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from tfmammo.metrics.classification import confusion_matrix, delong_test, delong_variance, roc_auc, roc_curve
+
+Y = [0, 1, 0, 0, 1, 1, 0, 1, 0]
+S = [0.21, 0.32, 0.63, 0.35, 0.92, 0.79, 0.82, 0.99, 0.04]
+# Two models on the same twelve cases
+CASES = [0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1]
+A = [0.1, 0.2, 0.6, 0.7, 0.8, 0.8, 0.65, 0.3, 0.5, 0.55, 0.75, 0.9]
+B = [0.3, 0.6, 0.2, 0.1, 0.9, 0.4, 0.7, 0.55, 0.5, 0.45, 0.6, 0.95]
+
+
+def test_area_and_variance_of_known_numbers():
+    assert roc_auc(Y, S) == pytest.approx(0.8, abs=1e-12)
+    assert delong_variance(Y, S) == pytest.approx(0.02875, abs=1e-12)
+
+
+def test_delongs_test_of_known_numbers():
+    assert (roc_auc(CASES, A), roc_auc(CASES, B)) == (pytest.approx(0.8611111, abs=1e-7), pytest.approx(0.625, abs=1e-12))
+    z, p = delong_test(CASES, A, B)
+    assert (z, p) == (pytest.approx(1.3226468, abs=1e-7), pytest.approx(0.1859528, abs=1e-7))
+    assert delong_test(CASES, B, A) == (pytest.approx(-z), pytest.approx(p))
+
+
+def test_alike_and_opposite_models():
+    assert delong_test(CASES, A, np.array(A) * 3 + 1) == (0.0, 1.0)
+    assert delong_test([0, 0, 1, 1], [1, 2, 3, 4], [4, 3, 2, 1]) == (np.inf, 0.0)
+    assert delong_test([0, 0, 1, 1], [4, 3, 2, 1], [1, 2, 3, 4]) == (-np.inf, 0.0)
+
+
+def test_ties_count_one_half():
+    assert roc_auc([0, 1], [0.5, 0.5]) == 0.5
+    assert roc_auc([0, 0, 1, 1], [0, 1, 1, 2]) == pytest.approx((2 * 2 - 0.5) / 4)
+
+
+several = st.integers(2, 30).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.booleans(), min_size=n, max_size=n).filter(lambda y: 2 <= sum(y) <= len(y) - 2 if len(y) > 3 else False),
+        st.lists(st.integers(-5, 5), min_size=n, max_size=n),
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(several)
+def test_areas_and_curves_are_scikit_learns(case):
+    labels, scores = case
+    assert roc_auc(labels, scores) == pytest.approx(metrics.roc_auc_score(labels, scores))
+    for ours, theirs in zip(roc_curve(labels, scores), metrics.roc_curve(labels, scores, drop_intermediate=False), strict=True):
+        np.testing.assert_allclose(ours, theirs)
+    false, true, _ = roc_curve(labels, scores)
+    assert np.trapezoid(true, false) == pytest.approx(roc_auc(labels, scores))
+
+
+@settings(max_examples=40, deadline=None)
+@given(several)
+def test_the_variance_from_every_pair(case):
+    """DeLong's components written out: psi of every positive with every negative."""
+    labels, scores = np.array(case[0]), np.array(case[1], float)
+    psi = np.sign(scores[labels][:, None] - scores[~labels][None]) / 2 + 0.5
+    expected = psi.mean(1).var(ddof=1) / labels.sum() + psi.mean(0).var(ddof=1) / (~labels).sum()
+    assert delong_variance(labels, scores) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_variance_is_that_of_repeated_draws():
+    random = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    draws = [labels + random.normal(0, 1.2, 120) for _ in range(300)]
+    areas = [roc_auc(labels, scores) for scores in draws]
+    assert np.mean([delong_variance(labels, scores) for scores in draws]) == pytest.approx(np.var(areas), rel=0.25)
+
+
+def test_confusion_by_hand():
+    found = confusion_matrix([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 0, 2], 4)
+    assert found.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]]
+    assert confusion_matrix([], [], 2).tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "said"),
+    [
+        ([0, 1], [1.0], "same length"),
+        ([0, 2], [1.0, 2.0], "labels must be 0 or 1"),
+        ([1, 1], [1.0, 2.0], "positive and negative"),
+        ([0, 1], [np.nan, 1.0], "no number"),
+    ],
+)
+def test_bad_input(labels, scores, said):
+    for function in (roc_auc, roc_curve, delong_variance):
+        with pytest.raises(ValueError, match=said):
+            function(labels, scores)
+
+
+def test_a_variance_needs_two_of_each():
+    with pytest.raises(ValueError, match="two positive and two negative"):
+        delong_variance([0, 1, 1], [1, 2, 3])
+
+
+@pytest.mark.parametrize(("labels", "predictions"), [([0, 3], [0, 0]), ([0, -1], [0, 0]), ([0], [0, 0])])
+def test_confusion_of_what_is_no_class(labels, predictions):
+    with pytest.raises(ValueError, match="labels"):
+        confusion_matrix(labels, predictions, 3)

@@ -1,0 +1,16 @@
+"""Train the cGAN: framed mammograms to masks, Dice and an adversary (see tfmammo/models/cgan.py).
+
+python train/cgan.py --config configs/cgan.yaml --set data.name=inbreast data.root=DIR
+"""
+
+from tfmammo.models.cgan import CGAN, CGANConfig
+from tfmammo.training import cli
+
+
+def main() -> None:
+    """Read the config, split the data by patient, train, export."""
+    cli.train(__doc__, CGAN, CGANConfig)
+
+
+if __name__ == "__main__":
+    cli.run(main)
