@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2000, help="pipeline: patches drawn from each")
     parser.add_argument("--steps", type=int, default=5, help="pipeline: training steps timed")
     parser.add_argument("--model", default="{}", metavar="JSON", help="pipeline: CAN's config where it is not the paper's")
-    parser.add_argument("--mammograms", type=int, default=96, help="beam: phantoms built")
+    parser.add_argument("--mammograms", type=int, default=480, help="beam: phantoms built")
     parser.add_argument("--archive", choices=sorted(WRITERS), default="inbreast", help="index: whose form the tree has")
     parser.add_argument("--images", type=int, nargs="+", default=[2500, 5000, 10000], help="index: sizes of the tree")
     chosen = parser.parse_args()
