@@ -20,5 +20,5 @@ def test_damaged_files(name, repository):
     found = json.loads(done.stdout.splitlines()[-1])
     assert not found["failures"], found["failures"][:20]
     assert sum(found["outcomes"].values()) == 2000
-    assert len(found["outcomes"]) >= 3, "all kinds of outcome came up, so damage was done"
+    assert 200 < found["outcomes"]["record"] < 1500, "damage was done, and not everything fell to it"
     assert found["memory_mib"] < 2000
