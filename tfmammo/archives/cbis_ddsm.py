@@ -33,7 +33,6 @@ Data 4 (2017) 170177.
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -46,6 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives import dicom
+from tfmammo.archives.files import beneath
 from tfmammo.record import ArchiveError, Laterality, Mammogram, MaskedLesion, Pathology, Skipped, Split, View, hashed_id
 
 _TABLE = re.compile(r"(mass|calc)_case_description_(train|test)_set\.csv", re.IGNORECASE)
@@ -119,23 +119,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
 
 
 def _find(root: Path) -> tuple[list[Path], list[Path]]:
-    """(tables, DICOM files) beneath root; linked folders are followed, each folder once."""
+    """(tables, DICOM files) beneath root."""
     if not root.is_dir():
         raise ArchiveError(f"{root}: is no folder")
-    found_tables: list[Path] = []
-    dicoms: list[Path] = []
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above would never end
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        paths = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]  # macOS leaves "._" files
-        found_tables += [path for path in paths if _TABLE.fullmatch(path.name)]
-        dicoms += [path for path in paths if path.suffix.lower() == ".dcm"]
-    return found_tables, dicoms
+    paths = list(beneath(root))
+    return [path for path in paths if _TABLE.fullmatch(path.name)], [path for path in paths if path.suffix.lower() == ".dcm"]
 
 
 def _read_tables(root: Path, paths: list[Path], skipped: Skipped) -> dict[Path, list[Row]]:

@@ -42,6 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives import ljpeg
+from tfmammo.archives.files import beneath
 from tfmammo.record import ArchiveError, Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
 
 Key = tuple[str, int, int]  # letter, case and study of B-3027-1
@@ -120,27 +121,20 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         except ArchiveError as error:
             archive.note(path, error)
     if not mammograms:
-        first, reason = next(iter(archive.skipped.reasons.items()))
-        notes = [f"{file}: {reason}" for file, reason in archive.skipped.reasons.items()]
-        raise ArchiveError(f"{root}: none of its {len(archive.headers)} cases has an image that can be read, the first note is {notes[0]}")
+        file, reason = next(iter(archive.skipped.reasons.items()))
+        note = f"{file}: {reason}"
+        raise ArchiveError(f"{root}: none of its {len(archive.headers)} cases has an image that can be read, the first note is {note}")
     return list(mammograms.values())
 
 
 def _find(archive: _Archive) -> None:
-    """Fill in the archive's headers and files; linked folders are followed, each folder once."""
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(archive.root, followlinks=True):
-        if os.path.realpath(folder) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(folder))
-        folders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(".ics") and not name.startswith("."):  # macOS leaves "._" beside every file it copies
-                archive.headers.append(Path(folder, name))
-            elif match := _FILE.fullmatch(name):
-                files = archive.files[Path(folder), _key(match)]
-                files[f"{match[4]}_{match[5]}".upper(), match[6].upper()] = Path(folder, name)
+    """Fill in the archive's headers and files."""
+    for path in beneath(archive.root):
+        if path.suffix.lower() == ".ics":
+            archive.headers.append(path)
+        elif match := _FILE.fullmatch(path.name):
+            files = archive.files[path.parent, _key(match)]
+            files[f"{match[4]}_{match[5]}".upper(), match[6].upper()] = path
 
 
 def _key(match: re.Match[str]) -> Key:

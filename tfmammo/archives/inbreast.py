@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import plistlib
 import re
 from collections.abc import Mapping
@@ -35,6 +34,7 @@ import numpy as np
 import xlrd
 
 from tfmammo.archives import dicom
+from tfmammo.archives.files import beneath
 from tfmammo.record import ArchiveError, Laterality, Lesion, LesionKind, Mammogram, Skipped, View, hashed_id
 
 Row = dict[str, str]  # column name -> text, both stripped, names in lower case
@@ -102,11 +102,8 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
 
 def _find(archive: _Archive) -> None:
     """Fill in the archive's DICOMs, outlines and table rows."""
-    paths = (Path(folder, name) for folder, _, names in os.walk(archive.root, followlinks=True) for name in names)
-    for path in sorted(paths):
+    for path in sorted(beneath(archive.root)):
         name, folder = path.name.lower(), path.parent.name.lower()
-        if name.startswith("."):  # macOS leaves "._" beside every file it copies
-            continue
         if folder == "alldicoms" and name.endswith(".dcm"):
             archive.dicoms.append(path)
         elif folder == "allxml" and name.endswith(".xml"):

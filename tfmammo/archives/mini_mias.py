@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo.archives.files import beneath
 from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
 
 SIZE, SPACING = 1024, 0.2  # px, mm per px
@@ -100,8 +101,7 @@ def _find(root: Path, skipped: Skipped) -> tuple[dict[int, Path], list[Path]]:
     """The images by number, and all tables, those nearest to the root first."""
     images: dict[int, Path] = {}
     tables = []
-    paths = (Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names)
-    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+    for path in sorted(beneath(root), key=lambda path: (len(path.parts), path)):
         if path.name.lower() == "info.txt":
             tables.append(path)
         elif name := _FILE.fullmatch(path.name):

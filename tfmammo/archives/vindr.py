@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from functools import partial
 from pathlib import Path
 
 from tfmammo.archives import dicom
+from tfmammo.archives.files import beneath
 from tfmammo.record import ArchiveError, Box, Laterality, Lesion, LesionKind, Mammogram, Skipped, Split, View, hashed_id
 
 IMAGES, FINDINGS, METADATA = "breast-level_annotations.csv", "finding_annotations.csv", "metadata.csv"
@@ -129,12 +129,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
 
 def _find(archive: _Archive) -> None:
     """Walk the tree once; of several files of one name the one nearest to the root counts."""
-    paths = (Path(folder, name) for folder, _, names in os.walk(archive.root, followlinks=True) for name in names)
-    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+    for path in sorted(beneath(archive.root), key=lambda path: (len(path.parts), path)):
         name, key = path.name.lower(), (path.parent.name.lower(), path.stem.lower())
         if name in (IMAGES, FINDINGS, METADATA):
             archive.tables.setdefault(name, path)
-        elif name.startswith(".") or path.suffix.lower() not in (".dicom", ".dcm"):  # macOS leaves "._" beside every file it copies
+        elif path.suffix.lower() not in (".dicom", ".dcm"):
             continue
         elif archive.dicoms.setdefault(key, path) is not path:
             archive.note(path, "is a second file of the same study and image")

@@ -1,0 +1,21 @@
+"""How readers walk a folder."""
+
+from tfmammo.archives.files import beneath
+
+
+def test_files_in_order_without_hidden_ones_and_each_folder_once(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for path in ("b/2.dcm", "b/1.dcm", "a/x.csv", "z.txt", "._z.txt"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    elsewhere.mkdir()
+    (elsewhere / "linked.dcm").touch()
+    (root / "c").symlink_to(elsewhere)
+    (root / "b/above").symlink_to(root)  # would never end
+    found = [path.relative_to(root).as_posix() for path in beneath(root)]
+    assert found == ["z.txt", "a/x.csv", "b/1.dcm", "b/2.dcm", "c/linked.dcm"]
+
+
+def test_nothing_beneath_what_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    assert list(beneath(tmp_path / "file")) == list(beneath(tmp_path / "nowhere")) == []
