@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -189,6 +190,10 @@ class Skipped:
         """Note that `file` was left out; several reasons for one file are joined."""
         known = self.reasons.get(str(file))
         self.reasons[str(file)] = f"{known}; {reason}" if known else str(reason)
+
+    def note(self, root: Path, path: Path, reason: object) -> None:
+        """Note a file by its path beneath `root`; a reason that begins with that path, as errors do, does not repeat it."""
+        self.add(path.relative_to(root).as_posix(), str(reason).removeprefix(f"{path}: "))
 
     def __len__(self) -> int:
         return len(self.reasons)

@@ -139,7 +139,7 @@ def _read_tables(root: Path, paths: list[Path], skipped: Skipped) -> dict[Path, 
             if faults:
                 skipped.add(path.relative_to(root), f"{len(faults)} of its {count} rows left out, the first is {faults[0]}")
         except ArchiveError as error:
-            skipped.add(path.relative_to(root), str(error).removeprefix(f"{path}: "))
+            skipped.note(root, path, error)
     if not any(by_table.values()):
         reason = skipped.reasons.get(str(paths[0].relative_to(root)), "it is empty")
         raise ArchiveError(f"{root}: none of its {len(paths)} tables has a readable row, {paths[0].name}: {reason}")
@@ -274,7 +274,7 @@ def _image(root: Path, paths: list[Path], skipped: Skipped) -> tuple[Path, dicom
                 raise ArchiveError(f"{path}: is a second file of the same image")
             chosen = path, header
         except ArchiveError as error:
-            skipped.add(path.relative_to(root), str(error).removeprefix(f"{path}: "))
+            skipped.note(root, path, error)
     return chosen
 
 

@@ -78,7 +78,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     clinical = {row["Image_name"]: row for row in _table(root, CLINICAL, _CLINICAL_COLUMNS)}
     mammograms = []
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    for path, name in _low_energy(paths, root, skipped):
+    for path, name in _low_energy([path for path in paths if not _is_normal(path)], root, skipped):
         mammogram = _mammogram(path, name, str(path.relative_to(root)), clinical.get(name[0]), regions[name[0]], skipped)
         if mammogram:
             mammograms.append(mammogram)
@@ -118,8 +118,6 @@ def _low_energy(paths: list[Path], root: Path, skipped: Skipped) -> Iterator[tup
     contrast, seen = 0, set()
     for path in paths:
         name = _NAME.fullmatch(path.stem)
-        if _is_normal(path):
-            continue
         if not name:
             skipped.add(path.relative_to(root), "its name says no patient, side and view, so it can't be split by patient")
         elif name[3] == "CM":

@@ -75,7 +75,7 @@ class _Archive:
     files: dict[tuple[Path, Key], dict[tuple[str, str], Path]] = field(default_factory=lambda: defaultdict(dict))
 
     def note(self, path: Path, reason: object) -> None:
-        self.skipped.add(path.relative_to(self.root), str(reason).removeprefix(f"{path}: "))
+        self.skipped.note(self.root, path, reason)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class _Folder:
     counts: Counter[str] = field(default_factory=Counter)
 
     def note(self, path: Path, reason: object) -> None:
-        self.skipped.add(path.relative_to(self.root).as_posix(), str(reason).removeprefix(f"{path}: "))
+        self.skipped.note(self.root, path, reason)
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:

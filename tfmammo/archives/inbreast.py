@@ -69,7 +69,7 @@ class _Archive:
     rows: dict[str, Row] = field(default_factory=dict)
 
     def note(self, path: Path, reason: object) -> None:
-        self.skipped.add(path.relative_to(self.root), str(reason).removeprefix(f"{path}: "))
+        self.skipped.note(self.root, path, reason)
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:

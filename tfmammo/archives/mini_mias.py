@@ -88,7 +88,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         try:
             mammograms.append(_mammogram(number, path, table.get(number), partial(skipped.add, path.relative_to(root))))
         except ArchiveError as error:
-            skipped.add(path.relative_to(root), str(error).removeprefix(f"{path}: "))
+            skipped.note(root, path, error)
             faults.append(error)
     if missing := len(table.keys() - images.keys()):
         skipped.add("Info.txt", f"{missing} of its {len(table)} images are missing")

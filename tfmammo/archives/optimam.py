@@ -77,7 +77,7 @@ class _Archive:
     counts: dict[str, int] = field(default_factory=dict)
 
     def note(self, path: Path, reason: object) -> None:
-        self.skipped.add(path.relative_to(self.root), str(reason).removeprefix(f"{path}: "))
+        self.skipped.note(self.root, path, reason)
 
     def count(self, reason: str) -> None:
         self.counts[reason] = self.counts.get(reason, 0) + 1

@@ -101,7 +101,7 @@ class _Archive:
     faults: dict[str, _Faults] = field(default_factory=lambda: {IMAGES: _Faults(), FINDINGS: _Faults()})
 
     def note(self, path: Path, reason: object) -> None:
-        self.skipped.add(path.relative_to(self.root), str(reason).removeprefix(f"{path}: "))
+        self.skipped.note(self.root, path, reason)
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:

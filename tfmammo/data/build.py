@@ -38,7 +38,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from tfmammo import __version__, archives, config
 from tfmammo.config import ConfigError, DataConfig, Frozen
 from tfmammo.data import card
-from tfmammo.data.patches import DataError, Patch, patches_of
+from tfmammo.data.patches import TEXTS, DataError, Patch, patches_of
 from tfmammo.data.sampling import quota
 from tfmammo.data.tfrecord import COLUMNS, FORMAT, MANIFEST, Manifest, ShardFile, encode, quantised, sha256
 from tfmammo.record import Mammogram, MaskedLesion, Skipped
@@ -245,8 +245,7 @@ def _patches(shard: Shard, dead: Skipped) -> Iterator[tuple[Mammogram, Patch]]:
 
 def _note(columns: dict[str, list[str]], mammogram: Mammogram, patch: Patch) -> None:
     values = {
-        "ids": patch.id, "patient_ids": patch.patient_id, "kinds": patch.kind, "pathologies": patch.pathology,
-        "shapes": patch.shape, "official_splits": patch.official_split,
+        **{plural: getattr(patch, single) for plural, single in TEXTS.items()},
         "image_ids": mammogram.image_id, "views": mammogram.view or "", "lateralities": mammogram.laterality or "",
     }  # fmt: skip
     for name, value in values.items():

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SEVERITY = ("malignant", "benign", "normal", "")
 
 # The rows of Patches that are text, and what Patch calls one of them.
-_TEXTS = {
+TEXTS = {
     "patient_ids": "patient_id",
     "ids": "id",
     "kinds": "kind",
@@ -110,7 +110,7 @@ class Patches:
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Patches:
         """The patches at `indices`, in that order."""
         rows = np.asarray(indices, np.intp)
-        texts: dict[str, Any] = {name: getattr(self, name)[rows] for name in _TEXTS}
+        texts: dict[str, Any] = {name: getattr(self, name)[rows] for name in TEXTS}
         return Patches(self.images[rows], self.masks[rows], **texts, labels=self.labels[rows] if len(self.labels) else self.labels)
 
     def labelled(self, labels: Sequence[int] | NDArray[np.integer]) -> Patches:
@@ -136,7 +136,7 @@ def stack(patches: Iterable[Patch]) -> Patches:
     rows = list(patches)
     if not rows:
         raise DataError("there is no patch to stack")
-    texts: dict[str, Any] = {plural: np.array([getattr(row, single) for row in rows], np.str_) for plural, single in _TEXTS.items()}
+    texts: dict[str, Any] = {plural: np.array([getattr(row, single) for row in rows], np.str_) for plural, single in TEXTS.items()}
     return Patches(np.stack([row.image for row in rows]), np.stack([row.mask for row in rows]), **texts)
 
 

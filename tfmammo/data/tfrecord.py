@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from tfmammo.config import Frozen, describe
-from tfmammo.data.patches import DataError, Patch, Patches
+from tfmammo.data.patches import TEXTS, DataError, Patch, Patches
 
 FORMAT: Final = 1
 MANIFEST = "manifest.json"
-COLUMNS = ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")  # of Patches, one text a patch
+COLUMNS = tuple(TEXTS)  # of Patches, one text a patch
 GREY = 65535  # what an image's 1.0 is stored as
 
 
@@ -191,10 +191,8 @@ def quantised(image: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def encode(patch: Patch) -> bytes:
     """A patch as the bytes of a tf.train.Example; equal patches give equal bytes."""
-    texts = {"id": patch.id, "patient_id": patch.patient_id, "kind": patch.kind, "pathology": patch.pathology}
-    texts |= {"shape": patch.shape, "official_split": patch.official_split}
     values = {"image": quantised(patch.image).tobytes(), "mask": cv2.imencode(".png", patch.mask)[1].tobytes()}
-    values |= {name: text.encode() for name, text in texts.items()}
+    values |= {name: getattr(patch, name).encode() for name in TEXTS.values()}
     features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in values.items()}
     example = tf.train.Example(features=tf.train.Features(feature=features))
     return example.SerializeToString(deterministic=True)  # else the features come in any order

@@ -81,6 +81,7 @@ class _Names:
         self.free: dict[tuple[str, int], list[int]] = defaultdict(list)
 
     def next(self, mammogram: Mammogram) -> str:
+        """The name of a mammogram's film: the free place of its side in a pair of its patient, else in a new pair."""
         if mammogram.laterality is None:
             raise ValueError(f"{mammogram.image_id}: mini-MIAS numbers its films by side, and this one has none")
         side = 1 if mammogram.laterality == "L" else 2

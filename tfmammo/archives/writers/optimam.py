@@ -49,8 +49,8 @@ def write(
     clients: dict[str, list[tuple[Mammogram, str, str]]] = {}
     for number, mammogram in enumerate(mammograms, start=1):
         of_client = clients.setdefault(mammogram.patient_id, [])
-        client = f"optm{list(clients).index(mammogram.patient_id) + 1}"
-        study = f"1.2.826.0.1.{list(clients).index(mammogram.patient_id) + 1}.{2 if mammogram.pathology is None else 1}"
+        place = list(clients).index(mammogram.patient_id) + 1
+        client, study = f"optm{place}", f"1.2.826.0.1.{place}.{2 if mammogram.pathology is None else 1}"
         image = f"{study}.{number}"
         of_client.append((mammogram, study, image))
         paths.append(root / images / client / study / f"{image}.dcm")
