@@ -342,5 +342,5 @@ def test_reading_runs_no_pickle(exported, batch, monkeypatch):
 
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
-    load(exported[1], "inverter")(batch)
+    assert load(exported[1], "inverter")(batch)["mask"].shape == batch.shape  # calling `refuse` would have raised
     assign(Room(filters=2).networks, exported[1])

@@ -71,10 +71,12 @@ def _streamed(records: Records, start: int, seed: int, augment: bool) -> tf.data
     first, skipped = divmod(start, count)
 
     def shard(number: tf.Tensor) -> tf.data.Dataset:
+        """The wanted records of one shard, undecoded."""
         keep = wanted[number]
         return tf.data.TFRecordDataset(paths[number]).enumerate().filter(lambda i, _: keep[i]).map(lambda _, record: record)
 
     def epoch(number: tf.Tensor) -> tf.data.Dataset:
+        """All wanted records once, in this epoch's order; the first epoch begins where the run left it."""
         order_seed = tf.stack([tf.constant(seed, tf.int64), number])
         order = tf.random.experimental.stateless_shuffle(tf.range(len(chosen)), order_seed)
         in_turns = tf.data.Dataset.from_tensor_slices(order).interleave(shard, OPEN_SHARDS, 1)

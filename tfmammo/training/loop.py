@@ -138,6 +138,7 @@ class _Training:
         self.best_manager = tf.train.CheckpointManager(self.checkpoint, str(folder / "best"), 1)
 
     def run(self) -> dict[str, float]:
+        """Start or resume, train, export; whatever happens, the run's state reaches the tracking store."""
         status: Literal["FAILED", "FINISHED", "KILLED"] = "FAILED"
         try:
             self._start()
