@@ -12,6 +12,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
+import sklearn.metrics
 import tensorflow as tf
 from PIL import Image
 
@@ -184,7 +185,60 @@ def test_the_table_summarises_the_images(run, runs, patches, capsys):
     assert "| U-Net, as printed | 93.1 | 90.5 | 83.0 | 85.2 |" in markdown
     assert "### Differences from CAN" in markdown and "LEAKY" not in markdown
     assert "Jaccard, %" in capsys.readouterr().out
-    assert {path.name for path in output.glob("*.png")} == {"figure-CAN.png", "figure-U-Net.png"}
+    assert {path.name for path in output.glob("*.png")} == {
+        "figure-CAN.png", "figure-U-Net.png", "overlays.png", "boxes.png", "roc.png",
+    }  # fmt: skip
+    for model in ("CAN", "U-Net", "whole patch", "centred disc"):
+        dice, jaccard = (float(rows[model, measure]["mean"]) / 100 for measure in ("dice", "jaccard"))
+        assert jaccard >= dice / (2 - dice), "Jaccard is convex in Dice, so means can't lie below"
+
+
+def test_the_articles_printed_means_contradict_each_other(repository):
+    printed = script(repository, "segmentation").PRINTED["loose"]["cGAN"]
+    assert printed["jaccard"] < printed["dice"] / (2 - printed["dice"])
+
+
+def test_post_processing_adds_a_row_for_each_model(run, runs, patches):
+    models = {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")}
+    output = run("segmentation", models, "postprocess={closing: 0, erosion: 0, dilation: 3}", "floors=[]", "threshold=0.4")
+    rows = table(output / "per_image.csv")
+    assert {row["model"] for row in rows} == {"CAN", "U-Net", "CAN + post-processing", "U-Net + post-processing"}
+    found = [float(row["dice"]) for row in rows if row["model"] == "U-Net + post-processing"]
+    for dice, image, mask in zip(found, patches.images, patches.masks, strict=True):
+        bright = (100 * (image - LEVELS["U-Net"][0]) >= np.log(0.4 / 0.6)).astype(np.uint8)
+        assert dice == pytest.approx(segmentation.dice(mask[..., 0], cv2.dilate(bright, np.ones((3, 3), np.uint8))), abs=1e-9)
+    assert {row["fold"] for row in rows if row["model"] == "CAN + post-processing"} == {""}
+    assert not (output / "figure-CAN + post-processing.png").exists()
+
+
+def test_overlays_boxes_and_roc_show_what_was_measured(repository, patches, tmp_path):
+    module = script(repository, "segmentation")
+    truth = patches.masks.astype(np.float32)
+    half = truth * np.float32(0.9)
+    half[:, : SIZE // 2] = 0.1
+    outputs = {"A": half, "B": 0.1 + 0.8 * patches.images}
+    scores = {name: segmentation.per_image(patches.masks, output) for name, output in outputs.items()}
+    module.overlays(patches, outputs, scores, module.SegmentationConfig(models={"A": "a"}, cases=2), tmp_path / "o.png")
+    sheet = cv2.imread(str(tmp_path / "o.png"))[..., ::-1]
+    assert sheet.shape == (HEADER + 4 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
+    best, left = np.argsort(-scores["A"]["dice"], kind="stable")[0], 3 + 2 * (SIZE + 3)
+    colours = sheet[HEADER : HEADER + SIZE, left : left + SIZE]
+    mask = patches.masks[best, ..., 0].astype(bool)
+    lower = np.arange(SIZE)[:, None] >= SIZE // 2
+    assert (colours[mask & lower] == (255, 255, 0)).all() and (colours[mask & ~lower] == (255, 0, 0)).all()
+    assert (colours[~mask] == 0).all()
+    figure = module.boxes(scores)
+    for axes, measure in zip(figure.axes, ("dice", "jaccard"), strict=True):
+        medians = [line.get_ydata()[0] for line in axes.lines if line.get_color() == "#d55e00"]
+        assert medians == pytest.approx([100 * np.median(scores[name][measure]) for name in outputs])
+    comparison = evaluation.Comparison("unseen", DataConfig(), patches, outputs, {})
+    areas, figure = module.curves(comparison, 0)
+    area = sklearn.metrics.roc_auc_score(truth.ravel(), half.ravel())
+    assert areas.body[0] == ["A", f"{area:.3f}"] and len(figure.axes[0].lines) == 3
+    module.PIXELS = 2_000
+    again, figure = module.curves(comparison, 0)
+    assert again.body == module.curves(comparison, 0)[0].body and "2,000 pixels" in again.title
+    assert float(again.body[0][1]) == pytest.approx(area, abs=0.05)
 
 
 def test_models_are_compared_on_what_all_of_them_can_judge(run, runs):
