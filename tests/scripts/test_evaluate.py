@@ -10,6 +10,7 @@ from types import ModuleType
 
 import cv2
 import keras
+import mlflow
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -496,6 +497,10 @@ def test_shapes_confusion_accuracy_and_roc_of_the_folds(repository, shape_runs, 
     assert "| Shape CNN |" + " 0.750 ± 0.354 |" * 5 in markdown
     assert {path.name for path in output.glob("*.png")} == {"figure-confusion-Shape CNN.png", "figure-roc-Shape CNN.png"}
     assert "| Shape CNN, as printed | 80.0 |" in markdown
+    client = mlflow.MlflowClient(tracking_uri)
+    (logged,) = client.search_runs([client.get_experiment_by_name("tfmammo-evaluation").experiment_id])
+    assert logged.data.metrics["unseen/Shape CNN/accuracy"] == pytest.approx(100 * right)
+    assert {each.path for each in client.list_artifacts(logged.info.run_id)} == {path.name for path in output.iterdir()}
 
 
 def test_the_roc_figure_shows_mean_and_spread(repository):

@@ -270,14 +270,12 @@ def _classes(patches: Splittable, config: DataConfig) -> tuple[NDArray[np.str_] 
     """What config.stratify goes by: the class of each patch, and the order in which one of a patient's classes counts."""
     if config.stratify == "none":
         return None, SEVERITY
-    if config.stratify == "pathology":
-        classes, order = patches.pathologies, SEVERITY
-    else:
-        classes, order = np.array([shape_class(word) or "" for word in patches.shapes.tolist()], np.str_), RARITY
+    by, classes = config.stratify, patches.pathologies
+    if by == "shape":
+        classes = np.array([shape_class(word) or "" for word in patches.shapes.tolist()], np.str_)
     if not np.any(classes != ""):
-        by = config.stratify
         raise DataError(f"data.stratify={by}: the archive states the {by} of no patch; data.stratify=none needs none")
-    return classes, order
+    return classes, SEVERITY if by == "pathology" else RARITY
 
 
 def _folds(
