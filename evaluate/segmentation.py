@@ -76,7 +76,7 @@ def main() -> None:
     report = evaluation.Report(config, MEASURES, PRINTED.get(config.data.frame, {}))
     for comparison in evaluation.compare(config, "image", "mask"):
         masks = comparison.patches.masks
-        outputs = comparison.outputs | cleaned(comparison.outputs, config) | floors(config.floors, masks.shape, comparison.data)
+        outputs = cleaned(comparison.outputs, config) | floors(config.floors, masks.shape, comparison.data)
         scores = {name: segmentation.per_image(masks, output, config.threshold) for name, output in outputs.items()}
         report.add(comparison, scores)
         for name, probabilities in comparison.outputs.items():
@@ -95,11 +95,14 @@ def main() -> None:
 
 
 def cleaned(outputs: dict[str, NDArray[np.float32]], config: SegmentationConfig) -> dict[str, NDArray[np.float32]]:
-    """Every model's masks after morphology, as "NAME + post-processing": float32 [n, s, s, 1], 0 or 1; nothing if not asked for."""
-    steps, found = config.postprocess, {}
-    for name, probabilities in outputs.items() if steps else ():
-        masks = (probabilities >= config.threshold).astype(np.uint8)
-        found[f"{name} + post-processing"] = np.stack([postprocess(mask, steps) for mask in masks]).astype(np.float32)
+    """The outputs and, where asked for, behind each its masks after morphology, "NAME + post-processing": float32, 0 or 1."""
+    found = {}
+    for name, probabilities in outputs.items():
+        found[name] = probabilities
+        if config.postprocess:
+            masks = (probabilities >= config.threshold).astype(np.uint8)
+            cleaner = np.stack([postprocess(mask, config.postprocess) for mask in masks])
+            found[f"{name} + post-processing"] = cleaner.astype(np.float32)
     return found
 
 
