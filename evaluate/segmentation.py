@@ -45,6 +45,7 @@ TABLE_1 = {  # of CAN's paper, on INbreast with the leaky protocol
 # Jaccard = D / (2 - D) is convex in Dice, so a mean Dice of 94.07 % needs a mean Jaccard of 88.8 % at least.
 PRINTED = {"square": TABLE_1, "loose": {"cGAN": {"dice": 0.9407, "jaccard": 0.8703}}}
 PIXELS = 2_000_000  # of all patches together, beyond which a ROC curve is drawn from so many of them
+CLEANED = " + post-processing"
 INK = "#444444"
 
 
@@ -64,6 +65,8 @@ class SegmentationConfig(evaluation.EvaluationConfig):
     def _names_differ(self) -> SegmentationConfig:
         for name in set(self.floors) & set(self.models):
             raise ValueError(f"models: {name} is the name of a floor")
+        for name in {f"{name}{CLEANED}" for name in self.models if self.postprocess} & set(self.models):
+            raise ValueError(f"models: {name} is the name of a post-processed model")
         return self
 
 
@@ -102,7 +105,7 @@ def cleaned(outputs: dict[str, NDArray[np.float32]], config: SegmentationConfig)
         if config.postprocess:
             masks = (probabilities >= config.threshold).astype(np.uint8)
             cleaner = np.stack([postprocess(mask, config.postprocess) for mask in masks])
-            found[f"{name} + post-processing"] = cleaner.astype(np.float32)
+            found[f"{name}{CLEANED}"] = cleaner.astype(np.float32)
     return found
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tfmammo import config as configuration
 from tfmammo import evaluation
-from tfmammo.config import TrainingConfig
+from tfmammo.config import ConfigError, TrainingConfig
 from tfmammo.metrics import classification
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.models.shape import SHAPES
@@ -32,6 +32,8 @@ def main() -> None:
     """Read the config, run every model on the masks of patients it never saw, compare, write and print."""
     chosen = cli.arguments(__doc__).parse_args()
     config = configuration.parse(evaluation.EvaluationConfig, chosen.config, chosen.set)
+    if FLOOR in config.models:
+        raise ConfigError(f"models: {FLOOR} is the name of a floor")
     cli.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/shape_evaluation")
     report = evaluation.Report(config, MEASURES, PRINTED)

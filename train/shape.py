@@ -3,6 +3,8 @@
 python train/shape.py --config configs/shape.yaml --set data.name=cbis_ddsm data.root=DIR data.fold=0
 """
 
+from functools import partial
+
 import numpy as np
 
 from tfmammo import config as configuration
@@ -21,7 +23,7 @@ def main() -> None:
     train, held_out = cli.datasets(experiment.data, output, cli.all_shapes)
     assert isinstance(train, Patches)
     weights = class_weights(np.bincount(train.labels, minlength=len(SHAPES)).tolist())
-    room = lambda: ShapeCNN(experiment.model, experiment.data.size, weights)  # noqa: E731
+    room = partial(ShapeCNN, experiment.model, experiment.data.size, weights)
     metrics = loop.fit(room, experiment, train, held_out, output, validate)
     cli.summary(experiment, metrics, held_out, output)
 

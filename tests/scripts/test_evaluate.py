@@ -355,12 +355,20 @@ def test_what_can_not_be_judged_is_an_error_of_one_sentence(run, runs, archive, 
         ("models.CAN=[]", "models.CAN: "),
         ("models={a/b: runs}", "models.a/b"),
         ("models={whole patch: runs}", "whole patch is the name of a floor"),
+        ("postprocess.closng=3", "postprocess.closng: unknown key"),
         ("data.nme=x", "data.nme: unknown key"),
     ],
 )
 def test_wrong_configs(run, override, message):
     with pytest.raises(ConfigError, match=message):
         run("segmentation", {"CAN": "runs"}, override)
+
+
+def test_names_that_rows_of_ours_have_are_refused(run):
+    with pytest.raises(ConfigError, match=r"U-Net \+ post-processing is the name of a post-processed model"):
+        run("segmentation", {"U-Net": "runs", "U-Net + post-processing": "runs"}, "postprocess={}")
+    with pytest.raises(ConfigError, match="most frequent is the name of a floor"):
+        run("shape", {"most frequent": "runs"})
 
 
 def test_a_model_trained_on_other_crops_is_pointed_out(run, runs, caplog):
