@@ -32,7 +32,7 @@ from tfmammo.metrics.summary import Measure, Scores, Table, in_units, summarize,
 
 log = logging.getLogger(__name__)
 
-SHARED = "tfmammo-evaluation"  # the experiment in MLflow
+EXPERIMENT = "tfmammo-evaluation"  # the experiment in MLflow
 DECISIVE = {"patches", "kinds", "frame", "context", "preprocess", "percentiles", "window"}  # keys of data that decide what a patch shows
 
 Protocol = Literal["unseen", "all", "paper"]
@@ -177,7 +177,7 @@ class Report:
         write_csv(output / "per_image.csv", self.images)
         if self.config.tracking_uri:
             means = {f"{row['protocol']}/{row['model']}/{row['measure']}": row["mean"] for row in self.rows}
-            tracking.log_folder(output, self.config.tracking_uri, SHARED, self.config.model_dump(mode="json"), means)
+            tracking.log_folder(output, self.config.tracking_uri, EXPERIMENT, self.config.model_dump(mode="json"), means)
 
 
 def save(figure: Figure, path: Path) -> None:
