@@ -1,9 +1,10 @@
-"""Judge segmentation models on patients they never saw: tables with intervals and paired tests, CSVs, figures of cases.
+"""Judge segmentation models on patients they never saw: tables with intervals and paired tests, CSVs, figures.
 
 python evaluate/segmentation.py --config configs/segmentation.yaml --set data.name=inbreast data.root=DIR models.CAN=[RUN,RUN,RUN]
 
 Two models without weights show what the numbers are worth: "whole patch" calls everything mass, "centred disc" knows
-only how the patches are cut: its diameter is the longer side of each lesion's box.
+only how the patches are cut: its diameter is the longer side of each lesion's box. Figures: the best, median and worst
+cases of each model; where all models are right and wrong, side by side; box plots; ROC curves over pixels.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -22,10 +23,11 @@ from tfmammo import config as configuration
 from tfmammo import evaluation
 from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.data.patches import Patches
-from tfmammo.metrics import segmentation
-from tfmammo.metrics.summary import Measure
+from tfmammo.metrics import classification, segmentation
+from tfmammo.metrics.summary import Measure, Scores, Table
+from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.training import cli
-from tfmammo.training.image_grid import BLUE, ORANGE, outline
+from tfmammo.training.image_grid import BLUE, ORANGE, agreement, grid, outline
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "%", 100, 1),
@@ -39,13 +41,23 @@ TABLE_1 = {  # of CAN's paper, on INbreast with the leaky protocol
     "U-Net": {"accuracy": 0.931, "dice": 0.905, "jaccard": 0.830, "mcc": 0.852},
     "CAN": {"accuracy": 0.941, "dice": 0.917, "jaccard": 0.851, "mcc": 0.872},
 }
+# frame -> model -> printed values. Of Singh et al.'s table, on INbreast, one row is at hand; its two means contradict each other:
+# Jaccard = D / (2 - D) is convex in Dice, so a mean Dice of 94.07 % needs a mean Jaccard of 88.8 % at least.
+PRINTED = {"square": TABLE_1, "loose": {"cGAN": {"dice": 0.9407, "jaccard": 0.8703}}}
+PIXELS = 2_000_000  # of all patches together, beyond which a ROC curve is drawn from so many of them
+CLEANED = " + post-processing"
 INK = "#444444"
 
 
 class SegmentationConfig(evaluation.EvaluationConfig):
-    """threshold: a pixel is mass from this probability on. floors: models without weights. cases: of each kind in a figure."""
+    """What this script has of its own.
+
+    threshold: a pixel is mass from this probability on. postprocess: sides of the morphological elements; where it is given,
+    each model gets a second row "NAME + post-processing". floors: models without weights. cases: of each kind in a figure.
+    """
 
     threshold: float = Field(default=0.5, gt=0, le=1)
+    postprocess: PostprocessConfig | None = None
     floors: tuple[Literal["whole patch", "centred disc"], ...] = ("whole patch", "centred disc")
     cases: PositiveInt = 4
 
@@ -53,6 +65,8 @@ class SegmentationConfig(evaluation.EvaluationConfig):
     def _names_differ(self) -> SegmentationConfig:
         for name in set(self.floors) & set(self.models):
             raise ValueError(f"models: {name} is the name of a floor")
+        for name in {f"{name}{CLEANED}" for name in self.models if self.postprocess} & set(self.models):
+            raise ValueError(f"models: {name} is the name of a post-processed model")
         return self
 
 
@@ -62,19 +76,37 @@ def main() -> None:
     config = configuration.parse(SegmentationConfig, chosen.config, chosen.set)
     cli.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/segmentation")
-    report = evaluation.Report(config, MEASURES, TABLE_1)
+    report = evaluation.Report(config, MEASURES, PRINTED.get(config.data.frame, {}))
     for comparison in evaluation.compare(config, "image", "mask"):
         masks = comparison.patches.masks
-        outputs = comparison.outputs | floors(config.floors, masks.shape, comparison.data)
+        outputs = cleaned(comparison.outputs, config) | floors(config.floors, masks.shape, comparison.data)
         scores = {name: segmentation.per_image(masks, output, config.threshold) for name, output in outputs.items()}
         report.add(comparison, scores)
         for name, probabilities in comparison.outputs.items():
             figure = cases(name, comparison.patches, probabilities >= config.threshold, scores[name]["dice"], config.cases)
-            save(figure, output / f"figure-{name}.png")
+            evaluation.save(figure, output / f"figure-{name}.png")
+        end = "-leaky.png" if comparison.protocol == "paper" else ".png"
+        overlays(comparison.patches, outputs, scores, config, output / f"overlays{end}")
+        evaluation.save(boxes(scores), output / f"boxes{end}")
+        table, figure = curves(comparison, config.seed)
+        report.tables.append(table)
+        evaluation.save(figure, output / f"roc{end}")
     report.write(output)
     for table in report.tables:
         cli.console.print(table)
     cli.console.print(f"tables, CSVs and figures: {output}")
+
+
+def cleaned(outputs: dict[str, NDArray[np.float32]], config: SegmentationConfig) -> dict[str, NDArray[np.float32]]:
+    """The outputs and, where asked for, behind each its masks after morphology, "NAME + post-processing": float32, 0 or 1."""
+    found = {}
+    for name, probabilities in outputs.items():
+        found[name] = probabilities
+        if config.postprocess:
+            masks = (probabilities >= config.threshold).astype(np.uint8)
+            cleaner = np.stack([postprocess(mask, config.postprocess) for mask in masks])
+            found[f"{name}{CLEANED}"] = cleaner.astype(np.float32)
+    return found
 
 
 def floors(names: tuple[str, ...], shape: tuple[int, ...], data: DataConfig) -> dict[str, NDArray[np.float32]]:
@@ -112,10 +144,55 @@ def cases(name: str, patches: Patches, outputs: NDArray[np.bool_], dice: NDArray
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, without a display."""
+def overlays(patches: Patches, outputs: dict[str, NDArray[np.float32]], scores: Scores, config: SegmentationConfig, path: Path) -> None:
+    """Write some patches, from the first model's best by Dice to its worst, and where each model is right and wrong on them.
+
+    True positives are yellow, false negatives red, false positives green.
+    """
+    order = np.argsort(-next(iter(scores.values()))["dice"], kind="stable")
+    rows = order[np.linspace(0, len(order) - 1, min(len(order), 2 * config.cases)).astype(int)]
+    panels = {"image": patches.images[rows], "truth": patches.masks[rows].astype(np.float32)}
+    panels |= {name: agreement(patches.masks[rows], output[rows] >= config.threshold) for name, output in outputs.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_figure(path, dpi=150)
+    cv2.imwrite(str(path), grid(panels)[..., ::-1])
+
+
+def boxes(scores: Scores) -> Figure:
+    """Box plots of Dice and Jaccard over the patches, a box a model; whiskers reach to 1.5 interquartile ranges."""
+    figure = Figure(figsize=(2 + 0.7 * len(scores), 7), layout="constrained")
+    for axes, measure in zip(figure.subplots(2, 1, sharex=True), ("dice", "jaccard"), strict=True):
+        values = [100 * measured[measure] for measured in scores.values()]
+        axes.boxplot(values, medianprops={"color": "#d55e00"}, flierprops={"markersize": 3})
+        axes.set_ylabel(f"{MEASURES[measure].heading}, %", fontsize=9, color=INK)
+        axes.tick_params(labelsize=8, colors=INK)
+        axes.set_xticks(range(1, len(scores) + 1), list(scores), rotation=30, ha="right")
+    return figure
+
+
+def curves(comparison: evaluation.Comparison, seed: int) -> tuple[Table, Figure]:
+    """The ROC curve of each model over the pixels of all patches, and the areas under them; the same pixels for every model."""
+    truth = comparison.patches.masks.ravel()
+    pixels = np.arange(len(truth))
+    if len(truth) > PIXELS:
+        pixels = np.sort(np.random.default_rng(seed).choice(len(truth), PIXELS, replace=False))
+    figure = Figure(figsize=(4.2, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
+    body = []
+    for name, output in comparison.outputs.items():
+        area = "-"
+        if 0 < truth[pixels].sum() < len(pixels):
+            false, true, _ = classification.roc_curve(truth[pixels], output.ravel()[pixels])
+            area = f"{classification.roc_auc(truth[pixels], output.ravel()[pixels]):.3f}"
+            drawn = np.linspace(0, len(true) - 1, min(len(true), 2000)).astype(int)  # nearly every pixel has a score of its own
+            axes.plot(false[drawn], true[drawn], linewidth=1.2, label=f"{name}, area {area}")
+        body.append([name, area])
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.tick_params(labelsize=8, colors=INK)
+    if len(axes.lines) > 1:
+        axes.legend(loc="lower right", frameon=False, fontsize=8, labelcolor=INK)
+    axes.set_title(f"{len(pixels):,} pixels, frame {comparison.data.frame}", fontsize=10, color=INK)
+    return Table(f"Area under the ROC curve over {len(pixels):,} pixels", ["", "area"], body), figure
 
 
 if __name__ == "__main__":

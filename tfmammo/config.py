@@ -88,7 +88,8 @@ class DataConfig(Frozen):
     percentiles: of the patch after scaling, mapped to 0 and 1. window: two grey values, 0 to 1, to map instead.
     split: "patient" holds out fold `fold` of `folds`, no patient on both sides; "official" takes the archive's own test
     set; "paper" is CAN's protocol (augment to `paper_samples`, then split off `paper_test` at random), which leaks on
-    purpose. stratify: "pathology": every fold gets its share of each worst known pathology of patients.
+    purpose. stratify: "pathology": every fold gets its share of each worst known pathology of patients; "shape": of each
+    rarest shape of their masses (round, oval, lobular, irregular).
     split_file: a split.json that an earlier run wrote; it decides instead of folds, stratify and seed. It must be of the kind
     that `split` names, `fold` picks one of its folds, and patients that it does not know are an error.
     seed: of split, sampling and phantom.
@@ -111,7 +112,7 @@ class DataConfig(Frozen):
     percentiles: tuple[float, float] = (0.5, 99.5)
     window: tuple[float, float] | None = None
     split: Literal["patient", "official", "paper"] = "patient"
-    stratify: Literal["none", "pathology"] = "none"
+    stratify: Literal["none", "pathology", "shape"] = "none"
     split_file: Path | None = None
     folds: int = Field(default=3, ge=2)
     fold: NonNegativeInt = 0

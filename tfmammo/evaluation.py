@@ -18,6 +18,8 @@ from tfmammo.training import cli, tracking  # the first to import TensorFlow, be
 # isort: split
 import numpy as np
 import tensorflow as tf
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, StringConstraints
 
@@ -30,6 +32,7 @@ from tfmammo.metrics.summary import Measure, Scores, Table, in_units, summarize,
 
 log = logging.getLogger(__name__)
 
+EXPERIMENT = "tfmammo-evaluation"  # the experiment in MLflow
 DECISIVE = {"patches", "kinds", "frame", "context", "preprocess", "percentiles", "window"}  # keys of data that decide what a patch shows
 
 Protocol = Literal["unseen", "all", "paper"]
@@ -38,14 +41,15 @@ Handles = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if i
 
 
 class EvaluationConfig(Frozen):
-    """What both evaluate scripts share.
+    """What the evaluate scripts share.
 
     data: the patches; its split is not used. models: name -> handle or handles, the folds of a cross-validation. A handle
     is the folder of a run (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A checkpoint
     that was kept as the best was chosen on its held-out patients: on these its numbers are too good. The first model is the
     one that the others are compared with.
     patients: "unseen" judges a patch only by models that were not trained on its patient; "all" by every model.
-    tracking_uri: the MLflow server of models:/ handles; None means the environment's.
+    tracking_uri: the MLflow server of models:/ handles; None means the environment's. Where it is set, tables and figures are
+    logged there too.
     samples: draws of bootstrap and permutation test. level: of intervals. seed: of all draws.
     """
 
@@ -85,17 +89,20 @@ class Network:
             raise DataError(f"{self.handle}: no card names the patients it was trained on; patients=all judges it all the same")
         return ~np.isin(patient_ids, self.card["train_patients"])
 
-    def run(self, source: str, target: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, source: str, target: str, values: NDArray[np.float32], shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
         """What it makes of `values`, eight at a time.
 
-        Args:     source, target: names of input and output. values: float32 [n, s, s, 1] in [0, 1].
-        Returns:  float32 [n, s, s, 1] in [0, 1].
+        Args:     source, target: names of input and output. values: float32 [n, s, s, 1] in [0, 1]. shape: what is put out
+                  for each of them, (s, s, 1) if not said.
+        Returns:  float32 [n, *shape] in [0, 1].
         Raises:   ExportError: it can't be read, or takes patches of another size. DataError: it puts out something else.
         """
         call: Callable[..., Any] = export.load(self.folder, self.function) if self.function else _signature(self.folder)
         outputs = cli.predict(call, source, values)[target]
-        if outputs.shape != values.shape or not np.all((outputs >= 0) & (outputs <= 1)):
-            raise DataError(f"{self.handle}: its {target} is no [n, s, s, 1] in [0, 1] but {list(outputs.shape)}, or holds other values")
+        wanted = values.shape[1:] if shape is None else shape
+        if outputs.shape != (len(values), *wanted) or not np.all((outputs >= 0) & (outputs <= 1)):
+            form = "[n, s, s, 1]" if shape is None else list(("n", *shape))
+            raise DataError(f"{self.handle}: its {target} is no {form} in [0, 1] but {list(outputs.shape)}, or holds other values")
         return outputs
 
 
@@ -103,7 +110,8 @@ class Network:
 class Comparison:
     """The outputs of several models for the same patches.
 
-    protocol: "unseen", "all" or "paper". data: how the patches were made. outputs: model -> float32 [n, s, s, 1].
+    protocol: "unseen", "all" or "paper". data: how the patches were made. outputs: model -> float32 [n, s, s, 1], or
+    probabilities [n, classes].
     folds: model -> intp [n], which of its handles made each output.
     """
 
@@ -142,9 +150,13 @@ class Report:
     images: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, comparison: Comparison, scores: Scores) -> None:
-        """Take in a comparison. scores: model -> measure -> float64 [n]; it may hold models that have no handle."""
+        """Take in a comparison. scores: model -> measure -> float64 [n]; it may hold models that have no handle.
+
+        What is no key of `measures` stands in per_image.csv alone.
+        """
         config, patches = self.config, comparison.patches
-        rows = summarize(scores, patches.patient_ids, config.samples, config.seed, config.level)
+        shown = {model: {key: measured[key] for key in self.measures} for model, measured in scores.items()}
+        rows = summarize(shown, patches.patient_ids, config.samples, config.seed, config.level)
         self.tables += tables(rows, self.measures, comparison.title, self.printed, self.models_across)
         self.rows += [{"protocol": comparison.protocol, **in_units(row, self.measures[row.measure])} for row in rows]
         for model, measured in scores.items():
@@ -155,17 +167,36 @@ class Report:
                 self.images.append({**place, "id": identifier, "patient": patient, **values})
 
     def write(self, output: Path) -> None:
-        """Write table.md, table.csv (in the measures' units) and per_image.csv (as computed) into a folder."""
+        """Write table.md, table.csv (in the measures' units) and per_image.csv (as computed) into a folder, and log all that is in it.
+
+        Raises:   TrackingError: config.tracking_uri is set and can't be reached.
+        """
         output.mkdir(parents=True, exist_ok=True)
         (output / "table.md").write_text("\n".join(table.markdown() for table in self.tables), encoding="utf-8")
         write_csv(output / "table.csv", self.rows)
         write_csv(output / "per_image.csv", self.images)
+        if self.config.tracking_uri:
+            means = {f"{row['protocol']}/{row['model']}/{row['measure']}": row["mean"] for row in self.rows}
+            tracking.log_folder(output, self.config.tracking_uri, EXPERIMENT, self.config.model_dump(mode="json"), means)
 
 
-def compare(config: EvaluationConfig, source: str, target: str) -> list[Comparison]:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, without a display."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(path, dpi=150)
+
+
+def compare(
+    config: EvaluationConfig,
+    source: str,
+    target: str,
+    make: Callable[[DataConfig], Patches] = cli.all_patches,
+    shape: tuple[int, ...] | None = None,
+) -> list[Comparison]:
     """Run every model on every patch that it may judge.
 
-    Args:     source, target: "image" and "mask" for segmentation, "mask" and "image" for synthesis.
+    Args:     source, target: "image" and "mask" for segmentation, "mask" and "image" for synthesis, "mask" and "shapes" for
+              shapes. make: what makes the patches. shape: of one output, as for `Network.run`.
     Returns:  the comparison by `config.patients`, if any model is not leaky, then the one of leaky models, if any.
     Raises:   ConfigError, ArchiveError, DataError, ExportError: a handle or the data can't be used as asked.
     """
@@ -175,9 +206,9 @@ def compare(config: EvaluationConfig, source: str, target: str) -> list[Comparis
     found = []
     if fair:
         _warn_of_other_crops(fair, config.data)
-        found.append(_judge(config.patients, config.data, cli.all_patches(config.data), fair, source, target))
+        found.append(_judge(config.patients, config.data, make(config.data), fair, source, target, shape))
     if leaky:
-        found.append(_judge("paper", *_held_out_copies(leaky, config.data), leaky, source, target))
+        found.append(_judge("paper", *_held_out_copies(leaky, config.data, make), leaky, source, target, shape))
     return found
 
 
@@ -203,7 +234,13 @@ def open_network(handle: str, source: str, target: str, tracking_uri: str | None
 
 
 def _judge(
-    protocol: Protocol, data: DataConfig, patches: Patches, models: Mapping[str, Sequence[Network]], source: str, target: str
+    protocol: Protocol,
+    data: DataConfig,
+    patches: Patches,
+    models: Mapping[str, Sequence[Network]],
+    source: str,
+    target: str,
+    shape: tuple[int, ...] | None,
 ) -> Comparison:
     folds = {name: _folds(name, networks, patches.patient_ids, protocol) for name, networks in models.items()}
     common = np.flatnonzero(np.all([fold >= 0 for fold in folds.values()], axis=0))
@@ -213,12 +250,13 @@ def _judge(
         raise DataError(f"no patch is of a patient that none of {', '.join(models)} was trained on; patients=all judges all the same")
     patches, folds = patches.take(common), {name: fold[common] for name, fold in folds.items()}
     values = patches.images if source == "image" else patches.masks.astype(np.float32)
-    outputs = {name: np.empty_like(values) for name in models}
+    form = values.shape if shape is None else (len(values), *shape)
+    outputs = {name: np.empty(form, np.float32) for name in models}
     for name, networks in models.items():
         for number, network in enumerate(networks):
             mine = folds[name] == number
             if mine.any():
-                outputs[name][mine] = network.run(source, target, values[mine])
+                outputs[name][mine] = network.run(source, target, values[mine], shape)
     return Comparison(protocol, data, patches, outputs, folds)
 
 
@@ -231,7 +269,9 @@ def _folds(name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_]
     return np.where(may.any(axis=0), may.argmax(axis=0), -1)
 
 
-def _held_out_copies(models: Mapping[str, Sequence[Network]], data: DataConfig) -> tuple[DataConfig, Patches]:
+def _held_out_copies(
+    models: Mapping[str, Sequence[Network]], data: DataConfig, make: Callable[[DataConfig], Patches]
+) -> tuple[DataConfig, Patches]:
     """The held-out side of the paper's split, made again as the models' cards say."""
     networks = [network for group in models.values() for network in group]
     first = networks[0]
@@ -240,7 +280,7 @@ def _held_out_copies(models: Mapping[str, Sequence[Network]], data: DataConfig) 
             raise DataError(f"{network.handle} and {first.handle} were not trained on one paper split; evaluate them separately")
     known = first.card["config"]["data"]
     made = DataConfig.model_validate(known | {"name": data.name, "root": data.root})
-    _, held_out = splits.split(cli.all_patches(made), made)
+    _, held_out = splits.split(make(made), made)
     if held_out.ids.tolist() != first.card["held_out_ids"]:
         raise DataError(f"{first.handle}: its held-out copies can't be made again; data.name and data.root must be what it was trained on")
     return made, held_out

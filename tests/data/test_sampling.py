@@ -210,8 +210,8 @@ def test_shape_masks_by_hand(caplog):
         mammogram(Lesion("mass", (1, 2, 30, 40), shape="round"), image_id="d"),
     ]
     with caplog.at_level(logging.INFO):
-        masks, shapes, patients = shape_masks(records, size=22, skipped=skipped)
-    assert shapes.tolist() == ["lobular", "oval"] and patients.tolist() == ["p", "q"]
+        masks, shapes, patients, ids = shape_masks(records, size=22, skipped=skipped)
+    assert shapes.tolist() == ["lobular", "oval"] and patients.tolist() == ["p", "q"] and ids.tolist() == ["a#1", "b#0"]
     assert masks.dtype == np.uint8 and masks.shape == (2, 22, 22, 1)
     expected = np.zeros((22, 22), np.uint8)
     expected[1:21, 6:16] = 1
@@ -224,7 +224,7 @@ def test_shape_masks_by_hand(caplog):
 
 def test_shape_masks_at_the_image_border_and_without_any():
     corner = rectangle(0, 0, 40, 40, shape="round")
-    (mask,), _, _ = shape_masks([mammogram(corner)], size=44, margin=0.05)
+    (mask,), _, _, _ = shape_masks([mammogram(corner)], size=44, margin=0.05)
     assert mask.sum() == 1600 and mask[2:42, 2:42].all()
     with pytest.raises(DataError, match="no mass is irregular, lobular, oval or round; other masses: 1 not stated; 0 mammograms skipped"):
         shape_masks([mammogram(rectangle(1, 1, 9, 9))])

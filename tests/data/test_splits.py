@@ -306,3 +306,28 @@ def test_the_papers_copies_keep_their_facts():
         rows = [int(name[0]) for name in part.ids]
         assert part.kinds.tolist() == some.kinds[rows].tolist() and part.shapes.tolist() == some.shapes[rows].tolist()
         assert part.patient_ids.tolist() == some.patient_ids[rows].tolist()
+
+
+def test_a_patient_of_several_shapes_counts_for_the_rarest():
+    # v and y have a round mass beside others, w and x a lobular one beside irregular ones: each fold gets one of either sort.
+    ids = np.array(["v"] * 3 + ["w"] * 3 + ["x"] * 2 + ["y"] * 2)
+    shapes = np.array(["irregular", "oval", "round", "irregular", "lobulated", "", "lobular", "irregular", "round", "oval"])
+    some = replace(patches(ids), shapes=shapes)
+    for seed in range(5):
+        config = DataConfig(stratify="shape", folds=2, seed=seed)
+        folds = [set(split(some, config.model_copy(update={"fold": fold}))[1].patient_ids) for fold in range(2)]
+        assert sorted(sorted(fold) for fold in folds) == [["v", "x"], ["w", "y"]]
+        saved = describe(some, config, "x")
+        assert saved.stratify == "shape" and {patient for patient, fold in saved.patients.items() if fold == 0} == folds[0]
+
+
+def test_shapes_are_shared_out_within_one_patient():
+    random = np.random.default_rng(0)
+    shapes = random.choice(["irregular", "lobular", "oval", "round", "round-oval", ""], 200, p=[0.4, 0.35, 0.1, 0.06, 0.05, 0.04])
+    some = replace(patches([f"p{i}" for i in range(200)]), shapes=shapes)
+    held = [split(some, DataConfig(stratify="shape", folds=5, fold=fold))[1].shapes for fold in range(5)]
+    for shape in ("irregular", "lobular", "oval", "round"):
+        counts = [int(np.sum(part == shape)) for part in held]
+        assert sum(counts) == np.sum(shapes == shape) and max(counts) - min(counts) <= 1
+    with pytest.raises(DataError, match="^data.stratify=shape: the archive states the shape of no patch"):
+        split(replace(some, shapes=np.full(200, "round-oval")), DataConfig(stratify="shape"))

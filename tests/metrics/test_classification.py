@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from tfmammo.metrics.classification import confusion_matrix, delong_test, delong_variance, roc_auc, roc_curve
+from tfmammo.metrics.classification import (
+    confusion_matrix,
+    delong_test,
+    delong_variance,
+    mean_roc,
+    one_versus_rest,
+    precision_recall,
+    roc_auc,
+    roc_curve,
+)
 
 Y = [0, 1, 0, 0, 1, 1, 0, 1, 0]
 S = [0.21, 0.32, 0.63, 0.35, 0.92, 0.79, 0.82, 0.99, 0.04]
@@ -106,3 +115,29 @@ def test_a_variance_needs_two_of_each():
 def test_confusion_of_what_is_no_class(labels, predictions):
     with pytest.raises(ValueError, match="labels"):
         confusion_matrix(labels, predictions, 3)
+
+
+def test_precision_and_recall_by_hand():
+    precision, recall = precision_recall(np.array([[3, 1, 0], [0, 0, 0], [1, 1, 0]]))
+    np.testing.assert_allclose(precision, [3 / 4, 0, np.nan])
+    np.testing.assert_allclose(recall, [3 / 4, np.nan, 0])
+
+
+def test_each_class_against_the_others_as_scikit_learn_has_it():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 200)
+    probabilities = random.dirichlet(np.ones(4), 200) + 0.3 * np.eye(4)[labels]
+    expected = [metrics.roc_auc_score(labels == number, probabilities[:, number]) for number in range(4)]
+    np.testing.assert_allclose(one_versus_rest(labels, probabilities), expected, atol=1e-12)
+    rates = np.linspace(0, 1, 5001)
+    curve = mean_roc(labels, probabilities, rates)
+    assert curve[0] == 0 and curve[-1] == 1 and (np.diff(curve) >= -1e-12).all()
+    assert np.trapezoid(curve, rates) == pytest.approx(np.mean(expected), abs=2e-3)
+
+
+def test_a_class_without_cases_has_no_area():
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.8, 0.1, 0.1]])
+    np.testing.assert_array_equal(one_versus_rest([0, 1, 0], probabilities), [1, 1, np.nan])
+    np.testing.assert_array_equal(one_versus_rest([0, 0, 0], probabilities), [np.nan] * 3)
+    np.testing.assert_array_equal(mean_roc([0, 1, 0], probabilities, np.array([0.0, 0.5, 1.0])), [0, 1, 1])
+    assert np.isnan(mean_roc([0, 0, 0], probabilities, np.array([0.0, 1.0]))).all()

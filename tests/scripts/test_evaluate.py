@@ -10,19 +10,22 @@ from types import ModuleType
 
 import cv2
 import keras
+import mlflow
 import numpy as np
 import pytest
+import sklearn.metrics
 import tensorflow as tf
 from PIL import Image
 
 from tfmammo import config as configuration
 from tfmammo import evaluation, export
 from tfmammo.archives import cdd_cesm
-from tfmammo.config import ConfigError, DataConfig
+from tfmammo.config import ConfigError, DataConfig, Experiment, TrackingConfig
 from tfmammo.data import splits
 from tfmammo.data.patches import DataError
 from tfmammo.metrics import segmentation, synthesis
-from tfmammo.training import cli
+from tfmammo.models.cgan import CGANConfig
+from tfmammo.training import cli, tracking
 from tfmammo.training.image_grid import HEADER
 
 SIZE, FOLDS = 32, 3
@@ -184,7 +187,61 @@ def test_the_table_summarises_the_images(run, runs, patches, capsys):
     assert "| U-Net, as printed | 93.1 | 90.5 | 83.0 | 85.2 |" in markdown
     assert "### Differences from CAN" in markdown and "LEAKY" not in markdown
     assert "Jaccard, %" in capsys.readouterr().out
-    assert {path.name for path in output.glob("*.png")} == {"figure-CAN.png", "figure-U-Net.png"}
+    assert {path.name for path in output.glob("*.png")} == {
+        "figure-CAN.png", "figure-U-Net.png", "overlays.png", "boxes.png", "roc.png",
+    }  # fmt: skip
+    for model in ("CAN", "U-Net", "whole patch", "centred disc"):
+        dice, jaccard = (float(rows[model, measure]["mean"]) / 100 for measure in ("dice", "jaccard"))
+        assert jaccard >= dice / (2 - dice), "Jaccard is convex in Dice, so means can't lie below"
+
+
+def test_the_articles_printed_means_contradict_each_other(repository):
+    printed = script(repository, "segmentation").PRINTED["loose"]["cGAN"]
+    assert printed["jaccard"] < printed["dice"] / (2 - printed["dice"])
+
+
+def test_post_processing_adds_a_row_for_each_model(run, runs, patches):
+    models = {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")}
+    output = run("segmentation", models, "postprocess={closing: 0, erosion: 0, dilation: 3}", "floors=[]", "threshold=0.4")
+    rows = table(output / "per_image.csv")
+    shown = ["CAN", "CAN + post-processing", "U-Net", "U-Net + post-processing"]
+    assert list(dict.fromkeys(row["model"] for row in rows)) == shown
+    found = [float(row["dice"]) for row in rows if row["model"] == "U-Net + post-processing"]
+    for dice, image, mask in zip(found, patches.images, patches.masks, strict=True):
+        bright = (100 * (image - LEVELS["U-Net"][0]) >= np.log(0.4 / 0.6)).astype(np.uint8)
+        assert dice == pytest.approx(segmentation.dice(mask[..., 0], cv2.dilate(bright, np.ones((3, 3), np.uint8))), abs=1e-9)
+    assert {row["fold"] for row in rows if row["model"] == "CAN + post-processing"} == {""}
+    assert not (output / "figure-CAN + post-processing.png").exists()
+
+
+def test_overlays_boxes_and_roc_show_what_was_measured(repository, patches, tmp_path):
+    module = script(repository, "segmentation")
+    truth = patches.masks.astype(np.float32)
+    half = truth * np.float32(0.9)
+    half[:, : SIZE // 2] = 0.1
+    outputs = {"A": half, "B": 0.1 + 0.8 * patches.images}
+    scores = {name: segmentation.per_image(patches.masks, output) for name, output in outputs.items()}
+    module.overlays(patches, outputs, scores, module.SegmentationConfig(models={"A": "a"}, cases=2), tmp_path / "o.png")
+    sheet = cv2.imread(str(tmp_path / "o.png"))[..., ::-1]
+    assert sheet.shape == (HEADER + 4 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
+    best, left = np.argsort(-scores["A"]["dice"], kind="stable")[0], 3 + 2 * (SIZE + 3)
+    colours = sheet[HEADER : HEADER + SIZE, left : left + SIZE]
+    mask = patches.masks[best, ..., 0].astype(bool)
+    lower = np.arange(SIZE)[:, None] >= SIZE // 2
+    assert (colours[mask & lower] == (255, 255, 0)).all() and (colours[mask & ~lower] == (255, 0, 0)).all()
+    assert (colours[~mask] == 0).all()
+    figure = module.boxes(scores)
+    for axes, measure in zip(figure.axes, ("dice", "jaccard"), strict=True):
+        medians = [line.get_ydata()[0] for line in axes.lines if line.get_color() == "#d55e00"]
+        assert medians == pytest.approx([100 * np.median(scores[name][measure]) for name in outputs])
+    comparison = evaluation.Comparison("unseen", DataConfig(), patches, outputs, {})
+    areas, figure = module.curves(comparison, 0)
+    area = sklearn.metrics.roc_auc_score(truth.ravel(), half.ravel())
+    assert areas.body[0] == ["A", f"{area:.3f}"] and len(figure.axes[0].lines) == 3
+    module.PIXELS = 2_000
+    again, figure = module.curves(comparison, 0)
+    assert again.body == module.curves(comparison, 0)[0].body and "2,000 pixels" in again.title
+    assert float(again.body[0][1]) == pytest.approx(area, abs=0.05)
 
 
 def test_models_are_compared_on_what_all_of_them_can_judge(run, runs):
@@ -298,12 +355,20 @@ def test_what_can_not_be_judged_is_an_error_of_one_sentence(run, runs, archive, 
         ("models.CAN=[]", "models.CAN: "),
         ("models={a/b: runs}", "models.a/b"),
         ("models={whole patch: runs}", "whole patch is the name of a floor"),
+        ("postprocess.closng=3", "postprocess.closng: unknown key"),
         ("data.nme=x", "data.nme: unknown key"),
     ],
 )
 def test_wrong_configs(run, override, message):
     with pytest.raises(ConfigError, match=message):
         run("segmentation", {"CAN": "runs"}, override)
+
+
+def test_names_that_rows_of_ours_have_are_refused(run):
+    with pytest.raises(ConfigError, match=r"U-Net \+ post-processing is the name of a post-processed model"):
+        run("segmentation", {"U-Net": "runs", "U-Net + post-processing": "runs"}, "postprocess={}")
+    with pytest.raises(ConfigError, match="most frequent is the name of a floor"):
+        run("shape", {"most frequent": "runs"})
 
 
 def test_a_model_trained_on_other_crops_is_pointed_out(run, runs, caplog):
@@ -373,6 +438,119 @@ def test_synthesis_of_the_leaky_protocol_and_no_infinite_means(run, runs):
     assert all(np.isfinite(float(row["mean"])) for row in table(output / "table.csv"))
 
 
+class Shapes(keras.Model):
+    """Certain of what it is told of each mask, by its number of pixels; otherwise of `else_`."""
+
+    def __init__(self, said, else_=0):
+        super().__init__(name="shapes")
+        self.table, self.networks = np.full(64 * 64 + 1, else_), {"classifier": point(1.0, 0.0, None)}
+        for mask, label in said:
+            self.table[int(mask.sum())] = label
+
+    def functions(self):
+        sure = tf.constant(0.1 + 0.6 * np.eye(4)[self.table], tf.float32)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 64, 64, 1], tf.float32, "mask")])
+        def classifier(mask):
+            return {"shapes": tf.gather(sure, tf.cast(tf.reduce_sum(mask, axis=[1, 2, 3]), tf.int32))}
+
+        return {"classifier": classifier}
+
+
+@pytest.fixture(scope="module")
+def shape_runs(tmp_path_factory):
+    """Two folds of classifiers on the phantom's masks: the first is always right, the second calls every mass round."""
+    data, root = DataConfig(size=64, folds=2, stratify="shape", phantoms=40), tmp_path_factory.mktemp("shapes")
+    masks = cli.all_shapes(data)
+    for fold in range(2):
+        own = data.model_copy(update={"fold": fold})
+        train, held_out = splits.split(masks, own)
+        card = {
+            "split": "patient",
+            "train_patients": sorted(set(train.patient_ids.tolist())),
+            "config": {"data": own.model_dump(mode="json")},
+        }
+        said = zip(held_out.masks, held_out.labels, strict=True) if fold == 0 else ()
+        export.export(Shapes(list(said), else_=3), root / f"fold{fold}" / "export", card)
+    return root, masks, data
+
+
+def test_shapes_confusion_accuracy_and_roc_of_the_folds(repository, shape_runs, tmp_path, monkeypatch, tracking_uri):
+    root, masks, data = shape_runs
+    config, output = tmp_path / "config.yaml", tmp_path / "judged"
+    handles = {"Shape CNN": [str(root / "fold0"), str(root / "fold1")]}
+    values = {"data": {"size": 64, "phantoms": 40}, "models": handles, "samples": 500, "tracking_uri": tracking_uri}
+    config.write_text(json.dumps(values), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["shape.py", "--config", str(config), "--output", str(output)])
+    script(repository, "shape").main()
+    unseen = splits.split(masks, data.model_copy(update={"fold": 1}))[1]
+    right = (len(masks) - len(unseen) + np.sum(unseen.labels == 3)) / len(masks)
+    rows = table(output / "per_image.csv")
+    judged = [row for row in rows if row["model"] == "Shape CNN"]
+    assert [row["id"] for row in judged] == masks.ids.tolist() and [float(row["label"]) for row in judged] == masks.labels.tolist()
+    assert {float(row["called"]) for row in judged if row["fold"] == "1"} == {3}
+    summary = {row["model"]: row for row in table(output / "table.csv")}
+    assert float(summary["Shape CNN"]["mean"]) == pytest.approx(100 * right) and {row["measure"] for row in summary.values()} == {
+        "accuracy"
+    }
+    frequent = np.bincount(masks.labels).max() / len(masks)
+    assert float(summary["most frequent"]["mean"]) == pytest.approx(100 * frequent)
+    markdown = (output / "table.md").read_text(encoding="utf-8")
+    called = np.where(np.isin(masks.ids, unseen.ids), 3, masks.labels)
+    counts = [int(np.sum((masks.labels == 0) & (called == shape))) for shape in range(4)]
+    recall = 100 * counts[0] / sum(counts)
+    assert f"| irregular | {' | '.join(map(str, counts))} | {recall:.1f} |" in markdown
+    precision = 100 * np.mean(masks.labels[called == 3] == 3)
+    assert f"{precision:.1f} |  |" in markdown
+    # One fold is perfect (area 1), the other knows nothing (0.5): mean 0.75, and a sample's deviation of 0.5 / sqrt(2).
+    assert "| Shape CNN |" + " 0.750 ± 0.354 |" * 5 in markdown
+    assert {path.name for path in output.glob("*.png")} == {"figure-confusion-Shape CNN.png", "figure-roc-Shape CNN.png"}
+    assert "| Shape CNN, as printed | 80.0 |" in markdown
+    client = mlflow.MlflowClient(tracking_uri)
+    (logged,) = client.search_runs([client.get_experiment_by_name("tfmammo-evaluation").experiment_id])
+    assert logged.data.metrics["unseen/Shape CNN/accuracy"] == pytest.approx(100 * right)
+    assert {each.path for each in client.list_artifacts(logged.info.run_id)} == {path.name for path in output.iterdir()}
+
+
+def test_the_roc_figure_shows_mean_and_spread(repository):
+    module = script(repository, "shape")
+    curves = np.stack([np.ones(201), np.linspace(0, 1, 201)])
+    drawn = module.roc_figure("A", curves, np.array([[1.0, 1.0, np.nan, 1.0], [0.5] * 4]))
+    axes = drawn.axes[0]
+    np.testing.assert_allclose(axes.lines[-1].get_ydata(), curves.mean(axis=0))
+    assert axes.lines[-1].get_label() == "mean of 2 folds, area 0.750 ± 0.354"
+    one_class = module.folds(np.zeros(3, int), np.full((3, 4), 0.25), np.zeros(3, int))
+    assert one_class[0].shape == (0, 201) and one_class[1].shape == (0, 4)
+
+
+def test_losses_of_two_runs(repository, tmp_path, monkeypatch, tracking_uri):
+    runs = {}
+    for name, content in (("Dice", "dice"), ("L1", "l1")):
+        folder = runs[name] = tmp_path / name
+        folder.mkdir()
+        values = Experiment[CGANConfig](
+            name="cgan", model=CGANConfig(content=content), tracking=TrackingConfig(uri=tracking_uri, system_metrics=False)
+        )
+        (folder / "config.yaml").write_text(configuration.dump(values), encoding="utf-8")
+        run = tracking.Run(values, folder)
+        for step in range(1, 5):
+            run.metrics({content: 1 / step, "validation_dice": step / 10}, step)
+        run.metrics({content: 0.125}, 4)  # repeated after a stop: the later value counts
+        run.close()
+    config = tmp_path / "config.yaml"
+    values = {"runs": {name: str(folder) for name, folder in runs.items()}, "tracking_uri": tracking_uri, "smooth": 2}
+    config.write_text(json.dumps(values), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["losses.py", "--config", str(config), "--output", str(tmp_path / "out")])
+    module = script(repository, "losses")
+    module.main()
+    rows = table(tmp_path / "out" / "losses.csv")
+    losses = [float(row["value"]) for row in rows if (row["run"], row["curve"]) == ("L1", "loss")]
+    assert losses == pytest.approx([1, 1 / 2, 1 / 3, 0.125]) and (tmp_path / "out" / "losses.png").is_file()
+    drawn = module.figure({"L1": {"loss": dict(enumerate(losses, 1)), "held-out Dice": {1: 0.1, 4: 0.4}}}, 2)
+    np.testing.assert_allclose(drawn.axes[0].lines[0].get_xydata(), [[1.5, 0.75], [2.5, 5 / 12], [3.5, 11 / 48]])
+    np.testing.assert_allclose(drawn.axes[1].lines[0].get_xydata(), [[1, 0.1], [4, 0.4]])
+
+
 @pytest.mark.slow
 def test_a_missing_run_is_one_line_on_stderr(repository, tmp_path):
     command = [sys.executable, str(repository / "evaluate/segmentation.py"), "--config", str(repository / "configs/segmentation.yaml")]
@@ -389,3 +567,14 @@ def test_the_shipped_configs_are_the_defaults(repository):
         assert list(config.models)[0] == "CAN" and all(len(handles) == 3 for handles in config.models.values())
         default = type(config)(models=config.models, data=config.data)
         assert config == default
+
+
+def test_the_other_shipped_configs_are_read(repository):
+    config = configuration.parse(script(repository, "segmentation").SegmentationConfig, repository / "configs/segmentation_cgan.yaml")
+    assert config.postprocess and (config.postprocess.closing, config.postprocess.erosion, config.postprocess.dilation) == (3, 2, 3)
+    trained = configuration.load(repository / "configs/cgan.yaml").data
+    assert all(getattr(config.data, key) == getattr(trained, key) for key in evaluation.DECISIVE)
+    shapes = configuration.parse(evaluation.EvaluationConfig, repository / "configs/shape_evaluation.yaml")
+    trained = configuration.load(repository / "configs/shape.yaml").data
+    assert len(shapes.models["Shape CNN"]) == trained.folds == 5 and shapes.data.phantoms == trained.phantoms
+    configuration.parse(script(repository, "losses").LossesConfig, repository / "configs/losses.yaml")

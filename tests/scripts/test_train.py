@@ -15,6 +15,7 @@ SMALL = {
     "unet": ["model.widths=[4,8]"],
     "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
     "segnet": ["model.widths=[4,4,4,4,4]"],
+    "shape": ["model.filters=[4,4,4]", "model.units=4", "data.phantoms=24"],
 }
 COMMON = ["data.size=32", "data.phantoms=12", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
 
@@ -32,7 +33,7 @@ def finish(process, timeout=240):
 
 @pytest.mark.parametrize("system", SMALL)
 def test_two_steps(repository, tmp_path, system):
-    size = ["data.size=64"] if system in ("fcn8s", "segnet") else []
+    size = ["data.size=64"] if system in ("fcn8s", "segnet", "shape") else []
     code, out, err = finish(start(repository, tmp_path, system, "--output", "out", "--set", *COMMON, *size, *SMALL[system]))
     assert code == 0, err
     assert "taking the phantom" in err or system == "can"

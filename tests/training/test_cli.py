@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+from tfmammo.archives import phantom
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.data import build, splits
 from tfmammo.data.patches import Patches
+from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
 from tfmammo.models.can import CAN
 from tfmammo.training import cli, loop
@@ -62,6 +64,23 @@ def test_a_run_keeps_its_split_for_others_to_use(tmp_path):
     again = config.model_copy(update={"seed": 0, "folds": 2, "split_file": tmp_path / "run/split.json"})
     for side, same in zip((train, held_out), cli.datasets(again), strict=True):
         assert side.ids.tolist() == same.ids.tolist()
+
+
+def test_masks_of_known_shape_are_split_by_patient_and_shape(tmp_path):
+    config = DataConfig(phantoms=60, size=64, folds=5, stratify="shape")
+    held: list[str] = []
+    for fold in range(5):
+        train, held_out = cli.datasets(config.model_copy(update={"fold": fold}), tmp_path, cli.all_shapes)
+        assert isinstance(train, Patches) and not set(train.patient_ids) & set(held_out.patient_ids)
+        assert [SHAPES[label] for label in held_out.labels] == held_out.shapes.tolist()
+        np.testing.assert_array_equal(held_out.images, held_out.masks)
+        held += held_out.ids.tolist()
+    masks = cli.all_shapes(config)
+    assert sorted(held) == sorted(masks.ids.tolist()) and splits.load(tmp_path / "split.json").stratify == "shape"
+    pathologies = {f"{m.image_id}#{i}": lesion.pathology for m in phantom.read(count=60) for i, lesion in enumerate(m.lesions)}
+    assert masks.pathologies.tolist() == [pathologies[name] for name in masks.ids.tolist()]
+    with pytest.raises(ConfigError, match="^data.records: shapes are learned from the outlines"):
+        cli.all_shapes(DataConfig(records=tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfmammo.training.image_grid import BLUE, HEADER, ORANGE, grid, outline
+from tfmammo.training.image_grid import BLUE, HEADER, ORANGE, agreement, grid, outline
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +106,11 @@ def test_outline_refuses_other_masks():
         outline(image, np.zeros((8, 9, 1)))
     with pytest.raises(ValueError, match="nothing but 0 and 1"):
         outline(image, np.full((8, 8, 1), 0.5))
+
+
+def test_right_and_wrong_have_their_colours():
+    target, output = np.array([[1, 1], [0, 0]], np.uint8).reshape(1, 2, 2, 1), np.array([[1, 0], [1, 0]], bool).reshape(1, 2, 2, 1)
+    yellow, red, green, black = (1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 0)
+    found = agreement(target, output)
+    np.testing.assert_array_equal(found, [[[yellow, red], [green, black]]])
+    assert found.dtype == np.float32

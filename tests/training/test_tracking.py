@@ -446,3 +446,30 @@ Run(Experiment[dict](name="tiny", tracking=TrackingConfig(system_metrics=False),
         assert process.returncode == 0, said
     ids = {(tmp_path / name / "mlflow_run_id").read_text() for name in ("first", "second")}
     assert len(ids) == 2
+
+
+def test_a_folder_becomes_a_run_of_its_own(folder):
+    (folder / "judged").mkdir()
+    (folder / "judged" / "table.md").write_text("| CAN |")
+    uri = store_uri()
+    metrics = {"unseen/CAN + post-processing/dice": 71.8, "unseen/CAN/mcc": float("nan")}
+    tracking.log_folder(folder / "judged", uri, "tfmammo-evaluation", {"data": {"size": 64}, "tracking_uri": uri}, metrics)
+    (run,) = client().search_runs([client().get_experiment_by_name("tfmammo-evaluation").experiment_id])
+    assert run.info.run_name == "judged" and run.info.status == "FINISHED"
+    assert run.data.params == {"data.size": "64"} and run.data.metrics == {"unseen/CAN _ post-processing/dice": 71.8}
+    assert Path(run.info.artifact_uri.removeprefix("file://"), "table.md").read_text() == "| CAN |"
+    with pytest.raises(TrackingError, match="unsupported URI"):
+        tracking.log_folder(folder / "judged", "foo://bar", "x", {}, {})
+
+
+def test_the_history_of_a_run(folder):
+    run = Run(experiment(), folder / "output")
+    for step, value in ((1, 0.5), (2, 0.25), (2, 0.125)):
+        run.metrics({"dice": value}, step)
+        time.sleep(0.002)  # so that the later one of two values for a step is known
+    run.close()
+    assert tracking.history(folder / "output", "dice") == {1: 0.5, 2: 0.125}
+    with pytest.raises(TrackingError, match="output: its run logged no l1"):
+        tracking.history(folder / "output", "l1")
+    with pytest.raises(TrackingError, match="nowhere: is no training's folder"):
+        tracking.history(folder / "nowhere", "dice")

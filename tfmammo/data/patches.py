@@ -192,6 +192,29 @@ def normal_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped:
     return make_patches(mammograms, config.model_copy(update={"patches": "normal"}), skipped)
 
 
+def shape_patches(mammograms: Iterable[Mammogram], size: int, skipped: Skipped) -> Patches:
+    """Every mass of stated shape, alone, its place in sampling.SHAPES as its label: what a shape is learned from.
+
+    Args:     mammograms: no pixel of theirs is read. size: rows and columns, px. skipped: unreadable masks are noted here.
+    Returns:  labelled patches; their images show the masks, since there is nothing else to see.
+    Raises:   DataError: no mass has one of the four shapes.
+    """
+    records = list(mammograms)
+    masks, shapes, patients, ids = sampling.shape_masks(records, size, skipped=skipped)
+    known = {f"{record.image_id}#{i}": (lesion, record) for record in records for i, lesion in enumerate(record.lesions)}
+    return Patches(
+        masks.astype(np.float32),
+        masks,
+        patients,
+        ids,
+        kinds=np.full(len(masks), "mass"),
+        pathologies=np.array([known[name][0].pathology or "" for name in ids.tolist()], np.str_),
+        shapes=shapes,
+        official_splits=np.array([known[name][1].official_split or "" for name in ids.tolist()], np.str_),
+        labels=np.array([sampling.SHAPES.index(shape) for shape in shapes.tolist()], np.int32),
+    )
+
+
 def patches_of(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int | None = None) -> Iterator[Patch]:
     """The patches of one mammogram, made one at a time.
 

@@ -138,17 +138,17 @@ def shape_class(word: str | None) -> str | None:
 
 def shape_masks(
     mammograms: Iterable[Mammogram], size: int = 64, margin: float = 0.05, skipped: Skipped | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
     """The masks of all masses whose shape is stated, each alone in a square: what a shape is learned from.
 
     Args:     mammograms: no pixel of theirs is read. size: rows and columns of a mask, px. margin: between the longer side
               of the mass's box and the square's border, over that side. skipped: unreadable masks are noted here.
-    Returns:  masks: uint8 [n, size, size, 1], 0 or 1; shapes: str [n], one of SHAPES; patient_ids: str [n]. Masses of
-              another shape, of two or of none are left out and counted in the log.
+    Returns:  masks: uint8 [n, size, size, 1], 0 or 1; shapes: str [n], one of SHAPES; patient_ids: str [n]; ids: str [n],
+              "<image_id>#<index of the lesion>". Masses of another shape, of two or of none are left out and counted in the log.
     Raises:   DataError: no mass is left.
     """
     skipped = Skipped() if skipped is None else skipped
-    masks, shapes, patients, others = [], [], [], Counter[str]()
+    masks, shapes, patients, ids, others = [], [], [], [], Counter[str]()
     for mammogram in mammograms:
         for number, lesion in enumerate(mammogram.lesions):
             if lesion.kind != "mass":
@@ -164,11 +164,12 @@ def shape_masks(
                 continue
             shapes.append(shape)
             patients.append(mammogram.patient_id)
+            ids.append(f"{mammogram.image_id}#{number}")
     left_out = ", ".join(f"{count} {word}" for word, count in sorted(others.items())) or "none"
     if not masks:
         raise DataError(f"no mass is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}; other masses: {left_out}; {len(skipped)} mammograms skipped")
     log.info("%d masks of %d patients; masses of other shapes left out: %s", len(masks), len(set(patients)), left_out)
-    return np.stack(masks), np.array(shapes), np.array(patients)
+    return np.stack(masks), np.array(shapes), np.array(patients), np.array(ids)
 
 
 def _weight(mammogram: Mammogram, config: DataConfig) -> int:

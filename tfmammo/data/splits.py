@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import SEVERITY, DataError, Patches, worst
+from tfmammo.data.patches import SEVERITY, DataError, Patches
+from tfmammo.data.sampling import shape_class
 
 log = logging.getLogger(__name__)
 
+RARITY = ("round", "oval", "lobular", "irregular", "")  # in DDSM, which has 76, 115, 473 and 504 of them
 VARIANTS = 8  # rotations by multiples of 90 degrees, each with and without a flip
 
 Rows = NDArray[np.intp]
@@ -41,6 +43,10 @@ class Splittable(Protocol):
     @property
     def pathologies(self) -> NDArray[np.str_]:
         """Str [n], "" where unknown."""
+
+    @property
+    def shapes(self) -> NDArray[np.str_]:
+        """Str [n], the archive's own words, "" where unknown."""
 
     @property
     def official_splits(self) -> NDArray[np.str_]:
@@ -69,7 +75,7 @@ class SavedSplit(Frozen):
     split: Literal["patient", "official", "paper"]
     folds: int | None
     seed: int | None
-    stratify: Literal["none", "pathology"] | None
+    stratify: Literal["none", "pathology", "shape"] | None
     patients: dict[str, int | Literal["train", "test", "both"]]
 
     def digest(self) -> str:
@@ -84,7 +90,7 @@ def split(patches: Some, config: DataConfig) -> tuple[Some, Some]:
     Args:     patches: all of them; "paper" copies and turns them, so it needs them in memory. config: split, split_file,
               stratify, seed, folds, fold, paper_samples and paper_test are used.
     Returns:  (train, held-out).
-    Raises:   DataError: fewer patients than folds, too few patches, no pathology to stratify by, a patch without an official
+    Raises:   DataError: fewer patients than folds, too few patches, nothing known to stratify by, a patch without an official
               side, or a split_file that is none, was changed or does not know a patient. LeakError: a patient would stand
               on both sides.
     """
@@ -99,8 +105,7 @@ def split(patches: Some, config: DataConfig) -> tuple[Some, Some]:
     elif config.split == "official":
         train, held_out = official(patches.patient_ids, patches.official_splits)
     else:
-        pathologies = patches.pathologies if config.stratify == "pathology" else None
-        train, held_out = by_patient(patches.patient_ids, config.folds, config.fold, config.seed, pathologies)
+        train, held_out = by_patient(patches.patient_ids, config.folds, config.fold, config.seed, *_classes(patches, config))
     check_no_leak(patches.patient_ids[train], patches.patient_ids[held_out])
     if len(train) == 0 or len(held_out) == 0:
         raise DataError(
@@ -114,24 +119,26 @@ def by_patient(
     folds: int,
     fold: int,
     seed: int,
-    pathologies: Sequence[str] | NDArray[np.str_] | None = None,
+    classes: Sequence[str] | NDArray[np.str_] | None = None,
+    order: Sequence[str] = SEVERITY,
 ) -> tuple[Rows, Rows]:
     """Hold out one fold of patients.
 
     Patients are shuffled, those with most patches put first, and each is given to the fold with fewest patches. With
-    pathologies, one pathology follows the other, and the fold is one of those that hold fewest patients of it: every fold
-    gets its share of each pathology within one patient. Either way two folds differ by no more patches than the patient
+    classes, one class follows the other, and the fold is one of those that hold fewest patients of it: every fold gets its
+    share of each class within one patient. Either way two folds differ by no more patches than the patient
     with most patches has. The order of the rows does not change a patient's fold.
 
     Args:     patient_ids: str [n], of each patch. folds: how many. fold: which one is held out. seed: of the shuffle.
-              pathologies: str [n], of each patch, "" where unknown; a patient's is the worst of its patches.
+              classes: str [n], of each patch, pathologies for instance. order: of all classes that there may be; a patient
+              is of the class of its patches that comes first.
     Returns:  (train, held-out): rising intp indices, together each of n once; every patient is held out in one fold.
-    Raises:   DataError: fewer patients than folds, no such fold, or no pathology is known.
+    Raises:   DataError: fewer patients than folds, or no such fold.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise DataError(f"fold {fold} of {folds} folds does not exist or leaves nothing to train on")
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
-    held_out = _folds(patients, rows, folds, seed, pathologies)[rows] == fold
+    held_out = _folds(patients, rows, folds, seed, classes, order)[rows] == fold
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
@@ -203,9 +210,8 @@ def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSpli
         return load(config.split_file)
     known: dict[str, str | int | None] = {"archive": archive, "split": config.split, "folds": None, "seed": None, "stratify": None}
     if config.split == "patient":
-        pathologies = patches.pathologies if config.stratify == "pathology" else None
         patients, rows = np.unique(patches.patient_ids, return_inverse=True)
-        folds = _folds(patients, rows, config.folds, config.seed, pathologies)
+        folds = _folds(patients, rows, config.folds, config.seed, *_classes(patches, config))
         known |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
         return SavedSplit.model_validate(known | {"patients": dict(zip(patients.tolist(), folds.tolist(), strict=True))})
     if config.split == "paper":
@@ -260,34 +266,49 @@ def paper(patches: Patches, samples: int, test: int, seed: int) -> tuple[Patches
     return _variants(patches, drawn[test:]), _variants(patches, drawn[:test])
 
 
+def _classes(patches: Splittable, config: DataConfig) -> tuple[NDArray[np.str_] | None, tuple[str, ...]]:
+    """What config.stratify goes by: the class of each patch, and the order in which one of a patient's classes counts."""
+    if config.stratify == "none":
+        return None, SEVERITY
+    by, classes = config.stratify, patches.pathologies
+    if by == "shape":
+        classes = np.array([shape_class(word) or "" for word in patches.shapes.tolist()], np.str_)
+    if not np.any(classes != ""):
+        raise DataError(f"data.stratify={by}: the archive states the {by} of no patch; data.stratify=none needs none")
+    return classes, SEVERITY if by == "pathology" else RARITY
+
+
 def _folds(
-    patients: NDArray[np.str_], rows: NDArray[np.integer], folds: int, seed: int, pathologies: Sequence[str] | NDArray[np.str_] | None
+    patients: NDArray[np.str_],
+    rows: NDArray[np.integer],
+    folds: int,
+    seed: int,
+    classes: Sequence[str] | NDArray[np.str_] | None,
+    ranks: Sequence[str],
 ) -> Rows:
     """The fold of each patient. patients: str [p]. rows: intp [n], the patient of each patch."""
     if len(patients) < folds:
         raise DataError(f"{len(patients)} patients can't be split into {folds} folds")
     counts = np.bincount(rows, minlength=len(patients))
-    strata = np.zeros(len(patients), np.intp) if pathologies is None else _strata(rows, len(patients), np.asarray(pathologies, np.str_))
+    strata = np.zeros(len(patients), np.intp) if classes is None else _strata(rows, len(patients), np.asarray(classes, np.str_), ranks)
     order = np.random.default_rng(seed).permutation(len(patients))
     order = order[np.lexsort((-counts[order], strata[order]))]
     fold_of, sizes = np.empty(len(patients), np.intp), np.zeros(folds, np.intp)
-    members = np.zeros((len(SEVERITY), folds), np.intp)  # without pathologies nobody is counted, so that every fold is open
+    members = np.zeros((len(ranks), folds), np.intp)  # without classes nobody is counted, so that every fold is open
     for patient in order:
         mine = members[strata[patient]]
         open_folds = np.flatnonzero(mine == mine.min())
         fold = open_folds[sizes[open_folds].argmin()]
         fold_of[patient] = fold
         sizes[fold] += counts[patient]
-        mine[fold] += pathologies is not None
+        mine[fold] += classes is not None
     return fold_of
 
 
-def _strata(rows: NDArray[np.integer], patients: int, pathologies: NDArray[np.str_]) -> Rows:
-    """intp [patients]: the place of each patient's worst pathology in SEVERITY."""
-    if not worst(pathologies.tolist()):
-        raise DataError("data.stratify=pathology: the archive states the pathology of no patch; data.stratify=none needs none")
-    strata = np.full(patients, len(SEVERITY) - 1, np.intp)
-    np.minimum.at(strata, rows, [SEVERITY.index(pathology) for pathology in pathologies.tolist()])
+def _strata(rows: NDArray[np.integer], patients: int, classes: NDArray[np.str_], ranks: Sequence[str]) -> Rows:
+    """intp [patients]: the first place in `ranks` that a class of the patient's patches has."""
+    strata = np.full(patients, len(ranks) - 1, np.intp)
+    np.minimum.at(strata, rows, [ranks.index(name) for name in classes.tolist()])
     return strata
 
 

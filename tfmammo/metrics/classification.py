@@ -76,6 +76,49 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) ->
     return np.bincount(true * classes + called, minlength=classes**2).reshape(classes, classes)
 
 
+def precision_recall(confusion: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each class, which part of those called so are so, and which part of those that are so are called so.
+
+    Args:     confusion: of `confusion_matrix`, integers [classes, classes].
+    Returns:  (precision, recall), float64 [classes] each, NaN where nothing was called so, or is so.
+    """
+    right = np.diag(confusion).astype(np.float64)
+    parts = [np.divide(right, total, out=np.full(len(right), np.nan), where=total > 0) for total in (confusion.sum(0), confusion.sum(1))]
+    return parts[0], parts[1]
+
+
+def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
+    """`roc_auc` of each class against all others.
+
+    Args:     labels: integers [n]. probabilities: float [n, classes], a column a class.
+    Returns:  float64 [classes], NaN where no case, or every case, is of the class.
+    """
+    true = np.asarray(labels)
+    areas = np.full(probabilities.shape[1], np.nan)
+    for number in np.flatnonzero(_tellable(true, len(areas))):
+        areas[number] = roc_auc(true == number, probabilities[:, number])
+    return areas
+
+
+def mean_roc(labels: ArrayLike, probabilities: NDArray[np.floating], rates: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The ROC curves of each class against all others, averaged at given false positive rates.
+
+    Args:     labels, probabilities: as for `one_versus_rest`. rates: rising [m], 0 to 1.
+    Returns:  true positive rates, float64 [m], 0 at a rate of 0; NaN where no class can be told from others.
+    """
+    true, curves = np.asarray(labels), [np.full(len(rates), np.nan)]
+    for number in np.flatnonzero(_tellable(true, probabilities.shape[1])):
+        false, found, _ = roc_curve(true == number, probabilities[:, number])
+        curves.append(np.where(rates > 0, np.interp(rates, false, found), 0.0))
+    return np.mean(curves[1:] or curves, axis=0)
+
+
+def _tellable(labels: NDArray, classes: int) -> NDArray[np.bool_]:
+    """bool [classes]: which classes some cases are of, and some are not."""
+    counts = np.bincount(labels, minlength=classes)
+    return (counts > 0) & (counts < len(labels))
+
+
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     positive, values = np.asarray(labels), np.asarray(scores, np.float64)
     if positive.shape != values.shape or positive.ndim != 1:

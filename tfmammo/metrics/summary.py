@@ -118,7 +118,7 @@ def tables(
     for row in rows:
         show = measures[row.measure].show
         means[row.model, row.measure] = f"{show(row.mean)}\n[{show(row.low)}, {show(row.high)}]"
-        if row.model in printed:
+        if row.measure in printed.get(row.model, {}):
             means[f"{row.model}, as printed", row.measure] = show(printed[row.model][row.measure])
         if row.model != models[0]:
             interval = f"[{show(row.difference_low, '+')}, {show(row.difference_high, '+')}]"

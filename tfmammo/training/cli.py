@@ -20,7 +20,7 @@ from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import ConfigError, DataConfig, Experiment, TrainingConfig
 from tfmammo.data import splits
-from tfmammo.data.patches import Patches, make_patches
+from tfmammo.data.patches import Patches, make_patches, shape_patches
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.quiet import held_back
@@ -133,21 +133,41 @@ def all_patches(config: DataConfig) -> Patches:
         return _records(config).load()
     skipped = Skipped()
     patches = make_patches(mammograms(config, skipped), config, skipped)
+    _report(skipped)
+    return patches
+
+
+def all_shapes(config: DataConfig) -> Patches:
+    """The mask of every mass of stated shape, labelled with it; see `shape_patches`. Left out is what `all_patches` leaves out.
+
+    Raises:   ConfigError: data.records is set, whose masks show neighbours too.
+    """
+    if config.records:
+        raise ConfigError("data.records: shapes are learned from the outlines of an archive; set data.name and data.root instead")
+    skipped = Skipped()
+    patches = shape_patches(mammograms(config, skipped), config.size, skipped)
+    _report(skipped)
+    return patches
+
+
+def _report(skipped: Skipped) -> None:
     for file, reason in skipped.reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
         counts = "; ".join(f"{file}: {reason}" for file, reason in list(skipped.reasons.items())[:3])
         log.info("%d files were left out, wholly or in part (%s%s)", len(skipped), counts, "; ..." if len(skipped) > 3 else "")
-    return patches
 
 
-def datasets(config: DataConfig, output: Path | None = None) -> tuple[Patches | Records, Patches]:
+def datasets(
+    config: DataConfig, output: Path | None = None, make: Callable[[DataConfig], Patches] | None = None
+) -> tuple[Patches | Records, Patches]:
     """(training, held-out) patches by `config.split`; for "patient" and "official" no patient stands on both sides.
 
     Args:     config: what to read and how to part it; with data.records the training patches stay on disk.
-              output: where split.json goes, which tells every patient's place.
+              output: where split.json goes, which tells every patient's place. make: what makes patches instead of
+              `all_patches`, and is never given records to stream.
     """
-    found: Patches | Records = _records(config) if config.records else all_patches(config)
+    found: Patches | Records = make(config) if make else _records(config) if config.records else all_patches(config)
     train_patches, held_out = splits.split(found, config)
     if config.split == "paper":
         log.warning("data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; the metrics are too good")

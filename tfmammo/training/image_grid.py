@@ -55,6 +55,17 @@ def outline(image: NDArray[np.floating], mask: NDArray[np.generic], colour: tupl
     return np.where(border[..., np.newaxis], np.array(colour, np.float32) / 255, image).astype(np.float32)
 
 
+def agreement(targets: NDArray[np.generic], outputs: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Where masks agree and where not: true positives yellow, false negatives red, false positives green, the rest black.
+
+    Args:     targets, outputs: bool or number [n, s, s, 1], {0, 1}.
+    Returns:  float32 [n, s, s, 3], RGB in [0, 1].
+    Source:   Singh et al., the figures of segmentation results.
+    """
+    target, output = np.asarray(targets, np.float32), np.asarray(outputs, np.float32)  # red where it is, green where it is said to be
+    return np.concatenate([target, output, np.zeros_like(target)], axis=-1)
+
+
 def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3):
         raise ValueError(f"panel {name} must be [n, s, s, 1] or [n, s, s, 3], not {images.shape}")

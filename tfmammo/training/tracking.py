@@ -267,6 +267,47 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     return found[0]
 
 
+def log_folder(folder: Path, uri: str, experiment: str, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Log a finished piece of work as a run of its own: its parameters, its numbers and every file in its folder.
+
+    Args:     folder: what is copied into the store; its name becomes the run's. uri: the store. experiment: its name there.
+              parameters: nested, as they stand in a config. metrics: name -> value; what is not finite is left out.
+    Raises:   TrackingError: the store can't be reached, or the experiment was deleted.
+    """
+    values = {re.sub(r"[^\w .:/-]", "_", name): value for name, value in metrics.items() if np.isfinite(value)}
+    now = int(time.time() * 1000)
+    with _reaching(uri):
+        _probe(uri)
+        with _alone(uri):
+            client = mlflow.MlflowClient(uri)
+            run = client.create_run(_experiment(client, uri, experiment), run_name=folder.name).info.run_id
+        flat = [Param(key, value) for key, value in _flat(parameters).items() if not key.endswith("tracking_uri")]
+        for start in range(0, len(flat), BATCH):
+            client.log_batch(run, params=flat[start : start + BATCH], synchronous=True)
+        client.log_batch(run, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()], synchronous=True)
+        client.log_artifacts(run, str(folder))
+        client.set_terminated(run)
+
+
+def history(folder: Path, metric: str, uri: str | None = None) -> dict[int, float]:
+    """What a training logged under one name: step -> value, by step; of steps that were repeated after a stop, the later value.
+
+    Args:     folder: the training's output folder, which knows its run. metric: its name. uri: the store; see `store_uri`.
+    Raises:   TrackingError: the folder knows no run, the store can't be reached, or no such metric was logged.
+    """
+    uri = store_uri(uri)
+    try:
+        run = (folder / RUN_ID).read_text(encoding="utf-8").strip()
+    except OSError:
+        raise TrackingError(f"{folder}: is no training's folder, it holds no {RUN_ID}") from None
+    with _reaching(uri):
+        _probe(uri)
+        found = mlflow.MlflowClient(uri).get_metric_history(run, metric)
+    if not found:
+        raise TrackingError(f"{folder}: its run logged no {metric}")
+    return {each.step: each.value for each in sorted(found, key=lambda each: (each.step, each.timestamp))}
+
+
 def store_uri(uri: str | None = None) -> str:
     """The store's address: the one given, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder (absolute)."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
