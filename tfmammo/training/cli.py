@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from tfmammo.data.patches import Patches, make_patches
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.quiet import held_back
-from tfmammo.record import Skipped
+from tfmammo.record import Mammogram, Skipped
 from tfmammo.training import loop
 
 log = logging.getLogger(__name__)
 console = Console()
 SPLIT = "split.json"
+Make = Callable[[Iterable[Mammogram], DataConfig, Skipped], Patches]
 
 
 def arguments(description: str, config: str | None = None) -> argparse.ArgumentParser:
@@ -127,12 +128,15 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def all_patches(config: DataConfig) -> Patches:
-    """Every patch of the archive, or of data.records; what was left out is logged with the reason, file by file."""
+def all_patches(config: DataConfig, make: Make = make_patches) -> Patches:
+    """Every patch of the archive, or of data.records; what was left out is logged with the reason, file by file.
+
+    Args:     make: what makes patches of mammograms: data.patches.make_patches, or as it.
+    """
     if config.records:
         return _records(config).load()
     skipped = Skipped()
-    patches = make_patches(mammograms(config, skipped), config, skipped)
+    patches = make(mammograms(config, skipped), config, skipped)
     for file, reason in skipped.reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
@@ -141,13 +145,13 @@ def all_patches(config: DataConfig) -> Patches:
     return patches
 
 
-def datasets(config: DataConfig, output: Path | None = None) -> tuple[Patches | Records, Patches]:
+def datasets(config: DataConfig, output: Path | None = None, make: Make = make_patches) -> tuple[Patches | Records, Patches]:
     """(training, held-out) patches by `config.split`; for "patient" and "official" no patient stands on both sides.
 
     Args:     config: what to read and how to part it; with data.records the training patches stay on disk.
-              output: where split.json goes, which tells every patient's place.
+              output: where split.json goes, which tells every patient's place. make: see `all_patches`.
     """
-    found: Patches | Records = _records(config) if config.records else all_patches(config)
+    found: Patches | Records = _records(config) if config.records else all_patches(config, make)
     train_patches, held_out = splits.split(found, config)
     if config.split == "paper":
         log.warning("data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; the metrics are too good")

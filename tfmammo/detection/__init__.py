@@ -1,0 +1,1 @@
+"""Detectors: what finds lesions in whole mammograms, each in a file of its own, all behind the contract of detections.py."""
