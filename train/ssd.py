@@ -13,7 +13,7 @@ from functools import partial  # noqa: E402
 from tfmammo import config as configuration  # noqa: E402
 from tfmammo.data.whole import make_whole  # noqa: E402
 from tfmammo.detection import ssd  # noqa: E402
-from tfmammo.training import cli, loop  # noqa: E402, I001  (before what imports TensorFlow, because it keeps that quiet)
+from tfmammo.training import cli, loop  # noqa: E402
 
 
 def main() -> None:

@@ -112,17 +112,15 @@ class Detector:
                   ValueError: it is constant. DetectionError: the model refuses it.
         """
         if self.data is None:
-            image, size = mammogram.pixels(), (mammogram.rows, mammogram.cols)
+            found = self._call(mammogram.pixels())
+            boxes = found["detection_boxes"] * np.array([mammogram.rows, mammogram.cols] * 2)
         else:
             prepared = preprocess.prepare(mammogram, self.data.preprocess)
             image, scale = view(prepared.pixels(), self.data)
-            size = self.data.size / scale[0], self.data.size / scale[1]
-        found = self._call(image)
+            found = self._call(image)
+            boxes = _native(found["detection_boxes"] * self.data.size / np.array([*scale, *scale]), prepared, mammogram, self.data)
         count = int(found["num_detections"])
-        boxes = found["detection_boxes"][:count] * np.array([*size, *size])
-        if self.data is not None:
-            boxes = _native(boxes, prepared, mammogram, self.data)
-        return self._detections(boxes, found["detection_scores"][:count], found["detection_classes"][:count], mammogram)
+        return self._detections(boxes[:count], found["detection_scores"][:count], found["detection_classes"][:count], mammogram)
 
     def _call(self, image: NDArray[np.float32]) -> dict[str, NDArray]:
         pixels = np.repeat(255 * image, 3, axis=-1)[np.newaxis]
