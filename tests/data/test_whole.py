@@ -82,7 +82,9 @@ def test_what_cant_be_used_is_noted():
         make_whole([bad, mammogram(1, pathology="normal")], CONFIG, Skipped())
 
 
-@pytest.mark.parametrize(("rows", "cols", "scaled"), [(80, 60, (40, 30)), (60, 80, (30, 40)), (20, 10, (40, 20)), (40, 40, (40, 40)), (400, 1, (40, 1))])
+@pytest.mark.parametrize(
+    ("rows", "cols", "scaled"), [(80, 60, (40, 30)), (60, 80, (30, 40)), (20, 10, (40, 20)), (40, 40, (40, 40)), (400, 1, (40, 1))]
+)
 def test_letterbox(rows, cols, scaled):
     square, scale = letterbox(np.ones((rows, cols, 1), np.float32), 40)
     assert square.shape == (40, 40, 1) and square.dtype == np.float32

@@ -172,7 +172,11 @@ def test_a_card_without_the_data_section(tmp_path):
         Detector.load(tmp_path)
 
 
-GOOD = {"boxes": np.array([[0, 0, 2, 2], [1, 1, 3, 4]], np.float32), "scores": np.array([0.9, 0.1], np.float32), "classes": ("mass", "mass")}
+GOOD = {
+    "boxes": np.array([[0, 0, 2, 2], [1, 1, 3, 4]], np.float32),
+    "scores": np.array([0.9, 0.1], np.float32),
+    "classes": ("mass", "mass"),
+}
 
 
 @pytest.mark.parametrize(

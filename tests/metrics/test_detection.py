@@ -21,7 +21,9 @@ def test_iou_by_hand():
 
 @given(boxes_, boxes_)
 def test_iou_equals_pycocotools(boxes, others):
-    expected = coco.iou(*(np.stack([b[:, 1], b[:, 0], b[:, 3] - b[:, 1], b[:, 2] - b[:, 0]], 1) for b in (boxes, others)), [0] * len(others))
+    expected = coco.iou(
+        *(np.stack([b[:, 1], b[:, 0], b[:, 3] - b[:, 1], b[:, 2] - b[:, 0]], 1) for b in (boxes, others)), [0] * len(others)
+    )
     np.testing.assert_allclose(iou(boxes, others), expected, atol=1e-12)
     np.testing.assert_allclose(iou(boxes, others), iou(others, boxes).T)
 

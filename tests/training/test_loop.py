@@ -149,6 +149,15 @@ def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path):
     assert saved_step(tmp_path / "run") == 2
 
 
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tiny_can, random_patches, tmp_path):
+    fit(tiny_can(steps=2), random_patches, tmp_path / "run")
+    (tmp_path / "run/checkpoints/best").rename(tmp_path / "elsewhere")
+    (tmp_path / "run/checkpoints/best").write_text("no folder")  # as good as a full disk
+    with pytest.raises(loop.TrainingError, match=r"the checkpoint of step 4 can't be written \(.*\); kept: .*ckpt-2"):
+        fit(tiny_can(steps=4), random_patches, tmp_path / "run", validate=lambda *_: {"dice": float("inf")})
+    assert saved_step(tmp_path / "run") == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, number):
     experiment = tiny_can(steps=6, checkpoint_every=100)

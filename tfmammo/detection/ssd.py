@@ -41,7 +41,7 @@ from tfmammo.config import Experiment, Frozen
 from tfmammo.data.patches import Patches
 from tfmammo.data.whole import Whole
 from tfmammo.detection.detections import DetectionError
-from tfmammo.export import TOLERANCE, ExportError
+from tfmammo.export import CARD, TOLERANCE, ExportError, read_card
 from tfmammo.metrics import detection
 from tfmammo.optimization import build, minimize
 
@@ -62,7 +62,7 @@ class SSDConfig(Frozen):
     anchor_octaves: anchor sizes per level. gamma, alpha: of the focal loss. localisation: weight of the boxes' smooth L1.
     nms_iou: boxes that overlap more are merged. detections: most per mammogram. normal: train on normal mammograms too.
     warmup: steps until learning_rate is reached; decay: steps after which it has fallen to 0. clip: largest global norm of
-    the gradient.
+    the gradient. regularisation: weight decay, the L2 of all convolutions.
     """
 
     backbone: Literal["mobilenet_v2", "resnet50"] = "mobilenet_v2"
@@ -82,15 +82,16 @@ class SSDConfig(Frozen):
     normal: bool = True
     learning_rate: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 100
-    decay: PositiveInt = 2000
+    decay: PositiveInt = 1900
     clip: PositiveFloat = 10.0
 
 
 def check(experiment: Experiment[SSDConfig]) -> None:
-    """Refuse what a detector can't do with the sections that all systems share.
+    """Refuse what a detector can't do with the sections that all systems share, before any mammogram is read.
 
-    Raises:   DetectionError: names the key.
+    Raises:   DetectionError: names the key, or the extra that is missing.
     """
+    _api()
     data, training = experiment.data, experiment.training
     if training.precision != "float32":
         raise DetectionError(f"training.precision: the Object Detection API trains in float32 here, not in {training.precision}")
@@ -327,6 +328,14 @@ def _described(tensor: Any) -> dict[str, Any]:
     return {"shape": tensor.shape.as_list(), "dtype": tensor.dtype.name, "range": None}
 
 
+def seen(checkpoint: Path | None) -> list[str]:
+    """The patients that the checkpoint of an earlier run here was trained on, which the loop counts as seen; [] of any other."""
+    for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint else ():
+        if (folder / CARD).is_file():
+            return read_card(folder)["train_patients"]
+    return []
+
+
 def _start_from(detector: Any, checkpoint: Path) -> None:
     prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
     if prefix is None or not tf.io.gfile.glob(f"{prefix}.index"):
@@ -358,10 +367,11 @@ def _api() -> SimpleNamespace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tensorflow-io's file systems, which nothing needs, and the API's old idioms
-            import tf_keras
             from object_detection import exporter_lib_v2
             from object_detection.builders import model_builder
             from object_detection.protos import pipeline_pb2
+
+            import tf_keras
     except ImportError as error:
         raise DetectionError(
             f'the TensorFlow Object Detection API is missing ({error.name}); install it: pip install "tfmammo[detection]"'

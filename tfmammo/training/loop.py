@@ -273,7 +273,11 @@ class _Training:
                     kept = self.manager.latest_checkpoint
                     which = variable.path if isinstance(variable, keras.Variable) else variable.name
                     raise TrainingError(f"{name}'s {which} is NaN or Inf after step {int(self.step):,}; kept: {kept}")
-        (manager or self.manager).save(checkpoint_number=self.step)
+        try:
+            (manager or self.manager).save(checkpoint_number=self.step)
+        except tf.errors.OpError as error:
+            kept, reason = self.manager.latest_checkpoint, str(error.message).rpartition("; ")[2][:200]
+            raise TrainingError(f"the checkpoint of step {int(self.step):,} can't be written ({reason}); kept: {kept}") from None
 
     def _finish(self, metrics: dict[str, float]) -> None:
         """Export the last weights and the best, each as a version in the registry; once, however often the command runs."""
