@@ -91,7 +91,6 @@ def check(experiment: Experiment[SSDConfig]) -> None:
 
     Raises:   DetectionError: names the key, or the extra that is missing.
     """
-    _api()
     data, training = experiment.data, experiment.training
     if training.precision != "float32":
         raise DetectionError(f"training.precision: the Object Detection API trains in float32 here, not in {training.precision}")
@@ -101,6 +100,7 @@ def check(experiment: Experiment[SSDConfig]) -> None:
         raise DetectionError("data.records: hold patches, and an SSD is trained on whole mammograms")
     if data.split == "paper":
         raise DetectionError("data.split=paper: turns patches, and an SSD is trained on whole mammograms; take patient or official")
+    _api()
 
 
 def pipeline(config: SSDConfig, size: int, classes: int) -> dict[str, Any]:
@@ -367,11 +367,10 @@ def _api() -> SimpleNamespace:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tensorflow-io's file systems, which nothing needs, and the API's old idioms
+            import tf_keras
             from object_detection import exporter_lib_v2
             from object_detection.builders import model_builder
             from object_detection.protos import pipeline_pb2
-
-            import tf_keras
     except ImportError as error:
         raise DetectionError(
             f'the TensorFlow Object Detection API is missing ({error.name}); install it: pip install "tfmammo[detection]"'
