@@ -20,8 +20,8 @@ def main() -> None:
     """Read the config, split the mammograms by patient, train, export."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, ssd.SSDConfig)
-    ssd.check(experiment)
     cli.prepare(experiment.training)
+    ssd.check(experiment)
     output, data = chosen.output or cli.default_output(experiment), experiment.data
     train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
     (output / loop.INITIAL_PATIENTS).write_text("\n".join(ssd.seen(experiment.model.checkpoint)), encoding="utf-8")
