@@ -62,7 +62,14 @@ def ours(folder, **data):
     """An export as train/ssd.py leaves it: a SavedModel and a card, under a run's folder."""
     BrightSpot().save(folder / "export/saved_model")
     config = DataConfig(**{"size": 40, "percentiles": (0, 100), **data}).model_dump(mode="json")
-    card = {"format": FORMAT, "name": "ssd", "serves": "saved_model", "functions": {"saved_model": {}}, "config": {"data": config}}
+    card = {
+        "format": FORMAT,
+        "name": "ssd",
+        "train_patients": ["p1"],
+        "serves": "saved_model",
+        "functions": {"saved_model": {}},
+        "config": {"data": config},
+    }
     (folder / "export/card.json").write_text(json.dumps(card))
     return folder
 
@@ -116,6 +123,11 @@ def test_ours_undoes_its_preprocessing(tmp_path):
 def test_ours_knows_its_kinds(tmp_path):
     detector = Detector.load(ours(tmp_path, kinds=("calcification", "mass")), kinds=("distortion",))
     assert detector.predict(mammogram()).classes == ("calcification", "mass")
+
+
+def test_it_knows_its_patients(tmp_path, foreign):
+    detector = Detector.load(ours(tmp_path))
+    assert detector.saw("p1") is True and detector.saw("p") is False and Detector.load(foreign).saw("p") is None
 
 
 def test_a_hub_handle(foreign, tmp_path, monkeypatch):

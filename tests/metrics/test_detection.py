@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from tfmammo.metrics.detection import FPPI, Matches, area, froc, iou, match
+from tfmammo.metrics.detection import FPPI, Matches, area, froc, froc_interval, iou, match, match_kinds
 
 coordinates = st.integers(0, 20)
 boxes_ = st.lists(st.tuples(coordinates, coordinates, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5).map(
@@ -84,3 +84,36 @@ def test_froc_needs_lesions_and_images(lesions, images):
 def test_froc_never_falls(false, hits):
     found = froc(np.array(false), np.array(hits), 6, 3, np.linspace(0, 4, 33))
     assert np.all(np.diff(found) >= 0) and found[-1] == pytest.approx(len(hits) / 6)
+
+
+def test_kinds_are_told_apart_and_count_as_one_image():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
+    found = match_kinds(boxes, np.array([0.9, 0.8]), ["mass", "mass"], boxes, ["calcification", "mass"])
+    assert (found.hits.tolist(), found.false_positives.tolist(), found.lesions, found.images) == ([0.8], [0.9], 2, 1)
+    nothing = match_kinds(np.empty((0, 4)), np.empty(0), [], np.empty((0, 4)), [])
+    assert (nothing.lesions, nothing.images) == (0, 1)
+
+
+def image(hit, lesions=1):
+    return Matches(np.array([0.9] if hit else []), np.empty(0), lesions, 1)
+
+
+def test_an_interval_draws_patients_and_not_images():
+    """Two patients, one found on all of ten images, the other on none: draws are 0, 1/2 or 1, whatever the number of images."""
+    images, patients = [image(True)] * 10 + [image(False)] * 10, ["a"] * 10 + ["b"] * 10
+    low, high = froc_interval(images, patients, [1.0], samples=200)
+    assert (low.tolist(), high.tolist()) == ([0], [1])
+    low, high = froc_interval(images, [str(i) for i in range(20)], [1.0], samples=200)
+    assert 0.2 < low[0] < 0.4 and 0.6 < high[0] < 0.8
+    assert np.array_equal(froc_interval(images, patients, samples=50), froc_interval(images, patients, samples=50)), "the seed decides"
+
+
+def test_an_interval_of_one_patient_bounds_nothing():
+    assert np.isnan(froc_interval([image(True), image(False)], ["a", "a"], [1.0])).all()
+
+
+def test_an_interval_draws_again_where_no_lesion_came():
+    low, high = froc_interval([image(True), image(False, lesions=0)], ["a", "b"], [1.0], samples=50)
+    assert (low.tolist(), high.tolist()) == ([1], [1])
+    with pytest.raises(ValueError, match="needs lesions"):
+        froc_interval([image(False, lesions=0)], ["a"])

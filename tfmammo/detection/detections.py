@@ -75,10 +75,14 @@ class Detections:
 
 
 class Detector:
-    """A SavedModel of the TensorFlow Object Detection API, made by `load`."""
+    """A SavedModel of the TensorFlow Object Detection API, made by `load`.
 
-    def __init__(self, handle: str, model: Any, kinds: Sequence[LesionKind], data: DataConfig | None) -> None:
-        self.handle, self.kinds, self.data = handle, tuple(kinds), data
+    handle: what it was loaded from. kinds: of lesions, what its classes 1, 2, ... are. data: how one of ours saw its
+    mammograms, None of any other. card: of one of ours, else empty.
+    """
+
+    def __init__(self, handle: str, model: Any, kinds: Sequence[LesionKind], data: DataConfig | None, card: dict[str, Any]) -> None:
+        self.handle, self.kinds, self.data, self.card = handle, tuple(kinds), data, card
         self._model = model  # owns the variables: the signature alone would lose them
         self._function = _signature(handle, model)
         ((self._input, self._spec),) = self._function.structured_input_signature[1].items()
@@ -101,7 +105,7 @@ class Detector:
             except (KeyError, TypeError, ValidationError):
                 raise DetectionError(f"{handle}: its {CARD} does not say how the detector saw its mammograms") from None
             kinds = data.kinds
-        return Detector(str(handle), _read(str(handle), place), kinds, data)
+        return Detector(str(handle), _read(str(handle), place), kinds, data, card)
 
     def predict(self, mammogram: Mammogram) -> Detections:
         """Find lesions in one mammogram.
@@ -121,6 +125,10 @@ class Detector:
             boxes = _native(found["detection_boxes"] * self.data.size / np.array([*scale, *scale]), prepared, mammogram, self.data)
         count = int(found["num_detections"])
         return self._detections(boxes[:count], found["detection_scores"][:count], found["detection_classes"][:count], mammogram)
+
+    def saw(self, patient_id: str) -> bool | None:
+        """Whether it was trained on a patient; None of a detector that does not say so."""
+        return patient_id in self.card["train_patients"] if "train_patients" in self.card else None
 
     def _call(self, image: NDArray[np.float32]) -> dict[str, NDArray]:
         pixels = np.repeat(255 * image, 3, axis=-1)[np.newaxis]

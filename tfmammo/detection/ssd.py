@@ -289,15 +289,9 @@ def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float
 
 
 def _matches(some: Whole, found: Mapping[str, np.ndarray], row: int) -> detection.Matches:
-    """Class by class, but counted as one image."""
     real, kept = some.boxes[row, :, 2] > some.boxes[row, :, 0], found["scores"][row] > 0
-    classes = {*some.classes[row][real].tolist(), *found["classes"][row][kept].astype(int).tolist()}
-    parts = []
-    for kind in classes:
-        mine, theirs = kept & (found["classes"][row] == kind), real & (some.classes[row] == kind)
-        parts.append(detection.match(found["boxes"][row][mine], found["scores"][row][mine], some.boxes[row][theirs]))
-    joined = detection.Matches.join(parts)
-    return detection.Matches(joined.hits, joined.false_positives, joined.lesions, images=1)
+    boxes, scores, classes = (found[name][row][kept] for name in ("boxes", "scores", "classes"))
+    return detection.match_kinds(boxes, scores, classes.astype(int), some.boxes[row][real], some.classes[row][real])
 
 
 def write(room: Any, folder: Path) -> dict[str, Any]:

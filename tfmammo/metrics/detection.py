@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,52 @@ def match(boxes: Floats, scores: Floats, truth: Floats, threshold: float = 0.5) 
         else:
             false.append(scores[row])
     return Matches(np.array(hits, np.float64), np.array(false, np.float64), len(truth), 1)
+
+
+def match_kinds(
+    boxes: Floats, scores: Floats, kinds: Sequence[Any], truth: Floats, true_kinds: Sequence[Any], threshold: float = 0.5
+) -> Matches:
+    """`match` of one image kind by kind: a mass that is taken for a calcification is a miss and a false positive.
+
+    Args:     kinds: n, true_kinds: m, of any one type; the others as for `match`.
+    """
+    kinds_, true_kinds_ = np.asarray(kinds), np.asarray(true_kinds)
+    parts = []
+    for kind in {*kinds_.tolist(), *true_kinds_.tolist()}:
+        mine, theirs = kinds_ == kind, true_kinds_ == kind
+        parts.append(match(boxes[mine], scores[mine], truth[theirs], threshold))
+    return replace(Matches.join(parts), images=1)
+
+
+def froc_interval(
+    images: Sequence[Matches],
+    patient_ids: Sequence[str],
+    at: Sequence[float] = FPPI,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Percentile bootstrap interval of a FROC curve, drawing whole patients with replacement.
+
+    Args:     images: of each image its matches. patient_ids: of each image. at: numbers of false positives per image.
+              samples: draws; those without any lesion are drawn again. level: of confidence, in (0, 1).
+    Returns:  (low, high), float64 [len(at)] each; NaN where all images are of one patient, which bounds nothing.
+    Raises:   ValueError: no image has a lesion.
+    """
+    if not any(image.lesions for image in images):
+        raise ValueError("a FROC curve needs lesions, and there is none")
+    patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
+    if len(patients) < 2:
+        return np.full(len(at), np.nan), np.full(len(at), np.nan)
+    groups = [Matches.join([images[row] for row in np.flatnonzero(rows == number)]) for number in range(len(patients))]
+    random, curves = np.random.default_rng(seed), []
+    while len(curves) < samples:
+        drawn = Matches.join([groups[number] for number in random.integers(len(groups), size=len(groups))])
+        if drawn.lesions:
+            curves.append(drawn.froc(at))
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(curves, [tail, 100 - tail], axis=0)
+    return low, high
 
 
 def froc(false_positives: Floats, hits: Floats, lesions: int, images: int, at: Sequence[float] = FPPI) -> NDArray[np.float64]:
