@@ -110,10 +110,11 @@ def froc_interval(
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
     if len(patients) < 2:
         return np.full(len(at), np.nan), np.full(len(at), np.nan)
-    groups = [Matches.join([images[row] for row in np.flatnonzero(rows == number)]) for number in range(len(patients))]
-    random, curves = np.random.default_rng(seed), []
+    groups = [Matches.join([images[row] for row in np.flatnonzero(rows == number).tolist()]) for number in range(len(patients))]
+    random = np.random.default_rng(seed)
+    curves: list[NDArray[np.float64]] = []
     while len(curves) < samples:
-        drawn = Matches.join([groups[number] for number in random.integers(len(groups), size=len(groups))])
+        drawn = Matches.join([groups[number] for number in random.integers(len(groups), size=len(groups)).tolist()])
         if drawn.lesions:
             curves.append(drawn.froc(at))
     tail = 100 * (1 - level) / 2
