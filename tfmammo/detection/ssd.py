@@ -41,7 +41,7 @@ from tfmammo.config import Experiment, Frozen
 from tfmammo.data.patches import Patches
 from tfmammo.data.whole import Whole
 from tfmammo.detection.detections import DetectionError
-from tfmammo.export import CARD, TOLERANCE, ExportError, read_card
+from tfmammo.export import CARD, ExportError, read_card
 from tfmammo.metrics import detection
 from tfmammo.optimization import build, minimize
 
@@ -49,6 +49,7 @@ ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATI
 SAVED_MODEL = "saved_model"
 BATCH = 8  # mammograms at once in validation
 SHOWN = 0.3  # score from which a box is drawn into the image grid
+ROUNDING = 1e-3  # of raw boxes (parts of the side) and scores: a graph merges convolutions with BatchNorm
 _BACKBONES = {"mobilenet_v2": "ssd_mobilenet_v2_fpn_keras", "resnet50": "ssd_resnet50_v1_fpn_keras"}
 
 
@@ -310,7 +311,7 @@ def write(room: Any, folder: Path) -> dict[str, Any]:
     function = loaded.signatures["serving_default"]
     saved, known = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1))), room.detect(tf.constant(image))
     for name in ("raw_detection_boxes", "raw_detection_scores"):  # one per anchor: the chosen ones may change places by rounding
-        if not np.allclose(saved[name], known[name], rtol=10 * TOLERANCE, atol=10 * TOLERANCE):
+        if not np.allclose(saved[name], known[name], rtol=ROUNDING, atol=ROUNDING):
             raise ExportError(f"the detector's {name} differ between the SavedModel and the network in memory")
     outputs = {name: _described(tensor) for name, tensor in function.structured_outputs.items()}
     inputs = {"input_tensor": {"shape": [None, None, None, 3], "dtype": "float32", "range": [0.0, 255.0]}}
