@@ -15,7 +15,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data.patches import DataError
 from tfmammo.export import FORMAT
 
-PHANTOMS = 6
+PHANTOMS = 8
 RECORDS = phantom.read(count=PHANTOMS)
 MASSES = {record.image_id: [lesion.box for lesion in record.lesions if lesion.kind == "mass"] for record in RECORDS}
 KNOWN = next(record for record in RECORDS if MASSES[record.image_id])
