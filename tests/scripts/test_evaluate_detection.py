@@ -71,7 +71,7 @@ def run(script, repository, tmp_path, monkeypatch):
         arguments = ["--config", str(repository / "configs/detection.yaml"), "--output", str(tmp_path / "out"), "--set"]
         monkeypatch.setattr(sys, "argv", ["detection.py", *arguments, f"data.phantoms={PHANTOMS}", "samples=20", *overrides])
         script.main()
-        rows = list(csv.reader((tmp_path / "out/table.csv").open()))
+        rows = list(csv.reader((tmp_path / "out/table.csv").read_text().splitlines()))
         return rows, json.loads((tmp_path / "out/boxes.json").read_text())
 
     return call
@@ -98,12 +98,12 @@ def test_one_fold_judges_its_unseen_patients_alone(run, runs):
 
 
 def test_patients_all_and_without_normal_ones(run, runs):
-    _, boxes = run(f"detectors={runs}/none", "patients=all", "normal=false")
+    _, boxes = run(f"detectors={runs}/none/export", "patients=all", "normal=false")
     assert set(boxes) == {image for image, masses in MASSES.items() if masses}
 
 
 def test_what_would_not_be_fair_is_refused(run, runs):
     with pytest.raises(DataError, match="no card names the patients"):
-        run(f"detectors={runs}/none")
+        run(f"detectors={runs}/none/export")
     with pytest.raises(DataError, match="judged by several handles"):
         run(f"detectors=[{runs}/a, {runs}/a]")
