@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tfmammo import config as configuration
 from tfmammo import evaluation
 from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.data.patches import shape_patches
 from tfmammo.metrics import classification
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.models.shape import SHAPES
@@ -37,7 +38,7 @@ def main() -> None:
     cli.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/shape_evaluation")
     report = evaluation.Report(config, MEASURES, PRINTED)
-    for comparison in evaluation.compare(config, "mask", "shapes", cli.all_shapes, (len(SHAPES),)):
+    for comparison in evaluation.compare(config, "mask", "shapes", shape_patches, (len(SHAPES),)):
         labels = comparison.patches.labels
         frequent = np.eye(len(SHAPES), dtype=np.float32)[np.bincount(labels).argmax()]
         floor = {FLOOR: np.broadcast_to(frequent, (len(labels), len(SHAPES)))}

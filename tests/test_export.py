@@ -105,6 +105,25 @@ def test_an_export_answers_as_a_hand_computed_network(tmp_path, batch):
     assert leftovers(tmp_path) == ["export"]
 
 
+def test_another_writer_describes_what_it_wrote_and_fails_whole(tmp_path):
+    def write(room, folder):
+        (folder / "other").mkdir()
+        return {"other": {"inputs": {}, "outputs": {}, "variables": []}}
+
+    def fail(room, folder):
+        write(room, folder)
+        raise ExportError("it differs")
+
+    room = Room()
+    directory = export(room, tmp_path / "export", {"step": 7}, write)
+    assert leftovers(directory) == ["card.json", "other"]
+    card = read_card(directory)
+    assert (card["serves"], list(card["functions"]), card["step"]) == ("other", ["other"], 7)
+    with pytest.raises(ExportError, match="it differs"):
+        export(room, tmp_path / "export", {"step": 8}, fail)
+    assert leftovers(tmp_path) == ["export"] and read_card(directory)["step"] == 7
+
+
 def test_inputs_go_by_name_or_by_the_cards_order(exported, batch):
     room, directory = exported
     mask, image = batch, 1 - batch

@@ -23,15 +23,18 @@ DISTRIBUTIONS = {
     "apache_beam": "apache-beam",
     "cv2": "opencv-python-headless",
     "libjpeg": "pylibjpeg-libjpeg",
+    "object_detection": "tf-models-research-object-detection",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 # Required, though nothing imports them by name: pydicom's decoders, pandas' reader of .xls, MLflow's system metrics, and
-# what loads an export by URL.
-UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "tensorflow-hub", "setuptools"}
+# what tensorflow-hub needs.
+UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
 # Imported within the one function that needs them: an old Excel table, which only tests ask for, and the build at scale.
 OPTIONAL = {"xlwt", "apache-beam"}
+# Likewise, but nothing that the tests' environment must hold: tests of it are marked `detection`.
+DETECTION = {"tf-models-research-object-detection", "tf-keras"}
 
 
 @pytest.fixture(autouse=True)
@@ -99,8 +102,9 @@ def test_all_is_the_union_of_the_extras(package):
 
 
 def test_every_import_is_a_core_requirement(package):
-    assert imported("tfmammo", "train", "evaluate") - names(package["install_requires"]) <= OPTIONAL
+    assert imported("tfmammo", "train", "evaluate") - names(package["install_requires"]) <= OPTIONAL | DETECTION
     assert names(package["extras_require"]["test"]) >= OPTIONAL
+    assert names(package["extras_require"]["detection"]) >= DETECTION
 
 
 def test_every_import_of_the_tests_comes_with_the_test_extra(package):

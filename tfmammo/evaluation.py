@@ -27,7 +27,7 @@ from tfmammo import export
 from tfmammo.archives import archive_name
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import splits
-from tfmammo.data.patches import DataError, Patches
+from tfmammo.data.patches import DataError, Patches, make_patches
 from tfmammo.metrics.summary import Measure, Scores, Table, in_units, summarize, tables, write_csv
 
 log = logging.getLogger(__name__)
@@ -190,13 +190,13 @@ def compare(
     config: EvaluationConfig,
     source: str,
     target: str,
-    make: Callable[[DataConfig], Patches] = cli.all_patches,
+    make: cli.Make = make_patches,
     shape: tuple[int, ...] | None = None,
 ) -> list[Comparison]:
     """Run every model on every patch that it may judge.
 
     Args:     source, target: "image" and "mask" for segmentation, "mask" and "image" for synthesis, "mask" and "shapes" for
-              shapes. make: what makes the patches. shape: of one output, as for `Network.run`.
+              shapes. make: see `cli.all_patches`. shape: of one output, as for `Network.run`.
     Returns:  the comparison by `config.patients`, if any model is not leaky, then the one of leaky models, if any.
     Raises:   ConfigError, ArchiveError, DataError, ExportError: a handle or the data can't be used as asked.
     """
@@ -206,7 +206,7 @@ def compare(
     found = []
     if fair:
         _warn_of_other_crops(fair, config.data)
-        found.append(_judge(config.patients, config.data, make(config.data), fair, source, target, shape))
+        found.append(_judge(config.patients, config.data, cli.all_patches(config.data, make), fair, source, target, shape))
     if leaky:
         found.append(_judge("paper", *_held_out_copies(leaky, config.data, make), leaky, source, target, shape))
     return found
@@ -269,9 +269,7 @@ def _folds(name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_]
     return np.where(may.any(axis=0), may.argmax(axis=0), -1)
 
 
-def _held_out_copies(
-    models: Mapping[str, Sequence[Network]], data: DataConfig, make: Callable[[DataConfig], Patches]
-) -> tuple[DataConfig, Patches]:
+def _held_out_copies(models: Mapping[str, Sequence[Network]], data: DataConfig, make: cli.Make) -> tuple[DataConfig, Patches]:
     """The held-out side of the paper's split, made again as the models' cards say."""
     networks = [network for group in models.values() for network in group]
     first = networks[0]
@@ -280,7 +278,7 @@ def _held_out_copies(
             raise DataError(f"{network.handle} and {first.handle} were not trained on one paper split; evaluate them separately")
     known = first.card["config"]["data"]
     made = DataConfig.model_validate(known | {"name": data.name, "root": data.root})
-    _, held_out = splits.split(make(made), made)
+    _, held_out = splits.split(cli.all_patches(made, make), made)
     if held_out.ids.tolist() != first.card["held_out_ids"]:
         raise DataError(f"{first.handle}: its held-out copies can't be made again; data.name and data.root must be what it was trained on")
     return made, held_out

@@ -55,12 +55,27 @@ class Exportable(Protocol):
         """Network's name -> tf.function of named float32 inputs that returns a dict of named float32 tensors."""
 
 
-def export(room: Exportable, directory: Path, card: Mapping[str, Any]) -> Path:
+def saved_models(room: Exportable, folder: Path) -> dict[str, Any]:
+    """Write every function of a room as a SavedModel of its name in `folder`, each checked against the eager network.
+
+    Returns:  the card's "functions".
+    Raises:   ExportError: as `export`.
+    """
+    return {name: _write(name, function, room, folder / name) for name, function in room.functions().items()}
+
+
+def export(
+    room: Exportable,
+    directory: Path,
+    card: Mapping[str, Any],
+    write: Callable[[Any, Path], dict[str, Any]] = saved_models,
+) -> Path:
     """Write every function of a room as a SavedModel, check each against the eager network, then put them in place.
 
     Args:     room: built under the float32 policy; it is left as it was. directory: created, or replaced if it holds an
               export. card: goes into card.json. "name": of the system, by default the room's. "serves": the function
               that a server answers with, by default the one from image to mask, else from mask to image, else the first.
+              write: what puts the SavedModels into a folder, each named after its function and checked, and describes them.
     Returns:  directory.
     Raises:   ExportError: the room computes in another precision, an answer from disk differs from the eager one by more
               than 1e-5 or leaves the range of its name, or the directory holds something else. An older export stays.
@@ -72,7 +87,7 @@ def export(room: Exportable, directory: Path, card: Mapping[str, Any]) -> Path:
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        described = {name: _write(name, function, room, new / name) for name, function in room.functions().items()}
+        described = write(room, new)
         text = json.dumps(_card(room, described, card), indent=2, allow_nan=False)
         (new / CARD).write_text(text + "\n", encoding="utf-8")
         _replace(directory, new)

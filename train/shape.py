@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from tfmammo import config as configuration
-from tfmammo.data.patches import Patches
+from tfmammo.data.patches import Patches, shape_patches
 from tfmammo.metrics.classification import one_versus_rest
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig, class_weights
 from tfmammo.training import cli, loop
@@ -20,7 +20,7 @@ def main() -> None:
     experiment = configuration.load(chosen.config, chosen.set, ShapeConfig)
     cli.prepare(experiment.training)
     output = chosen.output or cli.default_output(experiment)
-    train, held_out = cli.datasets(experiment.data, output, cli.all_shapes)
+    train, held_out = cli.datasets(experiment.data, output, shape_patches)
     assert isinstance(train, Patches)
     weights = class_weights(np.bincount(train.labels, minlength=len(SHAPES)).tolist())
     room = partial(ShapeCNN, experiment.model, experiment.data.size, weights)

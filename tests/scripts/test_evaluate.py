@@ -22,7 +22,7 @@ from tfmammo import evaluation, export
 from tfmammo.archives import cdd_cesm
 from tfmammo.config import ConfigError, DataConfig, Experiment, TrackingConfig
 from tfmammo.data import splits
-from tfmammo.data.patches import DataError
+from tfmammo.data.patches import DataError, shape_patches
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.models.cgan import CGANConfig
 from tfmammo.training import cli, tracking
@@ -461,7 +461,7 @@ class Shapes(keras.Model):
 def shape_runs(tmp_path_factory):
     """Two folds of classifiers on the phantom's masks: the first is always right, the second calls every mass round."""
     data, root = DataConfig(size=64, folds=2, stratify="shape", phantoms=40), tmp_path_factory.mktemp("shapes")
-    masks = cli.all_shapes(data)
+    masks = cli.all_patches(data, shape_patches)
     for fold in range(2):
         own = data.model_copy(update={"fold": fold})
         train, held_out = splits.split(masks, own)

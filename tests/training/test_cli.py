@@ -10,7 +10,7 @@ import pytest
 from tfmammo.archives import phantom
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.data import build, splits
-from tfmammo.data.patches import Patches
+from tfmammo.data.patches import Patches, shape_patches
 from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
 from tfmammo.models.can import CAN
@@ -70,17 +70,17 @@ def test_masks_of_known_shape_are_split_by_patient_and_shape(tmp_path):
     config = DataConfig(phantoms=60, size=64, folds=5, stratify="shape")
     held: list[str] = []
     for fold in range(5):
-        train, held_out = cli.datasets(config.model_copy(update={"fold": fold}), tmp_path, cli.all_shapes)
+        train, held_out = cli.datasets(config.model_copy(update={"fold": fold}), tmp_path, shape_patches)
         assert isinstance(train, Patches) and not set(train.patient_ids) & set(held_out.patient_ids)
         assert [SHAPES[label] for label in held_out.labels] == held_out.shapes.tolist()
         np.testing.assert_array_equal(held_out.images, held_out.masks)
         held += held_out.ids.tolist()
-    masks = cli.all_shapes(config)
+    masks = cli.all_patches(config, shape_patches)
     assert sorted(held) == sorted(masks.ids.tolist()) and splits.load(tmp_path / "split.json").stratify == "shape"
     pathologies = {f"{m.image_id}#{i}": lesion.pathology for m in phantom.read(count=60) for i, lesion in enumerate(m.lesions)}
     assert masks.pathologies.tolist() == [pathologies[name] for name in masks.ids.tolist()]
-    with pytest.raises(ConfigError, match="^data.records: shapes are learned from the outlines"):
-        cli.all_shapes(DataConfig(records=tmp_path))
+    with pytest.raises(ConfigError, match="^data.records: hold patches of lesions, which serve other trainings"):
+        cli.all_patches(DataConfig(records=tmp_path), shape_patches)
 
 
 @pytest.fixture(scope="module")

@@ -264,3 +264,13 @@ def test_a_batch_that_devices_cannot_share_is_refused(tiny_can, random_patches, 
 
     with pytest.raises(loop.TrainingError, match="training.batch_size: 1 can't be shared equally by 2 devices"):
         fit(tiny_can(), random_patches, tmp_path / "run", strategy=TwoReplicas())
+
+
+def test_values_of_networks_of_keras_and_of_others():
+    dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    assert [value.shape for value in loop.values(dense)] == [(2, 1), (1,)]
+    assert all(isinstance(value, tf.Variable) for value in loop.values(dense))
+    module = tf.Module()
+    module.weight = tf.Variable(1.0)
+    (value,) = loop.values(module)
+    assert value is module.weight

@@ -192,15 +192,15 @@ def normal_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped:
     return make_patches(mammograms, config.model_copy(update={"patches": "normal"}), skipped)
 
 
-def shape_patches(mammograms: Iterable[Mammogram], size: int, skipped: Skipped) -> Patches:
+def shape_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
     """Every mass of stated shape, alone, its place in sampling.SHAPES as its label: what a shape is learned from.
 
-    Args:     mammograms: no pixel of theirs is read. size: rows and columns, px. skipped: unreadable masks are noted here.
+    Args:     mammograms: no pixel of theirs is read. config: size is used. skipped: unreadable masks are noted here.
     Returns:  labelled patches; their images show the masks, since there is nothing else to see.
     Raises:   DataError: no mass has one of the four shapes.
     """
     records = list(mammograms)
-    masks, shapes, patients, ids = sampling.shape_masks(records, size, skipped=skipped)
+    masks, shapes, patients, ids = sampling.shape_masks(records, config.size, skipped=skipped)
     known = {f"{record.image_id}#{i}": (lesion, record) for record in records for i, lesion in enumerate(record.lesions)}
     return Patches(
         masks.astype(np.float32),

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from tfmammo.data.patches import DataError, Patches
 from tfmammo.data.tfrecord import GREY, Records
+from tfmammo.data.whole import Whole
 
 FOREVER = np.iinfo(np.int64).max
 BLOCK_BYTES = 2**26  # what is shuffled at once, read ahead once more
@@ -30,7 +31,9 @@ def batches(patches: Patches | Records, batch_size: int, seed: int, augment: boo
               batch_size: patches a batch, over all devices. seed: decides order and augmentation. augment: turn each draw
               by one of the eight rotations and flips of the square, image and mask together. start_step: batches already
               consumed; of Records at most one epoch is read over, undecoded.
-    Returns:  {"image": float32 [batch, size, size, 1] in [0, 1], "mask": the same shape, 0 or 1}.
+              Whole mammograms are flipped, never turned.
+    Returns:  {"image": float32 [batch, size, size, 1] in [0, 1], "mask": the same shape, 0 or 1}; of labelled patches "label"
+              too, int32 [batch]; of Whole mammograms "boxes" and "classes" too, as they are there.
     Raises:   DataError: Records hold no patch, or a shard is missing or not what its manifest says.
     """
     if isinstance(patches, Records):
@@ -52,7 +55,13 @@ def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tf.da
         order_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
         # A whole shuffle for one place: index_shuffle keeps eight bits of each seed here, so its orders return after 256 epochs.
         index = tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)[place]
-        example = _example(images[index], tf.cast(masks[index], tf.float32), seed, i, augment)
+        mask = tf.cast(masks[index], tf.float32)
+        if isinstance(patches, Whole):
+            turn = 2 * _draw_turn(seed, i, 4) if augment else tf.constant(0)
+            boxes = flipped(tf.constant(patches.boxes)[index], turn)
+            classes = tf.constant(patches.classes)[index]
+            return {"image": dihedral(images[index], turn), "mask": dihedral(mask, turn), "boxes": boxes, "classes": classes}
+        example = _example(images[index], mask, seed, i, augment)
         return example | ({"label": tf.constant(patches.labels)[index]} if len(patches.labels) else {})
 
     return tf.data.Dataset.range(start, FOREVER).map(draw, num_parallel_calls=2, deterministic=True)
@@ -104,9 +113,25 @@ def _streamed(records: Records, start: int, seed: int, augment: bool) -> tf.data
 def _example(image: tf.Tensor, mask: tf.Tensor, seed: int, i: tf.Tensor, augment: bool) -> dict[str, tf.Tensor]:
     """Draw i, turned by what the seed and i decide."""
     if augment:
-        turn = tf.random.stateless_uniform([], tf.stack([tf.constant(seed, tf.int64), i]), 0, 8, tf.int32)
+        turn = _draw_turn(seed, i, 8)
         image, mask = dihedral(image, turn), dihedral(mask, turn)
     return {"image": image, "mask": mask}
+
+
+def _draw_turn(seed: int, i: tf.Tensor, count: int) -> tf.Tensor:
+    return tf.random.stateless_uniform([], tf.stack([tf.constant(seed, tf.int64), i]), 0, count, tf.int32)
+
+
+def flipped(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
+    """Boxes of an image to which `dihedral` does a flip, or both: turn 0, 2, 4 or 6.
+
+    Args:     boxes: float32 [n, 4], [row_min, col_min, row_max, col_max] as parts of the image's sides. turn: int32, even.
+    Returns:  the same shape; a box without area keeps none.
+    """
+    rows = turn % 4 == 2
+    cols = tf.not_equal(rows, turn >= 4)  # 2 flips both, 4 the columns, 6 the rows
+    mirrored = 1 - tf.gather(boxes, [2, 3, 0, 1], axis=-1)
+    return tf.where(tf.stack([rows, cols, rows, cols]), mirrored, boxes)
 
 
 def dihedral(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:

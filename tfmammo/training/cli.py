@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import ConfigError, DataConfig, Experiment, TrainingConfig
 from tfmammo.data import splits
-from tfmammo.data.patches import Patches, make_patches, shape_patches
+from tfmammo.data.patches import Patches, make_patches
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.quiet import held_back
-from tfmammo.record import Skipped
+from tfmammo.record import Mammogram, Skipped
 from tfmammo.training import loop
 
 log = logging.getLogger(__name__)
 console = Console()
 SPLIT = "split.json"
+Make = Callable[[Iterable[Mammogram], DataConfig, Skipped], Patches]
 
 
 def arguments(description: str, config: str | None = None) -> argparse.ArgumentParser:
@@ -127,47 +128,31 @@ def cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def all_patches(config: DataConfig) -> Patches:
-    """Every patch of the archive, or of data.records; what was left out is logged with the reason, file by file."""
-    if config.records:
-        return _records(config).load()
-    skipped = Skipped()
-    patches = make_patches(mammograms(config, skipped), config, skipped)
-    _report(skipped)
-    return patches
+def all_patches(config: DataConfig, make: Make = make_patches) -> Patches:
+    """Every patch of the archive, or of data.records; what was left out is logged with the reason, file by file.
 
-
-def all_shapes(config: DataConfig) -> Patches:
-    """The mask of every mass of stated shape, labelled with it; see `shape_patches`. Left out is what `all_patches` leaves out.
-
-    Raises:   ConfigError: data.records is set, whose masks show neighbours too.
+    Args:     make: what makes patches of mammograms: data.patches.make_patches, or as it. Records hold what that one made.
+    Raises:   ConfigError: data.records is set for another `make`.
     """
     if config.records:
-        raise ConfigError("data.records: shapes are learned from the outlines of an archive; set data.name and data.root instead")
+        return _records(config, make).load()
     skipped = Skipped()
-    patches = shape_patches(mammograms(config, skipped), config.size, skipped)
-    _report(skipped)
-    return patches
-
-
-def _report(skipped: Skipped) -> None:
+    patches = make(mammograms(config, skipped), config, skipped)
     for file, reason in skipped.reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
         counts = "; ".join(f"{file}: {reason}" for file, reason in list(skipped.reasons.items())[:3])
         log.info("%d files were left out, wholly or in part (%s%s)", len(skipped), counts, "; ..." if len(skipped) > 3 else "")
+    return patches
 
 
-def datasets(
-    config: DataConfig, output: Path | None = None, make: Callable[[DataConfig], Patches] | None = None
-) -> tuple[Patches | Records, Patches]:
+def datasets(config: DataConfig, output: Path | None = None, make: Make = make_patches) -> tuple[Patches | Records, Patches]:
     """(training, held-out) patches by `config.split`; for "patient" and "official" no patient stands on both sides.
 
     Args:     config: what to read and how to part it; with data.records the training patches stay on disk.
-              output: where split.json goes, which tells every patient's place. make: what makes patches instead of
-              `all_patches`, and is never given records to stream.
+              output: where split.json goes, which tells every patient's place. make: see `all_patches`.
     """
-    found: Patches | Records = make(config) if make else _records(config) if config.records else all_patches(config)
+    found: Patches | Records = _records(config, make) if config.records else all_patches(config, make)
     train_patches, held_out = splits.split(found, config)
     if config.split == "paper":
         log.warning("data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; the metrics are too good")
@@ -176,8 +161,10 @@ def datasets(
     return train_patches, held_out.load() if isinstance(held_out, Records) else held_out
 
 
-def _records(config: DataConfig) -> Records:
+def _records(config: DataConfig, make: Make) -> Records:
     assert config.records
+    if make is not make_patches:
+        raise ConfigError("data.records: hold patches of lesions, which serve other trainings; set data.name and data.root instead")
     if not config.records.is_dir():
         raise ConfigError(f"data.records: no such folder: {config.records}")
     records = Records.open(config.records)

@@ -66,6 +66,7 @@ class Room(Protocol):
 
 
 Validate = Callable[[Functions, Patches], dict[str, float]]
+Write = Callable[[Any, Path], dict[str, Any]]
 
 
 def fit(
@@ -76,6 +77,7 @@ def fit(
     output: Path,
     validate: Validate,
     strategy: tf.distribute.Strategy | None = None,
+    write: Write = exporting.saved_models,
 ) -> dict[str, float]:
     """Train a room, or go on training it, and export it.
 
@@ -86,7 +88,8 @@ def fit(
               train, held_out: patches, or records to stream, of disjoint patients (or of the paper's leaky protocol).
               output: the run's folder: config.yaml, checkpoints/, samples/, best/ and export/ (SavedModels), mlflow_run_id.
               validate: metrics of the room's functions on held-out patches; the first decides which checkpoint is best,
-              higher is better. strategy: None takes all GPUs when there are several, else the only device.
+              higher is better. strategy: None takes all GPUs when there are several, else the only device. write: see
+              tfmammo.export.export.
     Returns:  the held-out metrics at the last step.
     Raises:   TrainingError: the folder belongs to another experiment or another process, the batch can't be shared by the
               devices, or a loss became NaN or Inf.
@@ -98,7 +101,7 @@ def fit(
         raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
     with locked(output), stop_signals() as stop:
         claim(output, experiment, train)
-        return _Training(build, experiment, train, held_out, output, validate, strategy or default_strategy(), stop).run()
+        return _Training(build, experiment, train, held_out, output, validate, strategy or default_strategy(), write, stop).run()
 
 
 class _Training:
@@ -113,11 +116,12 @@ class _Training:
         output: Path,
         validate: Validate,
         strategy: tf.distribute.Strategy,
+        write: Write,
         stop: list[int],
     ) -> None:
         self.build, self.experiment, self.config = build, experiment, experiment.training
         self.train, self.held_out, self.output, self.validate = train, held_out, output, validate
-        self.strategy, self.stop = strategy, stop
+        self.strategy, self.write, self.stop = strategy, write, stop
         self.steps = total_steps(self.config, len(train))
         replicas = strategy.num_replicas_in_sync
         if self.config.batch_size % replicas:
@@ -130,7 +134,7 @@ class _Training:
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.best = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best")
         # The variables themselves: tf.train.Checkpoint finds neither dropout's seeds nor layers that a network keeps in lists.
-        networks = {f"network_{name}": [v.value for v in network.variables] for name, network in self.room.networks.items()}
+        networks = {f"network_{name}": values(network) for name, network in self.room.networks.items()}
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.room.optimizers.items()}
         self.checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **optimizers)
         folder = output / "checkpoints"
@@ -265,10 +269,11 @@ class _Training:
     def _save(self, manager: tf.train.CheckpointManager | None = None) -> None:
         """Never over a good checkpoint with weights that the last update spoilt."""
         for name, network in self.room.networks.items():
-            for variable in network.variables:
-                if variable.dtype.startswith("float") and not bool(tf.reduce_all(tf.math.is_finite(variable.value))):
+            for variable, value in zip(network.variables, values(network), strict=True):
+                if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
                     kept = self.manager.latest_checkpoint
-                    raise TrainingError(f"{name}'s {variable.path} is NaN or Inf after step {int(self.step):,}; kept: {kept}")
+                    which = variable.path if isinstance(variable, keras.Variable) else variable.name
+                    raise TrainingError(f"{name}'s {which} is NaN or Inf after step {int(self.step):,}; kept: {kept}")
         try:
             (manager or self.manager).save(checkpoint_number=self.step)
         except tf.errors.OpError as error:
@@ -311,7 +316,7 @@ class _Training:
             "held_out_ids": self.held_out.ids.tolist(),
             **tracking.git_state(),
         }
-        exporting.export(in_float32(self.build, self.room), self.output / name, card)
+        exporting.export(in_float32(self.build, self.room), self.output / name, card, self.write)
 
     def _register(self, name: str, best: bool) -> None:
         """Make an export a version, unless an earlier call did: it may have been stopped between exporting and this."""
@@ -337,9 +342,14 @@ def in_float32(build: Callable[[], Room], room: Room) -> Room:
     finally:
         keras.config.set_dtype_policy(policy)
     for name, network in room.networks.items():
-        for target, source in zip(copy.networks[name].variables, network.variables, strict=True):
-            target.assign(source.value)
+        for target, source in zip(values(copy.networks[name]), values(network), strict=True):
+            target.assign(source)
     return copy
+
+
+def values(network: Any) -> list[tf.Variable]:
+    """TensorFlow's variables of a network, in its order: behind Keras's, or its own where it is no network of Keras 3."""
+    return [variable.value if isinstance(variable, keras.Variable) else variable for variable in network.variables]
 
 
 def scalar(variable: keras.Variable) -> float:

@@ -1,0 +1,289 @@
+"""The SSD: what is handed to the API, what is refused; with the extra, trained, stopped, resumed, exported and reloaded.
+
+The API needs environment variables that must be set before TensorFlow is imported, so it runs in processes of its own, as
+for a user. This process has neither and reads the exports all the same.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo import config as configuration
+from tfmammo.archives import phantom
+from tfmammo.config import DataConfig, Experiment, TrainingConfig
+from tfmammo.data.whole import make_whole
+from tfmammo.detection import ssd
+from tfmammo.detection.detections import DetectionError, Detector
+from tfmammo.detection.ssd import SSD, SSDConfig, pipeline
+from tfmammo.export import FORMAT, read_card
+from tfmammo.record import Skipped
+
+HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
+needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')
+SMALL = ["data.size=96", "data.phantoms=12", "data.folds=2", "training.batch_size=2", "training.steps_per_loop=2", "model.depth=16"]
+SMALL += ["model.head_layers=1", "tracking.system_metrics=false"]
+
+
+def experiment(data=None, model=None, **training):
+    training = TrainingConfig(**{"precision": "float32", **training})
+    return Experiment[SSDConfig](name="ssd", data=data or DataConfig(), training=training, model=model or SSDConfig())
+
+
+def test_the_shipped_config_is_the_default_model(repository):
+    shipped = configuration.load(repository / "configs/ssd.yaml", model=SSDConfig)
+    assert shipped.model == SSDConfig() and shipped.training.precision == "float32"
+    assert shipped.model.warmup + shipped.model.decay == shipped.training.steps
+
+
+def test_the_pipeline_of_mobilenet():
+    made = pipeline(SSDConfig(anchor_scale=3, detections=7), 320, 2)["model"]["ssd"]
+    assert made["num_classes"] == 2 and made["image_resizer"] == {"fixed_shape_resizer": {"height": 320, "width": 320}}
+    assert made["feature_extractor"]["type"] == "ssd_mobilenet_v2_fpn_keras" and made["feature_extractor"]["use_depthwise"]
+    anchors = made["anchor_generator"]["multiscale_anchor_generator"]
+    assert (anchors["anchor_scale"], anchors["min_level"], anchors["max_level"], anchors["scales_per_octave"]) == (3, 3, 7, 2)
+    predictor = made["box_predictor"]["weight_shared_convolutional_box_predictor"]
+    assert predictor["depth"] == made["feature_extractor"]["fpn"]["additional_layer_depth"] == 128
+    assert 1 / (1 + np.exp(-predictor["class_prediction_bias_init"])) == pytest.approx(0.01, abs=1e-3)
+    assert made["post_processing"]["batch_non_max_suppression"]["max_total_detections"] == 7
+
+
+def test_the_pipeline_of_retinanet():
+    made = pipeline(SSDConfig(backbone="resnet50"), 640, 1)["model"]["ssd"]
+    assert made["feature_extractor"]["type"] == "ssd_resnet50_v1_fpn_keras" and not made["feature_extractor"]["use_depthwise"]
+    assert made["feature_extractor"]["fpn"]["additional_layer_depth"] == 256
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        (experiment(precision="auto"), "training.precision"),
+        (experiment(initial="runs/x"), "training.initial"),
+        (experiment(DataConfig(split="paper")), "data.split"),
+    ],
+)
+def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
+    with pytest.raises(DetectionError, match=f"^{key}"):
+        ssd.check(wrong)
+
+
+def test_without_the_environment_it_says_so(monkeypatch):
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
+    with pytest.raises(DetectionError, match="needs TF_USE_LEGACY_KERAS=1 before TensorFlow is imported"):
+        SSD()
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch):
+    for name, value in ssd.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "object_detection", None)
+    with pytest.raises(DetectionError) as raised:
+        ssd.check(experiment())
+    assert 'pip install "tfmammo[detection]"' in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
+    script = str(repository / "train/ssd.py")
+    hidden = f"import sys; sys.modules['object_detection'] = None; sys.argv = sys.argv[1:]; exec(open({script!r}).read())"
+    command = [sys.executable, "-c", hidden, "ssd.py", "--config", str(repository / "configs/ssd.yaml")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(repository), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ") and 'pip install "tfmammo[detection]"' in line]
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_patients_behind_a_checkpoint_are_seen(tmp_path):
+    (tmp_path / "export/checkpoint").mkdir(parents=True)
+    (tmp_path / "export/card.json").write_text(json.dumps({"format": FORMAT, "train_patients": ["p1", "p2"]}))
+    assert ssd.seen(tmp_path / "export/checkpoint") == ssd.seen(tmp_path / "export/checkpoint/ckpt-0") == ["p1", "p2"]
+    assert ssd.seen(tmp_path) == ssd.seen(None) == []
+
+
+def test_validation_by_hand():
+    """Two phantoms' lesions; the detector knows the first exactly and finds something wrong with more certainty."""
+    config = DataConfig(size=64, kinds=("mass",))
+    records = [record for record in phantom.read(count=12) if [lesion.kind for lesion in record.lesions] == ["mass"]]
+    whole = make_whole([records[0], records[-1]], config, Skipped())
+    assert whole.boxes.shape == (2, 1, 4)
+    wrong = np.array([0, 0, 0.02, 0.02], np.float32)
+
+    def detector(image):
+        count = image.shape[0]
+        boxes = np.stack([np.tile(wrong, (count, 1)), np.tile(whole.boxes[0], (count, 1)), np.zeros((count, 4), np.float32)], axis=1)
+        scores = np.tile(np.array([0.9, 0.8, 0], np.float32), (count, 1))
+        return {"boxes": tf.constant(boxes), "scores": tf.constant(scores), "classes": tf.zeros([count, 3])}
+
+    found = ssd.validate({"detector": detector}, whole.take([0]))
+    assert found == {"recall": 1.0, "recall_of_all": 1.0, "froc": pytest.approx((0 + 0 + 4) / 6)}
+    assert list(found)[0] == "recall", "it decides which checkpoint is best"
+    other = whole.take([0, 1])
+    overlap = ssd.detection.iou(whole.boxes[0], whole.boxes[1])[0, 0]
+    assert overlap < 0.5
+    assert ssd.validate({"detector": detector}, other)["recall_of_all"] == 0.5
+
+
+def test_validation_tells_classes_apart():
+    config = DataConfig(size=64, kinds=("calcification", "mass"))
+    records = [record for record in phantom.read(count=8) if [lesion.kind for lesion in record.lesions] == ["mass"]][:1]
+    whole = make_whole(records, config, Skipped())
+
+    def detector(image, kind):
+        return {"boxes": tf.constant(whole.boxes), "scores": tf.ones([1, 1]), "classes": tf.fill([1, 1], float(kind))}
+
+    assert ssd.validate({"detector": lambda image: detector(image, 1)}, whole)["recall_of_all"] == 1
+    assert ssd.validate({"detector": lambda image: detector(image, 0)}, whole)["recall_of_all"] == 0
+
+
+def test_validation_needs_a_lesion():
+    config = DataConfig(size=64, kinds=("mass",))
+    whole = make_whole(phantom.read(count=8), config, Skipped())
+    normal = whole.take(np.flatnonzero(whole.kinds == "normal"))
+    assert len(normal)
+    nothing = {"boxes": tf.zeros([len(normal), 1, 4]), "scores": tf.zeros([len(normal), 1]), "classes": tf.zeros([len(normal), 1])}
+    with pytest.raises(DetectionError, match="nothing to validate on"):
+        ssd.validate({"detector": lambda image: nothing}, normal)
+
+
+def environment(repository):
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
+
+
+SCRIPT = """
+import json, os, sys
+os.environ |= {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+from tfmammo.detection.detections import DetectionError
+from tfmammo.detection.ssd import SSD, SSDConfig
+import numpy as np
+import tensorflow as tf
+
+small = {"depth": 16, "head_layers": 1}
+room = SSD(SSDConfig(**small, warmup=0, learning_rate=2e-3), 96, 2)
+network = room.networks["detector"]
+values = lambda: [variable.numpy() for variable in network.variables]
+changed = lambda before: [not np.array_equal(a, b) for a, b in zip(before, values())]
+names = [variable.name for variable in network.variables]
+image = np.zeros((2, 96, 96, 1), np.float32)
+image[:, 20:52, 30:62] = 1
+box = np.array([[20, 30, 52, 62]], np.float32) / 96
+batch = {"image": image, "boxes": np.stack([box, box]), "classes": np.array([[1], [1]], np.int32)}
+padded = batch | {"boxes": np.pad(batch["boxes"], ((0, 0), (0, 1), (0, 0))), "classes": np.pad(batch["classes"], ((0, 0), (0, 1)))}
+lesionless = padded | {"boxes": np.zeros_like(padded["boxes"])}
+specs = {"image": tf.TensorSpec([2, 96, 96, 1]), "boxes": tf.TensorSpec([2, None, 4]), "classes": tf.TensorSpec([2, None], tf.int32)}
+step = tf.function(room.train_step, input_signature=[specs])
+losses = lambda given: {name: float(value) for name, value in step(given).items()}
+facts = {}
+start = values()
+room.detect(tf.constant(image))
+facts["changed_by_detection"] = sum(changed(start))
+first = losses(batch)
+trainable = {id(variable) for variable in network.trainable_variables}
+moved = changed(start)
+facts["trainable"] = len(trainable)
+facts["trainable_moved"] = sum(m for m, v in zip(moved, network.variables) if id(v) in trainable)
+facts["averages_moved"] = sum(m for m, n in zip(moved, names) if "moving_" in n)
+facts["averages"] = sum("moving_" in name for name in names)
+tf.train.Checkpoint(model=room.detector).save(sys.argv[1] + "/ckpt")
+saved = values()
+for variable, value in zip(network.variables, start):
+    variable.assign(value)
+facts["first"], facts["padded"] = first, losses(padded)
+facts["lesionless"] = losses(lesionless)
+for _ in range(10):
+    last = losses(batch)
+facts["last"] = last
+other = SSD(SSDConfig(**small, checkpoint=sys.argv[1]), 96, 3)
+kept = [np.array_equal(variable.numpy(), value) for variable, value in zip(other.networks["detector"].variables, saved)]
+facts["kept"] = [sum(kept), len(kept)]
+for key, wrong in {"depth": {"depth": 8}, "nowhere": {"checkpoint": sys.argv[1] + "/nowhere"}}.items():
+    try:
+        SSD(SSDConfig(**{**small, "checkpoint": sys.argv[1], **wrong}), 96)
+    except DetectionError as error:
+        facts[key] = str(error)
+facts["resnet"] = SSD(SSDConfig(backbone="resnet50", **small), 96).networks["detector"].count_params()
+print(json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(repository, tmp_path_factory):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("checkpoint"))]
+    done = subprocess.run(command, env=environment(repository), capture_output=True, text=True, timeout=1400)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@needs_extra
+@pytest.mark.detection
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+class TestNetwork:
+    def test_a_step_moves_every_weight_and_average_and_detection_moves_none(self, facts):
+        assert facts["changed_by_detection"] == 0
+        assert facts["trainable_moved"] > 0.9 * facts["trainable"] > 100  # not what boxes of other sizes would be found with
+        assert facts["averages_moved"] > 0.9 * facts["averages"] > 100
+
+    def test_boxes_that_are_not_there_do_not_count(self, facts):
+        assert facts["padded"] == pytest.approx(facts["first"], rel=1e-4)
+        assert facts["lesionless"]["localisation"] == 0 < facts["first"]["localisation"]
+
+    def test_the_loss_is_its_parts_and_falls(self, facts):
+        parts = [facts["first"][name] for name in ("localisation", "classification", "weight_decay")]
+        assert facts["first"]["detector_loss"] == pytest.approx(sum(parts))
+        assert facts["last"]["detector_loss"] < facts["first"]["detector_loss"]
+
+    def test_backbone_and_pyramid_start_from_a_checkpoint_and_heads_do_not(self, facts):
+        kept, of = facts["kept"]
+        assert 0.5 * of < kept < of
+        assert facts["depth"].startswith("model.checkpoint: ") and "of another backbone, depth" in facts["depth"]
+        assert "neither a checkpoint nor a folder" in facts["nowhere"]
+
+    def test_retinanet_is_built(self, facts):
+        assert facts["resnet"] > 23_000_000
+
+
+@pytest.fixture(scope="module")
+def trained(repository, tmp_path_factory):
+    """A run of four steps, gone on with to six; (folder, stderr of both)."""
+    folder = tmp_path_factory.mktemp("run")
+    said = []
+    for steps in (4, 6):
+        overrides = [*SMALL, f"training.steps={steps}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+        command = [sys.executable, str(repository / "train/ssd.py"), "--config", str(repository / "configs/ssd.yaml")]
+        command += ["--output", str(folder / "run"), "--set", *overrides]
+        done = subprocess.run(command, cwd=folder, env=environment(repository), capture_output=True, text=True, timeout=1400)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+    return folder, said
+
+
+@needs_extra
+@pytest.mark.detection
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+class TestTraining:
+    def test_it_resumes_exports_and_draws(self, trained):
+        folder, said = trained
+        assert "from random weights to step 4" in said[0] and "from step 4 to step 6" in said[1]
+        for noise in ("oneDNN", "cuInit", "Traceback", "tensorflow_io", "learning_phase"):
+            assert noise not in said[0]
+        card = read_card(folder / "run/export")
+        assert (card["step"], card["serves"], card["name"]) == (6, "saved_model", "ssd") and set(card["metrics"]) >= {"recall", "froc"}
+        assert {path.name for path in (folder / "run/export").iterdir()} == {"card.json", "checkpoint", "pipeline.config", "saved_model"}
+        assert len(list((folder / "run/samples").glob("*.png"))) >= 2
+
+    def test_this_process_reads_the_export_with_tensorflow_alone(self, trained):
+        folder, _ = trained
+        assert "object_detection" not in sys.modules
+        mammogram = next(record for record in phantom.read(count=4) if record.lesions)
+        found = [Detector.load(handle, uri=f"sqlite:///{folder}/mlflow.db").predict(mammogram) for handle in (
+            folder / "run", folder / "run/export/saved_model", "models:/tfmammo-ssd@best")]  # fmt: skip
+        assert 0 < len(found[0]) <= 20 and set(found[0].classes) == {"mass"}
+        for other in found[1:]:
+            np.testing.assert_allclose(other.boxes, found[0].boxes, atol=0.1)
+        assert found[0].boxes.max() > 100, "native px"

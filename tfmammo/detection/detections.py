@@ -1,0 +1,200 @@
+"""What every detector gives, and how any exported one is called: Detector.load(handle).predict(mammogram) -> Detections.
+
+Nothing but TensorFlow is needed: a detector is a SavedModel of the TensorFlow Object Detection API, one of ours
+(train/ssd.py) or anybody's. Ours know how they saw mammograms in training, from the card beside them, and see them so again;
+any other is given the whole mammogram, its grey values as 0 to 255 in three equal channels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from tfmammo.config import DataConfig
+from tfmammo.data import preprocess
+from tfmammo.data.whole import view
+from tfmammo.export import CARD, SIGNATURE, located, read_card
+from tfmammo.record import LesionKind, Mammogram
+from tfmammo.training import tracking
+
+log = logging.getLogger(__name__)
+OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+
+
+class DetectionError(ValueError):
+    """A detector can't be built, read or used. The message is one sentence and names the key, file or handle."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector found in one mammogram, the surest first.
+
+    boxes: float32 [n, 4], [row_min, col_min, row_max, col_max], half-open, native px, inside the mammogram. scores: float32
+    [n] in [0, 1], falling. classes: n kinds of lesions. masks: uint8 [n, rows, cols], 0 or 1, native px, None where the
+    detector gives none.
+
+    Raises:   ValueError: a shape, dtype or range is another, or the scores don't fall.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: tuple[LesionKind, ...]
+    masks: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        if self.boxes.shape != (count, 4) or self.scores.shape != (count,) or len(self.classes) != count:
+            raise ValueError(f"{self.boxes.shape} boxes, {self.scores.shape} scores and {len(self.classes)} classes don't fit together")
+        if self.boxes.dtype != np.float32 or self.scores.dtype != np.float32:
+            raise ValueError(f"boxes and scores must be float32, not {self.boxes.dtype} and {self.scores.dtype}")
+        if not (np.all(self.scores >= 0) and np.all(self.scores <= 1) and np.all(np.diff(self.scores) <= 0)):
+            raise ValueError("scores must fall and lie in [0, 1]")
+        if not np.all(self.boxes[:, 2:] > self.boxes[:, :2]):
+            raise ValueError("a box has no area")
+        if not set(self.classes) <= set(get_args(LesionKind)):
+            raise ValueError(f"classes must be kinds of lesions, not {', '.join(sorted(set(self.classes)))}")
+        if self.masks is not None and (self.masks.dtype != np.uint8 or self.masks.ndim != 3 or len(self.masks) != count):
+            raise ValueError(f"masks must be uint8 [{count}, rows, cols], not {self.masks.dtype} {self.masks.shape}")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, score: float) -> Detections:
+        """Those of at least this score."""
+        count = int(np.sum(self.scores >= score))
+        masks = None if self.masks is None else self.masks[:count]
+        return Detections(self.boxes[:count], self.scores[:count], self.classes[:count], masks)
+
+
+class Detector:
+    """A SavedModel of the TensorFlow Object Detection API, made by `load`.
+
+    handle: what it was loaded from. kinds: of lesions, what its classes 1, 2, ... are. data: how one of ours saw its
+    mammograms, None of any other. card: of one of ours, else empty.
+    """
+
+    def __init__(self, handle: str, model: Any, kinds: Sequence[LesionKind], data: DataConfig | None, card: dict[str, Any]) -> None:
+        self.handle, self.kinds, self.data, self.card = handle, tuple(kinds), data, card
+        self._model = model  # owns the variables: the signature alone would lose them
+        self._function = _signature(handle, model)
+        ((self._input, self._spec),) = self._function.structured_input_signature[1].items()
+
+    @staticmethod
+    def load(handle: str | Path, kinds: Sequence[LesionKind] = ("mass",), uri: str | None = None) -> Detector:
+        """Read a detector.
+
+        Args:     handle: a training's output folder or export, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/PATH,
+                  the SavedModel's folder or the API's export folder, or a TensorFlow Hub handle (https://...). kinds: what
+                  the model's classes 1, 2, ... are; one of ours knows it by itself. uri: the store of models:/ and runs:/.
+        Raises:   DetectionError: nothing can be read there, or it is no detector of the Object Detection API.
+                  TrackingError: the store can't be reached, or the handle leads to no export.
+        """
+        place, card = _located(str(handle), uri)
+        data = None
+        if card:
+            try:
+                data = DataConfig.model_validate(card["config"]["data"])
+            except (KeyError, TypeError, ValidationError):
+                raise DetectionError(f"{handle}: its {CARD} does not say how the detector saw its mammograms") from None
+            kinds = data.kinds
+        return Detector(str(handle), _read(str(handle), place), kinds, data, card)
+
+    def predict(self, mammogram: Mammogram) -> Detections:
+        """Find lesions in one mammogram.
+
+        Args:     mammogram: as a reader gives it; its pixels are read.
+        Returns:  boxes in its native px. What the model calls by a class that is none of `kinds` is left out, and logged.
+        Raises:   ArchiveError: the pixels can't be read. DataError: a fact that preprocessing needs is not stated.
+                  ValueError: it is constant. DetectionError: the model refuses it.
+        """
+        if self.data is None:
+            found = self._call(mammogram.pixels())
+            boxes = found["detection_boxes"] * np.array([mammogram.rows, mammogram.cols] * 2)
+        else:
+            prepared = preprocess.prepare(mammogram, self.data.preprocess)
+            image, scale = view(prepared.pixels(), self.data)
+            found = self._call(image)
+            boxes = _native(found["detection_boxes"] * self.data.size / np.array([*scale, *scale]), prepared, mammogram, self.data)
+        count = int(found["num_detections"])
+        return self._detections(boxes[:count], found["detection_scores"][:count], found["detection_classes"][:count], mammogram)
+
+    def saw(self, patient_id: str) -> bool | None:
+        """Whether it was trained on a patient; None of a detector that does not say so."""
+        return patient_id in self.card["train_patients"] if "train_patients" in self.card else None
+
+    def _call(self, image: NDArray[np.float32]) -> dict[str, NDArray]:
+        pixels = np.repeat(255 * image, 3, axis=-1)[np.newaxis]
+        if self._spec.dtype == tf.uint8:
+            pixels = np.rint(pixels)
+        try:
+            found = self._function(**{self._input: tf.cast(pixels, self._spec.dtype)})
+        except (tf.errors.OpError, ValueError, TypeError) as error:
+            raise DetectionError(f"{self.handle}: refuses an image of {image.shape[0]} x {image.shape[1]} px ({_line(error)})") from None
+        return {name: found[name][0].numpy() for name in OUTPUTS}
+
+    def _detections(self, boxes: NDArray, scores: NDArray, numbers: NDArray, mammogram: Mammogram) -> Detections:
+        boxes = np.clip(boxes, 0, [mammogram.rows, mammogram.cols] * 2).astype(np.float32)
+        numbers = np.rint(numbers).astype(int)
+        known = (numbers >= 1) & (numbers <= len(self.kinds))
+        if not known.all():
+            log.warning("%s: %d detections of classes other than %s left out", self.handle, int((~known).sum()), ", ".join(self.kinds))
+        rows = np.flatnonzero(known & np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & (scores > 0))
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        classes = tuple(self.kinds[number - 1] for number in numbers[rows])
+        return Detections(boxes[rows], np.clip(scores[rows], 0, 1).astype(np.float32), classes)
+
+
+def _native(boxes: NDArray, prepared: Mammogram, mammogram: Mammogram, config: DataConfig) -> NDArray:
+    """Boxes [n, 4] of the prepared mammogram's px in those of the stored one."""
+    boxes = boxes * (np.array([mammogram.rows, mammogram.cols] * 2) / np.array([prepared.rows, prepared.cols] * 2))
+    if config.preprocess.flip_right and mammogram.laterality == "R":
+        boxes = np.stack([boxes[:, 0], mammogram.cols - boxes[:, 3], boxes[:, 2], mammogram.cols - boxes[:, 1]], axis=1)
+    return boxes
+
+
+def _located(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
+    """What to load, and the card of one of ours, else {}."""
+    if handle.startswith(("https://", "http://")):
+        return handle, {}
+    path = Path(handle)
+    for folder in (path, path / "saved_model"):
+        if (folder / "saved_model.pb").is_file() and not (located(folder.parent) / CARD).is_file():
+            return str(folder), {}
+    export = tracking.resolve(handle, uri)
+    card = read_card(export)
+    return str(export / card["serves"]), card
+
+
+def _read(handle: str, place: str) -> Any:
+    import tensorflow_hub  # slow, and of use here alone
+
+    try:
+        return tensorflow_hub.load(place)
+    except Exception as error:  # of the network, of archives, of TensorFlow: a handle can fail in every way
+        raise DetectionError(f"{handle}: can't be loaded ({_line(error)})") from None
+
+
+def _signature(handle: str, model: Any) -> Any:
+    function = getattr(model, "signatures", {}).get(SIGNATURE)
+    outputs = function.structured_outputs if function else {}
+    missing = [name for name in OUTPUTS if name not in outputs]
+    inputs = function.structured_input_signature[1] if function else {}
+    if missing or len(inputs) != 1:
+        held = f"its outputs are {', '.join(sorted(outputs)) or 'none'}" if function else f"it has no signature {SIGNATURE}"
+        raise DetectionError(f"{handle}: is no export of the TensorFlow Object Detection API: {held}, not {OUTPUTS[0]} of one image")
+    (spec,) = inputs.values()
+    if spec.dtype not in (tf.uint8, tf.float32) or spec.shape.rank != 4:
+        raise DetectionError(f"{handle}: takes {spec.dtype.name} {spec.shape}, not images [n, rows, cols, 3] of uint8 or float32")
+    return function
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,34 @@
+"""Train the SSD: whole mammograms to boxes, through the TensorFlow Object Detection API (see tfmammo/detection/ssd.py).
+
+python train/ssd.py --config configs/ssd.yaml --set data.name=inbreast data.root=DIR
+"""
+
+import os
+
+# The API is written for Keras 2 and for protocol buffers of that time; both are chosen when TensorFlow is first imported.
+os.environ |= {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+
+from functools import partial  # noqa: E402
+
+from tfmammo import config as configuration  # noqa: E402
+from tfmammo.data.whole import make_whole  # noqa: E402
+from tfmammo.detection import ssd  # noqa: E402
+from tfmammo.training import cli, loop  # noqa: E402
+
+
+def main() -> None:
+    """Read the config, split the mammograms by patient, train, export."""
+    chosen = cli.arguments(__doc__).parse_args()
+    experiment = configuration.load(chosen.config, chosen.set, ssd.SSDConfig)
+    cli.prepare(experiment.training)
+    ssd.check(experiment)
+    output, data = chosen.output or cli.default_output(experiment), experiment.data
+    train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
+    (output / loop.INITIAL_PATIENTS).write_text("\n".join(ssd.seen(experiment.model.checkpoint)), encoding="utf-8")
+    build = partial(ssd.SSD, experiment.model, data.size, len(data.kinds))
+    metrics = loop.fit(build, experiment, train, held_out, output, ssd.validate, write=ssd.write)
+    cli.summary(experiment, metrics, held_out, output)
+
+
+if __name__ == "__main__":
+    cli.run(main)
