@@ -62,6 +62,37 @@ def test_one_certain_mass(archive):
     assert lesion.mask(ROWS, COLS).sum() == 21 * 31
 
 
+def test_a_scaled_copy_has_its_regions_in_masks(archive):
+    root = archive({f"P{i}_L_DM_CC": ("High density mass", "Malignant", [SQUARE]) for i in (1, 2, 3, 4)})
+    mask = np.zeros((ROWS, COLS), np.uint8)
+    mask[10:30, 20:40], mask[60:80, 50:60], mask[100:103, 5:10], mask[0, 0] = 255, 200, 255, 255  # 15 and 1 px: specks
+    (root / "masks").mkdir()
+    Image.fromarray(mask).save(root / "masks/P1_L_DM_CC.png")
+    Image.fromarray(mask[:50]).save(root / "masks/P2_L_DM_CC.png")
+    (root / "masks/P3_L_DM_CC.png").write_bytes(b"no picture")
+    skipped = Skipped()
+    masked, drawn = cdd_cesm.read(root, skipped)
+    assert [lesion.box for lesion in masked.lesions] == [(10, 20, 30, 40), (60, 50, 80, 60)]
+    assert sum(lesion.mask(ROWS, COLS).sum() for lesion in masked.lesions) == 400 + 200
+    assert {lesion.pathology for lesion in masked.lesions} == {None}  # the image's, which may be one part's alone
+    assert [lesion.box for lesion in drawn.lesions] == [(50, 30, 71, 61)]
+    assert skipped.reasons["images/P2_L_DM_CC.jpg"] == "its mask has 50 x 100 px, itself 120 x 100"
+    assert "can't be decoded" in skipped.reasons["images/P3_L_DM_CC.jpg"] and len(skipped) == 2
+
+
+@pytest.mark.data
+def test_the_real_scaled_copy(real_data, tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).symlink_to(real_data / "cdd-cesm-512" / folder)
+    for table in (cdd_cesm.REGIONS, cdd_cesm.CLINICAL):
+        (tmp_path / table).symlink_to(real_data / "cdd-cesm" / table)
+    skipped = Skipped()
+    mammograms = cdd_cesm.read(tmp_path, skipped)
+    masses = [m for m in mammograms if any(lesion.kind == "mass" for lesion in m.lesions)]
+    assert len(masses) == 130 and {(m.rows, m.cols) for m in mammograms} == {(512, 512)}
+    assert len({m.patient_id for m in masses}) == 74
+
+
 def test_pixels_are_read_late_and_survive_pickling(archive):
     root = archive({"P1_L_DM_MLO": ("Normal", "Normal", [])})
     (mammogram,) = pickle.loads(pickle.dumps(cdd_cesm.read(root)))

@@ -12,6 +12,8 @@ out. What the archive leaves open:
 - Images without a patient in their name can't be kept on one side of a split, and are skipped; but those in a folder
   `normal` (normal cases handed on as `IM0001_r.jpg`) are kept as images of one common unknown patient, so that no split
   can part them.
+- The table's regions are in the originals' px. Of a scaled copy with `masks/NAME.jpg` beside its images, each connected part
+  of the mask is a region instead, but for specks, which JPEG leaves around edges; regions that touch have become one.
 
 Source: Khaled et al., Categorized contrast enhanced mammography dataset for diagnostic and artificial intelligence
 research, Scientific Data 9 (2022) 122.
@@ -23,19 +25,23 @@ import csv
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tfmammo.archives.files import beneath
 from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
 
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
+MASKS = "masks"
+SPECK = 16  # px; parts of a mask that are smaller are none of the radiologist's
 
 _SIDE = re.compile(r"_([lrLR])$")
 _NAME = re.compile(r"(P\d+)_([LR])_(DM|CM)_(CC|MLO)")
@@ -58,13 +64,15 @@ _MARGINS = {
     "microlobulated": r"\bmicrolobulated",
     "obscured": r"\bobscured",
 }
+_Region = tuple[str, Callable[[], NDArray[np.float32]]]  # what it is called, its outline
 _SHAPES = {"oval": r"\boval\b", "round": r"\bround(ed)?\b", "irregular": r"\birregular\b", "lobulated": r"\blobulated\b"}
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the archive's tables and the headers of its JPEGs; no pixel is read.
+    """Read the archive's tables and the headers of its JPEGs; no pixel is read but of a scaled copy's masks.
 
-    Args:     root: the folder that holds, at any depth, the JPEGs `P<patient>_<L|R>_<DM|CM>_<CC|MLO>.jpg` and both tables.
+    Args:     root: the folder that holds, at any depth, the JPEGs `P<patient>_<L|R>_<DM|CM>_<CC|MLO>.jpg` and both tables, and a folder
+              `masks` if it is a scaled copy.
               skipped: what is left out is noted here, by the file's path beneath root.
     Returns:  the low-energy mammograms in the order of their names; spacing is unknown.
     Raises:   ArchiveError: no table, a table without the columns read here, or no mammogram.
@@ -72,14 +80,17 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     root, skipped = Path(root), Skipped() if skipped is None else skipped
     if not root.is_dir():
         raise ArchiveError(f"{root}: is no folder")
-    regions = defaultdict(list)
-    for row in _table(root, REGIONS, _REGION_COLUMNS):
-        regions[Path(row["#filename"]).stem].append(row)
-    clinical = {row["Image_name"]: row for row in _table(root, CLINICAL, _CLINICAL_COLUMNS)}
+    files = sorted(beneath(root))
+    drawn = defaultdict(list)
+    for row in _table(root, files, REGIONS, _REGION_COLUMNS):
+        drawn[Path(row["#filename"]).stem].append(row)
+    clinical = {row["Image_name"]: row for row in _table(root, files, CLINICAL, _CLINICAL_COLUMNS)}
+    masks = {path.stem: path for path in files if path.parent.name == MASKS}
+    paths = [path for path in files if path.suffix.lower() in (".jpg", ".jpeg") and path.parent.name != MASKS]
     mammograms = []
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     for path, name in _low_energy([path for path in paths if not _is_normal(path)], root, skipped):
-        mammogram = _mammogram(path, name, str(path.relative_to(root)), clinical.get(name[0]), regions[name[0]], skipped)
+        regions = masks.get(name[0], drawn[name[0]])
+        mammogram = _mammogram(path, name, str(path.relative_to(root)), clinical.get(name[0]), regions, skipped)
         if mammogram:
             mammograms.append(mammogram)
     mammograms += [mammogram for path in paths if _is_normal(path) and (mammogram := _normal(path, root, skipped))]
@@ -99,8 +110,8 @@ def kinds_named(findings: str) -> list[LesionKind]:
     return sorted(found, key=found.__getitem__)
 
 
-def _table(root: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    path = next(iter(sorted(root.rglob(name))), None)
+def _table(root: Path, files: list[Path], name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    path = next((path for path in files if path.name == name), None)
     if path is None:
         raise ArchiveError(f"{root}: {name} is missing (an .xlsx sheet must be saved as CSV)")
     try:
@@ -132,7 +143,7 @@ def _low_energy(paths: list[Path], root: Path, skipped: Skipped) -> Iterator[tup
 
 
 def _mammogram(
-    path: Path, name: re.Match[str], file: str, row: dict[str, str] | None, regions: list[dict[str, str]], skipped: Skipped
+    path: Path, name: re.Match[str], file: str, row: dict[str, str] | None, drawn: list[dict[str, str]] | Path, skipped: Skipped
 ) -> Mammogram | None:
     if row is None:
         skipped.add(file, f"{CLINICAL} does not name it")
@@ -141,6 +152,11 @@ def _mammogram(
     if size is None:
         return None
     rows, cols = size
+    try:
+        regions = _parts(drawn, rows, cols) if isinstance(drawn, Path) else _drawn(drawn)
+    except ValueError as error:
+        skipped.add(file, error)
+        return None
     patient = hashed_id("cdd_cesm", name[1])
     return Mammogram(
         archive="cdd_cesm",
@@ -193,9 +209,27 @@ def _pathology(row: dict[str, str]) -> Pathology | None:
     return word if word in ("normal", "benign", "malignant") else None  # type: ignore[return-value]
 
 
-def _lesions(row: dict[str, str], regions: list[dict[str, str]], rows: int, cols: int, file: str, skipped: Skipped) -> tuple[Lesion, ...]:
+def _drawn(rows: list[dict[str, str]]) -> list[_Region]:
     # VIA writes one row with an empty shape for an image without regions.
-    regions = [region for region in regions if region["region_shape_attributes"] not in ("", "{}")]
+    shapes = [(f"region {row['region_id']}", row["region_shape_attributes"]) for row in rows]
+    return [(name, partial(_outline, shape)) for name, shape in shapes if shape not in ("", "{}")]
+
+
+def _parts(path: Path, rows: int, cols: int) -> list[_Region]:
+    mask = _pixels(path)[..., 0] > 0.5
+    if mask.shape != (rows, cols):
+        raise ArchiveError(f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {rows} x {cols}")
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    large = [part for part in range(1, count) if statistics[part, cv2.CC_STAT_AREA] >= SPECK]
+    return [(f"part {part}", partial(_border, labels == part)) for part in large]
+
+
+def _border(part: NDArray[np.bool_]) -> NDArray[np.float32]:
+    (outline,), _ = cv2.findContours(part.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return outline[:, 0, ::-1].astype(np.float32)
+
+
+def _lesions(row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped) -> tuple[Lesion, ...]:
     findings = row["Findings"]
     kinds = kinds_named(findings)
     if regions and not kinds:
@@ -208,12 +242,11 @@ def _lesions(row: dict[str, str], regions: list[dict[str, str]], rows: int, cols
     if certain and kinds == ["mass"]:
         details |= {"shape": _only(_SHAPES, findings), "margin": _only(_MARGINS, findings)}
     lesions = []
-    for region in regions:
+    for region, outline in regions:
         try:
-            outline = _outline(region["region_shape_attributes"])
-            lesions.append(Lesion.from_outline("mass" if "mass" in kinds else kinds[0], outline, rows, cols, **details))
+            lesions.append(Lesion.from_outline("mass" if "mass" in kinds else kinds[0], outline(), rows, cols, **details))
         except ValueError as error:
-            skipped.add(file, f"region {region['region_id']}: {error}")
+            skipped.add(file, f"{region}: {error}")
     return tuple(lesions)
 
 
