@@ -13,13 +13,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
@@ -27,13 +26,13 @@ from tfmammo.config import DataConfig, Frozen, TrainingConfig
 from tfmammo.data import sampling
 from tfmammo.data.patches import DataError
 from tfmammo.detection.detections import Detections, Detector
+from tfmammo.evaluation import EXPERIMENT, Handles, save
 from tfmammo.metrics.detection import FPPI, Matches, froc_interval, match_kinds
 from tfmammo.metrics.summary import Table
 from tfmammo.record import Mammogram, Skipped
-from tfmammo.training import cli
+from tfmammo.training import cli, tracking
 
 log = logging.getLogger(__name__)
-Handles = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
 
 
 class DetectionConfig(Frozen):
@@ -42,7 +41,8 @@ class DetectionConfig(Frozen):
     detectors: handle or handles, see Detector.load. patients: "unseen" judges a mammogram by the one detector that was not
     trained on its patient, and leaves it out where there is none; "all" takes the first one for all. normal: normal
     mammograms too, on which every box is a false positive. iou: the least overlap of a hit. fppi: the false positives per
-    image at which recall is stated. samples: draws of the bootstrap over patients. level: of intervals.
+    image at which recall is stated. tracking_uri: as for evaluate/segmentation.py. samples: draws of the bootstrap over patients.
+    level: of intervals.
     """
 
     data: DataConfig = DataConfig()
@@ -83,6 +83,9 @@ def main() -> None:
     table = Table(title, header, [list(row) for row in rows])
     write(output, table, judged)
     save(figure(config, judged, title), output / "froc.png")
+    if config.tracking_uri:
+        recalls = {f"recall at {at:g}": float(value) for at, value in zip(config.fppi, recall, strict=True)}
+        tracking.log_folder(output, config.tracking_uri, EXPERIMENT, config.model_dump(mode="json"), recalls)
     cli.console.print(table)
     cli.console.print(f"table, curve and boxes: {output}")
 
@@ -158,11 +161,6 @@ def figure(config: DetectionConfig, judged: Sequence[Judged], title: str) -> Fig
     axes.set_title(title, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return drawn
-
-
-def save(drawn: Figure, path: Path) -> None:
-    """Write a figure as PNG, without a display."""
-    FigureCanvasAgg(drawn).print_figure(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,8 @@ def test_the_pipeline_of_retinanet():
         (experiment(precision="auto"), "training.precision"),
         (experiment(initial="runs/x"), "training.initial"),
         (experiment(DataConfig(split="paper")), "data.split"),
+        (experiment(DataConfig(size=32)), "data.size"),
+        (experiment(DataConfig(size=128), SSDConfig(backbone="resnet50")), "data.size"),
     ],
 )
 def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
@@ -205,7 +207,7 @@ for key, wrong in {"depth": {"depth": 8}, "nowhere": {"checkpoint": sys.argv[1] 
         SSD(SSDConfig(**{**small, "checkpoint": sys.argv[1], **wrong}), 96)
     except DetectionError as error:
         facts[key] = str(error)
-facts["resnet"] = SSD(SSDConfig(backbone="resnet50", **small), 96).networks["detector"].count_params()
+facts["resnet"] = SSD(SSDConfig(backbone="resnet50", **small), 160).networks["detector"].count_params()
 print(json.dumps(facts))
 """
 

@@ -6,6 +6,7 @@ import json
 import sys
 from types import ModuleType
 
+import mlflow
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -100,6 +101,16 @@ def test_one_fold_judges_its_unseen_patients_alone(run, runs):
 def test_patients_all_and_without_normal_ones(run, runs):
     _, boxes = run(f"detectors={runs}/none/export", "patients=all", "normal=false")
     assert set(boxes) == {image for image, masses in MASSES.items() if masses}
+
+
+def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"tracking_uri={uri}")
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tfmammo-evaluation")
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert {item.path for item in client.list_artifacts(logged.info.run_id)} == {"boxes.json", "froc.png", "table.csv", "table.md"}
+    assert 100 * logged.data.metrics["recall at 1"] == pytest.approx(float(rows[3][1]), abs=0.05)
 
 
 def test_what_would_not_be_fair_is_refused(run, runs):

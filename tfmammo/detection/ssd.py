@@ -51,6 +51,7 @@ BATCH = 8  # mammograms at once in validation
 SHOWN = 0.3  # score from which a box is drawn into the image grid
 ROUNDING = 1e-3  # of raw boxes (parts of the side) and scores: a graph merges convolutions with BatchNorm
 _BACKBONES = {"mobilenet_v2": "ssd_mobilenet_v2_fpn_keras", "resnet50": "ssd_resnet50_v1_fpn_keras"}
+_SMALLEST = {"mobilenet_v2": 33, "resnet50": 129}  # px, the API's own limits
 
 
 class SSDConfig(Frozen):
@@ -97,6 +98,9 @@ def check(experiment: Experiment[SSDConfig]) -> None:
         raise DetectionError(f"training.precision: the Object Detection API trains in float32 here, not in {training.precision}")
     if training.initial:
         raise DetectionError("training.initial: an SSD starts from model.checkpoint, a checkpoint of the Object Detection API")
+    smallest = _SMALLEST[experiment.model.backbone]
+    if data.size < smallest:
+        raise DetectionError(f"data.size: the API's {experiment.model.backbone} takes {smallest} px and more, not {data.size}")
     if data.split == "paper":
         raise DetectionError("data.split=paper: turns patches, and an SSD is trained on whole mammograms; take patient or official")
     _api()
