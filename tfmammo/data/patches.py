@@ -289,9 +289,8 @@ def seen(image: NDArray[np.float32], place: Box, config: DataConfig) -> NDArray[
     patch = preprocess.framed(resize_image(crop, config.size, config.size), config.preprocess)
     if config.window:
         return preprocess.window(patch, *config.window)
-    if crop.min() == crop.max():  # scaling leaves rounding errors, which would be stretched to an image
-        raise ValueError(f"the image is constant: all of it is {crop.min():g}")
-    return normalise(patch, config.percentiles)
+    # Scaling a constant leaves rounding errors, which would be stretched to an image; unscaled, it is refused.
+    return normalise(crop if crop.min() == crop.max() else patch, config.percentiles)
 
 
 @dataclass(frozen=True, eq=False)

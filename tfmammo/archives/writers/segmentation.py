@@ -12,15 +12,15 @@ frame of reference is needed, which mammograms seldom state.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from highdicom import UID, AlgorithmIdentificationSequence
+from highdicom import UID, AlgorithmIdentificationSequence, PatientSexValues
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
+from pydicom.valuerep import DA, TM, PersonName
 
 from tfmammo.archives import dicom
 from tfmammo.record import ArchiveError, Lesion
@@ -37,17 +37,17 @@ _KINDS = {
 }
 _ARTIFICIAL = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-# Elements that a SEG takes from its source and that may be empty, each with the form of those that are not.
-_EMPTIABLE = {
-    "PatientName": ".*",
-    "PatientID": ".*",
-    "PatientBirthDate": r"\d{8}",
-    "PatientSex": "[MFO]",
-    "StudyDate": r"\d{8}",
-    "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
-    "StudyID": ".{,16}",
-    "AccessionNumber": ".{,16}",
-    "ReferringPhysicianName": ".*",
+# Elements that a SEG takes from its source and that may be empty, each with what refuses a value that it can't take.
+_EMPTIABLE: dict[str, Callable[[str], object]] = {
+    "PatientName": PersonName,
+    "PatientID": str,
+    "PatientBirthDate": DA,
+    "PatientSex": PatientSexValues,
+    "StudyDate": DA,
+    "StudyTime": TM,
+    "StudyID": str,
+    "AccessionNumber": str,
+    "ReferringPhysicianName": PersonName,
 }
 
 
@@ -84,6 +84,7 @@ def write(path: Path, source: Path, lesions: Mapping[str, Lesion], version: str,
             )
             segmentation.save_as(path)
     except OSError as error:
+        path.unlink(missing_ok=True)  # what a full disk leaves of it
         raise ArchiveError(f"{path}: can't be written ({error.strerror or type(error).__name__})") from None
     except _Unidentified as fault:
         raise ArchiveError(f"{source}: has no {fault}, so no segmentation can refer to it") from None
@@ -101,7 +102,11 @@ def _complete(dataset: Dataset) -> None:
             raise _Unidentified(keyword)
     for keyword, form in _EMPTIABLE.items():
         value = dataset.get(keyword)
-        if value is None or not re.fullmatch(form, str(value).strip(), re.DOTALL):
+        try:
+            known = isinstance(value, str | PersonName) and form(str(value)) is not None
+        except ValueError:
+            known = False
+        if not known:
             setattr(dataset, keyword, None)
 
 
