@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 
-import tfmammo
+import tfmammo.quiet  # TensorFlow's first import, without its chatter
 from tfmammo import config as configuration
 from tfmammo.archives import folder
 from tfmammo.archives.writers import segmentation

@@ -250,7 +250,7 @@ def overlay(case: Case, side: int = 1600) -> NDArray[np.uint8]:
     scale = side / max(case.image.shape[:2])
     size = [max(1, round(length * scale)) for length in case.image.shape[:2]]
     grey = np.rint(255 * preprocess.resize_image(case.image, *size)).astype(np.uint8)
-    sheet, taken = np.repeat(grey, 3, axis=-1), []  # type: ignore[var-annotated]
+    sheet, words = np.repeat(grey, 3, axis=-1), []
     scales = np.array([size[0] / case.image.shape[0], size[1] / case.image.shape[1]])
     for number, finding in enumerate(case.findings, 1):
         colour, corners = COLOURS[(number - 1) % len(COLOURS)], np.reshape(finding.box, (2, 2)) * scales
@@ -259,9 +259,10 @@ def overlay(case: Case, side: int = 1600) -> NDArray[np.uint8]:
         for outline in finding.lesion.outlines if finding.lesion else ():
             points = ((outline + 0.5) * scales - 0.5)[:, ::-1]
             cv2.polylines(sheet, [np.rint(16 * points).astype(np.int32)], True, colour, 2, cv2.LINE_AA, 4)
-        _write(sheet, label(number, finding), (top, left, bottom), colour, taken)
-    if not case.findings:
-        _write(sheet, "no lesion found", (size[0], 0, size[0]), (255, 255, 255), taken)
+        words.append((label(number, finding), (top, left, bottom), colour))
+    taken: list[Box] = []
+    for line in words or [("no lesion found", (size[0], 0, size[0]), (255, 255, 255))]:  # last, so that nothing crosses them
+        _write(sheet, *line, taken)
     return sheet
 
 
