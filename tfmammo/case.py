@@ -286,7 +286,7 @@ def _described(finding: Finding, mammogram: Mammogram) -> dict[str, Any]:
         **{name: None if value is None else round(value, 3) for name, value in measured.items()},
         "shape": lesion.shape if lesion else None,
         "shape_probabilities": {name: round(value, 4) for name, value in (finding.probabilities or {}).items()} or None,
-        "uncertainty": None if finding.uncertainty is None else round(finding.uncertainty, 4),
+        "uncertainty": None if finding.uncertainty is None else float(f"{finding.uncertainty:.4g}"),
         "remarks": list(finding.remarks),
     }
 
