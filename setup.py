@@ -16,6 +16,7 @@ CORE = [
     "pylibjpeg",  # pydicom finds these three by itself: JPEG lossless and JPEG 2000 pixels
     "pylibjpeg-libjpeg",
     "pylibjpeg-openjpeg",
+    "highdicom>=0.28",  # DICOM segmentations
     "opencv-python-headless",
     "omidb>=0.13.1",  # reads OMI-DB's own files
     "scikit-image",

@@ -18,6 +18,7 @@ from pycocotools import mask as cocotools
 
 from tfmammo.archives import coco, folder, phantom
 from tfmammo.archives.writers import folder as writer
+from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
 
 ROWS, COLS = 60, 44
@@ -763,3 +764,38 @@ def test_a_folder_of_unreadable_images(small):
         ArchiveError, match=r"holds no image that can be read \(2 skipped, the first is images/a.png: can't be read as an image"
     ):
         folder.read(small)
+
+
+def test_one_file_by_itself(small):
+    one = folder.mammogram(small / "images/a.png")
+    listed = next(record for record in read(small)[0] if record.image_id == one.image_id)
+    np.testing.assert_array_equal(one.pixels(), listed.pixels())
+    assert (one.rows, one.cols, one.lesions, one.laterality) == (ROWS, COLS, (), None)
+    assert pickle.loads(pickle.dumps(one)).rows == ROWS
+    assert not folder.is_dicom(small / "images/a.png") and not folder.is_dicom(small / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "IM0001", "IM0001.png"])
+def test_one_dicom_of_any_name(tmp_path, name):
+    write_dicom(tmp_path / name, GREY, 12, ImageLaterality="R", ViewPosition="MLO", ImagerPixelSpacing=[0.07, 0.05])
+    one = folder.mammogram(tmp_path / name)
+    assert (one.laterality, one.view, one.spacing) == ("R", "MLO", (0.07, 0.05)) and folder.is_dicom(tmp_path / name)
+    np.testing.assert_allclose(one.pixels()[..., 0], GREY / 4095, atol=1e-6)
+
+
+def test_one_file_that_is_no_mammogram(tmp_path):
+    write_dicom(tmp_path / "raw.dcm", GREY, 12, PresentationIntentType="FOR PROCESSING")
+    (tmp_path / "text.txt").write_text("no image")
+    (tmp_path / "text.dcm").write_text("no image")
+    picture(tmp_path / "colour.png", np.dstack([BYTE, BYTE, 255 - BYTE]))
+    wrong = {"raw.dcm": "raw image", "text.txt": "as an image", "text.dcm": "not a DICOM", "colour.png": "colour", "no.png": "no such file"}
+    for name, reason in (wrong | {".": "as an image"}).items():
+        with pytest.raises(ArchiveError, match=reason) as raised:
+            folder.mammogram(tmp_path / name).pixels()
+        assert str(raised.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(raised.value)
+
+
+def test_one_file_whose_name_is_in_no_known_encoding(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    Image.fromarray(BYTE).save(os.fsencode(path))
+    assert len(folder.mammogram(path).image_id) == 12

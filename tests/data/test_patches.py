@@ -18,6 +18,7 @@ from tfmammo.data.patches import (
     normal_patches,
     offset_patches,
     patches_of,
+    seen,
     stack,
     window,
     worst,
@@ -537,3 +538,18 @@ def test_labels_are_carried_and_known_to_the_fingerprint(random_patches):
     assert len({patches.fingerprint(), labelled.fingerprint(), patches.labelled([3, 1, 4, 1, 6]).fingerprint()}) == 3
     with pytest.raises(ValueError, match="labels must be 5 int32"):
         patches.labelled([1, 2])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.5, 1 / 3])
+def test_what_is_seen_of_a_constant_is_an_error_and_no_stretched_rounding_error(value):
+    image = np.full((90, 70, 1), value, np.float32)
+    with pytest.raises(ValueError, match="the image is constant"):
+        seen(image, (5, 5, 80, 60), DataConfig(size=64))
+    windowed = seen(image, (5, 5, 80, 60), DataConfig(size=64, window=(0, 2)))
+    np.testing.assert_allclose(windowed, np.full((64, 64, 1), value / 2), atol=1e-6)
+
+
+def test_what_is_seen_beyond_the_border_is_0():
+    image = np.ones((40, 40, 1), np.float32)
+    found = seen(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
+    np.testing.assert_array_equal(found[..., 0], np.repeat([[0.0], [1.0]], 20, axis=0) * np.ones(40))

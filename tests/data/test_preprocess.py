@@ -14,6 +14,7 @@ from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
 from tfmammo.data.preprocess import (
     DataError,
     clahe,
+    covered,
     denoise,
     equalise,
     flip_right,
@@ -23,6 +24,7 @@ from tfmammo.data.preprocess import (
     resample,
     resize_image,
     resize_mask,
+    restored,
     window,
 )
 from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion
@@ -370,6 +372,28 @@ def test_steps_are_done_in_their_order():
     for lesion in out.lesions:
         region = lesion.mask(512, 416)[..., None] == 1
         assert moved[region].mean() > moved[~region & (moved > 0)].mean()  # masses are bright: they lie where they were drawn
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("target", [None, 0.07, 0.1, 0.23])
+def test_a_mask_goes_there_and_back(flip, target):
+    mask = (blob() > 0).astype(np.uint8)
+    record = mammogram(lesions=(MaskedLesion("mass", blob),))
+    config = PreprocessConfig(flip_right=flip, spacing=target)
+    moved = prepare(record, config)
+    back = restored(moved.lesions[0].mask(moved.rows, moved.cols), record, config)
+    assert back.shape == mask.shape and back.dtype == np.uint8 and set(np.unique(back)) == {0, 1}
+    assert dice(back > 0, mask > 0) > (0.9 if target else 0.999)
+    np.testing.assert_allclose(
+        np.argwhere(back).mean(axis=0), np.argwhere(mask).mean(axis=0), atol=5 * target + 0.2 if target else 1e-9
+    )  # half a px there
+
+
+def test_covered_by_hand():
+    mask = np.uint8([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(covered(mask, 2, 2), [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(covered(np.uint8([[1, 0], [1, 0]]), 2, 2), [[1, 0], [1, 0]])
+    np.testing.assert_array_equal(covered(np.uint8([[1, 0]]), 2, 6), [[1, 1, 1, 0, 0, 0]] * 2)
 
 
 def test_prepared_records_pickle():

@@ -99,7 +99,7 @@ def read_header(path: Path) -> Header:
     Returns:  its facts.
     Raises:   ArchiveError: no file, no DICOM, no mammogram, not one grey frame, no pixel data, or the file ends too early.
     """
-    with _reading(path), path.open("rb") as file, _silence():
+    with reading(path), path.open("rb") as file, silence():
         dataset = _dataset(file)
         _seek_pixels(file, dataset)  # for its complaints
         raw = _text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING" or _text(dataset, "SOPClassUID") == _FOR_PROCESSING
@@ -124,13 +124,13 @@ def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
     Raises:   ArchiveError: as `read_header`, or there is no window of that number, or the pixels can't be decoded.
     Source:   DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
     """
-    with _reading(path), path.open("rb") as file:
-        with _silence():
+    with reading(path), path.open("rb") as file:
+        with silence():
             dataset = _dataset(file)
             kind, length = _seek_pixels(file, dataset)
             grey = _grey_of_codes(dataset, window)
         data = dataset.PixelData if "PixelData" in dataset else file.read(length)
-        with _silence():
+        with silence():
             codes = _codes(dataset, data, kind)
     image = np.empty(codes.shape, np.float32)
     for top in range(0, len(codes), _BAND):
@@ -138,8 +138,18 @@ def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
     return image[..., np.newaxis]
 
 
+def read_dataset(path: Path) -> FileDataset:
+    """All elements before the pixels, the patient's among them: for files that must refer to this one, and for nothing else.
+
+    Args:     path: a DICOM file.
+    Raises:   ArchiveError: as `read_header`.
+    """
+    with reading(path), path.open("rb") as file, silence():
+        return _dataset(file)
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn whatever pydicom raises into an ArchiveError without its text."""
     try:
         yield
@@ -155,17 +165,19 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """No warning and no log line of pydicom; values against the standard are common, those that matter are checked here."""
-    log = logging.getLogger("pydicom")
+def silence() -> Iterator[None]:
+    """No warning and no log line of pydicom and highdicom; values against the standard are common, those that matter are checked here."""
+    log, writer = logging.getLogger("pydicom"), logging.getLogger("highdicom")
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        disabled, propagate = log.disabled, log.propagate
+        disabled, propagate, level = log.disabled, log.propagate, writer.level
         log.disabled, log.propagate = True, False  # itself, and the loggers beneath it
+        writer.setLevel(logging.CRITICAL + 1)  # these have a logger for each module, which takes its level
         try:
             yield
         finally:
             log.disabled, log.propagate = disabled, propagate
+            writer.setLevel(level)
 
 
 def _dataset(file: BinaryIO) -> FileDataset:

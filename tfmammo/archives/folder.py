@@ -115,6 +115,29 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return mammograms
 
 
+def mammogram(path: Path) -> Mammogram:
+    """One file by itself, without any folder around it: its header is read, its pixels are not.
+
+    Args:     path: an image of a kind that a folder may hold; a DICOM may have any name.
+    Returns:  a record without lesions, its image_id as `read` makes it; as nobody says whose it is, all have one patient_id.
+    Raises:   ArchiveError: no such file, no image that can be read, or a raw DICOM image ("for processing").
+    """
+    facts = _dicom_facts(path) if is_dicom(path) else _facts(path, None)
+    if facts is None:
+        raise ArchiveError(f"{path}: is a raw image ('for processing'), take the one for presentation")
+    name = path.stem.encode(errors="replace").decode()  # a name in no known encoding can't be hashed
+    return Mammogram(archive="folder", patient_id=hashed_id("folder", ""), image_id=hashed_id("folder", name), **facts)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM by its ending or by its first bytes; False where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return path.suffix.lower() in DICOMS or file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def _find(root: Path, name: str, endings: tuple[str, ...], skipped: Skipped) -> dict[str, Path]:
     """Files of these endings by their names beneath `name`, without the ending, in order."""
     found: dict[str, Path] = {}
@@ -342,12 +365,16 @@ def _facts(path: Path, bits: int | None) -> dict[str, Any] | None:
     if path.suffix.lower() in DICOMS:
         if bits is not None:
             raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
-        header = dicom.read_header(path)
-        facts = {name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")}
-        return None if header.for_processing else facts | {"read": partial(dicom.read_pixels, path)}
+        return _dicom_facts(path)
     with _opened(path) as picture:
         _full_scale(picture, path, bits)
         return {"rows": picture.height, "cols": picture.width, "read": partial(_pixels, path, bits)}
+
+
+def _dicom_facts(path: Path) -> dict[str, Any] | None:
+    header = dicom.read_header(path)
+    facts = {name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")}
+    return None if header.for_processing else facts | {"read": partial(dicom.read_pixels, path)}
 
 
 @contextmanager

@@ -277,6 +277,22 @@ def frame(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
     return max(0, top - above), max(0, left - before), min(rows, bottom + below), min(cols, right + beside)
 
 
+def seen(image: NDArray[np.float32], place: Box, config: DataConfig) -> NDArray[np.float32]:
+    """What a network sees of a mammogram: a frame of it, scaled, its contrast and grey values as the config wants them.
+
+    Args:     image: float32 [rows, cols, 1] in [0, 1], prepared. place: as `frame` gives it; 0 where it lies beyond the image.
+              config: size, preprocess, window and percentiles are used.
+    Returns:  float32 [size, size, 1] in [0, 1].
+    Raises:   ValueError: what is seen is constant.
+    """
+    crop = _crop(image, place)
+    patch = preprocess.framed(resize_image(crop, config.size, config.size), config.preprocess)
+    if config.window:
+        return preprocess.window(patch, *config.window)
+    # Scaling a constant leaves rounding errors, which would be stretched to an image; unscaled, it is refused.
+    return normalise(crop if crop.min() == crop.max() else patch, config.percentiles)
+
+
 @dataclass(frozen=True, eq=False)
 class _Opened:
     """A mammogram after preprocessing. lesions: the wanted ones that have an outline, by their index in the archive's record.
@@ -385,8 +401,7 @@ def _patch(opened: _Opened, place: Box, config: DataConfig, suffix: str, lesions
     mammogram = opened.mammogram
     if not config.pad and (place[2] - place[0] > mammogram.rows or place[3] - place[1] > mammogram.cols):
         raise ValueError("its patch is larger than the mammogram (data.pad=true keeps it)")
-    image = preprocess.framed(resize_image(_crop(opened.image, place), config.size, config.size), config.preprocess)
-    image = preprocess.window(image, *config.window) if config.window else normalise(image, config.percentiles)
+    image = seen(opened.image, place, config)
     mask = resize_mask(_crop(opened.regions, place), config.size, config.size)
     if lesions and not mask.any():
         raise ValueError(f"nothing of its mask is left at {config.size} px")

@@ -58,6 +58,26 @@ def prepare(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
     return replace(mammogram, rows=new[0], cols=new[1], spacing=spacing, lesions=lesions, read=read)
 
 
+def restored(mask: NDArray[np.uint8], mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.uint8]:
+    """A mask on the grid of a prepared mammogram, moved back to that of the stored one.
+
+    Args:     mask: uint8 [rows, cols], 0 or 1, of what `prepare` makes of the mammogram. mammogram: as a reader gives it.
+    Returns:  uint8 [rows, cols], 0 or 1, native px; a native pixel is 1 where the mask covers at least half of it.
+    """
+    if mask.shape != (mammogram.rows, mammogram.cols):
+        mask = covered(mask, mammogram.rows, mammogram.cols)
+    return flip_right(mask, "R") if config.flip_right and mammogram.laterality == "R" else mask
+
+
+def covered(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
+    """Resample a mask as an image and keep what is at least half: smooth where it grows, where `resize_mask` gives steps.
+
+    Args:     mask: uint8 [any, any], 0 or 1. rows, cols: the new size, px.
+    Returns:  uint8 [rows, cols], 0 or 1.
+    """
+    return (resize_image(mask[..., None].astype(np.float32), rows, cols)[..., 0] >= 0.5).astype(np.uint8)
+
+
 def framed(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
     """What is done to what lies in a frame before it is scaled: denoise, then contrast.
 

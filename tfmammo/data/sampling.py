@@ -136,6 +136,25 @@ def shape_class(word: str | None) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
+def shape_mask(lesion: Lesion, rows: int, cols: int, size: int = 64, margin: float = 0.05) -> NDArray[np.uint8]:
+    """The mask of one mass, alone in a square around its box.
+
+    Args:     lesion: with an outline. rows, cols: of its mammogram. size, margin: as in `shape_masks`.
+    Returns:  uint8 [size, size, 1], 0 or 1.
+    Raises:   ValueError: it has no outline, or nothing of it is left at that size.
+    """
+    top, left, bottom, right = lesion.box
+    mask = lesion.mask(rows, cols)[top:bottom, left:right]
+    length = round(max(mask.shape) * (1 + 2 * margin))
+    square = np.zeros((length, length, 1), np.uint8)
+    above, beside = (length - mask.shape[0]) // 2, (length - mask.shape[1]) // 2
+    square[above : above + mask.shape[0], beside : beside + mask.shape[1], 0] = mask
+    small = resize_mask(square, size, size)
+    if not small.any():
+        raise ValueError(f"nothing of its mask is left at {size} px")
+    return small
+
+
 def shape_masks(
     mammograms: Iterable[Mammogram], size: int = 64, margin: float = 0.05, skipped: Skipped | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
@@ -158,7 +177,7 @@ def shape_masks(
                 others[lesion.shape or "not stated"] += 1
                 continue
             try:
-                masks.append(_alone(lesion, mammogram.rows, mammogram.cols, size, margin))
+                masks.append(shape_mask(lesion, mammogram.rows, mammogram.cols, size, margin))
             except ValueError as error:
                 skipped.add(mammogram.image_id, f"lesion {number}: {error}")
                 continue
@@ -180,16 +199,3 @@ def _weight(mammogram: Mammogram, config: DataConfig) -> int:
         return min(1, len(lesions)) if config.frame == "full" else len(lesions)
     # A MaskedLesion's outlines stand in a file, which is not read yet.
     return sum(isinstance(lesion, MaskedLesion) or bool(lesion.outlines) for lesion in lesions)
-
-
-def _alone(lesion: Lesion, rows: int, cols: int, size: int, margin: float) -> NDArray[np.uint8]:
-    top, left, bottom, right = lesion.box
-    mask = lesion.mask(rows, cols)[top:bottom, left:right]
-    length = round(max(mask.shape) * (1 + 2 * margin))
-    square = np.zeros((length, length, 1), np.uint8)
-    above, beside = (length - mask.shape[0]) // 2, (length - mask.shape[1]) // 2
-    square[above : above + mask.shape[0], beside : beside + mask.shape[1], 0] = mask
-    small = resize_mask(square, size, size)
-    if not small.any():
-        raise ValueError(f"nothing of its mask is left at {size} px")
-    return small

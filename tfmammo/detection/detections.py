@@ -8,6 +8,7 @@ any other is given the whole mammogram, its grey values as 0 to 255 in three equ
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,9 @@ def _located(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
 
 
 def _read(handle: str, place: str) -> Any:
-    import tensorflow_hub  # slow, and of use here alone
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated")
+        import tensorflow_hub  # slow, and of use here alone
 
     try:
         return tensorflow_hub.load(place)

@@ -27,7 +27,8 @@ def write_dicom(
 
     Args:     path: where. stored: [rows, cols], the values as they shall stand in the file, signed or not; 8 bits
               allocated up to bits = 8, else 16. bits: BitsStored. sop_class, syntax: uncompressed or one that pydicom
-              encodes with its installed plugins. elements: further elements by keyword; one that is None is left out.
+              encodes with its installed plugins. elements: further elements by keyword; one that is None is left out. Study,
+              series and instance have UIDs of their own unless they are given.
     """
     allocated = 8 if bits <= 8 else 16
     signed = np.issubdtype(stored.dtype, np.signedinteger)
@@ -38,6 +39,8 @@ def write_dicom(
     encoding = {"is_implicit_VR": syntax.is_implicit_VR, "is_little_endian": syntax.is_little_endian}
     dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128, **encoding)
     dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
+    for level in ("StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(dataset, level, generate_uid(entropy_srcs=[level, str(path)]))
     dataset.Modality, dataset.PatientID, dataset.PatientName = "MG", "removed", "removed"
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *stored.shape, 1
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, bits, bits - 1

@@ -1,0 +1,89 @@
+"""Find, outline and name the lesions of a mammogram: box, mask and shape of each, by three trained models.
+
+python evaluate/case.py --config configs/case.yaml MAMMOGRAM.dcm [MORE ...] --output DIR
+
+Every mammogram gets a folder in DIR, named after its file and the beginning of the file's sha256: overlay.png, report.json and,
+of a DICOM, segmentation.dcm, which by its standard repeats the patient's name and number; the other two hold nothing of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import cv2
+
+import tfmammo.quiet  # TensorFlow's first import, without its chatter
+from tfmammo import config as configuration
+from tfmammo.archives import folder
+from tfmammo.archives.writers import segmentation
+from tfmammo.case import Case, CaseConfig, CaseError, Chain, label, overlay, report
+from tfmammo.config import TrainingConfig
+from tfmammo.data.tfrecord import sha256
+from tfmammo.record import ArchiveError
+from tfmammo.training import cli
+
+log = logging.getLogger(__name__)
+OVERLAY, REPORT, SEGMENTATION = "overlay.png", "report.json", "segmentation.dcm"
+
+
+def main() -> None:
+    """Read the config and the models, then each mammogram; those that can't be read are told of at the end, with exit code 2."""
+    parser = cli.arguments(__doc__)
+    parser.add_argument("mammograms", nargs="+", type=Path, metavar="MAMMOGRAM", help="an image file, DICOM or other")
+    chosen = parser.parse_args()
+    config = configuration.parse(CaseConfig, chosen.config, chosen.set)
+    cli.prepare(TrainingConfig(precision="float32"))
+    chain = Chain.load(config)
+    failed = []
+    for path in chosen.mammograms:
+        try:
+            read(chain, path, chosen.output or Path("runs/case"))
+        except (ArchiveError, CaseError) as error:
+            failed.append(f"{path}: {str(error).removeprefix(f'{path}: ')}")
+    if failed:
+        raise CaseError("; ".join(failed))
+
+
+def read(chain: Chain, path: Path, output: Path) -> None:
+    """One mammogram: read it, print what was found, write its folder; an earlier run's files there are replaced.
+
+    Raises:   ArchiveError, CaseError: it can't be read, or the folder can't be written.
+    """
+    case = chain.read(folder.mammogram(path))
+    digest = sha256(path)
+    place = output / f"{path.stem}-{digest[:8]}"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for name in (OVERLAY, REPORT, SEGMENTATION):
+            (place / name).unlink(missing_ok=True)
+        (place / OVERLAY).write_bytes(cv2.imencode(".png", overlay(case)[..., ::-1])[1].tobytes())
+        without = segment(chain, case, path, place / SEGMENTATION)
+        files = {"overlay": OVERLAY, "segmentation": None if without else SEGMENTATION}
+        content = {"input": {"sha256": digest}, **report(case, chain), "files": files, "remarks": [without] if without else []}
+        (place / REPORT).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CaseError(f"{place}: can't be written ({error.strerror})") from None
+    found = "; ".join(label(number, finding) for number, finding in enumerate(case.findings, 1))
+    cli.console.print(f"{path}: {found or 'no lesion found'}", f"-> {place}", highlight=False, soft_wrap=True, markup=False)
+
+
+def segment(chain: Chain, case: Case, source: Path, path: Path) -> str:
+    """Write the DICOM segmentation. Returns: why there is none, or "" where there is one."""
+    lesions = {f"Lesion {label(number, one)}": one.lesion for number, one in enumerate(case.findings, 1) if one.lesion}
+    if not folder.is_dicom(source):
+        return "no DICOM segmentation: the input is no DICOM"
+    if not lesions:
+        return "no DICOM segmentation: there is no mask"
+    models = {stage: json.dumps(known, sort_keys=True) for stage, known in chain.describe().items()}
+    try:
+        segmentation.write(path, source, lesions, tfmammo.__version__, models)
+    except ArchiveError as error:
+        log.warning("%s", error)
+        return f"no DICOM segmentation: {str(error).removeprefix(f'{source}: ').removeprefix(f'{path}: ')}"
+    return ""
+
+
+if __name__ == "__main__":
+    cli.run(main)

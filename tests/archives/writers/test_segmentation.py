@@ -1,0 +1,177 @@
+"""DICOM segmentations, read back by pydicom and by highdicom's own reader."""
+
+import logging
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from highdicom.seg import segread
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+
+from tfmammo.archives.writers import segmentation
+from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.record import ArchiveError, Lesion
+
+ROWS, COLS = 60, 44
+PATIENT = {
+    "PatientName": "QUIBBLE^ZEPHYRINE",
+    "PatientID": "PIDXW77310",
+    "PatientBirthDate": "19430217",
+    "PatientSex": "F",
+    "StudyDate": "20091123",
+    "AccessionNumber": "ACCVN99344",
+    "StudyID": "7",
+    "ReferringPhysicianName": "GRUMBOLT^OTTOLINE",
+}
+PARAMETERS = {"detector": "ssd, step 5", "segmenter": "cgan, step 7"}
+
+
+@pytest.fixture(autouse=True)
+def float32_policy():
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+
+
+def square(kind, top, left, bottom, right):
+    corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
+    return Lesion(kind, (top, left, bottom, right), (np.float32(corners),))
+
+
+LESIONS = {"Lesion 1 mass": square("mass", 5, 6, 20, 30), "Lesion 2 distortion": square("distortion", 15, 20, 40, 44)}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A function (**elements) -> a mammogram's file."""
+
+    def make(**elements):
+        stored = np.linspace(0, 4095, ROWS * COLS).reshape(ROWS, COLS).astype(np.uint16)
+        write_dicom(tmp_path / "source.dcm", stored, 12, **{**PATIENT, "ImagerPixelSpacing": [0.07, 0.07], **elements})
+        return tmp_path / "source.dcm"
+
+    return make
+
+
+def written(source, tmp_path, lesions=LESIONS):
+    segmentation.write(tmp_path / "seg.dcm", source, lesions, "0.1.0", PARAMETERS)
+    return tmp_path / "seg.dcm"
+
+
+def test_one_segment_a_lesion_overlapping_ones_too(source, tmp_path):
+    read = segread(written(source(), tmp_path))
+    image = pydicom.dcmread(source())
+    masks = read.get_pixels_by_source_instance([image.SOPInstanceUID], ignore_spatial_locations=True)
+    assert masks.shape == (1, ROWS, COLS, 2) and read.segmentation_type.value == "BINARY"
+    for number, lesion in enumerate(LESIONS.values()):
+        np.testing.assert_array_equal(masks[0, ..., number], lesion.mask(ROWS, COLS))
+    assert masks[0].sum(axis=-1).max() == 2
+    described = [read.get_segment_description(number) for number in read.segment_numbers]
+    assert [one.segment_label for one in described] == list(LESIONS)
+    assert [one.segmented_property_type.meaning for one in described] == ["Mass", "Architectural distortion of breast"]
+    assert {one.algorithm_type.value for one in described} == {"AUTOMATIC"}
+    assert described[0].tracking_uid != described[1].tracking_uid
+
+
+def test_pydicom_reads_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
+    image, found = pydicom.dcmread(source()), pydicom.dcmread(written(source(), tmp_path))
+    assert (found.Modality, found.Rows, found.Columns, found.NumberOfFrames) == ("SEG", ROWS, COLS, 2)
+    frames = found.pixel_array
+    np.testing.assert_array_equal(frames[1], LESIONS["Lesion 2 distortion"].mask(ROWS, COLS))
+    for keyword in (*PATIENT, "StudyInstanceUID"):
+        assert found[keyword].value == image[keyword].value
+    assert found.SeriesInstanceUID != image.SeriesInstanceUID and found.SOPInstanceUID != image.SOPInstanceUID
+    (series,) = found.ReferencedSeriesSequence
+    (instance,) = series.ReferencedInstanceSequence
+    assert series.SeriesInstanceUID == image.SeriesInstanceUID
+    assert (instance.ReferencedSOPInstanceUID, instance.ReferencedSOPClassUID) == (image.SOPInstanceUID, image.SOPClassUID)
+    for frame in found.PerFrameFunctionalGroupsSequence:
+        reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        assert reference.ReferencedSOPInstanceUID == image.SOPInstanceUID and reference.SpatialLocationsPreserved == "YES"
+    (algorithm,) = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
+    assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tfmammo", "0.1.0")
+    assert "cgan, step 7" in algorithm.AlgorithmParameters
+    assert found.ImageType[0] == "DERIVED" and found.Manufacturer == "tfmammo" and "AI" in found.SeriesDescription
+    assert found.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
+
+
+def test_a_name_in_its_own_letters(source, tmp_path):
+    path = source(SpecificCharacterSet="ISO_IR 100", PatientName="MÜLLER^ZOË")
+    assert pydicom.dcmread(written(path, tmp_path)).PatientName == "MÜLLER^ZOË"
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, JPEG2000Lossless])
+def test_sources_of_any_encoding(source, tmp_path, syntax):
+    path = source(syntax=syntax, PhotometricInterpretation="MONOCHROME1")
+    assert pydicom.dcmread(written(path, tmp_path)).pixel_array[0].sum() == 15 * 24
+
+
+def test_what_a_deidentified_source_lacks_stays_empty(source, tmp_path):
+    path = source(**dict.fromkeys(PATIENT))
+    dataset = pydicom.dcmread(path)
+    del dataset.PatientName, dataset.PatientID
+    dataset.save_as(path)
+    found = pydicom.dcmread(written(path, tmp_path))
+    assert not any(found[keyword].value for keyword in PATIENT)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [
+        ("PatientSex", "FEMALE^QUIBBLE"),
+        ("PatientBirthDate", "QUIBBLE"),
+        ("StudyDate", "about 1943"),
+        ("StudyTime", "noon"),
+        ("PatientBirthDate", "19430230"),
+        ("StudyTime", "996199"),
+    ],
+)
+def test_values_of_the_wrong_form_stay_empty(source, tmp_path, keyword, text):
+    path = source()
+    dataset = pydicom.dcmread(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset.add_new(keyword, "LO", text)
+        dataset.save_as(path)
+    assert not pydicom.dcmread(written(path, tmp_path))[keyword].value
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+def test_a_source_without_identifiers(source, tmp_path, keyword):
+    path = source()
+    dataset = pydicom.dcmread(path)
+    dataset[keyword].value = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset.save_as(path, enforce_file_format=False)
+    with pytest.raises(ArchiveError, match=f"source.dcm: has no {keyword}, so no segmentation can refer to it"):
+        written(path, tmp_path)
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_nothing_of_the_patient_is_said(source, tmp_path, caplog, capfd):
+    """highdicom quotes names that look odd to it, in warnings and log lines, and pydicom values."""
+    caplog.set_level(logging.DEBUG)
+    path = source(PatientSize="1.65")
+    path.write_bytes(path.read_bytes().replace(b"QUIBBLE^ZEPHYRINE", b"QUIBBLE ZEPHYRINE").replace(b"ACCVN99344", b"ACCVN9934\x19"))
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        written(path, tmp_path)
+    said = caplog.text + "".join(str(one.message) for one in caught) + "".join(capfd.readouterr())
+    assert "QUIBBLE" not in said and "ACCVN" not in said
+    assert logging.getLogger("highdicom").level == logging.NOTSET
+
+
+def test_what_highdicom_refuses_is_one_sentence_without_its_words(source, tmp_path):
+    path = source(StudyInstanceUID=["1.2.3", "1.2.4"])
+    with pytest.raises(ArchiveError, match=r"source.dcm: no segmentation can refer to it \(\w+\)$") as raised:
+        written(path, tmp_path)
+    assert raised.value.__cause__ is None and raised.value.__suppress_context__
+
+
+def test_no_source_and_no_place(source, tmp_path):
+    with pytest.raises(ArchiveError, match=r"nowhere\.dcm: no such file"):
+        segmentation.write(tmp_path / "seg.dcm", tmp_path / "nowhere.dcm", LESIONS, "1", PARAMETERS)
+    with pytest.raises(ArchiveError, match=r"away/seg\.dcm: can't be written \(No such file or directory\)"):
+        segmentation.write(tmp_path / "away/seg.dcm", source(), LESIONS, "1", PARAMETERS)

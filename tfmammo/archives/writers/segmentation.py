@@ -1,0 +1,127 @@
+"""Lesions found in a DICOM mammogram -> a DICOM segmentation (SEG) that refers to it, one segment for each lesion.
+
+A viewer lays the segments over the mammogram because the file belongs to the same patient and study: the standard makes it
+repeat the source's patient and study modules (PS3.3 C.7.1.1 and C.7.2.1), so **it holds the patient's name, identifier and
+date of birth wherever the source does**, and must be guarded as the source is. To pass it on, de-identify the source first.
+
+Left open by the standard and chosen here: segments are binary and may overlap; of the source's elements that must be there
+but may be empty, one that is missing or breaks the standard's form stays empty; where identifiers of study, series or image
+are missing nothing is written, as no viewer could find what it refers to. The masks are in the source's own pixels, so no
+frame of reference is needed, which mammograms seldom state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from highdicom import UID, AlgorithmIdentificationSequence, PatientSexValues
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+from pydicom.valuerep import DA, TM, PersonName
+
+from tfmammo.archives import dicom
+from tfmammo.record import ArchiveError, Lesion
+
+_SERIES = 9100  # its number among the study's, far from those of the machine
+# PS3.16 CID 7150, 7159 and 6014; asymmetries have no code of their own there.
+_ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+_BREAST = Code("76752008", "SCT", "Breast")
+_KINDS = {
+    "mass": Code("4147007", "SCT", "Mass"),
+    "calcification": Code("129769006", "SCT", "Calcification Cluster"),
+    "asymmetry": Code("52988006", "SCT", "Lesion"),
+    "distortion": Code("129792006", "SCT", "Architectural distortion of breast"),
+}
+_ARTIFICIAL = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
+_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+# Elements that a SEG takes from its source and that may be empty, each with what refuses a value that it can't take.
+_EMPTIABLE: dict[str, Callable[[str], object]] = {
+    "PatientName": PersonName,
+    "PatientID": str,
+    "PatientBirthDate": DA,
+    "PatientSex": PatientSexValues,
+    "StudyDate": DA,
+    "StudyTime": TM,
+    "StudyID": str,
+    "AccessionNumber": str,
+    "ReferringPhysicianName": PersonName,
+}
+
+
+def write(path: Path, source: Path, lesions: Mapping[str, Lesion], version: str, parameters: Mapping[str, str]) -> None:
+    """Write the masks of a mammogram's lesions.
+
+    Args:     path: where; its folder must be there. source: the mammogram, of which everything before the pixels is read.
+              lesions: by their segments' labels, up to 64 ASCII characters, each with an outline in the source's px; at
+              least one. version: of tfmammo. parameters: of the algorithm, which models it was.
+    Raises:   ArchiveError: the source can't be read, has no identifiers or is such that no SEG can refer to it, or path
+              can't be written. No message quotes an element of the source.
+    """
+    dataset = dicom.read_dataset(source)
+    masks = np.stack([lesion.mask(dataset.Rows, dataset.Columns) for lesion in lesions.values()], axis=-1)
+    try:
+        with dicom.silence():
+            _complete(dataset)
+            algorithm = AlgorithmIdentificationSequence("tfmammo", _ARTIFICIAL, version, parameters=dict(parameters))
+            segmentation = Segmentation(
+                source_images=[dataset],
+                pixel_array=masks[np.newaxis],
+                segmentation_type=SegmentationTypeValues.BINARY,
+                segment_descriptions=_descriptions(lesions, algorithm),
+                series_instance_uid=UID(),
+                series_number=_SERIES,
+                sop_instance_uid=UID(),
+                instance_number=1,
+                manufacturer="tfmammo",
+                manufacturer_model_name="tfmammo case",
+                software_versions=version,
+                device_serial_number="none",
+                content_description="Lesions outlined by neural networks, not by a reader",
+                series_description="tfmammo: lesions (AI)",
+            )
+            segmentation.save_as(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)  # what a full disk leaves of it
+        raise ArchiveError(f"{path}: can't be written ({error.strerror or type(error).__name__})") from None
+    except _Unidentified as fault:
+        raise ArchiveError(f"{source}: has no {fault}, so no segmentation can refer to it") from None
+    except Exception as error:  # of pydicom and highdicom, whose words quote elements
+        raise ArchiveError(f"{source}: no segmentation can refer to it ({type(error).__name__})") from None
+
+
+class _Unidentified(Exception):
+    """The keyword of what is missing."""
+
+
+def _complete(dataset: Dataset) -> None:
+    for keyword in _NEEDED:
+        if not dataset.get(keyword):
+            raise _Unidentified(keyword)
+    for keyword, form in _EMPTIABLE.items():
+        value = dataset.get(keyword)
+        try:
+            known = isinstance(value, str | PersonName) and form(str(value)) is not None
+        except ValueError:
+            known = False
+        if not known:
+            setattr(dataset, keyword, None)
+
+
+def _descriptions(lesions: Mapping[str, Lesion], algorithm: AlgorithmIdentificationSequence) -> Sequence[SegmentDescription]:
+    return [
+        SegmentDescription(
+            segment_number=number,
+            segment_label=label,
+            segmented_property_category=_ABNORMAL,
+            segmented_property_type=_KINDS[lesion.kind],
+            algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            tracking_uid=UID(),
+            tracking_id=label,
+            anatomic_regions=[_BREAST],
+        )
+        for number, (label, lesion) in enumerate(lesions.items(), 1)
+    ]
