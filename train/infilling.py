@@ -1,6 +1,6 @@
 """Train the infilling GAN: tissue, mask and margin to a mass patch (see tfmammo/models/infilling.py).
 
-python train/infilling.py --config configs/infilling.yaml --set data.name=cdd_cesm data.root=DIR model.weights=FILE
+python train/infilling.py --config configs/infilling.yaml --set data.name=ddsm data.root=DIR model.weights=FILE
 """
 
 import numpy as np

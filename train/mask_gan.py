@@ -1,6 +1,6 @@
 """Train the mask GAN: noise to masks of masses (see tfmammo/models/mask_gan.py).
 
-python train/mask_gan.py --config configs/mask_gan.yaml --set data.name=cdd_cesm data.root=DIR
+python train/mask_gan.py --config configs/mask_gan.yaml --set data.name=ddsm data.root=DIR
 """
 
 from dataclasses import replace

@@ -11,8 +11,9 @@ Inside, images are in [-1, 1]; at every public border, and in L_fm, they are in 
 
 Departures and what the paper leaves open:
 - The margin: the mask is "resized to 296 x 296"; about the patch's centre here, then cropped back to 256 x 256, nearest
-  neighbours. So the margin of a mask off the centre is wider on the side away from it, and what reaches into the mask is
-  taken off. Patches of another size scale by the same factor. `margin: null` leaves the channel out (the ablation).
+  neighbours, less the mask. So it is no band of one width: the margin of a mask off the centre is wider on the side away from
+  the centre and narrow or missing on the other, as it is in bays of the outline. Patches of another size scale by the same
+  factor. `margin: null` leaves the channel out (the ablation).
 - Adam is printed with beta_1 = 0.9 and beta_2 = 0.5, most likely swapped: (0.5, 0.9) here.
 - VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2, as in Chen and Koltun's refinement network,
   behind their ReLUs; `first` the first five convolutions, which is what the text says word for word. `feature_weights:
@@ -58,8 +59,8 @@ class InfillingConfig(Frozen):
 
     generator: "unet" or "crn". margin: to how many px a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
     studied; null: two channels. lambda_fm: the paper's lambda. weights: of VGG-19: "imagenet" (downloaded by Keras), a file's
-    path, or "none", random ones. filters and dropout: of the unet. widths and normalization: of the crn, from its first module on, each
-    twice the size of the one before. discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
+    path, or "none", random ones. filters and dropout: of the unet. widths and normalization: of the crn, from its first module
+    on, each twice the size of the one before. discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
     """
 
     generator: Literal["unet", "crn"] = "unet"
