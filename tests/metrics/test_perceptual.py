@@ -266,6 +266,8 @@ def test_jackknife_leaves_out_whole_patients_in_groups():
     assert jackknife(lambda rows: 3.0, patients) == (3.0, 3.0, 3.0, 0.0) and jackknife(lambda rows: 0.0, patients)[3] == 1
     one = jackknife(lambda rows: 2.0, np.array(["a", "a"]))
     assert one[0] == 2 and np.isnan(one[1:]).all()
+    unknown = jackknife(lambda rows: 2.0 if len(rows) > 2 else np.nan, np.array(["a", "b", "c"]))
+    assert unknown[0] == 2 and np.isnan(unknown[1:]).all(), "leaving one out leaves nothing to compute"
 
 
 def test_jackknife_of_fid_covers_its_value(features):

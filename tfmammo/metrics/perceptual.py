@@ -257,6 +257,8 @@ def jackknife(
     if count < 2:
         return value, np.nan, np.nan, np.nan
     left = np.array([statistic(np.flatnonzero(member != group)) for group in range(count)])
+    if not np.isfinite([value, *left]).all():
+        return value, np.nan, np.nan, np.nan
     error = np.sqrt((count - 1) / count * np.square(left - left.mean()).sum())
     reach = error * stats.t.ppf((1 + level) / 2, count - 1)
     p = 2 * stats.t.sf(abs(value) / error, count - 1) if error > 0 else value == 0
