@@ -49,7 +49,7 @@ def main() -> None:
 def alone(patches: Patches | Records) -> Patches:
     """The patches with one region each, as generated masks have; their images show it."""
     loaded = patches.load() if isinstance(patches, Records) else patches
-    masks = clean(loaded.masks)
+    masks = clean(loaded.masks, median=1)
     return replace(loaded, masks=masks, images=masks.astype(np.float32))
 
 
