@@ -42,8 +42,8 @@ MEASURES = {
     "kid": Measure("KID x 1000", "", 1000, 2),
     "ms_ssim": Measure("MS-SSIM among themselves", "", 1, 3),
     "nearest_pixels": Measure("nearest training patch in pixels", "", 1, 2),
-    "nearest_mass": Measure("in the mass's pixels", "", 1, 2),
-    "nearest_features": Measure("in features", "", 1, 2),
+    "nearest_mass": Measure("nearest training patch in the mass's pixels", "", 1, 2),
+    "nearest_features": Measure("nearest training patch in features", "", 1, 2),
     "copy": Measure("copies", "%", 100, 1),
 }
 OF_LPIPS, OF_INCEPTION = ("lpips", "lpips_pairs"), ("fid", "kid", "nearest_features", "copy")
@@ -125,7 +125,8 @@ def main() -> None:
     judge = Judge(perceptual.LPIPS(config.alexnet, config.heads), perceptual.Inception(config.inception))
     printed = {} if judge.lpips.note else {name: {"lpips": PRINTED[name]} for name in config.models if name in PRINTED}
     notes = ", ".join(note for note in (judge.lpips.note, judge.inception.note) if note)
-    report = evaluation.Report(config, judge.measures(config.copy_below), printed, note=f"made with {notes}" if notes else "")
+    note = f"made with {notes}" if notes else ""
+    report = evaluation.Report(config, judge.measures(config.copy_below), printed, models_across=True, note=note)
     sources = {"tri_label": tri_labels, "mask": evaluation.INPUTS["mask"]}
     for comparison in evaluation.compare(config, sources, "image", limit=config.sample):
         examine(comparison, config, judge, report, output)

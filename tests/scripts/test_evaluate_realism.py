@@ -203,10 +203,10 @@ def test_random_networks_are_named_wherever_a_number_stands(output):
     for row in table(output / "table.csv"):
         assert row["measure"].endswith("_random") != (row["measure"] in ("ms_ssim", "nearest_pixels", "nearest_mass"))
     markdown = (output / "table.md").read_text(encoding="utf-8")
-    heading, columns = markdown.splitlines()[0], markdown.splitlines()[2]
-    assert heading.endswith("; made with random AlexNet, no calibrated heads, random Inception")
-    for cell in ("LPIPS to its real patch (random)", "FID (random)", "KID x 1000 (random)", "in features (random)", "below 0.5 (random)"):
-        assert cell in columns
+    assert markdown.splitlines()[0].endswith("; made with random AlexNet, no calibrated heads, random Inception")
+    for line in ("LPIPS to its real patch (random)", "FID (random)", "KID x 1000 (random)", "nearest training patch in features (random)"):
+        assert f"\n| {line} | " in markdown
+    assert "| copies, below 0.5 (random), % | " in markdown
     assert "KID x 1000 over 100 subsets of 16 patches (random Inception)" in markdown
     assert "as printed" not in markdown
 
@@ -231,7 +231,9 @@ def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path
     files = [f"alexnet={tmp_path / 'alexnet.npz'}", f"heads={tmp_path / 'heads.npz'}"]
     output = run({"G_unet": models["G_unet"], "leaky": models["leaky"]}, *files, "sample=6", "rows=2", "subset_size=4", "patients=unseen")
     markdown = (output / "table.md").read_text(encoding="utf-8")
-    assert "| G_unet, as printed | 0.0202 |" in markdown and "made with random Inception" in markdown
+    heading, line = markdown.splitlines()[2], markdown.splitlines()[4]
+    assert heading == "|  | G_unet | G_unet, as printed | real patches |" and line.split(" | ")[2] == "0.0202"
+    assert "made with random Inception" in markdown
     assert "LEAKY" in markdown and (output / "sheet-leaky.png").is_file()
     rows = {(row["protocol"], row["model"], row["measure"]): row for row in table(output / "table.csv")}
     assert rows["unseen", "G_unet", "lpips"]["n"] == "6" == rows["paper", "leaky", "lpips"]["n"]

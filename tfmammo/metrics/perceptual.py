@@ -228,6 +228,8 @@ def nearest_turned(
 def copy_ratio(distances: Floats, reference: Floats) -> NDArray[np.float64]:
     """How far patches are from their nearest training patches, in units of how far real held-out patches are from theirs.
 
+    In pixels a blurred patch is nearer to everything than a real one, so ratios somewhat below 1 do not speak of copies.
+
     Args:     distances, reference: of `nearest`, of the patches and of real ones that were not trained on.
     Returns:  float64 [n], distance over the reference's median; below COPY it is called a copy. NaN where there is no distance.
     """
