@@ -33,7 +33,8 @@ from tfmammo.metrics.summary import Measure, Scores, Table, in_units, summarize,
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "tfmammo-evaluation"  # the experiment in MLflow
-DECISIVE = {"patches", "kinds", "frame", "context", "preprocess", "percentiles", "window"}  # keys of data that decide what a patch shows
+# Keys of data that decide what a patch shows.
+DECISIVE = {"patches", "kinds", "frame", "context", "padding", "preprocess", "percentiles", "window"}
 
 Protocol = Literal["unseen", "all", "paper"]
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w .+-]*$")]  # it becomes a part of file names
