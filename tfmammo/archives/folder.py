@@ -346,8 +346,8 @@ def _facts(path: Path, bits: int | None) -> dict[str, Any] | None:
         facts = {name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")}
         return None if header.for_processing else facts | {"read": partial(dicom.read_pixels, path)}
     with _opened(path) as picture:
-        _full_scale(picture, path, bits)
-        return {"rows": picture.height, "cols": picture.width, "read": partial(_pixels, path, bits)}
+        depth = (_full_scale(picture, path, bits) + 1).bit_length() - 1
+        return {"bits": depth, "rows": picture.height, "cols": picture.width, "read": partial(_pixels, path, bits)}
 
 
 @contextmanager
