@@ -191,11 +191,14 @@ def _randomise(network: keras.Model, seed: int = 0) -> None:
 
 def _load_keras(network: keras.Model, path: Path) -> None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that the file leaves random
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             network.load_weights(path)
-    except (OSError, ValueError, KeyError, UserWarning) as error:
-        raise WeightsError(f"{path}: holds no weights of Keras's {network.name} without top ({_sentence(error)})") from None
+        reason = next((str(warning.message) for warning in caught if warning.category is UserWarning), "")
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error)
+    if reason:  # Keras only warns of layers that the file leaves random
+        raise WeightsError(f"{path}: holds no weights of Keras's {network.name} without top ({' '.join(reason.split())[:500]})")
 
 
 def _download(name: str) -> Path:
@@ -223,9 +226,9 @@ def _read(path: Path) -> Arrays:
             f"{path}: weights are read from Keras's .h5, or .npz, which python -m tfmammo.trunks makes of .pth or .safetensors"
         )
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise WeightsError(f"{path}: can't be read as .npz ({_sentence(error)})") from None
 
 

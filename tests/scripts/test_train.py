@@ -16,6 +16,8 @@ SMALL = {
     "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
     "segnet": ["model.widths=[4,4,4,4,4]"],
     "shape": ["model.filters=[4,4,4]", "model.units=4", "data.phantoms=24"],
+    "mask_gan": ["model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
+    "infilling": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1", "model.weights=none"],
 }
 COMMON = ["data.size=32", "data.phantoms=12", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
 
