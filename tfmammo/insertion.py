@@ -20,6 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
@@ -28,6 +29,7 @@ from tfmammo.data import preprocess, sampling
 from tfmammo.data.anatomy import breast_mask, pectoral_mask
 from tfmammo.data.patches import frame
 from tfmammo.data.preprocess import DataError, resize, resize_mask
+from tfmammo.models.infilling import enlarged
 from tfmammo.record import Box, Mammogram, Skipped
 
 GRID = 512  # cells along a mammogram's longer side, about: anatomy is no finer
@@ -95,11 +97,10 @@ def fit_sizes(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skip
     known = [step for step in steps if step]
     in_mm = len(known) == len(steps)
     values = np.array(sizes) * (np.array(known) if in_mm else 1.0)
-    mean, deviation = values.mean(axis=0).tolist(), values.std(axis=0, ddof=1).tolist()
-    flat = min(deviation) < 1e-9
-    correlation = 0.0 if flat else float(np.clip(np.corrcoef(values.T)[0, 1], -1, 1))
-    height, width = zip(mean, deviation, strict=True)
-    return Sizes(unit="mm" if in_mm else "px", height=height, width=width, correlation=correlation, count=len(sizes))
+    height, width = zip(values.mean(axis=0).tolist(), values.std(axis=0, ddof=1).tolist(), strict=True)
+    off = values - values.mean(axis=0)
+    both = float((off[:, 0] * off[:, 1]).sum()) / (len(values) - 1) / max(height[1] * width[1], 1e-12)
+    return Sizes(unit="mm" if in_mm else "px", height=height, width=width, correlation=float(np.clip(both, -1, 1)), count=len(sizes))
 
 
 def cut(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -170,11 +171,11 @@ class Seam:
         return box[0] - self.support[0], box[1] - self.support[1], self.support[2] - box[2], self.support[3] - box[3]
 
 
-def seam(spot: Spot, size: int, margin: float, feather: float) -> Seam:
+def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
     """The mask as the generator sees it, and the weights of what it changes.
 
-    Args:     spot: of the lesion. size: of the generator's patch, px. margin: by which a mask is scaled about its patch's
-              centre to give mask and margin, 296 / 256 in the paper; 1 for none. feather: px of the patch.
+    Args:     spot: of the lesion. size: of the generator's patch, px. margin: of its tri-label, 296 in the paper, or None;
+              see models.infilling. feather: px of the patch.
     Raises:   ValueError: the mask touches the border of its patch, or vanishes at its size.
     """
     top, left, bottom, right = spot.window
@@ -188,22 +189,15 @@ def seam(spot: Spot, size: int, margin: float, feather: float) -> Seam:
     if gap < GAP:
         raise ValueError(f"its mask touches the border of its patch, or comes nearer than {GAP} of {size} px")
     fade, edge = min(feather, gap), np.minimum(np.arange(size), np.arange(size)[::-1])
-    core = mask | enlarged(mask, margin)
+    core = mask if margin is None else mask | enlarged(tf.constant(mask[..., None]), margin).numpy()[..., 0]
     beyond = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
-    weights = _smooth(1 - beyond / fade) * _smooth(np.minimum(edge, edge[:, None]) / fade)
-    around = (weights > 0) & (core == 0)
-    weights = resize(weights.astype(np.float32), bottom - top, right - left)
+    faded = _smooth(1 - beyond / fade) * _smooth(np.minimum(edge, edge[:, None]) / fade)
+    around = (faded > 0) & (core == 0)
+    weights = resize(faded.astype(np.float32), bottom - top, right - left)
     weights[weights < FAINT] = 0
     col, row, width, height = cv2.boundingRect((weights > 0).astype(np.uint8))
     support = (top + row, left + col, top + row + height, left + col + width)
     return Seam(mask, around, weights[row : row + height, col : col + width], support)
-
-
-def enlarged(mask: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """A mask [size, size] scaled about its centre and cropped back, by nearest neighbours."""
-    size = len(mask)
-    places = np.clip(np.floor((np.arange(size) + 0.5 - size / 2) / factor + size / 2), 0, size - 1).astype(int)
-    return mask[np.ix_(places, places)]
 
 
 class Ground:
@@ -216,7 +210,7 @@ class Ground:
     def __init__(self, image: NDArray[np.float32], mammogram: Mammogram, data: DataConfig) -> None:
         self.image, self.mammogram, self.data = image, mammogram, data
         self.step = max(1, round(max(image.shape) / GRID))  # px of a cell's side
-        rows, cols = (length // self.step for length in image.shape[:2])
+        rows, cols = image.shape[0] // self.step, image.shape[1] // self.step
         small = image[: rows * self.step, : cols * self.step, 0]
         small = cv2.resize(small, (cols, rows), interpolation=cv2.INTER_AREA)[..., None]
         tissue = breast_mask(small)
@@ -281,9 +275,7 @@ class Ground:
         if height > region.shape[0] or width > region.shape[1]:
             return room
         full = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width] == height * width
-        for row, col in zip(*np.nonzero(full), strict=True):
-            if 0 <= row - starts[0] < room.shape[0] and 0 <= col - starts[1] < room.shape[1]:
-                room[row - starts[0], col - starts[1]] = True
+        room[-starts[0] : full.shape[0] - starts[0], -starts[1] : full.shape[1] - starts[1]] = full
         return room
 
     def _cells(self, box: Box) -> Box:
@@ -324,11 +316,8 @@ def patch(ground: Ground, spot: Spot, seam: Seam) -> Patch:
     low, high = data.window or (float(value) for value in np.percentile(image, data.percentiles))
     if not low < high:
         raise ValueError("the tissue under it is constant")
-    tissue, mask, mirrored = (
-        preprocess.window(image, low, high),
-        seam.mask.astype(np.float32)[..., None],
-        ground.mammogram.laterality == "R",
-    )
+    tissue, mask = preprocess.window(image, low, high), seam.mask.astype(np.float32)[..., None]
+    mirrored = ground.mammogram.laterality == "R"
     if mirrored:
         tissue, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (tissue, mask))
     return Patch(tissue, mask, low, high, mirrored)
@@ -345,12 +334,12 @@ def blended(ground: Ground, spot: Spot, seam: Seam, difference: NDArray[np.float
     return np.clip(ground.image[first:last, before:behind, 0] + seam.weights * native, 0, 1)
 
 
-def check(data: dict[str, Any] | DataConfig, handle: str) -> DataConfig:
+def training_data(section: dict[str, Any], handle: str) -> DataConfig:
     """The data section of a generator's card, if patches made so can be put back.
 
     Raises:   DataError: its contrast was equalised, which can't be undone, or its patches show whole mammograms.
     """
-    config = data if isinstance(data, DataConfig) else DataConfig.model_validate(data)
+    config = DataConfig.model_validate(section)
     if config.preprocess.contrast != "none":
         raise DataError(f"{handle}: was trained with data.preprocess.contrast={config.preprocess.contrast}, which can't be undone")
     if config.frame == "full":

@@ -37,7 +37,7 @@ from tfmammo.data import card, jobs
 from tfmammo.data.patches import TEXTS, DataError, Patch, patches_of
 from tfmammo.data.sampling import quota
 from tfmammo.data.tfrecord import COLUMNS, FORMAT, MANIFEST, Manifest, ShardFile, encode, quantised, sha256
-from tfmammo.record import Mammogram, MaskedLesion, Skipped
+from tfmammo.record import Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +136,6 @@ def make(shard: Shard) -> None:
 
 def _identity(chosen: BuildConfig, mammograms: Sequence[Mammogram]) -> dict[str, Any]:
     """Everything that decides the contents; two builds may share a folder when it is equal."""
-    content = hashlib.sha256()
-    for mammogram in mammograms:
-        content.update(_described(mammogram))
     return {
         "format": FORMAT,
         "tfmammo": __version__,
@@ -146,28 +143,17 @@ def _identity(chosen: BuildConfig, mammograms: Sequence[Mammogram]) -> dict[str,
         "data": {key: value for key, value in chosen.data.model_dump(mode="json").items() if key not in _IRRELEVANT},
         "build": chosen.build.model_dump(mode="json"),
         "archive": {
-            "name": archives.archive_name(chosen.data), "mammograms": len(mammograms), "records": content.hexdigest()[:12],
+            "name": archives.archive_name(chosen.data), "mammograms": len(mammograms), "records": jobs.fingerprint(mammograms),
         },
     }  # fmt: skip
-
-
-def _described(mammogram: Mammogram) -> bytes:
-    """What the archive states of a mammogram; a mask in a file of its own is not read."""
-    lesions = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
-    facts = [
-        mammogram.patient_id, mammogram.image_id, mammogram.rows, mammogram.cols, mammogram.spacing, mammogram.laterality,
-        mammogram.view, mammogram.pathology, mammogram.official_split, [lesion.box for lesion in lesions],
-        [(found.kind, found.pathology, found.shape, found.margin, found.kind_is_certain) for found in mammogram.lesions],
-    ]  # fmt: skip
-    return repr(facts).encode() + b"".join(outline.tobytes() for lesion in lesions for outline in lesion.outlines)
 
 
 def _shards(chosen: BuildConfig, mammograms: Sequence[Mammogram], identity: dict[str, Any], output: Path) -> list[Shard]:
     counts = quota(mammograms, chosen.data)
     by_lesion = chosen.data.patches == "lesion"
-    jobs = [(found, None if by_lesion else counts[found.image_id]) for found in mammograms if counts[found.image_id]]
+    work = [(found, None if by_lesion else counts[found.image_id]) for found in mammograms if counts[found.image_id]]
     length = chosen.build.shard_mammograms
-    parts = [tuple(jobs[start : start + length]) for start in range(0, len(jobs), length)]
+    parts = [tuple(work[start : start + length]) for start in range(0, len(work), length)]
     hashed = hashlib.sha256(jobs.as_json(identity).encode()).hexdigest()
     files = [f"shard-{number:05d}-of-{len(parts):05d}.tfrecord" for number in range(len(parts))]
     return [Shard(output, file, hashed, chosen.data, part) for file, part in zip(files, parts, strict=True)]

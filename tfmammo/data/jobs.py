@@ -5,12 +5,13 @@ What `tfmammo.data.build` and `tfmammo.synthesis` share. Every worker must see t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import cv2
 
 from tfmammo.config import ConfigError
 from tfmammo.data.preprocess import DataError
+from tfmammo.record import Mammogram, MaskedLesion
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +140,25 @@ def write(path: Path, text: str) -> None:
 def as_json(content: object) -> str:
     """Equal contents, equal text."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def fingerprint(mammograms: Iterable[Mammogram]) -> str:
+    """Twelve hexadecimal digits, equal for the same mammograms in the same order; no pixel and no mask file is read."""
+    content = hashlib.sha256()
+    for mammogram in mammograms:
+        content.update(_described(mammogram))
+    return content.hexdigest()[:12]
+
+
+def _described(mammogram: Mammogram) -> bytes:
+    """What the archive states of a mammogram; a mask in a file of its own is not read."""
+    lesions = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
+    facts = [
+        mammogram.patient_id, mammogram.image_id, mammogram.rows, mammogram.cols, mammogram.spacing, mammogram.laterality,
+        mammogram.view, mammogram.pathology, mammogram.official_split, [lesion.box for lesion in lesions],
+        [(found.kind, found.pathology, found.shape, found.margin, found.kind_is_certain) for found in mammogram.lesions],
+    ]  # fmt: skip
+    return repr(facts).encode() + b"".join(outline.tobytes() for lesion in lesions for outline in lesion.outlines)
 
 
 def _flat(content: object, name: str = "") -> dict[str, object]:
