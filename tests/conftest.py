@@ -97,7 +97,7 @@ def tiny_can(tracking_uri):
 def tiny_infilling(tmp_path_factory):
     """A function (size=64, margin=296, offset=0.0, **data) -> the export of an infilling that needs no training.
 
-    It blurs the tissue, adds 0.4 on the mask and 0.2 on the margin, and `offset` everywhere.
+    It blurs the tissue around the mask and adds 0.7 on the mask, 0.2 on the margin and `offset` everywhere.
     """
     import keras
     import tensorflow as tf
@@ -108,7 +108,7 @@ def tiny_infilling(tmp_path_factory):
     class Brighten(keras.layers.Layer):
         def __init__(self, offset):
             super().__init__()
-            self.added = self.add_weight(shape=(3,), initializer=keras.initializers.Constant([0.4, 0.2, offset]))
+            self.added = self.add_weight(shape=(3,), initializer=keras.initializers.Constant([0.7, 0.2, offset]))
 
         def call(self, x):
             tissue = tf.nn.avg_pool2d(x[..., :1] * (1 - x[..., 1:2]), 5, 1, "SAME")

@@ -144,9 +144,11 @@ class Spot:
     def at(top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig) -> Spot:
         """A lesion whose box begins at (top, left), its patch as the training's.
 
-        Raises:   ValueError: the patch is larger than the mammogram.
+        Raises:   ValueError: the lesion reaches beyond the mammogram, or its patch is larger than that.
         """
         box = (top, left, top + mask.shape[0], left + mask.shape[1])
+        if min(box) < 0 or box[2] > mammogram.rows or box[3] > mammogram.cols:
+            raise ValueError("it reaches beyond the mammogram")
         window = frame(box, mammogram, data)
         if min(window) < 0 or window[2] > mammogram.rows or window[3] > mammogram.cols:
             raise ValueError("its patch is larger than the mammogram")

@@ -114,7 +114,8 @@ def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str,
     borders = (left + column) * rows + top + row
     again = np.flatnonzero((borders[1:] == borders[:-1]) & (steps[places[1:]] == 1))  # columns that go on at the next one's top
     borders = np.delete(borders, np.concatenate([again, again + 1]))
-    return {"size": [rows, cols], "counts": _text(np.diff(borders, prepend=0, append=rows * cols).tolist())}
+    runs = np.diff(borders, prepend=0, append=rows * cols).tolist()
+    return {"size": [rows, cols], "counts": _text(runs if runs[-1] else runs[:-1])}
 
 
 def decode(region: dict[str, Any], where: str) -> NDArray[np.uint8]:
