@@ -32,7 +32,7 @@ from tfmammo.data.preprocess import DataError, resize, resize_mask
 from tfmammo.models.infilling import enlarged
 from tfmammo.record import Box, Mammogram, Skipped
 
-GRID = 512  # cells along a mammogram's longer side, about: anatomy is no finer
+GRID = 512  # cells along a mammogram's longer side, at most: anatomy is no finer
 GAP = 4  # px of the patch between mask and border, at least, to fade in
 SMALLEST = 8  # native px; a Gaussian may draw less, and also below 0
 FAINT = 1 / 512  # weights below are none: no grey level of the patch would change
@@ -211,7 +211,7 @@ class Ground:
 
     def __init__(self, image: NDArray[np.float32], mammogram: Mammogram, data: DataConfig) -> None:
         self.image, self.mammogram, self.data = image, mammogram, data
-        self.step = max(1, round(max(image.shape) / GRID))  # px of a cell's side
+        self.step = ceil(max(image.shape) / GRID)  # px of a cell's side
         rows, cols = image.shape[0] // self.step, image.shape[1] // self.step
         small = image[: rows * self.step, : cols * self.step, 0]
         small = cv2.resize(small, (cols, rows), interpolation=cv2.INTER_AREA)[..., None]

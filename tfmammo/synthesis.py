@@ -120,14 +120,10 @@ def make(job: Job) -> None:
         return
     recipe, mammogram = job.recipe, job.mammogram
     try:
-        stored = archives.stored(mammogram)
-        recipe = recipe.model_copy(update={"source": _source(mammogram, stored)})
-        network = generator(job.networks[0])
-        ground = Ground(stored.image(), mammogram, network.data)
-        random = sampling.stream(recipe.config.seed, mammogram.image_id, recipe.number)
-        insertions, notes = plan(recipe, ground, network, random, job.networks[1])
-        recipe = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "notes": notes})
-        made = render(ground, stored, insertions, network)
+        with jobs.one_thread():
+            stored = archives.stored(mammogram)
+            recipe = recipe.model_copy(update={"source": _source(mammogram, stored)})
+            recipe, made = _made(job, recipe, stored)
     except (ValueError, OSError, cv2.error) as error:  # a run of days must not end because of one file
         log.debug("%s", mammogram.image_id, exc_info=True)
         reason = str(error) if isinstance(error, ValueError) else f"{error.__class__.__name__}: {error}"
@@ -137,6 +133,16 @@ def make(job: Job) -> None:
         files = write(recipe, mammogram, made, job.folder)
         recipe = recipe.model_copy(update={"files": files})
     jobs.write(job.path, recipe.model_dump_json(indent=1) + "\n")
+
+
+def _made(job: Job, recipe: Recipe, stored: Stored) -> tuple[Recipe, Stored]:
+    """An item's recipe but for its files, and its pixels."""
+    network = generator(job.networks[0])
+    ground = Ground(stored.image(), job.mammogram, network.data)
+    random = sampling.stream(recipe.config.seed, job.mammogram.image_id, recipe.number)
+    insertions, notes = plan(recipe, ground, network, random, job.networks[1])
+    recipe = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "notes": notes})
+    return recipe, render(ground, stored, insertions, network)
 
 
 def plan(

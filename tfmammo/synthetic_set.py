@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfmammo import __version__, archives
@@ -28,7 +27,7 @@ def write(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path) -> d
     Returns:  the sha256 of each file by its path beneath the folder.
     """
     masks = [coco.decode(lesion.region, recipe.name) for lesion in recipe.lesions]
-    pictures = [synthetic.encoded(mask * np.uint8(255)) for mask in masks]
+    pictures = [synthetic.mask_png(mask) for mask in masks]
     file, written = source_file(mammogram), {}
 
     def image(part: Path) -> None:

@@ -145,11 +145,13 @@ def read_stored(path: Path, window: bool | int = True) -> Stored:
         with _silence():
             elements = rendition(dataset, _chosen(dataset, window))
     bits, sign = dataset.BitsStored, 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
-    # Bits above BitsStored may hold anything; a negative value is its lower bits less 2^bits.
-    values = ((codes.astype(np.int32) & (2**bits - 1)) ^ sign) - sign
+    values: NDArray[np.integer] = codes.view(codes.dtype.str.replace("u", "i")) if sign else codes
+    if values.min() < -sign or values.max() >= 2**bits - sign:
+        # Bits above BitsStored may hold anything; a negative value is its lower bits less 2^bits.
+        values = (((codes.astype(np.int32) & (2**bits - 1)) ^ sign) - sign).astype(values.dtype)
     padding = _padding(dataset, np.arange(-sign, 2**bits - sign))
     greys = grey[np.arange(-sign, 2**bits - sign) % len(grey)]
-    return Stored(values.astype(f"{'i' if sign else 'u'}{dataset.BitsAllocated // 8 or 1}"), bits, greys, -sign, padding, elements)
+    return Stored(values, bits, greys, -sign, padding, elements)
 
 
 def _opened(file: BinaryIO, window: bool | int) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:

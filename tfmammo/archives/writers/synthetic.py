@@ -61,6 +61,11 @@ def encoded(picture: NDArray[np.integer]) -> bytes:
     return cv2.imencode(".png", picture, _FAST)[1].tobytes()
 
 
+def mask_png(mask: NDArray[np.uint8]) -> bytes:
+    """A PNG of one bit a pixel, which readers show as 0 and 255. Args: mask: uint8 [rows, cols], 0 or 1."""
+    return cv2.imencode(".png", mask * np.uint8(255), (*_FAST, cv2.IMWRITE_PNG_BILEVEL, 1))[1].tobytes()
+
+
 def coco(images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]], about: str) -> dict[str, Any]:
     """A COCO file's content, from what `coco_image` and `coco_annotation` give, numbered here."""
     return {
