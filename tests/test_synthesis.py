@@ -10,17 +10,18 @@ import sys
 from functools import partial
 
 import cv2
+import keras
 import numpy as np
 import pydicom
 import pytest
 import tensorflow as tf
 
-from tfmammo import archives, synthesis
+from tfmammo import archives, generators, synthesis
 from tfmammo.archives import folder as archive
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import ConfigError, DataConfig, dump, parse
 from tfmammo.data.preprocess import DataError
-from tfmammo.export import ExportError
+from tfmammo.export import ExportError, export
 from tfmammo.models import mask_gan
 from tfmammo.recipe import ShapeConfig, SynthesisConfig, read_recipe
 from tfmammo.record import Lesion, Mammogram, Skipped
@@ -377,28 +378,63 @@ def test_sizes_are_fitted_and_kept_in_the_recipe(config, tmp_path):
     assert recipe.lesions[0].shape.startswith("folder ") and "#0" in recipe.lesions[0].shape
 
 
+class Discs(keras.layers.Layer):
+    """z -> a disc of radius 14 + 4 z[0] and, where z[1] is above 0, one that touches the border."""
+
+    def call(self, z):
+        row, col = np.mgrid[:64, :64].astype(np.float32)
+        radius = 14 + 4 * z[:, :1, None]
+        small = np.hypot(row - 24, col - 24) < radius
+        return tf.cast(small | ((z[:, 1:2, None] > 0) & (np.hypot(row - 63, col - 44) < 12)), tf.float32)[..., None]
+
+
+class MaskRoom(keras.Model):
+    """A generator of masks as a mask GAN's export has it."""
+
+    def __init__(self):
+        super().__init__(name="mask_gan")
+        self.networks = {"generator": keras.Sequential([keras.Input((6,)), Discs()])}
+
+    def functions(self):
+        @tf.function(input_signature=[tf.TensorSpec([None, 6], tf.float32, "noise")])
+        def generator(noise):
+            return {"mask": self.networks["generator"](noise)}
+
+        return {"generator": generator}
+
+
 def test_shapes_of_a_mask_gan(config, tmp_path):
-    from tfmammo.export import export
-    from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
-
-    room = MaskGAN(MaskGANConfig(z=6, filters=(8, 4, 4, 4), discriminator_filters=(4, 4, 4, 4)), 64)
-    folder = export(room, tmp_path / "gan", {"name": "mask_gan", "step": 7})
-    chosen = config(shapes=ShapeConfig(gan=str(folder)), count=1)
-    recipes = synthesise(chosen, tmp_path / "out") if _draws_masks(room) else []
-    assert all(recipe.lesions[0].shape == "mask GAN" for recipe in recipes)
-    limits = mask_gan.Plausibility(area=(0.99, 1), solidity=(0.99, 1), extent=(0.99, 1))
-    again = export(room, tmp_path / "strict", {"name": "mask_gan", "step": 7})
-    (again / mask_gan.LIMITS).write_text(limits.model_dump_json())
+    """Masks at their patch's border are drawn again, and so are implausible ones."""
+    folder = export(MaskRoom(), tmp_path / "gan", {"name": "mask_gan", "step": 7})
+    recipes = synthesise(config(shapes=ShapeConfig(gan=str(folder)), count=6), tmp_path / "out")
+    assert [recipe.left_out for recipe in recipes] == [None] * 6
+    for recipe in recipes:
+        (lesion,) = recipe.lesions
+        height, width = lesion.box[2] - lesion.box[0], lesion.box[3] - lesion.box[1]
+        assert lesion.shape == "mask GAN" and lesion.area / (height * width) == pytest.approx(np.pi / 4, abs=0.1)
+    (folder / mask_gan.LIMITS).write_text(mask_gan.Plausibility(area=(0.9, 1), solidity=(0, 1), extent=(0, 1)).model_dump_json())
+    generators._gan.cache_clear()
     with pytest.raises(DataError, match="no shape for a mass: the mask GAN's masks look like no training mask"):
-        synthesise(config(shapes=ShapeConfig(gan=str(again)), count=1), tmp_path / "none")
+        synthesise(config(shapes=ShapeConfig(gan=str(folder)), count=1), tmp_path / "none")
 
 
-def _draws_masks(room):
-    """Whether an untrained generator draws any mask that does not touch the border."""
-    drawn = mask_gan.clean(room.generate(tf.constant(mask_gan.latent(50, 6))).numpy())
-    inside = np.zeros_like(drawn)
-    inside[:, 1:-1, 1:-1] = drawn[:, 1:-1, 1:-1]
-    return bool((drawn.any(axis=(1, 2, 3)) & (drawn == inside).all(axis=(1, 2, 3))).any())
+def test_a_fault_of_our_own_stops_the_run(config, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("not broadcast")
+
+    monkeypatch.setattr(synthesis, "render", fail)
+    with pytest.raises(DataError, match=r"the work stopped .*ValueError: not broadcast"):
+        synthesise(config(count=1), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.part")) and not list((tmp_path / "out/recipes").iterdir())
+
+
+def test_an_unreadable_file_is_a_dead_letter(config, tmp_path, folders):
+    copy = shutil.copytree(folders / "8", tmp_path / "copy")
+    path = copy / "images/000002.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    recipes = synthesise(config(data=DataConfig(name="folder", root=copy)), tmp_path / "out")
+    (reason,) = [recipe.left_out for recipe in recipes if recipe.left_out]
+    assert reason.startswith("images/000002.png: can't be read as an image")
 
 
 def test_records_for_the_object_detection_api(config, tmp_path):

@@ -107,13 +107,13 @@ def cut(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A mask's region in its own box: uint8 [height, width], 0 or 1.
 
     Args:     mask: uint8 [rows, cols], 0 or 1, one region.
-    Raises:   ValueError: it is empty, or touches the border, where the rest of its shape is cut off.
+    Raises:   DataError: it is empty, or touches the border, where the rest of its shape is cut off.
     """
     left, top, width, height = cv2.boundingRect(mask)
     if not width:
-        raise ValueError("its mask is empty")
+        raise DataError("its mask is empty")
     if not (top and left and top + height < mask.shape[0] and left + width < mask.shape[1]):
-        raise ValueError("its mask touches the border")
+        raise DataError("its mask touches the border")
     return mask[top : top + height, left : left + width]
 
 
@@ -144,14 +144,14 @@ class Spot:
     def at(top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig) -> Spot:
         """A lesion whose box begins at (top, left), its patch as the training's.
 
-        Raises:   ValueError: the lesion reaches beyond the mammogram, or its patch is larger than that.
+        Raises:   DataError: the lesion reaches beyond the mammogram, or its patch is larger than that.
         """
         box = (top, left, top + mask.shape[0], left + mask.shape[1])
         if min(box) < 0 or box[2] > mammogram.rows or box[3] > mammogram.cols:
-            raise ValueError("it reaches beyond the mammogram")
+            raise DataError("it reaches beyond the mammogram")
         window = frame(box, mammogram, data)
         if min(window) < 0 or window[2] > mammogram.rows or window[3] > mammogram.cols:
-            raise ValueError("its patch is larger than the mammogram")
+            raise DataError("its patch is larger than the mammogram")
         return Spot(mask, box, window)
 
 
@@ -178,7 +178,7 @@ def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
 
     Args:     spot: of the lesion. size: of the generator's patch, px. margin: of its tri-label, 296 in the paper, or None;
               see models.infilling. feather: px of the patch.
-    Raises:   ValueError: the mask touches the border of its patch, or vanishes at its size.
+    Raises:   DataError: the mask touches the border of its patch, or vanishes at its size.
     """
     top, left, bottom, right = spot.window
     native = np.zeros((bottom - top, right - left, 1), np.uint8)
@@ -186,10 +186,10 @@ def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
     mask = np.ascontiguousarray(resize_mask(native, size, size)[..., 0])
     col, row, width, height = cv2.boundingRect(mask)
     if not width:
-        raise ValueError(f"nothing of its mask is left at {size} px")
+        raise DataError(f"nothing of its mask is left at {size} px")
     gap = min(row, col, size - row - height, size - col - width)
     if gap < GAP:
-        raise ValueError(f"its mask touches the border of its patch, or comes nearer than {GAP} of {size} px")
+        raise DataError(f"its mask touches the border of its patch, or comes nearer than {GAP} of {size} px")
     fade, edge = min(feather, gap), np.minimum(np.arange(size), np.arange(size)[::-1])
     core = mask if margin is None else mask | enlarged(tf.constant(mask[..., None]), margin).numpy()[..., 0]
     beyond = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
@@ -307,7 +307,7 @@ class Patch:
 def patch(ground: Ground, spot: Spot, seam: Seam) -> Patch:
     """The ground under a lesion as training patches are made: prepared, scaled, its grey values in [0, 1], chest wall left.
 
-    Raises:   ValueError: it is constant.
+    Raises:   DataError: it is constant.
     """
     top, left, bottom, right = spot.window
     size, data = len(seam.mask), ground.data
@@ -317,7 +317,7 @@ def patch(ground: Ground, spot: Spot, seam: Seam) -> Patch:
     image = preprocess.framed(np.clip(image, 0, 1), data.preprocess)
     low, high = data.window or (float(value) for value in np.percentile(image, data.percentiles))
     if not low < high:
-        raise ValueError("the tissue under it is constant")
+        raise DataError("the tissue under it is constant")
     tissue, mask = preprocess.window(image, low, high), seam.mask.astype(np.float32)[..., None]
     mirrored = ground.mammogram.laterality == "R"
     if mirrored:

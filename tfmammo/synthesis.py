@@ -48,13 +48,14 @@ from tfmammo.generators import Generator, described, generator, shape, shapes_de
 from tfmammo.insertion import Ground, Seam, Sizes, Spot, blended, fit_sizes, patch, scaled, seam
 from tfmammo.models.infilling import tri_label
 from tfmammo.recipe import FORMAT, Planted, Recipe, Source, SynthesisConfig, read_recipe
-from tfmammo.record import Mammogram, Skipped
+from tfmammo.record import ArchiveError, Mammogram, Skipped
 from tfmammo.synthetic_set import write, write_set
 
 log = logging.getLogger(__name__)
 
 IDENTITY = "synthesis.json"
 TRIES = 20  # sizes, shapes and places drawn for one mass
+_REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
 # What no item depends on: where things lie (records and networks are hashed), and how many items there are.
 _IRRELEVANT = {"data", "lesions", "generator", "shapes", "tracking_uri", "count"}
 
@@ -124,11 +125,13 @@ def make(job: Job) -> None:
             stored = archives.stored(mammogram)
             recipe = recipe.model_copy(update={"source": _source(mammogram, stored)})
             recipe, made = _made(job, recipe, stored)
-    except (ValueError, OSError, cv2.error) as error:  # a run of days must not end because of one file
+    except (*_REASONS, OSError, cv2.error) as error:  # a run of days must not end because of one file
         log.debug("%s", mammogram.image_id, exc_info=True)
-        reason = str(error) if isinstance(error, ValueError) else f"{error.__class__.__name__}: {error}"
+        reason = str(error) if isinstance(error, _REASONS) else f"{error.__class__.__name__}: {error}"
         root = recipe.config.data.root
         recipe = recipe.model_copy(update={"left_out": reason.replace(f"{root}{os.sep}", "") if root else reason})
+    except Exception as error:  # ours: kept as a dead letter, it would quietly cost every item
+        raise RuntimeError(f"{mammogram.image_id}: {error.__class__.__name__}: {error}") from error
     else:
         files = write(recipe, mammogram, made, job.folder)
         recipe = recipe.model_copy(update={"files": files})
@@ -162,7 +165,7 @@ def plan(
     while len(found) < wanted:
         try:
             found.append(_placed(recipe, ground, network, random, gan))
-        except ValueError as error:
+        except _REASONS as error:
             reason = f"{len(found)} of {wanted} masses fit: {error}" if wanted > 1 else str(error)
             if len(found) < chosen.masses[0]:
                 raise DataError(reason) from None
@@ -210,7 +213,8 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise DataError(f"{file}: its source {recipe.source.image_id} has changed since (sha256)")
     network = generator(folder)
     insertions = [_again(planted, mammogram, network, recipe) for planted in recipe.lesions]
-    made = render(Ground(stored.image(), mammogram, network.data), stored, insertions, network)
+    with jobs.one_thread():
+        made = render(Ground(stored.image(), mammogram, network.data), stored, insertions, network)
     written = write(recipe, mammogram, made, output)
     if differing := [name for name, digest in written.items() if recipe.files.get(name) != digest]:
         then, now = recipe.versions, _versions()
@@ -220,11 +224,11 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _placed(recipe: Recipe, ground: Ground, network: Generator, random: np.random.Generator, gan: Path | None) -> Insertion:
     """One mass on free tissue, which is taken then."""
-    reason = ValueError()
+    reason: Exception = DataError()
     for _ in range(TRIES):
         try:
             return _drawn(recipe, ground, network, random, gan)
-        except ValueError as error:
+        except _REASONS as error:
             reason = error
     raise reason
 
