@@ -151,6 +151,7 @@ class Mammogram:
     finding; None where the archive is silent. birads, density: the archive's own words. archive: the reader's name.
     official_split: the side on which the archive itself puts the image, None where it has no split.
     read: returns the pixels; a functools.partial of a module-level function, so that a record can be pickled.
+    bits: where the pixels are stored whole numbers over 2^bits - 1; None where they are made otherwise (of DICOM, film).
     """
 
     archive: str
@@ -167,6 +168,7 @@ class Mammogram:
     birads: str | None = None
     density: str | None = None
     official_split: Split | None = None
+    bits: int | None = None
 
     def pixels(self) -> NDArray[np.float32]:
         """The image, dark background, bright tissue.

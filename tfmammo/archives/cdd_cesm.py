@@ -171,6 +171,7 @@ def _mammogram(
         lesions=_lesions(row, regions, rows, cols, file, skipped),
         birads=row["BIRADS"] or None,
         density=None if row["Breast density (ACR)"] in ("", "_") else row["Breast density (ACR)"],
+        bits=8,
     )
 
 
@@ -192,6 +193,7 @@ def _normal(path: Path, root: Path, skipped: Skipped) -> Mammogram | None:
         read=partial(_pixels, path),
         laterality=("L" if side[1].upper() == "L" else "R") if side else None,
         pathology="normal",
+        bits=8,
     )
 
 
