@@ -45,7 +45,8 @@ class CGANConfig(Frozen):
     """The article's values; see *Departures* in the module.
 
     lambda_content: weight of the Dice (or L1) loss. samples: draws of the dropout noise that are averaged at inference.
-    momentum: of BatchNorm's moving averages. filters: of G, one per halving of the patch. discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
+    momentum: of BatchNorm's moving averages. filters: of G, one per halving of the patch.
+    discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
     """
 
     lambda_content: NonNegativeFloat = 150.0
