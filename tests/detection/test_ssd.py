@@ -202,7 +202,7 @@ facts["last"] = last
 other = SSD(SSDConfig(**small, checkpoint=sys.argv[1]), 96, 3)
 kept = [np.array_equal(variable.numpy(), value) for variable, value in zip(other.networks["detector"].variables, saved)]
 facts["kept"] = [sum(kept), len(kept)]
-for key, wrong in {"depth": {"depth": 8}, "nowhere": {"checkpoint": sys.argv[1] + "/nowhere"}}.items():
+for key, wrong in {"depth": {"depth": 32}, "nowhere": {"checkpoint": sys.argv[1] + "/nowhere"}}.items():
     try:
         SSD(SSDConfig(**{**small, "checkpoint": sys.argv[1], **wrong}), 96)
     except DetectionError as error:
