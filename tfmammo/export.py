@@ -167,6 +167,7 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
     quietly = iter((held_back(),))
 
     def call(*arrays: Any, **named: Any) -> Tensors:
+        """As the docstring of `load` says."""
         values = dict(zip(inputs, arrays, strict=False)) | named
         if len(arrays) + len(named) != len(inputs) or values.keys() != inputs.keys():
             raise ExportError(f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and {sorted(named)}")

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
+from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, borders, hashed_id
 
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
@@ -227,8 +227,8 @@ def _parts(path: Path, rows: int, cols: int) -> list[_Region]:
 
 
 def _border(part: NDArray[np.bool_]) -> NDArray[np.float32]:
-    (outline,), _ = cv2.findContours(part.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return outline[:, 0, ::-1].astype(np.float32)
+    (outline,) = borders(part)
+    return outline
 
 
 def _lesions(row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped) -> tuple[Lesion, ...]:

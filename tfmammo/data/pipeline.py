@@ -51,6 +51,7 @@ def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tf.da
     count = len(patches)
 
     def draw(i: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Draw i: which patch, by a new order in every epoch, and how it is turned."""
         epoch, place = i // count, i % count
         order_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
         # A whole shuffle for one place: index_shuffle keeps eight bits of each seed here, so its orders return after 256 epochs.

@@ -138,12 +138,17 @@ def all_patches(config: DataConfig, make: Make = make_patches) -> Patches:
         return _records(config, make).load()
     skipped = Skipped()
     patches = make(mammograms(config, skipped), config, skipped)
+    report(skipped)
+    return patches
+
+
+def report(skipped: Skipped) -> None:
+    """Log how many files were left out, the first of them with their reasons; all of them in the debug log."""
     for file, reason in skipped.reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
         counts = "; ".join(f"{file}: {reason}" for file, reason in list(skipped.reasons.items())[:3])
         log.info("%d files were left out, wholly or in part (%s%s)", len(skipped), counts, "; ..." if len(skipped) > 3 else "")
-    return patches
 
 
 def datasets(config: DataConfig, output: Path | None = None, make: Make = make_patches) -> tuple[Patches | Records, Patches]:
