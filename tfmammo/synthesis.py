@@ -22,7 +22,6 @@ import argparse
 import hashlib
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmammo import __version__, archives, config
+from tfmammo import __version__, archives, command, config
 from tfmammo.archives import coco, source_file
 from tfmammo.archives.stored import Stored
 from tfmammo.config import ConfigError
@@ -391,22 +390,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="try again what could not be made")
     ours, flags = parser.parse_known_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger("tfmammo").setLevel(logging.INFO)
-    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)  # of a failure it tells in tracebacks, we in a sentence
-    try:
+
+    def work() -> None:
         if ours.recipe:
             recipe = remake(ours.recipe, ours.output.resolve(), ours.set)
             log.info("%s: made again, bit for bit", ", ".join(recipe.files))
         else:
             synthesise(config.parse(SynthesisConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except ValueError as error:
-        if not type(error).__module__.startswith("tfmammo"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+    command.run(work)
 
 
 if __name__ == "__main__":

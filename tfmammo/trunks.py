@@ -29,6 +29,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo import command
 from tfmammo.config import ConfigError
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -311,18 +312,14 @@ def _sentence(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert one file and say what it was; a file that can't be converted is one line on stderr and exit code 2."""
+    """Convert one file and say what it was."""
     parser = argparse.ArgumentParser(
         prog="python -m tfmammo.trunks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="IN", help="a .pth or .safetensors file")
     parser.add_argument("target", type=Path, metavar="OUT.npz", help="what to write")
     chosen = parser.parse_args(arguments)
-    try:
-        name = convert(chosen.source, chosen.target)
-    except (WeightsError, OSError) as error:
-        parser.exit(2, f"error: {error}\n")
-    print(f"{name}: {chosen.target}")
+    command.run(lambda: print(f"{convert(chosen.source, chosen.target)}: {chosen.target}"))
 
 
 if __name__ == "__main__":

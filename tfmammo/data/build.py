@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field, PositiveInt, ValidationError
 
-from tfmammo import __version__, archives, config
+from tfmammo import __version__, archives, command, config
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import card, jobs
 from tfmammo.data.patches import TEXTS, DataError, Patch, patches_of
@@ -242,18 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="make the shards with dead letters anew")
     ours, flags = parser.parse_known_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger("tfmammo").setLevel(logging.INFO)
-    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)  # of a failure it tells in tracebacks, we in a sentence
-    try:
-        build(config.parse(BuildConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except ValueError as error:
-        if not type(error).__module__.startswith("tfmammo"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(lambda: build(config.parse(BuildConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry))
 
 
 if __name__ == "__main__":

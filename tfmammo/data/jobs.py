@@ -71,6 +71,7 @@ def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str])
     direct = options.view_as(DirectOptions)
     if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
         direct.direct_running_mode = "multi_processing"
+    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)  # of a failure it tells in tracebacks, we in a sentence
     try:
         with beam.Pipeline(options=options) as pipeline:
             _ = pipeline | "Parts" >> beam.Create(list(parts), reshuffle=False) | beam.Reshuffle() | "Make" >> beam.Map(make)
