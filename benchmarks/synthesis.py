@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -78,7 +79,9 @@ def measured(source: Mammogram, network: Generator, recipe: Recipe, folder: Path
     """Seconds of each part, medians of `repeats` after one that is not counted."""
     timed, taken = Timed(network.call), []
     network = replace(network, call=timed)
-    for _ in range(1 + repeats):
+    for repeat in range(1 + repeats):
+        output = folder / str(repeat)  # a new one, because replacing a file takes as long as removing the old one
+        output.mkdir()
         timed.seconds, times = 0.0, [time.process_time()]
         stored = archives.stored(source)
         ground = Ground(stored.image(), source, network.data)
@@ -88,9 +91,10 @@ def measured(source: Mammogram, network: Generator, recipe: Recipe, folder: Path
         made = render(ground, stored, insertions, network)
         times.append(time.process_time())
         named = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "source": _source(source)})
-        named = named.model_copy(update={"files": write(named, source, made, folder)})
-        jobs.write(folder / "recipe.json", named.model_dump_json())
+        named = named.model_copy(update={"files": write(named, source, made, output)})
+        jobs.write(output / "recipe.json", named.model_dump_json())
         times.append(time.process_time())
+        shutil.rmtree(output)
         reading, placing, rendering, writing = np.diff(times)
         taken.append((reading, placing, timed.seconds, rendering - timed.seconds, writing))
     return {name: statistics.median(row[place] for row in taken[1:]) for place, name in enumerate(PARTS)}
