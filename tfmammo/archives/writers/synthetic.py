@@ -31,6 +31,8 @@ from tfmammo.record import Box, LesionKind, Mammogram
 
 MARK = "SYNTHETIC lesions inserted by a generative model; not for diagnosis"
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
+# Where rows and columns run to, as mammograms are shown: the chest wall on the left of a left breast, lateral or axilla at the top.
+_ORIENTATION = {("L", "CC"): ["A", "R"], ("R", "CC"): ["P", "L"], ("L", "MLO"): ["A", "FR"], ("R", "MLO"): ["P", "FL"]}
 _FACTS = ("laterality", "view", "pathology", "density")
 _FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # a third larger than the default on a mammogram's noise, ten times as fast
 
@@ -46,7 +48,7 @@ def dicom(path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: boo
     if stored.elements is None:
         rendition["ImagerPixelSpacing"] = spacing
     full = bool(mammogram.laterality and mammogram.view and rendition.get("ImagerPixelSpacing"))
-    elements = _identity(mammogram, key) | (_mammography(mammogram) if full else _capture(mammogram)) | rendition
+    elements = _identity(mammogram, key) | (_mammography(mammogram, rendition) if full else _capture(mammogram)) | rendition
     elements["LossyImageCompression"] = "01" if lossy else "00"
     write_dicom(path, stored.values, stored.bits, sop_class=MAMMOGRAPHY if full else SECONDARY_CAPTURE, **elements)
 
@@ -102,9 +104,7 @@ def _rendition(stored: Stored) -> dict[str, Any]:
         if "VOILUTSequence" not in elements and "WindowCenter" not in elements:  # one of them must be there: the whole range
             ends = [slope * value + intercept for value in (stored.first, stored.first + len(stored.greys) - 1)]
             elements["WindowCenter"], elements["WindowWidth"] = (sum(ends) + 1) / 2, abs(ends[1] - ends[0]) + 1
-    inverse = elements.get("PhotometricInterpretation") == "MONOCHROME1"
-    shape, sign = ("INVERSE", 1) if inverse else ("IDENTITY", -1)
-    return elements | {"PresentationLUTShape": shape, "PixelIntensityRelationship": "LOG", "PixelIntensityRelationshipSign": sign}
+    return elements | {"PresentationLUTShape": "INVERSE" if elements.get("PhotometricInterpretation") == "MONOCHROME1" else "IDENTITY"}
 
 
 def _identity(mammogram: Mammogram, key: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _identity(mammogram: Mammogram, key: str) -> dict[str, Any]:
     empty = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
     return {
         **dict.fromkeys(empty, ""),
-        "PatientName": "SYNTHETIC", "PatientID": mammogram.patient_id, "PatientIdentityRemoved": "YES",
+        "PatientName": "SYNTHETIC^MAMMOGRAM", "PatientID": mammogram.patient_id, "PatientIdentityRemoved": "YES",
         "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym",
         "StudyInstanceUID": uids["study"], "SeriesInstanceUID": uids["series"], "SOPInstanceUID": uids["instance"],
         "SeriesNumber": 1, "InstanceNumber": 1, "SyntheticData": "YES", "SeriesDescription": "SYNTHETIC, not for diagnosis",
@@ -125,9 +125,9 @@ def _identity(mammogram: Mammogram, key: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _mammography(mammogram: Mammogram) -> dict[str, Any]:
+def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, Any]:
     """What a digital mammography image must state beside pixels and spacing."""
-    assert mammogram.view
+    assert mammogram.view and mammogram.laterality
     code, meaning = _VIEWS[mammogram.view]
     view = _coded(code, "SCT", meaning)
     view.ViewModifierCodeSequence = []
@@ -135,7 +135,8 @@ def _mammography(mammogram: Mammogram) -> dict[str, Any]:
         "ImageType": ["DERIVED", "PRIMARY", "", "SYNTHETIC"], "PresentationIntentType": "FOR PRESENTATION",
         "ViewPosition": mammogram.view, "ViewCodeSequence": [view], "BodyPartExamined": "BREAST", "OrganExposed": "BREAST",
         "AnatomicRegionSequence": [_coded("76752008", "SCT", "Breast")], "PositionerType": "NONE", "DetectorType": "",
-        "AcquisitionContextSequence": [],
+        "AcquisitionContextSequence": [], "PatientOrientation": _ORIENTATION[mammogram.laterality, mammogram.view],
+        "PixelIntensityRelationship": "LOG", "PixelIntensityRelationshipSign": 1 if rendition["PresentationLUTShape"] == "INVERSE" else -1,
     }  # fmt: skip
 
 
