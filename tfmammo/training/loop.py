@@ -157,7 +157,7 @@ class _Training:
             self.run_log.close(status)
 
     def _start(self) -> None:
-        """Resume, or start from `initial`, or from random weights."""
+        """Resume, or start from `initial`, or as the room was made."""
         restored = restore(self.checkpoint, self.manager.checkpoints)
         if restored is None and self.config.initial:
             initial = tracking.resolve(self.config.initial, self.experiment.tracking.uri)
@@ -167,7 +167,7 @@ class _Training:
             (self.output / INITIAL_PATIENTS).write_text("\n".join(seen), encoding="utf-8")
         self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
         policy = keras.config.dtype_policy().name
-        where = f"from step {int(self.step):,}" if restored else f"from {self.config.initial or 'random weights'}"
+        where = f"from step {int(self.step):,}" if restored else f"from {self.config.initial or 'the start'}"
         log.info(
             "training %s %s to step %s: %d patches, %d held out, %s, %d device(s), %s",
             self.experiment.name, where, f"{self.steps:,}", len(self.train), len(self.held_out), policy,
