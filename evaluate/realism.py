@@ -26,7 +26,7 @@ from tfmammo import evaluation
 from tfmammo.config import ConfigError, TrainingConfig
 from tfmammo.data import splits
 from tfmammo.data.patches import Patches
-from tfmammo.metrics import perceptual
+from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.summary import Measure, Row, Table, summarize
 from tfmammo.models.infilling import patch_seeds, tri_label, uniform_noise
 from tfmammo.training import cli
@@ -36,6 +36,8 @@ REAL = "real patches"
 SMALLEST = 32  # px
 PRINTED = {"G_unet": 0.02021, "G_unet-": 0.02170, "G_crn": 0.02436, "G_crn-": 0.02549}  # mean LPIPS on DDSM; "-": without margin
 MEASURES = {
+    "l1_mass": Measure("L1 to its real patch, inside the mass", "", 1, 3),
+    "ssim_mass": Measure("SSIM to its real patch, inside the mass", "", 1, 3),
     "lpips": Measure("LPIPS to its real patch", "", 1, 4),
     "lpips_pairs": Measure("LPIPS to other real patches", "", 1, 4),
     "fid": Measure("FID", "", 1, 1),
@@ -46,6 +48,7 @@ MEASURES = {
     "nearest_features": Measure("nearest training patch in features", "", 1, 2),
     "copy": Measure("copies", "%", 100, 1),
 }
+TO_REAL = ("l1_mass", "ssim_mass", "lpips")
 OF_LPIPS, OF_INCEPTION = ("lpips", "lpips_pairs"), ("fid", "kid", "nearest_features", "copy")
 
 Scores = dict[str, NDArray[np.float64]]
@@ -148,7 +151,7 @@ def examine(comparison: evaluation.Comparison, config: RealismConfig, judge: Jud
     patches, pool = comparison.patches, candidates(comparison)
     features = {name: judge.inception.features(images) for name, images in {REAL: patches.images, **comparison.outputs}.items()}
     pool_features = judge.inception.features(pool.images)
-    own = {name: {"lpips": judge.lpips.distance(patches.images, images)} for name, images in comparison.outputs.items()}
+    own = {name: to_real(images, patches, judge) for name, images in comparison.outputs.items()}
     ratios, mark = {}, "-leaky" if comparison.protocol == "paper" else ""
     for name, images in comparison.outputs.items():
         allowed = trained_on(comparison, name, pool)
@@ -165,10 +168,16 @@ def examine(comparison: evaluation.Comparison, config: RealismConfig, judge: Jud
         *set_rows(statistics, patches.patient_ids, judge, config.level),
         *summarise({name: judge.marked(scores) for name, scores in ratios.items()}),
     ]
-    none = {"lpips": np.full(len(patches), np.nan)}
+    none = {name: np.full(len(patches), np.nan) for name in TO_REAL}
     report.add(comparison, {name: judge.marked({**own.get(name, none), **scores}) for name, scores in ratios.items()}, rows)
     report.tables.append(kid_table(features, config, judge))
     sheet(comparison, config, output / f"sheet{mark}.png")
+
+
+def to_real(images: NDArray[np.float32], patches: Patches, judge: Judge) -> Scores:
+    """How near each patch comes to the real one whose mass it paints anew. Returns: TO_REAL -> float64 [n]."""
+    pixels = synthesis.per_image(patches.images, images, patches.masks)
+    return {name: judge.lpips.distance(patches.images, images) if name == "lpips" else pixels[name] for name in TO_REAL}
 
 
 def candidates(comparison: evaluation.Comparison) -> Patches:
