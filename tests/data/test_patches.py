@@ -18,6 +18,7 @@ from tfmammo.data.patches import (
     normal_patches,
     offset_patches,
     patches_of,
+    pathology_patches,
     seen,
     stack,
     window,
@@ -553,3 +554,43 @@ def test_what_is_seen_beyond_the_border_is_0():
     image = np.ones((40, 40, 1), np.float32)
     found = seen(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
     np.testing.assert_array_equal(found[..., 0], np.repeat([[0.0], [1.0]], 20, axis=0) * np.ones(40))
+
+
+def with_pathologies(*names):
+    """One mammogram of one mass for each name, "" being unknown, and a normal one."""
+    lesions = [rectangle(40, 40, 60, 60, pathology=name or None) for name in names]
+    return [*(mammogram(lesion, image_id=f"m{i}", patient=f"p{i}") for i, lesion in enumerate(lesions)), normal(patient="q")]
+
+
+def test_pathologies_are_labels_that_share_every_batch():
+    skipped = Skipped()
+    patches = pathology_patches(with_pathologies("malignant", "benign", ""), offset_config(), skipped)
+    assert patches.balanced and patches.shares == 3 and set(patches.labels) == {0, 1, 2}
+    for name, label in (("malignant", 0), ("benign", 1), ("normal", 2)):
+        assert (patches.labels[patches.pathologies == name] == label).all()
+    unknown = [name for name, reason in skipped.reasons.items() if "does not state the lesion's pathology" in reason]
+    assert unknown and all(name.startswith("m2#0@") for name in unknown)
+    assert len(patches) + len(unknown) == 2 * offset_config().sampling.count
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["malignant"], r"no benign patch to tell from the others: \d+ malignant, 0 benign, \d+ normal"),
+        ([""], "no malignant and no benign patch"),
+    ],
+)
+def test_a_missing_class_is_one_sentence(names, said):
+    with pytest.raises(DataError, match=said):
+        pathology_patches(with_pathologies(*names), offset_config(), Skipped())
+
+
+def test_patches_with_less_tissue_than_asked_are_one_sentence():
+    def narrow():
+        image = half()
+        image[:, 30:] = 0
+        return image
+
+    records = [*with_pathologies("malignant", "benign")[:2], normal(read=narrow, patient="q")]
+    with pytest.raises(DataError, match=r"no patch of normal tissue can be made.*no square of 32 px is 100 % breast"):
+        pathology_patches(records, offset_config(tissue=1.0), Skipped())

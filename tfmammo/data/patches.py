@@ -68,7 +68,8 @@ class Patches:
     normal. pathologies: normal, benign or malignant. shapes: the archive's own word. official_splits: train or test. They
     are the lesion's for whose sake the patch was made. A whole mammogram's kind is the first in config.kinds that it holds,
     its pathology the image's (else its worst lesion's), its shape the one that all its lesions share.
-    labels: int32 [n], the class of each for a classifier, set by `labelled`; of length 0 where there is none.
+    labels: int32 [n], the class of each for a classifier, set by `labelled`; of length 0 where there is none. balanced: batches
+    take their patches from the classes in turn, so that each class has the same share of every batch, however rare it is.
 
     Raises:   ValueError: a shape, dtype or range is another.
     """
@@ -82,6 +83,7 @@ class Patches:
     shapes: NDArray[np.str_] = field(default_factory=_unknown)
     official_splits: NDArray[np.str_] = field(default_factory=_unknown)
     labels: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         shape = self.images.shape
@@ -111,11 +113,17 @@ class Patches:
         """The patches at `indices`, in that order."""
         rows = np.asarray(indices, np.intp)
         texts: dict[str, Any] = {name: getattr(self, name)[rows] for name in TEXTS}
-        return Patches(self.images[rows], self.masks[rows], **texts, labels=self.labels[rows] if len(self.labels) else self.labels)
+        labels = self.labels[rows] if len(self.labels) else self.labels
+        return Patches(self.images[rows], self.masks[rows], **texts, labels=labels, balanced=self.balanced)
 
-    def labelled(self, labels: Sequence[int] | NDArray[np.integer]) -> Patches:
-        """The same patches with a class each, which batches then hold as "label"."""
-        return replace(self, labels=np.asarray(labels, np.int32))
+    def labelled(self, labels: Sequence[int] | NDArray[np.integer], balanced: bool = False) -> Patches:
+        """The same patches with a class each, which batches then hold as "label"; balanced: see the class."""
+        return replace(self, labels=np.asarray(labels, np.int32), balanced=balanced)
+
+    @property
+    def shares(self) -> int:
+        """How many classes share every batch equally: 1 where they are not balanced."""
+        return len(np.unique(self.labels)) if self.balanced else 1
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits, equal for equal images, masks, labels, patient_ids and ids in the same order."""
@@ -213,6 +221,43 @@ def shape_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: 
         official_splits=np.array([known[name][1].official_split or "" for name in ids.tolist()], np.str_),
         labels=np.array([sampling.SHAPES.index(shape) for shape in shapes.tolist()], np.int32),
     )
+
+
+def pathology_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+    """Malignant and benign patches near lesions and normal ones, `sampling.count` of either kind, labelled by SEVERITY and balanced.
+
+    Args:     as `make_patches`; config.patches is not read. skipped: patches of lesions whose pathology is unknown too.
+    Returns:  labels: 0 malignant, 1 benign, 2 normal.
+    Raises:   DataError: one of the three is missing.
+    """
+    records = list(mammograms)
+    near, normal = offset_patches(records, config, skipped), normal_patches(records, config, skipped)
+    known = np.flatnonzero(np.isin(near.pathologies, SEVERITY[:2]))
+    for name in np.setdiff1d(near.ids, near.ids[known]):
+        skipped.add(str(name), "the archive does not state the lesion's pathology")
+    patches = joined([near.take(known), normal])
+    return check_pathologies(patches.labelled([SEVERITY.index(name) for name in patches.pathologies.tolist()], balanced=True))
+
+
+def check_pathologies(patches: Patches) -> Patches:
+    """The patches, if each of the three classes is among them.
+
+    Raises:   DataError: one is missing; the message counts them.
+    """
+    counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
+    missing = [name for name, count in counts.items() if count == 0]
+    if missing:
+        held = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise DataError(
+            f"no {' and no '.join(missing)} patch to tell from the others: {held}; take another fold, or an archive with all three"
+        )
+    return patches
+
+
+def joined(parts: Sequence[Patches]) -> Patches:
+    """Patches of one size behind one another, without labels."""
+    texts: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in TEXTS}
+    return Patches(np.concatenate([part.images for part in parts]), np.concatenate([part.masks for part in parts]), **texts)
 
 
 def patches_of(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int | None = None) -> Iterator[Patch]:
