@@ -30,7 +30,14 @@ FORMAT = 1
 CARD = "card.json"
 SIGNATURE = "serving_default"
 # Of every tensor with this name; any other is real.
-RANGES = {"image": [0.0, 1.0], "mask": [0.0, 1.0], "uncertainty": [0.0, 0.5], "shapes": [0.0, 1.0]}
+RANGES = {
+    "image": [0.0, 1.0],
+    "mask": [0.0, 1.0],
+    "uncertainty": [0.0, 0.5],
+    "shapes": [0.0, 1.0],
+    "noise": [-1.0, 1.0],
+    "lesion": [-1.0, 1.0],
+}
 TOLERANCE = 1e-5  # absolute and relative, float32
 
 Tensors = dict[str, NDArray[np.float32]]

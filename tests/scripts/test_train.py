@@ -16,6 +16,10 @@ SMALL = {
     "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
     "segnet": ["model.widths=[4,4,4,4,4]"],
     "shape": ["model.filters=[4,4,4]", "model.units=4", "data.phantoms=24"],
+    "contextual": [
+        *("model.filters=[4,4,8]", "model.discriminator_factor=1", "model.attention=8", "model.border=2"),
+        *("model.start=16", "model.start_steps=2", "training.batch_size=3", "data.sampling.count=40", "data.folds=2", "data.phantoms=48"),
+    ],
 }
 COMMON = ["data.size=32", "data.phantoms=12", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
 
