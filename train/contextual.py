@@ -3,22 +3,24 @@
 python train/contextual.py --config configs/contextual.yaml --set data.name=optimam data.root=DIR model.target=mass
 """
 
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfmammo import config as configuration
-from tfmammo import export
 from tfmammo.config import ConfigError, Experiment
 from tfmammo.data.patches import Patches, check_pathologies, pathology_patches
+from tfmammo.export import assign, read_card
 from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.contextual import KINDS, PATHOLOGIES, Contextual, ContextualConfig, networks, scalars
 from tfmammo.postprocessing import postprocess
 from tfmammo.training import cli, loop, tracking
+
+log = logging.getLogger("tfmammo.train.contextual")
 
 
 def main() -> None:
@@ -39,7 +41,8 @@ def main() -> None:
         if small:
             stage = updated(stage, "training", initial=None)  # the first stage has started from it
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / loop.INITIAL_PATIENTS).write_text("\n".join(export.read_card(small)["train_patients"]), encoding="utf-8")
+            log.info("growing %s to %d px", small, size)
+            (folder / loop.INITIAL_PATIENTS).write_text("\n".join(read_card(small)["train_patients"]), encoding="utf-8")
         inputs, targets = (halved(held_out.take(np.flatnonzero(held_out.labels == label)), size) for label in (source, real))
         judge = partial(validate, real=targets, model=model)
         metrics = loop.fit(partial(make, model, size, small), stage, halved(train, size), inputs, folder, judge)
@@ -77,7 +80,7 @@ def check_initial(experiment: Experiment[Any], size: int) -> None:
     initial = experiment.training.initial
     if initial is None:
         return
-    known = export.read_card(tracking.resolve(initial, experiment.tracking.uri)).get("config", {}).get("data", {}).get("size")
+    known = read_card(tracking.resolve(initial, experiment.tracking.uri)).get("config", {}).get("data", {}).get("size")
     if known not in (None, size):
         raise ConfigError(f"training.initial {initial}: holds networks for patches of {known} px, this training starts at {size} px")
 
@@ -87,7 +90,7 @@ def make(config: ContextualConfig, size: int, small: Path | None) -> Contextual:
     room = Contextual(config, size)
     if small:
         before = networks(config, size // 2)
-        export.assign(before, small)
+        assign(before, small)
         room.grow(before)
     return room
 
@@ -109,8 +112,8 @@ def validate(functions: loop.Functions, held_out: Patches, real: Patches, model:
     images, average = held_out.images, functions["average"]
     noise = scalars(len(images), average.input_signature[1].shape[1])
 
-    def synthesize(rows: tf.Tensor) -> dict[str, tf.Tensor]:
-        return average(image=tf.gather(images, rows), noise=tf.gather(noise, rows))
+    def synthesize(rows: Any) -> dict[str, Any]:
+        return average(image=images[rows.numpy()], noise=noise[rows.numpy()])
 
     made = cli.predict(synthesize, "rows", np.arange(len(images)))
     refined = postprocess(images, made["lesion"], model.postprocess, removal=model.target == "removal")
