@@ -134,7 +134,8 @@ class SelfAttention(keras.layers.Layer):
         wide = tf.cast(x, tf.float32)
         f, g, h = (_places(convolution(wide)) for convolution in (self.f, self.g, self.h))
         looks = tf.nn.softmax(tf.matmul(g, f, transpose_b=True))  # [batch, places i, places j]
-        seen = tf.reshape(tf.matmul(looks, h), tf.concat([tf.shape(x)[:3], [h.shape[-1]]], axis=0))
+        rows, cols = (tf.shape(x)[axis] for axis in (1, 2))
+        seen = tf.reshape(tf.matmul(looks, h), [-1, rows, cols, h.shape[-1]])
         return tf.cast(wide + tf.convert_to_tensor(self.gamma) * self.v(seen), x.dtype)
 
     def normalized(self) -> list[SpectralNormalization]:

@@ -211,7 +211,7 @@ class Generator(Encoder):
     def call(self, image: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """See the class."""
         maps, middle = self.encode(tf.cast(image, self.working_dtype), noise)
-        x = before = tf.tile(middle, [1, INNERMOST, INNERMOST, 1])
+        x = before = middle * tf.ones([1, INNERMOST, INNERMOST, 1], middle.dtype)
         for level, skip in enumerate(maps):
             before = x
             if self.decoder_attention is not None and x.shape[1] == self.config.attention:
@@ -449,7 +449,7 @@ def leaky_relu(x: tf.Tensor) -> tf.Tensor:
 def doubled(x: tf.Tensor) -> tf.Tensor:
     """Twice the rows and columns by nearest neighbours."""
     rows, cols, channels = x.shape[1:]
-    twice = tf.tile(x[:, :, None, :, None], [1, 1, 2, 1, 2, 1])
+    twice = x[:, :, None, :, None] * tf.ones([1, 1, 2, 1, 2, 1], x.dtype)  # tf.tile's gradient makes oneDNN complain
     return tf.reshape(twice, [-1, 2 * rows, 2 * cols, channels])
 
 
