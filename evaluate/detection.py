@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ from tfmammo.metrics.detection import FPPI, Matches, froc_interval, match_kinds
 from tfmammo.metrics.summary import Table
 from tfmammo.record import Mammogram, Skipped
 from tfmammo.training import cli, tracking
-
-log = logging.getLogger(__name__)
 
 
 class DetectionConfig(Frozen):
@@ -112,8 +109,7 @@ def judge(config: DetectionConfig) -> list[Judged]:
             continue
         matches = match_kinds(found.boxes, found.scores, found.classes, truth, [lesion.kind for lesion in lesions], config.iou)
         judged.append(Judged(mammogram, found, matches))
-    for file, reason in list(skipped.reasons.items())[:3]:
-        log.info("left out %s: %s", file, reason)
+    cli.report(skipped)
     if not any(one.matches.lesions for one in judged):
         raise DataError(f"no mammogram with a {' or '.join(config.data.kinds)} is of a patient that a detector was not trained on")
     return judged

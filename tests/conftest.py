@@ -91,3 +91,48 @@ def tiny_can(tracking_uri):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_infilling(tmp_path_factory):
+    """A function (size=64, margin=296, offset=0.0, **data) -> the export of an infilling that needs no training.
+
+    It blurs the tissue around the mask and adds 0.7 on the mask, 0.2 on the margin and `offset` everywhere.
+    """
+    import keras
+    import tensorflow as tf
+
+    from tfmammo.config import DataConfig
+    from tfmammo.export import export
+
+    class Brighten(keras.layers.Layer):
+        def __init__(self, offset):
+            super().__init__()
+            self.added = self.add_weight(shape=(3,), initializer=keras.initializers.Constant([0.7, 0.2, offset]))
+
+        def call(self, x):
+            tissue = tf.nn.avg_pool2d(x[..., :1] * (1 - x[..., 1:2]), 5, 1, "SAME")
+            margin = x[..., 2:] if x.shape[-1] == 3 else 0.0
+            return tf.clip_by_value(tissue + self.added[0] * x[..., 1:2] + self.added[1] * margin + self.added[2], 0.0, 1.0)
+
+    class Room(keras.Model):
+        def __init__(self, size, channels, offset):
+            super().__init__(name="infilling")
+            self.networks = {"generator": keras.Sequential([keras.Input((size, size, channels)), Brighten(offset)])}
+
+        def functions(self):
+            network = self.networks["generator"]
+            spec = tf.TensorSpec([None, *network.input_shape[1:]], tf.float32, "tri_label")
+
+            @tf.function(input_signature=[spec])
+            def generator(tri_label):
+                return {"image": network(tri_label)}
+
+            return {"generator": generator}
+
+    def make(size=64, margin=296, offset=0.0, **data):
+        section = DataConfig(**{"size": size, "frame": "padded", "padding": 40, "window": (0, 1), **data}).model_dump(mode="json")
+        card = {"name": "infilling", "step": 3, "config": {"data": section, "model": {"margin": margin}}, "train_patients": []}
+        return export(Room(size, 3 if margin else 2, offset), tmp_path_factory.mktemp("infilling") / "export", card)
+
+    return make

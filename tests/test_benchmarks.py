@@ -10,12 +10,12 @@ import pytest
 
 @pytest.fixture
 def measured(repository, tmp_path):
-    """A function (part, *arguments) -> the JSON lines of benchmarks/input.py."""
+    """A function (*arguments, script="input") -> the JSON lines of a benchmark."""
 
-    def run(*arguments):
+    def run(*arguments, script="input"):
         path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"}
-        command = [sys.executable, str(repository / "benchmarks/input.py"), *arguments]
+        command = [sys.executable, str(repository / f"benchmarks/{script}.py"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400)
         assert done.returncode == 0, done.stderr
         assert list(tmp_path.iterdir()) == []
@@ -51,3 +51,17 @@ def test_beam(measured):
     (found,) = measured("--only", "beam", "--mammograms", "4", "--size", "32")
     assert found["benchmark"] == "input.beam" and found["same_bytes"] is True
     assert found["ratio"] == pytest.approx(found["one_worker_s"] / found["two_workers_s"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_synthesis(measured):
+    model = json.dumps({"filters": [4, 8, 8], "discriminator_filters": 4})
+    sizes = ("--pixels", "1024", "832", "--side", "40", "--size", "64", "--lesions", "1", "2", "--repeats", "1")
+    (found,) = measured(*sizes, "--model", model, script="synthesis")
+    assert found["benchmark"] == "synthesis" and [row["lesions"] for row in found["seconds"]] == [1, 2]
+    for row, per_lesion in zip(found["seconds"], found["per_lesion"], strict=True):
+        inserting = row["blending"] + row["writing"]
+        assert row["overhead_of_insertion"] == pytest.approx(inserting / row["generator"], rel=0.1)
+        assert row["overhead"] == pytest.approx((inserting + row["reading"] + row["placing"]) / row["generator"], rel=0.1)
+        assert per_lesion == pytest.approx((row["placing"] + row["blending"]) / row["lesions"], rel=0.1)
+    assert len(found["per_megapixel"]) == 3 and found["megapixels"][0] == pytest.approx(1024 * 832 / 1e6, abs=0.01)

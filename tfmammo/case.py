@@ -43,7 +43,7 @@ from tfmammo.data.tfrecord import read_manifest
 from tfmammo.detection.detections import Detector
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.models.shape import SHAPES
-from tfmammo.record import Box, Lesion, LesionKind, Mammogram
+from tfmammo.record import Box, Lesion, LesionKind, Mammogram, borders
 from tfmammo.training import tracking
 
 COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0), (0, 114, 178))
@@ -349,9 +349,8 @@ def _placed(mask: NDArray[np.uint8], place: Box, prepared: Mammogram) -> NDArray
 
 def _lesion(kind: LesionKind, region: NDArray[np.uint8]) -> Lesion:
     """A region's outer borders, holes filled, and its box."""
-    contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     left, top, width, height = cv2.boundingRect(region)
-    return Lesion(kind, (top, left, top + height, left + width), tuple(contour[:, 0, ::-1].astype(np.float32) for contour in contours))
+    return Lesion(kind, (top, left, top + height, left + width), borders(region))
 
 
 def _write(sheet: NDArray[np.uint8], text: str, beside: tuple[int, int, int], colour: tuple[int, ...], taken: list[Box]) -> None:

@@ -81,8 +81,9 @@ class DataConfig(Frozen):
     `sampling.count` of breast tissue without any lesion.
     kinds: which lesions become patches. mixed_findings: keep outlines whose kind the archive does not settle.
     size: patch rows and columns, px. frame: what a lesion's patch shows: "square" with context, "tight" the lesion's box,
-    "loose" the box doubled in each side, "full" the whole mammogram; all but square are scaled to a square by two factors.
-    context: side of the square over the box's longer side.
+    "loose" the box doubled in each side, "padded" the box with `padding` native px on every side, "full" the whole mammogram;
+    all but square are scaled to a square by two factors.
+    context: side of the square over the box's longer side. padding: for frame "padded".
     pad: keep lesions whose crop is larger than the mammogram, with 0 around it; such outlines are mostly not of one mass
     but of skin or of the whole breast, so without it they are left out and counted.
     percentiles: of the patch after scaling, mapped to 0 and 1. window: two grey values, 0 to 1, to map instead.
@@ -106,8 +107,9 @@ class DataConfig(Frozen):
     kinds: tuple[Literal["mass", "calcification", "asymmetry", "distortion"], ...] = Field(default=("mass",), min_length=1)
     mixed_findings: bool = True
     size: PositiveInt = 256
-    frame: Literal["square", "tight", "loose", "full"] = "square"
+    frame: Literal["square", "tight", "loose", "padded", "full"] = "square"
     context: float = Field(default=1.5, ge=1.0)
+    padding: NonNegativeInt = 100
     pad: bool = False
     percentiles: tuple[float, float] = (0.5, 99.5)
     window: tuple[float, float] | None = None

@@ -8,8 +8,9 @@ the paper's leaky protocol know every patient; they are judged on their own held
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,15 +29,17 @@ from tfmammo.archives import archive_name
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import splits
 from tfmammo.data.patches import DataError, Patches, make_patches
-from tfmammo.metrics.summary import Measure, Scores, Table, in_units, summarize, tables, write_csv
+from tfmammo.metrics.summary import Measure, Row, Scores, Table, in_units, summarize, tables, write_csv
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "tfmammo-evaluation"  # the experiment in MLflow
-DECISIVE = {"patches", "kinds", "frame", "context", "preprocess", "percentiles", "window"}  # keys of data that decide what a patch shows
+# Keys of data that decide what a patch shows.
+DECISIVE = {"patches", "kinds", "frame", "context", "padding", "preprocess", "percentiles", "window"}
 
 Protocol = Literal["unseen", "all", "paper"]
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w .+-]*$")]  # it becomes a part of file names
+Inputs = Callable[[Patches, Mapping[str, Any]], NDArray[np.float32]]  # patches and a model's card -> what the model takes
 Handles = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
 
 
@@ -62,18 +65,30 @@ class EvaluationConfig(Frozen):
     seed: NonNegativeInt = 0
 
 
+def _images(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
+    return patches.images
+
+
+def _masks(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
+    return patches.masks.astype(np.float32)
+
+
+INPUTS: Mapping[str, Inputs] = {"image": _images, "mask": _masks}
+
+
 @dataclass(frozen=True)
 class Network:
     """One function of one handle; its weights are read when it runs.
 
     folder: of the export, or of a SavedModel without a card. function: its name; None for a SavedModel without a card.
-    card: of the export; empty where there is none.
+    card: of the export; empty where there is none. source: the name of its input.
     """
 
     handle: str
     folder: Path
     function: str | None
     card: dict[str, Any]
+    source: str
 
     @property
     def leaky(self) -> bool:
@@ -112,7 +127,7 @@ class Comparison:
 
     protocol: "unseen", "all" or "paper". data: how the patches were made. outputs: model -> float32 [n, s, s, 1], or
     probabilities [n, classes].
-    folds: model -> intp [n], which of its handles made each output.
+    folds: model -> intp [n], which of its handles made each output. networks: model -> its handles.
     """
 
     protocol: Protocol
@@ -120,6 +135,7 @@ class Comparison:
     patches: Patches
     outputs: dict[str, NDArray[np.float32]]
     folds: dict[str, NDArray[np.intp]]
+    networks: Mapping[str, Sequence[Network]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -138,7 +154,7 @@ class Report:
     """All comparisons of one evaluation: tables to print, table.md, table.csv and per_image.csv.
 
     measures: in the order of columns. printed: model -> measure -> the paper's value, shown under the model's own.
-    models_across: a column for each model and a line for each measure, instead of the reverse.
+    models_across: a column for each model and a line for each measure, instead of the reverse. note: put behind every title.
     """
 
     config: EvaluationConfig
@@ -148,16 +164,19 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
 
-    def add(self, comparison: Comparison, scores: Scores) -> None:
+    def add(self, comparison: Comparison, scores: Scores, rows: Sequence[Row] | None = None) -> None:
         """Take in a comparison. scores: model -> measure -> float64 [n]; it may hold models that have no handle.
 
-        What is no key of `measures` stands in per_image.csv alone.
+        What is no key of `measures` stands in per_image.csv alone. rows: the tables' content; None: summaries of all scores.
         """
         config, patches = self.config, comparison.patches
-        shown = {model: {key: measured[key] for key in self.measures} for model, measured in scores.items()}
-        rows = summarize(shown, patches.patient_ids, config.samples, config.seed, config.level)
-        self.tables += tables(rows, self.measures, comparison.title, self.printed, self.models_across)
+        if rows is None:
+            shown = {model: {key: measured[key] for key in self.measures} for model, measured in scores.items()}
+            rows = summarize(shown, patches.patient_ids, config.samples, config.seed, config.level)
+        title = f"{comparison.title}; {self.note}" if self.note else comparison.title
+        self.tables += tables(rows, self.measures, title, self.printed, self.models_across)
         self.rows += [{"protocol": comparison.protocol, **in_units(row, self.measures[row.measure])} for row in rows]
         for model, measured in scores.items():
             folds = comparison.folds.get(model)
@@ -188,28 +207,43 @@ def save(figure: Figure, path: Path) -> None:
 
 def compare(
     config: EvaluationConfig,
-    source: str,
+    source: str | Mapping[str, Inputs],
     target: str,
     make: cli.Make = make_patches,
     shape: tuple[int, ...] | None = None,
+    limit: int | None = None,
 ) -> list[Comparison]:
     """Run every model on every patch that it may judge.
 
     Args:     source, target: "image" and "mask" for segmentation, "mask" and "image" for synthesis, "mask" and "shapes" for
-              shapes. make: see `cli.all_patches`. shape: of one output, as for `Network.run`.
+              shapes. Where models differ in what they take: name -> how it is made; the first that a model has is used.
+              make: see `cli.all_patches`. shape: of one output, as for `Network.run`. limit: judge so many patches at most,
+              drawn by config.seed.
     Returns:  the comparison by `config.patients`, if any model is not leaky, then the one of leaky models, if any.
     Raises:   ConfigError, ArchiveError, DataError, ExportError: a handle or the data can't be used as asked.
     """
-    models = {name: [open_network(handle, source, target, config.tracking_uri) for handle in config.models[name]] for name in config.models}
+    inputs = {source: INPUTS[source]} if isinstance(source, str) else source
+    models = {name: [_open(handle, inputs, target, config.tracking_uri) for handle in config.models[name]] for name in config.models}
     leaky = {name: networks for name, networks in models.items() if any(network.leaky for network in networks)}
     fair = {name: networks for name, networks in models.items() if name not in leaky}
+    judge = partial(_judge, inputs=inputs, target=target, shape=shape, limit=limit, seed=config.seed)
     found = []
     if fair:
         _warn_of_other_crops(fair, config.data)
-        found.append(_judge(config.patients, config.data, cli.all_patches(config.data, make), fair, source, target, shape))
+        found.append(judge(config.patients, config.data, cli.all_patches(config.data, make), fair))
     if leaky:
-        found.append(_judge("paper", *_held_out_copies(leaky, config.data, make), leaky, source, target, shape))
+        found.append(judge("paper", *_held_out_copies(leaky, config.data, make), leaky))
     return found
+
+
+def _open(handle: str, sources: Iterable[str], target: str, tracking_uri: str | None) -> Network:
+    failures = []
+    for source in sources:
+        try:
+            return open_network(handle, source, target, tracking_uri)
+        except export.ExportError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def open_network(handle: str, source: str, target: str, tracking_uri: str | None = None) -> Network:
@@ -224,13 +258,13 @@ def open_network(handle: str, source: str, target: str, tracking_uri: str | None
         folder, function = path.parent, path.name
     else:
         _signature(path, source, target)
-        return Network(handle, path, None, {})
+        return Network(handle, path, None, {}, source)
     card = export.read_card(folder)
     function = function or export.find(folder, {source}, {target})
     described = card["functions"].get(function, {"inputs": (), "outputs": ()})
     if set(described["inputs"]) != {source} or target not in described["outputs"]:
         raise export.ExportError(f"{handle}: does not lead from {source} to {target}")
-    return Network(handle, folder, function, card)
+    return Network(handle, folder, function, card, source)
 
 
 def _judge(
@@ -238,9 +272,11 @@ def _judge(
     data: DataConfig,
     patches: Patches,
     models: Mapping[str, Sequence[Network]],
-    source: str,
+    inputs: Mapping[str, Inputs],
     target: str,
     shape: tuple[int, ...] | None,
+    limit: int | None,
+    seed: int,
 ) -> Comparison:
     folds = {name: _folds(name, networks, patches.patient_ids, protocol) for name, networks in models.items()}
     common = np.flatnonzero(np.all([fold >= 0 for fold in folds.values()], axis=0))
@@ -248,16 +284,18 @@ def _judge(
         log.info("%s can judge %d of %d patches, %d of them with all models", name, np.sum(fold >= 0), len(patches), len(common))
     if len(common) == 0:
         raise DataError(f"no patch is of a patient that none of {', '.join(models)} was trained on; patients=all judges all the same")
+    if limit is not None and limit < len(common):
+        common = np.sort(np.random.default_rng(seed).permutation(common)[:limit])
     patches, folds = patches.take(common), {name: fold[common] for name, fold in folds.items()}
-    values = patches.images if source == "image" else patches.masks.astype(np.float32)
-    form = values.shape if shape is None else (len(values), *shape)
-    outputs = {name: np.empty(form, np.float32) for name in models}
+    form = patches.images.shape[1:] if shape is None else shape
+    outputs = {name: np.empty((len(patches), *form), np.float32) for name in models}
     for name, networks in models.items():
         for number, network in enumerate(networks):
-            mine = folds[name] == number
-            if mine.any():
-                outputs[name][mine] = network.run(source, target, values[mine], shape)
-    return Comparison(protocol, data, patches, outputs, folds)
+            mine = np.flatnonzero(folds[name] == number)
+            if mine.size:
+                values = inputs[network.source](patches.take(mine), network.card)
+                outputs[name][mine] = network.run(network.source, target, values, form)
+    return Comparison(protocol, data, patches, outputs, folds, models)
 
 
 def _folds(name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_], protocol: Protocol) -> NDArray[np.intp]:

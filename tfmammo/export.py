@@ -24,6 +24,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tfmammo.quiet import held_back
+
 log = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -37,6 +39,7 @@ RANGES = {
     "shapes": [0.0, 1.0],
     "noise": [-1.0, 1.0],
     "lesion": [-1.0, 1.0],
+    "tri_label": [0.0, 1.0],
 }
 TOLERANCE = 1e-5  # absolute and relative, float32
 
@@ -161,15 +164,19 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
     inputs = card["functions"][function]["inputs"]
     with _readable(folder):
         loaded = tf.saved_model.load(str(folder))
+    # At the first call TensorFlow reports, as an error, each optimisation of the graph that it then does without.
+    quietly = iter((held_back(),))
 
     def call(*arrays: Any, **named: Any) -> Tensors:
+        """As the docstring of `load` says."""
         values = dict(zip(inputs, arrays, strict=False)) | named
         if len(arrays) + len(named) != len(inputs) or values.keys() != inputs.keys():
             raise ExportError(f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and {sorted(named)}")
         for name, value in values.items():
             _check_shape(f"{folder}: {name}", np.shape(value), inputs[name]["shape"])
         # `loaded` owns the variables, so the closure must hold it and not only the signature.
-        outputs = loaded.signatures[SIGNATURE](**{name: tf.cast(value, tf.float32) for name, value in values.items()})
+        with next(quietly, contextlib.nullcontext()):
+            outputs = loaded.signatures[SIGNATURE](**{name: tf.cast(value, tf.float32) for name, value in values.items()})
         return {name: output.numpy() for name, output in outputs.items()}
 
     return call

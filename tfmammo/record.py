@@ -129,10 +129,10 @@ class MaskedLesion(Lesion):
     @cached_property
     def outlines(self) -> tuple[NDArray[np.float32], ...]:  # type: ignore[override]
         """The region's outer borders through the centres of its border pixels; holes are filled."""
-        contours, _ = cv2.findContours((self.read() != 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        if not contours:
+        found = borders(self.read())
+        if not found:
             raise ArchiveError("the mask of a lesion marks nothing")
-        return tuple(contour[:, 0, ::-1].astype(np.float32) for contour in contours)
+        return found
 
     @cached_property
     def box(self) -> Box:  # type: ignore[override]
@@ -140,6 +140,16 @@ class MaskedLesion(Lesion):
         points = np.concatenate(self.outlines).astype(int)
         (top, left), (bottom, right) = points.min(axis=0), points.max(axis=0) + 1
         return int(top), int(left), int(bottom), int(right)
+
+
+def borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
+    """The outer border of each part of a region, through the centres of its border pixels; holes are filled.
+
+    Args:     region: [rows, cols], not 0 inside.
+    Returns:  one outline a part, as in Lesion; none of an empty region.
+    """
+    contours, _ = cv2.findContours((region != 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return tuple(contour[:, 0, ::-1].astype(np.float32) for contour in contours)
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,7 @@ class Mammogram:
     finding; None where the archive is silent. birads, density: the archive's own words. archive: the reader's name.
     official_split: the side on which the archive itself puts the image, None where it has no split.
     read: returns the pixels; a functools.partial of a module-level function, so that a record can be pickled.
+    bits: where the pixels are stored whole numbers over 2^bits - 1; None where they are made otherwise (of DICOM, film).
     """
 
     archive: str
@@ -167,6 +178,7 @@ class Mammogram:
     birads: str | None = None
     density: str | None = None
     official_split: Split | None = None
+    bits: int | None = None
 
     def pixels(self) -> NDArray[np.float32]:
         """The image, dark background, bright tissue.

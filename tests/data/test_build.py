@@ -155,7 +155,7 @@ def test_a_worker_that_fails_leaves_no_half_shard(config, tmp_path, monkeypatch)
         return encode(patch)
 
     monkeypatch.setattr(module, "encode", failing)
-    with pytest.raises(DataError, match="No space left on device.*finished shards are kept") as caught:
+    with pytest.raises(DataError, match="No space left on device.*finished parts are kept") as caught:
         build(config, tmp_path / "out")
     assert "\n" not in str(caught.value)
     for path in (tmp_path / "out").glob("shard-*.tfrecord"):
@@ -221,7 +221,7 @@ def test_what_a_file_does_to_its_decoder_becomes_a_dead_letter(error, config, tm
 @pytest.mark.parametrize("error", [TypeError("not ours"), MemoryError("no memory")])
 def test_a_fault_of_our_own_stops_the_build(error, config, tmp_path, monkeypatch):
     failing_at("20000003", error, monkeypatch)
-    with pytest.raises(DataError, match=rf"the build stopped .*20000003: {type(error).__name__}: {error}") as caught:
+    with pytest.raises(DataError, match=rf"the work stopped .*20000003: {type(error).__name__}: {error}") as caught:
         build(config, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "manifest.json").exists() and not list((tmp_path / "out").glob("*.part"))
@@ -230,7 +230,7 @@ def test_a_fault_of_our_own_stops_the_build(error, config, tmp_path, monkeypatch
 def test_another_config_is_refused_by_its_keys(built, config):
     before = files(built)
     other = config.model_copy(update={"data": config.data.model_copy(update={"size": 32, "context": 2.0})})
-    with pytest.raises(ConfigError, match=r"was built with another data.context, data.size; name a new folder"):
+    with pytest.raises(ConfigError, match=r"was made with another data.context, data.size; name a new folder"):
         build(other, built)
     with pytest.raises(ConfigError, match=r"another build.shard_mammograms;"):
         build(config.model_copy(update={"build": ShardConfig(shard_mammograms=3)}), built)

@@ -194,14 +194,22 @@ def test_frames_by_hand():
     assert frame(box, image, DataConfig(frame="full")) == (0, 0, 100, 120)
     loose = DataConfig(frame="loose")
     assert frame((4, 0, 24, 30), image, loose) == (0, 0, 34, 45) and frame((80, 100, 99, 118), image, loose) == (71, 91, 100, 120)
+    padded = DataConfig(frame="padded", padding=30)
+    assert frame(box, image, padded) == (10, 20, 90, 91) and frame((80, 100, 99, 118), image, padded) == (50, 70, 100, 120)
+    assert frame(box, image, DataConfig(frame="padded")) == (0, 0, 100, 120), "100 px on every side, cut at the border"
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "cols"),
-    [("tight", slice(40, 60), slice(50, 60)), ("loose", slice(30, 70), slice(45, 65)), ("full", slice(100), slice(120))],
+    [
+        ("tight", slice(40, 60), slice(50, 60)),
+        ("loose", slice(30, 70), slice(45, 65)),
+        ("padded", slice(30, 70), slice(40, 70)),
+        ("full", slice(100), slice(120)),
+    ],
 )
 def test_frames_are_scaled_to_a_square(name, rows, cols):
-    patches = make_patches([mammogram(rectangle(40, 50, 60, 60))], DataConfig(size=40, frame=name, **RAW), Skipped())
+    patches = make_patches([mammogram(rectangle(40, 50, 60, 60))], DataConfig(size=40, frame=name, padding=10, **RAW), Skipped())
     (mask,), (image,) = patches.masks, patches.images
     np.testing.assert_allclose(image, preprocess.resize_image(noise(100, 120)[rows, cols], 40, 40), atol=1e-6)
     height, width = 20 / len(range(100)[rows]), 10 / len(range(120)[cols])

@@ -76,6 +76,14 @@ def test_models_across_and_a_single_model():
     assert [line[0] for line in alone.body] == ["CAN"]
 
 
+def test_a_model_that_is_compared_with_nothing_has_no_line_of_differences():
+    real = Row("real", "psnr", 6, 4, 25.0, 24.0, 26.0)
+    means, differences = tables([*ROWS, real], MEASURES, "title")
+    assert means.body[-1] == ["real", "-", "25.00\n[24.00, 26.00]"]
+    assert [line[0] for line in differences.body] == ["U-Net"]
+    assert len(tables([ROWS[0], real], MEASURES, "title")) == 1
+
+
 def test_markdown_and_rich_show_the_same():
     table = Table("title", ["", "Dice, %"], [["CAN", "91.2\n[90.0, 92.5]"], ["U-Net", "90.0"]])
     assert table.markdown() == "### title\n\n|  | Dice, % |\n| --- | ---: |\n| CAN | 91.2 [90.0, 92.5] |\n| U-Net | 90.0 |\n"

@@ -46,6 +46,16 @@ def test_the_articles_networks(monkeypatch):
     assert [d.rate if d else 0 for d in cgan.generator.dropouts] == [0.5, 0.5, 0.5, 0, 0, 0, 0, 0]
 
 
+def test_batch_norms_averages_take_a_tenth_of_each_step():
+    cgan, data = small(filters=(4, 8, 8)), batch()
+    network = cgan.generator
+    first = network.leaky_relu(network.downs[0](data["image"]))
+    mean = tf.reduce_mean(network.downs[1](first), axis=(0, 1, 2)).numpy()
+    before = network.down_norms[1].moving_mean.numpy()
+    cgan.train_step(data)
+    np.testing.assert_allclose(network.down_norms[1].moving_mean, 0.9 * before + 0.1 * mean, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("normalization", ["batch", "sample"])
 @pytest.mark.parametrize("content", ["dice", "l1"])
 def test_every_returned_number_by_hand(normalization, content):

@@ -2,8 +2,11 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-from tfmammo.archives import cbis_ddsm, cdd_cesm, ddsm, folder, inbreast, mini_mias, optimam, phantom, vindr
+from tfmammo.archives import cbis_ddsm, cdd_cesm, ddsm, dicom, folder, inbreast, mini_mias, optimam, phantom, vindr
+from tfmammo.archives.stored import Stored
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.record import Mammogram, Skipped
 
@@ -44,3 +47,22 @@ def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
     if not config.root.is_dir():
         raise ConfigError(f"data.root: no such folder: {config.root}")
     return ARCHIVES[config.name](config.root, skipped)
+
+
+def stored(mammogram: Mammogram) -> Stored:
+    """A mammogram's grey values as its file stores them.
+
+    Of a file that holds neither DICOM nor whole numbers over 2^bits - 1 (film as optical density, the phantom) its pixels in 16 bits.
+
+    Raises:   ArchiveError: its pixels can't be read.
+    """
+    read = mammogram.read
+    if isinstance(read, partial) and read.func is dicom.read_pixels:
+        return dicom.read_stored(*read.args, **read.keywords)
+    return Stored.of_image(mammogram.pixels(), mammogram.bits or 16)
+
+
+def source_file(mammogram: Mammogram) -> Path | None:
+    """The file that a mammogram's pixels are read from, None where they are computed."""
+    arguments = mammogram.read.args if isinstance(mammogram.read, partial) else ()
+    return next((argument for argument in arguments if isinstance(argument, Path)), None)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import logging
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from tfmammo import command
 from tfmammo.archives import ARCHIVES, mammograms
 from tfmammo.archives.contact_sheet import contact_sheet
-from tfmammo.config import ConfigError, DataConfig
+from tfmammo.config import DataConfig
 from tfmammo.record import ArchiveError, Mammogram, MaskedLesion, Skipped
 
 SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
@@ -29,19 +28,18 @@ SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the archive, print its summary, draw its contact sheet."""
     chosen = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    console, skipped = Console(), Skipped()
-    try:
+
+    def look() -> None:
+        console, skipped = Console(), Skipped()
         found = mammograms(DataConfig(name=chosen.name, root=chosen.root, seed=chosen.seed), skipped)
         left_out = len(skipped)
         console.print(summary(found, chosen.name))
         if chosen.sheet:
             _write_sheet(found, chosen.sheet, chosen.images, chosen.seed, skipped)
             console.print(f"contact sheet  {chosen.sheet}", soft_wrap=True)
-    except (ArchiveError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    _print_skipped(console, skipped, left_out, chosen.skipped)
+        _print_skipped(console, skipped, left_out, chosen.skipped)
+
+    command.run(look)
 
 
 def summary(found: Sequence[Mammogram], name: str) -> Table:

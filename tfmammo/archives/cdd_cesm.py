@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
+from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, borders, hashed_id
 
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
@@ -171,6 +171,7 @@ def _mammogram(
         lesions=_lesions(row, regions, rows, cols, file, skipped),
         birads=row["BIRADS"] or None,
         density=None if row["Breast density (ACR)"] in ("", "_") else row["Breast density (ACR)"],
+        bits=8,
     )
 
 
@@ -192,6 +193,7 @@ def _normal(path: Path, root: Path, skipped: Skipped) -> Mammogram | None:
         read=partial(_pixels, path),
         laterality=("L" if side[1].upper() == "L" else "R") if side else None,
         pathology="normal",
+        bits=8,
     )
 
 
@@ -225,8 +227,8 @@ def _parts(path: Path, rows: int, cols: int) -> list[_Region]:
 
 
 def _border(part: NDArray[np.bool_]) -> NDArray[np.float32]:
-    (outline,), _ = cv2.findContours(part.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return outline[:, 0, ::-1].astype(np.float32)
+    (outline,) = borders(part)
+    return outline
 
 
 def _lesions(row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped) -> tuple[Lesion, ...]:

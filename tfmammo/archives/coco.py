@@ -99,6 +99,46 @@ def lesion(kind: LesionKind, annotation: dict[str, Any], rows: int, cols: int, d
     return Lesion(kind, _box(annotation.get("bbox"), rows, cols), **details)
 
 
+def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str, Any]:
+    """A region as COCO's compressed RLE.
+
+    Args:     mask: uint8 [height, width] of the box, 0 or 1. box: where it lies, half-open, native px. rows, cols: of the image.
+    Returns:  {"size": [rows, cols], "counts": text}, which `lesion` and pycocotools read.
+    """
+    top, left = box[:2]
+    columns = np.zeros((mask.shape[1], mask.shape[0] + 1), np.int8)  # a 0 behind each column ends its last run
+    columns[:, :-1] = mask.T
+    steps = np.diff(columns.ravel(), prepend=0)
+    places = np.flatnonzero(steps)
+    column, row = np.divmod(places, mask.shape[0] + 1)
+    borders = (left + column) * rows + top + row
+    again = np.flatnonzero((borders[1:] == borders[:-1]) & (steps[places[1:]] == 1))  # columns that go on at the next one's top
+    borders = np.delete(borders, np.concatenate([again, again + 1]))
+    runs = np.diff(borders, prepend=0, append=rows * cols).tolist()
+    return {"size": [rows, cols], "counts": _text(runs if runs[-1] else runs[:-1])}
+
+
+def decode(region: dict[str, Any], where: str) -> NDArray[np.uint8]:
+    """uint8 [rows, cols] of what `encode` made.
+
+    Raises:   ArchiveError: it is damaged, in a sentence that begins with `where`.
+    """
+    return _rle_mask(where, region["counts"], *region["size"])
+
+
+def _text(runs: list[int]) -> str:
+    """The inverse of `_runs`."""
+    codes = []
+    for place, run in enumerate(runs):
+        value, more = run - (runs[place - 2] if place > 2 else 0), True
+        while more:
+            code = value & 31
+            value >>= 5
+            more = value != (-1 if code & 16 else 0)
+            codes.append(chr(48 + code + 32 * more))
+    return "".join(codes)
+
+
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
     rows, cols = entry.get("height"), entry.get("width")
     return (int(rows), int(cols)) if rows is not None and cols is not None else None

@@ -43,12 +43,18 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
 
+from tfmammo.archives.elements import Fault as _Fault
+from tfmammo.archives.elements import integer as _integer
+from tfmammo.archives.elements import items as _items
+from tfmammo.archives.elements import numbers as _numbers
+from tfmammo.archives.elements import rendition
+from tfmammo.archives.elements import text as _text
+from tfmammo.archives.stored import Stored, looked_up
 from tfmammo.record import ArchiveError, Laterality, View
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 _LARGEST = 2**27  # pixels; the largest mammograms have 2**25, a damaged header may claim 2**32
-_BAND = 64  # rows looked up at a time: NumPy makes 64-bit indices of them, which should stay in the cache
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame: JPEG of all kinds, JPEG-LS
 # The words that messages may quote: a damaged header can hold anything in their place.
@@ -67,10 +73,6 @@ _VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
 _VIEW_POSITION = re.compile(r"([LR]?)[ _-]?(CC|MLO)")  # "MLO" by the standard, "LMLO" or "R CC" by some systems
 
 _one_at_a_time = threading.RLock()  # warnings and loggers belong to the process
-
-
-class _Fault(Exception):
-    """What is wrong with a file, in words that quote no text of it."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,42 @@ def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
     Source:   DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
     """
     with reading(path), path.open("rb") as file:
+        _, codes, grey = _opened(file, window)
+    return looked_up(grey, codes)
+
+
+def read_stored(path: Path, window: bool | int = True) -> Stored:
+    """The stored values of one mammogram, and what they stand for.
+
+    Args:     as `read_pixels`.
+    Returns:  the values by their sign and BitsStored, other bits cleared; their greys are what `read_pixels` makes of them.
+              Its elements are those by which a reader comes to these greys, and the stated spacing, numbers and words of the
+              standard alone; of several windows they hold the one that was asked for, of none the whole range.
+    Raises:   ArchiveError: as `read_pixels`.
+    """
+    with reading(path), path.open("rb") as file:
+        dataset, codes, grey = _opened(file, window)
         with silence():
-            dataset = _dataset(file)
-            kind, length = _seek_pixels(file, dataset)
-            grey = _grey_of_codes(dataset, window)
-        data = dataset.PixelData if "PixelData" in dataset else file.read(length)
-        with silence():
-            codes = _codes(dataset, data, kind)
-    image = np.empty(codes.shape, np.float32)
-    for top in range(0, len(codes), _BAND):
-        np.take(grey, codes[top : top + _BAND], out=image[top : top + _BAND], mode="clip")
-    return image[..., np.newaxis]
+            elements = rendition(dataset, _chosen(dataset, window))
+    bits, sign = dataset.BitsStored, 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
+    values: NDArray[np.integer] = codes.view(codes.dtype.str.replace("u", "i")) if sign else codes
+    if values.min() < -sign or values.max() >= 2**bits - sign:
+        # Bits above BitsStored may hold anything; a negative value is its lower bits less 2^bits.
+        values = (((codes.astype(np.int32) & (2**bits - 1)) ^ sign) - sign).astype(values.dtype)
+    padding = _padding(dataset, np.arange(-sign, 2**bits - sign))
+    greys = grey[np.arange(-sign, 2**bits - sign) % len(grey)]
+    return Stored(values, bits, greys, -sign, padding, elements)
+
+
+def _opened(file: BinaryIO, window: bool | int) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:
+    """Everything but the pixels, the bits of every pixel, and the grey value of each pattern of bits."""
+    with silence():
+        dataset = _dataset(file)
+        kind, length = _seek_pixels(file, dataset)
+        grey = _grey_of_codes(dataset, window)
+    data = dataset.PixelData if "PixelData" in dataset else file.read(length)
+    with silence():
+        return dataset, _codes(dataset, data, kind), grey
 
 
 def read_dataset(path: Path) -> FileDataset:
@@ -447,31 +474,3 @@ def _view(dataset: FileDataset) -> View | None:
 
 def _quoted(word: str, known: tuple[str, ...]) -> str:
     return word if word in known else "unknown" if word else "not stated"
-
-
-def _text(dataset: Dataset, key: str) -> str:
-    return str(_value(dataset, key) or "").strip()
-
-
-def _items(dataset: Dataset, key: str) -> list[Dataset]:
-    return list(_value(dataset, key) or ())
-
-
-def _integer(dataset: Dataset, key: str, absent: int) -> int:
-    values = _numbers(dataset, key)
-    return int(values[0]) if values else absent
-
-
-def _numbers(dataset: Dataset, key: str) -> list[float]:
-    value = _value(dataset, key)
-    try:
-        return [] if value is None else [float(number) for number in np.atleast_1d(value)]
-    except (TypeError, ValueError):
-        raise _Fault(f"its {key} is no number") from None
-
-
-def _value(dataset: Dataset, key: str) -> Any:
-    try:
-        return dataset.get(key)
-    except Exception:  # the value is converted now, and what is raised quotes it
-        raise _Fault(f"its {key} can't be read") from None

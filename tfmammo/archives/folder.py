@@ -367,8 +367,8 @@ def _facts(path: Path, bits: int | None) -> dict[str, Any] | None:
             raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
         return _dicom_facts(path)
     with _opened(path) as picture:
-        _full_scale(picture, path, bits)
-        return {"rows": picture.height, "cols": picture.width, "read": partial(_pixels, path, bits)}
+        depth = (_full_scale(picture, path, bits) + 1).bit_length() - 1
+        return {"bits": depth, "rows": picture.height, "cols": picture.width, "read": partial(_pixels, path, bits)}
 
 
 def _dicom_facts(path: Path) -> dict[str, Any] | None:

@@ -175,6 +175,7 @@ def _mammogram(number: int, path: Path, rows: list[_Row] | None, note: partial[N
         lesions=_lesions(rows, note),
         spacing=(SPACING, SPACING),
         density=_DENSITIES[rows[0].density],
+        bits=8,
     )
 
 

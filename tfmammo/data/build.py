@@ -18,14 +18,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import os
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +30,13 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field, PositiveInt, ValidationError
 
-from tfmammo import __version__, archives, config
-from tfmammo.config import ConfigError, DataConfig, Frozen
-from tfmammo.data import card
+from tfmammo import __version__, archives, command, config
+from tfmammo.config import DataConfig, Frozen
+from tfmammo.data import card, jobs
 from tfmammo.data.patches import TEXTS, DataError, Patch, patches_of
 from tfmammo.data.sampling import quota
 from tfmammo.data.tfrecord import COLUMNS, FORMAT, MANIFEST, Manifest, ShardFile, encode, quantised, sha256
-from tfmammo.record import Mammogram, MaskedLesion, Skipped
+from tfmammo.record import Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 
@@ -102,15 +97,15 @@ def build(chosen: BuildConfig, output: Path, flags: Sequence[str] = (), retry: b
     mammograms = archives.mammograms(chosen.data, skipped)
     identity = _identity(chosen, mammograms)
     shards = _shards(chosen, mammograms, identity, output)
-    _claim(output, identity)
+    jobs.claim(output, identity, IDENTITY)
     if retry:
         for shard in shards:
             sidecar = _sidecar(shard)
             if sidecar and sidecar.dead_letters:
                 _sidecar_path(shard).unlink()
     log.info("%d mammograms in %d shards, into %s", sum(len(shard.jobs) for shard in shards), len(shards), output)
-    with _progress(output, len(shards)):
-        _run(shards, flags)
+    with jobs.progress(output, "shard-*.json", len(shards)):
+        jobs.run(shards, make, flags)
     return _finish(shards, identity, chosen, skipped)
 
 
@@ -126,7 +121,7 @@ def make(shard: Shard) -> None:
         return
     dead, histogram = Skipped(), np.zeros(BINS, np.int64)
     columns: dict[str, list[str]] = {name: [] for name in (*COLUMNS, "image_ids", "views", "lateralities")}
-    with _one_thread(), _written(path) as part:
+    with jobs.one_thread(), jobs.written(path) as part:
         with tf.io.TFRecordWriter(str(part)) as writer:
             for mammogram, patch in _patches(shard, dead):
                 writer.write(encode(patch))
@@ -135,14 +130,11 @@ def make(shard: Shard) -> None:
         written = ShardFile(file=shard.file, sha256=sha256(part), bytes=part.stat().st_size, count=len(columns["ids"]))
     reasons = {file: _relative(reason, shard.config) for file, reason in dead.reasons.items()}
     sidecar = Sidecar(identity=shard.identity, shard=written, columns=columns, histogram=histogram.tolist(), dead_letters=reasons)
-    _write(_sidecar_path(shard), sidecar.model_dump_json())
+    jobs.write(_sidecar_path(shard), sidecar.model_dump_json())
 
 
 def _identity(chosen: BuildConfig, mammograms: Sequence[Mammogram]) -> dict[str, Any]:
     """Everything that decides the contents; two builds may share a folder when it is equal."""
-    content = hashlib.sha256()
-    for mammogram in mammograms:
-        content.update(_described(mammogram))
     return {
         "format": FORMAT,
         "tfmammo": __version__,
@@ -150,85 +142,20 @@ def _identity(chosen: BuildConfig, mammograms: Sequence[Mammogram]) -> dict[str,
         "data": {key: value for key, value in chosen.data.model_dump(mode="json").items() if key not in _IRRELEVANT},
         "build": chosen.build.model_dump(mode="json"),
         "archive": {
-            "name": archives.archive_name(chosen.data), "mammograms": len(mammograms), "records": content.hexdigest()[:12],
+            "name": archives.archive_name(chosen.data), "mammograms": len(mammograms), "records": jobs.fingerprint(mammograms),
         },
     }  # fmt: skip
-
-
-def _described(mammogram: Mammogram) -> bytes:
-    """What the archive states of a mammogram; a mask in a file of its own is not read."""
-    lesions = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
-    facts = [
-        mammogram.patient_id, mammogram.image_id, mammogram.rows, mammogram.cols, mammogram.spacing, mammogram.laterality,
-        mammogram.view, mammogram.pathology, mammogram.official_split, [lesion.box for lesion in lesions],
-        [(found.kind, found.pathology, found.shape, found.margin, found.kind_is_certain) for found in mammogram.lesions],
-    ]  # fmt: skip
-    return repr(facts).encode() + b"".join(outline.tobytes() for lesion in lesions for outline in lesion.outlines)
 
 
 def _shards(chosen: BuildConfig, mammograms: Sequence[Mammogram], identity: dict[str, Any], output: Path) -> list[Shard]:
     counts = quota(mammograms, chosen.data)
     by_lesion = chosen.data.patches == "lesion"
-    jobs = [(found, None if by_lesion else counts[found.image_id]) for found in mammograms if counts[found.image_id]]
+    work = [(found, None if by_lesion else counts[found.image_id]) for found in mammograms if counts[found.image_id]]
     length = chosen.build.shard_mammograms
-    parts = [tuple(jobs[start : start + length]) for start in range(0, len(jobs), length)]
-    hashed = hashlib.sha256(_json(identity).encode()).hexdigest()
+    parts = [tuple(work[start : start + length]) for start in range(0, len(work), length)]
+    hashed = hashlib.sha256(jobs.as_json(identity).encode()).hexdigest()
     files = [f"shard-{number:05d}-of-{len(parts):05d}.tfrecord" for number in range(len(parts))]
     return [Shard(output, file, hashed, chosen.data, part) for file, part in zip(files, parts, strict=True)]
-
-
-def _claim(output: Path, identity: dict[str, Any]) -> None:
-    """Make the folder this build's own, or make sure that it is."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if not (output / IDENTITY).exists():
-            if any(output.iterdir()):
-                raise ConfigError(f"{output}: is not empty and no output of this command; name a new folder")
-            _write(output / IDENTITY, _json(identity))
-        known = json.loads((output / IDENTITY).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})") from None
-    before, now = _flat(known), _flat(identity)
-    other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if other:
-        raise ConfigError(f"{output}: was built with another {', '.join(other)}; name a new folder")
-    for path in output.glob("*.part"):  # of a worker that was killed
-        path.unlink(missing_ok=True)
-
-
-def _flat(content: object, name: str = "") -> dict[str, object]:
-    if not isinstance(content, dict):
-        return {name: content}
-    return {key: value for part, inner in content.items() for key, value in _flat(inner, f"{name}.{part}".lstrip(".")).items()}
-
-
-def _run(shards: Sequence[Shard], flags: Sequence[str]) -> None:
-    """The pipeline: shards, dealt out over the workers, each made where it falls."""
-    logging.disable(logging.WARNING)  # Beam says whenever it is imported that Google's client libraries are missing
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, TypeOptions
-    except ImportError as error:
-        raise ConfigError(f'Apache Beam is missing ({error}): pip install "tfmammo[build]"') from None
-    finally:
-        logging.disable(logging.NOTSET)
-    options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *flags])
-    # There are no triggers here; what allows unsafe ones is never handed to the runner that would have to be downloaded.
-    options.view_as(TypeOptions).allow_unsafe_triggers = True
-    direct = options.view_as(DirectOptions)
-    if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
-        direct.direct_running_mode = "multi_processing"
-    try:
-        with beam.Pipeline(options=options) as pipeline:
-            _ = pipeline | "Shards" >> beam.Create(list(shards), reshuffle=False) | beam.Reshuffle() | "Make" >> beam.Map(make)
-    except Exception as error:  # Beam answers a worker's fault with exceptions of any class
-        log.debug("Beam failed", exc_info=True)
-        if "KeyboardInterrupt" in str(error):
-            raise KeyboardInterrupt from error
-        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), error.__class__.__name__)
-        raise DataError(f"the build stopped before its end ({reason.strip()[:300]}); run it again, finished shards are kept") from error
 
 
 def _patches(shard: Shard, dead: Skipped) -> Iterator[tuple[Mammogram, Patch]]:
@@ -295,72 +222,13 @@ def _finish(shards: Sequence[Shard], identity: dict[str, Any], chosen: BuildConf
         columns={name: tuple(value for part in sidecars for value in part.columns[name]) for name in sidecars[0].columns},
     )
     output = shards[0].folder
-    _write(output / "dead_letters.csv", card.dead_letters(dead.reasons))
+    jobs.write(output / "dead_letters.csv", card.dead_letters(dead.reasons))
     if not manifest.count:
         raise DataError(f"{output}: no patch could be made, dead_letters.csv says why; the first: {next(iter(dead.reasons.items()), '-')}")
-    _write(output / "README.md", card.card(manifest, len(dead)))
-    _write(output / MANIFEST, manifest.model_dump_json(indent=1))
+    jobs.write(output / "README.md", card.card(manifest, len(dead)))
+    jobs.write(output / MANIFEST, manifest.model_dump_json(indent=1))
     log.info("%d patches of %d patients, %d dead letters", manifest.count, len(set(manifest.columns["patient_ids"])), len(dead))
     return manifest
-
-
-@contextmanager
-def _progress(output: Path, total: int, every: float = 10.0) -> Iterator[None]:
-    """Log how many shards are there, whoever makes them, while the body runs."""
-    done, told = threading.Event(), -1
-
-    def watch() -> None:
-        nonlocal told
-        while not done.wait(every):
-            count = sum(1 for _ in output.glob("shard-*.json"))
-            if count != told:
-                log.info("%d of %d shards", count, total)
-            told = count
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Workers are as many as cores, so that threads of OpenCV's own would only be in their way."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
-
-
-@contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """A file that takes its name when the body has ended well. Two attempts at once don't meet: the last one stays."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # temporary files are for their owner alone
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file at once, and only where it changes."""
-    content = text.encode()
-    if not path.is_file() or path.read_bytes() != content:
-        with _written(path) as part:
-            part.write_bytes(content)
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -373,18 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="make the shards with dead letters anew")
     ours, flags = parser.parse_known_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger("tfmammo").setLevel(logging.INFO)
-    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)  # of a failure it tells in tracebacks, we in a sentence
-    try:
-        build(config.parse(BuildConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except ValueError as error:
-        if not type(error).__module__.startswith("tfmammo"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(lambda: build(config.parse(BuildConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry))
 
 
 if __name__ == "__main__":

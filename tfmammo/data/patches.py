@@ -303,11 +303,14 @@ def frame(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
     """What the patch of a lesion shows, by config.frame.
 
     "square": see `window`. "tight": its box. "loose": its box doubled in each side about its centre, cut at the image's
-    border. "full": the whole mammogram. All but "square" are then scaled to a square, their sides by different factors.
+    border. "padded": its box with `padding` px on every side, cut likewise. "full": the whole mammogram. All but "square" are
+    then scaled to a square, their sides by different factors.
 
-    Args:     box: of the lesion, native px. mammogram: rows, cols and spacing are used. config: frame and context are used.
+    Args:     box: of the lesion, native px. mammogram: rows, cols and spacing are used. config: frame, context and padding
+              are used.
     Returns:  [row_min, col_min, row_max, col_max], half-open, native px.
-    Source:   Singh et al., Breast tumor segmentation and shape classification in mammograms using cGAN and CNN, section 3.
+    Source:   Singh et al., Breast tumor segmentation and shape classification in mammograms using cGAN and CNN, section 3;
+              "padded": Shen et al., Mass image synthesis in mammogram with contextual information based on GANs, section 4.3.
     """
     rows, cols = mammogram.rows, mammogram.cols
     top, left, bottom, right = box
@@ -319,6 +322,8 @@ def frame(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
         return 0, 0, rows, cols
     above, before = (bottom - top) // 2, (right - left) // 2
     below, beside = bottom - top - above, right - left - before
+    if config.frame == "padded":
+        above = before = below = beside = config.padding
     return max(0, top - above), max(0, left - before), min(rows, bottom + below), min(cols, right + beside)
 
 

@@ -54,6 +54,7 @@ def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tf.da
     starts = tf.cumsum(counts, exclusive=True)
 
     def draw(i: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Draw i: which patch, by a new order in every epoch, and how it is turned."""
         group, turn_of_group = i % len(groups), i // len(groups)
         count = counts[group]
         epoch, place = turn_of_group // count, turn_of_group % count

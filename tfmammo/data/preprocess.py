@@ -55,7 +55,8 @@ def prepare(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
     if mirrored or new != old:
         lesions = tuple(_moved(lesion, old, new, mirrored) for lesion in lesions)
     read = partial(_prepared, replace(mammogram, lesions=()), config)
-    return replace(mammogram, rows=new[0], cols=new[1], spacing=spacing, lesions=lesions, read=read)
+    bits = mammogram.bits if new == old else None
+    return replace(mammogram, rows=new[0], cols=new[1], spacing=spacing, lesions=lesions, read=read, bits=bits)
 
 
 def restored(mask: NDArray[np.uint8], mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.uint8]:
@@ -112,10 +113,14 @@ def resize_image(image: NDArray[np.float32], rows: int, cols: int) -> NDArray[np
     Args:     image: float32 [any, any, 1] in [0, 1]. rows, cols: the new size, px.
     Returns:  float32 [rows, cols, 1] in [0, 1].
     """
+    return np.clip(resize(image[..., 0], rows, cols), 0, 1)[..., None]
+
+
+def resize(values: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.float32]:
+    """`resize_image` for values of any range: float32 [any, any] -> float32 [rows, cols]."""
     # One axis at a time: asked to shrink one and to grow the other, INTER_AREA falls back to unfiltered linear.
-    image = cv2.resize(image[..., 0], (image.shape[1], rows), interpolation=_interpolation(image.shape[0], rows))
-    image = cv2.resize(image, (cols, rows), interpolation=_interpolation(image.shape[1], cols))
-    return np.clip(image, 0, 1)[..., None]
+    values = cv2.resize(values, (values.shape[1], rows), interpolation=_interpolation(values.shape[0], rows))
+    return cv2.resize(values, (cols, rows), interpolation=_interpolation(values.shape[1], cols))
 
 
 def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:

@@ -23,6 +23,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from tfmammo.config import Frozen, describe
 from tfmammo.data.patches import TEXTS, DataError, Patch, Patches
+from tfmammo.record import Box
 
 FORMAT: Final = 1
 MANIFEST = "manifest.json"
@@ -196,6 +197,28 @@ def encode(patch: Patch) -> bytes:
     features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in values.items()}
     example = tf.train.Example(features=tf.train.Features(feature=features))
     return example.SerializeToString(deterministic=True)  # else the features come in any order
+
+
+def encode_detection(
+    picture: bytes, size: tuple[int, int], name: str, boxes: Sequence[Box], masks: Sequence[bytes], labels: Sequence[tuple[str, int]]
+) -> bytes:
+    """A whole image with its lesions as the bytes of a tf.train.Example, under the keys of the TensorFlow Object Detection API.
+
+    Args:     picture: a PNG of 8 or 16 bits. size: (rows, cols), px. name: of the image. boxes: native px, half-open; they are
+              stored as parts of the size. masks: a PNG each, of the image's size, not 0 on the lesion. labels: text and number.
+    """
+    scale = np.array(size * 2, np.float64)
+    sides = (np.reshape(boxes, (-1, 4)) / scale).T.tolist()
+    texts: dict[str, Sequence[bytes]] = {
+        "image/encoded": [picture], "image/format": [b"png"], "image/filename": [name.encode()], "image/source_id": [name.encode()],
+        "image/object/mask": masks, "image/object/class/text": [text.encode() for text, _ in labels],
+    }  # fmt: skip
+    numbers = {"image/height": size[:1], "image/width": size[1:], "image/object/class/label": [number for _, number in labels]}
+    features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=value)) for key, value in texts.items()}
+    features |= {key: tf.train.Feature(int64_list=tf.train.Int64List(value=value)) for key, value in numbers.items()}
+    for side, values in zip(("ymin", "xmin", "ymax", "xmax"), sides, strict=True):
+        features[f"image/object/bbox/{side}"] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
 def decode(record: bytes, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

@@ -84,6 +84,7 @@ class Detector:
 
     def __init__(self, handle: str, model: Any, kinds: Sequence[LesionKind], data: DataConfig | None, card: dict[str, Any]) -> None:
         self.handle, self.kinds, self.data, self.card = handle, tuple(kinds), data, card
+        self._seen = frozenset(card["train_patients"]) if "train_patients" in card else None
         self._model = model  # owns the variables: the signature alone would lose them
         self._function = _signature(handle, model)
         ((self._input, self._spec),) = self._function.structured_input_signature[1].items()
@@ -129,7 +130,7 @@ class Detector:
 
     def saw(self, patient_id: str) -> bool | None:
         """Whether it was trained on a patient; None of a detector that does not say so."""
-        return patient_id in self.card["train_patients"] if "train_patients" in self.card else None
+        return None if self._seen is None else patient_id in self._seen
 
     def _call(self, image: NDArray[np.float32]) -> dict[str, NDArray]:
         pixels = np.repeat(255 * image, 3, axis=-1)[np.newaxis]

@@ -139,6 +139,10 @@ def froc(false_positives: Floats, hits: Floats, lesions: int, images: int, at: S
     false_positives, hits = np.asarray(false_positives, np.float64), np.asarray(hits, np.float64)
     thresholds = np.unique(np.concatenate([false_positives, hits]))[::-1]
     thresholds = thresholds[thresholds > 0]
-    fppi = np.array([0.0, *((false_positives >= threshold).sum() / images for threshold in thresholds)])
-    sensitivity = np.array([0.0, *((hits >= threshold).sum() / lesions for threshold in thresholds)])
-    return np.interp(at, fppi, sensitivity)
+    fppi, sensitivity = _kept(false_positives, thresholds) / images, _kept(hits, thresholds) / lesions
+    return np.interp(at, np.append(0.0, fppi), np.append(0.0, sensitivity))
+
+
+def _kept(scores: Floats, thresholds: Floats) -> NDArray[np.intp]:
+    """How many scores are at least each threshold."""
+    return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")

@@ -120,13 +120,14 @@ def tables(
         means[row.model, row.measure] = f"{show(row.mean)}\n[{show(row.low)}, {show(row.high)}]"
         if row.measure in printed.get(row.model, {}):
             means[f"{row.model}, as printed", row.measure] = show(printed[row.model][row.measure])
-        if row.model != models[0]:
+        if row.model != models[0] and np.isfinite(row.difference):
             interval = f"[{show(row.difference_low, '+')}, {show(row.difference_high, '+')}]"
             p = "p < 0.001" if row.p < 0.001 else f"p = {row.p:.3f}"
             differences[row.model, row.measure] = f"{show(row.difference, '+')}\n{interval}\n{p}"
     found = [_table(title, lines, measures, means, models_across)]
-    if len(models) > 1:
-        found.append(_table(f"Differences from {models[0]}", models[1:], measures, differences, models_across))
+    compared = [model for model in models[1:] if any((model, key) in differences for key in measures)]
+    if compared:
+        found.append(_table(f"Differences from {models[0]}", compared, measures, differences, models_across))
     return found
 
 

@@ -14,12 +14,15 @@ Departures and what the text leaves open:
 - |y| and |o| are sums over the pixels of one sample; 1 is added above and below, so that an empty mask has a loss.
 - BCE is the mean over D's 30 x 30 responses, as in Pix2Pix's code.
 - `normalization: batch` (as printed, for its batch of 8); `sample` takes each sample's own statistics, for a batch of 1.
+- `momentum` of the averages that BatchNorm goes by at inference: 0.9, PyTorch's, not Keras's 0.99, with which they lag behind a
+  training of some hundred steps so far that masks are worse than those of the network in training.
 - Ablations of the text: `adversarial: false` trains G on its content loss alone; `content: l1` puts |y - o| in Dice's place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import cv2
@@ -42,7 +45,8 @@ class CGANConfig(Frozen):
     """The article's values; see *Departures* in the module.
 
     lambda_content: weight of the Dice (or L1) loss. samples: draws of the dropout noise that are averaged at inference.
-    filters: of G, one per halving of the patch. discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
+    momentum: of BatchNorm's moving averages. filters: of G, one per halving of the patch.
+    discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
     """
 
     lambda_content: NonNegativeFloat = 150.0
@@ -53,6 +57,7 @@ class CGANConfig(Frozen):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     samples: PositiveInt = 1
     normalization: Literal["batch", "sample"] = "batch"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     filters: tuple[PositiveInt, ...] = Field(default=FILTERS, min_length=1)
     discriminator_strided: PositiveInt = 3
     discriminator_filters: PositiveInt = 32
@@ -95,7 +100,8 @@ class CGAN(keras.Model):
         super().__init__(name="cgan")
         self.config = config = config or CGANConfig()
         self.size = size
-        norm = keras.layers.BatchNormalization if config.normalization == "batch" else SampleNormalization
+        average = partial(keras.layers.BatchNormalization, momentum=config.momentum)
+        norm = average if config.normalization == "batch" else SampleNormalization
         self.generator = UNet256(
             filters=config.filters, dropout=config.dropout, size=size, name="generator", biases=True, norm=norm, activation="sigmoid"
         )

@@ -1,4 +1,4 @@
-"""What the train and evaluate scripts share: arguments, devices, data, the closing table, one-line errors."""
+"""What the train and evaluate scripts share: arguments, devices, data, the closing table."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
+from tfmammo import command
 from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import ConfigError, DataConfig, Experiment, TrainingConfig
@@ -45,30 +45,16 @@ def arguments(description: str, config: str | None = None) -> argparse.ArgumentP
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script: our own errors become one line on stderr and exit code 2, a stop signal exit code 128 + its number."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="[%X]", handlers=[_handler()], force=True)
-    logging.getLogger("tfmammo").setLevel(logging.INFO)
-    try:
-        main()
-    except loop.Interrupted as stop:
-        log.info("%s", stop)
-        sys.exit(128 + stop.signal)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except ValueError as error:
-        if not type(error).__module__.startswith("tfmammo"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run a script as any command; a stop signal, its checkpoint saved, is exit code 128 + its number."""
 
+    def stoppable() -> None:
+        try:
+            main()
+        except loop.Interrupted as stop:
+            log.info("%s", stop)
+            sys.exit(128 + stop.signal)
 
-def _handler() -> logging.Handler:
-    error_console = Console(stderr=True)
-    if error_console.is_terminal:
-        return RichHandler(console=error_console, show_path=False, show_level=False)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    return handler
+    command.run(stoppable)
 
 
 def train(description: str, room: Callable[[Any, int], loop.Room], model: type) -> None:
@@ -138,12 +124,17 @@ def all_patches(config: DataConfig, make: Make = make_patches) -> Patches:
         return _records(config, make).load()
     skipped = Skipped()
     patches = make(mammograms(config, skipped), config, skipped)
+    report(skipped)
+    return patches
+
+
+def report(skipped: Skipped) -> None:
+    """Log how many files were left out, the first of them with their reasons; all of them in the debug log."""
     for file, reason in skipped.reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
         counts = "; ".join(f"{file}: {reason}" for file, reason in list(skipped.reasons.items())[:3])
         log.info("%d files were left out, wholly or in part (%s%s)", len(skipped), counts, "; ..." if len(skipped) > 3 else "")
-    return patches
 
 
 def datasets(config: DataConfig, output: Path | None = None, make: Make = make_patches) -> tuple[Patches | Records, Patches]:

@@ -48,7 +48,8 @@ def write_dicom(
     for name, value in elements.items():
         if value is not None:
             setattr(dataset, name, value)
-    dataset.PixelData = stored.astype(f"{'<' if syntax.is_little_endian else '>'}{'i' if signed else 'u'}{allocated // 8}").tobytes()
+    order = f"{'<' if syntax.is_little_endian else '>'}{'i' if signed else 'u'}{allocated // 8}"
+    dataset.PixelData = stored.astype(order, copy=False).tobytes()
     dataset["PixelData"].VR = "OB" if allocated == 8 and syntax != ImplicitVRLittleEndian else "OW"
     if syntax.is_compressed:
         dataset.compress(syntax)

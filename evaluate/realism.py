@@ -1,0 +1,304 @@
+"""Judge how real the patches of models look, how various they are, and whether they are copies, on patients never seen.
+
+python evaluate/realism.py --config configs/realism.yaml --set data.name=cdd_cesm data.root=DIR alexnet=alexnet.npz heads=heads.npz
+
+For any model that makes an image of a tri-label (tissue, mask, margin) or of a mask; all paint the masses of the same real
+patches anew. Sheets: real beside synthetic, and for each model what comes nearest to a patch that it was trained on.
+The networks that look at the patches are downloaded, or files (python -m tfmammo.trunks makes them), or random ones ("none"),
+which tables, CSVs and the names of measures then say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tfmammo import config as configuration
+from tfmammo import evaluation
+from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.data import splits
+from tfmammo.data.patches import Patches
+from tfmammo.metrics import perceptual
+from tfmammo.metrics.summary import Measure, Row, Table, summarize
+from tfmammo.models.infilling import patch_seeds, tri_label, uniform_noise
+from tfmammo.training import cli
+from tfmammo.training.image_grid import grid
+
+REAL = "real patches"
+SMALLEST = 32  # px
+PRINTED = {"G_unet": 0.02021, "G_unet-": 0.02170, "G_crn": 0.02436, "G_crn-": 0.02549}  # mean LPIPS on DDSM; "-": without margin
+MEASURES = {
+    "lpips": Measure("LPIPS to its real patch", "", 1, 4),
+    "lpips_pairs": Measure("LPIPS to other real patches", "", 1, 4),
+    "fid": Measure("FID", "", 1, 1),
+    "kid": Measure("KID x 1000", "", 1000, 2),
+    "ms_ssim": Measure("MS-SSIM among themselves", "", 1, 3),
+    "nearest_pixels": Measure("nearest training patch in pixels", "", 1, 2),
+    "nearest_mass": Measure("nearest training patch in the mass's pixels", "", 1, 2),
+    "nearest_features": Measure("nearest training patch in features", "", 1, 2),
+    "copy": Measure("copies", "%", 100, 1),
+}
+OF_LPIPS, OF_INCEPTION = ("lpips", "lpips_pairs"), ("fid", "kid", "nearest_features", "copy")
+
+Scores = dict[str, NDArray[np.float64]]
+Statistic = Callable[[NDArray[np.intp]], float]
+
+
+class RealismConfig(evaluation.EvaluationConfig):
+    """What is compared and with which networks.
+
+    sample: patches judged, drawn by `seed`. alexnet, heads: of LPIPS; inception: of FID, KID and the nearest patch in
+    features: "imagenet", a path, or "none"; see tfmammo.trunks. pairs: of MS-SSIM. subsets, subset_size: of KID.
+    copy_below: a patch counts as a copy if one of its three distances to a training patch, over the median of real
+    patches' distances, is below this. rows: of the sheets.
+    """
+
+    sample: int = Field(default=100, ge=2)
+    alexnet: str = "imagenet"
+    heads: str = "none"
+    inception: str = "imagenet"
+    pairs: PositiveInt = 500
+    subsets: PositiveInt = 100
+    subset_size: int = Field(default=50, ge=2)
+    copy_below: PositiveFloat = perceptual.COPY
+    rows: PositiveInt = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """The networks that look at patches. lpips, inception: see tfmammo.metrics.perceptual."""
+
+    lpips: perceptual.LPIPS
+    inception: perceptual.Inception
+
+    def key(self, measure: str) -> str:
+        """The measure's name, marked where the network behind it is random or has no calibrated heads."""
+        note = self.lpips.note if measure in OF_LPIPS else self.inception.note if measure in OF_INCEPTION else ""
+        return measure + ("_random" if "random" in note else "_without_heads" if note else "")
+
+    def measures(self, copy_below: float) -> dict[str, Measure]:
+        """The table's columns in order, marked in their headings too."""
+        found = {}
+        for name, measure in MEASURES.items():
+            mark = self.key(name).removeprefix(name).replace("_", " ").strip()
+            heading = f"{measure.heading}, below {copy_below:g}" if name == "copy" else measure.heading
+            found[self.key(name)] = Measure(f"{heading} ({mark})" if mark else heading, measure.unit, measure.scale, measure.decimals)
+        return found
+
+    def marked(self, scores: Scores) -> Scores:
+        """Scores under their marked names."""
+        return {self.key(name): values for name, values in scores.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The nearest training patch of each patch. distance, index: space -> [n]; see `perceptual.nearest`."""
+
+    distance: Scores
+    index: dict[str, NDArray[np.intp]]
+
+    def ratios(self, real: Nearest, copy_below: float) -> Scores:
+        """Distances in units of the real patches' median, and "copy": 1 where one is below, NaN where none is known."""
+        found = {f"nearest_{space}": perceptual.copy_ratio(own, real.distance[space]) for space, own in self.distance.items()}
+        least = np.min(list(found.values()), axis=0)
+        return found | {"copy": np.where(np.isnan(least), np.nan, least < copy_below)}
+
+
+def main() -> None:
+    """Read the config, run every model on the context of patients it never saw, compare, write and print."""
+    chosen = cli.arguments(__doc__).parse_args()
+    config = configuration.parse(RealismConfig, chosen.config, chosen.set)
+    if config.data.size < SMALLEST:
+        raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {SMALLEST} px")
+    if REAL in config.models:
+        raise ConfigError(f"models: {REAL} is the name of a row of its own")
+    cli.prepare(TrainingConfig(precision="float32"))
+    output = chosen.output or Path("runs/realism")
+    judge = Judge(perceptual.LPIPS(config.alexnet, config.heads), perceptual.Inception(config.inception))
+    printed = {} if judge.lpips.note else {name: {"lpips": PRINTED[name]} for name in config.models if name in PRINTED}
+    notes = ", ".join(note for note in (judge.lpips.note, judge.inception.note) if note)
+    note = f"made with {notes}" if notes else ""
+    report = evaluation.Report(config, judge.measures(config.copy_below), printed, models_across=True, note=note)
+    sources = {"tri_label": tri_labels, "mask": evaluation.INPUTS["mask"]}
+    for comparison in evaluation.compare(config, sources, "image", limit=config.sample):
+        examine(comparison, config, judge, report, output)
+    report.write(output)
+    for table in report.tables:
+        cli.console.print(table)
+    cli.console.print(f"tables, CSVs and sheets: {output}")
+
+
+def tri_labels(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
+    """What an infilling generator takes, with the margin that it was trained with; its noise follows from the patch."""
+    margin = card.get("config", {}).get("model", {}).get("margin", 296)
+    noise = uniform_noise(patch_seeds(patches.images, 0), patches.images.shape[1])
+    return tri_label(patches.images, patches.masks.astype(np.float32), noise, margin).numpy()
+
+
+def examine(comparison: evaluation.Comparison, config: RealismConfig, judge: Judge, report: evaluation.Report, output: Path) -> None:
+    """Measure everything of one comparison, add it to the report and draw its sheets."""
+    patches, pool = comparison.patches, candidates(comparison)
+    features = {name: judge.inception.features(images) for name, images in {REAL: patches.images, **comparison.outputs}.items()}
+    pool_features = judge.inception.features(pool.images)
+    own = {name: {"lpips": judge.lpips.distance(patches.images, images)} for name, images in comparison.outputs.items()}
+    ratios, mark = {}, "-leaky" if comparison.protocol == "paper" else ""
+    for name, images in comparison.outputs.items():
+        allowed = trained_on(comparison, name, pool)
+        real = nearest(patches.images, patches, features[REAL], pool, pool_features, allowed)
+        near = nearest(images, patches, features[name], pool, pool_features, allowed)
+        ratios[name] = near.ratios(real, config.copy_below)
+        ratios.setdefault(REAL, real.ratios(real, config.copy_below))  # of the first model's training patches
+        nearest_sheet(images, near, ratios[name], pool, config.rows, output / f"nearest-{name}{mark}.png")
+    ratios[REAL] = ratios.pop(REAL)  # the last row
+    summarise = partial(summarize, patient_ids=patches.patient_ids, samples=config.samples, seed=config.seed, level=config.level)
+    statistics = of_sets(comparison, config, judge, features, pool, pool_features)
+    rows = [
+        *summarise({name: judge.marked(scores) for name, scores in own.items()}),
+        *set_rows(statistics, patches.patient_ids, judge, config.level),
+        *summarise({name: judge.marked(scores) for name, scores in ratios.items()}),
+    ]
+    none = {"lpips": np.full(len(patches), np.nan)}
+    report.add(comparison, {name: judge.marked({**own.get(name, none), **scores}) for name, scores in ratios.items()}, rows)
+    report.tables.append(kid_table(features, config, judge))
+    sheet(comparison, config, output / f"sheet{mark}.png")
+
+
+def candidates(comparison: evaluation.Comparison) -> Patches:
+    """Every patch that a model may have been trained on."""
+    patches = cli.all_patches(comparison.data)
+    if comparison.protocol != "paper":
+        return patches
+    training = splits.split(patches, comparison.data)[0]
+    assert isinstance(training, Patches)
+    return training
+
+
+def trained_on(comparison: evaluation.Comparison, model: str, pool: Patches) -> NDArray[np.bool_]:
+    """bool [n, m]: which patches of the pool the fold was trained on that made each output, its own real patch left out."""
+    other = comparison.patches.ids[:, np.newaxis] != pool.ids
+    if comparison.protocol == "paper":
+        return other
+    seen = [np.isin(pool.patient_ids, network.card.get("train_patients", [])) for network in comparison.networks[model]]
+    return other & np.stack(seen)[comparison.folds[model]]
+
+
+def nearest(
+    images: NDArray[np.float32],
+    patches: Patches,
+    features: NDArray[np.float32],
+    pool: Patches,
+    pool_features: NDArray[np.float32],
+    allowed: NDArray[np.bool_],
+) -> Nearest:
+    """The nearest of the pool in pixels (turned and mirrored too), in the pixels of the mass alone, and in features."""
+    masks = patches.masks.astype(np.float32)
+    found = {
+        "pixels": perceptual.nearest_turned(images, pool.images, allowed),
+        "mass": perceptual.nearest_turned(images, pool.images, allowed, masks),
+        "features": perceptual.nearest(features, pool_features, allowed),
+    }
+    return Nearest({space: one[0] for space, one in found.items()}, {space: one[1] for space, one in found.items()})
+
+
+def of_sets(
+    comparison: evaluation.Comparison,
+    config: RealismConfig,
+    judge: Judge,
+    features: Mapping[str, NDArray[np.float32]],
+    pool: Patches,
+    pool_features: NDArray[np.float32],
+) -> dict[str, dict[str, Statistic]]:
+    """Measure -> model -> its number for some rows of the patches. Real patches are compared with as many of other patients,
+    where there are so many, for FID grows as sets shrink."""
+    patches, n = comparison.patches, len(comparison.patches)
+    found: dict[str, dict[str, Statistic]] = {name: {} for name in ("lpips_pairs", "fid", "kid", "ms_ssim")}
+    free = np.flatnonzero(~np.isin(pool.patient_ids, patches.patient_ids))
+    pairs = perceptual.random_pairs(n, config.pairs, config.seed)
+    sets = {name: (images, features[name], True) for name, images in comparison.outputs.items()}
+    if len(free) >= n:
+        others = np.random.default_rng(config.seed).permutation(free)[:n]
+        sets[REAL] = (pool.images[others], pool_features[others], False)
+    for name, (images, seen, paired) in sets.items():
+        found["lpips_pairs"][name] = partial(_off_diagonal, judge.lpips.matrix(patches.images, images))
+        found["fid"][name] = partial(_of_rows, perceptual.fid, features[REAL], seen)
+        found["kid"][name] = partial(_of_rows, partial(perceptual.mmd, paired=paired), features[REAL], seen)
+    for name, images in {**comparison.outputs, REAL: patches.images}.items():
+        found["ms_ssim"][name] = partial(_of_pairs, pairs, perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]]))
+    return found
+
+
+def set_rows(statistics: Mapping[str, Mapping[str, Statistic]], patient_ids: NDArray[np.str_], judge: Judge, level: float) -> list[Row]:
+    """The table's rows of what is known of whole sets alone, with jackknife intervals, and differences from the first model."""
+    rows = []
+    for measure, models in statistics.items():
+        first = next(iter(models))
+        for name, statistic in models.items():
+            value, low, high, _ = perceptual.jackknife(statistic, patient_ids, level)
+            against: tuple[float, ...] = ()
+            if name not in (first, REAL):
+                against = perceptual.jackknife(partial(_difference, statistic, models[first]), patient_ids, level)
+            rows.append(Row(name, judge.key(measure), len(patient_ids), len(set(patient_ids.tolist())), value, low, high, *against))
+    return rows
+
+
+def kid_table(features: Mapping[str, NDArray[np.float32]], config: RealismConfig, judge: Judge) -> Table:
+    """KID as it is usually reported. The deviation is that of one subset."""
+    size = min(config.subset_size, len(features[REAL]))
+    body = []
+    for name, found in features.items():
+        if name != REAL and size > 1:
+            values = perceptual.kid(features[REAL], found, config.subsets, size, config.seed, paired=True)
+            body.append([name, *(f"{1000 * value:.2f}" for value in values)])
+    note = f" ({judge.inception.note})" if judge.inception.note else ""
+    return Table(f"KID x 1000 over {config.subsets} subsets of {size} patches{note}", ["", "mean", "standard deviation"], body)
+
+
+def sheet(comparison: evaluation.Comparison, config: RealismConfig, path: Path) -> None:
+    """Write mask, real patch and every model's of some patches, side by side."""
+    patches = comparison.patches
+    rows = np.random.default_rng(config.seed).permutation(len(patches))[: config.rows]
+    _write({"mask": patches.masks[rows], "real": patches.images[rows], **{name: i[rows] for name, i in comparison.outputs.items()}}, path)
+
+
+def nearest_sheet(images: NDArray[np.float32], near: Nearest, ratios: Scores, pool: Patches, rows: int, path: Path) -> None:
+    """Write the patches that come nearest to training patches, the nearest first, each beside those."""
+    least = np.min([ratios[f"nearest_{space}"] for space in near.index], axis=0)
+    chosen = [row for row in np.argsort(least, kind="stable") if np.isfinite(least[row])][:rows]
+    if chosen:
+        beside = {f"nearest, {space}": pool.images[index[chosen]] for space, index in near.index.items()}
+        _write({"synthetic": images[chosen], **beside}, path)
+
+
+def _write(panels: Mapping[str, NDArray[Any]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), grid(panels)[..., ::-1])
+
+
+def _of_rows(measure: Callable[..., float], real: NDArray[np.float32], synthetic: NDArray[np.float32], rows: NDArray[np.intp]) -> float:
+    return measure(real[rows], synthetic[rows]) if len(rows) > 1 else np.nan
+
+
+def _off_diagonal(matrix: NDArray[np.float64], rows: NDArray[np.intp]) -> float:
+    part = matrix[np.ix_(rows, rows)]
+    return float((part.sum() - np.trace(part)) / (len(rows) * (len(rows) - 1))) if len(rows) > 1 else np.nan
+
+
+def _of_pairs(pairs: NDArray[np.intp], values: NDArray[np.float64], rows: NDArray[np.intp]) -> float:
+    kept = np.isin(pairs, rows).all(axis=1)
+    return float(values[kept].mean()) if kept.any() else np.nan
+
+
+def _difference(statistic: Statistic, reference: Statistic, rows: NDArray[np.intp]) -> float:
+    return statistic(rows) - reference(rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)

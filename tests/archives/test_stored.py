@@ -1,0 +1,206 @@
+"""Stored values and what they stand for: against pydicom, brute force, and files written back."""
+
+from functools import partial
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
+
+from tfmammo import archives
+from tfmammo.archives import coco, dicom
+from tfmammo.archives.stored import Stored
+from tfmammo.archives.writers import synthetic
+from tfmammo.archives.writers.dicom import write_dicom
+from tfmammo.record import Mammogram
+
+ROWS, COLS = 64, 60
+RAMP = np.linspace(0, 4095, ROWS * COLS).astype(np.uint16).reshape(ROWS, COLS)
+SIGNED = (RAMP.astype(np.int16) - 2048).astype(np.int16)
+WINDOW = {"WindowCenter": 2000, "WindowWidth": 1500}
+
+
+def lut(first=0, entries=4096):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [entries, first, 12])
+    item.add_new("LUTData", "US", np.linspace(0, 4095, entries).astype(int)[::1].tolist())
+    item.LUTExplanation = "made for QUIBBLE"
+    return item
+
+
+RENDITIONS = {
+    "plain": (RAMP, 12, {}),
+    "16 bits": (RAMP * np.uint16(16), 16, {}),
+    "8 bits": ((RAMP // 16).astype(np.uint8), 8, {}),
+    "window": (RAMP, 12, {"RescaleSlope": 1, "RescaleIntercept": 0, **WINDOW}),
+    "several windows": (RAMP, 12, {"WindowCenter": [2000, 1000], "WindowWidth": [1500, 300]}),
+    "sigmoid": (RAMP, 12, {"VOILUTFunction": "SIGMOID", **WINDOW}),
+    "rescale": (RAMP, 12, {"RescaleSlope": -0.25, "RescaleIntercept": 1023.75}),
+    "inverse": (RAMP, 12, {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 4095}),
+    "signed": (SIGNED, 12, {}),
+    "signed padding": (SIGNED, 12, {"PixelPaddingValue": -2048}),
+    "VOI LUT": (RAMP, 12, {"VOILUTSequence": [lut()]}),
+    "modality LUT": (RAMP, 12, {"ModalityLUTSequence": [lut()]}),
+}
+
+
+def record(path, window=True, **facts):
+    header = dicom.read_header(path)
+    read = partial(dicom.read_pixels, path, window=window)
+    return Mammogram("made", "0123456789ab", "i", header.rows, header.cols, read, spacing=header.spacing, **facts)
+
+
+def written(path, name, syntax=ExplicitVRLittleEndian):
+    values, bits, elements = RENDITIONS[name]
+    elements = {key: value for key, value in elements.items() if key != "PixelPaddingValue"}
+    write_dicom(path, values, bits, syntax=syntax, ImagerPixelSpacing=[0.1, 0.1], **elements)
+    if padding := RENDITIONS[name][2].get("PixelPaddingValue"):
+        made = pydicom.dcmread(path)
+        made.add_new("PixelPaddingValue", "SS" if padding < 0 else "US", padding)
+        made.save_as(path)
+    return values, bits
+
+
+@pytest.mark.parametrize("window", [True, False])
+@pytest.mark.parametrize("name", RENDITIONS)
+def test_values_and_greys_come_back_and_go_on(name, window, tmp_path):
+    values, bits = written(tmp_path / "a.dcm", name)
+    mammogram = record(tmp_path / "a.dcm", window, laterality="L", view="CC")
+    stored = archives.stored(mammogram)
+    assert stored.bits == bits
+    np.testing.assert_array_equal(stored.values, values)
+    np.testing.assert_array_equal(stored.image(), mammogram.pixels())
+    synthetic.dicom(tmp_path / "b.dcm", stored, mammogram, "key")
+    again = pydicom.dcmread(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(again.pixel_array, pydicom.dcmread(tmp_path / "a.dcm").pixel_array)
+    np.testing.assert_allclose(dicom.read_pixels(tmp_path / "b.dcm"), mammogram.pixels(), atol=1e-6)  # by its one window
+
+
+def test_compressed_pixels_and_high_bits(tmp_path):
+    values, _ = written(tmp_path / "a.dcm", "signed", JPEG2000Lossless)
+    np.testing.assert_array_equal(archives.stored(record(tmp_path / "a.dcm")).values, values)
+    for sign in (False, True):
+        plain = SIGNED if sign else RAMP
+        dirty = (plain & 0x0FFF) | plain.dtype.type(0x3000)
+        write_dicom(tmp_path / "b.dcm", dirty, 16)
+        made = pydicom.dcmread(tmp_path / "b.dcm")
+        made.BitsStored, made.HighBit = 12, 11
+        made.save_as(tmp_path / "b.dcm")
+        stored = archives.stored(record(tmp_path / "b.dcm"))
+        np.testing.assert_array_equal(stored.values, plain)
+        np.testing.assert_array_equal(stored.image(), dicom.read_pixels(tmp_path / "b.dcm"))
+
+
+@pytest.mark.parametrize("name", RENDITIONS)
+def test_the_nearest_value(name, tmp_path):
+    written(tmp_path / "a.dcm", name)
+    stored = archives.stored(record(tmp_path / "a.dcm"))
+    grey = np.random.default_rng(0).random(200, np.float32)
+    found = stored.nearest(grey)
+    assert found.dtype == stored.values.dtype
+    reached = stored.greys[found.astype(int) - stored.first]
+    usable = stored.greys[~stored.padding]
+    best = np.abs(usable[None] - grey[:, None]).min(axis=1)
+    np.testing.assert_allclose(np.abs(reached - grey), best, atol=1e-6)
+    padding = np.arange(stored.first, stored.first + len(stored.greys))[stored.padding]
+    assert not np.isin(found, padding).any()
+
+
+@pytest.mark.parametrize("bits", [1, 8, 10, 12, 16])
+def test_an_image_of_whole_numbers(bits):
+    values = np.random.default_rng(0).integers(0, 2**bits, (9, 7))
+    image = (values / (2**bits - 1)).astype(np.float32)[..., None]
+    stored = Stored.of_image(image, bits)
+    np.testing.assert_array_equal(stored.values, values)
+    np.testing.assert_array_equal(stored.nearest(image[..., 0]), values)
+    np.testing.assert_allclose(stored.image(), image, atol=1e-7)
+    assert stored.full_scale() is stored.values and stored.values.dtype == (np.uint8 if bits <= 8 else np.uint16)
+
+
+def test_a_picture_of_a_dicom_has_its_greys(tmp_path):
+    for name, wide in (("window", np.uint16), ("8 bits", np.uint8), ("signed", np.uint16)):
+        written(tmp_path / "a.dcm", name)
+        stored = archives.stored(record(tmp_path / "a.dcm"))
+        expected = np.rint(stored.image()[..., 0].astype(np.float64) * np.iinfo(wide).max)
+        np.testing.assert_array_equal(stored.full_scale(), expected)
+        assert stored.full_scale().dtype == wide
+
+
+def test_nothing_but_numbers_and_known_words_is_carried_on(tmp_path):
+    secret = "QUIBBLE"
+    written(tmp_path / "a.dcm", "VOI LUT")
+    made = pydicom.dcmread(tmp_path / "a.dcm")
+    made.PatientName = made.SeriesDescription = made.InstitutionName = secret
+    made.RescaleType, made.PixelSpacingCalibrationType, made.WindowCenterWidthExplanation = secret, secret, secret
+    made.RescaleSlope, made.RescaleIntercept, made.BurnedInAnnotation = 1, 0, secret
+    uids = {made.SOPInstanceUID}
+    made.StudyInstanceUID = made.SeriesInstanceUID = "1.2.3.4.5"
+    made.save_as(tmp_path / "a.dcm")
+    assert secret.encode() in (tmp_path / "a.dcm").read_bytes()
+    mammogram = record(tmp_path / "a.dcm", laterality="R", view="MLO")
+    synthetic.dicom(tmp_path / "b.dcm", archives.stored(mammogram), mammogram, "key")
+    content = (tmp_path / "b.dcm").read_bytes()
+    assert secret.encode() not in content and b"1.2.3.4.5" not in content and str(*uids).encode() not in content
+
+
+# Type 1 of the modules of PS3.3 A.26.2 and A.8.1 (and 1C where its condition holds): what must be there and not empty.
+ALWAYS = "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns SamplesPerPixel BitsAllocated BitsStored "
+ALWAYS += "HighBit PixelRepresentation PhotometricInterpretation PixelData ImageType"
+MAMMOGRAPHY = "PresentationIntentType ImageLaterality AnatomicRegionSequence PixelIntensityRelationship PixelIntensityRelationshipSign "
+MAMMOGRAPHY += "RescaleSlope RescaleIntercept RescaleType PresentationLUTShape LossyImageCompression BurnedInAnnotation WindowCenter "
+MAMMOGRAPHY += "WindowWidth ImagerPixelSpacing PositionerType OrganExposed ViewCodeSequence"
+# Type 2: what must be there, known or not.
+EMPTY = "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber SeriesNumber"
+EMPTY += " InstanceNumber Manufacturer PatientOrientation"
+
+
+def test_what_the_standard_wants_is_there(tmp_path):
+    stored = Stored.of_image(np.random.default_rng(0).random((ROWS, COLS, 1), np.float32), 8)
+    full = Mammogram("made", "0123456789ab", "i", ROWS, COLS, np.empty, "R", "MLO", spacing=(0.07, 0.07))
+    bare = Mammogram("made", "0123456789ab", "i", ROWS, COLS, np.empty, "R")
+    for mammogram, sop, required in (
+        (full, "1.2.840.10008.5.1.4.1.1.1.2", f"{ALWAYS} {MAMMOGRAPHY}"),
+        (bare, "1.2.840.10008.5.1.4.1.1.7", f"{ALWAYS} ConversionType"),
+    ):
+        synthetic.dicom(tmp_path / "a.dcm", stored, mammogram, "key", lossy=True)
+        made = pydicom.dcmread(tmp_path / "a.dcm")
+        assert made.SOPClassUID == made.file_meta.MediaStorageSOPClassUID == sop
+        assert [key for key in required.split() if made.get(key) in (None, "", [])] == []
+        assert [key for key in EMPTY.split() if key not in made] == []
+        assert list(made.ImageType[::3]) == ["DERIVED", "SYNTHETIC"] and made.SyntheticData == "YES" and made.PatientName == "SYNTHETIC"
+        assert "SYNTHETIC" in made.SeriesDescription and "SYNTHETIC" in made.ImageComments and made.LossyImageCompression == "01"
+        header = dicom.read_header(tmp_path / "a.dcm")
+        assert (header.laterality, header.view, header.spacing) == (mammogram.laterality, mammogram.view, mammogram.spacing)
+        np.testing.assert_array_equal(made.pixel_array, stored.values)
+        np.testing.assert_allclose(dicom.read_pixels(tmp_path / "a.dcm"), stored.image(), atol=1e-6)
+
+
+def test_uids_follow_from_the_key(tmp_path):
+    stored = Stored.of_image(np.zeros((ROWS, COLS, 1), np.float32), 8)
+    mammogram = Mammogram("made", "0123456789ab", "i", ROWS, COLS, np.empty, "R")
+    for name, key in (("a", "1"), ("b", "1"), ("c", "2")):
+        synthetic.dicom(tmp_path / name, stored, mammogram, key)
+    first, same, other = ((tmp_path / name).read_bytes() for name in "abc")
+    assert first == same != other
+    uids = [pydicom.dcmread(tmp_path / name) for name in "ac"]
+    assert uids[0].StudyInstanceUID == uids[1].StudyInstanceUID
+    assert uids[0].SOPInstanceUID != uids[1].SOPInstanceUID and uids[0].SeriesInstanceUID != uids[1].SeriesInstanceUID
+
+
+@pytest.mark.parametrize("box", [(0, 0, 7, 5), (2, 1, 6, 4), (3, 0, 4, 5), (0, 2, 7, 3)])
+def test_regions_are_pycocotools(box):
+    masks = pytest.importorskip("pycocotools.mask")
+    random, (top, left, bottom, right) = np.random.default_rng(sum(box)), box
+    for share in (0.3, 0.7, 1.0):
+        mask = np.zeros((7, 5), np.uint8)
+        mask[top:bottom, left:right] = random.random((bottom - top, right - left)) < share
+        found = coco.encode(mask[top:bottom, left:right], box, 7, 5)
+        expected = masks.encode(np.asfortranarray(mask))
+        assert found == {"size": [7, 5], "counts": expected["counts"].decode()}
+        if mask.any():
+            np.testing.assert_array_equal(coco.decode(found, "here"), mask)
+    big = np.zeros((3000, 2000), np.uint8)
+    big[1000:2400, 300:1500] = 1
+    found = coco.encode(big[1000:2400, 300:1500], (1000, 300, 2400, 1500), 3000, 2000)
+    assert found["counts"] == masks.encode(np.asfortranarray(big))["counts"].decode()

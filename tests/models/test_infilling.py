@@ -1,0 +1,501 @@
+"""Infilling: tri-label, refinement network, feature matching, Eq. (3) to (5), replicas."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+from tfmammo.config import ConfigError
+from tfmammo.models import infilling
+from tfmammo.models.infilling import (
+    CRN,
+    Infilling,
+    InfillingConfig,
+    enlarged,
+    feature_matching,
+    patch_seeds,
+    tri_label,
+    uniform_noise,
+)
+from tfmammo.trunks import WeightsError, vgg19
+
+SIZE = 32
+NETWORKS = ("generator", "discriminator")
+TINY = {
+    "filters": (4, 8), "widths": (4, 4, 4), "dropout": 0.0, "discriminator_strided": 1, "discriminator_filters": 4,
+    "weights": "none", "feature_layers": "first",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_trunk(monkeypatch):
+    """VGG-19's random weights are drawn once for each set of layers and precision."""
+    monkeypatch.setattr(infilling, "vgg19", lambda weights, layers: _trunk(weights, tuple(layers), keras.config.dtype_policy().name))
+
+
+@functools.cache
+def _trunk(weights, layers, policy):
+    return vgg19(weights, layers)
+
+
+def small(seed=0, **config):
+    """An infilling GAN of a few hundred weights, drawn by numpy."""
+    room = Infilling(InfillingConfig(**{**TINY, **config}), SIZE)
+    rng = np.random.default_rng(seed)
+    for network in room.networks.values():
+        for weight in network.trainable_variables:
+            weight.assign(rng.normal(0, 0.2, weight.shape) + (weight.name == "gamma"))
+    return room
+
+
+def batch(count=2, seed=1, size=SIZE):
+    rng = np.random.default_rng(seed)
+    distance = np.hypot(*(np.indices((size, size)) - size / 2))[np.newaxis] / rng.uniform(size / 6, size / 3, (count, 1, 1))
+    masks = (distance < 1).astype(np.float32)[..., np.newaxis]
+    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(np.float32)
+    return {"mask": tf.constant(masks), "image": tf.constant(images)}
+
+
+def weights(room):
+    return {name: [w.numpy() for w in network.trainable_variables] for name, network in room.networks.items()}
+
+
+def trainable(network):
+    return sum(int(np.prod(w.shape)) for w in network.trainable_variables)
+
+
+def drawn(*rows):
+    return np.array([[character == "#" for character in row] for row in rows], np.float32)[..., np.newaxis]
+
+
+def test_the_papers_values_are_the_defaults():
+    config = InfillingConfig()
+    assert (config.generator, config.margin, config.lambda_fm, config.channels) == ("unet", 296, 100, 3)
+    assert (config.learning_rate, config.beta_1, config.beta_2) == (2e-4, 0.5, 0.9), "printed the other way round: see Departures"
+    assert (config.feature_layers, config.feature_weights, config.weights) == ("blocks", "elements", "imagenet")
+    assert (config.adversarial, config.average) == ("non_saturating", "responses")
+    assert config.widths == (1024,) * 6 + (512,) * 2 and config.normalization == "layer"
+
+
+def test_a_hand_drawn_tri_label():
+    mask = drawn(
+        "........",
+        "........",
+        "...#....",
+        "..###...",
+        "...##...",
+        "....#...",
+        "........",
+        "........",
+    )
+    margin = drawn(
+        "..##....",
+        "..##....",
+        "###.##..",
+        "##...#..",
+        "..#..#..",
+        "..##.#..",
+        "....##..",
+        "....##..",
+    )  # the mask doubled about the patch's centre, less the mask
+    rng = np.random.default_rng(0)
+    image, noise = rng.random((2, 8, 8, 1)).astype(np.float32)
+    found = tri_label(image[np.newaxis], mask[np.newaxis], noise[np.newaxis], margin=512).numpy()
+    assert found.shape == (1, 8, 8, 3) and found.dtype == np.float32
+    np.testing.assert_array_equal(found[0, ..., 0:1], np.where(mask == 1, noise, image))
+    np.testing.assert_array_equal(found[0, ..., 1:2], mask)
+    np.testing.assert_array_equal(found[0, ..., 2:3], margin)
+    two = tri_label(image[np.newaxis], mask[np.newaxis], noise[np.newaxis], margin=None)
+    np.testing.assert_array_equal(two, found[..., :2])
+    np.testing.assert_array_equal(tri_label(image, mask, noise, margin=512), found[0])
+
+
+@pytest.mark.parametrize("margin", [276, 296, 316])
+def test_the_margins_area(margin):
+    rows, cols = np.indices((256, 256)) + 0.5
+    disc = (np.hypot(rows - 128, cols - 128) < 60).astype(np.float32)[np.newaxis, ..., np.newaxis]
+    label = tri_label(tf.zeros_like(disc), disc, tf.ones_like(disc), margin).numpy()
+    assert label[..., 2].sum() == pytest.approx(np.pi * 60**2 * ((margin / 256) ** 2 - 1), rel=0.02)
+    assert not np.any(label[..., 2] * label[..., 1]) and set(np.unique(label[..., 2])) == {0, 1}
+    assert label[0, 128 - round(62 * margin / 256) :, :, 2].any() and not label[0, : 127 - round(60 * margin / 256), :, 2].any()
+
+
+@pytest.mark.parametrize("margin", [276, 296, 316])
+def test_an_enlarged_mask_is_the_resized_and_cropped_one(margin):
+    mask = (cv2.GaussianBlur(np.random.default_rng(margin).random((256, 256)), (0, 0), 9) > 0.5).astype(np.float32)
+    border = (margin - 256) // 2
+    resized = cv2.resize(mask, (margin, margin), interpolation=cv2.INTER_NEAREST_EXACT)[border:-border, border:-border]
+    found = enlarged(tf.constant(mask[np.newaxis, ..., np.newaxis]), margin)[0, ..., 0]
+    # A few rows and columns lie exactly between two source pixels, where OpenCV's fixed point numbers fall to either side.
+    assert np.mean(found != resized) < 1e-3 and 0.2 < mask.mean() < 0.8
+
+
+def test_smaller_patches_scale_by_the_same_factor():
+    mask = np.zeros((1, 64, 64, 1), np.float32)
+    mask[0, 16:48, 16:48] = 1
+    grown = enlarged(tf.constant(mask), 320).numpy()[0, ..., 0]
+    assert grown.sum() == 40 * 40 and grown[12:52, 12:52].all()
+
+
+def test_a_tri_label_in_a_graph_and_in_a_dataset():
+    data = batch(3)
+    noise = uniform_noise(patch_seeds(data["image"], 5), SIZE)
+    eager = tri_label(data["image"], data["mask"], noise)
+
+    def one(example):
+        own = uniform_noise(patch_seeds(example["image"][tf.newaxis], 5), SIZE)[0]
+        return tri_label(example["image"], example["mask"], own)
+
+    mapped = np.stack(list(tf.data.Dataset.from_tensor_slices(data).map(one).as_numpy_iterator()))
+    np.testing.assert_array_equal(mapped, eager)
+    np.testing.assert_array_equal(tf.function(tri_label)(data["image"], data["mask"], noise), eager)
+
+
+def test_noise_follows_from_step_and_patch():
+    image = batch(3)["image"]
+    seeds = patch_seeds(image, 5)
+    assert seeds.dtype == tf.int64 and seeds.shape == (3, 2) and set(seeds[:, 0].numpy()) == {5}
+    np.testing.assert_array_equal(patch_seeds(tf.reverse(image, [0]), 5), tf.reverse(seeds, [0]))
+    turned = patch_seeds(tf.image.rot90(image), 5)
+    nudged = patch_seeds(tf.tensor_scatter_nd_add(image, [[0, 4, 4, 0]], [1e-3]), 5)
+    assert np.all(turned[:, 1] != seeds[:, 1]) and nudged[0, 1] != seeds[0, 1] and nudged[1, 1] == seeds[1, 1]
+    noise = uniform_noise(seeds, SIZE).numpy()
+    np.testing.assert_array_equal(uniform_noise(seeds[1:2], SIZE)[0], noise[1])
+    assert np.abs(noise[0] - noise[1]).mean() > 0.2
+    assert np.abs(noise - uniform_noise(patch_seeds(image, 6), SIZE).numpy()).mean() > 0.2
+    assert (
+        noise.min() >= 0
+        and noise.max() < 1
+        and noise.mean() == pytest.approx(0.5, abs=0.03)
+        and noise.var() == pytest.approx(1 / 12, rel=0.1)
+    )
+
+
+def test_the_papers_networks(monkeypatch):
+    monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())
+    room = Infilling(InfillingConfig(weights="none"))
+    # U-Net and D of Pix2Pix (54,407,809 and 2,764,609) with two more input channels: 64 kernels of 16 weights for each.
+    assert {name: trainable(network) for name, network in room.networks.items()} == {"generator": 54_409_857, "discriminator": 2_766_657}
+    assert room.discriminate(tf.zeros([1, 256, 256, 3]), tf.zeros([1, 256, 256, 1])).shape == (1, 30, 30, 1)
+    assert len(room.trunk(tf.zeros([1, 32, 32, 1]))) == 5 and not room.trunk.trainable_variables
+    for optimizer in room.optimizers.values():
+        assert (float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2) == (pytest.approx(2e-4), 0.5, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("channels", "normalization", "count"), [(3, "layer", 115_842_561), (2, "layer", 115_778_049), (3, "none", 115_813_889)]
+)
+def test_the_refinement_networks_parameters(monkeypatch, channels, normalization, count):
+    monkeypatch.setattr(infilling, "_refinement", lambda width: keras.layers.Conv2D(width, 3, padding="same", kernel_initializer="zeros"))
+    # Module i: 9 (channels + before) w + w and 9 w w + w, 2 gains and 2 offsets per channel; then 512 + 1.
+    assert trainable(CRN(channels, normalization=normalization)) == count
+
+
+def test_eight_modules_from_2_to_256_px():
+    network = CRN(3, widths=(3, 4, 5, 6, 5, 4, 3, 2))
+    outputs = network.modules(tf.random.uniform([2, 256, 256, 3]))
+    assert [output.shape for output in outputs] == [(2, 2 ** (i + 1), 2 ** (i + 1), w) for i, w in enumerate((3, 4, 5, 6, 5, 4, 3, 2))]
+    assert network(tf.zeros([2, 256, 256, 3])).shape == (2, 256, 256, 1)
+
+
+@pytest.mark.parametrize("shown", ["label", "before"])
+def test_a_module_sees_the_downsampled_label_and_the_upsampled_output(shown):
+    network = CRN(3, widths=(3, 3, 3), size=16, normalization="none")
+    identity = np.zeros((3, 3, 3, 3), np.float32)
+    identity[1, 1] = np.eye(3)
+    for i, (first, second) in enumerate(network.convolutions):
+        nothing = np.zeros_like(identity)
+        seen = [identity] if i == 0 else [identity, nothing] if shown == "label" else [nothing, identity]
+        first.set_weights([np.concatenate(seen, axis=2), np.zeros(3)])
+        second.set_weights([identity, np.zeros(3)])
+    label = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
+    found = network.modules(tf.constant(label))
+    for output, side in zip(found, (4, 8, 16), strict=True):
+        step = 16 // side
+        if shown == "label":
+            expected = label.reshape(1, side, step, side, step, 3).mean(axis=(2, 4))
+        elif side == 4:
+            expected = label.reshape(1, 4, 4, 4, 4, 3).mean(axis=(2, 4))
+        else:
+            expected = cv2.resize(expected[0], (side, side), interpolation=cv2.INTER_LINEAR)[np.newaxis]
+        np.testing.assert_allclose(output, expected, atol=1e-6)
+
+
+def test_layer_normalisation_is_of_the_whole_map():
+    network = CRN(2, widths=(4,), size=8)
+    x = tf.random.uniform([2, 8, 8, 4], seed=0) * 5
+    normed = network.norms[0][0](x).numpy()
+    np.testing.assert_allclose(normed.mean(axis=(1, 2, 3)), 0, atol=1e-4)
+    np.testing.assert_allclose(normed.std(axis=(1, 2, 3)), 1, atol=1e-2)
+
+
+def numpy_vgg(trunk, image, layers):
+    """VGG-19's maps of a grey image, [n, s, s, 1] in [0, 1], in float64: conv 3 x 3, ReLU, max pool 2 between blocks."""
+    stored = {variable.path: variable.numpy().astype(np.float64) for variable in trunk.variables}
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    x, found = (np.repeat(image, 3, axis=-1).astype(np.float64) - mean) / deviation, {}
+    for block, depth in enumerate((2, 2, 4, 4, 4), 1):
+        for i in range(depth):
+            name = f"block{block}_conv{i + 1}"
+            if f"{name}/kernel" not in stored:
+                return [found[layer] for layer in layers]
+            padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))  # [n, r, c, channels, 3, 3]
+            x = np.tensordot(windows, stored[f"{name}/kernel"], axes=((4, 5, 3), (0, 1, 2))) + stored[f"{name}/bias"]
+            x = found[name] = np.maximum(x, 0)
+        n, rows, cols, channels = x.shape
+        x = x.reshape(n, rows // 2, 2, cols // 2, 2, channels).max(axis=(2, 4))
+    return [found[layer] for layer in layers]
+
+
+@pytest.mark.parametrize(("layers", "factors"), [("blocks", "elements"), ("blocks", "chen_koltun"), ("first", "elements")])
+def test_feature_matching_against_numpy(layers, factors):
+    names = {
+        "blocks": [f"block{i}_conv2" for i in range(1, 6)],
+        "first": ["block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2", "block3_conv1"],
+    }[layers]
+    room, data = small(feature_layers=layers, feature_weights=factors), batch()
+    real, label = data["image"].numpy(), room.label(data) * 2 - 1
+    fake = np.asarray(room.generator(label, training=True)) / 2 + 0.5
+    pairs = zip(numpy_vgg(room.trunk, real, names), numpy_vgg(room.trunk, fake, names), strict=True)
+    deviation = np.mean(1 / np.array([0.229, 0.224, 0.225]))
+    terms = [np.abs(real - fake).sum() / real.size] + [np.abs(r - f).sum() / r.size / deviation for r, f in pairs]
+    lambdas = [1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5] if factors == "chen_koltun" else [1] * 6
+    expected = np.dot(lambdas, terms)
+    found = room.train_step(data)
+    assert min(terms) > 1e-3, "every layer has its say"
+    assert float(found["feature_matching"]) == pytest.approx(expected, rel=1e-4)
+    assert float(found["image_l1"]) == pytest.approx(terms[0], rel=1e-4)
+
+
+def test_feature_matching_by_hand():
+    real = [tf.constant([[[[1.0]], [[2.0]]]]), tf.constant([[[[1.0, 2.0, 3.0, 4.0]]]])]
+    fake = [tf.constant([[[[0.0]], [[4.0]]]]), tf.constant([[[[1.0, 0.0, 3.0, 0.0]]]])]
+    assert float(feature_matching(real, fake)) == pytest.approx(3 / 2 + 6 / 4)
+    assert float(feature_matching(real, fake, (2.0, 10.0))) == pytest.approx(3 + 15)
+    assert float(feature_matching(real, real)) == 0
+
+
+@pytest.mark.parametrize("generator", ["unet", "crn"])
+@pytest.mark.parametrize(("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")])
+def test_every_returned_number_by_hand(generator, adversarial, average):
+    room, data = small(generator=generator, adversarial=adversarial, average=average, lambda_fm=3), batch()
+    label = room.label(data) * 2 - 1
+    fake_image = room.generator(label, training=True)
+    real, fake = (
+        np.asarray(room.discriminator(tf.concat([label, image], -1)), np.float64) for image in (data["image"] * 2 - 1, fake_image)
+    )  # fmt: skip
+    p_real, p_fake = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+    if average == "responses":
+        p_real, p_fake = p_real.mean(axis=(1, 2, 3)), p_fake.mean(axis=(1, 2, 3))
+    matching = float(feature_matching(room.features(data["image"]), room.features(fake_image / 2 + 0.5)))
+    adversary = np.log(1 - p_fake).mean() if adversarial == "as_printed" else -np.log(p_fake).mean()
+    expected = {
+        "generator_loss": adversary + 3 * matching,
+        "discriminator_loss": -np.log(p_real).mean() - np.log(1 - p_fake).mean(),
+        "feature_matching": matching,
+        "image_l1": np.abs(data["image"] - (np.asarray(fake_image) / 2 + 0.5)).mean(),
+        "p_real": p_real.mean(),
+        "p_fake": p_fake.mean(),
+    }
+    found = room.train_step(data)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("chosen", NETWORKS)
+def test_each_optimizer_moves_its_own_network_and_never_vgg(chosen):
+    room, data = small(), batch()
+    for name, optimizer in room.optimizers.items():
+        optimizer.learning_rate = 1e-2 if name == chosen else 0.0
+    before, trunk = weights(room), [variable.numpy() for variable in room.trunk.variables]
+    room.train_step(data)
+    for name, now in weights(room).items():
+        moved = [np.abs(old - new).max() for old, new in zip(before[name], now, strict=True)]
+        assert min(moved) > 1e-4 if name == chosen else max(moved) == 0
+    assert all(np.array_equal(old, variable) for old, variable in zip(trunk, room.trunk.variables, strict=True))
+
+
+def test_the_real_images_features_are_computed_once_and_nothing_flows_back_from_them():
+    room, data, seen = small(), batch(), []
+    trunk = room.trunk
+
+    def counting(image):
+        seen.append(image)
+        return trunk(image)
+
+    room.features = functools.partial(Infilling.features, type("Counting", (), {"trunk": staticmethod(counting), "grey_scale": 1.0}))
+    room.train_step(data)
+    assert len(seen) == 2
+    np.testing.assert_array_equal(seen[0], data["image"])
+    assert np.abs(seen[1] - data["image"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("generator", ["unet", "crn"])
+def test_it_learns_what_the_lesion_looks_like(generator):
+    room, data = small(generator=generator, filters=(8, 8), widths=(8, 8, 8), learning_rate=5e-3), batch(1)
+    step = tf.function(room.train_step)
+    history = [{name: float(value) for name, value in step(data).items()} for _ in range(40)]
+    first, last = history[0], history[-1]
+    assert last["feature_matching"] < 0.7 * first["feature_matching"] and last["image_l1"] < 0.7 * first["image_l1"]
+
+
+def test_the_discriminator_learns_to_tell_pairs_apart():
+    room, data = small(), batch()
+    for name, optimizer in room.optimizers.items():
+        optimizer.learning_rate = 1e-2 if name == "discriminator" else 0.0
+    history = [{name: float(value) for name, value in room.train_step(data).items()} for _ in range(15)]
+    assert history[-1]["discriminator_loss"] < history[0]["discriminator_loss"] - 0.2
+    assert history[-1]["p_real"] > history[-1]["p_fake"] + 0.1
+
+
+def test_training_in_a_graph_equals_training_eagerly_with_new_noise_at_every_step():
+    eager, graph, data = small(), small(), batch()
+    step = tf.function(graph.train_step)
+    labels = []
+    for _ in range(3):
+        labels.append(eager.label(data, eager.optimizers["generator"].iterations))
+        now, expected = step(data), eager.train_step(data)
+        for name, value in expected.items():
+            np.testing.assert_allclose(now[name], value, rtol=1e-3, err_msg=name)
+    tissue = [label[..., 0] for label in labels]
+    assert np.abs(tissue[0] - tissue[1]).max() > 0.1 and np.abs(tissue[1] - tissue[2]).max() > 0.1
+
+
+def test_panels_of_the_image_grid():
+    room, data = small(), batch(3)
+    panels = room.sample(data)
+    assert list(panels) == ["tissue", "mask", "margin", "synthetic", "real"]
+    for panel in panels.values():
+        assert panel.shape == (3, SIZE, SIZE, 1) and panel.dtype == tf.float32 and np.min(panel) >= 0 and np.max(panel) <= 1
+    np.testing.assert_array_equal(panels["tissue"], room.sample(data)["tissue"])
+    np.testing.assert_array_equal(panels["real"], data["image"])
+    assert list(small(margin=None).sample(data)) == ["tissue", "mask", "synthetic", "real"]
+
+
+@pytest.mark.parametrize(("generator", "margin"), [("unet", 296), ("crn", None)])
+def test_exported_functions(generator, margin):
+    room, data = small(generator=generator, margin=margin), batch(3)
+    channels = 3 if margin else 2
+    functions, label = room.functions(), room.label(data)
+    assert list(functions) == list(NETWORKS) and label.shape[-1] == channels
+    assert list(functions["generator"].input_signature) == [tf.TensorSpec([None, SIZE, SIZE, channels], tf.float32, "tri_label")]
+    answer = functions["generator"](tri_label=label)
+    assert list(answer) == ["image"] and answer["image"].shape == (3, SIZE, SIZE, 1)
+    np.testing.assert_allclose(answer["image"], room.infill(label), rtol=1e-4, atol=1e-5)
+    assert np.min(answer["image"]) >= 0 and np.max(answer["image"]) <= 1 and np.std(answer["image"]) > 1e-3
+    logits = functions["discriminator"](tri_label=label, image=data["image"])["logits"]
+    np.testing.assert_allclose(logits, room.discriminator(tf.concat([label * 2 - 1, data["image"] * 2 - 1], -1)), rtol=1e-4, atol=1e-5)
+    trunk = {id(variable.value) for variable in room.trunk.variables}
+    captured = {id(variable) for function in functions.values() for variable in function.get_concrete_function().variables}
+    assert not trunk & captured and room.networks.keys() == {"generator", "discriminator"}
+
+
+def test_two_channels_are_the_ablation():
+    room = small(margin=None)
+    assert trainable(small().generator) - trainable(room.generator) == 4 * 16
+    assert all(np.isfinite(value) for value in room.train_step(batch()).values())
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("generator", ["unet", "crn"])
+def test_mixed_precision_trains_and_answers_in_float32(policy, generator):
+    data = batch(1)
+    reference = float(small(generator=generator).train_step(data)["feature_matching"])
+    keras.config.set_dtype_policy(policy)
+    room = small(generator=generator)
+    found = [room.train_step(data) for _ in range(3)]
+    assert all(value.dtype == tf.float32 and np.isfinite(value) for losses in found for value in losses.values())
+    assert float(found[0]["feature_matching"]) == pytest.approx(reference, rel=0.03), "VGG-19 computes in half precision, the loss does not"
+    assert all(feature.dtype == tf.float32 for feature in room.features(data["image"]))
+    assert all(panel.dtype == tf.float32 for panel in room.sample(data).values())
+
+
+def test_weights_that_can_not_be_had_are_named(tmp_path):
+    with pytest.raises(WeightsError, match="nowhere.npz"):
+        small(weights=str(tmp_path / "nowhere.npz"))
+
+
+@pytest.mark.parametrize(("config", "said"), [({"widths": (4,) * 7}, "halved 6 times"), ({"filters": (4,) * 6}, "halved 6 times")])
+def test_patches_that_can_not_be_halved_are_refused(config, said):
+    with pytest.raises(ConfigError, match=f"patches of {SIZE} px can't be {said}"):
+        small(generator="crn" if "widths" in config else "unet", **config)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lambda_fm": -1}, {"margin": 256}, {"beta_2": 1}, {"generator": "x"}, {"widths": []}, {"normalization": "batch"}, {"x": 1},
+     {"feature_layers": "first", "feature_weights": "chen_koltun"}],
+)  # fmt: skip
+def test_configs_that_make_no_sense(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        InfillingConfig(**wrong)
+
+
+TWO_REPLICAS = """
+import json
+import tfmammo
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from tfmammo.models.infilling import Infilling, InfillingConfig
+
+rng = np.random.default_rng(1)
+MASK = np.zeros((2, 32, 32, 1), np.float32)
+MASK[0, 8:20, 10:22], MASK[1, 4:16, 8:30] = 1, 1
+IMAGE = rng.random((2, 32, 32, 1)).astype(np.float32)
+
+def train(strategy, steps=4):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        small = {"filters": (4, 8), "discriminator_filters": 4, "discriminator_strided": 1, "dropout": 0}
+        room = Infilling(InfillingConfig(weights="none", feature_layers="first", **small), 32)
+        rng = np.random.default_rng(0)
+        for network in room.networks.values():
+            for weight in network.trainable_variables:
+                weight.assign((rng.normal(0, 0.1, weight.shape) + (weight.name == "gamma")).astype(np.float32))
+    data = tf.data.Dataset.from_tensors({"mask": MASK, "image": IMAGE}).repeat()
+    if strategy.num_replicas_in_sync > 1:
+        data = strategy.experimental_distribute_dataset(data)
+
+    @tf.function
+    def step(batch):
+        losses = strategy.run(room.train_step, args=(batch,))
+        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None) for name, loss in losses.items()}
+
+    batches = iter(data)
+    return [{name: float(loss) for name, loss in step(next(batches)).items()} for _ in range(steps)]
+
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+results = {"one": train(tf.distribute.get_strategy()), "two": train(mirrored)}
+keras.config.set_dtype_policy("mixed_float16")
+print(json.dumps({**results, "half": train(mirrored, 12)}))
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path, repository):
+    # Logical devices must be named before TensorFlow starts, so in a process of its own.
+    script = tmp_path / "two_replicas.py"
+    script.write_text(TWO_REPLICAS, encoding="utf-8")
+    path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=400)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    for a, b in zip(results["one"], results["two"], strict=True):
+        for name, loss in a.items():
+            np.testing.assert_allclose(b[name], loss, rtol=1e-5, atol=1e-6, err_msg=name)
+    for name, loss in results["one"][0].items():
+        np.testing.assert_allclose(results["half"][0][name], loss, rtol=3e-2, atol=1e-2, err_msg=name)
+    assert all(np.isfinite(list(losses.values())).all() for losses in results["half"])
+    assert results["half"][-1]["generator_loss"] < results["half"][0]["generator_loss"]

@@ -1,0 +1,262 @@
+"""evaluate/realism.py on a small archive in native form and on real exports of models whose images are known."""
+
+import csv
+import importlib.util
+import json
+import sys
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tfmammo import evaluation, export, trunks
+from tfmammo.archives import cdd_cesm
+from tfmammo.config import ConfigError, DataConfig
+from tfmammo.data import splits
+from tfmammo.metrics import perceptual
+from tfmammo.models.infilling import patch_seeds, tri_label, uniform_noise
+from tfmammo.training import cli
+from tfmammo.training.image_grid import HEADER
+
+SIZE, FOLDS, PATIENTS = 32, 2, 8
+MODELS = ("G_unet", "G_unet-", "copier")
+
+
+class Known(keras.Model):
+    """With a tri-label: its tissue, and `level` in the mass and half of it in the margin, if it sees one.
+
+    With a mask alone: always the patch it was given.
+    """
+
+    def __init__(self, level=0.6, channels=3, patch=None):
+        super().__init__(name="known")
+        network = keras.Sequential([keras.Input((SIZE, SIZE, 1)), keras.layers.Conv2D(1, 1)])
+        self.networks, self.level, self.channels, self.patch = {"generator": network}, level, channels, patch
+
+    def functions(self):
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, self.channels], tf.float32, "tri_label")])
+        def infill(tri_label):
+            tissue, mask, *margin = tf.unstack(tri_label, axis=-1)
+            image = tissue * (1 - mask) + self.level * mask
+            return {"image": (image * (1 - 0.5 * margin[0]) if margin else image)[..., tf.newaxis]}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
+        def copy(mask):
+            return {"image": tf.zeros_like(mask) + self.patch}
+
+        return {"generator": infill if self.patch is None else copy}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """CDD-CESM's form: eight patients with two views each, a bright blot on tissue of its own in each."""
+    root, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(0)
+    regions = [["#filename", "region_id", "region_shape_attributes"]]
+    clinical = [["Image_name", "Findings", "BIRADS", "Breast density (ACR)", "Pathology Classification/ Follow up"]]
+    rows, cols = np.mgrid[:96, :96] - 48
+    for patient in range(1, PATIENTS + 1):
+        for view in ("CC", "MLO"):
+            name, radius = f"P{patient}_L_DM_{view}", int(rng.integers(12, 20))
+            tissue = cv2.resize(rng.random((12, 12)), (96, 96), interpolation=cv2.INTER_CUBIC)
+            image = 90 * (np.hypot(rows, cols) < radius) + 120 * np.clip(tissue, 0, 1) + 20
+            Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
+            regions.append([f"{name}.jpg", 0, json.dumps({"name": "circle", "cx": 48, "cy": 48, "r": radius})])
+            clinical.append([name, "Mass", "4", "B", "Malignant"])
+    for file, table in ((cdd_cesm.REGIONS, regions), (cdd_cesm.CLINICAL, clinical)):
+        with (root / file).open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows(table)
+    return DataConfig(name="cdd_cesm", root=root, size=SIZE, folds=FOLDS)
+
+
+@pytest.fixture(scope="module")
+def patches(data):
+    return cli.all_patches(data)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, data, patches):
+    """Name -> the folders of its folds, with the cards that a training writes."""
+    root, found = tmp_path_factory.mktemp("runs"), {}
+    for name in (*MODELS, "leaky"):
+        found[name] = []
+        for fold in range(1 if name == "leaky" else FOLDS):
+            own = data.model_copy(update={"fold": fold})
+            if name == "leaky":
+                own = data.model_copy(update={"split": "paper", "paper_samples": 40, "paper_test": 8})
+            train, held_out = splits.split(patches, own)
+            room = {
+                "G_unet": lambda: Known(),
+                "G_unet-": lambda: Known(channels=2),
+                "copier": lambda train=train: Known(patch=train.images[3]),
+                "leaky": lambda: Known(),
+            }[name]()
+            card = {
+                "split": own.split,
+                "train_patients": sorted(set(train.patient_ids.tolist())),
+                "held_out_ids": held_out.ids.tolist(),
+                "config": {"data": own.model_dump(mode="json"), "model": {"margin": None if name == "G_unet-" else 316}},
+            }
+            found[name].append(str(export.export(room, root / name / f"fold{fold}", card)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    path = request.config.rootpath / "evaluate" / "realism.py"
+    spec = importlib.util.spec_from_file_location("evaluate_realism", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks its annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(script, data, tmp_path_factory):
+    """A function that runs the script in this process: models and overrides -> its output folder."""
+
+    def call(models, *overrides):
+        folder = tmp_path_factory.mktemp("realism")
+        config = {"data": {"name": data.name, "root": str(data.root), "size": SIZE}, "models": models, "samples": 200}
+        (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+        extra = ["--set", "alexnet=none", "inception=none", "pairs=20", *overrides]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["realism.py", "--config", str(folder / "config.yaml"), "--output", str(folder / "output"), *extra])
+            script.main()
+        return folder / "output"
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def output(run, models):
+    return run({name: models[name] for name in MODELS})
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def by_name(output):
+    return {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
+
+
+def synthetic(patches, margin):
+    label = tri_label(patches.images, patches.masks.astype(np.float32), uniform_noise(patch_seeds(patches.images, 0), SIZE), margin).numpy()
+    image = label[..., :1] * (1 - label[..., 1:2]) + 0.6 * label[..., 1:2]
+    return image * (1 - 0.5 * label[..., 2:]) if margin else image
+
+
+@pytest.mark.slow
+def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
+    rows, images = by_name(output), table(output / "per_image.csv")
+    assert [row["id"] for row in images if row["model"] == "G_unet"] == patches.ids.tolist()
+    judge = perceptual.LPIPS("none", "none")
+    for name, margin in (("G_unet", 316), ("G_unet-", None)):
+        made = synthetic(patches, margin)
+        distance = judge.distance(patches.images, made)
+        assert [float(row["lpips_random"]) for row in images if row["model"] == name] == pytest.approx(distance, abs=1e-5)
+        assert float(rows[name, "lpips_random"]["mean"]) == pytest.approx(distance.mean(), abs=1e-5)
+        table_ = judge.matrix(patches.images, made)
+        others = table_[~np.eye(len(table_), dtype=bool)].mean()
+        assert float(rows[name, "lpips_pairs_random"]["mean"]) == pytest.approx(others, abs=1e-4)
+        assert distance.mean() < others, "a patch is nearer to its own real one"
+    assert float(rows["G_unet", "lpips_random"]["mean"]) > float(rows["G_unet-", "lpips_random"]["mean"])
+
+
+@pytest.mark.slow
+def test_sets_have_intervals_and_differences(output, patches):
+    rows = by_name(output)
+    for name in MODELS:
+        for measure in ("lpips_pairs_random", "fid_random", "kid_random", "ms_ssim"):
+            row = rows[name, measure]
+            assert (row["n"], row["patients"]) == (str(len(patches)), str(PATIENTS))
+            assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+            if name == "G_unet":
+                assert row["difference"] == "" == row["p"]
+            else:
+                expected = float(row["mean"]) - float(rows["G_unet", measure]["mean"])
+                assert float(row["difference"]) == pytest.approx(expected) and 0 <= float(row["p"]) <= 1
+    assert float(rows["copier", "ms_ssim"]["mean"]) > float(rows["real patches", "ms_ssim"]["mean"])
+    inception = perceptual.Inception("none")
+    real, made = inception.features(patches.images), inception.features(synthetic(patches, None))
+    assert float(rows["G_unet-", "fid_random"]["mean"]) == pytest.approx(perceptual.fid(real, made), rel=1e-3)
+    assert float(rows["G_unet-", "kid_random"]["mean"]) == pytest.approx(1000 * perceptual.mmd(real, made, paired=True), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_planted_copies_are_flagged_and_real_patches_are_not(output, patches):
+    rows = by_name(output)
+    assert float(rows["copier", "copy_random"]["mean"]) == 100
+    assert float(rows["copier", "nearest_pixels"]["mean"]) == pytest.approx(0, abs=1e-6)
+    assert float(rows["real patches", "copy_random"]["mean"]) < 20
+    assert 0.8 < float(rows["real patches", "nearest_pixels"]["mean"]) < 1.2
+    copies = [row["copy_random"] for row in table(output / "per_image.csv") if row["model"] == "real patches"]
+    assert len(copies) == len(patches)
+
+
+@pytest.mark.slow
+def test_random_networks_are_named_wherever_a_number_stands(output):
+    for row in table(output / "table.csv"):
+        assert row["measure"].endswith("_random") != (row["measure"] in ("ms_ssim", "nearest_pixels", "nearest_mass"))
+    markdown = (output / "table.md").read_text(encoding="utf-8")
+    assert markdown.splitlines()[0].endswith("; made with random AlexNet, no calibrated heads, random Inception")
+    for line in ("LPIPS to its real patch (random)", "FID (random)", "KID x 1000 (random)", "nearest training patch in features (random)"):
+        assert f"\n| {line} | " in markdown
+    assert "| copies, below 0.5 (random), % | " in markdown
+    assert "KID x 1000 over 100 subsets of 16 patches (random Inception)" in markdown
+    assert "as printed" not in markdown
+
+
+@pytest.mark.slow
+def test_sheets(output, patches, models):
+    names = {"sheet.png", "nearest-G_unet.png", "nearest-G_unet-.png", "nearest-copier.png"}
+    assert {path.name for path in output.glob("*.png")} == names
+    sheet = cv2.imread(str(output / "sheet.png"))
+    assert sheet.shape == (HEADER + 6 * (SIZE + 3), 3 + 5 * (SIZE + 3), 3)
+    near = cv2.imread(str(output / "nearest-copier.png"))
+    assert near.shape == (HEADER + 6 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
+    np.testing.assert_array_equal(near[HEADER : HEADER + SIZE, 3 : 3 + SIZE], near[HEADER : HEADER + SIZE, 6 + SIZE : 6 + 2 * SIZE])
+
+
+@pytest.mark.slow
+def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path):
+    """With files for AlexNet and heads no number is marked, and the paper's stands below."""
+    network = trunks.alexnet("none").get_layer(index=3)  # the colour network inside
+    np.savez(tmp_path / "alexnet.npz", **{f"{layer.name}/{v.name}": v.numpy() for layer in network.layers for v in layer.weights})
+    np.savez(tmp_path / "heads.npz", **{f"lin{i}/kernel": np.ones(n, np.float32) for i, n in enumerate((64, 192, 384, 256, 256))})
+    files = [f"alexnet={tmp_path / 'alexnet.npz'}", f"heads={tmp_path / 'heads.npz'}"]
+    output = run({"G_unet": models["G_unet"], "leaky": models["leaky"]}, *files, "sample=6", "rows=2", "subset_size=4", "patients=unseen")
+    markdown = (output / "table.md").read_text(encoding="utf-8")
+    heading, line = markdown.splitlines()[2], markdown.splitlines()[4]
+    assert heading == "|  | G_unet | G_unet, as printed | real patches |" and line.split(" | ")[2] == "0.0202"
+    assert "made with random Inception" in markdown
+    assert "LEAKY" in markdown and (output / "sheet-leaky.png").is_file()
+    rows = {(row["protocol"], row["model"], row["measure"]): row for row in table(output / "table.csv")}
+    assert rows["unseen", "G_unet", "lpips"]["n"] == "6" == rows["paper", "leaky", "lpips"]["n"]
+    assert rows["unseen", "real patches", "ms_ssim"]["n"] == "6"
+    assert ("unseen", "real patches", "fid_random") in rows, "there are six patches of other patients"
+
+
+def test_wrong_configs(run, models, script):
+    for override, message in (
+        ("data.size=16", "data.size: LPIPS's network sees nothing in patches below 32 px"),
+        ("models={real patches: x}", "real patches is the name of a row of its own"),
+        ("sample=1", "sample: "),
+        ("alexnett=x", "alexnett: unknown key"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run({"G_unet": models["G_unet"]}, override)
+    with pytest.raises(trunks.WeightsError, match="nowhere.npz is neither imagenet nor none nor a file"):
+        run({"G_unet": models["G_unet"]}, "heads=nowhere.npz")
+
+
+def test_a_model_that_takes_something_else(models, tmp_path):
+    inputs = {"tri_label": None, "mask": None}
+    assert evaluation._open(models["copier"][0], inputs, "image", None).source == "mask"
+    assert evaluation._open(models["G_unet"][0], inputs, "image", None).source == "tri_label"
+    with pytest.raises(export.ExportError, match="none of its functions leads from tri_label to shapes"):
+        evaluation._open(models["G_unet"][0], inputs, "shapes", None)

@@ -1,0 +1,102 @@
+"""Single elements of a DICOM header: read without quoting what a fault holds, and those that lead from value to grey copied.
+
+Whatever is asked for here may be anything in a damaged or careless header, a patient's name too. So numbers are read as
+numbers, words are compared with those of the standard, and nothing else is passed on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.valuerep import DSfloat
+
+# Elements that hold numbers, how they are written, and words that an element may hold.
+_DECIMALS = ("RescaleSlope", "RescaleIntercept", "EstimatedRadiographicMagnificationFactor")
+_PAIRS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+_PADDING = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+_WORDS = {
+    "PhotometricInterpretation": ("MONOCHROME1", "MONOCHROME2"),
+    "PixelSpacingCalibrationType": ("GEOMETRY", "FIDUCIAL"),
+    "BurnedInAnnotation": ("YES", "NO"),
+    "VOILUTFunction": ("LINEAR", "LINEAR_EXACT", "SIGMOID"),
+}
+
+
+class Fault(Exception):
+    """What is wrong with a file, in words that quote no text of it."""
+
+
+def text(dataset: Dataset, key: str) -> str:
+    """A value as text, "" where it is absent."""
+    return str(value(dataset, key) or "").strip()
+
+
+def items(dataset: Dataset, key: str) -> list[Dataset]:
+    """A sequence's items."""
+    return list(value(dataset, key) or ())
+
+
+def integer(dataset: Dataset, key: str, absent: int) -> int:
+    """The first number of a value, `absent` where there is none."""
+    values = numbers(dataset, key)
+    return int(values[0]) if values else absent
+
+
+def numbers(dataset: Dataset, key: str) -> list[float]:
+    """A value as numbers."""
+    found = value(dataset, key)
+    try:
+        return [] if found is None else [float(number) for number in np.atleast_1d(found)]
+    except (TypeError, ValueError):
+        raise Fault(f"its {key} is no number") from None
+
+
+def value(dataset: Dataset, key: str) -> Any:
+    """A value, None where it is absent."""
+    try:
+        return dataset.get(key)
+    except Exception:  # the value is converted now, and what is raised quotes it
+        raise Fault(f"its {key} can't be read") from None
+
+
+def rendition(dataset: Dataset, chosen: Dataset | tuple[float, float] | None) -> dict[str, Any]:
+    """What must stand in another file of the same stored values so that they are shown, and measured, as in this one.
+
+    Args:     dataset: a checked header. chosen: its VOI LUT or window (centre, width) to go by; None for the whole range.
+    Returns:  values by keyword: photometric interpretation, modality LUT or rescale, that one VOI LUT or window, padding, spacing.
+    """
+    found: dict[str, Any] = {key: text(dataset, key) for key, known in _WORDS.items() if text(dataset, key) in known}
+    found |= {key: _decimal(numbers(dataset, key)[0]) for key in _DECIMALS if numbers(dataset, key)}
+    found |= {key: [_decimal(number) for number in numbers(dataset, key)] for key in _PAIRS if len(numbers(dataset, key)) == 2}
+    found |= {key: _padding_value(dataset, key) for key in _PADDING if numbers(dataset, key)}
+    if tables := items(dataset, "ModalityLUTSequence"):
+        found["ModalityLUTSequence"] = [_table(tables[0], ModalityLUTType="US")]
+    if isinstance(chosen, Dataset):
+        found["VOILUTSequence"] = [_table(chosen)]
+    elif chosen is not None:
+        found["WindowCenter"], found["WindowWidth"] = map(_decimal, chosen)
+    if not isinstance(chosen, tuple):
+        found.pop("VOILUTFunction", None)
+    return found
+
+
+def _decimal(number: float) -> DSfloat:
+    return DSfloat(number, auto_format=True)  # at most 16 characters
+
+
+def _padding_value(dataset: Dataset, key: str) -> int:
+    """With the sign that the pixels have: it is often read with the wrong one."""
+    number = int(numbers(dataset, key)[0]) % 2**16
+    return number - 2**16 if dataset.PixelRepresentation and number >= 2**15 else number
+
+
+def _table(item: Dataset, **words: str) -> Dataset:
+    """A LUT without its explanation, which is free text."""
+    copy = Dataset()
+    for key in ("LUTDescriptor", "LUTData"):
+        copy.add(item[key])
+    for key, word in words.items():
+        setattr(copy, key, word)
+    return copy

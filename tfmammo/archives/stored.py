@@ -1,0 +1,84 @@
+"""A mammogram's grey values as its file stores them, to change some and to write the others back untouched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BAND = 64  # rows looked up at a time: NumPy makes 64-bit indices of them, which should stay in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a file stores, and which grey value each of it stands for.
+
+    values: integer [rows, cols], native px, signed or not. bits: of one value, 1 to 16. greys: float32 [2^bits], in [0, 1], of
+    the values from `first` on. padding: bool [2^bits], which of them fill an image up to a rectangle. elements: of a DICOM
+    file those that lead from value to grey, by keyword; None of other files, whose greys are value / (2^bits - 1).
+    """
+
+    values: NDArray[np.integer]
+    bits: int
+    greys: NDArray[np.float32]
+    first: int = 0
+    padding: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    elements: dict[str, Any] | None = None
+
+    @staticmethod
+    def of_image(image: NDArray[np.float32], bits: int) -> Stored:
+        """Grey values as whole numbers: rint(value * (2^bits - 1)), in 8 bits where they fit, else in 16.
+
+        Args:     image: float32 [rows, cols, 1] in [0, 1].
+        """
+        values: NDArray[np.integer] = np.rint(image[..., 0] * np.float64(2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
+        return Stored(values, bits, (np.arange(2**bits) / np.float64(2**bits - 1)).astype(np.float32))
+
+    def image(self) -> NDArray[np.float32]:
+        """float32 [rows, cols, 1] in [0, 1]: what the archive's reader gives."""
+        values = self.values if self.first == 0 else self.values.astype(np.int32) - self.first
+        return looked_up(self.greys, values)
+
+    def nearest(self, grey: NDArray[np.float32]) -> NDArray[np.integer]:
+        """The stored value that comes nearest to each grey value, of the type of `values`; never one of padding.
+
+        Args:     grey: float32 of any shape, in [0, 1].
+        """
+        values, middles = self._by_grey
+        return values[np.searchsorted(middles, grey)]
+
+    def changed(self, values: NDArray[np.integer]) -> Stored:
+        """The same file with other values."""
+        return replace(self, values=values)
+
+    def full_scale(self) -> NDArray[np.integer]:
+        """The values as a picture holds them: `values`; of a DICOM file its greys, in 8 bits where `bits` are no more, else in 16."""
+        if self.elements is None:
+            return self.values
+        wide = np.uint16 if self.bits > 8 else np.uint8
+        table = np.rint(self.greys * np.float64(np.iinfo(wide).max)).astype(wide)
+        return np.asarray(table[self.values.astype(np.int32) - self.first], wide)
+
+    @cached_property
+    def _by_grey(self) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
+        """One value of each grey, rising, and the middles between their greys."""
+        values = np.arange(self.first, self.first + len(self.greys)).astype(self.values.dtype)
+        usable = ~self.padding if self.padding.any() and not self.padding.all() else np.ones(len(values), np.bool_)
+        greys, values = self.greys[usable], values[usable]
+        greys, places = np.unique(greys, return_index=True)  # of values of one grey the first
+        return values[places], ((greys[1:] + greys[:-1]) / 2).astype(np.float32)
+
+
+def looked_up(greys: NDArray[np.float32], values: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Every value's grey.
+
+    Args:     greys: float32 [n]. values: integer [rows, cols], 0 to n - 1.
+    Returns:  float32 [rows, cols, 1].
+    """
+    image = np.empty(values.shape, np.float32)
+    for top in range(0, len(values), _BAND):
+        np.take(greys, values[top : top + _BAND], out=image[top : top + _BAND], mode="clip")
+    return image[..., np.newaxis]

@@ -1,0 +1,149 @@
+"""A mammogram with inserted lesions -> DICOM or PNG, and a whole set of them -> a folder that the archive `folder` reads.
+
+    images/NAME.dcm or .png    lesion_masks/NAME_1.png ...    annotations.json (COCO)    metadata.csv
+
+The DICOM is written anew, from pixels, facts of the record and the few numbers by which values become greys: nothing of the
+source's header is copied that could name anybody, no UID, date or device. Where side, view and spacing are known it is a
+digital mammography image for presentation, which must state them, else a secondary capture. That it is synthetic stands in
+SyntheticData, ImageType, PatientName, SeriesDescription, ImageComments, DerivationDescription, Manufacturer, and of a
+secondary capture in ConversionType. Its UIDs follow from `key`, so that the same content is the same file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from tfmammo import __version__
+from tfmammo.archives.stored import Stored
+from tfmammo.archives.writers.dicom import MAMMOGRAPHY, SECONDARY_CAPTURE, write_dicom
+from tfmammo.archives.writers.folder import CATEGORIES
+from tfmammo.record import Box, LesionKind, Mammogram
+
+MARK = "SYNTHETIC lesions inserted by a generative model; not for diagnosis"
+_VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
+_FACTS = ("laterality", "view", "pathology", "density")
+_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # a third larger than the default on a mammogram's noise, ten times as fast
+
+
+def dicom(path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: bool = False) -> None:
+    """Write one DICOM file, of the source's bits, sign and rendition.
+
+    Args:     stored: with the inserted lesions. mammogram: the source; its pseudonym becomes the PatientID. key: what the
+              UIDs follow from. lossy: the source was compressed with loss.
+    """
+    rendition = _rendition(stored)
+    spacing = list(mammogram.spacing) if mammogram.spacing else None
+    if stored.elements is None:
+        rendition["ImagerPixelSpacing"] = spacing
+    full = bool(mammogram.laterality and mammogram.view and rendition.get("ImagerPixelSpacing"))
+    elements = _identity(mammogram, key) | (_mammography(mammogram) if full else _capture(mammogram)) | rendition
+    elements["LossyImageCompression"] = "01" if lossy else "00"
+    write_dicom(path, stored.values, stored.bits, sop_class=MAMMOGRAPHY if full else SECONDARY_CAPTURE, **elements)
+
+
+def png(path: Path, stored: Stored) -> None:
+    """Write one PNG of 8 or 16 bits: the values as they are stored, of DICOM its greys in the same depth."""
+    path.write_bytes(encoded(stored.full_scale()))
+
+
+def encoded(picture: NDArray[np.integer]) -> bytes:
+    """A PNG of uint8 or uint16 [rows, cols]."""
+    return cv2.imencode(".png", picture, _FAST)[1].tobytes()
+
+
+def mask_png(mask: NDArray[np.uint8]) -> bytes:
+    """A PNG of one bit a pixel, which readers show as 0 and 255. Args: mask: uint8 [rows, cols], 0 or 1."""
+    return cv2.imencode(".png", mask * np.uint8(255), (*_FAST, cv2.IMWRITE_PNG_BILEVEL, 1))[1].tobytes()
+
+
+def coco(images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]], about: str) -> dict[str, Any]:
+    """A COCO file's content, from what `coco_image` and `coco_annotation` give, numbered here."""
+    return {
+        "info": {"description": f"{MARK}. {about}", "version": __version__},
+        "licenses": [],
+        "images": list(images),
+        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
+        "categories": [{"id": number, "name": kind, "supercategory": "lesion"} for kind, number in CATEGORIES.items()],
+    }
+
+
+def coco_annotation(image: int, kind: LesionKind, box: Box, area: int, region: dict[str, Any]) -> dict[str, Any]:
+    """One lesion. Args: image: the image's id. box: native px, half-open. area: px. region: from `archives.coco.encode`."""
+    top, left, bottom, right = box
+    bbox = [left, top, right - left, bottom - top]
+    # iscrowd would make evaluations ignore it, though readers of old take every RLE for a crowd.
+    return {"image_id": image, "category_id": CATEGORIES[kind], "bbox": bbox, "area": area, "iscrowd": 0, "segmentation": region}
+
+
+def metadata(rows: Sequence[dict[str, Any]]) -> str:
+    """metadata.csv. Args: rows: file, patient, and what is known of laterality, view, pathology, density, spacing, split, bits."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, ("file", "patient", *_FACTS, "spacing", "split", "bits"), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def _rendition(stored: Stored) -> dict[str, Any]:
+    elements = dict(stored.elements or {})
+    if "ModalityLUTSequence" not in elements:
+        slope, intercept = (float(elements.setdefault(key, default)) for key, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
+        elements["RescaleType"] = "US"
+        if "VOILUTSequence" not in elements and "WindowCenter" not in elements:  # one of them must be there: the whole range
+            ends = [slope * value + intercept for value in (stored.first, stored.first + len(stored.greys) - 1)]
+            elements["WindowCenter"], elements["WindowWidth"] = (sum(ends) + 1) / 2, abs(ends[1] - ends[0]) + 1
+    inverse = elements.get("PhotometricInterpretation") == "MONOCHROME1"
+    shape, sign = ("INVERSE", 1) if inverse else ("IDENTITY", -1)
+    return elements | {"PresentationLUTShape": shape, "PixelIntensityRelationship": "LOG", "PixelIntensityRelationshipSign": sign}
+
+
+def _identity(mammogram: Mammogram, key: str) -> dict[str, Any]:
+    """Whose it is, and that it is synthetic; what the standard wants stated even when it is unknown is empty."""
+    uids = {name: generate_uid(entropy_srcs=["tfmammo", name, of]) for name, of in
+            (("study", mammogram.patient_id), ("series", key), ("instance", key))}  # fmt: skip
+    empty = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
+    return {
+        **dict.fromkeys(empty, ""),
+        "PatientName": "SYNTHETIC", "PatientID": mammogram.patient_id, "PatientIdentityRemoved": "YES",
+        "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym",
+        "StudyInstanceUID": uids["study"], "SeriesInstanceUID": uids["series"], "SOPInstanceUID": uids["instance"],
+        "SeriesNumber": 1, "InstanceNumber": 1, "SyntheticData": "YES", "SeriesDescription": "SYNTHETIC, not for diagnosis",
+        "ImageComments": MARK, "DerivationDescription": MARK, "Manufacturer": "tfmammo (SYNTHETIC)",
+        "ManufacturerModelName": "tfmammo.synthesis", "SoftwareVersions": __version__,
+        "BurnedInAnnotation": "YES",  # unless the source says otherwise: scanned films have labels
+        "ImageLaterality": mammogram.laterality, "PatientOrientation": "",
+    }  # fmt: skip
+
+
+def _mammography(mammogram: Mammogram) -> dict[str, Any]:
+    """What a digital mammography image must state beside pixels and spacing."""
+    assert mammogram.view
+    code, meaning = _VIEWS[mammogram.view]
+    view = _coded(code, "SCT", meaning)
+    view.ViewModifierCodeSequence = []
+    return {
+        "ImageType": ["DERIVED", "PRIMARY", "", "SYNTHETIC"], "PresentationIntentType": "FOR PRESENTATION",
+        "ViewPosition": mammogram.view, "ViewCodeSequence": [view], "BodyPartExamined": "BREAST", "OrganExposed": "BREAST",
+        "AnatomicRegionSequence": [_coded("76752008", "SCT", "Breast")], "PositionerType": "NONE", "DetectorType": "",
+        "AcquisitionContextSequence": [],
+    }  # fmt: skip
+
+
+def _capture(mammogram: Mammogram) -> dict[str, Any]:
+    return {"ImageType": ["DERIVED", "SECONDARY", "", "SYNTHETIC"], "ConversionType": "SYN", "ViewPosition": mammogram.view}
+
+
+def _coded(value: str, scheme: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item

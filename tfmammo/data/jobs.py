@@ -1,0 +1,168 @@
+"""Work cut into parts that are made by Apache Beam on as many machines as there are, in a folder that a stopped run goes on in.
+
+What `tfmammo.data.build` and `tfmammo.synthesis` share. Every worker must see the folder under the same path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from tfmammo.config import ConfigError
+from tfmammo.data.preprocess import DataError
+from tfmammo.record import Mammogram, MaskedLesion
+
+log = logging.getLogger(__name__)
+
+
+def claim(output: Path, identity: Mapping[str, Any], file: str) -> None:
+    """Make a folder this work's own, or make sure that it is; what killed workers left half-written is removed.
+
+    Args:     output: a new folder, or one of an earlier run. identity: everything that decides the contents; two runs may
+              share a folder when it is equal. file: where it is kept.
+    Raises:   ConfigError: the folder belongs to other work, which is named by its keys, holds other files or can't be used.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if not (output / file).exists():
+            if any(output.iterdir()):
+                raise ConfigError(f"{output}: is not empty and no output of this command; name a new folder")
+            write(output / file, as_json(identity))
+        known = json.loads((output / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})") from None
+    before, now = _flat(known), _flat(identity)
+    other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if other:
+        raise ConfigError(f"{output}: was made with another {', '.join(other)}; name a new folder")
+    for path in output.rglob("*.part"):  # of a worker that was killed
+        path.unlink(missing_ok=True)
+
+
+def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str]) -> None:
+    """The pipeline: parts, dealt out over the workers, each made where it falls.
+
+    Args:     parts: what can be pickled. make: makes one, a function of a module. flags: Beam's own.
+    Raises:   ConfigError: Apache Beam is missing. DataError: a worker failed.
+    """
+    logging.disable(logging.WARNING)  # Beam says whenever it is imported that Google's client libraries are missing
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, TypeOptions
+    except ImportError as error:
+        raise ConfigError(f'Apache Beam is missing ({error}): pip install "tfmammo[build]"') from None
+    finally:
+        logging.disable(logging.NOTSET)
+    options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *flags])
+    # There are no triggers here; what allows unsafe ones is never handed to the runner that would have to be downloaded.
+    options.view_as(TypeOptions).allow_unsafe_triggers = True
+    direct = options.view_as(DirectOptions)
+    if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
+        direct.direct_running_mode = "multi_processing"
+    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)  # of a failure it tells in tracebacks, we in a sentence
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            _ = pipeline | "Parts" >> beam.Create(list(parts), reshuffle=False) | beam.Reshuffle() | "Make" >> beam.Map(make)
+    except Exception as error:  # Beam answers a worker's fault with exceptions of any class
+        log.debug("Beam failed", exc_info=True)
+        if "KeyboardInterrupt" in str(error):
+            raise KeyboardInterrupt from error
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), error.__class__.__name__)
+        raise DataError(f"the work stopped before its end ({reason.strip()[:300]}); run it again, finished parts are kept") from error
+
+
+@contextmanager
+def progress(output: Path, pattern: str, total: int, every: float = 10.0) -> Iterator[None]:
+    """Log how many files of a pattern are there, of `total` wanted, whoever makes them, while the body runs."""
+    done, told = threading.Event(), -1
+
+    def watch() -> None:
+        nonlocal told
+        while not done.wait(every):
+            count = sum(1 for _ in output.glob(pattern))
+            if count != told:
+                log.info("%d of %d parts", count, total)
+            told = count
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Workers are as many as cores, so that threads of OpenCV's own would only be in their way."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A file that takes its name when the body has ended well. Two attempts at once don't meet: the last one stays."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)  # temporary files are for their owner alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file at once, and only where it changes."""
+    content = text.encode()
+    if not path.is_file() or path.read_bytes() != content:
+        with written(path) as part:
+            part.write_bytes(content)
+
+
+def as_json(content: object) -> str:
+    """Equal contents, equal text."""
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def fingerprint(mammograms: Iterable[Mammogram]) -> str:
+    """Twelve hexadecimal digits, equal for the same mammograms in the same order; no pixel and no mask file is read."""
+    content = hashlib.sha256()
+    for mammogram in mammograms:
+        content.update(_described(mammogram))
+    return content.hexdigest()[:12]
+
+
+def _described(mammogram: Mammogram) -> bytes:
+    """What the archive states of a mammogram; a mask in a file of its own is not read."""
+    lesions = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
+    facts = [
+        mammogram.patient_id, mammogram.image_id, mammogram.rows, mammogram.cols, mammogram.spacing, mammogram.laterality,
+        mammogram.view, mammogram.pathology, mammogram.official_split, [lesion.box for lesion in lesions],
+        [(found.kind, found.pathology, found.shape, found.margin, found.kind_is_certain) for found in mammogram.lesions],
+    ]  # fmt: skip
+    return repr(facts).encode() + b"".join(outline.tobytes() for lesion in lesions for outline in lesion.outlines)
+
+
+def _flat(content: object, name: str = "") -> dict[str, object]:
+    if not isinstance(content, dict):
+        return {name: content}
+    return {key: value for part, inner in content.items() for key, value in _flat(inner, f"{name}.{part}".lstrip(".")).items()}

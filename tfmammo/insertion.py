@@ -1,0 +1,364 @@
+"""Where a lesion may lie in a mammogram, and how a generated patch gets into it without a seam: pure functions of arrays.
+
+A lesion is inserted by the difference that a generator makes. Its patch is cut where training patches are cut (data.patches'
+`frame`), scaled to the generator's size and grey scale; what the generator changes in it is scaled back to native pixels and
+grey values and added, weighted by `Seam.weights`: 1 on the mask and its margin, falling to 0 within `feather` px of the patch
+around them, 0 at the patch's border. So the tissue's own grain stays, and nothing beyond `Seam.support` changes at all.
+
+What the papers leave open: (X, Y) of Shen et al.'s rule is taken as the centre of the lesion's box. A lesion's whole support
+lies on breast and keeps off other lesions and their supports. Around the lesion a generator may be a little brighter or darker
+than the tissue that it was given; its mean difference there is taken off everywhere, so that no step is left to feather.
+With data.percentiles the brightest tissue of a patch is 1, so that a mass can't be brighter; data.window has no such end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat
+
+from tfmammo.config import DataConfig, Frozen
+from tfmammo.data import preprocess, sampling
+from tfmammo.data.anatomy import breast_mask, pectoral_mask
+from tfmammo.data.patches import frame
+from tfmammo.data.preprocess import DataError, resize, resize_mask
+from tfmammo.models.infilling import enlarged
+from tfmammo.record import Box, Mammogram, Skipped
+
+GRID = 512  # cells along a mammogram's longer side, at most: anatomy is no finer
+GAP = 4  # px of the patch between mask and border, at least, to fade in
+SMALLEST = 8  # native px; a Gaussian may draw less, and also below 0
+FAINT = 1 / 512  # weights below are none: no grey level of the patch would change
+
+Reach = tuple[int, int, int, int]  # native px that a support reaches beyond its box: above, to the left, below, to the right
+
+
+class Sizes(Frozen):
+    """The Gaussian of lesions' heights and widths.
+
+    unit: px, or mm where every lesion's spacing was known. height, width: (mean, standard deviation). correlation: of the
+    two. count: of lesions that they come from; 0 where they were given.
+    Source: Shen et al., section 4.3. Departure: it gives mean and variance of height and width alone; drawn apart, as with
+    correlation 0, they make masses much longer and much flatter than real ones.
+    """
+
+    unit: str = Field(default="px", pattern="^(px|mm)$")
+    height: tuple[PositiveFloat, float]
+    width: tuple[PositiveFloat, float]
+    correlation: float = Field(default=0.0, ge=-1, le=1)
+    count: int = 0
+
+    def draw(self, random: np.random.Generator, spacing: tuple[float, float] | None) -> tuple[int, int]:
+        """(height, width) in native px of an image of that spacing, each at least SMALLEST.
+
+        Raises:   DataError: sizes are in mm and the spacing is not stated, or they are too small to be drawn.
+        """
+        if self.unit == "mm" and spacing is None:
+            raise DataError("its mm per px are not stated, and sizes are in mm")
+        step = spacing if self.unit == "mm" and spacing else (1.0, 1.0)
+        for _ in range(100):
+            first, second = random.standard_normal(2)
+            second = self.correlation * first + (1 - self.correlation**2) ** 0.5 * second
+            size = round((self.height[0] + self.height[1] * first) / step[0]), round((self.width[0] + self.width[1] * second) / step[1])
+            if min(size) >= SMALLEST:
+                return size
+        raise DataError(f"sizes of {self.height[0]:g} x {self.width[0]:g} {self.unit} are hardly ever {SMALLEST} px")
+
+
+def fit_sizes(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Sizes:
+    """The Gaussian of an archive's lesions, in mm where all their spacings are known, else in px.
+
+    Args:     mammograms: no pixel is read. config: kinds and mixed_findings are used. skipped: lesions whose mask can't be
+              read, and those over half an image high or wide, which outline no single mass, are noted here.
+    Raises:   DataError: fewer than two lesions.
+    """
+    sizes, steps = [], []
+    for mammogram in mammograms:
+        for number, lesion in sampling.wanted(mammogram, config).items():
+            try:
+                top, left, bottom, right = lesion.box
+            except ValueError as error:
+                skipped.add(mammogram.image_id, f"lesion {number}: {error}")
+                continue
+            if 2 * (bottom - top) > mammogram.rows or 2 * (right - left) > mammogram.cols:
+                skipped.add(mammogram.image_id, f"lesion {number}: is over half the image high or wide")
+                continue
+            sizes.append((bottom - top, right - left))
+            steps.append(mammogram.spacing)
+    if len(sizes) < 2:
+        raise DataError(f"sizes can't be fitted on {len(sizes)} lesions; give sizes.height and sizes.width")
+    known = [step for step in steps if step]
+    in_mm = len(known) == len(steps)
+    values = np.array(sizes) * (np.array(known) if in_mm else 1.0)
+    height, width = zip(values.mean(axis=0).tolist(), values.std(axis=0, ddof=1).tolist(), strict=True)
+    off = values - values.mean(axis=0)
+    both = float((off[:, 0] * off[:, 1]).sum()) / (len(values) - 1) / max(height[1] * width[1], 1e-12)
+    return Sizes(unit="mm" if in_mm else "px", height=height, width=width, correlation=float(np.clip(both, -1, 1)), count=len(sizes))
+
+
+def cut(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A mask's region in its own box: uint8 [height, width], 0 or 1.
+
+    Args:     mask: uint8 [rows, cols], 0 or 1, one region.
+    Raises:   DataError: it is empty, or touches the border, where the rest of its shape is cut off.
+    """
+    left, top, width, height = cv2.boundingRect(mask)
+    if not width:
+        raise DataError("its mask is empty")
+    if not (top and left and top + height < mask.shape[0] and left + width < mask.shape[1]):
+        raise DataError("its mask touches the border")
+    return mask[top : top + height, left : left + width]
+
+
+def scaled(shape: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """A shape scaled by two factors, its edge smooth: uint8 [height, width], 0 or 1, touching all four sides but for rounding.
+
+    Args:     shape: uint8 [rows, cols], 0 or 1. height, width: px.
+    """
+    padded = cv2.copyMakeBorder(shape.astype(np.float32), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    # The padding's share of the result, so that the shape itself becomes height x width.
+    rows, cols = round(height * padded.shape[0] / shape.shape[0]), round(width * padded.shape[1] / shape.shape[1])
+    region = (resize(padded, rows, cols) >= 0.5).astype(np.uint8)
+    count, labels, areas, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
+    if count == 1:
+        return np.ones((height, width), np.uint8)  # a thread that scaling tore: a box is what is left to say of it
+    return cut(np.pad((labels == 1 + np.argmax(areas[1:, cv2.CC_STAT_AREA])).astype(np.uint8), 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Spot:
+    """One lesion in its place. mask: uint8 [height, width] of the box, 0 or 1. box, window (its patch): native px, half-open."""
+
+    mask: NDArray[np.uint8]
+    box: Box
+    window: Box
+
+    @staticmethod
+    def at(top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig) -> Spot:
+        """A lesion whose box begins at (top, left), its patch as the training's.
+
+        Raises:   DataError: the lesion reaches beyond the mammogram, or its patch is larger than that.
+        """
+        box = (top, left, top + mask.shape[0], left + mask.shape[1])
+        if min(box) < 0 or box[2] > mammogram.rows or box[3] > mammogram.cols:
+            raise DataError("it reaches beyond the mammogram")
+        window = frame(box, mammogram, data)
+        if min(window) < 0 or window[2] > mammogram.rows or window[3] > mammogram.cols:
+            raise DataError("its patch is larger than the mammogram")
+        return Spot(mask, box, window)
+
+
+@dataclass(frozen=True, eq=False)
+class Seam:
+    """How a generated patch is blended in.
+
+    mask: uint8 [size, size], 0 or 1, what the generator is shown. around: bool [size, size], where the difference fades.
+    weights: float32 of the support, in [0, 1]. support: native px, half-open; nothing beyond it changes.
+    """
+
+    mask: NDArray[np.uint8]
+    around: NDArray[np.bool_]
+    weights: NDArray[np.float32]
+    support: Box
+
+    def reach(self, box: Box) -> Reach:
+        """How far the support goes beyond a box."""
+        return box[0] - self.support[0], box[1] - self.support[1], self.support[2] - box[2], self.support[3] - box[3]
+
+
+def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
+    """The mask as the generator sees it, and the weights of what it changes.
+
+    Args:     spot: of the lesion. size: of the generator's patch, px. margin: of its tri-label, 296 in the paper, or None;
+              see models.infilling. feather: px of the patch.
+    Raises:   DataError: the mask touches the border of its patch, or vanishes at its size.
+    """
+    top, left, bottom, right = spot.window
+    native = np.zeros((bottom - top, right - left, 1), np.uint8)
+    native[spot.box[0] - top : spot.box[2] - top, spot.box[1] - left : spot.box[3] - left, 0] = spot.mask
+    mask = np.ascontiguousarray(resize_mask(native, size, size)[..., 0])
+    col, row, width, height = cv2.boundingRect(mask)
+    if not width:
+        raise DataError(f"nothing of its mask is left at {size} px")
+    gap = min(row, col, size - row - height, size - col - width)
+    if gap < GAP:
+        raise DataError(f"its mask touches the border of its patch, or comes nearer than {GAP} of {size} px")
+    fade, edge = min(feather, gap), np.minimum(np.arange(size), np.arange(size)[::-1])
+    core = mask if margin is None else mask | enlarged(tf.constant(mask[..., None]), margin).numpy()[..., 0]
+    beyond = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
+    faded = _smooth(1 - beyond / fade) * _smooth(np.minimum(edge, edge[:, None]) / fade)
+    around = (faded > 0) & (core == 0)
+    weights = resize(faded.astype(np.float32), bottom - top, right - left)
+    weights[weights < FAINT] = 0
+    col, row, width, height = cv2.boundingRect((weights > 0).astype(np.uint8))
+    support = (top + row, left + col, top + row + height, left + col + width)
+    return Seam(mask, around, weights[row : row + height, col : col + width], support)
+
+
+class Ground:
+    """A mammogram to insert into: its pixels, its breast, and which of it is still free.
+
+    Args:     image: float32 [rows, cols, 1] in [0, 1], native px. mammogram: its record. data: of the generator's training;
+              preprocess.remove_pectoral keeps lesions off the muscle.
+    """
+
+    def __init__(self, image: NDArray[np.float32], mammogram: Mammogram, data: DataConfig) -> None:
+        self.image, self.mammogram, self.data = image, mammogram, data
+        self.step = ceil(max(image.shape) / GRID)  # px of a cell's side
+        rows, cols = image.shape[0] // self.step, image.shape[1] // self.step
+        small = image[: rows * self.step, : cols * self.step, 0]
+        small = cv2.resize(small, (cols, rows), interpolation=cv2.INTER_AREA)[..., None]
+        tissue = breast_mask(small)
+        if data.preprocess.remove_pectoral and mammogram.view == "MLO" and mammogram.laterality:
+            tissue &= 1 - pectoral_mask(small, mammogram.laterality)
+        self.breast = tissue[..., 0]
+        self.free = self.breast.copy()
+
+    def take(self, box: Box) -> None:
+        """No further lesion may lie on this box."""
+        top, left, bottom, right = self._cells(box)
+        self.free[top:bottom, left:right] = 0
+
+    def is_free(self, box: Box) -> bool:
+        """Whether all of a box is breast that nothing has taken."""
+        if min(box) < 0 or box[2] > self.mammogram.rows or box[3] > self.mammogram.cols:
+            return False
+        top, left, bottom, right = self._cells(box)
+        inside = self.free[top:bottom, left:right]
+        return inside.shape == (bottom - top, right - left) and bool(inside.all())
+
+    def draw(self, size: tuple[int, int], reach: Reach, random: np.random.Generator) -> tuple[int, int]:
+        """(top, left) of a lesion's box, each place by the paper's rule that has room for its support equally likely.
+
+        X ~ U(w / 10, w / 2) from the chest wall and Y ~ U(h / 4, 3 h / 4), of the box's centre, given that all of it fits.
+
+        Raises:   DataError: the laterality is not stated, or there is no such place; the sentence says why.
+        Source:   Shen et al., section 4.3.
+        """
+        if self.mammogram.laterality is None:
+            raise DataError("its laterality is not stated, so its chest wall is not known")
+        by_rule = self._by_rule(size)
+        what = f"a mass of {size[0]} x {size[1]} px"
+        if not (fits := self._room(self.breast, size, reach)).any():
+            raise DataError(f"the breast is too small for {what}")
+        if not (fits & by_rule).any():
+            raise DataError(f"the part of the breast that masses are set in is too small for {what}")
+        places = np.flatnonzero(self._room(self.free, size, reach) & by_rule)
+        if not len(places):
+            raise DataError(f"no normal tissue is left for {what}")
+        row, col = divmod(int(places[random.integers(len(places))]), self.free.shape[1])
+        shift = random.integers(self.step, size=2)
+        return row * self.step + int(shift[0]), col * self.step + int(shift[1])
+
+    def _by_rule(self, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Cells in which any box may begin, by the rule."""
+        rows, cols = self.mammogram.rows, self.mammogram.cols
+        near, far = (cols / 10, cols / 2) if self.mammogram.laterality == "L" else (cols / 2, cols - cols / 10)
+        limits = ((rows / 4, 3 * rows / 4), (near, far))
+        inside = []
+        for (low, high), length, count in zip(limits, size, self.free.shape, strict=True):
+            centre = np.arange(count) * self.step + length / 2
+            inside.append((centre >= low) & (centre + self.step - 1 <= high))
+        return inside[0][:, None] & inside[1]
+
+    def _room(self, region: NDArray[np.uint8], size: tuple[int, int], reach: Reach) -> NDArray[np.bool_]:
+        """Cells so that a box that begins anywhere in them has its whole support on the region."""
+        starts = [floor(-before / self.step) for before in reach[:2]]
+        ends = [ceil((self.step - 1 + length + behind) / self.step) for length, behind in zip(size, reach[2:], strict=True)]
+        sums, room = cv2.integral(region), np.zeros(region.shape, np.bool_)
+        height, width = ends[0] - starts[0], ends[1] - starts[1]
+        if height > region.shape[0] or width > region.shape[1]:
+            return room
+        full = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width] == height * width
+        room[-starts[0] : full.shape[0] - starts[0], -starts[1] : full.shape[1] - starts[1]] = full
+        return room
+
+    def _cells(self, box: Box) -> Box:
+        return floor(box[0] / self.step), floor(box[1] / self.step), ceil(box[2] / self.step), ceil(box[3] / self.step)
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """What a generator is shown of a ground. tissue: float32 [size, size, 1], mask: float32 [size, size, 1]; low, high: the grey
+    values that it sees as 0 and 1. mirrored: whether it is of a right breast, turned to the left.
+    """
+
+    tissue: NDArray[np.float32]
+    mask: NDArray[np.float32]
+    low: float
+    high: float
+    mirrored: bool
+
+    def difference(self, image: NDArray[np.float32], around: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """What a generated image [size, size, 1] changes, in native grey values, the mean change around the lesion taken off."""
+        change = (image - self.tissue)[..., 0]
+        change = change[:, ::-1] if self.mirrored else change
+        offset = change[around].mean() if around.any() else 0.0
+        return np.ascontiguousarray((change - np.float32(offset)) * np.float32(self.high - self.low))
+
+
+def patch(ground: Ground, spot: Spot, seam: Seam) -> Patch:
+    """The ground under a lesion as training patches are made: prepared, scaled, its grey values in [0, 1], chest wall left.
+
+    Raises:   DataError: it is constant.
+    """
+    top, left, bottom, right = spot.window
+    size, data = len(seam.mask), ground.data
+    image = resize(ground.image[top:bottom, left:right, 0], size, size)[..., None]
+    if data.preprocess.remove_marks or data.preprocess.remove_pectoral:
+        image = np.where(_resampled(ground, spot.window, size) != 0, image, np.float32(0))
+    image = preprocess.framed(np.clip(image, 0, 1), data.preprocess)
+    low, high = data.window or (float(value) for value in np.percentile(image, data.percentiles))
+    if not low < high:
+        raise DataError("the tissue under it is constant")
+    tissue, mask = preprocess.window(image, low, high), seam.mask.astype(np.float32)[..., None]
+    mirrored = ground.mammogram.laterality == "R"
+    if mirrored:
+        tissue, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (tissue, mask))
+    return Patch(tissue, mask, low, high, mirrored)
+
+
+def blended(ground: Ground, spot: Spot, seam: Seam, difference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The support's new grey values: the ground plus the weighted difference, clipped.
+
+    Args:     difference: float32 [size, size], from `Patch.difference`.
+    Returns:  float32 [rows, cols] of seam.support, in [0, 1]; equal to the ground wherever the weight is 0.
+    """
+    (top, left, bottom, right), (first, before, last, behind) = spot.window, seam.support
+    native = resize(difference, bottom - top, right - left)[first - top : last - top, before - left : behind - left]
+    return np.clip(ground.image[first:last, before:behind, 0] + seam.weights * native, 0, 1)
+
+
+def training_data(section: dict[str, Any], handle: str) -> DataConfig:
+    """The data section of a generator's card, if patches made so can be put back.
+
+    Raises:   DataError: its contrast was equalised, which can't be undone, or its patches show whole mammograms.
+    """
+    config = DataConfig.model_validate(section)
+    if config.preprocess.contrast != "none":
+        raise DataError(f"{handle}: was trained with data.preprocess.contrast={config.preprocess.contrast}, which can't be undone")
+    if config.frame == "full":
+        raise DataError(f"{handle}: was trained on whole mammograms (data.frame=full), not on patches of lesions")
+    return config
+
+
+def _smooth(ramp: NDArray) -> NDArray[np.float64]:
+    """0 to 1 with level ends."""
+    ramp = np.clip(ramp, 0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
+def _resampled(ground: Ground, window: Box, size: int) -> NDArray[np.uint8]:
+    """The breast in a window: uint8 [size, size, 1], 0 or 1."""
+    places: Iterator[NDArray[np.intp]] = (
+        np.minimum(((start + (np.arange(size) + 0.5) * (stop - start) / size) / ground.step).astype(int), count - 1)
+        for start, stop, count in zip(window[:2], window[2:], ground.breast.shape, strict=True)
+    )
+    return ground.breast[np.ix_(*places)][..., None]

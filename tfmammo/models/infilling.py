@@ -1,0 +1,313 @@
+"""Infilling: mass patches from their context, mask and margin, stages 2 and 3 of Shen et al.'s synthesis.
+
+The tri-label x has three channels: the tissue patch, its lesion region replaced by uniform noise; the mask; the margin, which
+is the mask scaled up less the mask. A generator G maps it to a mass image, a discriminator D judges (x, image) pairs:
+
+    min_G max_D  E[log D(x, R)] + E[log(1 - D(x, G(x)))]           Eq. (3), R: the real image
+    L_fm(G) = sum_{l=0..5} lambda_l ||phi_l(R) - phi_l(G(x))||_1   Eq. (4), phi_0: the image itself, phi_l: layers of VGG-19
+    L = L_GAN + lambda L_fm                                        Eq. (5)
+
+Inside, images are in [-1, 1]; at every public border, and in L_fm, they are in [0, 1].
+
+Departures and what the paper leaves open:
+- The margin: the mask is "resized to 296 x 296"; about the patch's centre here, then cropped back to 256 x 256, nearest
+  neighbours, less the mask. So it is no band of one width: the margin of a mask off the centre is wider on the side away from
+  the centre and narrow or missing on the other, as it is in bays of the outline. Patches of another size scale by the same
+  factor. `margin: null` leaves the channel out (the ablation).
+- Adam is printed with beta_1 = 0.9 and beta_2 = 0.5, most likely swapped: (0.5, 0.9) here.
+- VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2, as in Chen and Koltun's refinement network,
+  behind their ReLUs; `first` the first five convolutions, which is what the text says word for word. `feature_weights:
+  elements` is lambda_l = 1 / number of elements; `chen_koltun` multiplies these by their 1, 1/2.6, 1/4.8, 1/3.7, 1/5.6, 10/1.5.
+- VGG-19 sees [0, 255] or standardised grey values, depending on the file of weights; its feature maps are divided by that
+  factor, so that all six terms are on the scale of images in [0, 1] and lambda means the same with either.
+- The crn generator: "256 x 256 x 3" of its last module can't be the one-channel image; a 1 x 1 convolution follows. Open
+  are its widths (Chen and Koltun: 1024 below 128 px, 512 at 128 and 256) and its normalisation (theirs: of the layer,
+  before each ReLU; `none` leaves it out). ReLU as printed, where theirs leaks. It upsamples bilinearly. He's random weights.
+- The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at inference. Both end in tanh.
+- log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises -log D. "The average value"
+  of D's 30 x 30 responses is that of probabilities; `average: losses` averages their logarithms.
+- Masses of any pathology, where the paper takes malignant ones alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from tfmammo.config import ConfigError, Frozen
+from tfmammo.losses import Average, l1, log_fake, log_real
+from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
+from tfmammo.optimization import Adam, build, minimize
+from tfmammo.trunks import vgg19
+
+FULL = 256  # px of the paper's patches, which `margin` refers to
+CRN_WIDTHS = (1024, 1024, 1024, 1024, 1024, 1024, 512, 512)
+FEATURE_LAYERS = {
+    "blocks": ("block1_conv2", "block2_conv2", "block3_conv2", "block4_conv2", "block5_conv2"),
+    "first": ("block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2", "block3_conv1"),
+}
+CHEN_KOLTUN = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
+
+
+class InfillingConfig(Frozen):
+    """The paper's values; see *Departures* in the module for those it leaves open.
+
+    generator: "unet" or "crn". margin: to how many px a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
+    studied; null: two channels. lambda_fm: the paper's lambda. weights: of VGG-19: "imagenet" (downloaded by Keras), a file's
+    path, or "none", random ones. filters and dropout: of the unet. widths and normalization: of the crn, from its first module
+    on, each twice the size of the one before. discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
+    """
+
+    generator: Literal["unet", "crn"] = "unet"
+    margin: int | None = Field(default=296, gt=FULL)
+    lambda_fm: NonNegativeFloat = 100.0
+    feature_layers: Literal["blocks", "first"] = "blocks"
+    feature_weights: Literal["elements", "chen_koltun"] = "elements"
+    weights: str = "imagenet"
+    learning_rate: PositiveFloat = 2e-4
+    beta_1: float = Field(default=0.5, ge=0, lt=1)
+    beta_2: float = Field(default=0.9, ge=0, lt=1)
+    adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
+    average: Average = "responses"
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
+    widths: tuple[PositiveInt, ...] = Field(default=CRN_WIDTHS, min_length=1)
+    normalization: Literal["layer", "none"] = "layer"
+    discriminator_strided: PositiveInt = 3
+    discriminator_filters: PositiveInt = 64
+
+    @property
+    def channels(self) -> int:
+        """Of the tri-label."""
+        return 2 if self.margin is None else 3
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> InfillingConfig:
+        if self.feature_weights == "chen_koltun" and self.feature_layers != "blocks":
+            raise ValueError("feature_weights chen_koltun are of feature_layers blocks")
+        return self
+
+
+def enlarged(mask: tf.Tensor, margin: int) -> tf.Tensor:
+    """A mask scaled about its patch's centre by margin / 256 and cropped back to its size, by nearest neighbours.
+
+    Args:     mask: [..., size, size, 1]. margin: px that 256 px are scaled to.
+    Returns:  the same shape and dtype.
+    Source:   section 4.1, step 3.
+    """
+    size = int(mask.shape[-2])
+    border = round(size * (margin - FULL) / (2 * FULL))
+    # Pixel p lies at p + border of the enlarged patch; its centre, 2 p + 2 border + 1 half pixels, falls into this source pixel.
+    places = (2 * (np.arange(size) + border) + 1) * size // (2 * (size + 2 * border))
+    return tf.gather(tf.gather(mask, places, axis=-3), places, axis=-2)
+
+
+def tri_label(image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int | None = 296) -> tf.Tensor:
+    """What G sees: the tissue patch without its lesion, the mask, and the margin.
+
+    Args:     image: float32 [n, size, size, 1] in [0, 1]. mask: the same shape, 0 or 1. noise: the same shape, uniform in [0, 1];
+              see `uniform_noise`. margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper; None: no margin.
+    Returns:  float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Without the leading n too.
+    Source:   sections 3.1, 3.3 and 4.1.
+    """
+    tissue = tf.where(mask > 0, noise, image)
+    if margin is None:
+        return tf.concat([tissue, mask], axis=-1)
+    return tf.concat([tissue, mask, tf.maximum(enlarged(mask, margin) - mask, 0)], axis=-1)
+
+
+def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
+    """Noise for `tri_label`, the same for the same seed, whatever else is drawn.
+
+    Args:     seeds: int64 [n, 2]. size: rows and columns, px.
+    Returns:  float32 [n, size, size, 1], uniform in [0, 1).
+    """
+
+    def draw(seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_uniform([size, size, 1], seed, alg="philox")
+
+    return tf.map_fn(draw, tf.cast(seeds, tf.int64), fn_output_signature=tf.TensorSpec([size, size, 1], tf.float32))
+
+
+def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
+    """Seeds that follow from the step and from each patch's pixels, so neither from its place in the batch nor from the device.
+
+    Args:     image: float32 [n, size, size, 1]. step: integer scalar.
+    Returns:  int64 [n, 2]: the step, and a weighted sum of the pixels' bits.
+    """
+    pixels = int(np.prod(image.shape[1:]))
+    bits = tf.cast(tf.bitcast(tf.reshape(image, [-1, pixels]), tf.int32), tf.int64)
+    digest = tf.reduce_sum(bits * tf.constant(np.arange(pixels) % 1021 + 1, tf.int64), axis=1)
+    return tf.stack([tf.fill(tf.shape(digest), tf.cast(step, tf.int64)), digest], axis=1)
+
+
+def feature_matching(real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor], weights: Sequence[float] | None = None) -> tf.Tensor:
+    """L_fm, Eq. (4): the sum over layers of mean |phi_l(R) - phi_l(G(x))|, the mean being ||.||_1 times 1 / number of elements.
+
+    Args:     real, fake: floating [n, rows, cols, channels] each, the image first. weights: factors of the terms, by default 1.
+    Returns:  float32 scalar, >= 0, the mean over the batch.
+    """
+    factors = weights or [1.0] * len(real)
+    return tf.add_n([factor * l1(r, f) for factor, r, f in zip(factors, real, fake, strict=True)])
+
+
+class CRN(keras.Model):
+    """A cascaded refinement network: modules of doubling resolution, each of which sees the label and what came before.
+
+    Module i: the label, downsampled by area to the module's size, concatenated with the upsampled output of module i - 1; two
+    convolutions 3 x 3, each followed by normalisation (if any) and ReLU. Behind the last a convolution 1 x 1.
+
+    Args:     x: floating [batch, size, size, channels]. widths: of the modules; with eight and 256 px the first is 2 x 2.
+    Returns:  float32 [batch, size, size, 1] in [-1, 1].
+    Raises:   ConfigError: size is no multiple of 2 ** (modules - 1).
+    Source:   section 3.3, Fig. 3 (b); Chen and Koltun, Photographic image synthesis with cascaded refinement networks (2017).
+              115,842,561 trainable parameters for three channels.
+    """
+
+    def __init__(
+        self, channels: int = 3, widths: Sequence[int] = CRN_WIDTHS, size: int = 256, normalization: str = "layer", name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
+        if size % 2 ** (len(widths) - 1):
+            raise ConfigError(f"data.size: patches of {size} px can't be halved {len(widths) - 1} times, for all modules of model.widths")
+        self.factors = [2**i for i in reversed(range(len(widths)))]  # by which the label is downsampled
+        self.convolutions = [[_refinement(width) for _ in range(2)] for width in widths]
+        # One group is the whole map: the layer normalisation of Chen and Koltun's code, with a gain and offset per channel.
+        normed = normalization == "layer"
+        self.norms = [[keras.layers.GroupNormalization(1) if normed else None for _ in range(2)] for _ in widths]
+        self.head = keras.layers.Conv2D(1, 1)
+        self.to_float32 = keras.layers.Activation("tanh", dtype="float32")
+        self(keras.Input((size, size, channels), batch_size=1))
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """See the class."""
+        return self.to_float32(self.head(self.modules(x)[-1]))
+
+    def modules(self, label: tf.Tensor) -> list[tf.Tensor]:
+        """The modules' outputs, from the smallest to the largest."""
+        label = tf.cast(label, self.compute_dtype)
+        outputs: list[tf.Tensor] = []
+        for factor, convolutions, norms in zip(self.factors, self.convolutions, self.norms, strict=True):
+            x = tf.nn.avg_pool2d(label, factor, factor, "VALID")  # F_i
+            if outputs:
+                x = tf.concat([x, _doubled(outputs[-1])], axis=-1)
+            for convolution, norm in zip(convolutions, norms, strict=True):
+                x = convolution(x)
+                x = tf.nn.relu(norm(x) if norm else x)
+            outputs.append(x)
+        return outputs
+
+
+class Infilling(keras.Model):
+    """Generator and discriminator with their optimizers, and the frozen VGG-19; built on construction.
+
+    Args:     config: the paper's values or yours. size: patch rows and columns, px, at least 32.
+    Raises:   ConfigError: the networks don't fit patches of that size. trunks.WeightsError: VGG-19's weights can't be had.
+    Source:   section 3.3. For three channels G has 54,409,857 (unet) or 115,842,561 (crn) and D 2,766,657 trainable parameters.
+    """
+
+    def __init__(self, config: InfillingConfig | None = None, size: int = 256) -> None:
+        super().__init__(name="infilling")
+        self.config = config = config or InfillingConfig()
+        self.size = size
+        if config.generator == "unet":
+            self.generator = UNet256(config.channels, filters=config.filters, dropout=config.dropout, size=size, name="generator")
+        else:
+            self.generator = CRN(config.channels, config.widths, size, config.normalization, "generator")
+        strided, filters = config.discriminator_strided, config.discriminator_filters
+        self.discriminator = PatchDiscriminator(config.channels + 1, strided, filters, size, "discriminator")
+        self.trunk = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])  # in no checkpoint and no export
+        self.grey_scale = _grey_scale(self.trunk)
+        self.networks = {"generator": self.generator, "discriminator": self.discriminator}
+        self.optimizers = {
+            name: build(Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network)
+            for name, network in self.networks.items()
+        }
+
+    def label(self, batch: dict[str, tf.Tensor], step: tf.Tensor | int = 0) -> tf.Tensor:
+        """The tri-label of a batch, its noise drawn from step and patches."""
+        noise = uniform_noise(patch_seeds(batch["image"], step), self.size)
+        return tri_label(batch["image"], batch["mask"], noise, self.config.margin)
+
+    def discriminate(self, label: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        """D(x, R): float32 logits, one per patch of the pair. Args: floating [batch, size, size, channels] in [-1, 1]."""
+        return self.discriminator(tf.concat([label, image], axis=-1))
+
+    def features(self, image: tf.Tensor) -> list[tf.Tensor]:
+        """phi_0 to phi_5, float32. Args: image: float32 [batch, size, size, 1] in [0, 1]."""
+        return [image, *(feature / self.grey_scale for feature in self.trunk(image))]
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One step of G and one of D, both from the same forward pass.
+
+        Args:     batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
+        Returns:  float32 scalars: each network's loss, L_fm, the L1 of the images, and D's mean probability for each pair.
+        """
+        config, image = self.config, batch["image"]
+        label = self.label(batch, self.optimizers["generator"].iterations) * 2 - 1  # x
+        real_image, real_features = image * 2 - 1, self.features(image)  # R, phi_l(R)
+        term_weights = CHEN_KOLTUN if config.feature_weights == "chen_koltun" else None
+        with tf.GradientTape(persistent=True) as tape:
+            fake_image = self.generator(label, training=True)  # G(x)
+            real = self.discriminate(label, real_image)  # D(x, R)
+            fake = self.discriminate(label, fake_image)  # D(x, G(x))
+            matching = feature_matching(real_features, self.features(fake_image * 0.5 + 0.5), term_weights)  # L_fm
+            as_printed = config.adversarial == "as_printed"
+            adversarial = log_fake(fake, config.average) if as_printed else -log_real(fake, config.average)
+            generator_loss = adversarial + config.lambda_fm * matching
+            discriminator_loss = -(log_real(real, config.average) + log_fake(fake, config.average))
+        losses = {"generator": generator_loss, "discriminator": discriminator_loss}
+        for name, loss in losses.items():
+            minimize(loss, self.networks[name], self.optimizers[name], tape)
+        return {
+            **{f"{name}_loss": loss for name, loss in losses.items()},
+            "feature_matching": matching,
+            "image_l1": l1(image, fake_image * 0.5 + 0.5),
+            "p_real": tf.reduce_mean(tf.sigmoid(real)),
+            "p_fake": tf.reduce_mean(tf.sigmoid(fake)),
+        }
+
+    def infill(self, label: tf.Tensor) -> tf.Tensor:
+        """G at inference. Args: label: float32 [batch, size, size, channels], see `tri_label`. Returns: image in [0, 1]."""
+        return self.generator(label * 2 - 1) * 0.5 + 0.5
+
+    def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Panels for the image grid: the tri-label's channels, G's image and the real one; the noise is always the same."""
+        label = self.label(batch)
+        channels = dict(zip(("tissue", "mask", "margin"), tf.split(label, self.config.channels, axis=-1), strict=False))
+        return {**channels, "synthetic": self.infill(label), "real": batch["image"]}
+
+    def functions(self) -> dict[str, Callable]:
+        """What is exported, one function per network: tri_label -> image, (tri_label, image) -> logits."""
+        label = tf.TensorSpec([None, self.size, self.size, self.config.channels], tf.float32, "tri_label")
+        image = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
+
+        @tf.function(input_signature=[label])
+        def generator(tri_label: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"image": self.infill(tri_label)}
+
+        @tf.function(input_signature=[label, image])
+        def discriminator(tri_label: tf.Tensor, image: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"logits": self.discriminate(tri_label * 2 - 1, image * 2 - 1)}
+
+        return {"generator": generator, "discriminator": discriminator}
+
+
+def _refinement(width: int) -> keras.layers.Layer:
+    return keras.layers.Conv2D(width, 3, padding="same", kernel_initializer="he_normal")
+
+
+def _doubled(x: tf.Tensor) -> tf.Tensor:
+    wide = tf.image.resize(tf.cast(x, tf.float32), [2 * x.shape[1], 2 * x.shape[2]])
+    return tf.cast(wide, x.dtype)
+
+
+def _grey_scale(trunk: keras.Model) -> float:
+    """By how much the trunk stretches grey values before its first convolution."""
+    rescaling = next(layer for layer in trunk.layers if isinstance(layer, keras.layers.Rescaling))
+    return float(np.mean(rescaling.scale))

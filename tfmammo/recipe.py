@@ -1,0 +1,158 @@
+"""The config of a synthesis, and the recipe of each of its items: what it was made from, and what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from tfmammo.config import DataConfig, Frozen, describe
+from tfmammo.data.preprocess import DataError
+from tfmammo.data.tfrecord import sha256
+from tfmammo.insertion import Sizes
+from tfmammo.record import Box, Laterality, LesionKind, Split, View
+
+FORMAT: Final = 1
+
+
+class ShapeConfig(Frozen):
+    """Where the shapes of masses come from: gan, the handle of a mask GAN; files, a mask picture or a folder of them, one region
+    each; with neither the real outlines of `lesions`.
+    """
+
+    gan: str | None = None
+    files: Path | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> ShapeConfig:
+        if self.gan and self.files:
+            raise ValueError("give gan or files, not both")
+        return self
+
+
+class SynthesisConfig(Frozen):
+    """A config file of `python -m tfmammo.synthesis`.
+
+    data: the mammograms to insert into; name, root, and for the phantom phantoms and seed are used. mammograms: those called
+    normal, or all; a lesion that is there is never overlapped. only: image ids, to take no others.
+    generator: handle of an infilling: a training's folder, an export, models:/NAME@ALIAS. tracking_uri: the store of the last.
+    lesions: the archive whose masses give sizes and, without a mask GAN or files, shapes; null: that of `data`. kinds and
+    mixed_findings are used too. sizes: the Gaussian; null fits it on `lesions`. shapes: see ShapeConfig.
+    masses: how many in one mammogram, from and to; each number is equally likely. size: (height, width) of each, native px,
+    instead of a draw. centre: (row, col) of the one mass, native px, instead of a draw. feather: px of the generator's patch over
+    which what it changes fades beyond the margin.
+    count: of items; they are spread evenly over the mammograms. seed: of everything that is drawn.
+    format: dicom, png (of 8 or 16 bits, as the source) or tfrecord. pathology: of all masses, where the generator's were all so.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    data: DataConfig = DataConfig()
+    mammograms: Literal["normal", "all"] = "normal"
+    only: tuple[str, ...] = ()
+    generator: str
+    tracking_uri: str | None = None
+    lesions: DataConfig | None = None
+    sizes: Sizes | None = None
+    shapes: ShapeConfig = ShapeConfig()
+    masses: tuple[PositiveInt, PositiveInt] = (1, 1)
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    centre: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    feather: PositiveFloat = 16.0
+    count: PositiveInt = 100
+    seed: NonNegativeInt = 0
+    format: Literal["dicom", "png", "tfrecord"] = "dicom"
+    pathology: Literal["benign", "malignant"] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SynthesisConfig:
+        if self.masses[0] > self.masses[1]:
+            raise ValueError("masses must be two numbers, the smaller first")
+        if self.centre and self.masses != (1, 1):
+            raise ValueError("centre places one mass; masses must be [1, 1]")
+        return self
+
+
+class Source(Frozen):
+    """The mammogram that an item was made from, by pseudonym; sha256: of its file, or of its pixels where there is none."""
+
+    archive: str
+    image_id: str
+    patient_id: str
+    sha256: str
+    rows: PositiveInt
+    cols: PositiveInt
+    bits: PositiveInt
+    laterality: Laterality | None = None
+    view: View | None = None
+    density: str | None = None
+    spacing: tuple[float, float] | None = None
+    official_split: Split | None = None
+
+
+class Planted(Frozen):
+    """One mass. box: of its mask, window: of its patch, native px, half-open. area: px. region: its mask as COCO's RLE. seed: of
+    the tri-label's noise. shape: where its shape comes from.
+    """
+
+    kind: LesionKind = "mass"
+    box: Box
+    window: Box
+    area: PositiveInt
+    region: dict[str, Any]
+    seed: NonNegativeInt
+    shape: str
+
+
+class Recipe(Frozen):
+    """What makes one item again, and what came out.
+
+    identity: hash of what decides a whole set. name, number: of the item. versions: of what computed it. generator: name, step
+    and sha256 of the export. left_out: why there is no item. notes: what was asked for and not done. files: sha256 by path
+    beneath the output folder.
+    """
+
+    format: Literal[1] = FORMAT
+    identity: str
+    name: str
+    number: NonNegativeInt
+    config: SynthesisConfig
+    versions: dict[str, str]
+    generator: dict[str, str]
+    sizes: Sizes | None
+    source: Source | None = None
+    lesions: tuple[Planted, ...] = ()
+    notes: tuple[str, ...] = ()
+    left_out: str | None = None
+    files: dict[str, str] = {}
+
+    def key(self) -> str:
+        """Equal for equal content, wherever and however often it is made."""
+        assert self.source
+        content = {
+            "source": self.source.model_dump(mode="json"), "generator": self.generator["sha256"], "feather": self.config.feather,
+            "lesions": [lesion.model_dump(mode="json") for lesion in self.lesions],
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether all its files are in the folder as they were written."""
+        try:
+            return all(sha256(folder / file) == digest for file, digest in self.files.items())
+        except DataError:
+            return False
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe.
+
+    Raises:   DataError: it is missing or damaged.
+    """
+    try:
+        return Recipe.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: is no recipe of this version ({describe(error)[:300]})") from None

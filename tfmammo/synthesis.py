@@ -1,0 +1,408 @@
+"""Normal mammograms -> mammograms with masses, at native resolution and depth, each with boxes, masks and a recipe.
+
+    python -m tfmammo.synthesis --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE ...] [Beam's own flags]
+    python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR generator=DIR]
+
+DIR gets images/, lesion_masks/, recipes/ and at the end annotations.json (COCO), metadata.csv, dead_letters.csv and
+README.md. With DICOM or PNG it is an archive that `data.name=folder` reads, so that `python -m tfmammo.data.build` and the
+train scripts take it as it is. Every item follows from the config and its number alone: a run that was stopped goes on where
+it was, a greater `count` adds items, and a recipe makes its item again, bit for bit with the same TensorFlow on the same kind of
+machine. What could not be made is a dead letter with its reason; --retry tries it again.
+
+Whatever lies beyond an item's supports (see tfmammo.insertion) is stored as in the source, value for value.
+
+Departures from Shen et al., section 4.3, beside those that tfmammo.insertion and tfmammo.models name: sizes are drawn of the
+mass, not of its patch padded by 100 px, which is the same, and the patch is cut as the generator's training patches were
+(data.frame padded is the paper's). Sides of a mammogram whose laterality is not stated are not guessed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+
+# isort: split
+import cv2
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmammo import __version__, archives, command, config
+from tfmammo.archives import coco, source_file
+from tfmammo.archives.stored import Stored
+from tfmammo.config import ConfigError
+from tfmammo.data import card, jobs, sampling
+from tfmammo.data.preprocess import DataError
+from tfmammo.data.tfrecord import sha256
+from tfmammo.generators import Generator, described, generator, shape, shapes_described
+from tfmammo.insertion import Ground, Seam, Sizes, Spot, blended, fit_sizes, patch, scaled, seam
+from tfmammo.models.infilling import tri_label
+from tfmammo.recipe import FORMAT, Planted, Recipe, Source, SynthesisConfig, read_recipe
+from tfmammo.record import ArchiveError, Mammogram, Skipped
+from tfmammo.synthetic_set import write, write_set
+
+log = logging.getLogger(__name__)
+
+IDENTITY = "synthesis.json"
+TRIES = 20  # sizes, shapes and places drawn for one mass
+_REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
+# What no item depends on: where things lie (records and networks are hashed), and how many items there are.
+_IRRELEVANT = {"data", "lesions", "generator", "shapes", "tracking_uri", "count"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One item: an element of the pipeline. networks: exports of the infilling and of the mask GAN. recipe: what is known before."""
+
+    folder: Path
+    mammogram: Mammogram
+    networks: tuple[Path, Path | None]
+    recipe: Recipe
+
+    @property
+    def path(self) -> Path:
+        """Where its recipe will be."""
+        return self.folder / "recipes" / f"{self.recipe.name}.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Insertion:
+    """A mass that is to be rendered. planted: its part of the recipe."""
+
+    planted: Planted
+    spot: Spot
+    seam: Seam
+
+
+def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (), retry: bool = False) -> list[Recipe]:
+    """Make what is missing of a set.
+
+    Args:     chosen: the config. output: a new folder, or one of an earlier run of the same. flags: Beam's own. retry: make
+              items that were left out anew.
+    Returns:  the recipes of all items, those left out included.
+    Raises:   ConfigError, ArchiveError, ExportError, TrackingError: something named in the config can't be used, or `output`
+              belongs to other work. DataError: no mammogram or size can be had, or a worker failed.
+    """
+    skipped = Skipped()
+    mammograms = _chosen_of(archives.mammograms(chosen.data, skipped), chosen)
+    networks = _resolved(chosen.generator, chosen), _resolved(chosen.shapes.gan, chosen) if chosen.shapes.gan else None
+    generator(networks[0])  # for its complaints, before anything is written
+    sizes = chosen.sizes or (None if chosen.size else _fitted(chosen, skipped))
+    known = _identity(chosen, mammograms, networks, sizes)
+    jobs.claim(output, known, IDENTITY)
+    (output / "recipes").mkdir(exist_ok=True)
+    items = _items(chosen, mammograms, networks, sizes, known, output)
+    if retry:
+        for item in items:
+            if item.path.is_file() and read_recipe(item.path).left_out:
+                item.path.unlink()
+    log.info("%d items from %d mammograms, into %s", len(items), len(mammograms), output)
+    with jobs.progress(output / "recipes", "*.json", len(items)):
+        jobs.run(items, make, flags)
+    return _finish(items, chosen, skipped)
+
+
+def make(job: Job) -> None:
+    """Make one item unless it is there: its files, then its recipe, which is all there is of one that can't be made.
+
+    Raises:   OSError: the folder can't be written. RuntimeError: a fault that no file explains.
+    """
+    if _known(job) is not None:
+        return
+    recipe, mammogram = job.recipe, job.mammogram
+    try:
+        with jobs.one_thread():
+            stored = archives.stored(mammogram)
+            recipe = recipe.model_copy(update={"source": _source(mammogram, stored)})
+            recipe, made = _made(job, recipe, stored)
+    except (*_REASONS, OSError, cv2.error) as error:  # a run of days must not end because of one file
+        log.debug("%s", mammogram.image_id, exc_info=True)
+        reason = str(error) if isinstance(error, _REASONS) else f"{error.__class__.__name__}: {error}"
+        root = recipe.config.data.root
+        recipe = recipe.model_copy(update={"left_out": reason.replace(f"{root}{os.sep}", "") if root else reason})
+    except Exception as error:  # ours: kept as a dead letter, it would quietly cost every item
+        raise RuntimeError(f"{mammogram.image_id}: {error.__class__.__name__}: {error}") from error
+    else:
+        files = write(recipe, mammogram, made, job.folder)
+        recipe = recipe.model_copy(update={"files": files})
+    jobs.write(job.path, recipe.model_dump_json(indent=1) + "\n")
+
+
+def _made(job: Job, recipe: Recipe, stored: Stored) -> tuple[Recipe, Stored]:
+    """An item's recipe but for its files, and its pixels."""
+    network = generator(job.networks[0])
+    ground = Ground(stored.image(), job.mammogram, network.data)
+    random = sampling.stream(recipe.config.seed, job.mammogram.image_id, recipe.number)
+    insertions, notes = plan(recipe, ground, network, random, job.networks[1])
+    recipe = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "notes": notes})
+    return recipe, render(ground, stored, insertions, network)
+
+
+def plan(
+    recipe: Recipe, ground: Ground, network: Generator, random: np.random.Generator, gan: Path | None = None
+) -> tuple[list[Insertion], tuple[str, ...]]:
+    """Draw the masses of one item: how many, their sizes, shapes and places.
+
+    Args:     recipe: config, and sizes where config.size is not given, are used. ground: what is placed is taken from it.
+    Returns:  the masses, and what is to be noted: fewer fit than were drawn.
+    Raises:   DataError: fewer fit than config.masses asks for at least. ArchiveError: a known lesion can't be read.
+    """
+    chosen = recipe.config
+    for lesion in ground.mammogram.lesions:
+        ground.take(lesion.box)
+    wanted = int(random.integers(chosen.masses[0], chosen.masses[1] + 1))
+    found: list[Insertion] = []
+    while len(found) < wanted:
+        try:
+            found.append(_placed(recipe, ground, network, random, gan))
+        except _REASONS as error:
+            reason = f"{len(found)} of {wanted} masses fit: {error}" if wanted > 1 else str(error)
+            if len(found) < chosen.masses[0]:
+                raise DataError(reason) from None
+            return found, (reason,)
+    return found, ()
+
+
+def render(ground: Ground, stored: Stored, insertions: Sequence[Insertion], network: Generator) -> Stored:
+    """The mammogram with its masses; every value beyond their supports is the source's.
+
+    Args:     ground: of stored.image(). insertions: their supports don't overlap; all are generated in one call.
+    """
+    patches = [patch(ground, found.spot, found.seam) for found in insertions]
+    shown = (network.size, network.size, 1)
+    noise = np.stack([np.random.default_rng(found.planted.seed).random(shown, np.float32) for found in insertions])
+    tissue, masks = (np.stack(parts) for parts in zip(*((one.tissue, one.mask) for one in patches), strict=True))
+    images = network.call(tri_label=tri_label(tf.constant(tissue), tf.constant(masks), tf.constant(noise), network.margin))["image"]
+    values = stored.values.copy()
+    for found, one, image in zip(insertions, patches, images, strict=True):
+        grey = blended(ground, found.spot, found.seam, one.difference(image, found.seam.around))
+        top, left, bottom, right = found.seam.support
+        moved = grey != ground.image[top:bottom, left:right, 0]
+        values[top:bottom, left:right][moved] = stored.nearest(grey[moved])
+    return stored.changed(values)
+
+
+def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Make the item of a recipe again, into images/ and lesion_masks/ of a folder.
+
+    Args:     file: the recipe. overrides: of its config: where the archive (data.root) and the generator lie now.
+    Raises:   DataError: the source or the generator is another than the recipe's, or a file comes out differently.
+              ConfigError, ArchiveError, ExportError, TrackingError: something can't be used.
+    """
+    recipe = config.parse(Recipe, file, [f"config.{override}" for override in overrides])
+    if recipe.source is None or recipe.left_out:
+        raise DataError(f"{file}: is of an item that could not be made ({recipe.left_out})")
+    found = {one.image_id: one for one in archives.mammograms(recipe.config.data, Skipped())}
+    if recipe.source.image_id not in found:
+        raise DataError(f"{file}: its source {recipe.source.image_id} is not in {archives.archive_name(recipe.config.data)}")
+    mammogram, folder = found[recipe.source.image_id], _resolved(recipe.config.generator, recipe.config)
+    if described(folder, "tri_label", "image")["sha256"] != recipe.generator["sha256"]:
+        raise DataError(f"{folder}: is not the generator of {file}, its weights are others (sha256)")
+    stored = archives.stored(mammogram)
+    if _source(mammogram, stored) != recipe.source:
+        raise DataError(f"{file}: its source {recipe.source.image_id} has changed since (sha256)")
+    network = generator(folder)
+    insertions = [_again(planted, mammogram, network, recipe) for planted in recipe.lesions]
+    with jobs.one_thread():
+        made = render(Ground(stored.image(), mammogram, network.data), stored, insertions, network)
+    written = write(recipe, mammogram, made, output)
+    if differing := [name for name, digest in written.items() if recipe.files.get(name) != digest]:
+        then, now = recipe.versions, _versions()
+        raise DataError(f"{output}: {', '.join(differing)} came out otherwise than then; made with {then} then, with {now} now")
+    return recipe
+
+
+def _placed(recipe: Recipe, ground: Ground, network: Generator, random: np.random.Generator, gan: Path | None) -> Insertion:
+    """One mass on free tissue, which is taken then."""
+    reason: Exception = DataError()
+    for _ in range(TRIES):
+        try:
+            return _drawn(recipe, ground, network, random, gan)
+        except _REASONS as error:
+            reason = error
+    raise reason
+
+
+def _drawn(recipe: Recipe, ground: Ground, network: Generator, random: np.random.Generator, gan: Path | None) -> Insertion:
+    chosen, mammogram = recipe.config, ground.mammogram
+    assert chosen.size or recipe.sizes
+    size = chosen.size or recipe.sizes.draw(random, mammogram.spacing)  # type: ignore[union-attr]
+    outline, origin = shape(chosen, gan, random)
+    mask = scaled(outline, *size)
+    height, width = mask.shape
+
+    def at(top: int, left: int) -> tuple[Spot, Seam]:
+        spot = Spot.at(top, left, mask, mammogram, network.data)
+        return spot, seam(spot, network.size, network.margin, chosen.feather)
+
+    if chosen.centre:
+        top, left = chosen.centre[0] - height // 2, chosen.centre[1] - width // 2
+    else:
+        spot, trial = at((mammogram.rows - height) // 2, (mammogram.cols - width) // 2)
+        top, left = ground.draw((height, width), trial.reach(spot.box), random)
+    spot, found = at(top, left)
+    if not ground.is_free(found.support):
+        raise DataError("the place asked for is not wholly free breast tissue" if chosen.centre else "no normal tissue is left around it")
+    ground.take(found.support)
+    region = coco.encode(mask, spot.box, mammogram.rows, mammogram.cols)
+    planted = Planted(
+        box=spot.box, window=spot.window, area=int(mask.sum()), region=region, seed=int(random.integers(2**63)), shape=origin
+    )  # fmt: skip
+    return Insertion(planted, spot, found)
+
+
+def _again(planted: Planted, mammogram: Mammogram, network: Generator, recipe: Recipe) -> Insertion:
+    top, left, bottom, right = planted.box
+    mask = coco.decode(planted.region, recipe.name)[top:bottom, left:right]
+    spot = Spot.at(top, left, np.ascontiguousarray(mask), mammogram, network.data)
+    return Insertion(planted, spot, seam(spot, network.size, network.margin, recipe.config.feather))
+
+
+def _source(mammogram: Mammogram, stored: Stored) -> Source:
+    file = source_file(mammogram)
+    digest = sha256(file) if file else hashlib.sha256(np.ascontiguousarray(stored.values).tobytes()).hexdigest()
+    names = ("archive", "image_id", "patient_id", "rows", "cols", "laterality", "view", "density", "spacing", "official_split")
+    return Source(sha256=digest, bits=stored.bits, **{name: getattr(mammogram, name) for name in names})
+
+
+def _chosen_of(mammograms: Sequence[Mammogram], chosen: SynthesisConfig) -> list[Mammogram]:
+    found = [one for one in mammograms if chosen.mammograms == "all" or sampling.is_normal(one)]
+    if chosen.only:
+        by_id = {one.image_id: one for one in found}
+        if missing := [name for name in chosen.only if name not in by_id]:
+            raise ConfigError(f"only: {missing[0]} is none of the {len(found)} mammograms (mammograms={chosen.mammograms})")
+        found = [by_id[name] for name in chosen.only]
+    if not found:
+        raise DataError(f"none of {len(mammograms)} mammograms is normal: without any lesion, and called normal by its archive")
+    return found
+
+
+def _resolved(handle: str, chosen: SynthesisConfig) -> Path:
+    from tfmammo.training import tracking  # MLflow takes seconds to import, and no worker needs it
+
+    return tracking.resolve(handle, chosen.tracking_uri)
+
+
+def _fitted(chosen: SynthesisConfig, skipped: Skipped) -> Sizes:
+    data = chosen.lesions or chosen.data
+    sizes = fit_sizes(archives.mammograms(data, Skipped()), data, skipped)
+    log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
+    return sizes
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "tfmammo": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def _identity(
+    chosen: SynthesisConfig, mammograms: Sequence[Mammogram], networks: tuple[Path, Path | None], sizes: Sizes | None
+) -> dict[str, Any]:
+    """Everything that decides the items; two runs may share a folder when it is equal."""
+    data = chosen.lesions or chosen.data
+    return {
+        "format": FORMAT,
+        "tfmammo": __version__,
+        "config": chosen.model_dump(mode="json", exclude=_IRRELEVANT),
+        "archive": {"name": archives.archive_name(chosen.data), "mammograms": len(mammograms), "records": jobs.fingerprint(mammograms)},
+        "generator": described(networks[0], "tri_label", "image"),
+        "shapes": shapes_described(chosen, networks[1]),
+        "lesions": {"kinds": list(data.kinds), "mixed_findings": data.mixed_findings},
+        "sizes": sizes.model_dump(mode="json") if sizes else None,
+    }
+
+
+def _items(
+    chosen: SynthesisConfig,
+    mammograms: Sequence[Mammogram],
+    networks: tuple[Path, Path | None],
+    sizes: Sizes | None,
+    known: dict[str, Any],
+    output: Path,
+) -> list[Job]:
+    order = np.random.default_rng(chosen.seed).permutation(len(mammograms))
+    hashed = hashlib.sha256(jobs.as_json(known).encode()).hexdigest()
+    first = Recipe(
+        identity=hashed, name="", number=0, config=chosen, versions=_versions(), generator=known["generator"], sizes=sizes
+    )  # fmt: skip
+    return [
+        Job(output, mammograms[order[number % len(order)]], networks, first.model_copy(update={"name": f"{number:06d}", "number": number}))
+        for number in range(chosen.count)
+    ]
+
+
+def _known(job: Job) -> Recipe | None:
+    """The item's recipe, None unless all of it is there as it was written."""
+    try:
+        recipe = read_recipe(job.path)
+    except DataError:
+        return None
+    return recipe if recipe.identity == job.recipe.identity and recipe.is_whole(job.folder) else None
+
+
+def _finish(items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped) -> list[Recipe]:
+    """Write what is told of all items together."""
+    recipes, output = [], items[0].folder
+    for item in items:
+        recipe = _known(item)
+        if recipe is None:
+            raise DataError(f"{item.path}: is missing or not as it was written; run the synthesis again")
+        recipes.append(recipe)
+    dead = Skipped(dict(skipped.reasons))
+    for recipe, item in zip(recipes, items, strict=True):
+        for reason in (recipe.left_out, *recipe.notes):
+            if reason:
+                dead.add(f"item {recipe.name} of {item.mammogram.image_id}", reason)
+    made = [recipe for recipe in recipes if not recipe.left_out]
+    jobs.write(output / "dead_letters.csv", card.dead_letters(dead.reasons))
+    if not made:
+        raise DataError(f"{output}: no item could be made, dead_letters.csv says why; the first: {recipes[0].left_out}")
+    write_set(made, len(recipes) - len(made), chosen, output)
+    reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
+    log.info("%d of %d items with %d masses%s", len(made), len(recipes), sum(len(recipe.lesions) for recipe in made),
+             "".join(f"; {count} left out: {reason}" for reason, count in reasons.most_common(3)))  # fmt: skip
+    return recipes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: what goes wrong becomes one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tfmammo.synthesis", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE", help="a YAML file such as configs/synthesis_full.yaml")
+    what.add_argument("--recipe", metavar="FILE", type=Path, help="make this item again")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set data.root=DIR")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
+    parser.add_argument("--retry", action="store_true", help="try again what could not be made")
+    ours, flags = parser.parse_known_args(arguments)
+
+    def work() -> None:
+        if ours.recipe:
+            recipe = remake(ours.recipe, ours.output.resolve(), ours.set)
+            log.info("%s: made again, bit for bit", ", ".join(recipe.files))
+        else:
+            synthesise(config.parse(SynthesisConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry)
+
+    command.run(work)
+
+
+if __name__ == "__main__":
+    # Workers must find everything under its real name; what runs as __main__ has another.
+    from tfmammo import synthesis as module
+
+    module.main()
