@@ -40,7 +40,9 @@ TEXTS = {
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One patch. image: float32 [s, s, 1] in [0, 1]. mask: uint8 [s, s, 1], 0 or 1. The rest: see Patches."""
+    """One patch. image: float32 [s, s, 1] in [0, 1]. mask: uint8 [s, s, 1], 0 or 1. place: its window in the mammogram as
+    `preprocess.prepare` leaves it, px. The rest: see Patches.
+    """
 
     image: NDArray[np.float32]
     mask: NDArray[np.uint8]
@@ -50,6 +52,7 @@ class Patch:
     pathology: str = ""
     shape: str = ""
     official_split: str = ""
+    place: Box = (0, 0, 0, 0)
 
 
 def _unknown() -> NDArray[np.str_]:
@@ -276,8 +279,7 @@ def patches_of(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count
         return _around_lesions(mammogram, config, skipped)
     if count is None:
         raise ValueError(f"data.patches={config.patches}: a mammogram's patches need its share, by sampling.quota")
-    make = _near_lesions if config.patches == "offset" else _of_normal_tissue
-    return make(mammogram, config, skipped, count)
+    return _drawn(mammogram, config, skipped, count)
 
 
 def window(box: Box, rows: int, cols: int, context: float, spacing: tuple[float, float] | None = None) -> Box:
@@ -372,10 +374,20 @@ def _around_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) 
             yield patch
 
 
-def _near_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
-    opened = _with_lesions(mammogram, config, skipped) if count else None
+def drawer(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Callable[[int], Patch] | None:
+    """What makes the patches of random place of one mammogram, whose pixels are read here, once.
+
+    Args:     mammogram: the raw record. config: as for `make_patches`; patches is "offset" or "normal". skipped: noted here.
+    Returns:  number -> patch, always the same for the same seed, image and number; it raises ValueError where there is none.
+              None where the mammogram has nothing to make such patches of.
+    """
+    return (_near_lesions if config.patches == "offset" else _of_normal_tissue)(mammogram, config, skipped)
+
+
+def _near_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Callable[[int], Patch] | None:
+    opened = _with_lesions(mammogram, config, skipped)
     if opened is None:
-        return
+        return None
 
     def draw(number: int) -> Patch:
         random = sampling.stream(config.seed, mammogram.image_id, number)
@@ -385,13 +397,13 @@ def _near_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped, co
         place = sampling.near_lesion(region, length, config.sampling.offset, random)
         return _patch(opened, place, config, f"#{index}@{number}", [opened.lesions[index]])
 
-    yield from _drawn(draw, count, mammogram, skipped)
+    return draw
 
 
-def _of_normal_tissue(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
-    opened = _open(mammogram, {}, config, skipped) if count and sampling.is_normal(mammogram) else None
+def _of_normal_tissue(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Callable[[int], Patch] | None:
+    opened = _open(mammogram, {}, config, skipped) if sampling.is_normal(mammogram) else None
     if opened is None:
-        return
+        return None
     breast = preprocess.breast_mask(opened.image)
 
     def draw(number: int) -> Patch:
@@ -399,10 +411,13 @@ def _of_normal_tissue(mammogram: Mammogram, config: DataConfig, skipped: Skipped
         length = sampling.side(config.size, config.sampling, random)
         return _patch(opened, sampling.on_breast(breast, length, config.sampling.tissue, random), config, f"@{number}", [])
 
-    yield from _drawn(draw, count, mammogram, skipped)
+    return draw
 
 
-def _drawn(draw: Callable[[int], Patch], count: int, mammogram: Mammogram, skipped: Skipped) -> Iterator[Patch]:
+def _drawn(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
+    draw = drawer(mammogram, config, skipped) if count else None
+    if draw is None:
+        return
     reasons = []
     for number in range(count):
         try:
@@ -456,7 +471,9 @@ def _patch(opened: _Opened, place: Box, config: DataConfig, suffix: str, lesions
     if lesions and not mask.any():
         raise ValueError(f"nothing of its mask is left at {config.size} px")
     facts = _facts(mammogram, lesions, config)
-    return Patch(image, mask, mammogram.patient_id, mammogram.image_id + suffix, **facts, official_split=mammogram.official_split or "")
+    return Patch(
+        image, mask, mammogram.patient_id, mammogram.image_id + suffix, **facts, official_split=mammogram.official_split or "", place=place
+    )
 
 
 def _facts(mammogram: Mammogram, lesions: Sequence[Lesion], config: DataConfig) -> dict[str, str]:
