@@ -13,7 +13,8 @@ import numpy as np
 
 from tfmammo import config as configuration
 from tfmammo.config import ConfigError, Experiment
-from tfmammo.data.patches import Patches, check_pathologies, pathology_patches
+from tfmammo.data.labelled import check_pathologies, pathology_patches
+from tfmammo.data.patches import Patches
 from tfmammo.export import assign, read_card
 from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.contextual import KINDS, PATHOLOGIES, Contextual, ContextualConfig, networks, scalars
@@ -31,7 +32,7 @@ def main() -> None:
     model, sizes = experiment.model, experiment.model.stages(experiment.data.size)
     check_initial(experiment, sizes[0])
     output = chosen.output or cli.default_output(experiment)
-    found = cli.datasets(experiment.data, output, pathology_patches)
+    found = cli.datasets(cli.archive_split(experiment.data, output), output, pathology_patches)
     train, held_out = (check_pathologies(part) for part in found if isinstance(part, Patches))
     real, source = (PATHOLOGIES.index(name) for name in model.roles())
 

@@ -8,6 +8,7 @@ import pytest
 from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig
 from tfmammo.data import preprocess, sampling
+from tfmammo.data.labelled import pathology_patches
 from tfmammo.data.patches import (
     DataError,
     Patch,
@@ -18,7 +19,6 @@ from tfmammo.data.patches import (
     normal_patches,
     offset_patches,
     patches_of,
-    pathology_patches,
     seen,
     stack,
     window,

@@ -226,37 +226,6 @@ def shape_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: 
     )
 
 
-def pathology_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
-    """Malignant and benign patches near lesions and normal ones, `sampling.count` of either kind, labelled by SEVERITY and balanced.
-
-    Args:     as `make_patches`; config.patches is not read. skipped: patches of lesions whose pathology is unknown too.
-    Returns:  labels: 0 malignant, 1 benign, 2 normal.
-    Raises:   DataError: one of the three is missing.
-    """
-    records = list(mammograms)
-    near, normal = offset_patches(records, config, skipped), normal_patches(records, config, skipped)
-    known = np.flatnonzero(np.isin(near.pathologies, SEVERITY[:2]))
-    for name in np.setdiff1d(near.ids, near.ids[known]):
-        skipped.add(str(name), "the archive does not state the lesion's pathology")
-    patches = joined([near.take(known), normal])
-    return check_pathologies(patches.labelled([SEVERITY.index(name) for name in patches.pathologies.tolist()], balanced=True))
-
-
-def check_pathologies(patches: Patches) -> Patches:
-    """The patches, if each of the three classes is among them.
-
-    Raises:   DataError: one is missing; the message counts them.
-    """
-    counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
-    missing = [name for name, count in counts.items() if count == 0]
-    if missing:
-        held = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise DataError(
-            f"no {' and no '.join(missing)} patch to tell from the others: {held}; take another fold, or an archive with all three"
-        )
-    return patches
-
-
 def joined(parts: Sequence[Patches]) -> Patches:
     """Patches of one size behind one another, without labels."""
     texts: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in TEXTS}
@@ -390,8 +359,7 @@ def _near_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) ->
         return None
 
     def draw(number: int) -> Patch:
-        random = sampling.stream(config.seed, mammogram.image_id, number)
-        length = sampling.side(config.size, config.sampling, random)
+        random, length = _side(mammogram, config, number)
         index = list(opened.lesions)[random.integers(len(opened.lesions))]
         region = opened.lesions[index].mask(opened.mammogram.rows, opened.mammogram.cols)
         place = sampling.near_lesion(region, length, config.sampling.offset, random)
@@ -407,11 +375,15 @@ def _of_normal_tissue(mammogram: Mammogram, config: DataConfig, skipped: Skipped
     breast = preprocess.breast_mask(opened.image)
 
     def draw(number: int) -> Patch:
-        random = sampling.stream(config.seed, mammogram.image_id, number)
-        length = sampling.side(config.size, config.sampling, random)
+        random, length = _side(mammogram, config, number)
         return _patch(opened, sampling.on_breast(breast, length, config.sampling.tissue, random), config, f"@{number}", [])
 
     return draw
+
+
+def _side(mammogram: Mammogram, config: DataConfig, number: int) -> tuple[np.random.Generator, int]:
+    random = sampling.stream(config.seed, mammogram.image_id, number)
+    return random, sampling.side(config.size, config.sampling, random)
 
 
 def _drawn(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
