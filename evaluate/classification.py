@@ -143,14 +143,14 @@ def main() -> None:
     cli.console.print(f"tables, CSVs and figures: {report}")
 
 
-def opened(config: StudyConfig) -> dict[str, LesionGenerator]:
+def opened(config: StudyConfig) -> dict[Target, LesionGenerator]:
     """The generators of the config, each for what it is named after.
 
     Raises:   DataError: one was trained for something else, or on patches of another size.
     """
-    found = {
-        target: lesion_generator(tracking.resolve(handle, config.tracking_uri)) for target, handle in (config.generators or {}).items()
-    }
+    found: dict[Target, LesionGenerator] = {}
+    for target, handle in (config.generators or {}).items():
+        found[target] = lesion_generator(tracking.resolve(handle, config.tracking_uri))
     for target, network in found.items():
         if network.target != target:
             raise DataError(f"generators.{target}: was trained with model.target={network.target}")
