@@ -405,3 +405,12 @@ def test_stages():
     assert ContextualConfig(start=256).stages(256) == [256] and ContextualConfig().stages(64) == [64]
     with pytest.raises(ConfigError, match="model.start: 96 px can't be doubled to data.size, 256 px"):
         ContextualConfig(start=96).stages(256)
+
+
+def test_without_attention_and_penalty_nothing_of_them_is_left():
+    made = room(attention=None, attention_in_decoder=True, lambda_penalty=0.0)
+    assert all(network.attention is None for network in made.networks.values()) and made.generator.decoder_attention is None
+    assert not any("attention" in weight.path for network in made.networks.values() for weight in network.variables)
+    values = made.train_step(batch())
+    assert float(values["penalty"]) == 0 and np.isfinite(float(values["discriminator_loss"]))
+    assert float(room().train_step(batch())["penalty"]) > 0

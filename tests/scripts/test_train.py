@@ -21,6 +21,10 @@ SMALL = {
         *("model.start_steps=2", "model.generator_updates=1", "training.batch_size=3"),
         *("data.sampling.count=8", "data.folds=2", "data.phantoms=24", "data.seed=1"),  # few patches, of each class on both sides
     ],
+    "classifier": [
+        *("model.weights=none", "model.filters=2", "model.blocks=[1,1,1,1]", "training.batch_size=4"),
+        *("data.sampling.count=30", "data.sampling.scale=[0.25,0.25]", "data.phantoms=24"),
+    ],
     "mask_gan": ["model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
     "infilling": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1", "model.weights=none"],
 }

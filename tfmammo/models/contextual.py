@@ -54,17 +54,18 @@ class ContextualConfig(Frozen):
     """The paper's values; see *Departures* in the module for those it leaves open.
 
     filters: of G's blocks, outermost first; with n of them patches of 4 * 2^n px end at 4 x 4. discriminator_factor: D's over
-    G's. embedding: channels in the middle. attention: px of the map that has it. border: px without lesion. start: px of the
-    first stage; start_steps: of each stage but the last, whose are training.steps; fade_steps: of fading in.
-    lambda_penalty, k: of the gradient penalty. other_weight: of the losses of benign and normal patches. generator_updates:
-    for one of D; null: 2 for masses, else 1. ema: weight of the running average's past.
+    G's. embedding: channels in the middle. attention: px of the map that has it; null: none. border: px without lesion. start:
+    px of the first stage; start_steps: of each stage but the last, whose are training.steps; fade_steps: of fading in.
+    lambda_penalty, k: of the gradient penalty, which is not computed where lambda_penalty is 0. other_weight: of the losses of
+    benign and normal patches. generator_updates: for one of D; null: 2 for masses, else 1. ema: weight of the running average's
+    past.
     """
 
     target: Literal["mass", "calcification", "removal"] = "mass"
     filters: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128, 256, 512), min_length=1)
     discriminator_factor: PositiveInt = 8
     embedding: PositiveInt = 4
-    attention: PositiveInt = 32
+    attention: PositiveInt | None = 32
     attention_in_decoder: bool = False
     spectral: Literal["discriminator", "both"] = "discriminator"
     border: NonNegativeInt = 10
@@ -120,7 +121,7 @@ class Encoder(keras.Model):
         _check(config, size, self.levels, self.grown)
         self.widths = [factor * width for width in reversed(config.filters)][: self.levels + 1]
         self.downs = [self.convolution(width, stride=1 if pooling else 2) for width in self.widths[: self.levels]]
-        self.attention = SelfAttention(spectral)
+        self.attention = SelfAttention(spectral) if config.attention else None
         self.centre = self.convolution(outputs, INNERMOST, padding="valid")
         whole = self.levels == len(config.filters)
         self.from_image = None if whole else self.convolution(self.widths[-1], 1)
@@ -156,14 +157,14 @@ class Encoder(keras.Model):
             x = tf.nn.max_pool2d(x, 2, 2, "VALID") if self.pooling else x
             if level == self.levels - 1 and self.old_from_image is not None:
                 x = self.blend(leaky_relu(self.old_from_image(tf.nn.avg_pool2d(image, 2, 2, "VALID"))), x)
-            x = self.attention(x) if x.shape[1] == self.config.attention else x
+            x = self.attention(x) if self.attention and x.shape[1] == self.config.attention else x
             maps.insert(0, x)
         return maps, self.centre(x)
 
     def parts(self) -> dict[str, keras.layers.Layer]:
         """Every layer with weights, by what it does."""
-        found = {f"down {level}": layer for level, layer in enumerate(self.downs)} | {"attention": self.attention, "centre": self.centre}
-        ends = {"from_image": self.from_image, "old_from_image": self.old_from_image}
+        found = {f"down {level}": layer for level, layer in enumerate(self.downs)} | {"centre": self.centre}
+        ends = {"attention": self.attention, "from_image": self.from_image, "old_from_image": self.old_from_image}
         return found | {name: layer for name, layer in ends.items() if layer is not None}
 
     def power_iteration(self) -> None:
@@ -203,7 +204,7 @@ class Generator(Encoder):
         self.blocks = 2 * self.levels
         widths = [*self.widths, self.widths[-1]][1 : self.levels + 1]  # behind level k as wide as the encoder's map of that size
         self.ups = [[self.convolution(width) for _ in range(2)] for width in widths]
-        self.decoder_attention = SelfAttention(self.spectral) if config.attention_in_decoder else None
+        self.decoder_attention = SelfAttention(self.spectral) if config.attention and config.attention_in_decoder else None
         self.to_lesion = keras.layers.Conv2D(1, 1, dtype="float32")
         self.old_to_lesion = keras.layers.Conv2D(1, 1, dtype="float32") if self.grown else None
         self(keras.Input((size, size, 1), batch_size=1), keras.Input((self.blocks,), batch_size=1))
@@ -306,7 +307,7 @@ class Contextual(keras.Model):
         with tf.GradientTape() as tape:
             parts = [real, fake, benign, source]
             logits = tf.split(self.discriminator(tf.concat(parts, axis=0)), [tf.shape(part)[0] for part in parts])
-            penalty = gradient_penalty(self._exact_logit, real + delta, self.config.lambda_penalty, self.config.k)
+            penalty = self._penalty(real + delta)
             discriminator_loss = four_way(logits, self.config.other_weight) + penalty
         minimize(discriminator_loss, self.discriminator, self.optimizers["discriminator"], tape)
 
@@ -362,6 +363,10 @@ class Contextual(keras.Model):
     def _synthesize(self, network: Generator, image: tf.Tensor, noise: tf.Tensor) -> dict[str, tf.Tensor]:
         output = self.generate(network, image * 2 - 1, noise)
         return {"image": output[..., 2:] * 0.5 + 0.5, "lesion": output[..., :1]}
+
+    def _penalty(self, image: tf.Tensor) -> tf.Tensor:
+        weight, k = self.config.lambda_penalty, self.config.k
+        return gradient_penalty(self._exact_logit, image, weight, k) if weight else tf.zeros([])
 
     def _exact_logit(self, image: tf.Tensor) -> tf.Tensor:
         """log p(real) / p(fake), float32 [batch]."""
@@ -458,7 +463,7 @@ def _check(config: ContextualConfig, size: int, levels: int, grown: bool) -> Non
     if size != INNERMOST * 2**levels or not 2 * INNERMOST <= size <= whole:
         raise ConfigError(f"data.size: {size} px is none of the sizes that the {len(config.filters)} model.filters allow, up to {whole} px")
     maps = [INNERMOST * 2**level for level in range(levels - grown)]
-    if config.attention not in maps:
+    if config.attention and config.attention not in maps:
         raise ConfigError(f"model.attention: patches of {size} px have maps of {maps} px, none of {config.attention} px")
     if 2 * config.border >= size:
         raise ConfigError(f"model.border: {config.border} px on each side leave nothing of {size} px")
