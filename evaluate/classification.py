@@ -263,7 +263,8 @@ def effect(network: LesionGenerator, baseline: Sequence[Path], test: Patches, co
     Args:     baseline: runs on real patches alone; their scores are averaged.
     Raises:   DataError: the generator knows a test patient, there is no patch for it, or all it makes is discarded.
     """
-    fitting = test.pathologies == "malignant" if network.removes else test.labels == 0
+    fitting = test.labels == network.removes
+    fitting &= np.array([not network.removes or network.wants(pathology) for pathology in test.pathologies.tolist()])
     rows = np.random.default_rng(config.seed).permutation(np.flatnonzero(fitting))[: config.effects]
     if not len(rows):
         raise DataError(f"generators.{network.target}: no test patch is {'malignant' if network.removes else 'normal'}")

@@ -76,11 +76,11 @@ def main() -> None:
 
 
 def found(config: ContiguousConfig, network: LesionGenerator) -> tuple[Mammogram, list[Box]]:
-    """A normal mammogram with room for the patches, and their windows.
+    """A mammogram with normal tissue that has room for the patches, and their windows.
 
     Raises:   ConfigError: there is no such mammogram. DataError: none has room.
     """
-    normal = [one for one in archives.mammograms(config.data, Skipped()) if sampling.is_normal(one)]
+    normal = [one for one in archives.mammograms(config.data, Skipped()) if sampling.gives_normal(one, network.data.sampling)]
     if config.only and config.only not in {one.image_id for one in normal}:
         raise ConfigError(f"only: {config.only} is none of the {len(normal)} normal mammograms")
     unseen = [one for one in normal if one.patient_id not in network.patients]
@@ -88,8 +88,12 @@ def found(config: ContiguousConfig, network: LesionGenerator) -> tuple[Mammogram
     for one in [one for one in normal if one.image_id == config.only] if config.only else unseen:
         random = sampling.stream(config.seed, one.image_id, 0)
         try:
-            breast = breast_mask(one.pixels())
-            return one, contiguous(breast, side(one, network), config.count, network.data.sampling.tissue, random)
+            lesions = np.zeros((one.rows, one.cols, 1), np.uint8)
+            for lesion in one.lesions:
+                lesions[..., 0] |= lesion.mask(one.rows, one.cols)
+            return one, contiguous(
+                breast_mask(one.pixels()), lesions, side(one, network), config.count, network.data.sampling.tissue, random
+            )
         except ValueError as error:
             reason = str(error)
     raise DataError(f"no normal mammogram{'' if config.only else ' of a patient new to the generator'} has room for the patches: {reason}")

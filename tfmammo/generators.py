@@ -61,14 +61,15 @@ def generator(folder: Path) -> Generator:
 @dataclass(frozen=True)
 class LesionGenerator:
     """A contextual GAN. call: (image float32 [n, size, size, 1] in [0, 1], noise float32 [n, scalars] in [-1, 1]) -> {"lesion":
-    float32 [n, size, size, 1] in [-1, 1]}. target: mass, calcification or removal. data: how its training patches were made.
-    refine: its post-processing. patients: those it was trained on.
+    float32 [n, size, size, 1] in [-1, 1]}. target: mass, calcification or removal. positives: malignant or lesion, what it adds
+    or takes away. data: how its training patches were made. refine: its post-processing. patients: those it was trained on.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
     size: int
     scalars: int
     target: str
+    positives: str
     data: DataConfig
     refine: PostprocessConfig
     patients: frozenset[str]
@@ -77,6 +78,10 @@ class LesionGenerator:
     def removes(self) -> bool:
         """Whether it takes lesions away."""
         return self.target == "removal"
+
+    def wants(self, pathology: str) -> bool:
+        """Whether a lesion of that pathology ("" unknown) is one that it takes away."""
+        return self.positives == "lesion" or pathology == "malignant"
 
     def made(self, image: NDArray[np.float32], seed: int) -> Refined:
         """One patch with its lesion added or removed, post-processed.
@@ -101,7 +106,7 @@ def lesion_generator(folder: Path) -> LesionGenerator:
     except (KeyError, TypeError, ValidationError):
         raise DataError(f"{folder}: its card does not say how and on whom it was trained (config, train_patients)") from None
     size, count = inputs["image"]["shape"][1], inputs["noise"]["shape"][1]
-    return LesionGenerator(export.load(folder, function), size, count, model.target, data, model.postprocess, patients)
+    return LesionGenerator(export.load(folder, function), size, count, model.target, model.positives, data, model.postprocess, patients)
 
 
 def described(folder: Path, source: str | Collection[str], target: str) -> dict[str, str]:

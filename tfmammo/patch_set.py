@@ -159,7 +159,7 @@ def _patch(recipe: PatchRecipe, folder: Path) -> Patch:
         recipe.source.patient_id,
         f"synthetic/{recipe.name}",
         recipe.kind,
-        "normal" if recipe.kind == "normal" else "malignant",
+        "normal" if recipe.kind == "normal" else "",
         place=recipe.source.place,
     )
 

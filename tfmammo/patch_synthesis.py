@@ -113,12 +113,12 @@ def suitable(mammograms: Sequence[Mammogram], chosen: PatchSynthesisConfig, netw
 
     def fits(one: Mammogram) -> bool:
         if not network.removes:
-            return sampling.is_normal(one)
-        return any(lesion.pathology == "malignant" for lesion in sampling.wanted(one, network.data).values())
+            return sampling.gives_normal(one, network.data.sampling)
+        return any(network.wants(lesion.pathology or "") for lesion in sampling.wanted(one, network.data).values())
 
     found = [one for one in of_patients if fits(one)]
     if not found:
-        what = "holds a malignant lesion" if network.removes else "is normal"
+        what = f"holds a {'malignant ' if network.positives == 'malignant' else ''}lesion" if network.removes else "is normal"
         raise DataError(
             f"generators.{target}: none of {len(of_patients)} mammograms of patients that it was trained on {what} (patients=all takes all)"
             if chosen.patients == "trained"
@@ -172,7 +172,7 @@ def drawn(
         except ValueError as error:
             unusable, reason = unusable + 1, str(error)
             continue
-        if network.removes and patch.pathology != "malignant":
+        if network.removes and not network.wants(patch.pathology):
             unusable, reason = unusable + 1, "the lesion is not malignant"
             continue
         seed = int(sampling.stream(chosen.seed, f"noise of {patch.id}", index).integers(2**63))

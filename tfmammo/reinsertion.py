@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tfmammo.archives.stored import Stored
 from tfmammo.data import preprocess
 from tfmammo.data.preprocess import DataError, resize
+from tfmammo.data.sampling import sums
 from tfmammo.generators import LesionGenerator
 from tfmammo.insertion import Ground, tissue
 from tfmammo.record import Box, Mammogram
@@ -49,10 +50,12 @@ def side(mammogram: Mammogram, network: LesionGenerator) -> int:
     return max(SHORTEST, round(length))
 
 
-def contiguous(breast: NDArray[np.uint8], length: int, count: int, tissue_part: float, random: np.random.Generator) -> list[Box]:
-    """A row, or where there is none a column, of patches side by side, each with enough breast.
+def contiguous(
+    breast: NDArray[np.uint8], lesions: NDArray[np.uint8], length: int, count: int, tissue_part: float, random: np.random.Generator
+) -> list[Box]:
+    """A row, or where there is none a column, of patches side by side, each with enough breast and nothing of a lesion.
 
-    Args:     breast: uint8 [rows, cols, 1], 0 or 1. length: of a patch's side, px. count: of patches. tissue_part: of each that
+    Args:     breast, lesions: uint8 [rows, cols, 1], 0 or 1. length: of a patch's side, px. count: of patches. tissue_part: of each that
               is breast, at least, 0 to 1.
     Returns:  windows, native px, half-open; every row of them equally likely.
     Raises:   DataError: there is no room.
@@ -60,9 +63,7 @@ def contiguous(breast: NDArray[np.uint8], length: int, count: int, tissue_part: 
     for down, right in ((0, length), (length, 0)):
         if breast.shape[0] < length + (count - 1) * down or breast.shape[1] < length + (count - 1) * right:
             continue
-        corners = cv2.integral(breast[..., 0])
-        sums = corners[length:, length:] - corners[:-length, length:] - corners[length:, :-length] + corners[:-length, :-length]
-        enough = sums >= tissue_part * length**2 - 1e-6
+        enough = (sums(breast, length) >= tissue_part * length**2 - 1e-6) & (sums(lesions, length) == 0)
         rows, cols = enough.shape[0] - (count - 1) * down, enough.shape[1] - (count - 1) * right
         all_of_them = np.all([enough[i * down : i * down + rows, i * right : i * right + cols] for i in range(count)], axis=0)
         places = np.flatnonzero(all_of_them)

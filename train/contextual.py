@@ -32,8 +32,9 @@ def main() -> None:
     model, sizes = experiment.model, experiment.model.stages(experiment.data.size)
     check_initial(experiment, sizes[0])
     output = chosen.output or cli.default_output(experiment)
-    found = cli.datasets(cli.archive_split(experiment.data, output), output, pathology_patches)
-    train, held_out = (check_pathologies(part) for part in found if isinstance(part, Patches))
+    malignant = model.positives == "malignant"
+    found = cli.datasets(cli.archive_split(experiment.data, output), output, partial(pathology_patches, malignant=malignant))
+    train, held_out = (check_pathologies(part, malignant) for part in found if isinstance(part, Patches))
     real, source = (PATHOLOGIES.index(name) for name in model.roles())
 
     small: Path | None = None  # the export of the stage before

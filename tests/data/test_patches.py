@@ -13,6 +13,7 @@ from tfmammo.data.patches import (
     DataError,
     Patch,
     Patches,
+    drawer,
     frame,
     lesion_patches,
     make_patches,
@@ -602,3 +603,32 @@ def test_patches_with_less_tissue_than_asked_are_one_sentence():
     records = [*with_pathologies("malignant", "benign")[:2], normal(read=narrow, patient="q")]
     with pytest.raises(DataError, match=r"no patch of normal tissue can be made.*no square of 32 px is 100 % breast"):
         pathology_patches(records, offset_config(tissue=1.0), Skipped())
+
+
+def test_every_lesion_counts_where_pathology_is_not_asked_for():
+    patches = pathology_patches(with_pathologies("malignant", "benign", ""), offset_config(), Skipped(), malignant=False)
+    assert set(patches.labels) == {0, 2} and patches.shares == 2
+    np.testing.assert_array_equal(patches.labels == 2, patches.kinds == "normal")
+    assert {name.partition("#")[0] for name in patches.ids[patches.labels == 0]} == {"m0", "m1", "m2"}
+
+
+def test_normal_tissue_beside_a_lesion():
+    """The mass is at 40 to 60 on 120 x 90 px of breast: no patch of normal tissue may show any of it."""
+    config = offset_config(normal="tissue").model_copy(update={"patches": "normal"})
+    record = with_pathologies("malignant")[0]
+    skipped = Skipped()
+    patches = list(patches_of(record, config, skipped, 60))
+    assert len(patches) >= 20 and all(patch.kind == patch.pathology == "normal" and not patch.mask.any() for patch in patches)
+    for top, left, bottom, right in (patch.place for patch in patches):
+        assert bottom <= 40 or top >= 60 or right <= 40 or left >= 60
+    assert list(patches_of(record, offset_config().model_copy(update={"patches": "normal"}), skipped, 5)) == []
+
+
+def test_a_drawer_gives_the_same_patch_for_the_same_number():
+    record, config = with_pathologies("malignant")[0], offset_config().model_copy(update={"patches": "offset"})
+    draw = drawer(record, config, Skipped())
+    again = list(patches_of(record, config, Skipped(), 4))
+    for number in (3, 0):
+        np.testing.assert_array_equal(draw(number).image, again[number].image)
+        assert draw(number).id == again[number].id and draw(number).place == again[number].place
+    assert drawer(normal(patient="q"), config, Skipped()) is None

@@ -414,3 +414,14 @@ def test_without_attention_and_penalty_nothing_of_them_is_left():
     values = made.train_step(batch())
     assert float(values["penalty"]) == 0 and np.isfinite(float(values["discriminator_loss"]))
     assert float(room().train_step(batch())["penalty"]) > 0
+
+
+def test_without_benign_patches_the_others_are_told_apart():
+    gan, made = room(positives="lesion"), batch(each=2)
+    rows = np.flatnonzero(made["label"].numpy() != 1)
+    two = {name: tf.gather(value, rows) for name, value in made.items()}
+    values = gan.train_step(two)
+    assert all(np.isfinite(float(value)) for value in values.values())
+    logits = tf.constant([[np.log(2.0), 0, 0, 0]], tf.float32)  # probabilities 2/5 and 1/5
+    parts = [logits, logits, logits[:0], logits]
+    assert float(contextual.four_way(parts, 0.2)) == pytest.approx(np.log(5 / 2) + np.log(5) + 0.2 * np.log(5), rel=1e-6)

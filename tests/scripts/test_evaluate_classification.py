@@ -84,8 +84,9 @@ def run(module, monkeypatch, name, *arguments):
     module.main()
 
 
+@pytest.mark.slow
 def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_path, monkeypatch, caplog):
-    chosen, output = config(), tmp_path / "study"
+    chosen, output = config(seeds=(1,)), tmp_path / "study"
     (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
     run(classification, monkeypatch, "classification.py", "--config", tmp_path / "config.yaml", "--output", output)
     report = output / "report"
@@ -93,7 +94,7 @@ def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_p
         *("table.md", "runs.csv", "scores.csv", "effects.csv", "tsne.csv", "figure-roc.png", "figure-tsne.png")
     }
     rows, scores = table(report / "runs.csv"), table(report / "scores.csv")
-    assert [(row["share"], row["seed"]) for row in rows] == [("0", "0"), ("0", "1"), ("0.5", "0"), ("0.5", "1")] or len(rows) == 4
+    assert [(float(row["share"]), row["seed"]) for row in rows] == [(0, "1"), (0.5, "1")]
     labels = sides.test.labels
     by_run = {}
     for row in scores:
@@ -104,7 +105,7 @@ def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_p
         assert float(row["auc"]) == pytest.approx(area)
         assert float(row["low"]) == pytest.approx(max(0, area - reach)) and float(row["high"]) == pytest.approx(min(1, area + reach))
         if float(row["share"]):
-            assert float(row["p"]) == pytest.approx(delong_test(labels, own, by_run[0.0, int(row["seed"])])[1])
+            assert float(row["p"]) == pytest.approx(delong_test(labels, own, by_run[0.0, 1])[1])
     said = (report / "table.md").read_text(encoding="utf-8")
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
     points = table(report / "tsne.csv")
@@ -113,11 +114,11 @@ def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_p
     effects = table(report / "effects.csv")
     assert {row["generator"] for row in effects} == {"mass", "removal"} and len(effects) <= 12
     exports = {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")}
-    assert len(exports) >= 4
+    assert len(exports) >= 2
     run(classification, monkeypatch, "classification.py", "--config", tmp_path / "config.yaml", "--output", output)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")} == exports  # nothing is trained again
     assert table(report / "scores.csv") == scores
-    train = export.read_card(study.chosen_weights(output / "runs/share50/seed0"))["train_patients"]
+    train = export.read_card(study.chosen_weights(output / "runs/share50/seed1"))["train_patients"]
     assert not set(train) & sides.held_out()
 
 
@@ -137,9 +138,9 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(classification, config,
         found = classification.effect(networks[target], [Path("a"), Path("b")], sides.test, chosen)
         change = found.after - found.before
         assert 0 < len(change) <= 8 and np.all(sign * change > 0.01) and np.all(sign * change < 0.3 * np.pi / 16 * 1.5)
-        assert found.discarded == pytest.approx(1 - len(change) / 8)
         wanted = sides.test.labels == 0 if target == "mass" else sides.test.pathologies == "malignant"
         assert set(found.ids.tolist()) <= set(sides.test.ids[wanted].tolist())
+        assert found.discarded == pytest.approx(1 - len(change) / min(8, wanted.sum()))
     line = classification.effect_table([found], chosen).body[0]
     assert line[0] == "removal" and line[1].startswith(f"{len(change)} of ")
 
@@ -209,11 +210,11 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
     """Beyond the windows every value is the source's; within, a disc of side / 2 brightens by 0.3 of the patch's contrast."""
     module, output = script(repository, "contiguous"), tmp_path / "out"
     folder = tiny_contextual("mass", level=0.4)
-    arguments = ("--set", "data.phantoms=6", f"generator={folder}", "count=3", "--output", output)
+    arguments = ("--set", "data.phantoms=12", f"generator={folder}", "count=3", "--output", output)
     run(module, monkeypatch, "contiguous.py", "--config", repository / "configs/contiguous.yaml", *arguments)
     rows = table(output / "boxes.csv")
     assert len(rows) == 3 and (output / "figure-contiguous.png").is_file()
-    (source,) = [one for one in read(None, Skipped(), count=6, seed=0) if one.image_id == rows[0]["image_id"]]
+    (source,) = [one for one in read(None, Skipped(), count=12, seed=0) if one.image_id == rows[0]["image_id"]]
     assert is_normal(source)
     picture = cv2.imread(str(output / "mammogram.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
     before = archives.stored(source).values.astype(np.int32)
@@ -236,12 +237,18 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
 def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual, tmp_path, monkeypatch):
     breast = np.zeros((60, 100, 1), np.uint8)
     breast[20:40, 10:70] = 1
-    places = contiguous(breast, 20, 3, 1.0, np.random.default_rng(0))
+    none = np.zeros_like(breast)
+    places = contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
     assert places == [(20, 10, 40, 30), (20, 30, 40, 50), (20, 50, 40, 70)]
-    upright = contiguous(np.ascontiguousarray(breast.transpose(1, 0, 2)), 20, 3, 1.0, np.random.default_rng(0))
+    upright = contiguous(
+        np.ascontiguousarray(breast.transpose(1, 0, 2)), none.transpose(1, 0, 2).copy(), 20, 3, 1.0, np.random.default_rng(0)
+    )
     assert upright == [(10, 20, 30, 40), (30, 20, 50, 40), (50, 20, 70, 40)]
     with pytest.raises(DataError, match="no 4 squares of 20 px side by side are 90 % breast each"):
-        contiguous(breast, 20, 4, 0.9, np.random.default_rng(0))
+        contiguous(breast, none, 20, 4, 0.9, np.random.default_rng(0))
+    none[30, 40] = 1
+    with pytest.raises(DataError, match="no 3 squares"):
+        contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
     module = script(repository, "contiguous")
     for overrides, said in (
         ([f"generator={tiny_contextual('removal')}"], ConfigError),

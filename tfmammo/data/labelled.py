@@ -17,15 +17,19 @@ from tfmammo.record import Mammogram, Skipped
 UNKNOWN = "the archive does not state the lesion's pathology"
 
 
-def pathology_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+def pathology_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True) -> Patches:
     """Malignant and benign patches near lesions and normal ones, `sampling.count` of either kind, labelled by SEVERITY and balanced.
 
     Args:     as `make_patches`; config.patches is not read. skipped: patches of lesions whose pathology is unknown too.
+              malignant: without it every lesion counts as malignant, for archives that seldom state a lesion's pathology.
     Returns:  labels: 0 malignant, 1 benign, 2 normal.
-    Raises:   DataError: one of the three is missing.
+    Raises:   DataError: one of the three, or without `malignant` of the two, is missing.
     """
     records = list(mammograms)
     near, normal = offset_patches(records, config, skipped), normal_patches(records, config, skipped)
+    if not malignant:
+        patches = joined([near, normal])
+        return check_pathologies(patches.labelled(2 * (patches.kinds == "normal"), balanced=True), malignant)
     known = np.flatnonzero(np.isin(near.pathologies, SEVERITY[:2]))
     for name in np.setdiff1d(near.ids, near.ids[known]):
         skipped.add(str(name), UNKNOWN)
@@ -33,17 +37,18 @@ def pathology_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipp
     return check_pathologies(patches.labelled([SEVERITY.index(name) for name in patches.pathologies.tolist()], balanced=True))
 
 
-def check_pathologies(patches: Patches) -> Patches:
-    """The patches, if each of the three classes is among them.
+def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
+    """The patches, if each of the three classes is among them, or without `malignant` the first and the last.
 
     Raises:   DataError: one is missing; the message counts them.
     """
     counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
-    missing = [name for name, count in counts.items() if count == 0]
+    missing = [name for name, count in counts.items() if count == 0 and (malignant or name != "benign")]
     if missing:
         held = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise DataError(
             f"no {' and no '.join(missing)} patch to tell from the others: {held}; take another fold, or an archive with all three"
+            + (" (model.positives=lesion needs no pathology)" if malignant else "")
         )
     return patches
 

@@ -369,14 +369,18 @@ def _near_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) ->
 
 
 def _of_normal_tissue(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Callable[[int], Patch] | None:
-    opened = _open(mammogram, {}, config, skipped) if sampling.is_normal(mammogram) else None
-    if opened is None:
+    if not sampling.gives_normal(mammogram, config.sampling):
+        return None
+    marked = dict(enumerate(mammogram.lesions))  # of every kind
+    opened = _open(mammogram, marked, config, skipped)
+    if opened is None or len(opened.lesions) < len(marked):
         return None
     breast = preprocess.breast_mask(opened.image)
 
     def draw(number: int) -> Patch:
         random, length = _side(mammogram, config, number)
-        return _patch(opened, sampling.on_breast(breast, length, config.sampling.tissue, random), config, f"@{number}", [])
+        place = sampling.on_breast(breast, length, config.sampling.tissue, random, opened.regions)
+        return _patch(opened, place, config, f"@{number}", [])
 
     return draw
 

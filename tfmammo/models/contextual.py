@@ -53,6 +53,8 @@ INNERMOST = 4  # px of the innermost map
 class ContextualConfig(Frozen):
     """The paper's values; see *Departures* in the module for those it leaves open.
 
+    positives: "malignant" lesions are real (for removal the source), benign ones a class of their own; or every "lesion" is, and
+    there is no benign class.
     filters: of G's blocks, outermost first; with n of them patches of 4 * 2^n px end at 4 x 4. discriminator_factor: D's over
     G's. embedding: channels in the middle. attention: px of the map that has it; null: none. border: px without lesion. start:
     px of the first stage; start_steps: of each stage but the last, whose are training.steps; fade_steps: of fading in.
@@ -62,6 +64,7 @@ class ContextualConfig(Frozen):
     """
 
     target: Literal["mass", "calcification", "removal"] = "mass"
+    positives: Literal["malignant", "lesion"] = "malignant"
     filters: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128, 256, 512), min_length=1)
     discriminator_factor: PositiveInt = 8
     embedding: PositiveInt = 4
@@ -291,7 +294,7 @@ class Contextual(keras.Model):
         """One step of D, then one or two of G, then of the running average.
 
         Args:     batch: "image", float32 [batch, size, size, 1] in [0, 1], and "label", int32 [batch], an index of PATHOLOGIES;
-                  every one of them must be there.
+                  every one of them must be there; with config.positives "lesion" all but benign.
         Returns:  float32 scalars: each network's loss, the penalty, and p(real) of real and of fake patches.
         Raises:   ConfigError: the batch has no labels.
         """
@@ -406,8 +409,10 @@ def copy(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
 
 
 def cross_entropy(logits: tf.Tensor, name: str) -> tf.Tensor:
-    """-log p(name), the mean over the batch. Args: logits: float32 [batch, 4]. name: one of CLASSES."""
-    return -tf.reduce_mean(tf.nn.log_softmax(logits)[:, CLASSES.index(name)])
+    """-log p(name), the mean over the batch, 0 of none. Args: logits: float32 [batch, 4]. name: one of CLASSES."""
+    return -tf.math.divide_no_nan(
+        tf.reduce_sum(tf.nn.log_softmax(logits)[:, CLASSES.index(name)]), tf.cast(tf.shape(logits)[0], tf.float32)
+    )
 
 
 def four_way(logits: Sequence[tf.Tensor], other_weight: float = 0.2) -> tf.Tensor:
