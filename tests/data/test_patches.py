@@ -632,3 +632,16 @@ def test_a_drawer_gives_the_same_patch_for_the_same_number():
         np.testing.assert_array_equal(draw(number).image, again[number].image)
         assert draw(number).id == again[number].id and draw(number).place == again[number].place
     assert drawer(normal(patient="q"), config, Skipped()) is None
+
+
+def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
+    record = mammogram(Lesion("mass", (40, 40, 60, 60), pathology="malignant"), image_id="m", patient="p")
+    with pytest.raises(DataError, match="gives its box but no outline|holds a mass"):
+        offset_patches([record], offset_config(), Skipped())
+    patches = offset_patches([record], offset_config(boxes=True), Skipped())
+    drawn = offset_patches(
+        [mammogram(rectangle(40, 40, 60, 60, pathology="malignant"), image_id="m", patient="p")], offset_config(), Skipped()
+    )
+    np.testing.assert_array_equal(patches.images, drawn.images)
+    np.testing.assert_array_equal(patches.masks, drawn.masks)
+    assert set(patches.pathologies) == {"malignant"}

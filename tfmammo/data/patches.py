@@ -413,6 +413,10 @@ def _with_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) ->
         try:
             if lesion.outlines:  # read from a file here, if they stand in one
                 lesions[number] = lesion
+            elif config.patches == "offset" and config.sampling.boxes:
+                top, left, bottom, right = lesion.box
+                corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
+                lesions[number] = replace(lesion, outlines=(np.array(corners, np.float32),))
             else:
                 skipped.add(mammogram.image_id, f"lesion {number}: the archive gives its box but no outline")
         except ValueError as error:
