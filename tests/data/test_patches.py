@@ -639,9 +639,8 @@ def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
     with pytest.raises(DataError, match="gives its box but no outline|holds a mass"):
         offset_patches([record], offset_config(), Skipped())
     patches = offset_patches([record], offset_config(boxes=True), Skipped())
-    drawn = offset_patches(
-        [mammogram(rectangle(40, 40, 60, 60, pathology="malignant"), image_id="m", patient="p")], offset_config(), Skipped()
-    )
+    outlined = mammogram(rectangle(40, 40, 60, 60, pathology="malignant"), image_id="m", patient="p")
+    drawn = offset_patches([outlined], offset_config(), Skipped())
     np.testing.assert_array_equal(patches.images, drawn.images)
     np.testing.assert_array_equal(patches.masks, drawn.masks)
     assert set(patches.pathologies) == {"malignant"}
