@@ -29,6 +29,7 @@ CORE = [
     "rich",
     "matplotlib",
     "pillow",
+    "scikit-learn",
     "tensorflow-hub>=0.16.1",
     "setuptools<82",  # tensorflow-hub imports pkg_resources, which 82 removed
 ]
@@ -57,7 +58,6 @@ EXTRAS = {
         "pycocotools",
         "ruff==0.17.*",
         "mypy==2.4.*",
-        "scikit-learn",
         "xlwt",
     ],
 }

@@ -136,3 +136,50 @@ def tiny_infilling(tmp_path_factory):
         return export(Room(size, 3 if margin else 2, offset), tmp_path_factory.mktemp("infilling") / "export", card)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_contextual(tmp_path_factory):
+    """A function (target="mass", size=32, patients=(), idle=0.0, level=0.6, **data) -> the export of a contextual GAN that needs no
+    training.
+
+    Its lesion is a disc of radius size / 4 in the middle, `level` high (for removal: deep), and empty, so that post-processing
+    discards it, where the first random number is below -1 + 2 * idle.
+    """
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from tfmammo.config import DataConfig
+    from tfmammo.export import export
+    from tfmammo.models.contextual import KINDS, ContextualConfig
+
+    class Room(keras.Model):
+        def __init__(self, size, level, idle):
+            super().__init__(name="contextual")
+            centre = np.arange(size) - (size - 1) / 2
+            disc = (np.hypot(centre[:, None], centre) < size / 4).astype(np.float32)[..., None]
+            layer = keras.layers.Conv2D(1, 1, kernel_initializer=keras.initializers.Constant(level))
+            self.networks = {"average": keras.Sequential([keras.Input((size, size, 1)), layer])}
+            self.disc, self.idle, self.size = tf.constant(disc), idle, size
+
+        def functions(self):
+            specs = [tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image"), tf.TensorSpec([None, 3], tf.float32, "noise")]
+
+            @tf.function(input_signature=specs)
+            def average(image, noise):
+                active = tf.cast(noise[:, :1] >= -1 + 2 * self.idle, tf.float32)[..., None, None]
+                lesion = active * self.networks["average"](tf.broadcast_to(self.disc, tf.shape(image)))
+                return {"image": tf.clip_by_value(image + lesion / 2, 0.0, 1.0), "lesion": lesion}
+
+            return {"average": average}
+
+    def make(target="mass", size=32, patients=(), idle=0.0, level=0.6, **data):
+        values = {"size": size, "kinds": KINDS[target], "sampling": {"scale": (0.25, 0.25), "offset": 10}}
+        section = DataConfig(**{**values, **data}).model_dump(mode="json")
+        model = ContextualConfig(target=target, postprocess={"dilation": 1, "edge": 1}).model_dump(mode="json")
+        card = {"name": "contextual", "step": 3, "config": {"data": section, "model": model}, "train_patients": sorted(patients)}
+        room = Room(size, -level if target == "removal" else level, idle)
+        return export(room, tmp_path_factory.mktemp("contextual") / "export", card)
+
+    return make

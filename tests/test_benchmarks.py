@@ -65,3 +65,15 @@ def test_synthesis(measured):
         assert row["overhead"] == pytest.approx((inserting + row["reading"] + row["placing"]) / row["generator"], rel=0.1)
         assert per_lesion == pytest.approx((row["placing"] + row["blending"]) / row["lesions"], rel=0.1)
     assert len(found["per_megapixel"]) == 3 and found["megapixels"][0] == pytest.approx(1024 * 832 / 1e6, abs=0.01)
+
+
+@pytest.mark.slow
+def test_contextual(measured):
+    model = json.dumps({"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1})
+    (found,) = measured("--size", "16", "--batch", "3", "--repeats", "1", "--model", model, script="contextual")
+    assert found["benchmark"] == "contextual" and list(found["steps"]) == ["neither", "penalty", "attention", "both"]
+    base = found["steps"]["neither"]
+    assert base["time_ratio"] == base["memory_ratio"] == 1
+    for row in found["steps"].values():
+        assert row["time_ratio"] == pytest.approx(row["seconds"] / base["seconds"], rel=0.05)
+        assert row["memory_ratio"] == pytest.approx(row["megabytes"] / base["megabytes"], rel=0.05)

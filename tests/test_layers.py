@@ -1,11 +1,16 @@
-"""SampleNormalization against numpy, Keras's BatchNormalization at batch 1, and itself on its two paths."""
+"""Each layer against numpy: sample normalisation, spectral normalisation, self-attention, random scalars."""
+
+import json
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.layers import SampleNormalization
+from tfmammo.layers import RandomScalarMap, SampleNormalization, SelfAttention, SpectralNormalization
 
 EPSILON = 1e-3
 
@@ -158,3 +163,233 @@ def test_survives_serialisation():
     copy.set_weights(norm.get_weights())
     x = noise(2, 8, 8, 3)
     np.testing.assert_array_equal(copy(x), norm(x))
+
+
+def spectral(shape=(3, 3, 4, 6), seed=0, **kwargs):
+    """A built SpectralNormalization around a convolution with a drawn kernel, large enough to matter."""
+    layer = SpectralNormalization(keras.layers.Conv2D(shape[-1], shape[0], **kwargs))
+    layer.build((None, None, None, shape[2]))
+    layer.layer.kernel.assign(noise(*shape, seed=seed) * 3)
+    return layer
+
+
+def largest_singular_value(kernel):
+    kernel = np.asarray(kernel, np.float64)
+    return np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0]
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (1, 1, 16, 2), (4, 4, 3, 1), (1, 1, 1, 5)])
+def test_the_normalised_kernel_has_the_largest_singular_value_1(shape):
+    layer = spectral(shape)
+    for _ in range(60):
+        layer.power_iteration()
+    assert largest_singular_value(layer.normalized()) == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(layer.normalized() * largest_singular_value(layer.layer.kernel), layer.layer.kernel, rtol=1e-3)
+
+
+def test_one_power_iteration_is_miyatos():
+    layer = spectral()
+    w, u = layer.layer.kernel.numpy().reshape(-1, 6).astype(np.float64).T, layer.u.numpy().astype(np.float64)
+    v = w.T @ u / np.linalg.norm(w.T @ u)  # algorithm 1, in the paper's letters: W is [outputs, everything else]
+    u = w @ v / np.linalg.norm(w @ v)
+    layer.power_iteration()
+    np.testing.assert_allclose(layer.u, u, rtol=1e-5)
+    v = w.T @ u / np.linalg.norm(w.T @ u)
+    np.testing.assert_allclose(layer.normalized(), layer.layer.kernel / (u @ w @ v), rtol=1e-5)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 50])
+def test_the_gradient_is_orthogonal_to_the_kernel(iterations):
+    layer, x, wanted = spectral(), noise(2, 8, 8, 4), noise(2, 6, 6, 6, seed=1)
+    for _ in range(iterations):
+        layer.power_iteration()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(x) * wanted)
+    gradient = tape.gradient(loss, layer.layer.kernel.value)
+    product = float(tf.reduce_sum(gradient * layer.layer.kernel))
+    assert abs(product) < 1e-4 * float(tf.norm(gradient) * tf.norm(layer.layer.kernel)) and float(tf.norm(gradient)) > 1
+    # dL/dW = (dL/dW_n - <dL/dW_n, W_n> v u') / sigma, Eq. 12 of the paper
+    with tf.GradientTape() as tape:
+        kernel = tf.constant(layer.normalized())
+        tape.watch(kernel)
+        loss = tf.reduce_sum(tf.nn.conv2d(x, kernel, 1, "VALID") * wanted)
+    plain = tape.gradient(loss, kernel).numpy().reshape(-1, 6).astype(np.float64)
+    w, u = layer.layer.kernel.numpy().reshape(-1, 6).astype(np.float64), layer.u.numpy().astype(np.float64)
+    u /= np.linalg.norm(u)
+    sigma, v = np.linalg.norm(w @ u), w @ u / np.linalg.norm(w @ u)
+    expected = (plain - (plain * w / sigma).sum() * np.outer(v, u)) / sigma
+    np.testing.assert_allclose(gradient.numpy().reshape(-1, 6), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_calls_change_neither_the_kernel_nor_u():
+    layer, x = spectral(), noise(2, 8, 8, 4)
+    before, u = layer.layer.kernel.numpy(), layer.u.numpy()
+    first, second = layer(x, training=True), layer(x, training=True)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(layer.layer.kernel, before)
+    np.testing.assert_array_equal(layer.u, u)
+    layer.power_iteration()
+    assert np.abs(layer(x) - first).max() > 1e-3
+
+
+def test_the_size_of_the_kernel_does_not_matter_and_the_bias_is_left_alone():
+    layer, x = spectral(), noise(2, 8, 8, 4)
+    layer.layer.bias.assign(np.arange(6.0))
+    small = layer(x)
+    layer.layer.kernel.assign(layer.layer.kernel * 1000)
+    np.testing.assert_allclose(layer(x), small, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(small, tf.nn.conv2d(x, layer.normalized(), 1, "VALID") + np.arange(6.0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_dense_layer_is_normalised_too():
+    layer, x = SpectralNormalization(keras.layers.Dense(3, use_bias=False)), noise(5, 7)
+    layer.build((None, 7))
+    np.testing.assert_allclose(layer(x), x @ layer.normalized(), rtol=1e-5, atol=1e-5)
+    assert len(layer.trainable_variables) == 1 and len(layer.variables) == 2
+
+
+@pytest.mark.parametrize(("policy", "tolerance"), [("mixed_float16", 5e-3), ("mixed_bfloat16", 5e-2)])
+def test_the_power_iteration_is_exact_under_mixed_precision(policy, tolerance):
+    exact = spectral()
+    keras.config.set_dtype_policy(policy)
+    mixed = spectral()
+    mixed.u.assign(exact.u)
+    mixed.layer.kernel.assign(exact.layer.kernel * 1e4)  # beyond float16 where it is summed
+    exact.layer.kernel.assign(exact.layer.kernel * 1e4)
+    x = noise(2, 8, 8, 4)
+    for layer in (exact, mixed):
+        layer.power_iteration()
+    np.testing.assert_array_equal(mixed.u, exact.u)
+    np.testing.assert_array_equal(mixed.normalized(), exact.normalized())
+    half = tf.cast(x, mixed.layer.compute_dtype)
+    with tf.GradientTape() as tape:
+        y = mixed(half)
+        total = tf.reduce_sum(tf.cast(y, tf.float32))
+    assert y.dtype == half.dtype and np.isfinite(y).all()
+    np.testing.assert_allclose(tf.cast(y, tf.float32), exact(x), rtol=tolerance, atol=5 * tolerance)
+    gradient = tape.gradient(total, mixed.layer.kernel.value)
+    assert gradient.dtype == tf.float32 and np.isfinite(gradient).all()
+    np.testing.assert_array_equal(mixed(x), exact(x))  # what comes in decides
+
+
+def attended(x, f, g, h, v, gamma):
+    """The paper's equations in float64, one pair of places at a time."""
+    y = np.asarray(x, np.float64).copy()
+    batch, rows, cols, channels = x.shape
+    for b in range(batch):
+        places = np.asarray(x[b], np.float64).reshape(-1, channels)
+        for i in range(len(places)):
+            s = np.array([(places[j] @ f) @ (places[i] @ g) for j in range(len(places))])
+            weights = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
+            seen = sum(weight * (place @ h) for weight, place in zip(weights, places, strict=True))
+            y[b, i // cols, i % cols] += gamma * (seen @ v)
+    return y
+
+
+@pytest.mark.parametrize("is_spectral", [False, True])
+def test_attention_equals_the_definition(is_spectral):
+    layer, x = SelfAttention(is_spectral), noise(2, 3, 4, 16)
+    layer(x)
+    layer.gamma.assign(0.7)
+    convolutions = (layer.f, layer.g, layer.h, layer.v)
+    assert layer.normalized() == (list(convolutions) if is_spectral else [])
+    kernels = [np.asarray(c.normalized() if is_spectral else c.kernel, np.float64)[0, 0] for c in convolutions]
+    assert [k.shape for k in kernels] == [(16, 2), (16, 2), (16, 2), (2, 16)]
+    np.testing.assert_allclose(layer(x), attended(x, *kernels, 0.7), rtol=1e-4, atol=1e-4)
+
+
+def test_attention_starts_as_the_identity_and_learns_its_gain():
+    layer, x = SelfAttention(), noise(2, 4, 4, 16)
+    with tf.GradientTape() as tape:
+        y = layer(x)
+        loss = tf.reduce_sum(y**2)
+    np.testing.assert_array_equal(y, x)
+    assert float(layer.gamma) == 0 and layer.gamma.trainable and len(layer.trainable_variables) == 5
+    assert abs(float(tape.gradient(loss, layer.gamma.value))) > 1e-3
+
+
+def test_attention_stays_finite_in_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    layer = SelfAttention()
+    x = tf.cast(noise(1, 32, 32, 16) * 1000, tf.float16)  # f . g is far beyond float16
+    layer(x)
+    layer.gamma.assign(1.0)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+        total = tf.reduce_sum(tf.cast(y, tf.float32)) / 1e4
+    assert y.dtype == tf.float16 and np.isfinite(y).all() and np.isfinite(tape.gradient(total, x)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_random_scalar_is_one_value_all_over(dtype):
+    x, scalars = tf.cast(noise(3, 4, 5, 2), dtype), tf.constant([-1.0, 0.25, 0.5])
+    y = RandomScalarMap()(x, scalars)
+    assert y.shape == (3, 4, 5, 3) and y.dtype == dtype
+    np.testing.assert_array_equal(y[..., :2], x)
+    np.testing.assert_array_equal(y[..., 2], np.broadcast_to(scalars.numpy()[:, None, None], (3, 4, 5)))
+
+
+def test_the_layers_of_the_contextual_gan_survive_serialisation():
+    x = noise(2, 8, 8, 16)
+    for layer in (SpectralNormalization(keras.layers.Conv2D(3, 3)), SelfAttention(True), RandomScalarMap(name="of_mine")):
+        arguments = (x, np.ones(2, np.float32)) if isinstance(layer, RandomScalarMap) else (x,)
+        expected = layer(*arguments)
+        copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+        assert type(copy) is type(layer) and copy.get_config() == layer.get_config()
+        copy(*arguments)
+        copy.set_weights(layer.get_weights())
+        np.testing.assert_array_equal(copy(*arguments), expected)
+
+
+REPLICAS = """
+import json
+import tfmammo
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from tfmammo.layers import SpectralNormalization
+from tfmammo.optimization import Adam, build, minimize
+
+X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+
+def train(strategy, share):
+    with strategy.scope():
+        layer = SpectralNormalization(keras.layers.Dense(3))
+        network = keras.Sequential([keras.Input((5,)), layer])
+        layer.layer.kernel.assign(np.random.default_rng(1).normal(size=(5, 3)))
+        layer.u.assign([1.0, 2.0, 3.0])
+        optimizer = build(Adam(0.05), network)
+
+    def step(x):
+        layer.power_iteration()
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((network(x) - 1.0) ** 2)
+        minimize(loss, network, optimizer, tape)
+
+    run = tf.function(lambda x: strategy.run(step, args=(x,)))
+    for _ in range(10):
+        run(strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(X[share * context.replica_id_in_sync_group:][:share])))
+    local = strategy.experimental_local_results
+    return [[v.numpy().tolist() for v in local(w.value)] for w in (layer.u, layer.layer.kernel)]
+
+mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+print(json.dumps([train(mirrored, 2), train(tf.distribute.OneDeviceStrategy("CPU:0"), 4)]))
+"""
+
+
+@pytest.mark.slow
+def test_replicas_have_one_u_and_agree_with_one_device(tmp_path, repository):
+    # Logical devices must be named before TensorFlow starts, so in a process of its own.
+    script = tmp_path / "replicas.py"
+    script.write_text(REPLICAS, encoding="utf-8")
+    path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=500)
+    assert done.returncode == 0, done.stderr
+    two, one = json.loads(done.stdout.splitlines()[-1])
+    for replicas, alone in zip(two, one, strict=True):
+        np.testing.assert_array_equal(*replicas)
+        np.testing.assert_allclose(replicas[0], alone[0], rtol=1e-4, atol=1e-5)
+    assert np.linalg.norm(one[0][0]) == pytest.approx(1, abs=1e-5)

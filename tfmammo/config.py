@@ -55,7 +55,10 @@ class SamplingConfig(Frozen):
 
     count: how many; fewer where places are skipped. tissue: the least part of a normal patch that is breast. offset: native
     px from a random lesion pixel to the patch's centre, at most, along each axis, and never more than just short of half the
-    window. scale: a patch is enlarged by a number drawn from this range: its window is size / scale native px.
+    window. scale: a patch is enlarged by a number drawn from this range: its window is size / scale native px. normal: what
+    normal tissue is: "images", of those that the archive calls normal and marks no lesion in; "tissue", of any other too whose
+    lesions are all outlined, with no part of them in the patch. boxes: of a lesion that the archive gives no outline but a box
+    of, take the box for it, in the patch's mask too.
     Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs, section 3 (tissue, offset and scale).
     """
 
@@ -63,6 +66,8 @@ class SamplingConfig(Frozen):
     tissue: float = Field(default=0.9, ge=0, le=1)
     offset: NonNegativeInt = 128
     scale: tuple[float, float] = (0.8, 1.2)
+    normal: Literal["images", "tissue"] = "images"
+    boxes: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:

@@ -38,6 +38,7 @@ RANGES = {
     "uncertainty": [0.0, 0.5],
     "shapes": [0.0, 1.0],
     "noise": [-1.0, 1.0],
+    "lesion": [-1.0, 1.0],
     "tri_label": [0.0, 1.0],
 }
 TOLERANCE = 1e-5  # absolute and relative, float32

@@ -1,10 +1,11 @@
-"""The networks and shapes that a synthesis draws from: an infilling's export, and masks of a mask GAN, of files or of real masses."""
+"""The networks and shapes that a synthesis draws from: an infilling's export, and masks of a mask GAN, of files or of
+real masses; a contextual GAN's lesions."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tfmammo.data.preprocess import DataError
 from tfmammo.data.tfrecord import sha256
 from tfmammo.insertion import cut, training_data
 from tfmammo.models import mask_gan
+from tfmammo.models.contextual import ContextualConfig, scalars
+from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
 from tfmammo.recipe import SynthesisConfig
 from tfmammo.record import Lesion, Mammogram, Skipped
 
@@ -55,9 +58,61 @@ def generator(folder: Path) -> Generator:
     return Generator(export.load(folder, function), shape[1], margin if shape[3] == 3 else None, data)
 
 
-def described(folder: Path, source: str, target: str) -> dict[str, str]:
-    """Name, step and sha256 of the function of an export that leads from source to target."""
-    function, card = export.find(folder, {source}, {target}), export.read_card(folder)
+@dataclass(frozen=True)
+class LesionGenerator:
+    """A contextual GAN. call: (image float32 [n, size, size, 1] in [0, 1], noise float32 [n, scalars] in [-1, 1]) -> {"lesion":
+    float32 [n, size, size, 1] in [-1, 1]}. target: mass, calcification or removal. positives: malignant or lesion, what it adds
+    or takes away. data: how its training patches were made. refine: its post-processing. patients: those it was trained on.
+    """
+
+    call: Callable[..., dict[str, NDArray[np.float32]]]
+    size: int
+    scalars: int
+    target: str
+    positives: str
+    data: DataConfig
+    refine: PostprocessConfig
+    patients: frozenset[str]
+
+    @property
+    def removes(self) -> bool:
+        """Whether it takes lesions away."""
+        return self.target == "removal"
+
+    def wants(self, pathology: str) -> bool:
+        """Whether a lesion of that pathology ("" unknown) is one that it takes away."""
+        return self.positives == "lesion" or pathology == "malignant"
+
+    def made(self, image: NDArray[np.float32], seed: int) -> Refined:
+        """One patch with its lesion added or removed, post-processed.
+
+        Args:     image: float32 [size, size, 1] in [0, 1]. seed: of its random numbers.
+        """
+        noise = scalars(1, self.scalars, seed)
+        return postprocess(image[None], self.call(image=image[None], noise=noise)["lesion"], self.refine, self.removes)
+
+
+@functools.cache
+def lesion_generator(folder: Path) -> LesionGenerator:
+    """The contextual GAN of an export, read once in each process.
+
+    Raises:   ExportError: there is none. DataError: its card does not say how it was trained.
+    """
+    function, card = export.find(folder, {"image", "noise"}, {"lesion"}), export.read_card(folder)
+    inputs = card["functions"][function]["inputs"]
+    try:
+        data, model = DataConfig.model_validate(card["config"]["data"]), ContextualConfig.model_validate(card["config"]["model"])
+        patients = frozenset(card["train_patients"])
+    except (KeyError, TypeError, ValidationError):
+        raise DataError(f"{folder}: its card does not say how and on whom it was trained (config, train_patients)") from None
+    size, count = inputs["image"]["shape"][1], inputs["noise"]["shape"][1]
+    return LesionGenerator(export.load(folder, function), size, count, model.target, model.positives, data, model.postprocess, patients)
+
+
+def described(folder: Path, source: str | Collection[str], target: str) -> dict[str, str]:
+    """Name, step and sha256 of the function of an export that leads from source, or several, to target."""
+    sources = {source} if isinstance(source, str) else source
+    function, card = export.find(folder, sources, {target}), export.read_card(folder)
     content, place = hashlib.sha256(), export.located(folder) / function
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
         content.update(f"{path.relative_to(place).as_posix()} {sha256(path)}\n".encode())

@@ -309,20 +309,30 @@ def patch(ground: Ground, spot: Spot, seam: Seam) -> Patch:
 
     Raises:   DataError: it is constant.
     """
-    top, left, bottom, right = spot.window
-    size, data = len(seam.mask), ground.data
+    image, low, high = tissue(ground, spot.window, len(seam.mask))
+    mask = seam.mask.astype(np.float32)[..., None]
+    mirrored = ground.mammogram.laterality == "R"
+    if mirrored:
+        image, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (image, mask))
+    return Patch(image, mask, low, high, mirrored)
+
+
+def tissue(ground: Ground, window: Box, size: int) -> tuple[NDArray[np.float32], float, float]:
+    """A window as training patches are made, not yet mirrored: prepared, scaled, its grey values in [0, 1].
+
+    Returns:  float32 [size, size, 1], and the native grey values that are 0 and 1 in it.
+    Raises:   DataError: it is constant.
+    """
+    top, left, bottom, right = window
+    data = ground.data
     image = resize(ground.image[top:bottom, left:right, 0], size, size)[..., None]
     if data.preprocess.remove_marks or data.preprocess.remove_pectoral:
-        image = np.where(_resampled(ground, spot.window, size) != 0, image, np.float32(0))
+        image = np.where(_resampled(ground, window, size) != 0, image, np.float32(0))
     image = preprocess.framed(np.clip(image, 0, 1), data.preprocess)
     low, high = data.window or (float(value) for value in np.percentile(image, data.percentiles))
     if not low < high:
         raise DataError("the tissue under it is constant")
-    tissue, mask = preprocess.window(image, low, high), seam.mask.astype(np.float32)[..., None]
-    mirrored = ground.mammogram.laterality == "R"
-    if mirrored:
-        tissue, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (tissue, mask))
-    return Patch(tissue, mask, low, high, mirrored)
+    return preprocess.window(image, low, high), low, high
 
 
 def blended(ground: Ground, spot: Spot, seam: Seam, difference: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+TINY = 1e-12  # instead of a length of 0, to divide by
+
 
 @keras.saving.register_keras_serializable("tfmammo")
 class SampleNormalization(keras.layers.Layer):
@@ -44,3 +46,137 @@ class SampleNormalization(keras.layers.Layer):
     def get_config(self) -> dict[str, object]:
         """The constructor's arguments."""
         return {**super().get_config(), "epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable("tfmammo")
+class SpectralNormalization(keras.layers.Wrapper):
+    """A layer whose kernel is W / sigma(W) in every call, sigma being W's largest singular value.
+
+    sigma = v . W u,  v = W u / |W u|,  |u| = 1;  the gradient flows through W and through sigma, u and v being constants, so that
+    <W, dL/dW> = 0. W is the kernel as a matrix [everything else, outputs]; neither it nor u is changed by a call.
+
+    `power_iteration` moves u once towards W's right singular vector: whoever trains calls it once per step, however often the
+    layer itself is called, so that all calls of a step meet one kernel. All of this is float32; then kernel and bias are
+    cast to the dtype of what comes in, which no policy changes. Replicas have equal weights, so equal u too.
+
+    Args:     layer: with a `kernel` whose last axis counts its outputs, as of Dense and Conv2D.
+              x: floating, what the layer takes; whatever its dtype, the result has it too.
+    Source:   Miyato et al., Spectral normalization for generative adversarial networks (2018), algorithm 1. keras.layers has
+              one that overwrites W by W / sigma at each training call: the gradient does not pass sigma there.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, **kwargs: object) -> None:
+        super().__init__(layer, **{"dtype": "float32", "autocast": False, **kwargs})
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the layer's weights, and u, float32 [outputs], whose direction alone counts."""
+        super().build(input_shape)
+        anywhere = keras.initializers.RandomNormal(stddev=1.0)
+        self.u = self.add_weight(shape=(self.layer.kernel.shape[-1],), initializer=anywhere, trainable=False, name="u", autocast=False)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        values = [(self.layer.kernel, self.normalized())]
+        if getattr(self.layer, "bias", None) is not None:
+            values.append((self.layer.bias, tf.convert_to_tensor(self.layer.bias)))
+        # Keras's way to call a layer with other values than its own; what is put in by its constructor is cast to float32.
+        scope = keras.StatelessScope()
+        for variable, value in values:
+            scope.add_update((variable, tf.cast(value, x.dtype)))
+        with scope:
+            return self.layer.call(x)
+
+    def normalized(self) -> tf.Tensor:
+        """The kernel of a call: W / sigma, float32, of W's shape; 0 where W is 0."""
+        matrix = self._matrix()
+        image = tf.linalg.matvec(matrix, _unit(tf.convert_to_tensor(self.u)))
+        sigma = tf.reduce_sum(tf.stop_gradient(_unit(image)) * image)
+        return tf.reshape(matrix / tf.maximum(sigma, TINY), self.layer.kernel.shape)
+
+    def power_iteration(self) -> None:
+        """u <- W' v / |W' v|, v = W u / |W u|."""
+        matrix = self._matrix()
+        v = _unit(tf.linalg.matvec(matrix, _unit(tf.convert_to_tensor(self.u))))
+        self.u.assign(_unit(tf.linalg.matvec(matrix, v, transpose_a=True)))
+
+    def _matrix(self) -> tf.Tensor:
+        kernel = self.layer.kernel
+        return tf.reshape(tf.convert_to_tensor(kernel), [-1, kernel.shape[-1]])
+
+
+@keras.saving.register_keras_serializable("tfmammo")
+class SelfAttention(keras.layers.Layer):
+    """Every place of a map looks at all others: y = x + gamma * v(sum_j b_ij h(x_j)), b_i = softmax_j(f(x_j) . g(x_i)).
+
+    f, g and h are 1x1 convolutions to an eighth of the channels, v one back to all of them, none with a bias. gamma is learned
+    and starts at 0, so that a network first learns without it. All of it is float32, whatever comes in: a softmax over a
+    thousand places underflows in float16.
+
+    Args:     x: floating [batch, rows, cols, channels]. spectral: normalise the four kernels, see `SpectralNormalization`.
+    Returns:  the same shape and dtype.
+    Source:   Zhang et al., Self-attention generative adversarial networks (2018), section 3.
+    """
+
+    def __init__(self, spectral: bool = False, **kwargs: object) -> None:
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        self.spectral = spectral
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Create the four convolutions and gamma, a float32 scalar."""
+        channels = int(input_shape[-1] or 0)
+        inner = max(1, channels // 8)
+        self.f, self.g, self.h = (self._convolution(inner, channels) for _ in range(3))
+        self.v = self._convolution(channels, inner)
+        self.gamma = self.add_weight(shape=(), initializer="zeros", name="gamma", autocast=False)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        wide = tf.cast(x, tf.float32)
+        f, g, h = (_places(convolution(wide)) for convolution in (self.f, self.g, self.h))
+        looks = tf.nn.softmax(tf.matmul(g, f, transpose_b=True))  # [batch, places i, places j]
+        rows, cols = (tf.shape(x)[axis] for axis in (1, 2))
+        seen = tf.reshape(tf.matmul(looks, h), [-1, rows, cols, h.shape[-1]])
+        return tf.cast(wide + tf.convert_to_tensor(self.gamma) * self.v(seen), x.dtype)
+
+    def normalized(self) -> list[SpectralNormalization]:
+        """Its layers with a normalised kernel: four or none."""
+        return [self.f, self.g, self.h, self.v] if self.spectral else []
+
+    def _convolution(self, filters: int, channels: int) -> keras.layers.Layer:
+        convolution: keras.layers.Layer = keras.layers.Conv2D(filters, 1, use_bias=False, dtype="float32")
+        convolution = SpectralNormalization(convolution) if self.spectral else convolution
+        convolution.build((None, None, None, channels))
+        return convolution
+
+    def get_config(self) -> dict[str, object]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "spectral": self.spectral}
+
+
+@keras.saving.register_keras_serializable("tfmammo")
+class RandomScalarMap(keras.layers.Layer):
+    """A map with one more channel, which has one value all over: the random number by which a block can vary its answer.
+
+    The number is given, not drawn here, so that whoever calls can draw it again.
+
+    Args:     x: floating [batch, rows, cols, channels]. scalars: floating [batch], uniform in [-1, 1] in the paper.
+    Returns:  [batch, rows, cols, channels + 1], of x's dtype.
+    Source:   Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 2.
+    """
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        self.built = True  # there is nothing to build
+
+    def call(self, x: tf.Tensor, scalars: tf.Tensor) -> tf.Tensor:
+        """See the class."""
+        channel = tf.reshape(tf.cast(scalars, x.dtype), [-1, 1, 1, 1]) * tf.ones_like(x[..., :1])
+        return tf.concat([x, channel], axis=-1)
+
+
+def _unit(vector: tf.Tensor) -> tf.Tensor:
+    return vector / tf.maximum(tf.norm(vector), TINY)
+
+
+def _places(x: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]])

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import cv2
+import keras
+import numpy as np
+import tensorflow as tf
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from tfmammo import __version__
 from tfmammo.config import DataConfig, Frozen, describe
 from tfmammo.data.preprocess import DataError
 from tfmammo.data.tfrecord import sha256
@@ -139,10 +145,26 @@ class Recipe(Frozen):
 
     def is_whole(self, folder: Path) -> bool:
         """Whether all its files are in the folder as they were written."""
-        try:
-            return all(sha256(folder / file) == digest for file, digest in self.files.items())
-        except DataError:
-            return False
+        return as_written(folder, self.files)
+
+
+def as_written(folder: Path, files: Mapping[str, str]) -> bool:
+    """Whether all files are in the folder and have the contents they should. Args: files: sha256 by path beneath it."""
+    try:
+        return all(sha256(folder / file) == digest for file, digest in files.items())
+    except DataError:
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Of what computes an item."""
+    return {
+        "tfmammo": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
 
 
 def read_recipe(path: Path) -> Recipe:

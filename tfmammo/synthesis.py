@@ -32,7 +32,6 @@ from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, becau
 
 # isort: split
 import cv2
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -46,7 +45,7 @@ from tfmammo.data.tfrecord import sha256
 from tfmammo.generators import Generator, described, generator, shape, shapes_described
 from tfmammo.insertion import Ground, Seam, Sizes, Spot, blended, fit_sizes, patch, scaled, seam
 from tfmammo.models.infilling import tri_label
-from tfmammo.recipe import FORMAT, Planted, Recipe, Source, SynthesisConfig, read_recipe
+from tfmammo.recipe import FORMAT, Planted, Recipe, Source, SynthesisConfig, read_recipe, versions
 from tfmammo.record import ArchiveError, Mammogram, Skipped
 from tfmammo.synthetic_set import write, write_set
 
@@ -216,7 +215,7 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
         made = render(Ground(stored.image(), mammogram, network.data), stored, insertions, network)
     written = write(recipe, mammogram, made, output)
     if differing := [name for name, digest in written.items() if recipe.files.get(name) != digest]:
-        then, now = recipe.versions, _versions()
+        then, now = recipe.versions, versions()
         raise DataError(f"{output}: {', '.join(differing)} came out otherwise than then; made with {then} then, with {now} now")
     return recipe
 
@@ -299,16 +298,6 @@ def _fitted(chosen: SynthesisConfig, skipped: Skipped) -> Sizes:
     return sizes
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "tfmammo": __version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
-    }
-
-
 def _identity(
     chosen: SynthesisConfig, mammograms: Sequence[Mammogram], networks: tuple[Path, Path | None], sizes: Sizes | None
 ) -> dict[str, Any]:
@@ -337,7 +326,7 @@ def _items(
     order = np.random.default_rng(chosen.seed).permutation(len(mammograms))
     hashed = hashlib.sha256(jobs.as_json(known).encode()).hexdigest()
     first = Recipe(
-        identity=hashed, name="", number=0, config=chosen, versions=_versions(), generator=known["generator"], sizes=sizes
+        identity=hashed, name="", number=0, config=chosen, versions=versions(), generator=known["generator"], sizes=sizes
     )  # fmt: skip
     return [
         Job(output, mammograms[order[number % len(order)]], networks, first.model_copy(update={"name": f"{number:06d}", "number": number}))

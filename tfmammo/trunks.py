@@ -1,8 +1,10 @@
-"""Networks that others trained on ImageNet, frozen, as measures of likeness: VGG-19, AlexNet and Inception-v3, for grey images.
+"""Networks that others trained on ImageNet, frozen, as measures of likeness: VGG-19, AlexNet and Inception-v3, for grey images;
+and ResNet-50 as Keras has it, to be trained on.
 
-Each takes float32 [n, h, w, 1] in [0, 1], repeats the grey channel three times, scales it as its weights expect, and puts out
-float32 features. `weights` says where these come from: "imagenet" downloads them, a path reads them, and "none" draws them at
-random from a fixed seed: such a network tells images apart, but not as people do, so numbers made with it are labelled so.
+Each of the first three takes float32 [n, h, w, 1] in [0, 1], repeats the grey channel three times, scales it as its weights
+expect, and puts out float32 features. `weights` says where these come from: "imagenet" downloads them, a path reads them, and
+"none" draws them at random from a fixed seed: such a network tells images apart, but not as people do, so numbers made with it
+are labelled so.
 
 python -m tfmammo.trunks IN OUT.npz
 
@@ -38,6 +40,7 @@ KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 PUBLISHED = {  # where "imagenet" comes from, and the MD5 that Keras states, or the first digits of the SHA-256 that torchvision states
     "vgg19": (f"{KERAS}/vgg19/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5", "253f8cb515780f3b799900260a226db6"),
     "inception": (f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", "bcbd6486424b2319ff4ef7d526e38f63"),
+    "resnet50": (f"{KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", "4d473c1dd8becc155b73f8504c6f6626"),
     "alexnet": ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
 }
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, red first, of [0, 1]
@@ -113,8 +116,7 @@ def inception(weights: str) -> keras.Model:
     Source:   Szegedy et al., Rethinking the Inception architecture (2016); Heusel et al. (2017), for its use.
     """
     network = keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg")
-    if Path(weights).suffix == ".npz":
-        raise WeightsError(f"{weights}: Inception-v3 is read from Keras's .h5 without top alone, {Path(PUBLISHED['inception'][0]).name}")
+    _check_keras_alone("inception", "Inception-v3", weights)
     _fill(network, "inception", weights)
     return _grey("inception", network, (2.0,) * 3, (-1.0,) * 3, [network.output], size=299)
 
@@ -132,6 +134,20 @@ def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
         return [np.ones(width, np.float32) for width in ALEXNET_WIDTHS]
     arrays = _read(Path(weights))
     return [_fitting(arrays, f"lin{i}/kernel", (width,), weights) for i, width in enumerate(ALEXNET_WIDTHS)]
+
+
+def resnet50(weights: str) -> keras.Model:
+    """Keras's ResNet-50 without top, on 255 * image less the mean colour, blue first; trainable.
+
+    Args:     weights: "imagenet" (94 MB), or the path of Keras's .h5 without top.
+    Returns:  float32 [n, h, w, 3] -> [n, h / 32, w / 32, 2048]. 23,587,712 parameters.
+    Raises:   WeightsError: the weights can't be had.
+    Source:   He et al., Deep residual learning for image recognition (2016).
+    """
+    network = keras.applications.ResNet50(weights=None, include_top=False)
+    _check_keras_alone("resnet50", "ResNet-50", weights)
+    _fill(network, "resnet50", weights)
+    return network
 
 
 def convert(source: Path, target: Path) -> str:
@@ -161,6 +177,11 @@ def _grey(
     model = keras.Model(image, [to_float32(feature) for feature in (features if isinstance(features, list) else [features])], name=name)
     model.trainable = False
     return model
+
+
+def _check_keras_alone(name: str, title: str, weights: str) -> None:
+    if Path(weights).suffix == ".npz":
+        raise WeightsError(f"{weights}: {title} is read from Keras's .h5 without top alone, {Path(PUBLISHED[name][0]).name}")
 
 
 def _fill(network: keras.Model, name: str, weights: str) -> Arrays:

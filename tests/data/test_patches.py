@@ -8,10 +8,12 @@ import pytest
 from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig
 from tfmammo.data import preprocess, sampling
+from tfmammo.data.labelled import pathology_patches
 from tfmammo.data.patches import (
     DataError,
     Patch,
     Patches,
+    drawer,
     frame,
     lesion_patches,
     make_patches,
@@ -561,3 +563,84 @@ def test_what_is_seen_beyond_the_border_is_0():
     image = np.ones((40, 40, 1), np.float32)
     found = seen(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
     np.testing.assert_array_equal(found[..., 0], np.repeat([[0.0], [1.0]], 20, axis=0) * np.ones(40))
+
+
+def with_pathologies(*names):
+    """One mammogram of one mass for each name, "" being unknown, and a normal one."""
+    lesions = [rectangle(40, 40, 60, 60, pathology=name or None) for name in names]
+    return [*(mammogram(lesion, image_id=f"m{i}", patient=f"p{i}") for i, lesion in enumerate(lesions)), normal(patient="q")]
+
+
+def test_pathologies_are_labels_that_share_every_batch():
+    skipped = Skipped()
+    patches = pathology_patches(with_pathologies("malignant", "benign", ""), offset_config(), skipped)
+    assert patches.balanced and patches.shares == 3 and set(patches.labels) == {0, 1, 2}
+    for name, label in (("malignant", 0), ("benign", 1), ("normal", 2)):
+        assert (patches.labels[patches.pathologies == name] == label).all()
+    unknown = [name for name, reason in skipped.reasons.items() if "does not state the lesion's pathology" in reason]
+    assert unknown and all(name.startswith("m2#0@") for name in unknown)
+    assert len(patches) + len(unknown) == 2 * offset_config().sampling.count
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["malignant"], r"no benign patch to tell from the others: \d+ malignant, 0 benign, \d+ normal"),
+        ([""], "no malignant and no benign patch"),
+    ],
+)
+def test_a_missing_class_is_one_sentence(names, said):
+    with pytest.raises(DataError, match=said):
+        pathology_patches(with_pathologies(*names), offset_config(), Skipped())
+
+
+def test_patches_with_less_tissue_than_asked_are_one_sentence():
+    def narrow():
+        image = half()
+        image[:, 30:] = 0
+        return image
+
+    records = [*with_pathologies("malignant", "benign")[:2], normal(read=narrow, patient="q")]
+    with pytest.raises(DataError, match=r"no patch of normal tissue can be made.*no square of 32 px is 100 % breast"):
+        pathology_patches(records, offset_config(tissue=1.0), Skipped())
+
+
+def test_every_lesion_counts_where_pathology_is_not_asked_for():
+    patches = pathology_patches(with_pathologies("malignant", "benign", ""), offset_config(), Skipped(), malignant=False)
+    assert set(patches.labels) == {0, 2} and patches.shares == 2
+    np.testing.assert_array_equal(patches.labels == 2, patches.kinds == "normal")
+    assert {name.partition("#")[0] for name in patches.ids[patches.labels == 0]} == {"m0", "m1", "m2"}
+
+
+def test_normal_tissue_beside_a_lesion():
+    """The mass is at 40 to 60 on 120 x 90 px of breast: no patch of normal tissue may show any of it."""
+    config = offset_config(normal="tissue").model_copy(update={"patches": "normal"})
+    record = with_pathologies("malignant")[0]
+    skipped = Skipped()
+    patches = list(patches_of(record, config, skipped, 60))
+    assert len(patches) >= 20 and all(patch.kind == patch.pathology == "normal" and not patch.mask.any() for patch in patches)
+    for top, left, bottom, right in (patch.place for patch in patches):
+        assert bottom <= 40 or top >= 60 or right <= 40 or left >= 60
+    assert list(patches_of(record, offset_config().model_copy(update={"patches": "normal"}), skipped, 5)) == []
+
+
+def test_a_drawer_gives_the_same_patch_for_the_same_number():
+    record, config = with_pathologies("malignant")[0], offset_config().model_copy(update={"patches": "offset"})
+    draw = drawer(record, config, Skipped())
+    again = list(patches_of(record, config, Skipped(), 4))
+    for number in (3, 0):
+        np.testing.assert_array_equal(draw(number).image, again[number].image)
+        assert draw(number).id == again[number].id and draw(number).place == again[number].place
+    assert drawer(normal(patient="q"), config, Skipped()) is None
+
+
+def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
+    record = mammogram(Lesion("mass", (40, 40, 60, 60), pathology="malignant"), image_id="m", patient="p")
+    with pytest.raises(DataError, match="gives its box but no outline|holds a mass"):
+        offset_patches([record], offset_config(), Skipped())
+    patches = offset_patches([record], offset_config(boxes=True), Skipped())
+    outlined = mammogram(rectangle(40, 40, 60, 60, pathology="malignant"), image_id="m", patient="p")
+    drawn = offset_patches([outlined], offset_config(), Skipped())
+    np.testing.assert_array_equal(patches.images, drawn.images)
+    np.testing.assert_array_equal(patches.masks, drawn.masks)
+    assert set(patches.pathologies) == {"malignant"}

@@ -309,3 +309,16 @@ def test_a_label_stays_with_its_patch(random_patches):
     for batch in seen:
         np.testing.assert_allclose(batch["image"].numpy()[:, 0, 0, 0] * 10, batch["label"], atol=1e-5)
     assert sorted(int(label) for batch in seen for label in batch["label"]) == list(range(6))
+
+
+def test_balanced_classes_take_turns_and_each_has_its_own_epochs():
+    data = patches(7).labelled([0, 2, 2, 0, 2, 2, 5], balanced=True)  # two, four and one
+    assert data.shares == 3 and data.take([0, 1]).shares == 2 and patches(7).labelled([0, 1] * 3 + [0]).shares == 1
+    found = list(islice(batches(data, 3, 0, False), 8))
+    assert [np.array(batch["label"]).tolist() for batch in found] == [[0, 2, 5]] * 8
+    order = np.array([[identify(image, data)[0] for image in batch["image"].numpy()] for batch in found])
+    assert [sorted(part) for part in order[:, 0].reshape(4, 2).tolist()] == [[0, 3]] * 4
+    assert [sorted(part) for part in order[:, 1].reshape(2, 4).tolist()] == [[1, 2, 4, 5]] * 2
+    assert (order[:, 2] == 6).all()
+    later, _ = drawn(data, 3, batch_size=3, start_step=5)
+    np.testing.assert_array_equal(later, [batch["image"] for batch in found[5:]])

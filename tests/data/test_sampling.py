@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data.preprocess import DataError
-from tfmammo.data.sampling import is_normal, near_lesion, on_breast, quota, shape_class, shape_masks, side, stream
+from tfmammo.data.sampling import gives_normal, is_normal, near_lesion, on_breast, quota, shape_class, shape_masks, side, stream
 from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
 
 
@@ -240,3 +240,22 @@ def test_shapes_of_the_real_tables(real_data):
             found.update(shape_class(row["mass shape"]) for row in csv.DictReader(file))
     # By hand from the words' counts: irregular 464+52+2+1, lobulated 384+4+2, oval 412+6, round 164; two shapes named 6+3+1+1+1+1
     assert found == {"irregular": 519, "lobular": 390, "oval": 418, "round": 164, None: 205}
+
+
+def test_normal_tissue_of_mammograms_with_lesions_is_taken_where_it_is_asked_for():
+    outlined, boxed = mammogram(rectangle(10, 10, 20, 20)), mammogram(rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40)))
+    tissue = SamplingConfig(normal="tissue")
+    assert gives_normal(outlined, tissue) and not gives_normal(outlined, SamplingConfig())
+    assert not gives_normal(boxed, tissue), "a lesion's place is not known to the pixel"
+    assert not gives_normal(mammogram(pathology="malignant"), tissue), "its lesions are not marked at all"
+    assert gives_normal(normal("a"), tissue) and gives_normal(normal("a"), SamplingConfig())
+
+
+def test_windows_of_normal_tissue_keep_off_lesions():
+    breast, lesions = np.ones((12, 14, 1), np.uint8), np.zeros((12, 14, 1), np.uint8)
+    lesions[4:7, 5] = 1
+    expected = {(r, c) for r in range(10) for c in range(12) if not lesions[r : r + 3, c : c + 3].any()}
+    random = np.random.default_rng(0)
+    assert {on_breast(breast, 3, 1.0, random, lesions)[:2] for _ in range(3000)} == expected
+    with pytest.raises(ValueError, match=r"^no square of 9 px is 100 % breast without a lesion$"):
+        on_breast(breast, 9, 1.0, random, lesions)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tfmammo.metrics.synthesis import per_image
+from tfmammo.metrics.synthesis import per_image, sliced_wasserstein
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +94,31 @@ def test_wrong_input_is_refused(disc, images):
         per_image(real, synthetic, disc * 0.5)
     with pytest.raises(ValueError, match="11 px"):
         per_image(real[:, :8, :8], synthetic[:, :8, :8], disc[:, 28:36, 28:36])
+
+
+def textures(count, spread=0.1, mean=0.5, seed=0):
+    return np.clip(np.random.default_rng(seed).normal(mean, spread, (count, 64, 64, 1)), 0, 1).astype(np.float32)
+
+
+def test_the_distance_of_sets_is_0_for_equal_ones_and_grows_with_the_difference():
+    real = textures(6)
+    assert sliced_wasserstein(real, real) == 0
+    same, wider, brighter = (sliced_wasserstein(real, textures(9, *values, seed=1)) for values in ((), (0.15,), (0.1, 0.7)))
+    assert 0 < same < 0.1 < wider and brighter > 0.1
+    assert sliced_wasserstein(real, textures(9, 0.2, seed=1)) > wider
+
+
+def test_the_distance_of_one_shift_by_hand():
+    """16 px have one level: what is added moves every window by (c, ..., c), its projection on w by c * sum(w)."""
+    real = np.random.default_rng(0).uniform(0.2, 0.6, (5, 16, 16, 1)).astype(np.float32)
+    axes = np.random.default_rng(3).normal(size=(49, 128))
+    axes /= np.linalg.norm(axes, axis=0)
+    windows = np.lib.stride_tricks.sliding_window_view(real[..., 0], (7, 7), axis=(1, 2))
+    expected = 0.1 * np.abs(axes.sum(axis=0)).mean() / windows.std()
+    assert sliced_wasserstein(real, real + np.float32(0.1), seed=3) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("shapes", [((2, 16, 16, 1), (2, 32, 32, 1)), ((0, 16, 16, 1), (2, 16, 16, 1)), ((2, 4, 4, 1), (2, 4, 4, 1))])
+def test_sets_that_have_no_distance(shapes):
+    with pytest.raises(ValueError, match="both sets must be"):
+        sliced_wasserstein(*(np.zeros(shape, np.float32) for shape in shapes))

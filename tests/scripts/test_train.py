@@ -16,6 +16,15 @@ SMALL = {
     "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
     "segnet": ["model.widths=[4,4,4,4,4]"],
     "shape": ["model.filters=[4,4,4]", "model.units=4", "data.phantoms=24"],
+    "contextual": [
+        *("model.filters=[4,8]", "model.discriminator_factor=1", "model.attention=4", "model.border=1", "model.start=8"),
+        *("model.start_steps=2", "model.generator_updates=1", "training.batch_size=3"),
+        *("data.sampling.count=8", "data.folds=2", "data.phantoms=24", "data.seed=1"),  # few patches, of each class on both sides
+    ],
+    "classifier": [
+        *("model.weights=none", "model.filters=2", "model.blocks=[1,1,1,1]", "training.batch_size=4"),
+        *("data.sampling.count=30", "data.sampling.scale=[0.25,0.25]", "data.phantoms=24"),
+    ],
     "mask_gan": ["model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
     "infilling": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1", "model.weights=none"],
 }
@@ -35,8 +44,9 @@ def finish(process, timeout=240):
 
 @pytest.mark.parametrize("system", SMALL)
 def test_two_steps(repository, tmp_path, system):
-    size = ["data.size=64"] if system in ("fcn8s", "segnet", "shape") else []
-    code, out, err = finish(start(repository, tmp_path, system, "--output", "out", "--set", *COMMON, *size, *SMALL[system]))
+    size = {"fcn8s": 64, "segnet": 64, "shape": 64, "contextual": 16}.get(system, 32)
+    overrides = [*COMMON, f"data.size={size}", *SMALL[system]]
+    code, out, err = finish(start(repository, tmp_path, system, "--output", "out", "--set", *overrides), timeout=500)
     assert code == 0, err
     assert "taking the phantom" in err or system == "can"
     assert (tmp_path / "out/export/card.json").is_file() and list((tmp_path / "out/samples").glob("*.png"))

@@ -274,3 +274,9 @@ def test_values_of_networks_of_keras_and_of_others():
     module.weight = tf.Variable(1.0)
     (value,) = loop.values(module)
     assert value is module.weight
+
+
+def test_a_batch_that_classes_cannot_share_is_refused(tiny_can, random_patches, tmp_path):
+    patches = lambda count: random_patches(count).labelled(np.arange(count) % 3, balanced=True)  # noqa: E731
+    with pytest.raises(loop.TrainingError, match="training.batch_size: 4 patches a device can't be shared equally by 3 classes"):
+        fit(tiny_can(batch_size=4), patches, tmp_path / "run")

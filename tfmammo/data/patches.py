@@ -40,7 +40,9 @@ TEXTS = {
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """One patch. image: float32 [s, s, 1] in [0, 1]. mask: uint8 [s, s, 1], 0 or 1. The rest: see Patches."""
+    """One patch. image: float32 [s, s, 1] in [0, 1]. mask: uint8 [s, s, 1], 0 or 1. place: its window in the mammogram as
+    `preprocess.prepare` leaves it, px. The rest: see Patches.
+    """
 
     image: NDArray[np.float32]
     mask: NDArray[np.uint8]
@@ -50,6 +52,7 @@ class Patch:
     pathology: str = ""
     shape: str = ""
     official_split: str = ""
+    place: Box = (0, 0, 0, 0)
 
 
 def _unknown() -> NDArray[np.str_]:
@@ -68,7 +71,8 @@ class Patches:
     normal. pathologies: normal, benign or malignant. shapes: the archive's own word. official_splits: train or test. They
     are the lesion's for whose sake the patch was made. A whole mammogram's kind is the first in config.kinds that it holds,
     its pathology the image's (else its worst lesion's), its shape the one that all its lesions share.
-    labels: int32 [n], the class of each for a classifier, set by `labelled`; of length 0 where there is none.
+    labels: int32 [n], the class of each for a classifier, set by `labelled`; of length 0 where there is none. balanced: batches
+    take their patches from the classes in turn, so that each class has the same share of every batch, however rare it is.
 
     Raises:   ValueError: a shape, dtype or range is another.
     """
@@ -82,6 +86,7 @@ class Patches:
     shapes: NDArray[np.str_] = field(default_factory=_unknown)
     official_splits: NDArray[np.str_] = field(default_factory=_unknown)
     labels: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         shape = self.images.shape
@@ -111,11 +116,17 @@ class Patches:
         """The patches at `indices`, in that order."""
         rows = np.asarray(indices, np.intp)
         texts: dict[str, Any] = {name: getattr(self, name)[rows] for name in TEXTS}
-        return Patches(self.images[rows], self.masks[rows], **texts, labels=self.labels[rows] if len(self.labels) else self.labels)
+        labels = self.labels[rows] if len(self.labels) else self.labels
+        return Patches(self.images[rows], self.masks[rows], **texts, labels=labels, balanced=self.balanced)
 
-    def labelled(self, labels: Sequence[int] | NDArray[np.integer]) -> Patches:
-        """The same patches with a class each, which batches then hold as "label"."""
-        return replace(self, labels=np.asarray(labels, np.int32))
+    def labelled(self, labels: Sequence[int] | NDArray[np.integer], balanced: bool = False) -> Patches:
+        """The same patches with a class each, which batches then hold as "label"; balanced: see the class."""
+        return replace(self, labels=np.asarray(labels, np.int32), balanced=balanced)
+
+    @property
+    def shares(self) -> int:
+        """How many classes share every batch equally: 1 where they are not balanced."""
+        return len(np.unique(self.labels)) if self.balanced else 1
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits, equal for equal images, masks, labels, patient_ids and ids in the same order."""
@@ -215,6 +226,12 @@ def shape_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: 
     )
 
 
+def joined(parts: Sequence[Patches]) -> Patches:
+    """Patches of one size behind one another, without labels."""
+    texts: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in TEXTS}
+    return Patches(np.concatenate([part.images for part in parts]), np.concatenate([part.masks for part in parts]), **texts)
+
+
 def patches_of(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int | None = None) -> Iterator[Patch]:
     """The patches of one mammogram, made one at a time.
 
@@ -231,8 +248,7 @@ def patches_of(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count
         return _around_lesions(mammogram, config, skipped)
     if count is None:
         raise ValueError(f"data.patches={config.patches}: a mammogram's patches need its share, by sampling.quota")
-    make = _near_lesions if config.patches == "offset" else _of_normal_tissue
-    return make(mammogram, config, skipped, count)
+    return _drawn(mammogram, config, skipped, count)
 
 
 def window(box: Box, rows: int, cols: int, context: float, spacing: tuple[float, float] | None = None) -> Box:
@@ -327,37 +343,57 @@ def _around_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) 
             yield patch
 
 
-def _near_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
-    opened = _with_lesions(mammogram, config, skipped) if count else None
+def drawer(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Callable[[int], Patch] | None:
+    """What makes the patches of random place of one mammogram, whose pixels are read here, once.
+
+    Args:     mammogram: the raw record. config: as for `make_patches`; patches is "offset" or "normal". skipped: noted here.
+    Returns:  number -> patch, always the same for the same seed, image and number; it raises ValueError where there is none.
+              None where the mammogram has nothing to make such patches of.
+    """
+    return (_near_lesions if config.patches == "offset" else _of_normal_tissue)(mammogram, config, skipped)
+
+
+def _near_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Callable[[int], Patch] | None:
+    opened = _with_lesions(mammogram, config, skipped)
     if opened is None:
-        return
+        return None
 
     def draw(number: int) -> Patch:
-        random = sampling.stream(config.seed, mammogram.image_id, number)
-        length = sampling.side(config.size, config.sampling, random)
+        random, length = _side(mammogram, config, number)
         index = list(opened.lesions)[random.integers(len(opened.lesions))]
         region = opened.lesions[index].mask(opened.mammogram.rows, opened.mammogram.cols)
         place = sampling.near_lesion(region, length, config.sampling.offset, random)
         return _patch(opened, place, config, f"#{index}@{number}", [opened.lesions[index]])
 
-    yield from _drawn(draw, count, mammogram, skipped)
+    return draw
 
 
-def _of_normal_tissue(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
-    opened = _open(mammogram, {}, config, skipped) if count and sampling.is_normal(mammogram) else None
-    if opened is None:
-        return
+def _of_normal_tissue(mammogram: Mammogram, config: DataConfig, skipped: Skipped) -> Callable[[int], Patch] | None:
+    if not sampling.gives_normal(mammogram, config.sampling):
+        return None
+    marked = dict(enumerate(mammogram.lesions))  # of every kind
+    opened = _open(mammogram, marked, config, skipped)
+    if opened is None or len(opened.lesions) < len(marked):
+        return None
     breast = preprocess.breast_mask(opened.image)
 
     def draw(number: int) -> Patch:
-        random = sampling.stream(config.seed, mammogram.image_id, number)
-        length = sampling.side(config.size, config.sampling, random)
-        return _patch(opened, sampling.on_breast(breast, length, config.sampling.tissue, random), config, f"@{number}", [])
+        random, length = _side(mammogram, config, number)
+        place = sampling.on_breast(breast, length, config.sampling.tissue, random, opened.regions)
+        return _patch(opened, place, config, f"@{number}", [])
 
-    yield from _drawn(draw, count, mammogram, skipped)
+    return draw
 
 
-def _drawn(draw: Callable[[int], Patch], count: int, mammogram: Mammogram, skipped: Skipped) -> Iterator[Patch]:
+def _side(mammogram: Mammogram, config: DataConfig, number: int) -> tuple[np.random.Generator, int]:
+    random = sampling.stream(config.seed, mammogram.image_id, number)
+    return random, sampling.side(config.size, config.sampling, random)
+
+
+def _drawn(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count: int) -> Iterator[Patch]:
+    draw = drawer(mammogram, config, skipped) if count else None
+    if draw is None:
+        return
     reasons = []
     for number in range(count):
         try:
@@ -377,6 +413,10 @@ def _with_lesions(mammogram: Mammogram, config: DataConfig, skipped: Skipped) ->
         try:
             if lesion.outlines:  # read from a file here, if they stand in one
                 lesions[number] = lesion
+            elif config.patches == "offset" and config.sampling.boxes:
+                top, left, bottom, right = lesion.box
+                corners = [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]
+                lesions[number] = replace(lesion, outlines=(np.array(corners, np.float32),))
             else:
                 skipped.add(mammogram.image_id, f"lesion {number}: the archive gives its box but no outline")
         except ValueError as error:
@@ -411,7 +451,9 @@ def _patch(opened: _Opened, place: Box, config: DataConfig, suffix: str, lesions
     if lesions and not mask.any():
         raise ValueError(f"nothing of its mask is left at {config.size} px")
     facts = _facts(mammogram, lesions, config)
-    return Patch(image, mask, mammogram.patient_id, mammogram.image_id + suffix, **facts, official_split=mammogram.official_split or "")
+    return Patch(
+        image, mask, mammogram.patient_id, mammogram.image_id + suffix, **facts, official_split=mammogram.official_split or "", place=place
+    )
 
 
 def _facts(mammogram: Mammogram, lesions: Sequence[Lesion], config: DataConfig) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 That is what makes a run repeatable, and resumable at any step on one device or several, without saving an iterator:
 draw i belongs to epoch i // n, stands at place i % n of that epoch's permutation, and is turned by a random number that
-only the seed and i decide.
+only the seed and i decide. Of balanced patches draw i is of class i % classes, and the (i // classes)-th of that class.
 
 Patches in memory are drawn in uniformly random order. `Records` are streamed: an epoch takes their shards in random order,
 a few at a time, and shuffles what arrives in blocks of about 64 MB, so that the memory needed does not depend on how many
@@ -48,14 +48,19 @@ def batches(patches: Patches | Records, batch_size: int, seed: int, augment: boo
 def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tf.data.Dataset:
     """Draws start, start + 1, ... of patches in memory."""
     images, masks = tf.constant(patches.images), tf.constant(patches.masks)
-    count = len(patches)
+    groups = [np.flatnonzero(patches.labels == label) for label in np.unique(patches.labels)] if patches.balanced else []
+    groups = groups or [np.arange(len(patches))]
+    rows, counts = tf.constant(np.concatenate(groups)), tf.constant([len(group) for group in groups], tf.int64)
+    starts = tf.cumsum(counts, exclusive=True)
 
     def draw(i: tf.Tensor) -> dict[str, tf.Tensor]:
         """Draw i: which patch, by a new order in every epoch, and how it is turned."""
-        epoch, place = i // count, i % count
-        order_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+        group, turn_of_group = i % len(groups), i // len(groups)
+        count = counts[group]
+        epoch, place = turn_of_group // count, turn_of_group % count
+        order_seed = tf.stack([tf.constant(seed, tf.int64), epoch * len(groups) + group])
         # A whole shuffle for one place: index_shuffle keeps eight bits of each seed here, so its orders return after 256 epochs.
-        index = tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)[place]
+        index = rows[starts[group] + tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)[place]]
         mask = tf.cast(masks[index], tf.float32)
         if isinstance(patches, Whole):
             turn = 2 * _draw_turn(seed, i, 4) if augment else tf.constant(0)

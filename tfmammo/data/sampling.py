@@ -10,7 +10,7 @@ What the papers leave open:
   pixel is never drawn: it ends just short of half the window, which for 256 px and the paper's 128 is 127.
 - What happens at the image's border: the window is moved inside. Padding would draw an edge that no breast has.
 - What a normal mammogram is: the strict reading, one in which the archive marks no lesion of any kind and which it calls
-  normal. Tissue far from a known lesion is not taken: only outlined lesions are known.
+  normal. Tissue away from known lesions is taken only where sampling.normal asks for it: only outlined lesions are known.
 - Each lesion is equally likely to be drawn, and each normal mammogram; all places of a normal mammogram that hold enough
   breast are equally likely.
 
@@ -54,6 +54,12 @@ def is_normal(mammogram: Mammogram) -> bool:
     return not mammogram.lesions and mammogram.pathology == "normal"
 
 
+def gives_normal(mammogram: Mammogram, config: SamplingConfig) -> bool:
+    """Whether normal tissue may be taken of it, as config.normal says; no file is read."""
+    outlined = all(isinstance(lesion, MaskedLesion) or lesion.outlines for lesion in mammogram.lesions)
+    return is_normal(mammogram) or (config.normal == "tissue" and bool(mammogram.lesions) and outlined)
+
+
 def quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:
     """How many patches each mammogram is asked for; nothing is read.
 
@@ -68,6 +74,7 @@ def quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]
     total = sum(weights.values())
     if total == 0:
         what = "is normal: without any lesion, and called normal by its archive"
+        what += " (or has outlined lesions)" if config.sampling.normal == "tissue" else ""
         what = what if config.patches == "normal" else f"holds a {' or '.join(config.kinds)} to make a patch of"
         raise DataError(f"data.patches={config.patches}: none of {len(weights)} mammograms {what}")
     if config.patches == "lesion":
@@ -107,23 +114,32 @@ def near_lesion(region: NDArray[np.uint8], length: int, offset: int, random: np.
     return top, left, top + length, left + length
 
 
-def on_breast(breast: NDArray[np.uint8], length: int, tissue: float, random: np.random.Generator) -> Box:
-    """A square drawn from all those inside the image that hold enough breast.
+def on_breast(
+    breast: NDArray[np.uint8], length: int, tissue: float, random: np.random.Generator, lesions: NDArray[np.uint8] | None = None
+) -> Box:
+    """A square drawn from all those inside the image that hold enough breast, and nothing of a lesion.
 
     Args:     breast: uint8 [rows, cols, 1], 0 or 1. length: the square's side, native px. tissue: its least part that is
-              breast, 0 to 1.
+              breast, 0 to 1. lesions: likewise, 1 on them; None: there are none.
     Returns:  [row_min, col_min, row_max, col_max], half-open, native px.
     Raises:   ValueError: there is none.
     """
     if length <= min(breast.shape[:2]):
-        # Sums over every square at once: four corners of the integral image.
-        corners = cv2.integral(breast[..., 0])
-        sums = corners[length:, length:] - corners[:-length, length:] - corners[length:, :-length] + corners[:-length, :-length]
-        places = np.flatnonzero(sums >= tissue * length**2 - 1e-6)  # 0.07 * 100 is above 7 in floating point
+        enough = sums(breast, length) >= tissue * length**2 - 1e-6  # 0.07 * 100 is above 7 in floating point
+        if lesions is not None and lesions.any():
+            enough &= sums(lesions, length) == 0
+        places = np.flatnonzero(enough)
         if len(places):
-            top, left = (int(start) for start in np.unravel_index(places[random.integers(len(places))], sums.shape))
+            top, left = (int(start) for start in np.unravel_index(places[random.integers(len(places))], enough.shape))
             return top, left, top + length, left + length
-    raise ValueError(f"no square of {length} px is {100 * tissue:g} % breast")
+    without = " without a lesion" if lesions is not None and lesions.any() else ""
+    raise ValueError(f"no square of {length} px is {100 * tissue:g} % breast{without}")
+
+
+def sums(region: NDArray[np.uint8], length: int) -> NDArray[np.int32]:
+    """The pixels in every square of that side at once: four corners of the integral image."""
+    corners = cv2.integral(region[..., 0])
+    return corners[length:, length:] - corners[:-length, length:] - corners[length:, :-length] + corners[:-length, :-length]
 
 
 def shape_class(word: str | None) -> str | None:
@@ -193,9 +209,9 @@ def shape_masks(
 
 def _weight(mammogram: Mammogram, config: DataConfig) -> int:
     if config.patches == "normal":
-        return int(is_normal(mammogram))
+        return int(gives_normal(mammogram, config.sampling))
     lesions = wanted(mammogram, config).values()
     if config.patches == "lesion":
         return min(1, len(lesions)) if config.frame == "full" else len(lesions)
     # A MaskedLesion's outlines stand in a file, which is not read yet.
-    return sum(isinstance(lesion, MaskedLesion) or bool(lesion.outlines) for lesion in lesions)
+    return sum(config.sampling.boxes or isinstance(lesion, MaskedLesion) or bool(lesion.outlines) for lesion in lesions)

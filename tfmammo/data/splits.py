@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, Self, TypeVar
 
@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import SEVERITY, DataError, Patches
+from tfmammo.data.patches import SEVERITY, DataError, Patches, worst
 from tfmammo.data.sampling import shape_class
+from tfmammo.record import Mammogram
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,34 @@ class Splittable(Protocol):
 
 
 Some = TypeVar("Some", bound=Splittable)
+
+
+@dataclass(frozen=True, eq=False)
+class Mammograms:
+    """Mammograms as something to split, whatever patches are made of them: a row of each array for each; see Splittable."""
+
+    patient_ids: NDArray[np.str_]
+    pathologies: NDArray[np.str_]
+    shapes: NDArray[np.str_]
+    official_splits: NDArray[np.str_]
+
+    @staticmethod
+    def of(records: Iterable[Mammogram]) -> Mammograms:
+        """No pixel and no mask file is read. Where the archive states no pathology of an image, its worst lesion's counts."""
+        rows = [
+            (
+                one.patient_id,
+                one.pathology or worst(lesion.pathology or "" for lesion in one.lesions),
+                min((lesion.shape or "" for lesion in one.lesions), key=lambda word: RARITY.index(shape_class(word) or ""), default=""),
+                one.official_split or "",
+            )
+            for one in records
+        ]
+        return Mammograms(*(np.array(column, np.str_) for column in zip(*rows, strict=True)))
+
+    def take(self, indices: Rows) -> Mammograms:
+        """The mammograms at `indices`, in that order."""
+        return Mammograms(*(column[indices] for column in (self.patient_ids, self.pathologies, self.shapes, self.official_splits)))
 
 
 class LeakError(ValueError):
@@ -162,6 +191,15 @@ def official(patient_ids: NDArray[np.str_], sides: NDArray[np.str_]) -> tuple[Ro
             "(CBIS-DDSM: data.kinds=[mass] or [calcification], not both), or data.split=patient"
         )
     return np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test")
+
+
+def halves(patches: Patches, seed: int) -> tuple[Patches, Patches]:
+    """Two halves by patient, every pathology shared out: of held-out patches those to choose a checkpoint by, and those to test on.
+
+    Raises:   DataError: they are of a single patient.
+    """
+    one, other = by_patient(patches.patient_ids, 2, 0, seed, patches.pathologies)
+    return patches.take(one), patches.take(other)
 
 
 def by_file(patient_ids: NDArray[np.str_], saved: SavedSplit, config: DataConfig) -> tuple[Rows, Rows]:

@@ -1,5 +1,7 @@
 """How near a synthetic image comes to the real one with the same mask: everywhere, in the mass, and along its edge.
 
+Where no real image belongs to a synthetic one, `sliced_wasserstein` compares them as sets.
+
 A synthetic image need not be the real one to be good, so these numbers say how well a network reproduces what was seen,
 not how real its image looks. The edge has a region of its own because that is where CAN claims its gain (section III.A).
 """
@@ -41,6 +43,50 @@ def per_image(
                 scores["psnr" + region][row] = _psnr(np.square(error[inside]).mean())
                 scores["ssim" + region][row] = similarity[inside].mean()
     return scores
+
+
+def sliced_wasserstein(
+    real: NDArray[np.floating], synthetic: NDArray[np.floating], windows: int = 4096, directions: int = 128, seed: int = 0
+) -> float:
+    """How far two sets of images are from one another, by their textures at all scales; they need not be as many.
+
+    At each level of a Laplacian pyramid, down to 16 px, windows of 7 x 7 px are drawn from both sets, scaled by the real
+    ones' mean and standard deviation, and projected on random directions; the distance of two sets of numbers is the mean
+    difference of the sorted ones. The mean over directions and levels is returned.
+
+    Args:     real, synthetic: float [n, s, s, 1] and [m, s, s, 1] in [0, 1]. windows: drawn from each set at each level.
+    Returns:  0 for equal sets, in standard deviations of the real windows.
+    Raises:   ValueError: other shapes, no image, or fewer than 7 px.
+    Source:   Karras et al., Progressive growing of GANs (2017), section 5. Departure: there each set is scaled by itself.
+    """
+    sizes = {images.shape[1:] for images in (real, synthetic)}
+    if len(sizes) != 1 or real.ndim != 4 or real.shape[-1] != 1 or not (len(real) and len(synthetic)) or real.shape[1] < 7:
+        raise ValueError(f"both sets must be [n, s, s, 1] with 7 px at least, not {real.shape} and {synthetic.shape}")
+    axes = np.random.default_rng(seed).normal(size=(49, directions))
+    axes /= np.linalg.norm(axes, axis=0)
+    found = []
+    for level, (one, other) in enumerate(zip(_pyramid(real), _pyramid(synthetic), strict=True)):
+        target, output = (_windows(images, windows, seed + level) for images in (one, other))
+        mean, deviation = target.mean(), max(float(target.std()), 1e-6)
+        first, second = (np.sort((values - mean) / deviation @ axes, axis=0) for values in (target, output))
+        found.append(np.abs(first - second).mean())
+    return float(np.mean(found))
+
+
+def _pyramid(images: NDArray[np.floating]) -> list[NDArray[np.float32]]:
+    levels, current = [], images[..., 0].astype(np.float32)
+    while current.shape[1] >= 32:
+        small = np.stack([cv2.pyrDown(image) for image in current])
+        levels.append(current - np.stack([cv2.pyrUp(image, dstsize=current.shape[:0:-1]) for image in small]))
+        current = small
+    return [*levels, current]
+
+
+def _windows(images: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
+    views = np.lib.stride_tricks.sliding_window_view(images, (7, 7), axis=(1, 2))
+    places = np.random.default_rng([seed, 1]).random((3, count))
+    rows = tuple((place * size).astype(int) for place, size in zip(places, views.shape[:3], strict=True))
+    return views[rows].reshape(count, 49)
 
 
 def _psnr(mean_square: float) -> float:

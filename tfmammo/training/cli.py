@@ -152,6 +152,25 @@ def datasets(config: DataConfig, output: Path | None = None, make: Make = make_p
     return train_patches, held_out.load() if isinstance(held_out, Records) else held_out
 
 
+def archive_split(config: DataConfig, output: Path) -> DataConfig:
+    """The data section with one split of all the archive's patients, so that trainings on different patches of it agree.
+
+    `splits.split` goes by the patches that there are, and masses are of other patients than calcifications: what trains one
+    network would test the next.
+
+    Args:     config: split "patient" is decided here by name, root, folds, seed and stratify; other splits, and a split_file, stay.
+              output: split.json is written there, once.
+    Raises:   ConfigError: the archive is not there. DataError: it can't be split.
+    """
+    if config.split != "patient" or config.split_file:
+        return config
+    records = splits.Mammograms.of(mammograms(config, Skipped()))
+    decided = splits.describe(records, config, archive_name(config))
+    path = output / SPLIT
+    _write_split(path, decided)
+    return config.model_copy(update={"split_file": path})
+
+
 def _records(config: DataConfig, make: Make) -> Records:
     assert config.records
     if make is not make_patches:
@@ -166,12 +185,16 @@ def _records(config: DataConfig, make: Make) -> Records:
 
 def _keep_split(found: Patches | Records, config: DataConfig, output: Path) -> None:
     archive = read_manifest(config.records).identity["archive"]["name"] if config.records else archive_name(config)
+    _write_split(output / SPLIT, splits.describe(found, config, archive))
+
+
+def _write_split(path: Path, decided: splits.SavedSplit) -> None:
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        if not (output / SPLIT).exists():  # else of this run's first start, or of another experiment, which the loop refuses
-            splits.save(output / SPLIT, splits.describe(found, config, archive))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():  # else of this run's first start, or of another experiment, which the loop refuses
+            splits.save(path, decided)
     except OSError as error:
-        raise ConfigError(f"{output}: can't be written to ({error.strerror})") from None
+        raise ConfigError(f"{path.parent}: can't be written to ({error.strerror})") from None
 
 
 def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:

@@ -126,6 +126,10 @@ class _Training:
         replicas = strategy.num_replicas_in_sync
         if self.config.batch_size % replicas:
             raise TrainingError(f"training.batch_size: {self.config.batch_size} can't be shared equally by {replicas} devices")
+        classes = train.shares if isinstance(train, Patches) else 1
+        if self.config.batch_size // replicas % classes:
+            share = f"{self.config.batch_size // replicas} patches a device"
+            raise TrainingError(f"training.batch_size: {share} can't be shared equally by {classes} classes")
         self.run_log = tracking.Run(experiment, output)
         keras.utils.set_random_seed(self.config.seed)
         with strategy.scope():

@@ -1,0 +1,364 @@
+"""What synthetic patches are worth to a classifier of real ones: train every share with every seed, test, compare, draw.
+
+python evaluate/classification.py --config configs/classification.yaml --set experiment.data.name=cdd_cesm experiment.data.root=DIR
+
+What is trained already is not trained again, and a training that was stopped goes on. The table has each share's area under the
+ROC curve with DeLong's interval and its paired test against share 0, of the scores averaged over the seeds and seed by seed.
+Areas, and intervals of them, take patches as independent cases, as the paper does; patches of one patient are not, so that p is
+rather too small. p is not corrected for the number of shares.
+
+With generators, also what adding and removing lesions does to the score of the classifiers trained on real patches alone: on
+patches of patients that neither knows, by a permutation test that flips patients whole.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from scipy import stats
+from sklearn.manifold import TSNE
+
+from tfmammo import config as configuration
+from tfmammo import export, study
+from tfmammo.config import Experiment, Frozen
+from tfmammo.data.patches import DataError, Patches
+from tfmammo.evaluation import EXPERIMENT, save
+from tfmammo.generators import LesionGenerator, lesion_generator
+from tfmammo.metrics.classification import delong_test, delong_variance, roc_auc, roc_curve
+from tfmammo.metrics.segmentation import Paired, paired_test
+from tfmammo.metrics.summary import Table, write_csv
+from tfmammo.models.classifier import ClassifierConfig
+from tfmammo.patch_set import PatchSet, Target
+from tfmammo.training import cli, tracking
+
+log = logging.getLogger("tfmammo.evaluate.classification")
+
+PRINTED = {0: (0.829, None), 0.1: (0.837, 0.10), 0.25: (0.839, 0.055), 0.5: (0.846, 1e-4), 0.75: (0.828, 0.72), 1: (0.797, 1e-8)}
+INK = "#444444"
+COLOURS = {
+    "real normal": "#d62728",
+    "real calcification": "#ff9f1c",
+    "real mass": "#2ca02c",
+    "synthetic mass": "#17a2a2",
+    "synthetic calcification": "#1f4fd8",
+    "synthetic normal": "#9467bd",
+}
+CURVES = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7")
+
+Scores = dict[float, NDArray[np.float64]]  # share -> [seeds, patches]
+
+
+class StudyConfig(Frozen):
+    """A config file of this script.
+
+    experiment: as for train/classifier.py; its share and seed are replaced. shares: of synthetic patches at the start, the first
+    0. seeds: of the trainings. generators: mass, calcification and removal, or some -> the handle of a run of
+    train/contextual.py; null leaves their effects out. effects: patches, at most, that each works on. tsne: patches, at most, of
+    each group in the figure; 0: no figure. level: of intervals. tracking_uri: MLflow's store, where the report is logged if it is
+    given, and of models:/ handles. samples, seed: of permutation tests and of what is drawn here.
+    """
+
+    experiment: Experiment[ClassifierConfig]
+    shares: tuple[float, ...] = (0, 0.1, 0.25, 0.5, 0.75, 1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
+    generators: dict[Target, str] | None = None
+    effects: PositiveInt = 500
+    tsne: NonNegativeInt = 1000
+    level: float = Field(default=0.95, gt=0, lt=1)
+    samples: PositiveInt = 10_000
+    tracking_uri: str | None = None
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        if not self.shares or self.shares[0] != 0 or not all(0 <= share <= 1 for share in self.shares):
+            raise ValueError("shares must be numbers from 0 to 1, the first 0, with which the others are compared")
+        if len(set(self.shares)) < len(self.shares) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("shares and seeds must not repeat")
+        if self.experiment.training.steps is None:
+            raise ValueError("experiment.training.steps must be given")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What a generator does to the score of a classifier. before, after: float64 [n]. discarded: part of the patches that
+    post-processing left as they are; they don't count.
+    """
+
+    target: str
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    patients: NDArray[np.str_]
+    ids: NDArray[np.str_]
+    discarded: float
+
+    def tested(self, samples: int, seed: int, level: float) -> Paired:
+        """The mean change with its interval and p, patients flipped whole."""
+        return paired_test(self.after, self.before, self.patients, samples, seed, level)
+
+
+def main() -> None:
+    """Read the config, train what is missing, test, write and print."""
+    chosen = cli.arguments(__doc__).parse_args()
+    config = configuration.parse(StudyConfig, chosen.config, chosen.set)
+    cli.prepare(config.experiment.training)
+    output = chosen.output or Path("runs/classification")
+    report = output / "report"
+    generators = opened(config)
+    sides = study.sides(config.experiment.data, config.experiment.model.positives, output)
+    folders = trained(config, sides, output / "runs")
+    report.mkdir(parents=True, exist_ok=True)
+    scores = tested(folders, sides.test)
+    rows = run_rows(scores, sides.test.labels, config)
+    write_csv(report / "runs.csv", rows)
+    write_csv(report / "scores.csv", score_rows(scores, sides.test, config.seeds))
+    found = [table(scores, sides.test, config)]
+    save(roc_figure(scores, sides.test.labels), report / "figure-roc.png")
+    baseline = [folders[config.shares[0], seed] for seed in config.seeds]
+    if generators:
+        effects = [effect(network, baseline, sides.test, config) for network in generators.values()]
+        found.append(effect_table(effects, config))
+        write_csv(report / "effects.csv", effect_rows(effects))
+    if config.tsne:
+        groups, points = embedding(baseline[0], sides.test, config)
+        write_csv(report / "tsne.csv", [{"group": group, "x": x, "y": y} for group, (x, y) in zip(groups, points.tolist(), strict=True)])
+        save(embedding_figure(groups, points), report / "figure-tsne.png")
+    (report / "table.md").write_text("\n".join(one.markdown() for one in found), encoding="utf-8")
+    if config.tracking_uri:
+        numbers = {f"share_{row['share']:g}/seed_{row['seed']}/auc": row["auc"] for row in rows}
+        tracking.log_folder(report, config.tracking_uri, EXPERIMENT, config.model_dump(mode="json"), numbers)
+    for one in found:
+        cli.console.print(one)
+    cli.console.print(f"tables, CSVs and figures: {report}")
+
+
+def opened(config: StudyConfig) -> dict[Target, LesionGenerator]:
+    """The generators of the config, each for what it is named after.
+
+    Raises:   DataError: one was trained for something else, or on patches of another size.
+    """
+    found: dict[Target, LesionGenerator] = {}
+    for target, handle in (config.generators or {}).items():
+        found[target] = lesion_generator(tracking.resolve(handle, config.tracking_uri))
+    for target, network in found.items():
+        if network.target != target:
+            raise DataError(f"generators.{target}: was trained with model.target={network.target}")
+        if network.size != config.experiment.data.size:
+            size = config.experiment.data.size
+            raise DataError(f"generators.{target}: makes patches of {network.size} px, experiment.data.size is {size}")
+    return found
+
+
+def trained(config: StudyConfig, sides: study.Sides, folder: Path) -> dict[tuple[float, int], Path]:
+    """A finished run of each share and seed."""
+    folders = {}
+    for seed in config.seeds:
+        for share in config.shares:
+            experiment = study.shared(config.experiment, share, seed)
+            run = folders[share, seed] = folder / f"share{100 * share:g}" / f"seed{seed}"
+            if not study.is_finished(run, experiment):
+                log.info("share %g %%, seed %d", 100 * share, seed)
+                study.train(experiment, run, sides)
+                keras.backend.clear_session()  # or the networks of all runs stay in memory
+                gc.collect()
+    return folders
+
+
+def tested(folders: Mapping[tuple[float, int], Path], test: Patches) -> Scores:
+    """Probabilities of a lesion by the chosen weights of every run.
+
+    Raises:   DataError: a run knows a patient of the test patches.
+    """
+    by_share: dict[float, list[NDArray[np.float64]]] = {}
+    for (share, _), folder in folders.items():
+        by_share.setdefault(share, []).append(judged(folder, test.images, "probability", test.patient_ids).astype(np.float64))
+    return {share: np.stack(rows) for share, rows in by_share.items()}
+
+
+def judged(folder: Path, images: NDArray[np.float32], output: str, patients: NDArray[np.str_]) -> NDArray[np.float32]:
+    """One output of a run's chosen weights: "probability" [n] or "features" [n, channels]."""
+    weights = study.chosen_weights(folder)
+    if known := set(export.read_card(weights)["train_patients"]) & set(patients.tolist()):
+        raise DataError(f"{folder}: was trained on {len(known)} of the {len(set(patients))} patients it is to be tested on")
+    return cli.predict(export.load(weights, "classifier"), "image", images, batch=16)[output]
+
+
+def interval(labels: NDArray[np.integer], scores: NDArray[np.float64], level: float) -> tuple[float, float, float]:
+    """The area under the ROC curve with DeLong's interval, cut at 0 and 1."""
+    area, reach = roc_auc(labels, scores), float(stats.norm.ppf(0.5 + level / 2)) * delong_variance(labels, scores) ** 0.5
+    return area, max(0.0, area - reach), min(1.0, area + reach)
+
+
+def run_rows(scores: Scores, labels: NDArray[np.integer], config: StudyConfig) -> list[dict[str, Any]]:
+    """A line for each run: area, interval, and DeLong's test against share 0 of the same seed."""
+    rows = []
+    for share, of_seeds in scores.items():
+        for seed, own, reference in zip(config.seeds, of_seeds, scores[config.shares[0]], strict=True):
+            area, low, high = interval(labels, own, config.level)
+            z, p = delong_test(labels, own, reference) if share != config.shares[0] else (np.nan, np.nan)
+            rows.append({"share": share, "seed": seed, "auc": area, "low": low, "high": high, "z": z, "p": p})
+    return rows
+
+
+def score_rows(scores: Scores, test: Patches, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """A line for each test patch and run."""
+    facts = list(zip(test.ids.tolist(), test.patient_ids.tolist(), test.kinds.tolist(), test.labels.tolist(), strict=True))
+    return [
+        {"share": share, "seed": seed, "id": name, "patient": patient, "kind": kind, "label": label, "probability": value}
+        for share, of_seeds in scores.items()
+        for seed, own in zip(seeds, of_seeds, strict=True)
+        for (name, patient, kind, label), value in zip(facts, own.tolist(), strict=True)
+    ]
+
+
+def table(scores: Scores, test: Patches, config: StudyConfig) -> Table:
+    """The paper's Table 1: areas and p of every share, its own numbers beside the paper's."""
+    labels, reference, first = test.labels, scores[config.shares[0]], config.shares[0]
+    means = reference.mean(axis=0)
+    body = []
+    for share, of_seeds in scores.items():
+        area, low, high = interval(labels, of_seeds.mean(axis=0), config.level)
+        single = np.array([roc_auc(labels, own) for own in of_seeds])
+        spread = f"{single.mean():.3f} ± {single.std(ddof=min(1, len(single) - 1)):.3f}"
+        ps, difference = ["-", "-"], "-"
+        if share != first:
+            by_seed = [delong_test(labels, own, other)[1] for own, other in zip(of_seeds, reference, strict=True)]
+            ps = [shown(delong_test(labels, of_seeds.mean(axis=0), means)[1]), ", ".join(map(shown, by_seed))]
+            difference = f"{area - roc_auc(labels, means):+.3f}"
+        printed, p = PRINTED.get(share, (None, None))
+        there = "-" if printed is None else f"{printed:.3f}" + (f" (p {shown(p)})" if p is not None else "")
+        body.append([f"{100 * share:g} %", f"{area:.3f}\n[{low:.3f}, {high:.3f}]", spread, difference, *ps, there])
+    heading = f"{len(test)} test patches ({int(labels.sum())} of lesions) of {len(set(test.patient_ids.tolist()))} patients"
+    columns = [
+        "synthetic at first",
+        "AUC of the mean score",
+        f"AUC, {len(config.seeds)} seeds",
+        "difference",
+        "p",
+        "p by seed",
+        "as printed",
+    ]
+    return Table(f"{heading}; p by DeLong, against share 0, patches taken as independent", columns, body)
+
+
+def shown(p: float) -> str:
+    """A p value in a few characters."""
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def effect(network: LesionGenerator, baseline: Sequence[Path], test: Patches, config: StudyConfig) -> Effect:
+    """Add or remove lesions on test patches, and score them before and after.
+
+    Args:     baseline: runs on real patches alone; their scores are averaged.
+    Raises:   DataError: the generator knows a test patient, there is no patch for it, or all it makes is discarded.
+    """
+    fitting = test.labels == network.removes
+    fitting &= np.array([not network.removes or network.wants(pathology) for pathology in test.pathologies.tolist()])
+    rows = np.random.default_rng(config.seed).permutation(np.flatnonzero(fitting))[: config.effects]
+    if not len(rows):
+        raise DataError(f"generators.{network.target}: no test patch is {'malignant' if network.removes else 'normal'}")
+    patches = test.take(np.sort(rows))
+    if known := network.patients & set(patches.patient_ids.tolist()):
+        raise DataError(
+            f"generators.{network.target}: was trained on {len(known)} patients of the test patches; the same data section splits alike"
+        )
+    made = [network.made(image, seed) for seed, image in enumerate(patches.images, start=config.seed)]
+    kept = np.array([bool(one.kept[0]) for one in made])
+    if not kept.any():
+        raise DataError(f"generators.{network.target}: post-processing discards all {len(kept)} lesions that it makes")
+    after = np.concatenate([one.image for one, keep in zip(made, kept, strict=True) if keep])
+    patches = patches.take(np.flatnonzero(kept))
+    before, then = (
+        np.stack([judged(folder, images, "probability", patches.patient_ids) for folder in baseline]).astype(np.float64).mean(axis=0)
+        for images in (patches.images, after)
+    )
+    return Effect(network.target, before, then, patches.patient_ids, patches.ids, float(1 - kept.mean()))
+
+
+def effect_table(effects: Sequence[Effect], config: StudyConfig) -> Table:
+    """Mean scores before and after, the mean change, and whether it is what it should be."""
+    body = []
+    for one in effects:
+        found = one.tested(config.samples, config.seed, config.level)
+        wanted = -1 if one.target == "removal" else 1
+        sure = found.p < 1 - config.level
+        verdict = "no change shown" if not sure else "as wanted" if wanted * found.difference > 0 else "the wrong way"
+        change = f"{found.difference:+.3f}\n[{found.low:+.3f}, {found.high:+.3f}]"
+        counts = [f"{len(one.before)} of {len(set(one.patients.tolist()))}", f"{100 * one.discarded:.1f}"]
+        body.append([one.target, *counts, f"{one.before.mean():.3f}", f"{one.after.mean():.3f}", change, shown(found.p), verdict])
+    columns = ["generator", "patches of patients", "discarded, %", "before", "after", "change", "p", "adding raises, removing lowers"]
+    return Table("Score of a lesion by the classifiers trained on real patches alone", columns, body)
+
+
+def effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
+    """A line for each patch that a generator changed."""
+    return [
+        {"generator": one.target, "id": name, "patient": patient, "before": before, "after": after}
+        for one in effects
+        for name, patient, before, after in zip(
+            one.ids.tolist(), one.patients.tolist(), one.before.tolist(), one.after.tolist(), strict=True
+        )
+    ]
+
+
+def roc_figure(scores: Scores, labels: NDArray[np.integer]) -> Figure:
+    """The ROC curve of each share, of the scores averaged over the seeds."""
+    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
+    for number, (share, of_seeds) in enumerate(scores.items()):
+        mean = of_seeds.mean(axis=0)
+        false, true, _ = roc_curve(labels, mean)
+        label = f"{100 * share:g} % synthetic at first, area {roc_auc(labels, mean):.3f}"
+        axes.plot(false, true, color=CURVES[number % len(CURVES)], linewidth=1.2, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.legend(loc="lower right", frameon=False, fontsize=7, labelcolor=INK)
+    return figure
+
+
+def embedding(run: Path, test: Patches, config: StudyConfig) -> tuple[list[str], NDArray[np.float64]]:
+    """t-SNE of the last feature layer over real test patches and synthetic ones, float64 [n, 2], and each one's group."""
+    synthetic = config.experiment.model.synthetic
+    parts = {"real": test} | ({"synthetic": PatchSet.read(synthetic).patches} if synthetic and any(config.shares) else {})
+    groups, features, random = [], [], np.random.default_rng(config.seed)
+    for part, patches in parts.items():
+        for kind in ("normal", "calcification", "mass"):
+            rows = random.permutation(np.flatnonzero(patches.kinds == kind))[: config.tsne]
+            if len(rows):
+                groups += [f"{part} {kind}"] * len(rows)
+                own = patches.take(np.sort(rows))
+                known = own.patient_ids if part == "real" else own.patient_ids[:0]
+                features.append(judged(run, own.images, "features", known))
+    together = np.concatenate(features)
+    perplexity = min(30.0, (len(together) - 1) / 3)
+    return groups, TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(together).astype(np.float64)
+
+
+def embedding_figure(groups: Sequence[str], points: NDArray[np.float64]) -> Figure:
+    """The paper's Fig. 4, in its colours; removed lesions, which it does not show, are violet."""
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    axes, named = figure.subplots(), np.array(groups)
+    for group, colour in COLOURS.items():
+        own = points[named == group]
+        if len(own):
+            axes.scatter(own[:, 0], own[:, 1], s=6, color=colour, alpha=0.7, linewidths=0, label=f"{group}, {len(own)}")
+    axes.set(xticks=[], yticks=[])
+    axes.legend(frameon=False, fontsize=7, labelcolor=INK, markerscale=2)
+    axes.set_title("t-SNE of the last feature layer, trained on real patches alone", fontsize=9, color=INK)
+    return figure
+
+
+if __name__ == "__main__":
+    cli.run(main)

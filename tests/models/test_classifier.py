@@ -1,0 +1,147 @@
+"""The classifier: ResNet-50 as Keras has it, the decaying share, the mixing of pools, weights, what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo import export, trunks
+from tfmammo.config import ConfigError
+from tfmammo.models.classifier import Classifier, ClassifierConfig, adopt, resnet, share_at
+from tfmammo.trunks import WeightsError
+
+TINY = {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1), "learning_rate": 1e-3}
+SIZE = 32
+
+
+def room(**values):
+    keras.utils.set_random_seed(1)
+    return Classifier(ClassifierConfig(**{**TINY, **values}), SIZE)
+
+
+def batch(each=2, pools=4):
+    """The pools in turn, told apart by their grey value: pool / 10."""
+    labels = np.tile(np.arange(pools), each).astype(np.int32)
+    images = np.ones((len(labels), SIZE, SIZE, 1)) * labels[:, None, None, None] / 10
+    return {"image": tf.constant(images, tf.float32), "label": tf.constant(labels)}
+
+
+def test_the_papers_values_are_the_defaults():
+    c = ClassifierConfig()
+    assert (c.weights, c.filters, c.blocks, c.learning_rate, c.beta_1, c.beta_2) == ("imagenet", 64, (3, 4, 6, 3), 1e-5, 0.9, 0.999)
+    assert (c.share, c.decay, c.decay_every, c.positives) == (0, 0.1, 5000, "malignant")
+
+
+@pytest.mark.slow
+def test_it_is_resnet_50_with_a_grey_input_and_one_logit():
+    """Keras's own network of random weights gives the same features, fed with blue, green and red less ImageNet's means."""
+    keras.utils.set_random_seed(0)
+    theirs = keras.applications.ResNet50(weights=None, include_top=False, pooling="avg")
+    for layer in theirs.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_variance.assign(2.0 * np.ones(layer.moving_variance.shape))
+    ours = resnet(64)
+    adopt(ours, theirs)
+    image = np.random.default_rng(0).random((2, 64, 64, 1)).astype(np.float32)
+    colour = 255 * np.repeat(image, 3, axis=-1) - np.float32([103.939, 116.779, 123.68])
+    features, logit = ours(image)
+    np.testing.assert_allclose(features, theirs(colour), rtol=1e-4, atol=1e-4)
+    assert logit.shape == (2, 1) and ours.count_params() == 23_587_712 + 2049
+    assert sum(int(np.prod(weight.shape)) for weight in ours.trainable_variables) == 23_536_641
+
+
+@pytest.mark.parametrize(
+    ("how", "samples", "expected"),
+    [
+        ("factor", 0, 0.5), ("factor", 4999, 0.5), ("factor", 5000, 0.45), ("factor", 10_000, 0.405), ("factor", 500_000, 0.5 * 0.9**100),
+        ("points", 4999, 0.5), ("points", 5000, 0.4), ("points", 25_000, 0.0), ("points", 500_000, 0.0),
+    ],
+)  # fmt: skip
+def test_the_share_decays_by_a_tenth_every_5000_samples(how, samples, expected):
+    assert float(share_at(ClassifierConfig(share=0.5, decay_as=how), tf.constant(samples, tf.int64))) == pytest.approx(expected, abs=1e-7)
+
+
+def test_without_synthetic_patches_all_of_the_batch_is_used():
+    real = batch(pools=2)
+    image, label, synthetic = room().mixed(real)
+    np.testing.assert_array_equal(image, real["image"])
+    assert label.numpy().tolist() == [0, 1, 0, 1] and not np.any(synthetic)
+
+
+def test_a_full_share_takes_synthetic_patches_of_each_class():
+    image, label, synthetic = room(share=1.0).mixed(batch(each=3))
+    assert label.numpy().tolist() == [0, 0, 0, 1, 1, 1] and np.all(synthetic)
+    np.testing.assert_allclose(image[:, 0, 0, 0], [0.2] * 3 + [0.3] * 3, rtol=1e-6)
+
+
+def test_a_share_is_the_part_that_is_synthetic_and_the_labels_stay_right():
+    made = room(share=0.3)
+    image, label, synthetic = made.mixed(batch(each=2000))
+    assert len(label) == 4000 and np.mean(synthetic) == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / 4000))
+    np.testing.assert_allclose(image[:, 0, 0, 0], 0.2 * synthetic.numpy() + 0.1 * label.numpy(), rtol=1e-6)
+    made.optimizers["classifier"].iterations.assign(2)  # 4,000 samples each: 8,000, so that one decay is past
+    again = np.mean(made.mixed(batch(each=2000))[2])
+    assert again == pytest.approx(0.27, abs=4 * np.sqrt(0.2 / 4000)) and again != np.mean(synthetic)
+
+
+def test_a_step_is_binary_cross_entropy_and_lowers_it():
+    made = room()
+    known = batch(pools=2)
+    _, logit = made.network(known["image"], training=True)
+    sign = 2 * known["label"].numpy() - 1
+    expected = np.mean(np.log1p(np.exp(-sign * logit.numpy()[:, 0])))
+    first = made.train_step(known)
+    assert float(first["classifier_loss"]) == pytest.approx(expected, rel=1e-4)
+    for _ in range(15):
+        last = made.train_step(known)
+    assert float(last["classifier_loss"]) < 0.7 * expected and float(last["accuracy"]) == 1.0
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_it_trains_in_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    made = room(share=0.5)
+    losses = [float(made.train_step(batch())["classifier_loss"]) for _ in range(3)]
+    assert np.isfinite(losses).all()
+    features, logit = made.network(batch()["image"])
+    assert features.dtype == logit.dtype == tf.float32 and int(made._steps()) <= 3
+
+
+def test_its_export_answers_with_probability_and_features(tmp_path):
+    made = room()
+    export.export(made, tmp_path / "export", {})
+    images = np.random.default_rng(0).random((3, SIZE, SIZE, 1)).astype(np.float32)
+    answer = export.load(tmp_path / "export", "classifier")(images)
+    features, logit = made.network(images)
+    np.testing.assert_allclose(answer["probability"], 1 / (1 + np.exp(-logit[:, 0])), rtol=1e-5)
+    np.testing.assert_allclose(answer["features"], features, rtol=1e-4, atol=1e-5)
+    assert answer["features"].shape == (3, 64)
+
+
+def test_the_grid_shows_the_patch_and_its_probability():
+    panels = room().sample({"image": batch(pools=2)["image"]})
+    assert {name: panel.shape for name, panel in panels.items()} == {"patch": (4, SIZE, SIZE, 1), "probability": (4, SIZE, SIZE, 1)}
+    assert np.ptp(panels["probability"][0]) == 0
+
+
+@pytest.mark.slow
+def test_weights_of_a_file_are_taken_over(tmp_path):
+    keras.utils.set_random_seed(3)
+    theirs = keras.applications.ResNet50(weights=None, include_top=False)
+    theirs.save_weights(tmp_path / "notop.weights.h5")
+    (tmp_path / "notop.weights.h5").rename(tmp_path / "kept.weights.h5")
+    made = Classifier(ClassifierConfig(weights=str(tmp_path / "kept.weights.h5")), SIZE)
+    np.testing.assert_array_equal(made.network.get_layer("conv4_block6_2_conv").kernel, theirs.get_layer("conv4_block6_2_conv").kernel)
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="data.size: of patches of 16 px nothing is left"):
+        Classifier(ClassifierConfig(**TINY), 16)
+    with pytest.raises(ConfigError, match="the classifier needs patches labelled real normal"):
+        room().train_step({"image": batch()["image"]})
+    with pytest.raises(ValueError, match="are of ResNet-50: filters 64 and blocks"):
+        ClassifierConfig(filters=32)
+    with pytest.raises(WeightsError, match="ResNet-50 is read from Keras's .h5 without top alone, resnet50_weights"):
+        trunks.resnet50("weights.npz")
+    with pytest.raises(WeightsError, match="nowhere.h5 is neither imagenet nor none nor a file"):
+        trunks.resnet50(str(tmp_path / "nowhere.h5"))

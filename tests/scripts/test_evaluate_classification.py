@@ -1,0 +1,260 @@
+"""evaluate/classification.py and evaluate/contiguous.py on the phantom, with generators that are known and tiny classifiers."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tfmammo import archives, export, patch_synthesis, study
+from tfmammo.archives.phantom import read
+from tfmammo.config import ConfigError, DataConfig, dump
+from tfmammo.data.patches import DataError
+from tfmammo.data.sampling import is_normal
+from tfmammo.generators import lesion_generator
+from tfmammo.metrics.classification import delong_test, delong_variance, roc_auc
+from tfmammo.patch_set import PatchSet, PatchSynthesisConfig
+from tfmammo.record import Skipped
+from tfmammo.reinsertion import contiguous
+
+SAMPLING = {"count": 50, "scale": (0.25, 0.25), "offset": 10}
+DATA = {"name": "phantom", "phantoms": 40, "size": 32, "stratify": "pathology", "sampling": SAMPLING}
+
+
+def script(repository, name):
+    spec = importlib.util.spec_from_file_location(f"evaluate_{name}", repository / f"evaluate/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def classification(repository):
+    return script(repository, "classification")
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    return study.sides(DataConfig(**DATA), "malignant", tmp_path_factory.mktemp("sides"))
+
+
+@pytest.fixture(scope="module")
+def generators(sides, tiny_contextual):
+    known = set(sides.train.patient_ids.tolist())
+    return {target: str(tiny_contextual(target, patients=known, idle=0.25)) for target in ("mass", "removal")}
+
+
+@pytest.fixture(scope="module")
+def synthetic(generators, tmp_path_factory):
+    output = tmp_path_factory.mktemp("synthetic") / "set"
+    chosen = PatchSynthesisConfig(name="set", data=DataConfig(**DATA), generators=generators, count=6)
+    patch_synthesis.synthesise(chosen, output)
+    return output
+
+
+@pytest.fixture
+def config(classification, synthetic, generators, tracking_uri):
+    """A function (**values) -> the study's config."""
+
+    def make(**values):
+        experiment = {
+            "name": "classifier",
+            "data": DATA,
+            "training": {"steps": 2, "batch_size": 4, "steps_per_loop": 1, "precision": "float32"},
+            "tracking": {"uri": tracking_uri, "system_metrics": False, "register_models": False},
+            "model": {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1), "synthetic": str(synthetic)},
+        }
+        known = {"shares": (0, 0.5), "seeds": (0, 1), "generators": generators, "effects": 6, "tsne": 8, "tracking_uri": tracking_uri}
+        return classification.StudyConfig(**{"experiment": experiment, **known, **values})
+
+    return make
+
+
+def run(module, monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    module.main()
+
+
+@pytest.mark.slow
+def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_path, monkeypatch, caplog):
+    chosen, output = config(seeds=(1,)), tmp_path / "study"
+    (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
+    run(classification, monkeypatch, "classification.py", "--config", tmp_path / "config.yaml", "--output", output)
+    report = output / "report"
+    assert {path.name for path in report.iterdir()} == {
+        *("table.md", "runs.csv", "scores.csv", "effects.csv", "tsne.csv", "figure-roc.png", "figure-tsne.png")
+    }
+    rows, scores = table(report / "runs.csv"), table(report / "scores.csv")
+    assert [(float(row["share"]), row["seed"]) for row in rows] == [(0, "1"), (0.5, "1")]
+    labels = sides.test.labels
+    by_run = {}
+    for row in scores:
+        by_run.setdefault((float(row["share"]), int(row["seed"])), []).append(float(row["probability"]))
+    for row in rows:
+        own = by_run[float(row["share"]), int(row["seed"])]
+        area, reach = roc_auc(labels, own), 1.959964 * delong_variance(labels, own) ** 0.5
+        assert float(row["auc"]) == pytest.approx(area)
+        assert float(row["low"]) == pytest.approx(max(0, area - reach)) and float(row["high"]) == pytest.approx(min(1, area + reach))
+        if float(row["share"]):
+            assert float(row["p"]) == pytest.approx(delong_test(labels, own, by_run[0.0, 1])[1])
+    said = (report / "table.md").read_text(encoding="utf-8")
+    assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
+    points = table(report / "tsne.csv")
+    assert {row["group"] for row in points} >= {"real normal", "real mass", "synthetic mass", "synthetic normal"}
+    assert max(sum(row["group"] == group for row in points) for group in {row["group"] for row in points}) == 8
+    effects = table(report / "effects.csv")
+    assert {row["generator"] for row in effects} == {"mass", "removal"} and len(effects) <= 12
+    exports = {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")}
+    assert len(exports) >= 2
+    run(classification, monkeypatch, "classification.py", "--config", tmp_path / "config.yaml", "--output", output)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")} == exports  # nothing is trained again
+    assert table(report / "scores.csv") == scores
+    train = export.read_card(study.chosen_weights(output / "runs/share50/seed1"))["train_patients"]
+    assert not set(train) & sides.held_out()
+
+
+class Known:
+    """In place of a run: the probability is a patch's mean grey value."""
+
+    def judged(self, folder, images, output, patients):
+        return images.mean(axis=(1, 2, 3))
+
+
+def test_the_effect_is_the_paired_change_of_what_is_kept(classification, config, sides, generators, monkeypatch):
+    """Adding raises the mean by 0.3 times the softened disc, clipped; removal lowers it; what is discarded does not count."""
+    monkeypatch.setattr(classification, "judged", Known().judged)
+    chosen = config(effects=8)
+    networks = classification.opened(chosen)
+    for target, sign in (("mass", 1), ("removal", -1)):
+        found = classification.effect(networks[target], [Path("a"), Path("b")], sides.test, chosen)
+        change = found.after - found.before
+        assert 0 < len(change) <= 8 and np.all(sign * change > 0.01) and np.all(sign * change < 0.3 * np.pi / 16 * 1.5)
+        wanted = sides.test.labels == 0 if target == "mass" else sides.test.pathologies == "malignant"
+        assert set(found.ids.tolist()) <= set(sides.test.ids[wanted].tolist())
+        assert found.discarded == pytest.approx(1 - len(change) / min(8, wanted.sum()))
+    line = classification.effect_table([found], chosen).body[0]
+    assert line[0] == "removal" and line[1].startswith(f"{len(change)} of ")
+
+
+def test_the_verdict_says_what_the_test_shows(classification, config):
+    chosen = config(samples=2000)
+    patients, ids = np.array([f"p{i}" for i in range(12)]), np.array([f"i{i}" for i in range(12)])
+    low, high = np.full(12, 0.2), np.full(12, 0.2) + np.linspace(0.1, 0.2, 12)
+    make = lambda target, before, after: classification.Effect(target, before, after, patients, ids, 0.0)  # noqa: E731
+    noise = low + np.tile([0.1, -0.1], 6)
+    effects = [make("mass", low, high), make("mass", high, low), make("removal", high, low), make("mass", low, noise)]
+    lines = classification.effect_table(effects, chosen).body
+    assert [line[-1] for line in lines] == ["as wanted", "the wrong way", "as wanted", "no change shown"]
+    assert lines[0][3:5] == ["0.200", "0.350"] and lines[0][5].startswith("+0.150") and float(lines[0][6]) < 0.005
+
+
+def test_the_table_of_known_scores(classification, config, sides):
+    """Share 0 scores at random, share 1 as the labels say: areas and p worked out by the metrics themselves."""
+    chosen, labels = config(shares=(0, 1)), sides.test.labels
+    random = np.random.default_rng(0).random((2, len(labels)))
+    scores = {0: random, 1: np.stack([labels + 0.1 * random[0], labels + 0.1 * random[1]])}
+    first, second = classification.table(scores, sides.test, chosen).body
+    assert first[0] == "0 %" and first[3:6] == ["-", "-", "-"] and first[-1] == "0.829"
+    assert second[0] == "100 %" and second[1] == "1.000\n[1.000, 1.000]" and second[2] == "1.000 ± 0.000"
+    means = random.mean(axis=0)
+    assert second[3] == f"{1 - roc_auc(labels, means):+.3f}" and second[-1] == "0.797 (p 1e-08)"
+    by_mean = delong_test(labels, scores[1].mean(axis=0), means)[1]
+    assert second[4] == classification.shown(by_mean)
+    assert second[5] == ", ".join(classification.shown(delong_test(labels, scores[1][i], random[i])[1]) for i in range(2))
+
+
+def test_bad_input_is_one_sentence(classification, config, sides, tiny_contextual, generators):
+    with pytest.raises(DataError, match="generators.mass: was trained with model.target=removal"):
+        classification.opened(config(generators={"mass": generators["removal"]}))
+    with pytest.raises(DataError, match="generators.mass: makes patches of 16 px, experiment.data.size is 32"):
+        classification.opened(config(generators={"mass": str(tiny_contextual(size=16))}))
+    leaking = lesion_generator(Path(tiny_contextual(patients=set(sides.test.patient_ids.tolist()))))
+    with pytest.raises(DataError, match=r"generators.mass: was trained on \d+ patients of the test patches"):
+        classification.effect(leaking, [], sides.test, config())
+    lesions = sides.test.take(np.flatnonzero(sides.test.labels == 1))
+    with pytest.raises(DataError, match="generators.mass: no test patch is normal"):
+        classification.effect(lesion_generator(Path(generators["mass"])), [], lesions, config())
+    for wrong in ({"shares": (0.5, 0)}, {"shares": ()}, {"shares": (0, 0)}, {"seeds": (1, 1)}, {"shares": (0, 2)}):
+        with pytest.raises(ValueError, match="shares"):
+            config(**wrong)
+
+
+def test_the_study_and_the_training_have_the_same_values(repository, classification):
+    from tfmammo import config as configuration
+    from tfmammo.models.classifier import ClassifierConfig
+
+    alone = configuration.load(repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig)
+    whole = configuration.parse(classification.StudyConfig, repository / "configs/classification.yaml")
+    assert whole.experiment == alone and whole.shares == (0, 0.1, 0.25, 0.5, 0.75, 1) and len(whole.seeds) == 3
+    bulk = configuration.parse(PatchSynthesisConfig, repository / "configs/patch_synthesis.yaml")
+    assert bulk.generators == whole.generators and bulk.count == 5000
+
+
+def test_synthetic_patches_are_in_the_figure_in_their_colours(classification, synthetic):
+    groups = ["real normal"] * 3 + ["synthetic mass"] * 2
+    drawn = classification.embedding_figure(groups, np.arange(10.0).reshape(5, 2))
+    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["real normal, 3", "synthetic mass, 2"]
+    assert set(PatchSet.read(synthetic).patches.kinds.tolist()) == {"mass", "normal"}
+
+
+def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path, monkeypatch):
+    """Beyond the windows every value is the source's; within, a disc of side / 2 brightens by 0.3 of the patch's contrast."""
+    module, output = script(repository, "contiguous"), tmp_path / "out"
+    folder = tiny_contextual("mass", level=0.4)
+    arguments = ("--set", "data.phantoms=12", f"generator={folder}", "count=3", "--output", output)
+    run(module, monkeypatch, "contiguous.py", "--config", repository / "configs/contiguous.yaml", *arguments)
+    rows = table(output / "boxes.csv")
+    assert len(rows) == 3 and (output / "figure-contiguous.png").is_file()
+    (source,) = [one for one in read(None, Skipped(), count=12, seed=0) if one.image_id == rows[0]["image_id"]]
+    assert is_normal(source)
+    picture = cv2.imread(str(output / "mammogram.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
+    before = archives.stored(source).values.astype(np.int32)
+    inside = np.zeros(before.shape, bool)
+    tops = [[int(row[name]) for name in ("row_min", "col_min", "row_max", "col_max")] for row in rows]
+    for top, left, bottom, right in tops:
+        assert bottom - top == right - left == 128
+        inside[top:bottom, left:right] = True
+        change = (picture - before)[top:bottom, left:right] / 65535
+        assert change.min() >= 0 and change[64, 64] > 0.02
+        low, high = np.percentile(cv2.resize(before[top:bottom, left:right] / 65535, (32, 32), interpolation=cv2.INTER_AREA), (0.5, 99.5))
+        assert change[64, 64] == pytest.approx(0.2 * (high - low), rel=0.05)
+        assert not change[:16].any()  # the disc's radius is a quarter, its edge a few px
+    np.testing.assert_array_equal(picture[~inside], before[~inside])
+    assert len({(top, bottom) for top, _, bottom, _ in tops}) == 1 or len({(left, right) for _, left, _, right in tops}) == 1
+    lesion = [int(rows[0][f"lesion_{name}"]) for name in ("row_min", "row_max")]
+    assert lesion[1] - lesion[0] == pytest.approx(64, abs=4)
+
+
+def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual, tmp_path, monkeypatch):
+    breast = np.zeros((60, 100, 1), np.uint8)
+    breast[20:40, 10:70] = 1
+    none = np.zeros_like(breast)
+    places = contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
+    assert places == [(20, 10, 40, 30), (20, 30, 40, 50), (20, 50, 40, 70)]
+    upright = contiguous(
+        np.ascontiguousarray(breast.transpose(1, 0, 2)), none.transpose(1, 0, 2).copy(), 20, 3, 1.0, np.random.default_rng(0)
+    )
+    assert upright == [(10, 20, 30, 40), (30, 20, 50, 40), (50, 20, 70, 40)]
+    with pytest.raises(DataError, match="no 4 squares of 20 px side by side are 90 % breast each"):
+        contiguous(breast, none, 20, 4, 0.9, np.random.default_rng(0))
+    none[30, 40] = 1
+    with pytest.raises(DataError, match="no 3 squares"):
+        contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
+    module = script(repository, "contiguous")
+    for overrides, said in (
+        ([f"generator={tiny_contextual('removal')}"], ConfigError),
+        ([f"generator={tiny_contextual()}", "only=nobody"], ConfigError),
+        ([f"generator={tiny_contextual()}", "count=40"], DataError),
+    ):
+        with pytest.raises(said):
+            config = repository / "configs/contiguous.yaml"
+            run(module, monkeypatch, "contiguous.py", "--config", config, "--output", tmp_path, "--set", "data.phantoms=3", *overrides)

@@ -1,0 +1,134 @@
+"""Who trains, chooses and tests in the classifier study, and that nothing synthetic knows whom it is tested on."""
+
+import numpy as np
+import pytest
+
+from tfmammo import study
+from tfmammo.config import ConfigError, DataConfig, Experiment, TrackingConfig, TrainingConfig
+from tfmammo.data.labelled import binary_patches, check_binary, pathology_patches
+from tfmammo.data.patches import DataError, joined
+from tfmammo.models.classifier import ClassifierConfig
+from tfmammo.patch_set import PatchSet
+from tfmammo.record import Skipped
+from tfmammo.training import cli
+
+DATA = DataConfig(phantoms=40, size=32, sampling={"count": 60, "scale": (0.25, 0.25), "offset": 10}, stratify="pathology")
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    return study.sides(DATA, "malignant", tmp_path_factory.mktemp("sides"))
+
+
+def patients(part):
+    return set(part.patient_ids.tolist())
+
+
+def experiment(tracking_uri, **model):
+    chosen = {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1)}
+    training = {"steps": 2, "batch_size": 4, "steps_per_loop": 1, "precision": "float32"}
+    return Experiment[ClassifierConfig](
+        name="classifier",
+        data=DATA,
+        training=TrainingConfig(**training),
+        tracking=TrackingConfig(uri=tracking_uri, system_metrics=False),
+        model=ClassifierConfig(**chosen, **model),
+    )
+
+
+def synthetic(random_patches, size=32, kinds=("mass", "normal"), trained_on=(), patient="elsewhere"):
+    from dataclasses import replace
+    from pathlib import Path
+
+    found = random_patches(8, size)
+    names = np.array([kinds[i % len(kinds)] for i in range(8)])
+    return PatchSet(Path("set"), replace(found, kinds=names, patient_ids=np.full(8, patient)), frozenset(trained_on))
+
+
+def test_the_sides_have_two_classes_each_and_no_patient_in_common(sides):
+    parts = (sides.train, sides.validation, sides.test)
+    assert sum(len(patients(part)) for part in parts) == len(set.union(*map(patients, parts)))
+    for part in parts:
+        assert set(part.labels.tolist()) == {0, 1} and part.balanced
+        np.testing.assert_array_equal(part.labels == 1, part.pathologies == "malignant")
+        np.testing.assert_array_equal(part.labels == 0, part.kinds == "normal")
+    assert {"mass", "calcification"} < set(sides.train.kinds.tolist())
+    assert abs(len(patients(sides.validation)) - len(patients(sides.test))) <= 3
+
+
+def test_every_generators_training_holds_the_same_patients_out(sides, tmp_path):
+    """Other kinds of lesions, other patches, other patients among them: yet the same side for each."""
+    for kind in ("mass", "calcification"):
+        few = DATA.sampling.model_copy(update={"count": 15})
+        data = cli.archive_split(DATA.model_copy(update={"kinds": (kind,), "sampling": few}), tmp_path / kind)
+        train, held_out = cli.datasets(data, tmp_path / kind, pathology_patches)
+        assert patients(held_out) and not patients(train) & sides.held_out()
+        assert not patients(held_out) & patients(sides.train)
+    assert (tmp_path / "mass/split.json").read_bytes() == (tmp_path / "calcification/split.json").read_bytes()
+
+
+def test_all_lesions_are_positive_where_that_is_asked_for(sides):
+    records = cli.mammograms(DATA, Skipped())[:16]
+    data = DATA.model_copy(update={"kinds": study.KINDS})
+    every, malignant = (binary_patches(records, data, Skipped(), which) for which in (False, True))
+    assert {"benign", "malignant"} <= set(every.pathologies[every.labels == 1].tolist())
+    assert set(malignant.pathologies.tolist()) == {"malignant", "normal"} and len(malignant) < len(every)
+
+
+def test_synthetic_patches_become_pools_of_their_own(sides, random_patches):
+    together = study.with_synthetic(sides.train, synthetic(random_patches), sides.held_out())
+    real = len(sides.train)
+    assert together.shares == 4 and together.labels[:real].tolist() == sides.train.labels.tolist()
+    assert together.labels[real:].tolist() == [3, 2] * 4
+    np.testing.assert_array_equal(together.images[:real], sides.train.images)
+
+
+def test_synthetic_patches_that_know_the_test_patients_are_refused(sides, random_patches):
+    held = sorted(sides.held_out())
+    with pytest.raises(DataError, match=rf"its generators were trained on 2 of the {len(held)} patients held out here"):
+        study.with_synthetic(sides.train, synthetic(random_patches, trained_on=held[:2]), held)
+    with pytest.raises(DataError, match=rf"its patches show 1 of the {len(held)} patients held out here"):
+        study.with_synthetic(sides.train, synthetic(random_patches, patient=held[0]), held)
+    with pytest.raises(DataError, match="its patches have 64 px, the real ones 32"):
+        study.with_synthetic(sides.train, synthetic(random_patches, size=64), held)
+    with pytest.raises(DataError, match="there is no normal patch in set"):
+        study.with_synthetic(sides.train, synthetic(random_patches, kinds=("mass",)), held)
+
+
+def test_a_missing_class_is_one_sentence(sides):
+    lesions = sides.train.take(np.flatnonzero(sides.train.labels == 1))
+    with pytest.raises(DataError, match=rf"there is no normal patch in the test part \({len(lesions)} patches\)"):
+        check_binary(lesions, "the test part")
+    normal = sides.train.take(np.flatnonzero(sides.train.labels == 0))
+    with pytest.raises(DataError, match="there is no lesion's patch in x"):
+        check_binary(normal, "x")
+    records = [one for one in cli.mammograms(DATA, Skipped()) if one.lesions]
+    with pytest.raises(DataError, match="data.patches=normal: none of .* mammograms is normal"):
+        binary_patches(records, DATA, Skipped())
+    assert len(joined([lesions, normal])) == len(sides.train)
+
+
+def test_a_training_and_what_is_known_of_it(sides, tmp_path, tracking_uri):
+    wanted = experiment(tracking_uri)
+    assert not study.is_finished(tmp_path / "run", wanted)
+    metrics, _ = study.train(wanted, tmp_path / "run", sides)
+    assert list(metrics) == ["auc", "accuracy"] and 0 <= metrics["auc"] <= 1
+    assert study.is_finished(tmp_path / "run", wanted)
+    assert study.chosen_weights(tmp_path / "run").name in ("best", "export")
+    longer = wanted.model_copy(update={"training": wanted.training.model_copy(update={"steps": 3})})
+    other = experiment(tracking_uri, learning_rate=1e-4)
+    assert not study.is_finished(tmp_path / "run", longer) and not study.is_finished(tmp_path / "run", other)
+
+
+def test_a_share_without_patches_is_refused(sides, tmp_path, tracking_uri):
+    with pytest.raises(ConfigError, match="model.synthetic: is missing, model.share=0.5 needs a folder"):
+        study.train(experiment(tracking_uri, share=0.5), tmp_path / "run", sides)
+    with pytest.raises(DataError, match="holds no patches that tfmammo.patch_synthesis wrote"):
+        study.train(experiment(tracking_uri, share=0.5, synthetic=tmp_path), tmp_path / "run", sides)
+
+
+def test_the_baseline_does_not_depend_on_synthetic_patches(tracking_uri, tmp_path):
+    one = study.shared(experiment(tracking_uri, synthetic=tmp_path), 0.0, 3)
+    other = study.shared(experiment(tracking_uri), 0.0, 3)
+    assert one.identity() == other.identity() and one.training.seed == 3
+    assert study.shared(experiment(tracking_uri, synthetic=tmp_path), 0.5, 3).model.synthetic == tmp_path

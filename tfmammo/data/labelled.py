@@ -1,0 +1,82 @@
+"""Patches with a class each, of lesions and of normal tissue together: by pathology, or a lesion or none.
+
+What a generator of lesions and a classifier learn from. Of either sort config.sampling.count patches are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from tfmammo.config import DataConfig
+from tfmammo.data.patches import SEVERITY, Patches, joined, normal_patches, offset_patches
+from tfmammo.data.preprocess import DataError
+from tfmammo.record import Mammogram, Skipped
+
+UNKNOWN = "the archive does not state the lesion's pathology"
+
+
+def pathology_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True) -> Patches:
+    """Malignant and benign patches near lesions and normal ones, `sampling.count` of either kind, labelled by SEVERITY and balanced.
+
+    Args:     as `make_patches`; config.patches is not read. skipped: patches of lesions whose pathology is unknown too.
+              malignant: without it every lesion counts as malignant, for archives that seldom state a lesion's pathology.
+    Returns:  labels: 0 malignant, 1 benign, 2 normal.
+    Raises:   DataError: one of the three, or without `malignant` of the two, is missing.
+    """
+    records = list(mammograms)
+    near, normal = offset_patches(records, config, skipped), normal_patches(records, config, skipped)
+    if not malignant:
+        patches = joined([near, normal])
+        return check_pathologies(patches.labelled(2 * (patches.kinds == "normal"), balanced=True), malignant)
+    known = np.flatnonzero(np.isin(near.pathologies, SEVERITY[:2]))
+    for name in np.setdiff1d(near.ids, near.ids[known]):
+        skipped.add(str(name), UNKNOWN)
+    patches = joined([near.take(known), normal])
+    return check_pathologies(patches.labelled([SEVERITY.index(name) for name in patches.pathologies.tolist()], balanced=True))
+
+
+def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
+    """The patches, if each of the three classes is among them, or without `malignant` the first and the last.
+
+    Raises:   DataError: one is missing; the message counts them.
+    """
+    counts = {name: int(np.sum(patches.labels == label)) for label, name in enumerate(SEVERITY[:3])}
+    missing = [name for name, count in counts.items() if count == 0 and (malignant or name != "benign")]
+    if missing:
+        held = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise DataError(
+            f"no {' and no '.join(missing)} patch to tell from the others: {held}; take another fold, or an archive with all three"
+            + (" (model.positives=lesion needs no pathology)" if malignant else "")
+        )
+    return patches
+
+
+def binary_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True) -> Patches:
+    """Patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
+
+    Args:     as `pathology_patches`. malignant: leave benign lesions, and those of unknown pathology, out.
+    Raises:   DataError: one of the two is missing.
+    """
+    records = list(mammograms)
+    near, normal = offset_patches(records, config, skipped), normal_patches(records, config, skipped)
+    if malignant:
+        for name in near.ids[near.pathologies == ""].tolist():
+            skipped.add(name, UNKNOWN)
+        near = near.take(np.flatnonzero(near.pathologies == "malignant"))
+    patches = joined([near, normal])
+    return check_binary(patches.labelled(patches.kinds != "normal", balanced=True), "the archive")
+
+
+def check_binary(patches: Patches, where: str) -> Patches:
+    """The patches, if some are of lesions and some normal; labels are even for normal ones.
+
+    Args:     where: they are, for the message.
+    Raises:   DataError: one class is missing.
+    """
+    positives = int(np.sum(patches.labels % 2 == 1))
+    if positives in (0, len(patches)):
+        missing = "normal" if positives else "lesion's"
+        raise DataError(f"there is no {missing} patch in {where} ({len(patches)} patches): both classes are needed to tell them apart")
+    return patches

@@ -1,0 +1,186 @@
+"""A set of synthetic patches on disk: what `python -m tfmammo.patch_synthesis` writes, and how a training reads it.
+
+    images/KIND/000000.png (16 bits)   masks/KIND/000000.png   recipes/KIND/000000.json   patch_set.json   README.md
+
+KIND is mass, calcification or normal; a normal patch is one whose lesion was removed. A mask shows what was added or removed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from tfmammo.config import DataConfig, Frozen, describe
+from tfmammo.data.patches import DataError, Patch, Patches, stack
+from tfmammo.data.tfrecord import GREY
+from tfmammo.recipe import as_written
+from tfmammo.record import Box
+
+FORMAT: Final = 1
+IDENTITY = "patch_set.json"
+Target = Literal["mass", "calcification", "removal"]
+KINDS: Final[dict[str, str]] = {"mass": "mass", "calcification": "calcification", "removal": "normal"}  # what a generator makes
+
+
+class PatchSynthesisConfig(Frozen):
+    """A config file of `python -m tfmammo.patch_synthesis`.
+
+    data: the mammograms; name, root, and for the phantom phantoms and seed are used, all else is as each generator was trained.
+    generators: mass, calcification and removal, or some of them -> the handle of a run of train/contextual.py, an export, or
+    models:/NAME@ALIAS. tracking_uri: the store of the last. patients: "trained" takes those the generator was trained on, so
+    that nothing of those held out reaches what is trained on the patches; "all" takes all. count: patches of each kind.
+    tries: places and random numbers drawn for one patch, until post-processing keeps what the generator makes. seed: of all draws.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    data: DataConfig = DataConfig()
+    generators: dict[Target, str] = Field(min_length=1)
+    tracking_uri: str | None = None
+    patients: Literal["trained", "all"] = "trained"
+    count: PositiveInt = 5000
+    tries: PositiveInt = 20
+    seed: NonNegativeInt = 0
+
+
+class PatchSource(Frozen):
+    """What a patch was made from, by pseudonym. patch: the id of the real one, place: its window in the mammogram as prepared, px;
+    sha256: of the mammogram's file, or of its pixels where there is none; seed: of the generator's random numbers.
+    """
+
+    archive: str
+    image_id: str
+    patient_id: str
+    sha256: str
+    patch: str
+    place: Box
+    seed: NonNegativeInt
+
+
+class PatchRecipe(Frozen):
+    """What makes one patch again, and what came out.
+
+    identity: hash of what decides a whole set. target: the generator's. number: of the patch among its kind. discarded: what
+    post-processing refused of earlier draws. unusable: draws without a patch, for too little tissue or another pathology.
+    left_out: why there is none. area: of the mask, part of the patch. files: sha256 by path beneath the folder.
+    """
+
+    format: Literal[1] = FORMAT
+    identity: str
+    target: Target
+    number: NonNegativeInt
+    config: PatchSynthesisConfig
+    versions: dict[str, str]
+    generator: dict[str, str]
+    source: PatchSource | None = None
+    discarded: NonNegativeInt = 0
+    unusable: NonNegativeInt = 0
+    left_out: str | None = None
+    area: NonNegativeFloat = 0.0
+    files: dict[str, str] = {}
+
+    @property
+    def kind(self) -> str:
+        """Mass, calcification or normal."""
+        return KINDS[self.target]
+
+    @property
+    def name(self) -> str:
+        """KIND/NUMBER, of its files."""
+        return f"{self.kind}/{self.number:06d}"
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether all its files are in the folder as they were written."""
+        return as_written(folder, self.files)
+
+
+def read_patch_recipe(path: Path) -> PatchRecipe:
+    """A patch's recipe.
+
+    Raises:   DataError: it is missing or damaged.
+    """
+    try:
+        return PatchRecipe.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: is no recipe of a patch of this version ({describe(error)[:300]})") from None
+
+
+def stored_image(image: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """float32 [size, size, 1] in [0, 1] -> uint16 [size, size]: rint(65535 * value)."""
+    return np.rint(image[..., 0] * np.float64(GREY)).astype(np.uint16)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchSet:
+    """Synthetic patches in memory. patches: kinds mass, calcification and normal, patient_ids of the mammograms they show.
+
+    trained_on: the patients that a generator of theirs was trained on.
+    """
+
+    folder: Path
+    patches: Patches
+    trained_on: frozenset[str]
+
+    @staticmethod
+    def read(folder: Path) -> PatchSet:
+        """All patches of a folder.
+
+        Raises:   DataError: it is no such folder, the work on it was not finished, or a file is not as it was written.
+        """
+        try:
+            known = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+            trained_on = frozenset(name for one in known["generators"].values() for name in one["patients"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{folder}: holds no patches that tfmammo.patch_synthesis wrote ({IDENTITY} is missing or damaged)") from None
+        if not (folder / "README.md").is_file():
+            raise DataError(f"{folder}: the work on it was not finished; run tfmammo.patch_synthesis again")
+        recipes = (read_patch_recipe(path) for path in sorted((folder / "recipes").rglob("*.json")))
+        return PatchSet(folder, stack(_patch(recipe, folder) for recipe in recipes if not recipe.left_out), trained_on)
+
+
+def _patch(recipe: PatchRecipe, folder: Path) -> Patch:
+    assert recipe.source
+    if not recipe.is_whole(folder):
+        raise DataError(f"{folder}: the files of {recipe.name} are not as they were written; run tfmammo.patch_synthesis again")
+    image, mask = (cv2.imread(str(folder / part / f"{recipe.name}.png"), cv2.IMREAD_UNCHANGED) for part in ("images", "masks"))
+    assert image is not None and mask is not None
+    return Patch(
+        (image.astype(np.float64) / GREY).astype(np.float32)[..., None],
+        (mask > 0).astype(np.uint8)[..., None],
+        recipe.source.patient_id,
+        f"synthetic/{recipe.name}",
+        recipe.kind,
+        "normal" if recipe.kind == "normal" else "",
+        place=recipe.source.place,
+    )
+
+
+def readme(recipes: Sequence[PatchRecipe], licence: str) -> str:
+    """The set's card, as Markdown: counts, discard rates, origin."""
+    lines = [f"# {recipes[0].config.name}: synthetic patches, not for diagnosis", *_counted(recipes), f"Source's licence: {licence}"]
+    lines.append(
+        "A patient's synthetic and real patches belong on the same side of a split; patch_set.json names whom the generators know."
+    )
+    return "\n\n".join(lines) + "\n"
+
+
+def _counted(recipes: Sequence[PatchRecipe]) -> Iterable[str]:
+    for target in dict.fromkeys(recipe.target for recipe in recipes):
+        mine = [recipe for recipe in recipes if recipe.target == target]
+        made = sum(not recipe.left_out for recipe in mine)
+        yield f"{KINDS[target]}: {made} patches; {rates(mine)}; {len(mine) - made} left out (dead_letters.csv)."
+
+
+def rates(recipes: Sequence[PatchRecipe]) -> str:
+    """How much post-processing discarded, in a few words."""
+    made, discarded = sum(not recipe.left_out for recipe in recipes), sum(recipe.discarded for recipe in recipes)
+    return f"{discarded} of {made + discarded} generated lesions discarded ({100 * discarded / max(1, made + discarded):.1f} %)"

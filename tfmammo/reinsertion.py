@@ -1,0 +1,108 @@
+"""Patches of a contextual GAN back in their mammogram, at native resolution and depth.
+
+A patch's lesion is 0 at its border and fades towards it, so that it is added as it is, without a seam: the mammogram's own grey
+values plus the lesion, in the native grey values that the patch's contrast stands for. Whatever a lesion does not reach keeps its
+stored value.
+
+Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), Fig. 3 and section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.archives.stored import Stored
+from tfmammo.data import preprocess
+from tfmammo.data.preprocess import DataError, resize
+from tfmammo.data.sampling import sums
+from tfmammo.generators import LesionGenerator
+from tfmammo.insertion import Ground, tissue
+from tfmammo.record import Box, Mammogram
+
+TRIES = 20  # random numbers drawn for one patch
+SHORTEST = 4  # px of a patch's side
+
+
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """One patch put back. place: its window, mask_box: what of it was added, native px, half-open, None where post-processing
+    discarded every lesion and the patch stays as it was. seed: of the random numbers. difference: float32 of the window, native
+    grey values.
+    """
+
+    place: Box
+    mask_box: Box | None
+    seed: int
+    difference: NDArray[np.float32]
+
+
+def side(mammogram: Mammogram, network: LesionGenerator) -> int:
+    """The side of a patch in native px, at the middle of the scales that the generator was trained at."""
+    low, high = network.data.sampling.scale
+    length, spacing = 2 * network.size / (low + high), network.data.preprocess.spacing
+    if spacing and mammogram.spacing:
+        length *= spacing / mammogram.spacing[0]
+    return max(SHORTEST, round(length))
+
+
+def contiguous(
+    breast: NDArray[np.uint8], lesions: NDArray[np.uint8], length: int, count: int, tissue_part: float, random: np.random.Generator
+) -> list[Box]:
+    """A row, or where there is none a column, of patches side by side, each with enough breast and nothing of a lesion.
+
+    Args:     breast, lesions: uint8 [rows, cols, 1], 0 or 1. length: of a patch's side, px. count: of patches. tissue_part: of each that
+              is breast, at least, 0 to 1.
+    Returns:  windows, native px, half-open; every row of them equally likely.
+    Raises:   DataError: there is no room.
+    """
+    for down, right in ((0, length), (length, 0)):
+        if breast.shape[0] < length + (count - 1) * down or breast.shape[1] < length + (count - 1) * right:
+            continue
+        enough = (sums(breast, length) >= tissue_part * length**2 - 1e-6) & (sums(lesions, length) == 0)
+        rows, cols = enough.shape[0] - (count - 1) * down, enough.shape[1] - (count - 1) * right
+        all_of_them = np.all([enough[i * down : i * down + rows, i * right : i * right + cols] for i in range(count)], axis=0)
+        places = np.flatnonzero(all_of_them)
+        if len(places):
+            top, left = (int(start) for start in np.unravel_index(places[random.integers(len(places))], all_of_them.shape))
+            starts = [(top + i * down, left + i * right) for i in range(count)]
+            return [(first, second, first + length, second + length) for first, second in starts]
+    raise DataError(f"no {count} squares of {length} px side by side are {100 * tissue_part:g} % breast each")
+
+
+def filled(ground: Ground, place: Box, network: LesionGenerator, random: np.random.Generator) -> Filled:
+    """A window of a mammogram with the generator's lesion, which is drawn until post-processing keeps one.
+
+    Raises:   DataError: the window is constant.
+    """
+    shown, low, high = tissue(ground, place, network.size)
+    mirrored = network.data.preprocess.flip_right and ground.mammogram.laterality == "R"
+    height, width = place[2] - place[0], place[3] - place[1]
+    for _ in range(TRIES):
+        seed = int(random.integers(2**63))
+        refined = network.made(np.ascontiguousarray(shown[:, ::-1]) if mirrored else shown, seed)
+        if refined.kept[0]:
+            lesion, mask = refined.lesion[0, ..., 0], refined.mask[0]
+            if mirrored:
+                lesion, mask = lesion[:, ::-1], mask[:, ::-1]
+            added = resize(np.ascontiguousarray(lesion) * np.float32((high - low) / 2), height, width)
+            left, top, across, down = cv2.boundingRect(preprocess.resize_mask(np.ascontiguousarray(mask), height, width)[..., 0])
+            box = (place[0] + top, place[1] + left, place[0] + top + down, place[1] + left + across)
+            return Filled(place, box, seed, added)
+    return Filled(place, None, seed, np.zeros((height, width), np.float32))
+
+
+def reinserted(ground: Ground, stored: Stored, patches: Sequence[Filled]) -> Stored:
+    """The mammogram with patches that don't overlap; values that no lesion reaches are the source's."""
+    values = stored.values.copy()
+    for patch in patches:
+        top, left, bottom, right = patch.place
+        before = ground.image[top:bottom, left:right, 0]
+        grey = np.clip(before + patch.difference, 0, 1)
+        moved = grey != before
+        values[top:bottom, left:right][moved] = stored.nearest(grey[moved])
+    return stored.changed(values)
