@@ -216,3 +216,27 @@ def test_the_command(repository, generators, tmp_path):
 def test_a_recipe_names_its_files():
     recipe = PatchRecipe(identity="", target="removal", number=7, config=config({"mass": "x"}), versions={}, generator={})
     assert recipe.name == "normal/000007"
+
+
+def test_an_export_of_the_room_itself_is_used_by_its_running_average(tmp_path):
+    """The lesion is that of the average, which answers otherwise than the generator; its noise follows from the seed."""
+    from tfmammo.export import export
+    from tfmammo.models.contextual import Contextual, ContextualConfig, scalars
+    from tfmammo.postprocessing import postprocess
+
+    model = ContextualConfig(target="removal", filters=(2, 4), discriminator_factor=1, attention=8, border=1, start=16)
+    room = Contextual(model, 16)
+    room.average.to_lesion.bias.assign([-0.5])
+    data = DATA.model_copy(update={"size": 16})
+    card = {"config": {"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")}, "train_patients": ["p"]}
+    network = lesion_generator(export(room, tmp_path / "export", card))
+    assert (network.size, network.scalars, network.removes, network.patients) == (16, 4, True, {"p"}) and network.wants("malignant")
+    image = np.random.default_rng(0).random((16, 16, 1)).astype(np.float32)
+    lesion = room.functions()["average"](image=image[None], noise=scalars(1, 4, 7))["lesion"].numpy()
+    expected = postprocess(image[None], lesion, model.postprocess, removal=True)
+    found = network.made(image, 7)
+    np.testing.assert_allclose(found.image, expected.image, atol=1e-6)
+    assert found.kept[0] and found.image.mean() < image.mean()
+    del card["train_patients"]
+    with pytest.raises(DataError, match="its card does not say how and on whom it was trained"):
+        lesion_generator(export(room, tmp_path / "nobody", card))
