@@ -124,6 +124,7 @@ def test_the_grid_shows_the_patch_and_its_probability():
     assert np.ptp(panels["probability"][0]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, which reads its own variables
 @pytest.mark.slow
 def test_weights_of_a_file_are_taken_over(tmp_path):
     keras.utils.set_random_seed(3)
