@@ -14,8 +14,8 @@ Departures and what the paper leaves open:
   and halved in width six times, kernel 5, D the mirror image; no fully connected layer but G's first. z has 100 numbers.
 - As in DCGAN: batch normalisation on all but G's output and D's input, ReLU in G, LeakyReLU 0.2 in D, tanh, weights from
   N(0, 0.02). Its moving averages (momentum 0.9) are used at inference. D sees real and false masks in batches of their own.
-- Adam's beta_1 is 0.9, as printed. DCGAN recommends 0.5, and in small trials here 0.9 drew nearly one mask again and again where
-  0.5 did not.
+- Adam's beta_1 is 0.9, as printed, where DCGAN recommends 0.5. In trials here masks came and went with either, so look at
+  diversity and plausible at every checkpoint: docs/results.md.
 - log(1 - D(G(z))) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises -log D(G(z)).
 - "Pre-processing to remove the white noise" from masks: thresholding at 0.5, a median filter of 5 x 5, the largest region, its
   holes filled. Outlines that people drew need no median filter: training masks are cleaned without it.
