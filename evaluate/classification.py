@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+
+# isort: split
 import keras
 import numpy as np
 from matplotlib.figure import Figure

@@ -12,6 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+
+# isort: split
 import numpy as np
 
 from tfmammo import export

@@ -27,6 +27,9 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+
+# isort: split
 import keras
 import numpy as np
 from numpy.typing import NDArray

@@ -23,7 +23,7 @@ SMALL = {
     ],
     "classifier": [
         *("model.weights=none", "model.filters=2", "model.blocks=[1,1,1,1]", "training.batch_size=4"),
-        *("data.sampling.count=30", "data.sampling.scale=[0.25,0.25]", "data.phantoms=24"),
+        *("data.sampling.count=60", "data.sampling.scale=[0.25,0.25]", "data.phantoms=40"),  # patches of both classes on all three sides
     ],
     "mask_gan": ["model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
     "infilling": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1", "model.weights=none"],
