@@ -271,7 +271,7 @@ def trained(repository, tmp_path_factory):
 class TestTraining:
     def test_it_resumes_exports_and_draws(self, trained):
         folder, said = trained
-        assert "from random weights to step 4" in said[0] and "from step 4 to step 6" in said[1]
+        assert "from the start to step 4" in said[0] and "from step 4 to step 6" in said[1]
         for noise in ("oneDNN", "cuInit", "Traceback", "tensorflow_io", "learning_phase"):
             assert noise not in said[0]
         card = read_card(folder / "run/export")
