@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.export import ExportError, assign, export, find, load, read_card
+from tfmammo.export import ExportError, _compare, assign, export, find, load, read_card
 
 SIZE = 4
 
@@ -197,6 +197,15 @@ def test_half_precision_is_refused_and_the_older_export_stays(tmp_path, director
     with pytest.raises(ExportError, match=f"network generator computes in {policy.removeprefix('mixed_')}"):
         export(Room(), directory, {"step": 2})
     assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
+
+
+def test_outputs_are_compared_on_their_own_scale():
+    large = np.array([1000.0, 0.0], np.float32)
+    _compare("n", {"features": large}, {"features": large + np.float32(5e-3)})
+    with pytest.raises(ExportError, match="features differs by up to 0.02"):
+        _compare("n", {"features": large}, {"features": large + np.float32(0.02)})
+    with pytest.raises(ExportError, match="mask differs by up to 3e-05"):
+        _compare("n", {"mask": large / 1000}, {"mask": large / 1000 + np.float32(3e-5)})
 
 
 def test_a_network_that_answers_differently_from_disk_does_not_count(tmp_path, directory):

@@ -41,7 +41,7 @@ RANGES = {
     "lesion": [-1.0, 1.0],
     "tri_label": [0.0, 1.0],
 }
-TOLERANCE = 1e-5  # absolute and relative, float32
+TOLERANCE = 1e-5  # relative to each value, and to the largest of an output where that is above 1; float32
 
 Tensors = dict[str, NDArray[np.float32]]
 
