@@ -173,7 +173,9 @@ def trained(config: StudyConfig, sides: study.Sides, folder: Path) -> dict[tuple
             if not study.is_finished(run, experiment):
                 log.info("share %g %%, seed %d", 100 * share, seed)
                 study.train(experiment, run, sides)
-                keras.backend.clear_session()  # or the networks of all runs stay in memory
+                policy = keras.config.dtype_policy()
+                keras.backend.clear_session()  # or the networks of all runs stay in memory; it forgets the precision too
+                keras.config.set_dtype_policy(policy)
                 gc.collect()
     return folders
 

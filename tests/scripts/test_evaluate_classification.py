@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import keras
 import numpy as np
 import pytest
 
@@ -82,6 +83,14 @@ def config(classification, synthetic, generators, tracking_uri):
 def run(module, monkeypatch, name, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     module.main()
+
+
+def test_all_trainings_of_a_study_have_one_precision(classification, config, sides, tmp_path, monkeypatch):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    seen = []
+    monkeypatch.setattr(study, "train", lambda *_: seen.append(keras.config.dtype_policy().name))
+    classification.trained(config(), sides, tmp_path)
+    assert seen == ["mixed_bfloat16"] * 4
 
 
 @pytest.mark.slow
