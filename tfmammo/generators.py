@@ -109,6 +109,13 @@ def lesion_generator(folder: Path) -> LesionGenerator:
     return LesionGenerator(export.load(folder, function), size, count, model.target, model.positives, data, model.postprocess, patients)
 
 
+def resolved(handle: str, tracking_uri: str | None) -> Path:
+    """The folder of a handle. Raises: ConfigError, TrackingError: there is none."""
+    from tfmammo.training import tracking  # MLflow takes seconds to import, and no worker needs it
+
+    return tracking.resolve(handle, tracking_uri)
+
+
 def described(folder: Path, source: str | Collection[str], target: str) -> dict[str, str]:
     """Name, step and sha256 of the function of an export that leads from source, or several, to target."""
     sources = {source} if isinstance(source, str) else source

@@ -16,12 +16,12 @@ from typing import Final, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from tfmammo.config import DataConfig, Frozen, describe
+from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import DataError, Patch, Patches, stack
 from tfmammo.data.tfrecord import GREY
-from tfmammo.recipe import as_written
+from tfmammo.recipe import as_written, read
 from tfmammo.record import Box
 
 FORMAT: Final = 1
@@ -106,12 +106,7 @@ def read_patch_recipe(path: Path) -> PatchRecipe:
 
     Raises:   DataError: it is missing or damaged.
     """
-    try:
-        return PatchRecipe.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
-    except ValidationError as error:
-        raise DataError(f"{path}: is no recipe of a patch of this version ({describe(error)[:300]})") from None
+    return read(PatchRecipe, path, "recipe of a patch")
 
 
 def stored_image(image: NDArray[np.float32]) -> NDArray[np.uint16]:

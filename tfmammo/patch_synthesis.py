@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import card, jobs, sampling
 from tfmammo.data.patches import DataError, Patch, drawer
 from tfmammo.data.tfrecord import sha256
-from tfmammo.generators import LesionGenerator, described, lesion_generator
+from tfmammo.generators import LesionGenerator, described, lesion_generator, resolved
 from tfmammo.patch_set import (
     FORMAT,
     IDENTITY,
@@ -51,13 +50,12 @@ from tfmammo.patch_set import (
     stored_image,
 )
 from tfmammo.postprocessing import Refined
-from tfmammo.recipe import versions
-from tfmammo.record import ArchiveError, Mammogram, Skipped
+from tfmammo.recipe import REASONS, explained, versions
+from tfmammo.record import Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 
 MOST = 4  # times the count, of numbers tried before a kind is given up
-_REASONS = (DataError, ArchiveError)
 _IRRELEVANT = {"data", "generators", "tracking_uri", "count"}  # hashed otherwise, or of no account for a patch
 
 
@@ -90,7 +88,7 @@ def synthesise(chosen: PatchSynthesisConfig, output: Path, flags: Sequence[str] 
     """
     skipped = Skipped()
     mammograms = archives.mammograms(chosen.data, skipped)
-    networks = {target: _resolved(handle, chosen) for target, handle in sorted(chosen.generators.items())}
+    networks = {target: resolved(handle, chosen.tracking_uri) for target, handle in sorted(chosen.generators.items())}
     sources = {target: suitable(mammograms, chosen, lesion_generator(network), target) for target, network in networks.items()}
     known = _identity(chosen, mammograms, networks)
     jobs.claim(output, known, IDENTITY)
@@ -142,9 +140,9 @@ def make(job: Job) -> None:
             source, draw = _opened(job.mammogram, network, missing[0].config)
             for recipe in missing:
                 _write(_patch(recipe, job, network, source, draw), job.folder)
-    except (*_REASONS, cv2.error) as error:
+    except (*REASONS, cv2.error) as error:
         for recipe in missing:
-            _write((recipe.model_copy(update={"left_out": _reason(error, recipe)}), None), job.folder)
+            _write((recipe.model_copy(update={"left_out": explained(error, recipe.config.data)}), None), job.folder)
     except OSError as error:  # of the folder, which would cost every patch
         raise OSError(f"{job.folder}: {error.__class__.__name__}: {error}") from error
     except Exception as error:  # ours: kept as a dead letter, it would quietly cost every patch
@@ -196,7 +194,7 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     found = {one.image_id: one for one in archives.mammograms(recipe.config.data, Skipped())}
     if recipe.source.image_id not in found:
         raise DataError(f"{file}: its source {recipe.source.image_id} is not in {archives.archive_name(recipe.config.data)}")
-    mammogram, folder = found[recipe.source.image_id], _resolved(recipe.config.generators[recipe.target], recipe.config)
+    mammogram, folder = found[recipe.source.image_id], resolved(recipe.config.generators[recipe.target], recipe.config.tracking_uri)
     if described(folder, {"image", "noise"}, "lesion")["sha256"] != recipe.generator["sha256"]:
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others (sha256)")
     job = Job(output, mammogram, folder, (recipe,))
@@ -327,18 +325,6 @@ def _finish(recipes: Sequence[PatchRecipe], skipped: Skipped, output: Path) -> N
     reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
     for reason, count in reasons.most_common(3):
         log.info("%d left out: %s", count, reason)
-
-
-def _reason(error: Exception, recipe: PatchRecipe) -> str:
-    root = recipe.config.data.root
-    reason = str(error) if isinstance(error, _REASONS) else f"{error.__class__.__name__}: {error}"
-    return reason.replace(f"{root}{os.sep}", "") if root else reason
-
-
-def _resolved(handle: str, chosen: PatchSynthesisConfig) -> Path:
-    from tfmammo.training import tracking  # MLflow takes seconds to import, and no worker needs it
-
-    return tracking.resolve(handle, chosen.tracking_uri)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

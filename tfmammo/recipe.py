@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import cv2
 import keras
@@ -19,9 +20,11 @@ from tfmammo.config import DataConfig, Frozen, describe
 from tfmammo.data.preprocess import DataError
 from tfmammo.data.tfrecord import sha256
 from tfmammo.insertion import Sizes
-from tfmammo.record import Box, Laterality, LesionKind, Split, View
+from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Split, View
 
 FORMAT: Final = 1
+REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
+Kind = TypeVar("Kind", bound=Frozen)
 
 
 class ShapeConfig(Frozen):
@@ -172,9 +175,24 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises:   DataError: it is missing or damaged.
     """
+    return read(Recipe, path, "recipe")
+
+
+def read(kind: type[Kind], path: Path, what: str) -> Kind:
+    """A recipe of either kind.
+
+    Args:     what: it is, for the message.
+    Raises:   DataError: it is missing or damaged.
+    """
     try:
-        return Recipe.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
     except ValidationError as error:
-        raise DataError(f"{path}: is no recipe of this version ({describe(error)[:300]})") from None
+        raise DataError(f"{path}: is no {what} of this version ({describe(error)[:300]})") from None
+
+
+def explained(error: Exception, data: DataConfig) -> str:
+    """Why an item can't be made, in a sentence without the folder of the archive."""
+    said = str(error) if isinstance(error, REASONS) else f"{error.__class__.__name__}: {error}"
+    return said.replace(f"{data.root}{os.sep}", "") if data.root else said

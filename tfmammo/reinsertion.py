@@ -98,11 +98,9 @@ def filled(ground: Ground, place: Box, network: LesionGenerator, random: np.rand
 
 def reinserted(ground: Ground, stored: Stored, patches: Sequence[Filled]) -> Stored:
     """The mammogram with patches that don't overlap; values that no lesion reaches are the source's."""
-    values = stored.values.copy()
-    for patch in patches:
+
+    def grey(patch: Filled) -> NDArray[np.float32]:
         top, left, bottom, right = patch.place
-        before = ground.image[top:bottom, left:right, 0]
-        grey = np.clip(before + patch.difference, 0, 1)
-        moved = grey != before
-        values[top:bottom, left:right][moved] = stored.nearest(grey[moved])
-    return stored.changed(values)
+        return np.clip(ground.image[top:bottom, left:right, 0] + patch.difference, 0, 1)
+
+    return stored.repainted(ground.image, ((patch.place, grey(patch)) for patch in patches))

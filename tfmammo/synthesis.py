@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,18 +41,17 @@ from tfmammo.config import ConfigError
 from tfmammo.data import card, jobs, sampling
 from tfmammo.data.preprocess import DataError
 from tfmammo.data.tfrecord import sha256
-from tfmammo.generators import Generator, described, generator, shape, shapes_described
+from tfmammo.generators import Generator, described, generator, resolved, shape, shapes_described
 from tfmammo.insertion import Ground, Seam, Sizes, Spot, blended, fit_sizes, patch, scaled, seam
 from tfmammo.models.infilling import tri_label
-from tfmammo.recipe import FORMAT, Planted, Recipe, Source, SynthesisConfig, read_recipe, versions
-from tfmammo.record import ArchiveError, Mammogram, Skipped
+from tfmammo.recipe import FORMAT, REASONS, Planted, Recipe, Source, SynthesisConfig, explained, read_recipe, versions
+from tfmammo.record import Mammogram, Skipped
 from tfmammo.synthetic_set import write, write_set
 
 log = logging.getLogger(__name__)
 
 IDENTITY = "synthesis.json"
 TRIES = 20  # sizes, shapes and places drawn for one mass
-_REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
 # What no item depends on: where things lie (records and networks are hashed), and how many items there are.
 _IRRELEVANT = {"data", "lesions", "generator", "shapes", "tracking_uri", "count"}
 
@@ -93,7 +91,8 @@ def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (),
     """
     skipped = Skipped()
     mammograms = _chosen_of(archives.mammograms(chosen.data, skipped), chosen)
-    networks = _resolved(chosen.generator, chosen), _resolved(chosen.shapes.gan, chosen) if chosen.shapes.gan else None
+    uri, gan = chosen.tracking_uri, chosen.shapes.gan
+    networks = resolved(chosen.generator, uri), resolved(gan, uri) if gan else None
     generator(networks[0])  # for its complaints, before anything is written
     sizes = chosen.sizes or (None if chosen.size else _fitted(chosen, skipped))
     known = _identity(chosen, mammograms, networks, sizes)
@@ -123,11 +122,9 @@ def make(job: Job) -> None:
             stored = archives.stored(mammogram)
             recipe = recipe.model_copy(update={"source": _source(mammogram, stored)})
             recipe, made = _made(job, recipe, stored)
-    except (*_REASONS, OSError, cv2.error) as error:  # a run of days must not end because of one file
+    except (*REASONS, OSError, cv2.error) as error:  # a run of days must not end because of one file
         log.debug("%s", mammogram.image_id, exc_info=True)
-        reason = str(error) if isinstance(error, _REASONS) else f"{error.__class__.__name__}: {error}"
-        root = recipe.config.data.root
-        recipe = recipe.model_copy(update={"left_out": reason.replace(f"{root}{os.sep}", "") if root else reason})
+        recipe = recipe.model_copy(update={"left_out": explained(error, recipe.config.data)})
     except Exception as error:  # ours: kept as a dead letter, it would quietly cost every item
         raise RuntimeError(f"{mammogram.image_id}: {error.__class__.__name__}: {error}") from error
     else:
@@ -163,7 +160,7 @@ def plan(
     while len(found) < wanted:
         try:
             found.append(_placed(recipe, ground, network, random, gan))
-        except _REASONS as error:
+        except REASONS as error:
             reason = f"{len(found)} of {wanted} masses fit: {error}" if wanted > 1 else str(error)
             if len(found) < chosen.masses[0]:
                 raise DataError(reason) from None
@@ -181,13 +178,13 @@ def render(ground: Ground, stored: Stored, insertions: Sequence[Insertion], netw
     noise = np.stack([np.random.default_rng(found.planted.seed).random(shown, np.float32) for found in insertions])
     tissue, masks = (np.stack(parts) for parts in zip(*((one.tissue, one.mask) for one in patches), strict=True))
     images = network.call(tri_label=tri_label(tf.constant(tissue), tf.constant(masks), tf.constant(noise), network.margin))["image"]
-    values = stored.values.copy()
-    for found, one, image in zip(insertions, patches, images, strict=True):
-        grey = blended(ground, found.spot, found.seam, one.difference(image, found.seam.around))
-        top, left, bottom, right = found.seam.support
-        moved = grey != ground.image[top:bottom, left:right, 0]
-        values[top:bottom, left:right][moved] = stored.nearest(grey[moved])
-    return stored.changed(values)
+    return stored.repainted(
+        ground.image,
+        (
+            (found.seam.support, blended(ground, found.spot, found.seam, one.difference(image, found.seam.around)))
+            for found, one, image in zip(insertions, patches, images, strict=True)
+        ),
+    )
 
 
 def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -203,7 +200,7 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     found = {one.image_id: one for one in archives.mammograms(recipe.config.data, Skipped())}
     if recipe.source.image_id not in found:
         raise DataError(f"{file}: its source {recipe.source.image_id} is not in {archives.archive_name(recipe.config.data)}")
-    mammogram, folder = found[recipe.source.image_id], _resolved(recipe.config.generator, recipe.config)
+    mammogram, folder = found[recipe.source.image_id], resolved(recipe.config.generator, recipe.config.tracking_uri)
     if described(folder, "tri_label", "image")["sha256"] != recipe.generator["sha256"]:
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others (sha256)")
     stored = archives.stored(mammogram)
@@ -226,7 +223,7 @@ def _placed(recipe: Recipe, ground: Ground, network: Generator, random: np.rando
     for _ in range(TRIES):
         try:
             return _drawn(recipe, ground, network, random, gan)
-        except _REASONS as error:
+        except REASONS as error:
             reason = error
     raise reason
 
@@ -283,12 +280,6 @@ def _chosen_of(mammograms: Sequence[Mammogram], chosen: SynthesisConfig) -> list
     if not found:
         raise DataError(f"none of {len(mammograms)} mammograms is normal: without any lesion, and called normal by its archive")
     return found
-
-
-def _resolved(handle: str, chosen: SynthesisConfig) -> Path:
-    from tfmammo.training import tracking  # MLflow takes seconds to import, and no worker needs it
-
-    return tracking.resolve(handle, chosen.tracking_uri)
 
 
 def _fitted(chosen: SynthesisConfig, skipped: Skipped) -> Sizes:

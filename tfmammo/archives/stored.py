@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tfmammo.record import Box
 
 _BAND = 64  # rows looked up at a time: NumPy makes 64-bit indices of them, which should stay in the cache
 
@@ -53,6 +56,17 @@ class Stored:
     def changed(self, values: NDArray[np.integer]) -> Stored:
         """The same file with other values."""
         return replace(self, values=values)
+
+    def repainted(self, image: NDArray[np.float32], parts: Iterable[tuple[Box, NDArray[np.float32]]]) -> Stored:
+        """The same file with other grey values in some boxes; a value whose grey stays is kept as it is.
+
+        Args:     image: what `image` gives. parts: boxes that don't overlap, half-open, px, each with its float32 [rows, cols].
+        """
+        values = self.values.copy()
+        for (top, left, bottom, right), grey in parts:
+            moved = grey != image[top:bottom, left:right, 0]
+            values[top:bottom, left:right][moved] = self.nearest(grey[moved])
+        return self.changed(values)
 
     def full_scale(self) -> NDArray[np.integer]:
         """The values as a picture holds them: `values`; of a DICOM file its greys, in 8 bits where `bits` are no more, else in 16."""
