@@ -26,9 +26,10 @@ from tfmammo import evaluation
 from tfmammo.config import ConfigError, TrainingConfig
 from tfmammo.data import splits
 from tfmammo.data.patches import Patches
+from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.summary import Measure, Row, Table, summarize
-from tfmammo.models.infilling import patch_seeds, tri_label, uniform_noise
+from tfmammo.models.infilling import tri_label
 from tfmammo.training import cli
 from tfmammo.training.image_grid import grid
 

@@ -1,8 +1,9 @@
-"""Layers that two or more rooms use identically."""
+"""Layers, and functions of images, that two or more rooms use identically."""
 
 from __future__ import annotations
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 TINY = 1e-12  # instead of a length of 0, to divide by
@@ -172,6 +173,42 @@ class RandomScalarMap(keras.layers.Layer):
         """See the class."""
         channel = tf.reshape(tf.cast(scalars, x.dtype), [-1, 1, 1, 1]) * tf.ones_like(x[..., :1])
         return tf.concat([x, channel], axis=-1)
+
+
+def image_gradients(image: tf.Tensor) -> tf.Tensor:
+    """Forward differences along rows and columns; 0 in the last row, or column, which has no neighbour.
+
+    Args:     image: floating [n, rows, cols, 1].
+    Returns:  [n, rows, cols, 2], of the same dtype.
+    """
+    down = tf.pad(image[:, 1:] - image[:, :-1], [[0, 0], [0, 1], [0, 0], [0, 0]])
+    right = tf.pad(image[:, :, 1:] - image[:, :, :-1], [[0, 0], [0, 0], [0, 1], [0, 0]])
+    return tf.concat([down, right], axis=-1)
+
+
+def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
+    """Uniform noise, the same for the same seed, whatever else is drawn.
+
+    Args:     seeds: int64 [n, 2]. size: rows and columns, px.
+    Returns:  float32 [n, size, size, 1], uniform in [0, 1).
+    """
+
+    def draw(seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_uniform([size, size, 1], seed, alg="philox")
+
+    return tf.map_fn(draw, tf.cast(seeds, tf.int64), fn_output_signature=tf.TensorSpec([size, size, 1], tf.float32))
+
+
+def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
+    """Seeds that follow from the step and from each patch's pixels, so neither from its place in the batch nor from the device.
+
+    Args:     image: float32 [n, size, size, 1]. step: integer scalar.
+    Returns:  int64 [n, 2]: the step, and a weighted sum of the pixels' bits.
+    """
+    pixels = int(np.prod(image.shape[1:]))
+    bits = tf.cast(tf.bitcast(tf.reshape(image, [-1, pixels]), tf.int32), tf.int64)
+    digest = tf.reduce_sum(bits * tf.constant(np.arange(pixels) % 1021 + 1, tf.int64), axis=1)
+    return tf.stack([tf.fill(tf.shape(digest), tf.cast(step, tf.int64)), digest], axis=1)
 
 
 def _unit(vector: tf.Tensor) -> tf.Tensor:

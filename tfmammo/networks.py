@@ -1,4 +1,4 @@
-"""Networks that two or more rooms use identically: the U-Net-256 and the patch discriminator of Pix2Pix."""
+"""Networks that two or more rooms use identically: Pix2Pix's U-Net-256 and patch discriminator, Ronneberger's U-Net, DCGAN's two."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class UNet256(keras.Model):
         self.ups = [_transposed_convolution(n, biases or i == depth - 1) for i, n in enumerate(ups)]
         self.up_norms = [norm() if i < depth - 1 else None for i in range(depth)]
         self.dropouts = [keras.layers.Dropout(dropout) if dropout and i < min(dropouts, depth - 1) else None for i in range(depth)]
-        self.leaky_relu = _leaky_relu if biases else tf.nn.leaky_relu  # with its slope of 0.2
+        self.leaky_relu = leaky_relu if biases else tf.nn.leaky_relu  # with its slope of 0.2
         self.to_float32 = keras.layers.Activation(activation, dtype="float32")
         self(keras.Input((size, size, channels), batch_size=1))
 
@@ -123,12 +123,103 @@ class PatchDiscriminator(keras.Model):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = convolution(self.pad(x))
             x = norm(x, training=training) if norm else x
-            x = _leaky_relu(x)
+            x = leaky_relu(x)
         return self.to_float32(self.head(self.pad(x)))
 
 
-def _leaky_relu(x: tf.Tensor) -> tf.Tensor:
-    return tf.maximum(x, 0.2 * x)  # TensorFlow's own behind a bias makes its CPU graph optimizer fail, 14 % slower
+def unet_features(features: keras.KerasTensor, widths: Sequence[int], dropout: float) -> keras.KerasTensor:
+    """Ronneberger's U-Net between its input and its last convolution, 1 x 1.
+
+    Two convolutions 3 x 3 with ReLU a level, max pooling between levels down, transposed convolutions 2 x 2 up, skips at every
+    resolution, the input's own too. He's random weights.
+
+    Args:     features: [batch, size, size, channels]; size a multiple of 2 ** (len(widths) - 1). widths: channels of each level,
+              the last one the bottom. dropout: the share dropped behind the last two levels.
+    Returns:  [batch, size, size, widths[0]].
+    Source:   Ronneberger, Fischer, Brox, U-Net: Convolutional networks for biomedical image segmentation (2015), figure 1.
+              Departure: convolutions are padded, so that nothing is cropped.
+    """
+    skips = []
+    for level, width in enumerate(widths):
+        if level > 0:
+            features = keras.layers.MaxPooling2D(2)(features)
+        features = _two_convolutions(features, width)
+        if level >= len(widths) - 2:
+            features = keras.layers.Dropout(dropout)(features)
+        skips.append(features)
+    for width, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
+        features = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")(features)
+        features = _two_convolutions(keras.layers.Concatenate()([skip, features]), width)
+    return features
+
+
+def dcgan_generator(z: int, filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float) -> keras.Model:
+    """DCGAN's generator: noise float [batch, z] -> float32 [batch, size, size, channels] in [-1, 1].
+
+    A fully connected layer to the innermost map, then transposed convolutions of stride 2; batch normalisation and ReLU behind
+    all but the last, tanh behind that.
+
+    Args:     filters: from the innermost map on, each twice the size of the one before. momentum: of the moving averages.
+    Raises:   ConfigError: size can't be halved so often.
+    Source:   Radford, Metz, Chintala, Unsupervised representation learning with DCGANs (2015).
+    """
+    side, layers = _innermost("filters", size, len(filters)), keras.layers
+    first, *rest = filters
+    stack = [
+        keras.Input((z,)),
+        layers.Dense(side * side * first, use_bias=False, kernel_initializer=normal()),
+        layers.Reshape((side, side, first)),
+        layers.BatchNormalization(momentum=momentum),
+        layers.ReLU(),
+    ]
+    for width in rest:
+        stack += [
+            layers.Conv2DTranspose(width, kernel, 2, "same", use_bias=False, kernel_initializer=normal()),
+            layers.BatchNormalization(momentum=momentum),
+            layers.ReLU(),
+        ]
+    stack += [
+        layers.Conv2DTranspose(channels, kernel, 2, "same", kernel_initializer=normal()),
+        layers.Activation("tanh", dtype="float32"),
+    ]
+    return keras.Sequential(stack, name="generator")
+
+
+def dcgan_discriminator(filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float) -> keras.Model:
+    """DCGAN's discriminator: [batch, size, size, channels] in [-1, 1] -> float32 logits [batch, 1, 1, 1].
+
+    Strided convolutions, batch normalisation on all but the first, LeakyReLU 0.2.
+
+    Args:     filters: one per halving. Raises and Source: as `dcgan_generator`.
+    """
+    side, layers = _innermost("discriminator_filters", size, len(filters)), keras.layers
+    stack = [keras.Input((size, size, channels))]
+    for i, width in enumerate(filters):
+        stack += [layers.Conv2D(width, kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal())]
+        stack += [layers.BatchNormalization(momentum=momentum)] if i else []
+        stack += [layers.Activation(leaky_relu)]
+    stack += [  # DCGAN flattens the last map and feeds it into one output: the same as a convolution over the whole of it
+        layers.Conv2D(1, side, padding="valid", kernel_initializer=normal()),
+        layers.Activation("linear", dtype="float32"),
+    ]
+    return keras.Sequential(stack, name="discriminator")
+
+
+def leaky_relu(x: tf.Tensor) -> tf.Tensor:
+    """max(x, 0.2 x). TensorFlow's own behind a bias makes its CPU graph optimizer fail, which costs 14 %."""
+    return tf.maximum(x, 0.2 * x)
+
+
+def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTensor:
+    for _ in range(2):
+        features = keras.layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal")(features)
+    return features
+
+
+def _innermost(key: str, size: int, halvings: int) -> int:
+    if size % 2**halvings:
+        raise ConfigError(f"data.size: patches of {size} px can't be halved {halvings} times, once for each of model.{key}")
+    return size // 2**halvings
 
 
 def _receptive_field(strides: Sequence[int], kernel: int = 4) -> int:

@@ -7,8 +7,9 @@ import numpy as np
 
 from tfmammo import config as configuration
 from tfmammo.data.patches import Patches
+from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import synthesis
-from tfmammo.models.infilling import Infilling, InfillingConfig, patch_seeds, tri_label, uniform_noise
+from tfmammo.models.infilling import Infilling, InfillingConfig, tri_label
 from tfmammo.training import cli, loop
 
 MARGIN = 296  # of the region that is judged, whatever margin the generator sees

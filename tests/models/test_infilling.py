@@ -14,6 +14,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from tfmammo.config import ConfigError
+from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.models import infilling
 from tfmammo.models.infilling import (
     CRN,
@@ -21,9 +22,7 @@ from tfmammo.models.infilling import (
     InfillingConfig,
     enlarged,
     feature_matching,
-    patch_seeds,
     tri_label,
-    uniform_noise,
 )
 from tfmammo.trunks import WeightsError, vgg19
 

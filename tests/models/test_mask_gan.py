@@ -7,6 +7,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 from skimage import measure
 
+from tfmammo import networks
 from tfmammo.config import ConfigError
 from tfmammo.models import mask_gan
 from tfmammo.models.mask_gan import (
@@ -60,7 +61,7 @@ def test_the_papers_values_are_the_defaults():
 
 
 def test_dcgans_networks_go_on_to_256_px(monkeypatch):
-    monkeypatch.setattr(mask_gan, "normal", lambda: keras.initializers.Zeros())
+    monkeypatch.setattr(networks, "normal", lambda: keras.initializers.Zeros())
     gan = MaskGAN()
     counts = {name: sum(int(np.prod(w.shape)) for w in network.trainable_variables) for name, network in gan.networks.items()}
     # By hand, G: 100 * 16,384 + 25 (1024 * 512 + ... + 64 * 32) + 2 (1024 + ... + 32) + 25 * 32 + 1.
@@ -162,7 +163,7 @@ def test_mixed_precision_trains_and_answers_in_float32(policy):
 
 @pytest.mark.parametrize(("key", "count"), [("filters", 5), ("discriminator_filters", 6)])
 def test_masks_that_can_not_be_halved_are_refused(key, count):
-    with pytest.raises(ConfigError, match=f"masks of 16 px can't be halved {count} times, once for each of model.{key}$"):
+    with pytest.raises(ConfigError, match=f"patches of 16 px can't be halved {count} times, once for each of model.{key}$"):
         small(**{key: (4,) * count})
 
 

@@ -16,8 +16,9 @@ from tfmammo import evaluation, export, trunks
 from tfmammo.archives import cdd_cesm
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.data import splits
+from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual
-from tfmammo.models.infilling import patch_seeds, tri_label, uniform_noise
+from tfmammo.models.infilling import tri_label
 from tfmammo.training import cli
 from tfmammo.training.image_grid import HEADER
 

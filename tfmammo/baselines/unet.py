@@ -15,6 +15,7 @@ import keras
 from pydantic import Field, PositiveInt
 
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
+from tfmammo.networks import unet_features
 
 
 class UNetConfig(SegmenterConfig):
@@ -47,22 +48,6 @@ def network(size: int, widths: tuple[int, ...], dropout: float) -> keras.Model:
     check_size(size, 2 ** (len(widths) - 1))
     image = keras.Input((size, size, 1), name="image")
     features = keras.layers.Rescaling(2.0, -1.0, dtype="float32")(image)
-    skips = []
-    for level, width in enumerate(widths):
-        if level > 0:
-            features = keras.layers.MaxPooling2D(2)(features)
-        features = _two_convolutions(features, width)
-        if level >= len(widths) - 2:
-            features = keras.layers.Dropout(dropout)(features)
-        skips.append(features)
-    for width, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
-        features = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")(features)
-        features = _two_convolutions(keras.layers.Concatenate()([skip, features]), width)
+    features = unet_features(features, widths, dropout)
     logits = keras.layers.Conv2D(1, 1, dtype="float32", name="logits")(features)
     return keras.Model(image, logits, name="segmenter")
-
-
-def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTensor:
-    for _ in range(2):
-        features = keras.layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal")(features)
-    return features

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from tfmammo.config import DataConfig
-from tfmammo.data.patches import SEVERITY, Patches, joined, normal_patches, offset_patches
+from tfmammo.data.patches import SEVERITY, Patches, joined, lesion_patches, normal_patches, offset_patches
 from tfmammo.data.preprocess import DataError
 from tfmammo.record import Mammogram, Skipped
 
+CUT_OFF = "its mask touches the border of its patch, where the rest of it may be cut off"
 UNKNOWN = "the archive does not state the lesion's pathology"
 
 
@@ -66,6 +67,21 @@ def binary_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped:
             skipped.add(name, UNKNOWN)
         near = near.take(np.flatnonzero(near.pathologies == "malignant"))
     patches = joined([near, normal])
+    return check_binary(patches.labelled(patches.kinds != "normal", balanced=True), "the archive")
+
+
+def blend_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+    """Patches around lesions, labelled 1, and normal ones to set them into, labelled 0, balanced.
+
+    Args:     as `make_patches`; config.patches is not read. skipped: lesions whose mask touches their patch's border too.
+    Raises:   DataError: one of the two is missing.
+    """
+    records = list(mammograms)
+    around, normal = lesion_patches(records, config, skipped), normal_patches(records, config, skipped)
+    inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
+    for name in around.ids[~inside].tolist():
+        skipped.add(name, CUT_OFF)
+    patches = joined([around.take(np.flatnonzero(inside)), normal])
     return check_binary(patches.labelled(patches.kinds != "normal", balanced=True), "the archive")
 
 

@@ -41,6 +41,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import ConfigError, Frozen
 from tfmammo.layers import RandomScalarMap, SelfAttention, SpectralNormalization
+from tfmammo.networks import leaky_relu
 from tfmammo.optimization import Adam, build, minimize
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
 
@@ -449,11 +450,6 @@ def gradient_penalty(logit: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor, 
 def scalars(count: int, blocks: int, seed: int = 0) -> NDArray[np.float32]:
     """Random numbers for the exported functions, the same for the same seed: float32 [count, blocks], uniform in [-1, 1]."""
     return np.random.default_rng(seed).uniform(-1, 1, (count, blocks)).astype(np.float32)
-
-
-def leaky_relu(x: tf.Tensor) -> tf.Tensor:
-    """max(x, 0.2 x)."""
-    return tf.maximum(x, 0.2 * x)
 
 
 def doubled(x: tf.Tensor) -> tf.Tensor:

@@ -40,6 +40,7 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo.config import ConfigError, Frozen
+from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
 from tfmammo.optimization import Adam, build, minimize
@@ -111,7 +112,7 @@ def tri_label(image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int |
     """What G sees: the tissue patch without its lesion, the mask, and the margin.
 
     Args:     image: float32 [n, size, size, 1] in [0, 1]. mask: the same shape, 0 or 1. noise: the same shape, uniform in [0, 1];
-              see `uniform_noise`. margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper; None: no margin.
+              see layers.uniform_noise. margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper; None: no margin.
     Returns:  float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Without the leading n too.
     Source:   sections 3.1, 3.3 and 4.1.
     """
@@ -119,31 +120,6 @@ def tri_label(image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int |
     if margin is None:
         return tf.concat([tissue, mask], axis=-1)
     return tf.concat([tissue, mask, tf.maximum(enlarged(mask, margin) - mask, 0)], axis=-1)
-
-
-def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
-    """Noise for `tri_label`, the same for the same seed, whatever else is drawn.
-
-    Args:     seeds: int64 [n, 2]. size: rows and columns, px.
-    Returns:  float32 [n, size, size, 1], uniform in [0, 1).
-    """
-
-    def draw(seed: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_uniform([size, size, 1], seed, alg="philox")
-
-    return tf.map_fn(draw, tf.cast(seeds, tf.int64), fn_output_signature=tf.TensorSpec([size, size, 1], tf.float32))
-
-
-def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
-    """Seeds that follow from the step and from each patch's pixels, so neither from its place in the batch nor from the device.
-
-    Args:     image: float32 [n, size, size, 1]. step: integer scalar.
-    Returns:  int64 [n, 2]: the step, and a weighted sum of the pixels' bits.
-    """
-    pixels = int(np.prod(image.shape[1:]))
-    bits = tf.cast(tf.bitcast(tf.reshape(image, [-1, pixels]), tf.int32), tf.int64)
-    digest = tf.reduce_sum(bits * tf.constant(np.arange(pixels) % 1021 + 1, tf.int64), axis=1)
-    return tf.stack([tf.fill(tf.shape(digest), tf.cast(step, tf.int64)), digest], axis=1)
 
 
 def feature_matching(real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor], weights: Sequence[float] | None = None) -> tf.Tensor:

@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 from scipy import ndimage
 
-from tfmammo.config import ConfigError, Frozen
+from tfmammo.config import Frozen
 from tfmammo.losses import log_fake, log_real
-from tfmammo.networks import normal
+from tfmammo.networks import dcgan_discriminator, dcgan_generator
 from tfmammo.optimization import Adam, build, minimize
 
 LIMITS = "plausibility.json"  # the file in an export that holds a Plausibility
@@ -83,8 +83,8 @@ class MaskGAN(keras.Model):
         super().__init__(name="mask_gan")
         self.config = config = config or MaskGANConfig()
         self.size, self.references = size, references
-        self.generator = _generator(config, size)
-        self.discriminator = _discriminator(config, size)
+        self.generator = dcgan_generator(config.z, config.filters, 1, size, config.kernel, config.momentum)
+        self.discriminator = dcgan_discriminator(config.discriminator_filters, 1, size, config.kernel, config.momentum)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = {
             name: build(Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network)
@@ -237,46 +237,3 @@ def diversity(masks: NDArray[np.uint8]) -> float:
     if len(masks) < 2:
         return 0.0
     return float(distances(masks, masks)[np.triu_indices(len(masks), 1)].mean())
-
-
-def _generator(config: MaskGANConfig, size: int) -> keras.Model:
-    side, layers = _innermost("filters", size, len(config.filters)), keras.layers
-    first, *rest = config.filters
-    stack = [
-        keras.Input((config.z,)),
-        layers.Dense(side * side * first, use_bias=False, kernel_initializer=normal()),
-        layers.Reshape((side, side, first)),
-        layers.BatchNormalization(momentum=config.momentum),
-        layers.ReLU(),
-    ]
-    for width in rest:
-        stack += [
-            layers.Conv2DTranspose(width, config.kernel, 2, "same", use_bias=False, kernel_initializer=normal()),
-            layers.BatchNormalization(momentum=config.momentum),
-            layers.ReLU(),
-        ]
-    stack += [
-        layers.Conv2DTranspose(1, config.kernel, 2, "same", kernel_initializer=normal()),
-        layers.Activation("tanh", dtype="float32"),
-    ]
-    return keras.Sequential(stack, name="generator")
-
-
-def _discriminator(config: MaskGANConfig, size: int) -> keras.Model:
-    side, layers = _innermost("discriminator_filters", size, len(config.discriminator_filters)), keras.layers
-    stack = [keras.Input((size, size, 1))]
-    for i, width in enumerate(config.discriminator_filters):
-        stack += [layers.Conv2D(width, config.kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal())]
-        stack += [layers.BatchNormalization(momentum=config.momentum)] if i else []
-        stack += [layers.LeakyReLU(0.2)]
-    stack += [  # DCGAN flattens the last map and feeds it into one output: the same as a convolution over the whole of it
-        layers.Conv2D(1, side, padding="valid", kernel_initializer=normal()),
-        layers.Activation("linear", dtype="float32"),
-    ]
-    return keras.Sequential(stack, name="discriminator")
-
-
-def _innermost(key: str, size: int, halvings: int) -> int:
-    if size % 2**halvings:
-        raise ConfigError(f"data.size: masks of {size} px can't be halved {halvings} times, once for each of model.{key}")
-    return size // 2**halvings

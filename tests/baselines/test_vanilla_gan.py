@@ -1,0 +1,81 @@
+"""The vanilla GAN: patches and masks from noise; its losses by hand."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
+from tfmammo.config import ConfigError
+
+SIZE = 16
+
+
+def small(**config):
+    gan = VanillaGAN(VanillaGANConfig(**{"z": 5, "filters": (8, 4), "discriminator_filters": (4, 8), **config}), SIZE)
+    rng = np.random.default_rng(0)
+    for network in gan.networks.values():
+        for weight in network.trainable_variables:
+            weight.assign(rng.normal(0, 0.2, weight.shape) + (weight.name == "gamma"))
+    return gan
+
+
+def batch(count=4):
+    rng = np.random.default_rng(1)
+    masks = np.zeros((count, SIZE, SIZE, 1), np.float32)
+    masks[:, 4:12, 5:11] = 1
+    images = np.clip(0.3 + 0.4 * masks + 0.05 * rng.normal(size=masks.shape), 0, 1).astype(np.float32)
+    return {"image": tf.constant(images), "mask": tf.constant(masks)}
+
+
+def test_two_channels_from_noise_at_256_px():
+    gan = VanillaGAN()
+    assert gan.generator.output_shape == (None, 256, 256, 2) and gan.discriminator.input_shape == (None, 256, 256, 2)
+    counts = [sum(int(np.prod(w.shape)) for w in network.trainable_variables) for network in gan.networks.values()]
+    assert counts == [19_102_433 + 25 * 32 + 1, 17_480_385 + 25 * 32], "the mask GAN's, and one channel more at its end and beginning"
+
+
+def test_every_returned_number_by_hand():
+    gan, data = small(), batch()
+    fake = gan.generator(gan._draw(4), training=True)
+    real = tf.concat([data["image"], data["mask"]], axis=-1) * 2 - 1
+    logits = [np.asarray(gan.discriminator(x, training=True), np.float64).ravel() for x in (real, fake)]
+    p_real, p_fake = (1 / (1 + np.exp(-x)) for x in logits)
+    expected = {
+        "generator_loss": -np.log(p_fake).mean(), "discriminator_loss": -np.log(p_real).mean() - np.log(1 - p_fake).mean(),
+        "p_real": p_real.mean(), "p_fake": p_fake.mean(),
+    }  # fmt: skip
+    found = gan.train_step(data)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+
+
+def test_each_optimizer_moves_its_own_network():
+    for chosen in ("generator", "discriminator"):
+        gan, data = small(), batch()
+        for name, optimizer in gan.optimizers.items():
+            optimizer.learning_rate = 1e-2 if name == chosen else 0.0
+        before = {name: [w.numpy() for w in network.trainable_variables] for name, network in gan.networks.items()}
+        losses = [float(gan.train_step(data)[f"{chosen}_loss"]) for _ in range(15)]
+        for name, network in gan.networks.items():
+            moved = [np.abs(old - new.numpy()).max() for old, new in zip(before[name], network.trainable_variables, strict=True)]
+            assert min(moved) > 1e-4 if name == chosen else max(moved) == 0
+        assert losses[-1] < 0.8 * losses[0]
+
+
+def test_what_is_exported_and_shown():
+    gan, data = small(), batch()
+    functions = gan.functions()
+    noise = tf.constant(np.random.default_rng(2).uniform(-1, 1, (3, 5)), tf.float32)
+    made = functions["generator"](noise=noise)
+    assert set(made) == {"image", "mask"}
+    for values in made.values():
+        assert values.shape == (3, SIZE, SIZE, 1) and values.dtype == tf.float32 and np.min(values) >= 0 and np.max(values) <= 1
+    assert np.abs(made["image"] - made["mask"]).max() > 1e-3
+    assert functions["discriminator"](image=data["image"], mask=data["mask"])["logits"].shape[0] == 4
+    assert list(gan.sample(data)) == ["synthetic", "its mask", "real"]
+
+
+def test_a_size_that_does_not_fit():
+    with pytest.raises(ConfigError, match="patches of 18 px can't be halved 2 times"):
+        VanillaGAN(VanillaGANConfig(filters=(8, 4), discriminator_filters=(4, 8)), 18)
