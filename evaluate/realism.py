@@ -10,7 +10,7 @@ which tables, CSVs and the names of measures then say.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,9 @@ from tfmammo.data import splits
 from tfmammo.data.patches import Patches
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual, synthesis
-from tfmammo.metrics.summary import Measure, Row, Table, summarize
+from tfmammo.metrics.summary import Measure, Table, summarize
 from tfmammo.models.infilling import tri_label
+from tfmammo.realism import SET_MEASURES, Judge, Scores, Statistic
 from tfmammo.training import cli
 from tfmammo.training.image_grid import grid
 
@@ -40,20 +41,13 @@ MEASURES = {
     "l1_mass": Measure("L1 to its real patch, inside the mass", "", 1, 3),
     "ssim_mass": Measure("SSIM to its real patch, inside the mass", "", 1, 3),
     "lpips": Measure("LPIPS to its real patch", "", 1, 4),
-    "lpips_pairs": Measure("LPIPS to other real patches", "", 1, 4),
-    "fid": Measure("FID", "", 1, 1),
-    "kid": Measure("KID x 1000", "", 1000, 2),
+    **SET_MEASURES,
     "ms_ssim": Measure("MS-SSIM among themselves", "", 1, 3),
     "nearest_pixels": Measure("nearest training patch in pixels", "", 1, 2),
     "nearest_mass": Measure("nearest training patch in the mass's pixels", "", 1, 2),
     "nearest_features": Measure("nearest training patch in features", "", 1, 2),
-    "copy": Measure("copies", "%", 100, 1),
 }
 TO_REAL = ("l1_mass", "ssim_mass", "lpips")
-OF_LPIPS, OF_INCEPTION = ("lpips", "lpips_pairs"), ("fid", "kid", "nearest_features", "copy")
-
-Scores = dict[str, NDArray[np.float64]]
-Statistic = Callable[[NDArray[np.intp]], float]
 
 
 class RealismConfig(evaluation.EvaluationConfig):
@@ -74,32 +68,6 @@ class RealismConfig(evaluation.EvaluationConfig):
     subset_size: int = Field(default=50, ge=2)
     copy_below: PositiveFloat = perceptual.COPY
     rows: PositiveInt = 6
-
-
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """The networks that look at patches. lpips, inception: see tfmammo.metrics.perceptual."""
-
-    lpips: perceptual.LPIPS
-    inception: perceptual.Inception
-
-    def key(self, measure: str) -> str:
-        """The measure's name, marked where the network behind it is random or has no calibrated heads."""
-        note = self.lpips.note if measure in OF_LPIPS else self.inception.note if measure in OF_INCEPTION else ""
-        return measure + ("_random" if "random" in note else "_without_heads" if note else "")
-
-    def measures(self, copy_below: float) -> dict[str, Measure]:
-        """The table's columns in order, marked in their headings too."""
-        found = {}
-        for name, measure in MEASURES.items():
-            mark = self.key(name).removeprefix(name).replace("_", " ").strip()
-            heading = f"{measure.heading}, below {copy_below:g}" if name == "copy" else measure.heading
-            found[self.key(name)] = Measure(f"{heading} ({mark})" if mark else heading, measure.unit, measure.scale, measure.decimals)
-        return found
-
-    def marked(self, scores: Scores) -> Scores:
-        """Scores under their marked names."""
-        return {self.key(name): values for name, values in scores.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +96,8 @@ def main() -> None:
     output = chosen.output or Path("runs/realism")
     judge = Judge(perceptual.LPIPS(config.alexnet, config.heads), perceptual.Inception(config.inception))
     printed = {} if judge.lpips.note else {name: {"lpips": PRINTED[name]} for name in config.models if name in PRINTED}
-    notes = ", ".join(note for note in (judge.lpips.note, judge.inception.note) if note)
-    note = f"made with {notes}" if notes else ""
-    report = evaluation.Report(config, judge.measures(config.copy_below), printed, models_across=True, note=note)
+    measures = MEASURES | {"copy": Measure(f"copies, below {config.copy_below:g}", "%", 100, 1)}
+    report = evaluation.Report(config, judge.measures(measures), printed, models_across=True, note=judge.note)
     sources = {"tri_label": tri_labels, "mask": evaluation.INPUTS["mask"]}
     for comparison in evaluation.compare(config, sources, "image", limit=config.sample):
         examine(comparison, config, judge, report, output)
@@ -166,7 +133,7 @@ def examine(comparison: evaluation.Comparison, config: RealismConfig, judge: Jud
     statistics = of_sets(comparison, config, judge, features, pool, pool_features)
     rows = [
         *summarise({name: judge.marked(scores) for name, scores in own.items()}),
-        *set_rows(statistics, patches.patient_ids, judge, config.level),
+        *judge.rows(statistics, patches.patient_ids, config.level, REAL),
         *summarise({name: judge.marked(scores) for name, scores in ratios.items()}),
     ]
     none = {name: np.full(len(patches), np.nan) for name in TO_REAL}
@@ -229,34 +196,17 @@ def of_sets(
     """Measure -> model -> its number for some rows of the patches. Real patches are compared with as many of other patients,
     where there are so many, for FID grows as sets shrink."""
     patches, n = comparison.patches, len(comparison.patches)
-    found: dict[str, dict[str, Statistic]] = {name: {} for name in ("lpips_pairs", "fid", "kid", "ms_ssim")}
     free = np.flatnonzero(~np.isin(pool.patient_ids, patches.patient_ids))
     pairs = perceptual.random_pairs(n, config.pairs, config.seed)
     sets = {name: (images, features[name], True) for name, images in comparison.outputs.items()}
     if len(free) >= n:
         others = np.random.default_rng(config.seed).permutation(free)[:n]
         sets[REAL] = (pool.images[others], pool_features[others], False)
-    for name, (images, seen, paired) in sets.items():
-        found["lpips_pairs"][name] = partial(_off_diagonal, judge.lpips.matrix(patches.images, images))
-        found["fid"][name] = partial(_of_rows, perceptual.fid, features[REAL], seen)
-        found["kid"][name] = partial(_of_rows, partial(perceptual.mmd, paired=paired), features[REAL], seen)
-    for name, images in {**comparison.outputs, REAL: patches.images}.items():
-        found["ms_ssim"][name] = partial(_of_pairs, pairs, perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]]))
-    return found
-
-
-def set_rows(statistics: Mapping[str, Mapping[str, Statistic]], patient_ids: NDArray[np.str_], judge: Judge, level: float) -> list[Row]:
-    """The table's rows of what is known of whole sets alone, with jackknife intervals, and differences from the first model."""
-    rows = []
-    for measure, models in statistics.items():
-        first = next(iter(models))
-        for name, statistic in models.items():
-            value, low, high, _ = perceptual.jackknife(statistic, patient_ids, level)
-            against: tuple[float, ...] = ()
-            if name not in (first, REAL):
-                against = perceptual.jackknife(partial(_difference, statistic, models[first]), patient_ids, level)
-            rows.append(Row(name, judge.key(measure), len(patient_ids), len(set(patient_ids.tolist())), value, low, high, *against))
-    return rows
+    variety: dict[str, Statistic] = {
+        name: partial(_of_pairs, pairs, perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]]))
+        for name, images in {**comparison.outputs, REAL: patches.images}.items()
+    }
+    return {**judge.statistics(patches.images, features[REAL], sets), "ms_ssim": variety}
 
 
 def kid_table(features: Mapping[str, NDArray[np.float32]], config: RealismConfig, judge: Judge) -> Table:
@@ -292,22 +242,9 @@ def _write(panels: Mapping[str, NDArray[Any]], path: Path) -> None:
     cv2.imwrite(str(path), grid(panels)[..., ::-1])
 
 
-def _of_rows(measure: Callable[..., float], real: NDArray[np.float32], synthetic: NDArray[np.float32], rows: NDArray[np.intp]) -> float:
-    return measure(real[rows], synthetic[rows]) if len(rows) > 1 else np.nan
-
-
-def _off_diagonal(matrix: NDArray[np.float64], rows: NDArray[np.intp]) -> float:
-    part = matrix[np.ix_(rows, rows)]
-    return float((part.sum() - np.trace(part)) / (len(rows) * (len(rows) - 1))) if len(rows) > 1 else np.nan
-
-
 def _of_pairs(pairs: NDArray[np.intp], values: NDArray[np.float64], rows: NDArray[np.intp]) -> float:
     kept = np.isin(pairs, rows).all(axis=1)
     return float(values[kept].mean()) if kept.any() else np.nan
-
-
-def _difference(statistic: Statistic, reference: Statistic, rows: NDArray[np.intp]) -> float:
-    return statistic(rows) - reference(rows)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def main() -> None:
     cli.prepare(experiment.training)
     output = chosen.output or cli.default_output(experiment)
     found = cli.datasets(cli.archive_split(experiment.data, output), output, blend_patches)
-    train, held_out = (check_binary(part, where) for part, where in zip(found, ("the training folds", "the held-out fold"), strict=True))
+    sides = zip(found, ("the training folds", "the held-out fold"), strict=True)
+    train, held_out = (check_binary(part, where) for part, where in sides if isinstance(part, Patches))
     lesions, tissue = (held_out.take(np.flatnonzero(held_out.labels == label)) for label in (LESION, NORMAL))
 
     def make() -> Blending:
@@ -47,7 +48,7 @@ def validate(functions: loop.Functions, held_out: Patches, tissue: Patches) -> d
     return {
         "likeness": -sliced_wasserstein(held_out.images, made),
         "likeness_of_pasted": -sliced_wasserstein(held_out.images, channels[..., 1:2]),
-        "seam": float(np.mean(seam_strength(made, held_out.masks))),
+        "seam": float(np.nanmean(seam_strength(made, held_out.masks))),
         "background": float(np.mean(background_error(made, under, held_out.masks)["l1_background"])),
     }
 

@@ -26,6 +26,11 @@ SMALL = {
         *("data.sampling.count=60", "data.sampling.scale=[0.25,0.25]", "data.phantoms=40"),  # patches of both classes on all three sides
     ],
     "mask_gan": ["model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
+    "blending": [
+        *("model.widths=[4,8]", "model.discriminator_filters=4", "training.batch_size=2"),
+        *("data.sampling.count=12", "data.folds=2", "data.phantoms=24"),  # lesions and normal patches on both sides
+    ],
+    "vanilla_gan": ["data.folds=2", "model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
     "infilling": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1", "model.weights=none"],
 }
 COMMON = ["data.size=32", "data.phantoms=12", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
