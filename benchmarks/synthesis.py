@@ -43,6 +43,7 @@ from tfmammo.data import jobs
 from tfmammo.generators import Generator
 from tfmammo.insertion import Ground
 from tfmammo.models.infilling import Infilling, InfillingConfig
+from tfmammo.painters import NetworkPainter, masked
 from tfmammo.recipe import Recipe, ShapeConfig, Source, SynthesisConfig
 from tfmammo.record import Mammogram
 from tfmammo.synthesis import plan, render
@@ -78,17 +79,17 @@ def mammogram(folder: Path, rows: int, cols: int) -> Mammogram:
 def measured(source: Mammogram, network: Generator, recipe: Recipe, folder: Path, repeats: int) -> dict[str, float]:
     """Seconds of each part, medians of `repeats` after one that is not counted."""
     timed, taken = Timed(network.call), []
-    network = replace(network, call=timed)
+    brush = NetworkPainter(replace(network, call=timed), recipe.config.feather, masked)
     for repeat in range(1 + repeats):
         output = folder / str(repeat)  # a new one, because replacing a file takes as long as removing the old one
         output.mkdir()
         timed.seconds, times = 0.0, [time.process_time()]
         stored = archives.stored(source)
-        ground = Ground(stored.image(), source, network.data)
+        ground = Ground(stored.image(), source, brush.data)
         times.append(time.process_time())
-        insertions, _ = plan(recipe, ground, network, np.random.default_rng(0))
+        insertions, _ = plan(recipe, ground, brush, np.random.default_rng(0))
         times.append(time.process_time())
-        made = render(ground, stored, insertions, network)
+        made = render(ground, stored, insertions, brush)
         times.append(time.process_time())
         named = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "source": _source(source)})
         named = named.model_copy(update={"files": write(named, source, made, output)})

@@ -139,6 +139,31 @@ def tiny_infilling(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_blending(tmp_path_factory):
+    """A function (size=32, patients=(), **data) -> the export of a small blending network, trained for two steps on random patches."""
+    import numpy as np
+
+    from tfmammo.config import DataConfig
+    from tfmammo.export import export
+    from tfmammo.models.blending import Blending, BlendingConfig
+
+    def make(size=32, patients=(), **data):
+        config, random = BlendingConfig(widths=(4, 8), discriminator_filters=4), np.random.default_rng(0)
+        room = Blending(config, size)
+        mask = np.zeros((4, size, size, 1), np.float32)
+        mask[2:, size // 3 : 2 * size // 3, size // 3 : size // 2] = 1
+        batch = {"image": random.random(mask.shape, np.float32), "mask": mask, "label": np.array([0, 0, 1, 1], np.int32)}
+        for _ in range(2):
+            room.train_step(batch)
+        section = DataConfig(**{"size": size, "frame": "square", "context": 2, "window": (0, 1), **data}).model_dump(mode="json")
+        model = config.model_dump(mode="json")
+        card = {"name": "blending", "step": 2, "config": {"data": section, "model": model}, "train_patients": sorted(patients)}
+        return export(room, tmp_path_factory.mktemp("blending") / "export", card)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_contextual(tmp_path_factory):
     """A function (target="mass", size=32, patients=(), idle=0.0, level=0.6, **data) -> the export of a contextual GAN that needs no
     training.

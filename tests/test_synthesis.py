@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import cv2
@@ -20,10 +21,11 @@ from tfmammo import archives, generators, synthesis
 from tfmammo.archives import folder as archive
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import ConfigError, DataConfig, dump, parse
+from tfmammo.data import splits
 from tfmammo.data.preprocess import DataError
 from tfmammo.export import ExportError, export
 from tfmammo.models import mask_gan
-from tfmammo.recipe import ShapeConfig, SynthesisConfig, read_recipe
+from tfmammo.recipe import PatientsConfig, ShapeConfig, SynthesisConfig, read_recipe
 from tfmammo.record import Lesion, Mammogram, Skipped
 from tfmammo.synthesis import remake, synthesise
 
@@ -498,6 +500,185 @@ def test_a_two_channel_generator_and_percentiles(config, tiny_infilling, tmp_pat
     remake(tmp_path / "out/recipes/000000.json", tmp_path / "again")
 
 
+@pytest.fixture
+def real(config):
+    """A function (painter="poisson", form="8", **values) -> a config that sets real masses in."""
+
+    def make(painter="poisson", form="8", **values):
+        return config(form, **{"painter": painter, "generator": None, "sizes": None, "feather": 16.0, **values})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def phantoms(tiny_blending):
+    """A function (painter, **values) -> a config that sets a phantom's masses into its normal mammograms."""
+    data = DataConfig(phantoms=24)
+    patients = {one.patient_id for one in archives.mammograms(data, Skipped()) if one.laterality == "L"}
+
+    def make(painter, **values):
+        generator = str(tiny_blending(size=64, patients=patients)) if painter == "blending" else None
+        return SynthesisConfig(**{"name": "grafts", "data": data, "painter": painter, "generator": generator, "count": 3, **values})
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # pycocotools
+@pytest.mark.parametrize(("painter", "form"), [("poisson", "dicom"), ("blending", "png"), ("blending", "tfrecord")])
+def test_real_lesions_of_the_phantom(painter, form, phantoms, tmp_path):
+    """From records to files: nothing changes beyond a support, COCO and masks agree, and all of it can be made again."""
+    from pycocotools.coco import COCO
+
+    chosen, root = phantoms(painter, format=form, masses=(1, 2), seed=2), tmp_path / "set"
+    recipes = synthesise(chosen, root)
+    assert [recipe.left_out for recipe in recipes] == [None] * 3 and sum(len(recipe.lesions) for recipe in recipes) > 3
+    known = {one.image_id: one for one in archives.mammograms(chosen.data, Skipped())}
+    coco = COCO(str(root / "annotations.json"))
+    for recipe in recipes:
+        source = archives.stored(known[recipe.source.image_id])
+        near = np.zeros(source.values.shape, bool)
+        for number, (lesion, annotation) in enumerate(zip(recipe.lesions, coco.imgToAnns[recipe.number + 1], strict=True), start=1):
+            graft, own = lesion.graft, known[lesion.graft.image_id]
+            assert own.lesions[graft.number].kind == "mass" and graft.patient_id == own.patient_id and graft.angle != 0
+            assert graft.mirrored == ({own.laterality, recipe.source.laterality} == {"L", "R"})
+            assert lesion.shape == f"phantom {graft.image_id}#{graft.number}" and 0.8 <= graft.factor <= 1.2
+            area = own.lesions[graft.number].mask(own.rows, own.cols).sum() * graft.factor**2
+            mask = cv2.imread(str(root / f"lesion_masks/{recipe.name}_{number}.png"), cv2.IMREAD_UNCHANGED) > 0
+            assert lesion.area == mask.sum() == coco.annToMask(annotation).sum() == pytest.approx(area, rel=0.02)
+            assert (coco.annToMask(annotation) > 0)[mask].all()
+            (top, left, bottom, right), (first, before, last, behind) = lesion.box, lesion.window
+            near[first:last, before:behind] = True
+            if painter == "poisson":
+                assert lesion.window == (top - 3, left - 3, bottom + 3, right + 3)
+                near[first:last, before:behind] = mask[first:last, before:behind]
+            trained = {one.patient_id for one in known.values() if one.laterality == "L"}
+            assert graft.trained_on == (None if painter == "poisson" else own.patient_id in trained)
+        path = root / f"images/{recipe.name}"
+        if form == "dicom":
+            made = pydicom.dcmread(path.with_suffix(".dcm")).pixel_array
+        elif form == "png":
+            made = cv2.imread(str(path.with_suffix(".png")), cv2.IMREAD_UNCHANGED)
+        else:
+            (raw,) = tf.data.TFRecordDataset(str(path.with_suffix(".tfrecord"))).as_numpy_iterator()
+            features = tf.train.Example.FromString(raw).features.feature
+            made = tf.io.decode_png(features["image/encoded"].bytes_list.value[0], dtype=tf.uint16).numpy()[..., 0]
+            assert list(features["image/object/class/text"].bytes_list.value) == [b"mass"] * len(recipe.lesions)
+        np.testing.assert_array_equal(made[~near], source.values[~near])
+        assert (made[near] != source.values[near]).mean() > 0.2
+    before = contents(root)
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    synthesise(chosen, root)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == times
+    for recipe in recipes:
+        remake(root / f"recipes/{recipe.name}.json", tmp_path / "again")
+    assert contents(tmp_path / "again") == {name: before[name] for recipe in recipes for name in recipe.files}
+
+
+def test_whose_lesions_they_are_is_told(real, tmp_path, folders, tiny_blending):
+    recipes = synthesise(real(masses=(2, 2)), tmp_path / "out")
+    with (tmp_path / "out/metadata.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    known = {one.image_id: one for one in archive.read(folders / "masses")}
+    for row, recipe in zip(rows, recipes, strict=True):
+        patients = {known[lesion.graft.image_id].patient_id for lesion in recipe.lesions}
+        assert row["patient"] == recipe.source.patient_id and row["lesion_patient"] == " ".join(sorted(patients))
+        assert row["pathology"] == "benign" and row["patient"] not in patients
+    readme = (tmp_path / "out/README.md").read_text()
+    assert "without a network (painter poisson)" in readme and "No split was given" in readme and "trained_on" not in readme
+    skipped = Skipped()
+    assert len(archive.read(tmp_path / "out", skipped)) == 3 and "metadata.csv" not in skipped.reasons, "the column is known"
+    one = next(iter(known.values())).patient_id
+    folder = tiny_blending(patients=[one])
+    recipes = synthesise(real("blending", generator=str(folder), count=6), tmp_path / "network")
+    grafts = [recipe.lesions[0].graft for recipe in recipes]
+    assert {graft.trained_on for graft in grafts} == {True, False} and all(
+        graft.trained_on == (graft.patient_id == one) for graft in grafts
+    )
+    told = f"trained on the patients of {sum(graft.trained_on for graft in grafts)} of the 6 lesions"
+    assert told in (tmp_path / "network/README.md").read_text()
+
+
+def test_only_patients_of_one_side(real, folders, tmp_path):
+    """One archive of normal mammograms and masses, and a split of its patients."""
+    both = [*(mammogram(number) for number in range(4)), *(mammogram(10 + number, lesion) for number, lesion in enumerate(MASSES))]
+    writer.write(both, tmp_path / "both", bits=8)
+    data = DataConfig(name="folder", root=tmp_path / "both")
+    found = archive.read(tmp_path / "both")
+    train = {found[i].patient_id for i in (0, 1, 4)}
+    places = {one.patient_id: 1 if one.patient_id in train else 0 for one in found}
+    saved = splits.SavedSplit(archive="folder", split="patient", folds=2, seed=0, stratify="none", patients=places)
+    splits.save(tmp_path / "split.json", saved)
+    for side, expected in (("train", train), ("held_out", set(places) - train)):
+        chosen = real(data=data, lesions=None, patients=PatientsConfig(split_file=tmp_path / "split.json", side=side), count=8)
+        recipes = synthesise(chosen, tmp_path / side)
+        seen = {patient for one in recipes for patient in (one.source.patient_id, *(lesion.graft.patient_id for lesion in one.lesions))}
+        assert seen == expected and f"All are of the {side} side of one split" in (tmp_path / side / "README.md").read_text()
+    remake(tmp_path / "train/recipes/000000.json", tmp_path / "again")
+    for key, value in (("rotate", 20), ("painter", "mixed")):
+        with pytest.raises(ConfigError, match=f"was made with another lesions.{key}; name a new folder"):
+            synthesise(chosen.model_copy(update={key: value}), tmp_path / "held_out")
+    with pytest.raises(ConfigError, match=r"was made with another lesions.patients.sha256; name a new folder"):
+        splits.save(tmp_path / "split.json", saved.model_copy(update={"seed": 1}))
+        synthesise(chosen, tmp_path / "held_out")
+    splits.save(tmp_path / "split.json", saved.model_copy(update={"patients": {found[4].patient_id: 1}}))
+    with pytest.raises(DataError, match="does not know 4 of 4 patients"):
+        synthesise(chosen, tmp_path / "new")
+
+
+def test_lesions_of_another_archive_depth_and_spacing(real, folders, tmp_path):
+    """16-bit masses at half the spacing come out half as large in 12-bit mammograms; unknown spacings are a sentence."""
+    fine = [
+        replace(mammogram(10, MASSES[0]), spacing=(0.05, 0.05)),
+        replace(mammogram(12, [[1, 0], [30, 0], [30, 40]]), spacing=(0.05, 0.05)),
+    ]
+    writer.write(fine, tmp_path / "fine", bits=16)
+    lesions = DataConfig(name="folder", root=tmp_path / "fine")
+    chosen = real(form="12", lesions=lesions, resize=(1, 1), rotate=0)
+    for recipe in synthesise(chosen, tmp_path / "out"):
+        assert recipe.left_out is None
+        (lesion,) = recipe.lesions
+        assert (lesion.graft.angle, lesion.graft.factor) == (0, 1)
+        assert abs(lesion.box[2] - lesion.box[0] - 12.5) <= 1 and abs(lesion.box[3] - lesion.box[1] - 13.5) <= 1
+        made = cv2.imread(str(tmp_path / f"out/images/{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
+        assert made.dtype == np.uint16 and made.max() < 2**12
+    assert any(reason == "lesion 0: its mask touches the border of its mammogram, where the rest of it may be cut off"
+               for reason in letters(tmp_path / "out").values())  # fmt: skip
+    unknown = [replace(one, spacing=None) for one in fine]
+    writer.write(unknown, tmp_path / "unknown", bits=16)
+    with pytest.raises(DataError, match=r"no item could be made.* the mm per px of lesions of folder are not stated, so that"):
+        synthesise(real(lesions=DataConfig(name="folder", root=tmp_path / "unknown")), tmp_path / "none")
+
+
+def test_a_recipe_wants_its_lesion(real, folders, tmp_path):
+    copy = shutil.copytree(folders / "masses", tmp_path / "copy")
+    (recipe,) = synthesise(real(count=1, lesions=DataConfig(name="folder", root=copy)), tmp_path / "out")
+    file, graft = tmp_path / "out/recipes/000000.json", recipe.lesions[0].graft
+    remake(file, tmp_path / "moved", [f"lesions.root={folders / 'masses'}"])
+    for path in (copy / "images").iterdir():
+        cv2.imwrite(str(path), 65535 - cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+    with pytest.raises(DataError, match=f"the mammogram of the lesion {graft.image_id}#{graft.number} has changed since"):
+        remake(file, tmp_path / "changed")
+    with pytest.raises(DataError, match=f"the lesion {graft.image_id}#{graft.number} is not in folder"):
+        remake(file, tmp_path / "gone", [f"lesions.root={folders / '8'}"])
+
+
+def test_bad_lesions_are_sentences(real, folders, tmp_path):
+    with pytest.raises(DataError, match="folder holds no mass with an outline to set in"):
+        synthesise(real(lesions=None), tmp_path / "none")
+    with pytest.raises(DataError, match="folder holds no malignant mass with an outline"):
+        synthesise(real(pathology="malignant"), tmp_path / "malignant")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(DataError, match="no item could be made.*; the first: the breast is too small for a mass of"):
+        synthesise(real(resize=(5, 5), rotate=0), tmp_path / "large")
+    with pytest.raises(DataError, match="no item could be made.*; the first: a lesion of .* px is larger than it"):
+        synthesise(real(resize=(50, 50)), tmp_path / "huge")
+    with pytest.raises(DataError, match="no item could be made.*; the first: opencv: OpenCV clones masks from 3 px up"):
+        synthesise(real("opencv", resize=(0.06, 0.06), count=1), tmp_path / "tiny")
+    (recipe,) = synthesise(real("mixed", centre=(100, 60), count=1, rotate=0), tmp_path / "centre")
+    top, left, bottom, right = recipe.lesions[0].box
+    assert abs((top + bottom) / 2 - 100) <= 1 and abs((left + right) / 2 - 60) <= 1
+
+
 def run(*arguments, repository):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, "-m", "tfmammo.synthesis", *map(str, arguments)]
@@ -528,6 +709,11 @@ def test_errors_of_the_command_are_one_line(tmp_path, repository):
 def test_the_repository_config(repository):
     chosen = parse(SynthesisConfig, repository / "configs/synthesis_full.yaml", ["masses=[1,3]"])
     assert chosen.masses == (1, 3) and chosen.feather == SynthesisConfig(name="a", generator="b").feather and chosen.format == "dicom"
+    chosen = parse(SynthesisConfig, repository / "configs/synthesis_blending.yaml")
+    assert chosen.painter == "blending" and chosen.count == 200  # of the paper
+    values = SynthesisConfig(name="a", painter="blending", generator="b")
+    assert (chosen.resize, chosen.rotate, chosen.feather) == (values.resize, values.rotate, values.feather)
+    parse(SynthesisConfig, repository / "configs/synthesis_blending.yaml", ["painter=poisson", "generator=null"])
 
 
 @pytest.mark.slow
@@ -547,3 +733,21 @@ def test_real_normal_mammograms(real_data, tiny_infilling, tmp_path):
         for lesion in recipe.lesions:
             outside[lesion.window[0] : lesion.window[2], lesion.window[1] : lesion.window[3]] = False
         assert values.dtype == np.uint8 and (values[outside] == source[outside]).all() and (values != source).any()
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize("painter", ["poisson", "mixed"])
+def test_real_lesions_in_real_mammograms(real_data, painter, tmp_path):
+    data = DataConfig(name="cdd_cesm", root=real_data / "cdd-cesm")
+    chosen = SynthesisConfig(name="real", data=data, painter=painter, count=4, format="png")
+    recipes = synthesise(chosen, tmp_path / "out")
+    made = [recipe for recipe in recipes if not recipe.left_out]
+    assert len(made) >= 3
+    for recipe in made:
+        (lesion,), source = recipe.lesions, archives.stored(source_of(chosen, recipe)).values
+        values = cv2.imread(str(tmp_path / f"out/images/{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
+        on = archives.coco.decode(lesion.region, "") > 0
+        np.testing.assert_array_equal(values[~on], source[~on])
+        assert values.dtype == np.uint8 and (values[on] != source[on]).mean() > 0.3
+        remake(tmp_path / f"out/recipes/{recipe.name}.json", tmp_path / "again")

@@ -1,5 +1,5 @@
-"""The networks and shapes that a synthesis draws from: an infilling's export, and masks of a mask GAN, of files or of
-real masses; a contextual GAN's lesions."""
+"""The networks and shapes that a synthesis draws from: an infilling's or a blending's export, and masks of a mask GAN, of files or
+of real masses; a contextual GAN's lesions."""
 
 from __future__ import annotations
 
@@ -32,30 +32,34 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm")
 
 @dataclass(frozen=True)
 class Generator:
-    """An infilling. call: (tri_label float32 [n, size, size, 2 or 3]) -> {"image": [n, size, size, 1]}. margin: as in
-    models.infilling. data: how its training patches were made.
+    """An infilling or a blending. call: (tri_label float32 [n, size, size, 2 or 3], or pasted [n, size, size, 3]) -> {"image": [n,
+    size, size, 1]}. margin: of a tri-label of three channels, as in models.infilling. data: how its training patches were made.
+    patients: those a blending was trained on.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
     size: int
     margin: int | None
     data: DataConfig
+    patients: frozenset[str] = frozenset()
 
 
 @functools.cache
-def generator(folder: Path) -> Generator:
-    """The infilling of an export, read once in each process.
+def generator(folder: Path, takes: str = "tri_label") -> Generator:
+    """The infilling of an export, or with takes="pasted" the blending, read once in each process.
 
     Raises:   ExportError: there is none. DataError: its patches can't be put back, or its card does not say how they were made.
     """
-    function, card = export.find(folder, {"tri_label"}, {"image"}), export.read_card(folder)
-    shape = card["functions"][function]["inputs"]["tri_label"]["shape"]
+    function, card = export.find(folder, {takes}, {"image"}), export.read_card(folder)
+    shape = card["functions"][function]["inputs"][takes]["shape"]
+    needed = "config.data, train_patients" if takes == "pasted" else "config.data, config.model.margin"
     try:
-        section, margin = card["config"]["data"], card["config"]["model"]["margin"]
-        data = training_data(section, str(folder))
+        data = training_data(card["config"]["data"], str(folder))
+        patients = frozenset(card["train_patients"] if takes == "pasted" else ())
+        margin = card["config"]["model"]["margin"] if takes == "tri_label" else None
     except (KeyError, TypeError, ValidationError):
-        raise DataError(f"{folder}: its card does not say how its training patches were made (config.data, config.model.margin)") from None
-    return Generator(export.load(folder, function), shape[1], margin if shape[3] == 3 else None, data)
+        raise DataError(f"{folder}: its card does not say how its training patches were made ({needed})") from None
+    return Generator(export.load(folder, function), shape[1], margin if shape[3] == 3 else None, data, patients)
 
 
 @dataclass(frozen=True)

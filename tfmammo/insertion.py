@@ -125,11 +125,16 @@ def scaled(shape: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     padded = cv2.copyMakeBorder(shape.astype(np.float32), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     # The padding's share of the result, so that the shape itself becomes height x width.
     rows, cols = round(height * padded.shape[0] / shape.shape[0]), round(width * padded.shape[1] / shape.shape[1])
-    region = (resize(padded, rows, cols) >= 0.5).astype(np.uint8)
-    count, labels, areas, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
-    if count == 1:
+    region = largest((resize(padded, rows, cols) >= 0.5).astype(np.uint8))
+    if not region.any():
         return np.ones((height, width), np.uint8)  # a thread that scaling tore: a box is what is left to say of it
-    return cut(np.pad((labels == 1 + np.argmax(areas[1:, cv2.CC_STAT_AREA])).astype(np.uint8), 1))
+    return cut(np.pad(region, 1))
+
+
+def largest(region: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The largest 8-connected part of a region: uint8 [rows, cols], 0 or 1, empty where the region is."""
+    count, labels, areas, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
+    return region if count == 1 else (labels == 1 + np.argmax(areas[1:, cv2.CC_STAT_AREA])).astype(np.uint8)
 
 
 @dataclass(frozen=True, eq=False)

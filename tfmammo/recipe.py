@@ -16,15 +16,19 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from tfmammo import __version__
+from tfmammo.archives import source_file
+from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig, Frozen, describe
 from tfmammo.data.preprocess import DataError
 from tfmammo.data.tfrecord import sha256
 from tfmammo.insertion import Sizes
-from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Split, View
+from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Mammogram, Pathology, Split, View
 
 FORMAT: Final = 1
 REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
 Kind = TypeVar("Kind", bound=Frozen)
+Painter = Literal["infilling", "blending", "paste", "poisson", "mixed", "opencv", "opencv_mixed"]
+THROUGH_NETWORKS = {"infilling": "tri_label", "blending": "pasted"}  # painters with a network, and what theirs is given
 
 
 class ShapeConfig(Frozen):
@@ -42,30 +46,49 @@ class ShapeConfig(Frozen):
         return self
 
 
+class PatientsConfig(Frozen):
+    """Whose lesions and mammograms are taken. split_file: a split.json of a training. fold: which of its folds is held out; for a
+    split by patient. side: train or held_out.
+    """
+
+    split_file: Path
+    fold: NonNegativeInt = 0
+    side: Literal["train", "held_out"] = "train"
+
+
 class SynthesisConfig(Frozen):
     """A config file of `python -m tfmammo.synthesis`.
 
     data: the mammograms to insert into; name, root, and for the phantom phantoms and seed are used. mammograms: those called
     normal, or all; a lesion that is there is never overlapped. only: image ids, to take no others.
-    generator: handle of an infilling: a training's folder, an export, models:/NAME@ALIAS. tracking_uri: the store of the last.
-    lesions: the archive whose masses give sizes and, without a mask GAN or files, shapes; null: that of `data`. kinds and
-    mixed_findings are used too. sizes: the Gaussian; null fits it on `lesions`. shapes: see ShapeConfig.
+    painter: what makes grey values: infilling, of a drawn shape and size; or of a real lesion the network of train/blending.py, or a
+    method of baselines.poisson. generator: handle of that infilling or blending network: a training's folder, an export,
+    models:/NAME@ALIAS. tracking_uri: the store of the last.
+    lesions: the archive whose lesions are set in, or give sizes and, without a mask GAN or files, shapes; null: that of `data`. kinds
+    and mixed_findings are used too. sizes: the Gaussian; null fits it on `lesions`. shapes: see ShapeConfig.
+    resize, rotate: of real lesions: range of the factor they are scaled by, beside what mm per px ask for, and degrees, each way, that
+    they are turned by at most. patients: whose, see PatientsConfig; null: everybody's.
     masses: how many in one mammogram, from and to; each number is equally likely. size: (height, width) of each, native px,
     instead of a draw. centre: (row, col) of the one mass, native px, instead of a draw. feather: px of the generator's patch over
     which what it changes fades beyond the margin.
     count: of items; they are spread evenly over the mammograms. seed: of everything that is drawn.
-    format: dicom, png (of 8 or 16 bits, as the source) or tfrecord. pathology: of all masses, where the generator's were all so.
+    format: dicom, png (of 8 or 16 bits, as the source) or tfrecord. pathology: of all masses, where the generator's were all so; real
+    lesions of no other are taken then.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     data: DataConfig = DataConfig()
     mammograms: Literal["normal", "all"] = "normal"
     only: tuple[str, ...] = ()
-    generator: str
+    painter: Painter = "infilling"
+    generator: str | None = None
     tracking_uri: str | None = None
     lesions: DataConfig | None = None
     sizes: Sizes | None = None
     shapes: ShapeConfig = ShapeConfig()
+    resize: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
+    rotate: float = Field(default=180.0, ge=0, le=180)
+    patients: PatientsConfig | None = None
     masses: tuple[PositiveInt, PositiveInt] = (1, 1)
     size: tuple[PositiveInt, PositiveInt] | None = None
     centre: tuple[NonNegativeInt, NonNegativeInt] | None = None
@@ -81,7 +104,21 @@ class SynthesisConfig(Frozen):
             raise ValueError("masses must be two numbers, the smaller first")
         if self.centre and self.masses != (1, 1):
             raise ValueError("centre places one mass; masses must be [1, 1]")
+        if self.resize[0] > self.resize[1]:
+            raise ValueError("resize must be two factors, the smaller first")
+        if self.painter in THROUGH_NETWORKS and not self.generator:
+            raise ValueError(f"painter={self.painter} needs a generator")
+        unused: tuple[str, ...] = ("resize", "rotate", "patients") if self.painter == "infilling" else ("shapes", "sizes", "size")
+        unused += () if self.painter in THROUGH_NETWORKS else ("generator", "tracking_uri", "feather")
+        for key in unused:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is not used by painter={self.painter}; leave it out")
         return self
+
+    @property
+    def real_lesions(self) -> bool:
+        """Whether real lesions are set in, and not masses made up."""
+        return self.painter != "infilling"
 
 
 class Source(Frozen):
@@ -101,9 +138,27 @@ class Source(Frozen):
     official_split: Split | None = None
 
 
+class Graft(Frozen):
+    """A real lesion, by pseudonym, and what was done to it. number: its index in its mammogram, which sha256 is of, as Source's.
+    angle: degrees that it was turned by, counter-clockwise as shown. factor: that it was scaled by, beside what mm per px ask for.
+    mirrored: before that. trained_on: whether its patient was in the network's training; None where no network paints.
+    """
+
+    archive: str
+    image_id: str
+    patient_id: str
+    number: NonNegativeInt
+    sha256: str
+    pathology: Pathology | None
+    angle: float
+    factor: PositiveFloat
+    mirrored: bool
+    trained_on: bool | None
+
+
 class Planted(Frozen):
     """One mass. box: of its mask, window: of its patch, native px, half-open. area: px. region: its mask as COCO's RLE. seed: of
-    the tri-label's noise. shape: where its shape comes from.
+    the tri-label's noise. shape: where its shape comes from. graft: the real lesion that it is.
     """
 
     kind: LesionKind = "mass"
@@ -113,14 +168,15 @@ class Planted(Frozen):
     region: dict[str, Any]
     seed: NonNegativeInt
     shape: str
+    graft: Graft | None = None
 
 
 class Recipe(Frozen):
     """What makes one item again, and what came out.
 
     identity: hash of what decides a whole set. name, number: of the item. versions: of what computed it. generator: name, step
-    and sha256 of the export. left_out: why there is no item. notes: what was asked for and not done. files: sha256 by path
-    beneath the output folder.
+    and sha256 of the export, where there is one. left_out: why there is no item. notes: what was asked for and not done. files:
+    sha256 by path beneath the output folder.
     """
 
     format: Literal[1] = FORMAT
@@ -141,8 +197,9 @@ class Recipe(Frozen):
         """Equal for equal content, wherever and however often it is made."""
         assert self.source
         content = {
-            "source": self.source.model_dump(mode="json"), "generator": self.generator["sha256"], "feather": self.config.feather,
-            "lesions": [lesion.model_dump(mode="json") for lesion in self.lesions],
+            "source": self.source.model_dump(mode="json"), "feather": self.config.feather,
+            "generator": self.generator.get("sha256", self.config.painter),
+            "lesions": [lesion.model_dump(mode="json", exclude_none=True) for lesion in self.lesions],
         }  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -157,6 +214,12 @@ def as_written(folder: Path, files: Mapping[str, str]) -> bool:
         return all(sha256(folder / file) == digest for file, digest in files.items())
     except DataError:
         return False
+
+
+def digest(mammogram: Mammogram, stored: Stored) -> str:
+    """SHA-256 of a mammogram's file, or of its values where there is none."""
+    file = source_file(mammogram)
+    return sha256(file) if file else hashlib.sha256(np.ascontiguousarray(stored.values).tobytes()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,10 @@
 """Normal mammograms -> mammograms with masses, at native resolution and depth, each with boxes, masks and a recipe.
 
     python -m tfmammo.synthesis --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE ...] [Beam's own flags]
-    python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR generator=DIR]
+    python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR lesions.root=DIR generator=DIR]
+
+The masses are made up by an infilling (`painter`, see tfmammo.painters), or are real ones of any archive (tfmammo.grafts,
+configs/synthesis_blending.yaml), blended in by a network or by a method of tfmammo.baselines.poisson.
 
 DIR gets images/, lesion_masks/, recipes/ and at the end annotations.json (COCO), metadata.csv, dead_letters.csv and
 README.md. With DICOM or PNG it is an archive that `data.name=folder` reads, so that `python -m tfmammo.data.build` and the
@@ -10,6 +13,9 @@ it was, a greater `count` adds items, and a recipe makes its item again, bit for
 machine. What could not be made is a dead letter with its reason; --retry tries it again.
 
 Whatever lies beyond an item's supports (see tfmammo.insertion) is stored as in the source, value for value.
+
+A real lesion and the mammogram that it is set into may be of two patients, and both are seen by whoever sees the result. With
+`patients` both are of one side of a split; without it each recipe and metadata.csv say whose lesion it is.
 
 Departures from Shen et al., section 4.3, beside those that tfmammo.insertion and tfmammo.models name: sizes are drawn of the
 mass, not of its patch padded by 100 px, which is the same, and the patch is cut as the generator's training patches were
@@ -32,37 +38,53 @@ from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, becau
 # isort: split
 import cv2
 import numpy as np
-import tensorflow as tf
+from numpy.typing import NDArray
 
-from tfmammo import __version__, archives, command, config
-from tfmammo.archives import coco, source_file
+from tfmammo import __version__, archives, command, config, grafts
+from tfmammo.archives import coco
 from tfmammo.archives.stored import Stored
 from tfmammo.config import ConfigError
 from tfmammo.data import card, jobs, sampling
 from tfmammo.data.preprocess import DataError
-from tfmammo.data.tfrecord import sha256
-from tfmammo.generators import Generator, described, generator, resolved, shape, shapes_described
-from tfmammo.insertion import Ground, Seam, Sizes, Spot, blended, fit_sizes, patch, scaled, seam
-from tfmammo.models.infilling import tri_label
-from tfmammo.recipe import FORMAT, REASONS, Planted, Recipe, Source, SynthesisConfig, explained, read_recipe, versions
-from tfmammo.record import Mammogram, Skipped
+from tfmammo.generators import described, resolved, shape, shapes_described
+from tfmammo.grafts import Piece
+from tfmammo.insertion import Ground, Sizes, fit_sizes, scaled
+from tfmammo.painters import Insertion, Painter, painter
+from tfmammo.recipe import (
+    FORMAT,
+    REASONS,
+    THROUGH_NETWORKS,
+    Planted,
+    Recipe,
+    Source,
+    SynthesisConfig,
+    digest,
+    explained,
+    read_recipe,
+    versions,
+)
+from tfmammo.record import LesionKind, Mammogram, Skipped
 from tfmammo.synthetic_set import write, write_set
 
 log = logging.getLogger(__name__)
 
 IDENTITY = "synthesis.json"
 TRIES = 20  # sizes, shapes and places drawn for one mass
+# What real lesions alone depend on: noted with them, so that folders of infillings, which came before, stay valid.
+_OF_REAL_LESIONS = {"painter", "resize", "rotate"}
 # What no item depends on: where things lie (records and networks are hashed), and how many items there are.
-_IRRELEVANT = {"data", "lesions", "generator", "shapes", "tracking_uri", "count"}
+_IRRELEVANT = {"data", "lesions", "generator", "shapes", "patients", "tracking_uri", "count", *_OF_REAL_LESIONS}
+
+Networks = tuple[Path | None, Path | None]  # exports of the painter's network and of the mask GAN
 
 
 @dataclass(frozen=True)
 class Job:
-    """One item: an element of the pipeline. networks: exports of the infilling and of the mask GAN. recipe: what is known before."""
+    """One item: an element of the pipeline. recipe: what is known before."""
 
     folder: Path
     mammogram: Mammogram
-    networks: tuple[Path, Path | None]
+    networks: Networks
     recipe: Recipe
 
     @property
@@ -72,12 +94,13 @@ class Job:
 
 
 @dataclass(frozen=True, eq=False)
-class Insertion:
-    """A mass that is to be rendered. planted: its part of the recipe."""
+class _Drawn:
+    """A lesion that has no place yet. mask: uint8 [rows, cols], its own box. origin: where its shape comes from. piece: if it is real."""
 
-    planted: Planted
-    spot: Spot
-    seam: Seam
+    mask: NDArray[np.uint8]
+    kind: LesionKind
+    origin: str
+    piece: Piece | None = None
 
 
 def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (), retry: bool = False) -> list[Recipe]:
@@ -92,9 +115,9 @@ def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (),
     skipped = Skipped()
     mammograms = _chosen_of(archives.mammograms(chosen.data, skipped), chosen)
     uri, gan = chosen.tracking_uri, chosen.shapes.gan
-    networks = resolved(chosen.generator, uri), resolved(gan, uri) if gan else None
-    generator(networks[0])  # for its complaints, before anything is written
-    sizes = chosen.sizes or (None if chosen.size else _fitted(chosen, skipped))
+    networks = resolved(chosen.generator, uri) if chosen.generator else None, resolved(gan, uri) if gan else None
+    painter(chosen, networks[0])  # for its complaints, before anything is written
+    sizes = _sizes(chosen, skipped)
     known = _identity(chosen, mammograms, networks, sizes)
     jobs.claim(output, known, IDENTITY)
     (output / "recipes").mkdir(exist_ok=True)
@@ -135,16 +158,16 @@ def make(job: Job) -> None:
 
 def _made(job: Job, recipe: Recipe, stored: Stored) -> tuple[Recipe, Stored]:
     """An item's recipe but for its files, and its pixels."""
-    network = generator(job.networks[0])
-    ground = Ground(stored.image(), job.mammogram, network.data)
+    brush = painter(recipe.config, job.networks[0])
+    ground = Ground(stored.image(), job.mammogram, brush.data)
     random = sampling.stream(recipe.config.seed, job.mammogram.image_id, recipe.number)
-    insertions, notes = plan(recipe, ground, network, random, job.networks[1])
+    insertions, notes = plan(recipe, ground, brush, random, job.networks[1])
     recipe = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "notes": notes})
-    return recipe, render(ground, stored, insertions, network)
+    return recipe, render(ground, stored, insertions, brush)
 
 
 def plan(
-    recipe: Recipe, ground: Ground, network: Generator, random: np.random.Generator, gan: Path | None = None
+    recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator, gan: Path | None = None
 ) -> tuple[list[Insertion], tuple[str, ...]]:
     """Draw the masses of one item: how many, their sizes, shapes and places.
 
@@ -159,7 +182,7 @@ def plan(
     found: list[Insertion] = []
     while len(found) < wanted:
         try:
-            found.append(_placed(recipe, ground, network, random, gan))
+            found.append(_placed(recipe, ground, brush, random, gan))
         except REASONS as error:
             reason = f"{len(found)} of {wanted} masses fit: {error}" if wanted > 1 else str(error)
             if len(found) < chosen.masses[0]:
@@ -168,30 +191,19 @@ def plan(
     return found, ()
 
 
-def render(ground: Ground, stored: Stored, insertions: Sequence[Insertion], network: Generator) -> Stored:
+def render(ground: Ground, stored: Stored, insertions: Sequence[Insertion], brush: Painter) -> Stored:
     """The mammogram with its masses; every value beyond their supports is the source's.
 
-    Args:     ground: of stored.image(). insertions: their supports don't overlap; all are generated in one call.
+    Args:     ground: of stored.image(). insertions: their supports don't overlap; a network makes all in one call.
     """
-    patches = [patch(ground, found.spot, found.seam) for found in insertions]
-    shown = (network.size, network.size, 1)
-    noise = np.stack([np.random.default_rng(found.planted.seed).random(shown, np.float32) for found in insertions])
-    tissue, masks = (np.stack(parts) for parts in zip(*((one.tissue, one.mask) for one in patches), strict=True))
-    images = network.call(tri_label=tri_label(tf.constant(tissue), tf.constant(masks), tf.constant(noise), network.margin))["image"]
-    return stored.repainted(
-        ground.image,
-        (
-            (found.seam.support, blended(ground, found.spot, found.seam, one.difference(image, found.seam.around)))
-            for found, one, image in zip(insertions, patches, images, strict=True)
-        ),
-    )
+    return stored.repainted(ground.image, brush.paint(ground, insertions))
 
 
 def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Make the item of a recipe again, into images/ and lesion_masks/ of a folder.
 
-    Args:     file: the recipe. overrides: of its config: where the archive (data.root) and the generator lie now.
-    Raises:   DataError: the source or the generator is another than the recipe's, or a file comes out differently.
+    Args:     file: the recipe. overrides: of its config: where the archives (data.root, lesions.root) and the generator lie now.
+    Raises:   DataError: the source, a lesion or the generator is another than the recipe's, or a file comes out differently.
               ConfigError, ArchiveError, ExportError, TrackingError: something can't be used.
     """
     recipe = config.parse(Recipe, file, [f"config.{override}" for override in overrides])
@@ -200,16 +212,17 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     found = {one.image_id: one for one in archives.mammograms(recipe.config.data, Skipped())}
     if recipe.source.image_id not in found:
         raise DataError(f"{file}: its source {recipe.source.image_id} is not in {archives.archive_name(recipe.config.data)}")
-    mammogram, folder = found[recipe.source.image_id], resolved(recipe.config.generator, recipe.config.tracking_uri)
-    if described(folder, "tri_label", "image")["sha256"] != recipe.generator["sha256"]:
+    mammogram, handle = found[recipe.source.image_id], recipe.config.generator
+    folder = resolved(handle, recipe.config.tracking_uri) if handle else None
+    if _generator(recipe.config, folder).get("sha256") != recipe.generator.get("sha256"):
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others (sha256)")
     stored = archives.stored(mammogram)
     if _source(mammogram, stored) != recipe.source:
         raise DataError(f"{file}: its source {recipe.source.image_id} has changed since (sha256)")
-    network = generator(folder)
-    insertions = [_again(planted, mammogram, network, recipe) for planted in recipe.lesions]
+    brush = painter(recipe.config, folder)
     with jobs.one_thread():
-        made = render(Ground(stored.image(), mammogram, network.data), stored, insertions, network)
+        insertions = [_again(planted, mammogram, brush, recipe) for planted in recipe.lesions]
+        made = render(Ground(stored.image(), mammogram, brush.data), stored, insertions, brush)
     written = write(recipe, mammogram, made, output)
     if differing := [name for name, digest in written.items() if recipe.files.get(name) != digest]:
         then, now = recipe.versions, versions()
@@ -217,99 +230,116 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _placed(recipe: Recipe, ground: Ground, network: Generator, random: np.random.Generator, gan: Path | None) -> Insertion:
+def _placed(recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator, gan: Path | None) -> Insertion:
     """One mass on free tissue, which is taken then."""
     reason: Exception = DataError()
     for _ in range(TRIES):
         try:
-            return _drawn(recipe, ground, network, random, gan)
+            drawn = (_real if recipe.config.real_lesions else _made_up)(recipe, ground.mammogram, brush, random, gan)
+            return _set(drawn, recipe, ground, brush, random)
         except REASONS as error:
             reason = error
     raise reason
 
 
-def _drawn(recipe: Recipe, ground: Ground, network: Generator, random: np.random.Generator, gan: Path | None) -> Insertion:
-    chosen, mammogram = recipe.config, ground.mammogram
+def _made_up(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: Path | None) -> _Drawn:
+    chosen = recipe.config
     assert chosen.size or recipe.sizes
     size = chosen.size or recipe.sizes.draw(random, mammogram.spacing)  # type: ignore[union-attr]
     outline, origin = shape(chosen, gan, random)
-    mask = scaled(outline, *size)
+    return _Drawn(scaled(outline, *size), "mass", origin)
+
+
+def _real(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: Path | None) -> _Drawn:
+    piece = grafts.drawn(recipe.config, mammogram, random, brush.patients)
+    return _Drawn(piece.mask, piece.kind, f"{piece.graft.archive} {piece.graft.image_id}#{piece.graft.number}", piece)
+
+
+def _set(drawn: _Drawn, recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator) -> Insertion:
+    chosen, mammogram, mask = recipe.config, ground.mammogram, drawn.mask
     height, width = mask.shape
-
-    def at(top: int, left: int) -> tuple[Spot, Seam]:
-        spot = Spot.at(top, left, mask, mammogram, network.data)
-        return spot, seam(spot, network.size, network.margin, chosen.feather)
-
     if chosen.centre:
         top, left = chosen.centre[0] - height // 2, chosen.centre[1] - width // 2
     else:
-        spot, trial = at((mammogram.rows - height) // 2, (mammogram.cols - width) // 2)
+        spot, trial = brush.place((mammogram.rows - height) // 2, (mammogram.cols - width) // 2, mask, mammogram)
         top, left = ground.draw((height, width), trial.reach(spot.box), random)
-    spot, found = at(top, left)
+    spot, found = brush.place(top, left, mask, mammogram)
     if not ground.is_free(found.support):
         raise DataError("the place asked for is not wholly free breast tissue" if chosen.centre else "no normal tissue is left around it")
     ground.take(found.support)
-    region = coco.encode(mask, spot.box, mammogram.rows, mammogram.cols)
     planted = Planted(
-        box=spot.box, window=spot.window, area=int(mask.sum()), region=region, seed=int(random.integers(2**63)), shape=origin
+        kind=drawn.kind, box=spot.box, window=spot.window, area=int(mask.sum()),
+        region=coco.encode(mask, spot.box, mammogram.rows, mammogram.cols), seed=int(random.integers(2**63)), shape=drawn.origin,
+        graft=drawn.piece.graft if drawn.piece else None,
     )  # fmt: skip
-    return Insertion(planted, spot, found)
+    return Insertion(planted, spot, found, drawn.piece)
 
 
-def _again(planted: Planted, mammogram: Mammogram, network: Generator, recipe: Recipe) -> Insertion:
+def _again(planted: Planted, mammogram: Mammogram, brush: Painter, recipe: Recipe) -> Insertion:
     top, left, bottom, right = planted.box
-    mask = coco.decode(planted.region, recipe.name)[top:bottom, left:right]
-    spot = Spot.at(top, left, np.ascontiguousarray(mask), mammogram, network.data)
-    return Insertion(planted, spot, seam(spot, network.size, network.margin, recipe.config.feather))
+    piece = grafts.again(planted.graft, recipe.config, mammogram) if planted.graft else None
+    mask = piece.mask if piece else np.ascontiguousarray(coco.decode(planted.region, recipe.name)[top:bottom, left:right])
+    return Insertion(planted, *brush.place(top, left, mask, mammogram), piece)
 
 
 def _source(mammogram: Mammogram, stored: Stored) -> Source:
-    file = source_file(mammogram)
-    digest = sha256(file) if file else hashlib.sha256(np.ascontiguousarray(stored.values).tobytes()).hexdigest()
     names = ("archive", "image_id", "patient_id", "rows", "cols", "laterality", "view", "density", "spacing", "official_split")
-    return Source(sha256=digest, bits=stored.bits, **{name: getattr(mammogram, name) for name in names})
+    return Source(sha256=digest(mammogram, stored), bits=stored.bits, **{name: getattr(mammogram, name) for name in names})
 
 
 def _chosen_of(mammograms: Sequence[Mammogram], chosen: SynthesisConfig) -> list[Mammogram]:
     found = [one for one in mammograms if chosen.mammograms == "all" or sampling.is_normal(one)]
+    found = grafts.of_side(found, chosen.data, chosen)
     if chosen.only:
         by_id = {one.image_id: one for one in found}
         if missing := [name for name in chosen.only if name not in by_id]:
             raise ConfigError(f"only: {missing[0]} is none of the {len(found)} mammograms (mammograms={chosen.mammograms})")
         found = [by_id[name] for name in chosen.only]
     if not found:
-        raise DataError(f"none of {len(mammograms)} mammograms is normal: without any lesion, and called normal by its archive")
+        side = f" and of patients on the {chosen.patients.side} side" if chosen.patients else ""
+        raise DataError(f"none of {len(mammograms)} mammograms is normal{side}: without any lesion, and called normal by its archive")
     return found
 
 
-def _fitted(chosen: SynthesisConfig, skipped: Skipped) -> Sizes:
+def _sizes(chosen: SynthesisConfig, skipped: Skipped) -> Sizes | None:
+    """Those to draw from; None where sizes are given or the lesions' own. Lesions that can't be used are noted."""
+    if chosen.real_lesions:
+        log.info("%d real lesions", len(grafts.usable(grafts.bank(chosen), skipped)))
+    if chosen.real_lesions or chosen.sizes or chosen.size:
+        return chosen.sizes
     data = chosen.lesions or chosen.data
     sizes = fit_sizes(archives.mammograms(data, Skipped()), data, skipped)
     log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
     return sizes
 
 
-def _identity(
-    chosen: SynthesisConfig, mammograms: Sequence[Mammogram], networks: tuple[Path, Path | None], sizes: Sizes | None
-) -> dict[str, Any]:
+def _identity(chosen: SynthesisConfig, mammograms: Sequence[Mammogram], networks: Networks, sizes: Sizes | None) -> dict[str, Any]:
     """Everything that decides the items; two runs may share a folder when it is equal."""
     data = chosen.lesions or chosen.data
-    return {
+    known: dict[str, Any] = {
         "format": FORMAT,
         "tfmammo": __version__,
         "config": chosen.model_dump(mode="json", exclude=_IRRELEVANT),
         "archive": {"name": archives.archive_name(chosen.data), "mammograms": len(mammograms), "records": jobs.fingerprint(mammograms)},
-        "generator": described(networks[0], "tri_label", "image"),
-        "shapes": shapes_described(chosen, networks[1]),
+        "generator": _generator(chosen, networks[0]),
         "lesions": {"kinds": list(data.kinds), "mixed_findings": data.mixed_findings},
         "sizes": sizes.model_dump(mode="json") if sizes else None,
     }
+    if chosen.real_lesions:
+        of_lesions = chosen.model_dump(mode="json", include=_OF_REAL_LESIONS)
+        return known | {"lesions": known["lesions"] | of_lesions | grafts.described(chosen)}
+    return known | {"shapes": shapes_described(chosen, networks[1])}
+
+
+def _generator(chosen: SynthesisConfig, folder: Path | None) -> dict[str, str]:
+    """What a recipe says of the painter's network; nothing where there is none."""
+    return described(folder, THROUGH_NETWORKS[chosen.painter], "image") if folder else {}
 
 
 def _items(
     chosen: SynthesisConfig,
     mammograms: Sequence[Mammogram],
-    networks: tuple[Path, Path | None],
+    networks: Networks,
     sizes: Sizes | None,
     known: dict[str, Any],
     output: Path,

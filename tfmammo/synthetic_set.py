@@ -14,8 +14,9 @@ from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.archives.writers.folder import CATEGORIES
 from tfmammo.data import card, jobs
+from tfmammo.data.patches import worst
 from tfmammo.data.tfrecord import encode_detection, sha256
-from tfmammo.recipe import Recipe, SynthesisConfig
+from tfmammo.recipe import Graft, Recipe, SynthesisConfig
 from tfmammo.record import Mammogram
 
 ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
@@ -91,25 +92,60 @@ def _row(recipe: Recipe) -> dict[str, Any]:
     source = recipe.source
     assert source
     row: dict[str, Any] = {"file": _image_name(recipe), "patient": source.patient_id, "split": source.official_split}
-    row |= {"laterality": source.laterality, "view": source.view, "density": source.density, "pathology": recipe.config.pathology}
+    row |= {"laterality": source.laterality, "view": source.view, "density": source.density, "pathology": _pathology(recipe)}
     if source.spacing:
         row["spacing"] = " x ".join(map(repr, source.spacing))
     if recipe.config.format == "png" and source.bits not in (8, 16) and recipe.files:
         row["bits"] = source.bits
+    if recipe.config.real_lesions:
+        row["lesion_patient"] = " ".join(sorted({graft.patient_id for graft in _grafts([recipe])}))
     return row
+
+
+def _pathology(recipe: Recipe) -> str | None:
+    """Of all its masses as it was asked for; of real ones in a normal mammogram the worst, where each one's is known."""
+    known = [graft.pathology for graft in _grafts([recipe])]
+    if recipe.config.pathology or not known or None in known or recipe.config.mammograms != "normal":
+        return recipe.config.pathology
+    return worst(pathology or "" for pathology in known)
+
+
+def _grafts(made: Sequence[Recipe]) -> list[Graft]:
+    return [lesion.graft for recipe in made for lesion in recipe.lesions if lesion.graft]
 
 
 def _card(made: Sequence[Recipe], left_out: int, chosen: SynthesisConfig) -> str:
     archive, lesions = archives.archive_name(chosen.data), sum(len(recipe.lesions) for recipe in made)
+    generator = made[0].generator
     lines = [
         f"# {chosen.name}: {len(made)} synthetic mammograms from {archive}",
         f"{synthetic.MARK}. {lesions} masses in {len(made)} mammograms, made from {len({recipe.source for recipe in made})} sources"
         f" by `python -m tfmammo.synthesis` (tfmammo {__version__}); {left_out} items could not be made"
         " (dead_letters.csv).",
-        f"Generator {made[0].generator['name']}, step {made[0].generator['step'] or 'unknown'}, sha256"
-        f" `{made[0].generator['sha256'][:12]}`.",
+        f"Generator {generator['name']}, step {generator['step'] or 'unknown'}, sha256 `{generator['sha256'][:12]}`."
+        if generator
+        else f"Lesions are blended in without a network (painter {chosen.painter}).",
         "A patient's synthetic and real mammograms belong on the same side of a split: `patient` in metadata.csv is the source's"
         " pseudonym.",
         f"Source's licence: {card.LICENCES.get(archive, card.UNKNOWN)}",
     ]
+    if chosen.real_lesions:
+        lines[-1:-1] = _of_lesions(made, chosen)
     return "\n\n".join(lines) + "\n"
+
+
+def _of_lesions(made: Sequence[Recipe], chosen: SynthesisConfig) -> list[str]:
+    """What the card says of real lesions: whose they are, and what their archive allows."""
+    archive, found = archives.archive_name(chosen.lesions or chosen.data), _grafts(made)
+    patients, trained = len({graft.patient_id for graft in found}), sum(bool(graft.trained_on) for graft in found)
+    lines = [
+        f"The lesions are {len({(graft.image_id, graft.number) for graft in found})} real ones of {patients} patients of {archive}:"
+        " `lesion_patient` in metadata.csv. A mammogram shows the tissue of `patient` and the lesions of `lesion_patient`; it belongs"
+        " on the side of a split where all of them are.",
+        f"All are of the {chosen.patients.side} side of one split, fold {chosen.patients.fold}."
+        if chosen.patients
+        else "No split was given (`patients`), so that one image may show patients of both sides; such images belong on neither.",
+    ]
+    if chosen.generator:
+        lines.append(f"The generator was trained on the patients of {trained} of the {len(found)} lesions (`trained_on` in the recipes).")
+    return [*lines, f"Lesions' licence: {card.LICENCES.get(archive, card.UNKNOWN)}"]

@@ -3,7 +3,8 @@
     images/              .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal ones) and .dcm, at any depth
     masks/               <image's name>.png, or <image's name>_1.png, _2.png ... where it has several lesions: 0 is background
     annotations.json     or COCO instead of masks: polygons, RLE (compressed or not) or boxes
-    metadata.csv         file, patient, laterality, view, pathology, kind, shape, margin, birads, density, spacing, split, bits
+    metadata.csv         file, patient, laterality, view, pathology, kind, shape, margin, birads, density, spacing, split, bits,
+                         lesion_patient
 
 All but `images` may be missing. The table's columns stand in any order, all but `file` may be missing or blank, others are
 ignored and noted; it is separated by commas, semicolons or tabs. `file` names an image ("a.png", "images/left/b.dcm"), or one
@@ -12,7 +13,8 @@ mask ("a_2.png"), whose row then gives that lesion's kind, shape, margin and pat
 Patients. Two images of one woman on both sides of a split make every result worthless, and file names can't be trusted to
 tell them apart. So nothing is guessed: where the table names patients, images without one are left out and counted; where
 it names none at all, all images count as one patient, which can be looked at and predicted on but not split, and a log line
-says so.
+says so. `lesion_patient`, which synthetic mammograms with another woman's lesions have, is known and not gone by: such a set is to
+be made of one side of a split alone.
 
 Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their values stay below 4096.
 The column `bits` says what they hold instead (12 for most detectors). A DICOM, a PGM (its maxval) and a 12-bit TIFF say it
@@ -208,6 +210,7 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "spacing": _spacing,
     "split": _one_of({"train": "train", "test": "test"}),
     "bits": _bits,
+    "lesion_patient": str.casefold,
 }
 
 

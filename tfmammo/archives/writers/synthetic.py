@@ -29,7 +29,7 @@ from tfmammo.archives.writers.dicom import MAMMOGRAPHY, SECONDARY_CAPTURE, write
 from tfmammo.archives.writers.folder import CATEGORIES
 from tfmammo.record import Box, LesionKind, Mammogram
 
-MARK = "SYNTHETIC lesions inserted by a generative model; not for diagnosis"
+MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
 # Where rows and columns run to, as mammograms are shown: the chest wall on the left of a left breast, lateral or axilla at the top.
 _ORIENTATION = {("L", "CC"): ["A", "R"], ("R", "CC"): ["P", "L"], ("L", "MLO"): ["A", "FR"], ("R", "MLO"): ["P", "FL"]}
@@ -88,9 +88,10 @@ def coco_annotation(image: int, kind: LesionKind, box: Box, area: int, region: d
 
 
 def metadata(rows: Sequence[dict[str, Any]]) -> str:
-    """metadata.csv. Args: rows: file, patient, and what is known of laterality, view, pathology, density, spacing, split, bits."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, ("file", "patient", *_FACTS, "spacing", "split", "bits"), lineterminator="\n")
+    """metadata.csv. Args: rows: file, patient, and what is known of laterality, view, pathology, density, spacing, split, bits;
+    lesion_patient, where the first row has it."""
+    text, further = io.StringIO(), ["lesion_patient"] if rows and "lesion_patient" in rows[0] else []
+    table = csv.DictWriter(text, ("file", "patient", *_FACTS, "spacing", "split", "bits", *further), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()
