@@ -248,7 +248,8 @@ def describe(error: ValidationError) -> str:
             faults.append(f"{key}: missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            faults.append(f"{key}: {message[0].lower()}{message[1:]} (got {fault['input']!r:.80})")
+            whole = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)  # a section, which says nothing shown
+            faults.append(f"{key}: {message[0].lower()}{message[1:]}" + ("" if whole else f" (got {fault['input']!r:.80})"))
     return "; ".join(faults)
 
 
