@@ -1,5 +1,6 @@
 """Every part of the benchmarks at a tiny size: it runs, and prints one JSON line with numbers that belong together."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -77,3 +78,34 @@ def test_contextual(measured):
     for row in found["steps"].values():
         assert row["time_ratio"] == pytest.approx(row["seconds"] / base["seconds"], rel=0.05)
         assert row["memory_ratio"] == pytest.approx(row["megabytes"] / base["megabytes"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_blending(measured):
+    model = json.dumps({"widths": [4, 8], "discriminator_filters": 4})
+    sizes = ("--pixels", "1024", "832", "--side", "60", "--size", "32", "--lesions", "2", "--repeats", "1")
+    rows = measured(*sizes, "--model", model, "--painters", "blending", "poisson", script="blending")
+    assert [(row["benchmark"], row["painter"], row["lesions"]) for row in rows] == [("blending", "blending", 2), ("blending", "poisson", 2)]
+    for row in rows:
+        taken = row["processor_seconds"]
+        assert min(taken["reading"], taken["placing"], taken["blending"]) > 0 and taken["blending"] >= taken["network"]
+    assert rows[0]["processor_seconds"]["network"] > 0 == rows[1]["processor_seconds"]["network"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason='needs pip install "tfmammo[benchmark]"')
+def test_froc(measured):
+    (found,) = measured("--images", "20", "--detections", "10", "--peer-images", "10", "--repeats", "3", script="froc")
+    assert (found["benchmark"], found["images"], found["detections"]) == ("froc", 20, 10)
+    assert found["together_s"] == pytest.approx(found["matching_s"] + found["froc_s"], abs=1e-3) and found["matching_s"] > 0
+    peer = found["peer"]
+    assert peer["ratio"] == pytest.approx(peer["ours_s"] / peer["monai_s"], rel=0.1) and peer["difference"] < 1e-12
+
+
+def test_froc_without_its_peer_says_so(repository, tmp_path):
+    """A monai that can't be imported, in front of any other."""
+    (tmp_path / "monai.py").write_text("raise ImportError('none')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(repository)])}
+    command = [sys.executable, str(repository / "benchmarks/froc.py"), "--peer-images", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "MONAI, which is missing; install it" in done.stderr and "Traceback" not in done.stderr

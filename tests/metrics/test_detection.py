@@ -1,4 +1,6 @@
-"""Boxes and FROC against numbers worked out by hand, pycocotools, and MONAI's test vector."""
+"""Boxes and FROC against numbers worked out by hand, pycocotools, MONAI's test vector, and slower ways to the same numbers."""
+
+import time
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from tfmammo.metrics.detection import FPPI, Matches, area, froc, froc_interval, iou, match, match_kinds
+from tfmammo.metrics.detection import FPPI, Matches, area, froc, froc_interval, ior, iou, match, match_kinds, overlap
 
 coordinates = st.integers(0, 20)
 boxes_ = st.lists(st.tuples(coordinates, coordinates, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5).map(
@@ -34,13 +36,62 @@ def test_boxes_without_area_overlap_nothing():
     assert area(np.array([[3, 3, 1, 5.0], [1, 2, 3, 5]])).tolist() == [0, 6]
 
 
+def test_ior_and_centres_by_hand():
+    boxes, truth = np.array([[0, 0, 4, 4], [0, 0, 2, 2], [3, 3, 3, 9]]), np.array([[0, 0, 2, 2], [2, 2, 9, 9]])
+    np.testing.assert_allclose(ior(boxes, truth), [[4 / 16, 4 / 16], [1, 0], [0, 0]])
+    # The first one's centre lies at (2, 2), where the second lesion begins and the first has ended: 4 px shared of 16 + 49.
+    np.testing.assert_allclose(overlap(boxes, truth, "centre"), [[0, 4 / 61], [1, 0], [0, 0]])
+    assert not np.any(overlap(np.array([[0, 0, 4, 2], [0, 0, 2, 4]]), truth[:1], "centre")), "at its end, in rows or in columns"
+    np.testing.assert_array_equal(overlap(boxes, truth), iou(boxes, truth))
+    with pytest.raises(ValueError, match="iou, ior or centre, not dice"):
+        overlap(boxes, truth, "dice")
+
+
+def test_a_hit_overlaps_more_than_half():
+    """Both papers: higher than 0.5."""
+    truth, score = np.array([[0, 0, 10, 10]]), np.array([0.5])
+    assert match(np.array([[0, 0, 5, 10]]), score, truth).hits.size == 0
+    assert match(np.array([[0, 0, 5.01, 10]]), score, truth).hits.size == 1
+    assert match(np.array([[0, 0, 5, 10]]), score, truth, 0.49).hits.size == 1
+
+
+def test_each_criterion_finds_its_own():
+    """A small box in the middle of a lesion, a large one around it, and one half beside it."""
+    truth, score = np.array([[10, 10, 20, 20]]), np.array([0.5])
+    boxes = {"inside": [14, 14, 16, 16], "around": [5, 5, 25, 25], "beside": [10, 16, 20, 22]}
+    found = {
+        (name, criterion) for name, box in boxes.items() for criterion in ("iou", "ior", "centre")
+        if match(np.array([box]), score, truth, 0.5, criterion).hits.size
+    }  # fmt: skip
+    assert found == {("inside", "ior"), ("inside", "centre"), ("around", "centre"), ("beside", "ior"), ("beside", "centre")}
+
+
 def test_a_second_detection_of_a_lesion_is_a_false_positive():
     truth = np.array([[0, 0, 10, 10], [20, 20, 30, 30]])
-    boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 30, 24], [50, 50, 60, 60]])
+    boxes = np.array([[0, 0, 10, 9], [0, 0, 10, 10], [20, 20, 30, 24.5], [50, 50, 60, 60]])
     found = match(boxes, np.array([0.9, 0.8, 0.7, 0.6]), truth)
     assert found.hits.tolist() == [0.9] and found.false_positives.tolist() == [0.8, 0.7, 0.6]
     assert (found.lesions, found.images) == (2, 1)
     assert match(boxes, np.array([0.9, 0.8, 0.7, 0.6]), truth, threshold=0.4).hits.tolist() == [0.9, 0.7]
+
+
+def slow_match(boxes, scores, truth, threshold):
+    """The rule in words, one detection after the other."""
+    free, hits, false = set(range(len(truth))), [], []
+    for row in sorted(range(len(boxes)), key=lambda row: -scores[row]):
+        overlaps = {lesion: iou(boxes[row : row + 1], truth[lesion : lesion + 1]).item() for lesion in sorted(free)}
+        best = max(overlaps, key=overlaps.get, default=None)
+        if best is not None and overlaps[best] > threshold:
+            free.remove(best)
+        (hits if best is not None and overlaps[best] > threshold else false).append(scores[row])
+    return hits, false
+
+
+@given(boxes_, boxes_, st.sampled_from([0.0, 0.2, 0.5]), st.randoms(use_true_random=False))
+def test_matching_equals_the_rule_one_by_one(boxes, truth, threshold, random):
+    scores = [random.choice([0.1, 0.2, 0.3, 0.4]) for _ in boxes]
+    found = match(boxes, np.array(scores), truth, threshold)
+    assert (found.hits.tolist(), found.false_positives.tolist()) == slow_match(boxes, scores, truth, threshold)
 
 
 def test_a_detection_falls_back_on_the_lesion_that_is_free():
@@ -57,33 +108,107 @@ def test_nothing_found_and_nothing_there():
     assert joined.froc([1.0]).tolist() == [0.5]
 
 
+def test_boxes_without_area_and_outside_the_image_hit_nothing():
+    truth, boxes = np.array([[0, 0, 10, 10], [4, 4, 4, 9]]), np.array([[5, 5, 5, 5], [7, 7, 3, 3], [-30, -30, -20, -20], [4, 4, 4, 9]])
+    for criterion in ("iou", "ior", "centre"):
+        found = match(boxes, np.full(4, 0.5), truth, 0, criterion)
+        assert (len(found.hits), len(found.false_positives), found.lesions) == (0, 4, 2)
+    assert match(np.array([[-5, 0, 10, 10]]), np.array([0.5]), truth).hits.size == 1, "what lies partly outside is compared as it is"
+
+
+@pytest.mark.parametrize("wrong", ["box", "score", "truth"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_refused(wrong, value):
+    values = {"box": np.array([[0, 0, 2, 2.0]]), "score": np.array([0.5]), "truth": np.array([[0, 0, 2, 2.0]])}
+    values[wrong].flat[0] = value
+    with pytest.raises(ValueError, match="no finite number"):
+        match(*values.values())
+
+
+def test_every_box_has_a_score():
+    with pytest.raises(ValueError, match="2 boxes need as many scores"):
+        match(np.ones((2, 4)), np.ones(3), np.ones((1, 4)))
+
+
+def test_recall_and_detections_below_a_score():
+    found = Matches(np.array([0.9, 0.4]), np.array([0.8, 0.3]), 4, 2)
+    assert (found.recall(), found.above(0.4).recall(), found.above(0.5).recall()) == (0.5, 0.5, 0.25)
+    nothing = found.above(0.95)
+    assert nothing.recall() == 0 and nothing.false_positives.size == 0 and nothing.froc().tolist() == [0] * 6
+    with pytest.raises(ValueError, match="0 and 2"):
+        Matches(np.empty(0), np.array([0.5]), 0, 2).recall()
+
+
 def test_froc_equals_monais_vector():
-    """MONAI's test_compute_froc: fp_probs, tp_probs, 4 targets, 2 images; compute_froc_score gives the mean."""
-    found = froc(np.array([0.8, 0.6]), np.array([1, 1, 0, 0, 0.8, 0.8, 0]), lesions=4, images=2)
-    assert found[0] == pytest.approx(0.75) and found.mean() == pytest.approx(0.95833333)
-    assert len(FPPI) == len(found)
+    """MONAI's test_compute_froc: fp_probs, tp_probs (a 0 is a target not found), 4 targets, 2 images; compute_froc_score gives the mean."""
+    found = froc([Matches(np.array([1, 1, 0.8]), np.array([0.8]), 2, 1), Matches(np.array([0.8]), np.array([0.6]), 2, 1)])
+    assert found.tpr[0] == pytest.approx(0.75) and found.mean == pytest.approx(0.95833333)
+    assert found.fppi.tolist() == list(FPPI)
+
+
+# 2 images, 4 lesions. score >= .9: 1 hit; .8: one false; .7: 2 hits; .2: 3 hits and 3 false.
+KNOWN = [Matches(np.array([0.9]), np.array([0.2]), 1, 1), Matches(np.array([0.7, 0.2]), np.array([0.8, 0.2]), 3, 1)]
 
 
 def test_froc_by_hand():
-    # 2 images, 4 lesions. score >= .9: 1 hit; .8: one false; .7: 2 hits; .2: 3 hits and 3 false.
-    hits, false = np.array([0.9, 0.7, 0.2]), np.array([0.8, 0.2, 0.2])
-    np.testing.assert_allclose(froc(false, hits, 4, 2, [0, 0.25, 0.5, 1.0, 1.5, 9]), [0.25, 0.25, 0.5, 0.625, 0.75, 0.75])
+    found = froc(KNOWN, [0, 0.25, 0.5, 1.0, 1.5, 9])
+    np.testing.assert_allclose(found.tpr, [0.25, 0.25, 0.5, 0.625, 0.75, 0.75])
+    assert found.thresholds.tolist() == [np.inf, 0.9, 0.8, 0.7, 0.2]
+    np.testing.assert_allclose(found.curve_fppi, [0, 0, 0.5, 0.5, 1.5])
+    np.testing.assert_allclose(found.curve_tpr, [0, 0.25, 0.25, 0.5, 0.75])
+    np.testing.assert_array_equal(Matches.join(KNOWN).froc([0.5, 1]), found.tpr[2:4])
+
+
+def test_partial_area_by_hand():
+    """Up to 0.5 the height is .25; from there it rises from .5 to .75 within 1, and stays."""
+    found = froc(KNOWN, [0, 0.25, 0.5, 1.0, 1.5, 4.5])
+    whole = [0.125 + 0.5 * (0.5 + 0.625) / 2, 0.125 + (0.5 + 0.75) / 2, 0.125 + 0.625 + 3 * 0.75]
+    np.testing.assert_allclose(found.areas, [0.25, 0.25, 0.25, whole[0] / 1, whole[1] / 1.5, whole[2] / 4.5])
 
 
 def test_froc_without_any_detection_is_zero():
-    assert froc(np.empty(0), np.empty(0), 3, 2).tolist() == [0] * 6
+    found = froc([Matches(np.empty(0), np.empty(0), 3, 2)])
+    assert found.tpr.tolist() == found.areas.tolist() == [0] * 6 and found.thresholds.tolist() == [np.inf]
 
 
 @pytest.mark.parametrize(("lesions", "images"), [(0, 3), (3, 0)])
 def test_froc_needs_lesions_and_images(lesions, images):
     with pytest.raises(ValueError, match=f"{lesions} and {images}"):
-        froc(np.empty(0), np.empty(0), lesions, images)
+        froc([Matches(np.empty(0), np.empty(0), lesions, images)])
+    with pytest.raises(ValueError, match="0 and 0"):
+        froc([])
 
 
-@given(st.lists(st.floats(0.01, 1), max_size=6), st.lists(st.floats(0.01, 1), max_size=6))
+def test_froc_needs_numbers_of_false_positives():
+    with pytest.raises(ValueError, match="0 or more"):
+        froc(KNOWN, [1, -1])
+
+
+scores_ = st.lists(st.floats(-1, 1), max_size=6).map(np.array)
+
+
+@given(scores_, scores_)
 def test_froc_never_falls(false, hits):
-    found = froc(np.array(false), np.array(hits), 6, 3, np.linspace(0, 4, 33))
-    assert np.all(np.diff(found) >= 0) and found[-1] == pytest.approx(len(hits) / 6)
+    at = np.linspace(0, 4, 33)
+    found = froc([Matches(hits, false, 6, 3)], at)
+    assert np.all(np.diff(found.tpr) >= 0) and found.tpr[-1] == pytest.approx(len(hits) / 6)
+    assert np.all(found.areas <= found.tpr + 1e-12) and np.all(np.diff(found.areas) >= -1e-12)
+
+
+@given(scores_, scores_, st.sampled_from([0.2, 1.0, 3.0]))
+def test_partial_area_equals_a_sum_of_strips(false, hits, width):
+    middles = (np.arange(3000) + 0.5) * width / 3000
+    found = froc([Matches(hits, false, 6, 3)], np.append(width, middles))
+    assert found.areas[0] == pytest.approx(found.tpr[1:].mean(), abs=1e-3)
+
+
+def test_ten_thousand_images_in_two_seconds_of_work():
+    random = np.random.default_rng(0)
+    corners, sides = random.uniform(0, 2500, (10_000, 102, 2)), random.uniform(50, 500, (10_000, 102, 2))
+    boxes, scores = np.concatenate([corners, corners + sides], axis=-1), random.random((10_000, 100))
+    start = time.process_time()
+    found = froc([match(of[:100], score, of[100:]) for of, score in zip(boxes, scores, strict=True)])
+    assert time.process_time() - start < 2 and len(found.thresholds) == 1_000_001
 
 
 def test_kinds_are_told_apart_and_count_as_one_image():
@@ -117,3 +242,42 @@ def test_an_interval_draws_again_where_no_lesion_came():
     assert (low.tolist(), high.tolist()) == ([1], [1])
     with pytest.raises(ValueError, match="needs lesions"):
         froc_interval([image(False, lesions=0)], ["a"])
+
+
+def slow_interval(images, patients, fppi, samples, seed, of, others=None):
+    """Whole patients joined again for every draw."""
+    random, names, values = np.random.default_rng(seed), sorted(set(patients)), []
+    while len(values) < samples:
+        drawn = [names[number] for number in random.integers(len(names), size=len(names))]
+        rows = [row for name in drawn for row, patient in enumerate(patients) if patient == name]
+        if sum(images[row].lesions for row in rows):
+            values.append(getattr(froc([images[row] for row in rows], fppi), of))
+            if others is not None:
+                values[-1] = values[-1] - getattr(froc([others[row] for row in rows], fppi), of)
+    return np.percentile(values, [2.5, 97.5], axis=0)
+
+
+@pytest.mark.parametrize("of", ["tpr", "areas"])
+def test_an_interval_equals_that_of_patients_joined_again(of):
+    random, fppi = np.random.default_rng(3), [0.1, 0.5, 2.0]
+
+    def drawn(lesions):
+        return [Matches(random.random(random.integers(n + 1)).round(1), random.random(2).round(1), n, 1) for n in lesions]
+
+    lesions, patients = [1, 0, 2, 0, 1, 0], ["a", "b", "b", "c", "d", "d"]
+    images, others = drawn(lesions), drawn(lesions)
+    found = froc_interval(images, patients, fppi, samples=40, seed=5, of=of)
+    np.testing.assert_allclose(found, slow_interval(images, patients, fppi, 40, 5, of))
+    found = froc_interval(images, patients, fppi, samples=40, seed=5, of=of, against=others)
+    np.testing.assert_allclose(found, slow_interval(images, patients, fppi, 40, 5, of, others))
+    same = froc_interval(images, patients, fppi, samples=40, of=of, against=images)
+    assert not np.any(same), "a detector does not differ from itself, whoever is drawn"
+
+
+def test_an_interval_needs_the_same_images():
+    with pytest.raises(ValueError, match="2 images need as many patients, not 1"):
+        froc_interval([image(True), image(False)], ["a"])
+    with pytest.raises(ValueError, match="the same images"):
+        froc_interval([image(True), image(False)], ["a", "b"], against=[image(True), image(False, lesions=2)])
+    with pytest.raises(ValueError, match="the same images"):
+        froc_interval([image(True), image(False)], ["a", "b"], against=[image(True)])

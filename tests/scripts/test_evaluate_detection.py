@@ -15,6 +15,7 @@ from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import DataError
 from tfmammo.export import FORMAT
+from tfmammo.metrics.average_precision import AveragePrecisionError
 
 PHANTOMS = 8
 RECORDS = phantom.read(count=PHANTOMS)
@@ -33,13 +34,13 @@ def script(repository) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders: "a" and "b" were trained on the patients of half of the phantoms each, "none" has no card."""
+    """Folders: "a" and "b" were trained on the patients of half of the phantoms each, "blind" on nobody's, "none" has no card."""
     root = tmp_path_factory.mktemp("runs")
     patients = list(dict.fromkeys(record.patient_id for record in RECORDS))
     assert len(patients) > 1
-    for name, seen in {"a": patients[::2], "b": patients[1::2], "none": None}.items():
+    for name, seen in {"a": patients[::2], "b": patients[1::2], "blind": [], "none": None}.items():
         folder = root / name / "export"
-        save(folder / "saved_model")
+        save(folder / "saved_model", finds=name != "blind")
         if seen is not None:
             data = DataConfig(size=64).model_dump(mode="json")
             card = {"format": FORMAT, "name": "ssd", "serves": "saved_model", "functions": {}, "train_patients": seen}
@@ -47,8 +48,8 @@ def runs(tmp_path_factory):
     return root
 
 
-def save(folder):
-    """A detector that always answers with the known lesions, and with a box in the corner that is less certain."""
+def save(folder, finds=True):
+    """A detector that always answers with the known lesions, and with a box in the corner that is less certain; or with nothing."""
     side = max(KNOWN.rows, KNOWN.cols)  # of the square into which the mammogram is scaled
     boxes = np.array([*MASSES[KNOWN.image_id], (0, 0, 20, 20)], np.float32) / side
     scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)
@@ -59,7 +60,7 @@ def save(folder):
             "detection_boxes": tf.constant(boxes[np.newaxis]),
             "detection_scores": tf.constant(scores[np.newaxis]),
             "detection_classes": tf.ones([1, len(boxes)]),
-            "num_detections": tf.constant([float(len(boxes))]),
+            "num_detections": tf.constant([float(len(boxes)) if finds else 0.0]),
         }
 
     module = tf.Module()
@@ -87,8 +88,10 @@ def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
     recall = [float(row[1]) for row in rows[1:]]
     lesions = sum(len(MASSES[image]) for image in boxes)
     assert recall[-1] >= 100 * len(MASSES[KNOWN.image_id]) / lesions - 0.1 and recall == sorted(recall)
-    assert all(float(low) <= float(value) <= float(high) for _, value, low, high in rows[1:])
-    assert (tmp_path / "out/froc.png").is_file() and "recall at IoU 0.5" in (tmp_path / "out/table.md").read_text()
+    for _, value, low, high, mean, mean_low, mean_high in ([float(cell) for cell in row] for row in rows[1:]):
+        assert low <= value <= high and mean_low <= mean <= mean_high and mean <= value
+    assert (tmp_path / "out/froc.png").is_file() and "recall at IoU > 0.5" in (tmp_path / "out/table.md").read_text()
+    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"table.csv"}
 
 
 def test_one_fold_judges_its_unseen_patients_alone(run, runs):
@@ -103,6 +106,57 @@ def test_patients_all_and_without_normal_ones(run, runs):
     assert set(boxes) == {image for image, masses in MASSES.items() if masses}
 
 
+def table(tmp_path, name):
+    """A written table, its first column -> the others, numbers where they are some."""
+    _, *rows = csv.reader((tmp_path / "out" / f"{name}.csv").read_text().splitlines())
+    return {row[0]: [np.nan if cell == "-" else float(cell) for cell in row[1:]] for row in rows}
+
+
+def test_a_second_detector_is_judged_on_the_same_mammograms(run, runs, tmp_path):
+    rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
+    assert not any(np.any(cells) for cells in table(tmp_path, "against").values()), "what is blind has a recall of 0"
+    difference = table(tmp_path, "difference")
+    assert len(difference) == 7
+    for row, (name, (ours, theirs, apart, low, high, p)) in zip(rows[1:], list(difference.items())[:6], strict=True):
+        assert name == f"recall at IoU > 0.5, {row[0]} false positives per image, %" and np.isnan(p)
+        assert (ours, theirs, apart) == (float(row[1]), 0, float(row[1])) and (low, high) == (float(row[2]), float(row[3]))
+    ours, theirs, apart, low, high, p = difference["JAFROC figure of merit"]
+    assert theirs == 0.5 and apart == pytest.approx(ours - theirs, abs=2e-3)
+    assert np.isnan([low, high, p]).all(), "of two patients, only one of whom has normal mammograms"
+    coco = table(tmp_path, "coco")
+    assert coco["against"] == [0] * 4 and 0 < coco["detectors"][0] <= 100
+    assert [line.partition("phantom")[0] for line in headings(tmp_path)] == [
+        "### detectors, ", "### against, ", "### detectors - against, ", "### COCO, "
+    ]  # fmt: skip
+
+
+def headings(tmp_path):
+    return [line for line in (tmp_path / "out/table.md").read_text().splitlines() if line.startswith("###")]
+
+
+def test_the_figure_of_merit_is_tested(run, runs, tmp_path):
+    """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is worse than silence."""
+    run(f"detectors={runs}/none/export", f"against={runs}/blind", "patients=all", "data.phantoms=24", "samples=5")
+    ours, theirs, apart, low, high, p = table(tmp_path, "difference")["JAFROC figure of merit"]
+    assert ours < 0.1 and theirs == 0.5 and low <= apart <= high < 0 and p < 0.05
+
+
+def test_both_are_compared_where_both_may_judge(run, runs, tmp_path):
+    """The blind one saw nobody and may judge all, fold a those that it never saw; without normal ones the merit is JAFROC1."""
+    _, alone = run(f"detectors={runs}/a", "normal=false")
+    _, boxes = run(f"detectors={runs}/blind", f"against={runs}/a", "normal=false")
+    assert set(boxes) == set(alone) and not any(one["boxes"] for one in boxes.values())
+    assert [title.partition("phantom")[2] for title in headings(tmp_path)] == [headings(tmp_path)[0].partition("phantom")[2]] * 3
+    assert list(table(tmp_path, "difference"))[-1] == "JAFROC1 figure of merit"
+
+
+def test_the_criterion_is_named(run, runs, tmp_path):
+    rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", "criterion=centre")
+    assert rows[0][1] == "recall by centres, %"
+    rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", "criterion=ior", "threshold=0.25")
+    assert rows[0][1] == "recall at IoR > 0.25, %"
+
+
 def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"tracking_uri={uri}")
@@ -111,6 +165,7 @@ def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
     (logged,) = client.search_runs([experiment.experiment_id])
     assert {item.path for item in client.list_artifacts(logged.info.run_id)} == {"boxes.json", "froc.png", "table.csv", "table.md"}
     assert 100 * logged.data.metrics["recall at 1"] == pytest.approx(float(rows[3][1]), abs=0.05)
+    assert 100 * logged.data.metrics["mean recall to 1"] == pytest.approx(float(rows[3][4]), abs=0.05)
 
 
 def test_what_would_not_be_fair_is_refused(run, runs):
@@ -118,3 +173,15 @@ def test_what_would_not_be_fair_is_refused(run, runs):
         run(f"detectors={runs}/none/export")
     with pytest.raises(DataError, match="judged by several handles"):
         run(f"detectors=[{runs}/a, {runs}/a]")
+
+
+def test_without_pycocotools_it_says_so_before_the_work(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(AveragePrecisionError, match="needs pycocotools"):
+        run("detectors=nowhere", "coco=true")
+
+
+def test_folds_without_any_lesion_are_refused(run, runs):
+    """Normal mammograms are left, on which there is nothing to find."""
+    with pytest.raises(DataError, match="no mammogram with a distortion"):
+        run(f"detectors=[{runs}/a, {runs}/b]", "data.kinds=[distortion]")

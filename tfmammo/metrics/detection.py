@@ -1,15 +1,19 @@
-"""Boxes against boxes: overlap, which detections hit, and the free-response ROC curve."""
+"""Boxes against boxes: overlap, which detections hit, recall, and the free-response ROC curve with its partial area.
+
+`metrics.jafroc` tests two detectors on the same images, `metrics.average_precision` has COCO's measure, `metrics.figures` draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.floating]
+Criterion = Literal["iou", "ior", "centre"]
 FPPI = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -30,9 +34,57 @@ class Matches:
         hits, false = (np.concatenate([none, *(getattr(part, name) for part in parts)]) for name in ("hits", "false_positives"))
         return Matches(hits, false, sum(part.lesions for part in parts), sum(part.images for part in parts))
 
-    def froc(self, at: Sequence[float] = FPPI) -> NDArray[np.float64]:
+    def above(self, score: float) -> Matches:
+        """The same with detections of at least this score alone."""
+        return replace(self, hits=self.hits[self.hits >= score], false_positives=self.false_positives[self.false_positives >= score])
+
+    def recall(self) -> float:
+        """The part of lesions that any detection hits, Eq. (6) of the infilling paper.
+
+        Raises:   ValueError: there is no lesion.
+        """
+        _check_counts(self.lesions, self.images)
+        return len(self.hits) / self.lesions
+
+    def froc(self, fppi: Sequence[float] = FPPI) -> NDArray[np.float64]:
         """Sensitivity at each number of false positives per image; see `froc`."""
-        return froc(self.false_positives, self.hits, self.lesions, self.images, at)
+        return froc([self], fppi).tpr
+
+
+@dataclass(frozen=True, eq=False)
+class Froc:
+    """A free-response ROC curve, and what it says at given numbers of false positives per image (FPPI).
+
+    fppi: float64 [k], as asked. tpr: float64 [k] in [0, 1], sensitivity there. areas: float64 [k] in [0, 1], the mean sensitivity
+    from 0 to there, which is the partial area over its width. thresholds: float64 [p], falling from infinity, the operating points'
+    least scores. curve_fppi, curve_tpr: float64 [p], rising, the operating points.
+    """
+
+    fppi: NDArray[np.float64]
+    tpr: NDArray[np.float64]
+    areas: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    curve_fppi: NDArray[np.float64]
+    curve_tpr: NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        """The mean of `tpr`: the score of CAMELYON16 and LUNA16 at their own numbers of false positives."""
+        return float(self.tpr.mean())
+
+
+def area(boxes: Floats) -> NDArray[np.float64]:
+    """Areas of boxes [..., 4]; 0 where one is turned inside out."""
+    boxes = np.asarray(boxes, np.float64)
+    return np.maximum(boxes[..., 2] - boxes[..., 0], 0) * np.maximum(boxes[..., 3] - boxes[..., 1], 0)
+
+
+def intersection(boxes: Floats, others: Floats) -> NDArray[np.float64]:
+    """The area that every box shares with every other, float64 [n, m]; arguments as for `iou`."""
+    a, b = np.asarray(boxes, np.float64).reshape(-1, 4, 1), np.asarray(others, np.float64).reshape(-1, 4).T
+    rows = np.minimum(a[:, 2], b[2]) - np.maximum(a[:, 0], b[0])
+    cols = np.minimum(a[:, 3], b[3]) - np.maximum(a[:, 1], b[1])
+    return np.maximum(rows, 0) * np.maximum(cols, 0)
 
 
 def iou(boxes: Floats, others: Floats) -> NDArray[np.float64]:
@@ -41,42 +93,77 @@ def iou(boxes: Floats, others: Floats) -> NDArray[np.float64]:
     Args:     boxes: [n, 4], others: [m, 4], [row_min, col_min, row_max, col_max], half-open, in one unit.
     Returns:  float64 [n, m] in [0, 1]; 0 for a box without area.
     """
-    a, b = np.asarray(boxes, np.float64).reshape(-1, 1, 4), np.asarray(others, np.float64).reshape(1, -1, 4)
-    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
-    shared = sides.prod(axis=-1)
-    union = area(a) + area(b) - shared
+    shared = intersection(boxes, others)
+    union = np.reshape(area(boxes), (-1, 1)) + area(others) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def area(boxes: Floats) -> NDArray[np.float64]:
-    """Areas of boxes [..., 4]; 0 where one is turned inside out."""
-    return np.clip(np.asarray(boxes, np.float64)[..., 2:] - np.asarray(boxes, np.float64)[..., :2], 0, None).prod(axis=-1)
+def ior(boxes: Floats, others: Floats) -> NDArray[np.float64]:
+    """Intersection over each box's own region: how much of a detection lies in a lesion; arguments and result as for `iou`."""
+    shared, own = intersection(boxes, others), np.reshape(area(boxes), (-1, 1))
+    return np.divide(shared, own, out=np.zeros_like(shared), where=own > 0)
 
 
-def match(boxes: Floats, scores: Floats, truth: Floats, threshold: float = 0.5) -> Matches:
+def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArray[np.float64]:
+    """By how much every detection hits every lesion.
+
+    Args:     boxes: [n, 4], detections. truth: [m, 4], lesions. criterion: "iou" and "ior": that number. "centre": the IoU where the
+              detection's centre lies in the lesion's box, else 0.
+    Returns:  float64 [n, m] in [0, 1]; 0 for a box without area, whatever the criterion.
+    Raises:   ValueError: there is no such criterion.
+    """
+    if criterion == "ior":
+        return ior(boxes, truth)
+    found = iou(boxes, truth)
+    if criterion == "centre":
+        a, b = np.asarray(boxes, np.float64).reshape(-1, 4, 1), np.asarray(truth, np.float64).reshape(-1, 4).T
+        row, col = (a[:, 0] + a[:, 2]) / 2, (a[:, 1] + a[:, 3]) / 2
+        return found * ((row >= b[0]) & (row < b[2]) & (col >= b[1]) & (col < b[3]))
+    if criterion != "iou":
+        raise ValueError(f"a criterion is iou, ior or centre, not {criterion}")
+    return found
+
+
+def match(boxes: Floats, scores: Floats, truth: Floats, threshold: float = 0.5, criterion: Criterion = "iou") -> Matches:
     """Which detections of one image hit a lesion.
 
     From the highest score down each detection takes the lesion that it overlaps most among those not taken; where that is
-    less than the threshold it is a false positive, and so is a second one on a lesion.
+    no more than the threshold it is a false positive, and so is a second one on a lesion. A detection without area, or outside the
+    image, where no lesion is, hits nothing; a lesion without area is one that nothing can hit.
 
-    Args:     boxes: [n, 4], truth: [m, 4], in one unit. scores: [n]. threshold: the least IoU of a hit.
-    Source:   the PASCAL VOC development kit's rule, but that a detection may fall back on another lesion, as in COCO's.
+    Args:     boxes: [n, 4], truth: [m, 4], in one unit. scores: [n]. threshold: what the overlap of a hit must exceed, in [0, 1);
+              "centre" has none. criterion: see `overlap`.
+    Raises:   ValueError: scores are not as many as boxes, or one of all these is no finite number; or no such criterion.
+    Source:   the PASCAL VOC development kit's rule, but that a detection may fall back on another lesion, as in COCO's; "higher
+              than 0.5" is the blending paper's (3.2), "exceeds 0.5" the infilling paper's (4.3).
     """
-    overlaps, free = iou(boxes, truth), np.ones(len(truth), bool)
-    hits, false = [], []
-    for row in np.argsort(-np.asarray(scores, np.float64), kind="stable"):
-        candidates = np.where(free, overlaps[row], -1.0)
-        best = int(candidates.argmax()) if len(truth) else -1
-        if best >= 0 and candidates[best] >= threshold:
-            free[best] = False
-            hits.append(scores[row])
-        else:
-            false.append(scores[row])
-    return Matches(np.array(hits, np.float64), np.array(false, np.float64), len(truth), 1)
+    boxes, scores, truth = (np.asarray(values, np.float64) for values in (boxes, scores, truth))
+    if scores.shape != (len(boxes),):
+        raise ValueError(f"{len(boxes)} boxes need as many scores, not {scores.shape}")
+    if not (np.isfinite(scores).all() and np.isfinite(boxes).all() and np.isfinite(truth).all()):
+        raise ValueError("a box or a score is no finite number")
+    order, hit = np.argsort(-scores, kind="stable"), np.zeros(len(scores), np.bool_)
+    if len(truth) and len(boxes):
+        overlaps = overlap(boxes, truth, criterion)
+        overlaps[overlaps <= (0 if criterion == "centre" else threshold)] = 0
+        for row in order[overlaps.max(axis=1)[order] > 0]:  # few: all others hit nothing, whatever is taken before
+            lesion = overlaps[row].argmax()
+            if overlaps[row, lesion] > 0:
+                hit[row], overlaps[:, lesion] = True, 0
+                if hit.sum() == len(truth):
+                    break
+    scores, hit = scores[order], hit[order]
+    return Matches(scores[hit], scores[~hit], len(truth), 1)
 
 
 def match_kinds(
-    boxes: Floats, scores: Floats, kinds: Sequence[Any], truth: Floats, true_kinds: Sequence[Any], threshold: float = 0.5
+    boxes: Floats,
+    scores: Floats,
+    kinds: Sequence[Any],
+    truth: Floats,
+    true_kinds: Sequence[Any],
+    threshold: float = 0.5,
+    criterion: Criterion = "iou",
 ) -> Matches:
     """`match` of one image kind by kind: a mass that is taken for a calcification is a miss and a false positive.
 
@@ -86,63 +173,115 @@ def match_kinds(
     parts = []
     for kind in {*kinds_.tolist(), *true_kinds_.tolist()}:
         mine, theirs = kinds_ == kind, true_kinds_ == kind
-        parts.append(match(boxes[mine], scores[mine], truth[theirs], threshold))
+        parts.append(match(boxes[mine], scores[mine], truth[theirs], threshold, criterion))
     return replace(Matches.join(parts), images=1)
+
+
+def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
+    """The FROC curve of some images: sensitivity over false positives per image (FPPI), linear between operating points.
+
+    An operating point stands at every score, and one at 0, 0 where nothing is kept; beyond the last one its sensitivity holds on. So
+    a detector that finds nothing anywhere has a sensitivity of 0.
+
+    Args:     images: of each image, normal ones too, its matches. fppi: [k], at which numbers to state sensitivity and area.
+    Raises:   ValueError: there is no lesion or no image, or a number of false positives is below 0.
+    Source:   MONAI's compute_froc_curve_data and compute_froc_score, but that the lowest score counts too. The partial area is
+              normalised, so that it compares between widths; the infilling paper's .172 is not, and names no width.
+    """
+    return _Ranked(images, np.zeros(len(images), np.intp)).froc(np.ones(1), fppi)
 
 
 def froc_interval(
     images: Sequence[Matches],
     patient_ids: Sequence[str],
-    at: Sequence[float] = FPPI,
+    fppi: ArrayLike = FPPI,
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    of: Literal["tpr", "areas"] = "tpr",
+    against: Sequence[Matches] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Percentile bootstrap interval of a FROC curve, drawing whole patients with replacement.
 
-    Args:     images: of each image its matches. patient_ids: of each image. at: numbers of false positives per image.
-              samples: draws; those without any lesion are drawn again. level: of confidence, in (0, 1).
-    Returns:  (low, high), float64 [len(at)] each; NaN where all images are of one patient, which bounds nothing.
-    Raises:   ValueError: no image has a lesion.
+    Args:     images: of each image its matches. patient_ids: of each image. fppi: [k], numbers of false positives per image.
+              samples: draws; those without any lesion are drawn again. level: of confidence, in (0, 1). of: sensitivity or partial
+              area. against: another detector's matches of the same images: the interval is of the difference, images - against,
+              the same patients being drawn for both.
+    Returns:  (low, high), float64 [k] each; NaN where all images are of one patient, which bounds nothing.
+    Raises:   ValueError: no image has a lesion, or images, patients and `against` don't belong together.
     """
+    check_pair(images, patient_ids, against)
     if not any(image.lesions for image in images):
         raise ValueError("a FROC curve needs lesions, and there is none")
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
     if len(patients) < 2:
-        return np.full(len(at), np.nan), np.full(len(at), np.nan)
-    groups = [Matches.join([images[row] for row in np.flatnonzero(rows == number).tolist()]) for number in range(len(patients))]
-    random = np.random.default_rng(seed)
-    curves: list[NDArray[np.float64]] = []
-    while len(curves) < samples:
-        drawn = Matches.join([groups[number] for number in random.integers(len(groups), size=len(groups)).tolist()])
-        if drawn.lesions:
-            curves.append(drawn.froc(at))
+        return np.full(np.shape(fppi), np.nan), np.full(np.shape(fppi), np.nan)
+    ranked = _Ranked(images, rows)
+    other = None if against is None else _Ranked(against, rows)
+    values = []
+    for times in _draws(ranked.lesions, samples, seed):
+        value = getattr(ranked.froc(times, fppi), of)
+        values.append(value if other is None else value - getattr(other.froc(times, fppi), of))
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(curves, [tail, 100 - tail], axis=0)
+    low, high = np.percentile(values, [tail, 100 - tail], axis=0)
     return low, high
 
 
-def froc(false_positives: Floats, hits: Floats, lesions: int, images: int, at: Sequence[float] = FPPI) -> NDArray[np.float64]:
-    """Sensitivity at given numbers of false positives per image (FPPI), linear between operating points.
+def check_pair(images: Sequence[Matches], patient_ids: Sequence[str], others: Sequence[Matches] | None = None) -> None:
+    """Refuse lists that can't be of the same images. Raises: ValueError: lengths differ, or an image's number of lesions does."""
+    if len(images) != len(patient_ids):
+        raise ValueError(f"{len(images)} images need as many patients, not {len(patient_ids)}")
+    if others is not None and [image.lesions for image in images] != [image.lesions for image in others]:
+        raise ValueError("two detectors must be judged on the same images, and theirs have different lesions")
 
-    An operating point stands at every score but the lowest, and one at 0, 0 where nothing is kept; beyond the last one its
-    sensitivity holds on.
 
-    Args:     false_positives: scores of detections that hit nothing. hits: scores of those that hit a lesion, one per lesion
-              (a 0 stands for a miss). lesions, images: how many there are. at: numbers of false positives per image.
-    Returns:  float64 [len(at)] in [0, 1].
-    Raises:   ValueError: there is no lesion or no image.
-    Source:   MONAI's compute_froc_curve_data and compute_froc_score, but that the lowest score counts where it is above 0.
-    """
+class _Ranked:
+    """The detections of some patients in the order of their scores: sorted once, whatever is drawn of the patients afterwards."""
+
+    def __init__(self, images: Sequence[Matches], patients: NDArray[np.intp]) -> None:
+        count = int(patients.max(initial=0)) + 1
+        self.lesions = np.bincount(patients, np.array([image.lesions for image in images], np.float64), count)
+        self.images = np.bincount(patients, np.array([image.images for image in images], np.float64), count)
+        joined = Matches.join(images)
+        scores = np.concatenate([joined.hits, joined.false_positives])
+        order = np.argsort(-scores)
+        ranked, self.hit = scores[order], order < len(joined.hits)
+        self.ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])  # the last of each score
+        self.thresholds = np.append(np.inf, ranked[self.ends])
+        sizes = [[len(getattr(image, name)) for image in images] for name in ("hits", "false_positives")]
+        self.patient = np.concatenate([np.repeat(patients, size) for size in sizes])[order]
+
+    def froc(self, times: NDArray[np.floating], fppi: ArrayLike) -> Froc:
+        """The curve where each patient is taken so many times."""
+        lesions, images, asked = float(times @ self.lesions), float(times @ self.images), np.asarray(fppi, np.float64)
+        _check_counts(lesions, images)
+        if not np.all(asked >= 0):
+            raise ValueError("numbers of false positives per image must be 0 or more")
+        weights = times[self.patient]
+        found, false = (np.cumsum(weights * side)[self.ends] for side in (self.hit, ~self.hit))
+        x, y = np.append(0.0, false / images), np.append(0.0, found / lesions)
+        tpr = np.interp(asked, x, y)  # of several points at one x it takes the last, which is the highest
+        return Froc(asked, tpr, _areas(x, y, asked, tpr), self.thresholds, x, y)
+
+
+def _areas(x: NDArray, y: NDArray, limits: NDArray[np.float64], tpr: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean height of a curve from 0 to each limit; at a limit of 0 the height there."""
+    last = np.searchsorted(x, limits, side="right") - 1
+    whole = np.append(0.0, np.cumsum(np.diff(x) * (y[1:] + y[:-1]) / 2))[last]
+    total = whole + (limits - x[last]) * (y[last] + tpr) / 2
+    return np.divide(total, limits, out=tpr.copy(), where=limits > 0)
+
+
+def _draws(lesions: NDArray, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each patient is taken, in draws of as many patients with replacement that have a lesion."""
+    random, count = np.random.default_rng(seed), len(lesions)
+    for _ in range(samples):
+        times = np.zeros(count)
+        while not times @ lesions:
+            times = np.bincount(random.integers(count, size=count), minlength=count).astype(np.float64)
+        yield times
+
+
+def _check_counts(lesions: float, images: float) -> None:
     if lesions < 1 or images < 1:
-        raise ValueError(f"a FROC curve needs lesions and images, and there are {lesions} and {images}")
-    false_positives, hits = np.asarray(false_positives, np.float64), np.asarray(hits, np.float64)
-    thresholds = np.unique(np.concatenate([false_positives, hits]))[::-1]
-    thresholds = thresholds[thresholds > 0]
-    fppi, sensitivity = _kept(false_positives, thresholds) / images, _kept(hits, thresholds) / lesions
-    return np.interp(at, np.append(0.0, fppi), np.append(0.0, sensitivity))
-
-
-def _kept(scores: Floats, thresholds: Floats) -> NDArray[np.intp]:
-    """How many scores are at least each threshold."""
-    return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
+        raise ValueError(f"a FROC curve needs lesions and images, and there are {lesions:g} and {images:g}")

@@ -1,0 +1,113 @@
+"""JAFROC against numbers worked out by hand, ROC's area and DeLong's test where they must agree, and slow pseudo-values."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tfmammo.metrics.classification import delong_test, roc_auc
+from tfmammo.metrics.detection import Matches
+from tfmammo.metrics.jafroc import JafrocTest, jafroc, jafroc_test
+
+
+def image(hits=(), false=(), lesions=0):
+    return Matches(np.array(hits, float), np.array(false, float), lesions, 1)
+
+
+# Two normal images, one with nothing found; two with lesions, of which one is not found.
+KNOWN = [image(false=[0.5, 0.3]), image(), image([0.9, 0.5], [0.7], 2), image(lesions=1)]
+
+
+def test_figure_of_merit_by_hand():
+    # Lesions .9, .5 and none against .5 and none: (1 + 1) + (1/2 + 1) + (0 + 1/2), of 6.
+    assert jafroc(KNOWN) == pytest.approx(4 / 6)
+    # JAFROC1 adds .7, which .9 exceeds alone, and the last image's none: 1 of .9, 1 of .5, 1/2 of none.
+    assert jafroc(KNOWN, "jafroc1") == pytest.approx((4 + 1 + 0 + 0 + 1 + 1 + 0.5) / 12)
+
+
+def test_figure_of_merit_at_its_ends():
+    assert jafroc([image([0.9], lesions=1), image(false=[0.8])]) == 1
+    assert jafroc([image([0.7], lesions=1), image(false=[0.8])]) == 0
+    assert jafroc([image(lesions=1), image()]) == 0.5, "of a detector that finds nothing"
+
+
+def test_figure_of_merit_is_rocs_area_where_every_image_has_one_mark():
+    random = np.random.default_rng(0)
+    labels, scores = random.integers(2, size=40), random.random(40).round(1)
+    images = [image([score], lesions=1) if label else image(false=[score]) for label, score in zip(labels, scores, strict=True)]
+    assert jafroc(images) == pytest.approx(roc_auc(labels, scores))
+
+
+def test_what_a_figure_of_merit_needs():
+    with pytest.raises(ValueError, match="needs lesions"):
+        jafroc([image(false=[0.5])])
+    with pytest.raises(ValueError, match="needs images without lesions.*jafroc1"):
+        jafroc([image([0.5], lesions=1)])
+    assert jafroc([image([0.5], [0.4], lesions=1)], "jafroc1") == 1
+    with pytest.raises(ValueError, match="jafroc or jafroc1, not wafroc"):
+        jafroc(KNOWN, "wafroc")
+
+
+def slow(images, merit):
+    """The double sum over images and lesions."""
+    highest = [max(one.false_positives, default=-np.inf) for one in images if merit == "jafroc1" or not one.lesions]
+    lesions = [rating for one in images for rating in [*one.hits, *[-np.inf] * (one.lesions - len(one.hits))]]
+    return np.mean([1.0 if y > x else 0.5 if y == x else 0.0 for x in highest for y in lesions])
+
+
+@pytest.mark.parametrize("merit", ["jafroc", "jafroc1"])
+def test_the_test_equals_scipys_paired_t_of_slow_pseudo_values(merit):
+    random, patients = np.random.default_rng(1), [f"p{number % 9}" for number in range(30)]
+    lesions = random.integers(3, size=30)
+
+    def drawn(shift):
+        return [image(random.random(random.integers(n + 1)).round(1) + shift, random.random(2).round(1), n) for n in lesions]
+
+    sides = drawn(0.5), drawn(0)
+    names, merits, pseudo = sorted(set(patients)), [slow(side, merit) for side in sides], []
+    for side, theta in zip(sides, merits, strict=True):
+        left = [slow([one for one, patient in zip(side, patients, strict=True) if patient != name], merit) for name in names]
+        values = len(names) * theta - (len(names) - 1) * np.array(left)
+        pseudo.append(values - values.mean() + theta)  # centred, as Hillis has them: their mean is the figure of merit
+    expected, found = stats.ttest_rel(*pseudo), jafroc_test(*sides, patients, merit)
+    assert (found.merit, found.other) == pytest.approx(merits) and found.difference == pytest.approx(merits[0] - merits[1])
+    assert (found.t, found.degrees, found.p) == pytest.approx((expected.statistic, 8, expected.pvalue))
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.p < 0.05, "half a point more on every lesion"
+
+
+def test_the_test_is_delongs_where_every_image_has_one_mark_and_patient():
+    random = np.random.default_rng(2)
+    labels = np.repeat([0, 1], 150)
+    a = labels + random.normal(size=300)
+    scores = a, a + random.normal(size=300)
+    sides = [[image([y], lesions=1) if label else image(false=[y]) for label, y in zip(labels, side, strict=True)] for side in scores]
+    found, (z, p) = jafroc_test(*sides, [str(number) for number in range(300)]), delong_test(labels, *scores)
+    assert found.t == pytest.approx(z, rel=0.02) and found.p == pytest.approx(p, rel=0.2, abs=1e-4)
+
+
+def test_the_same_detector_does_not_differ():
+    patients = ["a", "b", "c", "d"]
+    found = jafroc_test(KNOWN, KNOWN, patients)
+    assert (found.difference, found.low, found.high, found.t, found.p) == (0, 0, 0, 0, 1)
+
+
+def test_a_difference_without_variance():
+    best = [image(false=[0.1]), image(false=[0.1]), image([0.9], lesions=1), image([0.9], lesions=1)]
+    worst = [image(false=[0.9]), image(false=[0.9]), image(lesions=1), image(lesions=1)]
+    found = jafroc_test(best, worst, ["a", "b", "c", "d"])
+    assert found == JafrocTest(1, 0, 1, 1, 1, np.inf, 3, 0)
+
+
+@pytest.mark.parametrize("patients", [["a"] * 4, ["a", "b", "c", "c"], ["a", "a", "b", "c"]])
+def test_a_patient_who_cant_be_left_out_leaves_it_untested(patients):
+    """Of one patient alone, or with all lesions or all normal images of one."""
+    found = jafroc_test(KNOWN, KNOWN, patients)
+    assert (found.merit, found.difference, found.degrees) == (pytest.approx(4 / 6), 0, 0)
+    assert np.isnan([found.low, found.high, found.t, found.p]).all()
+
+
+def test_other_images_are_refused():
+    with pytest.raises(ValueError, match="the same images"):
+        jafroc_test(KNOWN, KNOWN[::-1], ["a", "b", "c", "d"])
+    with pytest.raises(ValueError, match="4 images need as many patients"):
+        jafroc_test(KNOWN, KNOWN, ["a"])

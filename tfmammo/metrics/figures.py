@@ -1,0 +1,41 @@
+"""FROC curves, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tfmammo.metrics.detection import Matches, froc, froc_interval
+
+
+def froc_figure(
+    detectors: Mapping[str, Sequence[Matches]],
+    patient_ids: Sequence[str],
+    width: float = 8.0,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    title: str = "",
+    recall: str = "recall",
+) -> Figure:
+    """FROC curves of detectors on the same images, each with the band of its interval.
+
+    Args:     detectors: name -> of each image its matches. patient_ids: of each image. width: largest number of false positives per
+              image. samples, seed, level: as for `froc_interval`. recall: what the ordinate is called.
+    Raises:   ValueError: as `froc_interval`.
+    """
+    at: NDArray[np.float64] = np.linspace(0, width, 81)
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, images in detectors.items():
+        axes.fill_between(at, *froc_interval(images, patient_ids, at, samples, seed, level), alpha=0.2, linewidth=0)
+        axes.plot(at, froc(images, at).tpr, label=name)
+    axes.set(xlabel="false positives per image", ylabel=recall, ylim=(0, 1), xlim=(0, width))
+    axes.set_title(title, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(detectors) > 1:
+        axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,118 @@
+"""JAFROC: do two detectors differ on the same images, when lesions must be found as well as called? Numpy.
+
+The figure of merit is the probability that a lesion's rating exceeds the highest false positive of an image, ties counting one half.
+A lesion that is not found, and an image without false positives, are rated below every score. JAFROC takes normal images for the
+false positives, as a false positive beside a lesion depends on that lesion's finding; JAFROC1 takes all images, for where there are
+no normal ones. Cases are left out one by one (jackknife), and the two detectors' pseudo-values of the same cases compared.
+
+Source: Chakraborty and Berbaum, Observer studies involving detection and localization, Medical Physics 31 (2004) 2313-2330;
+Chakraborty, Analysis of location specific observer performance data, Academic Radiology 13 (2006) 1187-1193, for JAFROC1; Dorfman,
+Berbaum and Metz, Investigative Radiology 27 (1992) 723-731, for pseudo-values. Departures: a case is a patient with all images, since
+images of one patient are not independent; the readers are one detector each, whose analysis of variance is the paired t test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from tfmammo.metrics.detection import Matches, check_pair
+
+Merit = Literal["jafroc", "jafroc1"]
+
+
+@dataclass(frozen=True)
+class JafrocTest:
+    """How one detector's figure of merit differs from another's on the same images.
+
+    merit, other: in [0, 1]. difference: merit - other. low, high: its interval. t, degrees: of the paired t test of pseudo-values. p:
+    two-sided. Where it can't be tested, all but the first three are NaN, degrees 0.
+    """
+
+    merit: float
+    other: float
+    difference: float
+    low: float
+    high: float
+    t: float
+    degrees: int
+    p: float
+
+
+def jafroc(images: Sequence[Matches], merit: Merit = "jafroc") -> float:
+    """The figure of merit of one detector.
+
+    theta = 1 / (N L) sum_ij psi(X_i, Y_j), where psi is 1 for X < Y, 1/2 for X = Y, 0 for X > Y; X_i the highest false positive of image i
+    of N, Y_j the rating of lesion j of L, minus infinity where there is none.
+
+    Args:     images: of each image its matches. merit: "jafroc" takes X from images without lesions, "jafroc1" from all.
+    Returns:  0 to 1; 1/2 of a detector that finds nothing anywhere.
+    Raises:   ValueError: there is no lesion, or no image to take X from.
+    Source:   Chakraborty and Berbaum (2004), the figure of merit; Chakraborty (2006), JAFROC1.
+    """
+    return _Ratings(images, np.zeros(len(images), np.intp), merit).theta()
+
+
+def jafroc_test(
+    images: Sequence[Matches], others: Sequence[Matches], patient_ids: Sequence[str], merit: Merit = "jafroc", level: float = 0.95
+) -> JafrocTest:
+    """Whether two detectors of the same images have different figures of merit, by the jackknife over patients.
+
+    Of patient k of K the pseudo-value is K theta - (K - 1) theta(k), where theta(k) is without the patient; t is the difference of the
+    figures over the standard error of the mean difference of pseudo-values, with K - 1 degrees of freedom.
+
+    Args:     images, others: of each image its matches by either detector. patient_ids: of each image. merit: as for `jafroc`.
+              level: of confidence, in (0, 1).
+    Returns:  JafrocTest; untested (NaN) where without some patient there is no lesion or no image left. Where the two never differ t is
+              0 and p 1; where they differ without variance t is infinite and p 0.
+    Raises:   ValueError: as `jafroc`, or images, others and patients don't belong together.
+    """
+    check_pair(images, patient_ids, others)
+    patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
+    ratings, count = [_Ratings(side, rows, merit) for side in (images, others)], len(patients)
+    first, other = (side.theta() for side in ratings)
+    difference = first - other
+    if not all(side.bears_loss(patient) for side in ratings for patient in range(count)):
+        return JafrocTest(first, other, difference, np.nan, np.nan, np.nan, 0, np.nan)
+    left = np.array([ratings[0].theta(without) - ratings[1].theta(without) for without in range(count)])
+    pseudo = count * difference - (count - 1) * left
+    error, degrees = float(np.sqrt(pseudo.var(ddof=1) / count)), count - 1
+    t = difference / error if error >= 1e-12 else 0.0  # below is what rounding leaves of 0
+    if error < 1e-12 <= abs(difference):
+        t = float(np.copysign(np.inf, difference))
+    half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
+    p = float(2 * stats.t.sf(abs(t), degrees))
+    return JafrocTest(first, other, difference, difference - half, difference + half, t, degrees, p)
+
+
+class _Ratings:
+    """Lesions' ratings and images' highest false positives, each with its patient's number."""
+
+    def __init__(self, images: Sequence[Matches], patients: NDArray[np.intp], merit: Merit) -> None:
+        if merit not in ("jafroc", "jafroc1"):
+            raise ValueError(f"a figure of merit is jafroc or jafroc1, not {merit}")
+        lesions = [np.append(image.hits, np.full(image.lesions - len(image.hits), -np.inf)) for image in images]
+        self.lesions = np.concatenate([np.empty(0), *lesions])
+        self.lesions_of = np.repeat(patients, [image.lesions for image in images])
+        taken = np.array([merit == "jafroc1" or not image.lesions for image in images], np.bool_)
+        highest = np.array([image.false_positives.max(initial=-np.inf) for image in images], np.float64)
+        self.highest, self.highest_of = highest[taken], patients[taken]
+        if not len(self.lesions):
+            raise ValueError("a figure of merit needs lesions, and there is none")
+        if not len(self.highest):
+            raise ValueError("jafroc needs images without lesions, and there is none; jafroc1 takes the others")
+
+    def bears_loss(self, without: int) -> bool:
+        """Whether lesions and images remain where a patient is left out."""
+        return bool(np.any(self.lesions_of != without) and np.any(self.highest_of != without))
+
+    def theta(self, without: int = -1) -> float:
+        """The figure of merit, with all patients or without one."""
+        highest, lesions = np.sort(self.highest[self.highest_of != without]), self.lesions[self.lesions_of != without]
+        below, upto = (np.searchsorted(highest, lesions, side=side).mean() for side in ("left", "right"))
+        return float(below + upto) / (2 * len(highest))
