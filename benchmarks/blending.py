@@ -86,7 +86,9 @@ def painters(chosen: argparse.Namespace) -> dict[str, Painter]:
 
 
 def measured(source: Mammogram, brush: Painter, recipe: Recipe, number: int) -> tuple[float, ...]:
-    """Processor seconds of each part, and of blending what a clock shows. number: of the repeat, which draws its own place, angle and factor."""
+    """Processor seconds of each part, and of blending what a clock shows. number: of the repeat, which draws its
+    own place, angle and factor.
+    """
     timed = brush.network.call if isinstance(brush, NetworkPainter) else None
     before, times = timed.seconds if isinstance(timed, Timed) else 0.0, [time.process_time()]
     stored = archives.stored(source)

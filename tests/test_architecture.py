@@ -39,6 +39,7 @@ HOMES = {
     "mlflow": ("tfmammo/training/tracking.py", "tfmammo/serving.py"),
     "yaml": ("tfmammo/config.py",),
     "object_detection": ("tfmammo/detection/ssd.py",),  # an extra, which needs a process of its own
+    "official": ("tfmammo/detection/mask_rcnn.py",),  # of the same extra
     "tf_keras": ("tfmammo/detection/",),
     "tensorflow_hub": ("tfmammo/detection/detections.py",),
     "torch": ("tfmammo/trunks.py", "benchmarks/"),  # reads published weights; benchmarks compare with it

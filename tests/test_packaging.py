@@ -24,6 +24,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "libjpeg": "pylibjpeg-libjpeg",
     "object_detection": "tf-models-research-object-detection",
+    "official": "tf-models-official",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -31,10 +32,11 @@ DISTRIBUTIONS = {
 # Required, though nothing imports them by name: pydicom's decoders, pandas' reader of .xls, MLflow's system metrics, and
 # what tensorflow-hub needs.
 UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
-# Imported within the one function that needs them: an old Excel table, which only tests ask for, and the build at scale.
-OPTIONAL = {"xlwt", "apache-beam"}
+# Imported within the one function that needs them: an old Excel table, which only tests ask for, the build at scale, and COCO's
+# average precision.
+OPTIONAL = {"xlwt", "apache-beam", "pycocotools"}
 # Likewise, but nothing that the tests' environment must hold: tests of it are marked `detection`.
-DETECTION = {"tf-models-research-object-detection", "tf-keras"}
+DETECTION = {"tf-models-research-object-detection", "tf-models-official", "tf-keras"}
 # Likewise: reads PyTorch's own files of published weights; a golden file holds what it makes of them.
 BENCHMARK = {"torch"}
 

@@ -1,5 +1,5 @@
 """Networks that others trained on ImageNet, frozen, as measures of likeness: VGG-19, AlexNet and Inception-v3, for grey images;
-and ResNet-50 as Keras has it, to be trained on.
+and ResNet-50 and -101 as Keras has them, to be trained on.
 
 Each of the first three takes float32 [n, h, w, 1] in [0, 1], repeats the grey channel three times, scales it as its weights
 expect, and puts out float32 features. `weights` says where these come from: "imagenet" downloads them, a path reads them, and
@@ -44,6 +44,7 @@ PUBLISHED = {  # where "imagenet" comes from, and the MD5 that Keras states, or 
     "vgg19": (f"{KERAS}/vgg19/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5", "253f8cb515780f3b799900260a226db6"),
     "inception": (f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", "bcbd6486424b2319ff4ef7d526e38f63"),
     "resnet50": (f"{KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", "4d473c1dd8becc155b73f8504c6f6626"),
+    "resnet101": (f"{KERAS}/resnet/resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5", "88cf7a10940856eca736dc7b7e228a21"),
     "alexnet": ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
 }
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, red first, of [0, 1]
@@ -150,6 +151,14 @@ def resnet50(weights: str) -> keras.Model:
     network = keras.applications.ResNet50(weights=None, include_top=False)
     _check_keras_alone("resnet50", "ResNet-50", weights)
     _fill(network, "resnet50", weights)
+    return network
+
+
+def resnet101(weights: str) -> keras.Model:
+    """Keras's ResNet-101 without top, as `resnet50`; 171 MB, 42,658,176 parameters."""
+    network = keras.applications.ResNet101(weights=None, include_top=False)
+    _check_keras_alone("resnet101", "ResNet-101", weights)
+    _fill(network, "resnet101", weights)
     return network
 
 

@@ -13,6 +13,7 @@ from functools import partial  # noqa: E402
 from tfmammo import config as configuration  # noqa: E402
 from tfmammo.data.whole import make_whole  # noqa: E402
 from tfmammo.detection import ssd  # noqa: E402
+from tfmammo.detection.training import seen, validate  # noqa: E402
 from tfmammo.training import cli, loop  # noqa: E402
 
 
@@ -24,9 +25,9 @@ def main() -> None:
     ssd.check(experiment)
     output, data = chosen.output or cli.default_output(experiment), experiment.data
     train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
-    (output / loop.INITIAL_PATIENTS).write_text("\n".join(ssd.seen(experiment.model.checkpoint)), encoding="utf-8")
+    (output / loop.INITIAL_PATIENTS).write_text("\n".join(seen(experiment.model.checkpoint)), encoding="utf-8")
     build = partial(ssd.SSD, experiment.model, data.size, len(data.kinds))
-    metrics = loop.fit(build, experiment, train, held_out, output, ssd.validate, write=ssd.write)
+    metrics = loop.fit(build, experiment, train, held_out, output, validate, write=ssd.write)
     cli.summary(experiment, metrics, held_out, output)
 
 

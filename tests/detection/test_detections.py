@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.config import DataConfig, PreprocessConfig
+from tfmammo.detection import detections
 from tfmammo.detection.detections import DetectionError, Detections, Detector
 from tfmammo.export import FORMAT
 from tfmammo.record import Mammogram
@@ -21,8 +22,8 @@ BRIGHT = (20, 8, 40, 24)
 class BrightSpot(tf.Module):
     """Finds the bounding box of what is at least half as bright as can be; then a box beyond the image and one of class 2."""
 
-    def __init__(self, dtype=tf.float32, outputs=None):
-        self.outputs = outputs
+    def __init__(self, dtype=tf.float32, outputs=None, mask=None):
+        self.outputs, self.mask = outputs, mask
         self.weight = tf.Variable(127.5)
         self.signature = [tf.TensorSpec([1, None, None, 3], dtype, name="input_tensor")]
 
@@ -39,6 +40,8 @@ class BrightSpot(tf.Module):
                 "num_detections": tf.constant([3.0]),
                 "raw_detection_boxes": tf.zeros([1, 9, 4]),
             }
+            if self.mask is not None:
+                found["detection_masks"] = tf.stack([tf.zeros([2, 2]), tf.constant(self.mask, tf.float32), *[tf.ones([2, 2])] * 2])[None]
             return {name: found[name] for name in self.outputs or found}
 
         return detect
@@ -58,9 +61,9 @@ def mammogram(box=BRIGHT, **facts):
     return Mammogram("made", "p", "i", ROWS, COLS, partial(pixels, box), **facts)
 
 
-def ours(folder, **data):
+def ours(folder, mask=None, **data):
     """An export as train/ssd.py leaves it: a SavedModel and a card, under a run's folder."""
-    BrightSpot().save(folder / "export/saved_model")
+    BrightSpot(mask=mask).save(folder / "export/saved_model")
     config = DataConfig(**{"size": 40, "percentiles": (0, 100), **data}).model_dump(mode="json")
     card = {
         "format": FORMAT,
@@ -118,6 +121,43 @@ def test_ours_undoes_its_preprocessing(tmp_path):
     np.testing.assert_allclose(found.boxes[0], box, atol=1e-3)
     found = detector.predict(mammogram(box, laterality="L", spacing=(0.1, 0.1)))
     np.testing.assert_allclose(found.boxes[0], box, atol=1e-3)
+
+
+LEFT = [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_masks_of_a_foreign_model_are_pasted_into_native_px(tmp_path):
+    """Between the middles of two pixels of the mask, 0.5 is reached at half the box: at row 30 of 20 to 40."""
+    handle = BrightSpot(mask=[[1, 1], [0, 0]]).save(tmp_path / "model")
+    masks = Detector.load(handle).predict(mammogram()).masks
+    expected = np.zeros((1, ROWS, COLS), np.uint8)
+    expected[0, 20:30, 8:24] = 1
+    np.testing.assert_array_equal(masks, expected)
+    assert masks.dtype == np.uint8
+    both = Detector.load(handle, kinds=("mass", "calcification")).predict(mammogram())
+    np.testing.assert_array_equal(both.masks, [*expected, np.zeros_like(expected[0])])
+    assert both.above(0.5).masks.shape == (1, ROWS, COLS)
+
+
+@pytest.mark.parametrize(("laterality", "cols"), [("L", slice(12, 24)), ("R", slice(24, 36))])
+def test_masks_of_a_mirrored_and_resampled_mammogram(tmp_path, laterality, cols):
+    """What the model calls the left half of the box is the right half of a mammogram that it saw mirrored."""
+    detector = Detector.load(ours(tmp_path, LEFT, preprocess=PreprocessConfig(flip_right=True, spacing=0.2)))
+    found = detector.predict(mammogram((20, 12, 40, 36), laterality=laterality, spacing=(0.1, 0.1)))
+    expected = np.zeros((1, ROWS, COLS), np.uint8)
+    expected[0, 20:40, cols] = 1
+    np.testing.assert_array_equal(found.masks, expected)
+
+
+def test_a_mask_that_reaches_beyond_the_mammogram_is_cut():
+    """Box (-2, -2, 2, 2): of the middles of the mask's four pixels, at -1 and 1, the last alone lies inside. At the middle of
+    pixel (0, 0) a mask with that one alone is 0.75 * 0.75, and one without it 1 - 0.75 * 0.75."""
+    masks = np.array([[[0, 0], [0, 1]], [[1, 1], [1, 0]]], np.float32)
+    made = detections._pasted(masks, np.array([[-2.0, -2, 2, 2]] * 2), mammogram())
+    expected = np.zeros((2, ROWS, COLS), np.uint8)
+    expected[0, :2, :2] = 1
+    np.testing.assert_array_equal(made, expected)
+    assert not detections._pasted(masks[:1], np.array([[90.0, 70, 95, 75]]), mammogram()).any()
 
 
 def test_ours_knows_its_kinds(tmp_path):

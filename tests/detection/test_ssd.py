@@ -21,7 +21,9 @@ from tfmammo.data.whole import make_whole
 from tfmammo.detection import ssd
 from tfmammo.detection.detections import DetectionError, Detector
 from tfmammo.detection.ssd import SSD, SSDConfig, pipeline
+from tfmammo.detection.training import seen, validate
 from tfmammo.export import FORMAT, read_card
+from tfmammo.metrics import detection
 from tfmammo.record import Skipped
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
@@ -103,8 +105,8 @@ def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
 def test_patients_behind_a_checkpoint_are_seen(tmp_path):
     (tmp_path / "export/checkpoint").mkdir(parents=True)
     (tmp_path / "export/card.json").write_text(json.dumps({"format": FORMAT, "train_patients": ["p1", "p2"]}))
-    assert ssd.seen(tmp_path / "export/checkpoint") == ssd.seen(tmp_path / "export/checkpoint/ckpt-0") == ["p1", "p2"]
-    assert ssd.seen(tmp_path) == ssd.seen(None) == []
+    assert seen(tmp_path / "export/checkpoint") == seen(tmp_path / "export/checkpoint/ckpt-0") == ["p1", "p2"]
+    assert seen(tmp_path) == seen(None) == []
 
 
 def test_validation_by_hand():
@@ -121,13 +123,13 @@ def test_validation_by_hand():
         scores = np.tile(np.array([0.9, 0.8, 0], np.float32), (count, 1))
         return {"boxes": tf.constant(boxes), "scores": tf.constant(scores), "classes": tf.zeros([count, 3])}
 
-    found = ssd.validate({"detector": detector}, whole.take([0]))
+    found = validate({"detector": detector}, whole.take([0]))
     assert found == {"recall": 1.0, "recall_of_all": 1.0, "froc": pytest.approx((0 + 0 + 4) / 6)}
     assert list(found)[0] == "recall", "it decides which checkpoint is best"
     other = whole.take([0, 1])
-    overlap = ssd.detection.iou(whole.boxes[0], whole.boxes[1])[0, 0]
+    overlap = detection.iou(whole.boxes[0], whole.boxes[1])[0, 0]
     assert overlap < 0.5
-    assert ssd.validate({"detector": detector}, other)["recall_of_all"] == 0.5
+    assert validate({"detector": detector}, other)["recall_of_all"] == 0.5
 
 
 def test_validation_tells_classes_apart():
@@ -138,8 +140,8 @@ def test_validation_tells_classes_apart():
     def detector(image, kind):
         return {"boxes": tf.constant(whole.boxes), "scores": tf.ones([1, 1]), "classes": tf.fill([1, 1], float(kind))}
 
-    assert ssd.validate({"detector": lambda image: detector(image, 1)}, whole)["recall_of_all"] == 1
-    assert ssd.validate({"detector": lambda image: detector(image, 0)}, whole)["recall_of_all"] == 0
+    assert validate({"detector": lambda image: detector(image, 1)}, whole)["recall_of_all"] == 1
+    assert validate({"detector": lambda image: detector(image, 0)}, whole)["recall_of_all"] == 0
 
 
 def test_validation_needs_a_lesion():
@@ -149,7 +151,7 @@ def test_validation_needs_a_lesion():
     assert len(normal)
     nothing = {"boxes": tf.zeros([len(normal), 1, 4]), "scores": tf.zeros([len(normal), 1]), "classes": tf.zeros([len(normal), 1])}
     with pytest.raises(DetectionError, match="nothing to validate on"):
-        ssd.validate({"detector": lambda image: nothing}, normal)
+        validate({"detector": lambda image: nothing}, normal)
 
 
 def environment(repository):

@@ -32,6 +32,11 @@ SMALL = {
     ],
     "vanilla_gan": ["data.folds=2", "model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
     "infilling": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1", "model.weights=none"],
+    "light_head_rcnn": [
+        *("model.weights=none", "model.batch_norm=running", "model.filters=4", "model.blocks=[1,1,1,1]", "model.anchor_scales=[0.5,1,2]"),
+        *("model.rpn_width=8", "model.middle=4", "model.bins=3", "model.channels=2", "model.units=8", "model.proposals=20"),
+        *("training.batch_size=2", "data.folds=2"),  # lesions on both sides
+    ],
 }
 COMMON = ["data.size=32", "data.phantoms=12", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
 
@@ -49,7 +54,7 @@ def finish(process, timeout=240):
 
 @pytest.mark.parametrize("system", SMALL)
 def test_two_steps(repository, tmp_path, system):
-    size = {"fcn8s": 64, "segnet": 64, "shape": 64, "contextual": 16}.get(system, 32)
+    size = {"fcn8s": 64, "segnet": 64, "shape": 64, "contextual": 16, "light_head_rcnn": 64}.get(system, 32)
     overrides = [*COMMON, f"data.size={size}", *SMALL[system]]
     code, out, err = finish(start(repository, tmp_path, system, "--output", "out", "--set", *overrides), timeout=500)
     assert code == 0, err

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import cv2
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from tfmammo.training import tracking
 
 log = logging.getLogger(__name__)
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+MASKS = "detection_masks"  # of some: [1, n, h, w], how probable the lesion is, from its box's upper left to its lower right corner
 
 
 class DetectionError(ValueError):
@@ -113,7 +115,9 @@ class Detector:
         """Find lesions in one mammogram.
 
         Args:     mammogram: as a reader gives it; its pixels are read.
-        Returns:  boxes in its native px. What the model calls by a class that is none of `kinds` is left out, and logged.
+        Returns:  boxes in its native px, and masks if the model gives them: 1 where a pixel's middle lies in the box and the
+                  lesion's probability there, interpolated, is at least 0.5. What the model calls by a class that is none of `kinds`
+                  is left out, and logged.
         Raises:   ArchiveError: the pixels can't be read. DataError: a fact that preprocessing needs is not stated.
                   ValueError: it is constant. DetectionError: the model refuses it.
         """
@@ -125,8 +129,9 @@ class Detector:
             image, scale = view(prepared.pixels(), self.data)
             found = self._call(image)
             boxes = _native(found["detection_boxes"] * self.data.size / np.array([*scale, *scale]), prepared, mammogram, self.data)
-        count = int(found["num_detections"])
-        return self._detections(boxes[:count], found["detection_scores"][:count], found["detection_classes"][:count], mammogram)
+            if MASKS in found and _mirrored(mammogram, self.data):
+                found[MASKS] = found[MASKS][..., ::-1]
+        return self._detections(found, boxes, mammogram)
 
     def saw(self, patient_id: str) -> bool | None:
         """Whether it was trained on a patient; None of a detector that does not say so."""
@@ -140,26 +145,51 @@ class Detector:
             found = self._function(**{self._input: tf.cast(pixels, self._spec.dtype)})
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise DetectionError(f"{self.handle}: refuses an image of {image.shape[0]} x {image.shape[1]} px ({_line(error)})") from None
-        return {name: found[name][0].numpy() for name in OUTPUTS}
+        return {name: found[name][0].numpy() for name in (*OUTPUTS, MASKS) if name in found}
 
-    def _detections(self, boxes: NDArray, scores: NDArray, numbers: NDArray, mammogram: Mammogram) -> Detections:
-        boxes = np.clip(boxes, 0, [mammogram.rows, mammogram.cols] * 2).astype(np.float32)
-        numbers = np.rint(numbers).astype(int)
+    def _detections(self, found: dict[str, NDArray], unclipped: NDArray, mammogram: Mammogram) -> Detections:
+        count = int(found["num_detections"])
+        boxes = np.clip(unclipped[:count], 0, [mammogram.rows, mammogram.cols] * 2).astype(np.float32)
+        scores, numbers = found["detection_scores"][:count], np.rint(found["detection_classes"][:count]).astype(int)
         known = (numbers >= 1) & (numbers <= len(self.kinds))
         if not known.all():
             log.warning("%s: %d detections of classes other than %s left out", self.handle, int((~known).sum()), ", ".join(self.kinds))
         rows = np.flatnonzero(known & np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & (scores > 0))
         rows = rows[np.argsort(-scores[rows], kind="stable")]
         classes = tuple(self.kinds[number - 1] for number in numbers[rows])
-        return Detections(boxes[rows], np.clip(scores[rows], 0, 1).astype(np.float32), classes)
+        masks = _pasted(found[MASKS][rows], unclipped[rows], mammogram) if MASKS in found else None
+        return Detections(boxes[rows], np.clip(scores[rows], 0, 1).astype(np.float32), classes, masks)
 
 
 def _native(boxes: NDArray, prepared: Mammogram, mammogram: Mammogram, config: DataConfig) -> NDArray:
     """Boxes [n, 4] of the prepared mammogram's px in those of the stored one."""
     boxes = boxes * (np.array([mammogram.rows, mammogram.cols] * 2) / np.array([prepared.rows, prepared.cols] * 2))
-    if config.preprocess.flip_right and mammogram.laterality == "R":
+    if _mirrored(mammogram, config):
         boxes = np.stack([boxes[:, 0], mammogram.cols - boxes[:, 3], boxes[:, 2], mammogram.cols - boxes[:, 1]], axis=1)
     return boxes
+
+
+def _mirrored(mammogram: Mammogram, config: DataConfig) -> bool:
+    return config.preprocess.flip_right and mammogram.laterality == "R"
+
+
+def _pasted(masks: NDArray, boxes: NDArray, mammogram: Mammogram) -> NDArray[np.uint8]:
+    """Masks [n, h, w] of boxes [n, 4] in native px, which may reach beyond the mammogram, as masks [n, rows, cols] of the whole."""
+    made = np.zeros((len(masks), mammogram.rows, mammogram.cols), np.uint8)
+    for whole, mask, (top, left, bottom, right) in zip(made, masks, boxes, strict=True):
+        rows, cols = _inside(top, bottom, mammogram.rows), _inside(left, right, mammogram.cols)
+        if len(rows) and len(cols):
+            y = (rows + 0.5 - top) * mask.shape[0] / (bottom - top) - 0.5
+            x = (cols + 0.5 - left) * mask.shape[1] / (right - left) - 0.5
+            x, y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
+            probability = cv2.remap(mask.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            whole[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = probability >= 0.5
+    return made
+
+
+def _inside(low: float, high: float, size: int) -> NDArray[np.intp]:
+    """The pixels of an axis whose middles lie in [low, high)."""
+    return np.arange(max(0, int(np.ceil(low - 0.5))), min(size, int(np.ceil(high - 0.5))))
 
 
 def _located(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,18 +38,13 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo.config import Experiment, Frozen
-from tfmammo.data.patches import Patches
-from tfmammo.data.whole import Whole
 from tfmammo.detection.detections import DetectionError
-from tfmammo.export import CARD, ExportError, read_card
-from tfmammo.metrics import detection
+from tfmammo.detection.training import ROUNDING, Network, panels
+from tfmammo.export import ExportError
 from tfmammo.optimization import build, minimize
 
 ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 SAVED_MODEL = "saved_model"
-BATCH = 8  # mammograms at once in validation
-SHOWN = 0.3  # score from which a box is drawn into the image grid
-ROUNDING = 1e-3  # of raw boxes (parts of the side) and scores: a graph merges convolutions with BatchNorm
 _BACKBONES = {"mobilenet_v2": "ssd_mobilenet_v2_fpn_keras", "resnet50": "ssd_resnet50_v1_fpn_keras"}
 _SMALLEST = {"mobilenet_v2": 33, "resnet50": 129}  # px, the API's own limits
 
@@ -180,18 +175,6 @@ def _convolutions(config: SSDConfig, initializer: dict[str, Any]) -> dict[str, A
     }
 
 
-class Network:
-    """A model of the API as the loop sees a network."""
-
-    def __init__(self, model: Any) -> None:
-        self.variables: list[tf.Variable] = list(model.variables)
-        self.trainable_variables: list[tf.Variable] = list(model.trainable_variables)
-
-    def count_params(self) -> int:
-        """How many numbers its variables hold."""
-        return sum(int(np.prod(variable.shape)) for variable in self.variables)
-
-
 class SSD:
     """The detector with its optimizer; built on construction.
 
@@ -254,10 +237,7 @@ class SSD:
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, size, size, 1] in [0, 1]."""
-        found = self.detect(batch["image"])
-        boxes = tf.where(found["detection_scores"][..., tf.newaxis] >= SHOWN, found["detection_boxes"], 0.0)
-        drawn = tf.image.draw_bounding_boxes(batch["image"], boxes, [[1.0]])
-        return {"image": batch["image"], "detected": drawn, "truth": batch["mask"]}
+        return panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
         """What validation calls: image -> boxes, scores and classes. The export is the API's own; see `write`."""
@@ -271,30 +251,6 @@ class SSD:
 
     def _preprocess(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return self.detector.preprocess(tf.repeat(255.0 * image, 3, axis=-1))
-
-
-def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float]:
-    """Recall on held-out mammograms at IoU 0.5: at 1 false positive per image, of all detections, and the FROC's mean.
-
-    Args:     functions: an SSD's. held_out: a Whole; classes are told apart.
-    """
-    assert isinstance(held_out, Whole)
-    parts = []
-    for start in range(0, len(held_out), BATCH):
-        some = held_out.take(np.arange(start, min(start + BATCH, len(held_out))))
-        found = {name: value.numpy() for name, value in functions["detector"](image=tf.constant(some.images)).items()}
-        parts += [_matches(some, found, row) for row in range(len(some))]
-    matches = detection.Matches.join(parts)
-    if not matches.lesions:
-        raise DetectionError("no held-out mammogram has a lesion, so that there is nothing to validate on; take other folds")
-    recall = float(matches.froc([1.0])[0])
-    return {"recall": recall, "recall_of_all": len(matches.hits) / matches.lesions, "froc": float(matches.froc().mean())}
-
-
-def _matches(some: Whole, found: Mapping[str, np.ndarray], row: int) -> detection.Matches:
-    real, kept = some.boxes[row, :, 2] > some.boxes[row, :, 0], found["scores"][row] > 0
-    boxes, scores, classes = (found[name][row][kept] for name in ("boxes", "scores", "classes"))
-    return detection.match_kinds(boxes, scores, classes.astype(int), some.boxes[row][real], some.classes[row][real])
 
 
 def write(room: Any, folder: Path) -> dict[str, Any]:
@@ -323,14 +279,6 @@ def write(room: Any, folder: Path) -> dict[str, Any]:
 
 def _described(tensor: Any) -> dict[str, Any]:
     return {"shape": tensor.shape.as_list(), "dtype": tensor.dtype.name, "range": None}
-
-
-def seen(checkpoint: Path | None) -> list[str]:
-    """The patients that the checkpoint of an earlier run here was trained on, which the loop counts as seen; [] of any other."""
-    for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint else ():
-        if (folder / CARD).is_file():
-            return read_card(folder)["train_patients"]
-    return []
 
 
 def _start_from(detector: Any, checkpoint: Path) -> None:

@@ -1,0 +1,225 @@
+"""The Mask R-CNN: what is handed to tf-models-official, what is refused; with the extra, its losses, stages and export.
+
+The networks of these tests have a ResNet-10 and few filters, and see 128 px; only the count of parameters takes the paper's.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo import config as configuration
+from tfmammo.archives import phantom
+from tfmammo.config import DataConfig, Experiment, TrainingConfig
+from tfmammo.detection import mask_rcnn
+from tfmammo.detection.detections import DetectionError, Detector
+from tfmammo.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig, settings
+from tfmammo.export import FORMAT, read_card
+from tfmammo.record import Mammogram
+
+HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
+needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')
+SIZE = 128
+SMALL = {"depth": 10, "filters": 16, "fully_connected": 32, "proposals": 32, "rois": 16, "detections": 5}
+CONFIG = MaskRCNNConfig(**SMALL, anchor_scale=4, lambda_loc=2, lambda_seg=3, learning_rate=1e-3, warmup=0)
+
+
+def experiment(data=None, **training):
+    training = TrainingConfig(**{"precision": "float32", **training})
+    return Experiment[MaskRCNNConfig](name="mask_rcnn", data=data or DataConfig(size=SIZE), training=training, model=MaskRCNNConfig())
+
+
+def test_the_shipped_config_is_the_default_model_and_the_papers_schedule(repository):
+    shipped = configuration.load(repository / "configs/mask_rcnn.yaml", model=MaskRCNNConfig)
+    assert shipped.model == MaskRCNNConfig() and shipped.training.precision == "float32"
+    assert shipped.model.stages() == [("heads", 30), ("upper", 30), ("all", None)] and shipped.training.epochs == 40
+
+
+def test_a_stage_of_no_epochs_is_left_out():
+    assert MaskRCNNConfig(heads_epochs=0).stages() == [("upper", 30), ("all", None)]
+    assert MaskRCNNConfig(heads_epochs=0, upper_epochs=0).stages() == [("all", None)]
+
+
+def test_what_the_task_is_told():
+    made = settings(MaskRCNNConfig(lambda_loc=2, lambda_seg=3, rois=64), 256, 2)
+    assert made["model"]["num_classes"] == 3 and made["model"]["input_size"] == [256, 256, 3]
+    assert made["model"]["backbone"]["resnet"]["model_id"] == 50
+    assert (made["losses"]["frcnn_box_weight"], made["losses"]["mask_weight"]) == (2, 3)
+    assert made["model"]["mask_sampler"]["num_sampled_masks"] == 16, "of 64 regions a quarter at most shows a lesion"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "key"),
+    [
+        (experiment(precision="auto"), "training.precision"),
+        (experiment(initial="runs/x"), "training.initial"),
+        (experiment(DataConfig(size=SIZE, split="paper")), "data.split"),
+        (experiment(DataConfig(size=320)), "data.size: must be a multiple of 128 px"),
+    ],
+)
+def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
+    with pytest.raises(DetectionError, match=f"^{key}"):
+        mask_rcnn.check(wrong)
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "official.core.exp_factory", None)
+    monkeypatch.setitem(sys.modules, "official", None)
+    with pytest.raises(DetectionError) as raised:
+        mask_rcnn.check(experiment())
+    assert 'pip install "tfmammo[detection]"' in str(raised.value) and "\n" not in str(raised.value)
+
+
+def batch():
+    """Two equal mammograms with one bright mass each, of which the upper left quarter is no mass; and room for a second box."""
+    image, mask = np.full((2, SIZE, SIZE, 1), 0.1, np.float32), np.zeros((2, SIZE, SIZE, 1), np.float32)
+    image[:, 20:60, 30:70] = 0.9
+    mask[:, 20:60, 30:70], mask[:, 20:40, 30:50] = 1, 0
+    boxes = np.zeros((2, 2, 4), np.float32)
+    boxes[:, 0] = np.array([20, 30, 60, 70]) / SIZE
+    values = {"image": image, "mask": mask, "boxes": boxes, "classes": np.zeros((2, 2), np.int32)}
+    return {name: tf.constant(value) for name, value in values.items()}
+
+
+def values(room):
+    return [variable.numpy() for variable in room.networks["detector"].variables]
+
+
+def numbers(losses):
+    return {name: float(value) for name, value in losses.items()}
+
+
+@pytest.fixture(scope="module")
+def room():
+    tf.random.set_seed(1)
+    return MaskRCNN(CONFIG, SIZE, 1)
+
+
+@pytest.fixture(scope="module")
+def trained(room):
+    """The room's losses: of a first step, of the last of ten, and of mammograms without a lesion."""
+    step, known = tf.function(room.train_step), batch()
+    losses = [numbers(step(known)) for _ in range(10)]
+    return losses[0], losses[-1], numbers(step(known | {"boxes": tf.zeros_like(known["boxes"])}))
+
+
+@pytest.fixture(scope="module")
+def exported(room, trained, tmp_path_factory):
+    """The export of the trained room, as the loop writes it."""
+    folder = tmp_path_factory.mktemp("run") / "export"
+    folder.mkdir()
+    described = mask_rcnn.write(room, folder)
+    data = DataConfig(size=SIZE, percentiles=(0, 100), kinds=("mass",)).model_dump(mode="json")
+    card = {"format": FORMAT, "name": "mask_rcnn", "train_patients": ["p1"], "serves": "saved_model", "config": {"data": data}}
+    (folder / "card.json").write_text(json.dumps({**card, "functions": described}))
+    return folder
+
+
+@needs_extra
+@pytest.mark.detection
+@pytest.mark.slow
+class TestNetwork:
+    def test_parameters_of_the_papers_network(self):
+        network = MaskRCNN(size=SIZE).networks["detector"]
+        assert sum(int(np.prod(variable.shape)) for variable in network.trainable_variables) == 45_888_091
+
+    def test_the_loss_is_the_weighted_sum_of_its_parts_and_falls(self, trained):
+        first, last, _ = trained
+        whole = first["rpn_score_loss"] + first["rpn_box_loss"] + first["frcnn_cls_loss"] + first["weight_decay"]
+        assert first["detector_loss"] == pytest.approx(whole + 2 * first["frcnn_box_loss"] + 3 * first["mask_loss"], rel=1e-4)
+        assert last["detector_loss"] < first["detector_loss"]
+
+    def test_without_a_lesion_there_is_nothing_to_place_or_outline(self, trained):
+        *_, lesionless = trained
+        assert all(np.isfinite(value) for value in lesionless.values())
+        assert lesionless["frcnn_box_loss"] == lesionless["mask_loss"] == lesionless["rpn_box_loss"] == 0 < lesionless["frcnn_cls_loss"]
+
+    def test_what_there_is_to_find(self, room):
+        """The mask is the part of the union within the box, its upper left quarter empty; classes count from 1."""
+        image, labels = room._targets(batch())
+        assert image.shape == (2, SIZE, SIZE, 3)
+        np.testing.assert_allclose(labels["gt_boxes"][0, :2], [[20, 30, 60, 70], [-1] * 4], atol=1e-3)
+        assert labels["gt_classes"][0, :2].numpy().tolist() == [1, -1]
+        mask = labels["gt_masks"][0, 0].numpy()[4:-4, 4:-4]  # at the border interpolation reaches out of the box
+        assert labels["gt_masks"].shape[2:] == (112, 112), "2.8 to a px"
+        assert mask[:46, :46].max() == 0 and mask[58:].min() == mask[:, 58:].min() == 1
+        # 0.1 and 0.9 by the means and standard deviations of ImageNet's channels
+        np.testing.assert_allclose(image[0, 0, 0], [(0.1 - 0.485) / 0.229, (0.1 - 0.456) / 0.224, (0.1 - 0.406) / 0.225], rtol=1e-4)
+
+    @pytest.mark.parametrize("stage", ["heads", "upper"])
+    def test_a_stage_starts_from_the_one_before_and_moves_what_it_trains(self, room, exported, stage):
+        later = MaskRCNN(CONFIG, SIZE, 1, stage, exported / mask_rcnn.CHECKPOINT)
+        before = values(later)
+        for value, expected in zip(before, values(room), strict=True):
+            np.testing.assert_array_equal(value, expected)
+        later.train_step(batch())
+        moved = {id(v) for v, value in zip(later.networks["detector"].variables, before, strict=True) if not np.array_equal(v, value)}
+        layers = later.model.backbone.layers
+        split = [layer.name for layer in layers].index("block_group_l3") + 1
+        frozen = layers if stage == "heads" else layers[:split]
+        assert sum(len(layer.variables) for layer in frozen) > 20
+        assert not moved & {id(variable) for layer in frozen for variable in layer.variables}, "averages of BatchNorm among them"
+        upper = [variable for layer in layers[split:] for variable in layer.variables]
+        assert len(moved & {id(variable) for variable in upper}) > 0.9 * len(upper) or stage == "heads"
+        pyramid = later.model.decoder.trainable_variables
+        assert len(moved & {id(variable) for variable in pyramid}) > 0.5 * len(pyramid)
+
+    def test_resnet_pyramid_and_proposals_start_from_a_checkpoint_and_the_rest_does_not(self, room, exported):
+        other = MaskRCNN(CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 2)
+        for name in ("backbone", "decoder", "rpn_head"):
+            pairs = zip(getattr(other.model, name).variables, getattr(room.model, name).variables, strict=True)
+            assert all(np.array_equal(mine, theirs) for mine, theirs in pairs), name
+        mine, theirs = (made.model.mask_head.trainable_variables[0].numpy() for made in (other, room))
+        assert not np.array_equal(mine, theirs)
+
+    def test_a_wrong_checkpoint_is_one_sentence(self, exported, room):
+        parts = {"decoder": room.model.backbone}
+        with pytest.raises(DetectionError, match="^model.checkpoint: .* of another depth"):
+            mask_rcnn._start_from(parts, exported / mask_rcnn.CHECKPOINT)
+        with pytest.raises(DetectionError, match="neither a checkpoint nor a folder"):
+            mask_rcnn._start_from(parts, exported / "nowhere")
+
+    def test_the_export_finds_what_the_live_network_finds(self, room, exported):
+        image = batch()["image"].numpy()[:1]
+        found = Detector.load(exported).predict(Mammogram("made", "p", "i", SIZE, SIZE, partial(np.copy, image[0])))
+        # percentiles 0 and 100: what the detector sees reaches from 0 to 1
+        live = {name: value[0].numpy() for name, value in room.detect((image - 0.1) / 0.8).items()}
+        count = int(live["num_detections"])
+        assert len(found) == count > 0 and found.masks.shape == (count, SIZE, SIZE)
+        np.testing.assert_allclose(found.boxes, live["detection_boxes"][:count] * SIZE, atol=0.01 * SIZE)
+        np.testing.assert_allclose(found.scores, live["detection_scores"][:count], atol=1e-3)
+        assert live["detection_masks"].shape == (5, 28, 28) and 0 <= live["detection_masks"].min() <= live["detection_masks"].max() <= 1
+        for box, mask in zip(found.boxes, found.masks, strict=True):
+            rows, cols = np.nonzero(mask)
+            outside = (rows + 1 < box[0]) | (rows > box[2]) | (cols + 1 < box[1]) | (cols > box[3])
+            assert not outside.any()
+
+
+@needs_extra
+@pytest.mark.detection
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_two_steps_of_each_stage(repository, tmp_path):
+    """Every stage in a folder of its own, each from the one before; the last one's export is the run's."""
+    overrides = ["data.size=128", "data.phantoms=12", "data.folds=2", "training.batch_size=2", "training.epoch_samples=4"]
+    overrides += ["training.epochs=1", "model.heads_epochs=1", "model.upper_epochs=1", "model.anchor_scale=4"]
+    overrides += [f"model.{name}={value}" for name, value in SMALL.items()]
+    overrides += ["tracking.system_metrics=false", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    command = [sys.executable, str(repository / "train/mask_rcnn.py"), "--config", str(repository / "configs/mask_rcnn.yaml")]
+    command += ["--output", str(tmp_path / "run"), "--set", *overrides]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=2900)
+    assert done.returncode == 0, done.stderr
+    cards = [read_card(tmp_path / "run" / folder / "export") for folder in ("heads", "upper", ".")]
+    assert [card["step"] for card in cards] == [2, 2, 2]
+    assert all(card["serves"] == "saved_model" and set(card["metrics"]) >= {"recall", "froc"} for card in cards)
+    assert cards[0]["train_patients"] == cards[2]["train_patients"] and cards[2]["train_patients"]
+    mammogram = next(record for record in phantom.read(count=4) if record.lesions)
+    found = Detector.load(tmp_path / "run").predict(mammogram)
+    assert found.masks.shape == (len(found), mammogram.rows, mammogram.cols)

@@ -1,0 +1,341 @@
+"""Mask R-CNN: boxes and outlines of masses in whole mammograms, as blending.txt judges its synthetic masses by.
+
+Network and losses are tf-models-official's (extra "detection"), ResNet-50 with a feature pyramid by default; data, loop,
+checkpoints and tracking are the house's. Unlike the SSD's API it needs no environment variable, and its exports need
+TensorFlow alone.
+
+    L_det = L_cls + lambda_loc L_loc + lambda_seg L_seg        Eq. (6), of each region; the losses of the region proposal
+                                                               network and weight decay are added, with weight 1
+
+Training is in three stages, each from the one before (see train/mask_rcnn.py): "heads" (all but the ResNet), "upper" (from
+stage 4 of the ResNet, its blocks conv4 and conv5, up) and "all". What is frozen keeps its BatchNorm averages as well.
+
+Departures, and what the paper's text leaves open:
+- Masks: a mammogram's masks are one union; a lesion's is what of it lies in the lesion's box. Where boxes of two lesions
+  overlap, each shows a part of the other. A lesion without outline is its box.
+- The lambdas are 1. Adam with a linear warm-up, then constant, with clipped gradients; anew in every stage.
+- COCO weights go into ResNet, pyramid and proposals; what knows classes starts anew.
+- BatchNorm's averages decay by 0.97 a step and not 0.997, as trainings here are short.
+- Detections are kept from a probability of 0.001 (0.05 in tf-models-official), as FROC asks for the unsure ones; overlapping
+  boxes are merged above an IoU of 0.3 (0.5): two masses hardly overlap.
+- Which anchors and proposals a step learns from is drawn by TensorFlow's own generator: a resumed run draws others.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tfmammo.config import Experiment, Frozen
+from tfmammo.detection.detections import MASKS, DetectionError
+from tfmammo.detection.training import ROUNDING, Network, panels
+from tfmammo.export import SIGNATURE, ExportError
+from tfmammo.optimization import build, minimize
+
+Stage = Literal["heads", "upper", "all"]
+STEP = 128  # px: sides of the square are multiples of it
+SAVED_MODEL = "saved_model"
+CHECKPOINT = "checkpoint"  # of an export, laid out as tf-models-official's
+STAGE_3 = "block_group_l3"  # the last layer of the ResNet's stage 3 in tf-models-official; its l2 to l5 are conv2 to conv5
+LOSSES = ("rpn_score_loss", "rpn_box_loss", "frcnn_cls_loss", "frcnn_box_loss", "mask_loss")
+
+
+class MaskRCNNConfig(Frozen):
+    """Network and optimisation; see *Departures* in the module.
+
+    checkpoint: of a Mask R-CNN of tf-models-official with the same depth and filters (of COCO, or "checkpoint" of an export
+    here), a folder or a prefix, from which ResNet, pyramid and proposals start; None: random weights. depth: of the ResNet.
+    filters: channels of pyramid and heads. fully_connected: width of the box head; 256 and 1024, as COCO weights need them.
+    anchor_scale: side of a level's anchors over its stride, which is 4 to 64 px. anchor_ratios: width over height.
+    proposals: regions kept. rois: regions that a step learns from, per mammogram; it learns from half as many anchors.
+    lambda_loc, lambda_seg: of Eq. (6). regularisation: weight decay. nms_iou: boxes that overlap more are merged. detections:
+    most per mammogram. normal: train on normal mammograms too. heads_epochs, upper_epochs: of the first two stages, 0 leaves
+    one out; the third has the section training's. warmup: steps of each stage until learning_rate is reached. clip: largest
+    global norm of the gradient.
+    """
+
+    checkpoint: Path | None = None
+    depth: Literal[10, 18, 26, 34, 50, 101, 152] = 50
+    filters: PositiveInt = 256
+    fully_connected: PositiveInt = 1024
+    anchor_scale: PositiveFloat = 8.0
+    anchor_ratios: tuple[PositiveFloat, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
+    proposals: PositiveInt = 1000
+    rois: int = Field(default=512, ge=4)
+    lambda_loc: NonNegativeFloat = 1.0
+    lambda_seg: NonNegativeFloat = 1.0
+    regularisation: NonNegativeFloat = 4e-5
+    nms_iou: float = Field(default=0.3, gt=0, le=1)
+    detections: PositiveInt = 20
+    normal: bool = True
+    heads_epochs: NonNegativeInt = 30
+    upper_epochs: NonNegativeInt = 30
+    learning_rate: PositiveFloat = 1e-4
+    warmup: NonNegativeInt = 100
+    clip: PositiveFloat = 10.0
+
+    def stages(self) -> list[tuple[Stage, int | None]]:
+        """The stages in order, with their epochs; None: as the section training says."""
+        early: list[tuple[Stage, int | None]] = [("heads", self.heads_epochs), ("upper", self.upper_epochs)]
+        return [*(stage for stage in early if stage[1]), ("all", None)]
+
+
+def check(experiment: Experiment[MaskRCNNConfig]) -> None:
+    """Refuse what a detector can't do with the sections that all systems share, before any mammogram is read.
+
+    Raises:   DetectionError: names the key, or the extra that is missing.
+    """
+    data, training = experiment.data, experiment.training
+    if training.precision != "float32":
+        raise DetectionError(f"training.precision: tf-models-official trains in float32 here, not in {training.precision}")
+    if training.initial:
+        raise DetectionError("training.initial: a Mask R-CNN starts from model.checkpoint, a checkpoint of tf-models-official")
+    if data.size % STEP:
+        raise DetectionError(f"data.size: must be a multiple of {STEP} px, for the levels of the pyramid, not {data.size}")
+    if data.split == "paper":
+        raise DetectionError("data.split=paper: turns patches, and a Mask R-CNN is trained on whole mammograms; take patient or official")
+    _api()
+
+
+def settings(config: MaskRCNNConfig, size: int, classes: int) -> dict[str, Any]:
+    """What differs from tf-models-official's experiment maskrcnn_resnetfpn_coco, as the fields of its task.
+
+    Args:     size: side of the square image, px. classes: kinds of lesions, without background.
+    """
+    filters = {"num_filters": config.filters}
+    proposals = {f"{prefix}{name}": config.proposals for prefix in ("", "test_") for name in ("num_proposals", "pre_nms_top_k")}
+    proposals["pre_nms_top_k"] *= 2  # as there
+    model = {
+        "num_classes": classes + 1,
+        "input_size": [size, size, 3],
+        "anchor": {"anchor_size": config.anchor_scale, "aspect_ratios": list(config.anchor_ratios)},
+        "backbone": {"type": "resnet", "resnet": {"model_id": config.depth}},
+        "decoder": {"type": "fpn", "fpn": filters},
+        "rpn_head": filters,
+        "detection_head": {**filters, "fc_dims": config.fully_connected},
+        "mask_head": filters,
+        "roi_generator": proposals,
+        "roi_sampler": {"num_sampled_rois": config.rois},
+        "mask_sampler": {"num_sampled_masks": config.rois // 4},  # a quarter of the regions show a lesion at most
+        "detection_generator": {
+            "pre_nms_score_threshold": 0.001,
+            "nms_iou_threshold": config.nms_iou,
+            "max_num_detections": config.detections,
+        },
+        "norm_activation": {"norm_momentum": 0.97},
+    }
+    losses = {"l2_weight_decay": config.regularisation, "frcnn_box_weight": config.lambda_loc, "mask_weight": config.lambda_seg}
+    # Its loss of the proposals is a sum over the anchors drawn, by the number of regions drawn: 256 by 512 there.
+    data = {"parser": {"rpn_batch_size_per_im": config.rois // 2}}
+    return {"init_checkpoint": None, "annotation_file": None, "model": model, "losses": losses, "train_data": data}
+
+
+class MaskRCNN:
+    """The detector with its optimizer; built on construction.
+
+    Args:     config: the network. size: side of the square image, a multiple of 128 px. classes: kinds of lesions. stage:
+              of the training, says what is frozen. start: the checkpoint that the stage before exported, in place of
+              config.checkpoint; all weights start from it.
+    Raises:   DetectionError: the extra is missing, or a checkpoint can't be read.
+    """
+
+    name = "mask_rcnn"
+
+    def __init__(
+        self,
+        config: MaskRCNNConfig | None = None,
+        size: int = 1024,
+        classes: int = 1,
+        stage: Stage = "all",
+        start: Path | None = None,
+    ) -> None:
+        self.config, self.size, self.classes = config or MaskRCNNConfig(), size, classes
+        self.api = _api()
+        task = self.api.get_exp_config("maskrcnn_resnetfpn_coco").task
+        task.override(settings(self.config, size, classes), is_strict=True)
+        self.task = self.api.MaskRCNNTask(task)
+        self.model = self.task.build_model()
+        self.parse = _parser(self.api, task).parse_fn(is_training=True)
+        if start:
+            _start_from(dict(self.model.checkpoint_items), start)
+        elif self.config.checkpoint:
+            parts = self.model.checkpoint_items
+            _start_from({name: parts[name] for name in ("backbone", "decoder", "rpn_head")}, self.config.checkpoint)
+        network = Network(self.model)  # before anything is frozen: then all stages have their variables in one order
+        _freeze(self.model, stage)
+        network.trainable_variables = list(self.model.trainable_variables)
+        self.networks: dict[str, Any] = {"detector": network}
+        rate, warmup = self.config.learning_rate, self.config.warmup
+        schedule = keras.optimizers.schedules.PolynomialDecay(0.0, warmup, rate) if warmup else rate
+        self.optimizers = {"detector": build(keras.optimizers.Adam(schedule, global_clipnorm=self.config.clip, name="detector"), network)}
+        spec = tf.TensorSpec([None, size, size, 1], tf.float32, "image")
+        self.detect = tf.function(self._detect, input_signature=[spec])
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One step down Eq. (6), the losses of the proposals and weight decay.
+
+        Args:     batch: "image" float32 [batch, size, size, 1] in [0, 1], "mask" the same shape, 0 or 1, "boxes" float32
+                  [batch, k, 4] in [0, 1], "classes" int32 [batch, k]; see data.whole.
+        Returns:  float32 scalars: the whole loss and its parts, unweighted.
+        """
+        image, labels = self._targets(batch)
+        with tf.GradientTape() as tape:
+            known = {name: labels[name] for name in ("anchor_boxes", "gt_boxes", "gt_classes", "gt_masks")}
+            outputs = self.model(image, image_shape=labels["image_info"][:, 1], training=True, **known)
+            losses = self.task.build_losses(outputs, labels, aux_losses=self.model.losses)
+            loss = losses["total_loss"]
+        minimize(loss, self.networks["detector"], self.optimizers["detector"], tape)
+        return {"detector_loss": loss, **{name: losses[name] for name in LOSSES}, "weight_decay": loss - losses["model_loss"]}
+
+    def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, size, size, 1] in [0, 1]."""
+        return panels(batch, self.detect(batch["image"]))
+
+    def functions(self) -> dict[str, Callable]:
+        """What validation calls: image -> boxes, scores and classes from 0 on. The export is `serving`."""
+
+        @tf.function(input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")])
+        def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = self.detect(image)
+            boxes, scores, classes = (found[f"detection_{name}"] for name in ("boxes", "scores", "classes"))
+            return {"boxes": boxes, "scores": scores, "classes": tf.maximum(classes - 1, 0)}
+
+        return {"detector": detector}
+
+    def serving(self) -> Any:
+        """The exported function: float32 [n, size, size, 3] in [0, 255] -> as `detect`."""
+
+        @tf.function(input_signature=[tf.TensorSpec([None, self.size, self.size, 3], tf.float32, "input_tensor")])
+        def serve(input_tensor: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self.detect(tf.reduce_mean(input_tensor, axis=-1, keepdims=True) / 255)
+
+        return serve
+
+    def _detect(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Names as the Object Detection API's.
+
+        Args:     image: float32 [batch, size, size, 1] in [0, 1].
+        Returns:  float32 "detection_boxes" [batch, n, 4] in [0, 1], "detection_scores" [batch, n], falling, "detection_classes"
+                  [batch, n] from 1 on, "num_detections" [batch]; beyond it all is 0. "detection_masks" [batch, n, 28, 28] in
+                  [0, 1]: how probable the lesion is, from its box's upper left to its lower right corner.
+        """
+        image = self.api.normalize_image(tf.repeat(image, 3, axis=-1))
+        side = tf.fill([tf.shape(image)[0], 2], float(self.size))
+        found = self.model(image, image_shape=side, training=False)
+        number = tf.cast(found["num_detections"], tf.float32)
+        there = tf.sequence_mask(found["num_detections"], self.config.detections, tf.float32)
+        return {
+            "detection_boxes": found["detection_boxes"] / self.size * there[..., tf.newaxis],
+            "detection_scores": tf.maximum(found["detection_scores"], 0.0) * there,  # -1 where there is nothing
+            "detection_classes": tf.cast(found["detection_classes"], tf.float32) * there,
+            "num_detections": number,
+            MASKS: found[MASKS] * there[..., tf.newaxis, tf.newaxis],
+        }
+
+    def _targets(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, Any]]:
+        """The images as the network wants them, and what it has to find there, by tf-models-official's parser."""
+        parts = [tf.unstack(batch[name]) for name in ("image", "mask", "boxes", "classes")]
+        examples = [self.parse(_decoded(*one)) for one in zip(*parts, strict=True)]
+        images, labels = zip(*examples, strict=True)
+        return tf.stack(images), tf.nest.map_structure(lambda *values: tf.stack(values), *labels)
+
+
+def _decoded(image: tf.Tensor, mask: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor) -> dict[str, tf.Tensor]:
+    """One example as tf-models-official's decoders give it; a box that is not there is left out."""
+    there = boxes[:, 2] > boxes[:, 0]
+    boxes, classes = tf.boolean_mask(boxes, there), tf.boolean_mask(classes, there)
+    return {
+        "image": tf.repeat(image, 3, axis=-1),
+        "groundtruth_boxes": boxes,
+        "groundtruth_classes": tf.cast(classes, tf.int64) + 1,
+        "groundtruth_is_crowd": tf.zeros_like(classes, tf.bool),
+        "groundtruth_instance_masks": tf.repeat(mask[tf.newaxis, ..., 0], tf.shape(boxes)[0], axis=0),  # the parser cuts out the boxes
+    }
+
+
+def _parser(api: SimpleNamespace, task: Any) -> Any:
+    model, parser = task.model, task.train_data.parser
+    return api.Parser(
+        output_size=model.input_size[:2],
+        min_level=model.min_level,
+        max_level=model.max_level,
+        num_scales=model.anchor.num_scales,
+        aspect_ratios=model.anchor.aspect_ratios,
+        anchor_size=model.anchor.anchor_size,
+        rpn_match_threshold=parser.rpn_match_threshold,
+        rpn_unmatched_threshold=parser.rpn_unmatched_threshold,
+        rpn_batch_size_per_im=parser.rpn_batch_size_per_im,
+        rpn_fg_fraction=parser.rpn_fg_fraction,
+        max_num_instances=parser.max_num_instances,
+        include_mask=True,
+        mask_crop_size=parser.mask_crop_size,
+    )
+
+
+def _freeze(model: Any, stage: Stage) -> None:
+    """What a stage does not train; its BatchNorm then takes its averages and leaves them as they are."""
+    layers = model.backbone.layers
+    if stage == "heads":
+        model.backbone.trainable = False
+    elif stage == "upper":
+        last = [layer.name for layer in layers].index(STAGE_3)
+        for layer in layers[: last + 1]:
+            layer.trainable = False
+
+
+def _start_from(parts: dict[str, Any], checkpoint: Path) -> None:
+    prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
+    if prefix is None or not tf.io.gfile.glob(f"{prefix}.index"):
+        raise DetectionError(f"model.checkpoint: {checkpoint} is neither a checkpoint nor a folder with one")
+    try:
+        tf.train.Checkpoint(**parts).read(prefix).expect_partial().assert_existing_objects_matched()
+    except (AssertionError, ValueError, tf.errors.OpError):
+        raise DetectionError(f"model.checkpoint: {checkpoint} is damaged, or of another depth, width or number of anchors") from None
+
+
+def write(room: Any, folder: Path) -> dict[str, Any]:
+    """Export as a SavedModel with the Object Detection API's signature, and a checkpoint to go on from.
+
+    Args:     room: a MaskRCNN. folder: exists and is empty.
+    Returns:  the card's description of the function "saved_model".
+    Raises:   ExportError: the SavedModel answers otherwise than the network in memory.
+    """
+    network, serve = room.networks["detector"], room.serving().get_concrete_function()
+    tf.train.Checkpoint(**room.model.checkpoint_items).save(str(folder / CHECKPOINT / "ckpt"))
+    module = tf.Module()
+    module.weights = network.variables
+    tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures={SIGNATURE: serve})
+    image = np.random.default_rng(0).random((1, room.size, room.size, 1), np.float32)
+    loaded = tf.saved_model.load(str(folder / SAVED_MODEL))
+    saved = loaded.signatures[SIGNATURE](input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))
+    for name, known in room.detect(tf.constant(image)).items():
+        if not np.allclose(saved[name], known, rtol=ROUNDING, atol=ROUNDING):
+            raise ExportError(f"the detector's {name} differ between the SavedModel and the network in memory")
+    described = {name: {"shape": value.shape.as_list(), "dtype": value.dtype.name, "range": None} for name, value in saved.items()}
+    inputs = {"input_tensor": {"shape": [None, room.size, room.size, 3], "dtype": "float32", "range": [0.0, 255.0]}}
+    variables = [f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}" for variable in network.variables]
+    return {SAVED_MODEL: {"inputs": inputs, "outputs": described, "variables": variables}}
+
+
+def _api() -> SimpleNamespace:
+    """The parts of tf-models-official."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its old idioms, and those of what it imports
+            from official.core.exp_factory import get_exp_config
+            from official.vision.dataloaders.maskrcnn_input import Parser
+            from official.vision.ops.preprocess_ops import normalize_image
+            from official.vision.tasks.maskrcnn import MaskRCNNTask
+    except ImportError as error:
+        raise DetectionError(f'tf-models-official is missing ({error.name}); install it: pip install "tfmammo[detection]"') from None
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of what tf-models-official's sources are deprecated for
+    return SimpleNamespace(get_exp_config=get_exp_config, Parser=Parser, normalize_image=normalize_image, MaskRCNNTask=MaskRCNNTask)

@@ -1,0 +1,75 @@
+"""What the trainings of all detectors share: how one is validated and drawn, and what the loop is given of a model of tf_keras."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmammo.data.patches import Patches
+from tfmammo.data.whole import Whole
+from tfmammo.detection.detections import DetectionError
+from tfmammo.export import CARD, read_card
+from tfmammo.metrics import detection
+
+BATCH = 8  # mammograms at once in validation
+SHOWN = 0.3  # score from which a box is drawn into the image grid
+ROUNDING = 1e-3  # of answers: a saved graph may merge operations
+
+
+class Network:
+    """A model of tf_keras, which the APIs build, as the loop sees a network."""
+
+    def __init__(self, model: Any) -> None:
+        self.variables: list[tf.Variable] = list(model.variables)
+        self.trainable_variables: list[tf.Variable] = list(model.trainable_variables)
+
+    def count_params(self) -> int:
+        """How many numbers its variables hold."""
+        return sum(int(np.prod(variable.shape)) for variable in self.variables)
+
+
+def panels(batch: Mapping[str, tf.Tensor], found: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Panels for the image grid.
+
+    Args:     batch: "image" and "mask". found: "detection_boxes" and "detection_scores", see data.whole for the boxes' unit.
+    Returns:  float32 [batch, size, size, 1] in [0, 1]: image, the same with the surer boxes, truth.
+    """
+    boxes = tf.where(found["detection_scores"][..., tf.newaxis] >= SHOWN, found["detection_boxes"], 0.0)
+    drawn = tf.image.draw_bounding_boxes(batch["image"], boxes, [[1.0]])
+    return {"image": batch["image"], "detected": drawn, "truth": batch["mask"]}
+
+
+def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float]:
+    """Recall on held-out mammograms at IoU 0.5: at 1 false positive per image, of all detections, and the FROC's mean.
+
+    Args:     functions: a detector's. held_out: a Whole; classes are told apart.
+    """
+    assert isinstance(held_out, Whole)
+    parts = []
+    for start in range(0, len(held_out), BATCH):
+        some = held_out.take(np.arange(start, min(start + BATCH, len(held_out))))
+        found = {name: value.numpy() for name, value in functions["detector"](image=tf.constant(some.images)).items()}
+        parts += [_matches(some, found, row) for row in range(len(some))]
+    matches = detection.Matches.join(parts)
+    if not matches.lesions:
+        raise DetectionError("no held-out mammogram has a lesion, so that there is nothing to validate on; take other folds")
+    recall = float(matches.froc([1.0])[0])
+    return {"recall": recall, "recall_of_all": len(matches.hits) / matches.lesions, "froc": float(matches.froc().mean())}
+
+
+def _matches(some: Whole, found: Mapping[str, np.ndarray], row: int) -> detection.Matches:
+    real, kept = some.boxes[row, :, 2] > some.boxes[row, :, 0], found["scores"][row] > 0
+    boxes, scores, classes = (found[name][row][kept] for name in ("boxes", "scores", "classes"))
+    return detection.match_kinds(boxes, scores, classes.astype(int), some.boxes[row][real], some.classes[row][real])
+
+
+def seen(checkpoint: Path | None) -> list[str]:
+    """The patients that the checkpoint of an earlier run here was trained on, which the loop counts as seen; [] of any other."""
+    for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint else ():
+        if (folder / CARD).is_file():
+            return read_card(folder)["train_patients"]
+    return []

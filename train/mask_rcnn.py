@@ -1,0 +1,53 @@
+"""Train the Mask R-CNN: whole mammograms to boxes and masks, in three stages (see tfmammo/detection/mask_rcnn.py).
+
+python train/mask_rcnn.py --config configs/mask_rcnn.yaml --set data.name=inbreast data.root=DIR model.checkpoint=COCO
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tfmammo import config as configuration
+from tfmammo.config import Experiment
+from tfmammo.data.whole import make_whole
+from tfmammo.detection import mask_rcnn
+from tfmammo.detection.training import seen, validate
+from tfmammo.export import read_card
+from tfmammo.training import cli, loop
+
+log = logging.getLogger("tfmammo.train.mask_rcnn")
+
+
+def main() -> None:
+    """Read the config, split the mammograms by patient, train stage after stage, each from the one before, export."""
+    chosen = cli.arguments(__doc__).parse_args()
+    experiment = configuration.load(chosen.config, chosen.set, mask_rcnn.MaskRCNNConfig)
+    cli.prepare(experiment.training)
+    mask_rcnn.check(experiment)
+    output, data, model = chosen.output or cli.default_output(experiment), experiment.data, experiment.model
+    train, held_out = cli.datasets(data, output, partial(make_whole, normal=model.normal))
+
+    patients, start = seen(model.checkpoint), None
+    for stage, epochs in model.stages():
+        folder = output if stage == "all" else output / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / loop.INITIAL_PATIENTS).write_text("\n".join(patients), encoding="utf-8")
+        log.info("stage %s", stage)
+        build = partial(mask_rcnn.MaskRCNN, model, data.size, len(data.kinds), stage, start)
+        metrics = loop.fit(build, staged(experiment, epochs), train, held_out, folder, validate, write=mask_rcnn.write)
+        patients, start = read_card(folder / "export")["train_patients"], Path(folder / "export" / mask_rcnn.CHECKPOINT)
+    cli.summary(experiment, metrics, held_out, output)
+
+
+def staged(experiment: Experiment[Any], epochs: int | None) -> Experiment[Any]:
+    """The experiment of a stage; an early one has its own number of epochs, and its network is no version in the registry."""
+    if epochs is None:
+        return experiment
+    training = experiment.training.model_copy(update={"steps": None, "epochs": epochs})
+    tracking = experiment.tracking.model_copy(update={"register_models": False})
+    return experiment.model_copy(update={"training": training, "tracking": tracking})
+
+
+if __name__ == "__main__":
+    cli.run(main)
