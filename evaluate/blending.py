@@ -133,9 +133,11 @@ def compared(config: BlendingEvaluationConfig, lesions: Patches, tissue: Patches
                 "a lesion would be set into tissue of a patient that its model was trained on; data.folds, seed and stratify must be those"
                 " of the training"
             )
-        return channels(under, patches).astype(np.float32)
+        return channels(under, patches)
 
-    return evaluation.compare(config, {"pasted": three_channels}, "image", make=lambda *_: lesions, shape=lesions.images.shape[1:])[0]
+    form = lesions.images.shape[1:]
+    # The lesions are made already: no pixel is read a second time.
+    return evaluation.compare(config, {"pasted": three_channels}, "image", make=lambda *_: lesions, shape=form)[0]
 
 
 def channels(tissue: Patches, lesions: Patches) -> NDArray[np.float32]:
