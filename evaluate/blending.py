@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
@@ -29,14 +28,12 @@ from tfmammo.data.patches import DataError, Patches
 from tfmammo.metrics import blending, perceptual
 from tfmammo.metrics.summary import Measure, Row, summarize
 from tfmammo.metrics.two_sample import two_sample
-from tfmammo.models.blending import pasted
+from tfmammo.models.blending import LESION, NORMAL, pasted
 from tfmammo.models.mask_gan import clean, latent
-from tfmammo.realism import SET_MEASURES, Judge, Scores
-from tfmammo.training import cli
-from tfmammo.training.image_grid import grid
+from tfmammo.realism import SET_MEASURES, Judge, Scores, check_size
+from tfmammo.training import cli, image_grid
 
 REAL, VANILLA = "real patches", "vanilla GAN"
-SMALLEST = 32  # px
 MEASURES = {
     "seam": Measure("seam: grey jumps across the border over those beside it", "", 1, 2),
     "contrast": Measure("contrast of the lesion", "", 1, 3),
@@ -94,8 +91,7 @@ def main() -> None:
 
 def check(config: BlendingEvaluationConfig) -> None:
     """Make sure that the config can be worked with. Raises: ConfigError: it can't."""
-    if config.data.size < SMALLEST:
-        raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {SMALLEST} px")
+    check_size(config.data.size)
     if taken := [name for name in config.models if name in (REAL, VANILLA, "tissue", *METHODS)]:
         raise ConfigError(f"models: {taken[0]} is the name of a row of its own")
     if config.patients != "unseen":
@@ -109,7 +105,7 @@ def paired(data: DataConfig, seed: int, output: Path) -> tuple[Patches, Patches]
     """
     split = cli.archive_split(data, output)
     patches = cli.all_patches(split, blend_patches)
-    lesions, normal = (patches.take(np.flatnonzero(patches.labels == label)) for label in (1, 0))
+    lesions, normal = (patches.take(np.flatnonzero(patches.labels == label)) for label in (LESION, NORMAL))
     places = splits.describe(patches, split, "").patients
     of_lesion, of_normal = (np.array([str(places[one]) for one in part.patient_ids.tolist()]) for part in (lesions, normal))
     random, rows = np.random.default_rng(seed), np.empty(len(lesions), np.intp)
@@ -229,7 +225,7 @@ def of_sets(
 def sheet(panels: Mapping[str, NDArray[np.float32]], config: BlendingEvaluationConfig, path: Path) -> None:
     """Write the tissue, every method's image and the lesion's own patch of some lesions, side by side."""
     some = np.random.default_rng(config.seed).permutation(len(panels[REAL]))[: config.rows]
-    cv2.imwrite(str(path), grid({name: values[some] for name, values in panels.items()})[..., ::-1])
+    image_grid.save({name: values[some] for name, values in panels.items()}, path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -30,12 +29,10 @@ from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.summary import Measure, Table, summarize
 from tfmammo.models.infilling import tri_label
-from tfmammo.realism import SET_MEASURES, Judge, Scores, Statistic
-from tfmammo.training import cli
-from tfmammo.training.image_grid import grid
+from tfmammo.realism import SET_MEASURES, Judge, Scores, Statistic, check_size
+from tfmammo.training import cli, image_grid
 
 REAL = "real patches"
-SMALLEST = 32  # px
 PRINTED = {"G_unet": 0.02021, "G_unet-": 0.02170, "G_crn": 0.02436, "G_crn-": 0.02549}  # mean LPIPS on DDSM; "-": without margin
 MEASURES = {
     "l1_mass": Measure("L1 to its real patch, inside the mass", "", 1, 3),
@@ -88,8 +85,7 @@ def main() -> None:
     """Read the config, run every model on the context of patients it never saw, compare, write and print."""
     chosen = cli.arguments(__doc__).parse_args()
     config = configuration.parse(RealismConfig, chosen.config, chosen.set)
-    if config.data.size < SMALLEST:
-        raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {SMALLEST} px")
+    check_size(config.data.size)
     if REAL in config.models:
         raise ConfigError(f"models: {REAL} is the name of a row of its own")
     cli.prepare(TrainingConfig(precision="float32"))
@@ -225,7 +221,9 @@ def sheet(comparison: evaluation.Comparison, config: RealismConfig, path: Path) 
     """Write mask, real patch and every model's of some patches, side by side."""
     patches = comparison.patches
     rows = np.random.default_rng(config.seed).permutation(len(patches))[: config.rows]
-    _write({"mask": patches.masks[rows], "real": patches.images[rows], **{name: i[rows] for name, i in comparison.outputs.items()}}, path)
+    image_grid.save(
+        {"mask": patches.masks[rows], "real": patches.images[rows], **{name: i[rows] for name, i in comparison.outputs.items()}}, path
+    )
 
 
 def nearest_sheet(images: NDArray[np.float32], near: Nearest, ratios: Scores, pool: Patches, rows: int, path: Path) -> None:
@@ -234,12 +232,7 @@ def nearest_sheet(images: NDArray[np.float32], near: Nearest, ratios: Scores, po
     chosen = [row for row in np.argsort(least, kind="stable") if np.isfinite(least[row])][:rows]
     if chosen:
         beside = {f"nearest, {space}": pool.images[index[chosen]] for space, index in near.index.items()}
-        _write({"synthetic": images[chosen], **beside}, path)
-
-
-def _write(panels: Mapping[str, NDArray[Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), grid(panels)[..., ::-1])
+        image_grid.save({"synthetic": images[chosen], **beside}, path)
 
 
 def _of_pairs(pairs: NDArray[np.intp], values: NDArray[np.float64], rows: NDArray[np.intp]) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,8 +25,8 @@ from tfmammo.data.patches import Patches
 from tfmammo.metrics import classification, segmentation
 from tfmammo.metrics.summary import Measure, Scores, Table
 from tfmammo.models.cgan import PostprocessConfig, postprocess
-from tfmammo.training import cli
-from tfmammo.training.image_grid import BLUE, ORANGE, agreement, grid, outline
+from tfmammo.training import cli, image_grid
+from tfmammo.training.image_grid import BLUE, ORANGE, agreement, outline
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "%", 100, 1),
@@ -153,8 +152,7 @@ def overlays(patches: Patches, outputs: dict[str, NDArray[np.float32]], scores: 
     rows = order[np.linspace(0, len(order) - 1, min(len(order), 2 * config.cases)).astype(int)]
     panels = {"image": patches.images[rows], "truth": patches.masks[rows].astype(np.float32)}
     panels |= {name: agreement(patches.masks[rows], output[rows] >= config.threshold) for name, output in outputs.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), grid(panels)[..., ::-1])
+    image_grid.save(panels, path)
 
 
 def boxes(scores: Scores) -> Figure:

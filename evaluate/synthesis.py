@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pydantic import PositiveInt
 
@@ -18,8 +17,7 @@ from tfmammo import evaluation
 from tfmammo.config import TrainingConfig
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.summary import Measure
-from tfmammo.training import cli
-from tfmammo.training.image_grid import grid
+from tfmammo.training import cli, image_grid
 
 REGIONS = {"": "whole patch", "_mass": "in the mass", "_edge": "along its edge"}
 MEASURES = {
@@ -61,8 +59,7 @@ def sheet(comparison: evaluation.Comparison, config: SynthesisConfig, path: Path
     patches = comparison.patches
     rows = np.random.default_rng(config.seed).permutation(len(patches))[: config.rows]
     panels = {"mask": patches.masks.astype(np.float32), "real": patches.images, **comparison.outputs}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), grid({name: images[rows] for name, images in panels.items()})[..., ::-1])
+    image_grid.save({name: images[rows] for name, images in panels.items()}, path)
 
 
 if __name__ == "__main__":

@@ -287,6 +287,17 @@ def test_a_machines_path_is_found(before, folder):
     assert path_faults(f"{before}{path.removesuffix('/mammograms')}")
 
 
-@pytest.mark.parametrize("path", ["data/home/x", "./root/x", "../work", "~/tmp", "${folder}/tmp", "https://host.org/tmp", "a/homework"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/".join(("data", "home", "x")),
+        "/".join((".", "root", "x")),
+        "../work",
+        "~/tmp",
+        "${folder}/tmp",
+        "https://host.org/tmp",
+        "a/homework",
+    ],
+)
 def test_a_relative_path_is_no_machines_path(path):
     assert path_faults(f"{path}\n/{path.rpartition('/')[2]}work") == []

@@ -1,4 +1,4 @@
-"""Layers, and functions of images, that two or more rooms use identically."""
+"""Layers, functions of images and noise that two or more rooms use identically."""
 
 from __future__ import annotations
 
@@ -209,6 +209,16 @@ def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
     bits = tf.cast(tf.bitcast(tf.reshape(image, [-1, pixels]), tf.int32), tf.int64)
     digest = tf.reduce_sum(bits * tf.constant(np.arange(pixels) % 1021 + 1, tf.int64), axis=1)
     return tf.stack([tf.fill(tf.shape(digest), tf.cast(step, tf.int64)), digest], axis=1)
+
+
+def step_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
+    """A step's latent noise on this replica: of both alone, so that a resumed run draws what it would have.
+
+    Args:     step: integer scalar.
+    Returns:  float32 [count, z], uniform in [-1, 1].
+    """
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return tf.random.stateless_uniform([count, z], tf.stack([tf.cast(step, tf.int32), tf.cast(replica, tf.int32)]), -1.0, 1.0)
 
 
 def _unit(vector: tf.Tensor) -> tf.Tensor:

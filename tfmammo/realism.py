@@ -13,9 +13,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo.config import ConfigError
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.summary import Measure, Row
 
+SMALLEST = 32  # px
 SET_MEASURES = {
     "lpips_pairs": Measure("LPIPS to other real patches", "", 1, 4),
     "fid": Measure("FID", "", 1, 1),
@@ -98,6 +100,12 @@ class Judge:
                     against = perceptual.jackknife(partial(_difference, statistic, models[first]), patient_ids, level)
                 rows.append(Row(name, self.key(measure), len(patient_ids), len(set(patient_ids.tolist())), value, low, high, *against))
         return rows
+
+
+def check_size(size: int) -> None:
+    """Raise ConfigError where patches of so many px are too small for the networks."""
+    if size < SMALLEST:
+        raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {SMALLEST} px")
 
 
 def _of_rows(measure: Callable[..., float], real: NDArray[np.float32], synthetic: NDArray[np.float32], rows: NDArray[np.intp]) -> float:

@@ -42,7 +42,7 @@ from tfmammo import trunks
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS, DetectionError
-from tfmammo.detection.training import ROUNDING, panels
+from tfmammo.detection.training import ROUNDING, panels, refuse_copies
 from tfmammo.export import SIGNATURE, ExportError
 from tfmammo.optimization import Adam, build, minimize
 
@@ -117,8 +117,7 @@ def check(experiment: Experiment[LightHeadRCNNConfig]) -> None:
     Raises:   DetectionError: names the key.
     """
     _check_size(experiment.data.size)
-    if experiment.data.split == "paper":
-        raise DetectionError("data.split=paper: turns patches, and this is trained on whole mammograms; take patient or official")
+    refuse_copies(experiment.data, "this")
 
 
 class LightHeadRCNN:

@@ -37,7 +37,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection.detections import MASKS, DetectionError
-from tfmammo.detection.training import ROUNDING, Network, panels
+from tfmammo.detection.training import ROUNDING, Network, panels, refuse_copies
 from tfmammo.export import SIGNATURE, ExportError
 from tfmammo.optimization import build, minimize
 
@@ -101,8 +101,7 @@ def check(experiment: Experiment[MaskRCNNConfig]) -> None:
         raise DetectionError("training.initial: a Mask R-CNN starts from model.checkpoint, a checkpoint of tf-models-official")
     if data.size % STEP:
         raise DetectionError(f"data.size: must be a multiple of {STEP} px, for the levels of the pyramid, not {data.size}")
-    if data.split == "paper":
-        raise DetectionError("data.split=paper: turns patches, and a Mask R-CNN is trained on whole mammograms; take patient or official")
+    refuse_copies(data, "a Mask R-CNN")
     _api()
 
 

@@ -39,7 +39,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection.detections import DetectionError
-from tfmammo.detection.training import ROUNDING, Network, panels
+from tfmammo.detection.training import ROUNDING, Network, panels, refuse_copies
 from tfmammo.export import ExportError
 from tfmammo.optimization import build, minimize
 
@@ -96,8 +96,7 @@ def check(experiment: Experiment[SSDConfig]) -> None:
     smallest = _SMALLEST[experiment.model.backbone]
     if data.size < smallest:
         raise DetectionError(f"data.size: the API's {experiment.model.backbone} takes {smallest} px and more, not {data.size}")
-    if data.split == "paper":
-        raise DetectionError("data.split=paper: turns patches, and an SSD is trained on whole mammograms; take patient or official")
+    refuse_copies(data, "an SSD")
     _api()
 
 

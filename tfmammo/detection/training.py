@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patches
 from tfmammo.data.whole import Whole
 from tfmammo.detection.detections import DetectionError
@@ -30,6 +31,12 @@ class Network:
     def count_params(self) -> int:
         """How many numbers its variables hold."""
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
+
+
+def refuse_copies(data: DataConfig, what: str) -> None:
+    """Raise DetectionError where data.split is the paper's, which makes turned copies of patches. Args: what: is trained."""
+    if data.split == "paper":
+        raise DetectionError(f"data.split=paper: turns patches, and {what} is trained on whole mammograms; take patient or official")
 
 
 def panels(batch: Mapping[str, tf.Tensor], found: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

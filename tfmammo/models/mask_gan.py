@@ -36,6 +36,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from scipy import ndimage
 
 from tfmammo.config import Frozen
+from tfmammo.layers import step_noise
 from tfmammo.losses import log_fake, log_real
 from tfmammo.networks import dcgan_discriminator, dcgan_generator
 from tfmammo.optimization import Adam, build, minimize
@@ -116,9 +117,7 @@ class MaskGAN(keras.Model):
 
     def draw(self, count: tf.Tensor) -> tf.Tensor:
         """This step's noise on this replica: float32 [count, z], uniform in [-1, 1]; a resumed run draws what it would have."""
-        context = tf.distribute.get_replica_context()
-        seed = tf.stack([tf.cast(self.optimizers["generator"].iterations, tf.int32), tf.cast(context.replica_id_in_sync_group, tf.int32)])
-        return tf.random.stateless_uniform([count, self.config.z], seed, -1.0, 1.0)
+        return step_noise(count, self.config.z, self.optimizers["generator"].iterations)
 
     def generate(self, noise: tf.Tensor) -> tf.Tensor:
         """G at inference. Args: noise: float32 [n, z] in [-1, 1]. Returns: float32 [n, size, size, 1] in [0, 1], not cleaned."""

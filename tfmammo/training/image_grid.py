@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -64,6 +65,12 @@ def agreement(targets: NDArray[np.generic], outputs: NDArray[np.generic]) -> NDA
     """
     target, output = np.asarray(targets, np.float32), np.asarray(outputs, np.float32)  # red where it is, green where it is said to be
     return np.concatenate([target, output, np.zeros_like(target)], axis=-1)
+
+
+def save(panels: Mapping[str, NDArray[np.floating]], path: Path) -> None:
+    """Write `grid` of the panels as a picture; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), grid(panels)[..., ::-1])
 
 
 def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:
