@@ -4,6 +4,12 @@ python evaluate/detection.py --config configs/detection.yaml --set data.name=inb
 
 Several handles are the folds of one cross-validation: each mammogram goes to the one that was not trained on its patient.
 With against=[RUN,RUN] a second detector is judged on the same mammograms, and the difference tested.
+
+python evaluate/detection.py --study infilling --set data.name=ddsm data.root=DIR
+python evaluate/detection.py --study blending --set data.name=inbreast data.root=DIR
+
+A study trains a detector on real mammograms, and on them and more and more synthetic ones, for every fold, judges each on patients that
+it never saw, and tests the difference: see tfmammo/detection/study.py. It goes on where it was stopped; --plan shows its commands.
 """
 
 from __future__ import annotations
@@ -20,20 +26,23 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo import config as configuration
+from tfmammo import steps
 from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import DataConfig, Frozen, TrainingConfig
 from tfmammo.data import sampling
 from tfmammo.data.patches import DataError
+from tfmammo.detection import study
 from tfmammo.detection.detections import Detections, Detector
 from tfmammo.evaluation import EXPERIMENT, Handles, save
 from tfmammo.metrics.average_precision import Boxes, average_precision, coco
-from tfmammo.metrics.detection import FPPI, Criterion, Matches, froc, froc_interval, match_kinds
+from tfmammo.metrics.detection import FPPI, Criterion, Matches, froc, froc_interval, match_kinds, recall_by
 from tfmammo.metrics.figures import froc_figure
 from tfmammo.metrics.jafroc import Merit, jafroc_test
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.record import Lesion, Mammogram, Skipped
 from tfmammo.training import cli, tracking
 
+ROOT = Path(__file__).resolve().parents[1]
 PERCENT, MERIT = Measure("recall", "%", 100, 1).show, Measure("figure of merit", "", 1, 3).show
 
 
@@ -66,8 +75,7 @@ class DetectionConfig(Frozen):
     @property
     def recall(self) -> str:
         """What is measured, in words."""
-        names = {"iou": f"at IoU > {self.threshold:g}", "ior": f"at IoR > {self.threshold:g}", "centre": "by centres"}
-        return f"recall {names[self.criterion]}"
+        return recall_by(self.criterion, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -111,8 +119,16 @@ class Judgement:
 
 
 def main() -> None:
-    """Read the config, run the detectors on the patients they never saw, write and print."""
-    chosen = cli.arguments(__doc__).parse_args()
+    """Read the config, run the detectors on the patients they never saw, write and print; or a study."""
+    parser = cli.arguments(__doc__, config=str(ROOT / "configs" / "detection.yaml"))
+    parser.add_argument("--study", choices=("infilling", "blending"), help="a study instead, by default of configs/study_NAME.yaml")
+    parser.add_argument("--plan", action="store_true", help="show a study's commands and run nothing")
+    chosen = parser.parse_args()
+    if chosen.study:
+        if chosen.config == parser.get_default("config"):
+            chosen.config = ROOT / "configs" / f"study_{chosen.study}.yaml"
+        run_study(configuration.parse(study.StudyConfig, chosen.config, chosen.set), chosen.output, chosen.plan)
+        return
     config = configuration.parse(DetectionConfig, chosen.config, chosen.set)
     cli.prepare(TrainingConfig(precision="float32"))
     if config.coco:
@@ -135,6 +151,31 @@ def main() -> None:
     for table in tables.values():
         cli.console.print(table)
     cli.console.print(f"tables, curve and boxes: {output}")
+
+
+def run_study(config: study.StudyConfig, output: Path | None, plan: bool) -> None:
+    """Run what a study has not run yet, then write and print its tables and figures; or only show its commands."""
+    output = (output or Path("runs") / config.name).resolve()
+    if plan:
+        for step in study.plan(config, output, ROOT, "RUN"):
+            print(step.shown())
+        return
+    cli.archive_split(config.data, output)
+    parent = tracking.parent_run(output, config.tracking)
+    steps.run(study.plan(config, output, ROOT, parent), output, study.known(output))
+    found, report = study.results(config, output), output / "report"
+    report.mkdir(exist_ok=True)
+    tables = study.tables(found)
+    write_tables(report, tables)
+    shown = found.shown()
+    save(froc_figure(shown, found.patients, max(config.fppi), *found.drawing, found.title, config.recall), report / "froc.png")
+    if len(config.copies) + len(config.synthetic) > 1:
+        save(study.growth_figure(found), report / "growth.png")
+    uri = tracking.store_uri(config.tracking.uri)
+    tracking.log_folder(report, uri, config.tracking.experiment, config.model_dump(mode="json"), study.metrics(found), parent)
+    for table in tables.values():
+        cli.console.print(table)
+    cli.console.print(f"tables and figures: {report}")
 
 
 def judge(config: DetectionConfig) -> Judgement:
@@ -225,20 +266,27 @@ def precisions(judgement: Judgement) -> Table:
     return Table(f"COCO, {judgement.title}", header, rows)
 
 
-def write(output: Path, tables: Mapping[str, Table], judged: Sequence[Judged]) -> None:
-    """Write table.md, a .csv of each table, and boxes.json: every mammogram's detections, native px, and true boxes."""
-    output.mkdir(parents=True, exist_ok=True)
+def write_tables(output: Path, tables: Mapping[str, Table]) -> None:
+    """Write table.md and a .csv of each table."""
     (output / "table.md").write_text("\n".join(table.markdown() for table in tables.values()), encoding="utf-8")
     for name, table in tables.items():
         with (output / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([table.header, *table.body])
+
+
+def write(output: Path, tables: Mapping[str, Table], judged: Sequence[Judged]) -> None:
+    """Write the tables, and boxes.json: every mammogram's detections, native px, true boxes, the wanted lesions, its patient."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_tables(output, tables)
     boxes: dict[str, dict[str, Any]] = {}
     for one in judged:
         boxes[one.mammogram.image_id] = {
-            "boxes": np.round(one.found.boxes.astype(float), 1).tolist(),
-            "scores": np.round(one.found.scores.astype(float), 4).tolist(),
+            "patient": one.mammogram.patient_id,
+            "boxes": np.round(one.found.boxes.astype(float), 2).tolist(),
+            "scores": np.round(one.found.scores.astype(float), 7).tolist(),
             "classes": list(one.found.classes),
             "truth": [list(lesion.box) for lesion in one.mammogram.lesions],
+            "wanted": [{"kind": lesion.kind, "box": list(lesion.box)} for lesion in one.lesions],
         }
     (output / "boxes.json").write_text(json.dumps(boxes, indent=1), encoding="utf-8")
 

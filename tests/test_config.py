@@ -247,3 +247,24 @@ def test_no_file_raises_anything_but_a_config_error(tmp_path_factory, content):
     path.write_bytes(content)
     with pytest.raises(ConfigError):
         load(path, model=Toy)
+
+
+def test_what_a_detector_sees_is_its_canvas_or_a_square():
+    assert DataConfig(size=320).shape == (320, 320) and DataConfig(size=320, canvas=(1344, 800)).shape == (1344, 800)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"tiles": {}}, "tiles.overlap must be less than the tiles' 256 x 256 px"),
+        ({"canvas": (512, 128), "tiles": {"overlap": 128}}, "less than the tiles' 512 x 128 px"),
+        ({"canvas": (64, 64), "records": "folder"}, "canvas and tiles are for detectors"),
+        ({"size": 512, "tiles": {}, "records": "folder"}, "canvas and tiles are for detectors"),
+        ({"canvas": (64, 0)}, "canvas"),
+        ({"tiles": {"overlapp": 3}}, "tiles.overlapp"),
+    ],
+)
+def test_a_canvas_or_tiles_that_make_no_sense(data, said):
+    with pytest.raises(ValidationError, match=said):
+        DataConfig(**data)
+    assert DataConfig(size=512, tiles={}).tiles.overlap == 256

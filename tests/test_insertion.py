@@ -7,7 +7,22 @@ import pytest
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data.patches import patches_of
 from tfmammo.data.preprocess import DataError
-from tfmammo.insertion import SMALLEST, Ground, Patch, Sizes, Spot, blended, cut, fit_sizes, patch, scaled, seam, training_data
+from tfmammo.insertion import (
+    SMALLEST,
+    Ground,
+    Patch,
+    Sizes,
+    Spot,
+    blended,
+    cut,
+    fit_sizes,
+    gap,
+    patch,
+    scaled,
+    seam,
+    training_data,
+    whole_seam,
+)
 from tfmammo.record import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 320, 240
@@ -143,6 +158,35 @@ def test_a_mask_at_its_patches_border_is_refused():
         seam(Spot.at(140, 70, disc(), mammogram, tight), 64, 296, 8)
     with pytest.raises(ValueError, match="its patch is larger than the mammogram"):
         Spot.at(10, 10, np.ones((300, 30), np.uint8), mammogram, DataConfig(frame="square", context=1.5))
+
+
+def test_how_near_a_mask_comes_to_the_border():
+    mask = np.zeros((32, 32), np.uint8)
+    with pytest.raises(DataError, match="nothing of its mask is left at 32 px"):
+        gap(mask)
+    mask[10:20, 7:20] = 1
+    assert [gap(np.rot90(mask, turns).copy()) for turns in range(4)] == [7] * 4
+    mask[15, 4] = 1
+    assert gap(mask) == 4
+    mask[15, 3] = 1
+    with pytest.raises(DataError, match="touches the border of its patch, or comes nearer than 4 of 32 px"):
+        gap(mask)
+
+
+@pytest.mark.parametrize(("feather", "fade"), [(5, 5), (20, 8)])
+def test_the_weights_of_a_whole_patch(feather, fade):
+    """3 t^2 - 2 t^3 of t = distance to the border over the fade, which ends at the mask; 1 within."""
+    mask = np.zeros((40, 40), np.uint8)
+    mask[12:25, 8:30] = 1  # 8 px from the left border
+    found = whole_seam(mask, (100, 50, 140, 90), feather)
+    assert found.support == (101, 51, 139, 89) and not found.around.any()
+    t = np.arange(1, fade) / fade
+    np.testing.assert_allclose(found.weights[19, : fade - 1], 3 * t**2 - 2 * t**3, atol=1e-6)
+    np.testing.assert_allclose(found.weights[: fade - 1, 19], 3 * t**2 - 2 * t**3, atol=1e-6)
+    assert (found.weights[fade - 1 : 39 - fade, fade - 1 : 39 - fade] == 1).all() and found.weights[0, 0] == found.weights[0, 19]
+    np.testing.assert_array_equal(found.weights, found.weights[::-1, ::-1])
+    twice = whole_seam(mask, (100, 50, 180, 130), feather)
+    assert twice.weights[39 - twice.support[0] + 100, 39] == 1 and twice.support[0] in (101, 102) and twice.support[2] in (178, 179)
 
 
 @pytest.mark.parametrize("laterality", ["L", "R"])

@@ -137,12 +137,30 @@ def test_configs_that_make_no_sense(wrong, said):
         LightHeadRCNNConfig(**wrong)
 
 
-@pytest.mark.parametrize(("data", "key"), [({"size": 100}, "size"), ({"size": 16}, "size"), ({"split": "paper"}, "split")])
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"size": 100}, "size: must be a multiple of 16 px and at least 32, not 100"),
+        ({"size": 16}, "size"),
+        ({"split": "paper"}, "split"),
+        ({"canvas": (64, 40)}, r"canvas: rows and columns must be multiples of 16 px and at least 32, not \[64, 40\]"),
+        ({"canvas": (16, 64)}, "canvas"),
+    ],
+)
 def test_what_a_detector_cant_do_is_refused_by_its_key(data, key):
     section = DataConfig(**{"size": SIZE, **data})
     experiment = Experiment[LightHeadRCNNConfig](name="light_head_rcnn", data=section, model=LightHeadRCNNConfig(**TINY))
     with pytest.raises(DetectionError, match=f"^data.{key}"):
         light_head_rcnn.check(experiment)
+
+
+def test_the_papers_canvas_is_no_square(repository):
+    canvas = ["data.canvas=[1344,800]", "data.tiles={overlap: 128}"]
+    shipped = configuration.load(repository / "configs/light_head_rcnn.yaml", canvas, LightHeadRCNNConfig)
+    light_head_rcnn.check(shipped)
+    assert shipped.data.shape == (1344, 800) and shipped.data.tiles.overlap == 128
+    with pytest.raises(DetectionError, match="multiples of 16 px"):
+        room((64, 40))
 
 
 def test_the_first_losses_by_hand():
@@ -292,14 +310,16 @@ def test_mixed_precision_has_the_same_first_losses(policy):
 def test_a_square_that_is_letterboxed_stays_and_others_are_as_in_training():
     random = np.random.default_rng(0)
     image = random.random((2, 48, 48, 1), np.float32)
-    square, parts = letterboxed(tf.constant(image), 48)
+    square, parts = letterboxed(tf.constant(image), (48, 48))
     np.testing.assert_allclose(square, image, atol=1e-6)
     assert parts.numpy().tolist() == [1, 1, 1, 1]
     smooth = np.linspace(0, 1, 90 * 61, dtype=np.float32).reshape(90, 61, 1)
-    square, parts = letterboxed(tf.constant(smooth[None]), 48)
-    expected, scale = letterbox(smooth, 48)
-    np.testing.assert_allclose(square[0], expected, atol=0.02)
-    np.testing.assert_allclose(parts, np.tile(np.array(scale) * [90, 61] / 48, 2), rtol=1e-6)
+    for canvas in ((48, 48), (64, 32), (48, 80)):
+        filled, parts = letterboxed(tf.constant(smooth[None]), canvas)
+        expected, scale = letterbox(smooth, canvas)
+        assert filled.shape == (1, *canvas, 1)
+        np.testing.assert_allclose(filled[0], expected, atol=0.02)
+        np.testing.assert_allclose(parts, np.tile(np.array(scale) * [90, 61] / canvas, 2), rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +425,43 @@ def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri,
     np.testing.assert_allclose(found.scores, expected["detection_scores"][0, : len(found)], atol=1e-4)
     assert detector.saw(train.patient_ids[0]) is True and detector.saw(held_out.patient_ids[0]) is False
     np.testing.assert_array_equal(Detector.load(tmp_path / "export/detector").predict(mammogram).boxes, found.boxes)
+
+
+def oblong():
+    """A bright square of 24 px on a canvas of 96 x 64; the parts of its sides differ."""
+    random = np.random.default_rng(0)
+    image = random.uniform(0, 0.2, (2, 96, 64, 1)).astype(np.float32)
+    image[:, 52:76, 12:36] += 0.7
+    boxes = np.tile(np.array([52 / 96, 12 / 64, 76 / 96, 36 / 64], np.float32), (2, 1, 1))
+    return {"image": tf.constant(image), "boxes": tf.constant(boxes), "classes": tf.zeros([2, 1], tf.int32)}
+
+
+def test_a_canvas_that_is_no_square_is_learned_and_exported(tmp_path):
+    made, data = room((96, 64), filters=8, units=16, learning_rate=3e-3, momentum=0.8), oblong()
+    assert made.trunk.output_shape == [(None, 6 * 4 * 9), (None, 6 * 4 * 9, 4), (None, 6, 4, 18)] and len(made.anchors) == 6 * 4 * 9
+    step = tf.function(made.train_step)
+    history = [floats(step(data)) for _ in range(80)]
+    assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
+    found = made.functions()["detector"](image=data["image"])
+    assert (regions.iou(found["boxes"], data["boxes"]).numpy()[:, 0] > 0.7).all()
+    write(made, tmp_path)
+    loaded = tf.saved_model.load(str(tmp_path / "detector"))
+    answer = loaded.signatures["serving_default"](input_tensor=255 * tf.repeat(data["image"], 3, axis=-1))
+    sure = int(np.sum(found["scores"].numpy()[0] > 0.3))
+    assert sure >= 1
+    np.testing.assert_allclose(answer["detection_boxes"][:, :sure], found["boxes"][:, :sure], atol=1e-4)
+    # The upper half twice as large fills the canvas in its columns alone.
+    double = np.repeat(np.repeat(data["image"][:1, 48:], 2, axis=1), 2, axis=2)
+    box = loaded.signatures["serving_default"](input_tensor=tf.constant(255 * np.repeat(double, 3, axis=-1)))["detection_boxes"][:, :1]
+    assert regions.iou(box, tf.constant([[[4 / 48, 12 / 64, 28 / 48, 36 / 64]]])).numpy()[0, 0, 0] > 0.5
+
+
+def test_no_proposal_is_narrower_than_a_pixel_of_either_side():
+    made = room((96, 64))
+    objectness, deltas = tf.zeros([1, len(made.anchors)]), tf.concat([tf.zeros([1, len(made.anchors), 2]), tf.fill([1, 216, 2], -20.0)], -1)
+    deltas_of = {side: deltas + tf.constant([0, 0, *more], tf.float32) for side, more in (("rows", (0, 20)), ("cols", (20, 0)))}
+    assert all(not made.propose(objectness, value)[1].numpy().any() for value in deltas_of.values())
+    assert made.propose(objectness, tf.zeros_like(deltas))[1].numpy().any()
 
 
 @pytest.mark.slow

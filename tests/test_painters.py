@@ -12,7 +12,7 @@ from tfmammo.export import ExportError
 from tfmammo.generators import Generator
 from tfmammo.grafts import Piece
 from tfmammo.insertion import Ground
-from tfmammo.painters import BORDER, SHOWN, DirectPainter, Insertion, NetworkPainter, painter
+from tfmammo.painters import BORDER, SHOWN, DirectPainter, Drawn, Insertion, NetworkPainter, painter
 from tfmammo.recipe import Graft, Planted, SynthesisConfig
 from tfmammo.record import Mammogram
 from tfmammo.synthesis import render
@@ -50,9 +50,10 @@ def piece(side=32, around=5, grey=None):
 
 
 def insertion(brush, ground, found, top, left):
-    spot, seam = brush.place(top, left, found.mask, ground.mammogram)
+    drawn = Drawn.of(found)
+    spot, seam = brush.place(top, left, drawn, ground.mammogram)
     planted = Planted(box=spot.box, window=spot.window, area=int(found.mask.sum()), region={}, seed=0, shape="")
-    return Insertion(planted, spot, seam, found)
+    return Insertion(planted, spot, seam, drawn)
 
 
 def echo(change=0.0, data=DATA, size=64):
@@ -117,9 +118,9 @@ def test_what_a_method_cant_blend():
     brush = DirectPainter("opencv")
     for top, left in ((2, 40), (60, 2), (ROWS - 34, 40)):
         with pytest.raises(DataError, match="it comes nearer than 3 px to the mammogram's border"):
-            brush.place(top, left, piece().mask, ground.mammogram)
+            brush.place(top, left, Drawn.of(piece()), ground.mammogram)
     with pytest.raises(DataError, match="it reaches beyond the mammogram"):
-        brush.place(-1, 40, piece().mask, ground.mammogram)
+        brush.place(-1, 40, Drawn.of(piece()), ground.mammogram)
     thin = Piece("mass", np.ones((2, 9), np.uint8), np.full((12, 19), 0.5, np.float32), 5, GRAFT)
     with pytest.raises(DataError, match="opencv: OpenCV clones masks from 3 px up, this one is 2 x 9 px"):
         list(brush.paint(ground, [insertion(brush, ground, thin, 60, 40)]))
@@ -211,7 +212,8 @@ def test_a_painter_is_what_its_config_names(tiny_blending, tiny_infilling):
         ({"painter": "opencv", "shapes": {"files": "a.png"}}, "shapes is not used by painter=opencv"),
         ({"generator": "g", "rotate": 90}, "rotate is not used by painter=infilling"),
         ({"generator": "g", "resize": (1, 1)}, "resize is not used by painter=infilling"),
-        ({"generator": "g", "patients": {"split_file": "a.json"}}, "patients is not used by painter=infilling"),
+        ({"painter": "vanilla"}, "painter=vanilla needs a generator"),
+        ({"painter": "vanilla", "generator": "g", "shapes": {"files": "a.png"}}, "shapes is not used by painter=vanilla"),
         ({"painter": "paste", "resize": (1.2, 0.8)}, "resize must be two factors, the smaller first"),
         ({"painter": "paste", "rotate": 181}, "less than or equal to 180"),
         ({"painter": "glue"}, "painter"),

@@ -16,7 +16,7 @@ def corners(random, *shape):
 
 def test_anchors_by_hand():
     """Of 64 px at stride 16: centres at 8, 24, 40, 56; sides 32 for scale 2, and 32 * sqrt(2) by 32 / sqrt(2) for ratio 2."""
-    found = regions.anchors(64, 16, (2, 4), (0.5, 1, 2)) * 64
+    found = regions.anchors((64, 64), 16, (2, 4), (0.5, 1, 2)) * 64
     assert found.shape == (4 * 4 * 2 * 3, 4) and found.dtype == np.float32
     long, short = 16 * np.sqrt(2), 16 / np.sqrt(2)
     np.testing.assert_allclose(found[0], [8 - short, 8 - long, 8 + short, 8 + long], rtol=1e-5)
@@ -26,6 +26,13 @@ def test_anchors_by_hand():
     np.testing.assert_allclose(found[6 + 1], [-8, 24 - 16, 24, 24 + 16], rtol=1e-5)  # a column further
     np.testing.assert_allclose(found[4 * 6 + 1], [24 - 16, -8, 24 + 16, 24], rtol=1e-5)  # a row further
     np.testing.assert_allclose((found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1]), np.tile([1024] * 3 + [4096] * 3, 16), rtol=1e-5)
+
+
+def test_anchors_of_an_image_that_is_no_square_by_hand():
+    """32 x 64 px: two rows of four cells; sides of 16 px are a half of the rows and a quarter of the columns."""
+    found = regions.anchors((32, 64), 16, (1,), (1,))
+    assert found.shape == (2 * 4, 4)
+    np.testing.assert_allclose(found[[0, 1, 4, 7]], [[0, 0, 0.5, 0.25], [0, 0.25, 0.5, 0.5], [0.5, 0, 1, 0.25], [0.5, 0.75, 1, 1]])
 
 
 def test_overlap_is_that_of_the_metrics():
@@ -107,17 +114,17 @@ def test_proposals_by_hand():
     deltas = np.zeros((1, 5, 4), np.float32)
     deltas[0, 0, :2] = 0.5  # by half its side down and right
     logits = tf.constant([[3.0, 2, 5, -1, -2]])
-    found, there = regions.proposals(logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.3, 0.01)
+    found, there = regions.proposals(logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.3, (0.01, 0.01))
     assert there.numpy().tolist() == [[True, True, False]]
     np.testing.assert_allclose(found[0, :2], [[0.7, 0.7, 1, 1], [0.1, 0.1, 0.3, 0.3]], atol=1e-6)
-    found, there = regions.proposals(logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.7, 0.01)
+    found, there = regions.proposals(logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.7, (0.01, 0.01))
     assert there.numpy().all() and np.allclose(found[0, 1], base[1])
 
 
 def test_no_gradient_passes_the_proposals_and_none_may_be_left():
     logits, deltas = tf.Variable([[3.0, 2.0]]), tf.Variable(tf.zeros([1, 2, 4]))
     with tf.GradientTape() as tape:
-        found, there = regions.proposals(logits, deltas, tf.constant([[0.0, 0, 0.1, 0.1]] * 2), 2, 2, 0.7, 0.5)
+        found, there = regions.proposals(logits, deltas, tf.constant([[0.0, 0, 0.1, 0.1]] * 2), 2, 2, 0.7, (0.5, 0.5))
         total = tf.reduce_sum(found)
     assert tape.gradient(total, [logits, deltas]) == [None, None]
     assert not there.numpy().any() and not found.numpy().any()

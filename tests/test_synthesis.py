@@ -407,7 +407,7 @@ class MaskRoom(keras.Model):
 
 def test_shapes_of_a_mask_gan(config, tmp_path):
     """Masks at their patch's border are drawn again, and so are implausible ones."""
-    folder = export(MaskRoom(), tmp_path / "gan", {"name": "mask_gan", "step": 7})
+    folder = export(MaskRoom(), tmp_path / "gan", {"name": "mask_gan", "step": 7, "train_patients": []})
     recipes = synthesise(config(shapes=ShapeConfig(gan=str(folder)), count=6), tmp_path / "out")
     assert [recipe.left_out for recipe in recipes] == [None] * 6
     for recipe in recipes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 # What yaml.safe_load raises: a value that only looks like a date or a number ("2020-99-99") escapes as its conversion's error.
 _NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
@@ -76,6 +76,41 @@ class SamplingConfig(Frozen):
         return self
 
 
+class AddedConfig(Frozen):
+    """What joins the training patients' mammograms; nothing here touches those held out.
+
+    synthetic: a folder of `python -m tfmammo.synthesis`, in DICOM or PNG, of which nobody held out may be part. count: the first so
+    many of its mammograms; null: all. copies: so many turned, mirrored and scaled copies of training mammograms with a wanted lesion,
+    spread evenly over them. rotate: degrees, each way, at most. resize: range of the factor; every factor and angle is equally likely.
+    """
+
+    synthetic: Path | None = None
+    count: PositiveInt | None = None
+    copies: NonNegativeInt = 0
+    rotate: float = Field(default=15.0, ge=0, le=180)
+    resize: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AddedConfig:
+        if self.resize[0] > self.resize[1]:
+            raise ValueError("resize must be two factors, the smaller first")
+        if self.count and not self.synthetic:
+            raise ValueError("count is of the mammograms in synthetic, which is not given")
+        return self
+
+
+class TilesConfig(Frozen):
+    """How a detector sees a mammogram in tiles of data.canvas, else of data.size x data.size px.
+
+    They are cut at the mammogram's own resolution, or at preprocess.spacing's, and never scaled; px here are its px.
+    overlap: px that neighbouring tiles share, at least: no lesion of that many rows and columns is cut in all of them. empty:
+    tiles of breast without a lesion that training sees of each mammogram, beside one around each lesion.
+    """
+
+    overlap: PositiveInt = 256
+    empty: NonNegativeInt = 2
+
+
 class DataConfig(Frozen):
     """Which mammograms, which patches of them, and which patients are held out.
 
@@ -85,9 +120,12 @@ class DataConfig(Frozen):
     patches: "lesion": one around each lesion; "offset": `sampling.count` near random lesion pixels; "normal":
     `sampling.count` of breast tissue without any lesion.
     kinds: which lesions become patches. mixed_findings: keep outlines whose kind the archive does not settle.
-    size: patch rows and columns, px. frame: what a lesion's patch shows: "square" with context, "tight" the lesion's box,
-    "loose" the box doubled in each side, "padded" the box with `padding` native px on every side, "full" the whole mammogram;
-    all but square are scaled to a square by two factors.
+    size: patch rows and columns, px. canvas: rows and columns, px, that a detector sees of a whole mammogram in place of a
+    square of `size`; the mammogram is scaled by one factor, the largest with which it fits, and 0 stands below or beside it.
+    tiles: see TilesConfig; None: a detector sees the mammogram at once. canvas and tiles are for detectors alone.
+    frame: what a lesion's patch shows: "square" with context, "tight" the lesion's box, "loose" the box doubled in each side,
+    "padded" the box with `padding` native px on every side, "full" the whole mammogram; all but square are scaled to a square
+    by two factors.
     context: side of the square over the box's longer side. padding: for frame "padded".
     pad: keep lesions whose crop is larger than the mammogram, with 0 around it; such outlines are mostly not of one mass
     but of skin or of the whole breast, so without it they are left out and counted.
@@ -98,7 +136,7 @@ class DataConfig(Frozen):
     rarest shape of their masses (round, oval, lobular, irregular).
     split_file: a split.json that an earlier run wrote; it decides instead of folds, stratify and seed. It must be of the kind
     that `split` names, `fold` picks one of its folds, and patients that it does not know are an error.
-    seed: of split, sampling and phantom.
+    added: what joins the training side; evaluations refuse it. seed: of split, sampling, copies and phantom.
     augment: rotate by multiples of 90 degrees and flip, image and mask together, anew at every draw.
     phantoms: how many mammograms the phantom archive holds.
     """
@@ -112,6 +150,8 @@ class DataConfig(Frozen):
     kinds: tuple[Literal["mass", "calcification", "asymmetry", "distortion"], ...] = Field(default=("mass",), min_length=1)
     mixed_findings: bool = True
     size: PositiveInt = 256
+    canvas: tuple[PositiveInt, PositiveInt] | None = None
+    tiles: TilesConfig | None = None
     frame: Literal["square", "tight", "loose", "padded", "full"] = "square"
     context: float = Field(default=1.5, ge=1.0)
     padding: NonNegativeInt = 100
@@ -125,6 +165,7 @@ class DataConfig(Frozen):
     fold: NonNegativeInt = 0
     paper_samples: PositiveInt = 850
     paper_test: PositiveInt = 150
+    added: AddedConfig = AddedConfig()
     seed: NonNegativeInt = 0
     augment: bool = True
     phantoms: PositiveInt = 48
@@ -139,7 +180,16 @@ class DataConfig(Frozen):
             raise ValueError("window must be two rising grey values")
         if self.paper_test >= self.paper_samples:
             raise ValueError("paper_test must be less than paper_samples")
+        if self.records and (self.canvas or self.tiles):
+            raise ValueError("canvas and tiles are for detectors, and records hold patches for other trainings")
+        if self.tiles and self.tiles.overlap >= min(self.shape):
+            raise ValueError(f"tiles.overlap must be less than the tiles' {self.shape[0]} x {self.shape[1]} px (canvas, else size)")
         return self
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols), px, of what a detector sees at once: canvas, else a square of `size`."""
+        return self.canvas or (self.size, self.size)
 
 
 class TrainingConfig(Frozen):
@@ -172,12 +222,13 @@ class TrackingConfig(Frozen):
     """Where MLflow writes.
 
     uri: an MLflow tracking server or store; None means the environment's MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in
-    the current folder. register: make kept checkpoints versions of the registered model tfmammo-NAME.
-    system_metrics: sample CPU, memory and GPU use.
+    the current folder. parent: id of a run that this one is shown under. register_models: make kept checkpoints versions of the
+    registered model tfmammo-NAME. system_metrics: sample CPU, memory and GPU use.
     """
 
     uri: str | None = None
     experiment: str = "tfmammo"
+    parent: str | None = None
     register_models: bool = True
     system_metrics: bool = True
 

@@ -1,5 +1,5 @@
-"""The networks and shapes that a synthesis draws from: an infilling's or a blending's export, and masks of a mask GAN, of files or
-of real masses; a contextual GAN's lesions."""
+"""The networks and shapes that a synthesis draws from: an infilling's, a blending's or a vanilla GAN's export, and masks of a mask
+GAN, of files or of real masses; a contextual GAN's lesions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from tfmammo import archives, export
+from tfmammo import archives, export, grafts
 from tfmammo.config import DataConfig
 from tfmammo.data import jobs, sampling
 from tfmammo.data.preprocess import DataError
 from tfmammo.data.tfrecord import sha256
-from tfmammo.insertion import cut, training_data
+from tfmammo.insertion import cut, gap, training_data
 from tfmammo.models import mask_gan
 from tfmammo.models.contextual import ContextualConfig, scalars
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
 from tfmammo.recipe import SynthesisConfig
-from tfmammo.record import Lesion, Mammogram, Skipped
+from tfmammo.record import Lesion, LesionKind, Mammogram, Skipped
 
 TRIES = 50  # shapes drawn for one mass
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm")
@@ -34,7 +34,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm")
 class Generator:
     """An infilling or a blending. call: (tri_label float32 [n, size, size, 2 or 3], or pasted [n, size, size, 3]) -> {"image": [n,
     size, size, 1]}. margin: of a tri-label of three channels, as in models.infilling. data: how its training patches were made.
-    patients: those a blending was trained on.
+    patients: those it was trained on. prior: of a blending, see models.blending: one trained with "noise" puts noise in place of the
+    lesion itself, so that of a lesion pasted in it sees the outline alone.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -42,6 +43,7 @@ class Generator:
     margin: int | None
     data: DataConfig
     patients: frozenset[str] = frozenset()
+    prior: str = "lesion"
 
 
 @functools.cache
@@ -52,14 +54,76 @@ def generator(folder: Path, takes: str = "tri_label") -> Generator:
     """
     function, card = export.find(folder, {takes}, {"image"}), export.read_card(folder)
     shape = card["functions"][function]["inputs"][takes]["shape"]
-    needed = "config.data, train_patients" if takes == "pasted" else "config.data, config.model.margin"
+    needed = "config.data, train_patients" if takes == "pasted" else "config.data, config.model.margin, train_patients"
     try:
-        data = training_data(card["config"]["data"], str(folder))
-        patients = frozenset(card["train_patients"] if takes == "pasted" else ())
-        margin = card["config"]["model"]["margin"] if takes == "tri_label" else None
-    except (KeyError, TypeError, ValidationError):
+        data, model = training_data(card["config"]["data"], str(folder)), card["config"].get("model", {})
+        patients = frozenset(card["train_patients"])
+        margin, prior = model["margin"] if takes == "tri_label" else None, model.get("prior", "lesion")
+    except (KeyError, TypeError, AttributeError, ValidationError):
         raise DataError(f"{folder}: its card does not say how its training patches were made ({needed})") from None
-    return Generator(export.load(folder, function), shape[1], margin if shape[3] == 3 else None, data, patients)
+    return Generator(export.load(folder, function), shape[1], margin if shape[3] == 3 else None, data, patients, prior)
+
+
+@dataclass(frozen=True)
+class NoiseGenerator:
+    """A vanilla GAN. call: (noise float32 [n, z] in [-1, 1]) -> {"image": , "mask": float32 [n, size, size, 1] in [0, 1]}. kind: of the
+    lesions that it draws. data: how its training patches were made. patients: those it was trained on.
+    """
+
+    call: Callable[..., dict[str, NDArray[np.float32]]]
+    z: int
+    kind: LesionKind
+    data: DataConfig
+    patients: frozenset[str]
+
+    def made(self, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """A patch and its lesion, the same of the same seed.
+
+        Returns:  (float32 [size, size] in native grey values, [0, 1]; uint8 [size, size], 0 or 1, one region off the border).
+        Raises:   DataError: there is no lesion in it, or one at its border.
+        """
+        outputs = self.call(noise=mask_gan.latent(1, self.z, seed))
+        mask = np.ascontiguousarray(mask_gan.clean(outputs["mask"])[0, ..., 0])
+        try:
+            gap(mask)
+        except DataError as error:
+            raise DataError(f"no lesion that a vanilla GAN draws can be used: {error}") from None
+        assert self.data.window
+        low, high = self.data.window
+        return np.clip(low + (high - low) * outputs["image"][0, ..., 0], 0, 1), mask
+
+
+@functools.cache
+def noise_generator(folder: Path) -> NoiseGenerator:
+    """The vanilla GAN of an export, read once in each process.
+
+    Raises:   ExportError: there is none. DataError: its patches can't be set in: it was trained with data.percentiles, or on lesions of
+              several kinds, or its card does not say how.
+    """
+    function, card = export.find(folder, {"noise"}, {"image", "mask"}), export.read_card(folder)
+    try:
+        data, patients = training_data(card["config"]["data"], str(folder)), frozenset(card["train_patients"])
+    except (KeyError, TypeError, ValidationError):
+        raise DataError(f"{folder}: its card does not say how and on whom it was trained (config.data, train_patients)") from None
+    if data.window is None:
+        raise DataError(
+            f"{folder}: was trained with data.percentiles, so that its grey values are on no mammogram's scale; train it with data.window"
+        )
+    if len(data.kinds) > 1:
+        raise DataError(f"{folder}: was trained on lesions of several kinds ({', '.join(data.kinds)}), so that nobody knows which it draws")
+    z = card["functions"][function]["inputs"]["noise"]["shape"][1]
+    return NoiseGenerator(export.load(folder, function), z, data.kinds[0], data, patients)
+
+
+def trained_on(folder: Path) -> frozenset[str]:
+    """The patients that an export was trained on.
+
+    Raises:   ExportError: there is none. DataError: its card does not say.
+    """
+    try:
+        return frozenset(export.read_card(folder)["train_patients"])
+    except (KeyError, TypeError):
+        raise DataError(f"{folder}: its card does not say on whom it was trained (train_patients)") from None
 
 
 @dataclass(frozen=True)
@@ -154,7 +218,13 @@ def shapes_described(config: SynthesisConfig, gan: Path | None) -> dict[str, obj
     if config.shapes.files:
         digests = "\n".join(sha256(path) for path in _pictures(config.shapes.files))
         return {"files": hashlib.sha256(digests.encode()).hexdigest()}
-    return {"archive": jobs.fingerprint(found[0] for found in _outlined(config.lesions or config.data))}
+    return {"archive": jobs.fingerprint(found[0] for found in _outlined(config))}
+
+
+def lesion_patients(config: SynthesisConfig) -> frozenset[str]:
+    """The patients of all lesions that made-up masses may have their shapes or sizes from."""
+    drawn = not (config.shapes.gan or config.shapes.files) or not (config.sizes or config.size)
+    return frozenset(found[0].patient_id for found in _outlined(config)) if drawn else frozenset()
 
 
 def _drawn(gan: Path, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
@@ -198,19 +268,19 @@ def _pictures(place: Path) -> tuple[Path, ...]:
 
 
 def _real(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
-    known = _outlined(config.lesions or config.data)
+    known = _outlined(config)
     mammogram, number, lesion = known[random.integers(len(known))]
     region = mask_gan.clean(lesion.mask(mammogram.rows, mammogram.cols)[None, ..., None])
     return np.ascontiguousarray(region[0, ..., 0]), f"{mammogram.archive} {mammogram.image_id}#{number}"
 
 
 @functools.cache
-def _outlined(data: DataConfig) -> tuple[tuple[Mammogram, int, Lesion], ...]:
-    """(mammogram, number, lesion) of every wanted lesion of an archive that may have an outline."""
-    found = archives.mammograms(data, Skipped())
+def _outlined(config: SynthesisConfig) -> tuple[tuple[Mammogram, int, Lesion], ...]:
+    """(mammogram, number, lesion) of every wanted lesion of an archive, and of the patients asked for, that may have an outline."""
+    data = config.lesions or config.data
+    found = grafts.of_side(archives.mammograms(data, Skipped()), data, config)
     known = [(mammogram, number, lesion) for mammogram in found for number, lesion in sampling.wanted(mammogram, data).items()]
     if not known:
-        raise DataError(
-            f"{archives.archive_name(data)} holds no {' or '.join(data.kinds)} to take shapes from; give shapes.gan or shapes.files"
-        )
+        what = f"{' or '.join(data.kinds)}{config.whose}"
+        raise DataError(f"{archives.archive_name(data)} holds no {what} to take shapes from; give shapes.gan or shapes.files")
     return tuple(known)

@@ -27,7 +27,7 @@ from tfmammo.data import jobs, sampling, splits
 from tfmammo.data.patches import window
 from tfmammo.data.preprocess import DataError
 from tfmammo.insertion import largest
-from tfmammo.recipe import Graft, SynthesisConfig, digest
+from tfmammo.recipe import Graft, SynthesisConfig, Used, digest
 from tfmammo.record import Lesion, LesionKind, Mammogram, MaskedLesion, Skipped
 
 CONTEXT = 2.0  # side of what is kept around a lesion over its longer side: turned in whichever way, its surroundings go with it
@@ -85,8 +85,7 @@ def bank(chosen: SynthesisConfig) -> tuple[Donor, ...]:
     )
     if not known:
         what = f"{chosen.pathology or ''} {' or '.join(data.kinds)}".strip()
-        side = f" of patients on the {chosen.patients.side} side" if chosen.patients else ""
-        raise DataError(f"{archives.archive_name(data)} holds no {what} with an outline{side} to set in")
+        raise DataError(f"{archives.archive_name(data)} holds no {what} with an outline{chosen.whose} to set in")
     return known
 
 
@@ -132,16 +131,23 @@ def of_side(mammograms: Sequence[Mammogram], data: DataConfig, chosen: Synthesis
 
 def described(chosen: SynthesisConfig) -> dict[str, object]:
     """Which lesions are set in and whose, equal where they are equal."""
-    donors, patients = bank(chosen), chosen.patients
-    side = {"sha256": splits.load(patients.split_file).digest(), "fold": patients.fold, "side": patients.side} if patients else None
+    donors = bank(chosen)
     records = {donor.mammogram.image_id: donor.mammogram for donor in donors}
-    return {"lesions": len(donors), "records": jobs.fingerprint(records.values()), "patients": side}
+    return {"lesions": len(donors), "records": jobs.fingerprint(records.values()), "patients": side_described(chosen)}
 
 
-def drawn(chosen: SynthesisConfig, mammogram: Mammogram, random: np.random.Generator, trained: frozenset[str] | None) -> Piece:
+def side_described(chosen: SynthesisConfig) -> dict[str, object] | None:
+    """Whose lesions and mammograms are taken, equal where they are equal; None: everybody's."""
+    patients = chosen.patients
+    return {"sha256": splits.load(patients.split_file).digest(), "fold": patients.fold, "side": patients.side} if patients else None
+
+
+def drawn(
+    chosen: SynthesisConfig, mammogram: Mammogram, random: np.random.Generator, trained: frozenset[str] | None, used: Used | None = None
+) -> Piece:
     """A lesion of the bank for a mammogram, each equally likely that can be given its size in it.
 
-    Args:     trained: patients that the painter's network was trained on, None where there is none.
+    Args:     trained: patients that the painter's network was trained on, None where there is none. used: for the recipe.
     Raises:   DataError: there is none, or that one can't be used. ArchiveError: it can't be read.
     """
     others = [donor for donor in bank(chosen) if not _same(donor.mammogram, mammogram)]
@@ -156,7 +162,7 @@ def drawn(chosen: SynthesisConfig, mammogram: Mammogram, random: np.random.Gener
     graft = Graft(
         archive=own.archive, image_id=own.image_id, patient_id=own.patient_id, number=donor.number, sha256=_opened(donor).sha256,
         pathology=donor.lesion.pathology, angle=angle, factor=factor, mirrored=sides == {"L", "R"},
-        trained_on=None if trained is None else own.patient_id in trained,
+        trained_on=None if trained is None else own.patient_id in trained, used=used,
     )  # fmt: skip
     return turned(donor, graft, mammogram)
 

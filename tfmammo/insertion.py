@@ -9,6 +9,9 @@ What the papers leave open: (X, Y) of Shen et al.'s rule is taken as the centre 
 lies on breast and keeps off other lesions and their supports. Around the lesion a generator may be a little brighter or darker
 than the tissue that it was given; its mean difference there is taken off everywhere, so that no step is left to feather.
 With data.percentiles the brightest tissue of a patch is 1, so that a mass can't be brighter; data.window has no such end.
+
+A patch that was made with its own tissue, of a vanilla GAN, is set in whole instead (`whole_seam`): its grey values take the place of
+the mammogram's, and fade out at its border alone.
 """
 
 from __future__ import annotations
@@ -189,22 +192,35 @@ def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
     native = np.zeros((bottom - top, right - left, 1), np.uint8)
     native[spot.box[0] - top : spot.box[2] - top, spot.box[1] - left : spot.box[3] - left, 0] = spot.mask
     mask = np.ascontiguousarray(resize_mask(native, size, size)[..., 0])
-    col, row, width, height = cv2.boundingRect(mask)
-    if not width:
-        raise DataError(f"nothing of its mask is left at {size} px")
-    gap = min(row, col, size - row - height, size - col - width)
-    if gap < GAP:
-        raise DataError(f"its mask touches the border of its patch, or comes nearer than {GAP} of {size} px")
-    fade, edge = min(feather, gap), np.minimum(np.arange(size), np.arange(size)[::-1])
+    fade = min(feather, gap(mask))
     core = mask if margin is None else mask | enlarged(tf.constant(mask[..., None]), margin).numpy()[..., 0]
     beyond = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
-    faded = _smooth(1 - beyond / fade) * _smooth(np.minimum(edge, edge[:, None]) / fade)
-    around = (faded > 0) & (core == 0)
-    weights = resize(faded.astype(np.float32), bottom - top, right - left)
-    weights[weights < FAINT] = 0
-    col, row, width, height = cv2.boundingRect((weights > 0).astype(np.uint8))
-    support = (top + row, left + col, top + row + height, left + col + width)
-    return Seam(mask, around, weights[row : row + height, col : col + width], support)
+    faded = _smooth(1 - beyond / fade) * _inwards(size, fade)
+    return Seam(mask, (faded > 0) & (core == 0), *_native(faded, spot.window))
+
+
+def whole_seam(mask: NDArray[np.uint8], window: Box, feather: float) -> Seam:
+    """The weights of a patch that is set in whole: 1, but falling to 0 over `feather` px at its border, or fewer where its mask is nearer.
+
+    Args:     mask: uint8 [size, size], 0 or 1, of the patch. window: where that lies, native px, half-open. feather: px of the patch.
+    Raises:   DataError: as `gap`.
+    """
+    return Seam(mask, np.zeros(mask.shape, np.bool_), *_native(_inwards(len(mask), min(feather, gap(mask))), window))
+
+
+def gap(mask: NDArray[np.uint8]) -> int:
+    """How near a mask comes to the border of its patch, px, at least GAP.
+
+    Args:     mask: uint8 [size, size], 0 or 1.
+    Raises:   DataError: it touches the border or comes nearer, or it is empty.
+    """
+    size, (col, row, width, height) = len(mask), cv2.boundingRect(mask)
+    if not width:
+        raise DataError(f"nothing of its mask is left at {size} px")
+    found = min(row, col, size - row - height, size - col - width)
+    if found < GAP:
+        raise DataError(f"its mask touches the border of its patch, or comes nearer than {GAP} of {size} px")
+    return int(found)
 
 
 class Ground:
@@ -362,6 +378,21 @@ def training_data(section: dict[str, Any], handle: str) -> DataConfig:
     if config.frame == "full":
         raise DataError(f"{handle}: was trained on whole mammograms (data.frame=full), not on patches of lesions")
     return config
+
+
+def _inwards(size: int, fade: float) -> NDArray[np.float64]:
+    """0 at a patch's border, rising to 1 within `fade` px: float64 [size, size]."""
+    edge = np.minimum(np.arange(size), np.arange(size)[::-1])
+    return _smooth(np.minimum(edge, edge[:, None]) / fade)
+
+
+def _native(faded: NDArray[np.float64], window: Box) -> tuple[NDArray[np.float32], Box]:
+    """A patch's weights in the native px of its window, those that are none cut off, and what of it they cover."""
+    top, left, bottom, right = window
+    weights = resize(faded.astype(np.float32), bottom - top, right - left)
+    weights[weights < FAINT] = 0
+    col, row, width, height = cv2.boundingRect((weights > 0).astype(np.uint8))
+    return weights[row : row + height, col : col + width], (top + row, left + col, top + row + height, left + col + width)
 
 
 def _smooth(ramp: NDArray) -> NDArray[np.float64]:

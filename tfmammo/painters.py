@@ -1,11 +1,16 @@
-"""What turns lesions in their places into grey values: an infilling, a blending network, or a method without a network.
+"""What turns lesions in their places into grey values: an infilling, a blending network, a vanilla GAN, or a method without a network.
 
-All keep one contract (`Painter`): `place` says where a lesion's patch and its support lie, `paint` gives the support's grey values.
-A network sees a patch of its own size and what it changes is added, weighted by a seam (see tfmammo.insertion). The methods of
-tfmammo.baselines.poisson work on native pixels and change nothing beyond the mask; their support is its box and a border.
+All keep one contract (`Painter`): `lesion` says what becomes of a real lesion, `place` where its patch and its support lie, `paint`
+gives the support's grey values. A network sees a patch of its own size and what it changes is added, weighted by a seam (see
+tfmammo.insertion). The methods of tfmammo.baselines.poisson work on native pixels and change nothing beyond the mask; their support is
+its box and a border. A vanilla GAN sees nothing: its patches, lesion and tissue, are set in whole, of a real lesion's size.
 
 The blending network is shown a lesion on the grey scale of the tissue that it goes into: that of training with data.window, which
-gives both the same. With data.percentiles a lesion brighter than all of the tissue is cut off there.
+gives both the same. With data.percentiles a lesion brighter than all of the tissue is cut off there. One that was trained with
+model.prior=noise puts noise in place of the lesion's pixels itself, which follows from the tissue, in an export as in training.
+
+Departure of the vanilla GAN from Lin et al., section 3: there it makes whole mammograms, here patches (baselines.vanilla_gan), which
+need tissue to lie in. They are as large in it as makes their lesion's longer side that of a real one.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -22,27 +28,60 @@ from numpy.typing import NDArray
 from tfmammo.baselines import poisson
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
-from tfmammo.data.preprocess import DataError, resize
-from tfmammo.generators import Generator, generator
+from tfmammo.data.preprocess import DataError, resize, resize_mask
+from tfmammo.generators import Generator, NoiseGenerator, generator, noise_generator
 from tfmammo.grafts import Piece
-from tfmammo.insertion import Ground, Patch, Seam, Spot, blended, patch, seam
+from tfmammo.insertion import Ground, Patch, Seam, Spot, blended, patch, seam, whole_seam
 from tfmammo.models.blending import pasted
 from tfmammo.models.infilling import tri_label
-from tfmammo.recipe import THROUGH_NETWORKS, Planted, SynthesisConfig
-from tfmammo.record import Box, Mammogram
+from tfmammo.recipe import THROUGH_NETWORKS, Planted, SynthesisConfig, Used
+from tfmammo.record import Box, LesionKind, Mammogram
 
 BORDER = 3  # native px around a mask's box that a method without a network sees
 Painted = Iterable[tuple[Box, NDArray[np.float32]]]  # supports that don't overlap, and their grey values, float32 [rows, cols]
 
 
 @dataclass(frozen=True, eq=False)
+class FromNoise:
+    """A patch with a lesion that a vanilla GAN drew, as it will lie in a mammogram.
+
+    image: float32 [side, side] in [0, 1], native px and grey values. mask: uint8 [size, size], 0 or 1, of the patch as it was drawn.
+    top, left: of the lesion's box in the image, px.
+    """
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.uint8]
+    top: int
+    left: int
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A lesion that has no place yet. mask: uint8 [rows, cols], its own box, 0 or 1. origin: where its shape comes from. piece: the real
+    lesion that it is, or whose size it has. made: what it is set in with, seed: of its noise, where it was drawn from noise.
+    """
+
+    mask: NDArray[np.uint8]
+    kind: LesionKind
+    origin: str
+    piece: Piece | None = None
+    made: FromNoise | None = None
+    seed: int | None = None
+
+    @staticmethod
+    def of(piece: Piece) -> Drawn:
+        """A real lesion as it is."""
+        return Drawn(piece.mask, piece.kind, f"{piece.graft.archive} {piece.graft.image_id}#{piece.graft.number}", piece)
+
+
+@dataclass(frozen=True, eq=False)
 class Insertion:
-    """A lesion that is to be painted. planted: its part of the recipe. piece: the real lesion that it is."""
+    """A lesion that is to be painted. planted: its part of the recipe."""
 
     planted: Planted
     spot: Spot
     seam: Seam
-    piece: Piece | None = None
+    drawn: Drawn
 
 
 class Painter(Protocol):
@@ -56,7 +95,16 @@ class Painter(Protocol):
     def patients(self) -> frozenset[str] | None:
         """Whom its network was trained on; None where there is none."""
 
-    def place(self, top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram) -> tuple[Spot, Seam]:
+    @property
+    def used(self) -> Used | None:
+        """What of a real lesion is used; None: all of it."""
+
+    def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
+        """What becomes of a real lesion in a mammogram. Args: seeds: to draw by, one after the other until one serves; taken from only
+        where anything is drawn. Raises: DataError: none serves.
+        """
+
+    def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
         """A lesion whose box begins at (top, left). Raises: DataError: there is no room for it and what is around it."""
 
     def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
@@ -84,9 +132,18 @@ class NetworkPainter:
         """See Painter."""
         return self.network.patients
 
-    def place(self, top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram) -> tuple[Spot, Seam]:
+    @property
+    def used(self) -> Used | None:
         """See Painter."""
-        spot = Spot.at(top, left, mask, mammogram, self.data)
+        return "outline" if self.network.prior == "noise" else None
+
+    def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
+        """See Painter; nothing is drawn."""
+        return Drawn.of(piece)
+
+    def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
+        """See Painter."""
+        spot = Spot.at(top, left, drawn.mask, mammogram, self.data)
         return spot, seam(spot, self.network.size, self.network.margin, self.feather)
 
     def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
@@ -103,11 +160,16 @@ class DirectPainter:
 
     name: str
     patients: None = None
+    used: None = None
     data: DataConfig = DataConfig(frame="padded", padding=BORDER)
 
-    def place(self, top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram) -> tuple[Spot, Seam]:
+    def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
+        """See Painter; nothing is drawn."""
+        return Drawn.of(piece)
+
+    def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
         """See Painter; the seam is the mask itself."""
-        spot, whole = Spot.at(top, left, mask, mammogram, self.data), np.pad(mask, BORDER)
+        spot, whole = Spot.at(top, left, drawn.mask, mammogram, self.data), np.pad(drawn.mask, BORDER)
         if (spot.window[2] - spot.window[0], spot.window[3] - spot.window[1]) != whole.shape:
             raise DataError(f"it comes nearer than {BORDER} px to the mammogram's border")
         return spot, Seam(whole, np.zeros(whole.shape, np.bool_), whole.astype(np.float32), spot.window)
@@ -115,9 +177,9 @@ class DirectPainter:
     def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
         """See Painter."""
         for found in insertions:
-            assert found.piece
+            assert found.drawn.piece
             top, left, bottom, right = found.seam.support
-            tissue, lesion = np.ascontiguousarray(ground.image[top:bottom, left:right]), found.piece.shown(BORDER)[..., None]
+            tissue, lesion = np.ascontiguousarray(ground.image[top:bottom, left:right]), found.drawn.piece.shown(BORDER)[..., None]
             try:
                 image = poisson.METHODS[self.name](tissue, lesion, found.seam.mask[..., None])
             except ValueError as error:
@@ -125,14 +187,79 @@ class DirectPainter:
             yield found.seam.support, image[..., 0]
 
 
+@dataclass(frozen=True, eq=False)
+class VanillaPainter:
+    """Sets in what a vanilla GAN draws from noise, lesion and tissue. feather: px of the patch over which that fades at its border."""
+
+    network: NoiseGenerator
+    feather: float
+    used: Used = "size"
+
+    @property
+    def data(self) -> DataConfig:
+        """See Painter."""
+        return self.network.data
+
+    @property
+    def patients(self) -> frozenset[str]:
+        """See Painter."""
+        return self.network.patients
+
+    def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
+        """See Painter; of the real lesion its longer side is used, as it would lie in the mammogram."""
+        reason = DataError("no seed is given")
+        for seed in seeds:
+            try:
+                return self._scaled(piece, mammogram, seed)
+            except DataError as error:
+                reason = error
+        raise reason
+
+    def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
+        """See Painter."""
+        assert drawn.made
+        (height, width), side = drawn.mask.shape, len(drawn.made.image)
+        first, before = top - drawn.made.top, left - drawn.made.left
+        window = (first, before, first + side, before + side)
+        if min(window) < 0 or window[2] > mammogram.rows or window[3] > mammogram.cols:
+            raise DataError("its patch reaches beyond the mammogram")
+        spot = Spot(drawn.mask, (top, left, top + height, left + width), window)
+        return spot, whole_seam(drawn.made.mask, window, self.feather)
+
+    def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
+        """See Painter."""
+        for found in insertions:
+            assert found.drawn.made
+            (top, left, bottom, right), (first, before) = found.seam.support, found.spot.window[:2]
+            tissue = ground.image[top:bottom, left:right, 0]
+            made = found.drawn.made.image[top - first : bottom - first, left - before : right - before]
+            yield found.seam.support, np.clip(tissue + found.seam.weights * (made - tissue), 0, 1)
+
+    def _scaled(self, piece: Piece, mammogram: Mammogram, seed: int) -> Drawn:
+        image, mask = self.network.made(seed)
+        if self.data.preprocess.flip_right and mammogram.laterality == "R":
+            image, mask = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])
+        side = round(len(mask) * max(piece.mask.shape) / max(cv2.boundingRect(mask)[2:]))
+        if side > min(mammogram.rows, mammogram.cols):
+            raise DataError(f"a patch of {side} px, as large as its lesion's size makes it, is larger than it")
+        native = np.ascontiguousarray(resize_mask(mask[..., None], side, side)[..., 0])
+        left, top, width, height = cv2.boundingRect(native)
+        if not width:
+            raise DataError(f"nothing of its mask is left at {side} px")
+        made = FromNoise(np.clip(resize(image, side, side), 0, 1), mask, top, left)
+        return Drawn(native[top : top + height, left : left + width], self.network.kind, "vanilla GAN", piece, made, seed)
+
+
 def painter(chosen: SynthesisConfig, folder: Path | None) -> Painter:
     """The painter that a config names.
 
     Args:     folder: the export of its network, where it has one.
-    Raises:   ExportError, DataError: see generators.generator.
+    Raises:   ExportError, DataError: see generators.generator and generators.noise_generator.
     """
     if folder is None:
         return DirectPainter(chosen.painter)
+    if chosen.painter == "vanilla":
+        return VanillaPainter(noise_generator(folder), chosen.feather)
     return NetworkPainter(generator(folder, THROUGH_NETWORKS[chosen.painter]), chosen.feather, SHOWN[chosen.painter])
 
 
@@ -160,12 +287,13 @@ def _stacked(patches: Sequence[Patch]) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _on_patch(ground: Ground, found: Insertion, shown: Patch) -> NDArray[np.float32]:
     """A real lesion, tissue around it, as its patch shows tissue: float32 [size, size, 1] in [0, 1]."""
-    assert found.piece
-    (top, left, bottom, right), around = found.spot.window, found.piece.around
+    assert found.drawn.piece
+    piece = found.drawn.piece
+    (top, left, bottom, right), around = found.spot.window, piece.around
     first, before = found.spot.box[0] - around - top, found.spot.box[1] - around - left
     whole = np.pad(ground.image[top:bottom, left:right, 0], around)  # so that the lesion's surroundings never reach beyond
-    rows, cols = found.piece.image.shape
-    whole[first + around : first + around + rows, before + around : before + around + cols] = found.piece.image
+    rows, cols = piece.image.shape
+    whole[first + around : first + around + rows, before + around : before + around + cols] = piece.image
     native = whole[around:-around, around:-around]
     image = np.clip(resize(native, len(shown.tissue), len(shown.tissue)), 0, 1)[..., None]
     image = preprocess.window(preprocess.framed(image, ground.data.preprocess), shown.low, shown.high)

@@ -27,8 +27,9 @@ from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Mammogram,
 FORMAT: Final = 1
 REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
 Kind = TypeVar("Kind", bound=Frozen)
-Painter = Literal["infilling", "blending", "paste", "poisson", "mixed", "opencv", "opencv_mixed"]
-THROUGH_NETWORKS = {"infilling": "tri_label", "blending": "pasted"}  # painters with a network, and what theirs is given
+Painter = Literal["infilling", "blending", "vanilla", "paste", "poisson", "mixed", "opencv", "opencv_mixed"]
+THROUGH_NETWORKS = {"infilling": "tri_label", "blending": "pasted", "vanilla": "noise"}  # painters with a network, and what theirs is given
+Used = Literal["outline", "size"]  # what of a real lesion is used, where it is not all of it
 
 
 class ShapeConfig(Frozen):
@@ -47,8 +48,8 @@ class ShapeConfig(Frozen):
 
 
 class PatientsConfig(Frozen):
-    """Whose lesions and mammograms are taken. split_file: a split.json of a training. fold: which of its folds is held out; for a
-    split by patient. side: train or held_out.
+    """Whose lesions and mammograms are taken, be lesions set in or sizes and shapes taken from them. split_file: a split.json of a
+    training. fold: which of its folds is held out; for a split by patient. side: train or held_out.
     """
 
     split_file: Path
@@ -60,17 +61,21 @@ class SynthesisConfig(Frozen):
     """A config file of `python -m tfmammo.synthesis`.
 
     data: the mammograms to insert into; name, root, and for the phantom phantoms and seed are used. mammograms: those called
-    normal, or all; a lesion that is there is never overlapped. only: image ids, to take no others.
-    painter: what makes grey values: infilling, of a drawn shape and size; or of a real lesion the network of train/blending.py, or a
-    method of baselines.poisson. generator: handle of that infilling or blending network: a training's folder, an export,
-    models:/NAME@ALIAS. tracking_uri: the store of the last.
+    normal, or all; a lesion that is there is never overlapped, and is written into the annotations as one of the mammogram's own. With
+    data.mixed_findings=false a mammogram is not taken that holds one of uncertain kind, which annotations can't say. only: image ids, to
+    take no others.
+    painter: what makes grey values: infilling, of a drawn shape and size; of a real lesion the network of train/blending.py, or a
+    method of baselines.poisson; or vanilla, the network of train/vanilla_gan.py, which makes lesion and tissue from noise, as large as a
+    real lesion. generator: handle of that network: a training's folder, an export, models:/NAME@ALIAS. tracking_uri: the store of the
+    last.
     lesions: the archive whose lesions are set in, or give sizes and, without a mask GAN or files, shapes; null: that of `data`. kinds
     and mixed_findings are used too. sizes: the Gaussian; null fits it on `lesions`. shapes: see ShapeConfig.
     resize, rotate: of real lesions: range of the factor they are scaled by, beside what mm per px ask for, and degrees, each way, that
-    they are turned by at most. patients: whose, see PatientsConfig; null: everybody's.
+    they are turned by at most. patients: whose mammograms, and whose lesions, be they set in or sizes and shapes taken from them; see
+    PatientsConfig; null: everybody's. A network's own training, a mask GAN's too, is not checked: patients.json says whom it was on.
     masses: how many in one mammogram, from and to; each number is equally likely. size: (height, width) of each, native px,
     instead of a draw. centre: (row, col) of the one mass, native px, instead of a draw. feather: px of the generator's patch over
-    which what it changes fades beyond the margin.
+    which what it changes fades beyond the margin; of a vanilla GAN's, over which it fades out at its border.
     count: of items; they are spread evenly over the mammograms. seed: of everything that is drawn.
     format: dicom, png (of 8 or 16 bits, as the source) or tfrecord. pathology: of all masses, where the generator's were all so; real
     lesions of no other are taken then.
@@ -108,7 +113,7 @@ class SynthesisConfig(Frozen):
             raise ValueError("resize must be two factors, the smaller first")
         if self.painter in THROUGH_NETWORKS and not self.generator:
             raise ValueError(f"painter={self.painter} needs a generator")
-        unused: tuple[str, ...] = ("resize", "rotate", "patients") if self.painter == "infilling" else ("shapes", "sizes", "size")
+        unused: tuple[str, ...] = ("resize", "rotate") if self.painter == "infilling" else ("shapes", "sizes", "size")
         unused += () if self.painter in THROUGH_NETWORKS else ("generator", "tracking_uri", "feather")
         for key in unused:
             if getattr(self, key) != type(self).model_fields[key].default:
@@ -117,8 +122,13 @@ class SynthesisConfig(Frozen):
 
     @property
     def real_lesions(self) -> bool:
-        """Whether real lesions are set in, and not masses made up."""
+        """Whether real lesions are drawn, to be set in or to say how large one is, and not masses made up."""
         return self.painter != "infilling"
+
+    @property
+    def whose(self) -> str:
+        """Whose lesions and mammograms are taken, for messages; nothing where everybody's are."""
+        return f" of patients on the {self.patients.side} side" if self.patients else ""
 
 
 class Source(Frozen):
@@ -141,7 +151,8 @@ class Source(Frozen):
 class Graft(Frozen):
     """A real lesion, by pseudonym, and what was done to it. number: its index in its mammogram, which sha256 is of, as Source's.
     angle: degrees that it was turned by, counter-clockwise as shown. factor: that it was scaled by, beside what mm per px ask for.
-    mirrored: before that. trained_on: whether its patient was in the network's training; None where no network paints.
+    mirrored: before that. trained_on: whether its patient was in the network's training; None where no network paints. used: what of it
+    is used, its outline, so turned and scaled, or its size alone; None: all of it.
     """
 
     archive: str
@@ -154,11 +165,13 @@ class Graft(Frozen):
     factor: PositiveFloat
     mirrored: bool
     trained_on: bool | None
+    used: Used | None = None
 
 
 class Planted(Frozen):
     """One mass. box: of its mask, window: of its patch, native px, half-open. area: px. region: its mask as COCO's RLE. seed: of
-    the tri-label's noise. shape: where its shape comes from. graft: the real lesion that it is.
+    the noise that its network is given. shape: where its shape comes from. graft: the real lesion that it is, or whose outline or size
+    it has.
     """
 
     kind: LesionKind = "mass"
@@ -171,12 +184,24 @@ class Planted(Frozen):
     graft: Graft | None = None
 
 
+class OwnLesion(Frozen):
+    """A lesion that the mammogram had before. box: native px, half-open. region: its mask as COCO's RLE, None where the archive gives
+    its box alone. area: of the mask, or of the box, px.
+    """
+
+    kind: LesionKind
+    box: Box
+    area: PositiveInt
+    region: dict[str, Any] | None = None
+    pathology: Pathology | None = None
+
+
 class Recipe(Frozen):
     """What makes one item again, and what came out.
 
     identity: hash of what decides a whole set. name, number: of the item. versions: of what computed it. generator: name, step
-    and sha256 of the export, where there is one. left_out: why there is no item. notes: what was asked for and not done. files:
-    sha256 by path beneath the output folder.
+    and sha256 of the export, where there is one. lesions: those set in, own: those that were there. left_out: why there is no item.
+    notes: what was asked for and not done. files: sha256 by path beneath the output folder.
     """
 
     format: Literal[1] = FORMAT
@@ -189,6 +214,7 @@ class Recipe(Frozen):
     sizes: Sizes | None
     source: Source | None = None
     lesions: tuple[Planted, ...] = ()
+    own: tuple[OwnLesion, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: str | None = None
     files: dict[str, str] = {}

@@ -4,18 +4,21 @@
     python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR lesions.root=DIR generator=DIR]
 
 The masses are made up by an infilling (`painter`, see tfmammo.painters), or are real ones of any archive (tfmammo.grafts,
-configs/synthesis_blending.yaml), blended in by a network or by a method of tfmammo.baselines.poisson.
+configs/synthesis_blending.yaml), blended in by a network or by a method of tfmammo.baselines.poisson; or a vanilla GAN makes them.
 
-DIR gets images/, lesion_masks/, recipes/ and at the end annotations.json (COCO), metadata.csv, dead_letters.csv and
+DIR gets images/, lesion_masks/, recipes/ and at the end annotations.json (COCO), metadata.csv, patients.json, dead_letters.csv and
 README.md. With DICOM or PNG it is an archive that `data.name=folder` reads, so that `python -m tfmammo.data.build` and the
 train scripts take it as it is. Every item follows from the config and its number alone: a run that was stopped goes on where
 it was, a greater `count` adds items, and a recipe makes its item again, bit for bit with the same TensorFlow on the same kind of
 machine. What could not be made is a dead letter with its reason; --retry tries it again.
 
-Whatever lies beyond an item's supports (see tfmammo.insertion) is stored as in the source, value for value.
+Whatever lies beyond an item's supports (see tfmammo.insertion) is stored as in the source, value for value. With mammograms=all a
+source may have lesions of its own: annotations.json and TFRecords have them too, marked as not synthetic, for a detector would else
+learn that they are none; lesion_masks/ are those of what was set in.
 
 A real lesion and the mammogram that it is set into may be of two patients, and both are seen by whoever sees the result. With
-`patients` both are of one side of a split; without it each recipe and metadata.csv say whose lesion it is.
+`patients` both are of one side of a split, and so are those that sizes and shapes come from; without it each recipe and metadata.csv say
+whose lesion it is. patients.json tells everybody whom a set shows, derives from, or whose data its networks were trained on.
 
 Departures from Shen et al., section 4.3, beside those that tfmammo.insertion and tfmammo.models name: sizes are drawn of the
 mass, not of its patch padded by 100 px, which is the same, and the patch is cut as the generator's training patches were
@@ -38,22 +41,21 @@ from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, becau
 # isort: split
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from tfmammo import __version__, archives, command, config, grafts
+from tfmammo import __version__, archives, command, config, generators, grafts
 from tfmammo.archives import coco
 from tfmammo.archives.stored import Stored
 from tfmammo.config import ConfigError
 from tfmammo.data import card, jobs, sampling
 from tfmammo.data.preprocess import DataError
 from tfmammo.generators import described, resolved, shape, shapes_described
-from tfmammo.grafts import Piece
 from tfmammo.insertion import Ground, Sizes, fit_sizes, scaled
-from tfmammo.painters import Insertion, Painter, painter
+from tfmammo.painters import Drawn, Insertion, Painter, painter
 from tfmammo.recipe import (
     FORMAT,
     REASONS,
     THROUGH_NETWORKS,
+    OwnLesion,
     Planted,
     Recipe,
     Source,
@@ -63,8 +65,8 @@ from tfmammo.recipe import (
     read_recipe,
     versions,
 )
-from tfmammo.record import LesionKind, Mammogram, Skipped
-from tfmammo.synthetic_set import write, write_set
+from tfmammo.record import Lesion, Mammogram, Skipped
+from tfmammo.synthetic_set import Patients, write, write_set
 
 log = logging.getLogger(__name__)
 
@@ -93,16 +95,6 @@ class Job:
         return self.folder / "recipes" / f"{self.recipe.name}.json"
 
 
-@dataclass(frozen=True, eq=False)
-class _Drawn:
-    """A lesion that has no place yet. mask: uint8 [rows, cols], its own box. origin: where its shape comes from. piece: if it is real."""
-
-    mask: NDArray[np.uint8]
-    kind: LesionKind
-    origin: str
-    piece: Piece | None = None
-
-
 def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (), retry: bool = False) -> list[Recipe]:
     """Make what is missing of a set.
 
@@ -116,7 +108,7 @@ def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (),
     mammograms = _chosen_of(archives.mammograms(chosen.data, skipped), chosen)
     uri, gan = chosen.tracking_uri, chosen.shapes.gan
     networks = resolved(chosen.generator, uri) if chosen.generator else None, resolved(gan, uri) if gan else None
-    painter(chosen, networks[0])  # for its complaints, before anything is written
+    trained_on = _trained_on(chosen, networks)  # for its complaints, before anything is written
     sizes = _sizes(chosen, skipped)
     known = _identity(chosen, mammograms, networks, sizes)
     jobs.claim(output, known, IDENTITY)
@@ -129,7 +121,7 @@ def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (),
     log.info("%d items from %d mammograms, into %s", len(items), len(mammograms), output)
     with jobs.progress(output / "recipes", "*.json", len(items)):
         jobs.run(items, make, flags)
-    return _finish(items, chosen, skipped)
+    return _finish(items, chosen, skipped, trained_on)
 
 
 def make(job: Job) -> None:
@@ -161,9 +153,29 @@ def _made(job: Job, recipe: Recipe, stored: Stored) -> tuple[Recipe, Stored]:
     brush = painter(recipe.config, job.networks[0])
     ground = Ground(stored.image(), job.mammogram, brush.data)
     random = sampling.stream(recipe.config.seed, job.mammogram.image_id, recipe.number)
+    recipe = recipe.model_copy(update={"own": own_lesions(job.mammogram)})
     insertions, notes = plan(recipe, ground, brush, random, job.networks[1])
     recipe = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "notes": notes})
     return recipe, render(ground, stored, insertions, brush)
+
+
+def own_lesions(mammogram: Mammogram) -> tuple[OwnLesion, ...]:
+    """The lesions of a mammogram as annotations have them, of every kind.
+
+    Raises:   DataError: a box is empty or reaches beyond the mammogram. ArchiveError: a mask can't be read.
+    """
+    return tuple(_own(number, lesion, mammogram) for number, lesion in enumerate(mammogram.lesions))
+
+
+def _own(number: int, lesion: Lesion, mammogram: Mammogram) -> OwnLesion:
+    (top, left, bottom, right), rows, cols = lesion.box, mammogram.rows, mammogram.cols
+    if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
+        raise DataError(f"lesion {number}: its box is empty or reaches beyond the mammogram")
+    region, area = None, (bottom - top) * (right - left)
+    if lesion.outlines:
+        mask = lesion.mask(rows, cols)[top:bottom, left:right]
+        region, area = coco.encode(mask, lesion.box, rows, cols), int(mask.sum())
+    return OwnLesion(kind=lesion.kind, box=lesion.box, area=area, region=region, pathology=lesion.pathology)
 
 
 def plan(
@@ -235,51 +247,59 @@ def _placed(recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Ge
     reason: Exception = DataError()
     for _ in range(TRIES):
         try:
-            drawn = (_real if recipe.config.real_lesions else _made_up)(recipe, ground.mammogram, brush, random, gan)
+            draw = _real if recipe.config.real_lesions else _made_up
+            drawn = draw(recipe, ground.mammogram, brush, random, gan)
             return _set(drawn, recipe, ground, brush, random)
         except REASONS as error:
             reason = error
     raise reason
 
 
-def _made_up(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: Path | None) -> _Drawn:
+def _made_up(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: Path | None) -> Drawn:
     chosen = recipe.config
     assert chosen.size or recipe.sizes
     size = chosen.size or recipe.sizes.draw(random, mammogram.spacing)  # type: ignore[union-attr]
     outline, origin = shape(chosen, gan, random)
-    return _Drawn(scaled(outline, *size), "mass", origin)
+    return Drawn(scaled(outline, *size), "mass", origin)
 
 
-def _real(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: Path | None) -> _Drawn:
-    piece = grafts.drawn(recipe.config, mammogram, random, brush.patients)
-    return _Drawn(piece.mask, piece.kind, f"{piece.graft.archive} {piece.graft.image_id}#{piece.graft.number}", piece)
+def _real(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: Path | None) -> Drawn:
+    piece = grafts.drawn(recipe.config, mammogram, random, brush.patients, brush.used)
+    return brush.lesion(piece, mammogram, (_seed(random) for _ in range(TRIES)))
 
 
-def _set(drawn: _Drawn, recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator) -> Insertion:
+def _seed(random: np.random.Generator) -> int:
+    return int(random.integers(2**63))
+
+
+def _set(drawn: Drawn, recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator) -> Insertion:
     chosen, mammogram, mask = recipe.config, ground.mammogram, drawn.mask
     height, width = mask.shape
     if chosen.centre:
         top, left = chosen.centre[0] - height // 2, chosen.centre[1] - width // 2
     else:
-        spot, trial = brush.place((mammogram.rows - height) // 2, (mammogram.cols - width) // 2, mask, mammogram)
+        spot, trial = brush.place((mammogram.rows - height) // 2, (mammogram.cols - width) // 2, drawn, mammogram)
         top, left = ground.draw((height, width), trial.reach(spot.box), random)
-    spot, found = brush.place(top, left, mask, mammogram)
+    spot, found = brush.place(top, left, drawn, mammogram)
     if not ground.is_free(found.support):
         raise DataError("the place asked for is not wholly free breast tissue" if chosen.centre else "no normal tissue is left around it")
     ground.take(found.support)
     planted = Planted(
         kind=drawn.kind, box=spot.box, window=spot.window, area=int(mask.sum()),
-        region=coco.encode(mask, spot.box, mammogram.rows, mammogram.cols), seed=int(random.integers(2**63)), shape=drawn.origin,
-        graft=drawn.piece.graft if drawn.piece else None,
+        region=coco.encode(mask, spot.box, mammogram.rows, mammogram.cols), shape=drawn.origin,
+        seed=_seed(random) if drawn.seed is None else drawn.seed, graft=drawn.piece.graft if drawn.piece else None,
     )  # fmt: skip
-    return Insertion(planted, spot, found, drawn.piece)
+    return Insertion(planted, spot, found, drawn)
 
 
 def _again(planted: Planted, mammogram: Mammogram, brush: Painter, recipe: Recipe) -> Insertion:
     top, left, bottom, right = planted.box
-    piece = grafts.again(planted.graft, recipe.config, mammogram) if planted.graft else None
-    mask = piece.mask if piece else np.ascontiguousarray(coco.decode(planted.region, recipe.name)[top:bottom, left:right])
-    return Insertion(planted, *brush.place(top, left, mask, mammogram), piece)
+    if planted.graft:
+        drawn = brush.lesion(grafts.again(planted.graft, recipe.config, mammogram), mammogram, [planted.seed])
+    else:
+        mask = np.ascontiguousarray(coco.decode(planted.region, recipe.name)[top:bottom, left:right])
+        drawn = Drawn(mask, planted.kind, planted.shape)
+    return Insertion(planted, *brush.place(top, left, drawn, mammogram), drawn)
 
 
 def _source(mammogram: Mammogram, stored: Stored) -> Source:
@@ -288,7 +308,7 @@ def _source(mammogram: Mammogram, stored: Stored) -> Source:
 
 
 def _chosen_of(mammograms: Sequence[Mammogram], chosen: SynthesisConfig) -> list[Mammogram]:
-    found = [one for one in mammograms if chosen.mammograms == "all" or sampling.is_normal(one)]
+    found = [one for one in mammograms if _suits(one, chosen)]
     found = grafts.of_side(found, chosen.data, chosen)
     if chosen.only:
         by_id = {one.image_id: one for one in found}
@@ -296,9 +316,26 @@ def _chosen_of(mammograms: Sequence[Mammogram], chosen: SynthesisConfig) -> list
             raise ConfigError(f"only: {missing[0]} is none of the {len(found)} mammograms (mammograms={chosen.mammograms})")
         found = [by_id[name] for name in chosen.only]
     if not found:
-        side = f" and of patients on the {chosen.patients.side} side" if chosen.patients else ""
-        raise DataError(f"none of {len(mammograms)} mammograms is normal{side}: without any lesion, and called normal by its archive")
+        normal = "is normal: without any lesion, and called normal by its archive"
+        reason = normal if chosen.mammograms == "normal" else "has lesions of certain kind alone (data.mixed_findings=false)"
+        raise DataError(f"none of {len(mammograms)} mammograms{chosen.whose} {reason}")
     return found
+
+
+def _suits(mammogram: Mammogram, chosen: SynthesisConfig) -> bool:
+    """Whether lesions may be set into a mammogram; no file is read."""
+    if chosen.mammograms == "normal":
+        return sampling.is_normal(mammogram)
+    return chosen.data.mixed_findings or all(lesion.kind_is_certain for lesion in mammogram.lesions)
+
+
+def _trained_on(chosen: SynthesisConfig, networks: Networks) -> frozenset[str]:
+    """The patients of all networks' trainings.
+
+    Raises:   ExportError, DataError: a network can't be used.
+    """
+    of_gan = generators.trained_on(networks[1]) if networks[1] else frozenset()
+    return (painter(chosen, networks[0]).patients or frozenset()) | of_gan
 
 
 def _sizes(chosen: SynthesisConfig, skipped: Skipped) -> Sizes | None:
@@ -308,7 +345,7 @@ def _sizes(chosen: SynthesisConfig, skipped: Skipped) -> Sizes | None:
     if chosen.real_lesions or chosen.sizes or chosen.size:
         return chosen.sizes
     data = chosen.lesions or chosen.data
-    sizes = fit_sizes(archives.mammograms(data, Skipped()), data, skipped)
+    sizes = fit_sizes(grafts.of_side(archives.mammograms(data, Skipped()), data, chosen), data, skipped)
     log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
     return sizes
 
@@ -325,10 +362,13 @@ def _identity(chosen: SynthesisConfig, mammograms: Sequence[Mammogram], networks
         "lesions": {"kinds": list(data.kinds), "mixed_findings": data.mixed_findings},
         "sizes": sizes.model_dump(mode="json") if sizes else None,
     }
+    if chosen.mammograms == "all":
+        known["own_lesions"] = "annotated"  # earlier versions left them out
     if chosen.real_lesions:
         of_lesions = chosen.model_dump(mode="json", include=_OF_REAL_LESIONS)
         return known | {"lesions": known["lesions"] | of_lesions | grafts.described(chosen)}
-    return known | {"shapes": shapes_described(chosen, networks[1])}
+    side = {"patients": grafts.side_described(chosen)} if chosen.patients else {}
+    return known | {"shapes": shapes_described(chosen, networks[1])} | side
 
 
 def _generator(chosen: SynthesisConfig, folder: Path | None) -> dict[str, str]:
@@ -364,7 +404,7 @@ def _known(job: Job) -> Recipe | None:
     return recipe if recipe.identity == job.recipe.identity and recipe.is_whole(job.folder) else None
 
 
-def _finish(items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped) -> list[Recipe]:
+def _finish(items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped, trained_on: frozenset[str]) -> list[Recipe]:
     """Write what is told of all items together."""
     recipes, output = [], items[0].folder
     for item in items:
@@ -381,7 +421,8 @@ def _finish(items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped) -> 
     jobs.write(output / "dead_letters.csv", card.dead_letters(dead.reasons))
     if not made:
         raise DataError(f"{output}: no item could be made, dead_letters.csv says why; the first: {recipes[0].left_out}")
-    write_set(made, len(recipes) - len(made), chosen, output)
+    lesions = None if chosen.real_lesions else generators.lesion_patients(chosen)
+    write_set(made, len(recipes) - len(made), chosen, Patients.of(made, lesions, trained_on), output)
     reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
     log.info("%d of %d items with %d masses%s", len(made), len(recipes), sum(len(recipe.lesions) for recipe in made),
              "".join(f"; {count} left out: {reason}" for reason, count in reasons.most_common(3)))  # fmt: skip

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from tfmammo import __version__, archives
 from tfmammo.archives import coco, source_file
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.archives.writers.folder import CATEGORIES
+from tfmammo.config import Frozen
 from tfmammo.data import card, jobs
 from tfmammo.data.patches import worst
 from tfmammo.data.tfrecord import encode_detection, sha256
-from tfmammo.recipe import Graft, Recipe, SynthesisConfig
+from tfmammo.recipe import Graft, OwnLesion, Planted, Recipe, SynthesisConfig
 from tfmammo.record import Mammogram
 
+PATIENTS = "patients.json"
 ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
+
+
+class Patients(Frozen):
+    """Everybody whom a set could tell of, by the pseudonyms of the archives that it was made from, each once and sorted.
+
+    mammograms: whose tissue it shows, and their own lesions. lesions: whose lesions were set in, or may have given shapes or sizes.
+    trained_on: whom a network that made any of it was trained on.
+    """
+
+    mammograms: tuple[str, ...]
+    lesions: tuple[str, ...]
+    trained_on: tuple[str, ...]
+
+    @staticmethod
+    def of(made: Sequence[Recipe], lesions: Iterable[str] | None, trained_on: Iterable[str]) -> Patients:
+        """Those of a set. Args: made: its items. lesions: whose shapes or sizes there are; None: of the real ones in the items."""
+        shown = {recipe.source.patient_id for recipe in made if recipe.source}
+        whose = {graft.patient_id for graft in _grafts(made)} if lesions is None else lesions
+        mammograms, of_lesions, trained = (tuple(sorted(set(some))) for some in (shown, whose, trained_on))
+        return Patients(mammograms=mammograms, lesions=of_lesions, trained_on=trained)
 
 
 def write(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path) -> dict[str, str]:
@@ -51,13 +75,14 @@ def write(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path) -> d
     return written
 
 
-def write_set(made: Sequence[Recipe], left_out: int, chosen: SynthesisConfig, folder: Path) -> None:
-    """Write annotations.json, metadata.csv and README.md of a set.
+def write_set(made: Sequence[Recipe], left_out: int, chosen: SynthesisConfig, patients: Patients, folder: Path) -> None:
+    """Write annotations.json, metadata.csv, patients.json and README.md of a set.
 
     Args:     made: the recipes of all items that there are. left_out: how many could not be made.
     """
     jobs.write(folder / "annotations.json", jobs.as_json(_annotations(made, chosen)))
     jobs.write(folder / "metadata.csv", synthetic.metadata([_row(recipe) for recipe in made]))
+    jobs.write(folder / PATIENTS, jobs.as_json(patients.model_dump(mode="json")))
     jobs.write(folder / "README.md", _card(made, left_out, chosen))
 
 
@@ -66,10 +91,34 @@ def _bytes_writer(content: bytes) -> Callable[[Path], Any]:
 
 
 def _write_record(part: Path, recipe: Recipe, made: Stored, masks: Sequence[bytes]) -> None:
-    size, labels = made.values.shape, [(lesion.kind, CATEGORIES[lesion.kind]) for lesion in recipe.lesions]
-    picture, boxes = synthetic.encoded(made.full_scale()), [lesion.box for lesion in recipe.lesions]
+    size, found = made.values.shape, _all_lesions(recipe)
+    boxes, labels = [lesion.box for lesion in found], [(lesion.kind, CATEGORIES[lesion.kind]) for lesion in found]
+    masks = [*masks, *(synthetic.mask_png(_own_mask(lesion, size, recipe.name)) for lesion in recipe.own)]
+    picture = synthetic.encoded(made.full_scale())
+    record = encode_detection(picture, (size[0], size[1]), recipe.name, boxes, masks, labels)
     with tf.io.TFRecordWriter(str(part)) as writer:
-        writer.write(encode_detection(picture, (size[0], size[1]), recipe.name, boxes, masks, labels))
+        writer.write(_marked(record, recipe) if recipe.own else record)
+
+
+def _own_mask(lesion: OwnLesion, size: tuple[int, ...], where: str) -> NDArray[np.uint8]:
+    """Of a lesion that is known by its box alone its box."""
+    if lesion.region:
+        return coco.decode(lesion.region, where)
+    mask, (top, left, bottom, right) = np.zeros(size, np.uint8), lesion.box
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def _marked(record: bytes, recipe: Recipe) -> bytes:
+    """A record that says of each lesion whether it was inserted."""
+    example = tf.train.Example.FromString(record)
+    flags = [1] * len(recipe.lesions) + [0] * len(recipe.own)
+    example.features.feature["image/object/synthetic"].int64_list.value.extend(flags)
+    return bytes(example.SerializeToString(deterministic=True))
+
+
+def _all_lesions(recipe: Recipe) -> list[Planted | OwnLesion]:
+    return [*recipe.lesions, *recipe.own]
 
 
 def _image_name(recipe: Recipe) -> str:
@@ -83,7 +132,8 @@ def _annotations(made: Sequence[Recipe], chosen: SynthesisConfig) -> dict[str, A
         facts = {"id": recipe.number + 1, "file_name": _image_name(recipe), "height": recipe.source.rows, "width": recipe.source.cols}
         images.append({**facts, "source": recipe.source.image_id, "patient": recipe.source.patient_id, "synthetic": True})
         annotations += [
-            synthetic.coco_annotation(recipe.number + 1, found.kind, found.box, found.area, found.region) for found in recipe.lesions
+            synthetic.coco_annotation(recipe.number + 1, found.kind, found.box, found.area, found.region, not isinstance(found, OwnLesion))
+            for found in _all_lesions(recipe)
         ]
     return synthetic.coco(images, annotations, f"{chosen.name}, from {archives.archive_name(chosen.data)}")
 
@@ -103,11 +153,13 @@ def _row(recipe: Recipe) -> dict[str, Any]:
 
 
 def _pathology(recipe: Recipe) -> str | None:
-    """Of all its masses as it was asked for; of real ones in a normal mammogram the worst, where each one's is known."""
-    known = [graft.pathology for graft in _grafts([recipe])]
-    if recipe.config.pathology or not known or None in known or recipe.config.mammograms != "normal":
-        return recipe.config.pathology
-    return worst(pathology or "" for pathology in known)
+    """The worst of its lesions, where each one's is known: as it was asked for, else of a real one that is all there, and its own."""
+    asked = recipe.config.pathology
+    if recipe.config.mammograms == "all" and not recipe.own:  # nobody says that there is nothing else in it
+        return asked
+    planted = [asked or (found.graft.pathology if found.graft and not found.graft.used else None) for found in recipe.lesions]
+    known = [*planted, *(found.pathology for found in recipe.own)]
+    return None if None in known else worst(pathology or "" for pathology in known)
 
 
 def _grafts(made: Sequence[Recipe]) -> list[Graft]:
@@ -127,11 +179,31 @@ def _card(made: Sequence[Recipe], left_out: int, chosen: SynthesisConfig) -> str
         else f"Lesions are blended in without a network (painter {chosen.painter}).",
         "A patient's synthetic and real mammograms belong on the same side of a split: `patient` in metadata.csv is the source's"
         " pseudonym.",
+        f"{PATIENTS} names everybody whose tissue or lesions the set shows, whose lesions it has shapes or sizes from, or whom its networks"
+        " were trained on: keep it out of every training that holds one of them out.",
         f"Source's licence: {card.LICENCES.get(archive, card.UNKNOWN)}",
     ]
+    if own := sum(len(recipe.own) for recipe in made):
+        lines[2:2] = [f"annotations.json has {own} lesions besides that the mammograms had before; their `synthetic` is false."]
+    if chosen.shapes.files:
+        lines[-1:-1] = ["Shapes come from files, of which nobody says whose lesions they are."]
     if chosen.real_lesions:
         lines[-1:-1] = _of_lesions(made, chosen)
+    elif chosen.patients:
+        lines[-1:-1] = [_of_side(chosen)]
     return "\n\n".join(lines) + "\n"
+
+
+_USED = {  # what a card says of the lesions, by what of real ones is used
+    None: "The lesions are",
+    "outline": "The lesions' grey values are made from noise (the generator's model.prior), their outlines are those of",
+    "size": "The lesions are made from noise, tissue around them too, and are as large as",
+}
+
+
+def _of_side(chosen: SynthesisConfig) -> str:
+    assert chosen.patients
+    return f"All are of the {chosen.patients.side} side of one split, fold {chosen.patients.fold}."
 
 
 def _of_lesions(made: Sequence[Recipe], chosen: SynthesisConfig) -> list[str]:
@@ -139,10 +211,10 @@ def _of_lesions(made: Sequence[Recipe], chosen: SynthesisConfig) -> list[str]:
     archive, found = archives.archive_name(chosen.lesions or chosen.data), _grafts(made)
     patients, trained = len({graft.patient_id for graft in found}), sum(bool(graft.trained_on) for graft in found)
     lines = [
-        f"The lesions are {len({(graft.image_id, graft.number) for graft in found})} real ones of {patients} patients of {archive}:"
+        f"{_USED[found[0].used]} {len({(graft.image_id, graft.number) for graft in found})} real ones of {patients} patients of {archive}:"
         " `lesion_patient` in metadata.csv. A mammogram shows the tissue of `patient` and the lesions of `lesion_patient`; it belongs"
         " on the side of a split where all of them are.",
-        f"All are of the {chosen.patients.side} side of one split, fold {chosen.patients.fold}."
+        _of_side(chosen)
         if chosen.patients
         else "No split was given (`patients`), so that one image may show patients of both sides; such images belong on neither.",
     ]

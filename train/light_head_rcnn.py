@@ -20,7 +20,7 @@ def main() -> None:
     light_head_rcnn.check(experiment)
     output, data = chosen.output or cli.default_output(experiment), experiment.data
     train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
-    build = partial(light_head_rcnn.LightHeadRCNN, experiment.model, data.size, len(data.kinds))
+    build = partial(light_head_rcnn.LightHeadRCNN, experiment.model, data.shape, len(data.kinds))
     metrics = loop.fit(build, experiment, train, held_out, output, validate, write=light_head_rcnn.write)
     cli.summary(experiment, metrics, held_out, output)
 

@@ -34,7 +34,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / loop.INITIAL_PATIENTS).write_text("\n".join(patients), encoding="utf-8")
         log.info("stage %s", stage)
-        build = partial(mask_rcnn.MaskRCNN, model, data.size, len(data.kinds), stage, start)
+        build = partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start)
         metrics = loop.fit(build, staged(experiment, epochs), train, held_out, folder, validate, write=mask_rcnn.write)
         patients, start = read_card(folder / "export")["train_patients"], Path(folder / "export" / mask_rcnn.CHECKPOINT)
     cli.summary(experiment, metrics, held_out, output)

@@ -26,7 +26,7 @@ def main() -> None:
     output, data = chosen.output or cli.default_output(experiment), experiment.data
     train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
     (output / loop.INITIAL_PATIENTS).write_text("\n".join(seen(experiment.model.checkpoint)), encoding="utf-8")
-    build = partial(ssd.SSD, experiment.model, data.size, len(data.kinds))
+    build = partial(ssd.SSD, experiment.model, data.shape, len(data.kinds))
     metrics = loop.fit(build, experiment, train, held_out, output, validate, write=ssd.write)
     cli.summary(experiment, metrics, held_out, output)
 

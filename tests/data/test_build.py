@@ -17,7 +17,7 @@ from pydicom.uid import RLELossless
 
 from tfmammo.archives import inbreast
 from tfmammo.archives.writers import inbreast as writer
-from tfmammo.config import ConfigError, DataConfig, dump, parse
+from tfmammo.config import AddedConfig, ConfigError, DataConfig, dump, parse
 from tfmammo.data import build as module
 from tfmammo.data import card
 from tfmammo.data.build import BuildConfig, ShardConfig, build
@@ -235,6 +235,12 @@ def test_another_config_is_refused_by_its_keys(built, config):
     with pytest.raises(ConfigError, match=r"another build.shard_mammograms;"):
         build(config.model_copy(update={"build": ShardConfig(shard_mammograms=3)}), built)
     assert files(built) == before
+
+
+def test_records_hold_nothing_that_joins_one_side_of_a_split(config, tmp_path):
+    added = config.model_copy(update={"data": config.data.model_copy(update={"added": AddedConfig(copies=2)})})
+    with pytest.raises(ConfigError, match="data.added: joins the training side of a split"):
+        build(added, tmp_path / "new")
 
 
 def test_another_archive_is_refused_and_a_moved_one_is_not(built, config, archive, tmp_path):

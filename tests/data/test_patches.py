@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfmammo.archives import cdd_cesm, phantom
-from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig
+from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig, TilesConfig
 from tfmammo.data import preprocess, sampling
 from tfmammo.data.labelled import pathology_patches
 from tfmammo.data.patches import (
@@ -21,6 +21,7 @@ from tfmammo.data.patches import (
     offset_patches,
     patches_of,
     seen,
+    shape_patches,
     stack,
     window,
     worst,
@@ -644,3 +645,10 @@ def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
     np.testing.assert_array_equal(patches.images, drawn.images)
     np.testing.assert_array_equal(patches.masks, drawn.masks)
     assert set(patches.pathologies) == {"malignant"}
+
+
+@pytest.mark.parametrize(("key", "value"), [("canvas", (64, 32)), ("tiles", TilesConfig(overlap=8))])
+@pytest.mark.parametrize("make", [make_patches, shape_patches])
+def test_what_detectors_alone_can_do_is_refused_by_its_key(key, value, make):
+    with pytest.raises(DataError, match=f"^data.{key}: is for detectors"):
+        make(phantom.read(count=2), DataConfig(size=64, **{key: value}), Skipped())

@@ -1,4 +1,4 @@
-"""Whole mammograms with their boxes: where a lesion lies in the square, what is taken, how both are flipped."""
+"""Whole mammograms with their boxes: where a lesion lies on the canvas or in a tile, what is taken, how both are flipped."""
 
 from functools import partial
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.config import DataConfig, PreprocessConfig
+from tfmammo.config import DataConfig, PreprocessConfig, TilesConfig
 from tfmammo.data.patches import DataError
 from tfmammo.data.pipeline import batches, dihedral, flipped
-from tfmammo.data.whole import Whole, letterbox, make_whole, view
+from tfmammo.data.whole import Whole, around, between, letterbox, make_whole, tile, view
 from tfmammo.record import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 80, 60
@@ -82,16 +82,49 @@ def test_what_cant_be_used_is_noted():
         make_whole([bad, mammogram(1, pathology="normal")], CONFIG, Skipped())
 
 
+SQUARE = (40, 40)
+
+
 @pytest.mark.parametrize(
-    ("rows", "cols", "scaled"), [(80, 60, (40, 30)), (60, 80, (30, 40)), (20, 10, (40, 20)), (40, 40, (40, 40)), (400, 1, (40, 1))]
+    ("rows", "cols", "canvas", "scaled"),
+    [
+        (80, 60, SQUARE, (40, 30)),
+        (60, 80, SQUARE, (30, 40)),
+        (20, 10, SQUARE, (40, 20)),
+        (40, 40, SQUARE, (40, 40)),
+        (400, 1, SQUARE, (40, 1)),
+        (80, 60, (50, 30), (40, 30)),
+        (80, 60, (40, 60), (40, 30)),
+        (20, 10, (40, 20), (40, 20)),
+        (81, 57, (48, 32), (45, 32)),  # 81 * 32 / 57 = 45.47
+        (1, 400, (30, 40), (1, 40)),
+    ],
 )
-def test_letterbox(rows, cols, scaled):
-    square, scale = letterbox(np.ones((rows, cols, 1), np.float32), 40)
-    assert square.shape == (40, 40, 1) and square.dtype == np.float32
-    expected = np.zeros((40, 40), np.float32)
+def test_letterbox(rows, cols, canvas, scaled):
+    filled, scale = letterbox(np.ones((rows, cols, 1), np.float32), canvas)
+    assert filled.shape == (*canvas, 1) and filled.dtype == np.float32
+    expected = np.zeros(canvas, np.float32)
     expected[: scaled[0], : scaled[1]] = 1
-    np.testing.assert_array_equal(square[..., 0], expected)
+    np.testing.assert_allclose(filled[..., 0], expected, atol=1e-6)
     np.testing.assert_allclose(scale, (scaled[0] / rows, scaled[1] / cols))
+
+
+def test_a_box_lies_on_its_lesion_on_a_canvas():
+    """80 x 60 px on 50 x 30: the columns decide, by 1 / 2."""
+    config = CONFIG.model_copy(update={"canvas": (50, 30)})
+    whole = make_whole([mammogram(0, [MASS]), mammogram(1, pathology="normal")], config, Skipped())
+    assert whole.images.shape == whole.masks.shape == (2, 50, 30, 1)
+    np.testing.assert_allclose(whole.boxes[0], [[10 / 50, 4 / 30, 20 / 50, 12 / 30]], rtol=1e-6)
+    np.testing.assert_array_equal(whole.images[0, 10:20, 4:12], 1)
+    np.testing.assert_array_equal(np.argwhere(whole.masks[0, ..., 0])[[0, -1]], [[10, 4], [19, 11]])
+    assert whole.images[0, 40:].max() == 0 < whole.images[0, :40].min() + 1e-3
+    assert whole.take([1, 0]).take([1]).fingerprint() == whole.take([0]).fingerprint()
+
+
+def test_a_square_canvas_is_the_square_of_that_size():
+    found = [mammogram(0, [MASS]), mammogram(1, pathology="normal")]
+    square = make_whole(found, CONFIG, Skipped())
+    assert make_whole(found, CONFIG.model_copy(update={"canvas": (40, 40), "size": 7}), Skipped()).fingerprint() == square.fingerprint()
 
 
 def test_view_stretches_grey_values_without_the_padding():
@@ -127,33 +160,179 @@ def test_wrong_arrays_are_refused(change, said):
         Whole(whole.images, whole.masks, whole.patient_ids, whole.ids, **arrays)
 
 
+@pytest.mark.parametrize("rows", [40, 24])
 @pytest.mark.parametrize("turn", [0, 2, 4, 6])
-def test_boxes_are_flipped_as_the_image_is(turn):
-    image = np.zeros((40, 40, 1), np.float32)
+def test_boxes_are_flipped_as_the_image_is(turn, rows):
+    image = np.zeros((rows, 40, 1), np.float32)
     image[4:10, 12:32] = 1
-    inside = np.argwhere(dihedral(image, turn).numpy()[..., 0])
-    expected = [*inside.min(axis=0) / 40, *(inside.max(axis=0) + 1) / 40]
-    boxes = np.array([[4, 12, 10, 32], [0, 0, 0, 0]], np.float32) / 40
+    turned = tf.function(dihedral)(image, tf.constant(turn)).numpy()
+    assert turned.shape == image.shape
+    inside = np.argwhere(turned[..., 0])
+    sides = np.array([rows, 40])
+    expected = [*inside.min(axis=0) / sides, *(inside.max(axis=0) + 1) / sides]
+    boxes = np.array([[4, 12, 10, 32], [0, 0, 0, 0]], np.float32) / np.tile(sides, 2).astype(np.float32)
     found = tf.function(flipped)(boxes, tf.constant(turn)).numpy()
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
     assert found[1, 0] == found[1, 2] and found[1, 1] == found[1, 3], "what is not there stays so"
 
 
-def test_batches_carry_boxes_that_lie_on_the_flipped_lesion():
-    whole = make_whole([mammogram(0, [MASS]), mammogram(1, [Lesion("calcification", (50, 2, 60, 40))])], CONFIG, Skipped())
+@pytest.mark.parametrize("canvas", [None, (40, 32)])
+def test_batches_carry_boxes_that_lie_on_the_flipped_lesion(canvas):
+    config = CONFIG.model_copy(update={"canvas": canvas})
+    whole, sides = (
+        make_whole([mammogram(0, [MASS]), mammogram(1, [Lesion("calcification", (50, 2, 60, 40))])], config, Skipped()),
+        config.shape,
+    )
     places = set()
+    assert batches(whole, 2, seed=3, augment=True).element_spec["image"].shape.as_list() == [2, *sides, 1], "networks are built by it"
     for batch in batches(whole, 2, seed=3, augment=True).take(16):
         assert {name: (value.shape.as_list(), value.dtype) for name, value in batch.items()} == {
-            "image": ([2, 40, 40, 1], tf.float32),
-            "mask": ([2, 40, 40, 1], tf.float32),
+            "image": ([2, *sides, 1], tf.float32),
+            "mask": ([2, *sides, 1], tf.float32),
             "boxes": ([2, 1, 4], tf.float32),
             "classes": ([2, 1], tf.int32),
         }
         for mask, box in zip(batch["mask"].numpy()[..., 0], batch["boxes"].numpy()[:, 0], strict=True):
             inside = np.argwhere(mask)
-            np.testing.assert_allclose(box * 40, [*inside.min(axis=0), *(inside.max(axis=0) + 1)], atol=1e-4)
-            places.add(tuple(np.rint(box * 40).astype(int).tolist()))
+            np.testing.assert_allclose(box * (sides * 2), [*inside.min(axis=0), *(inside.max(axis=0) + 1)], atol=1e-4)
+            places.add(tuple(np.rint(box * (sides * 2)).astype(int).tolist()))
     assert len(places) == 8, "two mammograms, four flips each"
     for batch in batches(whole, 2, seed=3, augment=False).take(1):
         order = np.argsort(batch["classes"][:, 0])
         np.testing.assert_allclose(batch["boxes"].numpy()[order], whole.boxes)
+
+
+# Tiles
+
+
+TILED = CONFIG.model_copy(update={"size": 32, "tiles": TilesConfig(overlap=8, empty=2), "seed": 1})
+
+
+def half_ellipse(*boxes):
+    """A breast of 0.40 to 0.44 on the left, nothing on the right, and lesions at full brightness."""
+    rows, cols = np.mgrid[:ROWS, :COLS]
+    image = np.where(((rows - 39.5) / 40) ** 2 + (cols / 45) ** 2 < 1, 0.4 + 0.001 * cols, 0).astype(np.float32)[..., np.newaxis]
+    for top, left, bottom, right in boxes:
+        image[top:bottom, left:right] = 1
+    return image
+
+
+def breast(number=0, lesions=(), pathology=None, **facts):
+    read = partial(half_ellipse, *(lesion.box for lesion in lesions))
+    return Mammogram("made", f"p{number}", f"i{number}", ROWS, COLS, read, lesions=tuple(lesions), pathology=pathology, **facts)
+
+
+def bounds(region):
+    inside = np.argwhere(region[..., 0])
+    return [*inside.min(axis=0).tolist(), *(inside.max(axis=0) + 1).tolist()]
+
+
+def test_a_tile_is_cut_and_filled_below_and_on_the_right():
+    image = np.arange(20, dtype=np.float32).reshape(4, 5, 1)
+    np.testing.assert_array_equal(tile(image, 1, 2, (2, 3))[..., 0], [[7, 8, 9], [12, 13, 14]])
+    np.testing.assert_array_equal(tile(image, 3, 3, (2, 3))[..., 0], [[18, 19, 0], [0, 0, 0]])
+
+
+def test_a_place_around_a_box_by_hand():
+    random = np.random.default_rng(0)
+    drawn = [around((10, 20, 14, 30), (100, 50), (8, 16), random) for _ in range(300)]
+    assert {top for top, _ in drawn} == set(range(6, 11)) and {left for _, left in drawn} == set(range(14, 21))
+    assert around((0, 46, 8, 50), (100, 50), (8, 16), random) == (0, 34), "as near the border as that"
+    assert around((10, 0, 40, 50), (100, 50), (8, 16), random) == (21, 17), "larger than a tile: its middle"
+    assert around((2, 0, 40, 50), (42, 50), (36, 16), random)[0] in range(2, 7)
+    assert around((1, 0, 4, 3), (5, 50), (8, 3), random) == (0, 0), "an image that is shorter"
+
+
+def test_places_between_lesions_are_those_that_a_slow_count_finds():
+    random = np.random.default_rng(0)
+    region, (rows, cols) = (random.random((20, 17, 1)) < 0.12).astype(np.uint8), (6, 4)
+    boxes = [(3, 5, 6, 7), (15, 0, 20, 2)]
+    free = between(region, boxes, (rows, cols))
+    lesions = np.zeros((20, 17), bool)
+    for top, left, bottom, right in boxes:
+        lesions[top:bottom, left:right] = True
+    assert free.shape == (15, 14) and 10 < free.sum() < 200
+    for top, left in np.ndindex(15, 14):
+        place = np.s_[top : top + rows, left : left + cols]
+        assert free[top, left] == (region[place].sum() >= 2.4 and not lesions[place].any())
+    assert between(region, [], (30, 4)).shape == (1, 14)
+
+
+def test_tiles_hold_a_lesion_each_or_none():
+    calcification = Lesion("calcification", (60, 30, 70, 39), pathology="benign")
+    found = [breast(0, [MASS, calcification], "malignant"), breast(1, pathology="normal")]
+    whole = make_whole(found, TILED, Skipped())
+    assert whole.images.shape == (6, 32, 32, 1) and whole.ids.tolist() == ["i0#0", "i0#1", "i0@0", "i0@1", "i1@0", "i1@1"]
+    assert whole.kinds.tolist() == ["mass", "calcification"] + ["normal"] * 4
+    assert whole.pathologies.tolist() == ["malignant", "benign"] + ["normal"] * 4
+    assert whole.classes[:2, 0].tolist() == [0, 1] and not whole.boxes[2:].any() and not whole.masks[2:].any()
+    for row, box in enumerate((MASS.box, calcification.box)):
+        inside = bounds(whole.images[row] == 1)
+        assert [inside[2] - inside[0], inside[3] - inside[1]] == [box[2] - box[0], box[3] - box[1]], "never scaled"
+        np.testing.assert_allclose(whole.boxes[row, 0] * 32, inside, atol=1e-5)
+        assert bounds(whole.masks[row]) == inside
+
+
+def test_grey_values_of_tiles_are_normalised_over_the_whole_mammogram():
+    """Tissue is 0.40 to 0.44 beside a lesion of 1, also where a tile does not show it, and above 0.9 in a normal mammogram."""
+    whole = make_whole([breast(0, [MASS]), breast(1, pathology="normal")], TILED, Skipped())
+    assert whole.ids[1:].tolist() == ["i0@0", "i0@1", "i1@0", "i1@1"]
+    for row, (low, high) in enumerate([(0.4, 0.445), (0.4, 0.445), (0.9, 1), (0.9, 1)], 1):
+        tissue = whole.images[row][whole.images[row] > 0]
+        assert low - 1e-6 <= tissue.min() < tissue.max() <= high
+
+
+def test_tiles_do_not_depend_on_order_and_change_with_the_seed():
+    found = [breast(number, [MASS]) for number in range(4)]
+    one, other = make_whole(found, TILED, Skipped()), make_whole(found[::-1], TILED, Skipped())
+    assert one.fingerprint() == other.take([9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2]).fingerprint()
+    assert len(np.unique(one.boxes[::3, 0], axis=0)) > 1, "each image has places of its own"
+    assert make_whole(found, TILED.model_copy(update={"seed": 2}), Skipped()).fingerprint() != one.fingerprint()
+
+
+def test_of_other_lesions_in_a_tile_those_count_of_which_half_is_left():
+    """A tile as large as the lesion around it can lie in one place only."""
+    own, half, less = Lesion("mass", (20, 20, 36, 36)), Lesion("mass", (24, 30, 34, 42)), Lesion("mass", (24, 31, 34, 42))
+    inside, beside = Lesion("calcification", (22, 22, 24, 25)), Lesion("mass", (24, 36, 34, 42))
+    config = TILED.model_copy(update={"size": 16, "tiles": TilesConfig(overlap=8, empty=0)})
+    whole = make_whole([breast(0, [own, half, less, inside, beside])], config, Skipped()).take([0])
+    np.testing.assert_allclose(
+        whole.boxes[0] * 16, [[0, 0, 16, 16], [4, 10, 14, 16], [2, 2, 4, 5], *[[0] * 4] * (whole.boxes.shape[1] - 3)]
+    )
+    assert whole.classes[0, :3].tolist() == [0, 0, 1]
+
+
+def test_a_lesion_larger_than_a_tile_is_seen_by_its_middle(caplog):
+    caplog.set_level("INFO")
+    lesion = Lesion("mass", (0, 10, 80, 30))
+    whole = make_whole([breast(0, [lesion])], TILED, Skipped())
+    assert "i0#0: lesion 0 is larger than a tile, which shows 40 % of its box" in caplog.text
+    np.testing.assert_allclose(whole.boxes[0, 0, [0, 2]], [0, 1])
+    assert bounds(whole.images[0] == 1)[::2] == [0, 32]
+
+
+def test_a_mammogram_smaller_than_a_tile_is_padded():
+    config = TILED.model_copy(update={"canvas": (96, 64)})
+    whole = make_whole([breast(0, [MASS]), breast(1, pathology="normal")], config, Skipped())
+    assert whole.images.shape == (3, 96, 64, 1), "no tile of the first is free of its lesion"
+    np.testing.assert_allclose(whole.boxes[0, 0] * (96, 64, 96, 64), MASS.box, atol=1e-5)
+    np.testing.assert_allclose(whole.images[0, :80, :60], half_ellipse(MASS.box), atol=1e-6)
+    assert not whole.images[0, 80:].any() and not whole.images[0, :, 60:].any()
+
+
+def test_empty_tiles_show_no_lesion_of_any_kind_and_may_be_missing():
+    asymmetry, skipped = Lesion("asymmetry", (0, 0, 80, 5)), Skipped()
+    config = TILED.model_copy(update={"tiles": TilesConfig(overlap=8, empty=20)})
+    whole = make_whole([breast(0, [MASS, asymmetry]), breast(1, [MASS, Lesion("asymmetry", (20, 20, 60, 40))])], config, skipped)
+    assert whole.ids.tolist() == ["i0#0", *(f"i0@{number}" for number in range(20)), "i1#0"]
+    assert whole.images[1:21].max() < 1 and skipped.reasons == {"i1": "no tile of 32 x 32 px is breast without a lesion"}
+    assert all(len(np.flatnonzero(image)) >= 102 for image in whole.images[1:21]), "a tenth of 32 x 32 px"
+
+
+def test_tiles_of_mirrored_and_resampled_mammograms():
+    """Seen at half the resolution: (20, 8, 40, 24) mirrored in 60 columns is (20, 36, 40, 52), then (10, 18, 20, 26)."""
+    preprocess = PreprocessConfig(flip_right=True, spacing=0.2)
+    config = TILED.model_copy(update={"preprocess": preprocess, "canvas": (40, 30), "tiles": TilesConfig(overlap=8, empty=0)})
+    whole = make_whole([breast(0, [MASS], laterality="R", spacing=(0.1, 0.1))], config, Skipped())
+    np.testing.assert_allclose(whole.boxes[0, 0] * (40, 30, 40, 30), (10, 18, 20, 26), atol=1e-5)
+    assert bounds(whole.images[0] == 1) == bounds(whole.masks[0]) == [10, 18, 20, 26]

@@ -9,10 +9,11 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.config import DataConfig, PreprocessConfig
+from tfmammo.data.whole import make_whole
 from tfmammo.detection import detections
 from tfmammo.detection.detections import DetectionError, Detections, Detector
 from tfmammo.export import FORMAT
-from tfmammo.record import Mammogram
+from tfmammo.record import Lesion, Mammogram, Skipped
 from tfmammo.training.tracking import TrackingError
 
 ROWS, COLS = 80, 60
@@ -61,9 +62,9 @@ def mammogram(box=BRIGHT, **facts):
     return Mammogram("made", "p", "i", ROWS, COLS, partial(pixels, box), **facts)
 
 
-def ours(folder, mask=None, **data):
+def ours(folder, mask=None, model=None, **data):
     """An export as train/ssd.py leaves it: a SavedModel and a card, under a run's folder."""
-    BrightSpot(mask=mask).save(folder / "export/saved_model")
+    (model or BrightSpot(mask=mask)).save(folder / "export/saved_model")
     config = DataConfig(**{"size": 40, "percentiles": (0, 100), **data}).model_dump(mode="json")
     card = {
         "format": FORMAT,
@@ -222,6 +223,203 @@ def test_a_card_without_the_data_section(tmp_path):
     card.write_text(json.dumps(json.loads(card.read_text()) | {"config": {}}))
     with pytest.raises(DetectionError, match="does not say how"):
         Detector.load(tmp_path)
+
+
+def test_a_card_of_before_there_were_canvas_and_tiles(tmp_path):
+    card = ours(tmp_path) / "export/card.json"
+    known = json.loads(card.read_text())
+    for key in ("canvas", "tiles"):
+        del known["config"]["data"][key]
+    card.write_text(json.dumps(known))
+    np.testing.assert_allclose(Detector.load(tmp_path).predict(mammogram()).boxes[0], BRIGHT, atol=1e-3)
+
+
+# Canvas and tiles: nothing drifts
+
+
+class Known(tf.Module):
+    """Finds given boxes, parts of the image's sides, in whatever it is shown."""
+
+    def __init__(self, boxes):
+        self.boxes = boxes
+
+    def save(self, folder):
+        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, name="input_tensor")])
+        def detect(input_tensor):
+            images, count = tf.shape(input_tensor)[0], len(self.boxes)
+            return {
+                "detection_boxes": tf.tile(tf.constant(self.boxes, tf.float32)[tf.newaxis], [images, 1, 1]),
+                "detection_scores": tf.tile(tf.linspace([0.9], [0.5], count, axis=1), [images, 1]),
+                "detection_classes": tf.ones([images, count]),
+                "num_detections": tf.fill([images], float(count)),
+            }
+
+        tf.saved_model.save(self, str(folder), signatures=detect.get_concrete_function())
+
+
+def grey(rows, cols):
+    return np.linspace(0, 1, rows * cols, dtype=np.float32).reshape(rows, cols, 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"size": 100},
+        {"canvas": (113, 64)},
+        {"canvas": (64, 113)},
+        {"size": 100, "preprocess": {"flip_right": True}},
+        {"canvas": (113, 64), "preprocess": {"flip_right": True, "spacing": 0.15}},
+        {"canvas": (512, 400), "tiles": {"overlap": 64}, "preprocess": {"flip_right": True}},
+        {"canvas": (512, 400), "tiles": {"overlap": 64}, "preprocess": {"flip_right": True, "spacing": 0.15}},
+    ],
+)
+@pytest.mark.parametrize("laterality", ["L", "R"])
+def test_a_box_goes_from_native_px_to_training_and_back_without_drift(tmp_path, data, laterality):
+    """459 x 375 px of 0.1 mm: at 0.15 mm 306 x 250, where a box stays whole in px if its corners are multiples of 3. What is no longer
+    than a tile is one tile, so that every box lies in it."""
+    boxes = [(0, 0, 33, 12), (99, 201, 150, 237), (300, 3, 459, 375), (453, 369, 456, 372)]
+    lesions = tuple(Lesion("mass", box) for box in boxes)
+    read = partial(grey, 459, 375)
+    image = Mammogram("made", "p", "i", 459, 375, read, laterality=laterality, lesions=lesions, spacing=(0.1, 0.1))
+    config = DataConfig(percentiles=(0, 100), **data)
+    whole = make_whole([image], config, Skipped())
+    assert whole.images.shape[1:3] == config.shape and whole.boxes.shape[1] == 4
+    found = Detector.load(ours(tmp_path, model=Known(whole.boxes[0]), percentiles=(0, 100), **data)).predict(image)
+    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
+
+
+LEVELS = 7
+
+
+class Squares(tf.Module):
+    """Finds what is of grey value 0.2, 0.3, ... 0.8, one box each and of each image, the surer the larger; and its left half as mask."""
+
+    def __init__(self, images=None):
+        self.images = images
+
+    def save(self, folder):
+        @tf.function(input_signature=[tf.TensorSpec([self.images, None, None, 3], tf.float32, name="input_tensor")])
+        def detect(input_tensor):
+            grey = input_tensor[..., :1] / 255
+            is_it = tf.abs(grey - (0.2 + 0.1 * tf.range(LEVELS, dtype=tf.float32))) < 0.02  # [n, rows, cols, levels]
+            sides = []
+            for axis in (2, 1):
+                along = tf.cast(tf.reduce_any(is_it, axis=axis), tf.int32)
+                length = tf.shape(along)[1]
+                low, high = tf.argmax(along, axis=1, output_type=tf.int32), length - tf.argmax(along[:, ::-1], axis=1, output_type=tf.int32)
+                sides.append([tf.cast(edge, tf.float32) / tf.cast(length, tf.float32) for edge in (low, high)])
+            (top, bottom), (left, right) = sides
+            boxes, size = (
+                tf.stack([top, left, bottom, right], axis=-1),
+                tf.cast(tf.reduce_sum(tf.cast(is_it, tf.int32), [1, 2]), tf.float32),
+            )
+            order = tf.argsort(size, direction="DESCENDING")
+            size, boxes = tf.gather(size, order, batch_dims=1), tf.gather(boxes, order, batch_dims=1)
+            images = tf.shape(size)[0]
+            return {
+                "detection_boxes": boxes,
+                "detection_scores": tf.tanh(size / 3000),
+                "detection_classes": tf.ones([images, LEVELS]),
+                "num_detections": tf.reduce_sum(tf.cast(size > 0, tf.float32), axis=1),
+                "detection_masks": tf.tile(tf.constant(LEFT)[tf.newaxis, tf.newaxis], [images, LEVELS, 1, 1]),
+            }
+
+        tf.saved_model.save(self, str(folder), signatures=detect.get_concrete_function())
+
+
+def painted(squares, rows, cols):
+    image = np.zeros((rows, cols, 1), np.float32)
+    for number, (top, left, bottom, right) in enumerate(squares):
+        image[top:bottom, left:right] = 0.2 + 0.1 * number
+    return image
+
+
+# With tiles of 512 x 384 px that share 64, 3000 x 2000 px are seen in tiles from rows 0, 414, 829, ... and columns 0, 269, 538, ...
+SQUARES = [
+    (0, 0, 40, 40),  # at both borders
+    (2960, 1960, 3000, 2000),  # and at the others
+    (100, 100, 140, 140),  # in one tile
+    (480, 330, 544, 394),  # over the lower and right border of the first tile, of the overlap's size
+    (2488, 1616, 2528, 1656),  # with its corner on that of the last tile
+    (1500, 1000, 1560, 1040),
+    (824, 646, 836, 658),  # over two borders, where the third row of tiles begins and the second column of them ends
+]
+
+
+def painting(squares=SQUARES, **facts):
+    return Mammogram("made", "p", "i", 3000, 2000, partial(painted, squares, 3000, 2000), **facts)
+
+
+@pytest.mark.parametrize("images", [None, 1])
+def test_lesions_in_tiles_and_across_their_borders_are_found_once(tmp_path, images):
+    data = {"canvas": (512, 384), "tiles": {"overlap": 64}, "window": (0, 1)}
+    detector = Detector.load(ours(tmp_path, model=Squares(images), **data))
+    function, shapes = detector._function, []
+
+    def watched(**inputs):
+        shapes.append(inputs["input_tensor"].shape.as_list())
+        return function(**inputs)
+
+    detector._function = watched
+    found = detector.predict(painting())
+    assert len(found) == len(SQUARES) and (np.diff(found.scores) <= 0).all()
+    np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3)
+    for box, mask in zip(np.rint(found.boxes).astype(int), found.masks, strict=True):
+        top, left, bottom, right = box
+        expected = np.zeros((3000, 2000), np.uint8)
+        expected[top:bottom, left : (left + right) // 2] = 1
+        np.testing.assert_array_equal(mask, expected)
+    most = images or 5  # of 2^20 px, in tiles of 512 x 384
+    assert max(shape[0] for shape in shapes) == most and {tuple(shape[1:]) for shape in shapes} == {(512, 384, 3)}
+    holding = {
+        (top, left)
+        for top in [n * 2488 // 6 for n in range(7)]
+        for left in [n * 1616 // 6 for n in range(7)]
+        if any(top < s[2] and top + 512 > s[0] and left < s[3] and left + 384 > s[1] for s in SQUARES)
+    }
+    assert sum(shape[0] for shape in shapes) == len(holding), "tiles that are all 0 are not seen"
+
+
+def test_tiles_of_a_mirrored_mammogram_at_another_resolution(tmp_path):
+    """Of half the resolution: tiles of 512 x 384 px see 1024 x 768 native ones."""
+    data = {"canvas": (512, 384), "tiles": {"overlap": 64}, "window": (0, 1), "preprocess": {"flip_right": True, "spacing": 0.2}}
+    detector = Detector.load(ours(tmp_path, model=Squares(), **data))
+    for laterality, half in (("L", 0), ("R", 1)):
+        found = detector.predict(painting(laterality=laterality, spacing=(0.1, 0.1)))
+        np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3)
+        for (top, left, bottom, right), mask in zip(np.rint(found.boxes).astype(int), found.masks, strict=True):
+            middle = (left + right) // 2
+            expected = np.zeros((3000, 2000), np.uint8)
+            expected[top:bottom, slice(middle, right) if half else slice(left, middle)] = 1
+            np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_mammogram_of_one_tile_is_as_without_tiles(tmp_path):
+    squares = [(0, 0, 40, 40), (10, 10, 20, 20), (99, 30, 120, 60)]
+    image = Mammogram("made", "p", "i", 120, 60, partial(painted, squares, 120, 60))
+    whole, tiled = ours(tmp_path / "a", model=Squares(), canvas=(120, 60), window=(0, 1)), tmp_path / "b"
+    ours(tiled, model=Squares(), canvas=(160, 100), tiles={"overlap": 64}, window=(0, 1))
+    one, other = Detector.load(whole).predict(image), Detector.load(tiled).predict(image)
+    np.testing.assert_allclose(one.boxes, [squares[0], squares[2], squares[1]], atol=1e-3)
+    np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-3)
+    np.testing.assert_array_equal(other.scores, one.scores)
+
+
+def test_all_tiles_together_give_no_more_than_one(tmp_path):
+    """Known says the same two boxes of every tile: of twelve, the two surest are left, those of the first and second tile."""
+    data = {"size": 40, "tiles": {"overlap": 10}, "percentiles": (0, 100)}
+    detector = Detector.load(ours(tmp_path, model=Known([[0.5, 0.5, 0.75, 0.75], [0.5, 0.5, 0.6, 0.6]]), **data))
+    found = detector.predict(mammogram())
+    np.testing.assert_allclose(found.boxes, [[20, 20, 30, 30], [20, 40, 30, 50]], atol=1e-3)
+    np.testing.assert_allclose(found.scores, [0.9, 0.9])
+
+
+def test_nothing_found_in_any_tile(tmp_path):
+    data = {"size": 40, "tiles": {"overlap": 10}, "window": (0, 1)}
+    detector = Detector.load(ours(tmp_path, model=Squares(), **data))
+    for value in (0.0, 0.95):  # no tissue, and tissue without a lesion
+        found = detector.predict(Mammogram("made", "p", "i", ROWS, COLS, partial(np.full, (ROWS, COLS, 1), np.float32(value))))
+        assert len(found) == 0 and found.masks.shape == (0, ROWS, COLS)
 
 
 GOOD = {

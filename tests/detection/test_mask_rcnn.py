@@ -47,8 +47,8 @@ def test_a_stage_of_no_epochs_is_left_out():
 
 
 def test_what_the_task_is_told():
-    made = settings(MaskRCNNConfig(lambda_loc=2, lambda_seg=3, rois=64), 256, 2)
-    assert made["model"]["num_classes"] == 3 and made["model"]["input_size"] == [256, 256, 3]
+    made = settings(MaskRCNNConfig(lambda_loc=2, lambda_seg=3, rois=64), (384, 256), 2)
+    assert made["model"]["num_classes"] == 3 and made["model"]["input_size"] == [384, 256, 3]
     assert made["model"]["backbone"]["resnet"]["model_id"] == 50
     assert (made["losses"]["frcnn_box_weight"], made["losses"]["mask_weight"]) == (2, 3)
     assert made["model"]["mask_sampler"]["num_sampled_masks"] == 16, "of 64 regions a quarter at most shows a lesion"
@@ -60,7 +60,8 @@ def test_what_the_task_is_told():
         (experiment(precision="auto"), "training.precision"),
         (experiment(initial="runs/x"), "training.initial"),
         (experiment(DataConfig(size=SIZE, split="paper")), "data.split"),
-        (experiment(DataConfig(size=320)), "data.size: must be a multiple of 128 px"),
+        (experiment(DataConfig(size=320)), "data.size: must be a multiple of 128 px, for the levels of the pyramid, not 320"),
+        (experiment(DataConfig(canvas=(1408, 800))), "data.canvas: rows and columns must be multiples of 128 px, .* not .1408, 800.$"),
     ],
 )
 def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
@@ -151,6 +152,30 @@ class TestNetwork:
         assert mask[:46, :46].max() == 0 and mask[58:].min() == mask[:, 58:].min() == 1
         # 0.1 and 0.9 by the means and standard deviations of ImageNet's channels
         np.testing.assert_allclose(image[0, 0, 0], [(0.1 - 0.485) / 0.229, (0.1 - 0.456) / 0.224, (0.1 - 0.406) / 0.225], rtol=1e-4)
+
+    def test_a_step_and_boxes_on_a_canvas_that_is_no_square(self):
+        """Rows twice the columns: the same bright mass, 40 x 40 px of 256 x 128."""
+        tf.random.set_seed(1)
+        room, known = MaskRCNN(CONFIG, (256, 128), 1), batch()
+        data = {name: tf.pad(known[name], [[0, 0], [128, 0], [0, 0], [0, 0]]) for name in ("image", "mask")}
+        boxes = known["boxes"] * [0.5, 1, 0.5, 1] + tf.where(known["boxes"][..., 2:3] > 0, [0.5, 0, 0.5, 0], 0.0)
+        image, labels = room._targets(data | {"boxes": boxes, "classes": known["classes"]})
+        assert image.shape == (2, 256, 128, 3)
+        np.testing.assert_allclose(labels["gt_boxes"][0, :2], [[148, 30, 188, 70], [-1] * 4], atol=1e-3)
+        losses = numbers(room.train_step(data | {"boxes": boxes, "classes": known["classes"]}))
+        assert all(np.isfinite(value) for value in losses.values()) and losses["mask_loss"] > 0 < losses["rpn_box_loss"]
+        assert room.serving().input_signature[0].shape.as_list() == [None, 256, 128, 3]
+
+        def model(image, image_shape, training):
+            assert image_shape.numpy().tolist() == [[256, 128]] * 2 and image.shape == (2, 256, 128, 3) and not training
+            boxes = tf.tile([[[148.0, 30, 188, 70]] * 5], [2, 1, 1])
+            parts = {"detection_scores": tf.ones([2, 5]), "detection_classes": tf.ones([2, 5]), "num_detections": tf.constant([5, 1])}
+            return parts | {"detection_boxes": boxes, "detection_masks": tf.ones([2, 5, 28, 28])}
+
+        room.model = model
+        found = room._detect(data["image"])["detection_boxes"]
+        np.testing.assert_allclose(found[0], [[148 / 256, 30 / 128, 188 / 256, 70 / 128]] * 5, rtol=1e-6)
+        np.testing.assert_allclose(found[1, 0], boxes[1, 0], rtol=1e-6)
 
     @pytest.mark.parametrize("stage", ["heads", "upper"])
     def test_a_stage_starts_from_the_one_before_and_moves_what_it_trains(self, room, exported, stage):

@@ -44,8 +44,8 @@ def test_the_shipped_config_is_the_default_model(repository):
 
 
 def test_the_pipeline_of_mobilenet():
-    made = pipeline(SSDConfig(anchor_scale=3, detections=7), 320, 2)["model"]["ssd"]
-    assert made["num_classes"] == 2 and made["image_resizer"] == {"fixed_shape_resizer": {"height": 320, "width": 320}}
+    made = pipeline(SSDConfig(anchor_scale=3, detections=7), (320, 192), 2)["model"]["ssd"]
+    assert made["num_classes"] == 2 and made["image_resizer"] == {"fixed_shape_resizer": {"height": 320, "width": 192}}
     assert made["feature_extractor"]["type"] == "ssd_mobilenet_v2_fpn_keras" and made["feature_extractor"]["use_depthwise"]
     anchors = made["anchor_generator"]["multiscale_anchor_generator"]
     assert (anchors["anchor_scale"], anchors["min_level"], anchors["max_level"], anchors["scales_per_octave"]) == (3, 3, 7, 2)
@@ -56,7 +56,7 @@ def test_the_pipeline_of_mobilenet():
 
 
 def test_the_pipeline_of_retinanet():
-    made = pipeline(SSDConfig(backbone="resnet50"), 640, 1)["model"]["ssd"]
+    made = pipeline(SSDConfig(backbone="resnet50"), (640, 640), 1)["model"]["ssd"]
     assert made["feature_extractor"]["type"] == "ssd_resnet50_v1_fpn_keras" and not made["feature_extractor"]["use_depthwise"]
     assert made["feature_extractor"]["fpn"]["additional_layer_depth"] == 256
 
@@ -68,6 +68,7 @@ def test_the_pipeline_of_retinanet():
         (experiment(initial="runs/x"), "training.initial"),
         (experiment(DataConfig(split="paper")), "data.split"),
         (experiment(DataConfig(size=32)), "data.size"),
+        (experiment(DataConfig(canvas=(64, 32))), "data.canvas"),
         (experiment(DataConfig(size=128), SSDConfig(backbone="resnet50")), "data.size"),
     ],
 )

@@ -185,3 +185,77 @@ def test_folds_without_any_lesion_are_refused(run, runs):
     """Normal mammograms are left, on which there is nothing to find."""
     with pytest.raises(DataError, match="no mammogram with a distortion"):
         run(f"detectors=[{runs}/a, {runs}/b]", "data.kinds=[distortion]")
+
+
+SMALL = (
+    *("data.size=64", "training.steps=2", "training.batch_size=2", "training.precision=float32"),
+    *("model.weights=none", "model.batch_norm=running", "model.filters=4", "model.blocks=[1,1,1,1]", "model.anchor_scales=[1,2]"),
+    *("model.rpn_width=8", "model.middle=4", "model.units=8", "model.proposals_before=50", "model.proposals=20", "model.hard_examples=8"),
+)
+
+
+@pytest.fixture
+def study(script, repository, tmp_path, monkeypatch, tracking_uri):
+    """A function (name, *overrides) that runs a study of Light-Head R-CNN on phantoms, two steps a training; returns its folder."""
+    chosen = [
+        "data.name=phantom",
+        "data.root=null",
+        "data.folds=2",
+        "data.phantoms=12",
+        "folds=[0]",
+        "samples=20",
+        f"tracking.uri={tracking_uri}",
+    ]
+    chosen += ["tracking.system_metrics=false", "detector.script=light_head_rcnn", *(f"detector.set.{value}" for value in SMALL)]
+
+    def call(name, *overrides, flags=()):
+        arguments = ["--study", name, "--output", str(tmp_path / "study"), *flags, "--set", *chosen, *overrides]
+        monkeypatch.setattr(sys, "argv", ["detection.py", *arguments])
+        script.main()
+        return tmp_path / "study"
+
+    return call
+
+
+def test_a_studys_plan_is_shown_and_nothing_is_run(study, capsys):
+    folder = study("infilling", flags=["--plan"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not folder.exists() and len(lines) == 74
+    assert lines[0].startswith("python ") and "train/infilling.py" in lines[0] and "data.phantoms=12" in lines[0]
+
+
+@pytest.mark.slow
+def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_run_twice(study, tracking_uri, caplog):
+    method = "{poisson: {config: configs/synthesis_blending.yaml, set: {painter: poisson, generator: null}}}"
+    few = "generators={}", f"methods={method}", "synthetic=[3]"
+    folder = study("blending", *few)
+    table = (folder / "report/table.md").read_text()
+    assert (
+        "| real alone |" in table and "| real + 3 by poisson |" in table and "Differences in recall at IoU > 0.5 from real alone" in table
+    )
+    assert {path.name for path in (folder / "report").iterdir()} == {"table.md", "recall.csv", "difference.csv", "froc.png"}
+    held_out = {name for name, fold in json.loads((folder / "split.json").read_text())["patients"].items() if fold == 0}
+    card = json.loads((folder / "detectors/poisson-3/fold0-seed0/export/card.json").read_text())
+    real = json.loads((folder / "detectors/real/fold0-seed0/export/card.json").read_text())
+    assert card["config"]["data"]["added"]["count"] == 3 and not held_out & set(card["train_patients"])
+    assert real["config"]["data"]["added"]["synthetic"] is None
+    judged = json.loads((folder / "evaluations/poisson-3/seed0/boxes.json").read_text())
+    assert judged and {one["patient"] for one in judged.values()} <= held_out
+
+    client, parent = mlflow.MlflowClient(tracking_uri), (folder / "mlflow_run_id").read_text().strip()
+    experiment = client.get_run(parent).info.experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert len(children) == 2 and client.get_run(parent).info.status == "FINISHED"
+    assert any(name.startswith("real/recall at") for name in client.get_run(parent).data.metrics)
+
+    caplog.clear()
+    before = (folder / "detectors/real/fold0-seed0/export/card.json").stat().st_mtime_ns
+    study("blending", *few, "fppi=[1]")  # what is reported may change
+    assert (folder / "detectors/real/fold0-seed0/export/card.json").stat().st_mtime_ns == before
+    assert not any(message.startswith("step ") for message in caplog.messages)
+    assert next(csv.reader((folder / "report/recall.csv").read_text().splitlines())) == ["trained on", "1, %"]
+
+
+def test_a_detector_that_can_not_be_trained_ends_the_study_with_its_sentence(study):
+    with pytest.raises(DataError, match=r"detectors/real/fold0-seed0: failed with exit code 2 \(error: .*data.size"):
+        study("blending", "generators={}", "methods={}", "synthetic=[]", "copies=[2]", "detector.set.data.size=50")

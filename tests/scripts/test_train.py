@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 
+import cv2
 import pytest
+
+from tfmammo.training.image_grid import HEADER
 
 SMALL = {
     "can": ["model.filters=[4,8,8]", "model.discriminator_filters=4"],
@@ -63,6 +66,24 @@ def test_two_steps(repository, tmp_path, system):
     assert "held-out" in out and "model" in out and (tmp_path / "mlflow.db").is_file()
     for noise in ("oneDNN", "cuInit", "Traceback", "WARNING: All log"):
         assert noise not in err
+
+
+@pytest.mark.parametrize("seen", [["data.canvas=[96,64]"], ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]])
+def test_two_steps_of_a_detector_on_a_canvas_and_in_tiles(repository, tmp_path, seen):
+    overrides = [*COMMON, *SMALL["light_head_rcnn"], *seen, "data.preprocess.spacing=0.4"]
+    code, out, err = finish(start(repository, tmp_path, "light_head_rcnn", "--output", "out", "--set", *overrides), timeout=500)
+    assert code == 0, err
+    assert (tmp_path / "out/export/card.json").is_file() and "held-out" in out
+    (sheet,) = (cv2.imread(str(path)) for path in sorted((tmp_path / "out/samples").glob("*.png"))[-1:])
+    assert (sheet.shape[0] - HEADER) % (96 + 3) == 0 and sheet.shape[1] == 3 + 3 * (64 + 3)
+    assert ("tiles with" if len(seen) > 1 else "mammograms with") in err
+
+
+def test_patches_have_no_canvas(repository, tmp_path):
+    code, _, err = finish(start(repository, tmp_path, "can", "--set", *COMMON, *SMALL["can"], "data.canvas=[96,64]"))
+    assert code == 2 and [line for line in err.splitlines() if "canvas" in line] == [
+        "error: data.canvas: is for detectors, which see whole mammograms; patches are data.size x data.size px"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,8 @@ def test_predict_joins_batches():
     ("error", "code", "said"),
     [
         (ConfigError("training.stepz: unknown key"), 2, "error: training.stepz: unknown key\n"),
-        (loop.Interrupted(15, 7), 143, ""),
-        (loop.Interrupted(2, 7), 130, ""),
+        (loop.Interrupted(15, "at step 7"), 143, ""),
+        (loop.Interrupted(2, "at step 7"), 130, ""),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

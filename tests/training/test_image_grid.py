@@ -30,6 +30,16 @@ def test_panels_stand_in_order_with_white_between():
     assert (sheet[blank] == 255).all()
 
 
+def test_images_need_not_be_square():
+    images = np.full((2, 20, 32, 1), 0.5, np.float32)
+    sheet = grid({"image": images, "truth": images}, spacing=3)
+    assert sheet.shape == (HEADER + 2 * 23, 3 + 2 * 35, 3)
+    for row, column in np.ndindex(2, 2):
+        assert (sheet[HEADER + row * 23 :][:20, 3 + column * 35 :][:, :32] == 128).all()
+    with pytest.raises(ValueError, match="truth holds 2 images of 32 x 20 px, not 2 of 20 x 32 px"):
+        grid({"image": images, "truth": images.transpose(0, 2, 1, 3)})
+
+
 def test_each_name_is_written_over_its_column_alone():
     named, other = grid({"mask": plain(0.0), "real": plain(0.5)}), grid({"mask": plain(0.0), "fake": plain(0.5)})
     header, changed = named[:HEADER], other[:HEADER]
@@ -57,7 +67,7 @@ def test_samples_keep_their_rows_and_colours():
         ({}, "no panel"),
         ({"real": plain(0.5), "CAN": plain(1.5)}, "CAN has values outside"),
         ({"real": plain(np.nan)}, "real has values outside"),
-        ({"real": plain(0.5), "CAN": plain(0.5, size=16)}, "CAN holds 2 images of 16 px"),
+        ({"real": plain(0.5), "CAN": plain(0.5, size=16)}, "CAN holds 2 images of 16 x 16 px"),
         ({"real": plain(0.5), "CAN": plain(0.5, count=3)}, "CAN holds 3 images"),
         ({"real": plain(0.5)[..., 0]}, "real must be"),
     ],

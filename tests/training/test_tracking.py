@@ -473,3 +473,20 @@ def test_the_history_of_a_run(folder):
         tracking.history(folder / "output", "l1")
     with pytest.raises(TrackingError, match="nowhere: is no training's folder"):
         tracking.history(folder / "nowhere", "dice")
+
+
+def test_a_study_has_one_run_that_its_trainings_are_shown_under(tmp_path, tracking_uri, tiny_can):
+    config = TrackingConfig(uri=tracking_uri, system_metrics=False)
+    parent = tracking.parent_run(tmp_path / "study", config)
+    assert tracking.parent_run(tmp_path / "study", config) == parent  # the folder knows it
+    child = Run(tiny_can({}).model_copy(update={"tracking": config.model_copy(update={"parent": parent})}), tmp_path / "child")
+    child.close()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/table.md").write_text("a table")
+    for _ in range(2):  # a study that is reported again
+        tracking.log_folder(tmp_path / "report", tracking_uri, config.experiment, {"a": 1}, {"recall": 0.5}, parent)
+    client = mlflow.MlflowClient(tracking_uri)
+    assert client.get_run(child.id).data.tags["mlflow.parentRunId"] == parent
+    run = client.get_run(parent)
+    assert (run.info.status, run.data.params["a"], run.data.metrics["recall"]) == ("FINISHED", "1", 0.5)
+    assert [file.path for file in client.list_artifacts(parent)] == ["table.md"]

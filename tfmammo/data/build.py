@@ -31,7 +31,7 @@ import tensorflow as tf
 from pydantic import Field, PositiveInt, ValidationError
 
 from tfmammo import __version__, archives, command, config
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import AddedConfig, ConfigError, DataConfig, Frozen
 from tfmammo.data import card, jobs
 from tfmammo.data.patches import TEXTS, DataError, Patch, patches_of
 from tfmammo.data.sampling import quota
@@ -92,6 +92,8 @@ def build(chosen: BuildConfig, output: Path, flags: Sequence[str] = (), retry: b
     Raises:   ConfigError: `output` belongs to another build or holds other files, or Apache Beam is missing.
               ArchiveError: the root is no such archive. DataError: no patch can be made, or a worker failed.
     """
+    if chosen.data.added != AddedConfig():
+        raise ConfigError("data.added: joins the training side of a split, and records are not split yet")
     skipped = Skipped()
     log.info("reading the archive's tables and headers")
     mammograms = archives.mammograms(chosen.data, skipped)

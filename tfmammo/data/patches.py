@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,11 +87,13 @@ class Patches:
     official_splits: NDArray[np.str_] = field(default_factory=_unknown)
     labels: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     balanced: bool = False
+    square: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         shape = self.images.shape
-        if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 1 or self.masks.shape != shape:
-            raise ValueError(f"images {shape} and masks {self.masks.shape} must both have the shape [n, s, s, 1]")
+        if len(shape) != 4 or (self.square and shape[1] != shape[2]) or shape[3] != 1 or self.masks.shape != shape:
+            wanted = "[n, s, s, 1]" if self.square else "[n, rows, cols, 1]"
+            raise ValueError(f"images {shape} and masks {self.masks.shape} must both have the shape {wanted}")
         if self.images.dtype != np.float32 or self.masks.dtype != np.uint8:
             raise ValueError(f"images must be float32 and masks uint8, not {self.images.dtype} and {self.masks.dtype}")
         if self.patient_ids.shape != shape[:1] or self.ids.shape != shape[:1]:
@@ -156,6 +158,9 @@ def worst(pathologies: Iterable[str]) -> str:
     return min(pathologies, key=SEVERITY.index, default="")
 
 
+Make = Callable[[Iterable[Mammogram], DataConfig, Skipped], Patches]  # what `make_patches` is one of
+
+
 def make_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
     """All patches of some mammograms, of the sort that config.patches names.
 
@@ -210,6 +215,7 @@ def shape_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: 
     Returns:  labelled patches; their images show the masks, since there is nothing else to see.
     Raises:   DataError: no mass has one of the four shapes.
     """
+    _refuse_detectors_keys(config)
     records = list(mammograms)
     masks, shapes, patients, ids = sampling.shape_masks(records, config.size, skipped=skipped)
     known = {f"{record.image_id}#{i}": (lesion, record) for record in records for i, lesion in enumerate(record.lesions)}
@@ -242,13 +248,20 @@ def patches_of(mammogram: Mammogram, config: DataConfig, skipped: Skipped, count
     Args:     mammogram: the raw record; its pixels are read once, and only if there is a patch to make.
               config: as for `make_patches`. skipped: lesions and windows that make no patch are noted here, by image_id.
               count: this mammogram's share, by `sampling.quota`; not used for "lesion".
-    Raises:   ValueError: "offset" and "normal" are not given a count.
+    Raises:   ValueError: "offset" and "normal" are not given a count. DataError: the config has what only detectors know.
     """
+    _refuse_detectors_keys(config)
     if config.patches == "lesion":
         return _around_lesions(mammogram, config, skipped)
     if count is None:
         raise ValueError(f"data.patches={config.patches}: a mammogram's patches need its share, by sampling.quota")
     return _drawn(mammogram, config, skipped, count)
+
+
+def _refuse_detectors_keys(config: DataConfig) -> None:
+    for key in ("canvas", "tiles"):
+        if getattr(config, key):
+            raise DataError(f"data.{key}: is for detectors, which see whole mammograms; patches are data.size x data.size px")
 
 
 def window(box: Box, rows: int, cols: int, context: float, spacing: tuple[float, float] | None = None) -> Box:

@@ -33,7 +33,7 @@ def batches(patches: Patches | Records, batch_size: int, seed: int, augment: boo
               consumed; of Records at most one epoch is read over, undecoded.
               Whole mammograms are flipped, never turned.
     Returns:  {"image": float32 [batch, size, size, 1] in [0, 1], "mask": the same shape, 0 or 1}; of labelled patches "label"
-              too, int32 [batch]; of Whole mammograms "boxes" and "classes" too, as they are there.
+              too, int32 [batch]; of Whole mammograms, which need not be square, "boxes" and "classes" too, as they are there.
     Raises:   DataError: Records hold no patch, or a shard is missing or not what its manifest says.
     """
     if isinstance(patches, Records):
@@ -64,9 +64,10 @@ def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tf.da
         mask = tf.cast(masks[index], tf.float32)
         if isinstance(patches, Whole):
             turn = 2 * _draw_turn(seed, i, 4) if augment else tf.constant(0)
+            # An even turn keeps rows and columns, which TensorFlow can't know.
+            image, mask = (tf.ensure_shape(dihedral(one, turn), images.shape[1:]) for one in (images[index], mask))
             boxes = flipped(tf.constant(patches.boxes)[index], turn)
-            classes = tf.constant(patches.classes)[index]
-            return {"image": dihedral(images[index], turn), "mask": dihedral(mask, turn), "boxes": boxes, "classes": classes}
+            return {"image": image, "mask": mask, "boxes": boxes, "classes": tf.constant(patches.classes)[index]}
         example = _example(images[index], mask, seed, i, augment)
         return example | ({"label": tf.constant(patches.labels)[index]} if len(patches.labels) else {})
 
@@ -143,7 +144,8 @@ def flipped(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
 def dihedral(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
     """One of the eight symmetries of the square: turn % 4 quarter turns counter-clockwise, then for turn >= 4 a flip.
 
-    Args:     image: [size, size, channels]. turn: int32 in [0, 8); 0 is the identity.
+    Args:     image: [size, size, channels]; for an even turn its rows and columns may differ. turn: int32 in [0, 8); 0 is the
+              identity.
     Returns:  the same shape and dtype; no value is interpolated.
     """
     turned = tf.image.rot90(image, turn % 4)

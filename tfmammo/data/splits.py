@@ -222,9 +222,14 @@ def by_file(patient_ids: NDArray[np.str_], saved: SavedSplit, config: DataConfig
             f"{file}: does not know {unknown} of {len(patients)} patients; it was made for {saved.archive}, perhaps with fewer "
             "kinds of lesions or another TFMAMMO_ID_KEY"
         )
-    held = config.fold if saved.split == "patient" else "test"
-    held_out = np.array([saved.patients[patient] == held for patient in patients.tolist()])[rows]
+    held_out = np.isin(patients, sorted(held_out_by(saved, config.fold)))[rows]
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def held_out_by(saved: SavedSplit, fold: int) -> set[str]:
+    """The patients that a saved split holds out. Args: fold: which one of a split by patient."""
+    held = fold if saved.split == "patient" else "test"
+    return {patient for patient, place in saved.patients.items() if place == held}
 
 
 def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
 """What every detector gives, and how any exported one is called: Detector.load(handle).predict(mammogram) -> Detections.
 
 Nothing but TensorFlow is needed: a detector is a SavedModel of the TensorFlow Object Detection API, one of ours
-(train/ssd.py) or anybody's. Ours know how they saw mammograms in training, from the card beside them, and see them so again;
-any other is given the whole mammogram, its grey values as 0 to 255 in three equal channels.
+(train/ssd.py) or anybody's. Ours know how they saw mammograms in training, from the card beside them, and see them so again,
+at once or in tiles; any other is given the whole mammogram, its grey values as 0 to 255 in three equal channels.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ from pydantic import ValidationError
 
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
-from tfmammo.data.whole import view
+from tfmammo.data.whole import tile, toned, view
+from tfmammo.detection import tiles
 from tfmammo.export import CARD, SIGNATURE, located, read_card
 from tfmammo.record import LesionKind, Mammogram
 from tfmammo.training import tracking
 
 log = logging.getLogger(__name__)
-OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+COUNT = "num_detections"
+OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", COUNT)
+AT_ONCE = 2**20  # px of tiles in one call, at least one tile: memory is in proportion to it, whatever the mammogram's size
 MASKS = "detection_masks"  # of some: [1, n, h, w], how probable the lesion is, from its box's upper left to its lower right corner
+
+Found = dict[str, NDArray]  # of one image, by the API's names
 
 
 class DetectionError(ValueError):
@@ -114,6 +119,9 @@ class Detector:
     def predict(self, mammogram: Mammogram) -> Detections:
         """Find lesions in one mammogram.
 
+        With data.tiles in tiles that cover it (see tfmammo.detection.tiles), those alone in which a pixel is not 0; of all tiles
+        together no more than the model gives of one, the surest.
+
         Args:     mammogram: as a reader gives it; its pixels are read.
         Returns:  boxes in its native px, and masks if the model gives them: 1 where a pixel's middle lies in the box and the
                   lesion's probability there, interpolated, is at least 0.5. What the model calls by a class that is none of `kinds`
@@ -122,13 +130,13 @@ class Detector:
                   ValueError: it is constant. DetectionError: the model refuses it.
         """
         if self.data is None:
-            found = self._call(mammogram.pixels())
+            found = self._call(mammogram.pixels()[np.newaxis])[0]
             boxes = found["detection_boxes"] * np.array([mammogram.rows, mammogram.cols] * 2)
         else:
             prepared = preprocess.prepare(mammogram, self.data.preprocess)
-            image, scale = view(prepared.pixels(), self.data)
-            found = self._call(image)
-            boxes = _native(found["detection_boxes"] * self.data.size / np.array([*scale, *scale]), prepared, mammogram, self.data)
+            look = self._in_tiles if self.data.tiles else self._whole
+            found, boxes = look(prepared.pixels(), self.data)
+            boxes = _native(boxes, prepared, mammogram, self.data)
             if MASKS in found and _mirrored(mammogram, self.data):
                 found[MASKS] = found[MASKS][..., ::-1]
         return self._detections(found, boxes, mammogram)
@@ -137,18 +145,37 @@ class Detector:
         """Whether it was trained on a patient; None of a detector that does not say so."""
         return None if self._seen is None else patient_id in self._seen
 
-    def _call(self, image: NDArray[np.float32]) -> dict[str, NDArray]:
-        pixels = np.repeat(255 * image, 3, axis=-1)[np.newaxis]
+    def _whole(self, pixels: NDArray[np.float32], data: DataConfig) -> tuple[Found, NDArray]:
+        """What it finds in prepared pixels, letterboxed, and the boxes in their px."""
+        image, scale = view(pixels, data)
+        found = self._call(image[np.newaxis])[0]
+        return found, found["detection_boxes"] * np.array(data.shape * 2) / np.array([*scale, *scale])
+
+    def _in_tiles(self, pixels: NDArray[np.float32], data: DataConfig) -> tuple[Found, NDArray]:
+        """What it finds in tiles of prepared pixels, as if found at once, and the boxes in their px."""
+        assert data.tiles
+        image, shape = toned(pixels, data), data.shape
+        places = tiles.grid(pixels.shape[:2], shape, data.tiles.overlap)
+        places = [place for place in places if tile(pixels, *place, shape).any()] or places[:1]
+        at_once, parts = self._spec.shape[0] or max(1, AT_ONCE // (shape[0] * shape[1])), []
+        for start in range(0, len(places), at_once):
+            parts += self._call(np.stack([tile(image, *place, shape) for place in places[start : start + at_once]]))
+        return _as_one(parts, places, shape, pixels.shape[:2])
+
+    def _call(self, images: NDArray[np.float32]) -> list[Found]:
+        """What the model answers of images [n, rows, cols, 1], one by one."""
+        pixels = np.repeat(255 * images, 3, axis=-1)
         if self._spec.dtype == tf.uint8:
             pixels = np.rint(pixels)
         try:
             found = self._function(**{self._input: tf.cast(pixels, self._spec.dtype)})
         except (tf.errors.OpError, ValueError, TypeError) as error:
-            raise DetectionError(f"{self.handle}: refuses an image of {image.shape[0]} x {image.shape[1]} px ({_line(error)})") from None
-        return {name: found[name][0].numpy() for name in (*OUTPUTS, MASKS) if name in found}
+            raise DetectionError(f"{self.handle}: refuses an image of {images.shape[1]} x {images.shape[2]} px ({_line(error)})") from None
+        answers = {name: found[name].numpy() for name in (*OUTPUTS, MASKS) if name in found}
+        return [{name: values[row] for name, values in answers.items()} for row in range(len(images))]
 
-    def _detections(self, found: dict[str, NDArray], unclipped: NDArray, mammogram: Mammogram) -> Detections:
-        count = int(found["num_detections"])
+    def _detections(self, found: Found, unclipped: NDArray, mammogram: Mammogram) -> Detections:
+        count = int(found[COUNT])
         boxes = np.clip(unclipped[:count], 0, [mammogram.rows, mammogram.cols] * 2).astype(np.float32)
         scores, numbers = found["detection_scores"][:count], np.rint(found["detection_classes"][:count]).astype(int)
         known = (numbers >= 1) & (numbers <= len(self.kinds))
@@ -159,6 +186,20 @@ class Detector:
         classes = tuple(self.kinds[number - 1] for number in numbers[rows])
         masks = _pasted(found[MASKS][rows], unclipped[rows], mammogram) if MASKS in found else None
         return Detections(boxes[rows], np.clip(scores[rows], 0, 1).astype(np.float32), classes, masks)
+
+
+def _as_one(parts: list[Found], places: list[tuple[int, int]], shape: tuple[int, int], size: tuple[int, ...]) -> tuple[Found, NDArray]:
+    """What was found in tiles, as if found at once, no more than one tile has room for, and the boxes in px of the image.
+
+    Args:     parts: of each tile. places: their upper left corners, shape: their rows and columns, size: the image's, px.
+    """
+    most, counts = len(parts[0]["detection_scores"]), [int(part[COUNT]) for part in parts]
+    found = {name: np.concatenate([part[name][:n] for part, n in zip(parts, counts, strict=True)]) for name in parts[0] if name != COUNT}
+    boxes = found["detection_boxes"] * np.array(shape * 2) + np.repeat(np.tile(places, 2), counts, axis=0)
+    numbers = np.repeat(np.arange(len(parts)), counts)
+    inside = np.clip(boxes, 0, size * 2)
+    kept = tiles.merged(inside, found["detection_scores"], found["detection_classes"], numbers)[:most]
+    return {name: values[kept] for name, values in found.items()} | {COUNT: np.array(len(kept))}, boxes[kept]
 
 
 def _native(boxes: NDArray, prepared: Mammogram, mammogram: Mammogram, config: DataConfig) -> NDArray:

@@ -13,8 +13,9 @@ in defense of two-stage object detector (2017), its larger setting L.
 
 Departures and what the texts leave open:
 - Mammograms are letterboxed into a square of data.size px and not scaled to a short side of 800 and a long side of at most 1333 px: all
-  detectors here see what data.whole makes, and shapes are fixed. 1024 px keep a film of 4 : 3 at 768 x 1024. Anchors are in px of the
-  square.
+  detectors here see what data.whole makes, and shapes are fixed. 1024 px keep a film of 4 : 3 at 768 x 1024. data.canvas [1344, 800]
+  is the paper's size, to multiples of 16, for upright films, whose short side becomes 800 px where they are no longer than 5 : 3.
+  Anchors are in px of what is seen.
 - BatchNorm is frozen, statistics, scale and shift, as in Li et al.: four mammograms are too few to estimate them from. That takes
   weights of ImageNet; from random weights it must be `running`, with averages that decay by `momentum`.
 - Shen et al. name no optimiser; Adam, as for all else there. No weight decay, no decay of the learning rate: they name neither. No
@@ -42,7 +43,7 @@ from tfmammo import trunks
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS, DetectionError
-from tfmammo.detection.training import ROUNDING, panels, refuse_copies
+from tfmammo.detection.training import ROUNDING, panels, refuse_copies, refuse_sides, sides
 from tfmammo.export import SIGNATURE, ExportError
 from tfmammo.optimization import Adam, build, minimize
 
@@ -116,25 +117,27 @@ def check(experiment: Experiment[LightHeadRCNNConfig]) -> None:
 
     Raises:   DetectionError: names the key.
     """
-    _check_size(experiment.data.size)
+    refuse_sides(experiment.data, STRIDE, SMALLEST)
     refuse_copies(experiment.data, "this")
 
 
 class LightHeadRCNN:
     """The detector with its optimizer, one network by the name of "detector"; built on construction.
 
-    Args:     config: the network. size: side of the square image, px, a multiple of 16. classes: kinds of lesions.
-    Raises:   DetectionError: the size is no multiple of 16, or below 32. WeightsError: the weights can't be had.
+    Args:     config: the network. size: rows and columns of the image, or the side of a square one, px, multiples of 16 and at least
+              32 (see `check`). classes: kinds of lesions.
+    Raises:   DetectionError: the size is another. WeightsError: the weights can't be had.
     """
 
     name = "light_head_rcnn"
 
-    def __init__(self, config: LightHeadRCNNConfig | None = None, size: int = 1024, classes: int = 1) -> None:
+    def __init__(self, config: LightHeadRCNNConfig | None = None, size: int | tuple[int, int] = 1024, classes: int = 1) -> None:
         self.config = c = config or LightHeadRCNNConfig()
-        self.size, self.classes = size, classes
-        _check_size(size)
-        self.anchors = tf.constant(regions.anchors(size, STRIDE, c.anchor_scales, c.anchor_ratios))
-        self.trunk, self.head = trunk(c, size), head(c, classes)
+        self.shape, self.classes = sides(size), classes
+        if any(side % STRIDE or side < SMALLEST for side in self.shape):
+            raise DetectionError(f"rows and columns must be multiples of {STRIDE} px and at least {SMALLEST}, not {self.shape}")
+        self.anchors = tf.constant(regions.anchors(self.shape, STRIDE, c.anchor_scales, c.anchor_ratios))
+        self.trunk, self.head = trunk(c, self.shape), head(c, classes)
         if c.weights != "none":
             for layer in RESNETS[c.blocks](c.weights).layers:
                 if layer.weights:
@@ -147,7 +150,7 @@ class LightHeadRCNN:
     def train_step(self, batch: Tensors) -> Tensors:
         """One step down the sum of the four losses.
 
-        Args:     batch: "image" float32 [batch, size, size, 1] in [0, 1], "boxes" float32 [batch, k, 4] in [0, 1], "classes"
+        Args:     batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "boxes" float32 [batch, k, 4] in [0, 1], "classes"
                   int32 [batch, k]; see data.whole. A box without area is not there.
         Returns:  float32 scalars: the whole loss and its four parts.
         """
@@ -203,8 +206,8 @@ class LightHeadRCNN:
     def propose(self, objectness: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The first stage's regions; see `regions.proposals`. None has a side of less than 1 px."""
         c = self.config
-        before = min(c.proposals_before, len(self.anchors))
-        return regions.proposals(objectness, deltas, self.anchors, before, min(c.proposals, before), c.rpn_nms, 1 / self.size)
+        before, smallest = min(c.proposals_before, len(self.anchors)), (1 / self.shape[0], 1 / self.shape[1])
+        return regions.proposals(objectness, deltas, self.anchors, before, min(c.proposals, before), c.rpn_nms, smallest)
 
     def judge(self, maps: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The second stage: class logits float32 [batch, n, 1 + classes], the background's first, and boxes' deltas [batch, n, classes, 4].
@@ -226,7 +229,7 @@ class LightHeadRCNN:
     def detect(self, image: tf.Tensor) -> Tensors:
         """Detections, by the names of the Object Detection API.
 
-        Args:     image: float32 [batch, size, size, 1] in [0, 1].
+        Args:     image: float32 [batch, rows, cols, 1] in [0, 1].
         Returns:  "detection_boxes" float32 [batch, n, 4] in [0, 1], "detection_scores" [batch, n], falling, 0 where there is
                   nothing, "detection_classes" [batch, n] from 0 on, "num_detections" [batch].
         """
@@ -238,13 +241,13 @@ class LightHeadRCNN:
         return dict(zip(OUTPUTS, (boxes, scores, classes, tf.cast(count, tf.float32)), strict=True))
 
     def sample(self, batch: Tensors) -> Tensors:
-        """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, size, size, 1] in [0, 1]."""
+        """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, rows, cols, 1] in [0, 1]."""
         return panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
         """What validation calls: image -> boxes, scores and classes. What is exported says `write`."""
 
-        @tf.function(input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")])
+        @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
         def detector(image: tf.Tensor) -> Tensors:
             found = self.detect(image)
             return {name: found[f"detection_{name}"] for name in ("boxes", "scores", "classes")}
@@ -259,13 +262,13 @@ class LightHeadRCNN:
         return tf.stack([tf.cast(tf.convert_to_tensor(inner.iterations), tf.int32), tf.cast(replica, tf.int32)])
 
 
-def trunk(config: LightHeadRCNNConfig, size: int) -> keras.Model:
+def trunk(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras.Model:
     """All that is computed once an image.
 
-    float32 [n, size, size, 1] in [0, 1] -> objectness float32 [n, anchors], deltas float32 [n, anchors, 4], maps float32
-    [n, size / 16, size / 16, bins * bins * channels].
+    float32 [n, rows, cols, 1] in [0, 1] -> objectness float32 [n, anchors], deltas float32 [n, anchors, 4], maps float32
+    [n, rows / 16, cols / 16, bins * bins * channels].
     """
-    image = keras.Input((size, size, 1), dtype="float32", name="image")
+    image = keras.Input((*shape, 1), dtype="float32", name="image")
     c4, c5 = resnet(image, config)
     per_cell, layers = len(config.anchor_scales) * len(config.anchor_ratios), keras.layers
     x = layers.Conv2D(config.rpn_width, 3, padding="same", activation="relu", kernel_initializer=_normal(0.01), name="rpn")(c4)
@@ -335,22 +338,22 @@ def resnet(image: keras.KerasTensor, config: LightHeadRCNNConfig) -> tuple[keras
 def write(room: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     """Export one SavedModel, detector/, that answers as the Object Detection API's do.
 
-    "serving_default": float32 [n, rows, cols, 3] in [0, 255], of which the first channel is read; any size, letterboxed into the
-    square -> the API's four outputs, boxes as parts of rows and cols, classes counted from 1. "regions": what stands between
-    image and detections, for given regions; by it disk and memory are compared, because detections that are equally sure may
-    change places.
+    "serving_default": float32 [n, rows, cols, 3] in [0, 255], of which the first channel is read; any size, letterboxed as in
+    training, which leaves an image of the network's own size as it is -> the API's four outputs, boxes as parts of rows and cols,
+    classes counted from 1. "regions": what stands between image and detections, for given regions; by it disk and memory are
+    compared, because detections that are equally sure may change places.
 
     Args:     room: built under the float32 policy. folder: exists and is empty.
     Returns:  the card's description.
     Raises:   ExportError: the SavedModel answers otherwise than the network in memory.
     """
-    network, size, path = room.networks["detector"], room.size, str(folder / "detector")
-    image, found = tf.TensorSpec([None, size, size, 1], tf.float32, "image"), tf.TensorSpec([None, None, 4], tf.float32, "regions")
+    network, shape, path = room.networks["detector"], room.shape, str(folder / "detector")
+    image, found = tf.TensorSpec([None, *shape, 1], tf.float32, "image"), tf.TensorSpec([None, None, 4], tf.float32, "regions")
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "input_tensor")])
     def serve(input_tensor: tf.Tensor) -> Tensors:
-        square, parts = letterboxed(input_tensor[..., :1] / 255.0, size)
-        detected = room.detect(square)
+        canvas, parts = letterboxed(input_tensor[..., :1] / 255.0, shape)
+        detected = room.detect(canvas)
         boxes, classes = regions.clipped(detected[OUTPUTS[0]] / parts), detected["detection_classes"] + 1
         return detected | {OUTPUTS[0]: boxes, "detection_classes": classes}
 
@@ -364,7 +367,7 @@ def write(room: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     module.weights = [variable.value for variable in network.variables]  # in order, so that training.initial can read them
     tf.saved_model.save(module, path, signatures={SIGNATURE: serve.get_concrete_function(), "regions": inside.get_concrete_function()})
     loaded = tf.saved_model.load(path)
-    _compare(loaded.signatures["regions"], inside.python_function, size)
+    _compare(loaded.signatures["regions"], inside.python_function, shape)
     inputs = {"input_tensor": {"shape": [None, None, None, 3], "dtype": "float32", "range": [0.0, 255.0]}}
     answers = loaded.signatures[SIGNATURE].structured_outputs
     outputs = {name: {"shape": one.shape.as_list(), "dtype": one.dtype.name, "range": None} for name, one in answers.items()}
@@ -372,33 +375,29 @@ def write(room: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     return {"detector": {"inputs": inputs, "outputs": outputs, "variables": variables}}
 
 
-def letterboxed(image: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scale images until their longer side is `size` px and fill the square with 0, below or on the right, as data.whole does.
+def letterboxed(image: tf.Tensor, shape: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scale images by the largest factor with which they fit and fill the canvas with 0, below or on the right, as data.whole does.
 
-    Args:     image: float32 [n, rows, cols, 1].
-    Returns:  float32 [n, size, size, 1], and float32 [4], which parts of the square's sides the image takes: rows, cols, twice.
+    Args:     image: float32 [n, any, any, 1]. shape: rows and columns of the canvas, px.
+    Returns:  float32 [n, *shape, 1], and float32 [4], which parts of the canvas' sides the image takes: rows, cols, twice.
     """
-    shape = tf.cast(tf.shape(image)[1:3], tf.float32)
-    scaled = tf.maximum(tf.round(shape * size / tf.reduce_max(shape)), 1.0)
+    size = tf.cast(tf.shape(image)[1:3], tf.float32)
+    by_rows, by_cols = size * shape[0] / size[0], size * shape[1] / size[1]
+    scaled = tf.maximum(tf.round(tf.where(size[0] * shape[1] >= size[1] * shape[0], by_rows, by_cols)), 1.0)
     resized = tf.image.resize(image, tf.cast(scaled, tf.int32), antialias=True)
-    square = tf.ensure_shape(tf.image.pad_to_bounding_box(resized, 0, 0, size, size), [None, size, size, 1])
-    return square, tf.tile(scaled / size, [2])
+    canvas = tf.ensure_shape(tf.image.pad_to_bounding_box(resized, 0, 0, *shape), [None, *shape, 1])
+    return canvas, tf.tile(scaled / shape, [2])
 
 
-def _compare(saved: Any, eager: Any, size: int) -> None:
+def _compare(saved: Any, eager: Any, shape: tuple[int, int]) -> None:
     random = np.random.default_rng(0)
-    image = random.random((1, size, size, 1), np.float32)
+    image = random.random((1, *shape, 1), np.float32)
     corners = np.sort(random.random((1, 8, 2, 2), np.float32), axis=2).reshape(1, 8, 4)
     answers = saved(image=tf.constant(image), regions=tf.constant(corners))
     for name, expected in eager(tf.constant(image), tf.constant(corners)).items():
         scale = max(1.0, float(np.max(np.abs(expected))))
         if not np.allclose(answers[name], expected, rtol=ROUNDING, atol=ROUNDING * scale):
             raise ExportError(f"the detector's {name} differ between the SavedModel and the network in memory")
-
-
-def _check_size(size: int) -> None:
-    if size < SMALLEST or size % STRIDE:
-        raise DetectionError(f"data.size: must be a multiple of {STRIDE} px and at least {SMALLEST}, not {size}")
 
 
 def _mean(losses: tf.Tensor, of: tf.Tensor, over: tf.Tensor) -> tf.Tensor:

@@ -37,12 +37,12 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection.detections import MASKS, DetectionError
-from tfmammo.detection.training import ROUNDING, Network, panels, refuse_copies
+from tfmammo.detection.training import ROUNDING, Network, panels, refuse_copies, refuse_sides, sides
 from tfmammo.export import SIGNATURE, ExportError
 from tfmammo.optimization import build, minimize
 
 Stage = Literal["heads", "upper", "all"]
-STEP = 128  # px: sides of the square are multiples of it
+STEP = 128  # px: rows and columns of the image are multiples of it
 SAVED_MODEL = "saved_model"
 CHECKPOINT = "checkpoint"  # of an export, laid out as tf-models-official's
 STAGE_3 = "block_group_l3"  # the last layer of the ResNet's stage 3 in tf-models-official; its l2 to l5 are conv2 to conv5
@@ -99,23 +99,22 @@ def check(experiment: Experiment[MaskRCNNConfig]) -> None:
         raise DetectionError(f"training.precision: tf-models-official trains in float32 here, not in {training.precision}")
     if training.initial:
         raise DetectionError("training.initial: a Mask R-CNN starts from model.checkpoint, a checkpoint of tf-models-official")
-    if data.size % STEP:
-        raise DetectionError(f"data.size: must be a multiple of {STEP} px, for the levels of the pyramid, not {data.size}")
+    refuse_sides(data, STEP, STEP, ", for the levels of the pyramid")
     refuse_copies(data, "a Mask R-CNN")
     _api()
 
 
-def settings(config: MaskRCNNConfig, size: int, classes: int) -> dict[str, Any]:
+def settings(config: MaskRCNNConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
     """What differs from tf-models-official's experiment maskrcnn_resnetfpn_coco, as the fields of its task.
 
-    Args:     size: side of the square image, px. classes: kinds of lesions, without background.
+    Args:     shape: rows and columns of the image, px. classes: kinds of lesions, without background.
     """
     filters = {"num_filters": config.filters}
     proposals = {f"{prefix}{name}": config.proposals for prefix in ("", "test_") for name in ("num_proposals", "pre_nms_top_k")}
     proposals["pre_nms_top_k"] *= 2  # as there
     model = {
         "num_classes": classes + 1,
-        "input_size": [size, size, 3],
+        "input_size": [*shape, 3],
         "anchor": {"anchor_size": config.anchor_scale, "aspect_ratios": list(config.anchor_ratios)},
         "backbone": {"type": "resnet", "resnet": {"model_id": config.depth}},
         "decoder": {"type": "fpn", "fpn": filters},
@@ -141,9 +140,9 @@ def settings(config: MaskRCNNConfig, size: int, classes: int) -> dict[str, Any]:
 class MaskRCNN:
     """The detector with its optimizer; built on construction.
 
-    Args:     config: the network. size: side of the square image, a multiple of 128 px. classes: kinds of lesions. stage:
-              of the training, says what is frozen. start: the checkpoint that the stage before exported, in place of
-              config.checkpoint; all weights start from it.
+    Args:     config: the network. size: rows and columns of the image, or the side of a square one, multiples of 128 px. classes:
+              kinds of lesions. stage: of the training, says what is frozen. start: the checkpoint that the stage before exported,
+              in place of config.checkpoint; all weights start from it.
     Raises:   DetectionError: the extra is missing, or a checkpoint can't be read.
     """
 
@@ -152,15 +151,15 @@ class MaskRCNN:
     def __init__(
         self,
         config: MaskRCNNConfig | None = None,
-        size: int = 1024,
+        size: int | tuple[int, int] = 1024,
         classes: int = 1,
         stage: Stage = "all",
         start: Path | None = None,
     ) -> None:
-        self.config, self.size, self.classes = config or MaskRCNNConfig(), size, classes
+        self.config, self.shape, self.classes = config or MaskRCNNConfig(), sides(size), classes
         self.api = _api()
         task = self.api.get_exp_config("maskrcnn_resnetfpn_coco").task
-        task.override(settings(self.config, size, classes), is_strict=True)
+        task.override(settings(self.config, self.shape, classes), is_strict=True)
         self.task = self.api.MaskRCNNTask(task)
         self.model = self.task.build_model()
         self.parse = _parser(self.api, task).parse_fn(is_training=True)
@@ -176,13 +175,13 @@ class MaskRCNN:
         rate, warmup = self.config.learning_rate, self.config.warmup
         schedule = keras.optimizers.schedules.PolynomialDecay(0.0, warmup, rate) if warmup else rate
         self.optimizers = {"detector": build(keras.optimizers.Adam(schedule, global_clipnorm=self.config.clip, name="detector"), network)}
-        spec = tf.TensorSpec([None, size, size, 1], tf.float32, "image")
+        spec = tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")
         self.detect = tf.function(self._detect, input_signature=[spec])
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One step down Eq. (6), the losses of the proposals and weight decay.
 
-        Args:     batch: "image" float32 [batch, size, size, 1] in [0, 1], "mask" the same shape, 0 or 1, "boxes" float32
+        Args:     batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "mask" the same shape, 0 or 1, "boxes" float32
                   [batch, k, 4] in [0, 1], "classes" int32 [batch, k]; see data.whole.
         Returns:  float32 scalars: the whole loss and its parts, unweighted.
         """
@@ -196,13 +195,13 @@ class MaskRCNN:
         return {"detector_loss": loss, **{name: losses[name] for name in LOSSES}, "weight_decay": loss - losses["model_loss"]}
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, size, size, 1] in [0, 1]."""
+        """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, rows, cols, 1] in [0, 1]."""
         return panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
         """What validation calls: image -> boxes, scores and classes from 0 on. The export is `serving`."""
 
-        @tf.function(input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")])
+        @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
         def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
             found = self.detect(image)
             boxes, scores, classes = (found[f"detection_{name}"] for name in ("boxes", "scores", "classes"))
@@ -211,9 +210,9 @@ class MaskRCNN:
         return {"detector": detector}
 
     def serving(self) -> Any:
-        """The exported function: float32 [n, size, size, 3] in [0, 255] -> as `detect`."""
+        """The exported function: float32 [n, rows, cols, 3] in [0, 255] -> as `detect`."""
 
-        @tf.function(input_signature=[tf.TensorSpec([None, self.size, self.size, 3], tf.float32, "input_tensor")])
+        @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 3], tf.float32, "input_tensor")])
         def serve(input_tensor: tf.Tensor) -> dict[str, tf.Tensor]:
             return self.detect(tf.reduce_mean(input_tensor, axis=-1, keepdims=True) / 255)
 
@@ -222,18 +221,18 @@ class MaskRCNN:
     def _detect(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """Names as the Object Detection API's.
 
-        Args:     image: float32 [batch, size, size, 1] in [0, 1].
+        Args:     image: float32 [batch, rows, cols, 1] in [0, 1].
         Returns:  float32 "detection_boxes" [batch, n, 4] in [0, 1], "detection_scores" [batch, n], falling, "detection_classes"
                   [batch, n] from 1 on, "num_detections" [batch]; beyond it all is 0. "detection_masks" [batch, n, 28, 28] in
                   [0, 1]: how probable the lesion is, from its box's upper left to its lower right corner.
         """
         image = self.api.normalize_image(tf.repeat(image, 3, axis=-1))
-        side = tf.fill([tf.shape(image)[0], 2], float(self.size))
-        found = self.model(image, image_shape=side, training=False)
+        shape = tf.tile(tf.constant([self.shape], tf.float32), [tf.shape(image)[0], 1])
+        found = self.model(image, image_shape=shape, training=False)
         number = tf.cast(found["num_detections"], tf.float32)
         there = tf.sequence_mask(found["num_detections"], self.config.detections, tf.float32)
         return {
-            "detection_boxes": found["detection_boxes"] / self.size * there[..., tf.newaxis],
+            "detection_boxes": found["detection_boxes"] / (self.shape * 2) * there[..., tf.newaxis],
             "detection_scores": tf.maximum(found["detection_scores"], 0.0) * there,  # -1 where there is nothing
             "detection_classes": tf.cast(found["detection_classes"], tf.float32) * there,
             "num_detections": number,
@@ -313,14 +312,14 @@ def write(room: Any, folder: Path) -> dict[str, Any]:
     module = tf.Module()
     module.weights = network.variables
     tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures={SIGNATURE: serve})
-    image = np.random.default_rng(0).random((1, room.size, room.size, 1), np.float32)
+    image = np.random.default_rng(0).random((1, *room.shape, 1), np.float32)
     loaded = tf.saved_model.load(str(folder / SAVED_MODEL))
     saved = loaded.signatures[SIGNATURE](input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))
     for name, known in room.detect(tf.constant(image)).items():
         if not np.allclose(saved[name], known, rtol=ROUNDING, atol=ROUNDING):
             raise ExportError(f"the detector's {name} differ between the SavedModel and the network in memory")
     described = {name: {"shape": value.shape.as_list(), "dtype": value.dtype.name, "range": None} for name, value in saved.items()}
-    inputs = {"input_tensor": {"shape": [None, room.size, room.size, 3], "dtype": "float32", "range": [0.0, 255.0]}}
+    inputs = {"input_tensor": {"shape": [None, *room.shape, 3], "dtype": "float32", "range": [0.0, 255.0]}}
     variables = [f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}" for variable in network.variables]
     return {SAVED_MODEL: {"inputs": inputs, "outputs": described, "variables": variables}}
 

@@ -1,6 +1,6 @@
 """Boxes of a two-stage detector as pure TensorFlow functions of fixed shapes: anchors, targets, proposals, pooling, hard examples.
 
-A box is [row_min, col_min, row_max, col_max], half-open, as parts of the square image's side; one without area is not there,
+A box is [row_min, col_min, row_max, col_max], half-open, as parts of the image's sides; one without area is not there,
 and stands only where a fixed number of boxes is asked for. All of it is float32 and batched: no Python per image.
 """
 
@@ -18,20 +18,20 @@ MOST = math.log(1000 / 16)  # of a predicted logarithm of sides: a box grows so 
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # of the head's box targets, as in Faster R-CNN
 
 
-def anchors(size: int, stride: int, scales: Sequence[float], ratios: Sequence[float]) -> NDArray[np.float32]:
+def anchors(shape: tuple[int, int], stride: int, scales: Sequence[float], ratios: Sequence[float]) -> NDArray[np.float32]:
     """The boxes that the first stage chooses from: every scale with every ratio at the centre of every stride x stride square.
 
     Their area is (scale * stride)^2 px whatever the ratio. They reach beyond the image where they have to.
 
-    Args:     size: side of the image, px, a multiple of the stride. ratios: height over width.
-    Returns:  float32 [(size / stride)^2 * scales * ratios, 4], by row, column, scale and ratio, the last the fastest.
+    Args:     shape: rows and columns of the image, px, multiples of the stride. ratios: height over width.
+    Returns:  float32 [rows / stride * cols / stride * scales * ratios, 4], by row, column, scale and ratio, the last the fastest.
     Source:   Ren et al., Faster R-CNN (2015), section 3.1.1.
     """
-    centres = (np.arange(size // stride) + 0.5) * stride
+    centres = [(np.arange(side // stride) + 0.5) * stride for side in shape]
     sides = np.array([[s * stride * np.sqrt(r), s * stride / np.sqrt(r)] for s in scales for r in ratios]) / 2
-    rows, cols = (grid[..., np.newaxis] for grid in np.meshgrid(centres, centres, indexing="ij"))
+    rows, cols = (grid[..., np.newaxis] for grid in np.meshgrid(*centres, indexing="ij"))
     boxes = np.stack([rows - sides[:, 0], cols - sides[:, 1], rows + sides[:, 0], cols + sides[:, 1]], axis=-1)
-    return (boxes.reshape(-1, 4) / size).astype(np.float32)
+    return (boxes.reshape(-1, 4) / (shape * 2)).astype(np.float32)
 
 
 def area(boxes: tf.Tensor) -> tf.Tensor:
@@ -113,13 +113,13 @@ def drawn(label: tf.Tensor, random: tf.Tensor, count: int, share: float) -> tupl
 
 
 def proposals(
-    logits: tf.Tensor, deltas: tf.Tensor, boxes: tf.Tensor, before: int, after: int, nms_iou: float, smallest: float
+    logits: tf.Tensor, deltas: tf.Tensor, boxes: tf.Tensor, before: int, after: int, nms_iou: float, smallest: tuple[float, float]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The first stage's boxes: the surest anchors, moved, clipped to the image, and without those that overlap a surer one.
 
     Args:     logits: float32 [batch, n], deltas: float32 [batch, n, 4], of the anchors `boxes`, float32 [n, 4]. before, after:
               how many are left before and after non-maximum suppression. nms_iou: IoU above which the less sure one goes.
-              smallest: side below which a box goes, part of the image's.
+              smallest: rows and columns below which a box goes, parts of the image's.
     Returns:  float32 [batch, after, 4], the surest first, and bool [batch, after]: whether there is one. No gradient passes.
     """
     logits, deltas = tf.stop_gradient(logits), tf.stop_gradient(deltas)
@@ -184,7 +184,7 @@ def smooth_l1(difference: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
 def ps_roi_align(maps: tf.Tensor, regions: tf.Tensor, bins: int = 7, samples: int = 2) -> tf.Tensor:
     """Position-sensitive RoI align: bin (i, j) of a region is the mean of its own channels at samples x samples points in it.
 
-    A point (r, c) of the image, in parts of its side, lies at (r * rows - 0.5, c * cols - 0.5) between the maps' cells, whose
+    A point (r, c) of the image, in parts of its sides, lies at (r * rows - 0.5, c * cols - 0.5) between the maps' cells, whose
     values are taken to be those at their centres; bilinear between them, and beyond the outermost as they are there.
 
     Args:     maps: floating [batch, rows, cols, bins * bins * c]; channel (i * bins + j) * c + l is the l-th of bin (i, j).

@@ -39,7 +39,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection.detections import DetectionError
-from tfmammo.detection.training import ROUNDING, Network, panels, refuse_copies
+from tfmammo.detection.training import ROUNDING, Network, panels, refuse_copies, sides
 from tfmammo.export import ExportError
 from tfmammo.optimization import build, minimize
 
@@ -94,16 +94,17 @@ def check(experiment: Experiment[SSDConfig]) -> None:
     if training.initial:
         raise DetectionError("training.initial: an SSD starts from model.checkpoint, a checkpoint of the Object Detection API")
     smallest = _SMALLEST[experiment.model.backbone]
-    if data.size < smallest:
-        raise DetectionError(f"data.size: the API's {experiment.model.backbone} takes {smallest} px and more, not {data.size}")
+    if min(data.shape) < smallest:
+        key, value = ("canvas", list(data.canvas)) if data.canvas else ("size", data.size)
+        raise DetectionError(f"data.{key}: the API's {experiment.model.backbone} takes {smallest} px and more, not {value}")
     refuse_copies(data, "an SSD")
     _api()
 
 
-def pipeline(config: SSDConfig, size: int, classes: int) -> dict[str, Any]:
+def pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
     """The API's pipeline.config for a detector, as the fields of its TrainEvalPipelineConfig; the model alone.
 
-    Args:     size: side of the square image, px. classes: kinds of lesions.
+    Args:     shape: rows and columns of the image, px. classes: kinds of lesions.
     """
     mobile = config.backbone == "mobilenet_v2"
     depth = config.depth or (128 if mobile else 256)
@@ -129,7 +130,7 @@ def pipeline(config: SSDConfig, size: int, classes: int) -> dict[str, Any]:
     suppression = {"iou_threshold": config.nms_iou, "max_detections_per_class": config.detections, "score_threshold": 1e-8}
     ssd = {
         "num_classes": classes,
-        "image_resizer": {"fixed_shape_resizer": {"height": size, "width": size}},
+        "image_resizer": {"fixed_shape_resizer": {"height": shape[0], "width": shape[1]}},
         "feature_extractor": extractor,
         "box_coder": {"faster_rcnn_box_coder": {"y_scale": 10.0, "x_scale": 10.0, "height_scale": 5.0, "width_scale": 5.0}},
         "matcher": {"argmax_matcher": _MATCHER},
@@ -177,18 +178,18 @@ def _convolutions(config: SSDConfig, initializer: dict[str, Any]) -> dict[str, A
 class SSD:
     """The detector with its optimizer; built on construction.
 
-    Args:     config: the network. size: side of the square image, px. classes: kinds of lesions.
+    Args:     config: the network. size: rows and columns of the image, or the side of a square one, px. classes: kinds of lesions.
     Raises:   DetectionError: the extra is missing, the environment is not the API's, or model.checkpoint can't be read.
     """
 
     name = "ssd"
 
-    def __init__(self, config: SSDConfig | None = None, size: int = 320, classes: int = 1) -> None:
-        self.config, self.size, self.classes = config or SSDConfig(), size, classes
+    def __init__(self, config: SSDConfig | None = None, size: int | tuple[int, int] = 320, classes: int = 1) -> None:
+        self.config, self.shape, self.classes = config or SSDConfig(), sides(size), classes
         self.api = _api()
-        self.pipeline = self.api.pipeline_pb2.TrainEvalPipelineConfig(**pipeline(self.config, size, classes))
+        self.pipeline = self.api.pipeline_pb2.TrainEvalPipelineConfig(**pipeline(self.config, self.shape, classes))
         self.detector = self.api.model_builder.build(self.pipeline.model, is_training=True)
-        self.detect(tf.zeros([1, size, size, 1]))  # the API makes its variables at the first call
+        self.detect(tf.zeros([1, *self.shape, 1]))  # the API makes its variables at the first call
         if self.config.checkpoint:
             _start_from(self.detector, self.config.checkpoint)
         network = Network(self.detector)
@@ -205,7 +206,7 @@ class SSD:
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One step down focal loss + localisation * smooth L1 + weight decay.
 
-        Args:     batch: "image" float32 [batch, size, size, 1] in [0, 1], "boxes" float32 [batch, k, 4] in [0, 1], "classes"
+        Args:     batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "boxes" float32 [batch, k, 4] in [0, 1], "classes"
                   int32 [batch, k]; see data.whole.
         Returns:  float32 scalars: the whole loss and its three parts.
         """
@@ -226,7 +227,7 @@ class SSD:
     def detect(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """The API's detections.
 
-        Args:     image: float32 [batch, size, size, 1] in [0, 1].
+        Args:     image: float32 [batch, rows, cols, 1] in [0, 1].
         Returns:  the API's names: "detection_boxes" float32 [batch, n, 4] in [0, 1], "detection_scores" [batch, n], falling,
                   0 where there is nothing, "detection_classes" [batch, n] from 0 on, "num_detections" [batch], and others.
         """
@@ -235,13 +236,13 @@ class SSD:
             return self.detector.postprocess(self.detector.predict(images, shapes), shapes)
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, size, size, 1] in [0, 1]."""
+        """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, rows, cols, 1] in [0, 1]."""
         return panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
         """What validation calls: image -> boxes, scores and classes. The export is the API's own; see `write`."""
 
-        @tf.function(input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")])
+        @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
         def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
             found = self.detect(image)
             return {name: found[f"detection_{name}"] for name in ("boxes", "scores", "classes")}
@@ -263,7 +264,7 @@ def write(room: Any, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary, _training(room.api, False):
         tf.train.Checkpoint(model=room.detector).save(f"{temporary}/ckpt")
         room.api.exporter_lib_v2.export_inference_graph("float_image_tensor", room.pipeline, temporary, str(folder))
-    image = np.random.default_rng(0).random((1, room.size, room.size, 1), np.float32)
+    image = np.random.default_rng(0).random((1, *room.shape, 1), np.float32)
     loaded = tf.saved_model.load(str(folder / SAVED_MODEL))
     function = loaded.signatures["serving_default"]
     saved, known = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1))), room.detect(tf.constant(image))

@@ -39,11 +39,28 @@ def refuse_copies(data: DataConfig, what: str) -> None:
         raise DetectionError(f"data.split=paper: turns patches, and {what} is trained on whole mammograms; take patient or official")
 
 
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns, px, of what a detector is built for. Args: size: both, or the side of a square."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def refuse_sides(data: DataConfig, step: int, smallest: int, why: str = "") -> None:
+    """Raise DetectionError, naming the key, unless the rows and columns of what a detector sees are multiples of `step` px.
+
+    Args:     smallest: px, of either. why: said behind "multiple of .. px".
+    """
+    if any(side % step or side < smallest for side in data.shape):
+        least = f" and at least {smallest}" if smallest > step else ""
+        if data.canvas:
+            raise DetectionError(f"data.canvas: rows and columns must be multiples of {step} px{why}{least}, not {list(data.canvas)}")
+        raise DetectionError(f"data.size: must be a multiple of {step} px{why}{least}, not {data.size}")
+
+
 def panels(batch: Mapping[str, tf.Tensor], found: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Panels for the image grid.
 
     Args:     batch: "image" and "mask". found: "detection_boxes" and "detection_scores", see data.whole for the boxes' unit.
-    Returns:  float32 [batch, size, size, 1] in [0, 1]: image, the same with the surer boxes, truth.
+    Returns:  float32 [batch, rows, cols, 1] in [0, 1]: image, the same with the surer boxes, truth.
     """
     boxes = tf.where(found["detection_scores"][..., tf.newaxis] >= SHOWN, found["detection_boxes"], 0.0)
     drawn = tf.image.draw_bounding_boxes(batch["image"], boxes, [[1.0]])
@@ -52,6 +69,9 @@ def panels(batch: Mapping[str, tf.Tensor], found: Mapping[str, tf.Tensor]) -> di
 
 def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float]:
     """Recall on held-out mammograms at IoU 0.5: at 1 false positive per image, of all detections, and the FROC's mean.
+
+    With data.tiles an image is a tile, drawn as those of the training are: a number to choose checkpoints by, not a FROC of mammograms,
+    which evaluate/detection.py gives.
 
     Args:     functions: a detector's. held_out: a Whole; classes are told apart.
     """

@@ -124,6 +124,11 @@ def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArr
     return found
 
 
+def recall_by(criterion: Criterion, threshold: float) -> str:
+    """What recall is by a criterion, in words, for headings."""
+    return "recall " + {"iou": f"at IoU > {threshold:g}", "ior": f"at IoR > {threshold:g}", "centre": "by centres"}[criterion]
+
+
 def match(boxes: Floats, scores: Floats, truth: Floats, threshold: float = 0.5, criterion: Criterion = "iou") -> Matches:
     """Which detections of one image hit a lesion.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,19 @@ from rich.table import Table
 from tfmammo import command
 from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
-from tfmammo.config import ConfigError, DataConfig, Experiment, TrainingConfig
+from tfmammo.config import AddedConfig, ConfigError, DataConfig, Experiment, TrainingConfig
 from tfmammo.data import splits
-from tfmammo.data.patches import Patches, make_patches
+from tfmammo.data.patches import Make, Patches, make_patches
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.quiet import held_back
-from tfmammo.record import Mammogram, Skipped
+from tfmammo.record import Skipped
 from tfmammo.training import loop
+from tfmammo.training.added import with_added
 
 log = logging.getLogger(__name__)
 console = Console()
 SPLIT = "split.json"
-Make = Callable[[Iterable[Mammogram], DataConfig, Skipped], Patches]
 
 
 def arguments(description: str, config: str | None = None) -> argparse.ArgumentParser:
@@ -118,8 +118,10 @@ def all_patches(config: DataConfig, make: Make = make_patches) -> Patches:
     """Every patch of the archive, or of data.records; what was left out is logged with the reason, file by file.
 
     Args:     make: what makes patches of mammograms: data.patches.make_patches, or as it. Records hold what that one made.
-    Raises:   ConfigError: data.records is set for another `make`.
+    Raises:   ConfigError: data.records is set for another `make`, or data.added, which `datasets` alone heeds.
     """
+    if config.added != AddedConfig():
+        raise ConfigError("data.added: joins the training side of a split; nothing here is trained on it")
     if config.records:
         return _records(config, make).load()
     skipped = Skipped()
@@ -140,16 +142,26 @@ def report(skipped: Skipped) -> None:
 def datasets(config: DataConfig, output: Path | None = None, make: Make = make_patches) -> tuple[Patches | Records, Patches]:
     """(training, held-out) patches by `config.split`; for "patient" and "official" no patient stands on both sides.
 
-    Args:     config: what to read and how to part it; with data.records the training patches stay on disk.
+    Args:     config: what to read and how to part it; with data.records the training patches stay on disk. What data.added names
+              joins the training patches.
               output: where split.json goes, which tells every patient's place. make: see `all_patches`.
+    Raises:   as `all_patches`, `splits.split` and `added.with_added`.
     """
-    found: Patches | Records = _records(config, make) if config.records else all_patches(config, make)
-    train_patches, held_out = splits.split(found, config)
+    alone = config.model_copy(update={"added": AddedConfig()})
+    found: Patches | Records = _records(config, make) if config.records else all_patches(alone, make)
+    train_patches, held_out = splits.split(found, alone)
     if config.split == "paper":
         log.warning("data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; the metrics are too good")
     if output:
-        _keep_split(found, config, output)
-    return train_patches, held_out.load() if isinstance(held_out, Records) else held_out
+        _keep_split(found, alone, output)
+    held_out = held_out.load() if isinstance(held_out, Records) else held_out
+    if config.added.copies or config.added.synthetic:
+        if isinstance(train_patches, Records):
+            raise ConfigError("data.added: can't join data.records, which hold patches alone; set data.name and data.root instead")
+        skipped = Skipped()
+        train_patches = with_added(train_patches, held_out, config, make, skipped)
+        report(skipped)
+    return train_patches, held_out
 
 
 def archive_split(config: DataConfig, output: Path) -> DataConfig:

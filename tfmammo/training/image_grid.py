@@ -17,7 +17,7 @@ FONT, HEADER = cv2.FONT_HERSHEY_SIMPLEX, 24
 def grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArray[np.uint8]:
     """One sheet of n rows with the panels side by side, each under its name.
 
-    Args:     panels: name -> float [n, s, s, 1] grey or [n, s, s, 3] RGB, in [0, 1], all of one n and s, in the order of
+    Args:     panels: name -> float [n, h, w, 1] grey or [n, h, w, 3] RGB, in [0, 1], all of one n, h and w, in the order of
               columns. spacing: px of white between images and round the sheet.
     Returns:  uint8 [rows, cols, 3], RGB.
     Raises:   ValueError: no panel, unequal sizes, or a value outside [0, 1] (NaN too); the message names the panel.
@@ -25,17 +25,17 @@ def grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArra
     if not panels:
         raise ValueError("there is no panel to draw")
     tiles = {name: _tiles(name, np.asarray(images)) for name, images in panels.items()}
-    count, size = next(iter(tiles.values())).shape[:2]
-    pitch = size + spacing
-    sheet = np.full((HEADER + count * pitch, spacing + len(tiles) * pitch, 3), WHITE, np.uint8)
+    count, rows, cols = next(iter(tiles.values())).shape[:3]
+    sheet = np.full((HEADER + count * (rows + spacing), spacing + len(tiles) * (cols + spacing), 3), WHITE, np.uint8)
     for column, (name, images) in enumerate(tiles.items()):
-        if images.shape[:2] != (count, size):
-            raise ValueError(f"panel {name} holds {len(images)} images of {images.shape[1]} px, not {count} of {size} px")
-        left = spacing + column * pitch
-        _label(sheet[:HEADER, left : left + size], name)
+        if images.shape[:3] != (count, rows, cols):
+            held = f"{len(images)} images of {images.shape[1]} x {images.shape[2]} px"
+            raise ValueError(f"panel {name} holds {held}, not {count} of {rows} x {cols} px")
+        left = spacing + column * (cols + spacing)
+        _label(sheet[:HEADER, left : left + cols], name)
         for row, image in enumerate(images):
-            top = HEADER + row * pitch
-            sheet[top : top + size, left : left + size] = image
+            top = HEADER + row * (rows + spacing)
+            sheet[top : top + rows, left : left + cols] = image
     return sheet
 
 
@@ -74,8 +74,8 @@ def save(panels: Mapping[str, NDArray[np.floating]], path: Path) -> None:
 
 
 def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:
-    if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3):
-        raise ValueError(f"panel {name} must be [n, s, s, 1] or [n, s, s, 3], not {images.shape}")
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"panel {name} must be [n, h, w, 1] or [n, h, w, 3], not {images.shape}")
     if not np.all((images >= 0) & (images <= 1)):
         raise ValueError(f"panel {name} has values outside [0, 1]")
     return np.broadcast_to(np.rint(images.astype(np.float32) * 255).astype(np.uint8), (*images.shape[:3], 3))

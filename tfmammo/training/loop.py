@@ -41,10 +41,10 @@ class TrainingError(ValueError):
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived and everything is saved. `signal`: which of the two."""
+    """SIGTERM or Ctrl-C arrived and everything is saved. `signal`: which of the two. Args: where: the work was, in a few words."""
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped at step {step:,}, everything is saved; the same command goes on from there")
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"stopped {where}, everything is saved; the same command goes on from there")
         self.signal = number
 
 
@@ -200,7 +200,7 @@ class _Training:
                 if step % self.config.checkpoint_every == 0 or last or self.stop:
                     self._save()
                 if self.stop and not last:
-                    raise Interrupted(self.stop[0], step)
+                    raise Interrupted(self.stop[0], f"at step {step:,}")
         return metrics or self.validate(self.functions, self.held_out)
 
     def _chunk(self, step: int) -> int:

@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfmammo.config import Experiment
+from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.export import CARD, located, read_card
 
 # MLflow reads these at import or at each request: no usage reports, no lines on stdout, no progress bars over ours, and
@@ -52,6 +52,7 @@ from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec  # noqa: E402
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # noqa: E402
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*Any type hint is inferred", UserWarning)  # MLflow's own, of its own classes
@@ -100,7 +101,7 @@ class Run:
             with _alone(self.uri):
                 self._client = mlflow.MlflowClient(self.uri)
                 self._experiment = _experiment(self._client, self.uri, config.experiment)
-            self.id = self._resumed(output) or self._started(output)
+            self.id = _resumed(self._client, self.uri, output) or _started(self._client, self._experiment, output, config.parent)
             self._log_parameters(_flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}})))
             state = git_state()
             self._log_tags(state | {"mlflow.source.git.commit": state["git_commit"]} if state else {})
@@ -172,31 +173,6 @@ class Run:
         self._failed = False
         return result
 
-    def _resumed(self, output: Path) -> str | None:
-        path = output / RUN_ID
-        if not path.is_file():
-            return None
-        run_id = path.read_text(encoding="utf-8").strip()
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code not in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
-                raise
-            run = None
-        if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-            log.warning("%s: holds no run %s any more, a new one is started", _shown(self.uri), run_id)
-            return None
-        self._client.update_run(run_id, "RUNNING")
-        return run_id
-
-    def _started(self, output: Path) -> str:
-        run_id = self._client.create_run(self._experiment, run_name=output.name).info.run_id
-        output.mkdir(parents=True, exist_ok=True)
-        part = output / f".{RUN_ID}"
-        part.write_text(run_id + "\n", encoding="utf-8")
-        part.replace(output / RUN_ID)
-        return run_id
-
     def _log_parameters(self, values: Mapping[str, str]) -> None:
         known = self._client.get_run(self.id).data.params
         new = [Param(key, value) for key, value in values.items() if key not in known]
@@ -267,11 +243,30 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     return found[0]
 
 
-def log_folder(folder: Path, uri: str, experiment: str, parameters: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+def parent_run(output: Path, config: TrackingConfig) -> str:
+    """The run that the trainings of a study are shown under, open: a new one, or the one that the study's folder knows.
+
+    Args:     output: the study's folder, where the id is kept. config: uri and experiment are used.
+    Returns:  its id, for TrackingConfig.parent and `log_folder`.
+    Raises:   TrackingError: the store can't be reached, or the experiment was deleted.
+    """
+    uri = store_uri(config.uri)
+    with _reaching(uri):
+        _probe(uri)
+        with _alone(uri):
+            client = mlflow.MlflowClient(uri)
+            experiment = _experiment(client, uri, config.experiment)
+        return _resumed(client, uri, output) or _started(client, experiment, output)
+
+
+def log_folder(
+    folder: Path, uri: str, experiment: str, parameters: Mapping[str, Any], metrics: Mapping[str, float], run: str | None = None
+) -> None:
     """Log a finished piece of work as a run of its own: its parameters, its numbers and every file in its folder.
 
     Args:     folder: what is copied into the store; its name becomes the run's. uri: the store. experiment: its name there.
               parameters: nested, as they stand in a config. metrics: name -> value; what is not finite is left out.
+              run: one that is open, instead of a new one; see `parent_run`.
     Raises:   TrackingError: the store can't be reached, or the experiment was deleted.
     """
     values = {re.sub(r"[^\w .:/-]", "_", name): value for name, value in metrics.items() if np.isfinite(value)}
@@ -280,8 +275,9 @@ def log_folder(folder: Path, uri: str, experiment: str, parameters: Mapping[str,
         _probe(uri)
         with _alone(uri):
             client = mlflow.MlflowClient(uri)
-            run = client.create_run(_experiment(client, uri, experiment), run_name=folder.name).info.run_id
-        flat = [Param(key, value) for key, value in _flat(parameters).items() if not key.endswith("tracking_uri")]
+            run = run or client.create_run(_experiment(client, uri, experiment), run_name=folder.name).info.run_id
+        known = client.get_run(run).data.params
+        flat = [Param(key, value) for key, value in _flat(parameters).items() if not key.endswith("tracking_uri") and key not in known]
         for start in range(0, len(flat), BATCH):
             client.log_batch(run, params=flat[start : start + BATCH], synchronous=True)
         client.log_batch(run, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()], synchronous=True)
@@ -329,6 +325,36 @@ def git_state(file: Path = Path(__file__)) -> dict[str, str]:
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": "true" if changed else "false"}
     except (OSError, subprocess.SubprocessError):
         return {}
+
+
+def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
+    """The run that a folder knows, open again; None where it knows none, or the store does not any more."""
+    path = output / RUN_ID
+    if not path.is_file():
+        return None
+    run_id = path.read_text(encoding="utf-8").strip()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
+            raise
+        run = None
+    if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+        log.warning("%s: holds no run %s any more, a new one is started", _shown(uri), run_id)
+        return None
+    client.update_run(run_id, "RUNNING")
+    return run_id
+
+
+def _started(client: mlflow.MlflowClient, experiment: str, output: Path, parent: str | None = None) -> str:
+    """A new run, whose id the folder keeps. Args: experiment: its id. parent: the run that it is shown under."""
+    tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
+    run_id = client.create_run(experiment, run_name=output.name, tags=tags).info.run_id
+    output.mkdir(parents=True, exist_ok=True)
+    part = output / f".{RUN_ID}"
+    part.write_text(run_id + "\n", encoding="utf-8")
+    part.replace(output / RUN_ID)
+    return run_id
 
 
 def _location(client: mlflow.MlflowClient, handle: str) -> str:

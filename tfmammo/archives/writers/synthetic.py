@@ -69,7 +69,7 @@ def mask_png(mask: NDArray[np.uint8]) -> bytes:
 
 
 def coco(images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]], about: str) -> dict[str, Any]:
-    """A COCO file's content, from what `coco_image` and `coco_annotation` give, numbered here."""
+    """A COCO file's content, from images and what `coco_annotation` gives, numbered here."""
     return {
         "info": {"description": f"{MARK}. {about}", "version": __version__},
         "licenses": [],
@@ -79,12 +79,19 @@ def coco(images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]]
     }
 
 
-def coco_annotation(image: int, kind: LesionKind, box: Box, area: int, region: dict[str, Any]) -> dict[str, Any]:
-    """One lesion. Args: image: the image's id. box: native px, half-open. area: px. region: from `archives.coco.encode`."""
+def coco_annotation(
+    image: int, kind: LesionKind, box: Box, area: int, region: dict[str, Any] | None, synthetic: bool = True
+) -> dict[str, Any]:
+    """One lesion.
+
+    Args:     image: the image's id. box: native px, half-open. area: px. region: from `archives.coco.encode`; None of a lesion of
+              which only the box is known, which has no segmentation then. synthetic: whether it was inserted.
+    """
     top, left, bottom, right = box
     bbox = [left, top, right - left, bottom - top]
     # iscrowd would make evaluations ignore it, though readers of old take every RLE for a crowd.
-    return {"image_id": image, "category_id": CATEGORIES[kind], "bbox": bbox, "area": area, "iscrowd": 0, "segmentation": region}
+    facts = {"image_id": image, "category_id": CATEGORIES[kind], "bbox": bbox, "area": area, "iscrowd": 0, "synthetic": synthetic}
+    return facts | ({"segmentation": region} if region else {})
 
 
 def metadata(rows: Sequence[dict[str, Any]]) -> str:

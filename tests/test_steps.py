@@ -1,0 +1,120 @@
+"""Steps: run in order, never twice, refused where others lie, stopped with what they run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tfmammo import steps
+from tfmammo.data.patches import DataError
+from tfmammo.steps import Step, overrides
+
+WRITE = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, exist_ok=True); p.open('a').write(sys.argv[2])"
+
+
+def writing(name, text, output, needs=(), **further):
+    """A step that appends a text to OUTPUT/ran."""
+    return Step(name, ("-c", WRITE, str(output / "ran"), text), needs, **further)
+
+
+def test_overrides_are_what_set_takes():
+    values = {"data": {"size": 64, "root": None, "kinds": ["mass"], "window": {}}, "name": "a b", "clip": 0.5, "on": True}
+    assert overrides(values) == [
+        "data.size=64",
+        "data.root=null",
+        'data.kinds=["mass"]',
+        "data.window={}",
+        "name=a b",
+        "clip=0.5",
+        "on=true",
+    ]
+
+
+def test_steps_run_in_order_once(tmp_path):
+    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    steps.run(made, tmp_path)
+    steps.run(made, tmp_path)
+    assert (tmp_path / "ran").read_text() == "12"
+    assert json.loads((tmp_path / "done/two.json").read_text())["command"] == made[1].shown()
+
+
+def test_further_steps_join_and_what_is_aside_does_not_count(tmp_path):
+    steps.run([writing("one", "1", tmp_path)], tmp_path)
+    steps.run([writing("one", "1", tmp_path, aside=("--set", "tracking.parent=other")), writing("two", "2", tmp_path)], tmp_path)
+    assert (tmp_path / "ran").read_text() == "12"
+
+
+def test_a_step_of_another_extent_goes_on_and_what_needs_it_stays(tmp_path):
+    for extent in ("count=3", "count=5", "count=5"):
+        steps.run([writing("one", "1", tmp_path, extent=(extent,)), writing("two", "2", tmp_path, ("one",))], tmp_path)
+    assert (tmp_path / "ran").read_text() == "121"
+
+
+def test_other_work_in_a_steps_place_is_refused(tmp_path):
+    first = writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))
+    steps.run(first, tmp_path, "this split")
+    with pytest.raises(DataError, match="one: was made by another config"):
+        steps.run(first, tmp_path, "another split")
+    with pytest.raises(DataError, match="one: was made by another config"):
+        steps.run([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
+    (tmp_path / "done/one.json").unlink()
+    with pytest.raises(DataError, match="two: was made by another config"):  # because what it needs is another
+        steps.run([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
+
+
+def test_a_config_file_counts_by_its_content(tmp_path):
+    config = tmp_path / "some.yaml"
+    config.write_text("a: 1")
+    step = Step("one", ("-c", "pass", str(config)))
+    steps.run([step], tmp_path)
+    config.write_text("a: 2")
+    with pytest.raises(DataError, match="another config"):
+        steps.run([step], tmp_path)
+
+
+def test_work_that_moved_is_known(tmp_path):
+    steps.run([writing("one", "1", tmp_path / "here")], tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    steps.run([writing("one", "1", tmp_path / "there")], tmp_path / "there")
+    assert (tmp_path / "there/ran").read_text() == "1"
+
+
+def test_a_failure_says_which_and_why_and_is_tried_again(tmp_path):
+    failing = Step("bad", ("-c", "import sys; print('first'); sys.exit('error: no such archive')"))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"bad: failed with exit code 1 \(error: no such archive\); all it said: .*bad.txt"):
+            steps.run([writing("one", "1", tmp_path), failing], tmp_path)
+    assert (tmp_path / "ran").read_text() == "1"
+    assert (tmp_path / "logs/bad.txt").read_text().count("first") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_reaches_what_runs_and_the_next_run_goes_on(tmp_path, number):
+    child = (
+        "import signal, sys, pathlib, time\n"
+        "where = pathlib.Path(sys.argv[1])\n"
+        "def stop(*_):\n    (where / 'saved').touch(); sys.exit(1)\n"
+        "for one in (signal.SIGINT, signal.SIGTERM): signal.signal(one, stop)\n"
+        "(where / 'started').touch()\n"
+        "time.sleep(0 if (where / 'saved').exists() else 60)\n"
+    )
+    parent = (
+        "import pathlib, sys\nfrom tfmammo import steps\nfrom tfmammo.training import cli\n"
+        f"step = steps.Step('long', ('-c', {child!r}, sys.argv[1]))\n"
+        "cli.run(lambda: steps.run([step], pathlib.Path(sys.argv[1])))\n"
+    )
+    command = [sys.executable, "-c", parent, str(tmp_path)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "started").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.kill(running.pid, number)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 128 + number and "stopped in long, everything is saved" in said
+    assert (tmp_path / "saved").exists()
+    subprocess.run(command, check=True, timeout=60)
+    assert (tmp_path / "done/long.json").is_file()

@@ -1,0 +1,376 @@
+"""Do synthetic masses help a detector? Trainings of one detector on real mammograms and on more and more others, judged on unseen patients.
+
+    arm          trained on
+    real         the real mammograms of the training folds alone
+    copies-600   and 600 turned, mirrored and scaled copies of them            tra_1 + tra_2 of the infilling paper
+    unet-800     and `base` such copies and 800 synthetic mammograms            gan_1 + gan_2
+
+Every arm is trained for every fold and seed. A fold's networks, the lesions, shapes and tissue of its synthetic mammograms are all of its
+training patients: one split.json decides for all, and each training refuses a set that knows a patient it holds out.
+
+Everything is a command that a user could type (`plan`), run in an own process and not twice (tfmammo.steps). The tables come from the
+boxes that evaluate/detection.py writes for each arm. Seeds are judged together: every seed's answer to a mammogram counts as one of its
+patient's, and intervals and tests go by patients.
+
+Source: Shen et al. (Mass image synthesis in mammogram with contextual information based on GANs, 2021), section 4.5; Lin et al. (Breast
+mass detection in mammograms via blending adversarial learning, 2019), section 3. Departures: both train as many epochs whatever the
+training set, so that the larger one gets more steps; with training.steps all arms get the same. Neither gives intervals or tests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from tfmammo.config import DataConfig, Frozen, TrackingConfig
+from tfmammo.data import splits
+from tfmammo.data.patches import DataError
+from tfmammo.metrics.detection import Criterion, Matches, froc, froc_interval, match_kinds, recall_by
+from tfmammo.metrics.jafroc import Merit, jafroc_test
+from tfmammo.metrics.summary import Measure, Table
+from tfmammo.steps import Step, overrides
+
+PERCENT, MERIT = Measure("recall", "%", 100, 1).show, Measure("figure of merit", "", 1, 3).show
+REAL = "real"
+# Of the study's data section what no other config may say otherwise; the rest of it is passed on as it stands.
+_DECIDED = {"split_file", "fold"}
+
+
+class Command(Frozen):
+    """A script with a config. script: a name of train/ without its ending. config: its YAML file; null: configs/SCRIPT.yaml.
+
+    set: values instead of the file's, nested as there; {fold} and {output} in a text stand for the fold and the study's folder.
+    """
+
+    script: str = Field(pattern=r"^[a-z0-9_]+$")
+    config: Path | None = None
+    set: dict[str, Any] = {}
+
+
+class Method(Frozen):
+    """How synthetic mammograms are made: a config of `python -m tfmammo.synthesis`. set: see Command; data, patients, count and format
+    are the study's own.
+    """
+
+    config: Path
+    set: dict[str, Any] = {}
+
+
+class StudyConfig(Frozen):
+    """A config file of `evaluate/detection.py --study`.
+
+    data: what is set here holds for all commands: name, root, folds, split, seed, kinds ... detector: the training that is repeated.
+    generators: name -> training of a network, once a fold, in OUTPUT/generators/NAME/foldFOLD. methods: name -> synthesis.
+    copies: how many turned copies each arm without synthetic mammograms has. base: how many those with synthetic ones have; synthetic:
+    how many synthetic ones. spare: part by which more are made than are needed, as some can't be.
+    folds: which are held out in turn; null: all of data.folds. seeds: of the detector's trainings.
+    criterion, threshold, fppi, samples, level, seed: as for evaluate/detection.py. growth: false positives per image at which recall is
+    drawn over the number of added mammograms. tracking: uri and experiment of the parent and all children.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    data: DataConfig = DataConfig()
+    detector: Command
+    generators: dict[str, Command] = {}
+    methods: dict[str, Method] = {}
+    copies: tuple[PositiveInt, ...] = ()
+    base: NonNegativeInt = 0
+    synthetic: tuple[PositiveInt, ...] = ()
+    spare: float = Field(default=0.2, ge=0)
+    folds: tuple[NonNegativeInt, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
+    criterion: Criterion = "iou"
+    threshold: float = Field(default=0.5, ge=0, lt=1)
+    fppi: tuple[PositiveFloat, ...] = Field(default=(0.5, 1, 2, 4), min_length=1)
+    growth: PositiveFloat = 1.0
+    samples: PositiveInt = 1000
+    level: float = Field(default=0.95, gt=0, lt=1)
+    seed: NonNegativeInt = 0
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        if bool(self.methods) != bool(self.synthetic):
+            raise ValueError("methods and synthetic belong together: how synthetic mammograms are made, and how many of them join")
+        if any(not set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_") for name in (*self.methods, *self.generators)):
+            raise ValueError("names of methods and generators become folders: small letters, digits and _")
+        if {REAL, "copies"} & set(self.methods):
+            raise ValueError(f"no method may be called {REAL} or copies")
+        if self.data.split == "paper" or self.data.records:
+            raise ValueError("data: needs whole mammograms split by patient, not split=paper or records")
+        if self.folds and max(self.folds) >= self.data.folds:
+            raise ValueError(f"folds: there are {self.data.folds} of them, from 0 on")
+        return self
+
+    @property
+    def held_out(self) -> tuple[int, ...]:
+        """The folds that are held out in turn; an official split has one."""
+        return (0,) if self.data.split == "official" else self.folds or tuple(range(self.data.folds))
+
+    @property
+    def recall(self) -> str:
+        """What is measured, in words."""
+        return recall_by(self.criterion, self.threshold)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one detector is trained on beside the real mammograms."""
+
+    name: str
+    copies: int = 0
+    method: str | None = None
+    synthetic: int = 0
+
+    @property
+    def shown(self) -> str:
+        """The same in words."""
+        added = [f"{self.copies} copies"] if self.copies else []
+        added += [f"{self.synthetic} by {self.method}"] if self.method else []
+        return " + ".join(["real", *added]) if added else "real alone"
+
+
+def arms(config: StudyConfig) -> list[Arm]:
+    """Real alone first, then copies, then each method's."""
+    found = [Arm(REAL), *(Arm(f"copies-{count}", count) for count in config.copies)]
+    return found + [Arm(f"{name}-{count}", config.base, name, count) for name in config.methods for count in config.synthetic]
+
+
+def plan(config: StudyConfig, output: Path, root: Path, parent: str) -> list[Step]:
+    """All commands, each after those whose results it needs.
+
+    Args:     output: the study's folder, with split.json. root: of the repository, where train, evaluate and configs are.
+              parent: id of the MLflow run that the trainings are shown under.
+    """
+    steps: list[Step] = []
+    for fold in config.held_out:
+        planner = _Fold(config, output, root, parent, fold)
+        generators = [planner.generator(name) for name in config.generators]
+        sets = {name: planner.synthesis(name, [one.name for one in generators]) for name in config.methods}
+        detectors = [planner.detector(arm, seed, sets) for seed in config.seeds for arm in arms(config)]
+        steps += [*generators, *sets.values(), *detectors]
+    return steps + [_evaluation(config, output, root, arm, seed) for seed in config.seeds for arm in arms(config)]
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """The commands of one fold."""
+
+    config: StudyConfig
+    output: Path
+    root: Path
+    parent: str
+    fold: int
+
+    def generator(self, name: str) -> Step:
+        return self._training(self.config.generators[name], f"generators/{name}/fold{self.fold}", {}, ())
+
+    def detector(self, arm: Arm, seed: int, sets: Mapping[str, Step]) -> Step:
+        added: dict[str, Any] = {"copies": arm.copies} if arm.copies else {}
+        if arm.method:
+            added |= {"synthetic": str(self.output / sets[arm.method].name), "count": arm.synthetic}
+        values = {"training": {"seed": seed}} | ({"data": {"added": added}} if added else {})
+        needs = (sets[arm.method].name,) if arm.method else ()
+        return self._training(self.config.detector, _detector(arm, self.fold, seed), values, needs)
+
+    def synthesis(self, name: str, needs: Sequence[str]) -> Step:
+        method = self.config.methods[name]
+        side = {"split_file": str(self.output / "split.json"), "fold": self.fold, "side": "train"}
+        count = math.ceil((1 + self.config.spare) * max(self.config.synthetic))
+        own = {"data": _shared(self.config), "patients": side, "format": "png"}
+        step = self._step(f"synthetic/{name}/fold{self.fold}", ("-m", "tfmammo.synthesis"), method.config, (own, method.set), needs)
+        return replace(step, extent=("--set", f"count={count}"))
+
+    def _training(self, command: Command, name: str, values: Mapping[str, Any], needs: Sequence[str]) -> Step:
+        script = (str(self.root / "train" / f"{command.script}.py"),)
+        place = {"split_file": str(self.output / "split.json"), "fold": self.fold}
+        own = {"data": {**_shared(self.config), **place}}
+        file = command.config or self.root / "configs" / f"{command.script}.yaml"
+        step = self._step(name, script, file, (own, command.set, values), needs)
+        tracking = self.config.tracking.model_dump(mode="json", exclude_unset=True) | {"parent": self.parent}
+        return replace(step, aside=("--set", *overrides({"tracking": tracking})))
+
+    def _step(self, name: str, script: Sequence[str], file: Path, values: Sequence[Mapping[str, Any]], needs: Sequence[str]) -> Step:
+        said = [one.replace("{fold}", str(self.fold)).replace("{output}", str(self.output)) for part in values for one in overrides(part)]
+        command = (
+            *script,
+            "--config",
+            str(file if file.exists() else self.root / file),
+            "--output",
+            str(self.output / name),
+            *(("--set", *said) if said else ()),
+        )
+        return Step(name, command, tuple(needs))
+
+
+def _shared(config: StudyConfig) -> dict[str, Any]:
+    return config.data.model_dump(mode="json", exclude_unset=True, exclude=_DECIDED)
+
+
+def _detector(arm: Arm, fold: int, seed: int) -> str:
+    return f"detectors/{arm.name}/fold{fold}-seed{seed}"
+
+
+def _judged(arm: Arm, seed: int) -> str:
+    return f"evaluations/{arm.name}/seed{seed}"
+
+
+def _evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, seed: int) -> Step:
+    runs = [_detector(arm, fold, seed) for fold in config.held_out]
+    values = {"data": _shared(config), "detectors": [str(output / run) for run in runs]}
+    # Of an evaluation the study reads the boxes, which do not depend on how they are counted.
+    counting = config.model_dump(mode="json", include={"criterion", "threshold", "fppi", "samples", "level", "seed"})
+    script, file = root / "evaluate" / "detection.py", root / "configs" / "detection.yaml"
+    command = (str(script), "--config", str(file), "--output", str(output / _judged(arm, seed)), "--set", *overrides(values))
+    return Step(_judged(arm, seed), command, tuple(runs), aside=("--set", *overrides(counting)))
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What was found. matches: arm -> of each mammogram and seed; patients: likewise, alike for all arms."""
+
+    config: StudyConfig
+    matches: Mapping[str, Sequence[Matches]]
+    patients: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        """What tables are headed with."""
+        seeds, all_of = len(self.config.seeds), Matches.join(self.matches[REAL])
+        lesions, images = all_of.lesions // seeds, all_of.images // seeds
+        held_out = f"{lesions} lesions in {images} unseen mammograms of {len(set(self.patients))} patients"
+        return f"{self.config.name}: {held_out}, {len(self.config.held_out)} folds, {seeds} seed{'s' if seeds > 1 else ''}"
+
+    @property
+    def drawing(self) -> tuple[int, int, float]:
+        """Draws, seed and level of bootstrap intervals."""
+        return self.config.samples, self.config.seed, self.config.level
+
+    def shown(self) -> dict[str, Sequence[Matches]]:
+        """The arms of the FROC figure: real alone, the most copies, the most synthetic mammograms of each method."""
+        chosen: dict[str | None, Arm] = {}
+        for arm in arms(self.config)[1:]:
+            chosen[arm.method] = arm
+        return {arm.shown: self.matches[arm.name] for arm in (Arm(REAL), *chosen.values())}
+
+
+def results(config: StudyConfig, output: Path) -> Results:
+    """What the evaluations left.
+
+    Raises:   DataError: a file is missing or damaged, or two arms were judged on different mammograms.
+    """
+    found: dict[str, list[Matches]] = {}
+    keys: dict[str, list[tuple[str, str]]] = {}
+    for arm in arms(config):
+        found[arm.name], keys[arm.name] = [], []
+        for seed in config.seeds:
+            path = output / _judged(arm, seed) / "boxes.json"
+            for name, one in _boxes(path).items():
+                keys[arm.name].append((name, one["patient"]))
+                found[arm.name].append(_matched(one, config, path))
+    if any(keys[name] != keys[REAL] for name in keys):
+        raise DataError(f"{output}: the arms were not judged on the same mammograms; remove {output / 'done/evaluations'} and run it again")
+    return Results(config, found, [patient for _, patient in keys[REAL]])
+
+
+def _boxes(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read ({error.__class__.__name__}); remove it from done and run the study again") from None
+
+
+def _matched(one: Mapping[str, Any], config: StudyConfig, path: Path) -> Matches:
+    try:
+        truth, kinds = [lesion["box"] for lesion in one["wanted"]], [lesion["kind"] for lesion in one["wanted"]]
+        boxes, lesions = (np.array(rows, np.float64).reshape(-1, 4) for rows in (one["boxes"], truth))
+        return match_kinds(boxes, np.array(one["scores"], np.float64), one["classes"], lesions, kinds, config.threshold, config.criterion)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: is not what evaluate/detection.py writes ({error.__class__.__name__})") from None
+
+
+def recall_table(found: Results) -> Table:
+    """Recall of every arm at numbers of false positives per image, with intervals."""
+    config, body = found.config, []
+    for arm in arms(config):
+        images = found.matches[arm.name]
+        columns = froc(images, config.fppi).tpr, *froc_interval(images, found.patients, config.fppi, *found.drawing)
+        body.append([arm.shown, *(f"{PERCENT(tpr)}\n[{PERCENT(low)}, {PERCENT(high)}]" for tpr, low, high in zip(*columns, strict=True))])
+    header = ["trained on", *(f"{at:g}, %" for at in config.fppi)]
+    return Table(f"{found.title}: {config.recall}, at false positives per image", header, body)
+
+
+def difference_table(found: Results, reference: Arm) -> Table:
+    """How far every other arm is from one: recall, with intervals of the same patients drawn for both; JAFROC's figure of merit, with p."""
+    config, others = found.config, found.matches[reference.name]
+    base, body = froc(others, config.fppi).tpr, []
+    merit: Merit = "jafroc" if any(not image.lesions for image in others) else "jafroc1"
+    for arm in arms(config):
+        if arm != reference:
+            images = found.matches[arm.name]
+            bounds = froc_interval(images, found.patients, config.fppi, *found.drawing, against=others)
+            cells = [_signed(PERCENT, *values) for values in zip(froc(images, config.fppi).tpr - base, *bounds, strict=True)]
+            test = jafroc_test(images, others, found.patients, merit, config.level)
+            body.append([arm.shown, *cells, _signed(MERIT, test.difference, test.low, test.high), MERIT(test.p)])
+    header = ["trained on", *(f"{at:g}, %" for at in config.fppi), f"{merit.upper()} figure of merit", "p"]
+    title = f"Differences in {config.recall} from {reference.shown}, at false positives per image"
+    return Table(f"{title}; p of {merit.upper()}'s test, not corrected for the number of arms", header, body)
+
+
+def tables(found: Results) -> dict[str, Table]:
+    """By the names of their files."""
+    made = {"recall": recall_table(found), "difference": difference_table(found, Arm(REAL))}
+    base = Arm(f"copies-{found.config.base}", found.config.base)
+    return made | ({"difference-from-base": difference_table(found, base)} if base in arms(found.config) else {})
+
+
+def growth_figure(found: Results) -> Figure:
+    """Recall over the number of added mammograms: of copies alone, and of each method's, with intervals."""
+    config, figure = found.config, Figure(figsize=(5, 4), layout="constrained")
+    axes, lines = figure.subplots(), [None, *config.methods] if config.copies else [*config.methods]
+    start = Arm(REAL) if not config.base else Arm(f"copies-{config.base}", config.base)
+    for method in lines:
+        some = [arm for arm in arms(config) if arm.method == method and (method or arm.name != REAL)]
+        some = ([Arm(REAL)] if method is None else [start] if start in arms(config) else []) + some
+        values = [_at(found, arm) for arm in some]
+        x = [arm.copies + arm.synthetic for arm in some]
+        middle, low, high = (np.array([value[place] for value in values]) for place in range(3))
+        axes.errorbar(
+            x, middle, [np.maximum(middle - low, 0), np.maximum(high - middle, 0)], marker="o", capsize=2, label=method or "copies"
+        )
+    axes.set(
+        xlabel="mammograms added to the real ones", ylabel=f"{config.recall}, {config.growth:g} false positives per image", ylim=(0, 1)
+    )
+    axes.set_title(found.title, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def metrics(found: Results) -> dict[str, float]:
+    """Numbers for the tracking store."""
+    return {f"{name}/recall at {at:g}": value for name, images in found.matches.items()
+            for at, value in zip(found.config.fppi, froc(images, found.config.fppi).tpr.tolist(), strict=True)}  # fmt: skip
+
+
+def known(output: Path) -> str:
+    """What all steps depend on beside their commands: who is held out when."""
+    return splits.load(output / "split.json").digest()
+
+
+def _at(found: Results, arm: Arm) -> tuple[float, float, float]:
+    images, at = found.matches[arm.name], [found.config.growth]
+    low, high = froc_interval(images, found.patients, at, *found.drawing)
+    return float(froc(images, at).tpr[0]), float(low[0]), float(high[0])
+
+
+def _signed(show: Any, value: float, low: float, high: float) -> str:
+    return f"{show(value, '+')}\n[{show(low, '+')}, {show(high, '+')}]"
