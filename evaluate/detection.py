@@ -183,6 +183,7 @@ def judge(config: DetectionConfig) -> Judgement:
 
     Raises:   DataError: no mammogram with a lesion may be judged, or one by several detectors, or none knows its patients.
     """
+    cli.refuse_added(config.data)
     handles = {"detectors": config.detectors} | ({"against": config.against} if config.against else {})
     sets = {name: [Detector.load(handle, config.data.kinds, config.tracking_uri) for handle in handles[name]] for name in handles}
     skipped, judged = Skipped(), []

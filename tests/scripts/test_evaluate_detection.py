@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.archives import phantom
-from tfmammo.config import DataConfig
+from tfmammo.config import ConfigError, DataConfig
 from tfmammo.data.patches import DataError
 from tfmammo.export import FORMAT
 from tfmammo.metrics.average_precision import AveragePrecisionError
@@ -185,6 +185,11 @@ def test_folds_without_any_lesion_are_refused(run, runs):
     """Normal mammograms are left, on which there is nothing to find."""
     with pytest.raises(DataError, match="no mammogram with a distortion"):
         run(f"detectors=[{runs}/a, {runs}/b]", "data.kinds=[distortion]")
+
+
+def test_what_joins_a_training_is_no_matter_of_an_evaluation(run, runs):
+    with pytest.raises(ConfigError, match="data.added: joins the training side"):
+        run(f"detectors=[{runs / 'a'}]", "data.added.copies=2")
 
 
 SMALL = (

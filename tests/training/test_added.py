@@ -62,6 +62,16 @@ def test_only_the_first_join_where_a_count_is_given(made, split_file):
         cli.datasets(added(split_file, synthetic=made, count=5), make=whole)
 
 
+@pytest.mark.parametrize("seen", [{"canvas": (96, 64)}, {"tiles": {"overlap": 16, "empty": 1}}])
+def test_detectors_inputs_of_any_kind_are_joined(made, split_file, seen):
+    data = DataConfig.model_validate(added(split_file).model_dump() | seen)
+    alone, _ = cli.datasets(data, make=whole)
+    train, _ = cli.datasets(data.model_copy(update={"added": AddedConfig(synthetic=made, copies=2)}), make=whole)
+    assert isinstance(train, Whole) and len(train) > len(alone) and train.images.shape[1:] == alone.images.shape[1:]
+    new = train.take(range(len(alone), len(train)))
+    assert new.boxes[:, :, 2].max(axis=1).any() and train.classes.shape == train.boxes.shape[:2]
+
+
 def test_copies_are_of_training_patients(split_file):
     alone, held_out = cli.datasets(added(split_file), make=whole)
     train, _ = cli.datasets(added(split_file, copies=7), make=whole)

@@ -108,6 +108,15 @@ def make_whole(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Ski
     return _stacked(made)
 
 
+def joined(parts: Sequence[Whole]) -> Whole:
+    """Images of one size behind one another."""
+    most = max(part.boxes.shape[1] for part in parts)
+    boxes = np.concatenate([np.pad(part.boxes, ((0, 0), (0, most - part.boxes.shape[1]), (0, 0))) for part in parts])
+    classes = np.concatenate([np.pad(part.classes, ((0, 0), (0, most - part.classes.shape[1]))) for part in parts])
+    others: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "masks", *TEXTS)}
+    return Whole(**others, boxes=boxes, classes=classes)
+
+
 def letterbox(image: NDArray[np.float32], shape: Size) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """Scale an image by one factor, the largest with which it fits, and fill the canvas with 0, below or on the right.
 

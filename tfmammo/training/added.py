@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from tfmammo.archives import folder, mammograms
 from tfmammo.config import ConfigError, DataConfig
-from tfmammo.data import splits
+from tfmammo.data import splits, whole
 from tfmammo.data.copies import copies
 from tfmammo.data.patches import DataError, Make, Patches, joined
 from tfmammo.data.whole import Whole
@@ -46,7 +45,8 @@ def with_added(train: Patches, held_out: Patches, config: DataConfig, make: Make
     if config.added.synthetic:
         parts.append(make(synthetic(config, _held_out(held_out, config), skipped), config, skipped))
     log.info("training on %d patches, %d of them added", sum(map(len, parts)), sum(map(len, parts[1:])))
-    return _joined(parts)
+    wholes = [part for part in parts if isinstance(part, Whole)]
+    return whole.joined(wholes) if wholes else joined(parts)
 
 
 def synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> Iterator[Mammogram]:
@@ -85,14 +85,3 @@ def _held_out(patches: Patches, config: DataConfig) -> set[str]:
     """Everybody who is held out, those included whom no patch shows."""
     shown = set(patches.patient_ids.tolist())
     return shown | splits.held_out_by(splits.load(config.split_file), config.fold) if config.split_file else shown
-
-
-def _joined(parts: list[Patches]) -> Patches:
-    """All parts behind one another, of whole mammograms the boxes too."""
-    together, whole = joined(parts), [part for part in parts if isinstance(part, Whole)]
-    if not whole:
-        return together
-    most = max(part.boxes.shape[1] for part in whole)
-    boxes = np.concatenate([np.pad(part.boxes, ((0, 0), (0, most - part.boxes.shape[1]), (0, 0))) for part in whole])
-    classes = np.concatenate([np.pad(part.classes, ((0, 0), (0, most - part.classes.shape[1]))) for part in whole])
-    return Whole(**{one.name: getattr(together, one.name) for one in fields(Patches)}, boxes=boxes, classes=classes)

@@ -120,14 +120,19 @@ def all_patches(config: DataConfig, make: Make = make_patches) -> Patches:
     Args:     make: what makes patches of mammograms: data.patches.make_patches, or as it. Records hold what that one made.
     Raises:   ConfigError: data.records is set for another `make`, or data.added, which `datasets` alone heeds.
     """
-    if config.added != AddedConfig():
-        raise ConfigError("data.added: joins the training side of a split; nothing here is trained on it")
+    refuse_added(config)
     if config.records:
         return _records(config, make).load()
     skipped = Skipped()
     patches = make(mammograms(config, skipped), config, skipped)
     report(skipped)
     return patches
+
+
+def refuse_added(config: DataConfig) -> None:
+    """Raise ConfigError where data.added is set: for whatever is no training on one side of a split."""
+    if config.added != AddedConfig():
+        raise ConfigError("data.added: joins the training side of a split; nothing here is trained on it")
 
 
 def report(skipped: Skipped) -> None:

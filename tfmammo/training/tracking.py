@@ -165,11 +165,11 @@ class Run:
         except Exception as error:  # MLflow, SQLAlchemy, requests and the system raise their own: none may stop a training
             self._paused_until = time.monotonic() + max(PAUSE, 10 * (time.monotonic() - start))
             if not self._failed:
-                log.warning("%s: the tracking store fails, training goes on without it (%s)", _shown(self.uri), _sentence(error))
+                log.warning("%s: the tracking store fails, training goes on without it (%s)", shown(self.uri), _sentence(error))
             self._failed = True
             return None
         if self._failed:
-            log.info("%s: the tracking store answers again", _shown(self.uri))
+            log.info("%s: the tracking store answers again", shown(self.uri))
         self._failed = False
         return result
 
@@ -236,10 +236,10 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     try:
         folder = Path(download_artifacts(_location(client, str(handle)), tracking_uri=uri))
     except Exception as error:
-        raise TrackingError(f"{handle}: can't be fetched from {_shown(uri)} ({_sentence(error)})") from error
+        raise TrackingError(f"{handle}: can't be fetched from {shown(uri)} ({_sentence(error)})") from error
     found = [card.parent for card in folder.rglob(CARD)]
     if len(found) != 1:
-        raise TrackingError(f"{handle}: holds {len(found) or 'no'} exports in {_shown(uri)}, where one is wanted")
+        raise TrackingError(f"{handle}: holds {len(found) or 'no'} exports in {shown(uri)}, where one is wanted")
     return found[0]
 
 
@@ -304,6 +304,20 @@ def history(folder: Path, metric: str, uri: str | None = None) -> dict[int, floa
     return {each.step: each.value for each in sorted(found, key=lambda each: (each.step, each.timestamp))}
 
 
+@contextlib.contextmanager
+def registry(uri: str) -> Iterator[mlflow.MlflowClient]:
+    """The client of a store that exists, an SQLite store held for this process alone: between reading an alias and moving it.
+
+    Raises:   TrackingError: there is no such store; or in place of whatever goes wrong inside.
+    """
+    with _reaching(uri):
+        if (database := _sqlite_file(uri)) and not Path(database).is_file():
+            raise TrackingError(f"{shown(uri)}: there is no such store")
+        _probe(uri)
+        with _alone(uri):
+            yield mlflow.MlflowClient(uri)
+
+
 def store_uri(uri: str | None = None) -> str:
     """The store's address: the one given, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder (absolute)."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
@@ -340,7 +354,7 @@ def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
             raise
         run = None
     if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-        log.warning("%s: holds no run %s any more, a new one is started", _shown(uri), run_id)
+        log.warning("%s: holds no run %s any more, a new one is started", shown(uri), run_id)
         return None
     client.update_run(run_id, "RUNNING")
     return run_id
@@ -416,7 +430,7 @@ def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
-        raise TrackingError(f"{_shown(uri)}: the experiment {name} was deleted there; restore it or set tracking.experiment")
+        raise TrackingError(f"{shown(uri)}: the experiment {name} was deleted there; restore it or set tracking.experiment")
     return found.experiment_id
 
 
@@ -459,7 +473,7 @@ def _reaching(uri: str) -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:  # see Run._attempt
-        raise TrackingError(f"{_shown(uri)}: the tracking store can't be used ({_sentence(error)})") from error
+        raise TrackingError(f"{shown(uri)}: the tracking store can't be used ({_sentence(error)})") from error
     finally:
         del os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
         if patience is not None:
@@ -476,11 +490,11 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _shown(text: str) -> str:
-    """Without the password that an address may hold."""
+def shown(text: str) -> str:
+    """An address, or a text, without the password that it may hold."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _sentence(error: Exception) -> str:
-    first_line = _shown(str(error).strip().partition("\n")[0])
+    first_line = shown(str(error).strip().partition("\n")[0])
     return f"{first_line[:300]}…" if len(first_line) > 300 else first_line or error.__class__.__name__
