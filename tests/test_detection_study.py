@@ -58,7 +58,7 @@ def test_every_fold_trains_its_own_networks_and_every_arm_is_judged():
         side = {key: options(made)[f"patients.{key}"] for key in ("split_file", "fold", "side")}
         assert side == {"split_file": "out/split.json", "fold": str(fold), "side": "train"}
         assert options(made)["generator"] == f"out/generators/unet/fold{fold}" and made.needs == (generator.name,)
-        assert options(made)["count"] == "8"  # a fifth more than 6
+        assert options(made)["count"] == "9"  # half more than 6
 
 
 def test_a_detector_is_given_its_arms_mammograms_and_nobody_held_out():

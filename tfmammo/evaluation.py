@@ -229,7 +229,7 @@ def compare(
     judge = partial(_judge, inputs=inputs, target=target, shape=shape, limit=limit, seed=config.seed)
     found = []
     if fair:
-        _warn_of_other_crops(fair, config.data)
+        warn_of_other_crops((network for group in fair.values() for network in group), config.data)
         found.append(judge(config.patients, config.data, cli.all_patches(config.data, make), fair))
     if leaky:
         found.append(judge("paper", *_held_out_copies(leaky, config.data, make), leaky))
@@ -322,8 +322,9 @@ def _held_out_copies(models: Mapping[str, Sequence[Network]], data: DataConfig, 
     return made, held_out
 
 
-def _warn_of_other_crops(models: Mapping[str, Sequence[Network]], data: DataConfig) -> None:
-    for network in (network for group in models.values() for network in group):
+def warn_of_other_crops(networks: Iterable[Network], data: DataConfig) -> None:
+    """Log what patches of networks' trainings were cut by and these are not."""
+    for network in networks:
         trained = network.card.get("config", {}).get("data", {})
         for key, here in data.model_dump(mode="json", include=DECISIVE).items():
             if trained.get(key, here) != here:

@@ -2,7 +2,7 @@
 
 Both are run on patches of patients that neither was trained on, as their cards say. The alias "best" moves only if the mean
 gain is min_gain at least and a paired test over patients gives a two-sided p below alpha. Where no version is the best yet,
-the candidate becomes it, unjudged. Tags of the candidate's version keep the audit, all named promotion.KEY:
+the candidate becomes it, unjudged. Tags of the versions keep the audit, all named promotion.KEY:
 
     decision            first, promoted or refused; reason: in words; against: the version that was the best; date: UTC
     metric, gain, interval, p, patients, images, data (fingerprint of the patches), archive, min_gain, alpha: where one was judged
@@ -48,6 +48,7 @@ from tfmammo.training.tracking import TrackingError, shown
 ALIAS = "best"
 PREFIX = "promotion."
 PAINTING = {"ssim": 1, "l1": -1}  # of what leads from mask to image; 1: more is better. All others: from image to mask
+NUMBERS = ("gain", "interval", "p", "patients", "images", "data", "archive", "metric", "min_gain", "alpha")  # tags of a comparison
 
 Decision = Literal["first", "promoted", "refused", "already best"]
 
@@ -125,10 +126,10 @@ def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
     uri = tracking.store_uri(config.tracking_uri)
     with tracking.registry(uri) as client:
         model = registered(client, uri, config.model)
-    number, best = config.candidate or max(model.versions, default=0), model.aliases.get(ALIAS)
+    number, best = config.candidate or max(model.versions, default=1), model.aliases.get(ALIAS)
     if number not in model.versions:
-        there = f"only {', '.join(map(str, sorted(model.versions)))}" if model.versions else "nor any other"
-        raise TrackingError(f"models:/{model.name}/{number}: no such version in {shown(uri)}, {there}")
+        there = ", ".join(map(str, sorted(model.versions))) or "none"
+        raise TrackingError(f"models:/{model.name}/{number}: no such version in {shown(uri)}; there: {there}")
     if best == number:
         return _already(model, number)
     candidate = _network(config, number, uri)
@@ -143,6 +144,7 @@ def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
 def judge(candidate: Network, best: Network, config: PromotionConfig) -> Judged:
     """Both on all patches of patients that neither was trained on; see `promote` for what it raises."""
     data = _data(config, candidate)
+    evaluation.warn_of_other_crops((best, candidate), data)
     patches = cli.all_patches(data)
     new = np.flatnonzero(candidate.unseen(patches.patient_ids) & best.unseen(patches.patient_ids))
     if not len(new):
@@ -150,11 +152,10 @@ def judge(candidate: Network, best: Network, config: PromotionConfig) -> Judged:
             f"{candidate.handle} and {best.handle}: every patient of {archive_name(data)} was trained on by one of them or both; "
             "data.name and data.root can name other mammograms"
         )
-    patches = patches.take(new)
+    patches, sign = patches.take(new), PAINTING.get(config.metric, 1)
     ours, theirs = (_scores(network, patches, config) for network in (candidate, best))
-    sign, patients = PAINTING.get(config.metric, 1), patches.patient_ids
-    gain = paired_test(sign * ours, sign * theirs, patients, config.samples, config.seed, config.level)
-    counts = len(set(patients.tolist())), len(patches)
+    gain = paired_test(sign * ours, sign * theirs, patches.patient_ids, config.samples, config.seed, config.level)
+    counts = len(set(patches.patient_ids.tolist())), len(patches)
     return Judged(float(ours.mean()), float(theirs.mean()), gain, *counts, archive_name(data), patches.fingerprint())
 
 
@@ -194,8 +195,8 @@ def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
 
 
 def _already(model: Registered, number: int) -> Outcome:
-    judged = any(f"{PREFIX}{key}" in model.versions[number] for key in ("since", "former"))
-    return Outcome("already best", "nothing is done" + ("" if judged else "; no promotion is on record"), number, number)
+    unknown = "" if f"{PREFIX}since" in model.versions[number] else "; no promotion is on record"
+    return Outcome("already best", f"nothing is done{unknown}", number, number)
 
 
 def _network(config: PromotionConfig, number: int, uri: str) -> Network:
@@ -251,7 +252,7 @@ def _settle(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
         if now == number:  # another promotion of the same version, whose audit stays
             return _already(model, number)
         if now != best:
-            reason = f"meanwhile the alias {ALIAS} moved from {_version(best)} to {_version(now)}"
+            reason = f"meanwhile the alias {ALIAS} moved from version {best or '-'} to version {now or '-'}"
             outcome = Outcome("refused", reason, number, best, outcome.judged)
         moves: dict[str, Any] = {}
         if outcome.decision != "refused":
@@ -267,16 +268,13 @@ def _settle(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
 def _verdict(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
     """Tags; None: none, and one of an earlier verdict goes."""
     judged = outcome.judged
-    numbers: dict[str, Any] = dict.fromkeys(
-        ("gain", "interval", "p", "patients", "images", "data", "archive", "metric", "min_gain", "alpha")
-    )
+    numbers: dict[str, Any] = dict.fromkeys(NUMBERS)
     if judged:
         gain = judged.gain
         numbers |= {"gain": f"{gain.difference:.6g}", "interval": f"[{gain.low:.6g}, {gain.high:.6g}]", "p": f"{gain.p:.6g}"}
         numbers |= {"patients": judged.patients, "images": judged.images, "data": judged.fingerprint, "archive": judged.archive}
         numbers |= {"metric": config.metric, "min_gain": config.min_gain, "alpha": config.alpha}
-    said = {"decision": outcome.decision, "reason": outcome.reason, "against": outcome.best}
-    return said | numbers | {"date": _now()}
+    return {"decision": outcome.decision, "reason": outcome.reason, "against": outcome.best} | numbers | {"date": _now()}
 
 
 def _tag(client: Any, model: Registered, number: int, values: Mapping[str, Any]) -> None:
@@ -285,10 +283,6 @@ def _tag(client: Any, model: Registered, number: int, values: Mapping[str, Any])
             client.set_model_version_tag(model.name, str(number), f"{PREFIX}{key}", str(value))
         elif f"{PREFIX}{key}" in model.versions.get(number, {}):
             client.delete_model_version_tag(model.name, str(number), f"{PREFIX}{key}")
-
-
-def _version(number: int | None) -> str:
-    return "no version" if number is None else f"version {number}"
 
 
 def _now() -> str:

@@ -2,13 +2,14 @@
 
 python -m tfmammo.registry list
 python -m tfmammo.registry promote --model tfmammo-can --metric dice --min-gain 0.005
-python -m tfmammo.registry promote --config configs/promotion.yaml --set data.name=inbreast data.root=DIR candidate=4
+python -m tfmammo.registry promote --model tfmammo-can --set data.name=inbreast data.root=DIR candidate=4 alpha=0.01
 python -m tfmammo.registry rollback --model tfmammo-can
 
 `promote` judges a candidate, the newest version if none is named, against the version with the alias "best", moves the alias
-if it wins, and writes the audit into tags; see tfmammo.promotion, also for what trainings do to the alias. The patches are
-those of data in the config; what is not said there is taken from the candidate's card. Exit codes: 0 promoted, the first
-one, or the best already; 1 refused; 2 an error. `rollback` moves the alias back to the version that the tags name.
+if it wins, and writes the audit into tags; see tfmammo.promotion, also for what trainings do to the alias. It takes the keys
+of PromotionConfig from a YAML file (--config), if one is given, from --set and from flags, the later over the earlier. The
+patches are those of its section data; what is not said there is taken from the candidate's card. Exit codes: 0 promoted, the
+first one, or the best already; 1 refused; 2 an error. `rollback` moves the alias back to the version that the tags name.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tfmammo import command, promotion
 from tfmammo import config as configuration
 from tfmammo.config import ConfigError, TrainingConfig
 from tfmammo.metrics.summary import Table
-from tfmammo.promotion import ALIAS, PREFIX, Judged, Outcome, PromotionConfig
+from tfmammo.promotion import ALIAS, PAINTING, PREFIX, Judged, Outcome, PromotionConfig
 from tfmammo.training import cli, tracking
 
 NO_METRICS = ("step", "git_commit", "data_fingerprint")  # the other tags of a version that a training sets
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="models, versions, aliases, metrics and what promotions said")
     promoting = commands.add_parser("promote", help=f"judge a version against the one with the alias {ALIAS}")
     back = commands.add_parser("rollback", help=f"move the alias {ALIAS} back")
-    promoting.add_argument("--config", metavar="FILE", help="a YAML file such as configs/promotion.yaml")
+    promoting.add_argument("--config", metavar="FILE", help="a YAML file with keys of PromotionConfig")
     promoting.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set data.root=DIR")
     promoting.add_argument("--dry-run", action="store_true", help="judge, but write nothing")
     for flag, metavar in FLAGS.items():
@@ -124,7 +125,8 @@ def _table(outcome: Outcome, judged: Judged, config: PromotionConfig) -> Table:
         ["to win", f"gain >= {config.min_gain:g}\np < {config.alpha:g}"],
     ]
     title = f"{config.model}: {judged.images} patches of {judged.patients} patients ({judged.archive}) that neither was trained on"
-    return Table(title, ["", config.metric], body)
+    heading = config.metric + (", less is better" if PAINTING.get(config.metric) == -1 else "")
+    return Table(title, ["", heading], body)
 
 
 if __name__ == "__main__":

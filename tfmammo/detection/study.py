@@ -84,7 +84,7 @@ class StudyConfig(Frozen):
     copies: tuple[PositiveInt, ...] = ()
     base: NonNegativeInt = 0
     synthetic: tuple[PositiveInt, ...] = ()
-    spare: float = Field(default=0.2, ge=0)
+    spare: float = Field(default=0.5, ge=0)
     folds: tuple[NonNegativeInt, ...] | None = Field(default=None, min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
     criterion: Criterion = "iou"
