@@ -168,7 +168,7 @@ def run_study(config: study.StudyConfig, output: Path | None, plan: bool) -> Non
     tables = study.tables(found)
     write_tables(report, tables)
     shown = found.shown()
-    save(froc_figure(shown, found.patients, max(config.fppi), *found.drawing, found.title, config.recall), report / "froc.png")
+    save(froc_figure(shown, found.patients, max(config.fppi), *found.drawing, found.heading, config.recall), report / "froc.png")
     if len(config.copies) + len(config.synthetic) > 1:
         save(study.growth_figure(found), report / "growth.png")
     uri = tracking.store_uri(config.tracking.uri)

@@ -250,6 +250,11 @@ class Results:
         return f"{self.config.name}: {held_out}, {len(self.config.held_out)} folds, {seeds} seed{'s' if seeds > 1 else ''}"
 
     @property
+    def heading(self) -> str:
+        """The same for figures, which are narrow."""
+        return self.title.replace(": ", "\n", 1)
+
+    @property
     def drawing(self) -> tuple[int, int, float]:
         """Draws, seed and level of bootstrap intervals."""
         return self.config.samples, self.config.seed, self.config.level
@@ -349,7 +354,7 @@ def growth_figure(found: Results) -> Figure:
     axes.set(
         xlabel="mammograms added to the real ones", ylabel=f"{config.recall}, {config.growth:g} false positives per image", ylim=(0, 1)
     )
-    axes.set_title(found.title, fontsize=8)
+    axes.set_title(found.heading, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
