@@ -160,7 +160,7 @@ def run_study(config: study.StudyConfig, output: Path | None, plan: bool) -> Non
         for step in study.plan(config, output, ROOT, "RUN"):
             print(step.shown())
         return
-    cli.archive_split(config.data, output)
+    cli.keep_archive_split(config.data, output)
     parent = tracking.parent_run(output, config.tracking)
     steps.run(study.plan(config, output, ROOT, parent), output, study.known(output))
     found, report = study.results(config, output), output / "report"

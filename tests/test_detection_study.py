@@ -142,7 +142,7 @@ def test_seeds_are_judged_together(judged):
     found = study.results(*judged)
     assert [len(found.matches[arm]) for arm in ("real", "copies-2")] == [8, 8] and set(found.patients) == {"p", "q"}
     assert froc(found.matches["real"], [1.0]).tpr[0] == 2 / 8 and froc(found.matches["copies-2"], [1.0]).tpr[0] == 1
-    assert "4 lesions in 4 unseen mammograms of 2 patients, 2 folds, 2 seeds" in found.title
+    assert "4 lesions in 4 unseen mammograms of 2 patients, folds 0 and 2, 2 seeds" in found.title
 
 
 def test_tables_say_recall_and_difference(judged):

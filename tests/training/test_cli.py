@@ -10,7 +10,7 @@ import pytest
 from tfmammo.archives import phantom
 from tfmammo.config import ConfigError, DataConfig
 from tfmammo.data import build, splits
-from tfmammo.data.patches import Patches, shape_patches
+from tfmammo.data.patches import DataError, Patches, shape_patches
 from tfmammo.data.sampling import SHAPES
 from tfmammo.data.tfrecord import Records
 from tfmammo.models.can import CAN
@@ -81,6 +81,15 @@ def test_masks_of_known_shape_are_split_by_patient_and_shape(tmp_path):
     assert masks.pathologies.tolist() == [pathologies[name] for name in masks.ids.tolist()]
     with pytest.raises(ConfigError, match="^data.records: hold patches of lesions, which serve other trainings"):
         cli.all_patches(DataConfig(records=tmp_path), shape_patches)
+
+
+def test_a_split_of_any_kind_is_kept_for_a_study(tmp_path):
+    config = DataConfig(phantoms=16, folds=2)
+    path = cli.keep_archive_split(config, tmp_path / "own")
+    again = cli.keep_archive_split(config.model_copy(update={"split_file": path, "folds": 5}), tmp_path / "other")
+    assert splits.load(again) == splits.load(path) and set(splits.load(path).patients.values()) == {0, 1}
+    with pytest.raises(DataError, match="neither side"):  # phantoms have no official split
+        cli.keep_archive_split(config.model_copy(update={"split": "official"}), tmp_path / "official")
 
 
 @pytest.fixture(scope="module")

@@ -247,7 +247,8 @@ class Results:
         seeds, all_of = len(self.config.seeds), Matches.join(self.matches[REAL])
         lesions, images = all_of.lesions // seeds, all_of.images // seeds
         held_out = f"{lesions} lesions in {images} unseen mammograms of {len(set(self.patients))} patients"
-        return f"{self.config.name}: {held_out}, {len(self.config.held_out)} folds, {seeds} seed{'s' if seeds > 1 else ''}"
+        folds = " and ".join(map(str, self.config.held_out))
+        return f"{self.config.name}: {held_out}, fold{'s' * (len(folds) > 1)} {folds}, {seeds} seed{'s' * (seeds > 1)}"
 
     @property
     def heading(self) -> str:

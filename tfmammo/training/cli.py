@@ -181,11 +181,19 @@ def archive_split(config: DataConfig, output: Path) -> DataConfig:
     """
     if config.split != "patient" or config.split_file:
         return config
+    return config.model_copy(update={"split_file": keep_archive_split(config, output)})
+
+
+def keep_archive_split(config: DataConfig, output: Path) -> Path:
+    """Write the split of all the archive's patients, of whatever kind or from whatever file it is, as split.json, once.
+
+    Returns:  the file, for `split_file`.
+    Raises:   as `archive_split`.
+    """
     records = splits.Mammograms.of(mammograms(config, Skipped()))
-    decided = splits.describe(records, config, archive_name(config))
     path = output / SPLIT
-    _write_split(path, decided)
-    return config.model_copy(update={"split_file": path})
+    _write_split(path, splits.describe(records, config, archive_name(config)))
+    return path
 
 
 def _records(config: DataConfig, make: Make) -> Records:
