@@ -16,7 +16,7 @@ from tfmammo.data.whole import letterbox, make_whole, view
 from tfmammo.detection import light_head_rcnn, regions
 from tfmammo.detection.detections import OUTPUTS, DetectionError, Detector
 from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig, large_separable, letterboxed, write
-from tfmammo.detection.training import validate
+from tfmammo.detection.training import learning_rate, validate
 from tfmammo.export import ExportError, read_card
 from tfmammo.record import Skipped
 from tfmammo.training import loop
@@ -480,3 +480,26 @@ def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
         if number == 400 or found.get("froc") == 1:  # recall 1 from 0.25 false positives per image on
             break
     assert found["froc"] == 1
+
+
+def test_the_learning_rate_rises_stays_or_falls():
+    def at(schedule, *steps):
+        return [float(schedule(step)) for step in steps]
+
+    assert learning_rate(0.2) == 0.2
+    np.testing.assert_allclose(at(learning_rate(0.2, warmup=10), 0, 5, 10, 1000), [0, 0.1, 0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(
+        at(learning_rate(0.2, decay=40), 0, 10, 20, 40, 99), [0.2, 0.1 + 0.1 * 0.5**0.5, 0.1, 0, 0], rtol=1e-5, atol=1e-9
+    )
+    np.testing.assert_allclose(at(learning_rate(0.2, 10, 40), 0, 5, 10, 30, 50), [0, 0.1, 0.2, 0.1, 0], rtol=1e-5, atol=1e-9)
+
+
+def test_the_rate_falls_while_it_trains():
+    made, data = room(filters=4, units=8, learning_rate=1e-3, decay=2), batch()
+    step = tf.function(made.train_step)
+    for _ in range(2):
+        step(data)
+    before = [variable.numpy() for variable in made.networks["detector"].trainable_variables]
+    step(data)  # at a rate of 0
+    for variable, value in zip(made.networks["detector"].trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)

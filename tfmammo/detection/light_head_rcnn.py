@@ -18,8 +18,8 @@ Departures and what the texts leave open:
   Anchors are in px of what is seen.
 - BatchNorm is frozen, statistics, scale and shift, as in Li et al.: four mammograms are too few to estimate them from. That takes
   weights of ImageNet; from random weights it must be `running`, with averages that decay by `momentum`.
-- Shen et al. name no optimiser; Adam, as for all else there. No weight decay, no decay of the learning rate: they name neither. No
-  stage is frozen: Li et al. freeze the first, of photographs.
+- Shen et al. name no optimiser; Adam, as for all else there. No weight decay, and unless `decay` says so a constant learning rate: they
+  name neither. No stage is frozen: Li et al. freeze the first, of photographs.
 - Objectness is one logit per anchor, not two under a softmax: the same function. Anchors that cross the image's border are trained,
   because the breast touches it.
 - No activation stands in or behind the large separable convolution.
@@ -43,7 +43,7 @@ from tfmammo import trunks
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS, DetectionError
-from tfmammo.detection.training import ROUNDING, panels, refuse_copies, refuse_sides, sides
+from tfmammo.detection.training import ROUNDING, learning_rate, panels, refuse_copies, refuse_sides, sides
 from tfmammo.export import SIGNATURE, ExportError
 from tfmammo.optimization import Adam, build, minimize
 
@@ -67,7 +67,8 @@ class LightHeadRCNNConfig(Frozen):
     kernel, middle: length and inner channels of the large separable convolution. bins: rows and columns of the pooling;
     channels: maps a bin; samples: points along either side of a bin. units: of the hidden layer. foreground: least IoU of a
     region that shows a lesion. hard_examples: regions an image that the head learns from. nms_iou: detections that overlap
-    more are merged. detections: most per mammogram. normal: train on normal mammograms too.
+    more are merged. detections: most per mammogram. normal: train on normal mammograms too. decay: steps over which the learning
+    rate falls to 0, along half a cosine; None: it stays.
     """
 
     weights: str = "imagenet"
@@ -97,6 +98,7 @@ class LightHeadRCNNConfig(Frozen):
     detections: PositiveInt = 20
     normal: bool = True
     learning_rate: PositiveFloat = 2e-4
+    decay: PositiveInt | None = None
     beta_1: float = Field(default=0.9, ge=0, lt=1)
     beta_2: float = Field(default=0.999, ge=0, lt=1)
 
@@ -145,7 +147,9 @@ class LightHeadRCNN:
         both = [self.trunk, self.head]
         network = keras.Model([part.input for part in both], [output for part in both for output in part.outputs], name="detector")
         self.networks = {"detector": network}
-        self.optimizers = {"detector": build(Adam(c.learning_rate, c.beta_1, c.beta_2, name="detector"), network)}
+        self.optimizers = {
+            "detector": build(Adam(learning_rate(c.learning_rate, 0, c.decay), c.beta_1, c.beta_2, name="detector"), network)
+        }
 
     def train_step(self, batch: Tensors) -> Tensors:
         """One step down the sum of the four losses.

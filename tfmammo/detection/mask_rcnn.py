@@ -13,7 +13,7 @@ stage 4 of the ResNet, its blocks conv4 and conv5, up) and "all". What is frozen
 Departures, and what the paper's text leaves open:
 - Masks: a mammogram's masks are one union; a lesion's is what of it lies in the lesion's box. Where boxes of two lesions
   overlap, each shows a part of the other. A lesion without outline is its box.
-- The lambdas are 1. Adam with a linear warm-up, then constant, with clipped gradients; anew in every stage.
+- The lambdas are 1. Adam with a linear warm-up, then constant (or falling, `decay`), with clipped gradients; anew in every stage.
 - COCO weights go into ResNet, pyramid and proposals; what knows classes starts anew.
 - BatchNorm's averages decay by 0.97 a step and not 0.997, as trainings here are short.
 - Detections are kept from a probability of 0.001 (0.05 in tf-models-official), as FROC asks for the unsure ones; overlapping
@@ -37,7 +37,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection.detections import MASKS, DetectionError
-from tfmammo.detection.training import ROUNDING, Network, panels, refuse_copies, refuse_sides, sides
+from tfmammo.detection.training import ROUNDING, Network, learning_rate, panels, refuse_copies, refuse_sides, sides
 from tfmammo.export import SIGNATURE, ExportError
 from tfmammo.optimization import build, minimize
 
@@ -59,8 +59,8 @@ class MaskRCNNConfig(Frozen):
     proposals: regions kept. rois: regions that a step learns from, per mammogram; it learns from half as many anchors.
     lambda_loc, lambda_seg: of Eq. (6). regularisation: weight decay. nms_iou: boxes that overlap more are merged. detections:
     most per mammogram. normal: train on normal mammograms too. heads_epochs, upper_epochs: of the first two stages, 0 leaves
-    one out; the third has the section training's. warmup: steps of each stage until learning_rate is reached. clip: largest
-    global norm of the gradient.
+    one out; the third has the section training's. warmup: steps of each stage until learning_rate is reached; decay: steps
+    of each over which it then falls to 0, along half a cosine; None: it stays. clip: largest global norm of the gradient.
     """
 
     checkpoint: Path | None = None
@@ -81,6 +81,7 @@ class MaskRCNNConfig(Frozen):
     upper_epochs: NonNegativeInt = 30
     learning_rate: PositiveFloat = 1e-4
     warmup: NonNegativeInt = 100
+    decay: PositiveInt | None = None
     clip: PositiveFloat = 10.0
 
     def stages(self) -> list[tuple[Stage, int | None]]:
@@ -172,8 +173,7 @@ class MaskRCNN:
         _freeze(self.model, stage)
         network.trainable_variables = list(self.model.trainable_variables)
         self.networks: dict[str, Any] = {"detector": network}
-        rate, warmup = self.config.learning_rate, self.config.warmup
-        schedule = keras.optimizers.schedules.PolynomialDecay(0.0, warmup, rate) if warmup else rate
+        schedule = learning_rate(self.config.learning_rate, self.config.warmup, self.config.decay)
         self.optimizers = {"detector": build(keras.optimizers.Adam(schedule, global_clipnorm=self.config.clip, name="detector"), network)}
         spec = tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")
         self.detect = tf.function(self._detect, input_signature=[spec])

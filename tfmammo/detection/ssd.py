@@ -39,7 +39,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection.detections import DetectionError
-from tfmammo.detection.training import ROUNDING, Network, panels, refuse_copies, sides
+from tfmammo.detection.training import ROUNDING, Network, learning_rate, panels, refuse_copies, sides
 from tfmammo.export import ExportError
 from tfmammo.optimization import build, minimize
 
@@ -194,12 +194,7 @@ class SSD:
             _start_from(self.detector, self.config.checkpoint)
         network = Network(self.detector)
         self.networks: dict[str, Any] = {"detector": network}
-        rate = keras.optimizers.schedules.CosineDecay(
-            0.0 if self.config.warmup else self.config.learning_rate,
-            self.config.decay,
-            warmup_target=self.config.learning_rate if self.config.warmup else None,
-            warmup_steps=self.config.warmup,
-        )
+        rate = learning_rate(self.config.learning_rate, self.config.warmup, self.config.decay)
         optimizer = keras.optimizers.Adam(rate, global_clipnorm=self.config.clip, name="detector")
         self.optimizers = {"detector": build(optimizer, network)}
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -31,6 +32,16 @@ class Network:
     def count_params(self) -> int:
         """How many numbers its variables hold."""
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
+
+
+def learning_rate(rate: float, warmup: int = 0, decay: int | None = None) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """What an optimizer is given: a rate that rises linearly over `warmup` steps, then stays or, over `decay` steps, falls to 0 along
+    half a cosine.
+    """
+    if decay:
+        start = {"warmup_target": rate, "warmup_steps": warmup} if warmup else {}
+        return keras.optimizers.schedules.CosineDecay(0.0 if warmup else rate, decay, **start)
+    return keras.optimizers.schedules.PolynomialDecay(0.0, warmup, rate) if warmup else rate
 
 
 def refuse_copies(data: DataConfig, what: str) -> None:
