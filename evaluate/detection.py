@@ -124,6 +124,8 @@ def main() -> None:
     parser.add_argument("--study", choices=("infilling", "blending"), help="a study instead, by default of configs/study_NAME.yaml")
     parser.add_argument("--plan", action="store_true", help="show a study's commands and run nothing")
     chosen = parser.parse_args()
+    if chosen.plan and not chosen.study:
+        parser.error("--plan shows a study's commands, and --study names none")
     if chosen.study:
         if chosen.config == parser.get_default("config"):
             chosen.config = ROOT / "configs" / f"study_{chosen.study}.yaml"
@@ -156,8 +158,10 @@ def main() -> None:
 def run_study(config: study.StudyConfig, output: Path | None, plan: bool) -> None:
     """Run what a study has not run yet, then write and print its tables and figures; or only show its commands."""
     output = (output or Path("runs") / config.name).resolve()
+    planned = study.plan(config, output, ROOT, "RUN")
+    study.check(planned)
     if plan:
-        for step in study.plan(config, output, ROOT, "RUN"):
+        for step in planned:
             print(step.shown())
         return
     cli.keep_archive_split(config.data, output)

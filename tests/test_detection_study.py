@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from tfmammo import config as configuration
-from tfmammo.config import DataConfig
+from tfmammo.config import ConfigError, DataConfig
 from tfmammo.data import splits
 from tfmammo.data.patches import DataError
 from tfmammo.detection import study
@@ -93,6 +93,22 @@ def test_the_repositorys_studies_are_the_papers(repository, name):
         assert found.base + 566 == 2066 and len(steps) == 74
     else:
         assert (found.synthetic, found.data.folds, found.held_out) == ((200,), 5, (0, 1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("detector.script=nosuch", r"detectors/real/fold0-seed0: there is no script .*nosuch.py"),
+        ("generators.unet.config=nosuch.yaml", r"generators/unet/fold0: .*nosuch.yaml: no such config file"),
+        ("methods.crn.set.pianter=paste", r"synthetic/crn/fold0: .*synthesis_full.yaml: pianter: unknown key"),
+        ("detector.set.training.stepz=3", r"detectors/real/fold0-seed0: .*training.stepz: unknown key"),
+    ],
+)
+def test_what_a_command_would_refuse_hours_later_is_refused_at_once(repository, override, said):
+    file = repository / "configs/study_infilling.yaml"
+    study.check(plan(configuration.parse(StudyConfig, file), OUT, repository, "parent"))
+    with pytest.raises(ConfigError, match=said):
+        study.check(plan(configuration.parse(StudyConfig, file, [override]), OUT, repository, "parent"))
 
 
 @pytest.mark.parametrize(

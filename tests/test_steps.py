@@ -34,6 +34,13 @@ def test_overrides_are_what_set_takes():
     ]
 
 
+def test_a_step_knows_its_overrides():
+    step = Step(
+        "one", ("x.py", "--config", "a.yaml", "--set", "a=1", "b.c=[2]", "--output", "d"), (), ("--set", "count=3"), ("--set", "e=4")
+    )
+    assert step.overrides() == ["a=1", "b.c=[2]", "count=3", "e=4"]
+
+
 def test_steps_run_in_order_once(tmp_path):
     made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
     steps.run(made, tmp_path)

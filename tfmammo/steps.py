@@ -49,6 +49,14 @@ class Step:
         """All of the command."""
         return *self.command, *self.extent, *self.aside
 
+    def overrides(self) -> list[str]:
+        """What --set is given."""
+        found, given = [], False
+        for argument in self.arguments:
+            given = argument == "--set" or (given and not argument.startswith("--"))
+            found += [argument] if given and argument != "--set" else []
+        return found
+
     def shown(self) -> str:
         """The command as a shell takes it."""
         return shlex.join(["python", *self.arguments])

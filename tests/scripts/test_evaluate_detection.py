@@ -229,6 +229,13 @@ def test_a_studys_plan_is_shown_and_nothing_is_run(study, capsys):
     assert lines[0].startswith("python ") and "train/infilling.py" in lines[0] and "data.phantoms=12" in lines[0]
 
 
+def test_a_plan_is_a_studys(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["detection.py", "--plan"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "--study names none" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_run_twice(study, tracking_uri, caplog):
     method = "{poisson: {config: configs/synthesis_blending.yaml, set: {painter: poisson, generator: null}}}"

@@ -30,16 +30,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import DataConfig, Frozen, TrackingConfig
+from tfmammo import config as configuration
+from tfmammo.config import ConfigError, DataConfig, Experiment, Frozen, TrackingConfig
 from tfmammo.data import splits
 from tfmammo.data.patches import DataError
 from tfmammo.metrics.detection import Criterion, Matches, froc, froc_interval, match_kinds, recall_by
 from tfmammo.metrics.jafroc import Merit, jafroc_test
 from tfmammo.metrics.summary import Measure, Table
+from tfmammo.recipe import SynthesisConfig
 from tfmammo.steps import Step, overrides
 
 PERCENT, MERIT = Measure("recall", "%", 100, 1).show, Measure("figure of merit", "", 1, 3).show
-REAL = "real"
+REAL, EVALUATIONS = "real", "evaluations"
 # Of the study's data section what no other config may say otherwise; the rest of it is passed on as it stands.
 _DECIDED = {"split_file", "fold"}
 
@@ -160,6 +162,25 @@ def plan(config: StudyConfig, output: Path, root: Path, parent: str) -> list[Ste
     return steps + [_evaluation(config, output, root, arm, seed) for seed in config.seeds for arm in arms(config)]
 
 
+def check(steps: Sequence[Step]) -> None:
+    """Refuse at once what a training or a synthesis would refuse hours later: a script or file that is not there, a wrong key.
+
+    Keys of the section `model` are left to the scripts, whose they are.
+
+    Raises:   ConfigError: names the step, the file and the key.
+    """
+    for step in steps:
+        script, file = step.command[0], step.command[step.command.index("--config") + 1]
+        if script != "-m" and not Path(script).is_file():
+            raise ConfigError(f"{step.name}: there is no script {script}")
+        schema = SynthesisConfig if script == "-m" else Experiment[dict[str, Any]]
+        try:
+            if not step.name.startswith(EVALUATIONS):
+                configuration.parse(schema, file, step.overrides())
+        except ConfigError as error:
+            raise ConfigError(f"{step.name}: {error}") from None
+
+
 @dataclass(frozen=True)
 class _Fold:
     """The commands of one fold."""
@@ -220,7 +241,7 @@ def _detector(arm: Arm, fold: int, seed: int) -> str:
 
 
 def _judged(arm: Arm, seed: int) -> str:
-    return f"evaluations/{arm.name}/seed{seed}"
+    return f"{EVALUATIONS}/{arm.name}/seed{seed}"
 
 
 def _evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, seed: int) -> Step:
@@ -283,7 +304,9 @@ def results(config: StudyConfig, output: Path) -> Results:
                 keys[arm.name].append((name, one["patient"]))
                 found[arm.name].append(_matched(one, config, path))
     if any(keys[name] != keys[REAL] for name in keys):
-        raise DataError(f"{output}: the arms were not judged on the same mammograms; remove {output / 'done/evaluations'} and run it again")
+        raise DataError(
+            f"{output}: the arms were not judged on the same mammograms; remove {output / 'done' / EVALUATIONS} and run it again"
+        )
     return Results(config, found, [patient for _, patient in keys[REAL]])
 
 
