@@ -33,17 +33,17 @@ from tfmammo.data import sampling
 from tfmammo.data.patches import DataError
 from tfmammo.detection import study
 from tfmammo.detection.detections import Detections, Detector
+from tfmammo.detection.study import MERIT, PERCENT
 from tfmammo.evaluation import EXPERIMENT, Handles, save
 from tfmammo.metrics.average_precision import Boxes, average_precision, coco
 from tfmammo.metrics.detection import FPPI, Criterion, Matches, froc, froc_interval, match_kinds, recall_by
 from tfmammo.metrics.figures import froc_figure
-from tfmammo.metrics.jafroc import Merit, jafroc_test
-from tfmammo.metrics.summary import Measure, Table
+from tfmammo.metrics.jafroc import jafroc_test, merit_for
+from tfmammo.metrics.summary import Table
 from tfmammo.record import Lesion, Mammogram, Skipped
 from tfmammo.training import cli, tracking
 
 ROOT = Path(__file__).resolve().parents[1]
-PERCENT, MERIT = Measure("recall", "%", 100, 1).show, Measure("figure of merit", "", 1, 3).show
 
 
 class DetectionConfig(Frozen):
@@ -251,7 +251,7 @@ def difference(judgement: Judgement) -> Table:
     for at, a, b, low, high in zip(config.fppi, *curves, *bounds, strict=True):
         cells = [PERCENT(a), PERCENT(b), *(PERCENT(value, "+") for value in (a - b, low, high))]
         rows.append([f"{config.recall}, {at:g} false positives per image, %", *cells, "-"])
-    merit: Merit = "jafroc" if any(not image.lesions for image in ours) else "jafroc1"
+    merit = merit_for(ours)
     test = jafroc_test(ours, others, patients, merit, config.level)
     cells = [MERIT(test.merit), MERIT(test.other), *(MERIT(value, "+") for value in (test.difference, test.low, test.high))]
     rows.append([f"{merit.upper()} figure of merit", *cells, MERIT(test.p)])

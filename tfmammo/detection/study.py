@@ -35,7 +35,7 @@ from tfmammo.config import ConfigError, DataConfig, Experiment, Frozen, Tracking
 from tfmammo.data import splits
 from tfmammo.data.patches import DataError
 from tfmammo.metrics.detection import Criterion, Matches, froc, froc_interval, match_kinds, recall_by
-from tfmammo.metrics.jafroc import Merit, jafroc_test
+from tfmammo.metrics.jafroc import jafroc_test, merit_for
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.recipe import SynthesisConfig
 from tfmammo.steps import Step, overrides
@@ -341,7 +341,7 @@ def difference_table(found: Results, reference: Arm) -> Table:
     """How far every other arm is from one: recall, with intervals of the same patients drawn for both; JAFROC's figure of merit, with p."""
     config, others = found.config, found.matches[reference.name]
     base, body = froc(others, config.fppi).tpr, []
-    merit: Merit = "jafroc" if any(not image.lesions for image in others) else "jafroc1"
+    merit = merit_for(others)
     for arm in arms(config):
         if arm != reference:
             images = found.matches[arm.name]

@@ -26,6 +26,11 @@ from tfmammo.metrics.detection import Matches, check_pair
 Merit = Literal["jafroc", "jafroc1"]
 
 
+def merit_for(images: Sequence[Matches]) -> Merit:
+    """The merit "jafroc" where there are images without lesions to take false positives from, else "jafroc1"."""
+    return "jafroc" if any(not image.lesions for image in images) else "jafroc1"
+
+
 @dataclass(frozen=True)
 class JafrocTest:
     """How one detector's figure of merit differs from another's on the same images.
