@@ -35,6 +35,8 @@ CORE = [
 ]
 
 BUILD = ["apache-beam>=2.77"]
+SERVE = ["gradio>=6", "fastapi", "uvicorn", "prometheus-client"]  # the studio; the server beside MLflow's
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
 EXTRAS = {
     "build": BUILD,
@@ -45,11 +47,14 @@ EXTRAS = {
         "tf-keras",
         "protobuf<7",
     ],
-    "serve": ["gradio>=6"],
+    "serve": SERVE,
     "benchmark": ["torch", "onnxruntime", "monai", "lpips"],
-    "docs": ["mkdocs-material", "mkdocstrings[python]"],
+    "docs": DOCS,
     "test": [
         *BUILD,
+        *SERVE,
+        *DOCS,
+        "playwright",  # its client alone: the browser is the system's chromium
         "pytest>=9",
         "pytest-timeout",
         "hypothesis",

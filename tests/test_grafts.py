@@ -241,7 +241,7 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
     save()
     assert side("train") == ({b}, {b, c}) and side("held_out") == ({a}, {a}) and side("train", fold=1) == ({a}, {a})
     save(split="official", folds=None, seed=None, stratify=None, patients={a: "test", b: "train", c: "train"})
-    grafts.bank.cache_clear()
+    grafts._bank.cache_clear()
     assert side("train") == ({b}, {b, c}) and side("held_out") == ({a}, {a})
     phantom = DataConfig(phantoms=8)
     lesions, normal = side("held_out", data=phantom, lesions=on_disk)  # the phantom's patients are on no side
@@ -254,7 +254,7 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
         ({"split": "paper", "folds": None, "stratify": None, "patients": {a: "both"}}, "split of the kind paper"),
     ]:
         save(**values)
-        grafts.bank.cache_clear()
+        grafts._bank.cache_clear()
         with pytest.raises(DataError, match=reason):
             side("train")
     save()

@@ -34,7 +34,7 @@ DISTRIBUTIONS = {
 UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
 # Imported within the one function that needs them: an old Excel table, which only tests ask for, the build at scale, and COCO's
 # average precision.
-OPTIONAL = {"xlwt", "apache-beam", "pycocotools"}
+OPTIONAL = {"xlwt", "apache-beam", "pycocotools", "gradio", "fastapi", "uvicorn", "prometheus-client"}
 # Likewise, but nothing that the tests' environment must hold: tests of it are marked `detection`.
 DETECTION = {"tf-models-research-object-detection", "tf-models-official", "tf-keras"}
 # Likewise: reads PyTorch's own files of published weights; a golden file holds what it makes of them.
@@ -140,7 +140,8 @@ def test_a_config_opens_with_its_command(name):
     commands = re.findall(rf"python ((?:train|evaluate)/\w+\.py|-m [\w.]+) --config configs/{re.escape(name)}\b", head)
     assert commands, f"the first lines are no comment with a command:\n{head}"
     scripts = [f"{command[3:].replace('.', '/')}.py" if command.startswith("-m ") else command for command in commands]
-    assert all((REPOSITORY / script).is_file() for script in scripts)
+    packages = [f"{script.removesuffix('.py')}/__main__.py" for script in scripts]
+    assert all((REPOSITORY / script).is_file() or (REPOSITORY / package).is_file() for script, package in zip(scripts, packages, strict=True))
 
 
 def test_ci_can_be_run_and_takes_the_readmes_steps():

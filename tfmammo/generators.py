@@ -1,5 +1,5 @@
-"""The networks and shapes that a synthesis draws from: an infilling's, a blending's or a vanilla GAN's export, and masks of a mask
-GAN, of files or of real masses; a contextual GAN's lesions."""
+"""The networks and shapes that a synthesis draws from: an infilling's, a CAN's, a blending's or a vanilla GAN's export, and masks of a
+mask GAN, of files, of a named shape or of real masses; a contextual GAN's lesions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo import archives, export, grafts
+from tfmammo.archives import phantom
 from tfmammo.config import DataConfig
 from tfmammo.data import jobs, sampling
 from tfmammo.data.preprocess import DataError
@@ -23,17 +24,19 @@ from tfmammo.insertion import cut, gap, training_data
 from tfmammo.models import mask_gan
 from tfmammo.models.contextual import ContextualConfig, scalars
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
-from tfmammo.recipe import SynthesisConfig
+from tfmammo.recipe import ShapeConfig, SynthesisConfig
 from tfmammo.record import Lesion, LesionKind, Mammogram, Skipped
 
 TRIES = 50  # shapes drawn for one mass
+_RADIUS = 100  # px of a shape that is drawn by its name
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm")
 
 
 @dataclass(frozen=True)
 class Generator:
-    """An infilling or a blending. call: (tri_label float32 [n, size, size, 2 or 3], or pasted [n, size, size, 3]) -> {"image": [n,
-    size, size, 1]}. margin: of a tri-label of three channels, as in models.infilling. data: how its training patches were made.
+    """An infilling, a blending or a CAN. call: (tri_label float32 [n, size, size, 2 or 3], pasted [n, size, size, 3], or mask [n, size,
+    size, 1]) -> {"image": [n, size, size, 1]}. margin: of a tri-label of three channels, as in models.infilling. data: how its
+    training patches were made.
     patients: those it was trained on. prior: of a blending, see models.blending: one trained with "noise" puts noise in place of the
     lesion itself, so that of a lesion pasted in it sees the outline alone.
     """
@@ -48,13 +51,13 @@ class Generator:
 
 @functools.cache
 def generator(folder: Path, takes: str = "tri_label") -> Generator:
-    """The infilling of an export, or with takes="pasted" the blending, read once in each process.
+    """The infilling of an export, or with takes="pasted" the blending, with takes="mask" the CAN, read once in each process.
 
     Raises:   ExportError: there is none. DataError: its patches can't be put back, or its card does not say how they were made.
     """
     function, card = export.find(folder, {takes}, {"image"}), export.read_card(folder)
     shape = card["functions"][function]["inputs"][takes]["shape"]
-    needed = "config.data, train_patients" if takes == "pasted" else "config.data, config.model.margin, train_patients"
+    needed = "config.data, config.model.margin, train_patients" if takes == "tri_label" else "config.data, train_patients"
     try:
         data, model = training_data(card["config"]["data"], str(folder)), card["config"].get("model", {})
         patients = frozenset(card["train_patients"])
@@ -204,7 +207,7 @@ def shape(config: SynthesisConfig, gan: Path | None, random: np.random.Generator
     reason = "there is none"
     for _ in range(TRIES):
         try:
-            mask, origin = _drawn(gan, random) if gan else _of_file(config, random) if config.shapes.files else _real(config, random)
+            mask, origin = _drawn(gan, random) if gan else _without_network(config, random)
             return cut(mask), origin
         except ValueError as error:
             reason = str(error)
@@ -218,13 +221,15 @@ def shapes_described(config: SynthesisConfig, gan: Path | None) -> dict[str, obj
     if config.shapes.files:
         digests = "\n".join(sha256(path) for path in _pictures(config.shapes.files))
         return {"files": hashlib.sha256(digests.encode()).hexdigest()}
+    if config.shapes.drawn:
+        return {"drawn": config.shapes.drawn}
     return {"archive": jobs.fingerprint(found[0] for found in _outlined(config))}
 
 
 def lesion_patients(config: SynthesisConfig) -> frozenset[str]:
     """The patients of all lesions that made-up masses may have their shapes or sizes from."""
-    drawn = not (config.shapes.gan or config.shapes.files) or not (config.sizes or config.size)
-    return frozenset(found[0].patient_id for found in _outlined(config)) if drawn else frozenset()
+    real = config.shapes == ShapeConfig() or not (config.sizes or config.size)
+    return frozenset(found[0].patient_id for found in _outlined(config)) if real else frozenset()
 
 
 def _drawn(gan: Path, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
@@ -242,6 +247,18 @@ def _gan(folder: Path) -> tuple[Callable[..., dict[str, NDArray[np.float32]]], i
     path = export.located(folder) / mask_gan.LIMITS
     limits = mask_gan.Plausibility.model_validate_json(path.read_bytes()) if path.is_file() else None
     return export.load(folder, function), z, limits
+
+
+def _without_network(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
+    if config.shapes.files:
+        return _of_file(config, random)
+    return _named(config.shapes.drawn, random) if config.shapes.drawn else _real(config, random)
+
+
+def _named(shape: str, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
+    """A shape by its name, drawn large: it is scaled afterwards."""
+    outline = phantom.contour(random, shape, "circumscribed", _RADIUS)
+    return Lesion("mass", (0, 0, 0, 0), (outline + 2 * _RADIUS,)).mask(4 * _RADIUS, 4 * _RADIUS), f"drawn, {shape}"
 
 
 def _of_file(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
@@ -274,9 +291,13 @@ def _real(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDArray
     return np.ascontiguousarray(region[0, ..., 0]), f"{mammogram.archive} {mammogram.image_id}#{number}"
 
 
-@functools.cache
 def _outlined(config: SynthesisConfig) -> tuple[tuple[Mammogram, int, Lesion], ...]:
     """(mammogram, number, lesion) of every wanted lesion of an archive, and of the patients asked for, that may have an outline."""
+    return _all_outlined(config.sources)
+
+
+@functools.cache
+def _all_outlined(config: SynthesisConfig) -> tuple[tuple[Mammogram, int, Lesion], ...]:
     data = config.lesions or config.data
     found = grafts.of_side(archives.mammograms(data, Skipped()), data, config)
     known = [(mammogram, number, lesion) for mammogram in found for number, lesion in sampling.wanted(mammogram, data).items()]

@@ -69,12 +69,16 @@ class Piece:
         return np.ascontiguousarray(self.image[less : len(self.image) - less, less : self.image.shape[1] - less])
 
 
-@functools.cache
 def bank(chosen: SynthesisConfig) -> tuple[Donor, ...]:
     """The lesions that a config asks for: wanted, outlined, of its pathology and patients. No pixel and no mask file is read.
 
     Raises:   DataError: there is none, or the split does not tell a patient's side. ConfigError, ArchiveError: no such archive.
     """
+    return _bank(chosen.sources)
+
+
+@functools.cache
+def _bank(chosen: SynthesisConfig) -> tuple[Donor, ...]:
     data = chosen.lesions or chosen.data
     found = of_side(archives.mammograms(data, Skipped()), data, chosen)
     known = tuple(

@@ -10,8 +10,8 @@ lies on breast and keeps off other lesions and their supports. Around the lesion
 than the tissue that it was given; its mean difference there is taken off everywhere, so that no step is left to feather.
 With data.percentiles the brightest tissue of a patch is 1, so that a mass can't be brighter; data.window has no such end.
 
-A patch that was made with its own tissue, of a vanilla GAN, is set in whole instead (`whole_seam`): its grey values take the place of
-the mammogram's, and fade out at its border alone.
+A patch that was made with its own tissue, of a CAN or a vanilla GAN, is set in whole instead (`whole_seam`): its grey values take the
+place of the mammogram's, and fade out at its border alone.
 """
 
 from __future__ import annotations
@@ -162,6 +162,13 @@ class Spot:
             raise DataError("its patch is larger than the mammogram")
         return Spot(mask, box, window)
 
+    def patch_mask(self, size: int) -> NDArray[np.uint8]:
+        """The mask in its patch, scaled to that of a generator: uint8 [size, size], 0 or 1."""
+        top, left, bottom, right = self.window
+        native = np.zeros((bottom - top, right - left, 1), np.uint8)
+        native[self.box[0] - top : self.box[2] - top, self.box[1] - left : self.box[3] - left, 0] = self.mask
+        return np.ascontiguousarray(resize_mask(native, size, size)[..., 0])
+
 
 @dataclass(frozen=True, eq=False)
 class Seam:
@@ -188,10 +195,7 @@ def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
               see models.infilling. feather: px of the patch.
     Raises:   DataError: the mask touches the border of its patch, or vanishes at its size.
     """
-    top, left, bottom, right = spot.window
-    native = np.zeros((bottom - top, right - left, 1), np.uint8)
-    native[spot.box[0] - top : spot.box[2] - top, spot.box[1] - left : spot.box[3] - left, 0] = spot.mask
-    mask = np.ascontiguousarray(resize_mask(native, size, size)[..., 0])
+    mask = spot.patch_mask(size)
     fade = min(feather, gap(mask))
     core = mask if margin is None else mask | enlarged(tf.constant(mask[..., None]), margin).numpy()[..., 0]
     beyond = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
@@ -249,11 +253,14 @@ class Ground:
 
     def is_free(self, box: Box) -> bool:
         """Whether all of a box is breast that nothing has taken."""
+        return self.free_part(box) == 1
+
+    def free_part(self, box: Box) -> float:
+        """How much of a box is breast that nothing has taken, 0 to 1; 0 of one that reaches beyond the mammogram."""
         if min(box) < 0 or box[2] > self.mammogram.rows or box[3] > self.mammogram.cols:
-            return False
+            return 0.0
         top, left, bottom, right = self._cells(box)
-        inside = self.free[top:bottom, left:right]
-        return inside.shape == (bottom - top, right - left) and bool(inside.all())
+        return float(self.free[top:bottom, left:right].sum()) / ((bottom - top) * (right - left))
 
     def draw(self, size: tuple[int, int], reach: Reach, random: np.random.Generator) -> tuple[int, int]:
         """(top, left) of a lesion's box, each place by the paper's rule that has room for its support equally likely.

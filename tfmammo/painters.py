@@ -1,4 +1,5 @@
-"""What turns lesions in their places into grey values: an infilling, a blending network, a vanilla GAN, or a method without a network.
+"""What turns lesions in their places into grey values: an infilling, a CAN, a blending network, a vanilla GAN, or a method without a
+network.
 
 All keep one contract (`Painter`): `lesion` says what becomes of a real lesion, `place` where its patch and its support lie, `paint`
 gives the support's grey values. A network sees a patch of its own size and what it changes is added, weighted by a seam (see
@@ -8,6 +9,9 @@ its box and a border. A vanilla GAN sees nothing: its patches, lesion and tissue
 The blending network is shown a lesion on the grey scale of the tissue that it goes into: that of training with data.window, which
 gives both the same. With data.percentiles a lesion brighter than all of the tissue is cut off there. One that was trained with
 model.prior=noise puts noise in place of the lesion's pixels itself, which follows from the tissue, in an export as in training.
+
+A CAN (or a Pix2Pix) sees the mask alone and makes a mass with tissue of its own, which is set in whole: its patch takes the grey scale of
+the tissue that it covers, and fades into that at its border. Grain finer than its pixels stays that of the mammogram.
 
 Departure of the vanilla GAN from Lin et al., section 3: there it makes whole mammograms, here patches (baselines.vanilla_gan), which
 need tissue to lie in. They are as large in it as makes their lesion's longer side that of a real one.
@@ -116,11 +120,14 @@ Show = Callable[[Generator, Ground, Sequence[Insertion], Sequence[Patch]], dict[
 
 @dataclass(frozen=True, eq=False)
 class NetworkPainter:
-    """Paints with a network, all lesions of a mammogram in one call. feather: see insertion.seam. show: gives the call's arguments."""
+    """Paints with a network, all lesions of a mammogram in one call. feather: see insertion.seam. show: gives the call's arguments.
+    whole: its patches are set in whole, see insertion.whole_seam.
+    """
 
     network: Generator
     feather: float
     show: Show
+    whole: bool = False
 
     @property
     def data(self) -> DataConfig:
@@ -144,6 +151,8 @@ class NetworkPainter:
     def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
         """See Painter."""
         spot = Spot.at(top, left, drawn.mask, mammogram, self.data)
+        if self.whole:
+            return spot, whole_seam(spot.patch_mask(self.network.size), spot.window, self.feather)
         return spot, seam(spot, self.network.size, self.network.margin, self.feather)
 
     def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
@@ -260,7 +269,8 @@ def painter(chosen: SynthesisConfig, folder: Path | None) -> Painter:
         return DirectPainter(chosen.painter)
     if chosen.painter == "vanilla":
         return VanillaPainter(noise_generator(folder), chosen.feather)
-    return NetworkPainter(generator(folder, THROUGH_NETWORKS[chosen.painter]), chosen.feather, SHOWN[chosen.painter])
+    network = generator(folder, THROUGH_NETWORKS[chosen.painter])
+    return NetworkPainter(network, chosen.feather, SHOWN[chosen.painter], whole=chosen.painter == "can")
 
 
 def masked(network: Generator, ground: Ground, insertions: Sequence[Insertion], patches: Sequence[Patch]) -> dict[str, Any]:
@@ -278,7 +288,12 @@ def together(network: Generator, ground: Ground, insertions: Sequence[Insertion]
     return {"pasted": pasted(tissue, tf.constant(lesions), masks)}
 
 
-SHOWN: dict[str, Show] = {"infilling": masked, "blending": together}
+def alone(network: Generator, ground: Ground, insertions: Sequence[Insertion], patches: Sequence[Patch]) -> dict[str, Any]:
+    """What a CAN is shown: the mask."""
+    return {"mask": _stacked(patches)[1]}
+
+
+SHOWN: dict[str, Show] = {"infilling": masked, "can": alone, "blending": together}
 
 
 def _stacked(patches: Sequence[Patch]) -> tuple[tf.Tensor, tf.Tensor]:

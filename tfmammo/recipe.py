@@ -27,23 +27,25 @@ from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Mammogram,
 FORMAT: Final = 1
 REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
 Kind = TypeVar("Kind", bound=Frozen)
-Painter = Literal["infilling", "blending", "vanilla", "paste", "poisson", "mixed", "opencv", "opencv_mixed"]
-THROUGH_NETWORKS = {"infilling": "tri_label", "blending": "pasted", "vanilla": "noise"}  # painters with a network, and what theirs is given
+Painter = Literal["infilling", "can", "blending", "vanilla", "paste", "poisson", "mixed", "opencv", "opencv_mixed"]
+# Painters with a network, and what theirs is given.
+THROUGH_NETWORKS = {"infilling": "tri_label", "can": "mask", "blending": "pasted", "vanilla": "noise"}
 Used = Literal["outline", "size"]  # what of a real lesion is used, where it is not all of it
 
 
 class ShapeConfig(Frozen):
     """Where the shapes of masses come from: gan, the handle of a mask GAN; files, a mask picture or a folder of them, one region
-    each; with neither the real outlines of `lesions`.
+    each; drawn, a shape by name, as the phantom's masses have it; with none of them the real outlines of `lesions`.
     """
 
     gan: str | None = None
     files: Path | None = None
+    drawn: Literal["irregular", "lobular", "oval", "round"] | None = None
 
     @model_validator(mode="after")
     def _one(self) -> ShapeConfig:
-        if self.gan and self.files:
-            raise ValueError("give gan or files, not both")
+        if sum(value is not None for value in (self.gan, self.files, self.drawn)) > 1:
+            raise ValueError("give one of gan, files and drawn")
         return self
 
 
@@ -64,18 +66,18 @@ class SynthesisConfig(Frozen):
     normal, or all; a lesion that is there is never overlapped, and is written into the annotations as one of the mammogram's own. With
     data.mixed_findings=false a mammogram is not taken that holds one of uncertain kind, which annotations can't say. only: image ids, to
     take no others.
-    painter: what makes grey values: infilling, of a drawn shape and size; of a real lesion the network of train/blending.py, or a
-    method of baselines.poisson; or vanilla, the network of train/vanilla_gan.py, which makes lesion and tissue from noise, as large as a
-    real lesion. generator: handle of that network: a training's folder, an export, models:/NAME@ALIAS. tracking_uri: the store of the
-    last.
-    lesions: the archive whose lesions are set in, or give sizes and, without a mask GAN or files, shapes; null: that of `data`. kinds
+    painter: what makes grey values: infilling, or can (the generator of train/can.py or train/pix2pix.py), of a shape and size; of a
+    real lesion the network of train/blending.py, or a method of baselines.poisson; or vanilla, the network of train/vanilla_gan.py,
+    which makes lesion and tissue from noise, as large as a real lesion. generator: handle of that network: a training's folder, an
+    export, models:/NAME@ALIAS. tracking_uri: the store of the last.
+    lesions: the archive whose lesions are set in, or give sizes and, where `shapes` is empty, shapes; null: that of `data`. kinds
     and mixed_findings are used too. sizes: the Gaussian; null fits it on `lesions`. shapes: see ShapeConfig.
     resize, rotate: of real lesions: range of the factor they are scaled by, beside what mm per px ask for, and degrees, each way, that
     they are turned by at most. patients: whose mammograms, and whose lesions, be they set in or sizes and shapes taken from them; see
     PatientsConfig; null: everybody's. A network's own training, a mask GAN's too, is not checked: patients.json says whom it was on.
     masses: how many in one mammogram, from and to; each number is equally likely. size: (height, width) of each, native px,
     instead of a draw. centre: (row, col) of the one mass, native px, instead of a draw. feather: px of the generator's patch over
-    which what it changes fades beyond the margin; of a vanilla GAN's, over which it fades out at its border.
+    which what it changes fades beyond the margin; of a CAN's or vanilla GAN's, over which it fades out at its border.
     count: of items; they are spread evenly over the mammograms. seed: of everything that is drawn.
     format: dicom, png (of 8 or 16 bits, as the source) or tfrecord. pathology: of all masses, where the generator's were all so; real
     lesions of no other are taken then.
@@ -113,7 +115,7 @@ class SynthesisConfig(Frozen):
             raise ValueError("resize must be two factors, the smaller first")
         if self.painter in THROUGH_NETWORKS and not self.generator:
             raise ValueError(f"painter={self.painter} needs a generator")
-        unused: tuple[str, ...] = ("resize", "rotate") if self.painter == "infilling" else ("shapes", "sizes", "size")
+        unused: tuple[str, ...] = ("resize", "rotate") if not self.real_lesions else ("shapes", "sizes", "size")
         unused += () if self.painter in THROUGH_NETWORKS else ("generator", "tracking_uri", "feather")
         for key in unused:
             if getattr(self, key) != type(self).model_fields[key].default:
@@ -123,7 +125,13 @@ class SynthesisConfig(Frozen):
     @property
     def real_lesions(self) -> bool:
         """Whether real lesions are drawn, to be set in or to say how large one is, and not masses made up."""
-        return self.painter != "infilling"
+        return self.painter not in ("infilling", "can")
+
+    @property
+    def sources(self) -> SynthesisConfig:
+        """Whose lesions may be taken and nothing else: equal for all items, whatever is asked of them, so that archives are read once."""
+        chosen = {key: getattr(self, key) for key in ("data", "lesions", "patients", "pathology")}
+        return SynthesisConfig(name="sources", painter="paste", **chosen)
 
     @property
     def whose(self) -> str:

@@ -30,15 +30,21 @@ SHORTEST = 4  # px of a patch's side
 
 @dataclass(frozen=True, eq=False)
 class Filled:
-    """One patch put back. place: its window, mask_box: what of it was added, native px, half-open, None where post-processing
-    discarded every lesion and the patch stays as it was. seed: of the random numbers. difference: float32 of the window, native
-    grey values.
+    """One patch put back. place: its window, native px, half-open. mask: uint8 of the window, 0 or 1, what of it was added, empty where
+    post-processing discarded every lesion and the patch stays as it was. seed: of the random numbers. difference: float32 of the
+    window, native grey values.
     """
 
     place: Box
-    mask_box: Box | None
+    mask: NDArray[np.uint8]
     seed: int
     difference: NDArray[np.float32]
+
+    @property
+    def mask_box(self) -> Box | None:
+        """Of what was added, native px, half-open; None of nothing."""
+        (left, top, across, down), (row, col) = cv2.boundingRect(self.mask), self.place[:2]
+        return (row + top, col + left, row + top + down, col + left + across) if across else None
 
 
 def side(mammogram: Mammogram, network: LesionGenerator) -> int:
@@ -90,10 +96,8 @@ def filled(ground: Ground, place: Box, network: LesionGenerator, random: np.rand
             if mirrored:
                 lesion, mask = lesion[:, ::-1], mask[:, ::-1]
             added = resize(np.ascontiguousarray(lesion) * np.float32((high - low) / 2), height, width)
-            left, top, across, down = cv2.boundingRect(preprocess.resize_mask(np.ascontiguousarray(mask), height, width)[..., 0])
-            box = (place[0] + top, place[1] + left, place[0] + top + down, place[1] + left + across)
-            return Filled(place, box, seed, added)
-    return Filled(place, None, seed, np.zeros((height, width), np.float32))
+            return Filled(place, preprocess.resize_mask(np.ascontiguousarray(mask), height, width)[..., 0], seed, added)
+    return Filled(place, np.zeros((height, width), np.uint8), seed, np.zeros((height, width), np.float32))
 
 
 def reinserted(ground: Ground, stored: Stored, patches: Sequence[Filled]) -> Stored:

@@ -3,7 +3,7 @@
     python -m tfmammo.synthesis --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE ...] [Beam's own flags]
     python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR lesions.root=DIR generator=DIR]
 
-The masses are made up by an infilling (`painter`, see tfmammo.painters), or are real ones of any archive (tfmammo.grafts,
+The masses are made up by an infilling or a CAN (`painter`, see tfmammo.painters), or are real ones of any archive (tfmammo.grafts,
 configs/synthesis_blending.yaml), blended in by a network or by a method of tfmammo.baselines.poisson; or a vanilla GAN makes them.
 
 DIR gets images/, lesion_masks/, recipes/ and at the end annotations.json (COCO), metadata.csv, patients.json, dead_letters.csv and
@@ -135,8 +135,8 @@ def make(job: Job) -> None:
     try:
         with jobs.one_thread():
             stored = archives.stored(mammogram)
-            recipe = recipe.model_copy(update={"source": _source(mammogram, stored)})
-            recipe, made = _made(job, recipe, stored)
+            recipe = recipe.model_copy(update={"source": source(mammogram, stored)})
+            recipe, made = set_in(recipe, mammogram, stored, job.networks)
     except (*REASONS, OSError, cv2.error) as error:  # a run of days must not end because of one file
         log.debug("%s", mammogram.image_id, exc_info=True)
         recipe = recipe.model_copy(update={"left_out": explained(error, recipe.config.data)})
@@ -148,13 +148,17 @@ def make(job: Job) -> None:
     jobs.write(job.path, recipe.model_dump_json(indent=1) + "\n")
 
 
-def _made(job: Job, recipe: Recipe, stored: Stored) -> tuple[Recipe, Stored]:
-    """An item's recipe but for its files, and its pixels."""
-    brush = painter(recipe.config, job.networks[0])
-    ground = Ground(stored.image(), job.mammogram, brush.data)
-    random = sampling.stream(recipe.config.seed, job.mammogram.image_id, recipe.number)
-    recipe = recipe.model_copy(update={"own": own_lesions(job.mammogram)})
-    insertions, notes = plan(recipe, ground, brush, random, job.networks[1])
+def set_in(recipe: Recipe, mammogram: Mammogram, stored: Stored, networks: Networks) -> tuple[Recipe, Stored]:
+    """One mammogram with its masses, in memory: the recipe of it but for its files, and its pixels.
+
+    Args:     recipe: config, sizes and number are used. stored: of the mammogram. networks: as the config names them.
+    Raises:   as `plan`, and DataError: the painter's network can't be used.
+    """
+    brush = painter(recipe.config, networks[0])
+    ground = Ground(stored.image(), mammogram, brush.data)
+    random = sampling.stream(recipe.config.seed, mammogram.image_id, recipe.number)
+    recipe = recipe.model_copy(update={"own": own_lesions(mammogram)})
+    insertions, notes = plan(recipe, ground, brush, random, networks[1])
     recipe = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "notes": notes})
     return recipe, render(ground, stored, insertions, brush)
 
@@ -229,7 +233,7 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     if _generator(recipe.config, folder).get("sha256") != recipe.generator.get("sha256"):
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others (sha256)")
     stored = archives.stored(mammogram)
-    if _source(mammogram, stored) != recipe.source:
+    if source(mammogram, stored) != recipe.source:
         raise DataError(f"{file}: its source {recipe.source.image_id} has changed since (sha256)")
     brush = painter(recipe.config, folder)
     with jobs.one_thread():
@@ -302,7 +306,8 @@ def _again(planted: Planted, mammogram: Mammogram, brush: Painter, recipe: Recip
     return Insertion(planted, *brush.place(top, left, drawn, mammogram), drawn)
 
 
-def _source(mammogram: Mammogram, stored: Stored) -> Source:
+def source(mammogram: Mammogram, stored: Stored) -> Source:
+    """What a recipe says of the mammogram that it starts from."""
     names = ("archive", "image_id", "patient_id", "rows", "cols", "laterality", "view", "density", "spacing", "official_split")
     return Source(sha256=digest(mammogram, stored), bits=stored.bits, **{name: getattr(mammogram, name) for name in names})
 

@@ -166,7 +166,7 @@ def _findings(key: _Key, anatomy: _Anatomy) -> list[_Finding]:
         radius = float(np.clip(breast.lognormal(np.log(10.5), 0.32), 5.5, 17)) / SPACING
         contrast = breast.uniform(0.14, 0.26) if pathology == "malignant" else breast.uniform(0.11, 0.22)
         center, radius = _place(view, anatomy, breast.uniform(0.2, 0.8), radius, findings)
-        outline = center + _contour(view, shape, margin, radius)
+        outline = center + contour(view, shape, margin, radius)
         findings.append(_Finding("mass", pathology, outline, shape, margin, contrast))
     if breast.random() < 0.3:
         pathology = "malignant" if any(finding.pathology == "malignant" for finding in findings) else "benign"
@@ -204,8 +204,12 @@ def _muscle(anatomy: _Anatomy, row: Any, col: Any) -> Any:
     return (1 - row / left - (col - bulge) / top) / np.hypot(1 / left, 1 / top)
 
 
-def _contour(rng: np.random.Generator, shape: str, margin: str, radius: float) -> NDArray[np.float32]:
-    """A closed outline around (0, 0): float32 [180, 2], (row, col), px."""
+def contour(rng: np.random.Generator, shape: str, margin: str, radius: float) -> NDArray[np.float32]:
+    """A closed outline of a mass around (0, 0).
+
+    Args:     shape: irregular, lobular, oval or round. margin: circumscribed, microlobulated, indistinct or spiculated. radius: about, px.
+    Returns:  float32 [180, 2], (row, col), px.
+    """
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     distance = 1 + _ripple(rng, angle, range(2, 5), 0.03)
     if shape == "lobular":

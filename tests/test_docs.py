@@ -1,0 +1,332 @@
+"""The documentation: it builds, its commands are commands, its numbers are the results', its example runs.
+
+Commands. Every fenced block of shell in README.md and docs/, and every command in running text, is run by bash with python, pip, mlflow
+and pytest replaced by functions that note their arguments: loops and variables are the page's own. A command is sound if
+(1) the script or module that it names reads it, arguments, config file and overrides, up to where it would touch data; and
+(2) a test runs that script or module, with data of its own. The page's DIR, RUN and the like stay words, as only users have them.
+"""
+
+import argparse
+import importlib
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import types
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import setuptools
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(path.relative_to(REPOSITORY).as_posix() for path in [REPOSITORY / "README.md", *DOCS.rglob("*.md")])
+CARDS = ("can", "cgan", "shape", "infilling", "blending", "contextual", "ssd", "light_head_rcnn", "mask_rcnn")
+PARTS = ["Intended use", "Not intended", "Training data by default", "As measured here", "Limits", "Ethical notes", "In `card.json`"]
+PAPERS = ("can", "infilling", "blending", "contextual", "cgan")
+# Where a page's numbers may come from.
+SOURCES = ["README.md", "docs/results.md", "configs/*.yaml", "tfmammo/data/card.py", "tfmammo/networks.py"]
+SOURCES += [f"tfmammo/{folder}/*.py" for folder in ("archives", "models", "baselines", "detection")]
+NOTED = """
+set -eu
+note() { printf '%s\\0' "$@" $'\\x1e'; }
+python() { note python "$@"; }; pip() { note pip "$@"; }; mlflow() { note mlflow "$@"; }; pytest() { note pytest "$@"; }
+mkdocs() { :; }  # the site's own test builds it
+command_not_found_handle() { echo "no command of ours: $*" >&2; return 127; }
+"""
+
+
+def text(page):
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def blocks(page, *languages):
+    """The fenced blocks of a page in these languages; "" is a fence that names none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
+    return [content for language, content in found if language in languages]
+
+
+def inline(page):
+    """The commands in running text that have arguments."""
+    prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`(python (?:-m )?[\w./]+ [^`]+|(?:mlflow|pip) [^`]* -[^`]+)`", prose)
+
+
+def commands(page, folder):
+    """Every command of a page as bash would start it: lists of words."""
+    script = "\n".join([NOTED, *blocks(page, "", "sh"), *inline(page)])
+    done = subprocess.run([shutil.which("bash"), "-c", script], cwd=folder, env={"PATH": "/nowhere"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [command.strip("\0").split("\0") for command in done.stdout.split("\x1e")[:-1]]
+
+
+class Accepted(BaseException):
+    """A command was read to its end; no `except Exception` on the way may catch that."""
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """Commands run up to where they have read their arguments, and their config if they have one.
+
+    os.environ is a copy meanwhile: train/ssd.py sets variables when it is imported, which must not outlive the test.
+    """
+    from tfmammo import config
+
+    parse_args, parse = argparse.ArgumentParser.parse_args, config.parse
+
+    def arguments(self, *args, **kwargs):
+        chosen = parse_args(self, *args, **kwargs)
+        if not hasattr(chosen, "config"):
+            raise Accepted
+        return chosen
+
+    def configured(schema, path, overrides=()):
+        if Path(path).suffix != ".json":  # else a recipe, which a synthesis writes
+            parse(schema, path, overrides)
+        raise Accepted
+
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", arguments)
+    monkeypatch.setattr(config, "parse", configured)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+
+def read_python(words, monkeypatch):
+    """Let a script or module read its arguments. Returns its file, as tests name it."""
+    module, arguments = words[0] == "-m", words[2:] if words[0] == "-m" else words[1:]
+    if module:
+        found = importlib.import_module(words[1])
+        main = importlib.import_module(f"{words[1]}.__main__").main if hasattr(found, "__path__") else found.main
+    else:
+        assert (REPOSITORY / words[0]).is_file(), f"no such script: {words[0]}"
+        main = runpy.run_path(str(REPOSITORY / words[0]), run_name="a_command_of_the_docs")["main"]
+    monkeypatch.setattr(sys, "argv", [words[0], *arguments])
+    with pytest.raises(Accepted):
+        main()
+
+
+def read_pip(words):
+    assert words[0] == "install"
+    extras = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **arguments: extras.update(arguments["extras_require"]))
+        patch.chdir(REPOSITORY)
+        runpy.run_path("setup.py")
+    for named in re.findall(r"^(?:\.|tfmammo)\[([\w,]+)\]$", "\n".join(words), re.MULTILINE):
+        assert set(named.split(",")) <= set(extras)
+
+
+def read_mlflow(words):
+    from mlflow.cli import cli
+
+    command, rest = cli, list(words)
+    while hasattr(command, "commands"):
+        name = rest.pop(0)
+        command = command.get_command(command.make_context("mlflow", [name], resilient_parsing=True), name)
+        assert command, f"mlflow has no {name}"
+    command.make_context(command.name, rest)
+
+
+def is_run_by_a_test(words):
+    """Whether a test names the script or module as those do which run it, in the folder where such tests are."""
+    places = {"train": ("scripts", "detection"), "evaluate": ("scripts",), "benchmarks": ("test_benchmarks.py",)}
+    folder, stem = Path(words[0]).parent.name, Path(words[0]).stem
+    named = [words[0], f'"{stem}"'] if folder else [words[1], f"from tfmammo import {words[1].removeprefix('tfmammo.')}"]
+    tops = [REPOSITORY / "tests" / place for place in places.get(folder, ("",))]
+    files = {path for top in tops for path in ([top] if top.is_file() else top.rglob("test_*.py"))} - {Path(__file__).resolve()}
+    return any(name in path.read_text(encoding="utf-8") for path in files for name in named)
+
+
+def test_whether_a_test_runs_it():
+    assert all(is_run_by_a_test(words) for words in (["train/can.py"], ["-m", "tfmammo.synthesis"], ["benchmarks/input.py"]))
+    assert not any(is_run_by_a_test(words) for words in (["train/soft_dice.py"], ["-m", "tfmammo.soft_dice"]))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "", "sh") or inline(page)])
+def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkeypatch):
+    found = commands(page, tmp_path)
+    assert found
+    for command, *words in found:
+        try:
+            if command == "python":
+                read_python(words, monkeypatch)
+                assert is_run_by_a_test(words), "no test runs it"
+            elif command != "pytest":
+                {"pip": read_pip, "mlflow": read_mlflow}[command](words)
+        except (Exception, SystemExit) as error:
+            pytest.fail(f"{page}: {command} {' '.join(words)}\n{error!r}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train/can.py", "--config", "configs/cann.yaml"],
+        ["train/can.py", "--config", "configs/can.yaml", "--set", "model.depth=3"],
+        ["train/can.py", "--configs", "configs/can.yaml", "--out", "DIR"],
+        ["evaluate/detection.py", "--study", "infiling"],
+        ["-m", "tfmammo.archives", "inbrest", "DIR"],
+        ["-m", "tfmammo.registry", "promote", "--metric", "dice"],
+    ],
+)
+def test_a_wrong_command_is_found(words, reading, monkeypatch):
+    with pytest.raises((ValueError, SystemExit)):
+        read_python(words, monkeypatch)
+
+
+@pytest.mark.parametrize("page", ["no/such.py", "train/can"])
+def test_a_script_that_is_not_there_is_found(page, reading, monkeypatch):
+    with pytest.raises(AssertionError, match="no such script"):
+        read_python([page], monkeypatch)
+
+
+def numbers(line):
+    """The numbers of a line, without signs."""
+    return re.findall(r"(?<![\w.,])(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?![\w])", re.sub(r"\b10\.\d{4,}/\S+", "", line).replace("**", ""))
+
+
+def tables(page):
+    """The tables of a page: lists of rows of cells, the heading first."""
+    for table in re.findall(r"(?:^\|.*\n)+", text(page), re.MULTILINE):
+        yield [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
+
+
+def pages_with_numbers():
+    return [page for page in PAGES if page not in ("README.md", "docs/results.md") and "guides/sixth" not in page]
+
+
+def test_every_measured_number_stands_in_one_line_of_the_results():
+    lines = [set(numbers(line)) for page in ("README.md", "docs/results.md") for line in text(page).splitlines()]
+    seen = 0
+    for page in pages_with_numbers():
+        for heading, _, *rows in tables(page):
+            for column in (i for i, title in enumerate(heading) if "measured" in title):
+                for row in rows:
+                    wanted = set(numbers(row[column])) - {""}
+                    seen += len(wanted)
+                    assert any(wanted <= line for line in lines), f"{page}: {row[column]} stands in no line of the results"
+    assert seen > 150
+
+
+def test_no_page_has_a_number_of_its_own():
+    files = [path for pattern in SOURCES for path in REPOSITORY.glob(pattern)]
+    known = {number for path in files for number in numbers(path.read_text(encoding="utf-8"))}
+    for page in pages_with_numbers():
+        prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
+        own = {number for number in numbers(prose) if "." in number or "," in number} - known
+        assert not own, f"{page}: {sorted(own)}"
+
+
+def test_every_system_of_the_readme_has_a_page():
+    (systems,) = (table for table in tables("README.md") if table[0][0] == "system")
+    written = "\n".join(text(f"docs/{folder}/{path.name}") for folder in ("papers", "models") for path in (DOCS / folder).glob("*.md"))
+    assert len(systems) > 15
+    for name, _, _, command, _ in systems[2:]:
+        scripts = re.findall(r"(?:train|evaluate)/\w+\.py|tfmammo\.\w+|--study \w+", command)
+        assert scripts and all(script in written for script in scripts), f"no page shows how to run {name}"
+        assert all(part.split()[0].lower() in written.lower() for part in name.split(", ")), f"no page speaks of {name}"
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_model_card_has_all_of_its_parts(name):
+    headings = re.findall(r"^## (.*)$", text(f"docs/models/{name}.md"), re.MULTILINE)
+    assert headings == PARTS
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_paper_has_all_of_its_parts(name):
+    page = text(f"docs/papers/{name}.md")
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert headings == ["What it is", "Commands", "Our numbers beside the paper's", "Departures"]
+    assert page.split("\n\n")[1].startswith("**Paper.** ") and "](../" in page and ("measured" in page)
+
+
+def test_every_archive_has_a_page_with_its_licence():
+    from tfmammo.archives import ARCHIVES
+    from tfmammo.data.card import LICENCES
+
+    assert {path.stem for path in (DOCS / "archives").glob("*.md")} == {*ARCHIVES, "index"}
+    for name in ARCHIVES:
+        page = " ".join(text(f"docs/archives/{name}.md").split())
+        assert LICENCES[name] in page and f"python -m tfmammo.archives {name}" in page
+        assert f"data.name={name}" in page
+        assert f"[`{name}`]({name}.md)" in text("docs/archives/index.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_is_there(page):
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text(page)):
+        assert (REPOSITORY / page).parent.joinpath(picture).is_file(), picture
+
+
+def test_every_module_of_the_reference_is_there():
+    for path in (DOCS / "reference").glob("*.md"):
+        for module in re.findall(r"^::: ([\w.]+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            assert find_spec(module), module
+
+
+def test_python_of_the_pages_is_python():
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            compile(block, page, "exec")
+        for block in blocks(page, "yaml"):
+            assert isinstance(yaml.safe_load(block), dict)
+
+
+@pytest.fixture
+def sixth(monkeypatch):
+    """The example of "A sixth paper": its room as a module of tfmammo.models, its config, its script and its tests."""
+    page = "docs/guides/sixth_paper.md"
+    room, script, tests = blocks(page, "python")
+    module = types.ModuleType("tfmammo.models.soft_dice")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(room, "soft_dice.py", "exec"), module.__dict__)
+    return module, blocks(page, "yaml")[0], script, tests
+
+
+@pytest.mark.slow
+def test_the_sixth_paper_trains(sixth, tmp_path, monkeypatch, tracking_uri):
+    from tfmammo.export import find, read_card
+
+    module, config, script, _ = sixth
+    (tmp_path / "soft_dice.yaml").write_text(config, encoding="utf-8")
+    small = ["data.phantoms=12", "data.size=32", "training.steps=2", "training.steps_per_loop=1", "training.precision=float32"]
+    tracking = [f"tracking.uri={tracking_uri}", "tracking.system_metrics=false"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["soft_dice.py", "--config", "soft_dice.yaml", "--output", "out", "--set", *small, *tracking])
+    names = {"__name__": "soft_dice_script", "__doc__": "Train Soft Dice."}
+    exec(compile(script, "soft_dice.py", "exec"), names)
+    names["main"]()
+    card = read_card(tmp_path / "out" / "export")
+    assert (card["name"], card["step"], card["config"]["model"]["filters"]) == ("soft_dice", 2, module.SoftDiceConfig().filters)
+    assert find(tmp_path / "out" / "export", {"image"}, {"mask"}) == "segmenter" and 0 <= card["metrics"]["dice"] <= 1
+
+
+def test_the_sixth_papers_own_tests_pass(sixth):
+    names = {"__name__": "test_soft_dice"}
+    exec(compile(sixth[3], "test_soft_dice.py", "exec"), names)
+    tests = [test for name, test in names.items() if name.startswith("test_")]
+    assert len(tests) == 3
+    for test in tests:
+        test()
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
+    for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+        if not find_spec(package.partition(".")[0]):
+            pytest.skip(f"{package} is missing: pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    pages = {path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    assert {page.removeprefix("docs/").replace(".md", ".html") for page in PAGES if page != "README.md"} <= set(pages)
+    for page, html in pages.items():
+        fetched = re.findall(r"<(?:script|img|iframe|link)\b[^>]*>", html)
+        assert not [tag for tag in fetched if re.search(r'(?:src|href)="(?:https?:)?//', tag)], page
+    # A docstring's keys became a list, with their defaults.
+    assert "<code>phantoms</code> (<code>48</code>): how many mammograms the phantom archive holds." in pages["reference/config.html"]
