@@ -57,6 +57,7 @@ EXTRAS = {
         "playwright",  # its client alone: the browser is the system's chromium
         "pytest>=9",
         "pytest-timeout",
+        "httpx",
         "hypothesis",
         "h5py",
         "packaging",

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -69,9 +70,21 @@ def random_patches():
 
 
 @pytest.fixture(scope="session")
-def tracking_uri(tmp_path_factory) -> str:
-    """One MLflow store for the session: making its tables takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+def empty_store(tmp_path_factory) -> Path:
+    """An MLflow database without runs: making its tables takes seconds, so that tests take copies of it."""
+    import mlflow
+
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture
+def tracking_uri(empty_store, tmp_path_factory) -> str:
+    """A store of the test's own, in which no model is the best yet."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    shutil.copyfile(empty_store, database)
+    return f"sqlite:///{database}"
 
 
 @pytest.fixture

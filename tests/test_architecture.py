@@ -36,7 +36,7 @@ ENTRY_POINTS = ("tfmammo.data.build",)
 SHARED = ("tfmammo.baselines.segmenter", "tfmammo.baselines.vgg16")
 # The only places (prefixes of a path) that may import a library.
 HOMES = {
-    "mlflow": ("tfmammo/training/tracking.py", "tfmammo/serving.py"),
+    "mlflow": ("tfmammo/training/tracking.py", "tfmammo/serving/"),
     "yaml": ("tfmammo/config.py",),
     "object_detection": ("tfmammo/detection/ssd.py",),  # an extra, which needs a process of its own
     "official": ("tfmammo/detection/mask_rcnn.py",),  # of the same extra

@@ -137,11 +137,11 @@ def test_the_readmes_configs_are_there():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_opens_with_its_command(name):
     head = re.match(r"(?:#.*\n)*", (REPOSITORY / "configs" / name).read_text(encoding="utf-8")).group()
-    commands = re.findall(rf"python ((?:train|evaluate)/\w+\.py|-m [\w.]+) --config configs/{re.escape(name)}\b", head)
+    commands = re.findall(rf"python ((?:train|evaluate)/\w+\.py|-m [\w.]+)(?: \w+)? --config configs/{re.escape(name)}\b", head)
     assert commands, f"the first lines are no comment with a command:\n{head}"
     scripts = [f"{command[3:].replace('.', '/')}.py" if command.startswith("-m ") else command for command in commands]
-    packages = [f"{script.removesuffix('.py')}/__main__.py" for script in scripts]
-    assert all((REPOSITORY / script).is_file() or (REPOSITORY / package).is_file() for script, package in zip(scripts, packages, strict=True))
+    places = [(REPOSITORY / script, REPOSITORY / script.removesuffix(".py") / "__main__.py") for script in scripts]
+    assert all(module.is_file() or package.is_file() for module, package in places)
 
 
 def test_ci_can_be_run_and_takes_the_readmes_steps():

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.export import ExportError, export, load
+from tfmammo.serving.saving import NETWORKS
 from tfmammo.training import tracking
 from tfmammo.training.tracking import Run, TrackingError, git_state, resolve, store_uri
 
@@ -254,6 +255,18 @@ def test_versions_carry_tags_and_best_moves(folder, exported):
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3
 
 
+def test_another_runs_best_stays_until_it_is_compared(folder, exported, caplog):
+    first, second = Run(experiment(), folder / "one"), Run(experiment(), folder / "other")
+    assert first.register(exported, 10, {}, best=True) == "1"
+    with caplog.at_level("INFO"):
+        assert second.register(exported, 10, {}, best=True) == "2"
+    assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
+    assert "tfmammo-tiny@best stays version 1; python -m tfmammo.registry promote --model tfmammo-tiny judges" in caplog.text
+    client().delete_registered_model_alias("tfmammo-tiny", "best")
+    second.register(exported, 20, {}, best=True)
+    assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3
+
+
 def test_a_version_keeps_its_weights_when_a_resumed_training_registers_the_same_step(folder, exported, tmp_path):
     run = Run(experiment(), folder / "output")
     run.register(exported, 500, {}, best=False)
@@ -270,7 +283,7 @@ def test_a_registered_model_is_text_and_saved_models_without_pickle(folder, expo
     model = resolve("models:/tfmammo-tiny@best").parents[1]
     names = {path.suffix for path in model.rglob("*") if path.is_file()}
     assert names <= {".py", ".json", ".yaml", ".txt", ".pb", ".index", ".data-00000-of-00001", ""} and ".pkl" not in names
-    assert (model / "serving.py").read_text() == Path(tracking.SERVING).read_text()
+    assert (model / "networks.py").read_text() == NETWORKS.read_text()
     requirements = (model / "requirements.txt").read_text().split()
     assert sorted(line.split("==")[0] for line in requirements) == ["mlflow", "numpy", "tensorflow"]
     signature = mlflow.models.Model.load(str(model)).signature

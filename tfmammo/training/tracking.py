@@ -1,4 +1,4 @@
-"""Runs, metrics and model versions in MLflow; the only file beside serving.py that knows it.
+"""Runs, metrics and model versions in MLflow; nothing else but tfmammo.serving knows it.
 
 Where: `tracking.uri` of the config, else the environment's MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current
 folder. Artifacts of an SQLite store lie in the folder mlruns beside the database.
@@ -24,13 +24,12 @@ import subprocess
 import tempfile
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfmammo.config import Experiment, TrackingConfig
@@ -48,15 +47,11 @@ import sqlalchemy  # noqa: E402
 from mlflow.artifacts import download_artifacts  # noqa: E402
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.models import Model, ModelSignature  # noqa: E402
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
-from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec  # noqa: E402
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # noqa: E402
 
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", ".*Any type hint is inferred", UserWarning)  # MLflow's own, of its own classes
-    import mlflow.pyfunc  # noqa: E402
+from tfmammo.serving.saving import save_networks  # noqa: E402
 
 log = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic"):
@@ -65,7 +60,6 @@ for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # what they w
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 RUN_ID = "mlflow_run_id"
-SERVING = Path(__file__).parents[1] / "serving.py"
 PAUSE = 60.0  # seconds without a try after a failure, or ten times what the failing call took
 FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
@@ -140,7 +134,8 @@ class Run:
         """Make an export a new version of the registered model tfmammo-NAME, ready for `mlflow models serve`.
 
         Args:     directory: an export, copied into the store. step, metrics: become tags of the version.
-                  best: move the alias "best" to it.
+                  best: it is the best of this run. The alias "best" goes to it where no version has that, or an earlier one of
+                  this run; another run's best stays until `python -m tfmammo.registry promote` has compared them.
         Returns:  the version, or None if the store failed.
         Raises:   ExportError: the folder holds no export.
         """
@@ -206,16 +201,48 @@ class Run:
         tags |= {key: str(card[key]) for key in ("git_commit", "data_fingerprint") if card.get(key)}
         # A resumed training may come to the same step with other weights, and must not write over an older version's.
         place = f"model-{int(step)}-{uuid.uuid4().hex[:8]}"
-        with tempfile.TemporaryDirectory() as folder:
-            _save(Path(folder) / "model", located(directory), card, self.id)
-            client.log_artifacts(self.id, str(Path(folder) / "model"), place)
-        if not client.search_registered_models(f"name = '{self.model}'"):
-            client.create_registered_model(self.model)
-        source = f"{client.get_run(self.id).info.artifact_uri}/{place}"
-        version = client.create_model_version(self.model, source, self.id, tags).version
+        save = partial(save_networks, directory=located(directory), card=card, run_id=self.id)
+        version = _new_version(client, self.id, self.model, place, save, tags)
         if best:
-            client.set_registered_model_alias(self.model, "best", version)
-        return str(version)
+            self._move_best(version)
+        return version
+
+    def _move_best(self, version: str) -> None:
+        found = self._client.get_registered_model(self.model).aliases.get("best")
+        if found is None or self._client.get_model_version(self.model, found).run_id == self.id:
+            self._client.set_registered_model_alias(self.model, "best", version)
+        else:
+            log.info("models:/%s@best stays version %s; python -m tfmammo.registry promote --model %s judges this run's best, version %s",
+                     self.model, found, self.model, version)  # fmt: skip
+
+
+def register_service(name: str, folder: Path, save: Callable[..., None], config: TrackingConfig, alias: str) -> str:
+    """Make a folder a new version of a registered model, with a run of its own, and give it an alias.
+
+    Args:     save: called with path, directory and run_id, writes the MLflow model at path. config: uri and experiment are used.
+    Returns:  the version. Raises: TrackingError: the store can't be used, or the experiment was deleted.
+    """
+    uri = store_uri(config.uri)
+    with _reaching(uri):
+        _probe(uri)
+        with _alone(uri):
+            client = mlflow.MlflowClient(uri)
+            run = client.create_run(_experiment(client, uri, config.experiment), run_name=name).info.run_id
+        version = _new_version(client, run, name, "model", partial(save, directory=folder, run_id=run), git_state())
+        client.set_registered_model_alias(name, alias, version)
+        client.set_terminated(run)
+    return version
+
+
+def _new_version(client: mlflow.MlflowClient, run: str, name: str, place: str, save: Callable[[Path], None], tags: dict[str, str]) -> str:
+    """A version whose files are in a run's store. Args: place: where beneath the run's artifacts. save: writes the model at a path."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "model")
+        client.log_artifacts(run, str(Path(folder) / "model"), place)
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    source = f"{client.get_run(run).info.artifact_uri}/{place}"
+    return str(client.create_model_version(name, source, run, tags).version)
 
 
 def resolve(handle: str | Path, uri: str | None = None) -> Path:
@@ -391,33 +418,6 @@ def _local(path: Path) -> Path:
         return path.parent
     problem = "holds no export" if path.exists() else "is neither a folder nor a models:/ or runs:/ handle"
     raise TrackingError(f"{path}: {problem}")
-
-
-def _save(path: Path, directory: Path, card: Mapping[str, Any], run_id: str) -> None:
-    with warnings.catch_warnings():
-        # The card describes the input; an example would be 65,536 numbers of text in every version.
-        warnings.filterwarnings("ignore", ".*input example was not provided.*")
-        mlflow.pyfunc.save_model(
-            str(path),
-            python_model=str(SERVING),
-            artifacts={"export": str(directory)},
-            signature=_signature(card),
-            pip_requirements=[f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"],
-            mlflow_model=Model(run_id=run_id),
-        )
-
-
-def _signature(card: Mapping[str, Any]) -> ModelSignature:
-    """Of the served function. A single input is unnamed, so that `params` may choose a network whose input has another name."""
-    function = card["functions"][card["serves"]]
-    inputs, outputs = ([_tensor(value["shape"], name) for name, value in function[side].items()] for side in ("inputs", "outputs"))
-    if len(inputs) == 1:
-        inputs = [_tensor(inputs[0].shape, None)]
-    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("network", DataType.string, card["serves"])]))
-
-
-def _tensor(shape: tuple[int | None, ...], name: str | None) -> Any:  # Schema's own annotation takes no list of TensorSpec
-    return TensorSpec(np.dtype(np.float32), tuple(-1 if size is None else size for size in shape), name)
 
 
 def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Serving: the model as MLflow loads it from the text of serving.py, and the real server in the slow test."""
+"""Serving: the model as MLflow loads it from the text of networks.py, and the real server in the slow test."""
 
 import ast
 import json
@@ -21,7 +21,8 @@ from mlflow.exceptions import MlflowException
 
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.export import export
-from tfmammo.training.tracking import SERVING, Run
+from tfmammo.serving.saving import NETWORKS
+from tfmammo.training.tracking import Run
 
 SIZE = 4
 
@@ -69,7 +70,7 @@ def exported(room, tmp_path_factory):
 def predict(exported, tmp_path_factory):
     """The model's own `predict`, without the checks of a signature before it."""
     path = str(tmp_path_factory.mktemp("model") / "model")
-    mlflow.pyfunc.save_model(path, python_model=str(SERVING), artifacts={"export": str(exported)}, pip_requirements=["tensorflow"])
+    mlflow.pyfunc.save_model(path, python_model=str(NETWORKS), artifacts={"export": str(exported)}, pip_requirements=["tensorflow"])
     return mlflow.pyfunc.load_model(path).predict
 
 
@@ -121,7 +122,7 @@ def test_bad_input_is_one_sentence(predict, model_input, params, message):
 
 
 def test_a_server_needs_nothing_but_tensorflow_mlflow_and_numpy():
-    tree = ast.parse(Path(SERVING).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(NETWORKS).read_text(encoding="utf-8"))
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert {module.split(".")[0] for module in modules} - sys.stdlib_module_names == {"tensorflow", "mlflow", "numpy"}

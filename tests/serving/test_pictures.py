@@ -1,0 +1,304 @@
+"""Services of pictures: a network, the case chain, a synthesiser; called as MLflow calls them, and once as it loads them."""
+
+import base64
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import cv2
+import keras
+import mlflow
+import numpy as np
+import pydicom
+import pytest
+import tensorflow as tf
+from PIL import Image
+from pydantic import ValidationError
+
+from tfmammo.archives import coco
+from tfmammo.archives.writers import synthetic
+from tfmammo.case import Case, Finding
+from tfmammo.config import ConfigError, DataConfig
+from tfmammo.export import export
+from tfmammo.inserter import Inserter, SystemConfig, Wish, opened
+from tfmammo.record import Lesion, borders
+from tfmammo.serving import pictures
+from tfmammo.serving.__main__ import lay_out, main, register
+from tfmammo.serving.pictures import NetworkConfig, Service, ServiceConfig
+from tfmammo.training.tracking import TrackingError
+
+SIZE = 16
+
+
+def breast():
+    row, col = np.mgrid[:200, :150]
+    inside = ((row - 100) / 94) ** 2 + (col / 128) ** 2 < 1
+    return np.where(inside, 0.4 + 0.02 * np.random.default_rng(0).standard_normal((200, 150)), 0).astype(np.float32)
+
+
+def encoded(image, bits=16):
+    return base64.b64encode(synthetic.encoded(np.rint(image * (2**bits - 1)).astype(np.uint16 if bits > 8 else np.uint8))).decode()
+
+
+def decoded(text):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text, validate=True))))
+
+
+class Room(keras.Model):
+    """Image to mask: what is brighter than one half; mask to image: half as bright."""
+
+    def __init__(self):
+        super().__init__(name="can")
+        of = {"inverter": (40.0, -20.0, "sigmoid"), "generator": (0.5, 0.0, None)}
+        self.networks = {
+            name: keras.Sequential(
+                [
+                    keras.Input((SIZE, SIZE, 1)),
+                    keras.layers.Conv2D(
+                        1,
+                        1,
+                        kernel_initializer=keras.initializers.Constant(weight),
+                        bias_initializer=keras.initializers.Constant(bias),
+                        activation=activation,
+                    ),
+                ]
+            )
+            for name, (weight, bias, activation) in of.items()
+        }
+
+    def functions(self):
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "image")])
+        def inverter(image):
+            return {"mask": self.networks["inverter"](image)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
+        def generator(mask):
+            return {"image": self.networks["generator"](mask)}
+
+        return {"inverter": inverter, "generator": generator}
+
+
+@pytest.fixture(scope="module")
+def can(tmp_path_factory):
+    data = DataConfig(size=SIZE, window=(0, 1)).model_dump(mode="json")
+    return export(
+        Room(), tmp_path_factory.mktemp("can") / "export", {"step": 1, "config": {"data": data, "model": {}}, "train_patients": []}
+    )
+
+
+@pytest.fixture(scope="module")
+def inverter(can):
+    return Service.load(ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(can))))
+
+
+@pytest.fixture(scope="module")
+def synthesiser(tiny_infilling):
+    system = SystemConfig(painter="infilling", generator=str(tiny_infilling(size=32, padding=20)))
+    return Service.load(ServiceConfig(name="synthesis", system=system)), system
+
+
+def square(rows, cols):
+    image = np.full((rows, cols), 0.1, np.float32)
+    image[rows // 4 : 3 * rows // 4, cols // 4 : 3 * cols // 4] = 0.9
+    return image
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(SIZE, SIZE), (64, 64), (48, 80)])
+def test_a_picture_is_outlined_at_its_own_size(inverter, rows, cols):
+    image = square(rows, cols)
+    for request in ({"image": encoded(image)}, {"pixels": image.tolist()}, {"image": encoded(image, 8)}):
+        (answer,) = inverter.answer([request])
+        mask = decoded(answer["mask"])
+        assert mask.shape == (rows, cols) and decoded(answer["probability"]).shape == (SIZE, SIZE)
+        assert ((mask > 0) != (image > 0.5)).sum() <= 4  # a corner's pixel each is rounded off
+        assert answer["box"] == [rows // 4, cols // 4, 3 * rows // 4, 3 * cols // 4]
+
+
+def test_many_pictures_are_one_call_and_keep_their_order(inverter):
+    images = [square(32, 32), np.full((20, 24), 0.1) + np.eye(20, 24) * 0.01, square(16, 48)]
+    answers = inverter.answer([{"pixels": image.tolist()} for image in images])
+    assert [decoded(answer["mask"]).shape for answer in answers] == [(32, 32), (20, 24), (16, 48)]
+    assert answers[1]["box"] is None
+
+
+def test_served_probabilities_are_the_networks(inverter, can):
+    image = np.random.default_rng(1).random((SIZE, SIZE)).astype(np.float32)
+    (answer,) = inverter.answer([{"pixels": image.tolist()}])
+    network = tf.saved_model.load(str(can / "inverter")).signatures["serving_default"]
+    expected = network(image=tf.constant(image[None, ..., None]))["mask"].numpy()[0, ..., 0]
+    np.testing.assert_allclose(decoded(answer["probability"]) / 65535, expected, atol=1e-5)
+
+
+def test_the_other_way_leads_from_masks_to_patches(can):
+    service = Service.load(ServiceConfig(name="can-generator", network=NetworkConfig(handle=str(can), source="mask")))
+    (answer,) = service.answer([{"image": encoded((square(64, 64) > 0.5).astype(np.float32), 8)}])
+    np.testing.assert_allclose(decoded(answer["image"]) / 65535, 0.5 * (square(SIZE, SIZE) > 0.5), atol=1e-5)
+
+
+def test_a_lesion_is_set_in_as_locally(synthesiser, tmp_path):
+    service, system = synthesiser
+    request = {"image": encoded(breast()), "laterality": "L", "centre": [100, 60], "size": [22, 18], "shape": "oval", "seed": 5}
+    (answer,) = service.answer([request])
+    path = tmp_path / "breast.png"
+    path.write_bytes(base64.b64decode(request["image"]))
+    local = Inserter.load(system).change(opened(path, "L"), Wish(centre=(100, 60), size=(22, 18), shape="oval", seed=5))
+    before = np.rint(breast() * 65535)
+    made = decoded(answer["image"])
+    assert answer["box"] == answer["recipe"]["lesions"][0]["box"] and answer["kind"] == "mass"
+    changed = made != before
+    assert changed.any() and np.abs(made[decoded(answer["mask"]) > 0] - before[decoded(answer["mask"]) > 0]).mean() > 6000
+    # The image's own name decides the noise (sampling.stream), so an upload, which has none, is compared with itself.
+    assert local.mask.shape == made.shape and service.answer([request]) == [answer]
+    (dicom,) = service.answer([request | {"format": "dicom"}])
+    read = pydicom.dcmread(io.BytesIO(base64.b64decode(dicom["image"])))
+    np.testing.assert_array_equal(read.pixel_array, made)
+    assert read.SyntheticData == "YES"
+
+
+def test_two_uploads_in_one_request_do_not_differ_by_their_number(synthesiser):
+    request = {"pixels": breast().tolist(), "laterality": "L", "centre": [100, 60], "size": [22, 18], "shape": "oval"}
+    one, other = synthesiser[0].answer([request, request])
+    assert one == other
+
+
+def truncated():
+    return base64.b64encode(base64.b64decode(encoded(square(32, 32)))[:60]).decode()
+
+
+def bomb():
+    """A PNG of a few bytes that claims to be of 60,000 x 60,000 px."""
+    content = bytearray(base64.b64decode(encoded(square(8, 8))))
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    return base64.b64encode(content).decode()
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({}, "give image or pixels"),
+        ({"image": "", "pixels": [[0.5]]}, "give image or pixels"),
+        ({"image": "§§§"}, "image is not in base64"),
+        ({"image": ""}, "can't be read as an image"),
+        ({"image": base64.b64encode(b"MZ" * 500).decode()}, "can't be read as an image"),
+        ({"image": base64.b64encode(b"\0" * 128 + b"DICM" + b"\xff" * 500).decode()}, "transfer syntax is missing"),
+        ({"image": truncated()}, "can't be read as an image"),
+        ({"image": bomb()}, "can't be read|more than"),
+        ({"pixels": []}, "rows of equal length"),
+        ({"pixels": [[0.1], [0.1, 0.2]]}, "rows of equal length"),
+        ({"pixels": [[0.1, 1.5]]}, r"must lie in \[0, 1\], but reach from 0.1 to 1.5"),
+        ({"pixels": [[0.1, float("nan")]]}, "nan"),
+        ({"pixels": "x"}, "pixels"),
+        ({"pixels": [[0.5, 0.5]], "laterality": "left"}, "laterality"),
+        ({"pixels": [[0.5, 0.5]], "patient": "Doe"}, "patient"),
+        ({"pixels": [[0.5, 0.5]], "spacing": [0, -1]}, "spacing"),
+        ({"image": None}, "give image or pixels"),
+    ],
+)
+def test_a_bad_picture_is_one_sentence(inverter, item, message):
+    good = {"pixels": square(8, 8).tolist()}
+    with pytest.raises(ValueError, match=message) as caught:
+        inverter.answer([good, item])
+    said = str(caught.value)
+    assert said.startswith("inputs[1]: ") and "\n" not in said and len(said) < 600
+    assert tempfile.gettempdir() not in said and type(caught.value).__module__.startswith("tfmammo")
+
+
+def test_a_wish_that_cant_be_granted_names_its_number(synthesiser):
+    request = {"pixels": breast().tolist(), "centre": [190, 140], "size": [22, 18], "shape": "oval"}
+    with pytest.raises(ValueError, match=r"^inputs\[0\]: .*(beyond the mammogram|not wholly free breast)"):
+        synthesiser[0].answer([request])
+    with pytest.raises(ConfigError, match=r"^inputs\[0\]: .*centre"):
+        synthesiser[0].answer([{"pixels": breast().tolist()}])
+    with pytest.raises(ConfigError, match="inputs holds no picture"):
+        synthesiser[0].answer([])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "give one of network, case and system"),
+        ({"network": {"handle": "x"}, "system": {"painter": "poisson", "lesions": {"name": "phantom"}}}, "give one of network"),
+        ({"name": "../x", "network": {"handle": "x"}}, "name"),
+        ({"network": {"handle": "x"}, "alias": "1 2"}, "alias"),
+    ],
+)
+def test_a_wrong_config_is_told(values, message):
+    with pytest.raises(ValidationError, match=message):
+        ServiceConfig.model_validate({"name": "x", **values})
+
+
+def test_a_network_that_leads_nowhere_is_refused(can, tiny_infilling):
+    with pytest.raises(ValueError, match="none of its functions leads from image to mask"):
+        Service.load(ServiceConfig(name="x", network=NetworkConfig(handle=str(tiny_infilling()))))
+    with pytest.raises(TrackingError, match="is neither a folder nor"):
+        Service.load(ServiceConfig(name="x", network=NetworkConfig(handle="nowhere")))
+
+
+def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter, tracking_uri):
+    config = ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(can)), tracking_uri=tracking_uri)
+    first, second = register(config), register(config)
+    client = mlflow.MlflowClient(tracking_uri)
+    assert (first, second) == ("1", "2") and str(client.get_model_version_by_alias("tfmammo-can-inverter", "best").version) == "2"
+    place = client.get_model_version_download_uri("tfmammo-can-inverter", second)
+    model = mlflow.pyfunc.load_model(place)
+    request = {"pixels": square(32, 32).tolist()}
+    assert model.predict([request]) == inverter.answer([request])
+    with pytest.raises(mlflow.exceptions.MlflowException, match=r"inputs\[0\]: give image or pixels") as caught:
+        model.predict([{"laterality": "L"}])
+    assert caught.value.get_http_status_code() == 400
+    folder = mlflow.artifacts.download_artifacts(place)
+    (stored,) = Path(folder).rglob(pictures.FILE)
+    known = json.loads(stored.read_text())
+    assert known["network"]["handle"] == "handle" and str(can) not in stored.read_text() and tracking_uri not in stored.read_text()
+
+
+def test_a_folder_that_holds_no_service_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no service"):
+        pictures.unpacked(tmp_path)
+    (tmp_path / pictures.FILE).write_text("[1]")
+    with pytest.raises(ConfigError, match="holds no service"):
+        pictures.unpacked(tmp_path)
+
+
+def test_tensorflow_servings_layout(can, tmp_path):
+    folders = lay_out(str(can), tmp_path / "models", version=3)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in folders) == ["models/can-generator/3", "models/can-inverter/3"]
+    mask = tf.saved_model.load(str(tmp_path / "models/can-inverter/3")).signatures["serving_default"](image=tf.zeros([1, SIZE, SIZE, 1]))
+    assert float(tf.reduce_max(mask["mask"])) < 1e-6
+    text = (tmp_path / "models/models.config").read_text()
+    assert 'name: "can-inverter" base_path: "/models/can-inverter"' in text and text.count("config {") == 2
+    with pytest.raises(TrackingError, match="is not empty"):
+        lay_out(str(can), tmp_path / "models")
+
+
+def test_the_command(can, tracking_uri, tmp_path, capsys):
+    config = tmp_path / "service.yaml"
+    config.write_text(f"name: named\nnetwork: {{handle: {can}}}\ntracking_uri: {tracking_uri}\nalias: trial\n")
+    main(["register", "--config", str(config)])
+    assert "models:/tfmammo-named@trial is version 1" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["register", "--config", str(config), "--set", "network.handle=nowhere"])
+    assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_pictures_of_the_chain(tmp_path, monkeypatch):
+    """The chain itself is tested in tests/test_case.py; here what becomes of its answer."""
+    mask = np.zeros((200, 150), np.uint8)
+    cv2.circle(mask, (60, 100), 12, 1, -1)
+
+    class Chain:
+        config = ServiceConfig
+
+        def read(self, mammogram):
+            lesion = Lesion("mass", (88, 48, 113, 73), borders(mask))
+            return Case(
+                mammogram, mammogram.pixels(), (Finding("mass", 0.9, (88, 48, 113, 73), lesion), Finding("mass", 0.6, (10, 10, 20, 20)))
+            )
+
+    monkeypatch.setattr(pictures, "report", lambda case, chain: {"lesions": len(case.findings)})
+    service = Service(pictures.CaseRequest, pictures._each(lambda request, one: pictures._read(Chain(), request, one)))
+    (answer,) = service.answer([{"pixels": breast().tolist(), "overlay": True}])
+    assert answer["report"] == {"lesions": 2} and answer["masks"][1] is None
+    np.testing.assert_array_equal(coco.decode(answer["masks"][0], "mask"), mask)
+    assert decoded(answer["overlay"]).shape[2] == 3 and "overlay" not in service.answer([{"pixels": breast().tolist()}])[0]

@@ -1,0 +1,67 @@
+"""What the model registry stores: a pyfunc from code, beside the exports that it reads. Nothing is pickled."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read at import: no usage reports
+
+import mlflow  # noqa: E402
+from mlflow.models import Model, ModelSignature  # noqa: E402
+from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec  # noqa: E402
+
+from tfmammo import __version__  # noqa: E402
+
+# Said of MLflow's own classes, and of requests of ours, which are checked here and not by MLflow.
+warnings.filterwarnings("ignore", ".*Any type hint is inferred", UserWarning)
+import mlflow.pyfunc  # noqa: E402
+
+NETWORKS = Path(__file__).with_name("networks.py")
+ENTRY = Path(__file__).with_name("entry.py")
+SERVICE = "service"  # the artifact of a model that takes pictures
+
+
+def save_networks(path: Path, directory: Path, card: Mapping[str, Any], run_id: str) -> None:
+    """Save an export so that `mlflow models serve` answers arrays with it; see tfmammo.serving.networks."""
+    with warnings.catch_warnings():
+        # The card describes the input; an example would be 65,536 numbers of text in every version.
+        warnings.filterwarnings("ignore", ".*input example was not provided.*")
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(NETWORKS),
+            artifacts={"export": str(directory)},
+            signature=_signature(card),
+            pip_requirements=[f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"],
+            mlflow_model=Model(run_id=run_id),
+        )
+
+
+def save_service(path: Path, directory: Path, run_id: str) -> None:
+    """Save a folder that `pictures.gathered` made so that a server with this package answers pictures with it."""
+    mlflow.pyfunc.save_model(
+        str(path),
+        python_model=str(ENTRY),
+        artifacts={SERVICE: str(directory)},
+        pip_requirements=[f"tfmammo=={__version__}"],
+        mlflow_model=Model(run_id=run_id),
+    )
+
+
+def _signature(card: Mapping[str, Any]) -> ModelSignature:
+    """Of the served function. A single input is unnamed, so that `params` may choose a network whose input has another name."""
+    function = card["functions"][card["serves"]]
+    inputs, outputs = ([_tensor(value["shape"], name) for name, value in function[side].items()] for side in ("inputs", "outputs"))
+    if len(inputs) == 1:
+        inputs = [_tensor(inputs[0].shape, None)]
+    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("network", DataType.string, card["serves"])]))
+
+
+def _tensor(shape: tuple[int | None, ...], name: str | None) -> Any:  # Schema's own annotation takes no list of TensorSpec
+    return TensorSpec(np.dtype(np.float32), tuple(-1 if size is None else size for size in shape), name)

@@ -1,0 +1,1 @@
+"""The studio: lesions into mammograms, mammograms read, and reader studies, in a browser (extra `serve`)."""
