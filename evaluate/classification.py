@@ -37,8 +37,10 @@ from tfmammo.config import Experiment, Frozen
 from tfmammo.data.patches import DataError, Patches
 from tfmammo.evaluation import EXPERIMENT, save
 from tfmammo.generators import LesionGenerator, lesion_generator
+from tfmammo.metrics import style
 from tfmammo.metrics.classification import delong_test, delong_variance, roc_auc, roc_curve
 from tfmammo.metrics.segmentation import Paired, paired_test
+from tfmammo.metrics.style import INK
 from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.patch_set import PatchSet, Target
@@ -47,7 +49,6 @@ from tfmammo.training import cli, tracking
 log = logging.getLogger("tfmammo.evaluate.classification")
 
 PRINTED = {0: (0.829, None), 0.1: (0.837, 0.10), 0.25: (0.839, 0.055), 0.5: (0.846, 1e-4), 0.75: (0.828, 0.72), 1: (0.797, 1e-8)}
-INK = "#444444"
 COLOURS = {
     "real normal": "#d62728",
     "real calcification": "#ff9f1c",
@@ -56,7 +57,6 @@ COLOURS = {
     "synthetic calcification": "#1f4fd8",
     "synthetic normal": "#9467bd",
 }
-CURVES = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7")
 
 Scores = dict[float, NDArray[np.float64]]  # share -> [seeds, patches]
 
@@ -317,6 +317,7 @@ def effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
     ]
 
 
+@style.quiet
 def roc_figure(scores: Scores, labels: NDArray[np.integer]) -> Figure:
     """The ROC curve of each share, of the scores averaged over the seeds."""
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
@@ -326,10 +327,9 @@ def roc_figure(scores: Scores, labels: NDArray[np.integer]) -> Figure:
         mean = of_seeds.mean(axis=0)
         false, true, _ = roc_curve(labels, mean)
         label = f"{100 * share:g} % synthetic at first, area {roc_auc(labels, mean):.3f}"
-        axes.plot(false, true, color=CURVES[number % len(CURVES)], linewidth=1.2, label=label)
+        axes.plot(false, true, color=style.COLOURS[number % len(style.COLOURS)], linewidth=1.2, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.legend(loc="lower right", frameon=False, fontsize=7, labelcolor=INK)
+    axes.legend(loc="lower right", fontsize=7)
     return figure
 
 
@@ -351,6 +351,7 @@ def embedding(run: Path, test: Patches, config: StudyConfig) -> tuple[list[str],
     return groups, TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(together).astype(np.float64)
 
 
+@style.quiet
 def embedding_figure(groups: Sequence[str], points: NDArray[np.float64]) -> Figure:
     """The paper's Fig. 4, in its colours; removed lesions, which it does not show, are violet."""
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
@@ -360,8 +361,8 @@ def embedding_figure(groups: Sequence[str], points: NDArray[np.float64]) -> Figu
         if len(own):
             axes.scatter(own[:, 0], own[:, 1], s=6, color=colour, alpha=0.7, linewidths=0, label=f"{group}, {len(own)}")
     axes.set(xticks=[], yticks=[])
-    axes.legend(frameon=False, fontsize=7, labelcolor=INK, markerscale=2)
-    axes.set_title("t-SNE of the last feature layer, trained on real patches alone", fontsize=9, color=INK)
+    axes.legend(fontsize=7, markerscale=2)
+    axes.set_title("t-SNE of the last feature layer, trained on real patches alone")
     return figure
 
 

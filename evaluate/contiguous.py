@@ -26,6 +26,7 @@ from tfmammo.data.patches import DataError
 from tfmammo.data.preprocess import breast_mask
 from tfmammo.generators import LesionGenerator, lesion_generator
 from tfmammo.insertion import Ground, training_data
+from tfmammo.metrics.style import quiet
 from tfmammo.metrics.summary import write_csv
 from tfmammo.record import Box, Mammogram, Skipped
 from tfmammo.reinsertion import Filled, contiguous, filled, reinserted, side
@@ -107,6 +108,7 @@ def row(patch: Filled, mammogram: Mammogram) -> dict[str, object]:
     return {"image_id": mammogram.image_id, **boxes, "seed": patch.seed}
 
 
+@quiet
 def figure(before: NDArray[np.float32], after: NDArray[np.float32], patches: Sequence[Filled]) -> Figure:
     """The row of patches as it was and as it is, with the windows and what was added."""
     corners = np.array([patch.place for patch in patches])

@@ -16,11 +16,11 @@ from pydantic import Field, PositiveInt
 from tfmammo import config as configuration
 from tfmammo import evaluation
 from tfmammo.config import Frozen
+from tfmammo.metrics.style import quiet
 from tfmammo.metrics.summary import write_csv
 from tfmammo.models.cgan import CGANConfig
 from tfmammo.training import cli, tracking
 
-INK = "#444444"
 HELD_OUT = "validation_dice"
 
 Curves = dict[str, dict[str, dict[int, float]]]  # name -> "loss" and "held-out Dice" -> step -> value
@@ -58,6 +58,7 @@ def main() -> None:
     cli.console.print(f"figure and values: {output}")
 
 
+@quiet
 def figure(found: Curves, smooth: int) -> Figure:
     """Left each run's own loss, right the Dice of all on held-out patients, over steps."""
     drawn = Figure(figsize=(8, 3.5), layout="constrained")
@@ -68,8 +69,7 @@ def figure(found: Curves, smooth: int) -> Figure:
             means = (np.convolve(part, window / len(window), "valid") for part in (steps, values))
             axes.plot(*means, linewidth=1.2, label=name)
         axes.set(xlabel="step", title=f"{what} of each run" if what == "loss" else what, ylim=(0, None))
-        axes.tick_params(labelsize=8, colors=INK)
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        axes.legend(fontsize=8)
     return drawn
 
 

@@ -23,6 +23,7 @@ from tfmammo import evaluation
 from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.metrics import classification, segmentation
+from tfmammo.metrics.style import INK, quiet
 from tfmammo.metrics.summary import Measure, Scores, Table
 from tfmammo.models.cgan import PostprocessConfig, postprocess
 from tfmammo.training import cli, image_grid
@@ -45,7 +46,6 @@ TABLE_1 = {  # of CAN's paper, on INbreast with the leaky protocol
 PRINTED = {"square": TABLE_1, "loose": {"cGAN": {"dice": 0.9407, "jaccard": 0.8703}}}
 PIXELS = 2_000_000  # of all patches together, beyond which a ROC curve is drawn from so many of them
 CLEANED = " + post-processing"
-INK = "#444444"
 
 
 class SegmentationConfig(evaluation.EvaluationConfig):
@@ -121,6 +121,7 @@ def floors(names: tuple[str, ...], shape: tuple[int, ...], data: DataConfig) -> 
     return found
 
 
+@quiet
 def cases(name: str, patches: Patches, outputs: NDArray[np.bool_], dice: NDArray[np.float64], count: int) -> Figure:
     """The best, the median and the worst cases by Dice, a row each, with the outlines of truth and output."""
     order = np.argsort(-dice, kind="stable")
@@ -133,13 +134,13 @@ def cases(name: str, patches: Patches, outputs: NDArray[np.bool_], dice: NDArray
         for axis, number in zip(row, chosen, strict=True):
             image = outline(outline(patches.images[number], patches.masks[number], BLUE), outputs[number], ORANGE)
             axis.imshow(image, interpolation="nearest")
-            axis.set_title(f"Dice {100 * dice[number]:.1f} %", fontsize=8, color=INK)
+            axis.set_title(f"Dice {100 * dice[number]:.1f} %", fontsize=8)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-        row[0].set_ylabel(title, fontsize=9, color=INK)
-    figure.suptitle(f"{name}, {len(order)} patches", fontsize=10, color=INK)
+        row[0].set_ylabel(title)
+    figure.suptitle(f"{name}, {len(order)} patches")
     lines = [Line2D([], [], color=(red / 255, green / 255, blue / 255)) for red, green, blue in (BLUE, ORANGE)]
-    figure.legend(lines, ["truth", "output"], loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
+    figure.legend(lines, ["truth", "output"], loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -155,18 +156,19 @@ def overlays(patches: Patches, outputs: dict[str, NDArray[np.float32]], scores: 
     image_grid.save(panels, path)
 
 
+@quiet
 def boxes(scores: Scores) -> Figure:
     """Box plots of Dice and Jaccard over the patches, a box a model; whiskers reach to 1.5 interquartile ranges."""
     figure = Figure(figsize=(2 + 0.7 * len(scores), 7), layout="constrained")
     for axes, measure in zip(figure.subplots(2, 1, sharex=True), ("dice", "jaccard"), strict=True):
         values = [100 * measured[measure] for measured in scores.values()]
         axes.boxplot(values, medianprops={"color": "#d55e00"}, flierprops={"markersize": 3})
-        axes.set_ylabel(f"{MEASURES[measure].heading}, %", fontsize=9, color=INK)
-        axes.tick_params(labelsize=8, colors=INK)
+        axes.set_ylabel(f"{MEASURES[measure].heading}, %")
         axes.set_xticks(range(1, len(scores) + 1), list(scores), rotation=30, ha="right")
     return figure
 
 
+@quiet
 def curves(comparison: evaluation.Comparison, seed: int) -> tuple[Table, Figure]:
     """The ROC curve of each model over the pixels of all patches, and the areas under them; the same pixels for every model."""
     truth = comparison.patches.masks.ravel()
@@ -186,10 +188,9 @@ def curves(comparison: evaluation.Comparison, seed: int) -> tuple[Table, Figure]
             axes.plot(false[drawn], true[drawn], linewidth=1.2, label=f"{name}, area {area}")
         body.append([name, area])
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes.tick_params(labelsize=8, colors=INK)
     if len(axes.lines) > 1:
-        axes.legend(loc="lower right", frameon=False, fontsize=8, labelcolor=INK)
-    axes.set_title(f"{len(pixels):,} pixels, frame {comparison.data.frame}", fontsize=10, color=INK)
+        axes.legend(loc="lower right", fontsize=8)
+    axes.set_title(f"{len(pixels):,} pixels, frame {comparison.data.frame}")
     return Table(f"Area under the ROC curve over {len(pixels):,} pixels", ["", "area"], body), figure
 
 

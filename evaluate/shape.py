@@ -18,6 +18,7 @@ from tfmammo import evaluation
 from tfmammo.config import ConfigError, TrainingConfig
 from tfmammo.data.patches import shape_patches
 from tfmammo.metrics import classification
+from tfmammo.metrics.style import COLOURS, INK, quiet
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.models.shape import SHAPES
 from tfmammo.training import cli
@@ -26,7 +27,7 @@ MEASURES = {"accuracy": Measure("Accuracy", "%", 100, 1)}
 PRINTED = {"Shape CNN": {"accuracy": 0.80}}  # on DDSM
 FLOOR = "most frequent"
 RATES = np.linspace(0, 1, 201)
-INK, BLUE = "#444444", "#0072b2"
+BLUE = COLOURS[-1]
 
 
 def main() -> None:
@@ -94,6 +95,7 @@ def area_table(name: str, areas: NDArray[np.floating]) -> Table:
     return Table(title, ["", *SHAPES, "mean"], [[name, *body]])
 
 
+@quiet
 def confusion_figure(name: str, confusion: NDArray[np.integer]) -> Figure:
     """The confusion matrix, each line in percent of its true shape, with counts."""
     shares = 100 * confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
@@ -105,11 +107,11 @@ def confusion_figure(name: str, confusion: NDArray[np.integer]) -> Figure:
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if share > 55 else INK)
     places = range(len(SHAPES))
     axes.set(xticks=places, xticklabels=SHAPES, yticks=places, yticklabels=SHAPES, xlabel="called", ylabel="true")
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.set_title(f"{name}, {confusion.sum()} masses", fontsize=10, color=INK)
+    axes.set_title(f"{name}, {confusion.sum()} masses")
     return figure
 
 
+@quiet
 def roc_figure(name: str, curves: NDArray[np.floating], areas: NDArray[np.floating]) -> Figure:
     """The folds' mean ROC curve with its standard deviation as a band, and the folds' own curves."""
     figure = Figure(figsize=(4.2, 4), layout="constrained")
@@ -122,9 +124,8 @@ def roc_figure(name: str, curves: NDArray[np.floating], areas: NDArray[np.floati
     axes.plot(RATES, mean, color=BLUE, linewidth=1.5, label=label)
     axes.fill_between(RATES, np.maximum(0, mean - spread), np.minimum(1, mean + spread), color=BLUE, alpha=0.2, linewidth=0)
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.legend(loc="lower right", frameon=False, fontsize=8, labelcolor=INK)
-    axes.set_title(f"{name}, each shape against the others", fontsize=10, color=INK)
+    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title(f"{name}, each shape against the others")
     return figure
 
 

@@ -45,6 +45,7 @@ HOMES = {
     "torch": ("tfmammo/trunks.py", "benchmarks/"),  # reads published weights; benchmarks compare with it
     "pydicom": ("tfmammo/archives/", "benchmarks/"),  # benchmarks compare with it
     "highdicom": ("tfmammo/archives/writers/",),
+    "gradio": ("tfmammo/studio/",),
 }
 NOWHERE = {
     "tensorflow.keras": "write `import keras`",

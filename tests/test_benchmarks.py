@@ -25,6 +25,13 @@ def measured(repository, tmp_path):
     return run
 
 
+@pytest.mark.slow
+def test_served_answers_are_right_and_hostile_requests_refused(measured):
+    (line,) = measured("--requests", "60", "--at-once", "4", script="serving")
+    assert line["requests"] == 60 == sum(line["statuses"].values()) and line["wrong"] == 0 and line["first_wrong"] == []
+    assert set(line["statuses"]) == {"200", "400", "413"} and 0 < line["answered_p50"] <= line["answered_p99"]
+
+
 def test_dicom_and_index(measured):
     dicom, index = measured("--only", "dicom", "index", "--files", "1", "--pixels", "64", "48", "--images", "8", "16", "--archive", "vindr")
     assert dicom["benchmark"] == "input.dicom" and (dicom["files"], dicom["rows"], dicom["cols"]) == (1, 64, 48)

@@ -9,14 +9,12 @@ the candidate becomes it, unjudged. Tags of the versions keep the audit, all nam
     former, since       of a version that a promotion made the best: the best before it, the moment
     demoted_by, rolled_back   of a version that a promotion or a rollback took the alias from: what got it; when it was rolled back
 
-Trainings do not ask: at its end a training moves the alias to its own best checkpoint, whatever held it, and leaves no such
-tag. `promote` then finds the candidate best already, or compares the training's last weights with its best ones. To have a
-new training judged, roll back first: where the best version came by no promotion, that moves the alias to the last one that
-did. A checkpoint that was kept as the best was chosen on its held-out patients, and its numbers on these are too good: other
+A training gives the alias to its own best checkpoint only where no version has it, or an earlier one of the same run, and leaves no
+such tag. A checkpoint that was kept as the best was chosen on its held-out patients, and its numbers on these are too good: other
 mammograms are the fairer judges.
 
 On an SQLite store no two promotions can move the alias at once. A server has no such lock: there the alias is read again
-right before it is moved, which leaves some milliseconds; so does a training's own move on either.
+right before it is moved, which leaves some milliseconds; so does the move of a training on either.
 """
 
 from __future__ import annotations

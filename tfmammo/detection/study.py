@@ -36,6 +36,7 @@ from tfmammo.data import splits
 from tfmammo.data.patches import DataError
 from tfmammo.metrics.detection import Criterion, Matches, froc, froc_interval, match_kinds, recall_by
 from tfmammo.metrics.jafroc import jafroc_test, merit_for
+from tfmammo.metrics.style import quiet
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.recipe import SynthesisConfig
 from tfmammo.steps import Step, overrides
@@ -361,6 +362,7 @@ def tables(found: Results) -> dict[str, Table]:
     return made | ({"difference-from-base": difference_table(found, base)} if base in arms(found.config) else {})
 
 
+@quiet
 def growth_figure(found: Results) -> Figure:
     """Recall over the number of added mammograms: of copies alone, and of each method's, with intervals."""
     config, figure = found.config, Figure(figsize=(5, 4), layout="constrained")
@@ -379,8 +381,7 @@ def growth_figure(found: Results) -> Figure:
         xlabel="mammograms added to the real ones", ylabel=f"{config.recall}, {config.growth:g} false positives per image", ylim=(0, 1)
     )
     axes.set_title(found.heading, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 

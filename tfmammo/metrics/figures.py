@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tfmammo.metrics.detection import Matches, froc, froc_interval
+from tfmammo.metrics.style import quiet
 
 
+@quiet
 def froc_figure(
     detectors: Mapping[str, Sequence[Matches]],
     patient_ids: Sequence[str],
@@ -35,7 +37,6 @@ def froc_figure(
         axes.plot(at, froc(images, at).tpr, label=name)
     axes.set(xlabel="false positives per image", ylabel=recall, ylim=(0, 1), xlim=(0, width))
     axes.set_title(title, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     if len(detectors) > 1:
-        axes.legend(frameon=False)
+        axes.legend()
     return figure

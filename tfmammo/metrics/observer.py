@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
+from tfmammo.metrics.style import quiet
 
 Array = NDArray[np.float64]
 
@@ -139,6 +140,7 @@ def pooled_ratings(real: ArrayLike, given: ArrayLike, samples: int = 2000, seed:
     return _rated(*counts, Estimate(float(area), *_percentiles(means, level)))
 
 
+@quiet
 def roc_figure(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "") -> Figure:
     """The ROC curves of several systems' ratings, each the mean of its observers' curves.
 
@@ -154,9 +156,8 @@ def roc_figure(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = 
             axes.plot(np.concatenate([[0.0], rates]), np.concatenate([[0.0], np.mean(curves, axis=0)]), label=name)
     axes.set(xlabel="synthetic taken for real", ylabel="real taken for real", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
     axes.set_title(title, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
     if len(axes.get_lines()) > 1:
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(loc="lower right")
     return figure
 
 

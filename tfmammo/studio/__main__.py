@@ -1,0 +1,84 @@
+"""Set lesions into mammograms, have mammograms read, and run reader studies, in a browser.
+
+python -m tfmammo.studio --config configs/studio.yaml
+python -m tfmammo.studio --config configs/studio.yaml --set systems.infilling.generator=RUN port=8000
+
+The page is at http://127.0.0.1:7860, for this machine alone, until Ctrl-C. All files that come in or go out lie in one folder that
+nobody else may open and that is removed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tfmammo import command
+from tfmammo import config as configuration
+from tfmammo.config import ConfigError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: what goes wrong becomes one line on stderr and exit code 2; Ctrl-C ends it."""
+    chosen = _parser().parse_args(arguments)
+    command.run(lambda: _run(chosen))
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder for all temporary files of this process and of Gradio, mode 0700, removed at the end."""
+    before, folder = tempfile.tempdir, Path(tempfile.mkdtemp(prefix="tfmammo_studio_"))
+    tempfile.tempdir = str(folder)
+    # Gradio reads both while it is imported.
+    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    try:
+        yield folder
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, SIGTERM ends the process as Ctrl-C does, so that the folder goes; its exit code is 143."""
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    with stoppable(), private_folder() as folder:
+        try:
+            import gradio  # noqa: F401  # after the folder is there, and not before --help
+        except ModuleNotFoundError:
+            raise ConfigError("the studio needs Gradio: install the extra serve") from None
+        from tfmammo.studio import app
+        from tfmammo.training import cli
+
+        config = configuration.parse(app.StudioConfig, chosen.config, chosen.set)
+        cli.prepare(configuration.TrainingConfig(precision="float32"))
+        app.serve(config, folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tfmammo.studio", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file with keys of StudioConfig")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set port=8000")
+    return parser
+
+
+def _stop(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

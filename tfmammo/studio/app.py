@@ -1,0 +1,114 @@
+"""The studio's page: which tabs it has follows from its config."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import gradio as gr
+from pydantic import Field, PositiveInt, model_validator
+
+from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo.case import CaseConfig, Chain
+from tfmammo.config import ConfigError, Frozen
+from tfmammo.inserter import Inserter, SystemConfig
+from tfmammo.reader_study import ReaderStudy, ReaderStudyConfig
+from tfmammo.studio import inserting, judging, reading
+
+log = logging.getLogger(__name__)
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+ABOUT = "# tfmammo studio\nFor research and teaching, not for diagnosis. What is made here is synthetic, and its files say so."
+STYLE = """
+.gradio-container { max-width: 1500px !important; margin: auto; }
+#mammogram, #overlay { background: black; }
+#mammogram img { cursor: crosshair; object-fit: contain; }
+.note { padding: 0.6em 0.9em; border-left: 4px solid #d55e00; background: color-mix(in srgb, #d55e00 12%, transparent); }
+"""
+
+Section = TypeVar("Section")
+Loaded = TypeVar("Loaded")
+
+
+class StudioConfig(Frozen):
+    """What the studio offers, and to whom.
+
+    systems: by the names that the page shows, what sets lesions in or takes them out. case: the chain that reads mammograms. study: a
+    reader study. One of the three at least. host, port: where it listens. upload_mb: of one file, at most. parallel: requests that are
+    computed at once; others wait.
+    """
+
+    systems: dict[str, SystemConfig] = {}
+    case: CaseConfig | None = None
+    study: ReaderStudyConfig | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=7860, ge=1, le=65535)
+    upload_mb: PositiveInt = 100
+    parallel: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudioConfig:
+        if not (self.systems or self.case or self.study):
+            raise ValueError("systems, case or study: one of them must be given")
+        return self
+
+
+def build(config: StudioConfig) -> gr.Blocks:
+    """Load all models and lay out the page.
+
+    Raises:   ConfigError: one of them can't be loaded; the sentence names its key.
+    """
+    systems = {name: _loaded(f"systems.{name}", Inserter.load, system) for name, system in config.systems.items()}
+    chain = _loaded("case", Chain.load, config.case) if config.case else None
+    study = _loaded("study", ReaderStudy, config.study) if config.study else None
+    with gr.Blocks(title="tfmammo studio", analytics_enabled=False, delete_cache=(60, 3600)) as page:
+        gr.Markdown(ABOUT)
+        if systems:
+            with gr.Tab("Insert or remove"):
+                inserting.tab(systems, config.parallel)
+        if chain:
+            with gr.Tab("Read"):
+                reading.tab(chain, config.parallel)
+        if study:
+            with gr.Tab("Reader study"):
+                judging.tab(study)
+    return page
+
+
+def serve(config: StudioConfig, folder: Path) -> None:
+    """Show the page until Ctrl-C. Args: folder: private; the only one of which files are handed out.
+
+    Raises:   ConfigError: a model can't be loaded. OSError: the port is taken.
+    """
+    page = build(config)
+    if config.host not in LOCAL:
+        log.warning("host=%s: whoever reaches this machine can use the studio, there is no password", config.host)
+    page.queue(default_concurrency_limit=8, max_size=200)
+    try:
+        page.launch(
+            server_name=config.host, server_port=config.port, max_file_size=config.upload_mb * 2**20, allowed_paths=[str(folder)],
+            theme=theme(), css=STYLE, quiet=True, prevent_thread_lock=True, footer_links=[], ssr_mode=False, share=False,
+        )  # fmt: skip
+        log.info("the studio is at http://%s:%s", config.host, config.port)
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+def theme() -> gr.themes.Base:
+    """A quiet look, with the system's own fonts: nothing is fetched from elsewhere."""
+    fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    return gr.themes.Base(primary_hue="sky", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
+
+
+def _loaded(key: str, load: Callable[[Section], Loaded], config: Section) -> Loaded:
+    """A part of the config, loaded; its errors name the key."""
+    try:
+        return load(config)
+    except ValueError as error:
+        if not type(error).__module__.startswith("tfmammo"):
+            raise
+        raise ConfigError(f"{key}: {error}") from error
