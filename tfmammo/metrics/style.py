@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import matplotlib
-from cycler import cycler
+from matplotlib.rcsetup import cycler
 
 INK = "#444444"
 COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7", "#0072b2")
