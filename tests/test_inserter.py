@@ -19,7 +19,9 @@ from tfmammo.config import DataConfig
 from tfmammo.data.preprocess import DataError
 from tfmammo.export import export
 from tfmammo.inserter import Inserter, SystemConfig, Wish, opened
+from tfmammo.recipe import SynthesisConfig
 from tfmammo.record import ArchiveError, Lesion, Mammogram
+from tfmammo.synthesis import remake, synthesise
 
 ROWS, COLS = 200, 150
 MIDDLE = (100, 60)
@@ -142,6 +144,25 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
     assert written.SyntheticData == "YES" and "DOE" not in str(written)
     (annotation,) = found.coco("synthetic.dcm")["annotations"]
     assert annotation["bbox"] == [left, top, right - left, bottom - top] and annotation["area"] == found.mask.sum()
+
+
+@pytest.mark.parametrize("form", ["png", "dicom"])
+def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, tmp_path):
+    normal = [
+        Mammogram("test", f"n{n}", str(n), ROWS, COLS, partial(breast, n), laterality="L", view="CC", pathology="normal") for n in (1, 2)
+    ]
+    writer.write(normal, tmp_path / "normal")
+    config = SynthesisConfig(
+        name="set", data=DataConfig(name="folder", root=tmp_path / "normal"), painter="can", generator=can(), size=(20, 16), feather=4,
+        shapes={"drawn": "irregular"}, count=3, format=form,
+    )  # fmt: skip
+    recipes = synthesise(config, tmp_path / "set", ("--direct_num_workers=1", "--direct_running_mode=in_memory"))
+    assert [recipe.left_out for recipe in recipes] == [None] * 3
+    assert {lesion.shape for recipe in recipes for lesion in recipe.lesions} == {"drawn, irregular"}
+    known = json.loads((tmp_path / "set/patients.json").read_text())
+    assert known["trained_on"] == ["p"] and known["lesions"] == []  # a shape that is drawn is nobody's
+    again = remake(tmp_path / "set/recipes/000001.json", tmp_path / "again")
+    assert again.files == recipes[1].files
 
 
 def test_another_seed_is_another_lesion(can, mammogram):

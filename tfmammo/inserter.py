@@ -26,6 +26,7 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.preprocess import DataError
 from tfmammo.insertion import Ground
+from tfmammo.painters import painter
 from tfmammo.recipe import THROUGH_NETWORKS, Painter, Recipe, SynthesisConfig, versions
 from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Mammogram, View
 from tfmammo.synthesis import set_in, source
@@ -129,7 +130,7 @@ class Inserter:
         uri = config.tracking_uri
         folders = [generators.resolved(handle, uri) if handle else None for handle in (config.generator, config.gan)]
         if folders[0] and config.painter != "contextual":
-            find_painter(config, folders[0])
+            painter(_chosen(config, Wish(centre=(0, 0), size=(8, 8))), folders[0])  # for its complaints; it is kept
         return Inserter(config, folders[0], folders[1])
 
     def change(self, mammogram: Mammogram, wish: Wish) -> Changed:
@@ -181,14 +182,6 @@ class Inserter:
             "generator": generators.described(self.networks[0], {"image", "noise"}, "lesion"),
         }  # fmt: skip
         return Changed(mammogram, stored, reinsertion.reinserted(ground, stored, [patch]), mask, patch.mask_box, kind, recipe)
-
-
-def find_painter(config: SystemConfig, generator: Path) -> None:
-    """Whether a folder holds the network of a system. Raises: ExportError, DataError: it does not."""
-    if config.painter == "vanilla":
-        generators.noise_generator(generator)
-    elif config.painter != "contextual":
-        generators.generator(generator, THROUGH_NETWORKS[config.painter])
 
 
 def opened(

@@ -181,6 +181,28 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path, capsys, monkeypatch):
     assert caught.value.code == 2 and said[-1].startswith(f"error: {tmp_path / 'none'}: can't be served")
 
 
+def test_a_pickle_is_never_loaded(tmp_path, capsys, monkeypatch):
+    from tfmammo.serving.__main__ import main
+
+    class Pickled(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input: list[str], params=None):
+            return model_input
+
+        def __reduce__(self):
+            return Pickled.unpickled, (str(tmp_path / "loaded"),)
+
+        @staticmethod
+        def unpickled(path):
+            open(path, "w").close()
+            return Pickled()
+
+    mlflow.pyfunc.save_model(str(tmp_path / "model"), python_model=Pickled(), pip_requirements=["mlflow"])
+    (tmp_path / "loaded").unlink(missing_ok=True)
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--model", str(tmp_path / "model")])
+    assert caught.value.code == 2 and "as a pickle" in capsys.readouterr().err and not (tmp_path / "loaded").exists()
+
+
 def test_both_kinds_of_models_are_kept_as_text():
     assert {path.name for path in (saving.NETWORKS, saving.ENTRY)} == {"networks.py", "entry.py"}
     assert all(path.is_file() for path in (saving.NETWORKS, saving.ENTRY))

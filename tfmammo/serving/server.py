@@ -23,9 +23,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
 
+from tfmammo.config import ConfigError
+
 log = logging.getLogger(__name__)
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # the histogram's bounds
+FROM_CODE = "mlflow.pyfunc.loaders.code_model"  # how MLflow calls a model whose code it keeps as text
 LONGEST = 500  # characters of an error
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -76,8 +79,10 @@ def run(uri: str, host: str, port: int, limit: int, parallel: int) -> None:
     """Load a model and serve it until Ctrl-C or SIGTERM.
 
     Args:     uri: a folder or models:/NAME@ALIAS of MLflow's current store. limit: MB of a request.
-    Raises:   MlflowException: there is no such model.
+    Raises:   MlflowException: there is no such model. ConfigError: it is kept as a pickle.
     """
+    if mlflow.models.get_model_info(uri).flavors.get("python_function", {}).get("loader_module") != FROM_CODE:
+        raise ConfigError(f"{uri}: is not kept as code and SavedModels but as a pickle or of another framework, which is never loaded")
     model = mlflow.pyfunc.load_model(uri)
     if host not in LOCAL:
         log.warning("listening on %s: whoever reaches this address can use the model; there is no password and no encryption", host)
