@@ -9,7 +9,6 @@ of a DICOM, segmentation.dcm, which by its standard repeats the patient's name a
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import cv2
@@ -18,13 +17,12 @@ import tfmammo.quiet  # TensorFlow's first import, without its chatter
 from tfmammo import config as configuration
 from tfmammo.archives import folder
 from tfmammo.archives.writers import segmentation
-from tfmammo.case import Case, CaseConfig, CaseError, Chain, label, overlay, report
+from tfmammo.case import CaseConfig, CaseError, Chain, label, outlined, overlay, report
 from tfmammo.config import TrainingConfig
 from tfmammo.data.tfrecord import sha256
 from tfmammo.record import ArchiveError
 from tfmammo.training import cli
 
-log = logging.getLogger(__name__)
 OVERLAY, REPORT, SEGMENTATION = "overlay.png", "report.json", "segmentation.dcm"
 
 
@@ -59,7 +57,8 @@ def read(chain: Chain, path: Path, output: Path) -> None:
         for name in (OVERLAY, REPORT, SEGMENTATION):
             (place / name).unlink(missing_ok=True)
         (place / OVERLAY).write_bytes(cv2.imencode(".png", overlay(case)[..., ::-1])[1].tobytes())
-        without = segment(chain, case, path, place / SEGMENTATION)
+        models = {stage: json.dumps(known, sort_keys=True) for stage, known in chain.describe().items()}
+        without = segmentation.written(place / SEGMENTATION, path, outlined(case), tfmammo.__version__, models)
         files = {"overlay": OVERLAY, "segmentation": None if without else SEGMENTATION}
         content = {"input": {"sha256": digest}, **report(case, chain), "files": files, "remarks": [without] if without else []}
         (place / REPORT).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -67,22 +66,6 @@ def read(chain: Chain, path: Path, output: Path) -> None:
         raise CaseError(f"{place}: can't be written ({error.strerror})") from None
     found = "; ".join(label(number, finding) for number, finding in enumerate(case.findings, 1))
     cli.console.print(f"{path}: {found or 'no lesion found'}", f"-> {place}", highlight=False, soft_wrap=True, markup=False)
-
-
-def segment(chain: Chain, case: Case, source: Path, path: Path) -> str:
-    """Write the DICOM segmentation. Returns: why there is none, or "" where there is one."""
-    lesions = {f"Lesion {label(number, one)}": one.lesion for number, one in enumerate(case.findings, 1) if one.lesion}
-    if not folder.is_dicom(source):
-        return "no DICOM segmentation: the input is no DICOM"
-    if not lesions:
-        return "no DICOM segmentation: there is no mask"
-    models = {stage: json.dumps(known, sort_keys=True) for stage, known in chain.describe().items()}
-    try:
-        segmentation.write(path, source, lesions, tfmammo.__version__, models)
-    except ArchiveError as error:
-        log.warning("%s", error)
-        return f"no DICOM segmentation: {str(error).removeprefix(f'{source}: ').removeprefix(f'{path}: ')}"
-    return ""
 
 
 if __name__ == "__main__":

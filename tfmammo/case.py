@@ -275,6 +275,11 @@ def label(number: int, finding: Finding) -> str:
     return f"{text}, {shape} {finding.probabilities[shape]:.2f}" if finding.probabilities and shape else text
 
 
+def outlined(case: Case) -> dict[str, Lesion]:
+    """The findings that have a mask, by what a segmentation calls them."""
+    return {f"Lesion {label(number, one)}": one.lesion for number, one in enumerate(case.findings, 1) if one.lesion}
+
+
 def _described(finding: Finding, mammogram: Mammogram) -> dict[str, Any]:
     lesion = finding.lesion
     measured = measures(lesion, mammogram) if lesion else dict.fromkeys(("area_px", "diameter_px", "area_mm2", "diameter_mm"))

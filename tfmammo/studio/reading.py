@@ -6,7 +6,6 @@ An upload is read at once and then deleted, as its DICOM segmentation must be wr
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,14 +17,11 @@ import gradio as gr
 
 import tfmammo
 from tfmammo import inserter
-from tfmammo.archives import folder as pictures
 from tfmammo.archives.writers import segmentation
-from tfmammo.case import Case, Chain, label, overlay, report
-from tfmammo.record import ArchiveError, Mammogram
+from tfmammo.case import Chain, outlined, overlay, report
+from tfmammo.record import Mammogram
 from tfmammo.studio import uploads
 from tfmammo.studio.uploads import COMPUTE, Facts, Updates
-
-log = logging.getLogger(__name__)
 
 HEADER = ("no.", "kind", "score", "box, px", "size, px", "size, mm", "shape", "uncertainty", "remarks")
 HINT = """Boxes, outlines and shapes of lesions, by three trained models. State first what the file does not.
@@ -84,7 +80,8 @@ class _Tab:
         case = self.chain.read(mammogram)
         content = report(case, self.chain)
         folder = Path(tempfile.mkdtemp(prefix="read_"))
-        without = segmented(self.chain, case, source, folder / SEGMENTATION)
+        models = {stage: json.dumps(known, sort_keys=True) for stage, known in self.chain.describe().items()}
+        without = segmentation.written(folder / SEGMENTATION, source, outlined(case), tfmammo.__version__, models)
         drawn = overlay(case, min(uploads.SIDE, max(mammogram.rows, mammogram.cols)))
         (folder / OVERLAY).write_bytes(cv2.imencode(".png", drawn[..., ::-1])[1].tobytes())
         content |= {"remarks": [without] if without else []}
@@ -112,18 +109,3 @@ def row(lesion: Mapping[str, Any], spacing: tuple[float, float] | None) -> list[
     box = ", ".join(str(edge) for edge in lesion["box"])
     remarks = "; ".join(lesion["remarks"])
     return [str(lesion["number"]), lesion["kind"], f"{lesion['score']:.2f}", box, f"{height} x {width}", size, shape, uncertainty, remarks]
-
-
-def segmented(chain: Chain, case: Case, source: Path | None, path: Path) -> str:
-    """Write the DICOM segmentation. Args: source: what was read, if it was a file. Returns: why there is none, or ""."""
-    lesions = {f"Lesion {label(number, one)}": one.lesion for number, one in enumerate(case.findings, 1) if one.lesion}
-    if source is None or not pictures.is_dicom(source):
-        return "no DICOM segmentation: the input is no DICOM"
-    if not lesions:
-        return "no DICOM segmentation: there is no mask"
-    models = {stage: json.dumps(known, sort_keys=True) for stage, known in chain.describe().items()}
-    try:
-        segmentation.write(path, source, lesions, tfmammo.__version__, models)
-    except ArchiveError as error:
-        return f"no DICOM segmentation: {uploads.sentence(error)}"
-    return ""

@@ -12,6 +12,7 @@ frame of reference is needed, which mammograms seldom state.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DA, TM, PersonName
 
-from tfmammo.archives import dicom
+from tfmammo.archives import dicom, folder
 from tfmammo.record import ArchiveError, Lesion
+
+log = logging.getLogger(__name__)
 
 _SERIES = 9100  # its number among the study's, far from those of the machine
 # PS3.16 CID 7150, 7159 and 6014; asymmetries have no code of their own there.
@@ -49,6 +52,24 @@ _EMPTIABLE: dict[str, Callable[[str], object]] = {
     "AccessionNumber": str,
     "ReferringPhysicianName": PersonName,
 }
+
+
+def written(path: Path, source: Path | None, lesions: Mapping[str, Lesion], version: str, parameters: Mapping[str, str]) -> str:
+    """Write the masks of what was found, where that can be.
+
+    Args:     as of `write`; source: None of a mammogram that is no file. lesions: may be empty.
+    Returns:  why there is no segmentation, or "" where there is one.
+    """
+    if source is None or not folder.is_dicom(source):
+        return "no DICOM segmentation: the input is no DICOM"
+    if not lesions:
+        return "no DICOM segmentation: there is no mask"
+    try:
+        write(path, source, lesions, version, parameters)
+    except ArchiveError as error:
+        log.warning("%s", error)
+        return f"no DICOM segmentation: {str(error).removeprefix(f'{source}: ').removeprefix(f'{path}: ')}"
+    return ""
 
 
 def write(path: Path, source: Path, lesions: Mapping[str, Lesion], version: str, parameters: Mapping[str, str]) -> None:
