@@ -27,13 +27,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tfmammo.training import tracking  # the first to import TensorFlow and MLflow, because it keeps them quiet
+from tfmammo.training import tracking  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import cv2
 import numpy as np
-from mlflow.exceptions import MlflowException
-from mlflow.pyfunc import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
@@ -47,7 +45,6 @@ from tfmammo.data import preprocess
 from tfmammo.data.patches import seen
 from tfmammo.inserter import Inserter, SystemConfig, Wish, opened
 from tfmammo.record import ArchiveError, Laterality, Mammogram, View, hashed_id
-from tfmammo.serving.saving import SERVICE
 
 FILE = "service.json"
 HANDLES = ("detector", "segmenter", "classifier", "generator", "gan", "handle")
@@ -146,23 +143,6 @@ class Service:
                     requests.append(_parsed(self.kind, item))
                     mammograms.append(_mammogram(requests[-1], Path(folder) / str(number)))
             return self.make(requests, mammograms)
-
-
-class Pictures(PythonModel):
-    """A service behind MLflow's `predict`."""
-
-    def load_context(self, context: PythonModelContext) -> None:
-        """Read the artifact "service", a folder that `gathered` made."""
-        self.service = Service.load(unpacked(Path(context.artifacts[SERVICE])))
-
-    def predict(self, context: PythonModelContext, model_input: list[dict[str, Any]], params: dict[str, Any] | None = None) -> list[Answer]:
-        """See the module. Raises: MlflowException: what can't be answered, with status 400."""
-        try:
-            return self.service.answer(model_input)
-        except ValueError as error:
-            if not type(error).__module__.startswith("tfmammo"):
-                raise
-            raise MlflowException.invalid_parameter_value(str(error)) from None
 
 
 def gathered(config: ServiceConfig, folder: Path) -> None:

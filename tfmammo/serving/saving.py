@@ -19,9 +19,9 @@ from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec  #
 
 from tfmammo import __version__  # noqa: E402
 
-# Said of MLflow's own classes, and of requests of ours, which are checked here and not by MLflow.
-warnings.filterwarnings("ignore", ".*Any type hint is inferred", UserWarning)
-import mlflow.pyfunc  # noqa: E402
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", ".*Any type hint is inferred", UserWarning)  # MLflow's own, of its own classes
+    import mlflow.pyfunc  # noqa: E402
 
 NETWORKS = Path(__file__).with_name("networks.py")
 ENTRY = Path(__file__).with_name("entry.py")
@@ -45,13 +45,14 @@ def save_networks(path: Path, directory: Path, card: Mapping[str, Any], run_id: 
 
 def save_service(path: Path, directory: Path, run_id: str) -> None:
     """Save a folder that `pictures.gathered` made so that a server with this package answers pictures with it."""
-    mlflow.pyfunc.save_model(
-        str(path),
-        python_model=str(ENTRY),
-        artifacts={SERVICE: str(directory)},
-        pip_requirements=[f"tfmammo=={__version__}"],
-        mlflow_model=Model(run_id=run_id),
-    )
+    with warnings.catch_warnings(record=True):  # see tfmammo.serving.entry
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(ENTRY),
+            artifacts={SERVICE: str(directory)},
+            pip_requirements=[f"tfmammo=={__version__}"],
+            mlflow_model=Model(run_id=run_id),
+        )
 
 
 def _signature(card: Mapping[str, Any]) -> ModelSignature:
