@@ -32,6 +32,19 @@ def test_served_answers_are_right_and_hostile_requests_refused(measured):
     assert set(line["statuses"]) == {"200", "400", "413"} and 0 < line["answered_p50"] <= line["answered_p99"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", ["naive", "torch"])
+def test_a_step_beside_a_peers_from_equal_weights(peer, measured):
+    if peer == "torch":
+        pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
+    small = ("--size", "32", "--filters", "4", "8", "8", "--strided", "1", "--rounds", "2", "--steps", "1")
+    (line,) = measured("--peer", peer, *small, script="step")
+    assert line["benchmark"] == "step.can" and line["losses_apart"] < 2e-4 and len(line["rounds"]) == 2
+    ratios = [theirs / ours for ours, theirs in line["rounds"]]
+    assert min(ratios) * 0.95 <= line["ratio"] <= max(ratios) * 1.05 and min(line["peak_mb"]) > 50
+    assert (line["gflop"] is None) == (peer == "naive")
+
+
 def test_dicom_and_index(measured):
     dicom, index = measured("--only", "dicom", "index", "--files", "1", "--pixels", "64", "48", "--images", "8", "16", "--archive", "vindr")
     assert dicom["benchmark"] == "input.dicom" and (dicom["files"], dicom["rows"], dicom["cols"]) == (1, 64, 48)
