@@ -110,7 +110,8 @@ def requests_of(folder: Path) -> tuple[list[bytes], list[np.ndarray]]:
 
 async def measured(address: str, pid: int, bodies: list[bytes], expected: list[np.ndarray], count: int, at_once: int) -> dict[str, Any]:
     """Send `count` requests, a quarter of them hostile, `at_once` under way."""
-    kinds, turn = np.random.default_rng(1).integers(0, 4, count), asyncio.Semaphore(at_once)
+    is_hostile, turn = np.random.default_rng(1).random(count) < 0.25, asyncio.Semaphore(at_once)
+    nth = np.cumsum(is_hostile)  # hostile ones take turns too, so that a short run sends them all
     seconds: dict[str, list[float]] = {"answered": [], "refused": []}
     statuses: dict[int, int] = {}
     wrong: list[str] = []
@@ -119,8 +120,8 @@ async def measured(address: str, pid: int, bodies: list[bytes], expected: list[n
         await ready(client, address)
 
         async def one(number: int) -> None:
-            hostile = kinds[number] == 0
-            body, status = HOSTILE[number % len(HOSTILE)] if hostile else (bodies[number % KINDS], 200)
+            hostile = is_hostile[number]
+            body, status = HOSTILE[nth[number] % len(HOSTILE)] if hostile else (bodies[number % KINDS], 200)
             async with turn:
                 start = time.perf_counter()
                 response = await client.post(f"{address}/invocations", content=body, headers={"content-type": "application/json"})

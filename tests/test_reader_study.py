@@ -456,7 +456,7 @@ def command(study, tmp_path, monkeypatch, capsys):
     """A function (*arguments) -> (exit code, what was printed), in a folder with the study's config."""
     (tmp_path / "study.yaml").write_text(dump(study.config))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reader_study.cli.console, "width", 200, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")  # not console.width, whose undoing would leave it fixed for other tests
 
     def run(*arguments):
         code = 0

@@ -487,7 +487,7 @@ def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
         synthesise(config(lesions=None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for wrong in ({"masses": (3, 2)}, {"centre": (1, 1), "masses": (1, 2)}, {"shapes": {"gan": "a", "files": "b"}}):
-        with pytest.raises(ValueError, match="smaller first|places one mass|not both"):
+        with pytest.raises(ValueError, match="smaller first|places one mass|give one of gan, files and drawn"):
             config(**wrong)
 
 
