@@ -18,7 +18,8 @@ SOURCES = sorted(
 # What a part may not import, by prefix. A part's own module is always allowed.
 ROOMS = ("tfmammo.models", "tfmammo.baselines")
 FOUNDATION = tuple(
-    f"tfmammo.{name}" for name in ("command", "quiet", "config", "record", "layers", "networks", "losses", "optimization", "trunks")
+    f"tfmammo.{name}"
+    for name in ("command", "quiet", "config", "record", "convolutions", "layers", "networks", "losses", "optimization", "trunks")
 )
 FORBIDDEN = {
     **{room: (*ROOMS, "tfmammo.archives", "tfmammo.data", "tfmammo.training") for room in ROOMS},

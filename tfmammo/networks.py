@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from tfmammo.config import ConfigError
+from tfmammo.convolutions import Convolution, TransposedConvolution
 from tfmammo.layers import SampleNormalization
 
 PIX2PIX_FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)
@@ -174,7 +175,7 @@ def dcgan_generator(z: int, filters: Sequence[int], channels: int, size: int, ke
     ]
     for width in rest:
         stack += [
-            layers.Conv2DTranspose(width, kernel, 2, "same", use_bias=False, kernel_initializer=normal()),
+            TransposedConvolution(width, kernel, 2, "same", use_bias=False, kernel_initializer=normal()),
             layers.BatchNormalization(momentum=momentum),
             layers.ReLU(),
         ]
@@ -195,7 +196,7 @@ def dcgan_discriminator(filters: Sequence[int], channels: int, size: int, kernel
     side, layers = _innermost("discriminator_filters", size, len(filters)), keras.layers
     stack = [keras.Input((size, size, channels))]
     for i, width in enumerate(filters):
-        stack += [layers.Conv2D(width, kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal())]
+        stack += [Convolution(width, kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal())]
         stack += [layers.BatchNormalization(momentum=momentum)] if i else []
         stack += [layers.Activation(leaky_relu)]
     stack += [  # DCGAN flattens the last map and feeds it into one output: the same as a convolution over the whole of it
@@ -212,7 +213,7 @@ def leaky_relu(x: tf.Tensor) -> tf.Tensor:
 
 def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTensor:
     for _ in range(2):
-        features = keras.layers.Conv2D(width, 3, padding="same", activation="relu", kernel_initializer="he_normal")(features)
+        features = Convolution(width, 3, padding="same", activation="relu", kernel_initializer="he_normal")(features)
     return features
 
 
@@ -231,12 +232,12 @@ def _receptive_field(strides: Sequence[int], kernel: int = 4) -> int:
 
 def _convolution(filters: int, bias: bool) -> keras.layers.Layer:
     # "same" pads one pixel on each side here, as the Torch original does: kernel 4, stride 2, even sizes.
-    return keras.layers.Conv2D(filters, 4, 2, "same", use_bias=bias, kernel_initializer=normal())
+    return Convolution(filters, 4, 2, "same", use_bias=bias, kernel_initializer=normal())
 
 
 def _transposed_convolution(filters: int, bias: bool) -> keras.layers.Layer:
-    return keras.layers.Conv2DTranspose(filters, 4, 2, "same", use_bias=bias, kernel_initializer=normal())
+    return TransposedConvolution(filters, 4, 2, "same", use_bias=bias, kernel_initializer=normal())
 
 
 def _valid_convolution(filters: int, stride: int, bias: bool) -> keras.layers.Layer:
-    return keras.layers.Conv2D(filters, 4, stride, "valid", use_bias=bias, kernel_initializer=normal())
+    return Convolution(filters, 4, stride, "valid", use_bias=bias, kernel_initializer=normal())

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig, MatrixConvolution, bilinear, network
+from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig, bilinear, network
 
 SMALL = {"widths": (4, 4, 4, 4, 4), "fc_width": 8, "dropout": 0.0}
 
@@ -47,19 +47,6 @@ def test_the_up_sampling_starts_as_interpolation():
     inside = slice(4, 28)
     expected = ((np.arange(32) + 0.5) / 8 - 0.5)[inside, None] * np.ones((1, 24))
     np.testing.assert_allclose(fine[inside, inside], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("mixed_bfloat16", 0.5)])
-@pytest.mark.parametrize("kernel", [1, 7])
-def test_the_matrix_product_is_the_convolution(kernel, dtype, tolerance):
-    options = {"padding": "same", "bias_initializer": "ones", "dtype": dtype}
-    ours, theirs = MatrixConvolution(5, kernel, **options), keras.layers.Conv2D(5, kernel, **options)
-    image = noise(2, 8, 6, 3)
-    ours.build(image.shape), theirs.build(image.shape)
-    theirs.set_weights([noise(kernel, kernel, 3, 5, seed=1), noise(5, seed=2)])
-    ours.set_weights(theirs.get_weights())
-    assert ours(image).dtype == theirs(image).dtype
-    np.testing.assert_allclose(tf.cast(ours(image), tf.float32), tf.cast(theirs(image), tf.float32), atol=tolerance)
 
 
 def test_it_starts_undecided():

@@ -9,7 +9,7 @@ from tfmammo.baselines.unet import UNetConfig, network
 
 
 def layers(model, kind):
-    return [layer for layer in model.layers if type(layer) is kind]
+    return [layer for layer in model.layers if isinstance(layer, kind)]
 
 
 def test_full_size():

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo.config import ConfigError, Frozen
+from tfmammo.convolutions import Convolution
 from tfmammo.layers import RandomScalarMap, SelfAttention, SpectralNormalization
 from tfmammo.networks import leaky_relu
 from tfmammo.optimization import Adam, build, minimize
@@ -136,7 +137,7 @@ class Encoder(keras.Model):
 
     def convolution(self, filters: int, kernel: int = 3, stride: int = 1, padding: str = "same") -> keras.layers.Layer:
         """One convolution with a bias, its kernel normalised where this network's are."""
-        layer = keras.layers.Conv2D(filters, kernel, stride, padding)
+        layer: keras.layers.Layer = Convolution(filters, kernel, stride, padding)
         return SpectralNormalization(layer) if self.spectral else layer
 
     def alpha(self, dtype: tf.DType) -> tf.Tensor:

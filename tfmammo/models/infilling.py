@@ -40,6 +40,7 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo.config import ConfigError, Frozen
+from tfmammo.convolutions import Convolution
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
@@ -275,7 +276,7 @@ class Infilling(keras.Model):
 
 
 def _refinement(width: int) -> keras.layers.Layer:
-    return keras.layers.Conv2D(width, 3, padding="same", kernel_initializer="he_normal")
+    return Convolution(width, 3, padding="same", kernel_initializer="he_normal")
 
 
 def _doubled(x: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,118 @@
+"""Small maps: the values and gradients of Keras's layers, to rounding, and by which way they came."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.convolutions import PLACES, Convolution, TransposedConvolution
+
+PAIRS = {"convolution": (Convolution, keras.layers.Conv2D), "transposed": (TransposedConvolution, keras.layers.Conv2DTranspose)}
+
+
+def both(kind, shape, *arguments, **options):
+    """Our layer and Keras's of equal weights, and an input."""
+    random = np.random.default_rng(0)
+    layers = [layer(*arguments, **options, bias_initializer=keras.initializers.RandomNormal(seed=2)) for layer in PAIRS[kind]]
+    for layer in layers:
+        layer.build((None, *shape[1:]))
+    layers[1].set_weights(layers[0].get_weights())
+    return *layers, tf.constant(random.normal(size=shape).astype(np.float32))
+
+
+def value_and_gradients(layer, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+        loss = tf.reduce_sum(tf.sin(y))
+    return [y, *tape.gradient(loss, [x, *layer.trainable_variables])]
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"),
+    [((2, 2, 2, 3), 4, 2), ((1, 8, 8, 5), 4, 2), ((3, 5, 7, 2), 3, 1), ((1, 6, 4, 2), 3, 2), ((2, 1, 1, 3), 4, 2),
+     ((1, 16, 16, 2), (3, 5), (2, 1)), ((1, 4, 4, 2), 1, 1), ((1, 7, 5, 2), 2, 3)],
+)  # fmt: skip
+def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride):
+    ours, theirs, x = both(kind, shape, 4, kernel, stride, padding="same", activation="tanh")
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_without_padding_and_without_a_bias():
+    ours, theirs, x = both("convolution", (2, 6, 5, 3), 4, 4, 1, use_bias=False)
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_by_hand():
+    layer = Convolution(1, 2, 2, "same", use_bias=False)
+    layer.build((None, 2, 2, 1))
+    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
+    assert float(layer(tf.constant([[[[5.0], [6]], [[7], [8]]]]))[0, 0, 0, 0]) == 5 + 12 + 21 + 32
+    layer = TransposedConvolution(1, 2, 1, "same", use_bias=False)
+    layer.build((None, 1, 2, 1))
+    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])  # the first column alone: "same" cuts the third
+    np.testing.assert_array_equal(layer(tf.constant([[[[5.0], [6]]]]))[0, 0, :, 0], [5, 10 + 6])
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_small_maps_alone_are_matrix_products(kind):
+    operations = {}
+    for side in (16, 18):
+        given = 2 * side if kind == "convolution" else side
+        ours, _, x = both(kind, (1, given, given, 2), 3, 4, 2, padding="same")
+        graph = tf.function(ours).get_concrete_function(x).graph
+        operations[side] = {operation.type for operation in graph.get_operations()}
+    assert side**2 > PLACES and "MatMul" in operations[16] and "MatMul" not in operations[18]
+    assert not any("Conv2D" in name for name in operations[16])
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_any_number_of_maps_and_unknown_sizes(kind):
+    ours, theirs, x = both(kind, (3, 4, 4, 2), 3, 4, 2, padding="same")
+    for shape in ([None, 4, 4, 2], [None, None, None, 2]):
+        function = tf.function(ours, input_signature=[tf.TensorSpec(shape)])
+        np.testing.assert_allclose(function(x), theirs(x), rtol=1e-5, atol=2e-6)
+        assert shape[1] is None or function(x[:0]).shape == (0, *theirs(x).shape[1:])
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_in_bfloat16_as_exact_as_keras(kind):
+    exact, _, x = both(kind, (2, 8, 8, 64), 32, 4, 2, padding="same")
+    ours, theirs, _ = both(kind, (2, 8, 8, 64), 32, 4, 2, padding="same", dtype="mixed_bfloat16")
+    for layer in (ours, theirs):
+        layer.set_weights(exact.get_weights())
+    errors = [np.abs(tf.cast(layer(x), tf.float32) - exact(x)).mean() for layer in (ours, theirs)]
+    assert ours(x).dtype == tf.bfloat16 and 0 < errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_second_derivative(kind):
+    ours, theirs, x = both(kind, (2, 4, 4, 2), 3, 3, 1, padding="same", activation="tanh")
+    found = []
+    for layer in (ours, theirs):
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = tf.reduce_sum(layer(x))
+            penalty = tf.reduce_sum(inner.gradient(y, x) ** 2)
+        found.append(outer.gradient(penalty, layer.kernel.value))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_other_layouts_are_left_to_keras(kind):
+    ours, theirs, x = both(kind, (1, 6, 6, 2), 4, 3, 1, padding="valid" if kind == "transposed" else "same", dilation_rate=2)
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_it_is_made_anew_from_its_config(kind):
+    ours, _, x = both(kind, (1, 4, 4, 2), 3, 4, 2, padding="same")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(ours))
+    again(x)
+    again.set_weights(ours.get_weights())
+    assert type(again) is type(ours)
+    np.testing.assert_array_equal(again(x), ours(x))
