@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.losses import log_fake, log_real
+from tfmammo.optimization import Adam, Adversary, build, gradients_are_shared, minimize, minimize_against
 
 SHAPES = [(3, 4), (5,), (2, 2, 3, 1), ()]
 
@@ -222,7 +223,8 @@ import numpy as np
 import tensorflow as tf
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.losses import log_fake, log_real
+from tfmammo.optimization import Adam, Adversary, build, gradients_are_shared, minimize, minimize_against
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
@@ -304,3 +306,49 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas, chosen):
     result = two_replicas["overflows"][chosen]
     assert result["finite"] and result["iterations"] == [1, 1] and result["scale"] == [2.0**13] * 2
     assert 0.01 < result["moved"] < 0.1  # the third step alone, of 0.05
+
+
+# One pass through the discriminator
+
+
+def duel(offset, as_printed, shared):
+    """Gradients of a generator and a discriminator, each of one convolution, on three samples whose logits differ much."""
+    keras.utils.set_random_seed(0)
+    generator, discriminator = (keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(1, 3)]) for _ in range(2))
+    x = tf.constant(np.random.default_rng(0).normal(size=(3, 6, 6, 1)).astype(np.float32))
+    with tf.GradientTape(persistent=True) as tape:
+        output = tf.pad(tf.tanh(generator(x)), [[0, 0], [1, 1], [1, 1], [0, 0]])
+        logits = 3 * discriminator(output) + tf.reshape([0.0, 2, -2], [3, 1, 1, 1]) + offset
+        own = tf.reduce_mean(output**2)
+        loss = -log_real(discriminator(x)) - log_fake(logits)
+        whole = own + (log_fake(logits) if as_printed else -log_real(logits))
+    before = [w.numpy() for w in (*generator.weights, *discriminator.weights)]
+    sgd = [build(keras.optimizers.SGD(1.0), network) for network in (generator, discriminator)]
+    if shared:
+        minimize_against([Adversary(generator, sgd[0], output, logits, own)], loss, discriminator, sgd[1], tape, as_printed)
+    else:
+        minimize(whole, generator, sgd[0], tape)
+        minimize(loss, discriminator, sgd[1], tape)
+    return [old - new.numpy() for old, new in zip(before, (*generator.weights, *discriminator.weights), strict=True)]
+
+
+@pytest.mark.parametrize("as_printed", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 15.0, -15.0, -40.0])
+def test_one_pass_through_the_discriminator_gives_both_gradients(offset, as_printed):
+    shared, separate = duel(offset, as_printed, True), duel(offset, as_printed, False)
+    for a, b in zip(shared, separate, strict=True):
+        assert np.abs(b).max() > 0
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(b).max())
+
+
+def test_a_discriminator_beyond_doubt_leaves_finite_gradients():
+    for gradient in duel(-200.0, False, True):
+        assert np.isfinite(gradient).all()
+
+
+def test_when_gradients_are_shared():
+    assert gradients_are_shared("responses") and not gradients_are_shared("losses")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    assert gradients_are_shared("responses")
+    keras.config.set_dtype_policy("mixed_float16")
+    assert not gradients_are_shared("responses")

@@ -21,16 +21,19 @@ def log_real(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
     Args:     logits: float32 [batch, rows, cols, 1]. average: how a sample's responses become one.
     Returns:  float32 scalar, <= 0, the mean over the batch.
     """
-    log_probabilities = tf.math.log_sigmoid(tf.cast(logits, tf.float32))
     if average == "losses":
-        return tf.reduce_mean(log_probabilities)
-    responses = tf.cast(tf.reduce_prod(tf.shape(logits)[1:]), tf.float32)
-    return tf.reduce_mean(tf.reduce_logsumexp(log_probabilities, axis=[1, 2, 3]) - tf.math.log(responses))
+        return tf.reduce_mean(tf.math.log_sigmoid(tf.cast(logits, tf.float32)))
+    return tf.reduce_mean(_log_mean_response(logits))
 
 
 def log_fake(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
     """log(1 - P), since 1 - sigmoid(l) = sigmoid(-l); see `log_real`."""
     return log_real(-logits, average)
+
+
+def log_odds_of_fake(logits: tf.Tensor) -> tf.Tensor:
+    """log((1 - P) / P) of each sample, P being the mean response. Args: logits: [batch, rows, cols, 1]. Returns: float32 [batch]."""
+    return _log_mean_response(-logits) - _log_mean_response(logits)
 
 
 def l1(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
@@ -65,3 +68,9 @@ def dice_loss(target: tf.Tensor, output: tf.Tensor, smooth: float = 1.0) -> tf.T
     both = tf.reduce_sum(target * output, axis=[1, 2, 3])
     total = tf.reduce_sum(target, axis=[1, 2, 3]) + tf.reduce_sum(output, axis=[1, 2, 3])
     return tf.reduce_mean(1 - (2 * both + smooth) / (total + smooth))
+
+
+def _log_mean_response(logits: tf.Tensor) -> tf.Tensor:
+    """log mean_i sigmoid(l_i) of each sample: float32 [batch]."""
+    responses = tf.cast(tf.reduce_prod(tf.shape(logits)[1:]), tf.float32)
+    return tf.reduce_logsumexp(tf.math.log_sigmoid(tf.cast(logits, tf.float32)), axis=[1, 2, 3]) - tf.math.log(responses)

@@ -123,8 +123,7 @@ class PatchDiscriminator(keras.Model):
         """See the class."""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = convolution(self.pad(x))
-            x = norm(x, training=training) if norm else x
-            x = leaky_relu(x)
+            x = tf.nn.leaky_relu(norm(x, training=training)) if norm else leaky_relu(x)
         return self.to_float32(self.head(self.pad(x)))
 
 

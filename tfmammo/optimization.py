@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
+
+from tfmammo.losses import Average, log_odds_of_fake
 
 
 @keras.saving.register_keras_serializable("tfmammo")
@@ -64,10 +69,64 @@ def minimize(loss: tf.Tensor, network: keras.Model, optimizer: keras.optimizers.
 
     Args:     loss: float32 scalar, recorded by `tape`, which is persistent where several networks minimise from it.
     """
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    start = optimizer.scale_loss(tf.ones_like(loss)) / replicas
-    gradients = tape.gradient(loss, network.trainable_variables, output_gradients=start)
-    if replicas > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    _apply(tape.gradient(loss, network.trainable_variables, output_gradients=_start(optimizer)), network, optimizer)
+
+
+def gradients_are_shared(average: Average) -> bool:
+    """Whether a room that averages so, under the policy of now, may use `minimize_against`."""
+    return average == "responses" and keras.config.dtype_policy().compute_dtype != "float16"
+
+
+class Adversary(NamedTuple):
+    """Who makes one half of a pair that the discriminator shall take for real.
+
+    output: what its network made, float32 [batch, rows, cols, channels]. logits: the discriminator's of the pair. own: the part
+    of its loss in which the discriminator has none, float32 scalar.
+    """
+
+    network: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    output: tf.Tensor
+    logits: tf.Tensor
+    own: tf.Tensor
+
+
+def minimize_against(
+    adversaries: Sequence[Adversary],
+    loss: tf.Tensor,
+    discriminator: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    tape: tf.GradientTape,
+    as_printed: bool,
+) -> None:
+    """One step of a discriminator and of each of its adversaries, with one pass back through the discriminator for all of them.
+
+    P being the mean response to an adversary's pair, `loss` holds -log(1 - P) of it, and the adversary minimises `own` and -log P,
+    or `own` and log(1 - P) where that is as_printed. By the discriminator's logits all three are multiples of dP, so that for each sample
+
+        d(-log P) / d output = -(1 - P) / P * d loss / d output,   d log(1 - P) / d output = -d loss / d output
+
+    and what `minimize` would compute in a pass of its own is here. The factor stops growing at P = e^-60: with less of it float32 can't
+    hold the gradient. Not for float16, which can't even hold that of a P of 1e-5; see `gradients_are_shared`.
+
+    Args:     loss: float32 scalar; `output` enters it through its pair alone. tape: persistent.
+    """
+    weights, outputs = discriminator.trainable_variables, [adversary.output for adversary in adversaries]
+    of_weights, of_outputs = tape.gradient(loss, [weights, outputs], output_gradients=_start(optimizer))
+    for adversary, of_output in zip(adversaries, of_outputs, strict=True):
+        factor = -1.0 if as_printed else -tf.exp(tf.minimum(log_odds_of_fake(adversary.logits), 60.0))[:, None, None, None]
+        own = tape.gradient(adversary.own, adversary.output, output_gradients=_start(adversary.optimizer))
+        start = own + factor * of_output
+        _apply(tape.gradient(adversary.output, adversary.network.trainable_variables, start), adversary.network, adversary.optimizer)
+    _apply(of_weights, discriminator, optimizer)
+
+
+def _start(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+    return optimizer.scale_loss(tf.ones([])) / tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _apply(gradients: list[tf.Tensor], network: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         gradients = _finite_on_all_replicas_or_on_none(gradients)
     optimizer.apply(gradients, network.trainable_variables)
 

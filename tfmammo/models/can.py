@@ -30,7 +30,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from tfmammo.config import Frozen
 from tfmammo.losses import l1, l2_norm, log_fake, log_real, mean_square
 from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
-from tfmammo.optimization import Adam, build, minimize
+from tfmammo.optimization import Adam, Adversary, build, gradients_are_shared, minimize, minimize_against
 
 
 class CANConfig(Frozen):
@@ -70,6 +70,7 @@ class CAN(keras.Model):
             2, config.discriminator_strided, config.discriminator_filters, size=size, name="discriminator"
         )
         self.networks = {"generator": self.generator, "inverter": self.inverter, "discriminator": self.discriminator}
+        self.shares_gradients = gradients_are_shared(config.average)
         self.optimizers = {
             name: build(Adam(config.learning_rate, config.beta_1, name=name), network) for name, network in self.networks.items()
         }
@@ -101,12 +102,19 @@ class CAN(keras.Model):
             fake_2 = self.discriminate(fake_mask, real_image)  # P_f^2
             image_l1 = l1(real_image, fake_image)
             mask_l2 = l2(real_mask, fake_mask)
-            generator_loss = self.adversarial(fake_1) + self.config.lambda_1 * image_l1
-            inverter_loss = self.adversarial(fake_2) + self.config.lambda_2 * mask_l2
+            own = {"generator": self.config.lambda_1 * image_l1, "inverter": self.config.lambda_2 * mask_l2}
+            generator_loss = self.adversarial(fake_1) + own["generator"]
+            inverter_loss = self.adversarial(fake_2) + own["inverter"]
             discriminator_loss = -(log_real(real, average) + log_fake(fake_1, average) + log_fake(fake_2, average))
         losses = {"generator": generator_loss, "inverter": inverter_loss, "discriminator": discriminator_loss}
-        for name, loss in losses.items():
-            minimize(loss, self.networks[name], self.optimizers[name], tape)
+        made = {"generator": (fake_image, fake_1), "inverter": (fake_mask, fake_2)}
+        if self.shares_gradients:
+            adversaries = [Adversary(self.networks[name], self.optimizers[name], *made[name], own[name]) for name in made]
+            as_printed = self.config.adversarial == "as_printed"
+            minimize_against(adversaries, discriminator_loss, self.discriminator, self.optimizers["discriminator"], tape, as_printed)
+        else:
+            for name, loss in losses.items():
+                minimize(loss, self.networks[name], self.optimizers[name], tape)
         return {
             **{f"{name}_loss": loss for name, loss in losses.items()},
             "image_l1": image_l1,
