@@ -1,10 +1,11 @@
-"""A training step of ours beside the same step by somebody else's means: CAN at full size, or at --size and --filters.
+"""A training step of ours beside the same step by somebody else's means, by default at the paper's size, batch and widths.
 
-python benchmarks/step.py --model can --peer torch [--precision float32|bfloat16] [--rounds 5] [--steps 4]
+python benchmarks/step.py --model can|infilling|contextual|cgan --peer torch [--precision float32|bfloat16] [--rounds 5] [--steps 4]
 
 Peers: torch, PyTorch as its users run it; torch-best, with fused Adam, channels_last and torch.compile; naive, ours with Keras's own
-Adam. Both run in processes of their own and take turns, A B A B, never at once; so whatever else the machine does meets both. First,
-without dropout, both make two steps from equal weights on equal patches, and their losses must agree.
+convolutions and Adam and a pass back for each loss. Both run in processes of their own and take turns, A B A B, never at once; so whatever else the
+machine does meets both, if not equally: threads that wait for each other busily, as PyTorch's do, suffer more. First both make
+two steps from equal weights on equal patches, with equal random numbers and no dropout, and their losses must agree.
 
 One JSON line: seconds and peer_seconds, medians of a step; ratio, the median of the rounds' peer_seconds / seconds; gflop of a step
 (counted in PyTorch's), gemm_gflops measured here by TensorFlow in the same precision, and share, what of that our step reaches; start to
@@ -24,45 +25,55 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 AGREE = {"float32": 2e-4, "bfloat16": 5e-2}  # relative, of the losses of two steps
-GEMM = 2048  # side of the matrices
+
+
+class Model(NamedTuple):
+    """The paper's patches, px, and batch, and where our defaults are not what is measured."""
+
+    size: int
+    batch: int
+    config: dict[str, Any]
+
+
+MODELS = {
+    "can": Model(256, 1, {"discriminator_strided": 3}),  # patches of 70 px, as Pix2Pix's
+    "infilling": Model(256, 2, {"weights": "none"}),  # the time does not depend on VGG-19's weights
+    "contextual": Model(256, 12, {}),
+    "cgan": Model(256, 8, {}),
+}
+NO_DROPOUT = ("can", "infilling", "cgan")  # whose dropout is switched off where losses are compared
 
 
 def main() -> None:
     """Print the measured line; or be one of the two that take turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("can",), default="can")
+    parser.add_argument("--model", choices=tuple(MODELS), default="can")
     parser.add_argument("--peer", choices=("torch", "torch-best", "naive"), default="torch")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--filters", type=int, nargs="+", help="of G and I; the paper's")
-    parser.add_argument("--strided", type=int, default=3, help="stride-2 convolutions of D: 3 gives 70 px patches (3)")
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--size", type=int, help="of a patch, px; the paper's")
+    parser.add_argument("--batch", type=int, help="the paper's")
+    parser.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="the model's, where it is not the paper's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each in a round (4)")
     parser.add_argument("--as", dest="role", choices=("ours", "torch", "torch-best", "naive"), help=argparse.SUPPRESS)
-    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--dropout", type=float, default=0.5, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--equal", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    model = MODELS[chosen.model]
+    chosen.size, chosen.batch = chosen.size or model.size, chosen.batch or model.batch
     work(chosen) if chosen.role else print(json.dumps(compared(chosen)))
 
 
 def compared(chosen: argparse.Namespace) -> dict[str, Any]:
     """Both sides checked against each other, then timed."""
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights.npz"
-        both = [Side(role, chosen, weights, dropout=0.0) for role in ("ours", chosen.peer)]
-        ours, theirs = ([side.ask("losses"), side.ask("losses")] for side in both)
-        for side in both:
-            side.close()
-        apart = max(abs(a[name] - b[name]) / abs(a[name]) for a, b in zip(ours, theirs, strict=True) for name in a)
-        if not apart <= AGREE[chosen.precision]:
-            raise SystemExit(f"the losses differ by {apart:.2g}, which is more than {AGREE[chosen.precision]:g}: {ours} and {theirs}")
-        mine, peer = Side("ours", chosen, weights), Side(chosen.peer, chosen, weights)
+        apart = losses_apart(chosen, Path(folder))
+        mine, peer = (Side(role, chosen, Path(folder)) for role in ("ours", chosen.peer))
         starts = [side.ask("losses", started=True) for side in (mine, peer)]
         rounds = [(mine.ask(chosen.steps), peer.ask(chosen.steps)) for _ in range(chosen.rounds)]
         gemm, memory = mine.ask("gemm"), [side.ask("memory") for side in (mine, peer)]
@@ -72,22 +83,35 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
     seconds, others = (statistics.median(times) for times in zip(*rounds, strict=True))
     return {
         "benchmark": f"step.{chosen.model}", "peer": chosen.peer, "precision": chosen.precision, "size": chosen.size, "batch": chosen.batch,
-        "seconds": round(seconds, 4), "peer_seconds": round(others, 4), "ratio": round(statistics.median(b / a for a, b in rounds), 3),
+        "config": chosen.config, "seconds": round(seconds, 4), "peer_seconds": round(others, 4),
+        "ratio": round(statistics.median(b / a for a, b in rounds), 3),
         "rounds": [[round(a, 4), round(b, 4)] for a, b in rounds], "losses_apart": float(f"{apart:.2g}"),
-        "gflop": flops and round(flops / 1e9, 2), "gemm_gflops": round(gemm / 1e9, 1),
+        "gflop": flops and float(f"{flops / 1e9:.4g}"), "gemm_gflops": round(gemm / 1e9, 1),
         "share": flops and round(flops / seconds / gemm, 3),
         "first_step_seconds": [round(start, 1) for start in starts], "peak_mb": [round(one) for one in memory],
     }  # fmt: skip
 
 
-class Side:
-    """One of the two, in a process of its own, which answers a line with a line."""
+def losses_apart(chosen: argparse.Namespace, folder: Path) -> float:
+    """By how much the losses of two steps from equal weights differ; too much ends everything."""
+    both = [Side(role, chosen, folder, equal=True) for role in ("ours", chosen.peer)]
+    ours, theirs = ([side.ask("losses"), side.ask("losses")] for side in both)
+    for side in both:
+        side.close()
+    apart = max(abs(a[name] - b[name]) / abs(a[name]) for a, b in zip(ours, theirs, strict=True) for name in a)
+    if not apart <= AGREE[chosen.precision]:
+        raise SystemExit(f"the losses differ by {apart:.2g}, which is more than {AGREE[chosen.precision]:g}: {ours} and {theirs}")
+    return apart
 
-    def __init__(self, role: str, chosen: argparse.Namespace, weights: Path, dropout: float = 0.5) -> None:
+
+class Side:
+    """One of the two, in a process of its own, which answers a line with a line. equal: to be compared, so without dropout."""
+
+    def __init__(self, role: str, chosen: argparse.Namespace, folder: Path, equal: bool = False) -> None:
         self.start = time.perf_counter()
-        given = ["--precision", chosen.precision, "--size", chosen.size, "--strided", chosen.strided, "--batch", chosen.batch]
-        given += ["--filters", *chosen.filters] if chosen.filters else []
-        command = [sys.executable, __file__, "--as", role, "--weights", weights, "--dropout", dropout, *given]
+        given = ["--model", chosen.model, "--precision", chosen.precision, "--size", chosen.size, "--batch", chosen.batch]
+        given += ["--config", json.dumps(chosen.config), *(["--equal"] if equal else [])]
+        command = [sys.executable, __file__, "--as", role, "--folder", folder, *given]
         self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ask("ready")
 
@@ -98,7 +122,7 @@ class Side:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.process.args}: ended")
+            raise SystemExit(f"{self.process.args!r}: ended")
         return time.perf_counter() - self.start if started else json.loads(line)
 
     def close(self) -> None:
@@ -132,102 +156,93 @@ def answer(line: str, made: dict[str, Callable[[], Any]]) -> Any:
     return (time.perf_counter() - start) / int(line)
 
 
-def config_of(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Of the model on both sides."""
-    filters = {"filters": tuple(chosen.filters)} if chosen.filters else {}
-    return {"discriminator_strided": chosen.strided, "dropout": chosen.dropout, **filters}
-
-
-def batch_of(chosen: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [batch, size, size, 1]: masks and images."""
+def batch_of(chosen: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Images, float32 [batch, size, size, 1], with masks or with labels, of each as many."""
     random = np.random.default_rng(0)
     shape = (chosen.batch, chosen.size, chosen.size, 1)
-    return (random.random(shape) > 0.7).astype(np.float32), random.random(shape).astype(np.float32)
+    if chosen.model == "contextual":
+        return {"image": random.random(shape, np.float32), "label": np.arange(chosen.batch, dtype=np.int32) % 3}
+    return {"mask": (random.random(shape) > 0.7).astype(np.float32), "image": random.random(shape, np.float32)}
+
+
+def changed(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Of the config: what is not the default."""
+    dropout = {"dropout": 0.0} if chosen.equal and chosen.model in NO_DROPOUT else {}
+    return {**MODELS[chosen.model].config, **chosen.config, **dropout}
 
 
 def ours(chosen: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Our CAN; its first weights go into the file that the other side reads, if it is not there yet."""
+    """Our room, or with Keras's Adam."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from tfmammo import quiet  # noqa: F401, I001  # the first to import TensorFlow, because it keeps that quiet
-    import keras
-    import tensorflow as tf
+    import rooms
 
-    from tfmammo.models.can import CAN, CANConfig
-
-    keras.utils.set_random_seed(0)
-    keras.config.set_dtype_policy("mixed_bfloat16" if chosen.precision == "bfloat16" else "float32")
-    room = CAN(CANConfig(**config_of(chosen)), chosen.size)
-    if chosen.role == "naive":
-        with np.load(chosen.weights) as known:
-            for name, network in room.networks.items():
-                for i, variable in enumerate(network.trainable_variables):
-                    variable.assign(known[f"{name}/{i}"])
-        room.optimizers = {name: _plain(network, room.config) for name, network in room.networks.items()}
-    elif not chosen.weights.exists():
-        kept = {f"{name}/{i}": value for name, network in room.networks.items() for i, value in enumerate(weights_of(network))}
-        np.savez(chosen.weights, **kept)
-        chosen.weights.with_suffix(".json").write_text(room.config.model_dump_json(), encoding="utf-8")
-    step, (mask, image) = tf.function(room.train_step), map(tf.constant, batch_of(chosen))
-
-    def losses() -> dict[str, float]:
-        found = step({"mask": mask, "image": image})
-        return {name: float(found[f"{name}_loss"]) for name in room.networks}
-
-    def gemm() -> float:
-        matrix = tf.random.normal((GEMM, GEMM), dtype=tf.bfloat16 if chosen.precision == "bfloat16" else tf.float32)
-        product, best = tf.function(lambda: tf.matmul(matrix, matrix)), float("inf")
-        for _ in range(10):
-            start = time.perf_counter()
-            product().numpy()
-            best = min(best, time.perf_counter() - start)
-        return 2 * GEMM**3 / best
-
-    return {"losses": losses, "gemm": gemm, "flops": lambda: None}
-
-
-def _plain(network: Any, config: Any) -> Any:
-    import keras
-
-    optimizer = keras.optimizers.Adam(config.learning_rate, config.beta_1, epsilon=1e-7)
-    optimizer.build(network.trainable_variables)
-    return optimizer
-
-
-def weights_of(network: Any) -> list[np.ndarray]:
-    """A Keras network's weights but for the state of dropout's random numbers."""
-    return [variable.numpy() for variable in network.trainable_variables]
+    naive = chosen.role == "naive"
+    return rooms.answers(chosen.model, changed(chosen), chosen.size, batch_of(chosen), chosen.precision, chosen.folder, naive)
 
 
 def torchs(chosen: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """CAN in PyTorch from our first weights."""
-    import torch
+    """The room in PyTorch and, to be compared, with our random numbers."""
+    room, batch = peer_of(chosen), tensors(chosen, batch_of(chosen))
+    drawn = arrays(chosen.folder / "draws.npz") if chosen.equal else {}
+    steps = iter([tensors(chosen, dict(zip(drawn, values, strict=True))) for values in zip(*drawn.values(), strict=True)])
+    return {"losses": lambda: room.train_step(batch | next(steps, {})), "flops": lambda: flops_of(lambda: room.train_step(batch))}
 
-    sys.path.insert(0, str(Path(__file__).parent))
-    from peers import can
+
+def peer_of(chosen: argparse.Namespace) -> Any:
+    """The room in PyTorch with our first weights; the best one with all that makes it fast."""
+    import torch
+    from peers import can, cgan, contextual, infilling, layers
 
     torch.manual_seed(0)
     best = chosen.role == "torch-best"
-    # TensorFlow and torch.compile don't bear each other in one process: what of ours is needed stands in files.
-    config = json.loads(chosen.weights.with_suffix(".json").read_text(encoding="utf-8"))
-    room = can.CAN(config | {"dropout": chosen.dropout}, best, chosen.precision)
-    with np.load(chosen.weights) as known:
-        names = [key.partition("/")[0] for key in known.files]
-        room.load({name: [known[f"{name}/{i}"] for i in range(names.count(name))] for name in room.networks})
-    mask, image = (torch.from_numpy(part).permute(0, 3, 1, 2).contiguous() for part in batch_of(chosen))
-    if best:
-        room.to(memory_format=torch.channels_last)
-        mask, image = (part.to(memory_format=torch.channels_last) for part in (mask, image))
-        for network in room.networks.values():
-            network.compile()
+    config = json.loads((chosen.folder / "config.json").read_text(encoding="utf-8")) | changed(chosen)
+    peer = {"can": can, "infilling": infilling, "contextual": contextual, "cgan": cgan}[chosen.model]
+    room = peer.Room(config, chosen.size, best, chosen.precision)
+    room.load(arrays(chosen.folder / "weights.npz"))
+    for optimizer in room.optimizers.values():
+        layers.epsilon_as_ours(optimizer)
+    for network in room.networks.values() if best else ():
+        network.to(memory_format=torch.channels_last)
+        network.compile(dynamic=False)  # contextual's D meets batches of two sizes
+    return room
 
-    def flops() -> float:
-        from torch.utils.flop_counter import FlopCounterMode
 
-        with FlopCounterMode(display=False) as counter:
-            room.train_step(mask, image)
-        return float(counter.get_total_flops())
+def tensors(chosen: argparse.Namespace, values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Arrays as PyTorch has them, maps as [batch, channels, rows, cols]."""
+    import torch
 
-    return {"losses": lambda: room.train_step(mask, image), "flops": flops}
+    order = torch.channels_last if chosen.role == "torch-best" else torch.contiguous_format
+    made = {name: torch.from_numpy(value) for name, value in values.items()}
+    return {name: one.permute(0, 3, 1, 2).contiguous(memory_format=order) if one.ndim == 4 else one for name, one in made.items()}
+
+
+def flops_of(step: Callable[[], Any]) -> float:
+    """Of one step, by PyTorch's formulas. Its own FlopCounterMode follows modules too and fails at a gradient's gradient."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    class Counter(TorchDispatchMode):
+        total = 0.0
+
+        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = operation(*args, **(kwargs or {}))
+            if formula := flop_registry.get(operation._overloadpacket):
+                self.total += formula(*args, **(kwargs or {}), out_val=found)
+            return found
+
+    with torch.compiler.set_stance("force_eager"), Counter() as counter:
+        step()
+    return counter.total
+
+
+def arrays(path: Path) -> dict[str, list[np.ndarray]]:
+    """What a file of rooms.py holds: its "NAME/i" as lists by name."""
+    found: dict[str, list[np.ndarray]] = {}
+    with np.load(path) as known:
+        for key in known.files:
+            found.setdefault(key.rpartition("/")[0], []).append(known[key])
+    return found
 
 
 if __name__ == "__main__":

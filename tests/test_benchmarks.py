@@ -8,6 +8,15 @@ import sys
 
 import pytest
 
+PATCH = {"filters": [4, 8, 8], "discriminator_strided": 1, "discriminator_filters": 4}
+TINY = {  # size, batch and config of a step; CRN is infilling's other generator
+    "can": (32, 1, PATCH),
+    "infilling": (32, 2, PATCH),
+    "crn": (32, 2, {**PATCH, "generator": "crn", "widths": [8, 8, 4]}),
+    "contextual": (16, 3, {"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1}),
+    "cgan": (32, 2, PATCH),
+}
+
 
 @pytest.fixture
 def measured(repository, tmp_path):
@@ -34,12 +43,16 @@ def test_served_answers_are_right_and_hostile_requests_refused(measured):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("peer", ["naive", "torch"])
-def test_a_step_beside_a_peers_from_equal_weights(peer, measured):
+@pytest.mark.parametrize("model", ["can", "infilling", "crn", "contextual", "cgan"])
+def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeypatch):
     if peer == "torch":
         pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
-    small = ("--size", "32", "--filters", "4", "8", "8", "--strided", "1", "--rounds", "2", "--steps", "1")
-    (line,) = measured("--peer", peer, *small, script="step")
-    assert line["benchmark"] == "step.can" and line["losses_apart"] < 2e-4 and len(line["rounds"]) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other make small steps slow where others work too
+    size, batch, config = TINY[model]
+    name = {"crn": "infilling"}.get(model, model)
+    tiny = ("--size", str(size), "--batch", str(batch), "--config", json.dumps(config), "--rounds", "2", "--steps", "1")
+    (line,) = measured("--model", name, "--peer", peer, *tiny, script="step")
+    assert line["benchmark"] == f"step.{name}" and line["losses_apart"] < 2e-4 and len(line["rounds"]) == 2
     ratios = [theirs / ours for ours, theirs in line["rounds"]]
     assert min(ratios) * 0.95 <= line["ratio"] <= max(ratios) * 1.05 and min(line["peak_mb"]) > 50
     assert (line["gflop"] is None) == (peer == "naive")
@@ -129,3 +142,14 @@ def test_froc_without_its_peer_says_so(repository, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
     assert done.returncode == 1 and done.stdout == ""
     assert "MONAI, which is missing; install it" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workers(measured):
+    model = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
+    (found,) = measured("--size", "32", "--model", model, "--rounds", "2", "--steps", "2", script="workers")
+    assert found["benchmark"] == "workers" and len(found["rounds"]) == 2 and 0 < found["exchanged_mb"] < 1
+    for clock in (found, found["cpu"]):
+        lost = [1 - alone / together for alone, together in clock["rounds"]]
+        assert min(lost) - 0.2 <= clock["loss"] <= max(lost) + 0.2  # the rounds are printed to a millisecond

@@ -1,0 +1,299 @@
+"""The contextual GAN in PyTorch, for benchmarks/step.py: networks, losses and updates of tfmammo.models.contextual, from its weights.
+
+`Room.load` takes under "generator", "discriminator" and "average" our trainable variables in their order, under "generator/state" ...
+the non-trainable ones in theirs: the step, then u of each normalised kernel. `Room.train_step` takes "image", float32 [n, 1, rows, cols]
+in [0, 1], and "label", integer [n]. It draws random numbers unless all of them are there: "noise", [1 + G's updates, sources, blocks] in
+[-1, 1]; "alpha", [reals]; "uniform", [reals, 1, rows, cols]. Ours draws them in step s (`generator.steps`) for use u as
+tf.random.stateless_uniform(shape, tf.constant([s, u], tf.int64)): noise is 2 x - 1 of uses 0, 3 (, 4), the first for D's update; alpha
+is use 1; uniform is use 2 in [reals, rows, cols, 1]. Reals are malignant (0), sources normal (2), for removal the other way round.
+
+- TensorFlow pads a convolution of stride 2 behind its map, PyTorch before it. So all of it is turned by 180 degrees here, patches by
+  `train_step`, kernels by `load`: the answers are the same, and no map is padded twice.
+- torch's own spectral_norm iterates in every call; ours once a step. D's two calls of its own update share a kernel (`cached`).
+- torch.compile has no second derivative: the penalty goes past a compiled D (`forward`). D meets two batch sizes: compile(dynamic=False).
+- Adam's epsilon stands beside sqrt(v / (1 - beta_2^t)) here, in ours beside sqrt(v).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate, leaky_relu, log_softmax, max_pool2d, normalize, pad, relu
+from torch.nn.utils import parametrize
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+INNERMOST = 4  # px of the innermost map
+TINY = 1e-12
+
+
+class Normalized(nn.Module):
+    """W / sigma of a convolution's kernel, in float32; see tfmammo.layers.SpectralNormalization."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.u: Tensor
+        self.register_buffer("u", normalize(torch.randn(outputs), dim=0))
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        """The kernel of a call."""
+        with torch.autocast("cpu", enabled=False):
+            image = torch.mv(matrix(kernel).T, normalize(self.u, dim=0))
+            sigma = torch.dot(normalize(image, dim=0).detach(), image)
+            return kernel / sigma.clamp_min(TINY)
+
+    @torch.no_grad()
+    def iterate(self, kernel: Tensor) -> None:
+        """u towards the kernel's singular vector."""
+        v = normalize(torch.mv(matrix(kernel).T, normalize(self.u, dim=0)), dim=0)
+        self.u.copy_(normalize(torch.mv(matrix(kernel), v), dim=0))
+
+
+class SelfAttention(nn.Module):
+    """See tfmammo.layers.SelfAttention."""
+
+    def __init__(self, channels: int, spectral: bool) -> None:
+        super().__init__()
+        inner = max(1, channels // 8)
+        self.gamma = nn.Parameter(torch.zeros(()))
+        self.f, self.g, self.h = (convolution(channels, inner, 1, spectral=spectral, bias=False) for _ in range(3))
+        self.v = convolution(inner, channels, 1, spectral=spectral, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, channels, rows, cols] -> the same, in float32. Written out, as fused attention has no second derivative."""
+        with torch.autocast("cpu", enabled=False):
+            wide = x.float()
+            f, g, h = (layer(wide).flatten(2) for layer in (self.f, self.g, self.h))
+            looks = torch.bmm(g.transpose(1, 2), f).softmax(-1)  # [n, places i, places j]
+            seen = torch.bmm(h, looks.transpose(1, 2)).unflatten(2, x.shape[2:])
+            return (wide + self.gamma * self.v(seen)).to(x.dtype)
+
+
+class Encoder(nn.Module):
+    """What G and D share; layers are made in the order of ours. pooling: D's, which sees no random numbers either."""
+
+    def __init__(self, config: dict[str, Any], size: int, *, factor: int, outputs: int, pooling: bool, spectral: bool) -> None:
+        super().__init__()
+        self.config, self.pooling, self.spectral = config, pooling, spectral
+        self.levels, self.grown = size.bit_length() - 3, size > config["start"]
+        self.widths = [factor * width for width in reversed(config["filters"])][: self.levels + 1]
+        more, stride = (0, 1) if pooling else (1, 2)
+        pairs = list(zip([*self.widths[1:], 1], self.widths, strict=True))[: self.levels]
+        self.downs = nn.ModuleList(convolution(a + more, b, stride=stride, spectral=spectral) for a, b in pairs)
+        self.attention = self.attending(self.widths) if config["attention"] else None
+        self.centre = convolution(self.widths[0], outputs, INNERMOST, spectral=spectral)
+        whole = self.levels == len(config["filters"])
+        self.from_image = None if whole else convolution(1, self.widths[-1], 1, spectral=spectral)
+        self.old_from_image = convolution(1, self.widths[self.levels - 1], 1, spectral=spectral) if self.grown else None
+        self.steps: Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def attending(self, widths: list[int]) -> SelfAttention:
+        """Attention at its map. widths: of the maps, innermost first."""
+        return SelfAttention(widths[(self.config["attention"] // INNERMOST).bit_length() - 1], self.spectral)
+
+    def blend(self, old: Tensor, new: Tensor) -> Tensor:
+        """(1 - alpha) * old + alpha * new, which a stage's steps fade in."""
+        alpha = (self.steps / self.config["fade_steps"]).clamp(max=1).to(new.dtype)
+        return (1 - alpha) * old.to(new.dtype) + alpha * new
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """The map of each level, innermost first, and the middle, [n, outputs, 1, 1]."""
+        maps: list[Tensor] = []
+        x = image if self.from_image is None else leaky_relu(self.from_image(image), 0.2)
+        for level in reversed(range(self.levels)):
+            x = x if noise is None else with_scalar([x], noise[:, 2 * level])
+            x = leaky_relu(self.downs[level](x), 0.2)
+            x = max_pool2d(x, 2) if self.pooling else x
+            if level == self.levels - 1 and self.old_from_image is not None:
+                x = self.blend(leaky_relu(self.old_from_image(avg_pool2d(image, 2)), 0.2), x)
+            x = self.attention(x) if self.attention is not None and x.shape[2] == self.config["attention"] else x
+            maps.insert(0, x)
+        return maps, self.centre(x)
+
+
+class Generator(Encoder):
+    """See tfmammo.models.contextual.Generator."""
+
+    def __init__(self, config: dict[str, Any], size: int) -> None:
+        spectral, embedding = config["spectral"] == "both", config["embedding"]
+        super().__init__(config, size, factor=1, outputs=embedding, pooling=False, spectral=spectral)
+        widths = [*self.widths, self.widths[-1]][1 : self.levels + 1]
+        befores = [embedding, *widths[:-1]]
+        entering = [before + skip + 1 for before, skip in zip(befores, self.widths, strict=False)]
+        pairs = ([(inputs, width), (width, width)] for inputs, width in zip(entering, widths, strict=True))
+        self.ups = nn.ModuleList(nn.ModuleList(convolution(a, b, spectral=spectral) for a, b in pair) for pair in pairs)
+        self.decoder_attention = self.attending(befores) if config["attention"] and config["attention_in_decoder"] else None
+        self.to_lesion = nn.Conv2d(widths[-1], 1, 1)
+        self.old_to_lesion = nn.Conv2d(befores[-1], 1, 1) if self.grown else None
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        """Lesion, float32 [n, 1, size, size], of a patch in [-1, 1] and numbers [n, 2 * levels]."""
+        maps, middle = self.encode(image, noise)
+        x = before = middle.expand(-1, -1, INNERMOST, INNERMOST)
+        for level, skip in enumerate(maps):
+            before = x
+            if self.decoder_attention is not None and x.shape[2] == self.config["attention"]:
+                x = self.decoder_attention(x)
+            x = interpolate(with_scalar([x, skip], noise[:, 2 * level + 1]), scale_factor=2)
+            for layer in self.ups[level]:  # type: ignore[attr-defined]
+                x = relu(layer(x))
+        with torch.autocast("cpu", enabled=False):
+            lesion = self.cropped(self.to_lesion(x.float()))
+            if self.old_to_lesion is not None:
+                old = interpolate(self.cropped(self.old_to_lesion(before.float())), scale_factor=2)
+                lesion = self.cropped(self.blend(old, lesion))
+        return lesion
+
+    def cropped(self, lesion: Tensor) -> Tensor:
+        """The border set to 0, the rest clipped to [-1, 1]."""
+        border, end = self.config["border"], lesion.shape[2] - self.config["border"]
+        return pad(lesion[..., border:end, border:end].clamp(-1, 1), [border] * 4)
+
+
+class Discriminator(Encoder):
+    """See tfmammo.models.contextual.Discriminator."""
+
+    def __init__(self, config: dict[str, Any], size: int) -> None:
+        super().__init__(config, size, factor=config["discriminator_factor"], outputs=4, pooling=True, spectral=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits, float32 [n, 4]."""
+        return self.encode(image)[1].flatten(1).float()
+
+
+class Room(nn.Module):
+    """One training step. config: of ours. size: px. fused: Adam's kernel. precision: float32 or bfloat16 (autocast)."""
+
+    def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
+        super().__init__()
+        self.config, self.mixed = config, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        self.generator, self.discriminator = Generator(config, size), Discriminator(config, size)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.networks = {"generator": self.generator, "discriminator": self.discriminator, "average": self.average}
+        self.updates = config["generator_updates"] or (2 if config["target"] == "mass" else 1)
+        self.labels = (2, 0) if config["target"] == "removal" else (0, 2)  # of real and source patches; 1: benign
+        options = {"lr": config["learning_rate"], "betas": (config["beta_1"], config["beta_2"]), "eps": config["epsilon"], "fused": fused}
+        self.optimizers = {name: torch.optim.Adam(self.networks[name].parameters(), **options) for name in list(self.networks)[:2]}
+        self.follow = get_ema_multi_avg_fn(config["ema"])
+
+    def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """D, G, the running average; see the module for the batch. Returns: what ours returns."""
+        image, label = batch["image"].flip(2, 3) * 2 - 1, batch["label"]
+        real, source, benign = (image[label == index] for index in (*self.labels, 1))
+        noise, alpha, uniform = self.numbers(batch, real, len(source))
+        for layer in normalized(self.generator, self.discriminator):
+            layer[0].iterate(layer.original)
+        fake = torch.no_grad()(self.fake)(source, noise[0])
+        delta = alpha.view(-1, 1, 1, 1) * 0.5 * real.std(correction=0) * uniform
+        loss, penalty, p_real = self.discriminate([real, fake, benign, source], real + delta)
+        self.minimize(loss, "discriminator")
+        for numbers in noise[1:]:
+            generator_loss, p_fake = self.deceive(source, numbers)
+            self.minimize(generator_loss, "generator")
+        self.average_follows()
+        values = {"generator_loss": generator_loss, "discriminator_loss": loss, "penalty": penalty, "p_real": p_real, "p_fake": p_fake}
+        return {name: float(value.detach()) for name, value in values.items()}
+
+    def numbers(self, batch: dict[str, Tensor], real: Tensor, sources: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The step's random numbers: the batch's, or drawn here."""
+        if "noise" in batch:
+            return batch["noise"], batch["alpha"], batch["uniform"].flip(2, 3)
+        noise = torch.rand(1 + self.updates, sources, 2 * self.generator.levels) * 2 - 1
+        return noise, torch.rand(len(real)), torch.rand_like(real)
+
+    def fake(self, source: Tensor, noise: Tensor) -> Tensor:
+        """Patch + lesion, clipped to [-1, 1]."""
+        with self.mixed:
+            return (source + self.generator(source, noise)).clamp(-1, 1)
+
+    def discriminate(self, parts: list[Tensor], perturbed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """D's loss, the penalty in it, p(real) of real patches. parts: one per class."""
+        with parametrize.cached():
+            with self.mixed:
+                logits = self.discriminator(torch.cat(parts)).split([len(part) for part in parts])
+            penalty = self.penalty(perturbed) if self.config["lambda_penalty"] else torch.zeros(())
+        real, fake, benign, source = (cross_entropy(part, index) for index, part in enumerate(logits))
+        return real + fake + self.config["other_weight"] * (benign + source) + penalty, penalty, logits[0].softmax(1)[:, 0].mean()
+
+    def penalty(self, image: Tensor) -> Tensor:
+        """lambda * E[(|grad log p(real) / p(fake)| - k)^2], in float32."""
+        logits = self.discriminator.forward(image.requires_grad_())
+        (gradient,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), image, create_graph=True)
+        norm = (gradient.square().sum((1, 2, 3)) + TINY).sqrt()
+        return self.config["lambda_penalty"] * (norm - self.config["k"]).square().mean()
+
+    def deceive(self, source: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """G's loss, through a D that stands still, and p(real) of what it made."""
+        self.discriminator.requires_grad_(False)
+        fake = self.fake(source, noise)
+        with self.mixed:
+            logits = self.discriminator(fake)
+        self.discriminator.requires_grad_(True)
+        return cross_entropy(logits, 0), logits.softmax(1)[:, 0].mean()
+
+    def minimize(self, loss: Tensor, name: str) -> None:
+        """One network's update."""
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+
+    @torch.no_grad()
+    def average_follows(self) -> None:
+        """The running average moves towards G; what is not trained it shares."""
+        for network in (self.generator, self.discriminator):
+            network.steps += 1
+        self.follow(list(self.average.parameters()), list(self.generator.parameters()), None)
+        for mean, value in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mean.copy_(value)
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, list[np.ndarray]]) -> None:
+        """Take ours over; see the module."""
+        for name, network in self.networks.items():
+            states = [network.steps, *(layer[0].u for layer in normalized(network))]
+            for tensor, value in zip([*ordered(network), *states], [*weights[name], *weights[f"{name}/state"]], strict=True):
+                turned = value.transpose(3, 2, 0, 1)[:, :, ::-1, ::-1] if value.ndim == 4 else value
+                assert tuple(turned.shape) == tuple(tensor.shape), (name, value.shape, tensor.shape)
+                tensor.copy_(torch.from_numpy(np.array(turned)))
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, spectral: bool = False, bias: bool = True) -> nn.Module:
+    """With padding where the kernel is 3 x 3."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, int(kernel == 3), bias=bias)
+    return parametrize.register_parametrization(layer, "weight", Normalized(outputs)) if spectral else layer
+
+
+def ordered(network: nn.Module) -> Iterator[Tensor]:
+    """Parameters in the order of ours: attention's gamma, then layer by layer, kernel first."""
+    for layer in network.modules():
+        if isinstance(layer, SelfAttention):
+            yield layer.gamma
+        if isinstance(layer, nn.Conv2d):
+            yield layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight  # type: ignore
+            if layer.bias is not None:
+                yield layer.bias
+
+
+def normalized(*networks: nn.Module) -> list[Any]:
+    """Their kernels with a norm: each has an `original`, and Normalized as its first."""
+    return [layer for network in networks for layer in network.modules() if isinstance(layer, parametrize.ParametrizationList)]
+
+
+def with_scalar(maps: list[Tensor], scalars: Tensor) -> Tensor:
+    """The maps, and one more channel of a random number."""
+    return torch.cat([*maps, scalars.to(maps[0].dtype).view(-1, 1, 1, 1).expand_as(maps[0][:, :1])], 1)
+
+
+def matrix(kernel: Tensor) -> Tensor:
+    """[outputs, all else], the latter in the order of memory, so that nothing is copied."""
+    return (kernel.permute(0, 2, 3, 1) if kernel.is_contiguous(memory_format=torch.channels_last) else kernel).flatten(1)
+
+
+def cross_entropy(logits: Tensor, index: int) -> Tensor:
+    """-log p(class), the mean over the batch, 0 of none."""
+    return -log_softmax(logits, 1)[:, index].sum() / max(len(logits), 1)

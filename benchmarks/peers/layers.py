@@ -1,0 +1,122 @@
+"""What two or more peers share: Pix2Pix's two networks in PyTorch, losses of logits, and how weights of ours come over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu, logsigmoid, relu
+
+EPSILON = 1e-3  # of every normalisation, as ours
+
+
+class UNet(nn.Module):
+    """See tfmammo.networks.UNet256."""
+
+    def __init__(
+        self,
+        filters: Sequence[int],
+        dropout: float,
+        channels: int = 1,
+        biases: bool = False,
+        norm: Callable[[int], nn.Module] | None = None,
+        activation: Callable[[Tensor], Tensor] = torch.tanh,
+    ) -> None:
+        super().__init__()
+        depth, wide, norm = len(filters), [channels, *filters], norm or sample_norm
+        ups = [*reversed(filters[:-1]), 1]
+        entering = [filters[-1], *(2 * width for width in ups[:-1])]
+        self.downs = nn.ModuleList(nn.Conv2d(wide[i], wide[i + 1], 4, 2, 1, bias=biases) for i in range(depth))
+        self.down_norms = nn.ModuleList(norm(filters[i]) if 0 < i < depth - 1 else nn.Identity() for i in range(depth))
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(entering[i], ups[i], 4, 2, 1, bias=biases or i == depth - 1) for i in range(depth))
+        self.up_norms = nn.ModuleList(norm(ups[i]) if i < depth - 1 else nn.Identity() for i in range(depth))
+        self.dropouts = nn.ModuleList(nn.Dropout(dropout if i < min(3, depth - 1) else 0.0) for i in range(depth))
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, rows, cols] -> [batch, 1, rows, cols], in [-1, 1] by default."""
+        skips = []
+        for i, (down, normal) in enumerate(zip(self.downs, self.down_norms, strict=True)):
+            x = normal(down(leaky_relu(x, 0.2) if i else x))
+            skips.append(x)
+        skips.pop()
+        for up, normal, dropout in zip(self.ups, self.up_norms, self.dropouts, strict=True):
+            x = dropout(normal(up(relu(x))))
+            x = torch.cat([x, skips.pop()], 1) if skips else x
+        return self.activation(x.float())
+
+
+class Discriminator(nn.Module):
+    """See tfmammo.networks.PatchDiscriminator."""
+
+    def __init__(
+        self, strided: int, filters: int, channels: int = 2, biases: bool = False, norm: Callable[[int], nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        widths, strides = [channels, *(filters * min(2**i, 8) for i in range(strided + 1))], [2] * strided + [1]
+        normed = norm or sample_norm
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], 4, strides[i], 1, bias=biases or i == 0) for i in range(strided + 1)
+        )
+        self.norms = nn.ModuleList(normed(widths[i + 1]) if i else nn.Identity() for i in range(strided + 1))
+        self.head = nn.Conv2d(widths[-1], 1, 4, 1, 1)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Logits of a pair, such as mask and image."""
+        x = torch.cat([first, second], 1)
+        for convolution, normal in zip(self.convolutions, self.norms, strict=True):
+            x = leaky_relu(normal(convolution(x)), 0.2)
+        return self.head(x).float()
+
+
+def sample_norm(channels: int) -> nn.Module:
+    """A sample's own statistics."""
+    return nn.InstanceNorm2d(channels, EPSILON, affine=True)
+
+
+def log_mean(logits: Tensor) -> Tensor:
+    """log of the mean probability of each sample's patches, then its mean over samples, stably."""
+    flat = logsigmoid(logits.flatten(1))
+    return (torch.logsumexp(flat, 1) - np.log(flat.shape[1])).mean()
+
+
+def adam(network: nn.Module, config: dict[str, Any], fused: bool) -> torch.optim.Adam:
+    """Of a network, with the config's numbers or, where it has none, those of our Adam."""
+    betas = (config["beta_1"], config.get("beta_2", 0.999))
+    return torch.optim.Adam(network.parameters(), lr=config["learning_rate"], betas=betas, eps=1e-7, fused=fused)
+
+
+def epsilon_as_ours(optimizer: torch.optim.Optimizer) -> None:
+    """Put Adam's epsilon beside sqrt(v), where PyTorch has it beside sqrt(v / (1 - beta_2^t)): in the first steps that is 30 times as
+    much, and weights with gradients of 1e-6 move otherwise.
+    """
+    (group,) = optimizer.param_groups
+    epsilon, beta_2, steps = group["eps"], group["betas"][1], count(1)
+    optimizer.register_step_pre_hook(lambda *_: group.update(eps=epsilon / math.sqrt(1 - beta_2 ** next(steps))))
+
+
+def update(losses: dict[str, Tensor], networks: Mapping[str, nn.Module], optimizers: dict[str, torch.optim.Adam]) -> dict[str, float]:
+    """Each network one step down its own loss, all losses being of one forward pass. Returns: the losses, by our names."""
+    last = list(losses)[-1]
+    for name, loss in losses.items():
+        optimizers[name].zero_grad()
+        loss.backward(inputs=list(networks[name].parameters()), retain_graph=name != last)
+    for name in losses:
+        optimizers[name].step()
+    return {f"{name}_loss": float(loss.detach()) for name, loss in losses.items()}
+
+
+def take(network: nn.Module, weights: Iterable[np.ndarray]) -> None:
+    """Give a network ours. Args: weights: in the order of our layers, which the network's own must have; [rows, cols, in, out] of a
+    convolution, [rows, cols, out, in] of a transposed one.
+    """
+    with torch.no_grad():
+        for parameter, ours in zip(network.parameters(), weights, strict=True):
+            value = np.ascontiguousarray(ours.transpose(3, 2, 0, 1) if ours.ndim == 4 else ours)
+            assert value.shape == tuple(parameter.shape), (value.shape, parameter.shape)
+            parameter.copy_(torch.from_numpy(value))
