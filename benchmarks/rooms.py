@@ -8,6 +8,8 @@ draws.npz     "NAME/step": what the room draws by itself in its first two steps,
 
 from __future__ import annotations
 
+import collections
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, becau
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from tfmammo import convolutions
 from tfmammo.layers import patch_seeds, uniform_noise
@@ -47,7 +50,8 @@ def answers(
         found = step(given)
         return {f"{name}_loss": float(found[f"{name}_loss"]) for name in room.optimizers}
 
-    return {"losses": losses, "gemm": lambda: gemm_flops(precision), "flops": lambda: None}
+    traced = functools.partial(profile, losses, folder / "trace")
+    return {"losses": losses, "gemm": lambda: gemm_flops(precision), "flops": lambda: None, "profile": traced}
 
 
 def room_of(model: str, values: dict[str, Any], size: int) -> Any:
@@ -94,7 +98,7 @@ def take(room: Any, folder: Path) -> None:
 
 def plain(room: Any) -> None:
     """What users of Keras have: its own convolutions, its own Adam, with our numbers, and a pass back for each network's loss."""
-    convolutions.PLACES = 0
+    convolutions.pays = lambda *sizes: False
     numbers = {key: value for key, value in room.config.model_dump().items() if key in ("learning_rate", "beta_1", "beta_2", "epsilon")}
     room.optimizers = {name: keras.optimizers.Adam(**{"epsilon": 1e-7, **numbers}) for name in room.optimizers}
     for name, optimizer in room.optimizers.items():
@@ -121,6 +125,25 @@ def draws(model: str, room: Any, batch: dict[str, tf.Tensor], step: int) -> dict
         "alpha": uniform([real], 1),
         "uniform": uniform([real, room.size, room.size, 1], 2),
     }
+
+
+def profile(step: Callable[[], Any], folder: Path, steps: int = 3) -> dict[str, float]:
+    """A trace of some steps for TensorBoard or xprof; the seconds of a step that kernels of each kind take, the longest first.
+
+    Kernels of two kinds may run at once, so that their sum can be more than the step.
+    """
+    with tf.profiler.experimental.Profile(str(folder)):
+        for _ in range(steps):
+            step()
+    space, seconds = xplane_pb2.XSpace(), collections.Counter[str]()
+    space.ParseFromString(next(folder.rglob("*.xplane.pb")).read_bytes())
+    for plane in space.planes:
+        names = {number: metadata.name for number, metadata in plane.event_metadata.items()}
+        for event in (event for line in plane.lines for event in line.events):
+            operation, _, kind = names[event.metadata_id].rpartition(":")
+            if operation and "::" not in names[event.metadata_id] and " " not in names[event.metadata_id]:
+                seconds[kind.removeprefix("_MklNative").removeprefix("_Mkl")] += event.duration_ps / 1e12 / steps
+    return {kind: round(taken, 4) for kind, taken in seconds.most_common(12)}
 
 
 def gemm_flops(precision: str, side: int = 2048, times: int = 10) -> float:

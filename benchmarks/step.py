@@ -3,13 +3,13 @@
 python benchmarks/step.py --model can|infilling|contextual|cgan --peer torch [--precision float32|bfloat16] [--rounds 5] [--steps 4]
 
 Peers: torch, PyTorch as its users run it; torch-best, with fused Adam, channels_last and torch.compile; naive, ours with Keras's own
-convolutions and Adam and a pass back for each loss. Both run in processes of their own and take turns, A B A B, never at once; so whatever else the
-machine does meets both, if not equally: threads that wait for each other busily, as PyTorch's do, suffer more. First both make
-two steps from equal weights on equal patches, with equal random numbers and no dropout, and their losses must agree.
+convolutions and Adam and a pass back for each loss. Both run in processes of their own and take turns, A B A B, never at once; so
+whatever else the machine does meets both, if not equally: threads that wait for each other busily, as PyTorch's do, suffer more.
+First both make two steps from equal weights on equal patches, with equal random numbers and no dropout, and their losses must agree.
 
 One JSON line: seconds and peer_seconds, medians of a step; ratio, the median of the rounds' peer_seconds / seconds; gflop of a step
 (counted in PyTorch's), gemm_gflops measured here by TensorFlow in the same precision, and share, what of that our step reaches; start to
-the end of the first step, s; peak memory, MB.
+the end of the first step, s; peak memory, MB; with --trace, seconds of our step that each kind of kernel takes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="the model's, where it is not the paper's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each in a round (4)")
+    parser.add_argument("--trace", type=Path, help="keep a trace of three of our steps in this folder, and say what kernels take")
     parser.add_argument("--as", dest="role", choices=("ours", "torch", "torch-best", "naive"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--equal", action="store_true", help=argparse.SUPPRESS)
@@ -78,6 +80,7 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
         rounds = [(mine.ask(chosen.steps), peer.ask(chosen.steps)) for _ in range(chosen.rounds)]
         gemm, memory = mine.ask("gemm"), [side.ask("memory") for side in (mine, peer)]
         flops = peer.ask("flops")
+        operations = traced(mine, Path(folder), chosen.trace) if chosen.trace else {}
         for side in (mine, peer):
             side.close()
     seconds, others = (statistics.median(times) for times in zip(*rounds, strict=True))
@@ -89,7 +92,15 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
         "gflop": flops and float(f"{flops / 1e9:.4g}"), "gemm_gflops": round(gemm / 1e9, 1),
         "share": flops and round(flops / seconds / gemm, 3),
         "first_step_seconds": [round(start, 1) for start in starts], "peak_mb": [round(one) for one in memory],
+        **operations,
     }  # fmt: skip
+
+
+def traced(mine: Side, folder: Path, to: Path) -> dict[str, Any]:
+    """The trace put where it shall stay, and the seconds of each kind of kernel."""
+    found = mine.ask("profile")
+    shutil.copytree(folder / "trace", to, dirs_exist_ok=True)
+    return {"kernels": found}
 
 
 def losses_apart(chosen: argparse.Namespace, folder: Path) -> float:

@@ -153,3 +153,30 @@ def test_workers(measured):
     for clock in (found, found["cpu"]):
         lost = [1 - alone / together for alone, together in clock["rounds"]]
         assert min(lost) - 0.2 <= clock["loss"] <= max(lost) + 0.2  # the rounds are printed to a millisecond
+
+
+@pytest.mark.slow
+def test_steps_are_as_far_ahead_of_plain_keras_as_is_kept(measured, repository):
+    lines = measured(script="guard")
+    kept = json.loads((repository / "benchmarks/ratios.json").read_text())
+    assert {line["benchmark"].removeprefix("step.") for line in lines} == set(kept) and min(kept.values()) > 1.5
+
+
+def test_the_guard_fails_at_a_fall_by_more_than_a_fifth(repository, monkeypatch):
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    import guard
+
+    found = iter([1.59, 1.58, 1.6, 1.59, 1.59, 1.59])
+    monkeypatch.setattr(guard, "measured", lambda name: next(found))
+    assert guard.holds("can", 2.0), "the third chance"
+    assert not guard.holds("can", 2.0)
+
+
+@pytest.mark.slow
+def test_a_trace_is_kept_and_summed_up(measured, tmp_path_factory):
+    size, batch, config = TINY["can"]
+    folder = tmp_path_factory.mktemp("trace") / "new"
+    tiny = ("--size", str(size), "--batch", str(batch), "--config", json.dumps(config), "--rounds", "1", "--steps", "1")
+    (line,) = measured("--peer", "naive", *tiny, "--trace", str(folder), script="step")
+    assert len(list(folder.rglob("*.xplane.pb"))) == 1
+    assert {"Conv2DBackpropFilter", "ResourceApplyAdam"} <= set(line["kernels"]) and 0 < sum(line["kernels"].values()) < 5

@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.convolutions import PLACES, Convolution, TransposedConvolution
+from tfmammo import convolutions
+from tfmammo.convolutions import Convolution, TransposedConvolution
 
 PAIRS = {"convolution": (Convolution, keras.layers.Conv2D), "transposed": (TransposedConvolution, keras.layers.Conv2DTranspose)}
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Matrix products however many places there are."""
+    monkeypatch.setattr(convolutions, "pays", lambda maps, places, most: None not in places)
 
 
 def both(kind, shape, *arguments, **options):
@@ -34,19 +41,19 @@ def value_and_gradients(layer, x):
     [((2, 2, 2, 3), 4, 2), ((1, 8, 8, 5), 4, 2), ((3, 5, 7, 2), 3, 1), ((1, 6, 4, 2), 3, 2), ((2, 1, 1, 3), 4, 2),
      ((1, 16, 16, 2), (3, 5), (2, 1)), ((1, 4, 4, 2), 1, 1), ((1, 7, 5, 2), 2, 3)],
 )  # fmt: skip
-def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride):
+def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride, always):
     ours, theirs, x = both(kind, shape, 4, kernel, stride, padding="same", activation="tanh")
     for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 
 
-def test_without_padding_and_without_a_bias():
+def test_without_padding_and_without_a_bias(always):
     ours, theirs, x = both("convolution", (2, 6, 5, 3), 4, 4, 1, use_bias=False)
     for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 
 
-def test_by_hand():
+def test_by_hand(always):
     layer = Convolution(1, 2, 2, "same", use_bias=False)
     layer.build((None, 2, 2, 1))
     layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
@@ -57,20 +64,24 @@ def test_by_hand():
     np.testing.assert_array_equal(layer(tf.constant([[[[5.0], [6]]]]))[0, 0, :, 0], [5, 10 + 6])
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-def test_small_maps_alone_are_matrix_products(kind):
-    operations = {}
-    for side in (16, 18):
-        given = 2 * side if kind == "convolution" else side
-        ours, _, x = both(kind, (1, given, given, 2), 3, 4, 2, padding="same")
-        graph = tf.function(ours).get_concrete_function(x).graph
-        operations[side] = {operation.type for operation in graph.get_operations()}
-    assert side**2 > PLACES and "MatMul" in operations[16] and "MatMul" not in operations[18]
-    assert not any("Conv2D" in name for name in operations[16])
+@pytest.mark.parametrize(
+    ("kind", "maps", "channels", "filters", "product"),
+    [
+        ("convolution", 1, 3, 32, True), ("convolution", 1, 3, 31, False), ("convolution", 2, 3, 32, False),
+        ("convolution", 2, 3, 64, True), ("convolution", None, 3, 128, True), ("convolution", None, 3, 127, False),
+        ("transposed", 1, 16, 3, True), ("transposed", 1, 15, 3, False), ("transposed", 2, 16, 3, False), ("transposed", None, 64, 3, True),
+    ],
+)  # fmt: skip
+def test_wide_layers_on_few_places_alone_are_matrix_products(kind, maps, channels, filters, product):
+    side = 8 if kind == "convolution" else 4  # 16 places
+    layer = PAIRS[kind][0](filters, 4, 2, padding="same")
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([maps, side, side, channels])).graph
+    operations = {operation.type for operation in graph.get_operations()}
+    assert ("MatMul" in operations, any("Conv2D" in name for name in operations)) == (product, not product)
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_any_number_of_maps_and_unknown_sizes(kind):
+def test_any_number_of_maps_and_unknown_sizes(kind, always):
     ours, theirs, x = both(kind, (3, 4, 4, 2), 3, 4, 2, padding="same")
     for shape in ([None, 4, 4, 2], [None, None, None, 2]):
         function = tf.function(ours, input_signature=[tf.TensorSpec(shape)])
@@ -79,7 +90,7 @@ def test_any_number_of_maps_and_unknown_sizes(kind):
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_in_bfloat16_as_exact_as_keras(kind):
+def test_in_bfloat16_as_exact_as_keras(kind, always):
     exact, _, x = both(kind, (2, 8, 8, 64), 32, 4, 2, padding="same")
     ours, theirs, _ = both(kind, (2, 8, 8, 64), 32, 4, 2, padding="same", dtype="mixed_bfloat16")
     for layer in (ours, theirs):
@@ -89,7 +100,7 @@ def test_in_bfloat16_as_exact_as_keras(kind):
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_a_second_derivative(kind):
+def test_a_second_derivative(kind, always):
     ours, theirs, x = both(kind, (2, 4, 4, 2), 3, 3, 1, padding="same", activation="tanh")
     found = []
     for layer in (ours, theirs):
@@ -103,13 +114,13 @@ def test_a_second_derivative(kind):
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_other_layouts_are_left_to_keras(kind):
+def test_other_layouts_are_left_to_keras(kind, always):
     ours, theirs, x = both(kind, (1, 6, 6, 2), 4, 3, 1, padding="valid" if kind == "transposed" else "same", dilation_rate=2)
     np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_it_is_made_anew_from_its_config(kind):
+def test_it_is_made_anew_from_its_config(kind, always):
     ours, _, x = both(kind, (1, 4, 4, 2), 3, 4, 2, padding="same")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(ours))
     again(x)

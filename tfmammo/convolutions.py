@@ -1,26 +1,27 @@
 """Convolutions of small maps as matrix products: Keras's layers, their weights and their values, several times as fast on a CPU.
 
 oneDNN, which computes TensorFlow's convolutions on a CPU, turns a kernel into an order of its own in every call, and its gradient
-back. Where a map has few places and a layer many channels, as within every U-Net, that takes far longer than the arithmetic:
-training a transposed convolution of 1024 to 512 channels on a map of 2 x 2 five times as long (benchmarks/step.py). A matrix product
-takes the kernel as it lies in memory.
+back. Where maps have few places and a layer has many channels, as within every U-Net, that takes far longer than the arithmetic:
+training a transposed convolution of 1024 to 512 channels on a map of 2 x 2 five times as long. A matrix product takes the kernel as
+it lies in memory; what it needs besides, patches or what is to be added up, is never larger than the kernel.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-PLACES = 256  # from here on oneDNN is as fast
+UNKNOWN = 4  # maps, where their number is not known
 
 
 @keras.saving.register_keras_serializable("tfmammo")
 class Convolution(keras.layers.Conv2D):
-    """keras.layers.Conv2D; of up to 16 x 16 outputs a map it makes one matrix product, patches x kernel.
+    """keras.layers.Conv2D; where it has at least two filters for each output place, one matrix product, patches x kernel.
 
     Args:     x: floating [batch, rows, cols, channels]. Returns: [batch, rows / stride, cols / stride, filters], as Keras's.
     """
@@ -28,7 +29,7 @@ class Convolution(keras.layers.Conv2D):
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Convolve, without the bias. Args: kernel: [kernel rows, kernel cols, channels, filters]."""
         shape = self.compute_output_shape(inputs.shape)
-        if not _is_small(self, shape[1:3]):
+        if not _is_usual(self) or not pays(inputs.shape[0], shape[1:3], kernel.shape[-1] / 2):
             return super().convolution_op(inputs, kernel)
         pixels, _ = _places(inputs.shape[1:3], self.kernel_size, self.strides, self.padding == "same")
         taps, channels, filters = pixels.shape[1], inputs.shape[-1], kernel.shape[-1]
@@ -38,14 +39,15 @@ class Convolution(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("tfmammo")
 class TransposedConvolution(keras.layers.Conv2DTranspose):
-    """keras.layers.Conv2DTranspose; of up to 16 x 16 inputs a map it makes one matrix product and adds up what overlaps.
+    """keras.layers.Conv2DTranspose; where it has a channel for each input place, one matrix product whose overlaps are added up.
 
     Args:     x: floating [batch, rows, cols, channels]. Returns: [batch, rows * stride, cols * stride, filters], as Keras's.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        if not _is_small(self, inputs.shape[1:3]) or self.padding != "same" or self.output_padding is not None:
+        usual = _is_usual(self) and self.padding == "same" and self.output_padding is None
+        if not usual or not pays(inputs.shape[0], inputs.shape[1:3], inputs.shape[-1]):
             return super().call(inputs)
         shape = self.compute_output_shape(inputs.shape)
         _, contributions = _places(shape[1:3], self.kernel_size, self.strides, same=True)
@@ -58,9 +60,13 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
         return self.activation(outputs) if self.activation is not None else outputs
 
 
-def _is_small(layer: keras.layers.Layer, places: tuple[int | None, ...]) -> bool:
-    usual = layer.data_format == "channels_last" and layer.dilation_rate == (1, 1) and getattr(layer, "groups", 1) == 1
-    return usual and None not in places and math.prod(place or 0 for place in places) <= PLACES
+def pays(maps: int | None, places: Sequence[int | None], most: float) -> bool:
+    """Whether the matrix product is quicker. Args: maps, places: whose product is its number of rows. most: of them."""
+    return None not in places and (maps or UNKNOWN) * math.prod(place or 0 for place in places) <= most
+
+
+def _is_usual(layer: keras.layers.Layer) -> bool:
+    return layer.data_format == "channels_last" and layer.dilation_rate == (1, 1) and getattr(layer, "groups", 1) == 1
 
 
 def _gather(x: tf.Tensor, places: NDArray[np.int32]) -> tf.Tensor:
