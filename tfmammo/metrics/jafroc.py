@@ -82,9 +82,9 @@ def jafroc_test(
     ratings, count = [_Ratings(side, rows, merit) for side in (images, others)], len(patients)
     first, other = (side.theta() for side in ratings)
     difference = first - other
-    if not all(side.bears_loss(patient) for side in ratings for patient in range(count)):
+    left = ratings[0].left_out(count) - ratings[1].left_out(count)
+    if np.isnan(left).any():
         return JafrocTest(first, other, difference, np.nan, np.nan, np.nan, 0, np.nan)
-    left = np.array([ratings[0].theta(without) - ratings[1].theta(without) for without in range(count)])
     pseudo = count * difference - (count - 1) * left
     error, degrees = float(np.sqrt(pseudo.var(ddof=1) / count)), count - 1
     t = difference / error if error >= 1e-12 else 0.0  # below is what rounding leaves of 0
@@ -112,12 +112,34 @@ class _Ratings:
         if not len(self.highest):
             raise ValueError("jafroc needs images without lesions, and there is none; jafroc1 takes the others")
 
-    def bears_loss(self, without: int) -> bool:
-        """Whether lesions and images remain where a patient is left out."""
-        return bool(np.any(self.lesions_of != without) and np.any(self.highest_of != without))
+    def theta(self) -> float:
+        """The figure of merit."""
+        return float(self._outscored().sum()) / (2 * len(self.lesions) * len(self.highest))
 
-    def theta(self, without: int = -1) -> float:
-        """The figure of merit, with all patients or without one."""
-        highest, lesions = np.sort(self.highest[self.highest_of != without]), self.lesions[self.lesions_of != without]
-        below, upto = (np.searchsorted(highest, lesions, side=side).mean() for side in ("left", "right"))
-        return float(below + upto) / (2 * len(highest))
+    def left_out(self, count: int) -> NDArray[np.float64]:
+        """theta(k) without each of so many patients: float64 [count], NaN where no lesion or no image is left.
+
+        Of the sum of 2 psi over all pairs those of the patient's lesions and those of the patient's images are taken away, and what
+        was taken twice is given back: n log n in all.
+        """
+        images, lesions = (np.bincount(of, minlength=count) for of in (self.highest_of, self.lesions_of))
+        of_lesions, ranks = self._outscored(), np.sort(self.lesions)
+        below = sum(np.searchsorted(ranks, self.highest, side=side) for side in ("left", "right"))
+        taken = np.bincount(self.lesions_of, of_lesions, count) + np.bincount(self.highest_of, 2 * len(ranks) - below, count)
+        left = (len(self.highest) - images) * (len(self.lesions) - lesions)
+        with np.errstate(invalid="ignore"):
+            return np.where(left > 0, of_lesions.sum() - taken + self._own(images, count), np.nan) / (2 * left)
+
+    def _outscored(self) -> NDArray[np.float64]:
+        """Of each lesion the sum of 2 psi over all images."""
+        highest = np.sort(self.highest)
+        return np.asarray(sum(np.searchsorted(highest, self.lesions, side=side) for side in ("left", "right")), np.float64)
+
+    def _own(self, images: NDArray[np.intp], count: int) -> NDArray[np.float64]:
+        """Of each patient the sum of 2 psi over pairs of own lesions and own images."""
+        partners = images[self.lesions_of]  # of each lesion
+        lesion = np.repeat(np.arange(len(self.lesions)), partners)
+        nth = np.arange(len(lesion)) - np.repeat(np.cumsum(partners) - partners, partners)
+        first = (np.cumsum(images) - images)[self.lesions_of[lesion]]
+        x, y = self.highest[np.argsort(self.highest_of, kind="stable")][first + nth], self.lesions[lesion]
+        return np.bincount(self.lesions_of[lesion], 1.0 * (x < y) + (x <= y), count).astype(np.float64)
