@@ -44,7 +44,7 @@ from tfmammo.metrics.style import INK
 from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.patch_set import PatchSet, Target
-from tfmammo.training import cli, tracking
+from tfmammo.training import cli, tracking, workers
 
 log = logging.getLogger("tfmammo.evaluate.classification")
 
@@ -115,6 +115,7 @@ def main() -> None:
     """Read the config, train what is missing, test, write and print."""
     chosen = cli.arguments(__doc__).parse_args()
     config = configuration.parse(StudyConfig, chosen.config, chosen.set)
+    workers.refuse(config.experiment.training, "a study trains its classifiers in one process")
     cli.prepare(config.experiment.training)
     output = chosen.output or Path("runs/classification")
     report = output / "report"

@@ -200,6 +200,8 @@ class TrainingConfig(Frozen):
     mixed_bfloat16 on a CPU that has it, else float32. deterministic: bitwise repeatable, 7-9 % slower on a CPU.
     *_every: in steps. steps_per_loop: steps per call into the graph. keep: checkpoints kept beside the best one.
     initial: start from an exported run, or from models:/NAME@ALIAS, instead of from random weights.
+    strategy: "auto" takes all devices of this machine; "multi_worker" is one of several processes, on one machine or many, that TF_CONFIG
+    or Slurm names; each takes its share of every batch. A run may go on with another number of them.
     """
 
     steps: PositiveInt | None = None
@@ -216,6 +218,7 @@ class TrainingConfig(Frozen):
     grid_samples: PositiveInt = 4
     keep: PositiveInt = 2
     initial: str | None = None
+    strategy: Literal["auto", "multi_worker"] = "auto"
 
 
 class TrackingConfig(Frozen):
@@ -246,10 +249,10 @@ class Experiment(Frozen, Generic[Model]):
     model: Model
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint depends on: everything but how long to train, how often to look and where to write."""
+        """What a checkpoint depends on: everything but how long and on how many machines to train, how often to look and where to write."""
         content = self.model_dump(mode="json")
         del content["tracking"]
-        for key in ("steps", "epochs", "checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep"):
+        for key in ("steps", "epochs", "checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep", "strategy"):
             del content["training"][key]
         return content
 

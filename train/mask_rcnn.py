@@ -14,7 +14,7 @@ from tfmammo.data.whole import make_whole
 from tfmammo.detection import mask_rcnn
 from tfmammo.detection.training import seen, validate
 from tfmammo.export import read_card
-from tfmammo.training import cli, loop
+from tfmammo.training import cli, loop, workers
 
 log = logging.getLogger("tfmammo.train.mask_rcnn")
 
@@ -23,6 +23,7 @@ def main() -> None:
     """Read the config, split the mammograms by patient, train stage after stage, each from the one before, export."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, mask_rcnn.MaskRCNNConfig)
+    workers.refuse(experiment.training, "the Mask R-CNN of tf-models-official is trained by one process")
     cli.prepare(experiment.training)
     mask_rcnn.check(experiment)
     output, data, model = chosen.output or cli.default_output(experiment), experiment.data, experiment.model

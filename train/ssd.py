@@ -14,13 +14,14 @@ from tfmammo import config as configuration  # noqa: E402
 from tfmammo.data.whole import make_whole  # noqa: E402
 from tfmammo.detection import ssd  # noqa: E402
 from tfmammo.detection.training import seen, validate  # noqa: E402
-from tfmammo.training import cli, loop  # noqa: E402
+from tfmammo.training import cli, loop, workers  # noqa: E402
 
 
 def main() -> None:
     """Read the config, split the mammograms by patient, train, export."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, ssd.SSDConfig)
+    workers.refuse(experiment.training, "the Object Detection API's detectors are trained by one process")
     cli.prepare(experiment.training)
     ssd.check(experiment)
     output, data = chosen.output or cli.default_output(experiment), experiment.data

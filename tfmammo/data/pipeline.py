@@ -11,6 +11,9 @@ patches there are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
@@ -23,30 +26,38 @@ BLOCK_BYTES = 2**26  # what is shuffled at once, read ahead once more
 OPEN_SHARDS = 16  # read in turns
 
 
-def batches(patches: Patches | Records, batch_size: int, seed: int, augment: bool, start_step: int = 0) -> tf.data.Dataset:
+def batches(
+    patches: Patches | Records, batch_size: int, seed: int, augment: bool, start_step: int = 0, share: tuple[int, int] = (0, 1)
+) -> tf.data.Dataset:
     """An endless dataset of training batches; every epoch shows every patch once, in a new order.
 
     Args:     patches: Patches are kept in memory, so that decoding happens once; each draw from them shuffles their numbers
               anew, which costs time in proportion to how many they are: beyond about 20,000 stream Records.
               batch_size: patches a batch, over all devices. seed: decides order and augmentation. augment: turn each draw
               by one of the eight rotations and flips of the square, image and mask together. start_step: batches already
-              consumed; of Records at most one epoch is read over, undecoded.
+              consumed; of Records at most one epoch is read over, undecoded. share: (part, parts): of every batch only this one of
+              so many equal parts, which stand one behind the other in it; nothing else is decoded.
               Whole mammograms are flipped, never turned.
     Returns:  {"image": float32 [batch, size, size, 1] in [0, 1], "mask": the same shape, 0 or 1}; of labelled patches "label"
               too, int32 [batch]; of Whole mammograms, which need not be square, "boxes" and "classes" too, as they are there.
     Raises:   DataError: Records hold no patch, or a shard is missing or not what its manifest says.
     """
+    start, (part, parts) = start_step * batch_size, share
     if isinstance(patches, Records):
-        drawn = _streamed(patches, start_step * batch_size, seed, augment)
+        numbers, draw = _streamed(patches, start, seed, augment)
     else:
-        drawn = _remembered(patches, start_step * batch_size, seed, augment)
+        numbers, draw = _remembered(patches, start, seed, augment)
+    size = batch_size // parts
+    if parts > 1:
+        numbers = numbers.batch(size).shard(parts, part).unbatch()
+    drawn = numbers.map(draw, num_parallel_calls=2, deterministic=True)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return drawn.batch(batch_size, drop_remainder=True).prefetch(2).with_options(options)
+    return drawn.batch(size, drop_remainder=True).prefetch(2).with_options(options)
 
 
-def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tf.data.Dataset:
-    """Draws start, start + 1, ... of patches in memory."""
+def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tuple[tf.data.Dataset, Callable[..., Any]]:
+    """Draws start, start + 1, ... of patches in memory: their numbers, and what makes a draw of one."""
     images, masks = tf.constant(patches.images), tf.constant(patches.masks)
     groups = [np.flatnonzero(patches.labels == label) for label in np.unique(patches.labels)] if patches.balanced else []
     groups = groups or [np.arange(len(patches))]
@@ -71,11 +82,11 @@ def _remembered(patches: Patches, start: int, seed: int, augment: bool) -> tf.da
         example = _example(images[index], mask, seed, i, augment)
         return example | ({"label": tf.constant(patches.labels)[index]} if len(patches.labels) else {})
 
-    return tf.data.Dataset.range(start, FOREVER).map(draw, num_parallel_calls=2, deterministic=True)
+    return tf.data.Dataset.range(start, FOREVER), draw
 
 
-def _streamed(records: Records, start: int, seed: int, augment: bool) -> tf.data.Dataset:
-    """Draws start, start + 1, ... of patches on disk."""
+def _streamed(records: Records, start: int, seed: int, augment: bool) -> tuple[tf.data.Dataset, Callable[..., Any]]:
+    """Draws start, start + 1, ... of patches on disk: their numbers with their records, and what makes a draw of both."""
     if not len(records):
         raise DataError("there is no patch to draw from")
     records.check()
@@ -113,8 +124,7 @@ def _streamed(records: Records, start: int, seed: int, augment: bool) -> tf.data
         mask = tf.ensure_shape(tf.io.decode_png(found["mask"], channels=1), [size, size, 1])
         return _example(image, tf.cast(mask, tf.float32), seed, i, augment)
 
-    drawn = tf.data.Dataset.range(first, FOREVER).flat_map(epoch).enumerate(start)
-    return drawn.map(draw, num_parallel_calls=2, deterministic=True)
+    return tf.data.Dataset.range(first, FOREVER).flat_map(epoch).enumerate(start), draw
 
 
 def _example(image: tf.Tensor, mask: tf.Tensor, seed: int, i: tf.Tensor, augment: bool) -> dict[str, tf.Tensor]:

@@ -19,13 +19,13 @@ from tfmammo import command
 from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import AddedConfig, ConfigError, DataConfig, Experiment, TrainingConfig
-from tfmammo.data import splits
+from tfmammo.data import jobs, splits
 from tfmammo.data.patches import Make, Patches, make_patches
 from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.quiet import held_back
 from tfmammo.record import Skipped
-from tfmammo.training import loop
+from tfmammo.training import loop, workers
 from tfmammo.training.added import with_added
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,12 @@ def default_output(experiment: Experiment[Any]) -> Path:
 
 
 def prepare(training: TrainingConfig) -> None:
-    """Set precision and threads; before the first TensorFlow operation of the process.
+    """Set precision and threads, join the other workers; before the first TensorFlow operation of the process.
 
-    Raises:   ConfigError: training.deterministic is wanted, but TensorFlow's threads are already running.
+    Raises:   ConfigError: training.deterministic is wanted, but TensorFlow's threads are already running; or nothing says who the
+              workers are. WorkerError: they don't come together.
     """
+    cluster = workers.cluster() if training.strategy == "multi_worker" else None
     with held_back():
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
@@ -93,6 +95,8 @@ def prepare(training: TrainingConfig) -> None:
             except RuntimeError:
                 raise ConfigError("training.deterministic: must be set before TensorFlow's first operation in the process") from None
             tf.config.experimental.enable_op_determinism()
+        if cluster:
+            workers.join(cluster)
         tf.config.list_logical_devices()
 
 
@@ -217,7 +221,8 @@ def _write_split(path: Path, decided: splits.SavedSplit) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():  # else of this run's first start, or of another experiment, which the loop refuses
-            splits.save(path, decided)
+            with jobs.written(path) as part:  # several workers may write it at once
+                splits.save(part, decided)
     except OSError as error:
         raise ConfigError(f"{path.parent}: can't be written to ({error.strerror})") from None
 
@@ -248,7 +253,9 @@ def predict(function: Callable[..., dict[str, tf.Tensor]], name: str, values: np
 
 
 def summary(experiment: Experiment[Any], metrics: dict[str, float], held_out: Patches, output: Path) -> None:
-    """Print the closing table and where picture, model and history are."""
+    """Print the closing table and where picture, model and history are; nothing of a worker that is not the chief, which has no metrics."""
+    if not metrics:
+        return
     table = Table(title=f"{experiment.name}: {len(held_out)} held-out patches of {len(set(held_out.patient_ids))} patients")
     for heading in ("metric", "mean"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")

@@ -11,7 +11,7 @@ import logging
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
@@ -25,9 +25,8 @@ from tfmammo import config as configuration
 from tfmammo import export as exporting
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.patches import Patches
-from tfmammo.data.pipeline import batches
 from tfmammo.data.tfrecord import Records
-from tfmammo.training import tracking
+from tfmammo.training import tracking, workers
 from tfmammo.training.image_grid import grid
 from tfmammo.training.progress import Progress
 
@@ -88,20 +87,16 @@ def fit(
               train, held_out: patches, or records to stream, of disjoint patients (or of the paper's leaky protocol).
               output: the run's folder: config.yaml, checkpoints/, samples/, best/ and export/ (SavedModels), mlflow_run_id.
               validate: metrics of the room's functions on held-out patches; the first decides which checkpoint is best,
-              higher is better. strategy: None takes all GPUs when there are several, else the only device. write: see
-              tfmammo.export.export.
-    Returns:  the held-out metrics at the last step.
+              higher is better. strategy: None takes the workers that this process has joined, else all GPUs when there are
+              several, else the only device. write: see tfmammo.export.export.
+    Returns:  the held-out metrics at the last step; nothing on workers that are not the chief (see tfmammo.training.workers).
     Raises:   TrainingError: the folder belongs to another experiment or another process, the batch can't be shared by the
               devices, or a loss became NaN or Inf.
-              Interrupted: SIGTERM or Ctrl-C, after saving.
+              Interrupted: SIGTERM or Ctrl-C, after saving. WorkerError: another worker is gone, or has other data.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
-    with locked(output), stop_signals() as stop:
-        claim(output, experiment, train)
-        return _Training(build, experiment, train, held_out, output, validate, strategy or default_strategy(), write, stop).run()
+    team = workers.Team(strategy or default_strategy())
+    with claimed(output, experiment, train) if team.chief else nullcontext(), stop_signals() as stop, team.watched():
+        return _Training(build, experiment, train, held_out, output, validate, team, write, stop).run()
 
 
 class _Training:
@@ -115,13 +110,14 @@ class _Training:
         held_out: Patches,
         output: Path,
         validate: Validate,
-        strategy: tf.distribute.Strategy,
+        team: workers.Team,
         write: Write,
         stop: list[int],
     ) -> None:
         self.build, self.experiment, self.config = build, experiment, experiment.training
         self.train, self.held_out, self.output, self.validate = train, held_out, output, validate
-        self.strategy, self.write, self.stop = strategy, write, stop
+        self.team, self.write, self.stop = team, write, stop
+        self.strategy = strategy = team.strategy
         self.steps = total_steps(self.config, len(train))
         replicas = strategy.num_replicas_in_sync
         if self.config.batch_size % replicas:
@@ -130,7 +126,7 @@ class _Training:
         if self.config.batch_size // replicas % classes:
             share = f"{self.config.batch_size // replicas} patches a device"
             raise TrainingError(f"training.batch_size: {share} can't be shared equally by {classes} classes")
-        self.run_log = tracking.Run(experiment, output)
+        self.run_log = tracking.Run(experiment, output) if team.chief else None
         keras.utils.set_random_seed(self.config.seed)
         with strategy.scope():
             self.room = build()
@@ -151,14 +147,17 @@ class _Training:
         try:
             self._start()
             metrics = self._loop()
-            self._finish(metrics)
+            if self.team.chief:
+                self._finish(metrics)
+            self.team.wait()
             status = "FINISHED"
             return metrics
         except Interrupted:
             status = "KILLED"
             raise
         finally:
-            self.run_log.close(status)
+            if self.run_log:
+                self.run_log.close(status)
 
     def _start(self) -> None:
         """Resume, or start from `initial`, or as the room was made."""
@@ -168,8 +167,11 @@ class _Training:
             exporting.assign(self.room.networks, initial)
             # What the start was trained on counts as seen, whatever this run's own split holds out.
             seen = exporting.read_card(initial).get("train_patients", [])
-            (self.output / INITIAL_PATIENTS).write_text("\n".join(seen), encoding="utf-8")
-        self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
+            if self.team.chief:
+                (self.output / INITIAL_PATIENTS).write_text("\n".join(seen), encoding="utf-8")
+        self.team.agree(int(self.step), self.experiment, self.train)
+        if self.run_log:
+            self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
         policy = keras.config.dtype_policy().name
         where = f"from step {int(self.step):,}" if restored else f"from {self.config.initial or 'the start'}"
         log.info(
@@ -179,39 +181,51 @@ class _Training:
         )  # fmt: skip
 
     def _loop(self) -> dict[str, float]:
-        step, metrics = int(self.step), {}
-        if step == 0:
+        step = int(self.step)
+        metrics: dict[str, float] = {}
+        if step == 0 and self.team.chief:
             self._grid(step)
-        advance, data = self._advance(), iter(self._batches(step))
+        data = self.team.batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.augment, step)
+        advance, data = self._advance(), iter(data)
         with Progress(self.experiment.name, step, self.steps) as progress:
             while step < self.steps:
                 before, chunk = step, self._chunk(step)
                 losses = {name: float(value) for name, value in advance(data, tf.constant(chunk, tf.int64)).items()}
                 step += chunk
                 self._check_finite(losses, before, step)
-                self.run_log.metrics({**losses, **self._optimizer_state()}, step)
                 progress.update(step, losses)
+                if self.team.chief:
+                    metrics = self._look(step, losses, progress) or metrics
+                stop = max(self.team.gathered(self.stop[0] if self.stop else 0))  # all of them, in the same step
                 last = step >= self.steps
-                if step % self.config.grid_every == 0 or last:
-                    self._grid(step)
-                if step % self.config.validate_every == 0 or last:
-                    metrics = self._validate(step)
-                    progress.note(step, metrics)
-                if step % self.config.checkpoint_every == 0 or last or self.stop:
+                if step % self.config.checkpoint_every == 0 or last or stop:
                     self._save()
-                if self.stop and not last:
-                    raise Interrupted(self.stop[0], f"at step {step:,}")
-        return metrics or self.validate(self.functions, self.held_out)
+                if stop and not last:
+                    self.team.wait()
+                    raise Interrupted(stop, f"at step {step:,}")
+        return metrics or (self.validate(self.functions, self.held_out) if self.team.chief else {})
+
+    def _look(self, step: int, losses: dict[str, float], progress: Progress) -> dict[str, float]:
+        """What the chief does for whoever watches. Returns: the held-out metrics, where it is their turn."""
+        self._log({**losses, **self._optimizer_state()}, step)
+        last = step >= self.steps
+        metrics: dict[str, float] = {}
+        if step % self.config.grid_every == 0 or last:
+            self._grid(step)
+        if step % self.config.validate_every == 0 or last:
+            metrics = self._validate(step)
+            progress.note(step, metrics)
+        return metrics
+
+    def _log(self, metrics: dict[str, float], step: int) -> None:
+        if self.run_log:
+            self.run_log.metrics(metrics, step)
 
     def _chunk(self, step: int) -> int:
         """How many steps until something has to be done outside the graph."""
         config = self.config
         events = (config.checkpoint_every, config.validate_every, config.grid_every, config.steps_per_loop)
         return min(self.steps - step, *(every - step % every for every in events))
-
-    def _batches(self, step: int) -> Any:
-        data = batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.augment, step)
-        return self.strategy.experimental_distribute_dataset(data) if self.strategy.num_replicas_in_sync > 1 else data
 
     def _advance(self) -> Callable[[Any, tf.Tensor], dict[str, tf.Tensor]]:
         """A tf.function that takes a number of steps and returns each loss's mean over them."""
@@ -253,7 +267,7 @@ class _Training:
 
     def _validate(self, step: int) -> dict[str, float]:
         metrics = self.validate(self.functions, self.held_out)
-        self.run_log.metrics({f"validation_{name}": value for name, value in metrics.items()}, step)
+        self._log({f"validation_{name}": value for name, value in metrics.items()}, step)
         score = next(iter(metrics.values()))
         if score > float(self.best):
             self.best.assign(score)
@@ -268,10 +282,13 @@ class _Training:
         folder = self.output / "samples"
         folder.mkdir(exist_ok=True)
         cv2.imwrite(str(folder / f"step_{step:08d}.png"), picture[..., ::-1])
-        self.run_log.image("samples", picture, step)
+        if self.run_log:
+            self.run_log.image("samples", picture, step)
 
     def _save(self, manager: tf.train.CheckpointManager | None = None) -> None:
-        """Never over a good checkpoint with weights that the last update spoilt."""
+        """By the chief alone; never over a good checkpoint with weights that the last update spoilt."""
+        if not self.team.chief:
+            return
         for name, network in self.room.networks.items():
             for variable, value in zip(network.variables, values(network), strict=True):
                 if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
@@ -325,7 +342,8 @@ class _Training:
     def _register(self, name: str, best: bool) -> None:
         """Make an export a version, unless an earlier call did: it may have been stopped between exporting and this."""
         card, done = exporting.read_card(self.output / name), self.output / f"{name}_registered"
-        if not self.experiment.tracking.register_models or (done.is_file() and done.read_text().split()[0] == str(card["step"])):
+        registered = done.is_file() and done.read_text().split()[0] == str(card["step"])
+        if registered or not self.run_log or not self.experiment.tracking.register_models:
             return
         metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}
         version = self.run_log.register(self.output / name, card["step"], metrics, best)
@@ -388,7 +406,9 @@ def restore(checkpoint: tf.train.Checkpoint, paths: list[str]) -> str | None:
 
 
 def default_strategy() -> tf.distribute.Strategy:
-    """All GPUs when there are several, else the one device there is."""
+    """The workers that this process has joined; else all GPUs when there are several, else the one device there is."""
+    if joined := workers.joined():
+        return joined
     gpus = tf.config.list_logical_devices("GPU")
     return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
 
@@ -420,6 +440,18 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif before != after:
             found.append(f"{prefix}{key}: {before} there, {after} here")
     return found
+
+
+@contextmanager
+def claimed(output: Path, experiment: Experiment[Any], train: Patches | Records) -> Iterator[None]:
+    """Hold a training's folder for this process and this experiment; see `locked` and `claim`."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
+    with locked(output):
+        claim(output, experiment, train)
+        yield
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""What two workers that train together lose of what two processes by themselves do at once, each on one core of this machine.
+
+python benchmarks/workers.py [--batch 1] [--rounds 5] [--steps 3] [--precision float32|bfloat16] [--implementation AUTO|RING] [--pack BYTES]
+
+Both pairs run CAN's training step on patches of --batch for each process, with one thread on a core of its own: alone, two processes
+that know nothing of each other; together, two workers with a global batch of twice as much, which exchange all gradients in every step
+(float32 over gRPC, twice the parameters' bytes a worker). The pairs take turns, A B A B, never at once.
+
+One JSON line: rounds, seconds of a step [alone, together], the slower of each pair; loss, the median of 1 - alone / together (wanted: at
+most 0.15); exchanged_mb, a step's gradients; cpu, the same in processor seconds, which other work on the machine touches less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+Pair = list[subprocess.Popen[str]]
+
+
+def main() -> None:
+    """Print the measured line; or be one of the four processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=256, help="of a patch, px (256)")
+    parser.add_argument("--batch", type=int, default=1, help="patches of each process (1)")
+    parser.add_argument("--model", type=json.loads, default={"discriminator_strided": 3}, metavar="JSON", help="CAN's config")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="of each pair in a round (3)")
+    parser.add_argument("--implementation", choices=("AUTO", "RING"), default="AUTO", help="of TensorFlow's collective operations")
+    parser.add_argument("--pack", type=int, metavar="BYTES", help="that are exchanged at once, 0: all; by default as the package does")
+    parser.add_argument("--as", dest="role", choices=("alone", "together"), help=argparse.SUPPRESS)
+    parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    work(chosen) if chosen.role else print(json.dumps(compared(chosen)))
+
+
+def compared(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Both pairs timed in turns."""
+    pairs = {role: started(role) for role in ("alone", "together")}
+    try:
+        megabytes = [asked(pair, 1)[0]["megabytes"] for pair in pairs.values()][0]  # traces too
+        turns = [{role: asked(pair, chosen.steps) for role, pair in pairs.items()} for _ in range(chosen.rounds)]
+    finally:
+        for process in (one for pair in pairs.values() for one in pair):
+            process.kill()
+    found = {}
+    for clock in ("seconds", "cpu"):
+        rounds = [[max(one[clock] for one in turn[role]) / chosen.steps for role in ("alone", "together")] for turn in turns]
+        lost = statistics.median(1 - alone / together for alone, together in rounds)
+        found[clock] = {"rounds": [[round(value, 3) for value in pair] for pair in rounds], "loss": round(lost, 3)}
+    return {
+        "benchmark": "workers", "size": chosen.size, "batch": chosen.batch, "precision": chosen.precision, "model": chosen.model,
+        "implementation": chosen.implementation, "pack": chosen.pack, "exchanged_mb": megabytes, **found["seconds"], "wanted": "<= 0.15",
+        "cpu": found["cpu"],
+    }  # fmt: skip
+
+
+def started(role: str) -> Pair:
+    """Two processes, each on a core of its own, that wait for numbers of steps."""
+    servers = [socket.create_server(("", 0)) for _ in range(2)]
+    addresses = [f"localhost:{server.getsockname()[1]}" for server in servers]
+    for server in servers:
+        server.close()
+    cores, pair = sorted(os.sched_getaffinity(0)), []
+    for place in range(2):
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": place}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(cluster), "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+        command = [sys.executable, *sys.argv, "--as", role, "--place", str(cores[place % len(cores)])]
+        pair.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment))
+    return pair
+
+
+def asked(pair: Pair, steps: int) -> list[dict[str, float]]:
+    """What both took for so many steps, done at once."""
+    for process in pair:
+        assert process.stdin
+        process.stdin.write(f"{steps}\n")
+        process.stdin.flush()
+    lines = [process.stdout.readline() for process in pair if process.stdout]
+    if not all(lines):
+        raise SystemExit("a process ended before its time; what it said stands above")
+    return [json.loads(line) for line in lines]
+
+
+def work(chosen: argparse.Namespace) -> None:
+    """One process: for every line with a number of steps, a line with the seconds that they took."""
+    os.sched_setaffinity(0, {chosen.place})
+    import keras
+    import tensorflow as tf
+
+    from tfmammo.models.can import CAN, CANConfig
+    from tfmammo.training import workers
+
+    keras.config.set_dtype_policy("mixed_bfloat16" if chosen.precision == "bfloat16" else "float32")
+    strategy = tf.distribute.get_strategy()
+    if chosen.role == "together":
+        pack = workers.PACK if chosen.pack is None else chosen.pack
+        options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=pack, implementation=chosen.implementation)
+        strategy = workers.join(workers.cluster(), options)
+    with strategy.scope():
+        room = CAN(CANConfig(**chosen.model), chosen.size)
+    image = tf.random.stateless_uniform([chosen.batch, chosen.size, chosen.size, 1], [0, 0])
+    batch = {"image": image, "mask": tf.round(image)}
+
+    @tf.function
+    def step() -> dict[str, tf.Tensor]:
+        losses = strategy.run(room.train_step, args=(batch,))
+        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None) for name, loss in losses.items()}
+
+    megabytes = sum(network.count_params() for network in room.networks.values()) * 4 / 1e6
+    for line in sys.stdin:
+        start, used = time.perf_counter(), time.process_time()
+        for _ in range(int(line)):
+            float(step()["generator_loss"])
+        taken = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "megabytes": round(megabytes, 3)}
+        print(json.dumps(taken), flush=True)
+
+
+if __name__ == "__main__":
+    main()
