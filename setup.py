@@ -48,7 +48,7 @@ EXTRAS = {
         "protobuf<7",
     ],
     "serve": SERVE,
-    "benchmark": ["torch", "onnxruntime", "monai", "lpips"],
+    "benchmark": ["torch", "onnx", "onnxscript", "onnxruntime", "monai", "lpips"],
     "docs": DOCS,
     "test": [
         *BUILD,
