@@ -133,7 +133,11 @@ def read_mlflow(words):
 
 def is_run_by_a_test(words):
     """Whether a test names the script or module as those do which run it, in the folder where such tests are."""
-    places = {"train": ("scripts", "detection"), "evaluate": ("scripts",), "benchmarks": ("test_benchmarks.py", "test_benchmarks_growth.py")}
+    places = {
+        "train": ("scripts", "detection"),
+        "evaluate": ("scripts",),
+        "benchmarks": ("test_benchmarks.py", "test_benchmarks_growth.py"),
+    }
     folder, stem = Path(words[0]).parent.name, Path(words[0]).stem
     named = [words[0], f'"{stem}"'] if folder else [words[1], f"from tfmammo import {words[1].removeprefix('tfmammo.')}"]
     tops = [REPOSITORY / "tests" / place for place in places.get(folder, ("",))]
