@@ -72,7 +72,8 @@ class Accepted(BaseException):
 def reading(monkeypatch):
     """Commands run up to where they have read their arguments, and their config if they have one.
 
-    os.environ is a copy meanwhile: train/ssd.py sets variables when it is imported, which must not outlive the test.
+    Afterwards os.environ is as before: train/ssd.py sets variables when it is imported, which must not outlive the test. It stays the same
+    object, which modules that are imported meanwhile keep.
     """
     from tfmammo import config
 
@@ -92,7 +93,10 @@ def reading(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", arguments)
     monkeypatch.setattr(config, "parse", configured)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def read_python(words, monkeypatch):

@@ -74,7 +74,8 @@ def imported(*folders):
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.partition(".")[0])
-    return {canonicalize_name(DISTRIBUTIONS.get(module, module)) for module in modules - {*sys.stdlib_module_names, "tfmammo"}}
+    own = {"tfmammo", *(path.stem for path in (REPOSITORY / "benchmarks").glob("*.py"))}
+    return {canonicalize_name(DISTRIBUTIONS.get(module, module)) for module in modules - {*sys.stdlib_module_names, *own}}
 
 
 def test_version_is_the_packages(package):

@@ -57,16 +57,20 @@ class UNet256(keras.Model):
         self.ups = [_transposed_convolution(n, biases or i == depth - 1) for i, n in enumerate(ups)]
         self.up_norms = [norm() if i < depth - 1 else None for i in range(depth)]
         self.dropouts = [keras.layers.Dropout(dropout) if dropout and i < min(dropouts, depth - 1) else None for i in range(depth)]
-        self.leaky_relu = leaky_relu if biases else tf.nn.leaky_relu  # with its slope of 0.2
+        self.biases = biases
         self.to_float32 = keras.layers.Activation(activation, dtype="float32")
         self(keras.Input((size, size, channels), batch_size=1))
+
+    def activated(self, x: tf.Tensor, level: int) -> tf.Tensor:
+        """LeakyReLU in front of a level's convolution; only the first one's output has no normalisation between its bias and this."""
+        return leaky_relu(x) if self.biases and level == 1 else tf.nn.leaky_relu(x)  # with its slope of 0.2
 
     def call(self, x: tf.Tensor, training: bool = False, noise: bool | None = None) -> tf.Tensor:
         """See the class. noise: whether dropout drops; None: in training alone."""
         noise = training if noise is None else noise
         skips = []
         for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
-            x = down(self.leaky_relu(x) if i else x)
+            x = down(self.activated(x, i) if i else x)
             x = norm(x, training=training) if norm else x
             skips.append(x)
         skips.pop()  # the innermost map goes straight up
