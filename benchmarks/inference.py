@@ -16,11 +16,10 @@ Time: three minutes on two idle cores.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sides import Side, arrays, serve
 
 PEERS = ("torch", "torch-compile", "onnx")
 AGREE = 1e-4  # images are in [0, 1]
@@ -54,8 +54,8 @@ def main() -> None:
 def compared(chosen: argparse.Namespace) -> dict[str, Any]:
     """All sides checked against ours, then timed."""
     with tempfile.TemporaryDirectory() as name:
-        sides = {role: Side(role, chosen, Path(name)) for role in ("ours", *chosen.peers)}
-        apart = {role: max(_apart(sides[role], batch, Path(name)) for batch in chosen.batches) for role in sides}
+        sides = {role: side_of(role, chosen, Path(name)) for role in ("ours", *chosen.peers)}
+        apart = {role: max(_apart(role, side, batch, Path(name)) for batch in chosen.batches) for role, side in sides.items()}
         if not max(apart.values()) <= AGREE:
             raise SystemExit(f"answers differ by {apart}, which is more than {AGREE:g}")
         batches = {batch: timed(sides, batch, chosen) for batch in chosen.batches}
@@ -65,10 +65,10 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
     return {**about, "apart": float(f"{max(apart.values()):.2g}"), "batches": batches}
 
 
-def _apart(side: Side, batch: int, folder: Path) -> float:
+def _apart(role: str, side: Side, batch: int, folder: Path) -> float:
     """Largest difference of a side's answer from ours, which is the first to be asked."""
     side.ask({"answer": batch})
-    ours, its = (np.load(folder / f"{role}-{batch}.npy") for role in ("ours", side.role))
+    ours, its = (np.load(folder / f"{name}-{batch}.npy") for name in ("ours", role))
     return float(np.abs(ours - its).max())
 
 
@@ -89,62 +89,43 @@ def _ratios(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {role: round(statistics.median(row[role] / row["ours"] for row in rounds), 3) for role in rounds[0] if role != "ours"}
 
 
-class Side:
-    """One of them, in a process of its own, which answers a line with a line."""
-
-    def __init__(self, role: str, chosen: argparse.Namespace, folder: Path) -> None:
-        self.role = role
-        given = ["--model", chosen.model, "--size", chosen.size, *(["--filters", *chosen.filters] if chosen.filters else [])]
-        given += ["--threads", chosen.threads] if chosen.threads else []
-        command = [sys.executable, __file__, "--as", role, "--folder", folder, *given]
-        self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ask({"ready": True})
-
-    def ask(self, what: dict[str, Any]) -> Any:
-        """The answer."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{json.dumps(what)}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.role}: ended")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End it."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
+def side_of(role: str, chosen: argparse.Namespace, folder: Path) -> Side:
+    """One of them, when it is ready."""
+    given = ["--model", chosen.model, "--size", chosen.size, *(["--filters", *chosen.filters] if chosen.filters else [])]
+    given += ["--threads", chosen.threads] if chosen.threads else []
+    side = Side(__file__, "--as", role, "--folder", folder, *given)
+    side.ask("ready")
+    return side
 
 
 def work(chosen: argparse.Namespace) -> None:
-    """Answer the parent's lines until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    call = {"ours": ours, "torch": torchs, "torch-compile": torchs, "onnx": onnx}[chosen.role](chosen)
-    channels = json.loads((chosen.folder / "about.json").read_text(encoding="utf-8"))["channels"]
-    for line in sys.stdin:
-        what, found = json.loads(line), None
-        patches = _patches(what.get("answer") or what.get("time") or 1, chosen.size, channels)
-        if "answer" in what:
-            np.save(chosen.folder / f"{chosen.role}-{len(patches)}.npy", call(patches))
-        elif "time" in what:
-            start, busy = time.perf_counter(), time.process_time()
-            for _ in range(what["calls"]):
-                call(patches)
-            found = [(now - then) / what["calls"] for now, then in ((time.perf_counter(), start), (time.process_time(), busy))]
-        answers.write(json.dumps(found) + "\n")
-        answers.flush()
+    """Be one of them."""
+    make = {"ours": ours, "torch": torchs, "torch-compile": torchs, "onnx": onnx}[chosen.role]
+    serve(lambda: functools.partial(answer, chosen, make(chosen)))
 
 
-def _patches(batch: int, size: int, channels: int) -> np.ndarray:
-    return np.random.default_rng(0).random((batch, size, size, channels), np.float32)
+def answer(chosen: argparse.Namespace, call: Answer, what: dict[str, int]) -> list[float] | None:
+    """What the parent is answered: nothing where the answers go into a file, else the seconds of a call by two clocks."""
+    shape = (what.get("answer") or what["time"], chosen.size, chosen.size, channels_of(chosen))
+    patches = np.random.default_rng(0).random(shape, np.float32)
+    if "answer" in what:
+        np.save(chosen.folder / f"{chosen.role}-{len(patches)}.npy", call(patches))
+        return None
+    start, busy = time.perf_counter(), time.process_time()
+    for _ in range(what["calls"]):
+        call(patches)
+    return [(now - then) / what["calls"] for now, then in ((time.perf_counter(), start), (time.process_time(), busy))]
+
+
+def channels_of(chosen: argparse.Namespace) -> int:
+    """Of what the generator takes."""
+    return int((chosen.folder / "channels").read_text())
 
 
 def ours(chosen: argparse.Namespace) -> Answer:
     """Our SavedModel. Weights and config go into the folder, for the peers."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from tfmammo import quiet  # noqa: F401, I001  # the first to import TensorFlow, because it keeps that quiet
+    import rooms  # isort: skip  # the first to import TensorFlow, because it keeps that quiet
     import keras
     import tensorflow as tf
 
@@ -154,51 +135,32 @@ def ours(chosen: argparse.Namespace) -> Answer:
         tf.config.threading.set_intra_op_parallelism_threads(chosen.threads)
         tf.config.threading.set_inter_op_parallelism_threads(chosen.threads)
     keras.utils.set_random_seed(0)
-    room = room_of(chosen)
-    weights = {
-        f"{name}/{i}": weight.numpy() for name, network in room.networks.items() for i, weight in enumerate(network.trainable_variables)
-    }  # fmt: skip
-    np.savez(chosen.folder / "weights.npz", **weights)
+    room = rooms.room_of(chosen.model, changed(chosen), chosen.size)
+    rooms.leave(room, chosen.folder)
     export.export(room, chosen.folder / "export", {})
     card = export.read_card(chosen.folder / "export")["functions"]["generator"]
     (name,), output = card["inputs"], next(iter(card["outputs"]))
-    about = {"channels": card["inputs"][name]["shape"][-1], "config": json.loads(room.config.model_dump_json())}
-    (chosen.folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    (chosen.folder / "channels").write_text(str(card["inputs"][name]["shape"][-1]))
     call = export.load(chosen.folder / "export", "generator")
     return lambda patches: call(**{name: patches})[output]
 
 
-def room_of(chosen: argparse.Namespace) -> Any:
-    """Our model; without dropout, which the cGAN's answers have too. Only its generator is called, so its discriminator may be small."""
+def changed(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Of the config: no dropout, which the cGAN's answers have too. Only the generator is called, so the discriminator may be small."""
     values: dict[str, Any] = {"dropout": 0.0, "discriminator_filters": 4, "discriminator_strided": 1}
     values |= {"filters": tuple(chosen.filters)} if chosen.filters else {}
-    if chosen.model == "can":
-        from tfmammo.models.can import CAN, CANConfig
-
-        return CAN(CANConfig(**values), chosen.size)
-    if chosen.model == "infilling":
-        from tfmammo.models.infilling import Infilling, InfillingConfig
-
-        return Infilling(InfillingConfig(weights="none", **values), chosen.size)
-    from tfmammo.models.cgan import CGAN, CGANConfig
-
-    return CGAN(CGANConfig(**values), chosen.size)
+    return values | ({"weights": "none"} if chosen.model == "infilling" else {})
 
 
 def network_of(chosen: argparse.Namespace) -> Any:
     """The peer's generator with our weights, [batch, channels, rows, cols] in [0, 1] to the same with one channel."""
     import torch
-
-    sys.path.insert(0, str(Path(__file__).parent))
     from peers import can, cgan, infilling
 
     rooms: dict[str, Any] = {"can": can.Room, "cgan": cgan.Room, "infilling": infilling.Room}
-    # What is needed of ours stands in files: TensorFlow and torch.compile don't bear each other in one process.
-    config = json.loads((chosen.folder / "about.json").read_text(encoding="utf-8"))["config"]
+    config = json.loads((chosen.folder / "config.json").read_text(encoding="utf-8"))
     room = rooms[chosen.model](config, chosen.size, False, "float32")
-    with np.load(chosen.folder / "weights.npz") as known:
-        names = [key.partition("/")[0] for key in known.files]
-        room.load({name: [known[f"{name}/{i}"] for i in range(names.count(name))] for name in room.networks})
+    room.load(arrays(chosen.folder / "weights.npz"))
 
     class Border(torch.nn.Module):
         """The generator as it is exported: CAN's and the infilling's work in [-1, 1] inside."""
@@ -238,8 +200,7 @@ def onnx(chosen: argparse.Namespace) -> Answer:
     import onnxruntime
     import torch
 
-    channels = json.loads((chosen.folder / "about.json").read_text(encoding="utf-8"))["channels"]
-    example, path = torch.zeros(2, channels, chosen.size, chosen.size), chosen.folder / "generator.onnx"
+    example, path = torch.zeros(2, channels_of(chosen), chosen.size, chosen.size), chosen.folder / "generator.onnx"
     shapes = {"patches": {0: torch.export.Dim("batch")}}
     torch.onnx.export(network_of(chosen), (example,), path, input_names=["patches"], dynamic_shapes=shapes, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()

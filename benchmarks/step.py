@@ -15,13 +15,12 @@ the end of the first step, s; peak memory, MB; with --trace, seconds of our step
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from sides import Side, arrays, serve
 
 AGREE = {"float32": 2e-4, "bfloat16": 5e-2}  # relative, of the losses of two steps
 
@@ -75,8 +75,8 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
     """Both sides checked against each other, then timed."""
     with tempfile.TemporaryDirectory() as folder:
         apart = losses_apart(chosen, Path(folder))
-        mine, peer = (Side(role, chosen, Path(folder)) for role in ("ours", chosen.peer))
-        starts = [side.ask("losses", started=True) for side in (mine, peer)]
+        mine, peer = (side_of(role, chosen, Path(folder)) for role in ("ours", chosen.peer))
+        starts = [first_step(side) for side in (mine, peer)]
         rounds = [(mine.ask(chosen.steps), peer.ask(chosen.steps)) for _ in range(chosen.rounds)]
         gemm, memory = mine.ask("gemm"), [side.ask("memory") for side in (mine, peer)]
         flops = peer.ask("flops")
@@ -105,7 +105,7 @@ def traced(mine: Side, folder: Path, to: Path) -> dict[str, Any]:
 
 def losses_apart(chosen: argparse.Namespace, folder: Path) -> float:
     """By how much the losses of two steps from equal weights differ; too much ends everything."""
-    both = [Side(role, chosen, folder, equal=True) for role in ("ours", chosen.peer)]
+    both = [side_of(role, chosen, folder, equal=True) for role in ("ours", chosen.peer)]
     ours, theirs = ([side.ask("losses"), side.ask("losses")] for side in both)
     for side in both:
         side.close()
@@ -115,56 +115,37 @@ def losses_apart(chosen: argparse.Namespace, folder: Path) -> float:
     return apart
 
 
-class Side:
-    """One of the two, in a process of its own, which answers a line with a line. equal: to be compared, so without dropout."""
+def side_of(role: str, chosen: argparse.Namespace, folder: Path, equal: bool = False) -> Side:
+    """One of the two, when it is ready. equal: to be compared, so without dropout."""
+    given = ["--model", chosen.model, "--precision", chosen.precision, "--size", chosen.size, "--batch", chosen.batch]
+    given += ["--config", json.dumps(chosen.config), *(["--equal"] if equal else [])]
+    side = Side(__file__, "--as", role, "--folder", folder, *given)
+    side.ask("ready")
+    return side
 
-    def __init__(self, role: str, chosen: argparse.Namespace, folder: Path, equal: bool = False) -> None:
-        self.start = time.perf_counter()
-        given = ["--model", chosen.model, "--precision", chosen.precision, "--size", chosen.size, "--batch", chosen.batch]
-        given += ["--config", json.dumps(chosen.config), *(["--equal"] if equal else [])]
-        command = [sys.executable, __file__, "--as", role, "--folder", folder, *given]
-        self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ask("ready")
 
-    def ask(self, what: str | int, started: bool = False) -> Any:
-        """The answer. started: instead of it the seconds since the process began."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(f"{what}\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.process.args!r}: ended")
-        return time.perf_counter() - self.start if started else json.loads(line)
-
-    def close(self) -> None:
-        """End it."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()
-        self.process.wait(60)
-        self.process.stdout.close()
+def first_step(side: Side) -> float:
+    """Make it. Returns: the seconds since the process began."""
+    side.ask("losses")
+    return time.perf_counter() - side.start
 
 
 def work(chosen: argparse.Namespace) -> None:
-    """Answer the parent's lines until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    made = {"ours": ours, "naive": ours, "torch": torchs, "torch-best": torchs}[chosen.role](chosen)
-    for line in sys.stdin:
-        answers.write(json.dumps(answer(line.strip(), made)) + "\n")
-        answers.flush()
+    """Be one of the two."""
+    make = {"ours": ours, "naive": ours, "torch": torchs, "torch-best": torchs}[chosen.role]
+    serve(lambda: functools.partial(answer, make(chosen)))
 
 
-def answer(line: str, made: dict[str, Callable[[], Any]]) -> Any:
-    """What one line is answered with: of a number the mean seconds of so many steps."""
-    if line == "ready":
-        return True
-    if line == "memory":
+def answer(made: dict[str, Callable[[], Any]], what: str | int) -> Any:
+    """What the parent is answered: of a number the mean seconds of so many steps."""
+    if what == "memory":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if not line.isdigit():
-        return made[line]()
+    if isinstance(what, str):
+        return made[what]()
     start = time.perf_counter()
-    for _ in range(int(line)):
+    for _ in range(what):
         made["losses"]()
-    return (time.perf_counter() - start) / int(line)
+    return (time.perf_counter() - start) / what
 
 
 def batch_of(chosen: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -245,15 +226,6 @@ def flops_of(step: Callable[[], Any]) -> float:
     with torch.compiler.set_stance("force_eager"), Counter() as counter:
         step()
     return counter.total
-
-
-def arrays(path: Path) -> dict[str, list[np.ndarray]]:
-    """What a file of rooms.py holds: its "NAME/i" as lists by name."""
-    found: dict[str, list[np.ndarray]] = {}
-    with np.load(path) as known:
-        for key in known.files:
-            found.setdefault(key.rpartition("/")[0], []).append(known[key])
-    return found
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-Pair = list[subprocess.Popen[str]]
+from sides import Side, serve
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--as", dest="role", choices=("alone", "together"), help=argparse.SUPPRESS)
     parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    work(chosen) if chosen.role else print(json.dumps(compared(chosen)))
+    serve(lambda: made(chosen)) if chosen.role else print(json.dumps(compared(chosen)))
 
 
 def compared(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
         megabytes = [asked(pair, 1)[0]["megabytes"] for pair in pairs.values()][0]  # traces too
         turns = [{role: asked(pair, chosen.steps) for role, pair in pairs.items()} for _ in range(chosen.rounds)]
     finally:
-        for process in (one for pair in pairs.values() for one in pair):
-            process.kill()
+        for side in (one for pair in pairs.values() for one in pair):
+            side.process.kill()
     found = {}
     for clock in ("seconds", "cpu"):
         rounds = [[max(one[clock] for one in turn[role]) / chosen.steps for role in ("alone", "together")] for turn in turns]
@@ -63,7 +63,7 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def started(role: str) -> Pair:
+def started(role: str) -> list[Side]:
     """Two processes, each on a core of its own, that wait for numbers of steps."""
     servers = [socket.create_server(("", 0)) for _ in range(2)]
     addresses = [f"localhost:{server.getsockname()[1]}" for server in servers]
@@ -73,25 +73,19 @@ def started(role: str) -> Pair:
     for place in range(2):
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": place}}
         environment = os.environ | {"TF_CONFIG": json.dumps(cluster), "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-        command = [sys.executable, *sys.argv, "--as", role, "--place", str(cores[place % len(cores)])]
-        pair.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment))
+        pair.append(Side(*sys.argv, "--as", role, "--place", cores[place % len(cores)], environment=environment))
     return pair
 
 
-def asked(pair: Pair, steps: int) -> list[dict[str, float]]:
+def asked(pair: list[Side], steps: int) -> list[dict[str, float]]:
     """What both took for so many steps, done at once."""
-    for process in pair:
-        assert process.stdin
-        process.stdin.write(f"{steps}\n")
-        process.stdin.flush()
-    lines = [process.stdout.readline() for process in pair if process.stdout]
-    if not all(lines):
-        raise SystemExit("a process ended before its time; what it said stands above")
-    return [json.loads(line) for line in lines]
+    for side in pair:
+        side.send(steps)
+    return [side.receive() for side in pair]
 
 
-def work(chosen: argparse.Namespace) -> None:
-    """One process: for every line with a number of steps, a line with the seconds that they took."""
+def made(chosen: argparse.Namespace) -> Callable[[int], dict[str, float]]:
+    """What one process answers: to a number of steps the seconds that they took."""
     os.sched_setaffinity(0, {chosen.place})
     import keras
     import tensorflow as tf
@@ -116,12 +110,14 @@ def work(chosen: argparse.Namespace) -> None:
         return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None) for name, loss in losses.items()}
 
     megabytes = sum(network.count_params() for network in room.networks.values()) * 4 / 1e6
-    for line in sys.stdin:
+
+    def answer(steps: int) -> dict[str, float]:
         start, used = time.perf_counter(), time.process_time()
-        for _ in range(int(line)):
+        for _ in range(steps):
             float(step()["generator_loss"])
-        taken = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "megabytes": round(megabytes, 3)}
-        print(json.dumps(taken), flush=True)
+        return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - used, "megabytes": round(megabytes, 3)}
+
+    return answer
 
 
 if __name__ == "__main__":
