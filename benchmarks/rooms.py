@@ -23,8 +23,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
-from tfmammo import convolutions
-from tfmammo.layers import patch_seeds, uniform_noise
+from tfmammo import convolutions, layers
 
 CHECKED = 2  # steps whose losses are compared
 
@@ -97,8 +96,9 @@ def take(room: Any, folder: Path) -> None:
 
 
 def plain(room: Any) -> None:
-    """What users of Keras have: its own convolutions, its own Adam, with our numbers, and a pass back for each network's loss."""
-    convolutions.pays = lambda *sizes: False
+    """What users of Keras have: its own layers, its own Adam, with our numbers, and a pass back for each network's loss."""
+    convolutions._is_usual = lambda layer: False
+    layers.BatchNormalization.call = keras.layers.BatchNormalization.call
     numbers = {key: value for key, value in room.config.model_dump().items() if key in ("learning_rate", "beta_1", "beta_2", "epsilon")}
     room.optimizers = {name: keras.optimizers.Adam(**{"epsilon": 1e-7, **numbers}) for name in room.optimizers}
     for name, optimizer in room.optimizers.items():
@@ -110,7 +110,7 @@ def plain(room: Any) -> None:
 def draws(model: str, room: Any, batch: dict[str, tf.Tensor], step: int) -> dict[str, np.ndarray]:
     """What a room draws by itself in one step, but for dropout, which is switched off."""
     if model == "infilling":  # what fills the lesions
-        return {"noise": uniform_noise(patch_seeds(batch["image"], step), room.size).numpy()}
+        return {"noise": layers.uniform_noise(layers.patch_seeds(batch["image"], step), room.size).numpy()}
     if model != "contextual":
         return {}
     from tfmammo.models.contextual import PATHOLOGIES

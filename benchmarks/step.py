@@ -3,7 +3,7 @@
 python benchmarks/step.py --model can|infilling|contextual|cgan --peer torch [--precision float32|bfloat16] [--rounds 5] [--steps 4]
 
 Peers: torch, PyTorch as its users run it; torch-best, with fused Adam, channels_last and torch.compile; naive, ours with Keras's own
-convolutions and Adam and a pass back for each loss. Both run in processes of their own and take turns, A B A B, never at once; so
+layers and Adam and a pass back for each loss. Both run in processes of their own and take turns, A B A B, never at once; so
 whatever else the machine does meets both, if not equally: threads that wait for each other busily, as PyTorch's do, suffer more.
 First both make two steps from equal weights on equal patches, with equal random numbers and no dropout, and their losses must agree.
 

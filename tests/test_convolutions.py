@@ -35,6 +35,16 @@ def value_and_gradients(layer, x):
     return [y, *tape.gradient(loss, [x, *layer.trainable_variables])]
 
 
+def penalty_gradient(layer, x):
+    """Of |dy / dx|^2, by the kernel."""
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = tf.reduce_sum(layer(x))
+        penalty = tf.reduce_sum(inner.gradient(y, x) ** 2)
+    return outer.gradient(penalty, layer.kernel.value)
+
+
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride"),
@@ -45,6 +55,35 @@ def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride, always)
     ours, theirs, x = both(kind, shape, 4, kernel, stride, padding="same", activation="tanh")
     for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "stride"),
+    [((2, 8, 8, 16), 1, 4, 2), ((1, 5, 7, 24), 6, 2, 2), ((3, 5, 4, 9), 1, 3, 1), ((1, 6, 4, 36), 1, 6, 2), ((2, 3, 5, 64), 1, 8, 4),
+     ((2, 3, 3, 16), 1, 4, 4)],
+)  # fmt: skip
+def test_few_filters_are_products_added_up_and_the_gradients_are_the_convolution_s(shape, filters, kernel, stride, monkeypatch):
+    monkeypatch.setattr(convolutions, "pays", lambda maps, places, most: False)
+    ours, theirs, x = both("transposed", shape, filters, kernel, stride, padding="same", activation="tanh")
+    for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=4e-6)
+    function = tf.function(ours, input_signature=[tf.TensorSpec([None, *shape[1:]])])
+    assert "MatMul" in {operation.type for operation in function.get_concrete_function().graph.get_operations()}
+    np.testing.assert_allclose(function(x[:1]), theirs(x[:1]), rtol=1e-5, atol=4e-6)
+
+
+@pytest.mark.parametrize(
+    ("filters", "kernel", "stride", "narrow"), [(1, 4, 2, True), (2, 4, 2, False), (1, 3, 2, False), (1, (4, 2), 2, False)]
+)
+def test_which_layers_have_few_filters(filters, kernel, stride, narrow):
+    layer = TransposedConvolution(filters, kernel, stride, padding="same")
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([2, 8, 8, 16])).graph
+    assert ("MatMul" in {operation.type for operation in graph.get_operations()}) == narrow
+
+
+def test_a_second_derivative_of_few_filters():
+    ours, theirs, x = both("transposed", (4, 4, 4, 16), 1, 4, 2, padding="same", activation="tanh")
+    np.testing.assert_allclose(*(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5)
 
 
 def test_without_padding_and_without_a_bias(always):
@@ -102,15 +141,7 @@ def test_in_bfloat16_as_exact_as_keras(kind, always):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_second_derivative(kind, always):
     ours, theirs, x = both(kind, (2, 4, 4, 2), 3, 3, 1, padding="same", activation="tanh")
-    found = []
-    for layer in (ours, theirs):
-        with tf.GradientTape() as outer:
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                y = tf.reduce_sum(layer(x))
-            penalty = tf.reduce_sum(inner.gradient(y, x) ** 2)
-        found.append(outer.gradient(penalty, layer.kernel.value))
-    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(*(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", PAIRS)

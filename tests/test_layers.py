@@ -1,4 +1,4 @@
-"""Each layer against numpy: sample normalisation, spectral normalisation, self-attention, random scalars."""
+"""Each layer against numpy: sample and batch normalisation, spectral normalisation, self-attention, random scalars."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.layers import RandomScalarMap, SampleNormalization, SelfAttention, SpectralNormalization
+from tfmammo.layers import BatchNormalization, RandomScalarMap, SampleNormalization, SelfAttention, SpectralNormalization
 
 EPSILON = 1e-3
 
@@ -79,6 +79,45 @@ def test_equals_batch_normalization_in_training_at_batch_1(shift):
     batch_norm.beta.assign(norm.beta)
     tolerance = 1e-5 * (1 + shift)
     np.testing.assert_allclose(norm(x), batch_norm(x, training=True), rtol=tolerance, atol=tolerance)
+
+
+def two_batch_normalizations(dtype="float32", momentum=0.9):
+    """Ours and Keras's of equal weights."""
+    pair = [kind(momentum=momentum, dtype=dtype) for kind in (BatchNormalization, keras.layers.BatchNormalization)]
+    for norm in pair:
+        norm.build((None, None, None, 3))
+        norm.set_weights([np.array(values, np.float32) for values in ((1, 2, -0.5), (0, 1, 3), (0.1, -1, 0), (1, 4, 0.5))])
+    return pair
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 3), (1, 2, 1, 3), (2, 1, 1, 3), (1, 1, 1, 3)])
+def test_batch_normalization_is_keras_own_with_its_gradients_and_averages(shape):
+    found = []
+    for norm in two_batch_normalizations():
+        x = tf.constant(noise(*shape) * 3 + 2)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = norm(x, training=True)
+            loss = tf.reduce_sum(tf.sin(y))
+        found.append([y, *tape.gradient(loss, [x, *norm.trainable_variables]), *norm.get_weights(), norm(x, training=False)])
+    for ours, keras_own in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-5)
+
+
+def test_batch_normalization_of_an_unknown_number_of_maps_frozen_or_in_bfloat16():
+    x = noise(4, 6, 5, 3)
+    for norm, keras_own in (two_batch_normalizations(), two_batch_normalizations("mixed_bfloat16")):
+        graph = tf.function(lambda x, norm=norm: norm(x, training=True), input_signature=[tf.TensorSpec([None, None, None, 3])])
+        kinds = {operation.type for operation in graph.get_concrete_function().graph.get_operations()}
+        assert "FusedBatchNormV3" in kinds and graph(x).dtype == keras_own(x, training=True).dtype == norm.compute_dtype
+        tolerance = 1e-5 if norm.compute_dtype == "float32" else 0.05
+        for ours, theirs in zip(norm.get_weights(), keras_own.get_weights(), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+    norm, keras_own = two_batch_normalizations()
+    norm.trainable = keras_own.trainable = False
+    before = norm.get_weights()
+    np.testing.assert_allclose(norm(x, training=True), keras_own(x, training=True), rtol=1e-6)
+    np.testing.assert_array_equal(norm.get_weights(), before)
 
 
 def test_the_result_ignores_scale_and_offset_of_the_input():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256, normal
+from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256, leaky_relu, normal
 
 
 def parameters(network):
@@ -194,3 +194,17 @@ def test_every_layer_draws_its_own_weights_from_the_same_normal():
     for kernel in kernels:
         assert abs(kernel.std() - 0.02) < 0.003 and abs(kernel.mean()) < 0.003
     assert normal(0.5).stddev == 0.5
+
+
+def test_leaky_relu_with_its_gradient_and_that_of_a_gradient_s_square():
+    x = tf.constant([-2.0, -1e-3, 1e-3, 3.0])
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            y = leaky_relu(x * x * tf.sign(x))
+        (gradient,) = inner.gradient(y, [x])
+        penalty = gradient**2
+    np.testing.assert_allclose(y, [-0.8, -2e-7, 1e-6, 9], rtol=1e-6)
+    np.testing.assert_allclose(gradient, [0.8, 4e-4, 2e-3, 6], rtol=1e-6)  # 2 |x|, a fifth of it below 0
+    np.testing.assert_allclose(outer.gradient(penalty, x), [-0.64, -3.2e-4, 8e-3, 24], rtol=1e-6)  # 8 x, times 0.04

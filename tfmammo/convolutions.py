@@ -8,8 +8,9 @@ it lies in memory; what it needs besides, patches or what is to be added up, is 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -31,7 +32,7 @@ class Convolution(keras.layers.Conv2D):
         shape = self.compute_output_shape(inputs.shape)
         if not _is_usual(self) or not pays(inputs.shape[0], shape[1:3], kernel.shape[-1] / 2):
             return super().convolution_op(inputs, kernel)
-        pixels, _ = _places(inputs.shape[1:3], self.kernel_size, self.strides, self.padding == "same")
+        pixels = _pixels(inputs.shape[1:3], self.kernel_size, self.strides, self.padding == "same")
         taps, channels, filters = pixels.shape[1], inputs.shape[-1], kernel.shape[-1]
         patches = tf.reshape(_gather(inputs, pixels), [-1, taps * channels])
         return tf.reshape(tf.matmul(patches, tf.reshape(kernel, [-1, filters])), [-1, *shape[1:3], filters])
@@ -39,26 +40,71 @@ class Convolution(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("tfmammo")
 class TransposedConvolution(keras.layers.Conv2DTranspose):
-    """keras.layers.Conv2DTranspose; where it has a channel for each input place, one matrix product whose overlaps are added up.
+    """keras.layers.Conv2DTranspose; as matrix products whose overlaps are added up where that is quicker.
+
+    So it is where there is a channel for each input place, in training too, and where the product, kernel places x filters of each
+    pixel, is no larger than what comes in, as in front of an image; the latter's gradients are those of the convolution.
 
     Args:     x: floating [batch, rows, cols, channels]. Returns: [batch, rows * stride, cols * stride, filters], as Keras's.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        usual = _is_usual(self) and self.padding == "same" and self.output_padding is None
-        if not usual or not pays(inputs.shape[0], inputs.shape[1:3], inputs.shape[-1]):
+        usual = _is_usual(self) and self.padding == "same" and self.output_padding is None and None not in inputs.shape[1:3]
+        if usual and pays(inputs.shape[0], inputs.shape[1:3], inputs.shape[-1]):
+            outputs = self._of_small_map(inputs)
+        elif usual and self._is_narrow(inputs.shape[-1]):
+            outputs = _to_few_filters(inputs, tf.convert_to_tensor(self.kernel), self.strides[0])
+        else:
             return super().call(inputs)
+        outputs = outputs + self.bias if self.use_bias else outputs
+        return self.activation(outputs) if self.activation is not None else outputs
+
+    def _of_small_map(self, inputs: tf.Tensor) -> tf.Tensor:
         shape = self.compute_output_shape(inputs.shape)
-        _, contributions = _places(shape[1:3], self.kernel_size, self.strides, same=True)
+        contributions = _contributions(_pixels(shape[1:3], self.kernel_size, self.strides, same=True), math.prod(shape[1:3]))
         channels, taps = inputs.shape[-1], self.kernel_size[0] * self.kernel_size[1]
         kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [taps * self.filters, channels])
         # The kernel first: the other way round two threads take three times as long for 16 rows, as only they are shared out.
         products = tf.transpose(tf.matmul(kernel, tf.reshape(inputs, [-1, channels]), transpose_b=True))
         products = tf.reshape(products, [-1, *inputs.shape[1:3], taps, self.filters])
-        outputs = tf.reshape(tf.reduce_sum(_gather(products, contributions), axis=2), [-1, *shape[1:]])
-        outputs = outputs + self.bias if self.use_bias else outputs
-        return self.activation(outputs) if self.activation is not None else outputs
+        return tf.reshape(tf.reduce_sum(_gather(products, contributions), axis=2), [-1, *shape[1:]])
+
+    def _is_narrow(self, channels: int) -> bool:
+        (rows, cols), (down, right) = self.kernel_size, self.strides
+        return rows * cols * self.filters <= channels and rows == cols and down == right and rows % down == 0 == (rows - down) % 2
+
+
+def _to_few_filters(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """Transposed convolution, "same": the products of all pixels with the kernel; those that meet added up; out of channels into space.
+
+    Args:     x: floating [batch, rows, cols, channels]. kernel: [k, k, filters, channels], k a multiple of the stride.
+    Returns:  [batch, rows * stride, cols * stride, filters].
+    """
+    side, _, filters, channels = kernel.shape
+    count, (rows, cols) = side // stride, x.shape[1:3]
+    before = (side - stride) // 2
+
+    @tf.custom_gradient
+    def convolved(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
+        # A kernel place is stride * part + phase: its part says which pixel of the sum it meets, its phase where in there.
+        parts = tf.transpose(tf.reshape(kernel, [count, stride, count, stride, filters, channels]), [0, 2, 1, 3, 4, 5])
+        products = tf.matmul(tf.reshape(x, [-1, channels]), tf.reshape(parts, [-1, channels]), transpose_b=True)
+        products = tf.reshape(products, [-1, rows, cols, count, count, stride * stride * filters])
+        moved = [
+            tf.pad(products[:, :, :, i, j], [[0, 0], [i, count - 1 - i], [j, count - 1 - j], [0, 0]])
+            for i, j in itertools.product(range(count), repeat=2)
+        ]
+        summed = tf.nn.depth_to_space(tf.add_n(moved), stride) if stride > 1 else tf.add_n(moved)
+
+        def gradients(y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            strides = [1, stride, stride, 1]
+            of_kernel = tf.raw_ops.Conv2DBackpropFilter(input=y, filter_sizes=kernel.shape, out_backprop=x, strides=strides, padding="SAME")
+            return tf.nn.conv2d(y, kernel, stride, "SAME"), of_kernel
+
+        return summed[:, before : before + rows * stride, before : before + cols * stride], gradients
+
+    return convolved(x, kernel)
 
 
 def pays(maps: int | None, places: Sequence[int | None], most: float) -> bool:
@@ -76,27 +122,32 @@ def _gather(x: tf.Tensor, places: NDArray[np.int32]) -> tf.Tensor:
     return tf.gather(tf.pad(flat, [[0, 0], [0, 1], [0, 0]]), places, axis=1)
 
 
-def _places(
-    shape: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], same: bool
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _pixels(shape: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], same: bool) -> NDArray[np.int32]:
     """Where a convolution looks.
 
     Args:     shape: rows and columns of what is convolved.
-    Returns:  int32 [outputs, taps], the pixel that each tap of each output meets, rows * cols outside the map; and the other way
-              round, int32 [rows * cols, n], the output * taps + tap that meet each pixel, outputs * taps where there are fewer.
+    Returns:  int32 [outputs, taps], the pixel that each tap of each output meets, rows * cols outside the map.
     """
     (rows, row_taps), (cols, col_taps) = (_axis(*axis, same) for axis in zip(shape, kernel, strides, strict=True))
     inside = ((rows >= 0) & (rows < shape[0]))[:, None, :, None] & ((cols >= 0) & (cols < shape[1]))[None, :, None, :]
     pixels = np.where(inside, rows[:, None, :, None] * shape[1] + cols[None, :, None, :], shape[0] * shape[1])
-    pixels = pixels.reshape(-1, row_taps * col_taps).astype(np.int32)
+    return pixels.reshape(-1, row_taps * col_taps).astype(np.int32)
+
+
+def _contributions(pixels: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+    """The other way round.
+
+    Args:     pixels: as `_pixels` gives them. count: how many pixels the map has.
+    Returns:  int32 [count, n], the output * taps + tap that meet each pixel, outputs * taps where there are fewer.
+    """
     order = np.argsort(pixels, axis=None, kind="stable")
     met = pixels.ravel()[order]
-    counts = np.bincount(met, minlength=shape[0] * shape[1] + 1)
+    counts = np.bincount(met, minlength=count + 1)
     nth = np.arange(met.size) - (np.cumsum(counts) - counts)[met]
-    contributions = np.full((shape[0] * shape[1], counts[:-1].max()), pixels.size, np.int32)
-    real = met < shape[0] * shape[1]
+    contributions = np.full((count, counts[:-1].max()), pixels.size, np.int32)
+    real = met < count
     contributions[met[real], nth[real]] = order[real]
-    return pixels, contributions
+    return contributions
 
 
 def _axis(length: int, kernel: int, stride: int, same: bool) -> tuple[NDArray[np.int64], int]:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
-from tfmammo.layers import SampleNormalization
+from tfmammo.layers import BatchNormalization, SampleNormalization
 from tfmammo.losses import dice_loss, l1, log_fake, log_real
 from tfmammo.networks import PatchDiscriminator, UNet256
 from tfmammo.optimization import Adam, build, minimize
@@ -100,7 +100,7 @@ class CGAN(keras.Model):
         super().__init__(name="cgan")
         self.config = config = config or CGANConfig()
         self.size = size
-        average = partial(keras.layers.BatchNormalization, momentum=config.momentum)
+        average = partial(BatchNormalization, momentum=config.momentum)
         norm = average if config.normalization == "batch" else SampleNormalization
         self.generator = UNet256(
             filters=config.filters, dropout=config.dropout, size=size, name="generator", biases=True, norm=norm, activation="sigmoid"
