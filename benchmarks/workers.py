@@ -1,10 +1,11 @@
 """What two workers that train together lose of what two processes by themselves do at once, each on one core of this machine.
 
-python benchmarks/workers.py [--batch 1] [--rounds 5] [--steps 3] [--precision float32|bfloat16] [--implementation AUTO|RING] [--pack BYTES]
+python benchmarks/workers.py [--model can|infilling|contextual|cgan] [--batch 4] [--rounds 5] [--steps 3] [--precision float32|bfloat16]
 
-Both pairs run CAN's training step on patches of --batch for each process, with one thread on a core of its own: alone, two processes
-that know nothing of each other; together, two workers with a global batch of twice as much, which exchange all gradients in every step
-(float32 over gRPC, twice the parameters' bytes a worker). The pairs take turns, A B A B, never at once.
+Both pairs run the model's training step on --batch patches for each process, by default as many as the paper's whole batch, with one
+thread on a core of its own: alone, two processes that know nothing of each other; together, two workers with a global batch of twice as
+much, which exchange all gradients in every step (float32 over gRPC, twice the parameters' bytes a worker). The pairs take turns,
+A B A B, never at once.
 
 One JSON line: rounds, seconds of a step [alone, together], the slower of each pair; loss, the median of 1 - alone / together (wanted: at
 most 0.15); exchanged_mb, a step's gradients; cpu, the same in processor seconds, which other work on the machine touches less.
@@ -23,22 +24,24 @@ from collections.abc import Callable
 from typing import Any
 
 from sides import Side, serve
+from step import MODELS, batch_of
 
 
 def main() -> None:
     """Print the measured line; or be one of the four processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=256, help="of a patch, px (256)")
-    parser.add_argument("--batch", type=int, default=1, help="patches of each process (1)")
-    parser.add_argument("--model", type=json.loads, default={"discriminator_strided": 3}, metavar="JSON", help="CAN's config")
+    parser.add_argument("--model", choices=tuple(MODELS), default="can")
+    parser.add_argument("--size", type=int, help="of a patch, px; the paper's")
+    parser.add_argument("--batch", type=int, help="patches of each process; the paper's")
+    parser.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="the model's, where it is not the paper's")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="of each pair in a round (3)")
-    parser.add_argument("--implementation", choices=("AUTO", "RING"), default="AUTO", help="of TensorFlow's collective operations")
-    parser.add_argument("--pack", type=int, metavar="BYTES", help="that are exchanged at once, 0: all; by default as the package does")
     parser.add_argument("--as", dest="role", choices=("alone", "together"), help=argparse.SUPPRESS)
     parser.add_argument("--place", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    model = MODELS[chosen.model]
+    chosen.size, chosen.batch = chosen.size or model.size, chosen.batch or model.batch
     serve(lambda: made(chosen)) if chosen.role else print(json.dumps(compared(chosen)))
 
 
@@ -57,8 +60,8 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
         lost = statistics.median(1 - alone / together for alone, together in rounds)
         found[clock] = {"rounds": [[round(value, 3) for value in pair] for pair in rounds], "loss": round(lost, 3)}
     return {
-        "benchmark": "workers", "size": chosen.size, "batch": chosen.batch, "precision": chosen.precision, "model": chosen.model,
-        "implementation": chosen.implementation, "pack": chosen.pack, "exchanged_mb": megabytes, **found["seconds"], "wanted": "<= 0.15",
+        "benchmark": f"workers.{chosen.model}", "size": chosen.size, "batch": chosen.batch, "precision": chosen.precision,
+        "config": chosen.config, "exchanged_mb": megabytes, **found["seconds"], "wanted": "<= 0.15",
         "cpu": found["cpu"],
     }  # fmt: skip
 
@@ -87,22 +90,19 @@ def asked(pair: list[Side], steps: int) -> list[dict[str, float]]:
 def made(chosen: argparse.Namespace) -> Callable[[int], dict[str, float]]:
     """What one process answers: to a number of steps the seconds that they took."""
     os.sched_setaffinity(0, {chosen.place})
+    import rooms  # isort: skip  # the first to import TensorFlow, because it keeps that quiet
     import keras
     import tensorflow as tf
 
-    from tfmammo.models.can import CAN, CANConfig
     from tfmammo.training import workers
 
     keras.config.set_dtype_policy("mixed_bfloat16" if chosen.precision == "bfloat16" else "float32")
     strategy = tf.distribute.get_strategy()
     if chosen.role == "together":
-        pack = workers.PACK if chosen.pack is None else chosen.pack
-        options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=pack, implementation=chosen.implementation)
-        strategy = workers.join(workers.cluster(), options)
+        strategy = workers.join(workers.cluster())
     with strategy.scope():
-        room = CAN(CANConfig(**chosen.model), chosen.size)
-    image = tf.random.stateless_uniform([chosen.batch, chosen.size, chosen.size, 1], [0, 0])
-    batch = {"image": image, "mask": tf.round(image)}
+        room = rooms.room_of(chosen.model, MODELS[chosen.model].config | chosen.config, chosen.size)
+    batch = {name: tf.constant(value) for name, value in batch_of(chosen).items()}
 
     @tf.function
     def step() -> dict[str, tf.Tensor]:

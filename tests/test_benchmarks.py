@@ -148,8 +148,8 @@ def test_froc_without_its_peer_says_so(repository, tmp_path):
 @pytest.mark.timeout(900)
 def test_workers(measured):
     model = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
-    (found,) = measured("--size", "32", "--model", model, "--rounds", "2", "--steps", "2", script="workers")
-    assert found["benchmark"] == "workers" and len(found["rounds"]) == 2 and 0 < found["exchanged_mb"] < 1
+    (found,) = measured("--size", "32", "--config", model, "--rounds", "2", "--steps", "2", script="workers")
+    assert found["benchmark"] == "workers.can" and found["batch"] == 1 and len(found["rounds"]) == 2 and 0 < found["exchanged_mb"] < 1
     for clock in (found, found["cpu"]):
         lost = [1 - alone / together for alone, together in clock["rounds"]]
         assert min(lost) - 0.2 <= clock["loss"] <= max(lost) + 0.2  # the rounds are printed to a millisecond

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfmammo import optimization
 from tfmammo.losses import log_fake, log_real
 from tfmammo.optimization import Adam, Adversary, build, gradients_are_shared, minimize, minimize_against
 
@@ -113,6 +114,28 @@ def test_a_step_with_an_infinite_gradient_is_skipped_and_the_scale_halved():
     assert float(optimizer.dynamic_scale) == 512 and int(optimizer.inner_optimizer.iterations) == 0
     optimizer.apply([tf.constant(g) * 512 for g in step], weights)
     assert int(optimizer.inner_optimizer.iterations) == 1 and np.abs(weights[0] - before[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_workers_without_gpus_exchange_large_gradients_in_pieces(monkeypatch, scaled):
+    monkeypatch.setattr(optimization, "PIECE", 24)  # of float32 [3, 4] a row, of [2, 2, 3, 1] six of twelve, of [5] no part
+    strategy, sizes = tf.distribute.MultiWorkerMirroredStrategy(), []
+    theirs = tf.distribute.ReplicaContext.all_reduce
+
+    def all_reduce(self, operation, values, options=None):
+        sizes.extend(tuple(value.shape) for value in tf.nest.flatten(values))
+        return theirs(self, operation, values, options)
+
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", all_reduce)
+    with strategy.scope():
+        weights, adam = variables(), Adam(1e-2)
+        adam = keras.optimizers.LossScaleOptimizer(adam, initial_scale=1.0) if scaled else adam
+        adam.build(weights)
+    (step,) = gradients(1)
+    strategy.run(tf.function(lambda: adam.apply([tf.constant(g) for g in step], weights)))
+    assert sizes == [(1, 4)] * 3 + [(5,)] + [(6, 1)] * 2 + [()]
+    for ours, whole in zip(weights, moved(Adam(1e-2), steps=1)[0], strict=True):
+        np.testing.assert_array_equal(ours.numpy(), whole)
 
 
 def test_adam_takes_a_learning_rate_schedule():

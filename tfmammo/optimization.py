@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfmammo.losses import Average, log_odds_of_fake
+
+PIECE = 2**22  # bytes that CPUs of several workers exchange at once; in a tensor of 300 MB each takes gRPC more than twice as long
 
 
 @keras.saving.register_keras_serializable("tfmammo")
@@ -47,6 +49,31 @@ class Adam(keras.optimizers.Adam):
             epsilon=tf.cast(self.epsilon, variable.dtype),
             grad=tf.cast(gradient, variable.dtype),
         )
+
+    def _all_reduce_sum_gradients(self, pairs: Iterable[tuple[tf.Tensor, tf.Variable]]) -> list[tuple[tf.Tensor, tf.Variable]]:
+        """The sum of all replicas' gradients; on CPUs of several workers large ones go in pieces."""
+        if not isinstance(strategy := tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+            return super()._all_reduce_sum_gradients(pairs)
+        if "CPU" not in strategy.extended.worker_devices[0]:
+            return super()._all_reduce_sum_gradients(pairs)
+        cut = [(_cut(gradient), variable) for gradient, variable in pairs]
+        summed = iter(super()._all_reduce_sum_gradients([(piece, variable) for pieces, variable in cut for piece in pieces]))
+        together = [([next(summed)[0] for _ in pieces], variable) for pieces, variable in cut]
+        return [
+            (tf.reshape(tf.concat(pieces, axis=0), variable.shape) if len(pieces) > 1 else pieces[0], variable)
+            for pieces, variable in together
+        ]
+
+
+def _cut(gradient: tf.Tensor) -> list[tf.Tensor]:
+    """Parts of at most PIECE bytes, as far as its rows allow; of aligned rows, they lie in the memory that it lies in."""
+    size = gradient.dtype.size * gradient.shape.num_elements()
+    if size <= PIECE or gradient.shape.rank < 2:
+        return [gradient]
+    rows = tf.reshape(gradient, [-1, gradient.shape[-1]])
+    most = max(1, PIECE * rows.shape[0] // size)
+    full, rest = divmod(rows.shape[0], most)
+    return tf.split(rows, [most] * full + [rest] * (rest > 0))
 
 
 def build(optimizer: keras.optimizers.Optimizer, network: keras.Model) -> keras.optimizers.Optimizer:

@@ -31,11 +31,11 @@ from tfmammo.config import ConfigError, Experiment, TrainingConfig, describe
 from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
 from tfmammo.data.tfrecord import Records
+from tfmammo.optimization import PIECE
 
 log = logging.getLogger(__name__)
 
 KEY = "training.strategy=multi_worker"
-PACK = 2**22  # bytes that CPUs exchange at once: of all gradients in one piece, new pages of memory would cost more than the exchange
 START = 600.0  # seconds for all workers to be there
 HERE, GO = b"tfmammo worker\n", b"go\n"  # what workers say when they meet
 SILENCE = 30  # seconds without a sign of life after which a worker is gone
@@ -124,10 +124,9 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
     return {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": environment["SLURM_PROCID"]}}
 
 
-def join(found: Cluster, options: tf.distribute.experimental.CommunicationOptions | None = None) -> tf.distribute.Strategy:
+def join(found: Cluster) -> tf.distribute.Strategy:
     """Become one of the workers, and wait until all are there; before the first TensorFlow operation of the process.
 
-    Args:     options: how they exchange gradients; by default as TensorFlow does, on CPUs in pieces of PACK bytes.
     Returns:  the strategy, which `joined` gives from now on.
     Raises:   WorkerError: not all of them came, or this one's port can't be used.
     """
@@ -142,7 +141,7 @@ def join(found: Cluster, options: tf.distribute.experimental.CommunicationOption
         coordinated_jobs=[CoordinatedJob(name=name, num_tasks=len(addresses)) for name, addresses in found.jobs.items()],
     )
     gpus = len(tf.config.list_physical_devices("GPU"))
-    options = options or tf.distribute.experimental.CommunicationOptions(bytes_per_pack=0 if gpus else PACK)
+    options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=0 if gpus else PIECE)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec(found.jobs),
         task_type=found.task.type,
