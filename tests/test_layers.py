@@ -226,6 +226,27 @@ def test_the_normalised_kernel_has_the_largest_singular_value_1(shape):
     np.testing.assert_allclose(layer.normalized() * largest_singular_value(layer.layer.kernel), layer.layer.kernel, rtol=1e-3)
 
 
+def test_a_kept_kernel_is_shared_by_all_calls_and_its_gradient_is_theirs():
+    layer, x = spectral(), noise(1, 5, 5, 4)
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x) ** 2) + tf.reduce_sum(tf.sin(layer(x[:, :3])))
+        return tape.gradient(loss, layer.layer.kernel.value)
+
+    apart = gradient()
+    with tf.GradientTape() as tape, layer.kept():
+        loss = tf.reduce_sum(layer(x) ** 2) + tf.reduce_sum(tf.sin(layer(x[:, :3])))
+        before = layer(x)
+        layer.layer.kernel.assign(layer.layer.kernel + 1)
+        np.testing.assert_array_equal(layer(x), before)
+    np.testing.assert_allclose(tape.gradient(loss, layer.layer.kernel.value), apart, rtol=1e-4, atol=1e-5)
+    assert np.abs(layer(x) - before).max() > 0.01  # afterwards each call normalises anew
+    with pytest.raises(KeyError), layer.kept():
+        raise KeyError
+    assert layer._kept is None
+
+
 def test_one_power_iteration_is_miyatos():
     layer = spectral()
     w, u = layer.layer.kernel.numpy().reshape(-1, 6).astype(np.float64).T, layer.u.numpy().astype(np.float64)

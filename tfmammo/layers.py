@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -77,8 +80,9 @@ class SpectralNormalization(keras.layers.Wrapper):
     <W, dL/dW> = 0. W is the kernel as a matrix [everything else, outputs]; neither it nor u is changed by a call.
 
     `power_iteration` moves u once towards W's right singular vector: whoever trains calls it once per step, however often the
-    layer itself is called, so that all calls of a step meet one kernel. All of this is float32; then kernel and bias are
-    cast to the dtype of what comes in, which no policy changes. Replicas have equal weights, so equal u too.
+    layer itself is called, so that all calls of a step meet one kernel; within `kept` they share its memory and its gradient.
+    All of this is float32; then kernel and bias are cast to the dtype of what comes in, which no policy changes. Replicas have
+    equal weights, so equal u too.
 
     Args:     layer: with a `kernel` whose last axis counts its outputs, as of Dense and Conv2D.
               x: floating, what the layer takes; whatever its dtype, the result has it too.
@@ -88,6 +92,7 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: object) -> None:
         super().__init__(layer, **{"dtype": "float32", "autocast": False, **kwargs})
+        self._kept: tf.Tensor | None = None
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the layer's weights, and u, float32 [outputs], whose direction alone counts."""
@@ -97,7 +102,7 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        values = [(self.layer.kernel, self.normalized())]
+        values = [(self.layer.kernel, self.normalized() if self._kept is None else self._kept)]
         if getattr(self.layer, "bias", None) is not None:
             values.append((self.layer.bias, tf.convert_to_tensor(self.layer.bias)))
         # Keras's way to call a layer with other values than its own; what is put in by its constructor is cast to float32.
@@ -113,6 +118,15 @@ class SpectralNormalization(keras.layers.Wrapper):
         image = tf.linalg.matvec(matrix, _unit(tf.convert_to_tensor(self.u)))
         sigma = tf.reduce_sum(tf.stop_gradient(_unit(image)) * image)
         return tf.reshape(matrix / tf.maximum(sigma, TINY), self.layer.kernel.shape)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within, all calls meet one tensor W / sigma, of now and of the tapes that record now."""
+        self._kept = self.normalized()
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def power_iteration(self) -> None:
         """u <- W' v / |W' v|, v = W u / |W u|."""

@@ -30,7 +30,8 @@ Departures and what the paper leaves open:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import keras
@@ -172,12 +173,24 @@ class Encoder(keras.Model):
         ends = {"attention": self.attention, "from_image": self.from_image, "old_from_image": self.old_from_image}
         return found | {name: layer for name, layer in ends.items() if layer is not None}
 
+    def normalized(self) -> list[SpectralNormalization]:
+        """Every layer with a normalised kernel."""
+        attentions = [layer for layer in self.parts().values() if isinstance(layer, SelfAttention)]
+        own = [layer for layer in self.parts().values() if isinstance(layer, SpectralNormalization)]
+        return [*own, *(layer for attention in attentions for layer in attention.normalized())]
+
     def power_iteration(self) -> None:
         """Once per step; see SpectralNormalization."""
-        for layer in self.parts().values():
-            chosen = layer.normalized() if isinstance(layer, SelfAttention) else [layer] if isinstance(layer, SpectralNormalization) else []
-            for one in chosen:
-                one.power_iteration()
+        for layer in self.normalized():
+            layer.power_iteration()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Within, all calls meet the same kernels, computed once; see SpectralNormalization."""
+        with ExitStack() as stack:
+            for layer in self.normalized():
+                stack.enter_context(layer.kept())
+            yield
 
     def grow(self, small: Encoder) -> None:
         """Take over the weights of the network for half the size; at alpha = 0 this one answers as that one does.
@@ -309,19 +322,20 @@ class Contextual(keras.Model):
 
         fake = self.generate(self.generator, source, self._noise(source, 0))[..., 2:]
         delta = perturbation(real, self._uniform(tf.shape(real)[:1], 1), self._uniform(tf.shape(real), 2))
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, self.discriminator.kept():
             parts = [real, fake, benign, source]
             logits = tf.split(self.discriminator(tf.concat(parts, axis=0)), [tf.shape(part)[0] for part in parts])
             penalty = self._penalty(real + delta)
             discriminator_loss = four_way(logits, self.config.other_weight) + penalty
         minimize(discriminator_loss, self.discriminator, self.optimizers["discriminator"], tape)
 
-        for update in range(self.generator_updates):
-            with tf.GradientTape() as tape:
-                fake = self.generate(self.generator, source, self._noise(source, 3 + update))[..., 2:]
-                fake_logits = self.discriminator(fake)
-                generator_loss = cross_entropy(fake_logits, "real")
-            minimize(generator_loss, self.generator, self.optimizers["generator"], tape)
+        with self.discriminator.kept():
+            for update in range(self.generator_updates):
+                with tf.GradientTape() as tape:
+                    fake = self.generate(self.generator, source, self._noise(source, 3 + update))[..., 2:]
+                    fake_logits = self.discriminator(fake)
+                    generator_loss = cross_entropy(fake_logits, "real")
+                minimize(generator_loss, self.generator, self.optimizers["generator"], tape)
         self._follow()
         return {
             "generator_loss": generator_loss,
