@@ -107,6 +107,7 @@ def read_python(words, monkeypatch):
         main = importlib.import_module(f"{words[1]}.__main__").main if hasattr(found, "__path__") else found.main
     else:
         assert (REPOSITORY / words[0]).is_file(), f"no such script: {words[0]}"
+        monkeypatch.syspath_prepend(str((REPOSITORY / words[0]).parent))  # as Python does
         main = runpy.run_path(str(REPOSITORY / words[0]), run_name="a_command_of_the_docs")["main"]
     monkeypatch.setattr(sys, "argv", [words[0], *arguments])
     with pytest.raises(Accepted):
