@@ -52,9 +52,9 @@ class Adam(keras.optimizers.Adam):
 
     def _all_reduce_sum_gradients(self, pairs: Iterable[tuple[tf.Tensor, tf.Variable]]) -> list[tuple[tf.Tensor, tf.Variable]]:
         """The sum of all replicas' gradients; on CPUs of several workers large ones go in pieces."""
-        if not isinstance(strategy := tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
-            return super()._all_reduce_sum_gradients(pairs)
-        if "CPU" not in strategy.extended.worker_devices[0]:
+        strategy = tf.distribute.get_strategy()
+        many = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if not many or "CPU" not in strategy.extended.worker_devices[0]:
             return super()._all_reduce_sum_gradients(pairs)
         cut = [(_cut(gradient), variable) for gradient, variable in pairs]
         summed = iter(super()._all_reduce_sum_gradients([(piece, variable) for pieces, variable in cut for piece in pieces]))
