@@ -158,3 +158,24 @@ def test_it_is_made_anew_from_its_config(kind, always):
     again.set_weights(ours.get_weights())
     assert type(again) is type(ours)
     np.testing.assert_array_equal(again(x), ours(x))
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_on_a_gpu_the_operations_are_keras_own(kind, monkeypatch):
+    small, narrow = PAIRS[kind][0](64, 4, 2, padding="same"), PAIRS[kind][0](1, 4, 2, padding="same")
+
+    def operations(layer, channels, device):
+        def call(x):
+            with tf.device(device):
+                return layer(x)
+
+        graph = tf.function(call).get_concrete_function(tf.TensorSpec([1, 4, 4, channels])).graph
+        return {operation.type for operation in graph.get_operations()}
+
+    for layer, channels in ((small, 64), (narrow, 64)) if kind == "transposed" else ((small, 64),):
+        assert "MatMul" in operations(layer, channels, "/CPU:0")
+        assert "MatMul" in operations(layer, channels, None)
+        assert "MatMul" not in operations(layer, channels, "/GPU:0")
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])  # a GPU, and no scope
+    assert "MatMul" not in operations(small, 64, None)
+    assert "MatMul" in operations(small, 64, "/CPU:0")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -100,6 +101,23 @@ def test_batch_normalization_is_keras_own_with_its_gradients_and_averages(shape)
             y = norm(x, training=True)
             loss = tf.reduce_sum(tf.sin(y))
         found.append([y, *tape.gradient(loss, [x, *norm.trainable_variables]), *norm.get_weights(), norm(x, training=False)])
+    for ours, keras_own in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "mask"),
+    [({"axis": 1}, (4, 3, 5, 3), None), ({"scale": False}, (4, 6, 5, 3), None), ({"center": False}, (4, 6, 5, 3), None),
+     ({"synchronized": True}, (4, 6, 5, 3), None), ({}, (7, 3), None), ({}, (2, 4, 5, 3), (2, 4, 5))],
+)  # fmt: skip
+def test_batch_normalization_leaves_what_is_unusual_to_keras(options, shape, mask):
+    x = tf.constant(noise(*shape) * 3 + 2)
+    given = {} if mask is None else {"mask": tf.constant(np.random.default_rng(1).random(mask) < 0.6)}
+    found = []
+    for kind in (BatchNormalization, keras.layers.BatchNormalization):
+        norm = kind(**options)
+        y = norm(x, training=True, **given)
+        found.append([y, *norm.get_weights(), norm(x, training=False)])
     for ours, keras_own in zip(*found, strict=True):
         np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-5)
 
@@ -244,7 +262,29 @@ def test_a_kept_kernel_is_shared_by_all_calls_and_its_gradient_is_theirs():
     assert np.abs(layer(x) - before).max() > 0.01  # afterwards each call normalises anew
     with pytest.raises(KeyError), layer.kept():
         raise KeyError
-    assert layer._kept is None
+    assert np.abs(layer(x) - before).max() > 0.01  # after a failure too
+
+
+def test_threads_that_share_a_layer_keep_kernels_of_their_own(monkeypatch):
+    # Replicas are traced in threads: what one of them keeps must not reach the other's calls.
+    layer, x = spectral(), noise(1, 5, 5, 4)
+    own = threading.local()
+    monkeypatch.setattr(layer, "normalized", lambda: tf.fill(layer.layer.kernel.shape, own.value))
+    together, found = threading.Barrier(2, timeout=30), {}
+
+    def replica(value):
+        own.value = value
+        with layer.kept():
+            together.wait()
+            found[value] = layer(x) - layer.layer.bias
+            together.wait()
+
+    threads = [threading.Thread(target=replica, args=(value,)) for value in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(found[2.0], 2 * found[1.0], rtol=1e-5)
 
 
 def test_one_power_iteration_is_miyatos():
@@ -440,15 +480,56 @@ print(json.dumps([train(mirrored, 2), train(tf.distribute.OneDeviceStrategy("CPU
 """
 
 
-@pytest.mark.slow
-def test_replicas_have_one_u_and_agree_with_one_device(tmp_path, repository):
-    # Logical devices must be named before TensorFlow starts, so in a process of its own.
+CONTEXTUAL = """
+import json
+import tfmammo
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from tfmammo.models.contextual import Contextual, ContextualConfig
+
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    model = Contextual(ContextualConfig(filters=(2, 2), discriminator_factor=2, attention=8, start=16, border=2), 16)
+batch = {"image": tf.random.uniform([6, 16, 16, 1], seed=1), "label": tf.constant([0, 1, 2] * 2)}
+step = tf.function(lambda: strategy.run(model.train_step, args=(batch,)))
+graph = step.get_concrete_function().graph
+place = lambda operation: "1" if "replica_1" in operation.name else "0"
+
+def source(operation):
+    while operation.type in ("Cast", "Identity", "Reshape"):
+        operation = operation.inputs[0].op
+    return operation
+
+kernels = [(place(op), place(source(op.inputs[1].op))) for op in graph.get_operations() if op.type == "Conv2D"]
+step()
+networks = [w.value for network in model.networks.values() for w in network.trainable_variables]
+alike = [bool(np.array_equal(*strategy.experimental_local_results(value))) for value in networks]
+print(json.dumps([kernels, alike]))
+"""
+
+
+def in_a_process_of_its_own(code, tmp_path, repository):
+    """What a script prints last, read as JSON: logical devices must be named before TensorFlow starts."""
     script = tmp_path / "replicas.py"
-    script.write_text(REPLICAS, encoding="utf-8")
+    script.write_text(code, encoding="utf-8")
     path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=500)
     assert done.returncode == 0, done.stderr
-    two, one = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_each_replica_of_the_contextual_gan_uses_its_own_kernels(tmp_path, repository):
+    kernels, alike = in_a_process_of_its_own(CONTEXTUAL, tmp_path, repository)
+    assert {where for where, _ in kernels} == {"0", "1"}
+    assert all(where == source for where, source in kernels)
+    assert all(alike)
+
+
+@pytest.mark.slow
+def test_replicas_have_one_u_and_agree_with_one_device(tmp_path, repository):
+    two, one = in_a_process_of_its_own(REPLICAS, tmp_path, repository)
     for replicas, alone in zip(two, one, strict=True):
         np.testing.assert_array_equal(*replicas)
         np.testing.assert_allclose(replicas[0], alone[0], rtol=1e-4, atol=1e-5)

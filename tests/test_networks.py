@@ -208,3 +208,20 @@ def test_leaky_relu_with_its_gradient_and_that_of_a_gradient_s_square():
     np.testing.assert_allclose(y, [-0.8, -2e-7, 1e-6, 9], rtol=1e-6)
     np.testing.assert_allclose(gradient, [0.8, 4e-4, 2e-3, 6], rtol=1e-6)  # 2 |x|, a fifth of it below 0
     np.testing.assert_allclose(outer.gradient(penalty, x), [-0.64, -3.2e-4, 8e-3, 24], rtol=1e-6)  # 8 x, times 0.04
+
+
+def test_leaky_relu_reads_a_convolution_s_output_nowhere_else_on_a_cpu_and_is_tensorflow_s_own_on_a_gpu():
+    def readers(device):
+        @tf.function(input_signature=[tf.TensorSpec([1, 4, 4, 1])])
+        def gradient(x):
+            with tf.device(device), tf.GradientTape() as tape:
+                tape.watch(x)
+                y = leaky_relu(tf.nn.bias_add(x, [1.0]))
+            return tape.gradient(y, x)
+
+        graph = gradient.get_concrete_function().graph
+        (biased,) = (operation for operation in graph.get_operations() if operation.type == "BiasAdd")
+        return {reader.type for reader in biased.outputs[0].consumers()} - {"Identity"}
+
+    assert "LeakyReluGrad" not in readers("/CPU:0")
+    assert readers("/GPU:0") == {"LeakyRelu", "LeakyReluGrad"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,13 +57,18 @@ class SampleNormalization(keras.layers.Layer):
 class BatchNormalization(keras.layers.BatchNormalization):
     """keras.layers.BatchNormalization, in training one fused kernel: the same numbers in half the time.
 
-    Args:     x: floating [batch, rows, cols, channels]; without a mask. Returns: the same shape and dtype.
+    Whatever that kernel can't do is left to Keras: another axis, a mask, no scale or no centre, statistics over all replicas
+    (`synchronized`), other ranks. Without `synchronized` each replica normalises by its own share of a batch.
+
+    Args:     x: floating [batch, rows, cols, channels]. mask: as Keras's. Returns: the same shape and dtype as x.
     """
 
-    def call(self, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    def call(self, x: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
         """See the class."""
-        if not (training and self.trainable):
-            return super().call(x, training=training)
+        last = self.axis in (-1, len(x.shape) - 1)
+        usual = len(x.shape) == 4 and last and mask is None and self.scale and self.center and not self.synchronized
+        if not (training and self.trainable and usual):
+            return super().call(x, training=training, mask=mask)
         gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon, is_training=True)
         count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
@@ -92,7 +98,7 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: object) -> None:
         super().__init__(layer, **{"dtype": "float32", "autocast": False, **kwargs})
-        self._kept: tf.Tensor | None = None
+        self._kept = threading.local()  # replicas are traced in threads of their own, each with its own kernel
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the layer's weights, and u, float32 [outputs], whose direction alone counts."""
@@ -102,7 +108,8 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        values = [(self.layer.kernel, self.normalized() if self._kept is None else self._kept)]
+        kernel = getattr(self._kept, "kernel", None)
+        values = [(self.layer.kernel, self.normalized() if kernel is None else kernel)]
         if getattr(self.layer, "bias", None) is not None:
             values.append((self.layer.bias, tf.convert_to_tensor(self.layer.bias)))
         # Keras's way to call a layer with other values than its own; what is put in by its constructor is cast to float32.
@@ -121,12 +128,12 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Within, all calls meet one tensor W / sigma, of now and of the tapes that record now."""
-        self._kept = self.normalized()
+        """Within, all calls of this thread meet one tensor W / sigma, of now and of the tapes that record now."""
+        self._kept.kernel = self.normalized()
         try:
             yield
         finally:
-            self._kept = None
+            self._kept.kernel = None
 
     def power_iteration(self) -> None:
         """u <- W' v / |W' v|, v = W u / |W u|."""
