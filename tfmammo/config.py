@@ -200,6 +200,8 @@ class TrainingConfig(Frozen):
     mixed_bfloat16 on a CPU that has it, else float32. deterministic: bitwise repeatable, 7-9 % slower on a CPU.
     *_every: in steps. steps_per_loop: steps per call into the graph. keep: checkpoints kept beside the best one.
     initial: start from an exported run, or from models:/NAME@ALIAS, instead of from random weights.
+    jit_compile: compile the training step with XLA, which pays on GPUs and halves the speed of a CPU; from the same seed XLA draws
+    other random numbers. A model that can't be compiled says why.
     strategy: "auto" takes all devices of this machine; "multi_worker" is one of several processes, on one machine or many, that TF_CONFIG
     or Slurm names; each takes its share of every batch. A run may go on with another number of them.
     """
@@ -218,6 +220,7 @@ class TrainingConfig(Frozen):
     grid_samples: PositiveInt = 4
     keep: PositiveInt = 2
     initial: str | None = None
+    jit_compile: bool = False
     strategy: Literal["auto", "multi_worker"] = "auto"
 
 
@@ -252,7 +255,17 @@ class Experiment(Frozen, Generic[Model]):
         """What a checkpoint depends on: everything but how long and on how many machines to train, how often to look and where to write."""
         content = self.model_dump(mode="json")
         del content["tracking"]
-        for key in ("steps", "epochs", "checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep", "strategy"):
+        for key in (
+            "steps",
+            "epochs",
+            "checkpoint_every",
+            "validate_every",
+            "grid_every",
+            "grid_samples",
+            "keep",
+            "jit_compile",
+            "strategy",
+        ):
             del content["training"][key]
         return content
 

@@ -5,6 +5,9 @@ logit per pixel and binary cross-entropy in place of softmax with median frequen
 no local contrast normalisation of the input. BatchNorm takes each sample's own statistics, at test time too: at batch 1 that
 is BatchNorm's training, and its moving averages serve a batch of one badly. The encoder starts from random weights unless
 `weights` says otherwise, since ImageNet's can't always be downloaded: the paper starts from ImageNet, CAN is silent.
+
+Limits: its pooling keeps the places of the maxima, which XLA can't compile (`training.jit_compile` is refused), and whose gradient
+TensorFlow has in no deterministic form for GPUs (there `training.deterministic` fails at the first step; on a CPU it works).
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ class SegNet(Segmenter):
     Args:     config: the network's and the optimizer's values. size: rows and columns of a patch, px, a multiple of 32.
     Raises:   ConfigError: the size does not fit, or VGG-16's weights can't be had.
     """
+
+    not_for_xla = "it pools with the places of the maxima (MaxPoolWithArgmax)"
 
     def __init__(self, config: SegNetConfig | None = None, size: int = 256) -> None:
         config = config or SegNetConfig()

@@ -183,6 +183,7 @@ class SSD:
     """
 
     name = "ssd"
+    not_for_xla = "it is the Object Detection API's, and its step has not been tried so"
 
     def __init__(self, config: SSDConfig | None = None, size: int | tuple[int, int] = 320, classes: int = 1) -> None:
         self.config, self.shape, self.classes = config or SSDConfig(), sides(size), classes

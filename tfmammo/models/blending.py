@@ -159,6 +159,8 @@ class Blending(keras.Model):
     Source:   section 2.1. For the default widths G has 31,031,745 and D 657,473 trainable parameters.
     """
 
+    not_for_xla = "it turns and scales lesions by a projective transform (ImageProjectiveTransformV3)"
+
     def __init__(self, config: BlendingConfig | None = None, size: int = 256, tissue: NDArray | None = None) -> None:
         super().__init__(name="blending")
         self.config = config = config or BlendingConfig()

@@ -282,6 +282,8 @@ class Contextual(keras.Model):
     Source:   section 2.
     """
 
+    not_for_xla = "it parts a batch by the patches' labels, into parts whose sizes are known at run time alone (DynamicPartition)"
+
     def __init__(self, config: ContextualConfig | None = None, size: int = 256) -> None:
         super().__init__(name="contextual")
         self.config = config = config or ContextualConfig()

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from tfmammo import config as configuration
 from tfmammo import export as exporting
-from tfmammo.config import Experiment, TrainingConfig
+from tfmammo.config import ConfigError, Experiment, TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.data.tfrecord import Records
 from tfmammo.training import tracking, workers
@@ -99,6 +99,16 @@ def fit(
         return _Training(build, experiment, train, held_out, output, validate, team, write, stop).run()
 
 
+def check_xla(room: Room, config: TrainingConfig) -> None:
+    """Refuse training.jit_compile for a model that says why it can't be compiled.
+
+    Raises:   ConfigError: with that reason.
+    """
+    reason = getattr(room, "not_for_xla", None)
+    if config.jit_compile and reason:
+        raise ConfigError(f"training.jit_compile: {room.name} can't be compiled by XLA, because {reason}")
+
+
 class _Training:
     """One call of `fit`: the state that its phases share."""
 
@@ -130,6 +140,7 @@ class _Training:
         keras.utils.set_random_seed(self.config.seed)
         with strategy.scope():
             self.room = build()
+            check_xla(self.room, self.config)
             self.functions = self.room.functions()  # once: each call would make and trace new ones
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.best = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best")
@@ -230,9 +241,11 @@ class _Training:
     def _advance(self) -> Callable[[Any, tf.Tensor], dict[str, tf.Tensor]]:
         """A tf.function that takes a number of steps and returns each loss's mean over them."""
 
+        train_step = tf.function(self.room.train_step, jit_compile=True) if self.config.jit_compile else self.room.train_step
+
         @tf.function
         def one_step(batch: Any) -> dict[str, tf.Tensor]:
-            losses = self.strategy.run(self.room.train_step, args=(batch,))
+            losses = self.strategy.run(train_step, args=(batch,))
             self.step.assign_add(1)
             return {name: self.strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None) for name, loss in losses.items()}
 
