@@ -21,6 +21,7 @@ from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
 from tfmammo.optimization import build
+from tfmammo.training import loop
 from tfmammo.training.loop import check_xla
 
 SIZE = 32
@@ -109,6 +110,28 @@ def test_what_is_refused_can_not_be_compiled(name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_training_that_wants_it_is_told_why_not(name):
-    with pytest.raises(ConfigError, match=f"training.jit_compile: {name} can't be compiled by XLA, because it "):
+    with pytest.raises(ConfigError, match=f"training.jit_compile: {name} can't be compiled by XLA, because its? "):
         check_xla(REFUSED[name](), TrainingConfig(jit_compile=True))
     check_xla(REFUSED[name](), TrainingConfig())
+
+
+def test_a_training_compiles_its_step(tiny_can, random_patches, tmp_path):
+    class Uncompilable(CAN):
+        def train_step(self, batch):
+            pooled, _ = tf.nn.max_pool_with_argmax(batch["image"], 2, 2, "SAME")
+            return super().train_step(batch) | {"pooled": tf.reduce_mean(pooled)}
+
+    experiment = tiny_can(steps=1)
+    compiled = experiment.model_copy(update={"training": experiment.training.model_copy(update={"jit_compile": True})})
+    fit = lambda chosen, room, name: loop.fit(  # noqa: E731
+        lambda: room(chosen.model, chosen.data.size),
+        chosen,
+        random_patches(4),
+        random_patches(2),
+        tmp_path / name,
+        lambda *_: {"dice": 0.0},
+    )
+    fit(experiment, Uncompilable, "plain")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="MaxPoolWithArgmax"):
+        fit(compiled, Uncompilable, "compiled")
+    fit(compiled, CAN, "another")

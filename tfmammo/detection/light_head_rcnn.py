@@ -133,6 +133,8 @@ class LightHeadRCNN:
 
     name = "light_head_rcnn"
 
+    not_for_xla = "its non-maximum suppression (CombinedNonMaxSuppression) has no form there"
+
     def __init__(self, config: LightHeadRCNNConfig | None = None, size: int | tuple[int, int] = 1024, classes: int = 1) -> None:
         self.config = c = config or LightHeadRCNNConfig()
         self.shape, self.classes = sides(size), classes
