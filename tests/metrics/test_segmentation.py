@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as peer
 
 from tfmammo.metrics import segmentation
-from tfmammo.metrics.segmentation import accuracy, bootstrap_interval, dice, jaccard, mcc, paired_test, per_image
+from tfmammo.metrics.segmentation import accuracy, bootstrap_interval, centred_disc, dice, disc_dice, jaccard, mcc, paired_test, per_image
 
 MEASURES = (accuracy, dice, jaccard, mcc)
 
@@ -254,3 +254,21 @@ def test_equal_models_and_few_patients_show_nothing():
 def test_paired_values_must_be_equally_many():
     with pytest.raises(ValueError, match="equally many"):
         paired_test([0.1, 0.2], [0.1])
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_dice_with_every_centred_disc(rng, size):
+    masks = (rng.random((3, size, size, 1)) < 0.4).astype(np.uint8)
+    found = disc_dice(masks)
+    assert found.shape == (3, int(np.ceil(2 * np.sqrt(2) * (size - 1) / 2)))
+    for row, step in itertools.product(range(3), range(found.shape[1])):
+        assert found[row, step] == pytest.approx(dice(masks[row], centred_disc(size, (step + 1) / 2)), abs=1e-12)
+    assert found[0, -1] == pytest.approx(dice(masks[0], np.ones((size, size, 1))))
+
+
+def test_discs_by_hand():
+    assert centred_disc(4, 1)[..., 0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert centred_disc(3, 1)[..., 0].tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    assert (disc_dice(np.zeros((1, 4, 4, 1))) == 0).all()
+    with pytest.raises(ValueError, match=r"\[n, s, s, 1\]"):
+        disc_dice(np.zeros((1, 4, 5, 1)))

@@ -158,6 +158,41 @@ def paired_test(
     return Paired(float(sums.sum() / sizes.sum()), *bootstrap_interval(a - b, groups, samples, seed, level), float(p))
 
 
+def disc_dice(masks: ArrayLike) -> NDArray[np.float64]:
+    """Dice of each mask with discs in the middle of the patch, of every radius from 0.5 px in steps of 0.5 px.
+
+    A disc holds the pixels whose centres lie no farther than its radius from the middle of the patch; see `centred_disc`.
+
+    Args:
+        masks: {0, 1}, shape ``[n, s, s, 1]``.
+
+    Returns:
+        Dice in [0, 1], float64 ``[n, radii]``, 0 for an empty mask; the last disc holds the whole patch.
+
+    Raises:
+        ValueError: A value that is neither 0 nor 1, or another shape.
+    """
+    masks = _binary(masks, "masks")
+    if masks.ndim != 4 or masks.shape[1] != masks.shape[2] or masks.shape[3] != 1:
+        raise ValueError(f"masks must have shape [n, s, s, 1], not {masks.shape}")
+    needed = np.ceil(2 * _from_middle(masks.shape[1])).astype(np.intp).ravel()  # half pixels that a disc needs to hold it
+    area = np.cumsum(np.bincount(needed))[1:]
+    lesions = masks.reshape(len(masks), -1)
+    inside = [np.cumsum(np.bincount(needed[lesion], minlength=needed.max() + 1))[1:] for lesion in lesions]
+    overlap = np.reshape(inside, (len(masks), len(area)))
+    return 2 * overlap / np.maximum(area + lesions.sum(axis=1)[:, np.newaxis], 1)
+
+
+def centred_disc(size: int, radius: float) -> NDArray[np.float32]:
+    """A disc in the middle of a patch, float32 {0, 1} ``[size, size, 1]``; `radius` in px."""
+    return (_from_middle(size) <= radius).astype(np.float32)[..., np.newaxis]
+
+
+def _from_middle(size: int) -> NDArray[np.float64]:
+    rows, cols = np.mgrid[:size, :size] + 0.5 - size / 2
+    return np.hypot(rows, cols)
+
+
 def _binary(values: ArrayLike, name: str) -> NDArray[np.bool_]:
     values = np.asarray(values)
     if values.dtype != np.bool_ and not np.all((values == 0) | (values == 1)):
