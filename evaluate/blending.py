@@ -10,7 +10,6 @@ lesions' own, are a row of their own: what a perfect method would reach.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,7 @@ from tfmammo.data import splits
 from tfmammo.data.labelled import blend_patches
 from tfmammo.data.patches import DataError, Patches
 from tfmammo.metrics import blending, perceptual
-from tfmammo.metrics.summary import Measure, Row, summarize
+from tfmammo.metrics.summary import Measure, Row
 from tfmammo.metrics.two_sample import two_sample
 from tfmammo.models.blending import LESION, NORMAL, pasted
 from tfmammo.models.mask_gan import clean, latent
@@ -190,15 +189,15 @@ def of_image(images: NDArray[np.float32], masks: NDArray[np.uint8], tissue: NDAr
 
 def per_image(scores: Mapping[str, Scores], config: BlendingEvaluationConfig, patches: Patches) -> list[Row]:
     """The table's rows of what single images have; the vanilla GAN's, of which some may lack a lesion, apart."""
-    summarise = partial(summarize, patient_ids=patches.patient_ids, samples=config.samples, seed=config.seed, level=config.level)
     first = next(iter(scores))
     placed = {name: values for name, values in scores.items() if name not in (REAL, VANILLA)}
     seen = {name: {key: values[key] for key in ("seam", "contrast")} for name, values in scores.items()}
-    rows = summarise({name: values for name, values in seen.items() if name != VANILLA})
+    patients = patches.patient_ids
+    rows = config.summaries({name: values for name, values in seen.items() if name != VANILLA}, patients)
     if VANILLA in seen:
-        rows += [row for row in summarise({first: seen[first], VANILLA: seen[VANILLA]}) if row.model == VANILLA]
+        rows += [row for row in config.summaries({first: seen[first], VANILLA: seen[VANILLA]}, patients) if row.model == VANILLA]
     background = {name: {key: values[key] for key in ("l1_background", "gradient_background")} for name, values in placed.items()}
-    return rows + summarise(background)
+    return rows + config.summaries(background, patients)
 
 
 def of_sets(
@@ -211,7 +210,7 @@ def of_sets(
     """The table's rows of what is known of whole sets alone: distances to the real patches, and whether a classifier tells them apart."""
     features = {name: judge.inception.features(values) for name, values in images.items()}
     sets = {name: (values, features[name], True) for name, values in images.items() if name != REAL}
-    rows = judge.rows(judge.statistics(images[REAL], features[REAL], sets), patches.patient_ids, config.level, REAL)
+    rows = judge.rows(judge.statistics(images[REAL], features[REAL], sets), patches.patient_ids, config.level, REAL, config.compare)
     patients = patches.patient_ids
     for name in sets:
         found = two_sample(

@@ -23,11 +23,10 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from tfmammo import config as configuration
 from tfmammo import evaluation
 from tfmammo.config import ConfigError, TrainingConfig
-from tfmammo.data import splits
 from tfmammo.data.patches import Patches
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual, synthesis
-from tfmammo.metrics.summary import Measure, Table, summarize
+from tfmammo.metrics.summary import Measure, Table
 from tfmammo.models.infilling import tri_label
 from tfmammo.realism import SET_MEASURES, Judge, Scores, Statistic, check_size
 from tfmammo.training import cli, image_grid
@@ -91,7 +90,8 @@ def main() -> None:
     cli.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/realism")
     judge = Judge(perceptual.LPIPS(config.alexnet, config.heads), perceptual.Inception(config.inception))
-    printed = {} if judge.lpips.note else {name: {"lpips": PRINTED[name]} for name in config.models if name in PRINTED}
+    known = {name: evaluation.Published({"lpips": value}, "ddsm") for name, value in PRINTED.items() if name in config.models}
+    printed = {} if judge.lpips.note else known
     measures = MEASURES | {"copy": Measure(f"copies, below {config.copy_below:g}", "%", 100, 1)}
     report = evaluation.Report(config, judge.measures(measures), printed, models_across=True, note=judge.note)
     sources = {"tri_label": tri_labels, "mask": evaluation.INPUTS["mask"]}
@@ -112,7 +112,8 @@ def tri_labels(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]
 
 def examine(comparison: evaluation.Comparison, config: RealismConfig, judge: Judge, report: evaluation.Report, output: Path) -> None:
     """Measure everything of one comparison, add it to the report and draw its sheets."""
-    patches, pool = comparison.patches, candidates(comparison)
+    patches, pool = comparison.patches, comparison.pool
+    assert pool is not None
     features = {name: judge.inception.features(images) for name, images in {REAL: patches.images, **comparison.outputs}.items()}
     pool_features = judge.inception.features(pool.images)
     own = {name: to_real(images, patches, judge) for name, images in comparison.outputs.items()}
@@ -125,12 +126,12 @@ def examine(comparison: evaluation.Comparison, config: RealismConfig, judge: Jud
         ratios.setdefault(REAL, real.ratios(real, config.copy_below))  # of the first model's training patches
         nearest_sheet(images, near, ratios[name], pool, config.rows, output / f"nearest-{name}{mark}.png")
     ratios[REAL] = ratios.pop(REAL)  # the last row
-    summarise = partial(summarize, patient_ids=patches.patient_ids, samples=config.samples, seed=config.seed, level=config.level)
+    patients = patches.patient_ids
     statistics = of_sets(comparison, config, judge, features, pool, pool_features)
     rows = [
-        *summarise({name: judge.marked(scores) for name, scores in own.items()}),
-        *judge.rows(statistics, patches.patient_ids, config.level, REAL),
-        *summarise({name: judge.marked(scores) for name, scores in ratios.items()}),
+        *config.summaries({name: judge.marked(scores) for name, scores in own.items()}, patients),
+        *judge.rows(statistics, patients, config.level, REAL, config.compare),
+        *config.summaries({name: judge.marked(scores) for name, scores in ratios.items()}, patients),
     ]
     none = {name: np.full(len(patches), np.nan) for name in TO_REAL}
     report.add(comparison, {name: judge.marked({**own.get(name, none), **scores}) for name, scores in ratios.items()}, rows)
@@ -144,22 +145,10 @@ def to_real(images: NDArray[np.float32], patches: Patches, judge: Judge) -> Scor
     return {name: judge.lpips.distance(patches.images, images) if name == "lpips" else pixels[name] for name in TO_REAL}
 
 
-def candidates(comparison: evaluation.Comparison) -> Patches:
-    """Every patch that a model may have been trained on."""
-    patches = cli.all_patches(comparison.data)
-    if comparison.protocol != "paper":
-        return patches
-    training = splits.split(patches, comparison.data)[0]
-    assert isinstance(training, Patches)
-    return training
-
-
 def trained_on(comparison: evaluation.Comparison, model: str, pool: Patches) -> NDArray[np.bool_]:
     """bool [n, m]: which patches of the pool the fold was trained on that made each output, its own real patch left out."""
     other = comparison.patches.ids[:, np.newaxis] != pool.ids
-    if comparison.protocol == "paper":
-        return other
-    seen = [np.isin(pool.patient_ids, network.card.get("train_patients", [])) for network in comparison.networks[model]]
+    seen = [comparison.trained_on(network) for network in comparison.networks[model]]
     return other & np.stack(seen)[comparison.folds[model]]
 
 
@@ -196,7 +185,8 @@ def of_sets(
     pairs = perceptual.random_pairs(n, config.pairs, config.seed)
     sets = {name: (images, features[name], True) for name, images in comparison.outputs.items()}
     if len(free) >= n:
-        others = np.random.default_rng(config.seed).permutation(free)[:n]
+        # In the archive's order, patient by patient: what a jackknife leaves out at once is of one or two patients here, too.
+        others = np.sort(np.random.default_rng(config.seed).permutation(free)[:n])
         sets[REAL] = (pool.images[others], pool_features[others], False)
     variety: dict[str, Statistic] = {
         name: partial(_of_pairs, pairs, perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]]))

@@ -2,9 +2,10 @@
 
 python evaluate/segmentation.py --config configs/segmentation.yaml --set data.name=inbreast data.root=DIR models.CAN=[RUN,RUN,RUN]
 
-Two models without weights show what the numbers are worth: "whole patch" calls everything mass, "centred disc" knows
-only how the patches are cut: its diameter is the longer side of each lesion's box. Figures: the best, median and worst
-cases of each model; where all models are right and wrong, side by side; box plots; ROC curves over pixels.
+Two baselines that do not look at the image show what the numbers are worth: "whole patch" calls everything mass, "centred disc"
+knows only how the patches are cut: its radius is the best one for the masks that the first model was trained on.
+Figures: the best, median and worst cases of each model; where all models are right and wrong, side by side; box plots; ROC
+curves over pixels.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo import config as configuration
 from tfmammo import evaluation
-from tfmammo.config import DataConfig, TrainingConfig
-from tfmammo.data.patches import Patches
+from tfmammo.config import TrainingConfig
+from tfmammo.data.patches import DataError, Patches
 from tfmammo.metrics import classification, segmentation
 from tfmammo.metrics.style import INK, quiet
 from tfmammo.metrics.summary import Measure, Scores, Table
@@ -35,16 +36,18 @@ MEASURES = {
     "jaccard": Measure("Jaccard", "%", 100, 1),
     "mcc": Measure("MCC", "%", 100, 1),
 }
-TABLE_1 = {  # of CAN's paper, on INbreast with the leaky protocol
+TABLE_1 = {  # of CAN's paper
     "FCN-8s": {"accuracy": 0.934, "dice": 0.910, "jaccard": 0.838, "mcc": 0.858},
     "SegNet": {"accuracy": 0.932, "dice": 0.904, "jaccard": 0.829, "mcc": 0.851},
     "U-Net": {"accuracy": 0.931, "dice": 0.905, "jaccard": 0.830, "mcc": 0.852},
     "CAN": {"accuracy": 0.941, "dice": 0.917, "jaccard": 0.851, "mcc": 0.872},
 }
-# frame -> model -> printed values. Of Singh et al.'s table, on INbreast, one row is at hand; its two means contradict each other:
-# Jaccard = D / (2 - D) is convex in Dice, so a mean Dice of 94.07 % needs a mean Jaccard of 88.8 % at least.
-PRINTED = {"square": TABLE_1, "loose": {"cGAN": {"dice": 0.9407, "jaccard": 0.8703}}}
+PUBLISHED = {name: evaluation.Published(values, "inbreast", leaky=True, frame="square") for name, values in TABLE_1.items()}
+# Of Singh et al.'s table one row is at hand, whose two means contradict each other: Jaccard = D / (2 - D) is convex in Dice, so a
+# mean Dice of 94.07 % needs a mean Jaccard of 88.8 % at least.
+PUBLISHED["cGAN"] = evaluation.Published({"dice": 0.9407, "jaccard": 0.8703}, "inbreast", frame="loose")
 PIXELS = 2_000_000  # of all patches together, beyond which a ROC curve is drawn from so many of them
+RATES = np.linspace(0, 1, 1001)
 CLEANED = " + post-processing"
 
 
@@ -52,7 +55,7 @@ class SegmentationConfig(evaluation.EvaluationConfig):
     """What this script has of its own.
 
     threshold: a pixel is mass from this probability on. postprocess: sides of the morphological elements; where it is given,
-    each model gets a second row "NAME + post-processing". floors: models without weights. cases: of each kind in a figure.
+    each model gets a second row "NAME + post-processing". floors: baselines without weights. cases: of each kind in a figure.
     """
 
     threshold: float = Field(default=0.5, gt=0, le=1)
@@ -75,12 +78,13 @@ def main() -> None:
     config = configuration.parse(SegmentationConfig, chosen.config, chosen.set)
     cli.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/segmentation")
-    report = evaluation.Report(config, MEASURES, PRINTED.get(config.data.frame, {}))
+    report = evaluation.Report(config, MEASURES, PUBLISHED)
     for comparison in evaluation.compare(config, "image", "mask"):
         masks = comparison.patches.masks
-        outputs = cleaned(comparison.outputs, config) | floors(config.floors, masks.shape, comparison.data)
+        baselines, notes = floors(config.floors, comparison)
+        outputs = cleaned(comparison.outputs, config) | baselines
         scores = {name: segmentation.per_image(masks, output, config.threshold) for name, output in outputs.items()}
-        report.add(comparison, scores)
+        report.add(comparison, scores, notes=notes)
         for name, probabilities in comparison.outputs.items():
             figure = cases(name, comparison.patches, probabilities >= config.threshold, scores[name]["dice"], config.cases)
             evaluation.save(figure, output / f"figure-{name}.png")
@@ -108,17 +112,45 @@ def cleaned(outputs: dict[str, NDArray[np.float32]], config: SegmentationConfig)
     return found
 
 
-def floors(names: tuple[str, ...], shape: tuple[int, ...], data: DataConfig) -> dict[str, NDArray[np.float32]]:
-    """The outputs of models that do not look at the image, float32 [n, s, s, 1]; no disc where patches are not around lesions."""
-    context = {"square": data.context, "tight": 1.0, "loose": 2.0}.get(data.frame)  # patch over box
-    rows, cols = np.mgrid[: shape[1], : shape[2]] + 0.5
-    found = {}
+def floors(names: tuple[str, ...], comparison: evaluation.Comparison) -> tuple[dict[str, NDArray[np.float32]], tuple[str, ...]]:
+    """The outputs of baselines that do not look at the image, float32 [n, s, s, 1], and what a table says of them.
+
+    Raises:   DataError: the disc has no mask to be fitted on.
+    """
+    masks, found, notes = comparison.patches.masks, {}, []
     if "whole patch" in names:
-        found["whole patch"] = np.ones(shape, np.float32)
-    if "centred disc" in names and context and data.patches == "lesion":
-        disc = np.hypot(rows - shape[1] / 2, cols - shape[2] / 2) <= shape[1] / context / 2
-        found["centred disc"] = np.broadcast_to(disc[..., np.newaxis], shape).astype(np.float32)
-    return found
+        found["whole patch"] = np.ones(masks.shape, np.float32)
+    if "centred disc" in names:
+        radii, whose = fit_discs(comparison)
+        found["centred disc"] = np.stack([segmentation.centred_disc(masks.shape[1], radius) for radius in radii])
+        sizes = ", ".join(f"{radius:g}" for radius in np.unique(radii))
+        notes.append(f"Centred disc: radius of {sizes} px, the best for {whose}.")
+    return found, tuple(notes)
+
+
+def fit_discs(comparison: evaluation.Comparison) -> tuple[NDArray[np.float64], str]:
+    """The radius of each patch's disc, px [n], and in words which masks it was fitted on: those of its first model's training.
+
+    Where the archive holds no patient of that training, it is fitted on the masks of all other patients.
+    """
+    patches, pool, model = comparison.patches, comparison.pool, next(iter(comparison.networks))
+    assert pool is not None
+    dice, radii = segmentation.disc_dice(pool.masks), np.zeros(len(patches))
+    trained = [comparison.trained_on(network) for network in comparison.networks[model]]
+    if all(known.any() for known in trained):
+        for number, known in enumerate(trained):
+            radii[comparison.folds[model] == number] = best_radius(dice[known])
+        return radii, f"the masks that {model} was trained on"
+    for patient in np.unique(patches.patient_ids):
+        radii[patches.patient_ids == patient] = best_radius(dice[pool.patient_ids != patient])
+    return radii, f"the masks of all other patients, for none here is known to be of {model}'s training"
+
+
+def best_radius(dice: NDArray[np.float64]) -> float:
+    """The radius, px, of the largest mean Dice; dice: of `segmentation.disc_dice`."""
+    if not dice.any():
+        raise DataError("floors: the centred disc has no lesion to be fitted on; leave it out with floors=[whole patch]")
+    return (dice.mean(axis=0).argmax() + 1) / 2
 
 
 @quiet
@@ -170,28 +202,46 @@ def boxes(scores: Scores) -> Figure:
 
 @quiet
 def curves(comparison: evaluation.Comparison, seed: int) -> tuple[Table, Figure]:
-    """The ROC curve of each model over the pixels of all patches, and the areas under them; the same pixels for every model."""
-    truth = comparison.patches.masks.ravel()
-    pixels = np.arange(len(truth))
-    if len(truth) > PIXELS:
-        pixels = np.sort(np.random.default_rng(seed).choice(len(truth), PIXELS, replace=False))
+    """The ROC curve of each model over the pixels of all patches, and the areas under them; the same pixels for every model.
+
+    Several folds are several networks without a common scale: each has a curve of its own, and their mean is shown.
+    """
+    masks = comparison.patches.masks
+    pixels = np.arange(masks.size)
+    if len(pixels) > PIXELS:
+        pixels = np.sort(np.random.default_rng(seed).choice(len(pixels), PIXELS, replace=False))
+    truth, patch = masks.ravel()[pixels], pixels // masks[0].size
     figure = Figure(figsize=(4.2, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
     body = []
     for name, output in comparison.outputs.items():
-        area = "-"
-        if 0 < truth[pixels].sum() < len(pixels):
-            false, true, _ = classification.roc_curve(truth[pixels], output.ravel()[pixels])
-            area = f"{classification.roc_auc(truth[pixels], output.ravel()[pixels]):.3f}"
-            drawn = np.linspace(0, len(true) - 1, min(len(true), 2000)).astype(int)  # nearly every pixel has a score of its own
-            axes.plot(false[drawn], true[drawn], linewidth=1.2, label=f"{name}, area {area}")
+        fold = comparison.folds.get(name, np.zeros(len(masks), np.intp))[patch]
+        curve, areas = mean_roc(truth, output.ravel()[pixels], fold)
+        area = f"{areas.mean():.3f}" if len(areas) else "-"
+        area += f" ± {areas.std(ddof=1):.3f}" if len(areas) > 1 else ""
+        if len(areas):
+            axes.plot(RATES, curve, linewidth=1.2, label=f"{name}, area {area}")
         body.append([name, area])
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     if len(axes.lines) > 1:
         axes.legend(loc="lower right", fontsize=8)
     axes.set_title(f"{len(pixels):,} pixels, frame {comparison.data.frame}")
-    return Table(f"Area under the ROC curve over {len(pixels):,} pixels", ["", "area"], body), figure
+    note = "Of several folds the mean ± standard deviation; pixels are no independent cases, so there is no interval and no p."
+    return Table(f"Area under the ROC curve over {len(pixels):,} pixels", ["", "area"], body, (note,)), figure
+
+
+def mean_roc(
+    truth: NDArray[np.integer], probabilities: NDArray[np.floating], fold: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean over folds of ROC curves at RATES, and each fold's area; folds of one class are left out."""
+    parts = [part for number in np.unique(fold) if len(np.unique(truth[part := fold == number])) == 2]
+    found = []
+    for part in parts:
+        false, true, _ = classification.roc_curve(truth[part], probabilities[part])
+        found.append(np.where(RATES > 0, np.interp(RATES, false, true), 0.0))
+    areas = [classification.roc_auc(truth[part], probabilities[part]) for part in parts]
+    return np.mean(found or [np.full(len(RATES), np.nan)], axis=0), np.array(areas)
 
 
 if __name__ == "__main__":

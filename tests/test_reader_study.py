@@ -409,26 +409,43 @@ def test_results_are_those_of_the_answers(study):
         assert found[system, "Anna"].choices is None, "four are too few"
         pooled = found[system, ALL]
         assert (pooled.choices.n, pooled.choices.right) == (8, np.sum(right))
-        assert pooled.choices.share.low <= pooled.choices.share.value <= pooled.choices.share.high
+        assert np.isnan([pooled.choices.p, pooled.choices.share.low]).all(), "eight answers, but to four pairs"
         assert found[system, "Anna"].ratings.area.value == 1 and found[system, "Ben"].ratings.area.value == 0.5
         assert pooled.ratings.area.value == 0.75 and (pooled.ratings.real, pooled.ratings.synthetic) == (4, 4)
 
 
 def test_one_readers_result_is_the_observers(config):
     """With answers written straight into a database: eight pairs, six of them right."""
-    chosen = config(systems={"all": config().systems["all"]}, pairs=8, ratings=4)
+    chosen = config(systems={"all": config().systems["all"]}, pairs=8, ratings=6)
     sides = [("choice", "all", side, "r", "s") for side in ["left", "right"] * 4]
-    kinds = [("rating", "all", "real", "r", ""), ("rating", "all", "synthetic", "", "s")] * 2
+    kinds = [("rating", "all", "real", "r", ""), ("rating", "all", "synthetic", "", "s")] * 3
     cases = [Case(number, *rest) for number, rest in enumerate(sides + kinds, 1)]
     answers = Answers(chosen)
     answers.begin(cases, "hash")
-    for case, value in zip(cases, ["left"] * 4 + ["left", "right"] * 2 + [6, 2, 3, 3], strict=True):
+    for case, value in zip(cases, ["left"] * 4 + ["left", "right"] * 2 + [6, 2, 3, 3, 5, 1], strict=True):
         answers.add("Anna", case.number, str(value), 1)
     (result,) = results(chosen, answers)
     assert result.choices == observer.choices([True] * 6 + [False] * 2)
-    assert result.ratings == observer.ratings([1, 0, 1, 0], [6, 2, 3, 3]) and result.ratings.area.value == 0.875
+    assert result.ratings == observer.ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
+    assert result.ratings.area.value == pytest.approx(8.5 / 9)
     (line,) = table([result], "tiny").body
-    assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"] and line[4:6] == ["0.289", "2, 2"]
+    assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"] and line[4:6] == ["0.289", "3, 3"]
+
+
+def test_p_is_corrected_for_the_systems_of_a_reader(config):
+    """Of one system eight of eight are right, 2 / 2^8, of the other six of eight; Holm doubles the smaller."""
+    chosen = config(pairs=8, ratings=0)
+    cases = [Case(number, "choice", SYSTEMS[number % 2], "left", "r", "s") for number in range(1, 17)]
+    answers = Answers(chosen)
+    answers.begin(cases, "hash")
+    for case in cases:
+        answers.add("Anna", case.number, "right" if case.system == SYSTEMS[1] and case.number in (1, 3) else "left", 1)
+    found = results(chosen, answers)
+    assert [result.choices.p for result in found] == pytest.approx([2 / 256, 0.2890625])
+    assert [result.p_corrected for result in found] == pytest.approx([4 / 256, 0.2890625])
+    shown = table(found, "tiny")
+    assert [line[4] for line in shown.body] == ["0.016", "0.289"] and "∞" in shown.body[0][3]
+    assert "exact test against guessing" in shown.notes[0] and "Holm's correction for 2 comparisons" in shown.notes[0]
 
 
 def test_few_answers_are_words_and_never_no_number(study):
@@ -436,9 +453,10 @@ def test_few_answers_are_words_and_never_no_number(study):
     study.answer("Anna", case, "left", 1)
     text = table(study.results(), "tiny").markdown()
     assert FEW in text and "nan" not in text.lower()
-    read(study, "Ben")  # all right: bounds at infinity, no variance
+    read(study, "Ben")
     text = table(study.results(), "tiny").markdown()
-    assert "∞" in text and "(no interval)" in text and "nan" not in text.lower()
+    assert "(no interval)" in text and "nan" not in text.lower()
+    assert "No interval and no p where fewer than 6 cases were answered." in text and "guessing" not in text
 
 
 def test_the_curves_are_of_systems_with_ratings(study):

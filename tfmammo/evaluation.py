@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ from tfmammo.archives import archive_name
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import splits
 from tfmammo.data.patches import DataError, Patches, make_patches
-from tfmammo.metrics.summary import Measure, Row, Scores, Table, in_units, summarize, tables, write_csv
+from tfmammo.metrics.summary import Compare, Measure, Printed, Row, Scores, Table, correct, in_units, summarize, tables, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,22 @@ class EvaluationConfig(Frozen):
     patients: "unseen" judges a patch only by models that were not trained on its patient; "all" by every model.
     tracking_uri: the MLflow server of models:/ handles; None means the environment's. Where it is set, tables and figures are
     logged there too.
+    compare: "first" compares every model with the first one, "pairs" each with each other.
     samples: draws of bootstrap and permutation test. level: of intervals. seed: of all draws.
     """
 
     data: DataConfig = DataConfig()
     models: dict[Name, Handles] = Field(min_length=1)
     patients: Literal["unseen", "all"] = "unseen"
+    compare: Compare = "first"
     tracking_uri: str | None = None
     samples: PositiveInt = 10_000
     level: float = Field(default=0.95, gt=0, lt=1)
     seed: NonNegativeInt = 0
+
+    def summaries(self, scores: Scores, patient_ids: NDArray[np.str_]) -> list[Row]:
+        """`summarize` with what the config says."""
+        return summarize(scores, patient_ids, self.samples, self.seed, self.level, self.compare)
 
 
 def _images(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
@@ -128,6 +134,7 @@ class Comparison:
     protocol: "unseen", "all" or "paper". data: how the patches were made. outputs: model -> float32 [n, s, s, 1], or
     probabilities [n, classes].
     folds: model -> intp [n], which of its handles made each output. networks: model -> its handles.
+    pool: every patch that a model may have been trained on; None: that is not known.
     """
 
     protocol: Protocol
@@ -136,6 +143,14 @@ class Comparison:
     outputs: dict[str, NDArray[np.float32]]
     folds: dict[str, NDArray[np.intp]]
     networks: Mapping[str, Sequence[Network]] = field(default_factory=dict)
+    pool: Patches | None = None
+
+    def trained_on(self, network: Network) -> NDArray[np.bool_]:
+        """bool [m]: which patches of the pool a network was trained on, as its card says; all of them by the leaky protocol."""
+        assert self.pool is not None
+        if self.protocol == "paper":
+            return np.ones(len(self.pool), np.bool_)
+        return np.isin(self.pool.patient_ids, network.card.get("train_patients", []))
 
     @property
     def title(self) -> str:
@@ -149,35 +164,62 @@ class Comparison:
         }[self.protocol]
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a paper prints of a model, and of which patches.
+
+    values: measure -> value. archive: of tfmammo.archives. leaky: whether copies of one lesion stood on both sides of its split;
+    None: the paper does not say how it split. frame: of its patches, without which its numbers are not shown; None: any.
+    """
+
+    values: Mapping[str, float]
+    archive: str
+    leaky: bool | None = None
+    frame: str | None = None
+
+    def beside(self, comparison: Comparison) -> Printed:
+        """The values with what sets them apart from a comparison."""
+        apart = [] if archive_name(comparison.data) == self.archive else [f"on {self.archive}"]
+        if self.leaky is None:
+            apart.append("a split of its own")
+        elif self.leaky != (comparison.protocol == "paper"):
+            apart.append("a split that leaks" if self.leaky else "unseen patients")
+        return Printed(self.values, ", ".join(apart))
+
+
 @dataclass
 class Report:
     """All comparisons of one evaluation: tables to print, table.md, table.csv and per_image.csv.
 
-    measures: in the order of columns. printed: model -> measure -> the paper's value, shown under the model's own.
+    measures: in the order of columns. published: model -> what a paper prints of it, shown under the model's own.
     models_across: a column for each model and a line for each measure, instead of the reverse. note: put behind every title.
     """
 
     config: EvaluationConfig
     measures: Mapping[str, Measure]
-    printed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    published: Mapping[str, Published] = field(default_factory=dict)
     models_across: bool = False
     tables: list[Table] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
 
-    def add(self, comparison: Comparison, scores: Scores, rows: Sequence[Row] | None = None) -> None:
+    def add(self, comparison: Comparison, scores: Scores, rows: Sequence[Row] | None = None, notes: tuple[str, ...] = ()) -> None:
         """Take in a comparison. scores: model -> measure -> float64 [n]; it may hold models that have no handle.
 
         What is no key of `measures` stands in per_image.csv alone. rows: the tables' content; None: summaries of all scores.
+        notes: sentences under the table of means, before its own.
         """
         config, patches = self.config, comparison.patches
         if rows is None:
             shown = {model: {key: measured[key] for key in self.measures} for model, measured in scores.items()}
-            rows = summarize(shown, patches.patient_ids, config.samples, config.seed, config.level)
+            rows = config.summaries(shown, patches.patient_ids)
         title = f"{comparison.title}; {self.note}" if self.note else comparison.title
-        self.tables += tables(rows, self.measures, title, self.printed, self.models_across)
-        self.rows += [{"protocol": comparison.protocol, **in_units(row, self.measures[row.measure])} for row in rows]
+        alike = {model: one for model, one in self.published.items() if one.frame in (None, comparison.data.frame)}
+        printed = {model: one.beside(comparison) for model, one in alike.items()}
+        means, *others = tables(rows, self.measures, title, printed, self.models_across, config.samples, config.level)
+        self.tables += [replace(means, notes=notes + means.notes), *others]
+        self.rows += [{"protocol": comparison.protocol, **in_units(row, self.measures[row.measure])} for row in correct(rows)]
         for model, measured in scores.items():
             folds = comparison.folds.get(model)
             for i, (identifier, patient) in enumerate(zip(patches.ids.tolist(), patches.patient_ids.tolist(), strict=True)):
@@ -232,7 +274,8 @@ def compare(
         warn_of_other_crops((network for group in fair.values() for network in group), config.data)
         found.append(judge(config.patients, config.data, cli.all_patches(config.data, make), fair))
     if leaky:
-        found.append(judge("paper", *_held_out_copies(leaky, config.data, make), leaky))
+        made, copies, held_out = _copies(leaky, config.data, make)
+        found.append(replace(judge("paper", made, held_out, leaky), pool=copies))
     return found
 
 
@@ -286,7 +329,7 @@ def _judge(
         raise DataError(f"no patch is of a patient that none of {', '.join(models)} was trained on; patients=all judges all the same")
     if limit is not None and limit < len(common):
         common = np.sort(np.random.default_rng(seed).permutation(common)[:limit])
-    patches, folds = patches.take(common), {name: fold[common] for name, fold in folds.items()}
+    pool, patches, folds = patches, patches.take(common), {name: fold[common] for name, fold in folds.items()}
     form = patches.images.shape[1:] if shape is None else shape
     outputs = {name: np.empty((len(patches), *form), np.float32) for name in models}
     for name, networks in models.items():
@@ -295,7 +338,7 @@ def _judge(
             if mine.size:
                 values = inputs[network.source](patches.take(mine), network.card)
                 outputs[name][mine] = network.run(network.source, target, values, form)
-    return Comparison(protocol, data, patches, outputs, folds, models)
+    return Comparison(protocol, data, patches, outputs, folds, models, pool)
 
 
 def _folds(name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_], protocol: Protocol) -> NDArray[np.intp]:
@@ -307,8 +350,8 @@ def _folds(name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_]
     return np.where(may.any(axis=0), may.argmax(axis=0), -1)
 
 
-def _held_out_copies(models: Mapping[str, Sequence[Network]], data: DataConfig, make: cli.Make) -> tuple[DataConfig, Patches]:
-    """The held-out side of the paper's split, made again as the models' cards say."""
+def _copies(models: Mapping[str, Sequence[Network]], data: DataConfig, make: cli.Make) -> tuple[DataConfig, Patches, Patches]:
+    """Both sides of the paper's split, made again as the models' cards say: how they are made, training, held-out."""
     networks = [network for group in models.values() for network in group]
     first = networks[0]
     for network in networks[1:]:
@@ -316,10 +359,10 @@ def _held_out_copies(models: Mapping[str, Sequence[Network]], data: DataConfig, 
             raise DataError(f"{network.handle} and {first.handle} were not trained on one paper split; evaluate them separately")
     known = first.card["config"]["data"]
     made = DataConfig.model_validate(known | {"name": data.name, "root": data.root})
-    _, held_out = splits.split(cli.all_patches(made, make), made)
+    copies, held_out = splits.split(cli.all_patches(made, make), made)
     if held_out.ids.tolist() != first.card["held_out_ids"]:
         raise DataError(f"{first.handle}: its held-out copies can't be made again; data.name and data.root must be what it was trained on")
-    return made, held_out
+    return made, copies, held_out
 
 
 def warn_of_other_crops(networks: Iterable[Network], data: DataConfig) -> None:

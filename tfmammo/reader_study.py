@@ -18,7 +18,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,7 @@ from tfmammo.config import ConfigError
 from tfmammo.data.patches import DataError
 from tfmammo.metrics import observer
 from tfmammo.metrics.observer import Choices, Estimate, Ratings
+from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, holm
 from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.reader_cases import Case, ReaderStudyConfig, Task, digest, draw, pictures, sources
 from tfmammo.training import cli
@@ -76,12 +77,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Result:
-    """A system's result by one reader, or by `ALL`; None where there are not enough answers."""
+    """A system's result by one reader, or by `ALL`; None where there are not enough answers.
+
+    p_corrected: the choices' p after Holm's correction for all systems of the same reader.
+    """
 
     system: str
     reader: str
     choices: Choices | None
     ratings: Ratings | None
+    p_corrected: float = np.nan
 
     def row(self) -> dict[str, Any]:
         """A row of results.csv; what is not known is empty."""
@@ -89,7 +94,7 @@ class Result:
         row: dict[str, Any] = {"system": self.system, "reader": self.reader}
         row |= {"choices": right.n, "correct": right.right} if right else {"choices": "", "correct": ""}
         row |= _columns("share", right.share if right else nothing) | _columns("d_prime", right.d_prime if right else nothing)
-        row |= {"p": right.p if right else ""}
+        row |= {"p": right.p if right else np.nan, "p_corrected": self.p_corrected}
         row |= {"rated_real": rated.real, "rated_synthetic": rated.synthetic} if rated else {"rated_real": "", "rated_synthetic": ""}
         return row | _columns("auc", rated.area if rated else nothing) | _columns("d_a", rated.d_a if rated else nothing)
 
@@ -243,7 +248,10 @@ def reader_name(text: str) -> str:
 
 
 def results(config: ReaderStudyConfig, answers: Answers) -> list[Result]:
-    """Each system's results by each reader, and where there are several by all of them together (see `observer`)."""
+    """Each system's results by each reader, and where there are several by all of them together (see `observer`).
+
+    p is corrected for the number of systems, reader by reader.
+    """
     given, found = answers.all(), []
     for system in config.systems:
         readers, right, _ = _scores(given, system, "choice")
@@ -259,7 +267,7 @@ def results(config: ReaderStudyConfig, answers: Answers) -> list[Result]:
             choice = observer.pooled_choices(right, *options) if np.sum(~np.isnan(right)) >= ENOUGH else None
             enough = any(_enough_rated(real, row) for row in rated)
             found.append(Result(system, ALL, choice, observer.pooled_ratings(real, rated, *options) if enough else None))
-    return found
+    return _corrected(found)
 
 
 def roc(config: ReaderStudyConfig, answers: Answers) -> Figure:
@@ -271,9 +279,13 @@ def roc(config: ReaderStudyConfig, answers: Answers) -> Figure:
 
 
 def table(found: Sequence[Result], title: str) -> Table:
-    """Results as text."""
+    """Results as text, with what p is and what is missing under them."""
     header = ["system", "reader", "real one chosen", "d'", "p", "real, synthetic rated", "area under ROC", "d_a"]
-    return Table(title, header, [_line(result) for result in found])
+    systems = len({result.system for result in found if np.isfinite(result.p_corrected)})
+    notes = [describe("guessing", len(found), systems)] if systems else []
+    if any(_has_few(result) for result in found):
+        notes.append(f"No interval and no p where fewer than {FEWEST_PATIENTS} cases were answered.")
+    return Table(title, header, [_line(result) for result in found], tuple(notes))
 
 
 def write_answers(config: ReaderStudyConfig, answers: Answers, path: Path) -> None:
@@ -302,6 +314,22 @@ def _scores(given: Sequence[Answer], system: str, task: Task) -> tuple[list[str]
     return readers, scores, real
 
 
+def _corrected(found: list[Result]) -> list[Result]:
+    """Results with Holm's correction over the systems that one reader, or all of them, judged."""
+    corrected: dict[int, float] = {}
+    for reader in {result.reader for result in found}:
+        own = [place for place, result in enumerate(found) if result.reader == reader]
+        values = [choices.p if (choices := found[place].choices) else np.nan for place in own]
+        corrected |= dict(zip(own, holm(values).tolist(), strict=True))
+    return [replace(result, p_corrected=corrected[place]) for place, result in enumerate(found)]
+
+
+def _has_few(result: Result) -> bool:
+    """Whether there are answers, but too few for an interval."""
+    right, rated = result.choices, result.ratings
+    return bool(right and np.isnan(right.p)) or bool(rated and rated.real + rated.synthetic < FEWEST_PATIENTS)
+
+
 def _enough_rated(real: NDArray[np.bool_], given: NDArray[np.float64]) -> bool:
     answered = ~np.isnan(given)
     return bool(min(np.sum(answered & real), np.sum(answered & ~real)) >= ENOUGH_RATED)
@@ -315,7 +343,7 @@ def _line(result: Result) -> list[str]:
     right, rated = result.choices, result.ratings
     line = [result.system, result.reader]
     if right:
-        p = "< 0.001" if right.p < 0.001 else f"{right.p:.3f}"
+        p = "-" if np.isnan(right.p) else "< 0.001" if result.p_corrected < 0.001 else f"{result.p_corrected:.3f}"
         line += [f"{right.right} of {right.n}: {_shown(right.share)}", _shown(right.d_prime), p]
     else:
         line += [FEW, "-", "-"]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from tfmammo.config import ConfigError
 from tfmammo.metrics import perceptual
-from tfmammo.metrics.summary import Measure, Row
+from tfmammo.metrics.segmentation import Paired
+from tfmammo.metrics.summary import Compare, Measure, Row, opponents, versus
 
 SMALLEST = 32  # px
 SET_MEASURES = {
@@ -84,21 +85,25 @@ class Judge:
         patient_ids: NDArray[np.str_],
         level: float,
         real: str,
+        compare: Compare = "first",
     ) -> list[Row]:
-        """A table's rows of what is known of whole sets alone, with jackknife intervals, and differences from the first set.
+        """A table's rows of what is known of whole sets alone, with jackknife intervals, and differences from other sets.
 
         Args:     statistics: measure -> set -> see `statistics`. patient_ids: str [n]. level: of intervals. real: the name of real
-                  patches, which are not compared with the first.
+                  patches, which are compared with nothing. compare: see `opponents`.
         """
         rows = []
-        for measure, models in statistics.items():
-            first = next(iter(models))
-            for name, statistic in models.items():
-                value, low, high, _ = perceptual.jackknife(statistic, patient_ids, level)
-                against: tuple[float, ...] = ()
-                if name not in (first, real):
-                    against = perceptual.jackknife(partial(_difference, statistic, models[first]), patient_ids, level)
-                rows.append(Row(name, self.key(measure), len(patient_ids), len(set(patient_ids.tolist())), value, low, high, *against))
+        for measure, sets in statistics.items():
+            counts = len(patient_ids), len(set(patient_ids.tolist()))
+            found = {name: perceptual.jackknife(statistic, patient_ids, level)[:3] for name, statistic in sets.items()}
+            alone = {name: Row(name, self.key(measure), *counts, *found[name], method="jackknife") for name in sets}
+            for name, other in opponents([name for name in sets if name != real], compare):
+                row = alone[name]
+                if other:
+                    value, low, high, p = perceptual.jackknife(partial(_difference, sets[name], sets[other]), patient_ids, level)
+                    row = versus(row, other, Paired(value, low, high, p))
+                rows.append(row)
+            rows += [alone[real]] if real in alone else []
         return rows
 
 

@@ -6,6 +6,8 @@ d_a = sqrt(2) z(area under the ROC curve). Both are 0 for whoever guesses, and o
 One observer's intervals and tests are of the cases. Those of several together are of cases and observers: both are drawn anew, since
 what two of them say of one picture is not independent. With two or three observers such an interval is rather too narrow.
 
+Every case shows patients of its own. Below `FEWEST_PATIENTS` cases there is neither interval nor p.
+
 Source: Green and Swets, Signal detection theory and psychophysics (1966); Macmillan and Creelman, Detection theory: a user's guide
 (2005), chapters 3 and 7; Clopper and Pearson, Biometrika 26 (1934) 404.
 """
@@ -21,9 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
+from tfmammo.metrics.significance import FEWEST_PATIENTS
 from tfmammo.metrics.style import quiet
 
 Array = NDArray[np.float64]
+NO_BOUNDS = (np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Choices:
-    """Forced choices between two. n: how many, right: of them. p: two-sided, of guessing. share: 0 to 1. d_prime: see `d_prime`."""
+    """Forced choices between two. n: how many, right: of them. p: two-sided, of guessing. share: 0 to 1. d_prime: see `d_prime`.
+
+    p and intervals are NaN where fewer than `FEWEST_PATIENTS` pairs were answered.
+    """
 
     n: int
     right: int
@@ -75,8 +82,9 @@ def choices(right: ArrayLike, level: float = 0.95) -> Choices:
     count, n = int(given.sum()), len(given)
     test = stats.binomtest(count, n, 0.5)
     bounds = test.proportion_ci(level, "exact")
-    share = Estimate(count / n, float(bounds.low), float(bounds.high))
-    return Choices(n, count, share, _in_d(share, 0.5 / n), float(test.pvalue))
+    enough = n >= FEWEST_PATIENTS
+    share = Estimate(count / n, *((float(bounds.low), float(bounds.high)) if enough else NO_BOUNDS))
+    return Choices(n, count, share, _in_d(share, 0.5 / n), float(test.pvalue) if enough else np.nan)
 
 
 def pooled_choices(right: ArrayLike, samples: int = 2000, seed: int = 0, level: float = 0.95) -> Choices:
@@ -97,20 +105,23 @@ def pooled_choices(right: ArrayLike, samples: int = 2000, seed: int = 0, level: 
     observers, pairs = (_drawn(random, count, samples) for count in given.shape)
     won, of = (np.einsum("br,rc,bc->b", observers, values, pairs, optimize=True) for values in (correct, answered.astype(np.float64)))
     n, count = int(answered.sum()), int(correct.sum())
-    share = Estimate(count / n, *_percentiles(won[of > 0] / of[of > 0], level))
-    return Choices(n, count, share, _in_d(share, 0.5 / n), _exchanged(np.where(answered, 2 * correct - 1, 0).sum(axis=0)))
+    enough = answered.any(axis=0).sum() >= FEWEST_PATIENTS
+    share = Estimate(count / n, *(_percentiles(won[of > 0] / of[of > 0], level) if enough else NO_BOUNDS))
+    p = _exchanged(np.where(answered, 2 * correct - 1, 0).sum(axis=0)) if enough else np.nan
+    return Choices(n, count, share, _in_d(share, 0.5 / n), p)
 
 
 def ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
     """One observer's ratings: the area under the ROC curve with DeLong's interval.
 
     Args:     real: bool [n], which cases are real, two of either at least. given: number [n], higher is more surely real. level: in (0, 1).
-    Returns:  Ratings. Where DeLong's variance is 0, as of ratings that tell all apart, there is no interval. An area of 0 or 1 counts for
-              d_a as half a pair of cases more or less.
+    Returns:  Ratings. There is no interval where DeLong's variance is 0, as of ratings that tell all apart, or cases are too few. An
+              area of 0 or 1 counts for d_a as half a pair of cases more or less.
     Raises:   ValueError: as `classification.delong_variance`.
     """
     truth, variance, area = np.asarray(real, bool), delong_variance(real, given), roc_auc(real, given)
-    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) if variance > 1e-12 else np.nan
+    enough = variance > 1e-12 and len(truth) >= FEWEST_PATIENTS
+    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) if enough else np.nan
     found = Estimate(area, float(np.maximum(area - reach, 0)), float(np.minimum(area + reach, 1)))
     return _rated(truth.sum(), (~truth).sum(), found)
 
@@ -137,7 +148,8 @@ def pooled_ratings(real: ArrayLike, given: ArrayLike, samples: int = 2000, seed:
     weights = observers * (bottom > 0)
     means = (weights * top / np.maximum(bottom, 1)).sum(axis=1)[weights.any(axis=1)] / weights.sum(axis=1)[weights.any(axis=1)]
     counts = answered[:, truth].sum(), answered[:, ~truth].sum()
-    return _rated(*counts, Estimate(float(area), *_percentiles(means, level)))
+    enough = answered.any(axis=0).sum() >= FEWEST_PATIENTS
+    return _rated(*counts, Estimate(float(area), *(_percentiles(means, level) if enough else NO_BOUNDS)))
 
 
 @quiet

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from tfmammo.metrics.significance import FEWEST_PATIENTS
+
 Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  # tn, fp, fn, tp of n images
 
 
@@ -89,12 +91,12 @@ def bootstrap_interval(
 
     Args:     values: number [n], finite. groups: [n], each value's patient; None makes each value its own group.
               samples: draws. level: of confidence, in (0, 1).
-    Returns:  (low, high), in the values' unit; (nan, nan) where all values are of one group, which bounds nothing.
+    Returns:  (low, high), in the values' unit; (nan, nan) where there are fewer than `FEWEST_PATIENTS` groups.
     Raises:   ValueError: no value, one that is not finite, or groups of another length.
     Source:   Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.8, resampling of clusters.
     """
     sums, sizes = _clusters(values, groups)
-    if len(sums) < 2:
+    if len(sums) < FEWEST_PATIENTS:
         return float("nan"), float("nan")
     # The images of a draw vary in number with the patients drawn, so its mean is a ratio of two sums.
     interval = stats.bootstrap(
@@ -115,7 +117,8 @@ def bootstrap_interval(
 class Paired:
     """How one model differs from another on the same images.
 
-    difference: of the means, a - b. low, high: its bootstrap interval. p: two-sided, of the sign-flip test.
+    difference: of the means, a - b. low, high: its bootstrap interval. p: two-sided, of the sign-flip test. All three are NaN
+    where there are fewer than `FEWEST_PATIENTS` patients.
     """
 
     difference: float
@@ -134,15 +137,15 @@ def paired_test(
 
     Args:     a, b: number [n], finite, both models' values of the same n images. groups: [n], each image's patient;
               None makes each image its own group. samples, seed, level: as in `bootstrap_interval`.
-    Returns:  Paired, in the values' unit; p in (0, 1], 1 for a single patient.
+    Returns:  Paired, in the values' unit; p in (0, 1], NaN where there are fewer than `FEWEST_PATIENTS` groups.
     Raises:   ValueError: unequal lengths, no value, one that is not finite, or groups of another length.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"paired values must be equally many, not {a.shape} and {b.shape}")
     sums, sizes = _clusters(a - b, groups)
-    p = 1.0
-    if len(sums) > 1:
+    p = np.nan
+    if len(sums) >= FEWEST_PATIENTS:
         p = stats.permutation_test(
             (sums,),
             lambda sums, axis: sums.sum(axis=axis),
@@ -153,6 +156,41 @@ def paired_test(
             rng=np.random.default_rng(seed),
         ).pvalue
     return Paired(float(sums.sum() / sizes.sum()), *bootstrap_interval(a - b, groups, samples, seed, level), float(p))
+
+
+def disc_dice(masks: ArrayLike) -> NDArray[np.float64]:
+    """Dice of each mask with discs in the middle of the patch, of every radius from 0.5 px in steps of 0.5 px.
+
+    A disc holds the pixels whose centres lie no farther than its radius from the middle of the patch; see `centred_disc`.
+
+    Args:
+        masks: {0, 1}, shape ``[n, s, s, 1]``.
+
+    Returns:
+        Dice in [0, 1], float64 ``[n, radii]``, 0 for an empty mask; the last disc holds the whole patch.
+
+    Raises:
+        ValueError: A value that is neither 0 nor 1, or another shape.
+    """
+    masks = _binary(masks, "masks")
+    if masks.ndim != 4 or masks.shape[1] != masks.shape[2] or masks.shape[3] != 1:
+        raise ValueError(f"masks must have shape [n, s, s, 1], not {masks.shape}")
+    needed = np.ceil(2 * _from_middle(masks.shape[1])).astype(np.intp).ravel()  # half pixels that a disc needs to hold it
+    area = np.cumsum(np.bincount(needed))[1:]
+    lesions = masks.reshape(len(masks), -1)
+    inside = [np.cumsum(np.bincount(needed[lesion], minlength=needed.max() + 1))[1:] for lesion in lesions]
+    overlap = np.reshape(inside, (len(masks), len(area)))
+    return 2 * overlap / np.maximum(area + lesions.sum(axis=1)[:, np.newaxis], 1)
+
+
+def centred_disc(size: int, radius: float) -> NDArray[np.float32]:
+    """A disc in the middle of a patch, float32 {0, 1} ``[size, size, 1]``; `radius` in px."""
+    return (_from_middle(size) <= radius).astype(np.float32)[..., np.newaxis]
+
+
+def _from_middle(size: int) -> NDArray[np.float64]:
+    rows, cols = np.mgrid[:size, :size] + 0.5 - size / 2
+    return np.hypot(rows, cols)
 
 
 def _binary(values: ArrayLike, name: str) -> NDArray[np.bool_]:

@@ -138,9 +138,10 @@ class _Tab:
         shown = table(found, study.config.name)
         write_results(found, folder / "results.csv")
         write_answers(study.config, study.answers, folder / "answers.csv")
+        body = [[cell.replace("\n", " ") for cell in row] for row in shown.body]
         return {
             self.results: gr.update(visible=True),
-            self.table: gr.update(value=[[cell.replace("\n", " ") for cell in row] for row in shown.body], headers=shown.header),
+            self.table: gr.update(value=body, headers=shown.header, label=" ".join(shown.notes)),
             self.curves: roc(study.config, study.answers),
             self.files: [str(folder / name) for name in ("results.csv", "answers.csv")],
         }
