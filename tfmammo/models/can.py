@@ -10,8 +10,10 @@ Departures and what the paper leaves open:
   so, and so does Eq. 3): D descends -L_D here.
 - log(1 - P) for G and I hardly has a gradient while D wins; `adversarial: non_saturating` (default) minimises -log P
   instead, `as_printed` minimises log(1 - P).
-- "All the responses are averaged to produce the ultimate prediction": P is the mean of the patch probabilities.
-  `average: losses` averages their logarithms, as Pix2Pix's code does.
+- "All the responses are averaged to produce the ultimate prediction" has two readings. `average: responses` (default) takes
+  P as the mean of the patch probabilities, word for word. `average: losses` averages their logarithms: Pix2Pix's article has
+  almost the same sentence, and its code does that. Under `responses` D hardly learns from patches of which it is wrongly sure.
+- Pix2Pix is compared "under the same experimental settings": configs/pix2pix_can.yaml.
 - ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean norm.
 - Open: beta_1 of Adam (0.5, as in Pix2Pix), weights' start (N(0, 0.02)), dropout (0.5 in the three innermost decoder
   blocks, as in Pix2Pix, but off at inference: CAN names no noise), output activation (tanh, masks too).
