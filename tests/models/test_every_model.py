@@ -1,6 +1,5 @@
 """What holds for every model and baseline: an export answers the same whatever came before it."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
