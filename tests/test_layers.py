@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.layers import BatchNormalization, RandomScalarMap, SampleNormalization, SelfAttention, SpectralNormalization
+from tfmammo.layers import (
+    BatchNormalization,
+    RandomScalarMap,
+    SampleNormalization,
+    SelfAttention,
+    SpectralNormalization,
+    patch_seeds,
+    seeded_dropout,
+)
 
 EPSILON = 1e-3
 
@@ -534,3 +542,34 @@ def test_replicas_have_one_u_and_agree_with_one_device(tmp_path, repository):
         np.testing.assert_array_equal(*replicas)
         np.testing.assert_allclose(replicas[0], alone[0], rtol=1e-4, atol=1e-5)
     assert np.linalg.norm(one[0][0]) == pytest.approx(1, abs=1e-5)
+
+
+# Seeded noise
+
+
+def test_seeds_follow_from_the_draw_and_the_pixels_alone():
+    images = tf.constant(np.random.default_rng(0).random((3, 8, 8, 1)), tf.float32)
+    seeds = patch_seeds(images, 4).numpy()
+    assert seeds.shape == (3, 2) and (seeds[:, 0] == 4).all() and len(set(seeds[:, 1])) == 3
+    np.testing.assert_array_equal(patch_seeds(images[::-1], tf.constant([4, 4, 4])), seeds[::-1])
+    np.testing.assert_array_equal(patch_seeds(images, tf.constant([0, 1, 2])).numpy()[:, 0], [0, 1, 2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("rate", [0.25, 0.5])
+def test_seeded_dropout_drops_its_share_and_scales_the_rest(rate, dtype):
+    x = tf.cast(tf.ones([2, 32, 32, 16]), dtype)
+    y = seeded_dropout(x, rate, tf.constant([[0, 5], [0, 6]], tf.int64), 0)
+    assert y.dtype == x.dtype and y.shape == x.shape
+    found = tf.cast(y, tf.float32).numpy()
+    np.testing.assert_allclose(np.unique(found), [0, 1 / (1 - rate)], rtol=1e-2)
+    np.testing.assert_allclose((found == 0).mean(axis=(1, 2, 3)), rate, atol=5 * np.sqrt(rate * (1 - rate) / found[0].size))
+
+
+def test_seeded_dropout_follows_from_each_samples_seed_and_the_level_alone():
+    x, seeds = tf.ones([2, 8, 8, 4]), tf.constant([[0, 5], [0, 6]], tf.int64)
+    y = seeded_dropout(x, 0.5, seeds, 0)
+    np.testing.assert_array_equal(tf.function(seeded_dropout)(x[1:], 0.5, seeds[1:], 0), y[1:])
+    others = [y[1], seeded_dropout(x, 0.5, seeds, 1)[0], seeded_dropout(x, 0.5, seeds + [1, 0], 0)[0]]
+    for other in others:
+        assert 0.3 < np.mean(other.numpy() == y[0]) < 0.7, "independent draws agree in half of all places"

@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfmammo.losses import dice_loss, l1, l2_norm, log_fake, log_odds_of_fake, log_real, mean_square
+from tfmammo.losses import dice_loss, l1, l2_norm, log_fake, log_real, mean_square
 
 LN3 = float(np.log(3))  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
 
@@ -33,10 +33,6 @@ def sigmoid(x):
 def test_responses_by_hand(values, real, fake):
     np.testing.assert_allclose(log_real(logits(*values)), real, rtol=1e-6)
     np.testing.assert_allclose(log_fake(logits(*values), "responses"), fake, rtol=1e-6)
-
-
-def test_odds_by_hand():
-    np.testing.assert_allclose(log_odds_of_fake(logits([LN3, 0], [-LN3, -LN3], [80, 80])), [np.log(3 / 5), LN3, -80], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,8 @@ class Chain:
         region = preprocess.restored(_placed(mask, place, prepared), native, self.data.preprocess)
         if not region.any():
             return replace(finding, remarks=("no mask: the segmenter marks nothing in the box",))
-        spread = answer["uncertainty"][0] if "uncertainty" in answer else np.zeros(1, np.float32)
-        uncertainty = float(spread[mask > 0].mean()) if spread.any() else None  # of one draw it is 0 all over
+        spread = answer.get("uncertainty")  # none of one draw; exports of older versions give 0 all over
+        uncertainty = float(spread[0][mask > 0].mean()) if spread is not None and spread.any() else None
         return self._classified(replace(finding, lesion=_lesion(finding.kind, region), uncertainty=uncertainty), native)
 
     def _classified(self, finding: Finding, mammogram: Mammogram) -> Finding:

@@ -243,13 +243,29 @@ def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
 def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
     """Seeds that follow from the step and from each patch's pixels, so neither from its place in the batch nor from the device.
 
-    Args:     image: float32 [n, size, size, 1]. step: integer scalar.
+    Args:     image: float32 [n, size, size, 1]. step: integer, a scalar or [n].
     Returns:  int64 [n, 2]: the step, and a weighted sum of the pixels' bits.
     """
     pixels = int(np.prod(image.shape[1:]))
     bits = tf.cast(tf.bitcast(tf.reshape(image, [-1, pixels]), tf.int32), tf.int64)
     digest = tf.reduce_sum(bits * tf.constant(np.arange(pixels) % 1021 + 1, tf.int64), axis=1)
-    return tf.stack([tf.fill(tf.shape(digest), tf.cast(step, tf.int64)), digest], axis=1)
+    return tf.stack([tf.broadcast_to(tf.cast(step, tf.int64), tf.shape(digest)), digest], axis=1)
+
+
+def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> tf.Tensor:
+    """Dropout whose draws follow from each sample's seed alone, not from earlier calls nor from the rest of the batch.
+
+    Args:     x: floating [batch, rows, cols, channels]. rate: in [0, 1), the share that becomes 0. seeds: int64 [batch, 2],
+              see `patch_seeds`. level: a number of its own for each layer of a network, so that their draws differ.
+    Returns:  the same shape and dtype; what is kept is divided by 1 - rate.
+    """
+    shape = x.shape[1:]
+
+    def draw(seed: tf.Tensor) -> tf.Tensor:
+        return tf.random.stateless_uniform(shape, tf.random.fold_in(seed, level), alg="philox")
+
+    drawn = tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+    return tf.where(drawn >= rate, x / (1 - rate), tf.zeros_like(x))
 
 
 def step_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:

@@ -31,11 +31,6 @@ def log_fake(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
     return log_real(-logits, average)
 
 
-def log_odds_of_fake(logits: tf.Tensor) -> tf.Tensor:
-    """log((1 - P) / P) of each sample, P being the mean response. Args: logits: [batch, rows, cols, 1]. Returns: float32 [batch]."""
-    return _log_mean_response(-logits) - _log_mean_response(logits)
-
-
 def l1(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
     """mean |target - output| over all elements, float32."""
     return tf.reduce_mean(tf.abs(tf.cast(target, tf.float32) - tf.cast(output, tf.float32)))

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfmammo.config import ConfigError
 from tfmammo.convolutions import Convolution, TransposedConvolution, on_cpu
-from tfmammo.layers import BatchNormalization, SampleNormalization
+from tfmammo.layers import BatchNormalization, SampleNormalization, seeded_dropout
 
 PIX2PIX_FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)
 
@@ -60,19 +60,19 @@ class UNet256(keras.Model):
         self.to_float32 = keras.layers.Activation(activation, dtype="float32")
         self(keras.Input((size, size, channels), batch_size=1))
 
-    def call(self, x: tf.Tensor, training: bool = False, noise: bool | None = None) -> tf.Tensor:
-        """See the class. noise: whether dropout drops; None: in training alone."""
-        noise = training if noise is None else noise
+    def call(self, x: tf.Tensor, training: bool = False, seeds: tf.Tensor | None = None) -> tf.Tensor:
+        """See the class. seeds: int64 [batch, 2], from which dropout draws at inference too; None: it is off there."""
         skips = []
         for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
             x = down(leaky_relu(x) if i else x)
             x = norm(x, training=training) if norm else x
             skips.append(x)
         skips.pop()  # the innermost map goes straight up
-        for up, norm, dropout in zip(self.ups, self.up_norms, self.dropouts, strict=True):
+        for level, (up, norm, dropout) in enumerate(zip(self.ups, self.up_norms, self.dropouts, strict=True)):
             x = up(tf.nn.relu(x))
             x = norm(x, training=training) if norm else x
-            x = dropout(x, training=noise) if dropout else x
+            if dropout:
+                x = dropout(x, training=training) if seeds is None else seeded_dropout(x, dropout.rate, seeds, level)
             x = tf.concat([x, skips.pop()], axis=-1) if skips else x
         return self.to_float32(x)
 

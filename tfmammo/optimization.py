@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import keras
 import tensorflow as tf
-
-from tfmammo.losses import Average, log_odds_of_fake
 
 PIECE = 2**22  # bytes that CPUs of several workers exchange at once; in a tensor of 300 MB each takes gRPC more than twice as long
 
@@ -99,53 +96,56 @@ def minimize(loss: tf.Tensor, network: keras.Model, optimizer: keras.optimizers.
     _apply(tape.gradient(loss, network.trainable_variables, output_gradients=_start(optimizer)), network, optimizer)
 
 
-def gradients_are_shared(average: Average) -> bool:
-    """Whether a room that averages so, under the policy of now, may use `minimize_against`."""
-    return average == "responses" and keras.config.dtype_policy().compute_dtype != "float16"
+def call_sharing_gradients(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
+    """network(x, training=True), so recorded that losses whose gradients by its output differ by a factor share one pass back through it.
 
+    A pass back is linear in the gradient that enters it. What it gave for one gradient, times a factor, is what it gives for
+    that multiple. Such are the gradients of -log P and -log(1 - P) by a discriminator's logits, P being the mean response to
+    one pair. Every gradient is compared with the first one, and one that is no multiple of it gets a pass of its own. So a
+    tape finds what it finds of a plain call, whatever the losses are.
 
-class Adversary(NamedTuple):
-    """Who makes one half of a pair that the discriminator shall take for real.
+    It is a plain call where a gain is not to be expected, or would cost accuracy or a state: for several samples,
+    whose factors differ, under float16, and for networks that are changed by a call, as by batch normalisation.
 
-    output: what its network made, float32 [batch, rows, cols, channels]. logits: the discriminator's of the pair. own: the part
-    of its loss in which the discriminator has none, float32 scalar.
+    Args:     x: floating [batch, ...]. Returns: what the network returns, one floating tensor.
     """
+    if x.shape[0] != 1 or network.compute_dtype == "float16" or network.non_trainable_variables:
+        return network(x, training=True)
+    variables = network.trainable_variables
 
-    network: keras.Model
-    optimizer: keras.optimizers.Optimizer
-    output: tf.Tensor
-    logits: tf.Tensor
-    own: tf.Tensor
+    @tf.custom_gradient
+    def call(x: tf.Tensor, *weights: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], list[tf.Tensor]]]:
+        with tf.GradientTape(persistent=True) as tape, keras.StatelessScope(list(zip(variables, weights, strict=True))):
+            tape.watch([x, *weights])
+            y = network(x, training=True)
+        zero = tf.UnconnectedGradients.ZERO
+        return y, _remember(lambda of_y: tape.gradient(y, [x, *weights], of_y, unconnected_gradients=zero))
+
+    return call(x, *map(tf.convert_to_tensor, variables))
 
 
-def minimize_against(
-    adversaries: Sequence[Adversary],
-    loss: tf.Tensor,
-    discriminator: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    tape: tf.GradientTape,
-    as_printed: bool,
-) -> None:
-    """One step of a discriminator and of each of its adversaries, with one pass back through the discriminator for all of them.
+def _remember(pass_back: Callable[[tf.Tensor], list[tf.Tensor]]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """`pass_back`, a linear function, which is not called again for a multiple of what it was first called with."""
+    known: list[tuple[tf.Tensor, list[tf.Tensor]]] = []
 
-    P being the mean response to an adversary's pair, `loss` holds -log(1 - P) of it, and the adversary minimises `own` and -log P,
-    or `own` and log(1 - P) where that is as_printed. By the discriminator's logits all three are multiples of dP, so that for each sample
+    def answer(of_y: tf.Tensor) -> list[tf.Tensor]:
+        if not known:
+            known.append((of_y, pass_back(of_y)))
+            return known[0][1]
+        first, gradients = known[0]
+        factor, is_multiple = _factor(of_y, first)
+        return tf.cond(is_multiple, lambda: [tf.cast(factor, g.dtype) * g for g in gradients], lambda: pass_back(of_y))
 
-        d(-log P) / d output = -(1 - P) / P * d loss / d output,   d log(1 - P) / d output = -d loss / d output
+    return answer
 
-    and what `minimize` would compute in a pass of its own is here. The factor stops growing at P = e^-60: with less of it float32 can't
-    hold the gradient. Not for float16, which can't even hold that of a P of 1e-5; see `gradients_are_shared`.
 
-    Args:     loss: float32 scalar; `output` enters it through its pair alone. tape: persistent.
-    """
-    weights, outputs = discriminator.trainable_variables, [adversary.output for adversary in adversaries]
-    of_weights, of_outputs = tape.gradient(loss, [weights, outputs], output_gradients=_start(optimizer))
-    for adversary, of_output in zip(adversaries, of_outputs, strict=True):
-        factor = -1.0 if as_printed else -tf.exp(tf.minimum(log_odds_of_fake(adversary.logits), 60.0))[:, None, None, None]
-        own = tape.gradient(adversary.own, adversary.output, output_gradients=_start(adversary.optimizer))
-        start = own + factor * of_output
-        _apply(tape.gradient(adversary.output, adversary.network.trainable_variables, start), adversary.network, adversary.optimizer)
-    _apply(of_weights, discriminator, optimizer)
+def _factor(gradient: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """(f, whether gradient = f first): to 1e-5, and with a first one so large that nothing behind it vanished in float32."""
+    largest = tf.reduce_max(tf.abs(first))
+    unit = first / largest
+    along = tf.reduce_sum(gradient * unit) / tf.reduce_sum(unit * unit)
+    is_multiple = tf.reduce_all(tf.abs(gradient - along * unit) <= 1e-5 * tf.reduce_max(tf.abs(gradient)))
+    return along / largest, is_multiple & (largest > 1e-20)
 
 
 def _start(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:

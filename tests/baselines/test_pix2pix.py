@@ -1,5 +1,7 @@
 """Pix2Pix's losses, gradients and exported functions in both directions."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,10 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+from tfmammo.config import load
+from tfmammo.models.can import CANConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 SIZE = 16
 DIRECTIONS = ("mask_to_image", "image_to_mask")
@@ -46,6 +52,20 @@ def test_the_papers_values_are_the_defaults():
     assert config.direction == "mask_to_image" and config.discriminator_strided == 3
     assert (config.lambda_l1, config.learning_rate, config.beta_1, config.dropout) == (100, 2e-4, 0.5, 0.5)
     assert config.filters == (64, 128, 256, 512, 512, 512, 512, 512)
+    assert config.average == "losses"
+
+
+def test_cans_comparison_has_the_same_experimental_settings_key_for_key():
+    can = load(CONFIGS / "can.yaml", model=CANConfig)
+    compared = load(CONFIGS / "pix2pix_can.yaml", model=Pix2PixConfig)
+    assert compared.model_dump(exclude={"name", "model"}) == can.model_dump(exclude={"name", "model"})
+    settings, cans = compared.model.model_dump(), can.model.model_dump()
+    assert settings.pop("direction") == "mask_to_image"
+    assert settings.pop("lambda_l1") == cans.pop("lambda_1") == 10
+    # Those of the inverter, which Pix2Pix has not, and -log P, which is all that Pix2Pix minimises.
+    assert (cans.pop("lambda_2"), cans.pop("l2"), cans.pop("adversarial")) == (100, "mean_square", "non_saturating")
+    assert settings == cans
+    assert settings["discriminator_strided"] == 1  # 16 x 16 px
 
 
 def test_the_papers_networks(monkeypatch):
@@ -58,17 +78,19 @@ def test_the_papers_networks(monkeypatch):
     assert list(model.optimizers) == list(model.networks)
 
 
+@pytest.mark.parametrize("average", ["responses", "losses"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_every_returned_number_by_hand(direction):
-    model, data = small(direction, lambda_l1=3), batch()
+def test_every_returned_number_by_hand(direction, average):
+    model, data = small(direction, lambda_l1=3, average=average), batch()
     source, target = pair(direction, data)
     output = model.generator(source)
     real, fake = (np.asarray(model.discriminator(tf.concat([source, y], -1)), np.float64) for y in (target, output))
     p_real, p_fake = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
     difference = np.abs(np.asarray(target, np.float64) - output).mean()
+    response = [p.mean(axis=(1, 2, 3)) if average == "responses" else p for p in (p_real, p_fake)]
     expected = {
-        "generator_loss": -np.log(p_fake).mean() + 3 * difference,
-        "discriminator_loss": -(np.log(p_real).mean() + np.log(1 - p_fake).mean()) / 2,
+        "generator_loss": -np.log(response[1]).mean() + 3 * difference,
+        "discriminator_loss": -(np.log(response[0]).mean() + np.log(1 - response[1]).mean()) / 2,
         "l1": difference,
         "p_real": p_real.mean(),
         "p_fake": p_fake.mean(),
@@ -184,7 +206,17 @@ def test_patches_that_can_not_be_halved_are_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"direction": "both"}, {"lambda_l1": -1}, {"learning_rate": 0}, {"dropout": 1}, {"filters": [0]}, {"filters": []}, {"x": 1}]
+    "wrong",
+    [
+        {"direction": "both"},
+        {"lambda_l1": -1},
+        {"average": "both"},
+        {"learning_rate": 0},
+        {"dropout": 1},
+        {"filters": [0]},
+        {"filters": []},
+        {"x": 1},
+    ],
 )
 def test_configs_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):

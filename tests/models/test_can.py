@@ -12,15 +12,17 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
+from tfmammo import optimization
 from tfmammo.models.can import CAN, CANConfig
+from tfmammo.networks import PatchDiscriminator
 
 SIZE = 16
 NETWORKS = ("generator", "inverter", "discriminator")
 
 
-def small(seed=0, **config):
-    """A CAN of a few hundred weights, drawn by numpy, without dropout unless it is asked for."""
-    can = CAN(CANConfig(**{"filters": (4, 8), "discriminator_filters": 4, "dropout": 0.0, **config}), SIZE)
+def small(seed=0, kind=None, **config):
+    """A CAN of a few hundred weights, drawn by numpy, without dropout unless it is asked for. kind: by default CAN itself."""
+    can = (kind or CAN)(CANConfig(**{"filters": (4, 8), "discriminator_filters": 4, "dropout": 0.0, **config}), SIZE)
     rng = np.random.default_rng(seed)
     for network in can.networks.values():
         for weight in network.trainable_variables:
@@ -103,9 +105,10 @@ def test_every_returned_number_by_hand(adversarial, average, l2):
     assert abs(expected["p_real"] - expected["p_fake_image"]) > 1e-3 and logits[0].std() > 0.1, "the case tells the pairs apart"
 
 
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("adversarial", ["non_saturating", "as_printed"])
-def test_every_network_descends_its_own_loss_from_the_weights_before_the_round(adversarial):
-    can, reference, data = small(adversarial=adversarial), small(adversarial=adversarial), batch()
+def test_every_network_descends_its_own_loss_from_the_weights_before_the_round(adversarial, count):
+    can, reference, data = small(adversarial=adversarial), small(adversarial=adversarial), batch(count)
     # Plain gradient descent with rate 1: the update is the gradient, and each is large enough to change the others' losses.
     can.optimizers = {name: keras.optimizers.SGD(1.0) for name in NETWORKS}
     before = weights(can)
@@ -141,6 +144,72 @@ def test_every_network_descends_its_own_loss_from_the_weights_before_the_round(a
         for old, new, gradient in zip(before[name], after[name], gradients, strict=True):
             np.testing.assert_allclose(old - new, gradient, rtol=1e-3, atol=2e-5 * max(1, np.abs(gradient).max()), err_msg=name)
         assert max(np.abs(gradient).max() for gradient in gradients) > 1e-2
+
+
+class Halved(CAN):
+    """Half of the adversarial term."""
+
+    def adversarial(self, fake):
+        return super().adversarial(fake) / 2
+
+
+class LeastSquares(CAN):
+    """The adversarial term of LSGAN, whose gradient is no multiple of that of D's loss."""
+
+    def adversarial(self, fake):
+        return tf.reduce_mean((fake - 1) ** 2)
+
+
+class Coupled(CAN):
+    """D's batch normalisation, in which samples share their statistics."""
+
+    def __init__(self, config, size):
+        super().__init__(config, size)
+        self.discriminator = PatchDiscriminator(2, 1, 4, size, "discriminator", norm=keras.layers.BatchNormalization)
+        self.networks["discriminator"] = self.discriminator
+
+
+def updates(kind, count, shares, **config):
+    """By how much one round of plain gradient descent moves every weight."""
+    can = small(kind=kind, adversarial="non_saturating", **config)
+    can.shares_gradients = shares
+    can.optimizers = {name: keras.optimizers.SGD(1.0) for name in NETWORKS}
+    before = weights(can)
+    tf.function(can.train_step)(batch(count))
+    return {name: [new - old for old, new in zip(before[name], now, strict=True)] for name, now in weights(can).items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "average"),
+    [
+        *((kind, 1, "responses") for kind in (CAN, Halved, LeastSquares, Coupled)),
+        *((kind, 3, "responses") for kind in (CAN, Halved, Coupled)),
+        (CAN, 1, "losses"),
+    ],
+)
+def test_sharing_a_pass_back_changes_no_update_whatever_is_overridden(kind, count, average):
+    shared, plain = (updates(kind, count, shares, average=average) for shares in (True, False))
+    for name in NETWORKS:
+        largest = max(np.abs(update).max() for update in plain[name])
+        for a, b in zip(shared[name], plain[name], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest, err_msg=name)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(("average", "passes"), [("responses", 3), ("losses", 0)])
+def test_three_passes_back_through_the_discriminator_serve_five_losses(monkeypatch, average, passes, policy):
+    keras.config.set_dtype_policy(policy)
+    can, met, remember = small(average=average), [], optimization._remember
+    monkeypatch.setattr(optimization, "_remember", lambda pass_back: remember(lambda y: met.append(y) or pass_back(y)))
+    can.train_step(batch(1))
+    assert len(met) == passes, "one for each pair; none where no two losses can share one"
+
+
+def test_half_the_adversarial_term_moves_its_networks_half_as_far():
+    whole, half = (updates(kind, 1, True, lambda_1=0.0, lambda_2=0.0) for kind in (CAN, Halved))
+    for name in NETWORKS:
+        for a, b in zip(whole[name], half[name], strict=True):
+            np.testing.assert_allclose(b, a if name == "discriminator" else a / 2, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("chosen", NETWORKS)

@@ -10,8 +10,10 @@ Inside, masks and images are in [-1, 1]; at every public border they are in [0, 
 Departures and what CAN's paper leaves open about its baseline:
 - Noise enters as dropout. Pix2Pix leaves it on at test time too; here it is off at inference, so that an exported model
   answers alike every time and both methods are compared without it (Isola et al. report only minor stochasticity).
-- lambda 100 and the 70 px discriminator (strided 3) are Pix2Pix's own values; CAN does not say which it used.
-- D's responses are averaged as losses, as Pix2Pix's code does. Normalisation: statistics of the sample.
+- Defaults are Pix2Pix's own: lambda 100, a 70 px discriminator (strided 3), responses averaged as losses, as its code does.
+  CAN compares "under the same experimental settings" and prints no others, so configs/pix2pix_can.yaml has CAN's values.
+- The half on L_D stands under either config. CAN has none, but Adam's steps hardly depend on a constant factor.
+- Normalisation: statistics of the sample, in training and at inference.
 """
 
 from __future__ import annotations
@@ -24,18 +26,23 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
-from tfmammo.losses import l1, log_fake, log_real
+from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
 from tfmammo.optimization import Adam, build, minimize
 
 
 class Pix2PixConfig(Frozen):
-    """Pix2Pix's values. filters: of G, one per halving of the patch. discriminator_strided: 3 gives 70 px patches."""
+    """Pix2Pix's values.
+
+    average: how D's responses to one pair become one, see `losses`. filters: of G, one per halving of the patch.
+    discriminator_strided: 3 gives 70 px patches.
+    """
 
     direction: Literal["mask_to_image", "image_to_mask"] = "mask_to_image"
     lambda_l1: NonNegativeFloat = 100.0
     learning_rate: PositiveFloat = 2e-4
     beta_1: float = Field(default=0.5, ge=0, lt=1)
+    average: Average = "losses"
     dropout: float = Field(default=0.5, ge=0, lt=1)
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
     discriminator_strided: PositiveInt = 3
@@ -74,12 +81,13 @@ class Pix2Pix(keras.Model):
         Returns:  float32 scalars: each network's loss, the L1 term, and D's mean probability for each pair.
         """
         source, target = batch[self.source] * 2 - 1, batch[self.target] * 2 - 1
+        average = self.config.average
         with tf.GradientTape(persistent=True) as tape:
             output = self.generator(source, training=True)
             real, fake = self.discriminate(source, target), self.discriminate(source, output)
             difference = l1(target, output)
-            generator_loss = -log_real(fake, "losses") + self.config.lambda_l1 * difference
-            discriminator_loss = -0.5 * (log_real(real, "losses") + log_fake(fake, "losses"))
+            generator_loss = -log_real(fake, average) + self.config.lambda_l1 * difference
+            discriminator_loss = -0.5 * (log_real(real, average) + log_fake(fake, average))
         minimize(discriminator_loss, self.discriminator, self.optimizers["discriminator"], tape)
         minimize(generator_loss, self.generator, self.optimizers["generator"], tape)
         return {

@@ -10,8 +10,10 @@ Departures and what the paper leaves open:
   so, and so does Eq. 3): D descends -L_D here.
 - log(1 - P) for G and I hardly has a gradient while D wins; `adversarial: non_saturating` (default) minimises -log P
   instead, `as_printed` minimises log(1 - P).
-- "All the responses are averaged to produce the ultimate prediction": P is the mean of the patch probabilities.
-  `average: losses` averages their logarithms, as Pix2Pix's code does.
+- "All the responses are averaged to produce the ultimate prediction" has two readings. `average: responses` (default) takes
+  P as the mean of the patch probabilities, word for word. `average: losses` averages their logarithms: Pix2Pix's article has
+  almost the same sentence, and its code does that. Under `responses` D hardly learns from patches of which it is wrongly sure.
+- Pix2Pix is compared "under the same experimental settings": configs/pix2pix_can.yaml.
 - ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean norm.
 - Open: beta_1 of Adam (0.5, as in Pix2Pix), weights' start (N(0, 0.02)), dropout (0.5 in the three innermost decoder
   blocks, as in Pix2Pix, but off at inference: CAN names no noise), output activation (tanh, masks too).
@@ -30,7 +32,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from tfmammo.config import Frozen
 from tfmammo.losses import l1, l2_norm, log_fake, log_real, mean_square
 from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
-from tfmammo.optimization import Adam, Adversary, build, gradients_are_shared, minimize, minimize_against
+from tfmammo.optimization import Adam, build, call_sharing_gradients, minimize
 
 
 class CANConfig(Frozen):
@@ -70,14 +72,18 @@ class CAN(keras.Model):
             2, config.discriminator_strided, config.discriminator_filters, size=size, name="discriminator"
         )
         self.networks = {"generator": self.generator, "inverter": self.inverter, "discriminator": self.discriminator}
-        self.shares_gradients = gradients_are_shared(config.average)
+        # One pass back through D serves two losses: only how fast a step is, not what it computes. See `discriminate`.
+        self.shares_gradients = config.average == "responses" or config.adversarial == "as_printed"
         self.optimizers = {
             name: build(Adam(config.learning_rate, config.beta_1, name=name), network) for name, network in self.networks.items()
         }
 
-    def discriminate(self, mask: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    def discriminate(self, mask: tf.Tensor, image: tf.Tensor, training: bool = False) -> tf.Tensor:
         """D(M; Im): float32 logits, one per patch of the pair. Args: float32 [batch, size, size, 1] in [-1, 1]."""
-        return self.discriminator(tf.concat([mask, image], axis=-1))
+        pair = tf.concat([mask, image], axis=-1)
+        if training and self.shares_gradients:
+            return call_sharing_gradients(self.discriminator, pair)
+        return self.discriminator(pair, training=training)
 
     def adversarial(self, fake: tf.Tensor) -> tf.Tensor:
         """What G and I minimise of D's logits for their pair: -log P_f, or log(1 - P_f) as Algorithm 1 prints it."""
@@ -97,24 +103,17 @@ class CAN(keras.Model):
         with tf.GradientTape(persistent=True) as tape:
             fake_image = self.generator(real_mask, training=True)  # Im_f = G(M_r)
             fake_mask = self.inverter(real_image, training=True)  # M_f = I(Im_r)
-            real = self.discriminate(real_mask, real_image)  # P_r
-            fake_1 = self.discriminate(real_mask, fake_image)  # P_f^1
-            fake_2 = self.discriminate(fake_mask, real_image)  # P_f^2
+            real = self.discriminate(real_mask, real_image, training=True)  # P_r
+            fake_1 = self.discriminate(real_mask, fake_image, training=True)  # P_f^1
+            fake_2 = self.discriminate(fake_mask, real_image, training=True)  # P_f^2
             image_l1 = l1(real_image, fake_image)
             mask_l2 = l2(real_mask, fake_mask)
-            own = {"generator": self.config.lambda_1 * image_l1, "inverter": self.config.lambda_2 * mask_l2}
-            generator_loss = self.adversarial(fake_1) + own["generator"]
-            inverter_loss = self.adversarial(fake_2) + own["inverter"]
+            generator_loss = self.adversarial(fake_1) + self.config.lambda_1 * image_l1
+            inverter_loss = self.adversarial(fake_2) + self.config.lambda_2 * mask_l2
             discriminator_loss = -(log_real(real, average) + log_fake(fake_1, average) + log_fake(fake_2, average))
         losses = {"generator": generator_loss, "inverter": inverter_loss, "discriminator": discriminator_loss}
-        made = {"generator": (fake_image, fake_1), "inverter": (fake_mask, fake_2)}
-        if self.shares_gradients:
-            adversaries = [Adversary(self.networks[name], self.optimizers[name], *made[name], own[name]) for name in made]
-            as_printed = self.config.adversarial == "as_printed"
-            minimize_against(adversaries, discriminator_loss, self.discriminator, self.optimizers["discriminator"], tape, as_printed)
-        else:
-            for name, loss in losses.items():
-                minimize(loss, self.networks[name], self.optimizers[name], tape)
+        for name, loss in losses.items():
+            minimize(loss, self.networks[name], self.optimizers[name], tape)
         return {
             **{f"{name}_loss": loss for name, loss in losses.items()},
             "image_l1": image_l1,

@@ -6,7 +6,7 @@ A generator G maps a framed mammogram x to a mask, a discriminator D judges (x, 
     L_D = BCE(D(x, y), 1) + BCE(D(x, G(x, z)), 0)
 
 Both are updated from one forward pass, "concurrently". The noise z is dropout in the three innermost decoder blocks alone, on
-at test time too: `samples` draws are averaged, and their standard deviation is given as the uncertainty.
+at test time too: `samples` draws are averaged. From two draws on their standard deviation is given as the uncertainty.
 
 Departures and what the text leaves open:
 - The original has a tanh, so masks in [-1, 1], on which the Dice loss is wrong (sums of negative numbers): G ends in a
@@ -16,6 +16,8 @@ Departures and what the text leaves open:
 - `normalization: batch` (as printed, for its batch of 8); `sample` takes each sample's own statistics, for a batch of 1.
 - `momentum` of the averages that BatchNorm goes by at inference: 0.9, PyTorch's, not Keras's 0.99, with which they lag behind a
   training of some hundred steps so far that masks are worse than those of the network in training.
+- At test time the noise follows from the picture and the number of the draw, so that one picture has one answer, whatever
+  was asked before and whatever else is in the batch. The original draws anew at every call.
 - Ablations of the text: `adversarial: false` trains G on its content loss alone; `content: l1` puts |y - o| in Dice's place.
 """
 
@@ -33,7 +35,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
-from tfmammo.layers import BatchNormalization, SampleNormalization
+from tfmammo.layers import BatchNormalization, SampleNormalization, patch_seeds
 from tfmammo.losses import dice_loss, l1, log_fake, log_real
 from tfmammo.networks import PatchDiscriminator, UNet256
 from tfmammo.optimization import Adam, build, minimize
@@ -44,7 +46,8 @@ FILTERS = (32, 64, 128, 256, 256, 256, 256, 256)
 class CGANConfig(Frozen):
     """The article's values; see *Departures* in the module.
 
-    lambda_content: weight of the Dice (or L1) loss. samples: draws of the dropout noise that are averaged at inference.
+    lambda_content: weight of the Dice (or L1) loss. samples: draws of the dropout noise that are averaged at inference;
+    one draw has no uncertainty.
     momentum: of BatchNorm's moving averages. filters: of G, one per halving of the patch.
     discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
     """
@@ -142,30 +145,31 @@ class CGAN(keras.Model):
             minimize(loss, self.networks[name], self.optimizers[name], tape)
         return {**{f"{name}_loss": loss for name, loss in losses.items()}, **scalars}
 
-    def segment(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def segment(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """G at inference, its noise on: mean and standard deviation over `samples` draws.
 
         Args:     image: float32 [batch, size, size, 1] in [0, 1].
-        Returns:  (mask probability, uncertainty), float32, the same shape; the uncertainty of one draw is 0.
+        Returns:  "mask", a probability, and, of more than one draw, "uncertainty", in [0, 0.5]; float32, the same shape.
         """
-        shape = tf.concat([[self.config.samples], tf.shape(image)], axis=0)
-        draws = self.generator(tf.tile(image, [self.config.samples, 1, 1, 1]), training=False, noise=True)
-        masks = tf.reshape(draws, shape)
-        return tf.reduce_mean(masks, axis=0), tf.math.reduce_std(masks, axis=0)
+        samples, batch = self.config.samples, tf.shape(image)[0]
+        images = tf.tile(image, [samples, 1, 1, 1])
+        seeds = patch_seeds(images, tf.repeat(tf.range(samples), batch))
+        masks = tf.reshape(self.generator(images, seeds=seeds), [samples, batch, *image.shape[1:]])
+        mask = tf.reduce_mean(masks, axis=0)
+        return {"mask": mask, "uncertainty": tf.math.reduce_std(masks, axis=0)} if samples > 1 else {"mask": mask}
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Panels for the image grid. Args: batch: as in `train_step`. Returns: float32 [batch, size, size, 1] in [0, 1]."""
-        mask, uncertainty = self.segment(batch["image"])
-        return {"image": batch["image"], "segmented": mask, "uncertainty": uncertainty, "truth": batch["mask"]}
+        answer = self.segment(batch["image"])
+        return {"image": batch["image"], "segmented": answer.pop("mask"), **answer, "truth": batch["mask"]}
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: image -> mask and uncertainty, and, if there is one, D's logits for (image, mask)."""
+        """What is exported: image -> mask, with its uncertainty if `samples` > 1; if there is a D, its logits for (image, mask)."""
         mask, image = (tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name) for name in ("mask", "image"))
 
         @tf.function(input_signature=[image])
         def generator(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            mask, uncertainty = self.segment(image)
-            return {"mask": mask, "uncertainty": uncertainty}
+            return self.segment(image)
 
         @tf.function(input_signature=[mask, image])
         def discriminator(mask: tf.Tensor, image: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -44,7 +44,7 @@ from tfmammo.convolutions import Convolution
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
-from tfmammo.optimization import Adam, Adversary, build, gradients_are_shared, minimize, minimize_against
+from tfmammo.optimization import Adam, build, minimize
 from tfmammo.trunks import vgg19
 
 FULL = 256  # px of the paper's patches, which `margin` refers to
@@ -201,7 +201,6 @@ class Infilling(keras.Model):
         self.trunk = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])  # in no checkpoint and no export
         self.grey_scale = _grey_scale(self.trunk)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.shares_gradients = gradients_are_shared(config.average)
         self.optimizers = {
             name: build(Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network)
             for name, network in self.networks.items()
@@ -237,16 +236,11 @@ class Infilling(keras.Model):
             matching = feature_matching(real_features, self.features(fake_image * 0.5 + 0.5), term_weights)  # L_fm
             as_printed = config.adversarial == "as_printed"
             adversarial = log_fake(fake, config.average) if as_printed else -log_real(fake, config.average)
-            own = config.lambda_fm * matching
-            generator_loss = adversarial + own
+            generator_loss = adversarial + config.lambda_fm * matching
             discriminator_loss = -(log_real(real, config.average) + log_fake(fake, config.average))
         losses = {"generator": generator_loss, "discriminator": discriminator_loss}
-        if self.shares_gradients:
-            adversary = Adversary(self.generator, self.optimizers["generator"], fake_image, fake, own)
-            minimize_against([adversary], discriminator_loss, self.discriminator, self.optimizers["discriminator"], tape, as_printed)
-        else:
-            for name, loss in losses.items():
-                minimize(loss, self.networks[name], self.optimizers[name], tape)
+        for name, loss in losses.items():
+            minimize(loss, self.networks[name], self.optimizers[name], tape)
         return {
             **{f"{name}_loss": loss for name, loss in losses.items()},
             "feature_matching": matching,

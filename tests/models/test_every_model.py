@@ -1,0 +1,63 @@
+"""What holds for every model and baseline: an export answers the same whatever came before it."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
+from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
+from tfmammo.baselines.segnet import SegNet, SegNetConfig
+from tfmammo.baselines.unet import UNet, UNetConfig
+from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
+from tfmammo.models.blending import Blending, BlendingConfig
+from tfmammo.models.can import CAN, CANConfig
+from tfmammo.models.cgan import CGAN, CGANConfig
+from tfmammo.models.classifier import Classifier, ClassifierConfig
+from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.models.infilling import Infilling, InfillingConfig
+from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
+from tfmammo.models.shape import ShapeCNN, ShapeConfig
+
+UNET = {"filters": (4, 8, 8), "discriminator_filters": 4, "discriminator_strided": 1}
+DCGAN = {"filters": (8, 4), "discriminator_filters": (4, 8), "z": 5}
+TINY = {
+    "can": lambda: CAN(CANConfig(**UNET), 32),
+    "cgan": lambda: CGAN(CGANConfig(**UNET), 32),
+    "cgan, three draws": lambda: CGAN(CGANConfig(**UNET, samples=3), 32),
+    "shape": lambda: ShapeCNN(ShapeConfig(filters=(4, 4, 4), units=4), 64),
+    "mask_gan": lambda: MaskGAN(MaskGANConfig(**DCGAN), 32),
+    "infilling": lambda: Infilling(InfillingConfig(**UNET, weights="none"), 32),
+    "infilling, crn": lambda: Infilling(InfillingConfig(**UNET, weights="none", generator="crn", widths=(4, 4)), 32),
+    "blending": lambda: Blending(BlendingConfig(widths=(4, 8), discriminator_filters=4), 32),
+    "contextual": lambda: Contextual(ContextualConfig(filters=(4, 8), discriminator_factor=1, attention=4, border=1, start=8), 16),
+    "classifier": lambda: Classifier(ClassifierConfig(weights="none", filters=2, blocks=(1, 1, 1, 1)), 32),
+    "pix2pix": lambda: Pix2Pix(Pix2PixConfig(**UNET), 32),
+    "vanilla_gan": lambda: VanillaGAN(VanillaGANConfig(**DCGAN), 32),
+    "unet": lambda: UNet(UNetConfig(widths=(4, 8)), 32),
+    "fcn8s": lambda: FCN8s(FCN8sConfig(widths=(4,) * 5, fc_width=8), 64),
+    "segnet": lambda: SegNet(SegNetConfig(widths=(4,) * 5), 64),
+}
+
+
+@pytest.fixture(scope="module", params=TINY)
+def model(request):
+    return TINY[request.param]()
+
+
+def operations(function):
+    """The names of all operations of a tf.function, those of loops and calls within included."""
+    graph = function.get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    return {node.op for node in nodes}
+
+
+def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
+    for name, function in model.functions().items():
+        found = operations(function)
+        assert not {op for op in found if "Assign" in op or "Rng" in op or ("Random" in op and "Stateless" not in op)}, name
+        rng = np.random.default_rng(0)
+        inputs = [tf.constant(rng.random([2, *spec.shape[1:]], np.float32)) for spec in function.input_signature]
+        first = function(*inputs)
+        function(*(1 - values for values in inputs))
+        for key, value in function(*inputs).items():
+            np.testing.assert_array_equal(value, first[key], err_msg=f"{name}: {key}")
