@@ -77,7 +77,7 @@ def test_all_lesions_are_positive_where_that_is_asked_for(sides):
 
 
 def test_synthetic_patches_become_pools_of_their_own(sides, random_patches):
-    together = study.with_synthetic(sides.train, synthetic(random_patches), sides.held_out(), DATA)
+    together = study.with_synthetic(sides.train, synthetic(random_patches).patches)
     real = len(sides.train)
     assert together.shares == 4 and together.labels[:real].tolist() == sides.train.labels.tolist()
     assert together.labels[real:].tolist() == [3, 2] * 4
@@ -87,24 +87,23 @@ def test_synthetic_patches_become_pools_of_their_own(sides, random_patches):
 def test_synthetic_patches_that_know_the_test_patients_are_refused(sides, random_patches):
     held = sorted(sides.held_out())
     with pytest.raises(DataError, match=rf"its generators were trained on 2 of the {len(held)} patients held out here"):
-        study.with_synthetic(sides.train, synthetic(random_patches, trained_on=held[:2]), held, DATA)
+        study.check_synthetic(synthetic(random_patches, trained_on=held[:2]), held, DATA)
     with pytest.raises(DataError, match=rf"its patches show 1 of the {len(held)} patients held out here"):
-        study.with_synthetic(sides.train, synthetic(random_patches, patient=held[0]), held, DATA)
+        study.check_synthetic(synthetic(random_patches, patient=held[0]), held, DATA)
     with pytest.raises(DataError, match="its patches have 64 px, the real ones 32"):
-        study.with_synthetic(sides.train, synthetic(random_patches, size=64), held, DATA)
+        study.check_synthetic(synthetic(random_patches, size=64), held, DATA)
     with pytest.raises(DataError, match="there is no normal patch in set"):
-        study.with_synthetic(sides.train, synthetic(random_patches, kinds=("mass",)), held, DATA)
+        study.check_synthetic(synthetic(random_patches, kinds=("mass",)), held, DATA)
 
 
 def test_synthetic_patches_of_other_grey_values_are_refused(sides, random_patches):
     window = DataConfig(window=(0, 1))
     ours, theirs = (patch_scale(data) for data in (DATA, window))
-    study.with_synthetic(sides.train, synthetic(random_patches, scales=(ours,)), sides.held_out(), DATA)
-    study.with_synthetic(
-        sides.train, synthetic(random_patches, scales=(theirs,)), sides.held_out(), DATA.model_copy(update={"window": (0, 1)})
-    )
+    study.check_synthetic(synthetic(random_patches, scales=(ours,)), sides.held_out(), DATA)
+    windowed = DATA.model_copy(update={"window": (0.0, 1.0)})
+    study.check_synthetic(synthetic(random_patches, scales=(theirs,)), sides.held_out(), windowed)
     with pytest.raises(DataError, match=r"set: its patches were made with .*'window': \[0.0, 1.0\].*, the real ones with .*'percentiles'"):
-        study.with_synthetic(sides.train, synthetic(random_patches, scales=(ours, theirs)), sides.held_out(), DATA)
+        study.check_synthetic(synthetic(random_patches, scales=(ours, theirs)), sides.held_out(), DATA)
 
 
 def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(sides, tmp_path):

@@ -10,7 +10,7 @@ higher scores than the set's normal patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, becau
 
 # isort: split
 import numpy as np
+from numpy.typing import NDArray
 
 from tfmammo import export
 from tfmammo.config import ConfigError, DataConfig, Experiment, TrainingConfig
@@ -62,17 +63,30 @@ def sides(data: DataConfig, positives: str, output: Path) -> Sides:
     return Sides(train, validation, test)
 
 
-def with_synthetic(real: Patches, found: PatchSet, held_out: Iterable[str], data: DataConfig) -> Patches:
-    """Real and synthetic patches in the four pools of models.classifier.POOLS.
+def synthetic_set(experiment: Experiment[ClassifierConfig], held_out: Iterable[str]) -> PatchSet:
+    """The synthetic patches that an experiment names, if real ones may be trained on beside them.
 
-    Args:     real: labelled 0 and 1. found: the synthetic ones. held_out: patients whom neither may know. data: of the real ones.
-    Raises:   DataError: a class of synthetic patches is missing, they have another size or other grey values, or they or their
-              generators know a patient that is held out.
+    Raises:   ConfigError: none are named. DataError: as `check_synthetic`, or the folder holds none.
+    """
+    model = experiment.model
+    if model.synthetic is None:
+        raise ConfigError(f"model.synthetic: is missing, model.share={model.share:g} needs a folder that tfmammo.patch_synthesis wrote")
+    found = PatchSet.read(model.synthetic)
+    check_synthetic(found, held_out, experiment.data)
+    return found
+
+
+def check_synthetic(found: PatchSet, held_out: Iterable[str], data: DataConfig) -> None:
+    """Make sure that a synthetic set is one for a training.
+
+    Args:     held_out: patients whom neither patches nor generators may know. data: of the real patches.
+    Raises:   DataError: a class is missing, the patches have another size or other grey values than the real ones, or they
+              or their generators know a patient that is held out.
     """
     patches, where = found.patches, str(found.folder)
-    here, there = real.images.shape[1], patches.images.shape[1]
-    if here != there:
-        raise DataError(f"{where}: its patches have {there} px, the real ones {here}; train a generator for data.size={here}")
+    size = patches.images.shape[1]
+    if size != data.size:
+        raise DataError(f"{where}: its patches have {size} px, the real ones {data.size}; train a generator for data.size={data.size}")
     wanted = patch_scale(data)
     for scale in found.scales:
         if scale != wanted:
@@ -81,7 +95,12 @@ def with_synthetic(real: Patches, found: PatchSet, held_out: Iterable[str], data
     for what, patients in (("its generators were trained on", found.trained_on), ("its patches show", patches.patient_ids.tolist())):
         if known := held & set(patients):
             raise DataError(f"{where}: {what} {len(known)} of the {len(held)} patients held out here; the same data section splits alike")
-    synthetic = check_binary(patches.labelled(2 + (patches.kinds != "normal")), where)
+    check_binary(patches.labelled(patches.kinds != "normal"), where)
+
+
+def with_synthetic(real: Patches, synthetic: Patches) -> Patches:
+    """Real and synthetic patches in the four pools of models.classifier.POOLS. Args: real: labelled 0 and 1."""
+    synthetic = synthetic.labelled(2 + (synthetic.kinds != "normal"))
     together = joined([real, synthetic])
     return together.labelled(np.concatenate([real.labels, synthetic.labels]), balanced=True)
 
@@ -93,13 +112,10 @@ def train(experiment: Experiment[ClassifierConfig], output: Path, found: Sides |
     Returns:  its metrics on the validation patches at the last step, and the sides.
     Raises:   as `loop.fit` and `sides`. ConfigError: synthetic patches are wanted and none named.
     """
-    model = experiment.model
-    if model.share and model.synthetic is None:
-        raise ConfigError(f"model.synthetic: is missing, model.share={model.share:g} needs a folder that tfmammo.patch_synthesis wrote")
-    found = found or sides(experiment.data, model.positives, output)
+    found = found or sides(experiment.data, experiment.model.positives, output)
     patches, fitted = found.train, experiment
-    if model.share and model.synthetic:
-        patches = with_synthetic(patches, PatchSet.read(model.synthetic), found.held_out(), experiment.data)
+    if experiment.model.share:
+        patches = with_synthetic(patches, synthetic_set(experiment, found.held_out()).patches)
         experiment = scheduled(experiment, len(patches))
         fitted = experiment.model_copy(update={"training": _doubled(experiment.training)})
     build = partial(Classifier, experiment.model, experiment.data.size)
@@ -120,6 +136,49 @@ def chosen_weights(run: Path) -> Path:
     """
     export.read_card(run / "export")
     return run / "best" if (run / "best" / export.CARD).is_file() else run / "export"
+
+
+def probabilities(run: Path, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of a lesion, by a run's chosen weights, float64 [n]."""
+    classifier = export.load(chosen_weights(run), "classifier")
+    return cli.predict(classifier, "image", images, batch=16)["probability"].astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """What classifiers trained on real patches alone make of a synthetic set: for each of models.classifier.POOLS the scores of its
+    patches, float64 [n]; real ones are of patients that the classifiers never saw.
+    """
+
+    scores: dict[str, NDArray[np.float64]]
+
+    @property
+    def auc(self) -> float:
+        """How often a synthetic lesion scores higher than a synthetic normal patch."""
+        normal, lesion = self.scores["synthetic normal"], self.scores["synthetic lesion"]
+        return roc_auc(np.repeat([0, 1], [len(normal), len(lesion)]), np.concatenate([normal, lesion]))
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the lesions outscore the normal patches."""
+        return self.auc > 0.5
+
+
+def judge_set(baseline: Sequence[Path], found: PatchSet, validation: Patches) -> Gate:
+    """Score a synthetic set before anything is trained on it.
+
+    The set shows tissue of training patients, which the classifiers know: that speaks against lesions added to it.
+
+    Args:     baseline: runs on real patches alone, whose scores are averaged. validation: real patches of other patients.
+    """
+    is_lesion = found.patches.kinds != "normal"
+    pools = {
+        "real normal": validation.images[validation.labels == 0],
+        "real lesion": validation.images[validation.labels == 1],
+        "synthetic normal": found.patches.images[~is_lesion],
+        "synthetic lesion": found.patches.images[is_lesion],
+    }
+    return Gate({name: np.mean([probabilities(run, images) for run in baseline], axis=0) for name, images in pools.items()})
 
 
 def is_finished(run: Path, experiment: Experiment[Any]) -> bool:
