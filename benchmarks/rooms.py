@@ -116,7 +116,7 @@ def draws(model: str, room: Any, batch: dict[str, tf.Tensor], step: int) -> dict
     from tfmammo.models.contextual import PATHOLOGIES
 
     def uniform(shape: list[int], use: int) -> np.ndarray:
-        return tf.random.stateless_uniform(shape, tf.constant([step, use], tf.int64)).numpy()
+        return tf.random.stateless_uniform(shape, layers.step_seed(step, use)).numpy()
 
     real, source = (int(np.sum(batch["label"] == PATHOLOGIES.index(name))) for name in room.config.roles())
     uses = [0, *(3 + update for update in range(room.generator_updates))]

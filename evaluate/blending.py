@@ -3,7 +3,8 @@
 python evaluate/blending.py --config configs/blending_evaluation.yaml --set data.name=cdd_cesm data.root=DIR
 
 Every method sets the same held-out lesions into the same normal tissue of held-out patients, each lesion where it was in its own
-patch, neither turned nor resized. The vanilla GAN draws patch and lesion from noise, as many as there are lesions. Real patches, the
+patch, neither turned nor resized. The vanilla GAN draws patches from noise, as many as there are lesions; measured is where its training
+lesions lie in the mean. Real patches, the
 lesions' own, are a row of their own: what a perfect method would reach.
 """
 

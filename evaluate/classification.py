@@ -2,13 +2,16 @@
 
 python evaluate/classification.py --config configs/classification.yaml --set experiment.data.name=cdd_cesm experiment.data.root=DIR
 
-What is trained already is not trained again, and a training that was stopped goes on. The table has each share's area under the
-ROC curve with DeLong's interval and its paired test against share 0, of the scores averaged over the seeds and seed by seed.
-Areas, and intervals of them, take patches as independent cases, as the paper does; patches of one patient are not, so that p is
-rather too small. p is not corrected for the number of shares.
+What is trained already is not trained again, and a training that was stopped goes on. Classifiers of real patches alone come
+first. They score the synthetic set: where its lesions do not outscore its normal patches, the study ends, unless --allow is given.
+
+The table has each share's area under the ROC curve, of the scores averaged over the seeds and seed by seed. Patients are the
+units: intervals are of Obuchowski's variance, and p is of a permutation that swaps the ranks of two models patient by patient,
+with Holm's correction over the shares. Below six patients there is neither. The last line is the area of a patch's mean grey
+value alone. (The paper's p is DeLong's, which takes the patches of one patient as independent.)
 
 With generators, also what adding and removing lesions does to the score of the classifiers trained on real patches alone: on
-patches of patients that neither knows, by a permutation test that flips patients whole.
+patches of patients that neither knows, by a permutation test that flips patients whole. The t-SNE shows the same patches.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +39,16 @@ from tfmammo import export, study
 from tfmammo.config import Experiment, Frozen
 from tfmammo.data.patches import DataError, Patches
 from tfmammo.evaluation import EXPERIMENT, save
-from tfmammo.generators import LesionGenerator, lesion_generator
+from tfmammo.generators import LesionGenerator, best_weights, lesion_generator
 from tfmammo.metrics import style
-from tfmammo.metrics.classification import delong_test, delong_variance, roc_auc, roc_curve
+from tfmammo.metrics.classification import roc_auc, roc_curve
+from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
 from tfmammo.metrics.segmentation import Paired, paired_test
+from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
 from tfmammo.metrics.style import INK
 from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.models.classifier import ClassifierConfig
-from tfmammo.patch_set import PatchSet, Target
+from tfmammo.patch_set import KINDS, Target, patch_scale
 from tfmammo.training import cli, tracking, workers
 
 log = logging.getLogger("tfmammo.evaluate.classification")
@@ -66,8 +71,9 @@ class StudyConfig(Frozen):
 
     experiment: as for train/classifier.py; its share and seed are replaced. shares: of synthetic patches at the start, the first
     0. seeds: of the trainings. generators: mass, calcification and removal, or some -> the handle of a run of
-    train/contextual.py; null leaves their effects out. effects: patches, at most, that each works on. tsne: patches, at most, of
-    each group in the figure; 0: no figure. level: of intervals. tracking_uri: MLflow's store, where the report is logged if it is
+    train/contextual.py, of which the best weights are taken; null leaves their effects out. effects: patches, at most, that
+    each works on. tsne: patches, at most, of each group in the figure; 0: no figure; of synthetic ones it shows what the
+    generators make of test patches. level: of intervals. tracking_uri: MLflow's store, where the report is logged if it is
     given, and of models:/ handles. samples, seed: of permutation tests and of what is drawn here.
     """
 
@@ -94,10 +100,20 @@ class StudyConfig(Frozen):
 
 
 @dataclass(frozen=True, eq=False)
-class Effect:
-    """What a generator does to the score of a classifier. before, after: float64 [n]. discarded: part of the patches that
-    post-processing left as they are; they don't count.
+class Changed:
+    """What a generator makes of test patches, in random order. before: those that post-processing kept. after: float32, their images
+    with a lesion added or removed. discarded: part of the patches that post-processing left as they are; they don't count.
     """
+
+    target: Target
+    before: Patches
+    after: NDArray[np.float32]
+    discarded: float
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What a generator does to the score of a classifier. before, after: float64 [n]. discarded: see Changed."""
 
     target: str
     before: NDArray[np.float64]
@@ -113,7 +129,9 @@ class Effect:
 
 def main() -> None:
     """Read the config, train what is missing, test, write and print."""
-    chosen = cli.arguments(__doc__).parse_args()
+    parser = cli.arguments(__doc__)
+    parser.add_argument("--allow", action="store_true", help="go on with a synthetic set whose lesions do not outscore its normal patches")
+    chosen = parser.parse_args()
     config = configuration.parse(StudyConfig, chosen.config, chosen.set)
     workers.refuse(config.experiment.training, "a study trains its classifiers in one process")
     cli.prepare(config.experiment.training)
@@ -121,21 +139,24 @@ def main() -> None:
     report = output / "report"
     generators = opened(config)
     sides = study.sides(config.experiment.data, config.experiment.model.positives, output)
-    folders = trained(config, sides, output / "runs")
+    folders, gate = trained(config, sides, output / "runs", chosen.allow)
     report.mkdir(parents=True, exist_ok=True)
     scores = tested(folders, sides.test)
-    rows = run_rows(scores, sides.test.labels, config)
+    rows = run_rows(scores, sides.test, config)
     write_csv(report / "runs.csv", rows)
     write_csv(report / "scores.csv", score_rows(scores, sides.test, config.seeds))
-    found = [table(scores, sides.test, config)]
+    found = [table(scores, rows, sides.test, config), *([gate_table(gate)] if gate else [])]
     save(roc_figure(scores, sides.test.labels), report / "figure-roc.png")
     baseline = [folders[config.shares[0], seed] for seed in config.seeds]
-    if generators:
-        effects = [effect(network, baseline, sides.test, config) for network in generators.values()]
+    changes = [changed(network, sides.test, config) for network in generators.values()]
+    if changes:
+        effects = [effect(one, baseline, config) for one in changes]
         found.append(effect_table(effects, config))
         write_csv(report / "effects.csv", effect_rows(effects))
+    if gate and not gate.is_passed:
+        found = [replace(one, title=f"{flag(gate)} {one.title}") for one in found]
     if config.tsne:
-        groups, points = embedding(baseline[0], sides.test, config)
+        groups, points = embedding(baseline[0], sides.test, changes, config)
         write_csv(report / "tsne.csv", [{"group": group, "x": x, "y": y} for group, (x, y) in zip(groups, points.tolist(), strict=True)])
         save(embedding_figure(groups, points), report / "figure-tsne.png")
     (report / "table.md").write_text("\n".join(one.markdown() for one in found), encoding="utf-8")
@@ -154,31 +175,54 @@ def opened(config: StudyConfig) -> dict[Target, LesionGenerator]:
     """
     found: dict[Target, LesionGenerator] = {}
     for target, handle in (config.generators or {}).items():
-        found[target] = lesion_generator(tracking.resolve(handle, config.tracking_uri))
+        found[target] = lesion_generator(best_weights(handle, config.tracking_uri))
+    data = config.experiment.data
     for target, network in found.items():
         if network.target != target:
             raise DataError(f"generators.{target}: was trained with model.target={network.target}")
-        if network.size != config.experiment.data.size:
-            size = config.experiment.data.size
-            raise DataError(f"generators.{target}: makes patches of {network.size} px, experiment.data.size is {size}")
+        if network.size != data.size:
+            raise DataError(f"generators.{target}: makes patches of {network.size} px, experiment.data.size is {data.size}")
+        if patch_scale(network.data) != patch_scale(data):
+            here, there = patch_scale(data), patch_scale(network.data)
+            raise DataError(f"generators.{target}: was trained on patches made with {there}, experiment.data makes them with {here}")
     return found
 
 
-def trained(config: StudyConfig, sides: study.Sides, folder: Path) -> dict[tuple[float, int], Path]:
-    """A finished run of each share and seed."""
-    folders = {}
+def trained(
+    config: StudyConfig, sides: study.Sides, folder: Path, allow: bool = False
+) -> tuple[dict[tuple[float, int], Path], study.Gate | None]:
+    """A finished run of each share and seed, share 0 first, and what its classifiers make of the synthetic set, if there is one.
+
+    Raises:   DataError: the set's lesions do not outscore its normal patches, and that is not allowed.
+    """
+    first, *others = config.shares
+    synthetic = study.synthetic_set(study.shared(config.experiment, others[0], 0), sides.held_out()) if others else None
+    folders = {(first, seed): trained_run(config, first, seed, sides, folder) for seed in config.seeds}
+    gate = study.judge_set(list(folders.values()), synthetic, sides.validation) if synthetic else None
+    if gate and not gate.is_passed and not allow:
+        counts = f"{len(gate.scores['synthetic lesion'])} lesions and {len(gate.scores['synthetic normal'])} normal patches"
+        raise DataError(
+            f"{config.experiment.model.synthetic}: by classifiers of real patches alone its lesions score no higher than its normal "
+            f"patches (AUC {gate.auc:.3f} of {counts}), so that training on it teaches the opposite; --allow goes on"
+        )
     for seed in config.seeds:
-        for share in config.shares:
-            experiment = study.shared(config.experiment, share, seed)
-            run = folders[share, seed] = folder / f"share{100 * share:g}" / f"seed{seed}"
-            if not study.is_finished(run, experiment):
-                log.info("share %g %%, seed %d", 100 * share, seed)
-                study.train(experiment, run, sides)
-                policy = keras.config.dtype_policy()
-                keras.backend.clear_session()  # or the networks of all runs stay in memory; it forgets the precision too
-                keras.config.set_dtype_policy(policy)
-                gc.collect()
-    return folders
+        for share in others:
+            folders[share, seed] = trained_run(config, share, seed, sides, folder)
+    return {(share, seed): folders[share, seed] for seed in config.seeds for share in config.shares}, gate
+
+
+def trained_run(config: StudyConfig, share: float, seed: int, sides: study.Sides, folder: Path) -> Path:
+    """The folder of one finished run, which is trained if it is not there."""
+    experiment = study.shared(config.experiment, share, seed)
+    run = folder / f"share{100 * share:g}" / f"seed{seed}"
+    if not study.is_finished(run, experiment):
+        log.info("share %g %%, seed %d", 100 * share, seed)
+        study.train(experiment, run, sides)
+        policy = keras.config.dtype_policy()
+        keras.backend.clear_session()  # or the networks of all runs stay in memory; it forgets the precision too
+        keras.config.set_dtype_policy(policy)
+        gc.collect()
+    return run
 
 
 def tested(folders: Mapping[tuple[float, int], Path], test: Patches) -> Scores:
@@ -200,20 +244,41 @@ def judged(folder: Path, images: NDArray[np.float32], output: str, patients: NDA
     return cli.predict(export.load(weights, "classifier"), "image", images, batch=16)[output]
 
 
-def interval(labels: NDArray[np.integer], scores: NDArray[np.float64], level: float) -> tuple[float, float, float]:
-    """The area under the ROC curve with DeLong's interval, cut at 0 and 1."""
-    area, reach = roc_auc(labels, scores), float(stats.norm.ppf(0.5 + level / 2)) * delong_variance(labels, scores) ** 0.5
+def interval(scores: NDArray[np.float64], test: Patches, level: float) -> tuple[float, float, float]:
+    """The area under the ROC curve with its interval by Obuchowski's variance, cut at 0 and 1; NaN of too few patients."""
+    area = roc_auc(test.labels, scores)
+    if is_few(test):
+        return area, np.nan, np.nan
+    reach = float(stats.norm.ppf(0.5 + level / 2)) * obuchowski_variance(test.labels, scores, test.patient_ids) ** 0.5
     return area, max(0.0, area - reach), min(1.0, area + reach)
 
 
-def run_rows(scores: Scores, labels: NDArray[np.integer], config: StudyConfig) -> list[dict[str, Any]]:
-    """A line for each run: area, interval, and DeLong's test against share 0 of the same seed."""
+def is_few(test: Patches) -> bool:
+    """Whether the patches are of too few patients for an interval or a test: fewer than six, or than two of either class."""
+    of_class = [len(set(test.patient_ids[test.labels == label].tolist())) for label in (0, 1)]
+    return len(set(test.patient_ids.tolist())) < FEWEST_PATIENTS or min(of_class) < 2
+
+
+def compared(scores: Mapping[float, NDArray[np.float64]], test: Patches, config: StudyConfig) -> dict[float, tuple[float, float]]:
+    """p of each share but the first against the first, ranks swapped by patient, and p after Holm's correction; NaN of few patients.
+
+    Args:     scores: share -> [patches].
+    """
+    first, *others = scores
+    arguments = test.labels, scores[first], test.patient_ids, config.samples, config.seed
+    raw = [np.nan if is_few(test) else rank_swap_test(arguments[0], scores[share], *arguments[1:]) for share in others]
+    return dict(zip(others, zip(raw, holm(raw).tolist(), strict=True), strict=True))
+
+
+def run_rows(scores: Scores, test: Patches, config: StudyConfig) -> list[dict[str, Any]]:
+    """A line for each run: area, interval, and p against share 0 of the same seed, as it is and corrected over the shares."""
+    by_seed = [compared({share: own[row] for share, own in scores.items()}, test, config) for row in range(len(config.seeds))]
     rows = []
     for share, of_seeds in scores.items():
-        for seed, own, reference in zip(config.seeds, of_seeds, scores[config.shares[0]], strict=True):
-            area, low, high = interval(labels, own, config.level)
-            z, p = delong_test(labels, own, reference) if share != config.shares[0] else (np.nan, np.nan)
-            rows.append({"share": share, "seed": seed, "auc": area, "low": low, "high": high, "z": z, "p": p})
+        for seed, own, found in zip(config.seeds, of_seeds, by_seed, strict=True):
+            area, low, high = interval(own, test, config.level)
+            p, corrected = found.get(share, (np.nan, np.nan))
+            rows.append({"share": share, "seed": seed, "auc": area, "low": low, "high": high, "p": p, "p_holm": corrected})
     return rows
 
 
@@ -228,53 +293,86 @@ def score_rows(scores: Scores, test: Patches, seeds: Sequence[int]) -> list[dict
     ]
 
 
-def table(scores: Scores, test: Patches, config: StudyConfig) -> Table:
-    """The paper's Table 1: areas and p of every share, its own numbers beside the paper's."""
-    labels, reference, first = test.labels, scores[config.shares[0]], config.shares[0]
-    means = reference.mean(axis=0)
+def table(scores: Scores, rows: Sequence[dict[str, Any]], test: Patches, config: StudyConfig) -> Table:
+    """The paper's Table 1: areas and p of every share, its own numbers beside the paper's; below them the mean grey value's.
+
+    Args:     rows: of `run_rows`.
+    """
+    means = {share: of_seeds.mean(axis=0) for share, of_seeds in scores.items()}
+    ps = {share: shown(p) for share, (_, p) in compared(means, test, config).items()}
+    by_seed: dict[float, list[str]] = {share: [] for share in scores}
+    for row in rows:
+        by_seed[row["share"]].append(shown(row["p_holm"]))
+    reference = roc_auc(test.labels, means[config.shares[0]])
     body = []
     for share, of_seeds in scores.items():
-        area, low, high = interval(labels, of_seeds.mean(axis=0), config.level)
-        single = np.array([roc_auc(labels, own) for own in of_seeds])
+        single = np.array([roc_auc(test.labels, own) for own in of_seeds])
         spread = f"{single.mean():.3f} ± {single.std(ddof=min(1, len(single) - 1)):.3f}"
-        ps, difference = ["-", "-"], "-"
-        if share != first:
-            by_seed = [delong_test(labels, own, other)[1] for own, other in zip(of_seeds, reference, strict=True)]
-            ps = [shown(delong_test(labels, of_seeds.mean(axis=0), means)[1]), ", ".join(map(shown, by_seed))]
-            difference = f"{area - roc_auc(labels, means):+.3f}"
+        against = ["-", "-", "-"]
+        if share in ps:
+            against = [f"{roc_auc(test.labels, means[share]) - reference:+.3f}", ps[share], ", ".join(by_seed[share])]
         printed, p = PRINTED.get(share, (None, None))
         there = "-" if printed is None else f"{printed:.3f}" + (f" (p {shown(p)})" if p is not None else "")
-        body.append([f"{100 * share:g} %", f"{area:.3f}\n[{low:.3f}, {high:.3f}]", spread, difference, *ps, there])
-    heading = f"{len(test)} test patches ({int(labels.sum())} of lesions) of {len(set(test.patient_ids.tolist()))} patients"
-    columns = [
-        "synthetic at first",
-        "AUC of the mean score",
-        f"AUC, {len(config.seeds)} seeds",
-        "difference",
-        "p",
-        "p by seed",
-        "as printed",
-    ]
-    return Table(f"{heading}; p by DeLong, against share 0, patches taken as independent", columns, body)
+        body.append([f"{100 * share:g} %", area_cell(means[share], test, config.level), spread, *against, there])
+    body.append(["mean grey value alone", area_cell(mean_grey(test), test, config.level), "-", "-", "-", "-", "-"])
+    columns = ["synthetic at first", "AUC of the mean score", f"AUC, {len(config.seeds)} seeds", "difference", "p", "p by seed"]
+    return Table(heading(test, config), [*columns, "as printed (OPTIMAM)"], body)
+
+
+def heading(test: Patches, config: StudyConfig) -> str:
+    """What was tested on, and what each interval and p is."""
+    patients = len(set(test.patient_ids.tolist()))
+    counts = f"{len(test)} test patches ({int(test.labels.sum())} of lesions) of {patients} patients"
+    if is_few(test):
+        return f"{counts}: too few patients for intervals or p, which take six, two of each class among them"
+    return (
+        f"{counts}; {100 * config.level:g} % intervals by Obuchowski's variance, clustered by patient; p against share 0, two-sided: ranks "
+        f"of the two models swapped by patient, {config.samples:,} times at most, Holm's correction over {len(config.shares) - 1} shares"
+    )
+
+
+def area_cell(scores: NDArray[np.float64], test: Patches, level: float) -> str:
+    """An area and, of enough patients, its interval."""
+    area, low, high = interval(scores, test, level)
+    return f"{area:.3f}" if np.isnan(low) else f"{area:.3f}\n[{low:.3f}, {high:.3f}]"
+
+
+def mean_grey(patches: Patches) -> NDArray[np.float64]:
+    """The score that needs no network: a patch's mean grey value, float64 [n]."""
+    return patches.images.mean(axis=(1, 2, 3), dtype=np.float64)
 
 
 def shown(p: float) -> str:
-    """A p value in a few characters."""
+    """A p value in a few characters; "-" where there is none."""
+    if np.isnan(p):
+        return "-"
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 
 
-def effect(network: LesionGenerator, baseline: Sequence[Path], test: Patches, config: StudyConfig) -> Effect:
-    """Add or remove lesions on test patches, and score them before and after.
+def gate_table(gate: study.Gate) -> Table:
+    """What classifiers of real patches alone make of the synthetic set, and of real patches that they never saw."""
+    body = [[name, str(len(scores)), f"{scores.mean():.3f}"] for name, scores in gate.scores.items()]
+    verdict = "outscore" if gate.is_passed else "do NOT outscore"
+    title = f"Scores by the classifiers trained on real patches alone: synthetic lesions {verdict} synthetic normal patches"
+    return Table(f"{title} (AUC {gate.auc:.3f}); real ones are of the validation patients", ["patches", "number", "mean score"], body)
 
-    Args:     baseline: runs on real patches alone; their scores are averaged.
+
+def flag(gate: study.Gate) -> str:
+    """What every table says of a study that went on with a set that failed."""
+    return f"[ALLOWED, though synthetic lesions do not outscore synthetic normal patches: AUC {gate.auc:.3f}]"
+
+
+def changed(network: LesionGenerator, test: Patches, config: StudyConfig) -> Changed:
+    """Add or remove lesions on test patches, as many as effects and t-SNE want.
+
     Raises:   DataError: the generator knows a test patient, there is no patch for it, or all it makes is discarded.
     """
     fitting = test.labels == network.removes
     fitting &= np.array([not network.removes or network.wants(pathology) for pathology in test.pathologies.tolist()])
-    rows = np.random.default_rng(config.seed).permutation(np.flatnonzero(fitting))[: config.effects]
+    rows = np.random.default_rng(config.seed).permutation(np.flatnonzero(fitting))[: max(config.effects, config.tsne)]
     if not len(rows):
         raise DataError(f"generators.{network.target}: no test patch is {'malignant' if network.removes else 'normal'}")
-    patches = test.take(np.sort(rows))
+    patches = test.take(rows)
     if known := network.patients & set(patches.patient_ids.tolist()):
         raise DataError(
             f"generators.{network.target}: was trained on {len(known)} patients of the test patches; the same data section splits alike"
@@ -284,12 +382,17 @@ def effect(network: LesionGenerator, baseline: Sequence[Path], test: Patches, co
     if not kept.any():
         raise DataError(f"generators.{network.target}: post-processing discards all {len(kept)} lesions that it makes")
     after = np.concatenate([one.image for one, keep in zip(made, kept, strict=True) if keep])
-    patches = patches.take(np.flatnonzero(kept))
+    return Changed(network.target, patches.take(np.flatnonzero(kept)), after, float(1 - kept.mean()))  # type: ignore[arg-type]
+
+
+def effect(made: Changed, baseline: Sequence[Path], config: StudyConfig) -> Effect:
+    """The scores of patches before and after a generator. Args: baseline: runs on real patches alone; their scores are averaged."""
+    patches = made.before.take(np.arange(min(config.effects, len(made.before))))
     before, then = (
         np.stack([judged(folder, images, "probability", patches.patient_ids) for folder in baseline]).astype(np.float64).mean(axis=0)
-        for images in (patches.images, after)
+        for images in (patches.images, made.after[: len(patches)])
     )
-    return Effect(network.target, before, then, patches.patient_ids, patches.ids, float(1 - kept.mean()))
+    return Effect(made.target, before, then, patches.patient_ids, patches.ids, made.discarded)
 
 
 def effect_table(effects: Sequence[Effect], config: StudyConfig) -> Table:
@@ -301,10 +404,13 @@ def effect_table(effects: Sequence[Effect], config: StudyConfig) -> Table:
         sure = found.p < 1 - config.level
         verdict = "no change shown" if not sure else "as wanted" if wanted * found.difference > 0 else "the wrong way"
         change = f"{found.difference:+.3f}\n[{found.low:+.3f}, {found.high:+.3f}]"
+        if len(set(one.patients.tolist())) < FEWEST_PATIENTS:
+            found, change, verdict = replace(found, p=np.nan), f"{found.difference:+.3f}", "too few patients for an interval or p (six)"
         counts = [f"{len(one.before)} of {len(set(one.patients.tolist()))}", f"{100 * one.discarded:.1f}"]
         body.append([one.target, *counts, f"{one.before.mean():.3f}", f"{one.after.mean():.3f}", change, shown(found.p), verdict])
     columns = ["generator", "patches of patients", "discarded, %", "before", "after", "change", "p", "adding raises, removing lowers"]
-    return Table("Score of a lesion by the classifiers trained on real patches alone", columns, body)
+    title = "Score of a lesion by the classifiers trained on real patches alone; intervals draw patients; p, two-sided: signs of patients'"
+    return Table(f"{title} changes flipped, not corrected, each generator being a question of its own", columns, body)
 
 
 def effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
@@ -334,20 +440,19 @@ def roc_figure(scores: Scores, labels: NDArray[np.integer]) -> Figure:
     return figure
 
 
-def embedding(run: Path, test: Patches, config: StudyConfig) -> tuple[list[str], NDArray[np.float64]]:
-    """t-SNE of the last feature layer over real test patches and synthetic ones, float64 [n, 2], and each one's group."""
-    synthetic = config.experiment.model.synthetic
-    parts = {"real": test} | ({"synthetic": PatchSet.read(synthetic).patches} if synthetic and any(config.shares) else {})
-    groups, features, random = [], [], np.random.default_rng(config.seed)
-    for part, patches in parts.items():
-        for kind in ("normal", "calcification", "mass"):
-            rows = random.permutation(np.flatnonzero(patches.kinds == kind))[: config.tsne]
-            if len(rows):
-                groups += [f"{part} {kind}"] * len(rows)
-                own = patches.take(np.sort(rows))
-                known = own.patient_ids if part == "real" else own.patient_ids[:0]
-                features.append(judged(run, own.images, "features", known))
-    together = np.concatenate(features)
+def embedding(run: Path, test: Patches, changes: Sequence[Changed], config: StudyConfig) -> tuple[list[str], NDArray[np.float64]]:
+    """t-SNE of the last feature layer over real test patches and what generators make of them, float64 [n, 2], and each one's group.
+
+    Raises:   DataError: the classifier knows a patient that is shown.
+    """
+    random, parts = np.random.default_rng(config.seed), {}
+    for kind in ("normal", "calcification", "mass"):
+        own = test.take(np.sort(random.permutation(np.flatnonzero(test.kinds == kind))[: config.tsne]))
+        parts[f"real {kind}"] = own.images, own.patient_ids
+    for one in changes:
+        parts[f"synthetic {KINDS[one.target]}"] = one.after[: config.tsne], one.before.patient_ids[: config.tsne]
+    groups = [name for name, (images, _) in parts.items() for _ in images]
+    together = np.concatenate([judged(run, images, "features", patients) for images, patients in parts.values() if len(images)])
     perplexity = min(30.0, (len(together) - 1) / 3)
     return groups, TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(together).astype(np.float64)
 

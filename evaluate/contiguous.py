@@ -24,13 +24,13 @@ from tfmammo.config import ConfigError, DataConfig, Frozen, TrainingConfig
 from tfmammo.data import sampling
 from tfmammo.data.patches import DataError
 from tfmammo.data.preprocess import breast_mask
-from tfmammo.generators import LesionGenerator, lesion_generator
+from tfmammo.generators import LesionGenerator, best_weights, lesion_generator
 from tfmammo.insertion import Ground, training_data
 from tfmammo.metrics.style import quiet
 from tfmammo.metrics.summary import write_csv
 from tfmammo.record import Box, Mammogram, Skipped
 from tfmammo.reinsertion import Filled, contiguous, filled, reinserted, side
-from tfmammo.training import cli, tracking
+from tfmammo.training import cli
 
 LIGHT, ADDED = "#56b4e9", "#e69f00"
 
@@ -39,8 +39,8 @@ class ContiguousConfig(Frozen):
     """A config file of this script.
 
     data: the archive; name, root, and for the phantom phantoms and seed are used. generator: the handle of a run of
-    train/contextual.py that adds lesions. only: the mammogram's image id; null takes the first normal one, of patients that
-    the generator was not trained on, in which the patches fit. count: of patches. seed: of places and lesions.
+    train/contextual.py that adds lesions; its best weights are taken. only: the mammogram's image id; null takes the first normal
+    one, of patients that the generator was not trained on, in which the patches fit. count: of patches. seed: of places and lesions.
     """
 
     data: DataConfig = DataConfig()
@@ -56,8 +56,7 @@ def main() -> None:
     chosen = cli.arguments(__doc__).parse_args()
     config = configuration.parse(ContiguousConfig, chosen.config, chosen.set)
     cli.prepare(TrainingConfig(precision="float32"))
-    folder = tracking.resolve(config.generator, config.tracking_uri)
-    network = lesion_generator(folder)
+    network = lesion_generator(best_weights(config.generator, config.tracking_uri))
     if network.removes:
         raise ConfigError(f"generator: {config.generator} removes lesions; name one that adds them")
     data = training_data(network.data.model_dump(mode="json"), config.generator)

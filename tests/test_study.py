@@ -5,10 +5,11 @@ import pytest
 
 from tfmammo import study
 from tfmammo.config import ConfigError, DataConfig, Experiment, TrackingConfig, TrainingConfig
+from tfmammo.data import splits
 from tfmammo.data.labelled import binary_patches, check_binary, pathology_patches
 from tfmammo.data.patches import DataError, joined
 from tfmammo.models.classifier import ClassifierConfig
-from tfmammo.patch_set import PatchSet
+from tfmammo.patch_set import PatchSet, patch_scale
 from tfmammo.record import Skipped
 from tfmammo.training import cli
 
@@ -36,13 +37,13 @@ def experiment(tracking_uri, **model):
     )
 
 
-def synthetic(random_patches, size=32, kinds=("mass", "normal"), trained_on=(), patient="elsewhere"):
+def synthetic(random_patches, size=32, kinds=("mass", "normal"), trained_on=(), patient="elsewhere", scales=()):
     from dataclasses import replace
     from pathlib import Path
 
     found = random_patches(8, size)
     names = np.array([kinds[i % len(kinds)] for i in range(8)])
-    return PatchSet(Path("set"), replace(found, kinds=names, patient_ids=np.full(8, patient)), frozenset(trained_on))
+    return PatchSet(Path("set"), replace(found, kinds=names, patient_ids=np.full(8, patient)), frozenset(trained_on), scales)
 
 
 def test_the_sides_have_two_classes_each_and_no_patient_in_common(sides):
@@ -76,7 +77,7 @@ def test_all_lesions_are_positive_where_that_is_asked_for(sides):
 
 
 def test_synthetic_patches_become_pools_of_their_own(sides, random_patches):
-    together = study.with_synthetic(sides.train, synthetic(random_patches), sides.held_out())
+    together = study.with_synthetic(sides.train, synthetic(random_patches).patches)
     real = len(sides.train)
     assert together.shares == 4 and together.labels[:real].tolist() == sides.train.labels.tolist()
     assert together.labels[real:].tolist() == [3, 2] * 4
@@ -86,13 +87,34 @@ def test_synthetic_patches_become_pools_of_their_own(sides, random_patches):
 def test_synthetic_patches_that_know_the_test_patients_are_refused(sides, random_patches):
     held = sorted(sides.held_out())
     with pytest.raises(DataError, match=rf"its generators were trained on 2 of the {len(held)} patients held out here"):
-        study.with_synthetic(sides.train, synthetic(random_patches, trained_on=held[:2]), held)
+        study.check_synthetic(synthetic(random_patches, trained_on=held[:2]), held, DATA)
     with pytest.raises(DataError, match=rf"its patches show 1 of the {len(held)} patients held out here"):
-        study.with_synthetic(sides.train, synthetic(random_patches, patient=held[0]), held)
+        study.check_synthetic(synthetic(random_patches, patient=held[0]), held, DATA)
     with pytest.raises(DataError, match="its patches have 64 px, the real ones 32"):
-        study.with_synthetic(sides.train, synthetic(random_patches, size=64), held)
+        study.check_synthetic(synthetic(random_patches, size=64), held, DATA)
     with pytest.raises(DataError, match="there is no normal patch in set"):
-        study.with_synthetic(sides.train, synthetic(random_patches, kinds=("mass",)), held)
+        study.check_synthetic(synthetic(random_patches, kinds=("mass",)), held, DATA)
+
+
+def test_synthetic_patches_of_other_grey_values_are_refused(sides, random_patches):
+    window = DataConfig(window=(0, 1))
+    ours, theirs = (patch_scale(data) for data in (DATA, window))
+    study.check_synthetic(synthetic(random_patches, scales=(ours,)), sides.held_out(), DATA)
+    windowed = DATA.model_copy(update={"window": (0.0, 1.0)})
+    study.check_synthetic(synthetic(random_patches, scales=(theirs,)), sides.held_out(), windowed)
+    with pytest.raises(DataError, match=r"set: its patches were made with .*'window': \[0.0, 1.0\].*, the real ones with .*'percentiles'"):
+        study.check_synthetic(synthetic(random_patches, scales=(ours, theirs)), sides.held_out(), DATA)
+
+
+def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(sides, tmp_path):
+    """Of masses alone, of a few patches: nobody who tests the classifier chooses a generator's checkpoint."""
+    data = cli.archive_split(DATA.model_copy(update={"sampling": DATA.sampling.model_copy(update={"count": 15})}), tmp_path)
+    _, held_out = cli.datasets(data, tmp_path, pathology_patches)
+    chooses, tests = splits.halves(held_out, cli.whole_archive(data), data)
+    assert len(chooses) + len(tests) == len(held_out)
+    assert not patients(chooses) & patients(sides.test) and not patients(tests) & patients(sides.validation)
+    with pytest.raises(DataError, match="are all of one half of the held-out patients"):
+        splits.halves(chooses, cli.whole_archive(data), data)
 
 
 def test_a_missing_class_is_one_sentence(sides):
@@ -125,6 +147,16 @@ def test_a_share_without_patches_is_refused(sides, tmp_path, tracking_uri):
         study.train(experiment(tracking_uri, share=0.5), tmp_path / "run", sides)
     with pytest.raises(DataError, match="holds no patches that tfmammo.patch_synthesis wrote"):
         study.train(experiment(tracking_uri, share=0.5, synthetic=tmp_path), tmp_path / "run", sides)
+
+
+def test_the_share_decays_over_the_whole_training(tracking_uri, tmp_path):
+    """8 steps of 4 samples are 32; of epochs, 2 over 100 patches of which every step sees eight are 25 steps of 4 samples."""
+    made = experiment(tracking_uri, share=0.5, synthetic=tmp_path)
+    longer = made.model_copy(update={"training": made.training.model_copy(update={"steps": 8})})
+    assert study.shared(longer, 0.5, 0).model.samples == 32 and study.shared(longer, 0.0, 0).model.samples is None
+    epochs = made.model_copy(update={"training": made.training.model_copy(update={"steps": None, "epochs": 2})})
+    assert study.scheduled(epochs, 100).model.samples == 100
+    assert study.shared(longer, 0.5, 0).fingerprint() != study.shared(made, 0.5, 0).fingerprint(), "another length is another schedule"
 
 
 def test_the_baseline_does_not_depend_on_synthetic_patches(tracking_uri, tmp_path):

@@ -187,6 +187,12 @@ def resolved(handle: str, tracking_uri: str | None) -> Path:
     return tracking.resolve(handle, tracking_uri)
 
 
+def best_weights(handle: str, tracking_uri: str | None) -> Path:
+    """As `resolved`, but of a training's folder the weights that did best on its validation patches, not the last ones."""
+    best = Path(handle) / "best"
+    return best if (export.located(best) / export.CARD).is_file() else resolved(handle, tracking_uri)
+
+
 def described(folder: Path, source: str | Collection[str], target: str) -> dict[str, str]:
     """Name, step and sha256 of the function of an export that leads from source, or several, to target."""
     sources = {source} if isinstance(source, str) else source

@@ -268,14 +268,22 @@ def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> t
     return tf.where(drawn >= rate, x / (1 - rate), tf.zeros_like(x))
 
 
-def step_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
-    """A step's latent noise on this replica: of both alone, so that a resumed run draws what it would have.
+def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
+    """Seed of one use of random numbers in a step on this replica: a resumed run draws what it would have.
 
-    Args:     step: integer scalar.
-    Returns:  float32 [count, z], uniform in [-1, 1].
+    The seed follows training.seed too, which the training loop hands to keras.utils.set_random_seed.
+
+    Args:     step: integer scalar. use: 0 to 1023, of those in one step.
+    Returns:  int64 [2].
     """
-    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-    return tf.random.stateless_uniform([count, z], tf.stack([tf.cast(step, tf.int32), tf.cast(replica, tf.int32)]), -1.0, 1.0)
+    run = tf.constant(tf.compat.v1.get_seed(0)[0], tf.int64)
+    replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
+    return tf.stack([tf.cast(step, tf.int64), run * 2**32 + replica * 1024 + use])
+
+
+def step_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
+    """A step's latent noise on this replica, float32 [count, z], uniform in [-1, 1]; see `step_seed`."""
+    return tf.random.stateless_uniform([count, z], step_seed(step), -1.0, 1.0)
 
 
 def _unit(vector: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
@@ -101,6 +101,12 @@ class PatchRecipe(Frozen):
         return as_written(folder, self.files)
 
 
+def patch_scale(data: DataConfig) -> dict[str, Any]:
+    """What decides the grey values of patches: those of two sources are comparable where this is equal."""
+    decisive = {"percentiles", "preprocess"} if data.window is None else {"window", "preprocess"}
+    return data.model_dump(mode="json", include=decisive)
+
+
 def read_patch_recipe(path: Path) -> PatchRecipe:
     """A patch's recipe.
 
@@ -118,12 +124,13 @@ def stored_image(image: NDArray[np.float32]) -> NDArray[np.uint16]:
 class PatchSet:
     """Synthetic patches in memory. patches: kinds mass, calcification and normal, patient_ids of the mammograms they show.
 
-    trained_on: the patients that a generator of theirs was trained on.
+    trained_on: the patients that a generator of theirs was trained on. scales: `patch_scale` of each generator's data.
     """
 
     folder: Path
     patches: Patches
     trained_on: frozenset[str]
+    scales: tuple[dict[str, Any], ...] = ()
 
     @staticmethod
     def read(folder: Path) -> PatchSet:
@@ -134,12 +141,13 @@ class PatchSet:
         try:
             known = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
             trained_on = frozenset(name for one in known["generators"].values() for name in one["patients"])
+            scales = tuple(one["scale"] for one in known["generators"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise DataError(f"{folder}: holds no patches that tfmammo.patch_synthesis wrote ({IDENTITY} is missing or damaged)") from None
         if not (folder / "README.md").is_file():
             raise DataError(f"{folder}: the work on it was not finished; run tfmammo.patch_synthesis again")
         recipes = (read_patch_recipe(path) for path in sorted((folder / "recipes").rglob("*.json")))
-        return PatchSet(folder, stack(_patch(recipe, folder) for recipe in recipes if not recipe.left_out), trained_on)
+        return PatchSet(folder, stack(_patch(recipe, folder) for recipe in recipes if not recipe.left_out), trained_on, scales)
 
 
 def _patch(recipe: PatchRecipe, folder: Path) -> Patch:

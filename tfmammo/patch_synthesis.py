@@ -36,7 +36,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import card, jobs, sampling
 from tfmammo.data.patches import DataError, Patch, drawer
 from tfmammo.data.tfrecord import sha256
-from tfmammo.generators import LesionGenerator, described, lesion_generator, resolved
+from tfmammo.generators import LesionGenerator, best_weights, described, lesion_generator
 from tfmammo.patch_set import (
     FORMAT,
     IDENTITY,
@@ -44,6 +44,7 @@ from tfmammo.patch_set import (
     PatchRecipe,
     PatchSource,
     PatchSynthesisConfig,
+    patch_scale,
     rates,
     read_patch_recipe,
     readme,
@@ -88,7 +89,7 @@ def synthesise(chosen: PatchSynthesisConfig, output: Path, flags: Sequence[str] 
     """
     skipped = Skipped()
     mammograms = archives.mammograms(chosen.data, skipped)
-    networks = {target: resolved(handle, chosen.tracking_uri) for target, handle in sorted(chosen.generators.items())}
+    networks = {target: best_weights(handle, chosen.tracking_uri) for target, handle in sorted(chosen.generators.items())}
     sources = {target: suitable(mammograms, chosen, lesion_generator(network), target) for target, network in networks.items()}
     known = _identity(chosen, mammograms, networks)
     jobs.claim(output, known, IDENTITY)
@@ -194,7 +195,7 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     found = {one.image_id: one for one in archives.mammograms(recipe.config.data, Skipped())}
     if recipe.source.image_id not in found:
         raise DataError(f"{file}: its source {recipe.source.image_id} is not in {archives.archive_name(recipe.config.data)}")
-    mammogram, folder = found[recipe.source.image_id], resolved(recipe.config.generators[recipe.target], recipe.config.tracking_uri)
+    mammogram, folder = found[recipe.source.image_id], best_weights(recipe.config.generators[recipe.target], recipe.config.tracking_uri)
     if described(folder, {"image", "noise"}, "lesion")["sha256"] != recipe.generator["sha256"]:
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others (sha256)")
     job = Job(output, mammogram, folder, (recipe,))
@@ -308,7 +309,8 @@ def _identity(chosen: PatchSynthesisConfig, mammograms: Sequence[Mammogram], net
         "config": chosen.model_dump(mode="json", exclude=_IRRELEVANT),
         "archive": {"name": archives.archive_name(chosen.data), "records": jobs.fingerprint(mammograms)},
         "generators": {
-            target: described(network, {"image", "noise"}, "lesion") | {"patients": sorted(lesion_generator(network).patients)}
+            target: described(network, {"image", "noise"}, "lesion")
+            | {"patients": sorted(lesion_generator(network).patients), "scale": patch_scale(lesion_generator(network).data)}
             for target, network in networks.items()
         },
     }

@@ -1,9 +1,12 @@
 """Train a contextual GAN: lesions added to normal patches, or removed from others (see tfmammo/models/contextual.py).
 
+Half of the held-out patients choose the best checkpoint, as in the classifier study, which tests on the other half.
+
 python train/contextual.py --config configs/contextual.yaml --set data.name=optimam data.root=DIR model.target=mass
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 
 from tfmammo import config as configuration
 from tfmammo.config import ConfigError, Experiment
+from tfmammo.data import splits
 from tfmammo.data.labelled import check_pathologies, pathology_patches
 from tfmammo.data.patches import Patches
 from tfmammo.export import assign, read_card
@@ -31,10 +35,14 @@ def main() -> None:
     cli.prepare(experiment.training)
     model, sizes = experiment.model, experiment.model.stages(experiment.data.size)
     check_initial(experiment, sizes[0])
+    check_fading(experiment, sizes, experiment.training.steps)
     output = chosen.output or cli.default_output(experiment)
-    malignant = model.positives == "malignant"
-    found = cli.datasets(cli.archive_split(experiment.data, output), output, partial(pathology_patches, malignant=malignant))
-    train, held_out = (check_pathologies(part, malignant) for part in found if isinstance(part, Patches))
+    malignant, data = model.positives == "malignant", cli.archive_split(experiment.data, output)
+    train, held_out = cli.datasets(data, output, partial(pathology_patches, malignant=malignant))
+    assert isinstance(train, Patches)
+    check_fading(experiment, sizes, loop.total_steps(experiment.training, len(train)))
+    chooses, _ = splits.halves(held_out, cli.whole_archive(data), data)  # the other half tests classifiers
+    train, held_out = check_pathologies(train, malignant), check_pathologies(chooses, malignant)
     real, source = (PATHOLOGIES.index(name) for name in model.roles())
 
     small: Path | None = None  # the export of the stage before
@@ -46,10 +54,26 @@ def main() -> None:
             log.info("growing %s to %d px", small, size)
             (folder / loop.INITIAL_PATIENTS).write_text("\n".join(read_card(small)["train_patients"]), encoding="utf-8")
         inputs, targets = (halved(held_out.take(np.flatnonzero(held_out.labels == label)), size) for label in (source, real))
-        judge = partial(validate, real=targets, model=model)
-        metrics = loop.fit(partial(make, model, size, small), stage, halved(train, size), inputs, folder, judge)
+        metrics = fit(stage, partial(make, model, size, small), halved(train, size), inputs, targets, folder)
         small = folder / "export"
     cli.summary(experiment, metrics, inputs, output)
+
+
+def fit(
+    stage: Experiment[Any], build: Callable[[], Contextual], train: Patches, inputs: Patches, targets: Patches, output: Path
+) -> dict[str, float]:
+    """Train one stage; no checkpoint counts as the best one before the stage's new level is faded in."""
+    rooms: list[Contextual] = []
+
+    def noted() -> Contextual:
+        rooms.append(build())
+        return rooms[-1]
+
+    def judge(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
+        found = validate(functions, held_out, targets, stage.model)
+        return found if rooms[0].average.is_faded_in() else found | {"likeness": np.nan}  # the first room is the one that trains
+
+    return loop.fit(noted, stage, train, inputs, output, judge)
 
 
 def with_kinds(experiment: Experiment[Any]) -> Experiment[Any]:
@@ -85,6 +109,19 @@ def check_initial(experiment: Experiment[Any], size: int) -> None:
     known = read_card(tracking.resolve(initial, experiment.tracking.uri)).get("config", {}).get("data", {}).get("size")
     if known not in (None, size):
         raise ConfigError(f"training.initial {initial}: holds networks for patches of {known} px, this training starts at {size} px")
+
+
+def check_fading(experiment: Experiment[Any], sizes: Sequence[int], steps: int | None) -> None:
+    """Make sure that every stage is long enough to fade its new level in.
+
+    Args:     sizes: of all stages. steps: of the last stage; None where they are not known yet.
+    Raises:   ConfigError: one is not; it would leave networks that are half the old ones.
+    """
+    fade = experiment.model.fade_steps
+    for size in sizes[1:]:
+        key, count = ("training.steps", steps) if size == sizes[-1] else ("model.start_steps", experiment.model.start_steps)
+        if count is not None and count < fade:
+            raise ConfigError(f"{key}: {count:,} end before the level for {size} px is faded in (model.fade_steps={fade:,})")
 
 
 def make(config: ContextualConfig, size: int, small: Path | None) -> Contextual:

@@ -1,4 +1,4 @@
-"""The vanilla GAN: patches and masks from noise; its losses by hand."""
+"""The vanilla GAN: patches from noise, and where their lesions should be; its losses by hand."""
 
 import numpy as np
 import pytest
@@ -27,17 +27,40 @@ def batch(count=4):
     return {"image": tf.constant(images), "mask": tf.constant(masks)}
 
 
-def test_two_channels_from_noise_at_256_px():
+def test_an_image_from_noise_at_256_px():
     gan = VanillaGAN()
-    assert gan.generator.output_shape == (None, 256, 256, 2) and gan.discriminator.input_shape == (None, 256, 256, 2)
+    assert gan.generator.output_shape == (None, 256, 256, 2) and gan.discriminator.input_shape == (None, 256, 256, 1)
     counts = [sum(int(np.prod(w.shape)) for w in network.trainable_variables) for network in gan.networks.values()]
-    assert counts == [19_102_433 + 25 * 32 + 1, 17_480_385 + 25 * 32], "the mask GAN's, and one channel more at its end and beginning"
+    assert counts == [19_102_433, 17_480_385], "the mask GAN's"
+
+
+def test_no_loss_depends_on_masks():
+    """D is shown the image alone: with any other mask every number is the same, and so is every gradient's effect."""
+    data, found = batch(), []
+    for masks in (data["mask"], 1 - data["mask"], tf.zeros_like(data["mask"])):
+        gan = small()
+        numbers = gan.train_step(data | {"mask": masks})
+        found.append([float(value) for value in numbers.values()] + [w.numpy().sum() for w in gan.generator.trainable_variables])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_the_mask_is_the_mean_of_all_masks_seen():
+    gan, data = small(), batch()
+    masks = np.random.default_rng(3).integers(0, 2, (3, *data["mask"].shape)).astype(np.float32)
+    for some in masks:
+        gan.train_step(data | {"mask": tf.constant(some)})
+    noise = tf.constant(np.random.default_rng(2).uniform(-1, 1, (2, 5)), tf.float32)
+    made = gan.generate(noise)
+    for mask in made["mask"]:
+        np.testing.assert_allclose(mask, masks.mean(axis=(0, 1)), atol=1e-6)
+    assert np.abs(made["image"][0] - made["image"][1]).max() > 1e-3
 
 
 def test_every_returned_number_by_hand():
     gan, data = small(), batch()
-    fake = gan.generator(gan._draw(4), training=True)
-    real = tf.concat([data["image"], data["mask"]], axis=-1) * 2 - 1
+    fake = gan.generator(gan._draw(4), training=True)[..., :1]
+    real = data["image"] * 2 - 1
     logits = [np.asarray(gan.discriminator(x, training=True), np.float64).ravel() for x in (real, fake)]
     p_real, p_fake = (1 / (1 + np.exp(-x)) for x in logits)
     expected = {
@@ -72,8 +95,8 @@ def test_what_is_exported_and_shown():
     for values in made.values():
         assert values.shape == (3, SIZE, SIZE, 1) and values.dtype == tf.float32 and np.min(values) >= 0 and np.max(values) <= 1
     assert np.abs(made["image"] - made["mask"]).max() > 1e-3
-    assert functions["discriminator"](image=data["image"], mask=data["mask"])["logits"].shape[0] == 4
-    assert list(gan.sample(data)) == ["synthetic", "its mask", "real"]
+    assert functions["discriminator"](image=data["image"])["logits"].shape[0] == 4
+    assert list(gan.sample(data)) == ["synthetic", "mean mask", "real"]
 
 
 def test_a_size_that_does_not_fit():

@@ -29,7 +29,7 @@ def batch(each=2, pools=4):
 def test_the_papers_values_are_the_defaults():
     c = ClassifierConfig()
     assert (c.weights, c.filters, c.blocks, c.learning_rate, c.beta_1, c.beta_2) == ("imagenet", 64, (3, 4, 6, 3), 1e-5, 0.9, 0.999)
-    assert (c.share, c.decay, c.decay_every, c.positives) == (0, 0.1, 5000, "malignant")
+    assert (c.share, c.decay, c.decay_every, c.positives) == (0, 0.1, 5000 / 500_000, "malignant")
 
 
 @pytest.mark.slow
@@ -57,8 +57,18 @@ def test_it_is_resnet_50_with_a_grey_input_and_one_logit():
         ("points", 4999, 0.5), ("points", 5000, 0.4), ("points", 25_000, 0.0), ("points", 500_000, 0.0),
     ],
 )  # fmt: skip
-def test_the_share_decays_by_a_tenth_every_5000_samples(how, samples, expected):
-    assert float(share_at(ClassifierConfig(share=0.5, decay_as=how), tf.constant(samples, tf.int64))) == pytest.approx(expected, abs=1e-7)
+def test_the_share_decays_by_a_tenth_every_5000_of_the_papers_samples(how, samples, expected):
+    chosen = ClassifierConfig(share=0.5, decay_as=how, samples=500_000)
+    assert float(share_at(chosen, tf.constant(samples, tf.int64))) == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("samples", [500_000, 8000, 1000])
+def test_a_training_of_any_length_has_the_papers_mean_exposure(samples):
+    """The sum over 100 periods of 0.9^k is (1 - 0.9^100) / (1 - 0.9): a tenth of the share in the mean, whatever the length."""
+    chosen = ClassifierConfig(share=0.5, samples=samples)
+    shares = [float(share_at(chosen, seen)) for seen in range(0, samples, 10)]
+    assert np.mean(shares) == pytest.approx(0.5 * (1 - 0.9**100) / 10, rel=1e-3)
+    assert shares[-1] == pytest.approx(0.5 * 0.9**99, rel=1e-4)
 
 
 def test_without_synthetic_patches_all_of_the_batch_is_used():
@@ -69,19 +79,31 @@ def test_without_synthetic_patches_all_of_the_batch_is_used():
 
 
 def test_a_full_share_takes_synthetic_patches_of_each_class():
-    image, label, synthetic = room(share=1.0).mixed(batch(each=3))
+    image, label, synthetic = room(share=1.0, samples=1000).mixed(batch(each=3))
     assert label.numpy().tolist() == [0, 0, 0, 1, 1, 1] and np.all(synthetic)
     np.testing.assert_allclose(image[:, 0, 0, 0], [0.2] * 3 + [0.3] * 3, rtol=1e-6)
 
 
 def test_a_share_is_the_part_that_is_synthetic_and_the_labels_stay_right():
-    made = room(share=0.3)
+    made = room(share=0.3, samples=500_000)
     image, label, synthetic = made.mixed(batch(each=2000))
     assert len(label) == 4000 and np.mean(synthetic) == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / 4000))
     np.testing.assert_allclose(image[:, 0, 0, 0], 0.2 * synthetic.numpy() + 0.1 * label.numpy(), rtol=1e-6)
     made.optimizers["classifier"].iterations.assign(2)  # 4,000 samples each: 8,000, so that one decay is past
     again = np.mean(made.mixed(batch(each=2000))[2])
     assert again == pytest.approx(0.27, abs=4 * np.sqrt(0.2 / 4000)) and again != np.mean(synthetic)
+
+
+def test_which_samples_are_synthetic_follows_the_step_and_the_trainings_seed():
+    def chosen(seed, step):
+        keras.utils.set_random_seed(seed)  # as the training loop does
+        made = Classifier(ClassifierConfig(**TINY, share=0.5, samples=500_000), SIZE)
+        made.optimizers["classifier"].iterations.assign(step)
+        return made.mixed(batch(each=50))[2].numpy()
+
+    first = chosen(3, 0)
+    np.testing.assert_array_equal(first, chosen(3, 0))
+    assert np.mean(first != chosen(4, 0)) > 0.2 and np.mean(first != chosen(3, 1)) > 0.2
 
 
 def test_a_step_is_binary_cross_entropy_and_lowers_it():
@@ -100,7 +122,7 @@ def test_a_step_is_binary_cross_entropy_and_lowers_it():
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_it_trains_in_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
-    made = room(share=0.5)
+    made = room(share=0.5, samples=100)
     losses = [float(made.train_step(batch())["classifier_loss"]) for _ in range(3)]
     assert np.isfinite(losses).all()
     features, logit = made.network(batch()["image"])
@@ -141,6 +163,10 @@ def test_bad_input_is_one_sentence(tmp_path):
         Classifier(ClassifierConfig(**TINY), 16)
     with pytest.raises(ConfigError, match="the classifier needs patches labelled real normal"):
         room().train_step({"image": batch()["image"]})
+    with pytest.raises(ConfigError, match="model.samples: how many the training has must be known"):
+        room(share=0.5)
+    with pytest.raises(ValueError, match="decay_every"):
+        ClassifierConfig(decay_every=5000)
     with pytest.raises(ValueError, match="are of ResNet-50: filters 64 and blocks"):
         ClassifierConfig(filters=32)
     with pytest.raises(WeightsError, match="ResNet-50 is read from Keras's .h5 without top alone, resnet50_weights"):

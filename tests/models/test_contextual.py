@@ -293,6 +293,29 @@ def test_one_step_makes_one_power_iteration_and_the_kernels_gradient_is_orthogon
         assert abs(float(tf.reduce_sum(kernel * gradient))) < 1e-4 * float(tf.norm(kernel) * tf.norm(gradient))
 
 
+def test_random_numbers_follow_the_trainings_seed():
+    gan = room()
+
+    def draws(seed):
+        keras.utils.set_random_seed(seed)  # as the training loop does
+        return gan._uniform([50], 1).numpy()
+
+    np.testing.assert_array_equal(draws(3), draws(3))
+    assert np.abs(draws(3) - draws(4)).max() > 0.1 and np.corrcoef(draws(3), draws(4))[0, 1] < 0.5
+
+
+def test_a_half_faded_network_does_not_grow():
+    c = config(start=8, attention=4)
+    small, grown = Discriminator(c, 16), Discriminator(c, 32)
+    small.steps.assign(c.fade_steps - 1)
+    with pytest.raises(ConfigError, match="discriminator: the networks for 16 px are not faded in after 3 steps"):
+        grown.grow(small)
+    small.steps.assign(c.fade_steps)
+    grown.grow(small)
+    first = Discriminator(c, 8)  # has nothing to fade in
+    assert first.is_faded_in() and not grown.is_faded_in()
+
+
 def test_removal_starts_from_malignant_patches_and_addition_from_normal_ones(monkeypatch):
     for target, label in (("mass", 2), ("removal", 0)):
         gan, data, seen = room(target=target), batch(), []

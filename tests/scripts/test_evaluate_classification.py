@@ -2,7 +2,9 @@
 
 import csv
 import importlib.util
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,8 +17,9 @@ from tfmammo.archives.phantom import read
 from tfmammo.config import ConfigError, DataConfig, dump
 from tfmammo.data.patches import DataError
 from tfmammo.data.sampling import is_normal
-from tfmammo.generators import lesion_generator
-from tfmammo.metrics.classification import delong_test, delong_variance, roc_auc
+from tfmammo.generators import best_weights, lesion_generator
+from tfmammo.metrics.classification import roc_auc
+from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
 from tfmammo.patch_set import PatchSet, PatchSynthesisConfig
 from tfmammo.record import Skipped
 from tfmammo.reinsertion import contiguous
@@ -80,6 +83,12 @@ def config(classification, synthetic, generators, tracking_uri):
     return make
 
 
+def graded(lesion, normal=0.5):
+    """A set whose lesions all score `lesion` and whose normal patches all score `normal`."""
+    pools = {"real normal": 0.2, "real lesion": 0.8, "synthetic normal": normal, "synthetic lesion": lesion}
+    return study.Gate({name: np.full(4, score) for name, score in pools.items()})
+
+
 def run(module, monkeypatch, name, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     module.main()
@@ -89,6 +98,7 @@ def test_all_trainings_of_a_study_have_one_precision(classification, config, sid
     keras.config.set_dtype_policy("mixed_bfloat16")
     seen = []
     monkeypatch.setattr(study, "train", lambda *_: seen.append(keras.config.dtype_policy().name))
+    monkeypatch.setattr(study, "judge_set", lambda *_: graded(0.6))
     classification.trained(config(), sides, tmp_path)
     assert seen == ["mixed_bfloat16"] * 4
 
@@ -97,7 +107,8 @@ def test_all_trainings_of_a_study_have_one_precision(classification, config, sid
 def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_path, monkeypatch, caplog):
     chosen, output = config(seeds=(1,)), tmp_path / "study"
     (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
-    run(classification, monkeypatch, "classification.py", "--config", tmp_path / "config.yaml", "--output", output)
+    arguments = ("--config", tmp_path / "config.yaml", "--output", output, "--allow")
+    run(classification, monkeypatch, "classification.py", *arguments)
     report = output / "report"
     assert {path.name for path in report.iterdir()} == {
         *("table.md", "runs.csv", "scores.csv", "effects.csv", "tsne.csv", "figure-roc.png", "figure-tsne.png")
@@ -110,13 +121,10 @@ def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_p
         by_run.setdefault((float(row["share"]), int(row["seed"])), []).append(float(row["probability"]))
     for row in rows:
         own = by_run[float(row["share"]), int(row["seed"])]
-        area, reach = roc_auc(labels, own), 1.959964 * delong_variance(labels, own) ** 0.5
-        assert float(row["auc"]) == pytest.approx(area)
-        assert float(row["low"]) == pytest.approx(max(0, area - reach)) and float(row["high"]) == pytest.approx(min(1, area + reach))
-        if float(row["share"]):
-            assert float(row["p"]) == pytest.approx(delong_test(labels, own, by_run[0.0, 1])[1])
+        assert float(row["auc"]) == pytest.approx(roc_auc(labels, own))
     said = (report / "table.md").read_text(encoding="utf-8")
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
+    assert "| mean grey value alone |" in said and "| synthetic lesion | 6 |" in said
     points = table(report / "tsne.csv")
     assert {row["group"] for row in points} >= {"real normal", "real mass", "synthetic mass", "synthetic normal"}
     assert max(sum(row["group"] == group for row in points) for group in {row["group"] for row in points}) == 8
@@ -124,7 +132,7 @@ def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_p
     assert {row["generator"] for row in effects} == {"mass", "removal"} and len(effects) <= 12
     exports = {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")}
     assert len(exports) >= 2
-    run(classification, monkeypatch, "classification.py", "--config", tmp_path / "config.yaml", "--output", output)
+    run(classification, monkeypatch, "classification.py", *arguments)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")} == exports  # nothing is trained again
     assert table(report / "scores.csv") == scores
     train = export.read_card(study.chosen_weights(output / "runs/share50/seed1"))["train_patients"]
@@ -144,7 +152,8 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(classification, config,
     chosen = config(effects=8)
     networks = classification.opened(chosen)
     for target, sign in (("mass", 1), ("removal", -1)):
-        found = classification.effect(networks[target], [Path("a"), Path("b")], sides.test, chosen)
+        made = classification.changed(networks[target], sides.test, chosen)
+        found = classification.effect(made, [Path("a"), Path("b")], chosen)
         change = found.after - found.before
         assert 0 < len(change) <= 8 and np.all(sign * change > 0.01) and np.all(sign * change < 0.3 * np.pi / 16 * 1.5)
         wanted = sides.test.labels == 0 if target == "mass" else sides.test.pathologies == "malignant"
@@ -167,18 +176,96 @@ def test_the_verdict_says_what_the_test_shows(classification, config):
 
 
 def test_the_table_of_known_scores(classification, config, sides):
-    """Share 0 scores at random, share 1 as the labels say: areas and p worked out by the metrics themselves."""
-    chosen, labels = config(shares=(0, 1)), sides.test.labels
-    random = np.random.default_rng(0).random((2, len(labels)))
-    scores = {0: random, 1: np.stack([labels + 0.1 * random[0], labels + 0.1 * random[1]])}
-    first, second = classification.table(scores, sides.test, chosen).body
+    """Shares 0 and 0.5 score at random, share 1 as the labels say: areas and p worked out by the metrics themselves."""
+    chosen, labels, patients = config(shares=(0, 0.5, 1)), sides.test.labels, np.array([f"p{i % 9}" for i in range(len(sides.test))])
+    test = replace(sides.test, patient_ids=patients)
+    random, other = np.random.default_rng(0).random((2, 2, len(labels)))
+    scores = {0: random, 0.5: other, 1: np.stack([labels + 0.1 * random[0], labels + 0.1 * random[1]])}
+    made = classification.table(scores, classification.run_rows(scores, test, chosen), test, chosen)
+    (first, half, second, grey), means = made.body, random.mean(axis=0)
     assert first[0] == "0 %" and first[3:6] == ["-", "-", "-"] and first[-1] == "0.829"
     assert second[0] == "100 %" and second[1] == "1.000\n[1.000, 1.000]" and second[2] == "1.000 ± 0.000"
-    means = random.mean(axis=0)
+    reach = 1.959964 * obuchowski_variance(labels, means, patients) ** 0.5
+    area = roc_auc(labels, means)
+    assert first[1] == f"{area:.3f}\n[{max(0, area - reach):.3f}, {min(1, area + reach):.3f}]"
+    assert "ranks of the two models swapped by patient" in made.title and "Holm's correction over 2 shares" in made.title
+    assert grey[0] == "mean grey value alone" and grey[1].startswith(f"{roc_auc(labels, sides.test.images.mean(axis=(1, 2, 3))):.3f}\n[")
     assert second[3] == f"{1 - roc_auc(labels, means):+.3f}" and second[-1] == "0.797 (p 1e-08)"
-    by_mean = delong_test(labels, scores[1].mean(axis=0), means)[1]
-    assert second[4] == classification.shown(by_mean)
-    assert second[5] == ", ".join(classification.shown(delong_test(labels, scores[1][i], random[i])[1]) for i in range(2))
+    low, high = (rank_swap_test(labels, scores[share].mean(axis=0), means, patients) for share in (1, 0.5))
+    assert low < high and second[4] == classification.shown(2 * low), "the smaller of two p, doubled"
+    assert half[4] == classification.shown(max(high, 2 * low))
+    assert second[5] == ", ".join(classification.shown(2 * rank_swap_test(labels, scores[1][i], random[i], patients)) for i in range(2))
+
+
+def test_of_few_patients_there_is_a_sentence_and_no_number(classification, config, sides):
+    test = replace(sides.test, patient_ids=np.array([f"p{i % 5}" for i in range(len(sides.test))]))
+    chosen = config()
+    random = np.random.default_rng(0).random((2, 2, len(test)))
+    scores = {0: random[0], 0.5: random[1]}
+    rows = classification.run_rows(scores, test, chosen)
+    assert all(np.isnan([row[name] for row in rows]).all() for name in ("low", "high", "p", "p_holm"))
+    made = classification.table(scores, rows, test, chosen)
+    assert "of 5 patients: too few patients for intervals or p, which take six" in made.title and "Holm" not in made.title
+    assert all("[" not in line[1] and line[4] == "-" for line in made.body) and made.body[1][5] == "-, -"
+    ids = np.array(["a", "b", "c", "d", "e"])
+    few = classification.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), ids, ids, 0.0)
+    line = classification.effect_table([few], chosen).body[0]
+    assert line[5:] == ["+0.200", "-", "too few patients for an interval or p (six)"]
+
+
+def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(classification, config, sides, tmp_path, monkeypatch):
+    """A study of such a set ends before any share of it is trained on; --allow goes on, and says so over every table."""
+    seen = []
+    monkeypatch.setattr(study, "train", lambda experiment, *_: seen.append(experiment.model.share))
+    monkeypatch.setattr(study, "judge_set", lambda *_: graded(0.4))
+    with pytest.raises(DataError, match=r"its lesions score no higher than its normal patches \(AUC 0.000 of 4 lesions and 4 normal"):
+        classification.trained(config(), sides, tmp_path)
+    assert seen == [0, 0]
+    _, gate = classification.trained(config(), sides, tmp_path, allow=True)
+    assert seen[2:] == [0, 0, 0.5, 0.5] and not gate.is_passed and not graded(0.5).is_passed and graded(0.6).is_passed
+    assert classification.flag(gate) == "[ALLOWED, though synthetic lesions do not outscore synthetic normal patches: AUC 0.000]"
+    lines = classification.gate_table(gate).body
+    assert [line[0] for line in lines] == ["real normal", "real lesion", "synthetic normal", "synthetic lesion"] and lines[3][2] == "0.400"
+
+
+def test_the_gate_scores_both_pools_and_unseen_real_patches(sides, synthetic, monkeypatch):
+    """By mean grey values: the discs that were added are 0.3 brighter than the tissue, the removals darker."""
+    monkeypatch.setattr(study, "probabilities", lambda run, images: images.mean(axis=(1, 2, 3)).astype(np.float64))
+    found = PatchSet.read(synthetic)
+    gate = study.judge_set([Path("a"), Path("b")], found, sides.validation)
+    assert {name: len(scores) for name, scores in gate.scores.items()} == {
+        "real normal": int(np.sum(sides.validation.labels == 0)), "real lesion": int(np.sum(sides.validation.labels == 1)),
+        "synthetic normal": 6, "synthetic lesion": 6,
+    }  # fmt: skip
+    grey = found.patches.images.mean(axis=(1, 2, 3))
+    assert gate.auc == pytest.approx(roc_auc(found.patches.kinds == "mass", grey))
+
+
+def test_the_figure_shows_what_generators_make_of_patients_that_the_classifier_never_saw(
+    classification, config, sides, generators, monkeypatch
+):
+    shown = []
+
+    def judged(folder, images, output, patients):
+        assert len(images) == len(patients), "every patch's patient is checked"
+        shown.append(set(patients.tolist()))
+        return np.random.default_rng(len(images)).random((len(images), 4))
+
+    monkeypatch.setattr(classification, "judged", judged)
+    chosen = config()
+    changes = [classification.changed(network, sides.test, chosen) for network in classification.opened(chosen).values()]
+    groups, points = classification.embedding(Path("run"), sides.test, changes, chosen)
+    assert {"synthetic mass", "synthetic normal", "real normal"} <= set(groups) and len(points) == len(groups)
+    assert len(shown) >= 4 and set.union(*shown) <= set(sides.test.patient_ids.tolist())
+
+
+def test_the_best_weights_of_a_generators_training_are_taken(tiny_contextual, tmp_path):
+    last, best = (Path(tiny_contextual(level=level)) for level in (0.6, 0.4))
+    shutil.copytree(last, tmp_path / "run/export")
+    assert best_weights(str(tmp_path / "run"), None) == tmp_path / "run/export"
+    shutil.copytree(best, tmp_path / "run/best")
+    assert best_weights(str(tmp_path / "run"), None) == tmp_path / "run/best"
+    assert best_weights(str(tmp_path / "run/export"), None) == tmp_path / "run/export", "what is named itself"
 
 
 def test_bad_input_is_one_sentence(classification, config, sides, tiny_contextual, generators):
@@ -186,12 +273,16 @@ def test_bad_input_is_one_sentence(classification, config, sides, tiny_contextua
         classification.opened(config(generators={"mass": generators["removal"]}))
     with pytest.raises(DataError, match="generators.mass: makes patches of 16 px, experiment.data.size is 32"):
         classification.opened(config(generators={"mass": str(tiny_contextual(size=16))}))
+    with pytest.raises(
+        DataError, match=r"generators.mass: was trained on patches made with .*'window': \[0.0, 1.0\].*, experiment.data makes"
+    ):
+        classification.opened(config(generators={"mass": str(tiny_contextual(window=(0, 1)))}))
     leaking = lesion_generator(Path(tiny_contextual(patients=set(sides.test.patient_ids.tolist()))))
     with pytest.raises(DataError, match=r"generators.mass: was trained on \d+ patients of the test patches"):
-        classification.effect(leaking, [], sides.test, config())
+        classification.changed(leaking, sides.test, config())
     lesions = sides.test.take(np.flatnonzero(sides.test.labels == 1))
     with pytest.raises(DataError, match="generators.mass: no test patch is normal"):
-        classification.effect(lesion_generator(Path(generators["mass"])), [], lesions, config())
+        classification.changed(lesion_generator(Path(generators["mass"])), lesions, config())
     for wrong in ({"shares": (0.5, 0)}, {"shares": ()}, {"shares": (0, 0)}, {"seeds": (1, 1)}, {"shares": (0, 2)}):
         with pytest.raises(ValueError, match="shares"):
             config(**wrong)
@@ -203,6 +294,7 @@ def test_the_study_and_the_training_have_the_same_values(repository, classificat
 
     alone = configuration.load(repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig)
     whole = configuration.parse(classification.StudyConfig, repository / "configs/classification.yaml")
+    assert whole.experiment.data.window == (0, 1), "percentiles of each patch would hide what a lesion adds"
     assert whole.experiment == alone and whole.shares == (0, 0.1, 0.25, 0.5, 0.75, 1) and len(whole.seeds) == 3
     bulk = configuration.parse(PatchSynthesisConfig, repository / "configs/patch_synthesis.yaml")
     assert bulk.generators == whole.generators and bulk.count == 5000

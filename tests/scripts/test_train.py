@@ -21,7 +21,7 @@ SMALL = {
     "shape": ["model.filters=[4,4,4]", "model.units=4", "data.phantoms=24"],
     "contextual": [
         *("model.filters=[4,8]", "model.discriminator_factor=1", "model.attention=4", "model.border=1", "model.start=8"),
-        *("model.start_steps=2", "model.generator_updates=1", "training.batch_size=3"),
+        *("model.start_steps=2", "model.fade_steps=2", "model.generator_updates=1", "training.batch_size=3"),
         *("data.sampling.count=8", "data.folds=2", "data.phantoms=24", "data.seed=1"),  # few patches, of each class on both sides
     ],
     "classifier": [

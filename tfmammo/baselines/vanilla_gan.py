@@ -2,9 +2,14 @@
 
     min_G max_D  E[log D(Y)] + E[log(1 - D(G(z)))]          Goodfellow et al. 2014
 
-Departures: the paper does not say which networks; DCGAN's here, as for the mask GAN. G draws the lesion's mask as a second
-channel, which D sees too, so that what it makes can be annotated and measured as the other methods' images are. Patches of lesions, as in
-tfmammo/models/blending.py, where the paper shows whole breasts. z is uniform in [-1, 1]. -log D(G(z)) is minimised.
+Departures and what the paper leaves open:
+- The networks: DCGAN's, as for the mask GAN. So are the distribution of z, uniform in [-1, 1], Adam's values and the batch.
+- Patches of lesions, as in tfmammo/models/blending.py, where the paper shows whole breasts.
+- Annotation: the paper shows images alone. G and D see images alone here too. A D that saw masks beside them would tell
+  fakes by the mask, whose real values are 0 and 1 alone, and would teach G little about the image.
+- The mask that comes with every image is the mean of the training lesions' masks, the same for any z. Training patches are cut
+  around their lesions, so that the mean says where the lesion of a generated patch should be.
+- -log D(G(z)) is minimised.
 """
 
 from __future__ import annotations
@@ -39,8 +44,28 @@ class VanillaGANConfig(Frozen):
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
+class MeanMask(keras.layers.Layer):
+    """Appends the mean of all masks seen in training to an image, as a second channel in [-1, 1]; no gradient reaches it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(name="mean_mask", dtype="float32")
+        self.mean = self.add_weight(shape=(size, size, 1), initializer="zeros", trainable=False, name="mean", aggregation="mean")
+
+    def call(self, image: tf.Tensor) -> tf.Tensor:
+        """See the class. Args: image: float32 [n, size, size, 1]. Returns: float32 [n, size, size, 2]."""
+        mask = tf.convert_to_tensor(self.mean) * 2 - 1
+        return tf.concat([image, tf.broadcast_to(mask, tf.shape(image))], axis=-1)
+
+    def follow(self, masks: tf.Tensor, step: tf.Tensor) -> None:
+        """Take a batch into the mean. Args: masks: float32 [n, size, size, 1] in [0, 1]. step: batches before this one."""
+        difference = tf.reduce_mean(masks, axis=0) - self.mean
+        self.mean.assign_add(difference / tf.cast(step + 1, tf.float32))
+
+
 class VanillaGAN(keras.Model):
-    """Generator and discriminator of patches with their masks, and their optimizers; built on construction.
+    """Generator and discriminator of patches, and their optimizers; built on construction.
+
+    G answers with two channels: the image, and the mean mask, which no loss depends on.
 
     Args:     config: DCGAN's values or yours. size: patch rows and columns, px.
     Raises:   ConfigError: patches of that size can't be halved so often.
@@ -50,8 +75,10 @@ class VanillaGAN(keras.Model):
         super().__init__(name="vanilla_gan")
         self.config = config = config or VanillaGANConfig()
         self.size = size
-        self.generator = dcgan_generator(config.z, config.filters, 2, size, config.kernel, config.momentum)
-        self.discriminator = dcgan_discriminator(config.discriminator_filters, 2, size, config.kernel, config.momentum)
+        drawing = dcgan_generator(config.z, config.filters, 1, size, config.kernel, config.momentum)
+        self.mean_mask = MeanMask(size)
+        self.generator = keras.Sequential([keras.Input((config.z,)), *drawing.layers, self.mean_mask], name="generator")
+        self.discriminator = dcgan_discriminator(config.discriminator_filters, 1, size, config.kernel, config.momentum)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = {
             name: build(Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network)
@@ -64,10 +91,11 @@ class VanillaGAN(keras.Model):
         Args:     batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
         Returns:  float32 scalars: each network's loss, and D's mean probability for real and generated patches.
         """
-        real = tf.concat([batch["image"], batch["mask"]], axis=-1) * 2 - 1
+        self.mean_mask.follow(batch["mask"], self.optimizers["generator"].iterations)
+        real = batch["image"] * 2 - 1
         z = self._draw(tf.shape(real)[0])
         with tf.GradientTape(persistent=True) as tape:
-            fake = self.generator(z, training=True)
+            fake = self.generator(z, training=True)[..., :1]
             p_real, p_fake = self.discriminator(real, training=True), self.discriminator(fake, training=True)
             losses = {"generator": -log_real(p_fake), "discriminator": -(log_real(p_real) + log_fake(p_fake))}
         for name, loss in losses.items():
@@ -82,28 +110,29 @@ class VanillaGAN(keras.Model):
         """G at inference.
 
         Args:     noise: float32 [n, z] in [-1, 1].
-        Returns:  "image" and "mask", float32 [n, size, size, 1] in [0, 1]; the mask is a probability.
+        Returns:  "image" and "mask", float32 [n, size, size, 1] in [0, 1]; the mask is the part of the training lesions that cover
+                  a pixel.
         """
         image, mask = tf.split(self.generator(noise, training=False) * 0.5 + 0.5, 2, axis=-1)
         return {"image": image, "mask": mask}
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid: of fixed noise a patch and its mask; beside them a real patch."""
+        """Panels for the image grid: of fixed noise a patch, and the mean mask; beside them a real patch."""
         noise = tf.random.stateless_uniform([len(batch["image"]), self.config.z], [0, 0], -1.0, 1.0)
         made = self.generate(noise)
-        return {"synthetic": made["image"], "its mask": made["mask"], "real": batch["image"]}
+        return {"synthetic": made["image"], "mean mask": made["mask"], "real": batch["image"]}
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: noise -> image and mask; (image, mask) -> logits."""
-        patch = [self.size, self.size, 1]
+        """What is exported: noise -> image and mask; image -> logits."""
+        patch = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
 
         @tf.function(input_signature=[tf.TensorSpec([None, self.config.z], tf.float32, "noise")])
         def generator(noise: tf.Tensor) -> dict[str, tf.Tensor]:
             return self.generate(noise)
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *patch], tf.float32, name) for name in ("image", "mask")])
-        def discriminator(image: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"logits": self.discriminator(tf.concat([image, mask], axis=-1) * 2 - 1, training=False)}
+        @tf.function(input_signature=[patch])
+        def discriminator(image: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"logits": self.discriminator(image * 2 - 1, training=False)}
 
         return {"generator": generator, "discriminator": discriminator}
 

@@ -193,13 +193,21 @@ def official(patient_ids: NDArray[np.str_], sides: NDArray[np.str_]) -> tuple[Ro
     return np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test")
 
 
-def halves(patches: Patches, seed: int) -> tuple[Patches, Patches]:
-    """Two halves by patient, every pathology shared out: of held-out patches those to choose a checkpoint by, and those to test on.
+def halves(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[Patches, Patches]:
+    """Two halves of held-out patches: those that choose a checkpoint, and those to test on.
 
-    Raises:   DataError: they are of a single patient.
+    All held-out patients of the archive are halved, whatever patches of theirs are here. So trainings on different
+    patches leave the same patients to the test.
+
+    Args:     archive: all of it. config: as for `split`, which gave the held-out patches.
+    Raises:   DataError: the archive holds out a single patient, or a half is empty.
     """
-    one, other = by_patient(patches.patient_ids, 2, 0, seed, patches.pathologies)
-    return patches.take(one), patches.take(other)
+    _, others = split(archive, config)
+    one, _ = by_patient(others.patient_ids, 2, 0, config.seed, others.pathologies)
+    chooses = np.isin(held_out.patient_ids, others.patient_ids[one])
+    if chooses.all() or not chooses.any():
+        raise DataError(f"{len(held_out)} held-out patches are all of one half of the held-out patients; take more patches or patients")
+    return held_out.take(np.flatnonzero(chooses)), held_out.take(np.flatnonzero(~chooses))
 
 
 def by_file(patient_ids: NDArray[np.str_], saved: SavedSplit, config: DataConfig) -> tuple[Rows, Rows]:

@@ -3,10 +3,13 @@
     L = BCE(logit, label), positive and negative patches equally often
     a patch is synthetic with probability  share * (1 - decay)^floor(samples / 5,000),  decay = 0.1
 
-so that the classifier sees more and more real patches, as if it were fine-tuned on them.
+so that the classifier sees more and more real patches, as if it were fine-tuned on them. Over the 500,000 samples of a training
+a tenth of the share is synthetic in the mean.
 
 Departures and what the paper leaves open:
-- "Decayed by 10 %" is read as times 0.9; `decay_as: points` takes 10 percentage points off instead.
+- "Decayed by 10 %" is read as times 0.9; `decay_as: points` takes 10 percentage points off instead. 5,000 of 500,000 samples are
+  a hundredth of the training (`decay_every`), and a hundredth they stay where a training is shorter: its mean exposure to
+  synthetic patches is the paper's.
 - The share is that of either class. Within a pool (real or synthetic, positive or negative) patches come in random order, all
   of them before any comes again.
 - Grey patches are repeated three times and made what ResNet-50's weights expect: 255 * image less ImageNet's mean colour.
@@ -26,6 +29,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo import trunks
 from tfmammo.config import ConfigError, Frozen
+from tfmammo.layers import step_seed
 from tfmammo.optimization import Adam, build, minimize
 
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")  # what a training patch's label counts
@@ -39,8 +43,9 @@ class ClassifierConfig(Frozen):
     weights: "imagenet" (downloaded, 94 MB), the path of Keras's ResNet-50 without top (.h5), or "none". filters: of the first
     stage; blocks: of each of the four stages; other numbers than ResNet-50's need weights "none". momentum: of the running
     means of batch normalisation. share: of synthetic patches at the start. synthetic: the folder that they lie in, which
-    `python -m tfmammo.patch_synthesis` wrote. decay: part of the share that is lost every decay_every samples, or with decay_as
-    points what is taken off it. positives: "malignant" lesions, or every "lesion".
+    `python -m tfmammo.patch_synthesis` wrote. decay: part of the share that is lost every decay_every, or with decay_as
+    points what is taken off it; decay_every: part of the training. samples: of the whole training; null: what its steps and
+    batch come to, which tfmammo.study fills in before the first step. positives: "malignant" lesions, or every "lesion".
     """
 
     weights: str = "imagenet"
@@ -53,8 +58,9 @@ class ClassifierConfig(Frozen):
     share: float = Field(default=0.0, ge=0, le=1)
     synthetic: Path | None = None
     decay: float = Field(default=0.1, ge=0, le=1)
-    decay_every: PositiveInt = 5000
+    decay_every: float = Field(default=0.01, gt=0, le=1)
     decay_as: Literal["factor", "points"] = "factor"
+    samples: PositiveInt | None = None
     positives: Literal["malignant", "lesion"] = "malignant"
 
     @model_validator(mode="after")
@@ -68,7 +74,8 @@ class Classifier(keras.Model):
     """One network, "classifier", from patch to features and logit, with its optimizer; built on construction.
 
     Args:     config: the paper's values or yours. size: patch rows and columns, px.
-    Raises:   ConfigError: patches of that size vanish. WeightsError: the weights can't be had.
+    Raises:   ConfigError: patches of that size vanish, or nothing says how long the share decays. WeightsError: the weights
+              can't be had.
     Source:   section 3. 23,536,641 trainable parameters.
     """
 
@@ -78,6 +85,8 @@ class Classifier(keras.Model):
         self.size = size
         if size < SMALLEST:
             raise ConfigError(f"data.size: of patches of {size} px nothing is left behind five halvings, they need {SMALLEST}")
+        if config.share and config.samples is None:
+            raise ConfigError("model.samples: how many the training has must be known, for model.share to decay over it")
         self.network = resnet(size, config.filters, config.blocks, config.momentum)
         if config.weights != "none":
             adopt(self.network, trunks.resnet50(config.weights))
@@ -115,11 +124,10 @@ class Classifier(keras.Model):
         real, synthetic = tf.concat(pools[:2], axis=0), tf.concat(pools[2:], axis=0)
         negatives, positives = tf.shape(pools[0])[0], tf.shape(pools[1])[0]
         label = tf.concat([tf.zeros([negatives]), tf.ones([positives])], axis=0)
-        context = tf.distribute.get_replica_context()
-        replica, replicas = tf.cast(context.replica_id_in_sync_group, tf.int64), context.num_replicas_in_sync
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         steps = tf.cast(self._steps(), tf.int64)
         samples = steps * tf.cast((negatives + positives) * replicas, tf.int64)
-        uniform = tf.random.stateless_uniform(tf.shape(label), tf.stack([steps, replica]))
+        uniform = tf.random.stateless_uniform(tf.shape(label), step_seed(steps))
         chosen = uniform < share_at(self.config, samples)
         return tf.where(chosen[:, None, None, None], synthetic, real), label, tf.cast(chosen, tf.float32)
 
@@ -150,11 +158,13 @@ class Classifier(keras.Model):
 
 
 def share_at(config: ClassifierConfig, samples: tf.Tensor | int) -> tf.Tensor:
-    """The share of synthetic patches after so many samples, float32 scalar in [0, 1].
+    """The share of synthetic patches after so many of config.samples, float32 scalar in [0, 1].
 
     Source:   section 3, Patch Classifier Training.
     """
-    decays = tf.cast(samples // config.decay_every, tf.float32)
+    assert config.samples
+    every = max(1, round(config.decay_every * config.samples))
+    decays = tf.cast(samples // every, tf.float32)
     if config.decay_as == "points":
         return tf.maximum(config.share - config.decay * decays, 0.0)
     return config.share * (1 - config.decay) ** decays

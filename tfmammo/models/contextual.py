@@ -42,7 +42,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tfmammo.config import ConfigError, Frozen
 from tfmammo.convolutions import Convolution
-from tfmammo.layers import RandomScalarMap, SelfAttention, SpectralNormalization
+from tfmammo.layers import RandomScalarMap, SelfAttention, SpectralNormalization, step_seed
 from tfmammo.networks import leaky_relu
 from tfmammo.optimization import Adam, build, minimize
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
@@ -145,6 +145,10 @@ class Encoder(keras.Model):
         """The weight of the new level: 0 at a stage's first step, 1 from step fade_steps on."""
         return tf.cast(tf.minimum(tf.cast(tf.convert_to_tensor(self.steps), tf.float32) / self.config.fade_steps, 1.0), dtype)
 
+    def is_faded_in(self) -> bool:
+        """Whether nothing of the old resolution is left in the answers."""
+        return not self.grown or float(self.alpha(tf.float32)) >= 1
+
     def blend(self, old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
         """(1 - alpha) * old + alpha * new."""
         alpha = self.alpha(new.dtype)
@@ -195,10 +199,13 @@ class Encoder(keras.Model):
     def grow(self, small: Encoder) -> None:
         """Take over the weights of the network for half the size; at alpha = 0 this one answers as that one does.
 
-        Raises:   ConfigError: it is for another size.
+        Raises:   ConfigError: it is for another size, or its own last level is not faded in yet.
         """
         if not self.grown or 2 * small.size != self.size:
             raise ConfigError(f"{self.name}: networks for {small.size} px can't grow to {self.size} px (model.start: {self.config.start})")
+        if not small.is_faded_in():
+            steps = int(tf.convert_to_tensor(small.steps))
+            raise ConfigError(f"{self.name}: the networks for {small.size} px are not faded in after {steps} steps (model.fade_steps)")
         here = self.parts()
         for name, layer in small.parts().items():
             if not name.startswith("old_"):  # else of the stage before it, whose fading in has ended
@@ -398,9 +405,8 @@ class Contextual(keras.Model):
         return self._uniform([tf.shape(source)[0], self.generator.blocks], use) * 2 - 1
 
     def _uniform(self, shape: tf.Tensor | Sequence[tf.Tensor], use: int) -> tf.Tensor:
-        """This step's random numbers for one use, in [0, 1): of step and replica alone, so that a resumed run draws them too."""
-        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
-        return tf.random.stateless_uniform(shape, tf.stack([tf.convert_to_tensor(self.generator.steps), replica * 1024 + use]))
+        """This step's random numbers for one use, in [0, 1); see `layers.step_seed`."""
+        return tf.random.stateless_uniform(shape, step_seed(tf.convert_to_tensor(self.generator.steps), use))
 
     def _follow(self) -> None:
         """The running average moves towards G; what is not trained (u, alpha's step) it shares."""

@@ -194,10 +194,14 @@ def keep_archive_split(config: DataConfig, output: Path) -> Path:
     Returns:  the file, for `split_file`.
     Raises:   as `archive_split`.
     """
-    records = splits.Mammograms.of(mammograms(config, Skipped()))
     path = output / SPLIT
-    _write_split(path, splits.describe(records, config, archive_name(config)))
+    _write_split(path, splits.describe(whole_archive(config), config, archive_name(config)))
     return path
+
+
+def whole_archive(config: DataConfig) -> splits.Mammograms:
+    """All the archive's mammograms as something to split; no pixel is read."""
+    return splits.Mammograms.of(mammograms(config, Skipped()))
 
 
 def _records(config: DataConfig, make: Make) -> Records:
