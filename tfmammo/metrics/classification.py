@@ -18,13 +18,13 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     Returns:  0 to 1.
     Raises:   ValueError: lengths differ, a label is neither, a class is missing, or a score is no number.
     """
-    positives, _ = _components(*_checked(labels, scores))
+    positives, _ = structural_components(*check_scores(labels, scores))
     return float(positives.mean())
 
 
 def delong_variance(labels: ArrayLike, scores: ArrayLike) -> float:
     """The variance of `roc_auc`, by DeLong's structural components; arguments and errors as there, two of each class at least."""
-    return float(_covariance(_checked(labels, scores)[0], [scores])[0, 0])
+    return float(_covariance(check_scores(labels, scores)[0], [scores])[0, 0])
 
 
 def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[float, float]:
@@ -36,8 +36,8 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
     Returns:  (z, two-sided p); (0, 1) where the two order the cases alike, and (+-inf, 0) where they differ without variance.
     Raises:   ValueError: as `roc_auc`, or fewer than two of a class.
     """
-    checked, _ = _checked(labels, scores_a)
-    _checked(labels, scores_b)
+    checked, _ = check_scores(labels, scores_a)
+    check_scores(labels, scores_b)
     covariance = _covariance(checked, [scores_a, scores_b])
     difference = roc_auc(checked, scores_a) - roc_auc(checked, scores_b)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
@@ -54,7 +54,7 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64]
     Returns:  (false positive rate, true positive rate, threshold), float64 [m] each, from (0, 0, inf) to (1, 1, lowest score);
               a case is called positive from its threshold on.
     """
-    positive, values = _checked(labels, scores)
+    positive, values = check_scores(labels, scores)
     thresholds = np.unique(values)[::-1]
     called = [np.searchsorted(np.sort(-values[side]), -thresholds, side="right") for side in (~positive, positive)]
     false, true = (np.concatenate([[0.0], count / count[-1]]) for count in called)
@@ -119,7 +119,8 @@ def _tellable(labels: NDArray, classes: int) -> NDArray[np.bool_]:
     return (counts > 0) & (counts < len(labels))
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def check_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Labels as bool and scores as float64; the errors are those of `roc_auc`."""
     positive, values = np.asarray(labels), np.asarray(scores, np.float64)
     if positive.shape != values.shape or positive.ndim != 1:
         raise ValueError(f"labels {positive.shape} and scores {values.shape} must be two lists of the same length")
@@ -133,7 +134,7 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], N
     return positive, values
 
 
-def _components(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def structural_components(positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """For each positive the part of the negatives below it, for each negative the part of the positives above it."""
     ranks = stats.rankdata(scores)  # ties share their mean rank, which is what gives them one half
     above = (ranks[positive] - stats.rankdata(scores[positive])) / np.sum(~positive)
@@ -145,5 +146,5 @@ def _covariance(positive: NDArray[np.bool_], several: list[ArrayLike]) -> NDArra
     """The covariance of the areas of several scores of the same cases, float64 [k, k]."""
     if min(np.sum(positive), np.sum(~positive)) < 2:
         raise ValueError("a variance needs two positive and two negative labels")
-    parts = [_components(positive, np.asarray(scores, np.float64)) for scores in several]
+    parts = [structural_components(positive, np.asarray(scores, np.float64)) for scores in several]
     return sum(np.atleast_2d(np.cov([part[side] for part in parts])) / len(parts[0][side]) for side in (0, 1))  # type: ignore[return-value]

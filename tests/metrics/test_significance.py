@@ -1,0 +1,50 @@
+"""Holm's correction against hand-worked values and a second implementation, and the smallest p of sign flips."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from tfmammo.metrics.significance import FEWEST_PATIENTS, holm, smallest_p
+
+
+def test_by_hand():
+    # 0.01 x 4, 0.02 x 3, 0.03 x 2 = 0.06, 0.04 x 1 below its forerunner
+    np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(holm([0.5, 0.6]), [1.0, 1.0])
+    np.testing.assert_allclose(holm([0.2]), [0.2])
+    assert holm([]).shape == (0,)
+
+
+def test_what_was_not_compared_does_not_count():
+    np.testing.assert_allclose(holm([0.01, np.nan, 0.04]), [0.02, np.nan, 0.04])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_rejections_are_those_of_holms_steps(values):
+    """Step down: reject the smallest at a / m, the next at a / (m - 1), and stop at the first that fails."""
+    order, rejected = np.argsort(values), set()
+    for step, place in enumerate(order):
+        if values[place] * (len(values) - step) > 0.05:
+            break
+        rejected.add(int(place))
+    assert set(np.flatnonzero(holm(values) <= 0.05).tolist()) == rejected
+
+
+@pytest.mark.parametrize("values", [[1.5], [-0.1], [[0.1]]])
+def test_what_is_no_p(values):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        holm(values)
+
+
+def test_the_smallest_p_is_that_of_differences_of_one_sign():
+    for patients in (5, 6, 9):
+        flipped = stats.permutation_test(
+            (np.ones(patients),), lambda x, axis: x.sum(axis=axis), permutation_type="samples", vectorized=True
+        )
+        assert flipped.pvalue == smallest_p(patients)
+    assert smallest_p(FEWEST_PATIENTS - 1) > 0.05 > smallest_p(FEWEST_PATIENTS)
+    assert smallest_p(6, 3) == 3 / 32
+    assert smallest_p(1, 4) == 1.0
