@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tfmammo.metrics.significance import FEWEST_PATIENTS, holm, smallest_p
+from tfmammo.metrics.significance import FEWEST_PATIENTS, TESTS, describe, describe_few, holm, smallest_p
 
 
 def test_by_hand():
@@ -48,3 +48,20 @@ def test_the_smallest_p_is_that_of_differences_of_one_sign():
     assert smallest_p(FEWEST_PATIENTS - 1) > 0.05 > smallest_p(FEWEST_PATIENTS)
     assert smallest_p(6, 3) == 3 / 32
     assert smallest_p(1, 4) == 1.0
+
+
+def test_the_smallest_p_of_random_draws_is_that_of_scipy():
+    draw = stats.permutation_test(
+        (np.ones(20),), lambda x, axis: x.sum(axis=axis), permutation_type="samples", vectorized=True, n_resamples=99, rng=0
+    )
+    assert draw.pvalue == smallest_p(20, samples=99) == 0.02
+
+
+def test_what_stands_under_a_table():
+    said = describe("flips", 9, 3)
+    assert TESTS["flips"] in said and "Holm's correction for 3 comparisons" in said
+    assert "9 patients can give no p below 0.012" in said and "no difference can be shown" not in said
+    assert describe("swaps", 6, 2).endswith("6 patients can give no p below 0.062, so that no difference can be shown.")
+    assert "one comparison, no correction" in describe("jackknife", 9, 1) and "below" not in describe("jackknife", 9, 1)
+    assert describe_few(5) == "No interval and no p: 5 patients are fewer than 6, and flipping them gives no p below 0.062."
+    assert describe_few(1).startswith("No interval and no p: one patient is fewer than 6")

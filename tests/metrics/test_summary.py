@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,10 +88,12 @@ def test_a_model_that_is_compared_with_nothing_has_no_line_of_differences():
 def test_markdown_and_rich_show_the_same():
     table = Table("title", ["", "Dice, %"], [["CAN", "91.2\n[90.0, 92.5]"], ["U-Net", "90.0"]])
     assert table.markdown() == "### title\n\n|  | Dice, % |\n| --- | ---: |\n| CAN | 91.2 [90.0, 92.5] |\n| U-Net | 90.0 |\n"
+    table = replace(table, notes=("One note.", "Another."))
+    assert table.markdown().endswith("| U-Net | 90.0 |\n\nOne note.\n\nAnother.\n")
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table)
     text = console.export_text()
-    assert all(cell in text for cell in ("title", "Dice, %", "CAN", "91.2", "U-Net", "90.0"))
+    assert all(cell in text for cell in ("title", "Dice, %", "CAN", "91.2", "U-Net", "90.0", "One note.", "Another."))
 
 
 def test_csv_in_units(tmp_path):

@@ -1,9 +1,12 @@
-"""What all tests share: how few patients are too few, and Holm's correction for several comparisons. NumPy.
+"""What all tests share: how few patients are too few, Holm's correction, and the lines that say so under a table. NumPy.
 
 Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979) 65.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,18 +15,57 @@ from numpy.typing import ArrayLike, NDArray
 # Its smallest two-sided p is 2^(1 - n): 0.0625 for five patients, 0.031 for six.
 FEWEST_PATIENTS = 6
 
+Test = Literal["flips", "swaps", "jackknife", "guessing"]
+TESTS: Mapping[Test, str] = {
+    "flips": "two-sided permutation test that flips the signs of whole patients' differences",
+    "swaps": "two-sided permutation test that swaps the two models' ranks, patient by patient",
+    "jackknife": "two-sided, Student's t on a jackknife that leaves out one patient at a time",
+    "guessing": "two-sided exact test against guessing; every case is of patients of its own",
+}
 
-def smallest_p(patients: int, comparisons: int = 1) -> float:
-    """Smallest two-sided p of a test that flips whole patients, after Holm's correction.
+
+def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:
+    """Smallest two-sided p of a test that flips or swaps whole patients, after Holm's correction.
 
     Args:
         patients: How many patients are flipped.
         comparisons: How many tests the correction covers.
+        samples: Random draws that stand for all outcomes where these are more.
 
     Returns:
-        ``comparisons * 2^(1 - patients)``, at most 1.
+        ``comparisons * 2^(1 - patients)``, or ``comparisons * 2 / (samples + 1)`` with random draws; at most 1.
     """
-    return float(min(1.0, comparisons * 2.0 ** (1 - patients)))
+    drawn = 2.0**patients > samples
+    return float(min(1.0, comparisons * (2 / (samples + 1) if drawn else 2.0 ** (1 - patients))))
+
+
+def describe(test: Test, patients: int, comparisons: int, samples: int = 10_000, level: float = 0.95) -> str:
+    """The line under a table that says what its p values are.
+
+    Args:
+        test: A key of `TESTS`.
+        patients: The units that the test resamples, at least `FEWEST_PATIENTS`.
+        comparisons: How many tests Holm's correction covers; 1 is no correction.
+        samples: Random draws of a permutation test.
+        level: Of confidence; 1 - level is what p must be below.
+
+    Returns:
+        A sentence: the test, what it resamples, the correction, and the smallest p that it can give.
+    """
+    corrected = f"Holm's correction for {comparisons} comparisons" if comparisons > 1 else "one comparison, no correction"
+    said = f"p: {TESTS[test]}; {corrected}"
+    if test in ("flips", "swaps"):
+        least = smallest_p(patients, comparisons, samples)
+        said += f"; {patients} patients can give no p below {least:.2g}"
+        said += ", so that no difference can be shown" if least >= 1 - level else ""
+    return f"{said}."
+
+
+def describe_few(patients: int) -> str:
+    """The line under a table without intervals and p, because there are fewer than `FEWEST_PATIENTS`."""
+    counted = f"{patients} patients are" if patients > 1 else "one patient is"
+    least = f"{smallest_p(patients):.2g}"
+    return f"No interval and no p: {counted} fewer than {FEWEST_PATIENTS}, and flipping them gives no p below {least}."
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

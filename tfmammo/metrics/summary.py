@@ -54,20 +54,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text for markdown and rich; the first column names the lines. Cells of several lines are one in markdown."""
+    """A table of text for markdown and rich; the first column names the lines. Cells of several lines are one in markdown.
+
+    notes: sentences under the table.
+    """
 
     title: str
     header: list[str]
     body: list[list[str]]
+    notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
         """The table under its title as a heading."""
         lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.body]
-        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |".replace("\n", " ") for line in lines) + "\n"
+        table = "\n".join(f"| {' | '.join(line)} |".replace("\n", " ") for line in lines)
+        return f"### {self.title}\n\n{table}\n" + "".join(f"\n{note}\n" for note in self.notes)
 
     def __rich__(self) -> rich.table.Table:
         """What rich's console prints."""
-        table = rich.table.Table(title=self.title, title_justify="left", show_lines=True)
+        caption = "\n".join(self.notes) or None
+        table = rich.table.Table(title=self.title, title_justify="left", caption=caption, caption_justify="left", show_lines=True)
         for column, heading in enumerate(self.header):
             table.add_column(heading, justify="right" if column else "left")
         for line in self.body:
