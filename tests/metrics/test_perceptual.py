@@ -264,9 +264,9 @@ def test_jackknife_leaves_out_whole_patients_in_groups():
     assert sorted(np.concatenate(left_out).tolist()) == list(range(500))
     assert all(set(patients[rows]).isdisjoint(patients[np.setdiff1d(seen[0], rows)]) for rows in left_out)
     assert jackknife(lambda rows: 3.0, patients) == (3.0, 3.0, 3.0, 0.0) and jackknife(lambda rows: 0.0, patients)[3] == 1
-    one = jackknife(lambda rows: 2.0, np.array(["a", "a"]))
-    assert one[0] == 2 and np.isnan(one[1:]).all()
-    unknown = jackknife(lambda rows: 2.0 if len(rows) > 2 else np.nan, np.array(["a", "b", "c"]))
+    few = jackknife(lambda rows: float(rows.sum()), np.array(list("aabbcde")))
+    assert few[0] == 21 and np.isnan(few[1:]).all()
+    unknown = jackknife(lambda rows: 2.0 if len(rows) > 5 else np.nan, np.array(list("abcdef")))
     assert unknown[0] == 2 and np.isnan(unknown[1:]).all(), "leaving one out leaves nothing to compute"
 
 

@@ -168,10 +168,13 @@ def test_interval_draws_patients_whole(rng):
     assert naive[1] - naive[0] == pytest.approx((high - low) / np.sqrt(5), rel=0.05)
 
 
-def test_interval_of_two_unequal_patients_by_hand():
-    # Draws: both the first (mean 0), both the second (mean 1), one of each (3 of 4 images are 1) with 1/4, 1/4, 1/2.
-    assert bootstrap_interval([0, 1, 1, 1], ["a", "b", "b", "b"], level=0.4) == pytest.approx((0.75, 0.75))
-    assert bootstrap_interval([0, 1, 1, 1], ["a", "b", "b", "b"], level=0.9) == (0, 1)
+def test_interval_of_six_unequal_patients_by_hand():
+    """One patient of three ones among five of a single 0: drawn k times, the mean is 3 k / (6 + 2 k); k is binomial."""
+    values, groups = [0, 0, 0, 0, 0, 1, 1, 1], ["a", "b", "c", "d", "e", "f", "f", "f"]
+    # Cumulative chances of k = 0, 1, 2, 3: 0.335, 0.737, 0.938, 0.991
+    assert bootstrap_interval(values, groups, level=0.9) == pytest.approx((0, 9 / 12))
+    assert bootstrap_interval(values, groups, level=0.1) == pytest.approx((3 / 8, 3 / 8))
+    assert bootstrap_interval(values, groups, level=0.8) == pytest.approx((0, 6 / 10))
 
 
 def test_interval_is_repeatable_and_its_level_counts(rng):
@@ -183,9 +186,12 @@ def test_interval_is_repeatable_and_its_level_counts(rng):
     assert low < inner_low < values.mean() < inner_high < high
 
 
-def test_interval_of_one_patient_is_unknown_and_of_equal_values_is_narrow():
-    assert np.isnan(bootstrap_interval([0.5, 0.7], ["a", "a"])).all()
-    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+def test_few_patients_have_no_interval_and_equal_values_a_narrow_one(rng):
+    values = rng.random(10)
+    assert np.isnan(bootstrap_interval(values, np.repeat(list("abcde"), 2))).all()
+    assert np.isnan(bootstrap_interval(values[:5])).all()
+    assert np.isfinite(bootstrap_interval(values, [*"aabbccddef"])).all()
+    assert bootstrap_interval([0.5] * 6) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -197,13 +203,13 @@ def test_interval_refuses_wrong_input(values, groups, reason):
         bootstrap_interval(values, groups)
 
 
-def test_permutation_test_is_exact_on_few_patients():
-    a, b = np.array([0.9, 0.8, 0.7, 0.9, 0.6, 0.5]), np.array([0.7, 0.7, 0.75, 0.6, 0.6, 0.1])
-    groups = ["x", "x", "y", "z", "z", "w"]
-    sums = np.array([0.3, -0.05, 0.3, 0.4])  # of each patient, by hand
-    signed = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=4)]
+def test_permutation_test_is_exact_on_six_patients():
+    a, b = np.array([0.9, 0.8, 0.7, 0.9, 0.6, 0.5, 0.8, 0.7]), np.array([0.7, 0.7, 0.75, 0.6, 0.6, 0.1, 0.1, 0.1])
+    groups = ["x", "x", "y", "z", "z", "w", "v", "u"]
+    sums = np.array([0.3, -0.05, 0.3, 0.4, 0.7, 0.6])  # of each patient, by hand
+    signed = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=6)]
     expected = np.mean([value >= sums.sum() - 1e-9 for value in signed])
-    assert expected == 4 / 16  # all as they are, or y flipped, and the reverse of both
+    assert expected == 4 / 64  # all as they are, or y flipped, and the reverse of both
     result = paired_test(a, b, groups)
     assert result.p == pytest.approx(expected)
     assert result.difference == pytest.approx((a - b).mean())
@@ -238,11 +244,11 @@ def test_a_real_difference_is_found_and_bounded(rng):
     assert (result.low, result.high) == bootstrap_interval(a - b)
 
 
-def test_equal_models_and_a_single_patient_show_nothing():
-    assert paired_test([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]) == segmentation.Paired(0.0, 0.0, 0.0, 1.0)
-    single = paired_test([0.5, 0.6], [0.1, 0.1], ["a", "a"])
-    assert (single.difference, single.p) == (pytest.approx(0.45), 1.0)
-    assert np.isnan([single.low, single.high]).all()
+def test_equal_models_and_few_patients_show_nothing():
+    assert paired_test([0.5] * 6, [0.5] * 6) == segmentation.Paired(0.0, 0.0, 0.0, 1.0)
+    few = paired_test([0.5, 0.6, 0.5, 0.6, 0.5], [0.1] * 5)  # all differ by as much: the interval would leave 0 out
+    assert few.difference == pytest.approx(0.44)
+    assert np.isnan([few.low, few.high, few.p]).all()
 
 
 def test_paired_values_must_be_equally_many():

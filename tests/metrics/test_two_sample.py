@@ -127,8 +127,8 @@ def test_the_interval_is_that_of_drawn_patients():
         rows = np.concatenate([np.flatnonzero(groups == f"p{number}") for number in generator.integers(15, size=15)])
         areas.append(roc_auc(labels[rows], scores[rows]))
     assert (low, high) == pytest.approx(tuple(np.quantile(areas, [0.05, 0.95])), abs=0.015)
-    one = module._Area(scores, labels, np.zeros(60, int)).interval(np.where(labels == 0, "p", groups), 100, 0, 0.9)
-    assert np.isnan(one).all()
+    few = np.where(labels == 0, np.resize(list("abcde"), 60), groups)
+    assert np.isnan(module._Area(scores, labels, np.zeros(60, int)).interval(few, 100, 0, 0.9)).all()
 
 
 def test_the_eight_ways_of_a_patch():

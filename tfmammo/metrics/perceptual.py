@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tfmammo import trunks
+from tfmammo.metrics.significance import FEWEST_PATIENTS
 
 Floats = NDArray[np.floating]
 Estimate = tuple[float, float, float, float]  # value, low, high, p against 0
@@ -248,15 +249,15 @@ def jackknife(
 
     Args:     statistic: rows of patches, intp, ascending -> a number. patient_ids: str [n]. level: of confidence, in (0, 1).
               seed: of the groups.
-    Returns:  (value, low, high, p): interval and two-sided p of 0 by Student's t; NaN where all patches are of one patient, or
-              where leaving one out leaves nothing to compute.
+    Returns:  (value, low, high, p): interval and two-sided p of 0 by Student's t; NaN where there are fewer than
+              `FEWEST_PATIENTS` patients, or where leaving one out leaves nothing to compute.
     Source:   Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.2.1.
     """
     patients, numbers = np.unique(patient_ids, return_inverse=True)
     groups = np.random.default_rng(seed).permutation(len(patients)) % min(GROUPS, len(patients))
     member = groups[numbers]
     value, count = statistic(np.arange(len(patient_ids))), int(groups.max()) + 1
-    if count < 2:
+    if count < FEWEST_PATIENTS:
         return value, np.nan, np.nan, np.nan
     left = np.array([statistic(np.flatnonzero(member != group)) for group in range(count)])
     if not np.isfinite([value, *left]).all():

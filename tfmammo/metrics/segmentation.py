@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from tfmammo.metrics.significance import FEWEST_PATIENTS
+
 Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  # tn, fp, fn, tp of n images
 
 
@@ -89,12 +91,12 @@ def bootstrap_interval(
 
     Args:     values: number [n], finite. groups: [n], each value's patient; None makes each value its own group.
               samples: draws. level: of confidence, in (0, 1).
-    Returns:  (low, high), in the values' unit; (nan, nan) where all values are of one group, which bounds nothing.
+    Returns:  (low, high), in the values' unit; (nan, nan) where there are fewer than `FEWEST_PATIENTS` groups.
     Raises:   ValueError: no value, one that is not finite, or groups of another length.
     Source:   Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.8, resampling of clusters.
     """
     sums, sizes = _clusters(values, groups)
-    if len(sums) < 2:
+    if len(sums) < FEWEST_PATIENTS:
         return float("nan"), float("nan")
     # The images of a draw vary in number with the patients drawn, so its mean is a ratio of two sums.
     interval = stats.bootstrap(
@@ -115,7 +117,8 @@ def bootstrap_interval(
 class Paired:
     """How one model differs from another on the same images.
 
-    difference: of the means, a - b. low, high: its bootstrap interval. p: two-sided, of the sign-flip test.
+    difference: of the means, a - b. low, high: its bootstrap interval. p: two-sided, of the sign-flip test. All three are NaN
+    where there are fewer than `FEWEST_PATIENTS` patients.
     """
 
     difference: float
@@ -134,15 +137,15 @@ def paired_test(
 
     Args:     a, b: number [n], finite, both models' values of the same n images. groups: [n], each image's patient;
               None makes each image its own group. samples, seed, level: as in `bootstrap_interval`.
-    Returns:  Paired, in the values' unit; p in (0, 1], 1 for a single patient.
+    Returns:  Paired, in the values' unit; p in (0, 1], NaN where there are fewer than `FEWEST_PATIENTS` groups.
     Raises:   ValueError: unequal lengths, no value, one that is not finite, or groups of another length.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"paired values must be equally many, not {a.shape} and {b.shape}")
     sums, sizes = _clusters(a - b, groups)
-    p = 1.0
-    if len(sums) > 1:
+    p = np.nan
+    if len(sums) >= FEWEST_PATIENTS:
         p = stats.permutation_test(
             (sums,),
             lambda sums, axis: sums.sum(axis=axis),

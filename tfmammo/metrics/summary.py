@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import rich.table
 from numpy.typing import NDArray
+from rich.text import Text
 
-from tfmammo.metrics.segmentation import bootstrap_interval, paired_test
+from tfmammo.metrics.segmentation import Paired, bootstrap_interval, paired_test
+from tfmammo.metrics.significance import FEWEST_PATIENTS, Test, describe, describe_few, holm
 
 Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]  # model -> measure -> [n]
+Method = Literal["bootstrap", "jackknife"]
+Compare = Literal["first", "pairs"]
+INTERVALS: Mapping[Method, str] = {
+    "bootstrap": "percentile bootstrap that draws whole patients",
+    "jackknife": "Student's t on a jackknife that leaves out one patient at a time",
+}
+P_OF: Mapping[Method, Test] = {"bootstrap": "flips", "jackknife": "jackknife"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +43,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Row:
-    """One model's mean of one measure, with its interval, and its difference from the first model's.
+    """One model's mean of one measure, with its interval, and its difference from another model's.
 
-    n, patients: how many images and patients have the measure for all models. p: two-sided, not corrected for the number
-    of comparisons. NaN where there is nothing to compare with, or no interval because there is one patient only.
+    n, patients: how many images and patients have the measure for all models. method: where interval and p come from.
+    against: the other model. p: two-sided; p_corrected: by Holm, see `correct`. NaN where there is nothing to compare with, or
+    fewer than `FEWEST_PATIENTS` patients.
     """
 
     model: str
@@ -46,10 +57,25 @@ class Row:
     mean: float
     low: float
     high: float
+    method: Method = "bootstrap"
+    against: str = ""
     difference: float = np.nan
     difference_low: float = np.nan
     difference_high: float = np.nan
     p: float = np.nan
+    p_corrected: float = np.nan
+
+
+@dataclass(frozen=True)
+class Printed:
+    """What a paper prints of a model. values: measure -> value. elsewhere: how its patches were other ones; "" where they were not."""
+
+    values: Mapping[str, float]
+    elsewhere: str = ""
+
+    def label(self, model: str) -> str:
+        """What its line in a table is called."""
+        return f"{model}, as printed" + (f" ({self.elsewhere})" if self.elsewhere else "")
 
 
 @dataclass(frozen=True)
@@ -72,7 +98,7 @@ class Table:
 
     def __rich__(self) -> rich.table.Table:
         """What rich's console prints."""
-        caption = "\n".join(self.notes) or None
+        caption = Text("\n".join(self.notes)) if self.notes else None
         table = rich.table.Table(title=self.title, title_justify="left", caption=caption, caption_justify="left", show_lines=True)
         for column, heading in enumerate(self.header):
             table.add_column(heading, justify="right" if column else "left")
@@ -81,60 +107,126 @@ class Table:
         return table
 
 
-def summarize(scores: Scores, patient_ids: NDArray[np.str_], samples: int = 10_000, seed: int = 0, level: float = 0.95) -> list[Row]:
-    """Each model's mean of each measure with its interval, and the paired test against the first model.
+def opponents(models: Sequence[str], compare: Compare) -> list[tuple[str, str]]:
+    """(model, the one that it is compared with), "" for the first model.
+
+    Args:
+        models: In the order of the table.
+        compare: "first" compares each with the first, "pairs" with all before it.
+    """
+    first, *others = models
+    if compare == "first":
+        return [(first, ""), *((model, first) for model in others)]
+    return [(first, ""), *((model, other) for row, model in enumerate(models) for other in models[:row])]
+
+
+def summarize(
+    scores: Scores,
+    patient_ids: NDArray[np.str_],
+    samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+    compare: Compare = "first",
+) -> list[Row]:
+    """Each model's mean of each measure with its interval, and the paired test against other models.
 
     Images where a model has no finite value (a PSNR of equal images, a region that is empty) are left out for all models.
 
     Args:     scores: model -> measure -> float64 [n], the same n images for all. patient_ids: str [n].
-              samples, seed, level: of `bootstrap_interval` and `paired_test`.
-    Returns:  by measure, then by model; a measure without any image is left out.
+              samples, seed, level: of `bootstrap_interval` and `paired_test`. compare: see `opponents`.
+    Returns:  by measure, then by model, then by what it is compared with; a measure without any image is left out.
     """
-    rows, first = [], next(iter(scores))
-    for measure in scores[first]:
+    rows = []
+    for measure in next(iter(scores.values())):
         usable = np.all([np.isfinite(values[measure]) for values in scores.values()], axis=0)
         if not usable.any():
             continue
-        patients, reference = patient_ids[usable], scores[first][measure][usable]
-        for model, measured in scores.items():
-            values = measured[measure][usable]
-            interval = bootstrap_interval(values, patients, samples, seed, level)
-            against = () if model == first else astuple(paired_test(values, reference, patients, samples, seed, level))
-            rows.append(Row(model, measure, len(values), len(set(patients)), float(values.mean()), *interval, *against))
+        patients = patient_ids[usable]
+        values = {model: measured[measure][usable] for model, measured in scores.items()}
+        bounds = {model: bootstrap_interval(own, patients, samples, seed, level) for model, own in values.items()}
+        counts = len(patients), len(set(patients.tolist()))
+        for model, other in opponents(list(scores), compare):
+            row = Row(model, measure, *counts, float(values[model].mean()), *bounds[model])
+            if other:
+                row = versus(row, other, paired_test(values[model], values[other], patients, samples, seed, level))
+            rows.append(row)
     return rows
+
+
+def versus(row: Row, other: str, found: Paired) -> Row:
+    """The row with its difference from another model's."""
+    return replace(row, against=other, difference=found.difference, difference_low=found.low, difference_high=found.high, p=found.p)
+
+
+def correct(rows: Sequence[Row]) -> list[Row]:
+    """Rows with Holm's correction over all comparisons of each measure; the number of measures does not count."""
+    corrected: dict[int, np.float64] = {}
+    for measure in {row.measure for row in rows}:
+        places = [place for place, row in enumerate(rows) if row.measure == measure]
+        corrected |= dict(zip(places, holm([rows[place].p for place in places]), strict=True))
+    return [replace(row, p_corrected=float(corrected[place])) for place, row in enumerate(rows)]
 
 
 def tables(
     rows: Sequence[Row],
     measures: Mapping[str, Measure],
     title: str,
-    printed: Mapping[str, Mapping[str, float]] | None = None,
+    printed: Mapping[str, Printed] | None = None,
     models_across: bool = False,
+    samples: int = 10_000,
+    level: float = 0.95,
 ) -> list[Table]:
-    """A table of means with intervals; and, of several models, one of differences from the first with p.
+    """A table of means with intervals; and, of several models, one of differences with p after Holm's correction.
 
     Args:     rows: of `summarize`. measures: measure -> how to show it, in order. title: of the means.
-              printed: model -> measure -> a paper's value, put under the model's own. models_across: a column for each
-              model and a line for each measure, instead of the reverse.
+              printed: model -> what a paper prints, put under the model's own. models_across: a column for each
+              model and a line for each measure, instead of the reverse. samples, level: as rows were made with.
     """
     printed = printed or {}
+    rows = correct(rows)
     means, differences = {}, {}
     models = list(dict.fromkeys(row.model for row in rows))
-    lines = [line for model in models for line in ((model, f"{model}, as printed") if model in printed else (model,))]
+    lines = [line for model in models for line in ((model, printed[model].label(model)) if model in printed else (model,))]
+    others = {row.against for row in rows if row.against}
     for row in rows:
         show = measures[row.measure].show
-        means[row.model, row.measure] = f"{show(row.mean)}\n[{show(row.low)}, {show(row.high)}]"
-        if row.measure in printed.get(row.model, {}):
-            means[f"{row.model}, as printed", row.measure] = show(printed[row.model][row.measure])
-        if row.model != models[0] and np.isfinite(row.difference):
-            interval = f"[{show(row.difference_low, '+')}, {show(row.difference_high, '+')}]"
-            p = "p < 0.001" if row.p < 0.001 else f"p = {row.p:.3f}"
-            differences[row.model, row.measure] = f"{show(row.difference, '+')}\n{interval}\n{p}"
-    found = [_table(title, lines, measures, means, models_across)]
-    compared = [model for model in models[1:] if any((model, key) in differences for key in measures)]
+        means[row.model, row.measure] = show(row.mean) + _between(row.low, row.high, show)
+        paper = printed.get(row.model, Printed({}))
+        if row.measure in paper.values:
+            means[paper.label(row.model), row.measure] = show(paper.values[row.measure])
+        if np.isfinite(row.difference):
+            signed = partial(show, sign="+")
+            text = signed(row.difference) + _between(row.difference_low, row.difference_high, signed) + _shown_p(row.p_corrected)
+            differences[_versus(row, others), row.measure] = text
+    found = [_table(title, lines, measures, means, models_across, notes_of_intervals(rows, measures, level))]
+    compared = list(dict.fromkeys(_versus(row, others) for row in rows if row.against and np.isfinite(row.difference)))
     if compared:
-        found.append(_table(f"Differences from {models[0]}", compared, measures, differences, models_across))
+        heading = f"Differences from {next(iter(others))}" if len(others) == 1 else "Differences of every pair"
+        notes = notes_of_p(rows, measures, samples, level)
+        found.append(_table(heading, compared, measures, differences, models_across, notes))
     return found
+
+
+def notes_of_intervals(rows: Sequence[Row], measures: Mapping[str, Measure], level: float) -> tuple[str, ...]:
+    """What the intervals of a table are, or why there are none; measures are named where they differ."""
+    said: dict[str, set[str]] = {}
+    for row in rows:
+        note = f"In brackets: {100 * level:g} % interval, {INTERVALS[row.method]}."
+        said.setdefault(describe_few(row.patients) if row.patients < FEWEST_PATIENTS else note, set()).add(row.measure)
+    return _named(said, measures)
+
+
+def notes_of_p(rows: Sequence[Row], measures: Mapping[str, Measure], samples: int, level: float) -> tuple[str, ...]:
+    """What the p values of a table are, or why there are none; measures are named where they differ."""
+    said: dict[str, set[str]] = {}
+    for row in rows:
+        if row.against and row.patients < FEWEST_PATIENTS:
+            said.setdefault(describe_few(row.patients), set()).add(row.measure)
+        elif np.isfinite(row.p):
+            comparisons = sum(other.measure == row.measure and bool(np.isfinite(other.p)) for other in rows)
+            note = describe(P_OF[row.method], row.patients, comparisons, samples, level)
+            said.setdefault(note, set()).add(row.measure)
+    return _named(said, measures)
 
 
 def in_units(row: Row, measure: Measure) -> dict[str, Any]:
@@ -154,9 +246,39 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerow({key: "" if isinstance(value, float) and np.isnan(value) else value for key, value in row.items()})
 
 
-def _table(title: str, models: Sequence[str], measures: Mapping[str, Measure], cells: Mapping[tuple[str, str], str], across: bool) -> Table:
+def _named(said: Mapping[str, set[str]], measures: Mapping[str, Measure]) -> tuple[str, ...]:
+    if len(said) == 1:
+        return tuple(said)
+    return tuple(f"{'; '.join(measures[key].heading for key in measures if key in keys)}. {note}" for note, keys in said.items())
+
+
+def _between(low: float, high: float, show: Callable[[float], str]) -> str:
+    """An interval on a line of its own; nothing where there is none."""
+    return f"\n[{show(low)}, {show(high)}]" if np.isfinite([low, high]).any() else ""
+
+
+def _shown_p(p: float) -> str:
+    if np.isnan(p):
+        return ""
+    return "\np < 0.001" if p < 0.001 else f"\np = {p:.3f}"
+
+
+def _versus(row: Row, others: set[str]) -> str:
+    """What a line of differences is called: the model, and the other one unless that is always the same."""
+    return row.model if len(others) == 1 else f"{row.model} - {row.against}"
+
+
+def _table(
+    title: str,
+    models: Sequence[str],
+    measures: Mapping[str, Measure],
+    cells: Mapping[tuple[str, str], str],
+    across: bool,
+    notes: tuple[str, ...],
+) -> Table:
     headings = {key: f"{measure.heading}, {measure.unit}" if measure.unit else measure.heading for key, measure in measures.items()}
     if across:
         body = [[heading, *(cells.get((model, key), "-") for model in models)] for key, heading in headings.items()]
-        return Table(title, ["", *models], body)
-    return Table(title, ["", *headings.values()], [[model, *(cells.get((model, key), "-") for key in headings)] for model in models])
+        return Table(title, ["", *models], body, notes)
+    body = [[model, *(cells.get((model, key), "-") for key in headings)] for model in models]
+    return Table(title, ["", *headings.values()], body, notes)

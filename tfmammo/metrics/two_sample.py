@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tfmammo.data.preprocess import resize_image, resize_mask
+from tfmammo.metrics.significance import FEWEST_PATIENTS
 from tfmammo.optimization import Adam
 
 Images = NDArray[np.floating]
@@ -81,8 +82,8 @@ def two_sample(
               patient's tissue is best of the lesion's patient, for it is the lesion that would be known again. folds: networks
               trained. seed: of weights, batches and bootstrap. size: px that patches are resampled to. steps: of training, of
               16 patches each, half of them real. samples: draws of patients for the interval. level: of confidence, in (0, 1).
-    Returns:  TwoSample; the interval is NaN with a single patient in either set. Its interval is of patients drawn, the networks
-              being as they are.
+    Returns:  TwoSample; the interval is NaN with fewer than `FEWEST_PATIENTS` patients in either set. It is of patients drawn, the
+              networks being as they are.
     Raises:   ValueError: unequal lengths or shapes, other values, too few patients, a fold without real or made patches, or a
               size below 16 px.
     Source:   Lopez-Paz and Oquab (2017), section 3; Davison & Hinkley (1997), 3.8, for the bootstrap of patients.
@@ -120,7 +121,7 @@ class _Area:
     def interval(self, groups: Groups, samples: int, seed: int, level: float) -> tuple[float, float]:
         """Percentiles of the areas of patients drawn with replacement, all patches of each."""
         patients, number = np.unique(groups, return_inverse=True)
-        if min(len(np.unique(number[side])) for side in (self.real, self.made)) < 2:
+        if min(len(np.unique(number[side])) for side in (self.real, self.made)) < FEWEST_PATIENTS:
             return np.nan, np.nan
         drawn = np.random.default_rng([seed, 1]).multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=samples)
         real, made = drawn[:, number[self.real]], drawn[:, number[self.made]]
