@@ -2,7 +2,8 @@
 
 python evaluate/detection.py --config configs/detection.yaml --set data.name=inbreast data.root=DIR detectors=[RUN,RUN]
 
-Several handles are the folds of one cross-validation: each mammogram goes to the one that was not trained on its patient.
+Several handles are the folds of one cross-validation: each mammogram goes to the one that was not trained on its patient. Their scores
+lie on scales of their own, so that each fold is measured by itself; tables say the mean and, in a second row, what comes of pooled scores.
 With against=[RUN,RUN] a second detector is judged on the same mammograms, and the difference tested.
 
 python evaluate/detection.py --study infilling --set data.name=ddsm data.root=DIR
@@ -33,12 +34,23 @@ from tfmammo.data import sampling
 from tfmammo.data.patches import DataError
 from tfmammo.detection import study
 from tfmammo.detection.detections import Detections, Detector
+from tfmammo.detection.froc_tables import FALSE, count_of, mean_recall, measure, notes, recall_metrics
 from tfmammo.detection.study import MERIT, PERCENT
 from tfmammo.evaluation import EXPERIMENT, Handles, save
 from tfmammo.metrics.average_precision import Boxes, average_precision, coco
-from tfmammo.metrics.detection import FPPI, Criterion, Matches, froc, froc_interval, match_kinds, recall_by
+from tfmammo.metrics.detection import (
+    ALL_DETECTIONS,
+    FPPI,
+    Criterion,
+    Matches,
+    Training,
+    false_positives_apart,
+    froc_interval,
+    match_kinds,
+    recall_by,
+)
 from tfmammo.metrics.figures import froc_figure
-from tfmammo.metrics.jafroc import jafroc_test, merit_for
+from tfmammo.metrics.jafroc import Merit, jafroc_test, merit_for
 from tfmammo.metrics.summary import Table
 from tfmammo.record import Lesion, Mammogram, Skipped
 from tfmammo.training import cli, tracking
@@ -47,7 +59,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class DetectionConfig(Frozen):
-    """data: which mammograms and kinds of lesions; its split is not used, and each detector preprocesses as in training.
+    """data: which mammograms and kinds of lesions; its split is not used, and each detector preprocesses as in training. What a detector
+    finds of other kinds is not judged.
 
     detectors: handle or handles, see Detector.load. against: likewise, what they are compared with, on mammograms that both may
     judge. patients: "unseen" judges a mammogram by the one detector that was not trained on its patient, and leaves it out where
@@ -80,12 +93,13 @@ class DetectionConfig(Frozen):
 
 @dataclass(frozen=True)
 class Judged:
-    """One mammogram, the wanted lesions in it, what was found, and what of that is right."""
+    """One mammogram, the wanted lesions in it, what was found, and what of that is right. detector: its place among the handles."""
 
     mammogram: Mammogram
     lesions: tuple[Lesion, ...]
     found: Detections
     matches: Matches
+    detector: int
 
 
 @dataclass(frozen=True)
@@ -106,10 +120,16 @@ class Judgement:
         return {name: [one.matches for one in judged] for name, judged in self.sets.items()}
 
     @property
+    def trainings(self) -> dict[str, list[Training]]:
+        """Of each set, of each mammogram: the training that judged it."""
+        return {name: [(one.detector, 0) for one in judged] for name, judged in self.sets.items()}
+
+    @property
     def title(self) -> str:
         """What tables are headed with."""
         matches = Matches.join(self.matches["detectors"])
-        data = f"{matches.lesions} lesions in {matches.images} mammograms of {len(set(self.patients))} patients"
+        normal = sum(not one.lesions for one in self.matches["detectors"])
+        data = f"{matches.lesions} lesions in {matches.images} mammograms, {normal} of them normal, of {count_of(self.patients)}"
         return f"{archive_name(self.config.data)}: {data}"
 
     @property
@@ -144,11 +164,10 @@ def main() -> None:
         tables["coco"] = precisions(judgement)
     write(output, tables, judgement.sets["detectors"])
     drawing = *judgement.drawing, judgement.title, config.recall
-    save(froc_figure(judgement.matches, judgement.patients, max(config.fppi), *drawing), output / "froc.png")
+    figure = froc_figure(judgement.matches, judgement.patients, max(config.fppi), *drawing, trainings=judgement.trainings)
+    save(figure, output / "froc.png")
     if config.tracking_uri:
-        curve, at = froc(judgement.matches["detectors"], config.fppi), [f"{value:g}" for value in config.fppi]
-        measures = {f"recall at {place}": value for place, value in zip(at, curve.tpr.tolist(), strict=True)}
-        measures |= {f"mean recall to {place}": value for place, value in zip(at, curve.areas.tolist(), strict=True)}
+        measures = recall_metrics(judgement.matches["detectors"], judgement.trainings["detectors"], config.fppi)
         tracking.log_folder(output, config.tracking_uri, EXPERIMENT, config.model_dump(mode="json"), measures)
     for table in tables.values():
         cli.console.print(table)
@@ -172,7 +191,9 @@ def run_study(config: study.StudyConfig, output: Path | None, plan: bool) -> Non
     tables = study.tables(found)
     write_tables(report, tables)
     shown = found.shown()
-    save(froc_figure(shown, found.patients, max(config.fppi), *found.drawing, found.heading, config.recall), report / "froc.png")
+    drawing = *found.drawing, found.heading, config.recall
+    trainings = dict.fromkeys(shown, found.trainings)
+    save(froc_figure(shown, found.patients, max(config.fppi), *drawing, trainings=trainings), report / "froc.png")
     if len(config.copies) + len(config.synthetic) > 1:
         save(study.growth_figure(found), report / "growth.png")
     uri = tracking.store_uri(config.tracking.uri)
@@ -198,8 +219,9 @@ def judge(config: DetectionConfig) -> Judgement:
         judges = [_judge_of(mammogram, detectors, config.patients) for detectors in sets.values()]
         if None in judges:
             continue
+        chosen = zip(sets.values(), judges, strict=True)
         try:
-            judged.append([_judged(mammogram, lesions, detector, config) for detector in judges if detector])
+            judged.append([_judged(mammogram, lesions, detectors, judge, config) for detectors, judge in chosen if judge is not None])
         except ValueError as error:
             skipped.add(mammogram.image_id, error)
     cli.report(skipped)
@@ -208,22 +230,26 @@ def judge(config: DetectionConfig) -> Judgement:
     return Judgement(config, {name: [one[place] for one in judged] for place, name in enumerate(sets)})
 
 
-def _judge_of(mammogram: Mammogram, detectors: Sequence[Detector], patients: Literal["unseen", "all"]) -> Detector | None:
+def _judge_of(mammogram: Mammogram, detectors: Sequence[Detector], patients: Literal["unseen", "all"]) -> int | None:
+    """The place of the detector that may judge a mammogram; None where all were trained on its patient."""
     if patients == "all":
-        return detectors[0]
+        return 0
     for detector in detectors:
         if detector.saw(mammogram.patient_id) is None:
             raise DataError(f"{detector.handle}: no card names the patients it was trained on; patients=all judges it all the same")
-    may = [detector for detector in detectors if not detector.saw(mammogram.patient_id)]
+    may = [place for place, detector in enumerate(detectors) if not detector.saw(mammogram.patient_id)]
     if len(may) > 1:
         raise DataError("detectors: a mammogram would be judged by several handles; give the folds of one split, or one handle")
     return may[0] if may else None
 
 
-def _judged(mammogram: Mammogram, lesions: tuple[Lesion, ...], detector: Detector, config: DetectionConfig) -> Judged:
-    found, kinds = detector.predict(mammogram), [lesion.kind for lesion in lesions]
+def _judged(
+    mammogram: Mammogram, lesions: tuple[Lesion, ...], detectors: Sequence[Detector], judge: int, config: DetectionConfig
+) -> Judged:
+    found, kinds = detectors[judge].predict(mammogram), [lesion.kind for lesion in lesions]
     boxes = found.boxes, found.scores, found.classes, _boxes(lesions), kinds
-    return Judged(mammogram, lesions, found, match_kinds(*boxes, config.threshold, config.criterion))
+    matches = match_kinds(*boxes, config.threshold, config.criterion, config.data.kinds)
+    return Judged(mammogram, lesions, found, matches, judge)
 
 
 def _boxes(lesions: Sequence[Lesion]) -> NDArray[np.float64]:
@@ -231,31 +257,56 @@ def _boxes(lesions: Sequence[Lesion]) -> NDArray[np.float64]:
 
 
 def recalls(judgement: Judgement, name: str) -> Table:
-    """Recall of one set at numbers of false positives per image, its mean up to there (the normalised partial area), and intervals."""
-    config, images = judgement.config, judgement.matches[name]
-    curve, columns = froc(images, config.fppi), []
-    measures: tuple[tuple[Literal["tpr", "areas"], NDArray[np.float64]], ...] = (("tpr", curve.tpr), ("areas", curve.areas))
-    for of, values in measures:
-        columns += [values, *froc_interval(images, judgement.patients, config.fppi, *judgement.drawing, of)]
-    rows = [[f"{at:g}", *map(PERCENT, values)] for at, *values in zip(config.fppi, *columns, strict=True)]
-    header = ["false positives per image", f"{config.recall}, %", "low", "high", "its mean from 0 to there, %", "low", "high"]
-    return Table(judgement.title if len(judgement.sets) == 1 else f"{name}, {judgement.title}", header, rows)
+    """Recall of one set at numbers of false positives per image and of all its detections, Eq. (6) of the infilling paper.
+
+    Beside each its mean from 0 to there (the normalised partial area), intervals, and the false positives on normal mammograms and on
+    those with lesions apart. Each fold is measured by itself; of several, a second row pools their scores.
+    """
+    config, images, trainings = judgement.config, judgement.matches[name], judgement.trainings[name]
+    rows = _recall_rows(judgement, images, trainings, "")
+    if len(set(trainings)) > 1:
+        pooled = _recall_rows(judgement, images, [(0, 0)] * len(images), ", pooled")
+        rows = [row for pair in zip(rows, pooled, strict=True) for row in pair]
+    header = ["false positives per image", f"{config.recall}, %", "SD over folds", "low", "high"]
+    header += ["its mean from 0 to there, %", "low", "high", "of them per normal mammogram", "per mammogram with lesions"]
+    title = judgement.title if len(judgement.sets) == 1 else f"{name}, {judgement.title}"
+    return Table(title, header, rows, notes(judgement.patients))
+
+
+def _recall_rows(judgement: Judgement, images: Sequence[Matches], trainings: Sequence[Training], said: str) -> list[list[str]]:
+    at = (*judgement.config.fppi, ALL_DETECTIONS)
+    recall = measure(images, judgement.patients, trainings, at, judgement.drawing)
+    mean, _, low, high = measure(images, judgement.patients, trainings, at, judgement.drawing, "areas")
+    apart = false_positives_apart(images, trainings, at)
+    rows = []
+    for number, place in enumerate(at):
+        last = place == ALL_DETECTIONS
+        cells = [PERCENT(values[number]) for values in recall]
+        cells += ["-"] * 3 if last else [PERCENT(values[number]) for values in (mean, low, high)]
+        cells += [FALSE(values[number]) for values in apart]
+        rows.append([("all detections" if last else f"{place:g}") + said, *cells])
+    return rows
 
 
 def difference(judgement: Judgement) -> Table:
     """How far the two sets are apart: recall, with intervals of the same patients drawn for both; JAFROC's figure of merit, with p."""
     config, patients, (ours, others) = judgement.config, judgement.patients, judgement.matches.values()
-    curves = froc(ours, config.fppi).tpr, froc(others, config.fppi).tpr
-    bounds = froc_interval(ours, patients, config.fppi, *judgement.drawing, against=others)
+    sides, at = judgement.trainings.values(), (*config.fppi, ALL_DETECTIONS)
+    a, b = (mean_recall(images, of, at) for images, of in zip((ours, others), sides, strict=True))
+    trainings, others_trainings = sides
+    bounds = froc_interval(ours, patients, at, *judgement.drawing, against=others, trainings=trainings, others_trainings=others_trainings)
     rows = []
-    for at, a, b, low, high in zip(config.fppi, *curves, *bounds, strict=True):
-        cells = [PERCENT(a), PERCENT(b), *(PERCENT(value, "+") for value in (a - b, low, high))]
-        rows.append([f"{config.recall}, {at:g} false positives per image, %", *cells, "-"])
-    merit = merit_for(ours)
-    test = jafroc_test(ours, others, patients, merit, config.level)
+    for place, mine, theirs, low, high in zip(at, a, b, *bounds, strict=True):
+        cells = [PERCENT(mine), PERCENT(theirs), *(PERCENT(value, "+") for value in (mine - theirs, low, high))]
+        where = "all detections" if place == ALL_DETECTIONS else f"{place:g} false positives per image"
+        rows.append([f"{config.recall}, {where}, %", *cells, "-"])
+    merits = {merit_for(ours, trainings), merit_for(others, others_trainings)}
+    merit: Merit = "jafroc" if merits == {"jafroc"} else "jafroc1"
+    test = jafroc_test(ours, others, patients, merit, config.level, trainings, others_trainings)
     cells = [MERIT(test.merit), MERIT(test.other), *(MERIT(value, "+") for value in (test.difference, test.low, test.high))]
     rows.append([f"{merit.upper()} figure of merit", *cells, MERIT(test.p)])
-    return Table(f"detectors - against, {judgement.title}", ["", *judgement.sets, "difference", "low", "high", "p"], rows)
+    header = ["", *judgement.sets, "difference", "low", "high", "p"]
+    return Table(f"detectors - against, {judgement.title}", header, rows, notes(patients, 1))
 
 
 def precisions(judgement: Judgement) -> Table:
@@ -280,13 +331,15 @@ def write_tables(output: Path, tables: Mapping[str, Table]) -> None:
 
 
 def write(output: Path, tables: Mapping[str, Table], judged: Sequence[Judged]) -> None:
-    """Write the tables, and boxes.json: every mammogram's detections, native px, true boxes, the wanted lesions, its patient."""
+    """Write the tables, and boxes.json: of every mammogram all detections, native px, true boxes, the wanted lesions, its patient, and
+    the place of the detector among those given."""
     output.mkdir(parents=True, exist_ok=True)
     write_tables(output, tables)
     boxes: dict[str, dict[str, Any]] = {}
     for one in judged:
         boxes[one.mammogram.image_id] = {
             "patient": one.mammogram.patient_id,
+            "detector": one.detector,
             "boxes": np.round(one.found.boxes.astype(float), 2).tolist(),
             "scores": np.round(one.found.scores.astype(float), 7).tolist(),
             "classes": list(one.found.classes),

@@ -9,11 +9,9 @@ from pydantic import ValidationError
 
 from tfmammo import config as configuration
 from tfmammo.config import ConfigError, DataConfig
-from tfmammo.data import splits
 from tfmammo.data.patches import DataError
 from tfmammo.detection import study
 from tfmammo.detection.study import Arm, Command, Method, StudyConfig, arms, plan
-from tfmammo.metrics.detection import froc
 
 OUT, ROOT = Path("out"), Path("repo")
 
@@ -127,49 +125,124 @@ def test_a_study_that_makes_no_sense_is_refused(values, said):
         config(**values)
 
 
-@pytest.fixture
-def judged(tmp_path):
-    """Boxes of two arms, two seeds and four mammograms of two patients; the second arm finds the lesion in every one of them."""
-    splits.save(
-        tmp_path / "split.json",
-        splits.SavedSplit(archive="a", split="patient", folds=2, seed=0, stratify="none", patients={"p": 0, "q": 1}),
-    )
-    chosen = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(1.0,))
-    lesion = {"kind": "mass", "box": [0, 0, 10, 10]}
+PATIENTS = "pqrstu"
+
+
+def write_boxes(output, chosen, boxes_of):
+    """What the evaluations of a study leave: six patients with one mammogram each, three in either fold, every lesion at one place.
+
+    boxes_of(arm, fold, seed, number): of a mammogram, the boxes and their scores.
+    """
     for arm in arms(chosen):
         for seed in chosen.seeds:
-            boxes = {}
-            for number in range(4):
-                right = arm.copies or number == seed
-                boxes[f"image{number}"] = {
-                    "patient": "pq"[number // 2],
-                    "boxes": [[0, 0, 10, 9] if right else [0, 0, 4, 4]],
-                    "scores": [0.9],
-                    "classes": ["mass"],
-                    "wanted": [lesion],
+            found = {}
+            for number, patient in enumerate(PATIENTS):
+                boxes, scores = boxes_of(arm, chosen.held_out[number % 2], seed, number)
+                found[f"image{number}"] = {
+                    "patient": patient,
+                    "detector": number % 2,
+                    "boxes": boxes,
+                    "scores": scores,
+                    "classes": ["mass"] * len(boxes),
+                    "wanted": [{"kind": "mass", "box": [0, 0, 10, 10]}],
                 }
-            place = tmp_path / "evaluations" / arm.name / f"seed{seed}"
-            place.mkdir(parents=True)
-            (place / "boxes.json").write_text(json.dumps(boxes))
+            place = output / "evaluations" / arm.name / f"seed{seed}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "boxes.json").write_text(json.dumps(found))
+
+
+HIT, MISS = [0, 0, 10, 9], [0, 0, 4, 4]
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """Boxes of two arms, two seeds and six patients; the second arm finds the lesion in every mammogram, the first in one of six."""
+    chosen = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(1.0,))
+    write_boxes(tmp_path, chosen, lambda arm, fold, seed, number: ([HIT if arm.copies or number == seed else MISS], [0.9]))
     return chosen, tmp_path
 
 
-def test_seeds_are_judged_together(judged):
+def test_every_training_is_known_by_fold_and_seed(judged):
     found = study.results(*judged)
-    assert [len(found.matches[arm]) for arm in ("real", "copies-2")] == [8, 8] and set(found.patients) == {"p", "q"}
-    assert froc(found.matches["real"], [1.0]).tpr[0] == 2 / 8 and froc(found.matches["copies-2"], [1.0]).tpr[0] == 1
-    assert "4 lesions in 4 unseen mammograms of 2 patients, folds 0 and 2, 2 seeds" in found.title
+    assert [len(found.matches[arm]) for arm in ("real", "copies-2")] == [12, 12] and set(found.patients) == set(PATIENTS)
+    assert found.trainings == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, "folds 0 and 2 are held out"
+    assert "6 lesions in 6 unseen mammograms, 0 of them normal, of 6 patients, folds 0 and 2, 2 seeds" in found.title
 
 
 def test_tables_say_recall_and_difference(judged):
     found = study.results(*judged)
     tables = study.tables(found)
-    assert set(tables) == {"recall", "difference"}
-    assert [row[0] for row in tables["recall"].body] == ["real alone", "real + 2 copies"]
-    assert tables["recall"].body[1][1].startswith("100.0") and tables["difference"].body[0][1].startswith("+75.0")
-    assert study.metrics(found) == {"real/recall at 1": 0.25, "copies-2/recall at 1": 1.0}
+    assert set(tables) == {"recall", "false_positives", "difference"}
+    rows = {row[0]: row[1:] for row in tables["recall"].body}
+    assert list(rows) == ["real alone", "real alone, pooled", "real + 2 copies", "real + 2 copies, pooled"]
+    # Seed 0 finds one of three lesions of fold 0, seed 1 one of fold 2: recall 1/3, 0, 0, 1/3; either fold has a mean of 1/6.
+    assert rows["real alone"][0].startswith("16.7 ± 0.0\n[") and rows["real + 2 copies"][0] == "100.0 ± 0.0\n[100.0, 100.0]"
+    assert rows["real alone"][1].startswith("16.7"), "of all detections, Eq. (6)"
+    assert tables["recall"].header[1:] == ["1, %", "all detections, %", "mean from 0 to 1, %"]
+    assert tables["difference"].body[0][1].startswith("+83.3")
+    measured = study.metrics(found)
+    assert measured["real/recall at 1"] == pytest.approx(1 / 6) and measured["copies-2/recall of all detections"] == 1
     assert list(found.shown()) == ["real alone", "real + 2 copies"]
     assert study.growth_figure(found).axes[0].get_legend() is not None
+
+
+def test_perfect_trainings_whose_scores_lie_apart_are_perfect(tmp_path):
+    """Every training ranks its lesions above its false positives; the seeds' scores are half a point apart."""
+    chosen = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(0.25,))
+    far = [40, 40, 60, 60]
+    write_boxes(tmp_path, chosen, lambda arm, fold, seed, number: ([HIT, far], [0.3 + 0.5 * seed, 0.2 + 0.5 * seed]))
+    body = study.tables(study.results(chosen, tmp_path))["recall"].body
+    assert body[0][1] == "100.0 ± 0.0\n[100.0, 100.0]"
+    assert body[1][0] == "real alone, pooled" and body[1][1].startswith("50.0")
+
+
+def test_the_tables_say_what_p_is_and_correct_it(judged):
+    chosen, output = judged
+    chosen = chosen.model_copy(update={"copies": (2, 4)})
+    # Copies-2 finds all but one of six, copies-4 all.
+    hit = {"real": (0,), "copies-2": (0, 1, 2, 3, 4), "copies-4": range(6)}
+    write_boxes(output, chosen, lambda arm, fold, seed, number: ([HIT if number in hit[arm.name] else MISS], [0.9 - number / 100]))
+    table = study.tables(study.results(chosen, output))["difference"]
+    assert table.header[-2:] == ["p, uncorrected", "p, Holm"]
+    p, corrected = (np.array([float(row[place]) for row in table.body]) for place in (-2, -1))
+    assert corrected.min() == pytest.approx(min(2 * p.min(), 1), abs=2e-3) and np.all(corrected >= p)
+    (note,) = table.notes
+    assert "jackknife" in note and "one patient" in note and "Holm" in note and "2 comparisons" in note
+
+
+def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(judged):
+    chosen, output = judged
+    for path in output.rglob("boxes.json"):
+        boxes = json.loads(path.read_text())
+        path.write_text(json.dumps({name: boxes[name] for name in list(boxes)[:4]}))
+    tables = study.tables(study.results(chosen, output))
+    assert not any("[" in cell for row in tables["recall"].body for cell in row)
+    assert tables["difference"].body[0][-2:] == ["-", "-"]
+    assert all("4 patients" in table.notes[0] for name, table in tables.items() if name != "false_positives")
+
+
+def test_false_positives_on_normal_mammograms_stand_apart(judged):
+    """Of two normal mammograms and four with lesions only the normal ones show a false positive, one each: 2 in 6 images."""
+    chosen, output = judged
+    for path in output.rglob("boxes.json"):
+        boxes = json.loads(path.read_text())
+        for number, one in enumerate(boxes.values()):
+            one["boxes"] = [HIT]
+            one["wanted"] = [] if number < 2 else one["wanted"]
+        path.write_text(json.dumps(boxes))
+    body = study.tables(study.results(chosen, output))["false_positives"].body
+    assert body[0] == ["real alone", "1.00 / 0.00"]
+
+
+def test_boxes_of_kinds_that_are_not_judged_are_no_false_positives(judged):
+    chosen, output = judged
+    path = output / "evaluations/real/seed0/boxes.json"
+    boxes = json.loads(path.read_text())
+    for one in boxes.values():
+        one.update(boxes=[[20, 20, 30, 30]], scores=[0.99], classes=["calcification"])
+    path.write_text(json.dumps(boxes))
+    found = study.results(chosen, output)
+    assert not any(len(one.false_positives) for one in found.matches["real"][:6])
 
 
 def test_the_base_is_compared_with_too(judged):

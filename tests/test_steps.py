@@ -13,12 +13,15 @@ from tfmammo import steps
 from tfmammo.data.patches import DataError
 from tfmammo.steps import Step, overrides
 
-WRITE = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, exist_ok=True); p.open('a').write(sys.argv[2])"
+WRITE = (
+    "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, exist_ok=True); p.open('a').write(sys.argv[2]); "
+    "(p.parent / sys.argv[3]).mkdir(exist_ok=True)"
+)
 
 
 def writing(name, text, output, needs=(), **further):
-    """A step that appends a text to OUTPUT/ran."""
-    return Step(name, ("-c", WRITE, str(output / "ran"), text), needs, **further)
+    """A step that appends a text to OUTPUT/ran and makes its folder."""
+    return Step(name, ("-c", WRITE, str(output / "ran"), text, name), needs, **further)
 
 
 def test_overrides_are_what_set_takes():
@@ -76,6 +79,7 @@ def test_other_work_in_a_steps_place_is_refused(tmp_path):
 def test_a_config_file_counts_by_its_content(tmp_path):
     config = tmp_path / "some.yaml"
     config.write_text("a: 1")
+    (tmp_path / "one").mkdir()
     step = Step("one", ("-c", "pass", str(config)))
     steps.run([step], tmp_path)
     config.write_text("a: 2")
@@ -104,6 +108,7 @@ def test_a_stop_signal_reaches_what_runs_and_the_next_run_goes_on(tmp_path, numb
     child = (
         "import signal, sys, pathlib, time\n"
         "where = pathlib.Path(sys.argv[1])\n"
+        "(where / 'long').mkdir(exist_ok=True)\n"
         "def stop(*_):\n    (where / 'saved').touch(); sys.exit(1)\n"
         "for one in (signal.SIGINT, signal.SIGTERM): signal.signal(one, stop)\n"
         "(where / 'started').touch()\n"
@@ -125,3 +130,59 @@ def test_a_stop_signal_reaches_what_runs_and_the_next_run_goes_on(tmp_path, numb
     assert (tmp_path / "saved").exists()
     subprocess.run(command, check=True, timeout=60)
     assert (tmp_path / "done/long.json").is_file()
+
+
+def test_work_of_another_version_is_refused_unless_that_is_asked_for(tmp_path, monkeypatch, caplog):
+    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    assert steps.run(made, tmp_path) == []
+    monkeypatch.setattr(steps, "source", lambda: "another state of the package")
+    with pytest.raises(DataError, match=r"one: was made by another version of tfmammo \(.*; this is .*\); .* --any-version"):
+        steps.run(made, tmp_path)
+    assert steps.run(made, tmp_path, any_version=True) == ["one", "two"]
+    assert (tmp_path / "ran").read_text() == "12" and "2 of 2 steps were made by other versions" in caplog.text
+
+
+def test_a_note_that_knows_no_version_is_of_another_one(tmp_path):
+    made = [writing("one", "1", tmp_path)]
+    steps.run(made, tmp_path)
+    path = tmp_path / "done/one.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "code"}))
+    with pytest.raises(DataError, match="another version of tfmammo .not noted"):
+        steps.run(made, tmp_path)
+
+
+def test_the_source_and_the_script_are_part_of_the_version(tmp_path, monkeypatch):
+    script = tmp_path / "train.py"
+    script.write_text("a = 1")
+    step = Step("one", (str(script), "--config", "x.yaml"))
+    first = steps.code(step)
+    script.write_text("a = 2")
+    assert steps.code(step) != first
+    script.write_text("a = 1")
+    assert steps.code(step) == first
+    package = tmp_path / "package"
+    (package / "inner").mkdir(parents=True)
+    (package / "inner/module.py").write_text("b = 1")
+    monkeypatch.setattr(steps, "__file__", str(package / "steps.py"))
+    digests = []
+    for text in ("b = 1", "b = 2", "b = 1"):
+        (package / "inner/module.py").write_text(text)
+        steps.source.cache_clear()
+        digests.append(steps.source())
+    steps.source.cache_clear()
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_what_is_gone_is_made_again(tmp_path, caplog):
+    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    steps.run(made, tmp_path)
+    (tmp_path / "one").rmdir()
+    steps.run(made, tmp_path)
+    assert (tmp_path / "ran").read_text() == "121" and "one: was done, but" in caplog.text
+
+
+def test_a_step_that_makes_nothing_has_failed(tmp_path):
+    step = Step("one", ("-c", "pass"), makes=("export/card.json",))
+    with pytest.raises(DataError, match=r"one: ended well and made no .*one/export/card.json"):
+        steps.run([step], tmp_path)
+    assert not (tmp_path / "done").exists()

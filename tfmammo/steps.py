@@ -1,7 +1,8 @@
 """A long piece of work as commands that are run one after the other, each in a process of its own, and never twice.
 
 What is finished is noted in OUTPUT/done, so that a study which was stopped goes on where it was. A step is the same as one that was done
-when its command, the config files that this names, and all steps that it needs are the same; other work in its place is refused.
+when its command, the config files that this names, and all steps that it needs are the same; other work in its place is refused. So is
+work of another version of the package: its source is part of what a step depends on. A step whose files are gone is run again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tfmammo import __version__
 from tfmammo.data import jobs
 from tfmammo.data.patches import DataError
 from tfmammo.training.loop import Interrupted
@@ -35,7 +38,7 @@ class Step:
     """One command. name: also its folder beneath the work's. command: what Python is given. needs: steps that come before it.
 
     extent: further arguments, how much of its work to do: where they are others than before, the command goes on in its folder. aside:
-    arguments on which its result does not depend.
+    arguments on which its result does not depend. makes: files in its folder that others read; it is done while all of them are there.
     """
 
     name: str
@@ -43,6 +46,11 @@ class Step:
     needs: tuple[str, ...] = ()
     extent: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
+    makes: tuple[str, ...] = ()
+
+    def missing(self, output: Path) -> list[Path]:
+        """What it makes and is not there; of a step that names no file, its folder."""
+        return [path for path in (output / self.name / name for name in self.makes or (".",)) if not path.exists()]
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -73,27 +81,76 @@ def overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-def run(steps: Sequence[Step], output: Path, known: str = "") -> None:
+@dataclass(frozen=True)
+class Noted:
+    """What is known of a step that was done. code: the package's version and state, see `code`; "" of one that did not note it."""
+
+    digest: str
+    extent: tuple[str, ...]
+    code: str
+
+
+def run(steps: Sequence[Step], output: Path, known: str = "", any_version: bool = False) -> list[str]:
     """Run what was not run before, in this order.
 
     Args:     steps: those that a step needs stand before it. output: where all of them write. known: what all of them depend on
-              beside their commands.
-    Raises:   DataError: a step failed, or its folder holds other work. Interrupted: a stop signal came; what runs was given it, to
-              save what it has.
+              beside their commands. any_version: go on with what another version of the package made.
+    Returns:  the steps that another version made.
+    Raises:   DataError: a step failed or made nothing, or its folder holds other work. Interrupted: a stop signal came; what runs was
+              given it, to save what it has.
     """
     digests: dict[str, str] = {}
+    others: list[str] = []
     for number, step in enumerate(steps, start=1):
         digests[step.name] = digest = _digest(step, digests, output, known)
         noted = output / DONE / f"{step.name}.json"
-        before, extent = _noted(noted)
-        if (before, extent) == (digest, step.extent):
-            continue
-        if before not in (None, digest):
-            raise DataError(f"{output / step.name}: was made by another config; take another --output, or remove it and {noted}")
+        before, now = _noted(noted), code(step)
+        if before:
+            _refuse(step, before, Noted(digest, step.extent, now), output, any_version)
+            others += [step.name] if before.code != now else []
+        if before and before.extent == step.extent:
+            gone = step.missing(output)
+            if not gone:
+                continue
+            log.warning("%s: was done, but %s is gone: it is run again", step.name, gone[0])
         log.info("step %d of %d: %s", number, len(steps), step.name)
         _run(step, output)
+        if gone := step.missing(output):
+            raise DataError(f"{step.name}: ended well and made no {gone[0]}")
         noted.parent.mkdir(parents=True, exist_ok=True)
-        jobs.write(noted, jobs.as_json({"digest": digest, "extent": step.extent, "command": step.shown()}))
+        jobs.write(noted, jobs.as_json({"digest": digest, "extent": step.extent, "code": now, "command": step.shown()}))
+    if others:
+        log.warning("%d of %d steps were made by other versions of the package: %s", len(others), len(steps), ", ".join(others))
+    return others
+
+
+def code(step: Step) -> str:
+    """Which state of the package a step would be run by: its version, and twelve digits of its source and the step's script."""
+    content = hashlib.sha256(source().encode())
+    for argument in step.command:
+        if argument.endswith(".py") and Path(argument).is_file():
+            content.update(Path(argument).read_bytes())
+    return f"{__version__} {content.hexdigest()[:12]}"
+
+
+@cache
+def source() -> str:
+    """The sha256 of all modules of the package, by their names and contents."""
+    root, content = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return content.hexdigest()
+
+
+def _refuse(step: Step, before: Noted, now: Noted, output: Path, any_version: bool) -> None:
+    folder, noted = output / step.name, output / DONE / f"{step.name}.json"
+    if before.digest != now.digest:
+        raise DataError(f"{folder}: was made by another config; take another --output, or remove it and {noted}")
+    if before.code != now.code and not any_version:
+        raise DataError(
+            f"{folder}: was made by another version of tfmammo ({before.code or 'not noted'}; this is {now.code}); take another "
+            f"--output, remove it and {noted} to make it anew, or go on with what is there by --any-version"
+        )
 
 
 def _run(step: Step, output: Path) -> None:
@@ -143,10 +200,10 @@ def _digest(step: Step, digests: Mapping[str, str], output: Path, known: str) ->
     return content.hexdigest()
 
 
-def _noted(path: Path) -> tuple[str | None, tuple[str, ...]]:
-    """Digest and extent of what was done; None where nothing was."""
+def _noted(path: Path) -> Noted | None:
+    """What was done; None where nothing was."""
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
-        return str(noted["digest"]), tuple(noted["extent"])
+        return Noted(str(noted["digest"]), tuple(noted["extent"]), str(noted.get("code", "")))
     except (OSError, ValueError, KeyError, TypeError):
-        return None, ()
+        return None

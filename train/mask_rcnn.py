@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tfmammo import config as configuration
-from tfmammo.config import Experiment
+from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import mask_rcnn
-from tfmammo.detection.training import seen, validate
+from tfmammo.detection.training import refuse_unused_size, seen, validate
 from tfmammo.export import read_card
 from tfmammo.training import cli, loop, workers
 
@@ -25,28 +25,27 @@ def main() -> None:
     experiment = configuration.load(chosen.config, chosen.set, mask_rcnn.MaskRCNNConfig)
     workers.refuse(experiment.training, "the Mask R-CNN of tf-models-official is trained by one process")
     cli.prepare(experiment.training)
+    refuse_unused_size(chosen.set, experiment.data)
     mask_rcnn.check(experiment)
     output, data, model = chosen.output or cli.default_output(experiment), experiment.data, experiment.model
     train, held_out = cli.datasets(data, output, partial(make_whole, normal=model.normal))
 
     patients, start = seen(model.checkpoint), None
-    for stage, epochs in model.stages():
+    for stage, training in model.stages(experiment.training):
         folder = output if stage == "all" else output / stage
         folder.mkdir(parents=True, exist_ok=True)
         (folder / loop.INITIAL_PATIENTS).write_text("\n".join(patients), encoding="utf-8")
         log.info("stage %s", stage)
         build = partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start)
-        metrics = loop.fit(build, staged(experiment, epochs), train, held_out, folder, validate, write=mask_rcnn.write)
+        metrics = loop.fit(build, staged(experiment, stage, training), train, held_out, folder, validate, write=mask_rcnn.write)
         patients, start = read_card(folder / "export")["train_patients"], Path(folder / "export" / mask_rcnn.CHECKPOINT)
     cli.summary(experiment, metrics, held_out, output)
 
 
-def staged(experiment: Experiment[Any], epochs: int | None) -> Experiment[Any]:
-    """The experiment of a stage; an early one has its own number of epochs, and its network is no version in the registry."""
-    if epochs is None:
-        return experiment
-    training = experiment.training.model_copy(update={"steps": None, "epochs": epochs})
-    tracking = experiment.tracking.model_copy(update={"register_models": False})
+def staged(experiment: Experiment[Any], stage: mask_rcnn.Stage, training: TrainingConfig) -> Experiment[Any]:
+    """The experiment of a stage, with its own length; the network of an early one is no version in the registry."""
+    registered = experiment.tracking.register_models and stage == "all"
+    tracking = experiment.tracking.model_copy(update={"register_models": registered})
     return experiment.model_copy(update={"training": training, "tracking": tracking})
 
 

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import tensorflow as tf
+from pydantic import ValidationError
 
 from tfmammo import config as configuration
 from tfmammo.archives import phantom
@@ -35,15 +36,40 @@ def experiment(data=None, **training):
     return Experiment[MaskRCNNConfig](name="mask_rcnn", data=data or DataConfig(size=SIZE), training=training, model=MaskRCNNConfig())
 
 
+def lengths(config, **training):
+    """The stages with their steps, or their epochs where no steps are given."""
+    stages = config.stages(TrainingConfig(**training))
+    return [(stage, one.steps if "steps" in training else one.epochs) for stage, one in stages]
+
+
 def test_the_shipped_config_is_the_default_model_and_the_papers_schedule(repository):
     shipped = configuration.load(repository / "configs/mask_rcnn.yaml", model=MaskRCNNConfig)
     assert shipped.model == MaskRCNNConfig() and shipped.training.precision == "float32"
-    assert shipped.model.stages() == [("heads", 30), ("upper", 30), ("all", None)] and shipped.training.epochs == 40
+    assert lengths(shipped.model, epochs=shipped.training.epochs) == [("heads", 30), ("upper", 30), ("all", 40)]
 
 
 def test_a_stage_of_no_epochs_is_left_out():
-    assert MaskRCNNConfig(heads_epochs=0).stages() == [("upper", 30), ("all", None)]
-    assert MaskRCNNConfig(heads_epochs=0, upper_epochs=0).stages() == [("all", None)]
+    assert lengths(MaskRCNNConfig(heads_epochs=0), epochs=5) == [("upper", 30), ("all", 5)]
+    assert lengths(MaskRCNNConfig(heads_epochs=0, upper_epochs=0), epochs=5) == [("all", 5)]
+
+
+def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
+    """30, 30 and 40 of 100 epochs, whatever the training set; the rest of a division is the later stages'."""
+    assert lengths(MaskRCNNConfig(), steps=1000, epochs=40) == [("heads", 300), ("upper", 300), ("all", 400)]
+    assert lengths(MaskRCNNConfig(heads_epochs=0, upper_epochs=0), steps=400, epochs=40) == [("all", 400)]
+    for steps in range(3, 40):
+        shares = lengths(MaskRCNNConfig(), steps=steps, epochs=40)
+        assert sum(share for _, share in shares) == steps and min(share for _, share in shares) > 0
+        assert all(abs(share - steps * part) < 2 for (_, share), part in zip(shares, (0.3, 0.3, 0.4), strict=True))
+    with pytest.raises(DetectionError, match="^training.steps: 2 steps are too few for the stages heads, upper, all"):
+        lengths(MaskRCNNConfig(), steps=2, epochs=40)
+
+
+def test_what_comes_from_a_checkpoint_keeps_its_batch_norm():
+    assert MaskRCNNConfig(checkpoint="coco").frozen_norm and not MaskRCNNConfig().frozen_norm
+    assert not MaskRCNNConfig(checkpoint="coco", batch_norm="running").frozen_norm
+    with pytest.raises(ValidationError, match="batch_norm frozen needs a checkpoint"):
+        MaskRCNNConfig(batch_norm="frozen")
 
 
 def test_what_the_task_is_told():
@@ -60,8 +86,8 @@ def test_what_the_task_is_told():
         (experiment(precision="auto"), "training.precision"),
         (experiment(initial="runs/x"), "training.initial"),
         (experiment(DataConfig(size=SIZE, split="paper")), "data.split"),
-        (experiment(DataConfig(size=320)), "data.size: must be a multiple of 128 px, for the levels of the pyramid, not 320"),
-        (experiment(DataConfig(canvas=(1408, 800))), "data.canvas: rows and columns must be multiples of 128 px, .* not .1408, 800.$"),
+        (experiment(DataConfig(size=300)), "data.size: must be a multiple of 64 px, for the levels of the pyramid, not 300"),
+        (experiment(DataConfig(canvas=(1344, 800))), "data.canvas: rows and columns must be multiples of 64 px, .* not .1344, 800.$"),
     ],
 )
 def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
@@ -153,6 +179,15 @@ class TestNetwork:
         # 0.1 and 0.9 by the means and standard deviations of ImageNet's channels
         np.testing.assert_allclose(image[0, 0, 0], [(0.1 - 0.485) / 0.229, (0.1 - 0.456) / 0.224, (0.1 - 0.406) / 0.225], rtol=1e-4)
 
+    def test_a_step_and_boxes_at_an_odd_multiple_of_64_px(self):
+        """The highest level of the pyramid is 3 x 5 cells of 64 px."""
+        room = MaskRCNN(CONFIG, (192, 320), 1)
+        data = {name: tf.pad(batch()[name], [[0, 0], [0, 64], [0, 192], [0, 0]]) for name in ("image", "mask")}
+        boxes = batch()["boxes"] * [128 / 192, 128 / 320, 128 / 192, 128 / 320]
+        losses = numbers(room.train_step(data | {"boxes": boxes, "classes": batch()["classes"]}))
+        assert all(np.isfinite(value) for value in losses.values()) and losses["rpn_box_loss"] > 0
+        assert room.detect(data["image"])["detection_boxes"].shape == (2, 5, 4)
+
     def test_a_step_and_boxes_on_a_canvas_that_is_no_square(self):
         """Rows twice the columns: the same bright mass, 40 x 40 px of 256 x 128."""
         tf.random.set_seed(1)
@@ -202,6 +237,16 @@ class TestNetwork:
             assert all(np.array_equal(mine, theirs) for mine, theirs in pairs), name
         mine, theirs = (made.model.mask_head.trainable_variables[0].numpy() for made in (other, room))
         assert not np.array_equal(mine, theirs)
+
+    def test_the_resnets_batch_norm_stays_as_its_checkpoint_has_it(self, exported):
+        other = MaskRCNN(CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 1)
+        layers = [layer for layer in other.model.backbone.submodules if type(layer).__name__ == "BatchNormalization"]
+        norms = {id(variable) for layer in layers for variable in layer.variables}
+        variables, before = other.model.backbone.variables, [variable.numpy() for variable in other.model.backbone.variables]
+        other.train_step(batch())
+        moved = [not np.array_equal(variable, value) for variable, value in zip(variables, before, strict=True)]
+        assert len(layers) == 13 and not any(one for one, variable in zip(moved, variables, strict=True) if id(variable) in norms)
+        assert all(one for one, variable in zip(moved, variables, strict=True) if id(variable) not in norms)
 
     def test_a_wrong_checkpoint_is_one_sentence(self, exported, room):
         parts = {"decoder": room.model.backbone}

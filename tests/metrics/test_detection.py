@@ -8,7 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from tfmammo.metrics.detection import FPPI, Matches, area, froc, froc_interval, ior, iou, match, match_kinds, overlap
+from tfmammo.metrics.detection import (
+    ALL_DETECTIONS,
+    FPPI,
+    Matches,
+    area,
+    false_positives_apart,
+    froc,
+    froc_by_training,
+    froc_interval,
+    ior,
+    iou,
+    match,
+    match_kinds,
+    over_folds,
+    overlap,
+)
 
 coordinates = st.integers(0, 20)
 boxes_ = st.lists(st.tuples(coordinates, coordinates, st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5).map(
@@ -226,19 +241,20 @@ def image(hit, lesions=1):
 def test_an_interval_draws_patients_and_not_images():
     """Two patients, one found on all of ten images, the other on none: draws are 0, 1/2 or 1, whatever the number of images."""
     images, patients = [image(True)] * 10 + [image(False)] * 10, ["a"] * 10 + ["b"] * 10
-    low, high = froc_interval(images, patients, [1.0], samples=200)
+    low, high = froc_interval(images, patients, [1.0], samples=200, fewest=2)
     assert (low.tolist(), high.tolist()) == ([0], [1])
     low, high = froc_interval(images, [str(i) for i in range(20)], [1.0], samples=200)
     assert 0.2 < low[0] < 0.4 and 0.6 < high[0] < 0.8
-    assert np.array_equal(froc_interval(images, patients, samples=50), froc_interval(images, patients, samples=50)), "the seed decides"
+    twice = [froc_interval(images, [str(i) for i in range(20)], samples=50) for _ in range(2)]
+    assert np.array_equal(*twice), "the seed decides"
 
 
 def test_an_interval_of_one_patient_bounds_nothing():
-    assert np.isnan(froc_interval([image(True), image(False)], ["a", "a"], [1.0])).all()
+    assert np.isnan(froc_interval([image(True), image(False)], ["a", "a"], [1.0], fewest=1)).all()
 
 
 def test_an_interval_draws_again_where_no_lesion_came():
-    low, high = froc_interval([image(True), image(False, lesions=0)], ["a", "b"], [1.0], samples=50)
+    low, high = froc_interval([image(True), image(False, lesions=0)], ["a", "b"], [1.0], samples=50, fewest=2)
     assert (low.tolist(), high.tolist()) == ([1], [1])
     with pytest.raises(ValueError, match="needs lesions"):
         froc_interval([image(False, lesions=0)], ["a"])
@@ -266,11 +282,11 @@ def test_an_interval_equals_that_of_patients_joined_again(of):
 
     lesions, patients = [1, 0, 2, 0, 1, 0], ["a", "b", "b", "c", "d", "d"]
     images, others = drawn(lesions), drawn(lesions)
-    found = froc_interval(images, patients, fppi, samples=40, seed=5, of=of)
+    found = froc_interval(images, patients, fppi, samples=40, seed=5, of=of, fewest=4)
     np.testing.assert_allclose(found, slow_interval(images, patients, fppi, 40, 5, of))
-    found = froc_interval(images, patients, fppi, samples=40, seed=5, of=of, against=others)
+    found = froc_interval(images, patients, fppi, samples=40, seed=5, of=of, against=others, fewest=4)
     np.testing.assert_allclose(found, slow_interval(images, patients, fppi, 40, 5, of, others))
-    same = froc_interval(images, patients, fppi, samples=40, of=of, against=images)
+    same = froc_interval(images, patients, fppi, samples=40, of=of, against=images, fewest=4)
     assert not np.any(same), "a detector does not differ from itself, whoever is drawn"
 
 
@@ -281,3 +297,88 @@ def test_an_interval_needs_the_same_images():
         froc_interval([image(True), image(False)], ["a", "b"], against=[image(True), image(False, lesions=2)])
     with pytest.raises(ValueError, match="the same images"):
         froc_interval([image(True), image(False)], ["a", "b"], against=[image(True)])
+
+
+def test_below_six_patients_nothing_is_bounded():
+    """Flipping the signs of five patients gives no p below 2 / 2^5 = 0.0625."""
+    images = [image(number % 2) for number in range(6)]
+    assert np.isnan(froc_interval(images[:5], list("abcde"), [1.0], samples=20)).all()
+    assert np.isfinite(froc_interval(images, list("abcdef"), [1.0], samples=20)).all()
+
+
+def perfect(shift):
+    """Every lesion above every false positive: a lesion and a false positive in each of twelve images."""
+    return [Matches(np.array([0.3 + shift]), np.array([0.2 + shift]), 1, 1) for _ in range(12)]
+
+
+def test_trainings_whose_scores_lie_elsewhere_are_each_as_good_as_they_are():
+    """Two perfect trainings half a point apart: pooled, the lower one's lesions stand below the higher one's false positives."""
+    images, trainings, patients = perfect(0) + perfect(0.5), [(0, 0)] * 12 + [(0, 1)] * 12, [str(n) for n in range(12)] * 2
+    assert froc(images, [0.25]).tpr.tolist() == [0.5]
+    curves = froc_by_training(images, trainings, [0.25, 0])
+    assert {training: curve.tpr.tolist() for training, curve in curves.items()} == {(0, 0): [1, 1], (0, 1): [1, 1]}
+    low, high = froc_interval(images, patients, [0.25], samples=50, trainings=trainings)
+    assert (low.tolist(), high.tolist()) == ([1], [1])
+    others = perfect(0.1) + perfect(0.2)
+    kept = {"trainings": trainings, "others_trainings": trainings}
+    assert not np.any(froc_interval(images, patients, [0.25], samples=50, against=others, **kept))
+
+
+def test_an_interval_of_trainings_has_the_mean_of_theirs_in_every_draw():
+    random, names, fppi = np.random.default_rng(4), list("abcdefgh"), [0.2, 1.0]
+    lesions, trainings = [1, 0, 2, 0, 1, 1, 0, 1] * 2, [(n % 2, n // 8) for n in range(16)]
+    images = [Matches(random.random(random.integers(n + 1)), random.random(2), n, 1) for n in lesions]
+    values, drawn = [], np.random.default_rng(7)
+    while len(values) < 30:
+        rows = [int(number) for number in drawn.integers(8, size=8)]
+        rows += [row + 8 for row in rows]  # whoever is drawn is drawn for both seeds
+        parts = {training: [images[row] for row in rows if trainings[row] == training] for training in set(trainings)}
+        curves = [froc(part, fppi).tpr for part in parts.values() if sum(one.lesions for one in part)]
+        if curves:
+            values.append(np.mean(curves, axis=0))
+    found = froc_interval(images, names * 2, fppi, samples=30, seed=7, trainings=trainings)
+    np.testing.assert_allclose(found, np.percentile(values, [2.5, 97.5], axis=0))
+
+
+def test_mean_over_trainings_and_deviation_over_folds():
+    """Folds 0 and 1 with two seeds each: means .5 and .8, which lie .15 beside .65: a deviation of .3 / sqrt(2)."""
+    values = {(0, 0): np.array([0.4]), (0, 1): np.array([0.6]), (1, 0): np.array([0.7]), (1, 1): np.array([0.9])}
+    mean, deviation = over_folds(values)
+    assert mean.tolist() == pytest.approx([0.65]) and deviation.tolist() == pytest.approx([0.3 / 2**0.5])
+    assert np.isnan(over_folds({(2, 0): np.array([0.4]), (2, 1): np.array([0.6])})[1]).all(), "one fold does not scatter"
+
+
+def test_trainings_that_judged_no_lesion_have_no_curve():
+    images, trainings = [image(True), image(False, lesions=0)], [(0, 0), (1, 0)]
+    assert list(froc_by_training(images, trainings)) == [(0, 0)]
+    with pytest.raises(ValueError, match="needs lesions"):
+        froc_by_training(images[1:], trainings[1:])
+    with pytest.raises(ValueError, match="2 images need as many trainings, not 1"):
+        froc_by_training(images, trainings[:1])
+
+
+def test_false_positives_of_images_with_and_without_lesions_by_hand():
+    """Three normal images with .9, .5, .5 and one with lesions with .7 and .1: 5 false positives in 4 images."""
+    normal = [Matches(np.empty(0), np.array(scores), 0, 1) for scores in ([0.9], [0.5], [0.5])]
+    images = [*normal, Matches(np.array([0.95]), np.array([0.7, 0.1]), 2, 1)]
+    without, beside = false_positives_apart(images, [(0, 0)] * 4, [0.25, 0.5, 0.75, 1.0, 1.25, 9])
+    # From .9: 1 and 0 boxes. From .7: 1 and 1. From .5: 3 and 1; three of four lies half-way. From .1: 3 and 2.
+    np.testing.assert_allclose(without, np.array([1, 1, 2, 3, 3, 3]) / 3)
+    np.testing.assert_allclose(beside, [0, 1, 1, 1, 2, 2])
+    np.testing.assert_allclose((3 * without + beside)[:5] / 4, [0.25, 0.5, 0.75, 1.0, 1.25])
+    assert np.isnan(false_positives_apart(images[3:], [(0, 0)], [1.0])[0]).all()
+
+
+def test_recall_of_all_detections():
+    found = froc(KNOWN, [ALL_DETECTIONS])
+    assert found.tpr.tolist() == [0.75] == [Matches.join(KNOWN).recall()] and found.areas.tolist() == [0.75]
+
+
+def test_detections_of_kinds_that_are_not_judged_are_no_false_positives():
+    """A right box around a calcification is no false mass."""
+    boxes, kinds = np.array([[0, 0, 10, 10], [20, 20, 30, 30]]), ["mass", "calcification"]
+    of = boxes, np.array([0.9, 0.95]), kinds, boxes[:1], ["mass"]
+    found = match_kinds(*of, judged=["mass"])
+    assert (found.hits.tolist(), found.false_positives.tolist()) == ([0.9], [])
+    assert match_kinds(*of, judged=["mass", "calcification"]).false_positives.tolist() == [0.95]
+    assert match_kinds(*of, judged=["mass"]).images == 1

@@ -6,7 +6,7 @@ from scipy import stats
 
 from tfmammo.metrics.classification import delong_test, roc_auc
 from tfmammo.metrics.detection import Matches
-from tfmammo.metrics.jafroc import JafrocTest, jafroc, jafroc_test
+from tfmammo.metrics.jafroc import JafrocTest, jafroc, jafroc_test, merit_for
 
 
 def image(hits=(), false=(), lesions=0):
@@ -87,21 +87,21 @@ def test_the_test_is_delongs_where_every_image_has_one_mark_and_patient():
 
 def test_the_same_detector_does_not_differ():
     patients = ["a", "b", "c", "d"]
-    found = jafroc_test(KNOWN, KNOWN, patients)
+    found = jafroc_test(KNOWN, KNOWN, patients, fewest=4)
     assert (found.difference, found.low, found.high, found.t, found.p) == (0, 0, 0, 0, 1)
 
 
 def test_a_difference_without_variance():
     best = [image(false=[0.1]), image(false=[0.1]), image([0.9], lesions=1), image([0.9], lesions=1)]
     worst = [image(false=[0.9]), image(false=[0.9]), image(lesions=1), image(lesions=1)]
-    found = jafroc_test(best, worst, ["a", "b", "c", "d"])
+    found = jafroc_test(best, worst, ["a", "b", "c", "d"], fewest=4)
     assert found == JafrocTest(1, 0, 1, 1, 1, np.inf, 3, 0)
 
 
 @pytest.mark.parametrize("patients", [["a"] * 4, ["a", "b", "c", "c"], ["a", "a", "b", "c"]])
 def test_a_patient_who_cant_be_left_out_leaves_it_untested(patients):
     """Of one patient alone, or with all lesions or all normal images of one."""
-    found = jafroc_test(KNOWN, KNOWN, patients)
+    found = jafroc_test(KNOWN, KNOWN, patients, fewest=1)
     assert (found.merit, found.difference, found.degrees) == (pytest.approx(4 / 6), 0, 0)
     assert np.isnan([found.low, found.high, found.t, found.p]).all()
 
@@ -111,3 +111,49 @@ def test_other_images_are_refused():
         jafroc_test(KNOWN, KNOWN[::-1], ["a", "b", "c", "d"])
     with pytest.raises(ValueError, match="4 images need as many patients"):
         jafroc_test(KNOWN, KNOWN, ["a"])
+
+
+def test_below_six_patients_nothing_is_tested():
+    images = [image([0.9], [0.5], 1), *(image([0.7], [0.8], 1) for _ in range(5))]
+    assert np.isnan(jafroc_test(images[:5], images[:5], list("abcde"), "jafroc1").p)
+    assert jafroc_test(images, images, list("abcdef"), "jafroc1").p == 1
+
+
+def test_perfect_trainings_do_not_differ_wherever_their_scores_lie():
+    """Two seeds half a point apart against two a tenth apart: pooled, the first are worse by a quarter, with p 0."""
+
+    def perfect(shift):
+        return [image(false=[0.2 + shift]) if number % 2 else image([0.3 + shift], lesions=1) for number in range(16)]
+
+    patients, trainings = [str(number // 2) for number in range(16)] * 2, [(0, 0)] * 16 + [(0, 1)] * 16
+    ours, others = perfect(0) + perfect(0.5), perfect(0) + perfect(0.05)
+    pooled = jafroc_test(ours, others, patients)
+    assert (pooled.merit, pooled.other) == (0.75, 1) and pooled.p < 0.001
+    found = jafroc_test(ours, others, patients, trainings=trainings, others_trainings=trainings)
+    assert (found.merit, found.other, found.difference, found.p) == (1, 1, 0, 1)
+
+
+def test_the_test_of_trainings_leaves_every_patient_out_of_all_of_them():
+    random, patients = np.random.default_rng(3), [f"p{number % 8}" for number in range(24)] * 2
+    trainings = [(number % 8 // 4, number // 24) for number in range(48)]  # folds by patient, two seeds
+    lesions = [*random.integers(1, 3, size=24)] * 2
+
+    def drawn(shift):
+        return [image(random.random(random.integers(n + 1)) + shift, random.random(2), n) for n in lesions]
+
+    def mean(side, left):
+        rows = [row for row, patient in enumerate(patients) if patient != left]
+        return np.mean([slow([side[row] for row in rows if trainings[row] == of], "jafroc1") for of in sorted(set(trainings))])
+
+    sides = drawn(0.4), drawn(0)
+    apart = mean(sides[0], None) - mean(sides[1], None)
+    pseudo = [8 * apart - 7 * (mean(sides[0], name) - mean(sides[1], name)) for name in sorted(set(patients))]
+    expected = apart / (np.std(pseudo, ddof=1) / np.sqrt(8))
+    found = jafroc_test(*sides, patients, "jafroc1", trainings=trainings, others_trainings=trainings)
+    assert (found.difference, found.t) == pytest.approx((apart, expected))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(expected), 7))
+
+
+def test_the_merit_is_jafroc_where_every_training_saw_normal_images():
+    images = [image([0.9], lesions=1), image(), image([0.9], lesions=1)]
+    assert merit_for(images) == "jafroc" and merit_for(images, [(0, 0), (0, 0), (1, 0)]) == "jafroc1"

@@ -17,7 +17,7 @@ from tfmammo.data.patches import DataError
 from tfmammo.export import FORMAT
 from tfmammo.metrics.average_precision import AveragePrecisionError
 
-PHANTOMS = 8
+PHANTOMS = 24  # of seven patients
 RECORDS = phantom.read(count=PHANTOMS)
 MASSES = {record.image_id: [lesion.box for lesion in record.lesions if lesion.kind == "mass"] for record in RECORDS}
 KNOWN = next(record for record in RECORDS if MASSES[record.image_id])
@@ -84,14 +84,45 @@ def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
     assert set(boxes) == {record.image_id for record in RECORDS if MASSES[record.image_id] or record.pathology == "normal"}
     found = boxes[KNOWN.image_id]
     np.testing.assert_allclose(found["boxes"][:-1], MASSES[KNOWN.image_id], atol=1)
-    assert [float(row[0]) for row in rows[1:]] == [0.25, 0.5, 1, 2, 4, 8]
-    recall = [float(row[1]) for row in rows[1:]]
+    places = ["0.25", "0.5", "1", "2", "4", "8", "all detections"]
+    assert [row[0] for row in rows[1:]] == [label for place in places for label in (place, f"{place}, pooled")]
+    assert {one["detector"] for one in boxes.values()} == {0, 1}
+    found = {row[0]: [float(cell) if cell != "-" else np.nan for cell in row[1:]] for row in rows[1:]}
+    pooled = [found[f"{place}, pooled"] for place in places]
     lesions = sum(len(MASSES[image]) for image in boxes)
+    recall = [values[0] for values in pooled]
     assert recall[-1] >= 100 * len(MASSES[KNOWN.image_id]) / lesions - 0.1 and recall == sorted(recall)
-    for _, value, low, high, mean, mean_low, mean_high in ([float(cell) for cell in row] for row in rows[1:]):
-        assert low <= value <= high and mean_low <= mean <= mean_high and mean <= value
+    for value, spread, low, high, mean, mean_low, mean_high, normal, beside in (found[place] for place in places[:-1]):
+        assert low <= value <= high and mean_low <= mean <= mean_high and mean <= value and spread >= 0 and normal >= 0 <= beside
+    assert np.isnan([values[1] for values in pooled]).all(), "pooled scores know no folds"
+    by_fold = [[one for one in boxes.values() if one["detector"] == place] for place in (0, 1)]
+    hits = [sum(any(overlaps(box, mass["box"]) for box in one["boxes"]) for one in fold for mass in one["wanted"]) for fold in by_fold]
+    expected = np.mean([100 * hit / sum(len(one["wanted"]) for one in fold) for hit, fold in zip(hits, by_fold, strict=True)])
+    assert found["all detections"][0] == pytest.approx(expected, abs=0.06), "the mean of both folds"
     assert (tmp_path / "out/froc.png").is_file() and "recall at IoU > 0.5" in (tmp_path / "out/table.md").read_text()
     assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"table.csv"}
+
+
+def overlaps(box, other):
+    """Whether two boxes share more than half of their union."""
+    rows, cols = (min(box[axis + 2], other[axis + 2]) - max(box[axis], other[axis]) for axis in (0, 1))
+    shared = max(rows, 0) * max(cols, 0)
+    areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (box, other)]
+    return shared > 0.5 * (sum(areas) - shared)
+
+
+def test_boxes_of_other_kinds_are_no_false_positives(run, runs, tmp_path):
+    """A detector of two kinds whose every answer is a calcification: judged by masses it is silent, not wrong."""
+    folder = tmp_path / "both" / "export"
+    save(folder / "saved_model")
+    data = DataConfig(size=64, kinds=("calcification", "mass")).model_dump(mode="json")
+    card = {"format": FORMAT, "name": "ssd", "serves": "saved_model", "functions": {}, "train_patients": []}
+    (folder / "card.json").write_text(json.dumps(card | {"config": {"data": data}}))
+    rows, boxes = run(f"detectors={folder.parent}")
+    assert all(one["classes"] for one in boxes.values())
+    assert rows[-1][0] == "all detections" and float(rows[-1][1]) == 0 and rows[-1][-2:] == ["0.00", "0.00"]
+    rows, _ = run(f"detectors={folder.parent}", "data.kinds=[mass,calcification]")
+    assert float(rows[-1][-1]) > 0
 
 
 def test_one_fold_judges_its_unseen_patients_alone(run, runs):
@@ -114,15 +145,16 @@ def table(tmp_path, name):
 
 def test_a_second_detector_is_judged_on_the_same_mammograms(run, runs, tmp_path):
     rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
-    assert not any(np.any(cells) for cells in table(tmp_path, "against").values()), "what is blind has a recall of 0"
+    blind = table(tmp_path, "against").values()
+    assert not any(np.nansum(np.abs(cells)) for cells in blind), "what is blind has a recall of 0, and no false positives"
     difference = table(tmp_path, "difference")
-    assert len(difference) == 7
-    for row, (name, (ours, theirs, apart, low, high, p)) in zip(rows[1:], list(difference.items())[:6], strict=True):
+    assert len(difference) == 8
+    for row, (name, (ours, theirs, apart, low, high, p)) in zip(rows[1:12:2], list(difference.items())[:6], strict=True):
         assert name == f"recall at IoU > 0.5, {row[0]} false positives per image, %" and np.isnan(p)
-        assert (ours, theirs, apart) == (float(row[1]), 0, float(row[1])) and (low, high) == (float(row[2]), float(row[3]))
+        assert (ours, theirs, apart) == (float(row[1]), 0, float(row[1])) and (low, high) == (float(row[3]), float(row[4]))
     ours, theirs, apart, low, high, p = difference["JAFROC figure of merit"]
     assert theirs == 0.5 and apart == pytest.approx(ours - theirs, abs=2e-3)
-    assert np.isnan([low, high, p]).all(), "of two patients, only one of whom has normal mammograms"
+    assert "one comparison, no correction" in (tmp_path / "out/table.md").read_text()
     coco = table(tmp_path, "coco")
     assert coco["against"] == [0] * 4 and 0 < coco["detectors"][0] <= 100
     assert [line.partition("phantom")[0] for line in headings(tmp_path)] == [
@@ -136,7 +168,7 @@ def headings(tmp_path):
 
 def test_the_figure_of_merit_is_tested(run, runs, tmp_path):
     """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is worse than silence."""
-    run(f"detectors={runs}/none/export", f"against={runs}/blind", "patients=all", "data.phantoms=24", "samples=5")
+    run(f"detectors={runs}/none/export", f"against={runs}/blind", "patients=all", "data.phantoms=32", "samples=5")
     ours, theirs, apart, low, high, p = table(tmp_path, "difference")["JAFROC figure of merit"]
     assert ours < 0.1 and theirs == 0.5 and low <= apart <= high < 0 and p < 0.05
 
@@ -164,8 +196,8 @@ def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
     experiment = client.get_experiment_by_name("tfmammo-evaluation")
     (logged,) = client.search_runs([experiment.experiment_id])
     assert {item.path for item in client.list_artifacts(logged.info.run_id)} == {"boxes.json", "froc.png", "table.csv", "table.md"}
-    assert 100 * logged.data.metrics["recall at 1"] == pytest.approx(float(rows[3][1]), abs=0.05)
-    assert 100 * logged.data.metrics["mean recall to 1"] == pytest.approx(float(rows[3][4]), abs=0.05)
+    assert 100 * logged.data.metrics["recall at 1"] == pytest.approx(float(rows[5][1]), abs=0.05)
+    assert 100 * logged.data.metrics["mean recall to 1"] == pytest.approx(float(rows[5][5]), abs=0.05)
 
 
 def test_what_would_not_be_fair_is_refused(run, runs):

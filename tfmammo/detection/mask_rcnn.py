@@ -1,4 +1,4 @@
-"""Mask R-CNN: boxes and outlines of masses in whole mammograms, as blending.txt judges its synthetic masses by.
+"""Mask R-CNN: boxes and outlines of masses in whole mammograms, by which Lin et al. (2019) judge their blended masses.
 
 Network and losses are tf-models-official's (extra "detection"), ResNet-50 with a feature pyramid by default; data, loop,
 checkpoints and tracking are the house's. Unlike the SSD's API it needs no environment variable, and its exports need
@@ -8,14 +8,23 @@ TensorFlow alone.
                                                                network and weight decay are added, with weight 1
 
 Training is in three stages, each from the one before (see train/mask_rcnn.py): "heads" (all but the ResNet), "upper" (from
-stage 4 of the ResNet, its blocks conv4 and conv5, up) and "all". What is frozen keeps its BatchNorm averages as well.
+stage 4 of the ResNet, its blocks conv4 and conv5, up) and "all", of 30, 30 and 40 epochs. training.steps is the number of all three
+together, in that proportion, so that training sets of any size are trained equally long. What is frozen keeps its BatchNorm averages as
+well.
 
 Departures, and what the paper's text leaves open:
 - Masks: a mammogram's masks are one union; a lesion's is what of it lies in the lesion's box. Where boxes of two lesions
   overlap, each shows a part of the other. A lesion without outline is its box.
 - The lambdas are 1. Adam with a linear warm-up, then constant (or falling, `decay`), with clipped gradients; anew in every stage.
 - COCO weights go into ResNet, pyramid and proposals; what knows classes starts anew.
+- The ResNet's BatchNorm is frozen (statistics, scale and shift) where it comes from a checkpoint, as in the implementation whose schedule
+  of heads, stage 4 up and all the paper's is (Abdulla 2017): two mammograms a step are too few to estimate statistics from.
+  `batch_norm: running` estimates them all the same, and so does a training from random weights, which has no others. Pyramid and heads
+  always do: Abdulla's pyramid has no BatchNorm, and the heads start anew here.
 - BatchNorm's averages decay by 0.97 a step and not 0.997, as trainings here are short.
+- Normal mammograms are trained on too (`normal`), where the paper's "approximately three times" of 93 images and 200 synthetic ones leaves
+  them out. Normal is what the archive calls so and marks no lesion in: of INbreast BI-RADS 1, by its authors 67 mammograms. Those with
+  other findings alone are neither trained on nor judged, so that false positives per image are counted over other images than the paper's.
 - Detections are kept from a probability of 0.001 (0.05 in tf-models-official), as FROC asks for the unsure ones; overlapping
   boxes are merged above an IoU of 0.3 (0.5): two masses hardly overlap.
 - Which anchors and proposals a step learns from is drawn by TensorFlow's own generator: a resumed run draws others.
@@ -33,16 +42,16 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import Experiment, Frozen
+from tfmammo.config import Experiment, Frozen, TrainingConfig
 from tfmammo.detection.detections import MASKS, DetectionError
 from tfmammo.detection.training import ROUNDING, Network, learning_rate, panels, refuse_copies, refuse_sides, sides
 from tfmammo.export import SIGNATURE, ExportError
 from tfmammo.optimization import build, minimize
 
 Stage = Literal["heads", "upper", "all"]
-STEP = 128  # px: rows and columns of the image are multiples of it
+STEP = 64  # px: rows and columns of the image are multiples of it, the stride of the pyramid's highest level
 SAVED_MODEL = "saved_model"
 CHECKPOINT = "checkpoint"  # of an export, laid out as tf-models-official's
 STAGE_3 = "block_group_l3"  # the last layer of the ResNet's stage 3 in tf-models-official; its l2 to l5 are conv2 to conv5
@@ -53,17 +62,20 @@ class MaskRCNNConfig(Frozen):
     """Network and optimisation; see *Departures* in the module.
 
     checkpoint: of a Mask R-CNN of tf-models-official with the same depth and filters (of COCO, or "checkpoint" of an export
-    here), a folder or a prefix, from which ResNet, pyramid and proposals start; None: random weights. depth: of the ResNet.
-    filters: channels of pyramid and heads. fully_connected: width of the box head; 256 and 1024, as COCO weights need them.
-    anchor_scale: side of a level's anchors over its stride, which is 4 to 64 px. anchor_ratios: width over height.
-    proposals: regions kept. rois: regions that a step learns from, per mammogram; it learns from half as many anchors.
+    here), a folder or a prefix, from which ResNet, pyramid and proposals start; None: random weights. batch_norm: of the ResNet:
+    "frozen" as the checkpoint has it, or "running" with each step's statistics; None: frozen where there is a checkpoint.
+    depth: of the ResNet. filters: channels of pyramid and heads. fully_connected: width of the box head; 256 and 1024, as COCO
+    weights need them. anchor_scale: side of a level's anchors over its stride, which is 4 to 64 px. anchor_ratios: width over
+    height. proposals: regions kept. rois: regions that a step learns from, per mammogram; it learns from half as many anchors.
     lambda_loc, lambda_seg: of Eq. (6). regularisation: weight decay. nms_iou: boxes that overlap more are merged. detections:
     most per mammogram. normal: train on normal mammograms too. heads_epochs, upper_epochs: of the first two stages, 0 leaves
-    one out; the third has the section training's. warmup: steps of each stage until learning_rate is reached; decay: steps
-    of each over which it then falls to 0, along half a cosine; None: it stays. clip: largest global norm of the gradient.
+    one out; the third has training.epochs. Where training.steps is given the stages share it in the proportion of their epochs.
+    warmup: steps of each stage until learning_rate is reached; decay: steps of each over which it then falls to 0, along half
+    a cosine; None: it stays. clip: largest global norm of the gradient.
     """
 
     checkpoint: Path | None = None
+    batch_norm: Literal["frozen", "running"] | None = None
     depth: Literal[10, 18, 26, 34, 50, 101, 152] = 50
     filters: PositiveInt = 256
     fully_connected: PositiveInt = 1024
@@ -84,10 +96,34 @@ class MaskRCNNConfig(Frozen):
     decay: PositiveInt | None = None
     clip: PositiveFloat = 10.0
 
-    def stages(self) -> list[tuple[Stage, int | None]]:
-        """The stages in order, with their epochs; None: as the section training says."""
-        early: list[tuple[Stage, int | None]] = [("heads", self.heads_epochs), ("upper", self.upper_epochs)]
-        return [*(stage for stage in early if stage[1]), ("all", None)]
+    @model_validator(mode="after")
+    def _consistent(self) -> MaskRCNNConfig:
+        if self.batch_norm == "frozen" and not self.checkpoint:
+            raise ValueError("batch_norm frozen needs a checkpoint; from random weights take batch_norm running")
+        return self
+
+    @property
+    def frozen_norm(self) -> bool:
+        """Whether the ResNet's BatchNorm stays as its checkpoint has it."""
+        return (self.batch_norm or ("frozen" if self.checkpoint else "running")) == "frozen"
+
+    def stages(self, training: TrainingConfig) -> list[tuple[Stage, TrainingConfig]]:
+        """The stages in order, each with its own length.
+
+        Without training.steps each has its epochs, the last one training.epochs; with it they share the steps in that proportion.
+
+        Raises:   DetectionError: there are fewer steps than stages.
+        """
+        lengths: dict[Stage, int] = {"heads": self.heads_epochs, "upper": self.upper_epochs, "all": training.epochs}
+        lengths = {stage: epochs for stage, epochs in lengths.items() if epochs}
+        if training.steps is None:
+            return [(stage, training.model_copy(update={"epochs": epochs})) for stage, epochs in lengths.items()]
+        if training.steps < len(lengths):
+            raise DetectionError(f"training.steps: {training.steps} steps are too few for the stages {', '.join(lengths)}")
+        ends = [training.steps * sum([*lengths.values()][: place + 1]) // sum(lengths.values()) for place in range(len(lengths))]
+        shares = np.maximum(np.diff(ends, prepend=0), 1)
+        shares[-1] = training.steps - shares[:-1].sum()
+        return [(stage, training.model_copy(update={"steps": int(steps)})) for stage, steps in zip(lengths, shares, strict=True)]
 
 
 def check(experiment: Experiment[MaskRCNNConfig]) -> None:
@@ -102,6 +138,7 @@ def check(experiment: Experiment[MaskRCNNConfig]) -> None:
         raise DetectionError("training.initial: a Mask R-CNN starts from model.checkpoint, a checkpoint of tf-models-official")
     refuse_sides(data, STEP, STEP, ", for the levels of the pyramid")
     refuse_copies(data, "a Mask R-CNN")
+    experiment.model.stages(training)
     _api()
 
 
@@ -141,7 +178,7 @@ def settings(config: MaskRCNNConfig, shape: tuple[int, int], classes: int) -> di
 class MaskRCNN:
     """The detector with its optimizer; built on construction.
 
-    Args:     config: the network. size: rows and columns of the image, or the side of a square one, multiples of 128 px. classes:
+    Args:     config: the network. size: rows and columns of the image, or the side of a square one, multiples of 64 px. classes:
               kinds of lesions. stage: of the training, says what is frozen. start: the checkpoint that the stage before exported,
               in place of config.checkpoint; all weights start from it.
     Raises:   DetectionError: the extra is missing, or a checkpoint can't be read.
@@ -172,6 +209,8 @@ class MaskRCNN:
             _start_from({name: parts[name] for name in ("backbone", "decoder", "rpn_head")}, self.config.checkpoint)
         network = Network(self.model)  # before anything is frozen: then all stages have their variables in one order
         _freeze(self.model, stage)
+        if self.config.frozen_norm:
+            _freeze_norm(self.model.backbone)
         network.trainable_variables = list(self.model.trainable_variables)
         self.networks: dict[str, Any] = {"detector": network}
         schedule = learning_rate(self.config.learning_rate, self.config.warmup, self.config.decay)
@@ -288,6 +327,13 @@ def _freeze(model: Any, stage: Stage) -> None:
     elif stage == "upper":
         last = [layer.name for layer in layers].index(STAGE_3)
         for layer in layers[: last + 1]:
+            layer.trainable = False
+
+
+def _freeze_norm(backbone: Any) -> None:
+    """BatchNorm takes the checkpoint's averages, and neither they nor its scale and shift are trained."""
+    for layer in backbone.submodules:
+        if type(layer).__name__ in ("BatchNormalization", "SyncBatchNormalization"):
             layer.trainable = False
 
 

@@ -9,12 +9,24 @@ Every arm is trained for every fold and seed. A fold's networks, the lesions, sh
 training patients: one split.json decides for all, and each training refuses a set that knows a patient it holds out.
 
 Everything is a command that a user could type (`plan`), run in an own process and not twice (tfmammo.steps). The tables come from the
-boxes that evaluate/detection.py writes for each arm. Seeds are judged together: every seed's answer to a mammogram counts as one of its
-patient's, and intervals and tests go by patients.
+boxes that evaluate/detection.py writes for each arm. Every training, one fold with one seed, has a scale of scores of its own: recall and
+figure of merit are measured training by training and averaged, in each draw of the bootstrap and of the jackknife too, which take
+patients. A second row of each arm pools the scores of all its trainings.
 
 Source: Shen et al. (Mass image synthesis in mammogram with contextual information based on GANs, 2021), section 4.5; Lin et al. (Breast
-mass detection in mammograms via blending adversarial learning, 2019), section 3. Departures: both train as many epochs whatever the
-training set, so that the larger one gets more steps; with training.steps all arms get the same. Neither gives intervals or tests.
+mass detection in mammograms via blending adversarial learning, 2019), section 3.
+
+Departures:
+- Both train as many epochs whatever the training set, so that the larger one gets more steps; with training.steps all arms get the same,
+  the Mask R-CNN's three stages together.
+- Neither gives intervals or tests. Lin et al. give the deviation over folds, which stands here too. Shen et al.'s recall, Eq. (6), is that
+  of all detections; their FROC area names no width and is not normalised, the one here is the mean height from 0 to the largest `fppi`.
+- An arm of turned copies stands in Lin et al.'s study too: without it nobody knows whether synthetic masses or more mammograms did it.
+- Normal mammograms train and judge (model.normal, and normal in configs/detection.yaml). In the papers' counts, 93 + 200 being "three
+  times" and 566 + 1,500 = 2,066, there are none in training. The same normal mammograms are the background of synthetic masses.
+- A mammogram is normal where the archive says so and marks no lesion; one with other findings alone is neither trained on nor judged. Of
+  INbreast that is BI-RADS 1: by its authors' counts 67 mammograms beside 107 with masses, so that some 230 of 410 are left out, and false
+  positives are counted per image of another set than the papers'. Tables say how many there are, and count the two kinds apart.
 """
 
 from __future__ import annotations
@@ -34,8 +46,19 @@ from tfmammo import config as configuration
 from tfmammo.config import ConfigError, DataConfig, Experiment, Frozen, TrackingConfig
 from tfmammo.data import splits
 from tfmammo.data.patches import DataError
-from tfmammo.metrics.detection import Criterion, Matches, froc, froc_interval, match_kinds, recall_by
+from tfmammo.detection.froc_tables import FALSE, count_of, mean_recall, measure, notes, recall_metrics
+from tfmammo.metrics.detection import (
+    ALL_DETECTIONS,
+    Criterion,
+    Matches,
+    Training,
+    false_positives_apart,
+    froc_interval,
+    match_kinds,
+    recall_by,
+)
 from tfmammo.metrics.jafroc import jafroc_test, merit_for
+from tfmammo.metrics.significance import holm
 from tfmammo.metrics.style import quiet
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.recipe import SynthesisConfig
@@ -257,18 +280,20 @@ def _evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, seed: i
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What was found. matches: arm -> of each mammogram and seed; patients: likewise, alike for all arms."""
+    """What was found. matches: arm -> of each mammogram and seed; patients, trainings: likewise, alike for all arms."""
 
     config: StudyConfig
     matches: Mapping[str, Sequence[Matches]]
     patients: Sequence[str]
+    trainings: Sequence[Training]
 
     @property
     def title(self) -> str:
         """What tables are headed with."""
         seeds, all_of = len(self.config.seeds), Matches.join(self.matches[REAL])
         lesions, images = all_of.lesions // seeds, all_of.images // seeds
-        held_out = f"{lesions} lesions in {images} unseen mammograms of {len(set(self.patients))} patients"
+        normal = sum(not one.lesions for one in self.matches[REAL]) // seeds
+        held_out = f"{lesions} lesions in {images} unseen mammograms, {normal} of them normal, of {count_of(self.patients)}"
         folds = " and ".join(map(str, self.config.held_out))
         return f"{self.config.name}: {held_out}, fold{'s' * (len(folds) > 1)} {folds}, {seeds} seed{'s' * (seeds > 1)}"
 
@@ -296,19 +321,20 @@ def results(config: StudyConfig, output: Path) -> Results:
     Raises:   DataError: a file is missing or damaged, or two arms were judged on different mammograms.
     """
     found: dict[str, list[Matches]] = {}
-    keys: dict[str, list[tuple[str, str]]] = {}
+    keys: dict[str, list[tuple[str, str, Training]]] = {}
     for arm in arms(config):
         found[arm.name], keys[arm.name] = [], []
         for seed in config.seeds:
             path = output / _judged(arm, seed) / "boxes.json"
             for name, one in _boxes(path).items():
-                keys[arm.name].append((name, one["patient"]))
-                found[arm.name].append(_matched(one, config, path))
+                matches, patient, fold = _matched(one, config, path)
+                keys[arm.name].append((name, patient, (fold, seed)))
+                found[arm.name].append(matches)
     if any(keys[name] != keys[REAL] for name in keys):
         raise DataError(
             f"{output}: the arms were not judged on the same mammograms; remove {output / 'done' / EVALUATIONS} and run it again"
         )
-    return Results(config, found, [patient for _, patient in keys[REAL]])
+    return Results(config, found, [patient for _, patient, _ in keys[REAL]], [training for *_, training in keys[REAL]])
 
 
 def _boxes(path: Path) -> dict[str, Any]:
@@ -318,46 +344,76 @@ def _boxes(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__}); remove it from done and run the study again") from None
 
 
-def _matched(one: Mapping[str, Any], config: StudyConfig, path: Path) -> Matches:
+def _matched(one: Mapping[str, Any], config: StudyConfig, path: Path) -> tuple[Matches, str, int]:
+    """What is right of one mammogram's boxes, its patient, and the fold of the detector that found them."""
     try:
         truth, kinds = [lesion["box"] for lesion in one["wanted"]], [lesion["kind"] for lesion in one["wanted"]]
         boxes, lesions = (np.array(rows, np.float64).reshape(-1, 4) for rows in (one["boxes"], truth))
-        return match_kinds(boxes, np.array(one["scores"], np.float64), one["classes"], lesions, kinds, config.threshold, config.criterion)
-    except (KeyError, TypeError) as error:
+        marks = boxes, np.array(one["scores"], np.float64), one["classes"], lesions, kinds
+        matches = match_kinds(*marks, config.threshold, config.criterion, config.data.kinds)
+        return matches, one["patient"], config.held_out[one["detector"]]
+    except (KeyError, TypeError, IndexError) as error:
         raise DataError(f"{path}: is not what evaluate/detection.py writes ({error.__class__.__name__})") from None
 
 
 def recall_table(found: Results) -> Table:
-    """Recall of every arm at numbers of false positives per image, with intervals."""
+    """Recall of every arm at numbers of false positives per image and of all detections, and the area up to the largest number.
+
+    With the deviation over folds and intervals. Of several trainings a second row of each arm pools their scores.
+    """
+    config, body, pooled = found.config, [], [(0, 0)] * len(found.trainings)
+    for arm in arms(config):
+        body.append([arm.shown, *_recall_cells(found, arm, found.trainings)])
+        if len(set(found.trainings)) > 1:
+            body.append([f"{arm.shown}, pooled", *_recall_cells(found, arm, pooled)])
+    header = ["trained on", *(f"{at:g}, %" for at in config.fppi), "all detections, %", f"mean from 0 to {max(config.fppi):g}, %"]
+    spread = " ± SD over folds" if len({fold for fold, _ in found.trainings}) > 1 else ""
+    title = f"{found.title}: {config.recall}{spread}, at false positives per image"
+    return Table(title, header, body, notes(found.patients))
+
+
+def _recall_cells(found: Results, arm: Arm, trainings: Sequence[Training]) -> list[str]:
+    images, at = found.matches[arm.name], (*found.config.fppi, ALL_DETECTIONS)
+    recall = measure(images, found.patients, trainings, at, found.drawing)
+    area = measure(images, found.patients, trainings, [max(found.config.fppi)], found.drawing, "areas")
+    columns = [*zip(*recall, strict=True), *zip(*area, strict=True)]
+    return [_spread(PERCENT, *column) for column in columns]
+
+
+def false_positive_table(found: Results) -> Table:
+    """False positives per normal mammogram and per mammogram with lesions, at numbers of them per mammogram."""
     config, body = found.config, []
     for arm in arms(config):
-        images = found.matches[arm.name]
-        columns = froc(images, config.fppi).tpr, *froc_interval(images, found.patients, config.fppi, *found.drawing)
-        body.append([arm.shown, *(f"{PERCENT(tpr)}\n[{PERCENT(low)}, {PERCENT(high)}]" for tpr, low, high in zip(*columns, strict=True))])
-    header = ["trained on", *(f"{at:g}, %" for at in config.fppi)]
-    return Table(f"{found.title}: {config.recall}, at false positives per image", header, body)
+        columns = false_positives_apart(found.matches[arm.name], found.trainings, config.fppi)
+        body.append([arm.shown, *(f"{FALSE(normal)} / {FALSE(beside)}" for normal, beside in zip(*columns, strict=True))])
+    header = ["trained on", *(f"{at:g}" for at in config.fppi)]
+    return Table("Of these, false positives per normal mammogram / per mammogram with lesions", header, body)
 
 
 def difference_table(found: Results, reference: Arm) -> Table:
     """How far every other arm is from one: recall, with intervals of the same patients drawn for both; JAFROC's figure of merit, with p."""
-    config, others = found.config, found.matches[reference.name]
-    base, body = froc(others, config.fppi).tpr, []
-    merit = merit_for(others)
-    for arm in arms(config):
-        if arm != reference:
-            images = found.matches[arm.name]
-            bounds = froc_interval(images, found.patients, config.fppi, *found.drawing, against=others)
-            cells = [_signed(PERCENT, *values) for values in zip(froc(images, config.fppi).tpr - base, *bounds, strict=True)]
-            test = jafroc_test(images, others, found.patients, merit, config.level)
-            body.append([arm.shown, *cells, _signed(MERIT, test.difference, test.low, test.high), MERIT(test.p)])
-    header = ["trained on", *(f"{at:g}, %" for at in config.fppi), f"{merit.upper()} figure of merit", "p"]
+    config, others, trainings = found.config, found.matches[reference.name], found.trainings
+    at = (*config.fppi, ALL_DETECTIONS)
+    base, merit = mean_recall(others, trainings, at), merit_for(others, trainings)
+    body, values = [], []
+    for arm in (arm for arm in arms(config) if arm != reference):
+        images = found.matches[arm.name]
+        bounds = froc_interval(images, found.patients, at, *found.drawing, against=others, trainings=trainings, others_trainings=trainings)
+        cells = [_signed(PERCENT, *value) for value in zip(mean_recall(images, trainings, at) - base, *bounds, strict=True)]
+        test = jafroc_test(images, others, found.patients, merit, config.level, trainings, trainings)
+        body.append([arm.shown, *cells, _signed(MERIT, test.difference, test.low, test.high)])
+        values.append(test.p)
+    rows = [[*row, MERIT(p), MERIT(corrected)] for row, p, corrected in zip(body, values, holm(values), strict=True)]
+    header = ["trained on", *(f"{place:g}, %" for place in config.fppi), "all detections, %", f"{merit.upper()} figure of merit"]
     title = f"Differences in {config.recall} from {reference.shown}, at false positives per image"
-    return Table(f"{title}; p of {merit.upper()}'s test, not corrected for the number of arms", header, body)
+    tested = int(np.isfinite(values).sum())
+    return Table(title, [*header, "p, uncorrected", "p, Holm"], rows, notes(found.patients, tested))
 
 
 def tables(found: Results) -> dict[str, Table]:
     """By the names of their files."""
-    made = {"recall": recall_table(found), "difference": difference_table(found, Arm(REAL))}
+    made = {"recall": recall_table(found), "false_positives": false_positive_table(found)}
+    made["difference"] = difference_table(found, Arm(REAL))
     base = Arm(f"copies-{found.config.base}", found.config.base)
     return made | ({"difference-from-base": difference_table(found, base)} if base in arms(found.config) else {})
 
@@ -387,8 +443,11 @@ def growth_figure(found: Results) -> Figure:
 
 def metrics(found: Results) -> dict[str, float]:
     """Numbers for the tracking store."""
-    return {f"{name}/recall at {at:g}": value for name, images in found.matches.items()
-            for at, value in zip(found.config.fppi, froc(images, found.config.fppi).tpr.tolist(), strict=True)}  # fmt: skip
+    measured: dict[str, float] = {}
+    for name, images in found.matches.items():
+        values = recall_metrics(images, found.trainings, found.config.fppi)
+        measured |= {f"{name}/{measure}": value for measure, value in values.items()}
+    return measured
 
 
 def known(output: Path) -> str:
@@ -397,10 +456,16 @@ def known(output: Path) -> str:
 
 
 def _at(found: Results, arm: Arm) -> tuple[float, float, float]:
+    """Recall at `growth` false positives per image, with its interval."""
     images, at = found.matches[arm.name], [found.config.growth]
-    low, high = froc_interval(images, found.patients, at, *found.drawing)
-    return float(froc(images, at).tpr[0]), float(low[0]), float(high[0])
+    mean, _, low, high = measure(images, found.patients, found.trainings, at, found.drawing)
+    return float(mean[0]), float(low[0]), float(high[0])
+
+
+def _spread(show: Any, mean: float, deviation: float, low: float, high: float) -> str:
+    scatter = f" ± {show(deviation)}" if np.isfinite(deviation) else ""
+    return f"{show(mean)}{scatter}" + (f"\n[{show(low)}, {show(high)}]" if np.isfinite(low) else "")
 
 
 def _signed(show: Any, value: float, low: float, high: float) -> str:
-    return f"{show(value, '+')}\n[{show(low, '+')}, {show(high, '+')}]"
+    return show(value, "+") + (f"\n[{show(low, '+')}, {show(high, '+')}]" if np.isfinite(low) else "")

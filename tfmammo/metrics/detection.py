@@ -1,19 +1,27 @@
 """Boxes against boxes: overlap, which detections hit, recall, and the free-response ROC curve with its partial area.
 
+Scores of different trainings lie on scales of their own. What several trainings found (the folds and seeds of one detector) is
+therefore measured training by training, and the measures are averaged: the functions take `trainings`, of each image which one.
+
 `metrics.jafroc` tests two detectors on the same images, `metrics.average_precision` has COCO's measure, `metrics.figures` draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tfmammo.metrics.significance import FEWEST_PATIENTS
+
 Floats = NDArray[np.floating]
 Criterion = Literal["iou", "ior", "centre"]
+Measured = Literal["tpr", "areas"]
+Training = tuple[int, int]  # (fold, seed): which training answered
+ALL_DETECTIONS = np.inf  # as a number of false positives per image: recall of whatever was found, Eq. (6) of the infilling paper
 FPPI = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -169,14 +177,16 @@ def match_kinds(
     true_kinds: Sequence[Any],
     threshold: float = 0.5,
     criterion: Criterion = "iou",
+    judged: Collection[Any] | None = None,
 ) -> Matches:
     """`match` of one image kind by kind: a mass that is taken for a calcification is a miss and a false positive.
 
-    Args:     kinds: n, true_kinds: m, of any one type; the others as for `match`.
+    Args:     kinds: n, true_kinds: m, of any one type. judged: the kinds that are looked for; detections of others are dropped, since
+              nobody says whether they are right. None: all. The others as for `match`.
     """
     kinds_, true_kinds_ = np.asarray(kinds), np.asarray(true_kinds)
     parts = []
-    for kind in {*kinds_.tolist(), *true_kinds_.tolist()}:
+    for kind in {*kinds_.tolist(), *true_kinds_.tolist()} if judged is None else {*judged, *true_kinds_.tolist()}:
         mine, theirs = kinds_ == kind, true_kinds_ == kind
         parts.append(match(boxes[mine], scores[mine], truth[theirs], threshold, criterion))
     return replace(Matches.join(parts), images=1)
@@ -196,6 +206,68 @@ def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
     return _Ranked(images, np.zeros(len(images), np.intp)).froc(np.ones(1), fppi)
 
 
+def froc_by_training(images: Sequence[Matches], trainings: Sequence[Training], fppi: ArrayLike = FPPI) -> dict[Training, Froc]:
+    """Each training's own FROC curve, by training; one that judged no lesion has none.
+
+    Args:     images: of each image its matches. trainings: of each image. fppi: as for `froc`.
+    Raises:   ValueError: as `froc`, or images and trainings don't belong together.
+    """
+    if not any(image.lesions for image in images):
+        raise ValueError("a FROC curve needs lesions, and there is none")
+    return {training: froc(part, fppi) for training, part in parts_with_lesions(images, trainings).items()}
+
+
+def over_folds(values: Mapping[Training, NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean over trainings, and standard deviation over folds of each fold's mean over its seeds.
+
+    Args:     values: training -> float64 [k].
+    Returns:  (mean, deviation), float64 [k] each; the deviation, of n - 1 degrees of freedom, is NaN where there is one fold.
+    """
+    by_fold: dict[int, list[NDArray[np.float64]]] = {}
+    for (fold, _), value in values.items():
+        by_fold.setdefault(fold, []).append(value)
+    folds = [np.mean(of_seeds, axis=0) for of_seeds in by_fold.values()]
+    mean = np.mean([*values.values()], axis=0)
+    return mean, np.std(folds, axis=0, ddof=1) if len(folds) > 1 else np.full_like(mean, np.nan)
+
+
+def false_positives_apart(
+    images: Sequence[Matches], trainings: Sequence[Training], fppi: ArrayLike = FPPI
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """False positives per image without lesions and per image with lesions, where all images together have so many.
+
+    Both are read off each training's own curve, linear between operating points as sensitivity is, and averaged. So, weighted by
+    the numbers of images, one training's two numbers have the mean that was asked for, unless its curve ends before.
+
+    Args:     images: of each image its matches. trainings: of each image. fppi: [k], numbers of false positives per image.
+    Returns:  (without, with), float64 [k] each; NaN where there is no such image.
+    """
+    sides = []
+    for normal in (True, False):
+        found = []
+        for rows in rows_by_training(trainings, len(images)).values():
+            part = [images[row] for row in rows]
+            chosen = [image for image in part if (image.lesions == 0) == normal]
+            if chosen:
+                found.append(_at(part, Matches.join(chosen), np.asarray(fppi, np.float64)))
+        sides.append(np.mean(found, axis=0) if found else np.full(np.shape(fppi), np.nan))
+    return sides[0], sides[1]
+
+
+def _at(images: Sequence[Matches], some: Matches, fppi: NDArray[np.float64]) -> NDArray[np.float64]:
+    """False positives per image of `some` of the images where all of them have so many."""
+    everything = Matches.join(images)
+    scores = np.unique(everything.false_positives)
+    of_all, of_some = (_counted(part.false_positives, scores) / part.images for part in (everything, some))
+    return np.interp(fppi, of_all, of_some)
+
+
+def _counted(values: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.intp]:
+    """How many values reach each of some rising scores, the highest score first, and a 0 before it."""
+    below = np.searchsorted(np.sort(values), scores, side="left")
+    return np.append(0, len(values) - below[::-1])
+
+
 def froc_interval(
     images: Sequence[Matches],
     patient_ids: Sequence[str],
@@ -203,33 +275,49 @@ def froc_interval(
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-    of: Literal["tpr", "areas"] = "tpr",
+    of: Measured = "tpr",
     against: Sequence[Matches] | None = None,
+    trainings: Sequence[Training] | None = None,
+    others_trainings: Sequence[Training] | None = None,
+    fewest: int = FEWEST_PATIENTS,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Percentile bootstrap interval of a FROC curve, drawing whole patients with replacement.
+
+    Of several trainings every draw has the mean over the trainings that judged a lesion of the patients drawn.
 
     Args:     images: of each image its matches. patient_ids: of each image. fppi: [k], numbers of false positives per image.
               samples: draws; those without any lesion are drawn again. level: of confidence, in (0, 1). of: sensitivity or partial
               area. against: another detector's matches of the same images: the interval is of the difference, images - against,
-              the same patients being drawn for both.
-    Returns:  (low, high), float64 [k] each; NaN where all images are of one patient, which bounds nothing.
-    Raises:   ValueError: no image has a lesion, or images, patients and `against` don't belong together.
+              the same patients being drawn for both. trainings, others_trainings: of each image the training that answered, of
+              `images` and of `against`; None: all on one scale. fewest: patients below which nothing is bounded.
+    Returns:  (low, high), float64 [k] each; NaN where there are fewer patients than `fewest`, or one alone.
+    Raises:   ValueError: no image has a lesion, or images, patients, trainings and `against` don't belong together.
     """
     check_pair(images, patient_ids, against)
     if not any(image.lesions for image in images):
         raise ValueError("a FROC curve needs lesions, and there is none")
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
-    if len(patients) < 2:
+    if len(patients) < max(2, fewest):
         return np.full(np.shape(fppi), np.nan), np.full(np.shape(fppi), np.nan)
-    ranked = _Ranked(images, rows)
-    other = None if against is None else _Ranked(against, rows)
+    ours = _Trainings(images, rows, trainings)
+    theirs = None if against is None else _Trainings(against, rows, others_trainings)
     values = []
-    for times in _draws(ranked.lesions, samples, seed):
-        value = getattr(ranked.froc(times, fppi), of)
-        values.append(value if other is None else value - getattr(other.froc(times, fppi), of))
+    for times in _draws(ours.lesions, samples, seed):
+        value = ours.mean(times, fppi, of)
+        values.append(value if theirs is None else value - theirs.mean(times, fppi, of))
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(values, [tail, 100 - tail], axis=0)
     return low, high
+
+
+def rows_by_training(trainings: Sequence[Training] | None, count: int) -> dict[Training, list[int]]:
+    """The places of each training's images among all; None: one training has them all. Raises: ValueError: they are not `count`."""
+    if trainings is not None and len(trainings) != count:
+        raise ValueError(f"{count} images need as many trainings, not {len(trainings)}")
+    rows: dict[Training, list[int]] = {}
+    for row in range(count):
+        rows.setdefault((0, 0) if trainings is None else trainings[row], []).append(row)
+    return rows
 
 
 def check_pair(images: Sequence[Matches], patient_ids: Sequence[str], others: Sequence[Matches] | None = None) -> None:
@@ -240,11 +328,31 @@ def check_pair(images: Sequence[Matches], patient_ids: Sequence[str], others: Se
         raise ValueError("two detectors must be judged on the same images, and theirs have different lesions")
 
 
+def parts_with_lesions(images: Sequence[Matches], trainings: Sequence[Training] | None) -> dict[Training, list[Matches]]:
+    """Each training's images, of the trainings that judged a lesion."""
+    parts = {training: [images[row] for row in rows] for training, rows in rows_by_training(trainings, len(images)).items()}
+    return {training: part for training, part in parts.items() if any(image.lesions for image in part)}
+
+
+class _Trainings:
+    """The ranked detections of each training; patients are numbered across all of them. lesions: of each patient."""
+
+    def __init__(self, images: Sequence[Matches], patients: NDArray[np.intp], trainings: Sequence[Training] | None) -> None:
+        places, count = rows_by_training(trainings, len(images)), int(patients.max(initial=0)) + 1
+        self.parts = [_Ranked([images[row] for row in rows], patients[rows], count) for rows in places.values()]
+        self.lesions = np.sum([part.lesions for part in self.parts], axis=0)
+
+    def mean(self, times: NDArray[np.float64], fppi: ArrayLike, of: Measured) -> NDArray[np.float64]:
+        """The mean of the trainings' curves where each patient is taken so many times; those without a lesion then have none."""
+        curves = [part.froc(times, fppi) for part in self.parts if times @ part.lesions]
+        return np.asarray(np.mean([getattr(curve, of) for curve in curves], axis=0))
+
+
 class _Ranked:
     """The detections of some patients in the order of their scores: sorted once, whatever is drawn of the patients afterwards."""
 
-    def __init__(self, images: Sequence[Matches], patients: NDArray[np.intp]) -> None:
-        count = int(patients.max(initial=0)) + 1
+    def __init__(self, images: Sequence[Matches], patients: NDArray[np.intp], count: int | None = None) -> None:
+        count = int(patients.max(initial=0)) + 1 if count is None else count
         self.lesions = np.bincount(patients, np.array([image.lesions for image in images], np.float64), count)
         self.images = np.bincount(patients, np.array([image.images for image in images], np.float64), count)
         joined = Matches.join(images)
@@ -270,7 +378,8 @@ class _Ranked:
 
 
 def _areas(x: NDArray, y: NDArray, limits: NDArray[np.float64], tpr: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean height of a curve from 0 to each limit; at a limit of 0 the height there."""
+    """The mean height of a curve from 0 to each limit; at limits of 0 and infinity the height there."""
+    limits = np.where(np.isfinite(limits), limits, 0.0)
     last = np.searchsorted(x, limits, side="right") - 1
     whole = np.append(0.0, np.cumsum(np.diff(x) * (y[1:] + y[:-1]) / 2))[last]
     total = whole + (limits - x[last]) * (y[last] + tpr) / 2

@@ -8,7 +8,9 @@ no normal ones. Cases are left out one by one (jackknife), and the two detectors
 Source: Chakraborty and Berbaum, Observer studies involving detection and localization, Medical Physics 31 (2004) 2313-2330;
 Chakraborty, Analysis of location specific observer performance data, Academic Radiology 13 (2006) 1187-1193, for JAFROC1; Dorfman,
 Berbaum and Metz, Investigative Radiology 27 (1992) 723-731, for pseudo-values. Departures: a case is a patient with all images, since
-images of one patient are not independent; the readers are one detector each, whose analysis of variance is the paired t test.
+images of one patient are not independent; the readers are one detector each, whose analysis of variance is the paired t test. A detector
+that was trained several times (folds, seeds) has the mean of its trainings' figures of merit, with every patient left out of all of them:
+each training has a scale of scores of its own.
 """
 
 from __future__ import annotations
@@ -21,14 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tfmammo.metrics.detection import Matches, check_pair
+from tfmammo.metrics.detection import Matches, Training, check_pair, parts_with_lesions, rows_by_training
+from tfmammo.metrics.significance import FEWEST_PATIENTS
 
 Merit = Literal["jafroc", "jafroc1"]
 
 
-def merit_for(images: Sequence[Matches]) -> Merit:
-    """The merit "jafroc" where there are images without lesions to take false positives from, else "jafroc1"."""
-    return "jafroc" if any(not image.lesions for image in images) else "jafroc1"
+def merit_for(images: Sequence[Matches], trainings: Sequence[Training] | None = None) -> Merit:
+    """The merit "jafroc" where every training has images without lesions to take false positives from, else "jafroc1"."""
+    parts = parts_with_lesions(images, trainings).values()
+    return "jafroc" if all(any(not image.lesions for image in part) for part in parts) else "jafroc1"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,14 @@ def jafroc(images: Sequence[Matches], merit: Merit = "jafroc") -> float:
 
 
 def jafroc_test(
-    images: Sequence[Matches], others: Sequence[Matches], patient_ids: Sequence[str], merit: Merit = "jafroc", level: float = 0.95
+    images: Sequence[Matches],
+    others: Sequence[Matches],
+    patient_ids: Sequence[str],
+    merit: Merit = "jafroc",
+    level: float = 0.95,
+    trainings: Sequence[Training] | None = None,
+    others_trainings: Sequence[Training] | None = None,
+    fewest: int = FEWEST_PATIENTS,
 ) -> JafrocTest:
     """Whether two detectors of the same images have different figures of merit, by the jackknife over patients.
 
@@ -72,18 +83,21 @@ def jafroc_test(
     figures over the standard error of the mean difference of pseudo-values, with K - 1 degrees of freedom.
 
     Args:     images, others: of each image its matches by either detector. patient_ids: of each image. merit: as for `jafroc`.
-              level: of confidence, in (0, 1).
-    Returns:  JafrocTest; untested (NaN) where without some patient there is no lesion or no image left. Where the two never differ t is
-              0 and p 1; where they differ without variance t is infinite and p 0.
-    Raises:   ValueError: as `jafroc`, or images, others and patients don't belong together.
+              level: of confidence, in (0, 1). trainings, others_trainings: of each image the training that answered, of `images` and of
+              `others`; theta is the mean of their figures of merit. None: all on one scale. fewest: patients below which nothing is
+              tested.
+    Returns:  JafrocTest; untested (NaN) where there are fewer patients than `fewest`, or without some patient a training has no lesion
+              or no image left. Where the two never differ t is 0 and p 1; where they differ without variance t is infinite and p 0.
+    Raises:   ValueError: as `jafroc`, of any training, or images, others, patients and trainings don't belong together.
     """
     check_pair(images, patient_ids, others)
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
-    ratings, count = [_Ratings(side, rows, merit) for side in (images, others)], len(patients)
-    first, other = (side.theta() for side in ratings)
+    count = len(patients)
+    ours, theirs = _ratings(images, rows, merit, trainings), _ratings(others, rows, merit, others_trainings)
+    first, other = (float(np.mean([part.theta() for part in side])) for side in (ours, theirs))
     difference = first - other
-    left = ratings[0].left_out(count) - ratings[1].left_out(count)
-    if np.isnan(left).any():
+    left = np.mean([part.left_out(count) for part in ours], axis=0) - np.mean([part.left_out(count) for part in theirs], axis=0)
+    if count < fewest or np.isnan(left).any():
         return JafrocTest(first, other, difference, np.nan, np.nan, np.nan, 0, np.nan)
     pseudo = count * difference - (count - 1) * left
     error, degrees = float(np.sqrt(pseudo.var(ddof=1) / count)), count - 1
@@ -93,6 +107,13 @@ def jafroc_test(
     half = float(stats.t.ppf((1 + level) / 2, degrees)) * error
     p = float(2 * stats.t.sf(abs(t), degrees))
     return JafrocTest(first, other, difference, difference - half, difference + half, t, degrees, p)
+
+
+def _ratings(images: Sequence[Matches], patients: NDArray[np.intp], merit: Merit, trainings: Sequence[Training] | None) -> list[_Ratings]:
+    """Each training's, but for one that judged no lesion, where others did."""
+    places = rows_by_training(trainings, len(images)).values()
+    some = [rows for rows in places if any(images[row].lesions for row in rows)] or [list(range(len(images)))]
+    return [_Ratings([images[row] for row in rows], patients[rows], merit) for rows in some]
 
 
 class _Ratings:
