@@ -46,6 +46,20 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(tiny_can, rando
     assert float(best.tags["validation_dice"]) == pytest.approx(max(scores), abs=1e-5)
 
 
+def test_the_papers_protocol_trains_on_its_copies_as_they_are(tiny_can, random_patches, tmp_path):
+    drawn = []
+
+    class Noting(CAN):
+        def train_step(self, batch):
+            tf.py_function(lambda images: drawn.extend(image.tobytes() for image in images.numpy()), [batch["image"]], [])
+            return super().train_step(batch)
+
+    leaky = tiny_can(steps=16)
+    leaky = leaky.model_copy(update={"data": leaky.data.model_copy(update={"split": "paper"})})
+    fit(leaky, random_patches, tmp_path / "run", room=Noting)
+    assert set(drawn) == {image.tobytes() for image in random_patches(8).images}, "each of the eight patches, none of them turned"
+
+
 def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(tiny_can, random_patches, tmp_path):
     seen = []
 

@@ -185,7 +185,7 @@ class _Training:
         metrics: dict[str, float] = {}
         if step == 0 and self.team.chief:
             self._grid(step)
-        data = self.team.batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.augment, step)
+        data = self.team.batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.turn_draws, step)
         advance, data = self._advance(), iter(data)
         with Progress(self.experiment.name, step, self.steps) as progress:
             while step < self.steps:
