@@ -257,15 +257,22 @@ class Experiment(Frozen, Generic[Model]):
     model: Model
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint depends on: everything but how long and on how many machines to train, how often to look and where to write."""
+        """What a checkpoint depends on, as far as a config tells.
+
+        Not part of it: how long and on how many machines to train, how often to look, where to write, and where data lies. Data
+        counts by its content, which the run's folder keeps a hash of (train_patches), so that an archive may move.
+        """
         content = self.model_dump(mode="json")
         del content["tracking"]
+        for key in ("root", "records", "split_file"):
+            del content["data"][key]
+        del content["data"]["added"]["synthetic"]
         for key in ("steps", "epochs", "checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep", "strategy"):
             del content["training"][key]
         return content
 
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits of `identity()`: equal for runs that may share a folder."""
+        """Eight hexadecimal digits of `identity()`: equal for runs that may share a folder if their data is equal."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -117,6 +117,26 @@ def test_a_folder_of_other_data_is_refused(tiny_can, random_patches, tmp_path):
         fit(tiny_can(steps=2), lambda count: random_patches(count + 2), tmp_path / "run")
 
 
+def with_root(experiment, root):
+    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"name": "folder", "root": root})})
+
+
+def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_spelt(tiny_can, random_patches, tmp_path):
+    fit(with_root(tiny_can(steps=1), Path("archive")), random_patches, tmp_path / "run")
+    assert "root: archive" in (tmp_path / "run/config.yaml").read_text(), "the config keeps the path, as earlier versions did"
+    fit(with_root(tiny_can(steps=2), tmp_path / "elsewhere/archive"), random_patches, tmp_path / "run")
+    assert saved_step(tmp_path / "run") == 2
+
+
+def test_two_archives_of_one_name_share_a_default_folder_but_not_a_run(tiny_can, random_patches, tmp_path):
+    one, other = (with_root(tiny_can(steps=1), tmp_path / place / "archive") for place in ("one", "other"))
+    assert cli.default_output(one) == cli.default_output(other)
+    fit(one, random_patches, tmp_path / "run")
+    with pytest.raises(loop.TrainingError, match="choose another --output"):
+        fit(other, lambda count: random_patches(count + 2), tmp_path / "run")
+    assert saved_step(tmp_path / "run") == 1
+
+
 def test_a_folder_in_use_is_refused(tiny_can, random_patches, tmp_path):
     (tmp_path / "run").mkdir()
     with loop.locked(tmp_path / "run"), pytest.raises(loop.TrainingError, match="another process"):
