@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo import config as configuration
-from tfmammo import evaluation
+from tfmammo import evaluation, export
 from tfmammo.config import ConfigError, TrainingConfig
 from tfmammo.data import splits
 from tfmammo.data.patches import Patches
@@ -159,7 +159,9 @@ def trained_on(comparison: evaluation.Comparison, model: str, pool: Patches) -> 
     other = comparison.patches.ids[:, np.newaxis] != pool.ids
     if comparison.protocol == "paper":
         return other
-    seen = [np.isin(pool.patient_ids, network.card.get("train_patients", [])) for network in comparison.networks[model]]
+    networks = comparison.networks[model]
+    known = [export.trained_on(one.card, one.handle) if "train_patients" in one.card else () for one in networks]
+    seen = [np.isin(pool.patient_ids, sorted(patients)) for patients in known]
     return other & np.stack(seen)[comparison.folds[model]]
 
 

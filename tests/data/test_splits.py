@@ -237,7 +237,7 @@ def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):
     save(path, saved)
     assert load(path) == saved
     content = json.loads(path.read_text())
-    assert set(content) == {"archive", "split", "folds", "seed", "stratify", "patients", "sha256"}
+    assert set(content) == {"archive", "split", "folds", "seed", "stratify", "patients", "id_key", "sha256"}
     assert (content["archive"], content["split"], content["folds"], content["seed"], content["stratify"]) == (
         "cdd_cesm",
         "patient",
