@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from tfmammo import config as configuration
-from tfmammo import evaluation
+from tfmammo import evaluation, export
 from tfmammo.baselines.poisson import METHODS
 from tfmammo.config import ConfigError, DataConfig, TrainingConfig
 from tfmammo.data import splits
@@ -124,7 +124,7 @@ def compared(config: BlendingEvaluationConfig, lesions: Patches, tissue: Patches
 
     def three_channels(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
         under = tissue.take(rows_of(lesions, patches))
-        if np.isin(under.patient_ids, card["train_patients"]).any():
+        if np.isin(under.patient_ids, sorted(export.trained_on(card, "the blending"))).any():
             raise DataError(
                 "a lesion would be set into tissue of a patient that its model was trained on; data.folds, seed and stratify must be those"
                 " of the training"

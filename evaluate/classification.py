@@ -239,7 +239,7 @@ def tested(folders: Mapping[tuple[float, int], Path], test: Patches) -> Scores:
 def judged(folder: Path, images: NDArray[np.float32], output: str, patients: NDArray[np.str_]) -> NDArray[np.float32]:
     """One output of a run's chosen weights: "probability" [n] or "features" [n, channels]."""
     weights = study.chosen_weights(folder)
-    if known := set(export.read_card(weights)["train_patients"]) & set(patients.tolist()):
+    if known := export.trained_on(export.read_card(weights), weights) & set(patients.tolist()):
         raise DataError(f"{folder}: was trained on {len(known)} of the {len(set(patients))} patients it is to be tested on")
     return cli.predict(export.load(weights, "classifier"), "image", images, batch=16)[output]
 

@@ -205,9 +205,10 @@ IRRELEVANT = [
     "training.steps=9", "training.epochs=9", "training.checkpoint_every=9", "training.validate_every=9", "training.grid_every=9",
     "training.grid_samples=9", "training.keep=9", "tracking.uri=http://localhost", "tracking.experiment=x",
     "tracking.register_models=false", "tracking.system_metrics=false",
+    "data.root=x", "data.root=../x", "data.records=x", "data.split_file=x/split.json", "data.added.synthetic=x",
 ]  # fmt: skip
 RELEVANT = [
-    "name=other", "data.name=inbreast", "data.root=x", "data.fold=1", "data.seed=1", "data.augment=false", "training.batch_size=2",
+    "name=other", "data.name=inbreast", "data.added.copies=3", "data.fold=1", "data.seed=1", "data.augment=false", "training.batch_size=2",
     "training.seed=1", "training.precision=float32", "training.deterministic=true", "training.initial=x", "model.dropout=0",
     "model.filters=[4]", "model.learning_rate=2",
 ]  # fmt: skip

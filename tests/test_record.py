@@ -119,6 +119,13 @@ def test_hashed_id_is_a_short_stable_pseudonym(monkeypatch):
     assert "Jane" not in hashed_id("inbreast", "Jane Doe")
 
 
+def test_spellings_that_look_alike_are_one_identifier():
+    composed, decomposed, hidden = "M\u00fcller", "Mu\u0308ller", "M\u00fc\u200bller\ufeff\u00ad"
+    assert len({hashed_id("folder", name) for name in (composed, decomposed, hidden, "Mu\u200d\u0308ller")}) == 1
+    assert hashed_id("folder", "\uff21\uff11") == hashed_id("folder", "A1") != hashed_id("folder", "a1")
+    assert hashed_id("folder", composed) == hashlib.sha256("folder/M\u00fcller".encode()).hexdigest()[:12], "as ever"
+
+
 def test_a_secret_key_makes_it_a_keyed_hash(monkeypatch):
     monkeypatch.delenv(ID_KEY, raising=False)
     plain = hashed_id("inbreast", "Jane Doe")

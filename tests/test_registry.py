@@ -412,7 +412,7 @@ def test_a_config_file_and_what_stands_over_it(store, data, capsys, caplog):
     assert promote(*mine, "--metric", "dice", "--set", f"data.root={data.root}", "data.context=2", "min_gain=0.95", "metric=l1") == 1
     tags = store.tags(2)
     assert (tags["min_gain"], tags["metric"]) == ("0.95", "dice")
-    assert f"models:/{MODEL}/1 was trained with data.context 1.5 and is judged with 2.0" in capsys.readouterr().err + caplog.text
+    assert f"models:/{MODEL}/1 was trained with data.context 1.3 and is judged with 2.0" in capsys.readouterr().err + caplog.text
 
 
 def test_inner_sections_of_the_data_are_laid_over_the_cards(data):

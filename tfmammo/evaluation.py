@@ -104,11 +104,11 @@ class Network:
     def unseen(self, patient_ids: NDArray[np.str_]) -> NDArray[np.bool_]:
         """bool [n]: which patients it was not trained on.
 
-        Raises:   DataError: its card doesn't name them.
+        Raises:   DataError: its card doesn't name them. ExportError: it names them under another TFMAMMO_ID_KEY.
         """
         if "train_patients" not in self.card:
             raise DataError(f"{self.handle}: no card names the patients it was trained on; patients=all judges it all the same")
-        return ~np.isin(patient_ids, self.card["train_patients"])
+        return ~np.isin(patient_ids, sorted(export.trained_on(self.card, self.handle)))
 
     def run(self, source: str, target: str, values: NDArray[np.float32], shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
         """What it makes of `values`, eight at a time.
@@ -150,7 +150,8 @@ class Comparison:
         assert self.pool is not None
         if self.protocol == "paper":
             return np.ones(len(self.pool), np.bool_)
-        return np.isin(self.pool.patient_ids, network.card.get("train_patients", []))
+        known = export.trained_on(network.card, network.handle) if "train_patients" in network.card else frozenset()
+        return np.isin(self.pool.patient_ids, sorted(known))
 
     @property
     def title(self) -> str:

@@ -25,6 +25,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfmammo.quiet import held_back
+from tfmammo.record import key_fault
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,19 @@ def read_card(directory: Path) -> dict[str, Any]:
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ExportError(f"{path}: is no card of format {FORMAT}, the one that this version reads")
     return card
+
+
+def trained_on(card: Mapping[str, Any], where: object) -> frozenset[str]:
+    """The pseudonyms of the patients that an export's networks were trained on.
+
+    Args:     card: of `read_card`. where: what an error names.
+    Raises:   KeyError: the card does not name them. ExportError: another TFMAMMO_ID_KEY made them, so that no patient of today's
+              would be among them.
+    """
+    patients = frozenset(card["train_patients"])
+    if fault := key_fault(card.get("id_key")):
+        raise ExportError(f"{where}: {fault}")
+    return patients
 
 
 def find(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> str:

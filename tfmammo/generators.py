@@ -124,7 +124,7 @@ def trained_on(folder: Path) -> frozenset[str]:
     Raises:   ExportError: there is none. DataError: its card does not say.
     """
     try:
-        return frozenset(export.read_card(folder)["train_patients"])
+        return export.trained_on(export.read_card(folder), folder)
     except (KeyError, TypeError):
         raise DataError(f"{folder}: its card does not say on whom it was trained (train_patients)") from None
 

@@ -36,7 +36,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import card, jobs, sampling
 from tfmammo.data.patches import DataError, Patch, drawer
 from tfmammo.data.tfrecord import sha256
-from tfmammo.generators import LesionGenerator, best_weights, described, lesion_generator
+from tfmammo.generators import LesionGenerator, best_weights, described, lesion_generator, trained_on
 from tfmammo.patch_set import (
     FORMAT,
     IDENTITY,
@@ -91,6 +91,8 @@ def synthesise(chosen: PatchSynthesisConfig, output: Path, flags: Sequence[str] 
     mammograms = archives.mammograms(chosen.data, skipped)
     networks = {target: best_weights(handle, chosen.tracking_uri) for target, handle in sorted(chosen.generators.items())}
     sources = {target: suitable(mammograms, chosen, lesion_generator(network), target) for target, network in networks.items()}
+    for network in networks.values():
+        trained_on(network)  # refuses pseudonyms that were made under another key
     known = _identity(chosen, mammograms, networks)
     jobs.claim(output, known, IDENTITY)
     (output / "README.md").unlink(missing_ok=True)  # it says that all is there

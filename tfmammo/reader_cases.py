@@ -18,7 +18,7 @@ from scipy import optimize, sparse
 
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import DataError, Patches
-from tfmammo.record import hashed_id
+from tfmammo.record import hashed_id, key_fault
 from tfmammo.synthetic_set import PATIENTS
 from tfmammo.synthetic_set import Patients as SetPatients
 from tfmammo.training import cli
@@ -157,6 +157,8 @@ def _set_patients(root: Path) -> dict[str, str] | None:
         known = SetPatients.model_validate_json((root / PATIENTS).read_bytes())
     except (OSError, ValidationError):
         raise DataError(f"{root}: {PATIENTS} is damaged; run the synthesis again") from None
+    if fault := key_fault(known.id_key):
+        raise DataError(f"{root / PATIENTS}: {fault}")
     return {hashed_id("folder", patient): patient for patient in known.mammograms}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,12 +42,41 @@ def hashed_id(archive: str, identifier: str) -> str:
     Without a key, whoever holds a list of identifiers can hash them and compare: harmless for public archives, not for a
     hospital's numbers. The environment variable TFMAMMO_ID_KEY, any secret text, makes it a keyed hash (HMAC-SHA256).
 
+    Identifiers that look alike are one: they are hashed as `spelling` leaves them.
+
     Args:     archive: the archive's name. identifier: what the archive calls the patient, the study or the image.
     Returns:  12 hexadecimal digits, equal for equal arguments and key.
     """
-    content, key = f"{archive}/{identifier}".encode(), os.environ.get(ID_KEY, "").encode()
+    content, key = f"{archive}/{spelling(identifier)}".encode(), os.environ.get(ID_KEY, "").encode()
     digest = hmac.new(key, content, hashlib.sha256) if key else hashlib.sha256(content)
     return digest.hexdigest()[:12]
+
+
+def spelling(text: str) -> str:
+    """One spelling of a text that Unicode can spell in several ways: NFKC, without invisible characters (category Cf).
+
+    Case stays; readers of archives in which it means nothing fold it. Plain ASCII is returned as it is.
+    """
+    if text.isascii():
+        return text
+    # What an invisible character kept apart may compose, so it goes first, and again if composing leaves one.
+    visible = "".join(one for one in text if unicodedata.category(one) != "Cf")
+    return "".join(one for one in unicodedata.normalize("NFKC", visible) if unicodedata.category(one) != "Cf")
+
+
+def key_check() -> str:
+    """What files of pseudonyms keep of TFMAMMO_ID_KEY, to tell later whether it is still the same: 12 hexadecimal digits."""
+    return hashed_id("tfmammo", "key check")
+
+
+def key_fault(known: str | None) -> str | None:
+    """Why pseudonyms that were made under the key of `known` can't be compared with those of now; None where they can.
+
+    Args:     known: a `key_check` from a file; None of a file that an earlier version wrote without one.
+    """
+    if known in (None, key_check()):
+        return None
+    return f"its pseudonyms were made with another {ID_KEY}, so that it would know no patient again; set the key that it was made with"
 
 
 @dataclass(frozen=True, eq=False)

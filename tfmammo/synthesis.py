@@ -339,6 +339,8 @@ def _trained_on(chosen: SynthesisConfig, networks: Networks) -> frozenset[str]:
 
     Raises:   ExportError, DataError: a network can't be used.
     """
+    for network in filter(None, networks[:2]):
+        generators.trained_on(network)  # refuses pseudonyms that were made under another key
     of_gan = generators.trained_on(networks[1]) if networks[1] else frozenset()
     return (painter(chosen, networks[0]).patients or frozenset()) | of_gan
 

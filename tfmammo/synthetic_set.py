@@ -20,7 +20,7 @@ from tfmammo.data import card, jobs
 from tfmammo.data.patches import worst
 from tfmammo.data.tfrecord import encode_detection, sha256
 from tfmammo.recipe import Graft, OwnLesion, Planted, Recipe, SynthesisConfig
-from tfmammo.record import Mammogram
+from tfmammo.record import Mammogram, key_check
 
 PATIENTS = "patients.json"
 ENDINGS = {"dicom": ".dcm", "png": ".png", "tfrecord": ".tfrecord"}
@@ -30,12 +30,14 @@ class Patients(Frozen):
     """Everybody whom a set could tell of, by the pseudonyms of the archives that it was made from, each once and sorted.
 
     mammograms: whose tissue it shows, and their own lesions. lesions: whose lesions were set in, or may have given shapes or sizes.
-    trained_on: whom a network that made any of it was trained on.
+    trained_on: whom a network that made any of it was trained on. id_key: the `record.key_check` that the pseudonyms were made under,
+    None of a set of an earlier version.
     """
 
     mammograms: tuple[str, ...]
     lesions: tuple[str, ...]
     trained_on: tuple[str, ...]
+    id_key: str | None = None
 
     @staticmethod
     def of(made: Sequence[Recipe], lesions: Iterable[str] | None, trained_on: Iterable[str]) -> Patients:
@@ -43,7 +45,7 @@ class Patients(Frozen):
         shown = {recipe.source.patient_id for recipe in made if recipe.source}
         whose = {graft.patient_id for graft in _grafts(made)} if lesions is None else lesions
         mammograms, of_lesions, trained = (tuple(sorted(set(some))) for some in (shown, whose, trained_on))
-        return Patients(mammograms=mammograms, lesions=of_lesions, trained_on=trained)
+        return Patients(mammograms=mammograms, lesions=of_lesions, trained_on=trained, id_key=key_check())
 
 
 def write(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import DataError, Patches
+from tfmammo.data.pipeline import batches
 from tfmammo.data.splits import LeakError, SavedSplit, by_patient, check_no_leak, describe, load, official, paper, save, split
 
 COUNTS = {"a": 7, "b": 6, "c": 5, "d": 4, "e": 3, "f": 2, "g": 1, "h": 1, "i": 1}
@@ -98,6 +99,28 @@ def test_paper_has_its_numbers_and_leaks():
     again, _ = paper(some, 850, 150, seed=3)
     other, _ = paper(some, 850, 150, seed=4)
     assert train.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("turned, shared", [(False, 0), (True, 150)])
+def test_no_draw_of_the_papers_training_equals_a_test_copy_unless_draws_are_turned(turned, shared):
+    config = DataConfig(split="paper", seed=3)
+    train, test = split(patches([f"p{i}" for i in range(107)], size=3), config)
+    draws = _all_turns(train.images)
+    if not turned:  # what the loop hands to `batches`
+        drawn = batches(train, 10, seed=0, augment=config.turn_draws).take(3 * len(train) // 10)
+        draws = np.concatenate([batch["image"] for batch in drawn.as_numpy_iterator()])
+    seen = {image.tobytes() for image in draws}
+    assert sum(image.tobytes() in seen for image in test.images) == shared == len(test) * turned
+
+
+def _all_turns(images):
+    quarters = [np.rot90(images, k, axes=(1, 2)) for k in range(4)]
+    return np.concatenate([one for quarter in quarters for one in (quarter, quarter[:, :, ::-1])])
+
+
+def test_only_the_papers_split_switches_turned_draws_off():
+    assert DataConfig().turn_draws and not DataConfig(augment=False).turn_draws
+    assert not DataConfig(split="paper").turn_draws and DataConfig(split="official").turn_draws
 
 
 def test_paper_with_few_patches_scales_the_test_set(caplog):
@@ -214,7 +237,7 @@ def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):
     save(path, saved)
     assert load(path) == saved
     content = json.loads(path.read_text())
-    assert set(content) == {"archive", "split", "folds", "seed", "stratify", "patients", "sha256"}
+    assert set(content) == {"archive", "split", "folds", "seed", "stratify", "patients", "id_key", "sha256"}
     assert (content["archive"], content["split"], content["folds"], content["seed"], content["stratify"]) == (
         "cdd_cesm",
         "patient",

@@ -377,7 +377,7 @@ def test_names_that_rows_of_ours_have_are_refused(run):
 
 def test_a_model_trained_on_other_crops_is_pointed_out(run, runs, caplog):
     run("segmentation", {"CAN": folds(runs, "CAN")}, "data.context=2")
-    assert "was trained with data.context 1.5 and is judged with 2.0" in caplog.text
+    assert "was trained with data.context 1.3 and is judged with 2.0" in caplog.text
 
 
 def discs(radii, size=64):

@@ -127,6 +127,7 @@ def test_the_papers_protocol_leaks_and_says_so(caplog):
     assert (len(train), len(held_out)) == (50, 10)
     assert set(train.patient_ids) & set(held_out.patient_ids)
     assert "copies of one lesion stand on both sides" in caplog.text
+    assert caplog.text.count("data.augment is off") == 1
 
 
 def test_validation_of_a_room_that_does_both(tiny_can, random_patches):

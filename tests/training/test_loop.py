@@ -46,6 +46,20 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(tiny_can, rando
     assert float(best.tags["validation_dice"]) == pytest.approx(max(scores), abs=1e-5)
 
 
+def test_the_papers_protocol_trains_on_its_copies_as_they_are(tiny_can, random_patches, tmp_path):
+    drawn = []
+
+    class Noting(CAN):
+        def train_step(self, batch):
+            tf.py_function(lambda images: drawn.extend(image.tobytes() for image in images.numpy()), [batch["image"]], [])
+            return super().train_step(batch)
+
+    leaky = tiny_can(steps=16)
+    leaky = leaky.model_copy(update={"data": leaky.data.model_copy(update={"split": "paper"})})
+    fit(leaky, random_patches, tmp_path / "run", room=Noting)
+    assert set(drawn) == {image.tobytes() for image in random_patches(8).images}, "each of the eight patches, none of them turned"
+
+
 def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(tiny_can, random_patches, tmp_path):
     seen = []
 
@@ -101,6 +115,26 @@ def test_a_folder_of_other_data_is_refused(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "run")
     with pytest.raises(loop.TrainingError, match="files behind data.root have changed"):
         fit(tiny_can(steps=2), lambda count: random_patches(count + 2), tmp_path / "run")
+
+
+def with_root(experiment, root):
+    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"name": "folder", "root": root})})
+
+
+def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_spelt(tiny_can, random_patches, tmp_path):
+    fit(with_root(tiny_can(steps=1), Path("archive")), random_patches, tmp_path / "run")
+    assert "root: archive" in (tmp_path / "run/config.yaml").read_text(), "the config keeps the path, as earlier versions did"
+    fit(with_root(tiny_can(steps=2), tmp_path / "elsewhere/archive"), random_patches, tmp_path / "run")
+    assert saved_step(tmp_path / "run") == 2
+
+
+def test_two_archives_of_one_name_share_a_default_folder_but_not_a_run(tiny_can, random_patches, tmp_path):
+    one, other = (with_root(tiny_can(steps=1), tmp_path / place / "archive") for place in ("one", "other"))
+    assert cli.default_output(one) == cli.default_output(other)
+    fit(one, random_patches, tmp_path / "run")
+    with pytest.raises(loop.TrainingError, match="choose another --output"):
+        fit(other, lambda count: random_patches(count + 2), tmp_path / "run")
+    assert saved_step(tmp_path / "run") == 1
 
 
 def test_a_folder_in_use_is_refused(tiny_can, random_patches, tmp_path):

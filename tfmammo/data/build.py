@@ -36,7 +36,7 @@ from tfmammo.data import card, jobs
 from tfmammo.data.patches import TEXTS, DataError, Patch, patches_of
 from tfmammo.data.sampling import quota
 from tfmammo.data.tfrecord import COLUMNS, FORMAT, MANIFEST, Manifest, ShardFile, encode, quantised, sha256
-from tfmammo.record import Mammogram, Skipped
+from tfmammo.record import Mammogram, Skipped, key_check
 
 log = logging.getLogger(__name__)
 
@@ -222,6 +222,7 @@ def _finish(shards: Sequence[Shard], identity: dict[str, Any], chosen: BuildConf
         histogram=tuple(np.sum([sidecar.histogram for sidecar in sidecars], axis=0).tolist()),
         shards=tuple(found),
         columns={name: tuple(value for part in sidecars for value in part.columns[name]) for name in sidecars[0].columns},
+        id_key=key_check(),
     )
     output = shards[0].folder
     jobs.write(output / "dead_letters.csv", card.dead_letters(dead.reasons))

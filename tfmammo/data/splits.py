@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import SEVERITY, DataError, Patches, worst
 from tfmammo.data.sampling import shape_class
-from tfmammo.record import Mammogram
+from tfmammo.record import Mammogram, key_check, key_fault
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class SavedSplit(Frozen):
     """Where each patient of an archive stands.
 
     archive: its name. split: what kind of split it is. folds, seed, stratify: what it was made with, None where they play
-    no part. patients: pseudonym -> number of the fold that holds the patient out, for "patient"; "train" or "test" for
+    no part. id_key: the `record.key_check` that its pseudonyms were made under, None in files of earlier versions. patients: pseudonym -> number of the fold that holds the patient out, for "patient"; "train" or "test" for
     "official"; for "paper", which no patient decides, "both" too.
     """
 
@@ -106,10 +106,12 @@ class SavedSplit(Frozen):
     seed: int | None
     stratify: Literal["none", "pathology", "shape"] | None
     patients: dict[str, int | Literal["train", "test", "both"]]
+    id_key: str | None = None
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the contents as JSON with sorted keys and no blanks."""
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """SHA-256, in hexadecimal, of the contents as JSON with sorted keys and no blanks; of id_key only where there is one."""
+        without = {"id_key"} if self.id_key is None else set()
+        content = json.dumps(self.model_dump(mode="json", exclude=without), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -260,6 +262,7 @@ def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSpli
     if config.split_file:
         return load(config.split_file)
     known: dict[str, str | int | None] = {"archive": archive, "split": config.split, "folds": None, "seed": None, "stratify": None}
+    known["id_key"] = key_check()
     if config.split == "patient":
         patients, rows = np.unique(patches.patient_ids, return_inverse=True)
         folds = _folds(patients, rows, config.folds, config.seed, *_classes(patches, config))
@@ -281,7 +284,8 @@ def save(path: Path, saved: SavedSplit) -> None:
 def load(path: Path) -> SavedSplit:
     """Read what `save` wrote.
 
-    Raises:   DataError: the file can't be read, is no such file, or was changed since. The message names it.
+    Raises:   DataError: the file can't be read, is no such file, was changed since, or its pseudonyms were made under another
+              TFMAMMO_ID_KEY. The message names it.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -294,6 +298,8 @@ def load(path: Path) -> SavedSplit:
         raise DataError(f"{path}: is no split that a run wrote{faults}") from None
     if saved.digest() != known:
         raise DataError(f"{path}: was changed after it was written (its sha256 does not fit); take the original")
+    if fault := key_fault(saved.id_key):
+        raise DataError(f"{path}: {fault}")
     return saved
 
 

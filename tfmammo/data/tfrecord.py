@@ -23,7 +23,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from tfmammo.config import Frozen, describe
 from tfmammo.data.patches import TEXTS, DataError, Patch, Patches
-from tfmammo.record import Box
+from tfmammo.record import Box, key_fault
 
 FORMAT: Final = 1
 MANIFEST = "manifest.json"
@@ -45,7 +45,8 @@ class Manifest(Frozen):
 
     identity: config, archive and versions that decide the contents. size: of a patch, px. fingerprint: of all shards.
     histogram: counts of grey values in equal bins of [0, 1]. columns: COLUMNS and more, one text a record, in the order of
-    the shards and of the records in them.
+    the shards and of the records in them. id_key: the `record.key_check` that pseudonyms were made under, None of an earlier
+    version's.
     """
 
     format: Literal[1]
@@ -56,6 +57,7 @@ class Manifest(Frozen):
     histogram: tuple[NonNegativeInt, ...]
     shards: tuple[ShardFile, ...]
     columns: dict[str, tuple[str, ...]]
+    id_key: str | None = None
 
     def fault(self) -> str | None:
         """What contradicts itself, in a few words; None where all is well."""
@@ -89,9 +91,12 @@ class Records:
     def open(root: Path) -> Records:
         """All patches of a folder that `python -m tfmammo.data.build` wrote; images are not read.
 
-        Raises:   DataError: the folder or its manifest is missing or damaged, or a shard is missing or of another size.
+        Raises:   DataError: the folder or its manifest is missing or damaged, a shard is missing or of another size, or the
+                  pseudonyms were made under another TFMAMMO_ID_KEY.
         """
         manifest = read_manifest(Path(root))
+        if fault := key_fault(manifest.id_key):
+            raise DataError(f"{Path(root) / MANIFEST}: {fault}")
         for shard in manifest.shards:
             path = Path(root) / shard.file
             if not path.is_file() or path.stat().st_size != shard.bytes:

@@ -24,7 +24,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
 from tfmammo.data.whole import tile, toned, view
 from tfmammo.detection import tiles
-from tfmammo.export import CARD, SIGNATURE, located, read_card
+from tfmammo.export import CARD, SIGNATURE, located, read_card, trained_on
 from tfmammo.record import LesionKind, Mammogram
 from tfmammo.training import tracking
 
@@ -91,7 +91,7 @@ class Detector:
 
     def __init__(self, handle: str, model: Any, kinds: Sequence[LesionKind], data: DataConfig | None, card: dict[str, Any]) -> None:
         self.handle, self.kinds, self.data, self.card = handle, tuple(kinds), data, card
-        self._seen = frozenset(card["train_patients"]) if "train_patients" in card else None
+        self._seen = trained_on(card, handle) if "train_patients" in card else None
         self._model = model  # owns the variables: the signature alone would lose them
         self._function = _signature(handle, model)
         ((self._input, self._spec),) = self._function.structured_input_signature[1].items()

@@ -14,7 +14,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patches
 from tfmammo.data.whole import Whole
 from tfmammo.detection.detections import DetectionError
-from tfmammo.export import CARD, read_card
+from tfmammo.export import CARD, read_card, trained_on
 from tfmammo.metrics import detection
 
 BATCH = 8  # mammograms at once in validation
@@ -109,5 +109,5 @@ def seen(checkpoint: Path | None) -> list[str]:
     """The patients that the checkpoint of an earlier run here was trained on, which the loop counts as seen; [] of any other."""
     for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint else ():
         if (folder / CARD).is_file():
-            return read_card(folder)["train_patients"]
+            return sorted(trained_on(read_card(folder), folder))
     return []

@@ -18,6 +18,7 @@ Departures and what the paper leaves open:
 - Open: beta_1 of Adam (0.5, as in Pix2Pix), weights' start (N(0, 0.02)), dropout (0.5 in the three innermost decoder
   blocks, as in Pix2Pix, but off at inference: CAN names no noise), output activation (tanh, masks too).
 - Normalisation: statistics of the sample, in training and at inference (equal to batch normalisation at batch 1).
+- The crop is not stated. Table I implies lesions that fill 0.35 to 0.37 of a patch, which `data.context: 1.3` gives.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tfmammo.data import splits, whole
 from tfmammo.data.copies import copies
 from tfmammo.data.patches import DataError, Make, Patches, joined
 from tfmammo.data.whole import Whole
-from tfmammo.record import Mammogram, Skipped, hashed_id
+from tfmammo.record import Mammogram, Skipped, hashed_id, key_fault
 from tfmammo.synthetic_set import PATIENTS, Patients
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,9 @@ def synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> Itera
     place, count = config.added.synthetic, config.added.count
     assert place
     known = _patients(place)
-    for what, patients in known:
+    if fault := key_fault(known.id_key):
+        raise DataError(f"data.added.synthetic: {place / PATIENTS}: {fault}")
+    for what, patients in (("mammograms", known.mammograms), ("lesions", known.lesions), ("trained_on", known.trained_on)):
         if both := held_out & set(patients):
             raise DataError(
                 f"data.added.synthetic: {place} knows {len(both)} of the {len(held_out)} patients who are held out ({what}); make it of"

@@ -160,7 +160,10 @@ def datasets(config: DataConfig, output: Path | None = None, make: Make = make_p
     found: Patches | Records = _records(config, make) if config.records else all_patches(alone, make)
     train_patches, held_out = splits.split(found, alone)
     if config.split == "paper":
-        log.warning("data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; the metrics are too good")
+        log.warning(
+            "data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; the metrics are too good%s",
+            "; data.augment is off, because the copies are turned already" if config.augment else "",
+        )
     if output:
         _keep_split(found, alone, output)
     held_out = held_out.load() if isinstance(held_out, Records) else held_out

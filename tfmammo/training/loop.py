@@ -26,6 +26,7 @@ from tfmammo import export as exporting
 from tfmammo.config import ConfigError, Experiment, TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.data.tfrecord import Records
+from tfmammo.record import key_check
 from tfmammo.training import tracking, workers
 from tfmammo.training.image_grid import grid
 from tfmammo.training.progress import Progress
@@ -177,7 +178,8 @@ class _Training:
             initial = tracking.resolve(self.config.initial, self.experiment.tracking.uri)
             exporting.assign(self.room.networks, initial)
             # What the start was trained on counts as seen, whatever this run's own split holds out.
-            seen = exporting.read_card(initial).get("train_patients", [])
+            card = exporting.read_card(initial)
+            seen = sorted(exporting.trained_on(card, initial)) if "train_patients" in card else []
             if self.team.chief:
                 (self.output / INITIAL_PATIENTS).write_text("\n".join(seen), encoding="utf-8")
         self.team.agree(int(self.step), self.experiment, self.train)
@@ -196,7 +198,7 @@ class _Training:
         metrics: dict[str, float] = {}
         if step == 0 and self.team.chief:
             self._grid(step)
-        data = self.team.batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.augment, step)
+        data = self.team.batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.turn_draws, step)
         advance, data = self._advance(), iter(data)
         with Progress(self.experiment.name, step, self.steps) as progress:
             while step < self.steps:
@@ -346,6 +348,7 @@ class _Training:
             "config": self.experiment.model_dump(mode="json", exclude={"tracking"}),  # the store's address may hold a password
             "split": self.experiment.data.split,
             "data_fingerprint": self.train.fingerprint(),
+            "id_key": key_check(),
             "train_patients": sorted({*self.train.patient_ids.tolist(), *self._initial_patients()}),
             "held_out_ids": self.held_out.ids.tolist(),
             **tracking.git_state(),

@@ -1,0 +1,93 @@
+"""Whatever names patients by pseudonyms is refused under another TFMAMMO_ID_KEY, where it would know nobody again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfmammo import export
+from tfmammo.config import DataConfig
+from tfmammo.data import splits
+from tfmammo.data.patches import DataError
+from tfmammo.data.tfrecord import MANIFEST, Manifest, Records
+from tfmammo.evaluation import Network
+from tfmammo.record import ID_KEY, Skipped, hashed_id, key_check, key_fault
+from tfmammo.synthetic_set import PATIENTS, Patients
+from tfmammo.training import added
+
+REFUSED = "pseudonyms were made with another TFMAMMO_ID_KEY"
+
+
+@pytest.fixture
+def other_key(monkeypatch):
+    """A function that changes the key, as on another day in another shell."""
+    monkeypatch.delenv(ID_KEY, raising=False)
+    return lambda: monkeypatch.setenv(ID_KEY, "a secret")
+
+
+def test_a_check_value_tells_keys_apart_and_is_none_itself(monkeypatch):
+    found = []
+    for key in ("", "a secret", "another"):
+        monkeypatch.setenv(ID_KEY, key)
+        assert key_fault(key_check()) is None
+        found.append(key_check())
+    assert len(set(found)) == 3 and all("secret" not in one for one in found)
+    assert key_fault(found[0]) and key_fault(None) is None, "files of earlier versions say nothing"
+
+
+def test_a_network_does_not_take_its_own_patients_for_new_ones(other_key):
+    card = {"train_patients": [hashed_id("folder", "anna")], "id_key": key_check()}
+    network = Network("runs/x", Path("x"), None, card, "image")
+    patients = np.array([hashed_id("folder", "anna"), hashed_id("folder", "berta")])
+    assert network.unseen(patients).tolist() == [False, True]
+    other_key()
+    patients = np.array([hashed_id("folder", "anna"), hashed_id("folder", "berta")])
+    with pytest.raises(export.ExportError, match=f"runs/x: its {REFUSED}"):
+        network.unseen(patients)
+    del card["id_key"]
+    assert network.unseen(patients).all(), "a card of an earlier version can't be checked"
+
+
+def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tmp_path):
+    from tfmammo.models.can import CAN
+    from tfmammo.training import cli, loop
+
+    experiment = tiny_can(steps=1)
+    loop.fit(lambda: CAN(experiment.model, 32), experiment, random_patches(4), random_patches(3), tmp_path / "run", cli.validate)
+    assert export.read_card(tmp_path / "run/export")["id_key"] == key_check()
+
+
+def test_a_split_is_refused_and_an_old_one_read(random_patches, other_key, tmp_path):
+    saved = splits.describe(random_patches(8), DataConfig(), "folder")
+    splits.save(tmp_path / "split.json", saved)
+    assert splits.load(tmp_path / "split.json") == saved and saved.id_key == key_check()
+    old = splits.SavedSplit.model_validate(saved.model_dump() | {"id_key": None})
+    content = old.model_dump(mode="json") | {"sha256": old.digest()}
+    (tmp_path / "old.json").write_text(json.dumps({key: value for key, value in content.items() if key != "id_key"}))
+    other_key()
+    with pytest.raises(DataError, match=rf"split\.json: its {REFUSED}"):
+        splits.load(tmp_path / "split.json")
+    assert splits.load(tmp_path / "old.json") == old
+
+
+def test_records_are_refused(other_key, tmp_path):
+    manifest = Manifest(
+        format=1, identity={}, size=32, count=0, fingerprint="", histogram=(0,), shards=(),
+        columns={name: () for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")}, id_key=key_check(),
+    )  # fmt: skip
+    (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
+    assert len(Records.open(tmp_path)) == 0
+    other_key()
+    with pytest.raises(DataError, match=REFUSED):
+        Records.open(tmp_path)
+
+
+def test_a_synthetic_set_is_refused(other_key, tmp_path):
+    known = Patients.of([], ["p"], ["q"])
+    assert known.id_key == key_check()
+    (tmp_path / PATIENTS).write_text(known.model_dump_json())
+    other_key()
+    config = DataConfig.model_validate({"added": {"synthetic": tmp_path}})
+    with pytest.raises(DataError, match=rf"patients\.json: its {REFUSED}"):
+        added.synthetic(config, set(), Skipped())
