@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ RANGES = {
     "lesion": [-1.0, 1.0],
     "tri_label": [0.0, 1.0],
 }
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of systems and functions
 TOLERANCE = 1e-5  # relative to each value, and to the largest of an output where that is above 1; float32
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -130,6 +132,9 @@ def read_card(directory: Path) -> dict[str, Any]:
         raise ExportError(f"{path}: can't be read ({_sentence(error)})") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ExportError(f"{path}: is no card of format {FORMAT}, the one that this version reads")
+    for name in (card.get("name"), *card.get("functions", ())):
+        if not isinstance(name, str) or not PLAIN.fullmatch(name):  # both become folders
+            raise ExportError(f"{path}: {str(name)[:80]!r} is no plain name (letters, digits, _ - .)")
     return card
 
 
