@@ -149,6 +149,40 @@ def test_wrong_inputs_are_one_sentence(exported, arguments, named, message):
         critic(*arguments, **named)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, lambda values: tf.constant(values, tf.float32)], ids=["numpy", "tensorflow"])
+@pytest.mark.parametrize(
+    ("bad", "reach"),
+    [(255.0, "0.5 to 255"), (-0.01, "-0.01 to 0.5"), (np.nan, "nan to nan"), (np.inf, "0.5 to inf"), (1.001, "0.5 to 1.001")],
+)
+def test_values_outside_the_range_are_one_sentence(exported, kind, bad, reach):
+    """A picture times 255 would otherwise be answered, and look right."""
+    values = np.full((2, SIZE, SIZE, 1), 0.5, np.float32)
+    values[1, 2, 3] = bad
+    with pytest.raises(ExportError, match=rf"inverter: image must lie in \[0, 1\], but reaches from {reach}$"):
+        load(exported[1], "inverter")(kind(values))
+    with pytest.raises(ExportError, match=r"critic: mask must lie in \[0, 1\]"):
+        load(exported[1], "critic")(mask=kind(values), image=kind(np.zeros_like(values)))
+
+
+def test_values_at_the_ends_of_the_range_and_whole_numbers_are_taken(exported):
+    inverter = load(exported[1], "inverter")
+    ends = np.zeros((1, SIZE, SIZE, 1), np.float32)
+    ends[0, 0] = 1
+    expected = inverter(ends)["mask"]
+    for same in (ends.astype(np.uint8), ends.astype(np.float64), tf.constant(ends, tf.uint8), ends > 0):
+        np.testing.assert_array_equal(inverter(same)["mask"], expected)
+    rounded = inverter(ends * np.float32(1 + 5e-6))["mask"]  # what resampling makes of 1
+    np.testing.assert_allclose(rounded, expected, atol=1e-5)
+    assert len(inverter(np.zeros((0, SIZE, SIZE, 1), np.float32))["mask"]) == 0
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "..", "", 'a"b'])
+def test_a_name_that_is_no_plain_one_is_not_written(tmp_path, name):
+    with pytest.raises(ExportError, match="is no plain name"):
+        export(Room(), tmp_path / "export", {"name": name})
+    assert leftovers(tmp_path) == []
+
+
 def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
     given = {
         "name": "can",

@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ RANGES = {
     "lesion": [-1.0, 1.0],
     "tri_label": [0.0, 1.0],
 }
+PLAIN = re.compile(r"\w[\w .-]*")  # names of systems and functions, which become folders
 TOLERANCE = 1e-5  # relative to each value, and to the largest of an output where that is above 1; float32
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -131,6 +133,7 @@ def read_card(directory: Path) -> dict[str, Any]:
         raise ExportError(f"{path}: can't be read ({_sentence(error)})") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ExportError(f"{path}: is no card of format {FORMAT}, the one that this version reads")
+    _check_names(path, card)
     return card
 
 
@@ -169,7 +172,8 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
 
     Args:     directory: an export. function: a name in its card, see `find`.
     Returns:  a callable that takes float32 [n, s, s, 1] in the card's ranges, by name or in the card's order, and returns
-              output's name -> float32 array. It raises ExportError on a wrong name, number or shape of inputs.
+              output's name -> float32 array. It raises ExportError on a wrong name, number or shape of inputs, and on values
+              outside their range (by more than 1e-5) or that are no numbers.
     Raises:   ExportError: no export, no such function, or a damaged SavedModel.
     """
     card, folder = read_card(directory), located(Path(directory)) / function
@@ -188,6 +192,7 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
             raise ExportError(f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and {sorted(named)}")
         for name, value in values.items():
             _check_shape(f"{folder}: {name}", np.shape(value), inputs[name]["shape"])
+            _check_range(f"{folder}: {name}", value, inputs[name]["range"])
         # `loaded` owns the variables, so the closure must hold it and not only the signature.
         with next(quietly, contextlib.nullcontext()):
             outputs = loaded.signatures[SIGNATURE](**{name: tf.cast(value, tf.float32) for name, value in values.items()})
@@ -279,14 +284,21 @@ def _card(room: Exportable, functions: dict[str, Any], card: Mapping[str, Any]) 
     serves = card.get("serves", _served(functions))
     if serves not in functions:
         raise ExportError(f"the card serves {serves}, which is none of the functions {', '.join(functions)}")
-    given = {key: _plain(value) for key, value in card.items()}
-    return {"format": FORMAT, "name": room.name, **given} | {
+    given = {"format": FORMAT, "name": room.name} | {key: _plain(value) for key, value in card.items()}
+    _check_names(CARD, given | {"functions": functions})
+    return given | {
         "format": FORMAT,
         "serves": serves,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
         "networks": {name: network.count_params() for name, network in room.networks.items()},
         "functions": functions,
     }
+
+
+def _check_names(path: Path | str, card: Mapping[str, Any]) -> None:
+    for name in (card.get("name"), *card.get("functions", ())):
+        if not isinstance(name, str) or not PLAIN.fullmatch(name):
+            raise ExportError(f"{path}: {str(name)[:80]!r} is no plain name (letters, digits, _ - .)")
 
 
 def _served(functions: Mapping[str, Any]) -> str | None:
@@ -320,6 +332,17 @@ def _check_shape(what: str, shape: tuple[int, ...], expected: list[int | None]) 
     if len(shape) != len(expected) or any(want not in (None, size) for size, want in zip(shape, expected, strict=True)):
         wanted = ", ".join("n" if size is None else str(size) for size in expected)
         raise ExportError(f"{what} must have the shape [{wanted}], not {list(shape)}")
+
+
+def _check_range(what: str, value: Any, limits: list[float] | None) -> None:
+    """One pass over the values, where they lie: a tensor of a GPU is not copied. A comparison with NaN is false."""
+    if limits is None:
+        return
+    low, high = limits[0] - TOLERANCE, limits[1] + TOLERANCE
+    values, every = (tf.cast(value, tf.float32), tf.reduce_all) if tf.is_tensor(value) else (np.asarray(value), np.all)
+    if not every((values >= low) & (values <= high)):
+        smallest, largest = float(np.min(values)), float(np.max(values))
+        raise ExportError(f"{what} must lie in [{limits[0]:g}, {limits[1]:g}], but reaches from {smallest:g} to {largest:g}")
 
 
 def _plain(value: Any) -> Any:

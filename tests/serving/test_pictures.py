@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
 from tfmammo.case import Case, Finding
 from tfmammo.config import ConfigError, DataConfig
-from tfmammo.export import export
+from tfmammo.export import ExportError, export
 from tfmammo.inserter import Inserter, SystemConfig, Wish, opened
 from tfmammo.record import Lesion, borders
 from tfmammo.serving import pictures
@@ -80,16 +81,30 @@ class Room(keras.Model):
 
 
 @pytest.fixture(scope="module")
-def can(tmp_path_factory):
-    data = DataConfig(size=SIZE, window=(0, 1)).model_dump(mode="json")
-    return export(
-        Room(), tmp_path_factory.mktemp("can") / "export", {"step": 1, "config": {"data": data, "model": {}}, "train_patients": []}
-    )
+def exported(tmp_path_factory):
+    """A function (frame) -> the export of a room whose training patches were cut so."""
+
+    def make(frame):
+        data = DataConfig(size=SIZE, window=(0, 1), frame=frame).model_dump(mode="json")
+        card = {"step": 1, "config": {"data": data, "model": {}}, "train_patients": []}
+        return export(Room(), tmp_path_factory.mktemp("can") / "export", card)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def can(exported):
+    return exported("loose")
+
+
+def loaded(handle, **values):
+    return Service.load(ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(handle), **values)))
 
 
 @pytest.fixture(scope="module")
 def inverter(can):
-    return Service.load(ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(can))))
+    """Takes crops of any size."""
+    return loaded(can, scaled=True)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +130,71 @@ def test_a_picture_is_outlined_at_its_own_size(inverter, rows, cols):
         assert answer["box"] == [rows // 4, cols // 4, 3 * rows // 4, 3 * cols // 4]
 
 
-def test_many_pictures_are_one_call_and_keep_their_order(inverter):
+@pytest.mark.parametrize(("rows", "cols"), [(1024, 832), (8, 16), (SIZE, SIZE + 1), (1, 1), (1024, 1024)])
+def test_a_network_of_patches_takes_nothing_but_patches(exported, rows, cols):
+    """Least of all a whole mammogram, for which its mask would be nonsense."""
+    strict, good = loaded(exported("square")), {"pixels": square(SIZE, SIZE).tolist()}
+    refusal = rf"^inputs\[1\]: the network takes patches of {SIZE} x {SIZE} px, no picture of {rows} x {cols} px$"
+    with pytest.raises(ValueError, match=refusal):
+        strict.answer([good, {"pixels": np.zeros((rows, cols)).tolist()}])
+    assert strict.answer([good])[0]["box"] == [SIZE // 4, SIZE // 4, 3 * SIZE // 4, 3 * SIZE // 4]
+
+
+def test_a_network_of_square_crops_takes_no_others(exported):
+    crops = loaded(exported("square"), scaled=True)
+    assert crops.answer([{"pixels": square(64, 64).tolist()}])[0]["box"] == [16, 16, 48, 48]
+    with pytest.raises(ValueError, match=r"^inputs\[0\]: the network takes square crops, no picture of 32 x 64 px$"):
+        crops.answer([{"pixels": square(32, 64).tolist()}])
+
+
+def test_a_network_of_whole_pictures_takes_any(exported):
+    assert loaded(exported("full")).answer([{"pixels": square(48, 80).tolist()}])[0]["box"] == [12, 20, 36, 60]
+
+
+def test_a_network_sees_eight_pictures_at_a_time(can):
+    service, seen = loaded(can), []
+    network = service.make.__self__
+    call = network.call
+    network.call = lambda **named: seen.append(len(named["image"])) or call(**named)
+    pictures_of = [{"pixels": np.full((SIZE, SIZE), level).tolist()} for level in np.linspace(0.1, 0.4, 27)]
+    pictures_of[13] = {"pixels": square(SIZE, SIZE).tolist()}
+    boxes = [answer["box"] for answer in service.answer(pictures_of)]
+    assert seen == [8, 8, 8, 3] and [number for number, box in enumerate(boxes) if box] == [13]
+
+
+def test_work_stops_where_nobody_waits_any_more(can):
+    service, asked = loaded(can), []
+
+    def proceed():
+        asked.append(1)
+        if len(asked) > 40:  # 32 pictures are read, then the network is called for eight at a time
+            raise TimeoutError
+
+    network = service.make.__self__
+    call, calls = network.call, []
+    network.call = lambda **named: calls.append(1) or call(**named)
+    picture = {"pixels": square(SIZE, SIZE).tolist()}
+    with pytest.raises(TimeoutError):
+        service.answer([picture] * 38, proceed)
+    assert len(calls) == 2
+
+
+def test_a_request_has_no_more_pictures_and_pixels_than_allowed(can, monkeypatch):
+    service, tiny = loaded(can, scaled=True), {"image": encoded(square(4, 4), 8)}
+    with pytest.raises(ConfigError, match=f"inputs holds {pictures.MOST + 1} pictures, more than {pictures.MOST}"):
+        service.answer([tiny] * (pictures.MOST + 1))
+    monkeypatch.setattr(pictures, "PIXELS", 40)
+    with pytest.raises(ConfigError, match=r"inputs\[2\]: with this picture the request has 48 px, more than 40"):
+        service.answer([tiny] * 4)
+
+
+@pytest.mark.parametrize("pixels", [[["0.5"]], [[True]], [[10**400]], [[[0.5]]], [[None]], {"a": 1}, [[1e39]], 0.5])
+def test_pixels_are_rows_of_numbers_and_nothing_that_looks_like_them(can, pixels):
+    with pytest.raises(ConfigError, match=r"^inputs\[0\]: pixels must (be rows of equal length, of numbers|lie in \[0, 1\])"):
+        loaded(can).answer([{"pixels": pixels}])
+
+
+def test_many_pictures_keep_their_order(inverter):
     images = [square(32, 32), np.full((20, 24), 0.1) + np.eye(20, 24) * 0.01, square(16, 48)]
     answers = inverter.answer([{"pixels": image.tolist()} for image in images])
     assert [decoded(answer["mask"]).shape for answer in answers] == [(32, 32), (20, 24), (16, 48)]
@@ -131,7 +210,7 @@ def test_served_probabilities_are_the_networks(inverter, can):
 
 
 def test_the_other_way_leads_from_masks_to_patches(can):
-    service = Service.load(ServiceConfig(name="can-generator", network=NetworkConfig(handle=str(can), source="mask")))
+    service = loaded(can, source="mask", scaled=True)
     (answer,) = service.answer([{"image": encoded((square(64, 64) > 0.5).astype(np.float32), 8)}])
     np.testing.assert_allclose(decoded(answer["image"]) / 65535, 0.5 * (square(SIZE, SIZE) > 0.5), atol=1e-5)
 
@@ -236,7 +315,7 @@ def test_a_network_that_leads_nowhere_is_refused(can, tiny_infilling):
 
 
 def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter, tracking_uri):
-    config = ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(can)), tracking_uri=tracking_uri)
+    config = ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(can), scaled=True), tracking_uri=tracking_uri)
     first, second = register(config), register(config)
     client = mlflow.MlflowClient(tracking_uri)
     assert (first, second) == ("1", "2") and str(client.get_model_version_by_alias("tfmammo-can-inverter", "best").version) == "2"
@@ -259,6 +338,19 @@ def test_a_folder_that_holds_no_service_is_refused(tmp_path):
     (tmp_path / pictures.FILE).write_text("[1]")
     with pytest.raises(ConfigError, match="holds no service"):
         pictures.unpacked(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "function"), [("../../out", "inverter"), ("a/b", "inverter"), ("can", "../inverter"), ("..", "inverter")])
+def test_a_card_leads_out_of_no_folder(can, tmp_path, name, function):
+    """Neither by the name of the system nor by that of a function."""
+    place = Path(shutil.copytree(can, tmp_path / "run" / "export"))
+    card = json.loads((place / "card.json").read_text())
+    card["name"], card["functions"] = name, {function: card["functions"]["inverter"]}
+    (place / "card.json").write_text(json.dumps(card))
+    shutil.copytree(place / "inverter", tmp_path / "run" / "inverter")
+    with pytest.raises(ExportError, match=r"card.json: .* is no plain name"):
+        lay_out(str(place), tmp_path / "deep" / "er" / "models")
+    assert not (tmp_path / "out").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_tensorflow_servings_layout(can, tmp_path):

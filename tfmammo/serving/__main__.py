@@ -80,8 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/VERSION, or a folder of MLflow's")
     running.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     running.add_argument("--port", type=int, default=5001)
-    running.add_argument("--limit", type=int, default=200, metavar="MB", help="largest request (200)")
-    running.add_argument("--parallel", type=int, default=2, metavar="N", help="requests computed at once (2)")
+    running.add_argument("--limit", type=_positive, default=64, metavar="MB", help="largest request (64)")
+    running.add_argument("--parallel", type=_positive, default=2, metavar="N", help="requests computed at once (2)")
+    running.add_argument("--name", nargs="+", default=[], metavar="HOST", help="names of this server that requests may be sent to")
     laying = commands.add_parser("layout", help="SavedModels for TensorFlow Serving")
     laying.add_argument("--model", required=True, help="a run's folder, an export, models:/NAME@ALIAS")
     laying.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
@@ -89,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     for each in (running, laying):
         each.add_argument("--tracking-uri", metavar="URI", help="MLflow's store (MLFLOW_TRACKING_URI, else mlflow.db here)")
     return parser
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
 
 
 def _register(chosen: argparse.Namespace) -> None:
@@ -102,7 +109,7 @@ def _run(chosen: argparse.Namespace) -> None:
 
     os.environ["MLFLOW_TRACKING_URI"] = tracking.store_uri(chosen.tracking_uri)  # which MLflow's loading goes by
     try:
-        server.run(chosen.model, chosen.host, chosen.port, chosen.limit, chosen.parallel)
+        server.run(chosen.model, chosen.host, chosen.port, chosen.limit, chosen.parallel, chosen.name)
     except MlflowException as error:
         raise TrackingError(f"{chosen.model}: can't be served ({server.sentence(error)})") from None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfmammo.serving.pictures import Answer, Service, unpacked  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo.serving.pictures import Answer, Service, go_on, unpacked  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 from mlflow.exceptions import MlflowException
@@ -19,7 +20,10 @@ from tfmammo.serving.saving import SERVICE
 with warnings.catch_warnings(record=True):
 
     class Pictures(PythonModel):
-        """A service behind MLflow's `predict`."""
+        """A service behind MLflow's `predict`. pictures: that its inputs are a list of them. proceed: see `go_on`."""
+
+        pictures = True
+        proceed: Callable[[], None] = staticmethod(go_on)
 
         def load_context(self, context: PythonModelContext) -> None:
             """Read the artifact "service", a folder that `pictures.gathered` made."""
@@ -30,7 +34,7 @@ with warnings.catch_warnings(record=True):
         ) -> list[Answer]:
             """See tfmammo.serving.pictures. Raises: MlflowException: what can't be answered, with status 400."""
             try:
-                return self.service.answer(model_input)
+                return self.service.answer(model_input, self.proceed)
             except ValueError as error:
                 if not type(error).__module__.startswith("tfmammo"):
                     raise

@@ -7,11 +7,13 @@ with one sentence that names its number.
 
     network     image -> mask:  "mask" (PNG, 0 or 255, of the picture's size), "probability" (PNG of 16 bits, of the network's), "box"
                 mask -> image:  "image" (PNG of 16 bits, of the network's size); what goes in is a lesion wherever it is not 0
-                The picture is the patch: it is scaled, and its grey values are mapped, as the network's training patches were.
+                The picture is the patch: as large as the network's, its grey values mapped as its training patches' were. No other
+                size is taken, as a network answers nonsense for a whole mammogram; but with `scaled`, crops at native pixels are.
     case        "report", as evaluate/case.py writes it, "masks" (RLE, as COCO has them, null where a lesion has none); "overlay" on demand
     system      of tfmammo.inserter: takes its Wish too, and "format" (png or dicom): "image", "mask", "box", "annotations", "recipe"
 
-An uploaded file is written to a private folder while it is read, and nothing of it is kept or logged: neither name nor header.
+A network sees eight patches at a time. An uploaded file is written to a private folder while it is read, and nothing of it is kept or
+logged: neither name nor header.
 """
 
 from __future__ import annotations
@@ -47,17 +49,22 @@ from tfmammo.inserter import Inserter, SystemConfig, Wish, opened
 from tfmammo.record import ArchiveError, Laterality, Mammogram, View, hashed_id
 
 FILE = "service.json"
+AT_ONCE = 8  # patches that a network sees, so that memory does not follow from a request
+MOST = 1024  # pictures of a request
+PIXELS = 2 * inserter.LARGEST  # of all pictures of a request, together
 HANDLES = ("detector", "segmenter", "classifier", "generator", "gan", "handle")
 
 
 class NetworkConfig(Frozen):
     """A network of patches. handle: its export. source: what goes in; image leads to a mask, mask to an image. threshold: a pixel is
-    lesion from this probability on.
+    lesion from this probability on. scaled: pictures may be crops of any size, cut as the network's training patches were (data.frame),
+    and are scaled as those were; else they must be as large as the network's patches.
     """
 
     handle: str
     source: Literal["image", "mask"] = "image"
     threshold: float = Field(default=0.5, gt=0, le=1)
+    scaled: bool = False
 
 
 class ServiceConfig(Frozen):
@@ -83,7 +90,7 @@ class Picture(Frozen):
     """What every request has, see the module."""
 
     image: str | None = None
-    pixels: list[list[float]] | None = None
+    pixels: Any = None
     laterality: Laterality | None = None
     view: View | None = None
     spacing: tuple[float, float] | None = None
@@ -110,12 +117,18 @@ class SystemRequest(Picture, Wish):
 
 
 Answer = dict[str, Any]
+Proceed = Callable[[], None]
+Make = Callable[[Sequence[Any], Sequence[Mammogram], Proceed], list[Answer]]
+
+
+def go_on() -> None:
+    """What is asked before each part of the work; a server puts something in its place that raises where nobody waits any more."""
 
 
 class Service:
     """A loaded service: `answer` takes the requests of one call. make: the requests and their mammograms -> the answers."""
 
-    def __init__(self, kind: type[Picture], make: Callable[[Sequence[Any], Sequence[Mammogram]], list[Answer]]) -> None:
+    def __init__(self, kind: type[Picture], make: Make) -> None:
         self.kind, self.make = kind, make
 
     @staticmethod
@@ -129,20 +142,27 @@ class Service:
         assert config.system
         return Service(SystemRequest, _each(partial(_changed, Inserter.load(config.system))))
 
-    def answer(self, items: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    def answer(self, items: Sequence[Mapping[str, Any]], proceed: Proceed = go_on) -> list[Answer]:
         """One answer for each picture.
 
+        Args:     proceed: see `go_on`.
         Raises:   ConfigError: a request is none. ArchiveError, DataError, CaseError: a picture can't be used. Each names its number.
         """
         if not items:
             raise ConfigError("inputs holds no picture")
+        if len(items) > MOST:
+            raise ConfigError(f"inputs holds {len(items)} pictures, more than {MOST}")
         with tempfile.TemporaryDirectory() as folder:
-            requests, mammograms = [], []
+            requests, mammograms, pixels = [], [], 0
             for number, item in enumerate(items):
+                proceed()
                 with _numbered(number):
                     requests.append(_parsed(self.kind, item))
                     mammograms.append(_mammogram(requests[-1], Path(folder) / str(number)))
-            return self.make(requests, mammograms)
+                    pixels += mammograms[-1].rows * mammograms[-1].cols
+                    if pixels > PIXELS:
+                        raise ConfigError(f"with this picture the request has {pixels} px, more than {PIXELS}")
+            return self.make(requests, mammograms, proceed)
 
 
 def gathered(config: ServiceConfig, folder: Path) -> None:
@@ -194,14 +214,35 @@ class _Network:
         except (KeyError, TypeError, ValidationError):
             raise ConfigError(f"{config.handle}: its card does not say how its training patches were made (config.data)") from None
 
-    def answers(self, requests: Sequence[Picture], mammograms: Sequence[Mammogram]) -> list[Answer]:
-        """All in one call of the network."""
-        patches = []
+    def answers(self, requests: Sequence[Picture], mammograms: Sequence[Mammogram], proceed: Proceed) -> list[Answer]:
+        """Eight in one call of the network."""
         for number, one in enumerate(mammograms):
+            with _numbered(number):
+                self.check(one.rows, one.cols)
+        found: list[Answer] = []
+        for first in range(0, len(mammograms), AT_ONCE):
+            proceed()
+            found += self.some(mammograms[first : first + AT_ONCE], first)
+        return found
+
+    def some(self, mammograms: Sequence[Mammogram], first: int) -> list[Answer]:
+        """The answers to pictures that the network sees at once. first: the number of the first."""
+        patches = []
+        for number, one in enumerate(mammograms, first):
             with _numbered(number):
                 patches.append(self.patch(one))
         outputs = self.call(**{self.config.source: np.stack(patches)})[self.target]
         return [self.answer(output[..., 0], one) for output, one in zip(outputs, mammograms, strict=True)]
+
+    def check(self, rows: int, cols: int) -> None:
+        """Refuse what is no patch of this network. Raises: ArchiveError."""
+        frame = self.data.frame
+        if frame == "full" or (rows, cols) == (self.size, self.size):
+            return
+        if not self.config.scaled:
+            raise ArchiveError(f"the network takes patches of {self.size} x {self.size} px, no picture of {rows} x {cols} px")
+        if frame == "square" and rows != cols:
+            raise ArchiveError(f"the network takes square crops, no picture of {rows} x {cols} px")
 
     def patch(self, mammogram: Mammogram) -> NDArray[np.float32]:
         """float32 [size, size, 1] as the network's training patches."""
@@ -224,10 +265,11 @@ class _Network:
         return {"mask": _base64(synthetic.mask_png(mask)), "probability": _png16(output), "box": box}
 
 
-def _each(one: Callable[[Any, Mammogram], Answer]) -> Callable[[Sequence[Any], Sequence[Mammogram]], list[Answer]]:
-    def all_of(requests: Sequence[Any], mammograms: Sequence[Mammogram]) -> list[Answer]:
+def _each(one: Callable[[Any, Mammogram], Answer]) -> Make:
+    def all_of(requests: Sequence[Any], mammograms: Sequence[Mammogram], proceed: Proceed) -> list[Answer]:
         answers = []
         for number, (request, mammogram) in enumerate(zip(requests, mammograms, strict=True)):
+            proceed()
             with _numbered(number):
                 answers.append(one(request, mammogram))
         return answers
@@ -279,7 +321,7 @@ def _parsed(kind: type[Picture], item: Mapping[str, Any]) -> Picture:
 def _mammogram(request: Picture, path: Path) -> Mammogram:
     facts = {"laterality": request.laterality, "view": request.view, "spacing": request.spacing}
     if request.image is None:
-        return _of_pixels(request.pixels or [], facts)
+        return _of_pixels(request.pixels, facts)
     try:
         content = base64.b64decode(request.image, validate=True)
     except (binascii.Error, ValueError):
@@ -291,10 +333,16 @@ def _mammogram(request: Picture, path: Path) -> Mammogram:
         raise ArchiveError(str(error).removeprefix(f"{path}: ")) from None
 
 
-def _of_pixels(pixels: list[list[float]], facts: Mapping[str, Any]) -> Mammogram:
-    if not pixels or not pixels[0] or len({len(row) for row in pixels}) > 1:
-        raise ConfigError("pixels must be rows of equal length")
-    image = np.asarray(pixels, np.float32)[..., np.newaxis]
+def _of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
+    """pixels: rows as JSON has them, or a server's array of them."""
+    try:
+        values = np.asarray(pixels)
+    except ValueError:
+        values = np.empty(0)
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "iuf":
+        raise ConfigError("pixels must be rows of equal length, of numbers")
+    with np.errstate(over="ignore"):  # what float32 can't hold is infinite in it, and refused below
+        image = values.astype(np.float32)[..., np.newaxis]
     if image.size > inserter.LARGEST:
         raise ConfigError(f"pixels: {image.shape[0]} x {image.shape[1]} px are more than {inserter.LARGEST}")
     if not (image.min() >= 0 and image.max() <= 1):  # written so that NaN fails too

@@ -1,0 +1,174 @@
+"""A request's body as values; run as a script, in a process of its own whose memory and time are limited.
+
+A list of numbers takes sixteen times its text as Python objects, a list of empty lists thirty times: whatever a body is made of, what
+it may cost must be known beforehand. Small bodies are parsed where they are. Any other goes to a process that the system itself holds to
+a limit (RLIMIT_AS), that can be killed when nobody waits for it any more, and whose memory is gone with it. What comes back are arrays
+and text (`written`, `loaded`; no pickle). Neither a streaming parser nor a typed one does that: both still make an object of each number.
+
+The script needs the standard library and NumPy alone, so that it starts within a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import resource
+import sys
+from contextlib import suppress
+from typing import IO, Any
+
+import numpy as np
+
+VALUES = 2**24  # numbers, texts, lists and objects of a request; the largest mammograms have half as many pixels
+DEPTH = 8  # of lists and objects: the deepest request, an array for a named input, has six
+SPARE = 512 * 2**20  # bytes of memory of the process, beside those that follow from the body
+TIMES = 8  # bytes of memory for each of the body
+CPU_SECONDS = 60
+
+Request = tuple[Any, dict[str, Any] | None]
+
+
+class BadRequest(ValueError):
+    """A body that is no request. The message is one sentence, without anything that was sent."""
+
+
+def parsed(body: bytes) -> Request:
+    """The inputs and params of a request, lists of numbers as arrays.
+
+    Returns:  inputs: a list of objects, in which "pixels" is an array; an array; or name -> array. params: an object, or None.
+    Raises:   BadRequest: it is none.
+    """
+    if sum(map(body.count, (b",", b"[", b"{"))) > VALUES:  # so many values would follow, or are text that we never ask for
+        raise BadRequest(f"the request holds more than {VALUES} values; send a large picture as a file, in image")
+    request = _json(body)
+    _check_depth(request, DEPTH)
+    if not isinstance(request, dict) or "inputs" not in request:
+        raise BadRequest("the request must be an object with the key inputs")
+    inputs, params = request["inputs"], request.get("params")
+    if params is not None and not isinstance(params, dict):
+        raise BadRequest("params must be an object")
+    if isinstance(inputs, dict):
+        return {name: _array(value, f"inputs.{name[:40]}") for name, value in inputs.items()}, params
+    if not isinstance(inputs, list):
+        raise BadRequest("inputs must be a list of pictures, an array, or an object of arrays")
+    if not any(isinstance(item, dict) for item in inputs):
+        return (_array(inputs, "inputs") if inputs else []), params
+    return [_picture(item, number) for number, item in enumerate(inputs)], params
+
+
+def written(request: Request, file: IO[bytes]) -> None:
+    """Write a request for `loaded`: its arrays as NumPy has them, all else as JSON."""
+    inputs, params = request
+    arrays: dict[str, np.ndarray] = {}
+    if isinstance(inputs, np.ndarray):
+        arrays, inputs = {"inputs": inputs}, None
+    elif isinstance(inputs, dict):
+        arrays, inputs = {f"input {number}": array for number, array in enumerate(inputs.values())}, {"names": list(inputs)}
+    else:
+        arrays = {str(number): item.pop("pixels") for number, item in enumerate(inputs) if "pixels" in item}
+    text = json.dumps({"inputs": inputs, "params": params}).encode()
+    np.savez(file, request=np.frombuffer(text, np.uint8), **arrays)  # type: ignore[arg-type]  # of its own options none is meant
+
+
+def loaded(file: IO[bytes]) -> Request:
+    """What `written` wrote. Raises: BadRequest: it is what `failed` wrote."""
+    with np.load(file, allow_pickle=False) as held:
+        if "failed" in held:
+            raise BadRequest(held["failed"].tobytes().decode())
+        request = json.loads(held["request"].tobytes())
+        inputs, params = request["inputs"], request["params"]
+        if "inputs" in held:
+            return held["inputs"], params
+        if isinstance(inputs, dict):
+            return {name: held[f"input {number}"] for number, name in enumerate(inputs["names"])}, params
+        for number, item in enumerate(inputs):
+            if str(number) in held:
+                item["pixels"] = held[str(number)]
+        return inputs, params
+
+
+def failed(sentence: str, file: IO[bytes]) -> None:
+    """Write why there is no request."""
+    np.savez(file, failed=np.frombuffer(sentence.encode(), np.uint8))
+
+
+def main() -> None:
+    """Parse stdin to stdout, both files. Exit code 1: the memory did not do."""
+    size = sys.stdin.buffer.seek(0, io.SEEK_END)
+    _limit(resource.RLIMIT_AS, SPARE + TIMES * size)
+    _limit(resource.RLIMIT_CPU, CPU_SECONDS)
+    sys.stdin.buffer.seek(0)
+    gc.disable()  # which would walk all lists again and again, while nothing can be freed
+    try:
+        request = parsed(sys.stdin.buffer.read())
+    except BadRequest as error:
+        return failed(str(error), sys.stdout.buffer)
+    except MemoryError:
+        sys.exit(1)
+    written(request, sys.stdout.buffer)
+
+
+def _limit(kind: int, value: int) -> None:
+    with suppress(ValueError, OSError):  # a system that knows no such limit, or a lower one that holds already
+        resource.setrlimit(kind, (value, value))
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+    except UnicodeDecodeError:
+        raise BadRequest("the request is not text in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"the request is no valid JSON ({error.msg} at character {error.pos})") from None
+    except RecursionError:
+        raise BadRequest("the JSON is nested too deeply") from None
+    except BadRequest:
+        raise
+    except ValueError:  # of Python's limit on the digits of a whole number
+        raise BadRequest("the request holds a number of too many digits") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise BadRequest("an object of the request has a key twice")
+    return found
+
+
+def _constant(name: str) -> None:
+    raise BadRequest(f"{name} is no number in JSON")
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if isinstance(value, list | dict):
+        if not left:
+            raise BadRequest(f"the JSON is nested too deeply: more than {DEPTH} lists and objects")
+        for item in value.values() if isinstance(value, dict) else value:
+            if isinstance(item, list | dict):
+                _check_depth(item, left - 1)
+
+
+def _picture(item: Any, number: int) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise BadRequest(f"inputs[{number}] must be an object, as the others are")
+    if item.get("pixels") is None:
+        return item
+    return item | {"pixels": _array(item["pixels"], f"inputs[{number}]: pixels")}
+
+
+def _array(value: Any, name: str) -> np.ndarray:
+    """float32 of numbers. What float32 can't hold is infinite in it, which no check of a range lets pass."""
+    refusal = BadRequest(f"{name} must be rows of equal length, or deeper lists of one shape, of numbers")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError):
+        raise refusal from None
+    if array.dtype.kind not in "iuf" or not isinstance(value, list):
+        raise refusal
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+if __name__ == "__main__":
+    main()
