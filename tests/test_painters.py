@@ -151,7 +151,7 @@ def test_an_echo_puts_the_lesion_into_its_mask(laterality, window):
 def test_what_a_blending_network_is_shown():
     """Tissue, lesion and mask as training patches are made, each scaled and mirrored alike, the lesion with its own surroundings."""
     _, ground = opened(16, "R")
-    data = DATA.model_copy(update={"size": 32, "preprocess": PreprocessConfig(denoise=0.6)})
+    data = DATA.model_copy(update={"size": 32, "preprocess": PreprocessConfig(denoise=0.6, flip_right=True)})
     ground = Ground(ground.image, ground.mammogram, data)
     seen = {}
 

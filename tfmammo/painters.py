@@ -35,7 +35,7 @@ from tfmammo.data import preprocess
 from tfmammo.data.preprocess import DataError, resize, resize_mask
 from tfmammo.generators import Generator, NoiseGenerator, generator, noise_generator
 from tfmammo.grafts import Piece
-from tfmammo.insertion import Ground, Patch, Seam, Spot, blended, patch, seam, whole_seam
+from tfmammo.insertion import Ground, Patch, Seam, Spot, blended, patch, seam, training_resize, whole_seam
 from tfmammo.models.blending import pasted
 from tfmammo.models.infilling import tri_label
 from tfmammo.recipe import THROUGH_NETWORKS, Planted, SynthesisConfig, Used
@@ -310,6 +310,6 @@ def _on_patch(ground: Ground, found: Insertion, shown: Patch) -> NDArray[np.floa
     rows, cols = piece.image.shape
     whole[first + around : first + around + rows, before + around : before + around + cols] = piece.image
     native = whole[around:-around, around:-around]
-    image = np.clip(resize(native, len(shown.tissue), len(shown.tissue)), 0, 1)[..., None]
+    image = np.clip(training_resize(native, ground, len(shown.tissue)), 0, 1)[..., None]
     image = preprocess.window(preprocess.framed(image, ground.data.preprocess), shown.low, shown.high)
     return np.ascontiguousarray(image[:, ::-1]) if shown.mirrored else image
