@@ -12,6 +12,11 @@ With data.percentiles the brightest tissue of a patch is 1, so that a mass can't
 
 A patch that was made with its own tissue, of a CAN or a vanilla GAN, is set in whole instead (`whole_seam`): its grey values take the
 place of the mammogram's, and fade out at its border alone.
+
+Departure from Shen et al., section 4.3: "the breast tissue patch at original position is replaced by the generated mass patch". By
+default the difference is added instead (`blended`), because a patch of 256 px that is scaled to native pixels has none of the
+tissue's grain, so that its square shows, and a detector can learn squares. `whole_patch` of a synthesis is the paper's way
+(`replaced`), with feather=0 to its hard border.
 """
 
 from __future__ import annotations
@@ -207,6 +212,8 @@ def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
 def whole_seam(mask: NDArray[np.uint8], window: Box, feather: float) -> Seam:
     """The weights of a patch that is set in whole: 1, but falling to 0 over `feather` px at its border, or fewer where its mask is nearer.
 
+    With a feather of 0 they are 1 up to the border.
+
     Args:     mask: uint8 [size, size], 0 or 1, of the patch. window: where that lies, native px, half-open. feather: px of the patch.
     Raises:   DataError: as `gap`.
     """
@@ -332,6 +339,11 @@ class Patch:
         offset = change[around].mean() if around.any() else 0.0
         return np.ascontiguousarray((change - np.float32(offset)) * np.float32(self.high - self.low))
 
+    def native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A generated image [size, size, 1] in native grey values, turned as the mammogram: float32 [size, size]."""
+        grey = np.float32(self.low) + np.float32(self.high - self.low) * image[..., 0]
+        return np.ascontiguousarray(grey[:, ::-1] if self.mirrored else grey)
+
 
 def patch(ground: Ground, spot: Spot, seam: Seam) -> Patch:
     """The ground under a lesion as training patches are made: prepared, scaled, mirrored, its grey values in [0, 1].
@@ -391,6 +403,18 @@ def blended(ground: Ground, spot: Spot, seam: Seam, difference: NDArray[np.float
     return np.clip(ground.image[first:last, before:behind, 0] + seam.weights * native, 0, 1)
 
 
+def replaced(ground: Ground, spot: Spot, seam: Seam, grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The support's new grey values where a patch takes the ground's place.
+
+    Args:     grey: float32 [size, size], from `Patch.native`. seam: from `whole_seam`.
+    Returns:  float32 [rows, cols] of seam.support, in [0, 1]; equal to the ground wherever the weight is 0.
+    """
+    (top, left, bottom, right), (first, before, last, behind) = spot.window, seam.support
+    patch = resize(grey, bottom - top, right - left)[first - top : last - top, before - left : behind - left]
+    tissue = ground.image[first:last, before:behind, 0]
+    return np.clip(tissue + seam.weights * (patch - tissue), 0, 1)
+
+
 def training_data(section: dict[str, Any], handle: str) -> DataConfig:
     """The data section of a generator's card, if patches made so can be put back.
 
@@ -417,10 +441,8 @@ def _training_window(lesion: Lesion, mask: NDArray[np.uint8], mammogram: Mammogr
     moves = PreprocessConfig(flip_right=mirrored, spacing=spacing)
     prepared = preprocess.prepare(replace(mammogram, lesions=(lesion,)), moves)
     window = frame(prepared.lesions[0].box, prepared, data)
-    if spacing:
-        scale = np.tile([mammogram.rows / prepared.rows, mammogram.cols / prepared.cols], 2)
-        window = tuple(int(value) for value in np.rint(np.array(window) * scale))
-    top, left, bottom, right = window
+    down, across = mammogram.rows / prepared.rows, mammogram.cols / prepared.cols  # native px for a resampled one
+    top, left, bottom, right = round(window[0] * down), round(window[1] * across), round(window[2] * down), round(window[3] * across)
     if mirrored:
         left, right = mammogram.cols - right, mammogram.cols - left
     box = lesion.box  # which rounding might cut
@@ -428,7 +450,9 @@ def _training_window(lesion: Lesion, mask: NDArray[np.uint8], mammogram: Mammogr
 
 
 def _inwards(size: int, fade: float) -> NDArray[np.float64]:
-    """0 at a patch's border, rising to 1 within `fade` px: float64 [size, size]."""
+    """0 at a patch's border, rising to 1 within `fade` px, 1 everywhere with a fade of 0: float64 [size, size]."""
+    if not fade:
+        return np.ones((size, size))
     edge = np.minimum(np.arange(size), np.arange(size)[::-1])
     return _smooth(np.minimum(edge, edge[:, None]) / fade)
 
