@@ -17,7 +17,7 @@ import pydicom
 import pytest
 import tensorflow as tf
 
-from tfmammo import archives, generators, synthesis
+from tfmammo import archives, synthesis
 from tfmammo.archives import folder as archive
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import ConfigError, DataConfig, dump, parse
@@ -527,7 +527,7 @@ def phantoms(tiny_blending):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # pycocotools
 @pytest.mark.parametrize(("painter", "form"), [("poisson", "dicom"), ("blending", "png"), ("blending", "tfrecord")])
-def test_real_lesions_of_the_phantom(painter, form, phantoms, tmp_path):
+def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
     """From records to files: nothing changes beyond a support, COCO and masks agree, and all of it can be made again."""
     from pycocotools.coco import COCO
 

@@ -226,10 +226,9 @@ def _caller(loaded: Any, directory: Path, function: str, card: Mapping[str, Any]
 
 
 def _hash(loaded: Any, described: Mapping[str, Any]) -> str:
-    """See `load_whole`. Args: described: the function's part of the card, which names the variables in order."""
+    """See `load_whole`. A variable goes by its place: names count up within a process. Args: described: the function's part of the card."""
     own, others = list(getattr(loaded, "weights", ())), list(getattr(loaded, "others", ()))
-    tensors = {part: {name: (one["shape"], one["dtype"]) for name, one in described[part].items()} for part in ("inputs", "outputs")}
-    signature = {**tensors, "variables": described.get("variables", [])}
+    signature = {part: {name: (one["shape"], one["dtype"]) for name, one in described[part].items()} for part in ("inputs", "outputs")}
     content = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
     for variable in own:
         content.update(_digest(variable))

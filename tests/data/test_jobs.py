@@ -42,9 +42,9 @@ def process(script, *arguments, repository):
 
 def test_a_second_process_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     with process(HOLD, tmp_path / "out", repository=repository) as first:
-        with pytest.raises(ConfigError, match="another process is at work there; wait for its end, or name a new folder"):
-            with jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
-                pass
+        refused = pytest.raises(ConfigError, match="another process is at work there; wait for its end, or name a new folder")
+        with refused, jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+            pass
         assert first.communicate("\n", timeout=60)[0] == "done\n" and first.returncode == 0
     assert (tmp_path / "out/shard").read_text() == "half"
     with jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
@@ -86,16 +86,15 @@ def test_a_kill_at_the_first_write_does_not_shut_the_folder(tmp_path, repository
 @pytest.mark.parametrize("name", ["mine.txt", "notes.part", ".other.json.abc.part"])
 def test_a_folder_of_somebodys_is_left_as_it_was(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ConfigError, match="is not empty and no output of this command; name a new folder"):
-        with jobs.claimed(tmp_path, {"work": 1}, "work.json"):
-            pass
+    refused = pytest.raises(ConfigError, match="is not empty and no output of this command; name a new folder")
+    with refused, jobs.claimed(tmp_path, {"work": 1}, "work.json"):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_an_error_of_the_work_stays_what_it_is(tmp_path):
-    with pytest.raises(PermissionError, match="of the work"):
-        with jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
-            raise PermissionError("of the work")
+    with pytest.raises(PermissionError, match="of the work"), jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+        raise PermissionError("of the work")
 
 
 def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
