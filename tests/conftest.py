@@ -50,6 +50,17 @@ def _reset_policy() -> None:
         sys.modules["keras"].config.set_dtype_policy("float32")
 
 
+@pytest.fixture(scope="session")
+def where():
+    """A function (config) -> the overrides that say where its archives and its generator lie, which its recipes don't."""
+
+    def overrides(chosen) -> list[str]:
+        roots = {"data.root": chosen.data.root, "lesions.root": chosen.lesions and chosen.lesions.root, "generator": chosen.generator}
+        return [f"{key}={value}" for key, value in roots.items() if value]
+
+    return overrides
+
+
 @pytest.fixture
 def random_patches():
     """A function (count, size=32) -> Patches: noise with a bright disc where the mask is, two patches a patient."""

@@ -147,7 +147,7 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
 
 
 @pytest.mark.parametrize("form", ["png", "dicom"])
-def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, tmp_path):
+def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, where, tmp_path):
     normal = [
         Mammogram("test", f"n{n}", str(n), ROWS, COLS, partial(breast, n), laterality="L", view="CC", pathology="normal") for n in (1, 2)
     ]
@@ -161,7 +161,7 @@ def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, tmp_path):
     assert {lesion.shape for recipe in recipes for lesion in recipe.lesions} == {"drawn, irregular"}
     known = json.loads((tmp_path / "set/patients.json").read_text())
     assert known["trained_on"] == ["p"] and known["lesions"] == []  # a shape that is drawn is nobody's
-    again = remake(tmp_path / "set/recipes/000001.json", tmp_path / "again")
+    again = remake(tmp_path / "set/recipes/000001.json", tmp_path / "again", where(config))
     assert again.files == recipes[1].files
 
 

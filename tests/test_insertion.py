@@ -21,6 +21,7 @@ from tfmammo.insertion import (
     scaled,
     seam,
     training_data,
+    training_resize,
     whole_seam,
 )
 from tfmammo.record import Lesion, Mammogram, Skipped
@@ -38,6 +39,12 @@ def tissue(rows=ROWS, cols=COLS, seed=0):
     grain = random.standard_normal((rows, cols)).astype(np.float32)
     image = 0.45 + 0.05 * texture / texture.std() + 0.01 * grain
     return np.where(inside, np.clip(image, 0.2, 0.9), 0.01).astype(np.float32)[..., None]
+
+
+def smooth():
+    """Texture without grain or border, so that a window moved by less than a pixel looks the same."""
+    row, col = np.mgrid[:ROWS, :COLS]
+    return (0.5 + 0.2 * np.sin(row / 15) * np.cos(col / 20)).astype(np.float32)[..., None]
 
 
 def record(image, laterality="L", **facts):
@@ -129,6 +136,36 @@ def test_the_patch_is_the_trainings():
                 made = patch(Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8))
                 np.testing.assert_array_equal(made.mask, expected.mask)
                 np.testing.assert_allclose(made.tissue, expected.image, atol=2e-6)
+
+
+def test_padding_counts_the_pixels_that_training_resamples_to():
+    """Of 0.05 mm px, resampled to 0.1 mm: 24 px of padding are 48 native ones on each side of a box of 40."""
+    mammogram = record(tissue(), spacing=(0.05, 0.05))
+    data = DATA.model_copy(update={"preprocess": PreprocessConfig(spacing=0.1)})
+    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, data).window == (82, 12, 218, 148)
+    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, DATA).window == (106, 36, 194, 124)
+    for use in (
+        lambda: Spot.at(130, 60, disc(), record(tissue()), data),
+        lambda: training_resize(tissue()[..., 0], Ground(tissue(), record(tissue()), data), 64),
+    ):
+        with pytest.raises(DataError, match=r"data\.preprocess\.spacing"):
+            use()
+
+
+@pytest.mark.parametrize("laterality", ["L", "R"])
+@pytest.mark.parametrize("flip", [False, True], ids=["as_stored", "flipped"])
+@pytest.mark.parametrize(("spacing", "off"), [((0.05, 0.05), 2e-6), ((0.04, 0.08), 0.02)], ids=["exact", "between_pixels"])
+def test_the_patch_is_the_trainings_where_it_resamples(spacing, off, flip, laterality):
+    """A lesion on whole resampled px gives the same pixels; between them the window is rounded to native px."""
+    lesion = square(130, 60, 190, 120)
+    mammogram = record(smooth(), laterality, spacing=spacing, lesions=(lesion,))
+    data = DATA.model_copy(update={"padding": 12, "preprocess": PreprocessConfig(spacing=0.1, flip_right=flip)})
+    (expected,) = patches_of(mammogram, data, Skipped())
+    top, left, bottom, right = lesion.box
+    spot = Spot.at(top, left, np.ones((bottom - top, right - left), np.uint8), mammogram, data)
+    made = patch(Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8))
+    np.testing.assert_allclose(made.tissue, expected.image, atol=off)
+    assert (made.mask != expected.mask).mean() <= (0 if off < 1e-3 else 0.03)
 
 
 def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():

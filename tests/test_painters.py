@@ -151,7 +151,7 @@ def test_an_echo_puts_the_lesion_into_its_mask(laterality, window):
 def test_what_a_blending_network_is_shown():
     """Tissue, lesion and mask as training patches are made, each scaled and mirrored alike, the lesion with its own surroundings."""
     _, ground = opened(16, "R")
-    data = DATA.model_copy(update={"size": 32, "preprocess": PreprocessConfig(denoise=0.6)})
+    data = DATA.model_copy(update={"size": 32, "preprocess": PreprocessConfig(denoise=0.6, flip_right=True)})
     ground = Ground(ground.image, ground.mammogram, data)
     seen = {}
 
@@ -242,3 +242,75 @@ def test_lesions_of_one_mammogram_are_painted_apart():
     for one, made in zip(found, alone, strict=True):
         top, left, bottom, right = one.seam.support
         np.testing.assert_array_equal(both[top:bottom, left:right], made[top:bottom, left:right])
+
+
+def constant(whole_patch, feather=16.0, grey=0.75, window=(0, 1), flip=True):
+    """An infilling that answers with one grey value and a step at half its columns."""
+
+    def call(tri_label):
+        image = np.full((len(tri_label), 64, 64, 1), grey, np.float32)
+        image[:, :, 32:] += 0.125
+        return {"image": image}
+
+    data = DATA.model_copy(update={"window": window, "preprocess": PreprocessConfig(flip_right=flip)})
+    return NetworkPainter(Generator(call, 64, None, data), feather, SHOWN["infilling"], whole=whole_patch, replaces=whole_patch)
+
+
+@pytest.mark.parametrize("laterality", ["L", "R"])
+def test_a_whole_patch_takes_the_place_of_the_tissue_up_to_a_hard_border(laterality):
+    """As printed: "the breast tissue patch at original position is replaced by the generated mass patch". Its grain goes with it."""
+    _, ground = opened(16, laterality)
+    brush = constant(True, feather=0.0, window=(0.2, 0.6))
+    ground = Ground(ground.image, ground.mammogram, brush.data)
+    one = insertion(brush, ground, piece(), 84, 64)
+    ((support, after),) = brush.paint(ground, [one])
+    assert support == one.spot.window == (68, 48, 132, 112)
+    expected = np.full((64, 64), 0.2 + 0.4 * 0.75)
+    expected[:, slice(32, None) if laterality == "L" else slice(0, 32)] += 0.4 * 0.125
+    np.testing.assert_allclose(after, expected, atol=1e-6)
+
+
+def test_a_whole_patch_may_fade_at_its_border():
+    _, ground = opened(16)
+    before = ground.image[68:132, 48:112, 0]
+    brush = constant(True, feather=8.0)
+    ((support, after),) = brush.paint(ground, [insertion(brush, ground, piece(), 84, 64)])
+    assert support == (69, 49, 131, 111)  # the outermost row has no weight
+    t = np.arange(1, 8) / 8
+    weights = (3 * t**2 - 2 * t**3)[:, None]
+    patch = np.where(np.arange(1, 63) < 32, 0.75, 0.875)
+    np.testing.assert_allclose(after[:7, 10:50], (before[1:8, 1:63] * (1 - weights) + weights * patch)[:, 10:50], atol=1e-5)
+
+
+def test_a_difference_keeps_the_tissues_grain_and_a_whole_patch_has_none():
+    """Of 120 native px at 64 px: what is finer than a px of the patch stays, or goes."""
+    _, ground = opened(16)
+    spread = {}
+    for whole_patch in (False, True):
+        brush = constant(whole_patch, feather=4.0)
+        one = insertion(brush, ground, piece(side=60), 70, 40)
+        ((support, after),) = brush.paint(ground, [one])
+        top, left = one.spot.box[0] + 20 - support[0], one.spot.box[1] + 5 - support[1]
+        spread[whole_patch] = after[top : top + 20, left : left + 15].std()
+    assert spread[True] < 1e-6 and spread[False] > 0.005  # the grain's standard deviation is 0.01
+
+
+def test_whole_patches_are_configured_and_their_recipes_keys_are_others():
+    values = {"name": "a", "generator": "g"}
+    assert SynthesisConfig(**values).whole_patch is False
+    assert SynthesisConfig(**values, whole_patch=True, feather=0).feather == 0
+    with pytest.raises(ValueError, match="feather=0 leaves no room to fade in"):
+        SynthesisConfig(**values, feather=0)
+    for painter_ in ("can", "vanilla"):
+        with pytest.raises(ValueError, match=f"whole_patch is not used by painter={painter_}"):
+            SynthesisConfig(**values, painter=painter_, whole_patch=True)
+
+
+def test_a_generator_of_another_kind_is_told_with_the_painter_that_fits(tiny_infilling, tiny_blending, tiny_contextual):
+    for name, folder, said in (
+        ("can", tiny_infilling(), "; painter=infilling fits it$"),
+        ("infilling", tiny_blending(), "; painter=blending fits it$"),
+        ("infilling", tiny_contextual(), "none of its functions leads from tri_label to image$"),
+    ):
+        with pytest.raises(ExportError, match=said):
+            painter(SynthesisConfig(name="a", painter=name, generator="g"), folder)

@@ -119,15 +119,16 @@ def test_two_workers_make_the_same(made, generators, tmp_path):
     assert contents(tmp_path / "again") == contents(made[0])
 
 
-def test_a_recipe_makes_its_patch_again(made, tmp_path):
+def test_a_recipe_makes_its_patch_again(made, generators, tmp_path):
     output, recipes = made
-    recipe = remake(output / "recipes/mass/000003.json", tmp_path / "one")
+    where = [f"generators.mass={generators['mass']}"]
+    recipe = remake(output / "recipes/mass/000003.json", tmp_path / "one", where)
     assert contents(tmp_path / "one") == {name: (output / name).read_bytes() for name in recipe.files}
     broken = json.loads((output / "recipes/mass/000003.json").read_text())
     broken["files"]["images/mass/000003.png"] = hashlib.sha256(b"").hexdigest()
     (tmp_path / "recipe.json").write_text(json.dumps(broken))
     with pytest.raises(DataError, match="mass/000003 came out otherwise"):
-        remake(tmp_path / "recipe.json", tmp_path / "two")
+        remake(tmp_path / "recipe.json", tmp_path / "two", where)
 
 
 def test_only_patients_of_the_generators_training_are_taken(mammograms, tiny_contextual, tmp_path):
@@ -208,7 +209,8 @@ def test_the_command(repository, generators, tmp_path):
     done = run("--config", "config.yaml", "--output", "set")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "set/images").rglob("*.png"))) == 4 and "generated lesions discarded" in done.stderr
-    done = run("--recipe", "set/recipes/normal/000001.json", "--output", "one")
+    where = f"generators.removal={generators['removal']}"
+    done = run("--recipe", "set/recipes/normal/000001.json", "--output", "one", "--set", where)
     assert done.returncode == 0 and "normal/000001: made again, bit for bit" in done.stderr
     done = run("--config", "config.yaml", "--output", "set", "--set", "countt=1")
     assert done.returncode == 2 and done.stderr == "error: config.yaml: countt: unknown key\n"

@@ -17,7 +17,7 @@ import pydicom
 import pytest
 import tensorflow as tf
 
-from tfmammo import archives, generators, synthesis
+from tfmammo import archives, synthesis
 from tfmammo.archives import folder as archive
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import ConfigError, DataConfig, dump, parse
@@ -209,37 +209,39 @@ def test_right_breasts_are_shown_to_the_network_as_left_ones(folders, generator,
     assert np.abs(difference).max() <= 1  # rounding of the resampled difference
 
 
-def test_a_recipe_makes_its_item_again_bit_for_bit(sets, tmp_path, generator, monkeypatch):
-    for form, (_, root, recipes) in sets.items():
+def test_a_recipe_makes_its_item_again_bit_for_bit(sets, tmp_path, generator, where, monkeypatch):
+    for form, (chosen, root, recipes) in sets.items():
         recipe = recipes[-1]
         output = tmp_path / "-".join(form)
-        remake(root / f"recipes/{recipe.name}.json", output)
+        remake(root / f"recipes/{recipe.name}.json", output, where(chosen))
         again = contents(output)
         assert set(again) == set(recipe.files) and all((root / name).read_bytes() == content for name, content in again.items())
-    _, root, _ = sets["8", "png"]
+    chosen, root, _ = sets["8", "png"]
     moved = shutil.copytree(generator, tmp_path / "moved")
     file = root / "recipes/000001.json"
-    remake(file, tmp_path / "elsewhere", [f"generator={moved}"])
+    remake(file, tmp_path / "elsewhere", [*where(chosen), f"generator={moved}"])
     assert contents(tmp_path / "elsewhere")["images/000001.png"] == (root / "images/000001.png").read_bytes()
     monkeypatch.setattr(synthesis, "render", lambda ground, stored, *rest: stored.changed(stored.values ^ 1))
     with pytest.raises(DataError, match=r"images/000001.png came out otherwise than then; made with .*tensorflow"):
-        remake(file, tmp_path / "wrong")
+        remake(file, tmp_path / "wrong", where(chosen))
 
 
-def test_a_recipe_wants_its_source_and_generator(sets, tmp_path, tiny_infilling, folders):
-    _, root, recipes = sets["8", "png"]
+def test_a_recipe_wants_its_source_and_generator(sets, tmp_path, tiny_infilling, folders, generator, where):
+    chosen, root, recipes = sets["8", "png"]
     file = root / "recipes/000000.json"
     other = tiny_infilling(padding=20, offset=0.1)
     with pytest.raises(DataError, match="is not the generator of .*000000.json, its weights are others"):
-        remake(file, tmp_path / "a", [f"generator={other}"])
+        remake(file, tmp_path / "a", [*where(chosen), f"generator={other}"])
     copy = shutil.copytree(folders / "8", tmp_path / "copy")
-    remake(file, tmp_path / "b", [f"data.root={copy}"])
+    remake(file, tmp_path / "b", [f"data.root={copy}", f"generator={generator}"])
     for path in (copy / "images").iterdir():
         cv2.imwrite(str(path), 255 - cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
     with pytest.raises(DataError, match=f"its source {recipes[0].source.image_id} has changed since"):
-        remake(file, tmp_path / "c", [f"data.root={copy}"])
+        remake(file, tmp_path / "c", [f"data.root={copy}", f"generator={generator}"])
     with pytest.raises(DataError, match=f"its source {recipes[0].source.image_id} is not in phantom"):
-        remake(file, tmp_path / "d", ["data.name=phantom"])
+        remake(file, tmp_path / "d", ["data.name=phantom", f"data.root={copy}"])
+    with pytest.raises(ConfigError, match=r"recipes don't say where archives lie; give --set data.root=DIR \(of an archive folder\)"):
+        remake(file, tmp_path / "d")
     assert not any((tmp_path / name).exists() for name in "acd")
     with pytest.raises(ConfigError, match="nowhere.json: no such config file"):
         remake(tmp_path / "nowhere.json", tmp_path / "e")
@@ -270,7 +272,7 @@ def test_folders_of_others_are_left_alone(config, tmp_path, tiny_infilling):
     before = contents(tmp_path / "out")
     with pytest.raises(ConfigError, match=r"was made with another config.feather, config.seed; name a new folder"):
         synthesise(config(seed=1, feather=7), tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"was made with another generator.sha256;"):
+    with pytest.raises(ConfigError, match=r"was made with another generator.weights;"):
         synthesise(config(generator=str(tiny_infilling(padding=20, offset=0.05, preprocess={"flip_right": True}))), tmp_path / "out")
     writer.write([mammogram(0), mammogram(2)], tmp_path / "fewer", bits=8)
     with pytest.raises(ConfigError, match=r"another archive.mammograms, archive.records;"):
@@ -415,7 +417,6 @@ def test_shapes_of_a_mask_gan(config, tmp_path):
         height, width = lesion.box[2] - lesion.box[0], lesion.box[3] - lesion.box[1]
         assert lesion.shape == "mask GAN" and lesion.area / (height * width) == pytest.approx(np.pi / 4, abs=0.1)
     (folder / mask_gan.LIMITS).write_text(mask_gan.Plausibility(area=(0.9, 1), solidity=(0, 1), extent=(0, 1)).model_dump_json())
-    generators._gan.cache_clear()
     with pytest.raises(DataError, match="no shape for a mass: the mask GAN's masks look like no training mask"):
         synthesise(config(shapes=ShapeConfig(gan=str(folder)), count=1), tmp_path / "none")
 
@@ -439,7 +440,7 @@ def test_an_unreadable_file_is_a_dead_letter(config, tmp_path, folders):
     assert reason.startswith("images/000002.png: can't be read as an image")
 
 
-def test_records_for_the_object_detection_api(config, tmp_path):
+def test_records_for_the_object_detection_api(config, where, tmp_path):
     (recipe,) = synthesise(config("12", format="tfrecord", masses=(2, 2), count=1), tmp_path / "out")
     (raw,) = tf.data.TFRecordDataset(str(tmp_path / "out/images/000000.tfrecord")).as_numpy_iterator()
     features = tf.train.Example.FromString(raw).features.feature
@@ -453,7 +454,7 @@ def test_records_for_the_object_detection_api(config, tmp_path):
     assert list(features["image/object/class/label"].int64_list.value) == [1, 1]
     for encoded, lesion in zip(features["image/object/mask"].bytes_list.value, recipe.lesions, strict=True):
         np.testing.assert_array_equal(tf.io.decode_png(encoded).numpy()[..., 0] > 0, archives.coco.decode(lesion.region, "") > 0)
-    remake(tmp_path / "out/recipes/000000.json", tmp_path / "again")
+    remake(tmp_path / "out/recipes/000000.json", tmp_path / "again", where(config("12")))
 
 
 def test_no_patient_data_is_left(sets, folders):
@@ -491,13 +492,14 @@ def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
             config(**wrong)
 
 
-def test_a_two_channel_generator_and_percentiles(config, tiny_infilling, tmp_path):
+def test_a_two_channel_generator_and_percentiles(config, tiny_infilling, where, tmp_path):
     generator = tiny_infilling(
         margin=None, window=None, percentiles=(1, 99), frame="square", context=2.0, preprocess={"remove_marks": True}
     )
-    (recipe,) = synthesise(config(generator=str(generator), count=1), tmp_path / "out")
+    chosen = config(generator=str(generator), count=1)
+    (recipe,) = synthesise(chosen, tmp_path / "out")
     assert recipe.left_out is None and len(recipe.lesions) == 1
-    remake(tmp_path / "out/recipes/000000.json", tmp_path / "again")
+    remake(tmp_path / "out/recipes/000000.json", tmp_path / "again", where(chosen))
 
 
 @pytest.fixture
@@ -525,7 +527,7 @@ def phantoms(tiny_blending):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # pycocotools
 @pytest.mark.parametrize(("painter", "form"), [("poisson", "dicom"), ("blending", "png"), ("blending", "tfrecord")])
-def test_real_lesions_of_the_phantom(painter, form, phantoms, tmp_path):
+def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
     """From records to files: nothing changes beyond a support, COCO and masks agree, and all of it can be made again."""
     from pycocotools.coco import COCO
 
@@ -570,7 +572,7 @@ def test_real_lesions_of_the_phantom(painter, form, phantoms, tmp_path):
     synthesise(chosen, root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == times
     for recipe in recipes:
-        remake(root / f"recipes/{recipe.name}.json", tmp_path / "again")
+        remake(root / f"recipes/{recipe.name}.json", tmp_path / "again", where(chosen))
     assert contents(tmp_path / "again") == {name: before[name] for recipe in recipes for name in recipe.files}
 
 
@@ -598,7 +600,7 @@ def test_whose_lesions_they_are_is_told(real, tmp_path, folders, tiny_blending):
     assert told in (tmp_path / "network/README.md").read_text()
 
 
-def test_only_patients_of_one_side(real, folders, tmp_path):
+def test_only_patients_of_one_side(real, folders, where, tmp_path):
     """One archive of normal mammograms and masses, and a split of its patients."""
     both = [*(mammogram(number) for number in range(4)), *(mammogram(10 + number, lesion) for number, lesion in enumerate(MASSES))]
     writer.write(both, tmp_path / "both", bits=8)
@@ -613,7 +615,7 @@ def test_only_patients_of_one_side(real, folders, tmp_path):
         recipes = synthesise(chosen, tmp_path / side)
         seen = {patient for one in recipes for patient in (one.source.patient_id, *(lesion.graft.patient_id for lesion in one.lesions))}
         assert seen == expected and f"All are of the {side} side of one split" in (tmp_path / side / "README.md").read_text()
-    remake(tmp_path / "train/recipes/000000.json", tmp_path / "again")
+    remake(tmp_path / "train/recipes/000000.json", tmp_path / "again", where(chosen))
     for key, value in (("rotate", 20), ("painter", "mixed")):
         with pytest.raises(ConfigError, match=f"was made with another lesions.{key}; name a new folder"):
             synthesise(chosen.model_copy(update={key: value}), tmp_path / "held_out")
@@ -653,13 +655,16 @@ def test_a_recipe_wants_its_lesion(real, folders, tmp_path):
     copy = shutil.copytree(folders / "masses", tmp_path / "copy")
     (recipe,) = synthesise(real(count=1, lesions=DataConfig(name="folder", root=copy)), tmp_path / "out")
     file, graft = tmp_path / "out/recipes/000000.json", recipe.lesions[0].graft
-    remake(file, tmp_path / "moved", [f"lesions.root={folders / 'masses'}"])
+    root = f"data.root={folders / '8'}"
+    remake(file, tmp_path / "moved", [root, f"lesions.root={folders / 'masses'}"])
+    with pytest.raises(ConfigError, match=r"give --set lesions.root=DIR \(of an archive folder\)"):
+        remake(file, tmp_path / "unsaid", [root])
     for path in (copy / "images").iterdir():
         cv2.imwrite(str(path), 65535 - cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
     with pytest.raises(DataError, match=f"the mammogram of the lesion {graft.image_id}#{graft.number} has changed since"):
-        remake(file, tmp_path / "changed")
+        remake(file, tmp_path / "changed", [root, f"lesions.root={copy}"])
     with pytest.raises(DataError, match=f"the lesion {graft.image_id}#{graft.number} is not in folder"):
-        remake(file, tmp_path / "gone", [f"lesions.root={folders / '8'}"])
+        remake(file, tmp_path / "gone", [root, f"lesions.root={folders / '8'}"])
 
 
 def test_bad_lesions_are_sentences(real, folders, tmp_path):
@@ -686,7 +691,7 @@ def run(*arguments, repository):
 
 
 @pytest.mark.slow
-def test_two_processes_make_what_one_makes(config, tmp_path, repository):
+def test_two_processes_make_what_one_makes(config, where, tmp_path, repository):
     chosen = config(masses=(1, 2), format="dicom")
     synthesise(chosen, tmp_path / "one")
     (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
@@ -694,7 +699,8 @@ def test_two_processes_make_what_one_makes(config, tmp_path, repository):
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert "3 of 3 items" in done.stderr
-    again = run("--recipe", tmp_path / "two/recipes/000002.json", "--output", tmp_path / "again", repository=repository)
+    file = tmp_path / "two/recipes/000002.json"
+    again = run("--recipe", file, "--output", tmp_path / "again", "--set", *where(chosen), repository=repository)
     assert again.returncode == 0 and "made again, bit for bit" in again.stderr
     assert contents(tmp_path / "again")["images/000002.dcm"] == contents(tmp_path / "one")["images/000002.dcm"]
 
@@ -750,4 +756,4 @@ def test_real_lesions_in_real_mammograms(real_data, painter, tmp_path):
         on = archives.coco.decode(lesion.region, "") > 0
         np.testing.assert_array_equal(values[~on], source[~on])
         assert values.dtype == np.uint8 and (values[on] != source[on]).mean() > 0.3
-        remake(tmp_path / f"out/recipes/{recipe.name}.json", tmp_path / "again")
+        remake(tmp_path / f"out/recipes/{recipe.name}.json", tmp_path / "again", [f"data.root={data.root}"])

@@ -165,14 +165,14 @@ def test_the_folder_archive_reads_both(all_of_them, mixed):
             assert record.lesions[2].outlines == ()
 
 
-def test_such_a_set_goes_on_and_is_made_again(all_of_them, tmp_path):
+def test_such_a_set_goes_on_and_is_made_again(all_of_them, where, tmp_path):
     config, root, _, those_with = all_of_them
     before = times(root)
     synthesise(config, root)
     assert times(root) == before
     file = root / f"recipes/{those_with[0].name}.json"
     assert read_recipe(file) == those_with[0]
-    remake(file, tmp_path / "again")
+    remake(file, tmp_path / "again", where(config))
     assert contents(tmp_path / "again") == {name: (root / name).read_bytes() for name in those_with[0].files}
     known = json.loads((root / "synthesis.json").read_text())
     assert known.pop("own_lesions")
@@ -181,7 +181,7 @@ def test_such_a_set_goes_on_and_is_made_again(all_of_them, tmp_path):
         synthesise(config, root)
 
 
-def test_records_hold_both(mixed, masses, tmp_path):
+def test_records_hold_both(mixed, masses, where, tmp_path):
     root, ill = tmp_path / "set", mixed[1][1]
     config = chosen(mixed[0], masses[0], mammograms="all", only=(ill.image_id,), format="tfrecord", masses=(2, 2), count=1)
     (recipe,) = synthesise(config, root)
@@ -197,7 +197,7 @@ def test_records_hold_both(mixed, masses, tmp_path):
     np.testing.assert_array_equal(masks[2], ill.lesions[0].mask(ROWS, COLS) > 0)
     assert masks[3].sum() == 16 * 28 and masks[3][160:176, 12:40].all()
     assert {path.name for path in (root / "lesion_masks").iterdir()} == {"000000_1.png", "000000_2.png"}
-    remake(root / "recipes/000000.json", tmp_path / "again")
+    remake(root / "recipes/000000.json", tmp_path / "again", where(config))
     assert (tmp_path / "again/images/000000.tfrecord").read_bytes() == (root / "images/000000.tfrecord").read_bytes()
 
 
@@ -295,7 +295,7 @@ def both_sides(tmp_path_factory):
     return data, records, root / "split.json", train
 
 
-def test_an_infilling_of_one_side(both_sides, tiny_infilling, tmp_path):
+def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
     """Mammograms, sizes and shapes are all of the patients of that side, and so is what makes the folder its own."""
     data, records, file, train = both_sides
     generator = str(tiny_infilling(padding=20, preprocess={"flip_right": True}))
@@ -315,7 +315,7 @@ def test_an_infilling_of_one_side(both_sides, tiny_infilling, tmp_path):
         assert f"All are of the {side} side of one split, fold 0." in (tmp_path / side / "README.md").read_text()
     with pytest.raises(ConfigError, match=r"was made with another .*patients.side.*; name a new folder"):
         synthesise(one_sided, tmp_path / "train")
-    remake(tmp_path / f"train/recipes/{made[0].name}.json", tmp_path / "again")
+    remake(tmp_path / f"train/recipes/{made[0].name}.json", tmp_path / "again", where(config))
     assert synthesise(config, tmp_path / "all")[0].sizes.count == 6 and told(tmp_path / "all")["lesions"] == ill
     assert "side of one split" not in (tmp_path / "all/README.md").read_text()
 
@@ -418,7 +418,7 @@ def blendings(tmp_path_factory):
     return make
 
 
-def test_a_network_without_prior_sees_the_outline_alone(blendings, both_sides, tmp_path):
+def test_a_network_without_prior_sees_the_outline_alone(blendings, both_sides, where, tmp_path):
     """Other grey values of the real lesions change nothing; with the prior they do."""
     data, records, _, _ = both_sides
     others = [replace(one, read=partial(np.full, (ROWS, COLS, 1), np.float32(0.9))) for one in records if one.lesions]
@@ -428,13 +428,14 @@ def test_a_network_without_prior_sees_the_outline_alone(blendings, both_sides, t
         generator, made = str(blendings(prior)), []
         for lesions in (same, bright):
             root = tmp_path / f"{prior}-{lesions.root.name}"
-            recipes = synthesise(chosen(data, lesions, "blending", generator=generator, feather=6, count=2), root)
+            config = chosen(data, lesions, "blending", generator=generator, feather=6, count=2)
+            recipes = synthesise(config, root)
             assert [recipe.left_out for recipe in recipes] == [None, None]
             made.append([(root / f"images/{recipe.name}.png").read_bytes() for recipe in recipes])
             (used,) = {found.graft.used for recipe in recipes for found in recipe.lesions}
             assert used == ("outline" if equal else None)
             assert ("their outlines are those of" in (root / "README.md").read_text()) == equal
-            remake(root / "recipes/000001.json", tmp_path / "again" / root.name)
+            remake(root / "recipes/000001.json", tmp_path / "again" / root.name, where(config))
         assert (made[0] == made[1]) == equal, prior
 
 

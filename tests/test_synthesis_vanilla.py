@@ -260,7 +260,7 @@ def config(vanilla, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["png", "dicom"])
-def test_from_an_archive_to_a_set(form, config, tmp_path):
+def test_from_an_archive_to_a_set(form, config, where, tmp_path):
     chosen, root = config(format=form), tmp_path / "out"
     recipes = synthesise(chosen, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 4
@@ -282,7 +282,7 @@ def test_from_an_archive_to_a_set(form, config, tmp_path):
         assert (values[near] != archives.stored(source).values[near]).mean() > 0.7
         (mask,) = record.lesions
         assert mask.box == lesion.box and record.pixels()[near].max() > 0.7, "as bright as the GAN makes it"
-        remake(root / f"recipes/{recipe.name}.json", tmp_path / "again")
+        remake(root / f"recipes/{recipe.name}.json", tmp_path / "again", where(chosen))
         for name in recipe.files:
             assert (tmp_path / "again" / name).read_bytes() == (root / name).read_bytes()
     with (root / "metadata.csv").open(newline="", encoding="utf-8") as file:

@@ -11,12 +11,14 @@ protocol buffers and a tensor file.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -167,6 +169,15 @@ def find(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> 
     raise ExportError(f"{directory}: holds a model for {card['name']}, and none of its functions leads from {wanted}")
 
 
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """One function of an export in memory. call: as `load` returns it. card: of the export. weights: see `load_whole`."""
+
+    call: Callable[..., Tensors]
+    card: dict[str, Any]
+    weights: str
+
+
 def load(directory: Path, function: str) -> Callable[..., Tensors]:
     """One function of an export, ready to be called with arrays or tensors.
 
@@ -176,12 +187,44 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
               outside their range (by more than 1e-5) or that are no numbers.
     Raises:   ExportError: no export, no such function, or a damaged SavedModel.
     """
-    card, folder = read_card(directory), located(Path(directory)) / function
+    card = read_card(directory)
+    return _caller(_restored(directory, function, card), directory, function, card)
+
+
+def load_whole(directory: Path, function: str) -> Opened:
+    """`load`, with the card that belongs to what was loaded, and a hash of it.
+
+    Returns:  the function. Its `weights` are the SHA-256 of the signature and of every variable's dtype, shape and values: equal
+              for equal networks, however often they are exported, and of what is in memory, whatever becomes of the files.
+    Raises:   ExportError: as `load`, or the export was replaced by another meanwhile.
+    """
+    card = read_card(directory)
+    loaded = _restored(directory, function, card)
+    if read_card(directory) != card:
+        raise ExportError(f"{directory}: was replaced while it was read; try again")
+    return Opened(_caller(loaded, directory, function, card), card, _hash(loaded, card["functions"][function]))
+
+
+def files_hash(directory: Path, function: str) -> str:
+    """SHA-256 of a SavedModel's files as they are on disk, by which recipes of earlier versions know it."""
+    content, place = hashlib.sha256(), located(Path(directory)) / function
+    for path in sorted(path for path in place.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        content.update(f"{path.relative_to(place).as_posix()} {digest}\n".encode())
+    return content.hexdigest()
+
+
+def _restored(directory: Path, function: str, card: Mapping[str, Any]) -> Any:
     if function not in card["functions"]:
         raise ExportError(f"{directory}: has no function {function}, only {', '.join(card['functions'])}")
-    inputs = card["functions"][function]["inputs"]
+    folder = located(Path(directory)) / function
     with _readable(folder):
-        loaded = tf.saved_model.load(str(folder))
+        return tf.saved_model.load(str(folder))
+
+
+def _caller(loaded: Any, directory: Path, function: str, card: Mapping[str, Any]) -> Callable[..., Tensors]:
+    folder, inputs = located(Path(directory)) / function, card["functions"][function]["inputs"]
     # At the first call TensorFlow reports, as an error, each optimisation of the graph that it then does without.
     quietly = iter((held_back(),))
 
@@ -199,6 +242,26 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
         return {name: output.numpy() for name, output in outputs.items()}
 
     return call
+
+
+def _hash(loaded: Any, described: Mapping[str, Any]) -> str:
+    """See `load_whole`. A variable goes by its place: names count up within a process. Args: described: the function's part of the card."""
+    own, others = list(getattr(loaded, "weights", ())), list(getattr(loaded, "others", ()))
+    signature = {part: {name: (one["shape"], one["dtype"]) for name, one in described[part].items()} for part in ("inputs", "outputs")}
+    content = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
+    for variable in own:
+        content.update(_digest(variable))
+    known = {id(variable) for variable in own}
+    for digest in sorted(_digest(variable) for variable in others if id(variable) not in known):  # in no order of their own
+        content.update(digest)
+    return content.hexdigest()
+
+
+def _digest(variable: tf.Variable) -> bytes:
+    values = variable.numpy()
+    content = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
+    content.update(np.ascontiguousarray(values).data)
+    return content.digest()
 
 
 def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:

@@ -1,13 +1,18 @@
 """The networks and shapes that a synthesis draws from: an infilling's, a CAN's, a blending's or a vanilla GAN's export, and masks of a
-mask GAN, of files, of a named shape or of real masses; a contextual GAN's lesions."""
+mask GAN, of files, of a named shape or of real masses; a contextual GAN's lesions.
+
+A network and what recipes say of it (`identity`) come from one reading of its export and stay together. So no recipe names weights that
+did not make its image, whatever becomes of the folder; an export that took another's place is another network.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
@@ -24,12 +29,35 @@ from tfmammo.insertion import cut, gap, training_data
 from tfmammo.models import mask_gan
 from tfmammo.models.contextual import ContextualConfig, scalars
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
-from tfmammo.recipe import ShapeConfig, SynthesisConfig
+from tfmammo.recipe import THROUGH_NETWORKS, ShapeConfig, SynthesisConfig
 from tfmammo.record import Lesion, LesionKind, Mammogram, Skipped
 
 TRIES = 50  # shapes drawn for one mass
 _RADIUS = 100  # px of a shape that is drawn by its name
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm")
+
+Options = ParamSpec("Options")
+Network = TypeVar("Network")
+
+
+def read_once(read: Callable[Concatenate[Path, Options], Network]) -> Callable[Concatenate[Path, Options], Network]:
+    """What `read` makes of an export, kept in each process until a file of the export changes."""
+    kept: dict[Any, tuple[Any, Network]] = {}
+
+    @functools.wraps(read)
+    def kept_or_read(folder: Path, *args: Options.args, **options: Options.kwargs) -> Network:
+        key, state = (folder, args, tuple(options.items())), _files(folder)
+        if key not in kept or kept[key][0] != state:
+            kept[key] = state, read(folder, *args, **options)
+        return kept[key][1]
+
+    return kept_or_read
+
+
+def _files(folder: Path) -> list[tuple[str, int, int, int]]:
+    """What changes whenever a file of an export is replaced or written to."""
+    found = [(path, path.stat()) for path in sorted(export.located(folder).rglob("*")) if path.is_file()]
+    return [(str(path), about.st_ino, about.st_mtime_ns, about.st_size) for path, about in found]
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,7 @@ class Generator:
     size, 1]) -> {"image": [n, size, size, 1]}. margin: of a tri-label of three channels, as in models.infilling. data: how its
     training patches were made.
     patients: those it was trained on. prior: of a blending, see models.blending: one trained with "noise" puts noise in place of the
-    lesion itself, so that of a lesion pasted in it sees the outline alone.
+    lesion itself, so that of a lesion pasted in it sees the outline alone. identity: name, step and weights, see `_identity`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -47,30 +75,61 @@ class Generator:
     data: DataConfig
     patients: frozenset[str] = frozenset()
     prior: str = "lesion"
+    identity: dict[str, str] = field(default_factory=dict)
 
 
-@functools.cache
+@read_once
 def generator(folder: Path, takes: str = "tri_label") -> Generator:
     """The infilling of an export, or with takes="pasted" the blending, with takes="mask" the CAN, read once in each process.
 
     Raises:   ExportError: there is none. DataError: its patches can't be put back, or its card does not say how they were made.
     """
-    function, card = export.find(folder, {takes}, {"image"}), export.read_card(folder)
+    function = _fitting(folder, takes)
+    opened = export.load_whole(folder, function)
+    card = opened.card
     shape = card["functions"][function]["inputs"][takes]["shape"]
     needed = "config.data, config.model.margin, train_patients" if takes == "tri_label" else "config.data, train_patients"
     try:
         data, model = training_data(card["config"]["data"], str(folder)), card["config"].get("model", {})
-        patients = frozenset(card["train_patients"])
+        patients = export.trained_on(card, folder)
         margin, prior = model["margin"] if takes == "tri_label" else None, model.get("prior", "lesion")
     except (KeyError, TypeError, AttributeError, ValidationError):
         raise DataError(f"{folder}: its card does not say how its training patches were made ({needed})") from None
-    return Generator(export.load(folder, function), shape[1], margin if shape[3] == 3 else None, data, patients, prior)
+    return Generator(opened.call, shape[1], margin if shape[3] == 3 else None, data, patients, prior, _identity(opened))
+
+
+def _fitting(folder: Path, takes: str) -> str:
+    """The function that makes an image of what a painter gives. Raises: ExportError: there is none; it says which painter fits."""
+    try:
+        return export.find(folder, {takes}, {"image"})
+    except export.ExportError as error:
+        functions = export.read_card(folder)["functions"].values()
+        known = [set(function["inputs"]) for function in functions if "image" in function["outputs"]]
+        fitting = [name for name, input_name in THROUGH_NETWORKS.items() if {input_name} in known]
+        if not fitting:
+            raise
+        raise export.ExportError(f"{error}; painter={fitting[0]} fits it") from None
+
+
+def _identity(opened: export.Opened) -> dict[str, str]:
+    """What a recipe says of a network. weights: see export.load_whole."""
+    return {"name": str(opened.card["name"]), "step": str(opened.card.get("step", "")), "weights": opened.weights}
+
+
+def same_network(recorded: dict[str, str], identity: dict[str, str], folder: Path, source: set[str], target: str) -> bool:
+    """Whether a network is the one that a recipe records; one of an earlier version records a hash of files ("sha256").
+
+    Args:     folder: of the network's export. source, target: what its function leads from and to.
+    """
+    if "sha256" in recorded:
+        return export.files_hash(folder, export.find(folder, source, {target})) == recorded["sha256"]
+    return identity.get("weights") == recorded.get("weights")
 
 
 @dataclass(frozen=True)
 class NoiseGenerator:
     """A vanilla GAN. call: (noise float32 [n, z] in [-1, 1]) -> {"image": , "mask": float32 [n, size, size, 1] in [0, 1]}. kind: of the
-    lesions that it draws. data: how its training patches were made. patients: those it was trained on.
+    lesions that it draws. data: how its training patches were made. patients: those it was trained on. identity: see `_identity`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -78,6 +137,7 @@ class NoiseGenerator:
     kind: LesionKind
     data: DataConfig
     patients: frozenset[str]
+    identity: dict[str, str]
 
     def made(self, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """A patch and its lesion, the same of the same seed.
@@ -96,16 +156,18 @@ class NoiseGenerator:
         return np.clip(low + (high - low) * outputs["image"][0, ..., 0], 0, 1), mask
 
 
-@functools.cache
+@read_once
 def noise_generator(folder: Path) -> NoiseGenerator:
     """The vanilla GAN of an export, read once in each process.
 
     Raises:   ExportError: there is none. DataError: its patches can't be set in: it was trained with data.percentiles, or on lesions of
               several kinds, or its card does not say how.
     """
-    function, card = export.find(folder, {"noise"}, {"image", "mask"}), export.read_card(folder)
+    function = export.find(folder, {"noise"}, {"image", "mask"})
+    opened = export.load_whole(folder, function)
+    card = opened.card
     try:
-        data, patients = training_data(card["config"]["data"], str(folder)), frozenset(card["train_patients"])
+        data, patients = training_data(card["config"]["data"], str(folder)), export.trained_on(card, folder)
     except (KeyError, TypeError, ValidationError):
         raise DataError(f"{folder}: its card does not say how and on whom it was trained (config.data, train_patients)") from None
     if data.window is None:
@@ -115,18 +177,47 @@ def noise_generator(folder: Path) -> NoiseGenerator:
     if len(data.kinds) > 1:
         raise DataError(f"{folder}: was trained on lesions of several kinds ({', '.join(data.kinds)}), so that nobody knows which it draws")
     z = card["functions"][function]["inputs"]["noise"]["shape"][1]
-    return NoiseGenerator(export.load(folder, function), z, data.kinds[0], data, patients)
+    return NoiseGenerator(opened.call, z, data.kinds[0], data, patients, _identity(opened))
 
 
-def trained_on(folder: Path) -> frozenset[str]:
-    """The patients that an export was trained on.
-
-    Raises:   ExportError: there is none. DataError: its card does not say.
+@dataclass(frozen=True)
+class MaskGenerator:
+    """A mask GAN. call: (noise float32 [n, z] in [-1, 1]) -> {"mask": float32 [n, size, size, 1] in [0, 1]}. limits: of masks that look
+    like training masks. patients: those it was trained on, None where its card does not say. identity: see `_identity`.
     """
-    try:
-        return export.trained_on(export.read_card(folder), folder)
-    except (KeyError, TypeError):
-        raise DataError(f"{folder}: its card does not say on whom it was trained (train_patients)") from None
+
+    folder: Path
+    call: Callable[..., dict[str, NDArray[np.float32]]]
+    z: int
+    limits: mask_gan.Plausibility | None
+    patients: frozenset[str] | None
+    identity: dict[str, str]
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Its patients. Raises: DataError: they are not known."""
+        if self.patients is None:
+            raise DataError(f"{self.folder}: its card does not say on whom it was trained (train_patients)")
+        return self.patients
+
+    def made(self, random: np.random.Generator) -> NDArray[np.uint8]:
+        """A mask: uint8 [size, size], 0 or 1. Raises: DataError: it looks like no training mask."""
+        mask = mask_gan.clean(self.call(noise=random.uniform(-1, 1, (1, self.z)).astype(np.float32))["mask"])
+        if self.limits and not mask_gan.plausible(mask, self.limits)[0]:
+            raise DataError("the mask GAN's masks look like no training mask")
+        return np.ascontiguousarray(mask[0, ..., 0])
+
+
+@read_once
+def mask_generator(folder: Path) -> MaskGenerator:
+    """The mask GAN of an export, read once in each process. Raises: ExportError: there is none."""
+    function = export.find(folder, {"noise"}, {"mask"})
+    opened = export.load_whole(folder, function)
+    z = opened.card["functions"][function]["inputs"]["noise"]["shape"][1]
+    path = export.located(folder) / mask_gan.LIMITS
+    limits = mask_gan.Plausibility.model_validate_json(path.read_bytes()) if path.is_file() else None
+    known = export.trained_on(opened.card, folder) if "train_patients" in opened.card else None
+    return MaskGenerator(folder, opened.call, z, limits, known, _identity(opened))
 
 
 @dataclass(frozen=True)
@@ -134,6 +225,7 @@ class LesionGenerator:
     """A contextual GAN. call: (image float32 [n, size, size, 1] in [0, 1], noise float32 [n, scalars] in [-1, 1]) -> {"lesion":
     float32 [n, size, size, 1] in [-1, 1]}. target: mass, calcification or removal. positives: malignant or lesion, what it adds
     or takes away. data: how its training patches were made. refine: its post-processing. patients: those it was trained on.
+    identity: see `_identity`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -144,6 +236,7 @@ class LesionGenerator:
     data: DataConfig
     refine: PostprocessConfig
     patients: frozenset[str]
+    identity: dict[str, str]
 
     @property
     def removes(self) -> bool:
@@ -163,21 +256,25 @@ class LesionGenerator:
         return postprocess(image[None], self.call(image=image[None], noise=noise)["lesion"], self.refine, self.removes)
 
 
-@functools.cache
+@read_once
 def lesion_generator(folder: Path) -> LesionGenerator:
     """The contextual GAN of an export, read once in each process.
 
     Raises:   ExportError: there is none. DataError: its card does not say how it was trained.
     """
-    function, card = export.find(folder, {"image", "noise"}, {"lesion"}), export.read_card(folder)
+    function = export.find(folder, {"image", "noise"}, {"lesion"})
+    opened = export.load_whole(folder, function)
+    card = opened.card
     inputs = card["functions"][function]["inputs"]
     try:
         data, model = DataConfig.model_validate(card["config"]["data"]), ContextualConfig.model_validate(card["config"]["model"])
-        patients = frozenset(card["train_patients"])
+        patients = export.trained_on(card, folder)
     except (KeyError, TypeError, ValidationError):
         raise DataError(f"{folder}: its card does not say how and on whom it was trained (config, train_patients)") from None
     size, count = inputs["image"]["shape"][1], inputs["noise"]["shape"][1]
-    return LesionGenerator(export.load(folder, function), size, count, model.target, model.positives, data, model.postprocess, patients)
+    return LesionGenerator(
+        opened.call, size, count, model.target, model.positives, data, model.postprocess, patients, _identity(opened)
+    )  # fmt: skip
 
 
 def resolved(handle: str, tracking_uri: str | None) -> Path:
@@ -193,37 +290,27 @@ def best_weights(handle: str, tracking_uri: str | None) -> Path:
     return best if (export.located(best) / export.CARD).is_file() else resolved(handle, tracking_uri)
 
 
-def described(folder: Path, source: str | Collection[str], target: str) -> dict[str, str]:
-    """Name, step and sha256 of the function of an export that leads from source, or several, to target."""
-    sources = {source} if isinstance(source, str) else source
-    function, card = export.find(folder, sources, {target}), export.read_card(folder)
-    content, place = hashlib.sha256(), export.located(folder) / function
-    for path in sorted(path for path in place.rglob("*") if path.is_file()):
-        content.update(f"{path.relative_to(place).as_posix()} {sha256(path)}\n".encode())
-    return {"name": str(card["name"]), "step": str(card.get("step", "")), "sha256": content.hexdigest()}
-
-
-def shape(config: SynthesisConfig, gan: Path | None, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
+def shape(config: SynthesisConfig, gan: MaskGenerator | None, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
     """One mass's shape, in its own box, and where it comes from.
 
-    Args:     config: shapes and lesions are used. gan: the mask GAN's export, where there is one.
+    Args:     config: shapes and lesions are used. gan: the mask GAN, where there is one.
     Returns:  (uint8 [height, width], 0 or 1, its origin in a few words).
     Raises:   DataError: none can be had, the sentence says why.
     """
     reason = "there is none"
     for _ in range(TRIES):
         try:
-            mask, origin = _drawn(gan, random) if gan else _without_network(config, random)
+            mask, origin = (gan.made(random), "mask GAN") if gan else _without_network(config, random)
             return cut(mask), origin
         except ValueError as error:
             reason = str(error)
     raise DataError(f"no shape for a mass: {reason}")
 
 
-def shapes_described(config: SynthesisConfig, gan: Path | None) -> dict[str, object]:
+def shapes_described(config: SynthesisConfig, gan: MaskGenerator | None) -> dict[str, object]:
     """Where shapes come from, equal where they are equal."""
     if gan:
-        return {"gan": described(gan, "noise", "mask")}
+        return {"gan": gan.identity}
     if config.shapes.files:
         digests = "\n".join(sha256(path) for path in _pictures(config.shapes.files))
         return {"files": hashlib.sha256(digests.encode()).hexdigest()}
@@ -236,23 +323,6 @@ def lesion_patients(config: SynthesisConfig) -> frozenset[str]:
     """The patients of all lesions that made-up masses may have their shapes or sizes from."""
     real = config.shapes == ShapeConfig() or not (config.sizes or config.size)
     return frozenset(found[0].patient_id for found in _outlined(config)) if real else frozenset()
-
-
-def _drawn(gan: Path, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
-    call, z, limits = _gan(gan)
-    mask = mask_gan.clean(call(noise=random.uniform(-1, 1, (1, z)).astype(np.float32))["mask"])
-    if limits and not mask_gan.plausible(mask, limits)[0]:
-        raise DataError("the mask GAN's masks look like no training mask")
-    return np.ascontiguousarray(mask[0, ..., 0]), "mask GAN"
-
-
-@functools.cache
-def _gan(folder: Path) -> tuple[Callable[..., dict[str, NDArray[np.float32]]], int, mask_gan.Plausibility | None]:
-    function = export.find(folder, {"noise"}, {"mask"})
-    z = export.read_card(folder)["functions"][function]["inputs"]["noise"]["shape"][1]
-    path = export.located(folder) / mask_gan.LIMITS
-    limits = mask_gan.Plausibility.model_validate_json(path.read_bytes()) if path.is_file() else None
-    return export.load(folder, function), z, limits
 
 
 def _without_network(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo import archives
-from tfmammo.config import DataConfig
+from tfmammo.config import ConfigError, DataConfig
 from tfmammo.data import jobs, sampling, splits
 from tfmammo.data.patches import window
 from tfmammo.data.preprocess import DataError
@@ -174,9 +174,12 @@ def drawn(
 def again(graft: Graft, chosen: SynthesisConfig, mammogram: Mammogram) -> Piece:
     """The lesion of a recipe.
 
-    Raises:   DataError: it is not there any more, or its mammogram has changed. ArchiveError: it can't be read.
+    Raises:   DataError: it is not there any more, or its mammogram has changed. ArchiveError: it can't be read. ConfigError: nobody
+              said where the archive lies.
     """
     data = chosen.lesions or chosen.data
+    if data.root is None and graft.archive != "phantom":
+        raise ConfigError(f"recipes don't say where archives lie; give --set lesions.root=DIR (of an archive {graft.archive})")
     found = {one.image_id: one for one in archives.mammograms(data, Skipped())}
     own = found.get(graft.image_id)
     if own is None or graft.number >= len(own.lesions):

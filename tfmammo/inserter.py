@@ -25,8 +25,9 @@ from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.preprocess import DataError
+from tfmammo.generators import LesionGenerator
 from tfmammo.insertion import Ground
-from tfmammo.painters import painter
+from tfmammo.painters import Exports, Tools
 from tfmammo.recipe import THROUGH_NETWORKS, Painter, Recipe, SynthesisConfig, versions
 from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Mammogram, View
 from tfmammo.synthesis import set_in, source
@@ -111,27 +112,24 @@ class Changed:
 
 
 class Inserter:
-    """A system whose networks are at hand; made by `load`. generator, gan: folders of exports."""
+    """A system whose networks are at hand; made by `load`. tools: what sets lesions in. network: a contextual GAN, in their place."""
 
-    def __init__(self, config: SystemConfig, generator: Path | None, gan: Path | None) -> None:
-        self.config, self.networks = config, (generator, gan)
-        self.removes = False
-        if config.painter == "contextual":
-            assert generator
-            self.network = generators.lesion_generator(generator)
-            self.removes = self.network.removes
+    def __init__(self, config: SystemConfig, tools: Tools | None, network: LesionGenerator | None = None) -> None:
+        self.config, self.tools, self.network = config, tools, network
+        self.removes = network is not None and network.removes
 
     @staticmethod
     def load(config: SystemConfig) -> Inserter:
-        """Find and read its networks.
+        """Find and read its networks: what it answers, and what its recipes say, is of these, whatever becomes of their folders.
 
         Raises:   TrackingError, ExportError, DataError: a handle leads to no network of its kind.
         """
         uri = config.tracking_uri
-        folders = [generators.resolved(handle, uri) if handle else None for handle in (config.generator, config.gan)]
-        if folders[0] and config.painter != "contextual":
-            painter(_chosen(config, Wish(centre=(0, 0), size=(8, 8))), folders[0])  # for its complaints; it is kept
-        return Inserter(config, folders[0], folders[1])
+        generator, gan = (generators.resolved(handle, uri) if handle else None for handle in (config.generator, config.gan))
+        if config.painter == "contextual":
+            assert generator
+            return Inserter(config, None, generators.lesion_generator(generator))
+        return Inserter(config, Exports(generator, gan).opened(_chosen(config, Wish(centre=(0, 0), size=(8, 8)))))
 
     def change(self, mammogram: Mammogram, wish: Wish) -> Changed:
         """Set a lesion in, or take one out.
@@ -143,43 +141,44 @@ class Inserter:
         if wish.centre[0] >= mammogram.rows or wish.centre[1] >= mammogram.cols:
             raise DataError(f"centre {list(wish.centre)} lies outside the mammogram of {mammogram.rows} x {mammogram.cols} px")
         stored = archives.stored(mammogram)
-        return self._refilled(mammogram, stored, wish) if self.config.painter == "contextual" else self._painted(mammogram, stored, wish)
+        if self.network:
+            return self._refilled(mammogram, stored, wish, self.network)
+        assert self.tools
+        return self._painted(mammogram, stored, wish, self.tools)
 
-    def _painted(self, mammogram: Mammogram, stored: Stored, wish: Wish) -> Changed:
+    def _painted(self, mammogram: Mammogram, stored: Stored, wish: Wish, tools: Tools) -> Changed:
         if not self.config.real_lesions and wish.size is None:
             raise DataError(f"size is missing: painter={self.config.painter} makes a mass of (height, width) px")
         if not (self.config.real_lesions or wish.shape or self.config.gan or self.config.lesions):
             raise DataError("shape is missing: the system has no shapes of its own (gan, lesions)")
-        chosen, folder_of = _chosen(self.config, wish), self.networks[0]
-        known = generators.described(folder_of, THROUGH_NETWORKS[chosen.painter], "image") if folder_of else {}
+        chosen = _chosen(self.config, wish)
         digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()
         recipe = Recipe(
-            identity=digest, name="000000", number=0, config=chosen, versions=versions(), generator=known, sizes=None,
+            identity=digest, name="000000", number=0, config=chosen, versions=versions(), generator=tools.painter.identity, sizes=None,
             source=source(mammogram, stored),
         )  # fmt: skip
-        recipe, after = set_in(recipe, mammogram, stored, self.networks)
+        recipe, after = set_in(recipe, mammogram, stored, tools)
         (lesion,) = recipe.lesions
         mask = coco.decode(lesion.region, recipe.name)
         return Changed(mammogram, stored, after, mask, lesion.box, lesion.kind, recipe.model_dump(mode="json"))
 
-    def _refilled(self, mammogram: Mammogram, stored: Stored, wish: Wish) -> Changed:
-        ground = Ground(stored.image(), mammogram, self.network.data)
-        length = reinsertion.side(mammogram, self.network)
+    def _refilled(self, mammogram: Mammogram, stored: Stored, wish: Wish, network: LesionGenerator) -> Changed:
+        ground = Ground(stored.image(), mammogram, network.data)
+        length = reinsertion.side(mammogram, network)
         top, left = (int(middle) - length // 2 for middle in wish.centre)
         place = (top, left, top + length, left + length)
-        if ground.free_part(place) < (wanted := self.network.data.sampling.tissue):
+        if ground.free_part(place) < (wanted := network.data.sampling.tissue):
             raise DataError(f"of the window of {length} px around it, which the network works on, less than {100 * wanted:g} % is breast")
-        patch = reinsertion.filled(ground, place, self.network, np.random.default_rng(wish.seed))
+        patch = reinsertion.filled(ground, place, network, np.random.default_rng(wish.seed))
         if patch.mask_box is None:
             raise DataError("post-processing discards all that the network makes there; another seed or place may do")
         mask = np.zeros((mammogram.rows, mammogram.cols), np.uint8)
         mask[top : top + length, left : left + length] = patch.mask
-        kind: LesionKind | None = None if self.removes else "calcification" if self.network.target == "calcification" else "mass"
-        assert self.networks[0]
+        kind: LesionKind | None = None if self.removes else "calcification" if network.target == "calcification" else "mass"
         recipe = {
-            "painter": "contextual", "target": self.network.target, "wish": wish.model_dump(mode="json"), "place": list(place),
+            "painter": "contextual", "target": network.target, "wish": wish.model_dump(mode="json"), "place": list(place),
             "noise_seed": patch.seed, "source": source(mammogram, stored).model_dump(mode="json"), "versions": versions(),
-            "generator": generators.described(self.networks[0], {"image", "noise"}, "lesion"),
+            "generator": network.identity,
         }  # fmt: skip
         return Changed(mammogram, stored, reinsertion.reinserted(ground, stored, [patch]), mask, patch.mask_box, kind, recipe)
 

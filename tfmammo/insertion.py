@@ -12,12 +12,17 @@ With data.percentiles the brightest tissue of a patch is 1, so that a mass can't
 
 A patch that was made with its own tissue, of a CAN or a vanilla GAN, is set in whole instead (`whole_seam`): its grey values take the
 place of the mammogram's, and fade out at its border alone.
+
+Departure from Shen et al., section 4.3: "the breast tissue patch at original position is replaced by the generated mass patch". By
+default the difference is added instead (`blended`), because a patch of 256 px that is scaled to native pixels has none of the
+tissue's grain, so that its square shows, and a detector can learn squares. `whole_patch` of a synthesis is the paper's way
+(`replaced`), with feather=0 to its hard border.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 from typing import Any
 
@@ -27,13 +32,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat
 
-from tfmammo.config import DataConfig, Frozen
+from tfmammo.config import DataConfig, Frozen, PreprocessConfig
 from tfmammo.data import preprocess, sampling
 from tfmammo.data.anatomy import breast_mask, pectoral_mask
 from tfmammo.data.patches import frame
 from tfmammo.data.preprocess import DataError, resize, resize_mask
 from tfmammo.models.infilling import enlarged
-from tfmammo.record import Box, Mammogram, Skipped
+from tfmammo.record import Box, Lesion, Mammogram, Skipped, borders
 
 GRID = 512  # cells along a mammogram's longer side, at most: anatomy is no finer
 GAP = 4  # px of the patch between mask and border, at least, to fade in
@@ -152,12 +157,13 @@ class Spot:
     def at(top: int, left: int, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig) -> Spot:
         """A lesion whose box begins at (top, left), its patch as the training's.
 
-        Raises:   DataError: the lesion reaches beyond the mammogram, or its patch is larger than that.
+        Raises:   DataError: the lesion reaches beyond the mammogram, or its patch is larger than that; or training resampled
+                  mammograms (data.preprocess.spacing) and the mm per px of this one are not stated.
         """
         box = (top, left, top + mask.shape[0], left + mask.shape[1])
         if min(box) < 0 or box[2] > mammogram.rows or box[3] > mammogram.cols:
             raise DataError("it reaches beyond the mammogram")
-        window = frame(box, mammogram, data)
+        window = _training_window(Lesion("mass", box), mask, mammogram, data)
         if min(window) < 0 or window[2] > mammogram.rows or window[3] > mammogram.cols:
             raise DataError("its patch is larger than the mammogram")
         return Spot(mask, box, window)
@@ -205,6 +211,8 @@ def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
 
 def whole_seam(mask: NDArray[np.uint8], window: Box, feather: float) -> Seam:
     """The weights of a patch that is set in whole: 1, but falling to 0 over `feather` px at its border, or fewer where its mask is nearer.
+
+    With a feather of 0 they are 1 up to the border.
 
     Args:     mask: uint8 [size, size], 0 or 1, of the patch. window: where that lies, native px, half-open. feather: px of the patch.
     Raises:   DataError: as `gap`.
@@ -331,15 +339,20 @@ class Patch:
         offset = change[around].mean() if around.any() else 0.0
         return np.ascontiguousarray((change - np.float32(offset)) * np.float32(self.high - self.low))
 
+    def native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A generated image [size, size, 1] in native grey values, turned as the mammogram: float32 [size, size]."""
+        grey = np.float32(self.low) + np.float32(self.high - self.low) * image[..., 0]
+        return np.ascontiguousarray(grey[:, ::-1] if self.mirrored else grey)
+
 
 def patch(ground: Ground, spot: Spot, seam: Seam) -> Patch:
-    """The ground under a lesion as training patches are made: prepared, scaled, its grey values in [0, 1], chest wall left.
+    """The ground under a lesion as training patches are made: prepared, scaled, mirrored, its grey values in [0, 1].
 
     Raises:   DataError: it is constant.
     """
     image, low, high = tissue(ground, spot.window, len(seam.mask))
     mask = seam.mask.astype(np.float32)[..., None]
-    mirrored = ground.mammogram.laterality == "R"
+    mirrored = ground.data.preprocess.flip_right and ground.mammogram.laterality == "R"
     if mirrored:
         image, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (image, mask))
     return Patch(image, mask, low, high, mirrored)
@@ -353,7 +366,7 @@ def tissue(ground: Ground, window: Box, size: int) -> tuple[NDArray[np.float32],
     """
     top, left, bottom, right = window
     data = ground.data
-    image = resize(ground.image[top:bottom, left:right, 0], size, size)[..., None]
+    image = training_resize(ground.image[top:bottom, left:right, 0], ground, size)[..., None]
     if data.preprocess.remove_marks or data.preprocess.remove_pectoral:
         image = np.where(_resampled(ground, window, size) != 0, image, np.float32(0))
     image = preprocess.framed(np.clip(image, 0, 1), data.preprocess)
@@ -361,6 +374,22 @@ def tissue(ground: Ground, window: Box, size: int) -> tuple[NDArray[np.float32],
     if not low < high:
         raise DataError("the tissue under it is constant")
     return preprocess.window(image, low, high), low, high
+
+
+def training_resize(native: NDArray[np.float32], ground: Ground, size: int) -> NDArray[np.float32]:
+    """A window's grey values at a generator's size, by way of data.preprocess.spacing where its training went that way.
+
+    Args:     native: float32 [rows, cols]. ground: data and mammogram.spacing are used.
+    Returns:  float32 [size, size].
+    Raises:   DataError: training resampled mammograms, and the mm per px of this one are not stated.
+    """
+    target, spacing = ground.data.preprocess.spacing, ground.mammogram.spacing
+    if target and spacing is None:
+        raise DataError("its mm per px are not stated, and the generator's training resampled mammograms (data.preprocess.spacing)")
+    if target and spacing:
+        rows, cols = preprocess.resampled_size((native.shape[0], native.shape[1]), spacing, target)
+        native = resize(native, rows, cols)
+    return resize(native, size, size)
 
 
 def blended(ground: Ground, spot: Spot, seam: Seam, difference: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -372,6 +401,18 @@ def blended(ground: Ground, spot: Spot, seam: Seam, difference: NDArray[np.float
     (top, left, bottom, right), (first, before, last, behind) = spot.window, seam.support
     native = resize(difference, bottom - top, right - left)[first - top : last - top, before - left : behind - left]
     return np.clip(ground.image[first:last, before:behind, 0] + seam.weights * native, 0, 1)
+
+
+def replaced(ground: Ground, spot: Spot, seam: Seam, grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The support's new grey values where a patch takes the ground's place.
+
+    Args:     grey: float32 [size, size], from `Patch.native`. seam: from `whole_seam`.
+    Returns:  float32 [rows, cols] of seam.support, in [0, 1]; equal to the ground wherever the weight is 0.
+    """
+    (top, left, bottom, right), (first, before, last, behind) = spot.window, seam.support
+    patch = resize(grey, bottom - top, right - left)[first - top : last - top, before - left : behind - left]
+    tissue = ground.image[first:last, before:behind, 0]
+    return np.clip(tissue + seam.weights * (patch - tissue), 0, 1)
 
 
 def training_data(section: dict[str, Any], handle: str) -> DataConfig:
@@ -387,8 +428,31 @@ def training_data(section: dict[str, Any], handle: str) -> DataConfig:
     return config
 
 
+def _training_window(lesion: Lesion, mask: NDArray[np.uint8], mammogram: Mammogram, data: DataConfig) -> Box:
+    """The window of a lesion's training patch in native px.
+
+    Training frames a lesion on the mirrored and resampled mammogram, where data.padding counts resampled px. So does this, and then
+    it maps the window back.
+    """
+    mirrored, spacing = data.preprocess.flip_right and mammogram.laterality == "R", data.preprocess.spacing
+    if spacing:  # where outlines, not boxes, say what box is left of a lesion
+        corner = np.array(lesion.box[:2], np.float32)
+        lesion = replace(lesion, outlines=tuple(outline + corner for outline in borders(mask)))
+    moves = PreprocessConfig(flip_right=mirrored, spacing=spacing)
+    prepared = preprocess.prepare(replace(mammogram, lesions=(lesion,)), moves)
+    window = frame(prepared.lesions[0].box, prepared, data)
+    down, across = mammogram.rows / prepared.rows, mammogram.cols / prepared.cols  # native px for a resampled one
+    top, left, bottom, right = round(window[0] * down), round(window[1] * across), round(window[2] * down), round(window[3] * across)
+    if mirrored:
+        left, right = mammogram.cols - right, mammogram.cols - left
+    box = lesion.box  # which rounding might cut
+    return min(top, box[0]), min(left, box[1]), max(bottom, box[2]), max(right, box[3])
+
+
 def _inwards(size: int, fade: float) -> NDArray[np.float64]:
-    """0 at a patch's border, rising to 1 within `fade` px: float64 [size, size]."""
+    """0 at a patch's border, rising to 1 within `fade` px, 1 everywhere with a fade of 0: float64 [size, size]."""
+    if not fade:
+        return np.ones((size, size))
     edge = np.minimum(np.arange(size), np.arange(size)[::-1])
     return _smooth(np.minimum(edge, edge[:, None]) / fade)
 

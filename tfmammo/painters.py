@@ -10,6 +10,9 @@ The blending network is shown a lesion on the grey scale of the tissue that it g
 gives both the same. With data.percentiles a lesion brighter than all of the tissue is cut off there. One that was trained with
 model.prior=noise puts noise in place of the lesion's pixels itself, which follows from the tissue, in an export as in training.
 
+An infilling or a blending network's patch takes the tissue's place as a whole with whole_patch, which is Shen et al.'s way; by default
+what it changes is added (a departure, whose reason tfmammo.insertion gives).
+
 A CAN (or a Pix2Pix) sees the mask alone and makes a mass with tissue of its own, which is set in whole: its patch takes the grey scale of
 the tissue that it covers, and fades into that at its border. Grain finer than its pixels stays that of the mammogram.
 
@@ -33,9 +36,9 @@ from tfmammo.baselines import poisson
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
 from tfmammo.data.preprocess import DataError, resize, resize_mask
-from tfmammo.generators import Generator, NoiseGenerator, generator, noise_generator
+from tfmammo.generators import Generator, MaskGenerator, NoiseGenerator, generator, mask_generator, noise_generator
 from tfmammo.grafts import Piece
-from tfmammo.insertion import Ground, Patch, Seam, Spot, blended, patch, seam, whole_seam
+from tfmammo.insertion import Ground, Patch, Seam, Spot, blended, patch, replaced, seam, training_resize, whole_seam
 from tfmammo.models.blending import pasted
 from tfmammo.models.infilling import tri_label
 from tfmammo.recipe import THROUGH_NETWORKS, Planted, SynthesisConfig, Used
@@ -100,6 +103,10 @@ class Painter(Protocol):
         """Whom its network was trained on; None where there is none."""
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What a recipe says of its network; nothing where there is none."""
+
+    @property
     def used(self) -> Used | None:
         """What of a real lesion is used; None: all of it."""
 
@@ -121,13 +128,14 @@ Show = Callable[[Generator, Ground, Sequence[Insertion], Sequence[Patch]], dict[
 @dataclass(frozen=True, eq=False)
 class NetworkPainter:
     """Paints with a network, all lesions of a mammogram in one call. feather: see insertion.seam. show: gives the call's arguments.
-    whole: its patches are set in whole, see insertion.whole_seam.
+    whole: its patches reach to their borders, see insertion.whole_seam. replaces: and take the place of the tissue, grain and all.
     """
 
     network: Generator
     feather: float
     show: Show
     whole: bool = False
+    replaces: bool = False
 
     @property
     def data(self) -> DataConfig:
@@ -138,6 +146,11 @@ class NetworkPainter:
     def patients(self) -> frozenset[str]:
         """See Painter."""
         return self.network.patients
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """See Painter."""
+        return self.network.identity
 
     @property
     def used(self) -> Used | None:
@@ -160,7 +173,11 @@ class NetworkPainter:
         patches = [patch(ground, found.spot, found.seam) for found in insertions]
         images = self.network.call(**self.show(self.network, ground, insertions, patches))["image"]
         for found, one, image in zip(insertions, patches, images, strict=True):
-            yield found.seam.support, blended(ground, found.spot, found.seam, one.difference(image, found.seam.around))
+            if self.replaces:
+                grey = replaced(ground, found.spot, found.seam, one.native(image))
+            else:
+                grey = blended(ground, found.spot, found.seam, one.difference(image, found.seam.around))
+            yield found.seam.support, grey
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +188,11 @@ class DirectPainter:
     patients: None = None
     used: None = None
     data: DataConfig = DataConfig(frame="padded", padding=BORDER)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """See Painter."""
+        return {}
 
     def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
         """See Painter; nothing is drawn."""
@@ -213,6 +235,11 @@ class VanillaPainter:
     def patients(self) -> frozenset[str]:
         """See Painter."""
         return self.network.patients
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """See Painter."""
+        return self.network.identity
 
     def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
         """See Painter; of the real lesion its longer side is used, as it would lie in the mammogram."""
@@ -270,7 +297,41 @@ def painter(chosen: SynthesisConfig, folder: Path | None) -> Painter:
     if chosen.painter == "vanilla":
         return VanillaPainter(noise_generator(folder), chosen.feather)
     network = generator(folder, THROUGH_NETWORKS[chosen.painter])
-    return NetworkPainter(network, chosen.feather, SHOWN[chosen.painter], whole=chosen.painter == "can")
+    whole = chosen.painter == "can" or chosen.whole_patch
+    return NetworkPainter(network, chosen.feather, SHOWN[chosen.painter], whole, chosen.whole_patch)
+
+
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """What draws an item: its painter, and the mask GAN where shapes come from one."""
+
+    painter: Painter
+    gan: MaskGenerator | None = None
+
+    @property
+    def weights(self) -> tuple[str | None, str | None]:
+        """Of both networks, see export.load_whole."""
+        return self.painter.identity.get("weights"), self.gan.identity["weights"] if self.gan else None
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Where the networks of a set lie, for workers to read them. weights: of both when the work began."""
+
+    painter: Path | None
+    gan: Path | None
+    weights: tuple[str | None, str | None] = (None, None)
+
+    def opened(self, chosen: SynthesisConfig) -> Tools:
+        """The networks as they are now. Raises: ExportError, DataError: one can't be used."""
+        return Tools(painter(chosen, self.painter), mask_generator(self.gan) if self.gan else None)
+
+    def as_begun(self, chosen: SynthesisConfig) -> Tools:
+        """The networks that the work began with. Raises: DataError: one was replaced since."""
+        tools = self.opened(chosen)
+        if self.weights != tools.weights:
+            raise DataError("a generator was replaced by another training while the work went on")
+        return tools
 
 
 def masked(network: Generator, ground: Ground, insertions: Sequence[Insertion], patches: Sequence[Patch]) -> dict[str, Any]:
@@ -310,6 +371,6 @@ def _on_patch(ground: Ground, found: Insertion, shown: Patch) -> NDArray[np.floa
     rows, cols = piece.image.shape
     whole[first + around : first + around + rows, before + around : before + around + cols] = piece.image
     native = whole[around:-around, around:-around]
-    image = np.clip(resize(native, len(shown.tissue), len(shown.tissue)), 0, 1)[..., None]
+    image = np.clip(training_resize(native, ground, len(shown.tissue)), 0, 1)[..., None]
     image = preprocess.window(preprocess.framed(image, ground.data.preprocess), shown.low, shown.high)
     return np.ascontiguousarray(image[:, ::-1]) if shown.mirrored else image

@@ -16,12 +16,12 @@ from typing import Any, Final, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_serializer
 
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import DataError, Patch, Patches, stack
 from tfmammo.data.tfrecord import GREY
-from tfmammo.recipe import as_written, read
+from tfmammo.recipe import as_written, passed_on, read
 from tfmammo.record import Box
 
 FORMAT: Final = 1
@@ -67,7 +67,8 @@ class PatchSource(Frozen):
 class PatchRecipe(Frozen):
     """What makes one patch again, and what came out.
 
-    identity: hash of what decides a whole set. target: the generator's. number: of the patch among its kind. discarded: what
+    identity: hash of what decides a whole set. config: written as recipe.passed_on leaves it. generator: name, step and weights, as in
+    Recipe. target: the generator's. number: of the patch among its kind. discarded: what
     post-processing refused of earlier draws. unusable: draws without a patch, for too little tissue or another pathology.
     left_out: why there is none. area: of the mask, part of the patch. files: sha256 by path beneath the folder.
     """
@@ -85,6 +86,10 @@ class PatchRecipe(Frozen):
     left_out: str | None = None
     area: NonNegativeFloat = 0.0
     files: dict[str, str] = {}
+
+    @field_serializer("config")
+    def _passed_on(self, chosen: PatchSynthesisConfig) -> dict[str, Any]:
+        return passed_on(chosen)
 
     @property
     def kind(self) -> str:

@@ -36,7 +36,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import card, jobs, sampling
 from tfmammo.data.patches import DataError, Patch, drawer
 from tfmammo.data.tfrecord import sha256
-from tfmammo.generators import LesionGenerator, best_weights, described, lesion_generator, trained_on
+from tfmammo.generators import LesionGenerator, best_weights, lesion_generator, same_network
 from tfmammo.patch_set import (
     FORMAT,
     IDENTITY,
@@ -51,7 +51,7 @@ from tfmammo.patch_set import (
     stored_image,
 )
 from tfmammo.postprocessing import Refined
-from tfmammo.recipe import REASONS, explained, versions
+from tfmammo.recipe import REASONS, explained, source_of, versions
 from tfmammo.record import Mammogram, Skipped
 
 log = logging.getLogger(__name__)
@@ -91,15 +91,13 @@ def synthesise(chosen: PatchSynthesisConfig, output: Path, flags: Sequence[str] 
     mammograms = archives.mammograms(chosen.data, skipped)
     networks = {target: best_weights(handle, chosen.tracking_uri) for target, handle in sorted(chosen.generators.items())}
     sources = {target: suitable(mammograms, chosen, lesion_generator(network), target) for target, network in networks.items()}
-    for network in networks.values():
-        trained_on(network)  # refuses pseudonyms that were made under another key
     known = _identity(chosen, mammograms, networks)
-    jobs.claim(output, known, IDENTITY)
-    (output / "README.md").unlink(missing_ok=True)  # it says that all is there
-    recipes: list[PatchRecipe] = []
-    for target, network in networks.items():
-        recipes += _all_of(target, chosen, network, sources[target], known, output, flags)
-    _finish(recipes, skipped, output)
+    with jobs.claimed(output, known, IDENTITY):
+        (output / "README.md").unlink(missing_ok=True)  # it says that all is there
+        recipes: list[PatchRecipe] = []
+        for target, network in networks.items():
+            recipes += _all_of(target, chosen, network, sources[target], known, output, flags)
+        _finish(recipes, skipped, archives.archive_name(chosen.data), output)
     return recipes
 
 
@@ -137,15 +135,18 @@ def make(job: Job) -> None:
     missing = [recipe for recipe in job.recipes if _known(recipe, job.folder) is None]
     if not missing:
         return
+    network = lesion_generator(job.network)
+    if network.identity != missing[0].generator:
+        raise DataError(f"{job.network}: was replaced by another training while the work went on")
     try:
         with jobs.one_thread():
-            network = lesion_generator(job.network)
             source, draw = _opened(job.mammogram, network, missing[0].config)
             for recipe in missing:
                 _write(_patch(recipe, job, network, source, draw), job.folder)
     except (*REASONS, cv2.error) as error:
+        places = [missing[0].config.data.root] if missing[0].config.data.root else []
         for recipe in missing:
-            _write((recipe.model_copy(update={"left_out": explained(error, recipe.config.data)}), None), job.folder)
+            _write((recipe.model_copy(update={"left_out": explained(error, places)}), None), job.folder)
     except OSError as error:  # of the folder, which would cost every patch
         raise OSError(f"{job.folder}: {error.__class__.__name__}: {error}") from error
     except Exception as error:  # ours: kept as a dead letter, it would quietly cost every patch
@@ -194,14 +195,12 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
     recipe = config.parse(PatchRecipe, file, [f"config.{override}" for override in overrides])
     if recipe.source is None or recipe.left_out:
         raise DataError(f"{file}: is of a patch that could not be made ({recipe.left_out})")
-    found = {one.image_id: one for one in archives.mammograms(recipe.config.data, Skipped())}
-    if recipe.source.image_id not in found:
-        raise DataError(f"{file}: its source {recipe.source.image_id} is not in {archives.archive_name(recipe.config.data)}")
-    mammogram, folder = found[recipe.source.image_id], best_weights(recipe.config.generators[recipe.target], recipe.config.tracking_uri)
-    if described(folder, {"image", "noise"}, "lesion")["sha256"] != recipe.generator["sha256"]:
-        raise DataError(f"{folder}: is not the generator of {file}, its weights are others (sha256)")
-    job = Job(output, mammogram, folder, (recipe,))
+    mammogram = source_of(recipe.source.archive, recipe.source.image_id, recipe.config.data, file)
+    folder = best_weights(recipe.config.generators[recipe.target], recipe.config.tracking_uri)
     network = lesion_generator(folder)
+    if not same_network(recipe.generator, network.identity, folder, {"image", "noise"}, "lesion"):
+        raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
+    job = Job(output, mammogram, folder, (recipe,))
     with jobs.one_thread():
         source, draw = _opened(mammogram, network, recipe.config)
         if source != recipe.source.sha256:
@@ -251,8 +250,9 @@ def _write_files(recipe: PatchRecipe, made: Made | None, folder: Path) -> PatchR
         contents = {"images": encoded(stored_image(refined.image[0])), "masks": mask_png(refined.mask[0, ..., 0])}
         for part, content in contents.items():
             name = f"{part}/{recipe.name}.png"
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            with jobs.written(folder / name) as path:
+            place = jobs.inside(folder, name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with jobs.written(place) as path:
                 path.write_bytes(content)
             files[name] = hashlib.sha256(content).hexdigest()
     return recipe.model_copy(update={"files": files})
@@ -269,7 +269,7 @@ def _all_of(
 ) -> list[PatchRecipe]:
     """`count` patches of one kind, if they can be had."""
     hashed = hashlib.sha256(jobs.as_json(known).encode()).hexdigest()
-    described_as = {key: known["generators"][target][key] for key in ("name", "step", "sha256")}
+    described_as = {key: known["generators"][target][key] for key in ("name", "step", "weights")}
     first = PatchRecipe(
         identity=hashed, target=target, number=0, config=chosen, versions=versions(), generator=described_as  # type: ignore[arg-type]
     )  # fmt: skip
@@ -311,21 +311,20 @@ def _identity(chosen: PatchSynthesisConfig, mammograms: Sequence[Mammogram], net
         "config": chosen.model_dump(mode="json", exclude=_IRRELEVANT),
         "archive": {"name": archives.archive_name(chosen.data), "records": jobs.fingerprint(mammograms)},
         "generators": {
-            target: described(network, {"image", "noise"}, "lesion")
+            target: lesion_generator(network).identity
             | {"patients": sorted(lesion_generator(network).patients), "scale": patch_scale(lesion_generator(network).data)}
             for target, network in networks.items()
         },
     }
 
 
-def _finish(recipes: Sequence[PatchRecipe], skipped: Skipped, output: Path) -> None:
+def _finish(recipes: Sequence[PatchRecipe], skipped: Skipped, archive: str, output: Path) -> None:
     dead = Skipped(dict(skipped.reasons))
     for recipe in recipes:
         if recipe.left_out:
             dead.add(recipe.name, recipe.left_out)
     jobs.write(output / "dead_letters.csv", card.dead_letters(dead.reasons))
-    licence = card.LICENCES.get(archives.archive_name(recipes[0].config.data), card.UNKNOWN)
-    jobs.write(output / "README.md", readme(recipes, licence))
+    jobs.write(output / "README.md", readme(recipes, card.LICENCES.get(archive, card.UNKNOWN)))
     reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
     for reason, count in reasons.most_common(3):
         log.info("%d left out: %s", count, reason)

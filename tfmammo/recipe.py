@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -13,16 +13,25 @@ import cv2
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
-from tfmammo import __version__
+from tfmammo import __version__, archives
 from tfmammo.archives import source_file
 from tfmammo.archives.stored import Stored
-from tfmammo.config import DataConfig, Frozen, describe
+from tfmammo.config import ConfigError, DataConfig, Frozen, describe
 from tfmammo.data.preprocess import DataError
 from tfmammo.data.tfrecord import sha256
 from tfmammo.insertion import Sizes
-from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Mammogram, Pathology, Split, View
+from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Mammogram, Pathology, Skipped, Split, View
 
 FORMAT: Final = 1
 REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
@@ -77,7 +86,9 @@ class SynthesisConfig(Frozen):
     PatientsConfig; null: everybody's. A network's own training, a mask GAN's too, is not checked: patients.json says whom it was on.
     masses: how many in one mammogram, from and to; each number is equally likely. size: (height, width) of each, native px,
     instead of a draw. centre: (row, col) of the one mass, native px, instead of a draw. feather: px of the generator's patch over
-    which what it changes fades beyond the margin; of a CAN's or vanilla GAN's, over which it fades out at its border.
+    which what it changes fades beyond the margin; of a patch that is set in whole, over which it fades out at its border, and 0 for none.
+    whole_patch: whether the patch of an infilling or a blending network takes the tissue's place, as in Shen et al., section 4.3,
+    and with feather=0 to a hard border; else what it changes is added. A CAN's or vanilla GAN's is always set in whole.
     count: of items; they are spread evenly over the mammograms. seed: of everything that is drawn.
     format: dicom, png (of 8 or 16 bits, as the source) or tfrecord. pathology: of all masses, where the generator's were all so; real
     lesions of no other are taken then.
@@ -99,7 +110,8 @@ class SynthesisConfig(Frozen):
     masses: tuple[PositiveInt, PositiveInt] = (1, 1)
     size: tuple[PositiveInt, PositiveInt] | None = None
     centre: tuple[NonNegativeInt, NonNegativeInt] | None = None
-    feather: PositiveFloat = 16.0
+    feather: NonNegativeFloat = 16.0
+    whole_patch: bool = False
     count: PositiveInt = 100
     seed: NonNegativeInt = 0
     format: Literal["dicom", "png", "tfrecord"] = "dicom"
@@ -115,8 +127,11 @@ class SynthesisConfig(Frozen):
             raise ValueError("resize must be two factors, the smaller first")
         if self.painter in THROUGH_NETWORKS and not self.generator:
             raise ValueError(f"painter={self.painter} needs a generator")
+        if not self.feather and not (self.whole_patch or self.painter in ("can", "vanilla")):
+            raise ValueError("feather=0 leaves no room to fade in what a network changes; it is for whole_patch=true")
         unused: tuple[str, ...] = ("resize", "rotate") if not self.real_lesions else ("shapes", "sizes", "size")
         unused += () if self.painter in THROUGH_NETWORKS else ("generator", "tracking_uri", "feather")
+        unused += () if self.painter in ("infilling", "blending") else ("whole_patch",)
         for key in unused:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is not used by painter={self.painter}; leave it out")
@@ -132,6 +147,12 @@ class SynthesisConfig(Frozen):
         """Whose lesions may be taken and nothing else: equal for all items, whatever is asked of them, so that archives are read once."""
         chosen = {key: getattr(self, key) for key in ("data", "lesions", "patients", "pathology")}
         return SynthesisConfig(name="sources", painter="paste", **chosen)
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Folders of this machine that a message may name, and that nobody needs to be told of."""
+        roots = (self.data.root, self.lesions.root if self.lesions else None, self.shapes.files.parent if self.shapes.files else None)
+        return tuple(root for root in roots if root)
 
     @property
     def whose(self) -> str:
@@ -207,14 +228,15 @@ class OwnLesion(Frozen):
 class Recipe(Frozen):
     """What makes one item again, and what came out.
 
-    identity: hash of what decides a whole set. name, number: of the item. versions: of what computed it. generator: name, step
-    and sha256 of the export, where there is one. lesions: those set in, own: those that were there. left_out: why there is no item.
-    notes: what was asked for and not done. files: sha256 by path beneath the output folder.
+    identity: hash of what decides a whole set. name, number: of the item. config: written as `passed_on` leaves it. versions: of what
+    computed it. generator: name, step and weights of the network that painted, where there is one; see export.load_whole. Earlier versions
+    wrote sha256, of the export's files. lesions: those set in, own: those that were there. left_out: why there is no item. notes: what
+    was asked for and not done. files: sha256 by path beneath the output folder.
     """
 
     format: Literal[1] = FORMAT
     identity: str
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")  # files are called by it
     number: NonNegativeInt
     config: SynthesisConfig
     versions: dict[str, str]
@@ -227,14 +249,20 @@ class Recipe(Frozen):
     left_out: str | None = None
     files: dict[str, str] = {}
 
+    @field_serializer("config")
+    def _passed_on(self, chosen: SynthesisConfig) -> dict[str, Any]:
+        return passed_on(chosen)
+
     def key(self) -> str:
         """Equal for equal content, wherever and however often it is made."""
         assert self.source
         content = {
             "source": self.source.model_dump(mode="json"), "feather": self.config.feather,
-            "generator": self.generator.get("sha256", self.config.painter),
+            "generator": self.generator.get("weights") or self.generator.get("sha256", self.config.painter),
             "lesions": [lesion.model_dump(mode="json", exclude_none=True) for lesion in self.lesions],
         }  # fmt: skip
+        if self.config.whole_patch:
+            content["whole_patch"] = True
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def is_whole(self, folder: Path) -> bool:
@@ -289,7 +317,48 @@ def read(kind: type[Kind], path: Path, what: str) -> Kind:
         raise DataError(f"{path}: is no {what} of this version ({describe(error)[:300]})") from None
 
 
-def explained(error: Exception, data: DataConfig) -> str:
-    """Why an item can't be made, in a sentence without the folder of the archive."""
+def source_of(archive: str, image_id: str, data: DataConfig, file: Path) -> Mammogram:
+    """The mammogram that a recipe starts from.
+
+    Args:     archive, image_id: of the recipe's source. data: the archive, of which a recipe does not say where it lies. file: the recipe.
+
+    Raises:   DataError: it is not there, or nobody said where the archive lies. ConfigError, ArchiveError: no such archive.
+    """
+    if data.root is None and archive != "phantom":
+        raise ConfigError(f"{file}: recipes don't say where archives lie; give --set data.root=DIR (of an archive {archive})")
+    found = {one.image_id: one for one in archives.mammograms(data, Skipped())}
+    if image_id not in found:
+        raise DataError(f"{file}: its source {image_id} is not in {archives.archive_name(data)}")
+    return found[image_id]
+
+
+def passed_on(chosen: Frozen) -> dict[str, Any]:
+    """A config as a recipe keeps it, which others may be given.
+
+    It says nothing of where archives lie, nor of a store's address, which may hold a password: keys named root and tracking_uri are
+    null. Of any other path that leads out of the current folder only the last part is left.
+
+    Returns:  what JSON can hold.
+    """
+    content = _without_places(chosen.model_dump(mode="json"))
+    assert isinstance(content, dict)
+    return content
+
+
+def _without_places(content: object, key: str = "") -> object:
+    if isinstance(content, dict):
+        return {name: _without_places(value, name) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_without_places(value, key) for value in content]
+    if key in ("root", "tracking_uri"):
+        return None
+    leads_out = isinstance(content, str) and (Path(content).is_absolute() or content.startswith(("~", "..")))
+    return Path(content).name if leads_out else content  # type: ignore[arg-type]
+
+
+def explained(error: Exception, places: Iterable[Path]) -> str:
+    """Why an item can't be made, in a sentence without the folders of archives. Args: places: those folders."""
     said = str(error) if isinstance(error, REASONS) else f"{error.__class__.__name__}: {error}"
-    return said.replace(f"{data.root}{os.sep}", "") if data.root else said
+    for place in places:
+        said = said.replace(f"{place}{os.sep}", "")
+    return said

@@ -22,7 +22,9 @@ whose lesion it is. patients.json tells everybody whom a set shows, derives from
 
 Departures from Shen et al., section 4.3, beside those that tfmammo.insertion and tfmammo.models name: sizes are drawn of the
 mass, not of its patch padded by 100 px, which is the same, and the patch is cut as the generator's training patches were
-(data.frame padded is the paper's). Sides of a mammogram whose laterality is not stated are not guessed.
+(data.frame padded is the paper's). A generated patch does not replace the tissue as in the paper: what it changes is added with
+a faded border, so that the tissue's grain stays and no square shows; whole_patch=true is the paper's way. Sides of a mammogram
+whose laterality is not stated are not guessed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,9 @@ from tfmammo.archives.stored import Stored
 from tfmammo.config import ConfigError
 from tfmammo.data import card, jobs, sampling
 from tfmammo.data.preprocess import DataError
-from tfmammo.generators import described, resolved, shape, shapes_described
+from tfmammo.generators import MaskGenerator, resolved, same_network, shape, shapes_described
 from tfmammo.insertion import Ground, Sizes, fit_sizes, scaled
-from tfmammo.painters import Drawn, Insertion, Painter, painter
+from tfmammo.painters import Drawn, Exports, Insertion, Painter, Tools, painter
 from tfmammo.recipe import (
     FORMAT,
     REASONS,
@@ -63,6 +65,7 @@ from tfmammo.recipe import (
     digest,
     explained,
     read_recipe,
+    source_of,
     versions,
 )
 from tfmammo.record import Lesion, Mammogram, Skipped
@@ -75,9 +78,7 @@ TRIES = 20  # sizes, shapes and places drawn for one mass
 # What real lesions alone depend on: noted with them, so that folders of infillings, which came before, stay valid.
 _OF_REAL_LESIONS = {"painter", "resize", "rotate"}
 # What no item depends on: where things lie (records and networks are hashed), and how many items there are.
-_IRRELEVANT = {"data", "lesions", "generator", "shapes", "patients", "tracking_uri", "count", *_OF_REAL_LESIONS}
-
-Networks = tuple[Path | None, Path | None]  # exports of the painter's network and of the mask GAN
+_IRRELEVANT = {"data", "lesions", "generator", "shapes", "patients", "tracking_uri", "count", "whole_patch", *_OF_REAL_LESIONS}
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Job:
 
     folder: Path
     mammogram: Mammogram
-    networks: Networks
+    exports: Exports
     recipe: Recipe
 
     @property
@@ -107,21 +108,22 @@ def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (),
     skipped = Skipped()
     mammograms = _chosen_of(archives.mammograms(chosen.data, skipped), chosen)
     uri, gan = chosen.tracking_uri, chosen.shapes.gan
-    networks = resolved(chosen.generator, uri) if chosen.generator else None, resolved(gan, uri) if gan else None
-    trained_on = _trained_on(chosen, networks)  # for its complaints, before anything is written
+    exports = Exports(resolved(chosen.generator, uri) if chosen.generator else None, resolved(gan, uri) if gan else None)
+    tools = exports.opened(chosen)
+    exports = replace(exports, weights=tools.weights)
+    trained_on = _trained_on(tools)  # for its complaints, before anything is written
     sizes = _sizes(chosen, skipped)
-    known = _identity(chosen, mammograms, networks, sizes)
-    jobs.claim(output, known, IDENTITY)
-    (output / "recipes").mkdir(exist_ok=True)
-    items = _items(chosen, mammograms, networks, sizes, known, output)
-    if retry:
-        for item in items:
+    known = _identity(chosen, mammograms, tools, sizes)
+    items = _items(chosen, mammograms, exports, sizes, known, output)
+    with jobs.claimed(output, known, IDENTITY):
+        (output / "recipes").mkdir(exist_ok=True)
+        for item in items if retry else ():
             if item.path.is_file() and read_recipe(item.path).left_out:
                 item.path.unlink()
-    log.info("%d items from %d mammograms, into %s", len(items), len(mammograms), output)
-    with jobs.progress(output / "recipes", "*.json", len(items)):
-        jobs.run(items, make, flags)
-    return _finish(items, chosen, skipped, trained_on)
+        log.info("%d items from %d mammograms, into %s", len(items), len(mammograms), output)
+        with jobs.progress(output / "recipes", "*.json", len(items)):
+            jobs.run(items, make, flags)
+        return _finish(items, chosen, skipped, trained_on)
 
 
 def make(job: Job) -> None:
@@ -132,14 +134,15 @@ def make(job: Job) -> None:
     if _known(job) is not None:
         return
     recipe, mammogram = job.recipe, job.mammogram
+    tools = job.exports.as_begun(recipe.config)
     try:
         with jobs.one_thread():
             stored = archives.stored(mammogram)
             recipe = recipe.model_copy(update={"source": source(mammogram, stored)})
-            recipe, made = set_in(recipe, mammogram, stored, job.networks)
+            recipe, made = set_in(recipe, mammogram, stored, tools)
     except (*REASONS, OSError, cv2.error) as error:  # a run of days must not end because of one file
         log.debug("%s", mammogram.image_id, exc_info=True)
-        recipe = recipe.model_copy(update={"left_out": explained(error, recipe.config.data)})
+        recipe = recipe.model_copy(update={"left_out": explained(error, recipe.config.places)})
     except Exception as error:  # ours: kept as a dead letter, it would quietly cost every item
         raise RuntimeError(f"{mammogram.image_id}: {error.__class__.__name__}: {error}") from error
     else:
@@ -148,17 +151,18 @@ def make(job: Job) -> None:
     jobs.write(job.path, recipe.model_dump_json(indent=1) + "\n")
 
 
-def set_in(recipe: Recipe, mammogram: Mammogram, stored: Stored, networks: Networks) -> tuple[Recipe, Stored]:
+def set_in(recipe: Recipe, mammogram: Mammogram, stored: Stored, tools: Tools) -> tuple[Recipe, Stored]:
     """One mammogram with its masses, in memory: the recipe of it but for its files, and its pixels.
 
-    Args:     recipe: config, sizes and number are used. stored: of the mammogram. networks: as the config names them.
-    Raises:   as `plan`, and DataError: the painter's network can't be used.
+    Args:     recipe: config, sizes and number are used. stored: of the mammogram. tools: as the config names them; the recipe says
+              which network paints.
+    Raises:   as `plan`.
     """
-    brush = painter(recipe.config, networks[0])
+    brush = tools.painter
     ground = Ground(stored.image(), mammogram, brush.data)
     random = sampling.stream(recipe.config.seed, mammogram.image_id, recipe.number)
-    recipe = recipe.model_copy(update={"own": own_lesions(mammogram)})
-    insertions, notes = plan(recipe, ground, brush, random, networks[1])
+    recipe = recipe.model_copy(update={"own": own_lesions(mammogram), "generator": brush.identity})
+    insertions, notes = plan(recipe, ground, brush, random, tools.gan)
     recipe = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "notes": notes})
     return recipe, render(ground, stored, insertions, brush)
 
@@ -183,7 +187,7 @@ def _own(number: int, lesion: Lesion, mammogram: Mammogram) -> OwnLesion:
 
 
 def plan(
-    recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator, gan: Path | None = None
+    recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator, gan: MaskGenerator | None = None
 ) -> tuple[list[Insertion], tuple[str, ...]]:
     """Draw the masses of one item: how many, their sizes, shapes and places.
 
@@ -200,7 +204,8 @@ def plan(
         try:
             found.append(_placed(recipe, ground, brush, random, gan))
         except REASONS as error:
-            reason = f"{len(found)} of {wanted} masses fit: {error}" if wanted > 1 else str(error)
+            said = explained(error, chosen.places)
+            reason = f"{len(found)} of {wanted} masses fit: {said}" if wanted > 1 else said
             if len(found) < chosen.masses[0]:
                 raise DataError(reason) from None
             return found, (reason,)
@@ -225,17 +230,11 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = config.parse(Recipe, file, [f"config.{override}" for override in overrides])
     if recipe.source is None or recipe.left_out:
         raise DataError(f"{file}: is of an item that could not be made ({recipe.left_out})")
-    found = {one.image_id: one for one in archives.mammograms(recipe.config.data, Skipped())}
-    if recipe.source.image_id not in found:
-        raise DataError(f"{file}: its source {recipe.source.image_id} is not in {archives.archive_name(recipe.config.data)}")
-    mammogram, handle = found[recipe.source.image_id], recipe.config.generator
-    folder = resolved(handle, recipe.config.tracking_uri) if handle else None
-    if _generator(recipe.config, folder).get("sha256") != recipe.generator.get("sha256"):
-        raise DataError(f"{folder}: is not the generator of {file}, its weights are others (sha256)")
+    mammogram = source_of(recipe.source.archive, recipe.source.image_id, recipe.config.data, file)
+    brush = _painter_of(recipe, file)
     stored = archives.stored(mammogram)
     if source(mammogram, stored) != recipe.source:
         raise DataError(f"{file}: its source {recipe.source.image_id} has changed since (sha256)")
-    brush = painter(recipe.config, folder)
     with jobs.one_thread():
         insertions = [_again(planted, mammogram, brush, recipe) for planted in recipe.lesions]
         made = render(Ground(stored.image(), mammogram, brush.data), stored, insertions, brush)
@@ -246,7 +245,17 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def _placed(recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator, gan: Path | None) -> Insertion:
+def _painter_of(recipe: Recipe, file: Path) -> Painter:
+    """The painter of a recipe. Raises: DataError: its network is another."""
+    chosen = recipe.config
+    folder = resolved(chosen.generator, chosen.tracking_uri) if chosen.generator else None
+    brush = painter(chosen, folder)
+    if folder and not same_network(recipe.generator, brush.identity, folder, {THROUGH_NETWORKS[chosen.painter]}, "image"):
+        raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
+    return brush
+
+
+def _placed(recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator, gan: MaskGenerator | None) -> Insertion:
     """One mass on free tissue, which is taken then."""
     reason: Exception = DataError()
     for _ in range(TRIES):
@@ -259,7 +268,7 @@ def _placed(recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Ge
     raise reason
 
 
-def _made_up(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: Path | None) -> Drawn:
+def _made_up(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: MaskGenerator | None) -> Drawn:
     chosen = recipe.config
     assert chosen.size or recipe.sizes
     size = chosen.size or recipe.sizes.draw(random, mammogram.spacing)  # type: ignore[union-attr]
@@ -267,7 +276,7 @@ def _made_up(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.ra
     return Drawn(scaled(outline, *size), "mass", origin)
 
 
-def _real(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: Path | None) -> Drawn:
+def _real(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: MaskGenerator | None) -> Drawn:
     piece = grafts.drawn(recipe.config, mammogram, random, brush.patients, brush.used)
     return brush.lesion(piece, mammogram, (_seed(random) for _ in range(TRIES)))
 
@@ -334,15 +343,9 @@ def _suits(mammogram: Mammogram, chosen: SynthesisConfig) -> bool:
     return chosen.data.mixed_findings or all(lesion.kind_is_certain for lesion in mammogram.lesions)
 
 
-def _trained_on(chosen: SynthesisConfig, networks: Networks) -> frozenset[str]:
-    """The patients of all networks' trainings.
-
-    Raises:   ExportError, DataError: a network can't be used.
-    """
-    for network in filter(None, networks[:2]):
-        generators.trained_on(network)  # refuses pseudonyms that were made under another key
-    of_gan = generators.trained_on(networks[1]) if networks[1] else frozenset()
-    return (painter(chosen, networks[0]).patients or frozenset()) | of_gan
+def _trained_on(tools: Tools) -> frozenset[str]:
+    """The patients of all networks' trainings. Raises: DataError: a mask GAN's are not known."""
+    return (tools.painter.patients or frozenset()) | (tools.gan.trained_on if tools.gan else frozenset())
 
 
 def _sizes(chosen: SynthesisConfig, skipped: Skipped) -> Sizes | None:
@@ -357,7 +360,7 @@ def _sizes(chosen: SynthesisConfig, skipped: Skipped) -> Sizes | None:
     return sizes
 
 
-def _identity(chosen: SynthesisConfig, mammograms: Sequence[Mammogram], networks: Networks, sizes: Sizes | None) -> dict[str, Any]:
+def _identity(chosen: SynthesisConfig, mammograms: Sequence[Mammogram], tools: Tools, sizes: Sizes | None) -> dict[str, Any]:
     """Everything that decides the items; two runs may share a folder when it is equal."""
     data = chosen.lesions or chosen.data
     known: dict[str, Any] = {
@@ -365,28 +368,25 @@ def _identity(chosen: SynthesisConfig, mammograms: Sequence[Mammogram], networks
         "tfmammo": __version__,
         "config": chosen.model_dump(mode="json", exclude=_IRRELEVANT),
         "archive": {"name": archives.archive_name(chosen.data), "mammograms": len(mammograms), "records": jobs.fingerprint(mammograms)},
-        "generator": _generator(chosen, networks[0]),
+        "generator": tools.painter.identity,
         "lesions": {"kinds": list(data.kinds), "mixed_findings": data.mixed_findings},
         "sizes": sizes.model_dump(mode="json") if sizes else None,
     }
+    if chosen.whole_patch:
+        known["whole_patch"] = True
     if chosen.mammograms == "all":
         known["own_lesions"] = "annotated"  # earlier versions left them out
     if chosen.real_lesions:
         of_lesions = chosen.model_dump(mode="json", include=_OF_REAL_LESIONS)
         return known | {"lesions": known["lesions"] | of_lesions | grafts.described(chosen)}
     side = {"patients": grafts.side_described(chosen)} if chosen.patients else {}
-    return known | {"shapes": shapes_described(chosen, networks[1])} | side
-
-
-def _generator(chosen: SynthesisConfig, folder: Path | None) -> dict[str, str]:
-    """What a recipe says of the painter's network; nothing where there is none."""
-    return described(folder, THROUGH_NETWORKS[chosen.painter], "image") if folder else {}
+    return known | {"shapes": shapes_described(chosen, tools.gan)} | side
 
 
 def _items(
     chosen: SynthesisConfig,
     mammograms: Sequence[Mammogram],
-    networks: Networks,
+    exports: Exports,
     sizes: Sizes | None,
     known: dict[str, Any],
     output: Path,
@@ -394,10 +394,10 @@ def _items(
     order = np.random.default_rng(chosen.seed).permutation(len(mammograms))
     hashed = hashlib.sha256(jobs.as_json(known).encode()).hexdigest()
     first = Recipe(
-        identity=hashed, name="", number=0, config=chosen, versions=versions(), generator=known["generator"], sizes=sizes
+        identity=hashed, name="000000", number=0, config=chosen, versions=versions(), generator=known["generator"], sizes=sizes
     )  # fmt: skip
     return [
-        Job(output, mammograms[order[number % len(order)]], networks, first.model_copy(update={"name": f"{number:06d}", "number": number}))
+        Job(output, mammograms[order[number % len(order)]], exports, first.model_copy(update={"name": f"{number:06d}", "number": number}))
         for number in range(chosen.count)
     ]
 

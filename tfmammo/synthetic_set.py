@@ -52,6 +52,7 @@ def write(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path) -> d
     """Write an item's image and masks.
 
     Returns:  the sha256 of each file by its path beneath the folder.
+    Raises:   DataError: the recipe's name leads out of the folder.
     """
     masks = [coco.decode(lesion.region, recipe.name) for lesion in recipe.lesions]
     pictures = [synthetic.mask_png(mask) for mask in masks]
@@ -70,8 +71,9 @@ def write(recipe: Recipe, mammogram: Mammogram, made: Stored, folder: Path) -> d
     for number, picture in enumerate(pictures, start=1):
         contents[f"lesion_masks/{recipe.name}_{number}.png"] = _bytes_writer(picture)
     for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with jobs.written(folder / name) as part:
+        path = jobs.inside(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with jobs.written(path) as part:
             content(part)
             written[name] = sha256(part)
     return written
@@ -176,7 +178,7 @@ def _card(made: Sequence[Recipe], left_out: int, chosen: SynthesisConfig) -> str
         f"{synthetic.MARK}. {lesions} masses in {len(made)} mammograms, made from {len({recipe.source for recipe in made})} sources"
         f" by `python -m tfmammo.synthesis` (tfmammo {__version__}); {left_out} items could not be made"
         " (dead_letters.csv).",
-        f"Generator {generator['name']}, step {generator['step'] or 'unknown'}, sha256 `{generator['sha256'][:12]}`."
+        f"Generator {generator['name']}, step {generator['step'] or 'unknown'}, weights `{generator['weights'][:12]}`."
         if generator
         else f"Lesions are blended in without a network (painter {chosen.painter}).",
         "A patient's synthetic and real mammograms belong on the same side of a split: `patient` in metadata.csv is the source's"

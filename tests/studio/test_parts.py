@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +83,7 @@ def test_the_result_names_box_and_area():
 
 
 def system(**values):
-    return Inserter(SystemConfig(**{"painter": "infilling", "generator": "x"} | values), Path("x"), None)
+    return Inserter(SystemConfig(**{"painter": "infilling", "generator": "x"} | values), None)
 
 
 def test_only_what_counts_for_a_system_is_asked_of_it():

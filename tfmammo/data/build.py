@@ -99,16 +99,15 @@ def build(chosen: BuildConfig, output: Path, flags: Sequence[str] = (), retry: b
     mammograms = archives.mammograms(chosen.data, skipped)
     identity = _identity(chosen, mammograms)
     shards = _shards(chosen, mammograms, identity, output)
-    jobs.claim(output, identity, IDENTITY)
-    if retry:
-        for shard in shards:
+    with jobs.claimed(output, identity, IDENTITY):
+        for shard in shards if retry else ():
             sidecar = _sidecar(shard)
             if sidecar and sidecar.dead_letters:
                 _sidecar_path(shard).unlink()
-    log.info("%d mammograms in %d shards, into %s", sum(len(shard.jobs) for shard in shards), len(shards), output)
-    with jobs.progress(output, "shard-*.json", len(shards)):
-        jobs.run(shards, make, flags)
-    return _finish(shards, identity, chosen, skipped)
+        log.info("%d mammograms in %d shards, into %s", sum(len(shard.jobs) for shard in shards), len(shards), output)
+        with jobs.progress(output, "shard-*.json", len(shards)):
+            jobs.run(shards, make, flags)
+        return _finish(shards, identity, chosen, skipped)
 
 
 def make(shard: Shard) -> None:

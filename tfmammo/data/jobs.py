@@ -5,10 +5,12 @@ What `tfmammo.data.build` and `tfmammo.synthesis` share. Every worker must see t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,31 +26,77 @@ from tfmammo.record import Mammogram, MaskedLesion
 
 log = logging.getLogger(__name__)
 
+LOCK = ".lock"
 
-def claim(output: Path, identity: Mapping[str, Any], file: str) -> None:
-    """Make a folder this work's own, or make sure that it is; what killed workers left half-written is removed.
+
+@contextmanager
+def claimed(output: Path, identity: Mapping[str, Any], file: str) -> Iterator[None]:
+    """Make a folder this work's own, or make sure that it is, and keep other processes out of it while the body runs.
+
+    What killed workers left half-written is removed. The lock goes with the process, however it ends.
 
     Args:     output: a new folder, or one of an earlier run. identity: everything that decides the contents; two runs may
-              share a folder when it is equal. file: where it is kept.
-    Raises:   ConfigError: the folder belongs to other work, which is named by its keys, holds other files or can't be used.
+              share a folder, one after the other, when it is equal. file: where it is kept.
+    Raises:   ConfigError: the folder belongs to other work, which is named by its keys, holds other files or can't be used; or
+              another process is at work in it.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
+        foreign = _is_foreign(output, file)
+    except OSError as error:
+        raise ConfigError(f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})") from None
+    if foreign:  # before the lock, which would leave a file in somebody's folder
+        raise ConfigError(f"{output}: is not empty and no output of this command; name a new folder")
+    with _alone(output):
+        _identify(output, identity, file)
+        for path in output.rglob(".*.part"):  # of a worker that was killed
+            path.unlink(missing_ok=True)
+        yield
+
+
+def _is_foreign(output: Path, file: str) -> bool:
+    """Whether a folder holds anything but this command's output, or what it leaves when it is killed at its first write."""
+    first = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(file)}\.\w+\.part")
+    return not (output / file).exists() and any(not first.fullmatch(path.name) for path in output.iterdir())
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the folder for this process. Raises: ConfigError: another process holds it, or its lock can't be written."""
+    try:
+        file = (output / LOCK).open("a")  # which leaves its time as it is
+    except OSError as error:
+        raise ConfigError(f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{output}: another process is at work there; wait for its end, or name a new folder") from None
+        except OSError as error:
+            log.warning("%s: its file system has no locks (%s); start no other work there meanwhile", output, error)
+        yield
+
+
+def _identify(output: Path, identity: Mapping[str, Any], file: str) -> None:
+    """Write down whose the folder is, or make sure that it is this work's."""
+    try:
         if not (output / file).exists():
-            if any(output.iterdir()):
-                raise ConfigError(f"{output}: is not empty and no output of this command; name a new folder")
             write(output / file, as_json(identity))
         known = json.loads((output / file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})") from None
     before, now = _flat(known), _flat(identity)
     other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if other:
         raise ConfigError(f"{output}: was made with another {', '.join(other)}; name a new folder")
-    for path in output.rglob("*.part"):  # of a worker that was killed
-        path.unlink(missing_ok=True)
+
+
+def inside(output: Path, name: str) -> Path:
+    """The path of a file beneath a folder. Raises: DataError: the name leads out of the folder."""
+    path = output / name
+    if not path.resolve().is_relative_to(output.resolve()):
+        raise DataError(f"{name}: leads out of {output}, where all files are written")
+    return path
 
 
 def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str]) -> None:

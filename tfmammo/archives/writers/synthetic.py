@@ -7,12 +7,16 @@ source's header is copied that could name anybody, no UID, date or device. Where
 digital mammography image for presentation, which must state them, else a secondary capture. That it is synthetic stands in
 SyntheticData, ImageType, PatientName, SeriesDescription, ImageComments, DerivationDescription, Manufacturer, and of a
 secondary capture in ConversionType. Its UIDs follow from `key`, so that the same content is the same file.
+
+PatientIdentityRemoved is NO for mammograms of somebody's own folder whose patients were hashed without a key (TFMAMMO_ID_KEY): whoever
+holds a list of the hospital's numbers can hash them and compare. Public archives name nobody, so that theirs is YES.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ from tfmammo import __version__
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers.dicom import MAMMOGRAPHY, SECONDARY_CAPTURE, write_dicom
 from tfmammo.archives.writers.folder import CATEGORIES
-from tfmammo.record import Box, LesionKind, Mammogram
+from tfmammo.record import ID_KEY, Box, LesionKind, Mammogram, hashed_id
 
 MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
@@ -122,8 +126,7 @@ def _identity(mammogram: Mammogram, key: str) -> dict[str, Any]:
     empty = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
     return {
         **dict.fromkeys(empty, ""),
-        "PatientName": "SYNTHETIC^MAMMOGRAM", "PatientID": mammogram.patient_id, "PatientIdentityRemoved": "YES",
-        "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym",
+        "PatientName": "SYNTHETIC^MAMMOGRAM", "PatientID": mammogram.patient_id, **_deidentified(mammogram),
         "StudyInstanceUID": uids["study"], "SeriesInstanceUID": uids["series"], "SOPInstanceUID": uids["instance"],
         "SeriesNumber": 1, "InstanceNumber": 1, "SyntheticData": "YES", "SeriesDescription": "SYNTHETIC, not for diagnosis",
         "ImageComments": MARK, "DerivationDescription": MARK, "Manufacturer": "tfmammo (SYNTHETIC)",
@@ -131,6 +134,14 @@ def _identity(mammogram: Mammogram, key: str) -> dict[str, Any]:
         "BurnedInAnnotation": "YES",  # unless the source says otherwise: scanned films have labels
         "ImageLaterality": mammogram.laterality, "PatientOrientation": "",
     }  # fmt: skip
+
+
+def _deidentified(mammogram: Mammogram) -> dict[str, str]:
+    """Whether the PatientID tells nobody who it is, to whom the hospital's numbers are known."""
+    nobody = hashed_id("folder", "")  # of a file that names no patient
+    if mammogram.archive != "folder" or mammogram.patient_id == nobody or os.environ.get(ID_KEY):
+        return {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym"}
+    return {"PatientIdentityRemoved": "NO"}
 
 
 def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, Any]:
