@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.export import ExportError, export, load
 from tfmammo.serving.saving import NETWORKS
-from tfmammo.training import tracking
+from tfmammo.training import store, tracking
 from tfmammo.training.tracking import Run, TrackingError, git_state, resolve, store_uri
 
 
@@ -88,6 +88,32 @@ def test_where_runs_go(folder, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
     assert store_uri() == "http://server:5000"
     assert store_uri("http://other") == "http://other"
+
+
+@pytest.mark.parametrize(
+    ("address", "harmless"),
+    [
+        ("postgresql://anna:geheim@db.example:5432/runs", "postgresql://db.example:5432/runs"),
+        ("postgresql://anna:ge/he?im#@x@db.example/runs", "postgresql://db.example/runs"),
+        ("https://mlflow.example/api?token=geheim&team=a", "https://mlflow.example/api"),
+        ("https://mlflow.example/#geheim", "https://mlflow.example/"),
+        ("mysql+pymysql://anna:geheim@db/runs?password=geheim", "mysql+pymysql://db/runs"),
+        ("Max retries exceeded with url: /api/2.0/runs?token=geheim (refused)", "Max retries exceeded with url: /api/2.0/runs (refused)"),
+        ("sqlite:////data/anna@home/mlflow.db", "sqlite:////data/anna@home/mlflow.db"),
+        ("models:/tfmammo-can@best, is that so?", "models:/tfmammo-can@best, is that so?"),
+    ],
+)
+def test_a_shown_address_holds_no_secret(address, harmless):
+    assert store.shown(address) == harmless
+    assert "geheim" not in store.shown(f"said by {address} and more") and store.shown(f"{address} and more").endswith(" and more")
+
+
+def test_no_parameter_and_no_tag_holds_a_stores_password(folder):
+    run = Run(experiment({"handle": "https://anna:geheim@mlflow.example/x", "all": ["http://m/?token=geheim"]}), folder / "output")
+    run.tags({"command": "--set tracking.uri=postgresql://anna:ge/heim@db/runs"})
+    tracking.log_folder(folder / "output", store_uri(), "report", {"tracking": {"uri": "http://anna:geheim@m"}}, {})
+    content = (folder / "mlflow.db").read_bytes()
+    assert b"geheim" not in content and b"ge/heim" not in content and b"postgresql://db/runs" in content
 
 
 def test_artifacts_lie_beside_the_database_wherever_the_training_runs(folder, monkeypatch):

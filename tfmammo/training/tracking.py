@@ -15,7 +15,6 @@ twice, as MLflow only appends. No global state of MLflow (active run, tracking U
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -43,7 +42,6 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 import mlflow  # noqa: E402
-import sqlalchemy  # noqa: E402
 from mlflow.artifacts import download_artifacts  # noqa: E402
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
@@ -52,6 +50,17 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  #
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # noqa: E402
 
 from tfmammo.serving.saving import save_networks  # noqa: E402
+from tfmammo.training.store import (  # noqa: E402
+    TrackingError,
+    alone,
+    artifact_location,
+    probe,
+    reaching,
+    sentence,
+    shown,
+    sqlite_file,
+    store_uri,
+)
 
 log = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic"):
@@ -61,16 +70,11 @@ for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # what they w
 
 RUN_ID = "mlflow_run_id"
 PAUSE = 60.0  # seconds without a try after a failure, or ten times what the failing call took
-FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 BATCH = 100  # parameters or tags that MLflow takes at once; of metrics 1000
 WAITING = 100_000  # metrics kept while the store is away
 
 Result = TypeVar("Result")
-
-
-class TrackingError(ValueError):
-    """A store can't be reached, or a handle leads to no export. The message is one sentence and names the store or handle."""
 
 
 class Run:
@@ -90,9 +94,9 @@ class Run:
         self._waiting: list[Metric] = []
         self._failed, self._paused_until = False, 0.0
         self._monitor: SystemMetricsMonitor | None = None
-        with _reaching(self.uri):
-            _probe(self.uri)
-            with _alone(self.uri):
+        with reaching(self.uri):
+            probe(self.uri)
+            with alone(self.uri):
                 self._client = mlflow.MlflowClient(self.uri)
                 self._experiment = _experiment(self._client, self.uri, config.experiment)
             self.id = _resumed(self._client, self.uri, output) or _started(self._client, self._experiment, output, config.parent)
@@ -160,7 +164,7 @@ class Run:
         except Exception as error:  # MLflow, SQLAlchemy, requests and the system raise their own: none may stop a training
             self._paused_until = time.monotonic() + max(PAUSE, 10 * (time.monotonic() - start))
             if not self._failed:
-                log.warning("%s: the tracking store fails, training goes on without it (%s)", shown(self.uri), _sentence(error))
+                log.warning("%s: the tracking store fails, training goes on without it (%s)", shown(self.uri), sentence(error))
             self._failed = True
             return None
         if self._failed:
@@ -176,7 +180,7 @@ class Run:
         self._log_tags({f"resumed.{key}": value for key, value in values.items() if known.get(key, value) != value})
 
     def _log_tags(self, values: Mapping[str, Any]) -> None:
-        tags = [RunTag(key, str(value)[:LONGEST_VALUE]) for key, value in values.items()]
+        tags = [RunTag(key, shown(str(value))[:LONGEST_VALUE]) for key, value in values.items()]
         for start in range(0, len(tags), BATCH):
             self._client.log_batch(self.id, tags=tags[start : start + BATCH], synchronous=True)
 
@@ -223,9 +227,9 @@ def register_service(name: str, folder: Path, save: Callable[..., None], config:
     Returns:  the version. Raises: TrackingError: the store can't be used, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
-    with _reaching(uri):
-        _probe(uri)
-        with _alone(uri):
+    with reaching(uri):
+        probe(uri)
+        with alone(uri):
             client = mlflow.MlflowClient(uri)
             run = client.create_run(_experiment(client, uri, config.experiment), run_name=name).info.run_id
         version = _new_version(client, run, name, "model", partial(save, directory=folder, run_id=run), git_state())
@@ -257,13 +261,13 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     if not str(handle).startswith(("models:/", "runs:/")):
         return _local(Path(handle))
     uri = store_uri(uri)
-    with _reaching(uri):
-        _probe(uri)
+    with reaching(uri):
+        probe(uri)
         client = mlflow.MlflowClient(uri)
     try:
         folder = Path(download_artifacts(_location(client, str(handle)), tracking_uri=uri))
     except Exception as error:
-        raise TrackingError(f"{handle}: can't be fetched from {shown(uri)} ({_sentence(error)})") from error
+        raise TrackingError(f"{handle}: can't be fetched from {shown(uri)} ({sentence(error)})") from error
     found = [card.parent for card in folder.rglob(CARD)]
     if len(found) != 1:
         raise TrackingError(f"{handle}: holds {len(found) or 'no'} exports in {shown(uri)}, where one is wanted")
@@ -278,9 +282,9 @@ def parent_run(output: Path, config: TrackingConfig) -> str:
     Raises:   TrackingError: the store can't be reached, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
-    with _reaching(uri):
-        _probe(uri)
-        with _alone(uri):
+    with reaching(uri):
+        probe(uri)
+        with alone(uri):
             client = mlflow.MlflowClient(uri)
             experiment = _experiment(client, uri, config.experiment)
         return _resumed(client, uri, output) or _started(client, experiment, output)
@@ -298,9 +302,9 @@ def log_folder(
     """
     values = {re.sub(r"[^\w .:/-]", "_", name): value for name, value in metrics.items() if np.isfinite(value)}
     now = int(time.time() * 1000)
-    with _reaching(uri):
-        _probe(uri)
-        with _alone(uri):
+    with reaching(uri):
+        probe(uri)
+        with alone(uri):
             client = mlflow.MlflowClient(uri)
             run = run or client.create_run(_experiment(client, uri, experiment), run_name=folder.name).info.run_id
         known = client.get_run(run).data.params
@@ -323,8 +327,8 @@ def history(folder: Path, metric: str, uri: str | None = None) -> dict[int, floa
         run = (folder / RUN_ID).read_text(encoding="utf-8").strip()
     except OSError:
         raise TrackingError(f"{folder}: is no training's folder, it holds no {RUN_ID}") from None
-    with _reaching(uri):
-        _probe(uri)
+    with reaching(uri):
+        probe(uri)
         found = mlflow.MlflowClient(uri).get_metric_history(run, metric)
     if not found:
         raise TrackingError(f"{folder}: its run logged no {metric}")
@@ -337,17 +341,12 @@ def registry(uri: str) -> Iterator[mlflow.MlflowClient]:
 
     Raises:   TrackingError: there is no such store; or in place of whatever goes wrong inside.
     """
-    with _reaching(uri):
-        if (database := _sqlite_file(uri)) and not Path(database).is_file():
+    with reaching(uri):
+        if (database := sqlite_file(uri)) and not Path(database).is_file():
             raise TrackingError(f"{shown(uri)}: there is no such store")
-        _probe(uri)
-        with _alone(uri):
+        probe(uri)
+        with alone(uri):
             yield mlflow.MlflowClient(uri)
-
-
-def store_uri(uri: str | None = None) -> str:
-    """The store's address: the one given, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder (absolute)."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
 def git_state(file: Path = Path(__file__)) -> dict[str, str]:
@@ -424,7 +423,7 @@ def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, _artifact_location(uri, name))
+            return client.create_experiment(name, artifact_location(uri, name))
         except MlflowException:  # another training may have created it just now
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -434,67 +433,11 @@ def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     return found.experiment_id
 
 
-def _sqlite_file(uri: str) -> str | None:
-    return sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
-
-
-def _artifact_location(uri: str, name: str) -> str | None:
-    """Beside an SQLite database, where MLflow would take the current folder; a server knows its own place."""
-    database = _sqlite_file(uri)
-    return (Path(database).resolve().parent / "mlruns" / name).as_uri() if database else None
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Hold an SQLite store for this process: two trainings that start at once would both create its tables, and one fail."""
-    database = _sqlite_file(uri)
-    if not database or database == ":memory:":
-        yield
-        return
-    with Path(f"{database}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _probe(uri: str) -> None:
-    """Ask a database once: MLflow asks ten times, over minutes."""
-    if uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
-        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-        sqlalchemy.inspect(engine).get_table_names()
-
-
-@contextlib.contextmanager
-def _reaching(uri: str) -> Iterator[None]:
-    """Turns whatever a store raises into a TrackingError, and waits for it no longer than FIRST_TIMEOUT."""
-    patience = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FIRST_TIMEOUT)
-    try:
-        yield
-    except TrackingError:
-        raise
-    except Exception as error:  # see Run._attempt
-        raise TrackingError(f"{shown(uri)}: the tracking store can't be used ({_sentence(error)})") from error
-    finally:
-        del os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-        if patience is not None:
-            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = patience
-
-
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + str(key)] = (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST_VALUE]
+            flat[prefix + str(key)] = shown(value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST_VALUE]
     return flat
-
-
-def shown(text: str) -> str:
-    """An address, or a text, without the password that it may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
-def _sentence(error: Exception) -> str:
-    first_line = shown(str(error).strip().partition("\n")[0])
-    return f"{first_line[:300]}…" if len(first_line) > 300 else first_line or error.__class__.__name__
