@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ def save_networks(path: Path, directory: Path, card: Mapping[str, Any], run_id: 
             python_model=str(NETWORKS),
             artifacts={"export": str(directory)},
             signature=_signature(card),
-            pip_requirements=[f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"],
+            conda_env=_environment(f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"),
             mlflow_model=Model(run_id=run_id),
         )
 
@@ -50,9 +51,15 @@ def save_service(path: Path, directory: Path, run_id: str) -> None:
             str(path),
             python_model=str(ENTRY),
             artifacts={SERVICE: str(directory)},
-            pip_requirements=[f"tfmammo=={__version__}"],
+            conda_env=_environment(f"tfmammo=={__version__}"),
             mlflow_model=Model(run_id=run_id),
         )
+
+
+def _environment(*requirements: str) -> dict[str, Any]:
+    """What a served model needs. Left to itself, MLflow looks for pip's version, and warns where another tool made the environment."""
+    python = f"python={platform.python_version()}"
+    return {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [python, "pip", {"pip": list(requirements)}]}
 
 
 def _signature(card: Mapping[str, Any]) -> ModelSignature:

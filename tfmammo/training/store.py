@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +39,9 @@ def shown(text: str) -> str:
     return re.sub(r"[?#][^\s?#=]+=\S*", "", text)  # the path alone, as an error of the network's library names it
 
 
-def hand_over(text: str) -> str:
-    """How a store that was used is looked at: the server's own pages, or the command that shows a database."""
-    return shown(text) if text.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shown(text)}"
+def how_to_look(uri: str) -> str:
+    """How the runs of a store are looked at: on a server's own pages, else by the command that shows a database."""
+    return shown(uri) if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
 
 
 def sqlite_file(uri: str) -> str | None:

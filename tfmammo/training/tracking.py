@@ -14,11 +14,13 @@ twice, as MLflow only appends. No global state of MLflow (active run, tracking U
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -27,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +48,12 @@ import mlflow  # noqa: E402
 from mlflow.artifacts import download_artifacts  # noqa: E402
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode  # noqa: E402
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # noqa: E402
 
 from tfmammo.serving.saving import save_networks  # noqa: E402
+from tfmammo.training.folder import write_whole  # noqa: E402
 from tfmammo.training.store import (  # noqa: E402
     TrackingError,
     alone,
@@ -69,12 +73,14 @@ for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # what they w
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 RUN_ID = "mlflow_run_id"
+EXPERIMENT_KIND = "mlflow.experimentKind"  # by which MLflow's pages show trainings, and not the evaluation of language models
 PAUSE = 60.0  # seconds without a try after a failure, or ten times what the failing call took
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 BATCH = 100  # parameters or tags that MLflow takes at once; of metrics 1000
 WAITING = 100_000  # metrics kept while the store is away
 
 Result = TypeVar("Result")
+_copies: dict[tuple[str, str], Path] = {}  # (store, location) -> what was fetched from a server; gone when the process ends
 
 
 class Run:
@@ -99,10 +105,15 @@ class Run:
             with alone(self.uri):
                 self._client = mlflow.MlflowClient(self.uri)
                 self._experiment = _experiment(self._client, self.uri, config.experiment)
-            self.id = _resumed(self._client, self.uri, output) or _started(self._client, self._experiment, output, config.parent)
-            self._log_parameters(_flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}})))
-            state = git_state()
-            self._log_tags(state | {"mlflow.source.git.commit": state["git_commit"]} if state else {})
+            name = run_name(experiment.name, output)
+            self.id = _resumed(self._client, self.uri, output) or _started(self._client, self._experiment, output, name, config.parent)
+            try:
+                self._log_parameters(_flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}})))
+                state = git_state()
+                self._log_tags(state | {"mlflow.source.git.commit": state["git_commit"]} if state else {})
+            except Exception:
+                self._client.set_terminated(self.id, "FAILED")
+                raise
         if config.system_metrics:
             self._attempt(self._watch_system)
 
@@ -203,10 +214,11 @@ class Run:
         client = self._client
         tags = {"step": str(int(step))} | {key: f"{float(value):.6g}" for key, value in metrics.items()}
         tags |= {key: str(card[key]) for key in ("git_commit", "data_fingerprint") if card.get(key)}
-        # A resumed training may come to the same step with other weights, and must not write over an older version's.
-        place = f"model-{int(step)}-{uuid.uuid4().hex[:8]}"
+        # A resumed training may come to the same step with other weights, and must not write over an older version's. But the same
+        # export goes to the same place, so that a training that was killed while it registered makes one version of it.
+        place = f"model-{int(step)}-{card.get('id', uuid.uuid4().hex)[:8]}"
         save = partial(save_networks, directory=located(directory), card=card, run_id=self.id)
-        version = _new_version(client, self.id, self.model, place, save, tags)
+        version = _version_from(client, self.id, place) or _new_version(client, self.id, self.model, place, save, tags)
         if best:
             self._move_best(version)
         return version
@@ -243,16 +255,29 @@ def _new_version(client: mlflow.MlflowClient, run: str, name: str, place: str, s
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model")
         client.log_artifacts(run, str(Path(folder) / "model"), place)
-    if not client.search_registered_models(f"name = '{name}'"):
+    try:
         client.create_registered_model(name)
-    source = f"{client.get_run(run).info.artifact_uri}/{place}"
-    return str(client.create_model_version(name, source, run, tags).version)
+    except MlflowException as error:  # another training may be making it just now
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    return str(client.create_model_version(name, _source(client, run, place), run, tags).version)
+
+
+def _source(client: mlflow.MlflowClient, run: str, place: str) -> str:
+    return f"{client.get_run(run).info.artifact_uri}/{place}"
+
+
+def _version_from(client: mlflow.MlflowClient, run: str, place: str) -> str | None:
+    """The version whose files lie at a place in a run's store."""
+    source = _source(client, run, place)
+    return next((str(found.version) for found in client.search_model_versions(f"run_id = '{run}'") if found.source == source), None)
 
 
 def resolve(handle: str | Path, uri: str | None = None) -> Path:
     """The export that a handle means, on this machine.
 
-    A store on this machine hands out its own folder; from a server the export is copied into a new temporary folder.
+    A store on this machine hands out its own folder. From a server the export is copied, once in a process, into a temporary
+    folder, which is removed when the process ends.
 
     Args:     handle: models:/tfmammo-can@best, models:/tfmammo-can/3, runs:/ID/ARTIFACT, a training's output folder, an
               export, or one of an export's SavedModels. uri: the store of the first three; see the module.
@@ -265,13 +290,25 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
         probe(uri)
         client = mlflow.MlflowClient(uri)
     try:
-        folder = Path(download_artifacts(_location(client, str(handle)), tracking_uri=uri))
+        folder = _fetched(_location(client, str(handle)), uri)
     except Exception as error:
         raise TrackingError(f"{handle}: can't be fetched from {shown(uri)} ({sentence(error)})") from error
     found = [card.parent for card in folder.rglob(CARD)]
     if len(found) != 1:
         raise TrackingError(f"{handle}: holds {len(found) or 'no'} exports in {shown(uri)}, where one is wanted")
     return found[0]
+
+
+def _fetched(location: str, uri: str) -> Path:
+    """The folder that artifacts lie in, on this machine."""
+    if urlsplit(location).scheme in ("", "file"):
+        return Path(download_artifacts(location, tracking_uri=uri))
+    if (uri, location) not in _copies:
+        copy = tempfile.mkdtemp(prefix="tfmammo-")
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        download_artifacts(location, dst_path=copy, tracking_uri=uri)
+        _copies[uri, location] = Path(copy)
+    return _copies[uri, location]
 
 
 def parent_run(output: Path, config: TrackingConfig) -> str:
@@ -287,7 +324,7 @@ def parent_run(output: Path, config: TrackingConfig) -> str:
         with alone(uri):
             client = mlflow.MlflowClient(uri)
             experiment = _experiment(client, uri, config.experiment)
-        return _resumed(client, uri, output) or _started(client, experiment, output)
+        return _resumed(client, uri, output) or _started(client, experiment, output, output.name)
 
 
 def log_folder(
@@ -386,14 +423,24 @@ def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
     return run_id
 
 
-def _started(client: mlflow.MlflowClient, experiment: str, output: Path, parent: str | None = None) -> str:
+def run_name(system: str, output: Path) -> str:
+    """What a run is called: its folder's path from the part on that names the system, else the system and the folder.
+
+    Example:
+        >>> run_name("can", Path("runs/can/fold0")), run_name("can", Path("runs/can-phantom-1a2b3c4d")), run_name("can", Path("out"))
+        ('can/fold0', 'can-phantom-1a2b3c4d', 'can/out')
+    """
+    parts = output.resolve().parts
+    named = [place for place, part in enumerate(parts) if part == system or part.startswith(f"{system}-")]
+    return "/".join(parts[named[-1] :]) if named else f"{system}/{output.name}"
+
+
+def _started(client: mlflow.MlflowClient, experiment: str, output: Path, name: str, parent: str | None = None) -> str:
     """A new run, whose id the folder keeps. Args: experiment: its id. parent: the run that it is shown under."""
     tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
-    run_id = client.create_run(experiment, run_name=output.name, tags=tags).info.run_id
+    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     output.mkdir(parents=True, exist_ok=True)
-    part = output / f".{RUN_ID}"
-    part.write_text(run_id + "\n", encoding="utf-8")
-    part.replace(output / RUN_ID)
+    write_whole(output / RUN_ID, run_id + "\n")
     return run_id
 
 
@@ -423,13 +470,16 @@ def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location(uri, name))
+            tags = {EXPERIMENT_KIND: "custom_model_development"}
+            return client.create_experiment(name, artifact_location(uri, name), tags)
         except MlflowException:  # another training may have created it just now
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
         raise TrackingError(f"{shown(uri)}: the experiment {name} was deleted there; restore it or set tracking.experiment")
+    if EXPERIMENT_KIND not in found.tags:
+        client.set_experiment_tag(found.experiment_id, EXPERIMENT_KIND, "custom_model_development")
     return found.experiment_id
 
 
