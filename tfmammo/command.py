@@ -1,10 +1,14 @@
-"""What every command does around its work: how it logs, and what becomes of an error."""
+"""What every command does around its work: how it reads its arguments and logs, and what becomes of an error."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import logging
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -32,3 +36,75 @@ def _handler() -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     return handler
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, in which --set ends where the overrides end, and an unknown argument is an error that helps."""
+
+    def add_overrides(self, example: str = "data.root=DIR") -> None:
+        """Add --set KEY=VALUE ..., as often as wanted; what follows it and is no KEY=VALUE is another argument."""
+        self.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"overrides, one or more: --set {example}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's own, with one --set for each override."""
+        return super().parse_known_args(_one_by_one(sys.argv[1:] if args is None else args), namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's own, but an unknown argument's error says what may be meant."""
+        chosen, unknown = self.parse_known_args(args, namespace)
+        self._refuse(unknown)
+        return chosen
+
+    def parse_with(
+        self, args: Sequence[str] | None, sort: Callable[[Sequence[str]], tuple[Sequence[str], Collection[str]]]
+    ) -> tuple[Any, list[str]]:
+        """Parse, and hand on the arguments of somebody else's.
+
+        Args:     sort: of arguments, those that the other does not know either, and the names that it does know.
+        Returns:  what was chosen here, and the other's arguments.
+        """
+        chosen, others = self.parse_known_args(args)
+        if others:
+            self._refuse(*sort(others))
+        return chosen, others
+
+    def _refuse(self, unknown: Sequence[str], further: Collection[str] = ()) -> None:
+        if unknown:
+            known = {*_options(self), *further}
+            hints = [hint for argument in unknown if (hint := _hint(argument, unknown, known))]
+            self.error(f"unknown: {' '.join(unknown)}" + "".join(f"; {hint}" for hint in hints))
+
+
+def _one_by_one(arguments: Sequence[str]) -> list[str]:
+    """The arguments with "--set a=1 b=2 FILE" as "--set a=1 --set b=2 FILE"."""
+    found: list[str] = []
+    open_set = False
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            return found + list(arguments[place:])
+        if open_set and found[-1] != "--set":
+            open_set = bool(re.match(r"[^\s/=-][^\s/=]*=", argument))
+            found += ["--set"] if open_set else []
+        found.append(argument)
+        open_set = open_set or argument == "--set"
+    return found
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterable[str]:
+    """All options of a parser and of its commands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
+
+
+def _hint(argument: str, unknown: Sequence[str], known: Collection[str]) -> str | None:
+    if not argument.startswith("-"):
+        return None
+    name, _, value = argument.partition("=")
+    if close := difflib.get_close_matches(name, known, 1, 0.75):
+        return f"did you mean {close[0]}?"
+    following = unknown[unknown.index(argument) + 1 :][:1]
+    value = value or next((word for word in following if not word.startswith("-")), "VALUE")
+    return f"a key of the config is set by --set {name.lstrip('-')}={value}" if "--set" in known else None

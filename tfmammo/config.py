@@ -204,14 +204,16 @@ class TrainingConfig(Frozen):
     """How long, how precise, and how often to save and look.
 
     steps: update rounds; None means epochs * epoch_samples / batch_size. epoch_samples: draws that make an epoch; None
-    means one per training patch. batch_size: over all devices. precision: "auto" is mixed_float16 on a GPU,
-    mixed_bfloat16 on a CPU that has it, else float32. deterministic: bitwise repeatable, 7-9 % slower on a CPU.
+    means one per training patch. batch_size: over all devices. precision: "auto" is mixed_bfloat16 on GPUs of compute
+    capability 8.0 and above, mixed_float16 on older ones, mixed_bfloat16 on a CPU that has it, else float32.
+    deterministic: bitwise repeatable, 7-9 % slower on a CPU.
     *_every: in steps. steps_per_loop: steps per call into the graph. keep: checkpoints kept beside the best one.
     initial: start from an exported run, or from models:/NAME@ALIAS, instead of from random weights.
     jit_compile: compile the training step with XLA, which pays on GPUs and halves the speed of a CPU; from the same seed XLA draws
     other random numbers. A model that can't be compiled says why.
     strategy: "auto" takes all devices of this machine; "multi_worker" is one of several processes, on one machine or many, that TF_CONFIG
     or Slurm names; each takes its share of every batch. A run may go on with another number of them.
+    devices: how many of this machine's GPUs, or which devices by name: [GPU:1]. null: all GPUs if they can share the batch, else one.
     """
 
     steps: PositiveInt | None = None
@@ -230,6 +232,15 @@ class TrainingConfig(Frozen):
     initial: str | None = None
     jit_compile: bool = False
     strategy: Literal["auto", "multi_worker"] = "auto"
+    devices: PositiveInt | tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.devices == () or isinstance(self.devices, tuple) and len(set(self.devices)) < len(self.devices):
+            raise ValueError("devices must name one device or more, each once")
+        if self.devices and self.strategy == "multi_worker":
+            raise ValueError("devices are of one process; of a worker CUDA_VISIBLE_DEVICES chooses")
+        return self
 
 
 class TrackingConfig(Frozen):
@@ -271,7 +282,7 @@ class Experiment(Frozen, Generic[Model]):
             del content["data"][key]
         del content["data"]["added"]["synthetic"]
         looks = ("checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep")
-        for key in ("steps", "epochs", *looks, "jit_compile", "strategy"):
+        for key in ("steps", "epochs", *looks, "jit_compile", "strategy", "devices"):
             del content["training"][key]
         return content
 

@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tfmammo import durable
 from tfmammo.quiet import held_back
 from tfmammo.record import key_fault
 
@@ -105,6 +106,7 @@ def export(
         described = write(room, new)
         text = json.dumps(_card(room, described, card), indent=2, allow_nan=False)
         (new / CARD).write_text(text + "\n", encoding="utf-8")
+        durable.flush(new)
         _replace(directory, new)
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"{directory}: can't be written ({_sentence(error)})") from error
@@ -117,6 +119,15 @@ def located(directory: Path) -> Path:
     """Where an export is: in its place, or beside it if a crash fell between the two moves that replace one by another."""
     old = _sibling(directory, "old")
     return old if old.is_dir() and not directory.exists() else directory
+
+
+def tidy(directory: Path) -> None:
+    """Remove what a killed `export` has left beside its place; an older export whose new one is missing goes back there."""
+    old = _sibling(directory, "old")
+    if old.is_dir() and not directory.exists():
+        old.replace(directory)
+    for left in (old, _sibling(directory, "new")):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read_card(directory: Path) -> dict[str, Any]:
@@ -431,6 +442,7 @@ def _replace(directory: Path, new: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         directory.replace(old)
     new.replace(directory)  # no system moves two folders at once: see `located`
+    durable.flush_names(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -332,7 +332,7 @@ def _finish(recipes: Sequence[PatchRecipe], skipped: Skipped, archive: str, outp
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m tfmammo.patch_synthesis",
         description=__doc__,
         allow_abbrev=False,
@@ -341,9 +341,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE", help="a YAML file such as configs/patch_synthesis.yaml")
     what.add_argument("--recipe", metavar="FILE", type=Path, help="make this patch again")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set data.root=DIR")
+    parser.add_overrides()
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
-    ours, flags = parser.parse_known_args(arguments)
+    ours, flags = parser.parse_with(arguments, jobs.unknown_to_beam)
 
     def work() -> None:
         if ours.recipe:

@@ -140,12 +140,12 @@ def _size(count: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m tfmammo.plan", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=tuple(RATES))
     parser.add_argument("--config", required=True, metavar="FILE", help="of the command that is planned")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set data.root=DIR")
+    parser.add_overrides()
     parser.add_argument("--mammograms", type=_positive, default=1_000_000, metavar="N", help="that there will be (1,000,000)")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="that will be at it (1)")
     parser.add_argument("--sample", type=_positive, default=8, metavar="N", help="mammograms that are measured (8)")

@@ -363,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command: what goes wrong becomes one line on stderr and exit code 2."""
     parser = cli.arguments(__doc__ or "")
     parser.prog = "python -m tfmammo.reader_study"
-    parser.add_argument("command", choices=("cases", "results", "export"), help="what to do; before --set")
+    parser.add_argument("command", choices=("cases", "results", "export"), help="what to do")
     chosen = parser.parse_args(arguments)
     command.run(lambda: _run(configuration.parse(ReaderStudyConfig, chosen.config, chosen.set), chosen.command, chosen.output))
 

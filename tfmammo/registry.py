@@ -70,8 +70,8 @@ def configured(path: str | None, overrides: Sequence[str]) -> PromotionConfig:
             raise ConfigError(str(error).removeprefix(f"{empty}: ")) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> command.Parser:
+    parser = command.Parser(
         prog="python -m tfmammo.registry", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     promoting = commands.add_parser("promote", help=f"judge a version against the one with the alias {ALIAS}")
     back = commands.add_parser("rollback", help=f"move the alias {ALIAS} back")
     promoting.add_argument("--config", metavar="FILE", help="a YAML file with keys of PromotionConfig")
-    promoting.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set data.root=DIR")
+    promoting.add_overrides()
     promoting.add_argument("--dry-run", action="store_true", help="judge, but write nothing")
     for flag, metavar in FLAGS.items():
         promoting.add_argument(f"--{flag.replace('_', '-')}", metavar=metavar, help=f"as --set {flag}={metavar}")

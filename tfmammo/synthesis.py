@@ -438,16 +438,16 @@ def _finish(items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped, tra
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m tfmammo.synthesis", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE", help="a YAML file such as configs/synthesis_full.yaml")
     what.add_argument("--recipe", metavar="FILE", type=Path, help="make this item again")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set data.root=DIR")
+    parser.add_overrides()
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="try again what could not be made")
-    ours, flags = parser.parse_known_args(arguments)
+    ours, flags = parser.parse_with(arguments, jobs.unknown_to_beam)
 
     def work() -> None:
         if ours.recipe:

@@ -346,9 +346,7 @@ def _sentence(error: Exception) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert one file and say what it was."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tfmammo.trunks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.Parser(prog="python -m tfmammo.trunks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="IN", help="a .pth or .safetensors file")
     parser.add_argument("target", type=Path, metavar="OUT.npz", help="what to write")
     chosen = parser.parse_args(arguments)

@@ -6,7 +6,7 @@ python train/classifier.py --config configs/classifier.yaml --set data.name=opti
 from tfmammo import config as configuration
 from tfmammo import study
 from tfmammo.models.classifier import ClassifierConfig
-from tfmammo.training import cli
+from tfmammo.training import cli, notice
 
 
 def main() -> None:
@@ -15,6 +15,7 @@ def main() -> None:
     experiment = configuration.load(chosen.config, chosen.set, ClassifierConfig)
     cli.prepare(experiment.training)
     output = chosen.output or cli.default_output(experiment)
+    notice.announce(experiment.data)
     metrics, sides = study.train(experiment, output)
     cli.summary(experiment, metrics, sides.validation, output)
 

@@ -24,6 +24,7 @@ from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.contextual import KINDS, PATHOLOGIES, Contextual, ContextualConfig, networks, scalars
 from tfmammo.postprocessing import postprocess
 from tfmammo.training import cli, loop, tracking
+from tfmammo.training.folder import INITIAL_PATIENTS, write_whole
 
 log = logging.getLogger("tfmammo.train.contextual")
 
@@ -52,7 +53,7 @@ def main() -> None:
             stage = updated(stage, "training", initial=None)  # the first stage has started from it
             folder.mkdir(parents=True, exist_ok=True)
             log.info("growing %s to %d px", small, size)
-            (folder / loop.INITIAL_PATIENTS).write_text("\n".join(read_card(small)["train_patients"]), encoding="utf-8")
+            write_whole(folder / INITIAL_PATIENTS, "\n".join(read_card(small)["train_patients"]))
         inputs, targets = (halved(held_out.take(np.flatnonzero(held_out.labels == label)), size) for label in (source, real))
         metrics = fit(stage, partial(make, model, size, small), halved(train, size), inputs, targets, folder)
         small = folder / "export"

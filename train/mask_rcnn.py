@@ -14,7 +14,7 @@ from tfmammo.data.whole import make_whole
 from tfmammo.detection import mask_rcnn
 from tfmammo.detection.training import refuse_unused_size, seen, validate
 from tfmammo.export import read_card
-from tfmammo.training import cli, loop, workers
+from tfmammo.training import cli, folder, loop, workers
 
 log = logging.getLogger("tfmammo.train.mask_rcnn")
 
@@ -32,13 +32,13 @@ def main() -> None:
 
     patients, start = seen(model.checkpoint), None
     for stage, training in model.stages(experiment.training):
-        folder = output if stage == "all" else output / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / loop.INITIAL_PATIENTS).write_text("\n".join(patients), encoding="utf-8")
+        place = output if stage == "all" else output / stage
+        place.mkdir(parents=True, exist_ok=True)
+        folder.write_whole(place / folder.INITIAL_PATIENTS, "\n".join(patients))
         log.info("stage %s", stage)
         build = partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start)
-        metrics = loop.fit(build, staged(experiment, stage, training), train, held_out, folder, validate, write=mask_rcnn.write)
-        patients, start = read_card(folder / "export")["train_patients"], Path(folder / "export" / mask_rcnn.CHECKPOINT)
+        metrics = loop.fit(build, staged(experiment, stage, training), train, held_out, place, validate, write=mask_rcnn.write)
+        patients, start = read_card(place / "export")["train_patients"], Path(place / "export" / mask_rcnn.CHECKPOINT)
     cli.summary(experiment, metrics, held_out, output)
 
 

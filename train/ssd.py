@@ -14,7 +14,7 @@ from tfmammo import config as configuration  # noqa: E402
 from tfmammo.data.whole import make_whole  # noqa: E402
 from tfmammo.detection import ssd  # noqa: E402
 from tfmammo.detection.training import seen, validate  # noqa: E402
-from tfmammo.training import cli, loop, workers  # noqa: E402
+from tfmammo.training import cli, folder, loop, workers  # noqa: E402
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     ssd.check(experiment)
     output, data = chosen.output or cli.default_output(experiment), experiment.data
     train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
-    (output / loop.INITIAL_PATIENTS).write_text("\n".join(seen(experiment.model.checkpoint)), encoding="utf-8")
+    folder.write_whole(output / folder.INITIAL_PATIENTS, "\n".join(seen(experiment.model.checkpoint)))
     build = partial(ssd.SSD, experiment.model, data.shape, len(data.kinds))
     metrics = loop.fit(build, experiment, train, held_out, output, validate, write=ssd.write)
     cli.summary(experiment, metrics, held_out, output)

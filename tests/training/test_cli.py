@@ -17,15 +17,6 @@ from tfmammo.models.can import CAN
 from tfmammo.training import cli, loop
 
 
-def test_auto_precision_follows_the_device(monkeypatch):
-    assert cli.precision("auto", gpu=True) == "mixed_float16"
-    monkeypatch.setattr(cli, "cpu_has_bfloat16", lambda: True)
-    assert cli.precision("auto", gpu=False) == "mixed_bfloat16"
-    monkeypatch.setattr(cli, "cpu_has_bfloat16", lambda: False)
-    assert cli.precision("auto", gpu=False) == "float32"
-    assert cli.precision("mixed_float16", gpu=False) == "mixed_float16"
-
-
 def test_the_phantom_stands_in_where_no_root_is_set(caplog):
     caplog.set_level(logging.INFO, "tfmammo")
     patches = cli.all_patches(DataConfig(name="inbreast", phantoms=6, size=64))
@@ -180,6 +171,47 @@ def test_overrides_accumulate(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     parsed = cli.arguments("x").parse_args(["--config", "c.yaml", "--set", "a.b=1", "c.d=2", "--set", "e.f=3"])
     assert parsed.set == ["a.b=1", "c.d=2", "e.f=3"]
+
+
+def test_a_failed_starts_split_is_replaced_and_a_begun_trainings_stays(tmp_path):
+    config = DataConfig(phantoms=12, size=32)
+    cli.datasets(config, tmp_path)  # and then the model can't be built
+    cli.datasets(config.model_copy(update={"folds": 2}), tmp_path)  # the corrected command
+    assert splits.load(tmp_path / "split.json").folds == 2
+    (tmp_path / "config.yaml").write_text("name: can")  # the training has begun
+    cli.datasets(config, tmp_path)
+    assert splits.load(tmp_path / "split.json").folds == 2
+
+
+def test_whoever_gives_no_data_is_told_so_in_a_frame(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train/can.py", "--config", "configs/can.yaml"])
+    cli.datasets(DataConfig(name="inbreast", phantoms=12, size=32))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("╭") and "No data: data.root is not set, so the built-in phantom is used" in lines[1]
+    assert "python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR" in lines[3]
+    assert "python train/can.py --config configs/quickstart.yaml" in lines[4] and lines[5].startswith("╰")
+    cli.datasets(DataConfig(phantoms=12, size=32))  # who asks for the phantom knows
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("uri", "environment", "said"),
+    [
+        (None, "http://anna:geheim@server:5000", "history   http://server:5000"),
+        ("sqlite:////data/runs.db", "http://server:5000", "history   mlflow ui --backend-store-uri sqlite:////data/runs.db"),
+        ("postgresql://anna:geheim@db/runs", None, "history   mlflow ui --backend-store-uri postgresql://db/runs"),
+        (None, None, "history   mlflow ui --backend-store-uri sqlite:///{here}/mlflow.db"),
+    ],
+)
+def test_the_last_line_names_the_store_that_was_used(tiny_can, random_patches, tmp_path, monkeypatch, capsys, uri, environment, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if environment:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
+    experiment = tiny_can()
+    experiment = experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update={"uri": uri})})
+    cli.summary(experiment, {"dice": 0.5}, random_patches(3), tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1] == said.format(here=tmp_path)
 
 
 def test_the_same_command_has_the_same_folder_and_another_one_its_own(tiny_can):

@@ -12,7 +12,8 @@ import tensorflow as tf
 from tfmammo import config as configuration
 from tfmammo import export
 from tfmammo.models.can import CAN
-from tfmammo.training import cli, loop
+from tfmammo.training import cli, folder, loop
+from tfmammo.training.tracking import TrackingError
 
 
 def fit(experiment, patches, output, validate=cli.validate, room=CAN, strategy=None):
@@ -70,9 +71,13 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(ti
             return losses
 
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
+    began = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in ("config.yaml", "train_patches")}
+    (tmp_path / "run/export_registered").write_text("")  # a write that failed
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
     assert saved_step(tmp_path / "run") == 4 and seen
+    assert began == {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in began}, "written once"
     seen.clear()
+    (tmp_path / "run/export_registered").write_text("")
     card = tmp_path / "run/export/card.json"
     before = card.stat().st_mtime_ns
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
@@ -105,6 +110,40 @@ def test_a_resumed_run_equals_one_that_never_stopped(tiny_can, random_patches, t
         np.testing.assert_allclose(whole.get_tensor(name), parts.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_a_start_that_fails_leaves_no_claim_and_no_run(tiny_can, random_patches, tmp_path):
+    import mlflow
+
+    def build(*_):
+        raise ValueError("60 px can't be halved eight times")
+
+    experiment = tiny_can()
+    with pytest.raises(ValueError, match="60 px"):
+        fit(experiment, random_patches, tmp_path / "run", room=build)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(TrackingError, match="no/such/run"):
+        fit(tiny_can(initial="no/such/run"), random_patches, tmp_path / "run")
+    assert not folder.begun(tmp_path / "run") and not (tmp_path / "run/mlflow_run_id").exists()
+    client = mlflow.MlflowClient(experiment.tracking.uri)
+    assert not client.search_runs([found.experiment_id for found in client.search_experiments()])
+    folder.check(tmp_path / "run", tiny_can({"filters": (4, 8)}), random_patches(8))  # the corrected command may go there
+
+
+class Misnamed(CAN):
+    """A CAN whose exported function fits no network; its training would end in an error after the last step."""
+
+    def functions(self):
+        return {"segmenter": super().functions()["inverter"]}
+
+    def train_step(self, batch):
+        raise AssertionError("no step may be taken")
+
+
+def test_a_broken_contract_is_found_before_the_first_step(tiny_can, random_patches, tmp_path):
+    with pytest.raises(loop.TrainingError, match="Misnamed.functions: segmenter is named after none of the networks generator, inv"):
+        fit(tiny_can(), random_patches, tmp_path / "run", room=Misnamed)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_another_experiment_is_refused_with_the_difference(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "run")
     with pytest.raises(loop.TrainingError, match=r"model\.filters: \[4, 8, 8\] there, \[4, 8\] here.*another --output"):
@@ -113,7 +152,7 @@ def test_a_folder_of_another_experiment_is_refused_with_the_difference(tiny_can,
 
 def test_a_folder_of_other_data_is_refused(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "run")
-    with pytest.raises(loop.TrainingError, match="files behind data.root have changed"):
+    with pytest.raises(loop.TrainingError, match="its patches were others than those of the phantom"):
         fit(tiny_can(steps=2), lambda count: random_patches(count + 2), tmp_path / "run")
 
 
@@ -218,6 +257,16 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(tiny_can, random_pat
     assert saved_step(tmp_path / "run") == 6
 
 
+@pytest.mark.parametrize("state", [None, b""])
+def test_a_training_goes_on_without_tensorflows_list_of_checkpoints(tiny_can, random_patches, tmp_path, caplog, state):
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run")
+    for listed in (tmp_path / "run/checkpoints/checkpoint", tmp_path / "run/checkpoints/best/checkpoint"):
+        listed.unlink() if state is None else listed.write_bytes(state)
+    with caplog.at_level("INFO"):
+        fit(tiny_can(steps=6), random_patches, tmp_path / "run")
+    assert "training can from step 4 to step 6" in caplog.text and saved_step(tmp_path / "run") == 6
+
+
 def test_nothing_starts_anew_over_unreadable_checkpoints(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
     for data in (tmp_path / "run/checkpoints").glob("ckpt-*.data*"):
@@ -288,8 +337,8 @@ def test_steps_follow_from_epochs():
 
 
 def test_differences_name_nested_keys():
-    assert loop.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 there, 3 here"]
-    assert loop.differences({"a": 1}, {"a": 1}) == []
+    assert folder.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 there, 3 here"]
+    assert folder.differences({"a": 1}, {"a": 1}) == []
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tiny_can, random_patches, tmp_path):

@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.export import ExportError, export, load
 from tfmammo.serving.saving import NETWORKS
-from tfmammo.training import tracking
+from tfmammo.training import store, tracking
 from tfmammo.training.tracking import Run, TrackingError, git_state, resolve, store_uri
 
 
@@ -90,6 +90,32 @@ def test_where_runs_go(folder, monkeypatch):
     assert store_uri("http://other") == "http://other"
 
 
+@pytest.mark.parametrize(
+    ("address", "harmless"),
+    [
+        ("postgresql://anna:geheim@db.example:5432/runs", "postgresql://db.example:5432/runs"),
+        ("postgresql://anna:ge/he?im#@x@db.example/runs", "postgresql://db.example/runs"),
+        ("https://mlflow.example/api?token=geheim&team=a", "https://mlflow.example/api"),
+        ("https://mlflow.example/#geheim", "https://mlflow.example/"),
+        ("mysql+pymysql://anna:geheim@db/runs?password=geheim", "mysql+pymysql://db/runs"),
+        ("Max retries exceeded with url: /api/2.0/runs?token=geheim (refused)", "Max retries exceeded with url: /api/2.0/runs (refused)"),
+        ("sqlite:////data/anna@home/mlflow.db", "sqlite:////data/anna@home/mlflow.db"),
+        ("models:/tfmammo-can@best, is that so?", "models:/tfmammo-can@best, is that so?"),
+    ],
+)
+def test_a_shown_address_holds_no_secret(address, harmless):
+    assert store.shown(address) == harmless
+    assert "geheim" not in store.shown(f"said by {address} and more") and store.shown(f"{address} and more").endswith(" and more")
+
+
+def test_no_parameter_and_no_tag_holds_a_stores_password(folder):
+    run = Run(experiment({"handle": "https://anna:geheim@mlflow.example/x", "all": ["http://m/?token=geheim"]}), folder / "output")
+    run.tags({"command": "--set tracking.uri=postgresql://anna:ge/heim@db/runs"})
+    tracking.log_folder(folder / "output", store_uri(), "report", {"tracking": {"uri": "http://anna:geheim@m"}}, {})
+    content = (folder / "mlflow.db").read_bytes()
+    assert b"geheim" not in content and b"ge/heim" not in content and b"postgresql://db/runs" in content
+
+
 def test_artifacts_lie_beside_the_database_wherever_the_training_runs(folder, monkeypatch):
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
@@ -156,7 +182,7 @@ def test_a_restarted_training_goes_on_with_its_run(folder):
     first = Run(experiment({"width": 1}), folder / "output")
     first.metrics({"loss": 2.0}, step=1)
     first.close("KILLED")
-    assert stored(first).info.status == "KILLED" and stored(first).info.run_name == "output"
+    assert stored(first).info.status == "KILLED" and stored(first).info.run_name == "tiny/output"
     second = Run(experiment({"width": 2, "depth": 3}), folder / "output")
     second.metrics({"loss": 1.0}, step=2)
     assert second.id == first.id and stored(second).info.status == "RUNNING"
@@ -241,6 +267,104 @@ def test_a_run_ends_even_if_its_last_metrics_are_refused(folder):
     run.metrics({"another bad name?": 1.0}, step=2)
     run.close("FAILED")
     assert stored(run).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("runs/can/fold0", "can/fold0"),
+        ("runs/can/round2/fold0/64px", "can/round2/fold0/64px"),
+        ("runs/can-phantom-1a2b3c4d", "can-phantom-1a2b3c4d"),
+        ("runs/cans/fold0", "can/fold0"),
+        ("out", "can/out"),
+    ],
+)
+def test_runs_of_folds_are_told_apart(folder, name):
+    assert tracking.run_name("can", Path(folder)) == name
+
+
+def test_trainings_are_runs_of_an_ordinary_experiment(folder):
+    kind = "mlflow.experimentKind"  # as MLflow 3.17's pages read it; without it they take trainings for evaluations of agents
+    for name in ("new", "of an older version"):
+        if name != "new":
+            client().create_experiment(name)
+        Run(experiment(experiment=name), folder / name)
+        assert client().get_experiment_by_name(name).tags[kind] == "custom_model_development"
+    pages = "".join(path.read_text(encoding="utf-8") for path in (Path(mlflow.__file__).parent / "server/js/build").rglob("*.js"))
+    assert kind in pages and '"custom_model_development"' in pages
+
+
+def test_an_older_experiments_kind_is_left_as_it_is(folder):
+    number = client().create_experiment("ours", tags={"mlflow.experimentKind": "genai_development"})
+    Run(experiment(experiment="ours"), folder / "output")
+    assert client().get_experiment(number).tags["mlflow.experimentKind"] == "genai_development"
+
+
+def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
+    exported = export(Room(), tmp_path / "export", {"id": "c0ffee" * 5})
+    run = Run(experiment(), folder / "output")
+    assert run.register(exported, 500, {}, best=False) == "1"
+    client().delete_registered_model_alias("tfmammo-tiny", "best")
+    assert run.register(exported, 500, {}, best=True) == "1"  # killed before it was noted: the alias, too, comes now
+    assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
+    assert len(client().search_model_versions("name = 'tfmammo-tiny'")) == 1
+
+
+def test_two_trainings_may_make_a_registered_model_at_once(folder, exported, monkeypatch):
+    run = Run(experiment(), folder / "output")
+    client().create_registered_model("tfmammo-tiny")  # by the other one, after this one looked
+    monkeypatch.setattr(mlflow.MlflowClient, "search_registered_models", lambda *_, **__: [])
+    assert run.register(exported, 1, {}, best=False) == "1"
+
+
+def test_a_run_whose_start_fails_is_ended(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError("no parameters today")
+
+    monkeypatch.setattr(Run, "_log_parameters", refuse)
+    with pytest.raises(TrackingError, match="no parameters today"):
+        Run(experiment(), folder / "output")
+    found = client().search_runs([client().get_experiment_by_name("tfmammo").experiment_id])
+    assert [run.info.status for run in found] == ["FAILED"]
+
+
+def test_a_store_that_another_process_holds_is_waited_for_and_not_for_ever(folder, monkeypatch):
+    monkeypatch.setattr(store, "PATIENCE", 0.2)
+    with store.alone(store_uri()), pytest.raises(TrackingError, match=r"another process has held .*mlflow.db.lock for 0.2 s"):
+        Run(experiment(), folder / "output")
+
+
+def test_what_is_fetched_from_a_server_is_fetched_once(folder, exported, monkeypatch, tmp_path):
+    fetched = []
+
+    def download(location, dst_path, tracking_uri):
+        fetched.append(dst_path)
+        shutil.copytree(exported, Path(dst_path) / "model")
+
+    monkeypatch.setattr(tracking, "download_artifacts", download)
+    monkeypatch.setattr(tracking, "_location", lambda *_: "mlflow-artifacts:/1/abc/model")
+    monkeypatch.setattr(tracking, "_copies", {})
+    removed = []
+    monkeypatch.setattr(tracking.atexit, "register", lambda call, path, **_: removed.append(path))
+    assert resolve("models:/tfmammo-tiny@best") == resolve("models:/tfmammo-tiny@best")
+    assert len(fetched) == 1 and removed == fetched
+    shutil.rmtree(fetched[0])
+
+
+def test_an_environment_without_pip_is_no_reason_to_warn(folder, exported, monkeypatch, caplog):
+    from importlib import metadata
+
+    version = metadata.version
+
+    def without_pip(name):
+        if name == "pip":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_pip)
+    with caplog.at_level(logging.WARNING):
+        assert Run(experiment(), folder / "output").register(exported, 1, {}, best=False) == "1"
+    assert not caplog.records
 
 
 def test_versions_carry_tags_and_best_moves(folder, exported):

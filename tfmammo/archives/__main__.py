@@ -66,10 +66,8 @@ def summary(found: Sequence[Mammogram], name: str) -> Table:
     return table
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tfmammo.archives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m tfmammo.archives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(ARCHIVES), help="which archive")
     parser.add_argument("root", type=Path, nargs="?", help="its folder; the phantom has none")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw a contact sheet with the lesions' outlines")

@@ -235,14 +235,14 @@ def _finish(shards: Sequence[Shard], identity: dict[str, Any], chosen: BuildConf
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m tfmammo.data.build", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file such as configs/build.yaml")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set data.root=DIR")
+    parser.add_overrides()
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="make the shards with dead letters anew")
-    ours, flags = parser.parse_known_args(arguments)
+    ours, flags = parser.parse_with(arguments, jobs.unknown_to_beam)
     command.run(lambda: build(config.parse(BuildConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry))
 
 

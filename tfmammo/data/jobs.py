@@ -105,14 +105,11 @@ def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str])
     Args:     parts: what can be pickled. make: makes one, a function of a module. flags: Beam's own.
     Raises:   ConfigError: Apache Beam is missing. DataError: a worker failed.
     """
-    logging.disable(logging.WARNING)  # Beam says whenever it is imported that Google's client libraries are missing
     try:
-        import apache_beam as beam
+        beam = _beam()
         from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, TypeOptions
     except ImportError as error:
         raise ConfigError(f'Apache Beam is missing ({error}): pip install "tfmammo[build]"') from None
-    finally:
-        logging.disable(logging.NOTSET)
     options = PipelineOptions(["--default_sdk_harness_log_level=ERROR", *flags])
     # There are no triggers here; what allows unsafe ones is never handed to the runner that would have to be downloaded.
     options.view_as(TypeOptions).allow_unsafe_triggers = True
@@ -129,6 +126,32 @@ def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str])
             raise KeyboardInterrupt from error
         reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), error.__class__.__name__)
         raise DataError(f"the work stopped before its end ({reason.strip()[:300]}); run it again, finished parts are kept") from error
+
+
+def _beam() -> Any:
+    """Apache Beam, imported without a word: it always says that Google's client libraries are missing."""
+    logging.disable(logging.WARNING)
+    try:
+        import apache_beam
+        import apache_beam.options.pipeline_options
+    finally:
+        logging.disable(logging.NOTSET)
+    return apache_beam
+
+
+def unknown_to_beam(flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of a command's further arguments, those that Apache Beam does not know, and the names of all that it knows.
+
+    Where Beam is missing nothing is unknown: `run` says what is missing.
+    """
+    try:
+        PipelineOptions = _beam().options.pipeline_options.PipelineOptions
+    except ImportError:
+        return [], []
+    parsers: list[Any] = []
+    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
+    (parser,) = parsers
+    return parser.parse_known_args(list(flags))[1], [name for action in parser._actions for name in action.option_strings]
 
 
 @contextmanager

@@ -68,14 +68,14 @@ def lay_out(handle: str, output: Path, version: int = 1, uri: str | None = None)
     return [output / name / str(version) for name in names]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> command.Parser:
+    parser = command.Parser(
         prog="python -m tfmammo.serving", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     registering = commands.add_parser("register", help="a new version of a registered model, from a config")
     registering.add_argument("--config", required=True, metavar="FILE", help="a YAML file such as configs/serving_case.yaml")
-    registering.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides")
+    registering.add_overrides("name=case")
     running = commands.add_parser("run", help="answer requests")
     running.add_argument("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/VERSION, or a folder of MLflow's")
     running.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")

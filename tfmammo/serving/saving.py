@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ def save_networks(path: Path, directory: Path, card: Mapping[str, Any], run_id: 
             python_model=str(NETWORKS),
             artifacts={"export": str(directory)},
             signature=_signature(card),
-            pip_requirements=[f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"],
+            conda_env=_environment(f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"),
             mlflow_model=Model(run_id=run_id),
         )
 
@@ -61,7 +62,7 @@ def save_service(path: Path, directory: Path, run_id: str) -> None:
             str(path),
             python_model=str(ENTRY),
             artifacts={SERVICE: str(directory)},
-            pip_requirements=[f"tfmammo=={__version__}"],
+            conda_env=_environment(f"tfmammo=={__version__}"),
             mlflow_model=Model(run_id=run_id),
         )
 
@@ -82,6 +83,12 @@ def check(folder: Path, name: str) -> None:
     known = {hashlib.sha256(own.read_bytes()).hexdigest() for own in (NETWORKS, ENTRY)}.union(*EARLIER.values())
     if set(flavor) - KEYS or flavor.get("code") or path.is_symlink() or hashlib.sha256(path.read_bytes()).hexdigest() not in known:
         raise ConfigError(f"{name}: its code is not of this package (networks.py, entry.py), so that it is not run; register it anew")
+
+
+def _environment(*requirements: str) -> dict[str, Any]:
+    """What a served model needs. Left to itself, MLflow looks for pip's version, and warns where another tool made the environment."""
+    python = f"python={platform.python_version()}"
+    return {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [python, "pip", {"pip": list(requirements)}]}
 
 
 def _signature(card: Mapping[str, Any]) -> ModelSignature:

@@ -67,12 +67,12 @@ def _run(chosen: argparse.Namespace) -> None:
         app.serve(config, folder)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> command.Parser:
+    parser = command.Parser(
         prog="python -m tfmammo.studio", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file with keys of StudioConfig")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set port=8000")
+    parser.add_overrides("port=8000")
     return parser
 
 

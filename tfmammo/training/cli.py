@@ -15,7 +15,7 @@ import tensorflow as tf
 from rich.console import Console
 from rich.table import Table
 
-from tfmammo import command
+from tfmammo import command, durable
 from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import AddedConfig, ConfigError, DataConfig, Experiment, TrainingConfig
@@ -25,7 +25,7 @@ from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.quiet import held_back
 from tfmammo.record import Skipped
-from tfmammo.training import loop, workers
+from tfmammo.training import devices, folder, loop, notice, store, workers
 from tfmammo.training.added import with_added
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,11 @@ console = Console()
 SPLIT = "split.json"
 
 
-def arguments(description: str, config: str | None = None) -> argparse.ArgumentParser:
+def arguments(description: str, config: str | None = None) -> command.Parser:
     """The parser every script starts from: --config, --set, --output."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=config is None, default=config, metavar="FILE", help="a YAML file from configs/")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides: --set training.steps=3 data.root=DIR"
-    )
+    parser.add_overrides("training.steps=3 data.root=DIR")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: a folder of its own under runs/")
     return parser
 
@@ -87,7 +85,7 @@ def prepare(training: TrainingConfig) -> None:
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        keras.config.set_dtype_policy(precision(training.precision, bool(gpus)))
+        keras.config.set_dtype_policy(devices.precision(training, gpus))
         if training.deterministic:
             try:
                 # The only setting found under which two float32 runs on a CPU agree bit for bit.
@@ -98,24 +96,6 @@ def prepare(training: TrainingConfig) -> None:
         if cluster:
             workers.join(cluster)
         tf.config.list_logical_devices()
-
-
-def precision(wanted: str, gpu: bool) -> str:
-    """The Keras dtype policy for `training.precision`: "auto" takes what the device computes fastest without harm."""
-    if wanted != "auto":
-        return wanted
-    if gpu:
-        return "mixed_float16"
-    return "mixed_bfloat16" if cpu_has_bfloat16() else "float32"
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); False where the system does not say."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def all_patches(config: DataConfig, make: Make = make_patches) -> Patches:
@@ -156,6 +136,7 @@ def datasets(config: DataConfig, output: Path | None = None, make: Make = make_p
               output: where split.json goes, which tells every patient's place. make: see `all_patches`.
     Raises:   as `all_patches`, `splits.split` and `added.with_added`.
     """
+    notice.announce(config)
     alone = config.model_copy(update={"added": AddedConfig()})
     found: Patches | Records = _records(config, make) if config.records else all_patches(alone, make)
     train_patches, held_out = splits.split(found, alone)
@@ -188,17 +169,18 @@ def archive_split(config: DataConfig, output: Path) -> DataConfig:
     """
     if config.split != "patient" or config.split_file:
         return config
-    return config.model_copy(update={"split_file": keep_archive_split(config, output)})
+    return config.model_copy(update={"split_file": keep_archive_split(config, output, once=folder.begun(output))})
 
 
-def keep_archive_split(config: DataConfig, output: Path) -> Path:
-    """Write the split of all the archive's patients, of whatever kind or from whatever file it is, as split.json, once.
+def keep_archive_split(config: DataConfig, output: Path, once: bool = True) -> Path:
+    """Write the split of all the archive's patients, of whatever kind or from whatever file it is, as split.json.
 
+    Args:     once: leave the one that is there.
     Returns:  the file, for `split_file`.
     Raises:   as `archive_split`.
     """
     path = output / SPLIT
-    _write_split(path, splits.describe(whole_archive(config), config, archive_name(config)))
+    _write_split(path, splits.describe(whole_archive(config), config, archive_name(config)), once)
     return path
 
 
@@ -221,15 +203,17 @@ def _records(config: DataConfig, make: Make) -> Records:
 
 def _keep_split(found: Patches | Records, config: DataConfig, output: Path) -> None:
     archive = read_manifest(config.records).identity["archive"]["name"] if config.records else archive_name(config)
-    _write_split(output / SPLIT, splits.describe(found, config, archive))
+    _write_split(output / SPLIT, splits.describe(found, config, archive), once=folder.begun(output))
 
 
-def _write_split(path: Path, decided: splits.SavedSplit) -> None:
+def _write_split(path: Path, decided: splits.SavedSplit, once: bool) -> None:
+    """Write split.json. once: it belongs to what stands in the folder; else a start that failed may have left another one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():  # else of this run's first start, or of another experiment, which the loop refuses
+        if not (once and path.exists()):
             with jobs.written(path) as part:  # several workers may write it at once
                 splits.save(part, decided)
+                durable.flush(part)
     except OSError as error:
         raise ConfigError(f"{path.parent}: can't be written to ({error.strerror})") from None
 
@@ -270,6 +254,9 @@ def summary(experiment: Experiment[Any], metrics: dict[str, float], held_out: Pa
         table.add_row(name, f"{value:.4f}")
     console.print(table)
     pictures: Sequence[Path] = sorted((output / "samples").glob("step_*.png"))
-    console.print(f"picture   {pictures[-1] if pictures else '-'}")
-    console.print(f"model     {output / 'export'}")
-    console.print("history   mlflow ui" + (f" --backend-store-uri {experiment.tracking.uri}" if experiment.tracking.uri else ""))
+    for what, where in (
+        ("picture", pictures[-1] if pictures else "-"),
+        ("model", output / "export"),
+        ("history", store.how_to_look(store.store_uri(experiment.tracking.uri))),
+    ):
+        console.print(f"{what:<10}{where}", markup=False, highlight=False, soft_wrap=True)

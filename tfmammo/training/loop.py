@@ -6,10 +6,10 @@ looks after everything else. Progressive growing or staged freezing are repeated
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,23 +21,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmammo import config as configuration
 from tfmammo import export as exporting
 from tfmammo.config import ConfigError, Experiment, TrainingConfig
+from tfmammo.data import jobs
 from tfmammo.data.patches import Patches
 from tfmammo.data.tfrecord import Records
 from tfmammo.record import key_check
-from tfmammo.training import tracking, workers
+from tfmammo.training import contract, devices, folder, notice, tracking, workers
+from tfmammo.training.folder import INITIAL_PATIENTS, Checkpoints, TrainingError, locked
 from tfmammo.training.image_grid import grid
 from tfmammo.training.progress import Progress
 
 log = logging.getLogger(__name__)
 Functions = dict[str, Any]  # tf.functions: TensorFlow has no public type for one with an input_signature
-INITIAL_PATIENTS = "initial_patients.txt"  # pseudonyms of the patients that `training.initial` was trained on
-
-
-class TrainingError(ValueError):
-    """A training can't start or can't go on; one sentence says why and what is kept."""
 
 
 class Interrupted(Exception):
@@ -84,20 +80,24 @@ def fit(
     Rerunning with the same experiment and output resumes from the newest readable checkpoint. The order of draws and the
     augmentation depend on seed and step alone, so a resumed run sees what it would have seen.
 
+    Whatever is wrong with model, data, folder or start is found before anything is written to the folder or the tracking store.
+
     Args:     build: makes the room under the current precision policy; called in the strategy's scope.
               train, held_out: patches, or records to stream, of disjoint patients (or of the paper's leaky protocol).
               output: the run's folder: config.yaml, checkpoints/, samples/, best/ and export/ (SavedModels), mlflow_run_id.
               validate: metrics of the room's functions on held-out patches; the first decides which checkpoint is best,
               higher is better. strategy: None takes the workers that this process has joined, else all GPUs when there are
-              several, else the only device. write: see tfmammo.export.export.
+              several, as `training.devices` says. write: see tfmammo.export.export.
     Returns:  the held-out metrics at the last step; nothing on workers that are not the chief (see tfmammo.training.workers).
     Raises:   TrainingError: the folder belongs to another experiment or another process, the batch can't be shared by the
-              devices, or a loss became NaN or Inf.
+              devices, the model breaks the contract (see tfmammo.training.contract), or a loss became NaN or Inf.
               Interrupted: SIGTERM or Ctrl-C, after saving. WorkerError: another worker is gone, or has other data.
     """
-    team = workers.Team(strategy or default_strategy())
-    with claimed(output, experiment, train) if team.chief else nullcontext(), stop_signals() as stop, team.watched():
-        return _Training(build, experiment, train, held_out, output, validate, team, write, stop).run()
+    classes = train.shares if isinstance(train, Patches) else 1
+    team = workers.Team(strategy or devices.strategy(experiment.training, classes))
+    training = _Training(build, experiment, train, held_out, output, validate, team, write)
+    with locked(output) if team.chief else nullcontext(), stop_signals() as stop, team.watched():
+        return training.run(stop)
 
 
 def check_xla(room: Room, config: TrainingConfig) -> None:
@@ -111,7 +111,7 @@ def check_xla(room: Room, config: TrainingConfig) -> None:
 
 
 class _Training:
-    """One call of `fit`: the state that its phases share."""
+    """One call of `fit`: the state that its phases share. Made without a trace in the folder or in the tracking store."""
 
     def __init__(
         self,
@@ -123,41 +123,43 @@ class _Training:
         validate: Validate,
         team: workers.Team,
         write: Write,
-        stop: list[int],
     ) -> None:
         self.build, self.experiment, self.config = build, experiment, experiment.training
         self.train, self.held_out, self.output, self.validate = train, held_out, output, validate
-        self.team, self.write, self.stop = team, write, stop
+        self.team, self.write = team, write
         self.strategy = strategy = team.strategy
+        self.stop: list[int] = []
+        self.run_log: tracking.Run | None = None
         self.steps = total_steps(self.config, len(train))
-        replicas = strategy.num_replicas_in_sync
-        if self.config.batch_size % replicas:
-            raise TrainingError(f"training.batch_size: {self.config.batch_size} can't be shared equally by {replicas} devices")
-        classes = train.shares if isinstance(train, Patches) else 1
-        if self.config.batch_size // replicas % classes:
-            share = f"{self.config.batch_size // replicas} patches a device"
-            raise TrainingError(f"training.batch_size: {share} can't be shared equally by {classes} classes")
-        self.run_log = tracking.Run(experiment, output) if team.chief else None
+        devices.check_batch(self.config, strategy.num_replicas_in_sync, train.shares if isinstance(train, Patches) else 1)
+        contract.check_takes("validate", validate, "functions", "held_out")
+        contract.check_takes("write", write, "room", "folder")
         keras.utils.set_random_seed(self.config.seed)
         with strategy.scope():
             self.room = build()
             check_xla(self.room, self.config)
             self.functions = self.room.functions()  # once: each call would make and trace new ones
+        contract.check(self.room, self.functions)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.best = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best")
         # The variables themselves: tf.train.Checkpoint finds neither dropout's seeds nor layers that a network keeps in lists.
         networks = {f"network_{name}": values(network) for name, network in self.room.networks.items()}
         optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.room.optimizers.items()}
-        self.checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **optimizers)
-        folder = output / "checkpoints"
-        self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), self.config.keep)
-        self.best_manager = tf.train.CheckpointManager(self.checkpoint, str(folder / "best"), 1)
+        checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **optimizers)
+        self.checkpoints = Checkpoints(checkpoint, output / "checkpoints", self.config.keep)
+        self.best_checkpoints = Checkpoints(checkpoint, output / "checkpoints" / "best", 1)
 
-    def run(self) -> dict[str, float]:
-        """Start or resume, train, export; whatever happens, the run's state reaches the tracking store."""
+    def run(self, stop: list[int]) -> dict[str, float]:
+        """Start or resume, train, export; whatever happens, the run's state reaches the tracking store.
+
+        Args:     stop: where `stop_signals` puts the signals that have come.
+        """
+        self.stop = stop
+        initial_patients = self._start()
         status: Literal["FAILED", "FINISHED", "KILLED"] = "FAILED"
+        self.run_log = tracking.Run(self.experiment, self.output) if self.team.chief else None
         try:
-            self._start()
+            self._claim(initial_patients)
             metrics = self._loop()
             if self.team.chief:
                 self._finish(metrics)
@@ -171,20 +173,23 @@ class _Training:
             if self.run_log:
                 self.run_log.close(status)
 
-    def _start(self) -> None:
-        """Resume, or start from `initial`, or as the room was made."""
-        restored = restore(self.checkpoint, self.manager.checkpoints)
-        if restored is None and self.config.initial:
-            initial = tracking.resolve(self.config.initial, self.experiment.tracking.uri)
-            exporting.assign(self.room.networks, initial)
-            # What the start was trained on counts as seen, whatever this run's own split holds out.
-            card = exporting.read_card(initial)
-            seen = sorted(exporting.trained_on(card, initial)) if "train_patients" in card else []
-            if self.team.chief:
-                (self.output / INITIAL_PATIENTS).write_text("\n".join(seen), encoding="utf-8")
+    def _start(self) -> list[str] | None:
+        """Resume, or start from `initial`, or as the room was made; nothing is written.
+
+        Returns:  where it starts from `initial`: the patients that this was trained on.
+        """
+        if self.team.chief:
+            folder.check(self.output, self.experiment, self.train)
+        restored, seen = self.checkpoints.restore(), None
+        if restored is None:
+            folder.check_nothing_is_lost(self.output)
+            if self.config.initial:
+                initial = tracking.resolve(self.config.initial, self.experiment.tracking.uri)
+                exporting.assign(self.room.networks, initial)
+                # What the start was trained on counts as seen, whatever this run's own split holds out.
+                card = exporting.read_card(initial)
+                seen = sorted(exporting.trained_on(card, initial)) if "train_patients" in card else []
         self.team.agree(int(self.step), self.experiment, self.train)
-        if self.run_log:
-            self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
         policy = keras.config.dtype_policy().name
         where = f"from step {int(self.step):,}" if restored else f"from {self.config.initial or 'the start'}"
         log.info(
@@ -192,6 +197,19 @@ class _Training:
             self.experiment.name, where, f"{self.steps:,}", len(self.train), len(self.held_out), policy,
             self.strategy.num_replicas_in_sync, self.output,
         )  # fmt: skip
+        return seen
+
+    def _claim(self, initial_patients: list[str] | None) -> None:
+        """Write whose the folder is, now that nothing is left that could be wrong."""
+        if not self.team.chief:
+            return
+        if self.team.count == 1:
+            folder.sweep(self.output)
+        folder.claim(self.output, self.experiment, self.train)
+        if initial_patients is not None:
+            folder.write_whole(self.output / INITIAL_PATIENTS, "\n".join(initial_patients))
+        if self.run_log:
+            self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
 
     def _loop(self) -> dict[str, float]:
         step = int(self.step)
@@ -200,7 +218,8 @@ class _Training:
             self._grid(step)
         data = self.team.batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.turn_draws, step)
         advance, data = self._advance(), iter(data)
-        with Progress(self.experiment.name, step, self.steps) as progress:
+        tell = notice.announce_duration if self.team.chief and notice.without_data(self.experiment.data) else None
+        with Progress(self.experiment.name, step, self.steps, tell) as progress:
             while step < self.steps:
                 before, chunk = step, self._chunk(step)
                 losses = {name: float(value) for name, value in advance(data, tf.constant(chunk, tf.int64)).items()}
@@ -254,6 +273,7 @@ class _Training:
         @tf.function
         def advance(data: Any, steps: tf.Tensor) -> dict[str, tf.Tensor]:
             names = one_step.get_concrete_function(data.element_spec).structured_outputs
+            contract.check_losses(self.room, names)
             totals = {name: tf.zeros([], tf.float32) for name in names}
             for _ in tf.range(steps):
                 losses = one_step(next(data))
@@ -265,7 +285,7 @@ class _Training:
     def _check_finite(self, losses: dict[str, float], before: int, step: int) -> None:
         for name, value in losses.items():
             if not np.isfinite(value):
-                kept = self.manager.latest_checkpoint
+                kept = self.checkpoints.latest
                 raise TrainingError(
                     f"{name} became {value} between steps {before:,} and {step:,}; "
                     + (f"the last good checkpoint is kept: {kept}" if kept else "no checkpoint had been written yet")
@@ -282,11 +302,12 @@ class _Training:
 
     def _validate(self, step: int) -> dict[str, float]:
         metrics = self.validate(self.functions, self.held_out)
+        contract.check_metrics(self.validate, metrics)
         self._log({f"validation_{name}": value for name, value in metrics.items()}, step)
         score = next(iter(metrics.values()))
         if score > float(self.best):
             self.best.assign(score)
-            self._save(self.best_manager)
+            self._save(self.best_checkpoints)
         return metrics
 
     def _grid(self, step: int) -> None:
@@ -294,54 +315,69 @@ class _Training:
         some = self.held_out.take(np.linspace(0, len(self.held_out) - 1, min(self.config.grid_samples, len(self.held_out))).astype(int))
         panels = self.room.sample({"image": tf.constant(some.images), "mask": tf.constant(some.masks, tf.float32)})
         picture = grid({name: np.asarray(panel, np.float32) for name, panel in panels.items()})
-        folder = self.output / "samples"
-        folder.mkdir(exist_ok=True)
-        cv2.imwrite(str(folder / f"step_{step:08d}.png"), picture[..., ::-1])
+        path = self.output / "samples" / f"step_{step:08d}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with jobs.written(path) as part:
+                part.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+        except OSError as error:  # a full disk: a picture is no reason to stop
+            log.warning("%s: can't be written (%s)", path, error.strerror)
         if self.run_log:
             self.run_log.image("samples", picture, step)
 
-    def _save(self, manager: tf.train.CheckpointManager | None = None) -> None:
+    def _save(self, checkpoints: Checkpoints | None = None) -> None:
         """By the chief alone; never over a good checkpoint with weights that the last update spoilt."""
         if not self.team.chief:
             return
         for name, network in self.room.networks.items():
             for variable, value in zip(network.variables, values(network), strict=True):
                 if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
-                    kept = self.manager.latest_checkpoint
+                    kept = self.checkpoints.latest
                     which = variable.path if isinstance(variable, keras.Variable) else variable.name
                     raise TrainingError(f"{name}'s {which} is NaN or Inf after step {int(self.step):,}; kept: {kept}")
         try:
-            (manager or self.manager).save(checkpoint_number=self.step)
-        except tf.errors.OpError as error:
-            kept, reason = self.manager.latest_checkpoint, str(error.message).rpartition("; ")[2][:200]
-            raise TrainingError(f"the checkpoint of step {int(self.step):,} can't be written ({reason}); kept: {kept}") from None
+            (checkpoints or self.checkpoints).save(int(self.step))
+        except (tf.errors.OpError, OSError) as error:
+            said = str(error.message).rpartition("; ")[2] if isinstance(error, tf.errors.OpError) else str(error.strerror)
+            kept = self.checkpoints.latest
+            raise TrainingError(f"the checkpoint of step {int(self.step):,} can't be written ({said[:200]}); kept: {kept}") from None
 
     def _finish(self, metrics: dict[str, float]) -> None:
         """Export the last weights and the best, each as a version in the registry; once, however often the command runs."""
-        final_step, best = int(self.step), self.best_manager.latest_checkpoint
-        best_is_last = best is None or int(best.rsplit("-", 1)[1]) == final_step
+        final_step, best = int(self.step), self.best_checkpoints.latest
+        best_is_last = best is None or folder.step_of(best) == final_step
+        for name in ("best", "export"):
+            exporting.tidy(self.output / name)
         if self._exported_step() == final_step:
             log.info("step %s is already exported to %s", f"{final_step:,}", self.output / "export")
         else:
             shutil.rmtree(self.output / "best", ignore_errors=True)  # of a shorter training in this folder
             if not best_is_last:
-                self.checkpoint.restore(best).expect_partial()
-                self._export("best", {next(iter(metrics)): float(self.best)})
-                restore(self.checkpoint, self.manager.checkpoints)
+                self._export_best(next(iter(metrics)))
             self._export("export", metrics)
             log.info("finished at step %s; exported to %s", f"{final_step:,}", self.output / "export")
-        if not best_is_last:
+        if (self.output / "best").exists():
             self._register("best", True)
         self._register("export", best_is_last)
 
+    def _export_best(self, criterion: str) -> None:
+        """Export the best weights, then take the last ones again."""
+        try:
+            self.best_checkpoints.restore()
+            self._export("best", {criterion: float(self.best)})
+        except TrainingError as error:
+            log.warning("the best weights are lost, and the last ones are exported alone: %s", error)
+        self.checkpoints.restore()
+
     def _exported_step(self) -> int | None:
         try:
-            return exporting.read_card(self.output / "export")["step"]
+            return exporting.read_card(self.output / "export").get("step")
         except exporting.ExportError:
             return None
 
     def _export(self, name: str, metrics: dict[str, float]) -> None:
         card = {
+            "id": uuid.uuid4().hex,  # by which the registry knows this export again
             "name": self.experiment.name,
             "step": int(self.step),
             "metrics": metrics,
@@ -358,13 +394,13 @@ class _Training:
     def _register(self, name: str, best: bool) -> None:
         """Make an export a version, unless an earlier call did: it may have been stopped between exporting and this."""
         card, done = exporting.read_card(self.output / name), self.output / f"{name}_registered"
-        registered = done.is_file() and done.read_text().split()[0] == str(card["step"])
-        if registered or not self.run_log or not self.experiment.tracking.register_models:
+        said = done.read_text(encoding="utf-8").split() if done.is_file() else []  # nothing, if a write failed
+        if said[:1] == [str(card["step"])] or not self.run_log or not self.experiment.tracking.register_models:
             return
         metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}
         version = self.run_log.register(self.output / name, card["step"], metrics, best)
         if version is not None:
-            done.write_text(f"{card['step']} is version {version}\n", encoding="utf-8")
+            folder.write_whole(done, f"{card['step']} is version {version}\n")
 
     def _initial_patients(self) -> list[str]:
         path = self.output / INITIAL_PATIENTS
@@ -400,85 +436,6 @@ def total_steps(config: TrainingConfig, patches: int) -> int:
     if config.steps is not None:
         return config.steps
     return -(-config.epochs * (config.epoch_samples or patches) // config.batch_size)
-
-
-def restore(checkpoint: tf.train.Checkpoint, paths: list[str]) -> str | None:
-    """Restore the newest readable checkpoint.
-
-    Returns:  its path, or None when there is no checkpoint.
-    Raises:   TrainingError: there are checkpoints, but none can be read, or they are another model's.
-    """
-    for path in reversed(paths):
-        try:
-            checkpoint.restore(path).assert_existing_objects_matched()
-            return path
-        except (tf.errors.OpError, ValueError, IndexError) as error:  # a truncated file can be any of them
-            log.warning("%s can't be read (%s); trying the one before", path, str(error).split("\n")[0])
-        except AssertionError:
-            raise TrainingError(f"{path} holds another model's weights; choose another --output") from None
-    if paths:
-        raise TrainingError(f"none of the checkpoints beside {paths[-1]} can be read; choose another --output to start anew")
-    return None
-
-
-def default_strategy() -> tf.distribute.Strategy:
-    """The workers that this process has joined; else all GPUs when there are several, else the one device there is."""
-    if joined := workers.joined():
-        return joined
-    gpus = tf.config.list_logical_devices("GPU")
-    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
-
-
-def claim(output: Path, experiment: Experiment[Any], train: Patches | Records) -> None:
-    """Write config.yaml and the patches' fingerprint, or make sure that the folder's run is this experiment on this data.
-
-    Raises:   TrainingError: it is another one; the message names what differs.
-    """
-    path, data, fingerprint = output / "config.yaml", output / "train_patches", train.fingerprint()
-    if path.exists():
-        known = configuration.parse(type(experiment), path)
-        different = differences(known.identity(), experiment.identity())
-        if different:
-            raise TrainingError(f"{output} holds another training ({', '.join(different)}); choose another --output")
-        if data.exists() and data.read_text() != fingerprint:
-            raise TrainingError(f"{output}: the files behind data.root have changed since this training began; choose another --output")
-    data.write_text(fingerprint)
-    path.write_text(configuration.dump(experiment), encoding="utf-8")
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys in which two configs differ: ["model.filters: [64] there, [32] here"]."""
-    found = []
-    for key in sorted({*old, *new}):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append(f"{prefix}{key}: {before} there, {after} here")
-    return found
-
-
-@contextmanager
-def claimed(output: Path, experiment: Experiment[Any], train: Patches | Records) -> Iterator[None]:
-    """Hold a training's folder for this process and this experiment; see `locked` and `claim`."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{output}: can't be made ({error.strerror})") from None
-    with locked(output):
-        claim(output, experiment, train)
-        yield
-
-
-@contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock goes with the process, however it ends."""
-    with (output / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TrainingError(f"{output}: another process is training there") from None
-        yield
 
 
 @contextmanager

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from tfmammo.training.notice import duration
+
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_TO_MEASURE = 5.0  # of steps, before the whole is told
 
 
 class Progress:
-    """Shows how far a training is. name: of the system. start, total: steps done and to do."""
+    """Shows how far a training is. Time is measured from the end of the first round of steps, which also builds the graph.
 
-    def __init__(self, name: str, start: int, total: int) -> None:
-        self.name, self.total, self.last_line = name, total, 0.0
+    Args:     name: of the system. start, total: steps done and to do. tell: is called once, with the total and the seconds that a
+              step takes, when they are known.
+    """
+
+    def __init__(self, name: str, start: int, total: int, tell: Callable[[int, float], None] | None = None) -> None:
+        self.name, self.total, self.tell = name, total, tell
+        self.last_line = -SECONDS_BETWEEN_LINES
         self.console = Console(stderr=True)
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.bar = Bar(*columns, TextColumn("{task.fields[losses]}"), console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(name, total=total, completed=start, losses="")
-        self.start, self.started = start, time.monotonic()
+        self.measured_from: tuple[int, float] | None = None  # step, time
 
     def __enter__(self) -> Progress:
         self.bar.start()
@@ -37,10 +46,23 @@ class Progress:
         text = "  ".join(f"{name.removesuffix('_loss')} {value:.3g}" for name, value in losses.items() if name.endswith("_loss"))
         self.bar.update(self.task, completed=step, losses=text)
         now = time.monotonic()
+        seconds_a_step = self._measure(step, now)
         if not self.console.is_terminal and (now - self.last_line > SECONDS_BETWEEN_LINES or step == self.total):
             self.last_line = now
-            left = (now - self.started) / max(step - self.start, 1) * (self.total - step)
-            log.info("step %s of %s, about %.0f min left: %s", f"{step:,}", f"{self.total:,}", left / 60, text)
+            left = "" if seconds_a_step is None else f", about {duration(seconds_a_step * (self.total - step))} left"
+            log.info("step %s of %s%s: %s", f"{step:,}", f"{self.total:,}", left, text)
+
+    def _measure(self, step: int, now: float) -> float | None:
+        """Seconds a step, with what is done between them, since the first round; None before there is a second one."""
+        if self.measured_from is None:
+            self.measured_from = step, now
+            return None
+        first, began = self.measured_from
+        seconds_a_step = (now - began) / (step - first)
+        if self.tell and (now - began > SECONDS_TO_MEASURE or step == self.total):
+            self.tell(self.total, seconds_a_step)
+            self.tell = None
+        return seconds_a_step
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
         """Leave a line about the held-out metrics."""

@@ -14,12 +14,13 @@ twice, as MLflow only appends. No global state of MLflow (active run, tracking U
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,15 +45,26 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 import mlflow  # noqa: E402
-import sqlalchemy  # noqa: E402
 from mlflow.artifacts import download_artifacts  # noqa: E402
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode  # noqa: E402
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID  # noqa: E402
 
 from tfmammo.serving.saving import save_networks  # noqa: E402
+from tfmammo.training.folder import write_whole  # noqa: E402
+from tfmammo.training.store import (  # noqa: E402
+    TrackingError,
+    alone,
+    artifact_location,
+    probe,
+    reaching,
+    sentence,
+    shown,
+    sqlite_file,
+    store_uri,
+)
 
 log = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic"):
@@ -60,17 +73,14 @@ for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # what they w
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 RUN_ID = "mlflow_run_id"
+EXPERIMENT_KIND = "mlflow.experimentKind"  # by which MLflow's pages show trainings, and not the evaluation of language models
 PAUSE = 60.0  # seconds without a try after a failure, or ten times what the failing call took
-FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 BATCH = 100  # parameters or tags that MLflow takes at once; of metrics 1000
 WAITING = 100_000  # metrics kept while the store is away
 
 Result = TypeVar("Result")
-
-
-class TrackingError(ValueError):
-    """A store can't be reached, or a handle leads to no export. The message is one sentence and names the store or handle."""
+_copies: dict[tuple[str, str], Path] = {}  # (store, location) -> what was fetched from a server; gone when the process ends
 
 
 class Run:
@@ -90,15 +100,20 @@ class Run:
         self._waiting: list[Metric] = []
         self._failed, self._paused_until = False, 0.0
         self._monitor: SystemMetricsMonitor | None = None
-        with _reaching(self.uri):
-            _probe(self.uri)
-            with _alone(self.uri):
+        with reaching(self.uri):
+            probe(self.uri)
+            with alone(self.uri):
                 self._client = mlflow.MlflowClient(self.uri)
                 self._experiment = _experiment(self._client, self.uri, config.experiment)
-            self.id = _resumed(self._client, self.uri, output) or _started(self._client, self._experiment, output, config.parent)
-            self._log_parameters(_flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}})))
-            state = git_state()
-            self._log_tags(state | {"mlflow.source.git.commit": state["git_commit"]} if state else {})
+            name = run_name(experiment.name, output)
+            self.id = _resumed(self._client, self.uri, output) or _started(self._client, self._experiment, output, name, config.parent)
+            try:
+                self._log_parameters(_flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}})))
+                state = git_state()
+                self._log_tags(state | {"mlflow.source.git.commit": state["git_commit"]} if state else {})
+            except Exception:
+                self._client.set_terminated(self.id, "FAILED")
+                raise
         if config.system_metrics:
             self._attempt(self._watch_system)
 
@@ -160,7 +175,7 @@ class Run:
         except Exception as error:  # MLflow, SQLAlchemy, requests and the system raise their own: none may stop a training
             self._paused_until = time.monotonic() + max(PAUSE, 10 * (time.monotonic() - start))
             if not self._failed:
-                log.warning("%s: the tracking store fails, training goes on without it (%s)", shown(self.uri), _sentence(error))
+                log.warning("%s: the tracking store fails, training goes on without it (%s)", shown(self.uri), sentence(error))
             self._failed = True
             return None
         if self._failed:
@@ -176,7 +191,7 @@ class Run:
         self._log_tags({f"resumed.{key}": value for key, value in values.items() if known.get(key, value) != value})
 
     def _log_tags(self, values: Mapping[str, Any]) -> None:
-        tags = [RunTag(key, str(value)[:LONGEST_VALUE]) for key, value in values.items()]
+        tags = [RunTag(key, shown(str(value))[:LONGEST_VALUE]) for key, value in values.items()]
         for start in range(0, len(tags), BATCH):
             self._client.log_batch(self.id, tags=tags[start : start + BATCH], synchronous=True)
 
@@ -199,10 +214,11 @@ class Run:
         client = self._client
         tags = {"step": str(int(step))} | {key: f"{float(value):.6g}" for key, value in metrics.items()}
         tags |= {key: str(card[key]) for key in ("git_commit", "data_fingerprint") if card.get(key)}
-        # A resumed training may come to the same step with other weights, and must not write over an older version's.
-        place = f"model-{int(step)}-{uuid.uuid4().hex[:8]}"
+        # A resumed training may come to the same step with other weights, and must not write over an older version's. But the same
+        # export goes to the same place, so that a training that was killed while it registered makes one version of it.
+        place = f"model-{int(step)}-{card.get('id', uuid.uuid4().hex)[:8]}"
         save = partial(save_networks, directory=located(directory), card=card, run_id=self.id)
-        version = _new_version(client, self.id, self.model, place, save, tags)
+        version = _version_from(client, self.id, place) or _new_version(client, self.id, self.model, place, save, tags)
         if best:
             self._move_best(version)
         return version
@@ -223,9 +239,9 @@ def register_service(name: str, folder: Path, save: Callable[..., None], config:
     Returns:  the version. Raises: TrackingError: the store can't be used, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
-    with _reaching(uri):
-        _probe(uri)
-        with _alone(uri):
+    with reaching(uri):
+        probe(uri)
+        with alone(uri):
             client = mlflow.MlflowClient(uri)
             run = client.create_run(_experiment(client, uri, config.experiment), run_name=name).info.run_id
         version = _new_version(client, run, name, "model", partial(save, directory=folder, run_id=run), git_state())
@@ -239,16 +255,29 @@ def _new_version(client: mlflow.MlflowClient, run: str, name: str, place: str, s
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model")
         client.log_artifacts(run, str(Path(folder) / "model"), place)
-    if not client.search_registered_models(f"name = '{name}'"):
+    try:
         client.create_registered_model(name)
-    source = f"{client.get_run(run).info.artifact_uri}/{place}"
-    return str(client.create_model_version(name, source, run, tags).version)
+    except MlflowException as error:  # another training may be making it just now
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    return str(client.create_model_version(name, _source(client, run, place), run, tags).version)
+
+
+def _source(client: mlflow.MlflowClient, run: str, place: str) -> str:
+    return f"{client.get_run(run).info.artifact_uri}/{place}"
+
+
+def _version_from(client: mlflow.MlflowClient, run: str, place: str) -> str | None:
+    """The version whose files lie at a place in a run's store."""
+    source = _source(client, run, place)
+    return next((str(found.version) for found in client.search_model_versions(f"run_id = '{run}'") if found.source == source), None)
 
 
 def resolve(handle: str | Path, uri: str | None = None) -> Path:
     """The export that a handle means, on this machine.
 
-    A store on this machine hands out its own folder; from a server the export is copied into a new temporary folder.
+    A store on this machine hands out its own folder. From a server the export is copied, once in a process, into a temporary
+    folder, which is removed when the process ends.
 
     Args:     handle: models:/tfmammo-can@best, models:/tfmammo-can/3, runs:/ID/ARTIFACT, a training's output folder, an
               export, or one of an export's SavedModels. uri: the store of the first three; see the module.
@@ -257,17 +286,29 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     if not str(handle).startswith(("models:/", "runs:/")):
         return _local(Path(handle))
     uri = store_uri(uri)
-    with _reaching(uri):
-        _probe(uri)
+    with reaching(uri):
+        probe(uri)
         client = mlflow.MlflowClient(uri)
     try:
-        folder = Path(download_artifacts(_location(client, str(handle)), tracking_uri=uri))
+        folder = _fetched(_location(client, str(handle)), uri)
     except Exception as error:
-        raise TrackingError(f"{handle}: can't be fetched from {shown(uri)} ({_sentence(error)})") from error
+        raise TrackingError(f"{handle}: can't be fetched from {shown(uri)} ({sentence(error)})") from error
     found = [card.parent for card in folder.rglob(CARD)]
     if len(found) != 1:
         raise TrackingError(f"{handle}: holds {len(found) or 'no'} exports in {shown(uri)}, where one is wanted")
     return found[0]
+
+
+def _fetched(location: str, uri: str) -> Path:
+    """The folder that artifacts lie in, on this machine."""
+    if urlsplit(location).scheme in ("", "file"):
+        return Path(download_artifacts(location, tracking_uri=uri))
+    if (uri, location) not in _copies:
+        copy = tempfile.mkdtemp(prefix="tfmammo-")
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        download_artifacts(location, dst_path=copy, tracking_uri=uri)
+        _copies[uri, location] = Path(copy)
+    return _copies[uri, location]
 
 
 def parent_run(output: Path, config: TrackingConfig) -> str:
@@ -278,12 +319,12 @@ def parent_run(output: Path, config: TrackingConfig) -> str:
     Raises:   TrackingError: the store can't be reached, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
-    with _reaching(uri):
-        _probe(uri)
-        with _alone(uri):
+    with reaching(uri):
+        probe(uri)
+        with alone(uri):
             client = mlflow.MlflowClient(uri)
             experiment = _experiment(client, uri, config.experiment)
-        return _resumed(client, uri, output) or _started(client, experiment, output)
+        return _resumed(client, uri, output) or _started(client, experiment, output, output.name)
 
 
 def log_folder(
@@ -298,9 +339,9 @@ def log_folder(
     """
     values = {re.sub(r"[^\w .:/-]", "_", name): value for name, value in metrics.items() if np.isfinite(value)}
     now = int(time.time() * 1000)
-    with _reaching(uri):
-        _probe(uri)
-        with _alone(uri):
+    with reaching(uri):
+        probe(uri)
+        with alone(uri):
             client = mlflow.MlflowClient(uri)
             run = run or client.create_run(_experiment(client, uri, experiment), run_name=folder.name).info.run_id
         known = client.get_run(run).data.params
@@ -323,8 +364,8 @@ def history(folder: Path, metric: str, uri: str | None = None) -> dict[int, floa
         run = (folder / RUN_ID).read_text(encoding="utf-8").strip()
     except OSError:
         raise TrackingError(f"{folder}: is no training's folder, it holds no {RUN_ID}") from None
-    with _reaching(uri):
-        _probe(uri)
+    with reaching(uri):
+        probe(uri)
         found = mlflow.MlflowClient(uri).get_metric_history(run, metric)
     if not found:
         raise TrackingError(f"{folder}: its run logged no {metric}")
@@ -337,17 +378,12 @@ def registry(uri: str) -> Iterator[mlflow.MlflowClient]:
 
     Raises:   TrackingError: there is no such store; or in place of whatever goes wrong inside.
     """
-    with _reaching(uri):
-        if (database := _sqlite_file(uri)) and not Path(database).is_file():
+    with reaching(uri):
+        if (database := sqlite_file(uri)) and not Path(database).is_file():
             raise TrackingError(f"{shown(uri)}: there is no such store")
-        _probe(uri)
-        with _alone(uri):
+        probe(uri)
+        with alone(uri):
             yield mlflow.MlflowClient(uri)
-
-
-def store_uri(uri: str | None = None) -> str:
-    """The store's address: the one given, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder (absolute)."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
 def git_state(file: Path = Path(__file__)) -> dict[str, str]:
@@ -387,14 +423,24 @@ def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
     return run_id
 
 
-def _started(client: mlflow.MlflowClient, experiment: str, output: Path, parent: str | None = None) -> str:
+def run_name(system: str, output: Path) -> str:
+    """What a run is called: its folder's path from the part on that names the system, else the system and the folder.
+
+    Example:
+        >>> run_name("can", Path("runs/can/fold0")), run_name("can", Path("runs/can-phantom-1a2b3c4d")), run_name("can", Path("out"))
+        ('can/fold0', 'can-phantom-1a2b3c4d', 'can/out')
+    """
+    parts = output.resolve().parts
+    named = [place for place, part in enumerate(parts) if part == system or part.startswith(f"{system}-")]
+    return "/".join(parts[named[-1] :]) if named else f"{system}/{output.name}"
+
+
+def _started(client: mlflow.MlflowClient, experiment: str, output: Path, name: str, parent: str | None = None) -> str:
     """A new run, whose id the folder keeps. Args: experiment: its id. parent: the run that it is shown under."""
     tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
-    run_id = client.create_run(experiment, run_name=output.name, tags=tags).info.run_id
+    run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     output.mkdir(parents=True, exist_ok=True)
-    part = output / f".{RUN_ID}"
-    part.write_text(run_id + "\n", encoding="utf-8")
-    part.replace(output / RUN_ID)
+    write_whole(output / RUN_ID, run_id + "\n")
     return run_id
 
 
@@ -424,60 +470,17 @@ def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, _artifact_location(uri, name))
+            tags = {EXPERIMENT_KIND: "custom_model_development"}
+            return client.create_experiment(name, artifact_location(uri, name), tags)
         except MlflowException:  # another training may have created it just now
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
         raise TrackingError(f"{shown(uri)}: the experiment {name} was deleted there; restore it or set tracking.experiment")
+    if EXPERIMENT_KIND not in found.tags:
+        client.set_experiment_tag(found.experiment_id, EXPERIMENT_KIND, "custom_model_development")
     return found.experiment_id
-
-
-def _sqlite_file(uri: str) -> str | None:
-    return sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
-
-
-def _artifact_location(uri: str, name: str) -> str | None:
-    """Beside an SQLite database, where MLflow would take the current folder; a server knows its own place."""
-    database = _sqlite_file(uri)
-    return (Path(database).resolve().parent / "mlruns" / name).as_uri() if database else None
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Hold an SQLite store for this process: two trainings that start at once would both create its tables, and one fail."""
-    database = _sqlite_file(uri)
-    if not database or database == ":memory:":
-        yield
-        return
-    with Path(f"{database}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _probe(uri: str) -> None:
-    """Ask a database once: MLflow asks ten times, over minutes."""
-    if uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
-        engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
-        sqlalchemy.inspect(engine).get_table_names()
-
-
-@contextlib.contextmanager
-def _reaching(uri: str) -> Iterator[None]:
-    """Turns whatever a store raises into a TrackingError, and waits for it no longer than FIRST_TIMEOUT."""
-    patience = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FIRST_TIMEOUT)
-    try:
-        yield
-    except TrackingError:
-        raise
-    except Exception as error:  # see Run._attempt
-        raise TrackingError(f"{shown(uri)}: the tracking store can't be used ({_sentence(error)})") from error
-    finally:
-        del os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-        if patience is not None:
-            os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = patience
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -486,15 +489,5 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + str(key)] = (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST_VALUE]
+            flat[prefix + str(key)] = shown(value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST_VALUE]
     return flat
-
-
-def shown(text: str) -> str:
-    """An address, or a text, without the password that it may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
-def _sentence(error: Exception) -> str:
-    first_line = shown(str(error).strip().partition("\n")[0])
-    return f"{first_line[:300]}…" if len(first_line) > 300 else first_line or error.__class__.__name__

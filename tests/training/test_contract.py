@@ -1,0 +1,98 @@
+"""What a model must offer, broken in one place at a time."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tfmammo.training import contract
+from tfmammo.training.folder import TrainingError
+
+SPEC = tf.TensorSpec([None, 4, 4, 1], tf.float32, "image")
+
+
+class Room:
+    """A model that keeps the contract."""
+
+    def __init__(self):
+        network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 1)])
+        optimizer = keras.optimizers.SGD()
+        optimizer.build(network.trainable_variables)
+        self.networks, self.optimizers = {"inverter": network}, {"inverter": optimizer}
+
+    def train_step(self, batch):
+        return {"loss": tf.zeros([])}
+
+    def sample(self, batch):
+        return batch
+
+    def functions(self):
+        @tf.function(input_signature=[SPEC])
+        def inverter(image):
+            return {"mask": self.networks["inverter"](image)}
+
+        return {"inverter": inverter}
+
+
+def function(signature, answer):
+    return tf.function(answer, input_signature=signature)
+
+
+def test_a_model_that_keeps_the_contract_passes():
+    room = Room()
+    contract.check(room, room.functions())
+
+
+BROKEN = {
+    "networks: must be a dict": lambda room: setattr(room, "networks", {}),
+    "networks: inverter has no weights yet": lambda room: setattr(room, "networks", {"inverter": keras.Sequential()}),
+    "optimizers: must be a dict": lambda room: setattr(room, "optimizers", None),
+    "optimizers: painter is named after none of the networks inverter": lambda room: setattr(
+        room, "optimizers", {"painter": room.optimizers["inverter"]}
+    ),
+    "optimizers: inverter is not built": lambda room: setattr(room, "optimizers", {"inverter": keras.optimizers.SGD()}),
+    r"train_step: must be a function of \(batch\), not of \(\)": lambda room: setattr(room, "train_step", lambda: {}),
+    r"sample: must be a function of \(batch\), not None": lambda room: setattr(room, "sample", None),
+}
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_what_is_broken_is_named(said):
+    room = Room()
+    functions = room.functions()
+    BROKEN[said](room)
+    with pytest.raises(TrainingError, match=f"^Room.{said}"):
+        contract.check(room, functions)
+
+
+@pytest.mark.parametrize(
+    ("functions", "said"),
+    [
+        ({}, "must return a dict of tf.functions"),
+        ({"segmenter": function([SPEC], lambda image: {"mask": image})}, "segmenter is named after none of the networks inverter"),
+        ({"inverter": lambda image: {"mask": image}}, "inverter: must be a tf.function with an input_signature"),
+        ({"inverter": function([tf.TensorSpec([None, 4, 4, 1])], lambda image: {"mask": image})}, "inverter: every input must be a named"),
+        ({"inverter": function([tf.TensorSpec([4], tf.int32, "image")], lambda image: {"mask": image})}, "inverter: every input must be"),
+        ({"inverter": function([SPEC], lambda image: image)}, "inverter: must return tensors by name"),
+    ],
+)
+def test_a_function_that_could_not_be_exported_is_named(functions, said):
+    with pytest.raises(TrainingError, match=f"^Room.functions: {said}"):
+        contract.check(Room(), functions)
+
+
+@pytest.mark.parametrize("losses", [{}, tf.zeros([]), {"loss": tf.zeros([4])}, {"loss": None}])
+def test_losses_are_scalars_by_name(losses):
+    contract.check_losses(Room(), {"loss": tf.zeros([]), "other": 1.0})
+    with pytest.raises(TrainingError, match="^Room.train_step: must return scalars by name"):
+        contract.check_losses(Room(), losses)
+
+
+def test_a_validation_gives_at_least_one_number():
+    def judge(functions, held_out):
+        return {}
+
+    with pytest.raises(TrainingError, match="^judge: must return metrics by name"):
+        contract.check_metrics(judge, judge(None, None))
+    contract.check_takes("validate", judge, "functions", "held_out")
+    with pytest.raises(TrainingError, match=r"^validate: must be a function of \(functions, held_out, more\)"):
+        contract.check_takes("validate", judge, "functions", "held_out", "more")

@@ -1,0 +1,47 @@
+"""How long a training still takes, with a clock of the test's own."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from tfmammo.training import notice, progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: found.now)
+    return found
+
+
+def test_the_first_estimate_does_not_count_graph_building(clock, caplog):
+    caplog.set_level(logging.INFO, "tfmammo")
+    with progress.Progress("can", 0, 1000) as shown:
+        clock.now += 120  # the graph, and ten steps
+        shown.update(10, {"generator_loss": 1.0})
+        clock.now += 31  # ten steps of 3.1 s
+        shown.update(20, {"generator_loss": 0.5})
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 10 of 1,000: generator 1",
+        "step 20 of 1,000, about 51 min left: generator 0.5",  # 980 steps of 3.1 s
+    ]
+
+
+def test_the_whole_time_is_told_once_from_the_steps_alone(clock):
+    told = []
+    with progress.Progress("can", 500, 210_000, lambda *said: told.append(said)) as shown:
+        for step, seconds in ((510, 60), (520, 3), (530, 3), (540, 3)):
+            clock.now += seconds
+            shown.update(step, {})
+    assert told == [(210_000, pytest.approx(0.3))]
+
+
+def test_a_time_is_told_in_its_unit():
+    assert [notice.duration(seconds) for seconds in (40, 1500, 126_000, 600_000)] == ["40 s", "25 min", "35 h", "7 days"]
+
+
+def test_the_whole_time_stands_in_a_frame(capsys):
+    notice.announce_duration(210_000, 0.6)
+    text = capsys.readouterr().err
+    assert text.startswith("╭") and "takes about 35 h here (210,000 steps of 0.6 s)" in text
