@@ -53,7 +53,8 @@ class PreprocessConfig(Frozen):
 class SamplingConfig(Frozen):
     """Patches at random places and of fixed scale, for data.patches "offset" and "normal".
 
-    count: how many; fewer where places are skipped. tissue: the least part of a normal patch that is breast. offset: native
+    count: how many; fewer where places are skipped. normals: how many normal ones, where a training takes both;
+    None: as many. tissue: the least part of a normal patch that is breast. offset: native
     px from a random lesion pixel to the patch's centre, at most, along each axis, and never more than just short of half the
     window. scale: a patch is enlarged by a number drawn from this range: its window is size / scale native px. normal: what
     normal tissue is: "images", of those that the archive calls normal and marks no lesion in; "tissue", of any other too whose
@@ -63,6 +64,7 @@ class SamplingConfig(Frozen):
     """
 
     count: PositiveInt = 1000
+    normals: PositiveInt | None = None
     tissue: float = Field(default=0.9, ge=0, le=1)
     offset: NonNegativeInt = 128
     scale: tuple[float, float] = (0.8, 1.2)

@@ -1,8 +1,10 @@
 """Patches of a contextual GAN back in their mammogram, at native resolution and depth.
 
-A patch's lesion is 0 at its border and fades towards it, so that it is added as it is, without a seam: the mammogram's own grey
-values plus the lesion, in the native grey values that the patch's contrast stands for. Whatever a lesion does not reach keeps its
-stored value.
+A patch's lesion is added as it is: the mammogram's own grey values plus the lesion, in the native grey values that the patch's
+contrast stands for. Whatever a lesion does not reach keeps its stored value.
+
+Within a patch a lesion fades out at its own edge, which post-processing softens. At the border it does not: the generator crops its
+lesion there, as the paper does, from one pixel to the next. A lesion that reaches the crop ends in a visible line.
 
 Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), Fig. 3 and section 4.
 """

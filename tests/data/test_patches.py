@@ -583,6 +583,22 @@ def test_pathologies_are_labels_that_share_every_batch():
     assert len(patches) + len(unknown) == 2 * offset_config().sampling.count
 
 
+def test_normal_patches_can_be_more_than_those_near_lesions():
+    records, skipped = with_pathologies("malignant", "benign"), Skipped()
+    patches = pathology_patches(records, offset_config(count=6, normals=15), skipped)
+    assert np.bincount(patches.labels)[2] == 15 and np.sum(patches.labels < 2) == 6
+    assert np.bincount(pathology_patches(records, offset_config(count=6), skipped).labels)[2] == 6
+
+
+def test_patches_that_are_stretched_one_by_one_are_pointed_out(caplog):
+    records = with_pathologies("malignant", "benign")
+    pathology_patches(records, offset_config().model_copy(update={"window": (0, 1)}), Skipped())
+    assert not caplog.records
+    pathology_patches(records, offset_config().model_copy(update={"window": None}), Skipped())
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said == "data.window is not set: percentiles 0 and 100 of each patch become 0 and 1, which hides what a lesion adds"
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [

@@ -1,10 +1,12 @@
 """Patches with a class each, of lesions and of normal tissue together: by pathology, or a lesion or none.
 
-What a generator of lesions and a classifier learn from. Of either sort config.sampling.count patches are asked for.
+What a generator of lesions and a classifier learn from. config.sampling.count patches near lesions are asked for, and
+sampling.normals normal ones, or as many.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,12 +16,14 @@ from tfmammo.data.patches import SEVERITY, Patches, joined, lesion_patches, norm
 from tfmammo.data.preprocess import DataError
 from tfmammo.record import Mammogram, Skipped
 
+log = logging.getLogger(__name__)
+
 CUT_OFF = "its mask touches the border of its patch, where the rest of it may be cut off"
 UNKNOWN = "the archive does not state the lesion's pathology"
 
 
 def pathology_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True) -> Patches:
-    """Malignant and benign patches near lesions and normal ones, `sampling.count` of either kind, labelled by SEVERITY and balanced.
+    """Malignant and benign patches near lesions and normal ones, as many as the module says, labelled by SEVERITY and balanced.
 
     Args:     as `make_patches`; config.patches is not read. skipped: patches of lesions whose pathology is unknown too.
               malignant: without it every lesion counts as malignant, for archives that seldom state a lesion's pathology.
@@ -27,7 +31,8 @@ def pathology_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipp
     Raises:   DataError: one of the three, or without `malignant` of the two, is missing.
     """
     records = list(mammograms)
-    near, normal = offset_patches(records, config, skipped), normal_patches(records, config, skipped)
+    _warn_of_percentiles(config)
+    near, normal = offset_patches(records, config, skipped), _normal_patches(records, config, skipped)
     if not malignant:
         patches = joined([near, normal])
         return check_pathologies(patches.labelled(2 * (patches.kinds == "normal"), balanced=True), malignant)
@@ -61,7 +66,8 @@ def binary_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped:
     Raises:   DataError: one of the two is missing.
     """
     records = list(mammograms)
-    near, normal = offset_patches(records, config, skipped), normal_patches(records, config, skipped)
+    _warn_of_percentiles(config)
+    near, normal = offset_patches(records, config, skipped), _normal_patches(records, config, skipped)
     if malignant:
         for name in near.ids[near.pathologies == ""].tolist():
             skipped.add(name, UNKNOWN)
@@ -77,7 +83,7 @@ def blend_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: 
     Raises:   DataError: one of the two is missing.
     """
     records = list(mammograms)
-    around, normal = lesion_patches(records, config, skipped), normal_patches(records, config, skipped)
+    around, normal = lesion_patches(records, config, skipped), _normal_patches(records, config, skipped)
     inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
     for name in around.ids[~inside].tolist():
         skipped.add(name, CUT_OFF)
@@ -96,3 +102,14 @@ def check_binary(patches: Patches, where: str) -> Patches:
         missing = "normal" if positives else "lesion's"
         raise DataError(f"there is no {missing} patch in {where} ({len(patches)} patches): both classes are needed to tell them apart")
     return patches
+
+
+def _warn_of_percentiles(config: DataConfig) -> None:
+    if config.window is None:
+        low, high = config.percentiles
+        log.warning("data.window is not set: percentiles %g and %g of each patch become 0 and 1, which hides what a lesion adds", low, high)
+
+
+def _normal_patches(records: list[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+    sampling = config.sampling.model_copy(update={"count": config.sampling.normals or config.sampling.count})
+    return normal_patches(records, config.model_copy(update={"sampling": sampling}), skipped)

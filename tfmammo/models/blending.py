@@ -25,6 +25,7 @@ Departures and what the paper leaves open:
   keeps off the patch's border: a larger lesion is made small enough to fit.
 - log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises -log D. D's "average" of its
   responses is that of probabilities; `average: losses` averages their logarithms.
+- Real patches show their lesion in the middle, blended ones anywhere: D, which sees 16 px, cannot tell by that. Lesions need outlines.
 - `prior: noise` is the paper's adversarial model without prior knowledge: uniform noise in place of the lesion. L_S, which would ask
   for the noise's own gradients, is left out then.
 """

@@ -15,16 +15,20 @@ twice their scale: image + lesion / 2.
 
 Departures and what the paper leaves open:
 - 16 filters doubled over six blocks end at 4 x 4 x 512, not at the text's 2048, which takes 64 (`filters`).
-- Attention at 32 x 32 stands in both encoders; the text can be read as in G's decoder too (`attention_in_decoder`). Spectral
-  normalisation is D's; "both" gives it to G too (`spectral`).
+- Attention at 32 x 32 stands in both encoders. That it "is also used in the encoding part" rather means the decoder's as well
+  (`attention_in_decoder`). Spectral normalisation is D's, as in the cited paper. The sentence that names it, and self-attention
+  GANs, rather mean G's too (`spectral: both`). Neither reading has been measured here against the other.
 - Decoder widths mirror the encoder's; the 1 x 1 x 4 embedding is repeated to 4 x 4, to meet its skip. A first convolution of
   the smaller stages, 1 x 1, stands for the levels that are missing. LeakyReLU: slope 0.2.
 - D sees x + lesion alone, since a real patch has no lesion channel, and no random numbers. x + lesion is clipped to [-1, 1].
 - The penalty is on log p(real) / p(fake), the logit of the two-class D that the head extends; delta is alpha * 0.5 * std(X) *
   U(0, 1) with one alpha ~ U(0, 1) a patch, as in the cited code (DRAGAN). It is computed in float32 in every precision.
-- The border's 10 px are of the patch that is made, at 128 px too.
+- The border's 10 px are of the patch that is made, at 128 px too. Cropping is hard: a lesion that reaches it ends in a line.
 - In one step D is updated, then G, twice for masses (`generator_updates`), each time with new z for the same patches.
 - A running average of G (`ema`) is what is exported to be used; Adam starts anew when the networks grow.
+- The paper draws 400,000 normal and 76,460 lesions' patches for training and 1,000 of a kind for each other side. Patches are kept
+  in memory here, so that such numbers do not fit; `sampling.count` and `sampling.normals` are drawn of all patients, and each side
+  has those of its own. Patients: 2/3, 1/6 and 1/6 in place of 60, 20 and 20 %. The batch is not given: 12.
 - Removal: "lesions" are masses and calcifications, the third class stays benign, the fourth is malignant.
 """
 
