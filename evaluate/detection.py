@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,13 +143,14 @@ def main() -> None:
     parser = cli.arguments(__doc__, config=str(ROOT / "configs" / "detection.yaml"))
     parser.add_argument("--study", choices=("infilling", "blending"), help="a study instead, by default of configs/study_NAME.yaml")
     parser.add_argument("--plan", action="store_true", help="show a study's commands and run nothing")
+    parser.add_argument("--any-version", action="store_true", help="go on with a study whose steps another version of the package made")
     chosen = parser.parse_args()
     if chosen.plan and not chosen.study:
         parser.error("--plan shows a study's commands, and --study names none")
     if chosen.study:
         if chosen.config == parser.get_default("config"):
             chosen.config = ROOT / "configs" / f"study_{chosen.study}.yaml"
-        run_study(configuration.parse(study.StudyConfig, chosen.config, chosen.set), chosen.output, chosen.plan)
+        run_study(configuration.parse(study.StudyConfig, chosen.config, chosen.set), chosen.output, chosen.plan, chosen.any_version)
         return
     config = configuration.parse(DetectionConfig, chosen.config, chosen.set)
     cli.prepare(TrainingConfig(precision="float32"))
@@ -174,8 +175,11 @@ def main() -> None:
     cli.console.print(f"tables, curve and boxes: {output}")
 
 
-def run_study(config: study.StudyConfig, output: Path | None, plan: bool) -> None:
-    """Run what a study has not run yet, then write and print its tables and figures; or only show its commands."""
+def run_study(config: study.StudyConfig, output: Path | None, plan: bool, any_version: bool = False) -> None:
+    """Run what a study has not run yet, then write and print its tables and figures; or only show its commands.
+
+    any_version: go on with what another version of the package made, which every table then says.
+    """
     output = (output or Path("runs") / config.name).resolve()
     planned = study.plan(config, output, ROOT, "RUN")
     study.check(planned)
@@ -185,10 +189,14 @@ def run_study(config: study.StudyConfig, output: Path | None, plan: bool) -> Non
         return
     cli.keep_archive_split(config.data, output)
     parent = tracking.parent_run(output, config.tracking)
-    steps.run(study.plan(config, output, ROOT, parent), output, study.known(output))
+    planned = study.plan(config, output, ROOT, parent)
+    others = steps.run(planned, output, study.known(output), any_version)
     found, report = study.results(config, output), output / "report"
     report.mkdir(exist_ok=True)
     tables = study.tables(found)
+    if others:
+        note = f"{len(others)} of {len(planned)} steps were made by other versions of the package."
+        tables = {name: replace(table, notes=(*table.notes, note)) for name, table in tables.items()}
     write_tables(report, tables)
     shown = found.shown()
     drawing = *found.drawing, found.heading, config.recall

@@ -1,6 +1,6 @@
 """Judge shape classifiers on patients they never saw: accuracy with intervals, confusion matrices, ROC curves of the folds.
 
-python evaluate/shape.py --config configs/shape_evaluation.yaml --set data.name=cbis_ddsm data.root=DIR
+python evaluate/shape.py --config configs/shape_evaluation.yaml --set data.name=ddsm data.root=DIR
 
 A model without weights shows what the accuracy is worth: "most frequent" calls every mass what most of them are.
 """

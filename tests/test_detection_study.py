@@ -91,6 +91,8 @@ def test_the_repositorys_studies_are_the_papers(repository, name):
         assert found.base + 566 == 2066 and len(steps) == 74
     else:
         assert (found.synthetic, found.data.folds, found.held_out) == ((200,), 5, (0, 1, 2, 3, 4))
+        assert found.copies == found.synthetic, "as many mammograms, and no synthetic mass"
+        assert sum(step.name.startswith("detectors/") for step in steps) == 30
 
 
 @pytest.mark.parametrize(
@@ -249,6 +251,15 @@ def test_the_base_is_compared_with_too(judged):
     chosen, output = judged
     found = study.results(chosen.model_copy(update={"base": 2}), output)
     assert study.tables(found)["difference-from-base"].body[0][:1] == ["real alone"]
+
+
+def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copies(judged):
+    chosen, output = judged
+    chosen = chosen.model_copy(update={"methods": {"unet": Method(config=Path("a.yaml"))}, "synthetic": (2,)})
+    write_boxes(output, chosen, lambda arm, fold, seed, number: ([HIT], [0.9]))
+    tables = study.tables(study.results(chosen, output))
+    assert [row[0] for row in tables["difference-from-copies"].body] == ["real alone", "real + 2 by unet"]
+    assert "difference-from-base" not in tables
 
 
 def test_arms_judged_on_different_mammograms_are_refused(judged):

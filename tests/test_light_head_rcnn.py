@@ -12,11 +12,11 @@ from tfmammo import trunks
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrackingConfig, TrainingConfig
 from tfmammo.data.pipeline import batches
-from tfmammo.data.whole import letterbox, make_whole, view
+from tfmammo.data.whole import make_whole, view
 from tfmammo.detection import light_head_rcnn, regions
 from tfmammo.detection.detections import OUTPUTS, DetectionError, Detector
 from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig, large_separable, letterboxed, write
-from tfmammo.detection.training import learning_rate, validate
+from tfmammo.detection.training import learning_rate, refuse_unused_size, validate
 from tfmammo.export import ExportError, read_card
 from tfmammo.record import Skipped
 from tfmammo.training import loop
@@ -155,12 +155,21 @@ def test_what_a_detector_cant_do_is_refused_by_its_key(data, key):
 
 
 def test_the_papers_canvas_is_no_square(repository):
-    canvas = ["data.canvas=[1344,800]", "data.tiles={overlap: 128}"]
-    shipped = configuration.load(repository / "configs/light_head_rcnn.yaml", canvas, LightHeadRCNNConfig)
+    file = repository / "configs/light_head_rcnn.yaml"
+    shipped = configuration.load(file, ["data.tiles={overlap: 128}"], LightHeadRCNNConfig)
     light_head_rcnn.check(shipped)
     assert shipped.data.shape == (1344, 800) and shipped.data.tiles.overlap == 128
+    square = configuration.load(file, ["data.canvas=null", "data.size=320"], LightHeadRCNNConfig)
+    assert square.data.shape == (320, 320)
     with pytest.raises(DetectionError, match="multiples of 16 px"):
         room((64, 40))
+
+
+def test_a_size_that_the_canvas_would_hide_is_refused():
+    refuse_unused_size(["data.size=320", "training.steps=3"], DataConfig(size=320))
+    refuse_unused_size(["data.sizes=3"], DataConfig(canvas=(64, 32)))
+    with pytest.raises(DetectionError, match="^data.size: is not used beside data.canvas; data.canvas=null"):
+        refuse_unused_size(["training.steps=3", "data.size=320"], DataConfig(size=320, canvas=(64, 32)))
 
 
 def test_the_first_losses_by_hand():
@@ -316,7 +325,7 @@ def test_a_square_that_is_letterboxed_stays_and_others_are_as_in_training():
     smooth = np.linspace(0, 1, 90 * 61, dtype=np.float32).reshape(90, 61, 1)
     for canvas in ((48, 48), (64, 32), (48, 80)):
         filled, parts = letterboxed(tf.constant(smooth[None]), canvas)
-        expected, scale = letterbox(smooth, canvas)
+        expected, scale = view(smooth, DataConfig(canvas=canvas, window=(0, 1)))
         assert filled.shape == (1, *canvas, 1)
         np.testing.assert_allclose(filled[0], expected, atol=0.02)
         np.testing.assert_allclose(parts, np.tile(np.array(scale) * [90, 61] / canvas, 2), rtol=1e-6)

@@ -8,7 +8,7 @@ from functools import partial
 from tfmammo import config as configuration
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import light_head_rcnn
-from tfmammo.detection.training import validate
+from tfmammo.detection.training import refuse_unused_size, validate
 from tfmammo.training import cli, loop
 
 
@@ -17,6 +17,7 @@ def main() -> None:
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, light_head_rcnn.LightHeadRCNNConfig)
     cli.prepare(experiment.training)
+    refuse_unused_size(chosen.set, experiment.data)
     light_head_rcnn.check(experiment)
     output, data = chosen.output or cli.default_output(experiment), experiment.data
     train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))

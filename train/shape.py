@@ -1,6 +1,6 @@
 """Train the shape CNN: the mask of a mass to irregular, lobular, oval or round (see tfmammo/models/shape.py).
 
-python train/shape.py --config configs/shape.yaml --set data.name=cbis_ddsm data.root=DIR data.fold=0
+python train/shape.py --config configs/shape.yaml --set data.name=ddsm data.root=DIR data.fold=0
 """
 
 from functools import partial

@@ -13,7 +13,7 @@ from functools import partial  # noqa: E402
 from tfmammo import config as configuration  # noqa: E402
 from tfmammo.data.whole import make_whole  # noqa: E402
 from tfmammo.detection import ssd  # noqa: E402
-from tfmammo.detection.training import seen, validate  # noqa: E402
+from tfmammo.detection.training import refuse_unused_size, seen, validate  # noqa: E402
 from tfmammo.training import cli, folder, loop, workers  # noqa: E402
 
 
@@ -23,6 +23,7 @@ def main() -> None:
     experiment = configuration.load(chosen.config, chosen.set, ssd.SSDConfig)
     workers.refuse(experiment.training, "the Object Detection API's detectors are trained by one process")
     cli.prepare(experiment.training)
+    refuse_unused_size(chosen.set, experiment.data)
     ssd.check(experiment)
     output, data = chosen.output or cli.default_output(experiment), experiment.data
     train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))

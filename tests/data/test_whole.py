@@ -9,7 +9,7 @@ import tensorflow as tf
 from tfmammo.config import DataConfig, PreprocessConfig, TilesConfig
 from tfmammo.data.patches import DataError
 from tfmammo.data.pipeline import batches, dihedral, flipped
-from tfmammo.data.whole import Whole, around, between, letterbox, make_whole, tile, view
+from tfmammo.data.whole import Whole, around, between, make_whole, tile, view
 from tfmammo.record import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 80, 60
@@ -100,8 +100,8 @@ SQUARE = (40, 40)
         (1, 400, (30, 40), (1, 40)),
     ],
 )
-def test_letterbox(rows, cols, canvas, scaled):
-    filled, scale = letterbox(np.ones((rows, cols, 1), np.float32), canvas)
+def test_a_mammogram_is_scaled_by_one_factor_and_filled_with_0(rows, cols, canvas, scaled):
+    filled, scale = view(np.ones((rows, cols, 1), np.float32), DataConfig(canvas=canvas, window=(0, 1)))
     assert filled.shape == (*canvas, 1) and filled.dtype == np.float32
     expected = np.zeros(canvas, np.float32)
     expected[: scaled[0], : scaled[1]] = 1

@@ -225,7 +225,7 @@ def test_what_joins_a_training_is_no_matter_of_an_evaluation(run, runs):
 
 
 SMALL = (
-    *("data.size=64", "training.steps=2", "training.batch_size=2", "training.precision=float32"),
+    *("data.canvas=null", "data.size=64", "training.steps=2", "training.batch_size=2", "training.precision=float32"),
     *("model.weights=none", "model.batch_norm=running", "model.filters=4", "model.blocks=[1,1,1,1]", "model.anchor_scales=[1,2]"),
     *("model.rpn_width=8", "model.middle=4", "model.units=8", "model.proposals_before=50", "model.proposals=20", "model.hard_examples=8"),
 )

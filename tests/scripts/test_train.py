@@ -38,7 +38,7 @@ SMALL = {
     "light_head_rcnn": [
         *("model.weights=none", "model.batch_norm=running", "model.filters=4", "model.blocks=[1,1,1,1]", "model.anchor_scales=[0.5,1,2]"),
         *("model.rpn_width=8", "model.middle=4", "model.bins=3", "model.channels=2", "model.units=8", "model.proposals=20"),
-        *("training.batch_size=2", "data.folds=2"),  # lesions on both sides
+        *("training.batch_size=2", "data.folds=2", "data.canvas=null"),  # lesions on both sides
     ],
 }
 COMMON = ["data.size=32", "data.phantoms=12", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
@@ -70,7 +70,8 @@ def test_two_steps(repository, tmp_path, system):
 
 @pytest.mark.parametrize("seen", [["data.canvas=[96,64]"], ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]])
 def test_two_steps_of_a_detector_on_a_canvas_and_in_tiles(repository, tmp_path, seen):
-    overrides = [*COMMON, *SMALL["light_head_rcnn"], *seen, "data.preprocess.spacing=0.4"]
+    common = [one for one in COMMON if not one.startswith("data.size")]
+    overrides = [*common, *SMALL["light_head_rcnn"], *seen, "data.preprocess.spacing=0.4"]
     code, out, err = finish(start(repository, tmp_path, "light_head_rcnn", "--output", "out", "--set", *overrides), timeout=500)
     assert code == 0, err
     assert (tmp_path / "out/export/card.json").is_file() and "held-out" in out

@@ -2,8 +2,8 @@
 
 `patches_of` makes the patches of one mammogram, one after the other, so that an archive need not fit into memory;
 `make_patches` puts those of many into arrays. What is done to pixels, in this order: the preprocessing of the whole
-mammogram, the crop, the preprocessing of the crop, resampling to `size` px, grey values to [0, 1]. Percentiles are taken
-after resampling: of what a network sees.
+mammogram, the crop, resampling to `size` px, the preprocessing of the resampled crop, grey values to [0, 1]. Percentiles are
+taken last: of what a network sees.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is done to a mammogram before patches are cut, and to a frame before it is scaled.
+"""What is done to a mammogram before patches are cut, and to a frame after it is scaled.
 
 `prepare` and `framed` do what a PreprocessConfig switches on, in its order; every step is a pure function of one image or
 mask. The breast and the pectoral muscle are found by tfmammo.data.anatomy.
@@ -80,9 +80,10 @@ def covered(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
 
 
 def framed(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
-    """What is done to what lies in a frame before it is scaled: denoise, then contrast.
+    """What is done to what lies in a frame after it is scaled: denoise, then contrast.
 
-    Args:     crop: float32 [rows, cols, 1] in [0, 1]. config: denoise, contrast, clahe_clip and clahe_tiles are used.
+    Args:     crop: float32 [rows, cols, 1] in [0, 1], of the size that a network sees. config: denoise, contrast, clahe_clip and
+              clahe_tiles are used.
     Returns:  float32 [rows, cols, 1] in [0, 1]; the same object when nothing is switched on.
     """
     if config.denoise:

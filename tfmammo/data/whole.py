@@ -117,21 +117,13 @@ def joined(parts: Sequence[Whole]) -> Whole:
     return Whole(**others, boxes=boxes, classes=classes)
 
 
-def letterbox(image: NDArray[np.float32], shape: Size) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """Scale an image by one factor, the largest with which it fits, and fill the canvas with 0, below or on the right.
-
-    Args:     image: float32 [rows, cols, 1] in [0, 1]. shape: rows and columns of the canvas, px.
-    Returns:  (float32 [*shape, 1] in [0, 1], (row, col) scale: a point p of the image's edges goes to p * scale).
-    """
-    scaled = resize_image(image, *_fitted(image.shape, shape))
-    return _filled(scaled, shape), (scaled.shape[0] / image.shape[0], scaled.shape[1] / image.shape[1])
-
-
 def view(image: NDArray[np.float32], config: DataConfig) -> tuple[NDArray[np.float32], tuple[float, float]]:
     """What a detector sees at once of a prepared mammogram: scaled, then denoised, its contrast and grey values as patches have them.
 
+    It is scaled by one factor, the largest with which it fits, and the canvas filled with 0, below or on the right.
+
     Args:     image: float32 [rows, cols, 1] in [0, 1]. config: preprocess, percentiles, window, size and canvas are used.
-    Returns:  as `letterbox`, on a canvas of config.shape.
+    Returns:  (float32 [*config.shape, 1] in [0, 1], (row, col) scale: a point p of the image's edges goes to p * scale).
     Raises:   ValueError: the image is constant.
     """
     scaled = toned(resize_image(image, *_fitted(image.shape, config.shape)), config)

@@ -12,10 +12,12 @@ synthetic masses: batch 4, learning rate 2e-4, 10 epochs. Source of the network:
 in defense of two-stage object detector (2017), its larger setting L.
 
 Departures and what the texts leave open:
-- Mammograms are letterboxed into a square of data.size px and not scaled to a short side of 800 and a long side of at most 1333 px: all
-  detectors here see what data.whole makes, and shapes are fixed. 1024 px keep a film of 4 : 3 at 768 x 1024. data.canvas [1344, 800]
-  is the paper's size, to multiples of 16, for upright films, whose short side becomes 800 px where they are no longer than 5 : 3.
-  Anchors are in px of what is seen.
+- Mammograms are letterboxed into data.canvas [1344, 800], the paper's 800 x 1333 px to multiples of 16, for upright films, whose short
+  side becomes 800 px where they are no longer than 5 : 3. The paper crops, in a way that it does not say. data.canvas null takes a
+  square of data.size px. Anchors are in px of what is seen.
+- Normal mammograms are trained on too (`normal`), where the paper's 566 + 1,500 = 2,066 leaves them out. Normal is what the archive calls
+  so and marks no lesion in (of INbreast: BI-RADS 1). Those with other findings alone are neither trained on nor judged, so that false
+  positives per image are counted over other images than the paper's.
 - BatchNorm is frozen, statistics, scale and shift, as in Li et al.: four mammograms are too few to estimate them from. That takes
   weights of ImageNet; from random weights it must be `running`, with averages that decay by `momentum`.
 - Shen et al. name no optimiser; Adam, as for all else there. No weight decay, and unless `decay` says so a constant learning rate: they

@@ -18,6 +18,9 @@ Departures from the zoo, and what the paper's text leaves open:
   a COCO checkpoint is given; BatchNorm's averages then decay by 0.97 a step and not 0.997, as trainings here are short.
 - Adam with warm-up and cosine decay in place of momentum, which from random weights needs tens of thousands of steps.
 - Overlapping boxes are merged above an IoU of 0.3 (0.6 in the zoo): two masses hardly overlap.
+- Two backbones of the zoo's, and no pipeline.config of one's own; one process, float32, no training.initial (model.checkpoint it is).
+- Normal mammograms are trained on too (`normal`). Normal is what the archive calls so and marks no lesion in, of INbreast BI-RADS 1
+  alone; those with other findings alone are neither trained on nor judged.
 """
 
 from __future__ import annotations

@@ -232,7 +232,7 @@ class _Fold:
         count = math.ceil((1 + self.config.spare) * max(self.config.synthetic))
         own = {"data": _shared(self.config), "patients": side, "format": "png"}
         step = self._step(f"synthetic/{name}/fold{self.fold}", ("-m", "tfmammo.synthesis"), method.config, (own, method.set), needs)
-        return replace(step, extent=("--set", f"count={count}"))
+        return replace(step, extent=("--set", f"count={count}"), makes=("patients.json",))
 
     def _training(self, command: Command, name: str, values: Mapping[str, Any], needs: Sequence[str]) -> Step:
         script = (str(self.root / "train" / f"{command.script}.py"),)
@@ -241,7 +241,7 @@ class _Fold:
         file = command.config or self.root / "configs" / f"{command.script}.yaml"
         step = self._step(name, script, file, (own, command.set, values), needs)
         tracking = self.config.tracking.model_dump(mode="json", exclude_unset=True) | {"parent": self.parent}
-        return replace(step, aside=("--set", *overrides({"tracking": tracking})))
+        return replace(step, aside=("--set", *overrides({"tracking": tracking})), makes=("export/card.json",))
 
     def _step(self, name: str, script: Sequence[str], file: Path, values: Sequence[Mapping[str, Any]], needs: Sequence[str]) -> Step:
         said = [one.replace("{fold}", str(self.fold)).replace("{output}", str(self.output)) for part in values for one in overrides(part)]
@@ -275,7 +275,7 @@ def _evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, seed: i
     counting = config.model_dump(mode="json", include={"criterion", "threshold", "fppi", "samples", "level", "seed"})
     script, file = root / "evaluate" / "detection.py", root / "configs" / "detection.yaml"
     command = (str(script), "--config", str(file), "--output", str(output / _judged(arm, seed)), "--set", *overrides(values))
-    return Step(_judged(arm, seed), command, tuple(runs), aside=("--set", *overrides(counting)))
+    return Step(_judged(arm, seed), command, tuple(runs), aside=("--set", *overrides(counting)), makes=("boxes.json",))
 
 
 @dataclass(frozen=True, eq=False)
@@ -411,11 +411,14 @@ def difference_table(found: Results, reference: Arm) -> Table:
 
 
 def tables(found: Results) -> dict[str, Table]:
-    """By the names of their files."""
+    """By the names of their files: against real alone, and against the copies that the synthetic mammograms join, or match in number."""
     made = {"recall": recall_table(found), "false_positives": false_positive_table(found)}
     made["difference"] = difference_table(found, Arm(REAL))
-    base = Arm(f"copies-{found.config.base}", found.config.base)
-    return made | ({"difference-from-base": difference_table(found, base)} if base in arms(found.config) else {})
+    base = found.config.base
+    count = base or max(found.config.synthetic, default=0)
+    if (control := Arm(f"copies-{count}", count)) in arms(found.config):
+        made["difference-from-base" if base else "difference-from-copies"] = difference_table(found, control)
+    return made
 
 
 @quiet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,12 @@ def refuse_sides(data: DataConfig, step: int, smallest: int, why: str = "") -> N
         if data.canvas:
             raise DetectionError(f"data.canvas: rows and columns must be multiples of {step} px{why}{least}, not {list(data.canvas)}")
         raise DetectionError(f"data.size: must be a multiple of {step} px{why}{least}, not {data.size}")
+
+
+def refuse_unused_size(overrides: Sequence[str], data: DataConfig) -> None:
+    """Raise DetectionError where --set gives data.size beside data.canvas, which decides instead. Args: overrides: of --set."""
+    if data.canvas and any(one.partition("=")[0].strip() == "data.size" for one in overrides):
+        raise DetectionError("data.size: is not used beside data.canvas; data.canvas=null takes a square of data.size px")
 
 
 def panels(batch: Mapping[str, tf.Tensor], found: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
