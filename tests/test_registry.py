@@ -216,8 +216,26 @@ def test_few_patients_cannot_promote(store, patients, capsys):
     store.add(BAD, best=True)
     store.add(GOOD, train_patients=patients[:-3])
     assert promote() == 1
-    assert store.best() == 1 and store.tags(2)["p"] == "0.25" and store.tags(2)["patients"] == "3"
-    assert "p = 0.25 is not below 0.05, and 3 patients can't give less than 0.25" in " ".join(capsys.readouterr().out.split())
+    assert store.best() == 1 and not {"p", "interval"} & store.tags(2).keys() and store.tags(2)["patients"] == "3"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 patients are fewer than 6, and their p would be 0.25 at least" in said and "nan" not in said
+    assert "No interval and no p: 3 patients are fewer than 6" in said
+
+
+def test_every_candidate_judged_on_the_same_patches_counts(store, capsys):
+    """Eight patients give p = 0.0078, which is below 0.01 once, but not for the second candidate."""
+    store.add(BAD, best=True)
+    store.add(GOOD)
+    for _ in range(2):  # judged again, a candidate counts once
+        assert promote("--min-gain", "0.9") == 1
+    assert store.tags(2)["comparisons"] == "1"
+    store.add(GOOD)
+    assert promote("--alpha", "0.01") == 1
+    tags = store.tags(3)
+    assert (tags["comparisons"], float(tags["p"])) == ("2", 2 ** (1 - 8))
+    assert "p = 0.0156 after 2 comparisons on these patches is not below 0.01" in tags["reason"]
+    assert "Bonferroni's correction for 2 comparisons" in " ".join(capsys.readouterr().out.split())
+    assert promote("--alpha", "0.02") == 0
 
 
 def test_patients_of_either_training_are_left_out(store, patients):

@@ -1,11 +1,14 @@
 """A candidate against the best version of a registered model: the same patches, a paired test, a verdict and its audit.
 
 Both are run on patches of patients that neither was trained on, as their cards say. The alias "best" moves only if the mean
-gain is min_gain at least and a paired test over patients gives a two-sided p below alpha. Where no version is the best yet,
-the candidate becomes it, unjudged. Tags of the versions keep the audit, all named promotion.KEY:
+gain is min_gain at least and a paired test, which flips whole patients, gives a two-sided p below alpha. Fewer than six patients
+refuse every candidate. Each version that was judged on the same patches before is one more chance of a false promotion, so p is
+multiplied by their number (Bonferroni's correction). Where no version is the best yet, the candidate becomes it, unjudged.
+Tags of the versions keep the audit, all named promotion.KEY:
 
     decision            first, promoted or refused; reason: in words; against: the version that was the best; date: UTC
-    metric, gain, interval, p, patients, images, data (fingerprint of the patches), archive, min_gain, alpha: where one was judged
+    metric, gain, interval, p, comparisons, patients, images, data (fingerprint of the patches), archive, min_gain, alpha: where one
+                        was judged; p is not yet multiplied by comparisons
     former, since       of a version that a promotion made the best: the best before it, the moment
     demoted_by, rolled_back   of a version that a promotion or a rollback took the alias from: what got it; when it was rolled back
 
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -41,12 +44,25 @@ from tfmammo.evaluation import Network
 from tfmammo.export import ExportError
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.metrics.segmentation import Paired, paired_test
+from tfmammo.metrics.significance import FEWEST_PATIENTS, smallest_p
 from tfmammo.training.tracking import TrackingError, shown
 
 ALIAS = "best"
 PREFIX = "promotion."
 PAINTING = {"ssim": 1, "l1": -1}  # of what leads from mask to image; 1: more is better. All others: from image to mask
-NUMBERS = ("gain", "interval", "p", "patients", "images", "data", "archive", "metric", "min_gain", "alpha")  # tags of a comparison
+NUMBERS = (
+    "gain",
+    "interval",
+    "p",
+    "comparisons",
+    "patients",
+    "images",
+    "data",
+    "archive",
+    "metric",
+    "min_gain",
+    "alpha",
+)  # tags of a comparison
 
 Decision = Literal["first", "promoted", "refused", "already best"]
 
@@ -84,7 +100,10 @@ class Registered:
 
 @dataclass(frozen=True)
 class Judged:
-    """Two versions on the same patches. candidate, best: means. gain: positive where the candidate is better, whatever the metric."""
+    """Two versions on the same patches. candidate, best: means. gain: positive where the candidate is better, whatever the metric.
+
+    comparisons: candidates judged on these patches, with this one.
+    """
 
     candidate: float
     best: float
@@ -93,6 +112,7 @@ class Judged:
     images: int
     archive: str
     fingerprint: str
+    comparisons: int = 1
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,7 @@ def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
         outcome = Outcome("first", "no version was the best before", number, None)
     else:
         judged = judge(candidate, _network(config, best, uri), config)
+        judged = replace(judged, comparisons=1 + _earlier(model, number, judged.fingerprint))
         outcome = Outcome(*decide(judged, config), number, best, judged)
     return outcome if dry_run else _settle(outcome, config, uri)
 
@@ -159,15 +180,19 @@ def judge(candidate: Network, best: Network, config: PromotionConfig) -> Judged:
 
 def decide(judged: Judged, config: PromotionConfig) -> tuple[Decision, str]:
     """Whether the candidate wins, and the first reason if not."""
-    gain, least = judged.gain, 2.0 ** (1 - judged.patients)
+    gain, least = judged.gain, smallest_p(judged.patients, judged.comparisons, config.samples)
     if gain.difference <= 0:
         return "refused", f"it is no better: a gain of {gain.difference:+.4g}"
     if gain.difference < config.min_gain:
         return "refused", f"a gain of {gain.difference:+.4g} is less than {config.min_gain:g}"
-    if gain.p >= config.alpha:
+    if judged.patients < FEWEST_PATIENTS:
+        return "refused", f"{judged.patients} patients are fewer than {FEWEST_PATIENTS}, and their p would be {least:.3g} at least"
+    p = min(1.0, judged.comparisons * gain.p)
+    said = f"p = {p:.3g}" + (f" after {judged.comparisons} comparisons on these patches" if judged.comparisons > 1 else "")
+    if p >= config.alpha:
         few = f", and {judged.patients} patients can't give less than {least:.3g}" if least >= config.alpha else ""
-        return "refused", f"p = {gain.p:.3g} is not below {config.alpha:g}{few}"
-    return "promoted", f"a gain of {gain.difference:+.4g}, p = {gain.p:.3g}"
+        return "refused", f"{said} is not below {config.alpha:g}{few}"
+    return "promoted", f"a gain of {gain.difference:+.4g}, {said}"
 
 
 def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
@@ -190,6 +215,12 @@ def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
         _tag(client, model, best, {"former": None, "since": None, "demoted_by": former, "rolled_back": _now()})
         _tag(client, model, former, {"since": _now(), "demoted_by": None, "rolled_back": None})
     return best, former
+
+
+def _earlier(model: Registered, number: int, fingerprint: str) -> int:
+    """How many other versions were judged on the same patches."""
+    others = [tags for version, tags in model.versions.items() if version != number]
+    return sum(tags.get(f"{PREFIX}data") == fingerprint for tags in others)
 
 
 def _already(model: Registered, number: int) -> Outcome:
@@ -269,7 +300,9 @@ def _verdict(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
     numbers: dict[str, Any] = dict.fromkeys(NUMBERS)
     if judged:
         gain = judged.gain
-        numbers |= {"gain": f"{gain.difference:.6g}", "interval": f"[{gain.low:.6g}, {gain.high:.6g}]", "p": f"{gain.p:.6g}"}
+        numbers |= {"gain": f"{gain.difference:.6g}", "comparisons": judged.comparisons}
+        if np.isfinite(gain.p):
+            numbers |= {"interval": f"[{gain.low:.6g}, {gain.high:.6g}]", "p": f"{gain.p:.6g}"}
         numbers |= {"patients": judged.patients, "images": judged.images, "data": judged.fingerprint, "archive": judged.archive}
         numbers |= {"metric": config.metric, "min_gain": config.min_gain, "alpha": config.alpha}
     return {"decision": outcome.decision, "reason": outcome.reason, "against": outcome.best} | numbers | {"date": _now()}

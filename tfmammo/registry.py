@@ -26,6 +26,7 @@ import rich.table
 from tfmammo import command, promotion
 from tfmammo import config as configuration
 from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few
 from tfmammo.metrics.summary import Table
 from tfmammo.promotion import ALIAS, PAINTING, PREFIX, Judged, Outcome, PromotionConfig
 from tfmammo.training import cli, tracking
@@ -117,16 +118,19 @@ def _lines(values: Mapping[str, str]) -> str:
 
 def _table(outcome: Outcome, judged: Judged, config: PromotionConfig) -> Table:
     gain = judged.gain
+    tested = judged.patients >= FEWEST_PATIENTS
+    interval = f"\n[{gain.low:+.4f}, {gain.high:+.4f}]" if tested else ""
     body = [
         [f"version {outcome.candidate}, candidate", f"{judged.candidate:.4f}"],
         [f"version {outcome.best}, best", f"{judged.best:.4f}"],
-        ["gain", f"{gain.difference:+.4f}\n[{gain.low:+.4f}, {gain.high:+.4f}]"],
-        ["p, two-sided", f"{gain.p:.4f}"],
+        ["gain", f"{gain.difference:+.4f}{interval}"],
+        ["p, two-sided", f"{min(1.0, judged.comparisons * gain.p):.4f}" if tested else "-"],
         ["to win", f"gain >= {config.min_gain:g}\np < {config.alpha:g}"],
     ]
+    note = describe("flips", judged.patients, judged.comparisons, config.samples, 1 - config.alpha, "Bonferroni")
     title = f"{config.model}: {judged.images} patches of {judged.patients} patients ({judged.archive}) that neither was trained on"
     heading = config.metric + (", less is better" if PAINTING.get(config.metric) == -1 else "")
-    return Table(title, ["", heading], body)
+    return Table(title, ["", heading], body, (note if tested else describe_few(judged.patients),))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ import csv
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import cv2
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
@@ -19,6 +21,7 @@ from tfmammo.data import splits
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual
 from tfmammo.models.infilling import tri_label
+from tfmammo.realism import Judge
 from tfmammo.training import cli
 from tfmammo.training.image_grid import HEADER
 
@@ -238,13 +241,26 @@ def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path
     output = run({"G_unet": models["G_unet"], "leaky": models["leaky"]}, *files, "sample=6", "rows=2", "subset_size=4", "patients=unseen")
     markdown = (output / "table.md").read_text(encoding="utf-8")
     heading, line = markdown.splitlines()[2], next(line for line in markdown.splitlines() if line.startswith("| LPIPS to its real patch"))
-    assert heading == "|  | G_unet | G_unet, as printed | real patches |" and line.split(" | ")[2] == "0.0202"
+    assert heading == "|  | G_unet | G_unet, as printed (on ddsm, a split of its own) | real patches |" and line.split(" | ")[2] == "0.0202"
     assert "made with random Inception" in markdown
     assert "LEAKY" in markdown and (output / "sheet-leaky.png").is_file()
     rows = {(row["protocol"], row["model"], row["measure"]): row for row in table(output / "table.csv")}
     assert rows["unseen", "G_unet", "lpips"]["n"] == "6" == rows["paper", "leaky", "lpips"]["n"]
     assert rows["unseen", "real patches", "ms_ssim"]["n"] == "6"
     assert ("unseen", "real patches", "fid_random") in rows, "there are six patches of other patients"
+
+
+def test_rows_of_whole_sets_are_compared_as_asked():
+    """Statistics that are means of patches: their jackknife is Student's t of the patients' values."""
+    values = {name: np.random.default_rng(row).normal(row, 1, 8) for row, name in enumerate(("A", "B", "C", "real"))}
+    statistics = {"kid": {name: lambda rows, own=own: float(own[rows].mean()) for name, own in values.items()}}
+    judge, patients = Judge(SimpleNamespace(note=""), SimpleNamespace(note="")), np.array(list("abcdefgh"))
+    rows = judge.rows(statistics, patients, 0.95, "real", "pairs")
+    assert [(row.model, row.against) for row in rows] == [("A", ""), ("B", "A"), ("C", "A"), ("C", "B"), ("real", "")]
+    assert {row.method for row in rows} == {"jackknife"}
+    expected = scipy.stats.ttest_1samp(values["C"] - values["B"], 0)
+    assert (rows[3].difference, rows[3].p) == pytest.approx((np.mean(values["C"] - values["B"]), expected.pvalue))
+    assert [row.against for row in judge.rows(statistics, patients, 0.95, "real")] == ["", "A", "A", ""]
 
 
 def test_wrong_configs(run, models, script):

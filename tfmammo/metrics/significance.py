@@ -39,20 +39,21 @@ def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> fl
     return float(min(1.0, comparisons * (2 / (samples + 1) if drawn else 2.0 ** (1 - patients))))
 
 
-def describe(test: Test, patients: int, comparisons: int, samples: int = 10_000, level: float = 0.95) -> str:
+def describe(test: Test, patients: int, comparisons: int, samples: int = 10_000, level: float = 0.95, correction: str = "Holm") -> str:
     """The line under a table that says what its p values are.
 
     Args:
         test: A key of `TESTS`.
         patients: The units that the test resamples, at least `FEWEST_PATIENTS`.
-        comparisons: How many tests Holm's correction covers; 1 is no correction.
+        comparisons: How many tests the correction covers; 1 is no correction.
         samples: Random draws of a permutation test.
         level: Of confidence; 1 - level is what p must be below.
+        correction: Whose correction it is.
 
     Returns:
         A sentence: the test, what it resamples, the correction, and the smallest p that it can give.
     """
-    corrected = f"Holm's correction for {comparisons} comparisons" if comparisons > 1 else "one comparison, no correction"
+    corrected = f"{correction}'s correction for {comparisons} comparisons" if comparisons > 1 else "one comparison, no correction"
     said = f"p: {TESTS[test]}; {corrected}"
     if test in ("flips", "swaps"):
         least = smallest_p(patients, comparisons, samples)
