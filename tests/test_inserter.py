@@ -203,6 +203,8 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
         ({"centre": MIDDLE, "shape": "oval"}, r"size is missing: painter=can makes a mass of \(height, width\) px"),
         ({"centre": MIDDLE, "size": (20, 20)}, "shape is missing: the system has no shapes of its own"),
         ({"centre": (5, 140), "size": (20, 20), "shape": "oval"}, "reaches beyond the mammogram|not wholly free breast"),
+        ({"centre": MIDDLE, "size": (20_000, 20_000), "shape": "oval"}, "a mass of 20000 x 20000 px is larger than the mammogram of 200 x"),
+        ({"centre": MIDDLE, "size": (20, 151), "shape": "oval"}, "a mass of 20 x 151 px is larger than the mammogram of 200 x 150 px"),
         ({"centre": MIDDLE, "size": (180, 140), "shape": "oval"}, "larger than the mammogram|not wholly free breast|beyond the mammogram"),
     ],
 )
@@ -210,6 +212,13 @@ def test_what_cant_be_done_is_one_sentence(wish, reason, can, mammogram):
     with pytest.raises(DataError, match=reason) as caught:
         Inserter.load(SystemConfig(painter="can", generator=can())).change(mammogram, Wish(**wish))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spacing", [(1e-9, 1e-9), (1e6, 1e6), (0.1, 40.0)])
+def test_a_spacing_that_no_mammogram_has_is_refused(picture, spacing):
+    """Lesions would have to be blurred, or be enlarged, over millions of pixels."""
+    with pytest.raises(ArchiveError, match="mm per px are no mammogram's"):
+        opened(picture, "L", "CC", spacing)
 
 
 def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):

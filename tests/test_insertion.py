@@ -1,5 +1,7 @@
 """Sizes, places, seams and blending of inserted lesions, against hand-computed values and the training's own patches."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -106,6 +108,18 @@ def test_a_scaled_shape_fills_its_box(height, width):
     assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any() and set(np.unique(mask)) == {0, 1}
     assert mask.mean() == pytest.approx(np.pi / 4, abs=0.08)
     assert cv2.connectedComponents(mask)[0] == 2
+
+
+@pytest.mark.parametrize(("shape", "height", "width"), [((20, 20), 20_000, 20_000), ((1, 1), 6000, 6000), ((9, 9), 2, 2**40)])
+def test_nothing_is_scaled_to_more_than_a_mammogram(shape, height, width):
+    """Before memory is taken for it."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"a mass of {height} x {width} px is larger than any mammogram"):
+            scaled(np.ones(shape, np.uint8), height, width)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_cut_shape_is_complete():

@@ -26,14 +26,14 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.preprocess import DataError
 from tfmammo.generators import LesionGenerator
-from tfmammo.insertion import Ground
+from tfmammo.insertion import LARGEST, Ground
 from tfmammo.painters import Exports, Tools
 from tfmammo.recipe import THROUGH_NETWORKS, Painter, Recipe, SynthesisConfig, versions
 from tfmammo.record import ArchiveError, Box, Laterality, LesionKind, Mammogram, View
 from tfmammo.synthesis import set_in, source
 
 Shape = Literal["irregular", "lobular", "oval", "round"]
-LARGEST = 2**26  # pixels; the largest mammograms have 2**25
+SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
 
 
 class SystemConfig(Frozen):
@@ -140,6 +140,9 @@ class Inserter:
         """
         if wish.centre[0] >= mammogram.rows or wish.centre[1] >= mammogram.cols:
             raise DataError(f"centre {list(wish.centre)} lies outside the mammogram of {mammogram.rows} x {mammogram.cols} px")
+        if wish.size and (wish.size[0] > mammogram.rows or wish.size[1] > mammogram.cols):
+            size, whole = (f"{rows} x {cols} px" for rows, cols in (wish.size, (mammogram.rows, mammogram.cols)))
+            raise DataError(f"a mass of {size} is larger than the mammogram of {whole}")
         stored = archives.stored(mammogram)
         if self.network:
             return self._refilled(mammogram, stored, wish, self.network)
@@ -189,14 +192,15 @@ def opened(
     """A mammogram's file as a record; its pixels are not yet read.
 
     Args:     laterality, view, spacing (mm per px): taken where the file itself does not state them.
-    Raises:   ArchiveError: no mammogram, a raw one, or one of more than LARGEST px.
+    Raises:   ArchiveError: no mammogram, a raw one, or one of more than LARGEST px or of a spacing that no mammogram has.
     """
     found = folder.mammogram(path)
     if found.rows * found.cols > LARGEST:
         raise ArchiveError(f"{path}: {found.rows} x {found.cols} px are more than {LARGEST}")
-    return replace(
-        found, laterality=found.laterality or laterality, view=found.view or view, spacing=found.spacing or spacing
-    )  # fmt: skip
+    spacing = found.spacing or spacing
+    if spacing and not all(SPACING[0] <= step <= SPACING[1] for step in spacing):
+        raise ArchiveError(f"{path}: {spacing[0]:g} x {spacing[1]:g} mm per px are no mammogram's; most have 0.05 to 0.2")
+    return replace(found, laterality=found.laterality or laterality, view=found.view or view, spacing=spacing)
 
 
 def _chosen(config: SystemConfig, wish: Wish) -> SynthesisConfig:

@@ -43,6 +43,7 @@ from tfmammo.record import Box, Lesion, Mammogram, Skipped, borders
 GRID = 512  # cells along a mammogram's longer side, at most: anatomy is no finer
 GAP = 4  # px of the patch between mask and border, at least, to fade in
 SMALLEST = 8  # native px; a Gaussian may draw less, and also below 0
+LARGEST = 2**26  # pixels of anything that is scaled; the largest mammograms have half as many
 FAINT = 1 / 512  # weights below are none: no grey level of the patch would change
 
 Reach = tuple[int, int, int, int]  # native px that a support reaches beyond its box: above, to the left, below, to the right
@@ -129,10 +130,13 @@ def scaled(shape: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint
     """A shape scaled by two factors, its edge smooth: uint8 [height, width], 0 or 1, touching all four sides but for rounding.
 
     Args:     shape: uint8 [rows, cols], 0 or 1. height, width: px.
+    Raises:   DataError: it would be larger than any mammogram.
     """
     padded = cv2.copyMakeBorder(shape.astype(np.float32), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     # The padding's share of the result, so that the shape itself becomes height x width.
     rows, cols = round(height * padded.shape[0] / shape.shape[0]), round(width * padded.shape[1] / shape.shape[1])
+    if rows * cols > LARGEST:
+        raise DataError(f"a mass of {height} x {width} px is larger than any mammogram")
     region = largest((resize(padded, rows, cols) >= 0.5).astype(np.uint8))
     if not region.any():
         return np.ones((height, width), np.uint8)  # a thread that scaling tore: a box is what is left to say of it

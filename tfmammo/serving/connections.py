@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -73,6 +74,24 @@ class Connection(H11Protocol):
         if self.limit is not None:
             self.limit.cancel()
             self.limit = None
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises: OSError: the port is taken, or the address is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=MOST)
+    except OSError as error:
+        raise OSError(f"{host}:{port}: can't be listened on ({error.strerror or error})") from None
+
+
+def serve(app: Any, listener: socket.socket, stopping: Callable[[], None] = lambda: None) -> None:
+    """Answer until a signal. Args: app: an ASGI application. stopping: called when it comes."""
+    config = uvicorn.Config(
+        app, log_level="error", access_log=False, http=Connection, ws="none", limit_concurrency=MOST,
+        timeout_graceful_shutdown=STOPPING_SECONDS,
+    )  # fmt: skip
+    Server(config, stopping).run([listener])
 
 
 class Server(uvicorn.Server):

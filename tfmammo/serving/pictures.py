@@ -46,12 +46,13 @@ from tfmammo.config import ConfigError, DataConfig, Frozen
 from tfmammo.data import preprocess
 from tfmammo.data.patches import seen
 from tfmammo.inserter import Inserter, SystemConfig, Wish, opened
+from tfmammo.insertion import LARGEST
 from tfmammo.record import ArchiveError, Laterality, Mammogram, View, hashed_id
 
 FILE = "service.json"
 AT_ONCE = 8  # patches that a network sees, so that memory does not follow from a request
 MOST = 1024  # pictures of a request
-PIXELS = 2 * inserter.LARGEST  # of all pictures of a request, together
+PIXELS = 2 * LARGEST  # of all pictures of a request, together
 HANDLES = ("detector", "segmenter", "classifier", "generator", "gan", "handle")
 
 
@@ -99,8 +100,8 @@ class Picture(Frozen):
     def _one(self) -> Picture:
         if (self.image is None) == (self.pixels is None):
             raise ValueError("give image or pixels")
-        if self.spacing and not min(self.spacing) > 0:
-            raise ValueError("spacing must be two numbers of mm above 0")
+        if self.spacing and not all(inserter.SPACING[0] <= step <= inserter.SPACING[1] for step in self.spacing):
+            raise ValueError("spacing must be two numbers of mm, from {:g} to {:g}".format(*inserter.SPACING))
         return self
 
 
@@ -343,8 +344,8 @@ def _of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
         raise ConfigError("pixels must be rows of equal length, of numbers")
     with np.errstate(over="ignore"):  # what float32 can't hold is infinite in it, and refused below
         image = values.astype(np.float32)[..., np.newaxis]
-    if image.size > inserter.LARGEST:
-        raise ConfigError(f"pixels: {image.shape[0]} x {image.shape[1]} px are more than {inserter.LARGEST}")
+    if image.size > LARGEST:
+        raise ConfigError(f"pixels: {image.shape[0]} x {image.shape[1]} px are more than {LARGEST}")
     if not (image.min() >= 0 and image.max() <= 1):  # written so that NaN fails too
         raise ConfigError(f"pixels must lie in [0, 1], but reach from {image.min():g} to {image.max():g}")
     nobody = hashed_id("folder", "")

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import mlflow
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from mlflow.exceptions import MlflowException
@@ -53,6 +52,7 @@ GRACE = 10.0  # s before a body's pace counts
 PACE = 64 * 2**10  # bytes a second that a body must come at
 PARSING_SECONDS = 120.0
 DRAINING = 3.0  # s
+THREADS = "tfmammo-request"
 
 
 class Refused(Exception):
@@ -113,24 +113,28 @@ def run(uri: str, host: str, port: int, limit: int, parallel: int, names: Collec
               reached by, besides its own; where it listens on more than this machine, any will do if none is given.
     Raises:   MlflowException: there is no such model. ConfigError: its code is not this package's.
     """
-    with local.stoppable(), local.private_folder("tfmammo_serving_") as folder:
+    with local.stoppable(), _left_at_once(), local.private_folder("tfmammo_serving_") as folder:
         place = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if Path(uri).is_dir() else str(folder)))
         saving.check(place, uri)
         app = application(mlflow.pyfunc.load_model(str(place)), limit * 2**20, parallel)
         if host not in local.NAMES:
             log.warning("listening on %s: whoever reaches this address can use the model; there is no password and no encryption", host)
-        log.info("serving %s on http://%s:%d", uri, host, port)
         guarded = local.SameOrigin(app, names) if names or host in local.NAMES else app
-        serve(guarded, host, port, app.state.stop)
+        with connections.listening(host, port) as listener:
+            log.info("serving %s on http://%s:%d", uri, host, port)
+            connections.serve(guarded, listener, app.state.stop)
 
 
-def serve(app: Any, host: str, port: int, stopping: Callable[[], None]) -> None:
-    """Answer until a signal. Args: app: an ASGI application. stopping: called when it comes."""
-    config = uvicorn.Config(
-        app, host=host, port=port, log_level="error", access_log=False, http=connections.Connection, ws="none", lifespan="off",
-        limit_concurrency=connections.MOST, timeout_graceful_shutdown=connections.STOPPING_SECONDS,
-    )  # fmt: skip
-    connections.Server(config, stopping).run()
+@contextmanager
+def _left_at_once() -> Iterator[None]:
+    """A signal ends the process although a network is being computed, which nothing interrupts."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
+            logging.shutdown()
+            os._exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
+        raise
 
 
 class _Work:
@@ -141,7 +145,7 @@ class _Work:
         # MLflow's own checks of `predict` repeat the request in their errors; ours stand in the models.
         self.model = model.unwrap_python_model()
         self.model.proceed = _proceed
-        self.executor = ThreadPoolExecutor(parallel, "request")
+        self.executor = ThreadPoolExecutor(parallel, THREADS)
 
     async def answered(self, request: Request) -> Response:
         """The answer, or why there is none."""

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import signal
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 from tfmammo import command
 from tfmammo import config as configuration
 from tfmammo.config import ConfigError
+from tfmammo.serving.local import private_folder, stoppable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,32 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.run(lambda: _run(chosen))
 
 
-@contextmanager
-def private_folder() -> Iterator[Path]:
-    """A folder for all temporary files of this process and of Gradio, mode 0700, removed at the end."""
-    before, folder = tempfile.tempdir, Path(tempfile.mkdtemp(prefix="tfmammo_studio_"))
-    tempfile.tempdir = str(folder)
-    # Gradio reads both while it is imported.
-    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-    try:
-        yield folder
-    finally:
-        tempfile.tempdir = before
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM ends the process as Ctrl-C does, so that the folder goes; its exit code is 143."""
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _run(chosen: argparse.Namespace) -> None:
-    with stoppable(), private_folder() as folder:
+    with stoppable(), private_folder("tfmammo_studio_") as folder:
+        # Gradio reads both while it is imported.
+        os.environ |= {"GRADIO_TEMP_DIR": str(folder / "gradio"), "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
             import gradio  # noqa: F401  # after the folder is there, and not before --help
         except ModuleNotFoundError:
@@ -74,10 +48,6 @@ def _parser() -> command.Parser:
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file with keys of StudioConfig")
     parser.add_overrides("port=8000")
     return parser
-
-
-def _stop(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

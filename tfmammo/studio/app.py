@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import gradio as gr
+from fastapi import FastAPI
 from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
@@ -16,11 +16,11 @@ from tfmammo.case import CaseConfig, Chain
 from tfmammo.config import ConfigError, Frozen
 from tfmammo.inserter import Inserter, SystemConfig
 from tfmammo.reader_study import ReaderStudy, ReaderStudyConfig
-from tfmammo.studio import inserting, judging, reading
+from tfmammo.serving import connections, local
+from tfmammo.studio import guard, inserting, judging, reading
 
 log = logging.getLogger(__name__)
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 ABOUT = "# tfmammo studio\nFor research and teaching, not for diagnosis. What is made here is synthetic, and its files say so."
 STYLE = """
 .gradio-container { max-width: 1500px !important; margin: auto; }
@@ -37,8 +37,10 @@ class StudioConfig(Frozen):
     """What the studio offers, and to whom.
 
     systems: by the names that the page shows, what sets lesions in or takes them out. case: the chain that reads mammograms. study: a
-    reader study. One of the three at least. host, port: where it listens. upload_mb: of one file, at most. parallel: requests that are
-    computed at once; others wait.
+    reader study. One of the three at least. host, port: where it listens. names: that its machine is
+    reached by, besides its own and its addresses; what is sent to another name is refused.
+    upload_mb: of one file, at most. total_mb: of all files that it keeps for its pages, uploads and
+    results; beyond, uploads are refused. parallel: requests that are computed at once; others wait.
     """
 
     systems: dict[str, SystemConfig] = {}
@@ -46,13 +48,17 @@ class StudioConfig(Frozen):
     study: ReaderStudyConfig | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=1, le=65535)
+    names: tuple[str, ...] = ()
     upload_mb: PositiveInt = 100
+    total_mb: PositiveInt = 2000
     parallel: PositiveInt = 2
 
     @model_validator(mode="after")
     def _consistent(self) -> StudioConfig:
         if not (self.systems or self.case or self.study):
             raise ValueError("systems, case or study: one of them must be given")
+        if self.total_mb < self.upload_mb:
+            raise ValueError(f"total_mb must be at least upload_mb ({self.upload_mb})")
         return self
 
 
@@ -84,18 +90,23 @@ def serve(config: StudioConfig, folder: Path) -> None:
     Raises:   ConfigError: a model can't be loaded. OSError: the port is taken.
     """
     page = build(config)
-    if config.host not in LOCAL:
+    if config.host not in local.NAMES:
         log.warning("host=%s: whoever reaches this machine can use the studio, there is no password", config.host)
-    page.queue(default_concurrency_limit=8, max_size=200)
-    try:
-        page.launch(
-            server_name=config.host, server_port=config.port, max_file_size=config.upload_mb * 2**20, allowed_paths=[str(folder)],
-            theme=theme(), css=STYLE, quiet=True, prevent_thread_lock=True, footer_links=[], ssr_mode=False, share=False,
-        )  # fmt: skip
+    with connections.listening(config.host, config.port) as listener:
+        guard.watch(page, folder / "gradio")
         log.info("the studio is at http://%s:%s", config.host, config.port)
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+        connections.serve(application(page, config, folder), listener)
+
+
+def application(page: gr.Blocks, config: StudioConfig, folder: Path) -> local.Application:
+    """The page as it answers requests. Args: folder: see `serve`."""
+    page.queue(default_concurrency_limit=8, max_size=200)
+    app = gr.mount_gradio_app(
+        FastAPI(openapi_url=None), page, "/", config.host, config.port, footer_links=[], max_file_size=config.upload_mb * 2**20,
+        allowed_paths=[str(folder)], show_error=False, ssr_mode=False, theme=theme(), css=STYLE,
+    )  # fmt: skip
+    megabyte = 2**20
+    return local.SameOrigin(guard.Bounded(app, folder, config.upload_mb * megabyte, config.total_mb * megabyte), config.names)
 
 
 def theme() -> gr.themes.Base:
