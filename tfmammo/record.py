@@ -105,7 +105,8 @@ class Lesion:
                   rows, cols: the image's size. details: further fields of Lesion.
         Raises:   ValueError: fewer than three points, a coordinate that is no number, or nothing inside the image.
         """
-        outline = np.asarray(outline, np.float32).reshape(-1, 2)
+        with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite and is refused below
+            outline = np.asarray(outline, np.float32).reshape(-1, 2)
         if len(outline) < 3:
             raise ValueError(f"an outline of {len(outline)} points encloses nothing")
         if not np.isfinite(outline).all():
@@ -126,17 +127,48 @@ class Lesion:
         """The lesion's region, the border pixels included.
 
         Returns:  uint8 [rows, cols], 0 or 1, native px.
-        Raises:   ValueError: the archive gives no outline of this lesion, only its box.
+        Raises:   ValueError: the archive gives no outline of this lesion, only its box; or an outline crosses itself without end.
         """
         if not self.outlines:
             raise ValueError("this lesion has a box but no outline, so no mask can be drawn")
         canvas = np.zeros((rows, cols), np.uint8)
         shift = 4  # sub-pixel bits: 1/16 px
-        limit = 2**31 // 2**shift // 4  # what OpenCV's fixed-point coordinates hold
         for outline in self.outlines:  # one by one: together they would be filled even-odd, an overlap as a hole
-            points = np.rint(np.clip(outline[:, ::-1], -limit, limit) * 2**shift).astype(np.int32)
-            cv2.fillPoly(canvas, [points], 1, shift=shift)
+            near = _clipped(outline, rows, cols)
+            if np.abs(np.diff(near[:, 0], append=near[:1, 0])).sum() ** 2 > _MOST_WORK * rows:
+                raise ValueError(f"an outline of {len(outline)} points crosses itself too often to be a lesion's")
+            if len(near):
+                cv2.fillPoly(canvas, [np.rint(near[:, ::-1] * 2**shift).astype(np.int32)], 1, shift=shift)
         return canvas
+
+
+# OpenCV fills a polygon row by row, whether a row lies in the image or not, and sorts the edges that a row meets by exchanging
+# neighbours. So outlines are cut near the image, and (edges that a row meets)^2 * rows, what all that sorting costs, is bounded.
+_MARGIN = 64  # px around the image that are kept of an outline
+_MOST_WORK = 5e9  # about a second
+
+
+def _clipped(outline: NDArray[np.floating], rows: int, cols: int) -> NDArray[np.float64]:
+    """The outline of what lies within _MARGIN px of an image: float64 [points, 2]. Source: Sutherland and Hodgman, 1974."""
+    points = np.asarray(outline, np.float64)
+    for axis, extent in enumerate((rows, cols)):
+        for sign, limit in ((1, -_MARGIN), (-1, extent + _MARGIN)):
+            points = _cut(points, axis, sign, limit)
+    return points
+
+
+def _cut(points: NDArray[np.float64], axis: int, sign: int, limit: float) -> NDArray[np.float64]:
+    """The part of a closed polygon where sign * (coordinate - limit) is 0 or more."""
+    inside = sign * (points[:, axis] - limit) >= 0
+    if inside.all():
+        return points
+    crossing = np.flatnonzero(inside != np.roll(inside, -1))  # edges, by the point that they begin at
+    cuts, ends = points.copy(), np.roll(points, -1, axis=0)
+    steps = ends[crossing] - points[crossing]
+    cuts[crossing] += steps * ((limit - points[crossing, axis]) / steps[:, axis])[:, np.newaxis]
+    cuts[crossing, axis] = limit
+    kept = np.stack([inside, np.isin(np.arange(len(points)), crossing)], axis=1).ravel()
+    return np.stack([points, cuts], axis=1).reshape(-1, 2)[kept]  # every point, and behind it the cut of its edge
 
 
 class MaskedLesion(Lesion):
@@ -224,9 +256,14 @@ class Mammogram:
 
 @dataclass
 class Skipped:
-    """What a reader left out, and why: readers append to it, callers log it. `reasons` maps a file to one sentence."""
+    """What a reader left out, and why: readers append to it, callers log it.
+
+    reasons: a file, beneath `root`, or an image_id -> one sentence. File names may be patients': what leaves the machine or reaches
+    a log goes through `archives.files.without_names`. root: the archive's folder, None where there is none.
+    """
 
     reasons: dict[str, str] = field(default_factory=dict)
+    root: Path | None = None
 
     def add(self, file: object, reason: object) -> None:
         """Note that `file` was left out; several reasons for one file are joined."""

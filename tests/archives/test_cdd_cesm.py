@@ -214,7 +214,7 @@ def test_other_files_are_skipped_with_a_reason(archive):
     first, third = cdd_cesm.read(root, skipped)
     assert len(first.lesions) == 1 and third.lesions == ()
     assert skipped.reasons == {
-        "images/P2_L_DM_CC.jpg": "its JPEG header can't be read",
+        "images/P2_L_DM_CC.jpg": "the JPEG can't be decoded (UnidentifiedImageError)",
         "images/P3_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
         "other/IM0001_r.jpg": "its name says no patient, side and view, so it can't be split by patient",
         "other/P1_L_DM_CC.jpg": "another file has the same name",

@@ -1,7 +1,11 @@
 """tfmammo.archives.dicom against files written here, and against pydicom's own pipeline where that is right."""
 
 import logging
+import struct
+import threading
+import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -567,7 +571,7 @@ def test_secondary_capture_is_accepted(write):
 
 REFUSED = {
     "modality is CT": {"Modality": "CT", "SOPClassUID": CTImageStorage},
-    "modality is not stated": {"Modality": None},
+    "modality is not stated": {"Modality": None, "SOPClassUID": CTImageStorage},
     "holds 3 frames": {"NumberOfFrames": 3, "PixelData": STORED.tobytes() * 3},
     "interpretation is RGB": {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"},
     "interpretation is PALETTE COLOR": {"PhotometricInterpretation": "PALETTE COLOR"},
@@ -642,6 +646,97 @@ def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "_LARGEST", 2**19)
     with pytest.raises(ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"):
         dicom.read_header(path)
+
+
+def test_a_deflated_bomb_behind_a_long_preface_is_not_inflated_either(tmp_path, monkeypatch):
+    made = dataset(stored=np.zeros((3000, 3000), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
+    made.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    made.file_meta.PrivateInformation = b"\0" * 70_000  # before the transfer syntax in no file, but before the rest in this one
+    path = save(tmp_path / "image.dcm", made)
+    assert dicom.read_header(path).rows == 3000
+    content = path.read_bytes()
+    name = str(DeflatedExplicitVRLittleEndian).encode()
+    element = content[content.index(name) - 8 :][: 8 + len(name) + len(name) % 2]
+    behind = content.replace(element, b"")
+    end = 144 + int.from_bytes(content[140:144], "little") - len(element)
+    path.write_bytes(behind[:end] + element + behind[end:])  # elements out of order, as pydicom takes them
+    monkeypatch.setattr(dicom, "_LARGEST", 2**19)
+    with pytest.raises(ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"):
+        dicom.read_header(path)
+
+
+def rle(*segments: bytes) -> bytes:
+    """A frame of RLE segments."""
+    offsets = [64 + sum(map(len, segments[:number])) for number in range(len(segments))]
+    return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(segments)
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (rle(b"\x81\0" * 2**21, b"\x81\0" * 2**21), "RLE segments are far longer than its pixels"),  # unpacks to 512 MB
+        (rle(b"\x80" * 2**22, b"\x80" * 2**22), "RLE segments are far longer"),  # does nothing for long
+        (rle(b"\x81\0" * 4), r"1 RLE segments, 2 are expected"),
+        (rle(b"\x81\0", b"\x81\0"), r"an RLE segment of 128 bytes, 4096 are expected"),
+        (b"\2\0\0\0", "RLE of 16 bits and 4 bytes"),
+    ],
+)
+def test_an_rle_bomb_is_not_unpacked(tmp_path, frame, said):
+    path = save_stream(tmp_path / "image.dcm", RLELossless, frame, stored=np.zeros((64, 64), np.uint16))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match=rf"image\.dcm: .*{said}"):
+            dicom.read_pixels(path)
+        assert tracemalloc.get_traced_memory()[1] < 60 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_rle_that_unpacks_to_more_than_its_pixels_is_cut_there(tmp_path):
+    row = bytes(range(128))
+    packed = b"\x7f" + row + b"\x81\x05" + b"\x80" + b"\x81\x06" * 400  # literally 0 to 127, 128 times 5, nothing, then padding
+    path = save_stream(tmp_path / "image.dcm", RLELossless, rle(b"\x81\0\x81\0", packed), stored=np.zeros((2, 128), np.uint16))
+    image = dicom.read_pixels(path, window=False)
+    np.testing.assert_array_equal(np.rint(image[..., 0] * 4095), [list(row), [5] * 128])
+
+
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        (b"\xff\x4f\xff\x51" + struct.pack(">2H8IH", 41, 0, 10, 12, 0, 0, 10, 12, 0, 0, 16384), "in 16384 channels"),
+        (struct.pack(">I4s4sI4s", 12, b"jP  ", b"\r\n\x87\n", 0, b"jp2c") + b"\xff\x4f\xff\x51\0\x29\0\0" + b"\x7f" * 60, "are 0 x 0"),
+        (b"\0" * 100, "do not say how many they are"),
+    ],
+)
+def test_a_jpeg_2000_must_be_one_grey_image_of_the_headers_size(tmp_path, stream, said):
+    with pytest.raises(ArchiveError, match=rf"image\.dcm: .*{said}"):
+        dicom.read_pixels(save_stream(tmp_path / "image.dcm", JPEG2000Lossless, stream))
+
+
+def test_no_file_waits_for_the_decoding_of_another(write):
+    path, inside, done = write(), threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with dicom.silence():
+            inside.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=slow)
+    disabled, filters = logging.getLogger("pydicom").disabled, list(warnings.filters)
+    thread.start()
+    inside.wait(30)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            assert pool.submit(dicom.read_pixels, path).result(timeout=20).shape == (12, 10, 1)
+        finally:
+            done.set()
+            thread.join()
+    assert logging.getLogger("pydicom").disabled == disabled and list(warnings.filters) == filters
+
+
+@pytest.mark.parametrize("tags", [{}, {"SOPClassUID": CTImageStorage, "BodyPartExamined": "BREAST"}])
+def test_a_breast_without_a_modality_is_a_mammogram(write, tags):
+    assert dicom.read_pixels(write(Modality=None, **tags)).shape == (12, 10, 1)
 
 
 def test_compressed_pixels_under_an_uncompressed_syntax(tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as cocotools
 
 from tfmammo.archives import coco, folder, phantom
+from tfmammo.archives.stored import unused_range
 from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
@@ -291,7 +292,7 @@ def test_what_an_image_s_row_says_of_several_lesions(small):
 
 def test_parts_of_a_mask_are_one_lesion(small):
     region = REGION.copy()
-    region[50:55, 1:4] = 7
+    region[50:55, 1:4] = 255
     picture(small / "masks" / "a.png", region)
     (lesion,) = read(small)[0][0].lesions
     assert lesion.box == (10, 1, 55, 31)
@@ -346,6 +347,100 @@ def test_a_bad_mask_is_an_error_when_it_is_wanted(small, pixels, reason):
     for use in (lambda: lesion.box, lambda: lesion.outlines, lambda: lesion.mask(ROWS, COLS)):
         with pytest.raises(ArchiveError, match=reason):
             use()
+
+
+@pytest.fixture
+def nothing_said():
+    """A folder's odd files are spoken of once in a process."""
+    folder._advise.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_said")
+def test_a_resampled_mask_is_cut_at_half_and_that_is_said_once(small, caplog):
+    grey_rim = np.zeros((ROWS, COLS), np.uint8)
+    grey_rim[10:30, 5:25], grey_rim[11:29, 6:24], grey_rim[12:28, 7:23] = 60, 127, 255  # two px of rim below the half
+    for name in ("a.png", "b.png"):
+        picture(small / "masks" / name, grey_rim)
+    with caplog.at_level(logging.WARNING):
+        one, other = read(small)[0]
+        assert one.lesions[0].box == other.lesions[0].box == (12, 7, 28, 23)
+    assert [record.getMessage() for record in caplog.records] == [
+        "masks: masks of more than two grey values are cut at half of the highest: resampled, or JPEG"
+    ]
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (0, 7), (40, 200)])
+@pytest.mark.usefixtures("nothing_said")
+def test_of_two_values_the_higher_is_the_lesion(small, caplog, values):
+    picture(small / "masks" / "a.png", np.where(REGION > 0, values[1], values[0]).astype(np.uint8))
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(read(small)[0][0].lesions[0].mask(ROWS, COLS), REGION // 255)
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("nothing_said")
+def test_values_that_use_little_of_16_bits_are_spoken_of_once(tmp_path, caplog):
+    for name in ("a", "b"):
+        picture(tmp_path / "images" / f"{name}.png", GREY + np.uint16(1400))  # up to 4039
+    table(tmp_path, "file,patient", "a.png,p", "b.png,q")
+    with caplog.at_level(logging.WARNING):
+        for record in folder.read(tmp_path):
+            record.pixels()
+    assert [record.getMessage() for record in caplog.records] == ["images: values use 6 % of 16 bits; state bits=12 in metadata.csv"]
+    table(tmp_path, "file,patient,bits", "a.png,p,12", "b.png,q,12")
+    caplog.clear()
+    folder._advise.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for record in folder.read(tmp_path):
+            record.pixels()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("highest", "full", "said"),
+    [(4095, 65535, "6 % of 16 bits; state bits=12"), (16383, 65535, "25 % of 16 bits; state bits=14"), (200, 65535, "0 % of 16 bits"),
+     (16384, 65535, None), (65535, 65535, None), (255, 255, None), (10, 255, None), (1000, 4095, None), (0, 65535, None)],
+)  # fmt: skip
+def test_when_a_range_is_called_unused(highest, full, said):
+    advice = unused_range(highest, full)
+    assert advice is None if said is None else said in advice
+
+
+def test_spellings_of_one_patient_and_of_one_file_are_one(small):
+    for name in ("a", "b"):
+        (small / "images" / f"{name}.png").unlink()
+    (small / "masks" / "a.png").unlink()
+    composed, decomposed = "m\u00fcller", "mu\u0308ller"
+    for number, name in enumerate((composed, "c", "d", "e")):
+        picture(small / "images" / f"{name}.png", BYTE + np.uint8(number))
+    table(
+        small, "file,patient", f"{decomposed}.png,M\u00dcLLER", f"c\u200b.png,{decomposed}", "d.png,m\u00fc\u00adller\ufeff", "e.png,\u200b"
+    )
+    records, reasons = read(small)
+    assert len(records) == 3 and len({record.patient_id for record in records}) == 1, "e is of nobody, whatever it looks like"
+    assert hashed_id("folder", composed) in {record.image_id for record in records}
+    assert list(reasons) == ["images/*"]
+
+
+def test_a_file_twice_in_two_spellings_is_read_once(small):
+    for name in ("m\u00fcller", "mu\u0308ller"):
+        picture(small / "images" / f"{name}.png", BYTE)
+    _, reasons = read(small)
+    assert [reason for reason in reasons.values() if "same name" in reason] == [
+        "another file has the same name and another ending or spelling"
+    ]
+
+
+def test_unkeyed_pseudonyms_of_patients_are_spoken_of(small, caplog, monkeypatch):
+    monkeypatch.delenv("TFMAMMO_ID_KEY", raising=False)
+    with caplog.at_level(logging.INFO, "tfmammo"):
+        folder.read(small)
+    assert "unkeyed hashes" in caplog.text and "set TFMAMMO_ID_KEY" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("TFMAMMO_ID_KEY", "a secret")
+    with caplog.at_level(logging.INFO, "tfmammo"):
+        folder.read(small)
+    assert "unkeyed" not in caplog.text
 
 
 def test_masks_of_normal_images_are_not_looked_at(small):
@@ -438,7 +533,7 @@ def test_compressed_runs_of_any_length(lengths):
 def test_a_damaged_rle_is_an_error_when_it_is_wanted(small, counts, reason):
     annotate(small, {"segmentation": {"size": [ROWS, COLS], "counts": counts}})
     (lesion,) = read(small)[0][0].lesions
-    with pytest.raises(ArchiveError, match=rf"annotations.json: images/a.png, annotation 1: its RLE {reason}"):
+    with pytest.raises(ArchiveError, match=rf"annotations.json: {hashed_id('folder', 'a')}, annotation 1: its RLE {reason}"):
         lesion.mask(ROWS, COLS)
 
 
@@ -741,7 +836,7 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(small):
     picture(small / "images" / "a.tif", BYTE)
     _, reasons = read(small)
     assert reasons.pop("images/*").startswith("3 files of other kinds than .png")
-    assert reasons == {"images/a.tif": "another file has the same name and another ending"}
+    assert reasons == {"images/a.tif": "another file has the same name and another ending or spelling"}
 
 
 def test_a_cyclic_link_is_no_trap(small):
@@ -789,7 +884,7 @@ def test_one_file_that_is_no_mammogram(tmp_path):
     (tmp_path / "text.dcm").write_text("no image")
     picture(tmp_path / "colour.png", np.dstack([BYTE, BYTE, 255 - BYTE]))
     wrong = {"raw.dcm": "raw image", "text.txt": "as an image", "text.dcm": "not a DICOM", "colour.png": "colour", "no.png": "no such file"}
-    for name, reason in (wrong | {".": "as an image"}).items():
+    for name, reason in (wrong | {".": "is no file"}).items():
         with pytest.raises(ArchiveError, match=reason) as raised:
             folder.mammogram(tmp_path / name).pixels()
         assert str(raised.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(raised.value)

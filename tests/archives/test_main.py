@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfmammo.archives import __main__ as command
-from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, contact_sheet
+from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, contact_sheet
 from tfmammo.archives.writers import inbreast as writer
 from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
 
@@ -50,7 +50,20 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
 def test_a_lesion_that_cannot_be_read_does_not_cost_its_image():
     skipped = Skipped()
     sheet = contact_sheet([mammogram(0, MaskedLesion("mass", broken))], skipped)
-    assert sheet[10, 10, 0] == 255 and skipped.reasons == {"image0": "lesion 0: x.dcm: the file ends early"}
+    assert sheet[10, 10, 0] == 128 and skipped.reasons == {"image0": "lesion 0: x.dcm: the file ends early"}
+
+
+def dark() -> np.ndarray:
+    return np.full((ROWS, COLS, 1), 4000 / 65535, np.float32)
+
+
+def test_a_sheet_draws_grey_values_as_they_are_and_its_caption_says_what_is_odd():
+    sheet = contact_sheet([mammogram(0, read=dark, bits=16)], Skipped())
+    assert sheet[10, 10].tolist() == [16] * 3  # 255 * 4000 / 65535 = 15.6
+    assert _caption(mammogram(0, bits=16), 4000 / 65535) == "values use 6 % of 16 bits; state bits=12"
+    for fine in (mammogram(0, bits=16), mammogram(0)):
+        assert _caption(fine, 0.9) == "image0 L CC "
+    assert _caption(mammogram(0), 0.01) == "image0 L CC ", "nobody knows of how many bits a DICOM's greys are"
 
 
 def test_a_sheet_leaves_out_what_cannot_be_read():

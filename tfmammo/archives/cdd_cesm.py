@@ -26,6 +26,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, borders, hashed_id
+from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, borders, hashed_id, spelling
 
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
 MASKS = "masks"
 SPECK = 16  # px; parts of a mask that are smaller are none of the radiologist's
+MOST_PARTS = 1000
 
 _SIDE = re.compile(r"_([lrLR])$")
-_NAME = re.compile(r"(P\d+)_([LR])_(DM|CM)_(CC|MLO)")
+_NAME = re.compile(r"(P\d+)_([LR])_(DM|CM)_(CC|MLO)", re.ASCII)
 _PATHOLOGY = "Pathology Classification/ Follow up"
 _REGION_COLUMNS = ("#filename", "region_id", "region_shape_attributes")
 _CLINICAL_COLUMNS = ("Image_name", "Findings", "BIRADS", "Breast density (ACR)", _PATHOLOGY)
@@ -64,7 +67,9 @@ _MARGINS = {
     "microlobulated": r"\bmicrolobulated",
     "obscured": r"\bobscured",
 }
-_Region = tuple[str, Callable[[], NDArray[np.float32]]]  # what it is called, its outline
+_OPEN = ("point", "polyline", "line", "rect")  # shapes of VIA that are no outlines here
+_LARGEST = 2**27  # px; the largest mammograms have 2**25
+_Region = tuple[str, Callable[[], NDArray[np.floating]]]  # what it is called, its outline
 _SHAPES = {"oval": r"\boval\b", "round": r"\bround(ed)?\b", "irregular": r"\birregular\b", "lobulated": r"\blobulated\b"}
 
 
@@ -83,8 +88,8 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     files = sorted(beneath(root))
     drawn = defaultdict(list)
     for row in _table(root, files, REGIONS, _REGION_COLUMNS):
-        drawn[Path(row["#filename"]).stem].append(row)
-    clinical = {row["Image_name"]: row for row in _table(root, files, CLINICAL, _CLINICAL_COLUMNS)}
+        drawn[Path(spelling(row["#filename"])).stem].append(row)
+    clinical = {spelling(row["Image_name"]): row for row in _table(root, files, CLINICAL, _CLINICAL_COLUMNS)}
     masks = {path.stem: path for path in files if path.parent.name == MASKS}
     paths = [path for path in files if path.suffix.lower() in (".jpg", ".jpeg") and path.parent.name != MASKS]
     mammograms = []
@@ -199,10 +204,10 @@ def _normal(path: Path, root: Path, skipped: Skipped) -> Mammogram | None:
 
 def _size(path: Path, file: str, skipped: Skipped) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return image.height, image.width
-    except OSError:
-        skipped.add(file, "its JPEG header can't be read")
+    except ArchiveError as error:
+        skipped.add(file, str(error).removeprefix(f"{path}: "))
         return None
 
 
@@ -223,12 +228,14 @@ def _parts(path: Path, rows: int, cols: int) -> list[_Region]:
         raise ArchiveError(f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {rows} x {cols}")
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     large = [part for part in range(1, count) if statistics[part, cv2.CC_STAT_AREA] >= SPECK]
-    return [(f"part {part}", partial(_border, labels == part)) for part in large]
+    if len(large) > MOST_PARTS:
+        raise ArchiveError(f"its mask has {len(large)} parts, which no radiologist drew")
+    return [(f"part {part}", partial(_border, labels, part, *statistics[part, :4].tolist())) for part in large]
 
 
-def _border(part: NDArray[np.bool_]) -> NDArray[np.float32]:
-    (outline,) = borders(part)
-    return outline
+def _border(labels: NDArray[np.int32], part: int, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
+    (outline,) = borders(labels[top : top + height, left : left + width] == part)
+    return outline + np.float32([top, left])
 
 
 def _lesions(row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped) -> tuple[Lesion, ...]:
@@ -257,19 +264,19 @@ def _only(words: dict[str, str], findings: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _outline(attributes: str) -> NDArray[np.float32]:
+def _outline(attributes: str) -> NDArray[np.float64]:
     try:
         shape = json.loads(attributes)
         if shape["name"] == "polygon":
-            return np.asarray(list(zip(shape["all_points_y"], shape["all_points_x"], strict=True)), np.float32)
+            return np.asarray(list(zip(shape["all_points_y"], shape["all_points_x"], strict=True)), np.float64)
         if shape["name"] in ("ellipse", "circle"):
             return _ellipse(shape)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ValueError("its shape is not what VIA writes") from None
-    raise ValueError(f"a {shape['name']} encloses nothing")
+    raise ValueError(f"a {shape['name'] if shape['name'] in _OPEN else 'shape of unknown name'} encloses nothing")
 
 
-def _ellipse(shape: dict[str, Any]) -> NDArray[np.float32]:
+def _ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
     radius_x, radius_y = (shape["r"], shape["r"]) if shape["name"] == "circle" else (shape["rx"], shape["ry"])
     if min(radius_x, radius_y) <= 0:
         raise ValueError
@@ -277,12 +284,23 @@ def _ellipse(shape: dict[str, Any]) -> NDArray[np.float32]:
     along, across = radius_x * np.cos(angle), radius_y * np.sin(angle)
     col = shape["cx"] + along * np.cos(turned) - across * np.sin(turned)
     row = shape["cy"] + along * np.sin(turned) + across * np.cos(turned)
-    return np.stack([row, col], axis=1).astype(np.float32)
+    return np.stack([row, col], axis=1)
 
 
 def _pixels(path: Path) -> NDArray[np.float32]:
+    with _opened(path) as image:  # OpenCV fills the rest of a truncated JPEG with grey and says nothing
+        return np.asarray(image.convert("L"), np.float32)[..., None] / np.float32(255)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile]:
+    """One JPEG, or a mask as PNG, its header read. Whatever goes wrong while it is open becomes an ArchiveError."""
     try:
-        with Image.open(path) as image:  # OpenCV fills the rest of a truncated JPEG with grey and says nothing
-            return np.asarray(image.convert("L"), np.float32)[..., None] / np.float32(255)
-    except (OSError, SyntaxError) as error:
-        raise ArchiveError(f"{path}: the JPEG can't be decoded ({error})") from None
+        with Image.open(path, formats=("JPEG", "PNG")) as image:  # Pillow knows formats that run other programs
+            if image.width * image.height > _LARGEST:
+                raise ArchiveError(f"{path}: {image.height} x {image.width} px are more than a mammogram has")
+            yield image
+    except ArchiveError:
+        raise
+    except Exception as error:  # Pillow answers damaged files with exceptions of any class
+        raise ArchiveError(f"{path}: the JPEG can't be decoded ({error.__class__.__name__})") from None

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo.archives.stored import unused_range
 from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Skipped
 
 CELL = (320, 256)  # rows, cols, px; the caption is beneath
@@ -23,7 +24,10 @@ COLOURS: dict[LesionKind, tuple[int, int, int]] = {  # red, green, blue
 def contact_sheet(mammograms: Iterable[Mammogram], skipped: Skipped, columns: int = 6) -> NDArray[np.uint8]:
     """Draw mammograms in rows, each scaled to fit its cell, with outlines or boxes in the colour of the lesion's kind.
 
-    Args:     mammograms: at least one; their pixels are read. skipped: what can't be read is noted here and left out.
+    Grey values are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen.
+
+    Args:     mammograms: at least one; their pixels are read. The caption of one that uses little of its bits says so.
+              skipped: what can't be read is noted here and left out.
               columns: cells beside one another, at most.
     Returns:  uint8 [rows, cols, 3], red, green, blue.
     Raises:   ArchiveError: none of the mammograms can be read.
@@ -44,9 +48,9 @@ def contact_sheet(mammograms: Iterable[Mammogram], skipped: Skipped, columns: in
 def _cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     scale = min(CELL[0] / mammogram.rows, CELL[1] / mammogram.cols)
     rows, cols = max(1, int(mammogram.rows * scale)), max(1, int(mammogram.cols * scale))
-    grey = cv2.resize(mammogram.pixels()[..., 0], (cols, rows), interpolation=cv2.INTER_AREA)
-    high = max(float(np.percentile(grey, 99.8)), 1e-6)
-    picture = cv2.cvtColor(np.rint(np.clip(grey / high, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+    image = mammogram.pixels()[..., 0]
+    grey = cv2.resize(image, (cols, rows), interpolation=cv2.INTER_AREA)
+    picture = cv2.cvtColor(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     for number, lesion in enumerate(mammogram.lesions):
         try:
             borders = _borders(lesion)
@@ -58,9 +62,16 @@ def _cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
             cv2.polylines(picture, [points], True, COLOURS[lesion.kind], 1, cv2.LINE_AA, 4)
     cell = np.zeros((CELL[0] + CAPTION, CELL[1], 3), np.uint8)
     cell[:rows, :cols] = picture
-    words = f"{mammogram.image_id[-24:]} {mammogram.laterality or '?'} {mammogram.view or '?'} {mammogram.pathology or ''}"
+    words = _caption(mammogram, float(image.max()))
     cv2.putText(cell, words, (2, CELL[0] + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.34, (200, 200, 200), 1, cv2.LINE_AA)
     return cell
+
+
+def _caption(mammogram: Mammogram, highest: float) -> str:
+    full = 2 ** (mammogram.bits or 1) - 1
+    advice = unused_range(round(highest * full), full)
+    facts = f"{mammogram.image_id[-24:]} {mammogram.laterality or '?'} {mammogram.view or '?'} {mammogram.pathology or ''}"
+    return advice.partition(" in ")[0] if advice else facts
 
 
 def _borders(lesion: Lesion) -> Iterable[NDArray[np.float32]]:

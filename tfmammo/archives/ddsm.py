@@ -59,10 +59,13 @@ _MOST_PIXELS = 10**8  # of an image; DDSM's have up to 4 * 10^7, and a damaged .
 
 _CASE = r"([A-Z])[-_](\d{1,6})[-_](\d{1,3})"
 _VIEW = r"(LEFT|RIGHT)_(CC|MLO)"
-_FILE = re.compile(rf"{_CASE}\.{_VIEW}\.(OVERLAY(?:\.GZ)?|LJPEG(?:\.1|\.GZ)?|PNG|TIFF?)", re.IGNORECASE)
+_FLAGS = re.IGNORECASE | re.MULTILINE | re.ASCII
+_FILE = re.compile(rf"{_CASE}\.{_VIEW}\.(OVERLAY(?:\.GZ)?|LJPEG(?:\.1|\.GZ)?|PNG|TIFF?)", _FLAGS)
 _VOLUME = re.compile(r"(normal|cancer|benign|benign_without_callback)s?(?:_\d+)?", re.IGNORECASE)
-_SIZE = r"LINES\s+(\d{1,5})\s+PIXELS_PER_LINE\s+(\d{1,5})"
-_LINE = re.compile(rf"^\s*{_VIEW}\s+{_SIZE}(?:\s+BITS_PER_PIXEL\s+\d+)?(?:\s+RESOLUTION\s+(\d+\.?\d*))?(.*)$", re.IGNORECASE | re.MULTILINE)
+# Patterns of an .ics whose lines are stripped: one blank between words, so that no two parts of a pattern can share a run
+# of them, which takes a time that grows with the square of its length.
+_SIZE = r"LINES (\d{1,5}) PIXELS_PER_LINE (\d{1,5})"
+_LINE = re.compile(rf"^{_VIEW} {_SIZE}(?: BITS_PER_PIXEL \d{{1,3}})?(?: RESOLUTION (\d{{1,9}}(?:\.\d{{0,9}})?))?(.*)$", _FLAGS)
 
 
 @dataclass
@@ -143,8 +146,8 @@ def _key(match: re.Match[str]) -> Key:
 
 def _case(archive: _Archive, path: Path) -> Iterator[Mammogram]:
     """The mammograms of one .ics."""
-    text = _text(path)
-    named = re.search(rf"^\s*filename\s+{_CASE}", text, re.IGNORECASE | re.MULTILINE) or re.match(_CASE, path.stem, re.IGNORECASE)
+    text = "\n".join(" ".join(line.split()) for line in _text(path).splitlines())
+    named = re.search(rf"^filename {_CASE}", text, _FLAGS) or re.match(_CASE, path.stem, _FLAGS)
     if named is None:
         raise ArchiveError(f"{path}: names no case of the form B-3027-1")
     key = _key(named)
@@ -153,7 +156,7 @@ def _case(archive: _Archive, path: Path) -> Iterator[Mammogram]:
     if not lines:
         raise ArchiveError(f"{path}: lists no image with its LINES and PIXELS_PER_LINE")
     marked = any("OVERLAY" in form for _, form in files) or any(_is_marked(line) for line in lines)
-    density = re.search(r"^\s*DENSITY\s+([1-9])", text, re.MULTILINE)
+    density = re.search(r"^DENSITY ([1-9])", text, re.MULTILINE)
     case = _Case(
         path=path,
         key=key,
@@ -173,7 +176,7 @@ def _is_marked(line: re.Match[str]) -> bool:
 
 
 def _scanner(path: Path, text: str, letter: str) -> ljpeg.Scanner:
-    digitizer = re.search(r"^\s*DIGITIZER\s+.*?(DBA|LUMISYS|HOWTEK)", text, re.IGNORECASE | re.MULTILINE)
+    digitizer = re.search(r"^DIGITIZER .*?(DBA|LUMISYS|HOWTEK)", text, _FLAGS)
     name = digitizer[1].upper() if digitizer else None
     if name == "DBA":
         return "dba"

@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import logging
 import re
-import struct
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -38,11 +38,13 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset as read_elements
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, RLELossless
 
+from tfmammo.archives import compressed
 from tfmammo.archives.elements import Fault as _Fault
 from tfmammo.archives.elements import integer as _integer
 from tfmammo.archives.elements import items as _items
@@ -52,11 +54,11 @@ from tfmammo.archives.elements import text as _text
 from tfmammo.archives.stored import Stored, looked_up
 from tfmammo.record import ArchiveError, Laterality, View
 
+_MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"  # digital mammography, for presentation; .1 behind it: for processing
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 _LARGEST = 2**27  # pixels; the largest mammograms have 2**25, a damaged header may claim 2**32
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
-_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame: JPEG of all kinds, JPEG-LS
 # The words that messages may quote: a damaged header can hold anything in their place.
 _MODALITIES = ("CR", "CT", "DX", "ES", "IO", "KO", "MR", "NM", "OT", "PR", "PT", "PX", "RF", "RG", "SEG", "SM", "SR", "US", "XA", "XC")
 _PHOTOMETRICS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -71,8 +73,6 @@ _SIDE_CODES: dict[str, Laterality] = {
 _SIDES: dict[str, Laterality] = {"L": "L", "R": "R"}
 _VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
 _VIEW_POSITION = re.compile(r"([LR]?)[ _-]?(CC|MLO)")  # "MLO" by the standard, "LMLO" or "R CC" by some systems
-
-_one_at_a_time = threading.RLock()  # warnings and loggers belong to the process
 
 
 @dataclass(frozen=True)
@@ -194,22 +194,51 @@ def reading(path: Path) -> Iterator[None]:
 @contextmanager
 def silence() -> Iterator[None]:
     """No warning and no log line of pydicom and highdicom; values against the standard are common, those that matter are checked here."""
-    log, writer = logging.getLogger("pydicom"), logging.getLogger("highdicom")
-    with _one_at_a_time, warnings.catch_warnings():
+    _silence.enter()
+    try:
+        yield
+    finally:
+        _silence.leave()
+
+
+class _Silence:
+    """Warnings and loggers belong to the process: the first thread that comes silences them, the last one that goes undoes it.
+
+    So no file waits for the decoding of another.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._undo = threading.Lock(), 0, ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._begin()
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._undo.close()
+
+    def _begin(self) -> None:
+        log, writer = logging.getLogger("pydicom"), logging.getLogger("highdicom")
+        self._undo.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        disabled, propagate, level = log.disabled, log.propagate, writer.level
+        self._undo.callback(setattr, log, "disabled", log.disabled)
+        self._undo.callback(setattr, log, "propagate", log.propagate)
+        self._undo.callback(writer.setLevel, writer.level)
         log.disabled, log.propagate = True, False  # itself, and the loggers beneath it
         writer.setLevel(logging.CRITICAL + 1)  # these have a logger for each module, which takes its level
-        try:
-            yield
-        finally:
-            log.disabled, log.propagate = disabled, propagate
-            writer.setLevel(level)
+
+
+_silence = _Silence()
 
 
 def _dataset(file: BinaryIO) -> FileDataset:
-    """Everything before the pixels, checked; of a deflated file, which pydicom inflates as a whole, the pixels too."""
-    dataset = pydicom.dcmread(file, stop_before_pixels=not _is_deflated(file))
+    """Everything before the pixels, checked; of a deflated file, which is inflated as a whole, the pixels too."""
+    dataset = _inflated(file) or pydicom.dcmread(file, stop_before_pixels=True)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
         raise _Fault("its transfer syntax is missing or unknown")
@@ -223,24 +252,26 @@ def _dataset(file: BinaryIO) -> FileDataset:
     return dataset
 
 
-def _is_deflated(file: BinaryIO) -> bool:
-    """Whether all behind the file's meta information is deflated; raises when it would inflate to any size."""
-    start = file.read(2**16)
-    deflated = str(DeflatedExplicitVRLittleEndian).encode() in start
-    if deflated:
-        file.seek(144 + int.from_bytes(start[140:144], "little"))  # preamble, magic word, length of the meta information
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflater.decompress(file.read(), 2 * _LARGEST + 2**24)
-        if inflater.unconsumed_tail:
-            raise _Fault("is deflated and inflates to more than any mammogram needs")
-    file.seek(0)
-    return deflated
+def _inflated(file: BinaryIO) -> FileDataset | None:
+    """A deflated file's elements; None of any other file. Raises where it would inflate to more than a mammogram needs."""
+    meta = read_file_meta_info(file.name)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return None
+    if "FileMetaInformationGroupLength" not in meta:
+        raise _Fault("is deflated and does not say where")
+    file.seek(144 + _integer(meta, "FileMetaInformationGroupLength", 0))  # preamble, magic word, the length itself
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = inflater.decompress(file.read(), 2 * _LARGEST + 2**24)
+    if inflater.unconsumed_tail:
+        raise _Fault("is deflated and inflates to more than any mammogram needs")
+    elements = read_elements(BytesIO(content), is_implicit_VR=False, is_little_endian=True)
+    return FileDataset(file.name, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
 
 
 def _check(dataset: FileDataset) -> None:
     """Raise unless this is one grey image of a breast; leave its numbers as int."""
     modality, photometric = _text(dataset, "Modality"), _text(dataset, "PhotometricInterpretation")
-    if modality != "MG" and not _text(dataset, "SOPClassUID").startswith(_SECONDARY_CAPTURE):
+    if modality != "MG" and not _is_of_a_breast(dataset, modality):
         raise _Fault(f"is no mammogram, its modality is {_quoted(modality, _MODALITIES)}")
     rows, cols, frames = _integer(dataset, "Rows", 0), _integer(dataset, "Columns", 0), _integer(dataset, "NumberOfFrames", 1)
     if not rows or not cols:
@@ -258,6 +289,15 @@ def _check(dataset: FileDataset) -> None:
         raise _Fault(f"high bit {high_bit} does not fit {bits} stored bits")
     dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.BitsStored = rows, cols, allocated, bits
     dataset.PixelRepresentation = _integer(dataset, "PixelRepresentation", 0)
+
+
+def _is_of_a_breast(dataset: FileDataset, modality: str) -> bool:
+    """Whether an image of another modality than MG may be a mammogram: a scanned film, or one that states no modality but a breast."""
+    kind = _text(dataset, "SOPClassUID")
+    if kind.startswith(_SECONDARY_CAPTURE):
+        return True
+    states_breast = kind in (_MAMMOGRAPHY, f"{_MAMMOGRAPHY}.1") or _text(dataset, "BodyPartExamined").upper() == "BREAST"
+    return not modality and states_breast
 
 
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
@@ -294,8 +334,10 @@ def _bytes_of_pixels(dataset: Dataset) -> int:
 def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedinteger]:
     """The bits of every pixel, decompressed: uint8 or uint16 [rows, cols]; negative values wrap."""
     syntax, needed = dataset.file_meta.TransferSyntaxUID, _bytes_of_pixels(dataset)
+    if syntax == RLELossless:
+        return compressed.unpacked(compressed.frame(data), dataset.Rows, dataset.Columns, dataset.BitsAllocated)
     if syntax.is_encapsulated:
-        _check_stream(data, dataset.Rows, dataset.Columns)
+        compressed.check_stream(compressed.frame(data), dataset.Rows, dataset.Columns)
     else:
         data = data[: needed + needed % 2]
     options: dict[str, Any] = {
@@ -318,32 +360,6 @@ def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedi
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise _Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
     return codes.view(codes.dtype.str.replace("i", "u"))
-
-
-def _check_stream(data: bytes, rows: int, cols: int) -> None:
-    """Raise when compressed pixels break off, or are of another size than the header's, which might need any memory."""
-    at = 0
-    while data[at : at + 4] == b"\xfe\xff\x00\xe0":  # an item: the table of offsets, then fragments
-        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
-    if data[at : at + 4] != b"\xfe\xff\xdd\xe0":
-        raise _Fault("the file ends early, its compressed pixels break off")
-    size = _stream_size(get_frame(data, 0, number_of_frames=1))
-    if size not in (None, (rows, cols)):
-        raise _Fault(f"its compressed pixels are {size[0]} x {size[1]}, its header says {rows} x {cols}")
-
-
-def _stream_size(stream: bytes) -> tuple[int, int] | None:
-    """(rows, cols) by a JPEG's start of frame or a JPEG 2000's SIZ segment; None where there is neither, as in RLE."""
-    if stream[:4] == b"\xff\x4f\xff\x51" and len(stream) >= 24:
-        right, bottom, left, top = struct.unpack(">4I", stream[8:24])
-        return bottom - top, right - left
-    at = 2
-    while stream[:2] == b"\xff\xd8" and stream[at : at + 1] == b"\xff" and at + 9 <= len(stream):
-        marker, length, rows, cols = struct.unpack(">xBHxHH", stream[at : at + 9])
-        if marker in _FRAME_MARKERS:
-            return rows, cols
-        at += 2 + length
-    return None
 
 
 def _grey_of_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:

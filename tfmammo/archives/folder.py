@@ -17,11 +17,13 @@ says so. `lesion_patient`, which synthetic mammograms with another woman's lesio
 be made of one side of a split alone.
 
 Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their values stay below 4096.
-The column `bits` says what they hold instead (12 for most detectors). A DICOM, a PGM (its maxval) and a 12-bit TIFF say it
+The column `bits` says what they hold instead (12 for most detectors); a log line asks for it once where pixels use a quarter of 16 bits
+or less. A DICOM, a PGM (its maxval) and a 12-bit TIFF say it
 themselves. Raw DICOM images ("for processing") are left out and counted.
 
-Masks. One file is one lesion; its parts are not split into several. All but 0 is lesion, in a colour mask all but black; a
-JPEG is cut at 127, because its compression puts low values all around a lesion. Without a `kind` in the table a mask is a
+Masks. One file is one lesion; its parts are not split into several. Of two values the higher is the lesion, whatever they are.
+More than two are left by resampling or by JPEG, which grey a rim around the lesion: they are cut at half of the highest, and
+a log line says so once. Of a colour mask each pixel's brightest channel counts. Without a `kind` in the table a mask is a
 mass of uncertain kind. A mask is read when it is wanted: one that is empty, damaged or of another size than its image raises
 ArchiveError then. Normal images need no mask, and those of images whose `pathology` is normal are not looked at.
 
@@ -45,7 +47,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,7 +57,9 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from tfmammo.archives import coco, dicom
-from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
+from tfmammo.archives.files import beneath
+from tfmammo.archives.stored import unused_range
+from tfmammo.record import ID_KEY, ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id, spelling
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +100,9 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
               damaged, holds a wrong value, names a file outside the folder, or states another size than the image has.
     """
     root, skipped = Path(root), Skipped() if skipped is None else skipped
+    for name in ("metadata.csv", "annotations.json"):
+        if (root / name).exists() and not (root / name).is_file():
+            raise ArchiveError(f"{root / name}: is no file")
     if not (root / "images").is_dir():
         raise ArchiveError(f"{root}: has no folder images")
     if (root / "masks").is_dir() and (root / "annotations.json").exists():
@@ -124,6 +131,8 @@ def mammogram(path: Path) -> Mammogram:
     Returns:  a record without lesions, its image_id as `read` makes it; as nobody says whose it is, all have one patient_id.
     Raises:   ArchiveError: no such file, no image that can be read, or a raw DICOM image ("for processing").
     """
+    if path.exists() and not path.is_file():
+        raise ArchiveError(f"{path}: is no file")
     facts = _dicom_facts(path) if is_dicom(path) else _facts(path, None)
     if facts is None:
         raise ArchiveError(f"{path}: is a raw image ('for processing'), take the one for presentation")
@@ -141,16 +150,15 @@ def is_dicom(path: Path) -> bool:
 
 
 def _find(root: Path, name: str, endings: tuple[str, ...], skipped: Skipped) -> dict[str, Path]:
-    """Files of these endings by their names beneath `name`, without the ending, in order."""
+    """Files of these endings by their names beneath `name`, in one spelling and without the ending, in order."""
     found: dict[str, Path] = {}
     others = 0
-    paths = (Path(folder, file) for folder, _, files in os.walk(root / name) for file in files if not file.startswith("."))
-    for path in sorted(paths):
-        key = path.relative_to(root / name).with_suffix("").as_posix()
+    for path in sorted(beneath(root / name, links=False)):
+        key = spelling(path.relative_to(root / name).with_suffix("").as_posix())
         if path.suffix.lower() not in endings or not key.isprintable():  # a name in no known encoding can't be hashed
             others += 1
         elif key in found:
-            skipped.add(path.relative_to(root).as_posix(), "another file has the same name and another ending")
+            skipped.add(path.relative_to(root).as_posix(), "another file has the same name and another ending or spelling")
         else:
             found[key] = path
     if others:
@@ -160,6 +168,7 @@ def _find(root: Path, name: str, endings: tuple[str, ...], skipped: Skipped) -> 
 
 def _key(name: str) -> str:
     """What a table calls a file -> its name beneath images or masks, without the ending. Raises ValueError outside of them."""
+    name = spelling(name)
     path = PurePosixPath(name.strip().replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"\s*[A-Za-z]:", name) or not name.isprintable():
         raise ValueError(f"the file name {name[:80]!r} leads out of the folder")
@@ -196,9 +205,13 @@ def _bits(text: str) -> int:
     return int(text)
 
 
+def _patient(text: str) -> str:
+    return spelling(spelling(text).casefold())  # ids that differ in this alone are one patient's: the safe side
+
+
 _COLUMNS: dict[str, Callable[[str], Any]] = {
     "file": _key,
-    "patient": str.casefold,  # ids that differ in this alone are one patient's: the safe side
+    "patient": _patient,
     "laterality": _one_of({"l": "L", "left": "L", "r": "R", "right": "R"}),
     "view": _one_of({"cc": "CC", "mlo": "MLO"}),
     "pathology": _one_of({word: word for word in ("normal", "benign", "malignant")}),
@@ -210,7 +223,7 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
     "spacing": _spacing,
     "split": _one_of({"train": "train", "test": "test"}),
     "bits": _bits,
-    "lesion_patient": str.casefold,
+    "lesion_patient": _patient,
 }
 
 
@@ -240,7 +253,7 @@ def _row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
     if len(cells) != len(columns):
         raise ArchiveError(f"{path}: row {number} has {len(cells)} cells, the first line {len(columns)}")
     row = {}
-    for name, text in zip(columns, (cell.strip() for cell in cells), strict=True):
+    for name, text in zip(columns, (spelling(cell).strip() for cell in cells), strict=True):
         if name in _COLUMNS and (text or name == "file"):
             try:
                 if not text:
@@ -297,14 +310,15 @@ def _mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator
 def _coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
     listed, path = folder.coco[image], folder.images[image]
     where = f"{folder.root / 'annotations.json'}: {path.relative_to(folder.root).as_posix()}"
+    later = f"{folder.root / 'annotations.json'}: {hashed_id('folder', image)}"  # what is read later may be told in a log
     if listed.size not in (None, (rows, cols)):
         raise coco.Contradiction(f"{where} has {(rows, cols)} rows and columns there, but {listed.size} is stated")
     details = _details(folder.rows.get(image, {}), len(listed.annotations))
     for number, (kind, annotation) in enumerate(listed.annotations, start=1):
         try:
-            yield coco.lesion(kind, annotation, rows, cols, details, f"{where}, annotation {number}")
-        except coco.Contradiction:
-            raise
+            yield coco.lesion(kind, annotation, rows, cols, details, f"{later}, annotation {number}")
+        except coco.Contradiction as error:
+            raise coco.Contradiction(str(error).replace(later, where)) from None
         except ValueError as error:
             folder.note(path, f"annotation {number} left out: {error}")
 
@@ -325,6 +339,8 @@ def _mammograms(folder: _Folder) -> Iterator[Mammogram]:
     if not has_patients:
         reason = "metadata.csv names no patients, so all images count as one and can't be split; give it the columns file and patient"
         log.warning("%s: %s", folder.root.name, reason)
+    elif not os.environ.get(ID_KEY):
+        log.info("patients are told apart by unkeyed hashes, which a list of names or numbers undoes; of private data set %s", ID_KEY)
     for image, path in folder.images.items():
         if folder.listed_only and image not in folder.coco:
             folder.counts["images that annotations.json does not list"] += 1
@@ -430,6 +446,8 @@ def _pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
         if values.max() > full:
             raise ArchiveError(f"{path}: holds values up to {values.max()}, more than {bits} bits can")
         values = full - values if inverted else values
+        if bits is None and (advice := unused_range(int(values.max()), full)):
+            _advise(path.parent, advice)
         return (values.astype(np.float32) / np.float32(full))[..., np.newaxis]
 
 
@@ -447,14 +465,23 @@ def _mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
     with _opened(path) as picture:
         if picture.size != (cols, rows):
             raise ArchiveError(f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}")
-        lowest = 128 if picture.format == "JPEG" else 1
         if picture.mode in _CHANNELS:
             channels = np.asarray(picture.convert("RGBA"))
-            region = (channels[..., :3] >= lowest).any(axis=-1) & (channels[..., 3] > 0)
+            values = channels[..., :3].max(axis=-1) * (channels[..., 3] > 0)
         elif picture.mode in _ONE_CHANNEL or picture.mode.startswith("I"):
-            region = np.asarray(picture) >= lowest
+            values = np.asarray(picture).astype(np.int32)
         else:
             raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
-    if not region.any():
+    lowest, highest = int(values.min()), int(values.max())
+    if highest < (128 if picture.format == "JPEG" else 1):  # a JPEG's black may be off by a little
         raise ArchiveError(f"{path}: marks nothing")
-    return region.astype(np.uint8)
+    if not np.all((values == lowest) | (values == highest)):
+        _advise(path.parent, "masks of more than two grey values are cut at half of the highest: resampled, or JPEG")
+        return (2 * values >= highest).astype(np.uint8)
+    return (values > 0).astype(np.uint8) if lowest == highest else (values == highest).astype(np.uint8)
+
+
+@cache
+def _advise(folder: Path, advice: str) -> None:
+    """Say what is odd about a folder's files, once."""
+    log.warning("%s: %s", folder.name, advice)

@@ -39,9 +39,10 @@ from tfmammo.record import ArchiveError, Laterality, Lesion, LesionKind, Mammogr
 
 Row = dict[str, str]  # column name -> text, both stripped, names in lower case
 
-_NAME = re.compile(r"(?P<id>\d+)_(?P<patient>[0-9a-z]+)_MG_(?P<laterality>[LR])_(?P<view>[A-Z]+)_ANON\.dcm", re.IGNORECASE)
-_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
-_POINT = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*")
+_NAME = re.compile(r"(?P<id>\d+)_(?P<patient>[0-9a-z]+)_MG_(?P<laterality>[LR])_(?P<view>[A-Z]+)_ANON\.dcm", re.IGNORECASE | re.ASCII)
+_NUMBER = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+_POINT = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*", re.ASCII)
+_LONGEST = 200  # characters of a point; longer ones would keep the pattern busy
 _VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}  # one case is seen from below: FB, no view of ours
 _LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
 _FINDINGS = ("mass", "micros", "distortion", "asymmetry")  # columns of the xls, marked by an X
@@ -233,7 +234,7 @@ def _lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Lesio
     spiculated = name.lower().endswith("spiculated region")
     return Lesion.from_outline(
         _KINDS[name.lower()],
-        np.array([_row_col(point) for point in points], np.float32),
+        np.array([_row_col(point) for point in points], np.float64),
         rows,
         cols,
         margin="spiculated" if spiculated else None,
@@ -243,7 +244,7 @@ def _lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Lesio
 
 def _row_col(point: str) -> tuple[float, float]:
     """OsiriX's "(x, y)", x to the right and y down, as (row, col)."""
-    match = _POINT.fullmatch(point)
+    match = _POINT.fullmatch(point) if len(point) <= _LONGEST else None
     if match is None:
         raise ValueError(f"the point '{' '.join(point.split())[:40]}' is not of the form (x, y)")
     return float(match[2]), float(match[1])

@@ -41,8 +41,10 @@ from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Patholog
 
 SIZE, SPACING = 1024, 0.2  # px, mm per px
 
-_FILE = re.compile(r"mdb(\d{3,6})\.pgm", re.IGNORECASE)
-_ROW = re.compile(r"mdb(\d{3,6})[ \t]+([FGD])[ \t]+(CALC|CIRC|SPIC|MISC|ARCH|ASYM|NORM)(?:[ \t]+([BM]))?(?:[ \t]+(\S.*))?", re.IGNORECASE)
+_FILE = re.compile(r"mdb(\d{3,6})\.pgm", re.IGNORECASE | re.ASCII)
+_ROW = re.compile(
+    r"mdb(\d{3,6})[ \t]+([FGD])[ \t]+(CALC|CIRC|SPIC|MISC|ARCH|ASYM|NORM)(?:[ \t]+([BM]))?(?:[ \t]+(\S.*))?", re.IGNORECASE | re.ASCII
+)
 _CIRCLE = re.compile(r"(\d{1,6})[ \t]+(\d{1,6})[ \t]+(\d{1,6})")
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"  # PGM allows comments between the numbers of its header
 _HEADER = re.compile(rb"P5%b+(\d{1,6})%b+(\d{1,6})%b+(\d{1,6})\s" % (_SPACE, _SPACE, _SPACE))

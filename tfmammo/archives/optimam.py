@@ -152,10 +152,10 @@ def _client(archive: _Archive, folder: Path) -> list[Mammogram]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ArchiveError(f"{path}: no such file")
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: no such file") from None
     except _UNREADABLE as error:
         raise ArchiveError(f"{path}: can't be read as JSON ({error.__class__.__name__})") from None
     if not isinstance(content, dict):
@@ -220,7 +220,7 @@ def _mammogram(archive: _Archive, path: Path, image: Image, episode: Episode | N
     breast = _breast_pathology(episode, outcome, header.laterality) if episode else None
     lesions = _lesions(archive, path, image.marks, episode, breast, header)
     client, study = path.parts[-3:-1]
-    patient = hashed_id("optimam", client)
+    patient = hashed_id("optimam", client.lower())
     return Mammogram(
         archive="optimam",
         patient_id=patient,

@@ -86,6 +86,17 @@ class Stored:
         return values[places], ((greys[1:] + greys[:-1]) / 2).astype(np.float32)
 
 
+def unused_range(highest: int, full: int) -> str | None:
+    """What to say of stored values that leave most of their range unused, as 12 bits in a file of 16 do; None of others.
+
+    Args:     highest: the highest value there is. full: the value that stands for 1.
+    """
+    if not (0 < 4 * highest < full + 1 and full > 2**12):
+        return None
+    share, bits = 100 * highest / full, max(8, 2 * -(-highest.bit_length() // 2))
+    return f"values use {share:.0f} % of {full.bit_length()} bits; state bits={bits} in metadata.csv"
+
+
 def looked_up(greys: NDArray[np.float32], values: NDArray[np.integer]) -> NDArray[np.float32]:
     """Every value's grey.
 

@@ -39,7 +39,7 @@ from pathlib import Path
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Box, Laterality, Lesion, LesionKind, Mammogram, Skipped, Split, View, hashed_id
+from tfmammo.record import ArchiveError, Box, Laterality, Lesion, LesionKind, Mammogram, Skipped, Split, View, hashed_id, spelling
 
 IMAGES, FINDINGS, METADATA = "breast-level_annotations.csv", "finding_annotations.csv", "metadata.csv"
 
@@ -130,13 +130,18 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
 def _find(archive: _Archive) -> None:
     """Walk the tree once; of several files of one name the one nearest to the root counts."""
     for path in sorted(beneath(archive.root), key=lambda path: (len(path.parts), path)):
-        name, key = path.name.lower(), (path.parent.name.lower(), path.stem.lower())
+        name, key = path.name.lower(), (_key(path.parent.name), _key(path.stem))
         if name in (IMAGES, FINDINGS, METADATA):
             archive.tables.setdefault(name, path)
         elif path.suffix.lower() not in (".dicom", ".dcm"):
             continue
         elif archive.dicoms.setdefault(key, path) is not path:
             archive.note(path, "is a second file of the same study and image")
+
+
+def _key(name: str) -> str:
+    """A name of a study or an image, however it is spelt."""
+    return spelling(name).strip().lower()
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
@@ -157,7 +162,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
 def _read_findings(archive: _Archive) -> None:
     faults = archive.faults[FINDINGS]
     for line, row in _table(archive.tables[FINDINGS], _FINDING_COLUMNS):
-        found = archive.findings.setdefault(row["image_id"].lower(), _Findings())
+        found = archive.findings.setdefault(_key(row["image_id"]), _Findings())
         readable = _LIST.fullmatch(row["finding_categories"])
         names = [name[1:-1].strip().lower() for name in re.findall(_QUOTED, row["finding_categories"])] if readable else []
         if names == ["no finding"]:
@@ -193,7 +198,7 @@ def _read_spacings(archive: _Archive) -> None:
             for column in ("pixel spacing", "imager pixel spacing"):  # as in the headers
                 values = [float(number) for number in _NUMBER.findall(row.get(column, "")[:100])]
                 if len(values) == 2 and all(0 < value < math.inf for value in values):
-                    archive.spacings[row["sop instance uid"].lower()] = (values[0], values[1])
+                    archive.spacings[_key(row["sop instance uid"])] = (values[0], values[1])
                     break
     except ArchiveError as error:
         archive.note(path, error)
@@ -206,8 +211,8 @@ def _mammograms(archive: _Archive) -> dict[str, Mammogram]:
     named, used = set(), set()
     missing = 0
     for line, row in _table(table, _IMAGE_COLUMNS):
-        image = row["image_id"].lower()
-        key = (row["study_id"].lower(), image)
+        image = _key(row["image_id"])
+        key = (_key(row["study_id"]), image)
         path = archive.dicoms.get(key)
         if image in named:
             archive.faults[IMAGES].add("names an image a second time", line)
@@ -230,7 +235,7 @@ def _mammograms(archive: _Archive) -> dict[str, Mammogram]:
 
 
 def _mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
-    image = row["image_id"].lower()
+    image = _key(row["image_id"])
     if not all(re.fullmatch(r"[1-9]\d{0,4}", row[column]) for column in ("height", "width")):
         raise ArchiveError(f"{path}: {IMAGES} gives no height and width for it")
     rows, cols = int(row["height"]), int(row["width"])
@@ -240,7 +245,7 @@ def _mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
     found = archive.findings.get(image, _Findings(marked=True))  # without a row it is not known to be free of findings
     return Mammogram(
         archive="vindr",
-        patient_id=hashed_id("vindr", row["study_id"].lower()),
+        patient_id=hashed_id("vindr", _key(row["study_id"])),
         image_id=image,
         rows=rows,
         cols=cols,

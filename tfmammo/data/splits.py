@@ -97,8 +97,8 @@ class SavedSplit(Frozen):
 
     archive: its name. split: what kind of split it is. folds, seed, stratify: what it was made with, None where they play
     no part. id_key: the `record.key_check` that its pseudonyms were made under, None in files of earlier versions.
-    patients: pseudonym -> number of the fold that holds the patient out, for "patient"; "train" or "test" for "official";
-    for "paper", which no patient decides, "both" too.
+    patients: pseudonym -> number of the fold that holds the patient out, for "patient"; "train" or "test" for
+    "official"; for "paper", which no patient decides, "both" too.
     """
 
     archive: str

@@ -1,0 +1,223 @@
+"""Small files that claim much, or never end: each reader refuses them in bounded time and memory, and goes on with the others."""
+
+import csv
+import json
+import os
+import signal
+import struct
+import zlib
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfmammo.archives import ARCHIVES, cdd_cesm, ddsm, folder, inbreast, optimam
+from tfmammo.archives.writers import cbis_ddsm, mini_mias, vindr
+from tfmammo.archives.writers import cdd_cesm as cesm_writer
+from tfmammo.archives.writers import ddsm as ddsm_writer
+from tfmammo.archives.writers import folder as folder_writer
+from tfmammo.archives.writers import inbreast as inbreast_writer
+from tfmammo.archives.writers import optimam as optimam_writer
+from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+
+ROWS, COLS = 60, 44
+SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
+WRITERS = {
+    "cbis_ddsm": cbis_ddsm.write, "cdd_cesm": cesm_writer.write, "ddsm": ddsm_writer.write, "folder": folder_writer.write,
+    "inbreast": inbreast_writer.write, "mini_mias": mini_mias.write, "optimam": optimam_writer.write, "vindr": vindr.write,
+}  # fmt: skip
+
+
+def grey() -> np.ndarray:
+    return np.full((ROWS, COLS, 1), 0.5, np.float32)
+
+
+def originals(count: int = 2) -> list[Mammogram]:
+    lesions = (Lesion.from_outline("mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"),)
+    return [
+        Mammogram("test", f"p{i}", f"image{i}", ROWS, COLS, partial(grey), "L", "CC", "malignant", lesions, (0.1, 0.1), "4", "2")
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _in_time():
+    """20 s for a test whose work takes a fraction of one; each of these took minutes, or for ever."""
+
+    def stop(*_):
+        raise TimeoutError("took more than 20 s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_pipes_are_no_files_of_an_archive(name, tmp_path):
+    WRITERS[name](originals(), tmp_path / "archive")
+    whole = len(ARCHIVES[name](tmp_path / "archive", Skipped()))
+    paths = sorted(path for path in (tmp_path / "archive").rglob("*") if path.is_file())
+    for path in paths:
+        os.mkfifo(path.with_name(f"extra_{path.name}"))
+    assert len(ARCHIVES[name](tmp_path / "archive", Skipped())) == whole
+    for path in paths:
+        content = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        try:
+            for mammogram in ARCHIVES[name](tmp_path / "archive", Skipped()):
+                mammogram.pixels()
+                assert all(lesion.box for lesion in mammogram.lesions)
+        except ArchiveError:
+            pass  # said what is missing
+        path.unlink()
+        path.write_bytes(content)
+
+
+def test_a_single_pipe_is_no_mammogram(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ArchiveError, match=r"a\.png: is no file"):
+        folder.mammogram(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("end", [3e4, 3e7, 1e30])
+def test_an_outline_is_drawn_near_the_image_alone(end):
+    angle, radius = np.linspace(0, 2 * np.pi, 300, endpoint=False), np.where(np.arange(300) % 2, end, end / 2)
+    star = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)  # around the whole image
+    assert Lesion.from_outline("mass", star, 4000, 3000).box == (0, 0, 4000, 3000)
+    with suppress(ValueError):  # whether a tangle covers the image is for chance to say
+        Lesion.from_outline("mass", np.random.default_rng(0).uniform(-end, end, (300, 2)), 4000, 3000).mask(4000, 3000)
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0, 1e6])
+def test_what_lies_in_the_image_is_drawn_as_ever(scale):
+    """A large diamond around a corner, cut by the image's border: the half-plane row + col <= side."""
+    side = 30 * scale
+    outline = np.array([[-side, 0], [0, side], [side, 0], [0, -side]])
+    rows, cols = np.mgrid[:ROWS, :COLS]
+    drawn = Lesion.from_outline("mass", outline, ROWS, COLS).mask(ROWS, COLS)
+    wrong = drawn != (rows + cols <= side)
+    assert not wrong[np.abs(rows + cols - side) > 1].any()
+
+
+def test_a_hole_between_crossing_edges_stays_one():
+    """A figure of eight far wider than the image: even-odd, its crossing in the middle."""
+    outline = np.array([[-1e5, -1e5], [1e5 + ROWS, 1e5 + ROWS], [1e5 + ROWS, -1e5], [-1e5, 1e5 + ROWS]])
+    drawn = Lesion("mass", (0, 0, 1, 1), (outline,)).mask(ROWS, ROWS)
+    assert drawn[:25, 30].all() and drawn[-25:, 30].all() and not drawn[30, :25].any() and not drawn[30, -25:].any()
+
+
+def test_an_outline_that_crosses_itself_without_end_is_refused():
+    outline = np.random.default_rng(0).uniform(0, 3000, (20_000, 2))
+    with pytest.raises(ValueError, match="an outline of 20000 points crosses itself too often"):
+        Lesion.from_outline("mass", outline, 4000, 3000)
+
+
+def test_an_ics_of_blanks(tmp_path):
+    ddsm_writer.write(originals(1), tmp_path)
+    (path,) = tmp_path.rglob("*.ics")
+    text = path.read_text()
+    for blanks in ("\n" * 300_000, " " * 300_000, "\nDIGITIZER" + " " * 300_000 + "x\n", "\nLEFT_CC LINES" + " " * 300_000 + "x\n"):
+        path.write_text(blanks + text)
+        assert len(ddsm.read(tmp_path, Skipped())) == 1
+
+
+def test_a_point_of_many_digits(tmp_path):
+    inbreast_writer.write(originals(1), tmp_path)
+    (path,) = tmp_path.rglob("*.xml")
+    text = path.read_text()
+    first = text.index("<string>(", text.index("Point_px")) + len("<string>(")
+    for digits in ("9" * 400_000, "1e308", "9" * 60):
+        path.write_text(text[:first] + digits + text[text.index(",", first) :])
+        skipped = Skipped()
+        (found,) = inbreast.read(tmp_path, skipped)
+        assert found.lesions == () and "left out" in next(iter(skipped.reasons.values()))
+
+
+def regions(root, text: str) -> None:
+    """Put a shape into the first row of CDD-CESM's region table."""
+    path = root / cdd_cesm.REGIONS
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header, first, *rows = csv.reader(file)
+    first[header.index("region_shape_attributes")] = text
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, first, *rows])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "[" * 100_000,
+        '{"name": "polygon", "all_points_x": [1' + "0" * 400 + ', 5, 9], "all_points_y": [1, 5, 9]}',
+        '{"name": "circle", "cx": 1' + "0" * 400 + ', "cy": 5, "r": 3}',
+        '{"name": "polygon", "all_points_x": [1e308, -1e308, 9], "all_points_y": [1, 5, 9]}',
+        '{"name": {"a": 1}}',
+        "[1, 2]",
+        "7",
+    ],
+)
+def test_one_bad_shape_costs_no_other_image(shape, tmp_path):
+    cesm_writer.write(originals(), tmp_path)
+    regions(tmp_path, shape)
+    skipped = Skipped()
+    assert sorted(len(one.lesions) for one in cdd_cesm.read(tmp_path, skipped)) == [0, 1]
+    assert len(skipped) == 1 and len(next(iter(skipped.reasons.values()))) < 200
+
+
+@pytest.mark.parametrize("claim", [(65500, 65500), (65535, 65535)])
+def test_a_jpeg_that_claims_too_much_costs_no_other_image(claim, tmp_path):
+    cesm_writer.write(originals(), tmp_path)
+    path = sorted(tmp_path.rglob("*.jpg"))[0]
+    content = path.read_bytes()
+    at = content.index(b"\xff\xc0") + 5
+    path.write_bytes(content[:at] + struct.pack(">HH", *claim) + content[at + 4 :])
+    skipped = Skipped()
+    assert len(cdd_cesm.read(tmp_path, skipped)) == 1
+    assert len(skipped) == 1
+
+
+def test_an_eps_called_jpg_reaches_no_other_program(tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", never)
+    cesm_writer.write(originals(), tmp_path)
+    path = sorted(tmp_path.rglob("*.jpg"))[0]
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 44 60\n%%EndComments\nshowpage\n")
+    assert len([one.pixels() for one in cdd_cesm.read(tmp_path, Skipped())]) == 1
+
+
+def test_a_mask_of_many_parts_is_no_radiologists(tmp_path):
+    cesm_writer.write(originals(1), tmp_path)
+    (image,) = sorted(tmp_path.rglob("*.jpg"))
+    rows, cols = np.mgrid[:900, :900]
+    Image.fromarray(np.full((900, 900), 90, np.uint8)).save(image)
+    (image.parent / "masks").mkdir()
+    Image.fromarray((((rows % 6 < 4) & (cols % 6 < 4)) * 255).astype(np.uint8)).save(image.parent / "masks" / f"{image.stem}.png")
+    skipped = Skipped()
+    with pytest.raises(ArchiveError):
+        cdd_cesm.read(tmp_path, skipped)
+    assert "has 22500 parts" in next(iter(skipped.reasons.values()))
+
+
+def test_a_png_that_unpacks_to_too_much_is_refused_by_its_header(tmp_path):
+    folder_writer.write(originals(), tmp_path)
+    path = sorted((tmp_path / "images").rglob("*.png"))[0]
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 16, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(10_000_000))), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    skipped = Skipped()
+    assert len(folder.read(tmp_path, skipped)) == 1 and len(skipped) >= 1
+
+
+@pytest.mark.parametrize("deep", ["[" * 200_000, json.dumps({"STUDIES": {"1.2.3": {"1.2.3.1": {"1.2.3.1.1": {"m": {"X1": 10**400}}}}}})])
+def test_deep_or_endless_json_of_one_client_costs_no_other(deep, tmp_path):
+    optimam_writer.write(originals(), tmp_path)
+    path = sorted((tmp_path / "data").rglob("imagedb_*.json"))[0]
+    path.write_text(deep)
+    assert len(optimam.read(tmp_path, Skipped())) == 1
