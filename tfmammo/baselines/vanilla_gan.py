@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt
 
