@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 import keras
 import tensorflow as tf
@@ -19,7 +20,55 @@ def normal(deviation: float = 0.02) -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(0.0, deviation)
 
 
-class UNet256(keras.Model):
+class Network(keras.Model):
+    """A keras.Model that no .keras file holds: saving it raises one sentence, as reading that file would fail."""
+
+    def save(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refused, before a file is made."""
+        self.get_config()
+
+    def get_config(self) -> NoReturn:
+        """Refused: what any way of saving calls. Raises: NotImplementedError."""
+        raise NotImplementedError(
+            f"{type(self).__name__} can't be saved as a .keras file: write the model that it belongs to with "
+            "tfmammo.export.export(model, FOLDER, {}) and read it with tfmammo.export.load(FOLDER, FUNCTION)"
+        )
+
+
+class Trainable(Network):
+    """Networks that are trained together, by a `train_step` of their own: Keras's ways to call and to train one are refused.
+
+    Every refusal is a NotImplementedError of one sentence, which names the way that works.
+    """
+
+    networks: Mapping[str, keras.Model]
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.built = True  # there is nothing to build but its networks
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refused."""
+        raise NotImplementedError(
+            f"{type(self).__name__} can't be called as a whole: call a function, model.functions()[NAME](...), or a network, "
+            f"model.networks[NAME](...), NAME being one of {', '.join(self.networks)}"
+        )
+
+    def compile(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refused, as are fit, evaluate, predict and the like."""
+        raise NotImplementedError(
+            f"{type(self).__name__} is trained by its own train_step and not by Keras: run python train/{self.name}.py --config "
+            f"configs/{self.name}.yaml, or call model.train_step(batch) in a loop"
+        )
+
+    fit = evaluate = predict = train_on_batch = test_on_batch = predict_on_batch = compile
+
+    def export(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refused: see tfmammo.export."""
+        self.get_config()
+
+
+class UNet256(Network):
     """The U-Net of Pix2Pix: as many stride-2 convolutions down as filters are named, as many up, skips between.
 
     Encoder: conv(k4, s2), LeakyReLU(0.2) before all but the first, normalisation on all but the first and the innermost.
@@ -77,7 +126,7 @@ class UNet256(keras.Model):
         return self.to_float32(x)
 
 
-class PatchDiscriminator(keras.Model):
+class PatchDiscriminator(Network):
     """The patch discriminator of Pix2Pix: one logit for every patch of `receptive_field` px.
 
     conv(k4, s2, bias), LeakyReLU; then strided and one unstrided conv(k4), normalisation, LeakyReLU; then conv(k4, s1, bias)
@@ -204,6 +253,7 @@ def dcgan_discriminator(filters: Sequence[int], channels: int, size: int, kernel
     return keras.Sequential(stack, name="discriminator")
 
 
+@keras.saving.register_keras_serializable("tfmammo")
 def leaky_relu(x: tf.Tensor) -> tf.Tensor:
     """max(x, 0.2 x)."""
     return _leaky_relu_by_result(x) if on_cpu() else tf.nn.leaky_relu(x, 0.2)

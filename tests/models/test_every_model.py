@@ -1,5 +1,8 @@
-"""What holds for every model and baseline: an export answers the same whatever came before it."""
+"""What holds for every model and baseline: answers without a state, and refusals where Keras's own ways would fail later."""
 
+import re
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -17,6 +20,7 @@ from tfmammo.models.contextual import Contextual, ContextualConfig
 from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
+from tfmammo.networks import Network
 
 UNET = {"filters": (4, 8, 8), "discriminator_filters": 4, "discriminator_strided": 1}
 DCGAN = {"filters": (8, 4), "discriminator_filters": (4, 8), "z": 5}
@@ -61,3 +65,44 @@ def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
         function(*(1 - values for values in inputs))
         for key, value in function(*inputs).items():
             np.testing.assert_array_equal(value, first[key], err_msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda model, path: model.save(path), "can't be saved as a .keras file: .*tfmammo.export.export.*tfmammo.export.load"),
+        (lambda model, path: keras.saving.save_model(model, path), "can't be saved as a .keras file: .*tfmammo.export.export"),
+        (lambda model, path: model.export(path), "can't be saved as a .keras file: .*tfmammo.export.export"),
+        (lambda model, path: model(np.zeros((1, 32, 32, 1))), r"can't be called as a whole: .*model.networks\[NAME\]"),
+        (lambda model, path: model.fit(np.zeros(1), np.zeros(1)), "is trained by its own train_step.*python train/"),
+        (lambda model, path: model.compile("adam", "mse"), "is trained by its own train_step.*python train/"),
+        (lambda model, path: model.predict(np.zeros(1)), "is trained by its own train_step.*python train/"),
+    ],
+)
+def test_what_keras_would_do_wrongly_is_refused_in_one_sentence(model, tmp_path, repository, use, said):
+    with pytest.raises(NotImplementedError, match=f"^{type(model).__name__} {said}") as raised:
+        use(model, tmp_path / "x.keras")
+    message = str(raised.value)
+    assert "\n" not in message
+    for file in re.findall(r"(?:train|configs)/[\w.]+", message):
+        assert (repository / file).is_file()
+
+
+def test_a_save_that_is_refused_leaves_no_file(model, tmp_path):
+    with pytest.raises(NotImplementedError):
+        model.save(tmp_path / "x.keras")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # TensorFlow's
+def test_each_network_is_read_back_from_a_keras_file_or_refused(model, tmp_path):
+    for name, network in model.networks.items():
+        path = tmp_path / f"{name}.keras"
+        if type(network).get_config is Network.get_config:
+            with pytest.raises(NotImplementedError, match=f"^{type(network).__name__} can't be saved as a .keras file"):
+                network.save(path)
+            continue
+        network.save(path)
+        x = tf.random.stateless_uniform([1, *network.input_shape[1:]], [0, 0])
+        for found, expected in zip(*(tf.nest.flatten(which(x)) for which in (keras.saving.load_model(path), network)), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -89,6 +89,7 @@ def network(config: FCN8sConfig, size: int) -> keras.Model:
     return keras.Model(image, scores, name="segmenter")
 
 
+@keras.saving.register_keras_serializable("tfmammo")
 def bilinear(shape: tuple[int, int, int, int], dtype: str | None = None) -> tf.Tensor:
     """The kernel of a transposed convolution that interpolates each channel bilinearly by half the kernel's size.
 

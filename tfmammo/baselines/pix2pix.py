@@ -21,13 +21,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import keras
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
 from tfmammo.losses import Average, l1, log_fake, log_real
-from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
+from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import Adam, build, minimize
 
 
@@ -49,7 +48,7 @@ class Pix2PixConfig(Frozen):
     discriminator_filters: PositiveInt = 64
 
 
-class Pix2Pix(keras.Model):
+class Pix2Pix(Trainable):
     """Generator and discriminator with their optimizers; built on construction.
 
     Args:     config: Pix2Pix's values or yours. size: patch rows and columns, px.

@@ -9,6 +9,7 @@ import tensorflow as tf
 from pydantic import Field, PositiveFloat
 
 from tfmammo.config import ConfigError, Frozen
+from tfmammo.networks import Trainable
 from tfmammo.optimization import Adam, build, minimize
 
 
@@ -22,7 +23,7 @@ class SegmenterConfig(Frozen):
     beta_1: float = Field(default=0.5, ge=0, lt=1)
 
 
-class Segmenter(keras.Model):
+class Segmenter(Trainable):
     """A room of one network, "segmenter", which maps an image to one logit per pixel.
 
     Args:     network: image float32 [b, s, s, 1] in [0, 1] -> logits float32 [b, s, s, 1]. config: its optimizer's values.

@@ -66,6 +66,7 @@ def network(
     return keras.Model(image, logits, name="segmenter")
 
 
+@keras.saving.register_keras_serializable("tfmammo")
 class PoolWithIndices(keras.layers.Layer):
     """Maxima of 2x2 windows, and where they stood (section 3, "max-pooling indices")."""
 
@@ -80,6 +81,7 @@ class PoolWithIndices(keras.layers.Layer):
         return pooled, indices
 
 
+@keras.saving.register_keras_serializable("tfmammo")
 class Unpool(keras.layers.Layer):
     """The inverse of PoolWithIndices: each value goes back to its maximum's place, the rest is zero."""
 

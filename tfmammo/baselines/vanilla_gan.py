@@ -23,7 +23,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from tfmammo.config import Frozen
 from tfmammo.layers import step_noise
 from tfmammo.losses import log_fake, log_real
-from tfmammo.networks import dcgan_discriminator, dcgan_generator
+from tfmammo.networks import Trainable, dcgan_discriminator, dcgan_generator
 from tfmammo.optimization import Adam, build, minimize
 
 
@@ -44,11 +44,13 @@ class VanillaGANConfig(Frozen):
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
 
+@keras.saving.register_keras_serializable("tfmammo")
 class MeanMask(keras.layers.Layer):
     """Appends the mean of all masks seen in training to an image, as a second channel in [-1, 1]; no gradient reaches it."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__(name="mean_mask", dtype="float32")
+    def __init__(self, size: int, **kwargs: object) -> None:
+        super().__init__(**{"name": "mean_mask", "dtype": "float32", **kwargs})
+        self.size = size
         self.mean = self.add_weight(shape=(size, size, 1), initializer="zeros", trainable=False, name="mean", aggregation="mean")
 
     def call(self, image: tf.Tensor) -> tf.Tensor:
@@ -56,13 +58,17 @@ class MeanMask(keras.layers.Layer):
         mask = tf.convert_to_tensor(self.mean) * 2 - 1
         return tf.concat([image, tf.broadcast_to(mask, tf.shape(image))], axis=-1)
 
+    def get_config(self) -> dict[str, object]:
+        """The constructor's arguments."""
+        return {**super().get_config(), "size": self.size}
+
     def follow(self, masks: tf.Tensor, step: tf.Tensor) -> None:
         """Take a batch into the mean. Args: masks: float32 [n, size, size, 1] in [0, 1]. step: batches before this one."""
         difference = tf.reduce_mean(masks, axis=0) - self.mean
         self.mean.assign_add(difference / tf.cast(step + 1, tf.float32))
 
 
-class VanillaGAN(keras.Model):
+class VanillaGAN(Trainable):
     """Generator and discriminator of patches, and their optimizers; built on construction.
 
     G answers with two channels: the image, and the mean mask, which no loss depends on.

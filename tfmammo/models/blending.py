@@ -44,7 +44,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tfmammo.config import ConfigError, Frozen
 from tfmammo.layers import SampleNormalization, image_gradients, patch_seeds, uniform_noise
 from tfmammo.losses import Average, log_fake, log_real
-from tfmammo.networks import leaky_relu, normal, unet_features
+from tfmammo.networks import Trainable, leaky_relu, normal, unet_features
 from tfmammo.optimization import Adam, build, minimize
 
 NORMAL, LESION = 0, 1  # the labels of a batch's patches
@@ -151,7 +151,7 @@ def placed(
     return moved[..., :1], tf.cast(moved[..., 1:] >= 0.5, tf.float32)
 
 
-class Blending(keras.Model):
+class Blending(Trainable):
     """Generator and discriminator with their optimizers; built on construction.
 
     Args:     config: the paper's values or yours. size: patch rows and columns, px. tissue: float32 [k, size, size, 1] in [0, 1],

@@ -26,13 +26,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import keras
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tfmammo.config import Frozen
 from tfmammo.losses import l1, l2_norm, log_fake, log_real, mean_square
-from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
+from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import Adam, build, call_sharing_gradients, minimize
 
 
@@ -56,7 +55,7 @@ class CANConfig(Frozen):
     discriminator_filters: PositiveInt = 64
 
 
-class CAN(keras.Model):
+class CAN(Trainable):
     """Generator, inverter and discriminator with their optimizers; built on construction.
 
     Args:     config: the paper's values or yours. size: patch rows and columns, px.

@@ -28,7 +28,6 @@ from functools import partial
 from typing import Literal
 
 import cv2
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from tfmammo.config import Frozen
 from tfmammo.layers import BatchNormalization, SampleNormalization, patch_seeds
 from tfmammo.losses import dice_loss, l1, log_fake, log_real
-from tfmammo.networks import PatchDiscriminator, UNet256
+from tfmammo.networks import PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import Adam, build, minimize
 
 FILTERS = (32, 64, 128, 256, 256, 256, 256, 256)
@@ -92,7 +91,7 @@ def postprocess(mask: NDArray[np.uint8], config: PostprocessConfig) -> NDArray[n
     return cleaned[..., None]
 
 
-class CGAN(keras.Model):
+class CGAN(Trainable):
     """Generator and discriminator with their optimizers; built on construction.
 
     Args:     config: the article's values or yours. size: patch rows and columns, px.

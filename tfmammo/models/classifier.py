@@ -30,6 +30,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from tfmammo import trunks
 from tfmammo.config import ConfigError, Frozen
 from tfmammo.layers import step_seed
+from tfmammo.networks import Trainable
 from tfmammo.optimization import Adam, build, minimize
 
 POOLS = ("real normal", "real lesion", "synthetic normal", "synthetic lesion")  # what a training patch's label counts
@@ -70,7 +71,7 @@ class ClassifierConfig(Frozen):
         return self
 
 
-class Classifier(keras.Model):
+class Classifier(Trainable):
     """One network, "classifier", from patch to features and logit, with its optimizer; built on construction.
 
     Args:     config: the paper's values or yours. size: patch rows and columns, px.

@@ -47,7 +47,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from tfmammo.config import ConfigError, Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.layers import RandomScalarMap, SelfAttention, SpectralNormalization, step_seed
-from tfmammo.networks import leaky_relu
+from tfmammo.networks import Network, Trainable, leaky_relu
 from tfmammo.optimization import Adam, build, minimize
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
 
@@ -110,7 +110,7 @@ class ContextualConfig(Frozen):
         return sizes
 
 
-class Encoder(keras.Model):
+class Encoder(Network):
     """What G and D share: blocks that halve the resolution down to 4 x 4, then a convolution to 1 x 1.
 
     Level k's block leads from a map of 8 * 2^k px to one of 4 * 2^k px. A network for fewer px than the filters are for lacks
@@ -286,7 +286,7 @@ class Discriminator(Encoder):
         return tf.cast(middle[:, 0, 0], tf.float32)
 
 
-class Contextual(keras.Model):
+class Contextual(Trainable):
     """Generator, discriminator and the generator's running average, with two optimizers; built on construction.
 
     Args:     config: the paper's values or yours. size: patch rows and columns of this stage, px.

@@ -43,7 +43,7 @@ from tfmammo.config import ConfigError, Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
-from tfmammo.networks import PIX2PIX_FILTERS, PatchDiscriminator, UNet256
+from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import Adam, build, minimize
 from tfmammo.trunks import vgg19
 
@@ -133,7 +133,7 @@ def feature_matching(real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor], weigh
     return tf.add_n([factor * l1(r, f) for factor, r, f in zip(factors, real, fake, strict=True)])
 
 
-class CRN(keras.Model):
+class CRN(Network):
     """A cascaded refinement network: modules of doubling resolution, each of which sees the label and what came before.
 
     Module i: the label, downsampled by area to the module's size, concatenated with the upsampled output of module i - 1; two
@@ -180,7 +180,7 @@ class CRN(keras.Model):
         return outputs
 
 
-class Infilling(keras.Model):
+class Infilling(Trainable):
     """Generator and discriminator with their optimizers, and the frozen VGG-19; built on construction.
 
     Args:     config: the paper's values or yours. size: patch rows and columns, px, at least 32.

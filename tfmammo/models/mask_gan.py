@@ -28,7 +28,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import cv2
-import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ from scipy import ndimage
 from tfmammo.config import Frozen
 from tfmammo.layers import step_noise
 from tfmammo.losses import log_fake, log_real
-from tfmammo.networks import dcgan_discriminator, dcgan_generator
+from tfmammo.networks import Trainable, dcgan_discriminator, dcgan_generator
 from tfmammo.optimization import Adam, build, minimize
 
 LIMITS = "plausibility.json"  # the file in an export that holds a Plausibility
@@ -71,7 +70,7 @@ class Plausibility(Frozen):
     extent: tuple[float, float]
 
 
-class MaskGAN(keras.Model):
+class MaskGAN(Trainable):
     """Generator and discriminator with their optimizers; built on construction.
 
     Args:     config: the paper's values or yours. size: mask rows and columns, px. references: uint8 [n, size, size, 1], 0

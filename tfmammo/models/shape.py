@@ -20,6 +20,7 @@ import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tfmammo.config import ConfigError, Frozen
+from tfmammo.networks import Trainable
 from tfmammo.optimization import build, minimize
 
 SHAPES = ("irregular", "lobular", "oval", "round")
@@ -40,7 +41,7 @@ def class_weights(counts: Sequence[int]) -> list[float]:
     return [1 - count / sum(counts) for count in counts]
 
 
-class ShapeCNN(keras.Model):
+class ShapeCNN(Trainable):
     """One network, "classifier", from mask to four shapes; built on construction.
 
     Args:     config: the article's values or yours. size: mask rows and columns, px. weights: of each class in the loss,
