@@ -11,7 +11,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST = 512  # connections; beyond, the one that has waited longest for its header makes room
-HEADER_SECONDS = 10  # from a connection's begin, or its last answer, to the end of a request's header
+HEADER_SECONDS = 10  # from the begin of a connection, or of a further request over it, to the end of a header
+IDLE_SECONDS = 75  # between two requests over one connection; more than clients keep theirs, so that they close it
 READING_SECONDS = 30  # that a client may leave an answer unread
 STOPPING_SECONDS = 5  # from a signal to the end; requests are told at once
 
@@ -20,6 +21,7 @@ class Connection(H11Protocol):
     """uvicorn's HTTP/1.1 over one connection, cut off where nothing comes of it."""
 
     since: float | None = None  # when it began to wait for a header; None while a request is under way
+    begun = True  # whether something has come since, or has to come
     limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -28,7 +30,14 @@ class Connection(H11Protocol):
         if len(self.connections) >= MOST:
             waiting = [one for one in self.connections if isinstance(one, Connection) and one.since is not None]
             min(waiting, key=lambda one: one.since or 0.0, default=self).transport.abort()
-        self._await_header()
+        self._await_header(HEADER_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self.since is not None and not self.begun:
+            self.begun = True
+            self._limit(HEADER_SECONDS, self.since)
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -46,7 +55,8 @@ class Connection(H11Protocol):
         """An answer is written; the next header may come."""
         super().on_response_complete()
         if self.cycle.response_complete:
-            self._await_header()
+            self.begun = False
+            self._await_header(IDLE_SECONDS)
 
     def pause_writing(self) -> None:
         """The client does not read."""
@@ -57,16 +67,16 @@ class Connection(H11Protocol):
         """It reads again."""
         super().resume_writing()
         if self.cycle is None or self.cycle.response_complete:
-            self._await_header()
+            self._await_header(IDLE_SECONDS)
         else:
             self._forget_limit()
 
-    def _await_header(self) -> None:
-        self._limit(READING_SECONDS if self.transport.get_write_buffer_size() else HEADER_SECONDS)
-        self.since = self.loop.time()
+    def _await_header(self, seconds: float) -> None:
+        self._limit(READING_SECONDS if self.transport.get_write_buffer_size() else seconds, self.loop.time())
 
-    def _limit(self, seconds: float) -> None:
+    def _limit(self, seconds: float, since: float | None = None) -> None:
         self._forget_limit()
+        self.since = since
         self.limit = self.loop.call_later(seconds, self.transport.abort)
 
     def _forget_limit(self) -> None:
@@ -88,7 +98,7 @@ def listening(host: str, port: int) -> socket.socket:
 def serve(app: Any, listener: socket.socket, stopping: Callable[[], None] = lambda: None) -> None:
     """Answer until a signal. Args: app: an ASGI application. stopping: called when it comes."""
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, http=Connection, ws="none", limit_concurrency=MOST,
+        app, log_level="error", access_log=False, http=Connection, ws="none", limit_concurrency=MOST, timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOPPING_SECONDS,
     )  # fmt: skip
     Server(config, stopping).run([listener])

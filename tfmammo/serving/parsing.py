@@ -21,7 +21,9 @@ from typing import IO, Any
 import numpy as np
 
 VALUES = 2**24  # numbers, texts, lists and objects of a request; the largest mammograms have half as many pixels
-DEPTH = 8  # of lists and objects: the deepest request, an array for a named input, has six
+OBJECTS = 4096  # of a request
+KEYS = 32  # of an object
+DIMENSIONS = 4  # of an array
 SPARE = 512 * 2**20  # bytes of memory of the process, beside those that follow from the body
 TIMES = 8  # bytes of memory for each of the body
 CPU_SECONDS = 60
@@ -41,18 +43,22 @@ def parsed(body: bytes) -> Request:
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > VALUES:  # so many values would follow, or are text that we never ask for
         raise BadRequest(f"the request holds more than {VALUES} values; send a large picture as a file, in image")
+    if body.count(b"{") > OBJECTS:
+        raise BadRequest(f"the request holds more than {OBJECTS} objects")
     request = _json(body)
-    _check_depth(request, DEPTH)
     if not isinstance(request, dict) or "inputs" not in request:
         raise BadRequest("the request must be an object with the key inputs")
     inputs, params = request["inputs"], request.get("params")
     if params is not None and not isinstance(params, dict):
         raise BadRequest("params must be an object")
+    _check_plain(params or {}, "params")
     if isinstance(inputs, dict):
+        if len(inputs) > KEYS:
+            raise BadRequest(f"inputs has more than {KEYS} keys")
         return {name: _array(value, f"inputs.{name[:40]}") for name, value in inputs.items()}, params
     if not isinstance(inputs, list):
         raise BadRequest("inputs must be a list of pictures, an array, or an object of arrays")
-    if not any(isinstance(item, dict) for item in inputs):
+    if not inputs or not isinstance(inputs[0], dict):
         return (_array(inputs, "inputs") if inputs else []), params
     return [_picture(item, number) for number, item in enumerate(inputs)], params
 
@@ -140,18 +146,21 @@ def _constant(name: str) -> None:
     raise BadRequest(f"{name} is no number in JSON")
 
 
-def _check_depth(value: Any, left: int) -> None:
-    if isinstance(value, list | dict):
-        if not left:
-            raise BadRequest(f"the JSON is nested too deeply: more than {DEPTH} lists and objects")
-        for item in value.values() if isinstance(value, dict) else value:
-            if isinstance(item, list | dict):
-                _check_depth(item, left - 1)
+def _check_plain(item: dict[str, Any], name: str) -> None:
+    """Refuse what is neither pixels nor one of a few texts, numbers and short lists: only arrays may be many."""
+    if len(item) > KEYS:
+        raise BadRequest(f"{name} has more than {KEYS} keys")
+    for key, value in item.items():
+        if key != "pixels" and isinstance(value, list | dict):
+            inner = value if isinstance(value, list) else value.values()
+            if len(value) > KEYS or any(isinstance(one, list | dict) for one in inner):
+                raise BadRequest(f"{name} has a key with more than a short list")
 
 
 def _picture(item: Any, number: int) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise BadRequest(f"inputs[{number}] must be an object, as the others are")
+    _check_plain(item, f"inputs[{number}]")
     if item.get("pixels") is None:
         return item
     return item | {"pixels": _array(item["pixels"], f"inputs[{number}]: pixels")}
@@ -159,12 +168,12 @@ def _picture(item: Any, number: int) -> dict[str, Any]:
 
 def _array(value: Any, name: str) -> np.ndarray:
     """float32 of numbers. What float32 can't hold is infinite in it, which no check of a range lets pass."""
-    refusal = BadRequest(f"{name} must be rows of equal length, or deeper lists of one shape, of numbers")
+    refusal = BadRequest(f"{name} must be rows of equal length, or lists of one shape up to {DIMENSIONS} deep, of numbers")
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError):
         raise refusal from None
-    if array.dtype.kind not in "iuf" or not isinstance(value, list):
+    if array.dtype.kind not in "iuf" or not isinstance(value, list) or array.ndim > DIMENSIONS:
         raise refusal
     with np.errstate(over="ignore"):
         return array.astype(np.float32)

@@ -343,7 +343,7 @@ def _of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
     if values.ndim != 2 or not values.size or values.dtype.kind not in "iuf":
         raise ConfigError("pixels must be rows of equal length, of numbers")
     with np.errstate(over="ignore"):  # what float32 can't hold is infinite in it, and refused below
-        image = values.astype(np.float32)[..., np.newaxis]
+        image = values.astype(np.float32, copy=False)[..., np.newaxis]
     if image.size > LARGEST:
         raise ConfigError(f"pixels: {image.shape[0]} x {image.shape[1]} px are more than {LARGEST}")
     if not (image.min() >= 0 and image.max() <= 1):  # written so that NaN fails too

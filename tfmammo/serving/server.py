@@ -15,6 +15,7 @@ is logged.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import io
 import logging
 import os
@@ -46,13 +47,12 @@ log = logging.getLogger(__name__)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # the histogram's bounds
 LONGEST = 500  # characters of an error
 IN_MEMORY = 2**18  # bytes of a body that wait in memory
-SMALL = 2**21  # bytes of a body that is parsed in this process
+SMALL = 2**19  # bytes of a body that is parsed in this process
 ROOM = 16  # limits of bytes that may be under way; further large requests are turned away
 GRACE = 10.0  # s before a body's pace counts
 PACE = 64 * 2**10  # bytes a second that a body must come at
 PARSING_SECONDS = 120.0
-DRAINING = 3.0  # s
-THREADS = "tfmammo-request"
+DRAINING = 5.0  # s
 
 
 class Refused(Exception):
@@ -127,14 +127,14 @@ def run(uri: str, host: str, port: int, limit: int, parallel: int, names: Collec
 
 @contextmanager
 def _left_at_once() -> Iterator[None]:
-    """A signal ends the process although a network is being computed, which nothing interrupts."""
+    """A signal ends the process although a network is being computed, which nothing interrupts, and Python would tidy up for seconds."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
-        if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
-            logging.shutdown()
-            os._exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
-        raise
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
 
 
 class _Work:
@@ -145,7 +145,7 @@ class _Work:
         # MLflow's own checks of `predict` repeat the request in their errors; ours stand in the models.
         self.model = model.unwrap_python_model()
         self.model.proceed = _proceed
-        self.executor = ThreadPoolExecutor(parallel, THREADS)
+        self.executor, self.stopped = ThreadPoolExecutor(parallel, "request"), False
 
     async def answered(self, request: Request) -> Response:
         """The answer, or why there is none."""
@@ -160,6 +160,7 @@ class _Work:
 
     def stop(self) -> None:
         """Give up all requests under way; they are told."""
+        self.stopped = True
         for task in self.tasks:
             task.cancel()
         self.executor.shutdown(wait=False, cancel_futures=True)
@@ -191,6 +192,8 @@ class _Work:
             yield
         finally:
             self.held -= length
+            if length and not self.stopped:
+                self.executor.submit(_give_back)
 
     async def _computed(self, request: Request, body: IO[bytes]) -> str:
         gone, context = threading.Event(), copy_context()
@@ -295,6 +298,12 @@ def _values(body: IO[bytes]) -> parsing.Request:
         _parsed_apart(body, found)
         found.seek(0)
         return parsing.loaded(found)
+
+
+def _give_back() -> None:
+    """Hand freed memory to the system, which glibc keeps otherwise."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _parsed_apart(body: IO[bytes], found: IO[bytes]) -> None:
