@@ -62,6 +62,7 @@ def test_what_stands_under_a_table():
     assert TESTS["flips"] in said and "Holm's correction for 3 comparisons" in said
     assert "9 patients can give no p below 0.012" in said and "no difference can be shown" not in said
     assert describe("swaps", 6, 2).endswith("6 patients can give no p below 0.062, so that no difference can be shown.")
+    assert describe("flips", 112, 6, samples=9999).endswith("9,999 random draws can give no p below 0.0012.")
     assert "one comparison, no correction" in describe("jackknife", 9, 1) and "below" not in describe("jackknife", 9, 1)
     assert describe_few(5) == "No interval and no p: 5 patients are fewer than 6, and flipping them gives no p below 0.062."
     assert describe_few(1).startswith("No interval and no p: one patient is fewer than 6")

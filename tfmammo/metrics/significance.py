@@ -57,7 +57,8 @@ def describe(test: Test, patients: int, comparisons: int, samples: int = 10_000,
     said = f"p: {TESTS[test]}; {corrected}"
     if test in ("flips", "swaps"):
         least = smallest_p(patients, comparisons, samples)
-        said += f"; {patients} patients can give no p below {least:.2g}"
+        units = f"{patients} patients" if 2.0**patients <= samples else f"{samples:,} random draws"
+        said += f"; {units} can give no p below {least:.2g}"
         said += ", so that no difference can be shown" if least >= 1 - level else ""
     return f"{said}."
 
