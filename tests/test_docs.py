@@ -192,6 +192,77 @@ def test_a_script_that_is_not_there_is_found(page, reading, monkeypatch):
         read_python([page], monkeypatch)
 
 
+RUN = re.compile(r"runs/[\w./-]*\w")
+OF_A_RUN = re.compile(r"|/split\.json|/best|/export(/.*)?")  # what a training leaves in its folder, and the folder itself
+
+
+def folds_alike(run):
+    """A training of whatever fold: who makes one makes the others ("and so on")."""
+    return re.sub(r"/fold\d+$", "/fold", run)
+
+
+def runs_of_a_page(page, folder):
+    """The runs that a page's commands make, each with its script, and those that they read."""
+    made, read = [], set()
+    for _, *words in commands(page, folder) if blocks(page, "", "sh") or inline(page) else ():
+        for before, word in zip(["", *words], words, strict=False):
+            for run in RUN.findall(word):
+                if before == "--output":
+                    made.append((folds_alike(run), words[words[0] == "-m"]))
+                else:
+                    read.add(run)
+    return made, read
+
+
+def runs_of_a_config(path):
+    """The runs that the commands of a config's first lines make, each with its script, and those that its values and commands name."""
+    content = path.read_text(encoding="utf-8")
+    head = re.sub(r"\n#\s*", " ", "".join(line for line in content.splitlines(keepends=True) if line.startswith("#")))
+    made, script = [], ""
+    for word, run in re.findall(r"python (?:-m )?([\w./]+)|--output (runs/[\w./-]*\w)", head):
+        script = word or script
+        if run:
+            made.append((folds_alike(run), script))
+    values = yaml.safe_load(content)
+    values.pop("database", None)  # made by who names it
+    return made, {*RUN.findall(str(values)), *RUN.findall(re.sub(r"--output \S+", "", head))}
+
+
+def runs_by_source(folder):
+    """Of README, configs and pages, but not of the results, whose runs are of the past: what they make and read."""
+    pages = [page for page in PAGES if page != "docs/results.md"]
+    configs = sorted((REPOSITORY / "configs").glob("*.yaml"))
+    return {page: runs_of_a_page(page, folder) for page in pages} | {path.name: runs_of_a_config(path) for path in configs}
+
+
+def test_runs_are_called_alike_in_readme_configs_and_pages(tmp_path):
+    found = runs_by_source(tmp_path)
+    made = {run: script for runs, _ in found.values() for run, script in runs}
+    assert len(made) > 20
+    for source, (_, read) in found.items():
+        for run in read:
+            known = [one for one in made if folds_alike(run).startswith(one) and OF_A_RUN.fullmatch(folds_alike(run)[len(one) :])]
+            assert known, f"{source}: no command of README, configs and pages makes {run}"
+
+
+def test_no_run_is_made_by_two_scripts(tmp_path):
+    makers = {}
+    for runs, _ in runs_by_source(tmp_path).values():
+        for run, script in runs:
+            makers.setdefault(run, set()).add(script)
+    assert not {run: scripts for run, scripts in makers.items() if len(scripts) > 1}
+
+
+def test_every_extra_is_on_the_first_page():
+    extras = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **arguments: extras.update(arguments["extras_require"]))
+        patch.chdir(REPOSITORY)
+        runpy.run_path("setup.py")
+    (table,) = (table for table in tables("docs/index.md") if table[0][0] == "extra")
+    assert {row[0].strip("`") for row in table[2:]} == set(extras)
+
+
 def numbers(line):
     """The numbers of a line, without signs."""
     return re.findall(r"(?<![\w.,])(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?![\w])", re.sub(r"\b10\.\d{4,}/\S+", "", line).replace("**", ""))
