@@ -186,3 +186,10 @@ def test_a_step_that_makes_nothing_has_failed(tmp_path):
     with pytest.raises(DataError, match=r"one: ended well and made no .*one/export/card.json"):
         steps.run([step], tmp_path)
     assert not (tmp_path / "done").exists()
+
+
+def test_what_is_noted_of_a_command_holds_no_password():
+    uri = "postgresql://anna:ge/heim@db/runs"
+    step = steps.Step("one", ("train/can.py", "--config", "c.yaml"), aside=("--set", f"tracking.uri={uri}", 'data.kinds=["mass"]'))
+    assert step.shown() == "python train/can.py --config c.yaml --set tracking.uri=postgresql://db/runs 'data.kinds=[\"mass\"]'"
+    assert f"tracking.uri={uri}" in step.arguments

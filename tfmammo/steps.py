@@ -26,6 +26,7 @@ from tfmammo import __version__
 from tfmammo.data import jobs
 from tfmammo.data.patches import DataError
 from tfmammo.training.loop import Interrupted
+from tfmammo.training.store import shown
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class Step:
         return found
 
     def shown(self) -> str:
-        """The command as a shell takes it."""
-        return shlex.join(["python", *self.arguments])
+        """The command as a shell takes it, without the password of a tracking store."""
+        return shlex.join(["python", *map(shown, self.arguments)])
 
 
 def overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:

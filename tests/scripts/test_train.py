@@ -64,7 +64,7 @@ def test_two_steps(repository, tmp_path, system):
     assert "taking the phantom" in err or system == "can"
     assert (tmp_path / "out/export/card.json").is_file() and list((tmp_path / "out/samples").glob("*.png"))
     assert "held-out" in out and "model" in out and (tmp_path / "mlflow.db").is_file()
-    for noise in ("oneDNN", "cuInit", "Traceback", "WARNING: All log"):
+    for noise in ("oneDNN", "cuInit", "Traceback", "WARNING: All log", "pip version"):
         assert noise not in err
 
 
@@ -99,6 +99,17 @@ def test_a_wrong_config_is_one_line(repository, tmp_path, overrides, said):
     assert code == 2
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0] and "Traceback" not in err
+
+
+def test_a_wrong_size_is_corrected_in_the_same_folder(repository, tmp_path):
+    code, _, err = finish(start(repository, tmp_path, "can", "--output", "out", "--set", *COMMON, *SMALL["can"], "data.size=60"))
+    assert code != 0 and "60" in err.splitlines()[-1]
+    assert not (tmp_path / "out/config.yaml").exists() and not (tmp_path / "out/mlflow_run_id").exists()
+    code, _, err = finish(start(repository, tmp_path, "can", "--output", "out", "--set", *COMMON, *SMALL["can"]))
+    assert code == 0, err
+    first = err.splitlines()
+    assert first[0].startswith("╭") and "No data: data.root is not set, so the built-in phantom is used" in first[1]
+    assert "takes about" in err and "quickstart.yaml" in err
 
 
 def test_a_missing_config_is_one_line(repository, tmp_path):

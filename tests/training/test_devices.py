@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.config import ConfigError, Experiment, TrainingConfig
 from tfmammo.training import devices
 from tfmammo.training.folder import TrainingError
 
@@ -86,6 +86,11 @@ def test_what_cannot_be_shared_is_refused():
 def test_devices_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValidationError, match="devices"):
         TrainingConfig(**wrong)
+
+
+def test_a_training_may_go_on_with_other_devices():
+    one, other = (Experiment[dict](name="x", training=TrainingConfig(devices=wanted), model={}) for wanted in (None, 2))
+    assert one.identity() == other.identity()
 
 
 TWO_CPUS = """
