@@ -13,7 +13,8 @@ Departures and what CAN's paper leaves open about its baseline:
 - Defaults are Pix2Pix's own: lambda 100, a 70 px discriminator (strided 3), responses averaged as losses, as its code does.
   CAN compares "under the same experimental settings" and prints no others, so configs/pix2pix_can.yaml has CAN's values.
 - The half on L_D stands under either config. CAN has none, but Adam's steps hardly depend on a constant factor.
-- Normalisation: statistics of the sample, in training and at inference.
+- Normalisation: statistics of the sample, in training and at inference, with Keras's epsilon of 1e-3; Pix2Pix's is 1e-5.
+- Patches, grey values and augmentation are those of CAN (models/can.py), and not Pix2Pix's resizing, cropping and mirroring.
 """
 
 from __future__ import annotations

@@ -18,6 +18,11 @@ Departures and what the paper leaves open:
 - Open: beta_1 of Adam (0.5, as in Pix2Pix), weights' start (N(0, 0.02)), dropout (0.5 in the three innermost decoder
   blocks, as in Pix2Pix, but off at inference: CAN names no noise), output activation (tanh, masks too).
 - Normalisation: statistics of the sample, in training and at inference (equal to batch normalisation at batch 1).
+- ||.||_1 and ||.||_2 are taken of values in [-1, 1], where the network works: twice and four times those of values in [0, 1],
+  so that lambda_1 and lambda_2 weigh twice and four times what they would weigh there. Adam's epsilon: Keras's 1e-7.
+- Augmentation: each draw is turned anew by one of the eight symmetries of the square (`data.augment`), after patients are
+  split. The paper makes 850 fixed copies and splits them afterwards, which `data.split: paper` does.
+- Grey values: the 0.5th and 99.5th percentiles of each patch become 0 and 1 (`data.percentiles`); the paper states none.
 - The crop is not stated. Table I implies lesions that fill 0.35 to 0.37 of a patch, which `data.context: 1.3` gives.
 """
 

@@ -18,6 +18,9 @@ Departures and what the text leaves open:
   training of some hundred steps so far that masks are worse than those of the network in training.
 - At test time the noise follows from the picture and the number of the draw, so that one picture has one answer, whatever
   was asked before and whatever else is in the batch. The original draws anew at every call.
+- Open: the weights' start (N(0, 0.02), as in Pix2Pix), epsilon of BatchNorm (Keras's 1e-3) and of Adam (1e-7). D sees image and
+  mask in [0, 1], as they are.
+- Augmentation: each draw is turned anew by one of the eight symmetries of the square (`data.augment`); the text names none.
 - Ablations of the text: `adversarial: false` trains G on its content loss alone; `content: l1` puts |y - o| in Dice's place.
 """
 

@@ -13,7 +13,8 @@ Departures and what the paper leaves open:
 - The margin: the mask is "resized to 296 x 296"; about the patch's centre here, then cropped back to 256 x 256, nearest
   neighbours, less the mask. So it is no band of one width: the margin of a mask off the centre is wider on the side away from
   the centre and narrow or missing on the other, as it is in bays of the outline. Patches of another size scale by the same
-  factor. `margin: null` leaves the channel out (the ablation).
+  factor, to whole px on every side: at 64 px 276, 296 and 316 are factors of 1.063, 1.156 and 1.25, not 1.078, 1.156 and 1.234.
+  `margin: null` leaves the channel out (the ablation).
 - Adam is printed with beta_1 = 0.9 and beta_2 = 0.5, most likely swapped: (0.5, 0.9) here.
 - VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2, as in Chen and Koltun's refinement network,
   behind their ReLUs; `first` the first five convolutions, which is what the text says word for word. `feature_weights:
@@ -26,7 +27,11 @@ Departures and what the paper leaves open:
 - The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at inference. Both end in tanh.
 - log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises -log D. "The average value"
   of D's 30 x 30 responses is that of probabilities; `average: losses` averages their logarithms.
-- Masses of any pathology, where the paper takes malignant ones alone.
+- Masses of any pathology, where the paper takes DDSM's 765 malignant ones alone; no key selects them.
+- Augmentation: each draw is turned anew by one of the eight symmetries of the square (`data.augment`). The paper turns, mirrors
+  and scales its 765 images to 3,825 beforehand; `data.added.copies` adds such copies of training mammograms, scaled ones too.
+- Normalisation of the U-Net and of D: statistics of each sample, in training and at inference. Pix2Pix's layers have those of
+  the batch, here of two. Epsilon is Keras's 1e-3, of the crn's layer normalisation as well, whose code has 1e-12.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ Departures and what the paper leaves open:
   and halved in width six times, kernel 5, D the mirror image; no fully connected layer but G's first. z has 100 numbers.
 - As in DCGAN: batch normalisation on all but G's output and D's input, ReLU in G, LeakyReLU 0.2 in D, tanh, weights from
   N(0, 0.02). Its moving averages (momentum 0.9) are used at inference. D sees real and false masks in batches of their own.
+- Batch normalisation's gamma starts at 1 and its epsilon is 1e-3, as in Keras; DCGAN's code has N(1, 0.02) and 1e-5.
+- Masks of masses of any pathology, where the paper takes malignant ones alone, each draw turned anew by one of the eight
+  symmetries of the square. The paper's copies are scaled as well.
 - Adam's beta_1 is 0.9, as printed, where DCGAN recommends 0.5. In trials here masks came and went with either, so look at
   diversity and plausible at every checkpoint: docs/results.md.
 - log(1 - D(G(z))) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises -log D(G(z)).

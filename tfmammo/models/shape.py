@@ -9,6 +9,11 @@ Departures and what the text leaves open:
   position to the third and gives the 768,132 parameters.
 - The weighted losses are averaged over the batch, not divided by the sum of their weights.
 - Masks enter in [0, 1], 1 on the lesion.
+- The text downsamples the cGAN's mask of its loose frame, which was scaled by two factors. Here a mass is cut out of its mammogram
+  anew: a square, 5 % wider than its box on either side, so that an oval stays one.
+- RMSprop's 0.9 is read as its momentum, which makes steps about ten times as long. It may have been its decay (Keras's rho), which
+  is 0.9 here too; `momentum: 0` is that reading.
+- Augmentation: each draw is turned anew by one of the eight symmetries of the square (`data.augment`); the text names none.
 """
 
 from __future__ import annotations
