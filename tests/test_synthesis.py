@@ -470,8 +470,10 @@ def test_no_patient_data_is_left(sets, folders):
 
 
 def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(ConfigError, match=r"^generator: .*nowhere: is neither a folder .*; train it first, or .*painter=poisson"):
         synthesise(config(generator=str(tmp_path / "nowhere")), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"^shapes\.gan: .*nowhere: is neither a folder nor a models:/ or runs:/ handle$"):
+        synthesise(config(shapes=ShapeConfig(gan=str(tmp_path / "nowhere"))), tmp_path / "out")
     with pytest.raises(DataError, match="contrast=clahe, which can't be undone"):
         synthesise(config(generator=str(tiny_infilling(preprocess={"contrast": "clahe"}))), tmp_path / "out")
     bare = tiny_infilling()

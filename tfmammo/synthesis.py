@@ -107,8 +107,7 @@ def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (),
     """
     skipped = Skipped()
     mammograms = _chosen_of(archives.mammograms(chosen.data, skipped), chosen)
-    uri, gan = chosen.tracking_uri, chosen.shapes.gan
-    exports = Exports(resolved(chosen.generator, uri) if chosen.generator else None, resolved(gan, uri) if gan else None)
+    exports = _exports(chosen)
     tools = exports.opened(chosen)
     exports = replace(exports, weights=tools.weights)
     trained_on = _trained_on(tools)  # for its complaints, before anything is written
@@ -341,6 +340,18 @@ def _suits(mammogram: Mammogram, chosen: SynthesisConfig) -> bool:
     if chosen.mammograms == "normal":
         return sampling.is_normal(mammogram)
     return chosen.data.mixed_findings or all(lesion.kind_is_certain for lesion in mammogram.lesions)
+
+
+def _exports(chosen: SynthesisConfig) -> Exports:
+    """Where the networks lie. Raises: ConfigError: a handle leads to none."""
+    found = {}
+    for key, handle in (("generator", chosen.generator), ("shapes.gan", chosen.shapes.gan)):
+        try:
+            found[key] = resolved(handle, chosen.tracking_uri) if handle else None
+        except ValueError as error:
+            hint = "; train it first, or set real masses in without a network: painter=poisson generator=null" if key == "generator" else ""
+            raise ConfigError(f"{key}: {error}{hint}") from None
+    return Exports(found["generator"], found["shapes.gan"])
 
 
 def _trained_on(tools: Tools) -> frozenset[str]:

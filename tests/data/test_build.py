@@ -4,8 +4,10 @@ import csv
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -320,6 +322,29 @@ def run(*arguments, repository):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, "-m", "tfmammo.data.build", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.slow
+def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp_path, repository):
+    """The first is held while its shard is half-written, so that the second surely meets it."""
+    chosen = BuildConfig(name="tiny", data=DataConfig(size=16, phantoms=40), build=ShardConfig(shard_mammograms=40))
+    (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
+    arguments = ["--config", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "tfmammo.data.build", *arguments]
+    with subprocess.Popen(command, cwd=repository, stderr=subprocess.PIPE, text=True) as first:
+        try:
+            while not list((tmp_path / "out").glob(".shard*.part")):
+                assert first.poll() is None, first.communicate()[1]
+                time.sleep(0.05)
+            first.send_signal(signal.SIGSTOP)
+            second = run(*arguments, repository=repository)
+            first.send_signal(signal.SIGCONT)
+            said = first.communicate(timeout=200)[1]
+        finally:
+            first.kill()
+    assert second.returncode == 2 and second.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'out'}: another process is at work")
+    assert first.returncode == 0, said
+    assert read_manifest(tmp_path / "out").count > 0
 
 
 @pytest.mark.slow

@@ -97,6 +97,13 @@ def test_an_error_of_the_work_stays_what_it_is(tmp_path):
         raise PermissionError("of the work")
 
 
+def test_who_stops_a_work_is_told_how_it_goes_on(tmp_path, caplog):
+    caplog.set_level("INFO")
+    with pytest.raises(KeyboardInterrupt), jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+        raise KeyboardInterrupt
+    assert f"{tmp_path / 'out'}: stopped; the same command goes on where it was" in caplog.text
+
+
 def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(*arguments):
         raise OSError(95, "Operation not supported")

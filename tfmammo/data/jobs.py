@@ -51,7 +51,11 @@ def claimed(output: Path, identity: Mapping[str, Any], file: str) -> Iterator[No
         _identify(output, identity, file)
         for path in output.rglob(".*.part"):  # of a worker that was killed
             path.unlink(missing_ok=True)
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            log.info("%s: stopped; the same command goes on where it was", output)
+            raise
 
 
 def _is_foreign(output: Path, file: str) -> bool:
