@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -17,7 +16,6 @@ import sqlalchemy
 
 FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
 PATIENCE = 60.0  # seconds for another process to give an SQLite store free: making its tables takes some of them
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what a file system without flock says
 
 
 class TrackingError(ValueError):
@@ -62,8 +60,10 @@ def take_lock(file: IO[str]) -> bool | None:
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return None if error.errno in NO_LOCKS else False
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
     return True
 
 
