@@ -31,6 +31,7 @@ import numpy as np
 
 from tfmammo import __version__, archives, command, config
 from tfmammo.archives import source_file
+from tfmammo.archives.files import without_names
 from tfmammo.archives.writers.synthetic import encoded, mask_png
 from tfmammo.config import DataConfig
 from tfmammo.data import card, jobs, sampling
@@ -323,8 +324,9 @@ def _finish(recipes: Sequence[PatchRecipe], skipped: Skipped, archive: str, outp
     for recipe in recipes:
         if recipe.left_out:
             dead.add(recipe.name, recipe.left_out)
-    jobs.write(output / "dead_letters.csv", card.dead_letters(dead.reasons))
-    jobs.write(output / "README.md", readme(recipes, card.LICENCES.get(archive, card.UNKNOWN)))
+    jobs.write(output / "dead_letters.csv", card.dead_letters(without_names(dead.reasons, skipped.root)))
+    licence = card.LICENCES.get(archive, card.UNKNOWN)
+    jobs.write(output / "README.md", readme(recipes, licence))
     reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
     for reason, count in reasons.most_common(3):
         log.info("%d left out: %s", count, reason)

@@ -64,6 +64,11 @@ def spelling(text: str) -> str:
     return "".join(one for one in unicodedata.normalize("NFKC", visible) if unicodedata.category(one) != "Cf")
 
 
+def is_keyed() -> bool:
+    """Whether TFMAMMO_ID_KEY is set, so that nobody without it can tell whose a pseudonym is."""
+    return bool(os.environ.get(ID_KEY))
+
+
 def key_check() -> str:
     """What files of pseudonyms keep of TFMAMMO_ID_KEY, to tell later whether it is still the same: 12 hexadecimal digits."""
     return hashed_id("tfmammo", "key check")
@@ -252,6 +257,12 @@ class Mammogram:
         if image.shape != (self.rows, self.cols, 1):
             raise ArchiveError(f"{self.image_id}: pixels have shape {image.shape}, the record says {(self.rows, self.cols, 1)}")
         return image
+
+
+def harmless(cell: str) -> str:
+    """A text as a cell of a CSV file, on one line and never a formula to a spreadsheet."""
+    cell = " ".join(cell.split())
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "|", "%")) else cell
 
 
 @dataclass

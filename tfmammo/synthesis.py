@@ -46,6 +46,7 @@ import numpy as np
 
 from tfmammo import __version__, archives, command, config, generators, grafts
 from tfmammo.archives import coco
+from tfmammo.archives.files import without_names
 from tfmammo.archives.stored import Stored
 from tfmammo.config import ConfigError
 from tfmammo.data import card, jobs, sampling
@@ -436,7 +437,7 @@ def _finish(items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped, tra
             if reason:
                 dead.add(f"item {recipe.name} of {item.mammogram.image_id}", reason)
     made = [recipe for recipe in recipes if not recipe.left_out]
-    jobs.write(output / "dead_letters.csv", card.dead_letters(dead.reasons))
+    jobs.write(output / "dead_letters.csv", card.dead_letters(without_names(dead.reasons, skipped.root)))
     if not made:
         raise DataError(f"{output}: no item could be made, dead_letters.csv says why; the first: {recipes[0].left_out}")
     lesions = None if chosen.real_lesions else generators.lesion_patients(chosen)

@@ -2,11 +2,15 @@
 
     python tests/archives/fuzz.py NAME --count 2000 --seed 0
 
+Before damaging bytes at random it tries every structural case on every file: small files that claim much, unpack to much, nest
+deeply, never end, or are called by another spelling of their name.
+
 Every outcome must be a record, a named skip or a ValueError of one sentence. Prints one JSON line: how often each outcome
 came, and every failure with the number that repeats it (--only NUMBER).
 """
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -15,14 +19,20 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import warnings
+import zlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from tfmammo.archives import ARCHIVES
 from tfmammo.archives.writers import cbis_ddsm, cdd_cesm, ddsm, folder, inbreast, mini_mias, optimam, vindr
@@ -38,6 +48,7 @@ WRITERS = {
     "optimam": optimam.write,
     "vindr": vindr.write,
 }
+MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 MEMORY = 4 * 2**30  # bytes of address space
 SECONDS = 20  # for one damaged archive, reading all of it; a few hundredths is usual
 BOMB = (
@@ -112,6 +123,93 @@ def _enlarged(content: bytes, rng: random.Random) -> bytes:
     return content.replace(little, b"\xff\xff").replace(big, b"\xff\xff").replace(b"48", b"99999").replace(b"40", b"99999")
 
 
+def structural(content: bytes, path: Path) -> dict[str, bytes | Callable[[Path], object]]:
+    """Structural damage of one file: what it becomes, or what is done to it in its place."""
+    ending, zeros = path.suffix.lower(), b"\0" * 2**22
+    cases: dict[str, bytes | Callable[[Path], object]] = {
+        "pipe": os.mkfifo,
+        "folder": Path.mkdir,
+        "endless link": lambda place: place.symlink_to(place),
+        "program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+        "deep list": b"[" * 200_000,
+        "deep object": b'{"a":' * 200_000,
+        "blank lines": b"\n" * 300_000 + content,
+        "blanks": b" " * 300_000 + content,
+    }
+    if ending in (".dcm", ".dicom"):
+        cases["RLE bomb"] = _dicom_with(RLELossless, rle_frame(b"\x81\0" * 2**21))
+        cases["RLE of nothing"] = _dicom_with(RLELossless, rle_frame(b"\x80" * 2**22))
+        cases["deflate bomb"] = _deflated(2**30)
+        cases["JPEG 2000 of many channels"] = _dicom_with(JPEG2000Lossless, _J2K)
+    elif ending in (".png", ".jpg", ".jpeg"):
+        cases |= {
+            "PNG bomb": _png(60_000, 60_000, zlib.compress(zeros)),
+            "PNG of a line": _png(2**31 - 1, 1, b""),
+            "JPEG bomb": _jpeg_claim(content),
+        }
+    else:
+        numbers = [match.span() for match in re.finditer(rb"\d+(?:\.\d+)?", content[:200_000])][-40:]
+        for number, word in enumerate((b"1" + b"0" * 400, b"9" * 16_000, b"1e308", b"-1e7", b"30000000")):
+            cases |= {f"number {number} at {span[0]}": _replaced(content, span, word) for span in numbers[:: max(1, len(numbers) // 8)]}
+        cases["number everywhere"] = re.sub(rb"(?<=[ (:,\[])\d+(?=[,.)\]])", b"30000000", content)
+    return cases
+
+
+def rle_frame(packed: bytes) -> bytes:
+    """Two RLE segments as one."""
+    return struct.pack("<16I", 2, 64, 64 + len(packed), *[0] * 13) + packed * 2
+
+
+_J2K = b"\xff\x4f\xff\x51" + struct.pack(">2H8IH", 41, 0, 40, 48, 0, 0, 40, 48, 0, 0, 16384) + bytes(64)
+
+
+def _dicom_with(syntax: UID, frame: bytes) -> bytes:
+    made = _blank(syntax)
+    made.PixelData = encapsulate([frame])
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    return _saved(made)
+
+
+def _deflated(size: int) -> bytes:
+    """A mammogram that inflates to `size` bytes, its transfer syntax behind 70,000 bytes of meta information."""
+    made = _blank(DeflatedExplicitVRLittleEndian)
+    made.file_meta.PrivateInformationCreatorUID, made.file_meta.PrivateInformation = "1.2.3", bytes(70_000)
+    made.PixelData = bytes(48 * 40 * 2)
+    content = _saved(made)
+    start = 144 + int.from_bytes(content[140:144], "little")
+    squeezer, step = zlib.compressobj(9, zlib.DEFLATED, -15), bytes(2**24)
+    body = squeezer.compress(zlib.decompress(content[start:], -15))
+    body += b"".join(squeezer.compress(step) for _ in range(size // 2**24))
+    return content[:start] + body + squeezer.flush()
+
+
+def _blank(syntax: UID) -> FileDataset:
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = syntax, MAMMOGRAPHY, "1.2.3.4"
+    made = FileDataset("", {}, b"\0" * 128, meta, is_implicit_VR=False, is_little_endian=True)
+    made.SOPClassUID, made.SOPInstanceUID, made.Modality, made.PhotometricInterpretation = MAMMOGRAPHY, "1.2.3.4", "MG", "MONOCHROME2"
+    made.Rows, made.Columns, made.BitsAllocated, made.BitsStored, made.HighBit = 48, 40, 16, 12, 11
+    made.SamplesPerPixel, made.PixelRepresentation = 1, 0
+    return made
+
+
+def _saved(made: FileDataset) -> bytes:
+    buffer = io.BytesIO()
+    made.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _png(cols: int, rows: int, data: bytes) -> bytes:
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", cols, rows, 8, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part)) for kind, part in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _jpeg_claim(content: bytes) -> bytes:
+    at = content.find(b"\xff\xc0") + 5
+    return content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :] if at > 5 else content[:20]
+
+
 def outcome(name: str, root: Path) -> str:
     """Read everything of the archive, as a training would. Returns which kind of outcome it was; raises on a fault."""
     skipped = Skipped()
@@ -175,32 +273,61 @@ def drive(chosen: argparse.Namespace, place: Path, root: Path) -> dict[str, obje
     before = sorted(str(path) for path in place.rglob("*"))
     outcomes: dict[str, int] = {}
     failures: list[str] = []
-    slowest = 0.0
-    for number in range(chosen.count) if chosen.only is None else [chosen.only]:
-        rng = random.Random(f"{chosen.seed}/{chosen.name}/{number}")
-        path = rng.choice(files)
-        content = path.read_bytes()
-        damaged = damage(content, path, rng)
-        path.unlink() if damaged is None else path.write_bytes(damaged)
+    slowest = structures = 0.0
+    for label, path, damaged in cases(chosen, files):
         start = time.monotonic()
-        signal.alarm(SECONDS)
+        content = path.read_bytes()
         try:
-            kind = outcome(chosen.name, root)
-            outcomes[kind] = outcomes.get(kind, 0) + 1
+            kind = _tried(chosen.name, root, path, damaged)
+            outcomes[kind] = outcomes.get(kind, 0) + (not label.startswith("structure"))
+            structures += label.startswith("structure")
         except BaseException as error:
             if chosen.only is not None or isinstance(error, KeyboardInterrupt):
                 raise
-            failures.append(f"{number}: {path.name}: {type(error).__name__}: {str(error)[:200]}")
+            failures.append(f"{label}: {path.name}: {type(error).__name__}: {str(error)[:200]}")
         finally:
             signal.alarm(0)
+            _remove(path)
+            path.write_bytes(content)
         slowest = max(slowest, time.monotonic() - start)
-        path.write_bytes(content)
         if (after := sorted(str(found) for found in place.rglob("*"))) != before:
-            failures.append(f"{number}: {path.name}: wrote {set(after) ^ set(before)}")
+            failures.append(f"{label}: {path.name}: wrote {set(after) ^ set(before)}")
             for extra in set(after) - set(before):
                 shutil.rmtree(extra, ignore_errors=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    return {"name": chosen.name, "outcomes": outcomes, "failures": failures, "slowest_s": round(slowest, 2), "memory_mib": round(memory)}
+    return {
+        "name": chosen.name, "outcomes": outcomes, "structures": int(structures), "failures": failures, "slowest_s": round(slowest, 2),
+        "memory_mib": round(memory),
+    }  # fmt: skip
+
+
+def cases(chosen: argparse.Namespace, files: list[Path]) -> Iterator[tuple[str, Path, bytes | Callable[[Path], object] | None]]:
+    """(what is done, to which file, what it becomes): every structural case, then damage by chance."""
+    for path in files if chosen.only is None else []:
+        for what, damaged in structural(path.read_bytes(), path).items():
+            yield f"structure {what}", path, damaged
+    for number in range(chosen.count) if chosen.only is None else [chosen.only]:
+        rng = random.Random(f"{chosen.seed}/{chosen.name}/{number}")
+        path = rng.choice(files)
+        yield str(number), path, damage(path.read_bytes(), path, rng)
+
+
+def _tried(name: str, root: Path, path: Path, damaged: bytes | Callable[[Path], object] | None) -> str:
+    if isinstance(damaged, bytes):
+        path.write_bytes(damaged)
+    else:
+        path.unlink()
+        if damaged is not None:
+            damaged(path)
+    signal.alarm(SECONDS)
+    return outcome(name, root)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Stored values and what they stand for: against pydicom, brute force, and files written back."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -175,6 +176,26 @@ def test_what_the_standard_wants_is_there(tmp_path):
         assert (header.laterality, header.view, header.spacing) == (mammogram.laterality, mammogram.view, mammogram.spacing)
         np.testing.assert_array_equal(made.pixel_array, stored.values)
         np.testing.assert_allclose(dicom.read_pixels(tmp_path / "a.dcm"), stored.image(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("archive", "key", "burned_in", "removed"),
+    [
+        ("inbreast", "", "YES", "YES"),  # given out without names
+        ("folder", "", "NO", "NO"),  # whoever has a list of numbers can undo the hash
+        ("folder", "a secret", "YES", "NO"),  # the pixels may show a name
+        ("folder", "a secret", "NO", "YES"),
+    ],
+)
+def test_identity_is_called_removed_only_where_it_is(tmp_path, monkeypatch, archive, key, burned_in, removed):
+    monkeypatch.setenv("TFMAMMO_ID_KEY", key)
+    stored = Stored.of_image(np.zeros((ROWS, COLS, 1), np.float32), 8)
+    stored = replace(stored, elements={"PhotometricInterpretation": "MONOCHROME2", "BurnedInAnnotation": burned_in})
+    mammogram = Mammogram(archive, "0123456789ab", "i", ROWS, COLS, np.empty, "R")
+    synthetic.dicom(tmp_path / "a.dcm", stored, mammogram, "key")
+    made = pydicom.dcmread(tmp_path / "a.dcm")
+    assert (made.PatientIdentityRemoved, made.BurnedInAnnotation) == (removed, burned_in)
+    assert ("DeidentificationMethod" in made) == (removed == "YES") and len(made.get("DeidentificationMethod", "")) <= 64
 
 
 def test_uids_follow_from_the_key(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from tfmammo.archives import cbis_ddsm, cdd_cesm, ddsm, dicom, folder, inbreast, mini_mias, optimam, phantom, vindr
 from tfmammo.archives.stored import Stored
 from tfmammo.config import ConfigError, DataConfig
-from tfmammo.record import Mammogram, Skipped
+from tfmammo.record import Mammogram, MaskedLesion, Skipped
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
         return phantom.read(None, skipped, count=config.phantoms, seed=config.seed)
     if not config.root.is_dir():
         raise ConfigError(f"data.root: no such folder: {config.root}")
-    return ARCHIVES[config.name](config.root, skipped)
+    skipped.root = config.root if config.root != Path() else Path.cwd()  # "." stands before no path
+    return ARCHIVES[config.name](skipped.root, skipped)
 
 
 def stored(mammogram: Mammogram) -> Stored:
@@ -60,6 +61,14 @@ def stored(mammogram: Mammogram) -> Stored:
     if isinstance(read, partial) and read.func is dicom.read_pixels:
         return dicom.read_stored(*read.args, **read.keywords)
     return Stored.of_image(mammogram.pixels(), mammogram.bits or 16)
+
+
+def files_of(mammogram: Mammogram) -> list[Path]:
+    """Every file that a mammogram's pixels and masks may be read from, each once."""
+    reads = [mammogram.read, *(lesion.read for lesion in mammogram.lesions if isinstance(lesion, MaskedLesion))]
+    arguments = [argument for read in reads if isinstance(read, partial) for argument in read.args]
+    flat = [one for argument in arguments for one in (argument if isinstance(argument, tuple) else (argument,))]
+    return list(dict.fromkeys(one for one in flat if isinstance(one, Path)))
 
 
 def source_file(mammogram: Mammogram) -> Path | None:

@@ -1,26 +1,33 @@
 """Look at an archive before anything is trained on it: what it holds, what was left out and why, and how it looks.
 
 python -m tfmammo.archives cbis_ddsm DIR --sheet sheet.png
+python -m tfmammo.archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv have them, and their files
+
+Every mask in a file of its own is read, so that those of a wrong size or without a lesion are found now; --quick leaves that out.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from tfmammo import command
-from tfmammo.archives import ARCHIVES, mammograms
+from tfmammo.archives import ARCHIVES, files_of, mammograms
 from tfmammo.archives.contact_sheet import contact_sheet
+from tfmammo.archives.files import without_names
 from tfmammo.config import DataConfig
-from tfmammo.record import ArchiveError, Mammogram, MaskedLesion, Skipped
+from tfmammo.record import ArchiveError, Mammogram, MaskedLesion, Skipped, harmless
 
 SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
 
@@ -32,8 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def look() -> None:
         console, skipped = Console(), Skipped()
         found = mammograms(DataConfig(name=chosen.name, root=chosen.root, seed=chosen.seed), skipped)
+        if chosen.list:
+            write_list(found, skipped, sys.stdout)
+            return
         left_out = len(skipped)
-        console.print(summary(found, chosen.name))
+        faults = Counter[str]() if chosen.quick else check_masks(found, skipped)
+        console.print(summary(found, chosen.name, faults))
         if chosen.sheet:
             _write_sheet(found, chosen.sheet, chosen.images, chosen.seed, skipped)
             console.print(f"contact sheet  {chosen.sheet}", soft_wrap=True)
@@ -42,8 +53,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.run(look)
 
 
-def summary(found: Sequence[Mammogram], name: str) -> Table:
-    """How many images, patients and lesions there are, of which kinds; no pixel is read."""
+def check_masks(found: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
+    """Read every mask that stands in a file of its own; how many can't be used, by what is wrong with them.
+
+    Args:     skipped: takes each of them with its reason.
+    """
+    masked = [(one, lesion) for one in found for lesion in one.lesions if isinstance(lesion, MaskedLesion)]
+    faults: Counter[str] = Counter()
+    for mammogram, lesion in track(masked, "reading masks", transient=True, disable=len(masked) < SHOWN, console=Console(stderr=True)):
+        try:
+            mask = lesion.read()
+            if mask.shape != (mammogram.rows, mammogram.cols):
+                raise ArchiveError(f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {mammogram.rows} x {mammogram.cols}")
+            if not mask.any():
+                raise ArchiveError("its mask marks nothing")
+        except ArchiveError as error:
+            skipped.add(mammogram.image_id, error)
+            words = str(error)
+            faults["empty" if "nothing" in words else "of a wrong size" if " px" in words else "unreadable"] += 1
+    return faults
+
+
+def write_list(found: Sequence[Mammogram], skipped: Skipped, stream: TextIO) -> None:
+    """Which file is behind each pseudonym, as CSV: pseudonym, patient, file, why it was left out.
+
+    It undoes the pseudonyms, so it goes to the caller's own screen or file, and to no log.
+    """
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(("pseudonym", "patient", "file", "left out"))
+    for mammogram in found:
+        rows.writerows(
+            (mammogram.image_id, mammogram.patient_id, harmless(_beneath(path, skipped.root)), "") for path in files_of(mammogram)
+        )
+    for file, reason in skipped.reasons.items():
+        rows.writerow((*without_names({file: ""}, None), "", harmless(file), harmless(reason)))
+
+
+def _beneath(path: Path, root: Path | None) -> str:
+    return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else str(path)
+
+
+def summary(found: Sequence[Mammogram], name: str, faults: Counter[str] | None = None) -> Table:
+    """How many images, patients and lesions there are, of which kinds; no pixel is read.
+
+    Args:     faults: of `check_masks`.
+    """
     table = Table(title=f"{name}: {len(found):,} mammograms of {len({m.patient_id for m in found}):,} patients", show_header=False)
     lesions = [lesion for mammogram in found for lesion in mammogram.lesions]
     located = Counter("mask file" if isinstance(x, MaskedLesion) else "outline" if x.outlines else "box" for x in lesions)
@@ -59,6 +113,7 @@ def summary(found: Sequence[Mammogram], name: str) -> Table:
             for kind in sorted({lesion.kind for lesion in lesions})
         },
         "lesions given by": located,
+        **({"masks that can't be used": faults} if faults else {}),
         "uncertain kind": Counter({"lesions": sum(not lesion.kind_is_certain for lesion in lesions)}),
     }
     for heading, counts in rows.items():
@@ -73,6 +128,8 @@ def _parser() -> command.Parser:
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw a contact sheet with the lesions' outlines")
     parser.add_argument("--images", type=int, default=36, help="how many mammograms the sheet shows (default 36, those with lesions first)")
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
+    parser.add_argument("--list", action="store_true", help="print which file is behind each pseudonym, and nothing else")
+    parser.add_argument("--quick", action="store_true", help="read no mask")
     parser.add_argument("--skipped", type=Path, metavar="CSV", help="write every left-out file with its reason")
     return parser
 
@@ -100,7 +157,8 @@ def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Pat
         console.print(f"  ... and {len(skipped) - SHOWN:,} more" + ("" if file else " (--skipped FILE.csv writes them all)"))
     if file:
         with file.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("file", "reason"), *skipped.reasons.items()])
+            rows = [(harmless(file), harmless(reason)) for file, reason in skipped.reasons.items()]
+            csv.writer(stream).writerows([("file", "reason"), *rows])
         console.print(f"left-out files  {file}", soft_wrap=True)
 
 

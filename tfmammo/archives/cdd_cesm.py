@@ -235,7 +235,7 @@ def _parts(path: Path, rows: int, cols: int) -> list[_Region]:
 
 def _border(labels: NDArray[np.int32], part: int, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
     (outline,) = borders(labels[top : top + height, left : left + width] == part)
-    return outline + np.float32([top, left])
+    return outline + np.array([top, left], np.float32)
 
 
 def _lesions(row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped) -> tuple[Lesion, ...]:

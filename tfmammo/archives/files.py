@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from tfmammo.record import hashed_id
@@ -29,7 +30,7 @@ def beneath(root: Path, links: bool = True) -> Iterator[Path]:
         seen.add(real)
         entries = _entries(folder)
         yield from (Path(entry.path) for entry in entries if _is(entry.is_file) and not entry.name.startswith("."))
-        folders += [entry.path for entry in reversed(entries) if _is(lambda entry=entry: entry.is_dir(follow_symlinks=links))]
+        folders += [entry.path for entry in reversed(entries) if _is(partial(entry.is_dir, follow_symlinks=links))]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

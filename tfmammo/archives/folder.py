@@ -41,7 +41,6 @@ import csv
 import io
 import logging
 import math
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +58,7 @@ from PIL.ImageFile import ImageFile
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.files import beneath
 from tfmammo.archives.stored import unused_range
-from tfmammo.record import ID_KEY, ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id, spelling
+from tfmammo.record import ID_KEY, ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id, is_keyed, spelling
 
 log = logging.getLogger(__name__)
 
@@ -339,7 +338,7 @@ def _mammograms(folder: _Folder) -> Iterator[Mammogram]:
     if not has_patients:
         reason = "metadata.csv names no patients, so all images count as one and can't be split; give it the columns file and patient"
         log.warning("%s: %s", folder.root.name, reason)
-    elif not os.environ.get(ID_KEY):
+    elif not is_keyed():
         log.info("patients are told apart by unkeyed hashes, which a list of names or numbers undoes; of private data set %s", ID_KEY)
     for image, path in folder.images.items():
         if folder.listed_only and image not in folder.coco:

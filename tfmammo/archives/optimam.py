@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # omidb imports matplotlib.pyplot: read() pays for that, `imp
     from omidb.lesion import Lesion as Finding
     from omidb.mark import Mark
 
-_UID = re.compile(r"[0-9][0-9.]*")  # names of studies and images come from JSON: nothing else may become a path
+_UID = re.compile(r"[0-9][0-9.]{0,63}")  # names of studies and images come from JSON: nothing else may become a path
 _CLIENT = re.compile(r"[A-Za-z0-9_-]+")
 _UNREADABLE = (OSError, ValueError, RecursionError)
 _BENIGN_FLAGS = (

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ import tensorflow as tf
 from pydantic import Field, PositiveInt, ValidationError
 
 from tfmammo import __version__, archives, command, config
+from tfmammo.archives.files import without_names
 from tfmammo.config import AddedConfig, ConfigError, DataConfig, Frozen
 from tfmammo.data import card, jobs
 from tfmammo.data.patches import TEXTS, DataError, Patch, patches_of
@@ -129,7 +129,7 @@ def make(shard: Shard) -> None:
                 histogram += np.bincount(quantised(patch.image).ravel() // (2**16 // BINS), minlength=BINS)
                 _note(columns, mammogram, patch)
         written = ShardFile(file=shard.file, sha256=sha256(part), bytes=part.stat().st_size, count=len(columns["ids"]))
-    reasons = {file: _relative(reason, shard.config) for file, reason in dead.reasons.items()}
+    reasons = without_names(dead.reasons, shard.config.root)
     sidecar = Sidecar(identity=shard.identity, shard=written, columns=columns, histogram=histogram.tolist(), dead_letters=reasons)
     jobs.write(_sidecar_path(shard), sidecar.model_dump_json())
 
@@ -180,11 +180,6 @@ def _note(columns: dict[str, list[str]], mammogram: Mammogram, patch: Patch) -> 
         columns[name].append(value)
 
 
-def _relative(reason: str, data: DataConfig) -> str:
-    """A reason without the archive's own place on this machine."""
-    return reason.replace(f"{data.root}{os.sep}", "") if data.root else reason
-
-
 def _sidecar_path(shard: Shard) -> Path:
     return (shard.folder / shard.file).with_suffix(".json")
 
@@ -202,8 +197,7 @@ def _sidecar(shard: Shard) -> Sidecar | None:
 
 def _finish(shards: Sequence[Shard], identity: dict[str, Any], chosen: BuildConfig, skipped: Skipped) -> Manifest:
     """Write what is told of all shards together."""
-    reasons = {file: _relative(reason, chosen.data) for file, reason in skipped.reasons.items()}
-    dead, sidecars = Skipped(reasons), []
+    dead, sidecars = Skipped(without_names(skipped.reasons, skipped.root)), []
     for shard in shards:
         sidecar = _sidecar(shard)
         if sidecar is None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from tfmammo.data.tfrecord import Manifest
+from tfmammo.record import harmless
 
 LICENCES = {
     "cbis_ddsm": "CC BY 3.0. Name CBIS-DDSM, The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY.",
@@ -67,13 +68,8 @@ def dead_letters(reasons: Mapping[str, str]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("file", "reason"))
-    rows.writerows((_harmless(file), _harmless(reason)) for file, reason in reasons.items())
+    rows.writerows((harmless(file), harmless(reason)) for file, reason in reasons.items())
     return text.getvalue()
-
-
-def _harmless(cell: str) -> str:
-    cell = " ".join(cell.split())
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "|", "%")) else cell
 
 
 def _counted(values: Iterable[str]) -> list[tuple[str, int]]:

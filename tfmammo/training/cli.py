@@ -18,6 +18,7 @@ from rich.table import Table
 from tfmammo import command, durable
 from tfmammo import config as configuration
 from tfmammo.archives import archive_name, mammograms
+from tfmammo.archives.files import without_names
 from tfmammo.config import AddedConfig, ConfigError, DataConfig, Experiment, TrainingConfig
 from tfmammo.data import jobs, splits
 from tfmammo.data.patches import Make, Patches, make_patches
@@ -120,11 +121,12 @@ def refuse_added(config: DataConfig) -> None:
 
 
 def report(skipped: Skipped) -> None:
-    """Log how many files were left out, the first of them with their reasons; all of them in the debug log."""
-    for file, reason in skipped.reasons.items():
+    """Log how many files were left out, the first of them with their reasons; all of them in the debug log. Files go by pseudonyms."""
+    reasons = without_names(skipped.reasons, skipped.root)
+    for file, reason in reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
-        counts = "; ".join(f"{file}: {reason}" for file, reason in list(skipped.reasons.items())[:3])
+        counts = "; ".join(f"{file}: {reason}" for file, reason in list(reasons.items())[:3])
         log.info("%d files were left out, wholly or in part (%s%s)", len(skipped), counts, "; ..." if len(skipped) > 3 else "")
 
 

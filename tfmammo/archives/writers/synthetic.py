@@ -8,15 +8,15 @@ digital mammography image for presentation, which must state them, else a second
 SyntheticData, ImageType, PatientName, SeriesDescription, ImageComments, DerivationDescription, Manufacturer, and of a
 secondary capture in ConversionType. Its UIDs follow from `key`, so that the same content is the same file.
 
-PatientIdentityRemoved is NO for mammograms of somebody's own folder whose patients were hashed without a key (TFMAMMO_ID_KEY): whoever
-holds a list of the hospital's numbers can hash them and compare. Public archives name nobody, so that theirs is YES.
+PatientIdentityRemoved is YES for public archives, which were given out without names. For somebody's own folder it is NO, unless
+TFMAMMO_ID_KEY is set (whoever holds a list of the hospital's numbers can hash them and compare) and the source says that its pixels
+show no annotation.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,11 @@ from tfmammo import __version__
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers.dicom import MAMMOGRAPHY, SECONDARY_CAPTURE, write_dicom
 from tfmammo.archives.writers.folder import CATEGORIES
-from tfmammo.record import ID_KEY, Box, LesionKind, Mammogram, hashed_id
+from tfmammo.record import Box, LesionKind, Mammogram, is_keyed
 
 MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
+# Archives that were given out without names, in headers and in pixels.
+_DEIDENTIFIED = ("cbis_ddsm", "cdd_cesm", "ddsm", "inbreast", "mini_mias", "optimam", "phantom", "vindr")
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
 # Where rows and columns run to, as mammograms are shown: the chest wall on the left of a left breast, lateral or axilla at the top.
 _ORIENTATION = {("L", "CC"): ["A", "R"], ("R", "CC"): ["P", "L"], ("L", "MLO"): ["A", "FR"], ("R", "MLO"): ["P", "FL"]}
@@ -52,7 +54,11 @@ def dicom(path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: boo
     if stored.elements is None:
         rendition["ImagerPixelSpacing"] = spacing
     full = bool(mammogram.laterality and mammogram.view and rendition.get("ImagerPixelSpacing"))
-    elements = _identity(mammogram, key) | (_mammography(mammogram, rendition) if full else _capture(mammogram)) | rendition
+    elements = (
+        _identity(mammogram, key, rendition.get("BurnedInAnnotation", "YES"))
+        | (_mammography(mammogram, rendition) if full else _capture(mammogram))
+        | rendition
+    )
     elements["LossyImageCompression"] = "01" if lossy else "00"
     write_dicom(path, stored.values, stored.bits, sop_class=MAMMOGRAPHY if full else SECONDARY_CAPTURE, **elements)
 
@@ -119,14 +125,21 @@ def _rendition(stored: Stored) -> dict[str, Any]:
     return elements | {"PresentationLUTShape": "INVERSE" if elements.get("PhotometricInterpretation") == "MONOCHROME1" else "IDENTITY"}
 
 
-def _identity(mammogram: Mammogram, key: str) -> dict[str, Any]:
+def _deidentification(mammogram: Mammogram, burned_in: str) -> dict[str, Any]:
+    """Whether nobody can tell who the patient is: an unkeyed hash of a hospital's number can be undone, and pixels may hold a name."""
+    if mammogram.archive in _DEIDENTIFIED or (is_keyed() and burned_in == "NO"):
+        return {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym"}
+    return {"PatientIdentityRemoved": "NO"}
+
+
+def _identity(mammogram: Mammogram, key: str, burned_in: str) -> dict[str, Any]:
     """Whose it is, and that it is synthetic; what the standard wants stated even when it is unknown is empty."""
     uids = {name: generate_uid(entropy_srcs=["tfmammo", name, of]) for name, of in
             (("study", mammogram.patient_id), ("series", key), ("instance", key))}  # fmt: skip
     empty = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
     return {
         **dict.fromkeys(empty, ""),
-        "PatientName": "SYNTHETIC^MAMMOGRAM", "PatientID": mammogram.patient_id, **_deidentified(mammogram),
+        "PatientName": "SYNTHETIC^MAMMOGRAM", "PatientID": mammogram.patient_id, **_deidentification(mammogram, burned_in),
         "StudyInstanceUID": uids["study"], "SeriesInstanceUID": uids["series"], "SOPInstanceUID": uids["instance"],
         "SeriesNumber": 1, "InstanceNumber": 1, "SyntheticData": "YES", "SeriesDescription": "SYNTHETIC, not for diagnosis",
         "ImageComments": MARK, "DerivationDescription": MARK, "Manufacturer": "tfmammo (SYNTHETIC)",
@@ -134,14 +147,6 @@ def _identity(mammogram: Mammogram, key: str) -> dict[str, Any]:
         "BurnedInAnnotation": "YES",  # unless the source says otherwise: scanned films have labels
         "ImageLaterality": mammogram.laterality, "PatientOrientation": "",
     }  # fmt: skip
-
-
-def _deidentified(mammogram: Mammogram) -> dict[str, str]:
-    """Whether the PatientID tells nobody who it is, to whom the hospital's numbers are known."""
-    nobody = hashed_id("folder", "")  # of a file that names no patient
-    if mammogram.archive != "folder" or mammogram.patient_id == nobody or os.environ.get(ID_KEY):
-        return {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym"}
-    return {"PatientIdentityRemoved": "NO"}
 
 
 def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""Names of files may be patients': they reach no log and no list that is passed on, and their owner finds them all the same."""
+
+import csv
+import io
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfmammo.archives import __main__ as command
+from tfmammo.archives import mammograms
+from tfmammo.archives.files import pseudonym, without_names
+from tfmammo.config import ConfigError, DataConfig
+from tfmammo.data.patches import make_patches
+from tfmammo.record import Skipped, hashed_id
+from tfmammo.training import cli
+
+NAME = "M\u00fcller, Anna 1950"
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Anna has a damaged image, a mask without a lesion, and one of another size; Berta is well."""
+    grey = np.tile(np.arange(64, dtype=np.uint8) * 3, (64, 1))
+    region = np.zeros((64, 64), np.uint8)
+    region[20:40, 20:40] = 255
+    for folder in ("images", "masks"):
+        (tmp_path / "archive" / folder / NAME).mkdir(parents=True)
+    root = tmp_path / "archive"
+    for name in (f"{NAME}/empty", f"{NAME}/small", "berta"):
+        Image.fromarray(grey).save(root / "images" / f"{name}.png")
+    Image.fromarray(region).save(root / "masks" / "berta.png")
+    Image.fromarray(0 * region).save(root / "masks" / NAME / "empty.png")
+    Image.fromarray(region[:50]).save(root / "masks" / NAME / "small.png")
+    (root / "images" / NAME / "broken.png").write_bytes(b"no image")
+    (root / "metadata.csv").write_text(
+        f'file,patient\nberta.png,b\n"{NAME}/empty.png",a\n"{NAME}/small.png",a\n"{NAME}/broken.png",a\n', encoding="utf-8"
+    )
+    return root
+
+
+def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
+    with caplog.at_level(logging.DEBUG, "tfmammo"):
+        cli.all_patches(DataConfig(name="folder", root=archive, size=16))
+        assert len(caplog.records) > 3
+        monkeypatch.chdir(archive)
+        cli.all_patches(DataConfig(name="folder", root=".", size=16))
+    assert "ller" not in caplog.text and "Anna" not in caplog.text and "1950" not in caplog.text
+    assert f"skipped {pseudonym(f'images/{NAME}/broken.png')}: can't be read as an image" in caplog.text
+    mask = pseudonym(f"masks/{NAME}/empty.png")
+    assert f"skipped {hashed_id('folder', f'{NAME}/empty')}: lesion 0: {mask}: marks nothing" in caplog.text
+
+
+def test_the_reason_stays_whatever_the_path_is_like(archive):
+    root = archive
+    reasons = {
+        "20000001": f"lesion 1: {root}/images/{NAME}/broken.png: the file ends early; {root}/masks/berta.png: marks nothing",
+        f"images/{NAME}/broken.png": "its pixels (F) are not of 8 or 16 bits",
+        "metadata.csv": "1 of its 3 files are no image or mask here",
+        "images/*": "2 files of other kinds",
+        "gone": f"{root}/images/{NAME}/gone.png: no such file",
+        "abc~1": "lesion 0: is not in sight",
+    }
+    told = without_names(reasons, root)
+    one, other, third = (pseudonym(file) for file in (f"images/{NAME}/broken.png", "masks/berta.png", "x.png"))
+    assert told == {
+        "20000001": f"lesion 1: {one}: the file ends early; {other}: marks nothing",
+        one: "its pixels (F) are not of 8 or 16 bits",
+        "metadata.csv": "1 of its 3 files are no image or mask here",
+        "images/*": "2 files of other kinds",
+        "gone": "a file: no such file",
+        "abc~1": "lesion 0: is not in sight",
+    }
+    assert len({one, other, third}) == 3
+
+
+def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog):
+    with caplog.at_level(logging.DEBUG):
+        command.main(["folder", str(archive), "--list"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    by_pseudonym = {}
+    for row in rows:
+        by_pseudonym.setdefault(row["pseudonym"], []).append(row["file"])
+    assert by_pseudonym[hashed_id("folder", f"{NAME}/empty")] == [f"images/{NAME}/empty.png", f"masks/{NAME}/empty.png"]
+    assert by_pseudonym[pseudonym(f"images/{NAME}/broken.png")] == [f"images/{NAME}/broken.png"]
+    assert {row["patient"] for row in rows} == {hashed_id("folder", "a"), hashed_id("folder", "b"), ""}
+    skipped = Skipped()
+    config = DataConfig(name="folder", root=archive, size=16)
+    patches = make_patches(mammograms(config, skipped), config, skipped)
+    assert {name.partition("#")[0] for name in patches.ids} <= by_pseudonym.keys()
+    assert "Anna" not in caplog.text
+
+
+def test_masks_are_looked_at_with_the_archive(archive, capsys):
+    command.main(["folder", str(archive), "--skipped", str(archive / "=left.csv")])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "masks that can't be used" in printed and "1 empty" in printed and "1 of a wrong size" in printed
+    command.main(["folder", str(archive), "--quick"])
+    assert "masks that can't be used" not in capsys.readouterr().out
+
+
+def test_left_out_files_hold_no_formula(tmp_path, capsys):
+    image = np.zeros((64, 64), np.uint8)
+    (tmp_path / "archive/images").mkdir(parents=True)
+    Image.fromarray(image).save(tmp_path / "archive/images/a.png")
+    skipped = Skipped({"=cmd|' /C calc'!A0": "+1", "plain.png": "@SUM(1)"})
+    command._print_skipped(command.Console(), skipped, 2, tmp_path / "left.csv")
+    with (tmp_path / "left.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["file", "reason"], ["'=cmd|' /C calc'!A0", "'+1"], ["plain.png", "'@SUM(1)"]]
+
+
+def test_a_missing_root_is_still_named():
+    with pytest.raises(ConfigError, match="no such folder"):
+        mammograms(DataConfig(name="folder", root="nowhere"), Skipped())
