@@ -271,13 +271,15 @@ def test_a_plan_is_a_studys(script, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_run_twice(study, tracking_uri, caplog):
     method = "{poisson: {config: configs/synthesis_blending.yaml, set: {painter: poisson, generator: null}}}"
-    few = "generators={}", f"methods={method}", "synthetic=[3]"
+    few = "generators={}", f"methods={method}", "synthetic=[3]", "copies=[]"
     folder = study("blending", *few)
     table = (folder / "report/table.md").read_text()
     assert (
         "| real alone |" in table and "| real + 3 by poisson |" in table and "Differences in recall at IoU > 0.5 from real alone" in table
     )
-    assert {path.name for path in (folder / "report").iterdir()} == {"table.md", "recall.csv", "difference.csv", "froc.png"}
+    assert {path.name for path in (folder / "report").iterdir()} == {
+        *("table.md", "recall.csv", "false_positives.csv", "difference.csv", "froc.png")
+    }
     held_out = {name for name, fold in json.loads((folder / "split.json").read_text())["patients"].items() if fold == 0}
     card = json.loads((folder / "detectors/poisson-3/fold0-seed0/export/card.json").read_text())
     real = json.loads((folder / "detectors/real/fold0-seed0/export/card.json").read_text())
@@ -297,7 +299,9 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
     study("blending", *few, "fppi=[1]")  # what is reported may change
     assert (folder / "detectors/real/fold0-seed0/export/card.json").stat().st_mtime_ns == before
     assert not any(message.startswith("step ") for message in caplog.messages)
-    assert next(csv.reader((folder / "report/recall.csv").read_text().splitlines())) == ["trained on", "1, %"]
+    assert next(csv.reader((folder / "report/recall.csv").read_text().splitlines())) == [
+        *("trained on", "1, %", "all detections, %", "mean from 0 to 1, %")
+    ]
 
 
 def test_a_detector_that_can_not_be_trained_ends_the_study_with_its_sentence(study):
