@@ -97,6 +97,25 @@ def test_a_parameter_chooses_another_network(room, predict, batch):
     np.testing.assert_allclose(answer["logits"], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_network_sees_eight_patches_at_a_time(room, predict):
+    model, seen, asked = predict.__self__.unwrap_python_model(), [], []
+    inverter = model.loaded["inverter"]
+    signature = inverter.signatures["serving_default"]
+    patches = np.random.default_rng(2).random((21, SIZE, SIZE, 1), np.float32)
+
+    class Counted:
+        signatures = {"serving_default": lambda image: seen.append(len(image)) or signature(image=image)}
+
+    model.loaded["inverter"], model.proceed = Counted, lambda: asked.append(1)
+    try:
+        answer = model.predict(None, patches)["mask"]
+    finally:
+        model.loaded["inverter"] = inverter
+        del model.proceed
+    assert seen == [8, 8, 5] and len(asked) == 3
+    np.testing.assert_allclose(answer, room.networks["inverter"](patches), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "model_input, params, message",
     [
@@ -108,6 +127,12 @@ def test_a_parameter_chooses_another_network(room, predict, batch):
         (np.full((1, 4, 4, 1), np.nan), None, "reaches from nan to nan"),
         (np.full((1, 4, 4, 1), "a"), None, "image is no regular array of numbers"),
         ({"image": [[1.0], [1.0, 2.0]]}, None, "image is no regular array of numbers"),
+        ({"image": [[[[10**400]]]]}, None, "image is no regular array of numbers"),
+        (
+            {"mask": np.zeros((9, 4, 4, 1)), "image": np.zeros((8, 4, 4, 1))},
+            {"network": "critic"},
+            "mask and image must hold equally many patches",
+        ),
         ({"mask": np.zeros((1, 4, 4, 1))}, None, "inverter takes image: one array"),
         ([[1.0]], None, "inverter takes image: one array"),
         (np.zeros((1, 4, 4, 1)), {"network": "critic"}, "critic takes mask and image: one array, or an object with these names"),

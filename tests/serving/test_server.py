@@ -2,11 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 
 import httpx
 import mlflow
@@ -139,36 +135,6 @@ def test_good_and_hostile_requests_at_once_lose_no_answer(model):
             assert response.json() == {"predictions": [{"value": 2 * number}]}
         else:
             assert response.status_code == HOSTILE[number % len(HOSTILE)][1]
-
-
-@pytest.mark.slow
-def test_the_command_serves_a_registered_model_until_it_is_stopped(model, tmp_path):
-    import socket
-    import time
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    command = [sys.executable, "-m", "tfmammo.serving", "run", "--model", str(model), "--port", str(port)]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
-                break
-            except httpx.TransportError:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.5)
-        answer = httpx.post(f"http://127.0.0.1:{port}/invocations", json={"inputs": [{"value": 21}]}, timeout=60)
-        assert answer.json() == {"predictions": [{"value": 42}]}
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode in (0, 130) and "Traceback" not in said
-    finally:
-        process.kill()
-        process.stderr.close()
 
 
 def test_a_model_that_is_not_there_is_one_line(tmp_path, capsys, monkeypatch):

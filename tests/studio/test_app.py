@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import cv2
+import httpx
 import keras
 import numpy as np
 import pydicom
@@ -104,7 +105,7 @@ class Server:
             self.port = found.getsockname()[1]
         self.address, self.temporary = f"http://127.0.0.1:{self.port}", folder / "temporary"
         self.temporary.mkdir()
-        (folder / "studio.yaml").write_text(dump(StudioConfig.model_validate(models | {"port": self.port, "upload_mb": 4})))
+        (folder / "studio.yaml").write_text(dump(StudioConfig.model_validate(models | {"port": self.port, "upload_mb": 4, "total_mb": 12})))
         command = [sys.executable, "-m", "tfmammo.studio", "--config", str(folder / "studio.yaml")]
         self.path = folder / "log.txt"
         environment = os.environ | {"TMPDIR": str(self.temporary), "CUDA_VISIBLE_DEVICES": ""}
@@ -377,6 +378,39 @@ def test_only_the_browsers_own_files_are_handed_out(server, browser):
     page = visit(browser, server)
     for path in ("/etc/passwd", str(server.path), str(server.temporary.parent / "studio.yaml")):
         assert page.request.get(f"{server.address}/gradio_api/file={path}").status in (403, 404)
+
+
+@pytest.mark.slow
+def test_another_sites_page_gets_nothing(server):
+    """Neither under a name that leads here by a trick, nor from a page elsewhere; nor may such a page upload."""
+    upload = f"{server.address}/gradio_api/upload"
+    for headers in ({"host": "evil.example", "origin": "http://evil.example"}, {"origin": "http://evil.example"}, {"origin": "null"}):
+        for answer in (
+            httpx.get(server.address, headers=headers),
+            httpx.options(server.address, headers=headers | {"access-control-request-method": "POST"}),
+            httpx.post(upload, files={"files": ("a.png", b"x")}, headers=headers),
+        ):
+            assert answer.status_code == 403 and not any(name.startswith("access-control") for name in answer.headers)
+    answer = httpx.get(server.address, headers={"origin": server.address})
+    assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.slow
+def test_uploads_are_bounded_in_total_and_nothing_of_unknown_length_is_taken(server):
+    """The studio of these tests keeps 12 MB at most."""
+    upload, kept = f"{server.address}/gradio_api/upload", []
+    for number in range(6):
+        answer = httpx.post(upload, files={"files": (f"{number}.png", os.urandom(3 * 2**20))}, timeout=60)
+        kept.append(answer.status_code)
+    assert kept[:2] == [200, 200] and set(kept[2:]) <= {200, 413} and kept[-1] == 413
+    assert "too many files" in answer.json()["error"]
+    assert sum(path.stat().st_size for path in server.files()) <= 12 * 2**20
+    for path in server.files():  # so that other tests find room
+        if path.stat().st_size == 3 * 2**20:
+            path.unlink()
+    assert httpx.post(upload, content=iter([b"x"]), timeout=60).status_code == 411
+    large = httpx.post(f"{server.address}/gradio_api/queue/join", content=b"[" * (3 * 2**20), timeout=60)
+    assert large.status_code == 413
 
 
 @pytest.mark.slow

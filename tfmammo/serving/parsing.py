@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -105,6 +106,7 @@ def main() -> None:
     _limit(resource.RLIMIT_AS, SPARE + TIMES * size)
     _limit(resource.RLIMIT_CPU, CPU_SECONDS)
     sys.stdin.buffer.seek(0)
+    os.nice(10)  # whoever waits for a small answer comes first
     gc.disable()  # which would walk all lists again and again, while nothing can be freed
     try:
         request = parsed(sys.stdin.buffer.read())
