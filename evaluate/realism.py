@@ -196,7 +196,7 @@ def of_sets(
 
 
 def kid_table(features: Mapping[str, NDArray[np.float32]], config: RealismConfig, judge: Judge) -> Table:
-    """KID as it is usually reported. The deviation is that of one subset."""
+    """KID as it is usually reported."""
     size = min(config.subset_size, len(features[REAL]))
     body = []
     for name, found in features.items():
@@ -204,7 +204,9 @@ def kid_table(features: Mapping[str, NDArray[np.float32]], config: RealismConfig
             values = perceptual.kid(features[REAL], found, config.subsets, size, config.seed, paired=True)
             body.append([name, *(f"{1000 * value:.2f}" for value in values)])
     note = f" ({judge.inception.note})" if judge.inception.note else ""
-    return Table(f"KID x 1000 over {config.subsets} subsets of {size} patches{note}", ["", "mean", "standard deviation"], body)
+    title = f"KID x 1000 over {config.subsets} subsets of {size} patches{note}"
+    warning = "The deviation is that of one subset's KID. Subsets share patches, so it bounds nothing; the intervals above do."
+    return Table(title, ["", "mean", "standard deviation"], body, (warning,))
 
 
 def sheet(comparison: evaluation.Comparison, config: RealismConfig, path: Path) -> None:
