@@ -261,7 +261,7 @@ def test_neither_is_there_in_recipes_of_patches_and_of_single_lesions(tiny_conte
 # Where it writes
 
 
-@pytest.mark.parametrize("name", ["../../escaped/evil", "/tmp/evil", "a/b", ".", ""])
+@pytest.mark.parametrize("name", ["../../escaped/evil", "/evil", "a/b", ".", ""])
 def test_a_recipes_name_leads_nowhere(config, where, name, tmp_path):
     chosen = config(count=1)
     synthesis.synthesise(chosen, tmp_path / "out")

@@ -113,7 +113,7 @@ def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(tmp_path, 
         assert "its file system has no locks" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil"])
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     with pytest.raises(DataError, match="leads out of"):
         jobs.inside(tmp_path, name)
