@@ -113,6 +113,12 @@ def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(sides, tm
     chooses, tests = splits.halves(held_out, cli.whole_archive(data), data)
     assert len(chooses) + len(tests) == len(held_out)
     assert not patients(chooses) & patients(sides.test) and not patients(tests) & patients(sides.validation)
+    known = set(held_out.patient_ids.tolist()) | patients(sides.train)
+    saved = splits.load(data.split_file)
+    fewer = saved.model_copy(update={"patients": {name: place for name, place in saved.patients.items() if name in known}})
+    splits.save(tmp_path / "fewer.json", fewer)
+    parts = splits.halves(held_out, cli.whole_archive(data), data.model_copy(update={"split_file": tmp_path / "fewer.json"}))
+    assert len(fewer.patients) < len(saved.patients) and sum(map(len, parts)) == len(held_out)
     with pytest.raises(DataError, match="are all of one half of the held-out patients"):
         splits.halves(chooses, cli.whole_archive(data), data)
 

@@ -43,7 +43,7 @@ def main() -> None:
     assert isinstance(train, Patches)
     check_fading(experiment, sizes, loop.total_steps(experiment.training, len(train)))
     chooses, _ = splits.halves(held_out, cli.whole_archive(data), data)  # the other half tests classifiers
-    train, held_out = check_pathologies(train, malignant), check_pathologies(chooses, malignant)
+    train, held_out = check_pathologies(train, malignant), check_pathologies(chooses, malignant=False)  # validation takes no benign ones
     real, source = (PATHOLOGIES.index(name) for name in model.roles())
 
     small: Path | None = None  # the export of the stage before

@@ -1,5 +1,9 @@
 """The vanilla GAN: patches from noise, and where their lesions should be; its losses by hand."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -102,3 +106,31 @@ def test_what_is_exported_and_shown():
 def test_a_size_that_does_not_fit():
     with pytest.raises(ConfigError, match="patches of 18 px can't be halved 2 times"):
         VanillaGAN(VanillaGANConfig(filters=(8, 4), discriminator_filters=(4, 8)), 18)
+
+
+TWO_REPLICAS = """
+import tfmammo
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
+
+masks = np.random.default_rng(0).integers(0, 2, (3, 4, 16, 16, 1)).astype(np.float32)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    gan = VanillaGAN(VanillaGANConfig(z=5, filters=(8, 4), discriminator_filters=(4, 8)), 16)
+data = tf.data.Dataset.from_tensor_slices({"image": masks.reshape(12, 16, 16, 1), "mask": masks.reshape(12, 16, 16, 1)}).batch(4)
+step = tf.function(lambda batch: strategy.run(gan.train_step, args=(batch,)))
+for batch in strategy.experimental_distribute_dataset(data):
+    step(batch)
+np.testing.assert_allclose(gan.mean_mask.mean.numpy(), masks.mean(axis=(0, 1)), atol=1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_have_one_mean_mask(tmp_path, repository):
+    script = tmp_path / "two_replicas.py"  # logical devices must be named before TensorFlow starts
+    script.write_text(TWO_REPLICAS, encoding="utf-8")
+    path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=400)
+    assert done.returncode == 0, done.stderr

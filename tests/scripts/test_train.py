@@ -22,7 +22,7 @@ SMALL = {
     "contextual": [
         *("model.filters=[4,8]", "model.discriminator_factor=1", "model.attention=4", "model.border=1", "model.start=8"),
         *("model.start_steps=2", "model.fade_steps=2", "model.generator_updates=1", "training.batch_size=3"),
-        *("data.sampling.count=8", "data.folds=2", "data.phantoms=24", "data.seed=1"),  # few patches, of each class on both sides
+        *("data.sampling.count=40", "data.folds=2", "data.phantoms=40", "data.seed=1"),  # patches of each class on all three sides
     ],
     "classifier": [
         *("model.weights=none", "model.filters=2", "model.blocks=[1,1,1,1]", "training.batch_size=4"),

@@ -205,6 +205,8 @@ def halves(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[
     Args:     archive: all of it. config: as for `split`, which gave the held-out patches.
     Raises:   DataError: the archive holds out a single patient, or a half is empty.
     """
+    if config.split_file:  # which may know fewer patients, as those of one kind of lesion
+        archive = archive.take(np.flatnonzero(np.isin(archive.patient_ids, sorted(load(config.split_file).patients))))
     _, others = split(archive, config)
     one, _ = by_patient(others.patient_ids, 2, 0, config.seed, others.pathologies)
     chooses = np.isin(held_out.patient_ids, others.patient_ids[one])
