@@ -137,10 +137,12 @@ def structural(content: bytes, path: Path) -> dict[str, bytes | Callable[[Path],
         "blanks": b" " * 300_000 + content,
     }
     if ending in (".dcm", ".dicom"):
-        cases["RLE bomb"] = _dicom_with(RLELossless, rle_frame(b"\x81\0" * 2**21))
-        cases["RLE of nothing"] = _dicom_with(RLELossless, rle_frame(b"\x80" * 2**22))
-        cases["deflate bomb"] = _deflated(2**30)
-        cases["JPEG 2000 of many channels"] = _dicom_with(JPEG2000Lossless, _J2K)
+        cases |= {
+            "RLE bomb": _dicom_with(RLELossless, rle_frame(b"\x81\0" * 2**21)),
+            "RLE of nothing": _dicom_with(RLELossless, rle_frame(b"\x80" * 2**22)),
+            "deflate bomb": _deflated(2**30),
+            "JPEG 2000 of many channels": _dicom_with(JPEG2000Lossless, _J2K),
+        }
     elif ending in (".png", ".jpg", ".jpeg"):
         cases |= {
             "PNG bomb": _png(60_000, 60_000, zlib.compress(zeros)),
