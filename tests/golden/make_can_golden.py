@@ -16,7 +16,7 @@ from tfmammo.models.can import CAN, CANConfig
 
 GOLDEN = Path(__file__).with_name("can.json")
 CASES = {
-    "default": {},
+    "default": {"average": "responses"},
     "as_printed": {"adversarial": "as_printed", "average": "losses", "l2": "norm", "lambda_1": 3.0, "lambda_2": 0.5},
 }
 

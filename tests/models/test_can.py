@@ -108,7 +108,8 @@ def test_every_returned_number_by_hand(adversarial, average, l2):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("adversarial", ["non_saturating", "as_printed"])
 def test_every_network_descends_its_own_loss_from_the_weights_before_the_round(adversarial, count):
-    can, reference, data = small(adversarial=adversarial), small(adversarial=adversarial), batch(count)
+    can, reference = (small(adversarial=adversarial, average="responses") for _ in range(2))
+    data = batch(count)
     # Plain gradient descent with rate 1: the update is the gradient, and each is large enough to change the others' losses.
     can.optimizers = {name: keras.optimizers.SGD(1.0) for name in NETWORKS}
     before = weights(can)
