@@ -619,6 +619,16 @@ def test_shapes_confusion_accuracy_and_roc_of_the_folds(repository, shape_runs, 
     assert {each.path for each in client.list_artifacts(logged.info.run_id)} == {path.name for path in output.iterdir()}
 
 
+def test_the_most_frequent_shape_is_that_of_the_training(repository, patches):
+    """Two folds whose training masks are mostly of another shape than those that are judged."""
+    pool = replace(patches.take([0] * 6), patient_ids=np.array(list("aabbcc")), labels=np.array([1, 1, 2, 2, 3, 3], np.int32))
+    comparison = judged(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
+    found = script(repository, "shape").most_frequent(comparison)
+    assert found.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    unknown = judged(pool.take([4]), pool.take([3, 4, 5]), [0], [["nobody here"]])
+    assert script(repository, "shape").most_frequent(unknown).tolist() == [[0, 0, 0, 1]]
+
+
 def test_the_roc_figure_shows_mean_and_spread(repository):
     module = script(repository, "shape")
     curves = np.stack([np.ones(201), np.linspace(0, 1, 201)])
