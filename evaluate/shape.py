@@ -2,7 +2,8 @@
 
 python evaluate/shape.py --config configs/shape_evaluation.yaml --set data.name=ddsm data.root=DIR
 
-A model without weights shows what the accuracy is worth: "most frequent" calls every mass what most of them are.
+A baseline without weights shows what the accuracy is worth: "most frequent" calls every mass what most masks are that the first
+model was trained on.
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ def main() -> None:
     report = evaluation.Report(config, MEASURES, PRINTED)
     for comparison in evaluation.compare(config, "mask", "shapes", shape_patches, (len(SHAPES),)):
         labels = comparison.patches.labels
-        frequent = np.eye(len(SHAPES), dtype=np.float32)[np.bincount(labels).argmax()]
-        floor = {FLOOR: np.broadcast_to(frequent, (len(labels), len(SHAPES)))}
+        floor = {FLOOR: most_frequent(comparison)}
         report.add(comparison, {name: scores(labels, found) for name, found in (comparison.outputs | floor).items()})
         for name, probabilities in comparison.outputs.items():
             confusion = classification.confusion_matrix(labels, probabilities.argmax(axis=1), len(SHAPES))
@@ -56,6 +56,18 @@ def main() -> None:
     for table in report.tables:
         cli.console.print(table)
     cli.console.print(f"tables, CSVs and figures: {output}")
+
+
+def most_frequent(comparison: evaluation.Comparison) -> NDArray[np.float32]:
+    """The commonest shape of each fold's training masks as a certain answer, float32 [n, shapes]; without them, of all masks."""
+    pool, model = comparison.pool, next(iter(comparison.networks))
+    assert pool is not None
+    found = np.zeros((len(comparison.patches), len(SHAPES)), np.float32)
+    for number, network in enumerate(comparison.networks[model]):
+        known = comparison.trained_on(network)
+        commonest = np.bincount(pool.labels[known] if known.any() else pool.labels).argmax()
+        found[comparison.folds[model] == number, commonest] = 1
+    return found
 
 
 def scores(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:

@@ -189,7 +189,7 @@ def test_the_table_summarises_the_images(run, runs, patches, capsys):
     assert "| CAN, as printed (on inbreast, a split that leaks) | 94.1 | 91.7 | 85.1 | 87.2 |" in markdown
     assert "| U-Net, as printed (on inbreast, a split that leaks) | 93.1 | 90.5 | 83.0 | 85.2 |" in markdown
     assert "### Differences from CAN" in markdown and "LEAKY" not in markdown
-    assert "Holm's correction for 3 comparisons; 9 patients can give no p below 0.012." in markdown
+    assert "Holm's correction for 3 comparisons; 500 random draws can give no p below 0.012." in markdown
     assert "Jaccard, %" in capsys.readouterr().out
     assert {path.name for path in output.glob("*.png")} == {
         "figure-CAN.png", "figure-U-Net.png", "overlays.png", "boxes.png", "roc.png",
@@ -325,10 +325,16 @@ def test_a_savedmodel_that_is_damaged_or_of_another_size(tmp_path):
 
 
 def test_an_output_that_is_no_probability(tmp_path):
-    folder = export.export(Known(0.5), tmp_path / "export", {})
-    network = evaluation.open_network(str(folder / "generator"), "mask", "image")
-    with pytest.raises(DataError, match="generator: its image is no"):
-        network.run("mask", "image", np.full((1, SIZE, SIZE, 1), 2.0, np.float32))
+    class Loud(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32, "mask")])
+        def __call__(self, mask):
+            return {"image": 2 * mask}
+
+    model = Loud()
+    tf.saved_model.save(model, str(tmp_path / "loud"), signatures=model.__call__)
+    network = evaluation.open_network(str(tmp_path / "loud"), "mask", "image")
+    with pytest.raises(DataError, match="loud: its image is no"):
+        network.run("mask", "image", np.ones((1, SIZE, SIZE, 1), np.float32))
 
 
 def test_what_can_not_be_judged_is_an_error_of_one_sentence(run, runs, archive, tmp_path):
@@ -611,6 +617,16 @@ def test_shapes_confusion_accuracy_and_roc_of_the_folds(repository, shape_runs, 
     (logged,) = client.search_runs([client.get_experiment_by_name("tfmammo-evaluation").experiment_id])
     assert logged.data.metrics["unseen/Shape CNN/accuracy"] == pytest.approx(100 * right)
     assert {each.path for each in client.list_artifacts(logged.info.run_id)} == {path.name for path in output.iterdir()}
+
+
+def test_the_most_frequent_shape_is_that_of_the_training(repository, patches):
+    """Two folds whose training masks are mostly of another shape than those that are judged."""
+    pool = replace(patches.take([0] * 6), patient_ids=np.array(list("aabbcc")), labels=np.array([1, 1, 2, 2, 3, 3], np.int32))
+    comparison = judged(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
+    found = script(repository, "shape").most_frequent(comparison)
+    assert found.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    unknown = judged(pool.take([4]), pool.take([3, 4, 5]), [0], [["nobody here"]])
+    assert script(repository, "shape").most_frequent(unknown).tolist() == [[0, 0, 0, 1]]
 
 
 def test_the_roc_figure_shows_mean_and_spread(repository):
