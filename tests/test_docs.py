@@ -75,15 +75,18 @@ def reading(monkeypatch):
     Afterwards os.environ is as before: train/ssd.py sets variables when it is imported, which must not outlive the test. It stays the same
     object, which modules that are imported meanwhile keep.
     """
-    from tfmammo import config
+    from tfmammo import command, config
 
-    parse_args, parse = argparse.ArgumentParser.parse_args, config.parse
+    parse = config.parse
 
-    def arguments(self, *args, **kwargs):
-        chosen = parse_args(self, *args, **kwargs)
-        if isinstance(getattr(chosen, "config", {}), dict):  # none, or no file: of benchmarks/step.py it is the model's
-            raise Accepted
-        return chosen
+    def accepting(parse_args):
+        def arguments(self, *args, **kwargs):
+            chosen = parse_args(self, *args, **kwargs)
+            if isinstance(getattr(chosen, "config", {}), dict):  # none, or no file: of benchmarks/step.py it is the model's
+                raise Accepted
+            return chosen
+
+        return arguments
 
     def configured(schema, path, overrides=()):
         if Path(path).suffix != ".json":  # else a recipe, which a synthesis writes
@@ -91,7 +94,8 @@ def reading(monkeypatch):
         raise Accepted
 
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", arguments)
+    for parser in (argparse.ArgumentParser, command.Parser):
+        monkeypatch.setattr(parser, "parse_args", accepting(parser.parse_args))
     monkeypatch.setattr(config, "parse", configured)
     before = dict(os.environ)
     yield
@@ -141,7 +145,7 @@ def is_run_by_a_test(words):
     places = {
         "train": ("scripts", "detection"),
         "evaluate": ("scripts",),
-        "benchmarks": ("test_benchmarks.py", "test_benchmarks_growth.py"),
+        "benchmarks": ("test_benchmarks.py", "test_benchmarks_growth.py", "scripts/test_kill.py"),
     }
     folder, stem = Path(words[0]).parent.name, Path(words[0]).stem
     named = [words[0], f'"{stem}"'] if folder else [words[1], f"from tfmammo import {words[1].removeprefix('tfmammo.')}"]
