@@ -35,7 +35,7 @@ CORE = [
 ]
 
 BUILD = ["apache-beam>=2.77"]
-SERVE = ["gradio>=6", "fastapi", "uvicorn", "prometheus-client"]  # the studio; the server beside MLflow's
+SERVE = ["gradio>=6", "fastapi", "starlette", "uvicorn", "prometheus-client"]  # the studio; the server beside MLflow's
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
 EXTRAS = {

@@ -34,7 +34,7 @@ DISTRIBUTIONS = {
 UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
 # Imported within the one function that needs them: an old Excel table, which only tests ask for, the build at scale, and COCO's
 # average precision.
-OPTIONAL = {"xlwt", "apache-beam", "pycocotools", "gradio", "fastapi", "uvicorn", "prometheus-client"}
+OPTIONAL = {"xlwt", "apache-beam", "pycocotools", "gradio", "fastapi", "starlette", "uvicorn", "prometheus-client"}
 # Likewise, but nothing that the tests' environment must hold: tests of it are marked `detection`.
 DETECTION = {"tf-models-research-object-detection", "tf-models-official", "tf-keras"}
 # Likewise: reads PyTorch's own files of published weights; a golden file holds what it makes of them.

@@ -6,16 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfmammo import archives, inserter
+from tfmammo import archives, inserter, reader_study
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import ConfigError, DataConfig, parse
 from tfmammo.data.preprocess import DataError
 from tfmammo.inserter import Changed, Inserter, SystemConfig, Wish
+from tfmammo.reader_cases import ReaderStudyConfig
 from tfmammo.record import ArchiveError
 
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 
+from tfmammo.studio import __main__ as studio  # noqa: E402
 from tfmammo.studio import inserting, reading, uploads  # noqa: E402
 from tfmammo.studio.app import StudioConfig  # noqa: E402
 
@@ -163,6 +165,24 @@ def test_a_wrong_config_is_one_sentence(tmp_path, content, told):
     with pytest.raises(ConfigError, match=told.replace("(", r"\(")) as caught:
         parse(StudioConfig, tmp_path / "studio.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_config_needs_no_run_where_one_key_is_given(repository):
+    override = "systems={real lesions: {painter: poisson, lesions: {name: phantom}}}"
+    config = parse(StudioConfig, repository / "configs/studio.yaml", [override])
+    assert list(config.systems) == ["real lesions"]
+    assert override in (repository / "configs/studio.yaml").read_text().replace("'", "")
+    assert Inserter.load(config.systems["real lesions"]).config.painter == "poisson"
+
+
+def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(repository, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(studio, "show", lambda chosen: shown.append(chosen()))
+    config, database = repository / "configs/reader_study.yaml", tmp_path / "answers.sqlite"
+    reader_study.main(["--config", str(config), "open", "--set", "pairs=4", "real.phantoms=7", f"database={database}"])
+    (opened,) = shown
+    assert opened.study == parse(ReaderStudyConfig, config, ["pairs=4", "real.phantoms=7", f"database={database}"])
+    assert not opened.systems and opened.case is None and not database.exists()
 
 
 def test_the_shipped_config_is_one(repository):

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tfmammo import command
 from tfmammo import config as configuration
@@ -25,7 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command.run(lambda: _run(chosen))
 
 
-def _run(chosen: argparse.Namespace) -> None:
+def show(chosen: Callable[[], Any]) -> None:
+    """Serve the page until Ctrl-C. Args: chosen: makes a StudioConfig, once Gradio may be imported.
+
+    Raises:   ConfigError: Gradio is not installed, or a model can't be loaded. OSError: the port is taken.
+    """
     with stoppable(), private_folder("tfmammo_studio_") as folder:
         # Gradio reads both while it is imported.
         os.environ |= {"GRADIO_TEMP_DIR": str(folder / "gradio"), "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -36,9 +41,18 @@ def _run(chosen: argparse.Namespace) -> None:
         from tfmammo.studio import app
         from tfmammo.training import cli
 
-        config = configuration.parse(app.StudioConfig, chosen.config, chosen.set)
+        config = chosen()
         cli.prepare(configuration.TrainingConfig(precision="float32"))
         app.serve(config, folder)
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    def parsed() -> Any:
+        from tfmammo.studio.app import StudioConfig
+
+        return configuration.parse(StudioConfig, chosen.config, chosen.set)
+
+    show(parsed)
 
 
 def _parser() -> command.Parser:
