@@ -267,7 +267,8 @@ def _leaky_relu_by_result(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor]
     gradient of TensorFlow's own reads that output too, which makes that optimizer fail as a whole ("remapper failed").
     """
     y = tf.nn.leaky_relu(x, 0.2)
-    return y, lambda gradient: tf.raw_ops.LeakyReluGrad(gradients=gradient, features=y, alpha=0.2)
+    sign = tf.stop_gradient(y)  # else a second derivative asks for that of the sign, which is 0, by TensorFlow's own way
+    return y, lambda gradient: tf.raw_ops.LeakyReluGrad(gradients=gradient, features=sign, alpha=0.2)
 
 
 def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTensor:
