@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as cocotools
 
-from tfmammo.archives import coco, folder, phantom, stored
+from tfmammo.archives import coco, folder, phantom
+from tfmammo.archives.stored import unused_range
 from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
@@ -401,7 +402,7 @@ def test_values_that_use_little_of_16_bits_are_spoken_of_once(tmp_path, caplog):
      (16384, 65535, None), (65535, 65535, None), (255, 255, None), (10, 255, None), (1000, 4095, None), (0, 65535, None)],
 )  # fmt: skip
 def test_when_a_range_is_called_unused(highest, full, said):
-    advice = stored.unused_range(highest, full)
+    advice = unused_range(highest, full)
     assert advice is None if said is None else said in advice
 
 
