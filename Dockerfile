@@ -5,9 +5,10 @@
 FROM python:3.11-slim
 RUN useradd --create-home server
 WORKDIR /opt/tfmammo
-COPY setup.py README.md LICENSE ./
+COPY setup.py README.md LICENSE requirements.lock ./
+RUN pip install --no-cache-dir --require-hashes -r requirements.lock
 COPY tfmammo tfmammo
-RUN pip install --no-cache-dir ".[serve]"
+RUN pip install --no-cache-dir --no-deps .
 USER server
 WORKDIR /srv
 ENV MLFLOW_DISABLE_TELEMETRY=true

@@ -156,3 +156,12 @@ def test_ci_can_be_run_and_takes_the_readmes_steps():
 def test_the_hooks_run_the_ruff_of_the_test_extra(package):
     (ruff,) = (line for line in package["extras_require"]["test"] if line.startswith("ruff"))
     assert f'"{ruff}"' in (REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+
+
+def test_the_lock_file_of_the_image_has_what_setup_asks_for_with_hashes_and_names_no_index(package):
+    text = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    assert len(pinned) == len(re.findall(r"==", text)) and "://" not in text
+    for wanted in map(Requirement, [*package["install_requires"], *package["extras_require"]["serve"]]):
+        assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)], prereleases=True), wanted
+    assert "--require-hashes -r requirements.lock" in (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")

@@ -171,6 +171,11 @@ def test_it_knows_its_patients(tmp_path, foreign):
     assert detector.saw("p1") is True and detector.saw("p") is False and Detector.load(foreign).saw("p") is None
 
 
+def test_a_detector_does_not_come_by_http():
+    with pytest.raises(DetectionError, match="use https"):
+        Detector.load("http://tfhub.dev/somebody/ssd/1")
+
+
 def test_a_hub_handle(foreign, tmp_path, monkeypatch):
     """tensorflow_hub's own cache, filled beforehand: what it holds under a handle's hash is not fetched again."""
     handle = "https://tfhub.dev/somebody/ssd/1"

@@ -235,7 +235,9 @@ def _inside(low: float, high: float, size: int) -> NDArray[np.intp]:
 
 def _located(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
     """What to load, and the card of one of ours, else {}."""
-    if handle.startswith(("https://", "http://")):
+    if handle.startswith("http://"):
+        raise DetectionError(f"{handle}: what comes by http can be changed on its way, and a SavedModel is a program; use https")
+    if handle.startswith("https://"):
         return handle, {}
     path = Path(handle)
     for folder in (path, path / "saved_model"):
