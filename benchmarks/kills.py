@@ -70,10 +70,12 @@ class Training:
         return max((int(path.stem.rpartition("-")[2]) for path in self.output.glob("checkpoints/ckpt-*.index")), default=0)
 
     def is_exporting(self, said_before: int) -> bool:
-        """Whether it is past its last step, in this start: it writes an export, or says that there is one."""
-        if any(self.output.glob(".*.new")):
-            return True
-        return "already exported" in self.log.read_text(errors="replace")[said_before:]
+        """Whether it is past its last step, in this start: it says that it exports, or that it has.
+
+        Args:     said_before: bytes that its log had when it was started.
+        """
+        said = self.log.read_bytes()[said_before:]
+        return b"exporting step" in said or b"already exported" in said
 
     def weights(self) -> dict[str, np.ndarray]:
         """Every variable of the newest checkpoint and of the exports."""

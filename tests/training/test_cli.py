@@ -184,7 +184,7 @@ def test_a_failed_starts_split_is_replaced_and_a_begun_trainings_stays(tmp_path)
 
 
 def test_whoever_gives_no_data_is_told_so_in_a_frame(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train/can.py", "--config", "configs/can.yaml"])
+    monkeypatch.setattr(sys, "argv", ["train/can.py", "--config", "configs/can.yaml", "--set", "training.seed=1"])
     cli.datasets(DataConfig(name="inbreast", phantoms=12, size=32))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("╭") and "No data: data.root is not set, so the built-in phantom is used" in lines[1]

@@ -351,6 +351,7 @@ class _Training:
         if self._exported_step() == final_step:
             log.info("step %s is already exported to %s", f"{final_step:,}", self.output / "export")
         else:
+            log.info("exporting step %s to %s", f"{final_step:,}", self.output / "export")
             shutil.rmtree(self.output / "best", ignore_errors=True)  # of a shorter training in this folder
             if not best_is_last:
                 self._export_best(next(iter(metrics)))

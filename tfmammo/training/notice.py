@@ -22,13 +22,18 @@ def without_data(data: DataConfig) -> bool:
 def announce(data: DataConfig) -> None:
     """Say in a frame that the phantom stands in for data, if it does."""
     if without_data(data):
-        again = shlex.join(["python", *sys.argv])
         framed(
             "No data: data.root is not set, so the built-in phantom is used (synthetic mammograms).\n"
             "Time:           measured here over the first steps, and told then\n"
-            f"Your own data:  {again} --set data.name={data.name} data.root=DIR\n"
+            f"Your own data:  {_command()} --set data.name={data.name} data.root=DIR\n"
             f"Ten minutes:    {QUICKSTART}"
         )
+
+
+def _command() -> str:
+    """What was called, without its overrides, which may be many."""
+    words = sys.argv[: sys.argv.index("--set")] if "--set" in sys.argv else sys.argv
+    return shlex.join(["python", *words])
 
 
 def announce_duration(steps: int, seconds_a_step: float) -> None:
@@ -55,6 +60,6 @@ def duration(seconds: float) -> str:
 
 
 def framed(text: str) -> None:
-    """Print lines on stderr in a frame as wide as they are, so that commands can be copied whole."""
-    width = max(map(len, text.splitlines())) + 4
+    """Print lines on stderr in a frame as wide as they are, up to 140 columns, so that commands can be copied whole."""
+    width = min(max(map(len, text.splitlines())) + 4, 140)
     Console(stderr=True, width=width).print(Panel(Text(text)))
