@@ -125,10 +125,10 @@ class Inserter:
         Raises:   TrackingError, ExportError, DataError: a handle leads to no network of its kind.
         """
         uri = config.tracking_uri
-        generator, gan = (generators.resolved(handle, uri) if handle else None for handle in (config.generator, config.gan))
         if config.painter == "contextual":
-            assert generator
-            return Inserter(config, None, generators.lesion_generator(generator))
+            assert config.generator
+            return Inserter(config, None, generators.lesion_generator(generators.best_weights(config.generator, uri)))
+        generator, gan = (generators.resolved(handle, uri) if handle else None for handle in (config.generator, config.gan))
         return Inserter(config, Exports(generator, gan).opened(_chosen(config, Wish(centre=(0, 0), size=(8, 8)))))
 
     def change(self, mammogram: Mammogram, wish: Wish) -> Changed:
