@@ -103,7 +103,7 @@ def test_records_are_the_patches_of_the_archive(built, config):
 
 def test_the_folder_and_its_manifest(built, config):
     shards = [f"shard-{number:05d}-of-00003" for number in range(3)]
-    expected = {"build.json", "manifest.json", "dead_letters.csv", "README.md"}
+    expected = {"build.json", "manifest.json", "dead_letters.csv", "README.md", ".lock"}
     assert set(contents(built)) == expected | {f"{name}.{kind}" for name in shards for kind in ("tfrecord", "json")}
     manifest = read_manifest(built)
     assert [shard.count for shard in manifest.shards] == [2, 2, 1]
@@ -198,7 +198,7 @@ def test_dead_letters_are_tried_again_on_demand(config, archive, tmp_path):
     build(config, out, retry=True)
     after = files(out)
     assert {name for name in before if before[name] == after[name]} == {
-        "build.json", *(f"shard-0000{number}-of-00003.{kind}" for number in (1, 2) for kind in ("json", "tfrecord")),
+        ".lock", "build.json", *(f"shard-0000{number}-of-00003.{kind}" for number in (1, 2) for kind in ("json", "tfrecord")),
     }  # fmt: skip
     assert read_manifest(out).count == 5 and dead_letters(out) == {}
 
