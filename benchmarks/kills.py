@@ -101,21 +101,21 @@ def measure_end(training: Training) -> float:
     return time.monotonic() - began
 
 
-def kill_once(training: Training, end: float, chance: random.Random) -> str | None:
+def kill_once(training: Training, end: float, chance: random.Random, late: bool) -> str | None:
     """Start a training and kill it at a random moment.
 
-    Args:     end: seconds that its end takes.
+    Args:     end: seconds that its end takes. late: not before its last step.
     Returns:  when: "starting", "training", "ending"; None: it ended by itself before.
     """
     before, said = training.saved_step(), training.log.stat().st_size if training.log.exists() else 0
     process, deadline = training.start(), time.monotonic() + DEADLINE
-    if chance.random() < 0.15:
+    if not late and chance.random() < 0.15:
         _wait(process, chance.uniform(0.2, 15.0))
     else:
-        while process.poll() is None and not _is_due(training, before, said) and time.monotonic() < deadline:
+        while process.poll() is None and not _is_due(training, before, said, late) and time.monotonic() < deadline:
             time.sleep(0.01)
         ending = training.saved_step() == training.steps
-        _wait(process, chance.uniform(0, 1.3 * end if ending else 0.7))
+        _wait(process, chance.uniform(0, 0.8 * end if ending else 0.7))
     if process.poll() is not None:
         if process.returncode:
             raise KillsError(f"a resumed training ended with exit code {process.returncode}: {training.log.read_text()[-2000:]}")
@@ -129,10 +129,10 @@ def kill_once(training: Training, end: float, chance: random.Random) -> str | No
     return "training" if training.saved_step() > before else "starting"
 
 
-def _is_due(training: Training, before: int, said: int) -> bool:
+def _is_due(training: Training, before: int, said: int, late: bool) -> bool:
     """Whether a start has come as far as it must before it may be killed: a further checkpoint, or past its last step."""
     step = training.saved_step()
-    return training.is_exporting(said) if step == training.steps else step > before
+    return training.is_exporting(said) if late or step == training.steps else step > before
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -174,7 +174,7 @@ def measure(place: Path, kills: int, exporting: int, seed: int, steps: int) -> d
     while len(moments) < kills or moments.count("ending") < exporting:
         trainings += 1
         parts = Training(place, f"parts{trainings}", steps)
-        while moment := kill_once(parts, end, chance):
+        while moment := kill_once(parts, end, chance, late=len(moments) >= kills - exporting + moments.count("ending")):
             moments.append(moment)
             print(f"kill {len(moments)}: {moment}, step {parts.saved_step()}", file=sys.stderr, flush=True)
         compare(whole, parts)
