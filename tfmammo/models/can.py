@@ -13,6 +13,8 @@ Departures and what the paper leaves open:
 - "All the responses are averaged to produce the ultimate prediction" has two readings. `average: responses` (default) takes
   P as the mean of the patch probabilities, word for word. `average: losses` averages their logarithms: Pix2Pix's article has
   almost the same sentence, and its code does that. Under `responses` D hardly learns from patches of which it is wrongly sure.
+  On CBIS-DDSM patches (7,000 steps at half width and 128 px, one seed, 112 unseen patients) both segment alike, Dice 88.7 %
+  (p = 0.13). Responses synthesise nearer to the real patch, SSIM 0.281 to 0.264 (p < 0.001). See docs/results.md.
 - Pix2Pix is compared "under the same experimental settings": configs/pix2pix_can.yaml.
 - ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean norm.
 - Open: beta_1 of Adam (0.5, as in Pix2Pix), weights' start (N(0, 0.02)), dropout (0.5 in the three innermost decoder
