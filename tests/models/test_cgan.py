@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.models.cgan import CGAN, CGANConfig, PostprocessConfig, postprocess
+from tfmammo.networks import leaky_relu
 
 SIZE = 16
 
@@ -49,7 +50,7 @@ def test_the_articles_networks(monkeypatch):
 def test_batch_norms_averages_take_a_tenth_of_each_step():
     cgan, data = small(filters=(4, 8, 8)), batch()
     network = cgan.generator
-    first = network.activated(network.downs[0](data["image"]), 1)
+    first = leaky_relu(network.downs[0](data["image"]))
     mean = tf.reduce_mean(network.downs[1](first), axis=(0, 1, 2)).numpy()
     before = network.down_norms[1].moving_mean.numpy()
     cgan.train_step(data)
