@@ -174,9 +174,14 @@ def measure(place: Path, kills: int, exporting: int, seed: int, steps: int) -> d
     while len(moments) < kills or moments.count("ending") < exporting:
         trainings += 1
         parts = Training(place, f"parts{trainings}", steps)
-        while moment := kill_once(parts, end, chance, late=len(moments) >= kills - exporting + moments.count("ending")):
+        while len(moments) < kills or moments.count("ending") < exporting:
+            moment = kill_once(parts, end, chance, late=len(moments) >= kills - exporting + moments.count("ending"))
+            if moment is None:
+                break
             moments.append(moment)
             print(f"kill {len(moments)}: {moment}, step {parts.saved_step()}", file=sys.stderr, flush=True)
+        if parts.start().wait():
+            raise KillsError(f"the last start did not end well: {parts.log.read_text()[-2000:]}")
         compare(whole, parts)
     counts = {moment: moments.count(moment) for moment in ("starting", "training", "ending")}
     return {"kills": len(moments), **counts, "trainings": trainings, "seconds": round(time.monotonic() - start)}
