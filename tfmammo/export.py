@@ -370,7 +370,7 @@ def _card(room: Exportable, functions: dict[str, Any], card: Mapping[str, Any]) 
 
 
 def _check_names(path: Path | str, card: Mapping[str, Any]) -> None:
-    for name in (card.get("name"), *card.get("functions", ())):
+    for name in (*([card["name"]] if "name" in card else []), *card.get("functions", ())):
         if not isinstance(name, str) or not PLAIN.fullmatch(name):
             raise ExportError(f"{path}: {str(name)[:80]!r} is no plain name (letters, digits, _ - .)")
 
