@@ -23,7 +23,7 @@ from tfmammo.grafts import Piece
 from tfmammo.insertion import Ground
 from tfmammo.painters import Insertion, VanillaPainter, painter
 from tfmammo.recipe import Graft, Planted, SynthesisConfig
-from tfmammo.record import Lesion, Mammogram
+from tfmammo.record import Lesion, Mammogram, key_check
 from tfmammo.synthesis import remake, render, synthesise
 from tfmammo.synthetic_set import PATIENTS
 
@@ -291,6 +291,7 @@ def test_from_an_archive_to_a_set(form, config, where, tmp_path):
     whose = {recipe.lesions[0].graft.patient_id for recipe in recipes}
     told = json.loads((root / PATIENTS).read_text())
     shown = {recipe.source.patient_id for recipe in recipes}
+    assert told.pop("id_key") == key_check()
     assert {name: set(some) for name, some in told.items()} == {"mammograms": shown, "lesions": whose, "trained_on": {"x", "y"}}
     readme = (root / "README.md").read_text()
     assert "made from noise, tissue around them too, and are as large as" in readme and "Generator vanilla_gan, step 4" in readme
