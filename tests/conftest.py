@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
+from rich.logging import RichHandler
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -34,6 +36,19 @@ def float32_policy():
     _reset_policy()
     yield
     _reset_policy()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A command that runs in this process leaves no handler behind: the stderr it writes to is closed when its test ends."""
+    root, package = logging.getLogger(), logging.getLogger("tfmammo")
+    handlers, levels = list(root.handlers), (root.level, package.level)
+    yield
+    for handler in root.handlers[:]:
+        if handler not in handlers and type(handler) in (logging.StreamHandler, RichHandler):
+            root.removeHandler(handler)
+    root.setLevel(levels[0])
+    package.setLevel(levels[1])
 
 
 @pytest.fixture(autouse=True, scope="module")
