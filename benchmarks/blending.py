@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import cv2
@@ -35,13 +35,14 @@ from tfmammo import archives
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig
-from tfmammo.generators import Generator
-from tfmammo.insertion import Ground
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.models.blending import Blending, BlendingConfig
-from tfmammo.painters import DirectPainter, NetworkPainter, Painter, together
-from tfmammo.recipe import Recipe, SynthesisConfig
-from tfmammo.record import Lesion, Mammogram, Skipped
-from tfmammo.synthesis import plan, render
+from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.synthesis.generators import Generator
+from tfmammo.synthesis.mammograms import plan, render
+from tfmammo.synthesis.placement import Ground
+from tfmammo.synthesis.provenance import Recipe
+from tfmammo.synthesis.renderers import DirectPainter, NetworkPainter, Painter, together
 
 PARTS = ("reading", "placing", "blending", "network")
 

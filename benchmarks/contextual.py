@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import numpy as np
@@ -30,7 +30,7 @@ import tensorflow as tf
 
 from tfmammo.config import TrainingConfig
 from tfmammo.models.contextual import PATHOLOGIES, Contextual, ContextualConfig
-from tfmammo.training import cli
+from tfmammo.training import script
 
 VARIANTS = {
     "neither": {"lambda_penalty": 0, "attention": None},
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--model", default="{}", metavar="JSON", help="the model's config where it is not the paper's")
     parser.add_argument("--memory-of", choices=tuple(VARIANTS), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    cli.prepare(TrainingConfig(precision=chosen.precision))
+    script.prepare(TrainingConfig(precision=chosen.precision))
     if chosen.memory_of:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         step(chosen.memory_of, chosen)()

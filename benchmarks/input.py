@@ -38,7 +38,7 @@ from tfmammo.archives.dicom import read_pixels
 from tfmammo.archives.writers import inbreast, vindr
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.config import TrainingConfig
-from tfmammo.record import Lesion, Mammogram
+from tfmammo.mammogram import Lesion, Mammogram
 
 PARTS = ("dicom", "pipeline", "beam", "index")
 WRITERS: dict[str, Callable[..., list[Path]]] = {"inbreast": inbreast.write, "vindr": vindr.write}
@@ -79,9 +79,9 @@ def _peer(path: Path) -> object:
 def pipeline(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Patches a second of both pipelines, and of the training step that they feed."""
     # TensorFlow is imported only where it is measured, so that the other parts are not slowed down by its threads.
-    from tfmammo.training import cli
+    from tfmammo.training import script
 
-    cli.prepare(TrainingConfig())
+    script.prepare(TrainingConfig())
     from tfmammo.data.build import BuildConfig, build
     from tfmammo.data.pipeline import batches
     from tfmammo.data.tfrecord import Records

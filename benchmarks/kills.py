@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.training import tracking
+from tfmammo.tracking import runs, store
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = (
@@ -154,9 +154,9 @@ def compare(whole: Training, parts: Training) -> None:
     if left:
         raise KillsError(f"left over: {', '.join(left)}")
     counts = []
-    with tracking.registry(f"sqlite:///{parts.place / 'mlflow.db'}") as client:
+    with store.registry(f"sqlite:///{parts.place / 'mlflow.db'}") as client:
         for training in (whole, parts):
-            run = client.get_run((training.output / tracking.RUN_ID).read_text().strip())
+            run = client.get_run((training.output / runs.RUN_ID).read_text().strip())
             if run.info.status != "FINISHED":
                 raise KillsError(f"{training.name}: its run is {run.info.status}")
             counts.append(len(client.search_model_versions(f"run_id = '{run.info.run_id}'")))

@@ -41,7 +41,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent))
 from workloads import IMAGES, Point
 
-from tfmammo.metrics.style import INK, quiet
+from tfmammo.metrics.plotting import INK, quiet
 from tfmammo.metrics.summary import Table
 
 MODELS = ("can", "infilling", "contextual", "cgan")

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import cv2

@@ -27,7 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo import (
+    _tensorflow,  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+    filesystem,
+)
 
 # isort: split
 import cv2
@@ -39,15 +42,15 @@ from tfmammo.archives import phantom
 from tfmammo.archives.dicom import read_pixels
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.config import DataConfig
-from tfmammo.data import jobs
-from tfmammo.generators import Generator
-from tfmammo.insertion import Ground
+from tfmammo.mammogram import Mammogram
 from tfmammo.models.infilling import Infilling, InfillingConfig
-from tfmammo.painters import NetworkPainter, masked
-from tfmammo.recipe import Recipe, ShapeConfig, Source, SynthesisConfig
-from tfmammo.record import Mammogram
-from tfmammo.synthesis import plan, render
-from tfmammo.synthetic_set import write
+from tfmammo.synthesis.config import ShapeConfig, SynthesisConfig
+from tfmammo.synthesis.generators import Generator
+from tfmammo.synthesis.mammogram_set import write
+from tfmammo.synthesis.mammograms import plan, render
+from tfmammo.synthesis.placement import Ground
+from tfmammo.synthesis.provenance import Recipe, Source
+from tfmammo.synthesis.renderers import NetworkPainter, masked
 
 PADDING = 100  # native px around a lesion
 PARTS = ("reading", "placing", "generator", "blending", "writing")
@@ -93,7 +96,7 @@ def measured(source: Mammogram, network: Generator, recipe: Recipe, folder: Path
         times.append(time.process_time())
         named = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "source": _source(source)})
         named = named.model_copy(update={"files": write(named, source, made, output)})
-        jobs.write(output / "recipe.json", named.model_dump_json())
+        filesystem.write_atomically(output / "recipe.json", named.model_dump_json(), durable=False)
         times.append(time.process_time())
         shutil.rmtree(output)
         reading, placing, rendering, writing = np.diff(times)

@@ -62,13 +62,13 @@ def main() -> None:
 
 def of_step(point: Point, chosen: argparse.Namespace) -> dict[str, float]:
     """A training step's line, after two that trace and warm up."""
-    from tfmammo import quiet  # noqa: F401, I001  # the first to import TensorFlow, because it keeps that quiet
+    from tfmammo import _tensorflow  # noqa: F401, I001  # the first to import TensorFlow, because it keeps that quiet
     import tensorflow as tf
 
     from tfmammo.config import TrainingConfig
-    from tfmammo.training import cli
+    from tfmammo.training import script
 
-    cli.prepare(TrainingConfig(precision=chosen.precision))
+    script.prepare(TrainingConfig(precision=chosen.precision))
     before = forget()
     room, batch = room_of(point), {name: tf.constant(value) for name, value in batch_of(point).items()}
     step = tf.function(room.train_step)
@@ -201,8 +201,8 @@ def pipeline(count: int, folder: Path) -> Run:
 def synthesis(count: int, folder: Path) -> Run:
     """Masses set into phantoms by Poisson editing, without a network."""
     from tfmammo.config import DataConfig
-    from tfmammo.recipe import SynthesisConfig
-    from tfmammo.synthesis import synthesise
+    from tfmammo.synthesis.config import SynthesisConfig
+    from tfmammo.synthesis.mammograms import synthesise
 
     return lambda: synthesise(
         SynthesisConfig(name="scaling", painter="poisson", format="png", count=count, data=DataConfig(phantoms=8)), folder

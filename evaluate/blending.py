@@ -18,20 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from tfmammo import cli, datasets, export
 from tfmammo import config as configuration
-from tfmammo import evaluation, export
 from tfmammo.baselines.poisson import METHODS
-from tfmammo.config import ConfigError, DataConfig, TrainingConfig
+from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.data import splits
 from tfmammo.data.labelled import blend_patches
-from tfmammo.data.patches import DataError, Patches
+from tfmammo.data.patches import Patches
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation import comparison as evaluation
+from tfmammo.evaluation.perceptual import SET_MEASURES, Judge, Scores, check_size
+from tfmammo.evaluation.two_sample import two_sample
 from tfmammo.metrics import blending, perceptual
 from tfmammo.metrics.summary import Measure, Row
-from tfmammo.metrics.two_sample import two_sample
 from tfmammo.models.blending import LESION, NORMAL, pasted
 from tfmammo.models.mask_gan import clean, latent
-from tfmammo.realism import SET_MEASURES, Judge, Scores, check_size
-from tfmammo.training import cli, image_grid
+from tfmammo.training import image_grid, script
 
 REAL, VANILLA = "real patches", "vanilla GAN"
 MEASURES = {
@@ -51,7 +53,7 @@ class BlendingEvaluationConfig(evaluation.EvaluationConfig):
 
     models: runs of train/blending.py. data: as in their training, its folds, seed and stratify too, for these say which tissue a
     lesion is set into. methods: of tfmammo.baselines.poisson. vanilla: runs of train/vanilla_gan.py, or null. alexnet, heads: of
-    LPIPS; inception: of FID and KID: "imagenet", a path, or "none"; see tfmammo.trunks. folds, steps: of the classifier that tells
+    LPIPS; inception: of FID and KID: "imagenet", a path, or "none"; see tfmammo.pretrained. folds, steps: of the classifier that tells
     made patches from real ones. rows: of the sheet.
     """
 
@@ -70,7 +72,7 @@ def main() -> None:
     chosen = cli.arguments(__doc__).parse_args()
     config = configuration.parse(BlendingEvaluationConfig, chosen.config, chosen.set)
     check(config)
-    cli.prepare(TrainingConfig(precision="float32"))
+    script.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/blending_evaluation")
     judge = Judge(perceptual.LPIPS(config.alexnet, config.heads), perceptual.Inception(config.inception))
     lesions, tissue = paired(config.data, config.seed, output)
@@ -103,8 +105,8 @@ def paired(data: DataConfig, seed: int, output: Path) -> tuple[Patches, Patches]
 
     Raises:   DataError: a fold has lesions and no normal tissue.
     """
-    split = cli.archive_split(data, output)
-    patches = cli.all_patches(split, blend_patches)
+    split = datasets.archive_split(data, output)
+    patches = datasets.all_patches(split, blend_patches)
     lesions, normal = (patches.take(np.flatnonzero(patches.labels == label)) for label in (LESION, NORMAL))
     places = splits.describe(patches, split, "").patients
     of_lesion, of_normal = (np.array([str(places[one]) for one in part.patient_ids.tolist()]) for part in (lesions, normal))

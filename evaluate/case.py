@@ -13,15 +13,17 @@ from pathlib import Path
 
 import cv2
 
-import tfmammo.quiet  # TensorFlow's first import, without its chatter
+import tfmammo._tensorflow  # TensorFlow's first import, without its chatter
+from tfmammo import cli
 from tfmammo import config as configuration
 from tfmammo.archives import folder
 from tfmammo.archives.writers import segmentation
-from tfmammo.case import CaseConfig, CaseError, Chain, label, outlined, overlay, report
 from tfmammo.config import TrainingConfig
 from tfmammo.data.tfrecord import sha256
-from tfmammo.record import ArchiveError
-from tfmammo.training import cli
+from tfmammo.errors import ArchiveError, CaseError
+from tfmammo.inference.pipeline import CaseConfig, Chain
+from tfmammo.inference.report import label, outlined, overlay, report
+from tfmammo.training import script
 
 OVERLAY, REPORT, SEGMENTATION = "overlay.png", "report.json", "segmentation.dcm"
 
@@ -32,7 +34,7 @@ def main() -> None:
     parser.add_argument("mammograms", nargs="+", type=Path, metavar="MAMMOGRAM", help="an image file, DICOM or other")
     chosen = parser.parse_args()
     config = configuration.parse(CaseConfig, chosen.config, chosen.set)
-    cli.prepare(TrainingConfig(precision="float32"))
+    script.prepare(TrainingConfig(precision="float32"))
     chain = Chain.load(config)
     failed = []
     for path in chosen.mammograms:

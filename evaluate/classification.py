@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
 
 # isort: split
 import keras
@@ -34,22 +34,27 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from scipy import stats
 from sklearn.manifold import TSNE
 
+from tfmammo import cli, export
 from tfmammo import config as configuration
-from tfmammo import export, study
 from tfmammo.config import Experiment, Frozen
-from tfmammo.data.patches import DataError, Patches
-from tfmammo.evaluation import EXPERIMENT, save
-from tfmammo.generators import LesionGenerator, best_weights, lesion_generator
-from tfmammo.metrics import style
+from tfmammo.data.patches import Patches
+from tfmammo.errors import DataError
+from tfmammo.evaluation.comparison import EXPERIMENT, save
+from tfmammo.export import predict
+from tfmammo.metrics import plotting
 from tfmammo.metrics.classification import roc_auc, roc_curve
 from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
+from tfmammo.metrics.plotting import INK
 from tfmammo.metrics.segmentation import Paired, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, holm
-from tfmammo.metrics.style import INK
 from tfmammo.metrics.summary import Table, write_csv
 from tfmammo.models.classifier import ClassifierConfig
-from tfmammo.patch_set import KINDS, Target, patch_scale
-from tfmammo.training import cli, tracking, workers
+from tfmammo.studies import classification
+from tfmammo.synthesis.config import KINDS, Target
+from tfmammo.synthesis.generators import LesionGenerator, best_weights, lesion_generator
+from tfmammo.synthesis.patch_set import patch_scale
+from tfmammo.tracking import runs
+from tfmammo.training import script, workers
 
 log = logging.getLogger("tfmammo.evaluate.classification")
 
@@ -134,11 +139,11 @@ def main() -> None:
     chosen = parser.parse_args()
     config = configuration.parse(StudyConfig, chosen.config, chosen.set)
     workers.refuse(config.experiment.training, "a study trains its classifiers in one process")
-    cli.prepare(config.experiment.training)
+    script.prepare(config.experiment.training)
     output = chosen.output or Path("runs/classification")
     report = output / "report"
     generators = opened(config)
-    sides = study.sides(config.experiment.data, config.experiment.model.positives, output)
+    sides = classification.sides(config.experiment.data, config.experiment.model.positives, output)
     folders, gate = trained(config, sides, output / "runs", chosen.allow)
     report.mkdir(parents=True, exist_ok=True)
     scores = tested(folders, sides.test)
@@ -162,7 +167,7 @@ def main() -> None:
     (report / "table.md").write_text("\n".join(one.markdown() for one in found), encoding="utf-8")
     if config.tracking_uri:
         numbers = {f"share_{row['share']:g}/seed_{row['seed']}/auc": row["auc"] for row in rows}
-        tracking.log_folder(report, config.tracking_uri, EXPERIMENT, config.model_dump(mode="json"), numbers)
+        runs.log_folder(report, config.tracking_uri, EXPERIMENT, config.model_dump(mode="json"), numbers)
     for one in found:
         cli.console.print(one)
     cli.console.print(f"tables, CSVs and figures: {report}")
@@ -189,16 +194,16 @@ def opened(config: StudyConfig) -> dict[Target, LesionGenerator]:
 
 
 def trained(
-    config: StudyConfig, sides: study.Sides, folder: Path, allow: bool = False
-) -> tuple[dict[tuple[float, int], Path], study.Gate | None]:
+    config: StudyConfig, sides: classification.Sides, folder: Path, allow: bool = False
+) -> tuple[dict[tuple[float, int], Path], classification.Gate | None]:
     """A finished run of each share and seed, share 0 first, and what its classifiers make of the synthetic set, if there is one.
 
     Raises:   DataError: the set's lesions do not outscore its normal patches, and that is not allowed.
     """
     first, *others = config.shares
-    synthetic = study.synthetic_set(study.shared(config.experiment, others[0], 0), sides.held_out()) if others else None
+    synthetic = classification.synthetic_set(classification.shared(config.experiment, others[0], 0), sides.held_out()) if others else None
     folders = {(first, seed): trained_run(config, first, seed, sides, folder) for seed in config.seeds}
-    gate = study.judge_set(list(folders.values()), synthetic, sides.validation) if synthetic else None
+    gate = classification.judge_set(list(folders.values()), synthetic, sides.validation) if synthetic else None
     if gate and not gate.is_passed and not allow:
         counts = f"{len(gate.scores['synthetic lesion'])} lesions and {len(gate.scores['synthetic normal'])} normal patches"
         raise DataError(
@@ -211,13 +216,13 @@ def trained(
     return {(share, seed): folders[share, seed] for seed in config.seeds for share in config.shares}, gate
 
 
-def trained_run(config: StudyConfig, share: float, seed: int, sides: study.Sides, folder: Path) -> Path:
+def trained_run(config: StudyConfig, share: float, seed: int, sides: classification.Sides, folder: Path) -> Path:
     """The folder of one finished run, which is trained if it is not there."""
-    experiment = study.shared(config.experiment, share, seed)
+    experiment = classification.shared(config.experiment, share, seed)
     run = folder / f"share{100 * share:g}" / f"seed{seed}"
-    if not study.is_finished(run, experiment):
+    if not classification.is_finished(run, experiment):
         log.info("share %g %%, seed %d", 100 * share, seed)
-        study.train(experiment, run, sides)
+        classification.train(experiment, run, sides)
         policy = keras.config.dtype_policy()
         keras.backend.clear_session()  # or the networks of all runs stay in memory; it forgets the precision too
         keras.config.set_dtype_policy(policy)
@@ -238,10 +243,10 @@ def tested(folders: Mapping[tuple[float, int], Path], test: Patches) -> Scores:
 
 def judged(folder: Path, images: NDArray[np.float32], output: str, patients: NDArray[np.str_]) -> NDArray[np.float32]:
     """One output of a run's chosen weights: "probability" [n] or "features" [n, channels]."""
-    weights = study.chosen_weights(folder)
+    weights = classification.chosen_weights(folder)
     if known := export.trained_on(export.read_card(weights), weights) & set(patients.tolist()):
         raise DataError(f"{folder}: was trained on {len(known)} of the {len(set(patients))} patients it is to be tested on")
-    return cli.predict(export.load(weights, "classifier"), "image", images, batch=16)[output]
+    return predict(export.load(weights, "classifier"), "image", images, batch=16)[output]
 
 
 def interval(scores: NDArray[np.float64], test: Patches, level: float) -> tuple[float, float, float]:
@@ -349,7 +354,7 @@ def shown(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
 
 
-def gate_table(gate: study.Gate) -> Table:
+def gate_table(gate: classification.Gate) -> Table:
     """What classifiers of real patches alone make of the synthetic set, and of real patches that they never saw."""
     body = [[name, str(len(scores)), f"{scores.mean():.3f}"] for name, scores in gate.scores.items()]
     verdict = "outscore" if gate.is_passed else "do NOT outscore"
@@ -357,7 +362,7 @@ def gate_table(gate: study.Gate) -> Table:
     return Table(f"{title} (AUC {gate.auc:.3f}); real ones are of the validation patients", ["patches", "number", "mean score"], body)
 
 
-def flag(gate: study.Gate) -> str:
+def flag(gate: classification.Gate) -> str:
     """What every table says of a study that went on with a set that failed."""
     return f"[ALLOWED, though synthetic lesions do not outscore synthetic normal patches: AUC {gate.auc:.3f}]"
 
@@ -424,7 +429,7 @@ def effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
     ]
 
 
-@style.quiet
+@plotting.quiet
 def roc_figure(scores: Scores, labels: NDArray[np.integer]) -> Figure:
     """The ROC curve of each share, of the scores averaged over the seeds."""
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
@@ -434,7 +439,7 @@ def roc_figure(scores: Scores, labels: NDArray[np.integer]) -> Figure:
         mean = of_seeds.mean(axis=0)
         false, true, _ = roc_curve(labels, mean)
         label = f"{100 * share:g} % synthetic at first, area {roc_auc(labels, mean):.3f}"
-        axes.plot(false, true, color=style.COLOURS[number % len(style.COLOURS)], linewidth=1.2, label=label)
+        axes.plot(false, true, color=plotting.COLOURS[number % len(plotting.COLOURS)], linewidth=1.2, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     axes.legend(loc="lower right", fontsize=7)
     return figure
@@ -457,7 +462,7 @@ def embedding(run: Path, test: Patches, changes: Sequence[Changed], config: Stud
     return groups, TSNE(perplexity=perplexity, init="pca", random_state=config.seed).fit_transform(together).astype(np.float64)
 
 
-@style.quiet
+@plotting.quiet
 def embedding_figure(groups: Sequence[str], points: NDArray[np.float64]) -> Figure:
     """The paper's Fig. 4, in its colours; removed lesions, which it does not show, are violet."""
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")

@@ -17,20 +17,21 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 
-from tfmammo import archives, evaluation
+from tfmammo import archives, cli
 from tfmammo import config as configuration
 from tfmammo.archives.writers import synthetic
-from tfmammo.config import ConfigError, DataConfig, Frozen, TrainingConfig
+from tfmammo.config import DataConfig, Frozen, TrainingConfig
 from tfmammo.data import sampling
-from tfmammo.data.patches import DataError
 from tfmammo.data.preprocess import breast_mask
-from tfmammo.generators import LesionGenerator, best_weights, lesion_generator
-from tfmammo.insertion import Ground, training_data
-from tfmammo.metrics.style import quiet
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation import comparison
+from tfmammo.mammogram import Box, Mammogram, Skipped
+from tfmammo.metrics.plotting import quiet
 from tfmammo.metrics.summary import write_csv
-from tfmammo.record import Box, Mammogram, Skipped
-from tfmammo.reinsertion import Filled, contiguous, filled, reinserted, side
-from tfmammo.training import cli
+from tfmammo.synthesis.generators import LesionGenerator, best_weights, lesion_generator
+from tfmammo.synthesis.patch_insertion import Filled, contiguous, filled, reinserted, side
+from tfmammo.synthesis.placement import Ground, training_data
+from tfmammo.training import script
 
 LIGHT, ADDED = "#56b4e9", "#e69f00"
 
@@ -55,7 +56,7 @@ def main() -> None:
     """Read the config, find a mammogram and a row of patches, add lesions, write."""
     chosen = cli.arguments(__doc__).parse_args()
     config = configuration.parse(ContiguousConfig, chosen.config, chosen.set)
-    cli.prepare(TrainingConfig(precision="float32"))
+    script.prepare(TrainingConfig(precision="float32"))
     network = lesion_generator(best_weights(config.generator, config.tracking_uri))
     if network.removes:
         raise ConfigError(f"generator: {config.generator} removes lesions; name one that adds them")
@@ -70,7 +71,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     synthetic.png(output / "mammogram.png", made)
     write_csv(output / "boxes.csv", [row(patch, mammogram) for patch in patches])
-    evaluation.save(figure(ground.image, made.image(), patches), output / "figure-contiguous.png")
+    comparison.save(figure(ground.image, made.image(), patches), output / "figure-contiguous.png")
     kept = sum(patch.mask_box is not None for patch in patches)
     cli.console.print(f"{kept} of {len(patches)} patches of {mammogram.image_id} got a lesion: {output}")
 

@@ -10,7 +10,7 @@ python evaluate/detection.py --study infilling --set data.name=ddsm data.root=DI
 python evaluate/detection.py --study blending --set data.name=inbreast data.root=DIR
 
 A study trains a detector on real mammograms, and on them and more and more synthetic ones, for every fold, judges each on patients that
-it never saw, and tests the difference: see tfmammo/detection/study.py. It goes on where it was stopped; --plan shows its commands.
+it never saw, and tests the difference: see tfmammo/studies/detection.py. It goes on where it was stopped; --plan shows its commands.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from tfmammo import cli, datasets
 from tfmammo import config as configuration
-from tfmammo import steps
 from tfmammo.archives import archive_name, mammograms
 from tfmammo.config import DataConfig, Frozen, TrainingConfig
 from tfmammo.data import sampling
-from tfmammo.data.patches import DataError
-from tfmammo.detection import study
 from tfmammo.detection.detections import Detections, Detector
-from tfmammo.detection.froc_tables import FALSE, count_of, mean_recall, measure, notes, recall_metrics
-from tfmammo.detection.study import MERIT, PERCENT
-from tfmammo.evaluation import EXPERIMENT, Handles, save
+from tfmammo.errors import DataError
+from tfmammo.evaluation.comparison import EXPERIMENT, Handles, save
+from tfmammo.evaluation.froc_tables import FALSE, count_of, mean_recall, measure, notes, recall_metrics
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.metrics.average_precision import Boxes, average_precision, coco
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
@@ -52,8 +51,10 @@ from tfmammo.metrics.detection import (
 from tfmammo.metrics.figures import froc_figure
 from tfmammo.metrics.jafroc import Merit, jafroc_test, merit_for
 from tfmammo.metrics.summary import Table
-from tfmammo.record import Lesion, Mammogram, Skipped
-from tfmammo.training import cli, tracking
+from tfmammo.studies import detection, detection_report, workflow
+from tfmammo.studies.detection import MERIT, PERCENT
+from tfmammo.tracking import runs, store
+from tfmammo.training import script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -150,10 +151,10 @@ def main() -> None:
     if chosen.study:
         if chosen.config == parser.get_default("config"):
             chosen.config = ROOT / "configs" / f"study_{chosen.study}.yaml"
-        run_study(configuration.parse(study.StudyConfig, chosen.config, chosen.set), chosen.output, chosen.plan, chosen.any_version)
+        run_study(configuration.parse(detection.StudyConfig, chosen.config, chosen.set), chosen.output, chosen.plan, chosen.any_version)
         return
     config = configuration.parse(DetectionConfig, chosen.config, chosen.set)
-    cli.prepare(TrainingConfig(precision="float32"))
+    script.prepare(TrainingConfig(precision="float32"))
     if config.coco:
         coco()  # if it is missing, say so before the work
     output = chosen.output or Path("runs/detection")
@@ -169,31 +170,31 @@ def main() -> None:
     save(figure, output / "froc.png")
     if config.tracking_uri:
         measures = recall_metrics(judgement.matches["detectors"], judgement.trainings["detectors"], config.fppi)
-        tracking.log_folder(output, config.tracking_uri, EXPERIMENT, config.model_dump(mode="json"), measures)
+        runs.log_folder(output, config.tracking_uri, EXPERIMENT, config.model_dump(mode="json"), measures)
     for table in tables.values():
         cli.console.print(table)
     cli.console.print(f"tables, curve and boxes: {output}")
 
 
-def run_study(config: study.StudyConfig, output: Path | None, plan: bool, any_version: bool = False) -> None:
+def run_study(config: detection.StudyConfig, output: Path | None, plan: bool, any_version: bool = False) -> None:
     """Run what a study has not run yet, then write and print its tables and figures; or only show its commands.
 
     any_version: go on with what another version of the package made, which every table then says.
     """
     output = (output or Path("runs") / config.name).resolve()
-    planned = study.plan(config, output, ROOT, "RUN")
-    study.check(planned)
+    planned = detection.plan(config, output, ROOT, "RUN")
+    detection.check(planned)
     if plan:
         for step in planned:
             print(step.shown())
         return
-    cli.keep_archive_split(config.data, output)
-    parent = tracking.parent_run(output, config.tracking)
-    planned = study.plan(config, output, ROOT, parent)
-    others = steps.run(planned, output, study.known(output), any_version)
-    found, report = study.results(config, output), output / "report"
+    datasets.keep_archive_split(config.data, output)
+    parent = runs.parent_run(output, config.tracking)
+    planned = detection.plan(config, output, ROOT, parent)
+    others = workflow.run(planned, output, detection_report.known(output), any_version)
+    found, report = detection_report.results(config, output), output / "report"
     report.mkdir(exist_ok=True)
-    tables = study.tables(found)
+    tables = detection_report.tables(found)
     if others:
         note = f"{len(others)} of {len(planned)} steps were made by other versions of the package."
         tables = {name: replace(table, notes=(*table.notes, note)) for name, table in tables.items()}
@@ -203,9 +204,9 @@ def run_study(config: study.StudyConfig, output: Path | None, plan: bool, any_ve
     trainings = dict.fromkeys(shown, found.trainings)
     save(froc_figure(shown, found.patients, max(config.fppi), *drawing, trainings=trainings), report / "froc.png")
     if len(config.copies) + len(config.synthetic) > 1:
-        save(study.growth_figure(found), report / "growth.png")
-    uri = tracking.store_uri(config.tracking.uri)
-    tracking.log_folder(report, uri, config.tracking.experiment, config.model_dump(mode="json"), study.metrics(found), parent)
+        save(detection_report.growth_figure(found), report / "growth.png")
+    uri = store.store_uri(config.tracking.uri)
+    runs.log_folder(report, uri, config.tracking.experiment, config.model_dump(mode="json"), detection_report.metrics(found), parent)
     for table in tables.values():
         cli.console.print(table)
     cli.console.print(f"tables and figures: {report}")
@@ -216,7 +217,7 @@ def judge(config: DetectionConfig) -> Judgement:
 
     Raises:   DataError: no mammogram with a lesion may be judged, or one by several detectors, or none knows its patients.
     """
-    cli.refuse_added(config.data)
+    datasets.refuse_added(config.data)
     handles = {"detectors": config.detectors} | ({"against": config.against} if config.against else {})
     sets = {name: [Detector.load(handle, config.data.kinds, config.tracking_uri) for handle in handles[name]] for name in handles}
     skipped, judged = Skipped(), []
@@ -232,7 +233,7 @@ def judge(config: DetectionConfig) -> Judgement:
             judged.append([_judged(mammogram, lesions, detectors, judge, config) for detectors, judge in chosen if judge is not None])
         except ValueError as error:
             skipped.add(mammogram.image_id, error)
-    cli.report(skipped)
+    datasets.report(skipped)
     if not any(one[0].lesions for one in judged):
         raise DataError(f"no mammogram with a {' or '.join(config.data.kinds)} is of a patient that a detector was not trained on")
     return Judgement(config, {name: [one[place] for one in judged] for place, name in enumerate(sets)})

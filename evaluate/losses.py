@@ -13,13 +13,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from pydantic import Field, PositiveInt
 
+from tfmammo import cli
 from tfmammo import config as configuration
-from tfmammo import evaluation
 from tfmammo.config import Frozen
-from tfmammo.metrics.style import quiet
+from tfmammo.evaluation import comparison
+from tfmammo.metrics.plotting import quiet
 from tfmammo.metrics.summary import write_csv
 from tfmammo.models.cgan import CGANConfig
-from tfmammo.training import cli, tracking
+from tfmammo.tracking import runs as tracking
 
 HELD_OUT = "validation_dice"
 
@@ -32,7 +33,7 @@ class LossesConfig(Frozen):
     smooth: steps logged that a point of a loss curve is the mean of.
     """
 
-    runs: dict[evaluation.Name, Path] = Field(min_length=1)
+    runs: dict[comparison.Name, Path] = Field(min_length=1)
     tracking_uri: str | None = None
     smooth: PositiveInt = 10
 
@@ -47,7 +48,7 @@ def main() -> None:
         content = configuration.load(folder / "config.yaml", model=CGANConfig).model.content  # the loss's name in MLflow
         measures = {"loss": content, "held-out Dice": HELD_OUT}
         found[name] = {what: tracking.history(folder, metric, config.tracking_uri) for what, metric in measures.items()}
-    evaluation.save(figure(found, config.smooth), output / "losses.png")
+    comparison.save(figure(found, config.smooth), output / "losses.png")
     rows = [
         {"run": name, "curve": what, "step": step, "value": value}
         for name, measures in found.items()

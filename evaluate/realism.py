@@ -4,7 +4,7 @@ python evaluate/realism.py --config configs/realism.yaml --set data.name=cdd_ces
 
 For any model that makes an image of a tri-label (tissue, mask, margin) or of a mask; all paint the masses of the same real
 patches anew. Sheets: real beside synthetic, and for each model what comes nearest to a patch that it was trained on.
-The networks that look at the patches are downloaded, or files (python -m tfmammo.trunks makes them), or random ones ("none"),
+The networks that look at the patches are downloaded, or files (python -m tfmammo.pretrained makes them), or random ones ("none"),
 which tables, CSVs and the names of measures then say.
 """
 
@@ -20,16 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from tfmammo import cli
 from tfmammo import config as configuration
-from tfmammo import evaluation
-from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.config import TrainingConfig
 from tfmammo.data.patches import Patches
+from tfmammo.errors import ConfigError
+from tfmammo.evaluation import comparison as evaluation
+from tfmammo.evaluation.perceptual import SET_MEASURES, Judge, Scores, Statistic, check_size
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual, synthesis
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.models.infilling import tri_label
-from tfmammo.realism import SET_MEASURES, Judge, Scores, Statistic, check_size
-from tfmammo.training import cli, image_grid
+from tfmammo.training import image_grid, script
 
 REAL = "real patches"
 PRINTED = {"G_unet": 0.02021, "G_unet-": 0.02170, "G_crn": 0.02436, "G_crn-": 0.02549}  # mean LPIPS on DDSM; "-": without margin
@@ -50,7 +52,7 @@ class RealismConfig(evaluation.EvaluationConfig):
     """What is compared and with which networks.
 
     sample: patches judged, drawn by `seed`. alexnet, heads: of LPIPS; inception: of FID, KID and the nearest patch in
-    features: "imagenet", a path, or "none"; see tfmammo.trunks. pairs: of MS-SSIM. subsets, subset_size: of KID.
+    features: "imagenet", a path, or "none"; see tfmammo.pretrained. pairs: of MS-SSIM. subsets, subset_size: of KID.
     copy_below: a patch counts as a copy if one of its three distances to a training patch, over the median of real
     patches' distances, is below this. rows: of the sheets.
     """
@@ -87,7 +89,7 @@ def main() -> None:
     check_size(config.data.size)
     if REAL in config.models:
         raise ConfigError(f"models: {REAL} is the name of a row of its own")
-    cli.prepare(TrainingConfig(precision="float32"))
+    script.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/realism")
     judge = Judge(perceptual.LPIPS(config.alexnet, config.heads), perceptual.Inception(config.inception))
     known = {name: evaluation.Published({"lpips": value}, "ddsm") for name, value in PRINTED.items() if name in config.models}

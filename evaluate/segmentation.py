@@ -19,15 +19,17 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
+from tfmammo import cli
 from tfmammo import config as configuration
-from tfmammo import evaluation
 from tfmammo.config import TrainingConfig
-from tfmammo.data.patches import DataError, Patches
+from tfmammo.data.patches import Patches
+from tfmammo.errors import DataError
+from tfmammo.evaluation import comparison as evaluation
 from tfmammo.metrics import classification, segmentation
-from tfmammo.metrics.style import INK, quiet
+from tfmammo.metrics.plotting import INK, quiet
 from tfmammo.metrics.summary import Measure, Scores, Table
 from tfmammo.models.cgan import PostprocessConfig, postprocess
-from tfmammo.training import cli, image_grid
+from tfmammo.training import image_grid, script
 from tfmammo.training.image_grid import BLUE, ORANGE, agreement, outline
 
 MEASURES = {
@@ -76,7 +78,7 @@ def main() -> None:
     """Read the config, run every model on the patients it never saw, compare, write and print."""
     chosen = cli.arguments(__doc__).parse_args()
     config = configuration.parse(SegmentationConfig, chosen.config, chosen.set)
-    cli.prepare(TrainingConfig(precision="float32"))
+    script.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/segmentation")
     report = evaluation.Report(config, MEASURES, PUBLISHED)
     for comparison in evaluation.compare(config, "image", "mask"):

@@ -14,15 +14,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from tfmammo import cli
 from tfmammo import config as configuration
-from tfmammo import evaluation
-from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.config import TrainingConfig
 from tfmammo.data.patches import shape_patches
+from tfmammo.errors import ConfigError
+from tfmammo.evaluation import comparison as evaluation
 from tfmammo.metrics import classification
-from tfmammo.metrics.style import COLOURS, INK, quiet
+from tfmammo.metrics.plotting import COLOURS, INK, quiet
 from tfmammo.metrics.summary import Measure, Table
 from tfmammo.models.shape import SHAPES
-from tfmammo.training import cli
+from tfmammo.training import script
 
 MEASURES = {"accuracy": Measure("Accuracy", "%", 100, 1)}
 PRINTED = {"Shape CNN": evaluation.Published({"accuracy": 0.80}, "ddsm")}  # 5 folds; of patients or of masses it does not say
@@ -37,7 +39,7 @@ def main() -> None:
     config = configuration.parse(evaluation.EvaluationConfig, chosen.config, chosen.set)
     if FLOOR in config.models:
         raise ConfigError(f"models: {FLOOR} is the name of a floor")
-    cli.prepare(TrainingConfig(precision="float32"))
+    script.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/shape_evaluation")
     report = evaluation.Report(config, MEASURES, PRINTED)
     for comparison in evaluation.compare(config, "mask", "shapes", shape_patches, (len(SHAPES),)):

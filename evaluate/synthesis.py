@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import PositiveInt
 
+from tfmammo import cli
 from tfmammo import config as configuration
-from tfmammo import evaluation
 from tfmammo.config import TrainingConfig
+from tfmammo.evaluation import comparison as evaluation
 from tfmammo.metrics import synthesis
 from tfmammo.metrics.summary import Measure
-from tfmammo.training import cli, image_grid
+from tfmammo.training import image_grid, script
 
 REGIONS = {"": "whole patch", "_mass": "in the mass", "_edge": "along its edge"}
 MEASURES = {
@@ -38,7 +39,7 @@ def main() -> None:
     """Read the config, run every model on the masks of patients it never saw, compare, write and print."""
     chosen = cli.arguments(__doc__).parse_args()
     config = configuration.parse(SynthesisConfig, chosen.config, chosen.set)
-    cli.prepare(TrainingConfig(precision="float32"))
+    script.prepare(TrainingConfig(precision="float32"))
     output = chosen.output or Path("runs/synthesis")
     report = evaluation.Report(config, MEASURES, models_across=True)
     for comparison in evaluation.compare(config, "mask", "image"):

@@ -5,9 +5,13 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from rich.logging import RichHandler
@@ -49,6 +53,18 @@ def logging_as_before():
             root.removeHandler(handler)
     root.setLevel(levels[0])
     package.setLevel(levels[1])
+
+
+@pytest.fixture(autouse=True)
+def collect_networks():
+    """Networks of one test do not stay in memory for the next: TensorFlow with oneDNN keeps what it has once taken.
+
+    Collecting takes a sixth of a second, so that it is left out after tests that were too short to build a network.
+    """
+    start = time.monotonic()
+    yield
+    if "keras" in sys.modules and time.monotonic() - start > 0.5:
+        gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="module")

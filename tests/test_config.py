@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, PositiveFloat, ValidationError
 
-from tfmammo.config import ConfigError, DataConfig, Experiment, Frozen, TrainingConfig, dump, load, parse
+from tfmammo.config import DataConfig, Experiment, Frozen, TrainingConfig, dump, load, parse
+from tfmammo.errors import ConfigError
 
 
 class Toy(Frozen):

@@ -75,9 +75,10 @@ def reading(monkeypatch):
     Afterwards os.environ is as before: train/ssd.py sets variables when it is imported, which must not outlive the test. It stays the same
     object, which modules that are imported meanwhile keep.
     """
-    from tfmammo import command, config
+    from tfmammo import config as config_module
+    from tfmammo.cli import Parser
 
-    parse = config.parse
+    parse = config_module.parse
 
     def accepting(parse_args):
         def arguments(self, *args, **kwargs):
@@ -94,9 +95,9 @@ def reading(monkeypatch):
         raise Accepted
 
     monkeypatch.chdir(REPOSITORY)
-    for parser in (argparse.ArgumentParser, command.Parser):
+    for parser in (argparse.ArgumentParser, Parser):
         monkeypatch.setattr(parser, "parse_args", accepting(parser.parse_args))
-    monkeypatch.setattr(config, "parse", configured)
+    monkeypatch.setattr(config_module, "parse", configured)
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -155,7 +156,7 @@ def is_run_by_a_test(words):
 
 
 def test_whether_a_test_runs_it():
-    assert all(is_run_by_a_test(words) for words in (["train/can.py"], ["-m", "tfmammo.synthesis"], ["benchmarks/input.py"]))
+    assert all(is_run_by_a_test(words) for words in (["train/can.py"], ["-m", "tfmammo.synthesis.mammograms"], ["benchmarks/input.py"]))
     assert not any(is_run_by_a_test(words) for words in (["train/soft_dice.py"], ["-m", "tfmammo.soft_dice"]))
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.export import ExportError, _compare, assign, export, find, load, read_card
+from tfmammo.errors import ExportError
+from tfmammo.export import _compare, assign, export, find, load, read_card
 
 SIZE = 4
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfmammo import export
+from tfmammo import datasets, export
 from tfmammo.config import DataConfig
 from tfmammo.data import splits
-from tfmammo.data.patches import DataError
+from tfmammo.data.patients import PATIENTS
 from tfmammo.data.tfrecord import MANIFEST, Manifest, Records
-from tfmammo.evaluation import Network
-from tfmammo.record import ID_KEY, Skipped, hashed_id, key_check, key_fault
-from tfmammo.synthetic_set import PATIENTS, Patients
-from tfmammo.training import added
+from tfmammo.errors import DataError, ExportError
+from tfmammo.evaluation.comparison import Network
+from tfmammo.mammogram import ID_KEY, Skipped, hashed_id, key_check, key_fault
+from tfmammo.synthesis.mammogram_set import patients_of
 
 REFUSED = "pseudonyms were made with another TFMAMMO_ID_KEY"
 
@@ -43,7 +43,7 @@ def test_a_network_does_not_take_its_own_patients_for_new_ones(other_key):
     assert network.unseen(patients).tolist() == [False, True]
     other_key()
     patients = np.array([hashed_id("folder", "anna"), hashed_id("folder", "berta")])
-    with pytest.raises(export.ExportError, match=f"runs/x: its {REFUSED}"):
+    with pytest.raises(ExportError, match=f"runs/x: its {REFUSED}"):
         network.unseen(patients)
     del card["id_key"]
     assert network.unseen(patients).all(), "a card of an earlier version can't be checked"
@@ -51,10 +51,10 @@ def test_a_network_does_not_take_its_own_patients_for_new_ones(other_key):
 
 def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tmp_path):
     from tfmammo.models.can import CAN
-    from tfmammo.training import cli, loop
+    from tfmammo.training import loop, script
 
     experiment = tiny_can(steps=1)
-    loop.fit(lambda: CAN(experiment.model, 32), experiment, random_patches(4), random_patches(3), tmp_path / "run", cli.validate)
+    loop.fit(lambda: CAN(experiment.model, 32), experiment, random_patches(4), random_patches(3), tmp_path / "run", script.validate)
     assert export.read_card(tmp_path / "run/export")["id_key"] == key_check()
 
 
@@ -84,10 +84,10 @@ def test_records_are_refused(other_key, tmp_path):
 
 
 def test_a_synthetic_set_is_refused(other_key, tmp_path):
-    known = Patients.of([], ["p"], ["q"])
+    known = patients_of([], ["p"], ["q"])
     assert known.id_key == key_check()
     (tmp_path / PATIENTS).write_text(known.model_dump_json())
     other_key()
     config = DataConfig.model_validate({"added": {"synthetic": tmp_path}})
     with pytest.raises(DataError, match=rf"patients\.json: its {REFUSED}"):
-        added.synthetic(config, set(), Skipped())
+        datasets.synthetic(config, set(), Skipped())

@@ -8,17 +8,18 @@ from pydantic import ValidationError
 
 from tfmammo import config as configuration
 from tfmammo import export as exporting
-from tfmammo import trunks
+from tfmammo import pretrained
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrackingConfig, TrainingConfig
 from tfmammo.data.pipeline import batches
 from tfmammo.data.whole import make_whole, view
 from tfmammo.detection import light_head_rcnn, regions
-from tfmammo.detection.detections import OUTPUTS, DetectionError, Detector
+from tfmammo.detection.detections import OUTPUTS, Detector
 from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig, large_separable, letterboxed, write
 from tfmammo.detection.training import learning_rate, refuse_unused_size, validate
-from tfmammo.export import ExportError, read_card
-from tfmammo.record import Skipped
+from tfmammo.errors import DetectionError, ExportError, WeightsError
+from tfmammo.export import read_card
+from tfmammo.mammogram import Skipped
 from tfmammo.training import loop
 
 SIZE = 64
@@ -106,10 +107,10 @@ def test_pretrained_weights_give_kerass_c4_and_frozen_normalisations(tmp_path):
 
 
 def test_pretrained_weights_of_another_network_are_refused(tmp_path):
-    with pytest.raises(trunks.WeightsError, match="nowhere.h5"):
-        trunks.resnet101(str(tmp_path / "nowhere.h5"))
-    with pytest.raises(trunks.WeightsError, match="ResNet-101 is read from Keras's .h5 without top alone, resnet101_weights"):
-        trunks.resnet101("weights.npz")
+    with pytest.raises(WeightsError, match="nowhere.h5"):
+        pretrained.resnet101(str(tmp_path / "nowhere.h5"))
+    with pytest.raises(WeightsError, match="ResNet-101 is read from Keras's .h5 without top alone, resnet101_weights"):
+        pretrained.resnet101("weights.npz")
 
 
 def test_c5_is_dilated_and_c4_and_c5_have_stride_16():

@@ -16,7 +16,8 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from tfmammo.archives import dicom, inbreast
 from tfmammo.archives.writers import inbreast as writer
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 60, 44
 NAME = "QUIBBLE^ZEPHYRINE"
@@ -217,9 +218,10 @@ def test_skips_and_their_log_lines_hold_nothing_of_it(archive, heard):
 @pytest.mark.slow
 def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, monkeypatch, capfd):
     from tfmammo import config as configuration
+    from tfmammo import datasets
     from tfmammo.config import DataConfig, TrackingConfig
     from tfmammo.models.can import CAN
-    from tfmammo.training import cli, loop
+    from tfmammo.training import loop, script
 
     misplace(files(archive)[0], ExplicitVRLittleEndian, Rows=("LO", NAME))
     output = tmp_path / "out"
@@ -231,10 +233,10 @@ def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, mon
             "tracking": TrackingConfig(uri=f"sqlite:///{output / 'mlflow.db'}", system_metrics=False),
         }
     )
-    patches, held_out = cli.datasets(experiment.data)
+    patches, held_out = datasets.datasets(experiment.data)
     assert len(patches) + len(held_out) == 7
-    loop.fit(lambda: CAN(experiment.model, 32), experiment, patches, held_out, output / "run", cli.validate)
-    cli.summary(experiment, {"dice": 0.5}, held_out, output / "run")
+    loop.fit(lambda: CAN(experiment.model, 32), experiment, patches, held_out, output / "run", script.validate)
+    script.summary(experiment, {"dice": 0.5}, held_out, output / "run")
     written = [path for path in output.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in written}
     assert {".db", ".png", ".json", ".pb"} <= kinds and (output / "mlruns").is_dir() and (output / "run/export").is_dir()

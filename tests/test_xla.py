@@ -10,8 +10,9 @@ from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.baselines.unet import UNet, UNetConfig
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
-from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.config import TrainingConfig
 from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig
+from tfmammo.errors import ConfigError
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.models.can import CAN, CANConfig
 from tfmammo.models.cgan import CGAN, CGANConfig

@@ -16,12 +16,11 @@ from typing import Any, Generic, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from tfmammo.errors import ConfigError
+
 # What yaml.safe_load raises: a value that only looks like a date or a number ("2020-99-99") escapes as its conversion's error.
+TRAINING_CONFIG = "config.yaml"  # the file in which a training keeps its config
 _NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
-
-
-class ConfigError(ValueError):
-    """A config file or override is wrong. The message is one sentence and names the file or key."""
 
 
 class Frozen(BaseModel):
@@ -321,6 +320,12 @@ def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ())
 def dump(config: BaseModel) -> str:
     """The config as YAML that `parse` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def is_training_folder(output: Path) -> bool:
+    """Whether a training has claimed the folder, by keeping its config there."""
+    path = output / TRAINING_CONFIG
+    return path.is_file() and path.stat().st_size > 0
 
 
 def describe(error: ValidationError) -> str:

@@ -27,9 +27,10 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tfmammo import durable
-from tfmammo.quiet import held_back
-from tfmammo.record import key_fault
+from tfmammo import filesystem
+from tfmammo._tensorflow import held_back
+from tfmammo.errors import ExportError
+from tfmammo.mammogram import key_fault
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,6 @@ PLAIN = re.compile(r"\w[\w .-]*")  # names of systems and functions, which becom
 TOLERANCE = 1e-5  # relative to each value, and to the largest of an output where that is above 1; float32
 
 Tensors = dict[str, NDArray[np.float32]]
-
-
-class ExportError(ValueError):
-    """An export can't be written, read or used. The message is one sentence and names the folder or network."""
 
 
 class Exportable(Protocol):
@@ -106,7 +103,7 @@ def export(
         described = write(room, new)
         text = json.dumps(_card(room, described, card), indent=2, allow_nan=False)
         (new / CARD).write_text(text + "\n", encoding="utf-8")
-        durable.flush(new)
+        filesystem.flush(new)
         _replace(directory, new)
     except (OSError, tf.errors.OpError) as error:
         raise ExportError(f"{directory}: can't be written ({_sentence(error)})") from error
@@ -442,7 +439,7 @@ def _replace(directory: Path, new: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         directory.replace(old)
     new.replace(directory)  # no system moves two folders at once: see `located`
-    durable.flush_names(directory.parent)
+    filesystem.flush_names(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -456,3 +453,9 @@ def _readable(folder: Path) -> Iterator[None]:
 
 def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or error.__class__.__name__
+
+
+def predict(function: Callable[..., dict[str, tf.Tensor]], name: str, values: np.ndarray, batch: int = 8) -> dict[str, np.ndarray]:
+    """Run an exported function over many patches, `batch` at a time. Returns float32 arrays by output name."""
+    parts = [function(**{name: tf.constant(values[i : i + batch])}) for i in range(0, len(values), batch)]
+    return {key: np.concatenate([np.asarray(part[key], np.float32) for part in parts]) for key in parts[0]}

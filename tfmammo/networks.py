@@ -8,8 +8,8 @@ from typing import NoReturn
 import keras
 import tensorflow as tf
 
-from tfmammo.config import ConfigError
 from tfmammo.convolutions import Convolution, TransposedConvolution, on_cpu
+from tfmammo.errors import ConfigError
 from tfmammo.layers import BatchNormalization, SampleNormalization, seeded_dropout
 
 PIX2PIX_FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)

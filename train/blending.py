@@ -7,22 +7,23 @@ from functools import partial
 
 import numpy as np
 
+from tfmammo import cli, datasets, export
 from tfmammo import config as configuration
 from tfmammo.data.labelled import blend_patches, check_binary
 from tfmammo.data.patches import Patches
 from tfmammo.metrics.blending import background_error, seam_strength
 from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.blending import LESION, NORMAL, Blending, BlendingConfig, pasted
-from tfmammo.training import cli, loop
+from tfmammo.training import loop, script
 
 
 def main() -> None:
     """Read the config, split the patches by patient, train, export."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, BlendingConfig)
-    cli.prepare(experiment.training)
-    output = chosen.output or cli.default_output(experiment)
-    found = cli.datasets(cli.archive_split(experiment.data, output), output, blend_patches)
+    script.prepare(experiment.training)
+    output = chosen.output or script.default_output(experiment)
+    found = datasets.datasets(datasets.archive_split(experiment.data, output), output, blend_patches)
     sides = zip(found, ("the training folds", "the held-out fold"), strict=True)
     train, held_out = (check_binary(part, where) for part, where in sides if isinstance(part, Patches))
     lesions, tissue = (held_out.take(np.flatnonzero(held_out.labels == label)) for label in (LESION, NORMAL))
@@ -31,7 +32,7 @@ def main() -> None:
         return Blending(experiment.model, experiment.data.size, tissue.images[: experiment.training.grid_samples])
 
     metrics = loop.fit(make, experiment, train, lesions, output, partial(validate, tissue=tissue))
-    cli.summary(experiment, metrics, lesions, output)
+    script.summary(experiment, metrics, lesions, output)
 
 
 def validate(functions: loop.Functions, held_out: Patches, tissue: Patches) -> dict[str, float]:
@@ -44,7 +45,7 @@ def validate(functions: loop.Functions, held_out: Patches, tissue: Patches) -> d
     masks = held_out.masks.astype(np.float32)
     under = tissue.images[np.arange(len(held_out)) % len(tissue)]
     channels = pasted(under, held_out.images, masks).numpy()
-    made = cli.predict(functions["generator"], "pasted", channels)["image"]
+    made = export.predict(functions["generator"], "pasted", channels)["image"]
     return {
         "likeness": -sliced_wasserstein(held_out.images, made),
         "likeness_of_pasted": -sliced_wasserstein(held_out.images, channels[..., 1:2]),

@@ -3,13 +3,14 @@
 python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR
 """
 
+from tfmammo import cli
 from tfmammo.models.can import CAN, CANConfig
-from tfmammo.training import cli
+from tfmammo.training import script
 
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    cli.train(__doc__, CAN, CANConfig)
+    script.train(__doc__, CAN, CANConfig)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 python train/cgan.py --config configs/cgan.yaml --set data.name=inbreast data.root=DIR
 """
 
+from tfmammo import cli
 from tfmammo.models.cgan import CGAN, CGANConfig
-from tfmammo.training import cli
+from tfmammo.training import script
 
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    cli.train(__doc__, CGAN, CGANConfig)
+    script.train(__doc__, CGAN, CGANConfig)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from tfmammo import cli, datasets, export
 from tfmammo import config as configuration
-from tfmammo.config import ConfigError, Experiment
+from tfmammo.config import Experiment
 from tfmammo.data import splits
 from tfmammo.data.labelled import check_pathologies, pathology_patches
 from tfmammo.data.patches import Patches
+from tfmammo.errors import ConfigError
 from tfmammo.export import assign, read_card
+from tfmammo.filesystem import write_atomically
 from tfmammo.metrics.synthesis import sliced_wasserstein
 from tfmammo.models.contextual import KINDS, PATHOLOGIES, Contextual, ContextualConfig, networks, scalars
 from tfmammo.postprocessing import postprocess
-from tfmammo.training import cli, loop, tracking
-from tfmammo.training.folder import INITIAL_PATIENTS, write_whole
+from tfmammo.tracking import models
+from tfmammo.training import loop, script
+from tfmammo.training.folder import INITIAL_PATIENTS
 
 log = logging.getLogger("tfmammo.train.contextual")
 
@@ -33,16 +37,16 @@ def main() -> None:
     """Read the config, split the patches by patient, train size after size, each from the one before, export."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = with_kinds(configuration.load(chosen.config, chosen.set, ContextualConfig))
-    cli.prepare(experiment.training)
+    script.prepare(experiment.training)
     model, sizes = experiment.model, experiment.model.stages(experiment.data.size)
     check_initial(experiment, sizes[0])
     check_fading(experiment, sizes, experiment.training.steps)
-    output = chosen.output or cli.default_output(experiment)
-    malignant, data = model.positives == "malignant", cli.archive_split(experiment.data, output)
-    train, held_out = cli.datasets(data, output, partial(pathology_patches, malignant=malignant))
+    output = chosen.output or script.default_output(experiment)
+    malignant, data = model.positives == "malignant", datasets.archive_split(experiment.data, output)
+    train, held_out = datasets.datasets(data, output, partial(pathology_patches, malignant=malignant))
     assert isinstance(train, Patches)
     check_fading(experiment, sizes, loop.total_steps(experiment.training, len(train)))
-    chooses, _ = splits.halves(held_out, cli.whole_archive(data), data)  # the other half tests classifiers
+    chooses, _ = splits.halves(held_out, datasets.whole_archive(data), data)  # the other half tests classifiers
     train, held_out = check_pathologies(train, malignant), check_pathologies(chooses, malignant=False)  # validation takes no benign ones
     real, source = (PATHOLOGIES.index(name) for name in model.roles())
 
@@ -53,11 +57,11 @@ def main() -> None:
             stage = updated(stage, "training", initial=None)  # the first stage has started from it
             folder.mkdir(parents=True, exist_ok=True)
             log.info("growing %s to %d px", small, size)
-            write_whole(folder / INITIAL_PATIENTS, "\n".join(read_card(small)["train_patients"]))
+            write_atomically(folder / INITIAL_PATIENTS, "\n".join(read_card(small)["train_patients"]))
         inputs, targets = (halved(held_out.take(np.flatnonzero(held_out.labels == label)), size) for label in (source, real))
         metrics = fit(stage, partial(make, model, size, small), halved(train, size), inputs, targets, folder)
         small = folder / "export"
-    cli.summary(experiment, metrics, inputs, output)
+    script.summary(experiment, metrics, inputs, output)
 
 
 def fit(
@@ -107,7 +111,7 @@ def check_initial(experiment: Experiment[Any], size: int) -> None:
     initial = experiment.training.initial
     if initial is None:
         return
-    known = read_card(tracking.resolve(initial, experiment.tracking.uri)).get("config", {}).get("data", {}).get("size")
+    known = read_card(models.resolve(initial, experiment.tracking.uri)).get("config", {}).get("data", {}).get("size")
     if known not in (None, size):
         raise ConfigError(f"training.initial {initial}: holds networks for patches of {known} px, this training starts at {size} px")
 
@@ -155,7 +159,7 @@ def validate(functions: loop.Functions, held_out: Patches, real: Patches, model:
     def synthesize(rows: Any) -> dict[str, Any]:
         return average(image=images[rows.numpy()], noise=noise[rows.numpy()])
 
-    made = cli.predict(synthesize, "rows", np.arange(len(images)))
+    made = export.predict(synthesize, "rows", np.arange(len(images)))
     refined = postprocess(images, made["lesion"], model.postprocess, removal=model.target == "removal")
     return {
         "likeness": -sliced_wasserstein(real.images, made["image"]),

@@ -3,13 +3,14 @@
 python train/fcn8s.py --config configs/fcn8s.yaml --set data.name=inbreast data.root=DIR
 """
 
+from tfmammo import cli
 from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
-from tfmammo.training import cli
+from tfmammo.training import script
 
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    cli.train(__doc__, FCN8s, FCN8sConfig)
+    script.train(__doc__, FCN8s, FCN8sConfig)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ python train/infilling.py --config configs/infilling.yaml --set data.name=ddsm d
 
 import numpy as np
 
+from tfmammo import cli, datasets, export
 from tfmammo import config as configuration
 from tfmammo.data.patches import Patches
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import synthesis
 from tfmammo.models.infilling import Infilling, InfillingConfig, tri_label
-from tfmammo.training import cli, loop
+from tfmammo.training import loop, script
 
 MARGIN = 296  # of the region that is judged, whatever margin the generator sees
 
@@ -19,15 +20,15 @@ def main() -> None:
     """Read the config, split the data by patient, train, export."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, InfillingConfig)
-    cli.prepare(experiment.training)
-    output = chosen.output or cli.default_output(experiment)
-    train, held_out = cli.datasets(experiment.data, output)
+    script.prepare(experiment.training)
+    output = chosen.output or script.default_output(experiment)
+    train, held_out = datasets.datasets(experiment.data, output)
 
     def judge(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
         return validate(functions, held_out, experiment.model.margin)
 
     metrics = loop.fit(lambda: Infilling(experiment.model, experiment.data.size), experiment, train, held_out, output, judge)
-    cli.summary(experiment, metrics, held_out, output)
+    script.summary(experiment, metrics, held_out, output)
 
 
 def validate(functions: loop.Functions, held_out: Patches, margin: int | None) -> dict[str, float]:
@@ -40,7 +41,7 @@ def validate(functions: loop.Functions, held_out: Patches, margin: int | None) -
     labels = tri_label(images, masks, noise, MARGIN).numpy()
     region = labels[..., 1:].max(axis=-1, keepdims=True)
     seen = labels if margin == MARGIN else tri_label(images, masks, noise, margin).numpy()
-    synthetic = cli.predict(functions["generator"], "tri_label", seen)["image"]
+    synthetic = export.predict(functions["generator"], "tri_label", seen)["image"]
     scores = synthesis.per_image(images, synthetic, region)
     names = {"ssim": "ssim_mass", "l1": "l1_mass", "ssim_patch": "ssim", "l1_patch": "l1"}
     return {name: float(np.mean(scores[score])) for name, score in names.items()}

@@ -5,25 +5,26 @@ python train/light_head_rcnn.py --config configs/light_head_rcnn.yaml --set data
 
 from functools import partial
 
+from tfmammo import cli, datasets
 from tfmammo import config as configuration
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import light_head_rcnn
 from tfmammo.detection.training import refuse_unused_size, validate
-from tfmammo.training import cli, loop
+from tfmammo.training import loop, script
 
 
 def main() -> None:
     """Read the config, split the mammograms by patient, train, export."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, light_head_rcnn.LightHeadRCNNConfig)
-    cli.prepare(experiment.training)
+    script.prepare(experiment.training)
     refuse_unused_size(chosen.set, experiment.data)
     light_head_rcnn.check(experiment)
-    output, data = chosen.output or cli.default_output(experiment), experiment.data
-    train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
+    output, data = chosen.output or script.default_output(experiment), experiment.data
+    train, held_out = datasets.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
     build = partial(light_head_rcnn.LightHeadRCNN, experiment.model, data.shape, len(data.kinds))
     metrics = loop.fit(build, experiment, train, held_out, output, validate, write=light_head_rcnn.write)
-    cli.summary(experiment, metrics, held_out, output)
+    script.summary(experiment, metrics, held_out, output)
 
 
 if __name__ == "__main__":

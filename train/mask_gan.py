@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tfmammo import cli, datasets, export
 from tfmammo import config as configuration
 from tfmammo.data.patches import Patches
 from tfmammo.data.tfrecord import Records
@@ -27,7 +28,7 @@ from tfmammo.models.mask_gan import (
     nearest,
     plausible,
 )
-from tfmammo.training import cli, loop
+from tfmammo.training import loop, script
 
 SAMPLES = 128  # masks that a validation draws
 
@@ -36,14 +37,14 @@ def main() -> None:
     """Read the config, split the masks by patient, train, export with the limits of plausibility."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, MaskGANConfig)
-    cli.prepare(experiment.training)
-    output = chosen.output or cli.default_output(experiment)
-    train, held_out = (alone(patches) for patches in cli.datasets(experiment.data, output))
+    script.prepare(experiment.training)
+    output = chosen.output or script.default_output(experiment)
+    train, held_out = (alone(patches) for patches in datasets.datasets(experiment.data, output))
     limits = fit_plausibility(train.masks)
     room = partial(MaskGAN, experiment.model, experiment.data.size, train.masks)
     judge = partial(validate, references=train.masks, limits=limits)
     metrics = loop.fit(room, experiment, train, held_out, output, judge, write=partial(write, limits=limits))
-    cli.summary(experiment, metrics, held_out, output)
+    script.summary(experiment, metrics, held_out, output)
 
 
 def alone(patches: Patches | Records) -> Patches:
@@ -63,7 +64,7 @@ def validate(functions: loop.Functions, held_out: Patches, references: np.ndarra
     """
     function = functions["generator"]
     noise = latent(SAMPLES, function.input_signature[0].shape[1])
-    masks = clean(cli.predict(function, "noise", noise)["mask"])
+    masks = clean(export.predict(function, "noise", noise)["mask"])
     novelty = nearest(masks, references)[0]
     return {
         "coverage": float(1 - distances(held_out.masks, masks).min(axis=1).mean()),

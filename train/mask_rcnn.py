@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tfmammo import cli, datasets, filesystem
 from tfmammo import config as configuration
 from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import mask_rcnn
 from tfmammo.detection.training import refuse_unused_size, seen, validate
 from tfmammo.export import read_card
-from tfmammo.training import cli, folder, loop, workers
+from tfmammo.training import folder, loop, script, workers
 
 log = logging.getLogger("tfmammo.train.mask_rcnn")
 
@@ -24,22 +25,22 @@ def main() -> None:
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, mask_rcnn.MaskRCNNConfig)
     workers.refuse(experiment.training, "the Mask R-CNN of tf-models-official is trained by one process")
-    cli.prepare(experiment.training)
+    script.prepare(experiment.training)
     refuse_unused_size(chosen.set, experiment.data)
     mask_rcnn.check(experiment)
-    output, data, model = chosen.output or cli.default_output(experiment), experiment.data, experiment.model
-    train, held_out = cli.datasets(data, output, partial(make_whole, normal=model.normal))
+    output, data, model = chosen.output or script.default_output(experiment), experiment.data, experiment.model
+    train, held_out = datasets.datasets(data, output, partial(make_whole, normal=model.normal))
 
     patients, start = seen(model.checkpoint), None
     for stage, training in model.stages(experiment.training):
         place = output if stage == "all" else output / stage
         place.mkdir(parents=True, exist_ok=True)
-        folder.write_whole(place / folder.INITIAL_PATIENTS, "\n".join(patients))
+        filesystem.write_atomically(place / folder.INITIAL_PATIENTS, "\n".join(patients))
         log.info("stage %s", stage)
         build = partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start)
         metrics = loop.fit(build, staged(experiment, stage, training), train, held_out, place, validate, write=mask_rcnn.write)
         patients, start = read_card(place / "export")["train_patients"], Path(place / "export" / mask_rcnn.CHECKPOINT)
-    cli.summary(experiment, metrics, held_out, output)
+    script.summary(experiment, metrics, held_out, output)
 
 
 def staged(experiment: Experiment[Any], stage: mask_rcnn.Stage, training: TrainingConfig) -> Experiment[Any]:

@@ -3,13 +3,14 @@
 python train/segnet.py --config configs/segnet.yaml --set data.name=inbreast data.root=DIR
 """
 
+from tfmammo import cli
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
-from tfmammo.training import cli
+from tfmammo.training import script
 
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    cli.train(__doc__, SegNet, SegNetConfig)
+    script.train(__doc__, SegNet, SegNetConfig)
 
 
 if __name__ == "__main__":

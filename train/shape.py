@@ -7,30 +7,31 @@ from functools import partial
 
 import numpy as np
 
+from tfmammo import cli, datasets, export
 from tfmammo import config as configuration
 from tfmammo.data.patches import Patches, shape_patches
 from tfmammo.metrics.classification import one_versus_rest
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig, class_weights
-from tfmammo.training import cli, loop
+from tfmammo.training import loop, script
 
 
 def main() -> None:
     """Read the config, split the masks by patient, weigh the classes, train, export."""
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, ShapeConfig)
-    cli.prepare(experiment.training)
-    output = chosen.output or cli.default_output(experiment)
-    train, held_out = cli.datasets(experiment.data, output, shape_patches)
+    script.prepare(experiment.training)
+    output = chosen.output or script.default_output(experiment)
+    train, held_out = datasets.datasets(experiment.data, output, shape_patches)
     assert isinstance(train, Patches)
     weights = class_weights(np.bincount(train.labels, minlength=len(SHAPES)).tolist())
     room = partial(ShapeCNN, experiment.model, experiment.data.size, weights)
     metrics = loop.fit(room, experiment, train, held_out, output, validate)
-    cli.summary(experiment, metrics, held_out, output)
+    script.summary(experiment, metrics, held_out, output)
 
 
 def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
     """Held-out accuracy, and the mean area under the ROC curves of each shape against the others, where there are others."""
-    probabilities = cli.predict(functions["classifier"], "mask", held_out.masks.astype(np.float32), batch=64)["shapes"]
+    probabilities = export.predict(functions["classifier"], "mask", held_out.masks.astype(np.float32), batch=64)["shapes"]
     areas = one_versus_rest(held_out.labels, probabilities)
     found = {"accuracy": float(np.mean(probabilities.argmax(axis=1) == held_out.labels))}
     return found | ({} if np.isnan(areas).all() else {"auc": float(np.nanmean(areas))})

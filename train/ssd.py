@@ -10,11 +10,17 @@ os.environ |= {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATI
 
 from functools import partial  # noqa: E402
 
+from tfmammo import cli, datasets, filesystem
 from tfmammo import config as configuration  # noqa: E402
 from tfmammo.data.whole import make_whole  # noqa: E402
 from tfmammo.detection import ssd  # noqa: E402
 from tfmammo.detection.training import refuse_unused_size, seen, validate  # noqa: E402
-from tfmammo.training import cli, folder, loop, workers  # noqa: E402
+from tfmammo.training import (
+    folder,
+    loop,
+    script,
+    workers,  # noqa: E402
+)
 
 
 def main() -> None:
@@ -22,15 +28,15 @@ def main() -> None:
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, ssd.SSDConfig)
     workers.refuse(experiment.training, "the Object Detection API's detectors are trained by one process")
-    cli.prepare(experiment.training)
+    script.prepare(experiment.training)
     refuse_unused_size(chosen.set, experiment.data)
     ssd.check(experiment)
-    output, data = chosen.output or cli.default_output(experiment), experiment.data
-    train, held_out = cli.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
-    folder.write_whole(output / folder.INITIAL_PATIENTS, "\n".join(seen(experiment.model.checkpoint)))
+    output, data = chosen.output or script.default_output(experiment), experiment.data
+    train, held_out = datasets.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
+    filesystem.write_atomically(output / folder.INITIAL_PATIENTS, "\n".join(seen(experiment.model.checkpoint)))
     build = partial(ssd.SSD, experiment.model, data.shape, len(data.kinds))
     metrics = loop.fit(build, experiment, train, held_out, output, validate, write=ssd.write)
-    cli.summary(experiment, metrics, held_out, output)
+    script.summary(experiment, metrics, held_out, output)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 python train/unet.py --config configs/unet.yaml --set data.name=inbreast data.root=DIR
 """
 
+from tfmammo import cli
 from tfmammo.baselines.unet import UNet, UNetConfig
-from tfmammo.training import cli
+from tfmammo.training import script
 
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    cli.train(__doc__, UNet, UNetConfig)
+    script.train(__doc__, UNet, UNetConfig)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class CRN(nn.Module):
 
 
 class Trunk(nn.Module):
-    """VGG-19's feature maps of a grey image, frozen; see tfmammo.trunks.vgg19. taps: which convolutions', behind their ReLU."""
+    """VGG-19's feature maps of a grey image, frozen; see tfmammo.pretrained.vgg19. taps: which convolutions', behind their ReLU."""
 
     def __init__(self, taps: Sequence[int]) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, R
 
 from tfmammo.archives import ARCHIVES
 from tfmammo.archives.writers import cbis_ddsm, cdd_cesm, ddsm, folder, inbreast, mini_mias, optimam, vindr
-from tfmammo.record import Lesion, Mammogram, Skipped
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 WRITERS = {
     "cbis_ddsm": cbis_ddsm.write,

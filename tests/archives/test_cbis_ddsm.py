@@ -14,7 +14,8 @@ import pytest
 from tfmammo.archives import cbis_ddsm, phantom
 from tfmammo.archives.writers import cbis_ddsm as writer
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 60, 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])

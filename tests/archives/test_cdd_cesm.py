@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tfmammo.archives import cdd_cesm
-from tfmammo.record import ArchiveError, Skipped, hashed_id
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Skipped, hashed_id
 
 ROWS, COLS = 120, 100
 SQUARE = {"name": "polygon", "all_points_x": [30, 60, 60, 30], "all_points_y": [50, 50, 70, 70]}

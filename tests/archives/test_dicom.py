@@ -36,7 +36,7 @@ from pydicom.uid import (
 from tfmammo.archives import dicom
 from tfmammo.archives.writers.ddsm import encode
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import ArchiveError
+from tfmammo.errors import ArchiveError
 
 STORED = np.arange(12 * 10, dtype=np.uint16).reshape(12, 10) * 34  # 0 to 4046
 MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"

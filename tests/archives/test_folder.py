@@ -20,7 +20,8 @@ from tfmammo.archives import coco, folder, phantom
 from tfmammo.archives.stored import unused_range
 from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
 
 ROWS, COLS = 60, 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])

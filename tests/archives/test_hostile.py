@@ -20,7 +20,8 @@ from tfmammo.archives.writers import ddsm as ddsm_writer
 from tfmammo.archives.writers import folder as folder_writer
 from tfmammo.archives.writers import inbreast as inbreast_writer
 from tfmammo.archives.writers import optimam as optimam_writer
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 60, 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])

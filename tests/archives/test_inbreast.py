@@ -12,7 +12,8 @@ import pytest
 
 from tfmammo.archives import inbreast, phantom
 from tfmammo.archives.writers import inbreast as writer
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 60, 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])

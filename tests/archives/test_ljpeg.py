@@ -11,7 +11,7 @@ from PIL import Image
 
 from tfmammo.archives import ljpeg
 from tfmammo.archives.writers.ddsm import encode
-from tfmammo.record import ArchiveError
+from tfmammo.errors import ArchiveError
 
 LINEAR = ("howtek_mgh", "howtek_ismd", "lumisys")
 

@@ -10,7 +10,8 @@ import pytest
 from tfmammo.archives import __main__ as command
 from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, contact_sheet
 from tfmammo.archives.writers import inbreast as writer
-from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
 ROWS, COLS = 160, 128  # half a cell: enlarged twice
 

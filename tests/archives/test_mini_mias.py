@@ -12,7 +12,8 @@ import pytest
 
 from tfmammo.archives import mini_mias
 from tfmammo.archives.writers import mini_mias as writer
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 SIZE = 1024
 GREY = b"P5\n1024 1024\n255\n" + bytes(SIZE * SIZE)

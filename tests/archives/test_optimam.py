@@ -12,7 +12,8 @@ import pytest
 
 from tfmammo.archives import optimam, phantom
 from tfmammo.archives.writers import optimam as writer
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 60, 44
 MASS = Lesion("mass", (10, 20, 18, 30), pathology="malignant", margin="spiculated")

@@ -10,7 +10,8 @@ import xlrd
 
 from tfmammo.archives import ARCHIVES, phantom
 from tfmammo.archives.writers import inbreast as writer
-from tfmammo.record import ArchiveError, Mammogram
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Mammogram
 
 
 @pytest.fixture(scope="module")

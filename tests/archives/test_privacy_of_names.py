@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfmammo import datasets
 from tfmammo.archives import __main__ as command
 from tfmammo.archives import mammograms
 from tfmammo.archives.files import pseudonym, without_names
-from tfmammo.config import ConfigError, DataConfig
+from tfmammo.config import DataConfig
 from tfmammo.data.patches import make_patches
-from tfmammo.record import Skipped, hashed_id
-from tfmammo.training import cli
+from tfmammo.errors import ConfigError
+from tfmammo.mammogram import Skipped, hashed_id
 
 NAME = "M\u00fcller, Anna 1950"
 
@@ -42,10 +43,10 @@ def archive(tmp_path):
 
 def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
     with caplog.at_level(logging.DEBUG, "tfmammo"):
-        cli.all_patches(DataConfig(name="folder", root=archive, size=16))
+        datasets.all_patches(DataConfig(name="folder", root=archive, size=16))
         assert len(caplog.records) > 3
         monkeypatch.chdir(archive)
-        cli.all_patches(DataConfig(name="folder", root=".", size=16))
+        datasets.all_patches(DataConfig(name="folder", root=".", size=16))
     assert "ller" not in caplog.text and "Anna" not in caplog.text and "1950" not in caplog.text
     assert f"skipped {pseudonym(f'images/{NAME}/broken.png')}: can't be read as an image" in caplog.text
     mask = pseudonym(f"masks/{NAME}/empty.png")

@@ -14,7 +14,7 @@ from tfmammo.archives import coco, dicom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import Mammogram
+from tfmammo.mammogram import Mammogram
 
 ROWS, COLS = 64, 60
 RAMP = np.linspace(0, 4095, ROWS * COLS).astype(np.uint16).reshape(ROWS, COLS)

@@ -14,7 +14,8 @@ from pydicom.uid import JPEG2000Lossless
 
 from tfmammo.archives import phantom, vindr
 from tfmammo.archives.writers import vindr as writer
-from tfmammo.record import ArchiveError, Lesion, Mammogram, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 60, 44
 IMAGES, FINDINGS, METADATA = "breast-level_annotations.csv", "finding_annotations.csv", "metadata.csv"

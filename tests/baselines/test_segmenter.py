@@ -9,7 +9,7 @@ from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig
 from tfmammo.baselines.segmenter import Segmenter, SegmenterConfig, check_size
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.baselines.unet import UNet, UNetConfig
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 
 SIZE = 32
 WIDTHS = (8, 8, 8, 8, 8)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.baselines.vanilla_gan import VanillaGAN, VanillaGANConfig
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 
 SIZE = 16
 

@@ -14,7 +14,7 @@ from tfmammo.baselines import segnet, vgg16
 from tfmammo.baselines.fcn8s import FCN8sConfig
 from tfmammo.baselines.fcn8s import network as fcn8s_network
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 
 # Keras 3.15 saves variables in a way that numpy 2 will once refuse.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")

@@ -20,13 +20,14 @@ from pydicom.uid import RLELossless
 from tfmammo.archives import inbreast
 from tfmammo.archives.files import pseudonym
 from tfmammo.archives.writers import inbreast as writer
-from tfmammo.config import AddedConfig, ConfigError, DataConfig, dump, parse
+from tfmammo.config import AddedConfig, DataConfig, dump, parse
 from tfmammo.data import build as module
 from tfmammo.data import card
 from tfmammo.data.build import BuildConfig, ShardConfig, build
-from tfmammo.data.patches import DataError, make_patches
+from tfmammo.data.patches import make_patches
 from tfmammo.data.tfrecord import Records, read_manifest
-from tfmammo.record import Lesion, Mammogram, Skipped
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 60, 44
 MASS = np.float32([[20, 12], [20, 28], [34, 28], [34, 12]])

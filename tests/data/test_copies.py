@@ -8,8 +8,8 @@ import pytest
 from tfmammo.archives import phantom
 from tfmammo.config import AddedConfig, DataConfig
 from tfmammo.data.copies import Turn, copies, turned
-from tfmammo.data.patches import DataError
-from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.errors import ArchiveError, DataError
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
 ROWS, COLS = 40, 60
 

@@ -7,7 +7,7 @@ from tfmammo.archives import cdd_cesm
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
 from tfmammo.data.patches import window
-from tfmammo.record import Skipped
+from tfmammo.mammogram import Skipped
 
 TABLE_I = {"FCN-8s": (93.4, 91.0, 85.8), "SegNet": (93.2, 90.4, 85.1), "U-Net": (93.1, 90.5, 85.2), "CAN": (94.1, 91.7, 87.2)}
 

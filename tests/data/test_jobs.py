@@ -8,9 +8,8 @@ import textwrap
 
 import pytest
 
-from tfmammo.config import ConfigError
 from tfmammo.data import jobs
-from tfmammo.data.preprocess import DataError
+from tfmammo.errors import ConfigError, DataError
 
 HOLD = """
     import sys, time
@@ -19,7 +18,7 @@ HOLD = """
 
     output = Path(sys.argv[1])
     with jobs.claimed(output, {"work": 1}, "work.json"):
-        with jobs.written(output / "shard") as part:
+        with filesystem.atomic_file(output / "shard") as part:
             part.write_text("half")
             print("begun", flush=True)
             sys.stdin.readline()

@@ -10,7 +10,6 @@ from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig, TilesCo
 from tfmammo.data import preprocess, sampling
 from tfmammo.data.labelled import pathology_patches
 from tfmammo.data.patches import (
-    DataError,
     Patch,
     Patches,
     drawer,
@@ -26,7 +25,8 @@ from tfmammo.data.patches import (
     window,
     worst,
 )
-from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.errors import ArchiveError, DataError
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
 FACTS = ("kinds", "pathologies", "shapes", "official_splits")
 RAW = {"window": (0, 1), "percentiles": (0, 100)}  # grey values as they are

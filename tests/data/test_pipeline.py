@@ -13,9 +13,10 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.data import pipeline
-from tfmammo.data.patches import DataError, Patch, Patches
+from tfmammo.data.patches import Patch, Patches
 from tfmammo.data.pipeline import batches, dihedral
 from tfmammo.data.tfrecord import COLUMNS, MANIFEST, Manifest, Records, ShardFile, encode
+from tfmammo.errors import DataError
 
 
 def patches(count=5, size=4):

@@ -12,7 +12,6 @@ from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import PreprocessConfig
 from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
 from tfmammo.data.preprocess import (
-    DataError,
     clahe,
     covered,
     denoise,
@@ -27,7 +26,8 @@ from tfmammo.data.preprocess import (
     restored,
     window,
 )
-from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion
+from tfmammo.errors import ArchiveError, DataError
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion
 
 
 def noise(rows: int, cols: int) -> np.ndarray:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfmammo.config import DataConfig, SamplingConfig
-from tfmammo.data.preprocess import DataError
 from tfmammo.data.sampling import gives_normal, is_normal, near_lesion, on_breast, quota, shape_class, shape_masks, side, stream
-from tfmammo.record import ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.errors import ArchiveError, DataError
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
 
 def refuse():

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfmammo.config import DataConfig
-from tfmammo.data.patches import DataError, Patches
+from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
-from tfmammo.data.splits import LeakError, SavedSplit, by_patient, check_no_leak, describe, load, official, paper, save, split
+from tfmammo.data.splits import SavedSplit, by_patient, check_no_leak, describe, load, official, paper, save, split
+from tfmammo.errors import DataError, LeakError
 
 COUNTS = {"a": 7, "b": 6, "c": 5, "d": 4, "e": 3, "f": 2, "g": 1, "h": 1, "i": 1}
 IDS = np.array([patient for patient, count in COUNTS.items() for _ in range(count)])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.data.patches import DataError, Patch
+from tfmammo.data.patches import Patch
 from tfmammo.data.tfrecord import COLUMNS, MANIFEST, Manifest, Records, ShardFile, decode, encode
+from tfmammo.errors import DataError
 
 
 def patch(number=0, size=8, **facts):

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.config import DataConfig, PreprocessConfig, TilesConfig
-from tfmammo.data.patches import DataError
 from tfmammo.data.pipeline import batches, dihedral, flipped
 from tfmammo.data.whole import Whole, around, between, make_whole, tile, view
-from tfmammo.record import Lesion, Mammogram, Skipped
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 80, 60
 CONFIG = DataConfig(size=40, kinds=("mass", "calcification"), percentiles=(0, 100))

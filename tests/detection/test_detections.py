@@ -11,10 +11,10 @@ import tensorflow as tf
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import detections
-from tfmammo.detection.detections import DetectionError, Detections, Detector
+from tfmammo.detection.detections import Detections, Detector
+from tfmammo.errors import DetectionError, TrackingError
 from tfmammo.export import FORMAT
-from tfmammo.record import Lesion, Mammogram, Skipped
-from tfmammo.training.tracking import TrackingError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 ROWS, COLS = 80, 60
 BRIGHT = (20, 8, 40, 24)

@@ -19,10 +19,11 @@ from tfmammo import config as configuration
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrainingConfig
 from tfmammo.detection import mask_rcnn
-from tfmammo.detection.detections import DetectionError, Detector
+from tfmammo.detection.detections import Detector
 from tfmammo.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig, settings
+from tfmammo.errors import DetectionError
 from tfmammo.export import FORMAT, read_card
-from tfmammo.record import Mammogram
+from tfmammo.mammogram import Mammogram
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')

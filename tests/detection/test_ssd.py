@@ -19,12 +19,13 @@ from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrainingConfig
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import ssd
-from tfmammo.detection.detections import DetectionError, Detector
+from tfmammo.detection.detections import Detector
 from tfmammo.detection.ssd import SSD, SSDConfig, pipeline
 from tfmammo.detection.training import seen, validate
+from tfmammo.errors import DetectionError
 from tfmammo.export import FORMAT, read_card
+from tfmammo.mammogram import Skipped
 from tfmammo.metrics import detection
-from tfmammo.record import Skipped
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')

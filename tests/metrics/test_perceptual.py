@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 import tensorflow as tf
 
-from tfmammo import trunks
+from tfmammo import pretrained
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.perceptual import LPIPS, copy_ratio, fid, jackknife, kid, mmd, ms_ssim, nearest, nearest_turned, random_pairs
 
@@ -17,13 +17,13 @@ WIDTHS = (64, 192, 384, 256, 256)
 
 @pytest.fixture(scope="module")
 def golden(request):
-    path = request.config.rootpath / "tests" / "golden" / "trunks.json"  # made by the lpips package, see make_trunks_golden.py
+    path = request.config.rootpath / "tests" / "golden" / "pretrained.json"  # made by the lpips package, see make_pretrained_golden.py
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    """The images of make_trunks_golden.py."""
+    """The images of make_pretrained_golden.py."""
     random = np.random.default_rng(2)
     a, b = random.random((2, 5, 80, 80, 1), dtype=np.float32)
     b[1] = np.clip(a[1] + random.normal(0, 0.05, a[1].shape), 0, 1)
@@ -34,7 +34,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def lpips(tmp_path_factory):
-    """Random AlexNet with the random heads of make_trunks_golden.py, some of them negative."""
+    """Random AlexNet with the random heads of make_pretrained_golden.py, some of them negative."""
     path, random = tmp_path_factory.mktemp("heads") / "heads.npz", np.random.default_rng(1)
     np.savez(path, **{f"lin{i}/kernel": random.normal(0.5, 0.5, width).astype(np.float32) for i, width in enumerate(WIDTHS)})
     return LPIPS("none", str(path))
@@ -80,7 +80,7 @@ def test_batches_do_not_matter(lpips, pairs, monkeypatch):
 
 
 def test_random_weights_say_so(lpips, tmp_path):
-    np.savez(tmp_path / "alexnet.npz", **{f"{v.path}": v.numpy() for v in trunks.alexnet("none").weights})
+    np.savez(tmp_path / "alexnet.npz", **{f"{v.path}": v.numpy() for v in pretrained.alexnet("none").weights})
     assert LPIPS("none", "none").note == "random AlexNet, no calibrated heads"
     assert lpips.note == "random AlexNet"
     path = tmp_path / "alexnet.npz"

@@ -7,7 +7,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 from scipy import ndimage
 
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 from tfmammo.layers import image_gradients
 from tfmammo.models.blending import (
     GAP,

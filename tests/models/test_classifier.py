@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo import export, trunks
-from tfmammo.config import ConfigError
+from tfmammo import export, pretrained
+from tfmammo.errors import ConfigError, WeightsError
 from tfmammo.models.classifier import Classifier, ClassifierConfig, adopt, resnet, share_at
-from tfmammo.trunks import WeightsError
 
 TINY = {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1), "learning_rate": 1e-3}
 SIZE = 32
@@ -170,6 +169,6 @@ def test_bad_input_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="are of ResNet-50: filters 64 and blocks"):
         ClassifierConfig(filters=32)
     with pytest.raises(WeightsError, match="ResNet-50 is read from Keras's .h5 without top alone, resnet50_weights"):
-        trunks.resnet50("weights.npz")
+        pretrained.resnet50("weights.npz")
     with pytest.raises(WeightsError, match="nowhere.h5 is neither imagenet nor none nor a file"):
-        trunks.resnet50(str(tmp_path / "nowhere.h5"))
+        pretrained.resnet50(str(tmp_path / "nowhere.h5"))

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfmammo import export
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError, ExportError
 from tfmammo.models import contextual
 from tfmammo.models.contextual import Contextual, ContextualConfig, Discriminator, Generator, networks
 
@@ -381,7 +381,7 @@ def test_what_is_exported_answers_as_the_room_and_gives_its_weights_back(tmp_pat
     for name, network in again.items():
         for a, b in zip(network.get_weights(), gan.networks[name].get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
-    with pytest.raises(export.ExportError, match="holds a model for contextual whose"):
+    with pytest.raises(ExportError, match="holds a model for contextual whose"):
         export.assign(networks(config(), 32), folder)
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError, WeightsError
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.models import infilling
 from tfmammo.models.infilling import (
@@ -24,7 +24,7 @@ from tfmammo.models.infilling import (
     feature_matching,
     tri_label,
 )
-from tfmammo.trunks import WeightsError, vgg19
+from tfmammo.pretrained import vgg19
 
 SIZE = 32
 NETWORKS = ("generator", "discriminator")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from skimage import measure
 
 from tfmammo import networks
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 from tfmammo.models import mask_gan
 from tfmammo.models.mask_gan import (
     MaskGAN,

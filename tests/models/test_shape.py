@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig, class_weights
 
 

@@ -19,8 +19,8 @@ from highdicom.seg import segread
 from tfmammo import export
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import vindr
-from tfmammo.case import CaseError
-from tfmammo.config import ConfigError, DataConfig
+from tfmammo.config import DataConfig
+from tfmammo.errors import CaseError, ConfigError
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 
@@ -218,9 +218,9 @@ def test_a_key_that_is_unknown(run, stored):
 def test_a_region_of_the_phantom_is_framed_as_its_patch(script, models, stored):
     """From the DICOM on disk to the segmenter's input: what a training sees of this mass in the same file."""
     from tfmammo.archives import folder
-    from tfmammo.case import CaseConfig, Chain
     from tfmammo.data.patches import make_patches
-    from tfmammo.record import Skipped
+    from tfmammo.inference.pipeline import CaseConfig, Chain
+    from tfmammo.mammogram import Skipped
 
     chain = Chain.load(CaseConfig(detector=f"{models}/detector", segmenter=f"{models}/cgan", classifier=f"{models}/shape"))
     inputs = []

@@ -20,14 +20,16 @@ import tensorflow as tf
 from PIL import Image
 
 from tfmammo import config as configuration
-from tfmammo import evaluation, export
+from tfmammo import datasets, export
 from tfmammo.archives import cdd_cesm
-from tfmammo.config import ConfigError, DataConfig, Experiment, TrackingConfig
+from tfmammo.config import DataConfig, Experiment, TrackingConfig
 from tfmammo.data import splits
-from tfmammo.data.patches import DataError, shape_patches
+from tfmammo.data.patches import shape_patches
+from tfmammo.errors import ConfigError, DataError, ExportError
+from tfmammo.evaluation import comparison as evaluation
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.models.cgan import CGANConfig
-from tfmammo.training import cli, tracking
+from tfmammo.tracking import runs as tracking
 from tfmammo.training.image_grid import HEADER
 
 SIZE, FOLDS = 32, 3
@@ -90,7 +92,7 @@ def data(archive):
 
 @pytest.fixture(scope="module")
 def patches(data):
-    return cli.all_patches(data)
+    return datasets.all_patches(data)
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +305,7 @@ def test_a_savedmodel_without_a_card(run, tmp_path, patches):
     rows = table(output / "per_image.csv")
     foreign, floor = ([row["dice"] for row in rows if row["model"] == model] for model in ("foreign", "whole patch"))
     assert foreign == floor and len(floor) == len(patches)
-    with pytest.raises(export.ExportError, match="leads from image to mask, not from mask to image"):
+    with pytest.raises(ExportError, match="leads from image to mask, not from mask to image"):
         run("synthesis", {"foreign": str(tmp_path / "foreign")}, "patients=all")
 
 
@@ -315,12 +317,12 @@ def test_a_savedmodel_that_is_damaged_or_of_another_size(tmp_path):
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "saved_model.pb").write_bytes(b"nothing")
-    with pytest.raises(export.ExportError, match="damaged: can't be read as a SavedModel"):
+    with pytest.raises(ExportError, match="damaged: can't be read as a SavedModel"):
         evaluation.open_network(str(damaged), "image", "mask")
     name = next(iter(tf.saved_model.load(str(tmp_path / "keras")).signatures["serving_default"].structured_input_signature[1]))
     other = evaluation.open_network(str(tmp_path / "keras"), name, "output_0")
     assert other.run(name, "output_0", np.zeros((2, SIZE, SIZE, 1), np.float32)) == pytest.approx(0.5)
-    with pytest.raises(export.ExportError, match=r"keras: does not take .* \[2, 16, 16, 1\]"):
+    with pytest.raises(ExportError, match=r"keras: does not take .* \[2, 16, 16, 1\]"):
         other.run(name, "output_0", np.zeros((2, 16, 16, 1), np.float32))
 
 
@@ -568,7 +570,7 @@ class Shapes(keras.Model):
 def shape_runs(tmp_path_factory):
     """Two folds of classifiers on the phantom's masks: the first is always right, the second calls every mass round."""
     data, root = DataConfig(size=64, folds=2, stratify="shape", phantoms=40), tmp_path_factory.mktemp("shapes")
-    masks = cli.all_patches(data, shape_patches)
+    masks = datasets.all_patches(data, shape_patches)
     for fold in range(2):
         own = data.model_copy(update={"fold": fold})
         train, held_out = splits.split(masks, own)

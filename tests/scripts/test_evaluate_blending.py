@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo import export
+from tfmammo import datasets, export
 from tfmammo.archives import mammograms
-from tfmammo.config import ConfigError, DataConfig, SamplingConfig
+from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data import splits
 from tfmammo.data.labelled import blend_patches
-from tfmammo.data.patches import DataError
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Skipped
 from tfmammo.metrics import blending
-from tfmammo.record import Skipped
-from tfmammo.training import cli
 
 SIZE = 32
 FOLDS = 2
@@ -123,7 +122,7 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
 @pytest.mark.slow
 def test_lesions_are_set_into_tissue_of_their_own_fold(output, script, data, tmp_path):
     lesions, tissue = script.paired(data, 0, tmp_path)
-    saved = splits.load(output / cli.SPLIT)
+    saved = splits.load(output / datasets.SPLIT)
     assert len(lesions) == len(tissue) and {lesions.labels.min(), tissue.labels.max()} == {1, 0}
     for lesion, under in zip(lesions.patient_ids.tolist(), tissue.patient_ids.tolist(), strict=True):
         assert saved.patients[lesion] == saved.patients[under]

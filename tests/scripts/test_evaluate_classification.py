@@ -12,17 +12,20 @@ import keras
 import numpy as np
 import pytest
 
-from tfmammo import archives, export, patch_synthesis, study
+from tfmammo import archives, export
 from tfmammo.archives.phantom import read
-from tfmammo.config import ConfigError, DataConfig, dump
-from tfmammo.data.patches import DataError
+from tfmammo.config import DataConfig, dump
 from tfmammo.data.sampling import is_normal
-from tfmammo.generators import best_weights, lesion_generator
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Skipped
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
-from tfmammo.patch_set import PatchSet, PatchSynthesisConfig
-from tfmammo.record import Skipped
-from tfmammo.reinsertion import contiguous
+from tfmammo.studies import classification as study
+from tfmammo.synthesis import patches
+from tfmammo.synthesis.config import PatchSynthesisConfig
+from tfmammo.synthesis.generators import best_weights, lesion_generator
+from tfmammo.synthesis.patch_insertion import contiguous
+from tfmammo.synthesis.patch_set import PatchSet
 
 SAMPLING = {"count": 50, "scale": (0.25, 0.25), "offset": 10}
 DATA = {"name": "phantom", "phantoms": 40, "size": 32, "stratify": "pathology", "sampling": SAMPLING}
@@ -61,7 +64,7 @@ def generators(sides, tiny_contextual):
 def synthetic(generators, tmp_path_factory):
     output = tmp_path_factory.mktemp("synthetic") / "set"
     chosen = PatchSynthesisConfig(name="set", data=DataConfig(**DATA), generators=generators, count=6)
-    patch_synthesis.synthesise(chosen, output)
+    patches.synthesise(chosen, output)
     return output
 
 

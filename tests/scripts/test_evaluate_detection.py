@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.archives import phantom
-from tfmammo.config import ConfigError, DataConfig
-from tfmammo.data.patches import DataError
+from tfmammo.config import DataConfig
+from tfmammo.errors import ConfigError, DataError
 from tfmammo.export import FORMAT
 from tfmammo.metrics.average_precision import AveragePrecisionError
 

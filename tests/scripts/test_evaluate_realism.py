@@ -14,15 +14,16 @@ import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
-from tfmammo import evaluation, export, trunks
+from tfmammo import datasets, export, pretrained
 from tfmammo.archives import cdd_cesm
-from tfmammo.config import ConfigError, DataConfig
+from tfmammo.config import DataConfig
 from tfmammo.data import splits
+from tfmammo.errors import ConfigError, ExportError, WeightsError
+from tfmammo.evaluation import comparison
+from tfmammo.evaluation.perceptual import Judge
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual
 from tfmammo.models.infilling import tri_label
-from tfmammo.realism import Judge
-from tfmammo.training import cli
 from tfmammo.training.image_grid import HEADER
 
 SIZE, FOLDS, PATIENTS = 32, 2, 8
@@ -78,7 +79,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def patches(data):
-    return cli.all_patches(data)
+    return datasets.all_patches(data)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def test_sheets(output, patches, models):
 @pytest.mark.slow
 def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path):
     """With files for AlexNet and heads no number is marked, and the paper's stands below."""
-    network = trunks.alexnet("none").get_layer(index=3)  # the colour network inside
+    network = pretrained.alexnet("none").get_layer(index=3)  # the colour network inside
     np.savez(tmp_path / "alexnet.npz", **{f"{layer.name}/{v.name}": v.numpy() for layer in network.layers for v in layer.weights})
     np.savez(tmp_path / "heads.npz", **{f"lin{i}/kernel": np.ones(n, np.float32) for i, n in enumerate((64, 192, 384, 256, 256))})
     files = [f"alexnet={tmp_path / 'alexnet.npz'}", f"heads={tmp_path / 'heads.npz'}"]
@@ -272,13 +273,13 @@ def test_wrong_configs(run, models, script):
     ):
         with pytest.raises(ConfigError, match=message):
             run({"G_unet": models["G_unet"]}, override)
-    with pytest.raises(trunks.WeightsError, match="nowhere.npz is neither imagenet nor none nor a file"):
+    with pytest.raises(WeightsError, match="nowhere.npz is neither imagenet nor none nor a file"):
         run({"G_unet": models["G_unet"]}, "heads=nowhere.npz")
 
 
 def test_a_model_that_takes_something_else(models, tmp_path):
     inputs = {"tri_label": None, "mask": None}
-    assert evaluation._open(models["copier"][0], inputs, "image", None).source == "mask"
-    assert evaluation._open(models["G_unet"][0], inputs, "image", None).source == "tri_label"
-    with pytest.raises(export.ExportError, match="none of its functions leads from tri_label to shapes"):
-        evaluation._open(models["G_unet"][0], inputs, "shapes", None)
+    assert comparison._open(models["copier"][0], inputs, "image", None).source == "mask"
+    assert comparison._open(models["G_unet"][0], inputs, "image", None).source == "tri_label"
+    with pytest.raises(ExportError, match="none of its functions leads from tri_label to shapes"):
+        comparison._open(models["G_unet"][0], inputs, "shapes", None)

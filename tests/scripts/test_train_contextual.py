@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfmammo import config as configuration
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 from tfmammo.models.contextual import Contextual, ContextualConfig
 
 TINY = ["model.filters=[3,4,8]", "model.discriminator_factor=1", "model.attention=4", "model.border=1", "model.start=8", "data.size=32"]

@@ -19,15 +19,15 @@ from pydantic import ValidationError
 
 from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
-from tfmammo.case import Case, Finding
-from tfmammo.config import ConfigError, DataConfig
-from tfmammo.export import ExportError, export
-from tfmammo.inserter import Inserter, SystemConfig, Wish, opened
-from tfmammo.record import Lesion, borders
+from tfmammo.config import DataConfig
+from tfmammo.errors import ConfigError, ExportError, TrackingError
+from tfmammo.export import export
+from tfmammo.inference.pipeline import Case, Finding
+from tfmammo.mammogram import Lesion, borders
 from tfmammo.serving import pictures
 from tfmammo.serving.__main__ import lay_out, main, register
 from tfmammo.serving.pictures import NetworkConfig, Service, ServiceConfig
-from tfmammo.training.tracking import TrackingError
+from tfmammo.synthesis.editor import Inserter, SystemConfig, Wish, opened
 
 SIZE = 16
 
@@ -375,7 +375,7 @@ def test_the_command(can, tracking_uri, tmp_path, capsys):
 
 
 def test_pictures_of_the_chain(tmp_path, monkeypatch):
-    """The chain itself is tested in tests/test_case.py; here what becomes of its answer."""
+    """The chain itself is tested in tests/inference/test_pipeline.py; here what becomes of its answer."""
     mask = np.zeros((200, 150), np.uint8)
     cv2.circle(mask, (60, 100), 12, 1, -1)
 

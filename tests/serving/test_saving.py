@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from mlflow.models import Model
 
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 from tfmammo.serving import saving
 from tfmammo.serving.__main__ import main
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tfmammo.serving import saving, server
+from tfmammo.tracking import pyfunc
 
 CODE = """
 import os, time
@@ -170,5 +171,5 @@ def test_a_pickle_is_never_loaded(tmp_path, capsys, monkeypatch):
 
 
 def test_both_kinds_of_models_are_kept_as_text():
-    assert {path.name for path in (saving.NETWORKS, saving.ENTRY)} == {"networks.py", "entry.py"}
-    assert all(path.is_file() for path in (saving.NETWORKS, saving.ENTRY))
+    assert {path.name for path in (pyfunc.NETWORKS, saving.ENTRY)} == {"networks.py", "entry.py"}
+    assert all(path.is_file() for path in (pyfunc.NETWORKS, saving.ENTRY))

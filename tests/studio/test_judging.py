@@ -23,8 +23,8 @@ import pytest
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump
-from tfmammo.reader_cases import ReaderStudyConfig
-from tfmammo.reader_study import Answers
+from tfmammo.reader_study.answers import Answers
+from tfmammo.reader_study.cases import ReaderStudyConfig
 
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

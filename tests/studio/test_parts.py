@@ -6,14 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tfmammo import archives, inserter, reader_study
+from tfmammo import archives
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import folder as writer
-from tfmammo.config import ConfigError, DataConfig, parse
-from tfmammo.data.preprocess import DataError
-from tfmammo.inserter import Changed, Inserter, SystemConfig, Wish
-from tfmammo.reader_cases import ReaderStudyConfig
-from tfmammo.record import ArchiveError
+from tfmammo.config import DataConfig, parse
+from tfmammo.errors import ArchiveError, ConfigError, DataError
+from tfmammo.reader_study import __main__ as reader_study
+from tfmammo.reader_study.cases import ReaderStudyConfig
+from tfmammo.synthesis import editor
+from tfmammo.synthesis.editor import Changed, Inserter, SystemConfig, Wish
 
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 
@@ -122,7 +123,7 @@ def test_facts_count_only_where_the_file_has_none():
 def test_an_upload_is_deleted_and_its_stored_values_are_kept(tmp_path, ending, bits):
     one = phantom.read(count=1)[0]
     (path,) = writer.write([one], tmp_path / "archive", ending=ending, bits=bits)
-    expected = archives.stored(inserter.opened(path))
+    expected = archives.stored(editor.opened(path))
     place = tmp_path / "gradio" / "abc"
     place.mkdir(parents=True)
     upload = shutil.copy(path, place / f"Jane Doe{ending}")

@@ -4,8 +4,8 @@ import keras
 import pytest
 import tensorflow as tf
 
+from tfmammo.errors import TrainingError
 from tfmammo.training import contract
-from tfmammo.training.folder import TrainingError
 
 SPEC = tf.TensorSpec([None, 4, 4, 1], tf.float32, "image")
 

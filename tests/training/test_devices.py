@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmammo.config import ConfigError, Experiment, TrainingConfig
+from tfmammo.config import Experiment, TrainingConfig
+from tfmammo.errors import ConfigError, TrainingError
 from tfmammo.training import devices
-from tfmammo.training.folder import TrainingError
 
 
 @pytest.mark.parametrize(

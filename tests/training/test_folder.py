@@ -8,8 +8,9 @@ import os
 import pytest
 import tensorflow as tf
 
-from tfmammo import durable
+from tfmammo import filesystem
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
+from tfmammo.errors import TrainingError
 from tfmammo.training import folder
 
 
@@ -66,13 +67,13 @@ def test_an_empty_config_beside_checkpoints_is_one_sentence(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/ckpt-4.index").touch()
     (tmp_path / folder.CONFIG).touch()
-    with pytest.raises(folder.TrainingError, match="config.yaml: is missing or empty beside checkpoints"):
+    with pytest.raises(TrainingError, match="config.yaml: is missing or empty beside checkpoints"):
         folder.check(tmp_path, experiment(), Patches())
 
 
 def test_other_patches_are_another_training(tmp_path):
     folder.claim(tmp_path, experiment(name="inbreast", root="somewhere"), Patches())
-    with pytest.raises(folder.TrainingError, match="its patches were others than those of data.root somewhere"):
+    with pytest.raises(TrainingError, match="its patches were others than those of data.root somewhere"):
         folder.check(tmp_path, experiment(name="inbreast", root="somewhere"), Patches("ba9876543210"))
 
 
@@ -130,8 +131,8 @@ def test_an_older_checkpoint_goes_only_when_the_newer_is_on_the_disk(tmp_path, m
         assert "ckpt-1.index" in names(tmp_path)
         flushed.append(path.name)
 
-    monkeypatch.setattr(durable, "flush", flush)
-    monkeypatch.setattr(folder, "write_whole", lambda *_: None)
+    monkeypatch.setattr(filesystem, "flush", flush)
+    monkeypatch.setattr(filesystem, "write_atomically", lambda *_: None)
     counter.save(2)
     assert flushed == ["ckpt-2.data-00000-of-00001", "ckpt-2.index"] or flushed == ["ckpt-2.index", "ckpt-2.data-00000-of-00001"]
     assert ("ckpt-1.index" in names(tmp_path)) == (keep == 2)
@@ -168,17 +169,17 @@ def test_a_folder_whose_checkpoints_are_gone_is_refused(tmp_path):
     Counter(tmp_path / "checkpoints").save(600)
     for path in (tmp_path / "checkpoints").glob("ckpt-*"):
         path.unlink()
-    with pytest.raises(folder.TrainingError, match="checkpoints/checkpoint: is there, but no checkpoint to go on from"):
+    with pytest.raises(TrainingError, match="checkpoints/checkpoint: is there, but no checkpoint to go on from"):
         folder.check_nothing_is_lost(tmp_path)
     (tmp_path / "checkpoints/checkpoint").unlink()
     (tmp_path / "export").mkdir()
     (tmp_path / "export/card.json").write_text("{}")
-    with pytest.raises(folder.TrainingError, match="export/card.json: is there"):
+    with pytest.raises(TrainingError, match="export/card.json: is there"):
         folder.check_nothing_is_lost(tmp_path)
 
 
 def test_checkpoints_of_another_model_are_refused(tmp_path):
     Counter(tmp_path).save(1)
     checkpoint = tf.train.Checkpoint(another=tf.Variable(0))
-    with pytest.raises(folder.TrainingError, match="ckpt-1 holds another model's weights"):
+    with pytest.raises(TrainingError, match="ckpt-1 holds another model's weights"):
         folder.Checkpoints(checkpoint, tmp_path, 2).restore()

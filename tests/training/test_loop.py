@@ -11,12 +11,13 @@ import tensorflow as tf
 
 from tfmammo import config as configuration
 from tfmammo import export
+from tfmammo.errors import ExportError, Interrupted, TrackingError, TrainingError
 from tfmammo.models.can import CAN
-from tfmammo.training import cli, folder, loop
-from tfmammo.training.tracking import TrackingError
+from tfmammo.training import folder, loop, script
+from tfmammo.training.folder import locked
 
 
-def fit(experiment, patches, output, validate=cli.validate, room=CAN, strategy=None):
+def fit(experiment, patches, output, validate=script.validate, room=CAN, strategy=None):
     build = lambda: room(experiment.model, experiment.data.size)  # noqa: E731
     return loop.fit(build, experiment, patches(8), patches(3), output, validate, strategy)
 
@@ -139,20 +140,20 @@ class Misnamed(CAN):
 
 
 def test_a_broken_contract_is_found_before_the_first_step(tiny_can, random_patches, tmp_path):
-    with pytest.raises(loop.TrainingError, match="Misnamed.functions: segmenter is named after none of the networks generator, inv"):
+    with pytest.raises(TrainingError, match="Misnamed.functions: segmenter is named after none of the networks generator, inv"):
         fit(tiny_can(), random_patches, tmp_path / "run", room=Misnamed)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_another_experiment_is_refused_with_the_difference(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "run")
-    with pytest.raises(loop.TrainingError, match=r"model\.filters: \[4, 8, 8\] there, \[4, 8\] here.*another --output"):
+    with pytest.raises(TrainingError, match=r"model\.filters: \[4, 8, 8\] there, \[4, 8\] here.*another --output"):
         fit(tiny_can({"filters": (4, 8)}), random_patches, tmp_path / "run")
 
 
 def test_a_folder_of_other_data_is_refused(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "run")
-    with pytest.raises(loop.TrainingError, match="its patches were others than those of the phantom"):
+    with pytest.raises(TrainingError, match="its patches were others than those of the phantom"):
         fit(tiny_can(steps=2), lambda count: random_patches(count + 2), tmp_path / "run")
 
 
@@ -169,22 +170,22 @@ def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_sp
 
 def test_two_archives_of_one_name_share_a_default_folder_but_not_a_run(tiny_can, random_patches, tmp_path):
     one, other = (with_root(tiny_can(steps=1), tmp_path / place / "archive") for place in ("one", "other"))
-    assert cli.default_output(one) == cli.default_output(other)
+    assert script.default_output(one) == script.default_output(other)
     fit(one, random_patches, tmp_path / "run")
-    with pytest.raises(loop.TrainingError, match="choose another --output"):
+    with pytest.raises(TrainingError, match="choose another --output"):
         fit(other, lambda count: random_patches(count + 2), tmp_path / "run")
     assert saved_step(tmp_path / "run") == 1
 
 
 def test_a_folder_in_use_is_refused(tiny_can, random_patches, tmp_path):
     (tmp_path / "run").mkdir()
-    with loop.locked(tmp_path / "run"), pytest.raises(loop.TrainingError, match="another process"):
+    with locked(tmp_path / "run"), pytest.raises(TrainingError, match="another process"):
         fit(tiny_can(), random_patches, tmp_path / "run")
 
 
 def test_an_output_that_cannot_be_made_is_one_sentence(tiny_can, random_patches, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(loop.TrainingError, match="file/run: can't be made"):
+    with pytest.raises(TrainingError, match="file/run: can't be made"):
         fit(tiny_can(), random_patches, tmp_path / "file" / "run")
 
 
@@ -198,9 +199,7 @@ class Exploding(CAN):
 
 
 def test_nan_stops_with_the_losss_name_and_the_last_good_checkpoint(tiny_can, random_patches, tmp_path):
-    with pytest.raises(
-        loop.TrainingError, match="inverter_loss became nan between steps 2 and 4; the last good checkpoint is kept.*ckpt-2"
-    ):
+    with pytest.raises(TrainingError, match="inverter_loss became nan between steps 2 and 4; the last good checkpoint is kept.*ckpt-2"):
         fit(tiny_can(steps=8), random_patches, tmp_path / "run", room=Exploding)
     assert saved_step(tmp_path / "run") == 2
 
@@ -217,7 +216,7 @@ class Spoiling(CAN):
 
 def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path):
     experiment = tiny_can(steps=8, validate_every=8, grid_every=8)
-    with pytest.raises(loop.TrainingError, match="generator's .*bias is NaN or Inf after step 4"):
+    with pytest.raises(TrainingError, match="generator's .*bias is NaN or Inf after step 4"):
         fit(experiment, random_patches, tmp_path / "run", room=Spoiling)
     assert saved_step(tmp_path / "run") == 2
 
@@ -226,7 +225,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tiny_can, random_pa
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
     (tmp_path / "run/checkpoints/best").rename(tmp_path / "elsewhere")
     (tmp_path / "run/checkpoints/best").write_text("no folder")  # as good as a full disk
-    with pytest.raises(loop.TrainingError, match=r"the checkpoint of step 4 can't be written \(.*\); kept: .*ckpt-2"):
+    with pytest.raises(TrainingError, match=r"the checkpoint of step 4 can't be written \(.*\); kept: .*ckpt-2"):
         fit(tiny_can(steps=4), random_patches, tmp_path / "run", validate=lambda *_: {"dice": float("inf")})
     assert saved_step(tmp_path / "run") == 2
 
@@ -238,9 +237,9 @@ def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, numb
 
     def validate(functions, held_out):
         os.kill(os.getpid(), number)
-        return cli.validate(functions, held_out)
+        return script.validate(functions, held_out)
 
-    with pytest.raises(loop.Interrupted, match="stopped at step 2") as stopped:
+    with pytest.raises(Interrupted, match="stopped at step 2") as stopped:
         fit(experiment, random_patches, tmp_path / "run", validate)
     assert stopped.value.signal == number and signal.getsignal(number) is before
     assert saved_step(tmp_path / "run") == 2
@@ -271,7 +270,7 @@ def test_nothing_starts_anew_over_unreadable_checkpoints(tiny_can, random_patche
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
     for data in (tmp_path / "run/checkpoints").glob("ckpt-*.data*"):
         data.write_bytes(b"")
-    with pytest.raises(loop.TrainingError, match="none of the checkpoints beside .* can be read"):
+    with pytest.raises(TrainingError, match="none of the checkpoints beside .* can be read"):
         fit(tiny_can(steps=4), random_patches, tmp_path / "run")
 
 
@@ -310,7 +309,7 @@ def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches
 
 def test_another_models_export_is_refused_as_a_start(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "first")
-    with pytest.raises(export.ExportError, match="generator"):
+    with pytest.raises(ExportError, match="generator"):
         fit(tiny_can({"filters": (4, 8)}, initial=str(tmp_path / "first")), random_patches, tmp_path / "second")
 
 
@@ -345,7 +344,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(tiny_can, random_patches, 
     class TwoReplicas:
         num_replicas_in_sync = 2
 
-    with pytest.raises(loop.TrainingError, match="training.batch_size: 1 can't be shared equally by 2 devices"):
+    with pytest.raises(TrainingError, match="training.batch_size: 1 can't be shared equally by 2 devices"):
         fit(tiny_can(), random_patches, tmp_path / "run", strategy=TwoReplicas())
 
 
@@ -361,5 +360,5 @@ def test_values_of_networks_of_keras_and_of_others():
 
 def test_a_batch_that_classes_cannot_share_is_refused(tiny_can, random_patches, tmp_path):
     patches = lambda count: random_patches(count).labelled(np.arange(count) % 3, balanced=True)  # noqa: E731
-    with pytest.raises(loop.TrainingError, match="training.batch_size: 4 patches a device can't be shared equally by 3 classes"):
+    with pytest.raises(TrainingError, match="training.batch_size: 4 patches a device can't be shared equally by 3 classes"):
         fit(tiny_can(batch_size=4), patches, tmp_path / "run")

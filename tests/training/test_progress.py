@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tfmammo.training import notice, progress
+from tfmammo.training import progress
+from tfmammo.training.progress import announce_duration, duration
 
 
 @pytest.fixture
@@ -38,10 +39,10 @@ def test_the_whole_time_is_told_once_from_the_steps_alone(clock):
 
 
 def test_a_time_is_told_in_its_unit():
-    assert [notice.duration(seconds) for seconds in (40, 1500, 126_000, 600_000)] == ["40 s", "25 min", "35 h", "7 days"]
+    assert [duration(seconds) for seconds in (40, 1500, 126_000, 600_000)] == ["40 s", "25 min", "35 h", "7 days"]
 
 
 def test_the_whole_time_stands_in_a_frame(capsys):
-    notice.announce_duration(210_000, 0.6)
+    announce_duration(210_000, 0.6)
     text = capsys.readouterr().err
     assert text.startswith("╭") and "takes about 35 h here (210,000 steps of 0.6 s)" in text

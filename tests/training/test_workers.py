@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfmammo import cli, datasets
 from tfmammo import config as configuration
-from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.config import TrainingConfig
 from tfmammo.data.pipeline import batches
+from tfmammo.errors import ConfigError, WorkerError
 from tfmammo.export import read_card
 from tfmammo.models.can import CAN, CANConfig
-from tfmammo.training import cli, loop, workers
+from tfmammo.training import loop, script, workers
 
 OVERRIDES = [
     "data.size=32", "data.phantoms=12", "training.precision=float32", "training.steps_per_loop=1", "training.checkpoint_every=2",
@@ -114,8 +116,8 @@ def test_two_workers_are_one_process_with_the_whole_batch_and_resume(repository,
     assert "from step 3 to step 6" in said[0] and "from step 3 to step 6" in said[1]
     overrides = [*OVERRIDES, "training.steps=6", f"tracking.uri={tracking_uri}"]
     experiment = configuration.load(repository / "configs/can.yaml", overrides, CANConfig)
-    train, held_out = cli.datasets(experiment.data)
-    metrics = loop.fit(lambda: CAN(experiment.model, 32), experiment, train, held_out, tmp_path / "one", cli.validate)
+    train, held_out = datasets.datasets(experiment.data)
+    metrics = loop.fit(lambda: CAN(experiment.model, 32), experiment, train, held_out, tmp_path / "one", script.validate)
     one, two = history(tracking_uri, tmp_path / "one"), history(tracking_uri, tmp_path / "run")
     assert len(one) == 5 and one.keys() == two.keys()
     for name, found in one.items():
@@ -205,9 +207,9 @@ def test_a_wrong_tf_config_is_one_sentence_and_exit_code_2(repository, monkeypat
         monkeypatch.setenv("TF_CONFIG", text)
     arguments = ["train/can.py", "--config", str(repository / "configs/can.yaml"), "--set", "training.strategy=multi_worker"]
     monkeypatch.setattr(sys, "argv", arguments)
-    script = runpy.run_path(str(repository / "train/can.py"), run_name="imported")
+    can = runpy.run_path(str(repository / "train/can.py"), run_name="imported")
     with pytest.raises(SystemExit) as stop:
-        cli.run(script["main"])
+        cli.run(can["main"])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith(f"error: {sentence}") and said.count("\n") == 1
 
@@ -247,18 +249,18 @@ def test_workers_meet_whoever_comes_first(caplog):
 
 def test_workers_do_not_wait_for_ever():
     ports = free_ports(2)
-    with pytest.raises(workers.WorkerError, match=f"the worker localhost:{ports[1]} did not start within 0.5 s"):
+    with pytest.raises(WorkerError, match=f"the worker localhost:{ports[1]} did not start within 0.5 s"):
         workers.meet(addresses(0, ports), 0.5)
-    with pytest.raises(workers.WorkerError, match="the chief has not let this worker go within 0.5 s"):
+    with pytest.raises(WorkerError, match="the chief has not let this worker go within 0.5 s"):
         workers.meet(addresses(1, ports), 0.5)
 
 
 def test_who_only_knocks_is_neither_chief_nor_worker():
     ports = free_ports(2)
-    with socket.create_server(("", ports[1])), pytest.raises(workers.WorkerError, match="did not start"):
+    with socket.create_server(("", ports[1])), pytest.raises(WorkerError, match="did not start"):
         workers.meet(addresses(0, ports), 0.5)  # somebody listens there, and says nothing
     for index, port in enumerate(ports):
-        with socket.create_server(("", port)), pytest.raises(workers.WorkerError, match=f"port {port} of this worker can't be used"):
+        with socket.create_server(("", port)), pytest.raises(WorkerError, match=f"port {port} of this worker can't be used"):
             workers.meet(addresses(index, ports), 0.5)
     thread = threading.Thread(target=workers.meet, args=(addresses(1, ports), 20))
     thread.start()
@@ -291,13 +293,13 @@ def test_workers_that_differ_are_told(tiny_can, random_patches):
     team, experiment, patches = workers.Team(tf.distribute.get_strategy()), tiny_can(), random_patches(4)
     team.agree(3, experiment, patches)
     team.gathered = lambda value: [value, 0]
-    with pytest.raises(workers.WorkerError, match="would go on from the steps 0 and 3; the output folder must be one"):
+    with pytest.raises(WorkerError, match="would go on from the steps 0 and 3; the output folder must be one"):
         team.agree(3, experiment, patches)
-    with pytest.raises(workers.WorkerError, match="the workers' config differ"):
+    with pytest.raises(WorkerError, match="the workers' config differ"):
         team.agree(0, experiment, patches)
     known = int(experiment.fingerprint(), 16)
     team.gathered = lambda value: [value, value if value in (0, known) else 0]
-    with pytest.raises(workers.WorkerError, match="the workers' training patches differ"):
+    with pytest.raises(WorkerError, match="the workers' training patches differ"):
         team.agree(0, experiment, patches)
 
 
@@ -312,7 +314,7 @@ def test_workers_that_differ_are_told(tiny_can, random_patches):
 def test_a_lost_worker_is_named(error, who):
     team = workers.Team(tf.distribute.get_strategy())
     team.count = 4
-    with pytest.raises(workers.WorkerError, match=f"^{who} is gone .* the same command on all 4 workers goes on"), team.watched():
+    with pytest.raises(WorkerError, match=f"^{who} is gone .* the same command on all 4 workers goes on"), team.watched():
         raise error
     with pytest.raises(tf.errors.InvalidArgumentError), team.watched():
         raise tf.errors.InvalidArgumentError(None, None, "a fault of ours")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tfmammo.archives import cbis_ddsm, cdd_cesm, ddsm, dicom, folder, inbreast, mini_mias, optimam, phantom, vindr
 from tfmammo.archives.stored import Stored
-from tfmammo.config import ConfigError, DataConfig
-from tfmammo.record import Mammogram, MaskedLesion, Skipped
+from tfmammo.config import DataConfig
+from tfmammo.errors import ConfigError
+from tfmammo.mammogram import Mammogram, MaskedLesion, Skipped
 
 log = logging.getLogger(__name__)
 

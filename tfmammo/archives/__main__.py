@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tfmammo import command
+from tfmammo import cli
 from tfmammo.archives import ARCHIVES, files_of, mammograms
 from tfmammo.archives.contact_sheet import contact_sheet
 from tfmammo.archives.files import without_names
 from tfmammo.config import DataConfig
-from tfmammo.record import ArchiveError, Mammogram, MaskedLesion, Skipped, harmless
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Mammogram, MaskedLesion, Skipped, harmless
 
 SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(f"contact sheet  {chosen.sheet}", soft_wrap=True)
         _print_skipped(console, skipped, left_out, chosen.skipped)
 
-    command.run(look)
+    cli.run(look)
 
 
 def check_masks(found: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
@@ -121,8 +122,8 @@ def summary(found: Sequence[Mammogram], name: str, faults: Counter[str] | None =
     return table
 
 
-def _parser() -> command.Parser:
-    parser = command.Parser(prog="python -m tfmammo.archives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m tfmammo.archives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(ARCHIVES), help="which archive")
     parser.add_argument("root", type=Path, nargs="?", help="its folder; the phantom has none")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw a contact sheet with the lesions' outlines")

@@ -46,7 +46,8 @@ from numpy.typing import NDArray
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Laterality, Mammogram, MaskedLesion, Pathology, Skipped, Split, View, hashed_id
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Laterality, Mammogram, MaskedLesion, Pathology, Skipped, Split, View, hashed_id
 
 _TABLE = re.compile(r"(mass|calc)_case_description_(train|test)_set\.csv", re.IGNORECASE)
 _FOLDER = re.compile(r"(?:Mass|Calc)-(?:Training|Test)_P_[0-9]+_(?:LEFT|RIGHT)_(?:CC|MLO)(?:_[0-9]+)?")

@@ -38,7 +38,8 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, borders, hashed_id, spelling
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Pathology, Skipped, borders, hashed_id, spelling
 
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.record import ArchiveError, Box, Lesion, LesionKind, MaskedLesion
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Box, Lesion, LesionKind, MaskedLesion
 
 KINDS: dict[str, LesionKind] = {
     "mass": "mass",

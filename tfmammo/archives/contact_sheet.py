@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives.stored import unused_range
-from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Skipped
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Skipped
 
 CELL = (320, 256)  # rows, cols, px; the caption is beneath
 CAPTION = 16

@@ -43,7 +43,8 @@ from numpy.typing import NDArray
 
 from tfmammo.archives import ljpeg
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
 
 Key = tuple[str, int, int]  # letter, case and study of B-3027-1
 Finding = tuple[LesionKind | None, str | None, str | None, bool]  # kind, shape, margin, kind_is_certain

@@ -52,7 +52,8 @@ from tfmammo.archives.elements import numbers as _numbers
 from tfmammo.archives.elements import rendition
 from tfmammo.archives.elements import text as _text
 from tfmammo.archives.stored import Stored, looked_up
-from tfmammo.record import ArchiveError, Laterality, View
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Laterality, View
 
 _MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"  # digital mammography, for presentation; .1 behind it: for processing
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from tfmammo.record import hashed_id
+from tfmammo.mammogram import hashed_id
 
 TABLES = (".csv", ".xls", ".txt")  # which readers know by the archive's own names for them; any other name may be a patient's
 

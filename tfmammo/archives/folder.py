@@ -58,7 +58,8 @@ from PIL.ImageFile import ImageFile
 from tfmammo.archives import coco, dicom
 from tfmammo.archives.files import beneath
 from tfmammo.archives.stored import unused_range
-from tfmammo.record import ID_KEY, ArchiveError, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id, is_keyed, spelling
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import ID_KEY, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id, is_keyed, spelling
 
 log = logging.getLogger(__name__)
 

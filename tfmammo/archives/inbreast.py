@@ -35,7 +35,8 @@ import xlrd
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Laterality, Lesion, LesionKind, Mammogram, Skipped, View, hashed_id
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Skipped, View, hashed_id
 
 Row = dict[str, str]  # column name -> text, both stripped, names in lower case
 

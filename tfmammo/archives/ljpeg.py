@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tfmammo.record import ArchiveError
+from tfmammo.errors import ArchiveError
 
 Scanner = Literal["dba", "howtek_mgh", "howtek_ismd", "lumisys"]
 

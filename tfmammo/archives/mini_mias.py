@@ -37,7 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
 
 SIZE, SPACING = 1024, 0.2  # px, mm per px
 

@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmammo.archives import dicom
-from tfmammo.record import ArchiveError, Box, Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Box, Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
 
 if TYPE_CHECKING:  # omidb imports matplotlib.pyplot: read() pays for that, `import tfmammo.archives` does not
     from omidb.client_parser import ClientParser

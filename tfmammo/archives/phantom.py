@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.record import Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
+from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
 
 ROWS, COLS, SPACING = 1024, 832, 0.2  # px, px, mm per px
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.record import Box
+from tfmammo.mammogram import Box
 
 _BAND = 64  # rows looked up at a time: NumPy makes 64-bit indices of them, which should stay in the cache
 

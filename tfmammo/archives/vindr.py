@@ -39,7 +39,8 @@ from pathlib import Path
 
 from tfmammo.archives import dicom
 from tfmammo.archives.files import beneath
-from tfmammo.record import ArchiveError, Box, Laterality, Lesion, LesionKind, Mammogram, Skipped, Split, View, hashed_id, spelling
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Box, Laterality, Lesion, LesionKind, Mammogram, Skipped, Split, View, hashed_id, spelling
 
 IMAGES, FINDINGS, METADATA = "breast-level_annotations.csv", "finding_annotations.csv", "metadata.csv"
 

@@ -1,3 +1,3 @@
 """What the papers compare with, one system a file, on the same contract as the rooms of tfmammo.models."""
 
-import tfmammo.quiet  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

@@ -8,7 +8,8 @@ import keras
 import tensorflow as tf
 from pydantic import Field, PositiveFloat
 
-from tfmammo.config import ConfigError, Frozen
+from tfmammo.config import Frozen
+from tfmammo.errors import ConfigError
 from tfmammo.networks import Trainable
 from tfmammo.optimization import Adam, build, minimize
 

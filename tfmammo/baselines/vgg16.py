@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import PositiveInt, model_validator
 
 from tfmammo.baselines.segmenter import SegmenterConfig
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 
 WIDTHS = (64, 128, 256, 512, 512)
 DEPTHS = (2, 2, 3, 3, 3)  # convolutions before each pooling

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.record import Box, Laterality, View
+from tfmammo.mammogram import Box, Laterality, View
 
 Grey = NDArray[np.float32]  # [rows, cols], no channel
 Region = NDArray[np.uint8]  # [rows, cols], 0 or 1

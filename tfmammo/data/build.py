@@ -29,14 +29,15 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field, PositiveInt, ValidationError
 
-from tfmammo import __version__, archives, command, config
+from tfmammo import __version__, archives, cli, filesystem
 from tfmammo.archives.files import without_names
-from tfmammo.config import AddedConfig, ConfigError, DataConfig, Frozen
+from tfmammo.config import AddedConfig, DataConfig, Frozen, parse
 from tfmammo.data import card, jobs
-from tfmammo.data.patches import TEXTS, DataError, Patch, patches_of
+from tfmammo.data.patches import TEXTS, Patch, patches_of
 from tfmammo.data.sampling import quota
 from tfmammo.data.tfrecord import COLUMNS, FORMAT, MANIFEST, Manifest, ShardFile, encode, quantised, sha256
-from tfmammo.record import Mammogram, Skipped, key_check
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Mammogram, Skipped, key_check
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def make(shard: Shard) -> None:
         return
     dead, histogram = Skipped(), np.zeros(BINS, np.int64)
     columns: dict[str, list[str]] = {name: [] for name in (*COLUMNS, "image_ids", "views", "lateralities")}
-    with jobs.one_thread(), jobs.written(path) as part:
+    with jobs.one_thread(), filesystem.atomic_file(path) as part:
         with tf.io.TFRecordWriter(str(part)) as writer:
             for mammogram, patch in _patches(shard, dead):
                 writer.write(encode(patch))
@@ -131,7 +132,7 @@ def make(shard: Shard) -> None:
         written = ShardFile(file=shard.file, sha256=sha256(part), bytes=part.stat().st_size, count=len(columns["ids"]))
     reasons = without_names(dead.reasons, shard.config.root)
     sidecar = Sidecar(identity=shard.identity, shard=written, columns=columns, histogram=histogram.tolist(), dead_letters=reasons)
-    jobs.write(_sidecar_path(shard), sidecar.model_dump_json())
+    filesystem.write_atomically(_sidecar_path(shard), sidecar.model_dump_json(), durable=False)
 
 
 def _identity(chosen: BuildConfig, mammograms: Sequence[Mammogram]) -> dict[str, Any]:
@@ -218,18 +219,18 @@ def _finish(shards: Sequence[Shard], identity: dict[str, Any], chosen: BuildConf
         id_key=key_check(),
     )
     output = shards[0].folder
-    jobs.write(output / "dead_letters.csv", card.dead_letters(dead.reasons))
+    filesystem.write_atomically(output / "dead_letters.csv", card.dead_letters(dead.reasons), durable=False)
     if not manifest.count:
         raise DataError(f"{output}: no patch could be made, dead_letters.csv says why; the first: {next(iter(dead.reasons.items()), '-')}")
-    jobs.write(output / "README.md", card.card(manifest, len(dead)))
-    jobs.write(output / MANIFEST, manifest.model_dump_json(indent=1))
+    filesystem.write_atomically(output / "README.md", card.card(manifest, len(dead)), durable=False)
+    filesystem.write_atomically(output / MANIFEST, manifest.model_dump_json(indent=1), durable=False)
     log.info("%d patches of %d patients, %d dead letters", manifest.count, len(set(manifest.columns["patient_ids"])), len(dead))
     return manifest
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = command.Parser(
+    parser = cli.Parser(
         prog="python -m tfmammo.data.build", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file such as configs/build.yaml")
@@ -237,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="make the shards with dead letters anew")
     ours, flags = parser.parse_with(arguments, jobs.unknown_to_beam)
-    command.run(lambda: build(config.parse(BuildConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry))
+    cli.run(lambda: build(parse(BuildConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from tfmammo.data.tfrecord import Manifest
-from tfmammo.record import harmless
+from tfmammo.mammogram import harmless
 
 LICENCES = {
     "cbis_ddsm": "CC BY 3.0. Name CBIS-DDSM, The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY.",

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
-from tfmammo.data.patches import DataError
-from tfmammo.record import Laterality, Lesion, Mammogram, Skipped
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Laterality, Lesion, Mammogram, Skipped
 
 OTHER: dict[Laterality | None, Laterality | None] = {"L": "R", "R": "L", None: None}
 

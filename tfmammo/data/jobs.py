@@ -1,6 +1,6 @@
 """Work cut into parts that are made by Apache Beam on as many machines as there are, in a folder that a stopped run goes on in.
 
-What `tfmammo.data.build` and `tfmammo.synthesis` share. Every worker must see the folder under the same path.
+What `tfmammo.data.build` and `tfmammo.synthesis.mammograms` share. Every worker must see the folder under the same path.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +18,9 @@ from typing import Any
 
 import cv2
 
-from tfmammo.config import ConfigError
-from tfmammo.data.preprocess import DataError
-from tfmammo.record import Mammogram, MaskedLesion
+from tfmammo import filesystem
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Mammogram, MaskedLesion
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +83,7 @@ def _identify(output: Path, identity: Mapping[str, Any], file: str) -> None:
     """Write down whose the folder is, or make sure that it is this work's."""
     try:
         if not (output / file).exists():
-            write(output / file, as_json(identity))
+            filesystem.write_atomically(output / file, as_json(identity))
         known = json.loads((output / file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})") from None
@@ -189,28 +187,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A file that takes its name when the body has ended well. Two attempts at once don't meet: the last one stays."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # temporary files are for their owner alone
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file at once, and only where it changes."""
-    content = text.encode()
-    if not path.is_file() or path.read_bytes() != content:
-        with written(path) as part:
-            part.write_bytes(content)
 
 
 def as_json(content: object) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import SEVERITY, Patches, joined, lesion_patches, normal_patches, offset_patches
-from tfmammo.data.preprocess import DataError
-from tfmammo.record import Mammogram, Skipped
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess, sampling
-from tfmammo.data.preprocess import DataError, normalise, resize_image, resize_mask
-from tfmammo.record import Box, Lesion, Mammogram, Skipped
+from tfmammo.data.preprocess import normalise, resize_image, resize_mask
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.data.patches import DataError, Patches
+from tfmammo.data.patches import Patches
 from tfmammo.data.tfrecord import GREY, Records
 from tfmammo.data.whole import Whole
+from tfmammo.errors import DataError
 
 FOREVER = np.iinfo(np.int64).max
 BLOCK_BYTES = 2**26  # what is shuffled at once, read ahead once more

@@ -21,13 +21,10 @@ from skimage.exposure import equalize_adapthist
 
 from tfmammo.config import PreprocessConfig
 from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
-from tfmammo.record import Box, Laterality, Lesion, Mammogram, MaskedLesion
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Box, Laterality, Lesion, Mammogram, MaskedLesion
 
 Size = tuple[int, int]  # (rows, cols), px
-
-
-class DataError(ValueError):
-    """The data can't be used as the config asks. The message says what was found."""
 
 
 def prepare(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:

@@ -31,8 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig, SamplingConfig
-from tfmammo.data.preprocess import DataError, resize_mask
-from tfmammo.record import Box, Lesion, Mammogram, MaskedLesion, Skipped
+from tfmammo.data.preprocess import resize_mask
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Box, Lesion, Mammogram, MaskedLesion, Skipped
 
 log = logging.getLogger(__name__)
 

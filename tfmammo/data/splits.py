@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import SEVERITY, DataError, Patches, worst
+from tfmammo.data.patches import SEVERITY, Patches, worst
 from tfmammo.data.sampling import shape_class
-from tfmammo.record import Mammogram, key_check, key_fault
+from tfmammo.errors import DataError, LeakError
+from tfmammo.mammogram import Mammogram, key_check, key_fault
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,6 @@ class Mammograms:
     def take(self, indices: Rows) -> Mammograms:
         """The mammograms at `indices`, in that order."""
         return Mammograms(*(column[indices] for column in (self.patient_ids, self.pathologies, self.shapes, self.official_splits)))
-
-
-class LeakError(ValueError):
-    """A patient stands on both sides of a split."""
 
 
 class SavedSplit(Frozen):

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from tfmammo.config import Frozen, describe
-from tfmammo.data.patches import TEXTS, DataError, Patch, Patches
-from tfmammo.record import Box, key_fault
+from tfmammo.data.patches import TEXTS, Patch, Patches
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Box, key_fault
 
 FORMAT: Final = 1
 MANIFEST = "manifest.json"

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess, sampling
-from tfmammo.data.patches import TEXTS, DataError, Patch, Patches, worst
+from tfmammo.data.patches import TEXTS, Patch, Patches, worst
 from tfmammo.data.preprocess import Size, normalise, resize_image, resize_mask
-from tfmammo.record import Box, Lesion, Mammogram, Skipped
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
 
 log = logging.getLogger(__name__)
 LEFT = 0.5  # of another lesion's area, at least: what counts in a tile

@@ -24,9 +24,10 @@ from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
 from tfmammo.data.whole import tile, toned, view
 from tfmammo.detection import tiles
+from tfmammo.errors import DetectionError
 from tfmammo.export import CARD, SIGNATURE, located, read_card, trained_on
-from tfmammo.record import LesionKind, Mammogram
-from tfmammo.training import tracking
+from tfmammo.mammogram import LesionKind, Mammogram
+from tfmammo.tracking import models
 
 log = logging.getLogger(__name__)
 COUNT = "num_detections"
@@ -35,10 +36,6 @@ AT_ONCE = 2**20  # px of tiles in one call, at least one tile: memory is in prop
 MASKS = "detection_masks"  # of some: [1, n, h, w], how probable the lesion is, from its box's upper left to its lower right corner
 
 Found = dict[str, NDArray]  # of one image, by the API's names
-
-
-class DetectionError(ValueError):
-    """A detector can't be built, read or used. The message is one sentence and names the key, file or handle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +240,7 @@ def _located(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
     for folder in (path, path / "saved_model"):
         if (folder / "saved_model.pb").is_file() and not (located(folder.parent) / CARD).is_file():
             return str(folder), {}
-    export = tracking.resolve(handle, uri)
+    export = models.resolve(handle, uri)
     card = read_card(export)
     return str(export / card["serves"]), card
 

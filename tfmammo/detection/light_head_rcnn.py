@@ -41,17 +41,18 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo import trunks
+from tfmammo import pretrained
 from tfmammo.config import Experiment, Frozen
 from tfmammo.detection import regions
-from tfmammo.detection.detections import OUTPUTS, DetectionError
+from tfmammo.detection.detections import OUTPUTS
 from tfmammo.detection.training import ROUNDING, learning_rate, panels, refuse_copies, refuse_sides, sides
-from tfmammo.export import SIGNATURE, ExportError
+from tfmammo.errors import DetectionError, ExportError
+from tfmammo.export import SIGNATURE
 from tfmammo.optimization import Adam, build, minimize
 
 STRIDE = 16  # px of the image per cell of C4 and C5
 SMALLEST = 32  # px of the image, of which C4 and C5 are 2 x 2
-RESNETS = {(3, 4, 6, 3): trunks.resnet50, (3, 4, 23, 3): trunks.resnet101}  # blocks: published weights
+RESNETS = {(3, 4, 6, 3): pretrained.resnet50, (3, 4, 23, 3): pretrained.resnet101}  # blocks: published weights
 RPN_BETA = 1 / 9  # where smooth L1 of the first stage turns linear, as in Faster R-CNN
 
 Tensors = dict[str, tf.Tensor]
@@ -332,7 +333,7 @@ def resnet(image: keras.KerasTensor, config: LightHeadRCNNConfig) -> tuple[keras
         return layers.ReLU()(layers.Add()([shortcut, x]))
 
     x = layers.Concatenate(dtype="float32")([image] * 3)
-    x = layers.Rescaling(255.0, [-mean for mean in trunks.KERAS_MEAN], dtype="float32")(x)
+    x = layers.Rescaling(255.0, [-mean for mean in pretrained.KERAS_MEAN], dtype="float32")(x)
     x = layers.Conv2D(config.filters, 7, 2, name="conv1_conv")(layers.ZeroPadding2D(3)(x))
     x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(layers.ReLU()(normalised(x, "conv1"))))
     stages = []

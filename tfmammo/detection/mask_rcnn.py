@@ -45,9 +45,10 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tfmammo.config import Experiment, Frozen, TrainingConfig
-from tfmammo.detection.detections import MASKS, DetectionError
+from tfmammo.detection.detections import MASKS
 from tfmammo.detection.training import ROUNDING, Network, learning_rate, panels, refuse_copies, refuse_sides, sides
-from tfmammo.export import SIGNATURE, ExportError
+from tfmammo.errors import DetectionError, ExportError
+from tfmammo.export import SIGNATURE
 from tfmammo.optimization import build, minimize
 
 Stage = Literal["heads", "upper", "all"]

@@ -41,9 +41,8 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo.config import Experiment, Frozen
-from tfmammo.detection.detections import DetectionError
 from tfmammo.detection.training import ROUNDING, Network, learning_rate, panels, refuse_copies, sides
-from tfmammo.export import ExportError
+from tfmammo.errors import DetectionError, ExportError
 from tfmammo.optimization import build, minimize
 
 ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patches
 from tfmammo.data.whole import Whole
-from tfmammo.detection.detections import DetectionError
+from tfmammo.errors import DetectionError
 from tfmammo.export import CARD, read_card, trained_on
 from tfmammo.metrics import detection
 

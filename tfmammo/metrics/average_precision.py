@@ -10,11 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tfmammo.errors import AveragePrecisionError
 from tfmammo.metrics.detection import Floats
-
-
-class AveragePrecisionError(ValueError):
-    """Average precision can't be computed. The message is one sentence."""
 
 
 @dataclass(frozen=True, eq=False)

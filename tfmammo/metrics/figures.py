@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tfmammo.metrics.detection import Matches, Training, froc_by_training, froc_interval, over_folds
-from tfmammo.metrics.style import quiet
+from tfmammo.metrics.plotting import quiet
 
 
 @quiet

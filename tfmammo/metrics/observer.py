@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
+from tfmammo.metrics.plotting import quiet
 from tfmammo.metrics.significance import FEWEST_PATIENTS
-from tfmammo.metrics.style import quiet
 
 Array = NDArray[np.float64]
 NO_BOUNDS = (np.nan, np.nan)

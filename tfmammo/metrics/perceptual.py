@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from scipy import stats
 
-from tfmammo import trunks
+from tfmammo import pretrained
 from tfmammo.metrics.significance import FEWEST_PATIENTS
 
 Floats = NDArray[np.floating]
@@ -42,8 +42,8 @@ class LPIPS:
     """
 
     def __init__(self, alexnet: str = "imagenet", heads: str = "none") -> None:
-        self.network = trunks.alexnet(alexnet)
-        self.heads = trunks.lpips_heads(heads)
+        self.network = pretrained.alexnet(alexnet)
+        self.heads = pretrained.lpips_heads(heads)
         notes = ["random AlexNet"] * (alexnet == "none") + ["no calibrated heads"] * (heads == "none")
         self.note = ", ".join(notes)
 
@@ -96,7 +96,7 @@ class Inception:
     """
 
     def __init__(self, weights: str = "imagenet") -> None:
-        self.network = trunks.inception(weights)
+        self.network = pretrained.inception(weights)
         self._call = tf.function(
             lambda images: self.network(images, training=False), input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32)]
         )

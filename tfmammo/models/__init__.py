@@ -1,3 +1,3 @@
 """The papers' rooms, one file each."""
 
-import tfmammo.quiet  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

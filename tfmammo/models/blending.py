@@ -41,7 +41,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import ConfigError, Frozen
+from tfmammo.config import Frozen
+from tfmammo.errors import ConfigError
 from tfmammo.layers import SampleNormalization, image_gradients, patch_seeds, uniform_noise
 from tfmammo.losses import Average, log_fake, log_real
 from tfmammo.networks import Trainable, leaky_relu, normal, unet_features

@@ -27,8 +27,9 @@ import keras
 import tensorflow as tf
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo import trunks
-from tfmammo.config import ConfigError, Frozen
+from tfmammo import pretrained
+from tfmammo.config import Frozen
+from tfmammo.errors import ConfigError
 from tfmammo.layers import step_seed
 from tfmammo.networks import Trainable
 from tfmammo.optimization import Adam, build, minimize
@@ -44,9 +45,9 @@ class ClassifierConfig(Frozen):
     weights: "imagenet" (downloaded, 94 MB), the path of Keras's ResNet-50 without top (.h5), or "none". filters: of the first
     stage; blocks: of each of the four stages; other numbers than ResNet-50's need weights "none". momentum: of the running
     means of batch normalisation. share: of synthetic patches at the start. synthetic: the folder that they lie in, which
-    `python -m tfmammo.patch_synthesis` wrote. decay: part of the share that is lost every decay_every, or with decay_as
+    `python -m tfmammo.synthesis.patches` wrote. decay: part of the share that is lost every decay_every, or with decay_as
     points what is taken off it; decay_every: part of the training. samples: of the whole training; null: what its steps and
-    batch come to, which tfmammo.study fills in before the first step. positives: "malignant" lesions, or every "lesion".
+    batch come to, which tfmammo.studies.classification fills in before the first step. positives: "malignant" lesions, or every "lesion".
     """
 
     weights: str = "imagenet"
@@ -90,7 +91,7 @@ class Classifier(Trainable):
             raise ConfigError("model.samples: how many the training has must be known, for model.share to decay over it")
         self.network = resnet(size, config.filters, config.blocks, config.momentum)
         if config.weights != "none":
-            adopt(self.network, trunks.resnet50(config.weights))
+            adopt(self.network, pretrained.resnet50(config.weights))
         self.networks = {"classifier": self.network}
         optimizer = Adam(config.learning_rate, config.beta_1, config.beta_2, name="classifier")
         self.optimizers = {"classifier": build(optimizer, self.network)}
@@ -194,7 +195,7 @@ def resnet(size: int, filters: int = 64, blocks: tuple[int, ...] = BLOCKS, momen
 
     image = keras.Input((size, size, 1), dtype="float32", name="image")
     x = layers.Concatenate(dtype="float32")([image] * 3)
-    x = layers.Rescaling(255.0, [-mean for mean in trunks.KERAS_MEAN], dtype="float32")(x)
+    x = layers.Rescaling(255.0, [-mean for mean in pretrained.KERAS_MEAN], dtype="float32")(x)
     x = layers.Conv2D(filters, 7, 2, name="conv1_conv")(layers.ZeroPadding2D(3)(x))
     x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(layers.ReLU()(normalised(x, "conv1"))))
     for stage, depth in enumerate(blocks):

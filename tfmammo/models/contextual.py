@@ -44,8 +44,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from tfmammo.config import ConfigError, Frozen
+from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
+from tfmammo.errors import ConfigError
 from tfmammo.layers import RandomScalarMap, SelfAttention, SpectralNormalization, step_seed
 from tfmammo.networks import Network, Trainable, leaky_relu
 from tfmammo.optimization import Adam, build, minimize

@@ -44,13 +44,14 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from tfmammo.config import ConfigError, Frozen
+from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
+from tfmammo.errors import ConfigError
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.losses import Average, l1, log_fake, log_real
 from tfmammo.networks import PIX2PIX_FILTERS, Network, PatchDiscriminator, Trainable, UNet256
 from tfmammo.optimization import Adam, build, minimize
-from tfmammo.trunks import vgg19
+from tfmammo.pretrained import vgg19
 
 FULL = 256  # px of the paper's patches, which `margin` refers to
 CRN_WIDTHS = (1024, 1024, 1024, 1024, 1024, 1024, 512, 512)

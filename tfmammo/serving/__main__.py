@@ -19,25 +19,23 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tfmammo import command
-from tfmammo.training import tracking  # the first to import TensorFlow, because it keeps that quiet
-
-# isort: split
 from mlflow.exceptions import MlflowException
 
+from tfmammo import cli, export
 from tfmammo import config as configuration
-from tfmammo import export
 from tfmammo.config import TrackingConfig
+from tfmammo.errors import TrackingError
 from tfmammo.serving import pictures, saving
 from tfmammo.serving.pictures import ServiceConfig
-from tfmammo.training.tracking import TrackingError
+from tfmammo.tracking import models
+from tfmammo.tracking.store import store_uri
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: what goes wrong becomes one line on stderr and exit code 2."""
     chosen = _parser().parse_args(arguments)
     work = {"register": _register, "run": _run, "layout": _layout}[chosen.command]
-    command.run(lambda: work(chosen))
+    cli.run(lambda: work(chosen))
 
 
 def register(config: ServiceConfig) -> str:
@@ -46,7 +44,7 @@ def register(config: ServiceConfig) -> str:
         pictures.gathered(config, Path(folder))
         pictures.Service.load(pictures.unpacked(Path(folder)))  # for its complaints: what can't be loaded here can't be there
         store = TrackingConfig(uri=config.tracking_uri)
-        return tracking.register_service(f"tfmammo-{config.name}", Path(folder), saving.save_service, store, config.alias)
+        return models.register_service(f"tfmammo-{config.name}", Path(folder), saving.save_service, store, config.alias)
 
 
 def lay_out(handle: str, output: Path, version: int = 1, uri: str | None = None) -> list[Path]:
@@ -56,7 +54,7 @@ def lay_out(handle: str, output: Path, version: int = 1, uri: str | None = None)
     Returns:  the folders with the SavedModels.
     Raises:   TrackingError: the handle leads to no export, or the folder is not empty.
     """
-    source = tracking.resolve(handle, uri)
+    source = models.resolve(handle, uri)
     card = export.read_card(source)
     if output.exists() and any(output.iterdir()):
         raise TrackingError(f"{output}: is not empty")
@@ -68,8 +66,8 @@ def lay_out(handle: str, output: Path, version: int = 1, uri: str | None = None)
     return [output / name / str(version) for name in names]
 
 
-def _parser() -> command.Parser:
-    parser = command.Parser(
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="python -m tfmammo.serving", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -107,7 +105,7 @@ def _register(chosen: argparse.Namespace) -> None:
 def _run(chosen: argparse.Namespace) -> None:
     from tfmammo.serving import server  # the extra `serve`
 
-    os.environ["MLFLOW_TRACKING_URI"] = tracking.store_uri(chosen.tracking_uri)  # which MLflow's loading goes by
+    os.environ["MLFLOW_TRACKING_URI"] = store_uri(chosen.tracking_uri)  # which MLflow's loading goes by
     try:
         server.run(chosen.model, chosen.host, chosen.port, chosen.limit, chosen.parallel, chosen.name)
     except MlflowException as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfmammo.serving.pictures import Answer, Service, go_on, unpacked  # the first to import TensorFlow, because it keeps that quiet
+from tfmammo.serving.pictures import Answer, Service, go_on, unpacked
 
 # isort: split
 from mlflow.exceptions import MlflowException

@@ -10,7 +10,7 @@ with one sentence that names its number.
                 The picture is the patch: as large as the network's, its grey values mapped as its training patches' were. No other
                 size is taken, as a network answers nonsense for a whole mammogram; but with `scaled`, crops at native pixels are.
     case        "report", as evaluate/case.py writes it, "masks" (RLE, as COCO has them, null where a lesion has none); "overlay" on demand
-    system      of tfmammo.inserter: takes its Wish too, and "format" (png or dicom): "image", "mask", "box", "annotations", "recipe"
+    system      of tfmammo.synthesis.editor: takes its Wish too, and "format" (png or dicom): "image", "mask", "box", "annotations", "recipe"
 
 A network sees eight patches at a time. An uploaded file is written to a private folder while it is read, and nothing of it is kept or
 logged: neither name nor header.
@@ -29,25 +29,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tfmammo.training import tracking  # the first to import TensorFlow, because it keeps that quiet
-
-# isort: split
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from tfmammo import config as configuration
-from tfmammo import export, inserter
+from tfmammo import export
 from tfmammo.archives import coco
 from tfmammo.archives.writers import synthetic
-from tfmammo.case import Case, CaseConfig, Chain, overlay, report
-from tfmammo.config import ConfigError, DataConfig, Frozen
+from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import preprocess
 from tfmammo.data.patches import seen
-from tfmammo.inserter import Inserter, SystemConfig, Wish, opened
-from tfmammo.insertion import LARGEST
-from tfmammo.record import ArchiveError, Laterality, Mammogram, View, hashed_id
+from tfmammo.errors import ArchiveError, ConfigError, TfmammoError
+from tfmammo.inference.pipeline import Case, CaseConfig, Chain
+from tfmammo.inference.report import overlay, report
+from tfmammo.mammogram import Laterality, Mammogram, View, hashed_id
+from tfmammo.synthesis import editor
+from tfmammo.synthesis.config import LARGEST
+from tfmammo.synthesis.editor import Inserter, SystemConfig, Wish, opened
+from tfmammo.tracking import models
 
 FILE = "service.json"
 AT_ONCE = 8  # patches that a network sees, so that memory does not follow from a request
@@ -100,8 +101,8 @@ class Picture(Frozen):
     def _one(self) -> Picture:
         if (self.image is None) == (self.pixels is None):
             raise ValueError("give image or pixels")
-        if self.spacing and not all(inserter.SPACING[0] <= step <= inserter.SPACING[1] for step in self.spacing):
-            raise ValueError("spacing must be two numbers of mm, from {:g} to {:g}".format(*inserter.SPACING))
+        if self.spacing and not all(editor.SPACING[0] <= step <= editor.SPACING[1] for step in self.spacing):
+            raise ValueError("spacing must be two numbers of mm, from {:g} to {:g}".format(*editor.SPACING))
         return self
 
 
@@ -179,7 +180,7 @@ def gathered(config: ServiceConfig, folder: Path) -> None:
     for name in HANDLES:
         handle = getattr(part, name, None)
         if handle and not (name == "detector" and _foreign(handle)):
-            shutil.copytree(tracking.resolve(handle, uri), folder / name)
+            shutil.copytree(models.resolve(handle, uri), folder / name)
             handles[name] = name
     key = "network" if config.network else "case" if config.case else "system"
     kept = config.model_dump(mode="json", exclude={"tracking_uri": True, key: {"tracking_uri"}})
@@ -206,7 +207,7 @@ class _Network:
     """One network, of patches."""
 
     def __init__(self, config: NetworkConfig) -> None:
-        self.config, folder = config, tracking.resolve(config.handle)
+        self.config, folder = config, models.resolve(config.handle)
         self.target = "mask" if config.source == "image" else "image"
         name, card = export.find(folder, {config.source}, {self.target}), export.read_card(folder)
         self.size, self.call = card["functions"][name]["inputs"][config.source]["shape"][1], export.load(folder, name)
@@ -363,7 +364,7 @@ def _numbered(number: int) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if not type(error).__module__.startswith("tfmammo"):
+        if not isinstance(error, TfmammoError):
             raise
         kind: Any = type(error)
         raise kind(f"inputs[{number}]: {_without_folder(str(error), number)}") from None

@@ -14,9 +14,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfmammo import command
+from tfmammo import cli as command
 from tfmammo import config as configuration
-from tfmammo.config import ConfigError
+from tfmammo.errors import ConfigError
 from tfmammo.serving.local import private_folder, stoppable
 
 
@@ -39,10 +39,10 @@ def show(chosen: Callable[[], Any]) -> None:
         except ModuleNotFoundError:
             raise ConfigError("the studio needs Gradio: install the extra serve") from None
         from tfmammo.studio import app
-        from tfmammo.training import cli
+        from tfmammo.training import script
 
         config = chosen()
-        cli.prepare(configuration.TrainingConfig(precision="float32"))
+        script.prepare(configuration.TrainingConfig(precision="float32"))
         app.serve(config, folder)
 
 

@@ -11,13 +11,14 @@ import gradio as gr
 from fastapi import FastAPI
 from pydantic import Field, PositiveInt, model_validator
 
-from tfmammo import quiet  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
-from tfmammo.case import CaseConfig, Chain
-from tfmammo.config import ConfigError, Frozen
-from tfmammo.inserter import Inserter, SystemConfig
-from tfmammo.reader_study import ReaderStudy, ReaderStudyConfig
+from tfmammo.config import Frozen
+from tfmammo.errors import ConfigError, TfmammoError
+from tfmammo.inference.pipeline import CaseConfig, Chain
+from tfmammo.reader_study.cases import ReaderStudyConfig
+from tfmammo.reader_study.session import ReaderStudy
 from tfmammo.serving import connections, local
 from tfmammo.studio import guard, inserting, judging, reading
+from tfmammo.synthesis.editor import Inserter, SystemConfig
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,6 @@ def _loaded(key: str, load: Callable[[Section], Loaded], config: Section) -> Loa
     try:
         return load(config)
     except ValueError as error:
-        if not type(error).__module__.startswith("tfmammo"):
+        if not isinstance(error, TfmammoError):
             raise
         raise ConfigError(f"{key}: {error}") from error

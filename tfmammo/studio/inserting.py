@@ -19,11 +19,11 @@ import gradio as gr
 import numpy as np
 
 from tfmammo.archives.writers import synthetic
-from tfmammo.data.preprocess import DataError
-from tfmammo.inserter import Changed, Inserter, Wish
-from tfmammo.record import Box, Mammogram, borders
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Box, Mammogram, borders
 from tfmammo.studio import uploads
 from tfmammo.studio.uploads import COLOUR, COMPUTE, Facts, Held, Picture, Updates
+from tfmammo.synthesis.editor import Changed, Inserter, Wish
 
 OWN = "the system's own"
 SHAPES = ("irregular", "lobular", "oval", "round")

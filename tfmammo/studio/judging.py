@@ -17,11 +17,12 @@ from typing import Any
 
 import gradio as gr
 
-from tfmammo.config import ConfigError
-from tfmammo.data.patches import DataError
+from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import observer
-from tfmammo.reader_cases import SCALE, Case
-from tfmammo.reader_study import FEW, ReaderStudy, reader_name, roc, table, write_answers, write_results
+from tfmammo.reader_study.answers import write_answers
+from tfmammo.reader_study.cases import SCALE, Case
+from tfmammo.reader_study.results import FEW, roc, table, write_results
+from tfmammo.reader_study.session import ReaderStudy, reader_name
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,13 @@ import cv2
 import gradio as gr
 
 import tfmammo
-from tfmammo import inserter
 from tfmammo.archives.writers import segmentation
-from tfmammo.case import Chain, outlined, overlay, report
-from tfmammo.record import Mammogram
+from tfmammo.inference.pipeline import Chain
+from tfmammo.inference.report import outlined, overlay, report
+from tfmammo.mammogram import Mammogram
 from tfmammo.studio import uploads
 from tfmammo.studio.uploads import COMPUTE, Facts, Updates
+from tfmammo.synthesis import editor
 
 HEADER = ("no.", "kind", "score", "box, px", "size, px", "size, mm", "shape", "uncertainty", "remarks")
 HINT = """Boxes, outlines and shapes of lesions, by three trained models. State first what the file does not.
@@ -69,7 +70,7 @@ class _Tab:
     def _upload(self, upload: str, old: Results | None, *facts: Any) -> Updates:
         def work() -> Updates:
             with uploads.taken(upload) as path:
-                return self._read(Facts.of(*facts).added(inserter.opened(path)), path, old)
+                return self._read(Facts.of(*facts).added(editor.opened(path)), path, old)
 
         return {self.upload: None} | uploads.told(self.note, work)
 

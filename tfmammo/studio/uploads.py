@@ -27,13 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from tfmammo import archives, inserter
+from tfmammo import archives
 from tfmammo import config as configuration
 from tfmammo.archives import dicom, folder, phantom
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
-from tfmammo.data.preprocess import DataError, resize_image
-from tfmammo.record import ArchiveError, Laterality, Mammogram, View, hashed_id
+from tfmammo.data.preprocess import resize_image
+from tfmammo.errors import ArchiveError, DataError, TfmammoError
+from tfmammo.mammogram import Laterality, Mammogram, View, hashed_id
+from tfmammo.synthesis import editor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +115,7 @@ def opened(upload: str) -> Held:
     Raises:   ArchiveError: it is no mammogram that can be read.
     """
     with taken(upload) as path:
-        found = inserter.opened(path)
+        found = editor.opened(path)
         stored = archives.stored(found)
         image, is_dicom = stored.image(), folder.is_dicom(path)
         lossy = path.suffix in (".jpg", ".jpeg")
@@ -215,7 +217,7 @@ def told(note: Any, work: Callable[[], Updates]) -> Updates:
 
 def is_ours(error: Exception) -> bool:
     """Whether an error is an answer to somebody, rather than a fault of ours."""
-    return isinstance(error, ValidationError) or (isinstance(error, ValueError) and type(error).__module__.startswith("tfmammo"))
+    return isinstance(error, ValidationError | TfmammoError)
 
 
 def sentence(error: Exception) -> str:

@@ -1,3 +1,3 @@
 """The training loop, its tracking and what the scripts share."""
 
-import tfmammo.quiet  # noqa: F401 - TensorFlow's first import, without its chatter
+import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

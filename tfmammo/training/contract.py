@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.training.folder import TrainingError
+from tfmammo.errors import TrainingError
 
 
 def check(room: Any, functions: Any) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfmammo.config import ConfigError, TrainingConfig
+from tfmammo.config import TrainingConfig
+from tfmammo.errors import ConfigError, TrainingError
 from tfmammo.training import workers
-from tfmammo.training.folder import TrainingError
 
 log = logging.getLogger(__name__)
 BFLOAT16_SINCE = (8, 0)  # compute capability of the first GPUs with bfloat16 in their matrix units

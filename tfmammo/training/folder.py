@@ -17,33 +17,19 @@ from typing import Any
 import tensorflow as tf
 
 from tfmammo import config as configuration
-from tfmammo import durable
-from tfmammo.config import Experiment
-from tfmammo.data import jobs
+from tfmammo import filesystem
+from tfmammo.config import TRAINING_CONFIG, Experiment, is_training_folder
 from tfmammo.data.patches import Patches
 from tfmammo.data.tfrecord import Records
-from tfmammo.training.store import shown, take_lock
+from tfmammo.errors import TrainingError
+from tfmammo.filesystem import take_lock, write_atomically
+from tfmammo.tracking.store import shown
 
 log = logging.getLogger(__name__)
 
-CONFIG, PATCHES = "config.yaml", "train_patches"
+PATCHES = "train_patches"
 INITIAL_PATIENTS = "initial_patients.txt"  # pseudonyms of the patients that `training.initial` was trained on
 STATE = "checkpoint"  # TensorFlow's list of checkpoints, which its own tools read; nothing here goes by it
-
-
-class TrainingError(ValueError):
-    """A training can't start or can't go on; one sentence says why and what is kept."""
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a whole file or none, through to the disk, and only where it changes."""
-    data = content.encode() if isinstance(content, str) else content
-    if path.is_file() and path.read_bytes() == data:
-        return
-    with jobs.written(path) as part:
-        part.write_bytes(data)
-        durable.flush(part)
-    durable.flush_names(path.parent)
 
 
 @contextmanager
@@ -65,22 +51,18 @@ def locked(output: Path) -> Iterator[None]:
         yield
 
 
-def begun(output: Path) -> bool:
-    """Whether a training has claimed the folder."""
-    path = output / CONFIG
-    return path.is_file() and path.stat().st_size > 0
-
-
 def check(output: Path, experiment: Experiment[Any], train: Patches | Records) -> None:
     """Make sure that the folder is free, or that its training is this experiment on these patches. Nothing is written.
 
     Raises:   TrainingError: it is another one; the message names what differs.
     """
-    if not begun(output):
+    if not is_training_folder(output):
         if saved(output / "checkpoints"):
-            raise TrainingError(f"{output / CONFIG}: is missing or empty beside checkpoints; put a copy back, or choose another --output")
+            raise TrainingError(
+                f"{output / TRAINING_CONFIG}: is missing or empty beside checkpoints; put a copy back, or choose another --output"
+            )
         return
-    known = configuration.parse(type(experiment), output / CONFIG)
+    known = configuration.parse(type(experiment), output / TRAINING_CONFIG)
     different = differences(known.identity(), experiment.identity())
     if different:
         raise TrainingError(f"{output} holds another training ({', '.join(different)}); choose another --output")
@@ -94,12 +76,12 @@ def check(output: Path, experiment: Experiment[Any], train: Patches | Records) -
 
 def claim(output: Path, experiment: Experiment[Any], train: Patches | Records) -> None:
     """Write once whose the folder is. The store's address goes without its password."""
-    if not begun(output) or not (output / PATCHES).is_file() or not (output / PATCHES).stat().st_size:
-        write_whole(output / PATCHES, train.fingerprint())
-    if not begun(output):
+    if not is_training_folder(output) or not (output / PATCHES).is_file() or not (output / PATCHES).stat().st_size:
+        write_atomically(output / PATCHES, train.fingerprint())
+    if not is_training_folder(output):
         tracking = experiment.tracking
         harmless = tracking.model_copy(update={"uri": tracking.uri and shown(tracking.uri)})
-        write_whole(output / CONFIG, configuration.dump(experiment.model_copy(update={"tracking": harmless})))
+        write_atomically(output / TRAINING_CONFIG, configuration.dump(experiment.model_copy(update={"tracking": harmless})))
 
 
 def sweep(output: Path) -> None:
@@ -163,12 +145,12 @@ class Checkpoints:
         path = self.folder / f"ckpt-{step}"
         self.checkpoint.write(str(path))
         for file in self.folder.glob(f"{path.name}.*"):
-            durable.flush(file)
-        durable.flush_names(self.folder)
+            filesystem.flush(file)
+        filesystem.flush_names(self.folder)
         older = [Path(one) for one in self.paths if step_of(one) < step]  # a later one could not be read, else it would have been
         kept = [*older, path][-self.keep :]
         lines = [f'model_checkpoint_path: "{path.name}"', *(f'all_model_checkpoint_paths: "{one.name}"' for one in kept)]
-        write_whole(self.folder / STATE, "\n".join(lines) + "\n")
+        write_atomically(self.folder / STATE, "\n".join(lines) + "\n")
         self._remove_but({one.name for one in kept})
 
     def _remove_but(self, names: set[str]) -> None:

@@ -21,27 +21,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmammo import datasets, filesystem
 from tfmammo import export as exporting
-from tfmammo.config import ConfigError, Experiment, TrainingConfig
-from tfmammo.data import jobs
+from tfmammo.config import Experiment, TrainingConfig
 from tfmammo.data.patches import Patches
 from tfmammo.data.tfrecord import Records
-from tfmammo.record import key_check
-from tfmammo.training import contract, devices, folder, notice, tracking, workers
-from tfmammo.training.folder import INITIAL_PATIENTS, Checkpoints, TrainingError, locked
+from tfmammo.errors import ConfigError, ExportError, Interrupted, TrainingError
+from tfmammo.mammogram import key_check
+from tfmammo.tracking import models, runs, store
+from tfmammo.training import contract, devices, folder, workers
+from tfmammo.training.folder import INITIAL_PATIENTS, Checkpoints, locked
 from tfmammo.training.image_grid import grid
-from tfmammo.training.progress import Progress
+from tfmammo.training.progress import Progress, announce_duration
 
 log = logging.getLogger(__name__)
 Functions = dict[str, Any]  # tf.functions: TensorFlow has no public type for one with an input_signature
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived and everything is saved. `signal`: which of the two. Args: where: the work was, in a few words."""
-
-    def __init__(self, number: int, where: str) -> None:
-        super().__init__(f"stopped {where}, everything is saved; the same command goes on from there")
-        self.signal = number
 
 
 class Room(Protocol):
@@ -129,7 +123,7 @@ class _Training:
         self.team, self.write = team, write
         self.strategy = strategy = team.strategy
         self.stop: list[int] = []
-        self.run_log: tracking.Run | None = None
+        self.run_log: runs.Run | None = None
         self.steps = total_steps(self.config, len(train))
         devices.check_batch(self.config, strategy.num_replicas_in_sync, train.shares if isinstance(train, Patches) else 1)
         contract.check_takes("validate", validate, "functions", "held_out")
@@ -157,7 +151,7 @@ class _Training:
         self.stop = stop
         initial_patients = self._start()
         status: Literal["FAILED", "FINISHED", "KILLED"] = "FAILED"
-        self.run_log = tracking.Run(self.experiment, self.output) if self.team.chief else None
+        self.run_log = runs.Run(self.experiment, self.output) if self.team.chief else None
         try:
             self._claim(initial_patients)
             metrics = self._loop()
@@ -184,7 +178,7 @@ class _Training:
         if restored is None:
             folder.check_nothing_is_lost(self.output)
             if self.config.initial:
-                initial = tracking.resolve(self.config.initial, self.experiment.tracking.uri)
+                initial = models.resolve(self.config.initial, self.experiment.tracking.uri)
                 exporting.assign(self.room.networks, initial)
                 # What the start was trained on counts as seen, whatever this run's own split holds out.
                 card = exporting.read_card(initial)
@@ -207,7 +201,7 @@ class _Training:
             folder.sweep(self.output)
         folder.claim(self.output, self.experiment, self.train)
         if initial_patients is not None:
-            folder.write_whole(self.output / INITIAL_PATIENTS, "\n".join(initial_patients))
+            filesystem.write_atomically(self.output / INITIAL_PATIENTS, "\n".join(initial_patients))
         if self.run_log:
             self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
 
@@ -218,7 +212,7 @@ class _Training:
             self._grid(step)
         data = self.team.batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.turn_draws, step)
         advance, data = self._advance(), iter(data)
-        tell = notice.announce_duration if self.team.chief and notice.without_data(self.experiment.data) else None
+        tell = announce_duration if self.team.chief and datasets.without_data(self.experiment.data) else None
         with Progress(self.experiment.name, step, self.steps, tell) as progress:
             while step < self.steps:
                 before, chunk = step, self._chunk(step)
@@ -318,7 +312,7 @@ class _Training:
         path = self.output / "samples" / f"step_{step:08d}.png"
         try:
             path.parent.mkdir(exist_ok=True)
-            with jobs.written(path) as part:
+            with filesystem.atomic_file(path) as part:
                 part.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
         except OSError as error:  # a full disk: a picture is no reason to stop
             log.warning("%s: can't be written (%s)", path, error.strerror)
@@ -373,7 +367,7 @@ class _Training:
     def _exported_step(self) -> int | None:
         try:
             return exporting.read_card(self.output / "export").get("step")
-        except exporting.ExportError:
+        except ExportError:
             return None
 
     def _export(self, name: str, metrics: dict[str, float]) -> None:
@@ -388,7 +382,7 @@ class _Training:
             "id_key": key_check(),
             "train_patients": sorted({*self.train.patient_ids.tolist(), *self._initial_patients()}),
             "held_out_ids": self.held_out.ids.tolist(),
-            **tracking.git_state(),
+            **store.git_state(),
         }
         exporting.export(in_float32(self.build, self.room), self.output / name, card, self.write)
 
@@ -401,7 +395,7 @@ class _Training:
         metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}
         version = self.run_log.register(self.output / name, card["step"], metrics, best)
         if version is not None:
-            folder.write_whole(done, f"{card['step']} is version {version}\n")
+            filesystem.write_atomically(done, f"{card['step']} is version {version}\n")
 
     def _initial_patients(self) -> list[str]:
         path = self.output / INITIAL_PATIENTS

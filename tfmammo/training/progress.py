@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from tfmammo.training.notice import duration
+from tfmammo.datasets import QUICKSTART, framed
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0
@@ -67,3 +67,26 @@ class Progress:
     def note(self, step: int, metrics: dict[str, float]) -> None:
         """Leave a line about the held-out metrics."""
         log.info("step %s, held out: %s", f"{step:,}", "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+def announce_duration(steps: int, seconds_a_step: float) -> None:
+    """Say in a frame how long a whole training on the phantom takes on this machine."""
+    framed(
+        f"No data: this training on the built-in phantom takes about {duration(steps * seconds_a_step)} here "
+        f"({steps:,} steps of {seconds_a_step:.2g} s).\n"
+        "Ctrl-C stops it, and the same command goes on. With your own data: --set data.root=DIR\n"
+        f"Ten minutes:    {QUICKSTART}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that fits it.
+
+    Example:
+        >>> duration(40), duration(1500), duration(126_000), duration(600_000)
+        ('40 s', '25 min', '35 h', '7 days')
+    """
+    for unit, length, longest in (("s", 1, 90), ("min", 60, 5_400), ("h", 3_600, 172_800)):
+        if seconds < longest:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"

@@ -25,12 +25,13 @@ from typing import Any, Literal
 import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
-from tensorflow.python.eager import context  # the only way to the coordination service's patience
+from tensorflow.python.eager import context
 
-from tfmammo.config import ConfigError, Experiment, TrainingConfig, describe
+from tfmammo.config import Experiment, TrainingConfig, describe
 from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
 from tfmammo.data.tfrecord import Records
+from tfmammo.errors import ConfigError, WorkerError
 from tfmammo.optimization import PIECE
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,6 @@ START = 600.0  # seconds for all workers to be there
 HERE, GO = b"tfmammo worker\n", b"go\n"  # what workers say when they meet
 SILENCE = 30  # seconds without a sign of life after which a worker is gone
 FIRST_PORT, PORTS = 12_000, 16_000  # of Slurm's jobs, each with one of its own
-
-
-class WorkerError(ValueError):
-    """The workers can't begin or go on together; one sentence says why and what to do."""
 
 
 class _Addresses(BaseModel):

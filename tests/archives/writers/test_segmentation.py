@@ -11,7 +11,8 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Los
 
 from tfmammo.archives.writers import segmentation
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import ArchiveError, Lesion
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion
 
 ROWS, COLS = 60, 44
 PATIENT = {

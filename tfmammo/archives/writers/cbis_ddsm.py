@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
 from tfmammo.archives.writers.dicom import SECONDARY_CAPTURE, write_dicom
-from tfmammo.record import Lesion, Mammogram
+from tfmammo.mammogram import Lesion, Mammogram
 
 Layout = Literal["nbia", "csv", "series"]
 

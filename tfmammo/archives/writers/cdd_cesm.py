@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tfmammo.archives.cdd_cesm import CLINICAL, REGIONS
-from tfmammo.record import Mammogram
+from tfmammo.mammogram import Mammogram
 
 _REGION_HEADER = (
     "#filename", "file_size", "file_attributes", "region_count", "region_id", "region_shape_attributes", "region_attributes",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tfmammo.archives import ljpeg
-from tfmammo.record import Lesion, Mammogram
+from tfmammo.mammogram import Lesion, Mammogram
 
 Form = Literal["LJPEG", "LJPEG.1", "tif", "png"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import Lesion, Mammogram
+from tfmammo.mammogram import Lesion, Mammogram
 
 CATEGORIES = {"mass": 1, "calcification": 2, "asymmetry": 3, "distortion": 4}
 _FACTS = ("laterality", "view", "pathology", "birads", "density")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import Mammogram
+from tfmammo.mammogram import Mammogram
 
 _CSV_COLUMNS = ["Patient ID", "Patient age", "Laterality", "View", "Acquisition date", "File Name", "ACR", "Bi-Rads"]
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.record import Lesion, Mammogram
+from tfmammo.mammogram import Lesion, Mammogram
 
 _SIZE = 1024
 _PROSE = """MAMMOGRAPHIC IMAGE ANALYSIS SOCIETY

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import Lesion, Mammogram
+from tfmammo.mammogram import Lesion, Mammogram
 
 _FLAGS = {
     "mass": "Mass",

@@ -24,7 +24,8 @@ from pydicom.sr.coding import Code
 from pydicom.valuerep import DA, TM, PersonName
 
 from tfmammo.archives import dicom, folder
-from tfmammo.record import ArchiveError, Lesion
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import Lesion
 
 log = logging.getLogger(__name__)
 

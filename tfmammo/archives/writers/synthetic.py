@@ -31,7 +31,7 @@ from tfmammo import __version__
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers.dicom import MAMMOGRAPHY, SECONDARY_CAPTURE, write_dicom
 from tfmammo.archives.writers.folder import CATEGORIES
-from tfmammo.record import Box, LesionKind, Mammogram, is_keyed
+from tfmammo.mammogram import Box, LesionKind, Mammogram, is_keyed
 
 MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
 # Archives that were given out without names, in headers and in pixels.
@@ -143,7 +143,7 @@ def _identity(mammogram: Mammogram, key: str, burned_in: str) -> dict[str, Any]:
         "StudyInstanceUID": uids["study"], "SeriesInstanceUID": uids["series"], "SOPInstanceUID": uids["instance"],
         "SeriesNumber": 1, "InstanceNumber": 1, "SyntheticData": "YES", "SeriesDescription": "SYNTHETIC, not for diagnosis",
         "ImageComments": MARK, "DerivationDescription": MARK, "Manufacturer": "tfmammo (SYNTHETIC)",
-        "ManufacturerModelName": "tfmammo.synthesis", "SoftwareVersions": __version__,
+        "ManufacturerModelName": "tfmammo.synthesis.mammograms", "SoftwareVersions": __version__,
         "BurnedInAnnotation": "YES",  # unless the source says otherwise: scanned films have labels
         "ImageLaterality": mammogram.laterality, "PatientOrientation": "",
     }  # fmt: skip

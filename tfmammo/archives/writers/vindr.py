@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.record import Mammogram
+from tfmammo.mammogram import Mammogram
 
 _CATEGORIES = {
     "mass": "Mass",

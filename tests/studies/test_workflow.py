@@ -1,0 +1,195 @@
+"""Steps: run in order, never twice, refused where others lie, stopped with what they run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tfmammo.errors import DataError
+from tfmammo.studies import workflow
+from tfmammo.studies.workflow import Step, overrides
+
+WRITE = (
+    "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, exist_ok=True); p.open('a').write(sys.argv[2]); "
+    "(p.parent / sys.argv[3]).mkdir(exist_ok=True)"
+)
+
+
+def writing(name, text, output, needs=(), **further):
+    """A step that appends a text to OUTPUT/ran and makes its folder."""
+    return Step(name, ("-c", WRITE, str(output / "ran"), text, name), needs, **further)
+
+
+def test_overrides_are_what_set_takes():
+    values = {"data": {"size": 64, "root": None, "kinds": ["mass"], "window": {}}, "name": "a b", "clip": 0.5, "on": True}
+    assert overrides(values) == [
+        "data.size=64",
+        "data.root=null",
+        'data.kinds=["mass"]',
+        "data.window={}",
+        "name=a b",
+        "clip=0.5",
+        "on=true",
+    ]
+
+
+def test_a_step_knows_its_overrides():
+    step = Step(
+        "one", ("x.py", "--config", "a.yaml", "--set", "a=1", "b.c=[2]", "--output", "d"), (), ("--set", "count=3"), ("--set", "e=4")
+    )
+    assert step.overrides() == ["a=1", "b.c=[2]", "count=3", "e=4"]
+
+
+def test_steps_run_in_order_once(tmp_path):
+    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    workflow.run(made, tmp_path)
+    workflow.run(made, tmp_path)
+    assert (tmp_path / "ran").read_text() == "12"
+    assert json.loads((tmp_path / "done/two.json").read_text())["command"] == made[1].shown()
+
+
+def test_further_steps_join_and_what_is_aside_does_not_count(tmp_path):
+    workflow.run([writing("one", "1", tmp_path)], tmp_path)
+    workflow.run([writing("one", "1", tmp_path, aside=("--set", "tracking.parent=other")), writing("two", "2", tmp_path)], tmp_path)
+    assert (tmp_path / "ran").read_text() == "12"
+
+
+def test_a_step_of_another_extent_goes_on_and_what_needs_it_stays(tmp_path):
+    for extent in ("count=3", "count=5", "count=5"):
+        workflow.run([writing("one", "1", tmp_path, extent=(extent,)), writing("two", "2", tmp_path, ("one",))], tmp_path)
+    assert (tmp_path / "ran").read_text() == "121"
+
+
+def test_other_work_in_a_steps_place_is_refused(tmp_path):
+    first = writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))
+    workflow.run(first, tmp_path, "this split")
+    with pytest.raises(DataError, match="one: was made by another config"):
+        workflow.run(first, tmp_path, "another split")
+    with pytest.raises(DataError, match="one: was made by another config"):
+        workflow.run([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
+    (tmp_path / "done/one.json").unlink()
+    with pytest.raises(DataError, match="two: was made by another config"):  # because what it needs is another
+        workflow.run([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
+
+
+def test_a_config_file_counts_by_its_content(tmp_path):
+    config = tmp_path / "some.yaml"
+    config.write_text("a: 1")
+    (tmp_path / "one").mkdir()
+    step = Step("one", ("-c", "pass", str(config)))
+    workflow.run([step], tmp_path)
+    config.write_text("a: 2")
+    with pytest.raises(DataError, match="another config"):
+        workflow.run([step], tmp_path)
+
+
+def test_work_that_moved_is_known(tmp_path):
+    workflow.run([writing("one", "1", tmp_path / "here")], tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    workflow.run([writing("one", "1", tmp_path / "there")], tmp_path / "there")
+    assert (tmp_path / "there/ran").read_text() == "1"
+
+
+def test_a_failure_says_which_and_why_and_is_tried_again(tmp_path):
+    failing = Step("bad", ("-c", "import sys; print('first'); sys.exit('error: no such archive')"))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"bad: failed with exit code 1 \(error: no such archive\); all it said: .*bad.txt"):
+            workflow.run([writing("one", "1", tmp_path), failing], tmp_path)
+    assert (tmp_path / "ran").read_text() == "1"
+    assert (tmp_path / "logs/bad.txt").read_text().count("first") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_reaches_what_runs_and_the_next_run_goes_on(tmp_path, number):
+    child = (
+        "import signal, sys, pathlib, time\n"
+        "where = pathlib.Path(sys.argv[1])\n"
+        "(where / 'long').mkdir(exist_ok=True)\n"
+        "def stop(*_):\n    (where / 'saved').touch(); sys.exit(1)\n"
+        "for one in (signal.SIGINT, signal.SIGTERM): signal.signal(one, stop)\n"
+        "(where / 'started').touch()\n"
+        "time.sleep(0 if (where / 'saved').exists() else 60)\n"
+    )
+    parent = (
+        "import pathlib, sys\nfrom tfmammo import steps\nfrom tfmammo.training import cli\n"
+        f"step = steps.Step('long', ('-c', {child!r}, sys.argv[1]))\n"
+        "cli.run(lambda: steps.run([step], pathlib.Path(sys.argv[1])))\n"
+    )
+    command = [sys.executable, "-c", parent, str(tmp_path)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "started").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.kill(running.pid, number)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 128 + number and "stopped in long, everything is saved" in said
+    assert (tmp_path / "saved").exists()
+    subprocess.run(command, check=True, timeout=60)
+    assert (tmp_path / "done/long.json").is_file()
+
+
+def test_work_of_another_version_is_refused_unless_that_is_asked_for(tmp_path, monkeypatch, caplog):
+    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    assert workflow.run(made, tmp_path) == []
+    monkeypatch.setattr(workflow, "source", lambda: "another state of the package")
+    with pytest.raises(DataError, match=r"one: was made by another version of tfmammo \(.*; this is .*\); .* --any-version"):
+        workflow.run(made, tmp_path)
+    assert workflow.run(made, tmp_path, any_version=True) == ["one", "two"]
+    assert (tmp_path / "ran").read_text() == "12" and "2 of 2 steps were made by other versions" in caplog.text
+
+
+def test_a_note_that_knows_no_version_is_of_another_one(tmp_path):
+    made = [writing("one", "1", tmp_path)]
+    workflow.run(made, tmp_path)
+    path = tmp_path / "done/one.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "code"}))
+    with pytest.raises(DataError, match="another version of tfmammo .not noted"):
+        workflow.run(made, tmp_path)
+
+
+def test_the_source_and_the_script_are_part_of_the_version(tmp_path, monkeypatch):
+    script = tmp_path / "train.py"
+    script.write_text("a = 1")
+    step = Step("one", (str(script), "--config", "x.yaml"))
+    first = workflow.code(step)
+    script.write_text("a = 2")
+    assert workflow.code(step) != first
+    script.write_text("a = 1")
+    assert workflow.code(step) == first
+    package = tmp_path / "package"
+    (package / "inner").mkdir(parents=True)
+    (package / "inner/module.py").write_text("b = 1")
+    monkeypatch.setattr(workflow, "__file__", str(package / "steps.py"))
+    digests = []
+    for text in ("b = 1", "b = 2", "b = 1"):
+        (package / "inner/module.py").write_text(text)
+        workflow.source.cache_clear()
+        digests.append(workflow.source())
+    workflow.source.cache_clear()
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_what_is_gone_is_made_again(tmp_path, caplog):
+    made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
+    workflow.run(made, tmp_path)
+    (tmp_path / "one").rmdir()
+    workflow.run(made, tmp_path)
+    assert (tmp_path / "ran").read_text() == "121" and "one: was done, but" in caplog.text
+
+
+def test_a_step_that_makes_nothing_has_failed(tmp_path):
+    step = Step("one", ("-c", "pass"), makes=("export/card.json",))
+    with pytest.raises(DataError, match=r"one: ended well and made no .*one/export/card.json"):
+        workflow.run([step], tmp_path)
+    assert not (tmp_path / "done").exists()
+
+
+def test_what_is_noted_of_a_command_holds_no_password():
+    uri = "postgresql://anna:ge/heim@db/runs"
+    step = workflow.Step("one", ("train/can.py", "--config", "c.yaml"), aside=("--set", f"tracking.uri={uri}", 'data.kinds=["mass"]'))
+    assert step.shown() == "python train/can.py --config c.yaml --set tracking.uri=postgresql://db/runs 'data.kinds=[\"mass\"]'"
+    assert f"tracking.uri={uri}" in step.arguments

@@ -1,0 +1,258 @@
+"""One lesion into one mammogram, or out of it, at a place: all systems, on a breast of texture, with tiny networks."""
+
+import json
+from functools import partial
+
+import cv2
+import keras
+import numpy as np
+import pydicom
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+from tfmammo.archives import phantom
+from tfmammo.archives.stored import Stored
+from tfmammo.archives.writers import folder as writer
+from tfmammo.archives.writers import synthetic
+from tfmammo.config import DataConfig
+from tfmammo.errors import ArchiveError, DataError
+from tfmammo.export import export
+from tfmammo.mammogram import Lesion, Mammogram
+from tfmammo.synthesis.config import SynthesisConfig
+from tfmammo.synthesis.editor import Inserter, SystemConfig, Wish, opened
+from tfmammo.synthesis.mammograms import remake, synthesise
+
+ROWS, COLS = 200, 150
+MIDDLE = (100, 60)
+LARGER = {"scale": (0.5, 0.5)}  # a contextual GAN's patch of 32 px covers 64
+
+
+def breast(seed=0):
+    random = np.random.default_rng(seed)
+    row, col = np.mgrid[:ROWS, :COLS]
+    inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (0.85 * COLS)) ** 2 < 1
+    image = 0.4 + 0.02 * random.standard_normal((ROWS, COLS))
+    return np.where(inside, image, 0.0).astype(np.float32)[..., None]
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A 16-bit PNG of a breast whose chest wall is on the left."""
+    path = tmp_path_factory.mktemp("picture") / "DOE^JANE.png"
+    synthetic.png(path, Stored.of_image(breast(), 16))
+    return path
+
+
+@pytest.fixture
+def mammogram(picture):
+    return opened(picture, "L", "CC", (0.1, 0.1))
+
+
+@pytest.fixture(scope="module")
+def can(tmp_path_factory):
+    """A function (**data) -> the export of a CAN that paints 0.3 everywhere and 0.9 on the mask."""
+
+    class Room(keras.Model):
+        def __init__(self):
+            super().__init__(name="can")
+            layer = keras.layers.Conv2D(
+                1, 1, kernel_initializer=keras.initializers.Constant(0.6), bias_initializer=keras.initializers.Constant(0.3)
+            )
+            self.networks = {"generator": keras.Sequential([keras.Input((32, 32, 1)), layer])}
+
+        def functions(self):
+            @tf.function(input_signature=[tf.TensorSpec([None, 32, 32, 1], tf.float32, "mask")])
+            def generator(mask):
+                return {"image": self.networks["generator"](mask)}
+
+            return {"generator": generator}
+
+    def make(**data):
+        section = DataConfig(**{"size": 32, "frame": "square", "context": 2.0, "window": (0, 1), **data}).model_dump(mode="json")
+        card = {"name": "can", "step": 1, "config": {"data": section, "model": {}}, "train_patients": ["p"]}
+        return str(export(Room(), tmp_path_factory.mktemp("can") / "export", card))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def masses(tmp_path_factory):
+    """An archive of two patients with a mass each, 0.1 mm per px as the mammogram."""
+    root = tmp_path_factory.mktemp("masses")
+    outline = np.float32([[80, 30], [80, 50], [92, 56], [104, 50], [104, 30]])
+    lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
+    facts = {"laterality": "L", "view": "CC", "spacing": (0.1, 0.1), "pathology": "benign", "lesions": (lesion,)}
+    writer.write([Mammogram("test", f"p{n}", str(n), ROWS, COLS, partial(breast, n), **facts) for n in (5, 6)], root)
+    return DataConfig(name="folder", root=root)
+
+
+def changed_px(found):
+    return found.after.values != found.before.values
+
+
+def test_a_can_sets_its_patch_in_whole(can, mammogram):
+    inserter = Inserter.load(SystemConfig(painter="can", generator=can(), feather=4))
+    found = inserter.change(mammogram, Wish(centre=MIDDLE, size=(20, 20), shape="round", seed=1))
+    top, left, bottom, right = found.box
+    assert max(abs((top + bottom) / 2 - 100), abs((left + right) / 2 - 60)) <= 1 and bottom - top <= 21 and right - left <= 21
+    after, inner = found.after.image()[..., 0], cv2.erode(found.mask, np.ones((7, 7), np.uint8)) > 0
+    # What the generator says, on its own grey scale of 0 to 1, and the mammogram's grain, as far as it is finer than the patch.
+    assert after[inner].mean() == pytest.approx(0.9, abs=3e-3) and after[inner].std() < 0.025
+    changed = np.argwhere(changed_px(found))
+    assert changed.min(axis=0).tolist() >= [79, 39] and changed.max(axis=0).max() <= 122  # the patch: twice the box
+    beside = after[top - 5 : top - 2, left:right]
+    assert beside.mean() == pytest.approx(0.3, abs=0.02)  # tissue of its own, not of the mammogram (0.4)
+    assert found.kind == "mass" and found.recipe["generator"]["name"] == "can" and found.recipe["lesions"][0]["shape"] == "drawn, round"
+
+
+def test_a_can_takes_the_grey_scale_of_the_tissue_it_covers(can, mammogram):
+    wish = Wish(centre=MIDDLE, size=(20, 20), shape="oval")
+    found = Inserter.load(SystemConfig(painter="can", generator=can(window=None, percentiles=(0, 100)), feather=4)).change(mammogram, wish)
+    box = found.recipe["lesions"][0]["window"]
+    under = cv2.resize(breast()[box[0] : box[2], box[1] : box[3]], (32, 32), interpolation=cv2.INTER_AREA)
+    inner = cv2.erode(found.mask, np.ones((5, 5), np.uint8)) > 0
+    low, high = under.min(), under.max()
+    assert found.after.image()[..., 0][inner].mean() == pytest.approx(low + 0.9 * (high - low), abs=0.01)
+
+
+@pytest.mark.parametrize("painter", ["infilling", "can", "blending", "poisson", "paste", "contextual"])
+def test_every_system_changes_its_place_alone_and_repeats_itself(
+    painter, can, masses, mammogram, tiny_infilling, tiny_blending, tiny_contextual, tmp_path
+):
+    networks = {
+        "infilling": lambda: str(tiny_infilling(size=32, padding=20)),
+        "can": can,
+        "blending": lambda: str(tiny_blending()),
+        "contextual": lambda: str(tiny_contextual(sampling=LARGER)),
+    }
+    real = painter in ("blending", "poisson", "paste")
+    generator = networks[painter]() if painter in networks else None
+    inserter = Inserter.load(SystemConfig(painter=painter, generator=generator, lesions=masses if real else None))
+    wish = Wish(centre=MIDDLE, seed=3, **({} if real or painter == "contextual" else {"size": (22, 18), "shape": "lobular"}))
+    found = inserter.change(mammogram, wish)
+    top, left, bottom, right = found.box
+    assert top <= 100 <= bottom and left <= 60 <= right
+    changed = changed_px(found)
+    assert changed[found.mask > 0].mean() > 0.5 and not changed[:40].any() and not changed[160:].any()
+    assert cv2.boundingRect(found.mask) == (left, top, right - left, bottom - top)
+    again = inserter.change(mammogram, wish)
+    np.testing.assert_array_equal(again.after.values, found.after.values)
+    assert json.dumps(again.recipe) == json.dumps(found.recipe)
+    found.dicom(tmp_path / "synthetic.dcm")
+    written = pydicom.dcmread(tmp_path / "synthetic.dcm")
+    assert written.SyntheticData == "YES" and "DOE" not in str(written)
+    (annotation,) = found.coco("synthetic.dcm")["annotations"]
+    assert annotation["bbox"] == [left, top, right - left, bottom - top] and annotation["area"] == found.mask.sum()
+
+
+@pytest.mark.parametrize("form", ["png", "dicom"])
+def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, where, tmp_path):
+    normal = [
+        Mammogram("test", f"n{n}", str(n), ROWS, COLS, partial(breast, n), laterality="L", view="CC", pathology="normal") for n in (1, 2)
+    ]
+    writer.write(normal, tmp_path / "normal")
+    config = SynthesisConfig(
+        name="set", data=DataConfig(name="folder", root=tmp_path / "normal"), painter="can", generator=can(), size=(20, 16), feather=4,
+        shapes={"drawn": "irregular"}, count=3, format=form,
+    )  # fmt: skip
+    recipes = synthesise(config, tmp_path / "set", ("--direct_num_workers=1", "--direct_running_mode=in_memory"))
+    assert [recipe.left_out for recipe in recipes] == [None] * 3
+    assert {lesion.shape for recipe in recipes for lesion in recipe.lesions} == {"drawn, irregular"}
+    known = json.loads((tmp_path / "set/patients.json").read_text())
+    assert known["trained_on"] == ["p"] and known["lesions"] == []  # a shape that is drawn is nobody's
+    again = remake(tmp_path / "set/recipes/000001.json", tmp_path / "again", where(config))
+    assert again.files == recipes[1].files
+
+
+def test_another_seed_is_another_lesion(can, mammogram):
+    inserter = Inserter.load(SystemConfig(painter="can", generator=can()))
+    one, other = (inserter.change(mammogram, Wish(centre=MIDDLE, size=(30, 30), shape="irregular", seed=seed)) for seed in (1, 2))
+    assert (one.mask != other.mask).any()
+
+
+def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
+    inserter = Inserter.load(SystemConfig(painter="contextual", generator=str(tiny_contextual("removal", sampling=LARGER))))
+    found = inserter.change(mammogram, Wish(centre=MIDDLE))
+    assert inserter.removes and found.kind is None and found.coco("x.dcm")["annotations"] == []
+    assert found.after.image()[found.mask > 0].mean() < found.before.image()[found.mask > 0].mean()
+
+
+def test_the_factor_is_that_of_a_real_lesion(masses, mammogram):
+    inserter = Inserter.load(SystemConfig(painter="paste", lesions=masses))
+    areas = [inserter.change(mammogram, Wish(centre=MIDDLE, factor=factor, seed=4)).mask.sum() for factor in (0.5, 1.0)]
+    assert areas[1] / areas[0] == pytest.approx(4, rel=0.15)
+
+
+def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
+    from tfmammo import archives
+
+    read = []
+    reader = archives.ARCHIVES["folder"]
+    monkeypatch.setitem(archives.ARCHIVES, "folder", lambda *arguments: read.append(1) or reader(*arguments))
+    inserter = Inserter.load(SystemConfig(painter="poisson", lesions=masses.model_copy(update={"seed": 7})))
+    for seed in range(3):
+        inserter.change(mammogram, Wish(centre=(90 + seed, 60), seed=seed))
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        ({"centre": (500, 10)}, r"centre \[500, 10\] lies outside the mammogram of 200 x 150 px"),
+        ({"centre": MIDDLE, "shape": "oval"}, r"size is missing: painter=can makes a mass of \(height, width\) px"),
+        ({"centre": MIDDLE, "size": (20, 20)}, "shape is missing: the system has no shapes of its own"),
+        ({"centre": (5, 140), "size": (20, 20), "shape": "oval"}, "reaches beyond the mammogram|not wholly free breast"),
+        ({"centre": MIDDLE, "size": (20_000, 20_000), "shape": "oval"}, "a mass of 20000 x 20000 px is larger than the mammogram of 200 x"),
+        ({"centre": MIDDLE, "size": (20, 151), "shape": "oval"}, "a mass of 20 x 151 px is larger than the mammogram of 200 x 150 px"),
+        ({"centre": MIDDLE, "size": (180, 140), "shape": "oval"}, "larger than the mammogram|not wholly free breast|beyond the mammogram"),
+    ],
+)
+def test_what_cant_be_done_is_one_sentence(wish, reason, can, mammogram):
+    with pytest.raises(DataError, match=reason) as caught:
+        Inserter.load(SystemConfig(painter="can", generator=can())).change(mammogram, Wish(**wish))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spacing", [(1e-9, 1e-9), (1e6, 1e6), (0.1, 40.0)])
+def test_a_spacing_that_no_mammogram_has_is_refused(picture, spacing):
+    """Lesions would have to be blurred, or be enlarged, over millions of pixels."""
+    with pytest.raises(ArchiveError, match="mm per px are no mammogram's"):
+        opened(picture, "L", "CC", spacing)
+
+
+def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
+    inserter = Inserter.load(SystemConfig(painter="contextual", generator=str(tiny_contextual(sampling=LARGER))))
+    with pytest.raises(DataError, match="of the window of 64 px around it, which the network works on, less than 90 % is breast"):
+        inserter.change(mammogram, Wish(centre=(5, 145)))
+    idle = Inserter.load(SystemConfig(painter="contextual", generator=str(tiny_contextual(idle=1.0, sampling=LARGER))))
+    with pytest.raises(DataError, match="post-processing discards all"):
+        idle.change(mammogram, Wish(centre=MIDDLE))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"painter": "poisson"}, "painter=poisson needs lesions"),
+        ({"painter": "infilling"}, "painter=infilling needs a generator"),
+        ({"painter": "contextual"}, "painter=contextual needs a generator"),
+        ({"painter": "poisson", "generator": "x", "lesions": {"name": "phantom"}}, "generator is not used by painter=poisson"),
+        ({"painter": "cubism"}, "painter"),
+    ],
+)
+def test_a_wrong_system_is_told(values, message):
+    with pytest.raises(ValidationError, match=message):
+        SystemConfig(**values)
+
+
+def test_facts_of_a_file_come_before_those_that_are_said(picture, tmp_path, monkeypatch):
+    plain = opened(picture)
+    assert (plain.laterality, plain.view, plain.spacing) == (None, None, None)
+    path = tmp_path / "one.dcm"
+    (found,) = phantom.read(None, None, count=1, seed=1)[:1]
+    synthetic.dicom(path, Stored.of_image(found.pixels(), 12), found, "key")
+    other = "R" if found.laterality == "L" else "L"
+    assert opened(path, other).laterality == found.laterality
+    monkeypatch.setattr("tfmammo.synthesis.editor.LARGEST", 100)
+    with pytest.raises(ArchiveError, match="200 x 150 px are more than 100"):
+        opened(picture)

@@ -1,0 +1,246 @@
+"""Synthetic patches in bulk, of the phantom, by a generator that is known: files, recipes, rates, reasons, bit for bit."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from tfmammo import archives
+from tfmammo.config import DataConfig, dump
+from tfmammo.data.sampling import is_normal
+from tfmammo.errors import ConfigError, DataError, TrackingError
+from tfmammo.mammogram import Skipped
+from tfmammo.synthesis import patches
+from tfmammo.synthesis.config import PatchSynthesisConfig
+from tfmammo.synthesis.generators import lesion_generator
+from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, rates, read_patch_recipe
+from tfmammo.synthesis.patches import drawn, remake, synthesise
+
+DATA = DataConfig(phantoms=12)
+
+
+@pytest.fixture(scope="module")
+def mammograms():
+    return archives.mammograms(DATA, Skipped())
+
+
+@pytest.fixture(scope="module")
+def generators(mammograms, tiny_contextual):
+    patients = {one.patient_id for one in mammograms}
+    return {
+        "mass": str(tiny_contextual("mass", patients=patients, idle=0.5)),
+        "removal": str(tiny_contextual("removal", patients=patients)),
+    }
+
+
+def config(generators, **values):
+    return PatchSynthesisConfig(**{"name": "set", "data": DATA, "generators": generators, "count": 6, **values})
+
+
+@pytest.fixture(scope="module")
+def made(generators, tmp_path_factory):
+    output = tmp_path_factory.mktemp("made") / "set"
+    return output, synthesise(config(generators), output)
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_patch_is_there_with_its_recipe(made, mammograms):
+    output, recipes = made
+    found = PatchSet.read(output)
+    assert sorted(found.patches.kinds.tolist()) == ["mass"] * 6 + ["normal"] * 6
+    assert found.trained_on == {one.patient_id for one in mammograms}
+    known = {one.image_id: one for one in mammograms}
+    for recipe in recipes:
+        source = recipe.source
+        assert recipe.is_whole(output) and not recipe.left_out and known[source.image_id].patient_id == source.patient_id
+        assert is_normal(known[source.image_id]) == (recipe.target == "mass")
+        top, left, bottom, right = source.place
+        assert bottom - top == right - left == 128 and top >= 0 and bottom <= 1024  # 32 px at a scale of 1/4
+    assert len({(recipe.target, recipe.source.patch) for recipe in recipes}) == 12
+    places = {target: [r.source.image_id for r in recipes if r.target == target] for target in ("mass", "removal")}
+    normal = sum(map(is_normal, mammograms))
+    assert len(set(places["mass"])) == min(6, normal)  # spread evenly
+
+
+def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(made, mammograms, generators):
+    """Independently: the window cut, scaled and stretched; the disc, expanded by 1 px and smoothed by 1 px, 0.6 / 2 high."""
+    output, recipes = made
+    recipe = next(one for one in recipes if one.target == "mass")
+    (source,) = [one for one in mammograms if one.image_id == recipe.source.image_id]
+    top, left, bottom, right = recipe.source.place
+    small = cv2.resize(source.pixels()[top:bottom, left:right, 0], (32, 32), interpolation=cv2.INTER_AREA)
+    low, high = np.percentile(small, (0.5, 99.5))
+    patch = np.clip((small - low) / (high - low), 0, 1)
+    centre = np.arange(32) - 15.5
+    disc = (np.hypot(centre[:, None], centre) < 8).astype(np.float32)
+    cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+    edge = cv2.GaussianBlur(cv2.dilate(disc, cross), (0, 0), 1)
+    stored = cv2.imread(str(output / "images" / f"{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
+    assert stored.dtype == np.uint16
+    expected = np.clip(patch + edge * 0.3 * disc, 0, 1)
+    assert np.abs(stored / 65535 - expected).max() < 1e-4
+    mask = cv2.imread(str(output / "masks" / f"{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(mask > 0, disc > 0)
+    assert recipe.area == pytest.approx(disc.mean())
+
+
+def test_discarded_lesions_are_drawn_again_and_counted(made, mammograms, generators):
+    _, recipes = made
+    mass = [recipe for recipe in recipes if recipe.target == "mass"]
+    discarded = sum(recipe.discarded for recipe in mass)
+    assert 1 <= discarded <= 30  # every other draw
+    assert rates(mass) == f"{discarded} of {6 + discarded} generated lesions discarded ({100 * discarded / (6 + discarded):.1f} %)"
+    assert f"mass: 6 patches; {rates(mass)}" in (made[0] / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(made, generators, tmp_path):
+    output, _ = made
+    before = contents(output)
+    (output / "images/mass/000002.png").write_bytes(b"")
+    (output / "recipes/normal/000001.json").unlink()
+    synthesise(config(generators), output)
+    assert contents(output) == before
+    shutil.copytree(output, tmp_path / "more")
+    more = synthesise(config(generators, count=8), tmp_path / "more")
+    assert len(more) == 16 and before.items() - contents(tmp_path / "more").items() == {("README.md", before["README.md"])}
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_same(made, generators, tmp_path):
+    synthesise(config(generators), tmp_path / "again", ["--direct_num_workers", "2"])
+    assert contents(tmp_path / "again") == contents(made[0])
+
+
+def test_a_recipe_makes_its_patch_again(made, generators, tmp_path):
+    output, recipes = made
+    where = [f"generators.mass={generators['mass']}"]
+    recipe = remake(output / "recipes/mass/000003.json", tmp_path / "one", where)
+    assert contents(tmp_path / "one") == {name: (output / name).read_bytes() for name in recipe.files}
+    broken = json.loads((output / "recipes/mass/000003.json").read_text())
+    broken["files"]["images/mass/000003.png"] = hashlib.sha256(b"").hexdigest()
+    (tmp_path / "recipe.json").write_text(json.dumps(broken))
+    with pytest.raises(DataError, match="mass/000003 came out otherwise"):
+        remake(tmp_path / "recipe.json", tmp_path / "two", where)
+
+
+def test_only_patients_of_the_generators_training_are_taken(mammograms, tiny_contextual, tmp_path):
+    normal = [one for one in mammograms if is_normal(one)]
+    chosen = config({"mass": str(tiny_contextual(patients={normal[0].patient_id}))}, count=2)
+    recipes = synthesise(chosen, tmp_path / "set")
+    assert {recipe.source.patient_id for recipe in recipes} == {normal[0].patient_id}
+    everybody = patches.suitable(mammograms, config(chosen.generators, patients="all"), lesion_generator_of(chosen), "mass")
+    assert sorted(one.image_id for one in everybody) == sorted(one.image_id for one in normal)
+
+
+def lesion_generator_of(chosen):
+    from pathlib import Path
+
+    return lesion_generator(Path(chosen.generators["mass"]))
+
+
+def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, generators, made):
+    patients = {one.patient_id for one in mammograms}
+    with pytest.raises(DataError, match="generators.mass: .* was trained with model.target=removal"):
+        synthesise(config({"mass": generators["removal"]}), tmp_path / "a")
+    with pytest.raises(DataError, match="generators.mass: none of 0 mammograms of patients that it was trained on is normal"):
+        synthesise(config({"mass": str(tiny_contextual())}), tmp_path / "b")
+    with pytest.raises(TrackingError, match="holds no export"):
+        synthesise(config({"mass": str(tmp_path)}), tmp_path / "c")
+    with pytest.raises(ConfigError, match="was made with another config.seed"):
+        synthesise(config(generators, seed=1), made[0])
+    too_large = str(tiny_contextual(patients=patients, sampling={"scale": (0.02, 0.02)}))
+    with pytest.raises(DataError, match=r"no mass patch could be made; the first: none of 20 draws: no square of 1600 px is 90 % breast"):
+        synthesise(config({"mass": too_large}, count=1), tmp_path / "d")
+    idle = str(tiny_contextual(patients=patients, idle=1.1))
+    with pytest.raises(DataError, match="no mass patch .* none of 2 draws: post-processing discards what the generator makes"):
+        synthesise(config({"mass": idle}, count=1, tries=2), tmp_path / "e")
+    assert "post-processing discards" in (tmp_path / "e/recipes/mass/000000.json").read_text()
+    with pytest.raises(DataError, match="holds no patches that tfmammo.synthesis.patches wrote"):
+        PatchSet.read(tmp_path)
+    with pytest.raises(DataError, match="the work on it was not finished"):
+        PatchSet.read(tmp_path / "e")
+    with pytest.raises(DataError, match="is no recipe of a patch of this version"):
+        (tmp_path / "x.json").write_text("{}")
+        read_patch_recipe(tmp_path / "x.json")
+
+
+def test_removal_takes_malignant_lesions_alone(made, mammograms):
+    known = {one.image_id: one for one in mammograms}
+    for recipe in made[1]:
+        if recipe.target == "removal":
+            index = int(recipe.source.patch.rpartition("#")[2].partition("@")[0])
+            assert known[recipe.source.image_id].lesions[index].pathology == "malignant"
+
+
+def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
+    from pathlib import Path
+
+    network = lesion_generator(Path(tiny_contextual("removal")))
+    chosen = config({"removal": "x"}, tries=3)
+
+    class Draw:
+        asked = []
+
+        def __call__(self, number):
+            self.asked.append(number)
+            raise ValueError("too little tissue")
+
+    draw = Draw()
+    assert drawn(draw, network, chosen, 2) == (None, 0, 3, "too little tissue") and draw.asked == [6, 7, 8]
+
+
+@pytest.mark.slow
+def test_the_command(repository, generators, tmp_path):
+    (tmp_path / "config.yaml").write_text(dump(config(generators, count=2)), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(repository), "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-m", "tfmammo.synthesis.patches"]
+
+    def run(*arguments):
+        return subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+
+    done = run("--config", "config.yaml", "--output", "set")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "set/images").rglob("*.png"))) == 4 and "generated lesions discarded" in done.stderr
+    where = f"generators.removal={generators['removal']}"
+    done = run("--recipe", "set/recipes/normal/000001.json", "--output", "one", "--set", where)
+    assert done.returncode == 0 and "normal/000001: made again, bit for bit" in done.stderr
+    done = run("--config", "config.yaml", "--output", "set", "--set", "countt=1")
+    assert done.returncode == 2 and done.stderr == "error: config.yaml: countt: unknown key\n"
+
+
+def test_a_recipe_names_its_files():
+    recipe = PatchRecipe(identity="", target="removal", number=7, config=config({"mass": "x"}), versions={}, generator={})
+    assert recipe.name == "normal/000007"
+
+
+def test_an_export_of_the_room_itself_is_used_by_its_running_average(tmp_path):
+    """The lesion is that of the average, which answers otherwise than the generator; its noise follows from the seed."""
+    from tfmammo.export import export
+    from tfmammo.models.contextual import Contextual, ContextualConfig, scalars
+    from tfmammo.postprocessing import postprocess
+
+    model = ContextualConfig(target="removal", filters=(2, 4), discriminator_factor=1, attention=8, border=1, start=16)
+    room = Contextual(model, 16)
+    room.average.to_lesion.bias.assign([-0.5])
+    data = DATA.model_copy(update={"size": 16})
+    card = {"config": {"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")}, "train_patients": ["p"]}
+    network = lesion_generator(export(room, tmp_path / "export", card))
+    assert (network.size, network.scalars, network.removes, network.patients) == (16, 4, True, {"p"}) and network.wants("malignant")
+    image = np.random.default_rng(0).random((16, 16, 1)).astype(np.float32)
+    lesion = room.functions()["average"](image=image[None], noise=scalars(1, 4, 7))["lesion"].numpy()
+    expected = postprocess(image[None], lesion, model.postprocess, removal=True)
+    found = network.made(image, 7)
+    np.testing.assert_allclose(found.image, expected.image, atol=1e-6)
+    assert found.kept[0] and found.image.mean() < image.mean()
+    del card["train_patients"]
+    with pytest.raises(DataError, match="its card does not say how and on whom it was trained"):
+        lesion_generator(export(room, tmp_path / "nobody", card))

@@ -1,0 +1,327 @@
+"""Sizes, places, seams and blending of inserted lesions, against hand-computed values and the training's own patches."""
+
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+
+from tfmammo.config import DataConfig, PreprocessConfig
+from tfmammo.data.patches import patches_of
+from tfmammo.errors import DataError
+from tfmammo.mammogram import Lesion, Mammogram, Skipped
+from tfmammo.synthesis.compositing import Patch, blended, gap, patch, seam, training_resize, whole_seam
+from tfmammo.synthesis.config import SMALLEST, Sizes
+from tfmammo.synthesis.placement import Ground, Spot, cut, fit_sizes, scaled, training_data
+
+ROWS, COLS = 320, 240
+DATA = DataConfig(size=64, frame="padded", padding=24, window=(0, 1))
+
+
+def tissue(rows=ROWS, cols=COLS, seed=0):
+    """A left breast: half an ellipse of smooth texture and grain on black."""
+    random = np.random.default_rng(seed)
+    row, col = np.mgrid[:rows, :cols]
+    inside = ((row - rows / 2) / (0.47 * rows)) ** 2 + (col / (0.85 * cols)) ** 2 < 1
+    texture = cv2.GaussianBlur(random.standard_normal((rows, cols)).astype(np.float32), (0, 0), 6)
+    grain = random.standard_normal((rows, cols)).astype(np.float32)
+    image = 0.45 + 0.05 * texture / texture.std() + 0.01 * grain
+    return np.where(inside, np.clip(image, 0.2, 0.9), 0.01).astype(np.float32)[..., None]
+
+
+def smooth():
+    """Texture without grain or border, so that a window moved by less than a pixel looks the same."""
+    row, col = np.mgrid[:ROWS, :COLS]
+    return (0.5 + 0.2 * np.sin(row / 15) * np.cos(col / 20)).astype(np.float32)[..., None]
+
+
+def record(image, laterality="L", **facts):
+    """A record of a left breast, or of the same one mirrored."""
+    image = image[:, ::-1].copy() if laterality == "R" else image
+    return Mammogram("made", "p", "i", *image.shape[:2], lambda: image, laterality, **facts)
+
+
+def ground(laterality="L", data=DATA, **facts):
+    mammogram = record(tissue(), laterality, **facts)
+    return Ground(mammogram.pixels(), mammogram, data)
+
+
+def disc(side=41):
+    row, col = np.mgrid[:side, :side] - side // 2
+    return (np.hypot(row, col) <= side // 2).astype(np.uint8)
+
+
+def square(top, left, bottom, right):
+    return Lesion.from_outline("mass", np.array([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]), ROWS, COLS)
+
+
+def test_sizes_are_fitted_by_hand():
+    # Heights 10 and 30, widths 20 and 60: means 20 and 40, standard deviations sqrt(200) and sqrt(800), correlation 1.
+    mammogram = record(tissue(), lesions=(square(5, 5, 15, 25), square(40, 40, 70, 100), square(0, 0, 200, 10)))
+    skipped = Skipped()
+    sizes = fit_sizes([mammogram], DataConfig(), skipped)
+    assert (sizes.unit, sizes.count) == ("px", 2) and sizes.correlation == pytest.approx(1)
+    assert sizes.height == pytest.approx((20, 200**0.5)) and sizes.width == pytest.approx((40, 800**0.5))
+    assert skipped.reasons == {"i": "lesion 2: is over half the image high or wide"}
+    in_mm = fit_sizes([record(tissue(), lesions=mammogram.lesions, spacing=(0.1, 0.2))], DataConfig(), Skipped())
+    assert in_mm.unit == "mm" and in_mm.height == pytest.approx((2, 2**0.5)) and in_mm.width == pytest.approx((8, 32**0.5))
+    with pytest.raises(DataError, match="can't be fitted on 0 lesions"):
+        fit_sizes([mammogram], DataConfig(kinds=("calcification",)), Skipped())
+
+
+def test_drawn_sizes_have_the_gaussians_moments():
+    random = np.random.default_rng(0)
+    sizes = Sizes(height=(200, 30), width=(100, 10), correlation=0.8)
+    drawn = np.array([sizes.draw(random, None) for _ in range(4000)])
+    np.testing.assert_allclose(drawn.mean(axis=0), (200, 100), rtol=0.02)
+    np.testing.assert_allclose(drawn.std(axis=0), (30, 10), rtol=0.05)
+    assert np.corrcoef(drawn.T)[0, 1] == pytest.approx(0.8, abs=0.03)
+    in_mm = Sizes(unit="mm", height=(20, 0), width=(10, 0))
+    assert in_mm.draw(random, (0.1, 0.05)) == (200, 200)
+    with pytest.raises(DataError, match="mm per px are not stated"):
+        in_mm.draw(random, None)
+    wide = Sizes(height=(10, 20), width=(10, 20))
+    assert min(min(wide.draw(random, None)) for _ in range(200)) >= SMALLEST
+    with pytest.raises(DataError, match="hardly ever"):
+        Sizes(height=(1, 0), width=(1, 0)).draw(random, None)
+
+
+@pytest.mark.parametrize(("height", "width"), [(41, 41), (20, 90), (300, 150), (9, 8)])
+def test_a_scaled_shape_fills_its_box(height, width):
+    mask = scaled(disc(), height, width)
+    # A disc's outermost row is a few pixels wide: interpolation may cut it.
+    assert np.abs(np.subtract(mask.shape, (height, width))).max() <= max(1, 0.03 * max(height, width))
+    assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any() and set(np.unique(mask)) == {0, 1}
+    assert mask.mean() == pytest.approx(np.pi / 4, abs=0.08)
+    assert cv2.connectedComponents(mask)[0] == 2
+
+
+@pytest.mark.parametrize(("shape", "height", "width"), [((20, 20), 20_000, 20_000), ((1, 1), 6000, 6000), ((9, 9), 2, 2**40)])
+def test_nothing_is_scaled_to_more_than_a_mammogram(shape, height, width):
+    """Before memory is taken for it."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"a mass of {height} x {width} px is larger than any mammogram"):
+            scaled(np.ones(shape, np.uint8), height, width)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_cut_shape_is_complete():
+    mask = np.zeros((20, 30), np.uint8)
+    with pytest.raises(ValueError, match="its mask is empty"):
+        cut(mask)
+    mask[3:7, 5:14] = 1
+    assert cut(mask).shape == (4, 9) and cut(mask).all()
+    mask[:7, 5:14] = 1
+    with pytest.raises(ValueError, match="its mask touches the border"):
+        cut(mask)
+
+
+def test_the_patch_is_the_trainings():
+    """The same lesion as an archive's: tissue, mask and window are those of data.patches."""
+    outline = np.array([[120, 60], [120, 99], [169, 99], [169, 60]], np.float32)
+    for laterality in "LR":
+        points = outline * (1, -1) + (0, COLS - 1) if laterality == "R" else outline
+        lesion = Lesion.from_outline("mass", points, ROWS, COLS)
+        mammogram = record(tissue(), laterality, lesions=(lesion,))
+        for frame in ({"frame": "padded", "padding": 24}, {"frame": "square", "context": 1.6}):
+            for grey in ({"window": (0.1, 0.9)}, {"percentiles": (1, 99)}):
+                data = DataConfig(size=64, **frame, **grey, preprocess=PreprocessConfig(flip_right=True, denoise=0.7))
+                (expected,) = patches_of(mammogram, data, Skipped())
+                top, left, bottom, right = lesion.box
+                mask = lesion.mask(ROWS, COLS)[top:bottom, left:right]
+                spot = Spot.at(top, left, mask, mammogram, data)
+                made = patch(Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8))
+                np.testing.assert_array_equal(made.mask, expected.mask)
+                np.testing.assert_allclose(made.tissue, expected.image, atol=2e-6)
+
+
+def test_padding_counts_the_pixels_that_training_resamples_to():
+    """Of 0.05 mm px, resampled to 0.1 mm: 24 px of padding are 48 native ones on each side of a box of 40."""
+    mammogram = record(tissue(), spacing=(0.05, 0.05))
+    data = DATA.model_copy(update={"preprocess": PreprocessConfig(spacing=0.1)})
+    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, data).window == (82, 12, 218, 148)
+    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, DATA).window == (106, 36, 194, 124)
+    for use in (
+        lambda: Spot.at(130, 60, disc(), record(tissue()), data),
+        lambda: training_resize(tissue()[..., 0], Ground(tissue(), record(tissue()), data), 64),
+    ):
+        with pytest.raises(DataError, match=r"data\.preprocess\.spacing"):
+            use()
+
+
+@pytest.mark.parametrize("laterality", ["L", "R"])
+@pytest.mark.parametrize("flip", [False, True], ids=["as_stored", "flipped"])
+@pytest.mark.parametrize(("spacing", "off"), [((0.05, 0.05), 2e-6), ((0.04, 0.08), 0.02)], ids=["exact", "between_pixels"])
+def test_the_patch_is_the_trainings_where_it_resamples(spacing, off, flip, laterality):
+    """A lesion on whole resampled px gives the same pixels; between them the window is rounded to native px."""
+    lesion = square(130, 60, 190, 120)
+    mammogram = record(smooth(), laterality, spacing=spacing, lesions=(lesion,))
+    data = DATA.model_copy(update={"padding": 12, "preprocess": PreprocessConfig(spacing=0.1, flip_right=flip)})
+    (expected,) = patches_of(mammogram, data, Skipped())
+    top, left, bottom, right = lesion.box
+    spot = Spot.at(top, left, np.ones((bottom - top, right - left), np.uint8), mammogram, data)
+    made = patch(Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8))
+    np.testing.assert_allclose(made.tissue, expected.image, atol=off)
+    assert (made.mask != expected.mask).mean() <= (0 if off < 1e-3 else 0.03)
+
+
+def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
+    mammogram = record(tissue())
+    spot = Spot.at(140, 70, disc(), mammogram, DATA)
+    assert spot.box == (140, 70, 181, 111) and spot.window == (116, 46, 205, 135)
+    found = seam(spot, 89, 296, 10)  # at 89 px the patch is not scaled
+    np.testing.assert_array_equal(found.mask[24:65, 24:65], disc())
+    full = np.zeros((89, 89), np.float32)
+    top, left, bottom, right = found.support
+    full[top - 116 : bottom - 116, left - 46 : right - 46] = found.weights
+    row, col = np.mgrid[:89, :89] - 44
+    distance = np.hypot(row, col)
+    assert (full[distance <= 20 * 296 / 256 - 1] == 1).all()  # the margin's outer radius is 23.1 px
+    assert (full[distance >= 20 * 296 / 256 + 12] == 0).all()
+    ring = full[44, 44 + 24 : 44 + 34]
+    assert (np.diff(ring) < 0).all() and ring.max() < 1 and ring[-2] > 0
+    assert np.abs(np.diff(full, axis=0)).max() <= 1.5 / 10 + 0.02  # the steepest of 3 t^2 - 2 t^3 over 10 px
+    assert not full[[0, -1]].any() and not full[:, [0, -1]].any()
+    alone = seam(spot, 89, None, 10)
+    assert alone.support[0] > found.support[0]
+
+
+def test_a_mask_at_its_patches_border_is_refused():
+    mammogram, tight = record(tissue()), DataConfig(size=64, frame="tight", window=(0, 1))
+    with pytest.raises(ValueError, match="touches the border of its patch"):
+        seam(Spot.at(140, 70, disc(), mammogram, tight), 64, 296, 8)
+    with pytest.raises(ValueError, match="its patch is larger than the mammogram"):
+        Spot.at(10, 10, np.ones((300, 30), np.uint8), mammogram, DataConfig(frame="square", context=1.5))
+
+
+def test_how_near_a_mask_comes_to_the_border():
+    mask = np.zeros((32, 32), np.uint8)
+    with pytest.raises(DataError, match="nothing of its mask is left at 32 px"):
+        gap(mask)
+    mask[10:20, 7:20] = 1
+    assert [gap(np.rot90(mask, turns).copy()) for turns in range(4)] == [7] * 4
+    mask[15, 4] = 1
+    assert gap(mask) == 4
+    mask[15, 3] = 1
+    with pytest.raises(DataError, match="touches the border of its patch, or comes nearer than 4 of 32 px"):
+        gap(mask)
+
+
+@pytest.mark.parametrize(("feather", "fade"), [(5, 5), (20, 8)])
+def test_the_weights_of_a_whole_patch(feather, fade):
+    """3 t^2 - 2 t^3 of t = distance to the border over the fade, which ends at the mask; 1 within."""
+    mask = np.zeros((40, 40), np.uint8)
+    mask[12:25, 8:30] = 1  # 8 px from the left border
+    found = whole_seam(mask, (100, 50, 140, 90), feather)
+    assert found.support == (101, 51, 139, 89) and not found.around.any()
+    t = np.arange(1, fade) / fade
+    np.testing.assert_allclose(found.weights[19, : fade - 1], 3 * t**2 - 2 * t**3, atol=1e-6)
+    np.testing.assert_allclose(found.weights[: fade - 1, 19], 3 * t**2 - 2 * t**3, atol=1e-6)
+    assert (found.weights[fade - 1 : 39 - fade, fade - 1 : 39 - fade] == 1).all() and found.weights[0, 0] == found.weights[0, 19]
+    np.testing.assert_array_equal(found.weights, found.weights[::-1, ::-1])
+    twice = whole_seam(mask, (100, 50, 180, 130), feather)
+    assert twice.weights[39 - twice.support[0] + 100, 39] == 1 and twice.support[0] in (101, 102) and twice.support[2] in (178, 179)
+
+
+@pytest.mark.parametrize("laterality", ["L", "R"])
+def test_places_keep_the_papers_rule(laterality):
+    free, random = ground(laterality), np.random.default_rng(0)
+    size, reach = (30, 20), (8, 8, 8, 8)
+    places = np.array([free.draw(size, reach, random) for _ in range(400)])
+    rows, cols = places[:, 0] + 15, places[:, 1] + 10
+    cols = COLS - cols if laterality == "R" else cols
+    assert rows.min() >= ROWS / 4 and rows.max() <= 3 * ROWS / 4 and cols.min() >= COLS / 10 and cols.max() <= COLS / 2
+    # Uniform where all of it is breast: means and spreads of U(80, 240) and U(24, 120), whose lower 4 px have no room.
+    assert rows.mean() == pytest.approx(160, abs=6) and rows.std() == pytest.approx(160 / 12**0.5, rel=0.1)
+    assert cols.mean() == pytest.approx(72, abs=4) and cols.std() == pytest.approx(96 / 12**0.5, rel=0.1)
+    breast = tissue()[..., 0] > 0.1
+    breast = breast[:, ::-1] if laterality == "R" else breast
+    assert all(breast[top - 8 : top + 38, left - 8 : left + 28].all() for top, left in places)
+
+
+def test_what_is_taken_is_not_drawn_again():
+    free, random = ground(), np.random.default_rng(0)
+    boxes = []
+    with pytest.raises(DataError, match="no normal tissue is left for a mass of 30 x 20 px"):
+        while True:
+            top, left = free.draw((30, 20), (5, 5, 5, 5), random)
+            support = (top - 5, left - 5, top + 35, left + 25)
+            assert free.is_free(support)
+            free.take(support)
+            boxes.append(support)
+    taken = np.zeros((ROWS, COLS), int)
+    for top, left, bottom, right in boxes:
+        taken[top:bottom, left:right] += 1
+    assert len(boxes) >= 4 and taken.max() == 1
+    assert not free.is_free(boxes[0]) and not free.is_free((-1, 0, 5, 5))
+
+
+def test_why_there_is_no_place():
+    random = np.random.default_rng(0)
+    with pytest.raises(DataError, match="the breast is too small for a mass of 250 x 250 px"):
+        ground().draw((250, 250), (0, 0, 0, 0), random)
+    with pytest.raises(DataError, match="the part of the breast that masses are set in is too small"):
+        ground().draw((30, 2), (0, 0, 0, 185), random)
+    with pytest.raises(DataError, match="its laterality is not stated"):
+        ground(laterality=None).draw((20, 20), (0, 0, 0, 0), random)
+
+
+def test_a_mean_change_around_the_lesion_is_taken_off():
+    tissue_ = np.full((8, 8, 1), 0.25, np.float32)
+    around = np.zeros((8, 8), bool)
+    around[0] = True
+    image = tissue_ + 0.125
+    image[4, 1] += 0.25
+    for mirrored in (False, True):
+        change = Patch(tissue_, tissue_, 0.2, 0.6, mirrored).difference(image, around)
+        expected = np.zeros((8, 8), np.float32)
+        expected[4, 6 if mirrored else 1] = 0.25 * 0.4
+        np.testing.assert_allclose(change, expected, atol=1e-7)
+
+
+def test_the_border_shows_no_seam():
+    """A generator that is brighter than its tissue, tilted and blurred leaves no gradient that the tissue has not."""
+    free = ground()
+    spot = Spot.at(130, 60, disc(), free.mammogram, DATA)
+    found = seam(spot, 64, 296, 8)
+    shown = patch(free, spot, found)
+    tilt = np.linspace(-0.02, 0.02, 64, dtype=np.float32)[:, None, None]
+    image = cv2.GaussianBlur(shown.tissue, (0, 0), 1)[..., None] + 0.15 + tilt + 0.3 * shown.mask
+    grey = blended(free, spot, found, shown.difference(image, found.around))
+    top, left, bottom, right = found.support
+    before, after = free.image[..., 0].copy(), free.image[..., 0].copy()
+    after[top:bottom, left:right] = grey
+    changed = np.zeros(before.shape, bool)
+    changed[top:bottom, left:right] = found.weights > 0
+    assert (before == after)[~changed].all() and (after[changed] != before[changed]).mean() > 0.9
+
+    core = np.zeros(before.shape, np.float32)
+    core[top:bottom, left:right] = found.weights >= 1
+    fading = changed & (cv2.dilate(core, np.ones((5, 5))) == 0)  # beyond the margin and its pixel of interpolation
+    border = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+
+    def gradient(values, where):
+        return np.hypot(np.diff(values, axis=0, append=0), np.diff(values, axis=1, append=0))[where].mean()
+
+    assert gradient(after, border) <= 1.02 * gradient(before, border)
+    assert gradient(after, fading) <= 1.02 * gradient(before, fading)
+    assert gradient(before + 0.15 * changed, border) > 1.5 * gradient(before, border)  # what a paste does
+
+
+def test_contrast_that_cant_be_undone_is_refused():
+    with pytest.raises(DataError, match="gen: was trained with data.preprocess.contrast=clahe, which can't be undone"):
+        training_data({"preprocess": {"contrast": "clahe"}}, "gen")
+    with pytest.raises(DataError, match="whole mammograms"):
+        training_data({"frame": "full"}, "gen")
+    assert training_data(DATA.model_dump(mode="json"), "gen") == DATA
+
+
+def test_a_constant_patch_is_refused():
+    mammogram = record(np.full((ROWS, COLS, 1), 0.5, np.float32))
+    data = DATA.model_copy(update={"window": None})
+    spot = Spot.at(130, 60, disc(), mammogram, data)
+    with pytest.raises(ValueError, match="the tissue under it is constant"):
+        patch(Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8))

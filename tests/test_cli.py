@@ -1,0 +1,84 @@
+"""How commands read their arguments."""
+
+from pathlib import Path
+
+import pytest
+
+from tfmammo import cli
+from tfmammo.data import jobs
+
+
+def parser(prog="x"):
+    made = cli.Parser(prog=prog, allow_abbrev=False)
+    made.add_argument("--config")
+    made.add_argument("--retry", action="store_true")
+    made.add_overrides()
+    return made
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--set", "score=0.3", "kinds=[mass]", "a.dcm", "b/c=d.dcm"],
+        ["a.dcm", "b/c=d.dcm", "--set", "score=0.3", "kinds=[mass]"],
+        ["--set", "score=0.3", "--set", "kinds=[mass]", "a.dcm", "b/c=d.dcm"],
+        ["--set", "score=0.3", "kinds=[mass]", "--", "a.dcm", "b/c=d.dcm"],
+    ],
+)
+def test_set_leaves_the_files_that_follow(arguments):
+    made = parser()
+    made.add_argument("files", nargs="+", type=Path)
+    chosen = made.parse_args(arguments)
+    assert chosen.set == ["score=0.3", "kinds=[mass]"] and chosen.files == [Path("a.dcm"), Path("b/c=d.dcm")]
+
+
+def test_set_takes_its_word_whatever_it_is():
+    assert parser().parse_args(["--set", "training.steps"]).set == ["training.steps"]  # config.py says what is wrong
+    assert parser().parse_args([]).set == []
+
+
+def test_set_of_a_command_of_several():
+    made = cli.Parser(prog="x")
+    inner = made.add_subparsers(dest="command").add_parser("promote")
+    inner.add_overrides()
+    assert made.parse_args(["promote", "--set", "a=1", "b=2"]).set == ["a=1", "b=2"]
+
+
+def said(capsys, call):
+    with pytest.raises(SystemExit) as stopped:
+        call()
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--retyr"], "x: error: unknown: --retyr; did you mean --retry?"),
+        (["--count", "500"], "x: error: unknown: --count 500; a key of the config is set by --set count=500"),
+        (["--count=500"], "x: error: unknown: --count=500; a key of the config is set by --set count=500"),
+        (["--set", "a=1", "file"], "x: error: unknown: file"),
+    ],
+)
+def test_an_unknown_argument_is_an_error_that_helps(capsys, arguments, error):
+    assert said(capsys, lambda: parser().parse_args(arguments)) == error
+    assert said(capsys, lambda: parser().parse_with(arguments, jobs.unknown_to_beam)) == error
+
+
+def test_beams_own_options_pass_and_misspelt_ones_do_not(capsys):
+    chosen, flags = parser().parse_with(["--retry", "--direct_num_workers", "2", "--runner=DirectRunner"], jobs.unknown_to_beam)
+    assert chosen.retry and flags == ["--direct_num_workers", "2", "--runner=DirectRunner"]
+    error = said(capsys, lambda: parser().parse_with(["--direct_num_wokers", "2"], jobs.unknown_to_beam))
+    assert error == "x: error: unknown: --direct_num_wokers 2; did you mean --direct_num_workers?"
+
+
+@pytest.mark.parametrize("name", ["synthesis", "patch_synthesis", "build"])
+def test_commands_on_beam_refuse_what_nobody_knows(capsys, tmp_path, name):
+    from tfmammo.data import build
+    from tfmammo.synthesis import __main__ as synthesis
+    from tfmammo.synthesis import patches
+
+    main = {"synthesis": synthesis.main, "patch_synthesis": patches.main, "build": build.main}[name]
+    arguments = ["--config", "nowhere.yaml", "--output", str(tmp_path / "out"), "--set", "count=2", "--count", "500"]
+    assert said(capsys, lambda: main(arguments)).endswith("unknown: --count 500; a key of the config is set by --set count=500")
+    assert not (tmp_path / "out").exists()

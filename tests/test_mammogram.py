@@ -1,0 +1,216 @@
+"""Outlines become masks and half-open boxes; records say where they can't."""
+
+import hashlib
+import hmac
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+
+from tfmammo.errors import ArchiveError
+from tfmammo.mammogram import ID_KEY, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
+
+SQUARE = np.array([(2, 3), (2, 6), (4, 6), (4, 3)], np.float32)
+
+
+def drawn(*rows: str) -> np.ndarray:
+    """A mask from a picture of dots and hashes."""
+    return np.array([[character == "#" for character in row] for row in rows], np.uint8)
+
+
+def test_the_border_pixels_belong_to_the_mask():
+    lesion = Lesion.from_outline("mass", SQUARE, 7, 9)
+    expected = drawn(".........", ".........", "...####..", "...####..", "...####..", ".........", ".........")
+    mask = lesion.mask(7, 9)
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, expected)
+    assert lesion.box == (2, 3, 5, 7)
+    assert all(type(side) is int for side in lesion.box)
+
+
+def test_a_triangle_by_hand():
+    lesion = Lesion.from_outline("mass", np.array([(0, 0), (4, 0), (4, 4)]), 5, 6)
+    np.testing.assert_array_equal(lesion.mask(5, 6), drawn("#.....", "##....", "###...", "####..", "#####."))
+    assert lesion.box == (0, 0, 5, 5)
+
+
+def test_a_hollow_form_by_hand():
+    outline = np.array([(0, 0), (4, 0), (4, 6), (0, 6), (0, 4), (2, 4), (2, 2), (0, 2)], np.float32)
+    expected = drawn("###.###", "###.###", "#######", "#######", "#######")
+    np.testing.assert_array_equal(Lesion.from_outline("mass", outline, 5, 7).mask(5, 7), expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.5, 0.8])
+def test_sub_pixel_outlines_stay_within_a_pixel_of_the_true_region(shift):
+    angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    centre, radius = np.array([20 + shift, 24 - shift]), 9.0
+    mask = Lesion.from_outline("mass", centre + radius * np.stack([np.sin(angle), np.cos(angle)], 1), 44, 48).mask(44, 48)
+    distance = np.hypot(*(np.indices((44, 48)) - centre[:, None, None]))
+    assert mask[distance <= radius - 0.1].all()
+    assert not mask[distance > radius + 1].any()
+
+
+def test_the_box_is_half_open_and_tight_for_any_polygon():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        lesion = Lesion.from_outline("mass", rng.uniform(-5, 25, (5, 2)) * 0.5 + 5, 20, 20)
+        mask = lesion.mask(20, 20)
+        top, left, bottom, right = lesion.box
+        assert mask.sum() == mask[top:bottom, left:right].sum() > 0
+        assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
+
+
+def test_an_outline_is_cut_at_the_border():
+    outline = np.array([(-3, -2), (-3, 2), (2, 2), (2, -2)])
+    lesion = Lesion.from_outline("mass", outline, 5, 6)
+    np.testing.assert_array_equal(lesion.mask(5, 6), drawn("###...", "###...", "###...", "......", "......"))
+    assert lesion.box == (0, 0, 3, 3)
+    np.testing.assert_array_equal(lesion.outlines[0], outline)
+
+
+def test_points_far_outside_do_not_wrap_around():
+    lesion = Lesion.from_outline("mass", np.array([(-1e9, -1e9), (-1e9, 1e9), (1e9, 1e9), (1e9, -1e9)]), 5, 6)
+    assert lesion.mask(5, 6).all() and lesion.box == (0, 0, 5, 6)
+
+
+def test_details_reach_the_lesion():
+    lesion = Lesion.from_outline("mass", SQUARE, 7, 9, pathology="malignant", shape="oval", margin="spiculated", kind_is_certain=False)
+    assert (lesion.kind, lesion.pathology, lesion.shape, lesion.margin, lesion.kind_is_certain) == (
+        "mass", "malignant", "oval", "spiculated", False,
+    )  # fmt: skip
+
+
+def test_a_flat_list_of_coordinates_is_read_as_pairs():
+    np.testing.assert_array_equal(Lesion.from_outline("mass", SQUARE.ravel(), 7, 9).outlines[0], SQUARE)
+
+
+@pytest.mark.parametrize(
+    ("outline", "said"),
+    [
+        (np.zeros((0, 2)), "an outline of 0 points encloses nothing"),
+        (np.zeros((1, 2)), "an outline of 1 points encloses nothing"),
+        (np.zeros((2, 2)), "an outline of 2 points encloses nothing"),
+        ([(1, 1), (np.nan, 2), (3, 1)], "an outline's coordinate is no number"),
+        ([(1, 1), (2, np.inf), (3, 1)], "an outline's coordinate is no number"),
+        (SQUARE + 100, "the outline lies outside the image"),
+        (SQUARE - 100, "the outline lies outside the image"),
+    ],
+)
+def test_outlines_that_enclose_nothing(outline, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        Lesion.from_outline("mass", np.asarray(outline, np.float64), 7, 9)
+
+
+def test_a_lesion_with_a_box_alone_has_no_mask():
+    with pytest.raises(ValueError, match="a box but no outline"):
+        Lesion("mass", (0, 0, 3, 3)).mask(5, 5)
+
+
+def test_several_outlines_make_one_mask():
+    both = Lesion("mass", (0, 0, 7, 9), (SQUARE, np.array([(0, 0), (0, 1), (1, 1), (1, 0)], np.float32)))
+    expected = drawn("##.......", "##.......", "...####..", "...####..", "...####..", ".........", ".........")
+    np.testing.assert_array_equal(both.mask(7, 9), expected)
+
+
+def test_hashed_id_is_a_short_stable_pseudonym(monkeypatch):
+    monkeypatch.delenv(ID_KEY, raising=False)
+    assert hashed_id("inbreast", "Jane Doe") == hashlib.sha256(b"inbreast/Jane Doe").hexdigest()[:12]
+    assert len({hashed_id(archive, patient) for archive in ("a", "b") for patient in ("1", "2", "ü")}) == 6
+    assert "Jane" not in hashed_id("inbreast", "Jane Doe")
+
+
+def test_spellings_that_look_alike_are_one_identifier():
+    composed, decomposed, hidden = "M\u00fcller", "Mu\u0308ller", "M\u00fc\u200bller\ufeff\u00ad"
+    assert len({hashed_id("folder", name) for name in (composed, decomposed, hidden, "Mu\u200d\u0308ller")}) == 1
+    assert hashed_id("folder", "\uff21\uff11") == hashed_id("folder", "A1") != hashed_id("folder", "a1")
+    assert hashed_id("folder", composed) == hashlib.sha256("folder/M\u00fcller".encode()).hexdigest()[:12], "as ever"
+
+
+def test_a_secret_key_makes_it_a_keyed_hash(monkeypatch):
+    monkeypatch.delenv(ID_KEY, raising=False)
+    plain = hashed_id("inbreast", "Jane Doe")
+    monkeypatch.setenv(ID_KEY, "")
+    assert hashed_id("inbreast", "Jane Doe") == plain
+    monkeypatch.setenv(ID_KEY, "a secret, söt")
+    expected = hmac.new("a secret, söt".encode(), b"inbreast/Jane Doe", "sha256").hexdigest()[:12]
+    assert hashed_id("inbreast", "Jane Doe") == expected != plain
+    monkeypatch.setenv(ID_KEY, "another")
+    assert hashed_id("inbreast", "Jane Doe") not in (expected, plain)
+
+
+def mammogram(image, rows=4, cols=5):
+    return Mammogram("toy", "p", "toy_1", rows, cols, read=partial(np.asarray, image))
+
+
+def test_pixels_are_read_when_wanted_and_are_float32():
+    image = np.random.default_rng(0).random((4, 5, 1))
+    pixels = mammogram(image).pixels()
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels, image.astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (5, 4, 1), (4, 5, 3), (1, 4, 5, 1)])
+def test_pixels_of_another_shape_are_an_error_that_names_the_image(shape):
+    with pytest.raises(ArchiveError) as raised:
+        mammogram(np.zeros(shape)).pixels()
+    assert str(raised.value) == f"toy_1: pixels have shape {shape}, the record says (4, 5, 1)"
+
+
+def test_skipped_joins_the_reasons_of_one_file():
+    skipped = Skipped()
+    assert len(skipped) == 0
+    skipped.add("a.dcm", "truncated")
+    skipped.add("a.dcm", ValueError("no pixels"))
+    skipped.add("b.dcm", "not a mammogram")
+    assert skipped.reasons == {"a.dcm": "truncated; no pixels", "b.dcm": "not a mammogram"}
+    assert len(skipped) == 2
+
+
+def test_each_reader_has_its_own_skipped():
+    Skipped().add("a", "b")
+    assert Skipped().reasons == {}
+
+
+def test_overlapping_outlines_have_no_hole():
+    square = np.array([[2, 2], [2, 7], [7, 7], [7, 2]], np.float32)
+    both = Lesion("mass", (2, 2, 10, 10), (square, square + 2)).mask(12, 12)
+    one, other = (Lesion("mass", (2, 2, 10, 10), (outline,)).mask(12, 12) for outline in (square, square + 2))
+    np.testing.assert_array_equal(both, one | other)
+
+
+def from_file(*rows: str) -> np.ndarray:
+    return drawn(*rows) * 255
+
+
+def test_a_masked_lesion_reads_its_file_late_and_once():
+    calls = []
+
+    def read() -> np.ndarray:
+        calls.append(1)
+        return from_file("......", ".###..", ".#.#..", ".###..", "....##")
+
+    lesion = MaskedLesion("mass", read, pathology="benign", margin="spiculated")
+    assert (lesion.kind, lesion.pathology, lesion.margin, lesion.shape, lesion.kind_is_certain) == (
+        "mass",
+        "benign",
+        "spiculated",
+        None,
+        True,
+    )
+    assert "benign" in repr(lesion) and not calls
+    assert lesion.box == (1, 1, 5, 6) and len(calls) == 1
+    assert np.array_equal(lesion.mask(5, 6), drawn("......", ".###..", ".###..", ".###..", "....##")), "its hole is filled"
+    assert len(calls) == 1 and lesion.outlines[0].dtype == np.float32
+
+
+def test_a_masked_lesion_survives_pickling_unread():
+    lesion = pickle.loads(pickle.dumps(MaskedLesion("mass", partial(from_file, "..", ".#"))))
+    assert lesion.box == (1, 1, 2, 2)
+
+
+def test_an_empty_mask_is_an_error_on_first_use():
+    lesion = MaskedLesion("mass", partial(from_file, "..", ".."))
+    for use in (lambda: lesion.box, lambda: lesion.outlines, lambda: lesion.mask(2, 2)):
+        with pytest.raises(ArchiveError, match="marks nothing"):
+            use()

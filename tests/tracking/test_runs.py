@@ -1,0 +1,633 @@
+"""Tracking: a real SQLite store in a temporary folder, and a real server in the slow test."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import cv2
+import keras
+import mlflow
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmammo.config import Experiment, TrackingConfig
+from tfmammo.errors import ExportError, TrackingError
+from tfmammo.export import export, load
+from tfmammo.tracking import models, runs, store
+from tfmammo.tracking import models as models_module
+from tfmammo.tracking.models import resolve
+from tfmammo.tracking.pyfunc import NETWORKS
+from tfmammo.tracking.runs import Run
+from tfmammo.tracking.store import git_state, store_uri
+
+
+class Room(keras.Model):
+    """An inverter of one 1x1 convolution, 4x4 px."""
+
+    def __init__(self):
+        super().__init__(name="tiny")
+        network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 1, activation="sigmoid")])
+        self.networks = {"inverter": network}
+
+    def functions(self):
+        @tf.function(input_signature=[tf.TensorSpec([None, 4, 4, 1], tf.float32, "image")])
+        def inverter(image):
+            return {"mask": self.networks["inverter"](image)}
+
+        return {"inverter": inverter}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    card = {"name": "tiny", "git_commit": "c0ffee", "data_fingerprint": "0123456789ab"}
+    return export(Room(), tmp_path_factory.mktemp("exported") / "export", card)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """A fresh store, made once: its tables take seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, empty_database):
+    """The current folder, with an empty default store in it."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def experiment(model=None, **tracking_options):
+    options = {"system_metrics": False} | tracking_options
+    return Experiment[dict](name="tiny", tracking=TrackingConfig(**options), model=model or {})
+
+
+def client(uri=None):
+    return mlflow.MlflowClient(store_uri(uri))
+
+
+def stored(run):
+    return client().get_run(run.id)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_where_runs_go(folder, monkeypatch):
+    assert store_uri() == f"sqlite:///{folder}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert store_uri() == "http://server:5000"
+    assert store_uri("http://other") == "http://other"
+
+
+@pytest.mark.parametrize(
+    ("address", "harmless"),
+    [
+        ("postgresql://anna:geheim@db.example:5432/runs", "postgresql://db.example:5432/runs"),
+        ("postgresql://anna:ge/he?im#@x@db.example/runs", "postgresql://db.example/runs"),
+        ("https://mlflow.example/api?token=geheim&team=a", "https://mlflow.example/api"),
+        ("https://mlflow.example/#geheim", "https://mlflow.example/"),
+        ("mysql+pymysql://anna:geheim@db/runs?password=geheim", "mysql+pymysql://db/runs"),
+        ("Max retries exceeded with url: /api/2.0/runs?token=geheim (refused)", "Max retries exceeded with url: /api/2.0/runs (refused)"),
+        ("sqlite:////data/anna@home/mlflow.db", "sqlite:////data/anna@home/mlflow.db"),
+        ("models:/tfmammo-can@best, is that so?", "models:/tfmammo-can@best, is that so?"),
+    ],
+)
+def test_a_shown_address_holds_no_secret(address, harmless):
+    assert store.shown(address) == harmless
+    assert "geheim" not in store.shown(f"said by {address} and more") and store.shown(f"{address} and more").endswith(" and more")
+
+
+def test_no_parameter_and_no_tag_holds_a_stores_password(folder):
+    run = Run(experiment({"handle": "https://anna:geheim@mlflow.example/x", "all": ["http://m/?token=geheim"]}), folder / "output")
+    run.tags({"command": "--set tracking.uri=postgresql://anna:ge/heim@db/runs"})
+    runs.log_folder(folder / "output", store_uri(), "report", {"tracking": {"uri": "http://anna:geheim@m"}}, {})
+    content = (folder / "mlflow.db").read_bytes()
+    assert b"geheim" not in content and b"ge/heim" not in content and b"postgresql://db/runs" in content
+
+
+def test_artifacts_lie_beside_the_database_wherever_the_training_runs(folder, monkeypatch):
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    run = Run(experiment(uri=f"sqlite:///{folder}/mlflow.db"), folder / "output")
+    run.image("grid", np.zeros((2, 2), np.uint8), step=0)
+    run.close()
+    assert len(list((folder / "mlruns").rglob("*.png"))) == 1
+    assert list((folder / "elsewhere").iterdir()) == []
+
+
+def test_the_experiments_values_are_parameters(folder):
+    run = Run(experiment({"filters": [64, 128], "gan": {"lambda_1": 10.0}, "note": "x" * 7000}, uri=store_uri()), folder / "output")
+    run.parameters({"devices": 2})
+    parameters = stored(run).data.params
+    assert parameters["name"] == "tiny" and parameters["data.size"] == "256" and parameters["devices"] == "2"
+    assert parameters["model.filters"] == "[64, 128]" and parameters["model.gan.lambda_1"] == "10.0"
+    assert parameters["model.note"] == "x" * 6000
+    assert "tracking.experiment" in parameters and "tracking.uri" not in parameters  # an address may hold a password
+
+
+def test_metrics_keep_their_steps_and_times(folder):
+    run = Run(experiment(), folder / "output")
+    before = time.time()
+    run.metrics({"loss/generator": np.float32(2.0), "loss_scale": 8}, step=1)
+    run.metrics({"loss/generator": 1.0}, step=11)
+    history = client().get_metric_history(run.id, "loss/generator")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (11, 1.0)]
+    assert all(before - 1 <= metric.timestamp / 1000 <= time.time() + 1 for metric in history)
+    assert stored(run).data.metrics["loss_scale"] == 8.0
+
+
+def test_more_metrics_and_tags_than_one_request_takes(folder):
+    run = Run(experiment(), folder / "output")
+    run.metrics({f"m{i}": i for i in range(1001)}, step=0)
+    run.tags({f"t{i}": i for i in range(101)})
+    run.parameters({f"p{i}": i for i in range(101)})
+    data = stored(run).data
+    assert data.metrics["m1000"] == 1000.0 and data.tags["t100"] == "100" and data.params["p100"] == "100"
+
+
+def test_images_are_png_files_of_the_same_pixels(folder):
+    run = Run(experiment(), folder / "output")
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 1), np.uint8)
+    run.image("samples", image, step=20)
+    (path,) = (folder / "mlruns").rglob("*step*20*.png")
+    np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), image[..., 0])
+    with pytest.raises(ValueError, match="samples must be uint8, not float32"):
+        run.image("samples", image.astype(np.float32), step=20)
+
+
+def test_files_and_folders_become_artifacts(folder):
+    (folder / "figures" / "inner").mkdir(parents=True)
+    (folder / "figures" / "inner" / "roc.txt").write_text("0.9")
+    (folder / "config.yaml").write_text("name: tiny")
+    run = Run(experiment(), folder / "output")
+    run.artifact(folder / "figures")
+    run.artifact(folder / "config.yaml")
+    artifacts = Path(stored(run).info.artifact_uri.removeprefix("file://"))
+    assert (artifacts / "figures/inner/roc.txt").read_text() == "0.9"
+    assert (artifacts / "config.yaml").read_text() == "name: tiny"
+
+
+def test_a_restarted_training_goes_on_with_its_run(folder):
+    first = Run(experiment({"width": 1}), folder / "output")
+    first.metrics({"loss": 2.0}, step=1)
+    first.close("KILLED")
+    assert stored(first).info.status == "KILLED" and stored(first).info.run_name == "tiny/output"
+    second = Run(experiment({"width": 2, "depth": 3}), folder / "output")
+    second.metrics({"loss": 1.0}, step=2)
+    assert second.id == first.id and stored(second).info.status == "RUNNING"
+    assert [metric.step for metric in client().get_metric_history(second.id, "loss")] == [1, 2]
+    data = stored(second).data
+    assert data.params["model.width"] == "1" and data.params["model.depth"] == "3"
+    assert data.tags["resumed.model.width"] == "2" and "resumed.model.depth" not in data.tags
+    second.close()
+    assert stored(second).info.status == "FINISHED"
+    assert Run(experiment(), folder / "other").id != first.id
+
+
+@pytest.mark.parametrize("lost", ["deleted", "another store", "damaged file"])
+def test_a_run_that_is_gone_is_replaced_and_the_log_says_so(folder, caplog, lost):
+    first = Run(experiment(), folder / "output")
+    if lost == "deleted":
+        client().delete_run(first.id)
+    else:
+        (folder / "output" / "mlflow_run_id").write_text("" if lost == "damaged file" else "0" * 32)
+    with caplog.at_level(logging.WARNING):
+        second = Run(experiment(), folder / "output")
+    assert second.id != first.id and (folder / "output" / "mlflow_run_id").read_text().strip() == second.id
+    assert len(caplog.records) == 1 and "a new one is started" in caplog.text
+
+
+def test_a_deleted_experiment_is_one_sentence(folder):
+    Run(experiment(experiment="old"), folder / "output")
+    client().delete_experiment(client().get_experiment_by_name("old").experiment_id)
+    with pytest.raises(TrackingError, match="the experiment old was deleted there"):
+        Run(experiment(experiment="old"), folder / "other")
+
+
+def test_a_store_that_cannot_be_reached_is_one_sentence_within_seconds(folder):
+    (folder / "file").touch()
+    (folder / "text.db").write_text("no database" * 100)
+    start = time.monotonic()
+    addresses = {f"http://user:secret@127.0.0.1:{free_port()}": "can't be used", f"sqlite:///{folder}/file/x.db": "unable to open"}
+    for uri, message in (addresses | {f"sqlite:///{folder}/text.db": "not a database", "foo://bar": "unsupported URI"}).items():
+        with pytest.raises(TrackingError, match=message) as caught:
+            Run(experiment(uri=uri), folder / "output")
+        sentence = str(caught.value)
+        assert sentence.startswith(uri.replace("user:secret@", "")) and "secret" not in sentence and "\n" not in sentence
+    assert time.monotonic() - start < 20
+    assert not (folder / "output").exists()
+
+
+def test_a_store_that_fails_later_does_not_stop_a_training(folder, exported, caplog, monkeypatch):
+    run = Run(experiment(), folder / "output")
+    run.metrics({"loss": 3.0}, step=1)
+    good = (folder / "mlflow.db").read_bytes()
+    (folder / "mlflow.db").write_bytes(b"rubbish" * (len(good) // 7))
+    monkeypatch.setattr(runs, "PAUSE", 0.0)
+    with caplog.at_level(logging.INFO, "tfmammo"):
+        run.metrics({"loss": 2.0}, step=2)
+        run._paused_until = 0.0
+        run.metrics({"loss": 1.0}, step=3)
+        run.tags({"a": 1})
+        run.image("grid", np.zeros((2, 2), np.uint8), step=3)
+        assert run.register(exported, 3, {}, best=True) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the tracking store fails, training goes on without it" in caplog.text
+    (folder / "mlflow.db").write_bytes(good)
+    run._paused_until = 0.0
+    with caplog.at_level(logging.INFO, "tfmammo"):
+        run.metrics({"loss": 0.5}, step=4)
+    assert "answers again" in caplog.records[-1].getMessage()
+    assert [metric.step for metric in client().get_metric_history(run.id, "loss")] == [1, 2, 3, 4]
+
+
+def test_after_a_failure_the_store_is_left_alone_for_a_while(folder):
+    run = Run(experiment(), folder / "output")
+    run.metrics({"a bad name?": 1.0}, step=1)
+    run.metrics({"loss": 1.0}, step=2)
+    assert "loss" not in stored(run).data.metrics
+    run.close()  # sends what waits
+    assert stored(run).data.metrics == {"loss": 1.0} and stored(run).info.status == "FINISHED"
+
+
+def test_a_run_ends_even_if_its_last_metrics_are_refused(folder):
+    run = Run(experiment(), folder / "output")
+    run.metrics({"a bad name?": 1.0}, step=1)
+    run.metrics({"another bad name?": 1.0}, step=2)
+    run.close("FAILED")
+    assert stored(run).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("runs/can/fold0", "can/fold0"),
+        ("runs/can/round2/fold0/64px", "can/round2/fold0/64px"),
+        ("runs/can-phantom-1a2b3c4d", "can-phantom-1a2b3c4d"),
+        ("runs/cans/fold0", "can/fold0"),
+        ("out", "can/out"),
+    ],
+)
+def test_runs_of_folds_are_told_apart(folder, name):
+    assert runs.run_name("can", Path(folder)) == name
+
+
+def test_trainings_are_runs_of_an_ordinary_experiment(folder):
+    kind = "mlflow.experimentKind"  # as MLflow 3.17's pages read it; without it they take trainings for evaluations of agents
+    for name in ("new", "of an older version"):
+        if name != "new":
+            client().create_experiment(name)
+        Run(experiment(experiment=name), folder / name)
+        assert client().get_experiment_by_name(name).tags[kind] == "custom_model_development"
+    pages = "".join(path.read_text(encoding="utf-8") for path in (Path(mlflow.__file__).parent / "server/js/build").rglob("*.js"))
+    assert kind in pages and '"custom_model_development"' in pages
+
+
+def test_an_older_experiments_kind_is_left_as_it_is(folder):
+    number = client().create_experiment("ours", tags={"mlflow.experimentKind": "genai_development"})
+    Run(experiment(experiment="ours"), folder / "output")
+    assert client().get_experiment(number).tags["mlflow.experimentKind"] == "genai_development"
+
+
+def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
+    exported = export(Room(), tmp_path / "export", {"id": "c0ffee" * 5})
+    run = Run(experiment(), folder / "output")
+    assert run.register(exported, 500, {}, best=False) == "1"
+    client().delete_registered_model_alias("tfmammo-tiny", "best")
+    assert run.register(exported, 500, {}, best=True) == "1"  # killed before it was noted: the alias, too, comes now
+    assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
+    assert len(client().search_model_versions("name = 'tfmammo-tiny'")) == 1
+
+
+def test_two_trainings_may_make_a_registered_model_at_once(folder, exported, monkeypatch):
+    run = Run(experiment(), folder / "output")
+    client().create_registered_model("tfmammo-tiny")  # by the other one, after this one looked
+    monkeypatch.setattr(mlflow.MlflowClient, "search_registered_models", lambda *_, **__: [])
+    assert run.register(exported, 1, {}, best=False) == "1"
+
+
+def test_a_run_whose_start_fails_is_ended(folder, monkeypatch):
+    def refuse(*_):
+        raise OSError("no parameters today")
+
+    monkeypatch.setattr(Run, "_log_parameters", refuse)
+    with pytest.raises(TrackingError, match="no parameters today"):
+        Run(experiment(), folder / "output")
+    found = client().search_runs([client().get_experiment_by_name("tfmammo").experiment_id])
+    assert [run.info.status for run in found] == ["FAILED"]
+
+
+def test_a_store_that_another_process_holds_is_waited_for_and_not_for_ever(folder, monkeypatch):
+    monkeypatch.setattr(store, "PATIENCE", 0.2)
+    with store.alone(store_uri()), pytest.raises(TrackingError, match=r"another process has held .*mlflow.db.lock for 0.2 s"):
+        Run(experiment(), folder / "output")
+
+
+def test_what_is_fetched_from_a_server_is_fetched_once(folder, exported, monkeypatch, tmp_path):
+    fetched = []
+
+    def download(location, dst_path, tracking_uri):
+        fetched.append(dst_path)
+        shutil.copytree(exported, Path(dst_path) / "model")
+
+    monkeypatch.setattr(models, "download_artifacts", download)
+    monkeypatch.setattr(models, "locate_artifacts", lambda *_: "mlflow-artifacts:/1/abc/model")
+    monkeypatch.setattr(models_module, "_copies", {})
+    removed = []
+    monkeypatch.setattr(models.atexit, "register", lambda call, path, **_: removed.append(path))
+    assert resolve("models:/tfmammo-tiny@best") == resolve("models:/tfmammo-tiny@best")
+    assert len(fetched) == 1 and removed == fetched
+    shutil.rmtree(fetched[0])
+
+
+def test_an_environment_without_pip_is_no_reason_to_warn(folder, exported, monkeypatch, caplog):
+    from importlib import metadata
+
+    version = metadata.version
+
+    def without_pip(name):
+        if name == "pip":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_pip)
+    with caplog.at_level(logging.WARNING):
+        assert Run(experiment(), folder / "output").register(exported, 1, {}, best=False) == "1"
+    assert not caplog.records
+
+
+def test_versions_carry_tags_and_best_moves(folder, exported):
+    run = Run(experiment(), folder / "output")
+    assert run.register(exported, 500, {"validation_dice": 0.71234567}, best=True) == "1"
+    assert run.register(exported, 1000, {"validation_dice": 0.7}, best=False) == "2"
+    version = client().get_model_version_by_alias("tfmammo-tiny", "best")
+    assert version.version == 1 and version.run_id == run.id and version.status == "READY"
+    expected = {"step": "500", "validation_dice": "0.712346", "git_commit": "c0ffee", "data_fingerprint": "0123456789ab"}
+    assert version.tags == expected
+    assert run.register(exported, 1500, {"validation_dice": 0.8}, best=True) == "3"
+    assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3
+
+
+def test_another_runs_best_stays_until_it_is_compared(folder, exported, caplog):
+    first, second = Run(experiment(), folder / "one"), Run(experiment(), folder / "other")
+    assert first.register(exported, 10, {}, best=True) == "1"
+    with caplog.at_level("INFO"):
+        assert second.register(exported, 10, {}, best=True) == "2"
+    assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
+    assert "tfmammo-tiny@best stays version 1; python -m tfmammo.registry promote --model tfmammo-tiny judges" in caplog.text
+    client().delete_registered_model_alias("tfmammo-tiny", "best")
+    second.register(exported, 20, {}, best=True)
+    assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3
+
+
+def test_a_version_keeps_its_weights_when_a_resumed_training_registers_the_same_step(folder, exported, tmp_path):
+    run = Run(experiment(), folder / "output")
+    run.register(exported, 500, {}, best=False)
+    run.register(export(Room(), tmp_path / "other", {}), 500, {}, best=False)
+    batch = np.ones((1, 4, 4, 1), np.float32)
+    first, second = (load(resolve(f"models:/tfmammo-tiny/{version}"), "inverter")(batch)["mask"] for version in (1, 2))
+    np.testing.assert_array_equal(first, load(exported, "inverter")(batch)["mask"])
+    assert not np.allclose(first, second)
+
+
+def test_a_registered_model_is_text_and_saved_models_without_pickle(folder, exported):
+    run = Run(experiment(), folder / "output")
+    run.register(exported, 1, {}, best=True)
+    model = resolve("models:/tfmammo-tiny@best").parents[1]
+    names = {path.suffix for path in model.rglob("*") if path.is_file()}
+    assert names <= {".py", ".json", ".yaml", ".txt", ".pb", ".index", ".data-00000-of-00001", ""} and ".pkl" not in names
+    assert (model / "networks.py").read_text() == NETWORKS.read_text()
+    requirements = (model / "requirements.txt").read_text().split()
+    assert sorted(line.split("==")[0] for line in requirements) == ["mlflow", "numpy", "tensorflow"]
+    signature = mlflow.models.Model.load(str(model)).signature
+    assert signature.inputs.inputs[0].shape == (-1, 4, 4, 1) and signature.inputs.inputs[0].name is None
+    assert signature.outputs.inputs[0].name == "mask"
+    assert signature.params.params[0].name == "network" and signature.params.params[0].default == "inverter"
+
+
+def test_only_an_export_can_be_registered(folder):
+    run = Run(experiment(), folder / "output")
+    with pytest.raises(ExportError, match="holds no export"):
+        run.register(folder / "output", 1, {}, best=False)
+
+
+def test_handles_in_the_store_lead_to_the_export(folder, exported, monkeypatch):
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    run = Run(experiment(uri=uri), folder / "output")
+    assert run.register(exported, 500, {}, best=True) == "1"
+    batch = np.random.default_rng(0).random((2, 4, 4, 1), np.float32)
+    expected = load(exported, "inverter")(batch)["mask"]
+    (artifact,) = [item.path for item in client(uri).list_artifacts(run.id)]
+    for handle in ("models:/tfmammo-tiny@best", "models:/tfmammo-tiny/1", f"runs:/{run.id}/{artifact}"):
+        np.testing.assert_array_equal(load(resolve(handle, uri), "inverter")(batch)["mask"], expected)
+    assert list((folder / "elsewhere").iterdir()) == []
+    for handle in ("models:/tfmammo-tiny/2", "models:/tfmammo-tiny@worst", "models:/other@best", "runs:/0/x", "models:/"):
+        with pytest.raises(TrackingError, match=f"^{handle}: can't be fetched from sqlite:"):
+            resolve(handle, uri)
+    with pytest.raises(TrackingError, match="^sqlite:.*can't be used"):
+        resolve("models:/tfmammo-tiny@best", f"sqlite:///{folder}/mlflow.db/x.db")
+
+
+def test_an_artifact_without_an_export_is_one_sentence(folder):
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").touch()
+    run = Run(experiment(), folder / "output")
+    run.artifact(folder / "notes")
+    with pytest.raises(TrackingError, match="notes: holds no exports"):
+        resolve(f"runs:/{run.id}/notes")
+
+
+def test_local_handles(exported, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(exported, output / "export")
+    for handle in (output, output / "export", output / "export" / "inverter", str(output)):
+        assert resolve(handle) == output / "export"
+    (output / "export").rename(output / ".export.old")  # what a crash between two moves leaves
+    assert resolve(output) == resolve(output / "export") == output / ".export.old"
+    with pytest.raises(TrackingError, match=f"^{tmp_path}: holds no export"):
+        resolve(tmp_path)
+    with pytest.raises(TrackingError, match="^nowhere: is neither a folder nor a models:/ or runs:/ handle"):
+        resolve("nowhere")
+
+
+def test_the_commit_of_a_checkout(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+        return subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True).stdout
+
+    file = tmp_path / "code.py"
+    file.write_text("a = 1")
+    assert git_state(file) == {}
+    git("init")
+    assert git_state(file) == {}
+    git("add", "code.py")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD").strip()
+    (tmp_path / "untracked.py").touch()
+    assert git_state(file) == {"git_commit": commit, "git_dirty": "false"} and len(commit) == 40
+    assert git_state(tmp_path / "untracked.py") == {}
+    file.write_text("a = 2")
+    assert git_state(file) == {"git_commit": commit, "git_dirty": "true"}
+
+
+def test_nothing_is_printed_and_no_global_state_is_left(folder, exported, capfd):
+    environment = dict(os.environ)
+    uri = mlflow.get_tracking_uri()
+    run = Run(experiment(), folder / "output")
+    run.metrics({"loss": 1.0}, step=1)
+    run.image("grid", np.zeros((2, 2), np.uint8), step=1)
+    run.register(exported, 1, {}, best=True)
+    resolve("models:/tfmammo-tiny@best")
+    run.close()
+    assert capfd.readouterr() == ("", "")
+    assert mlflow.active_run() is None and mlflow.get_tracking_uri() == uri and dict(os.environ) == environment
+
+
+def test_system_metrics_are_sampled_where_wanted(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    run = Run(experiment(system_metrics=True), folder / "output")
+    deadline = time.monotonic() + 20
+    while "system/cpu_utilization_percentage" not in stored(run).data.metrics and time.monotonic() < deadline:
+        time.sleep(0.1)
+    run.close()
+    metrics = stored(run).data.metrics
+    assert metrics["system/cpu_utilization_percentage"] >= 0 and 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    silent = Run(experiment(), folder / "other")
+    time.sleep(0.5)
+    silent.close()
+    assert stored(silent).data.metrics == {}
+
+
+def start_server(folder, port):
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with (folder / "server.log").open("w") as output:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True)
+    deadline = time.monotonic() + 300  # ten seconds on an idle machine
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+            return server
+        except OSError:
+            time.sleep(0.5)
+    stop(server)
+    raise AssertionError((folder / "server.log").read_text())
+
+
+def stop(server):
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGTERM)
+    server.wait(60)
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away(folder, exported, caplog):
+    port = free_port()
+    uri = f"http://127.0.0.1:{port}"
+    server = start_server(folder, port)
+    try:
+        run = Run(experiment(uri=uri), folder / "output")
+        run.metrics({"loss": 3.0}, step=1)
+        assert client(uri).get_run(run.id).data.metrics == {"loss": 3.0}
+        assert run.register(exported, 1, {"validation_dice": 0.5}, best=True) == "1"
+        batch = np.random.default_rng(0).random((2, 4, 4, 1), np.float32)
+        fetched = load(resolve("models:/tfmammo-tiny@best", uri), "inverter")(batch)["mask"]
+        np.testing.assert_array_equal(fetched, load(exported, "inverter")(batch)["mask"])
+        assert Run(experiment(uri=uri), folder / "output").id == run.id
+    finally:
+        stop(server)
+    start = time.monotonic()
+    with caplog.at_level(logging.INFO, "tfmammo"):
+        run.metrics({"loss": 2.0}, step=2)
+        run.image("grid", np.zeros((2, 2), np.uint8), step=2)
+        run.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and uri in caplog.text
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.slow
+def test_two_trainings_that_start_at_once_share_a_new_store(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from tfmammo.config import Experiment, TrackingConfig
+from tfmammo.training.tracking import Run
+output = Path(sys.argv[1])
+output.mkdir()
+Run(Experiment[dict](name="tiny", tracking=TrackingConfig(system_metrics=False), model={}), output).close()
+"""
+    command = [sys.executable, "-c", program]
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    both = [
+        subprocess.Popen([*command, name], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) for name in ("first", "second")
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=200)
+        assert process.returncode == 0, said
+    ids = {(tmp_path / name / "mlflow_run_id").read_text() for name in ("first", "second")}
+    assert len(ids) == 2
+
+
+def test_a_folder_becomes_a_run_of_its_own(folder):
+    (folder / "judged").mkdir()
+    (folder / "judged" / "table.md").write_text("| CAN |")
+    uri = store_uri()
+    metrics = {"unseen/CAN + post-processing/dice": 71.8, "unseen/CAN/mcc": float("nan")}
+    runs.log_folder(folder / "judged", uri, "tfmammo-evaluation", {"data": {"size": 64}, "tracking_uri": uri}, metrics)
+    (run,) = client().search_runs([client().get_experiment_by_name("tfmammo-evaluation").experiment_id])
+    assert run.info.run_name == "judged" and run.info.status == "FINISHED"
+    assert run.data.params == {"data.size": "64"} and run.data.metrics == {"unseen/CAN _ post-processing/dice": 71.8}
+    assert Path(run.info.artifact_uri.removeprefix("file://"), "table.md").read_text() == "| CAN |"
+    with pytest.raises(TrackingError, match="unsupported URI"):
+        runs.log_folder(folder / "judged", "foo://bar", "x", {}, {})
+
+
+def test_the_history_of_a_run(folder):
+    run = Run(experiment(), folder / "output")
+    for step, value in ((1, 0.5), (2, 0.25), (2, 0.125)):
+        run.metrics({"dice": value}, step)
+        time.sleep(0.002)  # so that the later one of two values for a step is known
+    run.close()
+    assert runs.history(folder / "output", "dice") == {1: 0.5, 2: 0.125}
+    with pytest.raises(TrackingError, match="output: its run logged no l1"):
+        runs.history(folder / "output", "l1")
+    with pytest.raises(TrackingError, match="nowhere: is no training's folder"):
+        runs.history(folder / "nowhere", "dice")
+
+
+def test_a_study_has_one_run_that_its_trainings_are_shown_under(tmp_path, tracking_uri, tiny_can):
+    config = TrackingConfig(uri=tracking_uri, system_metrics=False)
+    parent = runs.parent_run(tmp_path / "study", config)
+    assert runs.parent_run(tmp_path / "study", config) == parent  # the folder knows it
+    child = Run(tiny_can({}).model_copy(update={"tracking": config.model_copy(update={"parent": parent})}), tmp_path / "child")
+    child.close()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report/table.md").write_text("a table")
+    for _ in range(2):  # a study that is reported again
+        runs.log_folder(tmp_path / "report", tracking_uri, config.experiment, {"a": 1}, {"recall": 0.5}, parent)
+    client = mlflow.MlflowClient(tracking_uri)
+    assert client.get_run(child.id).data.tags["mlflow.parentRunId"] == parent
+    run = client.get_run(parent)
+    assert (run.info.status, run.data.params["a"], run.data.metrics["recall"]) == ("FINISHED", "1", 0.5)
+    assert [file.path for file in client.list_artifacts(parent)] == ["table.md"]
