@@ -35,7 +35,8 @@ CORE = [
 ]
 
 BUILD = ["apache-beam>=2.77"]
-SERVE = ["gradio>=6", "fastapi", "starlette", "uvicorn", "prometheus-client"]  # the studio; the server beside MLflow's
+# the studio; the server beside MLflow's
+SERVE = ["gradio>=6", "fastapi", "starlette", "uvicorn", "prometheus-client"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
 EXTRAS = {
@@ -43,7 +44,8 @@ EXTRAS = {
     "gpu": [f"tensorflow[and-cuda]{TENSORFLOW}"],
     "detection": [
         "tf-models-official==2.20.*",  # holds TensorFlow at 2.20
-        "tf-models-research-object-detection==2.8.0.post1",  # left open, the resolver takes 2.5, which is too old
+        # left open, the resolver takes 2.5, which is too old
+        "tf-models-research-object-detection==2.8.0.post1",
         "tf-keras",
         "protobuf<7",
     ],
@@ -72,7 +74,8 @@ EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement
 setup(
     name="tfmammo",
     version="0.1.0",
-    description="GAN-based synthesis and segmentation of breast lesions in mammograms, in TensorFlow",
+    description="GAN-based synthesis and segmentation of breast lesions in mammograms, in "
+    "TensorFlow",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",

@@ -2,12 +2,14 @@
 
 python benchmarks/froc.py [--images 10000] [--detections 100] [--peer-images 100]
 
-matching: boxes to hits and false positives, image by image; froc: from there to the curve and its numbers (wanted: at most two seconds
-together, for 10,000 images of 100 detections). processor: seconds of all threads, which hardly depend on what else the machine does.
+matching: boxes to hits and false positives, image by image; froc: from there to the curve and its
+numbers (wanted: at most two seconds together, for 10,000 images of 100 detections). processor:
+seconds of all threads, which hardly depend on what else the machine does.
 
-peer: MONAI's compute_froc_curve_data and compute_froc_score, which have no matching, on the same hits and false positives as our
-`froc`, in turns, medians; of fewer images, because MONAI's time grows with the square of their number. ratio: ours over theirs.
-difference: the largest between the two means of sensitivity. Boxes are random, half of them of the lesions; every image has one or two.
+peer: MONAI's compute_froc_curve_data and compute_froc_score, which have no matching, on the same
+hits and false positives as our `froc`, in turns, medians; of fewer images, because MONAI's time
+grows with the square of their number. ratio: ours over theirs. difference: the largest between the
+two means of sensitivity. Boxes are random, half of them of the lesions; every image has one or two.
 
 Time: ten seconds on two idle cores, most of them for importing MONAI.
 """
@@ -33,7 +35,8 @@ Image = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  # 
 
 def drawn(images: int, detections: int) -> list[Image]:
     """Random lesions and detections; every second detection lies near a lesion."""
-    random, found = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
+    found = []
     for number in range(images):
         corners = random.uniform(0, SIDE, (detections + 1 + number % 2, 2))
         boxes = np.concatenate([corners, corners + random.uniform(50, 500, corners.shape)], axis=1)
@@ -46,7 +49,8 @@ def drawn(images: int, detections: int) -> list[Image]:
 
 def taken(call: Callable[[], Any]) -> tuple[Any, float, float]:
     """What a call gives, its seconds, and those of processors."""
-    wall, processor = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    processor = time.process_time()
     result = call()
     return result, time.perf_counter() - wall, time.process_time() - processor
 
@@ -58,11 +62,16 @@ def ours(data: list[Image], repeats: int) -> dict[str, Any]:
         matches, *matching = taken(lambda: [match(*image) for image in data])
         _, *curve = taken(lambda: froc(matches))  # noqa: B023
         rows.append((*matching, *curve))
-    matching_s, matching_processor, froc_s, froc_processor = (statistics.median(column) for column in zip(*rows, strict=True))
+    matching_s, matching_processor, froc_s, froc_processor = (
+        statistics.median(column) for column in zip(*rows, strict=True)
+    )
     return {
-        "matching_s": round(matching_s, 4), "froc_s": round(froc_s, 4), "together_s": round(matching_s + froc_s, 4),
-        "processor_s": round(matching_processor + froc_processor, 4), "wanted": "together <= 2",
-    }  # fmt: skip
+        "matching_s": round(matching_s, 4),
+        "froc_s": round(froc_s, 4),
+        "together_s": round(matching_s + froc_s, 4),
+        "processor_s": round(matching_processor + froc_processor, 4),
+        "wanted": "together <= 2",
+    }
 
 
 def beside(data: list[Image], repeats: int) -> dict[str, Any]:
@@ -70,10 +79,14 @@ def beside(data: list[Image], repeats: int) -> dict[str, Any]:
     try:
         from monai.metrics.froc import compute_froc_curve_data, compute_froc_score
     except ImportError:
-        sys.exit('benchmarks/froc.py compares with MONAI, which is missing; install it: pip install "tfmammo[benchmark]"')
+        sys.exit(
+            "benchmarks/froc.py compares with MONAI, which is missing; install it: pip install "
+            '"tfmammo[benchmark]"'
+        )
     matches = [match(*image) for image in data]
     joined = Matches.join(matches)
-    hits = np.append(joined.hits, np.zeros(joined.lesions - len(joined.hits) + 1))  # MONAI drops the lowest score: let it be a 0
+    # MONAI drops the lowest score: let it be a 0
+    hits = np.append(joined.hits, np.zeros(joined.lesions - len(joined.hits) + 1))
 
     def theirs() -> float:
         curve = compute_froc_curve_data(joined.false_positives, hits, joined.lesions, joined.images)
@@ -88,22 +101,41 @@ def beside(data: list[Image], repeats: int) -> dict[str, Any]:
             times[name].append(processor)
     ours_s, theirs_s = (statistics.median(times[name]) for name in calls)
     return {
-        "images": len(data), "ours_s": round(ours_s, 6), "monai_s": round(theirs_s, 6), "ratio": round(ours_s / theirs_s, 6),
-        "difference": abs(means["ours"] - means["theirs"]), "wanted": "ratio <= 1, difference 0 but for rounding",
-    }  # fmt: skip
+        "images": len(data),
+        "ours_s": round(ours_s, 6),
+        "monai_s": round(theirs_s, 6),
+        "ratio": round(ours_s / theirs_s, 6),
+        "difference": abs(means["ours"] - means["theirs"]),
+        "wanted": "ratio <= 1, difference 0 but for rounding",
+    }
 
 
 def main() -> None:
     """Measure both, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--detections", type=int, default=100, help="in each image")
-    parser.add_argument("--peer-images", type=int, default=100, help="for the comparison with MONAI")
+    parser.add_argument(
+        "--peer-images", type=int, default=100, help="for the comparison with MONAI"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     peer = beside(drawn(chosen.peer_images, chosen.detections), chosen.repeats)
     found = ours(drawn(chosen.images, chosen.detections), chosen.repeats)
-    print(json.dumps({"benchmark": "froc", "images": chosen.images, "detections": chosen.detections, **found, "peer": peer}), flush=True)
+    print(
+        json.dumps(
+            {
+                "benchmark": "froc",
+                "images": chosen.images,
+                "detections": chosen.detections,
+                **found,
+                "peer": peer,
+            }
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

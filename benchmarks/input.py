@@ -2,12 +2,14 @@
 
 python benchmarks/input.py [--only dicom pipeline beam index] [--files N]
 
-dicom: a DICOM file to pixels, over pydicom's own decoding and look-up tables of the same files (wanted: at most 1.3).
-pipeline: patches a second from memory and from records, over what a full-size CAN consumes (wanted: at least 20).
-beam: a build with one worker over one with two, wall clock with their start (wanted: at least 1.5 on two idle cores).
-index: reading an archive's tables and headers, per 10,000 images, for three sizes of it (wanted: the same for each).
+dicom: a DICOM file to pixels, over pydicom's own decoding and look-up tables of the same files
+(wanted: at most 1.3). pipeline: patches a second from memory and from records, over what a
+full-size CAN consumes (wanted: at least 20). beam: a build with one worker over one with two, wall
+clock with their start (wanted: at least 1.5 on two idle cores). index: reading an archive's tables
+and headers, per 10,000 images, for three sizes of it (wanted: the same for each).
 
-Everything is made from the phantom, in a temporary folder. Time: about five minutes on two idle cores.
+Everything is made from the phantom, in a temporary folder. Time: about five minutes on two idle
+cores.
 """
 
 from __future__ import annotations
@@ -49,10 +51,20 @@ REPEATS = 5
 def dicom(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     """The ratio of both readers for each transfer syntax, taken in turns on each file."""
     rows, cols = chosen.pixels
-    images = [cv2.resize(found.pixels(), (cols, rows)) for found in phantom.read(count=chosen.files)]
-    found: dict[str, object] = {"files": chosen.files, "rows": rows, "cols": cols, "wanted": "<= 1.3"}
+    images = [
+        cv2.resize(found.pixels(), (cols, rows)) for found in phantom.read(count=chosen.files)
+    ]
+    found: dict[str, object] = {
+        "files": chosen.files,
+        "rows": rows,
+        "cols": cols,
+        "wanted": "<= 1.3",
+    }
     for name, syntax in SYNTAXES.items():
-        paths = [_written(folder / f"{name}-{number}.dcm", image, syntax) for number, image in enumerate(images)]
+        paths = [
+            _written(folder / f"{name}-{number}.dcm", image, syntax)
+            for number, image in enumerate(images)
+        ]
         times: dict[Callable[[Path], object], list[float]] = {read_pixels: [], _peer: []}
         for path in paths * REPEATS:
             for reader, taken in times.items():
@@ -60,7 +72,11 @@ def dicom(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
                 reader(path)
                 taken.append(time.process_time() - start)
         ours, theirs = (statistics.median(taken) for taken in times.values())
-        found[name] = {"ours_ms": round(1e3 * ours, 2), "pydicom_ms": round(1e3 * theirs, 2), "ratio": round(ours / theirs, 3)}
+        found[name] = {
+            "ours_ms": round(1e3 * ours, 2),
+            "pydicom_ms": round(1e3 * theirs, 2),
+            "ratio": round(ours / theirs, 3),
+        }
     return found
 
 
@@ -78,7 +94,8 @@ def _peer(path: Path) -> object:
 
 def pipeline(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Patches a second of both pipelines, and of the training step that they feed."""
-    # TensorFlow is imported only where it is measured, so that the other parts are not slowed down by its threads.
+    # TensorFlow is imported only where it is measured, so that the other parts are not slowed down
+    # by its threads.
     from tfmammo.training import script
 
     script.prepare(TrainingConfig())
@@ -87,7 +104,12 @@ def pipeline(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     from tfmammo.data.tfrecord import Records
 
     logging.disable(logging.WARNING)
-    data = {"phantoms": chosen.files, "size": chosen.size, "patches": "offset", "sampling": {"count": chosen.patches}}
+    data = {
+        "phantoms": chosen.files,
+        "size": chosen.size,
+        "patches": "offset",
+        "sampling": {"count": chosen.patches},
+    }
     build(BuildConfig(name="benchmark", data=data), folder / "records")
     records = Records.open(folder / "records")
     step = _seconds_a_step(chosen)
@@ -101,9 +123,15 @@ def pipeline(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
             next(drawn)
         rates[name] = chosen.draws / (time.perf_counter() - start)
     return {
-        "patches": len(records), "size": chosen.size, "can_step_s": round(step, 4), "wanted": ">= 20",
-        **{name: {"patches_per_s": round(rate, 1), "over_step": round(rate * step, 1)} for name, rate in rates.items()},
-    }  # fmt: skip
+        "patches": len(records),
+        "size": chosen.size,
+        "can_step_s": round(step, 4),
+        "wanted": ">= 20",
+        **{
+            name: {"patches_per_s": round(rate, 1), "over_step": round(rate * step, 1)}
+            for name, rate in rates.items()
+        },
+    }
 
 
 def _seconds_a_step(chosen: argparse.Namespace) -> float:
@@ -129,23 +157,46 @@ def beam(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     (folder / "build.yaml").write_text("name: benchmark\n", encoding="utf-8")
     taken = {}
     for workers in (1, 2):
-        command = [sys.executable, "-m", "tfmammo.data.build", "--config", folder / "build.yaml", "--output", folder / str(workers)]
+        command = [
+            sys.executable,
+            "-m",
+            "tfmammo.data.build",
+            "--config",
+            folder / "build.yaml",
+            "--output",
+            folder / str(workers),
+        ]
         flags = ["--direct_running_mode", "multi_processing", "--direct_num_workers", workers]
-        overrides = ["--set", f"data.phantoms={chosen.mammograms}", f"data.size={chosen.size}", "build.shard_mammograms=2"]
+        overrides = [
+            "--set",
+            f"data.phantoms={chosen.mammograms}",
+            f"data.size={chosen.size}",
+            "build.shard_mammograms=2",
+        ]
         start = time.perf_counter()
-        subprocess.run([str(word) for word in (*command, *overrides, *flags)], check=True, capture_output=True)
+        subprocess.run(
+            [str(word) for word in (*command, *overrides, *flags)], check=True, capture_output=True
+        )
         taken[workers] = time.perf_counter() - start
-    same = (folder / "1" / "manifest.json").read_bytes() == (folder / "2" / "manifest.json").read_bytes()
-    one, two = taken[1], taken[2]
+    same = (folder / "1" / "manifest.json").read_bytes() == (
+        folder / "2" / "manifest.json"
+    ).read_bytes()
+    one = taken[1]
+    two = taken[2]
     return {
-        "mammograms": chosen.mammograms, "one_worker_s": round(one, 2), "two_workers_s": round(two, 2), "ratio": round(one / two, 3),
-        "wanted": ">= 1.5", "same_bytes": same,
-    }  # fmt: skip
+        "mammograms": chosen.mammograms,
+        "one_worker_s": round(one, 2),
+        "two_workers_s": round(two, 2),
+        "ratio": round(one / two, 3),
+        "wanted": ">= 1.5",
+        "same_bytes": same,
+    }
 
 
 def index(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Seconds (of this process) and peak memory per 10,000 images of a tree of tiny files."""
-    seconds, megabytes = [], []
+    seconds = []
+    megabytes = []
     for count in chosen.images:
         root = folder / f"{chosen.archive}-{count}"
         WRITERS[chosen.archive](_tiny(count), root)
@@ -162,10 +213,13 @@ def index(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
         tracemalloc.stop()
         del found
     return {
-        "archive": chosen.archive, "images": chosen.images, "seconds_per_10000": [round(value, 2) for value in seconds],
+        "archive": chosen.archive,
+        "images": chosen.images,
+        "seconds_per_10000": [round(value, 2) for value in seconds],
         "megabytes_per_10000": [round(value, 1) for value in megabytes],
-        "growth": round(max(seconds) / min(seconds), 3), "wanted": "growth near 1",
-    }  # fmt: skip
+        "growth": round(max(seconds) / min(seconds), 3),
+        "wanted": "growth near 1",
+    }
 
 
 def _tiny(count: int) -> Iterable[Mammogram]:
@@ -173,33 +227,75 @@ def _tiny(count: int) -> Iterable[Mammogram]:
     mass = Lesion.from_outline("mass", np.array([[2, 2], [2, 5], [5, 5], [5, 2]]), 8, 8)
     read = partial(np.zeros, (8, 8, 1), np.float32)
     for number in range(count):
-        side, view = "LR"[number % 2], ("CC", "MLO")[number // 2 % 2]
+        side = "LR"[number % 2]
+        view = ("CC", "MLO")[number // 2 % 2]
         lesions, birads = ((mass,), "4") if number % 2 else ((), "1")
         patient = f"{number // 4:08x}"
         yield Mammogram(
-            "tiny", patient, f"{number:032x}", 8, 8, read, side, view, None, lesions, (0.1, 0.1), birads, "B", "train"
-        )  # fmt: skip
+            "tiny",
+            patient,
+            f"{number:032x}",
+            8,
+            8,
+            read,
+            side,
+            view,
+            None,
+            lesions,
+            (0.1, 0.1),
+            birads,
+            "B",
+            "train",
+        )
 
 
 def main() -> None:
     """Measure the chosen parts, one after another."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts")
     parser.add_argument("--files", type=int, default=12, help="phantoms of dicom and pipeline")
-    parser.add_argument("--pixels", type=int, nargs=2, default=(3328, 2560), metavar=("ROWS", "COLS"), help="dicom: of a file")
+    parser.add_argument(
+        "--pixels",
+        type=int,
+        nargs=2,
+        default=(3328, 2560),
+        metavar=("ROWS", "COLS"),
+        help="dicom: of a file",
+    )
     parser.add_argument("--size", type=int, default=256, help="of a patch, px")
     parser.add_argument("--patches", type=int, default=512, help="pipeline: patches cut from them")
     parser.add_argument("--draws", type=int, default=2000, help="pipeline: patches drawn from each")
     parser.add_argument("--steps", type=int, default=5, help="pipeline: training steps timed")
-    parser.add_argument("--model", default="{}", metavar="JSON", help="pipeline: CAN's config where it is not the paper's")
+    parser.add_argument(
+        "--model",
+        default="{}",
+        metavar="JSON",
+        help="pipeline: CAN's config where it is not the paper's",
+    )
     parser.add_argument("--mammograms", type=int, default=480, help="beam: phantoms built")
-    parser.add_argument("--archive", choices=sorted(WRITERS), default="inbreast", help="index: whose form the tree has")
-    parser.add_argument("--images", type=int, nargs="+", default=[2500, 5000, 10000], help="index: sizes of the tree")
+    parser.add_argument(
+        "--archive",
+        choices=sorted(WRITERS),
+        default="inbreast",
+        help="index: whose form the tree has",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs="+",
+        default=[2500, 5000, 10000],
+        help="index: sizes of the tree",
+    )
     chosen = parser.parse_args()
     parts = {"dicom": dicom, "pipeline": pipeline, "beam": beam, "index": index}
     for name in chosen.only:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps({"benchmark": f"input.{name}", **parts[name](chosen, Path(folder))}), flush=True)
+            print(
+                json.dumps({"benchmark": f"input.{name}", **parts[name](chosen, Path(folder))}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""A served model under many requests, good and hostile, at once: nothing is lost, nothing crashes, and how long an answer takes.
+"""A served model under many requests, good and hostile, at once: nothing is lost, nothing
+crashes, and how long an answer takes.
 
 python benchmarks/serving.py [--requests 10000] [--at-once 16]
 
-It registers the segmentation network of a CAN of small width, starts `python -m tfmammo.serving run`, and sends patches as arrays and as
-PNG, of which it knows what the network answers, and requests that must be refused. It prints one JSON line: counts by status, answers that
-were lost or wrong, the latencies' p50 and p99 in seconds, of answers and of refusals, memory of the server before and after, in MB.
+It registers the segmentation network of a CAN of small width, starts `python -m tfmammo.serving
+run`, and sends patches as arrays and as PNG, of which it knows what the network answers, and
+requests that must be refused. It prints one JSON line: counts by status, answers that were lost or
+wrong, the latencies' p50 and p99 in seconds, of answers and of refusals, memory of the server
+before and after, in MB.
 """
 
 from __future__ import annotations
@@ -40,18 +43,39 @@ from tfmammo.serving.pictures import NetworkConfig, ServiceConfig
 SIZE = 64
 KINDS = 24  # different patches
 HOSTILE: list[tuple[bytes, int]] = [
-    (b"", 400), (b"{", 400), (b"\xff\xfe", 400), (b"[]", 400), (b'{"inputs": 7}', 400), (b'{"inputs": [{}]}', 400),
-    (b'{"inputs": [{"image": "*"}]}', 400), (b'{"inputs": [{"pixels": [[1], [1, 2]]}]}', 400), (b'{"inputs": [{"pixels": [[7]]}]}', 400),
+    (b"", 400),
+    (b"{", 400),
+    (b"\xff\xfe", 400),
+    (b"[]", 400),
+    (b'{"inputs": 7}', 400),
+    (b'{"inputs": [{}]}', 400),
+    (b'{"inputs": [{"image": "*"}]}', 400),
+    (b'{"inputs": [{"pixels": [[1], [1, 2]]}]}', 400),
+    (b'{"inputs": [{"pixels": [[7]]}]}', 400),
     (b'{"inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400),
-    (json.dumps({"inputs": [{"image": base64.b64encode(os.urandom(4000)).decode()}]}).encode(), 400),
-    (json.dumps({"inputs": [{"image": base64.b64encode(b"\0" * 128 + b"DICM" + os.urandom(500)).decode()}]}).encode(), 400),
+    (
+        json.dumps({"inputs": [{"image": base64.b64encode(os.urandom(4000)).decode()}]}).encode(),
+        400,
+    ),
+    (
+        json.dumps(
+            {
+                "inputs": [
+                    {"image": base64.b64encode(b"\0" * 128 + b"DICM" + os.urandom(500)).decode()}
+                ]
+            }
+        ).encode(),
+        400,
+    ),
     (b'{"inputs": [{"image": "' + b"A" * 3_000_000 + b'"}]}', 413),
-]  # fmt: skip
+]
 
 
 def main() -> None:
     """Print the measured line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=16)
     chosen = parser.parse_args()
@@ -77,7 +101,16 @@ def main() -> None:
         try:
             print(
                 json.dumps(
-                    asyncio.run(measured(f"http://127.0.0.1:{port}", process.pid, bodies, expected, chosen.requests, chosen.at_once))
+                    asyncio.run(
+                        measured(
+                            f"http://127.0.0.1:{port}",
+                            process.pid,
+                            bodies,
+                            expected,
+                            chosen.requests,
+                            chosen.at_once,
+                        )
+                    )
                 )
             )
             assert process.poll() is None, "the server is gone"
@@ -87,30 +120,54 @@ def main() -> None:
 
 
 def exported(folder: Path) -> Path:
-    """A registered CAN of small width. Returns: its export."""
+    """A registered CAN of small width.
+
+    Returns:
+        Its export.
+    """
     room = CAN(CANConfig(filters=(8, 16, 32, 32), discriminator_filters=8), SIZE)
     data = DataConfig(size=SIZE, window=(0, 1)).model_dump(mode="json")
-    found = export.export(room, folder / "export", {"step": 0, "config": {"data": data, "model": {}}, "train_patients": []})
+    found = export.export(
+        room,
+        folder / "export",
+        {"step": 0, "config": {"data": data, "model": {}}, "train_patients": []},
+    )
     register(ServiceConfig(name="served", network=NetworkConfig(handle=str(found))))
     return found
 
 
 def requests_of(folder: Path) -> tuple[list[bytes], list[np.ndarray]]:
-    """Bodies, as arrays and as PNG in turn, and the probabilities that the SavedModel gives here."""
+    """Bodies, as arrays and as PNG in turn, and the probabilities that the SavedModel
+    gives here.
+    """
     random = np.random.default_rng(0)
     values = random.integers(0, 65536, (KINDS, SIZE, SIZE)).astype(np.uint16)
     images = (values / np.float32(65535)).astype(np.float32)
-    expected = export.load(folder, export.find(folder, {"image"}, {"mask"}))(images[..., None])["mask"][..., 0]
+    expected = export.load(folder, export.find(folder, {"image"}, {"mask"}))(images[..., None])[
+        "mask"
+    ][..., 0]
     bodies = []
     for number, (value, image) in enumerate(zip(values, images, strict=True)):
         png = base64.b64encode(cv2.imencode(".png", value)[1].tobytes()).decode()
-        bodies.append(json.dumps({"inputs": [{"image": png} if number % 2 else {"pixels": image.tolist()}]}).encode())
+        bodies.append(
+            json.dumps(
+                {"inputs": [{"image": png} if number % 2 else {"pixels": image.tolist()}]}
+            ).encode()
+        )
     return bodies, list(expected)
 
 
-async def measured(address: str, pid: int, bodies: list[bytes], expected: list[np.ndarray], count: int, at_once: int) -> dict[str, Any]:
+async def measured(
+    address: str,
+    pid: int,
+    bodies: list[bytes],
+    expected: list[np.ndarray],
+    count: int,
+    at_once: int,
+) -> dict[str, Any]:
     """Send `count` requests, a quarter of them hostile, `at_once` under way."""
-    is_hostile, turn = np.random.default_rng(1).random(count) < 0.25, asyncio.Semaphore(at_once)
+    is_hostile = np.random.default_rng(1).random(count) < 0.25
+    turn = asyncio.Semaphore(at_once)
     nth = np.cumsum(is_hostile)  # hostile ones take turns too, so that a short run sends them all
     seconds: dict[str, list[float]] = {"answered": [], "refused": []}
     statuses: dict[int, int] = {}
@@ -121,15 +178,23 @@ async def measured(address: str, pid: int, bodies: list[bytes], expected: list[n
 
         async def one(number: int) -> None:
             hostile = is_hostile[number]
-            body, status = HOSTILE[nth[number] % len(HOSTILE)] if hostile else (bodies[number % KINDS], 200)
+            body, status = (
+                HOSTILE[nth[number] % len(HOSTILE)] if hostile else (bodies[number % KINDS], 200)
+            )
             async with turn:
                 start = time.perf_counter()
-                response = await client.post(f"{address}/invocations", content=body, headers={"content-type": "application/json"})
+                response = await client.post(
+                    f"{address}/invocations",
+                    content=body,
+                    headers={"content-type": "application/json"},
+                )
                 seconds["refused" if hostile else "answered"].append(time.perf_counter() - start)
             statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
             if response.status_code != status:
                 wrong.append(f"{response.status_code} instead of {status}: {response.text[:200]}")
-            elif not hostile and (far := distance(response.json(), expected[number % KINDS])) > 1e-5:
+            elif (
+                not hostile and (far := distance(response.json(), expected[number % KINDS])) > 1e-5
+            ):
                 wrong.append(f"off by {far:.2g}")
 
         await asyncio.gather(*(one(number) for number in range(count // 10)))
@@ -137,10 +202,21 @@ async def measured(address: str, pid: int, bodies: list[bytes], expected: list[n
         await asyncio.gather(*(one(number) for number in range(count // 10, count)))
         after = server.memory_info().rss
     times = {
-        f"{name}_{part}": round(float(np.percentile(seconds[name], q)), 4) for name in seconds for part, q in (("p50", 50), ("p99", 99))
+        f"{name}_{part}": round(float(np.percentile(seconds[name], q)), 4)
+        for name in seconds
+        for part, q in (("p50", 50), ("p99", 99))
     }
-    known = {"requests": count, "at_once": at_once, "statuses": {str(status): statuses[status] for status in sorted(statuses)}}
-    return known | {"wrong": len(wrong), "first_wrong": wrong[:1], **times, "memory_mb": [round(before / 2**20), round(after / 2**20)]}
+    known = {
+        "requests": count,
+        "at_once": at_once,
+        "statuses": {str(status): statuses[status] for status in sorted(statuses)},
+    }
+    return known | {
+        "wrong": len(wrong),
+        "first_wrong": wrong[:1],
+        **times,
+        "memory_mb": [round(before / 2**20), round(after / 2**20)],
+    }
 
 
 async def ready(client: httpx.AsyncClient, address: str) -> None:

@@ -1,4 +1,6 @@
-"""Processes that are measured beside each other: each answers a line of JSON with a line of JSON, and waits meanwhile."""
+"""Processes that are measured beside each other: each answers a line of JSON with a line
+of JSON, and waits meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,18 @@ import numpy as np
 
 
 class Side:
-    """One of them. given: the words behind `python`. environment: its own; None: this process's. start: its, of time.perf_counter."""
+    """One of them. given: the words behind `python`. environment: its own; None: this process's.
+
+    Attributes:
+        start: Its, of time.perf_counter.
+    """
 
     def __init__(self, *given: object, environment: Mapping[str, str] | None = None) -> None:
         self.start = time.perf_counter()
         command = [sys.executable, *map(str, given)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def ask(self, what: Any) -> Any:
         """The answer."""
@@ -33,7 +41,11 @@ class Side:
         self.process.stdin.flush()
 
     def receive(self) -> Any:
-        """Its next answer. Raises: SystemExit: it has ended."""
+        """Its next answer.
+
+        Raises:
+            SystemExit: It has ended.
+        """
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
@@ -49,8 +61,12 @@ class Side:
 
 
 def serve(made: Callable[[], Callable[[Any], Any]]) -> None:
-    """Be one of them: make what answers, then answer until there are no more lines; "ready" with true."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    """Be one of them: make what answers, then answer until there are no more lines; "ready" with
+    true.
+    """
+    # what libraries print is no answer
+    answers = sys.stdout
+    sys.stdout = sys.stderr
     answer = made()
     for line in sys.stdin:
         what = json.loads(line)

@@ -1,15 +1,20 @@
-"""A training step of ours beside the same step by somebody else's means, by default at the paper's size, batch and widths.
+"""A training step of ours beside the same step by somebody else's means, by default at the
+paper's size, batch and widths.
 
-python benchmarks/step.py --model can|infilling|contextual|cgan --peer torch [--precision float32|bfloat16] [--rounds 5] [--steps 4]
+python benchmarks/step.py --model can|infilling|contextual|cgan --peer torch [--precision
+float32|bfloat16] [--rounds 5] [--steps 4]
 
-Peers: torch, PyTorch as its users run it; torch-best, with fused Adam, channels_last and torch.compile; naive, ours with Keras's own
-layers and Adam and a pass back for each loss. Both run in processes of their own and take turns, A B A B, never at once; so
-whatever else the machine does meets both, if not equally: threads that wait for each other busily, as PyTorch's do, suffer more.
-First both make two steps from equal weights on equal patches, with equal random numbers and no dropout, and their losses must agree.
+Peers: torch, PyTorch as its users run it; torch-best, with fused Adam, channels_last and
+torch.compile; naive, ours with Keras's own layers and Adam and a pass back for each loss. Both run
+in processes of their own and take turns, A B A B, never at once; so whatever else the machine does
+meets both, if not equally: threads that wait for each other busily, as PyTorch's do, suffer more.
+First both make two steps from equal weights on equal patches, with equal random numbers and no
+dropout, and their losses must agree.
 
-One JSON line: seconds and peer_seconds, medians of a step; ratio, the median of the rounds' peer_seconds / seconds; gflop of a step
-(counted in PyTorch's), gemm_gflops measured here by TensorFlow in the same precision, and share, what of that our step reaches; start to
-the end of the first step, s; peak memory, MB; with --trace, seconds of our step that each kind of kernel takes.
+One JSON line: seconds and peer_seconds, medians of a step; ratio, the median of the rounds'
+peer_seconds / seconds; gflop of a step (counted in PyTorch's), gemm_gflops measured here by
+TensorFlow in the same precision, and share, what of that our step reaches; start to the end of the
+first step, s; peak memory, MB; with --trace, seconds of our step that each kind of kernel takes.
 """
 
 from __future__ import annotations
@@ -52,22 +57,40 @@ NO_DROPOUT = ("can", "infilling", "cgan")  # whose dropout is switched off where
 
 def main() -> None:
     """Print the measured line; or be one of the two that take turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=tuple(MODELS), default="can")
     parser.add_argument("--peer", choices=("torch", "torch-best", "naive"), default="torch")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--size", type=int, help="of a patch, px; the paper's")
     parser.add_argument("--batch", type=int, help="the paper's")
-    parser.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="the model's, where it is not the paper's")
+    parser.add_argument(
+        "--config",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="the model's, where it is not the paper's",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each in a round (4)")
-    parser.add_argument("--trace", type=Path, help="keep a trace of three of our steps in this folder, and say what kernels take")
-    parser.add_argument("--as", dest="role", choices=("ours", "torch", "torch-best", "naive"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        help="keep a trace of three of our steps in this folder, and say what kernels take",
+    )
+    parser.add_argument(
+        "--as",
+        dest="role",
+        choices=("ours", "torch", "torch-best", "naive"),
+        help=argparse.SUPPRESS,
+    )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--equal", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     model = MODELS[chosen.model]
-    chosen.size, chosen.batch = chosen.size or model.size, chosen.batch or model.batch
+    chosen.size = chosen.size or model.size
+    chosen.batch = chosen.batch or model.batch
     work(chosen) if chosen.role else print(json.dumps(compared(chosen)))
 
 
@@ -78,22 +101,32 @@ def compared(chosen: argparse.Namespace) -> dict[str, Any]:
         mine, peer = (side_of(role, chosen, Path(folder)) for role in ("ours", chosen.peer))
         starts = [first_step(side) for side in (mine, peer)]
         rounds = [(mine.ask(chosen.steps), peer.ask(chosen.steps)) for _ in range(chosen.rounds)]
-        gemm, memory = mine.ask("gemm"), [side.ask("memory") for side in (mine, peer)]
+        gemm = mine.ask("gemm")
+        memory = [side.ask("memory") for side in (mine, peer)]
         flops = peer.ask("flops")
         operations = traced(mine, Path(folder), chosen.trace) if chosen.trace else {}
         for side in (mine, peer):
             side.close()
     seconds, others = (statistics.median(times) for times in zip(*rounds, strict=True))
     return {
-        "benchmark": f"step.{chosen.model}", "peer": chosen.peer, "precision": chosen.precision, "size": chosen.size, "batch": chosen.batch,
-        "config": chosen.config, "seconds": round(seconds, 4), "peer_seconds": round(others, 4),
+        "benchmark": f"step.{chosen.model}",
+        "peer": chosen.peer,
+        "precision": chosen.precision,
+        "size": chosen.size,
+        "batch": chosen.batch,
+        "config": chosen.config,
+        "seconds": round(seconds, 4),
+        "peer_seconds": round(others, 4),
         "ratio": round(statistics.median(b / a for a, b in rounds), 3),
-        "rounds": [[round(a, 4), round(b, 4)] for a, b in rounds], "losses_apart": float(f"{apart:.2g}"),
-        "gflop": flops and float(f"{flops / 1e9:.4g}"), "gemm_gflops": round(gemm / 1e9, 1),
+        "rounds": [[round(a, 4), round(b, 4)] for a, b in rounds],
+        "losses_apart": float(f"{apart:.2g}"),
+        "gflop": flops and float(f"{flops / 1e9:.4g}"),
+        "gemm_gflops": round(gemm / 1e9, 1),
         "share": flops and round(flops / seconds / gemm, 3),
-        "first_step_seconds": [round(start, 1) for start in starts], "peak_mb": [round(one) for one in memory],
+        "first_step_seconds": [round(start, 1) for start in starts],
+        "peak_mb": [round(one) for one in memory],
         **operations,
-    }  # fmt: skip
+    }
 
 
 def traced(mine: Side, folder: Path, to: Path) -> dict[str, Any]:
@@ -109,15 +142,31 @@ def losses_apart(chosen: argparse.Namespace, folder: Path) -> float:
     ours, theirs = ([side.ask("losses"), side.ask("losses")] for side in both)
     for side in both:
         side.close()
-    apart = max(abs(a[name] - b[name]) / abs(a[name]) for a, b in zip(ours, theirs, strict=True) for name in a)
+    apart = max(
+        abs(a[name] - b[name]) / abs(a[name])
+        for a, b in zip(ours, theirs, strict=True)
+        for name in a
+    )
     if not apart <= AGREE[chosen.precision]:
-        raise SystemExit(f"the losses differ by {apart:.2g}, which is more than {AGREE[chosen.precision]:g}: {ours} and {theirs}")
+        raise SystemExit(
+            f"the losses differ by {apart:.2g}, which is more than {AGREE[chosen.precision]:g}: "
+            f"{ours} and {theirs}"
+        )
     return apart
 
 
 def side_of(role: str, chosen: argparse.Namespace, folder: Path, equal: bool = False) -> Side:
     """One of the two, when it is ready. equal: to be compared, so without dropout."""
-    given = ["--model", chosen.model, "--precision", chosen.precision, "--size", chosen.size, "--batch", chosen.batch]
+    given = [
+        "--model",
+        chosen.model,
+        "--precision",
+        chosen.precision,
+        "--size",
+        chosen.size,
+        "--batch",
+        chosen.batch,
+    ]
     given += ["--config", json.dumps(chosen.config), *(["--equal"] if equal else [])]
     side = Side(__file__, "--as", role, "--folder", folder, *given)
     side.ask("ready")
@@ -125,7 +174,11 @@ def side_of(role: str, chosen: argparse.Namespace, folder: Path, equal: bool = F
 
 
 def first_step(side: Side) -> float:
-    """Make it. Returns: the seconds since the process began."""
+    """Make it.
+
+    Returns:
+        The seconds since the process began.
+    """
     side.ask("losses")
     return time.perf_counter() - side.start
 
@@ -153,8 +206,14 @@ def batch_of(chosen: argparse.Namespace) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     shape = (chosen.batch, chosen.size, chosen.size, 1)
     if chosen.model == "contextual":
-        return {"image": random.random(shape, np.float32), "label": np.arange(chosen.batch, dtype=np.int32) % 3}
-    return {"mask": (random.random(shape) > 0.7).astype(np.float32), "image": random.random(shape, np.float32)}
+        return {
+            "image": random.random(shape, np.float32),
+            "label": np.arange(chosen.batch, dtype=np.int32) % 3,
+        }
+    return {
+        "mask": (random.random(shape) > 0.7).astype(np.float32),
+        "image": random.random(shape, np.float32),
+    }
 
 
 def changed(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -169,15 +228,32 @@ def ours(chosen: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     import rooms
 
     naive = chosen.role == "naive"
-    return rooms.answers(chosen.model, changed(chosen), chosen.size, batch_of(chosen), chosen.precision, chosen.folder, naive)
+    return rooms.answers(
+        chosen.model,
+        changed(chosen),
+        chosen.size,
+        batch_of(chosen),
+        chosen.precision,
+        chosen.folder,
+        naive,
+    )
 
 
 def torchs(chosen: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """The room in PyTorch and, to be compared, with our random numbers."""
-    room, batch = peer_of(chosen), tensors(chosen, batch_of(chosen))
+    room = peer_of(chosen)
+    batch = tensors(chosen, batch_of(chosen))
     drawn = arrays(chosen.folder / "draws.npz") if chosen.equal else {}
-    steps = iter([tensors(chosen, dict(zip(drawn, values, strict=True))) for values in zip(*drawn.values(), strict=True)])
-    return {"losses": lambda: room.train_step(batch | next(steps, {})), "flops": lambda: flops_of(lambda: room.train_step(batch))}
+    steps = iter(
+        [
+            tensors(chosen, dict(zip(drawn, values, strict=True)))
+            for values in zip(*drawn.values(), strict=True)
+        ]
+    )
+    return {
+        "losses": lambda: room.train_step(batch | next(steps, {})),
+        "flops": lambda: flops_of(lambda: room.train_step(batch)),
+    }
 
 
 def peer_of(chosen: argparse.Namespace) -> Any:
@@ -187,8 +263,12 @@ def peer_of(chosen: argparse.Namespace) -> Any:
 
     torch.manual_seed(0)
     best = chosen.role == "torch-best"
-    config = json.loads((chosen.folder / "config.json").read_text(encoding="utf-8")) | changed(chosen)
-    peer = {"can": can, "infilling": infilling, "contextual": contextual, "cgan": cgan}[chosen.model]
+    config = json.loads((chosen.folder / "config.json").read_text(encoding="utf-8")) | changed(
+        chosen
+    )
+    peer = {"can": can, "infilling": infilling, "contextual": contextual, "cgan": cgan}[
+        chosen.model
+    ]
     room = peer.Room(config, chosen.size, best, chosen.precision)
     room.load(arrays(chosen.folder / "weights.npz"))
     for optimizer in room.optimizers.values():
@@ -205,11 +285,17 @@ def tensors(chosen: argparse.Namespace, values: dict[str, np.ndarray]) -> dict[s
 
     order = torch.channels_last if chosen.role == "torch-best" else torch.contiguous_format
     made = {name: torch.from_numpy(value) for name, value in values.items()}
-    return {name: one.permute(0, 3, 1, 2).contiguous(memory_format=order) if one.ndim == 4 else one for name, one in made.items()}
+    return {
+        name: one.permute(0, 3, 1, 2).contiguous(memory_format=order) if one.ndim == 4 else one
+        for name, one in made.items()
+    }
 
 
 def flops_of(step: Callable[[], Any]) -> float:
-    """Of one step, by PyTorch's formulas. Its own FlopCounterMode follows modules too and fails at a gradient's gradient."""
+    """Of one step, by PyTorch's formulas.
+
+    Its own FlopCounterMode follows modules too and fails at a gradient's gradient.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
@@ -217,7 +303,9 @@ def flops_of(step: Callable[[], Any]) -> float:
     class Counter(TorchDispatchMode):
         total = 0.0
 
-        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             found = operation(*args, **(kwargs or {}))
             if formula := flop_registry.get(operation._overloadpacket):
                 self.total += formula(*args, **(kwargs or {}), out_val=found)

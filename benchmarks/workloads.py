@@ -1,11 +1,12 @@
-"""One point of a curve of benchmarks/scaling.py, in a process of its own; that script says what is measured and starts this one.
+"""One point of a curve of benchmarks/scaling.py, in a process of its own; that script says
+what is measured and starts this one.
 
-python benchmarks/workloads.py '{"part": "can", "size": 64, "batch": 1, "width": 0.25, "depth": 6}' [--steps 5] [--count]
-python benchmarks/workloads.py '{"part": "froc", "images": 1000}'
+python benchmarks/workloads.py '{"part": "can", "size": 64, "batch": 1, "width": 0.25, "depth": 6}'
+[--steps 5] [--count] python benchmarks/workloads.py '{"part": "froc", "images": 1000}'
 
-One JSON line: seconds by the clock and processor_seconds of all threads, of the quickest training step (what else the machine does only
-adds) or of all images together; megabytes that it adds to the process's peak; with --count gflop of the step, counted in its graph, and
-million_weights.
+One JSON line: seconds by the clock and processor_seconds of all threads, of the quickest training
+step (what else the machine does only adds) or of all images together; megabytes that it adds to the
+process's peak; with --count gflop of the step, counted in its graph, and million_weights.
 """
 
 from __future__ import annotations
@@ -27,16 +28,21 @@ from unittest import mock
 import numpy as np
 
 DETECTIONS = 100  # in an image
-# Columns: sets are larger than they are wide, as with Inception's 2048 beyond as many images, and stay within a processor's cache, the
-# end of which looks like growth.
+# Columns: sets are larger than they are wide, as with Inception's 2048 beyond as many images, and
+# stay within a processor's cache, the end of which looks like growth.
 FEATURES = 32
 Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured. part: a model, or what is done with so many images. size: px. width: factor of all filters. depth: halvings of
-    the U-Nets.
+    """What is measured.
+
+    Attributes:
+        part: A model, or what is done with so many images.
+        size: px.
+        width: Factor of all filters.
+        depth: Halvings of the U-Nets.
     """
 
     part: str
@@ -49,7 +55,9 @@ class Point:
 
 def main() -> None:
     """Measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("point", metavar="JSON", help="see Point")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32")
@@ -70,7 +78,8 @@ def of_step(point: Point, chosen: argparse.Namespace) -> dict[str, float]:
 
     script.prepare(TrainingConfig(precision=chosen.precision))
     before = forget()
-    room, batch = room_of(point), {name: tf.constant(value) for name, value in batch_of(point).items()}
+    room = room_of(point)
+    batch = {name: tf.constant(value) for name, value in batch_of(point).items()}
     step = tf.function(room.train_step)
 
     def once() -> None:
@@ -80,24 +89,37 @@ def of_step(point: Point, chosen: argparse.Namespace) -> dict[str, float]:
     once()
     once()
     wall, processor = zip(*(timed(once) for _ in range(chosen.steps)), strict=True)
-    found = {"seconds": min(wall), "processor_seconds": min(processor), "megabytes": peak() - before}
+    found = {
+        "seconds": min(wall),
+        "processor_seconds": min(processor),
+        "megabytes": peak() - before,
+    }
     weights = sum(network.count_params() for network in room.networks.values()) / 1e6
-    return found | ({"gflop": flops(room, batch) / 1e9, "million_weights": weights} if chosen.count else {})
+    return found | (
+        {"gflop": flops(room, batch) / 1e9, "million_weights": weights} if chosen.count else {}
+    )
 
 
 def of_images(point: Point) -> dict[str, float]:
-    """The line of something done with images, after the same with two of them, which imports and warms up."""
+    """The line of something done with images, after the same with two of them, which imports and
+    warms up.
+    """
     with tempfile.TemporaryDirectory() as folder:
         IMAGES[point.part](2, Path(folder) / "first")()
         before = forget()
         run = IMAGES[point.part](point.images, Path(folder) / "second")
         wall, processor = timed(run)
-        return {"seconds": wall, "processor_seconds": processor, "megabytes": max(peak() - before, 0.0)}
+        return {
+            "seconds": wall,
+            "processor_seconds": processor,
+            "megabytes": max(peak() - before, 0.0),
+        }
 
 
 def timed(run: Run) -> tuple[float, float]:
     """Seconds by the clock, and of the processors."""
-    wall, processor = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    processor = time.process_time()
     run()
     return time.perf_counter() - wall, time.process_time() - processor
 
@@ -106,7 +128,10 @@ def peak() -> float:
     """MB that this process has held at most since `forget`."""
     try:  # what getrusage gives begins with what the starting process held
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10
+        return (
+            int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+            / 2**10
+        )
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
@@ -120,7 +145,9 @@ def forget() -> float:
 
 
 def flops(room: Any, batch: dict[str, Any]) -> int:
-    """Of a step, as TensorFlow's profiler counts them in the graph, for which all shapes must be known."""
+    """Of a step, as TensorFlow's profiler counts them in the graph, for which all shapes must be
+    known.
+    """
     import tensorflow as tf
 
     def partition(data: Any, partitions: Any, count: int) -> Any:
@@ -136,15 +163,25 @@ def flops(room: Any, batch: dict[str, Any]) -> int:
 
 def batch_of(point: Point) -> dict[str, np.ndarray]:
     """Random patches and masks; for the contextual GAN half of them malignant, then half normal."""
-    random, shape = np.random.default_rng(0), (point.batch, point.size, point.size, 1)
-    batch = {"image": random.random(shape, np.float32), "mask": (random.random(shape) > 0.7).astype(np.float32)}
+    random = np.random.default_rng(0)
+    shape = (point.batch, point.size, point.size, 1)
+    batch = {
+        "image": random.random(shape, np.float32),
+        "mask": (random.random(shape) > 0.7).astype(np.float32),
+    }
     half = point.batch // 2
-    return batch | ({"label": np.array([0] * half + [2] * (point.batch - half), np.int32)} if point.part == "contextual" else {})
+    return batch | (
+        {"label": np.array([0] * half + [2] * (point.batch - half), np.int32)}
+        if point.part == "contextual"
+        else {}
+    )
 
 
 def room_of(point: Point) -> Any:
-    """A model, all its filters times `width`. U-Nets halve the patch `depth` times whatever its size; the contextual GAN's networks end
-    at 4 x 4 px, as they must, so that they have a level more for each doubling.
+    """A model, all its filters times `width`.
+
+    U-Nets halve the patch `depth` times whatever its size; the contextual GAN's networks end at 4 x
+    4 px, as they must, so that they have a level more for each doubling.
     """
     size = point.size
     if point.part == "can":
@@ -162,13 +199,21 @@ def room_of(point: Point) -> Any:
     from tfmammo.models.contextual import Contextual, ContextualConfig
 
     filters = narrow([16 * 2**level for level in range(size.bit_length() - 3)], point.width)
-    return Contextual(ContextualConfig(positives="lesion", filters=filters, start=size, attention=min(32, size // 2)), size)
+    return Contextual(
+        ContextualConfig(
+            positives="lesion", filters=filters, start=size, attention=min(32, size // 2)
+        ),
+        size,
+    )
 
 
 def unet(config: Any, point: Point) -> dict[str, Any]:
     """The widths of a config with a U-Net."""
     one = narrow([config.discriminator_filters], point.width)[0]
-    return {"filters": narrow(config.filters[: point.depth], point.width), "discriminator_filters": one}
+    return {
+        "filters": narrow(config.filters[: point.depth], point.width),
+        "discriminator_filters": one,
+    }
 
 
 def narrow(filters: Any, width: float) -> tuple[int, ...]:
@@ -182,7 +227,9 @@ def build(count: int, folder: Path) -> Run:
     from tfmammo.data.build import BuildConfig
     from tfmammo.data.build import build as write
 
-    return lambda: write(BuildConfig(name="scaling", data=DataConfig(phantoms=count, size=64)), folder)
+    return lambda: write(
+        BuildConfig(name="scaling", data=DataConfig(phantoms=count, size=64)), folder
+    )
 
 
 def pipeline(count: int, folder: Path) -> Run:
@@ -195,7 +242,12 @@ def pipeline(count: int, folder: Path) -> Run:
 
     data = DataConfig(phantoms=8, size=64, patches="offset", sampling=SamplingConfig(count=count))
     write(BuildConfig(name="scaling", data=data), folder)
-    return lambda: [None for _, _ in zip(range(count), batches(Records.open(folder), 1, seed=0, augment=True), strict=False)]
+    return lambda: [
+        None
+        for _, _ in zip(
+            range(count), batches(Records.open(folder), 1, seed=0, augment=True), strict=False
+        )
+    ]
 
 
 def synthesis(count: int, folder: Path) -> Run:
@@ -205,7 +257,14 @@ def synthesis(count: int, folder: Path) -> Run:
     from tfmammo.synthesis.mammograms import synthesise
 
     return lambda: synthesise(
-        SynthesisConfig(name="scaling", painter="poisson", format="png", count=count, data=DataConfig(phantoms=8)), folder
+        SynthesisConfig(
+            name="scaling",
+            painter="poisson",
+            format="png",
+            count=count,
+            data=DataConfig(phantoms=8),
+        ),
+        folder,
     )
 
 
@@ -213,8 +272,11 @@ def ssim(count: int, folder: Path) -> Run:
     """L1, PSNR and SSIM of pairs of 64 px."""
     from tfmammo.metrics.synthesis import per_image
 
-    random, shape = np.random.default_rng(0), (count, 64, 64, 1)
-    real, made, mask = random.random(shape, np.float32), random.random(shape, np.float32), np.zeros(shape, np.uint8)
+    random = np.random.default_rng(0)
+    shape = (count, 64, 64, 1)
+    real = random.random(shape, np.float32)
+    made = random.random(shape, np.float32)
+    mask = np.zeros(shape, np.uint8)
     mask[:, 20:40, 20:40] = 1
     return lambda: per_image(real, made, mask)
 
@@ -223,8 +285,10 @@ def segmentation(count: int, folder: Path) -> Run:
     """Dice and the others of masks of 64 px, and a patient bootstrap of one of them."""
     from tfmammo.metrics.segmentation import bootstrap_interval, per_image
 
-    random, shape = np.random.default_rng(0), (count, 64, 64, 1)
-    truth, output = random.random(shape) > 0.5, random.random(shape, np.float32)
+    random = np.random.default_rng(0)
+    shape = (count, 64, 64, 1)
+    truth = random.random(shape) > 0.5
+    output = random.random(shape, np.float32)
     return lambda: bootstrap_interval(per_image(truth, output)["dice"], np.arange(count) // 2)
 
 
@@ -242,15 +306,19 @@ def jafroc(count: int, folder: Path) -> Run:
     from tfmammo.metrics.detection import match
     from tfmammo.metrics.jafroc import jafroc_test
 
-    random, images = np.random.default_rng(1), detected(count)
+    random = np.random.default_rng(1)
+    images = detected(count)
     ours = [match(*image) for image in images]
     others = [match(boxes, random.random(len(scores)), truth) for boxes, scores, truth in images]
-    return lambda: jafroc_test(ours, others, [str(number // 2) for number in range(count)], "jafroc1")
+    return lambda: jafroc_test(
+        ours, others, [str(number // 2) for number in range(count)], "jafroc1"
+    )
 
 
 def detected(count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Boxes, scores and a lesion of each image; every second detection lies near the lesion."""
-    random, found = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
+    found = []
     for _ in range(count):
         corners = random.uniform(0, 3000, (DETECTIONS + 1, 2))
         boxes = np.concatenate([corners, corners + random.uniform(50, 500, corners.shape)], axis=1)
@@ -280,9 +348,16 @@ def drawn_features(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 IMAGES: dict[str, Callable[[int, Path], Run]] = {
-    "build": build, "pipeline": pipeline, "synthesis": synthesis, "ssim": ssim, "segmentation": segmentation, "froc": froc,
-    "jafroc": jafroc, "fid": fid, "kid": kid,
-}  # fmt: skip
+    "build": build,
+    "pipeline": pipeline,
+    "synthesis": synthesis,
+    "ssim": ssim,
+    "segmentation": segmentation,
+    "froc": froc,
+    "jafroc": jafroc,
+    "fid": fid,
+    "kid": kid,
+}
 
 if __name__ == "__main__":
     main()

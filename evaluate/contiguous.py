@@ -1,9 +1,11 @@
-"""Lesions on patches side by side of one mammogram, put back into it: how a contextual GAN works in varying contexts (Fig. 3).
+"""Lesions on patches side by side of one mammogram, put back into it: how a contextual GAN
+works in varying contexts (Fig. 3).
 
-python evaluate/contiguous.py --config configs/contiguous.yaml --set data.name=cdd_cesm data.root=DIR generator=RUN
+python evaluate/contiguous.py --config configs/contiguous.yaml --set data.name=cdd_cesm
+data.root=DIR generator=RUN
 
-Writes figure-contiguous.png (above as it was, below with the lesions), mammogram.png (all of it, as deep as the source) and
-boxes.csv (each patch's window and what was added in it, native px).
+Writes figure-contiguous.png (above as it was, below with the lesions), mammogram.png (all of it, as
+deep as the source) and boxes.csv (each patch's window and what was added in it, native px).
 """
 
 from __future__ import annotations
@@ -33,23 +35,26 @@ from tfmammo.synthesis.patch_insertion import Filled, contiguous, filled, reinse
 from tfmammo.synthesis.placement import Ground, training_data
 from tfmammo.training import script
 
-LIGHT, ADDED = "#56b4e9", "#e69f00"
+LIGHT = "#56b4e9"
+ADDED = "#e69f00"
 
 
 class ContiguousConfig(Frozen):
-    """A config file of this script.
-
-    data: the archive; name, root, and for the phantom phantoms and seed are used. generator: the handle of a run of
-    train/contextual.py that adds lesions; its best weights are taken. only: the mammogram's image id; null takes the first normal
-    one, of patients that the generator was not trained on, in which the patches fit. count: of patches. seed: of places and lesions.
-    """
+    """A config file of this script."""
 
     data: DataConfig = DataConfig()
+    """The archive; name, root, and for the phantom phantoms and seed are used."""
     generator: str
+    """The handle of a run of train/contextual.py that adds lesions; its best weights are taken."""
     only: str | None = None
+    """The mammogram's image id; null takes the first normal one, of patients that the generator was
+    not trained on, in which the patches fit.
+    """
     count: PositiveInt = 5
+    """Of patches."""
     tracking_uri: str | None = None
     seed: NonNegativeInt = 0
+    """Of places and lesions."""
 
 
 def main() -> None:
@@ -73,15 +78,23 @@ def main() -> None:
     write_csv(output / "boxes.csv", [row(patch, mammogram) for patch in patches])
     comparison.save(figure(ground.image, made.image(), patches), output / "figure-contiguous.png")
     kept = sum(patch.mask_box is not None for patch in patches)
-    cli.console.print(f"{kept} of {len(patches)} patches of {mammogram.image_id} got a lesion: {output}")
+    cli.console.print(
+        f"{kept} of {len(patches)} patches of {mammogram.image_id} got a lesion: {output}"
+    )
 
 
 def found(config: ContiguousConfig, network: LesionGenerator) -> tuple[Mammogram, list[Box]]:
     """A mammogram with normal tissue that has room for the patches, and their windows.
 
-    Raises:   ConfigError: there is no such mammogram. DataError: none has room.
+    Raises:
+        ConfigError: There is no such mammogram.
+        DataError: None has room.
     """
-    normal = [one for one in archives.mammograms(config.data, Skipped()) if sampling.gives_normal(one, network.data.sampling)]
+    normal = [
+        one
+        for one in archives.mammograms(config.data, Skipped())
+        if sampling.gives_normal(one, network.data.sampling)
+    ]
     if config.only and config.only not in {one.image_id for one in normal}:
         raise ConfigError(f"only: {config.only} is none of the {len(normal)} normal mammograms")
     unseen = [one for one in normal if one.patient_id not in network.patients]
@@ -93,26 +106,39 @@ def found(config: ContiguousConfig, network: LesionGenerator) -> tuple[Mammogram
             for lesion in one.lesions:
                 lesions[..., 0] |= lesion.mask(one.rows, one.cols)
             return one, contiguous(
-                breast_mask(one.pixels()), lesions, side(one, network), config.count, network.data.sampling.tissue, random
+                breast_mask(one.pixels()),
+                lesions,
+                side(one, network),
+                config.count,
+                network.data.sampling.tissue,
+                random,
             )
         except ValueError as error:
             reason = str(error)
-    raise DataError(f"no normal mammogram{'' if config.only else ' of a patient new to the generator'} has room for the patches: {reason}")
+    raise DataError(
+        f"no normal mammogram{'' if config.only else ' of a patient new to the generator'} has "
+        f"room for the patches: {reason}"
+    )
 
 
 def row(patch: Filled, mammogram: Mammogram) -> dict[str, object]:
     """A line of boxes.csv."""
     names = ("row_min", "col_min", "row_max", "col_max")
     added = patch.mask_box or ("", "", "", "")
-    boxes = dict(zip(names, patch.place, strict=True)) | {f"lesion_{name}": value for name, value in zip(names, added, strict=True)}
+    boxes = dict(zip(names, patch.place, strict=True)) | {
+        f"lesion_{name}": value for name, value in zip(names, added, strict=True)
+    }
     return {"image_id": mammogram.image_id, **boxes, "seed": patch.seed}
 
 
 @quiet
-def figure(before: NDArray[np.float32], after: NDArray[np.float32], patches: Sequence[Filled]) -> Figure:
+def figure(
+    before: NDArray[np.float32], after: NDArray[np.float32], patches: Sequence[Filled]
+) -> Figure:
     """The row of patches as it was and as it is, with the windows and what was added."""
     corners = np.array([patch.place for patch in patches])
-    (top, left), (bottom, right) = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+    (top, left) = corners[:, :2].min(axis=0)
+    (bottom, right) = corners[:, 2:].max(axis=0)
     wide = right - left >= bottom - top
     drawn = Figure(figsize=(9, 4.2) if wide else (4.2, 9), layout="constrained", facecolor="black")
     axes = drawn.subplots(2, 1) if wide else drawn.subplots(1, 2)
@@ -129,7 +155,9 @@ def figure(before: NDArray[np.float32], after: NDArray[np.float32], patches: Seq
 
 def _rectangle(box: Box, top: int, left: int, colour: str) -> Rectangle:
     place = (box[1] - left - 0.5, box[0] - top - 0.5)
-    return Rectangle(place, box[3] - box[1], box[2] - box[0], fill=False, edgecolor=colour, linewidth=0.8)
+    return Rectangle(
+        place, box[3] - box[1], box[2] - box[0], fill=False, edgecolor=colour, linewidth=0.8
+    )
 
 
 if __name__ == "__main__":

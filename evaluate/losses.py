@@ -1,8 +1,11 @@
-"""Compare the cGAN's content losses over a training, Dice against L1: each run's own loss, and the held-out Dice of both.
+"""Compare the cGAN's content losses over a training, Dice against L1: each run's own loss,
+and the held-out Dice of both.
 
-python evaluate/losses.py --config configs/losses.yaml --set runs.Dice=runs/cgan/fold0 runs.L1=runs/cgan/l1
+python evaluate/losses.py --config configs/losses.yaml --set runs.Dice=runs/cgan/fold0
+runs.L1=runs/cgan/l1
 
-The two losses are different quantities, so that the lower curve is not thereby the better one; held-out Dice is one quantity.
+The two losses are different quantities, so that the lower curve is not thereby the better one;
+held-out Dice is one quantity.
 """
 
 from __future__ import annotations
@@ -24,18 +27,19 @@ from tfmammo.tracking import runs as tracking
 
 HELD_OUT = "validation_dice"
 
-Curves = dict[str, dict[str, dict[int, float]]]  # name -> "loss" and "held-out Dice" -> step -> value
+# name -> "loss" and "held-out Dice" -> step -> value
+Curves = dict[str, dict[str, dict[int, float]]]
 
 
 class LossesConfig(Frozen):
-    """runs: name -> folder of a training of the cGAN. tracking_uri: where they were logged; None means the environment's.
-
-    smooth: steps logged that a point of a loss curve is the mean of.
-    """
+    """Trainings whose loss curves are drawn together."""
 
     runs: dict[comparison.Name, Path] = Field(min_length=1)
+    """Name -> folder of a training of the cGAN."""
     tracking_uri: str | None = None
+    """Where they were logged; None means the environment's."""
     smooth: PositiveInt = 10
+    """Steps logged that a point of a loss curve is the mean of."""
 
 
 def main() -> None:
@@ -45,9 +49,13 @@ def main() -> None:
     output = chosen.output or Path("runs/losses")
     found: Curves = {}
     for name, folder in config.runs.items():
-        content = configuration.load(folder / "config.yaml", model=CGANConfig).model.content  # the loss's name in MLflow
+        # the loss's name in MLflow
+        content = configuration.load(folder / "config.yaml", model=CGANConfig).model.content
         measures = {"loss": content, "held-out Dice": HELD_OUT}
-        found[name] = {what: tracking.history(folder, metric, config.tracking_uri) for what, metric in measures.items()}
+        found[name] = {
+            what: tracking.history(folder, metric, config.tracking_uri)
+            for what, metric in measures.items()
+        }
     comparison.save(figure(found, config.smooth), output / "losses.png")
     rows = [
         {"run": name, "curve": what, "step": step, "value": value}
@@ -65,11 +73,16 @@ def figure(found: Curves, smooth: int) -> Figure:
     drawn = Figure(figsize=(8, 3.5), layout="constrained")
     for axes, what in zip(drawn.subplots(1, 2), ("loss", "held-out Dice"), strict=True):
         for name, measures in found.items():
-            steps, values = (np.array(part, np.float64) for part in (list(measures[what]), list(measures[what].values())))
+            steps, values = (
+                np.array(part, np.float64)
+                for part in (list(measures[what]), list(measures[what].values()))
+            )
             window = np.ones(min(smooth, len(values))) if what == "loss" else np.ones(1)
             means = (np.convolve(part, window / len(window), "valid") for part in (steps, values))
             axes.plot(*means, linewidth=1.2, label=name)
-        axes.set(xlabel="step", title=f"{what} of each run" if what == "loss" else what, ylim=(0, None))
+        axes.set(
+            xlabel="step", title=f"{what} of each run" if what == "loss" else what, ylim=(0, None)
+        )
         axes.legend(fontsize=8)
     return drawn
 

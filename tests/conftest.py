@@ -30,13 +30,17 @@ def real_data() -> Path:
     """The folder of real mammograms; a test that asks for it is skipped where it is missing."""
     folder = Path(os.environ.get("TFMAMMO_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real mammograms: {folder.name} is missing; name their folder in TFMAMMO_TEST_DATA")
+        pytest.skip(
+            f"no real mammograms: {folder.name} is missing; name their folder in TFMAMMO_TEST_DATA"
+        )
     return folder
 
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """Every test starts and ends under the float32 policy; one that never touches Keras does not pay for it."""
+    """Every test starts and ends under the float32 policy; one that never touches Keras does not
+    pay for it.
+    """
     _reset_policy()
     yield
     _reset_policy()
@@ -44,9 +48,13 @@ def float32_policy():
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
-    """A command that runs in this process leaves no handler behind: the stderr it writes to is closed when its test ends."""
-    root, package = logging.getLogger(), logging.getLogger("tfmammo")
-    handlers, levels = list(root.handlers), (root.level, package.level)
+    """A command that runs in this process leaves no handler behind: the stderr it writes to is
+    closed when its test ends.
+    """
+    root = logging.getLogger()
+    package = logging.getLogger("tfmammo")
+    handlers = list(root.handlers)
+    levels = (root.level, package.level)
     yield
     for handler in root.handlers[:]:
         if handler not in handlers and type(handler) in (logging.StreamHandler, RichHandler):
@@ -57,9 +65,11 @@ def logging_as_before():
 
 @pytest.fixture(autouse=True)
 def collect_networks():
-    """Networks of one test do not stay in memory for the next: TensorFlow with oneDNN keeps what it has once taken.
+    """Networks of one test do not stay in memory for the next: TensorFlow with oneDNN keeps what it
+    has once taken.
 
-    Collecting takes a sixth of a second, so that it is left out after tests that were too short to build a network.
+    Collecting takes a sixth of a second, so that it is left out after tests that were too short to
+    build a network.
     """
     start = time.monotonic()
     yield
@@ -83,10 +93,16 @@ def _reset_policy() -> None:
 
 @pytest.fixture(scope="session")
 def where():
-    """A function (config) -> the overrides that say where its archives and its generator lie, which its recipes don't."""
+    """A function (config) -> the overrides that say where its archives and its generator lie, which
+    its recipes don't.
+    """
 
     def overrides(chosen) -> list[str]:
-        roots = {"data.root": chosen.data.root, "lesions.root": chosen.lesions and chosen.lesions.root, "generator": chosen.generator}
+        roots = {
+            "data.root": chosen.data.root,
+            "lesions.root": chosen.lesions and chosen.lesions.root,
+            "generator": chosen.generator,
+        }
         return [f"{key}={value}" for key, value in roots.items() if value]
 
     return overrides
@@ -94,7 +110,9 @@ def where():
 
 @pytest.fixture
 def random_patches():
-    """A function (count, size=32) -> Patches: noise with a bright disc where the mask is, two patches a patient."""
+    """A function (count, size=32) -> Patches: noise with a bright disc where the mask is, two
+    patches a patient.
+    """
     import numpy as np
 
     from tfmammo.data.patches import Patches
@@ -103,8 +121,12 @@ def random_patches():
         random = np.random.default_rng(count)
         rows, cols = np.mgrid[:size, :size]
         centres = random.uniform(size / 3, 2 * size / 3, (count, 2, 1, 1))
-        masks = (np.hypot(rows - centres[:, 0], cols - centres[:, 1]) < size / 4)[..., None].astype(np.uint8)
-        images = np.clip(0.3 + 0.4 * masks + random.normal(0, 0.1, masks.shape), 0, 1).astype(np.float32)
+        masks = (np.hypot(rows - centres[:, 0], cols - centres[:, 1]) < size / 4)[..., None].astype(
+            np.uint8
+        )
+        images = np.clip(0.3 + 0.4 * masks + random.normal(0, 0.1, masks.shape), 0, 1).astype(
+            np.float32
+        )
         patients = np.array([f"p{i // 2}" for i in range(count)])
         return Patches(images, masks, patients, np.array([f"image{i}#0" for i in range(count)]))
 
@@ -113,7 +135,9 @@ def random_patches():
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
-    """An MLflow database without runs: making its tables takes seconds, so that tests take copies of it."""
+    """An MLflow database without runs: making its tables takes seconds, so that tests take copies
+    of it.
+    """
     import mlflow
 
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -136,7 +160,14 @@ def tiny_can(tracking_uri):
     from tfmammo.models.can import CANConfig
 
     def make(model: dict | None = None, **training: object) -> Experiment:
-        chosen = {"steps": 4, "steps_per_loop": 2, "checkpoint_every": 2, "validate_every": 2, "grid_every": 2, "precision": "float32"}
+        chosen = {
+            "steps": 4,
+            "steps_per_loop": 2,
+            "checkpoint_every": 2,
+            "validate_every": 2,
+            "grid_every": 2,
+            "precision": "float32",
+        }
         return Experiment[CANConfig](
             name="can",
             data=DataConfig(size=32),
@@ -150,9 +181,11 @@ def tiny_can(tracking_uri):
 
 @pytest.fixture(scope="session")
 def tiny_infilling(tmp_path_factory):
-    """A function (size=64, margin=296, offset=0.0, **data) -> the export of an infilling that needs no training.
+    """A function (size=64, margin=296, offset=0.0, **data) -> the export of an infilling that needs
+    no training.
 
-    It blurs the tissue around the mask and adds 0.7 on the mask, 0.2 on the margin and `offset` everywhere.
+    It blurs the tissue around the mask and adds 0.7 on the mask, 0.2 on the margin and `offset`
+    everywhere.
     """
     import keras
     import tensorflow as tf
@@ -163,17 +196,27 @@ def tiny_infilling(tmp_path_factory):
     class Brighten(keras.layers.Layer):
         def __init__(self, offset):
             super().__init__()
-            self.added = self.add_weight(shape=(3,), initializer=keras.initializers.Constant([0.7, 0.2, offset]))
+            self.added = self.add_weight(
+                shape=(3,), initializer=keras.initializers.Constant([0.7, 0.2, offset])
+            )
 
         def call(self, x):
             tissue = tf.nn.avg_pool2d(x[..., :1] * (1 - x[..., 1:2]), 5, 1, "SAME")
             margin = x[..., 2:] if x.shape[-1] == 3 else 0.0
-            return tf.clip_by_value(tissue + self.added[0] * x[..., 1:2] + self.added[1] * margin + self.added[2], 0.0, 1.0)
+            return tf.clip_by_value(
+                tissue + self.added[0] * x[..., 1:2] + self.added[1] * margin + self.added[2],
+                0.0,
+                1.0,
+            )
 
     class Room(keras.Model):
         def __init__(self, size, channels, offset):
             super().__init__(name="infilling")
-            self.networks = {"generator": keras.Sequential([keras.Input((size, size, channels)), Brighten(offset)])}
+            self.networks = {
+                "generator": keras.Sequential(
+                    [keras.Input((size, size, channels)), Brighten(offset)]
+                )
+            }
 
         def functions(self):
             network = self.networks["generator"]
@@ -186,16 +229,29 @@ def tiny_infilling(tmp_path_factory):
             return {"generator": generator}
 
     def make(size=64, margin=296, offset=0.0, **data):
-        section = DataConfig(**{"size": size, "frame": "padded", "padding": 40, "window": (0, 1), **data}).model_dump(mode="json")
-        card = {"name": "infilling", "step": 3, "config": {"data": section, "model": {"margin": margin}}, "train_patients": []}
-        return export(Room(size, 3 if margin else 2, offset), tmp_path_factory.mktemp("infilling") / "export", card)
+        section = DataConfig(
+            **{"size": size, "frame": "padded", "padding": 40, "window": (0, 1), **data}
+        ).model_dump(mode="json")
+        card = {
+            "name": "infilling",
+            "step": 3,
+            "config": {"data": section, "model": {"margin": margin}},
+            "train_patients": [],
+        }
+        return export(
+            Room(size, 3 if margin else 2, offset),
+            tmp_path_factory.mktemp("infilling") / "export",
+            card,
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
 def tiny_blending(tmp_path_factory):
-    """A function (size=32, patients=(), **data) -> the export of a small blending network, trained for two steps on random patches."""
+    """A function (size=32, patients=(), **data) -> the export of a small blending network, trained
+    for two steps on random patches.
+    """
     import numpy as np
 
     from tfmammo.config import DataConfig
@@ -203,16 +259,28 @@ def tiny_blending(tmp_path_factory):
     from tfmammo.models.blending import Blending, BlendingConfig
 
     def make(size=32, patients=(), **data):
-        config, random = BlendingConfig(widths=(4, 8), discriminator_filters=4), np.random.default_rng(0)
+        config = BlendingConfig(widths=(4, 8), discriminator_filters=4)
+        random = np.random.default_rng(0)
         room = Blending(config, size)
         mask = np.zeros((4, size, size, 1), np.float32)
         mask[2:, size // 3 : 2 * size // 3, size // 3 : size // 2] = 1
-        batch = {"image": random.random(mask.shape, np.float32), "mask": mask, "label": np.array([0, 0, 1, 1], np.int32)}
+        batch = {
+            "image": random.random(mask.shape, np.float32),
+            "mask": mask,
+            "label": np.array([0, 0, 1, 1], np.int32),
+        }
         for _ in range(2):
             room.train_step(batch)
-        section = DataConfig(**{"size": size, "frame": "square", "context": 2, "window": (0, 1), **data}).model_dump(mode="json")
+        section = DataConfig(
+            **{"size": size, "frame": "square", "context": 2, "window": (0, 1), **data}
+        ).model_dump(mode="json")
         model = config.model_dump(mode="json")
-        card = {"name": "blending", "step": 2, "config": {"data": section, "model": model}, "train_patients": sorted(patients)}
+        card = {
+            "name": "blending",
+            "step": 2,
+            "config": {"data": section, "model": model},
+            "train_patients": sorted(patients),
+        }
         return export(room, tmp_path_factory.mktemp("blending") / "export", card)
 
     return make
@@ -220,11 +288,12 @@ def tiny_blending(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_contextual(tmp_path_factory):
-    """A function (target="mass", size=32, patients=(), idle=0.0, level=0.6, **data) -> the export of a contextual GAN that needs no
-    training.
+    """A function (target="mass", size=32, patients=(), idle=0.0, level=0.6, **data) -> the export
+    of a contextual GAN that needs no training.
 
-    Its lesion is a disc of radius size / 4 in the middle, `level` high (for removal: deep), and empty, so that post-processing
-    discards it, where the first random number is below -1 + 2 * idle.
+    Its lesion is a disc of radius size / 4 in the middle, `level` high (for removal: deep), and
+    empty, so that post-processing discards it, where the first random number is below -1 + 2 *
+    idle.
     """
     import keras
     import numpy as np
@@ -241,24 +310,42 @@ def tiny_contextual(tmp_path_factory):
             disc = (np.hypot(centre[:, None], centre) < size / 4).astype(np.float32)[..., None]
             layer = keras.layers.Conv2D(1, 1, kernel_initializer=keras.initializers.Constant(level))
             self.networks = {"average": keras.Sequential([keras.Input((size, size, 1)), layer])}
-            self.disc, self.idle, self.size = tf.constant(disc), idle, size
+            self.disc = tf.constant(disc)
+            self.idle = idle
+            self.size = size
 
         def functions(self):
-            specs = [tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image"), tf.TensorSpec([None, 3], tf.float32, "noise")]
+            specs = [
+                tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image"),
+                tf.TensorSpec([None, 3], tf.float32, "noise"),
+            ]
 
             @tf.function(input_signature=specs)
             def average(image, noise):
                 active = tf.cast(noise[:, :1] >= -1 + 2 * self.idle, tf.float32)[..., None, None]
-                lesion = active * self.networks["average"](tf.broadcast_to(self.disc, tf.shape(image)))
+                lesion = active * self.networks["average"](
+                    tf.broadcast_to(self.disc, tf.shape(image))
+                )
                 return {"image": tf.clip_by_value(image + lesion / 2, 0.0, 1.0), "lesion": lesion}
 
             return {"average": average}
 
     def make(target="mass", size=32, patients=(), idle=0.0, level=0.6, **data):
-        values = {"size": size, "kinds": KINDS[target], "sampling": {"scale": (0.25, 0.25), "offset": 10}}
+        values = {
+            "size": size,
+            "kinds": KINDS[target],
+            "sampling": {"scale": (0.25, 0.25), "offset": 10},
+        }
         section = DataConfig(**{**values, **data}).model_dump(mode="json")
-        model = ContextualConfig(target=target, postprocess={"dilation": 1, "edge": 1}).model_dump(mode="json")
-        card = {"name": "contextual", "step": 3, "config": {"data": section, "model": model}, "train_patients": sorted(patients)}
+        model = ContextualConfig(target=target, postprocess={"dilation": 1, "edge": 1}).model_dump(
+            mode="json"
+        )
+        card = {
+            "name": "contextual",
+            "step": 3,
+            "config": {"data": section, "model": model},
+            "train_patients": sorted(patients),
+        }
         room = Room(size, -level if target == "removal" else level, idle)
         return export(room, tmp_path_factory.mktemp("contextual") / "export", card)
 

@@ -1,4 +1,6 @@
-"""The house's rules, held by reading the sources: who imports whom, what nobody imports, docstrings, length, paths."""
+"""The house's rules, held by reading the sources: who imports whom, what nobody imports,
+docstrings, length, paths.
+"""
 
 import ast
 import re
@@ -19,7 +21,18 @@ SOURCES = sorted(
 ROOMS = ("tfmammo.models", "tfmammo.baselines")
 FOUNDATION = tuple(
     f"tfmammo.{name}"
-    for name in ("command", "quiet", "config", "record", "convolutions", "layers", "networks", "losses", "optimization", "trunks")
+    for name in (
+        "command",
+        "quiet",
+        "config",
+        "record",
+        "convolutions",
+        "layers",
+        "networks",
+        "losses",
+        "optimization",
+        "trunks",
+    )
 )
 FORBIDDEN = {
     **{room: (*ROOMS, "tfmammo.archives", "tfmammo.data", "tfmammo.training") for room in ROOMS},
@@ -43,7 +56,8 @@ HOMES = {
     "official": ("tfmammo/detection/mask_rcnn.py",),  # of the same extra
     "tf_keras": ("tfmammo/detection/",),
     "tensorflow_hub": ("tfmammo/detection/detections.py",),
-    "torch": ("tfmammo/trunks.py", "benchmarks/"),  # reads published weights; benchmarks compare with it
+    # reads published weights; benchmarks compare with it
+    "torch": ("tfmammo/trunks.py", "benchmarks/"),
     "pydicom": ("tfmammo/archives/", "benchmarks/"),  # benchmarks compare with it
     "highdicom": ("tfmammo/archives/writers/",),
     "gradio": ("tfmammo/studio/",),
@@ -67,7 +81,9 @@ MACHINE_PATH = re.compile(rf"(?<![\w.~}})-])/(?:{MACHINES_FOLDERS})(?![\w-])")
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
 
 
 def within(name: str, prefix: str) -> bool:
@@ -85,7 +101,10 @@ def imports(tree: ast.AST, path: str) -> Iterator[tuple[str, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.asname or alias.name.partition(".")[0], alias.name if alias.asname else alias.name.partition(".")[0]
+                yield (
+                    alias.asname or alias.name.partition(".")[0],
+                    alias.name if alias.asname else alias.name.partition(".")[0],
+                )
                 yield "", alias.name
         elif isinstance(node, ast.ImportFrom):
             package = path.split("/")[: -node.level] if node.level else []
@@ -95,7 +114,9 @@ def imports(tree: ast.AST, path: str) -> Iterator[tuple[str, str]]:
 
 
 def uses(tree: ast.AST, path: str) -> set[str]:
-    """Full dotted names of everything imported and of every attribute reached from an import, aliases resolved."""
+    """Full dotted names of everything imported and of every attribute reached from an import,
+    aliases resolved.
+    """
     bound = list(imports(tree, path))
     names = {name for _, name in bound}
     aliases = {local: name for local, name in bound if local}
@@ -118,9 +139,18 @@ def arrow_faults(names: set[str], path: str) -> Iterator[str]:
         ours = {name for name in ours if not any(within(name, shared) for shared in SHARED)}
     for part, forbidden in FORBIDDEN.items():
         if within(own, part) and own not in ENTRY_POINTS:
-            yield from (f"{part} may not import {name}" for name in ours for target in forbidden if within(name, target))
+            yield from (
+                f"{part} may not import {name}"
+                for name in ours
+                for target in forbidden
+                if within(name, target)
+            )
     if own in FOUNDATION:
-        yield from (f"{own} may not import {name}, which stands above it" for name in ours if not any(within(name, f) for f in FOUNDATION))
+        yield from (
+            f"{own} may not import {name}, which stands above it"
+            for name in ours
+            if not any(within(name, f) for f in FOUNDATION)
+        )
 
 
 def library_faults(names: set[str], path: str) -> Iterator[str]:
@@ -130,14 +160,22 @@ def library_faults(names: set[str], path: str) -> Iterator[str]:
             if within(name, library) and not path.startswith(homes):
                 yield f"{name} belongs in {' or '.join(homes)}"
         yield from (f"{name}: {why}" for banned, why in NOWHERE.items() if within(name, banned))
-        if name.startswith("yaml.") and not name.startswith(("yaml.safe_", "yaml.Safe")) and not name.endswith("Error"):
+        if (
+            name.startswith("yaml.")
+            and not name.startswith(("yaml.safe_", "yaml.Safe"))
+            and not name.endswith("Error")
+        ):
             yield f"{name}: only yaml.safe_load and yaml.safe_dump"
 
 
 def call_faults(tree: ast.AST) -> Iterator[str]:
     """Arrays read with pickles allowed."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg == "allow_pickle"
+            and ast.unparse(node.value) != "False"
+        ):
             yield "allow_pickle: a pickle runs code when it is read"
 
 
@@ -146,7 +184,9 @@ def docstring_faults(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str
     if not ast.get_docstring(node):
         yield f"{name} has no docstring"
     for inner in node.body:
-        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not inner.name.startswith("_"):
+        if isinstance(
+            inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        ) and not inner.name.startswith("_"):
             if isinstance(inner, ast.ClassDef):
                 yield from docstring_faults(inner, f"{name}.{inner.name}")
             elif not ast.get_docstring(inner):
@@ -155,14 +195,23 @@ def docstring_faults(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str
 
 def path_faults(text: str) -> list[str]:
     """Absolute paths of somebody's machine."""
-    return [f"line {number}: {line.strip()[:80]}" for number, line in enumerate(text.splitlines(), 1) if MACHINE_PATH.search(line)]
+    return [
+        f"line {number}: {line.strip()[:80]}"
+        for number, line in enumerate(text.splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
 
 
 def faults(path: str, source: str) -> list[str]:
     """All that is wrong with one source file, one sentence each."""
     tree = ast.parse(source)
     names = uses(tree, path)
-    found = {*arrow_faults(names, path), *library_faults(names, path), *call_faults(tree), *docstring_faults(tree, module_name(path))}
+    found = {
+        *arrow_faults(names, path),
+        *library_faults(names, path),
+        *call_faults(tree),
+        *docstring_faults(tree, module_name(path)),
+    }
     if path.startswith("tfmammo/") and (lines := len(source.splitlines())) > LONGEST:
         found.add(f"{lines} lines, {LONGEST} at most")
     return sorted(found)
@@ -174,61 +223,195 @@ def test_source_keeps_the_rules(path):
 
 
 def test_all_sources_are_read():
-    assert {"tfmammo/record.py", "tfmammo/config.py", "tfmammo/models/can.py", "train/can.py", "evaluate/segmentation.py"} <= set(SOURCES)
+    assert {
+        "tfmammo/record.py",
+        "tfmammo/config.py",
+        "tfmammo/models/can.py",
+        "train/can.py",
+        "evaluate/segmentation.py",
+    } <= set(SOURCES)
 
 
 @pytest.mark.parametrize(
     ("path", "line", "fault"),
     [
-        ("tfmammo/models/can.py", "from tfmammo.models.cgan import CGAN", "tfmammo.models may not import tfmammo.models.cgan"),
-        ("tfmammo/models/can.py", "from tfmammo.models import cgan", "tfmammo.models may not import tfmammo.models.cgan"),
-        ("tfmammo/models/can.py", "from . import cgan", "tfmammo.models may not import tfmammo.models.cgan"),
-        ("tfmammo/models/can.py", "from .cgan import CGAN", "tfmammo.models may not import tfmammo.models.cgan"),
-        ("tfmammo/models/can.py", "import tfmammo.models.cgan", "tfmammo.models may not import tfmammo.models.cgan"),
-        ("tfmammo/models/__init__.py", "from .can import CAN", "tfmammo.models may not import tfmammo.models.can"),
-        ("tfmammo/models/can.py", "from tfmammo.baselines.unet import UNet", "tfmammo.models may not import tfmammo.baselines.unet"),
-        ("tfmammo/baselines/unet.py", "from ..models import can", "tfmammo.baselines may not import tfmammo.models.can"),
-        ("tfmammo/models/can.py", "from tfmammo.archives import phantom", "tfmammo.models may not import tfmammo.archives"),
-        ("tfmammo/models/can.py", "def f():\n    from ..data import patches", "tfmammo.models may not import tfmammo.data"),
-        ("tfmammo/baselines/unet.py", "from tfmammo.training.loop import fit", "tfmammo.baselines may not import tfmammo.training"),
-        ("tfmammo/training/loop.py", "from tfmammo import models", "tfmammo.training may not import tfmammo.models"),
-        ("tfmammo/training/loop.py", "from tfmammo.baselines.unet import UNet", "tfmammo.training may not import tfmammo.baselines"),
-        ("tfmammo/data/patches.py", "from tfmammo.archives import ARCHIVES", "tfmammo.data may not import tfmammo.archives"),
-        ("tfmammo/record.py", "from tfmammo.config import Frozen", "tfmammo.mammogram may not import tfmammo.config"),
-        ("tfmammo/config.py", "from .record import Box", "tfmammo.config may not import tfmammo.mammogram"),
-        ("tfmammo/losses.py", "from tfmammo.models.can import CAN", "tfmammo.losses may not import tfmammo.models.can"),
-        ("tfmammo/trunks.py", "from tfmammo.metrics import perceptual", "tfmammo.pretrained may not import tfmammo.metrics"),
+        (
+            "tfmammo/models/can.py",
+            "from tfmammo.models.cgan import CGAN",
+            "tfmammo.models may not import tfmammo.models.cgan",
+        ),
+        (
+            "tfmammo/models/can.py",
+            "from tfmammo.models import cgan",
+            "tfmammo.models may not import tfmammo.models.cgan",
+        ),
+        (
+            "tfmammo/models/can.py",
+            "from . import cgan",
+            "tfmammo.models may not import tfmammo.models.cgan",
+        ),
+        (
+            "tfmammo/models/can.py",
+            "from .cgan import CGAN",
+            "tfmammo.models may not import tfmammo.models.cgan",
+        ),
+        (
+            "tfmammo/models/can.py",
+            "import tfmammo.models.cgan",
+            "tfmammo.models may not import tfmammo.models.cgan",
+        ),
+        (
+            "tfmammo/models/__init__.py",
+            "from .can import CAN",
+            "tfmammo.models may not import tfmammo.models.can",
+        ),
+        (
+            "tfmammo/models/can.py",
+            "from tfmammo.baselines.unet import UNet",
+            "tfmammo.models may not import tfmammo.baselines.unet",
+        ),
+        (
+            "tfmammo/baselines/unet.py",
+            "from ..models import can",
+            "tfmammo.baselines may not import tfmammo.models.can",
+        ),
+        (
+            "tfmammo/models/can.py",
+            "from tfmammo.archives import phantom",
+            "tfmammo.models may not import tfmammo.archives",
+        ),
+        (
+            "tfmammo/models/can.py",
+            "def f():\n    from ..data import patches",
+            "tfmammo.models may not import tfmammo.data",
+        ),
+        (
+            "tfmammo/baselines/unet.py",
+            "from tfmammo.training.loop import fit",
+            "tfmammo.baselines may not import tfmammo.training",
+        ),
+        (
+            "tfmammo/training/loop.py",
+            "from tfmammo import models",
+            "tfmammo.training may not import tfmammo.models",
+        ),
+        (
+            "tfmammo/training/loop.py",
+            "from tfmammo.baselines.unet import UNet",
+            "tfmammo.training may not import tfmammo.baselines",
+        ),
+        (
+            "tfmammo/data/patches.py",
+            "from tfmammo.archives import ARCHIVES",
+            "tfmammo.data may not import tfmammo.archives",
+        ),
+        (
+            "tfmammo/record.py",
+            "from tfmammo.config import Frozen",
+            "tfmammo.mammogram may not import tfmammo.config",
+        ),
+        (
+            "tfmammo/config.py",
+            "from .record import Box",
+            "tfmammo.config may not import tfmammo.mammogram",
+        ),
+        (
+            "tfmammo/losses.py",
+            "from tfmammo.models.can import CAN",
+            "tfmammo.losses may not import tfmammo.models.can",
+        ),
+        (
+            "tfmammo/trunks.py",
+            "from tfmammo.metrics import perceptual",
+            "tfmammo.pretrained may not import tfmammo.metrics",
+        ),
         ("tfmammo/losses.py", "import torch", "torch belongs in tfmammo/trunks.py"),
         ("train/can.py", "import mlflow", "mlflow belongs in tfmammo/training/tracking.py"),
-        ("tfmammo/export.py", "from mlflow import MlflowClient", "mlflow.MlflowClient belongs in tfmammo/training/tracking.py"),
+        (
+            "tfmammo/export.py",
+            "from mlflow import MlflowClient",
+            "mlflow.MlflowClient belongs in tfmammo/training/tracking.py",
+        ),
         ("tfmammo/training/loop.py", "import yaml", "yaml belongs in tfmammo/config.py"),
-        ("tfmammo/data/patches.py", "from pydicom.uid import UID", "pydicom.uid.UID belongs in tfmammo/archives/"),
-        ("tfmammo/archives/dicom.py", "from highdicom.seg import segread", "highdicom.seg.segread belongs in tfmammo/archives/writers/"),
+        (
+            "tfmammo/data/patches.py",
+            "from pydicom.uid import UID",
+            "pydicom.uid.UID belongs in tfmammo/archives/",
+        ),
+        (
+            "tfmammo/archives/dicom.py",
+            "from highdicom.seg import segread",
+            "highdicom.seg.segread belongs in tfmammo/archives/writers/",
+        ),
         ("tfmammo/case.py", "import highdicom", "highdicom belongs in tfmammo/archives/writers/"),
-        ("tfmammo/case.py", "from tfmammo.archives import folder", "tfmammo.inference.pipeline may not import tfmammo.archives"),
+        (
+            "tfmammo/case.py",
+            "from tfmammo.archives import folder",
+            "tfmammo.inference.pipeline may not import tfmammo.archives",
+        ),
         (
             "tfmammo/detection/detections.py",
             "from tfmammo.inference.pipeline import Chain",
             "tfmammo.detection may not import tfmammo.inference.pipeline",
         ),
-        ("tfmammo/detection/detections.py", "import object_detection", "object_detection belongs in tfmammo/detection/ssd.py"),
+        (
+            "tfmammo/detection/detections.py",
+            "import object_detection",
+            "object_detection belongs in tfmammo/detection/ssd.py",
+        ),
         ("train/ssd.py", "import tf_keras", "tf_keras belongs in tfmammo/detection/"),
-        ("tfmammo/training/loop.py", "from tfmammo.detection import ssd", "tfmammo.training may not import tfmammo.detection"),
-        ("tfmammo/detection/ssd.py", "from tfmammo.models import cgan", "tfmammo.detection may not import tfmammo.models"),
+        (
+            "tfmammo/training/loop.py",
+            "from tfmammo.detection import ssd",
+            "tfmammo.training may not import tfmammo.detection",
+        ),
+        (
+            "tfmammo/detection/ssd.py",
+            "from tfmammo.models import cgan",
+            "tfmammo.detection may not import tfmammo.models",
+        ),
         ("tfmammo/config.py", "import yaml\nyaml.load('', None)", "yaml.load: only"),
         ("tfmammo/config.py", "import yaml as y\ny.full_load('')", "yaml.full_load: only"),
         ("tfmammo/config.py", "from yaml import unsafe_load", "yaml.unsafe_load: only"),
-        ("tfmammo/layers.py", "import tensorflow as tf\nX = tf.keras.layers.Layer", "tensorflow.keras: write `import keras`"),
-        ("tfmammo/layers.py", "from tensorflow import keras", "tensorflow.keras: write `import keras`"),
-        ("tfmammo/layers.py", "import tensorflow.keras.layers", "tensorflow.keras.layers: write `import keras`"),
+        (
+            "tfmammo/layers.py",
+            "import tensorflow as tf\nX = tf.keras.layers.Layer",
+            "tensorflow.keras: write `import keras`",
+        ),
+        (
+            "tfmammo/layers.py",
+            "from tensorflow import keras",
+            "tensorflow.keras: write `import keras`",
+        ),
+        (
+            "tfmammo/layers.py",
+            "import tensorflow.keras.layers",
+            "tensorflow.keras.layers: write `import keras`",
+        ),
         ("tfmammo/data/patches.py", "import pickle", "pickle: a pickle"),
         ("evaluate/segmentation.py", "from joblib import load", "joblib.load: a pickle"),
-        ("tfmammo/data/patches.py", "import numpy as np\nnp.load('x', allow_pickle=True)", "allow_pickle: a pickle"),
-        ("train/can.py", "import importlib\nimportlib.import_module('x')", "importlib.import_module: no import by string"),
-        ("train/can.py", "from importlib import import_module as bring", "importlib.import_module: no import by string"),
+        (
+            "tfmammo/data/patches.py",
+            "import numpy as np\nnp.load('x', allow_pickle=True)",
+            "allow_pickle: a pickle",
+        ),
+        (
+            "train/can.py",
+            "import importlib\nimportlib.import_module('x')",
+            "importlib.import_module: no import by string",
+        ),
+        (
+            "train/can.py",
+            "from importlib import import_module as bring",
+            "importlib.import_module: no import by string",
+        ),
         ("train/can.py", "__import__('x')", "__import__: no import by string"),
         ("tfmammo/losses.py", "def dice():\n    return 1", "tfmammo.losses.dice has no docstring"),
-        ("tfmammo/losses.py", "class Loss:\n    'X.'\n    def call(self):\n        return 1", "tfmammo.losses.Loss.call has no docstring"),
+        (
+            "tfmammo/losses.py",
+            "class Loss:\n    'X.'\n    def call(self):\n        return 1",
+            "tfmammo.losses.Loss.call has no docstring",
+        ),
         ("tfmammo/losses.py", "class Loss:\n    pass", "tfmammo.losses.Loss has no docstring"),
         ("tfmammo/losses.py", "#\n" * LONGEST, "501 lines, 500 at most"),
     ],
@@ -245,18 +428,35 @@ def test_a_module_without_docstring_is_found():
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("tfmammo/models/can.py", "from tfmammo import layers, losses, networks\nfrom tfmammo.config import Frozen"),
-        ("tfmammo/training/cli.py", "from tfmammo.archives import ARCHIVES\nfrom tfmammo.data import patches"),
+        (
+            "tfmammo/models/can.py",
+            "from tfmammo import layers, losses, networks\nfrom tfmammo.config import Frozen",
+        ),
+        (
+            "tfmammo/training/cli.py",
+            "from tfmammo.archives import ARCHIVES\nfrom tfmammo.data import patches",
+        ),
         ("tfmammo/training/tracking.py", "import mlflow\nmlflow.set_tag('a', 'b')"),
         ("tfmammo/archives/dicom.py", "import pydicom\npydicom.dcmread('x')"),
         ("tfmammo/archives/writers/segmentation.py", "import highdicom\nimport pydicom"),
-        ("tfmammo/case.py", "from tfmammo.detection.detections import Detector\nfrom tfmammo.models import cgan, shape"),
+        (
+            "tfmammo/case.py",
+            "from tfmammo.detection.detections import Detector\nfrom tfmammo.models import cgan, "
+            "shape",
+        ),
         ("tfmammo/data/build.py", "from tfmammo import archives"),
-        ("tfmammo/detection/ssd.py", "from object_detection.builders import model_builder\nimport tf_keras"),
+        (
+            "tfmammo/detection/ssd.py",
+            "from object_detection.builders import model_builder\nimport tf_keras",
+        ),
         ("tfmammo/config.py", "import yaml\nyaml.safe_load('')\nyaml.YAMLError"),
         ("tfmammo/networks.py", "from tfmammo.layers import SampleNormalization"),
         ("train/can.py", "from tfmammo.models.can import CAN\nfrom tfmammo.training import cli"),
-        ("tfmammo/losses.py", "def _private():\n    return 1\nclass _Private:\n    def method(self):\n        return 1"),
+        (
+            "tfmammo/losses.py",
+            "def _private():\n    return 1\nclass _Private:\n    def method(self):\n        "
+            "return 1",
+        ),
         ("tfmammo/losses.py", "#\n" * (LONGEST - 1)),
     ],
 )
@@ -266,8 +466,19 @@ def test_what_the_rules_allow_is_no_fault(path, line):
 
 def tracked_files(repository: Path) -> list[Path]:
     """What git holds, or would after `git add`."""
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+    command = [
+        "git",
+        "-c",
+        "safe.directory=*",
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
+    names = subprocess.run(
+        command, cwd=repository, check=True, capture_output=True, text=True
+    ).stdout
     return [path for name in names.split("\0") if name and (path := repository / name).is_file()]
 
 

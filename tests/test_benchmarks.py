@@ -1,4 +1,6 @@
-"""Every part of the benchmarks at a tiny size: it runs, and prints one JSON line with numbers that belong together."""
+"""Every part of the benchmarks at a tiny size: it runs, and prints one JSON line with
+numbers that belong together.
+"""
 
 import importlib.util
 import json
@@ -13,7 +15,11 @@ TINY = {  # size, batch and config of a step; CRN is infilling's other generator
     "can": (32, 1, PATCH),
     "infilling": (32, 2, PATCH),
     "crn": (32, 2, {**PATCH, "generator": "crn", "widths": [8, 8, 4]}),
-    "contextual": (16, 3, {"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1}),
+    "contextual": (
+        16,
+        3,
+        {"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1},
+    ),
     "cgan": (32, 2, PATCH),
 }
 
@@ -26,7 +32,9 @@ def measured(repository, tmp_path):
         path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"}
         command = [sys.executable, str(repository / f"benchmarks/{script}.py"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=400
+        )
         assert done.returncode == 0, done.stderr
         assert list(tmp_path.iterdir()) == []
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -37,8 +45,15 @@ def measured(repository, tmp_path):
 @pytest.mark.slow
 def test_served_answers_are_right_and_hostile_requests_refused(measured):
     (line,) = measured("--requests", "60", "--at-once", "4", script="serving")
-    assert line["requests"] == 60 == sum(line["statuses"].values()) and line["wrong"] == 0 and line["first_wrong"] == []
-    assert set(line["statuses"]) == {"200", "400", "413"} and 0 < line["answered_p50"] <= line["answered_p99"]
+    assert (
+        line["requests"] == 60 == sum(line["statuses"].values())
+        and line["wrong"] == 0
+        and line["first_wrong"] == []
+    )
+    assert (
+        set(line["statuses"]) == {"200", "400", "413"}
+        and 0 < line["answered_p50"] <= line["answered_p99"]
+    )
 
 
 @pytest.mark.slow
@@ -47,26 +62,64 @@ def test_served_answers_are_right_and_hostile_requests_refused(measured):
 def test_a_step_beside_a_peers_from_equal_weights(model, peer, measured, monkeypatch):
     if peer == "torch":
         pytest.importorskip("torch", reason="the extra `benchmark` is not installed")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other make small steps slow where others work too
+    # threads that wait for each other make small steps slow where others work too
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     size, batch, config = TINY[model]
     name = {"crn": "infilling"}.get(model, model)
-    tiny = ("--size", str(size), "--batch", str(batch), "--config", json.dumps(config), "--rounds", "2", "--steps", "1")
+    tiny = (
+        "--size",
+        str(size),
+        "--batch",
+        str(batch),
+        "--config",
+        json.dumps(config),
+        "--rounds",
+        "2",
+        "--steps",
+        "1",
+    )
     (line,) = measured("--model", name, "--peer", peer, *tiny, script="step")
-    assert line["benchmark"] == f"step.{name}" and line["losses_apart"] < 2e-4 and len(line["rounds"]) == 2
+    assert (
+        line["benchmark"] == f"step.{name}"
+        and line["losses_apart"] < 2e-4
+        and len(line["rounds"]) == 2
+    )
     ratios = [theirs / ours for ours, theirs in line["rounds"]]
     assert min(ratios) * 0.95 <= line["ratio"] <= max(ratios) * 1.05 and min(line["peak_mb"]) > 50
     assert (line["gflop"] is None) == (peer == "naive")
 
 
 def test_dicom_and_index(measured):
-    dicom, index = measured("--only", "dicom", "index", "--files", "1", "--pixels", "64", "48", "--images", "8", "16", "--archive", "vindr")
-    assert dicom["benchmark"] == "input.dicom" and (dicom["files"], dicom["rows"], dicom["cols"]) == (1, 64, 48)
+    dicom, index = measured(
+        "--only",
+        "dicom",
+        "index",
+        "--files",
+        "1",
+        "--pixels",
+        "64",
+        "48",
+        "--images",
+        "8",
+        "16",
+        "--archive",
+        "vindr",
+    )
+    assert dicom["benchmark"] == "input.dicom" and (
+        dicom["files"],
+        dicom["rows"],
+        dicom["cols"],
+    ) == (1, 64, 48)
     for syntax in ("uncompressed", "JPEG 2000"):
         ours, theirs, ratio = dicom[syntax].values()
         assert ours > 0 and theirs > 0 and ratio == pytest.approx(ours / theirs, rel=0.1)
     assert index["benchmark"] == "input.index" and index["images"] == [8, 16]
     seconds = index["seconds_per_10000"]
-    assert len(seconds) == len(index["megabytes_per_10000"]) == 2 and min(seconds) > 0 and min(index["megabytes_per_10000"]) > 0
+    assert (
+        len(seconds) == len(index["megabytes_per_10000"]) == 2
+        and min(seconds) > 0
+        and min(index["megabytes_per_10000"]) > 0
+    )
     assert index["growth"] == pytest.approx(max(seconds) / min(seconds), rel=0.1)
 
 
@@ -77,7 +130,9 @@ def test_pipeline(measured):
     (found,) = measured("--only", "pipeline", *sizes, "--model", model)
     assert found["benchmark"] == "input.pipeline" and found["patches"] == 8 and found["size"] == 32
     for source in ("memory", "records"):
-        assert found[source]["over_step"] == pytest.approx(found[source]["patches_per_s"] * found["can_step_s"], rel=0.1)
+        assert found[source]["over_step"] == pytest.approx(
+            found[source]["patches_per_s"] * found["can_step_s"], rel=0.1
+        )
 
 
 @pytest.mark.slow
@@ -90,22 +145,51 @@ def test_beam(measured):
 @pytest.mark.slow
 def test_synthesis(measured):
     model = json.dumps({"filters": [4, 8, 8], "discriminator_filters": 4})
-    sizes = ("--pixels", "1024", "832", "--side", "40", "--size", "64", "--lesions", "1", "2", "--repeats", "1")
+    sizes = (
+        "--pixels",
+        "1024",
+        "832",
+        "--side",
+        "40",
+        "--size",
+        "64",
+        "--lesions",
+        "1",
+        "2",
+        "--repeats",
+        "1",
+    )
     (found,) = measured(*sizes, "--model", model, script="synthesis")
-    assert found["benchmark"] == "synthesis" and [row["lesions"] for row in found["seconds"]] == [1, 2]
+    assert found["benchmark"] == "synthesis" and [row["lesions"] for row in found["seconds"]] == [
+        1,
+        2,
+    ]
     for row, per_lesion in zip(found["seconds"], found["per_lesion"], strict=True):
         inserting = row["blending"] + row["writing"]
         assert row["overhead_of_insertion"] == pytest.approx(inserting / row["generator"], rel=0.1)
-        assert row["overhead"] == pytest.approx((inserting + row["reading"] + row["placing"]) / row["generator"], rel=0.1)
-        assert per_lesion == pytest.approx((row["placing"] + row["blending"]) / row["lesions"], rel=0.1)
-    assert len(found["per_megapixel"]) == 3 and found["megapixels"][0] == pytest.approx(1024 * 832 / 1e6, abs=0.01)
+        assert row["overhead"] == pytest.approx(
+            (inserting + row["reading"] + row["placing"]) / row["generator"], rel=0.1
+        )
+        assert per_lesion == pytest.approx(
+            (row["placing"] + row["blending"]) / row["lesions"], rel=0.1
+        )
+    assert len(found["per_megapixel"]) == 3 and found["megapixels"][0] == pytest.approx(
+        1024 * 832 / 1e6, abs=0.01
+    )
 
 
 @pytest.mark.slow
 def test_contextual(measured):
     model = json.dumps({"filters": [2, 4], "discriminator_factor": 1, "attention": 8, "border": 1})
-    (found,) = measured("--size", "16", "--batch", "3", "--repeats", "1", "--model", model, script="contextual")
-    assert found["benchmark"] == "contextual" and list(found["steps"]) == ["neither", "penalty", "attention", "both"]
+    (found,) = measured(
+        "--size", "16", "--batch", "3", "--repeats", "1", "--model", model, script="contextual"
+    )
+    assert found["benchmark"] == "contextual" and list(found["steps"]) == [
+        "neither",
+        "penalty",
+        "attention",
+        "both",
+    ]
     base = found["steps"]["neither"]
     assert base["time_ratio"] == base["memory_ratio"] == 1
     for row in found["steps"].values():
@@ -116,22 +200,60 @@ def test_contextual(measured):
 @pytest.mark.slow
 def test_blending(measured):
     model = json.dumps({"widths": [4, 8], "discriminator_filters": 4})
-    sizes = ("--pixels", "1024", "832", "--side", "60", "--size", "32", "--lesions", "2", "--repeats", "1")
-    rows = measured(*sizes, "--model", model, "--painters", "blending", "poisson", script="blending")
-    assert [(row["benchmark"], row["painter"], row["lesions"]) for row in rows] == [("blending", "blending", 2), ("blending", "poisson", 2)]
+    sizes = (
+        "--pixels",
+        "1024",
+        "832",
+        "--side",
+        "60",
+        "--size",
+        "32",
+        "--lesions",
+        "2",
+        "--repeats",
+        "1",
+    )
+    rows = measured(
+        *sizes, "--model", model, "--painters", "blending", "poisson", script="blending"
+    )
+    assert [(row["benchmark"], row["painter"], row["lesions"]) for row in rows] == [
+        ("blending", "blending", 2),
+        ("blending", "poisson", 2),
+    ]
     for row in rows:
         taken = row["processor_seconds"]
-        assert min(taken["reading"], taken["placing"], taken["blending"]) > 0 and taken["blending"] >= taken["network"]
+        assert (
+            min(taken["reading"], taken["placing"], taken["blending"]) > 0
+            and taken["blending"] >= taken["network"]
+        )
     assert rows[0]["processor_seconds"]["network"] > 0 == rows[1]["processor_seconds"]["network"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason='needs pip install "tfmammo[benchmark]"')
+@pytest.mark.skipif(
+    importlib.util.find_spec("monai") is None, reason='needs pip install "tfmammo[benchmark]"'
+)
 def test_froc(measured):
-    (found,) = measured("--images", "20", "--detections", "10", "--peer-images", "10", "--repeats", "3", script="froc")
+    (found,) = measured(
+        "--images",
+        "20",
+        "--detections",
+        "10",
+        "--peer-images",
+        "10",
+        "--repeats",
+        "3",
+        script="froc",
+    )
     assert (found["benchmark"], found["images"], found["detections"]) == ("froc", 20, 10)
-    assert found["together_s"] == pytest.approx(found["matching_s"] + found["froc_s"], abs=1e-3) and found["matching_s"] > 0
+    assert (
+        found["together_s"] == pytest.approx(found["matching_s"] + found["froc_s"], abs=1e-3)
+        and found["matching_s"] > 0
+    )
     peer = found["peer"]
-    assert peer["ratio"] == pytest.approx(peer["ours_s"] / peer["monai_s"], rel=0.1) and peer["difference"] < 1e-12
+    assert (
+        peer["ratio"] == pytest.approx(peer["ours_s"] / peer["monai_s"], rel=0.1)
+        and peer["difference"] < 1e-12
+    )
 
 
 def test_froc_without_its_peer_says_so(repository, tmp_path):
@@ -148,18 +270,28 @@ def test_froc_without_its_peer_says_so(repository, tmp_path):
 @pytest.mark.timeout(900)
 def test_workers(measured):
     model = json.dumps({"filters": [4, 8], "discriminator_filters": 4})
-    (found,) = measured("--size", "32", "--config", model, "--rounds", "2", "--steps", "2", script="workers")
-    assert found["benchmark"] == "workers.can" and found["batch"] == 1 and len(found["rounds"]) == 2 and 0 < found["exchanged_mb"] < 1
+    (found,) = measured(
+        "--size", "32", "--config", model, "--rounds", "2", "--steps", "2", script="workers"
+    )
+    assert (
+        found["benchmark"] == "workers.can"
+        and found["batch"] == 1
+        and len(found["rounds"]) == 2
+        and 0 < found["exchanged_mb"] < 1
+    )
     for clock in (found, found["cpu"]):
         lost = [1 - alone / together for alone, together in clock["rounds"]]
-        assert min(lost) - 0.2 <= clock["loss"] <= max(lost) + 0.2  # the rounds are printed to a millisecond
+        # the rounds are printed to a millisecond
+        assert min(lost) - 0.2 <= clock["loss"] <= max(lost) + 0.2
 
 
 @pytest.mark.slow
 def test_steps_are_as_far_ahead_of_plain_keras_as_is_kept(measured, repository):
     lines = measured(script="guard")
     kept = json.loads((repository / "benchmarks/ratios.json").read_text())
-    assert {line["benchmark"].removeprefix("step.") for line in lines} == set(kept) and min(kept.values()) > 1.5
+    assert {line["benchmark"].removeprefix("step.") for line in lines} == set(kept) and min(
+        kept.values()
+    ) > 1.5
 
 
 def test_the_guard_fails_at_a_fall_by_more_than_a_fifth(repository, monkeypatch):
@@ -176,7 +308,20 @@ def test_the_guard_fails_at_a_fall_by_more_than_a_fifth(repository, monkeypatch)
 def test_a_trace_is_kept_and_summed_up(measured, tmp_path_factory):
     size, batch, config = TINY["can"]
     folder = tmp_path_factory.mktemp("trace") / "new"
-    tiny = ("--size", str(size), "--batch", str(batch), "--config", json.dumps(config), "--rounds", "1", "--steps", "1")
+    tiny = (
+        "--size",
+        str(size),
+        "--batch",
+        str(batch),
+        "--config",
+        json.dumps(config),
+        "--rounds",
+        "1",
+        "--steps",
+        "1",
+    )
     (line,) = measured("--peer", "naive", *tiny, "--trace", str(folder), script="step")
     assert len(list(folder.rglob("*.xplane.pb"))) == 1
-    assert {"Conv2DBackpropFilter", "ResourceApplyAdam"} <= set(line["kernels"]) and 0 < sum(line["kernels"].values()) < 5
+    assert {"Conv2DBackpropFilter", "ResourceApplyAdam"} <= set(line["kernels"]) and 0 < sum(
+        line["kernels"].values()
+    ) < 5

@@ -1,4 +1,6 @@
-"""How the benchmarks of growth and of answers count: exponents from points that are known, then both at a tiny size."""
+"""How the benchmarks of growth and of answers count: exponents from points that are known,
+then both at a tiny size.
+"""
 
 import json
 import os
@@ -23,13 +25,21 @@ def scaling(repository, monkeypatch):
 
 @pytest.fixture
 def measured(repository, tmp_path):
-    """A function (script, *arguments) -> (the JSON lines of a benchmark, what it wrote to stderr)."""
+    """A function (script, *arguments) -> (the JSON lines of a benchmark, what it wrote
+    to stderr).
+    """
 
     def run(script, *arguments):
         path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"}
-        command = [sys.executable, str(repository / f"benchmarks/{script}.py"), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=500)
+        command = [
+            sys.executable,
+            str(repository / f"benchmarks/{script}.py"),
+            *map(str, arguments),
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=500
+        )
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
@@ -40,16 +50,24 @@ def measured(repository, tmp_path):
 def test_a_power_law_gives_its_exponent(exponent, scaling):
     costs = [3e-4 * size**exponent for size in SIZES]
     assert scaling.slope(SIZES, costs) == pytest.approx(exponent, abs=1e-9)
-    assert scaling.fitted(SIZES, costs, exponent) == {"exponent": exponent, "last": exponent, "work": exponent, "worse": False}
+    assert scaling.fitted(SIZES, costs, exponent) == {
+        "exponent": exponent,
+        "last": exponent,
+        "work": exponent,
+        "worse": False,
+    }
 
 
 def test_least_squares_and_the_last_doubling(scaling):
-    # Logs to the base 2 of 1, 2, 16 at 1, 2, 4 are 0, 1, 4 at 0, 1, 2: the line's slope is (4 - 0) / 2, the last step's 3.
+    # Logs to the base 2 of 1, 2, 16 at 1, 2, 4 are 0, 1, 4 at 0, 1, 2: the line's slope is (4 - 0)
+    # / 2, the last step's 3.
     found = scaling.fitted((1, 2, 4), (1, 2, 16), 2.0)
     assert (found["exponent"], found["last"], found["worse"]) == (2.0, 3.0, False)
 
 
-@pytest.mark.parametrize(("exponent", "worse"), [(1.0, False), (1.09, False), (1.11, True), (2.0, True)])
+@pytest.mark.parametrize(
+    ("exponent", "worse"), [(1.0, False), (1.09, False), (1.11, True), (2.0, True)]
+)
 def test_worse_than_the_work(exponent, worse, scaling):
     costs = [0.01 * size**exponent for size in SIZES]
     assert scaling.fitted(SIZES, costs, 1.0)["worse"] is worse
@@ -62,8 +80,24 @@ def test_constant_costs_hide_growth_in_the_fit_and_less_so_in_the_last_doubling(
 
 def options(**values):
     """The arguments that `curves` and `lines` read."""
-    sizes = {"sizes": [64, 128], "batches": [1, 2, 4], "widths": [0.25, 0.5], "images": [1, 2], "size": 64, "batch": 1, "width": 0.5}
-    return Namespace(**{"axes": ("resolution", "batch"), "parts": ("kid",), "precision": "float32", **sizes, **values})
+    sizes = {
+        "sizes": [64, 128],
+        "batches": [1, 2, 4],
+        "widths": [0.25, 0.5],
+        "images": [1, 2],
+        "size": 64,
+        "batch": 1,
+        "width": 0.5,
+    }
+    return Namespace(
+        **{
+            "axes": ("resolution", "batch"),
+            "parts": ("kid",),
+            "precision": "float32",
+            **sizes,
+            **values,
+        }
+    )
 
 
 def test_curves(scaling):
@@ -75,29 +109,53 @@ def test_curves(scaling):
         ("contextual", "batch", [2, 4]),  # it needs two patches
         ("kid", "images", [500, 1000]),
     ]
-    assert {(point.batch, point.width, point.depth) for point in curves[0].points} == {(1, 0.5, 6)}  # 64 px are halved six times
+    # 64 px are halved six times
+    assert {(point.batch, point.width, point.depth) for point in curves[0].points} == {(1, 0.5, 6)}
     assert {point.batch for point in curves[2].points} == {2}
 
 
 def test_lines_judge_each_quantity_by_its_own_work(scaling):
-    """A step that takes pixels^1 in time and memory, of which the FLOPs counted are the root; KID with n^2 throughout."""
+    """A step that takes pixels^1 in time and memory, of which the FLOPs counted are the root; KID
+    with n^2 throughout.
+    """
     curves = scaling.curves(options(only=("step", "images"), model=("can",)))
     costs = {}
     for point in (point for curve in curves for point in curve.points):
         cost = point.batch * point.size**2 if point.part == "can" else point.images**2
         costs[point] = {"seconds": cost, "processor_seconds": cost, "megabytes": cost}
-        costs[point] |= {"gflop": point.batch * point.size, "million_weights": 7.0} if point.part == "can" else {}
-    rows = {(row["part"], row["axis"], row["quantity"]): row for row in scaling.lines(curves, costs, options())}
-    time, memory = rows["can", "resolution", "seconds"], rows["can", "resolution", "megabytes"]
-    assert (time["exponent"], time["work"], time["worse"]) == (2, 1, True) and (memory["work"], memory["worse"]) == (2, False)
-    assert time["points"] == [[64, 4096], [128, 16380]] and time["at"] == {"batch": 1, "width": 0.5, "depth": 6}
+        costs[point] |= (
+            {"gflop": point.batch * point.size, "million_weights": 7.0}
+            if point.part == "can"
+            else {}
+        )
+    rows = {
+        (row["part"], row["axis"], row["quantity"]): row
+        for row in scaling.lines(curves, costs, options())
+    }
+    time = rows["can", "resolution", "seconds"]
+    memory = rows["can", "resolution", "megabytes"]
+    assert (time["exponent"], time["work"], time["worse"]) == (2, 1, True) and (
+        memory["work"],
+        memory["worse"],
+    ) == (2, False)
+    assert time["points"] == [[64, 4096], [128, 16380]] and time["at"] == {
+        "batch": 1,
+        "width": 0.5,
+        "depth": 6,
+    }
     assert not rows["can", "batch", "processor_seconds"]["worse"]
-    assert all(rows["kid", "images", quantity]["worse"] for quantity in ("seconds", "processor_seconds", "megabytes"))
+    assert all(
+        rows["kid", "images", quantity]["worse"]
+        for quantity in ("seconds", "processor_seconds", "megabytes")
+    )
 
 
 def test_a_steps_work_is_its_flops_or_its_weights(scaling):
     (curve,) = scaling.curves(options(only=("step",), model=("can",), axes=("width",)))
-    costs = {point: {"seconds": 1.0, "processor_seconds": 1.0, "megabytes": 9.0, "gflop": 3.0} for point in curve.points}
+    costs = {
+        point: {"seconds": 1.0, "processor_seconds": 1.0, "megabytes": 9.0, "gflop": 3.0}
+        for point in curve.points
+    }
     for point in curve.points:
         costs[point]["million_weights"] = 5 * point.width**2
     assert [row["work"] for row in scaling.lines([curve], costs, options())] == [2, 2, 2]
@@ -105,14 +163,24 @@ def test_a_steps_work_is_its_flops_or_its_weights(scaling):
 
 def test_memory_that_is_hardly_any_has_no_line(scaling):
     (curve,) = scaling.curves(options(only=("images",)))
-    costs = {point: {"seconds": 1.0, "processor_seconds": 1.0, "megabytes": 0.5} for point in curve.points}
-    assert [row["quantity"] for row in scaling.lines([curve], costs, options())] == ["seconds", "processor_seconds"]
+    costs = {
+        point: {"seconds": 1.0, "processor_seconds": 1.0, "megabytes": 0.5}
+        for point in curve.points
+    }
+    assert [row["quantity"] for row in scaling.lines([curve], costs, options())] == [
+        "seconds",
+        "processor_seconds",
+    ]
 
 
 def test_points_once_for_all_curves_and_medians_of_rounds(scaling, monkeypatch):
     """The process of a point replaced by numbers: 1, 2, then 9 seconds for each."""
-    shared, other = scaling.Point("can", size=64), scaling.Point("can", size=128)
-    curves = [scaling.Curve("can", "resolution", (shared, other)), scaling.Curve("can", "batch", (shared,))]
+    shared = scaling.Point("can", size=64)
+    other = scaling.Point("can", size=128)
+    curves = [
+        scaling.Curve("can", "resolution", (shared, other)),
+        scaling.Curve("can", "batch", (shared,)),
+    ]
     order = []
 
     def once(point, chosen, count):
@@ -128,17 +196,27 @@ def test_points_once_for_all_curves_and_medians_of_rounds(scaling, monkeypatch):
 
 def test_a_plot_and_a_table_of_every_line(scaling):
     rows = [
-        {"part": part, "axis": axis, "quantity": quantity, "points": [[1, 1.0], [2, 3.0]], **scaling.fitted((1, 2), (1.0, 3.0), 1.0)}
-        for part, axis in (("can", "batch"), ("froc", "images")) for quantity in ("processor_seconds", "megabytes")
-    ]  # fmt: skip
-    figure, text = scaling.drawn(rows), scaling.table(rows).markdown()
+        {
+            "part": part,
+            "axis": axis,
+            "quantity": quantity,
+            "points": [[1, 1.0], [2, 3.0]],
+            **scaling.fitted((1, 2), (1.0, 3.0), 1.0),
+        }
+        for part, axis in (("can", "batch"), ("froc", "images"))
+        for quantity in ("processor_seconds", "megabytes")
+    ]
+    figure = scaling.drawn(rows)
+    text = scaling.table(rows).markdown()
     assert len(figure.axes) == 4 and text.count("| worse |") == 4 + 1  # the heading's
     labels = [label.get_text() for axes in figure.axes for label in axes.get_legend().get_texts()]
     assert labels == 2 * ["can 1.58", "work 1", "froc 1.58", "work 1"]
 
 
 def test_flops_are_those_of_the_convolutions(scaling):
-    """Twice the size is four times the pixels; a convolution 3 x 3 of 2 to 3 channels on 8 x 8 has 2 * 64 * 9 * 2 * 3 operations."""
+    """Twice the size is four times the pixels; a convolution 3 x 3 of 2 to 3 channels on 8 x 8 has
+    2 * 64 * 9 * 2 * 3 operations.
+    """
     import tensorflow as tf
     from workloads import flops
 
@@ -148,7 +226,10 @@ def test_flops_are_those_of_the_convolutions(scaling):
         def train_step(self, batch):
             return {"loss": tf.nn.conv2d(batch["image"], self.kernel, 1, "SAME")}
 
-    assert [flops(Room(), {"image": tf.zeros((1, side, side, 2))}) for side in (8, 16)] == [6912, 4 * 6912]
+    assert [flops(Room(), {"image": tf.zeros((1, side, side, 2))}) for side in (8, 16)] == [
+        6912,
+        4 * 6912,
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can start anew on Linux alone")
@@ -159,32 +240,72 @@ def test_memory_is_what_was_added_whatever_the_process_had_before(scaling):
     before = forget()
     del had
     assert forget() == pytest.approx(before - 95.4, abs=5)  # 1e8 / 2^20
-    before, added = forget(), np.ones(6_250_000)
+    before = forget()
+    added = np.ones(6_250_000)
     assert peak() - before == pytest.approx(47.7, abs=5) and len(added)
 
 
 @pytest.mark.slow
 def test_scaling_at_a_tiny_size(measured, tmp_path):
-    small = ("--sizes", 16, 32, "--batches", 1, 2, "--widths", 0.1, "--size", 16, "--width", 0.1, "--rounds", 1, "--steps", 1)
+    small = (
+        "--sizes",
+        16,
+        32,
+        "--batches",
+        1,
+        2,
+        "--widths",
+        0.1,
+        "--size",
+        16,
+        "--width",
+        0.1,
+        "--rounds",
+        1,
+        "--steps",
+        1,
+    )
     rows, table = measured(
-        "scaling", "--model", "can", "--axes", "resolution", "--parts", "froc", "--images", 1, 2, "--plot", "growth.png", *small
+        "scaling",
+        "--model",
+        "can",
+        "--axes",
+        "resolution",
+        "--parts",
+        "froc",
+        "--images",
+        1,
+        2,
+        "--plot",
+        "growth.png",
+        *small,
     )
     assert [(row["part"], row["axis"], row["quantity"]) for row in rows][:3] == [
-        ("can", "resolution", quantity) for quantity in ("seconds", "processor_seconds", "megabytes")
+        ("can", "resolution", quantity)
+        for quantity in ("seconds", "processor_seconds", "megabytes")
     ]
     assert 1.8 < rows[0]["work"] < 2.2 and rows[0]["at"] == {"batch": 1, "width": 0.1, "depth": 4}
     for row in rows:
         (first, little), (last, much) = row["points"]
-        assert row["exponent"] == row["last"] == pytest.approx(np.log(much / little) / np.log(last / first), abs=2e-3)
+        assert (
+            row["exponent"]
+            == row["last"]
+            == pytest.approx(np.log(much / little) / np.log(last / first), abs=2e-3)
+        )
         assert f"| {row['part']} | {row['axis']} {first} to {last} | {row['quantity']} |" in table
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["build", "pipeline", "synthesis", "ssim", "segmentation", "jafroc", "fid", "kid"])
+@pytest.mark.parametrize(
+    "part", ["build", "pipeline", "synthesis", "ssim", "segmentation", "jafroc", "fid", "kid"]
+)
 def test_every_part_over_images(part, measured):
     ((found,), _) = measured("workloads", json.dumps({"part": part, "images": 4}))
-    assert set(found) == {"seconds", "processor_seconds", "megabytes"} and min(found["seconds"], found["processor_seconds"]) > 0
+    assert (
+        set(found) == {"seconds", "processor_seconds", "megabytes"}
+        and min(found["seconds"], found["processor_seconds"]) > 0
+    )
 
 
 @pytest.mark.slow
@@ -192,7 +313,13 @@ def test_every_part_over_images(part, measured):
 def test_every_model(part, measured):
     point = json.dumps({"part": part, "size": 32, "batch": 2, "width": 0.1, "depth": 3})
     ((found,), _) = measured("workloads", point, "--steps", 1, "--count")
-    assert min(found.values()) > 0 and set(found) == {"seconds", "processor_seconds", "megabytes", "gflop", "million_weights"}
+    assert min(found.values()) > 0 and set(found) == {
+        "seconds",
+        "processor_seconds",
+        "megabytes",
+        "gflop",
+        "million_weights",
+    }
 
 
 @pytest.mark.slow
@@ -201,7 +328,11 @@ def test_inference_beside_its_peers(measured):
         pytest.importorskip(package, reason="the extra `benchmark` is not installed")
     small = ("--size", 32, "--filters", 4, 8, 8, "--batches", 1, 2, "--rounds", 3, "--patches", 4)
     ((found,), _) = measured("inference", "--peers", "torch", "onnx", *small)
-    assert found["benchmark"] == "inference" and found["apart"] < 1e-4 and set(found["batches"]) == {"1", "2"}
+    assert (
+        found["benchmark"] == "inference"
+        and found["apart"] < 1e-4
+        and set(found["batches"]) == {"1", "2"}
+    )
     for batch in found["batches"].values():
         assert set(batch["ratio"]) == {"torch", "onnx"} and len(batch["rounds"]) == 3
         for place, peer in enumerate(("torch", "onnx"), start=1):

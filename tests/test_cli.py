@@ -29,11 +29,15 @@ def test_set_leaves_the_files_that_follow(arguments):
     made = parser()
     made.add_argument("files", nargs="+", type=Path)
     chosen = made.parse_args(arguments)
-    assert chosen.set == ["score=0.3", "kinds=[mass]"] and chosen.files == [Path("a.dcm"), Path("b/c=d.dcm")]
+    assert chosen.set == ["score=0.3", "kinds=[mass]"] and chosen.files == [
+        Path("a.dcm"),
+        Path("b/c=d.dcm"),
+    ]
 
 
 def test_set_takes_its_word_whatever_it_is():
-    assert parser().parse_args(["--set", "training.steps"]).set == ["training.steps"]  # config.py says what is wrong
+    # config.py says what is wrong
+    assert parser().parse_args(["--set", "training.steps"]).set == ["training.steps"]
     assert parser().parse_args([]).set == []
 
 
@@ -55,8 +59,14 @@ def said(capsys, call):
     ("arguments", "error"),
     [
         (["--retyr"], "x: error: unknown: --retyr; did you mean --retry?"),
-        (["--count", "500"], "x: error: unknown: --count 500; a key of the config is set by --set count=500"),
-        (["--count=500"], "x: error: unknown: --count=500; a key of the config is set by --set count=500"),
+        (
+            ["--count", "500"],
+            "x: error: unknown: --count 500; a key of the config is set by --set count=500",
+        ),
+        (
+            ["--count=500"],
+            "x: error: unknown: --count=500; a key of the config is set by --set count=500",
+        ),
         (["--set", "a=1", "file"], "x: error: unknown: file"),
     ],
 )
@@ -66,9 +76,13 @@ def test_an_unknown_argument_is_an_error_that_helps(capsys, arguments, error):
 
 
 def test_beams_own_options_pass_and_misspelt_ones_do_not(capsys):
-    chosen, flags = parser().parse_with(["--retry", "--direct_num_workers", "2", "--runner=DirectRunner"], jobs.unknown_to_beam)
+    chosen, flags = parser().parse_with(
+        ["--retry", "--direct_num_workers", "2", "--runner=DirectRunner"], jobs.unknown_to_beam
+    )
     assert chosen.retry and flags == ["--direct_num_workers", "2", "--runner=DirectRunner"]
-    error = said(capsys, lambda: parser().parse_with(["--direct_num_wokers", "2"], jobs.unknown_to_beam))
+    error = said(
+        capsys, lambda: parser().parse_with(["--direct_num_wokers", "2"], jobs.unknown_to_beam)
+    )
     assert error == "x: error: unknown: --direct_num_wokers 2; did you mean --direct_num_workers?"
 
 
@@ -79,6 +93,17 @@ def test_commands_on_beam_refuse_what_nobody_knows(capsys, tmp_path, name):
     from tfmammo.synthesis import patches
 
     main = {"synthesis": synthesis.main, "patch_synthesis": patches.main, "build": build.main}[name]
-    arguments = ["--config", "nowhere.yaml", "--output", str(tmp_path / "out"), "--set", "count=2", "--count", "500"]
-    assert said(capsys, lambda: main(arguments)).endswith("unknown: --count 500; a key of the config is set by --set count=500")
+    arguments = [
+        "--config",
+        "nowhere.yaml",
+        "--output",
+        str(tmp_path / "out"),
+        "--set",
+        "count=2",
+        "--count",
+        "500",
+    ]
+    assert said(capsys, lambda: main(arguments)).endswith(
+        "unknown: --count 500; a key of the config is set by --set count=500"
+    )
     assert not (tmp_path / "out").exists()

@@ -36,20 +36,32 @@ def sentence(path: Path, *overrides: str, model: type = Toy) -> str:
     with pytest.raises(ConfigError) as raised:
         load(path, overrides, model)
     assert "\n" not in str(raised.value)
-    assert raised.value.__suppress_context__ or raised.value.__context__ is None, "a chained traceback would be printed"
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None, (
+        "a chained traceback would be printed"
+    )
     return str(raised.value)
 
 
 def test_a_minimal_file_takes_every_default(minimal):
     experiment = load(minimal, model=Toy)
-    assert (experiment.name, experiment.data, experiment.training) == ("toy", DataConfig(), TrainingConfig())
+    assert (experiment.name, experiment.data, experiment.training) == (
+        "toy",
+        DataConfig(),
+        TrainingConfig(),
+    )
     assert experiment.model == Toy()
 
 
 def test_the_file_wins_over_defaults_and_overrides_over_the_file(tmp_path):
-    path = written(tmp_path, "name: toy\ntraining: {steps: 7, batch_size: 2}\nmodel: {learning_rate: 0.5}\n")
+    path = written(
+        tmp_path, "name: toy\ntraining: {steps: 7, batch_size: 2}\nmodel: {learning_rate: 0.5}\n"
+    )
     experiment = load(path, ("training.steps=3", "data.root=/some/where"), Toy)
-    assert (experiment.training.steps, experiment.training.batch_size, experiment.model.learning_rate) == (3, 2, 0.5)
+    assert (
+        experiment.training.steps,
+        experiment.training.batch_size,
+        experiment.model.learning_rate,
+    ) == (3, 2, 0.5)
     assert experiment.data.root == Path("/some/where")
 
 
@@ -60,7 +72,12 @@ def test_the_file_wins_over_defaults_and_overrides_over_the_file(tmp_path):
         ("training.steps=null", "training", "steps", None),
         ("training.steps=", "training", "steps", None),
         ("training.deterministic=true", "training", "deterministic", True),
-        ("training.initial=models:/tfmammo-can@best", "training", "initial", "models:/tfmammo-can@best"),
+        (
+            "training.initial=models:/tfmammo-can@best",
+            "training",
+            "initial",
+            "models:/tfmammo-can@best",
+        ),
         ("tracking.uri=sqlite:///a=b.db", "tracking", "uri", "sqlite:///a=b.db"),
         ("data.root=null", "data", "root", None),
         ("data.percentiles=[1, 99]", "data", "percentiles", (1.0, 99.0)),
@@ -89,7 +106,9 @@ def test_an_override_opens_its_section(tmp_path, section):
 
 def test_an_override_keeps_its_neighbours(tmp_path):
     path = written(tmp_path, "name: toy\nmodel: {}\ntraining: {epochs: 5}\n")
-    assert load(path, ["training.steps=3", "training.seed=4"], Toy).training == TrainingConfig(steps=3, seed=4, epochs=5)
+    assert load(path, ["training.steps=3", "training.seed=4"], Toy).training == TrainingConfig(
+        steps=3, seed=4, epochs=5
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,27 +117,61 @@ def test_an_override_keeps_its_neighbours(tmp_path):
         ("training.stepz=3", "training.stepz: unknown key"),
         ("trainings.steps=3", "trainings: unknown key"),
         ("model.depth=3", "model.depth: unknown key"),
-        ("training.steps=many", "training.steps: input should be a valid integer, unable to parse string as an integer (got 'many')"),
+        (
+            "training.steps=many",
+            "training.steps: input should be a valid integer, unable to parse string as an "
+            "integer (got 'many')",
+        ),
         ("training.steps=0", "training.steps: input should be greater than 0 (got 0)"),
-        ("training.steps=2.5", "training.steps: input should be a valid integer, got a number with a fractional part (got 2.5)"),
+        (
+            "training.steps=2.5",
+            "training.steps: input should be a valid integer, got a number with a fractional part "
+            "(got 2.5)",
+        ),
         ("training.steps=[3]", "training.steps: input should be a valid integer (got [3])"),
-        ("training.batch_size=null", "training.batch_size: input should be a valid integer (got None)"),
+        (
+            "training.batch_size=null",
+            "training.batch_size: input should be a valid integer (got None)",
+        ),
         ("training.steps.x=3", "training.steps: input should be a valid integer (got {'x': 3})"),
-        ("training=3", "training: input should be a valid dictionary or instance of TrainingConfig (got 3)"),
+        (
+            "training=3",
+            "training: input should be a valid dictionary or instance of TrainingConfig (got 3)",
+        ),
         ("model=null", "model: input should be a valid dictionary or instance of Toy (got None)"),
-        ("training.precision=half", "training.precision: input should be 'auto', 'float32', 'mixed_float16' or 'mixed_bfloat16'"),
+        (
+            "training.precision=half",
+            "training.precision: input should be 'auto', 'float32', 'mixed_float16' or "
+            "'mixed_bfloat16'",
+        ),
         ("data.kinds=mass", "data.kinds: input should be a valid tuple (got 'mass')"),
-        ("data.kinds=[cyst]", "data.kinds.0: input should be 'mass', 'calcification', 'asymmetry' or 'distortion' (got 'cyst')"),
+        (
+            "data.kinds=[cyst]",
+            "data.kinds.0: input should be 'mass', 'calcification', 'asymmetry' or 'distortion' "
+            "(got 'cyst')",
+        ),
         ("data.fold=3", "data: fold 3 is not one of the 3 folds 0 to 2"),
-        ("data.percentiles=[99, 1]", "data: percentiles must be two rising numbers between 0 and 100"),
-        ("data.percentiles=[1, 101]", "data: percentiles must be two rising numbers between 0 and 100"),
+        (
+            "data.percentiles=[99, 1]",
+            "data: percentiles must be two rising numbers between 0 and 100",
+        ),
+        (
+            "data.percentiles=[1, 101]",
+            "data: percentiles must be two rising numbers between 0 and 100",
+        ),
         ("data.percentiles=[5]", "data.percentiles.1: missing"),
         ("data.paper_test=850", "data: paper_test must be less than paper_samples"),
         ("data.context=0.5", "data.context: input should be greater than or equal to 1 (got 0.5)"),
         ("data.context=.inf", "data.context: input should be a finite number (got inf)"),
         ("model.learning_rate=.nan", "model.learning_rate: input should be"),
-        ("data.kinds=[]", "data.kinds: tuple should have at least 1 item after validation, not 0 (got [])"),
-        ("training.seed=4294967296", "training.seed: input should be less than 4294967296 (got 4294967296)"),
+        (
+            "data.kinds=[]",
+            "data.kinds: tuple should have at least 1 item after validation, not 0 (got [])",
+        ),
+        (
+            "training.seed=4294967296",
+            "training.seed: input should be less than 4294967296 (got 4294967296)",
+        ),
         ("name=CAN 1", "name: string should match pattern"),
     ],
 )
@@ -128,14 +181,19 @@ def test_a_wrong_value_is_one_sentence_that_names_file_and_key(minimal, override
 
 def test_every_fault_is_named_at_once(minimal):
     text = sentence(minimal, "training.stepz=3", "data.size=-1")
-    assert text == f"{minimal}: data.size: input should be greater than 0 (got -1); training.stepz: unknown key"
+    assert (
+        text == f"{minimal}: data.size: input should be greater than 0 (got -1); training.stepz: "
+        "unknown key"
+    )
 
 
 def test_a_long_value_is_cut_short(minimal):
     assert len(sentence(minimal, f"training.steps={'x' * 5000}")) < len(str(minimal)) + 200
 
 
-@pytest.mark.parametrize("override", ["", "training.steps", "=3", ".steps=3", "training.=3", "training..steps=3", " =3"])
+@pytest.mark.parametrize(
+    "override", ["", "training.steps", "=3", ".steps=3", "training.=3", "training..steps=3", " =3"]
+)
 def test_a_malformed_override(minimal, override):
     assert sentence(minimal, override) == f"--set {override}: must read section.key=value"
 
@@ -143,10 +201,14 @@ def test_a_malformed_override(minimal, override):
 @pytest.mark.parametrize(
     "value",
     ["[1", "{a: 1", "'open", "a: b: c", "@x", "!!python/object:os.system x"]  # no YAML
-    + ["2020-99-99", "0x_", "!!int x", "!!bool x", "!!timestamp x", "9" * 5000, "[" * 500],  # PyYAML's conversions fail
+    # PyYAML's conversions fail
+    + ["2020-99-99", "0x_", "!!int x", "!!bool x", "!!timestamp x", "9" * 5000, "[" * 500],
 )
 def test_an_override_that_is_no_yaml(minimal, value):
-    assert sentence(minimal, f"training.steps={value}") == f"--set training.steps={value}: the value is not YAML"
+    assert (
+        sentence(minimal, f"training.steps={value}")
+        == f"--set training.steps={value}: the value is not YAML"
+    )
 
 
 def test_a_missing_file(tmp_path):
@@ -162,13 +224,18 @@ def test_a_file_that_is_no_text(tmp_path):
     assert sentence(path) == f"{path}: can't be read (UnicodeDecodeError)"
 
 
-@pytest.mark.parametrize("text", ["name: [toy", "name: toy\n\tmodel: {}", "name: 'toy", "name: 2020-99-99", "name: !!int x"])
+@pytest.mark.parametrize(
+    "text",
+    ["name: [toy", "name: toy\n\tmodel: {}", "name: 'toy", "name: 2020-99-99", "name: !!int x"],
+)
 def test_a_file_that_is_no_yaml(tmp_path, text):
     path = written(tmp_path, text)
     assert sentence(path).startswith(f"{path}: is not YAML (")
 
 
-@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "- a\n- b\n", "just words", "3", "null"])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing but a comment\n", "- a\n- b\n", "just words", "3", "null"]
+)
 def test_a_file_without_sections(tmp_path, text):
     path = written(tmp_path, text)
     assert sentence(path) == f"{path}: holds no sections"
@@ -187,15 +254,26 @@ def test_configs_are_frozen():
 
 
 def test_dump_reads_back_equal(minimal, tmp_path):
-    overrides = ("data.root=a/b", "data.kinds=[mass, distortion]", "training.steps=3", "training.initial='2020-01-01'")
-    experiment = load(minimal, (*overrides, "model.learning_rate=1e-7", "model.filters=[]", "tracking.uri='on'"), Toy)
+    overrides = (
+        "data.root=a/b",
+        "data.kinds=[mass, distortion]",
+        "training.steps=3",
+        "training.initial='2020-01-01'",
+    )
+    experiment = load(
+        minimal,
+        (*overrides, "model.learning_rate=1e-7", "model.filters=[]", "tracking.uri='on'"),
+        Toy,
+    )
     path = written(tmp_path, dump(experiment))
     assert parse(Experiment[Toy], path) == experiment
     assert experiment.model.filters == () and experiment.training.initial == "2020-01-01"
 
 
 def test_parse_reads_any_config_class(tmp_path):
-    assert parse(Toy, written(tmp_path, "filters: [1, 2]\n"), ["dropout=0"]) == Toy(filters=(1, 2), dropout=0)
+    assert parse(Toy, written(tmp_path, "filters: [1, 2]\n"), ["dropout=0"]) == Toy(
+        filters=(1, 2), dropout=0
+    )
 
 
 def test_without_a_class_the_model_section_is_not_checked(minimal):
@@ -203,38 +281,80 @@ def test_without_a_class_the_model_section_is_not_checked(minimal):
 
 
 IRRELEVANT = [
-    "training.steps=9", "training.epochs=9", "training.checkpoint_every=9", "training.validate_every=9", "training.grid_every=9",
-    "training.grid_samples=9", "training.keep=9", "tracking.uri=http://localhost", "tracking.experiment=x",
-    "tracking.register_models=false", "tracking.system_metrics=false",
-    "data.root=x", "data.root=../x", "data.records=x", "data.split_file=x/split.json", "data.added.synthetic=x",
-]  # fmt: skip
+    "training.steps=9",
+    "training.epochs=9",
+    "training.checkpoint_every=9",
+    "training.validate_every=9",
+    "training.grid_every=9",
+    "training.grid_samples=9",
+    "training.keep=9",
+    "tracking.uri=http://localhost",
+    "tracking.experiment=x",
+    "tracking.register_models=false",
+    "tracking.system_metrics=false",
+    "data.root=x",
+    "data.root=../x",
+    "data.records=x",
+    "data.split_file=x/split.json",
+    "data.added.synthetic=x",
+]
 RELEVANT = [
-    "name=other", "data.name=inbreast", "data.added.copies=3", "data.fold=1", "data.seed=1", "data.augment=false", "training.batch_size=2",
-    "training.seed=1", "training.precision=float32", "training.deterministic=true", "training.initial=x", "model.dropout=0",
-    "model.filters=[4]", "model.learning_rate=2",
-]  # fmt: skip
+    "name=other",
+    "data.name=inbreast",
+    "data.added.copies=3",
+    "data.fold=1",
+    "data.seed=1",
+    "data.augment=false",
+    "training.batch_size=2",
+    "training.seed=1",
+    "training.precision=float32",
+    "training.deterministic=true",
+    "training.initial=x",
+    "model.dropout=0",
+    "model.filters=[4]",
+    "model.learning_rate=2",
+]
 
 
 @pytest.mark.parametrize("override", IRRELEVANT)
 def test_identity_ignores_how_long_how_often_and_where(minimal, override):
-    plain, changed = load(minimal, model=Toy), load(minimal, [override], Toy)
+    plain = load(minimal, model=Toy)
+    changed = load(minimal, [override], Toy)
     assert changed != plain
     assert changed.identity() == plain.identity() and changed.fingerprint() == plain.fingerprint()
 
 
 def test_identity_and_fingerprint_hold_everything_else(minimal):
-    experiments = [load(minimal, overrides, Toy) for overrides in ([], *([override] for override in RELEVANT))]
+    experiments = [
+        load(minimal, overrides, Toy) for overrides in ([], *([override] for override in RELEVANT))
+    ]
     assert len({experiment.fingerprint() for experiment in experiments}) == len(experiments)
     assert all(a.identity() != experiments[0].identity() for a in experiments[1:])
     assert all(len(e.fingerprint()) == 8 and int(e.fingerprint(), 16) >= 0 for e in experiments)
 
 
-KEYS = st.sampled_from(["name", "data", "data.root", "data.kinds", "training.steps", "model", "model.filters", "model.learning_rate", "x"])
+KEYS = st.sampled_from(
+    [
+        "name",
+        "data",
+        "data.root",
+        "data.kinds",
+        "training.steps",
+        "model",
+        "model.filters",
+        "model.learning_rate",
+        "x",
+    ]
+)
 YAML_LIKE = st.text("0123456789abefnotxyz_-+.:!&*[]{}<>?%@`'\"|#,= \nT\\~", max_size=30)
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-@given(override=st.one_of(st.text(max_size=40), st.builds("{}={}".format, KEYS, st.text(max_size=20) | YAML_LIKE)))
+@given(
+    override=st.one_of(
+        st.text(max_size=40), st.builds("{}={}".format, KEYS, st.text(max_size=20) | YAML_LIKE)
+    )
+)
 def test_no_override_raises_anything_but_a_config_error(minimal, override):
     try:
         assert isinstance(load(minimal, [override], Toy), Experiment)
@@ -252,7 +372,9 @@ def test_no_file_raises_anything_but_a_config_error(tmp_path_factory, content):
 
 
 def test_what_a_detector_sees_is_its_canvas_or_a_square():
-    assert DataConfig(size=320).shape == (320, 320) and DataConfig(size=320, canvas=(1344, 800)).shape == (1344, 800)
+    assert DataConfig(size=320).shape == (320, 320) and DataConfig(
+        size=320, canvas=(1344, 800)
+    ).shape == (1344, 800)
 
 
 @pytest.mark.parametrize(

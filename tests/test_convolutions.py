@@ -1,4 +1,6 @@
-"""Small maps: the values and gradients of Keras's layers, to rounding, and by which way they came."""
+"""Small maps: the values and gradients of Keras's layers, to rounding, and by which way
+they came.
+"""
 
 import keras
 import numpy as np
@@ -8,7 +10,10 @@ import tensorflow as tf
 from tfmammo import convolutions
 from tfmammo.convolutions import Convolution, TransposedConvolution
 
-PAIRS = {"convolution": (Convolution, keras.layers.Conv2D), "transposed": (TransposedConvolution, keras.layers.Conv2DTranspose)}
+PAIRS = {
+    "convolution": (Convolution, keras.layers.Conv2D),
+    "transposed": (TransposedConvolution, keras.layers.Conv2DTranspose),
+}
 
 
 @pytest.fixture
@@ -20,7 +25,10 @@ def always(monkeypatch):
 def both(kind, shape, *arguments, **options):
     """Our layer and Keras's of equal weights, and an input."""
     random = np.random.default_rng(0)
-    layers = [layer(*arguments, **options, bias_initializer=keras.initializers.RandomNormal(seed=2)) for layer in PAIRS[kind]]
+    layers = [
+        layer(*arguments, **options, bias_initializer=keras.initializers.RandomNormal(seed=2))
+        for layer in PAIRS[kind]
+    ]
     for layer in layers:
         layer.build((None, *shape[1:]))
     layers[1].set_weights(layers[0].get_weights())
@@ -48,9 +56,17 @@ def penalty_gradient(layer, x):
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride"),
-    [((2, 2, 2, 3), 4, 2), ((1, 8, 8, 5), 4, 2), ((3, 5, 7, 2), 3, 1), ((1, 6, 4, 2), 3, 2), ((2, 1, 1, 3), 4, 2),
-     ((1, 16, 16, 2), (3, 5), (2, 1)), ((1, 4, 4, 2), 1, 1), ((1, 7, 5, 2), 2, 3)],
-)  # fmt: skip
+    [
+        ((2, 2, 2, 3), 4, 2),
+        ((1, 8, 8, 5), 4, 2),
+        ((3, 5, 7, 2), 3, 1),
+        ((1, 6, 4, 2), 3, 2),
+        ((2, 1, 1, 3), 4, 2),
+        ((1, 16, 16, 2), (3, 5), (2, 1)),
+        ((1, 4, 4, 2), 1, 1),
+        ((1, 7, 5, 2), 2, 3),
+    ],
+)
 def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride, always):
     ours, theirs, x = both(kind, shape, 4, kernel, stride, padding="same", activation="tanh")
     for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
@@ -59,21 +75,34 @@ def test_values_and_gradients_are_keras_own(kind, shape, kernel, stride, always)
 
 @pytest.mark.parametrize(
     ("shape", "filters", "kernel", "stride"),
-    [((2, 8, 8, 16), 1, 4, 2), ((1, 5, 7, 24), 6, 2, 2), ((3, 5, 4, 9), 1, 3, 1), ((1, 6, 4, 36), 1, 6, 2), ((2, 3, 5, 64), 1, 8, 4),
-     ((2, 3, 3, 16), 1, 4, 4)],
-)  # fmt: skip
-def test_few_filters_are_products_added_up_and_the_gradients_are_the_convolution_s(shape, filters, kernel, stride, monkeypatch):
+    [
+        ((2, 8, 8, 16), 1, 4, 2),
+        ((1, 5, 7, 24), 6, 2, 2),
+        ((3, 5, 4, 9), 1, 3, 1),
+        ((1, 6, 4, 36), 1, 6, 2),
+        ((2, 3, 5, 64), 1, 8, 4),
+        ((2, 3, 3, 16), 1, 4, 4),
+    ],
+)
+def test_few_filters_are_products_added_up_and_the_gradients_are_the_convolution_s(
+    shape, filters, kernel, stride, monkeypatch
+):
     monkeypatch.setattr(convolutions, "pays", lambda maps, places, most: False)
-    ours, theirs, x = both("transposed", shape, filters, kernel, stride, padding="same", activation="tanh")
+    ours, theirs, x = both(
+        "transposed", shape, filters, kernel, stride, padding="same", activation="tanh"
+    )
     for a, b in zip(value_and_gradients(ours, x), value_and_gradients(theirs, x), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=4e-6)
     function = tf.function(ours, input_signature=[tf.TensorSpec([None, *shape[1:]])])
-    assert "MatMul" in {operation.type for operation in function.get_concrete_function().graph.get_operations()}
+    assert "MatMul" in {
+        operation.type for operation in function.get_concrete_function().graph.get_operations()
+    }
     np.testing.assert_allclose(function(x[:1]), theirs(x[:1]), rtol=1e-5, atol=4e-6)
 
 
 @pytest.mark.parametrize(
-    ("filters", "kernel", "stride", "narrow"), [(1, 4, 2, True), (2, 4, 2, False), (1, 3, 2, False), (1, (4, 2), 2, False)]
+    ("filters", "kernel", "stride", "narrow"),
+    [(1, 4, 2, True), (2, 4, 2, False), (1, 3, 2, False), (1, (4, 2), 2, False)],
 )
 def test_which_layers_have_few_filters(filters, kernel, stride, narrow):
     layer = TransposedConvolution(filters, kernel, stride, padding="same")
@@ -83,7 +112,9 @@ def test_which_layers_have_few_filters(filters, kernel, stride, narrow):
 
 def test_a_second_derivative_of_few_filters():
     ours, theirs, x = both("transposed", (4, 4, 4, 16), 1, 4, 2, padding="same", activation="tanh")
-    np.testing.assert_allclose(*(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        *(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_without_padding_and_without_a_bias(always):
@@ -99,24 +130,39 @@ def test_by_hand(always):
     assert float(layer(tf.constant([[[[5.0], [6]], [[7], [8]]]]))[0, 0, 0, 0]) == 5 + 12 + 21 + 32
     layer = TransposedConvolution(1, 2, 1, "same", use_bias=False)
     layer.build((None, 1, 2, 1))
-    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])  # the first column alone: "same" cuts the third
+    # the first column alone: "same" cuts the third
+    layer.set_weights([np.array([1, 2, 3, 4], np.float32).reshape(2, 2, 1, 1)])
     np.testing.assert_array_equal(layer(tf.constant([[[[5.0], [6]]]]))[0, 0, :, 0], [5, 10 + 6])
 
 
 @pytest.mark.parametrize(
     ("kind", "maps", "channels", "filters", "product"),
     [
-        ("convolution", 1, 3, 32, True), ("convolution", 1, 3, 31, False), ("convolution", 2, 3, 32, False),
-        ("convolution", 2, 3, 64, True), ("convolution", None, 3, 128, True), ("convolution", None, 3, 127, False),
-        ("transposed", 1, 16, 3, True), ("transposed", 1, 15, 3, False), ("transposed", 2, 16, 3, False), ("transposed", None, 64, 3, True),
+        ("convolution", 1, 3, 32, True),
+        ("convolution", 1, 3, 31, False),
+        ("convolution", 2, 3, 32, False),
+        ("convolution", 2, 3, 64, True),
+        ("convolution", None, 3, 128, True),
+        ("convolution", None, 3, 127, False),
+        ("transposed", 1, 16, 3, True),
+        ("transposed", 1, 15, 3, False),
+        ("transposed", 2, 16, 3, False),
+        ("transposed", None, 64, 3, True),
     ],
-)  # fmt: skip
-def test_wide_layers_on_few_places_alone_are_matrix_products(kind, maps, channels, filters, product):
+)
+def test_wide_layers_on_few_places_alone_are_matrix_products(
+    kind, maps, channels, filters, product
+):
     side = 8 if kind == "convolution" else 4  # 16 places
     layer = PAIRS[kind][0](filters, 4, 2, padding="same")
-    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([maps, side, side, channels])).graph
+    graph = (
+        tf.function(layer).get_concrete_function(tf.TensorSpec([maps, side, side, channels])).graph
+    )
     operations = {operation.type for operation in graph.get_operations()}
-    assert ("MatMul" in operations, any("Conv2D" in name for name in operations)) == (product, not product)
+    assert ("MatMul" in operations, any("Conv2D" in name for name in operations)) == (
+        product,
+        not product,
+    )
 
 
 @pytest.mark.parametrize("kind", PAIRS)
@@ -141,12 +187,22 @@ def test_in_bfloat16_as_exact_as_keras(kind, always):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_second_derivative(kind, always):
     ours, theirs, x = both(kind, (2, 4, 4, 2), 3, 3, 1, padding="same", activation="tanh")
-    np.testing.assert_allclose(*(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        *(penalty_gradient(layer, x) for layer in (ours, theirs)), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_other_layouts_are_left_to_keras(kind, always):
-    ours, theirs, x = both(kind, (1, 6, 6, 2), 4, 3, 1, padding="valid" if kind == "transposed" else "same", dilation_rate=2)
+    ours, theirs, x = both(
+        kind,
+        (1, 6, 6, 2),
+        4,
+        3,
+        1,
+        padding="valid" if kind == "transposed" else "same",
+        dilation_rate=2,
+    )
     np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=2e-6)
 
 
@@ -162,7 +218,8 @@ def test_it_is_made_anew_from_its_config(kind, always):
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_on_a_gpu_the_operations_are_keras_own(kind, monkeypatch):
-    small, narrow = PAIRS[kind][0](64, 4, 2, padding="same"), PAIRS[kind][0](1, 4, 2, padding="same")
+    small = PAIRS[kind][0](64, 4, 2, padding="same")
+    narrow = PAIRS[kind][0](1, 4, 2, padding="same")
 
     def operations(layer, channels, device):
         def call(x):
@@ -176,6 +233,7 @@ def test_on_a_gpu_the_operations_are_keras_own(kind, monkeypatch):
         assert "MatMul" in operations(layer, channels, "/CPU:0")
         assert "MatMul" in operations(layer, channels, None)
         assert "MatMul" not in operations(layer, channels, "/GPU:0")
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])  # a GPU, and no scope
+    # a GPU, and no scope
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
     assert "MatMul" not in operations(small, 64, None)
     assert "MatMul" in operations(small, 64, "/CPU:0")

@@ -1,9 +1,12 @@
-"""The documentation: it builds, its commands are commands, its numbers are the results', its example runs.
+"""The documentation: it builds, its commands are commands, its numbers are the results',
+its example runs.
 
-Commands. Every fenced block of shell in README.md and docs/, and every command in running text, is run by bash with python, pip, mlflow
-and pytest replaced by functions that note their arguments: loops and variables are the page's own. A command is sound if
-(1) the script or module that it names reads it, arguments, config file and overrides, up to where it would touch data; and
-(2) a test runs that script or module, with data of its own. The page's DIR, RUN and the like stay words, as only users have them.
+Commands. Every fenced block of shell in README.md and docs/, and every command in running text, is
+run by bash with python, pip, mlflow and pytest replaced by functions that note their arguments:
+loops and variables are the page's own. A command is sound if (1) the script or module that it names
+reads it, arguments, config file and overrides, up to where it would touch data; and (2) a test runs
+that script or module, with data of its own. The page's DIR, RUN and the like stay words, as only
+users have them.
 """
 
 import argparse
@@ -24,12 +27,39 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
-PAGES = sorted(path.relative_to(REPOSITORY).as_posix() for path in [REPOSITORY / "README.md", *DOCS.rglob("*.md")])
-CARDS = ("can", "cgan", "shape", "infilling", "blending", "contextual", "ssd", "light_head_rcnn", "mask_rcnn")
-PARTS = ["Intended use", "Not intended", "Training data by default", "As measured here", "Limits", "Ethical notes", "In `card.json`"]
+PAGES = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for path in [REPOSITORY / "README.md", *DOCS.rglob("*.md")]
+)
+CARDS = (
+    "can",
+    "cgan",
+    "shape",
+    "infilling",
+    "blending",
+    "contextual",
+    "ssd",
+    "light_head_rcnn",
+    "mask_rcnn",
+)
+PARTS = [
+    "Intended use",
+    "Not intended",
+    "Training data by default",
+    "As measured here",
+    "Limits",
+    "Ethical notes",
+    "In `card.json`",
+]
 PAPERS = ("can", "infilling", "blending", "contextual", "cgan")
 # Where a page's numbers may come from.
-SOURCES = ["README.md", "docs/results.md", "configs/*.yaml", "tfmammo/data/card.py", "tfmammo/networks.py"]
+SOURCES = [
+    "README.md",
+    "docs/results.md",
+    "configs/*.yaml",
+    "tfmammo/data/card.py",
+    "tfmammo/networks.py",
+]
 SOURCES += [f"tfmammo/{folder}/*.py" for folder in ("archives", "models", "baselines", "detection")]
 NOTED = """
 set -eu
@@ -37,7 +67,7 @@ note() { printf '%s\\0' "$@" $'\\x1e'; }
 python() { note python "$@"; }; pip() { note pip "$@"; }; mlflow() { note mlflow "$@"; }; pytest() { note pytest "$@"; }
 mkdocs() { :; }  # the site's own test builds it
 command_not_found_handle() { echo "no command of ours: $*" >&2; return 127; }
-"""
+"""  # noqa: E501
 
 
 def text(page):
@@ -59,7 +89,13 @@ def inline(page):
 def commands(page, folder):
     """Every command of a page as bash would start it: lists of words."""
     script = "\n".join([NOTED, *blocks(page, "", "sh"), *inline(page)])
-    done = subprocess.run([shutil.which("bash"), "-c", script], cwd=folder, env={"PATH": "/nowhere"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [shutil.which("bash"), "-c", script],
+        cwd=folder,
+        env={"PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return [command.strip("\0").split("\0") for command in done.stdout.split("\x1e")[:-1]]
 
@@ -72,8 +108,8 @@ class Accepted(BaseException):
 def reading(monkeypatch):
     """Commands run up to where they have read their arguments, and their config if they have one.
 
-    Afterwards os.environ is as before: train/ssd.py sets variables when it is imported, which must not outlive the test. It stays the same
-    object, which modules that are imported meanwhile keep.
+    Afterwards os.environ is as before: train/ssd.py sets variables when it is imported, which must
+    not outlive the test. It stays the same object, which modules that are imported meanwhile keep.
     """
     from tfmammo import config as config_module
     from tfmammo.cli import Parser
@@ -83,7 +119,8 @@ def reading(monkeypatch):
     def accepting(parse_args):
         def arguments(self, *args, **kwargs):
             chosen = parse_args(self, *args, **kwargs)
-            if isinstance(getattr(chosen, "config", {}), dict):  # none, or no file: of benchmarks/step.py it is the model's
+            # none, or no file: of benchmarks/step.py it is the model's
+            if isinstance(getattr(chosen, "config", {}), dict):
                 raise Accepted
             return chosen
 
@@ -106,10 +143,15 @@ def reading(monkeypatch):
 
 def read_python(words, monkeypatch):
     """Let a script or module read its arguments. Returns its file, as tests name it."""
-    module, arguments = words[0] == "-m", words[2:] if words[0] == "-m" else words[1:]
+    module = words[0] == "-m"
+    arguments = words[2:] if words[0] == "-m" else words[1:]
     if module:
         found = importlib.import_module(words[1])
-        main = importlib.import_module(f"{words[1]}.__main__").main if hasattr(found, "__path__") else found.main
+        main = (
+            importlib.import_module(f"{words[1]}.__main__").main
+            if hasattr(found, "__path__")
+            else found.main
+        )
     else:
         assert (REPOSITORY / words[0]).is_file(), f"no such script: {words[0]}"
         monkeypatch.syspath_prepend(str((REPOSITORY / words[0]).parent))  # as Python does
@@ -123,7 +165,9 @@ def read_pip(words):
     assert words[0] == "install"
     extras = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", lambda **arguments: extras.update(arguments["extras_require"]))
+        patch.setattr(
+            setuptools, "setup", lambda **arguments: extras.update(arguments["extras_require"])
+        )
         patch.chdir(REPOSITORY)
         runpy.run_path("setup.py")
     for named in re.findall(r"^(?:\.|tfmammo)\[([\w,]+)\]$", "\n".join(words), re.MULTILINE):
@@ -133,31 +177,52 @@ def read_pip(words):
 def read_mlflow(words):
     from mlflow.cli import cli
 
-    command, rest = cli, list(words)
+    command = cli
+    rest = list(words)
     while hasattr(command, "commands"):
         name = rest.pop(0)
-        command = command.get_command(command.make_context("mlflow", [name], resilient_parsing=True), name)
+        command = command.get_command(
+            command.make_context("mlflow", [name], resilient_parsing=True), name
+        )
         assert command, f"mlflow has no {name}"
     command.make_context(command.name, rest)
 
 
 def is_run_by_a_test(words):
-    """Whether a test names the script or module as those do which run it, in the folder where such tests are."""
+    """Whether a test names the script or module as those do which run it, in the folder where such
+    tests are.
+    """
     places = {
         "train": ("scripts", "detection"),
         "evaluate": ("scripts",),
         "benchmarks": ("test_benchmarks.py", "test_benchmarks_growth.py", "scripts/test_kill.py"),
     }
-    folder, stem = Path(words[0]).parent.name, Path(words[0]).stem
-    named = [words[0], f'"{stem}"'] if folder else [words[1], f"from tfmammo import {words[1].removeprefix('tfmammo.')}"]
+    folder = Path(words[0]).parent.name
+    stem = Path(words[0]).stem
+    named = (
+        [words[0], f'"{stem}"']
+        if folder
+        else [words[1], f"from tfmammo import {words[1].removeprefix('tfmammo.')}"]
+    )
     tops = [REPOSITORY / "tests" / place for place in places.get(folder, ("",))]
-    files = {path for top in tops for path in ([top] if top.is_file() else top.rglob("test_*.py"))} - {Path(__file__).resolve()}
+    files = {
+        path for top in tops for path in ([top] if top.is_file() else top.rglob("test_*.py"))
+    } - {Path(__file__).resolve()}
     return any(name in path.read_text(encoding="utf-8") for path in files for name in named)
 
 
 def test_whether_a_test_runs_it():
-    assert all(is_run_by_a_test(words) for words in (["train/can.py"], ["-m", "tfmammo.synthesis.mammograms"], ["benchmarks/input.py"]))
-    assert not any(is_run_by_a_test(words) for words in (["train/soft_dice.py"], ["-m", "tfmammo.soft_dice"]))
+    assert all(
+        is_run_by_a_test(words)
+        for words in (
+            ["train/can.py"],
+            ["-m", "tfmammo.synthesis.mammograms"],
+            ["benchmarks/input.py"],
+        )
+    )
+    assert not any(
+        is_run_by_a_test(words) for words in (["train/soft_dice.py"], ["-m", "tfmammo.soft_dice"])
+    )
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "", "sh") or inline(page)])
@@ -198,7 +263,8 @@ def test_a_script_that_is_not_there_is_found(page, reading, monkeypatch):
 
 
 RUN = re.compile(r"runs/[\w./-]*\w")
-OF_A_RUN = re.compile(r"|/split\.json|/best|/export(/.*)?")  # what a training leaves in its folder, and the folder itself
+# what a training leaves in its folder, and the folder itself
+OF_A_RUN = re.compile(r"|/split\.json|/best|/export(/.*)?")
 
 
 def folds_alike(run):
@@ -208,7 +274,8 @@ def folds_alike(run):
 
 def runs_of_a_page(page, folder):
     """The runs that a page's commands make, each with its script, and those that they read."""
-    made, read = [], set()
+    made = []
+    read = set()
     for _, *words in commands(page, folder) if blocks(page, "", "sh") or inline(page) else ():
         for before, word in zip(["", *words], words, strict=False):
             for run in RUN.findall(word):
@@ -220,10 +287,17 @@ def runs_of_a_page(page, folder):
 
 
 def runs_of_a_config(path):
-    """The runs that the commands of a config's first lines make, each with its script, and those that its values and commands name."""
+    """The runs that the commands of a config's first lines make, each with its script, and those
+    that its values and commands name.
+    """
     content = path.read_text(encoding="utf-8")
-    head = re.sub(r"\n#\s*", " ", "".join(line for line in content.splitlines(keepends=True) if line.startswith("#")))
-    made, script = [], ""
+    head = re.sub(
+        r"\n#\s*",
+        " ",
+        "".join(line for line in content.splitlines(keepends=True) if line.startswith("#")),
+    )
+    made = []
+    script = ""
     for word, run in re.findall(r"python (?:-m )?([\w./]+)|--output (runs/[\w./-]*\w)", head):
         script = word or script
         if run:
@@ -234,10 +308,14 @@ def runs_of_a_config(path):
 
 
 def runs_by_source(folder):
-    """Of README, configs and pages, but not of the results, whose runs are of the past: what they make and read."""
+    """Of README, configs and pages, but not of the results, whose runs are of the past: what they
+    make and read.
+    """
     pages = [page for page in PAGES if page != "docs/results.md"]
     configs = sorted((REPOSITORY / "configs").glob("*.yaml"))
-    return {page: runs_of_a_page(page, folder) for page in pages} | {path.name: runs_of_a_config(path) for path in configs}
+    return {page: runs_of_a_page(page, folder) for page in pages} | {
+        path.name: runs_of_a_config(path) for path in configs
+    }
 
 
 def test_runs_are_called_alike_in_readme_configs_and_pages(tmp_path):
@@ -246,7 +324,12 @@ def test_runs_are_called_alike_in_readme_configs_and_pages(tmp_path):
     assert len(made) > 20
     for source, (_, read) in found.items():
         for run in read:
-            known = [one for one in made if folds_alike(run).startswith(one) and OF_A_RUN.fullmatch(folds_alike(run)[len(one) :])]
+            known = [
+                one
+                for one in made
+                if folds_alike(run).startswith(one)
+                and OF_A_RUN.fullmatch(folds_alike(run)[len(one) :])
+            ]
             assert known, f"{source}: no command of README, configs and pages makes {run}"
 
 
@@ -261,7 +344,9 @@ def test_no_run_is_made_by_two_scripts(tmp_path):
 def test_every_extra_is_on_the_first_page():
     extras = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", lambda **arguments: extras.update(arguments["extras_require"]))
+        patch.setattr(
+            setuptools, "setup", lambda **arguments: extras.update(arguments["extras_require"])
+        )
         patch.chdir(REPOSITORY)
         runpy.run_path("setup.py")
     (table,) = (table for table in tables("docs/index.md") if table[0][0] == "extra")
@@ -270,21 +355,35 @@ def test_every_extra_is_on_the_first_page():
 
 def numbers(line):
     """The numbers of a line, without signs."""
-    return re.findall(r"(?<![\w.,])(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?![\w])", re.sub(r"\b10\.\d{4,}/\S+", "", line).replace("**", ""))
+    return re.findall(
+        r"(?<![\w.,])(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?![\w])",
+        re.sub(r"\b10\.\d{4,}/\S+", "", line).replace("**", ""),
+    )
 
 
 def tables(page):
     """The tables of a page: lists of rows of cells, the heading first."""
     for table in re.findall(r"(?:^\|.*\n)+", text(page), re.MULTILINE):
-        yield [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
+        yield [
+            [cell.strip() for cell in line.strip().strip("|").split("|")]
+            for line in table.splitlines()
+        ]
 
 
 def pages_with_numbers():
-    return [page for page in PAGES if page not in ("README.md", "docs/results.md") and "guides/sixth" not in page]
+    return [
+        page
+        for page in PAGES
+        if page not in ("README.md", "docs/results.md") and "guides/sixth" not in page
+    ]
 
 
 def test_every_measured_number_stands_in_one_line_of_the_results():
-    lines = [set(numbers(line)) for page in ("README.md", "docs/results.md") for line in text(page).splitlines()]
+    lines = [
+        set(numbers(line))
+        for page in ("README.md", "docs/results.md")
+        for line in text(page).splitlines()
+    ]
     seen = 0
     for page in pages_with_numbers():
         for heading, _, *rows in tables(page):
@@ -292,7 +391,9 @@ def test_every_measured_number_stands_in_one_line_of_the_results():
                 for row in rows:
                     wanted = set(numbers(row[column])) - {""}
                     seen += len(wanted)
-                    assert any(wanted <= line for line in lines), f"{page}: {row[column]} stands in no line of the results"
+                    assert any(wanted <= line for line in lines), (
+                        f"{page}: {row[column]} stands in no line of the results"
+                    )
     assert seen > 150
 
 
@@ -307,12 +408,20 @@ def test_no_page_has_a_number_of_its_own():
 
 def test_every_system_of_the_readme_has_a_page():
     (systems,) = (table for table in tables("README.md") if table[0][0] == "system")
-    written = "\n".join(text(f"docs/{folder}/{path.name}") for folder in ("papers", "models") for path in (DOCS / folder).glob("*.md"))
+    written = "\n".join(
+        text(f"docs/{folder}/{path.name}")
+        for folder in ("papers", "models")
+        for path in (DOCS / folder).glob("*.md")
+    )
     assert len(systems) > 15
     for name, _, _, command, _ in systems[2:]:
         scripts = re.findall(r"(?:train|evaluate)/\w+\.py|tfmammo\.\w+|--study \w+", command)
-        assert scripts and all(script in written for script in scripts), f"no page shows how to run {name}"
-        assert all(part.split()[0].lower() in written.lower() for part in name.split(", ")), f"no page speaks of {name}"
+        assert scripts and all(script in written for script in scripts), (
+            f"no page shows how to run {name}"
+        )
+        assert all(part.split()[0].lower() in written.lower() for part in name.split(", ")), (
+            f"no page speaks of {name}"
+        )
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -326,7 +435,9 @@ def test_a_paper_has_all_of_its_parts(name):
     page = text(f"docs/papers/{name}.md")
     headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
     assert headings == ["What it is", "Commands", "Our numbers beside the paper's", "Departures"]
-    assert page.split("\n\n")[1].startswith("**Paper.** ") and "](../" in page and ("measured" in page)
+    assert (
+        page.split("\n\n")[1].startswith("**Paper.** ") and "](../" in page and ("measured" in page)
+    )
 
 
 def test_every_archive_has_a_page_with_its_licence():
@@ -363,7 +474,9 @@ def test_python_of_the_pages_is_python():
 
 @pytest.fixture
 def sixth(monkeypatch):
-    """The example of "A sixth paper": its room as a module of tfmammo.models, its config, its script and its tests."""
+    """The example of "A sixth paper": its room as a module of tfmammo.models, its config, its
+    script and its tests.
+    """
     page = "docs/guides/sixth_paper.md"
     room, script, tests = blocks(page, "python")
     module = types.ModuleType("tfmammo.models.soft_dice")
@@ -378,16 +491,42 @@ def test_the_sixth_paper_trains(sixth, tmp_path, monkeypatch, tracking_uri):
 
     module, config, script, _ = sixth
     (tmp_path / "soft_dice.yaml").write_text(config, encoding="utf-8")
-    small = ["data.phantoms=12", "data.size=32", "training.steps=2", "training.steps_per_loop=1", "training.precision=float32"]
+    small = [
+        "data.phantoms=12",
+        "data.size=32",
+        "training.steps=2",
+        "training.steps_per_loop=1",
+        "training.precision=float32",
+    ]
     tracking = [f"tracking.uri={tracking_uri}", "tracking.system_metrics=false"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["soft_dice.py", "--config", "soft_dice.yaml", "--output", "out", "--set", *small, *tracking])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "soft_dice.py",
+            "--config",
+            "soft_dice.yaml",
+            "--output",
+            "out",
+            "--set",
+            *small,
+            *tracking,
+        ],
+    )
     names = {"__name__": "soft_dice_script", "__doc__": "Train Soft Dice."}
     exec(compile(script, "soft_dice.py", "exec"), names)
     names["main"]()
     card = read_card(tmp_path / "out" / "export")
-    assert (card["name"], card["step"], card["config"]["model"]["filters"]) == ("soft_dice", 2, module.SoftDiceConfig().filters)
-    assert find(tmp_path / "out" / "export", {"image"}, {"mask"}) == "segmenter" and 0 <= card["metrics"]["dice"] <= 1
+    assert (card["name"], card["step"], card["config"]["model"]["filters"]) == (
+        "soft_dice",
+        2,
+        module.SoftDiceConfig().filters,
+    )
+    assert (
+        find(tmp_path / "out" / "export", {"image"}, {"mask"}) == "segmenter"
+        and 0 <= card["metrics"]["dice"] <= 1
+    )
 
 
 def test_the_sixth_papers_own_tests_pass(sixth):
@@ -404,14 +543,36 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
         if not find_spec(package.partition(".")[0]):
             pytest.skip(f"{package} is missing: pip install -e '.[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
     assert done.returncode == 0, done.stderr
     site = tmp_path / "site"
-    pages = {path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
-    assert {page.removeprefix("docs/").replace(".md", ".html") for page in PAGES if page != "README.md"} <= set(pages)
+    pages = {
+        path.relative_to(site).as_posix(): path.read_text(encoding="utf-8")
+        for path in site.rglob("*.html")
+    }
+    assert {
+        page.removeprefix("docs/").replace(".md", ".html") for page in PAGES if page != "README.md"
+    } <= set(pages)
     for page, html in pages.items():
         fetched = re.findall(r"<(?:script|img|iframe|link)\b[^>]*>", html)
         assert not [tag for tag in fetched if re.search(r'(?:src|href)="(?:https?:)?//', tag)], page
     # A docstring's keys became a list, with their defaults.
-    assert "<code>phantoms</code> (<code>48</code>): how many mammograms the phantom archive holds." in pages["reference/config.html"]
+    assert (
+        "<code>phantoms</code> (<code>48</code>): how many mammograms the phantom archive holds."
+        in pages["reference/config.html"]
+    )

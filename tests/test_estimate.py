@@ -1,4 +1,6 @@
-"""Plans of large builds and syntheses: what is measured on a few tiny mammograms, and the arithmetic behind it."""
+"""Plans of large builds and syntheses: what is measured on a few tiny mammograms, and the
+arithmetic behind it.
+"""
 
 import time
 
@@ -13,7 +15,11 @@ from tfmammo.synthesis.config import SynthesisConfig
 
 
 def test_a_million_mammograms_by_hand():
-    found = planned(Rate(seconds=2, bytes=500, index=0.0036, part=16, sample=8), mammograms=1_000_000, workers=64)
+    found = planned(
+        Rate(seconds=2, bytes=500, index=0.0036, part=16, sample=8),
+        mammograms=1_000_000,
+        workers=64,
+    )
     assert found.parts == 62_500 and found.bytes == 5e8
     # One hour of reading tables; 62,500 shards make 977 rounds of 64, each of 16 x 2 s.
     assert found.hours == pytest.approx(1 + 977 * 32 / 3600)
@@ -22,14 +28,19 @@ def test_a_million_mammograms_by_hand():
 
 def test_a_part_is_made_by_one_worker():
     rate = Rate(seconds=3600, bytes=1, index=0, part=4, sample=1)
-    assert planned(rate, 9, 100).hours == 4 and planned(rate, 9, 2).hours == 8  # three parts, the last of which is not full
+    # three parts, the last of which is not full
+    assert planned(rate, 9, 100).hours == 4 and planned(rate, 9, 2).hours == 8
     assert planned(rate, 9, 1).single == 9 and planned(rate, 1, 1).parts == 1
 
 
 @pytest.fixture
 def built(tmp_path):
     """The config file of a build of five phantoms."""
-    chosen = build.BuildConfig(name="tiny", data=DataConfig(phantoms=6, size=64), build=build.ShardConfig(shard_mammograms=3))
+    chosen = build.BuildConfig(
+        name="tiny",
+        data=DataConfig(phantoms=6, size=64),
+        build=build.ShardConfig(shard_mammograms=3),
+    )
     (tmp_path / "build.yaml").write_text(dump(chosen), encoding="utf-8")
     return tmp_path / "build.yaml"
 
@@ -45,30 +56,61 @@ def test_a_build_is_timed_and_weighed(built, tmp_path, monkeypatch):
     (tmp_path / "sample").mkdir()
     rate = estimate.of_build(built, [], 5, tmp_path / "sample")
     assert (rate.part, rate.sample) == (3, 5) and 0.3 <= rate.seconds < 3 and 0 < rate.index < 1
-    build.build(build.BuildConfig(name="tiny", data=DataConfig(phantoms=6, size=64)), tmp_path / "whole")
+    build.build(
+        build.BuildConfig(name="tiny", data=DataConfig(phantoms=6, size=64)), tmp_path / "whole"
+    )
     whole = sum(path.stat().st_size for path in (tmp_path / "whole").glob("shard-*"))
     assert 6 * rate.bytes == pytest.approx(whole, rel=0.35)  # not every phantom has as many masses
-    with pytest.raises(DataError, match="6 mammograms give patches, and --sample 6 needs one more than that"):
+    with pytest.raises(
+        DataError, match="6 mammograms give patches, and --sample 6 needs one more than that"
+    ):
         estimate.of_build(built, [], 6, tmp_path / "sample")
 
 
 def test_the_command_prints_what_follows_from_the_rate(built, capsys, monkeypatch):
     given = Rate(seconds=1.5, bytes=262_144, index=0.0009, part=16, sample=2)
     monkeypatch.setitem(estimate.RATES, "build", lambda *_: given)
-    estimate.main(["build", "--config", str(built), "--mammograms", "1,000,000", "--workers", "64", "--sample", "2"])
+    estimate.main(
+        [
+            "build",
+            "--config",
+            str(built),
+            "--mammograms",
+            "1,000,000",
+            "--workers",
+            "64",
+            "--sample",
+            "2",
+        ]
+    )
     said = capsys.readouterr().out
     # 977 rounds of 24 s and 15 minutes; 1,500,000 s and 15 minutes.
-    for expected in ("1,000,000", "64 workers", "1.5 s, 262 kB", "62,500", "6.76", "416.92", "0.25", "262 GB"):
+    for expected in (
+        "1,000,000",
+        "64 workers",
+        "1.5 s, 262 kB",
+        "62,500",
+        "6.76",
+        "416.92",
+        "0.25",
+        "262 GB",
+    ):
         assert expected in said, said
 
 
-@pytest.mark.parametrize(("count", "text"), [(0.0, "0 B"), (999.0, "999 B"), (1e3, "1 kB"), (2.5e9, "2.5 GB"), (3e16, "30 PB")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0.0, "0 B"), (999.0, "999 B"), (1e3, "1 kB"), (2.5e9, "2.5 GB"), (3e16, "30 PB")],
+)
 def test_bytes_are_read_in_powers_of_a_thousand(count, text):
     assert estimate._size(count) == text
 
 
 def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
-    for arguments in (["build", "--config", str(tmp_path / "none.yaml")], ["build", "--config", "x", "--workers", "0"]):
+    for arguments in (
+        ["build", "--config", str(tmp_path / "none.yaml")],
+        ["build", "--config", "x", "--workers", "0"],
+    ):
         with pytest.raises(SystemExit) as stop:
             estimate.main(arguments)
         assert stop.value.code == 2
@@ -77,13 +119,35 @@ def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_both_plans_from_real_samples(built, tiny_infilling, tmp_path, capsys):
-    estimate.main(["build", "--config", str(built), "--mammograms", "100", "--workers", "2", "--sample", "2"])
+    estimate.main(
+        ["build", "--config", str(built), "--mammograms", "100", "--workers", "2", "--sample", "2"]
+    )
     chosen = SynthesisConfig(
-        name="tiny", data=DataConfig(phantoms=8), generator=str(tiny_infilling(padding=20)), format="png", feather=6,
+        name="tiny",
+        data=DataConfig(phantoms=8),
+        generator=str(tiny_infilling(padding=20)),
+        format="png",
+        feather=6,
         sizes={"height": (24, 4), "width": (20, 3), "correlation": 0.5},
-    )  # fmt: skip
+    )
     (tmp_path / "synthesis.yaml").write_text(dump(chosen), encoding="utf-8")
-    estimate.main(["synthesis", "--config", str(tmp_path / "synthesis.yaml"), "--mammograms", "100", "--workers", "2", "--sample", "2"])
+    estimate.main(
+        [
+            "synthesis",
+            "--config",
+            str(tmp_path / "synthesis.yaml"),
+            "--mammograms",
+            "100",
+            "--workers",
+            "2",
+            "--sample",
+            "2",
+        ]
+    )
     said = capsys.readouterr().out
-    assert "34" in said and "build of 100 mammograms" in said and "synthesis of 100 mammograms" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["build.yaml", "synthesis.yaml"], "nothing is kept"
+    assert (
+        "34" in said and "build of 100 mammograms" in said and "synthesis of 100 mammograms" in said
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build.yaml", "synthesis.yaml"], (
+        "nothing is kept"
+    )

@@ -24,28 +24,50 @@ class Noise(keras.layers.Layer):
 
 
 class Room(keras.Model):
-    """A generator from mask to image and an inverter from image to mask, one 1x1 convolution each, and a critic of pairs."""
+    """A generator from mask to image and an inverter from image to mask, one 1x1 convolution each,
+    and a critic of pairs.
+    """
 
     def __init__(self, filters=1, dropout=0.0, extra=None, scale=1.0, name="tiny"):
         super().__init__(name=name)
         self.scale = scale
-        self.networks = {"generator": self._network(filters, dropout, extra), "inverter": self._network(filters, 0.0, None)}
-        self.networks["critic"] = keras.Sequential([keras.Input((SIZE, SIZE, 2)), keras.layers.Conv2D(1, 3)])
+        self.networks = {
+            "generator": self._network(filters, dropout, extra),
+            "inverter": self._network(filters, 0.0, None),
+        }
+        self.networks["critic"] = keras.Sequential(
+            [keras.Input((SIZE, SIZE, 2)), keras.layers.Conv2D(1, 3)]
+        )
         # A fresh convolution can be near 0; these values are known instead.
         self.networks["generator"].layers[0].bias.assign(tf.fill([filters], 0.25))
 
     @staticmethod
     def _network(filters, dropout, extra):
-        layers = [keras.Input((SIZE, SIZE, 1)), keras.layers.Conv2D(filters, 1), keras.layers.BatchNormalization()]
+        layers = [
+            keras.Input((SIZE, SIZE, 1)),
+            keras.layers.Conv2D(filters, 1),
+            keras.layers.BatchNormalization(),
+        ]
         layers += [keras.layers.Dropout(dropout)] * bool(dropout) + [extra] * bool(extra)
-        return keras.Sequential([*layers, keras.layers.Conv2D(1, 1), keras.layers.Activation("sigmoid", dtype="float32")])
+        return keras.Sequential(
+            [
+                *layers,
+                keras.layers.Conv2D(1, 1),
+                keras.layers.Activation("sigmoid", dtype="float32"),
+            ]
+        )
 
     def functions(self):
-        mask, image = (tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name) for name in ("mask", "image"))
+        mask, image = (
+            tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name) for name in ("mask", "image")
+        )
 
         @tf.function(input_signature=[mask])
         def generator(mask):
-            return {"image": self.scale * self.networks["generator"](mask, training=True if self.random else None)}
+            return {
+                "image": self.scale
+                * self.networks["generator"](mask, training=True if self.random else None)
+            }
 
         @tf.function(input_signature=[image])
         def inverter(image):
@@ -70,7 +92,9 @@ class DropoutRoom(Room):
 def exported(tmp_path_factory):
     """A room and its export, for tests that only read."""
     room = Room(filters=2)
-    return room, export(room, tmp_path_factory.mktemp("exported") / "export", {"name": "can", "step": 1})
+    return room, export(
+        room, tmp_path_factory.mktemp("exported") / "export", {"name": "can", "step": 1}
+    )
 
 
 @pytest.fixture
@@ -91,7 +115,9 @@ def leftovers(folder):
 def test_an_export_answers_as_a_hand_computed_network(tmp_path, batch):
     room = Room()
     network = room.networks["inverter"]
-    first, norm, second = network.layers[0], network.layers[1], network.layers[2]
+    first = network.layers[0]
+    norm = network.layers[1]
+    second = network.layers[2]
     first.kernel.assign([[[[2.0]]]])
     first.bias.assign([-1.0])
     norm.moving_mean.assign([0.5])
@@ -127,11 +153,14 @@ def test_another_writer_describes_what_it_wrote_and_fails_whole(tmp_path):
 
 def test_inputs_go_by_name_or_by_the_cards_order(exported, batch):
     room, directory = exported
-    mask, image = batch, 1 - batch
+    mask = batch
+    image = 1 - batch
     eager = room.networks["critic"](tf.concat([mask, image], -1)).numpy()
     critic = load(directory, "critic")
     np.testing.assert_allclose(critic(mask, image)["logits"], eager, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(critic(image=image, mask=mask)["logits"], eager, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        critic(image=image, mask=mask)["logits"], eager, rtol=1e-5, atol=1e-6
+    )
     assert not np.allclose(critic(image, mask)["logits"], eager, atol=1e-3)
 
 
@@ -140,7 +169,11 @@ def test_inputs_go_by_name_or_by_the_cards_order(exported, batch):
     [
         ((), {}, "takes mask, image, got 0"),
         ((np.zeros((1, 4, 4, 1)),), {"mask": np.zeros((1, 4, 4, 1))}, "takes mask, image, got 1"),
-        ((np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 5, 1))), {}, r"image must have the shape \[n, 4, 4, 1\], not \[1, 4, 5, 1\]"),
+        (
+            (np.zeros((1, 4, 4, 1)), np.zeros((1, 4, 5, 1))),
+            {},
+            r"image must have the shape \[n, 4, 4, 1\], not \[1, 4, 5, 1\]",
+        ),
         ((np.zeros((4, 4, 1)), np.zeros((1, 4, 4, 1))), {}, r"mask must have the shape"),
     ],
 )
@@ -150,16 +183,28 @@ def test_wrong_inputs_are_one_sentence(exported, arguments, named, message):
         critic(*arguments, **named)
 
 
-@pytest.mark.parametrize("kind", [np.asarray, lambda values: tf.constant(values, tf.float32)], ids=["numpy", "tensorflow"])
+@pytest.mark.parametrize(
+    "kind",
+    [np.asarray, lambda values: tf.constant(values, tf.float32)],
+    ids=["numpy", "tensorflow"],
+)
 @pytest.mark.parametrize(
     ("bad", "reach"),
-    [(255.0, "0.5 to 255"), (-0.01, "-0.01 to 0.5"), (np.nan, "nan to nan"), (np.inf, "0.5 to inf"), (1.001, "0.5 to 1.001")],
+    [
+        (255.0, "0.5 to 255"),
+        (-0.01, "-0.01 to 0.5"),
+        (np.nan, "nan to nan"),
+        (np.inf, "0.5 to inf"),
+        (1.001, "0.5 to 1.001"),
+    ],
 )
 def test_values_outside_the_range_are_one_sentence(exported, kind, bad, reach):
     """A picture times 255 would otherwise be answered, and look right."""
     values = np.full((2, SIZE, SIZE, 1), 0.5, np.float32)
     values[1, 2, 3] = bad
-    with pytest.raises(ExportError, match=rf"inverter: image must lie in \[0, 1\], but reaches from {reach}$"):
+    with pytest.raises(
+        ExportError, match=rf"inverter: image must lie in \[0, 1\], but reaches from {reach}$"
+    ):
         load(exported[1], "inverter")(kind(values))
     with pytest.raises(ExportError, match=r"critic: mask must lie in \[0, 1\]"):
         load(exported[1], "critic")(mask=kind(values), image=kind(np.zeros_like(values)))
@@ -170,7 +215,12 @@ def test_values_at_the_ends_of_the_range_and_whole_numbers_are_taken(exported):
     ends = np.zeros((1, SIZE, SIZE, 1), np.float32)
     ends[0, 0] = 1
     expected = inverter(ends)["mask"]
-    for same in (ends.astype(np.uint8), ends.astype(np.float64), tf.constant(ends, tf.uint8), ends > 0):
+    for same in (
+        ends.astype(np.uint8),
+        ends.astype(np.float64),
+        tf.constant(ends, tf.uint8),
+        ends > 0,
+    ):
         np.testing.assert_array_equal(inverter(same)["mask"], expected)
     rounded = inverter(ends * np.float32(1 + 5e-6))["mask"]  # what resampling makes of 1
     np.testing.assert_allclose(rounded, expected, atol=1e-5)
@@ -201,22 +251,36 @@ def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
 
     card = json.loads((directory / "card.json").read_text(), parse_constant=refuse)
     assert card == read_card(directory)
-    assert card["format"] == 1 and card["name"] == "can" and card["step"] == 40 and card["git_commit"] is None
-    assert card["metrics"] == {"validation_dice": 0.5, "loss": None} and card["patients"] == ["a0", "b1"]
+    assert (
+        card["format"] == 1
+        and card["name"] == "can"
+        and card["step"] == 40
+        and card["git_commit"] is None
+    )
+    assert card["metrics"] == {"validation_dice": 0.5, "loss": None} and card["patients"] == [
+        "a0",
+        "b1",
+    ]
     assert card["config"] == {"data": {"root": "some/where", "percentiles": [0.5, 99.5]}}
     assert card["versions"] == {"tensorflow": tf.__version__, "keras": keras.__version__}
-    # 1x1 convolution to two channels 4, normalisation 8, 1x1 convolution to one 3; a 3x3 convolution of two channels 19
+    # 1x1 convolution to two channels 4, normalisation 8, 1x1 convolution to one 3; a 3x3
+    # convolution of two channels 19
     assert card["networks"] == {"generator": 15, "inverter": 15, "critic": 19}
     critic = card["functions"]["critic"]
     square = {"shape": [None, 4, 4, 1], "dtype": "float32", "range": [0.0, 1.0]}
     assert critic["inputs"] == {"mask": square, "image": square}
-    assert critic["outputs"] == {"logits": {"shape": [None, 2, 2, 1], "dtype": "float32", "range": None}}
+    assert critic["outputs"] == {
+        "logits": {"shape": [None, 2, 2, 1], "dtype": "float32", "range": None}
+    }
     assert critic["variables"] == ["kernel 3x3x2x1", "bias 1"]
 
 
 def test_the_card_serves_segmentation_unless_told_otherwise(directory):
     assert read_card(directory)["serves"] == "inverter"
-    with pytest.raises(ExportError, match="serves painter, which is none of the functions generator, inverter, critic"):
+    with pytest.raises(
+        ExportError,
+        match="serves painter, which is none of the functions generator, inverter, critic",
+    ):
         export(Room(), directory, {"serves": "painter"})
     assert read_card(directory)["serves"] == "inverter"
     assert read_card(export(Room(), directory, {"serves": "critic"}))["serves"] == "critic"
@@ -229,7 +293,9 @@ def test_the_room_names_the_card_where_nobody_does(tmp_path):
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_is_refused_and_the_older_export_stays(tmp_path, directory, policy):
     keras.config.set_dtype_policy(policy)
-    with pytest.raises(ExportError, match=f"network generator computes in {policy.removeprefix('mixed_')}"):
+    with pytest.raises(
+        ExportError, match=f"network generator computes in {policy.removeprefix('mixed_')}"
+    ):
         export(Room(), directory, {"step": 2})
     assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
 
@@ -244,7 +310,10 @@ def test_outputs_are_compared_on_their_own_scale():
 
 
 def test_a_network_that_answers_differently_from_disk_does_not_count(tmp_path, directory):
-    with pytest.raises(ExportError, match=r"network generator: image differs by up to 0\.\d+ between the SavedModel"):
+    with pytest.raises(
+        ExportError,
+        match=r"network generator: image differs by up to 0\.\d+ between the SavedModel",
+    ):
         export(Room(extra=Noise()), directory, {"step": 2})
     assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
 
@@ -258,19 +327,26 @@ def test_weights_that_are_no_numbers_do_not_count(tmp_path):
 
 
 def test_an_output_outside_the_range_of_its_name_does_not_count(tmp_path):
-    with pytest.raises(ExportError, match=r"network generator: image reaches from .* to .*, outside \[0, 1\]"):
+    with pytest.raises(
+        ExportError, match=r"network generator: image reaches from .* to .*, outside \[0, 1\]"
+    ):
         export(Room(scale=4.0), tmp_path / "export", {})
 
 
 def test_dropout_at_inference_draws_alike_and_the_room_is_left_as_it_was(tmp_path, batch):
     room = DropoutRoom(filters=8, dropout=0.5)
-    before = [variable.numpy() for network in room.networks.values() for variable in network.variables]
+    before = [
+        variable.numpy() for network in room.networks.values() for variable in network.variables
+    ]
     directory = export(room, tmp_path / "export", {})
-    after = [variable.numpy() for network in room.networks.values() for variable in network.variables]
+    after = [
+        variable.numpy() for network in room.networks.values() for variable in network.variables
+    ]
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
     generate = load(directory, "generator")
-    assert not np.allclose(generate(batch)["image"], generate(batch)["image"])  # or this test shows nothing
+    # or this test shows nothing
+    assert not np.allclose(generate(batch)["image"], generate(batch)["image"])
 
 
 def test_a_function_named_after_no_network_is_refused(tmp_path):
@@ -278,7 +354,10 @@ def test_a_function_named_after_no_network_is_refused(tmp_path):
     functions = room.functions()
     room.networks = {"painter": room.networks["generator"], "critic": room.networks["critic"]}
     room.functions = lambda: {"generator": functions["generator"]}
-    with pytest.raises(ExportError, match="the function generator is named after none of the networks painter, critic"):
+    with pytest.raises(
+        ExportError,
+        match="the function generator is named after none of the networks painter, critic",
+    ):
         export(room, tmp_path / "export", {})
 
 
@@ -286,7 +365,8 @@ def test_a_function_may_use_more_than_its_own_network(tmp_path, batch):
     room = Room()
 
     class Chained:
-        name, networks = "chained", room.networks
+        name = "chained"
+        networks = room.networks
 
         def functions(self):
             @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
@@ -305,7 +385,9 @@ def test_a_new_export_replaces_the_old_one_whole(tmp_path, directory):
     (directory / "stray").touch()
     assert export(Room(), directory, {"step": 2}) == directory
     assert read_card(directory)["step"] == 2
-    assert leftovers(directory) == ["card.json", "critic", "generator", "inverter"] and leftovers(tmp_path) == ["export"]
+    assert leftovers(directory) == ["card.json", "critic", "generator", "inverter"] and leftovers(
+        tmp_path
+    ) == ["export"]
 
 
 def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
@@ -324,10 +406,16 @@ def test_a_crash_while_writing_leaves_the_old_export(tmp_path, directory):
     assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
 
 
-def test_a_crash_between_the_two_moves_leaves_the_old_export_readable(tmp_path, exported, directory, batch):
+def test_a_crash_between_the_two_moves_leaves_the_old_export_readable(
+    tmp_path, exported, directory, batch
+):
     directory.rename(tmp_path / ".export.old")
     assert read_card(directory)["step"] == 1
-    np.testing.assert_allclose(load(directory, "inverter")(batch)["mask"], exported[0].networks["inverter"](batch), rtol=1e-5)
+    np.testing.assert_allclose(
+        load(directory, "inverter")(batch)["mask"],
+        exported[0].networks["inverter"](batch),
+        rtol=1e-5,
+    )
     assign(Room(filters=2).networks, directory)
     export(Room(), directory, {"step": 2})
     assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
@@ -340,7 +428,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message", [(None, "holds no export"), ("{", "can't be read"), ('{"format": 2}', "format 1"), ("[]", "format 1")]
+    "text, message",
+    [
+        (None, "holds no export"),
+        ("{", "can't be read"),
+        ('{"format": 2}', "format 1"),
+        ("[]", "format 1"),
+    ],
 )
 def test_a_missing_damaged_or_newer_card_is_one_sentence(tmp_path, text, message):
     if text is not None:
@@ -352,12 +446,17 @@ def test_a_missing_damaged_or_newer_card_is_one_sentence(tmp_path, text, message
 def test_find_says_what_the_export_is_instead(exported):
     directory = exported[1]
     assert find(directory, {"mask"}, {"image"}) == "generator"
-    with pytest.raises(ExportError, match="a model for can, and none of its functions leads from image, mask to image"):
+    with pytest.raises(
+        ExportError,
+        match="a model for can, and none of its functions leads from image, mask to image",
+    ):
         find(directory, {"mask", "image"}, {"image"})
 
 
 def test_an_unknown_function_is_one_sentence(exported):
-    with pytest.raises(ExportError, match="has no function painter, only generator, inverter, critic"):
+    with pytest.raises(
+        ExportError, match="has no function painter, only generator, inverter, critic"
+    ):
         load(exported[1], "painter")
 
 
@@ -379,14 +478,24 @@ def test_assign_copies_every_variable_into_a_room_of_another_precision(tmp_path)
 def test_assign_names_what_does_not_fit_and_changes_nothing(exported):
     directory = exported[1]
     fits = Room(filters=2).networks
-    wide = {"generator": fits["generator"], "inverter": Room(filters=3).networks["inverter"], "critic": fits["critic"]}
+    wide = {
+        "generator": fits["generator"],
+        "inverter": Room(filters=3).networks["inverter"],
+        "critic": fits["critic"],
+    }
     before = wide["generator"].layers[0].kernel.numpy()
-    message = r"holds a model for can whose inverter has variable 0 of name and shape kernel 1x1x1x2, this one has kernel 1x1x1x3 \("
+    message = (
+        r"holds a model for can whose inverter has variable 0 of name and shape kernel "
+        r"1x1x1x2, this one has kernel 1x1x1x3 \("
+    )
     with pytest.raises(ExportError, match=message):
         assign(wide, directory)
     np.testing.assert_array_equal(wide["generator"].layers[0].kernel.numpy(), before)
     two = {name: fits[name] for name in ("generator", "critic")}
-    with pytest.raises(ExportError, match="with the networks critic, generator, inverter, this one has critic, generator$"):
+    with pytest.raises(
+        ExportError,
+        match="with the networks critic, generator, inverter, this one has critic, generator$",
+    ):
         assign(two, directory)
     with pytest.raises(ExportError, match="whose critic has 2 variables, this one has 8"):
         assign(fits | {"critic": fits["generator"]}, directory)
@@ -405,5 +514,6 @@ def test_reading_runs_no_pickle(exported, batch, monkeypatch):
 
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
-    assert load(exported[1], "inverter")(batch)["mask"].shape == batch.shape  # calling `refuse` would have raised
+    # calling `refuse` would have raised
+    assert load(exported[1], "inverter")(batch)["mask"].shape == batch.shape
     assign(Room(filters=2).networks, exported[1])

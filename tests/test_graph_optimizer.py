@@ -1,4 +1,6 @@
-"""What TensorFlow's CPU graph optimizer makes of training steps: it must not give up on them, as its fusions would be lost."""
+"""What TensorFlow's CPU graph optimizer makes of training steps: it must not give up on
+them, as its fusions would be lost.
+"""
 
 import os
 import subprocess
@@ -35,7 +37,7 @@ for model in models:
         batch = {"image": images, "label": tf.constant([0, 1, 2])}
     tf.function(model.train_step)(batch)
     print(model.name)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -43,7 +45,9 @@ def test_no_training_step_makes_the_optimizer_fail(tmp_path, repository):
     script = tmp_path / "steps.py"
     script.write_text(STEPS, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(repository), "TF_CPP_MIN_LOG_LEVEL": "0"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=500)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=environment, timeout=500
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["can", "cgan", "contextual", "infilling"]
     assert "remapper failed" not in done.stderr and "Mutation::Apply" not in done.stderr

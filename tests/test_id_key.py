@@ -1,4 +1,6 @@
-"""Whatever names patients by pseudonyms is refused under another TFMAMMO_ID_KEY, where it would know nobody again."""
+"""Whatever names patients by pseudonyms is refused under another TFMAMMO_ID_KEY, where it
+would know nobody again.
+"""
 
 import json
 from pathlib import Path
@@ -54,7 +56,14 @@ def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tm
     from tfmammo.training import loop, script
 
     experiment = tiny_can(steps=1)
-    loop.fit(lambda: CAN(experiment.model, 32), experiment, random_patches(4), random_patches(3), tmp_path / "run", script.validate)
+    loop.fit(
+        lambda: CAN(experiment.model, 32),
+        experiment,
+        random_patches(4),
+        random_patches(3),
+        tmp_path / "run",
+        script.validate,
+    )
     assert export.read_card(tmp_path / "run/export")["id_key"] == key_check()
 
 
@@ -64,7 +73,9 @@ def test_a_split_is_refused_and_an_old_one_read(random_patches, other_key, tmp_p
     assert splits.load(tmp_path / "split.json") == saved and saved.id_key == key_check()
     old = splits.SavedSplit.model_validate(saved.model_dump() | {"id_key": None})
     content = old.model_dump(mode="json") | {"sha256": old.digest()}
-    (tmp_path / "old.json").write_text(json.dumps({key: value for key, value in content.items() if key != "id_key"}))
+    (tmp_path / "old.json").write_text(
+        json.dumps({key: value for key, value in content.items() if key != "id_key"})
+    )
     other_key()
     with pytest.raises(DataError, match=rf"split\.json: its {REFUSED}"):
         splits.load(tmp_path / "split.json")
@@ -73,9 +84,19 @@ def test_a_split_is_refused_and_an_old_one_read(random_patches, other_key, tmp_p
 
 def test_records_are_refused(other_key, tmp_path):
     manifest = Manifest(
-        format=1, identity={}, size=32, count=0, fingerprint="", histogram=(0,), shards=(),
-        columns={name: () for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")}, id_key=key_check(),
-    )  # fmt: skip
+        format=1,
+        identity={},
+        size=32,
+        count=0,
+        fingerprint="",
+        histogram=(0,),
+        shards=(),
+        columns={
+            name: ()
+            for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")
+        },
+        id_key=key_check(),
+    )
     (tmp_path / MANIFEST).write_text(manifest.model_dump_json())
     assert len(Records.open(tmp_path)) == 0
     other_key()

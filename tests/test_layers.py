@@ -1,4 +1,6 @@
-"""Each layer against numpy: sample and batch normalisation, spectral normalisation, self-attention, random scalars."""
+"""Each layer against numpy: sample and batch normalisation, spectral normalisation,
+self-attention, random scalars.
+"""
 
 import json
 import os
@@ -31,7 +33,12 @@ def normalised(x, gamma, beta, epsilon=EPSILON):
     for b in range(x.shape[0]):
         for c in range(x.shape[3]):
             values = x[b, :, :, c]
-            y[b, :, :, c] = gamma[c] * (values - values.mean()) / np.sqrt(((values - values.mean()) ** 2).mean() + epsilon) + beta[c]
+            y[b, :, :, c] = (
+                gamma[c]
+                * (values - values.mean())
+                / np.sqrt(((values - values.mean()) ** 2).mean() + epsilon)
+                + beta[c]
+            )
     return y
 
 
@@ -51,22 +58,28 @@ def layer(channels, **kwargs):
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("size", [(4, 4), (3, 5), (1, 1), (16, 2)])
 def test_equals_the_definition(batch, size):
-    norm, x = layer(5), noise(batch, *size, 5)
-    np.testing.assert_allclose(norm(x), normalised(x, norm.gamma.numpy(), norm.beta.numpy()), rtol=1e-5, atol=1e-5)
+    norm = layer(5)
+    x = noise(batch, *size, 5)
+    np.testing.assert_allclose(
+        norm(x), normalised(x, norm.gamma.numpy(), norm.beta.numpy()), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_by_hand():
-    x = np.array([1, 2, 3, 6], np.float32).reshape(1, 2, 2, 1)  # mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5
+    # mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5
+    x = np.array([1, 2, 3, 6], np.float32).reshape(1, 2, 2, 1)
     norm = layer(1, epsilon=0.5)
     norm.gamma.assign([4.0])
     norm.beta.assign([10.0])
-    expected = np.array([6, 8, 10, 16], np.float32).reshape(1, 2, 2, 1)  # 10 + 4 * (x - 3) / sqrt(4)
+    # 10 + 4 * (x - 3) / sqrt(4)
+    expected = np.array([6, 8, 10, 16], np.float32).reshape(1, 2, 2, 1)
     np.testing.assert_allclose(norm(x), expected, rtol=1e-6)
     np.testing.assert_allclose(norm(np.concatenate([x, x * 7]))[:1], expected, rtol=1e-6)
 
 
 def test_a_sample_alone_and_among_others_gets_the_same_answer():
-    norm, x = layer(6), noise(4, 8, 8, 6)
+    norm = layer(6)
+    x = noise(4, 8, 8, 6)
     together = norm(x)
     for i in range(4):
         np.testing.assert_allclose(norm(x[i : i + 1]), together[i : i + 1], rtol=1e-5, atol=1e-5)
@@ -75,27 +88,40 @@ def test_a_sample_alone_and_among_others_gets_the_same_answer():
 
 
 def test_an_unknown_batch_size_in_a_graph_gets_the_same_answer():
-    norm, x = layer(6), noise(1, 8, 8, 6)
+    norm = layer(6)
+    x = noise(1, 8, 8, 6)
     unknown = tf.function(norm, input_signature=[tf.TensorSpec([None, None, None, 6])])
     np.testing.assert_allclose(unknown(x), norm(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [0.0, 100.0])
 def test_equals_batch_normalization_in_training_at_batch_1(shift):
-    norm, batch_norm, x = layer(6), keras.layers.BatchNormalization(epsilon=EPSILON), noise(1, 8, 8, 6) + shift
+    norm = layer(6)
+    batch_norm = keras.layers.BatchNormalization(epsilon=EPSILON)
+    x = noise(1, 8, 8, 6) + shift
     batch_norm.build(x.shape)
     batch_norm.gamma.assign(norm.gamma)
     batch_norm.beta.assign(norm.beta)
     tolerance = 1e-5 * (1 + shift)
-    np.testing.assert_allclose(norm(x), batch_norm(x, training=True), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        norm(x), batch_norm(x, training=True), rtol=tolerance, atol=tolerance
+    )
 
 
 def two_batch_normalizations(dtype="float32", momentum=0.9):
     """Ours and Keras's of equal weights."""
-    pair = [kind(momentum=momentum, dtype=dtype) for kind in (BatchNormalization, keras.layers.BatchNormalization)]
+    pair = [
+        kind(momentum=momentum, dtype=dtype)
+        for kind in (BatchNormalization, keras.layers.BatchNormalization)
+    ]
     for norm in pair:
         norm.build((None, None, None, 3))
-        norm.set_weights([np.array(values, np.float32) for values in ((1, 2, -0.5), (0, 1, 3), (0.1, -1, 0), (1, 4, 0.5))])
+        norm.set_weights(
+            [
+                np.array(values, np.float32)
+                for values in ((1, 2, -0.5), (0, 1, 3), (0.1, -1, 0), (1, 4, 0.5))
+            ]
+        )
     return pair
 
 
@@ -108,19 +134,34 @@ def test_batch_normalization_is_keras_own_with_its_gradients_and_averages(shape)
             tape.watch(x)
             y = norm(x, training=True)
             loss = tf.reduce_sum(tf.sin(y))
-        found.append([y, *tape.gradient(loss, [x, *norm.trainable_variables]), *norm.get_weights(), norm(x, training=False)])
+        found.append(
+            [
+                y,
+                *tape.gradient(loss, [x, *norm.trainable_variables]),
+                *norm.get_weights(),
+                norm(x, training=False),
+            ]
+        )
     for ours, keras_own in zip(*found, strict=True):
         np.testing.assert_allclose(ours, keras_own, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "shape", "mask"),
-    [({"axis": 1}, (4, 3, 5, 3), None), ({"scale": False}, (4, 6, 5, 3), None), ({"center": False}, (4, 6, 5, 3), None),
-     ({"synchronized": True}, (4, 6, 5, 3), None), ({}, (7, 3), None), ({}, (2, 4, 5, 3), (2, 4, 5))],
-)  # fmt: skip
+    [
+        ({"axis": 1}, (4, 3, 5, 3), None),
+        ({"scale": False}, (4, 6, 5, 3), None),
+        ({"center": False}, (4, 6, 5, 3), None),
+        ({"synchronized": True}, (4, 6, 5, 3), None),
+        ({}, (7, 3), None),
+        ({}, (2, 4, 5, 3), (2, 4, 5)),
+    ],
+)
 def test_batch_normalization_leaves_what_is_unusual_to_keras(options, shape, mask):
     x = tf.constant(noise(*shape) * 3 + 2)
-    given = {} if mask is None else {"mask": tf.constant(np.random.default_rng(1).random(mask) < 0.6)}
+    given = (
+        {} if mask is None else {"mask": tf.constant(np.random.default_rng(1).random(mask) < 0.6)}
+    )
     found = []
     for kind in (BatchNormalization, keras.layers.BatchNormalization):
         norm = kind(**options)
@@ -133,9 +174,17 @@ def test_batch_normalization_leaves_what_is_unusual_to_keras(options, shape, mas
 def test_batch_normalization_of_an_unknown_number_of_maps_frozen_or_in_bfloat16():
     x = noise(4, 6, 5, 3)
     for norm, keras_own in (two_batch_normalizations(), two_batch_normalizations("mixed_bfloat16")):
-        graph = tf.function(lambda x, norm=norm: norm(x, training=True), input_signature=[tf.TensorSpec([None, None, None, 3])])
-        kinds = {operation.type for operation in graph.get_concrete_function().graph.get_operations()}
-        assert "FusedBatchNormV3" in kinds and graph(x).dtype == keras_own(x, training=True).dtype == norm.compute_dtype
+        graph = tf.function(
+            lambda x, norm=norm: norm(x, training=True),
+            input_signature=[tf.TensorSpec([None, None, None, 3])],
+        )
+        kinds = {
+            operation.type for operation in graph.get_concrete_function().graph.get_operations()
+        }
+        assert (
+            "FusedBatchNormV3" in kinds
+            and graph(x).dtype == keras_own(x, training=True).dtype == norm.compute_dtype
+        )
         tolerance = 1e-5 if norm.compute_dtype == "float32" else 0.05
         for ours, theirs in zip(norm.get_weights(), keras_own.get_weights(), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
@@ -147,7 +196,8 @@ def test_batch_normalization_of_an_unknown_number_of_maps_frozen_or_in_bfloat16(
 
 
 def test_the_result_ignores_scale_and_offset_of_the_input():
-    norm, x = layer(3, epsilon=1e-12), noise(2, 16, 16, 3)
+    norm = layer(3, epsilon=1e-12)
+    x = noise(2, 16, 16, 3)
     np.testing.assert_allclose(norm(7 * x - 20), norm(x), rtol=1e-3, atol=1e-4)
 
 
@@ -164,8 +214,11 @@ def test_a_constant_image_is_beta_and_stays_finite():
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_gradients_against_central_differences(batch):
-    norm, x, weight = layer(2), noise(batch, 3, 4, 2), noise(batch, 3, 4, 2, seed=1)
-    gamma, beta = norm.gamma.numpy().astype(np.float64), norm.beta.numpy().astype(np.float64)
+    norm = layer(2)
+    x = noise(batch, 3, 4, 2)
+    weight = noise(batch, 3, 4, 2, seed=1)
+    gamma = norm.gamma.numpy().astype(np.float64)
+    beta = norm.beta.numpy().astype(np.float64)
     arguments = [x.astype(np.float64), gamma, beta]
 
     def numeric(which, step=1e-5):
@@ -188,17 +241,22 @@ def test_gradients_against_central_differences(batch):
         np.testing.assert_allclose(gradient, numeric(which), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("policy", "tolerance"), [("mixed_float16", 5e-3), ("mixed_bfloat16", 5e-2)])
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("mixed_float16", 5e-3), ("mixed_bfloat16", 5e-2)]
+)
 @pytest.mark.parametrize("batch", [1, 2])
 def test_under_mixed_precision_dtype_out_is_dtype_in(policy, tolerance, batch):
-    exact, norm = layer(4), layer(4, dtype=policy)
+    exact = layer(4)
+    norm = layer(4, dtype=policy)
     x = tf.cast(noise(batch, 8, 8, 4), norm.compute_dtype)
     with tf.GradientTape() as tape:
         y = norm(x)
         total = tf.reduce_sum(y * y)
     assert y.dtype == x.dtype == norm.compute_dtype
     assert norm.gamma.dtype == norm.beta.dtype == "float32"
-    np.testing.assert_allclose(tf.cast(y, tf.float32), exact(tf.cast(x, tf.float32)), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        tf.cast(y, tf.float32), exact(tf.cast(x, tf.float32)), rtol=tolerance, atol=tolerance
+    )
     gradients = tape.gradient(total, [norm.gamma.value, norm.beta.value])
     assert all(g.dtype == tf.float32 and np.isfinite(g).all() for g in gradients)
 
@@ -224,14 +282,20 @@ def test_weights_start_near_one_and_at_zero_and_are_trained():
 def test_survives_serialisation():
     norm = layer(3, epsilon=0.1, name="of_mine")
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(norm))
-    assert isinstance(copy, SampleNormalization) and copy.get_config() == norm.get_config() and copy.epsilon == 0.1
+    assert (
+        isinstance(copy, SampleNormalization)
+        and copy.get_config() == norm.get_config()
+        and copy.epsilon == 0.1
+    )
     copy.set_weights(norm.get_weights())
     x = noise(2, 8, 8, 3)
     np.testing.assert_array_equal(copy(x), norm(x))
 
 
 def spectral(shape=(3, 3, 4, 6), seed=0, **kwargs):
-    """A built SpectralNormalization around a convolution with a drawn kernel, large enough to matter."""
+    """A built SpectralNormalization around a convolution with a drawn kernel, large enough to
+    matter.
+    """
     layer = SpectralNormalization(keras.layers.Conv2D(shape[-1], shape[0], **kwargs))
     layer.build((None, None, None, shape[2]))
     layer.layer.kernel.assign(noise(*shape, seed=seed) * 3)
@@ -249,11 +313,16 @@ def test_the_normalised_kernel_has_the_largest_singular_value_1(shape):
     for _ in range(60):
         layer.power_iteration()
     assert largest_singular_value(layer.normalized()) == pytest.approx(1, abs=1e-3)
-    np.testing.assert_allclose(layer.normalized() * largest_singular_value(layer.layer.kernel), layer.layer.kernel, rtol=1e-3)
+    np.testing.assert_allclose(
+        layer.normalized() * largest_singular_value(layer.layer.kernel),
+        layer.layer.kernel,
+        rtol=1e-3,
+    )
 
 
 def test_a_kept_kernel_is_shared_by_all_calls_and_its_gradient_is_theirs():
-    layer, x = spectral(), noise(1, 5, 5, 4)
+    layer = spectral()
+    x = noise(1, 5, 5, 4)
 
     def gradient():
         with tf.GradientTape() as tape:
@@ -266,7 +335,9 @@ def test_a_kept_kernel_is_shared_by_all_calls_and_its_gradient_is_theirs():
         before = layer(x)
         layer.layer.kernel.assign(layer.layer.kernel + 1)
         np.testing.assert_array_equal(layer(x), before)
-    np.testing.assert_allclose(tape.gradient(loss, layer.layer.kernel.value), apart, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        tape.gradient(loss, layer.layer.kernel.value), apart, rtol=1e-4, atol=1e-5
+    )
     assert np.abs(layer(x) - before).max() > 0.01  # afterwards each call normalises anew
     with pytest.raises(KeyError), layer.kept():
         raise KeyError
@@ -275,10 +346,12 @@ def test_a_kept_kernel_is_shared_by_all_calls_and_its_gradient_is_theirs():
 
 def test_threads_that_share_a_layer_keep_kernels_of_their_own(monkeypatch):
     # Replicas are traced in threads: what one of them keeps must not reach the other's calls.
-    layer, x = spectral(), noise(1, 5, 5, 4)
+    layer = spectral()
+    x = noise(1, 5, 5, 4)
     own = threading.local()
     monkeypatch.setattr(layer, "normalized", lambda: tf.fill(layer.layer.kernel.shape, own.value))
-    together, found = threading.Barrier(2, timeout=30), {}
+    together = threading.Barrier(2, timeout=30)
+    found = {}
 
     def replica(value):
         own.value = value
@@ -297,8 +370,10 @@ def test_threads_that_share_a_layer_keep_kernels_of_their_own(monkeypatch):
 
 def test_one_power_iteration_is_miyatos():
     layer = spectral()
-    w, u = layer.layer.kernel.numpy().reshape(-1, 6).astype(np.float64).T, layer.u.numpy().astype(np.float64)
-    v = w.T @ u / np.linalg.norm(w.T @ u)  # algorithm 1, in the paper's letters: W is [outputs, everything else]
+    w = layer.layer.kernel.numpy().reshape(-1, 6).astype(np.float64).T
+    u = layer.u.numpy().astype(np.float64)
+    # algorithm 1, in the paper's letters: W is [outputs, everything else]
+    v = w.T @ u / np.linalg.norm(w.T @ u)
     u = w @ v / np.linalg.norm(w @ v)
     layer.power_iteration()
     np.testing.assert_allclose(layer.u, u, rtol=1e-5)
@@ -308,31 +383,43 @@ def test_one_power_iteration_is_miyatos():
 
 @pytest.mark.parametrize("iterations", [0, 1, 50])
 def test_the_gradient_is_orthogonal_to_the_kernel(iterations):
-    layer, x, wanted = spectral(), noise(2, 8, 8, 4), noise(2, 6, 6, 6, seed=1)
+    layer = spectral()
+    x = noise(2, 8, 8, 4)
+    wanted = noise(2, 6, 6, 6, seed=1)
     for _ in range(iterations):
         layer.power_iteration()
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layer(x) * wanted)
     gradient = tape.gradient(loss, layer.layer.kernel.value)
     product = float(tf.reduce_sum(gradient * layer.layer.kernel))
-    assert abs(product) < 1e-4 * float(tf.norm(gradient) * tf.norm(layer.layer.kernel)) and float(tf.norm(gradient)) > 1
+    assert (
+        abs(product) < 1e-4 * float(tf.norm(gradient) * tf.norm(layer.layer.kernel))
+        and float(tf.norm(gradient)) > 1
+    )
     # dL/dW = (dL/dW_n - <dL/dW_n, W_n> v u') / sigma, Eq. 12 of the paper
     with tf.GradientTape() as tape:
         kernel = tf.constant(layer.normalized())
         tape.watch(kernel)
         loss = tf.reduce_sum(tf.nn.conv2d(x, kernel, 1, "VALID") * wanted)
     plain = tape.gradient(loss, kernel).numpy().reshape(-1, 6).astype(np.float64)
-    w, u = layer.layer.kernel.numpy().reshape(-1, 6).astype(np.float64), layer.u.numpy().astype(np.float64)
+    w = layer.layer.kernel.numpy().reshape(-1, 6).astype(np.float64)
+    u = layer.u.numpy().astype(np.float64)
     u /= np.linalg.norm(u)
-    sigma, v = np.linalg.norm(w @ u), w @ u / np.linalg.norm(w @ u)
+    sigma = np.linalg.norm(w @ u)
+    v = w @ u / np.linalg.norm(w @ u)
     expected = (plain - (plain * w / sigma).sum() * np.outer(v, u)) / sigma
-    np.testing.assert_allclose(gradient.numpy().reshape(-1, 6), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        gradient.numpy().reshape(-1, 6), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
+    )
 
 
 def test_calls_change_neither_the_kernel_nor_u():
-    layer, x = spectral(), noise(2, 8, 8, 4)
-    before, u = layer.layer.kernel.numpy(), layer.u.numpy()
-    first, second = layer(x, training=True), layer(x, training=True)
+    layer = spectral()
+    x = noise(2, 8, 8, 4)
+    before = layer.layer.kernel.numpy()
+    u = layer.u.numpy()
+    first = layer(x, training=True)
+    second = layer(x, training=True)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(layer.layer.kernel, before)
     np.testing.assert_array_equal(layer.u, u)
@@ -341,22 +428,31 @@ def test_calls_change_neither_the_kernel_nor_u():
 
 
 def test_the_size_of_the_kernel_does_not_matter_and_the_bias_is_left_alone():
-    layer, x = spectral(), noise(2, 8, 8, 4)
+    layer = spectral()
+    x = noise(2, 8, 8, 4)
     layer.layer.bias.assign(np.arange(6.0))
     small = layer(x)
     layer.layer.kernel.assign(layer.layer.kernel * 1000)
     np.testing.assert_allclose(layer(x), small, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(small, tf.nn.conv2d(x, layer.normalized(), 1, "VALID") + np.arange(6.0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        small,
+        tf.nn.conv2d(x, layer.normalized(), 1, "VALID") + np.arange(6.0),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_a_dense_layer_is_normalised_too():
-    layer, x = SpectralNormalization(keras.layers.Dense(3, use_bias=False)), noise(5, 7)
+    layer = SpectralNormalization(keras.layers.Dense(3, use_bias=False))
+    x = noise(5, 7)
     layer.build((None, 7))
     np.testing.assert_allclose(layer(x), x @ layer.normalized(), rtol=1e-5, atol=1e-5)
     assert len(layer.trainable_variables) == 1 and len(layer.variables) == 2
 
 
-@pytest.mark.parametrize(("policy", "tolerance"), [("mixed_float16", 5e-3), ("mixed_bfloat16", 5e-2)])
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("mixed_float16", 5e-3), ("mixed_bfloat16", 5e-2)]
+)
 def test_the_power_iteration_is_exact_under_mixed_precision(policy, tolerance):
     exact = spectral()
     keras.config.set_dtype_policy(policy)
@@ -396,18 +492,23 @@ def attended(x, f, g, h, v, gamma):
 
 @pytest.mark.parametrize("is_spectral", [False, True])
 def test_attention_equals_the_definition(is_spectral):
-    layer, x = SelfAttention(is_spectral), noise(2, 3, 4, 16)
+    layer = SelfAttention(is_spectral)
+    x = noise(2, 3, 4, 16)
     layer(x)
     layer.gamma.assign(0.7)
     convolutions = (layer.f, layer.g, layer.h, layer.v)
     assert layer.normalized() == (list(convolutions) if is_spectral else [])
-    kernels = [np.asarray(c.normalized() if is_spectral else c.kernel, np.float64)[0, 0] for c in convolutions]
+    kernels = [
+        np.asarray(c.normalized() if is_spectral else c.kernel, np.float64)[0, 0]
+        for c in convolutions
+    ]
     assert [k.shape for k in kernels] == [(16, 2), (16, 2), (16, 2), (2, 16)]
     np.testing.assert_allclose(layer(x), attended(x, *kernels, 0.7), rtol=1e-4, atol=1e-4)
 
 
 def test_attention_starts_as_the_identity_and_learns_its_gain():
-    layer, x = SelfAttention(), noise(2, 4, 4, 16)
+    layer = SelfAttention()
+    x = noise(2, 4, 4, 16)
     with tf.GradientTape() as tape:
         y = layer(x)
         loss = tf.reduce_sum(y**2)
@@ -426,21 +527,32 @@ def test_attention_stays_finite_in_float16():
         tape.watch(x)
         y = layer(x)
         total = tf.reduce_sum(tf.cast(y, tf.float32)) / 1e4
-    assert y.dtype == tf.float16 and np.isfinite(y).all() and np.isfinite(tape.gradient(total, x)).all()
+    assert (
+        y.dtype == tf.float16
+        and np.isfinite(y).all()
+        and np.isfinite(tape.gradient(total, x)).all()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_random_scalar_is_one_value_all_over(dtype):
-    x, scalars = tf.cast(noise(3, 4, 5, 2), dtype), tf.constant([-1.0, 0.25, 0.5])
+    x = tf.cast(noise(3, 4, 5, 2), dtype)
+    scalars = tf.constant([-1.0, 0.25, 0.5])
     y = RandomScalarMap()(x, scalars)
     assert y.shape == (3, 4, 5, 3) and y.dtype == dtype
     np.testing.assert_array_equal(y[..., :2], x)
-    np.testing.assert_array_equal(y[..., 2], np.broadcast_to(scalars.numpy()[:, None, None], (3, 4, 5)))
+    np.testing.assert_array_equal(
+        y[..., 2], np.broadcast_to(scalars.numpy()[:, None, None], (3, 4, 5))
+    )
 
 
 def test_the_layers_of_the_contextual_gan_survive_serialisation():
     x = noise(2, 8, 8, 16)
-    for layer in (SpectralNormalization(keras.layers.Conv2D(3, 3)), SelfAttention(True), RandomScalarMap(name="of_mine")):
+    for layer in (
+        SpectralNormalization(keras.layers.Conv2D(3, 3)),
+        SelfAttention(True),
+        RandomScalarMap(name="of_mine"),
+    ):
         arguments = (x, np.ones(2, np.float32)) if isinstance(layer, RandomScalarMap) else (x,)
         expected = layer(*arguments)
         copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
@@ -485,7 +597,7 @@ def train(strategy, share):
 
 mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 print(json.dumps([train(mirrored, 2), train(tf.distribute.OneDeviceStrategy("CPU:0"), 4)]))
-"""
+"""  # noqa: E501
 
 
 CONTEXTUAL = """
@@ -514,15 +626,23 @@ step()
 networks = [w.value for network in model.networks.values() for w in network.trainable_variables]
 alike = [bool(np.array_equal(*strategy.experimental_local_results(value))) for value in networks]
 print(json.dumps([kernels, alike]))
-"""
+"""  # noqa: E501
 
 
 def in_a_process_of_its_own(code, tmp_path, repository):
-    """What a script prints last, read as JSON: logical devices must be named before TensorFlow starts."""
+    """What a script prints last, read as JSON: logical devices must be named before TensorFlow
+    starts.
+    """
     script = tmp_path / "replicas.py"
     script.write_text(code, encoding="utf-8")
     path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=500)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -552,7 +672,9 @@ def test_seeds_follow_from_the_draw_and_the_pixels_alone():
     seeds = patch_seeds(images, 4).numpy()
     assert seeds.shape == (3, 2) and (seeds[:, 0] == 4).all() and len(set(seeds[:, 1])) == 3
     np.testing.assert_array_equal(patch_seeds(images[::-1], tf.constant([4, 4, 4])), seeds[::-1])
-    np.testing.assert_array_equal(patch_seeds(images, tf.constant([0, 1, 2])).numpy()[:, 0], [0, 1, 2])
+    np.testing.assert_array_equal(
+        patch_seeds(images, tf.constant([0, 1, 2])).numpy()[:, 0], [0, 1, 2]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -563,13 +685,22 @@ def test_seeded_dropout_drops_its_share_and_scales_the_rest(rate, dtype):
     assert y.dtype == x.dtype and y.shape == x.shape
     found = tf.cast(y, tf.float32).numpy()
     np.testing.assert_allclose(np.unique(found), [0, 1 / (1 - rate)], rtol=1e-2)
-    np.testing.assert_allclose((found == 0).mean(axis=(1, 2, 3)), rate, atol=5 * np.sqrt(rate * (1 - rate) / found[0].size))
+    np.testing.assert_allclose(
+        (found == 0).mean(axis=(1, 2, 3)), rate, atol=5 * np.sqrt(rate * (1 - rate) / found[0].size)
+    )
 
 
 def test_seeded_dropout_follows_from_each_samples_seed_and_the_level_alone():
-    x, seeds = tf.ones([2, 8, 8, 4]), tf.constant([[0, 5], [0, 6]], tf.int64)
+    x = tf.ones([2, 8, 8, 4])
+    seeds = tf.constant([[0, 5], [0, 6]], tf.int64)
     y = seeded_dropout(x, 0.5, seeds, 0)
     np.testing.assert_array_equal(tf.function(seeded_dropout)(x[1:], 0.5, seeds[1:], 0), y[1:])
-    others = [y[1], seeded_dropout(x, 0.5, seeds, 1)[0], seeded_dropout(x, 0.5, seeds + [1, 0], 0)[0]]
+    others = [
+        y[1],
+        seeded_dropout(x, 0.5, seeds, 1)[0],
+        seeded_dropout(x, 0.5, seeds + [1, 0], 0)[0],
+    ]
     for other in others:
-        assert 0.3 < np.mean(other.numpy() == y[0]) < 0.7, "independent draws agree in half of all places"
+        assert 0.3 < np.mean(other.numpy() == y[0]) < 0.7, (
+            "independent draws agree in half of all places"
+        )

@@ -1,4 +1,6 @@
-"""Light-Head R-CNN: its parameters, losses and gradients, what it refuses, what it learns, its export, a run that is gone on with."""
+"""Light-Head R-CNN: its parameters, losses and gradients, what it refuses, what it learns,
+its export, a run that is gone on with.
+"""
 
 import keras
 import numpy as np
@@ -15,7 +17,13 @@ from tfmammo.data.pipeline import batches
 from tfmammo.data.whole import make_whole, view
 from tfmammo.detection import light_head_rcnn, regions
 from tfmammo.detection.detections import OUTPUTS, Detector
-from tfmammo.detection.light_head_rcnn import LightHeadRCNN, LightHeadRCNNConfig, large_separable, letterboxed, write
+from tfmammo.detection.light_head_rcnn import (
+    LightHeadRCNN,
+    LightHeadRCNNConfig,
+    large_separable,
+    letterboxed,
+    write,
+)
 from tfmammo.detection.training import learning_rate, refuse_unused_size, validate
 from tfmammo.errors import DetectionError, ExportError, WeightsError
 from tfmammo.export import read_card
@@ -24,8 +32,24 @@ from tfmammo.training import loop
 
 SIZE = 64
 TINY = {
-    **{"weights": "none", "batch_norm": "running", "filters": 4, "blocks": (1, 1, 1, 1), "rpn_width": 8, "anchor_scales": (0.5, 1.0, 2.0)},
-    **{"middle": 4, "kernel": 5, "bins": 3, "channels": 2, "units": 8, "proposals_before": 40, "proposals": 20, "hard_examples": 8},
+    **{
+        "weights": "none",
+        "batch_norm": "running",
+        "filters": 4,
+        "blocks": (1, 1, 1, 1),
+        "rpn_width": 8,
+        "anchor_scales": (0.5, 1.0, 2.0),
+    },
+    **{
+        "middle": 4,
+        "kernel": 5,
+        "bins": 3,
+        "channels": 2,
+        "units": 8,
+        "proposals_before": 40,
+        "proposals": 20,
+        "hard_examples": 8,
+    },
 }
 PARTS = ("rpn_classification", "rpn_localisation", "classification", "localisation")
 
@@ -42,7 +66,11 @@ def batch(images=2):
     image[:, 20:44, 12:36] += 0.7
     boxes = np.zeros((images, 2, 4), np.float32)
     boxes[:, 0] = np.array([20, 12, 44, 36]) / SIZE
-    return {"image": tf.constant(image), "boxes": tf.constant(boxes), "classes": tf.zeros([images, 2], tf.int32)}
+    return {
+        "image": tf.constant(image),
+        "boxes": tf.constant(boxes),
+        "classes": tf.zeros([images, 2], tf.int32),
+    }
 
 
 def floats(losses):
@@ -51,10 +79,23 @@ def floats(losses):
 
 def test_the_papers_values_are_the_defaults(repository):
     c = LightHeadRCNNConfig()
-    assert (c.blocks, c.rpn_width, c.anchor_scales, c.anchor_ratios) == ((3, 4, 23, 3), 512, (2, 4, 8, 16, 32), (0.5, 1, 2))
+    assert (c.blocks, c.rpn_width, c.anchor_scales, c.anchor_ratios) == (
+        (3, 4, 23, 3),
+        512,
+        (2, 4, 8, 16, 32),
+        (0.5, 1, 2),
+    )
     assert (c.kernel, c.middle, c.bins, c.channels, c.units) == (15, 256, 7, 10, 2048)
-    assert (c.rpn_nms, c.hard_examples, c.rpn_samples, c.rpn_share, c.learning_rate) == (0.7, 256, 256, 0.5, 2e-4)
-    shipped = configuration.load(repository / "configs/light_head_rcnn.yaml", model=LightHeadRCNNConfig)
+    assert (c.rpn_nms, c.hard_examples, c.rpn_samples, c.rpn_share, c.learning_rate) == (
+        0.7,
+        256,
+        256,
+        0.5,
+        2e-4,
+    )
+    shipped = configuration.load(
+        repository / "configs/light_head_rcnn.yaml", model=LightHeadRCNNConfig
+    )
     assert shipped.model == c and (shipped.training.epochs, shipped.training.batch_size) == (10, 4)
     light_head_rcnn.check(shipped)
 
@@ -66,10 +107,16 @@ def test_parameters_of_the_large_separable_convolution():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("blocks", "published"), [((3, 4, 6, 3), "ResNet50"), ((3, 4, 23, 3), "ResNet101")])
+@pytest.mark.parametrize(
+    ("blocks", "published"), [((3, 4, 6, 3), "ResNet50"), ((3, 4, 23, 3), "ResNet101")]
+)
 def test_parameters_of_the_papers_network(blocks, published):
-    """ResNet, RPN of 15 anchors on C4, separable convolution, the hidden layer, a class and the background, a box."""
-    made = LightHeadRCNN(LightHeadRCNNConfig(weights="none", batch_norm="running", blocks=blocks), 64)
+    """ResNet, RPN of 15 anchors on C4, separable convolution, the hidden layer, a class and the
+    background, a box.
+    """
+    made = LightHeadRCNN(
+        LightHeadRCNNConfig(weights="none", batch_norm="running", blocks=blocks), 64
+    )
     trunk = {"ResNet50": 23_587_712, "ResNet101": 42_658_176}[published]
     rpn = (9 * 1024 * 512 + 512) + (512 * 15 + 15) + (512 * 60 + 60)
     head = (490 * 2048 + 2048) + (2048 * 2 + 2) + (2048 * 4 + 4)
@@ -78,7 +125,9 @@ def test_parameters_of_the_papers_network(blocks, published):
     assert (objectness.shape, deltas.shape, maps.shape) == ((1, 240), (1, 240, 4), (1, 4, 4, 490))
     for layer in getattr(keras.applications, published)(weights=None, include_top=False).layers:
         if layer.weights:  # takes the published weights
-            assert [weight.shape for weight in made.trunk.get_layer(layer.name).weights] == [weight.shape for weight in layer.weights]
+            assert [weight.shape for weight in made.trunk.get_layer(layer.name).weights] == [
+                weight.shape for weight in layer.weights
+            ]
 
 
 @pytest.mark.slow
@@ -86,38 +135,60 @@ def test_parameters_of_the_papers_network(blocks, published):
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )  # Keras 3.15 saving, numpy 2
 def test_pretrained_weights_give_kerass_c4_and_frozen_normalisations(tmp_path):
-    """Keras's own network of random weights and statistics has the same C4, and after a step the same statistics still."""
+    """Keras's own network of random weights and statistics has the same C4, and after a step the
+    same statistics still.
+    """
     keras.utils.set_random_seed(0)
     theirs = keras.applications.ResNet50(weights=None, include_top=False)
     for layer in theirs.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.moving_variance.assign(2.0 * np.ones(layer.moving_variance.shape))
     theirs.save(tmp_path / "resnet50.h5", include_optimizer=False)
-    small = {"weights": str(tmp_path / "resnet50.h5"), "batch_norm": "frozen", "filters": 64, "blocks": (3, 4, 6, 3)}
-    ours, data = room(**small), batch(1)
-    layers = [network.get_layer(name).output for network, name in ((ours.trunk, "rpn"), (theirs, "conv4_block6_out"))]
+    small = {
+        "weights": str(tmp_path / "resnet50.h5"),
+        "batch_norm": "frozen",
+        "filters": 64,
+        "blocks": (3, 4, 6, 3),
+    }
+    ours = room(**small)
+    data = batch(1)
+    layers = [
+        network.get_layer(name).output
+        for network, name in ((ours.trunk, "rpn"), (theirs, "conv4_block6_out"))
+    ]
     c4 = keras.Model(ours.trunk.input, ours.trunk.get_layer("rpn").input)(data["image"])
     colour = 255 * np.repeat(data["image"], 3, axis=-1) - np.float32([103.939, 116.779, 123.68])
     expected = keras.Model(theirs.input, layers[1])(colour)
     np.testing.assert_allclose(c4, expected, rtol=1e-3, atol=1e-4 * np.max(expected))
     before = {variable.path: variable.numpy() for variable in ours.trunk.variables}
     ours.train_step(data)
-    kept = {path for path, value in before.items() if np.array_equal(value, {v.path: v for v in ours.trunk.variables}[path])}
+    kept = {
+        path
+        for path, value in before.items()
+        if np.array_equal(value, {v.path: v for v in ours.trunk.variables}[path])
+    }
     assert kept == {path for path in before if "_bn/" in path} and len(kept) == 4 * 53
 
 
 def test_pretrained_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="nowhere.h5"):
         pretrained.resnet101(str(tmp_path / "nowhere.h5"))
-    with pytest.raises(WeightsError, match="ResNet-101 is read from Keras's .h5 without top alone, resnet101_weights"):
+    with pytest.raises(
+        WeightsError,
+        match="ResNet-101 is read from Keras's .h5 without top alone, resnet101_weights",
+    ):
         pretrained.resnet101("weights.npz")
 
 
 def test_c5_is_dilated_and_c4_and_c5_have_stride_16():
     made = room(96)
     named = {layer.name: layer for layer in made.trunk.layers}
-    assert named["conv5_block1_2_conv"].dilation_rate == (2, 2) and named["conv4_block1_2_conv"].dilation_rate == (1, 1)
-    assert named["conv5_block1_1_conv"].strides == (1, 1) and named["conv4_block1_1_conv"].strides == (2, 2)
+    assert named["conv5_block1_2_conv"].dilation_rate == (2, 2) and named[
+        "conv4_block1_2_conv"
+    ].dilation_rate == (1, 1)
+    assert named["conv5_block1_1_conv"].strides == (1, 1) and named[
+        "conv4_block1_1_conv"
+    ].strides == (2, 2)
     assert named["conv4_block1_3_conv"].output.shape == (None, 6, 6, 64)
     assert named["conv5_block1_3_conv"].output.shape == (None, 6, 6, 128)
 
@@ -144,13 +215,18 @@ def test_configs_that_make_no_sense(wrong, said):
         ({"size": 100}, "size: must be a multiple of 16 px and at least 32, not 100"),
         ({"size": 16}, "size"),
         ({"split": "paper"}, "split"),
-        ({"canvas": (64, 40)}, r"canvas: rows and columns must be multiples of 16 px and at least 32, not \[64, 40\]"),
+        (
+            {"canvas": (64, 40)},
+            r"canvas: rows and columns must be multiples of 16 px and at least 32, not \[64, 40\]",
+        ),
         ({"canvas": (16, 64)}, "canvas"),
     ],
 )
 def test_what_a_detector_cant_do_is_refused_by_its_key(data, key):
     section = DataConfig(**{"size": SIZE, **data})
-    experiment = Experiment[LightHeadRCNNConfig](name="light_head_rcnn", data=section, model=LightHeadRCNNConfig(**TINY))
+    experiment = Experiment[LightHeadRCNNConfig](
+        name="light_head_rcnn", data=section, model=LightHeadRCNNConfig(**TINY)
+    )
     with pytest.raises(DetectionError, match=f"^data.{key}"):
         light_head_rcnn.check(experiment)
 
@@ -169,31 +245,47 @@ def test_the_papers_canvas_is_no_square(repository):
 def test_a_size_that_the_canvas_would_hide_is_refused():
     refuse_unused_size(["data.size=320", "training.steps=3"], DataConfig(size=320))
     refuse_unused_size(["data.sizes=3"], DataConfig(canvas=(64, 32)))
-    with pytest.raises(DetectionError, match="^data.size: is not used beside data.canvas; data.canvas=null"):
-        refuse_unused_size(["training.steps=3", "data.size=320"], DataConfig(size=320, canvas=(64, 32)))
+    with pytest.raises(
+        DetectionError, match="^data.size: is not used beside data.canvas; data.canvas=null"
+    ):
+        refuse_unused_size(
+            ["training.steps=3", "data.size=320"], DataConfig(size=320, canvas=(64, 32))
+        )
 
 
 def test_the_first_losses_by_hand():
-    """Zeroed last layers say 1/2 of every anchor and region, and move none: what is left is targets alone."""
-    made, data = room(), batch(1)
+    """Zeroed last layers say 1/2 of every anchor and region, and move none: what is left is targets
+    alone.
+    """
+    made = room()
+    data = batch(1)
     for name in ("rpn_objectness", "rpn_deltas"):
         made.trunk.get_layer(name).kernel.assign(tf.zeros_like(made.trunk.get_layer(name).kernel))
     for name in ("logits", "deltas"):
         made.head.get_layer(name).kernel.assign(tf.zeros_like(made.head.get_layer(name).kernel))
     truth = data["boxes"].numpy()[0, :1].astype(float)
     anchors = made.anchors.numpy().astype(float)
-    sides = np.maximum(0, np.minimum(anchors[:, 2:], truth[:, 2:]) - np.maximum(anchors[:, :2], truth[:, :2]))
+    sides = np.maximum(
+        0, np.minimum(anchors[:, 2:], truth[:, 2:]) - np.maximum(anchors[:, :2], truth[:, :2])
+    )
     areas = (anchors[:, 2] - anchors[:, 0]) * (anchors[:, 3] - anchors[:, 1])
     overlap = sides.prod(1) / (areas + 0.375**2 - sides.prod(1))
     positive = (overlap >= 0.7) | np.isclose(overlap, overlap.max())
     sampled = positive.sum() + (~positive & (overlap < 0.3)).sum()
-    assert 0 < positive.sum() < sampled < 144, "all anchors of 64 px are sampled but those in between"
+    assert 0 < positive.sum() < sampled < 144, (
+        "all anchors of 64 px are sampled but those in between"
+    )
     base = anchors[positive]
-    heights, widths = base[:, 2] - base[:, 0], base[:, 3] - base[:, 1]
-    delta = np.stack([
-        (32 / 64 - (base[:, 0] + base[:, 2]) / 2) / heights, (24 / 64 - (base[:, 1] + base[:, 3]) / 2) / widths,
-        np.log(0.375 / heights), np.log(0.375 / widths),
-    ])  # fmt: skip
+    heights = base[:, 2] - base[:, 0]
+    widths = base[:, 3] - base[:, 1]
+    delta = np.stack(
+        [
+            (32 / 64 - (base[:, 0] + base[:, 2]) / 2) / heights,
+            (24 / 64 - (base[:, 1] + base[:, 3]) / 2) / widths,
+            np.log(0.375 / heights),
+            np.log(0.375 / widths),
+        ]
+    )
     l1 = np.where(np.abs(delta) < 1 / 9, delta**2 * 4.5, np.abs(delta) - 1 / 18).sum()
     losses = floats(made.train_step(data))
     assert losses["rpn_classification"] == pytest.approx(np.log(2), rel=1e-5)
@@ -203,10 +295,23 @@ def test_the_first_losses_by_hand():
 
 
 def test_the_heads_losses_are_means_over_the_hardest():
-    made, data = room(classes=2, hard_examples=3), batch(1)
+    made = room(classes=2, hard_examples=3)
+    data = batch(1)
     maps = tf.random.stateless_normal([1, 4, 4, 18], (0, 1))
     found = (
-        tf.constant([[[20, 12, 44, 36], [22, 12, 44, 36], [0, 0, 30, 30], [30, 30, 60, 60], [2, 40, 20, 60], [0, 0, 9, 9]]], tf.float32)
+        tf.constant(
+            [
+                [
+                    [20, 12, 44, 36],
+                    [22, 12, 44, 36],
+                    [0, 0, 30, 30],
+                    [30, 30, 60, 60],
+                    [2, 40, 20, 60],
+                    [0, 0, 9, 9],
+                ]
+            ],
+            tf.float32,
+        )
         / SIZE
     )
     there = tf.constant([[True] * 5 + [False]])
@@ -220,7 +325,9 @@ def test_the_heads_losses_are_means_over_the_hardest():
     off = np.abs(deltas[:2, 1] - wanted)
     distance = np.append(np.where(off < 1, off**2 / 2, off - 0.5).sum(1), np.zeros(4))
     hardest = np.argsort(-(entropy + distance)[:5])[:3]
-    classification, localisation = made.head_losses(maps, found, there, data["boxes"], tf.ones([1, 2], tf.int32))
+    classification, localisation = made.head_losses(
+        maps, found, there, data["boxes"], tf.ones([1, 2], tf.int32)
+    )
     assert float(classification) == pytest.approx(entropy[hardest].mean(), rel=1e-4)
     assert float(localisation) == pytest.approx(distance[hardest].mean(), rel=1e-4)
 
@@ -230,10 +337,24 @@ def test_gradients_reach_every_part():
     network = made.networks["detector"]
     before = [variable.numpy() for variable in network.trainable_variables]
     made.train_step(batch())
-    still = [v.path for v, b in zip(network.trainable_variables, before, strict=True) if np.array_equal(v.numpy(), b)]
+    still = [
+        v.path
+        for v, b in zip(network.trainable_variables, before, strict=True)
+        if np.array_equal(v.numpy(), b)
+    ]
     assert not still and len(before) > 50
-    assert {"conv1_conv", "conv5_block1_2_conv", "rpn", "separable_row_column_1", "hidden", "deltas"} <= {
-        layer.name for part in (made.trunk, made.head) for layer in part.layers if layer.trainable_variables
+    assert {
+        "conv1_conv",
+        "conv5_block1_2_conv",
+        "rpn",
+        "separable_row_column_1",
+        "hidden",
+        "deltas",
+    } <= {
+        layer.name
+        for part in (made.trunk, made.head)
+        for layer in part.layers
+        if layer.trainable_variables
     }
 
 
@@ -242,16 +363,22 @@ def test_detection_changes_nothing():
     before = [variable.numpy() for variable in made.networks["detector"].variables]
     made.detect(batch()["image"])
     made.sample({**batch(), "mask": batch()["image"]})
-    assert all(np.array_equal(v.numpy(), b) for v, b in zip(made.networks["detector"].variables, before, strict=True))
+    assert all(
+        np.array_equal(v.numpy(), b)
+        for v, b in zip(made.networks["detector"].variables, before, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
 def losses_of():
-    """A function batch -> losses of the first step from always the same weights, in a graph that is traced once."""
+    """A function batch -> losses of the first step from always the same weights, in a graph that is
+    traced once.
+    """
     keras.config.set_dtype_policy("float32")
     made = room()
     state = [*made.networks["detector"].variables, *made.optimizers["detector"].variables]
-    start, step = [variable.numpy() for variable in state], tf.function(made.train_step)
+    start = [variable.numpy() for variable in state]
+    step = tf.function(made.train_step)
 
     def losses(data):
         for variable, value in zip(state, start, strict=True):
@@ -282,32 +409,54 @@ def test_mammograms_without_lesions_have_defined_losses(losses_of, of):
 
 
 def test_random_samples_follow_from_the_step_alone():
-    """Two rooms of the same weights see the same samples; the same room sees others at its next step."""
-    one, other, data = room(rpn_samples=4), room(rpn_samples=4), batch()
+    """Two rooms of the same weights see the same samples; the same room sees others at its next
+    step.
+    """
+    one = room(rpn_samples=4)
+    other = room(rpn_samples=4)
+    data = batch()
     parts = [made.trunk(data["image"], training=False) for made in (one, other)]
-    first, second = (made.rpn_losses(*part[:2], data["boxes"]) for made, part in zip((one, other), parts, strict=True))
+    first, second = (
+        made.rpn_losses(*part[:2], data["boxes"])
+        for made, part in zip((one, other), parts, strict=True)
+    )
     np.testing.assert_array_equal(first, second)
     one.optimizers["detector"].iterations.assign(1)
     assert float(one.rpn_losses(*parts[0][:2], data["boxes"])[0]) != float(first[0])
 
 
 def test_detections_have_their_form():
-    made, data = room(classes=2, detections=7), batch()
+    made = room(classes=2, detections=7)
+    data = batch()
     found = {name: value.numpy() for name, value in made.detect(data["image"]).items()}
-    assert tuple(found) == OUTPUTS and found["detection_boxes"].shape == (2, 7, 4) and found["num_detections"].shape == (2,)
     assert (
-        set(np.unique(found["detection_classes"])) <= {0, 1} and found["detection_boxes"].min() >= 0 and found["detection_boxes"].max() <= 1
+        tuple(found) == OUTPUTS
+        and found["detection_boxes"].shape == (2, 7, 4)
+        and found["num_detections"].shape == (2,)
     )
-    assert (np.diff(found["detection_scores"]) <= 0).all() and 0 < found["detection_scores"].max() < 1
+    assert (
+        set(np.unique(found["detection_classes"])) <= {0, 1}
+        and found["detection_boxes"].min() >= 0
+        and found["detection_boxes"].max() <= 1
+    )
+    assert (np.diff(found["detection_scores"]) <= 0).all() and 0 < found[
+        "detection_scores"
+    ].max() < 1
     answer = made.functions()["detector"](image=data["image"])
     np.testing.assert_allclose(answer["scores"], found["detection_scores"], atol=1e-5)
     panels = made.sample({**data, "mask": data["image"]})
-    assert list(panels) == ["image", "detected", "truth"] and panels["detected"].shape == (2, SIZE, SIZE, 1)
+    assert list(panels) == ["image", "detected", "truth"] and panels["detected"].shape == (
+        2,
+        SIZE,
+        SIZE,
+        1,
+    )
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_has_the_same_first_losses(policy):
-    data, exact = batch(), floats(room().train_step(batch()))
+    data = batch()
+    exact = floats(room().train_step(batch()))
     keras.config.set_dtype_policy(policy)
     made = room()
     losses = made.train_step(data)
@@ -329,14 +478,17 @@ def test_a_square_that_is_letterboxed_stays_and_others_are_as_in_training():
         expected, scale = view(smooth, DataConfig(canvas=canvas, window=(0, 1)))
         assert filled.shape == (1, *canvas, 1)
         np.testing.assert_allclose(filled[0], expected, atol=0.02)
-        np.testing.assert_allclose(parts, np.tile(np.array(scale) * [90, 61] / canvas, 2), rtol=1e-6)
+        np.testing.assert_allclose(
+            parts, np.tile(np.array(scale) * [90, 61] / canvas, 2), rtol=1e-6
+        )
 
 
 @pytest.fixture(scope="module")
 def taught():
     """A small detector that has learnt one bright square by heart."""
     keras.config.set_dtype_policy("float32")
-    made, data = room(filters=8, units=16, learning_rate=3e-3, momentum=0.8), batch()
+    made = room(filters=8, units=16, learning_rate=3e-3, momentum=0.8)
+    data = batch()
     step = tf.function(made.train_step)
     history = [floats(step(data)) for _ in range(80)]
     return made, history
@@ -345,7 +497,8 @@ def taught():
 def test_it_learns_where_the_lesion_is(taught):
     made, history = taught
     assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
-    found, truth = made.detect(batch()["image"]), batch()["boxes"][:, :1]
+    found = made.detect(batch()["image"])
+    truth = batch()["boxes"][:, :1]
     overlap = regions.iou(found["detection_boxes"], truth).numpy()
     assert (overlap[:, 0] > 0.7).all() and (found["detection_scores"][:, 0].numpy() > 0.8).all()
 
@@ -360,17 +513,24 @@ def saved(taught, tmp_path_factory):
 
 
 def test_the_saved_model_gives_the_same_boxes_as_the_live_one(taught, saved):
-    (made, _), (loaded, described) = taught, saved
-    assert set(described["outputs"]) == set(OUTPUTS) and list(described["inputs"]) == ["input_tensor"]
+    (made, _) = taught
+    (loaded, described) = saved
+    assert set(described["outputs"]) == set(OUTPUTS) and list(described["inputs"]) == [
+        "input_tensor"
+    ]
     assert len(described["variables"]) == len(made.networks["detector"].variables)
     image = batch()["image"]
     live = made.detect(image)
     answer = loaded.signatures["serving_default"](input_tensor=255 * tf.repeat(image, 3, axis=-1))
     sure = int(np.sum(live["detection_scores"].numpy()[0] > 0.3))
     assert sure >= 1
-    np.testing.assert_allclose(answer["detection_boxes"][:, :sure], live["detection_boxes"][:, :sure], atol=1e-4)
+    np.testing.assert_allclose(
+        answer["detection_boxes"][:, :sure], live["detection_boxes"][:, :sure], atol=1e-4
+    )
     np.testing.assert_allclose(answer["detection_scores"], live["detection_scores"], atol=1e-3)
-    np.testing.assert_array_equal(answer["detection_classes"][:, :sure], live["detection_classes"][:, :sure] + 1)
+    np.testing.assert_array_equal(
+        answer["detection_classes"][:, :sure], live["detection_classes"][:, :sure] + 1
+    )
     np.testing.assert_array_equal(answer["num_detections"], live["num_detections"])
 
 
@@ -378,7 +538,9 @@ def test_the_saved_model_takes_images_of_any_size(saved):
     """Twice as large and with fewer columns: boxes are parts of its own rows and columns."""
     function = saved[0].signatures["serving_default"]
     image = np.repeat(np.repeat(batch(1)["image"], 2, axis=1), 2, axis=2)[:, :, :96]
-    box = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))["detection_boxes"][:, :1]
+    box = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))["detection_boxes"][
+        :, :1
+    ]
     truth = np.array([[[40 / 128, 24 / 96, 88 / 128, 72 / 96]]], np.float32)
     assert regions.iou(box, tf.constant(truth)).numpy()[0, 0, 0] > 0.5
 
@@ -395,7 +557,9 @@ def test_an_export_that_answers_otherwise_is_refused(taught, tmp_path, monkeypat
         return loaded
 
     monkeypatch.setattr(tf.saved_model, "load", spoilt)
-    with pytest.raises(ExportError, match="differ between the SavedModel and the network in memory"):
+    with pytest.raises(
+        ExportError, match="differ between the SavedModel and the network in memory"
+    ):
         write(made, tmp_path)
 
 
@@ -403,7 +567,14 @@ def experiment(uri, steps, **training):
     return Experiment[LightHeadRCNNConfig](
         name="light_head_rcnn",
         data=DataConfig(size=SIZE, kinds=("mass",), folds=2),
-        training=TrainingConfig(steps=steps, batch_size=2, steps_per_loop=1, precision="float32", grid_samples=1, **training),
+        training=TrainingConfig(
+            steps=steps,
+            batch_size=2,
+            steps_per_loop=1,
+            precision="float32",
+            grid_samples=1,
+            **training,
+        ),
         tracking=TrackingConfig(uri=uri, system_metrics=False, register_models=False),
         model=LightHeadRCNNConfig(**TINY),
     )
@@ -415,9 +586,12 @@ def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri,
     records = phantom.read(count=12)
     whole = make_whole(records, DataConfig(size=SIZE, kinds=("mass",)), Skipped())
     sides = np.unique(whole.patient_ids, return_inverse=True)[1] % 2
-    train, held_out = whole.take(np.flatnonzero(sides == 0)), whole.take(np.flatnonzero(sides == 1))
+    train = whole.take(np.flatnonzero(sides == 0))
+    held_out = whole.take(np.flatnonzero(sides == 1))
     for steps in (2, 4):
-        metrics = loop.fit(room, experiment(tracking_uri, steps), train, held_out, tmp_path, validate, write=write)
+        metrics = loop.fit(
+            room, experiment(tracking_uri, steps), train, held_out, tmp_path, validate, write=write
+        )
     assert "from the start to step 2" in caplog.text and "from step 2 to step 4" in caplog.text
     assert set(metrics) == {"recall", "recall_of_all", "froc"}
     card = read_card(tmp_path / "export")
@@ -431,10 +605,19 @@ def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri,
     expected = fresh.detect(square[np.newaxis])
     detector = Detector.load(tmp_path)
     found = detector.predict(mammogram)
-    assert 0 < len(found) <= 20 and set(found.classes) == {"mass"} and found.boxes.max() > 100, "native px"
-    np.testing.assert_allclose(found.scores, expected["detection_scores"][0, : len(found)], atol=1e-4)
-    assert detector.saw(train.patient_ids[0]) is True and detector.saw(held_out.patient_ids[0]) is False
-    np.testing.assert_array_equal(Detector.load(tmp_path / "export/detector").predict(mammogram).boxes, found.boxes)
+    assert 0 < len(found) <= 20 and set(found.classes) == {"mass"} and found.boxes.max() > 100, (
+        "native px"
+    )
+    np.testing.assert_allclose(
+        found.scores, expected["detection_scores"][0, : len(found)], atol=1e-4
+    )
+    assert (
+        detector.saw(train.patient_ids[0]) is True
+        and detector.saw(held_out.patient_ids[0]) is False
+    )
+    np.testing.assert_array_equal(
+        Detector.load(tmp_path / "export/detector").predict(mammogram).boxes, found.boxes
+    )
 
 
 def oblong():
@@ -443,12 +626,20 @@ def oblong():
     image = random.uniform(0, 0.2, (2, 96, 64, 1)).astype(np.float32)
     image[:, 52:76, 12:36] += 0.7
     boxes = np.tile(np.array([52 / 96, 12 / 64, 76 / 96, 36 / 64], np.float32), (2, 1, 1))
-    return {"image": tf.constant(image), "boxes": tf.constant(boxes), "classes": tf.zeros([2, 1], tf.int32)}
+    return {
+        "image": tf.constant(image),
+        "boxes": tf.constant(boxes),
+        "classes": tf.zeros([2, 1], tf.int32),
+    }
 
 
 def test_a_canvas_that_is_no_square_is_learned_and_exported(tmp_path):
-    made, data = room((96, 64), filters=8, units=16, learning_rate=3e-3, momentum=0.8), oblong()
-    assert made.trunk.output_shape == [(None, 6 * 4 * 9), (None, 6 * 4 * 9, 4), (None, 6, 4, 18)] and len(made.anchors) == 6 * 4 * 9
+    made = room((96, 64), filters=8, units=16, learning_rate=3e-3, momentum=0.8)
+    data = oblong()
+    assert (
+        made.trunk.output_shape == [(None, 6 * 4 * 9), (None, 6 * 4 * 9, 4), (None, 6, 4, 18)]
+        and len(made.anchors) == 6 * 4 * 9
+    )
     step = tf.function(made.train_step)
     history = [floats(step(data)) for _ in range(80)]
     assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
@@ -456,20 +647,33 @@ def test_a_canvas_that_is_no_square_is_learned_and_exported(tmp_path):
     assert (regions.iou(found["boxes"], data["boxes"]).numpy()[:, 0] > 0.7).all()
     write(made, tmp_path)
     loaded = tf.saved_model.load(str(tmp_path / "detector"))
-    answer = loaded.signatures["serving_default"](input_tensor=255 * tf.repeat(data["image"], 3, axis=-1))
+    answer = loaded.signatures["serving_default"](
+        input_tensor=255 * tf.repeat(data["image"], 3, axis=-1)
+    )
     sure = int(np.sum(found["scores"].numpy()[0] > 0.3))
     assert sure >= 1
-    np.testing.assert_allclose(answer["detection_boxes"][:, :sure], found["boxes"][:, :sure], atol=1e-4)
+    np.testing.assert_allclose(
+        answer["detection_boxes"][:, :sure], found["boxes"][:, :sure], atol=1e-4
+    )
     # The upper half twice as large fills the canvas in its columns alone.
     double = np.repeat(np.repeat(data["image"][:1, 48:], 2, axis=1), 2, axis=2)
-    box = loaded.signatures["serving_default"](input_tensor=tf.constant(255 * np.repeat(double, 3, axis=-1)))["detection_boxes"][:, :1]
-    assert regions.iou(box, tf.constant([[[4 / 48, 12 / 64, 28 / 48, 36 / 64]]])).numpy()[0, 0, 0] > 0.5
+    box = loaded.signatures["serving_default"](
+        input_tensor=tf.constant(255 * np.repeat(double, 3, axis=-1))
+    )["detection_boxes"][:, :1]
+    assert (
+        regions.iou(box, tf.constant([[[4 / 48, 12 / 64, 28 / 48, 36 / 64]]])).numpy()[0, 0, 0]
+        > 0.5
+    )
 
 
 def test_no_proposal_is_narrower_than_a_pixel_of_either_side():
     made = room((96, 64))
-    objectness, deltas = tf.zeros([1, len(made.anchors)]), tf.concat([tf.zeros([1, len(made.anchors), 2]), tf.fill([1, 216, 2], -20.0)], -1)
-    deltas_of = {side: deltas + tf.constant([0, 0, *more], tf.float32) for side, more in (("rows", (0, 20)), ("cols", (20, 0)))}
+    objectness = tf.zeros([1, len(made.anchors)])
+    deltas = tf.concat([tf.zeros([1, len(made.anchors), 2]), tf.fill([1, 216, 2], -20.0)], -1)
+    deltas_of = {
+        side: deltas + tf.constant([0, 0, *more], tf.float32)
+        for side, more in (("rows", (0, 20)), ("cols", (20, 0)))
+    }
     assert all(not made.propose(objectness, value)[1].numpy().any() for value in deltas_of.values())
     assert made.propose(objectness, tf.zeros_like(deltas))[1].numpy().any()
 
@@ -479,15 +683,32 @@ def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
     data = DataConfig(size=256, kinds=("mass",))
     whole = make_whole(phantom.read(count=12), data, Skipped(), normal=False).take(range(8))
     keras.utils.set_random_seed(0)
-    small = {"filters": 16, "rpn_width": 64, "middle": 32, "kernel": 15, "bins": 7, "channels": 10, "units": 128, "learning_rate": 1e-3}
-    few = {"anchor_scales": (1.0, 2.0, 4.0), "proposals_before": 300, "proposals": 100, "hard_examples": 64}
+    small = {
+        "filters": 16,
+        "rpn_width": 64,
+        "middle": 32,
+        "kernel": 15,
+        "bins": 7,
+        "channels": 10,
+        "units": 128,
+        "learning_rate": 1e-3,
+    }
+    few = {
+        "anchor_scales": (1.0, 2.0, 4.0),
+        "proposals_before": 300,
+        "proposals": 100,
+        "hard_examples": 64,
+    }
     made = LightHeadRCNN(LightHeadRCNNConfig(**{**TINY, **small, **few}), 256)
-    step, functions, found = tf.function(made.train_step), made.functions(), {}
+    step = tf.function(made.train_step)
+    functions = made.functions()
+    found = {}
     for number, some in enumerate(batches(whole, 4, 0, augment=False), 1):
         step(some)
         if number % 50 == 0:
             found = validate(functions, whole)
-        if number == 400 or found.get("froc") == 1:  # recall 1 from 0.25 false positives per image on
+        # recall 1 from 0.25 false positives per image on
+        if number == 400 or found.get("froc") == 1:
             break
     assert found["froc"] == 1
 
@@ -497,15 +718,26 @@ def test_the_learning_rate_rises_stays_or_falls():
         return [float(schedule(step)) for step in steps]
 
     assert learning_rate(0.2) == 0.2
-    np.testing.assert_allclose(at(learning_rate(0.2, warmup=10), 0, 5, 10, 1000), [0, 0.1, 0.2, 0.2], rtol=1e-6)
     np.testing.assert_allclose(
-        at(learning_rate(0.2, decay=40), 0, 10, 20, 40, 99), [0.2, 0.1 + 0.1 * 0.5**0.5, 0.1, 0, 0], rtol=1e-5, atol=1e-9
+        at(learning_rate(0.2, warmup=10), 0, 5, 10, 1000), [0, 0.1, 0.2, 0.2], rtol=1e-6
     )
-    np.testing.assert_allclose(at(learning_rate(0.2, 10, 40), 0, 5, 10, 30, 50), [0, 0.1, 0.2, 0.1, 0], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        at(learning_rate(0.2, decay=40), 0, 10, 20, 40, 99),
+        [0.2, 0.1 + 0.1 * 0.5**0.5, 0.1, 0, 0],
+        rtol=1e-5,
+        atol=1e-9,
+    )
+    np.testing.assert_allclose(
+        at(learning_rate(0.2, 10, 40), 0, 5, 10, 30, 50),
+        [0, 0.1, 0.2, 0.1, 0],
+        rtol=1e-5,
+        atol=1e-9,
+    )
 
 
 def test_the_rate_falls_while_it_trains():
-    made, data = room(filters=4, units=8, learning_rate=1e-3, decay=2), batch()
+    made = room(filters=4, units=8, learning_rate=1e-3, decay=2)
+    data = batch()
     step = tf.function(made.train_step)
     for _ in range(2):
         step(data)

@@ -26,8 +26,13 @@ def sigmoid(x):
         (([0, 0],), np.log(1 / 2), np.log(1 / 2)),
         (([LN3, -LN3],), np.log(1 / 2), np.log(1 / 2)),  # P = (3/4 + 1/4) / 2
         (([LN3, 0],), np.log(5 / 8), np.log(3 / 8)),  # P = (3/4 + 1/2) / 2
-        (([LN3], [-LN3]), (np.log(3 / 4) + np.log(1 / 4)) / 2, (np.log(1 / 4) + np.log(3 / 4)) / 2),  # two samples
-        (([LN3, 0], [0, 0]), (np.log(5 / 8) + np.log(1 / 2)) / 2, (np.log(3 / 8) + np.log(1 / 2)) / 2),
+        # two samples
+        (([LN3], [-LN3]), (np.log(3 / 4) + np.log(1 / 4)) / 2, (np.log(1 / 4) + np.log(3 / 4)) / 2),
+        (
+            ([LN3, 0], [0, 0]),
+            (np.log(5 / 8) + np.log(1 / 2)) / 2,
+            (np.log(3 / 8) + np.log(1 / 2)) / 2,
+        ),
     ],
 )
 def test_responses_by_hand(values, real, fake):
@@ -65,11 +70,15 @@ def test_against_numpy(shape):
 def test_properties(values):
     x = logits(values)
     for loss in (log_real, log_fake):
-        responses, losses = float(loss(x)), float(loss(x, "losses"))
-        assert losses <= responses + 1e-5 and responses <= 1e-6  # Jensen; a logarithm of a probability
+        responses = float(loss(x))
+        losses = float(loss(x, "losses"))
+        # Jensen; a logarithm of a probability
+        assert losses <= responses + 1e-5 and responses <= 1e-6
     np.testing.assert_allclose(log_real(x), log_fake(-x), rtol=1e-6)
     # exp keeps P to an absolute 1e-6, however small its complement
-    np.testing.assert_allclose(np.exp(float(log_real(x))) + np.exp(float(log_fake(x))), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        np.exp(float(log_real(x))) + np.exp(float(log_fake(x))), 1, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("average", ["responses", "losses"])
@@ -84,7 +93,9 @@ def test_stable_at_the_ends(loss, average):
 
 @pytest.mark.parametrize("average", ["responses", "losses"])
 @pytest.mark.parametrize("loss", [log_real, log_fake])
-@pytest.mark.parametrize("values", [[1e4, 1e4], [-1e4, -1e4], [1e4, -1e4], [0, 0], [90, -90], [-88.5, -104]])
+@pytest.mark.parametrize(
+    "values", [[1e4, 1e4], [-1e4, -1e4], [1e4, -1e4], [0, 0], [90, -90], [-88.5, -104]]
+)
 def test_gradients_are_finite_at_the_ends(loss, average, values):
     x = logits(values)
     with tf.GradientTape() as tape:
@@ -119,10 +130,13 @@ def test_works_for_an_unknown_size():
 
 
 TARGET = np.array([[0, 1, 1, 0], [1, 1, 1, 1]], np.float32).reshape(2, 2, 2, 1)
-OUTPUT = np.array([[1, 1, -1, 2], [1, 1, 1, 4]], np.float32).reshape(2, 2, 2, 1)  # differences 1 0 2 2 | 0 0 0 3
+# differences 1 0 2 2 | 0 0 0 3
+OUTPUT = np.array([[1, 1, -1, 2], [1, 1, 1, 4]], np.float32).reshape(2, 2, 2, 1)
 
 
-@pytest.mark.parametrize(("loss", "value"), [(l1, 8 / 8), (mean_square, 18 / 8), (l2_norm, (3 + 3) / 2)])
+@pytest.mark.parametrize(
+    ("loss", "value"), [(l1, 8 / 8), (mean_square, 18 / 8), (l2_norm, (3 + 3) / 2)]
+)
 def test_distances_by_hand(loss, value):
     np.testing.assert_allclose(loss(TARGET, OUTPUT), value, rtol=1e-6)
     np.testing.assert_allclose(loss(OUTPUT, TARGET), value, rtol=1e-6)
@@ -144,8 +158,11 @@ def test_losses_are_computed_in_float32(dtype):
     for loss in (log_real, log_fake):
         for average in ("responses", "losses"):
             assert loss(x, average).dtype == tf.float32
-            np.testing.assert_allclose(loss(x, average), loss(tf.cast(x, tf.float32), average), rtol=1e-6)
-    large = tf.fill([1, 300, 300, 1], tf.cast(2.0, dtype))  # 90,000 elements: their sum is beyond float16
+            np.testing.assert_allclose(
+                loss(x, average), loss(tf.cast(x, tf.float32), average), rtol=1e-6
+            )
+    # 90,000 elements: their sum is beyond float16
+    large = tf.fill([1, 300, 300, 1], tf.cast(2.0, dtype))
     for distance, value in ((l1, 2), (mean_square, 4), (l2_norm, 600)):
         result = distance(tf.zeros_like(large), large)
         assert result.dtype == tf.float32

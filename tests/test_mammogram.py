@@ -21,7 +21,9 @@ def drawn(*rows: str) -> np.ndarray:
 
 def test_the_border_pixels_belong_to_the_mask():
     lesion = Lesion.from_outline("mass", SQUARE, 7, 9)
-    expected = drawn(".........", ".........", "...####..", "...####..", "...####..", ".........", ".........")
+    expected = drawn(
+        ".........", ".........", "...####..", "...####..", "...####..", ".........", "........."
+    )
     mask = lesion.mask(7, 9)
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, expected)
@@ -31,7 +33,9 @@ def test_the_border_pixels_belong_to_the_mask():
 
 def test_a_triangle_by_hand():
     lesion = Lesion.from_outline("mass", np.array([(0, 0), (4, 0), (4, 4)]), 5, 6)
-    np.testing.assert_array_equal(lesion.mask(5, 6), drawn("#.....", "##....", "###...", "####..", "#####."))
+    np.testing.assert_array_equal(
+        lesion.mask(5, 6), drawn("#.....", "##....", "###...", "####..", "#####.")
+    )
     assert lesion.box == (0, 0, 5, 5)
 
 
@@ -44,8 +48,11 @@ def test_a_hollow_form_by_hand():
 @pytest.mark.parametrize("shift", [0.0, 0.3, 0.5, 0.8])
 def test_sub_pixel_outlines_stay_within_a_pixel_of_the_true_region(shift):
     angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
-    centre, radius = np.array([20 + shift, 24 - shift]), 9.0
-    mask = Lesion.from_outline("mass", centre + radius * np.stack([np.sin(angle), np.cos(angle)], 1), 44, 48).mask(44, 48)
+    centre = np.array([20 + shift, 24 - shift])
+    radius = 9.0
+    mask = Lesion.from_outline(
+        "mass", centre + radius * np.stack([np.sin(angle), np.cos(angle)], 1), 44, 48
+    ).mask(44, 48)
     distance = np.hypot(*(np.indices((44, 48)) - centre[:, None, None]))
     assert mask[distance <= radius - 0.1].all()
     assert not mask[distance > radius + 1].any()
@@ -58,31 +65,55 @@ def test_the_box_is_half_open_and_tight_for_any_polygon():
         mask = lesion.mask(20, 20)
         top, left, bottom, right = lesion.box
         assert mask.sum() == mask[top:bottom, left:right].sum() > 0
-        assert mask[top].any() and mask[bottom - 1].any() and mask[:, left].any() and mask[:, right - 1].any()
+        assert (
+            mask[top].any()
+            and mask[bottom - 1].any()
+            and mask[:, left].any()
+            and mask[:, right - 1].any()
+        )
 
 
 def test_an_outline_is_cut_at_the_border():
     outline = np.array([(-3, -2), (-3, 2), (2, 2), (2, -2)])
     lesion = Lesion.from_outline("mass", outline, 5, 6)
-    np.testing.assert_array_equal(lesion.mask(5, 6), drawn("###...", "###...", "###...", "......", "......"))
+    np.testing.assert_array_equal(
+        lesion.mask(5, 6), drawn("###...", "###...", "###...", "......", "......")
+    )
     assert lesion.box == (0, 0, 3, 3)
     np.testing.assert_array_equal(lesion.outlines[0], outline)
 
 
 def test_points_far_outside_do_not_wrap_around():
-    lesion = Lesion.from_outline("mass", np.array([(-1e9, -1e9), (-1e9, 1e9), (1e9, 1e9), (1e9, -1e9)]), 5, 6)
+    lesion = Lesion.from_outline(
+        "mass", np.array([(-1e9, -1e9), (-1e9, 1e9), (1e9, 1e9), (1e9, -1e9)]), 5, 6
+    )
     assert lesion.mask(5, 6).all() and lesion.box == (0, 0, 5, 6)
 
 
 def test_details_reach_the_lesion():
-    lesion = Lesion.from_outline("mass", SQUARE, 7, 9, pathology="malignant", shape="oval", margin="spiculated", kind_is_certain=False)
+    lesion = Lesion.from_outline(
+        "mass",
+        SQUARE,
+        7,
+        9,
+        pathology="malignant",
+        shape="oval",
+        margin="spiculated",
+        kind_is_certain=False,
+    )
     assert (lesion.kind, lesion.pathology, lesion.shape, lesion.margin, lesion.kind_is_certain) == (
-        "mass", "malignant", "oval", "spiculated", False,
-    )  # fmt: skip
+        "mass",
+        "malignant",
+        "oval",
+        "spiculated",
+        False,
+    )
 
 
 def test_a_flat_list_of_coordinates_is_read_as_pairs():
-    np.testing.assert_array_equal(Lesion.from_outline("mass", SQUARE.ravel(), 7, 9).outlines[0], SQUARE)
+    np.testing.assert_array_equal(
+        Lesion.from_outline("mass", SQUARE.ravel(), 7, 9).outlines[0], SQUARE
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,23 +139,49 @@ def test_a_lesion_with_a_box_alone_has_no_mask():
 
 
 def test_several_outlines_make_one_mask():
-    both = Lesion("mass", (0, 0, 7, 9), (SQUARE, np.array([(0, 0), (0, 1), (1, 1), (1, 0)], np.float32)))
-    expected = drawn("##.......", "##.......", "...####..", "...####..", "...####..", ".........", ".........")
+    both = Lesion(
+        "mass", (0, 0, 7, 9), (SQUARE, np.array([(0, 0), (0, 1), (1, 1), (1, 0)], np.float32))
+    )
+    expected = drawn(
+        "##.......", "##.......", "...####..", "...####..", "...####..", ".........", "........."
+    )
     np.testing.assert_array_equal(both.mask(7, 9), expected)
 
 
 def test_hashed_id_is_a_short_stable_pseudonym(monkeypatch):
     monkeypatch.delenv(ID_KEY, raising=False)
-    assert hashed_id("inbreast", "Jane Doe") == hashlib.sha256(b"inbreast/Jane Doe").hexdigest()[:12]
-    assert len({hashed_id(archive, patient) for archive in ("a", "b") for patient in ("1", "2", "ü")}) == 6
+    assert (
+        hashed_id("inbreast", "Jane Doe") == hashlib.sha256(b"inbreast/Jane Doe").hexdigest()[:12]
+    )
+    assert (
+        len({hashed_id(archive, patient) for archive in ("a", "b") for patient in ("1", "2", "ü")})
+        == 6
+    )
     assert "Jane" not in hashed_id("inbreast", "Jane Doe")
 
 
 def test_spellings_that_look_alike_are_one_identifier():
-    composed, decomposed, hidden = "M\u00fcller", "Mu\u0308ller", "M\u00fc\u200bller\ufeff\u00ad"
-    assert len({hashed_id("folder", name) for name in (composed, decomposed, hidden, "Mu\u200d\u0308ller")}) == 1
-    assert hashed_id("folder", "\uff21\uff11") == hashed_id("folder", "A1") != hashed_id("folder", "a1")
-    assert hashed_id("folder", composed) == hashlib.sha256("folder/M\u00fcller".encode()).hexdigest()[:12], "as ever"
+    composed = "M\u00fcller"
+    decomposed = "Mu\u0308ller"
+    hidden = "M\u00fc\u200bller\ufeff\u00ad"
+    assert (
+        len(
+            {
+                hashed_id("folder", name)
+                for name in (composed, decomposed, hidden, "Mu\u200d\u0308ller")
+            }
+        )
+        == 1
+    )
+    assert (
+        hashed_id("folder", "\uff21\uff11")
+        == hashed_id("folder", "A1")
+        != hashed_id("folder", "a1")
+    )
+    assert (
+        hashed_id("folder", composed)
+        == hashlib.sha256("folder/M\u00fcller".encode()).hexdigest()[:12]
+    ), "as ever"
 
 
 def test_a_secret_key_makes_it_a_keyed_hash(monkeypatch):
@@ -175,7 +232,9 @@ def test_each_reader_has_its_own_skipped():
 def test_overlapping_outlines_have_no_hole():
     square = np.array([[2, 2], [2, 7], [7, 7], [7, 2]], np.float32)
     both = Lesion("mass", (2, 2, 10, 10), (square, square + 2)).mask(12, 12)
-    one, other = (Lesion("mass", (2, 2, 10, 10), (outline,)).mask(12, 12) for outline in (square, square + 2))
+    one, other = (
+        Lesion("mass", (2, 2, 10, 10), (outline,)).mask(12, 12) for outline in (square, square + 2)
+    )
     np.testing.assert_array_equal(both, one | other)
 
 
@@ -200,7 +259,9 @@ def test_a_masked_lesion_reads_its_file_late_and_once():
     )
     assert "benign" in repr(lesion) and not calls
     assert lesion.box == (1, 1, 5, 6) and len(calls) == 1
-    assert np.array_equal(lesion.mask(5, 6), drawn("......", ".###..", ".###..", ".###..", "....##")), "its hole is filled"
+    assert np.array_equal(
+        lesion.mask(5, 6), drawn("......", ".###..", ".###..", ".###..", "....##")
+    ), "its hole is filled"
     assert len(calls) == 1 and lesion.outlines[0].dtype == np.float32
 
 

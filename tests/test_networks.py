@@ -1,4 +1,6 @@
-"""Sizes, parameter counts and receptive fields of Pix2Pix's networks; outputs against networks built from Keras's own layers."""
+"""Sizes, parameter counts and receptive fields of Pix2Pix's networks; outputs against
+networks built from Keras's own layers.
+"""
 
 import keras
 import numpy as np
@@ -37,7 +39,10 @@ def test_discriminator_parameters(strided, count):
     assert parameters(PatchDiscriminator(2, strided)) == count
 
 
-@pytest.mark.parametrize(("strided", "field", "side"), [(1, 16, 126), (2, 34, 62), (3, 70, 30), (4, 142, 14), (5, 286, 6)])
+@pytest.mark.parametrize(
+    ("strided", "field", "side"),
+    [(1, 16, 126), (2, 34, 62), (3, 70, 30), (4, 142, 14), (5, 286, 6)],
+)
 def test_discriminator_receptive_field_and_output(strided, field, side):
     network = PatchDiscriminator(2, strided, filters=2)
     assert network.receptive_field == field
@@ -49,7 +54,8 @@ def test_discriminator_receptive_field_and_output(strided, field, side):
 def test_discriminator_receptive_field_by_gradient(strided):
     size = 128
     network = PatchDiscriminator(1, strided, filters=2, size=size)
-    # Normalisation looks at the whole image: without it, all weights positive and no cancelling, only the window is left.
+    # Normalisation looks at the whole image: without it, all weights positive and no cancelling,
+    # only the window is left.
     network.norms = [None] * len(network.norms)
     for convolution in [*network.convolutions, network.head]:
         convolution.kernel.assign(tf.ones_like(convolution.kernel))
@@ -58,7 +64,8 @@ def test_discriminator_receptive_field_by_gradient(strided):
         tape.watch(image)
         logits = network(image)
         middle = logits.shape[1] // 2
-        one, neighbour = logits[0, middle, middle, 0], logits[0, middle, middle + 1, 0]
+        one = logits[0, middle, middle, 0]
+        neighbour = logits[0, middle, middle + 1, 0]
     reached = np.argwhere(tape.gradient(one, image).numpy()[0, :, :, 0])
     extent = reached.max(axis=0) - reached.min(axis=0) + 1
     assert tuple(extent) == (network.receptive_field,) * 2
@@ -78,7 +85,8 @@ def keras_discriminator(size, channels, strided, filters):
     """The same network from Keras's own layers, with BatchNormalization in training."""
     x = inputs = keras.Input((size, size, channels), batch_size=1)
     for i in range(strided + 1):
-        width, stride = filters * min(2**i, 8), 2 if i < strided else 1
+        width = filters * min(2**i, 8)
+        stride = 2 if i < strided else 1
         x = keras.layers.Conv2D(width, 4, stride, use_bias=i == 0)(keras.layers.ZeroPadding2D(1)(x))
         x = keras.layers.BatchNormalization()(x, training=True) if i else x
         x = keras.layers.LeakyReLU(0.2)(x)
@@ -86,19 +94,25 @@ def keras_discriminator(size, channels, strided, filters):
 
 
 def keras_unet(size, channels, out_channels, filters):
-    """The same network from Keras's own layers, in Pix2Pix's recursive form, with BatchNormalization in training."""
+    """The same network from Keras's own layers, in Pix2Pix's recursive form, with
+    BatchNormalization in training.
+    """
 
     def norm(x):
         return keras.layers.BatchNormalization()(x, training=True)
 
     def block(x, widths, out, outermost=False):
         width, *inner = widths
-        down = keras.layers.Conv2D(width, 4, 2, "same", use_bias=False)(x if outermost else keras.layers.LeakyReLU(0.2)(x))
+        down = keras.layers.Conv2D(width, 4, 2, "same", use_bias=False)(
+            x if outermost else keras.layers.LeakyReLU(0.2)(x)
+        )
         if inner:
             down = down if outermost else norm(down)
             below = block(down, inner, width)
             down = keras.layers.Concatenate()([below, down])
-        up = keras.layers.Conv2DTranspose(out, 4, 2, "same", use_bias=outermost)(keras.layers.ReLU()(down))
+        up = keras.layers.Conv2DTranspose(out, 4, 2, "same", use_bias=outermost)(
+            keras.layers.ReLU()(down)
+        )
         return keras.layers.Activation("tanh")(up) if outermost else norm(up)
 
     inputs = keras.Input((size, size, channels), batch_size=1)
@@ -111,7 +125,8 @@ def weights_of(layers, kind):
 
 @pytest.mark.parametrize("strided", [1, 3])
 def test_discriminator_equals_one_of_keras_layers(strided):
-    network, reference = randomised(PatchDiscriminator(2, strided, filters=3, size=48)), keras_discriminator(48, 2, strided, 3)
+    network = randomised(PatchDiscriminator(2, strided, filters=3, size=48))
+    reference = keras_discriminator(48, 2, strided, 3)
     for kind, layers in (
         (keras.layers.Conv2D, [*network.convolutions, network.head]),
         (keras.layers.BatchNormalization, [norm for norm in network.norms if norm]),
@@ -125,13 +140,22 @@ def test_discriminator_equals_one_of_keras_layers(strided):
 
 @pytest.mark.parametrize("filters", [(3,), (3, 5), (3, 5, 7), (2, 3, 4, 5)])
 def test_unet_equals_one_of_keras_layers(filters):
-    network, reference = randomised(UNet256(2, 3, filters, dropout=0, size=32)), keras_unet(32, 2, 3, filters)
+    network = randomised(UNet256(2, 3, filters, dropout=0, size=32))
+    reference = keras_unet(32, 2, 3, filters)
     for kind, layers in (
         (keras.layers.Conv2DTranspose, network.ups),
-        (keras.layers.BatchNormalization, [norm for norm in (*network.down_norms, *network.up_norms) if norm]),
+        (
+            keras.layers.BatchNormalization,
+            [norm for norm in (*network.down_norms, *network.up_norms) if norm],
+        ),
         (keras.layers.Conv2D, network.downs),
     ):
-        theirs = [w for layer in reference.layers if type(layer) is kind for w in layer.trainable_variables]
+        theirs = [
+            w
+            for layer in reference.layers
+            if type(layer) is kind
+            for w in layer.trainable_variables
+        ]
         ours = [w for layer in layers for w in layer.trainable_variables]
         for target, weight in zip(theirs, ours, strict=True):
             target.assign(weight)
@@ -147,11 +171,16 @@ def test_unet_range_shape_and_dtype():
 
 
 def test_a_sample_does_not_see_its_batch():
-    for network in (randomised(UNet256(2, filters=(4, 8, 8), size=16)), randomised(PatchDiscriminator(filters=4, strided=1, size=16))):
+    for network in (
+        randomised(UNet256(2, filters=(4, 8, 8), size=16)),
+        randomised(PatchDiscriminator(filters=4, strided=1, size=16)),
+    ):
         x = noise(3, 16, 16, 2)
         together = network(x)
         for i in range(3):
-            np.testing.assert_allclose(network(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                network(x[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5
+            )
 
 
 def test_dropout_is_on_the_innermost_decoder_blocks_and_only_in_training():
@@ -165,16 +194,22 @@ def test_dropout_is_on_the_innermost_decoder_blocks_and_only_in_training():
     assert [bool(dropout) for dropout in shallow.dropouts] == [True, False], "never on the output"
 
 
-@pytest.mark.parametrize(("size", "filters"), [(100, (4, 8, 8)), (16, (4,) * 5), (255, PIX2PIX_FILTERS)])
+@pytest.mark.parametrize(
+    ("size", "filters"), [(100, (4, 8, 8)), (16, (4,) * 5), (255, PIX2PIX_FILTERS)]
+)
 def test_unet_refuses_sizes_it_cannot_halve(size, filters):
-    with pytest.raises(ValueError, match=f"^data.size: patches of {size} px can't be halved {len(filters)} times"):
+    with pytest.raises(
+        ValueError, match=f"^data.size: patches of {size} px can't be halved {len(filters)} times"
+    ):
         UNet256(filters=filters, size=size)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_computes_in_half_and_answers_in_float32(policy):
     def pair():
-        return UNet256(2, filters=(4, 8, 8), dropout=0, size=16), PatchDiscriminator(filters=4, strided=1, size=16)
+        return UNet256(2, filters=(4, 8, 8), dropout=0, size=16), PatchDiscriminator(
+            filters=4, strided=1, size=16
+        )
 
     exacts = [randomised(network) for network in pair()]
     keras.config.set_dtype_policy(policy)
@@ -206,11 +241,13 @@ def test_leaky_relu_with_its_gradient_and_that_of_a_gradient_s_square():
         (gradient,) = inner.gradient(y, [x])
         penalty = gradient**2
     np.testing.assert_allclose(y, [-0.8, -2e-7, 1e-6, 9], rtol=1e-6)
-    np.testing.assert_allclose(gradient, [0.8, 4e-4, 2e-3, 6], rtol=1e-6)  # 2 |x|, a fifth of it below 0
-    np.testing.assert_allclose(outer.gradient(penalty, x), [-0.64, -3.2e-4, 8e-3, 24], rtol=1e-6)  # 8 x, times 0.04
+    # 2 |x|, a fifth of it below 0
+    np.testing.assert_allclose(gradient, [0.8, 4e-4, 2e-3, 6], rtol=1e-6)
+    # 8 x, times 0.04
+    np.testing.assert_allclose(outer.gradient(penalty, x), [-0.64, -3.2e-4, 8e-3, 24], rtol=1e-6)
 
 
-def test_leaky_relu_reads_a_convolution_s_output_nowhere_else_on_a_cpu_and_is_tensorflow_s_own_on_a_gpu():
+def test_leaky_relu_reads_a_convolution_s_output_nowhere_else_on_a_cpu_and_is_tensorflow_s_own_on_a_gpu():  # noqa: E501
     def readers(device):
         @tf.function(input_signature=[tf.TensorSpec([1, 4, 4, 1])])
         def gradient(x):
@@ -220,7 +257,9 @@ def test_leaky_relu_reads_a_convolution_s_output_nowhere_else_on_a_cpu_and_is_te
             return tape.gradient(y, x)
 
         graph = gradient.get_concrete_function().graph
-        (biased,) = (operation for operation in graph.get_operations() if operation.type == "BiasAdd")
+        (biased,) = (
+            operation for operation in graph.get_operations() if operation.type == "BiasAdd"
+        )
         return {reader.type for reader in biased.outputs[0].consumers()} - {"Identity"}
 
     assert "LeakyReluGrad" not in readers("/CPU:0")

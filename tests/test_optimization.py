@@ -1,4 +1,6 @@
-"""Our Adam is Keras's Adam, minimize is its gradient and nobody else's, loss scale and replicas cancel out."""
+"""Our Adam is Keras's Adam, minimize is its gradient and nobody else's, loss scale and
+replicas cancel out.
+"""
 
 import json
 import os
@@ -27,14 +29,19 @@ def gradients(steps, seed=1):
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         yield [
-            (rng.normal(size=s) * 10.0 ** rng.integers(-8, 4, size=s) * rng.integers(0, 4, size=s).astype(bool)).astype(np.float32)
+            (
+                rng.normal(size=s)
+                * 10.0 ** rng.integers(-8, 4, size=s)
+                * rng.integers(0, 4, size=s).astype(bool)
+            ).astype(np.float32)
             for s in SHAPES
         ]
 
 
 def moved(optimizer, steps=20, scale=1.0):
     """Where an optimizer takes the variables, as a list of arrays after every step."""
-    weights, path = variables(), []
+    weights = variables()
+    path = []
     optimizer.build(weights)
     for step in gradients(steps):
         optimizer.apply([tf.constant(g) * scale for g in step], weights)
@@ -43,10 +50,14 @@ def moved(optimizer, steps=20, scale=1.0):
 
 
 def assert_equal_paths(ours, theirs, learning_rate):
-    """Equal to float32 precision: 1 - beta_2 ** t alone loses four of seven digits at t = 1, so to 1e-4 of a step."""
+    """Equal to float32 precision: 1 - beta_2 ** t alone loses four of seven digits at t = 1, so to
+    1e-4 of a step.
+    """
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         for a, b in zip(mine, other, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-4 * learning_rate, err_msg=f"step {step}")
+            np.testing.assert_allclose(
+                a, b, rtol=1e-6, atol=1e-4 * learning_rate, err_msg=f"step {step}"
+            )
 
 
 HYPERPARAMETERS = [
@@ -59,21 +70,29 @@ HYPERPARAMETERS = [
 @pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
 def test_adam_equals_keras_adam(hyperparameters):
     path = moved(Adam(**hyperparameters))
-    assert_equal_paths(path, moved(keras.optimizers.Adam(**hyperparameters)), hyperparameters["learning_rate"])
+    assert_equal_paths(
+        path, moved(keras.optimizers.Adam(**hyperparameters)), hyperparameters["learning_rate"]
+    )
     assert np.abs(path[-1][0] - variables()[0].numpy()).max() > hyperparameters["learning_rate"]
 
 
 @pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
 def test_adam_equals_the_formula(hyperparameters):
-    lr, beta_1 = hyperparameters["learning_rate"], hyperparameters["beta_1"]
-    beta_2, epsilon = hyperparameters.get("beta_2", 0.999), hyperparameters.get("epsilon", 1e-7)
+    lr = hyperparameters["learning_rate"]
+    beta_1 = hyperparameters["beta_1"]
+    beta_2 = hyperparameters.get("beta_2", 0.999)
+    epsilon = hyperparameters.get("epsilon", 1e-7)
     w = [v.numpy().astype(np.float64) for v in variables()]
-    m, v, path = [np.zeros_like(x) for x in w], [np.zeros_like(x) for x in w], []
+    m = [np.zeros_like(x) for x in w]
+    v = [np.zeros_like(x) for x in w]
+    path = []
     for t, step in enumerate(gradients(20), 1):
         for i, g in enumerate(step):
             m[i] = beta_1 * m[i] + (1 - beta_1) * g.astype(np.float64)
             v[i] = beta_2 * v[i] + (1 - beta_2) * g.astype(np.float64) ** 2
-            w[i] = w[i] - lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m[i] / (np.sqrt(v[i]) + epsilon)
+            w[i] = w[i] - lr * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m[i] / (
+                np.sqrt(v[i]) + epsilon
+            )
         path.append([x.copy() for x in w])
     for mine, other in zip(moved(Adam(**hyperparameters)), path, strict=True):
         for a, b in zip(mine, other, strict=True):
@@ -82,7 +101,8 @@ def test_adam_equals_the_formula(hyperparameters):
 
 def test_adam_equals_keras_adam_in_a_graph():
     def graph(optimizer):
-        weights, path = variables(), []
+        weights = variables()
+        path = []
         optimizer.build(weights)
         step = tf.function(lambda *values: optimizer.apply(list(values), weights))
         for values in gradients(20):
@@ -108,18 +128,26 @@ def test_a_step_with_an_infinite_gradient_is_skipped_and_the_scale_halved():
     optimizer = keras.optimizers.LossScaleOptimizer(Adam(0.1), initial_scale=1024.0)
     optimizer.build(weights)
     step = next(gradients(1))
-    optimizer.apply([tf.constant(step[0]), tf.constant([1, np.inf, 1, 1, 1]), *map(tf.constant, step[2:])], weights)
+    optimizer.apply(
+        [tf.constant(step[0]), tf.constant([1, np.inf, 1, 1, 1]), *map(tf.constant, step[2:])],
+        weights,
+    )
     for weight, old in zip(weights, before, strict=True):
         np.testing.assert_array_equal(weight, old)
     assert float(optimizer.dynamic_scale) == 512 and int(optimizer.inner_optimizer.iterations) == 0
     optimizer.apply([tf.constant(g) * 512 for g in step], weights)
-    assert int(optimizer.inner_optimizer.iterations) == 1 and np.abs(weights[0] - before[0]).max() > 1e-3
+    assert (
+        int(optimizer.inner_optimizer.iterations) == 1
+        and np.abs(weights[0] - before[0]).max() > 1e-3
+    )
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_workers_without_gpus_exchange_large_gradients_in_pieces(monkeypatch, scaled):
-    monkeypatch.setattr(optimization, "PIECE", 24)  # of float32 [3, 4] a row, of [2, 2, 3, 1] six of twelve, of [5] no part
-    strategy, sizes = tf.distribute.MultiWorkerMirroredStrategy(), []
+    # of float32 [3, 4] a row, of [2, 2, 3, 1] six of twelve, of [5] no part
+    monkeypatch.setattr(optimization, "PIECE", 24)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    sizes = []
     theirs = tf.distribute.ReplicaContext.all_reduce
 
     def all_reduce(self, operation, values, options=None):
@@ -128,7 +156,8 @@ def test_workers_without_gpus_exchange_large_gradients_in_pieces(monkeypatch, sc
 
     monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", all_reduce)
     with strategy.scope():
-        weights, adam = variables(), Adam(1e-2)
+        weights = variables()
+        adam = Adam(1e-2)
         adam = keras.optimizers.LossScaleOptimizer(adam, initial_scale=1.0) if scaled else adam
         adam.build(weights)
     (step,) = gradients(1)
@@ -148,8 +177,12 @@ def test_adam_takes_a_learning_rate_schedule():
 def test_adam_survives_serialisation():
     optimizer = Adam(0.003, 0.5, 0.9, 1e-5, name="generator")
     assert optimizer.get_config() == {
-        "learning_rate": pytest.approx(0.003), "beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-5, "name": "generator",
-    }  # fmt: skip
+        "learning_rate": pytest.approx(0.003),
+        "beta_1": 0.5,
+        "beta_2": 0.9,
+        "epsilon": 1e-5,
+        "name": "generator",
+    }
     for copy in (
         Adam.from_config(optimizer.get_config()),
         keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer)),
@@ -161,20 +194,33 @@ def test_adam_survives_serialisation():
     assert_equal_paths(moved(optimizer), moved(copy), 0.003)
 
 
-@pytest.mark.parametrize(("policy", "scaled"), [("float32", False), ("mixed_bfloat16", False), ("mixed_float16", True)])
+@pytest.mark.parametrize(
+    ("policy", "scaled"), [("float32", False), ("mixed_bfloat16", False), ("mixed_float16", True)]
+)
 def test_build_scales_the_loss_under_float16_alone_and_makes_the_slots(policy, scaled):
     keras.config.set_dtype_policy(policy)
     network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     inner = Adam()
     optimizer = build(inner, network)
-    assert (optimizer is not inner) == scaled == isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    assert (
+        (optimizer is not inner)
+        == scaled
+        == isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    )
     assert optimizer.built and inner.built
-    assert [m.shape for m in inner._momentums] == [v.shape for v in inner._velocities] == [(2, 3), (3,)]
+    assert (
+        [m.shape for m in inner._momentums]
+        == [v.shape for v in inner._velocities]
+        == [(2, 3), (3,)]
+    )
 
 
 def two_networks(policy="float32"):
     keras.config.set_dtype_policy(policy)
-    networks = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "tanh", dtype="float32")]) for _ in range(2)]
+    networks = [
+        keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, "tanh", dtype="float32")])
+        for _ in range(2)
+    ]
     rng = np.random.default_rng(0)
     for network in networks:
         for weight in network.trainable_variables:
@@ -196,13 +242,17 @@ def test_minimize_takes_the_gradient_of_its_network_and_leaves_the_other(chosen,
     networks = two_networks(policy)
     with tf.GradientTape() as tape:
         loss = chained_loss(*networks)
-    expected = [tf.convert_to_tensor(g) for g in tape.gradient(loss, networks[chosen].trainable_variables)]
+    expected = [
+        tf.convert_to_tensor(g) for g in tape.gradient(loss, networks[chosen].trainable_variables)
+    ]
     before = [network.get_weights() for network in networks]
     optimizer = build(keras.optimizers.SGD(1.0), networks[chosen])
     with tf.GradientTape() as tape:
         loss = chained_loss(*networks)
     minimize(loss, networks[chosen], optimizer, tape)
-    for weight, old, gradient in zip(networks[chosen].get_weights(), before[chosen], expected, strict=True):
+    for weight, old, gradient in zip(
+        networks[chosen].get_weights(), before[chosen], expected, strict=True
+    ):
         np.testing.assert_allclose(old - weight, gradient, rtol=1e-5, atol=1e-6)
         assert np.abs(gradient).max() > 1e-3
     for weight, old in zip(networks[1 - chosen].get_weights(), before[1 - chosen], strict=True):
@@ -302,7 +352,7 @@ assert mirrored.num_replicas_in_sync == 2
 results = {"one": train(tf.distribute.get_strategy(), 1, 4), "two": train(mirrored, 2, 2)}
 keras.config.set_dtype_policy("mixed_float16")
 print(json.dumps({**results, "overflows": [overflow(mirrored, chosen) for chosen in (0, 1)]}))
-'''
+'''  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +362,13 @@ def two_replicas(tmp_path_factory, repository):
     script = tmp_path_factory.mktemp("replicas") / "two_replicas.py"
     script.write_text(TWO_REPLICAS, encoding="utf-8")
     path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=300)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -334,7 +390,9 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas, chosen):
 
 
 def losses_of(logits, real, name):
-    """(what the generator minimises, what the discriminator minimises) of its logits for a generated and a real sample."""
+    """(what the generator minimises, what the discriminator minimises) of its logits for a
+    generated and a real sample.
+    """
     average = "losses" if name.startswith("losses") else "responses"
     adversarial = {
         "as printed": log_fake(logits, average),
@@ -344,12 +402,26 @@ def losses_of(logits, real, name):
     return adversarial, -factor * (log_real(real, average) + log_fake(logits, average))
 
 
-def duel(name, offset, shared, graph=False, samples=1, batch_norm=False, order=("generator", "discriminator")):
-    """The gradients of a small generator and a small discriminator, which sees a generated sample and a real one."""
+def duel(
+    name,
+    offset,
+    shared,
+    graph=False,
+    samples=1,
+    batch_norm=False,
+    order=("generator", "discriminator"),
+):
+    """The gradients of a small generator and a small discriminator, which sees a generated sample
+    and a real one.
+    """
     keras.utils.set_random_seed(0)
-    generator = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same", activation="tanh")])
+    generator = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same", activation="tanh")]
+    )
     hidden = [keras.layers.BatchNormalization()] * batch_norm + [keras.layers.LeakyReLU()]
-    discriminator = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), *hidden, keras.layers.Conv2D(1, 3)])
+    discriminator = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), *hidden, keras.layers.Conv2D(1, 3)]
+    )
     call = call_sharing_gradients if shared else lambda network, x: network(x, training=True)
     x = tf.constant(np.random.default_rng(0).normal(size=(samples, 8, 8, 1)).astype(np.float32))
     networks = {"generator": generator, "discriminator": discriminator}
@@ -357,13 +429,19 @@ def duel(name, offset, shared, graph=False, samples=1, batch_norm=False, order=(
     def gradients():
         with tf.GradientTape(persistent=True) as tape:
             output = generator(x)
-            logits, real = 3 * call(discriminator, output) + offset, call(discriminator, x)
+            logits = 3 * call(discriminator, output) + offset
+            real = call(discriminator, x)
             adversarial, loss = losses_of(logits, real, name)
             losses = {"generator": adversarial + tf.reduce_mean(output**2), "discriminator": loss}
-        return {which: tape.gradient(losses[which], networks[which].trainable_variables) for which in order}
+        return {
+            which: tape.gradient(losses[which], networks[which].trainable_variables)
+            for which in order
+        }
 
     found = (tf.function(gradients) if graph else gradients)()
-    return [gradient.numpy() for which in ("generator", "discriminator") for gradient in found[which]]
+    return [
+        gradient.numpy() for which in ("generator", "discriminator") for gradient in found[which]
+    ]
 
 
 def assert_equal_gradients(shared, separate):
@@ -373,9 +451,13 @@ def assert_equal_gradients(shared, separate):
 
 
 @pytest.mark.parametrize("offset", [0.0, 15.0, -60.0])
-@pytest.mark.parametrize("name", ["plain", "as printed", "half", "losses", "losses, as printed", "least squares"])
+@pytest.mark.parametrize(
+    "name", ["plain", "as printed", "half", "losses", "losses, as printed", "least squares"]
+)
 def test_a_shared_pass_back_gives_the_gradients_of_separate_ones_whatever_the_losses(name, offset):
-    assert_equal_gradients(duel(name, offset, True, graph=True), duel(name, offset, False, graph=True))
+    assert_equal_gradients(
+        duel(name, offset, True, graph=True), duel(name, offset, False, graph=True)
+    )
 
 
 def test_a_discriminator_beyond_doubt_leaves_the_gradients_of_separate_passes():
@@ -383,12 +465,17 @@ def test_a_discriminator_beyond_doubt_leaves_the_gradients_of_separate_passes():
 
 
 def test_the_order_of_the_losses_does_not_matter():
-    assert_equal_gradients(duel("half", 1.0, True, order=("discriminator", "generator")), duel("half", 1.0, False))
+    assert_equal_gradients(
+        duel("half", 1.0, True, order=("discriminator", "generator")), duel("half", 1.0, False)
+    )
 
 
 @pytest.mark.parametrize(("samples", "batch_norm"), [(1, True), (3, False), (3, True)])
 def test_samples_that_share_statistics_have_the_gradients_of_separate_passes(samples, batch_norm):
-    shared, separate = (duel("plain", 1.0, shared, samples=samples, batch_norm=batch_norm) for shared in (True, False))
+    shared, separate = (
+        duel("plain", 1.0, shared, samples=samples, batch_norm=batch_norm)
+        for shared in (True, False)
+    )
     assert_equal_gradients(shared, separate)
 
 

@@ -1,4 +1,6 @@
-"""What setup.py promises, and what README.md, configs/, .ci/run and .pre-commit-config.yaml say of it."""
+"""What setup.py promises, and what README.md, configs/, .ci/run and
+.pre-commit-config.yaml say of it.
+"""
 
 import ast
 import os
@@ -29,21 +31,33 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-# Required, though nothing imports them by name: pydicom's decoders, pandas' reader of .xls, MLflow's system metrics, and
-# what tensorflow-hub needs.
+# Required, though nothing imports them by name: pydicom's decoders, pandas' reader of .xls,
+# MLflow's system metrics, and what tensorflow-hub needs.
 UNSEEN = {"pylibjpeg", "pylibjpeg-openjpeg", "xlrd", "psutil", "setuptools"}
-# Imported within the one function that needs them: an old Excel table, which only tests ask for, the build at scale, and COCO's
-# average precision.
-OPTIONAL = {"xlwt", "apache-beam", "pycocotools", "gradio", "fastapi", "starlette", "uvicorn", "prometheus-client"}
+# Imported within the one function that needs them: an old Excel table, which only tests ask for,
+# the build at scale, and COCO's average precision.
+OPTIONAL = {
+    "xlwt",
+    "apache-beam",
+    "pycocotools",
+    "gradio",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "prometheus-client",
+}
 # Likewise, but nothing that the tests' environment must hold: tests of it are marked `detection`.
 DETECTION = {"tf-models-research-object-detection", "tf-models-official", "tf-keras"}
-# Likewise: reads PyTorch's own files of published weights; a golden file holds what it makes of them.
+# Likewise: reads PyTorch's own files of published weights; a golden file holds what it makes of
+# them.
 BENCHMARK = {"torch"}
 
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +77,29 @@ def names(requirements):
 
 
 def imported(*folders):
-    """The distributions that the sources in these folders import, the standard library and our own left out.
+    """The distributions that the sources in these folders import, the standard library and our own
+    left out.
 
-    What makes a golden file runs by hand, beside the package that it is made with, and says at its head what it needs.
+    What makes a golden file runs by hand, beside the package that it is made with, and says at its
+    head what it needs.
     """
     modules = set()
-    for path in (path for folder in folders for path in (REPOSITORY / folder).rglob("*.py") if path.parent.name != "golden"):
+    for path in (
+        path
+        for folder in folders
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if path.parent.name != "golden"
+    ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.partition(".")[0])
     own = {"tfmammo", *(path.stem for path in (REPOSITORY / "benchmarks").glob("*.py"))}
-    return {canonicalize_name(DISTRIBUTIONS.get(module, module)) for module in modules - {*sys.stdlib_module_names, *own}}
+    return {
+        canonicalize_name(DISTRIBUTIONS.get(module, module))
+        for module in modules - {*sys.stdlib_module_names, *own}
+    }
 
 
 def test_version_is_the_packages(package):
@@ -83,7 +107,10 @@ def test_version_is_the_packages(package):
 
 
 def test_every_folder_of_sources_is_installed(package):
-    folders = {path.parent.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "tfmammo").rglob("*.py")}
+    folders = {
+        path.parent.relative_to(REPOSITORY).as_posix()
+        for path in (REPOSITORY / "tfmammo").rglob("*.py")
+    }
     assert {name.replace(".", "/") for name in package["packages"]} == folders
     assert package["package_data"] == {"tfmammo": ["py.typed"]}
     assert (REPOSITORY / "tfmammo" / "py.typed").is_file()
@@ -94,9 +121,14 @@ def test_python_3_11_and_later(package):
     assert "3.10.9" not in Requirement(f"python{package['python_requires']}").specifier
 
 
-@pytest.mark.parametrize(("version", "admitted"), [("2.19.1", False), ("2.20.0", True), ("2.21.0", True), ("2.22.0", False)])
+@pytest.mark.parametrize(
+    ("version", "admitted"),
+    [("2.19.1", False), ("2.20.0", True), ("2.21.0", True), ("2.22.0", False)],
+)
 def test_tensorflows_range_is_that_of_the_gpu_build(package, version, admitted):
-    (core,) = (Requirement(line) for line in package["install_requires"] if line.startswith("tensorflow>"))
+    (core,) = (
+        Requirement(line) for line in package["install_requires"] if line.startswith("tensorflow>")
+    )
     (gpu,) = (Requirement(line) for line in package["extras_require"]["gpu"])
     assert gpu.extras == {"and-cuda"}
     assert (version in core.specifier, version in gpu.specifier) == (admitted, admitted)
@@ -105,19 +137,28 @@ def test_tensorflows_range_is_that_of_the_gpu_build(package, version, admitted):
 def test_all_is_the_union_of_the_extras(package):
     extras = package["extras_require"]
     assert set(extras) == EXTRAS
-    assert set(extras["all"]) == {line for name, lines in extras.items() if name != "all" for line in lines}
+    assert set(extras["all"]) == {
+        line for name, lines in extras.items() if name != "all" for line in lines
+    }
     assert len(extras["all"]) == len(set(extras["all"]))
 
 
 def test_every_import_is_a_core_requirement(package):
-    assert imported("tfmammo", "train", "evaluate") - names(package["install_requires"]) <= OPTIONAL | DETECTION | BENCHMARK
+    assert (
+        imported("tfmammo", "train", "evaluate") - names(package["install_requires"])
+        <= OPTIONAL | DETECTION | BENCHMARK
+    )
     assert names(package["extras_require"]["test"]) >= OPTIONAL
     assert names(package["extras_require"]["detection"]) >= DETECTION
     assert names(package["extras_require"]["benchmark"]) >= BENCHMARK
 
 
 def test_every_import_of_the_tests_comes_with_the_test_extra(package):
-    assert imported("tests") - names([*package["install_requires"], *package["extras_require"]["test"]]) == set()
+    assert (
+        imported("tests")
+        - names([*package["install_requires"], *package["extras_require"]["test"]])
+        == set()
+    )
 
 
 def test_no_core_requirement_is_left_over(package):
@@ -126,7 +167,8 @@ def test_no_core_requirement_is_left_over(package):
 
 def test_the_readme_opens_with_the_two_commands(package):
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    train, test = "pip install -e . && python train/can.py --config configs/quickstart.yaml", 'pip install -e ".[test]" && pytest'
+    train = "pip install -e . && python train/can.py --config configs/quickstart.yaml"
+    test = 'pip install -e ".[test]" && pytest'
     assert 0 < readme.find(train) < readme.find(test)
     assert package["long_description"] == readme
 
@@ -137,11 +179,23 @@ def test_the_readmes_configs_are_there():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_opens_with_its_command(name):
-    head = re.match(r"(?:#.*\n)*", (REPOSITORY / "configs" / name).read_text(encoding="utf-8")).group()
-    commands = re.findall(rf"python ((?:train|evaluate)/\w+\.py|-m [\w.]+)(?: \w+)? --config configs/{re.escape(name)}\b", head)
+    head = re.match(
+        r"(?:#.*\n)*", (REPOSITORY / "configs" / name).read_text(encoding="utf-8")
+    ).group()
+    commands = re.findall(
+        r"python ((?:train|evaluate)/\w+\.py|-m [\w.]+)(?: \w+)? --config "
+        rf"configs/{re.escape(name)}\b",
+        head,
+    )
     assert commands, f"the first lines are no comment with a command:\n{head}"
-    scripts = [f"{command[3:].replace('.', '/')}.py" if command.startswith("-m ") else command for command in commands]
-    places = [(REPOSITORY / script, REPOSITORY / script.removesuffix(".py") / "__main__.py") for script in scripts]
+    scripts = [
+        f"{command[3:].replace('.', '/')}.py" if command.startswith("-m ") else command
+        for command in commands
+    ]
+    places = [
+        (REPOSITORY / script, REPOSITORY / script.removesuffix(".py") / "__main__.py")
+        for script in scripts
+    ]
     assert all(module.is_file() or package.is_file() for module, package in places)
 
 
@@ -160,8 +214,16 @@ def test_the_hooks_run_the_ruff_of_the_test_extra(package):
 
 def test_the_lock_file_of_the_image_has_what_setup_asks_for_with_hashes_and_names_no_index(package):
     text = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    pinned = dict(
+        re.findall(r"^([\w.-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)
+    )
     assert len(pinned) == len(re.findall(r"==", text)) and "://" not in text
-    for wanted in map(Requirement, [*package["install_requires"], *package["extras_require"]["serve"]]):
-        assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)], prereleases=True), wanted
-    assert "--require-hashes -r requirements.lock" in (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    for wanted in map(
+        Requirement, [*package["install_requires"], *package["extras_require"]["serve"]]
+    ):
+        assert wanted.specifier.contains(
+            pinned[canonicalize_name(wanted.name)], prereleases=True
+        ), wanted
+    assert "--require-hashes -r requirements.lock" in (REPOSITORY / "Dockerfile").read_text(
+        encoding="utf-8"
+    )

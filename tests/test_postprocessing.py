@@ -1,4 +1,6 @@
-"""Post-processing on drawn cases, against scipy, and as a property: removal is addition with the signs changed."""
+"""Post-processing on drawn cases, against scipy, and as a property: removal is addition
+with the signs changed.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ SIZE = 64
 
 
 def drawn():
-    """A lesion channel with a disc of 20 px radius, a speck, a weak haze and a dark ring; the patch is of one grey."""
+    """A lesion channel with a disc of 20 px radius, a speck, a weak haze and a dark ring; the patch
+    is of one grey.
+    """
     rows, cols = np.mgrid[:SIZE, :SIZE]
     distance = np.hypot(rows - 30, cols - 34)
     lesion = np.full((SIZE, SIZE), 0.09)  # below the threshold
@@ -30,13 +34,15 @@ def test_a_drawn_case():
     edge = ndimage.gaussian_filter(wide.astype(np.float64), 10, mode="mirror")
     np.testing.assert_allclose(refined.lesion[0, ..., 0], edge * lesion[0, ..., 0], atol=2e-3)
     np.testing.assert_allclose(refined.image, np.clip(image + refined.lesion / 2, 0, 1), atol=1e-7)
-    assert refined.image.dtype == np.float32 and abs(refined.lesion[0, 61, 3, 0]) < 0.1  # of the speck's 0.9
+    # of the speck's 0.9
+    assert refined.image.dtype == np.float32 and abs(refined.lesion[0, 61, 3, 0]) < 0.1
 
 
 def test_removal_is_addition_with_the_signs_changed():
     lesion, _ = drawn()
     image = np.full(lesion.shape, 0.5, np.float32)
-    added, removed = postprocess(image, lesion), postprocess(image, -lesion, removal=True)
+    added = postprocess(image, lesion)
+    removed = postprocess(image, -lesion, removal=True)
     np.testing.assert_array_equal(removed.mask, added.mask)
     np.testing.assert_array_equal(removed.lesion, -added.lesion)
     np.testing.assert_allclose(removed.image - 0.5, 0.5 - added.image, atol=1e-7)
@@ -52,7 +58,9 @@ def test_what_is_below_a_tenth_of_the_patch_is_discarded(side, kept):
     refined = postprocess(image, lesion)
     assert refined.kept.tolist() == [False, kept]
     np.testing.assert_array_equal(refined.image[0], image[0])
-    assert np.array_equal(refined.image[1], image[1]) == (not kept) and refined.mask[1].any() == kept
+    assert (
+        np.array_equal(refined.image[1], image[1]) == (not kept) and refined.mask[1].any() == kept
+    )
 
 
 def test_the_threshold_is_strict_and_without_edge_and_expansion_the_object_is_cut_out():
@@ -81,7 +89,10 @@ def test_of_equal_objects_one_is_taken():
     assert largest(binary).sum() == 4 and largest(binary)[0, 1, 1]
 
 
-@pytest.mark.parametrize("shapes", [((1, 8, 8, 1), (1, 8, 8)), ((2, 8, 8, 1), (1, 8, 8, 1)), ((0, 8, 8, 1), (0, 8, 8, 1))])
+@pytest.mark.parametrize(
+    "shapes",
+    [((1, 8, 8, 1), (1, 8, 8)), ((2, 8, 8, 1), (1, 8, 8, 1)), ((0, 8, 8, 1), (0, 8, 8, 1))],
+)
 def test_other_shapes_are_refused(shapes):
     with pytest.raises(ValueError, match="must both be"):
         postprocess(*(np.zeros(shape, np.float32) for shape in shapes))

@@ -1,4 +1,6 @@
-"""No patient data leaves: what is planted in the headers of an archive is searched for in everything tfmammo puts out."""
+"""No patient data leaves: what is planted in the headers of an archive is searched for in
+everything tfmammo puts out.
+"""
 
 import logging
 import pickle
@@ -19,7 +21,8 @@ from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 NAME = "QUIBBLE^ZEPHYRINE"
 PLANTED = {
     "PatientName": NAME,
@@ -38,7 +41,12 @@ PLANTED = {
 }
 PRIVATE = ("BLATHERWICK MEDICAL", "WIGGLESBURY", "HONEYCHURCH^PRIVATA")
 # Every word of them that could name somebody, and every number.
-SECRETS = {word for text in (*PLANTED.values(), *PRIVATE) for part in np.atleast_1d(text) for word in part.replace("^", " ").split()}
+SECRETS = {
+    word
+    for text in (*PLANTED.values(), *PRIVATE)
+    for part in np.atleast_1d(text)
+    for word in part.replace("^", " ").split()
+}
 SECRETS = {word for word in SECRETS if len(word) > 5 and word not in ("INFIRMARY", "MEDICAL")}
 
 
@@ -56,8 +64,23 @@ def ramp(first: int) -> np.ndarray:
 def mammogram(number: int) -> Mammogram:
     outline = np.float32([[10, 12], [10, 30], [32, 30], [32, 12]]) + number % 3
     lesions = (Lesion.from_outline("mass", outline, ROWS, COLS),)
-    facts = {"laterality": "LR"[number % 2], "view": "CC", "birads": "4b", "density": "2", "spacing": (0.07, 0.07)}
-    return Mammogram("test", f"aa{number}", str(number), ROWS, COLS, partial(ramp, number), lesions=lesions, **facts)
+    facts = {
+        "laterality": "LR"[number % 2],
+        "view": "CC",
+        "birads": "4b",
+        "density": "2",
+        "spacing": (0.07, 0.07),
+    }
+    return Mammogram(
+        "test",
+        f"aa{number}",
+        str(number),
+        ROWS,
+        COLS,
+        partial(ramp, number),
+        lesions=lesions,
+        **facts,
+    )
 
 
 def plant(path: Path) -> None:
@@ -119,16 +142,27 @@ def test_records_hold_nothing_of_it(archive, heard):
     assert len(records) == 8 and len({record.patient_id for record in records}) == 8
     assert not found(repr(records) + repr(skipped))
     assert not found(pickle.dumps(records))
-    assert not found(pickle.dumps([(record, record.lesions, image.shape) for record, image in zip(records, images, strict=True)]))
+    assert not found(
+        pickle.dumps(
+            [
+                (record, record.lesions, image.shape)
+                for record, image in zip(records, images, strict=True)
+            ]
+        )
+    )
 
 
 def test_the_headers_other_facts_hold_nothing_of_it(archive):
     header = dicom.read_header(files(archive)[0])
-    assert found(repr(header)) == {"PUMPHREY"} == found(header.series_description)  # which no record has
+    # which no record has
+    assert found(repr(header)) == {"PUMPHREY"} == found(header.series_description)
 
 
 def complaint(path: Path) -> str:
-    """What reading says: the sentence, and the traceback that a caller may log. Empty where the file can be read."""
+    """What reading says: the sentence, and the traceback that a caller may log.
+
+    Empty where the file can be read.
+    """
     said = ""
     for reader in (dicom.read_header, dicom.read_pixels):
         try:
@@ -138,11 +172,38 @@ def complaint(path: Path) -> str:
     return said
 
 
-NUMBERS = ["Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel"]
-NUMBERS += ["NumberOfFrames", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "PixelPaddingValue"]
-NUMBERS += ["PixelPaddingRangeLimit", "PixelSpacing", "ImagerPixelSpacing", "EstimatedRadiographicMagnificationFactor"]
+NUMBERS = [
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+]
+NUMBERS += [
+    "NumberOfFrames",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "WindowCenter",
+    "WindowWidth",
+    "PixelPaddingValue",
+]
+NUMBERS += [
+    "PixelPaddingRangeLimit",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "EstimatedRadiographicMagnificationFactor",
+]
 NUMBERS += ["NominalScannedPixelSpacing"]
-WORDS = ["Modality", "PhotometricInterpretation", "VOILUTFunction", "ViewPosition", "ImageLaterality", "PresentationIntentType"]
+WORDS = [
+    "Modality",
+    "PhotometricInterpretation",
+    "VOILUTFunction",
+    "ViewPosition",
+    "ImageLaterality",
+    "PresentationIntentType",
+]
 
 
 def misplace(path: Path, syntax, **values: tuple[str, str]) -> None:
@@ -158,22 +219,44 @@ def misplace(path: Path, syntax, **values: tuple[str, str]) -> None:
 @pytest.mark.parametrize("key", [*NUMBERS, *WORDS])
 def test_a_name_where_another_value_belongs_is_not_quoted(archive, heard, key, syntax):
     path = files(archive)[0]
-    needed = {"WindowCenter": ("DS", "5"), "WindowWidth": ("DS", "5"), "PixelPaddingValue": ("SS", 5), "RescaleSlope": ("DS", "1")}
-    misplace(path, syntax, **needed | {"RescaleIntercept": ("DS", "0"), "ImagerPixelSpacing": ("DS", ["1", "1"])})
+    needed = {
+        "WindowCenter": ("DS", "5"),
+        "WindowWidth": ("DS", "5"),
+        "PixelPaddingValue": ("SS", 5),
+        "RescaleSlope": ("DS", "1"),
+    }
+    misplace(
+        path,
+        syntax,
+        **needed | {"RescaleIntercept": ("DS", "0"), "ImagerPixelSpacing": ("DS", ["1", "1"])},
+    )
     assert complaint(path) == ""
     misplace(path, syntax, **{key: ("LO", NAME)})
     said = complaint(path)
     assert not found(said)
-    if syntax == ExplicitVRLittleEndian and key in NUMBERS[:-1]:  # the last is not asked for, as ImagerPixelSpacing is there
+    # the last is not asked for, as ImagerPixelSpacing is there
+    if syntax == ExplicitVRLittleEndian and key in NUMBERS[:-1]:
         assert f"{path}: its {key} is no number" in said
 
 
-@pytest.mark.parametrize("key", ["PatientBirthDate", "StudyTime", "PatientAge", "PatientSize", "StudyInstanceUID", "InstanceNumber"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "PatientBirthDate",
+        "StudyTime",
+        "PatientAge",
+        "PatientSize",
+        "StudyInstanceUID",
+        "InstanceNumber",
+    ],
+)
 def test_malformed_values_that_nobody_asks_for_do_not_matter(archive, heard, key):
     path = files(archive)[0]
     misplace(path, ExplicitVRLittleEndian, **{key: ("LO", NAME)})
     kind = pydicom.datadict.dictionary_VR(key).encode()
-    path.write_bytes(path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode()))
+    path.write_bytes(
+        path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode())
+    )
     assert complaint(path) == ""
 
 
@@ -182,22 +265,29 @@ def test_malformed_numbers_that_are_asked_for_are_not_quoted(archive, heard, key
     path = files(archive)[0]
     misplace(path, ExplicitVRLittleEndian, **{key: ("LO", NAME)})
     kind = pydicom.datadict.dictionary_VR(key).encode()
-    path.write_bytes(path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode()))
+    path.write_bytes(
+        path.read_bytes().replace(b"LO\x12\0" + NAME.encode(), kind + b"\x12\0" + NAME.encode())
+    )
     said = complaint(path)
     assert f"{path}: its {key} is no number" in said and not found(said)
 
 
 def test_damaged_files_quote_nothing(archive, heard):
-    """Cut anywhere, with any byte of the header changed, with lengths that let one value run into the next."""
+    """Cut anywhere, with any byte of the header changed, with lengths that let one value run into
+    the next.
+    """
     path = files(archive)[0]
     whole = path.read_bytes()
     end = whole.index(b"\xe0\x7f\x10\x00")
-    generator, outcomes = np.random.default_rng(0), set()
+    generator = np.random.default_rng(0)
+    outcomes = set()
     for _ in range(400):
         content = bytearray(whole)
         for at in generator.integers(132, end + 12, generator.integers(1, 4)):
             content[at] = generator.integers(256)
-        path.write_bytes(content[: generator.integers(132, len(whole))] if generator.random() < 0.3 else content)
+        path.write_bytes(
+            content[: generator.integers(132, len(whole))] if generator.random() < 0.3 else content
+        )
         said = complaint(path)
         assert not found(said)
         outcomes.add(bool(said))
@@ -230,16 +320,29 @@ def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, mon
     experiment = tiny_can(steps=2, steps_per_loop=1).model_copy(
         update={
             "data": DataConfig(name="inbreast", root=archive, size=32),
-            "tracking": TrackingConfig(uri=f"sqlite:///{output / 'mlflow.db'}", system_metrics=False),
+            "tracking": TrackingConfig(
+                uri=f"sqlite:///{output / 'mlflow.db'}", system_metrics=False
+            ),
         }
     )
     patches, held_out = datasets.datasets(experiment.data)
     assert len(patches) + len(held_out) == 7
-    loop.fit(lambda: CAN(experiment.model, 32), experiment, patches, held_out, output / "run", script.validate)
+    loop.fit(
+        lambda: CAN(experiment.model, 32),
+        experiment,
+        patches,
+        held_out,
+        output / "run",
+        script.validate,
+    )
     script.summary(experiment, {"dice": 0.5}, held_out, output / "run")
     written = [path for path in output.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in written}
-    assert {".db", ".png", ".json", ".pb"} <= kinds and (output / "mlruns").is_dir() and (output / "run/export").is_dir()
+    assert (
+        {".db", ".png", ".json", ".pb"} <= kinds
+        and (output / "mlruns").is_dir()
+        and (output / "run/export").is_dir()
+    )
     for path in written:
         assert not found(path.read_bytes()), path
         assert not found(str(path.relative_to(output)))

@@ -1,4 +1,6 @@
-"""Boxes of a two-stage detector: anchors and targets by hand, overlap and pooling against numpy, sampling, hard examples."""
+"""Boxes of a two-stage detector: anchors and targets by hand, overlap and pooling against
+numpy, sampling, hard examples.
+"""
 
 import numpy as np
 import pytest
@@ -11,69 +13,114 @@ from tfmammo.metrics import detection
 def corners(random, *shape):
     """Boxes of at least 0.02 in each side, inside the image."""
     low = random.uniform(0, 0.7, (*shape, 2))
-    return np.concatenate([low, low + random.uniform(0.02, 0.3, low.shape)], axis=-1).astype(np.float32)
+    return np.concatenate([low, low + random.uniform(0.02, 0.3, low.shape)], axis=-1).astype(
+        np.float32
+    )
 
 
 def test_anchors_by_hand():
-    """Of 64 px at stride 16: centres at 8, 24, 40, 56; sides 32 for scale 2, and 32 * sqrt(2) by 32 / sqrt(2) for ratio 2."""
+    """Of 64 px at stride 16: centres at 8, 24, 40, 56; sides 32 for scale 2, and 32 * sqrt(2) by 32
+    / sqrt(2) for ratio 2.
+    """
     found = regions.anchors((64, 64), 16, (2, 4), (0.5, 1, 2)) * 64
     assert found.shape == (4 * 4 * 2 * 3, 4) and found.dtype == np.float32
-    long, short = 16 * np.sqrt(2), 16 / np.sqrt(2)
+    long = 16 * np.sqrt(2)
+    short = 16 / np.sqrt(2)
     np.testing.assert_allclose(found[0], [8 - short, 8 - long, 8 + short, 8 + long], rtol=1e-5)
     np.testing.assert_allclose(found[1], [-8, -8, 24, 24], rtol=1e-5)
     np.testing.assert_allclose(found[2], [8 - long, 8 - short, 8 + long, 8 + short], rtol=1e-5)
     np.testing.assert_allclose(found[4], [-24, -24, 40, 40], rtol=1e-5)  # scale 4
-    np.testing.assert_allclose(found[6 + 1], [-8, 24 - 16, 24, 24 + 16], rtol=1e-5)  # a column further
-    np.testing.assert_allclose(found[4 * 6 + 1], [24 - 16, -8, 24 + 16, 24], rtol=1e-5)  # a row further
-    np.testing.assert_allclose((found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1]), np.tile([1024] * 3 + [4096] * 3, 16), rtol=1e-5)
+    # a column further
+    np.testing.assert_allclose(found[6 + 1], [-8, 24 - 16, 24, 24 + 16], rtol=1e-5)
+    # a row further
+    np.testing.assert_allclose(found[4 * 6 + 1], [24 - 16, -8, 24 + 16, 24], rtol=1e-5)
+    np.testing.assert_allclose(
+        (found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1]),
+        np.tile([1024] * 3 + [4096] * 3, 16),
+        rtol=1e-5,
+    )
 
 
 def test_anchors_of_an_image_that_is_no_square_by_hand():
-    """32 x 64 px: two rows of four cells; sides of 16 px are a half of the rows and a quarter of the columns."""
+    """32 x 64 px: two rows of four cells; sides of 16 px are a half of the rows and a quarter of
+    the columns.
+    """
     found = regions.anchors((32, 64), 16, (1,), (1,))
     assert found.shape == (2 * 4, 4)
-    np.testing.assert_allclose(found[[0, 1, 4, 7]], [[0, 0, 0.5, 0.25], [0, 0.25, 0.5, 0.5], [0.5, 0, 1, 0.25], [0.5, 0.75, 1, 1]])
+    np.testing.assert_allclose(
+        found[[0, 1, 4, 7]],
+        [[0, 0, 0.5, 0.25], [0, 0.25, 0.5, 0.5], [0.5, 0, 1, 0.25], [0.5, 0.75, 1, 1]],
+    )
 
 
 def test_overlap_is_that_of_the_metrics():
     random = np.random.default_rng(0)
-    boxes, others = corners(random, 2, 30), corners(random, 2, 5)
-    others[0, 1], others[1, 2], boxes[1, 3] = 0, [0.5, 0.5, 0.5, 0.9], boxes[1, 4]
+    boxes = corners(random, 2, 30)
+    others = corners(random, 2, 5)
+    others[0, 1] = 0
+    others[1, 2] = [0.5, 0.5, 0.5, 0.9]
+    boxes[1, 3] = boxes[1, 4]
     others[1, 0] = boxes[1, 0]
     found = regions.iou(boxes, others).numpy()
     for image in range(2):
-        np.testing.assert_allclose(found[image], detection.iou(boxes[image], others[image]), atol=1e-6)
-    assert found[1, 0, 0] == pytest.approx(1) and not found[0, :, 1].any() and not found[1, :, 2].any()
-    assert regions.area(tf.constant([[0.2, 0.2, 0.4, 0.7], [0.5, 0.5, 0.4, 0.7]])).numpy() == pytest.approx([0.1, 0])
+        np.testing.assert_allclose(
+            found[image], detection.iou(boxes[image], others[image]), atol=1e-6
+        )
+    assert (
+        found[1, 0, 0] == pytest.approx(1) and not found[0, :, 1].any() and not found[1, :, 2].any()
+    )
+    assert regions.area(
+        tf.constant([[0.2, 0.2, 0.4, 0.7], [0.5, 0.5, 0.4, 0.7]])
+    ).numpy() == pytest.approx([0.1, 0])
 
 
 @pytest.mark.parametrize("deviations", [(1, 1, 1, 1), regions.DEVIATIONS])
 def test_what_is_encoded_is_decoded(deviations):
     random = np.random.default_rng(1)
-    boxes, base = corners(random, 3, 20), corners(random, 3, 20)
-    np.testing.assert_allclose(regions.decode(regions.encode(boxes, base, deviations), base, deviations), boxes, atol=1e-5)
+    boxes = corners(random, 3, 20)
+    base = corners(random, 3, 20)
+    np.testing.assert_allclose(
+        regions.decode(regions.encode(boxes, base, deviations), base, deviations), boxes, atol=1e-5
+    )
 
 
 def test_encoding_by_hand():
-    """From [0.2, 0.2, 0.4, 0.6] to the box twice as high, half as wide, its centre 0.1 lower and 0.2 further right."""
-    delta = regions.encode(tf.constant([0.2, 0.5, 0.6, 0.7]), tf.constant([0.2, 0.2, 0.4, 0.6]), regions.DEVIATIONS)
-    np.testing.assert_allclose(delta, [0.5 / 0.1, 0.5 / 0.1, np.log(2) / 0.2, -np.log(2) / 0.2], rtol=1e-5)
+    """From [0.2, 0.2, 0.4, 0.6] to the box twice as high, half as wide, its centre 0.1 lower and
+    0.2 further right.
+    """
+    delta = regions.encode(
+        tf.constant([0.2, 0.5, 0.6, 0.7]), tf.constant([0.2, 0.2, 0.4, 0.6]), regions.DEVIATIONS
+    )
+    np.testing.assert_allclose(
+        delta, [0.5 / 0.1, 0.5 / 0.1, np.log(2) / 0.2, -np.log(2) / 0.2], rtol=1e-5
+    )
 
 
 def test_what_is_without_area_or_beyond_measure_stays_finite():
-    nothing, box = tf.zeros([4]), tf.constant([0.2, 0.2, 0.4, 0.6])
-    assert np.isfinite(regions.encode(nothing, box)).all() and np.isfinite(regions.encode(box, nothing)).all()
+    nothing = tf.zeros([4])
+    box = tf.constant([0.2, 0.2, 0.4, 0.6])
+    assert (
+        np.isfinite(regions.encode(nothing, box)).all()
+        and np.isfinite(regions.encode(box, nothing)).all()
+    )
     wide = regions.decode(tf.constant([0.0, 0, 100, 1]), box).numpy()
     assert wide[2] - wide[0] == pytest.approx(0.2 * 62.5, rel=1e-5)
     np.testing.assert_array_equal(regions.clipped(wide), [0, 0, 1, wide[3]])
 
 
-BASE = np.array([[0, 0, 0.4, 0.4], [0, 0, 0.4, 0.36], [0, 0, 0.4, 0.2], [0.5, 0.5, 1, 1], [0, 0.3, 0.4, 0.7]], np.float32)
+BASE = np.array(
+    [[0, 0, 0.4, 0.4], [0, 0, 0.4, 0.36], [0, 0, 0.4, 0.2], [0.5, 0.5, 1, 1], [0, 0.3, 0.4, 0.7]],
+    np.float32,
+)
 
 
 def test_assignment_by_hand():
-    """IoUs with the first lesion: 1, 0.9, 0.5, 0 and 1/7; the second, small one is nearest to the fourth anchor, 0.04 / 0.25 = 0.16."""
-    truth = np.array([[[0, 0, 0.4, 0.4], [0.6, 0.6, 0.8, 0.8], [0, 0, 0, 0]], np.zeros((3, 4))], np.float32)
+    """IoUs with the first lesion: 1, 0.9, 0.5, 0 and 1/7; the second, small one is nearest to the
+    fourth anchor, 0.04 / 0.25 = 0.16.
+    """
+    truth = np.array(
+        [[[0, 0, 0.4, 0.4], [0.6, 0.6, 0.8, 0.8], [0, 0, 0, 0]], np.zeros((3, 4))], np.float32
+    )
     label, target = regions.assigned(tf.constant(BASE), tf.constant(truth), 0.7, 0.3)
     assert label.numpy().tolist() == [[1, 1, -1, 1, 0], [0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(target[0, :4], truth[0, [0, 0, 0, 1]])
@@ -88,11 +135,17 @@ def test_all_anchors_that_are_equally_near_show_the_lesion():
 
 
 def test_a_sample_by_hand():
-    label = tf.constant([[1, 0, 1, -1, 1, 0, 0], [0, 0, 0, -1, 0, 0, 1], [-1, -1, 0, -1, -1, -1, -1]])
-    random = tf.constant([[0.1, 0.2, 0.9, 1, 0.5, 0.7, 0.3], [0.1, 0.6, 0.2, 1, 0.4, 0.5, 0.0], [0.9] * 7])
+    label = tf.constant(
+        [[1, 0, 1, -1, 1, 0, 0], [0, 0, 0, -1, 0, 0, 1], [-1, -1, 0, -1, -1, -1, -1]]
+    )
+    random = tf.constant(
+        [[0.1, 0.2, 0.9, 1, 0.5, 0.7, 0.3], [0.1, 0.6, 0.2, 1, 0.4, 0.5, 0.0], [0.9] * 7]
+    )
     index, there = (value.numpy() for value in regions.drawn(label, random, 4, 0.5))
     chosen = [row[ok].tolist() for row, ok in zip(index, there, strict=True)]
-    assert chosen == [[2, 4, 5, 6], [6, 1, 5, 4], [2]], "at most two positive, the rest negative, as many as there are"
+    assert chosen == [[2, 4, 5, 6], [6, 1, 5, 4], [2]], (
+        "at most two positive, the rest negative, as many as there are"
+    )
 
 
 def test_a_sample_of_more_than_there_is():
@@ -109,29 +162,49 @@ def test_every_negative_anchor_is_drawn_equally_often():
 
 
 def test_proposals_by_hand():
-    """The surest is moved and clipped, the second overlaps it, the third is too small, the fourth is not among the best four."""
-    base = np.array([[0.5, 0.5, 0.9, 0.9], [0.6, 0.6, 1, 1], [0, 0, 0.001, 0.2], [0.1, 0.1, 0.3, 0.3], [0, 0, 1, 1]], np.float32)
+    """The surest is moved and clipped, the second overlaps it, the third is too small, the fourth
+    is not among the best four.
+    """
+    base = np.array(
+        [
+            [0.5, 0.5, 0.9, 0.9],
+            [0.6, 0.6, 1, 1],
+            [0, 0, 0.001, 0.2],
+            [0.1, 0.1, 0.3, 0.3],
+            [0, 0, 1, 1],
+        ],
+        np.float32,
+    )
     deltas = np.zeros((1, 5, 4), np.float32)
     deltas[0, 0, :2] = 0.5  # by half its side down and right
     logits = tf.constant([[3.0, 2, 5, -1, -2]])
-    found, there = regions.proposals(logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.3, (0.01, 0.01))
+    found, there = regions.proposals(
+        logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.3, (0.01, 0.01)
+    )
     assert there.numpy().tolist() == [[True, True, False]]
     np.testing.assert_allclose(found[0, :2], [[0.7, 0.7, 1, 1], [0.1, 0.1, 0.3, 0.3]], atol=1e-6)
-    found, there = regions.proposals(logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.7, (0.01, 0.01))
+    found, there = regions.proposals(
+        logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.7, (0.01, 0.01)
+    )
     assert there.numpy().all() and np.allclose(found[0, 1], base[1])
 
 
 def test_no_gradient_passes_the_proposals_and_none_may_be_left():
-    logits, deltas = tf.Variable([[3.0, 2.0]]), tf.Variable(tf.zeros([1, 2, 4]))
+    logits = tf.Variable([[3.0, 2.0]])
+    deltas = tf.Variable(tf.zeros([1, 2, 4]))
     with tf.GradientTape() as tape:
-        found, there = regions.proposals(logits, deltas, tf.constant([[0.0, 0, 0.1, 0.1]] * 2), 2, 2, 0.7, (0.5, 0.5))
+        found, there = regions.proposals(
+            logits, deltas, tf.constant([[0.0, 0, 0.1, 0.1]] * 2), 2, 2, 0.7, (0.5, 0.5)
+        )
         total = tf.reduce_sum(found)
     assert tape.gradient(total, [logits, deltas]) == [None, None]
     assert not there.numpy().any() and not found.numpy().any()
 
 
 def test_suppression_is_class_by_class_and_in_falling_order():
-    boxes = np.array([[[[0, 0, 0.5, 0.5]] * 2, [[0, 0, 0.5, 0.4]] * 2, [[0.6, 0.6, 1, 1]] * 2]], np.float32)
+    boxes = np.array(
+        [[[[0, 0, 0.5, 0.5]] * 2, [[0, 0, 0.5, 0.4]] * 2, [[0.6, 0.6, 1, 1]] * 2]], np.float32
+    )
     scores = np.array([[[0.9, 0.2], [0.8, 0.0], [0.3, 0.4]]], np.float32)
     found, kept, classes, count = regions.suppressed(boxes, scores, 6, 0.5)
     assert count.numpy().tolist() == [4]
@@ -141,9 +214,13 @@ def test_suppression_is_class_by_class_and_in_falling_order():
 
 
 def test_labels_of_regions():
-    """A lesion of class 1 and one of class 0; what overlaps a lesion by less than 0.5, or a box that is not there, is background."""
+    """A lesion of class 1 and one of class 0; what overlaps a lesion by less than 0.5, or a box
+    that is not there, is background.
+    """
     truth = np.array([[[0, 0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0, 0, 0]]], np.float32)
-    found = np.array([[[0, 0, 0.4, 0.3], [0.5, 0.5, 0.9, 0.69], [0.5, 0.5, 0.8, 0.9], [0, 0, 0, 0]]], np.float32)
+    found = np.array(
+        [[[0, 0, 0.4, 0.3], [0.5, 0.5, 0.9, 0.69], [0.5, 0.5, 0.8, 0.9], [0, 0, 0, 0]]], np.float32
+    )
     label, target = regions.labelled(found, truth, tf.constant([[1, 0, 0]]), 0.5)
     assert label.numpy().tolist() == [[2, 0, 1, 0]]
     np.testing.assert_array_equal(target.numpy()[0, [0, 2]], truth[0, :2])
@@ -152,13 +229,21 @@ def test_labels_of_regions():
 
 
 def test_the_hardest_examples_are_those_of_the_highest_loss():
-    losses = np.random.default_rng(2).permuted(np.tile(np.linspace(0, 3, 40, dtype=np.float32), (2, 1)), axis=1)
+    losses = np.random.default_rng(2).permuted(
+        np.tile(np.linspace(0, 3, 40, dtype=np.float32), (2, 1)), axis=1
+    )
     there = np.ones((2, 40), bool)
     there[1, losses[1] > 1] = False
-    index, chosen = (value.numpy() for value in regions.hardest(tf.constant(losses), tf.constant(there), 10))
+    index, chosen = (
+        value.numpy() for value in regions.hardest(tf.constant(losses), tf.constant(there), 10)
+    )
     assert chosen.all()
-    np.testing.assert_array_equal(np.take_along_axis(losses, index, 1)[0], np.sort(losses[0])[:-11:-1])
-    np.testing.assert_array_equal(np.take_along_axis(losses, index, 1)[1], np.sort(losses[1][there[1]])[:-11:-1])
+    np.testing.assert_array_equal(
+        np.take_along_axis(losses, index, 1)[0], np.sort(losses[0])[:-11:-1]
+    )
+    np.testing.assert_array_equal(
+        np.take_along_axis(losses, index, 1)[1], np.sort(losses[1][there[1]])[:-11:-1]
+    )
     index, chosen = regions.hardest(tf.constant(losses), tf.zeros([2, 40], tf.bool), 256)
     assert index.shape == (2, 40) and not chosen.numpy().any()
 
@@ -166,7 +251,9 @@ def test_the_hardest_examples_are_those_of_the_highest_loss():
 def test_smooth_l1_by_hand():
     difference = tf.constant([[0.5, -0.5, 2.0, 0.0], [0.0, 0.0, 0.0, -3.0]])
     np.testing.assert_allclose(regions.smooth_l1(difference), [0.125 + 0.125 + 1.5, 2.5], rtol=1e-6)
-    np.testing.assert_allclose(regions.smooth_l1(difference, 0.25), [0.375 + 0.375 + 1.875, 2.875], rtol=1e-6)
+    np.testing.assert_allclose(
+        regions.smooth_l1(difference, 0.25), [0.375 + 0.375 + 1.875, 2.875], rtol=1e-6
+    )
 
 
 def slow_ps_roi_align(maps, found, bins, samples):
@@ -180,45 +267,63 @@ def slow_ps_roi_align(maps, found, bins, samples):
             for b in range(samples):
                 row = (top + (bottom - top) * (i + (a + 0.5) / samples) / bins) * rows - 0.5
                 col = (left + (right - left) * (j + (b + 0.5) / samples) / bins) * cols - 0.5
-                row, col = min(max(row, 0), rows - 1), min(max(col, 0), cols - 1)
+                row = min(max(row, 0), rows - 1)
+                col = min(max(col, 0), cols - 1)
                 for r in range(rows):
                     for c in range(cols):
                         weight = max(0, 1 - abs(r - row)) * max(0, 1 - abs(c - col))
-                        out[image, region, i, j] += weight * maps[image, r, c, (i * bins + j) * depth :][:depth] / samples**2
+                        out[image, region, i, j] += (
+                            weight
+                            * maps[image, r, c, (i * bins + j) * depth :][:depth]
+                            / samples**2
+                        )
     return out
 
 
-@pytest.mark.parametrize(("bins", "depth", "samples", "rows", "cols"), [(2, 3, 2, 5, 5), (3, 2, 1, 4, 6), (1, 4, 3, 6, 4)])
+@pytest.mark.parametrize(
+    ("bins", "depth", "samples", "rows", "cols"),
+    [(2, 3, 2, 5, 5), (3, 2, 1, 4, 6), (1, 4, 3, 6, 4)],
+)
 def test_pooling_against_slow_numpy(bins, depth, samples, rows, cols):
     random = np.random.default_rng(3)
     maps = random.normal(size=(2, rows, cols, bins**2 * depth)).astype(np.float32)
     found = corners(random, 2, 4)
-    found[0, 0], found[0, 1], found[1, 0] = [0, 0, 1, 1], [0.4, 0.4, 0.4, 0.4], [0.8, 0.9, 1, 1]
+    found[0, 0] = [0, 0, 1, 1]
+    found[0, 1] = [0.4, 0.4, 0.4, 0.4]
+    found[1, 0] = [0.8, 0.9, 1, 1]
     pooled = tf.function(regions.ps_roi_align)(maps, found, bins, samples)
     assert pooled.shape == (2, 4, bins, bins, depth)
     np.testing.assert_allclose(pooled, slow_ps_roi_align(maps, found, bins, samples), atol=1e-5)
 
 
 def test_pooling_of_a_ramp_is_exact():
-    """Where every channel is a linear function of row and column, a bin's mean is its value in the middle of the bin."""
-    size, bins = 16, 7
+    """Where every channel is a linear function of row and column, a bin's mean is its value in the
+    middle of the bin.
+    """
+    size = 16
+    bins = 7
     places = np.arange(size, dtype=np.float32)
     slopes = np.random.default_rng(4).normal(size=(2, bins * bins * 2)).astype(np.float32)
     maps = places[:, None, None] * slopes[0] + places[None, :, None] * slopes[1] + 1
     region = np.array([0.2, 0.3, 0.8, 0.55])
     pooled = regions.ps_roi_align(maps[None], region[None, None].astype(np.float32))[0, 0].numpy()
     middle = (np.arange(bins) + 0.5) / bins
-    rows, cols = (0.2 + 0.6 * middle) * size - 0.5, (0.3 + 0.25 * middle) * size - 0.5
+    rows = (0.2 + 0.6 * middle) * size - 0.5
+    cols = (0.3 + 0.25 * middle) * size - 0.5
     slopes = slopes.reshape(2, bins, bins, 2)
     expected = rows[:, None, None] * slopes[0] + cols[None, :, None] * slopes[1] + 1
     np.testing.assert_allclose(pooled, expected, atol=1e-4)
 
 
 def test_pooling_passes_gradients_to_the_cells_it_reads():
-    """The whole image as one bin of one point reads the middle: a quarter from each of the four cells there."""
+    """The whole image as one bin of one point reads the middle: a quarter from each of the four
+    cells there.
+    """
     maps = tf.Variable(tf.zeros([1, 4, 4, 1]))
     with tf.GradientTape() as tape:
-        pooled = tf.reduce_sum(regions.ps_roi_align(tf.convert_to_tensor(maps), tf.constant([[[0.0, 0, 1, 1]]]), 1, 1))
+        pooled = tf.reduce_sum(
+            regions.ps_roi_align(tf.convert_to_tensor(maps), tf.constant([[[0.0, 0, 1, 1]]]), 1, 1)
+        )
     expected = np.zeros((4, 4))
     expected[1:3, 1:3] = 0.25
     np.testing.assert_allclose(np.asarray(tape.gradient(pooled, maps))[0, ..., 0], expected)

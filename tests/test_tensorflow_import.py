@@ -40,7 +40,9 @@ def test_it_is_shown_where_the_body_fails(stderr):
 
 
 def test_threads_that_overlap_give_stderr_back(stderr):
-    """One begins while another is inside and ends after it: the last one must not bring back the first one's file."""
+    """One begins while another is inside and ends after it: the last one must not bring back the
+    first one's file.
+    """
     first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
 
     def first():
@@ -82,5 +84,7 @@ print(len(os.listdir("/proc/self/fd")) - before)
 """
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("no /proc")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == "0" and "x" not in done.stderr

@@ -1,4 +1,6 @@
-"""Training steps under XLA: the same losses and weights, or a reason why the model can't be compiled."""
+"""Training steps under XLA: the same losses and weights, or a reason why the model can't
+be compiled.
+"""
 
 import keras
 import numpy as np
@@ -37,29 +39,53 @@ MODELS = {
     "cgan": lambda: CGAN(CGANConfig(**UNET), SIZE),
     "shape": lambda: ShapeCNN(ShapeConfig(filters=(4, 4, 8), units=8, dropout=0), 64, (1.0,) * 4),
     "mask_gan": lambda: MaskGAN(MaskGANConfig(**DCGAN, kernel=3), SIZE),
-    "infilling": lambda: Infilling(InfillingConfig(**UNET, widths=(4,) * 4, weights="none", feature_layers="first"), SIZE),
+    "infilling": lambda: Infilling(
+        InfillingConfig(**UNET, widths=(4,) * 4, weights="none", feature_layers="first"), SIZE
+    ),
     "vanilla_gan": lambda: VanillaGAN(VanillaGANConfig(**DCGAN), SIZE),
-    "classifier": lambda: Classifier(ClassifierConfig(weights="none", filters=2, blocks=(1, 1, 1, 1)), SIZE),
+    "classifier": lambda: Classifier(
+        ClassifierConfig(weights="none", filters=2, blocks=(1, 1, 1, 1)), SIZE
+    ),
 }
 REFUSED = {
     "segnet": lambda: SegNet(SegNetConfig(widths=WIDTHS), SIZE),
     "blending": lambda: Blending(BlendingConfig(widths=(4, 8), discriminator_filters=4), SIZE),
     "contextual": lambda: Contextual(
-        ContextualConfig(filters=(3, 4, 8), discriminator_factor=2, attention=8, border=2, start=32), SIZE
+        ContextualConfig(
+            filters=(3, 4, 8), discriminator_factor=2, attention=8, border=2, start=32
+        ),
+        SIZE,
     ),
     "light_head_rcnn": lambda: LightHeadRCNN(
-        LightHeadRCNNConfig(weights="none", batch_norm="running", filters=4, blocks=(1, 1, 1, 1), rpn_width=8, anchor_scales=(1.0,),
-                            middle=4, kernel=5, bins=3, channels=2, units=8, proposals_before=40, proposals=20, hard_examples=8),
-        64, 1,
+        LightHeadRCNNConfig(
+            weights="none",
+            batch_norm="running",
+            filters=4,
+            blocks=(1, 1, 1, 1),
+            rpn_width=8,
+            anchor_scales=(1.0,),
+            middle=4,
+            kernel=5,
+            bins=3,
+            channels=2,
+            units=8,
+            proposals_before=40,
+            proposals=20,
+            hard_examples=8,
+        ),
+        64,
+        1,
     ),
-}  # fmt: skip
+}
 
 
 def batch(name):
     random = np.random.default_rng(0)
     size = 64 if name in ("shape", "light_head_rcnn") else SIZE
     rows, cols = np.mgrid[:size, :size]
-    mask = np.repeat((np.hypot(rows - size / 2, cols - size / 2) < size / 4)[None, ..., None], 6, axis=0)
+    mask = np.repeat(
+        (np.hypot(rows - size / 2, cols - size / 2) < size / 4)[None, ..., None], 6, axis=0
+    )
     image = np.clip(0.3 + 0.3 * mask + random.normal(0, 0.1, mask.shape), 0, 1)
     found = {"image": image, "mask": mask}
     found = {key: tf.constant(value, tf.float32) for key, value in found.items()}
@@ -68,33 +94,49 @@ def batch(name):
     if name == "blending":
         found["label"] = tf.constant([0, 1] * 3)
     if name == "light_head_rcnn":
-        return {"image": found["image"], "boxes": tf.constant([[[0.2, 0.2, 0.7, 0.7]]] * 6), "classes": tf.zeros([6, 1], tf.int32)}
+        return {
+            "image": found["image"],
+            "boxes": tf.constant([[[0.2, 0.2, 0.7, 0.7]]] * 6),
+            "classes": tf.zeros([6, 1], tf.int32),
+        }
     return found
 
 
 def waves(shape, seed, minval=0.0, maxval=1.0, dtype=tf.float32, alg=None):
     """In place of random numbers: from the same seed XLA draws others than TensorFlow."""
     places = tf.cast(tf.range(tf.reduce_prod(shape)), tf.float32)
-    return tf.cast(tf.reshape(minval + (maxval - minval) * (0.5 + 0.49 * tf.sin(places * 1.7)), shape), dtype)
+    return tf.cast(
+        tf.reshape(minval + (maxval - minval) * (0.5 + 0.49 * tf.sin(places * 1.7)), shape), dtype
+    )
 
 
 def step(make, name, jit_compile, adam=False):
-    """One step's losses and weights; by SGD, as Adam's first step is of the same size however small a gradient is."""
+    """One step's losses and weights; by SGD, as Adam's first step is of the same size however small
+    a gradient is.
+    """
     keras.utils.set_random_seed(3)
     model = make()
     if not adam:
         networks = {key: model.networks[key] for key in model.optimizers}
-        model.optimizers = {key: build(keras.optimizers.SGD(0.1), network) for key, network in networks.items()}
+        model.optimizers = {
+            key: build(keras.optimizers.SGD(0.1), network) for key, network in networks.items()
+        }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.random, "stateless_uniform", waves)
         losses = tf.function(model.train_step, jit_compile=jit_compile)(batch(name))
-    return losses, [weight.numpy() for network in model.networks.values() for weight in network.trainable_variables]
+    return losses, [
+        weight.numpy()
+        for network in model.networks.values()
+        for weight in network.trainable_variables
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "adam"), [*((name, False) for name in MODELS), ("can", True)])
 def test_a_compiled_step_is_the_same_step(name, adam):
-    (losses, weights), (compiled, compiled_weights) = (step(MODELS[name], name, jit_compile, adam) for jit_compile in (False, True))
+    (losses, weights), (compiled, compiled_weights) = (
+        step(MODELS[name], name, jit_compile, adam) for jit_compile in (False, True)
+    )
     for key, value in losses.items():
         np.testing.assert_allclose(compiled[key], value, rtol=1e-3, atol=1e-5, err_msg=key)
     if not adam:
@@ -111,7 +153,9 @@ def test_what_is_refused_can_not_be_compiled(name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_training_that_wants_it_is_told_why_not(name):
-    with pytest.raises(ConfigError, match=f"training.jit_compile: {name} can't be compiled by XLA, because its? "):
+    with pytest.raises(
+        ConfigError, match=f"training.jit_compile: {name} can't be compiled by XLA, because its? "
+    ):
         check_xla(REFUSED[name](), TrainingConfig(jit_compile=True))
     check_xla(REFUSED[name](), TrainingConfig())
 
@@ -123,7 +167,9 @@ def test_a_training_compiles_its_step(tiny_can, random_patches, tmp_path):
             return super().train_step(batch) | {"pooled": tf.reduce_mean(pooled)}
 
     experiment = tiny_can(steps=1)
-    compiled = experiment.model_copy(update={"training": experiment.training.model_copy(update={"jit_compile": True})})
+    compiled = experiment.model_copy(
+        update={"training": experiment.training.model_copy(update={"jit_compile": True})}
+    )
     fit = lambda chosen, room, name: loop.fit(  # noqa: E731
         lambda: room(chosen.model, chosen.data.size),
         chosen,

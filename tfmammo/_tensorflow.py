@@ -1,9 +1,11 @@
 """Import TensorFlow without its chatter.
 
-TensorFlow's C++ writes to stderr, past every log level, while it is being imported and when it first looks for devices:
-lines about oneDNN, missing CUDA drivers and failed cuInit calls that tell a user nothing. Importing this module imports
-TensorFlow with stderr held back; `held_back` does the same for other calls. What was held back is shown if the body fails.
-stderr is the process's, so that threads which hold it back at once share it: the first one takes it away, the last one brings it back.
+TensorFlow's C++ writes to stderr, past every log level, while it is being imported and when it
+first looks for devices: lines about oneDNN, missing CUDA drivers and failed cuInit calls that tell
+a user nothing. Importing this module imports TensorFlow with stderr held back; `held_back` does the
+same for other calls. What was held back is shown if the body fails. stderr is the process's, so
+that threads which hold it back at once share it: the first one takes it away, the last one brings
+it back.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class _Stderr:
     """The process's stderr, and how many hold it back."""
 
     def __init__(self) -> None:
-        self.lock, self.count = threading.Lock(), 0
+        self.lock = threading.Lock()
+        self.count = 0
 
     def take(self) -> None:
         """From here on what is written to stderr goes to a file."""
@@ -54,7 +57,10 @@ _stderr = _Stderr()
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Hold back what native code writes to stderr inside; shown if the body raises. Any number of threads may."""
+    """Hold back what native code writes to stderr inside; shown if the body raises.
+
+    Any number of threads may.
+    """
     _stderr.take()
     try:
         yield

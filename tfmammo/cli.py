@@ -1,4 +1,6 @@
-"""What every command does around its work: how it reads its arguments and logs, and what becomes of an error."""
+"""What every command does around its work: how it reads its arguments and logs, and what
+becomes of an error.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,20 @@ log = logging.getLogger(__name__)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a command. Errors of tfmammo and of the system become one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """Run a command.
+
+    Errors of tfmammo and of the system become one line on stderr and exit code 2, Ctrl-C exit code
+    130.
 
     A stop signal whose checkpoint is saved (`Interrupted`) is exit code 128 + its number.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="[%X]", handlers=[_handler()], force=True)
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        datefmt="[%X]",
+        handlers=[_handler()],
+        force=True,
+    )
     logging.getLogger("tfmammo").setLevel(logging.INFO)
     try:
         main()
@@ -51,15 +62,27 @@ def _handler() -> logging.Handler:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, in which --set ends where the overrides end, and an unknown argument is an error that helps."""
+    """argparse's parser, in which --set ends where the overrides end, and an unknown argument is an
+    error that helps.
+    """
 
     def add_overrides(self, example: str = "data.root=DIR") -> None:
-        """Add --set KEY=VALUE ..., as often as wanted; what follows it and is no KEY=VALUE is another argument."""
-        self.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"overrides, one or more: --set {example}")
+        """Add --set KEY=VALUE ..., as often as wanted; what follows it and is no KEY=VALUE is
+        another argument.
+        """
+        self.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=f"overrides, one or more: --set {example}",
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse's own, with one --set for each override."""
-        return super().parse_known_args(_one_by_one(sys.argv[1:] if args is None else args), namespace)
+        return super().parse_known_args(
+            _one_by_one(sys.argv[1:] if args is None else args), namespace
+        )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's own, but an unknown argument's error says what may be meant."""
@@ -68,12 +91,18 @@ class Parser(argparse.ArgumentParser):
         return chosen
 
     def parse_with(
-        self, args: Sequence[str] | None, sort: Callable[[Sequence[str]], tuple[Sequence[str], Collection[str]]]
+        self,
+        args: Sequence[str] | None,
+        sort: Callable[[Sequence[str]], tuple[Sequence[str], Collection[str]]],
     ) -> tuple[Any, list[str]]:
         """Parse, and hand on the arguments of somebody else's.
 
-        Args:     sort: of arguments, those that the other does not know either, and the names that it does know.
-        Returns:  what was chosen here, and the other's arguments.
+        Args:
+            sort: Of arguments, those that the other does not know either, and the names that it
+                does know.
+
+        Returns:
+            What was chosen here, and the other's arguments.
         """
         chosen, others = self.parse_known_args(args)
         if others:
@@ -119,13 +148,28 @@ def _hint(argument: str, unknown: Sequence[str], known: Collection[str]) -> str 
         return f"did you mean {close[0]}?"
     following = unknown[unknown.index(argument) + 1 :][:1]
     value = value or next((word for word in following if not word.startswith("-")), "VALUE")
-    return f"a key of the config is set by --set {name.lstrip('-')}={value}" if "--set" in known else None
+    return (
+        f"a key of the config is set by --set {name.lstrip('-')}={value}"
+        if "--set" in known
+        else None
+    )
 
 
 def arguments(description: str, config: str | None = None) -> Parser:
     """The parser every script starts from: --config, --set, --output."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=config is None, default=config, metavar="FILE", help="a YAML file from configs/")
+    parser.add_argument(
+        "--config",
+        required=config is None,
+        default=config,
+        metavar="FILE",
+        help="a YAML file from configs/",
+    )
     parser.add_overrides("training.steps=3 data.root=DIR")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: a folder of its own under runs/")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where to write; default: a folder of its own under runs/",
+    )
     return parser

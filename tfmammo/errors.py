@@ -1,18 +1,30 @@
-"""Every error that tfmammo raises on purpose. One sentence each, which names the file or the key."""
+"""Every error that tfmammo raises on purpose.
+
+One sentence each, which names the file or the key.
+"""
 
 from __future__ import annotations
 
 
 class TfmammoError(ValueError):
-    """What a user can mend. Commands print the message alone; any other ValueError is a fault of this package."""
+    """What a user can mend.
+
+    Commands print the message alone; any other ValueError is a fault of this package.
+    """
 
 
 class ArchiveError(TfmammoError):
-    """An archive, or one file of it, can't be read. The message names the file and the reason in one sentence."""
+    """An archive, or one file of it, can't be read.
+
+    The message names the file and the reason in one sentence.
+    """
 
 
 class WeightsError(TfmammoError):
-    """Pretrained weights can't be had or read. The message is one sentence and names the file or what to download."""
+    """Pretrained weights can't be had or read.
+
+    The message is one sentence and names the file or what to download.
+    """
 
 
 class ConfigError(TfmammoError):
@@ -20,7 +32,10 @@ class ConfigError(TfmammoError):
 
 
 class ExportError(TfmammoError):
-    """An export can't be written, read or used. The message is one sentence and names the folder or network."""
+    """An export can't be written, read or used.
+
+    The message is one sentence and names the folder or network.
+    """
 
 
 class DataError(TfmammoError):
@@ -32,7 +47,10 @@ class LeakError(TfmammoError):
 
 
 class DetectionError(TfmammoError):
-    """A detector can't be built, read or used. The message is one sentence and names the key, file or handle."""
+    """A detector can't be built, read or used.
+
+    The message is one sentence and names the key, file or handle.
+    """
 
 
 class WorkerError(TfmammoError):
@@ -44,15 +62,24 @@ class TrainingError(TfmammoError):
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived and everything is saved. `signal`: which of the two. Args: where: the work was, in a few words."""
+    """SIGTERM or Ctrl-C arrived and everything is saved. `signal`: which of the two.
+
+    Args:
+        where: The work was, in a few words.
+    """
 
     def __init__(self, number: int, where: str) -> None:
-        super().__init__(f"stopped {where}, everything is saved; the same command goes on from there")
+        super().__init__(
+            f"stopped {where}, everything is saved; the same command goes on from there"
+        )
         self.signal = number
 
 
 class TrackingError(TfmammoError):
-    """A store can't be reached, or a handle leads to no export. The message is one sentence and names the store or handle."""
+    """A store can't be reached, or a handle leads to no export.
+
+    The message is one sentence and names the store or handle.
+    """
 
 
 class CaseError(TfmammoError):

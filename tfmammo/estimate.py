@@ -1,11 +1,15 @@
-"""How long a data build or a bulk synthesis would take, and what it would write, before it is begun.
+"""How long a data build or a bulk synthesis would take, and what it would write, before it
+is begun.
 
-    python -m tfmammo.estimate build --config configs/build.yaml --mammograms 1000000 --workers 64 [--sample 8] [--set KEY=VALUE ...]
-    python -m tfmammo.estimate synthesis --config configs/synthesis_full.yaml --mammograms 1000000 --workers 64 [--sample 8] [--set ...]
+    python -m tfmammo.estimate build --config configs/build.yaml --mammograms 1000000 --workers 64
+    [--sample 8] [--set KEY=VALUE ...]
+    python -m tfmammo.estimate synthesis --config configs/synthesis_full.yaml --mammograms 1000000
+    --workers 64 [--sample 8] [--set ...]
 
-A few mammograms of your own archive are really made, by one process in a temporary folder, and the rest is arithmetic: so many seconds and
-bytes each, parts dealt out evenly. Nothing is kept. Workers are taken to be as fast as this process by itself; several on one machine
-share its disk and memory, which a plan does not know.
+A few mammograms of your own archive are really made, by one process in a temporary folder, and the
+rest is arithmetic: so many seconds and bytes each, parts dealt out evenly. Nothing is kept. Workers
+are taken to be as fast as this process by itself; several on one machine share its disk and memory,
+which a plan does not know.
 """
 
 from __future__ import annotations
@@ -39,8 +43,15 @@ console = Console()
 
 @dataclass(frozen=True)
 class Rate:
-    """What was measured. seconds, bytes: of one mammogram. index: seconds to read one's entry in the archive's tables and headers, which
-    one process does for all before the others begin. part: mammograms that one worker makes at a time. sample: mammograms measured.
+    """What was measured.
+
+    Attributes:
+        seconds: Of one mammogram.
+        bytes: Of one mammogram.
+        index: Seconds to read one's entry in the archive's tables and headers, which one process
+            does for all before the others begin.
+        part: Mammograms that one worker makes at a time.
+        sample: Mammograms measured.
     """
 
     seconds: float
@@ -52,7 +63,14 @@ class Rate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What follows. parts: shards, or items of a synthesis. hours: with all workers. single: hours with one. bytes: on disk."""
+    """What follows.
+
+    Attributes:
+        parts: Shards, or items of a synthesis.
+        hours: With all workers.
+        single: Hours with one.
+        bytes: On disk.
+    """
 
     parts: int
     hours: float
@@ -61,23 +79,31 @@ class Plan:
 
 
 def planned(rate: Rate, mammograms: int, workers: int) -> Plan:
-    """The work of so many mammograms: whole parts are dealt out, so the last round may keep only some of the workers busy.
+    """The work of so many mammograms: whole parts are dealt out, so the last round may keep only
+    some of the workers busy.
 
     hours = (n index + ceil(parts / workers) part seconds) / 3600,  parts = ceil(n / part)
     """
     parts = math.ceil(mammograms / rate.part)
-    index, each = mammograms * rate.index, rate.part * rate.seconds
+    index = mammograms * rate.index
+    each = rate.part * rate.seconds
 
     def hours(many: int) -> float:
         return (index + math.ceil(parts / many) * each) / 3600
 
-    return Plan(parts, hours(workers), (index + mammograms * rate.seconds) / 3600, mammograms * rate.bytes)
+    return Plan(
+        parts, hours(workers), (index + mammograms * rate.seconds) / 3600, mammograms * rate.bytes
+    )
 
 
 def of_build(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
-    """The rate of `python -m tfmammo.data.build`: shards of mammograms that lie evenly in the archive, after one to warm up.
+    """The rate of `python -m tfmammo.data.build`: shards of mammograms that lie evenly in the
+    archive, after one to warm up.
 
-    Raises:   as `build.build`. DataError: there are fewer mammograms than are to be measured.
+    Raises as `build.build`.
+
+    Raises:
+        DataError: There are fewer mammograms than are to be measured.
     """
     chosen = config.parse(build.BuildConfig, path, overrides)
     start = time.perf_counter()
@@ -85,12 +111,20 @@ def of_build(path: str, overrides: Sequence[str], sample: int, folder: Path) -> 
     index = (time.perf_counter() - start) / max(1, len(found))
     counts = sampling.quota(found, chosen.data)
     by_lesion = chosen.data.patches == "lesion"
-    work = [(one, None if by_lesion else counts[one.image_id]) for one in found if counts[one.image_id]]
+    work = [
+        (one, None if by_lesion else counts[one.image_id]) for one in found if counts[one.image_id]
+    ]
     if len(work) <= sample:
-        raise DataError(f"{len(work)} mammograms give patches, and --sample {sample} needs one more than that; take fewer")
+        raise DataError(
+            f"{len(work)} mammograms give patches, and --sample {sample} needs one more than "
+            "that; take fewer"
+        )
     some = [work[place] for place in np.linspace(0, len(work) - 1, sample + 1).astype(int)]
     names = (f"shard-0000{number}-of-00002.tfrecord" for number in range(2))
-    first, rest = (build.Shard(folder, name, "", chosen.data, tuple(part)) for name, part in zip(names, (some[:1], some[1:]), strict=True))
+    first, rest = (
+        build.Shard(folder, name, "", chosen.data, tuple(part))
+        for name, part in zip(names, (some[:1], some[1:]), strict=True)
+    )
     build.make(first)
     start = time.perf_counter()
     build.make(rest)
@@ -100,9 +134,10 @@ def of_build(path: str, overrides: Sequence[str], sample: int, folder: Path) -> 
 
 
 def of_synthesis(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
-    """The rate of `python -m tfmammo.synthesis`: its first items, by the times at which they were done, after one to warm up.
+    """The rate of `python -m tfmammo.synthesis`: its first items, by the times at which they were
+    done, after one to warm up.
 
-    Raises:   as `synthesis.synthesise`.
+    Raises as `synthesis.synthesise`.
     """
     chosen = config.parse(SynthesisConfig, path, [*overrides, f"count={sample + 1}"])
     start = time.perf_counter()
@@ -114,13 +149,19 @@ def of_synthesis(path: str, overrides: Sequence[str], sample: int, folder: Path)
     return Rate((done[-1] - done[0]) / 1e9 / sample, written / (sample + 1), index, 1, sample)
 
 
-RATES: dict[str, Callable[[str, Sequence[str], int, Path], Rate]] = {"build": of_build, "synthesis": of_synthesis}
+RATES: dict[str, Callable[[str, Sequence[str], int, Path], Rate]] = {
+    "build": of_build,
+    "synthesis": of_synthesis,
+}
 
 
 def table(what: str, rate: Rate, mammograms: int, workers: int) -> Table:
     """The plan as it is printed."""
     found = planned(rate, mammograms, workers)
-    shown = Table(title=f"{what} of {mammograms:,} mammograms with {workers:,} workers, from {rate.sample:,} measured here")
+    shown = Table(
+        title=f"{what} of {mammograms:,} mammograms with {workers:,} workers, from "
+        f"{rate.sample:,} measured here"
+    )
     shown.add_column("")
     shown.add_column(what, justify="right")
     for name, value in (
@@ -144,14 +185,29 @@ def _size(count: float) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: what goes wrong becomes one line on stderr and exit code 2."""
     parser = cli.Parser(
-        prog="python -m tfmammo.estimate", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tfmammo.estimate",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=tuple(RATES))
-    parser.add_argument("--config", required=True, metavar="FILE", help="of the command that is planned")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="of the command that is planned"
+    )
     parser.add_overrides()
-    parser.add_argument("--mammograms", type=_positive, default=1_000_000, metavar="N", help="that there will be (1,000,000)")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="that will be at it (1)")
-    parser.add_argument("--sample", type=_positive, default=8, metavar="N", help="mammograms that are measured (8)")
+    parser.add_argument(
+        "--mammograms",
+        type=_positive,
+        default=1_000_000,
+        metavar="N",
+        help="that there will be (1,000,000)",
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="that will be at it (1)"
+    )
+    parser.add_argument(
+        "--sample", type=_positive, default=8, metavar="N", help="mammograms that are measured (8)"
+    )
     chosen = parser.parse_args(arguments)
 
     def work() -> None:

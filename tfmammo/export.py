@@ -1,11 +1,13 @@
-"""Trained networks on disk: one SavedModel for each function of a room, and a card that says what they are.
+"""Trained networks on disk: one SavedModel for each function of a room, and a card that
+says what they are.
 
     directory/card.json     names, shapes, ranges, and where the weights come from
-    directory/NAME/         a SavedModel with the signature "serving_default", named inputs and named outputs
+    directory/NAME/         a SavedModel with the signature "serving_default", named inputs and
+    named outputs
 
-An export counts only when every SavedModel, read back from disk, answers as the eager network does. It is written beside
-its place and moved there whole; until then an older export stays. Reading one executes no pickle: SavedModels are
-protocol buffers and a tensor file.
+An export counts only when every SavedModel, read back from disk, answers as the eager network does.
+It is written beside its place and moved there whole; until then an older export stays. Reading one
+executes no pickle: SavedModels are protocol buffers and a tensor file.
 """
 
 from __future__ import annotations
@@ -48,13 +50,16 @@ RANGES = {
     "tri_label": [0.0, 1.0],
 }
 PLAIN = re.compile(r"\w[\w .-]*")  # names of systems and functions, which become folders
-TOLERANCE = 1e-5  # relative to each value, and to the largest of an output where that is above 1; float32
+# relative to each value, and to the largest of an output where that is above 1; float32
+TOLERANCE = 1e-5
 
 Tensors = dict[str, NDArray[np.float32]]
 
 
 class Exportable(Protocol):
-    """What `export` needs of a room: its networks, and the functions to write, each named after its network."""
+    """What `export` needs of a room: its networks, and the functions to write, each named after its
+    network.
+    """
 
     @property
     def name(self) -> str:
@@ -65,16 +70,25 @@ class Exportable(Protocol):
         """By name."""
 
     def functions(self) -> Mapping[str, Any]:
-        """Network's name -> tf.function of named float32 inputs that returns a dict of named float32 tensors."""
+        """Network's name -> tf.function of named float32 inputs that returns a dict of named
+        float32 tensors.
+        """
 
 
 def saved_models(room: Exportable, folder: Path) -> dict[str, Any]:
-    """Write every function of a room as a SavedModel of its name in `folder`, each checked against the eager network.
+    """Write every function of a room as a SavedModel of its name in `folder`, each checked against
+    the eager network.
 
-    Returns:  the card's "functions".
-    Raises:   ExportError: as `export`.
+    Returns:
+        The card's "functions".
+
+    Raises:
+        ExportError: As `export`.
     """
-    return {name: _write(name, function, room, folder / name) for name, function in room.functions().items()}
+    return {
+        name: _write(name, function, room, folder / name)
+        for name, function in room.functions().items()
+    }
 
 
 def export(
@@ -83,18 +97,32 @@ def export(
     card: Mapping[str, Any],
     write: Callable[[Any, Path], dict[str, Any]] = saved_models,
 ) -> Path:
-    """Write every function of a room as a SavedModel, check each against the eager network, then put them in place.
+    """Write every function of a room as a SavedModel, check each against the eager network, then
+    put them in place.
 
-    Args:     room: built under the float32 policy; it is left as it was. directory: created, or replaced if it holds an
-              export. card: goes into card.json. "name": of the system, by default the room's. "serves": the function
-              that a server answers with, by default the one from image to mask, else from mask to image, else the first.
-              write: what puts the SavedModels into a folder, each named after its function and checked, and describes them.
-    Returns:  directory.
-    Raises:   ExportError: the room computes in another precision, an answer from disk differs from the eager one by more
-              than 1e-5 or leaves the range of its name, or the directory holds something else. An older export stays.
+    Args:
+        room: Built under the float32 policy; it is left as it was.
+        directory: Created, or replaced if it holds an export.
+        card: Goes into card.json. "name": of the system, by default the room's. "serves": the
+            function that a server answers with, by default the one from image to mask, else from
+            mask to image, else the first.
+        write: What puts the SavedModels into a folder, each named after its function and checked,
+            and describes them.
+
+    Returns:
+        Directory.
+
+    Raises:
+        ExportError: The room computes in another precision, an answer from disk differs from the
+            eager one by more than 1e-5 or leaves the range of its name, or the directory holds
+            something else. An older export stays.
     """
     directory = Path(directory)
-    if directory.exists() and not (directory / CARD).is_file() and (not directory.is_dir() or any(directory.iterdir())):
+    if (
+        directory.exists()
+        and not (directory / CARD).is_file()
+        and (not directory.is_dir() or any(directory.iterdir()))
+    ):
         raise ExportError(f"{directory}: exists and is no export, so it is not replaced")
     new = _sibling(directory, "new")
     shutil.rmtree(new, ignore_errors=True)
@@ -113,13 +141,17 @@ def export(
 
 
 def located(directory: Path) -> Path:
-    """Where an export is: in its place, or beside it if a crash fell between the two moves that replace one by another."""
+    """Where an export is: in its place, or beside it if a crash fell between the two moves that
+    replace one by another.
+    """
     old = _sibling(directory, "old")
     return old if old.is_dir() and not directory.exists() else directory
 
 
 def tidy(directory: Path) -> None:
-    """Remove what a killed `export` has left beside its place; an older export whose new one is missing goes back there."""
+    """Remove what a killed `export` has left beside its place; an older export whose new one is
+    missing goes back there.
+    """
     old = _sibling(directory, "old")
     if old.is_dir() and not directory.exists():
         old.replace(directory)
@@ -130,9 +162,13 @@ def tidy(directory: Path) -> None:
 def read_card(directory: Path) -> dict[str, Any]:
     """The card of an export.
 
-    Returns:  "format", "name", "serves", "versions", "networks" (name -> number of parameters), "functions" (name ->
-              "inputs" and "outputs", each name -> shape, dtype and range, and "variables"), and what `export` was given.
-    Raises:   ExportError: the folder holds no export, or one that a newer tfmammo wrote.
+    Returns:
+        "format", "name", "serves", "versions", "networks" (name -> number of parameters),
+        "functions" (name -> "inputs" and "outputs", each name -> shape, dtype and range, and
+        "variables"), and what `export` was given.
+
+    Raises:
+        ExportError: The folder holds no export, or one that a newer tfmammo wrote.
     """
     path = located(Path(directory)) / CARD
     try:
@@ -150,9 +186,14 @@ def read_card(directory: Path) -> dict[str, Any]:
 def trained_on(card: Mapping[str, Any], where: object) -> frozenset[str]:
     """The pseudonyms of the patients that an export's networks were trained on.
 
-    Args:     card: of `read_card`. where: what an error names.
-    Raises:   KeyError: the card does not name them. ExportError: another TFMAMMO_ID_KEY made them, so that no patient of today's
-              would be among them.
+    Args:
+        card: Of `read_card`.
+        where: What an error names.
+
+    Raises:
+        KeyError: The card does not name them.
+        ExportError: Another TFMAMMO_ID_KEY made them, so that no patient of today's would be among
+            them.
     """
     patients = frozenset(card["train_patients"])
     if fault := key_fault(card.get("id_key")):
@@ -165,7 +206,8 @@ def find(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> 
 
     Where several do, the one the card serves, else the first.
 
-    Raises:   ExportError: none does.
+    Raises:
+        ExportError: None does.
     """
     card = read_card(directory)
     names = sorted(card["functions"], key=lambda name: name != card["serves"])
@@ -174,12 +216,21 @@ def find(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> 
         if set(function["inputs"]) == set(inputs) and set(outputs) <= set(function["outputs"]):
             return name
     wanted = f"{', '.join(sorted(inputs))} to {', '.join(sorted(outputs))}"
-    raise ExportError(f"{directory}: holds a model for {card['name']}, and none of its functions leads from {wanted}")
+    raise ExportError(
+        f"{directory}: holds a model for {card['name']}, and none of its functions leads from "
+        f"{wanted}"
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """One function of an export in memory. call: as `load` returns it. card: of the export. weights: see `load_whole`."""
+    """One function of an export in memory.
+
+    Attributes:
+        call: As `load` returns it.
+        card: Of the export.
+        weights: See `load_whole`.
+    """
 
     call: Callable[..., Tensors]
     card: dict[str, Any]
@@ -189,11 +240,18 @@ class Opened:
 def load(directory: Path, function: str) -> Callable[..., Tensors]:
     """One function of an export, ready to be called with arrays or tensors.
 
-    Args:     directory: an export. function: a name in its card, see `find`.
-    Returns:  a callable that takes float32 [n, s, s, 1] in the card's ranges, by name or in the card's order, and returns
-              output's name -> float32 array. It raises ExportError on a wrong name, number or shape of inputs, and on values
-              outside their range (by more than 1e-5) or that are no numbers.
-    Raises:   ExportError: no export, no such function, or a damaged SavedModel.
+    Args:
+        directory: An export.
+        function: A name in its card, see `find`.
+
+    Returns:
+        A callable that takes float32 [n, s, s, 1] in the card's ranges, by name or in the card's
+        order, and returns output's name -> float32 array. It raises ExportError on a wrong name,
+        number or shape of inputs, and on values outside their range (by more than 1e-5) or that are
+        no numbers.
+
+    Raises:
+        ExportError: No export, no such function, or a damaged SavedModel.
     """
     card = read_card(directory)
     return _caller(_restored(directory, function, card), directory, function, card)
@@ -202,20 +260,29 @@ def load(directory: Path, function: str) -> Callable[..., Tensors]:
 def load_whole(directory: Path, function: str) -> Opened:
     """`load`, with the card that belongs to what was loaded, and a hash of it.
 
-    Returns:  the function. Its `weights` are the SHA-256 of the signature and of every variable's dtype, shape and values: equal
-              for equal networks, however often they are exported, and of what is in memory, whatever becomes of the files.
-    Raises:   ExportError: as `load`, or the export was replaced by another meanwhile.
+    Returns:
+        The function. Its `weights` are the SHA-256 of the signature and of every variable's dtype,
+        shape and values: equal for equal networks, however often they are exported, and of what is
+        in memory, whatever becomes of the files.
+
+    Raises:
+        ExportError: As `load`, or the export was replaced by another meanwhile.
     """
     card = read_card(directory)
     loaded = _restored(directory, function, card)
     if read_card(directory) != card:
         raise ExportError(f"{directory}: was replaced while it was read; try again")
-    return Opened(_caller(loaded, directory, function, card), card, _hash(loaded, card["functions"][function]))
+    return Opened(
+        _caller(loaded, directory, function, card), card, _hash(loaded, card["functions"][function])
+    )
 
 
 def files_hash(directory: Path, function: str) -> str:
-    """SHA-256 of a SavedModel's files as they are on disk, by which recipes of earlier versions know it."""
-    content, place = hashlib.sha256(), located(Path(directory)) / function
+    """SHA-256 of a SavedModel's files as they are on disk, by which recipes of earlier versions
+    know it.
+    """
+    content = hashlib.sha256()
+    place = located(Path(directory)) / function
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -225,42 +292,62 @@ def files_hash(directory: Path, function: str) -> str:
 
 def _restored(directory: Path, function: str, card: Mapping[str, Any]) -> Any:
     if function not in card["functions"]:
-        raise ExportError(f"{directory}: has no function {function}, only {', '.join(card['functions'])}")
+        raise ExportError(
+            f"{directory}: has no function {function}, only {', '.join(card['functions'])}"
+        )
     folder = located(Path(directory)) / function
     with _readable(folder):
         return tf.saved_model.load(str(folder))
 
 
-def _caller(loaded: Any, directory: Path, function: str, card: Mapping[str, Any]) -> Callable[..., Tensors]:
-    folder, inputs = located(Path(directory)) / function, card["functions"][function]["inputs"]
-    # At the first call TensorFlow reports, as an error, each optimisation of the graph that it then does without.
+def _caller(
+    loaded: Any, directory: Path, function: str, card: Mapping[str, Any]
+) -> Callable[..., Tensors]:
+    folder = located(Path(directory)) / function
+    inputs = card["functions"][function]["inputs"]
+    # At the first call TensorFlow reports, as an error, each optimisation of the graph that it then
+    # does without.
     quietly = iter((held_back(),))
 
     def call(*arrays: Any, **named: Any) -> Tensors:
         """As the docstring of `load` says."""
         values = dict(zip(inputs, arrays, strict=False)) | named
         if len(arrays) + len(named) != len(inputs) or values.keys() != inputs.keys():
-            raise ExportError(f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and {sorted(named)}")
+            raise ExportError(
+                f"{folder}: takes {', '.join(inputs)}, got {len(arrays)} unnamed and "
+                f"{sorted(named)}"
+            )
         for name, value in values.items():
             _check_shape(f"{folder}: {name}", np.shape(value), inputs[name]["shape"])
             _check_range(f"{folder}: {name}", value, inputs[name]["range"])
         # `loaded` owns the variables, so the closure must hold it and not only the signature.
         with next(quietly, contextlib.nullcontext()):
-            outputs = loaded.signatures[SIGNATURE](**{name: tf.cast(value, tf.float32) for name, value in values.items()})
+            outputs = loaded.signatures[SIGNATURE](
+                **{name: tf.cast(value, tf.float32) for name, value in values.items()}
+            )
         return {name: output.numpy() for name, output in outputs.items()}
 
     return call
 
 
 def _hash(loaded: Any, described: Mapping[str, Any]) -> str:
-    """See `load_whole`. A variable goes by its place: names count up within a process. Args: described: the function's part of the card."""
-    own, others = list(getattr(loaded, "weights", ())), list(getattr(loaded, "others", ()))
-    signature = {part: {name: (one["shape"], one["dtype"]) for name, one in described[part].items()} for part in ("inputs", "outputs")}
+    """See `load_whole`. A variable goes by its place: names count up within a process.
+
+    Args:
+        described: The function's part of the card.
+    """
+    own = list(getattr(loaded, "weights", ()))
+    others = list(getattr(loaded, "others", ()))
+    signature = {
+        part: {name: (one["shape"], one["dtype"]) for name, one in described[part].items()}
+        for part in ("inputs", "outputs")
+    }
     content = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
     for variable in own:
         content.update(_digest(variable))
     known = {id(variable) for variable in own}
-    for digest in sorted(_digest(variable) for variable in others if id(variable) not in known):  # in no order of their own
+    # in no order of their own
+    for digest in sorted(_digest(variable) for variable in others if id(variable) not in known):
         content.update(digest)
     return content.hexdigest()
 
@@ -275,15 +362,24 @@ def _digest(variable: tf.Variable) -> bytes:
 def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
     """Copy the weights of an export into networks, to start from them.
 
-    Networks that the exported room had but did not export keep their weights. Nothing is assigned unless everything fits.
+    Networks that the exported room had but did not export keep their weights. Nothing is assigned
+    unless everything fits.
 
-    Args:     networks: of the same names, each with the same variables in the same order, trainable or not.
-    Raises:   ExportError: the export holds another model, or can't be read.
+    Args:
+        networks: Of the same names, each with the same variables in the same order, trainable or
+            not.
+
+    Raises:
+        ExportError: The export holds another model, or can't be read.
     """
-    card, directory = read_card(directory), Path(directory)
+    card = read_card(directory)
+    directory = Path(directory)
     held = f"{directory}: holds a model for {card['name']}"
     if set(networks) != set(card["networks"]):
-        raise ExportError(f"{held} with the networks {', '.join(sorted(card['networks']))}, this one has {', '.join(sorted(networks))}")
+        raise ExportError(
+            f"{held} with the networks {', '.join(sorted(card['networks']))}, this one has "
+            f"{', '.join(sorted(networks))}"
+        )
     for name, function in card["functions"].items():
         _check_variables(f"{held} whose {name}", networks[name], function["variables"])
     for name in card["functions"]:
@@ -297,42 +393,63 @@ def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
 def _write(name: str, function: Any, room: Exportable, folder: Path) -> dict[str, Any]:
     """Save one function, read it back, compare; returns its part of the card."""
     if name not in room.networks:
-        raise ExportError(f"the function {name} is named after none of the networks {', '.join(room.networks)}")
-    network, concrete = room.networks[name], function.get_concrete_function()
+        raise ExportError(
+            f"the function {name} is named after none of the networks {', '.join(room.networks)}"
+        )
+    network = room.networks[name]
+    concrete = function.get_concrete_function()
     specs = {spec.name: spec for spec in tf.nest.flatten(concrete.structured_input_signature)}
     _check_float32(name, concrete)
     module = tf.Module()
-    module.weights = [variable.value for variable in network.variables]  # in order, so that `assign` can give them back
+    # in order, so that `assign` can give them back
+    module.weights = [variable.value for variable in network.variables]
     module.others = list(concrete.graph.variables)  # a function may use more than its own network
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: concrete})
     inputs = _random_inputs(specs)
     with _unchanged(network):
         eager = {key: output.numpy() for key, output in function.python_function(**inputs).items()}
     saved = tf.saved_model.load(str(folder))
-    _compare(name, eager, {key: output.numpy() for key, output in saved.signatures[SIGNATURE](**inputs).items()})
+    _compare(
+        name,
+        eager,
+        {key: output.numpy() for key, output in saved.signatures[SIGNATURE](**inputs).items()},
+    )
     return {
         "inputs": {key: _describe(key, spec) for key, spec in specs.items()},
-        "outputs": {key: _describe(key, output) for key, output in concrete.structured_outputs.items()},
+        "outputs": {
+            key: _describe(key, output) for key, output in concrete.structured_outputs.items()
+        },
         "variables": _signatures(network),
     }
 
 
 def _check_float32(name: str, concrete: Any) -> None:
-    dtypes = {output.dtype for operation in concrete.graph.get_operations() for output in operation.outputs}
+    dtypes = {
+        output.dtype
+        for operation in concrete.graph.get_operations()
+        for output in operation.outputs
+    }
     for half in (tf.float16, tf.bfloat16):
         if half in dtypes:
-            raise ExportError(f"network {name} computes in {half.name}, but only a room built under the float32 policy can be exported")
+            raise ExportError(
+                f"network {name} computes in {half.name}, but only a room built under the float32 "
+                "policy can be exported"
+            )
 
 
 def _random_inputs(specs: Mapping[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
     generator = np.random.default_rng(0)
     shapes = {name: [2, *spec.shape[1:]] for name, spec in specs.items()}
-    return {name: tf.constant(generator.random(shape, np.float32)) for name, shape in shapes.items()}
+    return {
+        name: tf.constant(generator.random(shape, np.float32)) for name, shape in shapes.items()
+    }
 
 
 @contextlib.contextmanager
 def _unchanged(network: keras.Model) -> Iterator[None]:
-    """Puts back what a call changes, as the state of a dropout's random generator: disk and memory then draw alike."""
+    """Puts back what a call changes, as the state of a dropout's random generator: disk and memory
+    then draw alike.
+    """
     before = [variable.numpy() for variable in network.non_trainable_variables]
     yield
     for variable, value in zip(network.non_trainable_variables, before, strict=True):
@@ -341,21 +458,31 @@ def _unchanged(network: keras.Model) -> Iterator[None]:
 
 def _compare(name: str, eager: Tensors, saved: Tensors) -> None:
     for key, expected in eager.items():
-        scale = max(1.0, float(np.max(np.abs(expected))))  # a value near 0 among large ones is no more exact than they are
+        # a value near 0 among large ones is no more exact than they are
+        scale = max(1.0, float(np.max(np.abs(expected))))
         if not np.allclose(saved[key], expected, rtol=TOLERANCE, atol=TOLERANCE * scale):
             largest = np.max(np.abs(saved[key] - expected))
-            raise ExportError(f"network {name}: {key} differs by up to {largest:.3g} between the SavedModel and the eager network")
+            raise ExportError(
+                f"network {name}: {key} differs by up to {largest:.3g} between the SavedModel and "
+                "the eager network"
+            )
         low, high = RANGES.get(key, (-np.inf, np.inf))
         if expected.min() < low - TOLERANCE or expected.max() > high + TOLERANCE:
             reach = f"{expected.min():.3g} to {expected.max():.3g}"
-            raise ExportError(f"network {name}: {key} reaches from {reach}, outside [{low:g}, {high:g}]")
+            raise ExportError(
+                f"network {name}: {key} reaches from {reach}, outside [{low:g}, {high:g}]"
+            )
 
 
 def _card(room: Exportable, functions: dict[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
     serves = card.get("serves", _served(functions))
     if serves not in functions:
-        raise ExportError(f"the card serves {serves}, which is none of the functions {', '.join(functions)}")
-    given = {"format": FORMAT, "name": room.name} | {key: _plain(value) for key, value in card.items()}
+        raise ExportError(
+            f"the card serves {serves}, which is none of the functions {', '.join(functions)}"
+        )
+    given = {"format": FORMAT, "name": room.name} | {
+        key: _plain(value) for key, value in card.items()
+    }
     _check_names(CARD, given | {"functions": functions})
     return given | {
         "format": FORMAT,
@@ -369,7 +496,9 @@ def _card(room: Exportable, functions: dict[str, Any], card: Mapping[str, Any]) 
 def _check_names(path: Path | str, card: Mapping[str, Any]) -> None:
     for name in (*([card["name"]] if "name" in card else []), *card.get("functions", ())):
         if not isinstance(name, str) or not PLAIN.fullmatch(name):
-            raise ExportError(f"{path}: {str(name)[:80]!r} is no plain name (letters, digits, _ - .)")
+            raise ExportError(
+                f"{path}: {str(name)[:80]!r} is no plain name (letters, digits, _ - .)"
+            )
 
 
 def _served(functions: Mapping[str, Any]) -> str | None:
@@ -385,8 +514,13 @@ def _describe(name: str, tensor: Any) -> dict[str, Any]:
 
 
 def _signatures(network: keras.Model) -> list[str]:
-    """Name and shape of each variable; of a path only the last part, as the layers' names count up within a process."""
-    return [f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}" for variable in network.variables]
+    """Name and shape of each variable; of a path only the last part, as the layers' names count up
+    within a process.
+    """
+    return [
+        f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
+        for variable in network.variables
+    ]
 
 
 def _check_variables(held: str, network: keras.Model, exported: list[str]) -> None:
@@ -396,32 +530,54 @@ def _check_variables(held: str, network: keras.Model, exported: list[str]) -> No
     for index, (theirs, ours) in enumerate(zip(exported, here, strict=True)):
         if theirs != ours:
             path = network.variables[index].path
-            raise ExportError(f"{held} has variable {index} of name and shape {theirs}, this one has {ours} ({path})")
+            raise ExportError(
+                f"{held} has variable {index} of name and shape {theirs}, this one has {ours} "
+                f"({path})"
+            )
 
 
 def _check_shape(what: str, shape: tuple[int, ...], expected: list[int | None]) -> None:
-    if len(shape) != len(expected) or any(want not in (None, size) for size, want in zip(shape, expected, strict=True)):
+    if len(shape) != len(expected) or any(
+        want not in (None, size) for size, want in zip(shape, expected, strict=True)
+    ):
         wanted = ", ".join("n" if size is None else str(size) for size in expected)
         raise ExportError(f"{what} must have the shape [{wanted}], not {list(shape)}")
 
 
 def _check_range(what: str, value: Any, limits: list[float] | None) -> None:
-    """One pass over the values, where they lie: a tensor of a GPU is not copied. A comparison with NaN is false."""
+    """One pass over the values, where they lie: a tensor of a GPU is not copied.
+
+    A comparison with NaN is false.
+    """
     if limits is None:
         return
-    low, high = limits[0] - TOLERANCE, limits[1] + TOLERANCE
-    values, every = (tf.cast(value, tf.float32), tf.reduce_all) if tf.is_tensor(value) else (np.asarray(value), np.all)
+    low = limits[0] - TOLERANCE
+    high = limits[1] + TOLERANCE
+    values, every = (
+        (tf.cast(value, tf.float32), tf.reduce_all)
+        if tf.is_tensor(value)
+        else (np.asarray(value), np.all)
+    )
     if not every((values >= low) & (values <= high)):
-        smallest, largest = float(np.min(values)), float(np.max(values))
-        raise ExportError(f"{what} must lie in [{limits[0]:g}, {limits[1]:g}], but reaches from {smallest:g} to {largest:g}")
+        smallest = float(np.min(values))
+        largest = float(np.max(values))
+        raise ExportError(
+            f"{what} must lie in [{limits[0]:g}, {limits[1]:g}], but reaches from {smallest:g} to "
+            f"{largest:g}"
+        )
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's types; a number that is not finite becomes null, and what JSON doesn't know becomes text."""
+    """The value in JSON's types; a number that is not finite becomes null, and what JSON doesn't
+    know becomes text.
+    """
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+        return [
+            _plain(item)
+            for item in (sorted(value) if isinstance(value, set | frozenset) else value)
+        ]
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
@@ -455,7 +611,17 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or error.__class__.__name__
 
 
-def predict(function: Callable[..., dict[str, tf.Tensor]], name: str, values: np.ndarray, batch: int = 8) -> dict[str, np.ndarray]:
-    """Run an exported function over many patches, `batch` at a time. Returns float32 arrays by output name."""
-    parts = [function(**{name: tf.constant(values[i : i + batch])}) for i in range(0, len(values), batch)]
-    return {key: np.concatenate([np.asarray(part[key], np.float32) for part in parts]) for key in parts[0]}
+def predict(
+    function: Callable[..., dict[str, tf.Tensor]], name: str, values: np.ndarray, batch: int = 8
+) -> dict[str, np.ndarray]:
+    """Run an exported function over many patches, `batch` at a time.
+
+    Returns float32 arrays by output name.
+    """
+    parts = [
+        function(**{name: tf.constant(values[i : i + batch])}) for i in range(0, len(values), batch)
+    ]
+    return {
+        key: np.concatenate([np.asarray(part[key], np.float32) for part in parts])
+        for key in parts[0]
+    }

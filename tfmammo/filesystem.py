@@ -12,7 +12,9 @@ from typing import IO
 
 
 def flush(path: Path) -> None:
-    """Write a file, or a folder with all that it holds, through to the disk; until then a power loss can empty it."""
+    """Write a file, or a folder with all that it holds, through to the disk; until then a power
+    loss can empty it.
+    """
     if path.is_dir():
         for inner in path.iterdir():
             flush(inner)
@@ -38,7 +40,10 @@ def _synchronise(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A file that takes its name when the body has ended well. Two attempts at once don't meet: the last one stays."""
+    """A file that takes its name when the body has ended well.
+
+    Two attempts at once don't meet: the last one stays.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
@@ -53,7 +58,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: str | bytes, durable: bool = True) -> None:
     """Write a whole file or none, and only where it changes.
 
-    Args:     durable: write it through to the disk, so that a power loss does not take it.
+    Args:
+        durable: Write it through to the disk, so that a power loss does not take it.
     """
     data = content.encode() if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
@@ -69,7 +75,8 @@ def write_atomically(path: Path, content: str | bytes, durable: bool = True) -> 
 def take_lock(file: IO[str]) -> bool | None:
     """Lock an open file for this process, without waiting.
 
-    Returns:  True; False where another process holds it; None where the file system knows no locks.
+    Returns:
+        True; False where another process holds it; None where the file system knows no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

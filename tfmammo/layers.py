@@ -15,18 +15,28 @@ TINY = 1e-12  # instead of a length of 0, to divide by
 
 @keras.saving.register_keras_serializable("tfmammo")
 class SampleNormalization(keras.layers.Layer):
-    """Normalise each sample and channel by its own mean and variance over rows and columns, then scale and shift.
+    """Normalise each sample and channel by its own mean and variance over rows and columns, then
+    scale and shift.
 
-    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32 over axes 1 and 2.
+    y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32
+    over axes 1 and 2.
 
-    At batch 1 this is batch normalisation with the statistics of the batch, the reading under which Pix2Pix and CAN train
-    *and* test: it keeps no moving averages, so a network answers alike in training and at inference, for any batch size
-    and any number of replicas. gamma starts from N(1, 0.02), beta from 0, as in Pix2Pix.
+    At batch 1 this is batch normalisation with the statistics of the batch, the reading under which
+    Pix2Pix and CAN train *and* test: it keeps no moving averages, so a network answers alike in
+    training and at inference, for any batch size and any number of replicas. gamma starts from N(1,
+    0.02), beta from 0, as in Pix2Pix.
 
-    Args:     x: floating [batch, rows, cols, channels].
-    Returns:  the same shape and dtype.
-    Source:   Isola et al., Image-to-image translation with conditional adversarial networks, section 6.1. Departure:
-              epsilon 1e-3 is Keras's default (CAN is a Keras programme); the Torch original has 1e-5.
+    Args:
+        x: floating [batch, rows, cols, channels].
+
+    Returns:
+        The same shape and dtype.
+
+    Departure:
+        Epsilon 1e-3 is Keras's default (CAN is a Keras programme); the Torch original has 1e-5.
+
+    Source:
+        Isola et al., Image-to-image translation with conditional adversarial networks, section 6.1.
     """
 
     def __init__(self, epsilon: float = 1e-3, **kwargs: object) -> None:
@@ -36,17 +46,29 @@ class SampleNormalization(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create gamma and beta, float32 [channels]."""
         channels = (input_shape[-1],)
-        self.gamma = self.add_weight(shape=channels, initializer=keras.initializers.RandomNormal(1.0, 0.02), name="gamma", autocast=False)
-        self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta", autocast=False)
+        self.gamma = self.add_weight(
+            shape=channels,
+            initializer=keras.initializers.RandomNormal(1.0, 0.02),
+            name="gamma",
+            autocast=False,
+        )
+        self.beta = self.add_weight(
+            shape=channels, initializer="zeros", name="beta", autocast=False
+        )
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        gamma = tf.convert_to_tensor(self.gamma)
+        beta = tf.convert_to_tensor(self.beta)
         if x.shape[0] == 1:  # one fused kernel; more samples would share their statistics in it
-            return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon, is_training=True)[0]
+            return tf.compat.v1.nn.fused_batch_norm(
+                x, gamma, beta, epsilon=self.epsilon, is_training=True
+            )[0]
         wide = tf.cast(x, tf.float32)
         mean, variance = tf.nn.moments(wide, axes=[1, 2], keepdims=True)
-        return tf.cast(tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon), x.dtype)
+        return tf.cast(
+            tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon), x.dtype
+        )
 
     def get_config(self) -> dict[str, object]:
         """The constructor's arguments."""
@@ -55,22 +77,41 @@ class SampleNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfmammo")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """keras.layers.BatchNormalization, in training one fused kernel: the same numbers in half the time.
+    """keras.layers.BatchNormalization, in training one fused kernel: the same numbers in half the
+    time.
 
-    Whatever that kernel can't do is left to Keras: another axis, a mask, no scale or no centre, statistics over all replicas
-    (`synchronized`), other ranks. Without `synchronized` each replica normalises by its own share of a batch.
+    Whatever that kernel can't do is left to Keras: another axis, a mask, no scale or no centre,
+    statistics over all replicas (`synchronized`), other ranks. Without `synchronized` each replica
+    normalises by its own share of a batch.
 
-    Args:     x: floating [batch, rows, cols, channels]. mask: as Keras's. Returns: the same shape and dtype as x.
+    Args:
+        x: floating [batch, rows, cols, channels].
+        mask: As Keras's.
+
+    Returns:
+        The same shape and dtype as x.
     """
 
-    def call(self, x: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None) -> tf.Tensor:
+    def call(
+        self, x: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
+    ) -> tf.Tensor:
         """See the class."""
         last = self.axis in (-1, len(x.shape) - 1)
-        usual = len(x.shape) == 4 and last and mask is None and self.scale and self.center and not self.synchronized
+        usual = (
+            len(x.shape) == 4
+            and last
+            and mask is None
+            and self.scale
+            and self.center
+            and not self.synchronized
+        )
         if not (training and self.trainable and usual):
             return super().call(x, training=training, mask=mask)
-        gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon, is_training=True)
+        gamma = tf.convert_to_tensor(self.gamma)
+        beta = tf.convert_to_tensor(self.beta)
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            x, gamma, beta, epsilon=self.epsilon, is_training=True
+        )
         count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
         biased = variance * (count - 1.0) / count  # Keras's moving variance is of these
         for average, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
@@ -82,29 +123,42 @@ class BatchNormalization(keras.layers.BatchNormalization):
 class SpectralNormalization(keras.layers.Wrapper):
     """A layer whose kernel is W / sigma(W) in every call, sigma being W's largest singular value.
 
-    sigma = v . W u,  v = W u / |W u|,  |u| = 1;  the gradient flows through W and through sigma, u and v being constants, so that
-    <W, dL/dW> = 0. W is the kernel as a matrix [everything else, outputs]; neither it nor u is changed by a call.
+    sigma = v . W u,  v = W u / |W u|,  |u| = 1;  the gradient flows through W and through sigma, u
+    and v being constants, so that <W, dL/dW> = 0. W is the kernel as a matrix [everything else,
+    outputs]; neither it nor u is changed by a call.
 
-    `power_iteration` moves u once towards W's right singular vector: whoever trains calls it once per step, however often the
-    layer itself is called, so that all calls of a step meet one kernel; within `kept` they share its memory and its gradient.
-    All of this is float32; then kernel and bias are cast to the dtype of what comes in, which no policy changes. Replicas have
-    equal weights, so equal u too.
+    `power_iteration` moves u once towards W's right singular vector: whoever trains calls it once
+    per step, however often the layer itself is called, so that all calls of a step meet one kernel;
+    within `kept` they share its memory and its gradient. All of this is float32; then kernel and
+    bias are cast to the dtype of what comes in, which no policy changes. Replicas have equal
+    weights, so equal u too.
 
-    Args:     layer: with a `kernel` whose last axis counts its outputs, as of Dense and Conv2D.
-              x: floating, what the layer takes; whatever its dtype, the result has it too.
-    Source:   Miyato et al., Spectral normalization for generative adversarial networks (2018), algorithm 1. keras.layers has
-              one that overwrites W by W / sigma at each training call: the gradient does not pass sigma there.
+    Args:
+        layer: With a `kernel` whose last axis counts its outputs, as of Dense and Conv2D.
+        x: floating, what the layer takes; whatever its dtype, the result has it too.
+
+    Source:
+        Miyato et al., Spectral normalization for generative adversarial networks (2018), algorithm
+        1. keras.layers has one that overwrites W by W / sigma at each training call: the gradient
+        does not pass sigma there.
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: object) -> None:
         super().__init__(layer, **{"dtype": "float32", "autocast": False, **kwargs})
-        self._kept = threading.local()  # replicas are traced in threads of their own, each with its own kernel
+        # replicas are traced in threads of their own, each with its own kernel
+        self._kept = threading.local()
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the layer's weights, and u, float32 [outputs], whose direction alone counts."""
         super().build(input_shape)
         anywhere = keras.initializers.RandomNormal(stddev=1.0)
-        self.u = self.add_weight(shape=(self.layer.kernel.shape[-1],), initializer=anywhere, trainable=False, name="u", autocast=False)
+        self.u = self.add_weight(
+            shape=(self.layer.kernel.shape[-1],),
+            initializer=anywhere,
+            trainable=False,
+            name="u",
+            autocast=False,
+        )
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """See the class."""
@@ -112,7 +166,8 @@ class SpectralNormalization(keras.layers.Wrapper):
         values = [(self.layer.kernel, self.normalized() if kernel is None else kernel)]
         if getattr(self.layer, "bias", None) is not None:
             values.append((self.layer.bias, tf.convert_to_tensor(self.layer.bias)))
-        # Keras's way to call a layer with other values than its own; what is put in by its constructor is cast to float32.
+        # Keras's way to call a layer with other values than its own; what is put in by its
+        # constructor is cast to float32.
         scope = keras.StatelessScope()
         for variable, value in values:
             scope.add_update((variable, tf.cast(value, x.dtype)))
@@ -128,7 +183,9 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Within, all calls of this thread meet one tensor W / sigma, of now and of the tapes that record now."""
+        """Within, all calls of this thread meet one tensor W / sigma, of now and of the tapes that
+        record now.
+        """
         self._kept.kernel = self.normalized()
         try:
             yield
@@ -148,15 +205,22 @@ class SpectralNormalization(keras.layers.Wrapper):
 
 @keras.saving.register_keras_serializable("tfmammo")
 class SelfAttention(keras.layers.Layer):
-    """Every place of a map looks at all others: y = x + gamma * v(sum_j b_ij h(x_j)), b_i = softmax_j(f(x_j) . g(x_i)).
+    """Every place of a map looks at all others: y = x + gamma * v(sum_j b_ij h(x_j)), b_i =
+    softmax_j(f(x_j) . g(x_i)).
 
-    f, g and h are 1x1 convolutions to an eighth of the channels, v one back to all of them, none with a bias. gamma is learned
-    and starts at 0, so that a network first learns without it. All of it is float32, whatever comes in: a softmax over a
-    thousand places underflows in float16.
+    f, g and h are 1x1 convolutions to an eighth of the channels, v one back to all of them, none
+    with a bias. gamma is learned and starts at 0, so that a network first learns without it. All of
+    it is float32, whatever comes in: a softmax over a thousand places underflows in float16.
 
-    Args:     x: floating [batch, rows, cols, channels]. spectral: normalise the four kernels, see `SpectralNormalization`.
-    Returns:  the same shape and dtype.
-    Source:   Zhang et al., Self-attention generative adversarial networks (2018), section 3.
+    Args:
+        x: floating [batch, rows, cols, channels].
+        spectral: Normalise the four kernels, see `SpectralNormalization`.
+
+    Returns:
+        The same shape and dtype.
+
+    Source:
+        Zhang et al., Self-attention generative adversarial networks (2018), section 3.
     """
 
     def __init__(self, spectral: bool = False, **kwargs: object) -> None:
@@ -185,7 +249,9 @@ class SelfAttention(keras.layers.Layer):
         return [self.f, self.g, self.h, self.v] if self.spectral else []
 
     def _convolution(self, filters: int, channels: int) -> keras.layers.Layer:
-        convolution: keras.layers.Layer = keras.layers.Conv2D(filters, 1, use_bias=False, dtype="float32")
+        convolution: keras.layers.Layer = keras.layers.Conv2D(
+            filters, 1, use_bias=False, dtype="float32"
+        )
         convolution = SpectralNormalization(convolution) if self.spectral else convolution
         convolution.build((None, None, None, channels))
         return convolution
@@ -197,13 +263,20 @@ class SelfAttention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfmammo")
 class RandomScalarMap(keras.layers.Layer):
-    """A map with one more channel, which has one value all over: the random number by which a block can vary its answer.
+    """A map with one more channel, which has one value all over: the random number by which a block
+    can vary its answer.
 
     The number is given, not drawn here, so that whoever calls can draw it again.
 
-    Args:     x: floating [batch, rows, cols, channels]. scalars: floating [batch], uniform in [-1, 1] in the paper.
-    Returns:  [batch, rows, cols, channels + 1], of x's dtype.
-    Source:   Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 2.
+    Args:
+        x: floating [batch, rows, cols, channels].
+        scalars: floating [batch], uniform in [-1, 1] in the paper.
+
+    Returns:
+        [batch, rows, cols, channels + 1], of x's dtype.
+
+    Source:
+        Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 2.
     """
 
     def __init__(self, **kwargs: object) -> None:
@@ -217,10 +290,14 @@ class RandomScalarMap(keras.layers.Layer):
 
 
 def image_gradients(image: tf.Tensor) -> tf.Tensor:
-    """Forward differences along rows and columns; 0 in the last row, or column, which has no neighbour.
+    """Forward differences along rows and columns; 0 in the last row, or column, which has no
+    neighbour.
 
-    Args:     image: floating [n, rows, cols, 1].
-    Returns:  [n, rows, cols, 2], of the same dtype.
+    Args:
+        image: floating [n, rows, cols, 1].
+
+    Returns:
+        [n, rows, cols, 2], of the same dtype.
     """
     down = tf.pad(image[:, 1:] - image[:, :-1], [[0, 0], [0, 1], [0, 0], [0, 0]])
     right = tf.pad(image[:, :, 1:] - image[:, :, :-1], [[0, 0], [0, 0], [0, 1], [0, 0]])
@@ -230,21 +307,34 @@ def image_gradients(image: tf.Tensor) -> tf.Tensor:
 def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
     """Uniform noise, the same for the same seed, whatever else is drawn.
 
-    Args:     seeds: int64 [n, 2]. size: rows and columns, px.
-    Returns:  float32 [n, size, size, 1], uniform in [0, 1).
+    Args:
+        seeds: int64 [n, 2].
+        size: Rows and columns, px.
+
+    Returns:
+        float32 [n, size, size, 1], uniform in [0, 1).
     """
 
     def draw(seed: tf.Tensor) -> tf.Tensor:
         return tf.random.stateless_uniform([size, size, 1], seed, alg="philox")
 
-    return tf.map_fn(draw, tf.cast(seeds, tf.int64), fn_output_signature=tf.TensorSpec([size, size, 1], tf.float32))
+    return tf.map_fn(
+        draw,
+        tf.cast(seeds, tf.int64),
+        fn_output_signature=tf.TensorSpec([size, size, 1], tf.float32),
+    )
 
 
 def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
-    """Seeds that follow from the step and from each patch's pixels, so neither from its place in the batch nor from the device.
+    """Seeds that follow from the step and from each patch's pixels, so neither from its place in
+    the batch nor from the device.
 
-    Args:     image: float32 [n, size, size, 1]. step: integer, a scalar or [n].
-    Returns:  int64 [n, 2]: the step, and a weighted sum of the pixels' bits.
+    Args:
+        image: float32 [n, size, size, 1].
+        step: integer, a scalar or [n].
+
+    Returns:
+        int64 [n, 2]: the step, and a weighted sum of the pixels' bits.
     """
     pixels = int(np.prod(image.shape[1:]))
     bits = tf.cast(tf.bitcast(tf.reshape(image, [-1, pixels]), tf.int32), tf.int64)
@@ -253,11 +343,17 @@ def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
 
 
 def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> tf.Tensor:
-    """Dropout whose draws follow from each sample's seed alone, not from earlier calls nor from the rest of the batch.
+    """Dropout whose draws follow from each sample's seed alone, not from earlier calls nor from the
+    rest of the batch.
 
-    Args:     x: floating [batch, rows, cols, channels]. rate: in [0, 1), the share that becomes 0. seeds: int64 [batch, 2],
-              see `patch_seeds`. level: a number of its own for each layer of a network, so that their draws differ.
-    Returns:  the same shape and dtype; what is kept is divided by 1 - rate.
+    Args:
+        x: floating [batch, rows, cols, channels].
+        rate: In [0, 1), the share that becomes 0.
+        seeds: int64 [batch, 2], see `patch_seeds`.
+        level: A number of its own for each layer of a network, so that their draws differ.
+
+    Returns:
+        The same shape and dtype; what is kept is divided by 1 - rate.
     """
     shape = x.shape[1:]
 
@@ -269,12 +365,18 @@ def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> t
 
 
 def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
-    """Seed of one use of random numbers in a step on this replica: a resumed run draws what it would have.
+    """Seed of one use of random numbers in a step on this replica: a resumed run draws what it
+    would have.
 
-    The seed follows training.seed too, which the training loop hands to keras.utils.set_random_seed.
+    The seed follows training.seed too, which the training loop hands to
+    keras.utils.set_random_seed.
 
-    Args:     step: integer scalar. use: 0 to 1023, of those in one step.
-    Returns:  int64 [2].
+    Args:
+        step: integer scalar.
+        use: 0 to 1023, of those in one step.
+
+    Returns:
+        int64 [2].
     """
     run = tf.constant(tf.compat.v1.get_seed(0)[0], tf.int64)
     replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
@@ -282,7 +384,9 @@ def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
 
 
 def step_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
-    """A step's latent noise on this replica, float32 [count, z], uniform in [-1, 1]; see `step_seed`."""
+    """A step's latent noise on this replica, float32 [count, z], uniform in [-1, 1]; see
+    `step_seed`.
+    """
     return tf.random.stateless_uniform([count, z], step_seed(step), -1.0, 1.0)
 
 

@@ -1,7 +1,10 @@
-"""Pure loss functions of float32 logits and images. Each returns the mean over the batch, a float32 scalar.
+"""Pure loss functions of float32 logits and images.
 
-A patch discriminator answers with many logits l_i per sample. The papers average "all the responses" into one probability
-P = mean_i sigmoid(l_i) (`average="responses"`); Pix2Pix's code averages the logarithms instead (`average="losses"`).
+Each returns the mean over the batch, a float32 scalar.
+
+A patch discriminator answers with many logits l_i per sample. The papers average "all the
+responses" into one probability P = mean_i sigmoid(l_i) (`average="responses"`); Pix2Pix's code
+averages the logarithms instead (`average="losses"`).
 """
 
 from __future__ import annotations
@@ -16,10 +19,15 @@ Average = Literal["responses", "losses"]
 def log_real(logits: tf.Tensor, average: Average = "responses") -> tf.Tensor:
     """log P, the logarithm of the probability that the discriminator gives to "real".
 
-    "responses": log mean_i sigmoid(l_i) = logsumexp_i(log sigmoid(l_i)) - log n. "losses": mean_i log sigmoid(l_i).
+    "responses": log mean_i sigmoid(l_i) = logsumexp_i(log sigmoid(l_i)) - log n. "losses": mean_i
+    log sigmoid(l_i).
 
-    Args:     logits: float32 [batch, rows, cols, 1]. average: how a sample's responses become one.
-    Returns:  float32 scalar, <= 0, the mean over the batch.
+    Args:
+        logits: float32 [batch, rows, cols, 1].
+        average: How a sample's responses become one.
+
+    Returns:
+        float32 scalar, <= 0, the mean over the batch.
     """
     if average == "losses":
         return tf.reduce_mean(tf.math.log_sigmoid(tf.cast(logits, tf.float32)))
@@ -38,7 +46,9 @@ def l1(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
 
 def mean_square(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
     """mean (target - output)^2 over all elements, float32."""
-    return tf.reduce_mean(tf.math.squared_difference(tf.cast(target, tf.float32), tf.cast(output, tf.float32)))
+    return tf.reduce_mean(
+        tf.math.squared_difference(tf.cast(target, tf.float32), tf.cast(output, tf.float32))
+    )
 
 
 def l2_norm(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
@@ -53,13 +63,18 @@ def l2_norm(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
 def dice_loss(target: tf.Tensor, output: tf.Tensor, smooth: float = 1.0) -> tf.Tensor:
     """1 - Dice of soft masks, per sample and then averaged over the batch, float32.
 
-    1 - (2 sum(y * o) + smooth) / (sum(y) + sum(o) + smooth); with `smooth` two empty masks agree (0) and the gradient of an
-    empty target stays finite.
+    1 - (2 sum(y * o) + smooth) / (sum(y) + sum(o) + smooth); with `smooth` two empty masks agree
+    (0) and the gradient of an empty target stays finite.
 
-    Args:     target, output: [batch, rows, cols, 1] in [0, 1].
-    Returns:  float32 scalar in [0, 1].
+    Args:
+        target: [batch, rows, cols, 1] in [0, 1].
+        output: [batch, rows, cols, 1] in [0, 1].
+
+    Returns:
+        float32 scalar in [0, 1].
     """
-    target, output = tf.cast(target, tf.float32), tf.cast(output, tf.float32)
+    target = tf.cast(target, tf.float32)
+    output = tf.cast(output, tf.float32)
     both = tf.reduce_sum(target * output, axis=[1, 2, 3])
     total = tf.reduce_sum(target, axis=[1, 2, 3]) + tf.reduce_sum(output, axis=[1, 2, 3])
     return tf.reduce_mean(1 - (2 * both + smooth) / (total + smooth))
@@ -68,4 +83,6 @@ def dice_loss(target: tf.Tensor, output: tf.Tensor, smooth: float = 1.0) -> tf.T
 def _log_mean_response(logits: tf.Tensor) -> tf.Tensor:
     """log mean_i sigmoid(l_i) of each sample: float32 [batch]."""
     responses = tf.cast(tf.reduce_prod(tf.shape(logits)[1:]), tf.float32)
-    return tf.reduce_logsumexp(tf.math.log_sigmoid(tf.cast(logits, tf.float32)), axis=[1, 2, 3]) - tf.math.log(responses)
+    return tf.reduce_logsumexp(
+        tf.math.log_sigmoid(tf.cast(logits, tf.float32)), axis=[1, 2, 3]
+    ) - tf.math.log(responses)

@@ -1,4 +1,6 @@
-"""Networks that two or more rooms use identically: Pix2Pix's U-Net-256 and patch discriminator, Ronneberger's U-Net, DCGAN's two."""
+"""Networks that two or more rooms use identically: Pix2Pix's U-Net-256 and patch
+discriminator, Ronneberger's U-Net, DCGAN's two.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,30 @@ def normal(deviation: float = 0.02) -> keras.initializers.Initializer:
 
 
 class Network(keras.Model):
-    """A keras.Model that no .keras file holds: saving it raises one sentence, as reading that file would fail."""
+    """A keras.Model that no .keras file holds: saving it raises one sentence, as reading that file
+    would fail.
+    """
 
     def save(self, *args: object, **kwargs: object) -> NoReturn:
         """Refused, before a file is made."""
         self.get_config()
 
     def get_config(self) -> NoReturn:
-        """Refused: what any way of saving calls. Raises: NotImplementedError."""
+        """Refused: what any way of saving calls.
+
+        Raises NotImplementedError.
+        """
         raise NotImplementedError(
-            f"{type(self).__name__} can't be saved as a .keras file: write the model that it belongs to with "
-            "tfmammo.export.export(model, FOLDER, {}) and read it with tfmammo.export.load(FOLDER, FUNCTION)"
+            f"{type(self).__name__} can't be saved as a .keras file: write the model that it "
+            "belongs to with "
+            "tfmammo.export.export(model, FOLDER, {}) and read it with "
+            "tfmammo.export.load(FOLDER, FUNCTION)"
         )
 
 
 class Trainable(Network):
-    """Networks that are trained together, by a `train_step` of their own: Keras's ways to call and to train one are refused.
+    """Networks that are trained together, by a `train_step` of their own: Keras's ways to call and
+    to train one are refused.
 
     Every refusal is a NotImplementedError of one sentence, which names the way that works.
     """
@@ -50,14 +60,16 @@ class Trainable(Network):
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         """Refused."""
         raise NotImplementedError(
-            f"{type(self).__name__} can't be called as a whole: call a function, model.functions()[NAME](...), or a network, "
+            f"{type(self).__name__} can't be called as a whole: call a function, "
+            "model.functions()[NAME](...), or a network, "
             f"model.networks[NAME](...), NAME being one of {', '.join(self.networks)}"
         )
 
     def compile(self, *args: object, **kwargs: object) -> NoReturn:
         """Refused, as are fit, evaluate, predict and the like."""
         raise NotImplementedError(
-            f"{type(self).__name__} is trained by its own train_step and not by Keras: run python train/{self.name}.py --config "
+            f"{type(self).__name__} is trained by its own train_step and not by Keras: run python "
+            f"train/{self.name}.py --config "
             f"configs/{self.name}.yaml, or call model.train_step(batch) in a loop"
         )
 
@@ -69,17 +81,26 @@ class Trainable(Network):
 
 
 class UNet256(Network):
-    """The U-Net of Pix2Pix: as many stride-2 convolutions down as filters are named, as many up, skips between.
+    """The U-Net of Pix2Pix: as many stride-2 convolutions down as filters are named, as many up,
+    skips between.
 
-    Encoder: conv(k4, s2), LeakyReLU(0.2) before all but the first, normalisation on all but the first and the innermost.
-    Decoder: ReLU, transposed conv(k4, s2), normalisation on all but the last, dropout on the `dropouts` innermost.
-    Only the last transposed convolution has a bias, or all have with `biases`. With eight filters and 256 rows the
-    innermost map is 1x1. norm: makes a normalisation layer.
+    Encoder: conv(k4, s2), LeakyReLU(0.2) before all but the first, normalisation on all but the
+    first and the innermost. Decoder: ReLU, transposed conv(k4, s2), normalisation on all but the
+    last, dropout on the `dropouts` innermost. Only the last transposed convolution has a bias, or
+    all have with `biases`. With eight filters and 256 rows the innermost map is 1x1. norm: makes a
+    normalisation layer.
 
-    Args:     x: floating [batch, size, size, channels]; size a multiple of 2 ** len(filters).
-    Returns:  float32 [batch, size, size, out_channels], by default in [-1, 1] (activation tanh).
-    Raises:   ConfigError: size is not such a multiple.
-    Source:   Isola et al. 2017, section 6.1.1. 54,407,809 trainable parameters for 1 -> 1 channels.
+    Args:
+        x: floating [batch, size, size, channels]; size a multiple of 2 ** len(filters).
+
+    Returns:
+        float32 [batch, size, size, out_channels], by default in [-1, 1] (activation tanh).
+
+    Raises:
+        ConfigError: Size is not such a multiple.
+
+    Source:
+        Isola et al. 2017, section 6.1.1. 54,407,809 trainable parameters for 1 -> 1 channels.
     """
 
     def __init__(
@@ -99,29 +120,45 @@ class UNet256(Network):
         super().__init__(name=name)
         depth = len(filters)
         if size % 2**depth:
-            raise ConfigError(f"data.size: patches of {size} px can't be halved {depth} times, once for each of model.filters")
+            raise ConfigError(
+                f"data.size: patches of {size} px can't be halved {depth} times, once for each of "
+                "model.filters"
+            )
         self.downs = [_convolution(n, biases) for n in filters]
         self.down_norms = [norm() if 0 < i < depth - 1 else None for i in range(depth)]
         ups = [*reversed(filters[:-1]), out_channels]
         self.ups = [_transposed_convolution(n, biases or i == depth - 1) for i, n in enumerate(ups)]
         self.up_norms = [norm() if i < depth - 1 else None for i in range(depth)]
-        self.dropouts = [keras.layers.Dropout(dropout) if dropout and i < min(dropouts, depth - 1) else None for i in range(depth)]
+        self.dropouts = [
+            keras.layers.Dropout(dropout) if dropout and i < min(dropouts, depth - 1) else None
+            for i in range(depth)
+        ]
         self.to_float32 = keras.layers.Activation(activation, dtype="float32")
         self(keras.Input((size, size, channels), batch_size=1))
 
-    def call(self, x: tf.Tensor, training: bool = False, seeds: tf.Tensor | None = None) -> tf.Tensor:
-        """See the class. seeds: int64 [batch, 2], from which dropout draws at inference too; None: it is off there."""
+    def call(
+        self, x: tf.Tensor, training: bool = False, seeds: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """See the class. seeds: int64 [batch, 2], from which dropout draws at inference too; None:
+        it is off there.
+        """
         skips = []
         for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
             x = down(leaky_relu(x) if i else x)
             x = norm(x, training=training) if norm else x
             skips.append(x)
         skips.pop()  # the innermost map goes straight up
-        for level, (up, norm, dropout) in enumerate(zip(self.ups, self.up_norms, self.dropouts, strict=True)):
+        for level, (up, norm, dropout) in enumerate(
+            zip(self.ups, self.up_norms, self.dropouts, strict=True)
+        ):
             x = up(tf.nn.relu(x))
             x = norm(x, training=training) if norm else x
             if dropout:
-                x = dropout(x, training=training) if seeds is None else seeded_dropout(x, dropout.rate, seeds, level)
+                x = (
+                    dropout(x, training=training)
+                    if seeds is None
+                    else seeded_dropout(x, dropout.rate, seeds, level)
+                )
             x = tf.concat([x, skips.pop()], axis=-1) if skips else x
         return self.to_float32(x)
 
@@ -129,15 +166,24 @@ class UNet256(Network):
 class PatchDiscriminator(Network):
     """The patch discriminator of Pix2Pix: one logit for every patch of `receptive_field` px.
 
-    conv(k4, s2, bias), LeakyReLU; then strided and one unstrided conv(k4), normalisation, LeakyReLU; then conv(k4, s1, bias)
-    to one channel; padding 1 everywhere; filters double up to 8x. biases: of every convolution. norm: makes a normalisation
-    layer. `strided` counts the stride-2 convolutions:
-    1, 2, 3, 4, 5 -> receptive field 16, 34, 70, 142, 286 and 126, 62, 30, 14, 6 logits a side from 256 px.
+    conv(k4, s2, bias), LeakyReLU; then strided and one unstrided conv(k4), normalisation,
+    LeakyReLU; then conv(k4, s1, bias) to one channel; padding 1 everywhere; filters double up to
+    8x. biases: of every convolution. norm: makes a normalisation layer. `strided` counts the
+    stride-2 convolutions: 1, 2, 3, 4, 5 -> receptive field 16, 34, 70, 142, 286 and 126, 62, 30,
+    14, 6 logits a side from 256 px.
 
-    Args:     x: floating [batch, size, size, channels], values in [-1, 1].
-    Returns:  float32 logits [batch, n, n, 1].
-    Raises:   ConfigError: nothing of such a patch is left behind so many convolutions.
-    Source:   Isola et al. 2017, section 6.1.2. 135,489 trainable parameters for two channels and strided = 1.
+    Args:
+        x: floating [batch, size, size, channels], values in [-1, 1].
+
+    Returns:
+        float32 logits [batch, n, n, 1].
+
+    Raises:
+        ConfigError: Nothing of such a patch is left behind so many convolutions.
+
+    Source:
+        Isola et al. 2017, section 6.1.2. 135,489 trainable parameters for two channels and strided
+        = 1.
     """
 
     def __init__(
@@ -155,7 +201,10 @@ class PatchDiscriminator(Network):
         strides = [2] * strided + [1]
         widths = [filters * min(2**i, 8) for i in range(strided + 1)]
         self.pad = keras.layers.ZeroPadding2D(1)
-        self.convolutions = [_valid_convolution(n, s, biases or i == 0) for i, (n, s) in enumerate(zip(widths, strides, strict=True))]
+        self.convolutions = [
+            _valid_convolution(n, s, biases or i == 0)
+            for i, (n, s) in enumerate(zip(widths, strides, strict=True))
+        ]
         self.norms = [norm() if i else None for i in range(strided + 1)]
         self.head = _valid_convolution(1, 1, bias=True)
         self.to_float32 = keras.layers.Activation("linear", dtype="float32")
@@ -164,7 +213,9 @@ class PatchDiscriminator(Network):
         for stride in [*strides, 1]:
             side = (side + 2 - 4) // stride + 1
         if side < 1:
-            raise ConfigError(f"model.discriminator_strided: {strided} leaves nothing of patches of {size} px")
+            raise ConfigError(
+                f"model.discriminator_strided: {strided} leaves nothing of patches of {size} px"
+            )
         self(keras.Input((size, size, channels), batch_size=1))
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -175,17 +226,28 @@ class PatchDiscriminator(Network):
         return self.to_float32(self.head(self.pad(x)))
 
 
-def unet_features(features: keras.KerasTensor, widths: Sequence[int], dropout: float) -> keras.KerasTensor:
+def unet_features(
+    features: keras.KerasTensor, widths: Sequence[int], dropout: float
+) -> keras.KerasTensor:
     """Ronneberger's U-Net between its input and its last convolution, 1 x 1.
 
-    Two convolutions 3 x 3 with ReLU a level, max pooling between levels down, transposed convolutions 2 x 2 up, skips at every
-    resolution, the input's own too. He's random weights.
+    Two convolutions 3 x 3 with ReLU a level, max pooling between levels down, transposed
+    convolutions 2 x 2 up, skips at every resolution, the input's own too. He's random weights.
 
-    Args:     features: [batch, size, size, channels]; size a multiple of 2 ** (len(widths) - 1). widths: channels of each level,
-              the last one the bottom. dropout: the share dropped behind the last two levels.
-    Returns:  [batch, size, size, widths[0]].
-    Source:   Ronneberger, Fischer, Brox, U-Net: Convolutional networks for biomedical image segmentation (2015), figure 1.
-              Departure: convolutions are padded, so that nothing is cropped.
+    Args:
+        features: [batch, size, size, channels]; size a multiple of 2 ** (len(widths) - 1).
+        widths: Channels of each level, the last one the bottom.
+        dropout: The share dropped behind the last two levels.
+
+    Returns:
+        [batch, size, size, widths[0]].
+
+    Departure:
+        Convolutions are padded, so that nothing is cropped.
+
+    Source:
+        Ronneberger, Fischer, Brox, U-Net: Convolutional networks for biomedical image segmentation
+        (2015), figure 1.
     """
     skips = []
     for level, width in enumerate(widths):
@@ -196,22 +258,34 @@ def unet_features(features: keras.KerasTensor, widths: Sequence[int], dropout: f
             features = keras.layers.Dropout(dropout)(features)
         skips.append(features)
     for width, skip in zip(widths[-2::-1], skips[-2::-1], strict=True):
-        features = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")(features)
+        features = keras.layers.Conv2DTranspose(width, 2, 2, kernel_initializer="he_normal")(
+            features
+        )
         features = _two_convolutions(keras.layers.Concatenate()([skip, features]), width)
     return features
 
 
-def dcgan_generator(z: int, filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float) -> keras.Model:
-    """DCGAN's generator: noise float [batch, z] -> float32 [batch, size, size, channels] in [-1, 1].
+def dcgan_generator(
+    z: int, filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float
+) -> keras.Model:
+    """DCGAN's generator: noise float [batch, z] -> float32 [batch, size, size, channels] in [-1,
+    1].
 
-    A fully connected layer to the innermost map, then transposed convolutions of stride 2; batch normalisation and ReLU behind
-    all but the last, tanh behind that.
+    A fully connected layer to the innermost map, then transposed convolutions of stride 2; batch
+    normalisation and ReLU behind all but the last, tanh behind that.
 
-    Args:     filters: from the innermost map on, each twice the size of the one before. momentum: of the moving averages.
-    Raises:   ConfigError: size can't be halved so often.
-    Source:   Radford, Metz, Chintala, Unsupervised representation learning with DCGANs (2015).
+    Args:
+        filters: From the innermost map on, each twice the size of the one before.
+        momentum: Of the moving averages.
+
+    Raises:
+        ConfigError: Size can't be halved so often.
+
+    Source:
+        Radford, Metz, Chintala, Unsupervised representation learning with DCGANs (2015).
     """
-    side, layers = _innermost("filters", size, len(filters)), keras.layers
+    side = _innermost("filters", size, len(filters))
+    layers = keras.layers
     first, *rest = filters
     stack = [
         keras.Input((z,)),
@@ -222,7 +296,9 @@ def dcgan_generator(z: int, filters: Sequence[int], channels: int, size: int, ke
     ]
     for width in rest:
         stack += [
-            TransposedConvolution(width, kernel, 2, "same", use_bias=False, kernel_initializer=normal()),
+            TransposedConvolution(
+                width, kernel, 2, "same", use_bias=False, kernel_initializer=normal()
+            ),
             BatchNormalization(momentum=momentum),
             layers.ReLU(),
         ]
@@ -233,20 +309,29 @@ def dcgan_generator(z: int, filters: Sequence[int], channels: int, size: int, ke
     return keras.Sequential(stack, name="generator")
 
 
-def dcgan_discriminator(filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float) -> keras.Model:
-    """DCGAN's discriminator: [batch, size, size, channels] in [-1, 1] -> float32 logits [batch, 1, 1, 1].
+def dcgan_discriminator(
+    filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float
+) -> keras.Model:
+    """DCGAN's discriminator: [batch, size, size, channels] in [-1, 1] -> float32 logits [batch, 1,
+    1, 1].
 
     Strided convolutions, batch normalisation on all but the first, LeakyReLU 0.2.
 
-    Args:     filters: one per halving. Raises and Source: as `dcgan_generator`.
+    Args:
+        filters: One per halving. Raises and Source: as `dcgan_generator`.
     """
-    side, layers = _innermost("discriminator_filters", size, len(filters)), keras.layers
+    side = _innermost("discriminator_filters", size, len(filters))
+    layers = keras.layers
     stack = [keras.Input((size, size, channels))]
     for i, width in enumerate(filters):
-        stack += [Convolution(width, kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal())]
+        stack += [
+            Convolution(width, kernel, 2, "same", use_bias=i == 0, kernel_initializer=normal())
+        ]
         stack += [BatchNormalization(momentum=momentum)] if i else []
         stack += [layers.Activation(leaky_relu)]
-    stack += [  # DCGAN flattens the last map and feeds it into one output: the same as a convolution over the whole of it
+    # DCGAN flattens the last map and feeds it into one output: the same as a convolution over the
+    # whole of it
+    stack += [
         layers.Conv2D(1, side, padding="valid", kernel_initializer=normal()),
         layers.Activation("linear", dtype="float32"),
     ]
@@ -263,23 +348,32 @@ def leaky_relu(x: tf.Tensor) -> tf.Tensor:
 def _leaky_relu_by_result(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """LeakyReLU whose gradient reads the sign of its result, which is that of x.
 
-    So nothing but the activation reads a convolution's biased output, and TensorFlow's CPU graph optimizer fuses the three. The
-    gradient of TensorFlow's own reads that output too, which makes that optimizer fail as a whole ("remapper failed").
+    So nothing but the activation reads a convolution's biased output, and TensorFlow's CPU graph
+    optimizer fuses the three. The gradient of TensorFlow's own reads that output too, which makes
+    that optimizer fail as a whole ("remapper failed").
     """
     y = tf.nn.leaky_relu(x, 0.2)
-    sign = tf.stop_gradient(y)  # else a second derivative asks for that of the sign, which is 0, by TensorFlow's own way
-    return y, lambda gradient: tf.raw_ops.LeakyReluGrad(gradients=gradient, features=sign, alpha=0.2)
+    # else a second derivative asks for that of the sign, which is 0, by TensorFlow's own way
+    sign = tf.stop_gradient(y)
+    return y, lambda gradient: tf.raw_ops.LeakyReluGrad(
+        gradients=gradient, features=sign, alpha=0.2
+    )
 
 
 def _two_convolutions(features: keras.KerasTensor, width: int) -> keras.KerasTensor:
     for _ in range(2):
-        features = Convolution(width, 3, padding="same", activation="relu", kernel_initializer="he_normal")(features)
+        features = Convolution(
+            width, 3, padding="same", activation="relu", kernel_initializer="he_normal"
+        )(features)
     return features
 
 
 def _innermost(key: str, size: int, halvings: int) -> int:
     if size % 2**halvings:
-        raise ConfigError(f"data.size: patches of {size} px can't be halved {halvings} times, once for each of model.{key}")
+        raise ConfigError(
+            f"data.size: patches of {size} px can't be halved {halvings} times, once for each of "
+            f"model.{key}"
+        )
     return size // 2**halvings
 
 
@@ -291,7 +385,8 @@ def _receptive_field(strides: Sequence[int], kernel: int = 4) -> int:
 
 
 def _convolution(filters: int, bias: bool) -> keras.layers.Layer:
-    # "same" pads one pixel on each side here, as the Torch original does: kernel 4, stride 2, even sizes.
+    # "same" pads one pixel on each side here, as the Torch original does: kernel 4, stride 2, even
+    # sizes.
     return Convolution(filters, 4, 2, "same", use_bias=bias, kernel_initializer=normal())
 
 

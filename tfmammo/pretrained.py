@@ -1,20 +1,24 @@
-"""Networks that others trained on ImageNet, frozen, as measures of likeness: VGG-19, AlexNet and Inception-v3, for grey images;
-and ResNet-50 and -101 as Keras has them, to be trained on.
+"""Networks that others trained on ImageNet, frozen, as measures of likeness: VGG-19,
+AlexNet and Inception-v3, for grey images; and ResNet-50 and -101 as Keras has them, to
+be trained on.
 
-Each of the first three takes float32 [n, h, w, 1] in [0, 1], repeats the grey channel three times, scales it as its weights
-expect, and puts out float32 features. `weights` says where these come from: "imagenet" downloads them, a path reads them, and
-"none" draws them at random from a fixed seed: such a network tells images apart, but not as people do, so numbers made with it
-are labelled so.
+Each of the first three takes float32 [n, h, w, 1] in [0, 1], repeats the grey channel three times,
+scales it as its weights expect, and puts out float32 features. `weights` says where these come
+from: "imagenet" downloads them, a path reads them, and "none" draws them at random from a fixed
+seed: such a network tells images apart, but not as people do, so numbers made with it are labelled
+so.
 
 python -m tfmammo.pretrained IN OUT.npz
 
-turns a published file into one that is read here without PyTorch: torchvision's AlexNet (alexnet-owt-7be5be79.pth), torchvision's
-VGG-19 (vgg19-dcbb9e9d.pth), or the linear heads of LPIPS v0.1 for AlexNet (alex.pth). A .pth file is read by torch.load with
-weights_only=True, which runs no code of the file, and needs PyTorch; the same tensors as .safetensors need nothing.
+turns a published file into one that is read here without PyTorch: torchvision's AlexNet
+(alexnet-owt-7be5be79.pth), torchvision's VGG-19 (vgg19-dcbb9e9d.pth), or the linear heads of LPIPS
+v0.1 for AlexNet (alex.pth). A .pth file is read by torch.load with weights_only=True, which runs no
+code of the file, and needs PyTorch; the same tensors as .safetensors need nothing.
 
-Only arrays are read from any file, into networks that are built here: nothing is executed or unpickled. A .npz file holds
-"LAYER/kernel" and "LAYER/bias" for every layer, and for VGG-19 "input/scale" and "input/offset", because torchvision's weights
-expect another input than Keras's: a .h5 file is taken to be of Keras's own VGG-19 (255 * image less the mean colour, blue first).
+Only arrays are read from any file, into networks that are built here: nothing is executed or
+unpickled. A .npz file holds "LAYER/kernel" and "LAYER/bias" for every layer, and for VGG-19
+"input/scale" and "input/offset", because torchvision's weights expect another input than Keras's: a
+.h5 file is taken to be of Keras's own VGG-19 (255 * image less the mean colour, blue first).
 """
 
 from __future__ import annotations
@@ -40,61 +44,112 @@ from tfmammo.errors import ConfigError, WeightsError
 Arrays = dict[str, NDArray[np.float32]]
 
 KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
-PUBLISHED = {  # where "imagenet" comes from, and the MD5 that Keras states, or the first digits of the SHA-256 that torchvision states
-    "vgg19": (f"{KERAS}/vgg19/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5", "253f8cb515780f3b799900260a226db6"),
-    "inception": (f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5", "bcbd6486424b2319ff4ef7d526e38f63"),
-    "resnet50": (f"{KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", "4d473c1dd8becc155b73f8504c6f6626"),
-    "resnet101": (f"{KERAS}/resnet/resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5", "88cf7a10940856eca736dc7b7e228a21"),
+# where "imagenet" comes from, and the MD5 that Keras states, or the first digits of the SHA-256
+# that torchvision states
+PUBLISHED = {
+    "vgg19": (
+        f"{KERAS}/vgg19/vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "253f8cb515780f3b799900260a226db6",
+    ),
+    "inception": (
+        f"{KERAS}/inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "bcbd6486424b2319ff4ef7d526e38f63",
+    ),
+    "resnet50": (
+        f"{KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "4d473c1dd8becc155b73f8504c6f6626",
+    ),
+    "resnet101": (
+        f"{KERAS}/resnet/resnet101_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "88cf7a10940856eca736dc7b7e228a21",
+    ),
     "alexnet": ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79"),
 }
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, red first, of [0, 1]
+# torchvision's, red first, of [0, 1]
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
 KERAS_MEAN = (103.939, 116.779, 123.68)  # Keras's for VGG, blue first, of 255
-LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # LPIPS's scaling layer, of [-1, 1]
+# LPIPS's scaling layer, of [-1, 1]
+LPIPS_SHIFT = (-0.030, -0.088, -0.188)
+LPIPS_SCALE = (0.458, 0.448, 0.450)
 
 ALEXNET_WIDTHS = (64, 192, 384, 256, 256)
 ALEXNET_INDICES = (0, 3, 6, 8, 10)  # of torchvision's convolutions among its `features`
 VGG19_INDICES = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
-VGG19_LAYERS = tuple(f"block{block}_conv{i + 1}" for block, depth in enumerate((2, 2, 4, 4, 4), 1) for i in range(depth))
+VGG19_LAYERS = tuple(
+    f"block{block}_conv{i + 1}"
+    for block, depth in enumerate((2, 2, 4, 4, 4), 1)
+    for i in range(depth)
+)
 
 
 def vgg19(weights: str, layers: Sequence[str]) -> keras.Model:
     """VGG-19's feature maps, of the layers with Keras's names ("block1_conv2": behind the ReLU).
 
-    Args:     weights: "imagenet" (Keras's, 80 MB), "none", or a path: .npz of the converter, or Keras's .h5 without top.
-              layers: in the order wanted.
-    Returns:  a frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, h / 2**i, w / 2**i, channels] (of one
-              layer the map itself, as Keras has it), any h and w from 32 px up. It computes in the global precision. The
-              whole trunk has 20,024,384 parameters.
-    Raises:   WeightsError: the weights can't be had. ConfigError: there is no such layer.
-    Source:   Simonyan and Zisserman, Very deep convolutional networks for large-scale image recognition (2015).
+    Args:
+        weights: "imagenet" (Keras's, 80 MB), "none", or a path: .npz of the converter, or Keras's
+            .h5 without top.
+        layers: In the order wanted.
+
+    Returns:
+        A frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, h / 2**i, w /
+        2**i, channels] (of one layer the map itself, as Keras has it), any h and w from 32 px up.
+        It computes in the global precision. The whole trunk has 20,024,384 parameters.
+
+    Raises:
+        WeightsError: The weights can't be had.
+        ConfigError: There is no such layer.
+
+    Source:
+        Simonyan and Zisserman, Very deep convolutional networks for large-scale image recognition
+        (2015).
     """
     if unknown := [name for name in layers if name not in VGG19_LAYERS]:
-        raise ConfigError(f"VGG-19 has no convolution {', '.join(unknown)}, only {VGG19_LAYERS[0]} to {VGG19_LAYERS[-1]}")
+        raise ConfigError(
+            f"VGG-19 has no convolution {', '.join(unknown)}, only {VGG19_LAYERS[0]} to "
+            f"{VGG19_LAYERS[-1]}"
+        )
     network = keras.applications.VGG19(weights=None, include_top=False)
     stored = _fill(network, "vgg19", weights)
     if weights == "imagenet" or Path(weights).suffix == ".h5":
-        scale, offset = (255.0,) * 3, tuple(-mean for mean in KERAS_MEAN)
+        scale = (255.0,) * 3
+        offset = tuple(-mean for mean in KERAS_MEAN)
     else:
         scale, offset = (stored[key].tolist() for key in ("input/scale", "input/offset"))
-    return _grey("vgg19", network, scale, offset, [network.get_layer(name).output for name in layers])
+    return _grey(
+        "vgg19", network, scale, offset, [network.get_layer(name).output for name in layers]
+    )
 
 
 def alexnet(weights: str) -> keras.Model:
     """AlexNet's five feature maps behind their ReLUs, the input scaled as LPIPS v0.1 does.
 
-    Args:     weights: "imagenet" (torchvision's, 240 MB, needs PyTorch to read), "none", or a path: .npz of the converter.
-    Returns:  a frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, rows, cols, channels] with 64, 192,
-              384, 256, 256 channels, any h and w from 64 px up. 2,469,696 parameters.
-    Raises:   WeightsError: the weights can't be had.
-    Source:   torchvision's alexnet, after Krizhevsky, One weird trick for parallelizing convolutional neural networks (2014).
+    Args:
+        weights: "imagenet" (torchvision's, 240 MB, needs PyTorch to read), "none", or a path: .npz
+            of the converter.
+
+    Returns:
+        A frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, rows, cols,
+        channels] with 64, 192, 384, 256, 256 channels, any h and w from 64 px up. 2,469,696
+        parameters.
+
+    Raises:
+        WeightsError: The weights can't be had.
+
+    Source:
+        Torchvision's alexnet, after Krizhevsky, One weird trick for parallelizing convolutional
+        neural networks (2014).
     """
     inputs = keras.Input((None, None, 3))
-    x, taps = inputs, []
+    x = inputs
+    taps = []
     for i, (width, kernel) in enumerate(zip(ALEXNET_WIDTHS, (11, 5, 3, 3, 3), strict=True)):
         x = keras.layers.MaxPooling2D(3, 2)(x) if i in (1, 2) else x
         x = x if i else keras.layers.ZeroPadding2D(2)(x)
         stride, padding = (1, "same") if i else (4, "valid")
-        x = keras.layers.Conv2D(width, kernel, stride, padding, activation="relu", name=f"conv{i + 1}")(x)
+        x = keras.layers.Conv2D(
+            width, kernel, stride, padding, activation="relu", name=f"conv{i + 1}"
+        )(x)
         taps.append(x)
     network = keras.Model(inputs, taps)
     _fill(network, "alexnet", weights)
@@ -106,14 +161,24 @@ def alexnet(weights: str) -> keras.Model:
 def inception(weights: str) -> keras.Model:
     """Inception-v3's last feature map, averaged: what FID and KID are computed of.
 
-    This is Keras's Inception-v3, trained anew for 1,000 classes. Published FIDs are of the TF-Slim graph of December 2015
-    (1,008 classes, the pool_3 of classify_image_graph_def.pb), whose weights and poolings differ: its numbers and these do not
-    compare. Images are resized to 299 px bilinearly and mapped to [-1, 1], as there.
+    This is Keras's Inception-v3, trained anew for 1,000 classes. Published FIDs are of the TF-Slim
+    graph of December 2015 (1,008 classes, the pool_3 of classify_image_graph_def.pb), whose weights
+    and poolings differ: its numbers and these do not compare. Images are resized to 299 px
+    bilinearly and mapped to [-1, 1], as there.
 
-    Args:     weights: "imagenet" (Keras's, 88 MB), "none", or the path of Keras's .h5 without top.
-    Returns:  a frozen network: floating [n, h, w, 1] in [0, 1] -> float32 [n, 2048]. 21,802,784 parameters.
-    Raises:   WeightsError: the weights can't be had.
-    Source:   Szegedy et al., Rethinking the Inception architecture (2016); Heusel et al. (2017), for its use.
+    Args:
+        weights: "imagenet" (Keras's, 88 MB), "none", or the path of Keras's .h5 without top.
+
+    Returns:
+        A frozen network: floating [n, h, w, 1] in [0, 1] -> float32 [n, 2048]. 21,802,784
+        parameters.
+
+    Raises:
+        WeightsError: The weights can't be had.
+
+    Source:
+        Szegedy et al., Rethinking the Inception architecture (2016); Heusel et al. (2017), for its
+        use.
     """
     network = keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg")
     _check_keras_alone("inception", "Inception-v3", weights)
@@ -124,25 +189,42 @@ def inception(weights: str) -> keras.Model:
 def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
     """LPIPS's linear heads for AlexNet: how much each channel of each feature map counts.
 
-    Args:     weights: "none": 1 for all, which is LPIPS without calibration (the `lpips` package's lpips=False); or a path: .npz
-              of the converter.
-    Returns:  five float32 vectors of 64, 192, 384, 256 and 256 numbers.
-    Raises:   WeightsError: the file is missing, or holds no such heads.
-    Source:   Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric (2018).
+    Args:
+        weights: "none": 1 for all, which is LPIPS without calibration (the `lpips` package's
+            lpips=False); or a path: .npz of the converter.
+
+    Returns:
+        Five float32 vectors of 64, 192, 384, 256 and 256 numbers.
+
+    Raises:
+        WeightsError: The file is missing, or holds no such heads.
+
+    Source:
+        Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric (2018).
     """
     if weights == "none":
         return [np.ones(width, np.float32) for width in ALEXNET_WIDTHS]
     arrays = _read(Path(weights))
-    return [_fitting(arrays, f"lin{i}/kernel", (width,), weights) for i, width in enumerate(ALEXNET_WIDTHS)]
+    return [
+        _fitting(arrays, f"lin{i}/kernel", (width,), weights)
+        for i, width in enumerate(ALEXNET_WIDTHS)
+    ]
 
 
 def resnet50(weights: str) -> keras.Model:
     """Keras's ResNet-50 without top, on 255 * image less the mean colour, blue first; trainable.
 
-    Args:     weights: "imagenet" (94 MB), or the path of Keras's .h5 without top.
-    Returns:  float32 [n, h, w, 3] -> [n, h / 32, w / 32, 2048]. 23,587,712 parameters.
-    Raises:   WeightsError: the weights can't be had.
-    Source:   He et al., Deep residual learning for image recognition (2016).
+    Args:
+        weights: "imagenet" (94 MB), or the path of Keras's .h5 without top.
+
+    Returns:
+        float32 [n, h, w, 3] -> [n, h / 32, w / 32, 2048]. 23,587,712 parameters.
+
+    Raises:
+        WeightsError: The weights can't be had.
+
+    Source:
+        He et al., Deep residual learning for image recognition (2016).
     """
     network = keras.applications.ResNet50(weights=None, include_top=False)
     _check_keras_alone("resnet50", "ResNet-50", weights)
@@ -161,9 +243,15 @@ def resnet101(weights: str) -> keras.Model:
 def convert(source: Path, target: Path) -> str:
     """Turn a published file of PyTorch tensors into the .npz that is read here.
 
-    Args:     source: .pth or .safetensors; what it holds is found out by its tensors. target: .npz, replaced if it exists.
-    Returns:  what it was: "alexnet", "vgg19" or "LPIPS heads".
-    Raises:   WeightsError: PyTorch is missing, or the file holds none of them; nothing is written then.
+    Args:
+        source: .pth or .safetensors; what it holds is found out by its tensors.
+        target: .npz, replaced if it exists.
+
+    Returns:
+        What it was: "alexnet", "vgg19" or "LPIPS heads".
+
+    Raises:
+        WeightsError: PyTorch is missing, or the file holds none of them; nothing is written then.
     """
     if target.suffix != ".npz":
         raise WeightsError(f"{target}: the file to write must end in .npz")
@@ -173,50 +261,93 @@ def convert(source: Path, target: Path) -> str:
 
 
 def _grey(
-    name: str, network: keras.Model, scale: Sequence[float], offset: Sequence[float], outputs: Sequence[keras.KerasTensor], size: int = 0
+    name: str,
+    network: keras.Model,
+    scale: Sequence[float],
+    offset: Sequence[float],
+    outputs: Sequence[keras.KerasTensor],
+    size: int = 0,
 ) -> keras.Model:
-    """A frozen network of one channel in [0, 1] around one of three. size: rows and columns to resize to, if any."""
+    """A frozen network of one channel in [0, 1] around one of three. size: rows and columns to
+    resize to, if any.
+    """
     image = keras.Input((None, None, 1), dtype="float32", name="image")
-    x = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")(image) if size else image
+    x = (
+        keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")(image)
+        if size
+        else image
+    )
     x = keras.layers.Concatenate(dtype="float32")([x, x, x])
     x = keras.layers.Rescaling(list(scale), list(offset), dtype="float32")(x)
-    features = keras.Model(network.input, list(outputs))(x)  # of the network no more than these need
+    # of the network no more than these need
+    features = keras.Model(network.input, list(outputs))(x)
     to_float32 = keras.layers.Activation("linear", dtype="float32")
-    model = keras.Model(image, [to_float32(feature) for feature in (features if isinstance(features, list) else [features])], name=name)
+    model = keras.Model(
+        image,
+        [
+            to_float32(feature)
+            for feature in (features if isinstance(features, list) else [features])
+        ],
+        name=name,
+    )
     model.trainable = False
     return model
 
 
 def _check_keras_alone(name: str, title: str, weights: str) -> None:
     if Path(weights).suffix == ".npz":
-        raise WeightsError(f"{weights}: {title} is read from Keras's .h5 without top alone, {Path(PUBLISHED[name][0]).name}")
+        raise WeightsError(
+            f"{weights}: {title} is read from Keras's .h5 without top alone, "
+            f"{Path(PUBLISHED[name][0]).name}"
+        )
 
 
 def _fill(network: keras.Model, name: str, weights: str) -> Arrays:
-    """Give a network its weights. Returns what else is known of them: how the input is scaled, if it is not a .h5 file."""
+    """Give a network its weights.
+
+    Returns what else is known of them: how the input is scaled, if it is not a .h5 file.
+    """
     if weights == "none":
         _randomise(network)
         return _torchvision_input()
     path = _download(name) if weights == "imagenet" else Path(weights)
     if path.suffix == ".h5" and path.is_file():
         if name == "alexnet":
-            raise WeightsError(f"{path}: Keras has no AlexNet; python -m tfmammo.pretrained makes a .npz of torchvision's")
+            raise WeightsError(
+                f"{path}: Keras has no AlexNet; python -m tfmammo.pretrained makes a .npz of "
+                "torchvision's"
+            )
         _load_keras(network, path)
         return {}
     arrays = _translate(_tensors(path), path)[1] if weights == "imagenet" else _read(path)
     for layer in network.layers:
         if layer.weights:
-            layer.set_weights([_fitting(arrays, f"{layer.name}/{variable.name}", variable.shape, path) for variable in layer.weights])
-    return {key: _fitting(arrays, key, (3,), path) for key in _torchvision_input()} if name == "vgg19" else {}
+            layer.set_weights(
+                [
+                    _fitting(arrays, f"{layer.name}/{variable.name}", variable.shape, path)
+                    for variable in layer.weights
+                ]
+            )
+    return (
+        {key: _fitting(arrays, key, (3,), path) for key in _torchvision_input()}
+        if name == "vgg19"
+        else {}
+    )
 
 
 def _randomise(network: keras.Model, seed: int = 0) -> None:
-    """He's normal kernels and no biases, the same ones in every process; normalisations stay what they are at first, identities."""
+    """He's normal kernels and no biases, the same ones in every process; normalisations stay what
+    they are at first, identities.
+    """
     random = np.random.default_rng(seed)
     for layer in network.layers:
         if isinstance(layer, keras.layers.Conv2D):
-            kernel = random.standard_normal(layer.kernel.shape, np.float32) * np.sqrt(2 / np.prod(layer.kernel.shape[:-1]))
-            layer.set_weights([kernel, *(np.zeros(variable.shape, np.float32) for variable in layer.weights[1:])])
+            kernel = random.standard_normal(layer.kernel.shape, np.float32) * np.sqrt(
+                2 / np.prod(layer.kernel.shape[:-1])
+            )
+            layer.set_weights(
+                [kernel, *(np.zeros(variable.shape, np.float32) for variable in layer.weights[1:])]
+            )
 
 
 def _load_keras(network: keras.Model, path: Path) -> None:
@@ -224,26 +355,44 @@ def _load_keras(network: keras.Model, path: Path) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             network.load_weights(path)
-        reason = next((str(warning.message) for warning in caught if warning.category is UserWarning), "")
+        reason = next(
+            (str(warning.message) for warning in caught if warning.category is UserWarning), ""
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error)
     if reason:  # Keras only warns of layers that the file leaves random
-        raise WeightsError(f"{path}: holds no weights of Keras's {network.name} without top ({' '.join(reason.split())[:500]})")
+        raise WeightsError(
+            f"{path}: holds no weights of Keras's {network.name} without top "
+            f"({' '.join(reason.split())[:500]})"
+        )
 
 
 def _download(name: str) -> Path:
     """The published file, from Keras's cache or the network."""
     url, digest = PUBLISHED[name]
     try:
-        path = Path(keras.utils.get_file(Path(url).name, url, cache_subdir="models", file_hash=digest if len(digest) == 32 else None))
+        path = Path(
+            keras.utils.get_file(
+                Path(url).name,
+                url,
+                cache_subdir="models",
+                file_hash=digest if len(digest) == 32 else None,
+            )
+        )
     except Exception as error:  # Keras raises a bare Exception where a download fails
-        made = ", make a .npz of it with python -m tfmammo.pretrained" if url.endswith(".pth") else ""
+        made = (
+            ", make a .npz of it with python -m tfmammo.pretrained" if url.endswith(".pth") else ""
+        )
         raise WeightsError(
-            f"{name}: the ImageNet weights can't be downloaded ({_sentence(error)}); fetch {url} elsewhere{made} and set the key of "
+            f"{name}: the ImageNet weights can't be downloaded ({_sentence(error)}); fetch {url} "
+            f"elsewhere{made} and set the key of "
             "these weights to the file's path, or to none for random ones"
         ) from None
     if len(digest) < 32 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
-        raise WeightsError(f"{path}: is not the published file, its SHA-256 does not begin with {digest}; delete it to download it again")
+        raise WeightsError(
+            f"{path}: is not the published file, its SHA-256 does not begin with {digest}; delete "
+            "it to download it again"
+        )
     return path
 
 
@@ -253,22 +402,36 @@ def _read(path: Path) -> Arrays:
         raise WeightsError(f"weights: {path} is neither imagenet nor none nor a file")
     if path.suffix != ".npz":
         raise WeightsError(
-            f"{path}: weights are read from Keras's .h5, or .npz, which python -m tfmammo.pretrained makes of .pth or .safetensors"
+            f"{path}: weights are read from Keras's .h5, or .npz, which python -m "
+            "tfmammo.pretrained makes of .pth or .safetensors"
         )
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise WeightsError(f"{path}: can't be read as .npz ({_sentence(error)})") from None
 
 
-def _fitting(arrays: Mapping[str, NDArray], key: str, shape: Sequence[int], path: Path | str) -> NDArray[np.float32]:
+def _fitting(
+    arrays: Mapping[str, NDArray], key: str, shape: Sequence[int], path: Path | str
+) -> NDArray[np.float32]:
     if key not in arrays:
         raise WeightsError(f"{path}: {key} is missing")
     found = arrays[key]
     if found.shape != tuple(shape) or found.dtype.kind != "f" or not np.isfinite(found).all():
         wanted = "x".join(map(str, shape))
-        raise WeightsError(f"{path}: {key} must be {wanted} finite numbers, not {'x'.join(map(str, found.shape))} {found.dtype}")
+        raise WeightsError(
+            f"{path}: {key} must be {wanted} finite numbers, not "
+            f"{'x'.join(map(str, found.shape))} {found.dtype}"
+        )
     return found.astype(np.float32)
 
 
@@ -281,23 +444,39 @@ def _tensors(path: Path) -> Arrays:
     try:
         import torch
     except ImportError:
-        raise WeightsError(f"{path}: reading it needs PyTorch (pip install torch); the same tensors as .safetensors need nothing") from None
+        raise WeightsError(
+            f"{path}: reading it needs PyTorch (pip install torch); the same tensors as "
+            ".safetensors need nothing"
+        ) from None
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         return {key: tensor.numpy() for key, tensor in tensors.items()}
     except Exception as error:  # whatever a foreign file makes PyTorch raise
-        raise WeightsError(f"{path}: holds no PyTorch tensors by name ({_sentence(error)[:200]})") from None
+        raise WeightsError(
+            f"{path}: holds no PyTorch tensors by name ({_sentence(error)[:200]})"
+        ) from None
 
 
 def _safetensors(path: Path) -> Arrays:
-    """Eight bytes with the length of a JSON header (name -> dtype, shape, place), then the tensors."""
+    """Eight bytes with the length of a JSON header (name -> dtype, shape, place), then
+    the tensors.
+    """
     content = path.read_bytes()
     try:
         start = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:start])
-        facts = {key: (fact["dtype"], fact["shape"], fact["data_offsets"]) for key, fact in header.items() if key != "__metadata__"}
-        floats = [(key, shape, place) for key, (dtype, shape, place) in facts.items() if dtype == "F32"]
-        return {key: np.frombuffer(content[start + first : start + last], "<f4").reshape(shape) for key, shape, (first, last) in floats}
+        facts = {
+            key: (fact["dtype"], fact["shape"], fact["data_offsets"])
+            for key, fact in header.items()
+            if key != "__metadata__"
+        }
+        floats = [
+            (key, shape, place) for key, (dtype, shape, place) in facts.items() if dtype == "F32"
+        ]
+        return {
+            key: np.frombuffer(content[start + first : start + last], "<f4").reshape(shape)
+            for key, shape, (first, last) in floats
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: can't be read as .safetensors ({_sentence(error)})") from None
 
@@ -305,33 +484,58 @@ def _safetensors(path: Path) -> Arrays:
 def _translate(tensors: Arrays, path: Path) -> tuple[str, Arrays]:
     """PyTorch's names and orders -> ours: which network it is, and its arrays."""
     if "lin0.model.1.weight" in tensors:
-        heads = [_fitting(tensors, f"lin{i}.model.1.weight", (1, width, 1, 1), path) for i, width in enumerate(ALEXNET_WIDTHS)]
+        heads = [
+            _fitting(tensors, f"lin{i}.model.1.weight", (1, width, 1, 1), path)
+            for i, width in enumerate(ALEXNET_WIDTHS)
+        ]
         return "LPIPS heads", {f"lin{i}/kernel": head.reshape(-1) for i, head in enumerate(heads)}
     first = tensors.get("features.0.weight", np.empty(0)).shape
     if first == (64, 3, 11, 11):
-        return "alexnet", _convolutions(tensors, [f"conv{i + 1}" for i in range(5)], ALEXNET_INDICES, _alexnet_shapes(), path)
+        return "alexnet", _convolutions(
+            tensors, [f"conv{i + 1}" for i in range(5)], ALEXNET_INDICES, _alexnet_shapes(), path
+        )
     if first == (64, 3, 3, 3):
         widths = [64 * min(2 ** (int(name[5]) - 1), 8) for name in VGG19_LAYERS]
-        shapes = [(out, before, 3, 3) for out, before in zip(widths, [3, *widths[:-1]], strict=True)]
-        return "vgg19", _convolutions(tensors, VGG19_LAYERS, VGG19_INDICES, shapes, path) | _torchvision_input()
-    raise WeightsError(f"{path}: holds neither torchvision's AlexNet or VGG-19 nor LPIPS's heads for AlexNet")
+        shapes = [
+            (out, before, 3, 3) for out, before in zip(widths, [3, *widths[:-1]], strict=True)
+        ]
+        return "vgg19", _convolutions(
+            tensors, VGG19_LAYERS, VGG19_INDICES, shapes, path
+        ) | _torchvision_input()
+    raise WeightsError(
+        f"{path}: holds neither torchvision's AlexNet or VGG-19 nor LPIPS's heads for AlexNet"
+    )
 
 
 def _torchvision_input() -> Arrays:
     """(image - mean) / deviation as image * scale + offset."""
-    mean, deviation = np.array(MEAN, np.float32), np.array(DEVIATION, np.float32)
+    mean = np.array(MEAN, np.float32)
+    deviation = np.array(DEVIATION, np.float32)
     return {"input/scale": 1 / deviation, "input/offset": -mean / deviation}
 
 
 def _alexnet_shapes() -> list[tuple[int, ...]]:
-    return [(out, before, k, k) for out, before, k in zip(ALEXNET_WIDTHS, (3, *ALEXNET_WIDTHS[:-1]), (11, 5, 3, 3, 3), strict=True)]
+    return [
+        (out, before, k, k)
+        for out, before, k in zip(
+            ALEXNET_WIDTHS, (3, *ALEXNET_WIDTHS[:-1]), (11, 5, 3, 3, 3), strict=True
+        )
+    ]
 
 
-def _convolutions(tensors: Arrays, names: Sequence[str], indices: Sequence[int], shapes: Sequence[tuple[int, ...]], path: Path) -> Arrays:
+def _convolutions(
+    tensors: Arrays,
+    names: Sequence[str],
+    indices: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
+    path: Path,
+) -> Arrays:
     """[out, in, rows, cols] of PyTorch -> [rows, cols, in, out] of Keras, and the biases."""
     arrays = {}
     for name, index, shape in zip(names, indices, shapes, strict=True):
-        arrays[f"{name}/kernel"] = _fitting(tensors, f"features.{index}.weight", shape, path).transpose(2, 3, 1, 0)
+        arrays[f"{name}/kernel"] = _fitting(
+            tensors, f"features.{index}.weight", shape, path
+        ).transpose(2, 3, 1, 0)
         arrays[f"{name}/bias"] = _fitting(tensors, f"features.{index}.bias", shape[:1], path)
     return arrays
 
@@ -342,7 +546,11 @@ def _sentence(error: Exception) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert one file and say what it was."""
-    parser = cli.Parser(prog="python -m tfmammo.pretrained", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(
+        prog="python -m tfmammo.pretrained",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("source", type=Path, metavar="IN", help="a .pth or .safetensors file")
     parser.add_argument("target", type=Path, metavar="OUT.npz", help="what to write")
     chosen = parser.parse_args(arguments)

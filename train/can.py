@@ -1,4 +1,5 @@
-"""Train CAN: masks to mass images and mass images to masks, with one discriminator (see tfmammo/models/can.py).
+"""Train CAN: masks to mass images and mass images to masks, with one discriminator (see
+tfmammo/models/can.py).
 
 python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR
 """

@@ -1,6 +1,8 @@
-"""Train the classifier of patches, a lesion or none, on real and synthetic patches (see tfmammo/models/classifier.py).
+"""Train the classifier of patches, a lesion or none, on real and synthetic patches (see
+tfmammo/models/classifier.py).
 
-python train/classifier.py --config configs/classifier.yaml --set data.name=optimam data.root=DIR model.share=0.5 model.synthetic=DIR
+python train/classifier.py --config configs/classifier.yaml --set data.name=optimam data.root=DIR
+model.share=0.5 model.synthetic=DIR
 """
 
 from tfmammo import cli, datasets

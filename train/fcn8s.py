@@ -1,4 +1,5 @@
-"""Train FCN-8s: images to mass masks, one of CAN's segmentation baselines (see tfmammo/baselines/fcn8s.py).
+"""Train FCN-8s: images to mass masks, one of CAN's segmentation baselines (see
+tfmammo/baselines/fcn8s.py).
 
 python train/fcn8s.py --config configs/fcn8s.yaml --set data.name=inbreast data.root=DIR
 """

@@ -1,6 +1,8 @@
-"""Train the infilling GAN: tissue, mask and margin to a mass patch (see tfmammo/models/infilling.py).
+"""Train the infilling GAN: tissue, mask and margin to a mass patch (see
+tfmammo/models/infilling.py).
 
-python train/infilling.py --config configs/infilling.yaml --set data.name=ddsm data.root=DIR model.weights=FILE
+python train/infilling.py --config configs/infilling.yaml --set data.name=ddsm data.root=DIR
+model.weights=FILE
 """
 
 import numpy as np
@@ -27,16 +29,25 @@ def main() -> None:
     def judge(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
         return validate(functions, held_out, experiment.model.margin)
 
-    metrics = loop.fit(lambda: Infilling(experiment.model, experiment.data.size), experiment, train, held_out, output, judge)
+    metrics = loop.fit(
+        lambda: Infilling(experiment.model, experiment.data.size),
+        experiment,
+        train,
+        held_out,
+        output,
+        judge,
+    )
     script.summary(experiment, metrics, held_out, output)
 
 
 def validate(functions: loop.Functions, held_out: Patches, margin: int | None) -> dict[str, float]:
     """How near G's images come to the real ones, the noise of every patch being the same each time.
 
-    Returns:  "ssim" and "l1" inside mask and margin, where G has to invent; then of the whole patch.
+    Returns:
+        "ssim" and "l1" inside mask and margin, where G has to invent; then of the whole patch.
     """
-    images, masks = held_out.images, held_out.masks.astype(np.float32)
+    images = held_out.images
+    masks = held_out.masks.astype(np.float32)
     noise = uniform_noise(patch_seeds(images, 0), images.shape[1])
     labels = tri_label(images, masks, noise, MARGIN).numpy()
     region = labels[..., 1:].max(axis=-1, keepdims=True)

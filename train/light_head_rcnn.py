@@ -1,6 +1,7 @@
 """Train Light-Head R-CNN: whole mammograms to boxes (see tfmammo/detection/light_head_rcnn.py).
 
-python train/light_head_rcnn.py --config configs/light_head_rcnn.yaml --set data.name=ddsm data.root=DIR
+python train/light_head_rcnn.py --config configs/light_head_rcnn.yaml --set data.name=ddsm
+data.root=DIR
 """
 
 from functools import partial
@@ -20,10 +21,15 @@ def main() -> None:
     script.prepare(experiment.training)
     refuse_unused_size(chosen.set, experiment.data)
     light_head_rcnn.check(experiment)
-    output, data = chosen.output or script.default_output(experiment), experiment.data
-    train, held_out = datasets.datasets(data, output, partial(make_whole, normal=experiment.model.normal))
+    output = chosen.output or script.default_output(experiment)
+    data = experiment.data
+    train, held_out = datasets.datasets(
+        data, output, partial(make_whole, normal=experiment.model.normal)
+    )
     build = partial(light_head_rcnn.LightHeadRCNN, experiment.model, data.shape, len(data.kinds))
-    metrics = loop.fit(build, experiment, train, held_out, output, validate, write=light_head_rcnn.write)
+    metrics = loop.fit(
+        build, experiment, train, held_out, output, validate, write=light_head_rcnn.write
+    )
     script.summary(experiment, metrics, held_out, output)
 
 

@@ -34,7 +34,9 @@ SAMPLES = 128  # masks that a validation draws
 
 
 def main() -> None:
-    """Read the config, split the masks by patient, train, export with the limits of plausibility."""
+    """Read the config, split the masks by patient, train, export with the limits of
+    plausibility.
+    """
     chosen = cli.arguments(__doc__).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, MaskGANConfig)
     script.prepare(experiment.training)
@@ -43,7 +45,9 @@ def main() -> None:
     limits = fit_plausibility(train.masks)
     room = partial(MaskGAN, experiment.model, experiment.data.size, train.masks)
     judge = partial(validate, references=train.masks, limits=limits)
-    metrics = loop.fit(room, experiment, train, held_out, output, judge, write=partial(write, limits=limits))
+    metrics = loop.fit(
+        room, experiment, train, held_out, output, judge, write=partial(write, limits=limits)
+    )
     script.summary(experiment, metrics, held_out, output)
 
 
@@ -54,13 +58,17 @@ def alone(patches: Patches | Records) -> Patches:
     return replace(loaded, masks=masks, images=masks.astype(np.float32))
 
 
-def validate(functions: loop.Functions, held_out: Patches, references: np.ndarray, limits: Plausibility) -> dict[str, float]:
+def validate(
+    functions: loop.Functions, held_out: Patches, references: np.ndarray, limits: Plausibility
+) -> dict[str, float]:
     """How good, how varied and how new masks of fixed noise are, cleaned.
 
-    Returns:  "coverage": the mean Dice of a held-out mask with the generated one most like it, by which the best checkpoint
-              is chosen: noise, copies of one mask and masks of another kind all lower it. "plausible": the share that
-              `plausible` accepts. "diversity": of generated masks, "diversity_real" of held-out ones. "novelty": the mean
-              distance to the nearest training mask, "novelty_smallest" the least, "novelty_real" that of held-out masks.
+    Returns:
+        "coverage": the mean Dice of a held-out mask with the generated one most like it, by which
+        the best checkpoint is chosen: noise, copies of one mask and masks of another kind all lower
+        it. "plausible": the share that `plausible` accepts. "diversity": of generated masks,
+        "diversity_real" of held-out ones. "novelty": the mean distance to the nearest training
+        mask, "novelty_smallest" the least, "novelty_real" that of held-out masks.
     """
     function = functions["generator"]
     noise = latent(SAMPLES, function.input_signature[0].shape[1])

@@ -1,4 +1,5 @@
-"""Train SegNet: images to mass masks, one of CAN's segmentation baselines (see tfmammo/baselines/segnet.py).
+"""Train SegNet: images to mass masks, one of CAN's segmentation baselines (see
+tfmammo/baselines/segnet.py).
 
 python train/segnet.py --config configs/segnet.yaml --set data.name=inbreast data.root=DIR
 """

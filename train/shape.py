@@ -1,4 +1,5 @@
-"""Train the shape CNN: the mask of a mass to irregular, lobular, oval or round (see tfmammo/models/shape.py).
+"""Train the shape CNN: the mask of a mass to irregular, lobular, oval or round (see
+tfmammo/models/shape.py).
 
 python train/shape.py --config configs/shape.yaml --set data.name=ddsm data.root=DIR data.fold=0
 """
@@ -30,8 +31,12 @@ def main() -> None:
 
 
 def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
-    """Held-out accuracy, and the mean area under the ROC curves of each shape against the others, where there are others."""
-    probabilities = export.predict(functions["classifier"], "mask", held_out.masks.astype(np.float32), batch=64)["shapes"]
+    """Held-out accuracy, and the mean area under the ROC curves of each shape against the others,
+    where there are others.
+    """
+    probabilities = export.predict(
+        functions["classifier"], "mask", held_out.masks.astype(np.float32), batch=64
+    )["shapes"]
     areas = one_versus_rest(held_out.labels, probabilities)
     found = {"accuracy": float(np.mean(probabilities.argmax(axis=1) == held_out.labels))}
     return found | ({} if np.isnan(areas).all() else {"auc": float(np.nanmean(areas))})

@@ -1,4 +1,5 @@
-"""Train U-Net: images to mass masks, one of CAN's segmentation baselines (see tfmammo/baselines/unet.py).
+"""Train U-Net: images to mass masks, one of CAN's segmentation baselines (see
+tfmammo/baselines/unet.py).
 
 python train/unet.py --config configs/unet.yaml --set data.name=inbreast data.root=DIR
 """

@@ -23,11 +23,22 @@ def main() -> None:
     train, held_out = datasets.datasets(datasets.archive_split(experiment.data, output), output)
 
     def judge(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
-        """How near a set of generated patches comes to the held-out ones: minus their sliced Wasserstein distance."""
-        made = export.predict(functions["generator"], "noise", latent(len(held_out), experiment.model.z))["image"]
+        """How near a set of generated patches comes to the held-out ones: minus their sliced
+        Wasserstein distance.
+        """
+        made = export.predict(
+            functions["generator"], "noise", latent(len(held_out), experiment.model.z)
+        )["image"]
         return {"likeness": -sliced_wasserstein(held_out.images, np.clip(made, 0, 1))}
 
-    metrics = loop.fit(lambda: VanillaGAN(experiment.model, experiment.data.size), experiment, train, held_out, output, judge)
+    metrics = loop.fit(
+        lambda: VanillaGAN(experiment.model, experiment.data.size),
+        experiment,
+        train,
+        held_out,
+        output,
+        judge,
+    )
     script.summary(experiment, metrics, held_out, output)
 
 

@@ -1,6 +1,8 @@
-"""cGAN in PyTorch, for benchmarks/step.py: the same networks, losses and updates as tfmammo.models.cgan, from the same weights.
+"""cGAN in PyTorch, for benchmarks/step.py: the same networks, losses and updates as
+tfmammo.models.cgan, from the same weights.
 
-Both losses are of one forward pass, in which D sees real and fake pairs apart, because its batch normalisation does.
+Both losses are of one forward pass, in which D sees real and fake pairs apart, because its batch
+normalisation does.
 """
 
 from __future__ import annotations
@@ -16,18 +18,25 @@ from torch.nn.functional import softplus
 
 
 class Room:
-    """One step of both networks. config: of ours, its `adversarial`, `content` and `normalization` as printed. size: patch rows and
-    columns, px. fused: Adam's kernel. precision: float32, or bfloat16 by autocast.
+    """One step of both networks. config: of ours, its `adversarial`, `content` and `normalization`
+    as printed. size: patch rows and columns, px. fused: Adam's kernel. precision: float32, or
+    bfloat16 by autocast.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
         norm = partial(nn.BatchNorm2d, eps=EPSILON, momentum=1 - config["momentum"])
-        self.generator = UNet(config["filters"], config["dropout"], biases=True, norm=norm, activation=torch.sigmoid)
-        strided, filters = config["discriminator_strided"], config["discriminator_filters"]
+        self.generator = UNet(
+            config["filters"], config["dropout"], biases=True, norm=norm, activation=torch.sigmoid
+        )
+        strided = config["discriminator_strided"]
+        filters = config["discriminator_filters"]
         self.discriminator = Discriminator(strided, filters, biases=True, norm=norm)
-        self.weight, self.precision = config["lambda_content"], precision
+        self.weight = config["lambda_content"]
+        self.precision = precision
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
-        self.optimizers = {name: adam(network, config, fused) for name, network in self.networks.items()}
+        self.optimizers = {
+            name: adam(network, config, fused) for name, network in self.networks.items()
+        }
 
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
         """Take ours over: each network's trainable variables in their order."""
@@ -35,22 +44,33 @@ class Room:
             take(network, weights[name])
 
     def losses(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Each network's loss. Args: [batch, 1, rows, cols] in [0, 1]."""
+        """Each network's loss.
+
+        [batch, 1, rows, cols] in [0, 1].
+        """
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
             fake_mask = self.generator(image)
-            real, fake = self.discriminator(image, mask), self.discriminator(image, fake_mask)
+            real = self.discriminator(image, mask)
+            fake = self.discriminator(image, fake_mask)
         return {
-            "generator": self.weight * dice_loss(mask, fake_mask) + softplus(-fake).mean(),  # softplus(-l) = -log sigmoid(l)
+            # softplus(-l) = -log sigmoid(l)
+            "generator": self.weight * dice_loss(mask, fake_mask) + softplus(-fake).mean(),
             "discriminator": softplus(-real).mean() + softplus(fake).mean(),
         }
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Losses, then both updates. Args: batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1]."""
+        """Losses, then both updates.
+
+        Args:
+            batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1].
+        """
         return update(self.losses(batch["image"], batch["mask"]), self.networks, self.optimizers)
 
 
 def dice_loss(target: Tensor, output: Tensor, smooth: float = 1.0) -> Tensor:
     """1 - Dice of soft masks, of each sample and then their mean."""
-    target, output = target.flatten(1), output.flatten(1)
-    both, total = (target * output).sum(1), target.sum(1) + output.sum(1)
+    target = target.flatten(1)
+    output = output.flatten(1)
+    both = (target * output).sum(1)
+    total = target.sum(1) + output.sum(1)
     return (1 - (2 * both + smooth) / (total + smooth)).mean()

@@ -1,16 +1,23 @@
-"""The contextual GAN in PyTorch, for benchmarks/step.py: networks, losses and updates of tfmammo.models.contextual, from its weights.
+"""The contextual GAN in PyTorch, for benchmarks/step.py: networks, losses and updates of
+tfmammo.models.contextual, from its weights.
 
-`Room.load` takes under "generator", "discriminator" and "average" our trainable variables in their order, under "generator/state" ...
-the non-trainable ones in theirs: the step, then u of each normalised kernel. `Room.train_step` takes "image", float32 [n, 1, rows, cols]
-in [0, 1], and "label", integer [n]. It draws random numbers unless all of them are there: "noise", [1 + G's updates, sources, blocks] in
-[-1, 1]; "alpha", [reals]; "uniform", [reals, 1, rows, cols]. Ours draws them in step s (`generator.steps`) for use u as
-tf.random.stateless_uniform(shape, tf.constant([s, u], tf.int64)): noise is 2 x - 1 of uses 0, 3 (, 4), the first for D's update; alpha
-is use 1; uniform is use 2 in [reals, rows, cols, 1]. Reals are malignant (0), sources normal (2), for removal the other way round.
+`Room.load` takes under "generator", "discriminator" and "average" our trainable variables in their
+order, under "generator/state" ... the non-trainable ones in theirs: the step, then u of each
+normalised kernel. `Room.train_step` takes "image", float32 [n, 1, rows, cols] in [0, 1], and
+"label", integer [n]. It draws random numbers unless all of them are there: "noise", [1 + G's
+updates, sources, blocks] in [-1, 1]; "alpha", [reals]; "uniform", [reals, 1, rows, cols]. Ours
+draws them in step s (`generator.steps`) for use u as tf.random.stateless_uniform(shape,
+tf.constant([s, u], tf.int64)): noise is 2 x - 1 of uses 0, 3 (, 4), the first for D's update; alpha
+is use 1; uniform is use 2 in [reals, rows, cols, 1]. Reals are malignant (0), sources normal (2),
+for removal the other way round.
 
-- TensorFlow pads a convolution of stride 2 behind its map, PyTorch before it. So all of it is turned by 180 degrees here, patches by
+- TensorFlow pads a convolution of stride 2 behind its map, PyTorch before it. So all of it is
+  turned by 180 degrees here, patches by
   `train_step`, kernels by `load`: the answers are the same, and no map is padded twice.
-- torch's own spectral_norm iterates in every call; ours once a step. D's two calls of its own update share a kernel (`cached`).
-- torch.compile has no second derivative: the penalty goes past a compiled D (`forward`). D meets two batch sizes: compile(dynamic=False).
+- torch's own spectral_norm iterates in every call; ours once a step. D's two calls of its own
+  update share a kernel (`cached`).
+- torch.compile has no second derivative: the penalty goes past a compiled D (`forward`). D meets
+  two batch sizes: compile(dynamic=False).
 - Adam's epsilon stands beside sqrt(v / (1 - beta_2^t)) here, in ours beside sqrt(v).
 """
 
@@ -23,7 +30,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, leaky_relu, log_softmax, max_pool2d, normalize, pad, relu
+from torch.nn.functional import (
+    avg_pool2d,
+    interpolate,
+    leaky_relu,
+    log_softmax,
+    max_pool2d,
+    normalize,
+    pad,
+    relu,
+)
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -60,11 +76,16 @@ class SelfAttention(nn.Module):
         super().__init__()
         inner = max(1, channels // 8)
         self.gamma = nn.Parameter(torch.zeros(()))
-        self.f, self.g, self.h = (convolution(channels, inner, 1, spectral=spectral, bias=False) for _ in range(3))
+        self.f, self.g, self.h = (
+            convolution(channels, inner, 1, spectral=spectral, bias=False) for _ in range(3)
+        )
         self.v = convolution(inner, channels, 1, spectral=spectral, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, channels, rows, cols] -> the same, in float32. Written out, as fused attention has no second derivative."""
+        """[n, channels, rows, cols] -> the same, in float32.
+
+        Written out, as fused attention has no second derivative.
+        """
         with torch.autocast("cpu", enabled=False):
             wide = x.float()
             f, g, h = (layer(wide).flatten(2) for layer in (self.f, self.g, self.h))
@@ -74,27 +95,49 @@ class SelfAttention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """What G and D share; layers are made in the order of ours. pooling: D's, which sees no random numbers either."""
+    """What G and D share; layers are made in the order of ours. pooling: D's, which sees no random
+    numbers either.
+    """
 
-    def __init__(self, config: dict[str, Any], size: int, *, factor: int, outputs: int, pooling: bool, spectral: bool) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        size: int,
+        *,
+        factor: int,
+        outputs: int,
+        pooling: bool,
+        spectral: bool,
+    ) -> None:
         super().__init__()
-        self.config, self.pooling, self.spectral = config, pooling, spectral
-        self.levels, self.grown = size.bit_length() - 3, size > config["start"]
+        self.config = config
+        self.pooling = pooling
+        self.spectral = spectral
+        self.levels = size.bit_length() - 3
+        self.grown = size > config["start"]
         self.widths = [factor * width for width in reversed(config["filters"])][: self.levels + 1]
         more, stride = (0, 1) if pooling else (1, 2)
         pairs = list(zip([*self.widths[1:], 1], self.widths, strict=True))[: self.levels]
-        self.downs = nn.ModuleList(convolution(a + more, b, stride=stride, spectral=spectral) for a, b in pairs)
+        self.downs = nn.ModuleList(
+            convolution(a + more, b, stride=stride, spectral=spectral) for a, b in pairs
+        )
         self.attention = self.attending(self.widths) if config["attention"] else None
         self.centre = convolution(self.widths[0], outputs, INNERMOST, spectral=spectral)
         whole = self.levels == len(config["filters"])
         self.from_image = None if whole else convolution(1, self.widths[-1], 1, spectral=spectral)
-        self.old_from_image = convolution(1, self.widths[self.levels - 1], 1, spectral=spectral) if self.grown else None
+        self.old_from_image = (
+            convolution(1, self.widths[self.levels - 1], 1, spectral=spectral)
+            if self.grown
+            else None
+        )
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def attending(self, widths: list[int]) -> SelfAttention:
         """Attention at its map. widths: of the maps, innermost first."""
-        return SelfAttention(widths[(self.config["attention"] // INNERMOST).bit_length() - 1], self.spectral)
+        return SelfAttention(
+            widths[(self.config["attention"] // INNERMOST).bit_length() - 1], self.spectral
+        )
 
     def blend(self, old: Tensor, new: Tensor) -> Tensor:
         """(1 - alpha) * old + alpha * new, which a stage's steps fade in."""
@@ -111,7 +154,11 @@ class Encoder(nn.Module):
             x = max_pool2d(x, 2) if self.pooling else x
             if level == self.levels - 1 and self.old_from_image is not None:
                 x = self.blend(leaky_relu(self.old_from_image(avg_pool2d(image, 2)), 0.2), x)
-            x = self.attention(x) if self.attention is not None and x.shape[2] == self.config["attention"] else x
+            x = (
+                self.attention(x)
+                if self.attention is not None and x.shape[2] == self.config["attention"]
+                else x
+            )
             maps.insert(0, x)
         return maps, self.centre(x)
 
@@ -120,14 +167,26 @@ class Generator(Encoder):
     """See tfmammo.models.contextual.Generator."""
 
     def __init__(self, config: dict[str, Any], size: int) -> None:
-        spectral, embedding = config["spectral"] == "both", config["embedding"]
-        super().__init__(config, size, factor=1, outputs=embedding, pooling=False, spectral=spectral)
+        spectral = config["spectral"] == "both"
+        embedding = config["embedding"]
+        super().__init__(
+            config, size, factor=1, outputs=embedding, pooling=False, spectral=spectral
+        )
         widths = [*self.widths, self.widths[-1]][1 : self.levels + 1]
         befores = [embedding, *widths[:-1]]
         entering = [before + skip + 1 for before, skip in zip(befores, self.widths, strict=False)]
-        pairs = ([(inputs, width), (width, width)] for inputs, width in zip(entering, widths, strict=True))
-        self.ups = nn.ModuleList(nn.ModuleList(convolution(a, b, spectral=spectral) for a, b in pair) for pair in pairs)
-        self.decoder_attention = self.attending(befores) if config["attention"] and config["attention_in_decoder"] else None
+        pairs = (
+            [(inputs, width), (width, width)]
+            for inputs, width in zip(entering, widths, strict=True)
+        )
+        self.ups = nn.ModuleList(
+            nn.ModuleList(convolution(a, b, spectral=spectral) for a, b in pair) for pair in pairs
+        )
+        self.decoder_attention = (
+            self.attending(befores)
+            if config["attention"] and config["attention_in_decoder"]
+            else None
+        )
         self.to_lesion = nn.Conv2d(widths[-1], 1, 1)
         self.old_to_lesion = nn.Conv2d(befores[-1], 1, 1) if self.grown else None
 
@@ -151,7 +210,8 @@ class Generator(Encoder):
 
     def cropped(self, lesion: Tensor) -> Tensor:
         """The border set to 0, the rest clipped to [-1, 1]."""
-        border, end = self.config["border"], lesion.shape[2] - self.config["border"]
+        border = self.config["border"]
+        end = lesion.shape[2] - self.config["border"]
         return pad(lesion[..., border:end, border:end].clamp(-1, 1), [border] * 4)
 
 
@@ -159,7 +219,14 @@ class Discriminator(Encoder):
     """See tfmammo.models.contextual.Discriminator."""
 
     def __init__(self, config: dict[str, Any], size: int) -> None:
-        super().__init__(config, size, factor=config["discriminator_factor"], outputs=4, pooling=True, spectral=True)
+        super().__init__(
+            config,
+            size,
+            factor=config["discriminator_factor"],
+            outputs=4,
+            pooling=True,
+            spectral=True,
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits, float32 [n, 4]."""
@@ -167,23 +234,45 @@ class Discriminator(Encoder):
 
 
 class Room(nn.Module):
-    """One training step. config: of ours. size: px. fused: Adam's kernel. precision: float32 or bfloat16 (autocast)."""
+    """One training step. config: of ours. size: px. fused: Adam's kernel. precision: float32 or
+    bfloat16 (autocast).
+    """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
         super().__init__()
-        self.config, self.mixed = config, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
-        self.generator, self.discriminator = Generator(config, size), Discriminator(config, size)
+        self.config = config
+        self.mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+        self.generator = Generator(config, size)
+        self.discriminator = Discriminator(config, size)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.networks = {"generator": self.generator, "discriminator": self.discriminator, "average": self.average}
+        self.networks = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "average": self.average,
+        }
         self.updates = config["generator_updates"] or (2 if config["target"] == "mass" else 1)
-        self.labels = (2, 0) if config["target"] == "removal" else (0, 2)  # of real and source patches; 1: benign
-        options = {"lr": config["learning_rate"], "betas": (config["beta_1"], config["beta_2"]), "eps": config["epsilon"], "fused": fused}
-        self.optimizers = {name: torch.optim.Adam(self.networks[name].parameters(), **options) for name in list(self.networks)[:2]}
+        # of real and source patches; 1: benign
+        self.labels = (2, 0) if config["target"] == "removal" else (0, 2)
+        options = {
+            "lr": config["learning_rate"],
+            "betas": (config["beta_1"], config["beta_2"]),
+            "eps": config["epsilon"],
+            "fused": fused,
+        }
+        self.optimizers = {
+            name: torch.optim.Adam(self.networks[name].parameters(), **options)
+            for name in list(self.networks)[:2]
+        }
         self.follow = get_ema_multi_avg_fn(config["ema"])
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """D, G, the running average; see the module for the batch. Returns: what ours returns."""
-        image, label = batch["image"].flip(2, 3) * 2 - 1, batch["label"]
+        """D, G, the running average; see the module for the batch.
+
+        Returns:
+            What ours returns.
+        """
+        image = batch["image"].flip(2, 3) * 2 - 1
+        label = batch["label"]
         real, source, benign = (image[label == index] for index in (*self.labels, 1))
         noise, alpha, uniform = self.numbers(batch, real, len(source))
         for layer in normalized(self.generator, self.discriminator):
@@ -196,10 +285,18 @@ class Room(nn.Module):
             generator_loss, p_fake = self.deceive(source, numbers)
             self.minimize(generator_loss, "generator")
         self.average_follows()
-        values = {"generator_loss": generator_loss, "discriminator_loss": loss, "penalty": penalty, "p_real": p_real, "p_fake": p_fake}
+        values = {
+            "generator_loss": generator_loss,
+            "discriminator_loss": loss,
+            "penalty": penalty,
+            "p_real": p_real,
+            "p_fake": p_fake,
+        }
         return {name: float(value.detach()) for name, value in values.items()}
 
-    def numbers(self, batch: dict[str, Tensor], real: Tensor, sources: int) -> tuple[Tensor, Tensor, Tensor]:
+    def numbers(
+        self, batch: dict[str, Tensor], real: Tensor, sources: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The step's random numbers: the batch's, or drawn here."""
         if "noise" in batch:
             return batch["noise"], batch["alpha"], batch["uniform"].flip(2, 3)
@@ -217,13 +314,21 @@ class Room(nn.Module):
             with self.mixed:
                 logits = self.discriminator(torch.cat(parts)).split([len(part) for part in parts])
             penalty = self.penalty(perturbed) if self.config["lambda_penalty"] else torch.zeros(())
-        real, fake, benign, source = (cross_entropy(part, index) for index, part in enumerate(logits))
-        return real + fake + self.config["other_weight"] * (benign + source) + penalty, penalty, logits[0].softmax(1)[:, 0].mean()
+        real, fake, benign, source = (
+            cross_entropy(part, index) for index, part in enumerate(logits)
+        )
+        return (
+            real + fake + self.config["other_weight"] * (benign + source) + penalty,
+            penalty,
+            logits[0].softmax(1)[:, 0].mean(),
+        )
 
     def penalty(self, image: Tensor) -> Tensor:
         """lambda * E[(|grad log p(real) / p(fake)| - k)^2], in float32."""
         logits = self.discriminator.forward(image.requires_grad_())
-        (gradient,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), image, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            (logits[:, 0] - logits[:, 1]).sum(), image, create_graph=True
+        )
         norm = (gradient.square().sum((1, 2, 3)) + TINY).sqrt()
         return self.config["lambda_penalty"] * (norm - self.config["k"]).square().mean()
 
@@ -256,16 +361,32 @@ class Room(nn.Module):
         """Take ours over; see the module."""
         for name, network in self.networks.items():
             states = [network.steps, *(layer[0].u for layer in normalized(network))]
-            for tensor, value in zip([*ordered(network), *states], [*weights[name], *weights[f"{name}/state"]], strict=True):
+            for tensor, value in zip(
+                [*ordered(network), *states],
+                [*weights[name], *weights[f"{name}/state"]],
+                strict=True,
+            ):
                 turned = value.transpose(3, 2, 0, 1)[:, :, ::-1, ::-1] if value.ndim == 4 else value
                 assert tuple(turned.shape) == tuple(tensor.shape), (name, value.shape, tensor.shape)
                 tensor.copy_(torch.from_numpy(np.array(turned)))
 
 
-def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, spectral: bool = False, bias: bool = True) -> nn.Module:
+def convolution(
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    stride: int = 1,
+    *,
+    spectral: bool = False,
+    bias: bool = True,
+) -> nn.Module:
     """With padding where the kernel is 3 x 3."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, int(kernel == 3), bias=bias)
-    return parametrize.register_parametrization(layer, "weight", Normalized(outputs)) if spectral else layer
+    return (
+        parametrize.register_parametrization(layer, "weight", Normalized(outputs))
+        if spectral
+        else layer
+    )
 
 
 def ordered(network: nn.Module) -> Iterator[Tensor]:
@@ -274,24 +395,39 @@ def ordered(network: nn.Module) -> Iterator[Tensor]:
         if isinstance(layer, SelfAttention):
             yield layer.gamma
         if isinstance(layer, nn.Conv2d):
-            yield layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight  # type: ignore
+            yield (
+                layer.parametrizations.weight.original
+                if parametrize.is_parametrized(layer)
+                else layer.weight
+            )  # type: ignore
             if layer.bias is not None:
                 yield layer.bias
 
 
 def normalized(*networks: nn.Module) -> list[Any]:
     """Their kernels with a norm: each has an `original`, and Normalized as its first."""
-    return [layer for network in networks for layer in network.modules() if isinstance(layer, parametrize.ParametrizationList)]
+    return [
+        layer
+        for network in networks
+        for layer in network.modules()
+        if isinstance(layer, parametrize.ParametrizationList)
+    ]
 
 
 def with_scalar(maps: list[Tensor], scalars: Tensor) -> Tensor:
     """The maps, and one more channel of a random number."""
-    return torch.cat([*maps, scalars.to(maps[0].dtype).view(-1, 1, 1, 1).expand_as(maps[0][:, :1])], 1)
+    return torch.cat(
+        [*maps, scalars.to(maps[0].dtype).view(-1, 1, 1, 1).expand_as(maps[0][:, :1])], 1
+    )
 
 
 def matrix(kernel: Tensor) -> Tensor:
     """[outputs, all else], the latter in the order of memory, so that nothing is copied."""
-    return (kernel.permute(0, 2, 3, 1) if kernel.is_contiguous(memory_format=torch.channels_last) else kernel).flatten(1)
+    return (
+        kernel.permute(0, 2, 3, 1)
+        if kernel.is_contiguous(memory_format=torch.channels_last)
+        else kernel
+    ).flatten(1)
 
 
 def cross_entropy(logits: Tensor, index: int) -> Tensor:

@@ -1,6 +1,8 @@
-"""Infilling in PyTorch, for benchmarks/step.py: the same networks, losses and updates as tfmammo.models.infilling, from the same weights.
+"""Infilling in PyTorch, for benchmarks/step.py: the same networks, losses and updates as
+tfmammo.models.infilling, from the same weights.
 
-Both losses are of one forward pass. VGG-19 is frozen, and what it makes of the real image needs no gradient.
+Both losses are of one forward pass. VGG-19 is frozen, and what it makes of the real image needs no
+gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, relu
 BLOCKS = (2, 2, 4, 4, 2)  # VGG-19's convolutions up to conv5_2
 TAPS = {"blocks": (1, 3, 5, 9, 13), "first": (0, 1, 2, 3, 4)}
 CHEN_KOLTUN = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, which go with random weights too
+# torchvision's, which go with random weights too
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
 FULL = 256
 
 
@@ -34,38 +38,60 @@ class CRN(nn.Module):
         )
         normed = normalization == "layer"
         self.norms = nn.ModuleList(
-            nn.ModuleList(nn.GroupNorm(1, width, EPSILON) if normed else nn.Identity() for _ in range(2)) for width in widths
+            nn.ModuleList(
+                nn.GroupNorm(1, width, EPSILON) if normed else nn.Identity() for _ in range(2)
+            )
+            for width in widths
         )
         self.head = nn.Conv2d(widths[-1], 1, 1)
 
     def forward(self, label: Tensor) -> Tensor:
         """[batch, channels, rows, cols] -> [batch, 1, rows, cols] in [-1, 1]."""
         x = None
-        for factor, convolutions, norms in zip(self.factors, self.convolutions, self.norms, strict=True):
+        for factor, convolutions, norms in zip(
+            self.factors, self.convolutions, self.norms, strict=True
+        ):
             small = avg_pool2d(label, factor) if factor > 1 else label
-            x = small if x is None else torch.cat([small, interpolate(x, scale_factor=2, mode="bilinear")], 1)
+            x = (
+                small
+                if x is None
+                else torch.cat([small, interpolate(x, scale_factor=2, mode="bilinear")], 1)
+            )
             for convolution, norm in zip(convolutions, norms, strict=True):  # type: ignore[call-overload]
                 x = relu(norm(convolution(x)))
         return torch.tanh(self.head(x).float())
 
 
 class Trunk(nn.Module):
-    """VGG-19's feature maps of a grey image, frozen; see tfmammo.pretrained.vgg19. taps: which convolutions', behind their ReLU."""
+    """VGG-19's feature maps of a grey image, frozen; see tfmammo.pretrained.vgg19. taps: which
+    convolutions', behind their ReLU.
+    """
 
     def __init__(self, taps: Sequence[int]) -> None:
         super().__init__()
-        blocks = [block for block, depth in enumerate(BLOCKS) for _ in range(depth)][: max(taps) + 1]
+        blocks = [block for block, depth in enumerate(BLOCKS) for _ in range(depth)][
+            : max(taps) + 1
+        ]
         widths = [3, *(64 * min(2**block, 8) for block in blocks)]
-        self.convolutions = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 3, padding=1) for i in range(len(blocks)))
-        self.taps, self.pooled = frozenset(taps), [i > 0 and blocks[i] > blocks[i - 1] for i in range(len(blocks))]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(widths[i], widths[i + 1], 3, padding=1) for i in range(len(blocks))
+        )
+        self.taps = frozenset(taps)
+        self.pooled = [i > 0 and blocks[i] > blocks[i - 1] for i in range(len(blocks))]
         self.register_buffer("mean", torch.tensor(MEAN).reshape(1, 3, 1, 1))
         self.register_buffer("deviation", torch.tensor(DEVIATION).reshape(1, 3, 1, 1))
         self.grey_scale = float(np.mean(1 / np.array(DEVIATION, np.float32)))
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """phi_0 to phi_5. Args: image: [batch, 1, rows, cols] in [0, 1]."""
-        found, x = [image], (image - self.mean) / self.deviation  # type: ignore[operator]
+        """phi_0 to phi_5.
+
+        Args:
+            image: [batch, 1, rows, cols] in [0, 1].
+        """
+        # type: ignore[operator]
+        found = [image]
+        x = (image - self.mean) / self.deviation
         for i, (convolution, pooled) in enumerate(zip(self.convolutions, self.pooled, strict=True)):
             x = relu(convolution(max_pool2d(x, 2) if pooled else x))
             if i in self.taps:
@@ -74,49 +100,81 @@ class Trunk(nn.Module):
 
 
 class Room:
-    """One step of G and D. config: of ours, its `adversarial` and `average` as by default. size: patch rows and columns, px. fused:
-    Adam's kernel. precision: float32, or bfloat16 by autocast.
+    """One step of G and D. config: of ours, its `adversarial` and `average` as by default. size:
+    patch rows and columns, px. fused: Adam's kernel. precision: float32, or bfloat16 by autocast.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
-        self.margin, channels = config["margin"], 2 if config["margin"] is None else 3
+        self.margin = config["margin"]
+        channels = 2 if config["margin"] is None else 3
         crn = config["generator"] == "crn"
         self.generator = (
-            CRN(channels, config["widths"], config["normalization"]) if crn else UNet(config["filters"], config["dropout"], channels)
+            CRN(channels, config["widths"], config["normalization"])
+            if crn
+            else UNet(config["filters"], config["dropout"], channels)
         )
-        self.discriminator = Discriminator(config["discriminator_strided"], config["discriminator_filters"], channels + 1)
+        self.discriminator = Discriminator(
+            config["discriminator_strided"], config["discriminator_filters"], channels + 1
+        )
         self.trunk = Trunk(TAPS[config["feature_layers"]])
         self.factors = CHEN_KOLTUN if config["feature_weights"] == "chen_koltun" else (1.0,) * 6
-        self.weight, self.precision = config["lambda_fm"], precision
-        self.networks = {"generator": self.generator, "discriminator": self.discriminator, "trunk": self.trunk}
-        self.optimizers = {name: adam(self.networks[name], config, fused) for name in ("generator", "discriminator")}
+        self.weight = config["lambda_fm"]
+        self.precision = precision
+        self.networks = {
+            "generator": self.generator,
+            "discriminator": self.discriminator,
+            "trunk": self.trunk,
+        }
+        self.optimizers = {
+            name: adam(self.networks[name], config, fused)
+            for name in ("generator", "discriminator")
+        }
 
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take ours over: each network's trainable variables in their order, and of "trunk", which a step alone needs, all."""
+        """Take ours over: each network's trainable variables in their order, and of "trunk", which
+        a step alone needs, all.
+        """
         for name, network in self.networks.items():
             if name != "trunk" or weights.get(name):
                 take(network, weights[name])
 
     def losses(self, label: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Each network's loss. Args: label: [batch, channels, rows, cols] in [0, 1]. image: [batch, 1, rows, cols] in [0, 1]."""
+        """Each network's loss.
+
+        Args:
+            label: [batch, channels, rows, cols] in [0, 1].
+            image: [batch, 1, rows, cols] in [0, 1].
+        """
         label = 2 * label - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
             with torch.no_grad():
                 real_features = self.trunk(image)
             fake_image = self.generator(label)
-            real, fake = self.discriminator(label, 2 * image - 1), self.discriminator(label, fake_image)
+            real = self.discriminator(label, 2 * image - 1)
+            fake = self.discriminator(label, fake_image)
             fake_features = self.trunk(fake_image * 0.5 + 0.5)
         terms = zip(self.factors, real_features, fake_features, strict=True)
         matching = sum(factor * (r - f).abs().mean() for factor, r, f in terms)
-        return {"generator": -log_mean(fake) + self.weight * matching, "discriminator": -(log_mean(real) + log_mean(-fake))}
+        return {
+            "generator": -log_mean(fake) + self.weight * matching,
+            "discriminator": -(log_mean(real) + log_mean(-fake)),
+        }
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Losses, then both updates. Args: batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1]; "noise", likewise, what
-        fills the lesion, drawn here if it is not there.
+        """Losses, then both updates.
+
+        Args:
+            batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1]; "noise", likewise, what
+                fills the lesion, drawn here if it is not there.
         """
-        image, mask = batch["image"], batch["mask"]
+        image = batch["image"]
+        mask = batch["mask"]
         noise = batch["noise"] if "noise" in batch else torch.rand_like(image)
-        return update(self.losses(tri_label(image, mask, noise, self.margin), image), self.networks, self.optimizers)
+        return update(
+            self.losses(tri_label(image, mask, noise, self.margin), image),
+            self.networks,
+            self.optimizers,
+        )
 
 
 def tri_label(image: Tensor, mask: Tensor, noise: Tensor, margin: int | None) -> Tensor:

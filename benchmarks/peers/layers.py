@@ -1,4 +1,6 @@
-"""What two or more peers share: Pix2Pix's two networks in PyTorch, losses of logits, and how weights of ours come over."""
+"""What two or more peers share: Pix2Pix's two networks in PyTorch, losses of logits, and
+how weights of ours come over.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,27 @@ class UNet(nn.Module):
         activation: Callable[[Tensor], Tensor] = torch.tanh,
     ) -> None:
         super().__init__()
-        depth, wide, norm = len(filters), [channels, *filters], norm or sample_norm
+        depth = len(filters)
+        wide = [channels, *filters]
+        norm = norm or sample_norm
         ups = [*reversed(filters[:-1]), 1]
         entering = [filters[-1], *(2 * width for width in ups[:-1])]
-        self.downs = nn.ModuleList(nn.Conv2d(wide[i], wide[i + 1], 4, 2, 1, bias=biases) for i in range(depth))
-        self.down_norms = nn.ModuleList(norm(filters[i]) if 0 < i < depth - 1 else nn.Identity() for i in range(depth))
-        self.ups = nn.ModuleList(nn.ConvTranspose2d(entering[i], ups[i], 4, 2, 1, bias=biases or i == depth - 1) for i in range(depth))
-        self.up_norms = nn.ModuleList(norm(ups[i]) if i < depth - 1 else nn.Identity() for i in range(depth))
-        self.dropouts = nn.ModuleList(nn.Dropout(dropout if i < min(3, depth - 1) else 0.0) for i in range(depth))
+        self.downs = nn.ModuleList(
+            nn.Conv2d(wide[i], wide[i + 1], 4, 2, 1, bias=biases) for i in range(depth)
+        )
+        self.down_norms = nn.ModuleList(
+            norm(filters[i]) if 0 < i < depth - 1 else nn.Identity() for i in range(depth)
+        )
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(entering[i], ups[i], 4, 2, 1, bias=biases or i == depth - 1)
+            for i in range(depth)
+        )
+        self.up_norms = nn.ModuleList(
+            norm(ups[i]) if i < depth - 1 else nn.Identity() for i in range(depth)
+        )
+        self.dropouts = nn.ModuleList(
+            nn.Dropout(dropout if i < min(3, depth - 1) else 0.0) for i in range(depth)
+        )
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,15 +70,24 @@ class Discriminator(nn.Module):
     """See tfmammo.networks.PatchDiscriminator."""
 
     def __init__(
-        self, strided: int, filters: int, channels: int = 2, biases: bool = False, norm: Callable[[int], nn.Module] | None = None
+        self,
+        strided: int,
+        filters: int,
+        channels: int = 2,
+        biases: bool = False,
+        norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        widths, strides = [channels, *(filters * min(2**i, 8) for i in range(strided + 1))], [2] * strided + [1]
+        widths = [channels, *(filters * min(2**i, 8) for i in range(strided + 1))]
+        strides = [2] * strided + [1]
         normed = norm or sample_norm
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(widths[i], widths[i + 1], 4, strides[i], 1, bias=biases or i == 0) for i in range(strided + 1)
+            nn.Conv2d(widths[i], widths[i + 1], 4, strides[i], 1, bias=biases or i == 0)
+            for i in range(strided + 1)
         )
-        self.norms = nn.ModuleList(normed(widths[i + 1]) if i else nn.Identity() for i in range(strided + 1))
+        self.norms = nn.ModuleList(
+            normed(widths[i + 1]) if i else nn.Identity() for i in range(strided + 1)
+        )
         self.head = nn.Conv2d(widths[-1], 1, 4, 1, 1)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -88,20 +112,34 @@ def log_mean(logits: Tensor) -> Tensor:
 def adam(network: nn.Module, config: dict[str, Any], fused: bool) -> torch.optim.Adam:
     """Of a network, with the config's numbers or, where it has none, those of our Adam."""
     betas = (config["beta_1"], config.get("beta_2", 0.999))
-    return torch.optim.Adam(network.parameters(), lr=config["learning_rate"], betas=betas, eps=1e-7, fused=fused)
+    return torch.optim.Adam(
+        network.parameters(), lr=config["learning_rate"], betas=betas, eps=1e-7, fused=fused
+    )
 
 
 def epsilon_as_ours(optimizer: torch.optim.Optimizer) -> None:
-    """Put Adam's epsilon beside sqrt(v), where PyTorch has it beside sqrt(v / (1 - beta_2^t)): in the first steps that is 30 times as
-    much, and weights with gradients of 1e-6 move otherwise.
+    """Put Adam's epsilon beside sqrt(v), where PyTorch has it beside sqrt(v / (1 - beta_2^t)): in
+    the first steps that is 30 times as much, and weights with gradients of 1e-6 move otherwise.
     """
     (group,) = optimizer.param_groups
-    epsilon, beta_2, steps = group["eps"], group["betas"][1], count(1)
-    optimizer.register_step_pre_hook(lambda *_: group.update(eps=epsilon / math.sqrt(1 - beta_2 ** next(steps))))
+    epsilon = group["eps"]
+    beta_2 = group["betas"][1]
+    steps = count(1)
+    optimizer.register_step_pre_hook(
+        lambda *_: group.update(eps=epsilon / math.sqrt(1 - beta_2 ** next(steps)))
+    )
 
 
-def update(losses: dict[str, Tensor], networks: Mapping[str, nn.Module], optimizers: dict[str, torch.optim.Adam]) -> dict[str, float]:
-    """Each network one step down its own loss, all losses being of one forward pass. Returns: the losses, by our names."""
+def update(
+    losses: dict[str, Tensor],
+    networks: Mapping[str, nn.Module],
+    optimizers: dict[str, torch.optim.Adam],
+) -> dict[str, float]:
+    """Each network one step down its own loss, all losses being of one forward pass.
+
+    Returns:
+        The losses, by our names.
+    """
     last = list(losses)[-1]
     for name, loss in losses.items():
         optimizers[name].zero_grad()
@@ -112,8 +150,11 @@ def update(losses: dict[str, Tensor], networks: Mapping[str, nn.Module], optimiz
 
 
 def take(network: nn.Module, weights: Iterable[np.ndarray]) -> None:
-    """Give a network ours. Args: weights: in the order of our layers, which the network's own must have; [rows, cols, in, out] of a
-    convolution, [rows, cols, out, in] of a transposed one.
+    """Give a network ours.
+
+    Args:
+        weights: In the order of our layers, which the network's own must have; [rows, cols, in,
+            out] of a convolution, [rows, cols, out, in] of a transposed one.
     """
     with torch.no_grad():
         for parameter, ours in zip(network.parameters(), weights, strict=True):

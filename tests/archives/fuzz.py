@@ -1,12 +1,13 @@
-"""Drive one reader with damaged copies of its archive's files, in a process of its own with a bound on memory.
+"""Drive one reader with damaged copies of its archive's files, in a process of its own
+with a bound on memory.
 
     python tests/archives/fuzz.py NAME --count 2000 --seed 0
 
-Before damaging bytes at random it tries every structural case on every file: small files that claim much, unpack to much, nest
-deeply, never end, or are called by another spelling of their name.
+Before damaging bytes at random it tries every structural case on every file: small files that claim
+much, unpack to much, nest deeply, never end, or are called by another spelling of their name.
 
-Every outcome must be a record, a named skip or a ValueError of one sentence. Prints one JSON line: how often each outcome
-came, and every failure with the number that repeats it (--only NUMBER).
+Every outcome must be a record, a named skip or a ValueError of one sentence. Prints one JSON line:
+how often each outcome came, and every failure with the number that repeats it (--only NUMBER).
 """
 
 import argparse
@@ -35,7 +36,16 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from tfmammo.archives import ARCHIVES
-from tfmammo.archives.writers import cbis_ddsm, cdd_cesm, ddsm, folder, inbreast, mini_mias, optimam, vindr
+from tfmammo.archives.writers import (
+    cbis_ddsm,
+    cdd_cesm,
+    ddsm,
+    folder,
+    inbreast,
+    mini_mias,
+    optimam,
+    vindr,
+)
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
 WRITERS = {
@@ -57,10 +67,31 @@ BOMB = (
     + "]><plist><dict><key>Images</key><string>&j;</string></dict></plist>"
 )
 WORDS = (
-    b"=cmd|' /C calc'!A0", b"../../../../outside/escaped", b"/outside/escaped", b"-1", b"0", b"nan", b"inf", b"1e308",
-    b"99999999999", b"4294967295", b"65535", b"", b"\x00", b"\xff\xfe", b"[]", b"{}", b"null", b'"', b"\n", b";", b",", b"#",
-    b"9" * 5000, "\u202e\U0001f4a9".encode(),
-)  # fmt: skip
+    b"=cmd|' /C calc'!A0",
+    b"../../../../outside/escaped",
+    b"/outside/escaped",
+    b"-1",
+    b"0",
+    b"nan",
+    b"inf",
+    b"1e308",
+    b"99999999999",
+    b"4294967295",
+    b"65535",
+    b"",
+    b"\x00",
+    b"\xff\xfe",
+    b"[]",
+    b"{}",
+    b"null",
+    b'"',
+    b"\n",
+    b";",
+    b",",
+    b"#",
+    b"9" * 5000,
+    "\u202e\U0001f4a9".encode(),
+)
 
 
 def grey(value: float) -> np.ndarray:
@@ -78,21 +109,38 @@ def original(number: int) -> Mammogram:
         Lesion.from_outline("calcification", outline + 6, 48, 40, **details),
     )
     return Mammogram(
-        "test", f"p{number // 2}", f"image{number}", 48, 40, partial(grey, 0.5 + number / 10), "LR"[number % 2], "CC", "malignant",
-        lesions[: 1 + number % 2], (0.1, 0.1), "4", "2",
-    )  # fmt: skip
+        "test",
+        f"p{number // 2}",
+        f"image{number}",
+        48,
+        40,
+        partial(grey, 0.5 + number / 10),
+        "LR"[number % 2],
+        "CC",
+        "malignant",
+        lesions[: 1 + number % 2],
+        (0.1, 0.1),
+        "4",
+        "2",
+    )
 
 
 def damage(content: bytes, path: Path, rng: random.Random) -> bytes | None:
     """The content, damaged in one of the ways that files are; None: the file is missing."""
-    at, size = rng.randrange(len(content) + 1), len(content)
+    at = rng.randrange(len(content) + 1)
+    size = len(content)
     start = rng.randrange(size) if size else 0
     text = [match.span() for match in re.finditer(rb"[\w.\-]+", content[:200_000])]
     ways = {
         "truncated": lambda: content[:at],
         "beheaded": lambda: content[at:],
-        "bits": lambda: bytes(b ^ (1 << rng.randrange(8)) if rng.random() < 4 / max(size, 1) else b for b in content),
-        "head bits": lambda: bytes(b ^ (1 << rng.randrange(8)) if rng.random() < 0.05 else b for b in content[:400]) + content[400:],
+        "bits": lambda: bytes(
+            b ^ (1 << rng.randrange(8)) if rng.random() < 4 / max(size, 1) else b for b in content
+        ),
+        "head bits": lambda: (
+            bytes(b ^ (1 << rng.randrange(8)) if rng.random() < 0.05 else b for b in content[:400])
+            + content[400:]
+        ),
         "noise": lambda: rng.randbytes(rng.choice((0, 1, 100, size))),
         "repeated": lambda: content[:at] + content[start : start + 500] + content[at:],
         "utf-16": lambda: content.decode("latin-1").encode("utf-16"),
@@ -102,7 +150,13 @@ def damage(content: bytes, path: Path, rng: random.Random) -> bytes | None:
         "picture of another kind": lambda: b"GIF89a" + content,
         "gone": lambda: None,
         "word": lambda: _replaced(content, rng.choice(text), rng.choice(WORDS)) if text else b"",
-        "words": lambda: _replaced(_replaced(content, text[-1], rng.choice(WORDS)), rng.choice(text), rng.choice(WORDS)) if text else b"",
+        "words": lambda: (
+            _replaced(
+                _replaced(content, text[-1], rng.choice(WORDS)), rng.choice(text), rng.choice(WORDS)
+            )
+            if text
+            else b""
+        ),
         "huge size": lambda: _enlarged(content, rng),
     }
     usual = (
@@ -120,12 +174,18 @@ def _replaced(content: bytes, span: tuple[int, int], word: bytes) -> bytes:
 def _enlarged(content: bytes, rng: random.Random) -> bytes:
     """A side of 48 or 40 px becomes 65535, wherever the file says it in binary or in words."""
     little, big = (rng.choice((48, 40)).to_bytes(2, order) for order in ("little", "big"))
-    return content.replace(little, b"\xff\xff").replace(big, b"\xff\xff").replace(b"48", b"99999").replace(b"40", b"99999")
+    return (
+        content.replace(little, b"\xff\xff")
+        .replace(big, b"\xff\xff")
+        .replace(b"48", b"99999")
+        .replace(b"40", b"99999")
+    )
 
 
 def structural(content: bytes, path: Path) -> dict[str, bytes | Callable[[Path], object]]:
     """Structural damage of one file: what it becomes, or what is done to it in its place."""
-    ending, zeros = path.suffix.lower(), b"\0" * 2**22
+    ending = path.suffix.lower()
+    zeros = b"\0" * 2**22
     cases: dict[str, bytes | Callable[[Path], object]] = {
         "pipe": os.mkfifo,
         "folder": Path.mkdir,
@@ -150,9 +210,16 @@ def structural(content: bytes, path: Path) -> dict[str, bytes | Callable[[Path],
             "JPEG bomb": _jpeg_claim(content),
         }
     else:
-        numbers = [match.span() for match in re.finditer(rb"\d+(?:\.\d+)?", content[:200_000])][-40:]
-        for number, word in enumerate((b"1" + b"0" * 400, b"9" * 16_000, b"1e308", b"-1e7", b"30000000")):
-            cases |= {f"number {number} at {span[0]}": _replaced(content, span, word) for span in numbers[:: max(1, len(numbers) // 8)]}
+        numbers = [match.span() for match in re.finditer(rb"\d+(?:\.\d+)?", content[:200_000])][
+            -40:
+        ]
+        for number, word in enumerate(
+            (b"1" + b"0" * 400, b"9" * 16_000, b"1e308", b"-1e7", b"30000000")
+        ):
+            cases |= {
+                f"number {number} at {span[0]}": _replaced(content, span, word)
+                for span in numbers[:: max(1, len(numbers) // 8)]
+            }
         cases["number everywhere"] = re.sub(rb"(?<=[ (:,\[])\d+(?=[,.)\]])", b"30000000", content)
     return cases
 
@@ -162,24 +229,33 @@ def rle_frame(packed: bytes) -> bytes:
     return struct.pack("<16I", 2, 64, 64 + len(packed), *[0] * 13) + packed * 2
 
 
-_J2K = b"\xff\x4f\xff\x51" + struct.pack(">2H8IH", 41, 0, 40, 48, 0, 0, 40, 48, 0, 0, 16384) + bytes(64)
+_J2K = (
+    b"\xff\x4f\xff\x51"
+    + struct.pack(">2H8IH", 41, 0, 40, 48, 0, 0, 40, 48, 0, 0, 16384)
+    + bytes(64)
+)
 
 
 def _dicom_with(syntax: UID, frame: bytes) -> bytes:
     made = _blank(syntax)
     made.PixelData = encapsulate([frame])
-    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    made["PixelData"].VR = "OB"
+    made["PixelData"].is_undefined_length = True
     return _saved(made)
 
 
 def _deflated(size: int) -> bytes:
-    """A mammogram that inflates to `size` bytes, its transfer syntax behind 70,000 bytes of meta information."""
+    """A mammogram that inflates to `size` bytes, its transfer syntax behind 70,000 bytes of meta
+    information.
+    """
     made = _blank(DeflatedExplicitVRLittleEndian)
-    made.file_meta.PrivateInformationCreatorUID, made.file_meta.PrivateInformation = "1.2.3", bytes(70_000)
+    made.file_meta.PrivateInformationCreatorUID = "1.2.3"
+    made.file_meta.PrivateInformation = bytes(70_000)
     made.PixelData = bytes(48 * 40 * 2)
     content = _saved(made)
     start = 144 + int.from_bytes(content[140:144], "little")
-    squeezer, step = zlib.compressobj(9, zlib.DEFLATED, -15), bytes(2**24)
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    step = bytes(2**24)
     body = squeezer.compress(zlib.decompress(content[start:], -15))
     body += b"".join(squeezer.compress(step) for _ in range(size // 2**24))
     return content[:start] + body + squeezer.flush()
@@ -187,11 +263,21 @@ def _deflated(size: int) -> bytes:
 
 def _blank(syntax: UID) -> FileDataset:
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = syntax, MAMMOGRAPHY, "1.2.3.4"
+    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID = MAMMOGRAPHY
+    meta.MediaStorageSOPInstanceUID = "1.2.3.4"
     made = FileDataset("", {}, b"\0" * 128, meta, is_implicit_VR=False, is_little_endian=True)
-    made.SOPClassUID, made.SOPInstanceUID, made.Modality, made.PhotometricInterpretation = MAMMOGRAPHY, "1.2.3.4", "MG", "MONOCHROME2"
-    made.Rows, made.Columns, made.BitsAllocated, made.BitsStored, made.HighBit = 48, 40, 16, 12, 11
-    made.SamplesPerPixel, made.PixelRepresentation = 1, 0
+    made.SOPClassUID = MAMMOGRAPHY
+    made.SOPInstanceUID = "1.2.3.4"
+    made.Modality = "MG"
+    made.PhotometricInterpretation = "MONOCHROME2"
+    made.Rows = 48
+    made.Columns = 40
+    made.BitsAllocated = 16
+    made.BitsStored = 12
+    made.HighBit = 11
+    made.SamplesPerPixel = 1
+    made.PixelRepresentation = 0
     return made
 
 
@@ -202,8 +288,15 @@ def _saved(made: FileDataset) -> bytes:
 
 
 def _png(cols: int, rows: int, data: bytes) -> bytes:
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", cols, rows, 8, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part)) for kind, part in chunks]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", cols, rows, 8, 0, 0, 0, 0)),
+        (b"IDAT", data),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -213,7 +306,10 @@ def _jpeg_claim(content: bytes) -> bytes:
 
 
 def outcome(name: str, root: Path) -> str:
-    """Read everything of the archive, as a training would. Returns which kind of outcome it was; raises on a fault."""
+    """Read everything of the archive, as a training would.
+
+    Returns which kind of outcome it was; raises on a fault.
+    """
     skipped = Skipped()
     try:
         found = ARCHIVES[name](root, skipped)
@@ -223,24 +319,37 @@ def outcome(name: str, root: Path) -> str:
     for mammogram in found:
         try:
             image = mammogram.pixels()
-            assert image.dtype == np.float32 and np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1, "pixels out of range"
+            assert (
+                image.dtype == np.float32
+                and np.isfinite(image).all()
+                and image.min() >= 0
+                and image.max() <= 1
+            ), "pixels out of range"
         except ValueError as error:
             told = _told(error)
         for lesion in mammogram.lesions:
             try:
                 top, left, bottom, right = lesion.box
-                assert 0 <= top < bottom <= mammogram.rows and 0 <= left < right <= mammogram.cols, f"box {lesion.box}"
+                assert (
+                    0 <= top < bottom <= mammogram.rows and 0 <= left < right <= mammogram.cols
+                ), f"box {lesion.box}"
                 if lesion.outlines:
                     assert lesion.mask(mammogram.rows, mammogram.cols).any(), "an empty mask"
             except ValueError as error:
                 told = _told(error)
     for file, reason in skipped.reasons.items():
-        assert file and reason and "\n" not in reason, f"skip without a sentence: {file!r}: {reason!r}"
+        assert file and reason and "\n" not in reason, (
+            f"skip without a sentence: {file!r}: {reason!r}"
+        )
     return told or ("skip" if skipped else "record")
 
 
 def _told(error: ValueError) -> str:
-    assert type(error).__module__.startswith("tfmammo") and "\n" not in str(error) and len(str(error)) < 3000, repr(error)[:500]
+    assert (
+        type(error).__module__.startswith("tfmammo")
+        and "\n" not in str(error)
+        and len(str(error)) < 3000
+    ), repr(error)[:500]
     return type(error).__name__
 
 
@@ -249,7 +358,9 @@ def too_long(*_: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=sorted(WRITERS))
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -266,7 +377,9 @@ def main() -> None:
         (place / "outside/escaped").write_bytes(b"not to be read")
         root = place / "a/b/c/archive"
         WRITERS[chosen.name]([original(number) for number in range(3)], root)
-        assert outcome(chosen.name, root) == "record", "the archive is not whole before it is damaged"
+        assert outcome(chosen.name, root) == "record", (
+            "the archive is not whole before it is damaged"
+        )
         print(json.dumps(drive(chosen, place, root)))
 
 
@@ -298,13 +411,21 @@ def drive(chosen: argparse.Namespace, place: Path, root: Path) -> dict[str, obje
                 shutil.rmtree(extra, ignore_errors=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {
-        "name": chosen.name, "outcomes": outcomes, "structures": int(structures), "failures": failures, "slowest_s": round(slowest, 2),
+        "name": chosen.name,
+        "outcomes": outcomes,
+        "structures": int(structures),
+        "failures": failures,
+        "slowest_s": round(slowest, 2),
         "memory_mib": round(memory),
-    }  # fmt: skip
+    }
 
 
-def cases(chosen: argparse.Namespace, files: list[Path]) -> Iterator[tuple[str, Path, bytes | Callable[[Path], object] | None]]:
-    """(what is done, to which file, what it becomes): every structural case, then damage by chance."""
+def cases(
+    chosen: argparse.Namespace, files: list[Path]
+) -> Iterator[tuple[str, Path, bytes | Callable[[Path], object] | None]]:
+    """(what is done, to which file, what it becomes): every structural case, then
+    damage by chance.
+    """
     for path in files if chosen.only is None else []:
         for what, damaged in structural(path.read_bytes(), path).items():
             yield f"structure {what}", path, damaged
@@ -314,7 +435,9 @@ def cases(chosen: argparse.Namespace, files: list[Path]) -> Iterator[tuple[str, 
         yield str(number), path, damage(path.read_bytes(), path, rng)
 
 
-def _tried(name: str, root: Path, path: Path, damaged: bytes | Callable[[Path], object] | None) -> str:
+def _tried(
+    name: str, root: Path, path: Path, damaged: bytes | Callable[[Path], object] | None
+) -> str:
     if isinstance(damaged, bytes):
         path.write_bytes(damaged)
     else:

@@ -17,11 +17,14 @@ from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 DETAILS = {"pathology": "malignant", "shape": "irregular", "margin": "spiculated"}
 MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, **DETAILS)
-SPECKS = Lesion.from_outline("calcification", SQUARE + [20, 2], ROWS, COLS, pathology="benign", shape="pleomorphic")
+SPECKS = Lesion.from_outline(
+    "calcification", SQUARE + [20, 2], ROWS, COLS, pathology="benign", shape="pleomorphic"
+)
 MASS_TRAIN = "mass_case_description_train_set.csv"
 
 
@@ -31,7 +34,16 @@ def ramp(first: float) -> np.ndarray:
 
 def mammogram(number: int, *lesions: Lesion, patient: str = "aa", **facts) -> Mammogram:
     content = {"laterality": "L", "view": "CC", "birads": "4b", "density": "2"} | facts
-    return Mammogram("test", patient, str(number), ROWS, COLS, partial(ramp, number / 10), lesions=lesions or (MASS,), **content)
+    return Mammogram(
+        "test",
+        patient,
+        str(number),
+        ROWS,
+        COLS,
+        partial(ramp, number / 10),
+        lesions=lesions or (MASS,),
+        **content,
+    )
 
 
 def read(root: Path) -> tuple[list[Mammogram], Skipped]:
@@ -40,7 +52,11 @@ def read(root: Path) -> tuple[list[Mammogram], Skipped]:
 
 
 def described(root: Path, word: str) -> list[Path]:
-    return sorted(path for path in root.rglob("*.dcm") if word in str(pydicom.dcmread(path, stop_before_pixels=True).SeriesDescription))
+    return sorted(
+        path
+        for path in root.rglob("*.dcm")
+        if word in str(pydicom.dcmread(path, stop_before_pixels=True).SeriesDescription)
+    )
 
 
 def change(path: Path, stored: np.ndarray | None = None, **elements) -> None:
@@ -65,7 +81,9 @@ def edit(table: Path, **values: str) -> None:
 
 @pytest.fixture
 def small(tmp_path):
-    """Two views of one breast: CC with a mass, MLO with a mass in the mass set and a cluster in the other."""
+    """Two views of one breast: CC with a mass, MLO with a mass in the mass set and a cluster in the
+    other.
+    """
     writer.write([mammogram(1), mammogram(2, MASS, SPECKS, view="MLO")], tmp_path)
     return tmp_path
 
@@ -79,7 +97,10 @@ def round_trip(tmp_path_factory):
 
 def expected(original: Mammogram) -> list[list[Lesion]]:
     """The lesions of each set's record."""
-    sets = [[lesion for lesion in original.lesions if (lesion.kind == "calcification") is calc] for calc in (False, True)]
+    sets = [
+        [lesion for lesion in original.lesions if (lesion.kind == "calcification") is calc]
+        for calc in (False, True)
+    ]
     return [lesions for lesions in sets if lesions]
 
 
@@ -98,10 +119,22 @@ def test_round_trip_of_outlines_and_facts(round_trip):
         record = by_path[path]
         for fact in ("rows", "cols", "laterality", "view", "density"):
             assert getattr(record, fact) == getattr(original, fact), fact
-        assert (record.birads, record.spacing, record.official_split) == (original.birads[0], None, "train")
+        assert (record.birads, record.spacing, record.official_split) == (
+            original.birads[0],
+            None,
+            "train",
+        )
         for ours, theirs in zip(record.lesions, lesions, strict=True):
-            assert (ours.kind, ours.pathology, ours.shape, ours.margin) == (theirs.kind, theirs.pathology, theirs.shape, theirs.margin)
-            assert dice(ours.mask(record.rows, record.cols), theirs.mask(record.rows, record.cols)) >= 0.99
+            assert (ours.kind, ours.pathology, ours.shape, ours.margin) == (
+                theirs.kind,
+                theirs.pathology,
+                theirs.shape,
+                theirs.margin,
+            )
+            assert (
+                dice(ours.mask(record.rows, record.cols), theirs.mask(record.rows, record.cols))
+                >= 0.99
+            )
             assert ours.box == theirs.box
 
 
@@ -110,14 +143,19 @@ def test_round_trip_of_pixels(round_trip):
     record = next(record for record in cbis_ddsm.read(root) if record.read.args[0] == paths[0])
     stored = pydicom.dcmread(paths[0]).pixel_array
     assert stored.dtype == np.uint16
-    np.testing.assert_array_equal(np.rint(record.pixels()[..., 0].astype(np.float64) * 65535), stored)
+    np.testing.assert_array_equal(
+        np.rint(record.pixels()[..., 0].astype(np.float64) * 65535), stored
+    )
     assert np.abs(record.pixels() - originals[0].pixels()).max() <= 0.5 / 65535 + 1e-6
 
 
 def test_both_sets_of_a_mammogram(small):
     records, skipped = read(small)
     assert not skipped.reasons
-    assert [([lesion.kind for lesion in record.lesions], record.view, record.pathology) for record in records] == [
+    assert [
+        ([lesion.kind for lesion in record.lesions], record.view, record.pathology)
+        for record in records
+    ] == [
         (["calcification"], "MLO", "benign"),
         (["mass"], "CC", "malignant"),
         (["mass"], "MLO", "malignant"),
@@ -132,9 +170,13 @@ def test_both_sets_of_a_mammogram(small):
 @pytest.mark.parametrize("described", [False, True], ids=["bare", "described"])
 def test_masks_are_told_from_crops(tmp_path, layout, swapped, described):
     # A crop of the image's own aspect ratio, so that its size does not give it away.
-    band = Lesion.from_outline("mass", np.float32([[15, 11], [15, 32], [44, 32], [44, 11]]), ROWS, COLS)
+    band = Lesion.from_outline(
+        "mass", np.float32([[15, 11], [15, 32], [44, 32], [44, 11]]), ROWS, COLS
+    )
     assert band.box == (15, 11, 45, 33)
-    writer.write([mammogram(1, band, SPECKS)], tmp_path, layout=layout, swapped=swapped, described=described)
+    writer.write(
+        [mammogram(1, band, SPECKS)], tmp_path, layout=layout, swapped=swapped, described=described
+    )
     records, skipped = read(tmp_path)
     assert not skipped.reasons
     for record, lesion in zip(records, (SPECKS, band), strict=True):
@@ -142,7 +184,8 @@ def test_masks_are_told_from_crops(tmp_path, layout, swapped, described):
 
 
 def test_a_described_crop_is_no_mask_even_if_it_looks_like_one(small):
-    crop, mask = described(small, "cropped")[1], described(small, "ROI mask")[1]
+    crop = described(small, "cropped")[1]
+    mask = described(small, "ROI mask")[1]
     assert crop.parent == mask.parent and "LEFT_CC_1" in str(crop)
     pixels = pydicom.dcmread(mask).pixel_array
     change(crop, np.roll(pixels, 3).astype(np.uint16))
@@ -150,7 +193,9 @@ def test_a_described_crop_is_no_mask_even_if_it_looks_like_one(small):
     assert record.lesions[0].box == MASS.box
     mask.unlink()
     with pytest.raises(
-        ArchiveError, match=r"Mass-Training_P_00001_LEFT_CC_1: has no usable mask \(.*1-1\.dcm: is no mask, it says that it is a crop"
+        ArchiveError,
+        match=r"Mass-Training_P_00001_LEFT_CC_1: has no usable mask \(.*1-1\.dcm: is no mask, it "
+        r"says that it is a crop",
     ):
         _ = read(small)[0][1].lesions[0].box
 
@@ -159,7 +204,8 @@ def test_a_described_mask_comes_before_an_undescribed_one_and_the_better_size_fi
     writer.write([mammogram(1)], tmp_path)
     (mask,) = described(tmp_path, "ROI mask")
     pixels = pydicom.dcmread(mask).pixel_array
-    first, last = mask.with_name("0.dcm"), mask.with_name("9.dcm")
+    first = mask.with_name("0.dcm")
+    last = mask.with_name("9.dcm")
     for path in (first, last):
         shutil.copy(mask, path)
         change(path, np.roll(pixels, 5, axis=0), SeriesDescription="")
@@ -180,14 +226,16 @@ def test_a_larger_mask_of_the_images_shape_is_resampled(tmp_path, scale):
 def test_resampling_takes_the_nearest_pixel(tmp_path):
     writer.write([mammogram(1)], tmp_path)
     mask = np.zeros((2 * ROWS, 2 * COLS), np.uint8)
-    mask[21:42, 41:62] = 255  # pixel i's centre is the corner of 2 i and 2 i + 1, of which the second is taken
+    # pixel i's centre is the corner of 2 i and 2 i + 1, of which the second is taken
+    mask[21:42, 41:62] = 255
     change(described(tmp_path, "ROI mask")[0], mask)
     assert read(tmp_path)[0][0].lesions[0].box == (10, 20, 21, 31)
 
 
 def test_a_mask_of_half_the_size(tmp_path):
     writer.write([mammogram(1)], tmp_path, mask_scale=(0.5, 0.5))
-    # Every second pixel, from 1, was kept: rows 11, 13, 15, 17 and columns 21 to 29 of the square, each now two wide.
+    # Every second pixel, from 1, was kept: rows 11, 13, 15, 17 and columns 21 to 29 of the square,
+    # each now two wide.
     assert read(tmp_path)[0][0].lesions[0].box == (10, 20, 18, 30)
 
 
@@ -198,7 +246,9 @@ def test_a_mask_of_another_shape_is_refused(tmp_path, scale):
     assert record.pathology == "malignant"
     size = f"{round(ROWS * scale[0])} x {round(COLS * scale[1])}"
     for _ in range(2):
-        with pytest.raises(ArchiveError, match=rf"1-2\.dcm: has {size} px, which don't fit the image's 60 x 44"):
+        with pytest.raises(
+            ArchiveError, match=rf"1-2\.dcm: has {size} px, which don't fit the image's 60 x 44"
+        ):
             record.lesions[0].mask(ROWS, COLS)
 
 
@@ -208,14 +258,28 @@ def test_a_mask_of_another_shape_is_refused(tmp_path, scale):
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(b"text"), "is not a DICOM file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "the file ends early"),
-        (lambda path: change(path, np.zeros((ROWS, COLS), np.uint8)), "is a mask that marks nothing"),
-        (lambda path: change(path, np.full((ROWS, COLS), 255, np.uint8)), "is a mask that marks nothing"),
-        (lambda path: change(path, np.arange(ROWS * COLS).astype(np.uint8).reshape(ROWS, COLS)), "it holds more than two grey values"),
         (
-            lambda path: change(path, np.pad(np.uint8([[1]]), ((1, 2 * ROWS - 2), (0, 2 * COLS - 1)))),
+            lambda path: change(path, np.zeros((ROWS, COLS), np.uint8)),
+            "is a mask that marks nothing",
+        ),
+        (
+            lambda path: change(path, np.full((ROWS, COLS), 255, np.uint8)),
+            "is a mask that marks nothing",
+        ),
+        (
+            lambda path: change(path, np.arange(ROWS * COLS).astype(np.uint8).reshape(ROWS, COLS)),
+            "it holds more than two grey values",
+        ),
+        (
+            lambda path: change(
+                path, np.pad(np.uint8([[1]]), ((1, 2 * ROWS - 2), (0, 2 * COLS - 1)))
+            ),
             "marks nothing that is left",
         ),
-        (lambda path: change(path, SeriesDescription="full mammogram images"), "is no mask, it says that it is a full"),
+        (
+            lambda path: change(path, SeriesDescription="full mammogram images"),
+            "is no mask, it says that it is a full",
+        ),
     ],
 )
 def test_an_unusable_mask_costs_its_lesion_alone(tmp_path, damage, reason):
@@ -228,7 +292,9 @@ def test_an_unusable_mask_costs_its_lesion_alone(tmp_path, damage, reason):
 
 
 def test_indexing_reads_neither_masks_nor_pixels(small, monkeypatch):
-    monkeypatch.setattr(pydicom.Dataset, "pixel_array", property(lambda dataset: pytest.fail("pixels were read")))
+    monkeypatch.setattr(
+        pydicom.Dataset, "pixel_array", property(lambda dataset: pytest.fail("pixels were read"))
+    )
     for path in [*described(small, "ROI mask"), *described(small, "cropped")]:
         path.write_bytes(b"")
     records, skipped = read(small)
@@ -239,7 +305,9 @@ def test_indexing_reads_neither_masks_nor_pixels(small, monkeypatch):
 def test_records_pickle(small):
     record = pickle.loads(pickle.dumps(read(small)[0][1]))
     assert record.lesions[0].box == MASS.box
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(record)).lesions[0].outlines, record.lesions[0].outlines)
+    np.testing.assert_array_equal(
+        pickle.loads(pickle.dumps(record)).lesions[0].outlines, record.lesions[0].outlines
+    )
     assert record.pixels().dtype == np.float32
 
 
@@ -251,7 +319,15 @@ def test_the_window_is_not_applied(small):
 
 
 def test_several_abnormalities_of_one_image(tmp_path):
-    other = Lesion.from_outline("mass", SQUARE + [25, -10], ROWS, COLS, pathology="benign", shape="oval", margin="circumscribed")
+    other = Lesion.from_outline(
+        "mass",
+        SQUARE + [25, -10],
+        ROWS,
+        COLS,
+        pathology="benign",
+        shape="oval",
+        margin="circumscribed",
+    )
     writer.write([mammogram(1, other, MASS)], tmp_path)
     edit(tmp_path / MASS_TRAIN, assessment="5")
     (record,), skipped = read(tmp_path)
@@ -281,7 +357,9 @@ def test_shapes_that_are_no_mass_make_its_kind_uncertain(small, shape, certain):
 
 
 def test_distortions_and_asymmetries_stand_in_the_mass_set(tmp_path):
-    lesions = [Lesion.from_outline(kind, SQUARE, ROWS, COLS) for kind in ("distortion", "asymmetry")]
+    lesions = [
+        Lesion.from_outline(kind, SQUARE, ROWS, COLS) for kind in ("distortion", "asymmetry")
+    ]
     writer.write([mammogram(1, *lesions)], tmp_path)
     (record,), _ = read(tmp_path)
     assert [(lesion.kind, lesion.shape, lesion.kind_is_certain) for lesion in record.lesions] == [
@@ -292,7 +370,13 @@ def test_distortions_and_asymmetries_stand_in_the_mass_set(tmp_path):
 
 @pytest.mark.parametrize(
     ("word", "pathology"),
-    [("BENIGN", "benign"), ("BENIGN_WITHOUT_CALLBACK", "benign"), ("MALIGNANT", "malignant"), ("", None), ("UNPROVEN", None)],
+    [
+        ("BENIGN", "benign"),
+        ("BENIGN_WITHOUT_CALLBACK", "benign"),
+        ("MALIGNANT", "malignant"),
+        ("", None),
+        ("UNPROVEN", None),
+    ],
 )
 def test_pathologies(small, word, pathology):
     edit(small / MASS_TRAIN, pathology=word)
@@ -307,7 +391,13 @@ def test_density_0_and_blanks_are_none(small):
 
 
 def test_official_splits_and_a_patient_who_leaks(tmp_path):
-    writer.write([mammogram(1, official_split="train"), mammogram(2, SPECKS, view="MLO", official_split="test")], tmp_path)
+    writer.write(
+        [
+            mammogram(1, official_split="train"),
+            mammogram(2, SPECKS, view="MLO", official_split="test"),
+        ],
+        tmp_path,
+    )
     leaking, training = read(tmp_path)[0]
     assert (leaking.official_split, training.official_split) == ("test", "train")
     assert leaking.patient_id == training.patient_id
@@ -315,7 +405,9 @@ def test_official_splits_and_a_patient_who_leaks(tmp_path):
 
 def test_patients_and_images_are_pseudonyms(small):
     records, _ = read(small)
-    for identifier in {record.patient_id for record in records} | {record.image_id for record in records}:
+    for identifier in {record.patient_id for record in records} | {
+        record.image_id for record in records
+    }:
         assert len(identifier) == 12 and int(identifier, 16) >= 0
     assert all("P_0" not in row.patient_id for row in cbis_ddsm.tables(small))
 
@@ -341,17 +433,31 @@ def test_images_that_were_not_downloaded_share_one_note(tmp_path):
 def test_a_mask_that_was_not_downloaded_is_counted_and_refused(small):
     shutil.rmtree(small / "CBIS-DDSM" / "Mass-Training_P_00001_LEFT_CC_1")
     records, skipped = read(small)
-    assert skipped.reasons == {MASS_TRAIN: "1 of its 2 rows name an image that is here and a mask that is not"}
-    with pytest.raises(ArchiveError, match="LEFT_CC_1: has no usable mask \\(none of its files is here"):
+    assert skipped.reasons == {
+        MASS_TRAIN: "1 of its 2 rows name an image that is here and a mask that is not"
+    }
+    with pytest.raises(
+        ArchiveError, match="LEFT_CC_1: has no usable mask \\(none of its files is here"
+    ):
         _ = records[1].lesions[0].box
 
 
 def test_tables_need_no_images(small):
     shutil.rmtree(small / "CBIS-DDSM")
     calc, mass, other = cbis_ddsm.tables(small)
-    assert (calc.kind, mass.kind, mass.lesion_folder) == ("calcification", "mass", "Mass-Training_P_00001_LEFT_CC_1")
-    assert all(row.split == "train" and not any("\n" in path for path in row.paths) for row in (calc, mass, other))
-    with pytest.raises(ArchiveError, match=r"none of the images that its tables name is there and readable \(0 DICOM files"):
+    assert (calc.kind, mass.kind, mass.lesion_folder) == (
+        "calcification",
+        "mass",
+        "Mass-Training_P_00001_LEFT_CC_1",
+    )
+    assert all(
+        row.split == "train" and not any("\n" in path for path in row.paths)
+        for row in (calc, mass, other)
+    )
+    with pytest.raises(
+        ArchiveError,
+        match=r"none of the images that its tables name is there and readable \(0 DICOM files",
+    ):
         cbis_ddsm.read(small)
 
 
@@ -375,13 +481,21 @@ def test_a_uid_that_two_rows_claim_is_nobodys(tmp_path):
     edit(tmp_path / MASS_TRAIN, ROI_mask_file_path=first.paths[2])
     records, skipped = read(tmp_path)
     assert len(records) == 2
-    assert skipped.reasons.pop(MASS_TRAIN) == "1 of its 2 rows name an image that is here and a mask that is not"
-    assert list(skipped.reasons.values()) == ["it and 1 further DICOM files belong to no row of the tables"]
+    assert (
+        skipped.reasons.pop(MASS_TRAIN)
+        == "1 of its 2 rows name an image that is here and a mask that is not"
+    )
+    assert list(skipped.reasons.values()) == [
+        "it and 1 further DICOM files belong to no row of the tables"
+    ]
     assert records[1].lesions[0].box == MASS.box  # by its crop's path, which lies beside the mask
 
 
 def test_a_second_copy_of_an_image_is_noted(small):
-    shutil.copytree(small / "CBIS-DDSM" / "Mass-Training_P_00001_LEFT_CC", small / "more" / "Mass-Training_P_00001_LEFT_CC")
+    shutil.copytree(
+        small / "CBIS-DDSM" / "Mass-Training_P_00001_LEFT_CC",
+        small / "more" / "Mass-Training_P_00001_LEFT_CC",
+    )
     shutil.copy(small / MASS_TRAIN, small / "more" / MASS_TRAIN)
     records, skipped = read(small)
     assert len(records) == 3
@@ -391,11 +505,14 @@ def test_a_second_copy_of_an_image_is_noted(small):
 
 
 def test_a_crop_among_the_mammograms_is_noted(small):
-    image, crop = described(small, "full")[1], described(small, "cropped")[1]
+    image = described(small, "full")[1]
+    crop = described(small, "cropped")[1]
     shutil.copy(crop, image.with_name("1-0.dcm"))
     records, skipped = read(small)
     assert (records[1].rows, records[1].cols) == (ROWS, COLS)
-    assert list(skipped.reasons.values()) == ["says that it is a crop, but lies among the mammograms"]
+    assert list(skipped.reasons.values()) == [
+        "says that it is a crop, but lies among the mammograms"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -419,7 +536,10 @@ def test_an_unreadable_image_is_noted_and_the_others_stay(small, damage, reason)
     [
         ({"patient_id": "=cmd()"}, "its patient_id is not of the form P_00001"),
         ({"patient_id": "P_1/../../x"}, "its patient_id is not of the form P_00001"),
-        ({"left_or_right_breast": "BOTH"}, "its side is neither LEFT nor RIGHT or its view neither CC nor MLO"),
+        (
+            {"left_or_right_breast": "BOTH"},
+            "its side is neither LEFT nor RIGHT or its view neither CC nor MLO",
+        ),
         ({"image_view": ""}, "its side is neither LEFT nor RIGHT or its view neither CC nor MLO"),
         ({"abnormality_id": "one"}, "its abnormality id is no number"),
         ({"abnormality_id": "9" * 5000}, "its abnormality id is no number"),
@@ -430,8 +550,12 @@ def test_damaged_rows_of_a_table_share_one_note(small, values, reason):
     edit(small / MASS_TRAIN, **values)
     records, skipped = read(small)
     assert [record.view for record in records] == ["MLO", "CC"]
-    assert skipped.reasons.pop(MASS_TRAIN) == f"1 of its 2 rows left out, the first is row 2: {reason}"
-    assert list(skipped.reasons.values()) == ["it and 2 further DICOM files belong to no row of the tables"]
+    assert (
+        skipped.reasons.pop(MASS_TRAIN) == f"1 of its 2 rows left out, the first is row 2: {reason}"
+    )
+    assert list(skipped.reasons.values()) == [
+        "it and 2 further DICOM files belong to no row of the tables"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -439,7 +563,10 @@ def test_damaged_rows_of_a_table_share_one_note(small, values, reason):
     [
         (b"", "has no column patient_id, breast_density"),
         (b"PK\x03\x04\xff\xfe", "has no column patient_id, breast_density"),
-        (b"patient_id,pathology\nP_00001,BENIGN\n", "has no column breast_density, left_or_right_breast"),
+        (
+            b"patient_id,pathology\nP_00001,BENIGN\n",
+            "has no column breast_density, left_or_right_breast",
+        ),
         (b'"' + b"x" * 200_000, "can't be read as CSV"),
     ],
 )
@@ -463,12 +590,18 @@ def test_what_is_no_archive(tmp_path):
         with pytest.raises(ArchiveError, match=rf"{tmp_path}: is no CBIS-DDSM archive"):
             function(tmp_path)
     (tmp_path / MASS_TRAIN).write_text("a,b\n1,2\n")
-    with pytest.raises(ArchiveError, match=rf"{tmp_path}: none of its 1 tables has a readable row, {MASS_TRAIN}: has no column"):
+    with pytest.raises(
+        ArchiveError,
+        match=rf"{tmp_path}: none of its 1 tables has a readable row, {MASS_TRAIN}: has no column",
+    ):
         cbis_ddsm.read(tmp_path)
 
 
 def test_the_writer_refuses_two_mammograms_of_one_view(tmp_path):
-    with pytest.raises(ValueError, match="Mass-Training_P_00001_LEFT_CC: two mammograms of one patient, side and view"):
+    with pytest.raises(
+        ValueError,
+        match="Mass-Training_P_00001_LEFT_CC: two mammograms of one patient, side and view",
+    ):
         writer.write([mammogram(1), mammogram(2)], tmp_path)
 
 
@@ -485,13 +618,28 @@ def test_the_real_tables(real_data):
     rows = cbis_ddsm.tables(real_data / "cbis-ddsm", skipped)
     assert not skipped.reasons
     sets = Counter((row.kind, row.split) for row in rows)
-    assert sets == {("mass", "train"): 1318, ("mass", "test"): 378, ("calcification", "train"): 1546, ("calcification", "test"): 326}
+    assert sets == {
+        ("mass", "train"): 1318,
+        ("mass", "test"): 378,
+        ("calcification", "train"): 1546,
+        ("calcification", "test"): 326,
+    }
     images = Counter(folder.split("_P_")[0] for folder in {row.folder for row in rows})
-    assert images == {"Mass-Training": 1231, "Mass-Test": 361, "Calc-Training": 1227, "Calc-Test": 284}
+    assert images == {
+        "Mass-Training": 1231,
+        "Mass-Test": 361,
+        "Calc-Training": 1227,
+        "Calc-Test": 284,
+    }
     assert Counter(row.pathology for row in rows) == {"malignant": 1457, "benign": 1429 + 682}
-    # Folders are put together from columns: each is the one that the table prints, and so are the lesions'.
+    # Folders are put together from columns: each is the one that the table prints, and so are the
+    # lesions'.
     for row in rows:
-        assert [path.split("/")[0] for path in row.paths] == [row.folder, row.lesion_folder, row.lesion_folder]
+        assert [path.split("/")[0] for path in row.paths] == [
+            row.folder,
+            row.lesion_folder,
+            row.lesion_folder,
+        ]
         assert not any(path != path.strip() for path in row.paths)
 
 
@@ -501,7 +649,9 @@ def test_the_real_tables_leak_31_patients(real_data):
     for row in cbis_ddsm.tables(real_data / "cbis-ddsm"):
         patients.setdefault((row.kind, row.split), set()).add(row.patient_id)
     crossing = [
-        patients[kind, "train"] & patients[other, "test"] for kind in ("mass", "calcification") for other in ("mass", "calcification")
+        patients[kind, "train"] & patients[other, "test"]
+        for kind in ("mass", "calcification")
+        for other in ("mass", "calcification")
     ]
     assert [len(both) for both in crossing] == [0, 13, 18, 0]
     assert len(crossing[1] | crossing[2]) == 31
@@ -512,18 +662,27 @@ def test_the_real_tables_leak_31_patients(real_data):
 def test_the_real_crop_that_the_table_calls_a_mask(real_data, tmp_path, bare):
     table = "calc_case_description_train_set.csv"
     shutil.copy(real_data / "cbis-ddsm" / table, tmp_path)
-    (row,) = [row for row in cbis_ddsm.tables(tmp_path) if row.lesion_folder == "Calc-Training_P_00474_LEFT_MLO_1"]
+    (row,) = [
+        row
+        for row in cbis_ddsm.tables(tmp_path)
+        if row.lesion_folder == "Calc-Training_P_00474_LEFT_MLO_1"
+    ]
     image_path, path_of_crop, path_of_mask = (tmp_path / path for path in row.paths)
     path_of_mask.parent.mkdir(parents=True)
     (crop,) = (real_data / "cbis-ddsm" / "dicom").glob("*.dcm")
     shutil.copy(crop, path_of_mask)
     if bare:
         change(path_of_mask, SeriesDescription="")
-    rows, cols = 1129 // 2, 1065 // 2  # an image of the crop's own shape, so that its size does not give it away
+    # an image of the crop's own shape, so that its size does not give it away
+    rows = 1129 // 2
+    cols = 1065 // 2
     write_dicom(image_path, np.zeros((rows, cols), np.uint16), 16, Modality="MG")
-    record, skipped = cbis_ddsm.read(tmp_path, notes := Skipped())[0], notes
+    record = cbis_ddsm.read(tmp_path, notes := Skipped())[0]
+    skipped = notes
     assert skipped.reasons == {table: "1545 of its 1546 rows name images that are not here"}
-    reason = "it holds more than two grey values" if bare else "is no mask, it says that it is a crop"
+    reason = (
+        "it holds more than two grey values" if bare else "is no mask, it says that it is a crop"
+    )
     with pytest.raises(ArchiveError, match=rf"LEFT_MLO_1: has no usable mask \(.*{reason}"):
         _ = record.lesions[0].box
     mask = np.zeros((rows, cols), np.uint8)

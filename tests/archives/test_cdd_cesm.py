@@ -13,12 +13,23 @@ from tfmammo.archives import cdd_cesm
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Skipped, hashed_id
 
-ROWS, COLS = 120, 100
+ROWS = 120
+COLS = 100
 SQUARE = {"name": "polygon", "all_points_x": [30, 60, 60, 30], "all_points_y": [50, 50, 70, 70]}
 CLINICAL_HEADER = [
-    "Image_name", "Patient_ID", "Side", "Type", "Age", "Breast density (ACR)", "BIRADS", "Findings", "View", "Tags", "Machine",
+    "Image_name",
+    "Patient_ID",
+    "Side",
+    "Type",
+    "Age",
+    "Breast density (ACR)",
+    "BIRADS",
+    "Findings",
+    "View",
+    "Tags",
+    "Machine",
     "Pathology Classification/ Follow up",
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -27,18 +38,48 @@ def archive(tmp_path):
 
     def write(images, clinical=None):
         (tmp_path / "images").mkdir()
-        regions, table = [], []
+        regions = []
+        table = []
         for name, (findings, pathology, shapes) in images.items():
             grey = np.tile(np.linspace(0, 255, COLS, dtype=np.uint8), (ROWS, 1))
-            Image.fromarray(grey).convert("RGB").save(tmp_path / "images" / f"{name}.jpg", quality=95)
+            Image.fromarray(grey).convert("RGB").save(
+                tmp_path / "images" / f"{name}.jpg", quality=95
+            )
             patient, side, kind, view = name.split("_")
-            table.append([f"{name} ", patient[1:], side, kind, "50", "C", "4$2", findings, view, "", "1", pathology])
+            table.append(
+                [
+                    f"{name} ",
+                    patient[1:],
+                    side,
+                    kind,
+                    "50",
+                    "C",
+                    "4$2",
+                    findings,
+                    view,
+                    "",
+                    "1",
+                    pathology,
+                ]
+            )
             for number, shape in enumerate(shapes):
                 text = shape if isinstance(shape, str) else json.dumps(shape)
                 regions.append([f"{name}.jpg", 1, "{}", len(shapes), number, text, "{}"])
-        regions.append(["P999_L_DM_CC.jpg", 1, "{}", 1, 0, json.dumps(SQUARE), "{}"])  # an image that is not there
-        header = ["#filename", "file_size", "file_attributes", "region_count", "region_id", "region_shape_attributes", "region_attributes"]
-        for file, rows in ((cdd_cesm.REGIONS, [header, *regions]), (cdd_cesm.CLINICAL, [CLINICAL_HEADER, *(clinical or table)])):
+        # an image that is not there
+        regions.append(["P999_L_DM_CC.jpg", 1, "{}", 1, 0, json.dumps(SQUARE), "{}"])
+        header = [
+            "#filename",
+            "file_size",
+            "file_attributes",
+            "region_count",
+            "region_id",
+            "region_shape_attributes",
+            "region_attributes",
+        ]
+        for file, rows in (
+            (cdd_cesm.REGIONS, [header, *regions]),
+            (cdd_cesm.CLINICAL, [CLINICAL_HEADER, *(clinical or table)]),
+        ):
             with (tmp_path / file).open("w", newline="", encoding="utf-8") as stream:
                 csv.writer(stream).writerows(rows)
         return tmp_path
@@ -47,7 +88,9 @@ def archive(tmp_path):
 
 
 def test_one_certain_mass(archive):
-    root = archive({"P107_R_DM_CC": ("High density mass with speculated margin ", "Malignant", [SQUARE])})
+    root = archive(
+        {"P107_R_DM_CC": ("High density mass with speculated margin ", "Malignant", [SQUARE])}
+    )
     skipped = Skipped()
     (mammogram,) = cdd_cesm.read(root, skipped)
     assert not skipped.reasons
@@ -57,16 +100,27 @@ def test_one_certain_mass(archive):
     assert (mammogram.laterality, mammogram.view, mammogram.pathology) == ("R", "CC", "malignant")
     assert (mammogram.birads, mammogram.density) == ("4$2", "C")
     (lesion,) = mammogram.lesions
-    assert (lesion.kind, lesion.kind_is_certain, lesion.margin, lesion.shape) == ("mass", True, "spiculated", None)
+    assert (lesion.kind, lesion.kind_is_certain, lesion.margin, lesion.shape) == (
+        "mass",
+        True,
+        "spiculated",
+        None,
+    )
     assert lesion.pathology == "malignant"
     assert lesion.box == (50, 30, 71, 61)  # rows from y, columns from x
     assert lesion.mask(ROWS, COLS).sum() == 21 * 31
 
 
 def test_a_scaled_copy_has_its_regions_in_masks(archive):
-    root = archive({f"P{i}_L_DM_CC": ("High density mass", "Malignant", [SQUARE]) for i in (1, 2, 3, 4)})
+    root = archive(
+        {f"P{i}_L_DM_CC": ("High density mass", "Malignant", [SQUARE]) for i in (1, 2, 3, 4)}
+    )
     mask = np.zeros((ROWS, COLS), np.uint8)
-    mask[10:30, 20:40], mask[60:80, 50:60], mask[100:103, 5:10], mask[0, 0] = 255, 200, 255, 255  # 15 and 1 px: specks
+    # 15 and 1 px: specks
+    mask[10:30, 20:40] = 255
+    mask[60:80, 50:60] = 200
+    mask[100:103, 5:10] = 255
+    mask[0, 0] = 255
     (root / "masks").mkdir()
     Image.fromarray(mask).save(root / "masks/P1_L_DM_CC.png")
     Image.fromarray(mask[:50]).save(root / "masks/P2_L_DM_CC.png")
@@ -75,7 +129,8 @@ def test_a_scaled_copy_has_its_regions_in_masks(archive):
     masked, drawn = cdd_cesm.read(root, skipped)
     assert [lesion.box for lesion in masked.lesions] == [(10, 20, 30, 40), (60, 50, 80, 60)]
     assert sum(lesion.mask(ROWS, COLS).sum() for lesion in masked.lesions) == 400 + 200
-    assert {lesion.pathology for lesion in masked.lesions} == {None}  # the image's, which may be one part's alone
+    # the image's, which may be one part's alone
+    assert {lesion.pathology for lesion in masked.lesions} == {None}
     assert [lesion.box for lesion in drawn.lesions] == [(50, 30, 71, 61)]
     assert skipped.reasons["images/P2_L_DM_CC.jpg"] == "its mask has 50 x 100 px, itself 120 x 100"
     assert "can't be decoded" in skipped.reasons["images/P3_L_DM_CC.jpg"] and len(skipped) == 2
@@ -125,7 +180,10 @@ def test_truncated_jpeg(archive, keep):
         ("Non-mass enhancement and a mass", ["mass"]),
         ("Focal ASYMMETRICAL increased density$IMLN", ["asymmetry"]),
         ("two equal density nodules with asymmetrial density", ["mass", "asymmetry"]),
-        ("assymetrical density, architectural distorton, macrocalification", ["asymmetry", "distortion", "calcification"]),
+        (
+            "assymetrical density, architectural distorton, macrocalification",
+            ["asymmetry", "distortion", "calcification"],
+        ),
         ("edema pattern with multiple calcific foci", ["calcification"]),
         ("Clusters of microcalcification$mircocalcifications", ["calcification"]),
         ("Diffuse edematous changes$Postoperative scar", []),
@@ -139,17 +197,39 @@ def test_kinds_named(findings, kinds):
 def test_mixed_findings_are_uncertain(archive):
     root = archive(
         {
-            "P1_L_DM_CC": ("Architectural distortion and mass with indistinct margin", "Malignant", [SQUARE, SQUARE]),
-            "P2_L_DM_CC": ("Architectural distortion$Benign macrocalcification", "Benign", [SQUARE, SQUARE]),
-            "P3_L_DM_CC": ("Mass with obscured margin and edema pattern", "Malignant", [SQUARE, SQUARE]),
-            "P4_L_DM_CC": ("Oval mass with obscured and microlobulated margin", "Malignant", [SQUARE, SQUARE]),
+            "P1_L_DM_CC": (
+                "Architectural distortion and mass with indistinct margin",
+                "Malignant",
+                [SQUARE, SQUARE],
+            ),
+            "P2_L_DM_CC": (
+                "Architectural distortion$Benign macrocalcification",
+                "Benign",
+                [SQUARE, SQUARE],
+            ),
+            "P3_L_DM_CC": (
+                "Mass with obscured margin and edema pattern",
+                "Malignant",
+                [SQUARE, SQUARE],
+            ),
+            "P4_L_DM_CC": (
+                "Oval mass with obscured and microlobulated margin",
+                "Malignant",
+                [SQUARE, SQUARE],
+            ),
         }
     )
     both, benign, edema, alone = (m.lesions for m in cdd_cesm.read(root))
-    assert {(x.kind, x.kind_is_certain, x.margin, x.pathology) for x in both} == {("mass", False, None, None)}
-    assert {(x.kind, x.kind_is_certain, x.pathology) for x in benign} == {("distortion", False, "benign")}
+    assert {(x.kind, x.kind_is_certain, x.margin, x.pathology) for x in both} == {
+        ("mass", False, None, None)
+    }
+    assert {(x.kind, x.kind_is_certain, x.pathology) for x in benign} == {
+        ("distortion", False, "benign")
+    }
     assert {(x.kind, x.kind_is_certain, x.margin) for x in edema} == {("mass", False, None)}
-    assert {(x.kind, x.kind_is_certain, x.margin, x.shape) for x in alone} == {("mass", True, None, "oval")}
+    assert {(x.kind, x.kind_is_certain, x.margin, x.shape) for x in alone} == {
+        ("mass", True, None, "oval")
+    }
 
 
 def test_circle_and_turned_ellipse(archive):
@@ -163,8 +243,10 @@ def test_circle_and_turned_ellipse(archive):
     assert abs(int(circle.sum()) / (np.pi * 20.5**2) - 1) < 0.02
     assert mammogram.lesions[1].box == (50, 20, 71, 81)
     y, x = np.mgrid[:ROWS, :COLS] - np.array([60, 50])[:, None, None]
-    for mask, theta in ((flat, 0.0), (turned, np.pi / 6)):  # a canvas turns from x to y: clockwise on the screen
-        along, across = x * np.cos(theta) + y * np.sin(theta), y * np.cos(theta) - x * np.sin(theta)
+    # a canvas turns from x to y: clockwise on the screen
+    for mask, theta in ((flat, 0.0), (turned, np.pi / 6)):
+        along = x * np.cos(theta) + y * np.sin(theta)
+        across = y * np.cos(theta) - x * np.sin(theta)
         distance = (along / 30) ** 2 + (across / 10) ** 2
         sure = np.abs(distance - 1) > 0.25  # away from the border
         np.testing.assert_array_equal(mask[sure], (distance < 1)[sure])
@@ -210,14 +292,18 @@ def test_other_files_are_skipped_with_a_reason(archive):
     (root / "images" / "P2_L_DM_CC.jpg").write_bytes(b"no JPEG")
     (root / "other").mkdir()
     for name in ("IM0001_r", "P1_L_DM_CC", "P9_L_DM_CC"):
-        (root / "other" / f"{name}.jpg").write_bytes((root / "images" / "P1_L_DM_CC.jpg").read_bytes())
+        (root / "other" / f"{name}.jpg").write_bytes(
+            (root / "images" / "P1_L_DM_CC.jpg").read_bytes()
+        )
     skipped = Skipped()
     first, third = cdd_cesm.read(root, skipped)
     assert len(first.lesions) == 1 and third.lesions == ()
     assert skipped.reasons == {
         "images/P2_L_DM_CC.jpg": "the JPEG can't be decoded (UnidentifiedImageError)",
-        "images/P3_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
-        "other/IM0001_r.jpg": "its name says no patient, side and view, so it can't be split by patient",
+        "images/P3_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse "
+        "edematous changes')",
+        "other/IM0001_r.jpg": "its name says no patient, side and view, so it can't be split by "
+        "patient",
         "other/P1_L_DM_CC.jpg": "another file has the same name",
         "other/P9_L_DM_CC.jpg": f"{cdd_cesm.CLINICAL} does not name it",
         "*_CM_*.jpg": "1 contrast-enhanced images, which are no mammograms",
@@ -245,15 +331,27 @@ def test_missing_parts_are_named(archive, tmp_path):
 
 def test_normal_images_without_a_patient_are_of_one_unknown_patient(archive):
     root = archive({"P1_L_DM_CC": ("mass", "Benign", [SQUARE])})
-    for name in ("normal/IM0001_r.jpg", "Normal/x_L.jpg", "normal/P1_R_DM_CC.jpg", "other/IM0002_r.jpg"):
+    for name in (
+        "normal/IM0001_r.jpg",
+        "Normal/x_L.jpg",
+        "normal/P1_R_DM_CC.jpg",
+        "other/IM0002_r.jpg",
+    ):
         (root / name).parent.mkdir(exist_ok=True)
         Image.new("L", (30, 40)).save(root / name)
     (root / "normal/broken_l.jpg").write_bytes(b"no JPEG")
     skipped = Skipped()
     named, *normal = cdd_cesm.read(root, skipped)
-    assert [(m.laterality, m.pathology, m.rows, m.cols) for m in normal] == [("L", "normal", 40, 30), ("R", "normal", 40, 30)]
+    assert [(m.laterality, m.pathology, m.rows, m.cols) for m in normal] == [
+        ("L", "normal", 40, 30),
+        ("R", "normal", 40, 30),
+    ]
     assert len({m.patient_id for m in normal}) == 1 and named.patient_id != normal[0].patient_id
-    assert set(skipped.reasons) == {"normal/P1_R_DM_CC.jpg", "other/IM0002_r.jpg", "normal/broken_l.jpg"}
+    assert set(skipped.reasons) == {
+        "normal/P1_R_DM_CC.jpg",
+        "other/IM0002_r.jpg",
+        "normal/broken_l.jpg",
+    }
 
 
 def test_missing_words_become_none(archive):
@@ -267,14 +365,23 @@ def test_missing_words_become_none(archive):
 def test_the_real_archive(real_data):
     skipped = Skipped()
     everything = cdd_cesm.read(real_data / "cdd-cesm", skipped)
-    mammograms, normal = everything[:31], everything[31:]
-    assert len(normal) == 48 and len({m.patient_id for m in normal}) == 1 and len({m.image_id for m in normal}) == 48
+    mammograms = everything[:31]
+    normal = everything[31:]
+    assert (
+        len(normal) == 48
+        and len({m.patient_id for m in normal}) == 1
+        and len({m.image_id for m in normal}) == 48
+    )
     assert {(m.pathology, m.lesions, m.view) for m in normal} == {("normal", (), None)}
     assert Counter(m.laterality for m in normal) == {"R": 24, "L": 24}
     assert len({m.patient_id for m in mammograms}) == 30
     assert len({m.image_id for m in mammograms}) == 31
-    assert {m.pathology for m in mammograms} == {"malignant"} and {m.view for m in mammograms} == {"CC"}
-    kinds = Counter((lesion.kind, lesion.kind_is_certain) for m in mammograms for lesion in m.lesions)
+    assert {m.pathology for m in mammograms} == {"malignant"} and {m.view for m in mammograms} == {
+        "CC"
+    }
+    kinds = Counter(
+        (lesion.kind, lesion.kind_is_certain) for m in mammograms for lesion in m.lesions
+    )
     assert kinds == {
         ("mass", True): 31,
         ("mass", False): 38,
@@ -284,8 +391,10 @@ def test_the_real_archive(real_data):
         ("asymmetry", False): 2,
     }
     assert skipped.reasons == {
-        "images/P265_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
-        "images/P298_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse edematous changes')",
+        "images/P265_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse "
+        "edematous changes')",
+        "images/P298_L_DM_CC.jpg": "its 2 regions outline none of our lesions (findings: 'Diffuse "
+        "edematous changes')",
         "images/P37_L_DM_CC.jpg": "region 0: a polyline encloses nothing",
     }
 
@@ -299,7 +408,11 @@ def test_every_real_image_can_be_read(real_data):
 
 @pytest.mark.data
 def test_real_outlines_lie_on_brighter_tissue(real_data):
-    mammograms = [m for m in cdd_cesm.read(real_data / "cdd-cesm") if any(x.kind_is_certain for x in m.lesions)][:6]
+    mammograms = [
+        m
+        for m in cdd_cesm.read(real_data / "cdd-cesm")
+        if any(x.kind_is_certain for x in m.lesions)
+    ][:6]
     for mammogram in mammograms:
         pixels = mammogram.pixels()[..., 0]
         for lesion in mammogram.lesions:

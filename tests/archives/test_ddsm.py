@@ -1,4 +1,6 @@
-"""tfmammo.archives.ddsm on archives in DDSM's native form, written to disk by the phantom or by hand."""
+"""tfmammo.archives.ddsm on archives in DDSM's native form, written to disk by the phantom
+or by hand.
+"""
 
 import gzip
 import pickle
@@ -15,9 +17,12 @@ from tfmammo.archives.writers import ddsm as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
-MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="ill_defined-spiculated")
+MASS = Lesion.from_outline(
+    "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="ill_defined-spiculated"
+)
 CASE = "cases/cancers/cancer_01/case0001"
 STEM = f"{CASE}/B_0001_1.LEFT_CC"
 ICS = f"{CASE}/B-0001-1.ics"
@@ -30,8 +35,24 @@ def ramp(first: float) -> np.ndarray:
 
 
 def mammogram(lesions=(MASS,), **facts) -> Mammogram:
-    content = {"laterality": "L", "view": "CC", "pathology": "malignant", "spacing": (0.05, 0.05), "birads": "4", "density": "2"} | facts
-    return Mammogram("test", content.pop("patient", "p"), "i", ROWS, COLS, partial(ramp, 0.1), lesions=lesions, **content)
+    content = {
+        "laterality": "L",
+        "view": "CC",
+        "pathology": "malignant",
+        "spacing": (0.05, 0.05),
+        "birads": "4",
+        "density": "2",
+    } | facts
+    return Mammogram(
+        "test",
+        content.pop("patient", "p"),
+        "i",
+        ROWS,
+        COLS,
+        partial(ramp, 0.1),
+        lesions=lesions,
+        **content,
+    )
 
 
 @pytest.fixture
@@ -64,7 +85,9 @@ def write_overlay(root: Path, *abnormalities: str, total: int | None = None) -> 
 
 
 def abnormality(*types: str, pathology="BENIGN", assessment="3", outlines=BOUNDARY) -> str:
-    named = "".join(f"LESION_TYPE {words}\n" for words in types or ("MASS SHAPE OVAL MARGINS CIRCUMSCRIBED",))
+    named = "".join(
+        f"LESION_TYPE {words}\n" for words in types or ("MASS SHAPE OVAL MARGINS CIRCUMSCRIBED",)
+    )
     return f"{named}ASSESSMENT {assessment}\nSUBTLETY 4\nPATHOLOGY {pathology}\n{outlines}"
 
 
@@ -76,7 +99,9 @@ def dice(a, b) -> float:
 def round_trip(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("ddsm")
     originals = phantom.read(count=6, seed=3)
-    paths = writer.write(originals, root, scanner=request.param, transposed=True, selected=True, laser=False)
+    paths = writer.write(
+        originals, root, scanner=request.param, transposed=True, selected=True, laser=False
+    )
     return originals, paths, root, request.param
 
 
@@ -94,22 +119,37 @@ def test_round_trip_of_outlines_and_facts(round_trip):
         assert record.birads == (original.birads[0] if original.lesions else None)
         assert len(record.lesions) == len(original.lesions)
         for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-            np.testing.assert_array_equal(ours.mask(record.rows, record.cols), theirs.mask(record.rows, record.cols))
-            assert (ours.kind, ours.pathology, ours.shape, ours.margin) == (theirs.kind, theirs.pathology, theirs.shape, theirs.margin)
-        patient_has_lesions = any(other.lesions for other in originals if other.patient_id == original.patient_id)
-        assert record.pathology == (None if patient_has_lesions and not original.lesions else original.pathology)
+            np.testing.assert_array_equal(
+                ours.mask(record.rows, record.cols), theirs.mask(record.rows, record.cols)
+            )
+            assert (ours.kind, ours.pathology, ours.shape, ours.margin) == (
+                theirs.kind,
+                theirs.pathology,
+                theirs.shape,
+                theirs.margin,
+            )
+        patient_has_lesions = any(
+            other.lesions for other in originals if other.patient_id == original.patient_id
+        )
+        assert record.pathology == (
+            None if patient_has_lesions and not original.lesions else original.pathology
+        )
 
 
 def test_round_trip_keeps_patients_apart_and_together(round_trip):
     originals, paths, root, _ = round_trip
-    pairs = {(a.patient_id, b.patient_id) for a, b in zip(originals, records_of(root, paths), strict=True)}
+    pairs = {
+        (a.patient_id, b.patient_id)
+        for a, b in zip(originals, records_of(root, paths), strict=True)
+    }
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) > 1
     assert all(a != b for a, b in pairs)
 
 
 def test_round_trip_of_pixels(round_trip):
     originals, paths, root, scanner = round_trip
-    record, original = records_of(root, paths)[0], originals[0].pixels()[..., 0].astype(np.float64)
+    record = records_of(root, paths)[0]
+    original = originals[0].pixels()[..., 0].astype(np.float64)
     if scanner == "lumisys":
         grey = np.clip(np.rint(4096.99 - 1009.01 * (3 - 2.95 * original)), 0, 4095)
         density = (4096.99 - grey) / 1009.01
@@ -130,12 +170,24 @@ def test_a_record_can_be_pickled(small):
 def test_facts_of_a_case(small):
     (left, right), reasons = read(small)
     assert not reasons
-    assert (left.laterality, left.view, left.spacing, left.birads, left.density) == ("L", "CC", (0.05, 0.05), "4", "2")
-    assert (left.pathology, right.pathology) == ("malignant", None)  # what is unmarked in a cancer case is not proven normal
+    assert (left.laterality, left.view, left.spacing, left.birads, left.density) == (
+        "L",
+        "CC",
+        (0.05, 0.05),
+        "4",
+        "2",
+    )
+    # what is unmarked in a cancer case is not proven normal
+    assert (left.pathology, right.pathology) == ("malignant", None)
     assert (right.laterality, right.view, right.lesions, right.birads) == ("R", "MLO", (), None)
     assert left.patient_id == right.patient_id and left.image_id == f"{left.patient_id}_L_CC"
     (lesion,) = left.lesions
-    assert (lesion.kind, lesion.shape, lesion.margin, lesion.kind_is_certain) == ("mass", "oval", "ill_defined-spiculated", True)
+    assert (lesion.kind, lesion.shape, lesion.margin, lesion.kind_is_certain) == (
+        "mass",
+        "oval",
+        "ill_defined-spiculated",
+        True,
+    )
     assert lesion.box == (10, 20, 19, 31)
 
 
@@ -184,7 +236,8 @@ def test_gzipped_files_as_in_benign_01(small):
 
 def test_the_header_that_is_printed_on_ddsms_page(tmp_path):
     (tmp_path / "B-3024-1.ics").write_text(
-        "ics_version 1.0\nfilename B-3024-1\nDATE_OF_STUDY 2 7 1995\nPATIENT_AGE 42\nFILM \nFILM_TYPE REGULAR\nDENSITY 4\n"
+        "ics_version 1.0\nfilename B-3024-1\nDATE_OF_STUDY 2 7 1995\nPATIENT_AGE 42\nFILM "
+        "\nFILM_TYPE REGULAR\nDENSITY 4\n"
         "DATE_DIGITIZED 7 22 1997 \nDIGITIZER LUMISYS\nSELECTED\n"
         "LEFT_CC LINES 4696 PIXELS_PER_LINE 3024 BITS_PER_PIXEL 12 RESOLUTION 50 OVERLAY\n"
         "RIGHT_MLO LINES 4664 PIXELS_PER_LINE 3120 BITS_PER_PIXEL 12 RESOLUTION 43.5 NON_OVERLAY\n",
@@ -207,7 +260,9 @@ def test_upper_and_lower_case_and_either_joint(small):
 
 
 def test_several_cases_in_one_folder(tmp_path):
-    writer.write([mammogram(), mammogram((), patient="q", pathology="malignant")], tmp_path / "tree")
+    writer.write(
+        [mammogram(), mammogram((), patient="q", pathology="malignant")], tmp_path / "tree"
+    )
     for path in sorted((tmp_path / "tree").rglob("B*")):
         shutil.copy(path, tmp_path)
     shutil.rmtree(tmp_path / "tree")
@@ -216,10 +271,22 @@ def test_several_cases_in_one_folder(tmp_path):
     assert records[0].patient_id != records[1].patient_id
 
 
-# A closed walk that takes every direction, by hand: col 20, row 30, then up, up-right, right, down-right, down, down-left,
-# left, up-left, each twice.
+# A closed walk that takes every direction, by hand: col 20, row 30, then up, up-right, right,
+# down-right, down, down-left, left, up-left, each twice.
 ALL = "20 30 0 0 1 1 2 2 3 3 4 4 5 5 6 6 7 7 #"
-ALL_POINTS = [(30, 20), (29, 20), (28, 20), (27, 21), (26, 22), (26, 23), (26, 24), (27, 25), (28, 26), (29, 26), (30, 26)]
+ALL_POINTS = [
+    (30, 20),
+    (29, 20),
+    (28, 20),
+    (27, 21),
+    (26, 22),
+    (26, 23),
+    (26, 24),
+    (27, 25),
+    (28, 26),
+    (29, 26),
+    (30, 26),
+]
 ALL_POINTS += [(31, 25), (32, 24), (32, 23), (32, 22), (31, 21), (30, 20)]
 
 
@@ -235,7 +302,9 @@ def test_chain_by_hand(small):
 
 def test_the_writers_chain_is_the_same_walk():
     lesion = Lesion.from_outline("mass", np.float32(ALL_POINTS), ROWS, COLS)
-    (chain,) = [line for line in writer.overlay(mammogram((lesion,))).splitlines() if line.endswith("#")]
+    (chain,) = [
+        line for line in writer.overlay(mammogram((lesion,))).splitlines() if line.endswith("#")
+    ]
     codes = chain.split()[2:-1]
     assert sorted(codes) == sorted(ALL.split()[2:-1])
 
@@ -243,7 +312,13 @@ def test_the_writers_chain_is_the_same_walk():
 def test_cores_are_kept_out_and_their_number_is_not_believed(small):
     core = f"\tCORE\n{ALL}\n"
     for number in (1, 2, 3, 9):
-        write_overlay(small, abnormality(outlines=f"TOTAL_OUTLINES {number}\nBOUNDARY\n{SQUARE_CHAIN}\n\n{core}\n{core}"), abnormality())
+        write_overlay(
+            small,
+            abnormality(
+                outlines=f"TOTAL_OUTLINES {number}\nBOUNDARY\n{SQUARE_CHAIN}\n\n{core}\n{core}"
+            ),
+            abnormality(),
+        )
         record, reasons = first(small)
         assert [lesion.box for lesion in record.lesions] == [(10, 20, 19, 31)] * 2 and not reasons
 
@@ -252,16 +327,34 @@ def test_cores_are_kept_out_and_their_number_is_not_believed(small):
     ("types", "lesions"),
     [
         (["MASS SHAPE ROUND MARGINS CIRCUMSCRIBED"], [("mass", "round", "circumscribed", True)]),
-        (["MASS SHAPE IRREGULAR-ARCHITECTURAL_DISTORTION MARGINS N/A"], [("mass", "irregular-architectural_distortion", None, True)]),
-        (["MASS SHAPE ARCHITECTURAL_DISTORTION MARGINS ILL_DEFINED"], [("mass", "architectural_distortion", "ill_defined", False)]),
+        (
+            ["MASS SHAPE IRREGULAR-ARCHITECTURAL_DISTORTION MARGINS N/A"],
+            [("mass", "irregular-architectural_distortion", None, True)],
+        ),
+        (
+            ["MASS SHAPE ARCHITECTURAL_DISTORTION MARGINS ILL_DEFINED"],
+            [("mass", "architectural_distortion", "ill_defined", False)],
+        ),
         (["MASS SHAPE N/A MARGINS N/A"], [("mass", None, None, True)]),
         (["MASS SHAPE MARGINS SPICULATED"], [("mass", None, "spiculated", True)]),
-        (["CALCIFICATION TYPE PLEOMORPHIC DISTRIBUTION CLUSTERED"], [("calcification", "pleomorphic", None, True)]),
         (
-            ["CALCIFICATION TYPE FINE_LINEAR_BRANCHING DISTRIBUTION LINEAR", "MASS SHAPE OVAL MARGINS OBSCURED"],
-            [("calcification", "fine_linear_branching", None, True), ("mass", "oval", "obscured", True)],
+            ["CALCIFICATION TYPE PLEOMORPHIC DISTRIBUTION CLUSTERED"],
+            [("calcification", "pleomorphic", None, True)],
         ),
-        (["MASS SHAPE OVAL MARGINS OBSCURED", "MASS SHAPE ROUND MARGINS OBSCURED"], [("mass", "oval", "obscured", True)]),
+        (
+            [
+                "CALCIFICATION TYPE FINE_LINEAR_BRANCHING DISTRIBUTION LINEAR",
+                "MASS SHAPE OVAL MARGINS OBSCURED",
+            ],
+            [
+                ("calcification", "fine_linear_branching", None, True),
+                ("mass", "oval", "obscured", True),
+            ],
+        ),
+        (
+            ["MASS SHAPE OVAL MARGINS OBSCURED", "MASS SHAPE ROUND MARGINS OBSCURED"],
+            [("mass", "oval", "obscured", True)],
+        ),
         (["OTHER ASYMMETRIC TISSUE"], [("asymmetry", None, None, True)]),
         (["OTHER ARCHITECTURAL DISTORTION"], [("distortion", None, None, True)]),
         (["OTHER SKIN THICKENING", "MASS SHAPE OVAL MARGINS N/A"], [("mass", "oval", None, True)]),
@@ -270,7 +363,10 @@ def test_cores_are_kept_out_and_their_number_is_not_believed(small):
 def test_lesion_types(small, types, lesions):
     write_overlay(small, abnormality(*types))
     record, reasons = first(small)
-    assert [(lesion.kind, lesion.shape, lesion.margin, lesion.kind_is_certain) for lesion in record.lesions] == lesions
+    assert [
+        (lesion.kind, lesion.shape, lesion.margin, lesion.kind_is_certain)
+        for lesion in record.lesions
+    ] == lesions
     assert {lesion.box for lesion in record.lesions} == {(10, 20, 19, 31)}
     assert not reasons
 
@@ -292,7 +388,9 @@ def test_pathology(small, pathologies, of_lesions, of_image):
     assert record.pathology == of_image
 
 
-@pytest.mark.parametrize(("assessments", "birads"), [("25", "5"), ("0", "0"), ("03", "3"), ("x", None)])
+@pytest.mark.parametrize(
+    ("assessments", "birads"), [("25", "5"), ("0", "0"), ("03", "3"), ("x", None)]
+)
 def test_birads_is_the_highest_assessment(small, assessments, birads):
     write_overlay(small, *[abnormality(assessment=assessment) for assessment in assessments])
     assert first(small)[0].birads == birads
@@ -342,7 +440,11 @@ def test_a_case_that_should_have_overlays_is_not_normal(tmp_path):
 )
 def test_scanners(small, letter, digitizer, scanner):
     (small / ICS).write_text(
-        (small / ICS).read_text(encoding="ascii").replace("B-0001", f"{letter}-0001").replace("LUMISYS LASER", digitizer), encoding="ascii"
+        (small / ICS)
+        .read_text(encoding="ascii")
+        .replace("B-0001", f"{letter}-0001")
+        .replace("LUMISYS LASER", digitizer),
+        encoding="ascii",
     )
     for path in sorted((small / CASE).iterdir()):
         path.rename(path.with_name(letter + path.name[1:]))
@@ -358,15 +460,37 @@ def test_scanners(small, letter, digitizer, scanner):
     ("old", "new", "reason"),
     [
         ("LUMISYS LASER", "EPSON", "no calibration is known for digitizer (not named) and cases B"),
-        ("DIGITIZER LUMISYS LASER\n", "", "no calibration is known for digitizer (not named) and cases B"),
-        ("LUMISYS LASER", "HOWTEK 43.5", "no calibration is known for digitizer HOWTEK and cases B"),
+        (
+            "DIGITIZER LUMISYS LASER\n",
+            "",
+            "no calibration is known for digitizer (not named) and cases B",
+        ),
+        (
+            "LUMISYS LASER",
+            "HOWTEK 43.5",
+            "no calibration is known for digitizer HOWTEK and cases B",
+        ),
         ("PIXELS_PER_LINE", "PIXELS", "lists no image with its LINES and PIXELS_PER_LINE"),
-        ("LINES 60", "LINES 00", "LEFT_CC left out: its size is 0 x 44; RIGHT_MLO left out: its size is 0 x 44"),
-        ("LINES 60 PIXELS_PER_LINE 44", "LINES 99999 PIXELS_PER_LINE 99999", "LEFT_CC left out: its size is 99999 x 99999; RIGHT_MLO"),
-        ("filename B-0001-1", "filename B-0002-1", "LEFT_CC left out: its file is missing; RIGHT_MLO left out: its file is missing"),
+        (
+            "LINES 60",
+            "LINES 00",
+            "LEFT_CC left out: its size is 0 x 44; RIGHT_MLO left out: its size is 0 x 44",
+        ),
+        (
+            "LINES 60 PIXELS_PER_LINE 44",
+            "LINES 99999 PIXELS_PER_LINE 99999",
+            "LEFT_CC left out: its size is 99999 x 99999; RIGHT_MLO",
+        ),
+        (
+            "filename B-0001-1",
+            "filename B-0002-1",
+            "LEFT_CC left out: its file is missing; RIGHT_MLO left out: its file is missing",
+        ),
     ],
 )
-def test_a_case_that_can_not_be_read_is_noted_and_the_others_stay(small, tmp_path_factory, old, new, reason):
+def test_a_case_that_can_not_be_read_is_noted_and_the_others_stay(
+    small, tmp_path_factory, old, new, reason
+):
     writer.write([mammogram(patient="other")], small / "more")
     (other,) = (small / "more").rglob("case0001")
     for path in sorted(other.iterdir()):
@@ -378,7 +502,11 @@ def test_a_case_that_can_not_be_read_is_noted_and_the_others_stay(small, tmp_pat
     ((file, noted),) = reasons.items()
     assert file == ICS and noted.startswith(reason)
     shutil.rmtree(small / "more")
-    with pytest.raises(ArchiveError, match=r"none of its 1 cases has an image that can be read, the first note is .*B-0001-1.ics: "):
+    with pytest.raises(
+        ArchiveError,
+        match=r"none of its 1 cases has an image that can be read, the first note is "
+        r".*B-0001-1.ics: ",
+    ):
         ddsm.read(small)
 
 
@@ -395,7 +523,10 @@ def test_missing_files_are_noted(small):
     (small / f"{CASE}/B_0001_1.RIGHT_MLO.LJPEG").unlink()
     (record,), reasons = read(small)
     assert (record.lesions, record.pathology) == ((), None)
-    assert reasons == {ICS: "LEFT_CC kept without lesions: its overlay is missing; RIGHT_MLO left out: its file is missing"}
+    assert reasons == {
+        ICS: "LEFT_CC kept without lesions: its overlay is missing; RIGHT_MLO left out: its file "
+        "is missing"
+    }
 
 
 @pytest.mark.parametrize(
@@ -423,7 +554,12 @@ def test_an_abnormality_with_a_bad_chain_is_noted_and_the_others_stay(small, out
 
 
 def test_a_chain_that_leaves_the_image_is_cut_at_its_border(small):
-    write_overlay(small, abnormality(outlines="BOUNDARY\n38 10 " + "2 " * 10 + "4 " * 8 + "6 " * 10 + "0 " * 8 + "#\n"))
+    write_overlay(
+        small,
+        abnormality(
+            outlines="BOUNDARY\n38 10 " + "2 " * 10 + "4 " * 8 + "6 " * 10 + "0 " * 8 + "#\n"
+        ),
+    )
     record, reasons = first(small)
     assert record.lesions[0].box == (10, 38, 19, 44)
     assert not reasons
@@ -433,7 +569,10 @@ def test_another_finding_is_noted(small):
     write_overlay(small, abnormality("OTHER SKIN THICKENING"), abnormality())
     record, reasons = first(small)
     assert len(record.lesions) == 1
-    assert reasons == {f"{STEM}.OVERLAY": "abnormality 1 left out: its type is OTHER SKIN THICKENING, which is no lesion of ours"}
+    assert reasons == {
+        f"{STEM}.OVERLAY": "abnormality 1 left out: its type is OTHER SKIN THICKENING, which is "
+        "no lesion of ours"
+    }
 
 
 @pytest.mark.parametrize(
@@ -442,7 +581,10 @@ def test_another_finding_is_noted(small):
         (b"", "0 of 0"),
         (b"\xff\xfe\x00 binary", "0 of 0"),
         (b"TOTAL_ABNORMALITIES 0\n", "0 of 0"),
-        (b"TOTAL_ABNORMALITIES 2\nABNORMALITY 1\nLESION_TYPE MASS SHAPE OVAL MARGINS N/A\n", "1 of 2"),
+        (
+            b"TOTAL_ABNORMALITIES 2\nABNORMALITY 1\nLESION_TYPE MASS SHAPE OVAL MARGINS N/A\n",
+            "1 of 2",
+        ),
         (f"TOTAL_ABNORMALITIES 1\n{BOUNDARY}".encode(), "0 of 1"),
     ],
 )
@@ -450,12 +592,17 @@ def test_a_damaged_overlay_costs_the_lesions_but_not_the_mammogram(small, conten
     (small / f"{STEM}.OVERLAY").write_bytes(content)
     record, reasons = first(small)
     assert (record.lesions, record.pathology, record.birads) == ((), None, None)
-    assert reasons == {f"{STEM}.OVERLAY": f"its mammogram is kept without lesions: is no whole overlay, {found} abnormalities are there"}
+    assert reasons == {
+        f"{STEM}.OVERLAY": f"its mammogram is kept without lesions: is no whole overlay, {found} "
+        "abnormalities are there"
+    }
 
 
 def test_an_overlay_that_can_not_be_unpacked(small):
     (small / f"{STEM}.OVERLAY").rename(small / f"{STEM}.OVERLAY.gz")
-    assert read(small)[1] == {f"{STEM}.OVERLAY.gz": "its mammogram is kept without lesions: can't be read (BadGzipFile)"}
+    assert read(small)[1] == {
+        f"{STEM}.OVERLAY.gz": "its mammogram is kept without lesions: can't be read (BadGzipFile)"
+    }
 
 
 def test_a_case_that_is_there_twice(small):
@@ -475,7 +622,12 @@ def test_linked_folders_are_followed_and_cycles_end(small, tmp_path_factory):
 
 
 def test_what_macos_and_the_archive_leave_beside_does_not_matter(small):
-    for name in ("._B-0001-1.ics", "._B_0001_1.LEFT_CC.LJPEG", "TAPE_B_0001_1.COMB.16_PGM", "B_0001_1.LEFT_CC.LJPEG.1_highpass.gif"):
+    for name in (
+        "._B-0001-1.ics",
+        "._B_0001_1.LEFT_CC.LJPEG",
+        "TAPE_B_0001_1.COMB.16_PGM",
+        "B_0001_1.LEFT_CC.LJPEG.1_highpass.gif",
+    ):
         (small / CASE / name).write_bytes(b"something")
     records, reasons = read(small)
     assert len(records) == 2 and not reasons
@@ -483,7 +635,9 @@ def test_what_macos_and_the_archive_leave_beside_does_not_matter(small):
 
 def test_what_is_no_archive(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ArchiveError, match=rf"{root}: is no DDSM archive, it holds no \.ics file"):
+        with pytest.raises(
+            ArchiveError, match=rf"{root}: is no DDSM archive, it holds no \.ics file"
+        ):
             ddsm.read(root)
 
 
@@ -502,7 +656,10 @@ def test_the_writer_needs_laterality_and_view(tmp_path):
 def test_the_writers_quirks(tmp_path):
     (path,) = writer.write([mammogram()], tmp_path, selected=True, laser=False, transposed=True)
     text = path.with_name("B-0001-1.ics").read_text(encoding="ascii")
-    assert "DIGITIZER LUMISYS\nSELECTED\nLEFT_CC LINES 60 PIXELS_PER_LINE 44 BITS_PER_PIXEL 12 RESOLUTION 50 OVERLAY\n" in text
+    assert (
+        "DIGITIZER LUMISYS\nSELECTED\nLEFT_CC LINES 60 PIXELS_PER_LINE 44 BITS_PER_PIXEL 12 "
+        "RESOLUTION 50 OVERLAY\n" in text
+    )
     assert path.read_bytes()[7:11] == bytes([0, 44, 0, 60])
     record, reasons = first(tmp_path)
     assert not reasons

@@ -1,4 +1,6 @@
-"""tfmammo.archives.dicom against files written here, and against pydicom's own pipeline where that is right."""
+"""tfmammo.archives.dicom against files written here, and against pydicom's own pipeline
+where that is right.
+"""
 
 import logging
 import struct
@@ -50,7 +52,14 @@ def dataset(stored=STORED, bits=12, syntax=ExplicitVRLittleEndian, **tags) -> Fi
     meta.MediaStorageSOPInstanceUID = generate_uid()
     little = syntax != ExplicitVRBigEndian
     order = "<" if little else ">"
-    made = FileDataset("", {}, b"\0" * 128, meta, is_implicit_VR=syntax == ImplicitVRLittleEndian, is_little_endian=little)
+    made = FileDataset(
+        "",
+        {},
+        b"\0" * 128,
+        meta,
+        is_implicit_VR=syntax == ImplicitVRLittleEndian,
+        is_little_endian=little,
+    )
     content = {
         "SOPClassUID": MAMMOGRAPHY,
         "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
@@ -85,7 +94,8 @@ def save_stream(path: Path, syntax, stream: bytes, **tags) -> Path:
     """A mammogram whose compressed pixels are `stream`."""
     made = dataset(syntax=syntax, **tags)
     made.PixelData = encapsulate([stream])
-    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    made["PixelData"].VR = "OB"
+    made["PixelData"].is_undefined_length = True
     return save(path, made)
 
 
@@ -111,7 +121,9 @@ def test_scale_does_not_follow_the_images_own_extremes(write):
 
 def test_high_bits_are_masked_off(write):
     overlay = STORED | np.uint16(0xA000)
-    np.testing.assert_array_equal(dicom.read_pixels(write(stored=overlay)), dicom.read_pixels(write()))
+    np.testing.assert_array_equal(
+        dicom.read_pixels(write(stored=overlay)), dicom.read_pixels(write())
+    )
 
 
 def test_signed_pixels_span_their_own_range(write):
@@ -122,17 +134,23 @@ def test_signed_pixels_span_their_own_range(write):
 def test_signed_pixels_under_foreign_high_bits(write):
     stored = np.array([[-2048, -1], [0, 2047]], np.int16)
     dirty = (stored & 0x0FFF) | np.int16(0x3000)
-    np.testing.assert_array_equal(dicom.read_pixels(write(stored=dirty)), dicom.read_pixels(write(stored=stored)))
+    np.testing.assert_array_equal(
+        dicom.read_pixels(write(stored=dirty)), dicom.read_pixels(write(stored=stored))
+    )
 
 
 def test_monochrome1_is_the_inverse_of_monochrome2(write):
     straight = dicom.read_pixels(write())
-    inverted = dicom.read_pixels(write(stored=4095 - STORED, PhotometricInterpretation="MONOCHROME1"))
+    inverted = dicom.read_pixels(
+        write(stored=4095 - STORED, PhotometricInterpretation="MONOCHROME1")
+    )
     np.testing.assert_allclose(inverted, straight, atol=1e-7)
     assert straight[0, 0, 0] == 0
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
 def test_every_uncompressed_syntax_gives_the_same_pixels(write, syntax):
     expected = dicom.read_pixels(write())
     path = write(syntax=syntax)
@@ -154,22 +172,34 @@ def test_lossless_compression_gives_the_same_pixels(tmp_path, write, syntax, sig
     assert dicom.read_header(path).cols == 50
 
 
-@pytest.mark.parametrize(("syntax", "predictor"), [(JPEGLosslessSV1, 1), (JPEGLossless, 1), (JPEGLossless, 4), (JPEGLossless, 7)])
+@pytest.mark.parametrize(
+    ("syntax", "predictor"),
+    [(JPEGLosslessSV1, 1), (JPEGLossless, 1), (JPEGLossless, 4), (JPEGLossless, 7)],
+)
 @pytest.mark.parametrize("signed", [False, True])
 def test_lossless_jpeg_gives_the_same_pixels(tmp_path, write, syntax, predictor, signed):
     stream = encode(STORED, predictor, precision=12, conforming=True)
     twos_complement = (STORED.astype(np.int16) << 4) >> 4
     path = save_stream(tmp_path / "compressed.dcm", syntax, stream, PixelRepresentation=int(signed))
-    np.testing.assert_array_equal(dicom.read_pixels(path), dicom.read_pixels(write(stored=twos_complement if signed else STORED)))
+    np.testing.assert_array_equal(
+        dicom.read_pixels(path),
+        dicom.read_pixels(write(stored=twos_complement if signed else STORED)),
+    )
 
 
 def test_jpeg_ls_by_the_example_of_its_standard(tmp_path):
     stream = bytes.fromhex(  # ITU-T T.87, annex H.3
         "ffd8fff7000b080004000401011100ffda0008010100000000c000006c80208e01c00000574000006ee6000001bc18000005d800009160ffd9"
     )
-    pixels = np.array([[0, 0, 90, 74], [68, 50, 43, 205], [64, 145, 145, 145], [100, 145, 145, 145]], np.uint8)
-    path = save_stream(tmp_path / "image.dcm", JPEGLSLossless, stream, stored=pixels, bits=8, BitsAllocated=8)
-    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], (pixels / 255).astype(np.float32))
+    pixels = np.array(
+        [[0, 0, 90, 74], [68, 50, 43, 205], [64, 145, 145, 145], [100, 145, 145, 145]], np.uint8
+    )
+    path = save_stream(
+        tmp_path / "image.dcm", JPEGLSLossless, stream, stored=pixels, bits=8, BitsAllocated=8
+    )
+    np.testing.assert_array_equal(
+        dicom.read_pixels(path)[..., 0], (pixels / 255).astype(np.float32)
+    )
 
 
 def test_lossy_jpeg_2000_is_near(tmp_path, write):
@@ -183,15 +213,22 @@ def test_lossy_jpeg_2000_is_near(tmp_path, write):
 def test_baseline_jpeg_of_8_bits_is_near(tmp_path):
     smooth = np.add.outer(np.arange(64), np.arange(80)).astype(np.uint8)
     stream = cv2.imencode(".jpg", smooth, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-    path = save_stream(tmp_path / "image.dcm", JPEGBaseline8Bit, stream, stored=smooth, bits=8, BitsAllocated=8)
+    path = save_stream(
+        tmp_path / "image.dcm", JPEGBaseline8Bit, stream, stored=smooth, bits=8, BitsAllocated=8
+    )
     np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], smooth / 255, atol=3 / 255)
 
 
 def test_extended_jpeg_of_12_bits(tmp_path):
-    """Four blocks of one grey level each, coded by hand: a DC difference in 4 + n bits, then the end of the block."""
-    levels, bits, last = [100, 4000, 2048, 7], "", 2048
+    """Four blocks of one grey level each, coded by hand: a DC difference in 4 + n bits, then the
+    end of the block.
+    """
+    levels = [100, 4000, 2048, 7]
+    bits = ""
+    last = 2048
     for level in levels:
-        difference, last = level - last, level
+        difference = level - last
+        last = level
         size = abs(difference).bit_length()
         bits += f"{size:04b}{difference if difference > 0 else difference + 2**size - 1:0{size}b}0"
     bits += "1" * (-len(bits) % 8)
@@ -203,10 +240,20 @@ def test_extended_jpeg_of_12_bits(tmp_path):
         (0xC4, bytes([0x10, 1, *[0] * 15, 0])),
         (0xDA, bytes([1, 1, 0, 0, 63, 0])),
     ]
-    segments = b"".join(b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2, "big") + body for marker, body in parts)
+    segments = b"".join(
+        b"\xff" + bytes([marker]) + (len(body) + 2).to_bytes(2, "big") + body
+        for marker, body in parts
+    )
     stored = np.tile(np.repeat(np.array(levels, np.uint16), 8), (8, 1))
-    path = save_stream(tmp_path / "image.dcm", JPEGExtended12Bit, b"\xff\xd8" + segments + scan + b"\xff\xd9", stored=stored)
-    np.testing.assert_array_equal(dicom.read_pixels(path)[..., 0], (stored / 4095).astype(np.float32))
+    path = save_stream(
+        tmp_path / "image.dcm",
+        JPEGExtended12Bit,
+        b"\xff\xd8" + segments + scan + b"\xff\xd9",
+        stored=stored,
+    )
+    np.testing.assert_array_equal(
+        dicom.read_pixels(path)[..., 0], (stored / 4095).astype(np.float32)
+    )
 
 
 def test_several_fragments_make_one_image(tmp_path):
@@ -231,30 +278,69 @@ def test_pixels_of_8_bits_in_words(tmp_path, syntax, cols):
     made = dataset(stored=stored, bits=8, syntax=syntax, BitsAllocated=8)
     made.PixelData = padded.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
     made["PixelData"].VR = "OW"
-    np.testing.assert_array_equal(dicom.read_pixels(save(tmp_path / "image.dcm", made))[..., 0], (stored / 255).astype(np.float32))
+    np.testing.assert_array_equal(
+        dicom.read_pixels(save(tmp_path / "image.dcm", made))[..., 0],
+        (stored / 255).astype(np.float32),
+    )
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        ImplicitVRLittleEndian,
+        RLELossless,
+        JPEG2000Lossless,
+    ],
+)
 @pytest.mark.parametrize("bits", [8, 12])
 def test_what_the_writer_writes_is_read_back(tmp_path, syntax, bits):
     stored = (np.arange(40 * 48).reshape(40, 48) % 2**bits).astype(np.uint16)
     write_dicom(tmp_path / "a" / "image.dcm", stored, bits, syntax=syntax)
-    np.testing.assert_array_equal(dicom.read_pixels(tmp_path / "a" / "image.dcm")[..., 0], (stored / (2**bits - 1)).astype(np.float32))
+    np.testing.assert_array_equal(
+        dicom.read_pixels(tmp_path / "a" / "image.dcm")[..., 0],
+        (stored / (2**bits - 1)).astype(np.float32),
+    )
 
 
 def test_pixels_of_one_bit(tmp_path):
     bits = np.random.default_rng(0).integers(0, 2, (5, 7)).astype(np.uint8)
-    made = dataset(stored=bits, bits=1, BitsAllocated=1, PixelData=np.packbits(bits, bitorder="little").tobytes() + b"\0")
+    made = dataset(
+        stored=bits,
+        bits=1,
+        BitsAllocated=1,
+        PixelData=np.packbits(bits, bitorder="little").tobytes() + b"\0",
+    )
     made["PixelData"].VR = "OB"
-    np.testing.assert_array_equal(dicom.read_pixels(save(tmp_path / "image.dcm", made))[..., 0], bits)
+    np.testing.assert_array_equal(
+        dicom.read_pixels(save(tmp_path / "image.dcm", made))[..., 0], bits
+    )
 
 
 PIPELINES = {
     "plain": {},
-    "inverted": {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 34, "PixelPaddingRangeLimit": 340},
-    "rescaled": {"RescaleSlope": 2.5, "RescaleIntercept": -1000, "WindowCenter": 3210.5, "WindowWidth": 2222},
-    "sigmoid": {"WindowCenter": 1800, "WindowWidth": 1500, "VOILUTFunction": "SIGMOID", "PhotometricInterpretation": "MONOCHROME1"},
-    "tables": {"ModalityLUTSequence": [(np.arange(3000) ** 2 // 140, 50)], "VOILUTSequence": [(np.arange(30000) * 2, 100)]},
+    "inverted": {
+        "PhotometricInterpretation": "MONOCHROME1",
+        "PixelPaddingValue": 34,
+        "PixelPaddingRangeLimit": 340,
+    },
+    "rescaled": {
+        "RescaleSlope": 2.5,
+        "RescaleIntercept": -1000,
+        "WindowCenter": 3210.5,
+        "WindowWidth": 2222,
+    },
+    "sigmoid": {
+        "WindowCenter": 1800,
+        "WindowWidth": 1500,
+        "VOILUTFunction": "SIGMOID",
+        "PhotometricInterpretation": "MONOCHROME1",
+    },
+    "tables": {
+        "ModalityLUTSequence": [(np.arange(3000) ** 2 // 140, 50)],
+        "VOILUTSequence": [(np.arange(30000) * 2, 100)],
+    },
 }
 
 
@@ -263,8 +349,14 @@ PIPELINES = {
 @pytest.mark.parametrize("bits", [10, 12, 16])
 def test_looking_up_equals_computing_every_pixel(write, tags, signed, bits):
     """One by one, in Python's own arithmetic."""
-    tags = {key: [lut(*value[0])] if key.endswith("Sequence") else value for key, value in tags.items()}
-    stored = np.random.default_rng(bits).integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (20, 30)).astype(np.int16)
+    tags = {
+        key: [lut(*value[0])] if key.endswith("Sequence") else value for key, value in tags.items()
+    }
+    stored = (
+        np.random.default_rng(bits)
+        .integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (20, 30))
+        .astype(np.int16)
+    )
     stored = stored if signed else (stored.view(np.uint16) & np.uint16(2**bits - 1))
     stored[0, :2] = 34, 300
     made = pydicom.dcmread(write(stored=stored, bits=bits, **tags))
@@ -274,21 +366,29 @@ def test_looking_up_equals_computing_every_pixel(write, tags, signed, bits):
 
 
 def _grey(made: Dataset, stored: int, signed: bool, bits: int) -> float:
-    value, low, high = float(stored), -(2.0 ** (bits - 1)) if signed else 0.0, 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1
+    value = float(stored)
+    low = -(2.0 ** (bits - 1)) if signed else 0.0
+    high = 2.0 ** (bits - 1) - 1 if signed else 2.0**bits - 1
     if "RescaleSlope" in made:
-        value, low, high = (number * float(made.RescaleSlope) + float(made.RescaleIntercept) for number in (value, low, high))
+        value, low, high = (
+            number * float(made.RescaleSlope) + float(made.RescaleIntercept)
+            for number in (value, low, high)
+        )
     for key in ("ModalityLUTSequence", "VOILUTSequence"):
         if key in made:
             entries, first, depth = made[key][0].LUTDescriptor
             value = float(made[key][0].LUTData[int(min(max(value - first, 0), entries - 1))])
-            low, high = 0.0, 2.0**depth - 1
+            low = 0.0
+            high = 2.0**depth - 1
     if "WindowCenter" in made:
-        center, width = float(made.WindowCenter), float(made.WindowWidth)
+        center = float(made.WindowCenter)
+        width = float(made.WindowWidth)
         if "VOILUTFunction" in made:
             value = float(1 / (1 + np.exp(-4 * (value - center) / width)))
         else:
             value = (value - (center - 0.5)) / (width - 1) + 0.5
-        low, high = 0.0, 1.0
+        low = 0.0
+        high = 1.0
     grey = min(max((value - low) / (high - low), 0.0), 1.0)
     if made.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
@@ -326,7 +426,9 @@ def test_voi_lut_of_8_bits_under_12_bit_pixels(write):
 
 def test_voi_lut_clamps_outside_its_table_and_wins_over_a_window(write):
     table = np.array([100, 200, 300, 400])
-    image = dicom.read_pixels(write(VOILUTSequence=[lut(table, first=34, bits=10)], WindowCenter=0, WindowWidth=2))
+    image = dicom.read_pixels(
+        write(VOILUTSequence=[lut(table, first=34, bits=10)], WindowCenter=0, WindowWidth=2)
+    )
     expected = table[np.clip(STORED.astype(int) - 34, 0, 3)] / 1023
     np.testing.assert_allclose(image[..., 0], expected, atol=1e-6)
 
@@ -335,7 +437,11 @@ def test_voi_lut_clamps_outside_its_table_and_wins_over_a_window(write):
 def test_lut_data_as_bytes(write, syntax):
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [4096, 0, 12])
-    item.add_new("LUTData", "OW", np.arange(4096)[::-1].astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes())
+    item.add_new(
+        "LUTData",
+        "OW",
+        np.arange(4096)[::-1].astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes(),
+    )
     image = dicom.read_pixels(write(VOILUTSequence=[item], syntax=syntax))
     np.testing.assert_allclose(image[..., 0], 1 - STORED / 4095, atol=1e-6)
 
@@ -349,12 +455,18 @@ def test_window_agrees_with_pydicom(write, function):
 
 def test_the_first_of_several_windows_counts(write):
     several = dicom.read_pixels(write(WindowCenter=[1800, 900], WindowWidth=[1500, 300]))
-    np.testing.assert_array_equal(several, dicom.read_pixels(write(WindowCenter=1800, WindowWidth=1500)))
+    np.testing.assert_array_equal(
+        several, dicom.read_pixels(write(WindowCenter=1800, WindowWidth=1500))
+    )
 
 
 def test_a_window_is_chosen_by_its_number(write):
     table = lut(np.arange(4096) // 16, bits=8)
-    path = write(VOILUTSequence=[table, lut(np.arange(4096)[::-1] // 16, bits=8)], WindowCenter=[1800, 900], WindowWidth=[1500, 300])
+    path = write(
+        VOILUTSequence=[table, lut(np.arange(4096)[::-1] // 16, bits=8)],
+        WindowCenter=[1800, 900],
+        WindowWidth=[1500, 300],
+    )
     alone = {
         0: {"VOILUTSequence": [table]},
         1: {"VOILUTSequence": [lut(np.arange(4096)[::-1] // 16, bits=8)]},
@@ -369,21 +481,31 @@ def test_a_window_is_chosen_by_its_number(write):
 
 @pytest.mark.parametrize("number", [2, 1000, -1])
 def test_a_window_that_is_not_there(write, number):
-    with pytest.raises(ArchiveError, match=rf"image\.dcm: has no window of number {number}, only 2"):
+    with pytest.raises(
+        ArchiveError, match=rf"image\.dcm: has no window of number {number}, only 2"
+    ):
         dicom.read_pixels(write(WindowCenter=[1800, 900], WindowWidth=[1500, 300]), window=number)
 
 
 def test_a_window_around_zero(write):
     stored = np.array([[-3, -1, 0, 1, 3]], np.int16)
-    image = dicom.read_pixels(write(stored=stored, WindowCenter=0, WindowWidth=4, VOILUTFunction="LINEAR_EXACT"))
+    image = dicom.read_pixels(
+        write(stored=stored, WindowCenter=0, WindowWidth=4, VOILUTFunction="LINEAR_EXACT")
+    )
     np.testing.assert_array_equal(image[0, :, 0], [0, 0.25, 0.5, 0.75, 1])
 
 
 def test_the_first_entry_of_a_lut_behind_a_negative_intercept(write):
-    """The first input value -1000 is stored as 64536, for the element has no type of its own for signed numbers."""
+    """The first input value -1000 is stored as 64536, for the element has no type of its own for
+    signed numbers.
+    """
     table = np.arange(4096) // 16
-    path = write(RescaleSlope=1, RescaleIntercept=-1000, VOILUTSequence=[lut(table, first=64536, bits=8)])
-    np.testing.assert_array_equal(dicom.read_pixels(path), dicom.read_pixels(write(VOILUTSequence=[lut(table, bits=8)])))
+    path = write(
+        RescaleSlope=1, RescaleIntercept=-1000, VOILUTSequence=[lut(table, first=64536, bits=8)]
+    )
+    np.testing.assert_array_equal(
+        dicom.read_pixels(path), dicom.read_pixels(write(VOILUTSequence=[lut(table, bits=8)]))
+    )
 
 
 def test_without_window_the_stored_range_stays(write):
@@ -392,25 +514,40 @@ def test_without_window_the_stored_range_stays(write):
 
 
 def test_window_after_a_negative_slope_keeps_its_direction(write):
-    path = write(RescaleSlope=-1, RescaleIntercept=4095, WindowCenter=2047.5, WindowWidth=4095, VOILUTFunction="LINEAR_EXACT")
+    path = write(
+        RescaleSlope=-1,
+        RescaleIntercept=4095,
+        WindowCenter=2047.5,
+        WindowWidth=4095,
+        VOILUTFunction="LINEAR_EXACT",
+    )
     np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], 1 - STORED / 4095, atol=1e-6)
 
 
 def test_padding_is_dark_in_monochrome1(write):
     stored = np.array([[0, 0, 4095], [0, 2000, 4095]], np.uint16)
     path = write(stored=stored, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0)
-    np.testing.assert_allclose(dicom.read_pixels(path)[..., 0], [[0, 0, 0], [0, 1 - 2000 / 4095, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        dicom.read_pixels(path)[..., 0], [[0, 0, 0], [0, 1 - 2000 / 4095, 0]], atol=1e-6
+    )
 
 
 def test_padding_range(write):
     stored = np.array([[5, 7, 9, 11]], np.uint16)
-    path = write(stored=stored, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=9, PixelPaddingRangeLimit=6)
+    path = write(
+        stored=stored,
+        PhotometricInterpretation="MONOCHROME1",
+        PixelPaddingValue=9,
+        PixelPaddingRangeLimit=6,
+    )
     np.testing.assert_array_equal(dicom.read_pixels(path)[0, :, 0] == 0, [False, True, True, False])
 
 
 @pytest.mark.parametrize("kind", ["US", "SS"])
 def test_padding_below_zero_by_either_type(tmp_path, kind):
-    made = dataset(stored=np.array([[-2000, 0, 2047]], np.int16), PhotometricInterpretation="MONOCHROME1")
+    made = dataset(
+        stored=np.array([[-2000, 0, 2047]], np.int16), PhotometricInterpretation="MONOCHROME1"
+    )
     made.add_new("PixelPaddingValue", kind, 63536 if kind == "US" else -2000)
     image = dicom.read_pixels(save(tmp_path / "image.dcm", made))
     np.testing.assert_allclose(image[0, :, 0], [0, 2047 / 4095, 0], atol=1e-6)
@@ -429,7 +566,9 @@ def test_raw_images_are_recognised(write, tags, raw):
     assert dicom.read_header(write(**tags)).for_processing is raw
 
 
-@pytest.mark.parametrize(("words", "said"), [(" cropped images ", "cropped images"), ("", None), (None, None)])
+@pytest.mark.parametrize(
+    ("words", "said"), [(" cropped images ", "cropped images"), ("", None), (None, None)]
+)
 def test_the_series_description(write, words, said):
     assert dicom.read_header(write(SeriesDescription=words)).series_description == said
 
@@ -454,15 +593,31 @@ IMAGER = {"ImagerPixelSpacing": [0.075, 0.15]}
         (IMAGER | {"EstimatedRadiographicMagnificationFactor": 1.5}, (0.05, 0.1)),
         (IMAGER | {"EstimatedRadiographicMagnificationFactor": 0}, (0.075, 0.15)),
         (IMAGER | {"EstimatedRadiographicMagnificationFactor": 0.5}, (0.075, 0.15)),
-        (IMAGER | {"PixelSpacing": [0.06, 0.12], "EstimatedRadiographicMagnificationFactor": 1.5}, (0.06, 0.12)),
-        # PS3.3 10.7.1.1: equal values and no type of calibration mean that nothing has been corrected
-        (IMAGER | {"PixelSpacing": [0.075, 0.15], "EstimatedRadiographicMagnificationFactor": 1.5}, (0.05, 0.1)),
         (
             IMAGER
-            | {"PixelSpacing": [0.075, 0.15], "PixelSpacingCalibrationType": "GEOMETRY", "EstimatedRadiographicMagnificationFactor": 1.5},
+            | {"PixelSpacing": [0.06, 0.12], "EstimatedRadiographicMagnificationFactor": 1.5},
+            (0.06, 0.12),
+        ),
+        # PS3.3 10.7.1.1: equal values and no type of calibration mean that nothing has been
+        # corrected
+        (
+            IMAGER
+            | {"PixelSpacing": [0.075, 0.15], "EstimatedRadiographicMagnificationFactor": 1.5},
+            (0.05, 0.1),
+        ),
+        (
+            IMAGER
+            | {
+                "PixelSpacing": [0.075, 0.15],
+                "PixelSpacingCalibrationType": "GEOMETRY",
+                "EstimatedRadiographicMagnificationFactor": 1.5,
+            },
             (0.075, 0.15),
         ),
-        ({"PixelSpacing": [0.06, 0.12], "EstimatedRadiographicMagnificationFactor": 1.5}, (0.06, 0.12)),
+        (
+            {"PixelSpacing": [0.06, 0.12], "EstimatedRadiographicMagnificationFactor": 1.5},
+            (0.06, 0.12),
+        ),
         ({"NominalScannedPixelSpacing": [0.05, 0.05]}, (0.05, 0.05)),
         (IMAGER | {"NominalScannedPixelSpacing": [0.05, 0.05]}, (0.075, 0.15)),
     ],
@@ -482,7 +637,8 @@ def test_laterality_of_every_tag(write, keyword):
 
 
 def test_laterality_of_an_enhanced_image(write):
-    anatomy, shared = Dataset(), Dataset()
+    anatomy = Dataset()
+    shared = Dataset()
     anatomy.FrameLaterality = "R"
     shared.FrameAnatomySequence = [anatomy]
     assert dicom.read_header(write(SharedFunctionalGroupsSequence=[shared])).laterality == "R"
@@ -516,13 +672,19 @@ def test_what_an_enhanced_image_says_of_its_one_frame(write):
     def macro(**tags) -> Dataset:
         return code("x", **tags)
 
-    shared, frame = Dataset(), Dataset()
+    shared = Dataset()
+    frame = Dataset()
     shared.PixelMeasuresSequence = [macro(PixelSpacing=[0.05, 0.06])]
     shared.FrameAnatomySequence = [macro(FrameLaterality="L")]
     shared.PixelValueTransformationSequence = [macro(RescaleSlope=2, RescaleIntercept=-100)]
     frame.FrameVOILUTSequence = [macro(WindowCenter=900, WindowWidth=400)]
-    path = write(SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=[frame], NumberOfFrames=1)
-    header, image = dicom.read_header(path), dicom.read_pixels(path)
+    path = write(
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=[frame],
+        NumberOfFrames=1,
+    )
+    header = dicom.read_header(path)
+    image = dicom.read_pixels(path)
     assert (header.spacing, header.laterality) == ((0.05, 0.06), "L")
     plain = write(RescaleSlope=2, RescaleIntercept=-100, WindowCenter=900, WindowWidth=400)
     np.testing.assert_array_equal(image, dicom.read_pixels(plain))
@@ -532,7 +694,14 @@ def test_both_breasts_are_no_laterality(write):
     assert dicom.read_header(write(ImageLaterality="B")).laterality is None
 
 
-VIEW_CODES = {"R-10242": "CC", "399162004": "CC", "R-10226": "MLO", "399368009": "MLO", "R-10224": None, "R-1024A": None}
+VIEW_CODES = {
+    "R-10242": "CC",
+    "399162004": "CC",
+    "R-10226": "MLO",
+    "399368009": "MLO",
+    "R-10224": None,
+    "R-1024A": None,
+}
 
 
 @pytest.mark.parametrize(("value", "view"), VIEW_CODES.items())
@@ -595,7 +764,9 @@ def test_refusals_name_file_and_reason(write, reason, reader):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("other", ["1.2.840.10008.1.2.7", "1.2.840.99999.1.2.1", "1.2.840.10008.5.1.4"])
+@pytest.mark.parametrize(
+    "other", ["1.2.840.10008.1.2.7", "1.2.840.99999.1.2.1", "1.2.840.10008.5.1.4"]
+)
 def test_a_transfer_syntax_that_is_none(write, other):
     path = write()
     padded = [text.encode().ljust(20, b"\0") for text in (ExplicitVRLittleEndian, other)]
@@ -620,11 +791,21 @@ def test_what_is_no_dicom(tmp_path, reader):
 def test_compressed_pixels_of_another_size_than_the_headers(tmp_path):
     made = dataset(stored=np.tile(STORED, (6, 5)))
     made.compress(JPEG2000Lossless)
-    made.Rows, made.Columns = 50, 72
-    with pytest.raises(ArchiveError, match=r"compressed pixels are 72 x 50, its header says 50 x 72"):
+    made.Rows = 50
+    made.Columns = 72
+    with pytest.raises(
+        ArchiveError, match=r"compressed pixels are 72 x 50, its header says 50 x 72"
+    ):
         dicom.read_pixels(save(tmp_path / "a.dcm", made))
-    path = save_stream(tmp_path / "b.dcm", JPEGLosslessSV1, encode(STORED, 1, precision=12, conforming=True), Rows=1)
-    with pytest.raises(ArchiveError, match=r"compressed pixels are 12 x 10, its header says 1 x 10"):
+    path = save_stream(
+        tmp_path / "b.dcm",
+        JPEGLosslessSV1,
+        encode(STORED, 1, precision=12, conforming=True),
+        Rows=1,
+    )
+    with pytest.raises(
+        ArchiveError, match=r"compressed pixels are 12 x 10, its header says 1 x 10"
+    ):
         dicom.read_pixels(path)
 
 
@@ -635,23 +816,32 @@ def test_a_stream_that_claims_a_huge_image_is_not_decoded(tmp_path):
     content = path.read_bytes()
     at = content.index(b"\xff\x4f\xff\x51") + 8
     path.write_bytes(content[:at] + b"\x7f\xff\xff\xff" * 2 + content[at + 8 :])
-    with pytest.raises(ArchiveError, match=r"compressed pixels are 2147483647 x 2147483647, its header says 72 x 50"):
+    with pytest.raises(
+        ArchiveError,
+        match=r"compressed pixels are 2147483647 x 2147483647, its header says 72 x 50",
+    ):
         dicom.read_pixels(path)
 
 
 def test_a_deflated_bomb_is_not_inflated(tmp_path, monkeypatch):
-    path = save(tmp_path / "image.dcm", dataset(stored=np.zeros((3000, 3000), np.uint16), syntax=DeflatedExplicitVRLittleEndian))
+    path = save(
+        tmp_path / "image.dcm",
+        dataset(stored=np.zeros((3000, 3000), np.uint16), syntax=DeflatedExplicitVRLittleEndian),
+    )
     assert dicom.read_header(path).rows == 3000
     assert path.stat().st_size < 30_000
     monkeypatch.setattr(dicom, "_LARGEST", 2**19)
-    with pytest.raises(ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"):
+    with pytest.raises(
+        ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"
+    ):
         dicom.read_header(path)
 
 
 def test_a_deflated_bomb_behind_a_long_preface_is_not_inflated_either(tmp_path, monkeypatch):
     made = dataset(stored=np.zeros((3000, 3000), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
     made.file_meta.PrivateInformationCreatorUID = "1.2.3"
-    made.file_meta.PrivateInformation = b"\0" * 70_000  # before the transfer syntax in no file, but before the rest in this one
+    # before the transfer syntax in no file, but before the rest in this one
+    made.file_meta.PrivateInformation = b"\0" * 70_000
     path = save(tmp_path / "image.dcm", made)
     assert dicom.read_header(path).rows == 3000
     content = path.read_bytes()
@@ -659,30 +849,39 @@ def test_a_deflated_bomb_behind_a_long_preface_is_not_inflated_either(tmp_path, 
     element = content[content.index(name) - 8 :][: 8 + len(name) + len(name) % 2]
     behind = content.replace(element, b"")
     end = 144 + int.from_bytes(content[140:144], "little") - len(element)
-    path.write_bytes(behind[:end] + element + behind[end:])  # elements out of order, as pydicom takes them
+    # elements out of order, as pydicom takes them
+    path.write_bytes(behind[:end] + element + behind[end:])
     monkeypatch.setattr(dicom, "_LARGEST", 2**19)
-    with pytest.raises(ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"):
+    with pytest.raises(
+        ArchiveError, match="image.dcm: is deflated and inflates to more than any mammogram needs"
+    ):
         dicom.read_header(path)
 
 
 def rle(*segments: bytes) -> bytes:
     """A frame of RLE segments."""
     offsets = [64 + sum(map(len, segments[:number])) for number in range(len(segments))]
-    return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(segments)
+    return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(
+        segments
+    )
 
 
 @pytest.mark.parametrize(
     ("frame", "said"),
     [
-        (rle(b"\x81\0" * 2**21, b"\x81\0" * 2**21), "RLE segments are far longer than its pixels"),  # unpacks to 512 MB
-        (rle(b"\x80" * 2**22, b"\x80" * 2**22), "RLE segments are far longer"),  # does nothing for long
+        # unpacks to 512 MB
+        (rle(b"\x81\0" * 2**21, b"\x81\0" * 2**21), "RLE segments are far longer than its pixels"),
+        # does nothing for long
+        (rle(b"\x80" * 2**22, b"\x80" * 2**22), "RLE segments are far longer"),
         (rle(b"\x81\0" * 4), r"1 RLE segments, 2 are expected"),
         (rle(b"\x81\0", b"\x81\0"), r"an RLE segment of 128 bytes, 4096 are expected"),
         (b"\2\0\0\0", "RLE of 16 bits and 4 bytes"),
     ],
 )
 def test_an_rle_bomb_is_not_unpacked(tmp_path, frame, said):
-    path = save_stream(tmp_path / "image.dcm", RLELossless, frame, stored=np.zeros((64, 64), np.uint16))
+    path = save_stream(
+        tmp_path / "image.dcm", RLELossless, frame, stored=np.zeros((64, 64), np.uint16)
+    )
     tracemalloc.start()
     try:
         with pytest.raises(ArchiveError, match=rf"image\.dcm: .*{said}"):
@@ -694,8 +893,14 @@ def test_an_rle_bomb_is_not_unpacked(tmp_path, frame, said):
 
 def test_rle_that_unpacks_to_more_than_its_pixels_is_cut_there(tmp_path):
     row = bytes(range(128))
-    packed = b"\x7f" + row + b"\x81\x05" + b"\x80" + b"\x81\x06" * 400  # literally 0 to 127, 128 times 5, nothing, then padding
-    path = save_stream(tmp_path / "image.dcm", RLELossless, rle(b"\x81\0\x81\0", packed), stored=np.zeros((2, 128), np.uint16))
+    # literally 0 to 127, 128 times 5, nothing, then padding
+    packed = b"\x7f" + row + b"\x81\x05" + b"\x80" + b"\x81\x06" * 400
+    path = save_stream(
+        tmp_path / "image.dcm",
+        RLELossless,
+        rle(b"\x81\0\x81\0", packed),
+        stored=np.zeros((2, 128), np.uint16),
+    )
     image = dicom.read_pixels(path, window=False)
     np.testing.assert_array_equal(np.rint(image[..., 0] * 4095), [list(row), [5] * 128])
 
@@ -703,8 +908,16 @@ def test_rle_that_unpacks_to_more_than_its_pixels_is_cut_there(tmp_path):
 @pytest.mark.parametrize(
     ("stream", "said"),
     [
-        (b"\xff\x4f\xff\x51" + struct.pack(">2H8IH", 41, 0, 10, 12, 0, 0, 10, 12, 0, 0, 16384), "in 16384 channels"),
-        (struct.pack(">I4s4sI4s", 12, b"jP  ", b"\r\n\x87\n", 0, b"jp2c") + b"\xff\x4f\xff\x51\0\x29\0\0" + b"\x7f" * 60, "are 0 x 0"),
+        (
+            b"\xff\x4f\xff\x51" + struct.pack(">2H8IH", 41, 0, 10, 12, 0, 0, 10, 12, 0, 0, 16384),
+            "in 16384 channels",
+        ),
+        (
+            struct.pack(">I4s4sI4s", 12, b"jP  ", b"\r\n\x87\n", 0, b"jp2c")
+            + b"\xff\x4f\xff\x51\0\x29\0\0"
+            + b"\x7f" * 60,
+            "are 0 x 0",
+        ),
         (b"\0" * 100, "do not say how many they are"),
     ],
 )
@@ -714,7 +927,9 @@ def test_a_jpeg_2000_must_be_one_grey_image_of_the_headers_size(tmp_path, stream
 
 
 def test_no_file_waits_for_the_decoding_of_another(write):
-    path, inside, done = write(), threading.Event(), threading.Event()
+    path = write()
+    inside = threading.Event()
+    done = threading.Event()
 
     def slow() -> None:
         with dicom.silence():
@@ -722,7 +937,8 @@ def test_no_file_waits_for_the_decoding_of_another(write):
             done.wait(30)
 
     thread = threading.Thread(target=slow)
-    disabled, filters = logging.getLogger("pydicom").disabled, list(warnings.filters)
+    disabled = logging.getLogger("pydicom").disabled
+    filters = list(warnings.filters)
     thread.start()
     inside.wait(30)
     with ThreadPoolExecutor(1) as pool:
@@ -734,28 +950,40 @@ def test_no_file_waits_for_the_decoding_of_another(write):
     assert logging.getLogger("pydicom").disabled == disabled and list(warnings.filters) == filters
 
 
-@pytest.mark.parametrize("tags", [{}, {"SOPClassUID": CTImageStorage, "BodyPartExamined": "BREAST"}])
+@pytest.mark.parametrize(
+    "tags", [{}, {"SOPClassUID": CTImageStorage, "BodyPartExamined": "BREAST"}]
+)
 def test_a_breast_without_a_modality_is_a_mammogram(write, tags):
     assert dicom.read_pixels(write(Modality=None, **tags)).shape == (12, 10, 1)
 
 
 def test_compressed_pixels_under_an_uncompressed_syntax(tmp_path):
-    path = save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, encode(STORED, 1, precision=12, conforming=True))
+    path = save_stream(
+        tmp_path / "image.dcm", JPEGLosslessSV1, encode(STORED, 1, precision=12, conforming=True)
+    )
     content = path.read_bytes().replace(str(JPEGLosslessSV1).encode(), b"1.2.840.10008.1.2.1\0\0\0")
     path.write_bytes(content)
-    with pytest.raises(ArchiveError, match="compressed, though its transfer syntax says that they are not"):
+    with pytest.raises(
+        ArchiveError, match="compressed, though its transfer syntax says that they are not"
+    ):
         dicom.read_pixels(path)
 
 
 def test_a_damaged_stream_is_one_sentence(tmp_path, caplog):
     stream = bytearray(encode(STORED, 1, precision=12, conforming=True))
     stream[2:4] = b"\xff\xc5"
-    with caplog.at_level(logging.DEBUG), pytest.raises(ArchiveError, match=r"its pixels can't be decoded \(RuntimeError: .*\)$"):
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(ArchiveError, match=r"its pixels can't be decoded \(RuntimeError: .*\)$"),
+    ):
         dicom.read_pixels(save_stream(tmp_path / "image.dcm", JPEGLosslessSV1, bytes(stream)))
     assert not caplog.records
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless])
+@pytest.mark.parametrize(
+    "syntax",
+    [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless],
+)
 def test_a_file_cut_anywhere_is_an_archive_error(tmp_path, syntax):
     rng = np.random.default_rng(0)
     stored = rng.integers(0, 4096, (64, 48)).astype(np.uint16)
@@ -776,7 +1004,10 @@ def test_a_file_cut_anywhere_is_an_archive_error(tmp_path, syntax):
     ("tags", "reason"),
     [
         ({"WindowCenter": 10, "WindowWidth": 0}, "a window of width 0 is empty"),
-        ({"WindowCenter": 10, "WindowWidth": 9, "VOILUTFunction": "CUBIC"}, "function is none of LINEAR"),
+        (
+            {"WindowCenter": 10, "WindowWidth": 9, "VOILUTFunction": "CUBIC"},
+            "function is none of LINEAR",
+        ),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "is empty"),
         ({"RescaleSlope": "1e300", "RescaleIntercept": "nan"}, "is empty"),
         ({"WindowCenter": "nan", "WindowWidth": 9}, "not finite"),
@@ -793,7 +1024,12 @@ def test_a_pipeline_that_can_not_be_followed(tmp_path, write, tags, reason):
 def test_invalid_values_do_not_leak_as_warnings(write):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        path = write(PatientBirthDate="not a date", StudyInstanceUID="1.x.2", PatientAge="ninety", ImageLaterality="left breast")
+        path = write(
+            PatientBirthDate="not a date",
+            StudyInstanceUID="1.x.2",
+            PatientAge="ninety",
+            ImageLaterality="left breast",
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         header = dicom.read_header(path)
@@ -804,7 +1040,8 @@ def test_invalid_values_do_not_leak_as_warnings(write):
 @pytest.mark.data
 def test_a_genuine_file_of_cbis_ddsm(real_data):
     (path,) = sorted((real_data / "cbis-ddsm" / "dicom").glob("*.dcm"))
-    header, image = dicom.read_header(path), dicom.read_pixels(path)
+    header = dicom.read_header(path)
+    image = dicom.read_pixels(path)
     stored = pydicom.dcmread(path).pixel_array
     assert image.shape == (header.rows, header.cols, 1) == (*stored.shape, 1)
     assert header.spacing is None

@@ -4,7 +4,8 @@ from tfmammo.archives.files import beneath
 
 
 def test_files_in_order_without_hidden_ones_and_each_folder_once(tmp_path):
-    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    root = tmp_path / "root"
+    elsewhere = tmp_path / "elsewhere"
     for path in ("b/2.dcm", "b/1.dcm", "a/x.csv", "z.txt", "._z.txt"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()

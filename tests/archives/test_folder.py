@@ -23,9 +23,12 @@ from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
-MASS = Lesion.from_outline("mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated")
+MASS = Lesion.from_outline(
+    "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
+)
 CLUSTER = Lesion.from_outline("calcification", SQUARE + [30, -18], ROWS, COLS, pathology="benign")
 
 
@@ -34,8 +37,23 @@ def ramp(first: float) -> np.ndarray:
 
 
 def mammogram(number: int, lesions=(), **facts) -> Mammogram:
-    content = {"laterality": "L", "view": "CC", "spacing": (0.07, 0.05), "birads": "4b", "density": "2"} | facts
-    return Mammogram("test", f"p{number}", str(number), ROWS, COLS, partial(ramp, number / 10), lesions=tuple(lesions), **content)
+    content = {
+        "laterality": "L",
+        "view": "CC",
+        "spacing": (0.07, 0.05),
+        "birads": "4b",
+        "density": "2",
+    } | facts
+    return Mammogram(
+        "test",
+        f"p{number}",
+        str(number),
+        ROWS,
+        COLS,
+        partial(ramp, number / 10),
+        lesions=tuple(lesions),
+        **content,
+    )
 
 
 def read(root: Path) -> tuple[list[Mammogram], dict[str, str]]:
@@ -76,9 +94,19 @@ def annotate(root: Path, *annotations: dict, **changes) -> None:
     if (root / "masks").exists():
         (root / "masks").rmdir()
     content = {
-        "images": [{"id": i, "file_name": f"{name}.png", "height": ROWS, "width": COLS} for i, name in ((1, "a"), (2, "b"))],
-        "categories": [{"id": 1, "name": "mass"}, {"id": 2, "name": "Calcifications"}, {"id": 3, "name": "nipple"}],
-        "annotations": [{"id": i, "image_id": 1, "category_id": 1} | annotation for i, annotation in enumerate(annotations, 1)],
+        "images": [
+            {"id": i, "file_name": f"{name}.png", "height": ROWS, "width": COLS}
+            for i, name in ((1, "a"), (2, "b"))
+        ],
+        "categories": [
+            {"id": 1, "name": "mass"},
+            {"id": 2, "name": "Calcifications"},
+            {"id": 3, "name": "nipple"},
+        ],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1} | annotation
+            for i, annotation in enumerate(annotations, 1)
+        ],
     }
     (root / "annotations.json").write_text(json.dumps(content | changes), encoding="utf-8")
 
@@ -87,7 +115,10 @@ POLYGON = (SQUARE[:, ::-1] + 0.5).ravel().tolist()
 
 
 def test_round_trip_in_all_forms(tmp_path):
-    originals = [mammogram(1, [MASS, CLUSTER], pathology="malignant"), mammogram(2, [CLUSTER], view="MLO", official_split="test")]
+    originals = [
+        mammogram(1, [MASS, CLUSTER], pathology="malignant"),
+        mammogram(2, [CLUSTER], view="MLO", official_split="test"),
+    ]
     originals += [mammogram(3, laterality="R", pathology="normal", spacing=None, birads=None)]
     for form in ("masks", "polygons", "rle", "boxes"):
         root = tmp_path / form
@@ -97,19 +128,47 @@ def test_round_trip_in_all_forms(tmp_path):
         assert len({record.patient_id for record in records}) == 3
         for original, record in zip(originals, records, strict=True):
             assert record.archive == "folder"
-            for fact in ("rows", "cols", "laterality", "view", "spacing", "pathology", "birads", "density", "official_split"):
+            for fact in (
+                "rows",
+                "cols",
+                "laterality",
+                "view",
+                "spacing",
+                "pathology",
+                "birads",
+                "density",
+                "official_split",
+            ):
                 assert getattr(record, fact) == getattr(original, fact), (form, fact)
             for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-                assert (ours.kind, ours.box, ours.kind_is_certain) == (theirs.kind, theirs.box, True)
+                assert (ours.kind, ours.box, ours.kind_is_certain) == (
+                    theirs.kind,
+                    theirs.box,
+                    True,
+                )
                 if form == "masks":
-                    assert (ours.pathology, ours.shape, ours.margin) == (theirs.pathology, theirs.shape, theirs.margin)
+                    assert (ours.pathology, ours.shape, ours.margin) == (
+                        theirs.pathology,
+                        theirs.shape,
+                        theirs.margin,
+                    )
                 if form != "boxes":
                     np.testing.assert_array_equal(ours.mask(ROWS, COLS), theirs.mask(ROWS, COLS))
 
 
 @pytest.mark.parametrize(
     ("ending", "bits"),
-    [(".png", 8), (".png", 12), (".png", 16), (".tif", 8), (".tif", 14), (".pgm", 8), (".pgm", 12), (".pgm", 16), (".bmp", 8)]
+    [
+        (".png", 8),
+        (".png", 12),
+        (".png", 16),
+        (".tif", 8),
+        (".tif", 14),
+        (".pgm", 8),
+        (".pgm", 12),
+        (".pgm", 16),
+        (".bmp", 8),
+    ]
     + [(".dcm", 8), (".dcm", 12), (".dcm", 16), (".png", 10)],
 )
 def test_round_trip_of_pixels(tmp_path, ending, bits):
@@ -120,7 +179,10 @@ def test_round_trip_of_pixels(tmp_path, ending, bits):
     image = record.pixels()
     assert image.dtype == np.float32
     full = 2**bits - 1
-    np.testing.assert_array_equal(np.rint(image.astype(np.float64) * full), np.rint(original.pixels().astype(np.float64) * full))
+    np.testing.assert_array_equal(
+        np.rint(image.astype(np.float64) * full),
+        np.rint(original.pixels().astype(np.float64) * full),
+    )
     assert (record.laterality, record.view, record.spacing) == ("L", "CC", (0.07, 0.05))
 
 
@@ -128,10 +190,13 @@ def test_round_trip_of_the_phantom(tmp_path):
     (original,) = phantom.read(count=1, seed=3)
     writer.write([original], tmp_path, annotations="masks")
     (record,), _ = read(tmp_path)
-    pixels, expected = (np.rint(image.pixels().astype(np.float64) * 65535) for image in (record, original))
+    pixels, expected = (
+        np.rint(image.pixels().astype(np.float64) * 65535) for image in (record, original)
+    )
     np.testing.assert_array_equal(pixels, expected)
     for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-        a, b = ours.mask(1024, 832), theirs.mask(1024, 832)
+        a = ours.mask(1024, 832)
+        b = theirs.mask(1024, 832)
         assert 2 * np.sum(a * b) / (a.sum() + b.sum()) >= 0.99
         assert (ours.kind, ours.box, ours.pathology) == (theirs.kind, theirs.box, theirs.pathology)
 
@@ -142,7 +207,10 @@ def test_records_are_pickled_and_carry_pseudonyms(small, caplog):
     again = pickle.loads(pickle.dumps(records))
     np.testing.assert_array_equal(again[0].pixels(), records[0].pixels())
     np.testing.assert_array_equal(again[0].lesions[0].mask(ROWS, COLS), REGION // 255)
-    assert [record.image_id for record in records] == [hashed_id("folder", "a"), hashed_id("folder", "b")]
+    assert [record.image_id for record in records] == [
+        hashed_id("folder", "a"),
+        hashed_id("folder", "b"),
+    ]
     assert "Jane" not in repr(records) + caplog.text and "4711" not in repr(records) + caplog.text
 
 
@@ -166,7 +234,10 @@ def test_an_image_without_a_patient_among_others_is_left_out(small, caplog):
         table(small, "file,patient", *lines)
         records, reasons = read(small)
         assert [record.image_id for record in records] == [hashed_id("folder", "a")]
-        assert reasons == {"images/*": "1 images without a patient in metadata.csv, which might stand on both sides of a split"}
+        assert reasons == {
+            "images/*": "1 images without a patient in metadata.csv, which might stand on both "
+            "sides of a split"
+        }
     assert not caplog.messages
 
 
@@ -179,12 +250,29 @@ def test_patients_that_differ_in_case_are_one(small):
 
 
 def test_all_columns(small):
-    columns = "file;patient;laterality;view;pathology;kind;shape;margin;birads;density;spacing;split;bits"
-    table(small, columns, "images\\a.png;p1;left;mlo;Malignant;Calcifications;ROUND;Obscured;5;c;0,1 x 0,05;Test;8", "b;p2;;;;;;;;;0.1;;")
+    columns = (
+        "file;patient;laterality;view;pathology;kind;shape;margin;birads;density;spacing;split;bits"
+    )
+    table(
+        small,
+        columns,
+        "images\\a.png;p1;left;mlo;Malignant;Calcifications;ROUND;Obscured;5;c;0,1 x 0,05;Test;8",
+        "b;p2;;;;;;;;;0.1;;",
+    )
     (record, other), reasons = read(small)
     assert not reasons
-    assert (record.laterality, record.view, record.pathology, record.birads) == ("L", "MLO", "malignant", "5")
-    assert (record.density, record.spacing, record.official_split, other.spacing) == ("c", (0.1, 0.05), "test", (0.1, 0.1))
+    assert (record.laterality, record.view, record.pathology, record.birads) == (
+        "L",
+        "MLO",
+        "malignant",
+        "5",
+    )
+    assert (record.density, record.spacing, record.official_split, other.spacing) == (
+        "c",
+        (0.1, 0.05),
+        "test",
+        (0.1, 0.1),
+    )
     (lesion,) = record.lesions
     assert (lesion.kind, lesion.shape, lesion.margin, lesion.pathology, lesion.kind_is_certain) == (
         "calcification",
@@ -196,10 +284,20 @@ def test_all_columns(small):
 
 
 def test_a_table_as_a_spreadsheet_writes_it(small):
-    table(small, "File\tPatient\tAge\t", "a.png\tp1\t50\t", "\t\t\t", "b.png\tp2\t51\t", "c.png\tp3\t52\t", encoding="utf-8-sig")
+    table(
+        small,
+        "File\tPatient\tAge\t",
+        "a.png\tp1\t50\t",
+        "\t\t\t",
+        "b.png\tp2\t51\t",
+        "c.png\tp3\t52\t",
+        encoding="utf-8-sig",
+    )
     records, reasons = read(small)
     assert len(records) == 2
-    assert reasons["metadata.csv"].startswith("1 unknown columns are ignored; known are file, patient")
+    assert reasons["metadata.csv"].startswith(
+        "1 unknown columns are ignored; known are file, patient"
+    )
     assert reasons["metadata.csv"].endswith("1 of its 3 files are no image or mask here")
 
 
@@ -212,7 +310,10 @@ def test_a_table_as_a_spreadsheet_writes_it(small):
         (("file,view", "a.png"), "row 2 has 1 cells, the first line 2"),
         (("file,view", "a.png,CC", "b.png,ML"), "row 3, view: is none of cc, mlo"),
         (("file,laterality", "a.png,Jane Roe"), "row 2, laterality: is none of l, left, r, right"),
-        (("file,pathology", "a.png,cancer"), "row 2, pathology: is none of normal, benign, malignant"),
+        (
+            ("file,pathology", "a.png,cancer"),
+            "row 2, pathology: is none of normal, benign, malignant",
+        ),
         (("file,kind", "a.png,lump"), "row 2, kind: is none of mass"),
         (("file,split", "a.png,val"), "row 2, split: is none of train, test"),
         (("file,spacing", "a.png,0"), "row 2, spacing: is no spacing in mm"),
@@ -234,24 +335,38 @@ def test_a_wrong_table_is_refused(small, lines, reason):
 
 def test_a_table_in_another_encoding_is_refused(small):
     table(small, "file,patient", "a.png,Müller", encoding="latin-1")
-    with pytest.raises(ArchiveError, match=r"metadata.csv: can't be read as CSV in UTF-8 \(UnicodeDecodeError\)"):
+    with pytest.raises(
+        ArchiveError, match=r"metadata.csv: can't be read as CSV in UTF-8 \(UnicodeDecodeError\)"
+    ):
         folder.read(small)
 
 
-OUTSIDE = ["../../etc/passwd", "/etc/passwd", "a/../../b.png", "..\\..\\b.png", "C:\\b.png", "images/../../a.png", "a\x00.png"]
+OUTSIDE = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a/../../b.png",
+    "..\\..\\b.png",
+    "C:\\b.png",
+    "images/../../a.png",
+    "a\x00.png",
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE[:-1])
 def test_the_table_can_not_name_a_file_outside(small, name):
     table(small, "file,patient", f"{name},p1")
-    with pytest.raises(ArchiveError, match=r"metadata.csv: row 2, file: the file name .* leads out of the folder"):
+    with pytest.raises(
+        ArchiveError, match=r"metadata.csv: row 2, file: the file name .* leads out of the folder"
+    ):
         folder.read(small)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_coco_can_not_name_a_file_outside(small, name):
     annotate(small, images=[{"id": 1, "file_name": name, "height": ROWS, "width": COLS}])
-    with pytest.raises(ArchiveError, match=r"annotations.json: the file name .* leads out of the folder"):
+    with pytest.raises(
+        ArchiveError, match=r"annotations.json: the file name .* leads out of the folder"
+    ):
         folder.read(small)
 
 
@@ -262,7 +377,12 @@ def test_a_mask_without_a_kind_is_an_uncertain_mass(small):
     (record, other), reasons = read(small)
     (lesion,) = record.lesions
     assert isinstance(lesion, MaskedLesion)
-    assert (lesion.kind, lesion.kind_is_certain, lesion.box, lesion.pathology) == ("mass", False, (10, 20, 19, 31), None)
+    assert (lesion.kind, lesion.kind_is_certain, lesion.box, lesion.pathology) == (
+        "mass",
+        False,
+        (10, 20, 19, 31),
+        None,
+    )
     np.testing.assert_array_equal(lesion.mask(ROWS, COLS), REGION // 255)
     assert other.lesions == ()
     assert not reasons
@@ -273,11 +393,18 @@ def test_several_masks_stand_in_the_order_of_their_numbers_with_rows_of_their_ow
         region = np.zeros_like(REGION)
         region[row, 5:9] = 1
         picture(small / "masks" / f"{name}.png", region)
-    lines = ("a.png,p1,malignant,mass,round", "b.png,p2,,,", "masks/a_2.png,,benign,asymmetry,oval", "a_10.png,,,,")
+    lines = (
+        "a.png,p1,malignant,mass,round",
+        "b.png,p2,,,",
+        "masks/a_2.png,,benign,asymmetry,oval",
+        "a_10.png,,,,",
+    )
     table(small, "file,patient,pathology,kind,shape", *lines)
     (record, _), reasons = read(small)
     assert not reasons
-    assert [(lesion.box[0], lesion.kind, lesion.pathology, lesion.shape) for lesion in record.lesions] == [
+    assert [
+        (lesion.box[0], lesion.kind, lesion.pathology, lesion.shape) for lesion in record.lesions
+    ] == [
         (10, "mass", None, None),
         (30, "asymmetry", "benign", "oval"),
         (40, "mass", None, None),
@@ -322,7 +449,8 @@ def test_a_jpeg_mask_is_cut_in_the_middle(small):
     (small / "masks" / "a.png").unlink()
     path = picture(small / "masks" / "a.jpg", REGION, quality=40)
     with Image.open(path) as image:
-        assert np.count_nonzero(np.asarray(image)) > 1.2 * np.count_nonzero(REGION)  # ringing, that must not count
+        # ringing, that must not count
+        assert np.count_nonzero(np.asarray(image)) > 1.2 * np.count_nonzero(REGION)
     mask = read(small)[0][0].lesions[0].mask(ROWS, COLS)
     assert 2 * np.sum(mask * (REGION > 0)) / (mask.sum() + np.sum(REGION > 0)) > 0.97
 
@@ -359,14 +487,18 @@ def nothing_said():
 @pytest.mark.usefixtures("nothing_said")
 def test_a_resampled_mask_is_cut_at_half_and_that_is_said_once(small, caplog):
     grey_rim = np.zeros((ROWS, COLS), np.uint8)
-    grey_rim[10:30, 5:25], grey_rim[11:29, 6:24], grey_rim[12:28, 7:23] = 60, 127, 255  # two px of rim below the half
+    # two px of rim below the half
+    grey_rim[10:30, 5:25] = 60
+    grey_rim[11:29, 6:24] = 127
+    grey_rim[12:28, 7:23] = 255
     for name in ("a.png", "b.png"):
         picture(small / "masks" / name, grey_rim)
     with caplog.at_level(logging.WARNING):
         one, other = read(small)[0]
         assert one.lesions[0].box == other.lesions[0].box == (12, 7, 28, 23)
     assert [record.getMessage() for record in caplog.records] == [
-        "masks: masks of more than two grey values are cut at half of the highest: resampled, or JPEG"
+        "masks: masks of more than two grey values are cut at half of the highest: resampled, or "
+        "JPEG"
     ]
 
 
@@ -387,7 +519,9 @@ def test_values_that_use_little_of_16_bits_are_spoken_of_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         for record in folder.read(tmp_path):
             record.pixels()
-    assert [record.getMessage() for record in caplog.records] == ["images: values use 6 % of 16 bits; state bits=12 in metadata.csv"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "images: values use 6 % of 16 bits; state bits=12 in metadata.csv"
+    ]
     table(tmp_path, "file,patient,bits", "a.png,p,12", "b.png,q,12")
     caplog.clear()
     folder._advise.cache_clear()
@@ -399,9 +533,18 @@ def test_values_that_use_little_of_16_bits_are_spoken_of_once(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("highest", "full", "said"),
-    [(4095, 65535, "6 % of 16 bits; state bits=12"), (16383, 65535, "25 % of 16 bits; state bits=14"), (200, 65535, "0 % of 16 bits"),
-     (16384, 65535, None), (65535, 65535, None), (255, 255, None), (10, 255, None), (1000, 4095, None), (0, 65535, None)],
-)  # fmt: skip
+    [
+        (4095, 65535, "6 % of 16 bits; state bits=12"),
+        (16383, 65535, "25 % of 16 bits; state bits=14"),
+        (200, 65535, "0 % of 16 bits"),
+        (16384, 65535, None),
+        (65535, 65535, None),
+        (255, 255, None),
+        (10, 255, None),
+        (1000, 4095, None),
+        (0, 65535, None),
+    ],
+)
 def test_when_a_range_is_called_unused(highest, full, said):
     advice = unused_range(highest, full)
     assert advice is None if said is None else said in advice
@@ -411,14 +554,22 @@ def test_spellings_of_one_patient_and_of_one_file_are_one(small):
     for name in ("a", "b"):
         (small / "images" / f"{name}.png").unlink()
     (small / "masks" / "a.png").unlink()
-    composed, decomposed = "m\u00fcller", "mu\u0308ller"
+    composed = "m\u00fcller"
+    decomposed = "mu\u0308ller"
     for number, name in enumerate((composed, "c", "d", "e")):
         picture(small / "images" / f"{name}.png", BYTE + np.uint8(number))
     table(
-        small, "file,patient", f"{decomposed}.png,M\u00dcLLER", f"c\u200b.png,{decomposed}", "d.png,m\u00fc\u00adller\ufeff", "e.png,\u200b"
+        small,
+        "file,patient",
+        f"{decomposed}.png,M\u00dcLLER",
+        f"c\u200b.png,{decomposed}",
+        "d.png,m\u00fc\u00adller\ufeff",
+        "e.png,\u200b",
     )
     records, reasons = read(small)
-    assert len(records) == 3 and len({record.patient_id for record in records}) == 1, "e is of nobody, whatever it looks like"
+    assert len(records) == 3 and len({record.patient_id for record in records}) == 1, (
+        "e is of nobody, whatever it looks like"
+    )
     assert hashed_id("folder", composed) in {record.image_id for record in records}
     assert list(reasons) == ["images/*"]
 
@@ -449,13 +600,18 @@ def test_masks_of_normal_images_are_not_looked_at(small):
     table(small, "file,patient,pathology", "a.png,p1,normal", "b.png,p2,normal")
     records, reasons = read(small)
     assert [(record.pathology, record.lesions) for record in records] == [("normal", ())] * 2
-    assert reasons == {"images/*": "1 masks of images that the table calls normal were not looked at"}
+    assert reasons == {
+        "images/*": "1 masks of images that the table calls normal were not looked at"
+    }
 
 
 def test_a_mask_of_no_image_is_noted(small):
     picture(small / "masks" / "z_1.png", REGION)
     _, reasons = read(small)
-    assert reasons == {"masks/z_1.png": "is a mask of no image: none has its name, with or without a number at the end"}
+    assert reasons == {
+        "masks/z_1.png": "is a mask of no image: none has its name, with or without a number at "
+        "the end"
+    }
 
 
 def test_a_mask_named_like_an_image_belongs_to_that_image(small):
@@ -470,7 +626,11 @@ def test_images_in_folders(small):
     picture(small / "masks" / "left" / "a_1.png", REGION)
     table(small, "file,patient,view", "a.png,p1,CC", "left/a.png,p1,MLO", "b.png,p2,")
     records, reasons = read(small)
-    assert [(record.view, len(record.lesions)) for record in records] == [("CC", 1), (None, 0), ("MLO", 1)]
+    assert [(record.view, len(record.lesions)) for record in records] == [
+        ("CC", 1),
+        (None, 0),
+        ("MLO", 1),
+    ]
     assert not reasons
 
 
@@ -489,7 +649,9 @@ def test_a_polygon_counts_from_the_image_s_corner(small):
 
 
 def test_several_polygons_are_one_lesion_and_parts_of_two_points_are_nothing(small):
-    annotate(small, {"segmentation": [POLYGON, [1, 1, 2, 2], (np.array(POLYGON) + [0, 30] * 4).tolist()]})
+    annotate(
+        small, {"segmentation": [POLYGON, [1, 1, 2, 2], (np.array(POLYGON) + [0, 30] * 4).tolist()]}
+    )
     (lesion,) = read(small)[0][0].lesions
     assert (len(lesion.outlines), lesion.box) == (2, (10, 20, 49, 31))
     assert lesion.mask(ROWS, COLS).sum() == 2 * 9 * 11
@@ -534,12 +696,20 @@ def test_compressed_runs_of_any_length(lengths):
 def test_a_damaged_rle_is_an_error_when_it_is_wanted(small, counts, reason):
     annotate(small, {"segmentation": {"size": [ROWS, COLS], "counts": counts}})
     (lesion,) = read(small)[0][0].lesions
-    with pytest.raises(ArchiveError, match=rf"annotations.json: {hashed_id('folder', 'a')}, annotation 1: its RLE {reason}"):
+    with pytest.raises(
+        ArchiveError,
+        match=rf"annotations.json: {hashed_id('folder', 'a')}, annotation 1: its RLE {reason}",
+    ):
         lesion.mask(ROWS, COLS)
 
 
 @pytest.mark.parametrize(
-    ("bbox", "box"), [([20, 10, 11, 9], (10, 20, 19, 31)), ([19.8, 9.6, 11, 9], (10, 20, 19, 31)), ([0, 0, COLS, ROWS], (0, 0, ROWS, COLS))]
+    ("bbox", "box"),
+    [
+        ([20, 10, 11, 9], (10, 20, 19, 31)),
+        ([19.8, 9.6, 11, 9], (10, 20, 19, 31)),
+        ([0, 0, COLS, ROWS], (0, 0, ROWS, COLS)),
+    ],
 )
 def test_a_box_has_no_outline(small, bbox, box):
     annotate(small, {"bbox": bbox, "segmentation": []})
@@ -605,11 +775,16 @@ def test_file_names_in_several_forms(small, name):
 def test_a_size_that_contradicts_the_image_is_an_error(small):
     annotate(small, images=[{"id": 1, "file_name": "a.png", "height": COLS, "width": ROWS}])
     with pytest.raises(
-        ArchiveError, match=r"annotations.json: images/a.png has \(60, 44\) rows and columns there, but \(44, 60\) is stated"
+        ArchiveError,
+        match=r"annotations.json: images/a.png has \(60, 44\) rows and columns there, but \(44, "
+        r"60\) is stated",
     ):
         folder.read(small)
     annotate(small, {"segmentation": {"size": [COLS, ROWS], "counts": [1, 2]}})
-    with pytest.raises(ArchiveError, match=r"images/a.png, annotation 1: its RLE is of another size than the image's 60 x 44 px"):
+    with pytest.raises(
+        ArchiveError,
+        match=r"images/a.png, annotation 1: its RLE is of another size than the image's 60 x 44 px",
+    ):
         folder.read(small)
 
 
@@ -618,7 +793,10 @@ def test_an_image_with_lesions_is_not_called_normal(small):
     table(small, "file,patient,pathology", "a.png,p1,normal", "b.png,p2,normal")
     records, reasons = read(small)
     assert [record.pathology for record in records] == [None, "normal"]
-    assert reasons == {"images/a.png": "the table calls it normal, but it has 1 lesions: its pathology is taken as unknown"}
+    assert reasons == {
+        "images/a.png": "the table calls it normal, but it has 1 lesions: its pathology is taken "
+        "as unknown"
+    }
 
 
 @pytest.mark.parametrize(
@@ -629,14 +807,24 @@ def test_an_image_with_lesions_is_not_called_normal(small):
         (b"[" * 100_000, r"is no COCO file \(RecursionError\)"),
         (b"[]", r"is no COCO file \(TypeError\)"),
         (b"{}", r"is no COCO file \(KeyError\)"),
-        (b'{"images": [], "categories": [], "annotations": [{"image_id": [], "category_id": 1}]}', r"is no COCO file \(TypeError\)"),
-        (b'{"images": [{"id": 1, "file_name": "a", "height": "x", "width": 1}], "categories": [], "annotations": []}', "is no COCO file"),
         (
-            b'{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "categories": [], "annotations": []}',
+            b'{"images": [], "categories": [], "annotations": [{"image_id": [], "category_id": '
+            b"1}]}",
+            r"is no COCO file \(TypeError\)",
+        ),
+        (
+            b'{"images": [{"id": 1, "file_name": "a", "height": "x", "width": 1}], "categories": '
+            b'[], "annotations": []}',
+            "is no COCO file",
+        ),
+        (
+            b'{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], '
+            b'"categories": [], "annotations": []}',
             "lists an image or",
         ),
         (
-            b'{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}], "categories": [], "annotations": []}',
+            b'{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}], '
+            b'"categories": [], "annotations": []}',
             "lists an image or",
         ),
     ],
@@ -654,7 +842,9 @@ def test_a_damaged_coco_file_is_refused(small, content, reason):
 def only(root: Path, *columns: str) -> Mammogram:
     """The one image of a folder; columns: name=value of its row."""
     (path,) = (root / "images").iterdir()
-    names, values = zip(*(column.split("=") for column in columns), strict=True) if columns else ((), ())
+    names, values = (
+        zip(*(column.split("=") for column in columns), strict=True) if columns else ((), ())
+    )
     table(root, ",".join(["file", "patient", *names]), ",".join([path.name, "p", *values]))
     (record,) = folder.read(root)
     return record
@@ -663,8 +853,12 @@ def only(root: Path, *columns: str) -> Mammogram:
 @pytest.mark.parametrize("ending", [".png", ".tif"])
 def test_16_bits_are_scaled_by_their_whole_range_unless_the_table_says_otherwise(tmp_path, ending):
     picture(tmp_path / "images" / f"a{ending}", GREY)
-    np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], GREY.astype(np.float32) / np.float32(65535))
-    np.testing.assert_array_equal(only(tmp_path, "bits=12").pixels()[..., 0], GREY.astype(np.float32) / np.float32(4095))
+    np.testing.assert_array_equal(
+        only(tmp_path).pixels()[..., 0], GREY.astype(np.float32) / np.float32(65535)
+    )
+    np.testing.assert_array_equal(
+        only(tmp_path, "bits=12").pixels()[..., 0], GREY.astype(np.float32) / np.float32(4095)
+    )
     with pytest.raises(ArchiveError, match=r"holds values up to 2639, more than 11 bits can"):
         only(tmp_path, "bits=11").pixels()
 
@@ -672,7 +866,9 @@ def test_16_bits_are_scaled_by_their_whole_range_unless_the_table_says_otherwise
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
 def test_equal_channels_are_grey(tmp_path, mode):
     picture(tmp_path / "images" / "a.png", BYTE, mode)
-    np.testing.assert_array_equal(only(tmp_path).pixels()[..., 0], BYTE.astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(
+        only(tmp_path).pixels()[..., 0], BYTE.astype(np.float32) / np.float32(255)
+    )
 
 
 def test_a_colour_jpeg_of_a_grey_image_is_grey(tmp_path):
@@ -690,9 +886,26 @@ def test_a_bilevel_image(tmp_path):
 
 def tiff(bits: int, photometric: int, data: bytes, rows: int, cols: int) -> bytes:
     """A little-endian TIFF of one uncompressed strip."""
-    tags = {256: cols, 257: rows, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: rows, 279: len(data)}
+    tags = {
+        256: cols,
+        257: rows,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 8,
+        277: 1,
+        278: rows,
+        279: len(data),
+    }
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 8 + len(data))
+        + data
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
 
 
 @pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (12, 1), (16, 0), (16, 1)])
@@ -700,18 +913,24 @@ def test_a_tiff_of_any_depth_and_direction(tmp_path, bits, photometric):
     values = np.array([[0, 1, 100, 255], [7, 200, 30, 2]], np.uint16) * (1 if bits == 8 else 16)
     if bits == 12:  # two values in three bytes
         pairs = values.reshape(-1, 2).astype(int)
-        data = b"".join(((first << 12) | second).to_bytes(3, "big") for first, second in pairs.tolist())
+        data = b"".join(
+            ((first << 12) | second).to_bytes(3, "big") for first, second in pairs.tolist()
+        )
     else:
         data = values.astype("u1" if bits == 8 else "<u2").tobytes()
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.tif").write_bytes(tiff(bits, photometric, data, 2, 4))
     expected = values.astype(np.float32) / np.float32(2**bits - 1)
-    np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], expected if photometric else 1 - expected, atol=1e-7)
+    np.testing.assert_allclose(
+        only(tmp_path).pixels()[..., 0], expected if photometric else 1 - expected, atol=1e-7
+    )
 
 
 def test_a_pgm_states_its_largest_value(tmp_path):
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.pgm").write_bytes(b"P5\n# scanner\n44 60\n4095\n" + GREY.astype(">u2").tobytes())
+    (tmp_path / "images" / "a.pgm").write_bytes(
+        b"P5\n# scanner\n44 60\n4095\n" + GREY.astype(">u2").tobytes()
+    )
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], GREY / 4095, atol=1e-5)
     (tmp_path / "images" / "a.pgm").write_bytes(b"P2 2 1 100 0 50")
     np.testing.assert_allclose(only(tmp_path).pixels()[..., 0], [[0, 0.5]], atol=2e-3)
@@ -739,7 +958,10 @@ COLOUR = np.dstack([BYTE, BYTE, BYTE + 1])
 CLEAR = np.dstack([BYTE] * 4)
 
 
-@pytest.mark.parametrize(("pixels", "reason"), [(COLOUR, "is a colour image, its channels differ"), (CLEAR, "is transparent in places")])
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [(COLOUR, "is a colour image, its channels differ"), (CLEAR, "is transparent in places")],
+)
 def test_what_only_the_pixels_show_is_an_error_when_they_are_wanted(tmp_path, pixels, reason):
     picture(tmp_path / "images" / "a.png", pixels)
     record = only(tmp_path)
@@ -753,7 +975,9 @@ def test_a_truncated_image_is_an_error_when_it_is_wanted(tmp_path):
         path = picture(tmp_path / ending[1:] / "images" / f"a{ending}", noise)
         path.write_bytes(path.read_bytes()[:-400])
         record = only(tmp_path / ending[1:])
-        with pytest.raises(ArchiveError, match=r"can't be read as an image \((OSError|ValueError)\)"):
+        with pytest.raises(
+            ArchiveError, match=r"can't be read as an image \((OSError|ValueError)\)"
+        ):
             record.pixels()
 
 
@@ -776,23 +1000,61 @@ def turned(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "reason"),
     [
-        ("z.png", lambda path: path.write_bytes(b"text"), "can't be read as an image (UnidentifiedImageError)"),
-        ("z.png", lambda path: path.write_bytes(b""), "can't be read as an image (UnidentifiedImageError)"),
+        (
+            "z.png",
+            lambda path: path.write_bytes(b"text"),
+            "can't be read as an image (UnidentifiedImageError)",
+        ),
+        (
+            "z.png",
+            lambda path: path.write_bytes(b""),
+            "can't be read as an image (UnidentifiedImageError)",
+        ),
         ("z.dcm", lambda path: path.write_bytes(b"text"), "is not a DICOM file"),
         ("z.png", deep_colours, "has 16 bits in several channels, save it in one"),
         ("z.tif", deep_colours, "has 16 bits in several channels, save it in one"),
         ("z.tif", pages, "holds several pages, not one image"),
         ("z.jpg", turned, "is stored turned or mirrored (EXIF orientation), save it upright"),
-        ("z.tif", lambda path: picture(path, BYTE.astype(np.float32)), "its pixels (F) are not of 8 or 16 bits"),
-        ("z.tif", lambda path: picture(path, BYTE.astype(np.int32)), "its pixels (I) are not of 8 or 16 bits"),
-        ("z.jpg", lambda path: picture(path, BYTE, "CMYK"), "its pixels (CMYK) are not of 8 or 16 bits"),
-        ("z.pgm", lambda path: path.write_bytes(b"P6 1 1 65535 " + bytes(6)), "is no PGM but a colour image"),
-        ("z.pgm", lambda path: path.write_bytes(b"P5 12000 12000 255 "), "12000 x 12000 px are more than a mammogram has"),
-        ("z.pgm", lambda path: path.write_bytes(b"P5 99999999 99999999 255 "), "can't be read as an image (DecompressionBombError)"),
-        ("z.png", lambda path: Image.new("L", (4, 4)).save(path, format="GIF"), "can't be read as an image (UnidentifiedImageError)"),
+        (
+            "z.tif",
+            lambda path: picture(path, BYTE.astype(np.float32)),
+            "its pixels (F) are not of 8 or 16 bits",
+        ),
+        (
+            "z.tif",
+            lambda path: picture(path, BYTE.astype(np.int32)),
+            "its pixels (I) are not of 8 or 16 bits",
+        ),
+        (
+            "z.jpg",
+            lambda path: picture(path, BYTE, "CMYK"),
+            "its pixels (CMYK) are not of 8 or 16 bits",
+        ),
+        (
+            "z.pgm",
+            lambda path: path.write_bytes(b"P6 1 1 65535 " + bytes(6)),
+            "is no PGM but a colour image",
+        ),
+        (
+            "z.pgm",
+            lambda path: path.write_bytes(b"P5 12000 12000 255 "),
+            "12000 x 12000 px are more than a mammogram has",
+        ),
+        (
+            "z.pgm",
+            lambda path: path.write_bytes(b"P5 99999999 99999999 255 "),
+            "can't be read as an image (DecompressionBombError)",
+        ),
+        (
+            "z.png",
+            lambda path: Image.new("L", (4, 4)).save(path, format="GIF"),
+            "can't be read as an image (UnidentifiedImageError)",
+        ),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Image size.*decompression bomb:PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Image size.*decompression bomb:PIL.Image.DecompressionBombWarning"
+)
 def test_an_unusable_image_is_noted_and_the_others_stay(small, name, write, reason):
     write(small / "images" / name)
     table(small, "file,patient", "a.png,p1", "b.png,p2", f"{name},p3")
@@ -825,9 +1087,10 @@ def test_images_alone_are_enough(small):
     (small / "masks" / "a.png").unlink()
     (small / "masks").rmdir()
     records, reasons = read(small)
-    assert [(record.rows, record.cols, record.lesions, record.pathology, record.birads) for record in records] == [
-        (60, 44, (), None, None)
-    ] * 2
+    assert [
+        (record.rows, record.cols, record.lesions, record.pathology, record.birads)
+        for record in records
+    ] == [(60, 44, (), None, None)] * 2
     assert not reasons
 
 
@@ -837,7 +1100,9 @@ def test_other_files_are_counted_and_hidden_ones_passed_over(small):
     picture(small / "images" / "a.tif", BYTE)
     _, reasons = read(small)
     assert reasons.pop("images/*").startswith("3 files of other kinds than .png")
-    assert reasons == {"images/a.tif": "another file has the same name and another ending or spelling"}
+    assert reasons == {
+        "images/a.tif": "another file has the same name and another ending or spelling"
+    }
 
 
 def test_a_cyclic_link_is_no_trap(small):
@@ -849,7 +1114,9 @@ def test_what_is_no_archive(tmp_path, small):
     with pytest.raises(ArchiveError, match=r"has no folder images"):
         folder.read(tmp_path / "masks")
     (small / "annotations.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ArchiveError, match=r"has both masks and annotations.json, keep one of them"):
+    with pytest.raises(
+        ArchiveError, match=r"has both masks and annotations.json, keep one of them"
+    ):
         folder.read(small)
 
 
@@ -857,7 +1124,9 @@ def test_a_folder_of_unreadable_images(small):
     for name in ("a.png", "b.png"):
         (small / "images" / name).write_bytes(b"text")
     with pytest.raises(
-        ArchiveError, match=r"holds no image that can be read \(2 skipped, the first is images/a.png: can't be read as an image"
+        ArchiveError,
+        match=r"holds no image that can be read \(2 skipped, the first is images/a.png: can't be "
+        r"read as an image",
     ):
         folder.read(small)
 
@@ -873,9 +1142,20 @@ def test_one_file_by_itself(small):
 
 @pytest.mark.parametrize("name", ["a.dcm", "IM0001", "IM0001.png"])
 def test_one_dicom_of_any_name(tmp_path, name):
-    write_dicom(tmp_path / name, GREY, 12, ImageLaterality="R", ViewPosition="MLO", ImagerPixelSpacing=[0.07, 0.05])
+    write_dicom(
+        tmp_path / name,
+        GREY,
+        12,
+        ImageLaterality="R",
+        ViewPosition="MLO",
+        ImagerPixelSpacing=[0.07, 0.05],
+    )
     one = folder.mammogram(tmp_path / name)
-    assert (one.laterality, one.view, one.spacing) == ("R", "MLO", (0.07, 0.05)) and folder.is_dicom(tmp_path / name)
+    assert (one.laterality, one.view, one.spacing) == (
+        "R",
+        "MLO",
+        (0.07, 0.05),
+    ) and folder.is_dicom(tmp_path / name)
     np.testing.assert_allclose(one.pixels()[..., 0], GREY / 4095, atol=1e-6)
 
 
@@ -884,11 +1164,19 @@ def test_one_file_that_is_no_mammogram(tmp_path):
     (tmp_path / "text.txt").write_text("no image")
     (tmp_path / "text.dcm").write_text("no image")
     picture(tmp_path / "colour.png", np.dstack([BYTE, BYTE, 255 - BYTE]))
-    wrong = {"raw.dcm": "raw image", "text.txt": "as an image", "text.dcm": "not a DICOM", "colour.png": "colour", "no.png": "no such file"}
+    wrong = {
+        "raw.dcm": "raw image",
+        "text.txt": "as an image",
+        "text.dcm": "not a DICOM",
+        "colour.png": "colour",
+        "no.png": "no such file",
+    }
     for name, reason in (wrong | {".": "is no file"}).items():
         with pytest.raises(ArchiveError, match=reason) as raised:
             folder.mammogram(tmp_path / name).pixels()
-        assert str(raised.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(raised.value)
+        assert str(raised.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(
+            raised.value
+        )
 
 
 def test_one_file_whose_name_is_in_no_known_encoding(tmp_path):

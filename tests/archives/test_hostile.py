@@ -1,4 +1,6 @@
-"""Small files that claim much, or never end: each reader refuses them in bounded time and memory, and goes on with the others."""
+"""Small files that claim much, or never end: each reader refuses them in bounded time and
+memory, and goes on with the others.
+"""
 
 import csv
 import json
@@ -23,12 +25,19 @@ from tfmammo.archives.writers import optimam as optimam_writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 WRITERS = {
-    "cbis_ddsm": cbis_ddsm.write, "cdd_cesm": cesm_writer.write, "ddsm": ddsm_writer.write, "folder": folder_writer.write,
-    "inbreast": inbreast_writer.write, "mini_mias": mini_mias.write, "optimam": optimam_writer.write, "vindr": vindr.write,
-}  # fmt: skip
+    "cbis_ddsm": cbis_ddsm.write,
+    "cdd_cesm": cesm_writer.write,
+    "ddsm": ddsm_writer.write,
+    "folder": folder_writer.write,
+    "inbreast": inbreast_writer.write,
+    "mini_mias": mini_mias.write,
+    "optimam": optimam_writer.write,
+    "vindr": vindr.write,
+}
 
 
 def grey() -> np.ndarray:
@@ -36,16 +45,36 @@ def grey() -> np.ndarray:
 
 
 def originals(count: int = 2) -> list[Mammogram]:
-    lesions = (Lesion.from_outline("mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"),)
+    lesions = (
+        Lesion.from_outline(
+            "mass", SQUARE, ROWS, COLS, pathology="malignant", shape="oval", margin="spiculated"
+        ),
+    )
     return [
-        Mammogram("test", f"p{i}", f"image{i}", ROWS, COLS, partial(grey), "L", "CC", "malignant", lesions, (0.1, 0.1), "4", "2")
+        Mammogram(
+            "test",
+            f"p{i}",
+            f"image{i}",
+            ROWS,
+            COLS,
+            partial(grey),
+            "L",
+            "CC",
+            "malignant",
+            lesions,
+            (0.1, 0.1),
+            "4",
+            "2",
+        )
         for i in range(count)
     ]
 
 
 @pytest.fixture(autouse=True)
 def _in_time():
-    """20 s for a test whose work takes a fraction of one; each of these took minutes, or for ever."""
+    """20 s for a test whose work takes a fraction of one; each of these took minutes,
+    or for ever.
+    """
 
     def stop(*_):
         raise TimeoutError("took more than 20 s")
@@ -87,16 +116,22 @@ def test_a_single_pipe_is_no_mammogram(tmp_path):
 
 @pytest.mark.parametrize("end", [3e4, 3e7, 1e30])
 def test_an_outline_is_drawn_near_the_image_alone(end):
-    angle, radius = np.linspace(0, 2 * np.pi, 300, endpoint=False), np.where(np.arange(300) % 2, end, end / 2)
-    star = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)  # around the whole image
+    angle = np.linspace(0, 2 * np.pi, 300, endpoint=False)
+    radius = np.where(np.arange(300) % 2, end, end / 2)
+    # around the whole image
+    star = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     assert Lesion.from_outline("mass", star, 4000, 3000).box == (0, 0, 4000, 3000)
     with suppress(ValueError):  # whether a tangle covers the image is for chance to say
-        Lesion.from_outline("mass", np.random.default_rng(0).uniform(-end, end, (300, 2)), 4000, 3000).mask(4000, 3000)
+        Lesion.from_outline(
+            "mass", np.random.default_rng(0).uniform(-end, end, (300, 2)), 4000, 3000
+        ).mask(4000, 3000)
 
 
 @pytest.mark.parametrize("scale", [1.0, 40.0, 1e6])
 def test_what_lies_in_the_image_is_drawn_as_ever(scale):
-    """A large diamond around a corner, cut by the image's border: the half-plane row + col <= side."""
+    """A large diamond around a corner, cut by the image's border: the half-plane row +
+    col <= side.
+    """
     side = 30 * scale
     outline = np.array([[-side, 0], [0, side], [side, 0], [0, -side]])
     rows, cols = np.mgrid[:ROWS, :COLS]
@@ -107,9 +142,16 @@ def test_what_lies_in_the_image_is_drawn_as_ever(scale):
 
 def test_a_hole_between_crossing_edges_stays_one():
     """A figure of eight far wider than the image: even-odd, its crossing in the middle."""
-    outline = np.array([[-1e5, -1e5], [1e5 + ROWS, 1e5 + ROWS], [1e5 + ROWS, -1e5], [-1e5, 1e5 + ROWS]])
+    outline = np.array(
+        [[-1e5, -1e5], [1e5 + ROWS, 1e5 + ROWS], [1e5 + ROWS, -1e5], [-1e5, 1e5 + ROWS]]
+    )
     drawn = Lesion("mass", (0, 0, 1, 1), (outline,)).mask(ROWS, ROWS)
-    assert drawn[:25, 30].all() and drawn[-25:, 30].all() and not drawn[30, :25].any() and not drawn[30, -25:].any()
+    assert (
+        drawn[:25, 30].all()
+        and drawn[-25:, 30].all()
+        and not drawn[30, :25].any()
+        and not drawn[30, -25:].any()
+    )
 
 
 def test_an_outline_that_crosses_itself_without_end_is_refused():
@@ -122,7 +164,12 @@ def test_an_ics_of_blanks(tmp_path):
     ddsm_writer.write(originals(1), tmp_path)
     (path,) = tmp_path.rglob("*.ics")
     text = path.read_text()
-    for blanks in ("\n" * 300_000, " " * 300_000, "\nDIGITIZER" + " " * 300_000 + "x\n", "\nLEFT_CC LINES" + " " * 300_000 + "x\n"):
+    for blanks in (
+        "\n" * 300_000,
+        " " * 300_000,
+        "\nDIGITIZER" + " " * 300_000 + "x\n",
+        "\nLEFT_CC LINES" + " " * 300_000 + "x\n",
+    ):
         path.write_text(blanks + text)
         assert len(ddsm.read(tmp_path, Skipped())) == 1
 
@@ -153,7 +200,9 @@ def regions(root, text: str) -> None:
     "shape",
     [
         "[" * 100_000,
-        '{"name": "polygon", "all_points_x": [1' + "0" * 400 + ', 5, 9], "all_points_y": [1, 5, 9]}',
+        '{"name": "polygon", "all_points_x": [1'
+        + "0" * 400
+        + ', 5, 9], "all_points_y": [1, 5, 9]}',
         '{"name": "circle", "cx": 1' + "0" * 400 + ', "cy": 5, "r": 3}',
         '{"name": "polygon", "all_points_x": [1e308, -1e308, 9], "all_points_y": [1, 5, 9]}',
         '{"name": {"a": 1}}',
@@ -188,7 +237,9 @@ def test_an_eps_called_jpg_reaches_no_other_program(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", never)
     cesm_writer.write(originals(), tmp_path)
     path = sorted(tmp_path.rglob("*.jpg"))[0]
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 44 60\n%%EndComments\nshowpage\n")
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 44 60\n%%EndComments\nshowpage\n"
+    )
     assert len([one.pixels() for one in cdd_cesm.read(tmp_path, Skipped())]) == 1
 
 
@@ -198,7 +249,9 @@ def test_a_mask_of_many_parts_is_no_radiologists(tmp_path):
     rows, cols = np.mgrid[:900, :900]
     Image.fromarray(np.full((900, 900), 90, np.uint8)).save(image)
     (image.parent / "masks").mkdir()
-    Image.fromarray((((rows % 6 < 4) & (cols % 6 < 4)) * 255).astype(np.uint8)).save(image.parent / "masks" / f"{image.stem}.png")
+    Image.fromarray((((rows % 6 < 4) & (cols % 6 < 4)) * 255).astype(np.uint8)).save(
+        image.parent / "masks" / f"{image.stem}.png"
+    )
     skipped = Skipped()
     with pytest.raises(ArchiveError):
         cdd_cesm.read(tmp_path, skipped)
@@ -210,13 +263,22 @@ def test_a_png_that_unpacks_to_too_much_is_refused_by_its_header(tmp_path):
     path = sorted((tmp_path / "images").rglob("*.png"))[0]
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 16, 0, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(10_000_000))), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     skipped = Skipped()
     assert len(folder.read(tmp_path, skipped)) == 1 and len(skipped) >= 1
 
 
-@pytest.mark.parametrize("deep", ["[" * 200_000, json.dumps({"STUDIES": {"1.2.3": {"1.2.3.1": {"1.2.3.1.1": {"m": {"X1": 10**400}}}}}})])
+@pytest.mark.parametrize(
+    "deep",
+    [
+        "[" * 200_000,
+        json.dumps({"STUDIES": {"1.2.3": {"1.2.3.1": {"1.2.3.1.1": {"m": {"X1": 10**400}}}}}}),
+    ],
+)
 def test_deep_or_endless_json_of_one_client_costs_no_other(deep, tmp_path):
     optimam_writer.write(originals(), tmp_path)
     path = sorted((tmp_path / "data").rglob("imagedb_*.json"))[0]

@@ -1,4 +1,6 @@
-"""tfmammo.archives.inbreast on archives in INbreast's native form, written to disk by the phantom."""
+"""tfmammo.archives.inbreast on archives in INbreast's native form, written to disk by the
+phantom.
+"""
 
 import pickle
 import plistlib
@@ -15,7 +17,8 @@ from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 SQUARE = np.float32([[10, 20], [10, 30], [18, 30], [18, 20]])
 MASS = (Lesion.from_outline("mass", SQUARE, ROWS, COLS),)
 
@@ -25,8 +28,23 @@ def ramp(first: float) -> np.ndarray:
 
 
 def mammogram(number: int, lesions=MASS, **facts) -> Mammogram:
-    content = {"laterality": "L", "view": "CC", "spacing": (0.07, 0.07), "birads": "4b", "density": "2"} | facts
-    return Mammogram("test", f"aa{number}", str(number), ROWS, COLS, partial(ramp, number / 10), lesions=lesions, **content)
+    content = {
+        "laterality": "L",
+        "view": "CC",
+        "spacing": (0.07, 0.07),
+        "birads": "4b",
+        "density": "2",
+    } | facts
+    return Mammogram(
+        "test",
+        f"aa{number}",
+        str(number),
+        ROWS,
+        COLS,
+        partial(ramp, number / 10),
+        lesions=lesions,
+        **content,
+    )
 
 
 @pytest.fixture
@@ -43,7 +61,10 @@ def dicom_of(root: Path, number: int) -> Path:
 
 def write_regions(root: Path, *regions: dict, number: int = 20000001) -> None:
     with (root / "AllXML" / f"{number}.xml").open("wb") as file:
-        plistlib.dump({"Images": [{"ImageIndex": 0, "NumberOfROIs": len(regions), "ROIs": list(regions)}]}, file)
+        plistlib.dump(
+            {"Images": [{"ImageIndex": 0, "NumberOfROIs": len(regions), "ROIs": list(regions)}]},
+            file,
+        )
 
 
 def region(points=SQUARE, name: str | None = "Mass", **facts) -> dict:
@@ -73,20 +94,29 @@ def test_round_trip_of_outlines_and_facts(round_trip):
     skipped = Skipped()
     records = inbreast.read(root.parent, skipped)
     assert not skipped.reasons
-    assert [record.image_id for record in records] == [str(20_000_001 + index) for index in range(8)]
+    assert [record.image_id for record in records] == [
+        str(20_000_001 + index) for index in range(8)
+    ]
     for original, record in zip(originals, records, strict=True):
         for fact in ("rows", "cols", "laterality", "view", "birads", "density", "spacing"):
             assert getattr(record, fact) == getattr(original, fact), fact
-        assert [lesion.kind for lesion in record.lesions] == [lesion.kind for lesion in original.lesions]
+        assert [lesion.kind for lesion in record.lesions] == [
+            lesion.kind for lesion in original.lesions
+        ]
         for ours, theirs in zip(record.lesions, original.lesions, strict=True):
-            assert dice(ours.mask(record.rows, record.cols), theirs.mask(record.rows, record.cols)) >= 0.99
+            assert (
+                dice(ours.mask(record.rows, record.cols), theirs.mask(record.rows, record.cols))
+                >= 0.99
+            )
             assert ours.box == theirs.box
         assert record.pathology == ("normal" if original.pathology == "normal" else None)
 
 
 def test_round_trip_keeps_patients_apart_and_together(round_trip):
     originals, _, root, _ = round_trip
-    pairs = {(a.patient_id, b.patient_id) for a, b in zip(originals, inbreast.read(root), strict=True)}
+    pairs = {
+        (a.patient_id, b.patient_id) for a, b in zip(originals, inbreast.read(root), strict=True)
+    }
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
     assert all(a != b for a, b in pairs)
 
@@ -98,7 +128,9 @@ def test_round_trip_of_pixels(round_trip):
         stored = pydicom.dcmread(paths[index]).pixel_array.astype(int)
         stored = 2**14 - 1 - stored if inverted else stored
         image = records[index].pixels()
-        np.testing.assert_array_equal(np.rint(image[..., 0].astype(np.float64) * (2**14 - 1)), stored)
+        np.testing.assert_array_equal(
+            np.rint(image[..., 0].astype(np.float64) * (2**14 - 1)), stored
+        )
         assert np.abs(image - originals[index].pixels()).max() <= 0.5 / (2**14 - 1) + 1e-6
 
 
@@ -106,7 +138,8 @@ def test_the_window_is_not_applied(small):
     path = dicom_of(small, 20000001)
     expected = inbreast.read(small)[0].pixels()
     dataset = pydicom.dcmread(path)
-    dataset.WindowCenter, dataset.WindowWidth = 500, 100
+    dataset.WindowCenter = 500
+    dataset.WindowWidth = 100
     dataset.save_as(path)
     np.testing.assert_array_equal(inbreast.read(small)[0].pixels(), expected)
 
@@ -121,7 +154,14 @@ def test_reading_is_lazy_and_records_pickle(small):
 
 
 def test_x_is_the_column_and_y_the_row(small):
-    write_regions(small, {"Name": "Mass", "Type": 15, "Point_px": ["(30.0, 10.0)", "(40.0, 10.0)", "(40.0, 50.0)", "(30.0, 50.0)"]})
+    write_regions(
+        small,
+        {
+            "Name": "Mass",
+            "Type": 15,
+            "Point_px": ["(30.0, 10.0)", "(40.0, 10.0)", "(40.0, 50.0)", "(30.0, 50.0)"],
+        },
+    )
     record, _ = first(small)
     assert record.lesions[0].box == (10, 30, 51, 41)
 
@@ -175,7 +215,11 @@ def test_a_spiculated_region_is_no_mass(small):
     record, _ = first(small)
     mass, spicules = record.lesions
     assert (mass.kind, mass.margin, mass.kind_is_certain) == ("mass", None, True)
-    assert (spicules.kind, spicules.margin, spicules.kind_is_certain) == ("distortion", "spiculated", False)
+    assert (spicules.kind, spicules.margin, spicules.kind_is_certain) == (
+        "distortion",
+        "spiculated",
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,10 +234,22 @@ def test_a_spiculated_region_is_no_mass(small):
         (region(SQUARE + 500), "ROI 2 'Mass' left out: the outline lies outside the image"),
         (region(Point_px="(1, 2)"), "ROI 2 'Mass' left out: it has no list Point_px"),
         (region(Point_px=[1.0, 2.0, 3.0]), "ROI 2 'Mass' left out: it has no list Point_px"),
-        (region(Point_px=["(1, 2)", "(3, 4)", "(5, 6"]), "ROI 2 'Mass' left out: the point '(5, 6' is not of the form (x, y)"),
-        (region(Point_px=["(1, 2)", "(3, 4)", "(5, nan)"]), "ROI 2 'Mass' left out: the point '(5, nan)' is not of the form (x, y)"),
-        (region(Point_px=["(1, 2)", "(3, 4)", "(5; 6)"]), "ROI 2 'Mass' left out: the point '(5; 6)' is not of the form (x, y)"),
-        (region(Point_px=["(1, 2)", "(3, 4)", "(5, 6, 7)"]), "ROI 2 'Mass' left out: the point '(5, 6, 7)' is not of the form (x, y)"),
+        (
+            region(Point_px=["(1, 2)", "(3, 4)", "(5, 6"]),
+            "ROI 2 'Mass' left out: the point '(5, 6' is not of the form (x, y)",
+        ),
+        (
+            region(Point_px=["(1, 2)", "(3, 4)", "(5, nan)"]),
+            "ROI 2 'Mass' left out: the point '(5, nan)' is not of the form (x, y)",
+        ),
+        (
+            region(Point_px=["(1, 2)", "(3, 4)", "(5; 6)"]),
+            "ROI 2 'Mass' left out: the point '(5; 6)' is not of the form (x, y)",
+        ),
+        (
+            region(Point_px=["(1, 2)", "(3, 4)", "(5, 6, 7)"]),
+            "ROI 2 'Mass' left out: the point '(5, 6, 7)' is not of the form (x, y)",
+        ),
     ],
 )
 def test_a_region_that_is_no_lesion_is_noted_and_the_others_stay(small, bad, reason):
@@ -209,7 +265,8 @@ def test_regions_of_one_name_and_reason_share_a_note(small):
     record, skipped = first(small)
     assert len(record.lesions) == 1
     assert skipped.reasons == {
-        "AllXML/20000001.xml": "ROI 1, 3, 4 'Calcification' left out: a single point; ROI 5 'Point 3' left out: the name is unknown"
+        "AllXML/20000001.xml": "ROI 1, 3, 4 'Calcification' left out: a single point; ROI 5 "
+        "'Point 3' left out: the name is unknown"
     }
 
 
@@ -238,9 +295,11 @@ def test_an_outline_partly_off_the_image_is_cut_at_its_border(small):
         b"<?xml version='1.0'?><plist><dict><key>Images</key><array/></dict></plist>",
         b"<?xml version='1.0'?><plist><array><integer>three</integer></array></plist>",
         b"<?xml version='1.0'?><plist><date>yesterday</date></plist>",
-        b"<?xml version='1.0'?><plist><dict><key>Images</key><array><dict><key>ROIs</key><string>x</string></dict></array></dict></plist>",
+        b"<?xml "
+        b"version='1.0'?><plist><dict><key>Images</key><array><dict><key>ROIs</key><string>x</string></dict></array></dict></plist>",
         b"<?xml version='1.0' encoding='no-such'?><plist></plist>",
-        b"<?xml version='1.0'?><!DOCTYPE p [<!ENTITY a 'aaaa'>]><plist><string>&a;</string></plist>",
+        b"<?xml version='1.0'?><!DOCTYPE p [<!ENTITY a "
+        b"'aaaa'>]><plist><string>&a;</string></plist>",
     ],
 )
 def test_a_damaged_xml_costs_the_lesions_but_not_the_mammogram(small, content):
@@ -262,11 +321,15 @@ def test_no_xml_is_noted_where_the_table_expects_findings(small):
     record, skipped = first(small)
     assert (record.pathology, record.lesions) == (None, ())
     assert skipped.reasons == {
-        "AllDICOMs/20000001_aa1_MG_L_CC_ANON.dcm": "kept without lesions: no XML for 20000001, though its BI-RADS is 4b"
+        "AllDICOMs/20000001_aa1_MG_L_CC_ANON.dcm": "kept without lesions: no XML for 20000001, "
+        "though its BI-RADS is 4b"
     }
 
 
-@pytest.mark.parametrize(("lesions", "notes"), [((), 0), ((Lesion.from_outline("calcification", SQUARE, ROWS, COLS),), 1)])
+@pytest.mark.parametrize(
+    ("lesions", "notes"),
+    [((), 0), ((Lesion.from_outline("calcification", SQUARE, ROWS, COLS),), 1)],
+)
 def test_the_marks_of_the_xls_say_whether_an_xml_is_missing(tmp_path, lesions, notes):
     writer.write([mammogram(1, lesions, birads="2")], tmp_path, xls=True)
     (tmp_path / "AllXML" / "20000001.xml").unlink(missing_ok=True)
@@ -295,12 +358,21 @@ def test_no_table_at_all(small):
     (small / "INbreast.csv").unlink()
     skipped = Skipped()
     records = inbreast.read(small, skipped)
-    assert [(record.birads, record.pathology, len(record.lesions)) for record in records] == [(None, None, 1), (None, None, 0)]
-    assert "though its BI-RADS is unknown" in skipped.reasons["AllDICOMs/20000002_aa2_MG_R_ML_ANON.dcm"]
+    assert [(record.birads, record.pathology, len(record.lesions)) for record in records] == [
+        (None, None, 1),
+        (None, None, 0),
+    ]
+    assert (
+        "though its BI-RADS is unknown"
+        in skipped.reasons["AllDICOMs/20000002_aa2_MG_R_ML_ANON.dcm"]
+    )
 
 
 def test_columns_may_stand_in_any_order_with_blanks(small):
-    (small / "INbreast.csv").write_text(" Bi-Rads ;View;ACR;File Name; Laterality\n 5 ;CC;    ; 20000001 ;L\n;;;sum;\n", encoding="utf-8")
+    (small / "INbreast.csv").write_text(
+        " Bi-Rads ;View;ACR;File Name; Laterality\n 5 ;CC;    ; 20000001 ;L\n;;;sum;\n",
+        encoding="utf-8",
+    )
     record, _ = first(small)
     assert (record.birads, record.density) == ("5", None)
 
@@ -325,10 +397,16 @@ def test_a_row_that_contradicts_the_name_is_set_aside(small, wrong):
     table = small / "INbreast.csv"
     table.write_text(table.read_text(encoding="utf-8").replace(";L;CC;", wrong), encoding="utf-8")
     record, skipped = first(small)
-    assert (record.laterality, record.view, record.birads, len(record.lesions)) == ("L", "CC", None, 1)
+    assert (record.laterality, record.view, record.birads, len(record.lesions)) == (
+        "L",
+        "CC",
+        None,
+        1,
+    )
     stated = " ".join(wrong.strip(";").split(";"))
     assert skipped.reasons == {
-        "AllDICOMs/20000001_aa1_MG_L_CC_ANON.dcm": f"kept without its table row: the name says L CC, the table {stated}"
+        "AllDICOMs/20000001_aa1_MG_L_CC_ANON.dcm": "kept without its table row: the name says L "
+        f"CC, the table {stated}"
     }
 
 
@@ -336,7 +414,9 @@ def test_a_view_that_is_neither_cc_nor_mlo_is_none(small):
     path = dicom_of(small, 20000001)
     path.rename(path.with_name(path.name.replace("_CC_", "_FB_")))
     table = small / "INbreast.csv"
-    table.write_text(table.read_text(encoding="utf-8").replace(";L;CC;", ";L;FB;"), encoding="utf-8")
+    table.write_text(
+        table.read_text(encoding="utf-8").replace(";L;CC;", ";L;FB;"), encoding="utf-8"
+    )
     record, skipped = first(small)
     assert (record.view, record.birads) == (None, "4b")
     assert not skipped.reasons
@@ -361,7 +441,10 @@ def change(path: Path, **tags) -> None:
         (lambda path: path.write_bytes(b"text"), "is not a DICOM file"),
         (lambda path: change(path, Modality="CT"), "is no mammogram, its modality is CT"),
         (lambda path: change(path, NumberOfFrames=2), "holds 2 frames, not one image"),
-        (lambda path: path.rename(path.with_name("20000001.dcm")), "the name is not of the form id_patient_MG_laterality_view_ANON.dcm"),
+        (
+            lambda path: path.rename(path.with_name("20000001.dcm")),
+            "the name is not of the form id_patient_MG_laterality_view_ANON.dcm",
+        ),
     ],
 )
 def test_an_unusable_file_is_noted_and_the_others_stay(small, damage, reason):
@@ -394,5 +477,9 @@ def test_what_is_no_archive(tmp_path):
 def test_an_archive_of_unreadable_files(small):
     for path in (small / "AllDICOMs").iterdir():
         path.write_bytes(b"text")
-    with pytest.raises(ArchiveError, match=rf"{small}: none of its 2 DICOM files can be read, the first is .*20000001_.*: is not a DICOM"):
+    with pytest.raises(
+        ArchiveError,
+        match=rf"{small}: none of its 2 DICOM files can be read, the first is .*20000001_.*: is "
+        r"not a DICOM",
+    ):
         inbreast.read(small)

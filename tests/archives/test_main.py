@@ -13,7 +13,9 @@ from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
-ROWS, COLS = 160, 128  # half a cell: enlarged twice
+# half a cell: enlarged twice
+ROWS = 160
+COLS = 128
 
 
 def grey() -> np.ndarray:
@@ -30,28 +32,49 @@ def disc() -> np.ndarray:
 
 def mammogram(number: int, *lesions: Lesion, read=grey, **facts) -> Mammogram:
     values = {"laterality": "L", "view": "CC"} | facts
-    return Mammogram("test", f"p{number // 2}", f"image{number}", ROWS, COLS, partial(read), lesions=lesions, **values)
+    return Mammogram(
+        "test",
+        f"p{number // 2}",
+        f"image{number}",
+        ROWS,
+        COLS,
+        partial(read),
+        lesions=lesions,
+        **values,
+    )
 
 
 def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
     square = np.float32([[40, 30], [40, 90], [100, 90], [100, 30]])
     outlined = Lesion.from_outline("mass", square, ROWS, COLS)
     boxed = Lesion("calcification", (10, 20, 61, 81))
-    sheet = contact_sheet([mammogram(0, outlined), mammogram(1, boxed), mammogram(2, MaskedLesion("distortion", disc))], Skipped(), 2)
+    sheet = contact_sheet(
+        [
+            mammogram(0, outlined),
+            mammogram(1, boxed),
+            mammogram(2, MaskedLesion("distortion", disc)),
+        ],
+        Skipped(),
+        2,
+    )
     assert sheet.dtype == np.uint8 and sheet.shape == (2 * (CELL[0] + CAPTION), 2 * CELL[1], 3)
     # Native px p lies at 2 p + 0.5 here, so a line there covers rows 2 p and 2 p + 1.
     assert np.abs(sheet[80:82, 100].astype(int).max(axis=0) - COLOURS["mass"]).max() < 140
-    assert sheet[80, 100, 0] > sheet[80, 100, 2] + 40 and np.ptp(sheet[75, 100]) == 0  # red on the line, grey beside it
+    # red on the line, grey beside it
+    assert sheet[80, 100, 0] > sheet[80, 100, 2] + 40 and np.ptp(sheet[75, 100]) == 0
     assert sheet[20, CELL[1] + 60, 2] > sheet[20, CELL[1] + 60, 0] + 40
     beneath = sheet[CELL[0] + CAPTION :, : CELL[1]]
-    assert beneath[2 * 60, 2 * 64, 1] > beneath[2 * 60, 2 * 64, 2] + 40  # the disc's uppermost point
+    # the disc's uppermost point
+    assert beneath[2 * 60, 2 * 64, 1] > beneath[2 * 60, 2 * 64, 2] + 40
     assert not sheet[CELL[0] + CAPTION :, CELL[1] :].any()  # the cell that is left over
 
 
 def test_a_lesion_that_cannot_be_read_does_not_cost_its_image():
     skipped = Skipped()
     sheet = contact_sheet([mammogram(0, MaskedLesion("mass", broken))], skipped)
-    assert sheet[10, 10, 0] == 128 and skipped.reasons == {"image0": "lesion 0: x.dcm: the file ends early"}
+    assert sheet[10, 10, 0] == 128 and skipped.reasons == {
+        "image0": "lesion 0: x.dcm: the file ends early"
+    }
 
 
 def dark() -> np.ndarray:
@@ -61,15 +84,23 @@ def dark() -> np.ndarray:
 def test_a_sheet_draws_grey_values_as_they_are_and_its_caption_says_what_is_odd():
     sheet = contact_sheet([mammogram(0, read=dark, bits=16)], Skipped())
     assert sheet[10, 10].tolist() == [16] * 3  # 255 * 4000 / 65535 = 15.6
-    assert _caption(mammogram(0, bits=16), 4000 / 65535) == "values use 6 % of 16 bits; state bits=12"
+    assert (
+        _caption(mammogram(0, bits=16), 4000 / 65535) == "values use 6 % of 16 bits; state bits=12"
+    )
     for fine in (mammogram(0, bits=16), mammogram(0)):
         assert _caption(fine, 0.9) == "image0 L CC "
-    assert _caption(mammogram(0), 0.01) == "image0 L CC ", "nobody knows of how many bits a DICOM's greys are"
+    assert _caption(mammogram(0), 0.01) == "image0 L CC ", (
+        "nobody knows of how many bits a DICOM's greys are"
+    )
 
 
 def test_a_sheet_leaves_out_what_cannot_be_read():
     skipped = Skipped()
-    assert contact_sheet([mammogram(0, read=broken), mammogram(1)], skipped).shape == (CELL[0] + CAPTION, CELL[1], 3)
+    assert contact_sheet([mammogram(0, read=broken), mammogram(1)], skipped).shape == (
+        CELL[0] + CAPTION,
+        CELL[1],
+        3,
+    )
     assert skipped.reasons == {"image0": "x.dcm: the file ends early"}
     with pytest.raises(ArchiveError, match="none of the mammograms"):
         contact_sheet([mammogram(0, read=broken)], Skipped())
@@ -80,15 +111,25 @@ def test_a_summary_reads_no_mask_and_counts(capsys):
         raise AssertionError("a summary reads no mask")
 
     found = [
-        mammogram(0, Lesion("mass", (0, 0, 5, 5), pathology="benign"), MaskedLesion("mass", never, pathology="malignant")),
+        mammogram(
+            0,
+            Lesion("mass", (0, 0, 5, 5), pathology="benign"),
+            MaskedLesion("mass", never, pathology="malignant"),
+        ),
         mammogram(1, official_split="train"),
         mammogram(2, spacing=(0.07, 0.07), pathology="normal"),
     ]
     table = command.summary(found, "test")
     cells = dict(zip(*(list(column.cells) for column in table.columns), strict=True))
     assert table.title == "test: 3 mammograms of 2 patients"
-    assert cells["mass"] == "1 benign, 1 malignant" and cells["lesions given by"] == "1 box, 1 mask file"
-    assert cells["official split"] == "2 none, 1 train" and cells["lesions"] == "2 images without, 1 images with"
+    assert (
+        cells["mass"] == "1 benign, 1 malignant"
+        and cells["lesions given by"] == "1 box, 1 mask file"
+    )
+    assert (
+        cells["official split"] == "2 none, 1 train"
+        and cells["lesions"] == "2 images without, 1 images with"
+    )
 
 
 def test_the_command_on_files(tmp_path, capsys):
@@ -96,7 +137,14 @@ def test_the_command_on_files(tmp_path, capsys):
     originals = [mammogram(i, Lesion.from_outline("mass", square, ROWS, COLS)) for i in range(3)]
     paths = writer.write(originals, tmp_path / "archive")
     paths[0].write_bytes(paths[0].read_bytes()[:-100])
-    arguments = ["inbreast", str(tmp_path / "archive"), "--sheet", str(tmp_path / "out/sheet.png"), "--skipped", str(tmp_path / "left.csv")]
+    arguments = [
+        "inbreast",
+        str(tmp_path / "archive"),
+        "--sheet",
+        str(tmp_path / "out/sheet.png"),
+        "--skipped",
+        str(tmp_path / "left.csv"),
+    ]
     command.main(arguments)
     printed = capsys.readouterr().out
     assert "inbreast: 2 mammograms of 2 patients" in printed and "the file ends early" in printed

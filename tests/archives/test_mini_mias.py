@@ -1,4 +1,6 @@
-"""tfmammo.archives.mini_mias on archives in mini-MIAS's native form, and on rows of the real Info.txt."""
+"""tfmammo.archives.mini_mias on archives in mini-MIAS's native form, and on rows of the
+real Info.txt.
+"""
 
 import os
 import pickle
@@ -21,11 +23,15 @@ GREY = b"P5\n1024 1024\n255\n" + bytes(SIZE * SIZE)
 
 def circle(row: float, col: float, radius: float) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
-    return np.stack([row + radius * np.sin(angle), col + radius * np.cos(angle)], axis=1).astype(np.float32)
+    return np.stack([row + radius * np.sin(angle), col + radius * np.cos(angle)], axis=1).astype(
+        np.float32
+    )
 
 
 def lesion(kind="mass", row=600.0, col=300.0, radius=40.0, rows=SIZE, cols=SIZE, **facts) -> Lesion:
-    return Lesion.from_outline(kind, circle(row, col, radius), rows, cols, **({"pathology": "benign"} | facts))
+    return Lesion.from_outline(
+        kind, circle(row, col, radius), rows, cols, **({"pathology": "benign"} | facts)
+    )
 
 
 def noise(seed: int, rows: int, cols: int) -> np.ndarray:
@@ -35,11 +41,22 @@ def noise(seed: int, rows: int, cols: int) -> np.ndarray:
 def mammogram(number: int, *lesions: Lesion, rows=SIZE, cols=SIZE, **facts) -> Mammogram:
     content = {"laterality": "L", "view": "MLO", "density": "fatty"} | facts
     patient = content.pop("patient", f"aa{number}")
-    return Mammogram("test", patient, str(number), rows, cols, partial(noise, number, rows, cols), lesions=lesions, **content)
+    return Mammogram(
+        "test",
+        patient,
+        str(number),
+        rows,
+        cols,
+        partial(noise, number, rows, cols),
+        lesions=lesions,
+        **content,
+    )
 
 
 def real(root: Path, *rows: str, images: tuple[str, ...] = ()) -> Path:
-    """An archive of black images whose Info.txt has the rows given; one image for each number in them unless named."""
+    """An archive of black images whose Info.txt has the rows given; one image for each number in
+    them unless named.
+    """
     for name in images or sorted({f"{row.split()[0]}.pgm" for row in rows if row.split()}):
         (root / name).write_bytes(GREY)
     (root / "Info.txt").write_text("\n".join(rows), encoding="ascii")
@@ -61,7 +78,8 @@ LESIONS = (
     lesion("mass", 400, 500, 25, margin="ill-defined"),
     lesion("calcification", 900, 100, 20, pathology="malignant"),
     lesion("asymmetry", 500, 900, 60),
-    lesion("distortion", 300.4, 350.6, 150.3, pathology="malignant"),  # off the whole pixels that the table holds
+    # off the whole pixels that the table holds
+    lesion("distortion", 300.4, 350.6, 150.3, pathology="malignant"),
     lesion("mass", 10, 512, 50, margin="circumscribed"),  # cut by the border
 )
 
@@ -72,7 +90,14 @@ def round_trip(request, tmp_path_factory):
     originals = [
         mammogram(1, *LESIONS, patient="a", pathology="malignant"),
         mammogram(2, patient="a", laterality="R", density="dense-glandular", pathology="normal"),
-        mammogram(3, LESIONS[0], patient="b", laterality="R", density="fatty-glandular", pathology="benign"),
+        mammogram(
+            3,
+            LESIONS[0],
+            patient="b",
+            laterality="R",
+            density="fatty-glandular",
+            pathology="benign",
+        ),
     ]
     quirks = {"folder": "all-mias", "upper_case": True, "comment": True} if request.param else {}
     return originals, writer.write(originals, root, **quirks), root
@@ -82,14 +107,27 @@ def test_round_trip_of_circles_and_facts(round_trip):
     originals, paths, root = round_trip
     records, reasons = read(root)
     assert not reasons
-    assert [path.stem.lower() for path in paths] == [record.image_id for record in records] == ["mdb001", "mdb002", "mdb004"]
+    assert (
+        [path.stem.lower() for path in paths]
+        == [record.image_id for record in records]
+        == ["mdb001", "mdb002", "mdb004"]
+    )
     for original, record in zip(originals, records, strict=True):
         for fact in ("rows", "cols", "laterality", "view", "density", "pathology"):
             assert getattr(record, fact) == getattr(original, fact), fact
-        assert (record.archive, record.spacing, record.birads, record.official_split) == ("mini_mias", (0.2, 0.2), None, None)
+        assert (record.archive, record.spacing, record.birads, record.official_split) == (
+            "mini_mias",
+            (0.2, 0.2),
+            None,
+            None,
+        )
         for ours, theirs in zip(record.lesions, original.lesions, strict=True):
             assert dice(ours.mask(SIZE, SIZE), theirs.mask(SIZE, SIZE)) >= 0.99
-            assert (ours.kind, ours.margin, ours.pathology) == (theirs.kind, theirs.margin, theirs.pathology)
+            assert (ours.kind, ours.margin, ours.pathology) == (
+                theirs.kind,
+                theirs.margin,
+                theirs.pathology,
+            )
             assert ours.kind_is_certain and ours.shape is None
 
 
@@ -113,7 +151,8 @@ def test_the_writer_centres_images_of_another_size(tmp_path, rows, cols):
     made = lesion(row=rows // 2, col=cols // 2, radius=30, rows=rows, cols=cols)
     writer.write([mammogram(1, made, rows=rows, cols=cols)], tmp_path)
     (record,) = mini_mias.read(tmp_path)
-    top, left = (SIZE - rows) // 2 if rows < SIZE else -((rows - SIZE) // 2), (SIZE - cols) // 2 if cols < SIZE else -((cols - SIZE) // 2)
+    top = (SIZE - rows) // 2 if rows < SIZE else -((rows - SIZE) // 2)
+    left = (SIZE - cols) // 2 if cols < SIZE else -((cols - SIZE) // 2)
     inside = record.pixels()[max(top, 0) : top + rows, max(left, 0) : left + cols]
     original = noise(1, rows, cols)[max(-top, 0) : SIZE - top, max(-left, 0) : SIZE - left]
     assert np.abs(inside - original).max() <= 0.5 / 255 + 1e-6
@@ -123,45 +162,90 @@ def test_the_writer_centres_images_of_another_size(tmp_path, rows, cols):
 
 def test_a_patient_with_several_films_of_one_side_gets_several_pairs(tmp_path):
     sides = ["R", "R", "L", "L", "L"]
-    paths = writer.write([mammogram(i, patient="a", laterality=side) for i, side in enumerate(sides)], tmp_path)
+    paths = writer.write(
+        [mammogram(i, patient="a", laterality=side) for i, side in enumerate(sides)], tmp_path
+    )
     assert [path.stem for path in paths] == ["mdb002", "mdb004", "mdb001", "mdb003", "mdb005"]
 
 
 def test_the_writer_refuses_what_the_format_cannot_say(tmp_path):
-    with pytest.raises(ValueError, match="7: mini-MIAS numbers its films by side, and this one has none"):
+    with pytest.raises(
+        ValueError, match="7: mini-MIAS numbers its films by side, and this one has none"
+    ):
         writer.write([mammogram(7, laterality=None)], tmp_path)
     with pytest.raises(ValueError, match="7: a lesion has a box but no outline"):
         writer.write([mammogram(7, Lesion("mass", (1, 2, 3, 4)))], tmp_path)
 
 
 def test_rows_of_the_real_table(tmp_path):
-    rows = ("mdb001 G CIRC B 535 425 197", "mdb002 G CIRC B 522 280 69", "mdb003 D NORM ", "mdb005 F CIRC B 477 133 30")
-    root = real(tmp_path, *rows, "mdb005 F CIRC B 500 168 26", "mdb144 F MISC B 233 994 29", "mdb144 F MISC M 313 540 27", "")
+    rows = (
+        "mdb001 G CIRC B 535 425 197",
+        "mdb002 G CIRC B 522 280 69",
+        "mdb003 D NORM ",
+        "mdb005 F CIRC B 477 133 30",
+    )
+    root = real(
+        tmp_path,
+        *rows,
+        "mdb005 F CIRC B 500 168 26",
+        "mdb144 F MISC B 233 994 29",
+        "mdb144 F MISC M 313 540 27",
+        "",
+    )
     (one, two, three, five, last), reasons = read(root)
     assert not reasons
-    # by hand: row = 1024 - y; the circle reaches a radius to every side, and the last row and column are half-open
+    # by hand: row = 1024 - y; the circle reaches a radius to every side, and the last row and
+    # column are half-open
     assert one.lesions[0].box == (1024 - 425 - 197, 535 - 197, 1024 - 425 + 197 + 1, 535 + 197 + 1)
     assert [found.box[1] for found in five.lesions] == [447, 474]
     assert [record.laterality for record in (one, two, three, five)] == ["L", "R", "L", "L"]
     assert [record.pathology for record in (one, three, last)] == ["benign", "normal", "malignant"]
     assert [found.pathology for found in last.lesions] == ["benign", "malignant"]
-    assert (three.lesions, three.density, one.density, five.density) == ((), "dense-glandular", "fatty-glandular", "fatty")
+    assert (three.lesions, three.density, one.density, five.density) == (
+        (),
+        "dense-glandular",
+        "fatty-glandular",
+        "fatty",
+    )
 
 
 def test_sides_and_origin_agree_with_the_full_size_archive(tmp_path):
-    """The table of the full-size MIAS: name with its side, x and y in 50 um, films lying; right ones are mirrored."""
-    full = {"mdb001lm": (1815, 1116), "mdb002rl": (3091, 1262), "mdb005ll": (647, 1163), "mdb010rm": (2509, 975)}
-    mini = ("mdb001 G CIRC B 535 425 197", "mdb002 G CIRC B 522 280 69", "mdb005 F CIRC B 477 133 30", "mdb010 F CIRC B 525 425 33")
+    """The table of the full-size MIAS: name with its side, x and y in 50 um, films lying; right
+    ones are mirrored.
+    """
+    full = {
+        "mdb001lm": (1815, 1116),
+        "mdb002rl": (3091, 1262),
+        "mdb005ll": (647, 1163),
+        "mdb010rm": (2509, 975),
+    }
+    mini = (
+        "mdb001 G CIRC B 535 425 197",
+        "mdb002 G CIRC B 522 280 69",
+        "mdb005 F CIRC B 477 133 30",
+        "mdb010 F CIRC B 525 425 33",
+    )
     records = mini_mias.read(real(tmp_path, *mini))
     for record, (name, (x, y)) in zip(records, full.items(), strict=True):
         assert record.laterality == name[6].upper()
-        length, width = 4320 / 4, {"m": 2048, "l": 2600}[name[7]] / 4
+        length = 4320 / 4
+        width = {"m": 2048, "l": 2600}[name[7]] / 4
         row, col = (length - x / 4, y / 4) if name[6] == "l" else (x / 4, width - y / 4)
         centre = record.lesions[0].outlines[0].mean(axis=0)
-        np.testing.assert_allclose(centre, (row - (length - SIZE) / 2, col + (SIZE - width) / 2), atol=2)
+        np.testing.assert_allclose(
+            centre, (row - (length - SIZE) / 2, col + (SIZE - width) / 2), atol=2
+        )
 
 
-@pytest.mark.parametrize("row", ["mdb059 F CIRC B *NOTE 3*", "mdb059 F CIRC B", "mdb059 F CIRC B  *NOTE  3*", "mdb059 F CIRC B *note 3*"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        "mdb059 F CIRC B *NOTE 3*",
+        "mdb059 F CIRC B",
+        "mdb059 F CIRC B  *NOTE  3*",
+        "mdb059 F CIRC B *note 3*",
+    ],
+)
 def test_a_finding_without_a_circle_is_noted_and_counts_for_the_pathology(tmp_path, row):
     (record,), reasons = read(real(tmp_path, row))
     assert (record.lesions, record.pathology) == ((), "benign")
@@ -169,7 +253,9 @@ def test_a_finding_without_a_circle_is_noted_and_counts_for_the_pathology(tmp_pa
 
 
 def test_note_3_as_the_writer_puts_it(tmp_path):
-    writer.write([mammogram(1, LESIONS[0], LESIONS[3], pathology="malignant")], tmp_path, note_3=True)
+    writer.write(
+        [mammogram(1, LESIONS[0], LESIONS[3], pathology="malignant")], tmp_path, note_3=True
+    )
     (record,), reasons = read(tmp_path)
     assert [found.kind for found in record.lesions] == ["mass"]
     assert record.pathology == "malignant"
@@ -180,7 +266,10 @@ def test_note_3_as_the_writer_puts_it(tmp_path):
     ("place", "reason"),
     [
         ("535 425 0", "the circle 535 425 0 left out: a radius of 0 encloses nothing"),
-        ("535 425 1024", "the circle 535 425 1024 left out: a radius of 1024 encloses more than the image"),
+        (
+            "535 425 1024",
+            "the circle 535 425 1024 left out: a radius of 1024 encloses more than the image",
+        ),
         ("9999 425 10", "the circle 9999 425 10 left out: the outline lies outside the image"),
     ],
 )
@@ -208,9 +297,14 @@ def test_a_circle_that_cannot_be_is_noted(tmp_path, place, reason):
     ],
 )
 def test_a_row_that_is_none_is_noted_and_its_image_left_out(tmp_path, row):
-    (record,), reasons = read(real(tmp_path, "mdb001 D NORM", row, images=("mdb001.pgm", "mdb002.pgm")))
+    (record,), reasons = read(
+        real(tmp_path, "mdb001 D NORM", row, images=("mdb001.pgm", "mdb002.pgm"))
+    )
     assert record.image_id == "mdb001"
-    assert reasons == {"Info.txt": "1 rows are not of its form, the first is line 2", "mdb002.pgm": "Info.txt does not name it"}
+    assert reasons == {
+        "Info.txt": "1 rows are not of its form, the first is line 2",
+        "mdb002.pgm": "Info.txt does not name it",
+    }
 
 
 def test_normal_and_not_normal_at_once_is_noted(tmp_path):
@@ -221,7 +315,9 @@ def test_normal_and_not_normal_at_once_is_noted(tmp_path):
 
 def test_odd_bytes_and_line_ends_in_the_prose_cost_nothing(tmp_path):
     real(tmp_path, "mdb001 D NORM")
-    prose = b"\xef\xbb\xbfWARNING: \xe9\x80\x00 mdb is a prefix\r\n\r\n1st column: mdb001 and so on\r\n"
+    prose = (
+        b"\xef\xbb\xbfWARNING: \xe9\x80\x00 mdb is a prefix\r\n\r\n1st column: mdb001 and so on\r\n"
+    )
     (tmp_path / "Info.txt").write_bytes(prose + b"MDB001\tg\tcirc\tb\t535 425 20\r\n")
     (record,), reasons = read(tmp_path)
     assert len(record.lesions) == 1
@@ -241,7 +337,9 @@ def test_indexing_reads_no_pixels_and_is_linear(tmp_path):
         with (tmp_path / f"mdb{number:04d}.pgm").open("wb") as file:
             file.write(GREY[:17])
             file.truncate(len(GREY))
-    (tmp_path / "Info.txt").write_text("\n".join(f"mdb{number:04d} D NORM" for number in range(1, count + 1)), encoding="ascii")
+    (tmp_path / "Info.txt").write_text(
+        "\n".join(f"mdb{number:04d} D NORM" for number in range(1, count + 1)), encoding="ascii"
+    )
     records, reasons = read(tmp_path)
     assert (len(records), reasons) == (count, {})
     assert len({record.patient_id for record in records}) == count // 2
@@ -255,9 +353,15 @@ def test_indexing_reads_no_pixels_and_is_linear(tmp_path):
         (b"", "is no binary PGM (P5)"),
         (b"P2\n1024 1024\n255\n" + b"0 " * 50, "is no binary PGM (P5)"),
         (b"P5\n" + b"#" * 5000, "is no binary PGM (P5)"),
-        (b"P5\n512 512\n255\n" + bytes(512 * 512), "is 512 x 512 px, but the circles of Info.txt are in pixels of 1024 x 1024"),
+        (
+            b"P5\n512 512\n255\n" + bytes(512 * 512),
+            "is 512 x 512 px, but the circles of Info.txt are in pixels of 1024 x 1024",
+        ),
         (b"P5\n999999 999999\n255\n", "is 999999 x 999999 px, but"),
-        (b"P5\n1024 1024\n65535\n" + bytes(2 * SIZE * SIZE), "its largest grey value is 65535, not 255"),
+        (
+            b"P5\n1024 1024\n65535\n" + bytes(2 * SIZE * SIZE),
+            "its largest grey value is 65535, not 255",
+        ),
     ],
 )
 def test_an_unusable_image_is_noted_and_the_others_stay(tmp_path, content, reason):
@@ -267,7 +371,11 @@ def test_an_unusable_image_is_noted_and_the_others_stay(tmp_path, content, reaso
     assert record.image_id == "mdb001"
     assert reasons["mdb002.pgm"].startswith(reason)
     (tmp_path / "mdb001.pgm").write_bytes(content)
-    with pytest.raises(ArchiveError, match=rf"{tmp_path}: none of its 2 images .* the first is .*mdb001\.pgm: {re.escape(reason)}"):
+    with pytest.raises(
+        ArchiveError,
+        match=rf"{tmp_path}: none of its 2 images .* the first is .*mdb001\.pgm: "
+        rf"{re.escape(reason)}",
+    ):
         mini_mias.read(tmp_path)
 
 
@@ -300,11 +408,16 @@ def test_second_files_and_tables(tmp_path):
 
 def test_what_is_no_archive(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ArchiveError, match=rf"{root}: is no mini-MIAS archive, there is no mdb<number>\.pgm"):
+        with pytest.raises(
+            ArchiveError, match=rf"{root}: is no mini-MIAS archive, there is no mdb<number>\.pgm"
+        ):
             mini_mias.read(root)
     (tmp_path / "mdb001.pgm").write_bytes(GREY)
     for content in (None, b"", b"\x00\xff" * 1000, b"prose alone"):
         if content is not None:
             (tmp_path / "Info.txt").write_bytes(content)
-        with pytest.raises(ArchiveError, match=rf"{tmp_path}: is no mini-MIAS archive, there is no Info\.txt with rows"):
+        with pytest.raises(
+            ArchiveError,
+            match=rf"{tmp_path}: is no mini-MIAS archive, there is no Info\.txt with rows",
+        ):
             mini_mias.read(tmp_path)

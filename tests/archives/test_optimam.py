@@ -15,7 +15,8 @@ from tfmammo.archives.writers import optimam as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 MASS = Lesion("mass", (10, 20, 18, 30), pathology="malignant", margin="spiculated")
 CLUSTER = Lesion("calcification", (30, 2, 60, 44), pathology="benign")
 
@@ -25,14 +26,35 @@ def ramp(first: float) -> np.ndarray:
 
 
 def mammogram(number: int, lesions=(), patient="aa", **facts) -> Mammogram:
-    content = {"laterality": "L", "view": "CC", "spacing": (0.07, 0.05), "pathology": "malignant" if lesions else "normal"} | facts
-    return Mammogram("test", patient, str(number), ROWS, COLS, partial(ramp, number / 10), lesions=tuple(lesions), **content)
+    content = {
+        "laterality": "L",
+        "view": "CC",
+        "spacing": (0.07, 0.05),
+        "pathology": "malignant" if lesions else "normal",
+    } | facts
+    return Mammogram(
+        "test",
+        patient,
+        str(number),
+        ROWS,
+        COLS,
+        partial(ramp, number / 10),
+        lesions=tuple(lesions),
+        **content,
+    )
 
 
 @pytest.fixture
 def small(tmp_path):
     """optm1: a left breast with a mass, a right one without; optm2: a woman without findings."""
-    writer.write([mammogram(1, [MASS]), mammogram(2, laterality="R"), mammogram(3, patient="bb", view="MLO")], tmp_path)
+    writer.write(
+        [
+            mammogram(1, [MASS]),
+            mammogram(2, laterality="R"),
+            mammogram(3, patient="bb", view="MLO"),
+        ],
+        tmp_path,
+    )
     return tmp_path
 
 
@@ -79,7 +101,12 @@ def test_round_trip_of_facts_boxes_and_pathologies(tmp_path, upper, dcm_json):
         mammogram(2, laterality="R", view="MLO"),
         mammogram(3, [CLUSTER], patient="bb", pathology="benign", spacing=None),
         mammogram(4, patient="cc"),
-        mammogram(5, [Lesion("asymmetry", (0, 0, 1, 1)), Lesion("distortion", (5, 6, 7, 8))], patient="cc", pathology=None),
+        mammogram(
+            5,
+            [Lesion("asymmetry", (0, 0, 1, 1)), Lesion("distortion", (5, 6, 7, 8))],
+            patient="cc",
+            pathology=None,
+        ),
     ]
     paths = writer.write(originals, tmp_path, upper=upper, dcm_json=dcm_json)
     records, reasons = read(tmp_path)
@@ -91,15 +118,26 @@ def test_round_trip_of_facts_boxes_and_pathologies(tmp_path, upper, dcm_json):
         for fact in ("rows", "cols", "laterality", "view", "spacing", "pathology"):
             assert getattr(record, fact) == getattr(original, fact), fact
         assert (record.birads, record.density, record.official_split) == (None, None, None)
-        found = [(lesion.kind, lesion.box, lesion.pathology, lesion.margin, lesion.outlines) for lesion in record.lesions]
-        assert found == [(lesion.kind, lesion.box, lesion.pathology, lesion.margin, ()) for lesion in original.lesions]
+        found = [
+            (lesion.kind, lesion.box, lesion.pathology, lesion.margin, lesion.outlines)
+            for lesion in record.lesions
+        ]
+        assert found == [
+            (lesion.kind, lesion.box, lesion.pathology, lesion.margin, ())
+            for lesion in original.lesions
+        ]
         stored = pydicom.dcmread(path).pixel_array.astype(int)
-        np.testing.assert_array_equal(np.rint(record.pixels()[..., 0].astype(np.float64) * 4095), stored)
+        np.testing.assert_array_equal(
+            np.rint(record.pixels()[..., 0].astype(np.float64) * 4095), stored
+        )
 
 
 def test_round_trip_of_the_phantom(tmp_path):
     originals = phantom.read(count=8, seed=3)
-    cheap = [Mammogram(**{**vars(m), "read": partial(np.zeros, (m.rows, m.cols, 1), np.float32)}) for m in originals[1:]]
+    cheap = [
+        Mammogram(**{**vars(m), "read": partial(np.zeros, (m.rows, m.cols, 1), np.float32)})
+        for m in originals[1:]
+    ]
     (path, *_) = writer.write([originals[0], *cheap], tmp_path, bits=14)
     records, reasons = read(tmp_path)
     assert not reasons
@@ -112,7 +150,9 @@ def test_round_trip_of_the_phantom(tmp_path):
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
     stored = np.rint(originals[0].pixels()[..., 0].astype(np.float64) * (2**14 - 1))
     np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, stored)
-    np.testing.assert_array_equal(np.rint(records[0].pixels()[..., 0].astype(np.float64) * (2**14 - 1)), stored)
+    np.testing.assert_array_equal(
+        np.rint(records[0].pixels()[..., 0].astype(np.float64) * (2**14 - 1)), stored
+    )
 
 
 def test_records_are_pickled_and_carry_pseudonyms(small, capfd, caplog):
@@ -131,7 +171,11 @@ def test_records_are_pickled_and_carry_pseudonyms(small, capfd, caplog):
 def test_json_headers_are_not_needed(small):
     for path in small.glob("data/optm1/*/*.json"):
         path.write_bytes(b"{")
-    assert [(record.rows, record.view) for record in read(small)[0]] == [(ROWS, "CC"), (ROWS, "CC"), (ROWS, "MLO")]
+    assert [(record.rows, record.view) for record in read(small)[0]] == [
+        (ROWS, "CC"),
+        (ROWS, "CC"),
+        (ROWS, "MLO"),
+    ]
 
 
 def test_raw_images_are_counted(small):
@@ -181,18 +225,33 @@ def test_a_bad_imagedb_costs_its_client_only(small, content, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda content: content["1"].update(EpisodeOpenedDate="1950-99-99"), "omidb can't read it (ValueError)"),
-        (lambda content: content["1"].update(SCREENING="none"), "omidb can't read it (AttributeError)"),
-        (lambda content: content["1"].update(BIOPSYWIDE={"L": {"1": 5}}), "omidb can't read it (AttributeError)"),
+        (
+            lambda content: content["1"].update(EpisodeOpenedDate="1950-99-99"),
+            "omidb can't read it (ValueError)",
+        ),
+        (
+            lambda content: content["1"].update(SCREENING="none"),
+            "omidb can't read it (AttributeError)",
+        ),
+        (
+            lambda content: content["1"].update(BIOPSYWIDE={"L": {"1": 5}}),
+            "omidb can't read it (AttributeError)",
+        ),
         (None, "no such file"),
     ],
 )
 def test_bad_nbss_records_cost_the_pathology_only(small, change, reason):
     edit(nbss(small), change) if change else nbss(small).unlink()
     records, reasons = read(small)
-    assert [(record.pathology, len(record.lesions)) for record in records] == [(None, 1), (None, 0), ("normal", 0)]
+    assert [(record.pathology, len(record.lesions)) for record in records] == [
+        (None, 1),
+        (None, 0),
+        ("normal", 0),
+    ]
     assert records[0].lesions[0].pathology is None
-    assert reasons == {"data/optm1/nbss_optm1.json": f"its images are kept without pathology: {reason}"}
+    assert reasons == {
+        "data/optm1/nbss_optm1.json": f"its images are kept without pathology: {reason}"
+    }
 
 
 def test_reasons_hold_no_dates(small):
@@ -201,7 +260,12 @@ def test_reasons_hold_no_dates(small):
 
 
 def test_a_study_without_an_episode_stays(small):
-    edit(imagedb(small, "optm2"), lambda content: content["STUDIES"]["1.2.826.0.1.2.1"].update(EpisodeID="77", StudyDate="1999-01-01"))
+    edit(
+        imagedb(small, "optm2"),
+        lambda content: content["STUDIES"]["1.2.826.0.1.2.1"].update(
+            EpisodeID="77", StudyDate="1999-01-01"
+        ),
+    )
     records, reasons = read(small)
     assert [record.pathology for record in records] == ["malignant", "normal", None]
     assert not reasons
@@ -239,7 +303,10 @@ def test_no_study_leads_out_of_the_folder(small, study):
         ({"Y1": "-1"}, "mark 1 left out: its box reaches beyond the image"),
         ({"X1": "left"}, "1 of its 1 marks can't be read"),
         ({"X1": None}, "1 of its 1 marks can't be read"),
-        ({"Mass": None}, "mark 1 left out: its flags name no mass, calcification, distortion or asymmetry"),
+        (
+            {"Mass": None},
+            "mark 1 left out: its flags name no mass, calcification, distortion or asymmetry",
+        ),
     ],
 )
 def test_a_mark_that_is_no_lesion_is_noted(small, values, reason):
@@ -273,10 +340,16 @@ def test_kinds_by_flags(small, flags, kind, certain):
     assert (lesion.kind, lesion.kind_is_certain) == (kind, certain)
 
 
-@pytest.mark.parametrize(("description", "kind"), [("Mass with calcification", "mass"), ("CA", "calcification"), ("DS", "distortion")])
+@pytest.mark.parametrize(
+    ("description", "kind"),
+    [("Mass with calcification", "mass"), ("CA", "calcification"), ("DS", "distortion")],
+)
 def test_a_mark_without_flags_takes_its_linked_lesions_description(small, description, kind):
     set_flags(small)
-    edit(nbss(small), lambda content: content["1"]["LESION"]["L"]["1"].update(LesionDescription=description))
+    edit(
+        nbss(small),
+        lambda content: content["1"]["LESION"]["L"]["1"].update(LesionDescription=description),
+    )
     assert read(small)[0][0].lesions[0].kind == kind
 
 
@@ -291,7 +364,12 @@ def test_types_of_calcification_and_margins_keep_their_words(small):
 
 @pytest.mark.parametrize(
     ("opinion", "flags", "pathology"),
-    [("B5", ("Mass",), "malignant"), ("B2", ("Mass",), "benign"), ("B3", ("Mass",), "malignant"), ("B3", ("Dystrophic",), "malignant")],
+    [
+        ("B5", ("Mass",), "malignant"),
+        ("B2", ("Mass",), "benign"),
+        ("B3", ("Mass",), "malignant"),
+        ("B3", ("Dystrophic",), "malignant"),
+    ],
 )
 def test_a_marks_pathology_is_its_linked_lesions(small, opinion, flags, pathology):
     """B3 settles nothing: the only mark of a malignant breast takes the breast's."""
@@ -304,20 +382,33 @@ def test_an_unlinked_mark_beside_others_stays_without_pathology_unless_its_flags
     def add(content):
         mark = marks_of(content)["10000"]
         marks_of(content)["10001"] = mark | {"LinkedNBSSLesionNumber": None}
-        marks_of(content)["10002"] = mark | {"LinkedNBSSLesionNumber": None, "Mass": None, "Vascular": "Vascular"}
+        marks_of(content)["10002"] = mark | {
+            "LinkedNBSSLesionNumber": None,
+            "Mass": None,
+            "Vascular": "Vascular",
+        }
 
     edit(imagedb(small), add)
-    assert [lesion.pathology for lesion in read(small)[0][0].lesions] == ["malignant", None, "benign"]
+    assert [lesion.pathology for lesion in read(small)[0][0].lesions] == [
+        "malignant",
+        None,
+        "benign",
+    ]
 
 
 def test_a_linked_lesion_of_the_other_breast_says_nothing(small):
     edit(nbss(small), lambda content: content["1"]["LESION"].update(L={}, R={"1": {}}))
     edit(nbss(small), lambda content: content["1"]["BIOPSYWIDE"].update(R={"1": {"Opinion": "B2"}}))
-    assert read(small)[0][0].lesions[0].pathology == "malignant"  # of the breast, the mark is the only one
+    # of the breast, the mark is the only one
+    assert read(small)[0][0].lesions[0].pathology == "malignant"
 
 
 def episode(date: str, **facts) -> dict:
-    return {"EpisodeType": "F", "EpisodeOpenedDate": date, "SCREENING": {"L": {"DateTaken": date}, "R": {"DateTaken": date}}} | facts
+    return {
+        "EpisodeType": "F",
+        "EpisodeOpenedDate": date,
+        "SCREENING": {"L": {"DateTaken": date}, "R": {"DateTaken": date}},
+    } | facts
 
 
 @pytest.mark.parametrize(
@@ -329,20 +420,42 @@ def episode(date: str, **facts) -> dict:
         ({"ASSESSMENT": {"left_opinion": "OB", "right_opinion": "ON"}}, None, (None, "normal")),
         ({"ASSESSMENT": {}}, None, (None, None)),
         ({"BIOPSYWIDE": {"left_opinion": "OM"}}, None, ("malignant", None)),
-        ({"BIOPSYWIDE": {"left_opinion": "Benign", "right_opinion": "Normal"}}, None, ("benign", "normal")),
-        ({"BIOPSYFINE": {"left_opinion": "OB"}, "SURGERY": {"left_opinion": "OM"}}, None, ("malignant", None)),
-        ({"BIOPSYWIDE": {"left_opinion": "OU"}, "ASSESSMENT": {"left_opinion": "OU"}}, None, (None, "normal")),
+        (
+            {"BIOPSYWIDE": {"left_opinion": "Benign", "right_opinion": "Normal"}},
+            None,
+            ("benign", "normal"),
+        ),
+        (
+            {"BIOPSYFINE": {"left_opinion": "OB"}, "SURGERY": {"left_opinion": "OM"}},
+            None,
+            ("malignant", None),
+        ),
+        (
+            {"BIOPSYWIDE": {"left_opinion": "OU"}, "ASSESSMENT": {"left_opinion": "OU"}},
+            None,
+            (None, "normal"),
+        ),
         ({}, {"BIOPSYWIDE": {"right_opinion": "OM"}}, (None, None)),
-        ({"BIOPSYWIDE": {"left_opinion": "OB"}}, {"SURGERY": {"left_opinion": "OM"}}, ("benign", None)),
+        (
+            {"BIOPSYWIDE": {"left_opinion": "OB"}},
+            {"SURGERY": {"left_opinion": "OM"}},
+            ("benign", None),
+        ),
         ({}, {"EpisodeType": "CI"}, (None, None)),
         ({"EpisodeType": "CI"}, None, (None, None)),
-        ({"EpisodeType": "CI", "LESION": {"R": {"1": {}}}, "INTERVALCANCER": {"R": {"1": {}}}}, None, (None, "malignant")),
+        (
+            {"EpisodeType": "CI", "LESION": {"R": {"1": {}}}, "INTERVALCANCER": {"R": {"1": {}}}},
+            None,
+            (None, "malignant"),
+        ),
         ({"EpisodeType": "CI", "BIOPSYWIDE": {"left_opinion": "OB"}}, None, ("benign", None)),
     ],
 )
 def test_pathology_of_a_breast(tmp_path, first, later, pathologies):
     writer.write([mammogram(1), mammogram(2, laterality="R")], tmp_path)
-    records = {"1": episode("2015-03-02", **first)} | ({} if later is None else {"2": episode("2018-03-02", **later)})
+    records = {"1": episode("2015-03-02", **first)} | (
+        {} if later is None else {"2": episode("2018-03-02", **later)}
+    )
     nbss(tmp_path).write_text(json.dumps(records), encoding="utf-8")
     found, reasons = read(tmp_path)
     assert tuple(record.pathology for record in found) == pathologies
@@ -365,7 +478,12 @@ def test_an_image_of_two_series_is_one_record(small):
 
 
 def test_empty_names_in_imagedb_are_no_images(small):
-    edit(imagedb(small), lambda content: content["STUDIES"]["1.2.826.0.1.1.1"]["1.2.826.0.1.1.1.1.1"].update({"": None, "x": None}))
+    edit(
+        imagedb(small),
+        lambda content: content["STUDIES"]["1.2.826.0.1.1.1"]["1.2.826.0.1.1.1.1.1"].update(
+            {"": None, "x": None}
+        ),
+    )
     records, reasons = read(small)
     assert len(records) == 3
     assert not reasons
@@ -389,5 +507,8 @@ def test_what_is_no_archive(tmp_path):
 def test_an_archive_of_unreadable_clients(small):
     for client in ("optm1", "optm2"):
         imagedb(small, client).write_bytes(b"{")
-    with pytest.raises(ArchiveError, match=r"2 skipped, the first is data/optm1/imagedb_optm1.json: can't be read as JSON"):
+    with pytest.raises(
+        ArchiveError,
+        match=r"2 skipped, the first is data/optm1/imagedb_optm1.json: can't be read as JSON",
+    ):
         optimam.read(small)

@@ -25,8 +25,23 @@ def rendered(archive) -> list[tuple[Mammogram, np.ndarray]]:
 
 
 def same(a: Mammogram, b: Mammogram) -> bool:
-    outlines = [np.concatenate([outline for lesion in m.lesions for outline in lesion.outlines] or [np.zeros((0, 2))]) for m in (a, b)]
-    facts = [(m.image_id, m.patient_id, m.pathology, m.birads, m.density, [lesion.box for lesion in m.lesions]) for m in (a, b)]
+    outlines = [
+        np.concatenate(
+            [outline for lesion in m.lesions for outline in lesion.outlines] or [np.zeros((0, 2))]
+        )
+        for m in (a, b)
+    ]
+    facts = [
+        (
+            m.image_id,
+            m.patient_id,
+            m.pathology,
+            m.birads,
+            m.density,
+            [lesion.box for lesion in m.lesions],
+        )
+        for m in (a, b)
+    ]
     return facts[0] == facts[1] and np.array_equal(*outlines)
 
 
@@ -68,7 +83,9 @@ def test_names_are_unique_and_patients_have_one_or_two_breasts(archive):
     for record in archive:
         breasts[record.patient_id].add((record.laterality, record.view))
     assert {len(views) for views in breasts.values()} == {2, 4}
-    assert {view for views in breasts.values() for view in views} == {(side, view) for side in "LR" for view in ("CC", "MLO")}
+    assert {view for views in breasts.values() for view in views} == {
+        (side, view) for side in "LR" for view in ("CC", "MLO")
+    }
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -78,22 +95,39 @@ def test_enough_mammograms_have_masses_and_some_are_normal(seed):
     assert 2 / 3 <= np.mean(np.array(masses) > 0) < 1
     assert set(masses) == {0, 1, 2}
     assert {record.pathology for record in records} == {"normal", "benign", "malignant"}
-    assert all((record.pathology == "normal") == (not record.lesions) == (record.birads == "1") for record in records)
+    assert all(
+        (record.pathology == "normal") == (not record.lesions) == (record.birads == "1")
+        for record in records
+    )
 
 
 @pytest.fixture(scope="module")
 def masses():
-    return [lesion for record in phantom.read(count=160, seed=5) for lesion in record.lesions if lesion.kind == "mass"]
+    return [
+        lesion
+        for record in phantom.read(count=160, seed=5)
+        for lesion in record.lesions
+        if lesion.kind == "mass"
+    ]
 
 
 def test_every_shape_and_margin_occurs(masses):
     assert {mass.shape for mass in masses} == {"round", "oval", "lobular", "irregular"}
-    assert {mass.margin for mass in masses} == {"circumscribed", "microlobulated", "indistinct", "spiculated"}
+    assert {mass.margin for mass in masses} == {
+        "circumscribed",
+        "microlobulated",
+        "indistinct",
+        "spiculated",
+    }
 
 
 def test_pathology_goes_with_shape_and_margin(masses):
     def malignant(**facts):
-        chosen = [mass.pathology == "malignant" for mass in masses if all(getattr(mass, k) == v for k, v in facts.items())]
+        chosen = [
+            mass.pathology == "malignant"
+            for mass in masses
+            if all(getattr(mass, k) == v for k, v in facts.items())
+        ]
         return np.mean(chosen)
 
     assert malignant(margin="spiculated") == 1
@@ -113,11 +147,21 @@ def elongation(mass) -> float:
 
 
 def test_shapes_look_like_their_names(masses):
-    plain = {shape: [m for m in masses if m.shape == shape and m.margin in ("circumscribed", "indistinct")] for shape in phantom._SHAPES}
+    plain = {
+        shape: [
+            m for m in masses if m.shape == shape and m.margin in ("circumscribed", "indistinct")
+        ]
+        for shape in phantom._SHAPES
+    }
     assert all(elongation(mass) < 1.35 for mass in plain["round"])
     assert np.median([elongation(mass) for mass in plain["oval"]]) > 1.3
-    assert np.median([solidity(mass) for mass in plain["irregular"]]) < np.median([solidity(mass) for mass in plain["oval"]]) - 0.01
-    assert np.median([solidity(mass) for mass in plain["lobular"]]) < np.median([solidity(mass) for mass in plain["round"]])
+    assert (
+        np.median([solidity(mass) for mass in plain["irregular"]])
+        < np.median([solidity(mass) for mass in plain["oval"]]) - 0.01
+    )
+    assert np.median([solidity(mass) for mass in plain["lobular"]]) < np.median(
+        [solidity(mass) for mass in plain["round"]]
+    )
 
 
 def test_pixels_are_a_mammogram(rendered):
@@ -133,36 +177,55 @@ def test_pixels_are_a_mammogram(rendered):
 def test_pectoral_muscle_only_in_mlo(rendered):
     for record, image in rendered:
         side = slice(0, 80) if record.laterality == "L" else slice(-80, None)
-        corner, fat = image[:40, side].mean(), np.median(image[image > 0.15])
+        corner = image[:40, side].mean()
+        fat = np.median(image[image > 0.15])
         assert (corner > fat) == (record.view == "MLO"), record.image_id
 
 
 def test_masses_lie_in_the_breast_and_stand_out_from_their_surroundings(rendered):
     count = 0
     for record, image in rendered:
-        breast = cv2.morphologyEx((cv2.GaussianBlur(image, (0, 0), 2) > 0.08).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((9, 9)))
+        breast = cv2.morphologyEx(
+            (cv2.GaussianBlur(image, (0, 0), 2) > 0.08).astype(np.uint8),
+            cv2.MORPH_CLOSE,
+            np.ones((9, 9)),
+        )
         for lesion in record.lesions:
             mask = lesion.mask(record.rows, record.cols)
             assert (breast >= mask).all(), record.image_id
             if lesion.kind == "mass":
                 count += 1
                 width = 2 * int(np.sqrt(mask.sum() / np.pi) / 2) + 1
-                ring = cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))) - mask
+                ring = (
+                    cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width)))
+                    - mask
+                )
                 assert image[mask == 1].mean() > image[ring == 1].mean() + 0.02, record.image_id
     assert count >= 6
 
 
 def test_no_threshold_segments_the_masses(rendered):
-    """The task is not trivial: even the best threshold of each crop, chosen knowing the truth, falls far short of the outline."""
+    """The task is not trivial: even the best threshold of each crop, chosen knowing the truth,
+    falls far short of the outline.
+    """
     scores = []
     for record, image in rendered:
         for lesion in (lesion for lesion in record.lesions if lesion.kind == "mass"):
             box = lesion.box
             margin = max(box[2] - box[0], box[3] - box[1]) // 4
-            crop = (slice(max(box[0] - margin, 0), box[2] + margin), slice(max(box[1] - margin, 0), box[3] + margin))
-            mask, values = lesion.mask(record.rows, record.cols)[crop] == 1, image[crop]
+            crop = (
+                slice(max(box[0] - margin, 0), box[2] + margin),
+                slice(max(box[1] - margin, 0), box[3] + margin),
+            )
+            mask = lesion.mask(record.rows, record.cols)[crop] == 1
+            values = image[crop]
             thresholds = np.quantile(values, np.linspace(0.05, 0.95, 19))
-            scores.append(max(2 * (mask & (values > t)).sum() / (mask.sum() + (values > t).sum()) for t in thresholds))
+            scores.append(
+                max(
+                    2 * (mask & (values > t)).sum() / (mask.sum() + (values > t).sum())
+                    for t in thresholds
+                )
+            )
     assert 0.5 < np.mean(scores) < 0.85
 
 
@@ -173,16 +236,25 @@ def test_texture_follows_a_power_law_near_3():
     power = np.abs(np.fft.fft2(a)) ** 2
     frequency = np.hypot(np.fft.fftfreq(phantom.ROWS)[:, None], np.fft.fftfreq(phantom.COLS)[None])
     edges = np.geomspace(0.005, 0.4, 12)
-    means = [power[(frequency >= low) & (frequency < high)].mean() for low, high in zip(edges, edges[1:], strict=False)]
+    means = [
+        power[(frequency >= low) & (frequency < high)].mean()
+        for low, high in zip(edges, edges[1:], strict=False)
+    ]
     slope = np.polyfit(np.log(np.sqrt(edges[1:] * edges[:-1])), np.log(means), 1)[0]
     assert slope == pytest.approx(-3, abs=0.15)
 
 
 def test_calcifications_are_bright_specks_in_their_outline(archive):
-    clusters = [(record, lesion) for record in archive for lesion in record.lesions if lesion.kind == "calcification"]
+    clusters = [
+        (record, lesion)
+        for record in archive
+        for lesion in record.lesions
+        if lesion.kind == "calcification"
+    ]
     assert len(clusters) >= 2
     for record, lesion in clusters[:2]:
-        image, mask = record.pixels()[..., 0], lesion.mask(record.rows, record.cols)
+        image = record.pixels()[..., 0]
+        mask = lesion.mask(record.rows, record.cols)
         specks = image - cv2.GaussianBlur(image, (0, 0), 6)
         assert np.quantile(specks[mask == 1], 0.99) > 0.1
         ring = cv2.dilate(mask, np.ones((25, 25))) - mask

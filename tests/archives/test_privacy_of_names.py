@@ -1,4 +1,6 @@
-"""Names of files may be patients': they reach no log and no list that is passed on, and their owner finds them all the same."""
+"""Names of files may be patients': they reach no log and no list that is passed on, and
+their owner finds them all the same.
+"""
 
 import csv
 import io
@@ -36,7 +38,8 @@ def archive(tmp_path):
     Image.fromarray(region[:50]).save(root / "masks" / NAME / "small.png")
     (root / "images" / NAME / "broken.png").write_bytes(b"no image")
     (root / "metadata.csv").write_text(
-        f'file,patient\nberta.png,b\n"{NAME}/empty.png",a\n"{NAME}/small.png",a\n"{NAME}/broken.png",a\n', encoding="utf-8"
+        f'file,patient\nberta.png,b\n"{NAME}/empty.png",a\n"{NAME}/small.png",a\n"{NAME}/broken.png",a\n',
+        encoding="utf-8",
     )
     return root
 
@@ -48,15 +51,22 @@ def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
         monkeypatch.chdir(archive)
         datasets.all_patches(DataConfig(name="folder", root=".", size=16))
     assert "ller" not in caplog.text and "Anna" not in caplog.text and "1950" not in caplog.text
-    assert f"skipped {pseudonym(f'images/{NAME}/broken.png')}: can't be read as an image" in caplog.text
+    assert (
+        f"skipped {pseudonym(f'images/{NAME}/broken.png')}: can't be read as an image"
+        in caplog.text
+    )
     mask = pseudonym(f"masks/{NAME}/empty.png")
-    assert f"skipped {hashed_id('folder', f'{NAME}/empty')}: lesion 0: {mask}: marks nothing" in caplog.text
+    assert (
+        f"skipped {hashed_id('folder', f'{NAME}/empty')}: lesion 0: {mask}: marks nothing"
+        in caplog.text
+    )
 
 
 def test_the_reason_stays_whatever_the_path_is_like(archive):
     root = archive
     reasons = {
-        "20000001": f"lesion 1: {root}/images/{NAME}/broken.png: the file ends early; {root}/masks/berta.png: marks nothing",
+        "20000001": f"lesion 1: {root}/images/{NAME}/broken.png: the file ends early; "
+        f"{root}/masks/berta.png: marks nothing",
         f"images/{NAME}/broken.png": "its pixels (F) are not of 8 or 16 bits",
         "metadata.csv": "1 of its 3 files are no image or mask here",
         "images/*": "2 files of other kinds",
@@ -64,7 +74,9 @@ def test_the_reason_stays_whatever_the_path_is_like(archive):
         "abc~1": "lesion 0: is not in sight",
     }
     told = without_names(reasons, root)
-    one, other, third = (pseudonym(file) for file in (f"images/{NAME}/broken.png", "masks/berta.png", "x.png"))
+    one, other, third = (
+        pseudonym(file) for file in (f"images/{NAME}/broken.png", "masks/berta.png", "x.png")
+    )
     assert told == {
         "20000001": f"lesion 1: {one}: the file ends early; {other}: marks nothing",
         one: "its pixels (F) are not of 8 or 16 bits",
@@ -83,9 +95,16 @@ def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog
     by_pseudonym = {}
     for row in rows:
         by_pseudonym.setdefault(row["pseudonym"], []).append(row["file"])
-    assert by_pseudonym[hashed_id("folder", f"{NAME}/empty")] == [f"images/{NAME}/empty.png", f"masks/{NAME}/empty.png"]
+    assert by_pseudonym[hashed_id("folder", f"{NAME}/empty")] == [
+        f"images/{NAME}/empty.png",
+        f"masks/{NAME}/empty.png",
+    ]
     assert by_pseudonym[pseudonym(f"images/{NAME}/broken.png")] == [f"images/{NAME}/broken.png"]
-    assert {row["patient"] for row in rows} == {hashed_id("folder", "a"), hashed_id("folder", "b"), ""}
+    assert {row["patient"] for row in rows} == {
+        hashed_id("folder", "a"),
+        hashed_id("folder", "b"),
+        "",
+    }
     skipped = Skipped()
     config = DataConfig(name="folder", root=archive, size=16)
     patches = make_patches(mammograms(config, skipped), config, skipped)
@@ -96,7 +115,11 @@ def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog
 def test_masks_are_looked_at_with_the_archive(archive, capsys):
     command.main(["folder", str(archive), "--skipped", str(archive / "=left.csv")])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "masks that can't be used" in printed and "1 empty" in printed and "1 of a wrong size" in printed
+    assert (
+        "masks that can't be used" in printed
+        and "1 empty" in printed
+        and "1 of a wrong size" in printed
+    )
     command.main(["folder", str(archive), "--quick"])
     assert "masks that can't be used" not in capsys.readouterr().out
 
@@ -108,7 +131,11 @@ def test_left_out_files_hold_no_formula(tmp_path, capsys):
     skipped = Skipped({"=cmd|' /C calc'!A0": "+1", "plain.png": "@SUM(1)"})
     command._print_skipped(command.Console(), skipped, 2, tmp_path / "left.csv")
     with (tmp_path / "left.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["file", "reason"], ["'=cmd|' /C calc'!A0", "'+1"], ["plain.png", "'@SUM(1)"]]
+        assert list(csv.reader(file)) == [
+            ["file", "reason"],
+            ["'=cmd|' /C calc'!A0", "'+1"],
+            ["plain.png", "'@SUM(1)"],
+        ]
 
 
 def test_a_missing_root_is_still_named():

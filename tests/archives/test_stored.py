@@ -16,7 +16,8 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.mammogram import Mammogram
 
-ROWS, COLS = 64, 60
+ROWS = 64
+COLS = 60
 RAMP = np.linspace(0, 4095, ROWS * COLS).astype(np.uint16).reshape(ROWS, COLS)
 SIGNED = (RAMP.astype(np.int16) - 2048).astype(np.int16)
 WINDOW = {"WindowCenter": 2000, "WindowWidth": 1500}
@@ -49,7 +50,9 @@ RENDITIONS = {
 def record(path, window=True, **facts):
     header = dicom.read_header(path)
     read = partial(dicom.read_pixels, path, window=window)
-    return Mammogram("made", "0123456789ab", "i", header.rows, header.cols, read, spacing=header.spacing, **facts)
+    return Mammogram(
+        "made", "0123456789ab", "i", header.rows, header.cols, read, spacing=header.spacing, **facts
+    )
 
 
 def written(path, name, syntax=ExplicitVRLittleEndian):
@@ -74,8 +77,11 @@ def test_values_and_greys_come_back_and_go_on(name, window, tmp_path):
     np.testing.assert_array_equal(stored.image(), mammogram.pixels())
     synthetic.dicom(tmp_path / "b.dcm", stored, mammogram, "key")
     again = pydicom.dcmread(tmp_path / "b.dcm")
-    np.testing.assert_array_equal(again.pixel_array, pydicom.dcmread(tmp_path / "a.dcm").pixel_array)
-    np.testing.assert_allclose(dicom.read_pixels(tmp_path / "b.dcm"), mammogram.pixels(), atol=1e-6)  # by its one window
+    np.testing.assert_array_equal(
+        again.pixel_array, pydicom.dcmread(tmp_path / "a.dcm").pixel_array
+    )
+    # by its one window
+    np.testing.assert_allclose(dicom.read_pixels(tmp_path / "b.dcm"), mammogram.pixels(), atol=1e-6)
 
 
 def test_compressed_pixels_and_high_bits(tmp_path):
@@ -86,7 +92,8 @@ def test_compressed_pixels_and_high_bits(tmp_path):
         dirty = (plain & 0x0FFF) | plain.dtype.type(0x3000)
         write_dicom(tmp_path / "b.dcm", dirty, 16)
         made = pydicom.dcmread(tmp_path / "b.dcm")
-        made.BitsStored, made.HighBit = 12, 11
+        made.BitsStored = 12
+        made.HighBit = 11
         made.save_as(tmp_path / "b.dcm")
         stored = archives.stored(record(tmp_path / "b.dcm"))
         np.testing.assert_array_equal(stored.values, plain)
@@ -116,7 +123,9 @@ def test_an_image_of_whole_numbers(bits):
     np.testing.assert_array_equal(stored.values, values)
     np.testing.assert_array_equal(stored.nearest(image[..., 0]), values)
     np.testing.assert_allclose(stored.image(), image, atol=1e-7)
-    assert stored.full_scale() is stored.values and stored.values.dtype == (np.uint8 if bits <= 8 else np.uint16)
+    assert stored.full_scale() is stored.values and stored.values.dtype == (
+        np.uint8 if bits <= 8 else np.uint16
+    )
 
 
 def test_a_picture_of_a_dicom_has_its_greys(tmp_path):
@@ -133,8 +142,12 @@ def test_nothing_but_numbers_and_known_words_is_carried_on(tmp_path):
     written(tmp_path / "a.dcm", "VOI LUT")
     made = pydicom.dcmread(tmp_path / "a.dcm")
     made.PatientName = made.SeriesDescription = made.InstitutionName = secret
-    made.RescaleType, made.PixelSpacingCalibrationType, made.WindowCenterWidthExplanation = secret, secret, secret
-    made.RescaleSlope, made.RescaleIntercept, made.BurnedInAnnotation = 1, 0, secret
+    made.RescaleType = secret
+    made.PixelSpacingCalibrationType = secret
+    made.WindowCenterWidthExplanation = secret
+    made.RescaleSlope = 1
+    made.RescaleIntercept = 0
+    made.BurnedInAnnotation = secret
     uids = {made.SOPInstanceUID}
     made.StudyInstanceUID = made.SeriesInstanceUID = "1.2.3.4.5"
     made.save_as(tmp_path / "a.dcm")
@@ -142,23 +155,44 @@ def test_nothing_but_numbers_and_known_words_is_carried_on(tmp_path):
     mammogram = record(tmp_path / "a.dcm", laterality="R", view="MLO")
     synthetic.dicom(tmp_path / "b.dcm", archives.stored(mammogram), mammogram, "key")
     content = (tmp_path / "b.dcm").read_bytes()
-    assert secret.encode() not in content and b"1.2.3.4.5" not in content and str(*uids).encode() not in content
+    assert (
+        secret.encode() not in content
+        and b"1.2.3.4.5" not in content
+        and str(*uids).encode() not in content
+    )
 
 
-# Type 1 of the modules of PS3.3 A.26.2 and A.8.1 (and 1C where its condition holds): what must be there and not empty.
-ALWAYS = "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns SamplesPerPixel BitsAllocated BitsStored "
+# Type 1 of the modules of PS3.3 A.26.2 and A.8.1 (and 1C where its condition holds): what must be
+# there and not empty.
+ALWAYS = (
+    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns "
+    "SamplesPerPixel BitsAllocated BitsStored "
+)
 ALWAYS += "HighBit PixelRepresentation PhotometricInterpretation PixelData ImageType"
-MAMMOGRAPHY = "PresentationIntentType ImageLaterality AnatomicRegionSequence PixelIntensityRelationship PixelIntensityRelationshipSign "
-MAMMOGRAPHY += "RescaleSlope RescaleIntercept RescaleType PresentationLUTShape LossyImageCompression BurnedInAnnotation WindowCenter "
-MAMMOGRAPHY += "WindowWidth ImagerPixelSpacing PositionerType OrganExposed ViewCodeSequence PatientOrientation"
+MAMMOGRAPHY = (
+    "PresentationIntentType ImageLaterality AnatomicRegionSequence "
+    "PixelIntensityRelationship PixelIntensityRelationshipSign "
+)
+MAMMOGRAPHY += (
+    "RescaleSlope RescaleIntercept RescaleType PresentationLUTShape "
+    "LossyImageCompression BurnedInAnnotation WindowCenter "
+)
+MAMMOGRAPHY += (
+    "WindowWidth ImagerPixelSpacing PositionerType OrganExposed ViewCodeSequence PatientOrientation"
+)
 # Type 2: what must be there, known or not.
-EMPTY = "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber SeriesNumber"
+EMPTY = (
+    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime "
+    "ReferringPhysicianName StudyID AccessionNumber SeriesNumber"
+)
 EMPTY += " InstanceNumber Manufacturer PatientOrientation"
 
 
 def test_what_the_standard_wants_is_there(tmp_path):
     stored = Stored.of_image(np.random.default_rng(0).random((ROWS, COLS, 1), np.float32), 8)
-    full = Mammogram("made", "0123456789ab", "i", ROWS, COLS, np.empty, "R", "MLO", spacing=(0.07, 0.07))
+    full = Mammogram(
+        "made", "0123456789ab", "i", ROWS, COLS, np.empty, "R", "MLO", spacing=(0.07, 0.07)
+    )
     bare = Mammogram("made", "0123456789ab", "i", ROWS, COLS, np.empty, "R")
     for mammogram, sop, required in (
         (full, "1.2.840.10008.5.1.4.1.1.1.2", f"{ALWAYS} {MAMMOGRAPHY}"),
@@ -171,9 +205,17 @@ def test_what_the_standard_wants_is_there(tmp_path):
         assert [key for key in EMPTY.split() if key not in made] == []
         assert list(made.ImageType[::3]) == ["DERIVED", "SYNTHETIC"] and made.SyntheticData == "YES"
         assert made.PatientName == "SYNTHETIC^MAMMOGRAM"
-        assert "SYNTHETIC" in made.SeriesDescription and "SYNTHETIC" in made.ImageComments and made.LossyImageCompression == "01"
+        assert (
+            "SYNTHETIC" in made.SeriesDescription
+            and "SYNTHETIC" in made.ImageComments
+            and made.LossyImageCompression == "01"
+        )
         header = dicom.read_header(tmp_path / "a.dcm")
-        assert (header.laterality, header.view, header.spacing) == (mammogram.laterality, mammogram.view, mammogram.spacing)
+        assert (header.laterality, header.view, header.spacing) == (
+            mammogram.laterality,
+            mammogram.view,
+            mammogram.spacing,
+        )
         np.testing.assert_array_equal(made.pixel_array, stored.values)
         np.testing.assert_allclose(dicom.read_pixels(tmp_path / "a.dcm"), stored.image(), atol=1e-6)
 
@@ -187,15 +229,22 @@ def test_what_the_standard_wants_is_there(tmp_path):
         ("folder", "a secret", "NO", "YES"),
     ],
 )
-def test_identity_is_called_removed_only_where_it_is(tmp_path, monkeypatch, archive, key, burned_in, removed):
+def test_identity_is_called_removed_only_where_it_is(
+    tmp_path, monkeypatch, archive, key, burned_in, removed
+):
     monkeypatch.setenv("TFMAMMO_ID_KEY", key)
     stored = Stored.of_image(np.zeros((ROWS, COLS, 1), np.float32), 8)
-    stored = replace(stored, elements={"PhotometricInterpretation": "MONOCHROME2", "BurnedInAnnotation": burned_in})
+    stored = replace(
+        stored,
+        elements={"PhotometricInterpretation": "MONOCHROME2", "BurnedInAnnotation": burned_in},
+    )
     mammogram = Mammogram(archive, "0123456789ab", "i", ROWS, COLS, np.empty, "R")
     synthetic.dicom(tmp_path / "a.dcm", stored, mammogram, "key")
     made = pydicom.dcmread(tmp_path / "a.dcm")
     assert (made.PatientIdentityRemoved, made.BurnedInAnnotation) == (removed, burned_in)
-    assert ("DeidentificationMethod" in made) == (removed == "YES") and len(made.get("DeidentificationMethod", "")) <= 64
+    assert ("DeidentificationMethod" in made) == (removed == "YES") and len(
+        made.get("DeidentificationMethod", "")
+    ) <= 64
 
 
 def test_uids_follow_from_the_key(tmp_path):
@@ -207,13 +256,17 @@ def test_uids_follow_from_the_key(tmp_path):
     assert first == same != other
     uids = [pydicom.dcmread(tmp_path / name) for name in "ac"]
     assert uids[0].StudyInstanceUID == uids[1].StudyInstanceUID
-    assert uids[0].SOPInstanceUID != uids[1].SOPInstanceUID and uids[0].SeriesInstanceUID != uids[1].SeriesInstanceUID
+    assert (
+        uids[0].SOPInstanceUID != uids[1].SOPInstanceUID
+        and uids[0].SeriesInstanceUID != uids[1].SeriesInstanceUID
+    )
 
 
 @pytest.mark.parametrize("box", [(0, 0, 7, 5), (2, 1, 6, 4), (3, 0, 4, 5), (0, 2, 7, 3)])
 def test_regions_are_pycocotools(box):
     masks = pytest.importorskip("pycocotools.mask")
-    random, (top, left, bottom, right) = np.random.default_rng(sum(box)), box
+    random = np.random.default_rng(sum(box))
+    (top, left, bottom, right) = box
     for share in (0.3, 0.7, 1.0):
         mask = np.zeros((7, 5), np.uint8)
         mask[top:bottom, left:right] = random.random((bottom - top, right - left)) < share

@@ -19,13 +19,29 @@ def noise(*shape, seed=0):
 def test_full_size(classes, count):
     model = network(FCN8sConfig(classes=classes), 256)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == count
-    shapes = {name: model.get_layer(name).output.shape[1:] for name in ("pool3", "pool4", "pool5", "fc1", "fc2")}
-    assert shapes == {"pool3": (32, 32, 256), "pool4": (16, 16, 512), "pool5": (8, 8, 512), "fc1": (8, 8, 4096), "fc2": (8, 8, 4096)}
-    assert [v.shape[:2] for v in model.trainable_variables if "transpose" in v.path] == [(4, 4), (4, 4), (16, 16)]
+    shapes = {
+        name: model.get_layer(name).output.shape[1:]
+        for name in ("pool3", "pool4", "pool5", "fc1", "fc2")
+    }
+    assert shapes == {
+        "pool3": (32, 32, 256),
+        "pool4": (16, 16, 512),
+        "pool5": (8, 8, 512),
+        "fc1": (8, 8, 4096),
+        "fc2": (8, 8, 4096),
+    }
+    assert [v.shape[:2] for v in model.trainable_variables if "transpose" in v.path] == [
+        (4, 4),
+        (4, 4),
+        (16, 16),
+    ]
 
 
 def test_two_classes_are_the_default():
-    assert FCN8sConfig().classes == 2 and FCN8s(FCN8sConfig(**SMALL), 32).networks["segmenter"].output_shape[-1] == 2
+    assert (
+        FCN8sConfig().classes == 2
+        and FCN8s(FCN8sConfig(**SMALL), 32).networks["segmenter"].output_shape[-1] == 2
+    )
 
 
 def test_bilinear_kernel_by_hand():
@@ -35,7 +51,9 @@ def test_bilinear_kernel_by_hand():
     np.testing.assert_allclose(kernel[..., 1, 1], np.outer(line, line))
     assert not kernel[..., 0, 1].any() and not kernel[..., 1, 0].any()
     sixteenths = np.array([1, 3, 5, 7, 9, 11, 13, 15, 15, 13, 11, 9, 7, 5, 3, 1]) / 16
-    np.testing.assert_allclose(np.asarray(bilinear((16, 16, 1, 1)))[..., 0, 0], np.outer(sixteenths, sixteenths))
+    np.testing.assert_allclose(
+        np.asarray(bilinear((16, 16, 1, 1)))[..., 0, 0], np.outer(sixteenths, sixteenths)
+    )
 
 
 def test_the_up_sampling_starts_as_interpolation():
@@ -43,7 +61,8 @@ def test_the_up_sampling_starts_as_interpolation():
     *_, last = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2DTranspose)]
     ramp = np.arange(4, dtype=np.float32)[None, :, None, None] * np.ones((1, 4, 4, 1), np.float32)
     fine = np.asarray(last(ramp))[0, :, :, 0]
-    # Row r of the fine grid lies at (r + 0.5) / 8 - 0.5 of the coarse one; half a coarse pixel at the border is lost.
+    # Row r of the fine grid lies at (r + 0.5) / 8 - 0.5 of the coarse one; half a coarse pixel at
+    # the border is lost.
     inside = slice(4, 28)
     expected = ((np.arange(32) + 0.5) / 8 - 0.5)[inside, None] * np.ones((1, 24))
     np.testing.assert_allclose(fine[inside, inside], expected, atol=1e-6)
@@ -52,7 +71,9 @@ def test_the_up_sampling_starts_as_interpolation():
 def test_it_starts_undecided():
     room = FCN8s(FCN8sConfig(**SMALL), 32)
     image = tf.random.uniform([1, 32, 32, 1], seed=0)
-    np.testing.assert_array_equal(room.sample({"image": image, "mask": image})["output"], np.full((1, 32, 32, 1), 0.5))
+    np.testing.assert_array_equal(
+        room.sample({"image": image, "mask": image})["output"], np.full((1, 32, 32, 1), 0.5)
+    )
     loss = room.train_step({"image": image, "mask": tf.ones_like(image)})["segmenter_loss"]
     assert float(loss) == pytest.approx(np.log(2))
 
@@ -65,22 +86,28 @@ def test_two_classes_by_hand():
     image = tf.random.uniform([1, 64, 64, 1], seed=0)
     output = room.sample({"image": image, "mask": image})["output"]
     # Away from the border the bilinear kernels hand the scores through: softmax of (0.2, 1.1).
-    assert float(output[0, 32, 32, 0]) == pytest.approx(np.exp(1.1) / (np.exp(0.2) + np.exp(1.1)), rel=1e-6)
+    assert float(output[0, 32, 32, 0]) == pytest.approx(
+        np.exp(1.1) / (np.exp(0.2) + np.exp(1.1)), rel=1e-6
+    )
 
 
 def test_the_loss_of_two_classes_is_softmax_cross_entropy():
-    keras.utils.set_random_seed(0)  # some networks are undecided by chance, and would not tell a wrong loss
+    # some networks are undecided by chance, and would not tell a wrong loss
+    keras.utils.set_random_seed(0)
     room = FCN8s(FCN8sConfig(**SMALL), 32)
     model = room.networks["segmenter"]
     for i, name in enumerate(("score_fc7", "score_pool4", "score_pool3")):
         layer = model.get_layer(name)
         layer.set_weights([noise(*w.shape, seed=i) for w in layer.get_weights()])
-    image, mask = np.abs(noise(2, 32, 32, 1)), (noise(2, 32, 32, 1, seed=1) > 0).astype(np.float32)
+    image = np.abs(noise(2, 32, 32, 1))
+    mask = (noise(2, 32, 32, 1, seed=1) > 0).astype(np.float32)
     scores = np.asarray(model(image), np.float64)
     probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     expected = -np.log(np.where(mask == 1, probabilities[..., 1:], probabilities[..., :1])).mean()
     assert expected > 0.8  # far from undecided
-    loss = room.train_step({"image": tf.constant(image), "mask": tf.constant(mask)})["segmenter_loss"]
+    loss = room.train_step({"image": tf.constant(image), "mask": tf.constant(mask)})[
+        "segmenter_loss"
+    ]
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
@@ -90,18 +117,23 @@ def test_each_stride_adds_to_the_scores(name):
     kernel, _ = model.get_layer(name).get_weights()
     model.get_layer(name).set_weights([kernel, np.ones(1, np.float32)])
     scores = np.asarray(model(noise(1, 32, 32, 1)))
-    assert scores[0, 16, 16, 0] == pytest.approx(1.0) or name == "score_fc7"  # its map is one pixel here: border everywhere
+    # its map is one pixel here: border everywhere
+    assert scores[0, 16, 16, 0] == pytest.approx(1.0) or name == "score_fc7"
     assert scores.min() > 0
 
 
 def test_the_grey_patch_becomes_three_equal_colours():
     model = network(FCN8sConfig(**SMALL), 32)
     assert model.get_layer("block1_conv1").kernel.shape == (3, 3, 3, 4)
-    colours = keras.Model(model.input, model.get_layer("block1_conv1").input)(np.full((1, 32, 32, 1), 0.25, np.float32))
+    colours = keras.Model(model.input, model.get_layer("block1_conv1").input)(
+        np.full((1, 32, 32, 1), 0.25, np.float32)
+    )
     np.testing.assert_allclose(colours, np.full((1, 32, 32, 3), -0.5))
 
 
-@pytest.mark.parametrize("wrong", [{"classes": 3}, {"fc_width": 0}, {"dropout": 1}, {"widths": (4, 4)}])
+@pytest.mark.parametrize(
+    "wrong", [{"classes": 3}, {"fc_width": 0}, {"dropout": 1}, {"widths": (4, 4)}]
+)
 def test_the_config_refuses_what_is_no_fcn8s(wrong):
     with pytest.raises(ValidationError):
         FCN8sConfig(**wrong)

@@ -19,8 +19,15 @@ DIRECTIONS = ("mask_to_image", "image_to_mask")
 
 
 def small(direction="mask_to_image", **config):
-    """A Pix2Pix of a few hundred weights, drawn by numpy, without dropout unless it is asked for."""
-    defaults = {"filters": (4, 8, 8), "discriminator_filters": 4, "discriminator_strided": 1, "dropout": 0.0}
+    """A Pix2Pix of a few hundred weights, drawn by numpy, without dropout unless it is
+    asked for.
+    """
+    defaults = {
+        "filters": (4, 8, 8),
+        "discriminator_filters": 4,
+        "discriminator_strided": 1,
+        "dropout": 0.0,
+    }
     model = Pix2Pix(Pix2PixConfig(direction=direction, **{**defaults, **config}), SIZE)
     rng = np.random.default_rng(0)
     for network in model.networks.values():
@@ -39,18 +46,27 @@ def batch(count=2):
 
 def pair(direction, data):
     """(source, target) in [-1, 1]."""
-    mask, image = data["mask"] * 2 - 1, data["image"] * 2 - 1
+    mask = data["mask"] * 2 - 1
+    image = data["image"] * 2 - 1
     return (mask, image) if direction == "mask_to_image" else (image, mask)
 
 
 def weights(model):
-    return {name: [w.numpy() for w in network.trainable_variables] for name, network in model.networks.items()}
+    return {
+        name: [w.numpy() for w in network.trainable_variables]
+        for name, network in model.networks.items()
+    }
 
 
 def test_the_papers_values_are_the_defaults():
     config = Pix2PixConfig()
     assert config.direction == "mask_to_image" and config.discriminator_strided == 3
-    assert (config.lambda_l1, config.learning_rate, config.beta_1, config.dropout) == (100, 2e-4, 0.5, 0.5)
+    assert (config.lambda_l1, config.learning_rate, config.beta_1, config.dropout) == (
+        100,
+        2e-4,
+        0.5,
+        0.5,
+    )
     assert config.filters == (64, 128, 256, 512, 512, 512, 512, 512)
     assert config.average == "losses"
 
@@ -58,34 +74,55 @@ def test_the_papers_values_are_the_defaults():
 def test_cans_comparison_has_the_same_experimental_settings_key_for_key():
     can = load(CONFIGS / "can.yaml", model=CANConfig)
     compared = load(CONFIGS / "pix2pix_can.yaml", model=Pix2PixConfig)
-    assert compared.model_dump(exclude={"name", "model"}) == can.model_dump(exclude={"name", "model"})
-    settings, cans = compared.model.model_dump(), can.model.model_dump()
+    assert compared.model_dump(exclude={"name", "model"}) == can.model_dump(
+        exclude={"name", "model"}
+    )
+    settings = compared.model.model_dump()
+    cans = can.model.model_dump()
     assert settings.pop("direction") == "mask_to_image"
     assert settings.pop("lambda_l1") == cans.pop("lambda_1") == 10
     # Those of the inverter, which Pix2Pix has not, and -log P, which is all that Pix2Pix minimises.
-    assert (cans.pop("lambda_2"), cans.pop("l2"), cans.pop("adversarial")) == (100, "mean_square", "non_saturating")
+    assert (cans.pop("lambda_2"), cans.pop("l2"), cans.pop("adversarial")) == (
+        100,
+        "mean_square",
+        "non_saturating",
+    )
     assert settings == cans
     assert settings["discriminator_strided"] == 1  # 16 x 16 px
 
 
 def test_the_papers_networks(monkeypatch):
-    monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())  # numbers for 57 million weights take seconds
+    # numbers for 57 million weights take seconds
+    monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())
     model = Pix2Pix()
-    counts = {name: sum(int(np.prod(w.shape)) for w in network.trainable_variables) for name, network in model.networks.items()}
+    counts = {
+        name: sum(int(np.prod(w.shape)) for w in network.trainable_variables)
+        for name, network in model.networks.items()
+    }
     assert counts == {"generator": 54_407_809, "discriminator": 2_764_609}
     assert model.discriminator.receptive_field == 70
-    assert model.discriminate(tf.zeros([1, 256, 256, 1]), tf.zeros([1, 256, 256, 1])).shape == (1, 30, 30, 1)
+    assert model.discriminate(tf.zeros([1, 256, 256, 1]), tf.zeros([1, 256, 256, 1])).shape == (
+        1,
+        30,
+        30,
+        1,
+    )
     assert list(model.optimizers) == list(model.networks)
 
 
 @pytest.mark.parametrize("average", ["responses", "losses"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_returned_number_by_hand(direction, average):
-    model, data = small(direction, lambda_l1=3, average=average), batch()
+    model = small(direction, lambda_l1=3, average=average)
+    data = batch()
     source, target = pair(direction, data)
     output = model.generator(source)
-    real, fake = (np.asarray(model.discriminator(tf.concat([source, y], -1)), np.float64) for y in (target, output))
-    p_real, p_fake = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+    real, fake = (
+        np.asarray(model.discriminator(tf.concat([source, y], -1)), np.float64)
+        for y in (target, output)
+    )
+    p_real = 1 / (1 + np.exp(-real))
+    p_fake = 1 / (1 + np.exp(-fake))
     difference = np.abs(np.asarray(target, np.float64) - output).mean()
     response = [p.mean(axis=(1, 2, 3)) if average == "responses" else p for p in (p_real, p_fake)]
     expected = {
@@ -103,7 +140,9 @@ def test_every_returned_number_by_hand(direction, average):
 
 
 def test_both_networks_descend_their_loss_from_the_weights_before_the_round():
-    model, reference, data = small(lambda_l1=3), small(lambda_l1=3), batch()
+    model = small(lambda_l1=3)
+    reference = small(lambda_l1=3)
+    data = batch()
     model.optimizers = {name: keras.optimizers.SGD(1.0) for name in model.networks}
     before = weights(model)
     model.train_step(data)
@@ -115,7 +154,9 @@ def test_both_networks_descend_their_loss_from_the_weights_before_the_round():
 
     def generator_loss():
         output = reference.generator(source)
-        return -tf.reduce_mean(tf.math.log(probability(output))) + 3 * tf.reduce_mean(tf.abs(target - output))
+        return -tf.reduce_mean(tf.math.log(probability(output))) + 3 * tf.reduce_mean(
+            tf.abs(target - output)
+        )
 
     def discriminator_loss():
         fake = 1 - probability(reference.generator(source))
@@ -126,7 +167,13 @@ def test_both_networks_descend_their_loss_from_the_weights_before_the_round():
             value = loss()
         gradients = tape.gradient(value, reference.networks[name].trainable_variables)
         for old, new, gradient in zip(before[name], after[name], gradients, strict=True):
-            np.testing.assert_allclose(old - new, gradient, rtol=1e-3, atol=2e-5 * max(1, np.abs(gradient).max()), err_msg=name)
+            np.testing.assert_allclose(
+                old - new,
+                gradient,
+                rtol=1e-3,
+                atol=2e-5 * max(1, np.abs(gradient).max()),
+                err_msg=name,
+            )
         assert max(np.abs(gradient).max() for gradient in gradients) > 1e-3
 
 
@@ -143,35 +190,52 @@ def test_each_optimizer_moves_its_own_network_alone(chosen):
 
 
 def test_the_discriminator_learns_to_tell_pairs_apart():
-    model, data = small(), batch()
-    model.optimizers["discriminator"].learning_rate, model.optimizers["generator"].learning_rate = 1e-2, 0.0
-    history = [{name: float(value) for name, value in model.train_step(data).items()} for _ in range(10)]
+    model = small()
+    data = batch()
+    model.optimizers["discriminator"].learning_rate = 1e-2
+    model.optimizers["generator"].learning_rate = 0.0
+    history = [
+        {name: float(value) for name, value in model.train_step(data).items()} for _ in range(10)
+    ]
     assert history[-1]["discriminator_loss"] < history[0]["discriminator_loss"] - 0.1
     assert history[-1]["p_real"] > history[-1]["p_fake"]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_the_generator_learns(direction):
-    model, data = small(direction, learning_rate=1e-2), batch()
-    history = [{name: float(value) for name, value in model.train_step(data).items()} for _ in range(20)]
-    assert history[-1]["l1"] < 0.7 * history[0]["l1"] and history[-1]["generator_loss"] < 0.7 * history[0]["generator_loss"]
+    model = small(direction, learning_rate=1e-2)
+    data = batch()
+    history = [
+        {name: float(value) for name, value in model.train_step(data).items()} for _ in range(20)
+    ]
+    assert (
+        history[-1]["l1"] < 0.7 * history[0]["l1"]
+        and history[-1]["generator_loss"] < 0.7 * history[0]["generator_loss"]
+    )
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_panels_of_the_image_grid(direction):
-    model, data = small(direction), batch(3)
+    model = small(direction)
+    data = batch(3)
     panels = model.sample(data)
     assert list(panels) == ["input", "output", "truth"]
     first, second = ("mask", "image") if direction == "mask_to_image" else ("image", "mask")
     np.testing.assert_array_equal(panels["input"], data[first])
     np.testing.assert_array_equal(panels["truth"], data[second])
-    np.testing.assert_allclose(panels["output"], model.generator(data[first] * 2 - 1) / 2 + 0.5, rtol=1e-6)
+    np.testing.assert_allclose(
+        panels["output"], model.generator(data[first] * 2 - 1) / 2 + 0.5, rtol=1e-6
+    )
     assert np.min(panels["output"]) >= 0 and np.max(panels["output"]) <= 1
 
 
-@pytest.mark.parametrize(("direction", "takes", "gives"), [("mask_to_image", "mask", "image"), ("image_to_mask", "image", "mask")])
+@pytest.mark.parametrize(
+    ("direction", "takes", "gives"),
+    [("mask_to_image", "mask", "image"), ("image_to_mask", "image", "mask")],
+)
 def test_exported_functions(direction, takes, gives):
-    model, data = small(direction), batch(3)
+    model = small(direction)
+    data = batch(3)
     functions = model.functions()
     assert list(functions) == ["generator", "discriminator"]
     assert [spec.name for spec in functions["generator"].input_signature] == [takes]
@@ -181,11 +245,14 @@ def test_exported_functions(direction, takes, gives):
     np.testing.assert_allclose(answer[gives], model.translate(data[takes]), rtol=1e-4, atol=1e-5)
     assert np.min(answer[gives]) >= 0 and np.max(answer[gives]) <= 1
     logits = functions["discriminator"](mask=data["mask"], image=data["image"])
-    np.testing.assert_allclose(logits["logits"], model.discriminate(*pair(direction, data)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        logits["logits"], model.discriminate(*pair(direction, data)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dropout_is_off_at_inference():
-    model, data = small(dropout=0.5), batch()
+    model = small(dropout=0.5)
+    data = batch()
     np.testing.assert_array_equal(model.translate(data["mask"]), model.translate(data["mask"]))
     for optimizer in model.optimizers.values():
         optimizer.learning_rate = 0.0
@@ -194,10 +261,17 @@ def test_dropout_is_off_at_inference():
 
 def test_float16_trains_with_finite_values():
     keras.config.set_dtype_policy("mixed_float16")
-    model, data = small(), batch(1)
-    assert all(isinstance(o, keras.optimizers.LossScaleOptimizer) and o.built for o in model.optimizers.values())
+    model = small()
+    data = batch(1)
+    assert all(
+        isinstance(o, keras.optimizers.LossScaleOptimizer) and o.built
+        for o in model.optimizers.values()
+    )
     for _ in range(2):
-        assert all(value.dtype == tf.float32 and np.isfinite(value) for value in model.train_step(data).values())
+        assert all(
+            value.dtype == tf.float32 and np.isfinite(value)
+            for value in model.train_step(data).values()
+        )
 
 
 def test_patches_that_can_not_be_halved_are_refused():

@@ -8,7 +8,9 @@ from tfmammo.baselines.poisson import METHODS, opencv, paste, poisson
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
 
 
 def image(values):
@@ -32,18 +34,24 @@ def noise(seed, shape=(64, 48)):
 def smooth():
     """Tissue without grain, and a lesion that has faded where the mask of `disc(20)` ends."""
     rows, cols = grid(64, 64) - 32
-    return image(0.4 + 0.003 * rows + 0.02 * np.sin(cols / 5)), image(0.5 + 0.3 * np.exp(-(rows**2 + cols**2) / 50))
+    return image(0.4 + 0.003 * rows + 0.02 * np.sin(cols / 5)), image(
+        0.5 + 0.3 * np.exp(-(rows**2 + cols**2) / 50)
+    )
 
 
 def dense(tissue, lesion, mask, mixed):
     """The same equations, pixel by pixel and by numpy's dense solver."""
-    x, e, inside = tissue[..., 0].astype(np.float64), lesion[..., 0].astype(np.float64), mask[..., 0] == 1
+    x = tissue[..., 0].astype(np.float64)
+    e = lesion[..., 0].astype(np.float64)
+    inside = mask[..., 0] == 1
     unknown = {tuple(place): number for number, place in enumerate(np.argwhere(inside).tolist())}
-    matrix, right = np.zeros((len(unknown),) * 2), np.zeros(len(unknown))
+    matrix = np.zeros((len(unknown),) * 2)
+    right = np.zeros(len(unknown))
     for (row, col), number in unknown.items():
         for q in ((row - 1, col), (row + 1, col), (row, col - 1), (row, col + 1)):
             matrix[number, number] += 1
-            of_tissue, of_lesion = x[row, col] - x[q], e[row, col] - e[q]
+            of_tissue = x[row, col] - x[q]
+            of_lesion = e[row, col] - e[q]
             right[number] += of_tissue if mixed and abs(of_tissue) > abs(of_lesion) else of_lesion
             if q in unknown:
                 matrix[number, unknown[q]] -= 1
@@ -55,36 +63,57 @@ def dense(tissue, lesion, mask, mixed):
 
 @pytest.mark.parametrize(
     "harmonic",
-    [lambda rows, cols: 0.2 + 0.004 * rows + 0.006 * cols, lambda rows, cols: 0.5 + ((rows - 30) ** 2 - (cols - 20) ** 2) / 4000],
+    [
+        lambda rows, cols: 0.2 + 0.004 * rows + 0.006 * cols,
+        lambda rows, cols: 0.5 + ((rows - 30) ** 2 - (cols - 20) ** 2) / 4000,
+    ],
 )
 def test_a_flat_lesion_leaves_the_membrane(harmonic):
-    """Without differences to follow, what is filled in is the harmonic function that the surroundings are of."""
+    """Without differences to follow, what is filled in is the harmonic function that the
+    surroundings are of.
+    """
     expected = image(harmonic(*grid()))
     mask = disc()
     tissue = np.where(mask == 1, np.float32(0.9), expected)
-    np.testing.assert_allclose(poisson(tissue, np.full_like(tissue, 0.3), mask), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        poisson(tissue, np.full_like(tissue, 0.3), mask), expected, atol=1e-6
+    )
 
 
 def test_a_known_laplacian_is_integrated():
-    """A paraboloid, whose differences are a lesion's, within tissue that is the paraboloid less a ramp: the ramp is what is left."""
+    """A paraboloid, whose differences are a lesion's, within tissue that is the paraboloid less a
+    ramp: the ramp is what is left.
+    """
     rows, cols = grid()
-    bowl, ramp = 0.9 - ((rows - 32) ** 2 + (cols - 24) ** 2) / 4000, 0.1 + 0.002 * rows
+    bowl = 0.9 - ((rows - 32) ** 2 + (cols - 24) ** 2) / 4000
+    ramp = 0.1 + 0.002 * rows
     found = poisson(image(np.where(disc()[..., 0], 0.5, bowl - ramp)), image(bowl), disc())
     np.testing.assert_allclose(found, image(bowl - ramp), atol=1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_constant_added_to_the_lesion_changes_nothing(mixed):
-    tissue, lesion = noise(0), noise(1)
-    np.testing.assert_allclose(poisson(tissue, lesion + np.float32(0.25), disc(), mixed), poisson(tissue, lesion, disc(), mixed), atol=1e-5)
+    tissue = noise(0)
+    lesion = noise(1)
+    np.testing.assert_allclose(
+        poisson(tissue, lesion + np.float32(0.25), disc(), mixed),
+        poisson(tissue, lesion, disc(), mixed),
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_dense_solve_gives_the_same(mixed):
-    """Two regions, one with a hole and a pixel that has no neighbour of its own; values that are clipped."""
-    tissue, lesion = noise(0, (17, 21)), image(np.random.default_rng(1).uniform(0, 1, (17, 21)))
+    """Two regions, one with a hole and a pixel that has no neighbour of its own; values that are
+    clipped.
+    """
+    tissue = noise(0, (17, 21))
+    lesion = image(np.random.default_rng(1).uniform(0, 1, (17, 21)))
     mask = np.zeros((17, 21, 1), np.uint8)
-    mask[2:9, 3:10], mask[5, 6], mask[11:16, 12:20], mask[13, 3] = 1, 0, 1, 1
+    mask[2:9, 3:10] = 1
+    mask[5, 6] = 0
+    mask[11:16, 12:20] = 1
+    mask[13, 3] = 1
     expected = dense(tissue, lesion, mask, mixed)
     assert (expected == 0).any() or (expected == 1).any()
     np.testing.assert_allclose(poisson(tissue, lesion, mask, mixed)[..., 0], expected, atol=1e-6)
@@ -92,9 +121,11 @@ def test_a_dense_solve_gives_the_same(mixed):
 
 @pytest.mark.parametrize(("mixed", "expected"), [(False, 0.4825), (True, 0.4575)])
 def test_one_pixel_by_hand(mixed, expected):
-    """Tissue 0.4 in the middle, around it 0.5, 0.4, 0.4 and 0.48; the lesion 0.5 in the middle, around it 0.5, 0.5, 0.45 and 0.4.
+    """Tissue 0.4 in the middle, around it 0.5, 0.4, 0.4 and 0.48; the lesion 0.5 in the middle,
+    around it 0.5, 0.5, 0.45 and 0.4.
 
-    4 f = 1.78 + sum of differences. The lesion's: 0, 0, 0.05, 0.1. The tissue's: -0.1, 0, 0, -0.08. Mixed: -0.1, 0, 0.05, 0.1.
+    4 f = 1.78 + sum of differences. The lesion's: 0, 0, 0.05, 0.1. The tissue's: -0.1, 0, 0, -0.08.
+    Mixed: -0.1, 0, 0.05, 0.1.
     """
     tissue = image([[0, 0.5, 0], [0.4, 0.4, 0.4], [0, 0.48, 0]])
     lesion = image([[1, 0.5, 1], [0.5, 0.5, 0.45], [1, 0.4, 1]])
@@ -103,16 +134,21 @@ def test_one_pixel_by_hand(mixed, expected):
 
 def test_ties_are_the_lesions():
     """Differences of 1/8 are exact in float32; the tissue's are the lesion's, turned round."""
-    tissue, lesion = image(np.full((3, 3), 0.5)), image(np.full((3, 3), 0.5))
-    tissue[1, 1], lesion[1, 1] = 0.375, 0.625
+    tissue = image(np.full((3, 3), 0.5))
+    lesion = image(np.full((3, 3), 0.5))
+    tissue[1, 1] = 0.375
+    lesion[1, 1] = 0.625
     assert poisson(tissue, lesion, disc(1, (3, 3)), mixed=True)[1, 1, 0] == 0.625
 
 
 def test_the_mixed_guide_keeps_a_vessel_that_the_lesion_covers():
-    """A flat lesion has no difference as large as the tissue's, so mixed cloning keeps the tissue; normal cloning erases the vessel."""
+    """A flat lesion has no difference as large as the tissue's, so mixed cloning keeps the tissue;
+    normal cloning erases the vessel.
+    """
     tissue = image(np.full((32, 32), 0.4))
     tissue[:, 15:17] = 0.6
-    flat, mask = np.full_like(tissue, 0.5), disc(9, (32, 32))
+    flat = np.full_like(tissue, 0.5)
+    mask = disc(9, (32, 32))
     np.testing.assert_allclose(poisson(tissue, flat, mask, mixed=True), tissue, atol=1e-6)
     assert poisson(tissue, flat, mask)[16, 16] < 0.5
 
@@ -130,13 +166,17 @@ def test_opencv_gives_the_tissue_to_two_grey_levels(name):
 
 @pytest.mark.parametrize(("mixed", "bound"), [(False, 6), (True, 12)])
 def test_opencv_agrees_but_for_its_outline(mixed, bound):
-    """Within a mean of 2.5 grey levels, and `bound` at most, where pasting is 26 levels away on average.
+    """Within a mean of 2.5 grey levels, and `bound` at most, where pasting is 26 levels away on
+    average.
 
-    OpenCV takes the tissue's differences in the mask's outermost 3 px, where this lesion still has a slope, lets pixels beyond
-    the mask, but in its bounding box, go along, and rounds.
+    OpenCV takes the tissue's differences in the mask's outermost 3 px, where this lesion still has
+    a slope, lets pixels beyond the mask, but in its bounding box, go along, and rounds.
     """
-    (tissue, lesion), mask = smooth(), disc(20, (64, 64))
-    ours, theirs = (255 * function(tissue, lesion, mask, mixed)[mask == 1] for function in (poisson, opencv))
+    (tissue, lesion) = smooth()
+    mask = disc(20, (64, 64))
+    ours, theirs = (
+        255 * function(tissue, lesion, mask, mixed)[mask == 1] for function in (poisson, opencv)
+    )
     assert np.abs(ours - theirs).mean() < 2.5 and np.abs(ours - theirs).max() < bound
     assert np.abs(ours - 255 * lesion[mask == 1]).mean() > 20
 
@@ -150,33 +190,46 @@ def test_opencv_clones_where_the_mask_is():
         mask[12 : 12 + height, 22 : 22 + width] = 1
         found = opencv(image(np.full((64, 48), 0.4)), lesion, mask)
         assert np.unravel_index(found.argmax(), found.shape) == (20, 30, 0)
-        np.testing.assert_allclose(found, lesion, atol=6 / 255)  # the outermost 3 px are flat, as the tissue
+        # the outermost 3 px are flat, as the tissue
+        np.testing.assert_allclose(found, lesion, atol=6 / 255)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_background_stays_bit_by_bit(name):
-    tissue, lesion, mask = noise(0), noise(1), disc()
+    tissue = noise(0)
+    lesion = noise(1)
+    mask = disc()
     before = tissue.copy()
     found = METHODS[name](tissue, lesion, mask)
-    assert found.dtype == np.float32 and found.shape == tissue.shape and found.min() >= 0 and found.max() <= 1
+    assert (
+        found.dtype == np.float32
+        and found.shape == tissue.shape
+        and found.min() >= 0
+        and found.max() <= 1
+    )
     np.testing.assert_array_equal(found[mask == 0], tissue[mask == 0])
     assert (found[mask == 1] != tissue[mask == 1]).mean() > 0.9
     np.testing.assert_array_equal(tissue, before)
 
 
 def test_paste_by_hand():
-    tissue, lesion = noise(0, (3, 3)), noise(1, (3, 3))
+    tissue = noise(0, (3, 3))
+    lesion = noise(1, (3, 3))
     expected = tissue.copy()
     expected[1, 1] = lesion[1, 1]
     np.testing.assert_array_equal(paste(tissue, lesion, disc(1, (3, 3))), expected)
 
 
 def test_the_methods_differ():
-    (tissue, lesion), mask = smooth(), disc(20, (64, 64))
+    (tissue, lesion) = smooth()
+    mask = disc(20, (64, 64))
     made = {name: method(tissue, lesion, mask) for name, method in METHODS.items()}
     assert list(made) == ["paste", "poisson", "mixed", "opencv", "opencv_mixed"]
     for number, first in enumerate(made):
-        assert all(np.abs(made[first] - made[second]).max() > 1 / 255 for second in list(made)[number + 1 :])
+        assert all(
+            np.abs(made[first] - made[second]).max() > 1 / 255
+            for second in list(made)[number + 1 :]
+        )
 
 
 def touching(row, col):
@@ -190,8 +243,14 @@ def touching(row, col):
     ("changed", "message"),
     [
         ({"mask": np.zeros((64, 48, 1), np.uint8)}, "the mask is empty"),
-        *(({"mask": touching(*place)}, "touches the patch's border") for place in ((0, 9), (63, 9), (9, 0), (9, 47))),
-        ({"mask": disc()[:-1]}, r"all be \[rows, cols, 1\], not \(64, 48, 1\), \(64, 48, 1\), \(63, 48, 1\)"),
+        *(
+            ({"mask": touching(*place)}, "touches the patch's border")
+            for place in ((0, 9), (63, 9), (9, 0), (9, 47))
+        ),
+        (
+            {"mask": disc()[:-1]},
+            r"all be \[rows, cols, 1\], not \(64, 48, 1\), \(64, 48, 1\), \(63, 48, 1\)",
+        ),
         ({"lesion": noise(1)[..., 0]}, r"all be \[rows, cols, 1\]"),
         ({"mask": disc() * 255}, "the mask must be uint8 of 0 and 1, not uint8 up to 255"),
         ({"mask": disc().astype(np.float32)}, "the mask must be uint8 of 0 and 1, not float32"),
@@ -199,7 +258,10 @@ def touching(row, col):
         ({"lesion": (255 * noise(1)).astype(np.uint8)}, "the lesion must be float32, not uint8"),
         ({"lesion": noise(1) + 0.5}, "the lesion's values must lie between 0 and 1"),
         ({"tissue": -noise(0)}, "the tissue's values must lie between 0 and 1"),
-        ({"tissue": np.where(disc() == 1, np.float32(np.nan), noise(0))}, "the tissue's values must lie between 0 and 1"),
+        (
+            {"tissue": np.where(disc() == 1, np.float32(np.nan), noise(0))},
+            "the tissue's values must lie between 0 and 1",
+        ),
     ],
 )
 def test_wrong_input_is_refused(name, changed, message):

@@ -1,4 +1,6 @@
-"""What the three segmentation baselines share: cross-entropy by hand, one step, precision, what is exported."""
+"""What the three segmentation baselines share: cross-entropy by hand, one step, precision,
+what is exported.
+"""
 
 import keras
 import numpy as np
@@ -15,7 +17,9 @@ SIZE = 32
 WIDTHS = (8, 8, 8, 8, 8)
 SMALL = {
     "unet": lambda rate: UNet(UNetConfig(widths=(8, 8, 8), dropout=0, learning_rate=rate), SIZE),
-    "fcn8s": lambda rate: FCN8s(FCN8sConfig(widths=WIDTHS, fc_width=16, dropout=0, learning_rate=rate), SIZE),
+    "fcn8s": lambda rate: FCN8s(
+        FCN8sConfig(widths=WIDTHS, fc_width=16, dropout=0, learning_rate=rate), SIZE
+    ),
     "segnet": lambda rate: SegNet(SegNetConfig(widths=WIDTHS, learning_rate=rate), SIZE),
 }
 WITH_DROPOUT = {
@@ -28,7 +32,9 @@ def batch(samples=1, size=SIZE):
     """Bright discs on noise."""
     rng = np.random.default_rng(0)
     rows, cols = np.mgrid[:size, :size]
-    masks = np.stack([np.hypot(rows - size / 2 + i, cols - size / 2 - i) < size / 4 for i in range(samples)])[..., None]
+    masks = np.stack(
+        [np.hypot(rows - size / 2 + i, cols - size / 2 - i) < size / 4 for i in range(samples)]
+    )[..., None]
     images = 0.2 + 0.5 * masks + rng.uniform(0, 0.3, masks.shape)
     return {"image": tf.constant(images, tf.float32), "mask": tf.constant(masks, tf.float32)}
 
@@ -41,8 +47,12 @@ def small(name, rate=3e-3, seed=0):
 def constant_logit(value):
     """A room whose network answers with its only weight."""
     image = keras.Input((2, 2, 1))
-    layer = keras.layers.Conv2D(1, 1, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(value))
-    return Segmenter(keras.Model(image, layer(image)), SegmenterConfig(learning_rate=0.125), "constant")
+    layer = keras.layers.Conv2D(
+        1, 1, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(value)
+    )
+    return Segmenter(
+        keras.Model(image, layer(image)), SegmenterConfig(learning_rate=0.125), "constant"
+    )
 
 
 def test_the_loss_and_the_step_worked_by_hand():
@@ -50,9 +60,12 @@ def test_the_loss_and_the_step_worked_by_hand():
     mask = tf.constant([1.0, 0.0, 0.0, 0.0], shape=[1, 2, 2, 1])
     loss = room.train_step({"image": tf.zeros([1, 2, 2, 1]), "mask": mask})
     assert loss.keys() == {"segmenter_loss"}
-    assert float(loss["segmenter_loss"]) == pytest.approx(-(np.log(0.75) + 3 * np.log(0.25)) / 4, rel=1e-6)
+    assert float(loss["segmenter_loss"]) == pytest.approx(
+        -(np.log(0.75) + 3 * np.log(0.25)) / 4, rel=1e-6
+    )
     kernel, bias = room.networks["segmenter"].get_weights()
-    assert bias[0] == pytest.approx(np.log(3.0) - 0.125, rel=1e-5)  # Adam's first step is the learning rate, downhill
+    # Adam's first step is the learning rate, downhill
+    assert bias[0] == pytest.approx(np.log(3.0) - 0.125, rel=1e-5)
     assert kernel[0, 0, 0, 0] == 0  # the image is black
 
 
@@ -72,7 +85,11 @@ def test_the_room_keeps_the_contract(name):
     assert room.name == name
     assert room.networks.keys() == room.optimizers.keys() == {"segmenter"}
     optimizer = room.optimizers["segmenter"]
-    assert optimizer.built and optimizer.beta_1 == 0.5 and float(optimizer.learning_rate) == pytest.approx(3e-3)
+    assert (
+        optimizer.built
+        and optimizer.beta_1 == 0.5
+        and float(optimizer.learning_rate) == pytest.approx(3e-3)
+    )
     assert network.input_shape == network.output_shape[:3] + (1,) == (None, SIZE, SIZE, 1)
 
 
@@ -97,7 +114,11 @@ def test_the_gradient_reaches_every_variable(name):
     variables = room.networks["segmenter"].trainable_variables
     if name == "segnet":  # normalisation takes away what the bias in front of it adds
         variables = [v for v in variables if not (v.name == "bias" and "_conv" in v.path)]
-    still = {v.path for v, g in zip(variables, tape.gradient(loss, variables), strict=True) if g is None or not np.any(g)}
+    still = {
+        v.path
+        for v, g in zip(variables, tape.gradient(loss, variables), strict=True)
+        if g is None or not np.any(g)
+    }
     assert not still
 
 

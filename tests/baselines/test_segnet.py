@@ -1,4 +1,6 @@
-"""SegNet: the parameter counts, pooling indices and unpooling against numpy, which indices go where."""
+"""SegNet: the parameter counts, pooling indices and unpooling against numpy, which indices
+go where.
+"""
 
 import keras
 import numpy as np
@@ -15,11 +17,15 @@ def pooled_by_numpy(features):
     places = np.arange(features.size).reshape(features.shape)
     order = (0, 1, 3, 5, 2, 4)
     windows, where = (
-        a.reshape(batch, rows // 2, 2, cols // 2, 2, channels).transpose(order).reshape(batch, rows // 2, cols // 2, channels, 4)
+        a.reshape(batch, rows // 2, 2, cols // 2, 2, channels)
+        .transpose(order)
+        .reshape(batch, rows // 2, cols // 2, channels, 4)
         for a in (features, places)
     )
     best = windows.argmax(-1)[..., None]
-    return np.take_along_axis(windows, best, -1)[..., 0], np.take_along_axis(where, best, -1)[..., 0]
+    return np.take_along_axis(windows, best, -1)[..., 0], np.take_along_axis(where, best, -1)[
+        ..., 0
+    ]
 
 
 def features(dtype="float32", batch=2):
@@ -28,7 +34,9 @@ def features(dtype="float32", batch=2):
     return values.reshape(batch, 4, 6, 2).astype(dtype)
 
 
-@pytest.mark.parametrize(("channels", "classes", "count"), [(3, 12, 29_449_932), (1, 1, 29_442_433)])
+@pytest.mark.parametrize(
+    ("channels", "classes", "count"), [(3, 12, 29_449_932), (1, 1, 29_442_433)]
+)
 def test_full_size(channels, classes, count):
     model = network(256, channels=channels, classes=classes)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == count
@@ -38,7 +46,8 @@ def test_full_size(channels, classes, count):
     encoder = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     decoder = [512, 512, 512, 512, 512, 256, 256, 256, 128, 128, 64, 64]
     assert [c.filters for c in convolutions] == [*encoder, *decoder, classes]
-    assert sum(isinstance(layer, SampleNormalization) for layer in model.layers) == 25  # all but the classifier
+    # all but the classifier
+    assert sum(isinstance(layer, SampleNormalization) for layer in model.layers) == 25
     assert model.get_layer("pool5").output[0].shape == (None, 8, 8, 512)
 
 
@@ -59,7 +68,8 @@ def test_pooling_and_unpooling_against_numpy(dtype):
 
 
 def test_unpooling_puts_other_values_to_the_same_places():
-    values, others = features(), features()[:, :2, :3] * 3
+    values = features()
+    others = features()[:, :2, :3] * 3
     _, places = pooled_by_numpy(values)
     unpooled = np.asarray(Unpool()(others, PoolWithIndices()(values)[1]))
     np.testing.assert_array_equal(unpooled.ravel()[places.ravel()], others.ravel())
@@ -105,10 +115,13 @@ def test_every_unpooling_takes_the_indices_of_its_own_level():
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_a_shifted_bright_square_stays_where_it_was(dtype):
-    """Pool and unpool alone move nothing: a lone maximum comes back to its own pixel through all five levels."""
+    """Pool and unpool alone move nothing: a lone maximum comes back to its own pixel through all
+    five levels.
+    """
     image = np.zeros((1, 32, 32, 1), np.float32)
     image[0, 13, 22, 0] = 1
-    values, stack = image, []
+    values = image
+    stack = []
     for _ in range(5):
         values, indices = PoolWithIndices(dtype=dtype)(values)
         stack.append(indices)

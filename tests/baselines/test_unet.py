@@ -17,12 +17,21 @@ def test_full_size():
     model = network(256, config.widths, config.dropout)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == 31_030_593
     convolutions = layers(model, keras.layers.Conv2D)
-    down, up = [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024], [512, 512, 256, 256, 128, 128, 64, 64]
+    down = [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024]
+    up = [512, 512, 256, 256, 128, 128, 64, 64]
     assert [c.filters for c in convolutions] == [*down, *up, 1]
     assert [c.output.shape[1] for c in convolutions[1:10:2]] == [256, 128, 64, 32, 16]
     assert [t.filters for t in layers(model, keras.layers.Conv2DTranspose)] == [512, 256, 128, 64]
-    assert [c.output.shape[-1] for c in layers(model, keras.layers.Concatenate)] == [1024, 512, 256, 128]
-    assert [d.output.shape[1:] for d in layers(model, keras.layers.Dropout)] == [(32, 32, 512), (16, 16, 1024)]
+    assert [c.output.shape[-1] for c in layers(model, keras.layers.Concatenate)] == [
+        1024,
+        512,
+        256,
+        128,
+    ]
+    assert [d.output.shape[1:] for d in layers(model, keras.layers.Dropout)] == [
+        (32, 32, 512),
+        (16, 16, 1024),
+    ]
 
 
 def test_the_skips_carry_each_level_past_the_bottom():
@@ -44,6 +53,12 @@ def test_the_image_is_centred_inside():
 
 
 def test_the_config_refuses_what_is_no_unet():
-    for wrong in ({"widths": (64,)}, {"widths": (64, 0)}, {"dropout": 1.0}, {"learning_rate": 0}, {"weights": "imagenet"}):
+    for wrong in (
+        {"widths": (64,)},
+        {"widths": (64, 0)},
+        {"dropout": 1.0},
+        {"learning_rate": 0},
+        {"weights": "imagenet"},
+    ):
         with pytest.raises(ValidationError):
             UNetConfig(**wrong)

@@ -15,7 +15,10 @@ SIZE = 16
 
 
 def small(**config):
-    gan = VanillaGAN(VanillaGANConfig(**{"z": 5, "filters": (8, 4), "discriminator_filters": (4, 8), **config}), SIZE)
+    gan = VanillaGAN(
+        VanillaGANConfig(**{"z": 5, "filters": (8, 4), "discriminator_filters": (4, 8), **config}),
+        SIZE,
+    )
     rng = np.random.default_rng(0)
     for network in gan.networks.values():
         for weight in network.trainable_variables:
@@ -27,30 +30,47 @@ def batch(count=4):
     rng = np.random.default_rng(1)
     masks = np.zeros((count, SIZE, SIZE, 1), np.float32)
     masks[:, 4:12, 5:11] = 1
-    images = np.clip(0.3 + 0.4 * masks + 0.05 * rng.normal(size=masks.shape), 0, 1).astype(np.float32)
+    images = np.clip(0.3 + 0.4 * masks + 0.05 * rng.normal(size=masks.shape), 0, 1).astype(
+        np.float32
+    )
     return {"image": tf.constant(images), "mask": tf.constant(masks)}
 
 
 def test_an_image_from_noise_at_256_px():
     gan = VanillaGAN()
-    assert gan.generator.output_shape == (None, 256, 256, 2) and gan.discriminator.input_shape == (None, 256, 256, 1)
-    counts = [sum(int(np.prod(w.shape)) for w in network.trainable_variables) for network in gan.networks.values()]
+    assert gan.generator.output_shape == (None, 256, 256, 2) and gan.discriminator.input_shape == (
+        None,
+        256,
+        256,
+        1,
+    )
+    counts = [
+        sum(int(np.prod(w.shape)) for w in network.trainable_variables)
+        for network in gan.networks.values()
+    ]
     assert counts == [19_102_433, 17_480_385], "the mask GAN's"
 
 
 def test_no_loss_depends_on_masks():
-    """D is shown the image alone: with any other mask every number is the same, and so is every gradient's effect."""
-    data, found = batch(), []
+    """D is shown the image alone: with any other mask every number is the same, and so is every
+    gradient's effect.
+    """
+    data = batch()
+    found = []
     for masks in (data["mask"], 1 - data["mask"], tf.zeros_like(data["mask"])):
         gan = small()
         numbers = gan.train_step(data | {"mask": masks})
-        found.append([float(value) for value in numbers.values()] + [w.numpy().sum() for w in gan.generator.trainable_variables])
+        found.append(
+            [float(value) for value in numbers.values()]
+            + [w.numpy().sum() for w in gan.generator.trainable_variables]
+        )
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
 
 
 def test_the_mask_is_the_mean_of_all_masks_seen():
-    gan, data = small(), batch()
+    gan = small()
+    data = batch()
     masks = np.random.default_rng(3).integers(0, 2, (3, *data["mask"].shape)).astype(np.float32)
     for some in masks:
         gan.train_step(data | {"mask": tf.constant(some)})
@@ -62,15 +82,20 @@ def test_the_mask_is_the_mean_of_all_masks_seen():
 
 
 def test_every_returned_number_by_hand():
-    gan, data = small(), batch()
+    gan = small()
+    data = batch()
     fake = gan.generator(gan._draw(4), training=True)[..., :1]
     real = data["image"] * 2 - 1
-    logits = [np.asarray(gan.discriminator(x, training=True), np.float64).ravel() for x in (real, fake)]
+    logits = [
+        np.asarray(gan.discriminator(x, training=True), np.float64).ravel() for x in (real, fake)
+    ]
     p_real, p_fake = (1 / (1 + np.exp(-x)) for x in logits)
     expected = {
-        "generator_loss": -np.log(p_fake).mean(), "discriminator_loss": -np.log(p_real).mean() - np.log(1 - p_fake).mean(),
-        "p_real": p_real.mean(), "p_fake": p_fake.mean(),
-    }  # fmt: skip
+        "generator_loss": -np.log(p_fake).mean(),
+        "discriminator_loss": -np.log(p_real).mean() - np.log(1 - p_fake).mean(),
+        "p_real": p_real.mean(),
+        "p_fake": p_fake.mean(),
+    }
     found = gan.train_step(data)
     assert set(found) == set(expected)
     for name, value in expected.items():
@@ -79,25 +104,38 @@ def test_every_returned_number_by_hand():
 
 def test_each_optimizer_moves_its_own_network():
     for chosen in ("generator", "discriminator"):
-        gan, data = small(), batch()
+        gan = small()
+        data = batch()
         for name, optimizer in gan.optimizers.items():
             optimizer.learning_rate = 1e-2 if name == chosen else 0.0
-        before = {name: [w.numpy() for w in network.trainable_variables] for name, network in gan.networks.items()}
+        before = {
+            name: [w.numpy() for w in network.trainable_variables]
+            for name, network in gan.networks.items()
+        }
         losses = [float(gan.train_step(data)[f"{chosen}_loss"]) for _ in range(15)]
         for name, network in gan.networks.items():
-            moved = [np.abs(old - new.numpy()).max() for old, new in zip(before[name], network.trainable_variables, strict=True)]
+            moved = [
+                np.abs(old - new.numpy()).max()
+                for old, new in zip(before[name], network.trainable_variables, strict=True)
+            ]
             assert min(moved) > 1e-4 if name == chosen else max(moved) == 0
         assert losses[-1] < 0.8 * losses[0]
 
 
 def test_what_is_exported_and_shown():
-    gan, data = small(), batch()
+    gan = small()
+    data = batch()
     functions = gan.functions()
     noise = tf.constant(np.random.default_rng(2).uniform(-1, 1, (3, 5)), tf.float32)
     made = functions["generator"](noise=noise)
     assert set(made) == {"image", "mask"}
     for values in made.values():
-        assert values.shape == (3, SIZE, SIZE, 1) and values.dtype == tf.float32 and np.min(values) >= 0 and np.max(values) <= 1
+        assert (
+            values.shape == (3, SIZE, SIZE, 1)
+            and values.dtype == tf.float32
+            and np.min(values) >= 0
+            and np.max(values) <= 1
+        )
     assert np.abs(made["image"] - made["mask"]).max() > 1e-3
     assert functions["discriminator"](image=data["image"])["logits"].shape[0] == 4
     assert list(gan.sample(data)) == ["synthetic", "mean mask", "real"]
@@ -124,7 +162,7 @@ step = tf.function(lambda batch: strategy.run(gan.train_step, args=(batch,)))
 for batch in strategy.experimental_distribute_dataset(data):
     step(batch)
 np.testing.assert_allclose(gan.mean_mask.mean.numpy(), masks.mean(axis=(0, 1)), atol=1e-6)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -132,5 +170,11 @@ def test_two_replicas_have_one_mean_mask(tmp_path, repository):
     script = tmp_path / "two_replicas.py"  # logical devices must be named before TensorFlow starts
     script.write_text(TWO_REPLICAS, encoding="utf-8")
     path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=400)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr

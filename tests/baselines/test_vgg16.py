@@ -1,4 +1,6 @@
-"""VGG-16's weights into the encoders: values, every file form, and what happens when they can't be had."""
+"""VGG-16's weights into the encoders: values, every file form, and what happens when they
+can't be had.
+"""
 
 import urllib.request
 from pathlib import Path
@@ -17,7 +19,9 @@ from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.errors import ConfigError
 
 # Keras 3.15 saves variables in a way that numpy 2 will once refuse.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 
 
 def random_vgg16(top=False):
@@ -32,7 +36,9 @@ def random_vgg16(top=False):
 
 
 def save(model, folder, form):
-    """One file of `form`; "legacy.h5" is how the published files are written: the weights' groups at the root."""
+    """One file of `form`; "legacy.h5" is how the published files are written: the weights' groups
+    at the root.
+    """
     path = folder / f"vgg16{form}"
     if form == ".weights.h5":
         model.save_weights(path)
@@ -62,7 +68,9 @@ def test_segnet_starts_from_the_file(encoder):
         if layer.weights:
             kernel, bias = network.get_layer(layer.name).get_weights()
             their_kernel, their_bias = layer.get_weights()
-            expected = their_kernel.sum(2, keepdims=True) if layer.name == "block1_conv1" else their_kernel
+            expected = (
+                their_kernel.sum(2, keepdims=True) if layer.name == "block1_conv1" else their_kernel
+            )
             np.testing.assert_array_equal(kernel, expected, err_msg=layer.name)
             np.testing.assert_array_equal(bias, their_bias, err_msg=layer.name)
 
@@ -73,12 +81,15 @@ def test_the_summed_kernel_sees_grey_as_the_three_colours_did(encoder):
     vgg16.assign(network, path, fc=False)
     grey = np.random.default_rng(0).uniform(-128, 128, (1, 8, 8, 1)).astype(np.float32)
     theirs = source.get_layer("block1_conv1")(np.repeat(grey, 3, -1))
-    np.testing.assert_allclose(tf.nn.relu(network.get_layer("block1_conv1")(grey)), theirs, atol=1e-3)
+    np.testing.assert_allclose(
+        tf.nn.relu(network.get_layer("block1_conv1")(grey)), theirs, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("form", ["legacy.h5", ".keras"])
 def test_other_files_of_keras_are_read_alike(tmp_path, form):
-    source, target = random_vgg16(), keras.applications.VGG16(weights=None, include_top=False)
+    source = random_vgg16()
+    target = keras.applications.VGG16(weights=None, include_top=False)
     vgg16.assign(target, save(source, tmp_path, form), fc=False)
     for ours, theirs in zip(target.get_weights(), source.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -92,10 +103,15 @@ def test_the_fully_connected_layers_become_convolutions(tmp_path, form):
     network = fcn8s_network(FCN8sConfig(weights=path, dropout=0), 224)
     vgg16.assign(network, path, fc=True)
     grey = np.random.default_rng(0).uniform(size=(1, 224, 224, 1)).astype(np.float32)
-    theirs = keras.Model(source.input, source.get_layer("fc2").output)(255 * np.repeat(grey, 3, -1) - np.array(vgg16.MEANS, np.float32))
+    theirs = keras.Model(source.input, source.get_layer("fc2").output)(
+        255 * np.repeat(grey, 3, -1) - np.array(vgg16.MEANS, np.float32)
+    )
     ours = keras.Model(network.input, network.get_layer("fc2").output)(grey)
-    # At 224 px the last pooling is 7x7: fc6's window at its middle covers it exactly, as VGG-16's flattening does.
-    np.testing.assert_allclose(ours[:, 3, 3], theirs, rtol=1e-3, atol=1e-3 * float(tf.reduce_max(theirs)))
+    # At 224 px the last pooling is 7x7: fc6's window at its middle covers it exactly, as VGG-16's
+    # flattening does.
+    np.testing.assert_allclose(
+        ours[:, 3, 3], theirs, rtol=1e-3, atol=1e-3 * float(tf.reduce_max(theirs))
+    )
     assert float(tf.reduce_max(theirs)) > 0
     encoder = keras.applications.VGG16(weights=None, include_top=False)
     vgg16.assign(encoder, path, fc=False)  # the encoder is read from the larger file as well
@@ -105,7 +121,10 @@ def test_the_fully_connected_layers_become_convolutions(tmp_path, form):
 
 @pytest.mark.slow
 def test_a_file_without_fully_connected_layers_is_refused_for_fcn8s(encoder):
-    with pytest.raises(ConfigError, match=r"does not hold the weights of a Keras VGG-16 with its fully connected layers"):
+    with pytest.raises(
+        ConfigError,
+        match=r"does not hold the weights of a Keras VGG-16 with its fully connected layers",
+    ):
         vgg16.assign(encoder[0], encoder[1], fc=True)
 
 
@@ -116,7 +135,9 @@ def test_another_networks_file_is_refused(tmp_path, form):
     path = save(other, tmp_path, form)
     with pytest.raises(ConfigError, match=r"vgg16.*: .*|does not hold") as error:
         SegNet(SegNetConfig(weights=path), 32)
-    assert str(error.value).startswith(f"model.weights: {path} does not hold the weights of a Keras VGG-16 in .h5")
+    assert str(error.value).startswith(
+        f"model.weights: {path} does not hold the weights of a Keras VGG-16 in .h5"
+    )
 
 
 @pytest.mark.parametrize("name", ["x.weights.h5", "x.h5", "x.keras", "x.npy"])
@@ -127,13 +148,18 @@ def test_a_damaged_file_is_refused(tmp_path, name):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(ConfigError, match=r"^model.weights: nowhere.h5 is neither imagenet nor none nor a file$"):
+    with pytest.raises(
+        ConfigError, match=r"^model.weights: nowhere.h5 is neither imagenet nor none nor a file$"
+    ):
         SegNet(SegNetConfig(weights="nowhere.h5"), 32)
 
 
 @pytest.mark.parametrize("config", [SegNetConfig, FCN8sConfig])
 def test_other_widths_than_vgg16s_are_refused(config):
-    with pytest.raises(ValidationError, match=r"weights imagenet need VGG-16's own widths \(64, 128, 256, 512, 512\)"):
+    with pytest.raises(
+        ValidationError,
+        match=r"weights imagenet need VGG-16's own widths \(64, 128, 256, 512, 512\)",
+    ):
         config(weights="imagenet", widths=(4, 4, 4, 4, 4))
     assert config(widths=(4, 4, 4, 4, 4)).pretrained is False
     assert config(weights="imagenet").pretrained is True
@@ -145,15 +171,20 @@ def test_another_fc_width_than_vgg16s_is_refused():
 
 
 def test_without_a_network_imagenet_is_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))  # nothing is cached there
-    nowhere = urllib.request.ProxyHandler({"http": "http://127.0.0.1:9", "https": "http://127.0.0.1:9"})
+    # nothing is cached there
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
+    nowhere = urllib.request.ProxyHandler(
+        {"http": "http://127.0.0.1:9", "https": "http://127.0.0.1:9"}
+    )
     urllib.request.install_opener(urllib.request.build_opener(nowhere))
     try:
         with pytest.raises(ConfigError) as error:
             SegNet(SegNetConfig(weights="imagenet"), 32)
     finally:
         urllib.request.install_opener(None)
-    assert str(error.value).startswith("model.weights: VGG-16's ImageNet weights can't be downloaded (URL fetch failure")
+    assert str(error.value).startswith(
+        "model.weights: VGG-16's ImageNet weights can't be downloaded (URL fetch failure"
+    )
     assert "\n" not in str(error.value)
 
 
@@ -161,7 +192,12 @@ def test_without_a_network_imagenet_is_one_sentence(monkeypatch, tmp_path):
 def test_the_image_is_mapped_to_what_the_weights_expect(channels):
     image = np.stack([np.zeros((1, 1, channels)), np.ones((1, 1, channels))]).astype(np.float32)
     means = np.array([103.939, 116.779, 123.68]) if channels == 3 else np.array([344.398 / 3])
-    np.testing.assert_allclose(vgg16.normalize(channels, True)(image)[:, 0, 0], [-means, 255 - means], rtol=1e-6)
-    np.testing.assert_allclose(vgg16.normalize(channels, False)(image)[:, 0, 0], [[-1] * channels, [1] * channels])
+    np.testing.assert_allclose(
+        vgg16.normalize(channels, True)(image)[:, 0, 0], [-means, 255 - means], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        vgg16.normalize(channels, False)(image)[:, 0, 0], [[-1] * channels, [1] * channels]
+    )
     keras.config.set_dtype_policy("mixed_bfloat16")
-    assert vgg16.normalize(channels, True)(image).dtype == tf.float32  # 255 grey levels do not fit eight bits of mantissa and a mean
+    # 255 grey levels do not fit eight bits of mantissa and a mean
+    assert vgg16.normalize(channels, True)(image).dtype == tf.float32

@@ -1,4 +1,6 @@
-"""Breast and pectoral muscle: the phantom's known geometry, film scans made of it, and real mammograms."""
+"""Breast and pectoral muscle: the phantom's known geometry, film scans made of it, and
+real mammograms.
+"""
 
 import time
 
@@ -9,7 +11,8 @@ import pytest
 from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.data.anatomy import breast_mask, pectoral_mask, remove_marks, remove_pectoral
 
-ROWS, COLS = phantom.ROWS, phantom.COLS
+ROWS = phantom.ROWS
+COLS = phantom.COLS
 
 
 def dice(a, b) -> float:
@@ -17,11 +20,15 @@ def dice(a, b) -> float:
 
 
 def truth(mammogram):
-    """(breast, pectoral muscle), bool [rows, cols] each, from what the phantom was rendered from."""
+    """(breast, pectoral muscle), bool [rows, cols] each, from what the phantom was
+    rendered from.
+    """
     key = mammogram.read.args[0]
     anatomy = phantom._anatomy(key)
-    rows, cols = np.arange(ROWS, dtype=float)[:, None], np.arange(COLS, dtype=float)[None]
-    breast, muscle = cols < anatomy.skin[:, None], phantom._muscle(anatomy, rows, cols) > 0
+    rows = np.arange(ROWS, dtype=float)[:, None]
+    cols = np.arange(COLS, dtype=float)[None]
+    breast = cols < anatomy.skin[:, None]
+    muscle = phantom._muscle(anatomy, rows, cols) > 0
     return (breast[:, ::-1], muscle[:, ::-1]) if key.laterality == "R" else (breast, muscle)
 
 
@@ -29,7 +36,12 @@ def truth(mammogram):
 def breasts():
     """(record, pixels, breast, muscle) of four views of two sides, letters above the breast."""
     records = phantom.read(count=4, seed=7)
-    assert {(record.laterality, record.view) for record in records} == {("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO")}
+    assert {(record.laterality, record.view) for record in records} == {
+        ("L", "CC"),
+        ("L", "MLO"),
+        ("R", "CC"),
+        ("R", "MLO"),
+    }
     return [(record, record.pixels(), *truth(record)) for record in records]
 
 
@@ -67,12 +79,18 @@ def test_dark_fat_inside_and_at_the_chest_wall_is_breast():
 def film(image, random):
     """Grey air that brightens downwards, grain, half of the contrast."""
     air = 0.1 + 0.05 * np.arange(ROWS, dtype=np.float32)[:, None] / ROWS
-    return np.clip(air + 0.7 * image + random.normal(0, 0.015, image.shape), 0, 1).astype(np.float32)
+    return np.clip(air + 0.7 * image + random.normal(0, 0.015, image.shape), 0, 1).astype(
+        np.float32
+    )
 
 
 def label(image, random):
     image = film(image, random)
-    far = np.s_[20:100, -120:-20] if image[500:, 0].mean() > image[500:, -1].mean() else np.s_[20:100, 20:120]
+    far = (
+        np.s_[20:100, -120:-20]
+        if image[500:, 0].mean() > image[500:, -1].mean()
+        else np.s_[20:100, 20:120]
+    )
     image[far] = 0.95
     image[far][30:50, 10:60] = 0.2
     return image
@@ -100,7 +118,9 @@ def noise(image, random):
 @pytest.mark.parametrize("scan", [None, film, label, borders, wedges, noise])
 def test_breasts_of_the_phantom(breasts, scan):
     for number, (_, image, breast, _) in enumerate(breasts):
-        scanned = image if scan is None else scan(image[..., 0], np.random.default_rng(number))[..., None]
+        scanned = (
+            image if scan is None else scan(image[..., 0], np.random.default_rng(number))[..., None]
+        )
         mask = breast_mask(scanned)[..., 0]
         assert dice(mask, breast) >= 0.97
         assert cv2.connectedComponents(mask)[0] == 2
@@ -115,7 +135,9 @@ def test_padding_beside_the_film_changes_nothing(breasts):
 
 def test_the_mask_turns_with_the_image(breasts):
     _, image, _, _ = breasts[0]
-    assert dice(breast_mask(np.ascontiguousarray(image[:, ::-1]))[:, ::-1], breast_mask(image)) > 0.995
+    assert (
+        dice(breast_mask(np.ascontiguousarray(image[:, ::-1]))[:, ::-1], breast_mask(image)) > 0.995
+    )
 
 
 def test_marks_are_removed_and_tissue_is_not_touched(breasts):
@@ -124,8 +146,16 @@ def test_marks_are_removed_and_tissue_is_not_touched(breasts):
         assert clean.dtype == np.float32 and clean.shape == (ROWS, COLS)
         letters = np.s_[:100, -200:] if record.laterality == "L" else np.s_[:100, :200]
         assert image[letters].max() > 0.8
-        assert not clean[letters][~cv2.dilate(breast.astype(np.uint8), np.ones((9, 9)))[letters].astype(bool)].any()
-        deep = cv2.erode(cv2.copyMakeBorder(breast.astype(np.uint8), 9, 9, 9, 9, cv2.BORDER_REPLICATE), np.ones((15, 15)))[9:-9, 9:-9] == 1
+        assert not clean[letters][
+            ~cv2.dilate(breast.astype(np.uint8), np.ones((9, 9)))[letters].astype(bool)
+        ].any()
+        deep = (
+            cv2.erode(
+                cv2.copyMakeBorder(breast.astype(np.uint8), 9, 9, 9, 9, cv2.BORDER_REPLICATE),
+                np.ones((15, 15)),
+            )[9:-9, 9:-9]
+            == 1
+        )
         np.testing.assert_array_equal(clean[deep], image[deep, 0])
 
 
@@ -138,7 +168,10 @@ def test_tape_over_the_skin_line_ends_near_the_breast():
 
 def test_marks_by_hand():
     image = np.float32([[0.2, 0.4], [0.6, 0.8]])[..., None]
-    np.testing.assert_array_equal(remove_marks(image, np.uint8([[1, 0], [0, 1]])[..., None])[..., 0], np.float32([[0.2, 0], [0, 0.8]]))
+    np.testing.assert_array_equal(
+        remove_marks(image, np.uint8([[1, 0], [0, 1]])[..., None])[..., 0],
+        np.float32([[0.2, 0], [0, 0.8]]),
+    )
 
 
 def test_muscles_of_the_phantom(breasts):
@@ -161,7 +194,8 @@ def test_a_muscle_by_hand(laterality):
     muscle = inside & (rows / 110 + cols / 60 < 1)
     image = np.where(inside, np.where(muscle, 0.8, 0.4), 0).astype(np.float32)[..., None]
     if laterality == "R":
-        image, muscle = image[:, ::-1], muscle[:, ::-1]
+        image = image[:, ::-1]
+        muscle = muscle[:, ::-1]
     assert dice(pectoral_mask(image, laterality)[..., 0], muscle) > 0.95
     assert not pectoral_mask(image, "R" if laterality == "L" else "L").any()
 
@@ -169,9 +203,15 @@ def test_a_muscle_by_hand(laterality):
 def test_what_shows_no_muscle_is_refused():
     _, image = disc()
     random = np.random.default_rng(0)
-    for picture in (image, np.zeros_like(image), np.clip(image + random.normal(0, 0.02, image.shape), 0, 1).astype(np.float32)):
+    for picture in (
+        image,
+        np.zeros_like(image),
+        np.clip(image + random.normal(0, 0.02, image.shape), 0, 1).astype(np.float32),
+    ):
         assert not pectoral_mask(picture[..., None], "L").any()
-    darker = image * np.where(np.add.outer(np.arange(200) / 120, np.arange(160) / 60) < 1, 0.6, 1).astype(np.float32)
+    darker = image * np.where(
+        np.add.outer(np.arange(200) / 120, np.arange(160) / 60) < 1, 0.6, 1
+    ).astype(np.float32)
     assert not pectoral_mask(darker[..., None], "L").any()  # a corner darker than the rest is none
 
 
@@ -196,7 +236,9 @@ def test_a_full_size_breast_costs_less_than_half_a_second(breasts):
 
 @pytest.mark.data
 def test_real_cc_views(real_data):
-    """One smooth region on the chest wall, over nearly all that is bright and nothing of the air."""
+    """One smooth region on the chest wall, over nearly all that is bright and nothing
+    of the air.
+    """
     seen = 0
     for path in sorted((real_data / "cdd-cesm").glob("*/*.jpg")):
         image = cdd_cesm._pixels(path)
@@ -224,13 +266,18 @@ def test_real_lesions_lie_in_the_breast(real_data):
 
 @pytest.mark.data
 def test_real_mlo_views(real_data):
-    """Most show a muscle; none of it reaches the lower end of the breast, and hardly a lesion is cut."""
-    found, cut, seen = 0, [], 0
+    """Most show a muscle; none of it reaches the lower end of the breast, and hardly a lesion is
+    cut.
+    """
+    found = 0
+    cut = []
+    seen = 0
     for path in sorted((real_data / "cdd-cesm-512" / "images").glob("*_MLO.jpg")):
         image = cdd_cesm._pixels(path)
         mask = pectoral_mask(image, "L" if "_L_" in path.name else "R")[..., 0]
         lesion = cdd_cesm._pixels(real_data / "cdd-cesm-512" / "masks" / path.name)[..., 0] > 0.5
-        seen, found = seen + 1, found + mask.any()
+        seen = seen + 1
+        found = found + mask.any()
         assert mask.mean() < 0.5 * (image > 0.02).mean(), path.name
         if lesion.any():
             cut.append(mask[lesion].mean())

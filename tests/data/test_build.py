@@ -1,4 +1,6 @@
-"""Building records of a tiny INbreast tree with Beam's DirectRunner: contents, resumption, dead letters, refusals."""
+"""Building records of a tiny INbreast tree with Beam's DirectRunner: contents, resumption,
+dead letters, refusals.
+"""
 
 import csv
 import hashlib
@@ -29,7 +31,8 @@ from tfmammo.data.tfrecord import Records, read_manifest
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 MASS = np.float32([[20, 12], [20, 28], [34, 28], [34, 12]])
 
 
@@ -39,23 +42,46 @@ def noise(seed):
 
 def mammogram(number, kind="mass"):
     lesions = (Lesion.from_outline(kind, MASS + number % 3, ROWS, COLS),) if kind else ()
-    side, view = "LR"[number % 2], ("CC", "MLO")[number // 2 % 2]
+    side = "LR"[number % 2]
+    view = ("CC", "MLO")[number // 2 % 2]
     read = partial(noise, number)
     birads = "4b" if kind else "1"
-    return Mammogram("test", f"a{number // 2}", str(number), ROWS, COLS, read, side, view, None, lesions, (0.1, 0.1), birads, "2")
+    return Mammogram(
+        "test",
+        f"a{number // 2}",
+        str(number),
+        ROWS,
+        COLS,
+        read,
+        side,
+        view,
+        None,
+        lesions,
+        (0.1, 0.1),
+        birads,
+        "2",
+    )
 
 
 @pytest.fixture
 def archive(tmp_path):
-    """Seven mammograms in INbreast's form: the fourth without findings, the sixth with calcifications alone."""
+    """Seven mammograms in INbreast's form: the fourth without findings, the sixth with
+    calcifications alone.
+    """
     kinds = ("mass", "mass", "mass", None, "mass", "calcification", "mass")
-    writer.write([mammogram(number, kind) for number, kind in enumerate(kinds)], tmp_path / "archive")
+    writer.write(
+        [mammogram(number, kind) for number, kind in enumerate(kinds)], tmp_path / "archive"
+    )
     return tmp_path / "archive"
 
 
 @pytest.fixture
 def config(archive):
-    return BuildConfig(name="tiny", data=DataConfig(name="inbreast", root=archive, size=16), build=ShardConfig(shard_mammograms=2))
+    return BuildConfig(
+        name="tiny",
+        data=DataConfig(name="inbreast", root=archive, size=16),
+        build=ShardConfig(shard_mammograms=2),
+    )
 
 
 def dicom_of(archive: Path, number: int) -> Path:
@@ -105,7 +131,9 @@ def test_records_are_the_patches_of_the_archive(built, config):
 def test_the_folder_and_its_manifest(built, config):
     shards = [f"shard-{number:05d}-of-00003" for number in range(3)]
     expected = {"build.json", "manifest.json", "dead_letters.csv", "README.md", ".lock"}
-    assert set(contents(built)) == expected | {f"{name}.{kind}" for name in shards for kind in ("tfrecord", "json")}
+    assert set(contents(built)) == expected | {
+        f"{name}.{kind}" for name in shards for kind in ("tfrecord", "json")
+    }
     manifest = read_manifest(built)
     assert [shard.count for shard in manifest.shards] == [2, 2, 1]
     for shard in manifest.shards:
@@ -115,10 +143,17 @@ def test_the_folder_and_its_manifest(built, config):
     assert list(manifest.histogram) == np.histogram(images, bins=32, range=(0, 65536))[0].tolist()
     assert manifest.columns["views"] == ("CC", "CC", "MLO", "CC", "MLO")
     assert manifest.columns["lateralities"] == ("L", "R", "L", "L", "L")
-    assert manifest.columns["image_ids"] == tuple(str(20_000_001 + number) for number in (0, 1, 2, 4, 6))
-    assert manifest.identity["archive"]["name"] == "inbreast" and manifest.identity["archive"]["mammograms"] == 7
+    assert manifest.columns["image_ids"] == tuple(
+        str(20_000_001 + number) for number in (0, 1, 2, 4, 6)
+    )
+    assert (
+        manifest.identity["archive"]["name"] == "inbreast"
+        and manifest.identity["archive"]["mammograms"] == 7
+    )
     assert dead_letters(built) == {}
-    assert not any(str(config.data.root).encode() in content for content in contents(built).values())
+    assert not any(
+        str(config.data.root).encode() in content for content in contents(built).values()
+    )
 
 
 def test_a_second_build_changes_nothing(built, config, tmp_path):
@@ -146,11 +181,14 @@ def test_whole_shards_are_left_alone(built, config):
     (built / "shard-00001-of-00003.json").unlink()
     build(config, built)
     after = files(built)
-    assert {name for name in before if before[name] != after[name]} == {f"shard-00001-of-00003.{kind}" for kind in ("json", "tfrecord")}
+    assert {name for name in before if before[name] != after[name]} == {
+        f"shard-00001-of-00003.{kind}" for kind in ("json", "tfrecord")
+    }
 
 
 def test_a_worker_that_fails_leaves_no_half_shard(config, tmp_path, monkeypatch):
-    encode, calls = module.encode, []
+    encode = module.encode
+    calls = []
 
     def failing(patch):
         calls.append(patch.id)
@@ -159,13 +197,18 @@ def test_a_worker_that_fails_leaves_no_half_shard(config, tmp_path, monkeypatch)
         return encode(patch)
 
     monkeypatch.setattr(module, "encode", failing)
-    with pytest.raises(DataError, match="No space left on device.*finished parts are kept") as caught:
+    with pytest.raises(
+        DataError, match="No space left on device.*finished parts are kept"
+    ) as caught:
         build(config, tmp_path / "out")
     assert "\n" not in str(caught.value)
     for path in (tmp_path / "out").glob("shard-*.tfrecord"):
         sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         assert hashlib.sha256(path.read_bytes()).hexdigest() == sidecar["shard"]["sha256"]
-    assert not list((tmp_path / "out").glob("*.part")) and not (tmp_path / "out" / "manifest.json").exists()
+    assert (
+        not list((tmp_path / "out").glob("*.part"))
+        and not (tmp_path / "out" / "manifest.json").exists()
+    )
     monkeypatch.undo()
     build(config, tmp_path / "out")
     build(config, tmp_path / "whole")
@@ -181,8 +224,13 @@ def test_a_bad_file_becomes_a_dead_letter(config, archive, tmp_path):
     bad = pseudonym(dicom_of(archive, 4).relative_to(archive).as_posix())
     assert set(letters) == {"20000002", bad}
     assert "is not a DICOM file" in letters[bad]
-    told = (tmp_path / "out" / "dead_letters.csv").read_text() + "".join(path.read_text() for path in (tmp_path / "out").glob("*.json"))
-    assert all(name not in told for name in (str(archive), dicom_of(archive, 2).name, dicom_of(archive, 4).name))
+    told = (tmp_path / "out" / "dead_letters.csv").read_text() + "".join(
+        path.read_text() for path in (tmp_path / "out").glob("*.json")
+    )
+    assert all(
+        name not in told
+        for name in (str(archive), dicom_of(archive, 2).name, dicom_of(archive, 4).name)
+    )
     assert "| 2 |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
@@ -199,8 +247,14 @@ def test_dead_letters_are_tried_again_on_demand(config, archive, tmp_path):
     build(config, out, retry=True)
     after = files(out)
     assert {name for name in before if before[name] == after[name]} == {
-        ".lock", "build.json", *(f"shard-0000{number}-of-00003.{kind}" for number in (1, 2) for kind in ("json", "tfrecord")),
-    }  # fmt: skip
+        ".lock",
+        "build.json",
+        *(
+            f"shard-0000{number}-of-00003.{kind}"
+            for number in (1, 2)
+            for kind in ("json", "tfrecord")
+        ),
+    }
     assert read_manifest(out).count == 5 and dead_letters(out) == {}
 
 
@@ -216,8 +270,12 @@ def failing_at(image_id, error, monkeypatch):
     monkeypatch.setattr(module, "patches_of", failing)
 
 
-@pytest.mark.parametrize("error", [OSError("disk gone"), ValueError("disk gone"), cv2.error("disk gone")])
-def test_what_a_file_does_to_its_decoder_becomes_a_dead_letter(error, config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [OSError("disk gone"), ValueError("disk gone"), cv2.error("disk gone")]
+)
+def test_what_a_file_does_to_its_decoder_becomes_a_dead_letter(
+    error, config, tmp_path, monkeypatch
+):
     failing_at("20000004", error, monkeypatch)
     failing_at("20000003", error, monkeypatch)
     assert build(config, tmp_path / "out").count == 5
@@ -227,16 +285,24 @@ def test_what_a_file_does_to_its_decoder_becomes_a_dead_letter(error, config, tm
 @pytest.mark.parametrize("error", [TypeError("not ours"), MemoryError("no memory")])
 def test_a_fault_of_our_own_stops_the_build(error, config, tmp_path, monkeypatch):
     failing_at("20000003", error, monkeypatch)
-    with pytest.raises(DataError, match=rf"the work stopped .*20000003: {type(error).__name__}: {error}") as caught:
+    with pytest.raises(
+        DataError, match=rf"the work stopped .*20000003: {type(error).__name__}: {error}"
+    ) as caught:
         build(config, tmp_path / "out")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out" / "manifest.json").exists() and not list((tmp_path / "out").glob("*.part"))
+    assert not (tmp_path / "out" / "manifest.json").exists() and not list(
+        (tmp_path / "out").glob("*.part")
+    )
 
 
 def test_another_config_is_refused_by_its_keys(built, config):
     before = files(built)
-    other = config.model_copy(update={"data": config.data.model_copy(update={"size": 32, "context": 2.0})})
-    with pytest.raises(ConfigError, match=r"was made with another data.context, data.size; name a new folder"):
+    other = config.model_copy(
+        update={"data": config.data.model_copy(update={"size": 32, "context": 2.0})}
+    )
+    with pytest.raises(
+        ConfigError, match=r"was made with another data.context, data.size; name a new folder"
+    ):
         build(other, built)
     with pytest.raises(ConfigError, match=r"another build.shard_mammograms;"):
         build(config.model_copy(update={"build": ShardConfig(shard_mammograms=3)}), built)
@@ -244,7 +310,9 @@ def test_another_config_is_refused_by_its_keys(built, config):
 
 
 def test_records_hold_nothing_that_joins_one_side_of_a_split(config, tmp_path):
-    added = config.model_copy(update={"data": config.data.model_copy(update={"added": AddedConfig(copies=2)})})
+    added = config.model_copy(
+        update={"data": config.data.model_copy(update={"added": AddedConfig(copies=2)})}
+    )
     with pytest.raises(ConfigError, match="data.added: joins the training side of a split"):
         build(added, tmp_path / "new")
 
@@ -252,10 +320,15 @@ def test_records_hold_nothing_that_joins_one_side_of_a_split(config, tmp_path):
 def test_another_archive_is_refused_and_a_moved_one_is_not(built, config, archive, tmp_path):
     before = files(built)
     moved = archive.rename(tmp_path / "moved")
-    same = config.model_copy(update={"data": config.data.model_copy(update={"root": moved, "fold": 2, "augment": False})})
+    same = config.model_copy(
+        update={"data": config.data.model_copy(update={"root": moved, "fold": 2, "augment": False})}
+    )
     build(same, built)
     assert files(built) == before
-    (moved / "AllXML" / "20000001.xml").write_bytes((moved / "AllXML" / "20000002.xml").read_bytes())  # other outlines
+    # other outlines
+    (moved / "AllXML" / "20000001.xml").write_bytes(
+        (moved / "AllXML" / "20000002.xml").read_bytes()
+    )
     with pytest.raises(ConfigError, match=r"another archive.records;"):
         build(same, built)
     dicom_of(moved, 6).unlink()
@@ -277,25 +350,35 @@ def test_folders_of_others_are_left_alone(config, tmp_path):
 def test_where_no_patch_is_left(config, archive, tmp_path):
     for number in range(7):
         damage(dicom_of(archive, number))
-    with pytest.raises(DataError, match=r"no patch could be made, dead_letters.csv says why; the first: .*20000001"):
+    with pytest.raises(
+        DataError, match=r"no patch could be made, dead_letters.csv says why; the first: .*20000001"
+    ):
         build(config, tmp_path / "out")
     assert len(dead_letters(tmp_path / "out")) == 5  # the two without masses are not opened
 
 
 def test_patches_of_random_place(config, tmp_path):
     data = config.data.model_copy(
-        update={"patches": "offset", "sampling": config.data.sampling.model_copy(update={"count": 23, "offset": 5})}
+        update={
+            "patches": "offset",
+            "sampling": config.data.sampling.model_copy(update={"count": 23, "offset": 5}),
+        }
     )
     chosen = config.model_copy(update={"data": data})
     manifest = build(chosen, tmp_path / "out")
     expected = make_patches(inbreast.read(data.root), data, Skipped())
     assert manifest.columns["ids"] == tuple(expected.ids.tolist()) and manifest.count == 23
-    np.testing.assert_allclose(Records.open(tmp_path / "out").load().images, expected.images, atol=1e-5)
+    np.testing.assert_allclose(
+        Records.open(tmp_path / "out").load().images, expected.images, atol=1e-5
+    )
 
 
 def test_the_card(built):
     text = (built / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("# tiny: lesion patches of inbreast\n") and read_manifest(built).fingerprint in text
+    assert (
+        text.startswith("# tiny: lesion patches of inbreast\n")
+        and read_manifest(built).fingerprint in text
+    )
     for line in (
         "| patches | 5 |",
         "| patients | 4 |",
@@ -306,7 +389,11 @@ def test_the_card(built):
     ):
         assert line in text.splitlines()
     assert "on request" in text and card.LICENCES["inbreast"] in text
-    shares = [float(line.split()[1]) for line in text.splitlines() if line.startswith("0.") and "%" in line]
+    shares = [
+        float(line.split()[1])
+        for line in text.splitlines()
+        if line.startswith("0.") and "%" in line
+    ]
     assert len(shares) == 32 and sum(shares) == pytest.approx(100, abs=0.2)
 
 
@@ -323,7 +410,12 @@ def test_the_repository_config(repository):
 
 
 def run(*arguments, repository):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+    }
     command = [sys.executable, "-m", "tfmammo.data.build", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -331,7 +423,9 @@ def run(*arguments, repository):
 @pytest.mark.slow
 def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     """The first is held while its shard is half-written, so that the second surely meets it."""
-    chosen = BuildConfig(name="tiny", data=DataConfig(size=16, phantoms=40), build=ShardConfig(shard_mammograms=40))
+    chosen = BuildConfig(
+        name="tiny", data=DataConfig(size=16, phantoms=40), build=ShardConfig(shard_mammograms=40)
+    )
     (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
     arguments = ["--config", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "out")]
     command = [sys.executable, "-m", "tfmammo.data.build", *arguments]
@@ -346,7 +440,9 @@ def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp
             said = first.communicate(timeout=200)[1]
         finally:
             first.kill()
-    assert second.returncode == 2 and second.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'out'}: another process is at work")
+    assert second.returncode == 2 and second.stderr.splitlines()[-1].startswith(
+        f"error: {tmp_path / 'out'}: another process is at work"
+    )
     assert first.returncode == 0, said
     assert read_manifest(tmp_path / "out").count > 0
 
@@ -354,7 +450,15 @@ def test_a_second_build_in_one_folder_is_refused_and_the_first_one_ends_well(tmp
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(built, config, tmp_path, repository):
     (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
-    done = run("--config", tmp_path / "config.yaml", "--output", tmp_path / "two", "--direct_num_workers", "2", repository=repository)
+    done = run(
+        "--config",
+        tmp_path / "config.yaml",
+        "--output",
+        tmp_path / "two",
+        "--direct_num_workers",
+        "2",
+        repository=repository,
+    )
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "two") == contents(built)
     assert "5 patches of 4 patients, 0 dead letters" in done.stderr
@@ -362,6 +466,17 @@ def test_two_processes_write_what_one_writes(built, config, tmp_path, repository
 
 def test_errors_of_the_command_are_one_line(config, tmp_path, repository):
     (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
-    done = run("--config", tmp_path / "config.yaml", "--set", "data.root=nowhere", "--output", tmp_path / "out", repository=repository)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: data.root: no such folder: nowhere"
+    done = run(
+        "--config",
+        tmp_path / "config.yaml",
+        "--set",
+        "data.root=nowhere",
+        "--output",
+        tmp_path / "out",
+        repository=repository,
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.splitlines()[-1] == "error: data.root: no such folder: nowhere"
+    )
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()

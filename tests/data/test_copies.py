@@ -1,4 +1,6 @@
-"""Turned copies: where points, boxes, outlines and pixels go, and that copies follow from seed, image and number alone."""
+"""Turned copies: where points, boxes, outlines and pixels go, and that copies follow from
+seed, image and number alone.
+"""
 
 from dataclasses import replace
 
@@ -11,18 +13,31 @@ from tfmammo.data.copies import Turn, copies, turned
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
-ROWS, COLS = 40, 60
+ROWS = 40
+COLS = 60
 
 
 def mammogram(*lesions, pixels=None, **facts):
     """One of 40 x 60 px, dark where nothing is given."""
     image = np.zeros((ROWS, COLS, 1), np.float32) if pixels is None else pixels
-    return Mammogram("made", "patient", "image", ROWS, COLS, lambda: image, lesions=lesions, **facts)
+    return Mammogram(
+        "made", "patient", "image", ROWS, COLS, lambda: image, lesions=lesions, **facts
+    )
 
 
 def square(top, left, side):
-    corners = np.array([(top, left), (top, left + side - 1), (top + side - 1, left + side - 1), (top + side - 1, left)], np.float32)
-    return Lesion.from_outline("mass", corners, ROWS, COLS, pathology="malignant", shape="oval", kind_is_certain=False)
+    corners = np.array(
+        [
+            (top, left),
+            (top, left + side - 1),
+            (top + side - 1, left + side - 1),
+            (top + side - 1, left),
+        ],
+        np.float32,
+    )
+    return Lesion.from_outline(
+        "mass", corners, ROWS, COLS, pathology="malignant", shape="oval", kind_is_certain=False
+    )
 
 
 def config(**added):
@@ -31,7 +46,9 @@ def config(**added):
 
 def test_the_centre_stays_and_a_quarter_turn_is_counter_clockwise_as_shown():
     matrix = Turn(90, 1, False).matrix(ROWS, COLS)
-    centre, right = np.array([29.5, 19.5, 1]), np.array([39.5, 19.5, 1])  # (x, y)
+    # (x, y)
+    centre = np.array([29.5, 19.5, 1])
+    right = np.array([39.5, 19.5, 1])
     np.testing.assert_allclose(matrix @ centre, centre[:2])
     np.testing.assert_allclose(matrix @ right, (29.5, 9.5))  # what was on the right is above
 
@@ -39,17 +56,27 @@ def test_the_centre_stays_and_a_quarter_turn_is_counter_clockwise_as_shown():
 def test_a_mirrored_image_and_its_lesion_are_numpys():
     random = np.random.default_rng(0)
     pixels = random.random((ROWS, COLS, 1), np.float32)
-    made = turned(mammogram(square(5, 10, 8), pixels=pixels, laterality="L", spacing=(0.1, 0.2)), Turn(0, 1, True), 1, Skipped())
+    made = turned(
+        mammogram(square(5, 10, 8), pixels=pixels, laterality="L", spacing=(0.1, 0.2)),
+        Turn(0, 1, True),
+        1,
+        Skipped(),
+    )
     np.testing.assert_allclose(made.pixels(), pixels[:, ::-1], atol=1e-6)
     assert made.lesions[0].box == (5, COLS - 18, 13, COLS - 10)
     assert (made.laterality, made.spacing, made.image_id) == ("R", (0.1, 0.2), "image~1")
     details = made.lesions[0]
-    assert (details.pathology, details.shape, details.kind_is_certain) == ("malignant", "oval", False)
+    assert (details.pathology, details.shape, details.kind_is_certain) == (
+        "malignant",
+        "oval",
+        False,
+    )
 
 
 def test_growing_by_two_doubles_a_lesion_and_halves_the_spacing():
     made = turned(mammogram(square(15, 25, 9), spacing=(0.1, 0.1)), Turn(0, 2, False), 1, Skipped())
-    top, left, bottom, right = made.lesions[0].box  # corners are pixels' centres: 8 px between them become 16
+    # corners are pixels' centres: 8 px between them become 16
+    top, left, bottom, right = made.lesions[0].box
     assert (bottom - top, right - left) == (17, 17)
     assert made.spacing == (0.05, 0.05)
 
@@ -59,7 +86,8 @@ def test_outline_and_pixels_go_together(turn):
     lesion = square(12, 22, 11)
     pixels = lesion.mask(ROWS, COLS)[..., None].astype(np.float32)
     made = turned(mammogram(lesion, pixels=pixels), turn, 1, Skipped())
-    mask, shown = made.lesions[0].mask(ROWS, COLS), made.pixels()[..., 0] > 0.5
+    mask = made.lesions[0].mask(ROWS, COLS)
+    shown = made.pixels()[..., 0] > 0.5
     assert 2 * np.sum(mask & shown) / (mask.sum() + shown.sum()) > 0.93
 
 
@@ -90,18 +118,32 @@ def test_copies_are_spread_evenly_and_more_begin_with_the_fewer():
     records = [record for record in phantom.read(count=12)]
     few, many = (list(copies(records, config(copies=count), Skipped())) for count in (5, 23))
     assert [one.image_id for one in few] == [one.image_id for one in many[:5]]
-    assert [[lesion.box for lesion in one.lesions] for one in few] == [[lesion.box for lesion in one.lesions] for one in many[:5]]
-    masses = [record.image_id for record in records if any(lesion.kind == "mass" for lesion in record.lesions)]
+    assert [[lesion.box for lesion in one.lesions] for one in few] == [
+        [lesion.box for lesion in one.lesions] for one in many[:5]
+    ]
+    masses = [
+        record.image_id
+        for record in records
+        if any(lesion.kind == "mass" for lesion in record.lesions)
+    ]
     times = [sum(one.image_id.split("~")[0] == name for one in many) for name in masses]
     assert sum(times) == 23 and max(times) - min(times) <= 1
     assert {one.patient_id for one in many} <= {record.patient_id for record in records}
 
 
 def test_a_copy_does_not_depend_on_the_other_mammograms():
-    records = [record for record in phantom.read(count=12) if any(lesion.kind == "mass" for lesion in record.lesions)]
+    records = [
+        record
+        for record in phantom.read(count=12)
+        if any(lesion.kind == "mass" for lesion in record.lesions)
+    ]
     alone = {one.image_id: one for one in copies(records[:1], config(copies=2), Skipped())}
-    among = {one.image_id: one for one in copies(records, config(copies=2 * len(records)), Skipped())}
-    assert alone and all(among[name].lesions[0].box == one.lesions[0].box for name, one in alone.items())
+    among = {
+        one.image_id: one for one in copies(records, config(copies=2 * len(records)), Skipped())
+    }
+    assert alone and all(
+        among[name].lesions[0].box == one.lesions[0].box for name, one in alone.items()
+    )
 
 
 def test_angles_and_factors_stay_in_their_ranges():
@@ -111,7 +153,13 @@ def test_angles_and_factors_stay_in_their_ranges():
     assert factors.min() >= 0.8 and factors.max() <= 1.25 and np.ptp(factors) > 0.3
     upright = replace(one, spacing=None)
     assert (
-        len({copy.lesions[0].box for copy in copies([upright], config(copies=60, rotate=0, resize=(1, 1)), Skipped())}) == 2
+        len(
+            {
+                copy.lesions[0].box
+                for copy in copies([upright], config(copies=60, rotate=0, resize=(1, 1)), Skipped())
+            }
+        )
+        == 2
     )  # mirrored or not
 
 

@@ -1,4 +1,6 @@
-"""CAN's crop, which its paper doesn't state, from its Table I; and what data.context gives on real masses."""
+"""CAN's crop, which its paper doesn't state, from its Table I; and what data.context gives
+on real masses.
+"""
 
 import numpy as np
 import pytest
@@ -9,15 +11,23 @@ from tfmammo.data import sampling
 from tfmammo.data.patches import window
 from tfmammo.mammogram import Skipped
 
-TABLE_I = {"FCN-8s": (93.4, 91.0, 85.8), "SegNet": (93.2, 90.4, 85.1), "U-Net": (93.1, 90.5, 85.2), "CAN": (94.1, 91.7, 87.2)}
+TABLE_I = {
+    "FCN-8s": (93.4, 91.0, 85.8),
+    "SegNet": (93.2, 90.4, 85.1),
+    "U-Net": (93.1, 90.5, 85.2),
+    "CAN": (94.1, 91.7, 87.2),
+}
 
 
 def fractions(accuracy: float, dice: float, mcc: float) -> tuple[float, float]:
-    """(the lesion's share of a patch, how far its MCC is from the printed one), from a search over all confusion matrices."""
+    """(the lesion's share of a patch, how far its MCC is from the printed one), from a search over
+    all confusion matrices.
+    """
     wrong = 1 - accuracy
     hits = dice * wrong / (2 * (1 - dice))  # Dice = 2 TP / (2 TP + FP + FN)
     misses = np.linspace(0, wrong, 1001)
-    alarms, rest = wrong - misses, 1 - wrong - hits
+    alarms = wrong - misses
+    rest = 1 - wrong - hits
     product = (hits + alarms) * (hits + misses) * (rest + alarms) * (rest + misses)
     errors = np.abs((hits * rest - alarms * misses) / np.sqrt(product) - mcc)
     return float(hits + misses[errors.argmin()]), float(errors.min())
@@ -29,7 +39,9 @@ def test_table_1_implies_lesions_that_fill_a_third_of_a_patch_and_more(row):
     balanced = (1 - accuracy) / (2 * (1 - dice))
     share, error = fractions(accuracy, dice, mcc)
     assert 0.35 <= balanced <= 0.37 and error < 0.0005
-    assert share == pytest.approx(balanced, abs=0.02), "whichever of misses and false alarms prevails"
+    assert share == pytest.approx(balanced, abs=0.02), (
+        "whichever of misses and false alarms prevails"
+    )
 
 
 @pytest.mark.data
@@ -42,7 +54,11 @@ def test_the_default_context_gives_that_share_on_real_masses(real_data):
             for lesion in lesions:
                 region |= lesion.mask(one.rows, one.cols)
             places = [window(lesion.box, one.rows, one.cols, context) for lesion in lesions]
-            inside = [place for place in places if place[2] - place[0] <= one.rows and place[3] - place[1] <= one.cols]
+            inside = [
+                place
+                for place in places
+                if place[2] - place[0] <= one.rows and place[3] - place[1] <= one.cols
+            ]
             found += [region[top:bottom, left:right].mean() for top, left, bottom, right in inside]
         return float(np.mean(found))
 

@@ -1,4 +1,7 @@
-"""Folders of long works: one process at a time, and no kill that shuts a folder for good. Two are real processes."""
+"""Folders of long works: one process at a time, and no kill that shuts a folder for good.
+
+Two are real processes.
+"""
 
 import contextlib
 import signal
@@ -41,7 +44,10 @@ def process(script, *arguments, repository):
 
 def test_a_second_process_is_refused_and_the_first_one_ends_well(tmp_path, repository):
     with process(HOLD, tmp_path / "out", repository=repository) as first:
-        refused = pytest.raises(ConfigError, match="another process is at work there; wait for its end, or name a new folder")
+        refused = pytest.raises(
+            ConfigError,
+            match="another process is at work there; wait for its end, or name a new folder",
+        )
         with refused, jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
             pass
         assert first.communicate("\n", timeout=60)[0] == "done\n" and first.returncode == 0
@@ -77,22 +83,33 @@ FIRST_WRITE = """
 def test_a_kill_at_the_first_write_does_not_shut_the_folder(tmp_path, repository):
     with process(FIRST_WRITE, tmp_path / "out", repository=repository) as first:
         assert first.wait(timeout=60) == -signal.SIGKILL
-    assert list((tmp_path / "out").glob(".work.json.*.part")) and not (tmp_path / "out/work.json").exists()
+    assert (
+        list((tmp_path / "out").glob(".work.json.*.part"))
+        and not (tmp_path / "out/work.json").exists()
+    )
     with jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [jobs.LOCK, "work.json"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+            jobs.LOCK,
+            "work.json",
+        ]
 
 
 @pytest.mark.parametrize("name", ["mine.txt", "notes.part", ".other.json.abc.part"])
 def test_a_folder_of_somebodys_is_left_as_it_was(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    refused = pytest.raises(ConfigError, match="is not empty and no output of this command; name a new folder")
+    refused = pytest.raises(
+        ConfigError, match="is not empty and no output of this command; name a new folder"
+    )
     with refused, jobs.claimed(tmp_path, {"work": 1}, "work.json"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_an_error_of_the_work_stays_what_it_is(tmp_path):
-    with pytest.raises(PermissionError, match="of the work"), jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+    with (
+        pytest.raises(PermissionError, match="of the work"),
+        jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"),
+    ):
         raise PermissionError("of the work")
 
 
@@ -103,7 +120,9 @@ def test_who_stops_a_work_is_told_how_it_goes_on(tmp_path, caplog):
     assert f"{tmp_path / 'out'}: stopped; the same command goes on where it was" in caplog.text
 
 
-def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(tmp_path, monkeypatch, caplog):
+def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(
+    tmp_path, monkeypatch, caplog
+):
     def refuse(*arguments):
         raise OSError(95, "Operation not supported")
 

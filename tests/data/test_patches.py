@@ -58,7 +58,9 @@ def half(rows=120, cols=150):
 
 def normal(image_id="n", read=half, **details):
     """A normal mammogram."""
-    return mammogram(image_id=image_id, rows=120, cols=150, read=read, pathology="normal", **details)
+    return mammogram(
+        image_id=image_id, rows=120, cols=150, read=read, pathology="normal", **details
+    )
 
 
 def rectangle(top, left, bottom, right, rows=100, cols=120, kind="mass", **details):
@@ -69,13 +71,24 @@ def rectangle(top, left, bottom, right, rows=100, cols=120, kind="mass", **detai
 
 def mammogram(*lesions, image_id="a", patient="p", rows=100, cols=120, read=None, **details):
     """A mammogram of noise."""
-    return Mammogram("test", patient, image_id, rows, cols, read or partial(noise, rows, cols), lesions=lesions, **details)
+    return Mammogram(
+        "test",
+        patient,
+        image_id,
+        rows,
+        cols,
+        read or partial(noise, rows, cols),
+        lesions=lesions,
+        **details,
+    )
 
 
 def test_window_by_hand():
     assert window((40, 50, 60, 60), 100, 120, 1.5) == (35, 40, 65, 70)  # side 30 around (50, 55)
-    assert window((0, 110, 20, 120), 100, 120, 1.5) == (0, 90, 30, 120)  # moved down and to the left
-    assert window((0, 10, 100, 20), 100, 120, 1.1) == (-5, 0, 105, 110)  # too long for the rows only
+    # moved down and to the left
+    assert window((0, 110, 20, 120), 100, 120, 1.5) == (0, 90, 30, 120)
+    # too long for the rows only
+    assert window((0, 10, 100, 20), 100, 120, 1.1) == (-5, 0, 105, 110)
     assert window((0, 0, 100, 120), 100, 120, 1.5) == (-40, -30, 140, 150)
 
 
@@ -88,11 +101,14 @@ def test_window_is_square_in_millimetres():
 def test_windows_hold_their_lesion_and_the_image(context):
     rng = np.random.default_rng(0)
     for _ in range(200):
-        top, left = rng.integers(0, 90), rng.integers(0, 110)
+        top = rng.integers(0, 90)
+        left = rng.integers(0, 110)
         box = (top, left, rng.integers(top + 1, 101), rng.integers(left + 1, 121))
         place = window(box, 100, 120, context)
         assert place[2] - place[0] == place[3] - place[1]
-        assert place[0] <= box[0] and place[1] <= box[1] and place[2] >= box[2] and place[3] >= box[3]
+        assert (
+            place[0] <= box[0] and place[1] <= box[1] and place[2] >= box[2] and place[3] >= box[3]
+        )
         for axis, extent in enumerate((100, 120)):
             outside = place[axis] < 0 or place[axis + 2] > extent
             assert outside == (place[axis + 2] - place[axis] > extent)
@@ -103,7 +119,9 @@ def test_a_patch_is_the_crop_and_its_mask():
     config = DataConfig(size=32, context=2, percentiles=(0, 100))
     patches = lesion_patches([mammogram(lesion)], config, Skipped())
     crop = noise(100, 120)[34:66, 42:74]
-    np.testing.assert_allclose(patches.images[0], (crop - crop.min()) / (crop.max() - crop.min()), atol=1e-5)
+    np.testing.assert_allclose(
+        patches.images[0], (crop - crop.min()) / (crop.max() - crop.min()), atol=1e-5
+    )
     expected = np.zeros((32, 32, 1), np.uint8)
     expected[8:24, 8:24] = 1
     np.testing.assert_array_equal(patches.masks[0], expected)
@@ -111,9 +129,16 @@ def test_a_patch_is_the_crop_and_its_mask():
 
 
 def test_neighbours_of_wanted_kinds_are_in_the_mask():
-    lesions = (rectangle(42, 50, 58, 66), rectangle(42, 67, 58, 72), rectangle(59, 50, 64, 66, kind="calcification"))
-    one, two = DataConfig(size=32, context=2), DataConfig(size=32, context=2, kinds=("mass", "calcification"))
-    masses, all_kinds = (lesion_patches([mammogram(*lesions)], config, Skipped()) for config in (one, two))
+    lesions = (
+        rectangle(42, 50, 58, 66),
+        rectangle(42, 67, 58, 72),
+        rectangle(59, 50, 64, 66, kind="calcification"),
+    )
+    one = DataConfig(size=32, context=2)
+    two = DataConfig(size=32, context=2, kinds=("mass", "calcification"))
+    masses, all_kinds = (
+        lesion_patches([mammogram(*lesions)], config, Skipped()) for config in (one, two)
+    )
     assert masses.ids.tolist() == ["a#0", "a#1"] and all_kinds.ids.tolist() == ["a#0", "a#1", "a#2"]
     assert masses.masks[0].sum() == 16 * 16 + 16 * 5
     assert all_kinds.masks[0].sum() == 16 * 16 + 16 * 5 + 5 * 16
@@ -123,14 +148,20 @@ def test_mixed_findings():
     lesions = (rectangle(42, 50, 58, 66, kind_is_certain=False), rectangle(10, 10, 20, 20))
     config = DataConfig(size=32)
     assert len(lesion_patches([mammogram(*lesions)], config, Skipped())) == 2
-    certain = lesion_patches([mammogram(*lesions)], config.model_copy(update={"mixed_findings": False}), Skipped())
+    certain = lesion_patches(
+        [mammogram(*lesions)], config.model_copy(update={"mixed_findings": False}), Skipped()
+    )
     assert certain.ids.tolist() == ["a#1"]
 
 
 def test_padding_is_black_and_outside_the_mask():
     lesion = rectangle(0, 0, 100, 120)
-    patches = lesion_patches([mammogram(lesion)], DataConfig(size=60, context=1.5, pad=True), Skipped())  # 180 px: 40 above, 30 left
-    rows, cols = patches.masks[0, :, 30, 0], patches.masks[0, 30, :, 0]
+    # 180 px: 40 above, 30 left
+    patches = lesion_patches(
+        [mammogram(lesion)], DataConfig(size=60, context=1.5, pad=True), Skipped()
+    )
+    rows = patches.masks[0, :, 30, 0]
+    cols = patches.masks[0, 30, :, 0]
     assert rows[:13].sum() == rows[-13:].sum() == cols[:10].sum() == cols[-10:].sum() == 0
     assert rows[14:46].all() and cols[10:50].all()
     assert patches.images[0, :13].max() == 0 and patches.images[0, 15:45, 11:49].min() > 0
@@ -138,9 +169,13 @@ def test_padding_is_black_and_outside_the_mask():
 
 def test_a_patch_larger_than_its_mammogram_is_left_out():
     skipped = Skipped()
-    large, small = rectangle(0, 0, 100, 120), rectangle(10, 10, 30, 30)
+    large = rectangle(0, 0, 100, 120)
+    small = rectangle(10, 10, 30, 30)
     patches = lesion_patches([mammogram(large, small)], DataConfig(size=60, context=1.5), skipped)
-    assert patches.ids.tolist() == ["a#1"] and "lesion 0: its patch is larger than the mammogram" in skipped.reasons["a"]
+    assert (
+        patches.ids.tolist() == ["a#1"]
+        and "lesion 0: its patch is larger than the mammogram" in skipped.reasons["a"]
+    )
 
 
 def test_pixels_are_read_once_and_only_where_wanted():
@@ -154,23 +189,37 @@ def test_pixels_are_read_once_and_only_where_wanted():
     lesion_patches([mammogram(*lesions, read=read)], DataConfig(size=16), Skipped())
     assert len(reads) == 1
     others = mammogram(rectangle(10, 10, 20, 20, kind="asymmetry"), image_id="b", read=read)
-    lesion_patches([mammogram(*lesions, read=read), others, mammogram(read=read)], DataConfig(size=16), Skipped())
+    lesion_patches(
+        [mammogram(*lesions, read=read), others, mammogram(read=read)],
+        DataConfig(size=16),
+        Skipped(),
+    )
     assert len(reads) == 2
 
 
 def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
-    good, broken = MaskedLesion("mass", partial(stored, 100, 120), shape="oval"), MaskedLesion("mass", refuse)
+    good = MaskedLesion("mass", partial(stored, 100, 120), shape="oval")
+    broken = MaskedLesion("mass", refuse)
     unwanted = MaskedLesion("asymmetry", lambda: pytest.fail("was read"))
     empty = MaskedLesion("mass", partial(np.zeros, (100, 120), np.uint8))
     skipped = Skipped()
-    patches = lesion_patches([mammogram(unwanted, broken, good, empty)], DataConfig(size=32, context=2), skipped)
+    patches = lesion_patches(
+        [mammogram(unwanted, broken, good, empty)], DataConfig(size=32, context=2), skipped
+    )
     assert patches.ids.tolist() == ["a#2"] and patches.shapes.tolist() == ["oval"]
     expected = np.zeros((32, 32, 1), np.uint8)
     expected[8:24, 8:24] = 1
     np.testing.assert_array_equal(patches.masks[0], expected)
-    assert skipped.reasons == {"a": "lesion 1: P1.jpg: broken; lesion 3: the mask of a lesion marks nothing"}
-    with pytest.raises(DataError, match="first b: lesion 0: P1.jpg: broken"):  # and no pixel is read in vain
-        lesion_patches([mammogram(broken, image_id="b", read=lambda: pytest.fail("was read"))], DataConfig(size=32), Skipped())
+    assert skipped.reasons == {
+        "a": "lesion 1: P1.jpg: broken; lesion 3: the mask of a lesion marks nothing"
+    }
+    # and no pixel is read in vain
+    with pytest.raises(DataError, match="first b: lesion 0: P1.jpg: broken"):
+        lesion_patches(
+            [mammogram(broken, image_id="b", read=lambda: pytest.fail("was read"))],
+            DataConfig(size=32),
+            Skipped(),
+        )
 
 
 def test_a_mask_that_fails_when_it_is_moved_costs_its_lesion_alone():
@@ -183,22 +232,32 @@ def test_a_mask_that_fails_when_it_is_moved_costs_its_lesion_alone():
     flipped = DataConfig(size=32, preprocess=PreprocessConfig(flip_right=True))
     skipped = Skipped()
     right = mammogram(MaskedLesion("mass", once), rectangle(10, 10, 20, 20), laterality="R")
-    assert lesion_patches([right], flipped, skipped).ids.tolist() == ["a#1"] and skipped.reasons == {"a": "lesion 0: P1.jpg: broken"}
+    assert lesion_patches([right], flipped, skipped).ids.tolist() == [
+        "a#1"
+    ] and skipped.reasons == {"a": "lesion 0: P1.jpg: broken"}
     with pytest.raises(DataError, match="first a: data.preprocess.flip_right needs the laterality"):
         lesion_patches([mammogram(rectangle(10, 10, 20, 20))], flipped, Skipped())
 
 
 def test_frames_by_hand():
-    image, box = mammogram(), (40, 50, 60, 61)  # 20 x 11 px
+    # 20 x 11 px
+    image = mammogram()
+    box = (40, 50, 60, 61)
     assert frame(box, image, DataConfig(frame="square", context=1.5)) == window(box, 100, 120, 1.5)
     assert frame(box, image, DataConfig(frame="tight")) == box
     assert frame(box, image, DataConfig(frame="loose")) == (30, 45, 70, 67)  # 40 x 22 px
     assert frame(box, image, DataConfig(frame="full")) == (0, 0, 100, 120)
     loose = DataConfig(frame="loose")
-    assert frame((4, 0, 24, 30), image, loose) == (0, 0, 34, 45) and frame((80, 100, 99, 118), image, loose) == (71, 91, 100, 120)
+    assert frame((4, 0, 24, 30), image, loose) == (0, 0, 34, 45) and frame(
+        (80, 100, 99, 118), image, loose
+    ) == (71, 91, 100, 120)
     padded = DataConfig(frame="padded", padding=30)
-    assert frame(box, image, padded) == (10, 20, 90, 91) and frame((80, 100, 99, 118), image, padded) == (50, 70, 100, 120)
-    assert frame(box, image, DataConfig(frame="padded")) == (0, 0, 100, 120), "100 px on every side, cut at the border"
+    assert frame(box, image, padded) == (10, 20, 90, 91) and frame(
+        (80, 100, 99, 118), image, padded
+    ) == (50, 70, 100, 120)
+    assert frame(box, image, DataConfig(frame="padded")) == (0, 0, 100, 120), (
+        "100 px on every side, cut at the border"
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,10 +270,18 @@ def test_frames_by_hand():
     ],
 )
 def test_frames_are_scaled_to_a_square(name, rows, cols):
-    patches = make_patches([mammogram(rectangle(40, 50, 60, 60))], DataConfig(size=40, frame=name, padding=10, **RAW), Skipped())
-    (mask,), (image,) = patches.masks, patches.images
-    np.testing.assert_allclose(image, preprocess.resize_image(noise(100, 120)[rows, cols], 40, 40), atol=1e-6)
-    height, width = 20 / len(range(100)[rows]), 10 / len(range(120)[cols])
+    patches = make_patches(
+        [mammogram(rectangle(40, 50, 60, 60))],
+        DataConfig(size=40, frame=name, padding=10, **RAW),
+        Skipped(),
+    )
+    (mask,) = patches.masks
+    (image,) = patches.images
+    np.testing.assert_allclose(
+        image, preprocess.resize_image(noise(100, 120)[rows, cols], 40, 40), atol=1e-6
+    )
+    height = 20 / len(range(100)[rows])
+    width = 10 / len(range(120)[cols])
     assert mask.mean() == pytest.approx(height * width, rel=0.15)
     if name == "loose":
         assert mask[10:30, 10:30].all() and mask.sum() == 400
@@ -231,8 +298,13 @@ def test_a_full_frame_holds_all_wanted_lesions_of_its_mammogram():
         mammogram(other, image_id="c", read=refuse),
     ]
     patches = make_patches(images, config, Skipped())
-    assert patches.ids.tolist() == ["a#full", "b#full"] and patches.kinds.tolist() == ["mass", "mass"]
-    assert patches.pathologies.tolist() == ["malignant", "benign"], "the mammogram's own, where the archive states it"
+    assert patches.ids.tolist() == ["a#full", "b#full"] and patches.kinds.tolist() == [
+        "mass",
+        "mass",
+    ]
+    assert patches.pathologies.tolist() == ["malignant", "benign"], (
+        "the mammogram's own, where the archive states it"
+    )
     assert patches.shapes.tolist() == ["round", "round"]
     assert patches.masks[0].sum() == 6 * 5 + 24 * 20 and patches.masks[1].sum() == 24 * 20
 
@@ -240,7 +312,9 @@ def test_a_full_frame_holds_all_wanted_lesions_of_its_mammogram():
 def test_a_window_of_grey_values_replaces_percentiles():
     config = DataConfig(size=32, context=2, window=(0.3, 0.5))
     patches = lesion_patches([mammogram(rectangle(42, 50, 58, 66))], config, Skipped())
-    np.testing.assert_allclose(patches.images[0], np.clip((noise(100, 120)[34:66, 42:74] - 0.3) / 0.2, 0, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        patches.images[0], np.clip((noise(100, 120)[34:66, 42:74] - 0.3) / 0.2, 0, 1), atol=1e-5
+    )
 
 
 def test_preprocessing_is_applied_to_mammogram_and_crop():
@@ -250,13 +324,18 @@ def test_preprocessing_is_applied_to_mammogram_and_crop():
     patches = lesion_patches([right], flipped, Skipped())
     np.testing.assert_allclose(patches.images[0], noise(100, 120)[34:66, 42:74][:, ::-1], atol=1e-6)
     steps = PreprocessConfig(denoise=1.5, contrast="equalise")
-    patches = lesion_patches([right], DataConfig(size=32, context=2, preprocess=steps, **RAW), Skipped())
-    np.testing.assert_allclose(patches.images[0], preprocess.framed(noise(100, 120)[34:66, 42:74], steps), atol=1e-6)
+    patches = lesion_patches(
+        [right], DataConfig(size=32, context=2, preprocess=steps, **RAW), Skipped()
+    )
+    np.testing.assert_allclose(
+        patches.images[0], preprocess.framed(noise(100, 120)[34:66, 42:74], steps), atol=1e-6
+    )
 
 
 def test_what_makes_no_patch_is_skipped_with_a_reason():
     good = rectangle(42, 50, 58, 66)
-    dust = Lesion.from_outline("mass", np.array([[10, 10], [10, 10], [89, 10]]), 100, 120)  # a line of one pixel
+    # a line of one pixel
+    dust = Lesion.from_outline("mass", np.array([[10, 10], [10, 10], [89, 10]]), 100, 120)
     skipped = Skipped()
     patches = lesion_patches(
         [
@@ -281,12 +360,20 @@ def test_what_makes_no_patch_is_skipped_with_a_reason():
 
 def test_nothing_left_says_what_was_found():
     skipped = Skipped({"earlier.jpg": "another reason"})
-    images = [mammogram(rectangle(10, 10, 20, 20, kind="asymmetry")), mammogram(rectangle(10, 10, 20, 20), read=refuse, image_id="b")]
+    images = [
+        mammogram(rectangle(10, 10, 20, 20, kind="asymmetry")),
+        mammogram(rectangle(10, 10, 20, 20), read=refuse, image_id="b"),
+    ]
     with pytest.raises(DataError) as error:
         lesion_patches(images, DataConfig(), skipped)
-    expected = "no patch of a mass can be made: 2 mammograms hold 1 asymmetry, 1 mass; 1 skipped, first b: P1.jpg: broken"
+    expected = (
+        "no patch of a mass can be made: 2 mammograms hold 1 asymmetry, 1 mass; 1 skipped, "
+        "first b: P1.jpg: broken"
+    )
     assert str(error.value) == expected
-    with pytest.raises(DataError, match="of a mass whose kind is certain can be made: 0 mammograms hold no lesion$"):
+    with pytest.raises(
+        DataError, match="of a mass whose kind is certain can be made: 0 mammograms hold no lesion$"
+    ):
         lesion_patches([], DataConfig(mixed_findings=False), Skipped())
 
 
@@ -304,7 +391,11 @@ def patches(count=3, size=4):
 def test_take_keeps_rows_together():
     some = patches(5)
     taken = some.take([4, 0, 4])
-    assert len(taken) == 3 and taken.ids.tolist() == ["i4#0", "i0#0", "i4#0"] and taken.patient_ids.tolist() == ["p4", "p0", "p4"]
+    assert (
+        len(taken) == 3
+        and taken.ids.tolist() == ["i4#0", "i0#0", "i4#0"]
+        and taken.patient_ids.tolist() == ["p4", "p0", "p4"]
+    )
     np.testing.assert_array_equal(taken.images, some.images[[4, 0, 4]])
     np.testing.assert_array_equal(taken.masks, some.masks[[4, 0, 4]])
     assert len(some.take([])) == 0
@@ -313,7 +404,8 @@ def test_take_keeps_rows_together():
 def test_fingerprint_follows_the_contents():
     some = patches()
     assert some.fingerprint() == patches().fingerprint() and len(some.fingerprint()) == 12
-    images, masks = some.images.copy(), some.masks.copy()
+    images = some.images.copy()
+    masks = some.masks.copy()
     images[0, 0, 0, 0] = 0
     masks[0, 0, 0, 0] ^= 1
     others = [
@@ -344,7 +436,12 @@ def test_fingerprint_follows_the_contents():
 )
 def test_wrong_arrays_are_refused(change, message):
     some = patches()
-    arrays = {"images": some.images, "masks": some.masks, "patient_ids": some.patient_ids, "ids": some.ids}
+    arrays = {
+        "images": some.images,
+        "masks": some.masks,
+        "patient_ids": some.patient_ids,
+        "ids": some.ids,
+    }
     with pytest.raises(ValueError, match=message):
         Patches(**arrays | change)
 
@@ -358,8 +455,18 @@ def offset_config(**changes):
 def found_at(patch, image):
     """Where a patch that was not scaled lies: the corner at which it equals the image."""
     size = len(patch)
-    corners = np.argwhere(np.isclose(image[: len(image) - size + 1, : image.shape[1] - size + 1, 0], patch[0, 0, 0], atol=1e-7))
-    hits = [(int(r), int(c)) for r, c in corners if np.allclose(image[r : r + size, c : c + size], patch, atol=1e-6)]
+    corners = np.argwhere(
+        np.isclose(
+            image[: len(image) - size + 1, : image.shape[1] - size + 1, 0],
+            patch[0, 0, 0],
+            atol=1e-7,
+        )
+    )
+    hits = [
+        (int(r), int(c))
+        for r, c in corners
+        if np.allclose(image[r : r + size, c : c + size], patch, atol=1e-6)
+    ]
     assert len(hits) == 1
     return hits[0]
 
@@ -372,32 +479,59 @@ def test_offset_patches_are_windows_near_the_lesion():
     )
     both = np.maximum(*(lesion.mask(100, 120) for lesion in lesions[:2]))
     patches = make_patches([mammogram(*lesions, official_split="test")], offset_config(), Skipped())
-    assert len(patches) == 30 and [name.partition("@")[2] for name in patches.ids] == [str(i) for i in range(30)]
-    assert {name.partition("@")[0] for name in patches.ids} == {"a#0", "a#1"} and set(patches.official_splits) == {"test"}
-    for image, mask, name, shape in zip(patches.images, patches.masks, patches.ids, patches.shapes, strict=True):
+    assert len(patches) == 30 and [name.partition("@")[2] for name in patches.ids] == [
+        str(i) for i in range(30)
+    ]
+    assert {name.partition("@")[0] for name in patches.ids} == {"a#0", "a#1"} and set(
+        patches.official_splits
+    ) == {"test"}
+    for image, mask, name, shape in zip(
+        patches.images, patches.masks, patches.ids, patches.shapes, strict=True
+    ):
         top, left = found_at(image, noise(100, 120))
         np.testing.assert_array_equal(mask[..., 0], both[top : top + 32, left : left + 32])
         lesion = lesions[int(name[2])]
-        assert lesion.mask(100, 120)[top : top + 32, left : left + 32].any() and shape == (lesion.shape or "")
+        assert lesion.mask(100, 120)[top : top + 32, left : left + 32].any() and shape == (
+            lesion.shape or ""
+        )
         # A centre is at most 10 px from the lesion's box, but for a window that was moved inside.
         for axis, (start, extent) in enumerate(((top, 100), (left, 120))):
             moved = start in (0, extent - 32)
             assert moved or lesion.box[axis] - 10 <= start + 16 < lesion.box[axis + 2] + 10
-    again = offset_patches([mammogram(*lesions)], offset_config().model_copy(update={"patches": "lesion"}), Skipped())
+    again = offset_patches(
+        [mammogram(*lesions)], offset_config().model_copy(update={"patches": "lesion"}), Skipped()
+    )
     assert again.fingerprint() == patches.fingerprint()
 
 
 def test_a_mammograms_random_patches_depend_on_seed_and_count_alone():
     lesion = rectangle(42, 50, 58, 66)
     images = [mammogram(lesion, image_id=name) for name in "abc"]
-    forward, backward = (make_patches(order, offset_config(), Skipped()) for order in (images, images[::-1]))
+    forward, backward = (
+        make_patches(order, offset_config(), Skipped()) for order in (images, images[::-1])
+    )
     order = np.argsort(forward.ids), np.argsort(backward.ids)
     assert forward.take(order[0]).fingerprint() == backward.take(order[1]).fingerprint()
-    few, many = (stack(patches_of(images[1], offset_config(), Skipped(), count)) for count in (3, 7))
-    assert many.take([0, 1, 2]).fingerprint() == few.fingerprint() and few.ids.tolist() == ["b#0@0", "b#0@1", "b#0@2"]
-    alone = stack(patches_of(images[1], offset_config(), Skipped(), sampling.quota(images, offset_config())["b"]))
-    assert alone.fingerprint() == forward.take([i for i, name in enumerate(forward.ids) if name[0] == "b"]).fingerprint()
-    other = stack(patches_of(images[1], offset_config().model_copy(update={"seed": 1}), Skipped(), 3))
+    few, many = (
+        stack(patches_of(images[1], offset_config(), Skipped(), count)) for count in (3, 7)
+    )
+    assert many.take([0, 1, 2]).fingerprint() == few.fingerprint() and few.ids.tolist() == [
+        "b#0@0",
+        "b#0@1",
+        "b#0@2",
+    ]
+    alone = stack(
+        patches_of(
+            images[1], offset_config(), Skipped(), sampling.quota(images, offset_config())["b"]
+        )
+    )
+    assert (
+        alone.fingerprint()
+        == forward.take([i for i, name in enumerate(forward.ids) if name[0] == "b"]).fingerprint()
+    )
+    other = stack(
+        patches_of(images[1], offset_config().model_copy(update={"seed": 1}), Skipped(), 3)
+    )
     assert other.fingerprint() != few.fingerprint()
     assert list(patches_of(images[1], offset_config(), Skipped(), 0)) == []
     with pytest.raises(ValueError, match="data.patches=offset: .* by sampling.quota"):
@@ -411,43 +545,90 @@ def test_patches_of_one_mammogram_come_one_at_a_time():
         reads.append(1)
         return noise(100, 120)
 
-    stream = patches_of(mammogram(rectangle(42, 50, 58, 66), read=read), offset_config(), Skipped(), 10**9)
+    stream = patches_of(
+        mammogram(rectangle(42, 50, 58, 66), read=read), offset_config(), Skipped(), 10**9
+    )
     assert not reads
     assert isinstance(next(stream), Patch) and next(stream).id == "a#0@1" and len(reads) == 1
 
 
 def test_scaled_windows_and_windows_larger_than_the_mammogram():
     lesion = rectangle(42, 50, 58, 66)  # 16 px
-    patches = make_patches([mammogram(lesion)], offset_config(scale=(2, 2), offset=0, count=5), Skipped())
-    assert patches.masks.shape[1] == 32 and set(np.unique(patches.masks.sum(axis=(1, 2, 3)) > 200)) == {True}
+    patches = make_patches(
+        [mammogram(lesion)], offset_config(scale=(2, 2), offset=0, count=5), Skipped()
+    )
+    assert patches.masks.shape[1] == 32 and set(
+        np.unique(patches.masks.sum(axis=(1, 2, 3)) > 200)
+    ) == {True}
     skipped = Skipped()
-    with pytest.raises(DataError, match="no patch of a mass can be made: .* 1 skipped, first a: 5 of 5 random places: its patch is larger"):
+    with pytest.raises(
+        DataError,
+        match="no patch of a mass can be made: .* 1 skipped, first a: 5 of 5 random places: its "
+        "patch is larger",
+    ):
         make_patches([mammogram(lesion)], offset_config(scale=(0.3, 0.3), count=5), skipped)
-    padded = make_patches([mammogram(lesion)], offset_config(scale=(0.3, 0.3), count=5).model_copy(update={"pad": True}), Skipped())
+    padded = make_patches(
+        [mammogram(lesion)],
+        offset_config(scale=(0.3, 0.3), count=5).model_copy(update={"pad": True}),
+        Skipped(),
+    )
     assert len(padded) == 5 and padded.masks.any(axis=(1, 2, 3)).all()
 
 
 def test_normal_patches_are_of_breast(caplog):
-    config = DataConfig(patches="normal", size=32, sampling=SamplingConfig(count=40, scale=(1, 1)), **RAW)
-    images = [normal("n"), normal("m", patient="q", official_split="train"), mammogram(read=refuse), normal("wrong", read=refuse)]
+    config = DataConfig(
+        patches="normal", size=32, sampling=SamplingConfig(count=40, scale=(1, 1)), **RAW
+    )
+    images = [
+        normal("n"),
+        normal("m", patient="q", official_split="train"),
+        mammogram(read=refuse),
+        normal("wrong", read=refuse),
+    ]
     skipped = Skipped()
     with caplog.at_level("INFO"):
         patches = make_patches(images, config, skipped)
     expected = sampling.quota(images, config)
-    assert len(patches) == expected["n"] + expected["m"] < 40 and f"{len(patches)} patches of 40 asked for of 2 patients" in caplog.text
-    assert set(patches.kinds) == set(patches.pathologies) == {"normal"} and not patches.masks.any() and set(patches.shapes) == {""}
-    assert patches.official_splits.tolist() == ["train" if name[0] == "m" else "" for name in patches.ids]
+    assert (
+        len(patches) == expected["n"] + expected["m"] < 40
+        and f"{len(patches)} patches of 40 asked for of 2 patients" in caplog.text
+    )
+    assert (
+        set(patches.kinds) == set(patches.pathologies) == {"normal"}
+        and not patches.masks.any()
+        and set(patches.shapes) == {""}
+    )
+    assert patches.official_splits.tolist() == [
+        "train" if name[0] == "m" else "" for name in patches.ids
+    ]
     assert skipped.reasons == {"wrong": "P1.jpg: broken"}
     shares = (patches.images > 0).mean(axis=(1, 2, 3))
-    assert shares.min() > 0.85 and shares.min() < 1, "the border of the breast is found within a pixel or two, and is reached"
-    assert normal_patches(images[:2], config.model_copy(update={"patches": "lesion"}), Skipped()).ids[0] == "n@0"
+    assert shares.min() > 0.85 and shares.min() < 1, (
+        "the border of the breast is found within a pixel or two, and is reached"
+    )
+    assert (
+        normal_patches(images[:2], config.model_copy(update={"patches": "lesion"}), Skipped()).ids[
+            0
+        ]
+        == "n@0"
+    )
 
 
 def test_a_normal_mammogram_without_room_is_skipped_with_the_reason():
     config = DataConfig(patches="normal", size=100, sampling=SamplingConfig(count=4, scale=(1, 1)))
     skipped = Skipped()
-    with pytest.raises(DataError, match="no patch of normal tissue can be made: 1 mammograms hold no lesion; 1 skipped, first n: 4 of 4"):
-        make_patches([normal()], config.model_copy(update={"sampling": config.sampling.model_copy(update={"tissue": 1.0})}), skipped)
+    with pytest.raises(
+        DataError,
+        match="no patch of normal tissue can be made: 1 mammograms hold no lesion; 1 skipped, "
+        "first n: 4 of 4",
+    ):
+        make_patches(
+            [normal()],
+            config.model_copy(
+                update={"sampling": config.sampling.model_copy(update={"tissue": 1.0})}
+            ),
+            skipped,
+        )
     assert skipped.reasons == {"n": "4 of 4 random places: no square of 100 px is 100 % breast"}
 
 
@@ -457,44 +638,70 @@ def test_facts_follow_lesion_and_mammogram():
         rectangle(10, 10, 20, 20, kind="calcification"),
     )
     config = DataConfig(size=16, kinds=("mass", "calcification"))
-    patches = lesion_patches([mammogram(*lesions, official_split="train", pathology="malignant")], config, Skipped())
+    patches = lesion_patches(
+        [mammogram(*lesions, official_split="train", pathology="malignant")], config, Skipped()
+    )
     assert [getattr(patches, name).tolist() for name in FACTS] == [
-        ["mass", "calcification"], ["malignant", ""], ["irregular", ""], ["train", "train"],
-    ]  # fmt: skip
+        ["mass", "calcification"],
+        ["malignant", ""],
+        ["irregular", ""],
+        ["train", "train"],
+    ]
     taken = patches.take([1, 1, 0])
-    assert taken.kinds.tolist() == ["calcification", "calcification", "mass"] and taken.shapes.tolist() == ["", "", "irregular"]
+    assert taken.kinds.tolist() == [
+        "calcification",
+        "calcification",
+        "mass",
+    ] and taken.shapes.tolist() == ["", "", "irregular"]
 
 
 def test_facts_are_optional_and_outside_the_fingerprint():
     some = patches(2)
     for name in FACTS:
-        assert getattr(some, name).tolist() == ["", ""] and getattr(some.take([]), name).shape == (0,)
+        assert getattr(some, name).tolist() == ["", ""] and getattr(some.take([]), name).shape == (
+            0,
+        )
     facts = {name: np.array(["x", "yy"]) for name in FACTS}
     stated = Patches(some.images, some.masks, some.patient_ids, some.ids, **facts)
     assert stated.fingerprint() == some.fingerprint()
     for name in FACTS:
         for wrong in (np.array(["x"]), np.arange(2)):
             with pytest.raises(ValueError, match=f"{name} must be an array of 2 str"):
-                Patches(some.images, some.masks, some.patient_ids, some.ids, **facts | {name: wrong})
+                Patches(
+                    some.images, some.masks, some.patient_ids, some.ids, **facts | {name: wrong}
+                )
 
 
 def test_the_fingerprint_is_what_runs_have_written():
-    fixed = Patches(np.full((1, 2, 2, 1), 0.5, np.float32), np.ones((1, 2, 2, 1), np.uint8), np.array(["p"]), np.array(["a#0"]))
+    fixed = Patches(
+        np.full((1, 2, 2, 1), 0.5, np.float32),
+        np.ones((1, 2, 2, 1), np.uint8),
+        np.array(["p"]),
+        np.array(["a#0"]),
+    )
     assert fixed.fingerprint() == "646d58a1b3f8"  # by the code before facts were added
 
 
 def test_stack_keeps_order_and_facts():
     some = patches(3)
-    rows = [Patch(some.images[i], some.masks[i], f"p{i}", f"i{i}#0", *("abcd"[j] * i for j in range(4))) for i in range(3)]
+    rows = [
+        Patch(some.images[i], some.masks[i], f"p{i}", f"i{i}#0", *("abcd"[j] * i for j in range(4)))
+        for i in range(3)
+    ]
     stacked = stack(iter(rows))
     assert stacked.fingerprint() == some.fingerprint()
-    assert [getattr(stacked, name).tolist() for name in FACTS] == [["", letter, letter * 2] for letter in "abcd"]
+    assert [getattr(stacked, name).tolist() for name in FACTS] == [
+        ["", letter, letter * 2] for letter in "abcd"
+    ]
     with pytest.raises(DataError, match="no patch to stack"):
         stack([])
 
 
 def test_the_worst_pathology():
-    assert worst(["benign", "", "malignant", "normal"]) == "malignant" and worst(["normal", "", "benign"]) == "benign"
+    assert (
+        worst(["benign", "", "malignant", "normal"]) == "malignant"
+        and worst(["normal", "", "benign"]) == "benign"
+    )
     assert worst(["", "normal"]) == "normal" and worst([""]) == worst([]) == ""
 
 
@@ -503,8 +710,13 @@ def test_phantom_patches_of_every_sort():
     mass = next(image for image in images if any(lesion.kind == "mass" for lesion in image.lesions))
     healthy = next(image for image in images if image.pathology == "normal")
     config = DataConfig(size=128, sampling=SamplingConfig(count=6))
-    near, clean = offset_patches([mass], config, Skipped()), normal_patches([healthy], config, Skipped())
-    assert len(near) == len(clean) == 6 and near.masks.any(axis=(1, 2, 3)).all() and not clean.masks.any()
+    near = offset_patches([mass], config, Skipped())
+    clean = normal_patches([healthy], config, Skipped())
+    assert (
+        len(near) == len(clean) == 6
+        and near.masks.any(axis=(1, 2, 3)).all()
+        and not clean.masks.any()
+    )
     assert (
         set(near.kinds) == {"mass"}
         and set(near.pathologies) <= {"benign", "malignant"}
@@ -519,12 +731,19 @@ def test_real_mass_patches(real_data):
     skipped = Skipped()
     mixed = lesion_patches(mammograms, DataConfig(pad=True), skipped)
     assert len(mixed) == 69 and len(set(mixed.patient_ids)) == 23 and not skipped.reasons
-    assert len(lesion_patches(mammograms, DataConfig(pad=True, mixed_findings=False), skipped)) == 31
+    assert (
+        len(lesion_patches(mammograms, DataConfig(pad=True, mixed_findings=False), skipped)) == 31
+    )
     fitting = lesion_patches(mammograms, DataConfig(), skipped)
     assert len(fitting) == 64 and len(set(fitting.patient_ids)) == 23 and len(skipped) == 5
     share = mixed.masks.mean(axis=(1, 2, 3))
-    assert np.mean(2 * share / (1 + share)) == pytest.approx(0.495, abs=0.005)  # Dice of filling the whole patch
-    assert set(fitting.kinds) == {"mass"} and set(fitting.pathologies) <= {"", "benign", "malignant"}
+    # Dice of filling the whole patch
+    assert np.mean(2 * share / (1 + share)) == pytest.approx(0.495, abs=0.005)
+    assert set(fitting.kinds) == {"mass"} and set(fitting.pathologies) <= {
+        "",
+        "benign",
+        "malignant",
+    }
     near = offset_patches(mammograms[:6], DataConfig(sampling=SamplingConfig(count=12)), skipped)
     assert len(near) == 12 and near.masks.any(axis=(1, 2, 3)).all()
 
@@ -533,11 +752,20 @@ def test_real_mass_patches(real_data):
 @pytest.mark.slow
 def test_real_normal_patches(real_data):
     """Nearly black pixels are few where at least 90 % is breast."""
-    normals = [image for image in cdd_cesm.read(real_data / "cdd-cesm") if sampling.is_normal(image)]
+    normals = [
+        image for image in cdd_cesm.read(real_data / "cdd-cesm") if sampling.is_normal(image)
+    ]
     assert len(normals) == 48
     skipped = Skipped()
-    patches = normal_patches(normals[:4], DataConfig(sampling=SamplingConfig(count=12), **RAW), skipped)
-    assert len(patches) == 12 and not skipped.reasons and set(patches.kinds) == {"normal"} and not patches.masks.any()
+    patches = normal_patches(
+        normals[:4], DataConfig(sampling=SamplingConfig(count=12), **RAW), skipped
+    )
+    assert (
+        len(patches) == 12
+        and not skipped.reasons
+        and set(patches.kinds) == {"normal"}
+        and not patches.masks.any()
+    )
     assert (patches.images > 0.02).mean(axis=(1, 2, 3)).min() > 0.85
 
 
@@ -546,7 +774,16 @@ def test_labels_are_carried_and_known_to_the_fingerprint(random_patches):
     labelled = patches.labelled([3, 1, 4, 1, 5])
     assert len(patches.labels) == 0 and labelled.labels.dtype == np.int32
     assert labelled.take([4, 0]).labels.tolist() == [5, 3] and len(patches.take([4, 0]).labels) == 0
-    assert len({patches.fingerprint(), labelled.fingerprint(), patches.labelled([3, 1, 4, 1, 6]).fingerprint()}) == 3
+    assert (
+        len(
+            {
+                patches.fingerprint(),
+                labelled.fingerprint(),
+                patches.labelled([3, 1, 4, 1, 6]).fingerprint(),
+            }
+        )
+        == 3
+    )
     with pytest.raises(ValueError, match="labels must be 5 int32"):
         patches.labelled([1, 2])
 
@@ -563,28 +800,40 @@ def test_what_is_seen_of_a_constant_is_an_error_and_no_stretched_rounding_error(
 def test_what_is_seen_beyond_the_border_is_0():
     image = np.ones((40, 40, 1), np.float32)
     found = seen(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
-    np.testing.assert_array_equal(found[..., 0], np.repeat([[0.0], [1.0]], 20, axis=0) * np.ones(40))
+    np.testing.assert_array_equal(
+        found[..., 0], np.repeat([[0.0], [1.0]], 20, axis=0) * np.ones(40)
+    )
 
 
 def with_pathologies(*names):
     """One mammogram of one mass for each name, "" being unknown, and a normal one."""
     lesions = [rectangle(40, 40, 60, 60, pathology=name or None) for name in names]
-    return [*(mammogram(lesion, image_id=f"m{i}", patient=f"p{i}") for i, lesion in enumerate(lesions)), normal(patient="q")]
+    return [
+        *(mammogram(lesion, image_id=f"m{i}", patient=f"p{i}") for i, lesion in enumerate(lesions)),
+        normal(patient="q"),
+    ]
 
 
 def test_pathologies_are_labels_that_share_every_batch():
     skipped = Skipped()
-    patches = pathology_patches(with_pathologies("malignant", "benign", ""), offset_config(), skipped)
+    patches = pathology_patches(
+        with_pathologies("malignant", "benign", ""), offset_config(), skipped
+    )
     assert patches.balanced and patches.shares == 3 and set(patches.labels) == {0, 1, 2}
     for name, label in (("malignant", 0), ("benign", 1), ("normal", 2)):
         assert (patches.labels[patches.pathologies == name] == label).all()
-    unknown = [name for name, reason in skipped.reasons.items() if "does not state the lesion's pathology" in reason]
+    unknown = [
+        name
+        for name, reason in skipped.reasons.items()
+        if "does not state the lesion's pathology" in reason
+    ]
     assert unknown and all(name.startswith("m2#0@") for name in unknown)
     assert len(patches) + len(unknown) == 2 * offset_config().sampling.count
 
 
 def test_normal_patches_can_be_more_than_those_near_lesions():
-    records, skipped = with_pathologies("malignant", "benign"), Skipped()
+    records = with_pathologies("malignant", "benign")
+    skipped = Skipped()
     patches = pathology_patches(records, offset_config(count=6, normals=15), skipped)
     assert np.bincount(patches.labels)[2] == 15 and np.sum(patches.labels < 2) == 6
     assert np.bincount(pathology_patches(records, offset_config(count=6), skipped).labels)[2] == 6
@@ -597,13 +846,19 @@ def test_patches_that_are_stretched_one_by_one_are_pointed_out(caplog):
     assert not caplog.records
     pathology_patches(records, offset_config().model_copy(update={"window": None}), Skipped())
     (said,) = (record.getMessage() for record in caplog.records)
-    assert said == "data.window is not set: percentiles 0 and 100 of each patch become 0 and 1, which hides what a lesion adds"
+    assert (
+        said == "data.window is not set: percentiles 0 and 100 of each patch become 0 and 1, which "
+        "hides what a lesion adds"
+    )
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["malignant"], r"no benign patch to tell from the others: \d+ malignant, 0 benign, \d+ normal"),
+        (
+            ["malignant"],
+            r"no benign patch to tell from the others: \d+ malignant, 0 benign, \d+ normal",
+        ),
         ([""], "no malignant and no benign patch"),
     ],
 )
@@ -619,31 +874,50 @@ def test_patches_with_less_tissue_than_asked_are_one_sentence():
         return image
 
     records = [*with_pathologies("malignant", "benign")[:2], normal(read=narrow, patient="q")]
-    with pytest.raises(DataError, match=r"no patch of normal tissue can be made.*no square of 32 px is 100 % breast"):
+    with pytest.raises(
+        DataError,
+        match=r"no patch of normal tissue can be made.*no square of 32 px is 100 % breast",
+    ):
         pathology_patches(records, offset_config(tissue=1.0), Skipped())
 
 
 def test_every_lesion_counts_where_pathology_is_not_asked_for():
-    patches = pathology_patches(with_pathologies("malignant", "benign", ""), offset_config(), Skipped(), malignant=False)
+    patches = pathology_patches(
+        with_pathologies("malignant", "benign", ""), offset_config(), Skipped(), malignant=False
+    )
     assert set(patches.labels) == {0, 2} and patches.shares == 2
     np.testing.assert_array_equal(patches.labels == 2, patches.kinds == "normal")
-    assert {name.partition("#")[0] for name in patches.ids[patches.labels == 0]} == {"m0", "m1", "m2"}
+    assert {name.partition("#")[0] for name in patches.ids[patches.labels == 0]} == {
+        "m0",
+        "m1",
+        "m2",
+    }
 
 
 def test_normal_tissue_beside_a_lesion():
-    """The mass is at 40 to 60 on 120 x 90 px of breast: no patch of normal tissue may show any of it."""
+    """The mass is at 40 to 60 on 120 x 90 px of breast: no patch of normal tissue may show any of
+    it.
+    """
     config = offset_config(normal="tissue").model_copy(update={"patches": "normal"})
     record = with_pathologies("malignant")[0]
     skipped = Skipped()
     patches = list(patches_of(record, config, skipped, 60))
-    assert len(patches) >= 20 and all(patch.kind == patch.pathology == "normal" and not patch.mask.any() for patch in patches)
+    assert len(patches) >= 20 and all(
+        patch.kind == patch.pathology == "normal" and not patch.mask.any() for patch in patches
+    )
     for top, left, bottom, right in (patch.place for patch in patches):
         assert bottom <= 40 or top >= 60 or right <= 40 or left >= 60
-    assert list(patches_of(record, offset_config().model_copy(update={"patches": "normal"}), skipped, 5)) == []
+    assert (
+        list(
+            patches_of(record, offset_config().model_copy(update={"patches": "normal"}), skipped, 5)
+        )
+        == []
+    )
 
 
 def test_a_drawer_gives_the_same_patch_for_the_same_number():
-    record, config = with_pathologies("malignant")[0], offset_config().model_copy(update={"patches": "offset"})
+    record = with_pathologies("malignant")[0]
+    config = offset_config().model_copy(update={"patches": "offset"})
     draw = drawer(record, config, Skipped())
     again = list(patches_of(record, config, Skipped(), 4))
     for number in (3, 0):
@@ -653,18 +927,24 @@ def test_a_drawer_gives_the_same_patch_for_the_same_number():
 
 
 def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
-    record = mammogram(Lesion("mass", (40, 40, 60, 60), pathology="malignant"), image_id="m", patient="p")
+    record = mammogram(
+        Lesion("mass", (40, 40, 60, 60), pathology="malignant"), image_id="m", patient="p"
+    )
     with pytest.raises(DataError, match="gives its box but no outline|holds a mass"):
         offset_patches([record], offset_config(), Skipped())
     patches = offset_patches([record], offset_config(boxes=True), Skipped())
-    outlined = mammogram(rectangle(40, 40, 60, 60, pathology="malignant"), image_id="m", patient="p")
+    outlined = mammogram(
+        rectangle(40, 40, 60, 60, pathology="malignant"), image_id="m", patient="p"
+    )
     drawn = offset_patches([outlined], offset_config(), Skipped())
     np.testing.assert_array_equal(patches.images, drawn.images)
     np.testing.assert_array_equal(patches.masks, drawn.masks)
     assert set(patches.pathologies) == {"malignant"}
 
 
-@pytest.mark.parametrize(("key", "value"), [("canvas", (64, 32)), ("tiles", TilesConfig(overlap=8))])
+@pytest.mark.parametrize(
+    ("key", "value"), [("canvas", (64, 32)), ("tiles", TilesConfig(overlap=8))]
+)
 @pytest.mark.parametrize("make", [make_patches, shape_patches])
 def test_what_detectors_alone_can_do_is_refused_by_its_key(key, value, make):
     with pytest.raises(DataError, match=f"^data.{key}: is for detectors"):

@@ -1,4 +1,6 @@
-"""Order, augmentation and resumption of batches, of memory and of records: decided by seed and step alone."""
+"""Order, augmentation and resumption of batches, of memory and of records: decided by seed
+and step alone.
+"""
 
 import hashlib
 import json
@@ -20,7 +22,9 @@ from tfmammo.errors import DataError
 
 
 def patches(count=5, size=4):
-    """Patches of noise without symmetry, told apart by their top left pixel; the mask is where the image is above 0.5."""
+    """Patches of noise without symmetry, told apart by their top left pixel; the mask is where the
+    image is above 0.5.
+    """
     rng = np.random.default_rng(0)
     images = rng.random((count, size, size, 1)).astype(np.float32)
     names = np.array([f"{i}#0" for i in range(count)])
@@ -35,13 +39,19 @@ def drawn(data, steps, batch_size=1, seed=0, augment=False, start_step=0):
 
 def symmetries(image):
     """All eight by numpy, in `dihedral`'s order."""
-    return [np.flip(np.rot90(image, turn % 4), axis=1) if turn >= 4 else np.rot90(image, turn) for turn in range(8)]
+    return [
+        np.flip(np.rot90(image, turn % 4), axis=1) if turn >= 4 else np.rot90(image, turn)
+        for turn in range(8)
+    ]
 
 
 def identify(image, data):
     """(index of the patch, turn) of a drawn image."""
     found = [
-        (i, t) for i, original in enumerate(data.images) for t, turned in enumerate(symmetries(original)) if np.array_equal(turned, image)
+        (i, t)
+        for i, original in enumerate(data.images)
+        for t, turned in enumerate(symmetries(original))
+        if np.array_equal(turned, image)
     ]
     assert len(found) == 1
     return found[0]
@@ -52,7 +62,10 @@ def test_values_shapes_and_dtypes():
     assert image.shape == mask.shape == (3, 4, 4, 1) and image.dtype == mask.dtype == tf.float32
     assert set(np.unique(mask)) == {0, 1} and np.min(image) >= 0 and np.max(image) <= 1
     specs = batches(patches(), 3, seed=0, augment=True).element_spec
-    assert {name: spec.shape.as_list() for name, spec in specs.items()} == {"image": [3, 4, 4, 1], "mask": [3, 4, 4, 1]}
+    assert {name: spec.shape.as_list() for name, spec in specs.items()} == {
+        "image": [3, 4, 4, 1],
+        "mask": [3, 4, 4, 1],
+    }
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16])
@@ -67,7 +80,10 @@ def test_every_epoch_is_a_permutation(count):
 
 def test_epochs_and_seeds_differ():
     data = patches(16)
-    orders = [drawn(data, 300, batch_size=16, seed=seed)[0][:, :, 0, 0, 0] for seed in (0, 1, 256, 2**16, 2**31, 2**40)]
+    orders = [
+        drawn(data, 300, batch_size=16, seed=seed)[0][:, :, 0, 0, 0]
+        for seed in (0, 1, 256, 2**16, 2**31, 2**40)
+    ]
     assert len(np.unique(np.concatenate(orders), axis=0)) == 6 * 300
 
 
@@ -76,7 +92,8 @@ def test_every_order_comes_up():
     images, _ = drawn(data, 600, batch_size=3)
     orders, counts = np.unique(images[:, :, 0, 0, 0], axis=0, return_counts=True)
     assert len(orders) == 6
-    assert ((counts - 100) ** 2 / 100).sum() < 20.5  # chi square of five degrees of freedom, p = 0.001; the draws are fixed
+    # chi square of five degrees of freedom, p = 0.001; the draws are fixed
+    assert ((counts - 100) ** 2 / 100).sum() < 20.5
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -100,12 +117,15 @@ def test_start_step_equals_skipping(start):
 
 def test_a_late_start_costs_nothing():
     images, _ = drawn(patches(5), 5, start_step=10**12)
-    np.testing.assert_array_equal(np.sort(images[:, 0, 0, 0, 0]), np.sort(patches(5).images[:, 0, 0, 0]))
+    np.testing.assert_array_equal(
+        np.sort(images[:, 0, 0, 0, 0]), np.sort(patches(5).images[:, 0, 0, 0])
+    )
 
 
 def test_the_batch_size_does_not_change_what_is_drawn():
     data = patches(5)
-    one, two = drawn(data, 6, batch_size=1, augment=True), drawn(data, 3, batch_size=2, augment=True)
+    one = drawn(data, 6, batch_size=1, augment=True)
+    two = drawn(data, 3, batch_size=2, augment=True)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a.reshape(b.shape), b)
 
@@ -122,11 +142,14 @@ def test_augmentation_turns_image_and_mask_together_into_all_eight():
     images, masks = drawn(data, 400, batch_size=1, augment=True)
     np.testing.assert_array_equal(masks, images > 0.5)
     found = np.array([identify(image[0], data) for image in images])
-    assert (np.sort(found[:, 0].reshape(100, 4)) == np.arange(4)).all(), "augmentation does not touch the order"
+    assert (np.sort(found[:, 0].reshape(100, 4)) == np.arange(4)).all(), (
+        "augmentation does not touch the order"
+    )
     for patch in range(4):
         assert set(found[found[:, 0] == patch, 1]) == set(range(8))
     counts = np.bincount(found[:, 1], minlength=8)
-    assert ((counts - 50) ** 2 / 50).sum() < 24.3  # chi square of seven degrees of freedom, p = 0.001; the draws are fixed
+    # chi square of seven degrees of freedom, p = 0.001; the draws are fixed
+    assert ((counts - 50) ** 2 / 50).sum() < 24.3
 
 
 IMAGE = np.random.default_rng(0).random((5, 5, 2)).astype(np.float32)
@@ -135,7 +158,9 @@ IMAGE = np.random.default_rng(0).random((5, 5, 2)).astype(np.float32)
 @pytest.mark.parametrize("turn", range(8))
 def test_dihedral_equals_numpy(turn):
     np.testing.assert_array_equal(dihedral(IMAGE, turn), symmetries(IMAGE)[turn])
-    np.testing.assert_array_equal(tf.function(dihedral)(IMAGE, tf.constant(turn)), symmetries(IMAGE)[turn])
+    np.testing.assert_array_equal(
+        tf.function(dihedral)(IMAGE, tf.constant(turn)), symmetries(IMAGE)[turn]
+    )
     assert dihedral(IMAGE.astype(np.uint8), turn).dtype == tf.uint8
 
 
@@ -143,9 +168,15 @@ def test_dihedral_by_hand():
     image = np.array([[1, 2], [3, 4]], np.float32)[..., np.newaxis]
     found = [dihedral(image, turn).numpy()[..., 0].tolist() for turn in range(8)]
     assert found == [
-        [[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]],
-        [[2, 1], [4, 3]], [[4, 2], [3, 1]], [[3, 4], [1, 2]], [[1, 3], [2, 4]],
-    ]  # fmt: skip
+        [[1, 2], [3, 4]],
+        [[2, 4], [1, 3]],
+        [[4, 3], [2, 1]],
+        [[3, 1], [4, 2]],
+        [[2, 1], [4, 3]],
+        [[4, 2], [3, 1]],
+        [[3, 4], [1, 2]],
+        [[1, 3], [2, 4]],
+    ]
 
 
 def test_dihedral_is_a_group_of_eight():
@@ -154,8 +185,12 @@ def test_dihedral_is_a_group_of_eight():
     np.testing.assert_array_equal(turned[0], IMAGE)
     for image in turned:
         np.testing.assert_array_equal(np.sort(image, axis=None), np.sort(IMAGE, axis=None))
-        assert any(np.array_equal(dihedral(image, turn), IMAGE) for turn in range(8)), "each has an inverse"
-        assert {dihedral(image, turn).numpy().tobytes() for turn in range(8)} == {image.tobytes() for image in turned}
+        assert any(np.array_equal(dihedral(image, turn), IMAGE) for turn in range(8)), (
+            "each has an inverse"
+        )
+        assert {dihedral(image, turn).numpy().tobytes() for turn in range(8)} == {
+            image.tobytes() for image in turned
+        }
 
 
 TWO_REPLICAS = """
@@ -181,7 +216,7 @@ for start in (0, 3):
             shares.append([int(part.shape[0]) for part in parts])
             equal.append(bool(np.array_equal(np.concatenate(parts), whole[name])))
 print(json.dumps({"equal": equal, "shares": shares}))
-"""
+"""  # noqa: E501
 
 
 def test_two_replicas_share_the_batches_of_one(tmp_path, repository):
@@ -189,7 +224,13 @@ def test_two_replicas_share_the_batches_of_one(tmp_path, repository):
     script = tmp_path / "two_replicas.py"
     script.write_text(TWO_REPLICAS, encoding="utf-8")
     path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=300)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert results["equal"] == [True] * 24 and results["shares"] == [[2, 2]] * 24
@@ -197,22 +238,43 @@ def test_two_replicas_share_the_batches_of_one(tmp_path, repository):
 
 @pytest.fixture
 def records(tmp_path):
-    """A function (count, shards) -> Records of `patches(count)`, dealt out over so many shards, one more being empty."""
+    """A function (count, shards) -> Records of `patches(count)`, dealt out over so many shards, one
+    more being empty.
+    """
 
     def make(count=5, shards=2):
         root = tmp_path / f"{count}-{shards}"
         root.mkdir()
-        data, files = patches(count), []
+        data = patches(count)
+        files = []
         for number, rows in enumerate([*np.array_split(np.arange(count), shards), []]):
-            found = [Patch(data.images[i], data.masks[i], data.patient_ids[i], data.ids[i]) for i in rows]
+            found = [
+                Patch(data.images[i], data.masks[i], data.patient_ids[i], data.ids[i]) for i in rows
+            ]
             name = f"shard-{number:05d}-of-{shards + 1:05d}.tfrecord"
             with tf.io.TFRecordWriter(str(root / name)) as writer:
                 for patch in found:
                     writer.write(encode(patch))
             content = (root / name).read_bytes()
-            files.append(ShardFile(file=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), count=len(found)))
+            files.append(
+                ShardFile(
+                    file=name,
+                    sha256=hashlib.sha256(content).hexdigest(),
+                    bytes=len(content),
+                    count=len(found),
+                )
+            )
         columns = {name: tuple(getattr(data, name)) for name in COLUMNS}
-        manifest = Manifest(format=1, identity={}, size=4, count=count, fingerprint="-", histogram=(), shards=tuple(files), columns=columns)
+        manifest = Manifest(
+            format=1,
+            identity={},
+            size=4,
+            count=count,
+            fingerprint="-",
+            histogram=(),
+            shards=tuple(files),
+            columns=columns,
+        )
         (root / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
         return Records.open(root)
 
@@ -241,7 +303,8 @@ def test_every_streamed_epoch_is_a_permutation_of_what_loading_gives(records, bl
     images, masks = drawn(data, 3 * count)
     order = np.array([identify(image[0], loaded)[0] for image in images]).reshape(3, count)
     assert (np.sort(order) == np.arange(count)).all()
-    np.testing.assert_array_equal(images[:, 0], loaded.images[order.ravel()])  # bit for bit, in TensorFlow as in numpy
+    # bit for bit, in TensorFlow as in numpy
+    np.testing.assert_array_equal(images[:, 0], loaded.images[order.ravel()])
     np.testing.assert_array_equal(masks[:, 0], loaded.masks[order.ravel()])
     assert count == 1 or len(np.unique(order, axis=0)) == 3
 
@@ -265,7 +328,9 @@ def test_a_stream_that_starts_later_equals_skipping(records, block, start):
 
 def test_a_late_start_reads_no_earlier_epoch(records):
     images, _ = drawn(records(5), 5, start_step=10**12)
-    np.testing.assert_allclose(np.sort(images[:, 0, 0, 0, 0]), np.sort(patches(5).images[:, 0, 0, 0]), atol=1e-5)
+    np.testing.assert_allclose(
+        np.sort(images[:, 0, 0, 0, 0]), np.sort(patches(5).images[:, 0, 0, 0]), atol=1e-5
+    )
 
 
 def test_streams_depend_on_the_seed_alone(records):
@@ -275,7 +340,9 @@ def test_streams_depend_on_the_seed_alone(records):
     tf.random.set_seed(2)
     np.testing.assert_array_equal(drawn(data, 20, batch_size=4, seed=3, augment=True), first)
     assert not np.array_equal(drawn(data, 20, batch_size=4, seed=4, augment=True), first)
-    np.testing.assert_array_equal(np.reshape(drawn(data, 40, batch_size=2, seed=3, augment=True), np.shape(first)), first)
+    np.testing.assert_array_equal(
+        np.reshape(drawn(data, 40, batch_size=2, seed=3, augment=True), np.shape(first)), first
+    )
 
 
 def test_streams_mix_the_shards(records):
@@ -284,10 +351,14 @@ def test_streams_mix_the_shards(records):
     images, _ = drawn(data, 25, batch_size=40)
     by_pixel = np.argsort(loaded.images[:, 0, 0, 0])
     places = by_pixel[np.searchsorted(loaded.images[by_pixel, 0, 0, 0], images[:, :, 0, 0, 0])]
-    first_half = (places[:, :20] // 10 == 0).sum(axis=1)  # of shard 0's ten patches, in each epoch: hypergeometric
+    # of shard 0's ten patches, in each epoch: hypergeometric
+    first_half = (places[:, :20] // 10 == 0).sum(axis=1)
     assert abs(first_half.mean() - 5) < 1 and first_half.min() > 0 and first_half.max() < 10
     orders = np.argsort(places, axis=1)
-    assert len(np.unique(orders, axis=0)) == 25 and abs(np.corrcoef(orders)[np.triu_indices(25, 1)]).max() < 0.7
+    assert (
+        len(np.unique(orders, axis=0)) == 25
+        and abs(np.corrcoef(orders)[np.triu_indices(25, 1)]).max() < 0.7
+    )
 
 
 def test_a_damaged_shard_is_refused_before_the_first_batch(records):
@@ -303,21 +374,32 @@ def test_a_damaged_shard_is_refused_before_the_first_batch(records):
 def test_a_label_stays_with_its_patch(random_patches):
     patches = random_patches(6)
     patches = replace(
-        patches, images=np.broadcast_to(np.arange(6, dtype=np.float32)[:, None, None, None] / 10, patches.images.shape).copy()
+        patches,
+        images=np.broadcast_to(
+            np.arange(6, dtype=np.float32)[:, None, None, None] / 10, patches.images.shape
+        ).copy(),
     )
     stream = iter(batches(patches.labelled(range(6)), 3, seed=1, augment=True))
     seen = [next(stream) for _ in range(2)]
     for batch in seen:
-        np.testing.assert_allclose(batch["image"].numpy()[:, 0, 0, 0] * 10, batch["label"], atol=1e-5)
+        np.testing.assert_allclose(
+            batch["image"].numpy()[:, 0, 0, 0] * 10, batch["label"], atol=1e-5
+        )
     assert sorted(int(label) for batch in seen for label in batch["label"]) == list(range(6))
 
 
 def test_balanced_classes_take_turns_and_each_has_its_own_epochs():
     data = patches(7).labelled([0, 2, 2, 0, 2, 2, 5], balanced=True)  # two, four and one
-    assert data.shares == 3 and data.take([0, 1]).shares == 2 and patches(7).labelled([0, 1] * 3 + [0]).shares == 1
+    assert (
+        data.shares == 3
+        and data.take([0, 1]).shares == 2
+        and patches(7).labelled([0, 1] * 3 + [0]).shares == 1
+    )
     found = list(islice(batches(data, 3, 0, False), 8))
     assert [np.array(batch["label"]).tolist() for batch in found] == [[0, 2, 5]] * 8
-    order = np.array([[identify(image, data)[0] for image in batch["image"].numpy()] for batch in found])
+    order = np.array(
+        [[identify(image, data)[0] for image in batch["image"].numpy()] for batch in found]
+    )
     assert [sorted(part) for part in order[:, 0].reshape(4, 2).tolist()] == [[0, 3]] * 4
     assert [sorted(part) for part in order[:, 1].reshape(2, 4).tolist()] == [[1, 2, 4, 5]] * 2
     assert (order[:, 2] == 6).all()

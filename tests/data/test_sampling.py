@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfmammo.config import DataConfig, SamplingConfig
-from tfmammo.data.sampling import gives_normal, is_normal, near_lesion, on_breast, quota, shape_class, shape_masks, side, stream
+from tfmammo.data.sampling import (
+    gives_normal,
+    is_normal,
+    near_lesion,
+    on_breast,
+    quota,
+    shape_class,
+    shape_masks,
+    side,
+    stream,
+)
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
@@ -44,9 +54,17 @@ def normal(image_id):
     return mammogram(image_id=image_id, pathology="normal")
 
 
-@given(rows=st.integers(1, 40), cols=st.integers(1, 40), length=st.integers(1, 50), offset=st.integers(0, 60), seed=st.integers(0, 10**6))
+@given(
+    rows=st.integers(1, 40),
+    cols=st.integers(1, 40),
+    length=st.integers(1, 50),
+    offset=st.integers(0, 60),
+    seed=st.integers(0, 10**6),
+)
 @settings(max_examples=200, deadline=None)
-def test_a_window_near_a_lesion_holds_one_of_its_pixels_and_stays_inside(rows, cols, length, offset, seed):
+def test_a_window_near_a_lesion_holds_one_of_its_pixels_and_stays_inside(
+    rows, cols, length, offset, seed
+):
     random = np.random.default_rng(seed)
     region = np.zeros((rows, cols), np.uint8)
     pixel = random.integers(rows), random.integers(cols)
@@ -55,7 +73,9 @@ def test_a_window_near_a_lesion_holds_one_of_its_pixels_and_stays_inside(rows, c
     assert bottom - top == right - left == length
     assert top <= pixel[0] < bottom and left <= pixel[1] < right
     for start, end, extent in ((top, bottom, rows), (left, right, cols)):
-        assert (start >= 0 and end <= extent) if length <= extent else (start <= 0 and end >= extent)
+        assert (
+            (start >= 0 and end <= extent) if length <= extent else (start <= 0 and end >= extent)
+        )
 
 
 def test_offsets_are_uniform_along_each_axis():
@@ -67,14 +87,17 @@ def test_offsets_are_uniform_along_each_axis():
         top, left, _, _ = near_lesion(region, 16, 3, random)
         found[top + 8 - 30, left + 8 - 20] += 1
     assert set(found) == {(row, col) for row in range(-3, 4) for col in range(-3, 4)}
-    assert sum((count - 50) ** 2 / 50 for count in found.values()) < 84.0  # chi square of 48 degrees of freedom, p = 0.001
+    # chi square of 48 degrees of freedom, p = 0.001
+    assert sum((count - 50) ** 2 / 50 for count in found.values()) < 84.0
 
 
 def test_every_pixel_of_the_lesion_is_drawn_and_an_offset_ends_inside_the_window():
     region = np.zeros((40, 40), np.uint8)
     region[10, 10:13] = region[20, 25] = 1
     random = np.random.default_rng(0)
-    centres = {tuple(corner + 2 for corner in near_lesion(region, 5, 0, random)[:2]) for _ in range(200)}
+    centres = {
+        tuple(corner + 2 for corner in near_lesion(region, 5, 0, random)[:2]) for _ in range(200)
+    }
     assert centres == {(10, 10), (10, 11), (10, 12), (20, 25)}
     region[:] = 0
     region[20, 20] = 1
@@ -88,10 +111,16 @@ def enough(breast, length, tissue):
     """The corners of all windows that hold enough breast, counted one by one."""
     rows, cols, _ = breast.shape
     corners = [(r, c) for r in range(rows - length + 1) for c in range(cols - length + 1)]
-    return {(r, c) for r, c in corners if breast[r : r + length, c : c + length].sum() >= round(tissue * length**2, 6)}
+    return {
+        (r, c)
+        for r, c in corners
+        if breast[r : r + length, c : c + length].sum() >= round(tissue * length**2, 6)
+    }
 
 
-@pytest.mark.parametrize(("length", "tissue"), [(3, 0.9), (5, 0.6), (5, 0.28), (1, 1.0), (7, 0.5), (12, 0.4), (4, 0.0)])
+@pytest.mark.parametrize(
+    ("length", "tissue"), [(3, 0.9), (5, 0.6), (5, 0.28), (1, 1.0), (7, 0.5), (12, 0.4), (4, 0.0)]
+)
 def test_windows_on_breast_are_all_those_with_enough_of_it(length, tissue):
     random = np.random.default_rng(3)
     breast = np.zeros((12, 14, 1), np.uint8)
@@ -104,7 +133,8 @@ def test_windows_on_breast_are_all_those_with_enough_of_it(length, tissue):
         assert bottom - top == right - left == length
         found[top, left] += 1
     assert set(found) == expected
-    statistic, free = sum((count - 40) ** 2 / 40 for count in found.values()), len(expected) - 1
+    statistic = sum((count - 40) ** 2 / 40 for count in found.values())
+    free = len(expected) - 1
     assert statistic < free + 4 * np.sqrt(2 * free) + 10, "each is as likely as the others"
 
 
@@ -120,24 +150,33 @@ def test_no_place_is_an_error():
 def test_scale_enlarges():
     random = np.random.default_rng(0)
     assert side(256, SamplingConfig(scale=(1, 1)), random) == 256
-    assert side(256, SamplingConfig(scale=(2, 2)), random) == 128 and side(256, SamplingConfig(scale=(0.5, 0.5)), random) == 512
+    assert (
+        side(256, SamplingConfig(scale=(2, 2)), random) == 128
+        and side(256, SamplingConfig(scale=(0.5, 0.5)), random) == 512
+    )
     sides = [side(256, SamplingConfig(), random) for _ in range(500)]
     assert min(sides) >= 213 and max(sides) <= 320 and min(sides) < 220 and max(sides) > 310
 
 
 def test_streams_differ_by_seed_image_and_number_alone():
-    draws = [stream(*key).random() for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a", 0))]
+    draws = [
+        stream(*key).random()
+        for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a", 0))
+    ]
     assert len(set(draws)) == 4 and draws[0] == draws[4]
 
 
 def test_what_is_normal():
     assert is_normal(normal("a"))
-    assert not is_normal(mammogram(pathology="benign")) and not is_normal(mammogram()), "the archive does not call it normal"
+    assert not is_normal(mammogram(pathology="benign")) and not is_normal(mammogram()), (
+        "the archive does not call it normal"
+    )
     assert not is_normal(mammogram(Lesion("calcification", (1, 2, 3, 4)), pathology="normal"))
 
 
 def test_quota_follows_lesions_and_not_the_order():
-    one, box = rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40))
+    one = rectangle(10, 10, 20, 20)
+    box = Lesion("mass", (1, 2, 30, 40))
     masked = MaskedLesion("mass", refuse)  # counts, and is not read
     records = [
         mammogram(one, image_id="one"),
@@ -151,14 +190,27 @@ def test_quota_follows_lesions_and_not_the_order():
     assert set(counts) == {"one", "three", "box", "none", "other"} and sum(counts.values()) == 4000
     assert counts["box"] == counts["none"] == counts["other"] == 0
     assert counts["three"] == pytest.approx(3000, abs=110)  # 4 standard deviations of a binomial
-    assert counts == quota(records[::-1], config) != quota(records, config.model_copy(update={"seed": 2}))
+    assert (
+        counts
+        == quota(records[::-1], config)
+        != quota(records, config.model_copy(update={"seed": 2}))
+    )
     as_lesions = quota(records, DataConfig())
     assert as_lesions == {"one": 1, "three": 3, "box": 1, "none": 0, "other": 0}
-    assert quota(records, DataConfig(frame="full", kinds=("mass", "asymmetry"))) == {"one": 1, "three": 1, "box": 1, "none": 0, "other": 1}
+    assert quota(records, DataConfig(frame="full", kinds=("mass", "asymmetry"))) == {
+        "one": 1,
+        "three": 1,
+        "box": 1,
+        "none": 0,
+        "other": 1,
+    }
 
 
 def test_quota_of_normal_mammograms():
-    records = [normal(f"n{i}") for i in range(4)] + [mammogram(image_id="unknown"), mammogram(rectangle(1, 1, 9, 9), image_id="mass")]
+    records = [normal(f"n{i}") for i in range(4)] + [
+        mammogram(image_id="unknown"),
+        mammogram(rectangle(1, 1, 9, 9), image_id="mass"),
+    ]
     counts = quota(records, DataConfig(patches="normal", sampling=SamplingConfig(count=1000)))
     assert sum(counts.values()) == 1000 and counts["unknown"] == counts["mass"] == 0
     assert all(abs(counts[f"n{i}"] - 250) < 55 for i in range(4))
@@ -166,11 +218,20 @@ def test_quota_of_normal_mammograms():
 
 def test_an_empty_quota_says_what_is_missing():
     records = [mammogram(Lesion("mass", (1, 2, 30, 40))), mammogram(image_id="b")]
-    with pytest.raises(DataError, match="^data.patches=normal: none of 2 mammograms is normal: without any lesion, and called normal"):
+    with pytest.raises(
+        DataError,
+        match="^data.patches=normal: none of 2 mammograms is normal: without any lesion, and "
+        "called normal",
+    ):
         quota(records, DataConfig(patches="normal"))
-    with pytest.raises(DataError, match="^data.patches=offset: none of 2 mammograms holds a mass to make a patch of$"):
+    with pytest.raises(
+        DataError,
+        match="^data.patches=offset: none of 2 mammograms holds a mass to make a patch of$",
+    ):
         quota(records, DataConfig(patches="offset"))
-    with pytest.raises(DataError, match="none of 2 mammograms holds a calcification or distortion to make"):
+    with pytest.raises(
+        DataError, match="none of 2 mammograms holds a calcification or distortion to make"
+    ):
         quota(records, DataConfig(kinds=("calcification", "distortion")))
 
 
@@ -198,8 +259,10 @@ def test_archives_words_become_four_shapes(word, shape):
 
 
 def test_shape_masks_by_hand(caplog):
-    tall = rectangle(10, 10, 30, 20, shape="lobulated")  # 20 x 10 px in a square of 22: one px above, six on the left
-    masked = MaskedLesion("mass", partial(stored, 100, 120), shape="oval")  # 12 x 6 px in a square of 13, enlarged
+    # 20 x 10 px in a square of 22: one px above, six on the left
+    tall = rectangle(10, 10, 30, 20, shape="lobulated")
+    # 12 x 6 px in a square of 13, enlarged
+    masked = MaskedLesion("mass", partial(stored, 100, 120), shape="oval")
     others = [rectangle(50, 50, 60, 60, shape=word) for word in ("round-oval", None, None)]
     cluster = rectangle(70, 70, 80, 80, kind="calcification", shape="round")
     skipped = Skipped()
@@ -211,22 +274,38 @@ def test_shape_masks_by_hand(caplog):
     ]
     with caplog.at_level(logging.INFO):
         masks, shapes, patients, ids = shape_masks(records, size=22, skipped=skipped)
-    assert shapes.tolist() == ["lobular", "oval"] and patients.tolist() == ["p", "q"] and ids.tolist() == ["a#1", "b#0"]
+    assert (
+        shapes.tolist() == ["lobular", "oval"]
+        and patients.tolist() == ["p", "q"]
+        and ids.tolist() == ["a#1", "b#0"]
+    )
     assert masks.dtype == np.uint8 and masks.shape == (2, 22, 22, 1)
     expected = np.zeros((22, 22), np.uint8)
     expected[1:21, 6:16] = 1
     np.testing.assert_array_equal(masks[0, ..., 0], expected)
     rows, cols = np.nonzero(masks[1, ..., 0])
-    assert np.ptp(rows) + 1 == pytest.approx(12 * 22 / 13, abs=1) and np.ptp(cols) + 1 == pytest.approx(6 * 22 / 13, abs=1)
-    assert skipped.reasons["c"] == "lesion 0: mask.png: broken" and "lesion 0: this lesion has a box but no outline" in skipped.reasons["d"]
-    assert "2 masks of 2 patients; masses of other shapes left out: 2 not stated, 1 round-oval" in caplog.text
+    assert np.ptp(rows) + 1 == pytest.approx(12 * 22 / 13, abs=1) and np.ptp(
+        cols
+    ) + 1 == pytest.approx(6 * 22 / 13, abs=1)
+    assert (
+        skipped.reasons["c"] == "lesion 0: mask.png: broken"
+        and "lesion 0: this lesion has a box but no outline" in skipped.reasons["d"]
+    )
+    assert (
+        "2 masks of 2 patients; masses of other shapes left out: 2 not stated, 1 round-oval"
+        in caplog.text
+    )
 
 
 def test_shape_masks_at_the_image_border_and_without_any():
     corner = rectangle(0, 0, 40, 40, shape="round")
     (mask,), _, _, _ = shape_masks([mammogram(corner)], size=44, margin=0.05)
     assert mask.sum() == 1600 and mask[2:42, 2:42].all()
-    with pytest.raises(DataError, match="no mass is irregular, lobular, oval or round; other masses: 1 not stated; 0 mammograms skipped"):
+    with pytest.raises(
+        DataError,
+        match="no mass is irregular, lobular, oval or round; other masses: 1 not stated; 0 "
+        "mammograms skipped",
+    ):
         shape_masks([mammogram(rectangle(1, 1, 9, 9))])
     with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
         shape_masks([mammogram(MaskedLesion("mass", refuse, shape="oval"))])
@@ -236,25 +315,34 @@ def test_shape_masks_at_the_image_border_and_without_any():
 def test_shapes_of_the_real_tables(real_data):
     found = Counter()
     for side_ in ("train", "test"):
-        with (real_data / f"cbis-ddsm/mass_case_description_{side_}_set.csv").open(newline="", encoding="utf-8") as file:
+        with (real_data / f"cbis-ddsm/mass_case_description_{side_}_set.csv").open(
+            newline="", encoding="utf-8"
+        ) as file:
             found.update(shape_class(row["mass shape"]) for row in csv.DictReader(file))
-    # By hand from the words' counts: irregular 464+52+2+1, lobulated 384+4+2, oval 412+6, round 164; two shapes named 6+3+1+1+1+1
+    # By hand from the words' counts: irregular 464+52+2+1, lobulated 384+4+2, oval 412+6, round
+    # 164; two shapes named 6+3+1+1+1+1
     assert found == {"irregular": 519, "lobular": 390, "oval": 418, "round": 164, None: 205}
 
 
 def test_normal_tissue_of_mammograms_with_lesions_is_taken_where_it_is_asked_for():
-    outlined, boxed = mammogram(rectangle(10, 10, 20, 20)), mammogram(rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40)))
+    outlined = mammogram(rectangle(10, 10, 20, 20))
+    boxed = mammogram(rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40)))
     tissue = SamplingConfig(normal="tissue")
     assert gives_normal(outlined, tissue) and not gives_normal(outlined, SamplingConfig())
     assert not gives_normal(boxed, tissue), "a lesion's place is not known to the pixel"
-    assert not gives_normal(mammogram(pathology="malignant"), tissue), "its lesions are not marked at all"
+    assert not gives_normal(mammogram(pathology="malignant"), tissue), (
+        "its lesions are not marked at all"
+    )
     assert gives_normal(normal("a"), tissue) and gives_normal(normal("a"), SamplingConfig())
 
 
 def test_windows_of_normal_tissue_keep_off_lesions():
-    breast, lesions = np.ones((12, 14, 1), np.uint8), np.zeros((12, 14, 1), np.uint8)
+    breast = np.ones((12, 14, 1), np.uint8)
+    lesions = np.zeros((12, 14, 1), np.uint8)
     lesions[4:7, 5] = 1
-    expected = {(r, c) for r in range(10) for c in range(12) if not lesions[r : r + 3, c : c + 3].any()}
+    expected = {
+        (r, c) for r in range(10) for c in range(12) if not lesions[r : r + 3, c : c + 3].any()
+    }
     random = np.random.default_rng(0)
     assert {on_breast(breast, 3, 1.0, random, lesions)[:2] for _ in range(3000)} == expected
     with pytest.raises(ValueError, match=r"^no square of 9 px is 100 % breast without a lesion$"):

@@ -1,4 +1,6 @@
-"""No patient on both sides, balanced folds, saved and official splits; the paper's protocol leaks as it should."""
+"""No patient on both sides, balanced folds, saved and official splits; the paper's
+protocol leaks as it should.
+"""
 
 import csv
 import json
@@ -13,7 +15,17 @@ from hypothesis import strategies as st
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
-from tfmammo.data.splits import SavedSplit, by_patient, check_no_leak, describe, load, official, paper, save, split
+from tfmammo.data.splits import (
+    SavedSplit,
+    by_patient,
+    check_no_leak,
+    describe,
+    load,
+    official,
+    paper,
+    save,
+    split,
+)
 from tfmammo.errors import DataError, LeakError
 
 COUNTS = {"a": 7, "b": 6, "c": 5, "d": 4, "e": 3, "f": 2, "g": 1, "h": 1, "i": 1}
@@ -25,7 +37,10 @@ def patches(ids=IDS, size=4):
     rng = np.random.default_rng(0)
     shape = (len(ids), size, size, 1)
     return Patches(
-        rng.random(shape, np.float32), rng.integers(0, 2, shape, np.uint8), np.array(ids), np.array([f"{i}#0" for i in range(len(ids))])
+        rng.random(shape, np.float32),
+        rng.integers(0, 2, shape, np.uint8),
+        np.array(ids),
+        np.array([f"{i}#0" for i in range(len(ids))]),
     )
 
 
@@ -78,12 +93,14 @@ def test_paper_draws_all_eight_variants_of_image_and_mask_together():
     some = patches(["p", "q"])
     train, test = paper(some, 16, 4, seed=0)
     assert len(train) == 12 and len(test) == 4
-    images, masks = np.concatenate([train.images, test.images]), np.concatenate([train.masks, test.masks])
+    images = np.concatenate([train.images, test.images])
+    masks = np.concatenate([train.masks, test.masks])
     ids = np.concatenate([train.ids, test.ids])
     assert sorted(ids) == sorted(f"{i}#0~{variant}" for i in range(2) for variant in range(8))
     assert len({image.tobytes() for image in images}) == 16
     for image, mask, name in zip(images, masks, ids, strict=True):
-        row, variant = int(name[0]), int(name[-1])
+        row = int(name[0])
+        variant = int(name[-1])
         turned = [np.rot90(array[row, ..., 0], variant % 4) for array in (some.images, some.masks)]
         turned = [np.fliplr(array) for array in turned] if variant >= 4 else turned
         np.testing.assert_array_equal(image[..., 0], turned[0])
@@ -139,7 +156,10 @@ def test_split_follows_the_config():
     assert sorted(np.concatenate([held_out.ids for _, held_out in folds])) == sorted(some.ids)
     for fold, (train, held_out) in enumerate(folds):
         expected = by_patient(IDS, 3, fold, 5)
-        assert train.ids.tolist() == some.ids[expected[0]].tolist() and held_out.ids.tolist() == some.ids[expected[1]].tolist()
+        assert (
+            train.ids.tolist() == some.ids[expected[0]].tolist()
+            and held_out.ids.tolist() == some.ids[expected[1]].tolist()
+        )
     train, test = split(some, DataConfig(split="paper", paper_samples=100, paper_test=20))
     assert (len(train), len(test)) == (80, 20)
 
@@ -150,7 +170,11 @@ def test_folds_are_what_earlier_runs_had():
 
 
 @given(
-    patients=st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["malignant", "benign", "normal", ""])), min_size=5, max_size=60),
+    patients=st.lists(
+        st.tuples(st.integers(1, 9), st.sampled_from(["malignant", "benign", "normal", ""])),
+        min_size=5,
+        max_size=60,
+    ),
     folds=st.integers(2, 5),
     seed=st.integers(0, 100),
 )
@@ -165,42 +189,75 @@ def test_strata_are_shared_out_within_one_patient_and_folds_stay_balanced(patien
     members = [{ids[row] for row in rows} for rows in held]
     assert sum(len(group) for group in members) == len(patients)
     for pathology in set(pathologies):
-        shares = [sum(patients[int(name[1:])][1] == pathology for name in group) for group in members]
+        shares = [
+            sum(patients[int(name[1:])][1] == pathology for name in group) for group in members
+        ]
         assert max(shares) - min(shares) <= 1
     sizes = [len(rows) for rows in held]
     assert max(sizes) - min(sizes) <= max(count for count, _ in patients)
 
 
 def test_a_patients_stratum_is_its_worst_pathology():
-    # Two patients with a malignant patch beside others: one in each fold, though without strata v and w would be parted.
+    # Two patients with a malignant patch beside others: one in each fold, though without strata v
+    # and w would be parted.
     ids = ["v"] * 3 + ["w"] * 3 + ["x"] * 2 + ["y"] * 2
-    pathologies = ["benign", "", "malignant", "benign", "benign", "benign", "normal", "malignant", "benign", ""]
+    pathologies = [
+        "benign",
+        "",
+        "malignant",
+        "benign",
+        "benign",
+        "benign",
+        "normal",
+        "malignant",
+        "benign",
+        "",
+    ]
     for seed in range(5):
-        folds = [set(np.array(ids)[by_patient(ids, 2, fold, seed, pathologies)[1]]) for fold in range(2)]
+        folds = [
+            set(np.array(ids)[by_patient(ids, 2, fold, seed, pathologies)[1]]) for fold in range(2)
+        ]
         assert sorted(sorted(fold) for fold in folds) == [["v", "y"], ["w", "x"]]
     order = np.random.default_rng(1).permutation(len(ids))
     shuffled = by_patient(np.array(ids)[order], 2, 0, 3, np.array(pathologies)[order])[1]
-    assert set(np.array(ids)[order][shuffled]) == set(np.array(ids)[by_patient(ids, 2, 0, 3, pathologies)[1]])
+    assert set(np.array(ids)[order][shuffled]) == set(
+        np.array(ids)[by_patient(ids, 2, 0, 3, pathologies)[1]]
+    )
 
 
 def test_nothing_to_stratify_by_is_an_error():
     some = patches()
-    with pytest.raises(DataError, match="^data.stratify=pathology: the archive states the pathology of no patch"):
+    with pytest.raises(
+        DataError, match="^data.stratify=pathology: the archive states the pathology of no patch"
+    ):
         split(some, DataConfig(stratify="pathology"))
-    known = replace(some, pathologies=np.where(np.isin(IDS, ["a", "c", "e"]), "malignant", "benign"))
+    known = replace(
+        some, pathologies=np.where(np.isin(IDS, ["a", "c", "e"]), "malignant", "benign")
+    )
     _, held_out = split(known, DataConfig(stratify="pathology", fold=1))
     expected = IDS[by_patient(IDS, 3, 1, 0, known.pathologies)[1]]
-    assert held_out.patient_ids.tolist() == expected.tolist() and sum(held_out.pathologies == "malignant") > 0
+    assert (
+        held_out.patient_ids.tolist() == expected.tolist()
+        and sum(held_out.pathologies == "malignant") > 0
+    )
 
 
 def test_the_official_split():
     sides = np.where(np.isin(IDS, ["b", "g"]), "test", "train")
     some = replace(patches(), official_splits=sides)
     train, test = split(some, DataConfig(split="official"))
-    assert set(test.patient_ids) == {"b", "g"} and test.ids.tolist() == some.ids[sides == "test"].tolist()
+    assert (
+        set(test.patient_ids) == {"b", "g"}
+        and test.ids.tolist() == some.ids[sides == "test"].tolist()
+    )
     assert train.ids.tolist() == some.ids[sides == "train"].tolist()
-    with pytest.raises(DataError, match="data.split=official: the archive puts 7 of 30 patches on neither side"):
-        split(replace(some, official_splits=np.where(IDS == "a", "", sides)), DataConfig(split="official"))
+    with pytest.raises(
+        DataError, match="data.split=official: the archive puts 7 of 30 patches on neither side"
+    ):
+        split(
+            replace(some, official_splits=np.where(IDS == "a", "", sides)),
+            DataConfig(split="official"),
+        )
     with pytest.raises(DataError, match="puts 30 patches into training and holds 0 out"):
         split(replace(some, official_splits=np.full(30, "train")), DataConfig(split="official"))
 
@@ -208,7 +265,11 @@ def test_the_official_split():
 def test_an_official_split_that_leaks_is_refused():
     sides = np.array(["train"] * len(IDS))
     sides[[0, 7, 29]] = "test"  # a and b stand on both sides, i wholly in the test set
-    with pytest.raises(LeakError, match=r"patients in both the training and the test set: 2; .*data.kinds=\[mass\] .* data.split=patient"):
+    with pytest.raises(
+        LeakError,
+        match=r"patients in both the training and the test set: 2; .*data.kinds=\[mass\] .* "
+        r"data.split=patient",
+    ):
         split(replace(patches(), official_splits=sides), DataConfig(split="official"))
 
 
@@ -216,7 +277,8 @@ def test_an_official_split_that_leaks_is_refused():
 def test_the_real_leak_of_cbis_ddsm(real_data):
     found = {}
     for kind in ("mass", "calc"):
-        patients, sides = [], []
+        patients = []
+        sides = []
         for side in ("train", "test"):
             path = real_data / f"cbis-ddsm/{kind}_case_description_{side}_set.csv"
             with path.open(newline="", encoding="utf-8") as file:
@@ -231,15 +293,33 @@ def test_the_real_leak_of_cbis_ddsm(real_data):
 
 
 def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):
-    some, path = patches(), tmp_path / "split.json"
+    some = patches()
+    path = tmp_path / "split.json"
     config = DataConfig(folds=4, fold=2, seed=5)
     saved = describe(some, config, "cdd_cesm")
-    assert saved == describe(some, config.model_copy(update={"fold": 0}), "cdd_cesm"), "of the whole split, not of one fold"
+    assert saved == describe(some, config.model_copy(update={"fold": 0}), "cdd_cesm"), (
+        "of the whole split, not of one fold"
+    )
     save(path, saved)
     assert load(path) == saved
     content = json.loads(path.read_text())
-    assert set(content) == {"archive", "split", "folds", "seed", "stratify", "patients", "id_key", "sha256"}
-    assert (content["archive"], content["split"], content["folds"], content["seed"], content["stratify"]) == (
+    assert set(content) == {
+        "archive",
+        "split",
+        "folds",
+        "seed",
+        "stratify",
+        "patients",
+        "id_key",
+        "sha256",
+    }
+    assert (
+        content["archive"],
+        content["split"],
+        content["folds"],
+        content["seed"],
+        content["stratify"],
+    ) == (
         "cdd_cesm",
         "patient",
         4,
@@ -248,7 +328,9 @@ def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):
     )
     for fold in range(4):
         expected = set(IDS[by_patient(IDS, 4, fold, 5)[1]])
-        assert {patient for patient, number in content["patients"].items() if number == fold} == expected
+        assert {
+            patient for patient, number in content["patients"].items() if number == fold
+        } == expected
         # Fewer patches and another seed would give other folds, the file gives the same.
         fewer = some.take([row for row, patient in enumerate(IDS) if row % 2 or patient in "ghi"])
         again = DataConfig(folds=4, fold=fold, seed=99, split_file=path)
@@ -258,29 +340,45 @@ def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):
 
 
 def test_an_official_split_can_be_saved_and_a_paper_split_described(tmp_path):
-    some, path = replace(patches(), official_splits=np.where(IDS < "e", "train", "test")), tmp_path / "split.json"
+    some = replace(patches(), official_splits=np.where(IDS < "e", "train", "test"))
+    path = tmp_path / "split.json"
     saved = describe(some, DataConfig(split="official"), "x")
-    assert saved.patients == {**dict.fromkeys("abcd", "train"), **dict.fromkeys("efghi", "test")} and saved.folds is saved.seed is None
+    assert (
+        saved.patients == {**dict.fromkeys("abcd", "train"), **dict.fromkeys("efghi", "test")}
+        and saved.folds is saved.seed is None
+    )
     save(path, saved)
-    _, test = split(patches(), DataConfig(split="official", split_file=path))  # the sides come from the file alone
+    # the sides come from the file alone
+    _, test = split(patches(), DataConfig(split="official", split_file=path))
     assert set(test.patient_ids) == set("efghi")
     leaky = DataConfig(split="paper", paper_samples=100, paper_test=20, seed=3)
     train, test = split(some, leaky)
     places = describe(some, leaky, "x").patients
-    assert {patient for patient, place in places.items() if place != "test"} == set(train.patient_ids)
-    assert {patient for patient, place in places.items() if place != "train"} == set(test.patient_ids)
-    with pytest.raises(DataError, match="^data.split_file: names patients, which data.split=paper does not go by$"):
+    assert {patient for patient, place in places.items() if place != "test"} == set(
+        train.patient_ids
+    )
+    assert {patient for patient, place in places.items() if place != "train"} == set(
+        test.patient_ids
+    )
+    with pytest.raises(
+        DataError, match="^data.split_file: names patients, which data.split=paper does not go by$"
+    ):
         split(some, leaky.model_copy(update={"split_file": path}))
 
 
 def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path):
-    some, path = patches(), tmp_path / "split.json"
+    some = patches()
+    path = tmp_path / "split.json"
     save(path, describe(some.take(np.flatnonzero(IDS != "c")), DataConfig(folds=3), "inbreast"))
-    with pytest.raises(DataError, match="split.json: does not know 1 of 9 patients; it was made for inbreast"):
+    with pytest.raises(
+        DataError, match="split.json: does not know 1 of 9 patients; it was made for inbreast"
+    ):
         split(some, DataConfig(split_file=path))
     with pytest.raises(DataError, match="split.json: has no fold 3, only 3 folds"):
         split(some, DataConfig(folds=4, fold=3, split_file=path))
-    with pytest.raises(DataError, match="split.json: holds a split of the kind patient, and data.split is official"):
+    with pytest.raises(
+        DataError, match="split.json: holds a split of the kind patient, and data.split is official"
+    ):
         split(some, DataConfig(split="official", split_file=path))
     few = some.take(np.flatnonzero(IDS == "a"))
     fold = load(path).patients["a"]
@@ -293,8 +391,14 @@ def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path):
     [
         (lambda text: text.replace('"a": ', '"a": 1'), "was changed after it was written"),
         (lambda text: text.replace('"seed": 0', '"seed": 1'), "was changed after it was written"),
-        (lambda text: text.replace('"sha256": "', '"sha256": "0'), "was changed after it was written"),
-        (lambda text: text.replace('"archive"', '"arcive"'), r"is no split that a run wrote \(2 faults\)"),
+        (
+            lambda text: text.replace('"sha256": "', '"sha256": "0'),
+            "was changed after it was written",
+        ),
+        (
+            lambda text: text.replace('"archive"', '"arcive"'),
+            r"is no split that a run wrote \(2 faults\)",
+        ),
         (lambda text: text.replace('"sha256"', '"md5"'), "is no split that a run wrote"),
         (lambda text: text[:-5], "is no split that a run wrote"),
         (lambda text: "[]", "is no split that a run wrote"),
@@ -318,40 +422,82 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_the_digest_does_not_depend_on_the_order_of_patients():
-    one = SavedSplit(archive="x", split="patient", folds=2, seed=0, stratify="none", patients={"a": 0, "b": 1})
+    one = SavedSplit(
+        archive="x", split="patient", folds=2, seed=0, stratify="none", patients={"a": 0, "b": 1}
+    )
     other = one.model_copy(update={"patients": {"b": 1, "a": 0}})
-    assert one.digest() == other.digest() != one.model_copy(update={"patients": {"a": 1, "b": 1}}).digest() and len(one.digest()) == 64
+    assert (
+        one.digest()
+        == other.digest()
+        != one.model_copy(update={"patients": {"a": 1, "b": 1}}).digest()
+        and len(one.digest()) == 64
+    )
 
 
 def test_the_papers_copies_keep_their_facts():
-    some = replace(patches(["p", "q"]), kinds=np.array(["mass", "calcification"]), shapes=np.array(["oval", ""]))
+    some = replace(
+        patches(["p", "q"]),
+        kinds=np.array(["mass", "calcification"]),
+        shapes=np.array(["oval", ""]),
+    )
     train, test = paper(some, 16, 4, seed=0)
     for part in (train, test):
         rows = [int(name[0]) for name in part.ids]
-        assert part.kinds.tolist() == some.kinds[rows].tolist() and part.shapes.tolist() == some.shapes[rows].tolist()
+        assert (
+            part.kinds.tolist() == some.kinds[rows].tolist()
+            and part.shapes.tolist() == some.shapes[rows].tolist()
+        )
         assert part.patient_ids.tolist() == some.patient_ids[rows].tolist()
 
 
 def test_a_patient_of_several_shapes_counts_for_the_rarest():
-    # v and y have a round mass beside others, w and x a lobular one beside irregular ones: each fold gets one of either sort.
+    # v and y have a round mass beside others, w and x a lobular one beside irregular ones: each
+    # fold gets one of either sort.
     ids = np.array(["v"] * 3 + ["w"] * 3 + ["x"] * 2 + ["y"] * 2)
-    shapes = np.array(["irregular", "oval", "round", "irregular", "lobulated", "", "lobular", "irregular", "round", "oval"])
+    shapes = np.array(
+        [
+            "irregular",
+            "oval",
+            "round",
+            "irregular",
+            "lobulated",
+            "",
+            "lobular",
+            "irregular",
+            "round",
+            "oval",
+        ]
+    )
     some = replace(patches(ids), shapes=shapes)
     for seed in range(5):
         config = DataConfig(stratify="shape", folds=2, seed=seed)
-        folds = [set(split(some, config.model_copy(update={"fold": fold}))[1].patient_ids) for fold in range(2)]
+        folds = [
+            set(split(some, config.model_copy(update={"fold": fold}))[1].patient_ids)
+            for fold in range(2)
+        ]
         assert sorted(sorted(fold) for fold in folds) == [["v", "x"], ["w", "y"]]
         saved = describe(some, config, "x")
-        assert saved.stratify == "shape" and {patient for patient, fold in saved.patients.items() if fold == 0} == folds[0]
+        assert (
+            saved.stratify == "shape"
+            and {patient for patient, fold in saved.patients.items() if fold == 0} == folds[0]
+        )
 
 
 def test_shapes_are_shared_out_within_one_patient():
     random = np.random.default_rng(0)
-    shapes = random.choice(["irregular", "lobular", "oval", "round", "round-oval", ""], 200, p=[0.4, 0.35, 0.1, 0.06, 0.05, 0.04])
+    shapes = random.choice(
+        ["irregular", "lobular", "oval", "round", "round-oval", ""],
+        200,
+        p=[0.4, 0.35, 0.1, 0.06, 0.05, 0.04],
+    )
     some = replace(patches([f"p{i}" for i in range(200)]), shapes=shapes)
-    held = [split(some, DataConfig(stratify="shape", folds=5, fold=fold))[1].shapes for fold in range(5)]
+    held = [
+        split(some, DataConfig(stratify="shape", folds=5, fold=fold))[1].shapes for fold in range(5)
+    ]
     for shape in ("irregular", "lobular", "oval", "round"):
         counts = [int(np.sum(part == shape)) for part in held]
         assert sum(counts) == np.sum(shapes == shape) and max(counts) - min(counts) <= 1
-    with pytest.raises(DataError, match="^data.stratify=shape: the archive states the shape of no patch"):
+    with pytest.raises(
+        DataError, match="^data.stratify=shape: the archive states the shape of no patch"
+    ):
         split(replace(some, shapes=np.full(200, "round-oval")), DataConfig(stratify="shape"))

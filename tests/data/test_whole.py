@@ -1,4 +1,6 @@
-"""Whole mammograms with their boxes: where a lesion lies on the canvas or in a tile, what is taken, how both are flipped."""
+"""Whole mammograms with their boxes: where a lesion lies on the canvas or in a tile, what
+is taken, how both are flipped.
+"""
 
 from functools import partial
 
@@ -12,7 +14,8 @@ from tfmammo.data.whole import Whole, around, between, make_whole, tile, view
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 80, 60
+ROWS = 80
+COLS = 60
 CONFIG = DataConfig(size=40, kinds=("mass", "calcification"), percentiles=(0, 100))
 
 
@@ -26,7 +29,17 @@ def pixels(box=None, value=0.5):
 
 def mammogram(number=0, lesions=(), pathology=None, box=None, **facts):
     read = partial(pixels, box or (lesions[0].box if lesions else None))
-    return Mammogram("made", f"p{number}", f"i{number}", ROWS, COLS, read, lesions=tuple(lesions), pathology=pathology, **facts)
+    return Mammogram(
+        "made",
+        f"p{number}",
+        f"i{number}",
+        ROWS,
+        COLS,
+        read,
+        lesions=tuple(lesions),
+        pathology=pathology,
+        **facts,
+    )
 
 
 MASS = Lesion("mass", (20, 8, 40, 24), pathology="malignant")
@@ -35,7 +48,11 @@ MASS = Lesion("mass", (20, 8, 40, 24), pathology="malignant")
 def test_a_box_lies_on_its_lesion_in_the_square():
     whole = make_whole([mammogram(0, [MASS])], CONFIG, Skipped())
     np.testing.assert_allclose(whole.boxes, [[[20 / 80, 8 / 80, 40 / 80, 24 / 80]]])
-    assert whole.classes.tolist() == [[0]] and whole.kinds.tolist() == ["mass"] and whole.pathologies.tolist() == ["malignant"]
+    assert (
+        whole.classes.tolist() == [[0]]
+        and whole.kinds.tolist() == ["mass"]
+        and whole.pathologies.tolist() == ["malignant"]
+    )
     np.testing.assert_array_equal(whole.images[0, 10:20, 4:12], 1)
     np.testing.assert_array_equal(np.argwhere(whole.masks[0, ..., 0])[[0, -1]], [[10, 4], [19, 11]])
     assert whole.images[0, :, 30:].max() == 0 and whole.ids.tolist() == ["i0#full"]
@@ -43,12 +60,15 @@ def test_a_box_lies_on_its_lesion_in_the_square():
 
 def test_an_outline_is_drawn_and_a_mask_is_not_its_box():
     outline = np.array([[20, 8], [40, 24], [40, 8]], np.float32)
-    whole = make_whole([mammogram(0, [Lesion.from_outline("mass", outline, ROWS, COLS)])], CONFIG, Skipped())
+    whole = make_whole(
+        [mammogram(0, [Lesion.from_outline("mass", outline, ROWS, COLS)])], CONFIG, Skipped()
+    )
     assert 0.4 < whole.masks.sum() / (10 * 8) < 0.75
 
 
 def test_what_is_taken():
-    asymmetry, calcification = Lesion("asymmetry", MASS.box), Lesion("calcification", MASS.box)
+    asymmetry = Lesion("asymmetry", MASS.box)
+    calcification = Lesion("calcification", MASS.box)
     found = [
         mammogram(0, [MASS, calcification]),
         mammogram(1, pathology="normal"),
@@ -58,9 +78,17 @@ def test_what_is_taken():
         mammogram(5, [asymmetry, calcification]),
     ]
     whole = make_whole(found, CONFIG, Skipped())
-    assert whole.patient_ids.tolist() == ["p0", "p1", "p5"] and whole.kinds.tolist() == ["mass", "normal", "calcification"]
+    assert whole.patient_ids.tolist() == ["p0", "p1", "p5"] and whole.kinds.tolist() == [
+        "mass",
+        "normal",
+        "calcification",
+    ]
     assert whole.boxes.shape == (3, 2, 4) and whole.classes.tolist() == [[0, 1], [0, 0], [1, 0]]
-    assert (whole.boxes[..., 2] > whole.boxes[..., 0]).tolist() == [[True, True], [False, False], [True, False]]
+    assert (whole.boxes[..., 2] > whole.boxes[..., 0]).tolist() == [
+        [True, True],
+        [False, False],
+        [True, False],
+    ]
     assert make_whole(found, CONFIG, Skipped(), normal=False).patient_ids.tolist() == ["p0", "p5"]
 
 
@@ -75,10 +103,14 @@ def test_what_cant_be_used_is_noted():
     def constant():
         return np.zeros((ROWS, COLS, 1), np.float32)
 
-    skipped, bad = Skipped(), Mammogram("made", "p9", "i9", ROWS, COLS, constant, lesions=(MASS,))
+    skipped = Skipped()
+    bad = Mammogram("made", "p9", "i9", ROWS, COLS, constant, lesions=(MASS,))
     assert len(make_whole([bad, mammogram(0, [MASS])], CONFIG, skipped)) == 1
     assert "constant" in skipped.reasons["i9"]
-    with pytest.raises(DataError, match="no mammogram with a mass or calcification.*first i9: the image is constant"):
+    with pytest.raises(
+        DataError,
+        match="no mammogram with a mass or calcification.*first i9: the image is constant",
+    ):
         make_whole([bad, mammogram(1, pathology="normal")], CONFIG, Skipped())
 
 
@@ -101,7 +133,9 @@ SQUARE = (40, 40)
     ],
 )
 def test_a_mammogram_is_scaled_by_one_factor_and_filled_with_0(rows, cols, canvas, scaled):
-    filled, scale = view(np.ones((rows, cols, 1), np.float32), DataConfig(canvas=canvas, window=(0, 1)))
+    filled, scale = view(
+        np.ones((rows, cols, 1), np.float32), DataConfig(canvas=canvas, window=(0, 1))
+    )
     assert filled.shape == (*canvas, 1) and filled.dtype == np.float32
     expected = np.zeros(canvas, np.float32)
     expected[: scaled[0], : scaled[1]] = 1
@@ -124,22 +158,40 @@ def test_a_box_lies_on_its_lesion_on_a_canvas():
 def test_a_square_canvas_is_the_square_of_that_size():
     found = [mammogram(0, [MASS]), mammogram(1, pathology="normal")]
     square = make_whole(found, CONFIG, Skipped())
-    assert make_whole(found, CONFIG.model_copy(update={"canvas": (40, 40), "size": 7}), Skipped()).fingerprint() == square.fingerprint()
+    assert (
+        make_whole(
+            found, CONFIG.model_copy(update={"canvas": (40, 40), "size": 7}), Skipped()
+        ).fingerprint()
+        == square.fingerprint()
+    )
 
 
 def test_view_stretches_grey_values_without_the_padding():
     square, _ = view(pixels((20, 8, 40, 24), 0.55), CONFIG)
     assert square[30, 2, 0] == 0 and square.max() == 1
     np.testing.assert_allclose(square[0, 0, 0], 0.5, atol=1e-6)
-    windowed, _ = view(pixels((20, 8, 40, 24), 0.55), CONFIG.model_copy(update={"window": (0.05, 0.55)}))
+    windowed, _ = view(
+        pixels((20, 8, 40, 24), 0.55), CONFIG.model_copy(update={"window": (0.05, 0.55)})
+    )
     np.testing.assert_allclose(windowed[[0, 30], [0, 2], 0], [1, 0.1], atol=1e-6)
 
 
 def test_take_and_fingerprint_know_the_boxes():
     whole = make_whole([mammogram(i, [MASS]) for i in range(3)], CONFIG, Skipped())
     some = whole.take([2, 0])
-    assert isinstance(some, Whole) and some.patient_ids.tolist() == ["p2", "p0"] and some.boxes.shape == (2, 1, 4)
-    moved = Whole(whole.images, whole.masks, whole.patient_ids, whole.ids, boxes=whole.boxes / 2, classes=whole.classes)
+    assert (
+        isinstance(some, Whole)
+        and some.patient_ids.tolist() == ["p2", "p0"]
+        and some.boxes.shape == (2, 1, 4)
+    )
+    moved = Whole(
+        whole.images,
+        whole.masks,
+        whole.patient_ids,
+        whole.ids,
+        boxes=whole.boxes / 2,
+        classes=whole.classes,
+    )
     assert len({whole.fingerprint(), moved.fingerprint(), some.fingerprint()}) == 3
     assert whole.take([0, 1, 2]).fingerprint() == whole.fingerprint()
 
@@ -170,7 +222,9 @@ def test_boxes_are_flipped_as_the_image_is(turn, rows):
     inside = np.argwhere(turned[..., 0])
     sides = np.array([rows, 40])
     expected = [*inside.min(axis=0) / sides, *(inside.max(axis=0) + 1) / sides]
-    boxes = np.array([[4, 12, 10, 32], [0, 0, 0, 0]], np.float32) / np.tile(sides, 2).astype(np.float32)
+    boxes = np.array([[4, 12, 10, 32], [0, 0, 0, 0]], np.float32) / np.tile(sides, 2).astype(
+        np.float32
+    )
     found = tf.function(flipped)(boxes, tf.constant(turn)).numpy()
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
     assert found[1, 0] == found[1, 2] and found[1, 1] == found[1, 3], "what is not there stays so"
@@ -179,12 +233,18 @@ def test_boxes_are_flipped_as_the_image_is(turn, rows):
 @pytest.mark.parametrize("canvas", [None, (40, 32)])
 def test_batches_carry_boxes_that_lie_on_the_flipped_lesion(canvas):
     config = CONFIG.model_copy(update={"canvas": canvas})
-    whole, sides = (
-        make_whole([mammogram(0, [MASS]), mammogram(1, [Lesion("calcification", (50, 2, 60, 40))])], config, Skipped()),
-        config.shape,
+    whole = make_whole(
+        [mammogram(0, [MASS]), mammogram(1, [Lesion("calcification", (50, 2, 60, 40))])],
+        config,
+        Skipped(),
     )
+    sides = config.shape
     places = set()
-    assert batches(whole, 2, seed=3, augment=True).element_spec["image"].shape.as_list() == [2, *sides, 1], "networks are built by it"
+    assert batches(whole, 2, seed=3, augment=True).element_spec["image"].shape.as_list() == [
+        2,
+        *sides,
+        1,
+    ], "networks are built by it"
     for batch in batches(whole, 2, seed=3, augment=True).take(16):
         assert {name: (value.shape.as_list(), value.dtype) for name, value in batch.items()} == {
             "image": ([2, *sides, 1], tf.float32),
@@ -192,9 +252,13 @@ def test_batches_carry_boxes_that_lie_on_the_flipped_lesion(canvas):
             "boxes": ([2, 1, 4], tf.float32),
             "classes": ([2, 1], tf.int32),
         }
-        for mask, box in zip(batch["mask"].numpy()[..., 0], batch["boxes"].numpy()[:, 0], strict=True):
+        for mask, box in zip(
+            batch["mask"].numpy()[..., 0], batch["boxes"].numpy()[:, 0], strict=True
+        ):
             inside = np.argwhere(mask)
-            np.testing.assert_allclose(box * (sides * 2), [*inside.min(axis=0), *(inside.max(axis=0) + 1)], atol=1e-4)
+            np.testing.assert_allclose(
+                box * (sides * 2), [*inside.min(axis=0), *(inside.max(axis=0) + 1)], atol=1e-4
+            )
             places.add(tuple(np.rint(box * (sides * 2)).astype(int).tolist()))
     assert len(places) == 8, "two mammograms, four flips each"
     for batch in batches(whole, 2, seed=3, augment=False).take(1):
@@ -209,9 +273,13 @@ TILED = CONFIG.model_copy(update={"size": 32, "tiles": TilesConfig(overlap=8, em
 
 
 def half_ellipse(*boxes):
-    """A breast of 0.40 to 0.44 on the left, nothing on the right, and lesions at full brightness."""
+    """A breast of 0.40 to 0.44 on the left, nothing on the right, and lesions at full
+    brightness.
+    """
     rows, cols = np.mgrid[:ROWS, :COLS]
-    image = np.where(((rows - 39.5) / 40) ** 2 + (cols / 45) ** 2 < 1, 0.4 + 0.001 * cols, 0).astype(np.float32)[..., np.newaxis]
+    image = np.where(
+        ((rows - 39.5) / 40) ** 2 + (cols / 45) ** 2 < 1, 0.4 + 0.001 * cols, 0
+    ).astype(np.float32)[..., np.newaxis]
     for top, left, bottom, right in boxes:
         image[top:bottom, left:right] = 1
     return image
@@ -219,7 +287,17 @@ def half_ellipse(*boxes):
 
 def breast(number=0, lesions=(), pathology=None, **facts):
     read = partial(half_ellipse, *(lesion.box for lesion in lesions))
-    return Mammogram("made", f"p{number}", f"i{number}", ROWS, COLS, read, lesions=tuple(lesions), pathology=pathology, **facts)
+    return Mammogram(
+        "made",
+        f"p{number}",
+        f"i{number}",
+        ROWS,
+        COLS,
+        read,
+        lesions=tuple(lesions),
+        pathology=pathology,
+        **facts,
+    )
 
 
 def bounds(region):
@@ -236,16 +314,24 @@ def test_a_tile_is_cut_and_filled_below_and_on_the_right():
 def test_a_place_around_a_box_by_hand():
     random = np.random.default_rng(0)
     drawn = [around((10, 20, 14, 30), (100, 50), (8, 16), random) for _ in range(300)]
-    assert {top for top, _ in drawn} == set(range(6, 11)) and {left for _, left in drawn} == set(range(14, 21))
-    assert around((0, 46, 8, 50), (100, 50), (8, 16), random) == (0, 34), "as near the border as that"
-    assert around((10, 0, 40, 50), (100, 50), (8, 16), random) == (21, 17), "larger than a tile: its middle"
+    assert {top for top, _ in drawn} == set(range(6, 11)) and {left for _, left in drawn} == set(
+        range(14, 21)
+    )
+    assert around((0, 46, 8, 50), (100, 50), (8, 16), random) == (0, 34), (
+        "as near the border as that"
+    )
+    assert around((10, 0, 40, 50), (100, 50), (8, 16), random) == (21, 17), (
+        "larger than a tile: its middle"
+    )
     assert around((2, 0, 40, 50), (42, 50), (36, 16), random)[0] in range(2, 7)
     assert around((1, 0, 4, 3), (5, 50), (8, 3), random) == (0, 0), "an image that is shorter"
 
 
 def test_places_between_lesions_are_those_that_a_slow_count_finds():
     random = np.random.default_rng(0)
-    region, (rows, cols) = (random.random((20, 17, 1)) < 0.12).astype(np.uint8), (6, 4)
+    region = (random.random((20, 17, 1)) < 0.12).astype(np.uint8)
+    rows = 6
+    cols = 4
     boxes = [(3, 5, 6, 7), (15, 0, 20, 2)]
     free = between(region, boxes, (rows, cols))
     lesions = np.zeros((20, 17), bool)
@@ -262,19 +348,35 @@ def test_tiles_hold_a_lesion_each_or_none():
     calcification = Lesion("calcification", (60, 30, 70, 39), pathology="benign")
     found = [breast(0, [MASS, calcification], "malignant"), breast(1, pathology="normal")]
     whole = make_whole(found, TILED, Skipped())
-    assert whole.images.shape == (6, 32, 32, 1) and whole.ids.tolist() == ["i0#0", "i0#1", "i0@0", "i0@1", "i1@0", "i1@1"]
+    assert whole.images.shape == (6, 32, 32, 1) and whole.ids.tolist() == [
+        "i0#0",
+        "i0#1",
+        "i0@0",
+        "i0@1",
+        "i1@0",
+        "i1@1",
+    ]
     assert whole.kinds.tolist() == ["mass", "calcification"] + ["normal"] * 4
     assert whole.pathologies.tolist() == ["malignant", "benign"] + ["normal"] * 4
-    assert whole.classes[:2, 0].tolist() == [0, 1] and not whole.boxes[2:].any() and not whole.masks[2:].any()
+    assert (
+        whole.classes[:2, 0].tolist() == [0, 1]
+        and not whole.boxes[2:].any()
+        and not whole.masks[2:].any()
+    )
     for row, box in enumerate((MASS.box, calcification.box)):
         inside = bounds(whole.images[row] == 1)
-        assert [inside[2] - inside[0], inside[3] - inside[1]] == [box[2] - box[0], box[3] - box[1]], "never scaled"
+        assert [inside[2] - inside[0], inside[3] - inside[1]] == [
+            box[2] - box[0],
+            box[3] - box[1],
+        ], "never scaled"
         np.testing.assert_allclose(whole.boxes[row, 0] * 32, inside, atol=1e-5)
         assert bounds(whole.masks[row]) == inside
 
 
 def test_grey_values_of_tiles_are_normalised_over_the_whole_mammogram():
-    """Tissue is 0.40 to 0.44 beside a lesion of 1, also where a tile does not show it, and above 0.9 in a normal mammogram."""
+    """Tissue is 0.40 to 0.44 beside a lesion of 1, also where a tile does not show it, and above
+    0.9 in a normal mammogram.
+    """
     whole = make_whole([breast(0, [MASS]), breast(1, pathology="normal")], TILED, Skipped())
     assert whole.ids[1:].tolist() == ["i0@0", "i0@1", "i1@0", "i1@1"]
     for row, (low, high) in enumerate([(0.4, 0.445), (0.4, 0.445), (0.9, 1), (0.9, 1)], 1):
@@ -284,20 +386,28 @@ def test_grey_values_of_tiles_are_normalised_over_the_whole_mammogram():
 
 def test_tiles_do_not_depend_on_order_and_change_with_the_seed():
     found = [breast(number, [MASS]) for number in range(4)]
-    one, other = make_whole(found, TILED, Skipped()), make_whole(found[::-1], TILED, Skipped())
+    one = make_whole(found, TILED, Skipped())
+    other = make_whole(found[::-1], TILED, Skipped())
     assert one.fingerprint() == other.take([9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2]).fingerprint()
     assert len(np.unique(one.boxes[::3, 0], axis=0)) > 1, "each image has places of its own"
-    assert make_whole(found, TILED.model_copy(update={"seed": 2}), Skipped()).fingerprint() != one.fingerprint()
+    assert (
+        make_whole(found, TILED.model_copy(update={"seed": 2}), Skipped()).fingerprint()
+        != one.fingerprint()
+    )
 
 
 def test_of_other_lesions_in_a_tile_those_count_of_which_half_is_left():
     """A tile as large as the lesion around it can lie in one place only."""
-    own, half, less = Lesion("mass", (20, 20, 36, 36)), Lesion("mass", (24, 30, 34, 42)), Lesion("mass", (24, 31, 34, 42))
-    inside, beside = Lesion("calcification", (22, 22, 24, 25)), Lesion("mass", (24, 36, 34, 42))
+    own = Lesion("mass", (20, 20, 36, 36))
+    half = Lesion("mass", (24, 30, 34, 42))
+    less = Lesion("mass", (24, 31, 34, 42))
+    inside = Lesion("calcification", (22, 22, 24, 25))
+    beside = Lesion("mass", (24, 36, 34, 42))
     config = TILED.model_copy(update={"size": 16, "tiles": TilesConfig(overlap=8, empty=0)})
     whole = make_whole([breast(0, [own, half, less, inside, beside])], config, Skipped()).take([0])
     np.testing.assert_allclose(
-        whole.boxes[0] * 16, [[0, 0, 16, 16], [4, 10, 14, 16], [2, 2, 4, 5], *[[0] * 4] * (whole.boxes.shape[1] - 3)]
+        whole.boxes[0] * 16,
+        [[0, 0, 16, 16], [4, 10, 14, 16], [2, 2, 4, 5], *[[0] * 4] * (whole.boxes.shape[1] - 3)],
     )
     assert whole.classes[0, :3].tolist() == [0, 0, 1]
 
@@ -321,18 +431,35 @@ def test_a_mammogram_smaller_than_a_tile_is_padded():
 
 
 def test_empty_tiles_show_no_lesion_of_any_kind_and_may_be_missing():
-    asymmetry, skipped = Lesion("asymmetry", (0, 0, 80, 5)), Skipped()
+    asymmetry = Lesion("asymmetry", (0, 0, 80, 5))
+    skipped = Skipped()
     config = TILED.model_copy(update={"tiles": TilesConfig(overlap=8, empty=20)})
-    whole = make_whole([breast(0, [MASS, asymmetry]), breast(1, [MASS, Lesion("asymmetry", (20, 20, 60, 40))])], config, skipped)
+    whole = make_whole(
+        [breast(0, [MASS, asymmetry]), breast(1, [MASS, Lesion("asymmetry", (20, 20, 60, 40))])],
+        config,
+        skipped,
+    )
     assert whole.ids.tolist() == ["i0#0", *(f"i0@{number}" for number in range(20)), "i1#0"]
-    assert whole.images[1:21].max() < 1 and skipped.reasons == {"i1": "no tile of 32 x 32 px is breast without a lesion"}
-    assert all(len(np.flatnonzero(image)) >= 102 for image in whole.images[1:21]), "a tenth of 32 x 32 px"
+    assert whole.images[1:21].max() < 1 and skipped.reasons == {
+        "i1": "no tile of 32 x 32 px is breast without a lesion"
+    }
+    assert all(len(np.flatnonzero(image)) >= 102 for image in whole.images[1:21]), (
+        "a tenth of 32 x 32 px"
+    )
 
 
 def test_tiles_of_mirrored_and_resampled_mammograms():
-    """Seen at half the resolution: (20, 8, 40, 24) mirrored in 60 columns is (20, 36, 40, 52), then (10, 18, 20, 26)."""
+    """Seen at half the resolution: (20, 8, 40, 24) mirrored in 60 columns is (20, 36, 40, 52), then
+    (10, 18, 20, 26).
+    """
     preprocess = PreprocessConfig(flip_right=True, spacing=0.2)
-    config = TILED.model_copy(update={"preprocess": preprocess, "canvas": (40, 30), "tiles": TilesConfig(overlap=8, empty=0)})
+    config = TILED.model_copy(
+        update={
+            "preprocess": preprocess,
+            "canvas": (40, 30),
+            "tiles": TilesConfig(overlap=8, empty=0),
+        }
+    )
     whole = make_whole([breast(0, [MASS], laterality="R", spacing=(0.1, 0.1))], config, Skipped())
     np.testing.assert_allclose(whole.boxes[0, 0] * (40, 30, 40, 30), (10, 18, 20, 26), atol=1e-5)
     assert bounds(whole.images[0] == 1) == bounds(whole.masks[0]) == [10, 18, 20, 26]

@@ -1,4 +1,6 @@
-"""The contract of detectors, with small SavedModels that have the Object Detection API's interface; no extra is needed."""
+"""The contract of detectors, with small SavedModels that have the Object Detection API's
+interface; no extra is needed.
+"""
 
 import hashlib
 import json
@@ -16,15 +18,19 @@ from tfmammo.errors import DetectionError, TrackingError
 from tfmammo.export import FORMAT
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
-ROWS, COLS = 80, 60
+ROWS = 80
+COLS = 60
 BRIGHT = (20, 8, 40, 24)
 
 
 class BrightSpot(tf.Module):
-    """Finds the bounding box of what is at least half as bright as can be; then a box beyond the image and one of class 2."""
+    """Finds the bounding box of what is at least half as bright as can be; then a box beyond the
+    image and one of class 2.
+    """
 
     def __init__(self, dtype=tf.float32, outputs=None, mask=None):
-        self.outputs, self.mask = outputs, mask
+        self.outputs = outputs
+        self.mask = mask
         self.weight = tf.Variable(127.5)
         self.signature = [tf.TensorSpec([1, None, None, 3], dtype, name="input_tensor")]
 
@@ -32,17 +38,28 @@ class BrightSpot(tf.Module):
         @tf.function(input_signature=self.signature)
         def detect(input_tensor):
             size = tf.cast(tf.tile(tf.shape(input_tensor)[1:3], [2]), tf.float32)
-            inside = tf.cast(tf.where(tf.cast(input_tensor[0, ..., 0], tf.float32) > self.weight), tf.float32)
-            box = tf.concat([tf.reduce_min(inside, axis=0), tf.reduce_max(inside, axis=0) + 1], axis=0) / size
+            inside = tf.cast(
+                tf.where(tf.cast(input_tensor[0, ..., 0], tf.float32) > self.weight), tf.float32
+            )
+            box = (
+                tf.concat(
+                    [tf.reduce_min(inside, axis=0), tf.reduce_max(inside, axis=0) + 1], axis=0
+                )
+                / size
+            )
             found = {
-                "detection_boxes": tf.stack([[0.5, 0.5, 0.6, 0.6], box, [1.2, 1.2, 1.3, 1.3], [0.0, 0.0, 1.0, 1.0]])[tf.newaxis],
+                "detection_boxes": tf.stack(
+                    [[0.5, 0.5, 0.6, 0.6], box, [1.2, 1.2, 1.3, 1.3], [0.0, 0.0, 1.0, 1.0]]
+                )[tf.newaxis],
                 "detection_scores": tf.constant([[0.25, 0.75, 0.5, 0.0]]),
                 "detection_classes": tf.constant([[2.0, 1.0, 1.0, 1.0]]),
                 "num_detections": tf.constant([3.0]),
                 "raw_detection_boxes": tf.zeros([1, 9, 4]),
             }
             if self.mask is not None:
-                found["detection_masks"] = tf.stack([tf.zeros([2, 2]), tf.constant(self.mask, tf.float32), *[tf.ones([2, 2])] * 2])[None]
+                found["detection_masks"] = tf.stack(
+                    [tf.zeros([2, 2]), tf.constant(self.mask, tf.float32), *[tf.ones([2, 2])] * 2]
+                )[None]
             return {name: found[name] for name in self.outputs or found}
 
         return detect
@@ -128,7 +145,9 @@ LEFT = [[1.0, 0.0], [1.0, 0.0]]
 
 
 def test_masks_of_a_foreign_model_are_pasted_into_native_px(tmp_path):
-    """Between the middles of two pixels of the mask, 0.5 is reached at half the box: at row 30 of 20 to 40."""
+    """Between the middles of two pixels of the mask, 0.5 is reached at half the box: at row 30 of
+    20 to 40.
+    """
     handle = BrightSpot(mask=[[1, 1], [0, 0]]).save(tmp_path / "model")
     masks = Detector.load(handle).predict(mammogram()).masks
     expected = np.zeros((1, ROWS, COLS), np.uint8)
@@ -142,8 +161,12 @@ def test_masks_of_a_foreign_model_are_pasted_into_native_px(tmp_path):
 
 @pytest.mark.parametrize(("laterality", "cols"), [("L", slice(12, 24)), ("R", slice(24, 36))])
 def test_masks_of_a_mirrored_and_resampled_mammogram(tmp_path, laterality, cols):
-    """What the model calls the left half of the box is the right half of a mammogram that it saw mirrored."""
-    detector = Detector.load(ours(tmp_path, LEFT, preprocess=PreprocessConfig(flip_right=True, spacing=0.2)))
+    """What the model calls the left half of the box is the right half of a mammogram that it saw
+    mirrored.
+    """
+    detector = Detector.load(
+        ours(tmp_path, LEFT, preprocess=PreprocessConfig(flip_right=True, spacing=0.2))
+    )
     found = detector.predict(mammogram((20, 12, 40, 36), laterality=laterality, spacing=(0.1, 0.1)))
     expected = np.zeros((1, ROWS, COLS), np.uint8)
     expected[0, 20:40, cols] = 1
@@ -151,8 +174,10 @@ def test_masks_of_a_mirrored_and_resampled_mammogram(tmp_path, laterality, cols)
 
 
 def test_a_mask_that_reaches_beyond_the_mammogram_is_cut():
-    """Box (-2, -2, 2, 2): of the middles of the mask's four pixels, at -1 and 1, the last alone lies inside. At the middle of
-    pixel (0, 0) a mask with that one alone is 0.75 * 0.75, and one without it 1 - 0.75 * 0.75."""
+    """Box (-2, -2, 2, 2): of the middles of the mask's four pixels, at -1 and 1, the last alone
+    lies inside. At the middle of pixel (0, 0) a mask with that one alone is 0.75 * 0.75, and one
+    without it 1 - 0.75 * 0.75.
+    """
     masks = np.array([[[0, 0], [0, 1]], [[1, 1], [1, 0]]], np.float32)
     made = detections._pasted(masks, np.array([[-2.0, -2, 2, 2]] * 2), mammogram())
     expected = np.zeros((2, ROWS, COLS), np.uint8)
@@ -168,7 +193,11 @@ def test_ours_knows_its_kinds(tmp_path):
 
 def test_it_knows_its_patients(tmp_path, foreign):
     detector = Detector.load(ours(tmp_path))
-    assert detector.saw("p1") is True and detector.saw("p") is False and Detector.load(foreign).saw("p") is None
+    assert (
+        detector.saw("p1") is True
+        and detector.saw("p") is False
+        and Detector.load(foreign).saw("p") is None
+    )
 
 
 def test_a_detector_does_not_come_by_http():
@@ -177,17 +206,24 @@ def test_a_detector_does_not_come_by_http():
 
 
 def test_a_hub_handle(foreign, tmp_path, monkeypatch):
-    """tensorflow_hub's own cache, filled beforehand: what it holds under a handle's hash is not fetched again."""
+    """tensorflow_hub's own cache, filled beforehand: what it holds under a handle's hash is not
+    fetched again.
+    """
     handle = "https://tfhub.dev/somebody/ssd/1"
     cached = tmp_path / hashlib.sha1(handle.encode()).hexdigest()
     BrightSpot().save(cached)
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path))
-    np.testing.assert_allclose(Detector.load(handle).predict(mammogram()).boxes, [BRIGHT], atol=1e-4)
+    np.testing.assert_allclose(
+        Detector.load(handle).predict(mammogram()).boxes, [BRIGHT], atol=1e-4
+    )
 
 
 def test_another_apis_export_is_one_sentence(tmp_path):
     folder = BrightSpot(outputs=("detection_boxes", "raw_detection_boxes")).save(tmp_path / "other")
-    with pytest.raises(DetectionError, match="is no export of the TensorFlow Object Detection API.*raw_detection_boxes") as raised:
+    with pytest.raises(
+        DetectionError,
+        match="is no export of the TensorFlow Object Detection API.*raw_detection_boxes",
+    ) as raised:
         Detector.load(folder)
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
 
@@ -201,9 +237,13 @@ def test_a_saved_model_without_signature_is_one_sentence(tmp_path):
 def test_a_model_of_encoded_images_is_refused(tmp_path):
     module = tf.Module()
     outputs = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
-    detect = tf.function(lambda input_tensor: dict.fromkeys(outputs, tf.strings.length(input_tensor)))
+    detect = tf.function(
+        lambda input_tensor: dict.fromkeys(outputs, tf.strings.length(input_tensor))
+    )
     spec = tf.TensorSpec([None], tf.string, "input_tensor")
-    tf.saved_model.save(module, str(tmp_path / "encoded"), signatures=detect.get_concrete_function(spec))
+    tf.saved_model.save(
+        module, str(tmp_path / "encoded"), signatures=detect.get_concrete_function(spec)
+    )
     with pytest.raises(DetectionError, match="takes string"):
         Detector.load(tmp_path / "encoded")
 
@@ -236,7 +276,9 @@ def test_a_card_of_before_there_were_canvas_and_tiles(tmp_path):
     for key in ("canvas", "tiles"):
         del known["config"]["data"][key]
     card.write_text(json.dumps(known))
-    np.testing.assert_allclose(Detector.load(tmp_path).predict(mammogram()).boxes[0], BRIGHT, atol=1e-3)
+    np.testing.assert_allclose(
+        Detector.load(tmp_path).predict(mammogram()).boxes[0], BRIGHT, atol=1e-3
+    )
 
 
 # Canvas and tiles: nothing drifts
@@ -249,11 +291,16 @@ class Known(tf.Module):
         self.boxes = boxes
 
     def save(self, folder):
-        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, name="input_tensor")])
+        @tf.function(
+            input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, name="input_tensor")]
+        )
         def detect(input_tensor):
-            images, count = tf.shape(input_tensor)[0], len(self.boxes)
+            images = tf.shape(input_tensor)[0]
+            count = len(self.boxes)
             return {
-                "detection_boxes": tf.tile(tf.constant(self.boxes, tf.float32)[tf.newaxis], [images, 1, 1]),
+                "detection_boxes": tf.tile(
+                    tf.constant(self.boxes, tf.float32)[tf.newaxis], [images, 1, 1]
+                ),
                 "detection_scores": tf.tile(tf.linspace([0.9], [0.5], count, axis=1), [images, 1]),
                 "detection_classes": tf.ones([images, count]),
                 "num_detections": tf.fill([images], float(count)),
@@ -275,21 +322,30 @@ def grey(rows, cols):
         {"size": 100, "preprocess": {"flip_right": True}},
         {"canvas": (113, 64), "preprocess": {"flip_right": True, "spacing": 0.15}},
         {"canvas": (512, 400), "tiles": {"overlap": 64}, "preprocess": {"flip_right": True}},
-        {"canvas": (512, 400), "tiles": {"overlap": 64}, "preprocess": {"flip_right": True, "spacing": 0.15}},
+        {
+            "canvas": (512, 400),
+            "tiles": {"overlap": 64},
+            "preprocess": {"flip_right": True, "spacing": 0.15},
+        },
     ],
 )
 @pytest.mark.parametrize("laterality", ["L", "R"])
 def test_a_box_goes_from_native_px_to_training_and_back_without_drift(tmp_path, data, laterality):
-    """459 x 375 px of 0.1 mm: at 0.15 mm 306 x 250, where a box stays whole in px if its corners are multiples of 3. What is no longer
-    than a tile is one tile, so that every box lies in it."""
+    """459 x 375 px of 0.1 mm: at 0.15 mm 306 x 250, where a box stays whole in px if its corners
+    are multiples of 3. What is no longer than a tile is one tile, so that every box lies in it.
+    """
     boxes = [(0, 0, 33, 12), (99, 201, 150, 237), (300, 3, 459, 375), (453, 369, 456, 372)]
     lesions = tuple(Lesion("mass", box) for box in boxes)
     read = partial(grey, 459, 375)
-    image = Mammogram("made", "p", "i", 459, 375, read, laterality=laterality, lesions=lesions, spacing=(0.1, 0.1))
+    image = Mammogram(
+        "made", "p", "i", 459, 375, read, laterality=laterality, lesions=lesions, spacing=(0.1, 0.1)
+    )
     config = DataConfig(percentiles=(0, 100), **data)
     whole = make_whole([image], config, Skipped())
     assert whole.images.shape[1:3] == config.shape and whole.boxes.shape[1] == 4
-    found = Detector.load(ours(tmp_path, model=Known(whole.boxes[0]), percentiles=(0, 100), **data)).predict(image)
+    found = Detector.load(
+        ours(tmp_path, model=Known(whole.boxes[0]), percentiles=(0, 100), **data)
+    ).predict(image)
     np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
 
 
@@ -297,36 +353,50 @@ LEVELS = 7
 
 
 class Squares(tf.Module):
-    """Finds what is of grey value 0.2, 0.3, ... 0.8, one box each and of each image, the surer the larger; and its left half as mask."""
+    """Finds what is of grey value 0.2, 0.3, ... 0.8, one box each and of each image, the surer the
+    larger; and its left half as mask.
+    """
 
     def __init__(self, images=None):
         self.images = images
 
     def save(self, folder):
-        @tf.function(input_signature=[tf.TensorSpec([self.images, None, None, 3], tf.float32, name="input_tensor")])
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([self.images, None, None, 3], tf.float32, name="input_tensor")
+            ]
+        )
         def detect(input_tensor):
             grey = input_tensor[..., :1] / 255
-            is_it = tf.abs(grey - (0.2 + 0.1 * tf.range(LEVELS, dtype=tf.float32))) < 0.02  # [n, rows, cols, levels]
+            # [n, rows, cols, levels]
+            is_it = tf.abs(grey - (0.2 + 0.1 * tf.range(LEVELS, dtype=tf.float32))) < 0.02
             sides = []
             for axis in (2, 1):
                 along = tf.cast(tf.reduce_any(is_it, axis=axis), tf.int32)
                 length = tf.shape(along)[1]
-                low, high = tf.argmax(along, axis=1, output_type=tf.int32), length - tf.argmax(along[:, ::-1], axis=1, output_type=tf.int32)
-                sides.append([tf.cast(edge, tf.float32) / tf.cast(length, tf.float32) for edge in (low, high)])
+                low = tf.argmax(along, axis=1, output_type=tf.int32)
+                high = length - tf.argmax(along[:, ::-1], axis=1, output_type=tf.int32)
+                sides.append(
+                    [
+                        tf.cast(edge, tf.float32) / tf.cast(length, tf.float32)
+                        for edge in (low, high)
+                    ]
+                )
             (top, bottom), (left, right) = sides
-            boxes, size = (
-                tf.stack([top, left, bottom, right], axis=-1),
-                tf.cast(tf.reduce_sum(tf.cast(is_it, tf.int32), [1, 2]), tf.float32),
-            )
+            boxes = tf.stack([top, left, bottom, right], axis=-1)
+            size = tf.cast(tf.reduce_sum(tf.cast(is_it, tf.int32), [1, 2]), tf.float32)
             order = tf.argsort(size, direction="DESCENDING")
-            size, boxes = tf.gather(size, order, batch_dims=1), tf.gather(boxes, order, batch_dims=1)
+            size = tf.gather(size, order, batch_dims=1)
+            boxes = tf.gather(boxes, order, batch_dims=1)
             images = tf.shape(size)[0]
             return {
                 "detection_boxes": boxes,
                 "detection_scores": tf.tanh(size / 3000),
                 "detection_classes": tf.ones([images, LEVELS]),
                 "num_detections": tf.reduce_sum(tf.cast(size > 0, tf.float32), axis=1),
-                "detection_masks": tf.tile(tf.constant(LEFT)[tf.newaxis, tf.newaxis], [images, LEVELS, 1, 1]),
+                "detection_masks": tf.tile(
+                    tf.constant(LEFT)[tf.newaxis, tf.newaxis], [images, LEVELS, 1, 1]
+                ),
             }
 
         tf.saved_model.save(self, str(folder), signatures=detect.get_concrete_function())
@@ -339,15 +409,18 @@ def painted(squares, rows, cols):
     return image
 
 
-# With tiles of 512 x 384 px that share 64, 3000 x 2000 px are seen in tiles from rows 0, 414, 829, ... and columns 0, 269, 538, ...
+# With tiles of 512 x 384 px that share 64, 3000 x 2000 px are seen in tiles from rows 0, 414, 829,
+# ... and columns 0, 269, 538, ...
 SQUARES = [
     (0, 0, 40, 40),  # at both borders
     (2960, 1960, 3000, 2000),  # and at the others
     (100, 100, 140, 140),  # in one tile
-    (480, 330, 544, 394),  # over the lower and right border of the first tile, of the overlap's size
+    # over the lower and right border of the first tile, of the overlap's size
+    (480, 330, 544, 394),
     (2488, 1616, 2528, 1656),  # with its corner on that of the last tile
     (1500, 1000, 1560, 1040),
-    (824, 646, 836, 658),  # over two borders, where the third row of tiles begins and the second column of them ends
+    # over two borders, where the third row of tiles begins and the second column of them ends
+    (824, 646, 836, 658),
 ]
 
 
@@ -359,7 +432,8 @@ def painting(squares=SQUARES, **facts):
 def test_lesions_in_tiles_and_across_their_borders_are_found_once(tmp_path, images):
     data = {"canvas": (512, 384), "tiles": {"overlap": 64}, "window": (0, 1)}
     detector = Detector.load(ours(tmp_path, model=Squares(images), **data))
-    function, shapes = detector._function, []
+    function = detector._function
+    shapes = []
 
     def watched(**inputs):
         shapes.append(inputs["input_tensor"].shape.as_list())
@@ -375,24 +449,35 @@ def test_lesions_in_tiles_and_across_their_borders_are_found_once(tmp_path, imag
         expected[top:bottom, left : (left + right) // 2] = 1
         np.testing.assert_array_equal(mask, expected)
     most = images or 5  # of 2^20 px, in tiles of 512 x 384
-    assert max(shape[0] for shape in shapes) == most and {tuple(shape[1:]) for shape in shapes} == {(512, 384, 3)}
+    assert max(shape[0] for shape in shapes) == most and {tuple(shape[1:]) for shape in shapes} == {
+        (512, 384, 3)
+    }
     holding = {
         (top, left)
         for top in [n * 2488 // 6 for n in range(7)]
         for left in [n * 1616 // 6 for n in range(7)]
-        if any(top < s[2] and top + 512 > s[0] and left < s[3] and left + 384 > s[1] for s in SQUARES)
+        if any(
+            top < s[2] and top + 512 > s[0] and left < s[3] and left + 384 > s[1] for s in SQUARES
+        )
     }
     assert sum(shape[0] for shape in shapes) == len(holding), "tiles that are all 0 are not seen"
 
 
 def test_tiles_of_a_mirrored_mammogram_at_another_resolution(tmp_path):
     """Of half the resolution: tiles of 512 x 384 px see 1024 x 768 native ones."""
-    data = {"canvas": (512, 384), "tiles": {"overlap": 64}, "window": (0, 1), "preprocess": {"flip_right": True, "spacing": 0.2}}
+    data = {
+        "canvas": (512, 384),
+        "tiles": {"overlap": 64},
+        "window": (0, 1),
+        "preprocess": {"flip_right": True, "spacing": 0.2},
+    }
     detector = Detector.load(ours(tmp_path, model=Squares(), **data))
     for laterality, half in (("L", 0), ("R", 1)):
         found = detector.predict(painting(laterality=laterality, spacing=(0.1, 0.1)))
         np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3)
-        for (top, left, bottom, right), mask in zip(np.rint(found.boxes).astype(int), found.masks, strict=True):
+        for (top, left, bottom, right), mask in zip(
+            np.rint(found.boxes).astype(int), found.masks, strict=True
+        ):
             middle = (left + right) // 2
             expected = np.zeros((3000, 2000), np.uint8)
             expected[top:bottom, slice(middle, right) if half else slice(left, middle)] = 1
@@ -402,18 +487,24 @@ def test_tiles_of_a_mirrored_mammogram_at_another_resolution(tmp_path):
 def test_a_mammogram_of_one_tile_is_as_without_tiles(tmp_path):
     squares = [(0, 0, 40, 40), (10, 10, 20, 20), (99, 30, 120, 60)]
     image = Mammogram("made", "p", "i", 120, 60, partial(painted, squares, 120, 60))
-    whole, tiled = ours(tmp_path / "a", model=Squares(), canvas=(120, 60), window=(0, 1)), tmp_path / "b"
+    whole = ours(tmp_path / "a", model=Squares(), canvas=(120, 60), window=(0, 1))
+    tiled = tmp_path / "b"
     ours(tiled, model=Squares(), canvas=(160, 100), tiles={"overlap": 64}, window=(0, 1))
-    one, other = Detector.load(whole).predict(image), Detector.load(tiled).predict(image)
+    one = Detector.load(whole).predict(image)
+    other = Detector.load(tiled).predict(image)
     np.testing.assert_allclose(one.boxes, [squares[0], squares[2], squares[1]], atol=1e-3)
     np.testing.assert_allclose(other.boxes, one.boxes, atol=1e-3)
     np.testing.assert_array_equal(other.scores, one.scores)
 
 
 def test_all_tiles_together_give_no_more_than_one(tmp_path):
-    """Known says the same two boxes of every tile: of twelve, the two surest are left, those of the first and second tile."""
+    """Known says the same two boxes of every tile: of twelve, the two surest are left, those of the
+    first and second tile.
+    """
     data = {"size": 40, "tiles": {"overlap": 10}, "percentiles": (0, 100)}
-    detector = Detector.load(ours(tmp_path, model=Known([[0.5, 0.5, 0.75, 0.75], [0.5, 0.5, 0.6, 0.6]]), **data))
+    detector = Detector.load(
+        ours(tmp_path, model=Known([[0.5, 0.5, 0.75, 0.75], [0.5, 0.5, 0.6, 0.6]]), **data)
+    )
     found = detector.predict(mammogram())
     np.testing.assert_allclose(found.boxes, [[20, 20, 30, 30], [20, 40, 30, 50]], atol=1e-3)
     np.testing.assert_allclose(found.scores, [0.9, 0.9])
@@ -423,7 +514,11 @@ def test_nothing_found_in_any_tile(tmp_path):
     data = {"size": 40, "tiles": {"overlap": 10}, "window": (0, 1)}
     detector = Detector.load(ours(tmp_path, model=Squares(), **data))
     for value in (0.0, 0.95):  # no tissue, and tissue without a lesion
-        found = detector.predict(Mammogram("made", "p", "i", ROWS, COLS, partial(np.full, (ROWS, COLS, 1), np.float32(value))))
+        found = detector.predict(
+            Mammogram(
+                "made", "p", "i", ROWS, COLS, partial(np.full, (ROWS, COLS, 1), np.float32(value))
+            )
+        )
         assert len(found) == 0 and found.masks.shape == (0, ROWS, COLS)
 
 

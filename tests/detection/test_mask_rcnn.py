@@ -1,6 +1,8 @@
-"""The Mask R-CNN: what is handed to tf-models-official, what is refused; with the extra, its losses, stages and export.
+"""The Mask R-CNN: what is handed to tf-models-official, what is refused; with the extra,
+its losses, stages and export.
 
-The networks of these tests have a ResNet-10 and few filters, and see 128 px; only the count of parameters takes the paper's.
+The networks of these tests have a ResNet-10 and few filters, and see 128 px; only the count of
+parameters takes the paper's.
 """
 
 import importlib.util
@@ -28,13 +30,27 @@ from tfmammo.mammogram import Mammogram
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')
 SIZE = 128
-SMALL = {"depth": 10, "filters": 16, "fully_connected": 32, "proposals": 32, "rois": 16, "detections": 5}
-CONFIG = MaskRCNNConfig(**SMALL, anchor_scale=4, lambda_loc=2, lambda_seg=3, learning_rate=1e-3, warmup=0)
+SMALL = {
+    "depth": 10,
+    "filters": 16,
+    "fully_connected": 32,
+    "proposals": 32,
+    "rois": 16,
+    "detections": 5,
+}
+CONFIG = MaskRCNNConfig(
+    **SMALL, anchor_scale=4, lambda_loc=2, lambda_seg=3, learning_rate=1e-3, warmup=0
+)
 
 
 def experiment(data=None, **training):
     training = TrainingConfig(**{"precision": "float32", **training})
-    return Experiment[MaskRCNNConfig](name="mask_rcnn", data=data or DataConfig(size=SIZE), training=training, model=MaskRCNNConfig())
+    return Experiment[MaskRCNNConfig](
+        name="mask_rcnn",
+        data=data or DataConfig(size=SIZE),
+        training=training,
+        model=MaskRCNNConfig(),
+    )
 
 
 def lengths(config, **training):
@@ -46,7 +62,11 @@ def lengths(config, **training):
 def test_the_shipped_config_is_the_default_model_and_the_papers_schedule(repository):
     shipped = configuration.load(repository / "configs/mask_rcnn.yaml", model=MaskRCNNConfig)
     assert shipped.model == MaskRCNNConfig() and shipped.training.precision == "float32"
-    assert lengths(shipped.model, epochs=shipped.training.epochs) == [("heads", 30), ("upper", 30), ("all", 40)]
+    assert lengths(shipped.model, epochs=shipped.training.epochs) == [
+        ("heads", 30),
+        ("upper", 30),
+        ("all", 40),
+    ]
 
 
 def test_a_stage_of_no_epochs_is_left_out():
@@ -55,14 +75,28 @@ def test_a_stage_of_no_epochs_is_left_out():
 
 
 def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
-    """30, 30 and 40 of 100 epochs, whatever the training set; the rest of a division is the later stages'."""
-    assert lengths(MaskRCNNConfig(), steps=1000, epochs=40) == [("heads", 300), ("upper", 300), ("all", 400)]
-    assert lengths(MaskRCNNConfig(heads_epochs=0, upper_epochs=0), steps=400, epochs=40) == [("all", 400)]
+    """30, 30 and 40 of 100 epochs, whatever the training set; the rest of a division is the later
+    stages'.
+    """
+    assert lengths(MaskRCNNConfig(), steps=1000, epochs=40) == [
+        ("heads", 300),
+        ("upper", 300),
+        ("all", 400),
+    ]
+    assert lengths(MaskRCNNConfig(heads_epochs=0, upper_epochs=0), steps=400, epochs=40) == [
+        ("all", 400)
+    ]
     for steps in range(3, 40):
         shares = lengths(MaskRCNNConfig(), steps=steps, epochs=40)
         assert sum(share for _, share in shares) == steps and min(share for _, share in shares) > 0
-        assert all(abs(share - steps * part) < 2 for (_, share), part in zip(shares, (0.3, 0.3, 0.4), strict=True))
-    with pytest.raises(DetectionError, match="^training.steps: 2 steps are too few for the stages heads, upper, all"):
+        assert all(
+            abs(share - steps * part) < 2
+            for (_, share), part in zip(shares, (0.3, 0.3, 0.4), strict=True)
+        )
+    with pytest.raises(
+        DetectionError,
+        match="^training.steps: 2 steps are too few for the stages heads, upper, all",
+    ):
         lengths(MaskRCNNConfig(), steps=2, epochs=40)
 
 
@@ -78,7 +112,9 @@ def test_what_the_task_is_told():
     assert made["model"]["num_classes"] == 3 and made["model"]["input_size"] == [384, 256, 3]
     assert made["model"]["backbone"]["resnet"]["model_id"] == 50
     assert (made["losses"]["frcnn_box_weight"], made["losses"]["mask_weight"]) == (2, 3)
-    assert made["model"]["mask_sampler"]["num_sampled_masks"] == 16, "of 64 regions a quarter at most shows a lesion"
+    assert made["model"]["mask_sampler"]["num_sampled_masks"] == 16, (
+        "of 64 regions a quarter at most shows a lesion"
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,8 +123,14 @@ def test_what_the_task_is_told():
         (experiment(precision="auto"), "training.precision"),
         (experiment(initial="runs/x"), "training.initial"),
         (experiment(DataConfig(size=SIZE, split="paper")), "data.split"),
-        (experiment(DataConfig(size=300)), "data.size: must be a multiple of 64 px, for the levels of the pyramid, not 300"),
-        (experiment(DataConfig(canvas=(1344, 800))), "data.canvas: rows and columns must be multiples of 64 px, .* not .1344, 800.$"),
+        (
+            experiment(DataConfig(size=300)),
+            "data.size: must be a multiple of 64 px, for the levels of the pyramid, not 300",
+        ),
+        (
+            experiment(DataConfig(canvas=(1344, 800))),
+            "data.canvas: rows and columns must be multiples of 64 px, .* not .1344, 800.$",
+        ),
     ],
 )
 def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
@@ -105,10 +147,14 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
 
 
 def batch():
-    """Two equal mammograms with one bright mass each, of which the upper left quarter is no mass; and room for a second box."""
-    image, mask = np.full((2, SIZE, SIZE, 1), 0.1, np.float32), np.zeros((2, SIZE, SIZE, 1), np.float32)
+    """Two equal mammograms with one bright mass each, of which the upper left quarter is no mass;
+    and room for a second box.
+    """
+    image = np.full((2, SIZE, SIZE, 1), 0.1, np.float32)
+    mask = np.zeros((2, SIZE, SIZE, 1), np.float32)
     image[:, 20:60, 30:70] = 0.9
-    mask[:, 20:60, 30:70], mask[:, 20:40, 30:50] = 1, 0
+    mask[:, 20:60, 30:70] = 1
+    mask[:, 20:40, 30:50] = 0
     boxes = np.zeros((2, 2, 4), np.float32)
     boxes[:, 0] = np.array([20, 30, 60, 70]) / SIZE
     values = {"image": image, "mask": mask, "boxes": boxes, "classes": np.zeros((2, 2), np.int32)}
@@ -131,8 +177,11 @@ def room():
 
 @pytest.fixture(scope="module")
 def trained(room):
-    """The room's losses: of a first step, of the last of ten, and of mammograms without a lesion."""
-    step, known = tf.function(room.train_step), batch()
+    """The room's losses: of a first step, of the last of ten, and of mammograms without
+    a lesion.
+    """
+    step = tf.function(room.train_step)
+    known = batch()
     losses = [numbers(step(known)) for _ in range(10)]
     return losses[0], losses[-1], numbers(step(known | {"boxes": tf.zeros_like(known["boxes"])}))
 
@@ -144,14 +193,24 @@ def exported(room, trained, tmp_path_factory):
     folder.mkdir()
     described = mask_rcnn.write(room, folder)
     data = DataConfig(size=SIZE, percentiles=(0, 100), kinds=("mass",)).model_dump(mode="json")
-    card = {"format": FORMAT, "name": "mask_rcnn", "train_patients": ["p1"], "serves": "saved_model", "config": {"data": data}}
+    card = {
+        "format": FORMAT,
+        "name": "mask_rcnn",
+        "train_patients": ["p1"],
+        "serves": "saved_model",
+        "config": {"data": data},
+    }
     (folder / "card.json").write_text(json.dumps({**card, "functions": described}))
     return folder
 
 
 def by_layer(network):
     """The variables of each layer in turn: a network's own list has those of frozen layers last."""
-    layers = [layer for layer in network.submodules if hasattr(layer, "variables") and not list(layer.submodules)]
+    layers = [
+        layer
+        for layer in network.submodules
+        if hasattr(layer, "variables") and not list(layer.submodules)
+    ]
     return [variable for layer in layers for variable in layer.variables]
 
 
@@ -161,35 +220,63 @@ def by_layer(network):
 class TestNetwork:
     def test_parameters_of_the_papers_network(self):
         network = MaskRCNN(size=SIZE).networks["detector"]
-        assert sum(int(np.prod(variable.shape)) for variable in network.trainable_variables) == 45_888_091
+        assert (
+            sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
+            == 45_888_091
+        )
 
     def test_the_loss_is_the_weighted_sum_of_its_parts_and_falls(self, trained):
         first, last, _ = trained
-        whole = first["rpn_score_loss"] + first["rpn_box_loss"] + first["frcnn_cls_loss"] + first["weight_decay"]
-        assert first["detector_loss"] == pytest.approx(whole + 2 * first["frcnn_box_loss"] + 3 * first["mask_loss"], rel=1e-4)
+        whole = (
+            first["rpn_score_loss"]
+            + first["rpn_box_loss"]
+            + first["frcnn_cls_loss"]
+            + first["weight_decay"]
+        )
+        assert first["detector_loss"] == pytest.approx(
+            whole + 2 * first["frcnn_box_loss"] + 3 * first["mask_loss"], rel=1e-4
+        )
         assert last["detector_loss"] < first["detector_loss"]
 
     def test_without_a_lesion_there_is_nothing_to_place_or_outline(self, trained):
         *_, lesionless = trained
         assert all(np.isfinite(value) for value in lesionless.values())
-        assert lesionless["frcnn_box_loss"] == lesionless["mask_loss"] == lesionless["rpn_box_loss"] == 0 < lesionless["frcnn_cls_loss"]
+        assert (
+            lesionless["frcnn_box_loss"]
+            == lesionless["mask_loss"]
+            == lesionless["rpn_box_loss"]
+            == 0
+            < lesionless["frcnn_cls_loss"]
+        )
 
     def test_what_there_is_to_find(self, room):
-        """The mask is the part of the union within the box, its upper left quarter empty; classes count from 1."""
+        """The mask is the part of the union within the box, its upper left quarter empty; classes
+        count from 1.
+        """
         image, labels = room._targets(batch())
         assert image.shape == (2, SIZE, SIZE, 3)
-        np.testing.assert_allclose(labels["gt_boxes"][0, :2], [[20, 30, 60, 70], [-1] * 4], atol=1e-3)
+        np.testing.assert_allclose(
+            labels["gt_boxes"][0, :2], [[20, 30, 60, 70], [-1] * 4], atol=1e-3
+        )
         assert labels["gt_classes"][0, :2].numpy().tolist() == [1, -1]
-        mask = labels["gt_masks"][0, 0].numpy()[4:-4, 4:-4]  # at the border interpolation reaches out of the box
+        # at the border interpolation reaches out of the box
+        mask = labels["gt_masks"][0, 0].numpy()[4:-4, 4:-4]
         assert labels["gt_masks"].shape[2:] == (112, 112), "2.8 to a px"
         assert mask[:46, :46].max() == 0 and mask[58:].min() == mask[:, 58:].min() == 1
         # 0.1 and 0.9 by the means and standard deviations of ImageNet's channels
-        np.testing.assert_allclose(image[0, 0, 0], [(0.1 - 0.485) / 0.229, (0.1 - 0.456) / 0.224, (0.1 - 0.406) / 0.225], rtol=1e-4)
+        np.testing.assert_allclose(
+            image[0, 0, 0],
+            [(0.1 - 0.485) / 0.229, (0.1 - 0.456) / 0.224, (0.1 - 0.406) / 0.225],
+            rtol=1e-4,
+        )
 
     def test_a_step_and_boxes_at_an_odd_multiple_of_64_px(self):
         """The highest level of the pyramid is 3 x 5 cells of 64 px."""
         room = MaskRCNN(CONFIG, (192, 320), 1)
-        data = {name: tf.pad(batch()[name], [[0, 0], [0, 64], [0, 192], [0, 0]]) for name in ("image", "mask")}
+        data = {
+            name: tf.pad(batch()[name], [[0, 0], [0, 64], [0, 192], [0, 0]])
+            for name in ("image", "mask")
+        }
         boxes = batch()["boxes"] * [128 / 192, 128 / 320, 128 / 192, 128 / 320]
         losses = numbers(room.train_step(data | {"boxes": boxes, "classes": batch()["classes"]}))
         assert all(np.isfinite(value) for value in losses.values()) and losses["rpn_box_loss"] > 0
@@ -198,62 +285,115 @@ class TestNetwork:
     def test_a_step_and_boxes_on_a_canvas_that_is_no_square(self):
         """Rows twice the columns: the same bright mass, 40 x 40 px of 256 x 128."""
         tf.random.set_seed(1)
-        room, known = MaskRCNN(CONFIG, (256, 128), 1), batch()
-        data = {name: tf.pad(known[name], [[0, 0], [128, 0], [0, 0], [0, 0]]) for name in ("image", "mask")}
-        boxes = known["boxes"] * [0.5, 1, 0.5, 1] + tf.where(known["boxes"][..., 2:3] > 0, [0.5, 0, 0.5, 0], 0.0)
+        room = MaskRCNN(CONFIG, (256, 128), 1)
+        known = batch()
+        data = {
+            name: tf.pad(known[name], [[0, 0], [128, 0], [0, 0], [0, 0]])
+            for name in ("image", "mask")
+        }
+        boxes = known["boxes"] * [0.5, 1, 0.5, 1] + tf.where(
+            known["boxes"][..., 2:3] > 0, [0.5, 0, 0.5, 0], 0.0
+        )
         image, labels = room._targets(data | {"boxes": boxes, "classes": known["classes"]})
         assert image.shape == (2, 256, 128, 3)
-        np.testing.assert_allclose(labels["gt_boxes"][0, :2], [[148, 30, 188, 70], [-1] * 4], atol=1e-3)
+        np.testing.assert_allclose(
+            labels["gt_boxes"][0, :2], [[148, 30, 188, 70], [-1] * 4], atol=1e-3
+        )
         losses = numbers(room.train_step(data | {"boxes": boxes, "classes": known["classes"]}))
-        assert all(np.isfinite(value) for value in losses.values()) and losses["mask_loss"] > 0 < losses["rpn_box_loss"]
+        assert (
+            all(np.isfinite(value) for value in losses.values())
+            and losses["mask_loss"] > 0 < losses["rpn_box_loss"]
+        )
         assert room.serving().input_signature[0].shape.as_list() == [None, 256, 128, 3]
 
         def model(image, image_shape, training):
-            assert image_shape.numpy().tolist() == [[256, 128]] * 2 and image.shape == (2, 256, 128, 3) and not training
+            assert (
+                image_shape.numpy().tolist() == [[256, 128]] * 2
+                and image.shape == (2, 256, 128, 3)
+                and not training
+            )
             boxes = tf.tile([[[148.0, 30, 188, 70]] * 5], [2, 1, 1])
-            parts = {"detection_scores": tf.ones([2, 5]), "detection_classes": tf.ones([2, 5]), "num_detections": tf.constant([5, 1])}
+            parts = {
+                "detection_scores": tf.ones([2, 5]),
+                "detection_classes": tf.ones([2, 5]),
+                "num_detections": tf.constant([5, 1]),
+            }
             return parts | {"detection_boxes": boxes, "detection_masks": tf.ones([2, 5, 28, 28])}
 
         room.model = model
         found = room._detect(data["image"])["detection_boxes"]
-        np.testing.assert_allclose(found[0], [[148 / 256, 30 / 128, 188 / 256, 70 / 128]] * 5, rtol=1e-6)
+        np.testing.assert_allclose(
+            found[0], [[148 / 256, 30 / 128, 188 / 256, 70 / 128]] * 5, rtol=1e-6
+        )
         np.testing.assert_allclose(found[1, 0], boxes[1, 0], rtol=1e-6)
 
     @pytest.mark.parametrize("stage", ["heads", "upper"])
-    def test_a_stage_starts_from_the_one_before_and_moves_what_it_trains(self, room, exported, stage):
+    def test_a_stage_starts_from_the_one_before_and_moves_what_it_trains(
+        self, room, exported, stage
+    ):
         later = MaskRCNN(CONFIG, SIZE, 1, stage, exported / mask_rcnn.CHECKPOINT)
         before = values(later)
         for value, expected in zip(before, values(room), strict=True):
             np.testing.assert_array_equal(value, expected)
         later.train_step(batch())
-        moved = {id(v) for v, value in zip(later.networks["detector"].variables, before, strict=True) if not np.array_equal(v, value)}
+        moved = {
+            id(v)
+            for v, value in zip(later.networks["detector"].variables, before, strict=True)
+            if not np.array_equal(v, value)
+        }
         layers = later.model.backbone.layers
         split = [layer.name for layer in layers].index("block_group_l3") + 1
         frozen = layers if stage == "heads" else layers[:split]
         assert sum(len(layer.variables) for layer in frozen) > 20
-        assert not moved & {id(variable) for layer in frozen for variable in layer.variables}, "averages of BatchNorm among them"
+        assert not moved & {id(variable) for layer in frozen for variable in layer.variables}, (
+            "averages of BatchNorm among them"
+        )
         upper = [variable for layer in layers[split:] for variable in layer.variables]
-        assert len(moved & {id(variable) for variable in upper}) > 0.9 * len(upper) or stage == "heads"
+        assert (
+            len(moved & {id(variable) for variable in upper}) > 0.9 * len(upper) or stage == "heads"
+        )
         pyramid = later.model.decoder.trainable_variables
         assert len(moved & {id(variable) for variable in pyramid}) > 0.5 * len(pyramid)
 
-    def test_resnet_pyramid_and_proposals_start_from_a_checkpoint_and_the_rest_does_not(self, room, exported):
-        other = MaskRCNN(CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 2)
+    def test_resnet_pyramid_and_proposals_start_from_a_checkpoint_and_the_rest_does_not(
+        self, room, exported
+    ):
+        other = MaskRCNN(
+            CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 2
+        )
         for name in ("backbone", "decoder", "rpn_head"):
-            pairs = zip(*(by_layer(getattr(made.model, name)) for made in (other, room)), strict=True)
+            pairs = zip(
+                *(by_layer(getattr(made.model, name)) for made in (other, room)), strict=True
+            )
             assert all(np.array_equal(mine, theirs) for mine, theirs in pairs), name
-        mine, theirs = (made.model.mask_head.trainable_variables[0].numpy() for made in (other, room))
+        mine, theirs = (
+            made.model.mask_head.trainable_variables[0].numpy() for made in (other, room)
+        )
         assert not np.array_equal(mine, theirs)
 
     def test_the_resnets_batch_norm_stays_as_its_checkpoint_has_it(self, exported):
-        other = MaskRCNN(CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 1)
-        layers = [layer for layer in other.model.backbone.submodules if type(layer).__name__ == "BatchNormalization"]
+        other = MaskRCNN(
+            CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 1
+        )
+        layers = [
+            layer
+            for layer in other.model.backbone.submodules
+            if type(layer).__name__ == "BatchNormalization"
+        ]
         norms = {id(variable) for layer in layers for variable in layer.variables}
-        variables, before = other.model.backbone.variables, [variable.numpy() for variable in other.model.backbone.variables]
+        variables = other.model.backbone.variables
+        before = [variable.numpy() for variable in other.model.backbone.variables]
         other.train_step(batch())
-        moved = [not np.array_equal(variable, value) for variable, value in zip(variables, before, strict=True)]
-        assert len(layers) == 13 and not any(one for one, variable in zip(moved, variables, strict=True) if id(variable) in norms)
-        assert all(one for one, variable in zip(moved, variables, strict=True) if id(variable) not in norms)
+        moved = [
+            not np.array_equal(variable, value)
+            for variable, value in zip(variables, before, strict=True)
+        ]
+        assert len(layers) == 13 and not any(
+            one for one, variable in zip(moved, variables, strict=True) if id(variable) in norms
+        )
+        assert all(
+            one for one, variable in zip(moved, variables, strict=True) if id(variable) not in norms
+        )
 
     def test_a_wrong_checkpoint_is_one_sentence(self, exported, room):
         parts = {"decoder": room.model.backbone}
@@ -264,14 +404,21 @@ class TestNetwork:
 
     def test_the_export_finds_what_the_live_network_finds(self, room, exported):
         image = batch()["image"].numpy()[:1]
-        found = Detector.load(exported).predict(Mammogram("made", "p", "i", SIZE, SIZE, partial(np.copy, image[0])))
+        found = Detector.load(exported).predict(
+            Mammogram("made", "p", "i", SIZE, SIZE, partial(np.copy, image[0]))
+        )
         # percentiles 0 and 100: what the detector sees reaches from 0 to 1
         live = {name: value[0].numpy() for name, value in room.detect((image - 0.1) / 0.8).items()}
         count = int(live["num_detections"])
         assert len(found) == count > 0 and found.masks.shape == (count, SIZE, SIZE)
-        np.testing.assert_allclose(found.boxes, live["detection_boxes"][:count] * SIZE, atol=0.01 * SIZE)
+        np.testing.assert_allclose(
+            found.boxes, live["detection_boxes"][:count] * SIZE, atol=0.01 * SIZE
+        )
         np.testing.assert_allclose(found.scores, live["detection_scores"][:count], atol=1e-3)
-        assert live["detection_masks"].shape == (5, 28, 28) and 0 <= live["detection_masks"].min() <= live["detection_masks"].max() <= 1
+        assert (
+            live["detection_masks"].shape == (5, 28, 28)
+            and 0 <= live["detection_masks"].min() <= live["detection_masks"].max() <= 1
+        )
         for box, mask in zip(found.boxes, found.masks, strict=True):
             rows, cols = np.nonzero(mask)
             outside = (rows + 1 < box[0]) | (rows > box[2]) | (cols + 1 < box[1]) | (cols > box[3])
@@ -283,19 +430,42 @@ class TestNetwork:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_two_steps_of_each_stage(repository, tmp_path):
-    """Every stage in a folder of its own, each from the one before; the last one's export is the run's."""
-    overrides = ["data.size=128", "data.phantoms=12", "data.folds=2", "training.batch_size=2", "training.epoch_samples=4"]
-    overrides += ["training.epochs=1", "model.heads_epochs=1", "model.upper_epochs=1", "model.anchor_scale=4"]
+    """Every stage in a folder of its own, each from the one before; the last one's export is the
+    run's.
+    """
+    overrides = [
+        "data.size=128",
+        "data.phantoms=12",
+        "data.folds=2",
+        "training.batch_size=2",
+        "training.epoch_samples=4",
+    ]
+    overrides += [
+        "training.epochs=1",
+        "model.heads_epochs=1",
+        "model.upper_epochs=1",
+        "model.anchor_scale=4",
+    ]
     overrides += [f"model.{name}={value}" for name, value in SMALL.items()]
     overrides += ["tracking.system_metrics=false", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    command = [sys.executable, str(repository / "train/mask_rcnn.py"), "--config", str(repository / "configs/mask_rcnn.yaml")]
+    command = [
+        sys.executable,
+        str(repository / "train/mask_rcnn.py"),
+        "--config",
+        str(repository / "configs/mask_rcnn.yaml"),
+    ]
     command += ["--output", str(tmp_path / "run"), "--set", *overrides]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(repository)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=2900)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=2900
+    )
     assert done.returncode == 0, done.stderr
     cards = [read_card(tmp_path / "run" / folder / "export") for folder in ("heads", "upper", ".")]
     assert [card["step"] for card in cards] == [2, 2, 2]
-    assert all(card["serves"] == "saved_model" and set(card["metrics"]) >= {"recall", "froc"} for card in cards)
+    assert all(
+        card["serves"] == "saved_model" and set(card["metrics"]) >= {"recall", "froc"}
+        for card in cards
+    )
     assert cards[0]["train_patients"] == cards[2]["train_patients"] and cards[2]["train_patients"]
     mammogram = next(record for record in phantom.read(count=4) if record.lesions)
     found = Detector.load(tmp_path / "run").predict(mammogram)

@@ -1,7 +1,8 @@
-"""The SSD: what is handed to the API, what is refused; with the extra, trained, stopped, resumed, exported and reloaded.
+"""The SSD: what is handed to the API, what is refused; with the extra, trained, stopped,
+resumed, exported and reloaded.
 
-The API needs environment variables that must be set before TensorFlow is imported, so it runs in processes of its own, as
-for a user. This process has neither and reads the exports all the same.
+The API needs environment variables that must be set before TensorFlow is imported, so it runs in
+processes of its own, as for a user. This process has neither and reads the exports all the same.
 """
 
 import importlib.util
@@ -29,13 +30,22 @@ from tfmammo.metrics import detection
 
 HAS_EXTRA = importlib.util.find_spec("object_detection") is not None
 needs_extra = pytest.mark.skipif(not HAS_EXTRA, reason='needs pip install "tfmammo[detection]"')
-SMALL = ["data.size=96", "data.phantoms=12", "data.folds=2", "training.batch_size=2", "training.steps_per_loop=2", "model.depth=16"]
+SMALL = [
+    "data.size=96",
+    "data.phantoms=12",
+    "data.folds=2",
+    "training.batch_size=2",
+    "training.steps_per_loop=2",
+    "model.depth=16",
+]
 SMALL += ["model.head_layers=1", "tracking.system_metrics=false"]
 
 
 def experiment(data=None, model=None, **training):
     training = TrainingConfig(**{"precision": "float32", **training})
-    return Experiment[SSDConfig](name="ssd", data=data or DataConfig(), training=training, model=model or SSDConfig())
+    return Experiment[SSDConfig](
+        name="ssd", data=data or DataConfig(), training=training, model=model or SSDConfig()
+    )
 
 
 def test_the_shipped_config_is_the_default_model(repository):
@@ -46,19 +56,34 @@ def test_the_shipped_config_is_the_default_model(repository):
 
 def test_the_pipeline_of_mobilenet():
     made = pipeline(SSDConfig(anchor_scale=3, detections=7), (320, 192), 2)["model"]["ssd"]
-    assert made["num_classes"] == 2 and made["image_resizer"] == {"fixed_shape_resizer": {"height": 320, "width": 192}}
-    assert made["feature_extractor"]["type"] == "ssd_mobilenet_v2_fpn_keras" and made["feature_extractor"]["use_depthwise"]
+    assert made["num_classes"] == 2 and made["image_resizer"] == {
+        "fixed_shape_resizer": {"height": 320, "width": 192}
+    }
+    assert (
+        made["feature_extractor"]["type"] == "ssd_mobilenet_v2_fpn_keras"
+        and made["feature_extractor"]["use_depthwise"]
+    )
     anchors = made["anchor_generator"]["multiscale_anchor_generator"]
-    assert (anchors["anchor_scale"], anchors["min_level"], anchors["max_level"], anchors["scales_per_octave"]) == (3, 3, 7, 2)
+    assert (
+        anchors["anchor_scale"],
+        anchors["min_level"],
+        anchors["max_level"],
+        anchors["scales_per_octave"],
+    ) == (3, 3, 7, 2)
     predictor = made["box_predictor"]["weight_shared_convolutional_box_predictor"]
     assert predictor["depth"] == made["feature_extractor"]["fpn"]["additional_layer_depth"] == 128
-    assert 1 / (1 + np.exp(-predictor["class_prediction_bias_init"])) == pytest.approx(0.01, abs=1e-3)
+    assert 1 / (1 + np.exp(-predictor["class_prediction_bias_init"])) == pytest.approx(
+        0.01, abs=1e-3
+    )
     assert made["post_processing"]["batch_non_max_suppression"]["max_total_detections"] == 7
 
 
 def test_the_pipeline_of_retinanet():
     made = pipeline(SSDConfig(backbone="resnet50"), (640, 640), 1)["model"]["ssd"]
-    assert made["feature_extractor"]["type"] == "ssd_resnet50_v1_fpn_keras" and not made["feature_extractor"]["use_depthwise"]
+    assert (
+        made["feature_extractor"]["type"] == "ssd_resnet50_v1_fpn_keras"
+        and not made["feature_extractor"]["use_depthwise"]
+    )
     assert made["feature_extractor"]["fpn"]["additional_layer_depth"] == 256
 
 
@@ -80,7 +105,9 @@ def test_what_a_detector_cant_do_is_refused_by_its_key(wrong, key):
 
 def test_without_the_environment_it_says_so(monkeypatch):
     monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
-    with pytest.raises(DetectionError, match="needs TF_USE_LEGACY_KERAS=1 before TensorFlow is imported"):
+    with pytest.raises(
+        DetectionError, match="needs TF_USE_LEGACY_KERAS=1 before TensorFlow is imported"
+    ):
         SSD()
 
 
@@ -96,34 +123,78 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
 @pytest.mark.slow
 def test_the_script_without_the_extra_is_one_line(repository, tmp_path):
     script = str(repository / "train/ssd.py")
-    hidden = f"import sys; sys.modules['object_detection'] = None; sys.argv = sys.argv[1:]; exec(open({script!r}).read())"
-    command = [sys.executable, "-c", hidden, "ssd.py", "--config", str(repository / "configs/ssd.yaml")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(repository), capture_output=True, text=True, timeout=240)
+    hidden = (
+        "import sys; sys.modules['object_detection'] = None; sys.argv = sys.argv[1:]; "
+        f"exec(open({script!r}).read())"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        hidden,
+        "ssd.py",
+        "--config",
+        str(repository / "configs/ssd.yaml"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(repository),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 2, done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ") and 'pip install "tfmammo[detection]"' in line]
+    assert [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("error: ") and 'pip install "tfmammo[detection]"' in line
+    ]
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_patients_behind_a_checkpoint_are_seen(tmp_path):
     (tmp_path / "export/checkpoint").mkdir(parents=True)
-    (tmp_path / "export/card.json").write_text(json.dumps({"format": FORMAT, "train_patients": ["p1", "p2"]}))
-    assert seen(tmp_path / "export/checkpoint") == seen(tmp_path / "export/checkpoint/ckpt-0") == ["p1", "p2"]
+    (tmp_path / "export/card.json").write_text(
+        json.dumps({"format": FORMAT, "train_patients": ["p1", "p2"]})
+    )
+    assert (
+        seen(tmp_path / "export/checkpoint")
+        == seen(tmp_path / "export/checkpoint/ckpt-0")
+        == ["p1", "p2"]
+    )
     assert seen(tmp_path) == seen(None) == []
 
 
 def test_validation_by_hand():
-    """Two phantoms' lesions; the detector knows the first exactly and finds something wrong with more certainty."""
+    """Two phantoms' lesions; the detector knows the first exactly and finds something wrong with
+    more certainty.
+    """
     config = DataConfig(size=64, kinds=("mass",))
-    records = [record for record in phantom.read(count=12) if [lesion.kind for lesion in record.lesions] == ["mass"]]
+    records = [
+        record
+        for record in phantom.read(count=12)
+        if [lesion.kind for lesion in record.lesions] == ["mass"]
+    ]
     whole = make_whole([records[0], records[-1]], config, Skipped())
     assert whole.boxes.shape == (2, 1, 4)
     wrong = np.array([0, 0, 0.02, 0.02], np.float32)
 
     def detector(image):
         count = image.shape[0]
-        boxes = np.stack([np.tile(wrong, (count, 1)), np.tile(whole.boxes[0], (count, 1)), np.zeros((count, 4), np.float32)], axis=1)
+        boxes = np.stack(
+            [
+                np.tile(wrong, (count, 1)),
+                np.tile(whole.boxes[0], (count, 1)),
+                np.zeros((count, 4), np.float32),
+            ],
+            axis=1,
+        )
         scores = np.tile(np.array([0.9, 0.8, 0], np.float32), (count, 1))
-        return {"boxes": tf.constant(boxes), "scores": tf.constant(scores), "classes": tf.zeros([count, 3])}
+        return {
+            "boxes": tf.constant(boxes),
+            "scores": tf.constant(scores),
+            "classes": tf.zeros([count, 3]),
+        }
 
     found = validate({"detector": detector}, whole.take([0]))
     assert found == {"recall": 1.0, "recall_of_all": 1.0, "froc": pytest.approx((0 + 0 + 4) / 6)}
@@ -136,11 +207,19 @@ def test_validation_by_hand():
 
 def test_validation_tells_classes_apart():
     config = DataConfig(size=64, kinds=("calcification", "mass"))
-    records = [record for record in phantom.read(count=8) if [lesion.kind for lesion in record.lesions] == ["mass"]][:1]
+    records = [
+        record
+        for record in phantom.read(count=8)
+        if [lesion.kind for lesion in record.lesions] == ["mass"]
+    ][:1]
     whole = make_whole(records, config, Skipped())
 
     def detector(image, kind):
-        return {"boxes": tf.constant(whole.boxes), "scores": tf.ones([1, 1]), "classes": tf.fill([1, 1], float(kind))}
+        return {
+            "boxes": tf.constant(whole.boxes),
+            "scores": tf.ones([1, 1]),
+            "classes": tf.fill([1, 1], float(kind)),
+        }
 
     assert validate({"detector": lambda image: detector(image, 1)}, whole)["recall_of_all"] == 1
     assert validate({"detector": lambda image: detector(image, 0)}, whole)["recall_of_all"] == 0
@@ -151,7 +230,11 @@ def test_validation_needs_a_lesion():
     whole = make_whole(phantom.read(count=8), config, Skipped())
     normal = whole.take(np.flatnonzero(whole.kinds == "normal"))
     assert len(normal)
-    nothing = {"boxes": tf.zeros([len(normal), 1, 4]), "scores": tf.zeros([len(normal), 1]), "classes": tf.zeros([len(normal), 1])}
+    nothing = {
+        "boxes": tf.zeros([len(normal), 1, 4]),
+        "scores": tf.zeros([len(normal), 1]),
+        "classes": tf.zeros([len(normal), 1]),
+    }
     with pytest.raises(DetectionError, match="nothing to validate on"):
         validate({"detector": lambda image: nothing}, normal)
 
@@ -213,13 +296,15 @@ for key, wrong in {"depth": {"depth": 32}, "nowhere": {"checkpoint": sys.argv[1]
         facts[key] = str(error)
 facts["resnet"] = SSD(SSDConfig(backbone="resnet50", **small), 160).networks["detector"].count_params()
 print(json.dumps(facts))
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
 def facts(repository, tmp_path_factory):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("checkpoint"))]
-    done = subprocess.run(command, env=environment(repository), capture_output=True, text=True, timeout=1400)
+    done = subprocess.run(
+        command, env=environment(repository), capture_output=True, text=True, timeout=1400
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -231,7 +316,8 @@ def facts(repository, tmp_path_factory):
 class TestNetwork:
     def test_a_step_moves_every_weight_and_average_and_detection_moves_none(self, facts):
         assert facts["changed_by_detection"] == 0
-        assert facts["trainable_moved"] > 0.9 * facts["trainable"] > 100  # not what boxes of other sizes would be found with
+        # not what boxes of other sizes would be found with
+        assert facts["trainable_moved"] > 0.9 * facts["trainable"] > 100
         assert facts["averages_moved"] > 0.9 * facts["averages"] > 100
 
     def test_boxes_that_are_not_there_do_not_count(self, facts):
@@ -239,14 +325,19 @@ class TestNetwork:
         assert facts["lesionless"]["localisation"] == 0 < facts["first"]["localisation"]
 
     def test_the_loss_is_its_parts_and_falls(self, facts):
-        parts = [facts["first"][name] for name in ("localisation", "classification", "weight_decay")]
+        parts = [
+            facts["first"][name] for name in ("localisation", "classification", "weight_decay")
+        ]
         assert facts["first"]["detector_loss"] == pytest.approx(sum(parts))
         assert facts["last"]["detector_loss"] < facts["first"]["detector_loss"]
 
     def test_backbone_and_pyramid_start_from_a_checkpoint_and_heads_do_not(self, facts):
         kept, of = facts["kept"]
         assert 0.5 * of < kept < of
-        assert facts["depth"].startswith("model.checkpoint: ") and "of another backbone, depth" in facts["depth"]
+        assert (
+            facts["depth"].startswith("model.checkpoint: ")
+            and "of another backbone, depth" in facts["depth"]
+        )
         assert "neither a checkpoint nor a folder" in facts["nowhere"]
 
     def test_retinanet_is_built(self, facts):
@@ -259,10 +350,26 @@ def trained(repository, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     said = []
     for steps in (4, 6):
-        overrides = [*SMALL, f"training.steps={steps}", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
-        command = [sys.executable, str(repository / "train/ssd.py"), "--config", str(repository / "configs/ssd.yaml")]
+        overrides = [
+            *SMALL,
+            f"training.steps={steps}",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        ]
+        command = [
+            sys.executable,
+            str(repository / "train/ssd.py"),
+            "--config",
+            str(repository / "configs/ssd.yaml"),
+        ]
         command += ["--output", str(folder / "run"), "--set", *overrides]
-        done = subprocess.run(command, cwd=folder, env=environment(repository), capture_output=True, text=True, timeout=1400)
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment(repository),
+            capture_output=True,
+            text=True,
+            timeout=1400,
+        )
         assert done.returncode == 0, done.stderr
         said.append(done.stderr)
     return folder, said
@@ -279,8 +386,15 @@ class TestTraining:
         for noise in ("oneDNN", "cuInit", "Traceback", "tensorflow_io", "learning_phase"):
             assert noise not in said[0]
         card = read_card(folder / "run/export")
-        assert (card["step"], card["serves"], card["name"]) == (6, "saved_model", "ssd") and set(card["metrics"]) >= {"recall", "froc"}
-        assert {path.name for path in (folder / "run/export").iterdir()} == {"card.json", "checkpoint", "pipeline.config", "saved_model"}
+        assert (card["step"], card["serves"], card["name"]) == (6, "saved_model", "ssd") and set(
+            card["metrics"]
+        ) >= {"recall", "froc"}
+        assert {path.name for path in (folder / "run/export").iterdir()} == {
+            "card.json",
+            "checkpoint",
+            "pipeline.config",
+            "saved_model",
+        }
         assert len(list((folder / "run/samples").glob("*.png"))) >= 2
 
     def test_this_process_reads_the_export_with_tensorflow_alone(self, trained):
@@ -289,7 +403,9 @@ class TestTraining:
         mammogram = next(record for record in phantom.read(count=4) if record.lesions)
         uri = f"sqlite:///{folder}/mlflow.db"
         found = Detector.load(folder / "run").predict(mammogram)
-        assert 0 < len(found) <= 20 and set(found.classes) == {"mass"} and found.boxes.max() > 100, "native px"
+        assert (
+            0 < len(found) <= 20 and set(found.classes) == {"mass"} and found.boxes.max() > 100
+        ), "native px"
         version = (folder / "run/export_registered").read_text().split()[-1]  # "6 is version 3"
         for same in (folder / "run/export/saved_model", f"models:/tfmammo-ssd/{version}"):
             again = Detector.load(same, uri=uri).predict(mammogram)

@@ -1,9 +1,11 @@
-"""Writes tests/golden/can.json: what three steps of a small CAN return from weights and patches that numpy alone decides.
+"""Writes tests/golden/can.json: what three steps of a small CAN return from weights and
+patches that numpy alone decides.
 
 python tests/golden/make_can_golden.py
 
-Numpy's Generator, not TensorFlow's, draws weights and patches, so that the numbers hold for any version of TensorFlow. Run
-it again only when the algorithm itself is meant to change, and say so in the change.
+Numpy's Generator, not TensorFlow's, draws weights and patches, so that the numbers hold for any
+version of TensorFlow. Run it again only when the algorithm itself is meant to change, and say so in
+the change.
 """
 
 import json
@@ -17,14 +19,27 @@ from tfmammo.models.can import CAN, CANConfig
 GOLDEN = Path(__file__).with_name("can.json")
 CASES = {
     "default": {"average": "responses"},
-    "as_printed": {"adversarial": "as_printed", "average": "losses", "l2": "norm", "lambda_1": 3.0, "lambda_2": 0.5},
+    "as_printed": {
+        "adversarial": "as_printed",
+        "average": "losses",
+        "l2": "norm",
+        "lambda_1": 3.0,
+        "lambda_2": 0.5,
+    },
 }
 
 
 def losses(case: str, steps: int = 3) -> list[dict[str, float]]:
-    """What each of the first steps returns, in float32, with dropout off and a learning rate that three steps show."""
+    """What each of the first steps returns, in float32, with dropout off and a learning rate that
+    three steps show.
+    """
     rng = np.random.default_rng(0)
-    can = CAN(CANConfig(filters=(4, 8, 8), discriminator_filters=4, dropout=0, learning_rate=1e-2, **CASES[case]), size=16)
+    can = CAN(
+        CANConfig(
+            filters=(4, 8, 8), discriminator_filters=4, dropout=0, learning_rate=1e-2, **CASES[case]
+        ),
+        size=16,
+    )
     for network in can.networks.values():
         for weight in network.trainable_variables:
             weight.assign(rng.normal(0, 0.1, weight.shape) + (weight.name == "gamma"))
@@ -32,8 +47,12 @@ def losses(case: str, steps: int = 3) -> list[dict[str, float]]:
         "image": tf.constant(rng.random((2, 16, 16, 1)), tf.float32),
         "mask": tf.constant(rng.integers(0, 2, (2, 16, 16, 1)), tf.float32),
     }
-    return [{name: float(value) for name, value in can.train_step(batch).items()} for _ in range(steps)]
+    return [
+        {name: float(value) for name, value in can.train_step(batch).items()} for _ in range(steps)
+    ]
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps({case: losses(case) for case in CASES}, indent=1) + "\n", encoding="utf-8")
+    GOLDEN.write_text(
+        json.dumps({case: losses(case) for case in CASES}, indent=1) + "\n", encoding="utf-8"
+    )

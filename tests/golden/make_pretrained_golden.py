@@ -1,10 +1,12 @@
-"""Writes tests/golden/pretrained.json: LPIPS distances and feature maps that the packages lpips 0.1.4 and torchvision 0.29 compute.
+"""Writes tests/golden/pretrained.json: LPIPS distances and feature maps that the packages
+lpips 0.1.4 and torchvision 0.29 compute.
 
 pip install torch torchvision lpips && python tests/golden/make_pretrained_golden.py
 
-Numpy's Generator alone decides weights (seed 0, He's normal kernels, as weights "none" are), heads (seed 1) and images (seed
-2). Nothing of tfmammo is imported: PyTorch with torchvision can't be loaded into a process after TensorFlow.
-With a folder as argument it writes there what else the tests compare with: the published heads, and the weights as .pth.
+Numpy's Generator alone decides weights (seed 0, He's normal kernels, as weights "none" are), heads
+(seed 1) and images (seed 2). Nothing of tfmammo is imported: PyTorch with torchvision can't be
+loaded into a process after TensorFlow. With a folder as argument it writes there what else the
+tests compare with: the published heads, and the weights as .pth.
 """
 
 import json
@@ -17,7 +19,8 @@ import torch
 import torchvision
 
 GOLDEN = Path(__file__).with_name("pretrained.json")
-ALEXNET, VGG19 = (0, 3, 6, 8, 10), (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
+ALEXNET = (0, 3, 6, 8, 10)
+VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 WIDTHS = (64, 192, 384, 256, 256)
 
 
@@ -29,7 +32,8 @@ def main() -> None:
     random = np.random.default_rng(1)
     heads = [random.normal(0.5, 0.5, width).astype(np.float32) for width in WIDTHS]  # some negative
     found = {
-        "versions": {package.__name__: package.__version__ for package in (torch, torchvision)} | {"lpips": "0.1.4"},
+        "versions": {package.__name__: package.__version__ for package in (torch, torchvision)}
+        | {"lpips": "0.1.4"},
         "lpips": distances(alexnet, heads, a, b),
         "lpips_without_heads": distances(alexnet, None, a, b),
         "vgg19_means": means(vgg19, a, (4, 9, 18, 27, 36)),
@@ -41,29 +45,38 @@ def main() -> None:
         published = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
         (folder / "heads.pth").write_bytes(published.read_bytes())
         values = torch.load(published, map_location="cpu", weights_only=True)
-        found["lpips_published_heads"] = distances(alexnet, [values[f"lin{i}.model.1.weight"].numpy().ravel() for i in range(5)], a, b)
+        found["lpips_published_heads"] = distances(
+            alexnet, [values[f"lin{i}.model.1.weight"].numpy().ravel() for i in range(5)], a, b
+        )
         (folder / "pretrained.json").write_text(json.dumps(found), encoding="utf-8")
     else:
         GOLDEN.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
-    """Two times five images of 80 px, float32 in [0, 1]: different ones, nearly equal ones, equal ones, black and white."""
+    """Two times five images of 80 px, float32 in [0, 1]: different ones, nearly equal ones, equal
+    ones, black and white.
+    """
     random = np.random.default_rng(2)
     a, b = random.random((2, 5, 80, 80, 1), dtype=np.float32)
     b[1] = np.clip(a[1] + random.normal(0, 0.05, a[1].shape), 0, 1)
     b[2] = a[2]
-    a[3], b[3] = 0, 1
+    a[3] = 0
+    b[3] = 1
     return a, b
 
 
 def filled(network, indices):
-    """The network with He's normal kernels from seed 0, drawn in Keras's order [rows, cols, in, out], and no biases."""
+    """The network with He's normal kernels from seed 0, drawn in Keras's order [rows, cols, in,
+    out], and no biases.
+    """
     random = np.random.default_rng(0)
     for index in indices:
         layer = network.features[index]
         out, before, rows, cols = layer.weight.shape
-        kernel = random.standard_normal((rows, cols, before, out), np.float32) * np.sqrt(2 / (rows * cols * before))
+        kernel = random.standard_normal((rows, cols, before, out), np.float32) * np.sqrt(
+            2 / (rows * cols * before)
+        )
         layer.weight.data = torch.tensor(kernel.astype(np.float32)).permute(3, 2, 0, 1).contiguous()
         layer.bias.data.zero_()
     return network
@@ -71,9 +84,18 @@ def filled(network, indices):
 
 def distances(alexnet, heads, a, b) -> list[float]:
     """What the lpips package says of every pair."""
-    judge = lpips.LPIPS(net="alex", version="0.1", lpips=heads is not None, pretrained=False, pnet_rand=True, verbose=False)
+    judge = lpips.LPIPS(
+        net="alex",
+        version="0.1",
+        lpips=heads is not None,
+        pretrained=False,
+        pnet_rand=True,
+        verbose=False,
+    )
     for index in ALEXNET:
-        layer = next(part[-2] for part in judge.net.children() if part._modules.keys() >= {str(index)})
+        layer = next(
+            part[-2] for part in judge.net.children() if part._modules.keys() >= {str(index)}
+        )
         layer.load_state_dict(alexnet.features[index].state_dict())
     for head, values in zip(getattr(judge, "lins", ()), heads or (), strict=True):
         head.model[-1].weight.data = torch.tensor(values).reshape(1, -1, 1, 1)
@@ -82,10 +104,18 @@ def distances(alexnet, heads, a, b) -> list[float]:
 
 
 def means(vgg19, a, ends) -> list[list[float]]:
-    """Of each image the mean of the feature maps behind the last convolution of each block (4: block1_conv2)."""
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    """Of each image the mean of the feature maps behind the last convolution of each block (4:
+    block1_conv2).
+    """
+    mean, deviation = (
+        torch.tensor(values)[:, None, None]
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     with torch.no_grad():
-        return [vgg19.features[:end]((colour(a) - mean) / deviation).mean(dim=(1, 2, 3)).tolist() for end in ends]
+        return [
+            vgg19.features[:end]((colour(a) - mean) / deviation).mean(dim=(1, 2, 3)).tolist()
+            for end in ends
+        ]
 
 
 def colour(values) -> torch.Tensor:

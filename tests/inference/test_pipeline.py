@@ -1,4 +1,6 @@
-"""The chain on small mammograms with known lesions: real exports of networks whose answers are known, and a real tiny cGAN."""
+"""The chain on small mammograms with known lesions: real exports of networks whose answers
+are known, and a real tiny cGAN.
+"""
 
 import json
 from dataclasses import replace
@@ -24,8 +26,11 @@ from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 
-ROWS, COLS, SIZE = 160, 120, 64
-CENTRE, RADII = (70, 50), (26, 18)
+ROWS = 160
+COLS = 120
+SIZE = 64
+CENTRE = (70, 50)
+RADII = (26, 18)
 
 
 class Bright(keras.Model):
@@ -34,7 +39,13 @@ class Bright(keras.Model):
     def __init__(self, weight=200.0, bias=-100.0, size=SIZE):
         super().__init__(name="bright")
         constant = keras.initializers.Constant
-        layer = keras.layers.Conv2D(1, 1, activation="sigmoid", kernel_initializer=constant(weight), bias_initializer=constant(bias))
+        layer = keras.layers.Conv2D(
+            1,
+            1,
+            activation="sigmoid",
+            kernel_initializer=constant(weight),
+            bias_initializer=constant(bias),
+        )
         self.networks = {"generator": keras.Sequential([keras.Input((size, size, 1)), layer])}
         self.signature = [tf.TensorSpec([None, size, size, 1], tf.float32, "image")]
 
@@ -48,12 +59,16 @@ class Bright(keras.Model):
 
 def detector(folder, boxes, scores=None, classes=None, rows=ROWS, cols=COLS):
     """A foreign SavedModel that always answers with these boxes, native px."""
-    parts = np.reshape(np.array(boxes, np.float32), (-1, 4)) / np.array([rows, cols] * 2, np.float32)
+    parts = np.reshape(np.array(boxes, np.float32), (-1, 4)) / np.array(
+        [rows, cols] * 2, np.float32
+    )
     count = max(1, len(parts))
     parts = parts if len(parts) else np.zeros((1, 4), np.float32)
     scores = np.float32(scores or np.linspace(0.9, 0.6, count) * bool(len(boxes)))
 
-    @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")]
+    )
     def detect(input_tensor):
         return {
             "detection_boxes": tf.constant(parts[np.newaxis]),
@@ -67,19 +82,33 @@ def detector(folder, boxes, scores=None, classes=None, rows=ROWS, cols=COLS):
 
 
 def card(**data):
-    return {"name": "cgan", "step": 7, "config": {"data": DataConfig(**{"size": SIZE, "frame": "loose"} | data).model_dump(mode="json")}}
+    return {
+        "name": "cgan",
+        "step": 7,
+        "config": {
+            "data": DataConfig(**{"size": SIZE, "frame": "loose"} | data).model_dump(mode="json")
+        },
+    }
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders of exports that all tests share: segmenters "bright", "empty", "full" and "cgan", and the classifier."""
+    """Folders of exports that all tests share: segmenters "bright", "empty", "full" and "cgan", and
+    the classifier.
+    """
     root = tmp_path_factory.mktemp("models")
-    for name, values in {"bright": (200.0, -100.0), "empty": (0.0, -50.0), "full": (0.0, 50.0)}.items():
+    for name, values in {
+        "bright": (200.0, -100.0),
+        "empty": (0.0, -50.0),
+        "full": (0.0, 50.0),
+    }.items():
         export.export(Bright(*values), root / name, card())
     keras.utils.set_random_seed(0)
     cgan = CGAN(CGANConfig(filters=(4, 4, 4, 4, 4, 4), samples=3, adversarial=False), SIZE)
     export.export(cgan, root / "cgan", card())
-    export.export(ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4)), root / "shape", {"name": "shape"})
+    export.export(
+        ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4)), root / "shape", {"name": "shape"}
+    )
     return root
 
 
@@ -94,14 +123,20 @@ def load(models, tmp_path):
         found = detector(tmp_path / "detector", boxes, scores, classes)
         steps = {"closing": 0, "erosion": 0, "dilation": 0}
         values = {"postprocess": steps, **config}
-        return Chain.load(CaseConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"), **values))
+        return Chain.load(
+            CaseConfig(
+                detector=found, segmenter=str(handle), classifier=str(models / "shape"), **values
+            )
+        )
 
     return call
 
 
 def ellipse(centre=CENTRE, radii=RADII):
     rows, cols = np.mgrid[:ROWS, :COLS]
-    return (((rows - centre[0]) / radii[0]) ** 2 + ((cols - centre[1]) / radii[1]) ** 2 <= 1).astype(np.uint8)
+    return (
+        ((rows - centre[0]) / radii[0]) ** 2 + ((cols - centre[1]) / radii[1]) ** 2 <= 1
+    ).astype(np.uint8)
 
 
 def stored(masks):
@@ -146,7 +181,9 @@ PREPROCESSING = [
 @pytest.mark.parametrize("frame", ["tight", "loose", "full", "square"])
 @pytest.mark.parametrize("preprocess", PREPROCESSING)
 def test_a_patch_is_made_as_in_training(load, frame, preprocess):
-    """A detection that is the true lesion's box gives the very patch that a training sees of this lesion, bit for bit."""
+    """A detection that is the true lesion's box gives the very patch that a training sees of this
+    lesion, bit for bit.
+    """
     record = mammogram(laterality="R", spacing=(0.1, 0.1))
     data = {"frame": frame, "preprocess": PreprocessConfig(**preprocess), "percentiles": (1, 99)}
     chain = load([record.lesions[0].box], data=data)
@@ -166,12 +203,21 @@ def test_a_fixed_window_is_taken_over(load):
 
 
 @pytest.mark.parametrize("frame", ["loose", "full", "square"])
-@pytest.mark.parametrize("preprocess", [{}, {"flip_right": True}, {"flip_right": True, "spacing": 0.15}, {"spacing": 0.07}])
+@pytest.mark.parametrize(
+    "preprocess",
+    [{}, {"flip_right": True}, {"flip_right": True, "spacing": 0.15}, {"spacing": 0.07}],
+)
 def test_a_mask_comes_back_to_native_pixels(load, frame, preprocess):
     record = mammogram(laterality="R", spacing=(0.1, 0.1))
-    chain = load([record.lesions[0].box], data={"frame": frame, "preprocess": PreprocessConfig(**preprocess)})
+    chain = load(
+        [record.lesions[0].box], data={"frame": frame, "preprocess": PreprocessConfig(**preprocess)}
+    )
     (found,) = chain.read(record).findings
-    assert found.box == record.lesions[0].box and found.score == pytest.approx(0.9) and found.kind == "mass"
+    assert (
+        found.box == record.lesions[0].box
+        and found.score == pytest.approx(0.9)
+        and found.kind == "mass"
+    )
     assert dice(mask_of(found), ellipse()) > 0.95
     centre = np.argwhere(mask_of(found)).mean(axis=0)
     np.testing.assert_allclose(centre, CENTRE, atol=0.5)  # a patch's pixel is up to 2.5 native ones
@@ -184,12 +230,22 @@ def test_spacing_and_shape(load):
     (found,) = case.findings
     area = int(mask_of(found).sum())
     assert area == pytest.approx(pi * RADII[0] * RADII[1], rel=0.05)
-    expected = {"area_px": area, "diameter_px": sqrt(4 * area / pi), "area_mm2": 0.02 * area, "diameter_mm": sqrt(0.08 * area / pi)}
+    expected = {
+        "area_px": area,
+        "diameter_px": sqrt(4 * area / pi),
+        "area_mm2": 0.02 * area,
+        "diameter_mm": sqrt(0.08 * area / pi),
+    }
     assert measures(found.lesion, record) == pytest.approx(expected)
     bare = measures(found.lesion, mammogram())
     assert bare["area_mm2"] is None and bare["diameter_mm"] is None and bare["area_px"] == area
-    assert list(found.probabilities) == list(SHAPES) and sum(found.probabilities.values()) == pytest.approx(1, abs=1e-5)
-    assert found.lesion.shape == max(found.probabilities, key=found.probabilities.get) and found.remarks == ()
+    assert list(found.probabilities) == list(SHAPES) and sum(
+        found.probabilities.values()
+    ) == pytest.approx(1, abs=1e-5)
+    assert (
+        found.lesion.shape == max(found.probabilities, key=found.probabilities.get)
+        and found.remarks == ()
+    )
 
 
 def test_a_shape_is_judged_by_a_mask_made_as_in_training(load):
@@ -197,7 +253,9 @@ def test_a_shape_is_judged_by_a_mask_made_as_in_training(load):
     chain = load([record.lesions[0].box])
     chain.classifier, inputs = heard(chain.classifier)
     (found,) = chain.read(record).findings
-    truth = replace(record, lesions=(MaskedLesion("mass", partial(np.copy, mask_of(found)), shape="oval"),))
+    truth = replace(
+        record, lesions=(MaskedLesion("mass", partial(np.copy, mask_of(found)), shape="oval"),)
+    )
     np.testing.assert_array_equal(inputs[0], sampling.shape_masks([truth])[0])
     assert inputs[0].shape == (1, 64, 64, 1) and inputs[0].dtype == np.float32
     rows, cols = np.argwhere(inputs[0][0, ..., 0]).T
@@ -215,7 +273,8 @@ def test_outlines_hold_a_region_exactly_but_for_its_holes(seed):
     assert (drawn >= region).all()
     rows, cols = np.nonzero(region)
     assert lesion.box == (rows.min(), cols.min(), rows.max() + 1, cols.max() + 1)
-    outside = np.pad(1 - region, 1, constant_values=1)  # what the border reaches around the region stays out
+    # what the border reaches around the region stays out
+    outside = np.pad(1 - region, 1, constant_values=1)
     reached = np.zeros_like(outside)
     reached[0, 0] = 1
     for _ in range(outside.size):
@@ -241,7 +300,9 @@ def test_several_masses_each_get_their_own_piece(load):
     record = mammogram(*masks)
     boxes = [lesion.box for lesion in record.lesions]
     case = load(boxes).read(record)
-    assert [dice(mask_of(found), mask) > 0.93 for found, mask in zip(case.findings, masks, strict=True)] == [True, True]
+    assert [
+        dice(mask_of(found), mask) > 0.93 for found, mask in zip(case.findings, masks, strict=True)
+    ] == [True, True]
     both = load(boxes, single=False).read(record).findings[0]
     assert mask_of(both).sum() > 1.1 * masks[0].sum()  # the neighbour reaches into the frame
 
@@ -251,17 +312,33 @@ def test_several_masses_each_get_their_own_piece(load):
 def test_a_box_on_the_border(load, frame, centre):
     truth = ellipse(centre)
     record = mammogram(truth)
-    (found,) = load([record.lesions[0].box], data={"frame": frame, "percentiles": (0, 100)}).read(record).findings
+    (found,) = (
+        load([record.lesions[0].box], data={"frame": frame, "percentiles": (0, 100)})
+        .read(record)
+        .findings
+    )
     assert dice(mask_of(found), truth) > 0.93
-    (top, left, bottom, right), mask = found.lesion.box, mask_of(found)
-    assert 0 <= top < bottom <= ROWS and 0 <= left < right <= COLS and mask[top:bottom, left:right].sum() == mask.sum()
+    (top, left, bottom, right) = found.lesion.box
+    mask = mask_of(found)
+    assert (
+        0 <= top < bottom <= ROWS
+        and 0 <= left < right <= COLS
+        and mask[top:bottom, left:right].sum() == mask.sum()
+    )
 
 
 def test_a_square_larger_than_the_mammogram_is_padded(load):
     box = (0, 0, ROWS, COLS)
     chain = load([box], data={"frame": "square", "context": 1.5, "pad": True})
     record = replace(
-        mammogram(), lesions=(Lesion("mass", box, (np.float32([[0, 0], [0, COLS - 1], [ROWS - 1, COLS - 1], [ROWS - 1, 0]]),)),)
+        mammogram(),
+        lesions=(
+            Lesion(
+                "mass",
+                box,
+                (np.float32([[0, 0], [0, COLS - 1], [ROWS - 1, COLS - 1], [ROWS - 1, 0]]),),
+            ),
+        ),
     )
     chain.segmenter, inputs = heard(chain.segmenter)
     (found,) = chain.read(record).findings
@@ -279,12 +356,16 @@ def test_an_empty_mask_leaves_the_box(load):
 def test_a_mask_beside_the_box_is_another_lesions(load):
     boxes = [(100, 80, 140, 110)]
     assert load(boxes, data={"frame": "full"}).read(mammogram()).findings[0].lesion is None
-    assert load(boxes, data={"frame": "full"}, single=False).read(mammogram()).findings[0].lesion is not None
+    assert (
+        load(boxes, data={"frame": "full"}, single=False).read(mammogram()).findings[0].lesion
+        is not None
+    )
 
 
 def test_a_full_mask_is_the_frame(load):
     (found,) = load([(40, 30, 100, 70)], "full").read(mammogram()).findings
-    assert found.lesion.box == (10, 10, 130, 90) and mask_of(found).sum() == 120 * 80  # the box doubled
+    # the box doubled
+    assert found.lesion.box == (10, 10, 130, 90) and mask_of(found).sum() == 120 * 80
     (found,) = load([(0, 0, 60, 50)], "full").read(mammogram()).findings
     assert found.lesion.box == (0, 0, 90, 75)  # and cut at the border
     assert len(found.probabilities) == 4
@@ -292,7 +373,11 @@ def test_a_full_mask_is_the_frame(load):
 
 def test_a_mask_of_a_few_pixels_is_enlarged_and_doubted(load):
     truth = ellipse((80, 60), (2, 2))
-    (found,) = load([mammogram(truth).lesions[0].box], data={"percentiles": (0, 100)}).read(mammogram(truth)).findings
+    (found,) = (
+        load([mammogram(truth).lesions[0].box], data={"percentiles": (0, 100)})
+        .read(mammogram(truth))
+        .findings
+    )
     assert found.lesion is not None and len(found.probabilities) == 4
     assert len(found.remarks) == 1 and "px was enlarged to 64 x 64 px" in found.remarks[0]
 
@@ -301,7 +386,9 @@ def test_a_line_that_shrinks_away_has_no_shape(load):
     line = np.zeros((ROWS, COLS), np.uint8)
     line[5, 5:115] = 1
     chain = load([])
-    found = chain._classified(Finding("mass", 0.9, (0, 0, 9, 120), chains._lesion("mass", line)), mammogram())
+    found = chain._classified(
+        Finding("mass", 0.9, (0, 0, 9, 120), chains._lesion("mass", line)), mammogram()
+    )
     assert found.lesion is not None and found.probabilities is None and found.lesion.shape is None
     assert found.remarks == ("no shape: nothing of its mask is left at 64 px",)
 
@@ -325,15 +412,27 @@ def test_pixels_that_cannot_be_read(load):
 
 def test_a_fact_that_preprocessing_needs(load):
     with pytest.raises(CaseError, match="flip_right needs the laterality"):
-        load([(40, 30, 100, 70)], data={"preprocess": PreprocessConfig(flip_right=True)}).read(mammogram())
+        load([(40, 30, 100, 70)], data={"preprocess": PreprocessConfig(flip_right=True)}).read(
+            mammogram()
+        )
 
 
 def test_kinds_that_a_stage_does_not_know(load):
     kinds = ("mass", "calcification")
     found = load([(40, 30, 100, 70)], classes=[2], kinds=kinds).read(mammogram()).findings[0]
-    assert found.kind == "calcification" and found.remarks == ("no mask: the segmenter knows mass alone",)
-    found = load([(40, 30, 100, 70)], classes=[2], kinds=kinds, data={"kinds": kinds}).read(mammogram()).findings[0]
-    assert found.lesion is not None and found.probabilities is None and found.remarks == ("no shape: it is not a mass",)
+    assert found.kind == "calcification" and found.remarks == (
+        "no mask: the segmenter knows mass alone",
+    )
+    found = (
+        load([(40, 30, 100, 70)], classes=[2], kinds=kinds, data={"kinds": kinds})
+        .read(mammogram())
+        .findings[0]
+    )
+    assert (
+        found.lesion is not None
+        and found.probabilities is None
+        and found.remarks == ("no shape: it is not a mass",)
+    )
 
 
 def test_a_real_cgan_and_its_uncertainty(load):
@@ -348,8 +447,16 @@ def test_postprocessing_takes_specks_away(load):
     speck[28:31, 49:52] = 1
     record = mammogram(speck)
     box = mammogram().lesions[0].box
-    kept = load([box], single=False, data={"size": 128}, segmenter=None) if False else load([box], single=False).read(record).findings[0]
-    cleaned = load([box], single=False, postprocess={"closing": 0, "erosion": 3, "dilation": 3}).read(record).findings[0]
+    kept = (
+        load([box], single=False, data={"size": 128}, segmenter=None)
+        if False
+        else load([box], single=False).read(record).findings[0]
+    )
+    cleaned = (
+        load([box], single=False, postprocess={"closing": 0, "erosion": 3, "dilation": 3})
+        .read(record)
+        .findings[0]
+    )
     assert mask_of(kept)[27:33, 47:54].any() and not mask_of(cleaned)[27:33, 47:54].any()
     assert dice(mask_of(cleaned), ellipse()) > 0.93
 
@@ -368,25 +475,46 @@ def test_a_segmenter_whose_patches_are_not_known(tmp_path, models, change, said)
     handle = export.export(Bright(), tmp_path / "segmenter", {"name": "cgan", **change})
     found = detector(tmp_path / "detector", [])
     with pytest.raises(CaseError, match=said) as raised:
-        Chain.load(CaseConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape")))
+        Chain.load(
+            CaseConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"))
+        )
     assert str(raised.value).startswith(str(handle)) and "\n" not in str(raised.value)
 
 
 def test_a_segmenter_of_records_asks_their_manifest(tmp_path, models):
     made = DataConfig(size=SIZE, frame="tight").model_dump(mode="json")
-    columns = {name: [] for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")}
-    manifest = {"format": 1, "identity": {"data": made}, "size": SIZE, "count": 0, "fingerprint": "", "histogram": [], "shards": []}
+    columns = {
+        name: []
+        for name in ("patient_ids", "ids", "kinds", "pathologies", "shapes", "official_splits")
+    }
+    manifest = {
+        "format": 1,
+        "identity": {"data": made},
+        "size": SIZE,
+        "count": 0,
+        "fingerprint": "",
+        "histogram": [],
+        "shards": [],
+    }
     (tmp_path / "records").mkdir()
     (tmp_path / "records/manifest.json").write_text(json.dumps(manifest | {"columns": columns}))
-    handle = export.export(Bright(), tmp_path / "segmenter", card(records=str(tmp_path / "records")))
+    handle = export.export(
+        Bright(), tmp_path / "segmenter", card(records=str(tmp_path / "records"))
+    )
     found = detector(tmp_path / "detector", [])
-    chain = Chain.load(CaseConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape")))
+    chain = Chain.load(
+        CaseConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"))
+    )
     assert chain.data.frame == "tight"
 
 
 def test_handles_of_the_wrong_stage(tmp_path, models):
     found = detector(tmp_path / "detector", [])
-    good = {"detector": found, "segmenter": str(models / "bright"), "classifier": str(models / "shape")}
+    good = {
+        "detector": found,
+        "segmenter": str(models / "bright"),
+        "classifier": str(models / "shape"),
+    }
     with pytest.raises(ExportError, match="none of its functions leads from image to mask"):
         Chain.load(CaseConfig(**good | {"segmenter": good["classifier"]}))
     with pytest.raises(ExportError, match="none of its functions leads from mask to shapes"):
@@ -404,26 +532,56 @@ def test_the_report_says_what_was_found_by_what(load, models):
     case = chain.read(record)
     content = json.loads(json.dumps(report(case, chain), allow_nan=False))
     assert "secret" not in json.dumps(content) and '"p"' not in json.dumps(content)
-    facts = {"image_id": "i", "rows": ROWS, "cols": COLS, "laterality": "L", "view": "CC", "spacing_mm": [0.1, 0.1]}
+    facts = {
+        "image_id": "i",
+        "rows": ROWS,
+        "cols": COLS,
+        "laterality": "L",
+        "view": "CC",
+        "spacing_mm": [0.1, 0.1],
+    }
     assert content["mammogram"] == facts
     first, second = content["lesions"]
     area = int(mask_of(case.findings[0]).sum())
-    assert (first["number"], first["kind"], first["score"], first["box"]) == (1, "mass", 0.9, list(box))
+    assert (first["number"], first["kind"], first["score"], first["box"]) == (
+        1,
+        "mass",
+        0.9,
+        list(box),
+    )
     assert first["area_px"] == area and first["area_mm2"] == pytest.approx(area / 100, abs=1e-3)
-    assert first["shape"] in SHAPES and sum(first["shape_probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    assert first["shape"] in SHAPES and sum(first["shape_probabilities"].values()) == pytest.approx(
+        1, abs=1e-3
+    )
     assert second["number"] == 2 and second["score"] == 0.6
     assert content["models"]["segmenter"]["handle"] == str(models / "bright")
-    assert content["models"]["segmenter"]["step"] == 7 and len(content["models"]["segmenter"]["card"]) == 64
+    assert (
+        content["models"]["segmenter"]["step"] == 7
+        and len(content["models"]["segmenter"]["card"]) == 64
+    )
     assert content["models"]["detector"] == {"handle": chain.config.detector, "card": None}
-    assert content["versions"].keys() == {"tfmammo", "tensorflow", "keras"} and content["date"].endswith("+00:00")
+    assert content["versions"].keys() == {"tfmammo", "tensorflow", "keras"} and content[
+        "date"
+    ].endswith("+00:00")
     assert content["config"]["postprocess"] == {"closing": 0, "erosion": 0, "dilation": 0}
 
 
 def test_the_report_of_a_box_without_mask(load):
     chain = load([(40, 30, 100, 70)], "empty")
     (lesion,) = report(chain.read(mammogram()), chain)["lesions"]
-    measured = ("mask_box", "area_px", "area_mm2", "diameter_px", "diameter_mm", "shape", "shape_probabilities", "uncertainty")
-    assert all(lesion[name] is None for name in measured) and lesion["remarks"] == ["no mask: the segmenter marks nothing in the box"]
+    measured = (
+        "mask_box",
+        "area_px",
+        "area_mm2",
+        "diameter_px",
+        "diameter_mm",
+        "shape",
+        "shape_probabilities",
+        "uncertainty",
+    )
+    assert all(lesion[name] is None for name in measured) and lesion["remarks"] == [
+        "no mask: the segmenter marks nothing in the box"
+    ]
 
 
 def test_the_overlay_shows_boxes_outlines_and_words(load):
@@ -433,8 +591,12 @@ def test_the_overlay_shows_boxes_outlines_and_words(load):
     assert sheet.shape == (640, 480, 3) and sheet.dtype == np.uint8
     coloured = (sheet == COLOURS[0]).all(axis=-1)
     top, left, bottom, right = (4 * np.array(record.lesions[0].box)).tolist()
-    assert coloured[top, left + 5 : right - 5].all() and coloured[top + 5 : bottom - 5, right - 1].all()
-    tip = 4 * (CENTRE[0] - RADII[0]) + 2, 4 * CENTRE[1] + 2  # the outline's upper end, on the box's upper side
+    assert (
+        coloured[top, left + 5 : right - 5].all()
+        and coloured[top + 5 : bottom - 5, right - 1].all()
+    )
+    # the outline's upper end, on the box's upper side
+    tip = 4 * (CENTRE[0] - RADII[0]) + 2, 4 * CENTRE[1] + 2
     side = coloured[4 * CENTRE[0] + 2, : 4 * CENTRE[1]]
     assert coloured[tip[0] - 6 : tip[0] + 7, tip[1]].any() and side.sum() >= 3
     assert coloured[: top - 1, left:].any()  # the words above

@@ -8,7 +8,9 @@ from tfmammo.metrics.blending import background_error, lesion_contrast, seam_str
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
 
 
 def batch(*images, dtype=np.float32):
@@ -22,65 +24,95 @@ def square(size=40, low=12, high=28):
 
 
 def noise(seed=0, size=40, spread=0.02, count=1):
-    return np.clip(np.random.default_rng(seed).normal(0.4, spread, (count, size, size, 1)), 0, 1).astype(np.float32)
+    return np.clip(
+        np.random.default_rng(seed).normal(0.4, spread, (count, size, size, 1)), 0, 1
+    ).astype(np.float32)
 
 
 def test_a_seam_by_hand():
-    """One pixel inside, a ring of 1 px: the four pixels beside it (a disc of radius 1), none of them neighbours, so there is no
-    denominator; of 2 px: the sixteen pixels named below, whose pairs of neighbours are counted there.
+    """One pixel inside, a ring of 1 px: the four pixels beside it (a disc of radius 1), none of
+    them neighbours, so there is no denominator; of 2 px: the sixteen pixels named below, whose
+    pairs of neighbours are counted there.
     """
     mask = np.zeros((7, 7), np.uint8)
     mask[3, 3] = 1
     image = np.zeros((7, 7))
     image[3, 3] = 0.8
-    image[3, 4], image[3, 5] = 0.2, 0.1
+    image[3, 4] = 0.2
+    image[3, 5] = 0.1
     assert np.isnan(seam_strength(batch(image), batch(mask), ring=1))
-    # Across the border: 0.6 to the right, 0.8 three times. The disc of radius 2: rows 2 to 4 of columns 1 to 5, and (1, 3), (5, 3).
+    # Across the border: 0.6 to the right, 0.8 three times. The disc of radius 2: rows 2 to 4 of
+    # columns 1 to 5, and (1, 3), (5, 3).
     disc = {(row, col) for row in (2, 3, 4) for col in range(1, 6)} | {(1, 3), (5, 3)}
     ring = disc - {(3, 3)}
-    down = [abs(image[row, col] - image[row + 1, col]) for row, col in ring if (row + 1, col) in ring]
-    right = [abs(image[row, col] - image[row, col + 1]) for row, col in ring if (row, col + 1) in ring]
+    down = [
+        abs(image[row, col] - image[row + 1, col]) for row, col in ring if (row + 1, col) in ring
+    ]
+    right = [
+        abs(image[row, col] - image[row, col + 1]) for row, col in ring if (row, col + 1) in ring
+    ]
     assert (len(down), len(right)) == (10, 10)
     # Other than 0: 0.2 up and down from (3, 4), 0.1 up and down from (3, 5), 0.1 between them.
     assert sum(down) + sum(right) == pytest.approx(0.7)
-    assert seam_strength(batch(image), batch(mask), ring=2) == pytest.approx([(0.6 + 3 * 0.8) / 4 / (0.7 / 20)])
+    assert seam_strength(batch(image), batch(mask), ring=2) == pytest.approx(
+        [(0.6 + 3 * 0.8) / 4 / (0.7 / 20)]
+    )
 
 
 def test_a_ramp_has_no_seam_and_a_step_has():
-    """Rows rise by 0.01: of the square's 64 pairs across its border half jump by 0.01, as half of all others do, roughly."""
+    """Rows rise by 0.01: of the square's 64 pairs across its border half jump by 0.01, as half of
+    all others do, roughly.
+    """
     ramp = 0.01 * np.mgrid[:40, :40][0]
     mask = square()
     found = seam_strength(batch(ramp), mask)
     assert found == pytest.approx([1], abs=0.01)
-    # 0.3 more inside: 0.31 along the bottom, 0.29 along the top, 0.3 along the sides, on average 0.3 in place of 0.005.
-    assert seam_strength(batch(ramp) + np.float32(0.3) * mask, mask) == pytest.approx(found * 60, rel=1e-4)
+    # 0.3 more inside: 0.31 along the bottom, 0.29 along the top, 0.3 along the sides, on average
+    # 0.3 in place of 0.005.
+    assert seam_strength(batch(ramp) + np.float32(0.3) * mask, mask) == pytest.approx(
+        found * 60, rel=1e-4
+    )
 
 
 def test_normal_tissue_has_a_strength_of_about_one_and_pasted_more():
-    images, masks = noise(count=20), np.repeat(square(), 20, axis=0)
+    images = noise(count=20)
+    masks = np.repeat(square(), 20, axis=0)
     found = seam_strength(images, masks)
     assert found.shape == (20,) and found.dtype == np.float64
-    assert found.mean() == pytest.approx(1, abs=0.05) and (seam_strength(images + np.float32(0.1) * masks, masks) > 3).all()
+    assert (
+        found.mean() == pytest.approx(1, abs=0.05)
+        and (seam_strength(images + np.float32(0.1) * masks, masks) > 3).all()
+    )
 
 
 def test_only_mask_border_and_ring_count():
-    image, mask = noise(), square()
+    image = noise()
+    mask = square()
     far = image.copy()
     far[:, 14:26, 14:26] = 0.9  # two pixels and more inside
-    far[:, 0], far[:, :, -1] = 0.9, 0.1  # beyond 10 px
+    # beyond 10 px
+    far[:, 0] = 0.9
+    far[:, :, -1] = 0.1
     np.testing.assert_array_equal(seam_strength(far, mask), seam_strength(image, mask))
     assert lesion_contrast(far, mask) > lesion_contrast(image, mask) + 0.1
 
 
 def test_contrast_by_hand():
-    """0.7 inside; the ring of 4 px is 0.4 but for 8 pixels of 0.5 beside the mask; what lies beyond doesn't count."""
+    """0.7 inside; the ring of 4 px is 0.4 but for 8 pixels of 0.5 beside the mask; what lies beyond
+    doesn't count.
+    """
     mask = square()
     image = np.where(mask == 1, 0.7, 0.9).astype(np.float32)
     image[:, 8:32, 8:32][mask[:, 8:32, 8:32] == 0] = 0.4
     image[:, 11, 14:22] = 0.5
-    # A disc of radius 4 round the square's corners covers 16 * 4 px on each side, and of each corner a quarter without its axes.
+    # A disc of radius 4 round the square's corners covers 16 * 4 px on each side, and of each
+    # corner a quarter without its axes.
     rows, cols = np.mgrid[-4:5, -4:5]
-    quarter = sum(1 for row, col in zip(rows.ravel(), cols.ravel(), strict=True) if row > 0 and col > 0 and row**2 + col**2 <= 20)
+    quarter = sum(
+        1
+        for row, col in zip(rows.ravel(), cols.ravel(), strict=True)
+        if row > 0 and col > 0 and row**2 + col**2 <= 20
+    )
     around = 4 * 64 + 4 * quarter
     expected = 0.7 - (0.4 + 0.1 * 8 / around)
     assert lesion_contrast(image, mask, ring=4) == pytest.approx([expected], abs=2e-4)
@@ -88,56 +120,84 @@ def test_contrast_by_hand():
 
 
 def test_a_lesion_that_is_blended_away_has_no_contrast():
-    tissue, mask = noise(), square()
-    assert lesion_contrast(tissue + np.float32(0.2) * mask, mask) == pytest.approx(lesion_contrast(tissue, mask) + 0.2, abs=1e-6)
+    tissue = noise()
+    mask = square()
+    assert lesion_contrast(tissue + np.float32(0.2) * mask, mask) == pytest.approx(
+        lesion_contrast(tissue, mask) + 0.2, abs=1e-6
+    )
     assert np.abs(lesion_contrast(tissue, mask)) < 0.01
 
 
 def test_background_by_hand():
-    """4 x 4 px, the mask's pixel in the corner: 15 pixels outside. The patch's last row and column have no forward difference."""
-    mask, tissue = np.zeros((4, 4), np.uint8), np.full((4, 4), 0.5)
+    """4 x 4 px, the mask's pixel in the corner: 15 pixels outside.
+
+    The patch's last row and column have no forward difference.
+    """
+    mask = np.zeros((4, 4), np.uint8)
+    tissue = np.full((4, 4), 0.5)
     mask[0, 0] = 1
     image = tissue.copy()
     image[0, 0] = 0.9  # inside, so it is no error
     image[2, 2] = 0.8
     scores = background_error(batch(image), batch(tissue), batch(mask))
-    # |grad| is 0.3 at (1, 2) and (2, 1), sqrt(2) * 0.3 at (2, 2), of eight places whose differences keep off the mask.
+    # |grad| is 0.3 at (1, 2) and (2, 1), sqrt(2) * 0.3 at (2, 2), of eight places whose differences
+    # keep off the mask.
     assert scores["l1_background"] == pytest.approx([0.3 / 15])
     assert scores["gradient_background"] == pytest.approx([np.sqrt(4 * 0.09 / 8)])
 
 
 def test_gradients_compare_by_magnitude():
-    """A background turned upside down or inverted has the same magnitudes; L1 sees the difference (Eq. 5 of the paper)."""
+    """A background turned upside down or inverted has the same magnitudes; L1 sees the difference
+    (Eq. 5 of the paper).
+    """
     ramp = batch(0.2 + 0.01 * np.mgrid[:40, :40][0])
     scores = background_error(ramp[:, ::-1], ramp, square())
-    assert scores["gradient_background"] == pytest.approx([0], abs=1e-6) and scores["l1_background"] > 0.1
+    assert (
+        scores["gradient_background"] == pytest.approx([0], abs=1e-6)
+        and scores["l1_background"] > 0.1
+    )
 
 
 def test_an_untouched_background_has_no_error():
-    tissue, mask = noise(count=2), np.repeat(square(), 2, axis=0)
+    tissue = noise(count=2)
+    mask = np.repeat(square(), 2, axis=0)
     image = np.where(mask == 1, noise(1, count=2), tissue)
     image[1] = tissue[1] + np.float32(0.1)
     scores = background_error(image, tissue, mask)
     assert list(scores) == ["l1_background", "gradient_background"]
     assert scores["l1_background"][0] == 0 and scores["gradient_background"][0] == 0
-    assert scores["l1_background"][1] == pytest.approx(0.1, abs=1e-6) and scores["gradient_background"][1] == pytest.approx(0, abs=1e-6)
+    assert scores["l1_background"][1] == pytest.approx(0.1, abs=1e-6) and scores[
+        "gradient_background"
+    ][1] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_without_mask_or_background_there_is_nothing_to_say(value):
-    image, mask = noise(), np.full((1, 40, 40, 1), value, np.uint8)
+    image = noise()
+    mask = np.full((1, 40, 40, 1), value, np.uint8)
     assert np.isnan(seam_strength(image, mask)) and np.isnan(lesion_contrast(image, mask))
-    assert all(np.isnan(scores).all() == (value == 1) for scores in background_error(image, image, mask).values())
+    assert all(
+        np.isnan(scores).all() == (value == 1)
+        for scores in background_error(image, image, mask).values()
+    )
 
 
 def test_a_ring_without_any_texture_gives_no_strength():
     mask = square()
-    assert np.isnan(seam_strength(mask.astype(np.float32), mask)) and lesion_contrast(mask.astype(np.float32), mask) == 1
+    assert (
+        np.isnan(seam_strength(mask.astype(np.float32), mask))
+        and lesion_contrast(mask.astype(np.float32), mask) == 1
+    )
 
 
-@pytest.mark.parametrize("function", [seam_strength, lesion_contrast, lambda images, masks: background_error(images, images, masks)])
+@pytest.mark.parametrize(
+    "function",
+    [seam_strength, lesion_contrast, lambda images, masks: background_error(images, images, masks)],
+)
 def test_wrong_input_is_refused(function):
-    with pytest.raises(ValueError, match=r"must both be \[n, s, s, 1\], not \(1, 40, 40, 1\) and \(1, 39, 40, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"must both be \[n, s, s, 1\], not \(1, 40, 40, 1\) and \(1, 39, 40, 1\)"
+    ):
         function(noise(), square()[:, 1:])
     with pytest.raises(ValueError, match="must lie between 0 and 1"):
         function(noise() + 1, square())

@@ -1,4 +1,6 @@
-"""ROC areas, DeLong's variance and test, curves and confusion matrices against numbers from elsewhere."""
+"""ROC areas, DeLong's variance and test, curves and confusion matrices against numbers
+from elsewhere.
+"""
 
 import numpy as np
 import pytest
@@ -31,7 +33,10 @@ def test_area_and_variance_of_known_numbers():
 
 
 def test_delongs_test_of_known_numbers():
-    assert (roc_auc(CASES, A), roc_auc(CASES, B)) == (pytest.approx(0.8611111, abs=1e-7), pytest.approx(0.625, abs=1e-12))
+    assert (roc_auc(CASES, A), roc_auc(CASES, B)) == (
+        pytest.approx(0.8611111, abs=1e-7),
+        pytest.approx(0.625, abs=1e-12),
+    )
     z, p = delong_test(CASES, A, B)
     assert (z, p) == (pytest.approx(1.3226468, abs=1e-7), pytest.approx(0.1859528, abs=1e-7))
     assert delong_test(CASES, B, A) == (pytest.approx(-z), pytest.approx(p))
@@ -50,7 +55,9 @@ def test_ties_count_one_half():
 
 several = st.integers(2, 30).flatmap(
     lambda n: st.tuples(
-        st.lists(st.booleans(), min_size=n, max_size=n).filter(lambda y: 2 <= sum(y) <= len(y) - 2 if len(y) > 3 else False),
+        st.lists(st.booleans(), min_size=n, max_size=n).filter(
+            lambda y: 2 <= sum(y) <= len(y) - 2 if len(y) > 3 else False
+        ),
         st.lists(st.integers(-5, 5), min_size=n, max_size=n),
     )
 )
@@ -61,7 +68,11 @@ several = st.integers(2, 30).flatmap(
 def test_areas_and_curves_are_scikit_learns(case):
     labels, scores = case
     assert roc_auc(labels, scores) == pytest.approx(metrics.roc_auc_score(labels, scores))
-    for ours, theirs in zip(roc_curve(labels, scores), metrics.roc_curve(labels, scores, drop_intermediate=False), strict=True):
+    for ours, theirs in zip(
+        roc_curve(labels, scores),
+        metrics.roc_curve(labels, scores, drop_intermediate=False),
+        strict=True,
+    ):
         np.testing.assert_allclose(ours, theirs)
     false, true, _ = roc_curve(labels, scores)
     assert np.trapezoid(true, false) == pytest.approx(roc_auc(labels, scores))
@@ -71,7 +82,8 @@ def test_areas_and_curves_are_scikit_learns(case):
 @given(several)
 def test_the_variance_from_every_pair(case):
     """DeLong's components written out: psi of every positive with every negative."""
-    labels, scores = np.array(case[0]), np.array(case[1], float)
+    labels = np.array(case[0])
+    scores = np.array(case[1], float)
     psi = np.sign(scores[labels][:, None] - scores[~labels][None]) / 2 + 0.5
     expected = psi.mean(1).var(ddof=1) / labels.sum() + psi.mean(0).var(ddof=1) / (~labels).sum()
     assert delong_variance(labels, scores) == pytest.approx(expected, abs=1e-12)
@@ -82,7 +94,9 @@ def test_the_variance_is_that_of_repeated_draws():
     labels = np.arange(120) % 2
     draws = [labels + random.normal(0, 1.2, 120) for _ in range(300)]
     areas = [roc_auc(labels, scores) for scores in draws]
-    assert np.mean([delong_variance(labels, scores) for scores in draws]) == pytest.approx(np.var(areas), rel=0.25)
+    assert np.mean([delong_variance(labels, scores) for scores in draws]) == pytest.approx(
+        np.var(areas), rel=0.25
+    )
 
 
 def test_confusion_by_hand():
@@ -111,7 +125,9 @@ def test_a_variance_needs_two_of_each():
         delong_variance([0, 1, 1], [1, 2, 3])
 
 
-@pytest.mark.parametrize(("labels", "predictions"), [([0, 3], [0, 0]), ([0, -1], [0, 0]), ([0], [0, 0])])
+@pytest.mark.parametrize(
+    ("labels", "predictions"), [([0, 3], [0, 0]), ([0, -1], [0, 0]), ([0], [0, 0])]
+)
 def test_confusion_of_what_is_no_class(labels, predictions):
     with pytest.raises(ValueError, match="labels"):
         confusion_matrix(labels, predictions, 3)
@@ -127,7 +143,9 @@ def test_each_class_against_the_others_as_scikit_learn_has_it():
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 200)
     probabilities = random.dirichlet(np.ones(4), 200) + 0.3 * np.eye(4)[labels]
-    expected = [metrics.roc_auc_score(labels == number, probabilities[:, number]) for number in range(4)]
+    expected = [
+        metrics.roc_auc_score(labels == number, probabilities[:, number]) for number in range(4)
+    ]
     np.testing.assert_allclose(one_versus_rest(labels, probabilities), expected, atol=1e-12)
     rates = np.linspace(0, 1, 5001)
     curve = mean_roc(labels, probabilities, rates)
@@ -139,5 +157,7 @@ def test_a_class_without_cases_has_no_area():
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.8, 0.1, 0.1]])
     np.testing.assert_array_equal(one_versus_rest([0, 1, 0], probabilities), [1, 1, np.nan])
     np.testing.assert_array_equal(one_versus_rest([0, 0, 0], probabilities), [np.nan] * 3)
-    np.testing.assert_array_equal(mean_roc([0, 1, 0], probabilities, np.array([0.0, 0.5, 1.0])), [0, 1, 1])
+    np.testing.assert_array_equal(
+        mean_roc([0, 1, 0], probabilities, np.array([0.0, 0.5, 1.0])), [0, 1, 1]
+    )
     assert np.isnan(mean_roc([0, 0, 0], probabilities, np.array([0.0, 1.0]))).all()

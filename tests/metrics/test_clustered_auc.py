@@ -1,4 +1,6 @@
-"""Areas of clustered patches: formulas written out, DeLong's where clusters are single, and rejection rates."""
+"""Areas of clustered patches: formulas written out, DeLong's where clusters are single,
+and rejection rates.
+"""
 
 import numpy as np
 import pytest
@@ -8,10 +10,13 @@ from tfmammo.metrics.clustered_auc import obuchowski_test, obuchowski_variance, 
 
 
 def clustered(seed, patients=12, patches=9, models=2, correlation=0.4):
-    """Labels, patients and equally good models' scores; a model's errors correlate within a patient."""
+    """Labels, patients and equally good models' scores; a model's errors correlate within a
+    patient.
+    """
     random = np.random.default_rng(seed)
     names = np.repeat(np.arange(patients), patches)
-    labels = random.random(len(names)) < random.beta(0.5, 0.5, patients)[names]  # most patients are mostly of one class
+    # most patients are mostly of one class
+    labels = random.random(len(names)) < random.beta(0.5, 0.5, patients)[names]
     shared = random.normal(size=(models, patients))[:, names] * correlation**0.5
     own = random.normal(size=(models, len(names))) * (1 - correlation) ** 0.5
     return labels, names, labels * 1.5 + shared + own
@@ -19,14 +24,16 @@ def clustered(seed, patients=12, patches=9, models=2, correlation=0.4):
 
 def written_out(labels, a, b, patients):
     """Obuchowski's covariance of two areas, by loops over patients and every pair of patches."""
-    positives, negatives = np.flatnonzero(labels), np.flatnonzero(~labels)
+    positives = np.flatnonzero(labels)
+    negatives = np.flatnonzero(~labels)
 
     def psi(scores, i, j):
         return float(scores[i] > scores[j]) + 0.5 * float(scores[i] == scores[j])
 
     def by_patient(scores):
         area = np.mean([psi(scores, i, j) for i in positives for j in negatives])
-        tens, ones = [], []
+        tens = []
+        ones = []
         for patient in sorted(set(patients)):
             mine = [i for i in positives if patients[i] == patient]
             theirs = [j for j in negatives if patients[j] == patient]
@@ -34,9 +41,14 @@ def written_out(labels, a, b, patients):
             ones.append(sum(np.mean([psi(scores, i, j) for i in positives]) - area for j in theirs))
         return np.array(tens), np.array(ones)
 
-    (tens_a, ones_a), (tens_b, ones_b) = by_patient(a), by_patient(b)
-    m, n, clusters = len(positives), len(negatives), len(set(patients))
-    with_positives, with_negatives = (len({patients[i] for i in side}) for side in (positives, negatives))
+    (tens_a, ones_a) = by_patient(a)
+    (tens_b, ones_b) = by_patient(b)
+    m = len(positives)
+    n = len(negatives)
+    clusters = len(set(patients))
+    with_positives, with_negatives = (
+        len({patients[i] for i in side}) for side in (positives, negatives)
+    )
     s10 = with_positives / ((with_positives - 1) * m) * sum(tens_a * tens_b)
     s01 = with_negatives / ((with_negatives - 1) * n) * sum(ones_a * ones_b)
     s11 = clusters / (clusters - 1) * sum(tens_a * ones_b)
@@ -47,11 +59,17 @@ def written_out(labels, a, b, patients):
 @pytest.mark.parametrize("seed", range(4))
 def test_the_formulas_written_out(seed):
     labels, patients, (a, b) = clustered(seed, patients=8, patches=5)
-    labels[patients == 0], labels[patients == 1] = True, False  # two patients with one class only
-    a, b = np.round(a, 1), np.round(b, 1)  # with ties
+    # two patients with one class only
+    labels[patients == 0] = True
+    labels[patients == 1] = False
+    # with ties
+    a = np.round(a, 1)
+    b = np.round(b, 1)
     expected = written_out(labels, a, a, patients)
     assert obuchowski_variance(labels, a, patients) == pytest.approx(expected, rel=1e-10)
-    variance = expected + written_out(labels, b, b, patients) - 2 * written_out(labels, a, b, patients)
+    variance = (
+        expected + written_out(labels, b, b, patients) - 2 * written_out(labels, a, b, patients)
+    )
     z, p = obuchowski_test(labels, a, b, patients)
     assert z == pytest.approx((roc_auc(labels, a) - roc_auc(labels, b)) / variance**0.5, rel=1e-9)
     assert obuchowski_test(labels, b, a, patients) == (pytest.approx(-z), pytest.approx(p))
@@ -60,12 +78,18 @@ def test_the_formulas_written_out(seed):
 def test_patients_of_one_patch_are_delongs():
     labels, _, (a, b) = clustered(3)
     patients = np.random.default_rng(0).permutation(len(labels))
-    assert obuchowski_variance(labels, a, patients) == pytest.approx(delong_variance(labels, a), rel=1e-12)
-    np.testing.assert_allclose(obuchowski_test(labels, a, b, patients), delong_test(labels, a, b), rtol=1e-10)
+    assert obuchowski_variance(labels, a, patients) == pytest.approx(
+        delong_variance(labels, a), rel=1e-12
+    )
+    np.testing.assert_allclose(
+        obuchowski_test(labels, a, b, patients), delong_test(labels, a, b), rtol=1e-10
+    )
 
 
 def test_copies_of_every_patch_add_nothing():
-    """DeLong's variance falls with the copies; that of patients stays, but for small-sample factors that don't change."""
+    """DeLong's variance falls with the copies; that of patients stays, but for small-sample factors
+    that don't change.
+    """
     labels, _, (a, b) = clustered(1, patients=30, patches=1)
     patients = np.arange(len(labels))
     copies = [np.tile(values, 20) for values in (labels, a, b, patients)]
@@ -73,15 +97,20 @@ def test_copies_of_every_patch_add_nothing():
     assert obuchowski_variance(copies[0], copies[1], copies[3]) == pytest.approx(single)
     assert obuchowski_test(*copies) == pytest.approx(obuchowski_test(labels, a, b, patients))
     assert delong_variance(copies[0], copies[1]) < single / 15
-    assert rank_swap_test(*copies, samples=500) == rank_swap_test(labels, a, b, patients, samples=500)
+    assert rank_swap_test(*copies, samples=500) == rank_swap_test(
+        labels, a, b, patients, samples=500
+    )
 
 
 def test_swaps_by_hand():
-    """Six patients, a positive and a negative patch each; all 64 ways to swap, areas by counting pairs."""
+    """Six patients, a positive and a negative patch each; all 64 ways to swap, areas by counting
+    pairs.
+    """
     patients = np.repeat(np.arange(6), 2)
     labels = np.tile([1, 0], 6)
     random = np.random.default_rng(7)
-    a, b = random.permutation(12) + 1.0 + 3 * labels, random.permutation(12) + 1.0
+    a = random.permutation(12) + 1.0 + 3 * labels
+    b = random.permutation(12) + 1.0
     ranks = [np.argsort(np.argsort(scores, kind="stable")) + 1.0 for scores in (a, b)]
     if len(np.unique(a)) < 12:
         ranks[0] = np.array([(np.sum(a < value) + np.sum(a <= value) + 1) / 2 for value in a])
@@ -96,19 +125,23 @@ def test_swaps_by_hand():
         found.append(area(np.where(swap, *ranks[::-1])) - area(np.where(swap, *ranks)))
     expected = np.mean(np.abs(found) >= abs(found[0]) - 1e-12)
     assert rank_swap_test(labels, a, b, patients) == pytest.approx(expected)
-    assert rank_swap_test(labels, b, np.exp(a), patients) == pytest.approx(expected)  # ranks: no scale matters
+    # ranks: no scale matters
+    assert rank_swap_test(labels, b, np.exp(a), patients) == pytest.approx(expected)
 
 
 def test_the_smallest_p():
     patients = np.repeat(np.arange(8), 2)
     labels = np.tile([1, 0], 8)
-    right, wrong = labels + 0.1 * np.arange(16), -labels - 0.1 * np.arange(16)
+    right = labels + 0.1 * np.arange(16)
+    wrong = -labels - 0.1 * np.arange(16)
     assert rank_swap_test(labels, right * 10.0, wrong, patients) == 2.0 ** (1 - 8)
     assert rank_swap_test(labels, right, right * 3, patients) == 1.0
 
 
 def test_the_rejection_rates_of_equal_models_at_a_correlation_of_four_tenths():
-    """DeLong's test, which takes patches as independent, rejects far more than one in twenty; these two do not."""
+    """DeLong's test, which takes patches as independent, rejects far more than one in twenty; these
+    two do not.
+    """
     rejected = {"delong": 0, "obuchowski": 0, "swap": 0}
     for seed in range(200):
         labels, patients, (a, b) = clustered([1, seed], patients=19, patches=27)

@@ -5,13 +5,24 @@ import numpy as np
 from tfmammo.metrics.detection import Matches
 from tfmammo.metrics.figures import froc_figure
 
-IMAGES = [Matches(np.array([0.9]), np.array([0.8]), 1, 1), Matches(np.empty(0), np.array([0.3]), 1, 1)] * 3
+IMAGES = [
+    Matches(np.array([0.9]), np.array([0.8]), 1, 1),
+    Matches(np.empty(0), np.array([0.3]), 1, 1),
+] * 3
 
 
 def test_curves_and_bands():
-    (axes,) = froc_figure({"ours": IMAGES, "none": [image.above(1) for image in IMAGES]}, list("abcdef"), 2, 50, title="phantom").axes
+    (axes,) = froc_figure(
+        {"ours": IMAGES, "none": [image.above(1) for image in IMAGES]},
+        list("abcdef"),
+        2,
+        50,
+        title="phantom",
+    ).axes
     ours, none = axes.get_lines()
-    assert np.interp([0, 0.5, 2], *ours.get_data()).tolist() == [0.5, 0.5, 0.5] and not np.any(none.get_ydata())
+    assert np.interp([0, 0.5, 2], *ours.get_data()).tolist() == [0.5, 0.5, 0.5] and not np.any(
+        none.get_ydata()
+    )
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ours", "none"]
     band = axes.collections[0].get_datalim(axes.transData)
     assert 0 <= band.y0 < 0.5 < band.y1 <= 1
@@ -19,12 +30,23 @@ def test_curves_and_bands():
 
 
 def test_one_curve_needs_no_legend_and_one_patient_has_no_band():
-    (axes,) = froc_figure({"ours": IMAGES}, ["a"] * 6, samples=10, recall="recall at IoU > 0.5").axes
-    assert axes.get_legend() is None and axes.get_ylabel() == "recall at IoU > 0.5" and len(axes.get_lines()) == 1
+    (axes,) = froc_figure(
+        {"ours": IMAGES}, ["a"] * 6, samples=10, recall="recall at IoU > 0.5"
+    ).axes
+    assert (
+        axes.get_legend() is None
+        and axes.get_ylabel() == "recall at IoU > 0.5"
+        and len(axes.get_lines()) == 1
+    )
 
 
 def test_a_curve_of_trainings_is_the_mean_of_theirs():
     """One of them finds its lesions, the other none."""
-    images = [Matches(np.array([0.1] if number < 3 else []), np.array([0.9] if number > 2 else []), 1, 1) for number in range(6)]
-    (axes,) = froc_figure({"a": images}, ["a"] * 6, trainings={"a": [(number // 3, 0) for number in range(6)]}).axes
+    images = [
+        Matches(np.array([0.1] if number < 3 else []), np.array([0.9] if number > 2 else []), 1, 1)
+        for number in range(6)
+    ]
+    (axes,) = froc_figure(
+        {"a": images}, ["a"] * 6, trainings={"a": [(number // 3, 0) for number in range(6)]}
+    ).axes
     assert axes.get_lines()[0].get_ydata()[0] == 0.5

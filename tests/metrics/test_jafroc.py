@@ -1,4 +1,6 @@
-"""JAFROC against numbers worked out by hand, ROC's area and DeLong's test where they must agree, and slow pseudo-values."""
+"""JAFROC against numbers worked out by hand, ROC's area and DeLong's test where they must
+agree, and slow pseudo-values.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +22,8 @@ KNOWN = [image(false=[0.5, 0.3]), image(), image([0.9, 0.5], [0.7], 2), image(le
 def test_figure_of_merit_by_hand():
     # Lesions .9, .5 and none against .5 and none: (1 + 1) + (1/2 + 1) + (0 + 1/2), of 6.
     assert jafroc(KNOWN) == pytest.approx(4 / 6)
-    # JAFROC1 adds .7, which .9 exceeds alone, and the last image's none: 1 of .9, 1 of .5, 1/2 of none.
+    # JAFROC1 adds .7, which .9 exceeds alone, and the last image's none: 1 of .9, 1 of .5, 1/2 of
+    # none.
     assert jafroc(KNOWN, "jafroc1") == pytest.approx((4 + 1 + 0 + 0 + 1 + 1 + 0.5) / 12)
 
 
@@ -32,8 +35,12 @@ def test_figure_of_merit_at_its_ends():
 
 def test_figure_of_merit_is_rocs_area_where_every_image_has_one_mark():
     random = np.random.default_rng(0)
-    labels, scores = random.integers(2, size=40), random.random(40).round(1)
-    images = [image([score], lesions=1) if label else image(false=[score]) for label, score in zip(labels, scores, strict=True)]
+    labels = random.integers(2, size=40)
+    scores = random.random(40).round(1)
+    images = [
+        image([score], lesions=1) if label else image(false=[score])
+        for label, score in zip(labels, scores, strict=True)
+    ]
     assert jafroc(images) == pytest.approx(roc_auc(labels, scores))
 
 
@@ -49,28 +56,55 @@ def test_what_a_figure_of_merit_needs():
 
 def slow(images, merit):
     """The double sum over images and lesions."""
-    highest = [max(one.false_positives, default=-np.inf) for one in images if merit == "jafroc1" or not one.lesions]
-    lesions = [rating for one in images for rating in [*one.hits, *[-np.inf] * (one.lesions - len(one.hits))]]
+    highest = [
+        max(one.false_positives, default=-np.inf)
+        for one in images
+        if merit == "jafroc1" or not one.lesions
+    ]
+    lesions = [
+        rating
+        for one in images
+        for rating in [*one.hits, *[-np.inf] * (one.lesions - len(one.hits))]
+    ]
     return np.mean([1.0 if y > x else 0.5 if y == x else 0.0 for x in highest for y in lesions])
 
 
 @pytest.mark.parametrize("merit", ["jafroc", "jafroc1"])
 def test_the_test_equals_scipys_paired_t_of_slow_pseudo_values(merit):
-    random, patients = np.random.default_rng(1), [f"p{number % 9}" for number in range(30)]
+    random = np.random.default_rng(1)
+    patients = [f"p{number % 9}" for number in range(30)]
     lesions = random.integers(3, size=30)
 
     def drawn(shift):
-        return [image(random.random(random.integers(n + 1)).round(1) + shift, random.random(2).round(1), n) for n in lesions]
+        return [
+            image(
+                random.random(random.integers(n + 1)).round(1) + shift, random.random(2).round(1), n
+            )
+            for n in lesions
+        ]
 
     sides = drawn(0.5), drawn(0)
-    names, merits, pseudo = sorted(set(patients)), [slow(side, merit) for side in sides], []
+    names = sorted(set(patients))
+    merits = [slow(side, merit) for side in sides]
+    pseudo = []
     for side, theta in zip(sides, merits, strict=True):
-        left = [slow([one for one, patient in zip(side, patients, strict=True) if patient != name], merit) for name in names]
+        left = [
+            slow(
+                [one for one, patient in zip(side, patients, strict=True) if patient != name], merit
+            )
+            for name in names
+        ]
         values = len(names) * theta - (len(names) - 1) * np.array(left)
-        pseudo.append(values - values.mean() + theta)  # centred, as Hillis has them: their mean is the figure of merit
-    expected, found = stats.ttest_rel(*pseudo), jafroc_test(*sides, patients, merit)
-    assert (found.merit, found.other) == pytest.approx(merits) and found.difference == pytest.approx(merits[0] - merits[1])
-    assert (found.t, found.degrees, found.p) == pytest.approx((expected.statistic, 8, expected.pvalue))
+        # centred, as Hillis has them: their mean is the figure of merit
+        pseudo.append(values - values.mean() + theta)
+    expected = stats.ttest_rel(*pseudo)
+    found = jafroc_test(*sides, patients, merit)
+    assert (found.merit, found.other) == pytest.approx(
+        merits
+    ) and found.difference == pytest.approx(merits[0] - merits[1])
+    assert (found.t, found.degrees, found.p) == pytest.approx(
+        (expected.statistic, 8, expected.pvalue)
+    )
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert found.p < 0.05, "half a point more on every lesion"
 
@@ -80,8 +114,15 @@ def test_the_test_is_delongs_where_every_image_has_one_mark_and_patient():
     labels = np.repeat([0, 1], 150)
     a = labels + random.normal(size=300)
     scores = a, a + random.normal(size=300)
-    sides = [[image([y], lesions=1) if label else image(false=[y]) for label, y in zip(labels, side, strict=True)] for side in scores]
-    found, (z, p) = jafroc_test(*sides, [str(number) for number in range(300)]), delong_test(labels, *scores)
+    sides = [
+        [
+            image([y], lesions=1) if label else image(false=[y])
+            for label, y in zip(labels, side, strict=True)
+        ]
+        for side in scores
+    ]
+    found = jafroc_test(*sides, [str(number) for number in range(300)])
+    (z, p) = delong_test(labels, *scores)
     assert found.t == pytest.approx(z, rel=0.02) and found.p == pytest.approx(p, rel=0.2, abs=1e-4)
 
 
@@ -92,7 +133,12 @@ def test_the_same_detector_does_not_differ():
 
 
 def test_a_difference_without_variance():
-    best = [image(false=[0.1]), image(false=[0.1]), image([0.9], lesions=1), image([0.9], lesions=1)]
+    best = [
+        image(false=[0.1]),
+        image(false=[0.1]),
+        image([0.9], lesions=1),
+        image([0.9], lesions=1),
+    ]
     worst = [image(false=[0.9]), image(false=[0.9]), image(lesions=1), image(lesions=1)]
     found = jafroc_test(best, worst, ["a", "b", "c", "d"], fewest=4)
     assert found == JafrocTest(1, 0, 1, 1, 1, np.inf, 3, 0)
@@ -120,13 +166,20 @@ def test_below_six_patients_nothing_is_tested():
 
 
 def test_perfect_trainings_do_not_differ_wherever_their_scores_lie():
-    """Two seeds half a point apart against two a tenth apart: pooled, the first are worse by a quarter, with p 0."""
+    """Two seeds half a point apart against two a tenth apart: pooled, the first are worse by a
+    quarter, with p 0.
+    """
 
     def perfect(shift):
-        return [image(false=[0.2 + shift]) if number % 2 else image([0.3 + shift], lesions=1) for number in range(16)]
+        return [
+            image(false=[0.2 + shift]) if number % 2 else image([0.3 + shift], lesions=1)
+            for number in range(16)
+        ]
 
-    patients, trainings = [str(number // 2) for number in range(16)] * 2, [(0, 0)] * 16 + [(0, 1)] * 16
-    ours, others = perfect(0) + perfect(0.5), perfect(0) + perfect(0.05)
+    patients = [str(number // 2) for number in range(16)] * 2
+    trainings = [(0, 0)] * 16 + [(0, 1)] * 16
+    ours = perfect(0) + perfect(0.5)
+    others = perfect(0) + perfect(0.05)
     pooled = jafroc_test(ours, others, patients)
     assert (pooled.merit, pooled.other) == (0.75, 1) and pooled.p < 0.001
     found = jafroc_test(ours, others, patients, trainings=trainings, others_trainings=trainings)
@@ -134,26 +187,43 @@ def test_perfect_trainings_do_not_differ_wherever_their_scores_lie():
 
 
 def test_the_test_of_trainings_leaves_every_patient_out_of_all_of_them():
-    random, patients = np.random.default_rng(3), [f"p{number % 8}" for number in range(24)] * 2
-    trainings = [(number % 8 // 4, number // 24) for number in range(48)]  # folds by patient, two seeds
+    random = np.random.default_rng(3)
+    patients = [f"p{number % 8}" for number in range(24)] * 2
+    # folds by patient, two seeds
+    trainings = [(number % 8 // 4, number // 24) for number in range(48)]
     lesions = [*random.integers(1, 3, size=24)] * 2
 
     def drawn(shift):
-        return [image(random.random(random.integers(n + 1)) + shift, random.random(2), n) for n in lesions]
+        return [
+            image(random.random(random.integers(n + 1)) + shift, random.random(2), n)
+            for n in lesions
+        ]
 
     def mean(side, left):
         rows = [row for row, patient in enumerate(patients) if patient != left]
-        return np.mean([slow([side[row] for row in rows if trainings[row] == of], "jafroc1") for of in sorted(set(trainings))])
+        return np.mean(
+            [
+                slow([side[row] for row in rows if trainings[row] == of], "jafroc1")
+                for of in sorted(set(trainings))
+            ]
+        )
 
     sides = drawn(0.4), drawn(0)
     apart = mean(sides[0], None) - mean(sides[1], None)
-    pseudo = [8 * apart - 7 * (mean(sides[0], name) - mean(sides[1], name)) for name in sorted(set(patients))]
+    pseudo = [
+        8 * apart - 7 * (mean(sides[0], name) - mean(sides[1], name))
+        for name in sorted(set(patients))
+    ]
     expected = apart / (np.std(pseudo, ddof=1) / np.sqrt(8))
-    found = jafroc_test(*sides, patients, "jafroc1", trainings=trainings, others_trainings=trainings)
+    found = jafroc_test(
+        *sides, patients, "jafroc1", trainings=trainings, others_trainings=trainings
+    )
     assert (found.difference, found.t) == pytest.approx((apart, expected))
     assert found.p == pytest.approx(2 * stats.t.sf(abs(expected), 7))
 
 
 def test_the_merit_is_jafroc_where_every_training_saw_normal_images():
     images = [image([0.9], lesions=1), image(), image([0.9], lesions=1)]
-    assert merit_for(images) == "jafroc" and merit_for(images, [(0, 0), (0, 0), (1, 0)]) == "jafroc1"
+    assert (
+        merit_for(images) == "jafroc" and merit_for(images, [(0, 0), (0, 0), (1, 0)]) == "jafroc1"
+    )

@@ -1,4 +1,6 @@
-"""Forced choices and ratings against numbers worked out by hand, exhaustive enumeration, and draws of known observers."""
+"""Forced choices and ratings against numbers worked out by hand, exhaustive enumeration,
+and draws of known observers.
+"""
 
 import itertools
 from math import comb, sqrt
@@ -12,7 +14,14 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from sklearn import metrics
 
-from tfmammo.metrics.observer import choices, d_prime, pooled_choices, pooled_ratings, ratings, roc_figure
+from tfmammo.metrics.observer import (
+    choices,
+    d_prime,
+    pooled_choices,
+    pooled_ratings,
+    ratings,
+    roc_figure,
+)
 
 Z = NormalDist().inv_cdf
 REAL = np.array([1, 1, 1, 0, 0, 0], bool)
@@ -21,19 +30,33 @@ REAL = np.array([1, 1, 1, 0, 0, 0], bool)
 def test_fifteen_of_twenty_by_hand():
     found = choices([True] * 15 + [False] * 5)
     assert (found.n, found.right, found.share.value) == (20, 15, 0.75)
-    assert found.p == pytest.approx(2 * sum(comb(20, k) for k in range(15, 21)) / 2**20) == pytest.approx(0.0414, abs=5e-5)
+    assert (
+        found.p
+        == pytest.approx(2 * sum(comb(20, k) for k in range(15, 21)) / 2**20)
+        == pytest.approx(0.0414, abs=5e-5)
+    )
     # Clopper and Pearson (1934): at its bounds 15 or more, or 15 or fewer, have a chance of 2.5 %.
-    assert (found.share.low, found.share.high) == (pytest.approx(0.5090, abs=5e-5), pytest.approx(0.9134, abs=5e-5))
+    assert (found.share.low, found.share.high) == (
+        pytest.approx(0.5090, abs=5e-5),
+        pytest.approx(0.9134, abs=5e-5),
+    )
     assert stats.binom.sf(14, 20, found.share.low) == pytest.approx(0.025)
     assert stats.binom.cdf(15, 20, found.share.high) == pytest.approx(0.025)
     assert found.d_prime.value == pytest.approx(0.9539, abs=5e-5)  # sqrt(2) 0.67449
-    assert (found.d_prime.low, found.d_prime.high) == tuple(pytest.approx(sqrt(2) * Z(b)) for b in (found.share.low, found.share.high))
+    assert (found.d_prime.low, found.d_prime.high) == tuple(
+        pytest.approx(sqrt(2) * Z(b)) for b in (found.share.low, found.share.high)
+    )
 
 
 def test_all_and_none_right():
-    every, none = choices([True] * 10), choices([False] * 10)
+    every = choices([True] * 10)
+    none = choices([False] * 10)
     assert every.p == none.p == pytest.approx(2 / 1024)
-    assert every.d_prime.value == pytest.approx(sqrt(2) * Z(0.95)) == pytest.approx(-none.d_prime.value)
+    assert (
+        every.d_prime.value
+        == pytest.approx(sqrt(2) * Z(0.95))
+        == pytest.approx(-none.d_prime.value)
+    )
     assert (every.d_prime.high, none.d_prime.low) == (np.inf, -np.inf)
     assert every.share.low == pytest.approx(0.025 ** (1 / 10)) == pytest.approx(1 - none.share.high)
 
@@ -55,30 +78,46 @@ def test_no_choice_is_refused(nothing):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_of_one_observer_the_pooled_test_is_the_binomial_one(right):
-    alone, pooled = choices(right), pooled_choices([right], samples=20)
+    alone = choices(right)
+    pooled = pooled_choices([right], samples=20)
     assert pooled.p == pytest.approx(alone.p, nan_ok=True)
-    assert (pooled.n, pooled.right, pooled.d_prime.value) == (alone.n, alone.right, alone.d_prime.value)
+    assert (pooled.n, pooled.right, pooled.d_prime.value) == (
+        alone.n,
+        alone.right,
+        alone.d_prime.value,
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(arrays(float, (3, 6), elements=st.sampled_from([0.0, 1.0, np.nan])).filter(lambda right: not np.isnan(right).all(axis=0).any()))
+@given(
+    arrays(float, (3, 6), elements=st.sampled_from([0.0, 1.0, np.nan])).filter(
+        lambda right: not np.isnan(right).all(axis=0).any()
+    )
+)
 def test_the_pooled_test_counts_every_exchange_of_sides(right):
     lead = np.nansum(2 * right - 1, axis=0)
     sums = [abs(np.dot(signs, lead)) for signs in itertools.product((-1, 1), repeat=6)]
-    assert pooled_choices(right, samples=20).p == pytest.approx(np.mean(np.array(sums) >= abs(lead.sum())))
+    assert pooled_choices(right, samples=20).p == pytest.approx(
+        np.mean(np.array(sums) >= abs(lead.sum()))
+    )
 
 
 def test_observers_who_say_the_same_are_no_more_than_one():
     alone = np.array([1.0] * 9 + [0.0])
-    one, five = choices(alone), pooled_choices(np.tile(alone, (5, 1)))
+    one = choices(alone)
+    five = pooled_choices(np.tile(alone, (5, 1)))
     assert five.p == pytest.approx(one.p) and five.share.value == one.share.value
-    assert five.share.low < 0.8 and five.share.high == 1, "its width is that of ten pairs, not of fifty answers"
+    assert five.share.low < 0.8 and five.share.high == 1, (
+        "its width is that of ten pairs, not of fifty answers"
+    )
 
 
 def test_the_pooled_interval_covers_what_observers_and_pairs_of_a_known_law_have():
-    random, covered = np.random.default_rng(0), 0
+    random = np.random.default_rng(0)
+    covered = 0
     for seed in range(60):
-        ability, ease = random.normal(0, 0.4, (8, 1)), random.normal(0, 0.8, (1, 40))
+        ability = random.normal(0, 0.4, (8, 1))
+        ease = random.normal(0, 0.8, (1, 40))
         right = random.random((8, 40)) < stats.norm.cdf(ability + ease)
         low, high = (lambda share: (share.low, share.high))(pooled_choices(right, 300, seed).share)
         covered += low <= 0.5 <= high
@@ -86,12 +125,21 @@ def test_the_pooled_interval_covers_what_observers_and_pairs_of_a_known_law_have
 
 
 def test_fewer_than_six_cases_have_neither_interval_nor_p():
-    alone, pooled = choices([True] * 5), pooled_choices(np.ones((4, 5)), 50)  # twenty answers, but to five pairs
-    rated, together = ratings([1, 1, 0, 0, 0], [5, 3, 4, 2, 1]), pooled_ratings([1, 1, 0, 0, 0], [[5, 3, 4, 2, 1]] * 3, 50)
+    # twenty answers, but to five pairs
+    alone = choices([True] * 5)
+    pooled = pooled_choices(np.ones((4, 5)), 50)
+    rated = ratings([1, 1, 0, 0, 0], [5, 3, 4, 2, 1])
+    together = pooled_ratings([1, 1, 0, 0, 0], [[5, 3, 4, 2, 1]] * 3, 50)
     for found in (alone, pooled):
-        assert found.share.value == 1 and np.isnan([found.p, found.share.low, found.d_prime.high]).all()
+        assert (
+            found.share.value == 1
+            and np.isnan([found.p, found.share.low, found.d_prime.high]).all()
+        )
     for found in (rated, together):
-        assert found.area.value == pytest.approx(5 / 6) and np.isnan([found.area.low, found.area.high, found.d_a.low]).all()
+        assert (
+            found.area.value == pytest.approx(5 / 6)
+            and np.isnan([found.area.low, found.area.high, found.d_a.low]).all()
+        )
     six = choices([True] * 6)
     assert six.p == 2 / 64 and np.isfinite(six.share.low)
 
@@ -102,25 +150,41 @@ def test_area_of_ratings_by_hand():
     found = ratings(REAL, given)
     assert (found.real, found.synthetic) == (3, 3)
     psi = np.array([[1, 1, 1], [0.5, 1, 1], [0, 1, 0.5]])
-    assert found.area.value == pytest.approx(psi.mean()) == pytest.approx(metrics.roc_auc_score(REAL, given))
+    assert (
+        found.area.value
+        == pytest.approx(psi.mean())
+        == pytest.approx(metrics.roc_auc_score(REAL, given))
+    )
     spread = Z(0.975) * sqrt(psi.mean(1).var(ddof=1) / 3 + psi.mean(0).var(ddof=1) / 3)
-    assert (found.area.low, found.area.high) == (pytest.approx(psi.mean() - spread), pytest.approx(min(1, psi.mean() + spread)))
-    assert found.d_a.value == pytest.approx(sqrt(2) * Z(psi.mean())) and found.d_a.low == pytest.approx(sqrt(2) * Z(found.area.low))
+    assert (found.area.low, found.area.high) == (
+        pytest.approx(psi.mean() - spread),
+        pytest.approx(min(1, psi.mean() + spread)),
+    )
+    assert found.d_a.value == pytest.approx(
+        sqrt(2) * Z(psi.mean())
+    ) and found.d_a.low == pytest.approx(sqrt(2) * Z(found.area.low))
 
 
 def test_ratings_that_tell_all_apart_have_no_interval():
     found = ratings(REAL, [6, 6, 5, 1, 1, 2])
-    assert found.area.value == 1 and np.isnan([found.area.low, found.area.high, found.d_a.low]).all()
+    assert (
+        found.area.value == 1 and np.isnan([found.area.low, found.area.high, found.d_a.low]).all()
+    )
     assert found.d_a.value == pytest.approx(sqrt(2) * Z(1 - 0.5 / 9))
 
 
 def test_the_pooled_area_is_the_observers_mean():
-    good, reverse, nobody = [6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6], [np.nan] * 6
+    good = [6, 5, 4, 3, 2, 1]
+    reverse = [1, 2, 3, 4, 5, 6]
+    nobody = [np.nan] * 6
     found = pooled_ratings(REAL, [good, reverse, nobody], 200)
     assert found.area.value == pytest.approx(0.5) and (found.real, found.synthetic) == (6, 6)
     assert (found.area.low, found.area.high) == (0, 1), "whoever is drawn alone has 1 or 0"
     partly = pooled_ratings(REAL, [good, [np.nan, 4, 2, 3, np.nan, np.nan]], 200)
-    assert partly.area.value == pytest.approx((1 + 0.5) / 2) and (partly.real, partly.synthetic) == (5, 4)
+    assert partly.area.value == pytest.approx((1 + 0.5) / 2) and (
+        partly.real,
+        partly.synthetic,
+    ) == (5, 4)
     with pytest.raises(ValueError, match="nobody rated"):
         pooled_ratings(REAL, [[1, 2, 3, np.nan, np.nan, np.nan]])
 
@@ -129,21 +193,33 @@ def test_the_pooled_interval_is_about_delongs_for_one_observer():
     random = np.random.default_rng(1)
     real = np.arange(80) % 2 == 0
     given = np.clip(np.rint(3.5 + real + random.normal(0, 1.2, 80)), 1, 6)
-    one, pooled = ratings(real, given), pooled_ratings(real, given[None])
+    one = ratings(real, given)
+    pooled = pooled_ratings(real, given[None])
     assert pooled.area.value == pytest.approx(one.area.value)
-    assert (pooled.area.low, pooled.area.high) == (pytest.approx(one.area.low, abs=0.03), pytest.approx(one.area.high, abs=0.03))
+    assert (pooled.area.low, pooled.area.high) == (
+        pytest.approx(one.area.low, abs=0.03),
+        pytest.approx(one.area.high, abs=0.03),
+    )
 
 
 def test_the_same_seed_draws_the_same():
     right = np.random.default_rng(0).random((3, 10)) < 0.7
-    assert pooled_choices(right, 50, 1) == pooled_choices(right, 50, 1) != pooled_choices(right, 50, 2)
+    assert (
+        pooled_choices(right, 50, 1) == pooled_choices(right, 50, 1) != pooled_choices(right, 50, 2)
+    )
 
 
 def test_curves_are_those_of_the_ratings():
     given = np.array([[5, 3, 2, 3, 1, 2], [np.nan] * 6])
-    (axes,) = roc_figure({"poisson": (REAL, given), "unrated": (REAL, np.full((1, 6), np.nan))}, "phantom").axes
+    (axes,) = roc_figure(
+        {"poisson": (REAL, given), "unrated": (REAL, np.full((1, 6), np.nan))}, "phantom"
+    ).axes
     chance, curve = axes.get_lines()
-    assert list(chance.get_xdata()) == [0, 1] and curve.get_label() == "poisson" and axes.get_title() == "phantom"
+    assert (
+        list(chance.get_xdata()) == [0, 1]
+        and curve.get_label() == "poisson"
+        and axes.get_title() == "phantom"
+    )
     area = np.trapezoid(curve.get_ydata(), curve.get_xdata())
     assert area == pytest.approx(ratings(REAL, given[0]).area.value, abs=0.01)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["poisson"]

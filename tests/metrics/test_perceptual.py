@@ -1,4 +1,6 @@
-"""Measures of realism: LPIPS against the lpips package, FID against scipy's root, KID's zero, planted copies."""
+"""Measures of realism: LPIPS against the lpips package, FID against scipy's root, KID's
+zero, planted copies.
+"""
 
 import json
 from itertools import product
@@ -10,14 +12,26 @@ import tensorflow as tf
 
 from tfmammo import pretrained
 from tfmammo.metrics import perceptual
-from tfmammo.metrics.perceptual import LPIPS, copy_ratio, fid, jackknife, kid, mmd, ms_ssim, nearest, nearest_turned, random_pairs
+from tfmammo.metrics.perceptual import (
+    LPIPS,
+    copy_ratio,
+    fid,
+    jackknife,
+    kid,
+    mmd,
+    ms_ssim,
+    nearest,
+    nearest_turned,
+    random_pairs,
+)
 
 WIDTHS = (64, 192, 384, 256, 256)
 
 
 @pytest.fixture(scope="module")
 def golden(request):
-    path = request.config.rootpath / "tests" / "golden" / "pretrained.json"  # made by the lpips package, see make_pretrained_golden.py
+    # made by the lpips package, see make_pretrained_golden.py
+    path = request.config.rootpath / "tests" / "golden" / "pretrained.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -28,15 +42,23 @@ def pairs():
     a, b = random.random((2, 5, 80, 80, 1), dtype=np.float32)
     b[1] = np.clip(a[1] + random.normal(0, 0.05, a[1].shape), 0, 1)
     b[2] = a[2]
-    a[3], b[3] = 0, 1
+    a[3] = 0
+    b[3] = 1
     return a, b
 
 
 @pytest.fixture(scope="module")
 def lpips(tmp_path_factory):
     """Random AlexNet with the random heads of make_pretrained_golden.py, some of them negative."""
-    path, random = tmp_path_factory.mktemp("heads") / "heads.npz", np.random.default_rng(1)
-    np.savez(path, **{f"lin{i}/kernel": random.normal(0.5, 0.5, width).astype(np.float32) for i, width in enumerate(WIDTHS)})
+    path = tmp_path_factory.mktemp("heads") / "heads.npz"
+    random = np.random.default_rng(1)
+    np.savez(
+        path,
+        **{
+            f"lin{i}/kernel": random.normal(0.5, 0.5, width).astype(np.float32)
+            for i, width in enumerate(WIDTHS)
+        },
+    )
     return LPIPS("none", str(path))
 
 
@@ -55,7 +77,9 @@ def features():
 def test_lpips_is_what_the_package_computes(golden, lpips, pairs):
     assert golden["versions"]["lpips"] == "0.1.4"
     np.testing.assert_allclose(lpips.distance(*pairs), golden["lpips"], atol=1e-5)
-    np.testing.assert_allclose(LPIPS("none", "none").distance(*pairs), golden["lpips_without_heads"], atol=1e-5)
+    np.testing.assert_allclose(
+        LPIPS("none", "none").distance(*pairs), golden["lpips_without_heads"], atol=1e-5
+    )
 
 
 def test_lpips_of_equal_images_is_0_and_it_has_two_sides(lpips, pairs):
@@ -80,7 +104,10 @@ def test_batches_do_not_matter(lpips, pairs, monkeypatch):
 
 
 def test_random_weights_say_so(lpips, tmp_path):
-    np.savez(tmp_path / "alexnet.npz", **{f"{v.path}": v.numpy() for v in pretrained.alexnet("none").weights})
+    np.savez(
+        tmp_path / "alexnet.npz",
+        **{f"{v.path}": v.numpy() for v in pretrained.alexnet("none").weights},
+    )
     assert LPIPS("none", "none").note == "random AlexNet, no calibrated heads"
     assert lpips.note == "random AlexNet"
     path = tmp_path / "alexnet.npz"
@@ -106,7 +133,8 @@ def test_wrong_images_are_refused(lpips, pairs):
 @pytest.mark.parametrize(("n", "m"), [(5, 6), (40, 6), (6, 40), (200, 300)])
 def test_fid_against_scipys_matrix_root(features, n, m):
     """More rows than features and fewer take different ways."""
-    real, synthetic = features(n), features(m, shift=0.3)
+    real = features(n)
+    synthetic = features(m, shift=0.3)
     c = [np.cov(x, rowvar=False) for x in (real, synthetic)]
     root = scipy.linalg.sqrtm(c[0] @ c[1] + 0j).real  # of a singular matrix too
     expected = np.square(real.mean(0) - synthetic.mean(0)).sum() + np.trace(c[0] + c[1] - 2 * root)
@@ -115,8 +143,11 @@ def test_fid_against_scipys_matrix_root(features, n, m):
 
 
 def test_fid_of_gaussians_by_hand():
-    """Of N(0, diag(4, 9)) and N((3, 4), diag(1, 25)): 25 + (2 - 1)^2 + (3 - 5)^2 = 30, from sets with exactly these moments."""
-    signs = np.array(list(product((-1, 1), repeat=2)), np.float64) * np.sqrt(3 / 4)  # unit variances, n - 1 below
+    """Of N(0, diag(4, 9)) and N((3, 4), diag(1, 25)): 25 + (2 - 1)^2 + (3 - 5)^2 = 30, from sets
+    with exactly these moments.
+    """
+    # unit variances, n - 1 below
+    signs = np.array(list(product((-1, 1), repeat=2)), np.float64) * np.sqrt(3 / 4)
     assert fid(signs * [2, 3], signs * [1, 5] + [3, 4]) == pytest.approx(30)
     assert fid(signs * [2, 3], (signs * [2, 3])[::-1]) == pytest.approx(0, abs=1e-9)
 
@@ -128,10 +159,12 @@ def test_fid_nears_the_truth_from_above(features):
 
 def test_kernel_distance_by_hand():
     """k(x, y) = (x y + 1)^3 of single numbers: real 0 and 1, synthetic 1 and 2."""
-    real, synthetic = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])
+    real = np.array([[0.0], [1.0]])
+    synthetic = np.array([[1.0], [2.0]])
     within = 1.0 + 27.0  # k(0, 1), k(1, 2)
     assert mmd(real, synthetic) == pytest.approx(within - 2 * (1 + 1 + 8 + 27) / 4)
-    assert mmd(real, synthetic, paired=True) == pytest.approx(within - 2 * (1 + 8) / 2)  # k(0, 2), k(1, 1)
+    # k(0, 2), k(1, 1)
+    assert mmd(real, synthetic, paired=True) == pytest.approx(within - 2 * (1 + 8) / 2)
 
 
 def test_kernel_distance_is_0_on_average(features):
@@ -143,7 +176,9 @@ def test_kernel_distance_is_0_on_average(features):
 
 
 def test_pairs_that_belong_together_do_not_bias(features):
-    """Synthetic rows that are nearly their real ones: left in, the pairs' own kernels pull below 0."""
+    """Synthetic rows that are nearly their real ones: left in, the pairs' own kernels
+    pull below 0.
+    """
     values = {paired: [] for paired in (True, False)}
     for _ in range(300):
         real = features(12)
@@ -155,7 +190,8 @@ def test_pairs_that_belong_together_do_not_bias(features):
 
 
 def test_kid_over_subsets(features):
-    real, synthetic = features(60), features(50, shift=0.5)
+    real = features(60)
+    synthetic = features(50, shift=0.5)
     mean, deviation = kid(real, synthetic, subsets=400, size=30, seed=1)
     whole = mmd(real, synthetic)
     assert mean == pytest.approx(whole, abs=4 * deviation / np.sqrt(400)) and deviation > 0
@@ -167,7 +203,11 @@ def test_kid_over_subsets(features):
 
 def test_unfit_features_are_refused(features):
     for measure in (fid, mmd, kid):
-        for real, synthetic in ((features(1), features(5)), (features(5, 8), features(5, 7)), (features(5)[0], features(5))):
+        for real, synthetic in (
+            (features(1), features(5)),
+            (features(5, 8), features(5, 7)),
+            (features(5)[0], features(5)),
+        ):
             with pytest.raises(ValueError, match="features must be"):
                 measure(real, synthetic)
     with pytest.raises(ValueError, match="pairs must be equally many, not 5 and 6"):
@@ -192,15 +232,22 @@ def test_ms_ssim_at_full_and_at_small_size():
 
 
 def test_random_pairs():
-    assert {tuple(sorted(pair)) for pair in random_pairs(5, 100).tolist()} == {(i, j) for i in range(5) for j in range(i + 1, 5)}
+    assert {tuple(sorted(pair)) for pair in random_pairs(5, 100).tolist()} == {
+        (i, j) for i in range(5) for j in range(i + 1, 5)
+    }
     few = random_pairs(50, 20, seed=3)
-    assert few.shape == (20, 2) and (few[:, 0] < few[:, 1]).all() and len({tuple(pair) for pair in few.tolist()}) == 20
+    assert (
+        few.shape == (20, 2)
+        and (few[:, 0] < few[:, 1]).all()
+        and len({tuple(pair) for pair in few.tolist()}) == 20
+    )
     assert random_pairs(1, 10).shape == (0, 2)
 
 
 def test_nearest_against_all_distances():
     random = np.random.default_rng(0)
-    queries, pool = random.random((7, 6, 6, 1)), random.random((9, 6, 6, 1))
+    queries = random.random((7, 6, 6, 1))
+    pool = random.random((9, 6, 6, 1))
     table = np.sqrt(np.square(queries[:, None] - pool[None]).mean(axis=(2, 3, 4)))
     distance, index = nearest(queries, pool)
     np.testing.assert_allclose(distance, table.min(axis=1), atol=1e-6)
@@ -215,28 +262,40 @@ def test_nearest_against_all_distances():
 
 def test_nearest_inside_a_mask():
     random = np.random.default_rng(0)
-    queries, pool = random.random((4, 6, 6, 1)), random.random((5, 6, 6, 1))
+    queries = random.random((4, 6, 6, 1))
+    pool = random.random((5, 6, 6, 1))
     masks = (random.random(queries.shape) < 0.4).astype(np.uint8)
     masks[2] = 0
     pool[3] = np.where(masks[0], queries[0], 1 - queries[0])  # a copy where it counts alone
     distance, index = nearest(queries, pool, weights=masks)
-    assert (distance[0], index[0]) == (pytest.approx(0, abs=1e-7), 3) and (distance[2], index[2]) == (np.inf, -1)
+    assert (distance[0], index[0]) == (pytest.approx(0, abs=1e-7), 3) and (
+        distance[2],
+        index[2],
+    ) == (np.inf, -1)
     for row in (1, 3):
         inside = masks[row].astype(bool)
         table = np.sqrt(np.square(queries[row][inside] - pool[:, inside]).mean(axis=1))
         assert (distance[row], index[row]) == (pytest.approx(table.min(), abs=1e-6), table.argmin())
 
 
-@pytest.mark.parametrize("turn", [lambda x: x, lambda x: np.rot90(x, 1), lambda x: x[::-1], lambda x: np.rot90(x[:, ::-1], 3)])
+@pytest.mark.parametrize(
+    "turn",
+    [lambda x: x, lambda x: np.rot90(x, 1), lambda x: x[::-1], lambda x: np.rot90(x[:, ::-1], 3)],
+)
 def test_a_planted_copy_is_found_however_it_is_turned(turn):
     random = np.random.default_rng(0)
     smooth = random.random((40, 8, 8, 1)).repeat(4, axis=1).repeat(4, axis=2)
-    training, held_out, synthetic = smooth[:20], smooth[20:30], smooth[30:].copy()
+    training = smooth[:20]
+    held_out = smooth[20:30]
+    synthetic = smooth[30:].copy()
     synthetic[4] = np.clip(turn(training[11]) + random.normal(0, 0.02, (32, 32, 1)), 0, 1)
     distance, index = nearest_turned(synthetic, training)
     ratio = copy_ratio(distance, nearest_turned(held_out, training)[0])
     assert np.flatnonzero(ratio < perceptual.COPY).tolist() == [4] and index[4] == 11
-    assert (copy_ratio(nearest_turned(held_out, training)[0], nearest_turned(held_out, training)[0]) > 0.7).all()
+    assert (
+        copy_ratio(nearest_turned(held_out, training)[0], nearest_turned(held_out, training)[0])
+        > 0.7
+    ).all()
 
 
 def test_copy_ratio_by_hand():
@@ -252,7 +311,9 @@ def test_jackknife_of_a_mean_is_the_t_interval():
     value, low, high, p = jackknife(lambda rows: values[rows].mean(), patients, level=0.9)
     expected = scipy.stats.ttest_1samp(values, 0)
     interval = expected.confidence_interval(0.9)
-    assert (value, low, high, p) == pytest.approx((values.mean(), interval.low, interval.high, expected.pvalue))
+    assert (value, low, high, p) == pytest.approx(
+        (values.mean(), interval.low, interval.high, expected.pvalue)
+    )
 
 
 def test_jackknife_leaves_out_whole_patients_in_groups():
@@ -262,17 +323,27 @@ def test_jackknife_leaves_out_whole_patients_in_groups():
     assert len(seen) == 1 + perceptual.GROUPS and len(seen[0]) == 500
     left_out = [np.setdiff1d(seen[0], rows) for rows in seen[1:]]
     assert sorted(np.concatenate(left_out).tolist()) == list(range(500))
-    assert all(set(patients[rows]).isdisjoint(patients[np.setdiff1d(seen[0], rows)]) for rows in left_out)
-    assert jackknife(lambda rows: 3.0, patients) == (3.0, 3.0, 3.0, 0.0) and jackknife(lambda rows: 0.0, patients)[3] == 1
+    assert all(
+        set(patients[rows]).isdisjoint(patients[np.setdiff1d(seen[0], rows)]) for rows in left_out
+    )
+    assert (
+        jackknife(lambda rows: 3.0, patients) == (3.0, 3.0, 3.0, 0.0)
+        and jackknife(lambda rows: 0.0, patients)[3] == 1
+    )
     few = jackknife(lambda rows: float(rows.sum()), np.array(list("aabbcde")))
     assert few[0] == 21 and np.isnan(few[1:]).all()
     unknown = jackknife(lambda rows: 2.0 if len(rows) > 5 else np.nan, np.array(list("abcdef")))
-    assert unknown[0] == 2 and np.isnan(unknown[1:]).all(), "leaving one out leaves nothing to compute"
+    assert unknown[0] == 2 and np.isnan(unknown[1:]).all(), (
+        "leaving one out leaves nothing to compute"
+    )
 
 
 def test_jackknife_of_fid_covers_its_value(features):
-    real, synthetic = features(60), features(60, shift=0.5)
-    value, low, high, p = jackknife(lambda rows: fid(real[rows], synthetic[rows]), np.arange(60).astype(str))
+    real = features(60)
+    synthetic = features(60, shift=0.5)
+    value, low, high, p = jackknife(
+        lambda rows: fid(real[rows], synthetic[rows]), np.arange(60).astype(str)
+    )
     assert value == fid(real, synthetic) and low < value < high and p < 0.05
 
 

@@ -1,4 +1,6 @@
-"""Overlap measures, intervals and paired tests: hand-computed values, independent versions and properties."""
+"""Overlap measures, intervals and paired tests: hand-computed values, independent versions
+and properties.
+"""
 
 import itertools
 
@@ -7,14 +9,26 @@ import pytest
 from sklearn import metrics as peer
 
 from tfmammo.metrics import segmentation
-from tfmammo.metrics.segmentation import accuracy, bootstrap_interval, centred_disc, dice, disc_dice, jaccard, mcc, paired_test, per_image
+from tfmammo.metrics.segmentation import (
+    accuracy,
+    bootstrap_interval,
+    centred_disc,
+    dice,
+    disc_dice,
+    jaccard,
+    mcc,
+    paired_test,
+    per_image,
+)
 
 MEASURES = (accuracy, dice, jaccard, mcc)
 
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
 
 
 def pair(tn, fp, fn, tp):
@@ -45,15 +59,26 @@ def test_any_shape_and_boolean_or_numeric_arrays_count_alike():
     target, output = pair(tn=9, fp=1, fn=2, tp=4)
     for measure in MEASURES:
         expected = measure(target, output)
-        assert measure(target.reshape(4, 4).astype(bool), output.reshape(4, 4).astype(bool)) == expected
-        assert measure(target.reshape(2, 2, 4, 1).astype(np.float32), output.reshape(2, 2, 4, 1).astype(np.uint8)) == expected
+        assert (
+            measure(target.reshape(4, 4).astype(bool), output.reshape(4, 4).astype(bool))
+            == expected
+        )
+        assert (
+            measure(
+                target.reshape(2, 2, 4, 1).astype(np.float32),
+                output.reshape(2, 2, 4, 1).astype(np.uint8),
+            )
+            == expected
+        )
 
 
 def test_against_scikit_learn(masks):
     peers = peer.accuracy_score, peer.f1_score, peer.jaccard_score, peer.matthews_corrcoef
     for target, output in zip(*masks, strict=True):
         expected = [measure(target.ravel(), output.ravel()) for measure in peers]
-        assert [measure(target, output) for measure in MEASURES] == pytest.approx(expected, abs=1e-12)
+        assert [measure(target, output) for measure in MEASURES] == pytest.approx(
+            expected, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +108,9 @@ def test_properties(masks):
         for measure in MEASURES:
             assert measure(target, target) == pytest.approx(1, abs=1e-12)
             assert measure(target, output) == pytest.approx(measure(output, target), abs=1e-12)
-            assert measure(target[:, ::-1], output[:, ::-1]) == pytest.approx(measure(target, output), abs=1e-12)
+            assert measure(target[:, ::-1], output[:, ::-1]) == pytest.approx(
+                measure(target, output), abs=1e-12
+            )
         overlap = dice(target, output)
         assert jaccard(target, output) == pytest.approx(overlap / (2 - overlap), abs=1e-12)
 
@@ -118,7 +145,9 @@ def test_per_image_equals_the_single_measures(masks):
     scores = per_image(targets, outputs.astype(np.float32) * 0.6, threshold=0.6 - 1e-6)
     assert list(scores) == ["accuracy", "dice", "jaccard", "mcc"]
     for measure in MEASURES:
-        expected = [measure(target, output) for target, output in zip(targets, outputs, strict=True)]
+        expected = [
+            measure(target, output) for target, output in zip(targets, outputs, strict=True)
+        ]
         assert scores[measure.__name__].dtype == np.float64
         np.testing.assert_allclose(scores[measure.__name__], expected, atol=1e-12)
 
@@ -163,14 +192,18 @@ def test_interval_draws_patients_whole(rng):
     order = rng.permutation(150)
     low, high = bootstrap_interval(patients)
     clustered = bootstrap_interval(copies[order], groups[order])
-    assert clustered[1] - clustered[0] == pytest.approx(high - low, rel=0.03)  # copies bring no knowledge
+    # copies bring no knowledge
+    assert clustered[1] - clustered[0] == pytest.approx(high - low, rel=0.03)
     naive = bootstrap_interval(copies)
     assert naive[1] - naive[0] == pytest.approx((high - low) / np.sqrt(5), rel=0.05)
 
 
 def test_interval_of_six_unequal_patients_by_hand():
-    """One patient of three ones among five of a single 0: drawn k times, the mean is 3 k / (6 + 2 k); k is binomial."""
-    values, groups = [0, 0, 0, 0, 0, 1, 1, 1], ["a", "b", "c", "d", "e", "f", "f", "f"]
+    """One patient of three ones among five of a single 0: drawn k times, the mean is 3 k / (6 + 2
+    k); k is binomial.
+    """
+    values = [0, 0, 0, 0, 0, 1, 1, 1]
+    groups = ["a", "b", "c", "d", "e", "f", "f", "f"]
     # Cumulative chances of k = 0, 1, 2, 3: 0.335, 0.737, 0.938, 0.991
     assert bootstrap_interval(values, groups, level=0.9) == pytest.approx((0, 9 / 12))
     assert bootstrap_interval(values, groups, level=0.1) == pytest.approx((3 / 8, 3 / 8))
@@ -196,7 +229,12 @@ def test_few_patients_have_no_interval_and_equal_values_a_narrow_one(rng):
 
 @pytest.mark.parametrize(
     ("values", "groups", "reason"),
-    [([], None, "at least one"), ([0.1, np.nan], None, "finite"), ([0.1, np.inf], None, "finite"), ([0.1, 0.2], ["a"], "groups of shape")],
+    [
+        ([], None, "at least one"),
+        ([0.1, np.nan], None, "finite"),
+        ([0.1, np.inf], None, "finite"),
+        ([0.1, 0.2], ["a"], "groups of shape"),
+    ],
 )
 def test_interval_refuses_wrong_input(values, groups, reason):
     with pytest.raises(ValueError, match=reason):
@@ -204,7 +242,8 @@ def test_interval_refuses_wrong_input(values, groups, reason):
 
 
 def test_permutation_test_is_exact_on_six_patients():
-    a, b = np.array([0.9, 0.8, 0.7, 0.9, 0.6, 0.5, 0.8, 0.7]), np.array([0.7, 0.7, 0.75, 0.6, 0.6, 0.1, 0.1, 0.1])
+    a = np.array([0.9, 0.8, 0.7, 0.9, 0.6, 0.5, 0.8, 0.7])
+    b = np.array([0.7, 0.7, 0.75, 0.6, 0.6, 0.1, 0.1, 0.1])
     groups = ["x", "x", "y", "z", "z", "w", "v", "u"]
     sums = np.array([0.3, -0.05, 0.3, 0.4, 0.7, 0.6])  # of each patient, by hand
     signed = [abs(np.dot(signs, sums)) for signs in itertools.product((-1, 1), repeat=6)]
@@ -218,8 +257,10 @@ def test_permutation_test_is_exact_on_six_patients():
 
 
 def test_random_signs_agree_with_all_signs(rng):
-    a, b = rng.normal(0.72, 0.1, 12), rng.normal(0.68, 0.1, 12)
-    exact, drawn = paired_test(a, b, samples=4096).p, paired_test(a, b, samples=4000).p
+    a = rng.normal(0.72, 0.1, 12)
+    b = rng.normal(0.68, 0.1, 12)
+    exact = paired_test(a, b, samples=4096).p
+    drawn = paired_test(a, b, samples=4000).p
     assert exact != drawn
     assert drawn == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 4000))
 
@@ -229,7 +270,11 @@ def test_p_is_uniform_where_models_do_not_differ(rng):
     values = []
     for trial in range(200):
         effect = np.repeat(rng.normal(0, 0.1, 12), 3)  # a patient's images err together
-        values.append(paired_test(effect + rng.normal(0, 0.02, 36), np.zeros(36), groups, samples=199, seed=trial).p)
+        values.append(
+            paired_test(
+                effect + rng.normal(0, 0.02, 36), np.zeros(36), groups, samples=199, seed=trial
+            ).p
+        )
     for level in (0.05, 0.2, 0.5):
         spread = np.sqrt(level * (1 - level) / len(values))
         assert np.mean(np.array(values) <= level) == pytest.approx(level, abs=3 * spread)
@@ -246,7 +291,8 @@ def test_a_real_difference_is_found_and_bounded(rng):
 
 def test_equal_models_and_few_patients_show_nothing():
     assert paired_test([0.5] * 6, [0.5] * 6) == segmentation.Paired(0.0, 0.0, 0.0, 1.0)
-    few = paired_test([0.5, 0.6, 0.5, 0.6, 0.5], [0.1] * 5)  # all differ by as much: the interval would leave 0 out
+    # all differ by as much: the interval would leave 0 out
+    few = paired_test([0.5, 0.6, 0.5, 0.6, 0.5], [0.1] * 5)
     assert few.difference == pytest.approx(0.44)
     assert np.isnan([few.low, few.high, few.p]).all()
 
@@ -262,12 +308,19 @@ def test_dice_with_every_centred_disc(rng, size):
     found = disc_dice(masks)
     assert found.shape == (3, int(np.ceil(2 * np.sqrt(2) * (size - 1) / 2)))
     for row, step in itertools.product(range(3), range(found.shape[1])):
-        assert found[row, step] == pytest.approx(dice(masks[row], centred_disc(size, (step + 1) / 2)), abs=1e-12)
+        assert found[row, step] == pytest.approx(
+            dice(masks[row], centred_disc(size, (step + 1) / 2)), abs=1e-12
+        )
     assert found[0, -1] == pytest.approx(dice(masks[0], np.ones((size, size, 1))))
 
 
 def test_discs_by_hand():
-    assert centred_disc(4, 1)[..., 0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert centred_disc(4, 1)[..., 0].tolist() == [
+        [0, 0, 0, 0],
+        [0, 1, 1, 0],
+        [0, 1, 1, 0],
+        [0, 0, 0, 0],
+    ]
     assert centred_disc(3, 1)[..., 0].tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
     assert (disc_dice(np.zeros((1, 4, 4, 1))) == 0).all()
     with pytest.raises(ValueError, match=r"\[n, s, s, 1\]"):

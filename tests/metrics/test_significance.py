@@ -1,4 +1,6 @@
-"""Holm's correction against hand-worked values and a second implementation, and the smallest p of sign flips."""
+"""Holm's correction against hand-worked values and a second implementation, and the
+smallest p of sign flips.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tfmammo.metrics.significance import FEWEST_PATIENTS, TESTS, describe, describe_few, holm, smallest_p
+from tfmammo.metrics.significance import (
+    FEWEST_PATIENTS,
+    TESTS,
+    describe,
+    describe_few,
+    holm,
+    smallest_p,
+)
 
 
 def test_by_hand():
@@ -24,8 +33,11 @@ def test_what_was_not_compared_does_not_count():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_rejections_are_those_of_holms_steps(values):
-    """Step down: reject the smallest at a / m, the next at a / (m - 1), and stop at the first that fails."""
-    order, rejected = np.argsort(values), set()
+    """Step down: reject the smallest at a / m, the next at a / (m - 1), and stop at the first that
+    fails.
+    """
+    order = np.argsort(values)
+    rejected = set()
     for step, place in enumerate(order):
         if values[place] * (len(values) - step) > 0.05:
             break
@@ -42,7 +54,10 @@ def test_what_is_no_p(values):
 def test_the_smallest_p_is_that_of_differences_of_one_sign():
     for patients in (5, 6, 9):
         flipped = stats.permutation_test(
-            (np.ones(patients),), lambda x, axis: x.sum(axis=axis), permutation_type="samples", vectorized=True
+            (np.ones(patients),),
+            lambda x, axis: x.sum(axis=axis),
+            permutation_type="samples",
+            vectorized=True,
         )
         assert flipped.pvalue == smallest_p(patients)
     assert smallest_p(FEWEST_PATIENTS - 1) > 0.05 > smallest_p(FEWEST_PATIENTS)
@@ -52,7 +67,12 @@ def test_the_smallest_p_is_that_of_differences_of_one_sign():
 
 def test_the_smallest_p_of_random_draws_is_that_of_scipy():
     draw = stats.permutation_test(
-        (np.ones(20),), lambda x, axis: x.sum(axis=axis), permutation_type="samples", vectorized=True, n_resamples=99, rng=0
+        (np.ones(20),),
+        lambda x, axis: x.sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=99,
+        rng=0,
     )
     assert draw.pvalue == smallest_p(20, samples=99) == 0.02
 
@@ -60,9 +80,21 @@ def test_the_smallest_p_of_random_draws_is_that_of_scipy():
 def test_what_stands_under_a_table():
     said = describe("flips", 9, 3)
     assert TESTS["flips"] in said and "Holm's correction for 3 comparisons" in said
-    assert "9 patients can give no p below 0.012" in said and "no difference can be shown" not in said
-    assert describe("swaps", 6, 2).endswith("6 patients can give no p below 0.062, so that no difference can be shown.")
-    assert describe("flips", 112, 6, samples=9999).endswith("9,999 random draws can give no p below 0.0012.")
-    assert "one comparison, no correction" in describe("jackknife", 9, 1) and "below" not in describe("jackknife", 9, 1)
-    assert describe_few(5) == "No interval and no p: 5 patients are fewer than 6, and flipping them gives no p below 0.062."
+    assert (
+        "9 patients can give no p below 0.012" in said and "no difference can be shown" not in said
+    )
+    assert describe("swaps", 6, 2).endswith(
+        "6 patients can give no p below 0.062, so that no difference can be shown."
+    )
+    assert describe("flips", 112, 6, samples=9999).endswith(
+        "9,999 random draws can give no p below 0.0012."
+    )
+    assert "one comparison, no correction" in describe(
+        "jackknife", 9, 1
+    ) and "below" not in describe("jackknife", 9, 1)
+    assert (
+        describe_few(5)
+        == "No interval and no p: 5 patients are fewer than 6, and flipping them gives no p below "
+        "0.062."
+    )
     assert describe_few(1).startswith("No interval and no p: one patient is fewer than 6")

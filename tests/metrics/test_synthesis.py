@@ -1,4 +1,6 @@
-"""Nearness of synthetic images: hand-computed values and scikit-image as the independent version."""
+"""Nearness of synthetic images: hand-computed values and scikit-image as the independent
+version.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from tfmammo.metrics.synthesis import per_image, sliced_wasserstein
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
 
 
 @pytest.fixture
@@ -38,16 +42,26 @@ def test_the_whole_patch_against_scikit_image(disc, images):
     real, synthetic = images
     scores = per_image(real, synthetic, disc)
     expected = structural_similarity(
-        real[0, ..., 0], synthetic[0, ..., 0], data_range=1, gaussian_weights=True, use_sample_covariance=False, full=True
+        real[0, ..., 0],
+        synthetic[0, ..., 0],
+        data_range=1,
+        gaussian_weights=True,
+        use_sample_covariance=False,
+        full=True,
     )[1].mean()
     assert scores["ssim"] == pytest.approx([expected], abs=1e-5)
-    assert scores["psnr"] == pytest.approx([peak_signal_noise_ratio(real, synthetic, data_range=1)], abs=1e-4)
+    assert scores["psnr"] == pytest.approx(
+        [peak_signal_noise_ratio(real, synthetic, data_range=1)], abs=1e-4
+    )
     assert scores["l1"] == pytest.approx([np.abs(real - synthetic).mean()], abs=1e-6)
 
 
 def test_regions_by_hand(disc):
-    """An error of 0.5 inside the mass alone: all of the mass, half of the edge's two pixels, none of the rest."""
-    real, synthetic = np.zeros_like(disc), disc * 0.5
+    """An error of 0.5 inside the mass alone: all of the mass, half of the edge's two pixels, none
+    of the rest.
+    """
+    real = np.zeros_like(disc)
+    synthetic = disc * 0.5
     scores = per_image(real, synthetic, disc, edge=1)
     assert scores["l1_mass"] == [0.5]
     assert scores["psnr_mass"] == pytest.approx([10 * np.log10(4)])
@@ -61,12 +75,18 @@ def test_the_edge_is_a_band_on_both_sides():
     for column, expected in ((15, 0.0), (16, 0.125), (23, 0.125), (24, 0.0)):
         synthetic = np.zeros(mask.shape, np.float32)
         synthetic[:, :, column] = 1
-        assert per_image(np.zeros(mask.shape, np.float32), synthetic, mask, edge=4)["l1_edge"] == pytest.approx([expected])
+        assert per_image(np.zeros(mask.shape, np.float32), synthetic, mask, edge=4)[
+            "l1_edge"
+        ] == pytest.approx([expected])
 
 
 def test_images_are_judged_one_by_one(disc, images):
     real, synthetic = images
-    both = per_image(np.concatenate([real, real]), np.concatenate([synthetic, 1 - real]), np.concatenate([disc, disc]))
+    both = per_image(
+        np.concatenate([real, real]),
+        np.concatenate([synthetic, 1 - real]),
+        np.concatenate([disc, disc]),
+    )
     for name, values in both.items():
         assert values.shape == (2,) and values.dtype == np.float64
         assert values[0] == per_image(real, synthetic, disc)[name][0]
@@ -97,28 +117,44 @@ def test_wrong_input_is_refused(disc, images):
 
 
 def textures(count, spread=0.1, mean=0.5, seed=0):
-    return np.clip(np.random.default_rng(seed).normal(mean, spread, (count, 64, 64, 1)), 0, 1).astype(np.float32)
+    return np.clip(
+        np.random.default_rng(seed).normal(mean, spread, (count, 64, 64, 1)), 0, 1
+    ).astype(np.float32)
 
 
 def test_the_distance_of_sets_is_0_for_equal_ones_and_grows_with_the_difference():
     real = textures(6)
     assert sliced_wasserstein(real, real) == 0
-    same, wider, brighter = (sliced_wasserstein(real, textures(9, *values, seed=1)) for values in ((), (0.15,), (0.1, 0.7)))
+    same, wider, brighter = (
+        sliced_wasserstein(real, textures(9, *values, seed=1))
+        for values in ((), (0.15,), (0.1, 0.7))
+    )
     assert 0 < same < 0.1 < wider and brighter > 0.1
     assert sliced_wasserstein(real, textures(9, 0.2, seed=1)) > wider
 
 
 def test_the_distance_of_one_shift_by_hand():
-    """16 px have one level: what is added moves every window by (c, ..., c), its projection on w by c * sum(w)."""
+    """16 px have one level: what is added moves every window by (c, ..., c), its projection on w by
+    c * sum(w).
+    """
     real = np.random.default_rng(0).uniform(0.2, 0.6, (5, 16, 16, 1)).astype(np.float32)
     axes = np.random.default_rng(3).normal(size=(49, 128))
     axes /= np.linalg.norm(axes, axis=0)
     windows = np.lib.stride_tricks.sliding_window_view(real[..., 0], (7, 7), axis=(1, 2))
     expected = 0.1 * np.abs(axes.sum(axis=0)).mean() / windows.std()
-    assert sliced_wasserstein(real, real + np.float32(0.1), seed=3) == pytest.approx(expected, rel=0.05)
+    assert sliced_wasserstein(real, real + np.float32(0.1), seed=3) == pytest.approx(
+        expected, rel=0.05
+    )
 
 
-@pytest.mark.parametrize("shapes", [((2, 16, 16, 1), (2, 32, 32, 1)), ((0, 16, 16, 1), (2, 16, 16, 1)), ((2, 4, 4, 1), (2, 4, 4, 1))])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 16, 16, 1), (2, 32, 32, 1)),
+        ((0, 16, 16, 1), (2, 16, 16, 1)),
+        ((2, 4, 4, 1), (2, 4, 4, 1)),
+    ],
+)
 def test_sets_that_have_no_distance(shapes):
     with pytest.raises(ValueError, match="both sets must be"):
         sliced_wasserstein(*(np.zeros(shape, np.float32) for shape in shapes))

@@ -43,13 +43,24 @@ def batch(count=2, seed=1, size=SIZE):
     rows, cols = np.indices((size, size))
     masks = np.zeros((2 * count, size, size, 1), np.float32)
     for i in range(count):
-        masks[2 * i + 1, ..., 0] = np.hypot(rows - size / 2 + rng.integers(-3, 4), cols - size / 2) < size / 6 + rng.integers(3)
-    images = np.clip(0.3 + 0.4 * masks + 0.05 * rng.normal(size=masks.shape), 0, 1).astype(np.float32)
-    return {"image": tf.constant(images), "mask": tf.constant(masks), "label": tf.constant([NORMAL, LESION] * count)}
+        masks[2 * i + 1, ..., 0] = np.hypot(
+            rows - size / 2 + rng.integers(-3, 4), cols - size / 2
+        ) < size / 6 + rng.integers(3)
+    images = np.clip(0.3 + 0.4 * masks + 0.05 * rng.normal(size=masks.shape), 0, 1).astype(
+        np.float32
+    )
+    return {
+        "image": tf.constant(images),
+        "mask": tf.constant(masks),
+        "label": tf.constant([NORMAL, LESION] * count),
+    }
 
 
 def weights(room):
-    return {name: [w.numpy() for w in network.trainable_variables] for name, network in room.networks.items()}
+    return {
+        name: [w.numpy() for w in network.trainable_variables]
+        for name, network in room.networks.items()
+    }
 
 
 def grey(*rows):
@@ -58,22 +69,45 @@ def grey(*rows):
 
 def test_the_papers_values_are_the_defaults():
     config = BlendingConfig()
-    assert (config.prior, config.lambda_p, config.rotate, config.resize) == ("lesion", 100, 180, (0.8, 1.2))
+    assert (config.prior, config.lambda_p, config.rotate, config.resize) == (
+        "lesion",
+        100,
+        180,
+        (0.8, 1.2),
+    )
     assert (config.learning_rate, config.beta_1, config.beta_2) == (2e-4, 0.5, 0.999)
-    assert (config.adversarial, config.average, config.dropout) == ("non_saturating", "responses", 0)
+    assert (config.adversarial, config.average, config.dropout) == (
+        "non_saturating",
+        "responses",
+        0,
+    )
     with pytest.raises(ValidationError, match="resize must be two factors, the smaller first"):
         BlendingConfig(resize=(1.2, 0.8))
 
 
 def test_the_networks():
     room = Blending()
-    counts = {name: sum(int(np.prod(w.shape)) for w in network.trainable_variables) for name, network in room.networks.items()}
-    # G: Ronneberger's 31,030,593 for one channel, two more into the first convolution of 3 x 3 x 64. D by hand, gains and offsets
-    # of two normalisations included: 16*64+64 + 16*64*128 + 256 + 16*128*256 + 512 + 257.
-    assert counts == {"generator": 31_030_593 + 2 * 9 * 64, "discriminator": 1088 + 131_072 + 256 + 524_288 + 512 + 257}
+    counts = {
+        name: sum(int(np.prod(w.shape)) for w in network.trainable_variables)
+        for name, network in room.networks.items()
+    }
+    # G: Ronneberger's 31,030,593 for one channel, two more into the first convolution of 3 x 3 x
+    # 64. D by hand, gains and offsets of two normalisations included: 16*64+64 + 16*64*128 + 256 +
+    # 16*128*256 + 512 + 257.
+    assert counts == {
+        "generator": 31_030_593 + 2 * 9 * 64,
+        "discriminator": 1088 + 131_072 + 256 + 524_288 + 512 + 257,
+    }
     assert room.discriminator.output_shape == (None, 126, 126, 1)
-    convolutions = [layer for layer in room.discriminator.layers if isinstance(layer, keras.layers.Conv2D)]
-    assert [(layer.kernel_size[0], layer.strides[0]) for layer in convolutions] == [(4, 2), (4, 1), (4, 1), (1, 1)]
+    convolutions = [
+        layer for layer in room.discriminator.layers if isinstance(layer, keras.layers.Conv2D)
+    ]
+    assert [(layer.kernel_size[0], layer.strides[0]) for layer in convolutions] == [
+        (4, 2),
+        (4, 1),
+        (4, 1),
+        (1, 1),
+    ]
     field = 1
     for layer in reversed(convolutions):
         field = (field - 1) * layer.strides[0] + layer.kernel_size[0]
@@ -81,7 +115,9 @@ def test_the_networks():
 
 
 def test_what_the_generator_sees():
-    tissue, lesion, mask = grey([0.1, 0.2], [0.3, 0.4]), grey([0.9, 0.8], [0.7, 0.6]), grey([0, 1], [1, 0])
+    tissue = grey([0.1, 0.2], [0.3, 0.4])
+    lesion = grey([0.9, 0.8], [0.7, 0.6])
+    mask = grey([0, 1], [1, 0])
     found = pasted(tissue, lesion, mask).numpy()[0]
     np.testing.assert_allclose(found[..., 0], [[0.1, 0.2], [0.3, 0.4]])
     np.testing.assert_allclose(found[..., 1], [[0.1, 0.8], [0.7, 0.4]])
@@ -95,8 +131,10 @@ def test_gradients_by_hand():
 
 
 def test_the_guide_takes_the_larger_gradient_pixel_by_pixel():
-    tissue, lesion = grey([0, 3, 3], [0, 3, 3], [0, 0, 0]), grey([0, 0, 0], [2, 2, 2], [2, 6, 2])
-    # (down, right) of the tissue: (0,3) (0,0) (0,0) | (0,3) (-3,0) (-3,0); of the lesion: (2,0) (2,0) (2,0) | (0,0) (4,0) (0,0).
+    tissue = grey([0, 3, 3], [0, 3, 3], [0, 0, 0])
+    lesion = grey([0, 0, 0], [2, 2, 2], [2, 6, 2])
+    # (down, right) of the tissue: (0,3) (0,0) (0,0) | (0,3) (-3,0) (-3,0); of the lesion: (2,0)
+    # (2,0) (2,0) | (0,0) (4,0) (0,0).
     found = guide(tissue, lesion).numpy()[0]
     np.testing.assert_array_equal(found[0], [[0, 3], [2, 0], [2, 0]])
     np.testing.assert_array_equal(found[1], [[0, 3], [4, 0], [-3, 0]])
@@ -111,41 +149,66 @@ def test_of_equal_gradients_the_guide_is_the_lesions():
 def test_the_seamless_loss_is_zero_for_an_image_equal_to_its_guide():
     rng = np.random.default_rng(0)
     lesion = tf.constant(rng.random((2, 8, 8, 1)), tf.float32)
-    flat, mask = tf.fill([2, 8, 8, 1], 0.5), np.zeros((2, 8, 8, 1), np.float32)
+    flat = tf.fill([2, 8, 8, 1], 0.5)
+    mask = np.zeros((2, 8, 8, 1), np.float32)
     mask[:, 2:6, 2:6] = 1
     assert float(seamless_loss(lesion, flat, lesion, tf.constant(mask))) < 1e-5
-    assert float(seamless_loss(lesion + 0.3, flat, lesion, tf.constant(mask))) < 1e-5, "an offset has no gradient"
+    assert float(seamless_loss(lesion + 0.3, flat, lesion, tf.constant(mask))) < 1e-5, (
+        "an offset has no gradient"
+    )
     assert float(seamless_loss(flat, flat, lesion, tf.constant(mask))) > 0.1
-    assert float(seamless_loss(flat, lesion, flat, tf.constant(mask))) > 0.1, "the tissue's gradients count as well"
+    assert float(seamless_loss(flat, lesion, flat, tf.constant(mask))) > 0.1, (
+        "the tissue's gradients count as well"
+    )
 
 
 def test_the_seamless_loss_by_hand():
-    output, tissue, lesion, mask = grey([0, 1], [0, 0]), grey([0, 0], [0, 0]), grey([0, 2], [1, 0]), grey([1, 1], [0, 0])
-    # At (0, 0): grad G = (0, 1), v = (1, 2): squared distance 2. At (0, 1): grad G = (-1, 0), v = (-2, 0): 1.
-    assert float(seamless_loss(output, tissue, lesion, mask)) == pytest.approx(np.sqrt(3 / 2), rel=1e-5)
+    output = grey([0, 1], [0, 0])
+    tissue = grey([0, 0], [0, 0])
+    lesion = grey([0, 2], [1, 0])
+    mask = grey([1, 1], [0, 0])
+    # At (0, 0): grad G = (0, 1), v = (1, 2): squared distance 2. At (0, 1): grad G = (-1, 0), v =
+    # (-2, 0): 1.
+    assert float(seamless_loss(output, tissue, lesion, mask)) == pytest.approx(
+        np.sqrt(3 / 2), rel=1e-5
+    )
 
 
 def test_the_background_loss_by_hand():
-    output, tissue, mask = grey([0, 1], [0, 0]), grey([0, 0], [0, 0]), grey([1, 0], [0, 0])
+    output = grey([0, 1], [0, 0])
+    tissue = grey([0, 0], [0, 0])
+    mask = grey([1, 0], [0, 0])
     # Three pixels, |G - X| = 1, 0, 0; lengths of G's gradients 1, 0, 0, of X's 0.
-    assert float(background_loss(output, tissue, mask)) == pytest.approx(1 / 3 + np.sqrt(1 / 3), rel=1e-5)
+    assert float(background_loss(output, tissue, mask)) == pytest.approx(
+        1 / 3 + np.sqrt(1 / 3), rel=1e-5
+    )
 
 
 def test_the_background_loss_is_zero_where_the_background_is_unchanged():
     rng = np.random.default_rng(1)
-    tissue, mask = rng.random((1, 8, 8, 1)).astype(np.float32), np.zeros((1, 8, 8, 1), np.float32)
+    tissue = rng.random((1, 8, 8, 1)).astype(np.float32)
+    mask = np.zeros((1, 8, 8, 1), np.float32)
     mask[:, 3:6, 3:6] = 1
     inner = tissue.copy()
-    inner[:, 4:6, 4:6] = 1 - inner[:, 4:6, 4:6]  # no pixel of the background has a neighbour there, below or to the right
+    # no pixel of the background has a neighbour there, below or to the right
+    inner[:, 4:6, 4:6] = 1 - inner[:, 4:6, 4:6]
     assert float(background_loss(tf.constant(inner), tf.constant(tissue), tf.constant(mask))) < 1e-5
-    assert float(background_loss(tf.constant(1 - inner), tf.constant(tissue), tf.constant(mask))) > 0.1
+    assert (
+        float(background_loss(tf.constant(1 - inner), tf.constant(tissue), tf.constant(mask))) > 0.1
+    )
     everything = tf.ones([1, 8, 8, 1])
-    assert float(background_loss(tf.constant(inner), tf.constant(tissue), everything)) < 1e-5, "no background at all"
+    assert float(background_loss(tf.constant(inner), tf.constant(tissue), everything)) < 1e-5, (
+        "no background at all"
+    )
 
 
 def test_both_losses_have_finite_gradients_where_they_are_zero():
-    flat, mask = tf.fill([1, 8, 8, 1], 0.5), tf.ones([1, 8, 8, 1])
-    for loss in (lambda x: seamless_loss(x, flat, flat, mask), lambda x: background_loss(x, flat, 1 - mask)):
+    flat = tf.fill([1, 8, 8, 1], 0.5)
+    mask = tf.ones([1, 8, 8, 1])
+    for loss in (
+        lambda x: seamless_loss(x, flat, flat, mask),
+        lambda x: background_loss(x, flat, 1 - mask),
+    ):
         with tf.GradientTape() as tape:
             tape.watch(flat)
             value = loss(flat)
@@ -161,7 +224,8 @@ def square(size=SIZE, top=8, left=10, height=6, width=9):
 
 def test_a_lesion_that_is_neither_turned_nor_resized_is_moved_only():
     image, mask = square(height=6, width=8)  # half its diagonal is 5 px
-    # Of 32 px the middle may lie from 9 to 23: at 9 + 1 = 10 and 9 + 7 = 16, 9.5 and 15.5 counted from the first pixel's middle.
+    # Of 32 px the middle may lie from 9 to 23: at 9 + 1 = 10 and 9 + 7 = 16, 9.5 and 15.5 counted
+    # from the first pixel's middle.
     draws = tf.constant([[0.5, 0.0, 1 / 14, 0.5]])
     moved, place = placed(image, mask, draws, 0.0, (1.0, 1.0))
     np.testing.assert_array_equal(place[0, 7:13, 12:20, 0], np.ones((6, 8)))
@@ -185,7 +249,9 @@ def test_a_resized_lesion_against_scipy():
     moved, place = placed(smooth, mask, tf.constant([[0.5, 0.5, 0.5, 0.5]]), 0.0, (1.5, 1.5))
     assert float(tf.reduce_sum(place)) == pytest.approx(18 * 18, rel=0.12)
     rows, cols = np.meshgrid(np.arange(24, 40), np.arange(24, 40), indexing="ij")
-    expected = ndimage.map_coordinates(smooth[0, ..., 0], [(rows - 31.5) / 1.5 + 25.5, (cols - 31.5) / 1.5 + 29.5], order=1)
+    expected = ndimage.map_coordinates(
+        smooth[0, ..., 0], [(rows - 31.5) / 1.5 + 25.5, (cols - 31.5) / 1.5 + 29.5], order=1
+    )
     np.testing.assert_allclose(moved[0, 24:40, 24:40, 0], expected, atol=1e-4)
 
 
@@ -195,22 +261,34 @@ def test_no_place_cuts_a_mask_off():
     many = [tf.repeat(values, 200, axis=0) for values in (image, mask)]
     moved, place = placed(*many, tf.constant(rng.random((200, 4)), tf.float32), 180.0, (0.5, 1.5))
     inside = place[:, GAP - 1 : 1 - GAP, GAP - 1 : 1 - GAP]
-    assert float(tf.reduce_sum(place)) == float(tf.reduce_sum(inside)), "the gap is kept, but for rounding"
+    assert float(tf.reduce_sum(place)) == float(tf.reduce_sum(inside)), (
+        "the gap is kept, but for rounding"
+    )
     areas = tf.reduce_sum(place, axis=[1, 2, 3]).numpy()
     assert areas.min() > 0.2 * 360 and areas.max() <= 1.05 * 360 and areas.std() > 20
     assert float(tf.reduce_min(moved)) >= 0 and float(tf.reduce_max(moved)) <= 1
-    assert len({tuple(np.argwhere(one[..., 0]).mean(axis=0).round()) for one in place.numpy()}) > 30, "many places"
+    assert (
+        len({tuple(np.argwhere(one[..., 0]).mean(axis=0).round()) for one in place.numpy()}) > 30
+    ), "many places"
 
 
 @pytest.mark.parametrize("prior", ["lesion", "noise"])
-@pytest.mark.parametrize(("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")])
+@pytest.mark.parametrize(
+    ("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")]
+)
 def test_every_returned_number_by_hand(prior, adversarial, average):
-    room, data = small(prior=prior, adversarial=adversarial, average=average), batch()
-    tissue, real, shape = data["image"][::2], data["image"][1::2], data["mask"][1::2]
+    room = small(prior=prior, adversarial=adversarial, average=average)
+    data = batch()
+    tissue = data["image"][::2]
+    real = data["image"][1::2]
+    shape = data["mask"][1::2]
     lesion, mask = placed(real, shape, room._draws(real, 0))
     lesion = room._prior(tissue, lesion, 0)
     fake = room.generator(pasted(tissue, lesion, mask) * 2 - 1, training=True)
-    p_real, p_fake = (tf.sigmoid(room.discriminator(image)).numpy().astype(np.float64) for image in (real * 2 - 1, fake))
+    p_real, p_fake = (
+        tf.sigmoid(room.discriminator(image)).numpy().astype(np.float64)
+        for image in (real * 2 - 1, fake)
+    )
     image = fake / 2 + 0.5
     seamless = float(seamless_loss(image, tissue, lesion, mask)) if prior == "lesion" else 0.0
     background = float(background_loss(image, tissue, mask))
@@ -219,10 +297,14 @@ def test_every_returned_number_by_hand(prior, adversarial, average):
         return np.log(p).mean() if average == "losses" else np.log(p.mean(axis=(1, 2, 3))).mean()
 
     expected = {
-        "generator_loss": (log(1 - p_fake) if adversarial == "as_printed" else -log(p_fake)) + 100 * (seamless + background),
+        "generator_loss": (log(1 - p_fake) if adversarial == "as_printed" else -log(p_fake))
+        + 100 * (seamless + background),
         "discriminator_loss": -log(p_real) - log(1 - p_fake),
-        "seamless": seamless, "background": background, "p_real": p_real.mean(), "p_fake": p_fake.mean(),
-    }  # fmt: skip
+        "seamless": seamless,
+        "background": background,
+        "p_real": p_real.mean(),
+        "p_fake": p_fake.mean(),
+    }
     found = room.train_step(data)
     assert set(found) == set(expected)
     for name, value in expected.items():
@@ -231,7 +313,8 @@ def test_every_returned_number_by_hand(prior, adversarial, average):
 
 @pytest.mark.parametrize("chosen", NETWORKS)
 def test_each_optimizer_moves_its_own_network(chosen):
-    room, data = small(lambda_p=0.0), batch()
+    room = small(lambda_p=0.0)
+    data = batch()
     for name, optimizer in room.optimizers.items():
         optimizer.learning_rate = 1e-2 if name == chosen else 0.0
     before = weights(room)
@@ -244,7 +327,10 @@ def test_each_optimizer_moves_its_own_network(chosen):
 
 def test_it_learns_to_keep_the_background_and_to_follow_the_guide():
     keras.utils.set_random_seed(0)
-    room, data = Blending(BlendingConfig(widths=(8, 16), discriminator_filters=4, learning_rate=2e-3, rotate=0), SIZE), batch(4)
+    room = Blending(
+        BlendingConfig(widths=(8, 16), discriminator_filters=4, learning_rate=2e-3, rotate=0), SIZE
+    )
+    data = batch(4)
     step = tf.function(room.train_step)
     first = step(data)
     for _ in range(150):
@@ -254,15 +340,22 @@ def test_it_learns_to_keep_the_background_and_to_follow_the_guide():
 
 
 def test_draws_follow_from_the_step_and_the_patch():
-    room, image = small(), batch(3)["image"]
+    room = small()
+    image = batch(3)["image"]
     draws = room._draws(image, tf.constant(5)).numpy()
-    assert draws.shape == (6, 4) and draws.min() >= 0 and draws.max() < 1 and len(np.unique(draws)) == 24
+    assert (
+        draws.shape == (6, 4)
+        and draws.min() >= 0
+        and draws.max() < 1
+        and len(np.unique(draws)) == 24
+    )
     np.testing.assert_array_equal(room._draws(image[::-1], tf.constant(5)), draws[::-1])
     assert np.abs(room._draws(image, tf.constant(6)) - draws).min() > 1e-6
 
 
 def test_the_order_of_lesions_and_tissue_in_a_batch_does_not_matter():
-    room, data = small(), batch(2)
+    room = small()
+    data = batch(2)
     order = tf.constant([1, 0, 3, 2])
     turned = {name: tf.gather(values, order) for name, values in data.items()}
     for optimizer in room.optimizers.values():
@@ -296,21 +389,33 @@ def test_panels_of_the_image_grid():
 
 
 def test_exported_functions():
-    room, data = small(), batch()
+    room = small()
+    data = batch()
     channels = pasted(data["image"], data["image"][::-1], data["mask"][::-1])
     functions = room.functions()
     image = functions["generator"](pasted=channels)["image"]
-    assert image.shape == (4, SIZE, SIZE, 1) and image.dtype == tf.float32 and np.min(image) >= 0 and np.max(image) <= 1
+    assert (
+        image.shape == (4, SIZE, SIZE, 1)
+        and image.dtype == tf.float32
+        and np.min(image) >= 0
+        and np.max(image) <= 1
+    )
     np.testing.assert_allclose(image, room.blend(channels), atol=1e-6)
-    np.testing.assert_allclose(functions["generator"](pasted=channels[:1])["image"], image[:1], atol=1e-5)
+    np.testing.assert_allclose(
+        functions["generator"](pasted=channels[:1])["image"], image[:1], atol=1e-5
+    )
     logits = functions["discriminator"](image=image)["logits"]
     np.testing.assert_allclose(logits, room.discriminator(image * 2 - 1), atol=1e-5)
 
 
 def test_without_prior_the_lesion_makes_no_difference_but_its_place_does():
-    room, data = small(prior="noise"), batch()
-    tissue, mask = data["image"][::2], data["mask"][1::2]
-    one, other = (room.blend(pasted(tissue, tf.fill(tissue.shape, value), mask)) for value in (0.1, 0.9))
+    room = small(prior="noise")
+    data = batch()
+    tissue = data["image"][::2]
+    mask = data["mask"][1::2]
+    one, other = (
+        room.blend(pasted(tissue, tf.fill(tissue.shape, value), mask)) for value in (0.1, 0.9)
+    )
     np.testing.assert_array_equal(one, other)
     assert np.abs(one - room.blend(pasted(tissue, tissue, tf.reverse(mask, [1, 2])))).max() > 1e-3
 
@@ -325,7 +430,10 @@ def test_mixed_precision_trains_and_answers_in_float32(policy):
 
 
 def test_sizes_that_do_not_fit():
-    with pytest.raises(ConfigError, match=r"patches of 20 px can't be halved 3 times, for all levels of model.widths"):
+    with pytest.raises(
+        ConfigError,
+        match=r"patches of 20 px can't be halved 3 times, for all levels of model.widths",
+    ):
         Blending(BlendingConfig(widths=(4, 4, 4, 4)), 20)
     with pytest.raises(ConfigError, match="patches of 8 px are smaller than the 16 px"):
         Blending(BlendingConfig(widths=(4, 4)), 8)

@@ -1,4 +1,6 @@
-"""CAN's Algorithm 1, line by line: values, gradients, order of updates, replicas, exported functions, golden numbers."""
+"""CAN's Algorithm 1, line by line: values, gradients, order of updates, replicas, exported
+functions, golden numbers.
+"""
 
 import json
 import os
@@ -21,8 +23,12 @@ NETWORKS = ("generator", "inverter", "discriminator")
 
 
 def small(seed=0, kind=None, **config):
-    """A CAN of a few hundred weights, drawn by numpy, without dropout unless it is asked for. kind: by default CAN itself."""
-    can = (kind or CAN)(CANConfig(**{"filters": (4, 8), "discriminator_filters": 4, "dropout": 0.0, **config}), SIZE)
+    """A CAN of a few hundred weights, drawn by numpy, without dropout unless it is asked for. kind:
+    by default CAN itself.
+    """
+    can = (kind or CAN)(
+        CANConfig(**{"filters": (4, 8), "discriminator_filters": 4, "dropout": 0.0, **config}), SIZE
+    )
     rng = np.random.default_rng(seed)
     for network in can.networks.values():
         for weight in network.trainable_variables:
@@ -33,39 +39,73 @@ def small(seed=0, kind=None, **config):
 def batch(count=2, seed=1):
     """Discs and images that show them, in noise."""
     rng = np.random.default_rng(seed)
-    distance = np.hypot(*(np.indices((SIZE, SIZE)) - SIZE / 2))[np.newaxis] / rng.uniform(3, 7, (count, 1, 1))
+    distance = np.hypot(*(np.indices((SIZE, SIZE)) - SIZE / 2))[np.newaxis] / rng.uniform(
+        3, 7, (count, 1, 1)
+    )
     masks = (distance < 1).astype(np.float32)[..., np.newaxis]
-    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(np.float32)
+    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(
+        np.float32
+    )
     return {"mask": tf.constant(masks), "image": tf.constant(images)}
 
 
 def weights(can):
-    return {name: [w.numpy() for w in network.trainable_variables] for name, network in can.networks.items()}
+    return {
+        name: [w.numpy() for w in network.trainable_variables]
+        for name, network in can.networks.items()
+    }
 
 
 def forward(can, data):
-    """Algorithm 1, lines 3 to 5, as float64 arrays: masks and images in [-1, 1] and D's logits for the three pairs."""
-    real_mask, real_image = data["mask"] * 2 - 1, data["image"] * 2 - 1
-    fake_image, fake_mask = can.generator(real_mask), can.inverter(real_image)
+    """Algorithm 1, lines 3 to 5, as float64 arrays: masks and images in [-1, 1] and D's logits for
+    the three pairs.
+    """
+    real_mask = data["mask"] * 2 - 1
+    real_image = data["image"] * 2 - 1
+    fake_image = can.generator(real_mask)
+    fake_mask = can.inverter(real_image)
     pairs = ((real_mask, real_image), (real_mask, fake_image), (fake_mask, real_image))
     logits = [can.discriminator(tf.concat(pair, -1)) for pair in pairs]
-    return [np.asarray(x, np.float64) for x in (real_mask, real_image, fake_image, fake_mask, *logits)]
+    return [
+        np.asarray(x, np.float64) for x in (real_mask, real_image, fake_image, fake_mask, *logits)
+    ]
 
 
 def test_the_papers_values_are_the_defaults():
     config = CANConfig()
-    assert (config.lambda_1, config.lambda_2, config.learning_rate, config.beta_1) == (10, 100, 2e-4, 0.5)
-    assert (config.adversarial, config.average, config.l2) == ("non_saturating", "responses", "mean_square")
-    assert config.filters == (64, 128, 256, 512, 512, 512, 512, 512) and config.discriminator_strided == 1
+    assert (config.lambda_1, config.lambda_2, config.learning_rate, config.beta_1) == (
+        10,
+        100,
+        2e-4,
+        0.5,
+    )
+    assert (config.adversarial, config.average, config.l2) == (
+        "non_saturating",
+        "responses",
+        "mean_square",
+    )
+    assert (
+        config.filters == (64, 128, 256, 512, 512, 512, 512, 512)
+        and config.discriminator_strided == 1
+    )
 
 
 def test_the_papers_networks(monkeypatch):
-    monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())  # random numbers for all these weights take seconds
+    # random numbers for all these weights take seconds
+    monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())
     can = CAN()
-    counts = {name: sum(int(np.prod(w.shape)) for w in network.trainable_variables) for name, network in can.networks.items()}
+    counts = {
+        name: sum(int(np.prod(w.shape)) for w in network.trainable_variables)
+        for name, network in can.networks.items()
+    }
     assert counts == {"generator": 54_407_809, "inverter": 54_407_809, "discriminator": 135_489}
     assert can.discriminator.receptive_field == 16
-    assert can.discriminate(tf.zeros([1, 256, 256, 1]), tf.zeros([1, 256, 256, 1])).shape == (1, 126, 126, 1)
+    assert can.discriminate(tf.zeros([1, 256, 256, 1]), tf.zeros([1, 256, 256, 1])).shape == (
+        1,
+        126,
+        126,
+        1,
+    )
     for optimizer in can.optimizers.values():
         assert (float(optimizer.learning_rate), optimizer.beta_1) == (pytest.approx(2e-4), 0.5)
 
@@ -74,7 +114,8 @@ def test_the_papers_networks(monkeypatch):
 @pytest.mark.parametrize("average", ["responses", "losses"])
 @pytest.mark.parametrize("l2", ["mean_square", "norm"])
 def test_every_returned_number_by_hand(adversarial, average, l2):
-    can, data = small(adversarial=adversarial, average=average, l2=l2, lambda_1=3, lambda_2=7), batch()
+    can = small(adversarial=adversarial, average=average, l2=l2, lambda_1=3, lambda_2=7)
+    data = batch()
     for network in can.networks.values():  # larger weights: logits that differ from patch to patch
         network.set_weights([3 * w for w in network.get_weights()])
     real_mask, real_image, fake_image, fake_mask, *logits = forward(can, data)
@@ -86,12 +127,18 @@ def test_every_returned_number_by_hand(adversarial, average, l2):
         return np.log(1 - p).mean() if adversarial == "as_printed" else -np.log(p).mean()
 
     difference = real_mask - fake_mask
-    distance = (difference**2).mean() if l2 == "mean_square" else np.sqrt((difference**2).sum(axis=(1, 2, 3))).mean()
+    distance = (
+        (difference**2).mean()
+        if l2 == "mean_square"
+        else np.sqrt((difference**2).sum(axis=(1, 2, 3))).mean()
+    )
     image_l1 = np.abs(real_image - fake_image).mean()
     expected = {
         "generator_loss": adversary(p_fake_1) + 3 * image_l1,
         "inverter_loss": adversary(p_fake_2) + 7 * distance,
-        "discriminator_loss": -(np.log(p_real).mean() + np.log(1 - p_fake_1).mean() + np.log(1 - p_fake_2).mean()),
+        "discriminator_loss": -(
+            np.log(p_real).mean() + np.log(1 - p_fake_1).mean() + np.log(1 - p_fake_2).mean()
+        ),
         "image_l1": image_l1,
         "mask_l2": distance,
         "p_real": p_real.mean(),
@@ -102,7 +149,9 @@ def test_every_returned_number_by_hand(adversarial, average, l2):
     assert set(found) == set(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
-    assert abs(expected["p_real"] - expected["p_fake_image"]) > 1e-3 and logits[0].std() > 0.1, "the case tells the pairs apart"
+    assert abs(expected["p_real"] - expected["p_fake_image"]) > 1e-3 and logits[0].std() > 0.1, (
+        "the case tells the pairs apart"
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -110,27 +159,35 @@ def test_every_returned_number_by_hand(adversarial, average, l2):
 def test_every_network_descends_its_own_loss_from_the_weights_before_the_round(adversarial, count):
     can, reference = (small(adversarial=adversarial, average="responses") for _ in range(2))
     data = batch(count)
-    # Plain gradient descent with rate 1: the update is the gradient, and each is large enough to change the others' losses.
+    # Plain gradient descent with rate 1: the update is the gradient, and each is large enough to
+    # change the others' losses.
     can.optimizers = {name: keras.optimizers.SGD(1.0) for name in NETWORKS}
     before = weights(can)
     can.train_step(data)
     after = weights(can)
 
-    real_mask, real_image = data["mask"] * 2 - 1, data["image"] * 2 - 1
+    real_mask = data["mask"] * 2 - 1
+    real_image = data["image"] * 2 - 1
 
     def probability(mask, image):
-        return tf.reduce_mean(tf.sigmoid(reference.discriminator(tf.concat([mask, image], -1))), axis=[1, 2, 3])
+        return tf.reduce_mean(
+            tf.sigmoid(reference.discriminator(tf.concat([mask, image], -1))), axis=[1, 2, 3]
+        )
 
     def adversary(p):
         return tf.math.log(1 - p) if adversarial == "as_printed" else -tf.math.log(p)
 
     def generator_loss():
         image = reference.generator(real_mask)
-        return tf.reduce_mean(adversary(probability(real_mask, image))) + 10 * tf.reduce_mean(tf.abs(real_image - image))
+        return tf.reduce_mean(adversary(probability(real_mask, image))) + 10 * tf.reduce_mean(
+            tf.abs(real_image - image)
+        )
 
     def inverter_loss():
         mask = reference.inverter(real_image)
-        return tf.reduce_mean(adversary(probability(mask, real_image))) + 100 * tf.reduce_mean((real_mask - mask) ** 2)
+        return tf.reduce_mean(adversary(probability(mask, real_image))) + 100 * tf.reduce_mean(
+            (real_mask - mask) ** 2
+        )
 
     def discriminator_loss():
         real = tf.math.log(probability(real_mask, real_image))
@@ -138,12 +195,20 @@ def test_every_network_descends_its_own_loss_from_the_weights_before_the_round(a
         fake_2 = tf.math.log(1 - probability(reference.inverter(real_image), real_image))
         return -tf.reduce_mean(real + fake_1 + fake_2)
 
-    for name, loss in zip(NETWORKS, (generator_loss, inverter_loss, discriminator_loss), strict=True):
+    for name, loss in zip(
+        NETWORKS, (generator_loss, inverter_loss, discriminator_loss), strict=True
+    ):
         with tf.GradientTape() as tape:
             value = loss()
         gradients = tape.gradient(value, reference.networks[name].trainable_variables)
         for old, new, gradient in zip(before[name], after[name], gradients, strict=True):
-            np.testing.assert_allclose(old - new, gradient, rtol=1e-3, atol=2e-5 * max(1, np.abs(gradient).max()), err_msg=name)
+            np.testing.assert_allclose(
+                old - new,
+                gradient,
+                rtol=1e-3,
+                atol=2e-5 * max(1, np.abs(gradient).max()),
+                err_msg=name,
+            )
         assert max(np.abs(gradient).max() for gradient in gradients) > 1e-2
 
 
@@ -166,7 +231,9 @@ class Coupled(CAN):
 
     def __init__(self, config, size):
         super().__init__(config, size)
-        self.discriminator = PatchDiscriminator(2, 1, 4, size, "discriminator", norm=keras.layers.BatchNormalization)
+        self.discriminator = PatchDiscriminator(
+            2, 1, 4, size, "discriminator", norm=keras.layers.BatchNormalization
+        )
         self.networks["discriminator"] = self.discriminator
 
 
@@ -177,7 +244,10 @@ def updates(kind, count, shares, **config):
     can.optimizers = {name: keras.optimizers.SGD(1.0) for name in NETWORKS}
     before = weights(can)
     tf.function(can.train_step)(batch(count))
-    return {name: [new - old for old, new in zip(before[name], now, strict=True)] for name, now in weights(can).items()}
+    return {
+        name: [new - old for old, new in zip(before[name], now, strict=True)]
+        for name, now in weights(can).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -198,10 +268,18 @@ def test_sharing_a_pass_back_changes_no_update_whatever_is_overridden(kind, coun
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize(("average", "passes"), [("responses", 3), ("losses", 0)])
-def test_three_passes_back_through_the_discriminator_serve_five_losses(monkeypatch, average, passes, policy):
+def test_three_passes_back_through_the_discriminator_serve_five_losses(
+    monkeypatch, average, passes, policy
+):
     keras.config.set_dtype_policy(policy)
-    can, met, remember = small(average=average), [], optimization._remember
-    monkeypatch.setattr(optimization, "_remember", lambda pass_back: remember(lambda y: met.append(y) or pass_back(y)))
+    can = small(average=average)
+    met = []
+    remember = optimization._remember
+    monkeypatch.setattr(
+        optimization,
+        "_remember",
+        lambda pass_back: remember(lambda y: met.append(y) or pass_back(y)),
+    )
     can.train_step(batch(1))
     assert len(met) == passes, "one for each pair; none where no two losses can share one"
 
@@ -210,7 +288,9 @@ def test_half_the_adversarial_term_moves_its_networks_half_as_far():
     whole, half = (updates(kind, 1, True, lambda_1=0.0, lambda_2=0.0) for kind in (CAN, Halved))
     for name in NETWORKS:
         for a, b in zip(whole[name], half[name], strict=True):
-            np.testing.assert_allclose(b, a if name == "discriminator" else a / 2, rtol=1e-3, atol=1e-6)
+            np.testing.assert_allclose(
+                b, a if name == "discriminator" else a / 2, rtol=1e-3, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("chosen", NETWORKS)
@@ -227,30 +307,46 @@ def test_each_optimizer_moves_its_own_network_alone(chosen):
 
 
 def test_the_discriminator_learns_to_tell_pairs_apart():
-    can, data = small(), batch()
+    can = small()
+    data = batch()
     for name, optimizer in can.optimizers.items():
         optimizer.learning_rate = 1e-2 if name == "discriminator" else 0.0
-    history = [{name: float(value) for name, value in can.train_step(data).items()} for _ in range(10)]
-    first, last = history[0], history[-1]
+    history = [
+        {name: float(value) for name, value in can.train_step(data).items()} for _ in range(10)
+    ]
+    first = history[0]
+    last = history[-1]
     assert last["discriminator_loss"] < first["discriminator_loss"] - 0.3
     assert last["p_real"] > max(last["p_fake_image"], last["p_fake_mask"]) + 0.1
-    assert last["image_l1"] == pytest.approx(first["image_l1"]) and last["mask_l2"] == pytest.approx(first["mask_l2"])
+    assert last["image_l1"] == pytest.approx(first["image_l1"]) and last[
+        "mask_l2"
+    ] == pytest.approx(first["mask_l2"])
 
 
 def test_generator_and_inverter_learn():
-    can, data = small(learning_rate=1e-2), batch()
-    history = [{name: float(value) for name, value in can.train_step(data).items()} for _ in range(20)]
-    first, last = history[0], history[-1]
-    assert last["generator_loss"] < 0.8 * first["generator_loss"] and last["inverter_loss"] < 0.5 * first["inverter_loss"]
+    can = small(learning_rate=1e-2)
+    data = batch()
+    history = [
+        {name: float(value) for name, value in can.train_step(data).items()} for _ in range(20)
+    ]
+    first = history[0]
+    last = history[-1]
+    assert (
+        last["generator_loss"] < 0.8 * first["generator_loss"]
+        and last["inverter_loss"] < 0.5 * first["inverter_loss"]
+    )
     assert last["image_l1"] < 0.8 * first["image_l1"] and last["mask_l2"] < 0.5 * first["mask_l2"]
 
 
 def test_adversarial_pressure_alone_makes_pairs_look_real():
-    can, data = small(lambda_1=0, lambda_2=0), batch()
+    can = small(lambda_1=0, lambda_2=0)
+    data = batch()
     can.optimizers["discriminator"].learning_rate = 0.0
     for name in ("generator", "inverter"):
         can.optimizers[name].learning_rate = 1e-2
-    history = [{name: float(value) for name, value in can.train_step(data).items()} for _ in range(10)]
+    history = [
+        {name: float(value) for name, value in can.train_step(data).items()} for _ in range(10)
+    ]
     for name in ("p_fake_image", "p_fake_mask"):
         assert history[-1][name] > history[0][name] + 1e-3
 
@@ -258,16 +354,24 @@ def test_adversarial_pressure_alone_makes_pairs_look_real():
 def test_a_sample_is_trained_on_as_if_alone():
     data = batch(3)
     found = small().train_step(data)
-    singles = [small().train_step({name: value[i : i + 1] for name, value in data.items()}) for i in range(3)]
+    singles = [
+        small().train_step({name: value[i : i + 1] for name, value in data.items()})
+        for i in range(3)
+    ]
     for name, value in found.items():
-        np.testing.assert_allclose(value, np.mean([single[name] for single in singles]), rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            value, np.mean([single[name] for single in singles]), rtol=1e-4, err_msg=name
+        )
 
 
 def test_training_in_a_graph_equals_training_eagerly():
-    eager, graph, data = small(), small(), batch()
+    eager = small()
+    graph = small()
+    data = batch()
     step = tf.function(graph.train_step)
     for _ in range(3):
-        now, expected = step(data), eager.train_step(data)
+        now = step(data)
+        expected = eager.train_step(data)
         for name, value in expected.items():
             np.testing.assert_allclose(now[name], value, rtol=1e-4, err_msg=name)
     for name, values in weights(eager).items():
@@ -276,17 +380,23 @@ def test_training_in_a_graph_equals_training_eagerly():
 
 
 def test_dropout_is_on_in_training_and_off_at_inference():
-    can, data = small(dropout=0.5), batch()
+    can = small(dropout=0.5)
+    data = batch()
     for optimizer in can.optimizers.values():
         optimizer.learning_rate = 0.0
-    first, second = can.train_step(data), can.train_step(data)
-    assert abs(float(first["image_l1"] - second["image_l1"])) > 1e-6 and abs(float(first["mask_l2"] - second["mask_l2"])) > 1e-6
+    first = can.train_step(data)
+    second = can.train_step(data)
+    assert (
+        abs(float(first["image_l1"] - second["image_l1"])) > 1e-6
+        and abs(float(first["mask_l2"] - second["mask_l2"])) > 1e-6
+    )
     np.testing.assert_array_equal(can.synthesize(data["mask"]), can.synthesize(data["mask"]))
     np.testing.assert_array_equal(can.segment(data["image"]), can.segment(data["image"]))
 
 
 def test_panels_of_the_image_grid():
-    can, data = small(), batch(3)
+    can = small()
+    data = batch(3)
     panels = can.sample(data)
     assert list(panels) == ["mask", "synthetic", "real", "segmented"]
     for panel in panels.values():
@@ -301,13 +411,18 @@ def test_panels_of_the_image_grid():
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_exported_functions(count):
-    can, data = small(), batch(count)
+    can = small()
+    data = batch(count)
     functions = can.functions()
     assert list(functions) == list(NETWORKS)
     takes = {"generator": ["mask"], "inverter": ["image"], "discriminator": ["mask", "image"]}
     gives = {"generator": "image", "inverter": "mask", "discriminator": "logits"}
     real_mask, real_image, fake_image, fake_mask, logits, *_ = forward(can, data)
-    expected = {"generator": (fake_image + 1) / 2, "inverter": (fake_mask + 1) / 2, "discriminator": logits}
+    expected = {
+        "generator": (fake_image + 1) / 2,
+        "inverter": (fake_mask + 1) / 2,
+        "discriminator": logits,
+    }
     for name, function in functions.items():
         specs = [tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, spec) for spec in takes[name]]
         assert list(function.input_signature) == specs
@@ -334,7 +449,16 @@ def test_patches_that_can_not_be_halved_are_refused():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"lambda_1": -1}, {"learning_rate": 0}, {"beta_1": 1}, {"dropout": 1}, {"l2": "l1"}, {"filters": [0]}, {"filters": []}, {"x": 1}],
+    [
+        {"lambda_1": -1},
+        {"learning_rate": 0},
+        {"beta_1": 1},
+        {"dropout": 1},
+        {"l2": "l1"},
+        {"filters": [0]},
+        {"filters": []},
+        {"x": 1},
+    ],
 )
 def test_configs_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
@@ -344,14 +468,22 @@ def test_configs_that_make_no_sense(wrong):
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_answers_in_float32(policy):
     keras.config.set_dtype_policy(policy)
-    can, data = small(), batch(1)
-    assert all(isinstance(o, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16") for o in can.optimizers.values())
+    can = small()
+    data = batch(1)
+    assert all(
+        isinstance(o, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+        for o in can.optimizers.values()
+    )
     assert all(optimizer.built for optimizer in can.optimizers.values())
     for _ in range(3):
         found = can.train_step(data)
         assert all(value.dtype == tf.float32 and np.isfinite(value) for value in found.values())
     assert all(panel.dtype == tf.float32 for panel in can.sample(data).values())
-    assert all(w.dtype == np.float32 and np.isfinite(w).all() for network in weights(can).values() for w in network)
+    assert all(
+        w.dtype == np.float32 and np.isfinite(w).all()
+        for network in weights(can).values()
+        for w in network
+    )
 
 
 TWO_REPLICAS = """
@@ -397,7 +529,7 @@ assert mirrored.num_replicas_in_sync == 2
 results = {"one": train(tf.distribute.get_strategy()), "two": train(mirrored)}
 keras.config.set_dtype_policy("mixed_float16")
 print(json.dumps({**results, "half": train(mirrored, 30)}))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -406,10 +538,18 @@ def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path, reposito
     script = tmp_path / "two_replicas.py"
     script.write_text(TWO_REPLICAS, encoding="utf-8")
     path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=400)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
-    one, two, half = results["one"], results["two"], results["half"]
+    one = results["one"]
+    two = results["two"]
+    half = results["half"]
     for a, b in zip(one["history"], two["history"], strict=True):
         for name, loss in a.items():
             np.testing.assert_allclose(b[name], loss, rtol=1e-6, atol=1e-6, err_msg=name)
@@ -418,11 +558,15 @@ def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path, reposito
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-6, err_msg=name)
     assert half["scaled"] == [True] * 3 and one["scaled"] == [False] * 3
     for name, loss in one["history"][0].items():
-        np.testing.assert_allclose(half["history"][0][name], loss, rtol=2e-2, atol=1e-2, err_msg=name)
+        np.testing.assert_allclose(
+            half["history"][0][name], loss, rtol=2e-2, atol=1e-2, err_msg=name
+        )
     assert all(np.isfinite(list(losses.values())).all() for losses in half["history"])
     assert all(np.isfinite(values).all() for name in NETWORKS for values in half["weights"][name])
     for name in ("inverter_loss", "generator_loss"):
-        assert half["history"][-1][name] < half["history"][0][name], "some steps are skipped until the loss scale fits, not all"
+        assert half["history"][-1][name] < half["history"][0][name], (
+            "some steps are skipped until the loss scale fits, not all"
+        )
 
 
 @pytest.mark.parametrize("case", ["default", "as_printed"])
@@ -435,4 +579,6 @@ def test_golden_numbers(repository, case):
     for step, (now, before) in enumerate(zip(found, golden[case], strict=True)):
         assert set(now) == set(before)
         for name, value in before.items():
-            np.testing.assert_allclose(now[name], value, rtol=1e-4, err_msg=f"{name} at step {step}")
+            np.testing.assert_allclose(
+                now[name], value, rtol=1e-4, err_msg=f"{name} at step {step}"
+            )

@@ -13,7 +13,13 @@ SIZE = 16
 
 def small(seed=0, **config):
     """A cGAN of a few hundred weights, drawn by numpy, without dropout unless it is asked for."""
-    chosen = {"filters": (4, 8), "discriminator_filters": 4, "discriminator_strided": 1, "dropout": 0.0, **config}
+    chosen = {
+        "filters": (4, 8),
+        "discriminator_filters": 4,
+        "discriminator_strided": 1,
+        "dropout": 0.0,
+        **config,
+    }
     cgan = CGAN(CGANConfig(**chosen), SIZE)
     rng = np.random.default_rng(seed)
     for network in cgan.networks.values():
@@ -24,51 +30,84 @@ def small(seed=0, **config):
 
 def batch(count=3, seed=1):
     rng = np.random.default_rng(seed)
-    distance = np.hypot(*(np.indices((SIZE, SIZE)) - SIZE / 2))[np.newaxis] / rng.uniform(3, 7, (count, 1, 1))
+    distance = np.hypot(*(np.indices((SIZE, SIZE)) - SIZE / 2))[np.newaxis] / rng.uniform(
+        3, 7, (count, 1, 1)
+    )
     masks = (distance < 1).astype(np.float32)[..., np.newaxis]
-    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(np.float32)
+    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(
+        np.float32
+    )
     return {"mask": tf.constant(masks), "image": tf.constant(images)}
 
 
 def test_the_articles_values_are_the_defaults():
     config = CGANConfig()
     assert (config.lambda_content, config.content, config.adversarial) == (150, "dice", True)
-    assert (config.learning_rate, config.beta_1, config.dropout, config.normalization) == (2e-4, 0.5, 0.5, "batch")
+    assert (config.learning_rate, config.beta_1, config.dropout, config.normalization) == (
+        2e-4,
+        0.5,
+        0.5,
+        "batch",
+    )
 
 
 def test_the_articles_networks(monkeypatch):
     monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())
     cgan = CGAN()
-    counts = {name: sum(int(np.prod(w.shape)) for w in network.trainable_variables) for name, network in cgan.networks.items()}
+    counts = {
+        name: sum(int(np.prod(w.shape)) for w in network.trainable_variables)
+        for name, network in cgan.networks.items()
+    }
     assert counts == {"generator": 13_607_937, "discriminator": 694_625}
-    assert cgan.discriminate(tf.zeros([1, 256, 256, 1]), tf.zeros([1, 256, 256, 1])).shape == (1, 30, 30, 1)
-    normed = [type(norm).__name__ for norm in (*cgan.generator.down_norms, *cgan.generator.up_norms)]
-    assert normed == ["NoneType"] + ["BatchNormalization"] * 6 + ["NoneType"] + ["BatchNormalization"] * 7 + ["NoneType"]
+    assert cgan.discriminate(tf.zeros([1, 256, 256, 1]), tf.zeros([1, 256, 256, 1])).shape == (
+        1,
+        30,
+        30,
+        1,
+    )
+    normed = [
+        type(norm).__name__ for norm in (*cgan.generator.down_norms, *cgan.generator.up_norms)
+    ]
+    assert normed == ["NoneType"] + ["BatchNormalization"] * 6 + ["NoneType"] + [
+        "BatchNormalization"
+    ] * 7 + ["NoneType"]
     assert [d.rate if d else 0 for d in cgan.generator.dropouts] == [0.5, 0.5, 0.5, 0, 0, 0, 0, 0]
 
 
 def test_batch_norms_averages_take_a_tenth_of_each_step():
-    cgan, data = small(filters=(4, 8, 8)), batch()
+    cgan = small(filters=(4, 8, 8))
+    data = batch()
     network = cgan.generator
     first = leaky_relu(network.downs[0](data["image"]))
     mean = tf.reduce_mean(network.downs[1](first), axis=(0, 1, 2)).numpy()
     before = network.down_norms[1].moving_mean.numpy()
     cgan.train_step(data)
-    np.testing.assert_allclose(network.down_norms[1].moving_mean, 0.9 * before + 0.1 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        network.down_norms[1].moving_mean, 0.9 * before + 0.1 * mean, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("normalization", ["batch", "sample"])
 @pytest.mark.parametrize("content", ["dice", "l1"])
 def test_every_returned_number_by_hand(normalization, content):
-    cgan, data = small(normalization=normalization, content=content, lambda_content=7), batch()
-    image, mask = data["image"], data["mask"]
+    cgan = small(normalization=normalization, content=content, lambda_content=7)
+    data = batch()
+    image = data["image"]
+    mask = data["mask"]
     fake_mask = cgan.generator(image, training=True)
     real, fake = (
-        np.asarray(cgan.discriminator(tf.concat([image, y], -1), training=True), np.float64) for y in (mask, fake_mask)
-    )  # fmt: skip
-    y, o = np.asarray(mask, np.float64), np.asarray(fake_mask, np.float64)
+        np.asarray(cgan.discriminator(tf.concat([image, y], -1), training=True), np.float64)
+        for y in (mask, fake_mask)
+    )
+    y = np.asarray(mask, np.float64)
+    o = np.asarray(fake_mask, np.float64)
     if content == "dice":
-        distance = np.mean([1 - (2 * (a * b).sum() + 1) / (a.sum() + b.sum() + 1) for a, b in zip(y, o, strict=True)])
+        distance = np.mean(
+            [
+                1 - (2 * (a * b).sum() + 1) / (a.sum() + b.sum() + 1)
+                for a, b in zip(y, o, strict=True)
+            ]
+        )
     else:
         distance = np.abs(y - o).mean()
     expected = {
@@ -85,26 +124,37 @@ def test_every_returned_number_by_hand(normalization, content):
 
 
 def test_each_network_descends_its_own_loss_alone():
-    cgan, data = small(), batch()
-    before = {name: [w.numpy() for w in network.trainable_variables] for name, network in cgan.networks.items()}
+    cgan = small()
+    data = batch()
+    before = {
+        name: [w.numpy() for w in network.trainable_variables]
+        for name, network in cgan.networks.items()
+    }
     cgan.optimizers["discriminator"] = keras.optimizers.SGD(0.0)
     cgan.train_step(data)
     changed = {
-        name: [not np.array_equal(a, b) for a, b in zip(before[name], network.trainable_variables, strict=True)]
+        name: [
+            not np.array_equal(a, b)
+            for a, b in zip(before[name], network.trainable_variables, strict=True)
+        ]
         for name, network in cgan.networks.items()
     }
     assert any(changed["generator"]) and not any(changed["discriminator"])
 
 
 def test_without_its_adversary_only_the_content_loss_is_left():
-    cgan, data = small(adversarial=False, lambda_content=5), batch()
+    cgan = small(adversarial=False, lambda_content=5)
+    data = batch()
     assert set(cgan.networks) == set(cgan.optimizers) == set(cgan.functions()) == {"generator"}
     found = cgan.train_step(data)
-    assert set(found) == {"generator_loss", "dice"} and float(found["generator_loss"]) == pytest.approx(5 * float(found["dice"]))
+    assert set(found) == {"generator_loss", "dice"} and float(
+        found["generator_loss"]
+    ) == pytest.approx(5 * float(found["dice"]))
 
 
 def test_training_raises_dice_on_one_batch():
-    cgan, data = small(learning_rate=2e-2), batch()
+    cgan = small(learning_rate=2e-2)
+    data = batch()
     step = tf.function(cgan.train_step)
     losses = [float(step(data)["dice"]) for _ in range(80)]
     assert losses[0] > 0.4 and losses[-1] < 0.15
@@ -112,7 +162,8 @@ def test_training_raises_dice_on_one_batch():
 
 def test_dropout_is_the_noise_at_inference_too_and_draws_are_averaged():
     image = batch(1)["image"]
-    many = small(dropout=0.5, samples=64, normalization="sample")  # which training and inference have in common
+    # which training and inference have in common
+    many = small(dropout=0.5, samples=64, normalization="sample")
     # The same draws by Keras's own dropout, each from a fresh random state.
     draws = np.stack([many.generator(image, training=True) for _ in range(400)])
     many_drawn = many.segment(image)
@@ -123,17 +174,25 @@ def test_dropout_is_the_noise_at_inference_too_and_draws_are_averaged():
 
 @pytest.mark.parametrize("samples", [1, 3])
 def test_one_picture_has_one_answer_whatever_came_before_and_stands_beside_it(samples):
-    cgan, images = small(dropout=0.5, samples=samples), batch(4)["image"]
+    cgan = small(dropout=0.5, samples=samples)
+    images = batch(4)["image"]
     call = cgan.functions()["generator"]
-    whole, others = call(images), call(images[::-1])
-    for answer in (call(images), {name: value[::-1] for name, value in others.items()}, cgan.segment(images)):
+    whole = call(images)
+    others = call(images[::-1])
+    for answer in (
+        call(images),
+        {name: value[::-1] for name, value in others.items()},
+        cgan.segment(images),
+    ):
         for name, value in whole.items():
             np.testing.assert_allclose(answer[name], value, atol=1e-6, err_msg=name)
     for i in range(4):
         alone = call(images[i : i + 1])
         for name, value in whole.items():
             np.testing.assert_allclose(alone[name][0], value[i], atol=1e-6, err_msg=name)
-    assert np.abs(small(dropout=0.0).segment(images)["mask"] - whole["mask"]).max() > 1e-2, "there is noise"
+    assert np.abs(small(dropout=0.0).segment(images)["mask"] - whole["mask"]).max() > 1e-2, (
+        "there is noise"
+    )
 
 
 def test_the_number_of_draws_changes_the_answer_and_the_first_draw_is_the_same():
@@ -146,19 +205,28 @@ def test_the_number_of_draws_changes_the_answer_and_the_first_draw_is_the_same()
 
 def test_one_draw_has_no_uncertainty_and_nothing_says_0():
     for samples in (1, 2):
-        cgan, data = small(dropout=0.5, samples=samples), batch()
+        cgan = small(dropout=0.5, samples=samples)
+        data = batch()
         outputs = cgan.functions()["generator"].get_concrete_function().structured_outputs
-        assert set(outputs) == set(cgan.segment(data["image"])) == {"mask"} | ({"uncertainty"} if samples > 1 else set())
+        assert (
+            set(outputs)
+            == set(cgan.segment(data["image"]))
+            == {"mask"} | ({"uncertainty"} if samples > 1 else set())
+        )
         assert ("uncertainty" in cgan.sample(data)) == (samples > 1)
 
 
 def test_inference_uses_moving_averages_under_batch_normalisation():
-    cgan, data = small(), batch()
+    cgan = small()
+    data = batch()
     alone = cgan.segment(data["image"][:1])["mask"]
     np.testing.assert_allclose(alone, cgan.segment(data["image"])["mask"][:1], atol=1e-6)
     before = [w.numpy() for w in cgan.generator.non_trainable_variables]
     cgan.train_step(data)
-    assert any(not np.array_equal(a, b) for a, b in zip(before, cgan.generator.non_trainable_variables, strict=True))
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(before, cgan.generator.non_trainable_variables, strict=True)
+    )
 
 
 def test_morphology_by_hand():
@@ -168,8 +236,8 @@ def test_morphology_by_hand():
     mask[10, 10] = 1  # a speckle, eroded
     cleaned = postprocess(mask, PostprocessConfig())
     assert cleaned.dtype == np.uint8 and cleaned.shape == mask.shape
-    # Closing fills the hole; a 2x2 erosion (anchored at its lower right) takes the first row and column and the speckle; a
-    # 3x3 dilation adds one pixel all round.
+    # Closing fills the hole; a 2x2 erosion (anchored at its lower right) takes the first row and
+    # column and the speckle; a 3x3 dilation adds one pixel all round.
     expected = np.zeros_like(mask)
     expected[2:9, 2:9] = 1
     assert np.array_equal(cleaned, expected)
@@ -183,7 +251,9 @@ def test_morphology_of_empty_and_full_masks(fill):
 
 def test_each_step_of_the_morphology_can_be_left_out():
     mask = np.random.default_rng(0).integers(0, 2, (16, 16, 1)).astype(np.uint8)
-    assert np.array_equal(postprocess(mask, PostprocessConfig(closing=0, erosion=0, dilation=0)), mask)
+    assert np.array_equal(
+        postprocess(mask, PostprocessConfig(closing=0, erosion=0, dilation=0)), mask
+    )
     eroded = postprocess(mask, PostprocessConfig(closing=0, dilation=0))
     dilated = postprocess(mask, PostprocessConfig(closing=0, erosion=0))
     assert eroded.sum() < mask.sum() < dilated.sum()

@@ -1,4 +1,6 @@
-"""The classifier: ResNet-50 as Keras has it, the decaying share, the mixing of pools, weights, what it refuses."""
+"""The classifier: ResNet-50 as Keras has it, the decaying share, the mixing of pools,
+weights, what it refuses.
+"""
 
 import keras
 import numpy as np
@@ -27,13 +29,22 @@ def batch(each=2, pools=4):
 
 def test_the_papers_values_are_the_defaults():
     c = ClassifierConfig()
-    assert (c.weights, c.filters, c.blocks, c.learning_rate, c.beta_1, c.beta_2) == ("imagenet", 64, (3, 4, 6, 3), 1e-5, 0.9, 0.999)
+    assert (c.weights, c.filters, c.blocks, c.learning_rate, c.beta_1, c.beta_2) == (
+        "imagenet",
+        64,
+        (3, 4, 6, 3),
+        1e-5,
+        0.9,
+        0.999,
+    )
     assert (c.share, c.decay, c.decay_every, c.positives) == (0, 0.1, 5000 / 500_000, "malignant")
 
 
 @pytest.mark.slow
 def test_it_is_resnet_50_with_a_grey_input_and_one_logit():
-    """Keras's own network of random weights gives the same features, fed with blue, green and red less ImageNet's means."""
+    """Keras's own network of random weights gives the same features, fed with blue, green and red
+    less ImageNet's means.
+    """
     keras.utils.set_random_seed(0)
     theirs = keras.applications.ResNet50(weights=None, include_top=False, pooling="avg")
     for layer in theirs.layers:
@@ -52,18 +63,29 @@ def test_it_is_resnet_50_with_a_grey_input_and_one_logit():
 @pytest.mark.parametrize(
     ("how", "samples", "expected"),
     [
-        ("factor", 0, 0.5), ("factor", 4999, 0.5), ("factor", 5000, 0.45), ("factor", 10_000, 0.405), ("factor", 500_000, 0.5 * 0.9**100),
-        ("points", 4999, 0.5), ("points", 5000, 0.4), ("points", 25_000, 0.0), ("points", 500_000, 0.0),
+        ("factor", 0, 0.5),
+        ("factor", 4999, 0.5),
+        ("factor", 5000, 0.45),
+        ("factor", 10_000, 0.405),
+        ("factor", 500_000, 0.5 * 0.9**100),
+        ("points", 4999, 0.5),
+        ("points", 5000, 0.4),
+        ("points", 25_000, 0.0),
+        ("points", 500_000, 0.0),
     ],
-)  # fmt: skip
+)
 def test_the_share_decays_by_a_tenth_every_5000_of_the_papers_samples(how, samples, expected):
     chosen = ClassifierConfig(share=0.5, decay_as=how, samples=500_000)
-    assert float(share_at(chosen, tf.constant(samples, tf.int64))) == pytest.approx(expected, abs=1e-7)
+    assert float(share_at(chosen, tf.constant(samples, tf.int64))) == pytest.approx(
+        expected, abs=1e-7
+    )
 
 
 @pytest.mark.parametrize("samples", [500_000, 8000, 1000])
 def test_a_training_of_any_length_has_the_papers_mean_exposure(samples):
-    """The sum over 100 periods of 0.9^k is (1 - 0.9^100) / (1 - 0.9): a tenth of the share in the mean, whatever the length."""
+    """The sum over 100 periods of 0.9^k is (1 - 0.9^100) / (1 - 0.9): a tenth of the share in the
+    mean, whatever the length.
+    """
     chosen = ClassifierConfig(share=0.5, samples=samples)
     shares = [float(share_at(chosen, seen)) for seen in range(0, samples, 10)]
     assert np.mean(shares) == pytest.approx(0.5 * (1 - 0.9**100) / 10, rel=1e-3)
@@ -86,9 +108,14 @@ def test_a_full_share_takes_synthetic_patches_of_each_class():
 def test_a_share_is_the_part_that_is_synthetic_and_the_labels_stay_right():
     made = room(share=0.3, samples=500_000)
     image, label, synthetic = made.mixed(batch(each=2000))
-    assert len(label) == 4000 and np.mean(synthetic) == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / 4000))
-    np.testing.assert_allclose(image[:, 0, 0, 0], 0.2 * synthetic.numpy() + 0.1 * label.numpy(), rtol=1e-6)
-    made.optimizers["classifier"].iterations.assign(2)  # 4,000 samples each: 8,000, so that one decay is past
+    assert len(label) == 4000 and np.mean(synthetic) == pytest.approx(
+        0.3, abs=4 * np.sqrt(0.21 / 4000)
+    )
+    np.testing.assert_allclose(
+        image[:, 0, 0, 0], 0.2 * synthetic.numpy() + 0.1 * label.numpy(), rtol=1e-6
+    )
+    # 4,000 samples each: 8,000, so that one decay is past
+    made.optimizers["classifier"].iterations.assign(2)
     again = np.mean(made.mixed(batch(each=2000))[2])
     assert again == pytest.approx(0.27, abs=4 * np.sqrt(0.2 / 4000)) and again != np.mean(synthetic)
 
@@ -141,11 +168,15 @@ def test_its_export_answers_with_probability_and_features(tmp_path):
 
 def test_the_grid_shows_the_patch_and_its_probability():
     panels = room().sample({"image": batch(pools=2)["image"]})
-    assert {name: panel.shape for name, panel in panels.items()} == {"patch": (4, SIZE, SIZE, 1), "probability": (4, SIZE, SIZE, 1)}
+    assert {name: panel.shape for name, panel in panels.items()} == {
+        "patch": (4, SIZE, SIZE, 1),
+        "probability": (4, SIZE, SIZE, 1),
+    }
     assert np.ptp(panels["probability"][0]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, which reads its own variables
+# of Keras, which reads its own variables
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.slow
 def test_weights_of_a_file_are_taken_over(tmp_path):
     keras.utils.set_random_seed(3)
@@ -153,7 +184,10 @@ def test_weights_of_a_file_are_taken_over(tmp_path):
     theirs.save_weights(tmp_path / "notop.weights.h5")
     (tmp_path / "notop.weights.h5").rename(tmp_path / "kept.weights.h5")
     made = Classifier(ClassifierConfig(weights=str(tmp_path / "kept.weights.h5")), SIZE)
-    kernels = [network.get_layer("conv4_block6_2_conv").kernel.numpy() for network in (made.network, theirs)]
+    kernels = [
+        network.get_layer("conv4_block6_2_conv").kernel.numpy()
+        for network in (made.network, theirs)
+    ]
     np.testing.assert_array_equal(*kernels)
 
 
@@ -168,7 +202,9 @@ def test_bad_input_is_one_sentence(tmp_path):
         ClassifierConfig(decay_every=5000)
     with pytest.raises(ValueError, match="are of ResNet-50: filters 64 and blocks"):
         ClassifierConfig(filters=32)
-    with pytest.raises(WeightsError, match="ResNet-50 is read from Keras's .h5 without top alone, resnet50_weights"):
+    with pytest.raises(
+        WeightsError, match="ResNet-50 is read from Keras's .h5 without top alone, resnet50_weights"
+    ):
         pretrained.resnet50("weights.npz")
     with pytest.raises(WeightsError, match="nowhere.h5 is neither imagenet nor none nor a file"):
         pretrained.resnet50(str(tmp_path / "nowhere.h5"))

@@ -8,10 +8,23 @@ import tensorflow as tf
 from tfmammo import export
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.models import contextual
-from tfmammo.models.contextual import Contextual, ContextualConfig, Discriminator, Generator, networks
+from tfmammo.models.contextual import (
+    Contextual,
+    ContextualConfig,
+    Discriminator,
+    Generator,
+    networks,
+)
 
 SIZE = 32
-TINY = {"filters": (3, 4, 8), "discriminator_factor": 2, "attention": 8, "border": 2, "start": 16, "fade_steps": 4}
+TINY = {
+    "filters": (3, 4, 8),
+    "discriminator_factor": 2,
+    "attention": 8,
+    "border": 2,
+    "start": 16,
+    "fade_steps": 4,
+}
 
 
 def config(**values):
@@ -19,7 +32,9 @@ def config(**values):
 
 
 def randomised(nets, seed=0):
-    """The networks with weights large enough to tell answers apart; attention's gain and the biases are not 0 either."""
+    """The networks with weights large enough to tell answers apart; attention's gain and the biases
+    are not 0 either.
+    """
     rng = np.random.default_rng(seed)
     for network in nets.values():
         for weight in network.trainable_variables:
@@ -38,12 +53,20 @@ def batch(size=16, each=2, seed=1):
     """The classes in turn, as balanced batches hold them, told apart by their brightness."""
     rng = np.random.default_rng(seed)
     labels = np.tile(np.arange(3), each).astype(np.int32)
-    images = np.clip(0.2 + 0.3 * labels[:, None, None, None] + 0.1 * rng.normal(size=(len(labels), size, size, 1)), 0, 1)
+    images = np.clip(
+        0.2
+        + 0.3 * labels[:, None, None, None]
+        + 0.1 * rng.normal(size=(len(labels), size, size, 1)),
+        0,
+        1,
+    )
     return {"image": tf.constant(images, tf.float32), "label": tf.constant(labels)}
 
 
 def patches(size, count=2, seed=2):
-    return tf.constant(np.random.default_rng(seed).uniform(-1, 1, (count, size, size, 1)), tf.float32)
+    return tf.constant(
+        np.random.default_rng(seed).uniform(-1, 1, (count, size, size, 1)), tf.float32
+    )
 
 
 def noise(network, count=2, seed=3):
@@ -56,7 +79,13 @@ def parameters(network):
 
 def test_the_papers_values_are_the_defaults():
     c = ContextualConfig()
-    assert (c.filters[0], c.discriminator_factor, c.attention, c.border, c.embedding) == (16, 8, 32, 10, 4)
+    assert (c.filters[0], c.discriminator_factor, c.attention, c.border, c.embedding) == (
+        16,
+        8,
+        32,
+        10,
+        4,
+    )
     assert (c.lambda_penalty, c.k, c.other_weight, c.start, c.fade_steps) == (10, 1, 0.2, 128, 3000)
     assert (c.learning_rate, c.beta_1, c.beta_2, c.epsilon) == (1e-5, 0, 0.99, 1e-8)
     p = c.postprocess
@@ -64,16 +93,38 @@ def test_the_papers_values_are_the_defaults():
 
 
 def test_parameters_of_the_papers_networks():
-    """Sums over the paper's layers; 9 ab + b for a convolution, a random number being one more channel."""
+    """Sums over the paper's layers; 9 ab + b for a convolution, a random number being one more
+    channel.
+    """
     c = ContextualConfig()
     widths = [1, 16, 32, 64, 128, 256, 512]
-    encoder = sum(9 * (a + 1) * b + b for a, b in zip(widths, widths[1:], strict=False)) + 16 * 512 * 4 + 4
+    encoder = (
+        sum(9 * (a + 1) * b + b for a, b in zip(widths, widths[1:], strict=False))
+        + 16 * 512 * 4
+        + 4
+    )
     attention = 4 * 64 * 8 + 1
-    within, skips, made = [4, 256, 128, 64, 32, 16], [512, 256, 128, 64, 32, 16], [256, 128, 64, 32, 16, 16]
-    decoder = sum(9 * (a + s + 1) * b + b + 9 * b * b + b for a, s, b in zip(within, skips, made, strict=True)) + 16 + 1
+    within = [4, 256, 128, 64, 32, 16]
+    skips = [512, 256, 128, 64, 32, 16]
+    made = [256, 128, 64, 32, 16, 16]
+    decoder = (
+        sum(
+            9 * (a + s + 1) * b + b + 9 * b * b + b
+            for a, s, b in zip(within, skips, made, strict=True)
+        )
+        + 16
+        + 1
+    )
     fade = 16 + 16 + 16 + 1
     assert parameters(Generator(c, 256)) == encoder + attention + decoder + fade == 4_386_871
-    small = encoder - (9 * 2 * 16 + 16) + (16 + 16) + attention + decoder - (9 * 33 * 16 + 16 + 9 * 16 * 16 + 16)
+    small = (
+        encoder
+        - (9 * 2 * 16 + 16)
+        + (16 + 16)
+        + attention
+        + decoder
+        - (9 * 33 * 16 + 16 + 9 * 16 * 16 + 16)
+    )
     assert parameters(Generator(c, 128)) == small == 4_379_462
     wide = [1, *(8 * width for width in widths[1:])]
     encoder = sum(9 * a * b + b for a, b in zip(wide, wide[1:], strict=False)) + 16 * 4096 * 4 + 4
@@ -111,7 +162,8 @@ def test_every_block_sees_its_own_random_number():
     generator = randomised({"g": Generator(config(attention_in_decoder=True), SIZE)})["g"]
     generator.steps.assign(2)
     assert generator.blocks == 6 and generator.decoder_attention is not None
-    image, first = patches(SIZE, 1), noise(generator, 1).numpy()
+    image = patches(SIZE, 1)
+    first = noise(generator, 1).numpy()
     lesion = generator(image, first)
     for block in range(generator.blocks):
         other = first.copy()
@@ -122,25 +174,38 @@ def test_every_block_sees_its_own_random_number():
 def test_the_middle_is_1_by_1_by_4_and_attention_stands_at_its_map():
     generator = Generator(config(), SIZE)
     maps, middle = generator.encode(patches(SIZE), noise(generator))
-    assert [tuple(m.shape) for m in maps] == [(2, 4, 4, 8), (2, 8, 8, 4), (2, 16, 16, 3)] and middle.shape == (2, 1, 1, 4)
+    assert [tuple(m.shape) for m in maps] == [
+        (2, 4, 4, 8),
+        (2, 8, 8, 4),
+        (2, 16, 16, 3),
+    ] and middle.shape == (2, 1, 1, 4)
     generator.attention.gamma.assign(1.0)
     changed, _ = generator.encode(patches(SIZE), noise(generator))
-    assert [np.array_equal(a, b) for a, b in zip(maps, changed, strict=True)] == [False, False, True]
+    assert [np.array_equal(a, b) for a, b in zip(maps, changed, strict=True)] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_the_discriminator_is_the_encoder_by_hand():
     d = randomised({"d": Discriminator(config(start=32), SIZE)})["d"]
     x = patches(SIZE).numpy().astype(np.float64)
     for level in (2, 1, 0):
-        kernel, bias = d.downs[level].normalized().numpy(), d.downs[level].layer.bias.numpy()
+        kernel = d.downs[level].normalized().numpy()
+        bias = d.downs[level].layer.bias.numpy()
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))  # [n, r, c, channel, 3, 3]
+        # [n, r, c, channel, 3, 3]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
         x = np.einsum("nrcaij,ijab->nrcb", windows, kernel) + bias
         x = np.where(x > 0, x, 0.2 * x)
         x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max(axis=(2, 4))
         if level == 1:
-            x = d.attention(tf.constant(x, tf.float32)).numpy().astype(np.float64)  # against numpy in test_layers.py
-    logits = np.einsum("nrca,rcab->nb", x, d.centre.normalized().numpy()) + d.centre.layer.bias.numpy()
+            # against numpy in test_layers.py
+            x = d.attention(tf.constant(x, tf.float32)).numpy().astype(np.float64)
+    logits = (
+        np.einsum("nrca,rcab->nb", x, d.centre.normalized().numpy()) + d.centre.layer.bias.numpy()
+    )
     np.testing.assert_allclose(d(patches(SIZE)), logits, rtol=1e-4, atol=1e-4)
 
 
@@ -156,15 +221,19 @@ def test_at_alpha_0_the_grown_networks_equal_the_small_ones(values):
         random = noise(grown[name])
         lesion = small[name](half, random[:, : small[name].blocks])
         assert np.abs(lesion).max() > 0.01
-        np.testing.assert_array_equal(grown[name](image, random), np.repeat(np.repeat(lesion, 2, 1), 2, 2))
+        np.testing.assert_array_equal(
+            grown[name](image, random), np.repeat(np.repeat(lesion, 2, 1), 2, 2)
+        )
     np.testing.assert_array_equal(grown["discriminator"](image), small["discriminator"](half))
 
 
 def test_the_new_level_is_faded_in_over_fade_steps():
-    small, grown = randomised(networks(config(), 16)), randomised(networks(config(), SIZE), seed=9)
+    small = randomised(networks(config(), 16))
+    grown = randomised(networks(config(), SIZE), seed=9)
     generator = grown["generator"]
     generator.grow(small["generator"])
-    random, alphas = noise(generator), []
+    random = noise(generator)
+    alphas = []
     for step in range(6):
         generator.steps.assign(step)
         alphas.append(float(generator.alpha(tf.float32)))
@@ -178,10 +247,13 @@ def test_the_new_level_is_faded_in_over_fade_steps():
 
 
 def test_a_room_grows_all_its_networks():
-    small, gan = randomised(networks(config(), 16)), Contextual(config(), SIZE)
+    small = randomised(networks(config(), 16))
+    gan = Contextual(config(), SIZE)
     assert gan.grow(small) is gan
     for name, network in gan.networks.items():
-        np.testing.assert_array_equal(network.downs[0].get_weights()[0], small[name].downs[0].get_weights()[0])
+        np.testing.assert_array_equal(
+            network.downs[0].get_weights()[0], small[name].downs[0].get_weights()[0]
+        )
 
 
 def test_three_stages_grow_one_from_another():
@@ -200,11 +272,14 @@ def test_three_stages_grow_one_from_another():
 
 @pytest.mark.parametrize("target", ["mass", "removal"])
 def test_every_returned_number_by_hand(target):
-    gan, data = room(target=target, learning_rate=1e-30, generator_updates=1), batch()
+    gan = room(target=target, learning_rate=1e-30, generator_updates=1)
+    data = batch()
     found = gan.train_step(data)
     gan.generator.steps.assign(0)  # the same random numbers again
     image = data["image"] * 2 - 1
-    malignant, benign, normal = (tf.boolean_mask(image, data["label"] == label) for label in range(3))
+    malignant, benign, normal = (
+        tf.boolean_mask(image, data["label"] == label) for label in range(3)
+    )
     real, source = (malignant, normal) if target == "mass" else (normal, malignant)
 
     def logits(x):
@@ -216,15 +291,22 @@ def test_every_returned_number_by_hand(target):
     def ce(values, label):
         return np.mean(np.log(np.exp(values).sum(axis=1)) - values[:, label])
 
-    alpha, uniform = gan._uniform([2], 1), gan._uniform(real.shape, 2)
+    alpha = gan._uniform([2], 1)
+    uniform = gan._uniform(real.shape, 2)
     perturbed = real + alpha[:, None, None, None] * 0.5 * tf.math.reduce_std(real) * uniform
     with tf.GradientTape() as tape:
         tape.watch(perturbed)
         out = gan.discriminator(perturbed)
         total = tf.reduce_sum(out[:, 0] - out[:, 1])
-    norms = np.sqrt((tape.gradient(total, perturbed).numpy().astype(np.float64) ** 2).sum(axis=(1, 2, 3)))
+    norms = np.sqrt(
+        (tape.gradient(total, perturbed).numpy().astype(np.float64) ** 2).sum(axis=(1, 2, 3))
+    )
     penalty = 10 * np.mean((norms - 1) ** 2)
-    four = ce(logits(real), 0) + ce(logits(fake(0)), 1) + 0.2 * (ce(logits(benign), 2) + ce(logits(source), 3))
+    four = (
+        ce(logits(real), 0)
+        + ce(logits(fake(0)), 1)
+        + 0.2 * (ce(logits(benign), 2) + ce(logits(source), 3))
+    )
     probability = lambda x: np.mean(np.exp(x[:, 0]) / np.exp(x).sum(axis=1))  # noqa: E731
     expected = {
         "generator_loss": ce(logits(fake(3)), 0),
@@ -239,21 +321,31 @@ def test_every_returned_number_by_hand(target):
 
 
 def test_the_penalty_in_the_analytic_case():
-    """D(x) = w . x with w = (3, 4): |w| = 5, so 10 * (5 - 1)^2 = 160, wherever and however many x are."""
+    """D(x) = w . x with w = (3, 4): |w| = 5, so 10 * (5 - 1)^2 = 160, wherever and however many x
+    are.
+    """
     w = tf.constant([3.0, 4.0], shape=[1, 2, 1])
     x = tf.constant(np.random.default_rng(0).normal(size=(7, 1, 2, 1)), tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(w)
-        penalty = contextual.gradient_penalty(lambda image: tf.reduce_sum(image * w, axis=[1, 2, 3]), x)
+        penalty = contextual.gradient_penalty(
+            lambda image: tf.reduce_sum(image * w, axis=[1, 2, 3]), x
+        )
     assert float(penalty) == pytest.approx(160, rel=1e-6)
     # d/dw 10 (|w| - 1)^2 = 20 (|w| - 1) w / |w|
     np.testing.assert_allclose(np.ravel(tape.gradient(penalty, w)), [48, 64], rtol=1e-5)
-    assert float(contextual.gradient_penalty(lambda image: 0.0 * tf.reduce_sum(image, axis=[1, 2, 3]), x, 2.0, 3.0)) == pytest.approx(18)
+    assert float(
+        contextual.gradient_penalty(
+            lambda image: 0.0 * tf.reduce_sum(image, axis=[1, 2, 3]), x, 2.0, 3.0
+        )
+    ) == pytest.approx(18)
 
 
 def test_the_perturbation_by_hand():
     real = tf.constant([0.0, 2.0], shape=[1, 1, 2, 1])  # standard deviation 1
-    delta = contextual.perturbation(real, tf.constant([0.5]), tf.constant([0.25, 1.0], shape=[1, 1, 2, 1]))
+    delta = contextual.perturbation(
+        real, tf.constant([0.5]), tf.constant([0.25, 1.0], shape=[1, 1, 2, 1])
+    )
     np.testing.assert_allclose(np.ravel(delta), [0.0625, 0.25])
 
 
@@ -269,10 +361,16 @@ def test_updates_of_one_step(target, updates):
     before = {name: network.get_weights() for name, network in gan.networks.items()}
     trainable = [w.numpy() for w in gan.generator.trainable_variables]
     gan.train_step(batch())
-    assert int(gan.optimizers["discriminator"].iterations) == 1 and int(gan.optimizers["generator"].iterations) == updates
+    assert (
+        int(gan.optimizers["discriminator"].iterations) == 1
+        and int(gan.optimizers["generator"].iterations) == updates
+    )
     assert [int(network.steps) for network in gan.networks.values()] == [1, 1, 1]
     for name, network in gan.networks.items():
-        assert any(not np.array_equal(a, b) for a, b in zip(before[name], network.get_weights(), strict=True)), name
+        assert any(
+            not np.array_equal(a, b)
+            for a, b in zip(before[name], network.get_weights(), strict=True)
+        ), name
     means = gan.average.trainable_variables
     for mean, old, new in zip(means, trainable, gan.generator.trainable_variables, strict=True):
         np.testing.assert_allclose(mean, (old + new.numpy()) / 2, rtol=1e-5, atol=1e-7)
@@ -290,7 +388,9 @@ def test_one_step_makes_one_power_iteration_and_the_kernels_gradient_is_orthogon
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(gan.discriminator(patches(16)) ** 2)
     for kernel, gradient in zip(kernels, tape.gradient(loss, kernels), strict=True):
-        assert abs(float(tf.reduce_sum(kernel * gradient))) < 1e-4 * float(tf.norm(kernel) * tf.norm(gradient))
+        assert abs(float(tf.reduce_sum(kernel * gradient))) < 1e-4 * float(
+            tf.norm(kernel) * tf.norm(gradient)
+        )
 
 
 def test_random_numbers_follow_the_trainings_seed():
@@ -306,9 +406,12 @@ def test_random_numbers_follow_the_trainings_seed():
 
 def test_a_half_faded_network_does_not_grow():
     c = config(start=8, attention=4)
-    small, grown = Discriminator(c, 16), Discriminator(c, 32)
+    small = Discriminator(c, 16)
+    grown = Discriminator(c, 32)
     small.steps.assign(c.fade_steps - 1)
-    with pytest.raises(ConfigError, match="discriminator: the networks for 16 px are not faded in after 3 steps"):
+    with pytest.raises(
+        ConfigError, match="discriminator: the networks for 16 px are not faded in after 3 steps"
+    ):
         grown.grow(small)
     small.steps.assign(c.fade_steps)
     grown.grow(small)
@@ -318,19 +421,32 @@ def test_a_half_faded_network_does_not_grow():
 
 def test_removal_starts_from_malignant_patches_and_addition_from_normal_ones(monkeypatch):
     for target, label in (("mass", 2), ("removal", 0)):
-        gan, data, seen = room(target=target), batch(), []
+        gan = room(target=target)
+        data = batch()
+        seen = []
         original = gan.generate
-        monkeypatch.setattr(gan, "generate", lambda network, image, z: seen.append(image) or original(network, image, z))  # noqa: B023
+        monkeypatch.setattr(
+            gan,
+            "generate",
+            lambda network, image, z, seen=seen, original=original: (
+                seen.append(image) or original(network, image, z)
+            ),
+        )
         gan.train_step(data)
         for image in seen:
-            np.testing.assert_array_equal(image, (data["image"] * 2 - 1).numpy()[data["label"].numpy() == label])
+            np.testing.assert_array_equal(
+                image, (data["image"] * 2 - 1).numpy()[data["label"].numpy() == label]
+            )
 
 
 def test_a_resumed_step_draws_the_same_numbers_and_the_next_one_others():
     gan = room()
     first = gan._noise(patches(16), 0)
     np.testing.assert_array_equal(gan._noise(patches(16), 0), first)
-    assert np.abs(gan._noise(patches(16), 3) - first).max() > 0.1 and -1 <= first.numpy().min() < 0 < first.numpy().max() <= 1
+    assert (
+        np.abs(gan._noise(patches(16), 3) - first).max() > 0.1
+        and -1 <= first.numpy().min() < 0 < first.numpy().max() <= 1
+    )
     gan.generator.steps.assign(1)
     assert np.abs(gan._noise(patches(16), 0) - first).max() > 0.1
 
@@ -344,7 +460,8 @@ def test_the_penalty_is_exact_under_mixed_precision(policy):
         contextual.copy(network, mixed.networks[name])
     x = patches(16)
     np.testing.assert_array_equal(mixed._exact_logit(x), exact._exact_logit(x))
-    working, full = mixed.discriminator(x), exact.discriminator(x)
+    working = mixed.discriminator(x)
+    full = exact.discriminator(x)
     assert working.dtype == tf.float32 and 1e-6 < np.abs(working - full).max() < 0.3
     penalties = [contextual.gradient_penalty(gan._exact_logit, x) for gan in (mixed, exact)]
     np.testing.assert_array_equal(*penalties)
@@ -354,27 +471,39 @@ def test_the_penalty_is_exact_under_mixed_precision(policy):
 @pytest.mark.parametrize("spectral", ["discriminator", "both"])
 def test_training_in_float16_stays_finite_and_the_discriminator_learns(spectral):
     keras.config.set_dtype_policy("mixed_float16")
-    gan, data = Contextual(config(learning_rate=3e-3, spectral=spectral, lambda_penalty=0.1), 16), batch(each=3)
+    gan = Contextual(config(learning_rate=3e-3, spectral=spectral, lambda_penalty=0.1), 16)
+    data = batch(each=3)
     step = tf.function(gan.train_step)
     losses = [{name: float(value) for name, value in step(data).items()} for _ in range(60)]
     assert all(np.isfinite(value) for found in losses for value in found.values())
     for network in gan.networks.values():
         assert all(np.isfinite(weight).all() for weight in network.get_weights())
     assert losses[-1]["discriminator_loss"] < losses[0]["discriminator_loss"] - 0.3
-    assert int(gan.optimizers["discriminator"].inner_optimizer.iterations) > 50  # hardly a step is skipped
+    # hardly a step is skipped
+    assert int(gan.optimizers["discriminator"].inner_optimizer.iterations) > 50
 
 
 def test_what_is_exported_answers_as_the_room_and_gives_its_weights_back(tmp_path):
     gan = room()
     contextual.copy(randomised(networks(config(), 16), seed=5)["average"], gan.average)
     folder = export.export(gan, tmp_path / "export", {"name": "contextual"})
-    assert export.read_card(folder)["serves"] == "average" == export.find(folder, {"image", "noise"}, {"image", "lesion"})
-    image, random = patches(16).numpy() / 2 + 0.5, noise(gan.average).numpy()
+    assert (
+        export.read_card(folder)["serves"]
+        == "average"
+        == export.find(folder, {"image", "noise"}, {"image", "lesion"})
+    )
+    image = patches(16).numpy() / 2 + 0.5
+    random = noise(gan.average).numpy()
     found = export.load(folder, "average")(image=image, noise=random)
     output = gan.generate(gan.average, tf.constant(image * 2 - 1), random).numpy()
     np.testing.assert_allclose(found["lesion"], output[..., :1], atol=1e-5)
-    np.testing.assert_allclose(found["image"], np.clip(image + found["lesion"] / 2, 0, 1), atol=1e-5)
-    assert np.abs(export.load(folder, "generator")(image, random)["lesion"] - found["lesion"]).max() > 1e-3
+    np.testing.assert_allclose(
+        found["image"], np.clip(image + found["lesion"] / 2, 0, 1), atol=1e-5
+    )
+    assert (
+        np.abs(export.load(folder, "generator")(image, random)["lesion"] - found["lesion"]).max()
+        > 1e-3
+    )
     assert export.load(folder, "discriminator")(image)["logits"].shape == (2, 4)
     again = networks(config(), 16)
     export.assign(again, folder)
@@ -386,26 +515,40 @@ def test_what_is_exported_answers_as_the_room_and_gives_its_weights_back(tmp_pat
 
 
 def test_the_pictures_are_frames_of_a_film():
-    gan, data = room(), batch()
-    first, second = gan.sample(data), gan.sample(data)
+    gan = room()
+    data = batch()
+    first = gan.sample(data)
+    second = gan.sample(data)
     assert list(first) == ["patch", "lesion", "synthetic", "postprocessed"]
     for name, panel in first.items():
         np.testing.assert_array_equal(panel, second[name])
         assert panel.shape == data["image"].shape and np.min(panel) >= 0 and np.max(panel) <= 1
-    np.testing.assert_allclose(first["synthetic"], np.clip(first["patch"] + first["lesion"] - 0.5, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        first["synthetic"], np.clip(first["patch"] + first["lesion"] - 0.5, 0, 1), atol=1e-6
+    )
 
 
 def test_a_batch_without_labels_is_refused():
-    with pytest.raises(ConfigError, match="four-way head of D needs patches labelled malignant, benign, normal"):
+    with pytest.raises(
+        ConfigError, match="four-way head of D needs patches labelled malignant, benign, normal"
+    ):
         room().train_step({"image": batch()["image"]})
 
 
 @pytest.mark.parametrize(
     ("size", "values", "said"),
     [
-        (64, {}, "data.size: 64 px is none of the sizes that the 3 model.filters allow, up to 32 px"),
+        (
+            64,
+            {},
+            "data.size: 64 px is none of the sizes that the 3 model.filters allow, up to 32 px",
+        ),
         (24, {"start": 24}, "data.size: 24 px is none"),
-        (32, {"attention": 32}, r"model.attention: patches of 32 px have maps of \[4, 8\] px, none of 32 px"),
+        (
+            32,
+            {"attention": 32},
+            r"model.attention: patches of 32 px have maps of \[4, 8\] px, none of 32 px",
+        ),
         (32, {"attention": 16}, r"model.attention.*\[4, 8\]"),
         (16, {"border": 8}, "model.border: 8 px on each side leave nothing of 16 px"),
     ],
@@ -416,7 +559,8 @@ def test_networks_that_cannot_be_are_refused_by_their_key(size, values, said):
 
 
 def test_growth_from_another_size_is_refused():
-    small, grown = Discriminator(config(start=8, attention=4), 8), Discriminator(config(), SIZE)
+    small = Discriminator(config(start=8, attention=4), 8)
+    grown = Discriminator(config(), SIZE)
     with pytest.raises(ConfigError, match="discriminator: networks for 8 px can't grow to 32 px"):
         grown.grow(small)
     with pytest.raises(ConfigError, match="networks for 16 px can't grow to 32 px"):
@@ -425,26 +569,40 @@ def test_growth_from_another_size_is_refused():
 
 def test_stages():
     assert ContextualConfig().stages(256) == [128, 256] and ContextualConfig().stages(128) == [128]
-    assert ContextualConfig(start=256).stages(256) == [256] and ContextualConfig().stages(64) == [64]
-    with pytest.raises(ConfigError, match="model.start: 96 px can't be doubled to data.size, 256 px"):
+    assert ContextualConfig(start=256).stages(256) == [256] and ContextualConfig().stages(64) == [
+        64
+    ]
+    with pytest.raises(
+        ConfigError, match="model.start: 96 px can't be doubled to data.size, 256 px"
+    ):
         ContextualConfig(start=96).stages(256)
 
 
 def test_without_attention_and_penalty_nothing_of_them_is_left():
     made = room(attention=None, attention_in_decoder=True, lambda_penalty=0.0)
-    assert all(network.attention is None for network in made.networks.values()) and made.generator.decoder_attention is None
-    assert not any("attention" in weight.path for network in made.networks.values() for weight in network.variables)
+    assert (
+        all(network.attention is None for network in made.networks.values())
+        and made.generator.decoder_attention is None
+    )
+    assert not any(
+        "attention" in weight.path
+        for network in made.networks.values()
+        for weight in network.variables
+    )
     values = made.train_step(batch())
     assert float(values["penalty"]) == 0 and np.isfinite(float(values["discriminator_loss"]))
     assert float(room().train_step(batch())["penalty"]) > 0
 
 
 def test_without_benign_patches_the_others_are_told_apart():
-    gan, made = room(positives="lesion"), batch(each=2)
+    gan = room(positives="lesion")
+    made = batch(each=2)
     rows = np.flatnonzero(made["label"].numpy() != 1)
     two = {name: tf.gather(value, rows) for name, value in made.items()}
     values = gan.train_step(two)
     assert all(np.isfinite(float(value)) for value in values.values())
     logits = tf.constant([[np.log(2.0), 0, 0, 0]], tf.float32)  # probabilities 2/5 and 1/5
     parts = [logits, logits, logits[:0], logits]
-    assert float(contextual.four_way(parts, 0.2)) == pytest.approx(np.log(5 / 2) + np.log(5) + 0.2 * np.log(5), rel=1e-6)
+    assert float(contextual.four_way(parts, 0.2)) == pytest.approx(
+        np.log(5 / 2) + np.log(5) + 0.2 * np.log(5), rel=1e-6
+    )

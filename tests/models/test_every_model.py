@@ -1,4 +1,6 @@
-"""What holds for every model and baseline: answers without a state, and refusals where Keras's own ways would fail later."""
+"""What holds for every model and baseline: answers without a state, and refusals where
+Keras's own ways would fail later.
+"""
 
 import re
 
@@ -31,10 +33,16 @@ TINY = {
     "shape": lambda: ShapeCNN(ShapeConfig(filters=(4, 4, 4), units=4), 64),
     "mask_gan": lambda: MaskGAN(MaskGANConfig(**DCGAN), 32),
     "infilling": lambda: Infilling(InfillingConfig(**UNET, weights="none"), 32),
-    "infilling, crn": lambda: Infilling(InfillingConfig(**UNET, weights="none", generator="crn", widths=(4, 4)), 32),
+    "infilling, crn": lambda: Infilling(
+        InfillingConfig(**UNET, weights="none", generator="crn", widths=(4, 4)), 32
+    ),
     "blending": lambda: Blending(BlendingConfig(widths=(4, 8), discriminator_filters=4), 32),
-    "contextual": lambda: Contextual(ContextualConfig(filters=(4, 8), discriminator_factor=1, attention=4, border=1, start=8), 16),
-    "classifier": lambda: Classifier(ClassifierConfig(weights="none", filters=2, blocks=(1, 1, 1, 1)), 32),
+    "contextual": lambda: Contextual(
+        ContextualConfig(filters=(4, 8), discriminator_factor=1, attention=4, border=1, start=8), 16
+    ),
+    "classifier": lambda: Classifier(
+        ClassifierConfig(weights="none", filters=2, blocks=(1, 1, 1, 1)), 32
+    ),
     "pix2pix": lambda: Pix2Pix(Pix2PixConfig(**UNET), 32),
     "vanilla_gan": lambda: VanillaGAN(VanillaGANConfig(**DCGAN), 32),
     "unet": lambda: UNet(UNetConfig(widths=(4, 8)), 32),
@@ -58,9 +66,16 @@ def operations(function):
 def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
     for name, function in model.functions().items():
         found = operations(function)
-        assert not {op for op in found if "Assign" in op or "Rng" in op or ("Random" in op and "Stateless" not in op)}, name
+        assert not {
+            op
+            for op in found
+            if "Assign" in op or "Rng" in op or ("Random" in op and "Stateless" not in op)
+        }, name
         rng = np.random.default_rng(0)
-        inputs = [tf.constant(rng.random([2, *spec.shape[1:]], np.float32)) for spec in function.input_signature]
+        inputs = [
+            tf.constant(rng.random([2, *spec.shape[1:]], np.float32))
+            for spec in function.input_signature
+        ]
         first = function(*inputs)
         function(*(1 - values for values in inputs))
         for key, value in function(*inputs).items():
@@ -70,16 +85,39 @@ def test_nothing_that_is_exported_keeps_a_state_or_draws_by_one(model):
 @pytest.mark.parametrize(
     ("use", "said"),
     [
-        (lambda model, path: model.save(path), "can't be saved as a .keras file: .*tfmammo.export.export.*tfmammo.export.load"),
-        (lambda model, path: keras.saving.save_model(model, path), "can't be saved as a .keras file: .*tfmammo.export.export"),
-        (lambda model, path: model.export(path), "can't be saved as a .keras file: .*tfmammo.export.export"),
-        (lambda model, path: model(np.zeros((1, 32, 32, 1))), r"can't be called as a whole: .*model.networks\[NAME\]"),
-        (lambda model, path: model.fit(np.zeros(1), np.zeros(1)), "is trained by its own train_step.*python train/"),
-        (lambda model, path: model.compile("adam", "mse"), "is trained by its own train_step.*python train/"),
-        (lambda model, path: model.predict(np.zeros(1)), "is trained by its own train_step.*python train/"),
+        (
+            lambda model, path: model.save(path),
+            "can't be saved as a .keras file: .*tfmammo.export.export.*tfmammo.export.load",
+        ),
+        (
+            lambda model, path: keras.saving.save_model(model, path),
+            "can't be saved as a .keras file: .*tfmammo.export.export",
+        ),
+        (
+            lambda model, path: model.export(path),
+            "can't be saved as a .keras file: .*tfmammo.export.export",
+        ),
+        (
+            lambda model, path: model(np.zeros((1, 32, 32, 1))),
+            r"can't be called as a whole: .*model.networks\[NAME\]",
+        ),
+        (
+            lambda model, path: model.fit(np.zeros(1), np.zeros(1)),
+            "is trained by its own train_step.*python train/",
+        ),
+        (
+            lambda model, path: model.compile("adam", "mse"),
+            "is trained by its own train_step.*python train/",
+        ),
+        (
+            lambda model, path: model.predict(np.zeros(1)),
+            "is trained by its own train_step.*python train/",
+        ),
     ],
 )
-def test_what_keras_would_do_wrongly_is_refused_in_one_sentence(model, tmp_path, repository, use, said):
+def test_what_keras_would_do_wrongly_is_refused_in_one_sentence(
+    model, tmp_path, repository, use, said
+):
     with pytest.raises(NotImplementedError, match=f"^{type(model).__name__} {said}") as raised:
         use(model, tmp_path / "x.keras")
     message = str(raised.value)
@@ -94,15 +132,24 @@ def test_a_save_that_is_refused_leaves_no_file(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # TensorFlow's
+# TensorFlow's
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 def test_each_network_is_read_back_from_a_keras_file_or_refused(model, tmp_path):
     for name, network in model.networks.items():
         path = tmp_path / f"{name}.keras"
         if type(network).get_config is Network.get_config:
-            with pytest.raises(NotImplementedError, match=f"^{type(network).__name__} can't be saved as a .keras file"):
+            with pytest.raises(
+                NotImplementedError,
+                match=f"^{type(network).__name__} can't be saved as a .keras file",
+            ):
                 network.save(path)
             continue
         network.save(path)
         x = tf.random.stateless_uniform([1, *network.input_shape[1:]], [0, 0])
-        for found, expected in zip(*(tf.nest.flatten(which(x)) for which in (keras.saving.load_model(path), network)), strict=True):
+        for found, expected in zip(
+            *(tf.nest.flatten(which(x)) for which in (keras.saving.load_model(path), network)),
+            strict=True,
+        ):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -29,15 +29,24 @@ from tfmammo.pretrained import vgg19
 SIZE = 32
 NETWORKS = ("generator", "discriminator")
 TINY = {
-    "filters": (4, 8), "widths": (4, 4, 4), "dropout": 0.0, "discriminator_strided": 1, "discriminator_filters": 4,
-    "weights": "none", "feature_layers": "first",
-}  # fmt: skip
+    "filters": (4, 8),
+    "widths": (4, 4, 4),
+    "dropout": 0.0,
+    "discriminator_strided": 1,
+    "discriminator_filters": 4,
+    "weights": "none",
+    "feature_layers": "first",
+}
 
 
 @pytest.fixture(autouse=True)
 def one_trunk(monkeypatch):
     """VGG-19's random weights are drawn once for each set of layers and precision."""
-    monkeypatch.setattr(infilling, "vgg19", lambda weights, layers: _trunk(weights, tuple(layers), keras.config.dtype_policy().name))
+    monkeypatch.setattr(
+        infilling,
+        "vgg19",
+        lambda weights, layers: _trunk(weights, tuple(layers), keras.config.dtype_policy().name),
+    )
 
 
 @functools.cache
@@ -57,14 +66,21 @@ def small(seed=0, **config):
 
 def batch(count=2, seed=1, size=SIZE):
     rng = np.random.default_rng(seed)
-    distance = np.hypot(*(np.indices((size, size)) - size / 2))[np.newaxis] / rng.uniform(size / 6, size / 3, (count, 1, 1))
+    distance = np.hypot(*(np.indices((size, size)) - size / 2))[np.newaxis] / rng.uniform(
+        size / 6, size / 3, (count, 1, 1)
+    )
     masks = (distance < 1).astype(np.float32)[..., np.newaxis]
-    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(np.float32)
+    images = np.clip(0.3 + 0.4 * masks + 0.1 * rng.normal(size=masks.shape), 0, 1).astype(
+        np.float32
+    )
     return {"mask": tf.constant(masks), "image": tf.constant(images)}
 
 
 def weights(room):
-    return {name: [w.numpy() for w in network.trainable_variables] for name, network in room.networks.items()}
+    return {
+        name: [w.numpy() for w in network.trainable_variables]
+        for name, network in room.networks.items()
+    }
 
 
 def trainable(network):
@@ -72,14 +88,27 @@ def trainable(network):
 
 
 def drawn(*rows):
-    return np.array([[character == "#" for character in row] for row in rows], np.float32)[..., np.newaxis]
+    return np.array([[character == "#" for character in row] for row in rows], np.float32)[
+        ..., np.newaxis
+    ]
 
 
 def test_the_papers_values_are_the_defaults():
     config = InfillingConfig()
-    assert (config.generator, config.margin, config.lambda_fm, config.channels) == ("unet", 296, 100, 3)
-    assert (config.learning_rate, config.beta_1, config.beta_2) == (2e-4, 0.5, 0.9), "printed the other way round: see Departures"
-    assert (config.feature_layers, config.feature_weights, config.weights) == ("blocks", "elements", "imagenet")
+    assert (config.generator, config.margin, config.lambda_fm, config.channels) == (
+        "unet",
+        296,
+        100,
+        3,
+    )
+    assert (config.learning_rate, config.beta_1, config.beta_2) == (2e-4, 0.5, 0.9), (
+        "printed the other way round: see Departures"
+    )
+    assert (config.feature_layers, config.feature_weights, config.weights) == (
+        "blocks",
+        "elements",
+        "imagenet",
+    )
     assert (config.adversarial, config.average) == ("non_saturating", "responses")
     assert config.widths == (1024,) * 6 + (512,) * 2 and config.normalization == "layer"
 
@@ -124,16 +153,24 @@ def test_the_margins_area(margin):
     label = tri_label(tf.zeros_like(disc), disc, tf.ones_like(disc), margin).numpy()
     assert label[..., 2].sum() == pytest.approx(np.pi * 60**2 * ((margin / 256) ** 2 - 1), rel=0.02)
     assert not np.any(label[..., 2] * label[..., 1]) and set(np.unique(label[..., 2])) == {0, 1}
-    assert label[0, 128 - round(62 * margin / 256) :, :, 2].any() and not label[0, : 127 - round(60 * margin / 256), :, 2].any()
+    assert (
+        label[0, 128 - round(62 * margin / 256) :, :, 2].any()
+        and not label[0, : 127 - round(60 * margin / 256), :, 2].any()
+    )
 
 
 @pytest.mark.parametrize("margin", [276, 296, 316])
 def test_an_enlarged_mask_is_the_resized_and_cropped_one(margin):
-    mask = (cv2.GaussianBlur(np.random.default_rng(margin).random((256, 256)), (0, 0), 9) > 0.5).astype(np.float32)
+    mask = (
+        cv2.GaussianBlur(np.random.default_rng(margin).random((256, 256)), (0, 0), 9) > 0.5
+    ).astype(np.float32)
     border = (margin - 256) // 2
-    resized = cv2.resize(mask, (margin, margin), interpolation=cv2.INTER_NEAREST_EXACT)[border:-border, border:-border]
+    resized = cv2.resize(mask, (margin, margin), interpolation=cv2.INTER_NEAREST_EXACT)[
+        border:-border, border:-border
+    ]
     found = enlarged(tf.constant(mask[np.newaxis, ..., np.newaxis]), margin)[0, ..., 0]
-    # A few rows and columns lie exactly between two source pixels, where OpenCV's fixed point numbers fall to either side.
+    # A few rows and columns lie exactly between two source pixels, where OpenCV's fixed point
+    # numbers fall to either side.
     assert np.mean(found != resized) < 1e-3 and 0.2 < mask.mean() < 0.8
 
 
@@ -165,7 +202,11 @@ def test_noise_follows_from_step_and_patch():
     np.testing.assert_array_equal(patch_seeds(tf.reverse(image, [0]), 5), tf.reverse(seeds, [0]))
     turned = patch_seeds(tf.image.rot90(image), 5)
     nudged = patch_seeds(tf.tensor_scatter_nd_add(image, [[0, 4, 4, 0]], [1e-3]), 5)
-    assert np.all(turned[:, 1] != seeds[:, 1]) and nudged[0, 1] != seeds[0, 1] and nudged[1, 1] == seeds[1, 1]
+    assert (
+        np.all(turned[:, 1] != seeds[:, 1])
+        and nudged[0, 1] != seeds[0, 1]
+        and nudged[1, 1] == seeds[1, 1]
+    )
     noise = uniform_noise(seeds, SIZE).numpy()
     np.testing.assert_array_equal(uniform_noise(seeds[1:2], SIZE)[0], noise[1])
     assert np.abs(noise[0] - noise[1]).mean() > 0.2
@@ -181,27 +222,48 @@ def test_noise_follows_from_step_and_patch():
 def test_the_papers_networks(monkeypatch):
     monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())
     room = Infilling(InfillingConfig(weights="none"))
-    # U-Net and D of Pix2Pix (54,407,809 and 2,764,609) with two more input channels: 64 kernels of 16 weights for each.
-    assert {name: trainable(network) for name, network in room.networks.items()} == {"generator": 54_409_857, "discriminator": 2_766_657}
-    assert room.discriminate(tf.zeros([1, 256, 256, 3]), tf.zeros([1, 256, 256, 1])).shape == (1, 30, 30, 1)
+    # U-Net and D of Pix2Pix (54,407,809 and 2,764,609) with two more input channels: 64 kernels of
+    # 16 weights for each.
+    assert {name: trainable(network) for name, network in room.networks.items()} == {
+        "generator": 54_409_857,
+        "discriminator": 2_766_657,
+    }
+    assert room.discriminate(tf.zeros([1, 256, 256, 3]), tf.zeros([1, 256, 256, 1])).shape == (
+        1,
+        30,
+        30,
+        1,
+    )
     assert len(room.trunk(tf.zeros([1, 32, 32, 1]))) == 5 and not room.trunk.trainable_variables
     for optimizer in room.optimizers.values():
-        assert (float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2) == (pytest.approx(2e-4), 0.5, 0.9)
+        assert (float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2) == (
+            pytest.approx(2e-4),
+            0.5,
+            0.9,
+        )
 
 
 @pytest.mark.parametrize(
-    ("channels", "normalization", "count"), [(3, "layer", 115_842_561), (2, "layer", 115_778_049), (3, "none", 115_813_889)]
+    ("channels", "normalization", "count"),
+    [(3, "layer", 115_842_561), (2, "layer", 115_778_049), (3, "none", 115_813_889)],
 )
 def test_the_refinement_networks_parameters(monkeypatch, channels, normalization, count):
-    monkeypatch.setattr(infilling, "_refinement", lambda width: keras.layers.Conv2D(width, 3, padding="same", kernel_initializer="zeros"))
-    # Module i: 9 (channels + before) w + w and 9 w w + w, 2 gains and 2 offsets per channel; then 512 + 1.
+    monkeypatch.setattr(
+        infilling,
+        "_refinement",
+        lambda width: keras.layers.Conv2D(width, 3, padding="same", kernel_initializer="zeros"),
+    )
+    # Module i: 9 (channels + before) w + w and 9 w w + w, 2 gains and 2 offsets per channel; then
+    # 512 + 1.
     assert trainable(CRN(channels, normalization=normalization)) == count
 
 
 def test_eight_modules_from_2_to_256_px():
     network = CRN(3, widths=(3, 4, 5, 6, 5, 4, 3, 2))
     outputs = network.modules(tf.random.uniform([2, 256, 256, 3]))
-    assert [output.shape for output in outputs] == [(2, 2 ** (i + 1), 2 ** (i + 1), w) for i, w in enumerate((3, 4, 5, 6, 5, 4, 3, 2))]
+    assert [output.shape for output in outputs] == [
+        (2, 2 ** (i + 1), 2 ** (i + 1), w) for i, w in enumerate((3, 4, 5, 6, 5, 4, 3, 2))
+    ]
     assert network(tf.zeros([2, 256, 256, 3])).shape == (2, 256, 256, 1)
 
 
@@ -212,7 +274,13 @@ def test_a_module_sees_the_downsampled_label_and_the_upsampled_output(shown):
     identity[1, 1] = np.eye(3)
     for i, (first, second) in enumerate(network.convolutions):
         nothing = np.zeros_like(identity)
-        seen = [identity] if i == 0 else [identity, nothing] if shown == "label" else [nothing, identity]
+        seen = (
+            [identity]
+            if i == 0
+            else [identity, nothing]
+            if shown == "label"
+            else [nothing, identity]
+        )
         first.set_weights([np.concatenate(seen, axis=2), np.zeros(3)])
         second.set_weights([identity, np.zeros(3)])
     label = np.random.default_rng(0).random((1, 16, 16, 3)).astype(np.float32)
@@ -224,7 +292,9 @@ def test_a_module_sees_the_downsampled_label_and_the_upsampled_output(shown):
         elif side == 4:
             expected = label.reshape(1, 4, 4, 4, 4, 3).mean(axis=(2, 4))
         else:
-            expected = cv2.resize(expected[0], (side, side), interpolation=cv2.INTER_LINEAR)[np.newaxis]
+            expected = cv2.resize(expected[0], (side, side), interpolation=cv2.INTER_LINEAR)[
+                np.newaxis
+            ]
         np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
@@ -237,37 +307,54 @@ def test_layer_normalisation_is_of_the_whole_map():
 
 
 def numpy_vgg(trunk, image, layers):
-    """VGG-19's maps of a grey image, [n, s, s, 1] in [0, 1], in float64: conv 3 x 3, ReLU, max pool 2 between blocks."""
+    """VGG-19's maps of a grey image, [n, s, s, 1] in [0, 1], in float64: conv 3 x 3, ReLU, max pool
+    2 between blocks.
+    """
     stored = {variable.path: variable.numpy().astype(np.float64) for variable in trunk.variables}
-    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    x, found = (np.repeat(image, 3, axis=-1).astype(np.float64) - mean) / deviation, {}
+    mean = np.array([0.485, 0.456, 0.406])
+    deviation = np.array([0.229, 0.224, 0.225])
+    x = (np.repeat(image, 3, axis=-1).astype(np.float64) - mean) / deviation
+    found = {}
     for block, depth in enumerate((2, 2, 4, 4, 4), 1):
         for i in range(depth):
             name = f"block{block}_conv{i + 1}"
             if f"{name}/kernel" not in stored:
                 return [found[layer] for layer in layers]
             padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))  # [n, r, c, channels, 3, 3]
-            x = np.tensordot(windows, stored[f"{name}/kernel"], axes=((4, 5, 3), (0, 1, 2))) + stored[f"{name}/bias"]
+            # [n, r, c, channels, 3, 3]
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+            x = (
+                np.tensordot(windows, stored[f"{name}/kernel"], axes=((4, 5, 3), (0, 1, 2)))
+                + stored[f"{name}/bias"]
+            )
             x = found[name] = np.maximum(x, 0)
         n, rows, cols, channels = x.shape
         x = x.reshape(n, rows // 2, 2, cols // 2, 2, channels).max(axis=(2, 4))
     return [found[layer] for layer in layers]
 
 
-@pytest.mark.parametrize(("layers", "factors"), [("blocks", "elements"), ("blocks", "chen_koltun"), ("first", "elements")])
+@pytest.mark.parametrize(
+    ("layers", "factors"),
+    [("blocks", "elements"), ("blocks", "chen_koltun"), ("first", "elements")],
+)
 def test_feature_matching_against_numpy(layers, factors):
     names = {
         "blocks": [f"block{i}_conv2" for i in range(1, 6)],
         "first": ["block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2", "block3_conv1"],
     }[layers]
-    room, data = small(feature_layers=layers, feature_weights=factors), batch()
-    real, label = data["image"].numpy(), room.label(data) * 2 - 1
+    room = small(feature_layers=layers, feature_weights=factors)
+    data = batch()
+    real = data["image"].numpy()
+    label = room.label(data) * 2 - 1
     fake = np.asarray(room.generator(label, training=True)) / 2 + 0.5
     pairs = zip(numpy_vgg(room.trunk, real, names), numpy_vgg(room.trunk, fake, names), strict=True)
     deviation = np.mean(1 / np.array([0.229, 0.224, 0.225]))
-    terms = [np.abs(real - fake).sum() / real.size] + [np.abs(r - f).sum() / r.size / deviation for r, f in pairs]
-    lambdas = [1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5] if factors == "chen_koltun" else [1] * 6
+    terms = [np.abs(real - fake).sum() / real.size] + [
+        np.abs(r - f).sum() / r.size / deviation for r, f in pairs
+    ]
+    lambdas = (
+        [1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5] if factors == "chen_koltun" else [1] * 6
+    )
     expected = np.dot(lambdas, terms)
     found = room.train_step(data)
     assert min(terms) > 1e-3, "every layer has its say"
@@ -284,18 +371,26 @@ def test_feature_matching_by_hand():
 
 
 @pytest.mark.parametrize("generator", ["unet", "crn"])
-@pytest.mark.parametrize(("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")])
+@pytest.mark.parametrize(
+    ("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")]
+)
 def test_every_returned_number_by_hand(generator, adversarial, average):
-    room, data = small(generator=generator, adversarial=adversarial, average=average, lambda_fm=3), batch()
+    room = small(generator=generator, adversarial=adversarial, average=average, lambda_fm=3)
+    data = batch()
     label = room.label(data) * 2 - 1
     fake_image = room.generator(label, training=True)
     real, fake = (
-        np.asarray(room.discriminator(tf.concat([label, image], -1)), np.float64) for image in (data["image"] * 2 - 1, fake_image)
-    )  # fmt: skip
-    p_real, p_fake = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+        np.asarray(room.discriminator(tf.concat([label, image], -1)), np.float64)
+        for image in (data["image"] * 2 - 1, fake_image)
+    )
+    p_real = 1 / (1 + np.exp(-real))
+    p_fake = 1 / (1 + np.exp(-fake))
     if average == "responses":
-        p_real, p_fake = p_real.mean(axis=(1, 2, 3)), p_fake.mean(axis=(1, 2, 3))
-    matching = float(feature_matching(room.features(data["image"]), room.features(fake_image / 2 + 0.5)))
+        p_real = p_real.mean(axis=(1, 2, 3))
+        p_fake = p_fake.mean(axis=(1, 2, 3))
+    matching = float(
+        feature_matching(room.features(data["image"]), room.features(fake_image / 2 + 0.5))
+    )
     adversary = np.log(1 - p_fake).mean() if adversarial == "as_printed" else -np.log(p_fake).mean()
     expected = {
         "generator_loss": adversary + 3 * matching,
@@ -313,26 +408,36 @@ def test_every_returned_number_by_hand(generator, adversarial, average):
 
 @pytest.mark.parametrize("chosen", NETWORKS)
 def test_each_optimizer_moves_its_own_network_and_never_vgg(chosen):
-    room, data = small(), batch()
+    room = small()
+    data = batch()
     for name, optimizer in room.optimizers.items():
         optimizer.learning_rate = 1e-2 if name == chosen else 0.0
-    before, trunk = weights(room), [variable.numpy() for variable in room.trunk.variables]
+    before = weights(room)
+    trunk = [variable.numpy() for variable in room.trunk.variables]
     room.train_step(data)
     for name, now in weights(room).items():
         moved = [np.abs(old - new).max() for old, new in zip(before[name], now, strict=True)]
         assert min(moved) > 1e-4 if name == chosen else max(moved) == 0
-    assert all(np.array_equal(old, variable) for old, variable in zip(trunk, room.trunk.variables, strict=True))
+    assert all(
+        np.array_equal(old, variable)
+        for old, variable in zip(trunk, room.trunk.variables, strict=True)
+    )
 
 
 def test_the_real_images_features_are_computed_once_and_nothing_flows_back_from_them():
-    room, data, seen = small(), batch(), []
+    room = small()
+    data = batch()
+    seen = []
     trunk = room.trunk
 
     def counting(image):
         seen.append(image)
         return trunk(image)
 
-    room.features = functools.partial(Infilling.features, type("Counting", (), {"trunk": staticmethod(counting), "grey_scale": 1.0}))
+    room.features = functools.partial(
+        Infilling.features,
+        type("Counting", (), {"trunk": staticmethod(counting), "grey_scale": 1.0}),
+    )
     room.train_step(data)
     assert len(seen) == 2
     np.testing.assert_array_equal(seen[0], data["image"])
@@ -341,29 +446,40 @@ def test_the_real_images_features_are_computed_once_and_nothing_flows_back_from_
 
 @pytest.mark.parametrize("generator", ["unet", "crn"])
 def test_it_learns_what_the_lesion_looks_like(generator):
-    room, data = small(generator=generator, filters=(8, 8), widths=(8, 8, 8), learning_rate=5e-3), batch(1)
+    room = small(generator=generator, filters=(8, 8), widths=(8, 8, 8), learning_rate=5e-3)
+    data = batch(1)
     step = tf.function(room.train_step)
     history = [{name: float(value) for name, value in step(data).items()} for _ in range(40)]
-    first, last = history[0], history[-1]
-    assert last["feature_matching"] < 0.7 * first["feature_matching"] and last["image_l1"] < 0.7 * first["image_l1"]
+    first = history[0]
+    last = history[-1]
+    assert (
+        last["feature_matching"] < 0.7 * first["feature_matching"]
+        and last["image_l1"] < 0.7 * first["image_l1"]
+    )
 
 
 def test_the_discriminator_learns_to_tell_pairs_apart():
-    room, data = small(), batch()
+    room = small()
+    data = batch()
     for name, optimizer in room.optimizers.items():
         optimizer.learning_rate = 1e-2 if name == "discriminator" else 0.0
-    history = [{name: float(value) for name, value in room.train_step(data).items()} for _ in range(15)]
+    history = [
+        {name: float(value) for name, value in room.train_step(data).items()} for _ in range(15)
+    ]
     assert history[-1]["discriminator_loss"] < history[0]["discriminator_loss"] - 0.2
     assert history[-1]["p_real"] > history[-1]["p_fake"] + 0.1
 
 
 def test_training_in_a_graph_equals_training_eagerly_with_new_noise_at_every_step():
-    eager, graph, data = small(), small(), batch()
+    eager = small()
+    graph = small()
+    data = batch()
     step = tf.function(graph.train_step)
     labels = []
     for _ in range(3):
         labels.append(eager.label(data, eager.optimizers["generator"].iterations))
-        now, expected = step(data), eager.train_step(data)
+        now = step(data)
+        expected = eager.train_step(data)
         for name, value in expected.items():
             np.testing.assert_allclose(now[name], value, rtol=1e-3, err_msg=name)
     tissue = [label[..., 0] for label in labels]
@@ -371,11 +487,17 @@ def test_training_in_a_graph_equals_training_eagerly_with_new_noise_at_every_ste
 
 
 def test_panels_of_the_image_grid():
-    room, data = small(), batch(3)
+    room = small()
+    data = batch(3)
     panels = room.sample(data)
     assert list(panels) == ["tissue", "mask", "margin", "synthetic", "real"]
     for panel in panels.values():
-        assert panel.shape == (3, SIZE, SIZE, 1) and panel.dtype == tf.float32 and np.min(panel) >= 0 and np.max(panel) <= 1
+        assert (
+            panel.shape == (3, SIZE, SIZE, 1)
+            and panel.dtype == tf.float32
+            and np.min(panel) >= 0
+            and np.max(panel) <= 1
+        )
     np.testing.assert_array_equal(panels["tissue"], room.sample(data)["tissue"])
     np.testing.assert_array_equal(panels["real"], data["image"])
     assert list(small(margin=None).sample(data)) == ["tissue", "mask", "synthetic", "real"]
@@ -383,19 +505,36 @@ def test_panels_of_the_image_grid():
 
 @pytest.mark.parametrize(("generator", "margin"), [("unet", 296), ("crn", None)])
 def test_exported_functions(generator, margin):
-    room, data = small(generator=generator, margin=margin), batch(3)
+    room = small(generator=generator, margin=margin)
+    data = batch(3)
     channels = 3 if margin else 2
-    functions, label = room.functions(), room.label(data)
+    functions = room.functions()
+    label = room.label(data)
     assert list(functions) == list(NETWORKS) and label.shape[-1] == channels
-    assert list(functions["generator"].input_signature) == [tf.TensorSpec([None, SIZE, SIZE, channels], tf.float32, "tri_label")]
+    assert list(functions["generator"].input_signature) == [
+        tf.TensorSpec([None, SIZE, SIZE, channels], tf.float32, "tri_label")
+    ]
     answer = functions["generator"](tri_label=label)
     assert list(answer) == ["image"] and answer["image"].shape == (3, SIZE, SIZE, 1)
     np.testing.assert_allclose(answer["image"], room.infill(label), rtol=1e-4, atol=1e-5)
-    assert np.min(answer["image"]) >= 0 and np.max(answer["image"]) <= 1 and np.std(answer["image"]) > 1e-3
+    assert (
+        np.min(answer["image"]) >= 0
+        and np.max(answer["image"]) <= 1
+        and np.std(answer["image"]) > 1e-3
+    )
     logits = functions["discriminator"](tri_label=label, image=data["image"])["logits"]
-    np.testing.assert_allclose(logits, room.discriminator(tf.concat([label * 2 - 1, data["image"] * 2 - 1], -1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        logits,
+        room.discriminator(tf.concat([label * 2 - 1, data["image"] * 2 - 1], -1)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     trunk = {id(variable.value) for variable in room.trunk.variables}
-    captured = {id(variable) for function in functions.values() for variable in function.get_concrete_function().variables}
+    captured = {
+        id(variable)
+        for function in functions.values()
+        for variable in function.get_concrete_function().variables
+    }
     assert not trunk & captured and room.networks.keys() == {"generator", "discriminator"}
 
 
@@ -413,8 +552,14 @@ def test_mixed_precision_trains_and_answers_in_float32(policy, generator):
     keras.config.set_dtype_policy(policy)
     room = small(generator=generator)
     found = [room.train_step(data) for _ in range(3)]
-    assert all(value.dtype == tf.float32 and np.isfinite(value) for losses in found for value in losses.values())
-    assert float(found[0]["feature_matching"]) == pytest.approx(reference, rel=0.03), "VGG-19 computes in half precision, the loss does not"
+    assert all(
+        value.dtype == tf.float32 and np.isfinite(value)
+        for losses in found
+        for value in losses.values()
+    )
+    assert float(found[0]["feature_matching"]) == pytest.approx(reference, rel=0.03), (
+        "VGG-19 computes in half precision, the loss does not"
+    )
     assert all(feature.dtype == tf.float32 for feature in room.features(data["image"]))
     assert all(panel.dtype == tf.float32 for panel in room.sample(data).values())
 
@@ -424,7 +569,10 @@ def test_weights_that_can_not_be_had_are_named(tmp_path):
         small(weights=str(tmp_path / "nowhere.npz"))
 
 
-@pytest.mark.parametrize(("config", "said"), [({"widths": (4,) * 7}, "halved 6 times"), ({"filters": (4,) * 6}, "halved 6 times")])
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"widths": (4,) * 7}, "halved 6 times"), ({"filters": (4,) * 6}, "halved 6 times")],
+)
 def test_patches_that_can_not_be_halved_are_refused(config, said):
     with pytest.raises(ConfigError, match=f"patches of {SIZE} px can't be {said}"):
         small(generator="crn" if "widths" in config else "unet", **config)
@@ -432,9 +580,17 @@ def test_patches_that_can_not_be_halved_are_refused(config, said):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"lambda_fm": -1}, {"margin": 256}, {"beta_2": 1}, {"generator": "x"}, {"widths": []}, {"normalization": "batch"}, {"x": 1},
-     {"feature_layers": "first", "feature_weights": "chen_koltun"}],
-)  # fmt: skip
+    [
+        {"lambda_fm": -1},
+        {"margin": 256},
+        {"beta_2": 1},
+        {"generator": "x"},
+        {"widths": []},
+        {"normalization": "batch"},
+        {"x": 1},
+        {"feature_layers": "first", "feature_weights": "chen_koltun"},
+    ],
+)
 def test_configs_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         InfillingConfig(**wrong)
@@ -479,7 +635,7 @@ mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 results = {"one": train(tf.distribute.get_strategy()), "two": train(mirrored)}
 keras.config.set_dtype_policy("mixed_float16")
 print(json.dumps({**results, "half": train(mirrored, 12)}))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow
@@ -488,13 +644,21 @@ def test_two_replicas_train_as_one_does_and_under_float16_too(tmp_path, reposito
     script = tmp_path / "two_replicas.py"
     script.write_text(TWO_REPLICAS, encoding="utf-8")
     path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, timeout=400)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     for a, b in zip(results["one"], results["two"], strict=True):
         for name, loss in a.items():
             np.testing.assert_allclose(b[name], loss, rtol=1e-5, atol=1e-6, err_msg=name)
     for name, loss in results["one"][0].items():
-        np.testing.assert_allclose(results["half"][0][name], loss, rtol=3e-2, atol=1e-2, err_msg=name)
+        np.testing.assert_allclose(
+            results["half"][0][name], loss, rtol=3e-2, atol=1e-2, err_msg=name
+        )
     assert all(np.isfinite(list(losses.values())).all() for losses in results["half"])
     assert results["half"][-1]["generator_loss"] < results["half"][0]["generator_loss"]

@@ -41,9 +41,12 @@ def small(seed=0, references=None, **config):
 
 def discs(count=4, seed=1, size=SIZE):
     rng = np.random.default_rng(seed)
-    radii, centres = rng.uniform(size / 6, size / 3, (count, 1, 1)), rng.uniform(0.45 * size, 0.55 * size, (2, count, 1, 1))
+    radii = rng.uniform(size / 6, size / 3, (count, 1, 1))
+    centres = rng.uniform(0.45 * size, 0.55 * size, (2, count, 1, 1))
     rows, cols = np.indices((size, size))
-    return (np.hypot(rows - centres[0], cols - centres[1]) < radii).astype(np.uint8)[..., np.newaxis]
+    return (np.hypot(rows - centres[0], cols - centres[1]) < radii).astype(np.uint8)[
+        ..., np.newaxis
+    ]
 
 
 def batch(count=4):
@@ -51,7 +54,10 @@ def batch(count=4):
 
 
 def weights(gan):
-    return {name: [w.numpy() for w in network.trainable_variables] for name, network in gan.networks.items()}
+    return {
+        name: [w.numpy() for w in network.trainable_variables]
+        for name, network in gan.networks.items()
+    }
 
 
 def test_the_papers_values_are_the_defaults():
@@ -63,25 +69,53 @@ def test_the_papers_values_are_the_defaults():
 def test_dcgans_networks_go_on_to_256_px(monkeypatch):
     monkeypatch.setattr(networks, "normal", lambda: keras.initializers.Zeros())
     gan = MaskGAN()
-    counts = {name: sum(int(np.prod(w.shape)) for w in network.trainable_variables) for name, network in gan.networks.items()}
-    # By hand, G: 100 * 16,384 + 25 (1024 * 512 + ... + 64 * 32) + 2 (1024 + ... + 32) + 25 * 32 + 1.
+    counts = {
+        name: sum(int(np.prod(w.shape)) for w in network.trainable_variables)
+        for name, network in gan.networks.items()
+    }
+    # By hand, G: 100 * 16,384 + 25 (1024 * 512 + ... + 64 * 32) + 2 (1024 + ... + 32) + 25 * 32 +
+    # 1.
     assert counts == {"generator": 19_102_433, "discriminator": 17_480_385}
-    sides = [layer.output.shape[1] for layer in gan.generator.layers if isinstance(layer, keras.layers.Conv2DTranspose)]
-    assert sides == [8, 16, 32, 64, 128, 256] and gan.generator.layers[1].output.shape == (None, 4, 4, 1024)
-    normed = [layer for layer in gan.discriminator.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    sides = [
+        layer.output.shape[1]
+        for layer in gan.generator.layers
+        if isinstance(layer, keras.layers.Conv2DTranspose)
+    ]
+    assert sides == [8, 16, 32, 64, 128, 256] and gan.generator.layers[1].output.shape == (
+        None,
+        4,
+        4,
+        1024,
+    )
+    normed = [
+        layer
+        for layer in gan.discriminator.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
     assert len(normed) == 5 and gan.discriminator.output_shape == (None, 1, 1, 1)
     for optimizer in gan.optimizers.values():
-        assert (float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2) == (pytest.approx(2e-4), 0.9, 0.999)
+        assert (float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2) == (
+            pytest.approx(2e-4),
+            0.9,
+            0.999,
+        )
 
 
 @pytest.mark.parametrize("adversarial", ["non_saturating", "as_printed"])
 def test_every_returned_number_by_hand(adversarial):
-    gan, data = small(adversarial=adversarial), batch()
+    gan = small(adversarial=adversarial)
+    data = batch()
     fake_mask = gan.generator(gan.draw(4), training=True)
-    real, fake = (np.asarray(gan.discriminator(x, training=True), np.float64).ravel() for x in (data["mask"] * 2 - 1, fake_mask))
-    p_real, p_fake = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+    real, fake = (
+        np.asarray(gan.discriminator(x, training=True), np.float64).ravel()
+        for x in (data["mask"] * 2 - 1, fake_mask)
+    )
+    p_real = 1 / (1 + np.exp(-real))
+    p_fake = 1 / (1 + np.exp(-fake))
     expected = {
-        "generator_loss": np.log(1 - p_fake).mean() if adversarial == "as_printed" else -np.log(p_fake).mean(),
+        "generator_loss": np.log(1 - p_fake).mean()
+        if adversarial == "as_printed"
+        else -np.log(p_fake).mean(),
         "discriminator_loss": -np.log(p_real).mean() - np.log(1 - p_fake).mean(),
         "p_real": p_real.mean(),
         "p_fake": p_fake.mean(),
@@ -94,15 +128,19 @@ def test_every_returned_number_by_hand(adversarial):
 
 @pytest.mark.parametrize("chosen", NETWORKS)
 def test_each_optimizer_moves_its_own_network_towards_its_own_aim(chosen):
-    gan, data = small(), batch()
+    gan = small()
+    data = batch()
     for name, optimizer in gan.optimizers.items():
         optimizer.learning_rate = 1e-2 if name == chosen else 0.0
     before = weights(gan)
-    history = [{name: float(value) for name, value in gan.train_step(data).items()} for _ in range(15)]
+    history = [
+        {name: float(value) for name, value in gan.train_step(data).items()} for _ in range(15)
+    ]
     for name, now in weights(gan).items():
         moved = [np.abs(old - new).max() for old, new in zip(before[name], now, strict=True)]
         assert min(moved) > 1e-4 if name == chosen else max(moved) == 0
-    first, last = history[0], history[-1]
+    first = history[0]
+    last = history[-1]
     assert last[f"{chosen}_loss"] < 0.8 * first[f"{chosen}_loss"]
     if chosen == "generator":
         assert last["p_fake"] > first["p_fake"]
@@ -111,70 +149,104 @@ def test_each_optimizer_moves_its_own_network_towards_its_own_aim(chosen):
 
 
 def test_noise_follows_from_the_step_alone():
-    one, other = small(), small(seed=9)
+    one = small()
+    other = small(seed=9)
     first = one.draw(3)
     np.testing.assert_array_equal(first, other.draw(3))
-    assert first.shape == (3, 5) and np.min(first) >= -1 and np.max(first) <= 1 and np.min(first) < 0 < np.max(first)
+    assert (
+        first.shape == (3, 5)
+        and np.min(first) >= -1
+        and np.max(first) <= 1
+        and np.min(first) < 0 < np.max(first)
+    )
     one.train_step(batch())
     assert np.abs(one.draw(3) - first).min() > 1e-6
     np.testing.assert_array_equal(latent(3, 5, 7), latent(3, 5, 7))
-    assert latent(1000, 5).mean() == pytest.approx(0, abs=0.05) and latent(1000, 5).std() == pytest.approx(3**-0.5, rel=0.05)
+    assert latent(1000, 5).mean() == pytest.approx(0, abs=0.05) and latent(
+        1000, 5
+    ).std() == pytest.approx(3**-0.5, rel=0.05)
 
 
 def test_a_mask_does_not_depend_on_what_it_is_generated_with():
-    gan, noise = small(), tf.constant(latent(4, 5))
+    gan = small()
+    noise = tf.constant(latent(4, 5))
     together = gan.generate(noise)
     np.testing.assert_allclose(gan.generate(noise[:1]), together[:1], atol=1e-6)
     gan.train_step(batch())
-    assert np.abs(gan.generate(noise) - together).max() > 1e-4, "moving averages and weights have moved"
+    assert np.abs(gan.generate(noise) - together).max() > 1e-4, (
+        "moving averages and weights have moved"
+    )
 
 
 def test_panels_of_the_image_grid():
     references = discs(7)
-    gan, data = small(references=references), batch(3)
+    gan = small(references=references)
+    data = batch(3)
     panels = gan.sample(data)
     assert list(panels) == ["real", "generated", "cleaned", "nearest"]
-    assert all(panel.shape == (3, SIZE, SIZE, 1) and panel.dtype == tf.float32 for panel in panels.values())
+    assert all(
+        panel.shape == (3, SIZE, SIZE, 1) and panel.dtype == tf.float32 for panel in panels.values()
+    )
     np.testing.assert_array_equal(panels["generated"], gan.generate(tf.constant(latent(3, 5))))
     np.testing.assert_array_equal(panels["cleaned"], clean(panels["generated"].numpy()))
-    assert all(any(np.array_equal(panel, reference) for reference in references) for panel in panels["nearest"].numpy())
+    assert all(
+        any(np.array_equal(panel, reference) for reference in references)
+        for panel in panels["nearest"].numpy()
+    )
     assert list(small().sample(data)) == ["real", "generated", "cleaned"]
 
 
 def test_exported_functions():
-    gan, noise = small(), latent(3, 5)
+    gan = small()
+    noise = latent(3, 5)
     functions = gan.functions()
     assert list(functions) == list(NETWORKS)
     answer = functions["generator"](noise=tf.constant(noise))
     assert list(answer) == ["mask"] and answer["mask"].shape == (3, SIZE, SIZE, 1)
     np.testing.assert_allclose(answer["mask"], gan.generate(tf.constant(noise)), atol=1e-6)
-    assert np.min(answer["mask"]) >= 0 and np.max(answer["mask"]) <= 1 and np.std(answer["mask"]) > 1e-3
+    assert (
+        np.min(answer["mask"]) >= 0
+        and np.max(answer["mask"]) <= 1
+        and np.std(answer["mask"]) > 1e-3
+    )
     assert functions["discriminator"](mask=answer["mask"])["logits"].shape == (3, 1, 1, 1)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_trains_and_answers_in_float32(policy):
     keras.config.set_dtype_policy(policy)
-    gan, data = small(), batch()
+    gan = small()
+    data = batch()
     for _ in range(3):
-        assert all(value.dtype == tf.float32 and np.isfinite(value) for value in gan.train_step(data).values())
+        assert all(
+            value.dtype == tf.float32 and np.isfinite(value)
+            for value in gan.train_step(data).values()
+        )
     assert gan.generate(tf.constant(latent(2, 5))).dtype == tf.float32
 
 
 @pytest.mark.parametrize(("key", "count"), [("filters", 5), ("discriminator_filters", 6)])
 def test_masks_that_can_not_be_halved_are_refused(key, count):
-    with pytest.raises(ConfigError, match=f"patches of 16 px can't be halved {count} times, once for each of model.{key}$"):
+    with pytest.raises(
+        ConfigError,
+        match=f"patches of 16 px can't be halved {count} times, once for each of model.{key}$",
+    ):
         small(**{key: (4,) * count})
 
 
-@pytest.mark.parametrize("wrong", [{"learning_rate": 0}, {"beta_2": 1}, {"z": 0}, {"filters": []}, {"momentum": 1}, {"x": 1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": 0}, {"beta_2": 1}, {"z": 0}, {"filters": []}, {"momentum": 1}, {"x": 1}],
+)
 def test_configs_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         MaskGANConfig(**wrong)
 
 
 def drawn(*rows):
-    return np.array([[character == "#" for character in row] for row in rows], np.uint8)[np.newaxis, ..., np.newaxis]
+    return np.array([[character == "#" for character in row] for row in rows], np.uint8)[
+        np.newaxis, ..., np.newaxis
+    ]
 
 
 def test_cleaning_by_hand():
@@ -213,8 +285,14 @@ def test_specks_and_teeth_are_smoothed_before_regions_are_counted():
     frayed[:, 2:7, 2:4] = 1  # a speck of 10 px
     smoothed = clean(frayed)
     difference = np.argwhere(smoothed[0, ..., 0] != square[0, ..., 0])
-    # A pixel stays where 13 of the 25 about it are mask: 9 at a corner, 12 beside it, 15 elsewhere along the edge.
-    corners = {(r, c) for a, b in ((10, 1), (29, -1)) for d, e in ((10, 1), (29, -1)) for r, c in ((a, d), (a, d + e), (a + b, d))}
+    # A pixel stays where 13 of the 25 about it are mask: 9 at a corner, 12 beside it, 15 elsewhere
+    # along the edge.
+    corners = {
+        (r, c)
+        for a, b in ((10, 1), (29, -1))
+        for d, e in ((10, 1), (29, -1))
+        for r, c in ((a, d), (a, d + e), (a + b, d))
+    }
     assert {tuple(place) for place in difference.tolist()} <= corners
     assert frayed[:, :8, :8].any() and not clean(frayed[:, :8, :8]).any()
 
@@ -247,8 +325,12 @@ def test_measures_by_hand_and_against_scikit_image():
     found = measures(blobs)
     for i, blob in enumerate(blobs[..., 0]):
         (region,) = measure.regionprops(blob.astype(int))
-        assert found["area"][i] == region.area / 1024 and found["extent"][i] == pytest.approx(region.extent)
-        assert found["solidity"][i] == pytest.approx(region.solidity, rel=0.06), "what lies on the hull's edge is counted differently"
+        assert found["area"][i] == region.area / 1024 and found["extent"][i] == pytest.approx(
+            region.extent
+        )
+        assert found["solidity"][i] == pytest.approx(region.solidity, rel=0.06), (
+            "what lies on the hull's edge is counted differently"
+        )
 
 
 def test_limits_are_quantiles_of_the_training_masks():
@@ -268,7 +350,12 @@ def test_what_is_not_plausible():
     edge[0:6, 5:11] = 1
     thin[2:18, 2] = thin[2, 2:18] = 1  # of nearly the same area
     limits = Plausibility(area=(0, 0.2), solidity=(0.9, 1), extent=(0.5, 1))
-    assert plausible(np.stack([good, edge, thin, empty]), limits).tolist() == [True, False, False, False]
+    assert plausible(np.stack([good, edge, thin, empty]), limits).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]
     for side in (0, 1, 2, 3):
         assert plausible(np.rot90(edge[np.newaxis], side, axes=(1, 2)), limits).tolist() == [False]
 
@@ -276,12 +363,16 @@ def test_what_is_not_plausible():
 def test_distances_by_hand(monkeypatch):
     monkeypatch.setattr(mask_gan, "BLOCK", 2)  # so that several blocks are needed
     rng = np.random.default_rng(0)
-    masks, references = rng.integers(0, 2, (3, 6, 6, 1)).astype(np.uint8), rng.integers(0, 2, (5, 6, 6, 1)).astype(np.uint8)
-    masks[1], references[4] = 0, 0
+    masks = rng.integers(0, 2, (3, 6, 6, 1)).astype(np.uint8)
+    references = rng.integers(0, 2, (5, 6, 6, 1)).astype(np.uint8)
+    masks[1] = 0
+    references[4] = 0
     found = distances(masks, references)
     for i, a in enumerate(masks):
         for j, b in enumerate(references):
-            expected = 1 - 2 * np.sum((a > 0) & (b > 0)) / (a.sum() + b.sum()) if a.any() or b.any() else 0
+            expected = (
+                1 - 2 * np.sum((a > 0) & (b > 0)) / (a.sum() + b.sum()) if a.any() or b.any() else 0
+            )
             assert found[i, j] == pytest.approx(expected, abs=1e-6)
     distance, index = nearest(masks, references)
     assert index[1] == 4 and distance[1] == 0
@@ -291,6 +382,8 @@ def test_distances_by_hand(monkeypatch):
 
 def test_diversity_by_hand():
     masks = np.zeros((3, 4, 4, 1), np.uint8)
-    masks[0, :2], masks[1, :2], masks[2, 1:3] = 1, 1, 1
+    masks[0, :2] = 1
+    masks[1, :2] = 1
+    masks[2, 1:3] = 1
     assert diversity(masks) == pytest.approx((0 + 0.5 + 0.5) / 3)
     assert diversity(masks[:2]) == 0 and diversity(masks[:1]) == 0

@@ -10,17 +10,30 @@ from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig, class_weights
 
 
 def small(weights=(1.0, 1.0, 1.0, 1.0), **config):
-    return ShapeCNN(ShapeConfig(**{"filters": (4, 4, 8), "units": 8, "dropout": 0.0, **config}), 64, weights)
+    return ShapeCNN(
+        ShapeConfig(**{"filters": (4, 4, 8), "units": 8, "dropout": 0.0, **config}), 64, weights
+    )
 
 
 def discs_and_bars(count=16, seed=0):
     """Labels 3 (round) and 2 (oval): discs and slender ellipses of any size and turn."""
     rng = np.random.default_rng(seed)
-    masks, labels = np.zeros((count, 64, 64, 1), np.float32), np.arange(count) % 2 + 2
+    masks = np.zeros((count, 64, 64, 1), np.float32)
+    labels = np.arange(count) % 2 + 2
     for mask, label in zip(masks, labels, strict=True):
-        radius, turn = rng.integers(10, 20), rng.uniform(0, 180)
+        radius = rng.integers(10, 20)
+        turn = rng.uniform(0, 180)
         canvas = np.zeros((64, 64), np.uint8)
-        mask[..., 0] = cv2.ellipse(canvas, (32, 32), (int(radius), int(radius if label == 3 else radius // 3)), turn, 0, 360, 1, -1)
+        mask[..., 0] = cv2.ellipse(
+            canvas,
+            (32, 32),
+            (int(radius), int(radius if label == 3 else radius // 3)),
+            turn,
+            0,
+            360,
+            1,
+            -1,
+        )
     return {"mask": tf.constant(masks), "label": tf.constant(labels, tf.int32)}
 
 
@@ -33,16 +46,21 @@ def test_the_articles_network():
 
 
 def test_class_weights_by_hand():
-    assert class_weights([504, 473, 115, 76]) == pytest.approx([1 - 504 / 1168, 1 - 473 / 1168, 1 - 115 / 1168, 1 - 76 / 1168])
+    assert class_weights([504, 473, 115, 76]) == pytest.approx(
+        [1 - 504 / 1168, 1 - 473 / 1168, 1 - 115 / 1168, 1 - 76 / 1168]
+    )
 
 
 def test_the_loss_by_hand():
     weights = (0.1, 0.2, 0.3, 0.4)
-    shape, data = small(weights), discs_and_bars(4)
+    shape = small(weights)
+    data = discs_and_bars(4)
     logits = np.asarray(shape.network(data["mask"]), np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = data["label"].numpy()
-    expected = np.mean([-weights[c] * np.log(p[c]) for c, p in zip(labels, probabilities, strict=True)])
+    expected = np.mean(
+        [-weights[c] * np.log(p[c]) for c, p in zip(labels, probabilities, strict=True)]
+    )
     right = np.mean(probabilities.argmax(axis=1) == labels)
     found = shape.train_step(data)
     assert float(found["classifier_loss"]) == pytest.approx(expected, rel=1e-5)
@@ -50,7 +68,8 @@ def test_the_loss_by_hand():
 
 
 def test_it_learns_to_tell_discs_from_bars():
-    shape, data = small(learning_rate=2e-3), discs_and_bars()
+    shape = small(learning_rate=2e-3)
+    data = discs_and_bars()
     step = tf.function(shape.train_step)
     for _ in range(150):
         found = step(data)
@@ -61,14 +80,16 @@ def test_it_learns_to_tell_discs_from_bars():
 
 def test_what_is_exported_gives_probabilities_without_dropout():
     shape = small(dropout=0.5)
-    function, mask = shape.functions()["classifier"], discs_and_bars(4)["mask"]
+    function = shape.functions()["classifier"]
+    mask = discs_and_bars(4)["mask"]
     probabilities = function(mask=mask)["shapes"].numpy()
     assert probabilities.shape == (4, 4) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert np.array_equal(probabilities, function(mask=mask)["shapes"].numpy())
 
 
 def test_panels_show_the_probabilities_as_bars():
-    shape, data = small(), discs_and_bars(2)
+    shape = small()
+    data = discs_and_bars(2)
     panels = shape.sample(data)
     mask, bars = panels.values()
     assert mask.shape == bars.shape == (2, 64, 64, 1)

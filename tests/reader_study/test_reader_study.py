@@ -1,4 +1,6 @@
-"""A reader study on small archives in native form and on sets that a synthesis made: cases, answers at once, results, the command."""
+"""A reader study on small archives in native form and on sets that a synthesis made:
+cases, answers at once, results, the command.
+"""
 
 import csv
 import json
@@ -30,7 +32,8 @@ from tfmammo.reader_study.session import ReaderStudy, reader_name
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.mammograms import synthesise
 
-ROWS, COLS = 200, 150
+ROWS = 200
+COLS = 150
 OUTLINE = np.float32([[80, 30], [80, 50], [92, 56], [104, 50], [104, 30]])
 SYSTEMS = ("normal", "all")  # whose mammograms they were made of
 
@@ -39,30 +42,67 @@ def breast(seed):
     """Half an ellipse of textured tissue on black: float32 [ROWS, COLS, 1]."""
     row, col = np.mgrid[:ROWS, :COLS]
     inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (0.85 * COLS)) ** 2 < 1
-    texture = cv2.GaussianBlur(np.random.default_rng(seed).standard_normal((ROWS, COLS)).astype(np.float32), (0, 0), 3)
-    return np.where(inside, np.clip(0.4 + 0.05 * texture / texture.std(), 0.2, 0.9), 0.01).astype(np.float32)[..., None]
+    texture = cv2.GaussianBlur(
+        np.random.default_rng(seed).standard_normal((ROWS, COLS)).astype(np.float32), (0, 0), 3
+    )
+    return np.where(inside, np.clip(0.4 + 0.05 * texture / texture.std(), 0.2, 0.9), 0.01).astype(
+        np.float32
+    )[..., None]
 
 
 def mammogram(number):
     """Every second one has a mass, which begins its own outline's number of px lower."""
-    lesions = (Lesion.from_outline("mass", OUTLINE + [number % 5, 0], ROWS, COLS, pathology="benign"),) if number % 2 else ()
-    facts = {"laterality": "L", "view": "CC", "spacing": (0.1, 0.1), "pathology": "benign" if lesions else "normal"}
-    return Mammogram("test", f"p{number}", str(number), ROWS, COLS, partial(breast, number), lesions=lesions, **facts)
+    lesions = (
+        (Lesion.from_outline("mass", OUTLINE + [number % 5, 0], ROWS, COLS, pathology="benign"),)
+        if number % 2
+        else ()
+    )
+    facts = {
+        "laterality": "L",
+        "view": "CC",
+        "spacing": (0.1, 0.1),
+        "pathology": "benign" if lesions else "normal",
+    }
+    return Mammogram(
+        "test",
+        f"p{number}",
+        str(number),
+        ROWS,
+        COLS,
+        partial(breast, number),
+        lesions=lesions,
+        **facts,
+    )
 
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """An archive of 60 patients, half of them with a mass, and two sets made of it by Poisson editing."""
+    """An archive of 60 patients, half of them with a mass, and two sets made of it by Poisson
+    editing.
+    """
     root = tmp_path_factory.mktemp("archives")
     writer.write([mammogram(number) for number in range(60)], root / "real", bits=8)
     table = (root / "real/metadata.csv").read_text().splitlines()
     shutil.copytree(root / "real", root / "certain")
     kind = table[0].split(",").index("kind")
-    lines = [",".join(cell or ("mass" if place == kind else "") for place, cell in enumerate(line.split(","))) for line in table[1:]]
+    lines = [
+        ",".join(
+            cell or ("mass" if place == kind else "") for place, cell in enumerate(line.split(","))
+        )
+        for line in table[1:]
+    ]
     (root / "certain/metadata.csv").write_text("\n".join([table[0], *lines]))
     data = DataConfig(name="folder", root=root / "certain")
     for mammograms in SYSTEMS:
-        chosen = SynthesisConfig(name="some", data=data, mammograms=mammograms, painter="poisson", count=16, format="png", seed=3)
+        chosen = SynthesisConfig(
+            name="some",
+            data=data,
+            mammograms=mammograms,
+            painter="poisson",
+            count=16,
+            format="png",
+            seed=3,
+        )
         synthesise(chosen, root / mammograms)
     return root
 
@@ -74,7 +114,14 @@ def config(archives, tmp_path):
     def make(**values):
         real = DataConfig(name="folder", root=archives / "real", size=32, context=2, window=(0, 1))
         systems = {name: DataConfig(name="folder", root=archives / name) for name in SYSTEMS}
-        chosen = {"name": "tiny", "real": real, "systems": systems, "pairs": 4, "ratings": 4, "database": tmp_path / "db/answers.sqlite"}
+        chosen = {
+            "name": "tiny",
+            "real": real,
+            "systems": systems,
+            "pairs": 4,
+            "ratings": 4,
+            "database": tmp_path / "db/answers.sqlite",
+        }
         return ReaderStudyConfig(**chosen | {"samples": 200} | values)
 
     return make
@@ -86,7 +133,9 @@ def database(archives, tmp_path_factory):
     real = DataConfig(name="folder", root=archives / "real", size=32, context=2, window=(0, 1))
     systems = {name: DataConfig(name="folder", root=archives / name) for name in SYSTEMS}
     path = tmp_path_factory.mktemp("begun") / "answers.sqlite"
-    begun = ReaderStudyConfig(name="tiny", real=real, systems=systems, pairs=4, ratings=4, database=path, samples=200)
+    begun = ReaderStudyConfig(
+        name="tiny", real=real, systems=systems, pairs=4, ratings=4, database=path, samples=200
+    )
     ReaderStudy(begun)
     return begun
 
@@ -100,7 +149,10 @@ def study(database, tmp_path):
 
 def patients(found, case):
     """Whom a case shows."""
-    place = {name: dict(zip(source.patches.ids.tolist(), source.patients, strict=True)) for name, source in found.items()}
+    place = {
+        name: dict(zip(source.patches.ids.tolist(), source.patients, strict=True))
+        for name, source in found.items()
+    }
     return [place[name][patch] for name, patch in case.shown]
 
 
@@ -108,7 +160,11 @@ def read(study, reader, right=lambda number: True, rate=lambda real: 6 if real e
     """Answer every case."""
     for number, case in enumerate(study.cases(reader)):
         other = "left" if case.truth == "right" else "right"
-        value = (case.truth if right(number) else other) if case.task == "choice" else rate(case.truth == "real")
+        value = (
+            (case.truth if right(number) else other)
+            if case.task == "choice"
+            else rate(case.truth == "real")
+        )
         assert study.answer(reader, case, value, 1.5)
 
 
@@ -117,25 +173,45 @@ def read(study, reader, right=lambda number: True, rate=lambda real: 6 if real e
 
 def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
     cases = study.cases("Anna")
-    assert sorted(case.number for case in cases) == list(range(1, 17)) and [case.task for case in cases] == ["choice"] * 8 + ["rating"] * 8
+    assert (
+        sorted(case.number for case in cases) == list(range(1, 17))
+        and [case.task for case in cases] == ["choice"] * 8 + ["rating"] * 8
+    )
     for system in SYSTEMS:
         truths = [case.truth for case in cases if case.system == system]
-        assert [truths.count(truth) for truth in ("left", "right", "real", "synthetic")] == [2, 2, 2, 2]
+        assert [truths.count(truth) for truth in ("left", "right", "real", "synthetic")] == [
+            2,
+            2,
+            2,
+            2,
+        ]
     found = reader_cases.sources(study.config)
     everybody = [one for case in cases for shown in patients(found, case) for one in shown]
-    assert len(everybody) == len(set(everybody)) >= 8 + 8 + 8 + 8, "tissue and lesion of a synthetic one are of two"
-    assert set(everybody) <= {hashed_id("folder", f"p{number}") for number in range(60)}, "called as in the archive"
+    assert len(everybody) == len(set(everybody)) >= 8 + 8 + 8 + 8, (
+        "tissue and lesion of a synthetic one are of two"
+    )
+    assert set(everybody) <= {hashed_id("folder", f"p{number}") for number in range(60)}, (
+        "called as in the archive"
+    )
 
 
 def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
     """By annotations.json, which names the source, and metadata.csv."""
     found = reader_cases.sources(study.config)["normal"]
-    images = {one["file_name"]: one["patient"] for one in json.loads((archives / "normal/annotations.json").read_text())["images"]}
+    images = {
+        one["file_name"]: one["patient"]
+        for one in json.loads((archives / "normal/annotations.json").read_text())["images"]
+    }
     with (archives / "normal/metadata.csv").open() as file:
-        rows = {row["file"]: {images[row["file"]], row["lesion_patient"]} for row in csv.DictReader(file)}
+        rows = {
+            row["file"]: {images[row["file"]], row["lesion_patient"]}
+            for row in csv.DictReader(file)
+        }
     by_id = {hashed_id("folder", name.removesuffix(".png")): shown for name, shown in rows.items()}
     assert {len(shown) for shown in by_id.values()} == {2}
-    assert [set(shown) for shown in found.patients] == [by_id[name.partition("#")[0]] for name in found.patches.ids.tolist()]
+    assert [set(shown) for shown in found.patients] == [
+        by_id[name.partition("#")[0]] for name in found.patches.ids.tolist()
+    ]
 
 
 def test_lesions_that_a_synthetic_mammogram_had_before_are_not_shown(archives, study):
@@ -149,26 +225,51 @@ def test_a_folder_that_is_no_set_has_its_own_patients(archives, config, tmp_path
     shutil.copytree(archives / "real", tmp_path / "own")
     path = tmp_path / "own/metadata.csv"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([f"{lines[0]},lesion_patient", *(f"{line},p0" if line.startswith("0") else line for line in lines[1:])]))
-    path.write_text("\n".join(line + "," * (lines[0].count(",") + 1 - line.count(",")) for line in path.read_text().splitlines()))
-    found = reader_cases.sources(config(systems={"own": DataConfig(name="folder", root=tmp_path / "own")}))
+    path.write_text(
+        "\n".join(
+            [
+                f"{lines[0]},lesion_patient",
+                *(f"{line},p0" if line.startswith("0") else line for line in lines[1:]),
+            ]
+        )
+    )
+    path.write_text(
+        "\n".join(
+            line + "," * (lines[0].count(",") + 1 - line.count(","))
+            for line in path.read_text().splitlines()
+        )
+    )
+    found = reader_cases.sources(
+        config(systems={"own": DataConfig(name="folder", root=tmp_path / "own")})
+    )
     first = found["own"].patients[0]
     assert first == found["real"].patients[0] | {hashed_id("folder", "p0")} and len(first) == 2
 
 
 def test_orders_differ_and_are_each_readers_own(study):
     anna, ben = ([case.number for case in study.cases(reader)] for reader in ("Anna", "Ben"))
-    assert anna != ben and sorted(anna) == sorted(ben) and anna == [case.number for case in ReaderStudy(study.config).cases("Anna")]
+    assert (
+        anna != ben
+        and sorted(anna) == sorted(ben)
+        and anna == [case.number for case in ReaderStudy(study.config).cases("Anna")]
+    )
     firsts = {study.cases(f"reader {number}")[0].number for number in range(60)}
     assert len(firsts) == 8, "each of the pairs can come first"
 
 
 def test_truth_is_nowhere_in_what_is_shown(study):
     pictures = [picture for case in study.cases("Anna") for picture in study.pictures(case)]
-    decoded = [cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED) for picture in pictures]
+    decoded = [
+        cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED) for picture in pictures
+    ]
     assert {(image.shape, image.dtype.name) for image in decoded} == {((32, 32), "uint8")}
-    assert len({len(picture) for picture in pictures}) == 1 and {picture[:33] for picture in pictures} == {pictures[0][:33]}
-    chunks = {tuple(re.findall(rb"IHDR|IDAT|IEND|tEXt|tIME|eXIf|pHYs|gAMA", picture)) for picture in pictures}
+    assert len({len(picture) for picture in pictures}) == 1 and {
+        picture[:33] for picture in pictures
+    } == {pictures[0][:33]}
+    chunks = {
+        tuple(re.findall(rb"IHDR|IDAT|IEND|tEXt|tIME|eXIf|pHYs|gAMA", picture))
+        for picture in pictures
+    }
     assert chunks == {(b"IHDR", b"IDAT", b"IEND")}
     assert all(image.std() > 1 for image in decoded), "something is seen"
 
@@ -177,8 +278,16 @@ def test_sides_show_what_truth_says(study):
     """A pair's pictures, in the order of the truth, are of the archive and of the set."""
     found = reader_cases.sources(study.config)
     for case in study.cases("Anna"):
-        seen = [cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED) for picture in study.pictures(case)]
-        real = {"left": [True, False], "right": [False, True], "real": [True], "synthetic": [False]}[case.truth]
+        seen = [
+            cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
+            for picture in study.pictures(case)
+        ]
+        real = {
+            "left": [True, False],
+            "right": [False, True],
+            "real": [True],
+            "synthetic": [False],
+        }[case.truth]
         for image, is_real in zip(seen, real, strict=True):
             source, patch = ("real", case.real) if is_real else (case.system, case.synthetic)
             patches = found[source].patches
@@ -191,7 +300,10 @@ def fake(shown):
     count = len(shown)
     blank = np.zeros((count, 4, 4, 1))
     ids = np.array([f"{number}#0" for number in range(count)])
-    return Source(Patches(blank.astype(np.float32), blank.astype(np.uint8), ids, ids), [frozenset(patients) for patients in shown])
+    return Source(
+        Patches(blank.astype(np.float32), blank.astype(np.uint8), ids, ids),
+        [frozenset(patients) for patients in shown],
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,15 +320,21 @@ def test_the_few_patients_that_there_are_suffice_if_they_can(config, real, made,
     chosen = config(systems={"made": config().systems["all"]}, pairs=2, ratings=0)
     found = {"real": fake(real), "made": fake(made)}
     if missing:
-        with pytest.raises(DataError, match=f"no patient is shown twice, and so patients are missing: {missing}"):
+        with pytest.raises(
+            DataError, match=f"no patient is shown twice, and so patients are missing: {missing}"
+        ):
             draw(chosen, found)
         return
-    everybody = [one for case in draw(chosen, found) for shown in patients(found, case) for one in shown]
+    everybody = [
+        one for case in draw(chosen, found) for shown in patients(found, case) for one in shown
+    ]
     assert len(everybody) == len(set(everybody)) >= 4
 
 
 def test_too_large_a_study_says_who_is_missing(config):
-    with pytest.raises(DataError, match=r"missing: .*\d+ of 40 for (normal|all).*; take fewer pairs or ratings"):
+    with pytest.raises(
+        DataError, match=r"missing: .*\d+ of 40 for (normal|all).*; take fewer pairs or ratings"
+    ):
         ReaderStudy(config(pairs=40, ratings=0))
 
 
@@ -233,7 +351,9 @@ def test_a_reader_goes_on_where_they_stopped(study):
     first = study.next("Anna")
     assert first == study.cases("Anna")[0] and study.answer("Anna", first, "left", 2.0)
     again = ReaderStudy(study.config)
-    assert again.next("Anna") == study.cases("Anna")[1] and again.next("Ben") == study.cases("Ben")[0]
+    assert (
+        again.next("Anna") == study.cases("Anna")[1] and again.next("Ben") == study.cases("Ben")[0]
+    )
     read(again, "Ben")
     assert again.next("Ben") is None and again.answers.unfinished()
 
@@ -247,7 +367,15 @@ def test_the_first_answer_stands(study):
 
 
 @pytest.mark.parametrize(
-    ("task", "value"), [("choice", "up"), ("choice", 3), ("rating", 0), ("rating", 7), ("rating", "left"), ("rating", "١")]
+    ("task", "value"),
+    [
+        ("choice", "up"),
+        ("choice", 3),
+        ("rating", 0),
+        ("rating", 7),
+        ("rating", "left"),
+        ("rating", "١"),
+    ],
 )
 def test_what_is_no_answer_is_refused(study, task, value):
     case = next(case for case in study.cases("Anna") if case.task == task)
@@ -260,7 +388,9 @@ def test_what_is_no_answer_is_refused(study, task, value):
     assert study.answers.all() == []
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 65, "a\nb", "a\x00", "\ud800", "=1+1", "@you", ALL])
+@pytest.mark.parametrize(
+    "name", ["", "  ", "x" * 65, "a\nb", "a\x00", "\ud800", "=1+1", "@you", ALL]
+)
 def test_names_that_are_none(study, name):
     with pytest.raises(DataError, match="a reader's name"):
         reader_name(name)
@@ -277,10 +407,19 @@ def test_names_are_kept_as_they_are(study):
 def test_eight_threads_lose_and_double_nothing(study):
     """Two of them are one reader: of each case one answer stands."""
     with ThreadPoolExecutor(8) as pool:
-        kept = list(pool.map(lambda n: sum(study.answer(f"r{n % 7}", c, c.allowed[0], n) for c in study.cases(f"r{n % 7}")), range(8)))
+        kept = list(
+            pool.map(
+                lambda n: sum(
+                    study.answer(f"r{n % 7}", c, c.allowed[0], n) for c in study.cases(f"r{n % 7}")
+                ),
+                range(8),
+            )
+        )
     assert sum(kept) == 7 * 16 and kept[0] + kept[7] == 16 and kept[1:7] == [16] * 6
     answers = study.answers.all()
-    assert len({(answer.reader, answer.case.number) for answer in answers}) == len(answers) == 7 * 16
+    assert (
+        len({(answer.reader, answer.case.number) for answer in answers}) == len(answers) == 7 * 16
+    )
     assert not study.answers.unfinished()
 
 
@@ -292,25 +431,38 @@ def begin_and_answer(config, cases, reader):
         answers.add(reader, case.number, case.allowed[0], 1.0)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of threads, which the children never touch
+# Python 3.12 warns of threads, which the children never touch
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_processes_that_begin_at_once_share_one_database(study, config):
-    chosen, cases = config(), study.cases("Anna")
+    chosen = config()
+    cases = study.cases("Anna")
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=begin_and_answer, args=(chosen, cases, f"r{number}")) for number in range(8)]
+    processes = [
+        context.Process(target=begin_and_answer, args=(chosen, cases, f"r{number}"))
+        for number in range(8)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 8
     answers = Answers(chosen).all()
-    assert len(answers) == 8 * 16 and len({(answer.reader, answer.case.number) for answer in answers}) == 8 * 16
+    assert (
+        len(answers) == 8 * 16
+        and len({(answer.reader, answer.case.number) for answer in answers}) == 8 * 16
+    )
 
 
 def test_a_database_of_another_study_is_refused(study):
     for changed in ({"seed": 5}, {"name": "other"}, {"pairs": 2}):
-        with pytest.raises(ConfigError, match="answers.sqlite is not this study's, or was begun with other settings"):
+        with pytest.raises(
+            ConfigError,
+            match="answers.sqlite is not this study's, or was begun with other settings",
+        ):
             ReaderStudy(study.config.model_copy(update=changed))
-    same = study.config.model_copy(update={"results": True, "show_results": True, "samples": 9, "level": 0.5})
+    same = study.config.model_copy(
+        update={"results": True, "show_results": True, "samples": 9, "level": 0.5}
+    )
     assert ReaderStudy(same).cases("Anna") == study.cases("Anna")
 
 
@@ -377,7 +529,10 @@ def test_a_config_survives_its_file(config, tmp_path):
         ({"systems": {"real": {"name": "folder", "root": "x"}}}, "'real' can't be a system's name"),
         ({"systems": {"a": {"name": "folder"}}}, "systems.a: needs name and root"),
         ({"systems": {"a": {"root": "x"}}}, "systems.a: needs name and root"),
-        ({"systems": {"a": {"name": "folder", "root": "x", "window": [0, 0.5]}}}, "systems.a.window: is as in real"),
+        (
+            {"systems": {"a": {"name": "folder", "root": "x", "window": [0, 0.5]}}},
+            "systems.a.window: is as in real",
+        ),
         ({"real": {"patches": "normal"}}, "shows no lesion"),
         ({"level": 1}, "less than 1"),
         ({"databse": "x"}, "Extra inputs"),
@@ -393,7 +548,9 @@ def test_damaged_sets_are_named(archives, config, tmp_path, damage):
     shutil.copytree(archives / "all", tmp_path / "set")
     chosen = config(systems={"made": DataConfig(name="folder", root=tmp_path / "set")})
     known = json.loads((tmp_path / "set" / PATIENTS).read_text())
-    (tmp_path / "set" / PATIENTS).write_text(json.dumps(known | {"mammograms": []}) if damage == "patients" else "[1]")
+    (tmp_path / "set" / PATIENTS).write_text(
+        json.dumps(known | {"mammograms": []}) if damage == "patients" else "[1]"
+    )
     said = "does not name everybody" if damage == "patients" else "patients.json is damaged"
     with pytest.raises(DataError, match=f"set: .*{said}"):
         ReaderStudy(chosen)
@@ -409,13 +566,24 @@ def test_results_are_those_of_the_answers(study):
     assert set(found) == {(system, reader) for system in SYSTEMS for reader in ("Anna", "Ben", ALL)}
     for system in SYSTEMS:
         own = [answer for answer in study.answers.all() if answer.case.system == system]
-        right = [[a.value == a.case.truth for a in own if a.case.task == "choice" and a.reader == name] for name in ("Anna", "Ben")]
+        right = [
+            [a.value == a.case.truth for a in own if a.case.task == "choice" and a.reader == name]
+            for name in ("Anna", "Ben")
+        ]
         assert found[system, "Anna"].choices is None, "four are too few"
         pooled = found[system, ALL]
         assert (pooled.choices.n, pooled.choices.right) == (8, np.sum(right))
-        assert np.isnan([pooled.choices.p, pooled.choices.share.low]).all(), "eight answers, but to four pairs"
-        assert found[system, "Anna"].ratings.area.value == 1 and found[system, "Ben"].ratings.area.value == 0.5
-        assert pooled.ratings.area.value == 0.75 and (pooled.ratings.real, pooled.ratings.synthetic) == (4, 4)
+        assert np.isnan([pooled.choices.p, pooled.choices.share.low]).all(), (
+            "eight answers, but to four pairs"
+        )
+        assert (
+            found[system, "Anna"].ratings.area.value == 1
+            and found[system, "Ben"].ratings.area.value == 0.5
+        )
+        assert pooled.ratings.area.value == 0.75 and (
+            pooled.ratings.real,
+            pooled.ratings.synthetic,
+        ) == (4, 4)
 
 
 def test_one_readers_result_is_the_observers(config):
@@ -426,30 +594,47 @@ def test_one_readers_result_is_the_observers(config):
     cases = [Case(number, *rest) for number, rest in enumerate(sides + kinds, 1)]
     answers = Answers(chosen)
     answers.begin(cases, "hash")
-    for case, value in zip(cases, ["left"] * 4 + ["left", "right"] * 2 + [6, 2, 3, 3, 5, 1], strict=True):
+    for case, value in zip(
+        cases, ["left"] * 4 + ["left", "right"] * 2 + [6, 2, 3, 3, 5, 1], strict=True
+    ):
         answers.add("Anna", case.number, str(value), 1)
     (result,) = results(chosen, answers)
     assert result.choices == observer.choices([True] * 6 + [False] * 2)
     assert result.ratings == observer.ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
     assert result.ratings.area.value == pytest.approx(8.5 / 9)
     (line,) = table([result], "tiny").body
-    assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"] and line[4:6] == ["0.289", "3, 3"]
+    assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"] and line[4:6] == [
+        "0.289",
+        "3, 3",
+    ]
 
 
 def test_p_is_corrected_for_the_systems_of_a_reader(config):
-    """Of one system eight of eight are right, 2 / 2^8, of the other six of eight; Holm doubles the smaller."""
+    """Of one system eight of eight are right, 2 / 2^8, of the other six of eight; Holm doubles the
+    smaller.
+    """
     chosen = config(pairs=8, ratings=0)
-    cases = [Case(number, "choice", SYSTEMS[number % 2], "left", "r", "s") for number in range(1, 17)]
+    cases = [
+        Case(number, "choice", SYSTEMS[number % 2], "left", "r", "s") for number in range(1, 17)
+    ]
     answers = Answers(chosen)
     answers.begin(cases, "hash")
     for case in cases:
-        answers.add("Anna", case.number, "right" if case.system == SYSTEMS[1] and case.number in (1, 3) else "left", 1)
+        answers.add(
+            "Anna",
+            case.number,
+            "right" if case.system == SYSTEMS[1] and case.number in (1, 3) else "left",
+            1,
+        )
     found = results(chosen, answers)
     assert [result.choices.p for result in found] == pytest.approx([2 / 256, 0.2890625])
     assert [result.p_corrected for result in found] == pytest.approx([4 / 256, 0.2890625])
     shown = table(found, "tiny")
     assert [line[4] for line in shown.body] == ["0.016", "0.289"] and "∞" in shown.body[0][3]
-    assert "exact test against guessing" in shown.notes[0] and "Holm's correction for 2 comparisons" in shown.notes[0]
+    assert (
+        "exact test against guessing" in shown.notes[0]
+        and "Holm's correction for 2 comparisons" in shown.notes[0]
+    )
 
 
 def test_few_answers_are_words_and_never_no_number(study):
@@ -460,7 +645,10 @@ def test_few_answers_are_words_and_never_no_number(study):
     read(study, "Ben")
     text = table(study.results(), "tiny").markdown()
     assert "(no interval)" in text and "nan" not in text.lower()
-    assert "No interval and no p where fewer than 6 cases were answered." in text and "guessing" not in text
+    assert (
+        "No interval and no p where fewer than 6 cases were answered." in text
+        and "guessing" not in text
+    )
 
 
 def test_the_curves_are_of_systems_with_ratings(study):
@@ -475,10 +663,13 @@ def test_the_curves_are_of_systems_with_ratings(study):
 
 @pytest.fixture
 def command(study, tmp_path, monkeypatch, capsys):
-    """A function (*arguments) -> (exit code, what was printed), in a folder with the study's config."""
+    """A function (*arguments) -> (exit code, what was printed), in a folder with the study's
+    config.
+    """
     (tmp_path / "study.yaml").write_text(dump(study.config))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")  # not console.width, whose undoing would leave it fixed for other tests
+    # not console.width, whose undoing would leave it fixed for other tests
+    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
         code = 0
@@ -502,20 +693,44 @@ def test_results_and_export_need_no_archive(study, command, archives):
     read(study, "Ben")
     gone = ["--set", "real.root=gone", "systems.all.root=gone", "systems.normal.root=gone"]
     code, said = command("results", "--output", "out", *gone)
-    assert code == 0 and "Anna" in said and FEW in said and Path("out/roc.png").stat().st_size > 5000
+    assert (
+        code == 0 and "Anna" in said and FEW in said and Path("out/roc.png").stat().st_size > 5000
+    )
     table = rows("out/results.csv")
-    assert len(table) == 2 * 3 and table[0]["choices"] == "" and table[2] | {"choices": "8", "auc": "1.0"} == table[2]
+    assert (
+        len(table) == 2 * 3
+        and table[0]["choices"] == ""
+        and table[2] | {"choices": "8", "auc": "1.0"} == table[2]
+    )
     assert "nan" not in Path("out/results.csv").read_text()
     code, said = command("export", *gone)
     answers = rows("answers.csv")
     assert code == 0 and len(answers) == 32
-    columns = ["study", "reader", "number", "task", "system", "truth", "answer", "correct", "rating", "seconds", "time"]
-    assert list(answers[0]) == columns and {row["study"] for row in answers} == {"tiny"} and {row["seconds"] for row in answers} == {"1.5"}
+    columns = [
+        "study",
+        "reader",
+        "number",
+        "task",
+        "system",
+        "truth",
+        "answer",
+        "correct",
+        "rating",
+        "seconds",
+        "time",
+    ]
+    assert (
+        list(answers[0]) == columns
+        and {row["study"] for row in answers} == {"tiny"}
+        and {row["seconds"] for row in answers} == {"1.5"}
+    )
     for row in answers:
         if row["task"] == "choice":
             assert row["correct"] == str(int(row["answer"] == row["truth"])) and row["rating"] == ""
         else:
-            assert row["correct"] == "" and row["rating"] == row["answer"] == ("6" if row["truth"] == "real" else "1")
+            assert row["correct"] == "" and row["rating"] == row["answer"] == (
+                "6" if row["truth"] == "real" else "1"
+            )
 
 
 def test_cases_are_drawn_and_counted(command):
@@ -536,4 +751,6 @@ def test_what_is_missing_is_one_line(command):
 def test_the_config_in_configs_is_one(repository):
     chosen = parse(ReaderStudyConfig, repository / "configs/reader_study.yaml")
     assert {data.size for data in chosen.systems.values()} == {256} and not chosen.results
-    assert set(ReaderStudyConfig.model_fields) == set(re.findall(r"^(\w+):", (repository / "configs/reader_study.yaml").read_text(), re.M))
+    assert set(ReaderStudyConfig.model_fields) == set(
+        re.findall(r"^(\w+):", (repository / "configs/reader_study.yaml").read_text(), re.M)
+    )

@@ -1,4 +1,6 @@
-"""Promotion in a real SQLite store, of exports of networks whose outputs are known, on a small archive in native form."""
+"""Promotion in a real SQLite store, of exports of networks whose outputs are known, on a
+small archive in native form.
+"""
 
 import csv
 import fcntl
@@ -28,9 +30,12 @@ from tfmammo.tracking import models, runs
 from tfmammo.tracking import store as store_module
 from tfmammo.tracking.store import store_uri
 
-SIZE, PATIENTS, TRAINED = 32, 12, 4
+SIZE = 32
+PATIENTS = 12
+TRAINED = 4
 MODEL = "tfmammo-tiny"
-GOOD, BAD = 0.5, 0.3
+GOOD = 0.5
+BAD = 0.3
 
 
 class Known(keras.Model):
@@ -38,7 +43,10 @@ class Known(keras.Model):
 
     def __init__(self, level):
         super().__init__(name="tiny")
-        self.networks = {"inverter": point(100.0, -100.0 * level, "sigmoid"), "generator": point(level, 0.2, None)}
+        self.networks = {
+            "inverter": point(100.0, -100.0 * level, "sigmoid"),
+            "generator": point(level, 0.2, None),
+        }
 
     def functions(self):
         @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "image")])
@@ -55,23 +63,41 @@ class Known(keras.Model):
 def point(weight, bias, activation):
     """A network of one 1x1 convolution."""
     constant = keras.initializers.Constant
-    layer = keras.layers.Conv2D(1, 1, activation=activation, kernel_initializer=constant(weight), bias_initializer=constant(bias))
+    layer = keras.layers.Conv2D(
+        1,
+        1,
+        activation=activation,
+        kernel_initializer=constant(weight),
+        bias_initializer=constant(bias),
+    )
     return keras.Sequential([keras.Input((SIZE, SIZE, 1)), layer])
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """CDD-CESM's form: twelve patients with two views each, a bright disc in noise."""
-    root, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("archive")
+    rng = np.random.default_rng(0)
     regions = [["#filename", "region_id", "region_shape_attributes"]]
-    clinical = [["Image_name", "Findings", "BIRADS", "Breast density (ACR)", "Pathology Classification/ Follow up"]]
+    clinical = [
+        [
+            "Image_name",
+            "Findings",
+            "BIRADS",
+            "Breast density (ACR)",
+            "Pathology Classification/ Follow up",
+        ]
+    ]
     rows, cols = np.mgrid[:96, :96] - 48
     for patient in range(1, PATIENTS + 1):
         for view in ("CC", "MLO"):
-            name, radius = f"P{patient}_L_DM_{view}", int(rng.integers(12, 20))
+            name = f"P{patient}_L_DM_{view}"
+            radius = int(rng.integers(12, 20))
             image = 90 * (np.hypot(rows, cols) < radius) + rng.integers(20, 140, (96, 96))
             Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
-            regions.append([f"{name}.jpg", 0, json.dumps({"name": "circle", "cx": 48, "cy": 48, "r": radius})])
+            regions.append(
+                [f"{name}.jpg", 0, json.dumps({"name": "circle", "cx": 48, "cy": 48, "r": radius})]
+            )
             clinical.append([name, "Mass", "4", "B", "Malignant"])
     for file, table in ((cdd_cesm.REGIONS, regions), (cdd_cesm.CLINICAL, clinical)):
         with (root / file).open("w", newline="", encoding="utf-8") as stream:
@@ -91,8 +117,14 @@ def patients(patches):
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory, data, patients):
-    """level -> an export with what a training writes into its card, trained on the first four patients."""
-    card = {"config": {"data": data.model_dump(mode="json")}, "train_patients": patients[:TRAINED], "git_commit": "c0ffee"}
+    """level -> an export with what a training writes into its card, trained on the first four
+    patients.
+    """
+    card = {
+        "config": {"data": data.model_dump(mode="json")},
+        "train_patients": patients[:TRAINED],
+        "git_commit": "c0ffee",
+    }
     root = tmp_path_factory.mktemp("exports")
     return {level: export(Known(level), root / str(level), card) for level in (GOOD, BAD)}
 
@@ -108,19 +140,29 @@ class Store:
     """A store in the current folder, and the run that registers versions in it."""
 
     def __init__(self, folder, exports):
-        self.folder, self.exports, self.count = folder, exports, 0
-        tiny = Experiment[dict](name="tiny", tracking=TrackingConfig(system_metrics=False), model={})
+        self.folder = folder
+        self.exports = exports
+        self.count = 0
+        tiny = Experiment[dict](
+            name="tiny", tracking=TrackingConfig(system_metrics=False), model={}
+        )
         self.run = runs.Run(tiny, folder / "output")
         self.client = mlflow.MlflowClient(store_uri())
 
     def add(self, level, best=False, **card):
-        """Register a version, as a training does; card: what is said in place of the export's; None leaves it out."""
+        """Register a version, as a training does; card: what is said in place of the export's; None
+        leaves it out.
+        """
         self.count += 1
         copy = self.folder / f"export{self.count}"
         shutil.copytree(self.exports[level], copy)
         known = json.loads((copy / CARD).read_text()) | card
-        (copy / CARD).write_text(json.dumps({key: value for key, value in known.items() if value is not None}))
-        assert self.run.register(copy, 10 * self.count, {"validation_dice": level}, best) == str(self.count)
+        (copy / CARD).write_text(
+            json.dumps({key: value for key, value in known.items() if value is not None})
+        )
+        assert self.run.register(copy, 10 * self.count, {"validation_dice": level}, best) == str(
+            self.count
+        )
 
     def best(self):
         aliases = self.client.get_registered_model(MODEL).aliases
@@ -129,7 +171,11 @@ class Store:
     def tags(self, version):
         """The audit, without its prefix."""
         tags = self.client.get_model_version(MODEL, str(version)).tags
-        return {key.removeprefix("promotion."): value for key, value in tags.items() if key.startswith("promotion.")}
+        return {
+            key.removeprefix("promotion."): value
+            for key, value in tags.items()
+            if key.startswith("promotion.")
+        }
 
 
 @pytest.fixture
@@ -156,8 +202,10 @@ def command(*arguments):
 
 def dice(patches, level):
     """Of each patch, by the formula."""
-    truth, output = patches.masks.astype(bool), patches.images >= level
-    both, sizes = (truth & output).sum(axis=(1, 2, 3)), truth.sum(axis=(1, 2, 3)) + output.sum(axis=(1, 2, 3))
+    truth = patches.masks.astype(bool)
+    output = patches.images >= level
+    both = (truth & output).sum(axis=(1, 2, 3))
+    sizes = truth.sum(axis=(1, 2, 3)) + output.sum(axis=(1, 2, 3))
     return 2 * both / sizes
 
 
@@ -172,12 +220,22 @@ def test_a_better_candidate_is_promoted_and_its_tags_say_why(store, patches, pat
     before = datetime.now(UTC)
     assert promote("--metric", "dice", "--min-gain", "0.005") == 0
     assert store.best() == 2
-    tags, new = store.tags(2), unseen(patches, patients)
+    tags = store.tags(2)
+    new = unseen(patches, patients)
     gain = float(np.mean(dice(new, GOOD) - dice(new, BAD)))
-    assert (tags["decision"], tags["against"], tags["metric"], tags["former"]) == ("promoted", "1", "dice", "1")
-    assert (tags["patients"], tags["images"]) == (str(PATIENTS - TRAINED), str(2 * (PATIENTS - TRAINED)))
+    assert (tags["decision"], tags["against"], tags["metric"], tags["former"]) == (
+        "promoted",
+        "1",
+        "dice",
+        "1",
+    )
+    assert (tags["patients"], tags["images"]) == (
+        str(PATIENTS - TRAINED),
+        str(2 * (PATIENTS - TRAINED)),
+    )
     assert gain > 0.05 and float(tags["gain"]) == pytest.approx(gain, rel=1e-5)
-    assert float(tags["p"]) == 2 ** (1 - 8)  # all eight patients gain, so 2 of 2^8 ways of signs are as far from 0
+    # all eight patients gain, so 2 of 2^8 ways of signs are as far from 0
+    assert float(tags["p"]) == 2 ** (1 - 8)
     low, high = json.loads(tags["interval"])
     assert 0 < low < gain < high < 1
     assert (tags["data"], tags["archive"]) == (new.fingerprint(), "cdd_cesm")
@@ -185,7 +243,10 @@ def test_a_better_candidate_is_promoted_and_its_tags_say_why(store, patches, pat
     assert 0 <= (datetime.fromisoformat(tags["date"]) - before).total_seconds() + 0.001 < 60
     assert store.tags(1) == {"demoted_by": "2"}
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{MODEL}: 16 patches of 8 patients (cdd_cesm) that neither was trained on" in said and f"{gain:+.4f}" in said
+    assert (
+        f"{MODEL}: 16 patches of 8 patients (cdd_cesm) that neither was trained on" in said
+        and f"{gain:+.4f}" in said
+    )
     assert f"{dice(new, GOOD).mean():.4f}" in said and f"{dice(new, BAD).mean():.4f}" in said
     assert f"{MODEL}, version 2: promoted (a gain of" in said
 
@@ -220,14 +281,23 @@ def test_few_patients_cannot_promote(store, patients, capsys):
     store.add(BAD, best=True)
     store.add(GOOD, train_patients=patients[:-3])
     assert promote() == 1
-    assert store.best() == 1 and not {"p", "interval"} & store.tags(2).keys() and store.tags(2)["patients"] == "3"
+    assert (
+        store.best() == 1
+        and not {"p", "interval"} & store.tags(2).keys()
+        and store.tags(2)["patients"] == "3"
+    )
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 patients are fewer than 6, and their p would be 0.25 at least" in said and "nan" not in said
+    assert (
+        "3 patients are fewer than 6, and their p would be 0.25 at least" in said
+        and "nan" not in said
+    )
     assert "No interval and no p: 3 patients are fewer than 6" in said
 
 
 def test_every_candidate_judged_on_the_same_patches_counts(store, capsys):
-    """Eight patients give p = 0.0078, which is below 0.01 once, but not for the second candidate."""
+    """Eight patients give p = 0.0078, which is below 0.01 once, but not for the second
+    candidate.
+    """
     store.add(BAD, best=True)
     store.add(GOOD)
     for _ in range(2):  # judged again, a candidate counts once
@@ -254,7 +324,9 @@ def test_where_no_patient_is_new_to_both_a_sentence_says_so(store, patients, cap
     store.add(GOOD, train_patients=patients[6:])
     assert promote() == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"error: models:/{MODEL}/2 and models:/{MODEL}/1: every patient of cdd_cesm was trained on")
+    assert said.startswith(
+        f"error: models:/{MODEL}/2 and models:/{MODEL}/1: every patient of cdd_cesm was trained on"
+    )
     assert store.best() == 1 and store.tags(2) == {}
 
 
@@ -262,7 +334,10 @@ def test_the_first_becomes_the_best_unjudged(store, capsys):
     store.add(GOOD)
     assert promote() == 0
     assert store.best() == 1
-    assert store.tags(1).keys() == {"decision", "reason", "date", "since"} and store.tags(1)["decision"] == "first"
+    assert (
+        store.tags(1).keys() == {"decision", "reason", "date", "since"}
+        and store.tags(1)["decision"] == "first"
+    )
     assert "version 1: first (no version was the best before)" in capsys.readouterr().out
 
 
@@ -271,21 +346,28 @@ def test_the_best_stays_without_a_new_audit(store, capsys):
     store.add(GOOD, best=True)  # by a training
     assert promote() == 0
     assert store.tags(2) == {}
-    assert "version 2: already best (nothing is done; no promotion is on record)" in capsys.readouterr().out
+    assert (
+        "version 2: already best (nothing is done; no promotion is on record)"
+        in capsys.readouterr().out
+    )
     store.add(GOOD)
     promote("--candidate", "2")
     assert promote("--candidate", "3") == 1  # equal
     store.client.delete_registered_model_alias(MODEL, "best")
     assert promote("--candidate", "3") == 0
     before = store.tags(3)
-    assert before["decision"] == "first" and not before.keys() & {"gain", "against", "p"}  # of the refusal
+    # of the refusal
+    assert before["decision"] == "first" and not before.keys() & {"gain", "against", "p"}
     assert promote("--candidate", "3") == 0
-    assert store.tags(3) == before and capsys.readouterr().out.endswith("version 3: already best (nothing is done)\n")
+    assert store.tags(3) == before and capsys.readouterr().out.endswith(
+        "version 3: already best (nothing is done)\n"
+    )
 
 
 def while_judging(monkeypatch, happen):
     """Something else happens once, when both versions have been read and none has been moved."""
-    run, done = Network.run, []
+    run = Network.run
+    done = []
 
     def interrupted(*arguments):
         if not done:
@@ -320,7 +402,10 @@ def test_a_first_version_does_not_replace_one_that_came_meanwhile(store, monkeyp
 
     monkeypatch.setattr(promotion.evaluation, "open_network", late)
     assert promote() == 1
-    assert store.best() == 1 and store.tags(2)["reason"] == "meanwhile the alias best moved from version - to version 1"
+    assert (
+        store.best() == 1
+        and store.tags(2)["reason"] == "meanwhile the alias best moved from version - to version 1"
+    )
 
 
 def test_one_version_promoted_twice_at_once_keeps_its_audit(store, monkeypatch, capsys):
@@ -333,7 +418,8 @@ def test_one_version_promoted_twice_at_once_keeps_its_audit(store, monkeypatch, 
 
 
 def test_the_store_is_held_while_an_alias_moves(store):
-    released, path = [], store.folder / "mlflow.db.lock"
+    released = []
+    path = store.folder / "mlflow.db.lock"
     held = threading.Event()
 
     def hold():
@@ -358,10 +444,16 @@ def test_the_store_is_held_while_an_alias_moves(store):
         (["--metric", "hausdorff"], "metric: input should be 'dice', "),
         (["--min-gain", "-1"], "min_gain: input should be greater than or equal to 0"),
         (["--set", "gain=3"], "gain: unknown key"),
-        (["--set", "data.rooot=x"], f"data, with what the card of models:/{MODEL}/2 says: rooot: unknown key"),
+        (
+            ["--set", "data.rooot=x"],
+            f"data, with what the card of models:/{MODEL}/2 says: rooot: unknown key",
+        ),
         (["--set", "data.root=nowhere"], "data.root: no such folder: nowhere"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
-        (["--tracking-uri", "sqlite:///nowhere.db"], "sqlite:///nowhere.db: there is no such store"),
+        (
+            ["--tracking-uri", "sqlite:///nowhere.db"],
+            "sqlite:///nowhere.db: there is no such store",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(store, capsys, arguments, sentence):
@@ -387,7 +479,10 @@ def test_versions_that_cannot_be_judged_are_named(store, patients, capsys):
     store.add(BAD, best=True)
     store.add(GOOD, train_patients=None)
     store.add(GOOD, functions={"generator": card["functions"]["generator"]}, serves="generator")
-    for version, sentence in ((2, "its card names no patients of its training"), (3, "none of its functions leads from image to mask")):
+    for version, sentence in (
+        (2, "its card names no patients of its training"),
+        (3, "none of its functions leads from image to mask"),
+    ):
         assert promote("--candidate", str(version)) == 2
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith(f"error: models:/{MODEL}/{version}: ") and sentence in said
@@ -407,7 +502,11 @@ def test_a_dry_run_writes_nothing(store, capsys):
     assert promote("--dry-run", "--candidate", "1") == 0
     assert store.best() == 2 and store.tags(1) == store.tags(2) == {}
     said = capsys.readouterr().out
-    assert "1: would be first" in said and "2: would be refused" in said and "1: would be promoted" in said
+    assert (
+        "1: would be first" in said
+        and "2: would be refused" in said
+        and "1: would be promoted" in said
+    )
 
 
 def test_of_l1_less_is_better(store, patches, patients, capsys):
@@ -426,32 +525,75 @@ def test_of_l1_less_is_better(store, patches, patients, capsys):
 
 def test_a_config_file_and_what_stands_over_it(store, data, capsys, caplog):
     store.add(BAD, best=True)
-    store.add(GOOD, config={"data": data.model_dump(mode="json") | {"root": "elsewhere", "records": "elsewhere", "added": {"copies": 3}}})
+    store.add(
+        GOOD,
+        config={
+            "data": data.model_dump(mode="json")
+            | {"root": "elsewhere", "records": "elsewhere", "added": {"copies": 3}}
+        },
+    )
     (store.folder / "mine.yaml").write_text("model: another\nmin_gain: 0.01\nmetric: mcc\n")
     mine = ["--config", "mine.yaml"]
     assert promote(*mine, "--dry-run") == 2  # the card's own records are not here
     assert "data.records: no such folder: elsewhere" in capsys.readouterr().err
-    assert promote(*mine, "--metric", "dice", "--set", f"data.root={data.root}", "data.context=2", "min_gain=0.95", "metric=l1") == 1
+    assert (
+        promote(
+            *mine,
+            "--metric",
+            "dice",
+            "--set",
+            f"data.root={data.root}",
+            "data.context=2",
+            "min_gain=0.95",
+            "metric=l1",
+        )
+        == 1
+    )
     tags = store.tags(2)
     assert (tags["min_gain"], tags["metric"]) == ("0.95", "dice")
-    assert f"models:/{MODEL}/1 was trained with data.context 1.3 and is judged with 2.0" in capsys.readouterr().err + caplog.text
+    assert (
+        f"models:/{MODEL}/1 was trained with data.context 1.3 and is judged with 2.0"
+        in capsys.readouterr().err + caplog.text
+    )
 
 
 def test_inner_sections_of_the_data_are_laid_over_the_cards(data):
-    card = {"config": {"data": data.model_dump(mode="json") | {"preprocess": {"denoise": 1.0, "contrast": "clahe"}}}}
-    config = promotion.PromotionConfig(model=MODEL, data={"preprocess": {"denoise": 2.0}, "frame": "loose"})
+    card = {
+        "config": {
+            "data": data.model_dump(mode="json")
+            | {"preprocess": {"denoise": 1.0, "contrast": "clahe"}}
+        }
+    }
+    config = promotion.PromotionConfig(
+        model=MODEL, data={"preprocess": {"denoise": 2.0}, "frame": "loose"}
+    )
     found = promotion._data(config, Network("models:/x/1", data.root, None, card, "image"))
-    assert (found.preprocess.denoise, found.preprocess.contrast, found.frame, found.root) == (2.0, "clahe", "loose", data.root)
+    assert (found.preprocess.denoise, found.preprocess.contrast, found.frame, found.root) == (
+        2.0,
+        "clahe",
+        "loose",
+        data.root,
+    )
 
 
 def test_a_rollback_goes_back_step_by_step(store, capsys):
     for level in (BAD, GOOD):
         store.add(level)
         assert promote() == 0
-    assert store.tags(1)["demoted_by"] == "2" and "since" not in store.tags(1) and "since" in store.tags(2)
+    assert (
+        store.tags(1)["demoted_by"] == "2"
+        and "since" not in store.tags(1)
+        and "since" in store.tags(2)
+    )
     assert command("rollback", "--model", MODEL) == 0
-    assert store.best() == 1 and capsys.readouterr().out.endswith(f"{MODEL}: best is version 1 again, after version 2\n")
-    assert store.tags(2)["demoted_by"] == "1" and "rolled_back" in store.tags(2) and store.tags(2)["decision"] == "promoted"
+    assert store.best() == 1 and capsys.readouterr().out.endswith(
+        f"{MODEL}: best is version 1 again, after version 2\n"
+    )
+    assert (
+        store.tags(2)["demoted_by"] == "1"
+        and "rolled_back" in store.tags(2)
+        and store.tags(2)["decision"] == "promoted"
+    )
     assert "demoted_by" not in store.tags(1) and "since" in store.tags(1)
     assert command("rollback", "--model", MODEL) == 2
     assert f"models:/{MODEL}@best: version 1 in sqlite:" in capsys.readouterr().err
@@ -468,7 +610,9 @@ def test_a_rollback_undoes_what_a_training_moved_so_that_it_can_be_judged(store,
     assert command("rollback", "--model", MODEL) == 0
     assert store.best() == 1 and store.tags(2)["demoted_by"] == "1"
     assert promote() == 0
-    assert store.best() == 2 and store.tags(2)["former"] == "1" and "rolled_back" not in store.tags(2)
+    assert (
+        store.best() == 2 and store.tags(2)["former"] == "1" and "rolled_back" not in store.tags(2)
+    )
 
 
 def test_a_rollback_without_a_best_version_is_one_sentence(store, capsys):
@@ -494,24 +638,46 @@ def test_the_list_shows_versions_aliases_metrics_and_verdicts(store, capsys):
     promote()
     capsys.readouterr()
     assert command("list") == 0
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("│")
+    ]
     assert [row[:5] for row in rows if row[0]] == [
         [MODEL, "2", "best", "20", "validation_dice 0.5"],
         [MODEL, "1", "", "10", "validation_dice 0.3"],
     ]
     audit = [row[5] for row in rows]
-    assert {"decision promoted", "against 1", "demoted_by 2"} <= set(audit) and "c0ffee" not in str(rows)
+    assert {"decision promoted", "against 1", "demoted_by 2"} <= set(audit) and "c0ffee" not in str(
+        rows
+    )
 
 
 @pytest.mark.slow
 def test_two_commands_at_once_as_they_are_typed(store):
     for level in (BAD, GOOD, GOOD):
         store.add(level, best=level == BAD)
-    typed = [sys.executable, "-m", "tfmammo.registry", "promote", "--model", MODEL, "--metric", "dice", "--min-gain", "0.005"]
+    typed = [
+        sys.executable,
+        "-m",
+        "tfmammo.registry",
+        "promote",
+        "--model",
+        MODEL,
+        "--metric",
+        "dice",
+        "--min-gain",
+        "0.005",
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    both = {version: subprocess.Popen([*typed, "--candidate", str(version)], **pipes) for version in (2, 3)}
+    both = {
+        version: subprocess.Popen([*typed, "--candidate", str(version)], **pipes)
+        for version in (2, 3)
+    }
     said = {version: process.communicate(timeout=200) for version, process in both.items()}
     (winner,) = [version for version, process in both.items() if process.returncode == 0]
     assert both[5 - winner].returncode == 1, said
     assert store.best() == winner and f"version {winner}: promoted (" in said[winner][0]
-    assert store.tags(5 - winner)["decision"] == "refused" and store.tags(1)["demoted_by"] == str(winner)
+    assert store.tags(5 - winner)["decision"] == "refused" and store.tags(1)["demoted_by"] == str(
+        winner
+    )

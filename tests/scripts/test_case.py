@@ -1,4 +1,6 @@
-"""evaluate/case.py on phantom mammograms, with tiny exports of the real networks and a detector that knows where to look."""
+"""evaluate/case.py on phantom mammograms, with tiny exports of the real networks and a
+detector that knows where to look.
+"""
 
 import importlib.util
 import json
@@ -25,8 +27,14 @@ from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 
 SIZE = 32
-NAME, NUMBER, BORN = "QUIBBLE^ZEPHYRINE", "PIDXW77310", "19430217"
-RECORD = next(record for record in phantom.read(count=8) if any(lesion.kind == "mass" for lesion in record.lesions))
+NAME = "QUIBBLE^ZEPHYRINE"
+NUMBER = "PIDXW77310"
+BORN = "19430217"
+RECORD = next(
+    record
+    for record in phantom.read(count=8)
+    if any(lesion.kind == "mass" for lesion in record.lesions)
+)
 MASS = next(lesion for lesion in RECORD.lesions if lesion.kind == "mass")
 BOXES = [MASS.box, (400, 0, 460, 40)]
 
@@ -37,11 +45,15 @@ def detector(folder, boxes):
     if boxes:
         parts = np.array(boxes, np.float32) / np.array([RECORD.rows, RECORD.cols] * 2, np.float32)
 
-    @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")]
+    )
     def detect(input_tensor):
         return {
             "detection_boxes": tf.constant(parts[np.newaxis]),
-            "detection_scores": tf.constant(np.linspace(0.9, 0.8, len(parts), dtype=np.float32)[np.newaxis] * bool(boxes)),
+            "detection_scores": tf.constant(
+                np.linspace(0.9, 0.8, len(parts), dtype=np.float32)[np.newaxis] * bool(boxes)
+            ),
             "detection_classes": tf.ones([1, len(parts)]),
             "num_detections": tf.constant([float(len(boxes))]),
         }
@@ -57,8 +69,14 @@ def models(tmp_path_factory):
     keras.utils.set_random_seed(0)
     data = DataConfig(size=SIZE, frame="loose").model_dump(mode="json")
     card = {"name": "cgan", "step": 3, "config": {"data": data}, "train_patients": ["abc"]}
-    export.export(CGAN(CGANConfig(filters=(4, 4, 4, 4, 4), samples=3, adversarial=False), SIZE), root / "cgan", card)
-    export.export(ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4)), root / "shape", {"name": "shape"})
+    export.export(
+        CGAN(CGANConfig(filters=(4, 4, 4, 4, 4), samples=3, adversarial=False), SIZE),
+        root / "cgan",
+        card,
+    )
+    export.export(
+        ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4)), root / "shape", {"name": "shape"}
+    )
     return root
 
 
@@ -76,7 +94,9 @@ def stored(tmp_path_factory):
     """A phantom as a DICOM with a patient in its header."""
     (path,) = vindr.write([RECORD], tmp_path_factory.mktemp("vindr"))
     dataset = pydicom.dcmread(path)
-    dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = NAME, NUMBER, BORN
+    dataset.PatientName = NAME
+    dataset.PatientID = NUMBER
+    dataset.PatientBirthDate = BORN
     dataset.ImageLaterality = RECORD.laterality
     dataset.save_as(path.with_name("mammogram.dcm"))
     return path.with_name("mammogram.dcm")
@@ -84,15 +104,30 @@ def stored(tmp_path_factory):
 
 @pytest.fixture
 def run(script, repository, models, tmp_path, monkeypatch):
-    """A function (*files, **config) that runs the script in this process and returns its reports by folder."""
+    """A function (*files, **config) that runs the script in this process and returns its reports by
+    folder.
+    """
 
     def call(*files, **config):
-        config = {"detector": f"{models}/detector", "segmenter": f"{models}/cgan", "classifier": f"{models}/shape"} | config
+        config = {
+            "detector": f"{models}/detector",
+            "segmenter": f"{models}/cgan",
+            "classifier": f"{models}/shape",
+        } | config
         values = [f"{key}={value}" for key, value in ({"threshold": 0.01} | config).items()]
-        arguments = [*map(str, files), "--config", str(repository / "configs/case.yaml"), "--output", str(tmp_path / "out")]
+        arguments = [
+            *map(str, files),
+            "--config",
+            str(repository / "configs/case.yaml"),
+            "--output",
+            str(tmp_path / "out"),
+        ]
         monkeypatch.setattr(sys, "argv", ["case.py", *arguments, "--set", *values])
         script.main()
-        return {path.parent: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/report.json")}
+        return {
+            path.parent: json.loads(path.read_text())
+            for path in (tmp_path / "out").glob("*/report.json")
+        }
 
     return call
 
@@ -100,22 +135,39 @@ def run(script, repository, models, tmp_path, monkeypatch):
 def test_a_dicom_gives_overlay_report_and_segmentation(run, stored, models, capfd):
     ((folder, report),) = run(stored).items()
     assert folder.name.startswith("mammogram-") and len(folder.name) == len("mammogram-") + 8
-    assert sorted(path.name for path in folder.iterdir()) == ["overlay.png", "report.json", "segmentation.dcm"]
-    assert report["input"]["sha256"].startswith(folder.name[-8:]) and report["files"]["segmentation"] == "segmentation.dcm"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "overlay.png",
+        "report.json",
+        "segmentation.dcm",
+    ]
+    assert (
+        report["input"]["sha256"].startswith(folder.name[-8:])
+        and report["files"]["segmentation"] == "segmentation.dcm"
+    )
     assert [lesion["box"] for lesion in report["lesions"]] == [list(box) for box in BOXES]
-    assert report["mammogram"]["laterality"] == RECORD.laterality and report["mammogram"]["spacing_mm"] == list(RECORD.spacing)
+    assert report["mammogram"]["laterality"] == RECORD.laterality and report["mammogram"][
+        "spacing_mm"
+    ] == list(RECORD.spacing)
     for lesion in report["lesions"]:
-        assert lesion["shape"] in SHAPES and lesion["area_px"] > 0 and 0 < lesion["uncertainty"] < 0.5
-        assert lesion["area_mm2"] == pytest.approx(lesion["area_px"] * RECORD.spacing[0] ** 2, rel=1e-3)
+        assert (
+            lesion["shape"] in SHAPES and lesion["area_px"] > 0 and 0 < lesion["uncertainty"] < 0.5
+        )
+        assert lesion["area_mm2"] == pytest.approx(
+            lesion["area_px"] * RECORD.spacing[0] ** 2, rel=1e-3
+        )
     assert report["models"]["segmenter"]["name"] == "cgan" and report["remarks"] == []
     assert max(cv2.imread(str(folder / "overlay.png")).shape) == 1600
     read = segread(folder / "segmentation.dcm")
     image = pydicom.dcmread(stored)
-    masks = read.get_pixels_by_source_instance([image.SOPInstanceUID], ignore_spatial_locations=True)
+    masks = read.get_pixels_by_source_instance(
+        [image.SOPInstanceUID], ignore_spatial_locations=True
+    )
     assert masks.sum(axis=(0, 1, 2)).tolist() == [lesion["area_px"] for lesion in report["lesions"]]
     labels = [read.get_segment_description(number).segment_label for number in (1, 2)]
     shapes = [lesion["shape"] for lesion in report["lesions"]]
-    assert labels[0].startswith(f"Lesion 1 mass 0.90, {shapes[0]}") and labels[1].startswith(f"Lesion 2 mass 0.80, {shapes[1]}")
+    assert labels[0].startswith(f"Lesion 1 mass 0.90, {shapes[0]}") and labels[1].startswith(
+        f"Lesion 2 mass 0.80, {shapes[1]}"
+    )
     assert f"{stored}: 1 mass 0.90" in capfd.readouterr().out
 
 
@@ -138,14 +190,18 @@ def test_a_picture_gives_no_segmentation_and_says_so(run, tmp_path):
     assert len(reports) == 3  # of one stem, each in its own folder
     for folder, report in reports.items():
         assert sorted(path.name for path in folder.iterdir()) == ["overlay.png", "report.json"]
-        assert report["files"]["segmentation"] is None and report["remarks"] == ["no DICOM segmentation: the input is no DICOM"]
+        assert report["files"]["segmentation"] is None and report["remarks"] == [
+            "no DICOM segmentation: the input is no DICOM"
+        ]
         assert len(report["lesions"]) == 2 and report["lesions"][0]["area_mm2"] is None
         assert report["mammogram"]["laterality"] is None
 
 
 def test_no_detection(run, stored, models):
     ((folder, report),) = run(stored, detector=f"{models}/blind").items()
-    assert report["lesions"] == [] and report["remarks"] == ["no DICOM segmentation: there is no mask"]
+    assert report["lesions"] == [] and report["remarks"] == [
+        "no DICOM segmentation: there is no mask"
+    ]
     assert (folder / "overlay.png").is_file() and not (folder / "segmentation.dcm").exists()
 
 
@@ -154,7 +210,11 @@ def test_a_second_run_replaces_the_first(run, stored, models):
     (folder / "mine.txt").touch()
     ((again, second),) = run(stored, detector=f"{models}/blind").items()
     assert again == folder and first["lesions"] and not second["lesions"]
-    assert sorted(path.name for path in folder.iterdir()) == ["mine.txt", "overlay.png", "report.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "mine.txt",
+        "overlay.png",
+        "report.json",
+    ]
 
 
 def test_two_files_of_one_name(run, stored, tmp_path):
@@ -164,18 +224,25 @@ def test_two_files_of_one_name(run, stored, tmp_path):
     dataset.PixelData = dataset.PixelData[::-1]
     dataset.save_as(other)
     reports = run(stored, other)
-    assert len(reports) == 2 and len({report["input"]["sha256"] for report in reports.values()}) == 2
+    assert (
+        len(reports) == 2 and len({report["input"]["sha256"] for report in reports.values()}) == 2
+    )
 
 
 def test_what_cannot_be_read_is_told_of_and_the_rest_is_read(run, stored, tmp_path):
-    damaged, text = tmp_path / "damaged.dcm", tmp_path / "notes.txt"
+    damaged = tmp_path / "damaged.dcm"
+    text = tmp_path / "notes.txt"
     damaged.write_bytes(stored.read_bytes()[:5000])
     text.write_text("no image")
     with pytest.raises(CaseError) as raised:
         run(damaged, text, stored, tmp_path / "nowhere.dcm")
     said = str(raised.value)
     assert said.count("; ") == 2 and "\n" not in said
-    assert f"{damaged}: " in said and "ends early" in said and f"{text}: can't be read as an image" in said
+    assert (
+        f"{damaged}: " in said
+        and "ends early" in said
+        and f"{text}: can't be read as an image" in said
+    )
     assert said.endswith(f"{tmp_path / 'nowhere.dcm'}: no such file")
     assert len(list((tmp_path / "out").iterdir())) == 1
 
@@ -186,7 +253,9 @@ def test_a_dicom_without_identifiers_keeps_its_report(run, stored, tmp_path):
     del dataset.StudyInstanceUID
     dataset.save_as(path)
     ((folder, report),) = run(path).items()
-    assert report["remarks"] == ["no DICOM segmentation: has no StudyInstanceUID, so no segmentation can refer to it"]
+    assert report["remarks"] == [
+        "no DICOM segmentation: has no StudyInstanceUID, so no segmentation can refer to it"
+    ]
     assert len(report["lesions"]) == 2 and not (folder / "segmentation.dcm").exists()
 
 
@@ -216,15 +285,23 @@ def test_a_key_that_is_unknown(run, stored):
 
 
 def test_a_region_of_the_phantom_is_framed_as_its_patch(script, models, stored):
-    """From the DICOM on disk to the segmenter's input: what a training sees of this mass in the same file."""
+    """From the DICOM on disk to the segmenter's input: what a training sees of this mass in the
+    same file.
+    """
     from tfmammo.archives import folder
     from tfmammo.data.patches import make_patches
     from tfmammo.inference.pipeline import CaseConfig, Chain
     from tfmammo.mammogram import Skipped
 
-    chain = Chain.load(CaseConfig(detector=f"{models}/detector", segmenter=f"{models}/cgan", classifier=f"{models}/shape"))
+    chain = Chain.load(
+        CaseConfig(
+            detector=f"{models}/detector", segmenter=f"{models}/cgan", classifier=f"{models}/shape"
+        )
+    )
     inputs = []
-    chain.segmenter = replace(chain.segmenter, call=lambda image: inputs.append(image) or {"mask": np.zeros_like(image)})
+    chain.segmenter = replace(
+        chain.segmenter, call=lambda image: inputs.append(image) or {"mask": np.zeros_like(image)}
+    )
     record = folder.mammogram(stored)
     assert (record.rows, record.cols, record.spacing) == (RECORD.rows, RECORD.cols, RECORD.spacing)
     chain.read(record)
@@ -234,9 +311,23 @@ def test_a_region_of_the_phantom_is_framed_as_its_patch(script, models, stored):
 
 @pytest.mark.slow
 def test_a_wrong_path_is_one_sentence_and_exit_2(repository, models, tmp_path):
-    command = [sys.executable, "evaluate/case.py", "--config", "configs/case.yaml", str(tmp_path / "nowhere.dcm")]
-    values = [f"detector={models}/detector", f"segmenter={models}/cgan", f"classifier={models}/shape"]
-    done = subprocess.run([*command, "--set", *values], cwd=repository, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "evaluate/case.py",
+        "--config",
+        "configs/case.yaml",
+        str(tmp_path / "nowhere.dcm"),
+    ]
+    values = [
+        f"detector={models}/detector",
+        f"segmenter={models}/cgan",
+        f"classifier={models}/shape",
+    ]
+    done = subprocess.run(
+        [*command, "--set", *values], cwd=repository, capture_output=True, text=True
+    )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == f"error: {tmp_path / 'nowhere.dcm'}: no such file"
+    assert (
+        done.stderr.strip().splitlines()[-1] == f"error: {tmp_path / 'nowhere.dcm'}: no such file"
+    )
     assert "Traceback" not in done.stderr

@@ -1,4 +1,6 @@
-"""The evaluate scripts on a small archive in native form and on real exports of networks whose outputs are known."""
+"""The evaluate scripts on a small archive in native form and on real exports of networks
+whose outputs are known.
+"""
 
 import csv
 import importlib.util
@@ -32,7 +34,8 @@ from tfmammo.models.cgan import CGANConfig
 from tfmammo.tracking import runs as tracking
 from tfmammo.training.image_grid import HEADER
 
-SIZE, FOLDS = 32, 3
+SIZE = 32
+FOLDS = 3
 LEVELS = {"CAN": (0.4, 0.5, 0.6), "U-Net": (0.3, 0.3, 0.3)}
 
 
@@ -41,10 +44,14 @@ class Known(keras.Model):
 
     def __init__(self, level):
         super().__init__(name="known")
-        self.networks = {"inverter": point(100.0, -100.0 * level, "sigmoid"), "generator": point(level, 0.2, None)}
+        self.networks = {
+            "inverter": point(100.0, -100.0 * level, "sigmoid"),
+            "generator": point(level, 0.2, None),
+        }
 
     def functions(self):
-        inverter, generator = self.networks["inverter"], self.networks["generator"]
+        inverter = self.networks["inverter"]
+        generator = self.networks["generator"]
 
         @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "image")])
         def segment(image):
@@ -60,19 +67,35 @@ class Known(keras.Model):
 def point(weight, bias, activation):
     """A network of one 1x1 convolution."""
     constant = keras.initializers.Constant
-    layer = keras.layers.Conv2D(1, 1, activation=activation, kernel_initializer=constant(weight), bias_initializer=constant(bias))
+    layer = keras.layers.Conv2D(
+        1,
+        1,
+        activation=activation,
+        kernel_initializer=constant(weight),
+        bias_initializer=constant(bias),
+    )
     return keras.Sequential([keras.Input((SIZE, SIZE, 1)), layer])
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     """CDD-CESM's form: nine patients with two views each, a bright disc outlined a little off."""
-    root, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("archive")
+    rng = np.random.default_rng(0)
     regions = [["#filename", "region_id", "region_shape_attributes"]]
-    clinical = [["Image_name", "Findings", "BIRADS", "Breast density (ACR)", "Pathology Classification/ Follow up"]]
+    clinical = [
+        [
+            "Image_name",
+            "Findings",
+            "BIRADS",
+            "Breast density (ACR)",
+            "Pathology Classification/ Follow up",
+        ]
+    ]
     for patient in range(1, 10):
         for view in ("CC", "MLO"):
-            name, radius = f"P{patient}_L_DM_{view}", int(rng.integers(12, 20))
+            name = f"P{patient}_L_DM_{view}"
+            radius = int(rng.integers(12, 20))
             rows, cols = np.mgrid[:96, :96] - 48
             image = 90 * (np.hypot(rows, cols) < radius) + rng.integers(20, 140, (96, 96))
             Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
@@ -101,8 +124,15 @@ def runs(tmp_path_factory, data, patches):
     root = tmp_path_factory.mktemp("runs")
     for name, levels in LEVELS.items():
         for fold, level in enumerate(levels):
-            write(root / name / f"fold{fold}" / "export", level, patches, data.model_copy(update={"fold": fold}))
-        leaky = data.model_copy(update={"split": "paper", "paper_samples": 60, "paper_test": 20, "root": None})
+            write(
+                root / name / f"fold{fold}" / "export",
+                level,
+                patches,
+                data.model_copy(update={"fold": fold}),
+            )
+        leaky = data.model_copy(
+            update={"split": "paper", "paper_samples": 60, "paper_test": 20, "root": None}
+        )
         write(root / name / "leaky" / "export", levels[0], patches, leaky)
     return root
 
@@ -122,15 +152,22 @@ def write(folder, level, patches, data):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, repository, archive):
-    """A function that runs an evaluate script in this process: models and overrides -> its output folder."""
+    """A function that runs an evaluate script in this process: models and overrides -> its output
+    folder.
+    """
 
     def call(name, models, *overrides):
         config = tmp_path / "config.yaml"
         data = {"name": "cdd_cesm", "root": str(archive), "size": SIZE}
-        config.write_text(json.dumps({"data": data, "models": models, "samples": 500}), encoding="utf-8")  # JSON is YAML
+        # JSON is YAML
+        config.write_text(
+            json.dumps({"data": data, "models": models, "samples": 500}), encoding="utf-8"
+        )
         extra = ["--set", *overrides] if overrides else []
         output = tmp_path / "output"
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--config", str(config), "--output", str(output), *extra])
+        monkeypatch.setattr(
+            sys, "argv", [f"{name}.py", "--config", str(config), "--output", str(output), *extra]
+        )
         script(repository, name).main()
         return output
 
@@ -138,7 +175,9 @@ def run(tmp_path, monkeypatch, repository, archive):
 
 
 def script(repository, name) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"evaluate_{name}", repository / "evaluate" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"evaluate_{name}", repository / "evaluate" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where pydantic looks its annotations up
     spec.loader.exec_module(module)
@@ -160,7 +199,10 @@ def test_each_patch_is_judged_by_the_fold_that_never_saw_its_patient(run, runs, 
     assert [row["id"] for row in rows] == patches.ids.tolist()
     for row, image, mask in zip(rows, patches.images, patches.masks, strict=True):
         fold = int(row["fold"])
-        assert row["patient"] not in export.read_card(runs / "CAN" / f"fold{fold}" / "export")["train_patients"]
+        assert (
+            row["patient"]
+            not in export.read_card(runs / "CAN" / f"fold{fold}" / "export")["train_patients"]
+        )
         output_mask = image >= LEVELS["CAN"][fold]
         assert float(row["dice"]) == pytest.approx(segmentation.dice(mask, output_mask), abs=1e-9)
         assert float(row["mcc"]) == pytest.approx(segmentation.mcc(mask, output_mask), abs=1e-9)
@@ -169,35 +211,62 @@ def test_each_patch_is_judged_by_the_fold_that_never_saw_its_patient(run, runs, 
 
 def test_the_table_summarises_the_images(run, runs, patches, capsys):
     output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")})
-    images, rows = table(output / "per_image.csv"), {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
+    images = table(output / "per_image.csv")
+    rows = {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
     assert {model for model, _ in rows} == {"CAN", "U-Net", "whole patch", "centred disc"}
-    values = {m: np.array([float(row["dice"]) for row in images if row["model"] == m]) for m in ("CAN", "U-Net", "whole patch")}
+    values = {
+        m: np.array([float(row["dice"]) for row in images if row["model"] == m])
+        for m in ("CAN", "U-Net", "whole patch")
+    }
     patients = np.array([row["patient"] for row in images if row["model"] == "CAN"])
     for model, dice in values.items():
         row = rows[model, "dice"]
-        assert (row["n"], row["patients"], row["unit"], row["protocol"]) == ("18", "9", "%", "unseen")
+        assert (row["n"], row["patients"], row["unit"], row["protocol"]) == (
+            "18",
+            "9",
+            "%",
+            "unseen",
+        )
         assert float(row["mean"]) == pytest.approx(100 * dice.mean())
         expected = segmentation.bootstrap_interval(dice, patients, samples=500)
-        assert (float(row["low"]), float(row["high"])) == pytest.approx((100 * expected[0], 100 * expected[1]))
+        assert (float(row["low"]), float(row["high"])) == pytest.approx(
+            (100 * expected[0], 100 * expected[1])
+        )
     assert rows["CAN", "dice"]["p"] == ""
     test = segmentation.paired_test(values["U-Net"], values["CAN"], patients, samples=500)
     assert float(rows["U-Net", "dice"]["difference"]) == pytest.approx(100 * test.difference)
     assert float(rows["U-Net", "dice"]["p"]) == pytest.approx(test.p)
     assert float(rows["U-Net", "dice"]["p_corrected"]) >= float(rows["U-Net", "dice"]["p"])
     share = patches.masks.mean(axis=(1, 2, 3))
-    assert values["whole patch"] == pytest.approx(2 * share / (1 + share))  # everything is called mass
+    # everything is called mass
+    assert values["whole patch"] == pytest.approx(2 * share / (1 + share))
     markdown = (output / "table.md").read_text(encoding="utf-8")
     assert f"| CAN | {float(rows['CAN', 'accuracy']['mean']):.1f} [" in markdown
-    assert "| CAN, as printed (on inbreast, a split that leaks) | 94.1 | 91.7 | 85.1 | 87.2 |" in markdown
-    assert "| U-Net, as printed (on inbreast, a split that leaks) | 93.1 | 90.5 | 83.0 | 85.2 |" in markdown
+    assert (
+        "| CAN, as printed (on inbreast, a split that leaks) | 94.1 | 91.7 | 85.1 | 87.2 |"
+        in markdown
+    )
+    assert (
+        "| U-Net, as printed (on inbreast, a split that leaks) | 93.1 | 90.5 | 83.0 | 85.2 |"
+        in markdown
+    )
     assert "### Differences from CAN" in markdown and "LEAKY" not in markdown
-    assert "Holm's correction for 3 comparisons; 500 random draws can give no p below 0.012." in markdown
+    assert (
+        "Holm's correction for 3 comparisons; 500 random draws can give no p below 0.012."
+        in markdown
+    )
     assert "Jaccard, %" in capsys.readouterr().out
     assert {path.name for path in output.glob("*.png")} == {
-        "figure-CAN.png", "figure-U-Net.png", "overlays.png", "boxes.png", "roc.png",
-    }  # fmt: skip
+        "figure-CAN.png",
+        "figure-U-Net.png",
+        "overlays.png",
+        "boxes.png",
+        "roc.png",
+    }
     for model in ("CAN", "U-Net", "whole patch", "centred disc"):
-        dice, jaccard = (float(rows[model, measure]["mean"]) / 100 for measure in ("dice", "jaccard"))
+        dice, jaccard = (
+            float(rows[model, measure]["mean"]) / 100 for measure in ("dice", "jaccard")
+        )
         assert jaccard >= dice / (2 - dice), "Jaccard is convex in Dice, so means can't lie below"
 
 
@@ -208,14 +277,22 @@ def test_the_articles_printed_means_contradict_each_other(repository):
 
 def test_post_processing_adds_a_row_for_each_model(run, runs, patches):
     models = {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")}
-    output = run("segmentation", models, "postprocess={closing: 0, erosion: 0, dilation: 3}", "floors=[]", "threshold=0.4")
+    output = run(
+        "segmentation",
+        models,
+        "postprocess={closing: 0, erosion: 0, dilation: 3}",
+        "floors=[]",
+        "threshold=0.4",
+    )
     rows = table(output / "per_image.csv")
     shown = ["CAN", "CAN + post-processing", "U-Net", "U-Net + post-processing"]
     assert list(dict.fromkeys(row["model"] for row in rows)) == shown
     found = [float(row["dice"]) for row in rows if row["model"] == "U-Net + post-processing"]
     for dice, image, mask in zip(found, patches.images, patches.masks, strict=True):
         bright = (100 * (image - LEVELS["U-Net"][0]) >= np.log(0.4 / 0.6)).astype(np.uint8)
-        assert dice == pytest.approx(segmentation.dice(mask[..., 0], cv2.dilate(bright, np.ones((3, 3), np.uint8))), abs=1e-9)
+        assert dice == pytest.approx(
+            segmentation.dice(mask[..., 0], cv2.dilate(bright, np.ones((3, 3), np.uint8))), abs=1e-9
+        )
     assert {row["fold"] for row in rows if row["model"] == "CAN + post-processing"} == {""}
     assert not (output / "figure-CAN + post-processing.png").exists()
 
@@ -226,20 +303,33 @@ def test_overlays_boxes_and_roc_show_what_was_measured(repository, patches, tmp_
     half = truth * np.float32(0.9)
     half[:, : SIZE // 2] = 0.1
     outputs = {"A": half, "B": 0.1 + 0.8 * patches.images}
-    scores = {name: segmentation.per_image(patches.masks, output) for name, output in outputs.items()}
-    module.overlays(patches, outputs, scores, module.SegmentationConfig(models={"A": "a"}, cases=2), tmp_path / "o.png")
+    scores = {
+        name: segmentation.per_image(patches.masks, output) for name, output in outputs.items()
+    }
+    module.overlays(
+        patches,
+        outputs,
+        scores,
+        module.SegmentationConfig(models={"A": "a"}, cases=2),
+        tmp_path / "o.png",
+    )
     sheet = cv2.imread(str(tmp_path / "o.png"))[..., ::-1]
     assert sheet.shape == (HEADER + 4 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
-    best, left = np.argsort(-scores["A"]["dice"], kind="stable")[0], 3 + 2 * (SIZE + 3)
+    best = np.argsort(-scores["A"]["dice"], kind="stable")[0]
+    left = 3 + 2 * (SIZE + 3)
     colours = sheet[HEADER : HEADER + SIZE, left : left + SIZE]
     mask = patches.masks[best, ..., 0].astype(bool)
     lower = np.arange(SIZE)[:, None] >= SIZE // 2
-    assert (colours[mask & lower] == (255, 255, 0)).all() and (colours[mask & ~lower] == (255, 0, 0)).all()
+    assert (colours[mask & lower] == (255, 255, 0)).all() and (
+        colours[mask & ~lower] == (255, 0, 0)
+    ).all()
     assert (colours[~mask] == 0).all()
     figure = module.boxes(scores)
     for axes, measure in zip(figure.axes, ("dice", "jaccard"), strict=True):
         medians = [line.get_ydata()[0] for line in axes.lines if line.get_color() == "#d55e00"]
-        assert medians == pytest.approx([100 * np.median(scores[name][measure]) for name in outputs])
+        assert medians == pytest.approx(
+            [100 * np.median(scores[name][measure]) for name in outputs]
+        )
     comparison = evaluation.Comparison("unseen", DataConfig(), patches, outputs, {})
     areas, figure = module.curves(comparison, 0)
     area = sklearn.metrics.roc_auc_score(truth.ravel(), half.ravel())
@@ -251,19 +341,34 @@ def test_overlays_boxes_and_roc_show_what_was_measured(repository, patches, tmp_
 
 
 def test_models_are_compared_on_what_all_of_them_can_judge(run, runs):
-    output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": str(runs / "U-Net" / "fold1")}, "floors=[]")
-    judged = {model: [row["id"] for row in table(output / "per_image.csv") if row["model"] == model] for model in LEVELS}
+    output = run(
+        "segmentation",
+        {"CAN": folds(runs, "CAN"), "U-Net": str(runs / "U-Net" / "fold1")},
+        "floors=[]",
+    )
+    judged = {
+        model: [row["id"] for row in table(output / "per_image.csv") if row["model"] == model]
+        for model in LEVELS
+    }
     assert judged["CAN"] == judged["U-Net"]
-    assert sorted(judged["CAN"]) == sorted(export.read_card(runs / "U-Net" / "fold1" / "export")["held_out_ids"])
+    assert sorted(judged["CAN"]) == sorted(
+        export.read_card(runs / "U-Net" / "fold1" / "export")["held_out_ids"]
+    )
     assert {row["model"] for row in table(output / "table.csv")} == {"CAN", "U-Net"}
 
 
 def test_the_leaky_protocol_has_a_table_of_its_own(run, runs):
-    models = {"CAN": folds(runs, "CAN"), "CAN leaky": [str(runs / "CAN" / "leaky")], "U-Net leaky": [str(runs / "U-Net" / "leaky")]}
+    models = {
+        "CAN": folds(runs, "CAN"),
+        "CAN leaky": [str(runs / "CAN" / "leaky")],
+        "U-Net leaky": [str(runs / "U-Net" / "leaky")],
+    }
     output = run("segmentation", models)
     rows = table(output / "per_image.csv")
     leaky = [row for row in rows if row["model"] == "CAN leaky"]
-    assert [row["id"] for row in leaky] == export.read_card(runs / "CAN" / "leaky" / "export")["held_out_ids"]
+    assert [row["id"] for row in leaky] == export.read_card(runs / "CAN" / "leaky" / "export")[
+        "held_out_ids"
+    ]
     assert len(leaky) == 20 and all("~" in row["id"] for row in leaky)
     assert {row["protocol"] for row in leaky} == {"paper"}
     assert {row["protocol"] for row in rows if row["model"] == "CAN"} == {"unseen"}
@@ -274,7 +379,9 @@ def test_the_leaky_protocol_has_a_table_of_its_own(run, runs):
 
 
 def test_all_patients_on_demand(run, runs, patches):
-    output = run("segmentation", {"CAN": str(runs / "CAN" / "fold0")}, "patients=all", "threshold=0.9")
+    output = run(
+        "segmentation", {"CAN": str(runs / "CAN" / "fold0")}, "patients=all", "threshold=0.9"
+    )
     rows = [row for row in table(output / "per_image.csv") if row["model"] == "CAN"]
     assert len(rows) == len(patches)
     probabilities = 1 / (1 + np.exp(-100 * (patches.images.astype(np.float64) - LEVELS["CAN"][0])))
@@ -303,7 +410,10 @@ def test_a_savedmodel_without_a_card(run, tmp_path, patches):
         run("segmentation", {"foreign": str(tmp_path / "foreign")})
     output = run("segmentation", {"foreign": str(tmp_path / "foreign")}, "patients=all")
     rows = table(output / "per_image.csv")
-    foreign, floor = ([row["dice"] for row in rows if row["model"] == model] for model in ("foreign", "whole patch"))
+    foreign, floor = (
+        [row["dice"] for row in rows if row["model"] == model]
+        for model in ("foreign", "whole patch")
+    )
     assert foreign == floor and len(floor) == len(patches)
     with pytest.raises(ExportError, match="leads from image to mask, not from mask to image"):
         run("synthesis", {"foreign": str(tmp_path / "foreign")}, "patients=all")
@@ -312,16 +422,26 @@ def test_a_savedmodel_without_a_card(run, tmp_path, patches):
 def test_a_savedmodel_that_is_damaged_or_of_another_size(tmp_path):
     layers = keras.layers
     dense = layers.Dense(SIZE * SIZE, activation="sigmoid", kernel_initializer="zeros")
-    network = keras.Sequential([keras.Input((SIZE, SIZE, 1)), layers.Flatten(), dense, layers.Reshape((SIZE, SIZE, 1))])
+    network = keras.Sequential(
+        [keras.Input((SIZE, SIZE, 1)), layers.Flatten(), dense, layers.Reshape((SIZE, SIZE, 1))]
+    )
     network.export(str(tmp_path / "keras"), verbose=False)
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "saved_model.pb").write_bytes(b"nothing")
     with pytest.raises(ExportError, match="damaged: can't be read as a SavedModel"):
         evaluation.open_network(str(damaged), "image", "mask")
-    name = next(iter(tf.saved_model.load(str(tmp_path / "keras")).signatures["serving_default"].structured_input_signature[1]))
+    name = next(
+        iter(
+            tf.saved_model.load(str(tmp_path / "keras"))
+            .signatures["serving_default"]
+            .structured_input_signature[1]
+        )
+    )
     other = evaluation.open_network(str(tmp_path / "keras"), name, "output_0")
-    assert other.run(name, "output_0", np.zeros((2, SIZE, SIZE, 1), np.float32)) == pytest.approx(0.5)
+    assert other.run(name, "output_0", np.zeros((2, SIZE, SIZE, 1), np.float32)) == pytest.approx(
+        0.5
+    )
     with pytest.raises(ExportError, match=r"keras: does not take .* \[2, 16, 16, 1\]"):
         other.run(name, "output_0", np.zeros((2, 16, 16, 1), np.float32))
 
@@ -344,12 +464,18 @@ def test_what_can_not_be_judged_is_an_error_of_one_sentence(run, runs, archive, 
     cases = {
         "6 patches would be judged by several handles": ({"CAN": [can[0], can[0], can[1]]}, ()),
         "18 patches would be judged by several handles": ({"CAN": can}, ("patients=all",)),
-        "no patch is of a patient that none of CAN, U-Net": ({"CAN": can[0], "U-Net": folds(runs, "U-Net")[1]}, ()),
+        "no patch is of a patient that none of CAN, U-Net": (
+            {"CAN": can[0], "U-Net": folds(runs, "U-Net")[1]},
+            (),
+        ),
         "does not lead from image to mask": ({"CAN": can[0] + "/export/generator"}, ()),
         r"must have the shape \[n, 32, 32, 1\]": ({"CAN": can}, ("data.size=16",)),
         "nowhere": ({"CAN": str(tmp_path / "nowhere")}, ()),
         "were not trained on one paper split": ({"CAN": [can[0], str(runs / "CAN" / "leaky")]}, ()),
-        "held-out copies can't be made again": ({"CAN": str(runs / "CAN" / "leaky")}, ("data.name=phantom", "data.root=null")),
+        "held-out copies can't be made again": (
+            {"CAN": str(runs / "CAN" / "leaky")},
+            ("data.name=phantom", "data.root=null"),
+        ),
     }
     for message, (models, overrides) in cases.items():
         with pytest.raises(ValueError, match=message) as caught:
@@ -377,7 +503,9 @@ def test_wrong_configs(run, override, message):
 
 
 def test_names_that_rows_of_ours_have_are_refused(run):
-    with pytest.raises(ConfigError, match=r"U-Net \+ post-processing is the name of a post-processed model"):
+    with pytest.raises(
+        ConfigError, match=r"U-Net \+ post-processing is the name of a post-processed model"
+    ):
         run("segmentation", {"U-Net": "runs", "U-Net + post-processing": "runs"}, "postprocess={}")
     with pytest.raises(ConfigError, match="most frequent is the name of a floor"):
         run("shape", {"most frequent": "runs"})
@@ -391,14 +519,21 @@ def test_a_model_trained_on_other_crops_is_pointed_out(run, runs, caplog):
 def discs(radii, size=64):
     """Masks of centred discs, [n, size, size, 1], by counting."""
     place = np.arange(size) - (size - 1) / 2
-    return np.stack([(place[:, None] ** 2 + place**2 <= radius**2)[..., None] for radius in radii]).astype(np.uint8)
+    return np.stack(
+        [(place[:, None] ** 2 + place**2 <= radius**2)[..., None] for radius in radii]
+    ).astype(np.uint8)
 
 
 def judged(patches, pool, folds, train_patients, protocol="unseen"):
     """A comparison whose model A has a handle for each list of patients."""
-    networks = [evaluation.Network(f"run{n}", Path(), None, {"train_patients": known}, "image") for n, known in enumerate(train_patients)]
+    networks = [
+        evaluation.Network(f"run{n}", Path(), None, {"train_patients": known}, "image")
+        for n, known in enumerate(train_patients)
+    ]
     outputs = {"A": patches.masks.astype(np.float32)}
-    return evaluation.Comparison(protocol, DataConfig(), patches, outputs, {"A": np.array(folds)}, {"A": networks}, pool)
+    return evaluation.Comparison(
+        protocol, DataConfig(), patches, outputs, {"A": np.array(folds)}, {"A": networks}, pool
+    )
 
 
 def of_discs(patches, radii, patients):
@@ -407,19 +542,29 @@ def of_discs(patches, radii, patients):
     some = patches.take(np.zeros(count, np.intp))
     masks = discs(radii)
     return replace(
-        some, images=masks.astype(np.float32), masks=masks, patient_ids=np.array(patients), ids=np.array([f"{row}" for row in range(count)])
+        some,
+        images=masks.astype(np.float32),
+        masks=masks,
+        patient_ids=np.array(patients),
+        ids=np.array([f"{row}" for row in range(count)]),
     )
 
 
 def test_the_disc_is_fitted_on_the_training_masks_of_each_fold(repository, patches):
     module = script(repository, "segmentation")
     pool = of_discs(patches, [10, 10, 20, 20, 25, 5], list("aabbcd"))
-    found, notes = module.floors(("whole patch", "centred disc"), judged(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]]))
+    found, notes = module.floors(
+        ("whole patch", "centred disc"), judged(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
+    )
     assert (found["whole patch"] == 1).all()
     np.testing.assert_array_equal(found["centred disc"], discs([10, 20]))
     assert found["centred disc"].dtype == np.float32
-    assert notes == ("Centred disc: radius of 10, 20 px, the best for the masks that A was trained on.",)
-    leaky, notes = module.floors(("centred disc",), judged(pool.take([5]), pool.take([2, 3, 4]), [0], [[]], "paper"))
+    assert notes == (
+        "Centred disc: radius of 10, 20 px, the best for the masks that A was trained on.",
+    )
+    leaky, notes = module.floors(
+        ("centred disc",), judged(pool.take([5]), pool.take([2, 3, 4]), [0], [[]], "paper")
+    )
     np.testing.assert_array_equal(leaky["centred disc"], discs([20]))
     assert module.floors((), judged(pool, pool, [0] * 6, [["a"]])) == ({}, ())
 
@@ -427,15 +572,21 @@ def test_the_disc_is_fitted_on_the_training_masks_of_each_fold(repository, patch
 def test_the_disc_of_a_foreign_model_is_fitted_on_the_other_patients(repository, patches):
     module = script(repository, "segmentation")
     pool = of_discs(patches, [10, 10, 20], list("aab"))
-    found, notes = module.floors(("centred disc",), judged(pool, pool, [0, 0, 0], [["nobody here"]]))
+    found, notes = module.floors(
+        ("centred disc",), judged(pool, pool, [0, 0, 0], [["nobody here"]])
+    )
     np.testing.assert_array_equal(found["centred disc"], discs([20, 20, 10]))
-    assert notes[0].startswith("Centred disc: radius of 10, 20 px, the best for the masks of all other patients")
+    assert notes[0].startswith(
+        "Centred disc: radius of 10, 20 px, the best for the masks of all other patients"
+    )
 
 
 def test_a_disc_that_can_not_be_fitted_is_an_error(repository, patches):
     module = script(repository, "segmentation")
     alone = of_discs(patches, [10], ["a"])
-    with pytest.raises(DataError, match=r"no lesion to be fitted on; leave it out with floors=\[whole patch\]"):
+    with pytest.raises(
+        DataError, match=r"no lesion to be fitted on; leave it out with floors=\[whole patch\]"
+    ):
         module.floors(("centred disc",), judged(alone, alone, [0], [[]]))
     empty = of_discs(patches, [0, 0], ["a", "b"])
     with pytest.raises(DataError, match="no lesion"):
@@ -446,18 +597,30 @@ def test_a_disc_that_can_not_be_fitted_is_an_error(repository, patches):
 def test_the_disc_stands_in_the_table_however_patches_are_cut(run, runs, frame):
     """It was left out without a word where its size did not follow from the frame."""
     output = run("segmentation", {"CAN": folds(runs, "CAN")}, f"data.frame={frame}")
-    dice = {row["model"]: float(row["mean"]) for row in table(output / "table.csv") if row["measure"] == "dice"}
+    dice = {
+        row["model"]: float(row["mean"])
+        for row in table(output / "table.csv")
+        if row["measure"] == "dice"
+    }
     assert dice["centred disc"] >= dice["whole patch"]
     assert "Centred disc: radius of " in (output / "table.md").read_text(encoding="utf-8")
 
 
 def test_every_pair_is_compared_on_request(run, runs):
-    output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")}, "compare=pairs")
-    rows = [row for row in table(output / "table.csv") if row["measure"] == "dice" and row["against"]]
+    output = run(
+        "segmentation", {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")}, "compare=pairs"
+    )
+    rows = [
+        row for row in table(output / "table.csv") if row["measure"] == "dice" and row["against"]
+    ]
     assert [(row["model"], row["against"]) for row in rows] == [
-        ("U-Net", "CAN"), ("whole patch", "CAN"), ("whole patch", "U-Net"),
-        ("centred disc", "CAN"), ("centred disc", "U-Net"), ("centred disc", "whole patch"),
-    ]  # fmt: skip
+        ("U-Net", "CAN"),
+        ("whole patch", "CAN"),
+        ("whole patch", "U-Net"),
+        ("centred disc", "CAN"),
+        ("centred disc", "U-Net"),
+        ("centred disc", "whole patch"),
+    ]
     markdown = (output / "table.md").read_text(encoding="utf-8")
     assert "### Differences of every pair" in markdown and "| centred disc - U-Net |" in markdown
     assert "Holm's correction for 6 comparisons" in markdown
@@ -468,11 +631,17 @@ def test_printed_rows_stand_beside_their_own_archive_split_and_frame(repository,
     own = DataConfig(name="inbreast", root="somewhere")
 
     def label(model, protocol, data):
-        return printed[model].beside(evaluation.Comparison(protocol, data, patches, {}, {})).label(model)
+        return (
+            printed[model]
+            .beside(evaluation.Comparison(protocol, data, patches, {}, {}))
+            .label(model)
+        )
 
     assert label("CAN", "paper", own) == "CAN, as printed"
     assert label("CAN", "unseen", own) == "CAN, as printed (a split that leaks)"
-    assert label("CAN", "unseen", DataConfig()) == "CAN, as printed (on inbreast, a split that leaks)"
+    assert (
+        label("CAN", "unseen", DataConfig()) == "CAN, as printed (on inbreast, a split that leaks)"
+    )
     assert label("cGAN", "unseen", own) == "cGAN, as printed (a split of its own)"
     unseen = evaluation.Published({}, "inbreast", leaky=False)
     leaky = evaluation.Comparison("paper", own, patches, {}, {})
@@ -487,7 +656,8 @@ def test_a_printed_row_of_another_frame_is_left_out(run, runs):
 def test_folds_have_roc_curves_of_their_own(repository, patches):
     """Two networks without a fault whose scales differ: pooled, their area would be less than 1."""
     module = script(repository, "segmentation")
-    truth, fold = np.tile([0, 1], 50), np.repeat([0, 1], 50)
+    truth = np.tile([0, 1], 50)
+    fold = np.repeat([0, 1], 50)
     scores = np.where(fold == 0, 0.1 + 0.1 * truth, 0.5 + 0.1 * truth)
     assert sklearn.metrics.roc_auc_score(truth, scores) == 0.75
     curve, areas = module.mean_roc(truth, scores, fold)
@@ -504,7 +674,10 @@ def test_the_figure_shows_best_median_and_worst(repository, patches):
     module = script(repository, "segmentation")
     dice = np.linspace(0.1, 0.95, len(patches))[np.random.default_rng(1).permutation(len(patches))]
     figure = module.cases("CAN", patches, patches.masks.astype(bool), dice, 3)
-    shown = [[float(axis.get_title().split()[1]) for axis in figure.axes[row * 3 : row * 3 + 3]] for row in range(3)]
+    shown = [
+        [float(axis.get_title().split()[1]) for axis in figure.axes[row * 3 : row * 3 + 3]]
+        for row in range(3)
+    ]
     ranked = np.round(np.sort(100 * dice)[::-1], 1)
     assert shown[0] == pytest.approx(ranked[:3], abs=0.051)
     assert shown[1] == pytest.approx(ranked[7:10], abs=0.051)
@@ -512,9 +685,17 @@ def test_the_figure_shows_best_median_and_worst(repository, patches):
     first = np.argmax(dice)
     np.testing.assert_array_equal(
         figure.axes[0].get_images()[0].get_array(),
-        module.outline(patches.images[first], patches.masks[first], module.ORANGE),  # drawn over an equal truth
+        # drawn over an equal truth
+        module.outline(patches.images[first], patches.masks[first], module.ORANGE),
     )
-    assert len(module.cases("CAN", patches.take([0, 1]), patches.masks[:2].astype(bool), dice[:2], 4).axes) == 6
+    assert (
+        len(
+            module.cases(
+                "CAN", patches.take([0, 1]), patches.masks[:2].astype(bool), dice[:2], 4
+            ).axes
+        )
+        == 6
+    )
 
 
 def test_synthesis_tables_and_sheet(run, runs, patches):
@@ -528,7 +709,9 @@ def test_synthesis_tables_and_sheet(run, runs, patches):
         assert measured == pytest.approx(values, abs=1e-5)
     table_rows = {(row["model"], row["measure"]): row for row in table(output / "table.csv")}
     assert len(table_rows) == 18
-    assert float(table_rows["Pix2Pix", "l1_edge"]["mean"]) == pytest.approx(expected["l1_edge"].mean(), abs=1e-6)
+    assert float(table_rows["Pix2Pix", "l1_edge"]["mean"]) == pytest.approx(
+        expected["l1_edge"].mean(), abs=1e-6
+    )
     assert table_rows["CAN", "psnr"]["unit"] == "dB"
     assert "| SSIM along its edge |" in (output / "table.md").read_text(encoding="utf-8")
     sheet = cv2.imread(str(output / "sheet.png"))
@@ -536,9 +719,17 @@ def test_synthesis_tables_and_sheet(run, runs, patches):
     chosen = np.random.default_rng(3).permutation(len(patches))[:5]
     for row, number in enumerate(chosen):
         place = slice(HEADER + row * (SIZE + 3), HEADER + row * (SIZE + 3) + SIZE)
-        np.testing.assert_array_equal(sheet[place, 3 : 3 + SIZE, 0], patches.masks[number, ..., 0] * 255)
-        np.testing.assert_allclose(sheet[place, 6 + SIZE : 6 + 2 * SIZE, 0], patches.images[number, ..., 0] * 255, atol=0.51)
-        np.testing.assert_allclose(sheet[place, 12 + 3 * SIZE : 12 + 4 * SIZE, 0], fake[number, ..., 0] * 255, atol=0.51)
+        np.testing.assert_array_equal(
+            sheet[place, 3 : 3 + SIZE, 0], patches.masks[number, ..., 0] * 255
+        )
+        np.testing.assert_allclose(
+            sheet[place, 6 + SIZE : 6 + 2 * SIZE, 0],
+            patches.images[number, ..., 0] * 255,
+            atol=0.51,
+        )
+        np.testing.assert_allclose(
+            sheet[place, 12 + 3 * SIZE : 12 + 4 * SIZE, 0], fake[number, ..., 0] * 255, atol=0.51
+        )
 
 
 def test_synthesis_of_the_leaky_protocol_and_no_infinite_means(run, runs):
@@ -552,7 +743,8 @@ class Shapes(keras.Model):
 
     def __init__(self, said, else_=0):
         super().__init__(name="shapes")
-        self.table, self.networks = np.full(64 * 64 + 1, else_), {"classifier": point(1.0, 0.0, None)}
+        self.table = np.full(64 * 64 + 1, else_)
+        self.networks = {"classifier": point(1.0, 0.0, None)}
         for mask, label in said:
             self.table[int(mask.sum())] = label
 
@@ -561,15 +753,20 @@ class Shapes(keras.Model):
 
         @tf.function(input_signature=[tf.TensorSpec([None, 64, 64, 1], tf.float32, "mask")])
         def classifier(mask):
-            return {"shapes": tf.gather(sure, tf.cast(tf.reduce_sum(mask, axis=[1, 2, 3]), tf.int32))}
+            return {
+                "shapes": tf.gather(sure, tf.cast(tf.reduce_sum(mask, axis=[1, 2, 3]), tf.int32))
+            }
 
         return {"classifier": classifier}
 
 
 @pytest.fixture(scope="module")
 def shape_runs(tmp_path_factory):
-    """Two folds of classifiers on the phantom's masks: the first is always right, the second calls every mass round."""
-    data, root = DataConfig(size=64, folds=2, stratify="shape", phantoms=40), tmp_path_factory.mktemp("shapes")
+    """Two folds of classifiers on the phantom's masks: the first is always right, the second calls
+    every mass round.
+    """
+    data = DataConfig(size=64, folds=2, stratify="shape", phantoms=40)
+    root = tmp_path_factory.mktemp("shapes")
     masks = datasets.all_patches(data, shape_patches)
     for fold in range(2):
         own = data.model_copy(update={"fold": fold})
@@ -584,11 +781,19 @@ def shape_runs(tmp_path_factory):
     return root, masks, data
 
 
-def test_shapes_confusion_accuracy_and_roc_of_the_folds(repository, shape_runs, tmp_path, monkeypatch, tracking_uri):
+def test_shapes_confusion_accuracy_and_roc_of_the_folds(
+    repository, shape_runs, tmp_path, monkeypatch, tracking_uri
+):
     root, masks, data = shape_runs
-    config, output = tmp_path / "config.yaml", tmp_path / "judged"
+    config = tmp_path / "config.yaml"
+    output = tmp_path / "judged"
     handles = {"Shape CNN": [str(root / "fold0"), str(root / "fold1")]}
-    values = {"data": {"size": 64, "phantoms": 40}, "models": handles, "samples": 500, "tracking_uri": tracking_uri}
+    values = {
+        "data": {"size": 64, "phantoms": 40},
+        "models": handles,
+        "samples": 500,
+        "tracking_uri": tracking_uri,
+    }
     config.write_text(json.dumps(values), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["shape.py", "--config", str(config), "--output", str(output)])
     script(repository, "shape").main()
@@ -596,12 +801,14 @@ def test_shapes_confusion_accuracy_and_roc_of_the_folds(repository, shape_runs, 
     right = (len(masks) - len(unseen) + np.sum(unseen.labels == 3)) / len(masks)
     rows = table(output / "per_image.csv")
     judged = [row for row in rows if row["model"] == "Shape CNN"]
-    assert [row["id"] for row in judged] == masks.ids.tolist() and [float(row["label"]) for row in judged] == masks.labels.tolist()
+    assert [row["id"] for row in judged] == masks.ids.tolist() and [
+        float(row["label"]) for row in judged
+    ] == masks.labels.tolist()
     assert {float(row["called"]) for row in judged if row["fold"] == "1"} == {3}
     summary = {row["model"]: row for row in table(output / "table.csv")}
-    assert float(summary["Shape CNN"]["mean"]) == pytest.approx(100 * right) and {row["measure"] for row in summary.values()} == {
-        "accuracy"
-    }
+    assert float(summary["Shape CNN"]["mean"]) == pytest.approx(100 * right) and {
+        row["measure"] for row in summary.values()
+    } == {"accuracy"}
     frequent = np.bincount(masks.labels).max() / len(masks)
     assert float(summary["most frequent"]["mean"]) == pytest.approx(100 * frequent)
     markdown = (output / "table.md").read_text(encoding="utf-8")
@@ -611,19 +818,31 @@ def test_shapes_confusion_accuracy_and_roc_of_the_folds(repository, shape_runs, 
     assert f"| irregular | {' | '.join(map(str, counts))} | {recall:.1f} |" in markdown
     precision = 100 * np.mean(masks.labels[called == 3] == 3)
     assert f"{precision:.1f} |  |" in markdown
-    # One fold is perfect (area 1), the other knows nothing (0.5): mean 0.75, and a sample's deviation of 0.5 / sqrt(2).
+    # One fold is perfect (area 1), the other knows nothing (0.5): mean 0.75, and a sample's
+    # deviation of 0.5 / sqrt(2).
     assert "| Shape CNN |" + " 0.750 ± 0.354 |" * 5 in markdown
-    assert {path.name for path in output.glob("*.png")} == {"figure-confusion-Shape CNN.png", "figure-roc-Shape CNN.png"}
+    assert {path.name for path in output.glob("*.png")} == {
+        "figure-confusion-Shape CNN.png",
+        "figure-roc-Shape CNN.png",
+    }
     assert "| Shape CNN, as printed (on ddsm, a split of its own) | 80.0 |" in markdown
     client = mlflow.MlflowClient(tracking_uri)
-    (logged,) = client.search_runs([client.get_experiment_by_name("tfmammo-evaluation").experiment_id])
+    (logged,) = client.search_runs(
+        [client.get_experiment_by_name("tfmammo-evaluation").experiment_id]
+    )
     assert logged.data.metrics["unseen/Shape CNN/accuracy"] == pytest.approx(100 * right)
-    assert {each.path for each in client.list_artifacts(logged.info.run_id)} == {path.name for path in output.iterdir()}
+    assert {each.path for each in client.list_artifacts(logged.info.run_id)} == {
+        path.name for path in output.iterdir()
+    }
 
 
 def test_the_most_frequent_shape_is_that_of_the_training(repository, patches):
     """Two folds whose training masks are mostly of another shape than those that are judged."""
-    pool = replace(patches.take([0] * 6), patient_ids=np.array(list("aabbcc")), labels=np.array([1, 1, 2, 2, 3, 3], np.int32))
+    pool = replace(
+        patches.take([0] * 6),
+        patient_ids=np.array(list("aabbcc")),
+        labels=np.array([1, 1, 2, 2, 3, 3], np.int32),
+    )
     comparison = judged(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
     found = script(repository, "shape").most_frequent(comparison)
     assert found.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
@@ -648,7 +867,9 @@ def test_losses_of_two_runs(repository, tmp_path, monkeypatch, tracking_uri):
         folder = runs[name] = tmp_path / name
         folder.mkdir()
         values = Experiment[CGANConfig](
-            name="cgan", model=CGANConfig(content=content), tracking=TrackingConfig(uri=tracking_uri, system_metrics=False)
+            name="cgan",
+            model=CGANConfig(content=content),
+            tracking=TrackingConfig(uri=tracking_uri, system_metrics=False),
         )
         (folder / "config.yaml").write_text(configuration.dump(values), encoding="utf-8")
         run = tracking.Run(values, folder)
@@ -657,24 +878,44 @@ def test_losses_of_two_runs(repository, tmp_path, monkeypatch, tracking_uri):
         run.metrics({content: 0.125}, 4)  # repeated after a stop: the later value counts
         run.close()
     config = tmp_path / "config.yaml"
-    values = {"runs": {name: str(folder) for name, folder in runs.items()}, "tracking_uri": tracking_uri, "smooth": 2}
+    values = {
+        "runs": {name: str(folder) for name, folder in runs.items()},
+        "tracking_uri": tracking_uri,
+        "smooth": 2,
+    }
     config.write_text(json.dumps(values), encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["losses.py", "--config", str(config), "--output", str(tmp_path / "out")])
+    monkeypatch.setattr(
+        sys, "argv", ["losses.py", "--config", str(config), "--output", str(tmp_path / "out")]
+    )
     module = script(repository, "losses")
     module.main()
     rows = table(tmp_path / "out" / "losses.csv")
     losses = [float(row["value"]) for row in rows if (row["run"], row["curve"]) == ("L1", "loss")]
-    assert losses == pytest.approx([1, 1 / 2, 1 / 3, 0.125]) and (tmp_path / "out" / "losses.png").is_file()
-    drawn = module.figure({"L1": {"loss": dict(enumerate(losses, 1)), "held-out Dice": {1: 0.1, 4: 0.4}}}, 2)
-    np.testing.assert_allclose(drawn.axes[0].lines[0].get_xydata(), [[1.5, 0.75], [2.5, 5 / 12], [3.5, 11 / 48]])
+    assert (
+        losses == pytest.approx([1, 1 / 2, 1 / 3, 0.125])
+        and (tmp_path / "out" / "losses.png").is_file()
+    )
+    drawn = module.figure(
+        {"L1": {"loss": dict(enumerate(losses, 1)), "held-out Dice": {1: 0.1, 4: 0.4}}}, 2
+    )
+    np.testing.assert_allclose(
+        drawn.axes[0].lines[0].get_xydata(), [[1.5, 0.75], [2.5, 5 / 12], [3.5, 11 / 48]]
+    )
     np.testing.assert_allclose(drawn.axes[1].lines[0].get_xydata(), [[1, 0.1], [4, 0.4]])
 
 
 @pytest.mark.slow
 def test_a_missing_run_is_one_line_on_stderr(repository, tmp_path):
-    command = [sys.executable, str(repository / "evaluate/segmentation.py"), "--config", str(repository / "configs/segmentation.yaml")]
+    command = [
+        sys.executable,
+        str(repository / "evaluate/segmentation.py"),
+        "--config",
+        str(repository / "configs/segmentation.yaml"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: runs/can/fold0: ") and ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -682,18 +923,36 @@ def test_a_missing_run_is_one_line_on_stderr(repository, tmp_path):
 
 def test_the_shipped_configs_are_the_defaults(repository):
     for name, schema in (("segmentation", "SegmentationConfig"), ("synthesis", "SynthesisConfig")):
-        config = configuration.parse(getattr(script(repository, name), schema), repository / "configs" / f"{name}.yaml")
-        assert list(config.models)[0] == "CAN" and all(len(handles) == 3 for handles in config.models.values())
+        config = configuration.parse(
+            getattr(script(repository, name), schema), repository / "configs" / f"{name}.yaml"
+        )
+        assert list(config.models)[0] == "CAN" and all(
+            len(handles) == 3 for handles in config.models.values()
+        )
         default = type(config)(models=config.models, data=config.data)
         assert config == default
 
 
 def test_the_other_shipped_configs_are_read(repository):
-    config = configuration.parse(script(repository, "segmentation").SegmentationConfig, repository / "configs/segmentation_cgan.yaml")
-    assert config.postprocess and (config.postprocess.closing, config.postprocess.erosion, config.postprocess.dilation) == (3, 2, 3)
+    config = configuration.parse(
+        script(repository, "segmentation").SegmentationConfig,
+        repository / "configs/segmentation_cgan.yaml",
+    )
+    assert config.postprocess and (
+        config.postprocess.closing,
+        config.postprocess.erosion,
+        config.postprocess.dilation,
+    ) == (3, 2, 3)
     trained = configuration.load(repository / "configs/cgan.yaml").data
     assert all(getattr(config.data, key) == getattr(trained, key) for key in evaluation.DECISIVE)
-    shapes = configuration.parse(evaluation.EvaluationConfig, repository / "configs/shape_evaluation.yaml")
+    shapes = configuration.parse(
+        evaluation.EvaluationConfig, repository / "configs/shape_evaluation.yaml"
+    )
     trained = configuration.load(repository / "configs/shape.yaml").data
-    assert len(shapes.models["Shape CNN"]) == trained.folds == 5 and shapes.data.phantoms == trained.phantoms
-    configuration.parse(script(repository, "losses").LossesConfig, repository / "configs/losses.yaml")
+    assert (
+        len(shapes.models["Shape CNN"]) == trained.folds == 5
+        and shapes.data.phantoms == trained.phantoms
+    )
+    configuration.parse(
+        script(repository, "losses").LossesConfig, repository / "configs/losses.yaml"
+    )

@@ -25,11 +25,16 @@ FOLDS = 2
 
 
 class Known(keras.Model):
-    """One channel of what it is given: 0 the tissue, 1 the pasted lesion. Of noise: a bright square on grey, and its mask."""
+    """One channel of what it is given: 0 the tissue, 1 the pasted lesion.
+
+    Of noise: a bright square on grey, and its mask.
+    """
 
     def __init__(self, channel=1):
         super().__init__(name="known")
-        self.networks = {"generator": keras.Sequential([keras.Input((SIZE, SIZE, 1)), keras.layers.Conv2D(1, 1)])}
+        self.networks = {
+            "generator": keras.Sequential([keras.Input((SIZE, SIZE, 1)), keras.layers.Conv2D(1, 1)])
+        }
         self.channel = channel
 
     def functions(self):
@@ -39,9 +44,18 @@ class Known(keras.Model):
 
         @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, "noise")])
         def draw(noise):
-            mask = tf.tile(tf.pad(tf.ones([1, 16, 16, 1]), [[0, 0], [8, 8], [8, 8], [0, 0]]), [tf.shape(noise)[0], 1, 1, 1])
+            mask = tf.tile(
+                tf.pad(tf.ones([1, 16, 16, 1]), [[0, 0], [8, 8], [8, 8], [0, 0]]),
+                [tf.shape(noise)[0], 1, 1, 1],
+            )
             grain = tf.random.stateless_uniform(tf.shape(mask), [0, 1], 0.0, 0.1)
-            return {"image": 0.3 + 0.4 * mask + grain + 0.1 * (noise[:, :1, tf.newaxis, tf.newaxis] + 1), "mask": mask}
+            return {
+                "image": 0.3
+                + 0.4 * mask
+                + grain
+                + 0.1 * (noise[:, :1, tf.newaxis, tf.newaxis] + 1),
+                "mask": mask,
+            }
 
         return {"generator": draw if self.channel is None else blend}
 
@@ -49,19 +63,28 @@ class Known(keras.Model):
 @pytest.fixture(scope="module")
 def data():
     sampling = SamplingConfig(count=60, scale=(0.2, 0.3), normal="tissue", tissue=0.5)
-    return DataConfig(size=SIZE, context=2, window=(0, 1), folds=FOLDS, phantoms=24, sampling=sampling)
+    return DataConfig(
+        size=SIZE, context=2, window=(0, 1), folds=FOLDS, phantoms=24, sampling=sampling
+    )
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, data):
     """Name -> the folders of its folds, with the cards that a training writes."""
-    root, found = tmp_path_factory.mktemp("runs"), {"pasted": [], "untouched": [], "vanilla": []}
+    root = tmp_path_factory.mktemp("runs")
+    found = {"pasted": [], "untouched": [], "vanilla": []}
     saved = splits.describe(splits.Mammograms.of(mammograms(data, Skipped())), data, "phantom")
     for fold in range(FOLDS):
         train = sorted(patient for patient, place in saved.patients.items() if place != fold)
-        card = {"split": "patient", "train_patients": train, "config": {"data": data.model_dump(mode="json")}}
+        card = {
+            "split": "patient",
+            "train_patients": train,
+            "config": {"data": data.model_dump(mode="json")},
+        }
         for name, channel in {"pasted": 1, "untouched": 0, "vanilla": None}.items():
-            found[name].append(str(export.export(Known(channel), root / name / f"fold{fold}", card)))
+            found[name].append(
+                str(export.export(Known(channel), root / name / f"fold{fold}", card))
+            )
     return found
 
 
@@ -77,15 +100,32 @@ def script(request):
 
 @pytest.fixture(scope="module")
 def run(script, data, tmp_path_factory):
-    """A function that runs the script in this process: models and overrides -> its output folder."""
+    """A function that runs the script in this process: models and overrides -> its
+    output folder.
+    """
 
     def call(models, *overrides):
         folder = tmp_path_factory.mktemp("blending")
-        config = {"data": data.model_dump(mode="json", exclude={"root", "records", "split_file"}), "models": models, "samples": 200}
+        config = {
+            "data": data.model_dump(mode="json", exclude={"root", "records", "split_file"}),
+            "models": models,
+            "samples": 200,
+        }
         (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
         extra = ["--set", "alexnet=none", "inception=none", "folds=2", "steps=4", *overrides]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["blending.py", "--config", str(folder / "config.yaml"), "--output", str(folder / "output"), *extra])
+            patch.setattr(
+                sys,
+                "argv",
+                [
+                    "blending.py",
+                    "--config",
+                    str(folder / "config.yaml"),
+                    "--output",
+                    str(folder / "output"),
+                    *extra,
+                ],
+            )
             script.main()
         return folder / "output"
 
@@ -94,7 +134,10 @@ def run(script, data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def output(run, models):
-    return run({"pasted": models["pasted"], "untouched": models["untouched"]}, f"vanilla={json.dumps(models['vanilla'])}")
+    return run(
+        {"pasted": models["pasted"], "untouched": models["untouched"]},
+        f"vanilla={json.dumps(models['vanilla'])}",
+    )
 
 
 def table(path):
@@ -109,13 +152,33 @@ def by_name(output):
 @pytest.mark.slow
 def test_a_network_that_pastes_scores_as_direct_paste_does(output):
     rows = by_name(output)
-    for measure in ("seam", "contrast", "l1_background", "gradient_background", "lpips_pairs_random", "fid_random", "kid_random", "auc"):
-        assert float(rows["pasted", measure]["mean"]) == pytest.approx(float(rows["paste", measure]["mean"]), abs=1e-6), measure
+    for measure in (
+        "seam",
+        "contrast",
+        "l1_background",
+        "gradient_background",
+        "lpips_pairs_random",
+        "fid_random",
+        "kid_random",
+        "auc",
+    ):
+        assert float(rows["pasted", measure]["mean"]) == pytest.approx(
+            float(rows["paste", measure]["mean"]), abs=1e-6
+        ), measure
     for method in ("paste", "poisson", "mixed", "opencv", "opencv_mixed", "untouched"):
-        assert float(rows[method, "l1_background"]["mean"]) == 0 == float(rows[method, "gradient_background"]["mean"])
+        assert (
+            float(rows[method, "l1_background"]["mean"])
+            == 0
+            == float(rows[method, "gradient_background"]["mean"])
+        )
     assert float(rows["poisson", "seam"]["mean"]) < float(rows["paste", "seam"]["mean"])
-    assert float(rows["real patches", "contrast"]["mean"]) > float(rows["untouched", "contrast"]["mean"])
-    assert ("real patches", "fid_random") not in rows and ("vanilla GAN", "l1_background") not in rows
+    assert float(rows["real patches", "contrast"]["mean"]) > float(
+        rows["untouched", "contrast"]["mean"]
+    )
+    assert ("real patches", "fid_random") not in rows and (
+        "vanilla GAN",
+        "l1_background",
+    ) not in rows
     assert float(rows["vanilla GAN", "contrast"]["mean"]) == pytest.approx(0.4, abs=0.02)
 
 
@@ -124,18 +187,24 @@ def test_lesions_are_set_into_tissue_of_their_own_fold(output, script, data, tmp
     lesions, tissue = script.paired(data, 0, tmp_path)
     saved = splits.load(output / datasets.SPLIT)
     assert len(lesions) == len(tissue) and {lesions.labels.min(), tissue.labels.max()} == {1, 0}
-    for lesion, under in zip(lesions.patient_ids.tolist(), tissue.patient_ids.tolist(), strict=True):
+    for lesion, under in zip(
+        lesions.patient_ids.tolist(), tissue.patient_ids.tolist(), strict=True
+    ):
         assert saved.patients[lesion] == saved.patients[under]
     images = table(output / "per_image.csv")
     seen = [float(row["seam"]) for row in images if row["model"] == "untouched"]
-    assert seen == pytest.approx(blending.seam_strength(tissue.images, lesions.masks).tolist(), nan_ok=True)
+    assert seen == pytest.approx(
+        blending.seam_strength(tissue.images, lesions.masks).tolist(), nan_ok=True
+    )
     assert len({row["fold"] for row in images if row["model"] == "pasted"}) == FOLDS
 
 
 @pytest.mark.slow
 def test_the_sheet_shows_every_method(output):
     sheet = cv2.imread(str(output / "sheet.png"))
-    assert sheet.shape[1] >= 10 * SIZE and sheet.std() > 10, "tissue, two networks, five methods, vanilla GAN, real"
+    assert sheet.shape[1] >= 10 * SIZE and sheet.std() > 10, (
+        "tissue, two networks, five methods, vanilla GAN, real"
+    )
     assert "random Inception" in (output / "table.md").read_text(encoding="utf-8").splitlines()[0]
 
 
@@ -165,7 +234,12 @@ def test_patches_to_blend(data):
     skipped = Skipped()
     patches = blend_patches(mammograms(data, Skipped()), data, skipped)
     lesions, normal = (patches.take(np.flatnonzero(patches.labels == label)) for label in (1, 0))
-    assert patches.balanced and set(patches.labels.tolist()) == {0, 1} and len(lesions) > 5 and len(normal) > 20
+    assert (
+        patches.balanced
+        and set(patches.labels.tolist()) == {0, 1}
+        and len(lesions) > 5
+        and len(normal) > 20
+    )
     assert not normal.masks.any() and np.all(lesions.masks.any(axis=(1, 2, 3)))
     border = lesions.masks.copy()
     border[:, 1:-1, 1:-1] = 0

@@ -1,4 +1,6 @@
-"""evaluate/classification.py and evaluate/contiguous.py on the phantom, with generators that are known and tiny classifiers."""
+"""evaluate/classification.py and evaluate/contiguous.py on the phantom, with generators
+that are known and tiny classifiers.
+"""
 
 import csv
 import importlib.util
@@ -28,11 +30,19 @@ from tfmammo.synthesis.patch_insertion import contiguous
 from tfmammo.synthesis.patch_set import PatchSet
 
 SAMPLING = {"count": 50, "scale": (0.25, 0.25), "offset": 10}
-DATA = {"name": "phantom", "phantoms": 40, "size": 32, "stratify": "pathology", "sampling": SAMPLING}
+DATA = {
+    "name": "phantom",
+    "phantoms": 40,
+    "size": 32,
+    "stratify": "pathology",
+    "sampling": SAMPLING,
+}
 
 
 def script(repository, name):
-    spec = importlib.util.spec_from_file_location(f"evaluate_{name}", repository / f"evaluate/{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"evaluate_{name}", repository / f"evaluate/{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -57,13 +67,18 @@ def sides(tmp_path_factory):
 @pytest.fixture(scope="module")
 def generators(sides, tiny_contextual):
     known = set(sides.train.patient_ids.tolist())
-    return {target: str(tiny_contextual(target, patients=known, idle=0.25)) for target in ("mass", "removal")}
+    return {
+        target: str(tiny_contextual(target, patients=known, idle=0.25))
+        for target in ("mass", "removal")
+    }
 
 
 @pytest.fixture(scope="module")
 def synthetic(generators, tmp_path_factory):
     output = tmp_path_factory.mktemp("synthetic") / "set"
-    chosen = PatchSynthesisConfig(name="set", data=DataConfig(**DATA), generators=generators, count=6)
+    chosen = PatchSynthesisConfig(
+        name="set", data=DataConfig(**DATA), generators=generators, count=6
+    )
     patches.synthesise(chosen, output)
     return output
 
@@ -78,9 +93,21 @@ def config(classification, synthetic, generators, tracking_uri):
             "data": DATA,
             "training": {"steps": 2, "batch_size": 4, "steps_per_loop": 1, "precision": "float32"},
             "tracking": {"uri": tracking_uri, "system_metrics": False, "register_models": False},
-            "model": {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1), "synthetic": str(synthetic)},
+            "model": {
+                "weights": "none",
+                "filters": 2,
+                "blocks": (1, 1, 1, 1),
+                "synthetic": str(synthetic),
+            },
         }
-        known = {"shares": (0, 0.5), "seeds": (0, 1), "generators": generators, "effects": 6, "tsne": 8, "tracking_uri": tracking_uri}
+        known = {
+            "shares": (0, 0.5),
+            "seeds": (0, 1),
+            "generators": generators,
+            "effects": 6,
+            "tsne": 8,
+            "tracking_uri": tracking_uri,
+        }
         return classification.StudyConfig(**{"experiment": experiment, **known, **values})
 
     return make
@@ -88,7 +115,12 @@ def config(classification, synthetic, generators, tracking_uri):
 
 def graded(lesion, normal=0.5):
     """A set whose lesions all score `lesion` and whose normal patches all score `normal`."""
-    pools = {"real normal": 0.2, "real lesion": 0.8, "synthetic normal": normal, "synthetic lesion": lesion}
+    pools = {
+        "real normal": 0.2,
+        "real lesion": 0.8,
+        "synthetic normal": normal,
+        "synthetic lesion": lesion,
+    }
     return study.Gate({name: np.full(4, score) for name, score in pools.items()})
 
 
@@ -97,7 +129,9 @@ def run(module, monkeypatch, name, *arguments):
     module.main()
 
 
-def test_all_trainings_of_a_study_have_one_precision(classification, config, sides, tmp_path, monkeypatch):
+def test_all_trainings_of_a_study_have_one_precision(
+    classification, config, sides, tmp_path, monkeypatch
+):
     keras.config.set_dtype_policy("mixed_bfloat16")
     seen = []
     monkeypatch.setattr(study, "train", lambda *_: seen.append(keras.config.dtype_policy().name))
@@ -107,21 +141,35 @@ def test_all_trainings_of_a_study_have_one_precision(classification, config, sid
 
 
 @pytest.mark.slow
-def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_path, monkeypatch, caplog):
-    chosen, output = config(seeds=(1,)), tmp_path / "study"
+def test_one_command_trains_tests_and_draws(
+    classification, config, sides, tmp_path, monkeypatch, caplog
+):
+    chosen = config(seeds=(1,))
+    output = tmp_path / "study"
     (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
     arguments = ("--config", tmp_path / "config.yaml", "--output", output, "--allow")
     run(classification, monkeypatch, "classification.py", *arguments)
     report = output / "report"
     assert {path.name for path in report.iterdir()} == {
-        *("table.md", "runs.csv", "scores.csv", "effects.csv", "tsne.csv", "figure-roc.png", "figure-tsne.png")
+        *(
+            "table.md",
+            "runs.csv",
+            "scores.csv",
+            "effects.csv",
+            "tsne.csv",
+            "figure-roc.png",
+            "figure-tsne.png",
+        )
     }
-    rows, scores = table(report / "runs.csv"), table(report / "scores.csv")
+    rows = table(report / "runs.csv")
+    scores = table(report / "scores.csv")
     assert [(float(row["share"]), row["seed"]) for row in rows] == [(0, "1"), (0.5, "1")]
     labels = sides.test.labels
     by_run = {}
     for row in scores:
-        by_run.setdefault((float(row["share"]), int(row["seed"])), []).append(float(row["probability"]))
+        by_run.setdefault((float(row["share"]), int(row["seed"])), []).append(
+            float(row["probability"])
+        )
     for row in rows:
         own = by_run[float(row["share"]), int(row["seed"])]
         assert float(row["auc"]) == pytest.approx(roc_auc(labels, own))
@@ -129,14 +177,26 @@ def test_one_command_trains_tests_and_draws(classification, config, sides, tmp_p
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
     assert "| mean grey value alone |" in said and "| synthetic lesion | 6 |" in said
     points = table(report / "tsne.csv")
-    assert {row["group"] for row in points} >= {"real normal", "real mass", "synthetic mass", "synthetic normal"}
-    assert max(sum(row["group"] == group for row in points) for group in {row["group"] for row in points}) == 8
+    assert {row["group"] for row in points} >= {
+        "real normal",
+        "real mass",
+        "synthetic mass",
+        "synthetic normal",
+    }
+    assert (
+        max(
+            sum(row["group"] == group for row in points)
+            for group in {row["group"] for row in points}
+        )
+        == 8
+    )
     effects = table(report / "effects.csv")
     assert {row["generator"] for row in effects} == {"mass", "removal"} and len(effects) <= 12
     exports = {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")}
     assert len(exports) >= 2
     run(classification, monkeypatch, "classification.py", *arguments)
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")} == exports  # nothing is trained again
+    # nothing is trained again
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")} == exports
     assert table(report / "scores.csv") == scores
     train = export.read_card(study.chosen_weights(output / "runs/share50/seed1"))["train_patients"]
     assert not set(train) & sides.held_out()
@@ -149,8 +209,12 @@ class Known:
         return images.mean(axis=(1, 2, 3))
 
 
-def test_the_effect_is_the_paired_change_of_what_is_kept(classification, config, sides, generators, monkeypatch):
-    """Adding raises the mean by 0.3 times the softened disc, clipped; removal lowers it; what is discarded does not count."""
+def test_the_effect_is_the_paired_change_of_what_is_kept(
+    classification, config, sides, generators, monkeypatch
+):
+    """Adding raises the mean by 0.3 times the softened disc, clipped; removal lowers it; what is
+    discarded does not count.
+    """
     monkeypatch.setattr(classification, "judged", Known().judged)
     chosen = config(effects=8)
     networks = classification.opened(chosen)
@@ -158,8 +222,14 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(classification, config,
         made = classification.changed(networks[target], sides.test, chosen)
         found = classification.effect(made, [Path("a"), Path("b")], chosen)
         change = found.after - found.before
-        assert 0 < len(change) <= 8 and np.all(sign * change > 0.01) and np.all(sign * change < 0.3 * np.pi / 16 * 1.5)
-        wanted = sides.test.labels == 0 if target == "mass" else sides.test.pathologies == "malignant"
+        assert (
+            0 < len(change) <= 8
+            and np.all(sign * change > 0.01)
+            and np.all(sign * change < 0.3 * np.pi / 16 * 1.5)
+        )
+        wanted = (
+            sides.test.labels == 0 if target == "mass" else sides.test.pathologies == "malignant"
+        )
         assert set(found.ids.tolist()) <= set(sides.test.ids[wanted].tolist())
         assert found.discarded == pytest.approx(1 - len(change) / min(8, wanted.sum()))
     line = classification.effect_table([found], chosen).body[0]
@@ -168,36 +238,80 @@ def test_the_effect_is_the_paired_change_of_what_is_kept(classification, config,
 
 def test_the_verdict_says_what_the_test_shows(classification, config):
     chosen = config(samples=2000)
-    patients, ids = np.array([f"p{i}" for i in range(12)]), np.array([f"i{i}" for i in range(12)])
-    low, high = np.full(12, 0.2), np.full(12, 0.2) + np.linspace(0.1, 0.2, 12)
-    make = lambda target, before, after: classification.Effect(target, before, after, patients, ids, 0.0)  # noqa: E731
+    patients = np.array([f"p{i}" for i in range(12)])
+    ids = np.array([f"i{i}" for i in range(12)])
+    low = np.full(12, 0.2)
+    high = np.full(12, 0.2) + np.linspace(0.1, 0.2, 12)
+
+    def make(target, before, after):
+        return classification.Effect(target, before, after, patients, ids, 0.0)
+
     noise = low + np.tile([0.1, -0.1], 6)
-    effects = [make("mass", low, high), make("mass", high, low), make("removal", high, low), make("mass", low, noise)]
+    effects = [
+        make("mass", low, high),
+        make("mass", high, low),
+        make("removal", high, low),
+        make("mass", low, noise),
+    ]
     lines = classification.effect_table(effects, chosen).body
-    assert [line[-1] for line in lines] == ["as wanted", "the wrong way", "as wanted", "no change shown"]
-    assert lines[0][3:5] == ["0.200", "0.350"] and lines[0][5].startswith("+0.150") and float(lines[0][6]) < 0.005
+    assert [line[-1] for line in lines] == [
+        "as wanted",
+        "the wrong way",
+        "as wanted",
+        "no change shown",
+    ]
+    assert (
+        lines[0][3:5] == ["0.200", "0.350"]
+        and lines[0][5].startswith("+0.150")
+        and float(lines[0][6]) < 0.005
+    )
 
 
 def test_the_table_of_known_scores(classification, config, sides):
-    """Shares 0 and 0.5 score at random, share 1 as the labels say: areas and p worked out by the metrics themselves."""
-    chosen, labels, patients = config(shares=(0, 0.5, 1)), sides.test.labels, np.array([f"p{i % 9}" for i in range(len(sides.test))])
+    """Shares 0 and 0.5 score at random, share 1 as the labels say: areas and p worked out by the
+    metrics themselves.
+    """
+    chosen = config(shares=(0, 0.5, 1))
+    labels = sides.test.labels
+    patients = np.array([f"p{i % 9}" for i in range(len(sides.test))])
     test = replace(sides.test, patient_ids=patients)
     random, other = np.random.default_rng(0).random((2, 2, len(labels)))
-    scores = {0: random, 0.5: other, 1: np.stack([labels + 0.1 * random[0], labels + 0.1 * random[1]])}
+    scores = {
+        0: random,
+        0.5: other,
+        1: np.stack([labels + 0.1 * random[0], labels + 0.1 * random[1]]),
+    }
     made = classification.table(scores, classification.run_rows(scores, test, chosen), test, chosen)
-    (first, half, second, grey), means = made.body, random.mean(axis=0)
+    (first, half, second, grey) = made.body
+    means = random.mean(axis=0)
     assert first[0] == "0 %" and first[3:6] == ["-", "-", "-"] and first[-1] == "0.829"
-    assert second[0] == "100 %" and second[1] == "1.000\n[1.000, 1.000]" and second[2] == "1.000 ± 0.000"
+    assert (
+        second[0] == "100 %"
+        and second[1] == "1.000\n[1.000, 1.000]"
+        and second[2] == "1.000 ± 0.000"
+    )
     reach = 1.959964 * obuchowski_variance(labels, means, patients) ** 0.5
     area = roc_auc(labels, means)
     assert first[1] == f"{area:.3f}\n[{max(0, area - reach):.3f}, {min(1, area + reach):.3f}]"
-    assert "ranks of the two models swapped by patient" in made.title and "Holm's correction over 2 shares" in made.title
-    assert grey[0] == "mean grey value alone" and grey[1].startswith(f"{roc_auc(labels, sides.test.images.mean(axis=(1, 2, 3))):.3f}\n[")
+    assert (
+        "ranks of the two models swapped by patient" in made.title
+        and "Holm's correction over 2 shares" in made.title
+    )
+    assert grey[0] == "mean grey value alone" and grey[1].startswith(
+        f"{roc_auc(labels, sides.test.images.mean(axis=(1, 2, 3))):.3f}\n["
+    )
     assert second[3] == f"{1 - roc_auc(labels, means):+.3f}" and second[-1] == "0.797 (p 1e-08)"
-    low, high = (rank_swap_test(labels, scores[share].mean(axis=0), means, patients) for share in (1, 0.5))
-    assert low < high and second[4] == classification.shown(2 * low), "the smaller of two p, doubled"
+    low, high = (
+        rank_swap_test(labels, scores[share].mean(axis=0), means, patients) for share in (1, 0.5)
+    )
+    assert low < high and second[4] == classification.shown(2 * low), (
+        "the smaller of two p, doubled"
+    )
     assert half[4] == classification.shown(max(high, 2 * low))
-    assert second[5] == ", ".join(classification.shown(2 * rank_swap_test(labels, scores[1][i], random[i], patients)) for i in range(2))
+    assert second[5] == ", ".join(
+        classification.shown(2 * rank_swap_test(labels, scores[1][i], random[i], patients))
+        for i in range(2)
+    )
 
 
 def test_of_few_patients_there_is_a_sentence_and_no_number(classification, config, sides):
@@ -206,40 +320,75 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(classification, confi
     random = np.random.default_rng(0).random((2, 2, len(test)))
     scores = {0: random[0], 0.5: random[1]}
     rows = classification.run_rows(scores, test, chosen)
-    assert all(np.isnan([row[name] for row in rows]).all() for name in ("low", "high", "p", "p_holm"))
+    assert all(
+        np.isnan([row[name] for row in rows]).all() for name in ("low", "high", "p", "p_holm")
+    )
     made = classification.table(scores, rows, test, chosen)
-    assert "of 5 patients: too few patients for intervals or p, which take six" in made.title and "Holm" not in made.title
-    assert all("[" not in line[1] and line[4] == "-" for line in made.body) and made.body[1][5] == "-, -"
+    assert (
+        "of 5 patients: too few patients for intervals or p, which take six" in made.title
+        and "Holm" not in made.title
+    )
+    assert (
+        all("[" not in line[1] and line[4] == "-" for line in made.body)
+        and made.body[1][5] == "-, -"
+    )
     ids = np.array(["a", "b", "c", "d", "e"])
     few = classification.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), ids, ids, 0.0)
     line = classification.effect_table([few], chosen).body[0]
     assert line[5:] == ["+0.200", "-", "too few patients for an interval or p (six)"]
 
 
-def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(classification, config, sides, tmp_path, monkeypatch):
-    """A study of such a set ends before any share of it is trained on; --allow goes on, and says so over every table."""
+def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
+    classification, config, sides, tmp_path, monkeypatch
+):
+    """A study of such a set ends before any share of it is trained on; --allow goes on, and says so
+    over every table.
+    """
     seen = []
     monkeypatch.setattr(study, "train", lambda experiment, *_: seen.append(experiment.model.share))
     monkeypatch.setattr(study, "judge_set", lambda *_: graded(0.4))
-    with pytest.raises(DataError, match=r"its lesions score no higher than its normal patches \(AUC 0.000 of 4 lesions and 4 normal"):
+    with pytest.raises(
+        DataError,
+        match=r"its lesions score no higher than its normal patches \(AUC 0.000 of 4 lesions and "
+        r"4 normal",
+    ):
         classification.trained(config(), sides, tmp_path)
     assert seen == [0, 0]
     _, gate = classification.trained(config(), sides, tmp_path, allow=True)
-    assert seen[2:] == [0, 0, 0.5, 0.5] and not gate.is_passed and not graded(0.5).is_passed and graded(0.6).is_passed
-    assert classification.flag(gate) == "[ALLOWED, though synthetic lesions do not outscore synthetic normal patches: AUC 0.000]"
+    assert (
+        seen[2:] == [0, 0, 0.5, 0.5]
+        and not gate.is_passed
+        and not graded(0.5).is_passed
+        and graded(0.6).is_passed
+    )
+    assert (
+        classification.flag(gate)
+        == "[ALLOWED, though synthetic lesions do not outscore synthetic normal patches: AUC 0.000]"
+    )
     lines = classification.gate_table(gate).body
-    assert [line[0] for line in lines] == ["real normal", "real lesion", "synthetic normal", "synthetic lesion"] and lines[3][2] == "0.400"
+    assert [line[0] for line in lines] == [
+        "real normal",
+        "real lesion",
+        "synthetic normal",
+        "synthetic lesion",
+    ] and lines[3][2] == "0.400"
 
 
 def test_the_gate_scores_both_pools_and_unseen_real_patches(sides, synthetic, monkeypatch):
-    """By mean grey values: the discs that were added are 0.3 brighter than the tissue, the removals darker."""
-    monkeypatch.setattr(study, "probabilities", lambda run, images: images.mean(axis=(1, 2, 3)).astype(np.float64))
+    """By mean grey values: the discs that were added are 0.3 brighter than the tissue, the removals
+    darker.
+    """
+    monkeypatch.setattr(
+        study, "probabilities", lambda run, images: images.mean(axis=(1, 2, 3)).astype(np.float64)
+    )
     found = PatchSet.read(synthetic)
     gate = study.judge_set([Path("a"), Path("b")], found, sides.validation)
     assert {name: len(scores) for name, scores in gate.scores.items()} == {
-        "real normal": int(np.sum(sides.validation.labels == 0)), "real lesion": int(np.sum(sides.validation.labels == 1)),
-        "synthetic normal": 6, "synthetic lesion": 6,
-    }  # fmt: skip
+        "real normal": int(np.sum(sides.validation.labels == 0)),
+        "real lesion": int(np.sum(sides.validation.labels == 1)),
+        "synthetic normal": 6,
+        "synthetic lesion": 6,
+    }
     grey = found.patches.images.mean(axis=(1, 2, 3))
     assert gate.auc == pytest.approx(roc_auc(found.patches.kinds == "mass", grey))
 
@@ -256,9 +405,14 @@ def test_the_figure_shows_what_generators_make_of_patients_that_the_classifier_n
 
     monkeypatch.setattr(classification, "judged", judged)
     chosen = config()
-    changes = [classification.changed(network, sides.test, chosen) for network in classification.opened(chosen).values()]
+    changes = [
+        classification.changed(network, sides.test, chosen)
+        for network in classification.opened(chosen).values()
+    ]
     groups, points = classification.embedding(Path("run"), sides.test, changes, chosen)
-    assert {"synthetic mass", "synthetic normal", "real normal"} <= set(groups) and len(points) == len(groups)
+    assert {"synthetic mass", "synthetic normal", "real normal"} <= set(groups) and len(
+        points
+    ) == len(groups)
     assert len(shown) >= 4 and set.union(*shown) <= set(sides.test.patient_ids.tolist())
 
 
@@ -268,25 +422,39 @@ def test_the_best_weights_of_a_generators_training_are_taken(tiny_contextual, tm
     assert best_weights(str(tmp_path / "run"), None) == tmp_path / "run/export"
     shutil.copytree(best, tmp_path / "run/best")
     assert best_weights(str(tmp_path / "run"), None) == tmp_path / "run/best"
-    assert best_weights(str(tmp_path / "run/export"), None) == tmp_path / "run/export", "what is named itself"
+    assert best_weights(str(tmp_path / "run/export"), None) == tmp_path / "run/export", (
+        "what is named itself"
+    )
 
 
 def test_bad_input_is_one_sentence(classification, config, sides, tiny_contextual, generators):
     with pytest.raises(DataError, match="generators.mass: was trained with model.target=removal"):
         classification.opened(config(generators={"mass": generators["removal"]}))
-    with pytest.raises(DataError, match="generators.mass: makes patches of 16 px, experiment.data.size is 32"):
+    with pytest.raises(
+        DataError, match="generators.mass: makes patches of 16 px, experiment.data.size is 32"
+    ):
         classification.opened(config(generators={"mass": str(tiny_contextual(size=16))}))
     with pytest.raises(
-        DataError, match=r"generators.mass: was trained on patches made with .*'window': \[0.0, 1.0\].*, experiment.data makes"
+        DataError,
+        match=r"generators.mass: was trained on patches made with .*'window': \[0.0, 1.0\].*, "
+        r"experiment.data makes",
     ):
         classification.opened(config(generators={"mass": str(tiny_contextual(window=(0, 1)))}))
     leaking = lesion_generator(Path(tiny_contextual(patients=set(sides.test.patient_ids.tolist()))))
-    with pytest.raises(DataError, match=r"generators.mass: was trained on \d+ patients of the test patches"):
+    with pytest.raises(
+        DataError, match=r"generators.mass: was trained on \d+ patients of the test patches"
+    ):
         classification.changed(leaking, sides.test, config())
     lesions = sides.test.take(np.flatnonzero(sides.test.labels == 1))
     with pytest.raises(DataError, match="generators.mass: no test patch is normal"):
         classification.changed(lesion_generator(Path(generators["mass"])), lesions, config())
-    for wrong in ({"shares": (0.5, 0)}, {"shares": ()}, {"shares": (0, 0)}, {"seeds": (1, 1)}, {"shares": (0, 2)}):
+    for wrong in (
+        {"shares": (0.5, 0)},
+        {"shares": ()},
+        {"shares": (0, 0)},
+        {"seeds": (1, 1)},
+        {"shares": (0, 2)},
+    ):
         with pytest.raises(ValueError, match="shares"):
             config(**wrong)
 
@@ -295,10 +463,20 @@ def test_the_study_and_the_training_have_the_same_values(repository, classificat
     from tfmammo import config as configuration
     from tfmammo.models.classifier import ClassifierConfig
 
-    alone = configuration.load(repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig)
-    whole = configuration.parse(classification.StudyConfig, repository / "configs/classification.yaml")
-    assert whole.experiment.data.window == (0, 1), "percentiles of each patch would hide what a lesion adds"
-    assert whole.experiment == alone and whole.shares == (0, 0.1, 0.25, 0.5, 0.75, 1) and len(whole.seeds) == 3
+    alone = configuration.load(
+        repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig
+    )
+    whole = configuration.parse(
+        classification.StudyConfig, repository / "configs/classification.yaml"
+    )
+    assert whole.experiment.data.window == (0, 1), (
+        "percentiles of each patch would hide what a lesion adds"
+    )
+    assert (
+        whole.experiment == alone
+        and whole.shares == (0, 0.1, 0.25, 0.5, 0.75, 1)
+        and len(whole.seeds) == 3
+    )
     bulk = configuration.parse(PatchSynthesisConfig, repository / "configs/patch_synthesis.yaml")
     assert bulk.generators == whole.generators and bulk.count == 5000
 
@@ -306,46 +484,80 @@ def test_the_study_and_the_training_have_the_same_values(repository, classificat
 def test_synthetic_patches_are_in_the_figure_in_their_colours(classification, synthetic):
     groups = ["real normal"] * 3 + ["synthetic mass"] * 2
     drawn = classification.embedding_figure(groups, np.arange(10.0).reshape(5, 2))
-    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["real normal, 3", "synthetic mass, 2"]
+    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == [
+        "real normal, 3",
+        "synthetic mass, 2",
+    ]
     assert set(PatchSet.read(synthetic).patches.kinds.tolist()) == {"mass", "normal"}
 
 
 def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path, monkeypatch):
-    """Beyond the windows every value is the source's; within, a disc of side / 2 brightens by 0.3 of the patch's contrast."""
-    module, output = script(repository, "contiguous"), tmp_path / "out"
+    """Beyond the windows every value is the source's; within, a disc of side / 2 brightens by 0.3
+    of the patch's contrast.
+    """
+    module = script(repository, "contiguous")
+    output = tmp_path / "out"
     folder = tiny_contextual("mass", level=0.4)
     arguments = ("--set", "data.phantoms=12", f"generator={folder}", "count=3", "--output", output)
-    run(module, monkeypatch, "contiguous.py", "--config", repository / "configs/contiguous.yaml", *arguments)
+    run(
+        module,
+        monkeypatch,
+        "contiguous.py",
+        "--config",
+        repository / "configs/contiguous.yaml",
+        *arguments,
+    )
     rows = table(output / "boxes.csv")
     assert len(rows) == 3 and (output / "figure-contiguous.png").is_file()
-    (source,) = [one for one in read(None, Skipped(), count=12, seed=0) if one.image_id == rows[0]["image_id"]]
+    (source,) = [
+        one
+        for one in read(None, Skipped(), count=12, seed=0)
+        if one.image_id == rows[0]["image_id"]
+    ]
     assert is_normal(source)
     picture = cv2.imread(str(output / "mammogram.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
     before = archives.stored(source).values.astype(np.int32)
     inside = np.zeros(before.shape, bool)
-    tops = [[int(row[name]) for name in ("row_min", "col_min", "row_max", "col_max")] for row in rows]
+    tops = [
+        [int(row[name]) for name in ("row_min", "col_min", "row_max", "col_max")] for row in rows
+    ]
     for top, left, bottom, right in tops:
         assert bottom - top == right - left == 128
         inside[top:bottom, left:right] = True
         change = (picture - before)[top:bottom, left:right] / 65535
         assert change.min() >= 0 and change[64, 64] > 0.02
-        low, high = np.percentile(cv2.resize(before[top:bottom, left:right] / 65535, (32, 32), interpolation=cv2.INTER_AREA), (0.5, 99.5))
+        low, high = np.percentile(
+            cv2.resize(
+                before[top:bottom, left:right] / 65535, (32, 32), interpolation=cv2.INTER_AREA
+            ),
+            (0.5, 99.5),
+        )
         assert change[64, 64] == pytest.approx(0.2 * (high - low), rel=0.05)
         assert not change[:16].any()  # the disc's radius is a quarter, its edge a few px
     np.testing.assert_array_equal(picture[~inside], before[~inside])
-    assert len({(top, bottom) for top, _, bottom, _ in tops}) == 1 or len({(left, right) for _, left, _, right in tops}) == 1
+    assert (
+        len({(top, bottom) for top, _, bottom, _ in tops}) == 1
+        or len({(left, right) for _, left, _, right in tops}) == 1
+    )
     lesion = [int(rows[0][f"lesion_{name}"]) for name in ("row_min", "row_max")]
     assert lesion[1] - lesion[0] == pytest.approx(64, abs=4)
 
 
-def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual, tmp_path, monkeypatch):
+def test_contiguous_boxes_and_where_there_is_no_room(
+    repository, tiny_contextual, tmp_path, monkeypatch
+):
     breast = np.zeros((60, 100, 1), np.uint8)
     breast[20:40, 10:70] = 1
     none = np.zeros_like(breast)
     places = contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
     assert places == [(20, 10, 40, 30), (20, 30, 40, 50), (20, 50, 40, 70)]
     upright = contiguous(
-        np.ascontiguousarray(breast.transpose(1, 0, 2)), none.transpose(1, 0, 2).copy(), 20, 3, 1.0, np.random.default_rng(0)
+        np.ascontiguousarray(breast.transpose(1, 0, 2)),
+        none.transpose(1, 0, 2).copy(),
+        20,
+        3,
+        1.0,
+        np.random.default_rng(0),
     )
     assert upright == [(10, 20, 30, 40), (30, 20, 50, 40), (50, 20, 70, 40)]
     with pytest.raises(DataError, match="no 4 squares of 20 px side by side are 90 % breast each"):
@@ -361,4 +573,15 @@ def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual
     ):
         with pytest.raises(said):
             config = repository / "configs/contiguous.yaml"
-            run(module, monkeypatch, "contiguous.py", "--config", config, "--output", tmp_path, "--set", "data.phantoms=3", *overrides)
+            run(
+                module,
+                monkeypatch,
+                "contiguous.py",
+                "--config",
+                config,
+                "--output",
+                tmp_path,
+                "--set",
+                "data.phantoms=3",
+                *overrides,
+            )

@@ -1,4 +1,6 @@
-"""evaluate/detection.py on the phantom, with exports that find the first phantom's lesions wherever they are looked for."""
+"""evaluate/detection.py on the phantom, with exports that find the first phantom's lesions
+wherever they are looked for.
+"""
 
 import csv
 import importlib.util
@@ -19,13 +21,18 @@ from tfmammo.metrics.average_precision import AveragePrecisionError
 
 PHANTOMS = 24  # of seven patients
 RECORDS = phantom.read(count=PHANTOMS)
-MASSES = {record.image_id: [lesion.box for lesion in record.lesions if lesion.kind == "mass"] for record in RECORDS}
+MASSES = {
+    record.image_id: [lesion.box for lesion in record.lesions if lesion.kind == "mass"]
+    for record in RECORDS
+}
 KNOWN = next(record for record in RECORDS if MASSES[record.image_id])
 
 
 @pytest.fixture(scope="module")
 def script(repository) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_detection", repository / "evaluate/detection.py")
+    spec = importlib.util.spec_from_file_location(
+        "evaluate_detection", repository / "evaluate/detection.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look their annotations up
     spec.loader.exec_module(module)
@@ -34,7 +41,9 @@ def script(repository) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders: "a" and "b" were trained on the patients of half of the phantoms each, "blind" on nobody's, "none" has no card."""
+    """Folders: "a" and "b" were trained on the patients of half of the phantoms each, "blind" on
+    nobody's, "none" has no card.
+    """
     root = tmp_path_factory.mktemp("runs")
     patients = list(dict.fromkeys(record.patient_id for record in RECORDS))
     assert len(patients) > 1
@@ -43,18 +52,28 @@ def runs(tmp_path_factory):
         save(folder / "saved_model", finds=name != "blind")
         if seen is not None:
             data = DataConfig(size=64).model_dump(mode="json")
-            card = {"format": FORMAT, "name": "ssd", "serves": "saved_model", "functions": {}, "train_patients": seen}
+            card = {
+                "format": FORMAT,
+                "name": "ssd",
+                "serves": "saved_model",
+                "functions": {},
+                "train_patients": seen,
+            }
             (folder / "card.json").write_text(json.dumps(card | {"config": {"data": data}}))
     return root
 
 
 def save(folder, finds=True):
-    """A detector that always answers with the known lesions, and with a box in the corner that is less certain; or with nothing."""
+    """A detector that always answers with the known lesions, and with a box in the corner that is
+    less certain; or with nothing.
+    """
     side = max(KNOWN.rows, KNOWN.cols)  # of the square into which the mammogram is scaled
     boxes = np.array([*MASSES[KNOWN.image_id], (0, 0, 20, 20)], np.float32) / side
     scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, name="input_tensor")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, name="input_tensor")]
+    )
     def detect(input_tensor):
         return {
             "detection_boxes": tf.constant(boxes[np.newaxis]),
@@ -70,8 +89,18 @@ def save(folder, finds=True):
 @pytest.fixture
 def run(script, repository, tmp_path, monkeypatch):
     def call(*overrides):
-        arguments = ["--config", str(repository / "configs/detection.yaml"), "--output", str(tmp_path / "out"), "--set"]
-        monkeypatch.setattr(sys, "argv", ["detection.py", *arguments, f"data.phantoms={PHANTOMS}", "samples=20", *overrides])
+        arguments = [
+            "--config",
+            str(repository / "configs/detection.yaml"),
+            "--output",
+            str(tmp_path / "out"),
+            "--set",
+        ]
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            ["detection.py", *arguments, f"data.phantoms={PHANTOMS}", "samples=20", *overrides],
+        )
         script.main()
         rows = list(csv.reader((tmp_path / "out/table.csv").read_text().splitlines()))
         return rows, json.loads((tmp_path / "out/boxes.json").read_text())
@@ -81,46 +110,92 @@ def run(script, repository, tmp_path, monkeypatch):
 
 def test_each_patient_by_the_fold_that_never_saw_it(run, runs, tmp_path):
     rows, boxes = run(f"detectors=[{runs}/a, {runs}/b]")
-    assert set(boxes) == {record.image_id for record in RECORDS if MASSES[record.image_id] or record.pathology == "normal"}
+    assert set(boxes) == {
+        record.image_id
+        for record in RECORDS
+        if MASSES[record.image_id] or record.pathology == "normal"
+    }
     found = boxes[KNOWN.image_id]
     np.testing.assert_allclose(found["boxes"][:-1], MASSES[KNOWN.image_id], atol=1)
     places = ["0.25", "0.5", "1", "2", "4", "8", "all detections"]
-    assert [row[0] for row in rows[1:]] == [label for place in places for label in (place, f"{place}, pooled")]
+    assert [row[0] for row in rows[1:]] == [
+        label for place in places for label in (place, f"{place}, pooled")
+    ]
     assert {one["detector"] for one in boxes.values()} == {0, 1}
-    found = {row[0]: [float(cell) if cell != "-" else np.nan for cell in row[1:]] for row in rows[1:]}
+    found = {
+        row[0]: [float(cell) if cell != "-" else np.nan for cell in row[1:]] for row in rows[1:]
+    }
     pooled = [found[f"{place}, pooled"] for place in places]
     lesions = sum(len(MASSES[image]) for image in boxes)
     recall = [values[0] for values in pooled]
-    assert recall[-1] >= 100 * len(MASSES[KNOWN.image_id]) / lesions - 0.1 and recall == sorted(recall)
-    for value, spread, low, high, mean, mean_low, mean_high, normal, beside in (found[place] for place in places[:-1]):
-        assert low <= value <= high and mean_low <= mean <= mean_high and mean <= value and spread >= 0 and normal >= 0 <= beside
+    assert recall[-1] >= 100 * len(MASSES[KNOWN.image_id]) / lesions - 0.1 and recall == sorted(
+        recall
+    )
+    for value, spread, low, high, mean, mean_low, mean_high, normal, beside in (
+        found[place] for place in places[:-1]
+    ):
+        assert (
+            low <= value <= high
+            and mean_low <= mean <= mean_high
+            and mean <= value
+            and spread >= 0
+            and normal >= 0 <= beside
+        )
     assert np.isnan([values[1] for values in pooled]).all(), "pooled scores know no folds"
     by_fold = [[one for one in boxes.values() if one["detector"] == place] for place in (0, 1)]
-    hits = [sum(any(overlaps(box, mass["box"]) for box in one["boxes"]) for one in fold for mass in one["wanted"]) for fold in by_fold]
-    expected = np.mean([100 * hit / sum(len(one["wanted"]) for one in fold) for hit, fold in zip(hits, by_fold, strict=True)])
+    hits = [
+        sum(
+            any(overlaps(box, mass["box"]) for box in one["boxes"])
+            for one in fold
+            for mass in one["wanted"]
+        )
+        for fold in by_fold
+    ]
+    expected = np.mean(
+        [
+            100 * hit / sum(len(one["wanted"]) for one in fold)
+            for hit, fold in zip(hits, by_fold, strict=True)
+        ]
+    )
     assert found["all detections"][0] == pytest.approx(expected, abs=0.06), "the mean of both folds"
-    assert (tmp_path / "out/froc.png").is_file() and "recall at IoU > 0.5" in (tmp_path / "out/table.md").read_text()
+    assert (tmp_path / "out/froc.png").is_file() and "recall at IoU > 0.5" in (
+        tmp_path / "out/table.md"
+    ).read_text()
     assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"table.csv"}
 
 
 def overlaps(box, other):
     """Whether two boxes share more than half of their union."""
-    rows, cols = (min(box[axis + 2], other[axis + 2]) - max(box[axis], other[axis]) for axis in (0, 1))
+    rows, cols = (
+        min(box[axis + 2], other[axis + 2]) - max(box[axis], other[axis]) for axis in (0, 1)
+    )
     shared = max(rows, 0) * max(cols, 0)
     areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (box, other)]
     return shared > 0.5 * (sum(areas) - shared)
 
 
 def test_boxes_of_other_kinds_are_no_false_positives(run, runs, tmp_path):
-    """A detector of two kinds whose every answer is a calcification: judged by masses it is silent, not wrong."""
+    """A detector of two kinds whose every answer is a calcification: judged by masses it is silent,
+    not wrong.
+    """
     folder = tmp_path / "both" / "export"
     save(folder / "saved_model")
     data = DataConfig(size=64, kinds=("calcification", "mass")).model_dump(mode="json")
-    card = {"format": FORMAT, "name": "ssd", "serves": "saved_model", "functions": {}, "train_patients": []}
+    card = {
+        "format": FORMAT,
+        "name": "ssd",
+        "serves": "saved_model",
+        "functions": {},
+        "train_patients": [],
+    }
     (folder / "card.json").write_text(json.dumps(card | {"config": {"data": data}}))
     rows, boxes = run(f"detectors={folder.parent}")
     assert all(one["classes"] for one in boxes.values())
-    assert rows[-1][0] == "all detections" and float(rows[-1][1]) == 0 and rows[-1][-2:] == ["0.00", "0.00"]
+    assert (
+        rows[-1][0] == "all detections"
+        and float(rows[-1][1]) == 0
+        and rows[-1][-2:] == ["0.00", "0.00"]
+    )
     rows, _ = run(f"detectors={folder.parent}", "data.kinds=[mass,calcification]")
     assert float(rows[-1][-1]) > 0
 
@@ -146,39 +221,65 @@ def table(tmp_path, name):
 def test_a_second_detector_is_judged_on_the_same_mammograms(run, runs, tmp_path):
     rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
     blind = table(tmp_path, "against").values()
-    assert not any(np.nansum(np.abs(cells)) for cells in blind), "what is blind has a recall of 0, and no false positives"
+    assert not any(np.nansum(np.abs(cells)) for cells in blind), (
+        "what is blind has a recall of 0, and no false positives"
+    )
     difference = table(tmp_path, "difference")
     assert len(difference) == 8
-    for row, (name, (ours, theirs, apart, low, high, p)) in zip(rows[1:12:2], list(difference.items())[:6], strict=True):
+    for row, (name, (ours, theirs, apart, low, high, p)) in zip(
+        rows[1:12:2], list(difference.items())[:6], strict=True
+    ):
         assert name == f"recall at IoU > 0.5, {row[0]} false positives per image, %" and np.isnan(p)
-        assert (ours, theirs, apart) == (float(row[1]), 0, float(row[1])) and (low, high) == (float(row[3]), float(row[4]))
+        assert (ours, theirs, apart) == (float(row[1]), 0, float(row[1])) and (low, high) == (
+            float(row[3]),
+            float(row[4]),
+        )
     ours, theirs, apart, low, high, p = difference["JAFROC figure of merit"]
     assert theirs == 0.5 and apart == pytest.approx(ours - theirs, abs=2e-3)
     assert "one comparison, no correction" in (tmp_path / "out/table.md").read_text()
     coco = table(tmp_path, "coco")
     assert coco["against"] == [0] * 4 and 0 < coco["detectors"][0] <= 100
     assert [line.partition("phantom")[0] for line in headings(tmp_path)] == [
-        "### detectors, ", "### against, ", "### detectors - against, ", "### COCO, "
-    ]  # fmt: skip
+        "### detectors, ",
+        "### against, ",
+        "### detectors - against, ",
+        "### COCO, ",
+    ]
 
 
 def headings(tmp_path):
-    return [line for line in (tmp_path / "out/table.md").read_text().splitlines() if line.startswith("###")]
+    return [
+        line
+        for line in (tmp_path / "out/table.md").read_text().splitlines()
+        if line.startswith("###")
+    ]
 
 
 def test_the_figure_of_merit_is_tested(run, runs, tmp_path):
-    """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is worse than silence."""
-    run(f"detectors={runs}/none/export", f"against={runs}/blind", "patients=all", "data.phantoms=32", "samples=5")
+    """Other phantoms than those whose lesions the first one knows: it is wrong everywhere, which is
+    worse than silence.
+    """
+    run(
+        f"detectors={runs}/none/export",
+        f"against={runs}/blind",
+        "patients=all",
+        "data.phantoms=32",
+        "samples=5",
+    )
     ours, theirs, apart, low, high, p = table(tmp_path, "difference")["JAFROC figure of merit"]
     assert ours < 0.1 and theirs == 0.5 and low <= apart <= high < 0 and p < 0.05
 
 
 def test_both_are_compared_where_both_may_judge(run, runs, tmp_path):
-    """The blind one saw nobody and may judge all, fold a those that it never saw; without normal ones the merit is JAFROC1."""
+    """The blind one saw nobody and may judge all, fold a those that it never saw; without normal
+    ones the merit is JAFROC1.
+    """
     _, alone = run(f"detectors={runs}/a", "normal=false")
     _, boxes = run(f"detectors={runs}/blind", f"against={runs}/a", "normal=false")
     assert set(boxes) == set(alone) and not any(one["boxes"] for one in boxes.values())
-    assert [title.partition("phantom")[2] for title in headings(tmp_path)] == [headings(tmp_path)[0].partition("phantom")[2]] * 3
+    assert [title.partition("phantom")[2] for title in headings(tmp_path)] == [
+        headings(tmp_path)[0].partition("phantom")[2]
+    ] * 3
     assert list(table(tmp_path, "difference"))[-1] == "JAFROC1 figure of merit"
 
 
@@ -195,9 +296,16 @@ def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("tfmammo-evaluation")
     (logged,) = client.search_runs([experiment.experiment_id])
-    assert {item.path for item in client.list_artifacts(logged.info.run_id)} == {"boxes.json", "froc.png", "table.csv", "table.md"}
+    assert {item.path for item in client.list_artifacts(logged.info.run_id)} == {
+        "boxes.json",
+        "froc.png",
+        "table.csv",
+        "table.md",
+    }
     assert 100 * logged.data.metrics["recall at 1"] == pytest.approx(float(rows[5][1]), abs=0.05)
-    assert 100 * logged.data.metrics["mean recall to 1"] == pytest.approx(float(rows[5][5]), abs=0.05)
+    assert 100 * logged.data.metrics["mean recall to 1"] == pytest.approx(
+        float(rows[5][5]), abs=0.05
+    )
 
 
 def test_what_would_not_be_fair_is_refused(run, runs):
@@ -225,15 +333,36 @@ def test_what_joins_a_training_is_no_matter_of_an_evaluation(run, runs):
 
 
 SMALL = (
-    *("data.canvas=null", "data.size=64", "training.steps=2", "training.batch_size=2", "training.precision=float32"),
-    *("model.weights=none", "model.batch_norm=running", "model.filters=4", "model.blocks=[1,1,1,1]", "model.anchor_scales=[1,2]"),
-    *("model.rpn_width=8", "model.middle=4", "model.units=8", "model.proposals_before=50", "model.proposals=20", "model.hard_examples=8"),
+    *(
+        "data.canvas=null",
+        "data.size=64",
+        "training.steps=2",
+        "training.batch_size=2",
+        "training.precision=float32",
+    ),
+    *(
+        "model.weights=none",
+        "model.batch_norm=running",
+        "model.filters=4",
+        "model.blocks=[1,1,1,1]",
+        "model.anchor_scales=[1,2]",
+    ),
+    *(
+        "model.rpn_width=8",
+        "model.middle=4",
+        "model.units=8",
+        "model.proposals_before=50",
+        "model.proposals=20",
+        "model.hard_examples=8",
+    ),
 )
 
 
 @pytest.fixture
 def study(script, repository, tmp_path, monkeypatch, tracking_uri):
-    """A function (name, *overrides) that runs a study of Light-Head R-CNN on phantoms, two steps a training; returns its folder."""
+    """A function (name, *overrides) that runs a study of Light-Head R-CNN on phantoms, two steps a
+    training; returns its folder.
+    """
     chosen = [
         "data.name=phantom",
         "data.root=null",
@@ -243,10 +372,23 @@ def study(script, repository, tmp_path, monkeypatch, tracking_uri):
         "samples=20",
         f"tracking.uri={tracking_uri}",
     ]
-    chosen += ["tracking.system_metrics=false", "detector.script=light_head_rcnn", *(f"detector.set.{value}" for value in SMALL)]
+    chosen += [
+        "tracking.system_metrics=false",
+        "detector.script=light_head_rcnn",
+        *(f"detector.set.{value}" for value in SMALL),
+    ]
 
     def call(name, *overrides, flags=()):
-        arguments = ["--study", name, "--output", str(tmp_path / "study"), *flags, "--set", *chosen, *overrides]
+        arguments = [
+            "--study",
+            name,
+            "--output",
+            str(tmp_path / "study"),
+            *flags,
+            "--set",
+            *chosen,
+            *overrides,
+        ]
         monkeypatch.setattr(sys, "argv", ["detection.py", *arguments])
         script.main()
         return tmp_path / "study"
@@ -258,7 +400,11 @@ def test_a_studys_plan_is_shown_and_nothing_is_run(study, capsys):
     folder = study("infilling", flags=["--plan"])
     lines = capsys.readouterr().out.splitlines()
     assert not folder.exists() and len(lines) == 74
-    assert lines[0].startswith("python ") and "train/infilling.py" in lines[0] and "data.phantoms=12" in lines[0]
+    assert (
+        lines[0].startswith("python ")
+        and "train/infilling.py" in lines[0]
+        and "data.phantoms=12" in lines[0]
+    )
 
 
 def test_a_plan_is_a_studys(script, monkeypatch, capsys):
@@ -269,26 +415,40 @@ def test_a_plan_is_a_studys(script, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_run_twice(study, tracking_uri, caplog):
-    method = "{poisson: {config: configs/synthesis_blending.yaml, set: {painter: poisson, generator: null}}}"
+def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_run_twice(
+    study, tracking_uri, caplog
+):
+    method = (
+        "{poisson: {config: configs/synthesis_blending.yaml, set: {painter: poisson, "
+        "generator: null}}}"
+    )
     few = "generators={}", f"methods={method}", "synthetic=[3]", "copies=[]"
     folder = study("blending", *few)
     table = (folder / "report/table.md").read_text()
     assert (
-        "| real alone |" in table and "| real + 3 by poisson |" in table and "Differences in recall at IoU > 0.5 from real alone" in table
+        "| real alone |" in table
+        and "| real + 3 by poisson |" in table
+        and "Differences in recall at IoU > 0.5 from real alone" in table
     )
     assert {path.name for path in (folder / "report").iterdir()} == {
         *("table.md", "recall.csv", "false_positives.csv", "difference.csv", "froc.png")
     }
-    held_out = {name for name, fold in json.loads((folder / "split.json").read_text())["patients"].items() if fold == 0}
+    held_out = {
+        name
+        for name, fold in json.loads((folder / "split.json").read_text())["patients"].items()
+        if fold == 0
+    }
     card = json.loads((folder / "detectors/poisson-3/fold0-seed0/export/card.json").read_text())
     real = json.loads((folder / "detectors/real/fold0-seed0/export/card.json").read_text())
-    assert card["config"]["data"]["added"]["count"] == 3 and not held_out & set(card["train_patients"])
+    assert card["config"]["data"]["added"]["count"] == 3 and not held_out & set(
+        card["train_patients"]
+    )
     assert real["config"]["data"]["added"]["synthetic"] is None
     judged = json.loads((folder / "evaluations/poisson-3/seed0/boxes.json").read_text())
     assert judged and {one["patient"] for one in judged.values()} <= held_out
 
-    client, parent = mlflow.MlflowClient(tracking_uri), (folder / "mlflow_run_id").read_text().strip()
+    client = mlflow.MlflowClient(tracking_uri)
+    parent = (folder / "mlflow_run_id").read_text().strip()
     experiment = client.get_run(parent).info.experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert len(children) == 2 and client.get_run(parent).info.status == "FINISHED"
@@ -305,5 +465,14 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
 
 
 def test_a_detector_that_can_not_be_trained_ends_the_study_with_its_sentence(study):
-    with pytest.raises(DataError, match=r"detectors/real/fold0-seed0: failed with exit code 2 \(error: .*data.size"):
-        study("blending", "generators={}", "methods={}", "synthetic=[]", "copies=[2]", "detector.set.data.size=50")
+    with pytest.raises(
+        DataError, match=r"detectors/real/fold0-seed0: failed with exit code 2 \(error: .*data.size"
+    ):
+        study(
+            "blending",
+            "generators={}",
+            "methods={}",
+            "synthetic=[]",
+            "copies=[2]",
+            "detector.set.data.size=50",
+        )

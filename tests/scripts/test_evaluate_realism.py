@@ -1,4 +1,6 @@
-"""evaluate/realism.py on a small archive in native form and on real exports of models whose images are known."""
+"""evaluate/realism.py on a small archive in native form and on real exports of models
+whose images are known.
+"""
 
 import csv
 import importlib.util
@@ -26,13 +28,16 @@ from tfmammo.metrics import perceptual
 from tfmammo.models.infilling import tri_label
 from tfmammo.training.image_grid import HEADER
 
-SIZE, FOLDS, PATIENTS = 32, 2, 8
+SIZE = 32
+FOLDS = 2
+PATIENTS = 8
 MODELS = ("G_unet", "G_unet-", "copier")
 OF_PIXELS = ("l1_mass", "ssim_mass", "ms_ssim", "nearest_pixels", "nearest_mass")
 
 
 class Known(keras.Model):
-    """With a tri-label: its tissue, and `level` in the mass and half of it in the margin, if it sees one.
+    """With a tri-label: its tissue, and `level` in the mass and half of it in the margin, if it
+    sees one.
 
     With a mask alone: always the patch it was given.
     """
@@ -40,10 +45,17 @@ class Known(keras.Model):
     def __init__(self, level=0.6, channels=3, patch=None):
         super().__init__(name="known")
         network = keras.Sequential([keras.Input((SIZE, SIZE, 1)), keras.layers.Conv2D(1, 1)])
-        self.networks, self.level, self.channels, self.patch = {"generator": network}, level, channels, patch
+        self.networks = {"generator": network}
+        self.level = level
+        self.channels = channels
+        self.patch = patch
 
     def functions(self):
-        @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, self.channels], tf.float32, "tri_label")])
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec([None, SIZE, SIZE, self.channels], tf.float32, "tri_label")
+            ]
+        )
         def infill(tri_label):
             tissue, mask, *margin = tf.unstack(tri_label, axis=-1)
             image = tissue * (1 - mask) + self.level * mask
@@ -58,18 +70,32 @@ class Known(keras.Model):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """CDD-CESM's form: eight patients with two views each, a bright blot on tissue of its own in each."""
-    root, rng = tmp_path_factory.mktemp("archive"), np.random.default_rng(0)
+    """CDD-CESM's form: eight patients with two views each, a bright blot on tissue of its own in
+    each.
+    """
+    root = tmp_path_factory.mktemp("archive")
+    rng = np.random.default_rng(0)
     regions = [["#filename", "region_id", "region_shape_attributes"]]
-    clinical = [["Image_name", "Findings", "BIRADS", "Breast density (ACR)", "Pathology Classification/ Follow up"]]
+    clinical = [
+        [
+            "Image_name",
+            "Findings",
+            "BIRADS",
+            "Breast density (ACR)",
+            "Pathology Classification/ Follow up",
+        ]
+    ]
     rows, cols = np.mgrid[:96, :96] - 48
     for patient in range(1, PATIENTS + 1):
         for view in ("CC", "MLO"):
-            name, radius = f"P{patient}_L_DM_{view}", int(rng.integers(12, 20))
+            name = f"P{patient}_L_DM_{view}"
+            radius = int(rng.integers(12, 20))
             tissue = cv2.resize(rng.random((12, 12)), (96, 96), interpolation=cv2.INTER_CUBIC)
             image = 90 * (np.hypot(rows, cols) < radius) + 120 * np.clip(tissue, 0, 1) + 20
             Image.fromarray(image.astype(np.uint8)).save(root / f"{name}.jpg", quality=95)
-            regions.append([f"{name}.jpg", 0, json.dumps({"name": "circle", "cx": 48, "cy": 48, "r": radius})])
+            regions.append(
+                [f"{name}.jpg", 0, json.dumps({"name": "circle", "cx": 48, "cy": 48, "r": radius})]
+            )
             clinical.append([name, "Mass", "4", "B", "Malignant"])
     for file, table in ((cdd_cesm.REGIONS, regions), (cdd_cesm.CLINICAL, clinical)):
         with (root / file).open("w", newline="", encoding="utf-8") as stream:
@@ -85,13 +111,16 @@ def patches(data):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, data, patches):
     """Name -> the folders of its folds, with the cards that a training writes."""
-    root, found = tmp_path_factory.mktemp("runs"), {}
+    root = tmp_path_factory.mktemp("runs")
+    found = {}
     for name in (*MODELS, "leaky"):
         found[name] = []
         for fold in range(1 if name == "leaky" else FOLDS):
             own = data.model_copy(update={"fold": fold})
             if name == "leaky":
-                own = data.model_copy(update={"split": "paper", "paper_samples": 40, "paper_test": 8})
+                own = data.model_copy(
+                    update={"split": "paper", "paper_samples": 40, "paper_test": 8}
+                )
             train, held_out = splits.split(patches, own)
             room = {
                 "G_unet": lambda: Known(),
@@ -103,7 +132,10 @@ def models(tmp_path_factory, data, patches):
                 "split": own.split,
                 "train_patients": sorted(set(train.patient_ids.tolist())),
                 "held_out_ids": held_out.ids.tolist(),
-                "config": {"data": own.model_dump(mode="json"), "model": {"margin": None if name == "G_unet-" else 316}},
+                "config": {
+                    "data": own.model_dump(mode="json"),
+                    "model": {"margin": None if name == "G_unet-" else 316},
+                },
             }
             found[name].append(str(export.export(room, root / name / f"fold{fold}", card)))
     return found
@@ -121,15 +153,32 @@ def script(request):
 
 @pytest.fixture(scope="module")
 def run(script, data, tmp_path_factory):
-    """A function that runs the script in this process: models and overrides -> its output folder."""
+    """A function that runs the script in this process: models and overrides -> its
+    output folder.
+    """
 
     def call(models, *overrides):
         folder = tmp_path_factory.mktemp("realism")
-        config = {"data": {"name": data.name, "root": str(data.root), "size": SIZE}, "models": models, "samples": 200}
+        config = {
+            "data": {"name": data.name, "root": str(data.root), "size": SIZE},
+            "models": models,
+            "samples": 200,
+        }
         (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
         extra = ["--set", "alexnet=none", "inception=none", "pairs=20", *overrides]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["realism.py", "--config", str(folder / "config.yaml"), "--output", str(folder / "output"), *extra])
+            patch.setattr(
+                sys,
+                "argv",
+                [
+                    "realism.py",
+                    "--config",
+                    str(folder / "config.yaml"),
+                    "--output",
+                    str(folder / "output"),
+                    *extra,
+                ],
+            )
             script.main()
         return folder / "output"
 
@@ -151,30 +200,42 @@ def by_name(output):
 
 
 def synthetic(patches, margin):
-    label = tri_label(patches.images, patches.masks.astype(np.float32), uniform_noise(patch_seeds(patches.images, 0), SIZE), margin).numpy()
+    label = tri_label(
+        patches.images,
+        patches.masks.astype(np.float32),
+        uniform_noise(patch_seeds(patches.images, 0), SIZE),
+        margin,
+    ).numpy()
     image = label[..., :1] * (1 - label[..., 1:2]) + 0.6 * label[..., 1:2]
     return image * (1 - 0.5 * label[..., 2:]) if margin else image
 
 
 @pytest.mark.slow
 def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
-    rows, images = by_name(output), table(output / "per_image.csv")
+    rows = by_name(output)
+    images = table(output / "per_image.csv")
     assert [row["id"] for row in images if row["model"] == "G_unet"] == patches.ids.tolist()
     judge = perceptual.LPIPS("none", "none")
     for name, margin in (("G_unet", 316), ("G_unet-", None)):
         made = synthetic(patches, margin)
         distance = judge.distance(patches.images, made)
-        assert [float(row["lpips_random"]) for row in images if row["model"] == name] == pytest.approx(distance, abs=1e-5)
+        assert [
+            float(row["lpips_random"]) for row in images if row["model"] == name
+        ] == pytest.approx(distance, abs=1e-5)
         assert float(rows[name, "lpips_random"]["mean"]) == pytest.approx(distance.mean(), abs=1e-5)
         inside = patches.masks > 0
-        error = np.mean([np.abs(patches.images[i] - made[i])[inside[i]].mean() for i in range(len(made))])
+        error = np.mean(
+            [np.abs(patches.images[i] - made[i])[inside[i]].mean() for i in range(len(made))]
+        )
         assert float(rows[name, "l1_mass"]["mean"]) == pytest.approx(error, abs=1e-5)
         assert -1 < float(rows[name, "ssim_mass"]["mean"]) < 0.9
         table_ = judge.matrix(patches.images, made)
         others = table_[~np.eye(len(table_), dtype=bool)].mean()
         assert float(rows[name, "lpips_pairs_random"]["mean"]) == pytest.approx(others, abs=1e-4)
         assert distance.mean() < others, "a patch is nearer to its own real one"
-    assert float(rows["G_unet", "lpips_random"]["mean"]) > float(rows["G_unet-", "lpips_random"]["mean"])
+    assert float(rows["G_unet", "lpips_random"]["mean"]) > float(
+        rows["G_unet-", "lpips_random"]["mean"]
+    )
 
 
 @pytest.mark.slow
@@ -189,12 +250,20 @@ def test_sets_have_intervals_and_differences(output, patches):
                 assert row["difference"] == "" == row["p"]
             else:
                 expected = float(row["mean"]) - float(rows["G_unet", measure]["mean"])
-                assert float(row["difference"]) == pytest.approx(expected) and 0 <= float(row["p"]) <= 1
+                assert (
+                    float(row["difference"]) == pytest.approx(expected)
+                    and 0 <= float(row["p"]) <= 1
+                )
     assert float(rows["copier", "ms_ssim"]["mean"]) > float(rows["real patches", "ms_ssim"]["mean"])
     inception = perceptual.Inception("none")
-    real, made = inception.features(patches.images), inception.features(synthetic(patches, None))
-    assert float(rows["G_unet-", "fid_random"]["mean"]) == pytest.approx(perceptual.fid(real, made), rel=1e-3)
-    assert float(rows["G_unet-", "kid_random"]["mean"]) == pytest.approx(1000 * perceptual.mmd(real, made, paired=True), rel=1e-2)
+    real = inception.features(patches.images)
+    made = inception.features(synthetic(patches, None))
+    assert float(rows["G_unet-", "fid_random"]["mean"]) == pytest.approx(
+        perceptual.fid(real, made), rel=1e-3
+    )
+    assert float(rows["G_unet-", "kid_random"]["mean"]) == pytest.approx(
+        1000 * perceptual.mmd(real, made, paired=True), rel=1e-2
+    )
 
 
 @pytest.mark.slow
@@ -204,7 +273,11 @@ def test_planted_copies_are_flagged_and_real_patches_are_not(output, patches):
     assert float(rows["copier", "nearest_pixels"]["mean"]) == pytest.approx(0, abs=1e-6)
     assert float(rows["real patches", "copy_random"]["mean"]) < 20
     assert 0.8 < float(rows["real patches", "nearest_pixels"]["mean"]) < 1.2
-    copies = [row["copy_random"] for row in table(output / "per_image.csv") if row["model"] == "real patches"]
+    copies = [
+        row["copy_random"]
+        for row in table(output / "per_image.csv")
+        if row["model"] == "real patches"
+    ]
     assert len(copies) == len(patches)
 
 
@@ -213,8 +286,15 @@ def test_random_networks_are_named_wherever_a_number_stands(output):
     for row in table(output / "table.csv"):
         assert row["measure"].endswith("_random") != (row["measure"] in OF_PIXELS)
     markdown = (output / "table.md").read_text(encoding="utf-8")
-    assert markdown.splitlines()[0].endswith("; made with random AlexNet, no calibrated heads, random Inception")
-    for line in ("LPIPS to its real patch (random)", "FID (random)", "KID x 1000 (random)", "nearest training patch in features (random)"):
+    assert markdown.splitlines()[0].endswith(
+        "; made with random AlexNet, no calibrated heads, random Inception"
+    )
+    for line in (
+        "LPIPS to its real patch (random)",
+        "FID (random)",
+        "KID x 1000 (random)",
+        "nearest training patch in features (random)",
+    ):
         assert f"\n| {line} | " in markdown
     assert "| copies, below 0.5 (random), % | " in markdown
     assert "KID x 1000 over 100 subsets of 16 patches (random Inception)" in markdown
@@ -229,39 +309,88 @@ def test_sheets(output, patches, models):
     assert sheet.shape == (HEADER + 6 * (SIZE + 3), 3 + 5 * (SIZE + 3), 3)
     near = cv2.imread(str(output / "nearest-copier.png"))
     assert near.shape == (HEADER + 6 * (SIZE + 3), 3 + 4 * (SIZE + 3), 3)
-    np.testing.assert_array_equal(near[HEADER : HEADER + SIZE, 3 : 3 + SIZE], near[HEADER : HEADER + SIZE, 6 + SIZE : 6 + 2 * SIZE])
+    np.testing.assert_array_equal(
+        near[HEADER : HEADER + SIZE, 3 : 3 + SIZE],
+        near[HEADER : HEADER + SIZE, 6 + SIZE : 6 + 2 * SIZE],
+    )
 
 
 @pytest.mark.slow
 def test_files_of_networks_a_sample_and_the_leaky_protocol(run, models, tmp_path):
     """With files for AlexNet and heads no number is marked, and the paper's stands below."""
     network = pretrained.alexnet("none").get_layer(index=3)  # the colour network inside
-    np.savez(tmp_path / "alexnet.npz", **{f"{layer.name}/{v.name}": v.numpy() for layer in network.layers for v in layer.weights})
-    np.savez(tmp_path / "heads.npz", **{f"lin{i}/kernel": np.ones(n, np.float32) for i, n in enumerate((64, 192, 384, 256, 256))})
+    np.savez(
+        tmp_path / "alexnet.npz",
+        **{f"{layer.name}/{v.name}": v.numpy() for layer in network.layers for v in layer.weights},
+    )
+    np.savez(
+        tmp_path / "heads.npz",
+        **{
+            f"lin{i}/kernel": np.ones(n, np.float32) for i, n in enumerate((64, 192, 384, 256, 256))
+        },
+    )
     files = [f"alexnet={tmp_path / 'alexnet.npz'}", f"heads={tmp_path / 'heads.npz'}"]
-    output = run({"G_unet": models["G_unet"], "leaky": models["leaky"]}, *files, "sample=6", "rows=2", "subset_size=4", "patients=unseen")
+    output = run(
+        {"G_unet": models["G_unet"], "leaky": models["leaky"]},
+        *files,
+        "sample=6",
+        "rows=2",
+        "subset_size=4",
+        "patients=unseen",
+    )
     markdown = (output / "table.md").read_text(encoding="utf-8")
-    heading, line = markdown.splitlines()[2], next(line for line in markdown.splitlines() if line.startswith("| LPIPS to its real patch"))
-    assert heading == "|  | G_unet | G_unet, as printed (on ddsm, a split of its own) | real patches |" and line.split(" | ")[2] == "0.0202"
+    heading = markdown.splitlines()[2]
+    line = next(
+        line for line in markdown.splitlines() if line.startswith("| LPIPS to its real patch")
+    )
+    assert (
+        heading == "|  | G_unet | G_unet, as printed (on ddsm, a split of its own) | real patches |"
+        and line.split(" | ")[2] == "0.0202"
+    )
     assert "made with random Inception" in markdown
     assert "LEAKY" in markdown and (output / "sheet-leaky.png").is_file()
-    rows = {(row["protocol"], row["model"], row["measure"]): row for row in table(output / "table.csv")}
+    rows = {
+        (row["protocol"], row["model"], row["measure"]): row for row in table(output / "table.csv")
+    }
     assert rows["unseen", "G_unet", "lpips"]["n"] == "6" == rows["paper", "leaky", "lpips"]["n"]
     assert rows["unseen", "real patches", "ms_ssim"]["n"] == "6"
-    assert ("unseen", "real patches", "fid_random") in rows, "there are six patches of other patients"
+    assert ("unseen", "real patches", "fid_random") in rows, (
+        "there are six patches of other patients"
+    )
 
 
 def test_rows_of_whole_sets_are_compared_as_asked():
-    """Statistics that are means of patches: their jackknife is Student's t of the patients' values."""
-    values = {name: np.random.default_rng(row).normal(row, 1, 8) for row, name in enumerate(("A", "B", "C", "real"))}
-    statistics = {"kid": {name: lambda rows, own=own: float(own[rows].mean()) for name, own in values.items()}}
-    judge, patients = Judge(SimpleNamespace(note=""), SimpleNamespace(note="")), np.array(list("abcdefgh"))
+    """Statistics that are means of patches: their jackknife is Student's t of the
+    patients' values.
+    """
+    values = {
+        name: np.random.default_rng(row).normal(row, 1, 8)
+        for row, name in enumerate(("A", "B", "C", "real"))
+    }
+    statistics = {
+        "kid": {name: lambda rows, own=own: float(own[rows].mean()) for name, own in values.items()}
+    }
+    judge = Judge(SimpleNamespace(note=""), SimpleNamespace(note=""))
+    patients = np.array(list("abcdefgh"))
     rows = judge.rows(statistics, patients, 0.95, "real", "pairs")
-    assert [(row.model, row.against) for row in rows] == [("A", ""), ("B", "A"), ("C", "A"), ("C", "B"), ("real", "")]
+    assert [(row.model, row.against) for row in rows] == [
+        ("A", ""),
+        ("B", "A"),
+        ("C", "A"),
+        ("C", "B"),
+        ("real", ""),
+    ]
     assert {row.method for row in rows} == {"jackknife"}
     expected = scipy.stats.ttest_1samp(values["C"] - values["B"], 0)
-    assert (rows[3].difference, rows[3].p) == pytest.approx((np.mean(values["C"] - values["B"]), expected.pvalue))
-    assert [row.against for row in judge.rows(statistics, patients, 0.95, "real")] == ["", "A", "A", ""]
+    assert (rows[3].difference, rows[3].p) == pytest.approx(
+        (np.mean(values["C"] - values["B"]), expected.pvalue)
+    )
+    assert [row.against for row in judge.rows(statistics, patients, 0.95, "real")] == [
+        "",
+        "A",
+        "A",
+        "",
+    ]
 
 
 def test_wrong_configs(run, models, script):

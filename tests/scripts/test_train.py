@@ -1,4 +1,6 @@
-"""Every train script as a user calls it: two steps on the phantom, and what happens when something is wrong."""
+"""Every train script as a user calls it: two steps on the phantom, and what happens when
+something is wrong.
+"""
 
 import os
 import signal
@@ -13,41 +15,115 @@ from tfmammo.training.image_grid import HEADER
 
 SMALL = {
     "can": ["model.filters=[4,8,8]", "model.discriminator_filters=4"],
-    "pix2pix": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1"],
-    "cgan": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1"],
+    "pix2pix": [
+        "model.filters=[4,8,8]",
+        "model.discriminator_filters=4",
+        "model.discriminator_strided=1",
+    ],
+    "cgan": [
+        "model.filters=[4,8,8]",
+        "model.discriminator_filters=4",
+        "model.discriminator_strided=1",
+    ],
     "unet": ["model.widths=[4,8]"],
     "fcn8s": ["model.widths=[4,4,4,4,4]", "model.fc_width=8"],
     "segnet": ["model.widths=[4,4,4,4,4]"],
     "shape": ["model.filters=[4,4,4]", "model.units=4", "data.phantoms=24"],
     "contextual": [
-        *("model.filters=[4,8]", "model.discriminator_factor=1", "model.attention=4", "model.border=1", "model.start=8"),
-        *("model.start_steps=2", "model.fade_steps=2", "model.generator_updates=1", "training.batch_size=3"),
-        *("data.sampling.count=40", "data.folds=2", "data.phantoms=40", "data.seed=1"),  # patches of each class on all three sides
+        *(
+            "model.filters=[4,8]",
+            "model.discriminator_factor=1",
+            "model.attention=4",
+            "model.border=1",
+            "model.start=8",
+        ),
+        *(
+            "model.start_steps=2",
+            "model.fade_steps=2",
+            "model.generator_updates=1",
+            "training.batch_size=3",
+        ),
+        # patches of each class on all three sides
+        *("data.sampling.count=40", "data.folds=2", "data.phantoms=40", "data.seed=1"),
     ],
     "classifier": [
-        *("model.weights=none", "model.filters=2", "model.blocks=[1,1,1,1]", "training.batch_size=4"),
-        *("data.sampling.count=60", "data.sampling.scale=[0.25,0.25]", "data.phantoms=40"),  # patches of both classes on all three sides
+        *(
+            "model.weights=none",
+            "model.filters=2",
+            "model.blocks=[1,1,1,1]",
+            "training.batch_size=4",
+        ),
+        # patches of both classes on all three sides
+        *("data.sampling.count=60", "data.sampling.scale=[0.25,0.25]", "data.phantoms=40"),
     ],
-    "mask_gan": ["model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
+    "mask_gan": [
+        "model.filters=[8,4]",
+        "model.discriminator_filters=[4,8]",
+        "model.z=5",
+        "training.batch_size=4",
+    ],
     "blending": [
         *("model.widths=[4,8]", "model.discriminator_filters=4", "training.batch_size=2"),
-        *("data.sampling.count=12", "data.folds=2", "data.phantoms=24"),  # lesions and normal patches on both sides
+        # lesions and normal patches on both sides
+        *("data.sampling.count=12", "data.folds=2", "data.phantoms=24"),
     ],
-    "vanilla_gan": ["data.folds=2", "model.filters=[8,4]", "model.discriminator_filters=[4,8]", "model.z=5", "training.batch_size=4"],
-    "infilling": ["model.filters=[4,8,8]", "model.discriminator_filters=4", "model.discriminator_strided=1", "model.weights=none"],
+    "vanilla_gan": [
+        "data.folds=2",
+        "model.filters=[8,4]",
+        "model.discriminator_filters=[4,8]",
+        "model.z=5",
+        "training.batch_size=4",
+    ],
+    "infilling": [
+        "model.filters=[4,8,8]",
+        "model.discriminator_filters=4",
+        "model.discriminator_strided=1",
+        "model.weights=none",
+    ],
     "light_head_rcnn": [
-        *("model.weights=none", "model.batch_norm=running", "model.filters=4", "model.blocks=[1,1,1,1]", "model.anchor_scales=[0.5,1,2]"),
-        *("model.rpn_width=8", "model.middle=4", "model.bins=3", "model.channels=2", "model.units=8", "model.proposals=20"),
+        *(
+            "model.weights=none",
+            "model.batch_norm=running",
+            "model.filters=4",
+            "model.blocks=[1,1,1,1]",
+            "model.anchor_scales=[0.5,1,2]",
+        ),
+        *(
+            "model.rpn_width=8",
+            "model.middle=4",
+            "model.bins=3",
+            "model.channels=2",
+            "model.units=8",
+            "model.proposals=20",
+        ),
         *("training.batch_size=2", "data.folds=2", "data.canvas=null"),  # lesions on both sides
     ],
 }
-COMMON = ["data.size=32", "data.phantoms=12", "training.steps=2", "training.steps_per_loop=1", "tracking.system_metrics=false"]
+COMMON = [
+    "data.size=32",
+    "data.phantoms=12",
+    "training.steps=2",
+    "training.steps_per_loop=1",
+    "tracking.system_metrics=false",
+]
 
 
 def start(repository, cwd, system, *arguments, config=None):
-    command = [sys.executable, str(repository / f"train/{system}.py"), "--config", str(config or repository / f"configs/{system}.yaml")]
+    command = [
+        sys.executable,
+        str(repository / f"train/{system}.py"),
+        "--config",
+        str(config or repository / f"configs/{system}.yaml"),
+    ]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    return subprocess.Popen([*command, *arguments], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process, timeout=240):
@@ -57,33 +133,49 @@ def finish(process, timeout=240):
 
 @pytest.mark.parametrize("system", SMALL)
 def test_two_steps(repository, tmp_path, system):
-    size = {"fcn8s": 64, "segnet": 64, "shape": 64, "contextual": 16, "light_head_rcnn": 64}.get(system, 32)
+    size = {"fcn8s": 64, "segnet": 64, "shape": 64, "contextual": 16, "light_head_rcnn": 64}.get(
+        system, 32
+    )
     overrides = [*COMMON, f"data.size={size}", *SMALL[system]]
-    code, out, err = finish(start(repository, tmp_path, system, "--output", "out", "--set", *overrides), timeout=500)
+    code, out, err = finish(
+        start(repository, tmp_path, system, "--output", "out", "--set", *overrides), timeout=500
+    )
     assert code == 0, err
     assert "taking the phantom" in err or system == "can"
-    assert (tmp_path / "out/export/card.json").is_file() and list((tmp_path / "out/samples").glob("*.png"))
+    assert (tmp_path / "out/export/card.json").is_file() and list(
+        (tmp_path / "out/samples").glob("*.png")
+    )
     assert "held-out" in out and "model" in out and (tmp_path / "mlflow.db").is_file()
     for noise in ("oneDNN", "cuInit", "Traceback", "WARNING: All log", "pip version"):
         assert noise not in err
 
 
-@pytest.mark.parametrize("seen", [["data.canvas=[96,64]"], ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]])
+@pytest.mark.parametrize(
+    "seen", [["data.canvas=[96,64]"], ["data.canvas=[96,64]", "data.tiles={overlap: 32, empty: 1}"]]
+)
 def test_two_steps_of_a_detector_on_a_canvas_and_in_tiles(repository, tmp_path, seen):
     common = [one for one in COMMON if not one.startswith("data.size")]
     overrides = [*common, *SMALL["light_head_rcnn"], *seen, "data.preprocess.spacing=0.4"]
-    code, out, err = finish(start(repository, tmp_path, "light_head_rcnn", "--output", "out", "--set", *overrides), timeout=500)
+    code, out, err = finish(
+        start(repository, tmp_path, "light_head_rcnn", "--output", "out", "--set", *overrides),
+        timeout=500,
+    )
     assert code == 0, err
     assert (tmp_path / "out/export/card.json").is_file() and "held-out" in out
-    (sheet,) = (cv2.imread(str(path)) for path in sorted((tmp_path / "out/samples").glob("*.png"))[-1:])
+    (sheet,) = (
+        cv2.imread(str(path)) for path in sorted((tmp_path / "out/samples").glob("*.png"))[-1:]
+    )
     assert (sheet.shape[0] - HEADER) % (96 + 3) == 0 and sheet.shape[1] == 3 + 3 * (64 + 3)
     assert ("tiles with" if len(seen) > 1 else "mammograms with") in err
 
 
 def test_patches_have_no_canvas(repository, tmp_path):
-    code, _, err = finish(start(repository, tmp_path, "can", "--set", *COMMON, *SMALL["can"], "data.canvas=[96,64]"))
+    code, _, err = finish(
+        start(repository, tmp_path, "can", "--set", *COMMON, *SMALL["can"], "data.canvas=[96,64]")
+    )
     assert code == 2 and [line for line in err.splitlines() if "canvas" in line] == [
-        "error: data.canvas: is for detectors, which see whole mammograms; patches are data.size x data.size px"
+        "error: data.canvas: is for detectors, which see whole mammograms; patches are data.size "
+        "x data.size px"
     ]
 
 
@@ -102,13 +194,33 @@ def test_a_wrong_config_is_one_line(repository, tmp_path, overrides, said):
 
 
 def test_a_wrong_size_is_corrected_in_the_same_folder(repository, tmp_path):
-    code, _, err = finish(start(repository, tmp_path, "can", "--output", "out", "--set", *COMMON, *SMALL["can"], "data.size=60"))
+    code, _, err = finish(
+        start(
+            repository,
+            tmp_path,
+            "can",
+            "--output",
+            "out",
+            "--set",
+            *COMMON,
+            *SMALL["can"],
+            "data.size=60",
+        )
+    )
     assert code != 0 and "60" in err.splitlines()[-1]
-    assert not (tmp_path / "out/config.yaml").exists() and not (tmp_path / "out/mlflow_run_id").exists()
-    code, _, err = finish(start(repository, tmp_path, "can", "--output", "out", "--set", *COMMON, *SMALL["can"]))
+    assert (
+        not (tmp_path / "out/config.yaml").exists()
+        and not (tmp_path / "out/mlflow_run_id").exists()
+    )
+    code, _, err = finish(
+        start(repository, tmp_path, "can", "--output", "out", "--set", *COMMON, *SMALL["can"])
+    )
     assert code == 0, err
     first = err.splitlines()
-    assert first[0].startswith("╭") and "No data: data.root is not set, so the built-in phantom is used" in first[1]
+    assert (
+        first[0].startswith("╭")
+        and "No data: data.root is not set, so the built-in phantom is used" in first[1]
+    )
     assert "takes about" in err and "quickstart.yaml" in err
 
 
@@ -118,7 +230,13 @@ def test_a_missing_config_is_one_line(repository, tmp_path):
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(repository, tmp_path):
-    overrides = [*COMMON, *SMALL["can"], "training.steps=100000", "training.checkpoint_every=100000", "training.validate_every=100000"]
+    overrides = [
+        *COMMON,
+        *SMALL["can"],
+        "training.steps=100000",
+        "training.checkpoint_every=100000",
+        "training.validate_every=100000",
+    ]
     process = start(repository, tmp_path, "can", "--output", "out", "--set", *overrides)
     deadline = time.monotonic() + 200
     while not list((tmp_path / "out").glob("samples/*.png")) and time.monotonic() < deadline:
@@ -127,7 +245,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(repository, tmp_path):
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130 and "everything is saved" in err and "Traceback" not in err
-    stopped = int((tmp_path / "out/checkpoints/checkpoint").read_text().split('"')[1].rsplit("-", 1)[1])
+    stopped = int(
+        (tmp_path / "out/checkpoints/checkpoint").read_text().split('"')[1].rsplit("-", 1)[1]
+    )
     overrides[-3] = f"training.steps={stopped + 2}"
-    code, _, err = finish(start(repository, tmp_path, "can", "--output", "out", "--set", *overrides))
+    code, _, err = finish(
+        start(repository, tmp_path, "can", "--output", "out", "--set", *overrides)
+    )
     assert code == 0 and f"from step {stopped:,} to step {stopped + 2:,}" in err

@@ -1,4 +1,6 @@
-"""The server's edges, over real connections: clients that dawdle, hang up, send too much; a stop amid requests; memory."""
+"""The server's edges, over real connections: clients that dawdle, hang up, send too much;
+a stop amid requests; memory.
+"""
 
 import json
 import os
@@ -39,15 +41,23 @@ HEAD = b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     (folder / "code.py").write_text(CODE)
-    mlflow.pyfunc.save_model(str(folder / "model"), python_model=str(folder / "code.py"), pip_requirements=["mlflow"])
+    mlflow.pyfunc.save_model(
+        str(folder / "model"), python_model=str(folder / "code.py"), pip_requirements=["mlflow"]
+    )
     return mlflow.pyfunc.load_model(str(folder / "model"))
 
 
 def started(model, limit=50 * 2**20):
-    """A server in a thread. Returns: its port, and a function that stops it."""
+    """A server in a thread.
+
+    Returns:
+        Its port, and a function that stops it.
+    """
     app = server.application(model, limit, 2)
     listener = connections.listening("127.0.0.1", 0)
-    config = connections.uvicorn.Config(app, log_level="error", http=connections.Connection, ws="none")
+    config = connections.uvicorn.Config(
+        app, log_level="error", http=connections.Connection, ws="none"
+    )
     one = connections.Server(config, app.state.stop)
     thread = threading.Thread(target=one.run, args=([listener],))
     thread.start()
@@ -136,7 +146,9 @@ def test_what_need_not_be_read_is_refused_at_once(port, head, status):
 
 def test_requests_over_one_connection_are_answered_in_turn(port):
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-        client.sendall(whole(4) * 5 + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        client.sendall(
+            whole(4) * 5 + b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
         answers = b""
         while part := client.recv(65536):
             answers += part
@@ -144,7 +156,9 @@ def test_requests_over_one_connection_are_answered_in_turn(port):
 
 
 def test_work_stops_when_the_client_has_gone(model, caplog):
-    """Four requests of a minute each, two computed at once; nothing is logged, and the next one does not wait for them."""
+    """Four requests of a minute each, two computed at once; nothing is logged, and the next one
+    does not wait for them.
+    """
     port, stop = started(model)
     try:
         for _ in range(4):
@@ -152,7 +166,9 @@ def test_work_stops_when_the_client_has_gone(model, caplog):
                 client.sendall(whole(1, parts=600))
                 time.sleep(0.3)
         start = time.monotonic()
-        answer = httpx.post(f"http://127.0.0.1:{port}/invocations", json={"inputs": [{"value": 3}]}, timeout=200)
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/invocations", json={"inputs": [{"value": 3}]}, timeout=200
+        )
         assert answer.json() == {"predictions": [{"value": 6}]} and time.monotonic() - start < 30
         assert caplog.text == ""
     finally:
@@ -182,19 +198,30 @@ def test_when_there_are_too_many_connections_the_idle_ones_go(model, monkeypatch
 
 
 def posted(port, body):
-    return httpx.post(f"http://127.0.0.1:{port}/invocations", content=body, headers={"content-type": "application/json"}, timeout=200)
+    return httpx.post(
+        f"http://127.0.0.1:{port}/invocations",
+        content=body,
+        headers={"content-type": "application/json"},
+        timeout=200,
+    )
 
 
 def test_a_large_body_is_parsed_apart_and_answered(model, monkeypatch):
     port, stop = started(model)
     try:
-        answer = posted(port, json.dumps({"inputs": [{"value": 5, "text": "x" * (2 * server.SMALL)}]}).encode())
+        answer = posted(
+            port, json.dumps({"inputs": [{"value": 5, "text": "x" * (2 * server.SMALL)}]}).encode()
+        )
         assert answer.json() == {"predictions": [{"value": 10}]}
         answer = posted(port, b'{"inputs": [' + b"{}," * 400_000 + b"{}]}")
-        assert answer.status_code == 400 and answer.json() == {"error": "the request holds more than 4096 objects"}
+        assert answer.status_code == 400 and answer.json() == {
+            "error": "the request holds more than 4096 objects"
+        }
         monkeypatch.setattr(server, "PARSING_SECONDS", 0.0)
         answer = posted(port, b'{"inputs": [' + b"[0]," * 2_000_000 + b"[0]]}")
-        assert answer.status_code == 413 and answer.json() == {"error": "the request takes too long to be read"}
+        assert answer.status_code == 413 and answer.json() == {
+            "error": "the request takes too long to be read"
+        }
     finally:
         stop()
 
@@ -209,7 +236,9 @@ def test_too_many_large_requests_are_turned_away_and_small_ones_are_not(model, m
             time.sleep(0.3)
             answer = posted(port, b" " * 300 + b'{"inputs": []}')
             assert answer.status_code == 503 and "too many large requests" in answer.json()["error"]
-            assert posted(port, b'{"inputs": [{"value": 1}]}').json() == {"predictions": [{"value": 2}]}
+            assert posted(port, b'{"inputs": [{"value": 1}]}').json() == {
+                "predictions": [{"value": 2}]
+            }
     finally:
         stop()
 
@@ -217,12 +246,34 @@ def test_too_many_large_requests_are_turned_away_and_small_ones_are_not(model, m
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_under_attack_nothing_is_lost_and_nothing_stays(repository):
-    """Bombs of JSON and of pictures, clients that dawdle and hang up, a broken protocol, then SIGTERM amid uploads: all kinds twice."""
-    command = [sys.executable, str(repository / "benchmarks/hostile.py"), "--requests", "100", "--minutes", "8"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(repository)})
+    """Bombs of JSON and of pictures, clients that dawdle and hang up, a broken protocol, then
+    SIGTERM amid uploads: all kinds twice.
+    """
+    command = [
+        sys.executable,
+        str(repository / "benchmarks/hostile.py"),
+        "--requests",
+        "100",
+        "--minutes",
+        "8",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+    )
     found = json.loads(done.stdout.splitlines()[-1])
-    # How many seconds an answer takes is the machine's, which may be busy with other tests; the benchmark itself is stricter.
+    # How many seconds an answer takes is the machine's, which may be busy with other tests; the
+    # benchmark itself is stricter.
     assert set(found["broken"]) <= {"health"} and found["health_s"] < 30, done.stdout + done.stderr
     assert found["hostile"] == 100 and found["valid"] >= 25 and found["lost"] == found["wrong"] == 0
-    assert found["statuses"]["a whole mammogram"].keys() == found["statuses"]["another shape"].keys() == {"400"}
-    assert found["statuses"]["chunks"].keys() == {"411"} and found["statuses"]["another host"].keys() == {"403"}
+    assert (
+        found["statuses"]["a whole mammogram"].keys()
+        == found["statuses"]["another shape"].keys()
+        == {"400"}
+    )
+    assert found["statuses"]["chunks"].keys() == {"411"} and found["statuses"][
+        "another host"
+    ].keys() == {"403"}

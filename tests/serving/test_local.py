@@ -1,4 +1,6 @@
-"""What stands before every server: whose names and pages are answered, and what becomes of temporary files."""
+"""What stands before every server: whose names and pages are answered, and what becomes of
+temporary files.
+"""
 
 import asyncio
 import os
@@ -25,28 +27,52 @@ async def page(scope, receive, send):
 def asked(headers, names=(), method="GET"):
     async def ask():
         transport = httpx.ASGITransport(SameOrigin(page, names))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://127.0.0.1:7860"
+        ) as client:
             return await client.request(method, "/", headers=headers)
 
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860", "192.168.7.7", "10.0.0.1:80"])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860", "192.168.7.7", "10.0.0.1:80"],
+)
 def test_own_names_and_addresses_are_answered(host):
     answer = asked({"host": host, "origin": f"http://{host}"})
-    assert answer.status_code == 200 and answer.headers["x-page"] == "1" and "access-control-allow-origin" not in answer.headers
+    assert (
+        answer.status_code == 200
+        and answer.headers["x-page"] == "1"
+        and "access-control-allow-origin" not in answer.headers
+    )
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "", "[::1", "a@127.0.0.1.x"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:7860",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "",
+        "[::1",
+        "a@127.0.0.1.x",
+    ],
 )
 def test_a_name_that_leads_here_by_a_trick_is_refused(host):
     """DNS rebinding: the page of evil.example, whose name now means 127.0.0.1."""
     answer = asked({"host": host, "origin": f"http://{host}"})
-    assert answer.status_code == 403 and "Host" in answer.json()["error"] and "access-control-allow-origin" not in answer.headers
+    assert (
+        answer.status_code == 403
+        and "Host" in answer.json()["error"]
+        and "access-control-allow-origin" not in answer.headers
+    )
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost:7860"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost:7860"]
+)
 @pytest.mark.parametrize("method", ["POST", "OPTIONS", "GET"])
 def test_another_sites_page_is_refused(origin, method):
     answer = asked({"host": "127.0.0.1:7860", "origin": origin}, method=method)
@@ -55,7 +81,12 @@ def test_another_sites_page_is_refused(origin, method):
 
 def test_a_name_may_be_added():
     assert asked({"host": "reading-room.hospital.example"}).status_code == 403
-    assert asked({"host": "reading-room.hospital.example"}, names=["Reading-Room.hospital.example"]).status_code == 200
+    assert (
+        asked(
+            {"host": "reading-room.hospital.example"}, names=["Reading-Room.hospital.example"]
+        ).status_code
+        == 200
+    )
 
 
 @pytest.fixture
@@ -66,7 +97,10 @@ def temporary(tmp_path, monkeypatch):
 
 def test_a_folder_is_private_and_goes(temporary):
     with private_folder("tfmammo_x_") as folder:
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and Path(tempfile.mkdtemp()).parent == folder
+        assert (
+            stat.S_IMODE(folder.stat().st_mode) == 0o700
+            and Path(tempfile.mkdtemp()).parent == folder
+        )
     assert list(temporary.iterdir()) == [] and tempfile.gettempdir() == str(temporary)
 
 
@@ -74,10 +108,16 @@ def test_what_a_killed_process_left_goes_at_the_next_start_and_nothing_else(temp
     code = (
         "import os, time\nfrom tfmammo.serving.local import private_folder\n"
         "with private_folder('tfmammo_x_') as folder:\n"
-        "    (folder / 'upload').write_text('patient')\n    print(folder, flush=True)\n    time.sleep(100)\n"
+        "    (folder / 'upload').write_text('patient')\n    print(folder, flush=True)\n    "
+        "time.sleep(100)\n"
     )
     started = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)})
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": str(temporary)},
+        )
         for _ in range(2)
     ]
     try:
@@ -92,7 +132,11 @@ def test_what_a_killed_process_left_goes_at_the_next_start_and_nothing_else(temp
         with private_folder("tfmammo_x_"):
             assert not killed.exists() and (alive / "upload").exists()
             left = {path.name for path in temporary.iterdir()}
-        assert {"tfmammo_y_other", "tfmammo_x_new", "tfmammo_x_link"} < left and "tfmammo_x_old" not in left
+        assert {
+            "tfmammo_y_other",
+            "tfmammo_x_new",
+            "tfmammo_x_link",
+        } < left and "tfmammo_x_old" not in left
     finally:
         for process in started:
             process.kill()

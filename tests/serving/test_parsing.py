@@ -18,13 +18,26 @@ def body(inputs, **more):
 
 
 def test_pictures_arrays_and_named_arrays():
-    inputs, params = parsed(body([{"pixels": [[0, 1], [0.5, 0.25]], "view": "CC"}, {"image": "QQ=="}], params={"network": "g"}))
-    assert params == {"network": "g"} and inputs[1] == {"image": "QQ=="} and inputs[0]["view"] == "CC"
-    assert inputs[0]["pixels"].dtype == np.float32 and inputs[0]["pixels"].tolist() == [[0, 1], [0.5, 0.25]]
+    inputs, params = parsed(
+        body(
+            [{"pixels": [[0, 1], [0.5, 0.25]], "view": "CC"}, {"image": "QQ=="}],
+            params={"network": "g"},
+        )
+    )
+    assert (
+        params == {"network": "g"} and inputs[1] == {"image": "QQ=="} and inputs[0]["view"] == "CC"
+    )
+    assert inputs[0]["pixels"].dtype == np.float32 and inputs[0]["pixels"].tolist() == [
+        [0, 1],
+        [0.5, 0.25],
+    ]
     inputs, params = parsed(body([[[[0.5], [1]]]]))
     assert inputs.shape == (1, 1, 2, 1) and params is None
     inputs, _ = parsed(body({"mask": [[1.0]], "image": [[2]]}))
-    assert {name: array.tolist() for name, array in inputs.items()} == {"mask": [[1.0]], "image": [[2.0]]}
+    assert {name: array.tolist() for name, array in inputs.items()} == {
+        "mask": [[1.0]],
+        "image": [[2.0]],
+    }
     assert parsed(body([]))[0] == []
 
 
@@ -51,7 +64,10 @@ def test_pictures_arrays_and_named_arrays():
         (b'{"inputs": [[[[[1]]]]]}', "up to 4 deep"),
         (b'{"inputs": ' + b"[" * 900 + b"]" * 900 + b"}", "rows of equal length"),
         (b'{"inputs": ' + b"[" * 100_000, "nested too deeply"),
-        (b'{"inputs": [{"view": ' + b'{"a":' * 300 + b"1" + b"}" * 301 + b"]}", "more than a short list"),
+        (
+            b'{"inputs": [{"view": ' + b'{"a":' * 300 + b"1" + b"}" * 301 + b"]}",
+            "more than a short list",
+        ),
         (b'{"inputs": [{"view": [[1]]}]}', "more than a short list"),
         (b'{"inputs": [{"pixels": [[1]]}, 7]}', r"inputs\[1\] must be an object"),
         (body([{str(number): 1 for number in range(40)}]), "more than 32 keys"),
@@ -81,7 +97,13 @@ def test_what_is_too_large_for_float32_is_infinite():
 
 
 @pytest.mark.parametrize(
-    "request_", [[{"pixels": [[0.5, 0.25]], "view": "MLO"}, {"image": "QQ=="}], [[[0.5]]], {"a": [1.0], "b": [[2.0]]}, []]
+    "request_",
+    [
+        [{"pixels": [[0.5, 0.25]], "view": "MLO"}, {"image": "QQ=="}],
+        [[[0.5]]],
+        {"a": [1.0], "b": [[2.0]]},
+        [],
+    ],
 )
 def test_what_is_written_is_read_again(request_):
     file = io.BytesIO()
@@ -96,9 +118,18 @@ def test_what_is_written_is_read_again(request_):
 def apart(content, tmp_path, *, spare=parsing.SPARE):
     """Exit code and result of the script, of whose memory `spare` is left."""
     (tmp_path / "in").write_bytes(content)
-    code = f"import sys; sys.argv = ['x']; from tfmammo.serving import parsing; parsing.SPARE = {spare}; parsing.main()"
+    code = (
+        "import sys; sys.argv = ['x']; from tfmammo.serving import parsing; parsing.SPARE = "
+        f"{spare}; parsing.main()"
+    )
     with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("w+b") as found:
-        done = subprocess.run([sys.executable, "-c", code], stdin=source, stdout=found, stderr=subprocess.DEVNULL, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=source,
+            stdout=found,
+            stderr=subprocess.DEVNULL,
+            timeout=300,
+        )
         found.seek(0)
         return done.returncode, found if done.returncode else parsing.loaded(found)
 
@@ -106,7 +137,11 @@ def apart(content, tmp_path, *, spare=parsing.SPARE):
 def test_a_process_parses_a_mammogram_of_numbers(tmp_path):
     row = b"[" + b",".join([b"0.1234"] * 1000) + b"]"
     code, found = apart(b'{"inputs": [{"pixels": [' + b",".join([row] * 800) + b"]}]}", tmp_path)
-    assert code == 0 and found[0][0]["pixels"].shape == (800, 1000) and found[0][0]["pixels"][7, 9] == np.float32(0.1234)
+    assert (
+        code == 0
+        and found[0][0]["pixels"].shape == (800, 1000)
+        and found[0][0]["pixels"][7, 9] == np.float32(0.1234)
+    )
 
 
 def test_the_memory_of_the_process_is_limited_by_the_system(tmp_path):

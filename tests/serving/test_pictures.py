@@ -1,4 +1,6 @@
-"""Services of pictures: a network, the case chain, a synthesiser; called as MLflow calls them, and once as it loads them."""
+"""Services of pictures: a network, the case chain, a synthesiser; called as MLflow calls
+them, and once as it loads them.
+"""
 
 import base64
 import io
@@ -35,11 +37,17 @@ SIZE = 16
 def breast():
     row, col = np.mgrid[:200, :150]
     inside = ((row - 100) / 94) ** 2 + (col / 128) ** 2 < 1
-    return np.where(inside, 0.4 + 0.02 * np.random.default_rng(0).standard_normal((200, 150)), 0).astype(np.float32)
+    return np.where(
+        inside, 0.4 + 0.02 * np.random.default_rng(0).standard_normal((200, 150)), 0
+    ).astype(np.float32)
 
 
 def encoded(image, bits=16):
-    return base64.b64encode(synthetic.encoded(np.rint(image * (2**bits - 1)).astype(np.uint16 if bits > 8 else np.uint8))).decode()
+    return base64.b64encode(
+        synthetic.encoded(
+            np.rint(image * (2**bits - 1)).astype(np.uint16 if bits > 8 else np.uint8)
+        )
+    ).decode()
 
 
 def decoded(text):
@@ -98,7 +106,9 @@ def can(exported):
 
 
 def loaded(handle, **values):
-    return Service.load(ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(handle), **values)))
+    return Service.load(
+        ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(handle), **values))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +132,11 @@ def square(rows, cols):
 @pytest.mark.parametrize(("rows", "cols"), [(SIZE, SIZE), (64, 64), (48, 80)])
 def test_a_picture_is_outlined_at_its_own_size(inverter, rows, cols):
     image = square(rows, cols)
-    for request in ({"image": encoded(image)}, {"pixels": image.tolist()}, {"image": encoded(image, 8)}):
+    for request in (
+        {"image": encoded(image)},
+        {"pixels": image.tolist()},
+        {"image": encoded(image, 8)},
+    ):
         (answer,) = inverter.answer([request])
         mask = decoded(answer["mask"])
         assert mask.shape == (rows, cols) and decoded(answer["probability"]).shape == (SIZE, SIZE)
@@ -130,11 +144,17 @@ def test_a_picture_is_outlined_at_its_own_size(inverter, rows, cols):
         assert answer["box"] == [rows // 4, cols // 4, 3 * rows // 4, 3 * cols // 4]
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(1024, 832), (8, 16), (SIZE, SIZE + 1), (1, 1), (1024, 1024)])
+@pytest.mark.parametrize(
+    ("rows", "cols"), [(1024, 832), (8, 16), (SIZE, SIZE + 1), (1, 1), (1024, 1024)]
+)
 def test_a_network_of_patches_takes_nothing_but_patches(exported, rows, cols):
     """Least of all a whole mammogram, for which its mask would be nonsense."""
-    strict, good = loaded(exported("square")), {"pixels": square(SIZE, SIZE).tolist()}
-    refusal = rf"^inputs\[1\]: the network takes patches of {SIZE} x {SIZE} px, no picture of {rows} x {cols} px$"
+    strict = loaded(exported("square"))
+    good = {"pixels": square(SIZE, SIZE).tolist()}
+    refusal = (
+        rf"^inputs\[1\]: the network takes patches of {SIZE} x {SIZE} px, no picture of "
+        rf"{rows} x {cols} px$"
+    )
     with pytest.raises(ValueError, match=refusal):
         strict.answer([good, {"pixels": np.zeros((rows, cols)).tolist()}])
     assert strict.answer([good])[0]["box"] == [SIZE // 4, SIZE // 4, 3 * SIZE // 4, 3 * SIZE // 4]
@@ -143,27 +163,38 @@ def test_a_network_of_patches_takes_nothing_but_patches(exported, rows, cols):
 def test_a_network_of_square_crops_takes_no_others(exported):
     crops = loaded(exported("square"), scaled=True)
     assert crops.answer([{"pixels": square(64, 64).tolist()}])[0]["box"] == [16, 16, 48, 48]
-    with pytest.raises(ValueError, match=r"^inputs\[0\]: the network takes square crops, no picture of 32 x 64 px$"):
+    with pytest.raises(
+        ValueError, match=r"^inputs\[0\]: the network takes square crops, no picture of 32 x 64 px$"
+    ):
         crops.answer([{"pixels": square(32, 64).tolist()}])
 
 
 def test_a_network_of_whole_pictures_takes_any(exported):
-    assert loaded(exported("full")).answer([{"pixels": square(48, 80).tolist()}])[0]["box"] == [12, 20, 36, 60]
+    assert loaded(exported("full")).answer([{"pixels": square(48, 80).tolist()}])[0]["box"] == [
+        12,
+        20,
+        36,
+        60,
+    ]
 
 
 def test_a_network_sees_eight_pictures_at_a_time(can):
-    service, seen = loaded(can), []
+    service = loaded(can)
+    seen = []
     network = service.make.__self__
     call = network.call
     network.call = lambda **named: seen.append(len(named["image"])) or call(**named)
-    pictures_of = [{"pixels": np.full((SIZE, SIZE), level).tolist()} for level in np.linspace(0.1, 0.4, 27)]
+    pictures_of = [
+        {"pixels": np.full((SIZE, SIZE), level).tolist()} for level in np.linspace(0.1, 0.4, 27)
+    ]
     pictures_of[13] = {"pixels": square(SIZE, SIZE).tolist()}
     boxes = [answer["box"] for answer in service.answer(pictures_of)]
     assert seen == [8, 8, 8, 3] and [number for number, box in enumerate(boxes) if box] == [13]
 
 
 def test_work_stops_where_nobody_waits_any_more(can):
-    service, asked = loaded(can), []
+    service = loaded(can)
+    asked = []
 
     def proceed():
         asked.append(1)
@@ -171,7 +202,8 @@ def test_work_stops_where_nobody_waits_any_more(can):
             raise TimeoutError
 
     network = service.make.__self__
-    call, calls = network.call, []
+    call = network.call
+    calls = []
     network.call = lambda **named: calls.append(1) or call(**named)
     picture = {"pixels": square(SIZE, SIZE).tolist()}
     with pytest.raises(TimeoutError):
@@ -180,17 +212,27 @@ def test_work_stops_where_nobody_waits_any_more(can):
 
 
 def test_a_request_has_no_more_pictures_and_pixels_than_allowed(can, monkeypatch):
-    service, tiny = loaded(can, scaled=True), {"image": encoded(square(4, 4), 8)}
-    with pytest.raises(ConfigError, match=f"inputs holds {pictures.MOST + 1} pictures, more than {pictures.MOST}"):
+    service = loaded(can, scaled=True)
+    tiny = {"image": encoded(square(4, 4), 8)}
+    with pytest.raises(
+        ConfigError, match=f"inputs holds {pictures.MOST + 1} pictures, more than {pictures.MOST}"
+    ):
         service.answer([tiny] * (pictures.MOST + 1))
     monkeypatch.setattr(pictures, "PIXELS", 40)
-    with pytest.raises(ConfigError, match=r"inputs\[2\]: with this picture the request has 48 px, more than 40"):
+    with pytest.raises(
+        ConfigError, match=r"inputs\[2\]: with this picture the request has 48 px, more than 40"
+    ):
         service.answer([tiny] * 4)
 
 
-@pytest.mark.parametrize("pixels", [[["0.5"]], [[True]], [[10**400]], [[[0.5]]], [[None]], {"a": 1}, [[1e39]], 0.5])
+@pytest.mark.parametrize(
+    "pixels", [[["0.5"]], [[True]], [[10**400]], [[[0.5]]], [[None]], {"a": 1}, [[1e39]], 0.5]
+)
 def test_pixels_are_rows_of_numbers_and_nothing_that_looks_like_them(can, pixels):
-    with pytest.raises(ConfigError, match=r"^inputs\[0\]: pixels must (be rows of equal length, of numbers|lie in \[0, 1\])"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^inputs\[0\]: pixels must (be rows of equal length, of numbers|lie in \[0, 1\])",
+    ):
         loaded(can).answer([{"pixels": pixels}])
 
 
@@ -212,22 +254,38 @@ def test_served_probabilities_are_the_networks(inverter, can):
 def test_the_other_way_leads_from_masks_to_patches(can):
     service = loaded(can, source="mask", scaled=True)
     (answer,) = service.answer([{"image": encoded((square(64, 64) > 0.5).astype(np.float32), 8)}])
-    np.testing.assert_allclose(decoded(answer["image"]) / 65535, 0.5 * (square(SIZE, SIZE) > 0.5), atol=1e-5)
+    np.testing.assert_allclose(
+        decoded(answer["image"]) / 65535, 0.5 * (square(SIZE, SIZE) > 0.5), atol=1e-5
+    )
 
 
 def test_a_lesion_is_set_in_as_locally(synthesiser, tmp_path):
     service, system = synthesiser
-    request = {"image": encoded(breast()), "laterality": "L", "centre": [100, 60], "size": [22, 18], "shape": "oval", "seed": 5}
+    request = {
+        "image": encoded(breast()),
+        "laterality": "L",
+        "centre": [100, 60],
+        "size": [22, 18],
+        "shape": "oval",
+        "seed": 5,
+    }
     (answer,) = service.answer([request])
     path = tmp_path / "breast.png"
     path.write_bytes(base64.b64decode(request["image"]))
-    local = Inserter.load(system).change(opened(path, "L"), Wish(centre=(100, 60), size=(22, 18), shape="oval", seed=5))
+    local = Inserter.load(system).change(
+        opened(path, "L"), Wish(centre=(100, 60), size=(22, 18), shape="oval", seed=5)
+    )
     before = np.rint(breast() * 65535)
     made = decoded(answer["image"])
     assert answer["box"] == answer["recipe"]["lesions"][0]["box"] and answer["kind"] == "mass"
     changed = made != before
-    assert changed.any() and np.abs(made[decoded(answer["mask"]) > 0] - before[decoded(answer["mask"]) > 0]).mean() > 6000
-    # The image's own name decides the noise (sampling.stream), so an upload, which has none, is compared with itself.
+    assert (
+        changed.any()
+        and np.abs(made[decoded(answer["mask"]) > 0] - before[decoded(answer["mask"]) > 0]).mean()
+        > 6000
+    )
+    # The image's own name decides the noise (sampling.stream), so an upload, which has none, is
+    # compared with itself.
     assert local.mask.shape == made.shape and service.answer([request]) == [answer]
     (dicom,) = service.answer([request | {"format": "dicom"}])
     read = pydicom.dcmread(io.BytesIO(base64.b64decode(dicom["image"])))
@@ -236,7 +294,13 @@ def test_a_lesion_is_set_in_as_locally(synthesiser, tmp_path):
 
 
 def test_two_uploads_in_one_request_do_not_differ_by_their_number(synthesiser):
-    request = {"pixels": breast().tolist(), "laterality": "L", "centre": [100, 60], "size": [22, 18], "shape": "oval"}
+    request = {
+        "pixels": breast().tolist(),
+        "laterality": "L",
+        "centre": [100, 60],
+        "size": [22, 18],
+        "shape": "oval",
+    }
     one, other = synthesiser[0].answer([request, request])
     assert one == other
 
@@ -260,7 +324,10 @@ def bomb():
         ({"image": "§§§"}, "image is not in base64"),
         ({"image": ""}, "can't be read as an image"),
         ({"image": base64.b64encode(b"MZ" * 500).decode()}, "can't be read as an image"),
-        ({"image": base64.b64encode(b"\0" * 128 + b"DICM" + b"\xff" * 500).decode()}, "transfer syntax is missing"),
+        (
+            {"image": base64.b64encode(b"\0" * 128 + b"DICM" + b"\xff" * 500).decode()},
+            "transfer syntax is missing",
+        ),
         ({"image": truncated()}, "can't be read as an image"),
         ({"image": bomb()}, "can't be read|more than"),
         ({"pixels": []}, "rows of equal length"),
@@ -285,7 +352,9 @@ def test_a_bad_picture_is_one_sentence(inverter, item, message):
 
 def test_a_wish_that_cant_be_granted_names_its_number(synthesiser):
     request = {"pixels": breast().tolist(), "centre": [190, 140], "size": [22, 18], "shape": "oval"}
-    with pytest.raises(ValueError, match=r"^inputs\[0\]: .*(beyond the mammogram|not wholly free breast)"):
+    with pytest.raises(
+        ValueError, match=r"^inputs\[0\]: .*(beyond the mammogram|not wholly free breast)"
+    ):
         synthesiser[0].answer([request])
     with pytest.raises(ConfigError, match=r"^inputs\[0\]: .*centre"):
         synthesiser[0].answer([{"pixels": breast().tolist()}])
@@ -297,7 +366,13 @@ def test_a_wish_that_cant_be_granted_names_its_number(synthesiser):
     ("values", "message"),
     [
         ({}, "give one of network, case and system"),
-        ({"network": {"handle": "x"}, "system": {"painter": "poisson", "lesions": {"name": "phantom"}}}, "give one of network"),
+        (
+            {
+                "network": {"handle": "x"},
+                "system": {"painter": "poisson", "lesions": {"name": "phantom"}},
+            },
+            "give one of network",
+        ),
         ({"name": "../x", "network": {"handle": "x"}}, "name"),
         ({"network": {"handle": "x"}, "alias": "1 2"}, "alias"),
     ],
@@ -315,21 +390,34 @@ def test_a_network_that_leads_nowhere_is_refused(can, tiny_infilling):
 
 
 def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter, tracking_uri):
-    config = ServiceConfig(name="can-inverter", network=NetworkConfig(handle=str(can), scaled=True), tracking_uri=tracking_uri)
-    first, second = register(config), register(config)
+    config = ServiceConfig(
+        name="can-inverter",
+        network=NetworkConfig(handle=str(can), scaled=True),
+        tracking_uri=tracking_uri,
+    )
+    first = register(config)
+    second = register(config)
     client = mlflow.MlflowClient(tracking_uri)
-    assert (first, second) == ("1", "2") and str(client.get_model_version_by_alias("tfmammo-can-inverter", "best").version) == "2"
+    assert (first, second) == ("1", "2") and str(
+        client.get_model_version_by_alias("tfmammo-can-inverter", "best").version
+    ) == "2"
     place = client.get_model_version_download_uri("tfmammo-can-inverter", second)
     model = mlflow.pyfunc.load_model(place)
     request = {"pixels": square(32, 32).tolist()}
     assert model.predict([request]) == inverter.answer([request])
-    with pytest.raises(mlflow.exceptions.MlflowException, match=r"inputs\[0\]: give image or pixels") as caught:
+    with pytest.raises(
+        mlflow.exceptions.MlflowException, match=r"inputs\[0\]: give image or pixels"
+    ) as caught:
         model.predict([{"laterality": "L"}])
     assert caught.value.get_http_status_code() == 400
     folder = mlflow.artifacts.download_artifacts(place)
     (stored,) = Path(folder).rglob(pictures.FILE)
     known = json.loads(stored.read_text())
-    assert known["network"]["handle"] == "handle" and str(can) not in stored.read_text() and tracking_uri not in stored.read_text()
+    assert (
+        known["network"]["handle"] == "handle"
+        and str(can) not in stored.read_text()
+        and tracking_uri not in stored.read_text()
+    )
 
 
 def test_a_folder_that_holds_no_service_is_refused(tmp_path):
@@ -340,33 +428,49 @@ def test_a_folder_that_holds_no_service_is_refused(tmp_path):
         pictures.unpacked(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "function"), [("../../out", "inverter"), ("a/b", "inverter"), ("can", "../inverter"), ("..", "inverter")])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [("../../out", "inverter"), ("a/b", "inverter"), ("can", "../inverter"), ("..", "inverter")],
+)
 def test_a_card_leads_out_of_no_folder(can, tmp_path, name, function):
     """Neither by the name of the system nor by that of a function."""
     place = Path(shutil.copytree(can, tmp_path / "run" / "export"))
     card = json.loads((place / "card.json").read_text())
-    card["name"], card["functions"] = name, {function: card["functions"]["inverter"]}
+    card["name"] = name
+    card["functions"] = {function: card["functions"]["inverter"]}
     (place / "card.json").write_text(json.dumps(card))
     shutil.copytree(place / "inverter", tmp_path / "run" / "inverter")
     with pytest.raises(ExportError, match=r"card.json: .* is no plain name"):
         lay_out(str(place), tmp_path / "deep" / "er" / "models")
-    assert not (tmp_path / "out").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    assert not (tmp_path / "out").exists() and sorted(path.name for path in tmp_path.iterdir()) == [
+        "run"
+    ]
 
 
 def test_tensorflow_servings_layout(can, tmp_path):
     folders = lay_out(str(can), tmp_path / "models", version=3)
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in folders) == ["models/can-generator/3", "models/can-inverter/3"]
-    mask = tf.saved_model.load(str(tmp_path / "models/can-inverter/3")).signatures["serving_default"](image=tf.zeros([1, SIZE, SIZE, 1]))
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in folders) == [
+        "models/can-generator/3",
+        "models/can-inverter/3",
+    ]
+    mask = tf.saved_model.load(str(tmp_path / "models/can-inverter/3")).signatures[
+        "serving_default"
+    ](image=tf.zeros([1, SIZE, SIZE, 1]))
     assert float(tf.reduce_max(mask["mask"])) < 1e-6
     text = (tmp_path / "models/models.config").read_text()
-    assert 'name: "can-inverter" base_path: "/models/can-inverter"' in text and text.count("config {") == 2
+    assert (
+        'name: "can-inverter" base_path: "/models/can-inverter"' in text
+        and text.count("config {") == 2
+    )
     with pytest.raises(TrackingError, match="is not empty"):
         lay_out(str(can), tmp_path / "models")
 
 
 def test_the_command(can, tracking_uri, tmp_path, capsys):
     config = tmp_path / "service.yaml"
-    config.write_text(f"name: named\nnetwork: {{handle: {can}}}\ntracking_uri: {tracking_uri}\nalias: trial\n")
+    config.write_text(
+        f"name: named\nnetwork: {{handle: {can}}}\ntracking_uri: {tracking_uri}\nalias: trial\n"
+    )
     main(["register", "--config", str(config)])
     assert "models:/tfmammo-named@trial is version 1" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
@@ -375,7 +479,9 @@ def test_the_command(can, tracking_uri, tmp_path, capsys):
 
 
 def test_pictures_of_the_chain(tmp_path, monkeypatch):
-    """The chain itself is tested in tests/inference/test_pipeline.py; here what becomes of its answer."""
+    """The chain itself is tested in tests/inference/test_pipeline.py; here what becomes of its
+    answer.
+    """
     mask = np.zeros((200, 150), np.uint8)
     cv2.circle(mask, (60, 100), 12, 1, -1)
 
@@ -385,12 +491,23 @@ def test_pictures_of_the_chain(tmp_path, monkeypatch):
         def read(self, mammogram):
             lesion = Lesion("mass", (88, 48, 113, 73), borders(mask))
             return Case(
-                mammogram, mammogram.pixels(), (Finding("mass", 0.9, (88, 48, 113, 73), lesion), Finding("mass", 0.6, (10, 10, 20, 20)))
+                mammogram,
+                mammogram.pixels(),
+                (
+                    Finding("mass", 0.9, (88, 48, 113, 73), lesion),
+                    Finding("mass", 0.6, (10, 10, 20, 20)),
+                ),
             )
 
     monkeypatch.setattr(pictures, "report", lambda case, chain: {"lesions": len(case.findings)})
-    service = Service(pictures.CaseRequest, pictures._each(lambda request, one: pictures._read(Chain(), request, one)))
+    service = Service(
+        pictures.CaseRequest,
+        pictures._each(lambda request, one: pictures._read(Chain(), request, one)),
+    )
     (answer,) = service.answer([{"pixels": breast().tolist(), "overlay": True}])
     assert answer["report"] == {"lesions": 2} and answer["masks"][1] is None
     np.testing.assert_array_equal(coco.decode(answer["masks"][0], "mask"), mask)
-    assert decoded(answer["overlay"]).shape[2] == 3 and "overlay" not in service.answer([{"pixels": breast().tolist()}])[0]
+    assert (
+        decoded(answer["overlay"]).shape[2] == 3
+        and "overlay" not in service.answer([{"pixels": breast().tolist()}])[0]
+    )

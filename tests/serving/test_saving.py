@@ -22,7 +22,9 @@ def edited(folder, **changes):
     """A model whose description is another; None takes a key away."""
     known = Model.load(str(folder))
     flavor = known.flavors["python_function"] | changes
-    known.flavors["python_function"] = {key: value for key, value in flavor.items() if value is not None}
+    known.flavors["python_function"] = {
+        key: value for key, value in flavor.items() if value is not None
+    }
     known.save(str(folder / "MLmodel"))
     return folder
 
@@ -40,10 +42,13 @@ def test_our_own_code_is_run_as_this_and_earlier_versions_kept_it(saved, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_code_path": None, "python_model": "python_model.pkl"}, "as a pickle"),  # which MLflow would unpickle
+        # which MLflow would unpickle
+        ({"model_code_path": None, "python_model": "python_model.pkl"}, "as a pickle"),
         ({"loader_module": "mlflow.sklearn"}, "as a pickle or of another framework"),
-        ({"code": "code"}, "its code is not of this package"),  # whose modules would come before all others
-        ({"data": "data"}, "its code is not of this package"),  # where MLflow would look for another model
+        # whose modules would come before all others
+        ({"code": "code"}, "its code is not of this package"),
+        # where MLflow would look for another model
+        ({"data": "data"}, "its code is not of this package"),
         ({"predict_fn": "load_context"}, "its code is not of this package"),
     ],
 )
@@ -53,7 +58,9 @@ def test_nothing_but_our_own_code_is_run(saved, changes, message):
 
 
 def test_the_command_runs_no_other_code(saved, tmp_path, capsys):
-    (saved / "entry.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\n" + saving.ENTRY.read_text())
+    (saved / "entry.py").write_text(
+        f"open({str(tmp_path / 'run')!r}, 'w').close()\n" + saving.ENTRY.read_text()
+    )
     with pytest.raises(SystemExit) as caught:
         main(["run", "--model", str(saved)])
     assert caught.value.code == 2 and "its code is not of this package" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""The server: MLflow's protocol with limits and short errors; bodies that nobody should send; and many at once."""
+"""The server: MLflow's protocol with limits and short errors; bodies that nobody should
+send; and many at once.
+"""
 
 import asyncio
 import json
@@ -37,30 +39,49 @@ set_model(Doubler())
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     (folder / "code.py").write_text(CODE)
-    mlflow.pyfunc.save_model(str(folder / "model"), python_model=str(folder / "code.py"), pip_requirements=["mlflow"])
+    mlflow.pyfunc.save_model(
+        str(folder / "model"), python_model=str(folder / "code.py"), pip_requirements=["mlflow"]
+    )
     return folder / "model"
 
 
 def exchange(model, requests, limit=2000, parallel=2):
-    """All requests at once. Args: requests: (method, path, arguments of httpx). Returns: responses in their order."""
+    """All requests at once.
+
+    Args:
+        requests: (method, path, arguments of httpx).
+
+    Returns:
+        Responses in their order.
+    """
     app = server.application(mlflow.pyfunc.load_model(str(model)), limit, parallel)
 
     async def work():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
-            return await asyncio.gather(*(client.request(method, path, **more) for method, path, more in requests))
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://server", timeout=60
+        ) as client:
+            return await asyncio.gather(
+                *(client.request(method, path, **more) for method, path, more in requests)
+            )
 
     return asyncio.run(work())
 
 
 def posted(content, **headers):
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return "POST", "/invocations", {"content": body, "headers": {"content-type": "application/json", **headers}}
+    return (
+        "POST",
+        "/invocations",
+        {"content": body, "headers": {"content-type": "application/json", **headers}},
+    )
 
 
 def test_an_answer_is_mlflows(model):
     (response,) = exchange(model, [posted({"inputs": [{"value": 3}, {"value": 4}]})])
-    assert response.status_code == 200 and response.json() == {"predictions": [{"value": 6}, {"value": 8}]}
+    assert response.status_code == 200 and response.json() == {
+        "predictions": [{"value": 6}, {"value": 8}]
+    }
 
 
 HOSTILE = [
@@ -86,7 +107,12 @@ def test_a_bad_body_is_one_sentence(model, body, status):
     (response,) = exchange(model, [posted(body)])
     assert response.status_code == status, response.text
     said = response.json()["error"]
-    assert list(response.json()) == ["error"] and said and "\n" not in said and len(said) <= server.LONGEST
+    assert (
+        list(response.json()) == ["error"]
+        and said
+        and "\n" not in said
+        and len(said) <= server.LONGEST
+    )
     assert "DOE" not in said and "Traceback" not in said and "xxxx" not in said
 
 
@@ -94,23 +120,41 @@ def test_what_is_asked_wrongly(model):
     plain = {"content": b"{}", "headers": {"content-type": "text/csv"}}
     none = {"content": b"{}"}
     responses = exchange(
-        model, [("POST", "/invocations", plain), ("POST", "/invocations", none), ("GET", "/invocations", {}), ("GET", "/x", {})]
+        model,
+        [
+            ("POST", "/invocations", plain),
+            ("POST", "/invocations", none),
+            ("GET", "/invocations", {}),
+            ("GET", "/x", {}),
+        ],
     )
     assert [response.status_code for response in responses] == [415, 415, 405, 404]
 
 
 def test_health_version_and_a_histogram_of_latencies(model):
-    asked = [posted({"inputs": [{"value": 1}]}), posted(b"{"), ("GET", "/health", {}), ("GET", "/ping", {}), ("GET", "/version", {})]
+    asked = [
+        posted({"inputs": [{"value": 1}]}),
+        posted(b"{"),
+        ("GET", "/health", {}),
+        ("GET", "/ping", {}),
+        ("GET", "/version", {}),
+    ]
     app = server.application(mlflow.pyfunc.load_model(str(model)), 1000, 1)
 
     async def work():
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://server"
+        ) as client:
             answers = [await client.request(method, path, **more) for method, path, more in asked]
             return answers, await client.get("/metrics")
 
     answers, metrics = asyncio.run(work())
-    assert [answer.status_code for answer in answers] == [200, 400, 200, 200, 200] and answers[4].text == mlflow.__version__
-    counts = dict(re.findall(r'tfmammo_request_seconds_count\{status="(\d+)"\} (\d+)', metrics.text))
+    assert [answer.status_code for answer in answers] == [200, 400, 200, 200, 200] and answers[
+        4
+    ].text == mlflow.__version__
+    counts = dict(
+        re.findall(r'tfmammo_request_seconds_count\{status="(\d+)"\} (\d+)', metrics.text)
+    )
     assert counts == {"200": "1", "400": "1"} and "tfmammo_requests_under_way 0.0" in metrics.text
     assert 'tfmammo_request_seconds_bucket{le="+Inf",status="200"} 1.0' in metrics.text
 
@@ -119,16 +163,25 @@ def test_no_more_are_computed_at_once_than_asked_for(model):
     import time
 
     start = time.perf_counter()
-    responses = exchange(model, [posted({"inputs": [{"value": number, "wait": 0.1}]}) for number in range(6)], parallel=2)
+    responses = exchange(
+        model,
+        [posted({"inputs": [{"value": number, "wait": 0.1}]}) for number in range(6)],
+        parallel=2,
+    )
     assert time.perf_counter() - start > 0.28  # three rounds of two
-    assert [response.json()["predictions"][0]["value"] for response in responses] == [2 * number for number in range(6)]
+    assert [response.json()["predictions"][0]["value"] for response in responses] == [
+        2 * number for number in range(6)
+    ]
 
 
 def test_good_and_hostile_requests_at_once_lose_no_answer(model):
     random = np.random.default_rng(0)
     kinds = random.integers(0, 3, 300).tolist()
     bodies = [
-        posted({"inputs": [{"value": number}]}) if kind else posted(HOSTILE[number % len(HOSTILE)][0]) for number, kind in enumerate(kinds)
+        posted({"inputs": [{"value": number}]})
+        if kind
+        else posted(HOSTILE[number % len(HOSTILE)][0])
+        for number, kind in enumerate(kinds)
     ]
     responses = exchange(model, bodies, parallel=2)
     for number, (kind, response) in enumerate(zip(kinds, responses, strict=True)):
@@ -145,7 +198,9 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         main(["run", "--model", str(tmp_path / "none")])
     said = capsys.readouterr().err.strip().splitlines()
-    assert caught.value.code == 2 and said[-1].startswith(f"error: {tmp_path / 'none'}: can't be served")
+    assert caught.value.code == 2 and said[-1].startswith(
+        f"error: {tmp_path / 'none'}: can't be served"
+    )
 
 
 def test_a_pickle_is_never_loaded(tmp_path, capsys, monkeypatch):
@@ -163,11 +218,17 @@ def test_a_pickle_is_never_loaded(tmp_path, capsys, monkeypatch):
             open(path, "w").close()
             return Pickled()
 
-    mlflow.pyfunc.save_model(str(tmp_path / "model"), python_model=Pickled(), pip_requirements=["mlflow"])
+    mlflow.pyfunc.save_model(
+        str(tmp_path / "model"), python_model=Pickled(), pip_requirements=["mlflow"]
+    )
     (tmp_path / "loaded").unlink(missing_ok=True)
     with pytest.raises(SystemExit) as caught:
         main(["run", "--model", str(tmp_path / "model")])
-    assert caught.value.code == 2 and "as a pickle" in capsys.readouterr().err and not (tmp_path / "loaded").exists()
+    assert (
+        caught.value.code == 2
+        and "as a pickle" in capsys.readouterr().err
+        and not (tmp_path / "loaded").exists()
+    )
 
 
 def test_both_kinds_of_models_are_kept_as_text():

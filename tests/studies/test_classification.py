@@ -1,4 +1,6 @@
-"""Who trains, chooses and tests in the classifier study, and that nothing synthetic knows whom it is tested on."""
+"""Who trains, chooses and tests in the classifier study, and that nothing synthetic knows
+whom it is tested on.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,12 @@ from tfmammo.studies import classification
 from tfmammo.synthesis.patch_set import PatchSet, patch_scale
 from tfmammo.training import script
 
-DATA = DataConfig(phantoms=40, size=32, sampling={"count": 60, "scale": (0.25, 0.25), "offset": 10}, stratify="pathology")
+DATA = DataConfig(
+    phantoms=40,
+    size=32,
+    sampling={"count": 60, "scale": (0.25, 0.25), "offset": 10},
+    stratify="pathology",
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +46,20 @@ def experiment(tracking_uri, **model):
     )
 
 
-def synthetic(random_patches, size=32, kinds=("mass", "normal"), trained_on=(), patient="elsewhere", scales=()):
+def synthetic(
+    random_patches, size=32, kinds=("mass", "normal"), trained_on=(), patient="elsewhere", scales=()
+):
     from dataclasses import replace
     from pathlib import Path
 
     found = random_patches(8, size)
     names = np.array([kinds[i % len(kinds)] for i in range(8)])
-    return PatchSet(Path("set"), replace(found, kinds=names, patient_ids=np.full(8, patient)), frozenset(trained_on), scales)
+    return PatchSet(
+        Path("set"),
+        replace(found, kinds=names, patient_ids=np.full(8, patient)),
+        frozenset(trained_on),
+        scales,
+    )
 
 
 def test_the_sides_have_two_classes_each_and_no_patient_in_common(sides):
@@ -60,14 +74,20 @@ def test_the_sides_have_two_classes_each_and_no_patient_in_common(sides):
 
 
 def test_every_generators_training_holds_the_same_patients_out(sides, tmp_path):
-    """Other kinds of lesions, other patches, other patients among them: yet the same side for each."""
+    """Other kinds of lesions, other patches, other patients among them: yet the same
+    side for each.
+    """
     for kind in ("mass", "calcification"):
         few = DATA.sampling.model_copy(update={"count": 15})
-        data = datasets.archive_split(DATA.model_copy(update={"kinds": (kind,), "sampling": few}), tmp_path / kind)
+        data = datasets.archive_split(
+            DATA.model_copy(update={"kinds": (kind,), "sampling": few}), tmp_path / kind
+        )
         train, held_out = datasets.datasets(data, tmp_path / kind, pathology_patches)
         assert patients(held_out) and not patients(train) & sides.held_out()
         assert not patients(held_out) & patients(sides.train)
-    assert (tmp_path / "mass/split.json").read_bytes() == (tmp_path / "calcification/split.json").read_bytes()
+    assert (tmp_path / "mass/split.json").read_bytes() == (
+        tmp_path / "calcification/split.json"
+    ).read_bytes()
 
 
 def test_all_lesions_are_positive_where_that_is_asked_for(sides):
@@ -75,7 +95,9 @@ def test_all_lesions_are_positive_where_that_is_asked_for(sides):
     data = DATA.model_copy(update={"kinds": classification.KINDS})
     every, malignant = (binary_patches(records, data, Skipped(), which) for which in (False, True))
     assert {"benign", "malignant"} <= set(every.pathologies[every.labels == 1].tolist())
-    assert set(malignant.pathologies.tolist()) == {"malignant", "normal"} and len(malignant) < len(every)
+    assert set(malignant.pathologies.tolist()) == {"malignant", "normal"} and len(malignant) < len(
+        every
+    )
 
 
 def test_synthetic_patches_become_pools_of_their_own(sides, random_patches):
@@ -88,9 +110,14 @@ def test_synthetic_patches_become_pools_of_their_own(sides, random_patches):
 
 def test_synthetic_patches_that_know_the_test_patients_are_refused(sides, random_patches):
     held = sorted(sides.held_out())
-    with pytest.raises(DataError, match=rf"its generators were trained on 2 of the {len(held)} patients held out here"):
+    with pytest.raises(
+        DataError,
+        match=rf"its generators were trained on 2 of the {len(held)} patients held out here",
+    ):
         classification.check_synthetic(synthetic(random_patches, trained_on=held[:2]), held, DATA)
-    with pytest.raises(DataError, match=rf"its patches show 1 of the {len(held)} patients held out here"):
+    with pytest.raises(
+        DataError, match=rf"its patches show 1 of the {len(held)} patients held out here"
+    ):
         classification.check_synthetic(synthetic(random_patches, patient=held[0]), held, DATA)
     with pytest.raises(DataError, match="its patches have 64 px, the real ones 32"):
         classification.check_synthetic(synthetic(random_patches, size=64), held, DATA)
@@ -101,25 +128,50 @@ def test_synthetic_patches_that_know_the_test_patients_are_refused(sides, random
 def test_synthetic_patches_of_other_grey_values_are_refused(sides, random_patches):
     window = DataConfig(window=(0, 1))
     ours, theirs = (patch_scale(data) for data in (DATA, window))
-    classification.check_synthetic(synthetic(random_patches, scales=(ours,)), sides.held_out(), DATA)
+    classification.check_synthetic(
+        synthetic(random_patches, scales=(ours,)), sides.held_out(), DATA
+    )
     windowed = DATA.model_copy(update={"window": (0.0, 1.0)})
-    classification.check_synthetic(synthetic(random_patches, scales=(theirs,)), sides.held_out(), windowed)
-    with pytest.raises(DataError, match=r"set: its patches were made with .*'window': \[0.0, 1.0\].*, the real ones with .*'percentiles'"):
-        classification.check_synthetic(synthetic(random_patches, scales=(ours, theirs)), sides.held_out(), DATA)
+    classification.check_synthetic(
+        synthetic(random_patches, scales=(theirs,)), sides.held_out(), windowed
+    )
+    with pytest.raises(
+        DataError,
+        match=r"set: its patches were made with .*'window': \[0.0, 1.0\].*, the real ones with "
+        r".*'percentiles'",
+    ):
+        classification.check_synthetic(
+            synthetic(random_patches, scales=(ours, theirs)), sides.held_out(), DATA
+        )
 
 
 def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(sides, tmp_path):
-    """Of masses alone, of a few patches: nobody who tests the classifier chooses a generator's checkpoint."""
-    data = datasets.archive_split(DATA.model_copy(update={"sampling": DATA.sampling.model_copy(update={"count": 15})}), tmp_path)
+    """Of masses alone, of a few patches: nobody who tests the classifier chooses a generator's
+    checkpoint.
+    """
+    data = datasets.archive_split(
+        DATA.model_copy(update={"sampling": DATA.sampling.model_copy(update={"count": 15})}),
+        tmp_path,
+    )
     _, held_out = datasets.datasets(data, tmp_path, pathology_patches)
     chooses, tests = splits.halves(held_out, datasets.whole_archive(data), data)
     assert len(chooses) + len(tests) == len(held_out)
-    assert not patients(chooses) & patients(sides.test) and not patients(tests) & patients(sides.validation)
+    assert not patients(chooses) & patients(sides.test) and not patients(tests) & patients(
+        sides.validation
+    )
     known = set(held_out.patient_ids.tolist()) | patients(sides.train)
     saved = splits.load(data.split_file)
-    fewer = saved.model_copy(update={"patients": {name: place for name, place in saved.patients.items() if name in known}})
+    fewer = saved.model_copy(
+        update={
+            "patients": {name: place for name, place in saved.patients.items() if name in known}
+        }
+    )
     splits.save(tmp_path / "fewer.json", fewer)
-    parts = splits.halves(held_out, datasets.whole_archive(data), data.model_copy(update={"split_file": tmp_path / "fewer.json"}))
+    parts = splits.halves(
+        held_out,
+        datasets.whole_archive(data),
+        data.model_copy(update={"split_file": tmp_path / "fewer.json"}),
+    )
     assert len(fewer.patients) < len(saved.patients) and sum(map(len, parts)) == len(held_out)
     with pytest.raises(DataError, match="are all of one half of the held-out patients"):
         splits.halves(chooses, datasets.whole_archive(data), data)
@@ -127,7 +179,9 @@ def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(sides, tm
 
 def test_a_missing_class_is_one_sentence(sides):
     lesions = sides.train.take(np.flatnonzero(sides.train.labels == 1))
-    with pytest.raises(DataError, match=rf"there is no normal patch in the test part \({len(lesions)} patches\)"):
+    with pytest.raises(
+        DataError, match=rf"there is no normal patch in the test part \({len(lesions)} patches\)"
+    ):
         check_binary(lesions, "the test part")
     normal = sides.train.take(np.flatnonzero(sides.train.labels == 0))
     with pytest.raises(DataError, match="there is no lesion's patch in x"):
@@ -147,30 +201,47 @@ def test_a_training_and_what_is_known_of_it(sides, tmp_path, tracking_uri):
     assert classification.chosen_weights(tmp_path / "run").name in ("best", "export")
     longer = wanted.model_copy(update={"training": wanted.training.model_copy(update={"steps": 3})})
     other = experiment(tracking_uri, learning_rate=1e-4)
-    assert not classification.is_finished(tmp_path / "run", longer) and not classification.is_finished(tmp_path / "run", other)
+    assert not classification.is_finished(
+        tmp_path / "run", longer
+    ) and not classification.is_finished(tmp_path / "run", other)
 
 
 def test_a_share_without_patches_is_refused(sides, tmp_path, tracking_uri):
-    with pytest.raises(ConfigError, match="model.synthetic: is missing, model.share=0.5 needs a folder"):
+    with pytest.raises(
+        ConfigError, match="model.synthetic: is missing, model.share=0.5 needs a folder"
+    ):
         classification.train(experiment(tracking_uri, share=0.5), tmp_path / "run", sides)
     with pytest.raises(DataError, match="holds no patches that tfmammo.synthesis.patches wrote"):
-        classification.train(experiment(tracking_uri, share=0.5, synthetic=tmp_path), tmp_path / "run", sides)
+        classification.train(
+            experiment(tracking_uri, share=0.5, synthetic=tmp_path), tmp_path / "run", sides
+        )
 
 
 def test_the_share_decays_over_the_whole_training(tracking_uri, tmp_path):
-    """8 steps of 4 samples are 32; of epochs, 2 over 100 patches of which every step sees eight are 25 steps of 4 samples."""
+    """8 steps of 4 samples are 32; of epochs, 2 over 100 patches of which every step sees eight are
+    25 steps of 4 samples.
+    """
     made = experiment(tracking_uri, share=0.5, synthetic=tmp_path)
     longer = made.model_copy(update={"training": made.training.model_copy(update={"steps": 8})})
-    assert classification.shared(longer, 0.5, 0).model.samples == 32 and classification.shared(longer, 0.0, 0).model.samples is None
-    epochs = made.model_copy(update={"training": made.training.model_copy(update={"steps": None, "epochs": 2})})
-    assert classification.scheduled(epochs, 100).model.samples == 100
-    assert classification.shared(longer, 0.5, 0).fingerprint() != classification.shared(made, 0.5, 0).fingerprint(), (
-        "another length is another schedule"
+    assert (
+        classification.shared(longer, 0.5, 0).model.samples == 32
+        and classification.shared(longer, 0.0, 0).model.samples is None
     )
+    epochs = made.model_copy(
+        update={"training": made.training.model_copy(update={"steps": None, "epochs": 2})}
+    )
+    assert classification.scheduled(epochs, 100).model.samples == 100
+    assert (
+        classification.shared(longer, 0.5, 0).fingerprint()
+        != classification.shared(made, 0.5, 0).fingerprint()
+    ), "another length is another schedule"
 
 
 def test_the_baseline_does_not_depend_on_synthetic_patches(tracking_uri, tmp_path):
     one = classification.shared(experiment(tracking_uri, synthetic=tmp_path), 0.0, 3)
     other = classification.shared(experiment(tracking_uri), 0.0, 3)
     assert one.identity() == other.identity() and one.training.seed == 3
-    assert classification.shared(experiment(tracking_uri, synthetic=tmp_path), 0.5, 3).model.synthetic == tmp_path
+    assert (
+        classification.shared(experiment(tracking_uri, synthetic=tmp_path), 0.5, 3).model.synthetic
+        == tmp_path
+    )

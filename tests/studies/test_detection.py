@@ -1,4 +1,6 @@
-"""The detection studies' plan and tables; evaluate/detection.py --study runs them in tests/scripts."""
+"""The detection studies' plan and tables; evaluate/detection.py --study runs them in
+tests/scripts.
+"""
 
 import json
 from pathlib import Path
@@ -13,7 +15,8 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.studies import detection, detection_report
 from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, arms, plan
 
-OUT, ROOT = Path("out"), Path("repo")
+OUT = Path("out")
+ROOT = Path("repo")
 
 
 def config(**values):
@@ -22,7 +25,11 @@ def config(**values):
         "data": {"name": "inbreast", "folds": 3},
         "detector": Command(script="light_head_rcnn", set={"model": {"filters": 4}}),
         "generators": {"unet": Command(script="infilling", set={"model": {"margin": None}})},
-        "methods": {"unet": Method(config=Path("a.yaml"), set={"generator": "{output}/generators/unet/fold{fold}"})},
+        "methods": {
+            "unet": Method(
+                config=Path("a.yaml"), set={"generator": "{output}/generators/unet/fold{fold}"}
+            )
+        },
         "copies": (2, 4),
         "base": 2,
         "synthetic": (3, 6),
@@ -41,7 +48,10 @@ def test_arms_are_real_copies_and_methods():
     names = ["real", "copies-2", "copies-4", "unet-3", "unet-6"]
     assert [arm.name for arm in arms(config())] == names
     assert arms(config())[-1] == Arm("unet-6", 2, "unet", 6)
-    assert arms(config())[-1].shown == "real + 2 copies + 6 by unet" and arms(config())[0].shown == "real alone"
+    assert (
+        arms(config())[-1].shown == "real + 2 copies + 6 by unet"
+        and arms(config())[0].shown == "real alone"
+    )
 
 
 def test_every_fold_trains_its_own_networks_and_every_arm_is_judged():
@@ -51,26 +61,45 @@ def test_every_fold_trains_its_own_networks_and_every_arm_is_judged():
     for number, step in enumerate(steps):
         assert set(step.needs) <= set(names[:number])
     for fold in (0, 2):
-        generator, made = (next(step for step in steps if step.name == f"{what}/unet/fold{fold}") for what in ("generators", "synthetic"))
-        assert options(generator)["data.fold"] == str(fold) and options(generator)["model.margin"] == "null"
+        generator, made = (
+            next(step for step in steps if step.name == f"{what}/unet/fold{fold}")
+            for what in ("generators", "synthetic")
+        )
+        assert (
+            options(generator)["data.fold"] == str(fold)
+            and options(generator)["model.margin"] == "null"
+        )
         side = {key: options(made)[f"patients.{key}"] for key in ("split_file", "fold", "side")}
         assert side == {"split_file": "out/split.json", "fold": str(fold), "side": "train"}
-        assert options(made)["generator"] == f"out/generators/unet/fold{fold}" and made.needs == (generator.name,)
+        assert options(made)["generator"] == f"out/generators/unet/fold{fold}" and made.needs == (
+            generator.name,
+        )
         assert options(made)["count"] == "9"  # half more than 6
 
 
 def test_a_detector_is_given_its_arms_mammograms_and_nobody_held_out():
     steps = {step.name: step for step in plan(config(), OUT, ROOT, "parent")}
-    real, copied, synthetic = (options(steps[f"detectors/{arm}/fold2-seed1"]) for arm in ("real", "copies-4", "unet-3"))
-    assert not any(key.startswith("data.added") for key in real) and copied["data.added.copies"] == "4"
+    real, copied, synthetic = (
+        options(steps[f"detectors/{arm}/fold2-seed1"]) for arm in ("real", "copies-4", "unet-3")
+    )
+    assert (
+        not any(key.startswith("data.added") for key in real) and copied["data.added.copies"] == "4"
+    )
     added = {key: synthetic[f"data.added.{key}"] for key in ("copies", "synthetic", "count")}
     assert added == {"copies": "2", "synthetic": "out/synthetic/unet/fold2", "count": "3"}
     for said in (real, copied, synthetic):
-        assert (said["data.split_file"], said["data.fold"], said["training.seed"]) == ("out/split.json", "2", "1")
+        assert (said["data.split_file"], said["data.fold"], said["training.seed"]) == (
+            "out/split.json",
+            "2",
+            "1",
+        )
         assert (said["data.name"], said["model.filters"]) == ("inbreast", "4")
     assert steps["detectors/real/fold2-seed1"].aside == ("--set", "tracking.parent=parent")
     judged = steps["evaluations/unet-3/seed1"]
-    assert json.loads(options(judged)["detectors"]) == ["out/detectors/unet-3/fold0-seed1", "out/detectors/unet-3/fold2-seed1"]
+    assert json.loads(options(judged)["detectors"]) == [
+        "out/detectors/unet-3/fold0-seed1",
+        "out/detectors/unet-3/fold2-seed1",
+    ]
 
 
 def test_all_folds_are_held_out_in_turn_unless_some_are_named():
@@ -99,16 +128,27 @@ def test_the_repositorys_studies_are_the_papers(repository, name):
     ("override", "said"),
     [
         ("detector.script=nosuch", r"detectors/real/fold0-seed0: there is no script .*nosuch.py"),
-        ("generators.unet.config=nosuch.yaml", r"generators/unet/fold0: .*nosuch.yaml: no such config file"),
-        ("methods.crn.set.pianter=paste", r"synthetic/crn/fold0: .*synthesis_full.yaml: pianter: unknown key"),
-        ("detector.set.training.stepz=3", r"detectors/real/fold0-seed0: .*training.stepz: unknown key"),
+        (
+            "generators.unet.config=nosuch.yaml",
+            r"generators/unet/fold0: .*nosuch.yaml: no such config file",
+        ),
+        (
+            "methods.crn.set.pianter=paste",
+            r"synthetic/crn/fold0: .*synthesis_full.yaml: pianter: unknown key",
+        ),
+        (
+            "detector.set.training.stepz=3",
+            r"detectors/real/fold0-seed0: .*training.stepz: unknown key",
+        ),
     ],
 )
 def test_what_a_command_would_refuse_hours_later_is_refused_at_once(repository, override, said):
     file = repository / "configs/study_infilling.yaml"
     detection.check(plan(configuration.parse(StudyConfig, file), OUT, repository, "parent"))
     with pytest.raises(ConfigError, match=said):
-        detection.check(plan(configuration.parse(StudyConfig, file, [override]), OUT, repository, "parent"))
+        detection.check(
+            plan(configuration.parse(StudyConfig, file, [override]), OUT, repository, "parent")
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +171,8 @@ PATIENTS = "pqrstu"
 
 
 def write_boxes(output, chosen, boxes_of):
-    """What the evaluations of a study leave: six patients with one mammogram each, three in either fold, every lesion at one place.
+    """What the evaluations of a study leave: six patients with one mammogram each, three in either
+    fold, every lesion at one place.
 
     boxes_of(arm, fold, seed, number): of a mammogram, the boxes and their scores.
     """
@@ -153,22 +194,36 @@ def write_boxes(output, chosen, boxes_of):
             (place / "boxes.json").write_text(json.dumps(found))
 
 
-HIT, MISS = [0, 0, 10, 9], [0, 0, 4, 4]
+HIT = [0, 0, 10, 9]
+MISS = [0, 0, 4, 4]
 
 
 @pytest.fixture
 def judged(tmp_path):
-    """Boxes of two arms, two seeds and six patients; the second arm finds the lesion in every mammogram, the first in one of six."""
+    """Boxes of two arms, two seeds and six patients; the second arm finds the lesion in every
+    mammogram, the first in one of six.
+    """
     chosen = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(1.0,))
-    write_boxes(tmp_path, chosen, lambda arm, fold, seed, number: ([HIT if arm.copies or number == seed else MISS], [0.9]))
+    write_boxes(
+        tmp_path,
+        chosen,
+        lambda arm, fold, seed, number: ([HIT if arm.copies or number == seed else MISS], [0.9]),
+    )
     return chosen, tmp_path
 
 
 def test_every_training_is_known_by_fold_and_seed(judged):
     found = detection_report.results(*judged)
-    assert [len(found.matches[arm]) for arm in ("real", "copies-2")] == [12, 12] and set(found.patients) == set(PATIENTS)
-    assert found.trainings == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, "folds 0 and 2 are held out"
-    assert "6 lesions in 6 unseen mammograms, 0 of them normal, of 6 patients, folds 0 and 2, 2 seeds" in found.title
+    assert [len(found.matches[arm]) for arm in ("real", "copies-2")] == [12, 12] and set(
+        found.patients
+    ) == set(PATIENTS)
+    assert found.trainings == [(0, 0), (2, 0)] * 3 + [(0, 1), (2, 1)] * 3, (
+        "folds 0 and 2 are held out"
+    )
+    assert (
+        "6 lesions in 6 unseen mammograms, 0 of them normal, of 6 patients, folds 0 and 2, 2 seeds"
+        in found.title
+    )
 
 
 def test_tables_say_recall_and_difference(judged):
@@ -176,23 +231,41 @@ def test_tables_say_recall_and_difference(judged):
     tables = detection_report.tables(found)
     assert set(tables) == {"recall", "false_positives", "difference"}
     rows = {row[0]: row[1:] for row in tables["recall"].body}
-    assert list(rows) == ["real alone", "real alone, pooled", "real + 2 copies", "real + 2 copies, pooled"]
-    # Seed 0 finds one of three lesions of fold 0, seed 1 one of fold 2: recall 1/3, 0, 0, 1/3; either fold has a mean of 1/6.
-    assert rows["real alone"][0].startswith("16.7 ± 0.0\n[") and rows["real + 2 copies"][0] == "100.0 ± 0.0\n[100.0, 100.0]"
+    assert list(rows) == [
+        "real alone",
+        "real alone, pooled",
+        "real + 2 copies",
+        "real + 2 copies, pooled",
+    ]
+    # Seed 0 finds one of three lesions of fold 0, seed 1 one of fold 2: recall 1/3, 0, 0, 1/3;
+    # either fold has a mean of 1/6.
+    assert (
+        rows["real alone"][0].startswith("16.7 ± 0.0\n[")
+        and rows["real + 2 copies"][0] == "100.0 ± 0.0\n[100.0, 100.0]"
+    )
     assert rows["real alone"][1].startswith("16.7"), "of all detections, Eq. (6)"
     assert tables["recall"].header[1:] == ["1, %", "all detections, %", "mean from 0 to 1, %"]
     assert tables["difference"].body[0][1].startswith("+83.3")
     measured = detection_report.metrics(found)
-    assert measured["real/recall at 1"] == pytest.approx(1 / 6) and measured["copies-2/recall of all detections"] == 1
+    assert (
+        measured["real/recall at 1"] == pytest.approx(1 / 6)
+        and measured["copies-2/recall of all detections"] == 1
+    )
     assert list(found.shown()) == ["real alone", "real + 2 copies"]
     assert detection_report.growth_figure(found).axes[0].get_legend() is not None
 
 
 def test_perfect_trainings_whose_scores_lie_apart_are_perfect(tmp_path):
-    """Every training ranks its lesions above its false positives; the seeds' scores are half a point apart."""
+    """Every training ranks its lesions above its false positives; the seeds' scores are half a
+    point apart.
+    """
     chosen = config(generators={}, methods={}, synthetic=(), copies=(2,), base=0, fppi=(0.25,))
     far = [40, 40, 60, 60]
-    write_boxes(tmp_path, chosen, lambda arm, fold, seed, number: ([HIT, far], [0.3 + 0.5 * seed, 0.2 + 0.5 * seed]))
+    write_boxes(
+        tmp_path,
+        chosen,
+        lambda arm, fold, seed, number: ([HIT, far], [0.3 + 0.5 * seed, 0.2 + 0.5 * seed]),
+    )
     body = detection_report.tables(detection_report.results(chosen, tmp_path))["recall"].body
     assert body[0][1] == "100.0 ± 0.0\n[100.0, 100.0]"
     assert body[1][0] == "real alone, pooled" and body[1][1].startswith("50.0")
@@ -203,13 +276,24 @@ def test_the_tables_say_what_p_is_and_correct_it(judged):
     chosen = chosen.model_copy(update={"copies": (2, 4)})
     # Copies-2 finds all but one of six, copies-4 all.
     hit = {"real": (0,), "copies-2": (0, 1, 2, 3, 4), "copies-4": range(6)}
-    write_boxes(output, chosen, lambda arm, fold, seed, number: ([HIT if number in hit[arm.name] else MISS], [0.9 - number / 100]))
+    write_boxes(
+        output,
+        chosen,
+        lambda arm, fold, seed, number: (
+            [HIT if number in hit[arm.name] else MISS],
+            [0.9 - number / 100],
+        ),
+    )
     table = detection_report.tables(detection_report.results(chosen, output))["difference"]
     assert table.header[-2:] == ["p, uncorrected", "p, Holm"]
     p, corrected = (np.array([float(row[place]) for row in table.body]) for place in (-2, -1))
-    assert corrected.min() == pytest.approx(min(2 * p.min(), 1), abs=2e-3) and np.all(corrected >= p)
+    assert corrected.min() == pytest.approx(min(2 * p.min(), 1), abs=2e-3) and np.all(
+        corrected >= p
+    )
     (note,) = table.notes
-    assert "jackknife" in note and "one patient" in note and "Holm" in note and "2 comparisons" in note
+    assert (
+        "jackknife" in note and "one patient" in note and "Holm" in note and "2 comparisons" in note
+    )
 
 
 def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(judged):
@@ -220,11 +304,17 @@ def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(judged
     tables = detection_report.tables(detection_report.results(chosen, output))
     assert not any("[" in cell for row in tables["recall"].body for cell in row)
     assert tables["difference"].body[0][-2:] == ["-", "-"]
-    assert all("4 patients" in table.notes[0] for name, table in tables.items() if name != "false_positives")
+    assert all(
+        "4 patients" in table.notes[0]
+        for name, table in tables.items()
+        if name != "false_positives"
+    )
 
 
 def test_false_positives_on_normal_mammograms_stand_apart(judged):
-    """Of two normal mammograms and four with lesions only the normal ones show a false positive, one each: 2 in 6 images."""
+    """Of two normal mammograms and four with lesions only the normal ones show a false positive,
+    one each: 2 in 6 images.
+    """
     chosen, output = judged
     for path in output.rglob("boxes.json"):
         boxes = json.loads(path.read_text())
@@ -255,10 +345,15 @@ def test_the_base_is_compared_with_too(judged):
 
 def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copies(judged):
     chosen, output = judged
-    chosen = chosen.model_copy(update={"methods": {"unet": Method(config=Path("a.yaml"))}, "synthetic": (2,)})
+    chosen = chosen.model_copy(
+        update={"methods": {"unet": Method(config=Path("a.yaml"))}, "synthetic": (2,)}
+    )
     write_boxes(output, chosen, lambda arm, fold, seed, number: ([HIT], [0.9]))
     tables = detection_report.tables(detection_report.results(chosen, output))
-    assert [row[0] for row in tables["difference-from-copies"].body] == ["real alone", "real + 2 by unet"]
+    assert [row[0] for row in tables["difference-from-copies"].body] == [
+        "real alone",
+        "real + 2 by unet",
+    ]
     assert "difference-from-base" not in tables
 
 

@@ -14,7 +14,8 @@ from tfmammo.studies import workflow
 from tfmammo.studies.workflow import Step, overrides
 
 WRITE = (
-    "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, exist_ok=True); p.open('a').write(sys.argv[2]); "
+    "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, "
+    "exist_ok=True); p.open('a').write(sys.argv[2]); "
     "(p.parent / sys.argv[3]).mkdir(exist_ok=True)"
 )
 
@@ -25,7 +26,12 @@ def writing(name, text, output, needs=(), **further):
 
 
 def test_overrides_are_what_set_takes():
-    values = {"data": {"size": 64, "root": None, "kinds": ["mass"], "window": {}}, "name": "a b", "clip": 0.5, "on": True}
+    values = {
+        "data": {"size": 64, "root": None, "kinds": ["mass"], "window": {}},
+        "name": "a b",
+        "clip": 0.5,
+        "on": True,
+    }
     assert overrides(values) == [
         "data.size=64",
         "data.root=null",
@@ -39,7 +45,11 @@ def test_overrides_are_what_set_takes():
 
 def test_a_step_knows_its_overrides():
     step = Step(
-        "one", ("x.py", "--config", "a.yaml", "--set", "a=1", "b.c=[2]", "--output", "d"), (), ("--set", "count=3"), ("--set", "e=4")
+        "one",
+        ("x.py", "--config", "a.yaml", "--set", "a=1", "b.c=[2]", "--output", "d"),
+        (),
+        ("--set", "count=3"),
+        ("--set", "e=4"),
     )
     assert step.overrides() == ["a=1", "b.c=[2]", "count=3", "e=4"]
 
@@ -54,13 +64,25 @@ def test_steps_run_in_order_once(tmp_path):
 
 def test_further_steps_join_and_what_is_aside_does_not_count(tmp_path):
     workflow.run([writing("one", "1", tmp_path)], tmp_path)
-    workflow.run([writing("one", "1", tmp_path, aside=("--set", "tracking.parent=other")), writing("two", "2", tmp_path)], tmp_path)
+    workflow.run(
+        [
+            writing("one", "1", tmp_path, aside=("--set", "tracking.parent=other")),
+            writing("two", "2", tmp_path),
+        ],
+        tmp_path,
+    )
     assert (tmp_path / "ran").read_text() == "12"
 
 
 def test_a_step_of_another_extent_goes_on_and_what_needs_it_stays(tmp_path):
     for extent in ("count=3", "count=5", "count=5"):
-        workflow.run([writing("one", "1", tmp_path, extent=(extent,)), writing("two", "2", tmp_path, ("one",))], tmp_path)
+        workflow.run(
+            [
+                writing("one", "1", tmp_path, extent=(extent,)),
+                writing("two", "2", tmp_path, ("one",)),
+            ],
+            tmp_path,
+        )
     assert (tmp_path / "ran").read_text() == "121"
 
 
@@ -72,7 +94,8 @@ def test_other_work_in_a_steps_place_is_refused(tmp_path):
     with pytest.raises(DataError, match="one: was made by another config"):
         workflow.run([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
     (tmp_path / "done/one.json").unlink()
-    with pytest.raises(DataError, match="two: was made by another config"):  # because what it needs is another
+    # because what it needs is another
+    with pytest.raises(DataError, match="two: was made by another config"):
         workflow.run([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
 
 
@@ -97,7 +120,11 @@ def test_work_that_moved_is_known(tmp_path):
 def test_a_failure_says_which_and_why_and_is_tried_again(tmp_path):
     failing = Step("bad", ("-c", "import sys; print('first'); sys.exit('error: no such archive')"))
     for _ in range(2):
-        with pytest.raises(DataError, match=r"bad: failed with exit code 1 \(error: no such archive\); all it said: .*bad.txt"):
+        with pytest.raises(
+            DataError,
+            match=r"bad: failed with exit code 1 \(error: no such archive\); all it said: "
+            r".*bad.txt",
+        ):
             workflow.run([writing("one", "1", tmp_path), failing], tmp_path)
     assert (tmp_path / "ran").read_text() == "1"
     assert (tmp_path / "logs/bad.txt").read_text().count("first") == 2
@@ -136,17 +163,26 @@ def test_work_of_another_version_is_refused_unless_that_is_asked_for(tmp_path, m
     made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
     assert workflow.run(made, tmp_path) == []
     monkeypatch.setattr(workflow, "source", lambda: "another state of the package")
-    with pytest.raises(DataError, match=r"one: was made by another version of tfmammo \(.*; this is .*\); .* --any-version"):
+    with pytest.raises(
+        DataError,
+        match=r"one: was made by another version of tfmammo \(.*; this is .*\); .* --any-version",
+    ):
         workflow.run(made, tmp_path)
     assert workflow.run(made, tmp_path, any_version=True) == ["one", "two"]
-    assert (tmp_path / "ran").read_text() == "12" and "2 of 2 steps were made by other versions" in caplog.text
+    assert (
+        tmp_path / "ran"
+    ).read_text() == "12" and "2 of 2 steps were made by other versions" in caplog.text
 
 
 def test_a_note_that_knows_no_version_is_of_another_one(tmp_path):
     made = [writing("one", "1", tmp_path)]
     workflow.run(made, tmp_path)
     path = tmp_path / "done/one.json"
-    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "code"}))
+    path.write_text(
+        json.dumps(
+            {key: value for key, value in json.loads(path.read_text()).items() if key != "code"}
+        )
+    )
     with pytest.raises(DataError, match="another version of tfmammo .not noted"):
         workflow.run(made, tmp_path)
 
@@ -190,6 +226,14 @@ def test_a_step_that_makes_nothing_has_failed(tmp_path):
 
 def test_what_is_noted_of_a_command_holds_no_password():
     uri = "postgresql://anna:ge/heim@db/runs"
-    step = workflow.Step("one", ("train/can.py", "--config", "c.yaml"), aside=("--set", f"tracking.uri={uri}", 'data.kinds=["mass"]'))
-    assert step.shown() == "python train/can.py --config c.yaml --set tracking.uri=postgresql://db/runs 'data.kinds=[\"mass\"]'"
+    step = workflow.Step(
+        "one",
+        ("train/can.py", "--config", "c.yaml"),
+        aside=("--set", f"tracking.uri={uri}", 'data.kinds=["mass"]'),
+    )
+    assert (
+        step.shown()
+        == "python train/can.py --config c.yaml --set tracking.uri=postgresql://db/runs "
+        "'data.kinds=[\"mass\"]'"
+    )
     assert f"tracking.uri={uri}" in step.arguments

@@ -1,4 +1,5 @@
-"""The studio in a browser, with small exports whose answers are known: what is uploaded, clicked, shown and handed out.
+"""The studio in a browser, with small exports whose answers are known: what is uploaded,
+clicked, shown and handed out.
 
 With TFMAMMO_SCREENSHOTS=docs the picture docs/studio.png is made anew, of a phantom alone.
 """
@@ -47,7 +48,13 @@ class Bright(keras.Model):
     def __init__(self, size=64):
         super().__init__(name="bright")
         constant = keras.initializers.Constant
-        layer = keras.layers.Conv2D(1, 1, activation="sigmoid", kernel_initializer=constant(200), bias_initializer=constant(-100))
+        layer = keras.layers.Conv2D(
+            1,
+            1,
+            activation="sigmoid",
+            kernel_initializer=constant(200),
+            bias_initializer=constant(-100),
+        )
         self.networks = {"generator": keras.Sequential([keras.Input((size, size, 1)), layer])}
         self.signature = [tf.TensorSpec([None, size, size, 1], tf.float32, "image")]
 
@@ -63,10 +70,18 @@ def detector(folder, box, rows, cols):
     """A foreign SavedModel that always finds one box."""
     parts = np.float32([[box]]) / np.float32([rows, cols] * 2)
 
-    @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([1, None, None, 3], tf.float32, name="input_tensor")]
+    )
     def detect(input_tensor):
-        found = {"detection_boxes": parts, "detection_scores": np.float32([[0.9]]), "detection_classes": np.float32([[1]])}
-        return {name: tf.constant(value) for name, value in found.items()} | {"num_detections": tf.constant([1.0])}
+        found = {
+            "detection_boxes": parts,
+            "detection_scores": np.float32([[0.9]]),
+            "detection_classes": np.float32([[1]]),
+        }
+        return {name: tf.constant(value) for name, value in found.items()} | {
+            "num_detections": tf.constant([1.0])
+        }
 
     tf.saved_model.save(tf.Module(), str(folder), signatures=detect.get_concrete_function())
     return str(folder)
@@ -75,7 +90,9 @@ def detector(folder, box, rows, cols):
 @pytest.fixture(scope="module")
 def mass():
     """A phantom with a mass, which the chain is to find."""
-    return next(one for one in phantom.read(count=8) if one.lesions and one.lesions[0].kind == "mass")
+    return next(
+        one for one in phantom.read(count=8) if one.lesions and one.lesions[0].kind == "mass"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +100,12 @@ def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
     """A config's sections of small systems and a small chain."""
     root = tmp_path_factory.mktemp("models")
     data = DataConfig(size=64, frame="loose").model_dump(mode="json")
-    segmenter = export.export(Bright(), root / "segmenter", {"name": "cgan", "step": 1, "config": {"data": data}})
-    classifier = export.export(ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4)), root / "shape", {"name": "shape"})
+    segmenter = export.export(
+        Bright(), root / "segmenter", {"name": "cgan", "step": 1, "config": {"data": data}}
+    )
+    classifier = export.export(
+        ShapeCNN(ShapeConfig(filters=(2, 2, 2), units=4)), root / "shape", {"name": "shape"}
+    )
     found = detector(root / "detector", mass.lesions[0].box, mass.rows, mass.cols)
     return {
         "systems": {
@@ -104,15 +125,26 @@ class Server:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
-        self.address, self.temporary = f"http://127.0.0.1:{self.port}", folder / "temporary"
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.temporary = folder / "temporary"
         self.temporary.mkdir()
-        (folder / "studio.yaml").write_text(dump(StudioConfig.model_validate(models | {"port": self.port, "upload_mb": 4, "total_mb": 60})))
+        (folder / "studio.yaml").write_text(
+            dump(
+                StudioConfig.model_validate(
+                    models | {"port": self.port, "upload_mb": 4, "total_mb": 60}
+                )
+            )
+        )
         command = [sys.executable, "-m", "tfmammo.studio", "--config", str(folder / "studio.yaml")]
         self.path = folder / "log.txt"
         environment = os.environ | {"TMPDIR": str(self.temporary), "CUDA_VISIBLE_DEVICES": ""}
         with self.path.open("w") as log:
             self.process = subprocess.Popen(
-                [*command, *(["--set", *overrides] if overrides else [])], cwd=folder, env=environment, stdout=log, stderr=log
+                [*command, *(["--set", *overrides] if overrides else [])],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
 
     @property
@@ -156,13 +188,19 @@ def browser():
 
 
 def visit(browser, server, **options):
-    """A browser's own page of the studio; whatever it asks for elsewhere is noted in page.elsewhere."""
+    """A browser's own page of the studio; whatever it asks for elsewhere is noted in
+    page.elsewhere.
+    """
     page = browser.new_context(viewport={"width": 1360, "height": 1000}, **options).new_page()
     page.set_default_timeout(90_000)
     page.elsewhere = []
     page.on(
         "request",
-        lambda request: page.elsewhere.append(request.url) if not request.url.startswith((server.address, "data:", "blob:")) else None,
+        lambda request: (
+            page.elsewhere.append(request.url)
+            if not request.url.startswith((server.address, "data:", "blob:"))
+            else None
+        ),
     )
     page.goto(server.address)
     page.get_by_role("button", name="Open a mammogram", exact=True).wait_for()
@@ -175,11 +213,23 @@ def patient(tmp_path, mass):
     path = tmp_path / FILE
     stored = np.rint(mass.pixels()[..., 0] * 4095).astype(np.uint16)
     write_dicom(
-        path, stored, 12, PatientName="QUIBBLE^ZEPHYRINE", PatientID="PIDXW77310", PatientBirthDate="19430217",
-        ReferringPhysicianName="GRUMBOLT", InstitutionName="SNODGRASS", ImageLaterality=mass.laterality, ViewPosition=mass.view,
-        ImagerPixelSpacing=[0.2, 0.2], WindowCenter=2048, WindowWidth=4096, RescaleSlope=1, RescaleIntercept=0,
+        path,
+        stored,
+        12,
+        PatientName="QUIBBLE^ZEPHYRINE",
+        PatientID="PIDXW77310",
+        PatientBirthDate="19430217",
+        ReferringPhysicianName="GRUMBOLT",
+        InstitutionName="SNODGRASS",
+        ImageLaterality=mass.laterality,
+        ViewPosition=mass.view,
+        ImagerPixelSpacing=[0.2, 0.2],
+        WindowCenter=2048,
+        WindowWidth=4096,
+        RescaleSlope=1,
+        RescaleIntercept=0,
         PresentationIntentType="FOR PRESENTATION",
-    )  # fmt: skip
+    )
     return path
 
 
@@ -191,13 +241,17 @@ def upload(page, button, path, tab="Insert or remove"):
 
 
 def click(page, row, col):
-    """Click at a native pixel of a phantom, which is shown as large as it is stored. Returns the place that the page tells."""
+    """Click at a native pixel of a phantom, which is shown as large as it is stored.
+
+    Returns the place that the page tells.
+    """
     image = page.locator("#mammogram img")
     image.wait_for()
     box = image.bounding_box()
     natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     scale = min(box["width"] / natural[0], box["height"] / natural[1])
-    left, top = (box["width"] - scale * natural[0]) / 2, (box["height"] - scale * natural[1]) / 2
+    left = (box["width"] - scale * natural[0]) / 2
+    top = (box["height"] - scale * natural[1]) / 2
     image.click(position={"x": left + scale * (col + 0.5), "y": top + scale * (row + 0.5)})
     told = page.get_by_text("Place: row", exact=False)
     told.wait_for()
@@ -226,13 +280,17 @@ def make(page):
 
 def free_place(mass):
     """A place within the breast, far from skin and lesions."""
-    image, rows, cols = mass.pixels()[..., 0], mass.rows, mass.cols
+    image = mass.pixels()[..., 0]
+    rows = mass.rows
+    cols = mass.cols
     breast = (cv2.GaussianBlur(image, (0, 0), 5) > 0.15).astype(np.uint8)
     for lesion in mass.lesions:
         top, left, bottom, right = lesion.box
         breast[max(0, top - 60) : bottom + 60, max(0, left - 60) : right + 60] = 0
     framed = cv2.copyMakeBorder(breast, 1, 1, 1, 1, cv2.BORDER_CONSTANT)
-    row, col = np.unravel_index(cv2.distanceTransform(framed, cv2.DIST_L2, 5).argmax(), (rows + 2, cols + 2))
+    row, col = np.unravel_index(
+        cv2.distanceTransform(framed, cv2.DIST_L2, 5).argmax(), (rows + 2, cols + 2)
+    )
     return int(row) - 1, int(col) - 1
 
 
@@ -258,23 +316,44 @@ def test_a_lesion_is_made_where_somebody_clicks(server, browser, patient, mass, 
     agree(files, place, patient)
     plain = page.locator("#before-after img").nth(1).get_attribute("src")
     page.get_by_label("Show box and outline", exact=True).click()
-    page.wait_for_function("plain => [...document.querySelectorAll('#before-after img')].every(image => image.src !== plain)", arg=plain)
-    assert clean(page.content() + page.evaluate("JSON.stringify(window.gradio_config)")) and clean(server.log)
-    assert all(clean(path.read_bytes()) and clean(str(path)) for path in [*server.files(), *files.values()])
+    page.wait_for_function(
+        "plain => [...document.querySelectorAll('#before-after img')].every(image => image.src "
+        "!== plain)",
+        arg=plain,
+    )
+    assert clean(page.content() + page.evaluate("JSON.stringify(window.gradio_config)")) and clean(
+        server.log
+    )
+    assert all(
+        clean(path.read_bytes()) and clean(str(path)) for path in [*server.files(), *files.values()]
+    )
     assert page.elsewhere == []
 
 
 def agree(files, place, patient):
-    """What was downloaded: one lesion of the wanted size at the place, and no other value changed."""
+    """What was downloaded: one lesion of the wanted size at the place, and no other
+    value changed.
+    """
     (annotation,) = json.loads(files["annotations.json"].read_text())["annotations"]
     left, top, width, height = annotation["bbox"]
     assert top <= place[0] < top + height and left <= place[1] < left + width
     assert abs(height - 50) <= 2 and abs(width - 40) <= 2
     mask = cv2.imread(str(files["mask.png"]), cv2.IMREAD_UNCHANGED)
-    assert mask[top : top + height, left : left + width].any() and (mask > 0).sum() == annotation["area"]
-    before, after = pydicom.dcmread(patient), pydicom.dcmread(files["synthetic.dcm"])
-    assert after.PatientName == "SYNTHETIC^MAMMOGRAM" and after.BitsStored == 12 and after.SyntheticData == "YES"
-    assert (after.ImageLaterality, after.ViewPosition) == (before.ImageLaterality, before.ViewPosition)
+    assert (
+        mask[top : top + height, left : left + width].any()
+        and (mask > 0).sum() == annotation["area"]
+    )
+    before = pydicom.dcmread(patient)
+    after = pydicom.dcmread(files["synthetic.dcm"])
+    assert (
+        after.PatientName == "SYNTHETIC^MAMMOGRAM"
+        and after.BitsStored == 12
+        and after.SyntheticData == "YES"
+    )
+    assert (after.ImageLaterality, after.ViewPosition) == (
+        before.ImageLaterality,
+        before.ViewPosition,
+    )
     assert list(after.ImagerPixelSpacing) == [0.2, 0.2]
     changed = before.pixel_array != after.pixel_array
     assert changed[mask > 0].mean() > 0.5
@@ -288,12 +367,16 @@ def test_every_system_offers_what_counts_for_it(server, browser, tmp_path):
     page = visit(browser, server)
     phantom_of(page, "#insert-phantom", 0)
     click(page, *free_place(phantom.read(count=1)[0]))
-    height, factor = page.get_by_label("Height, px", exact=True), page.get_by_text("Times the real lesion's size", exact=True)
+    height = page.get_by_label("Height, px", exact=True)
+    factor = page.get_by_text("Times the real lesion's size", exact=True)
     assert height.is_visible() and not factor.is_visible()
     page.get_by_label("real lesions", exact=True).click()
     factor.wait_for()
     assert not height.is_visible()
-    for name, told in (("add", "Mass added."), ("remove", "Tissue refilled, where a lesion may have been.")):
+    for name, told in (
+        ("add", "Mass added."),
+        ("remove", "Tissue refilled, where a lesion may have been."),
+    ):
         page.get_by_label(name, exact=True).click()
         factor.wait_for(state="hidden")
         assert not height.is_visible()
@@ -315,7 +398,9 @@ def test_what_goes_wrong_is_a_sentence(server, browser, tmp_path):
     wrong.write_bytes(b"no picture at all")
     for _ in range(2):  # the same file again is looked at again
         upload(page, "Open a mammogram", wrong)
-        page.get_by_text("Can't be read as an image (UnidentifiedImageError).", exact=True).wait_for()
+        page.get_by_text(
+            "Can't be read as an image (UnidentifiedImageError).", exact=True
+        ).wait_for()
     assert not page.get_by_role("button", name="Make", exact=True).is_enabled()
     phantom_of(page, "#insert-phantom", 0)
     page.locator(".note").first.wait_for(state="hidden")
@@ -323,8 +408,17 @@ def test_what_goes_wrong_is_a_sentence(server, browser, tmp_path):
     page.get_by_role("button", name="Make", exact=True).click()
     note = page.locator(".note").first
     note.wait_for()
-    assert note.inner_text().endswith(".") and "/" not in note.inner_text() and len(note.inner_text().splitlines()) == 1
-    assert clean(server.log) and clean(page.content()) and "Traceback" not in server.log and "File " not in server.log
+    assert (
+        note.inner_text().endswith(".")
+        and "/" not in note.inner_text()
+        and len(note.inner_text().splitlines()) == 1
+    )
+    assert (
+        clean(server.log)
+        and clean(page.content())
+        and "Traceback" not in server.log
+        and "File " not in server.log
+    )
 
 
 @pytest.mark.slow
@@ -344,9 +438,13 @@ def test_a_file_that_is_too_large_is_refused(server, browser, tmp_path):
 
 @pytest.mark.slow
 def test_browsers_do_not_share_what_they_see(server, browser, tmp_path):
-    one, two = visit(browser, server), visit(browser, server)
+    one = visit(browser, server)
+    two = visit(browser, server)
     phantom_of(one, "#insert-phantom", 0), phantom_of(two, "#insert-phantom", 3)
-    places = [click(page, *free_place(phantom.read(count=4)[number])) for page, number in ((one, 0), (two, 3))]
+    places = [
+        click(page, *free_place(phantom.read(count=4)[number]))
+        for page, number in ((one, 0), (two, 3))
+    ]
     for page in (one, two):
         page.get_by_role("button", name="Make", exact=True).click()
     for page, place, number in ((one, places[0], 0), (two, places[1], 3)):
@@ -354,10 +452,14 @@ def test_browsers_do_not_share_what_they_see(server, browser, tmp_path):
         files = downloads(page, "#insert-files", tmp_path / str(number))
         source = json.loads(files["recipe.json"].read_text())["source"]
         assert source["image_id"] == phantom.read(count=4)[number].image_id
-        left, top, width, height = json.loads(files["annotations.json"].read_text())["annotations"][0]["bbox"]
+        left, top, width, height = json.loads(files["annotations.json"].read_text())["annotations"][
+            0
+        ]["bbox"]
         assert top <= place[0] < top + height and left <= place[1] < left + width
     third = visit(browser, server)
-    assert third.locator("#mammogram img").count() == 0 and third.locator("a[download]").count() == 0
+    assert (
+        third.locator("#mammogram img").count() == 0 and third.locator("a[download]").count() == 0
+    )
 
 
 @pytest.mark.slow
@@ -371,9 +473,14 @@ def test_a_mammogram_is_read(server, browser, patient, mass, tmp_path):
     assert lesion["box"] == list(mass.lesions[0].box) and lesion["score"] == 0.9
     assert ", ".join(map(str, lesion["box"])) in page.locator("#lesions").inner_text()
     segmentation = pydicom.dcmread(files["segmentation.dcm"])
-    assert segmentation.PatientName == "QUIBBLE^ZEPHYRINE"  # as the standard demands, and the page says
+    # as the standard demands, and the page says
+    assert segmentation.PatientName == "QUIBBLE^ZEPHYRINE"
     assert clean(files["report.json"].read_bytes()) and clean(files["overlay.png"].read_bytes())
-    assert clean(page.content()) and clean(server.log) and not any(path.name == FILE for path in server.files())
+    assert (
+        clean(page.content())
+        and clean(server.log)
+        and not any(path.name == FILE for path in server.files())
+    )
 
 
 @pytest.mark.slow
@@ -385,15 +492,25 @@ def test_only_the_browsers_own_files_are_handed_out(server, browser):
 
 @pytest.mark.slow
 def test_another_sites_page_gets_nothing(server):
-    """Neither under a name that leads here by a trick, nor from a page elsewhere; nor may such a page upload."""
+    """Neither under a name that leads here by a trick, nor from a page elsewhere; nor may such a
+    page upload.
+    """
     upload = f"{server.address}/gradio_api/upload"
-    for headers in ({"host": "evil.example", "origin": "http://evil.example"}, {"origin": "http://evil.example"}, {"origin": "null"}):
+    for headers in (
+        {"host": "evil.example", "origin": "http://evil.example"},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+    ):
         for answer in (
             httpx.get(server.address, headers=headers),
-            httpx.options(server.address, headers=headers | {"access-control-request-method": "POST"}),
+            httpx.options(
+                server.address, headers=headers | {"access-control-request-method": "POST"}
+            ),
             httpx.post(upload, files={"files": ("a.png", b"x")}, headers=headers),
         ):
-            assert answer.status_code == 403 and not any(name.startswith("access-control") for name in answer.headers)
+            assert answer.status_code == 403 and not any(
+                name.startswith("access-control") for name in answer.headers
+            )
     answer = httpx.get(server.address, headers={"origin": server.address})
     assert answer.status_code == 200 and "access-control-allow-origin" not in answer.headers
 
@@ -401,9 +518,12 @@ def test_another_sites_page_gets_nothing(server):
 @pytest.mark.slow
 def test_uploads_are_bounded_in_total_and_nothing_of_unknown_length_is_taken(server):
     """The studio of these tests keeps 60 MB at most."""
-    upload, kept = f"{server.address}/gradio_api/upload", []
+    upload = f"{server.address}/gradio_api/upload"
+    kept = []
     for number in range(21):
-        answer = httpx.post(upload, files={"files": (f"{number}.png", os.urandom(3 * 2**20))}, timeout=60)
+        answer = httpx.post(
+            upload, files={"files": (f"{number}.png", os.urandom(3 * 2**20))}, timeout=60
+        )
         kept.append(answer.status_code)
     assert kept[0] == 200 and set(kept) == {200, 413} and kept[-1] == 413
     assert "too many files" in answer.json()["error"]
@@ -412,7 +532,9 @@ def test_uploads_are_bounded_in_total_and_nothing_of_unknown_length_is_taken(ser
         if path.stat().st_size == 3 * 2**20:
             path.unlink()
     assert httpx.post(upload, content=iter([b"x"]), timeout=60).status_code == 411
-    large = httpx.post(f"{server.address}/gradio_api/queue/join", content=b"[" * (3 * 2**20), timeout=60)
+    large = httpx.post(
+        f"{server.address}/gradio_api/queue/join", content=b"[" * (3 * 2**20), timeout=60
+    )
     assert large.status_code == 413
 
 
@@ -437,10 +559,17 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path, models, browser):
 
 @pytest.mark.slow
 def test_a_wrong_handle_is_one_sentence(tmp_path):
-    server = Server(tmp_path, {"systems": {"mine": {"painter": "infilling", "generator": str(tmp_path / "nowhere")}}})
+    server = Server(
+        tmp_path,
+        {"systems": {"mine": {"painter": "infilling", "generator": str(tmp_path / "nowhere")}}},
+    )
     assert server.process.wait(120) == 2
     (line,) = [line for line in server.log.splitlines() if line.startswith("error:")]
-    assert line.startswith("error: systems.mine: ") and "Traceback" not in server.log and server.files() == []
+    assert (
+        line.startswith("error: systems.mine: ")
+        and "Traceback" not in server.log
+        and server.files() == []
+    )
 
 
 @pytest.mark.slow
@@ -451,7 +580,9 @@ def test_it_follows_the_browsers_light_or_dark(server, browser):
         page = visit(browser, server, color_scheme=scheme)
         grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         if folder := os.environ.get("TFMAMMO_SCREENSHOTS"):
-            screenshot(page, Path(folder) / ("studio.png" if scheme == "light" else "studio_dark.png"))
+            screenshot(
+                page, Path(folder) / ("studio.png" if scheme == "light" else "studio_dark.png")
+            )
     assert len(set(grounds)) == 2
 
 
@@ -463,5 +594,7 @@ def screenshot(page, path):
     make(page)
     page.wait_for_timeout(1500)
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    picture.resize((picture.width * 11 // 20, picture.height * 11 // 20), Image.Resampling.LANCZOS).save(path, optimize=True)
+    picture.resize(
+        (picture.width * 11 // 20, picture.height * 11 // 20), Image.Resampling.LANCZOS
+    ).save(path, optimize=True)
     assert path.stat().st_size < 300_000

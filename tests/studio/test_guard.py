@@ -14,20 +14,28 @@ from tfmammo.studio import guard  # noqa: E402
 
 
 def asked(folder, *requests, upload=1000, total=10_000, page=None):
-    """Answers of a page that says how many bytes it was sent. Args: requests: (method, path, arguments of httpx)."""
+    """Answers of a page that says how many bytes it was sent.
+
+    Args:
+        requests: (method, path, arguments of httpx).
+    """
 
     async def counting(scope, receive, send):
-        size, more = 0, True
+        size = 0
+        more = True
         while more:
             message = await receive()
-            size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+            size = size + len(message.get("body", b""))
+            more = message.get("more_body", False)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": str(size).encode()})
 
     async def ask():
         transport = httpx.ASGITransport(guard.Bounded(page or counting, folder, upload, total))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await asyncio.gather(*(client.request(method, path, **more) for method, path, more in requests))
+            return await asyncio.gather(
+                *(client.request(method, path, **more) for method, path, more in requests)
+            )
 
     return asyncio.run(ask())
 
@@ -63,7 +71,8 @@ def test_uploads_that_come_at_once_are_counted_together(tmp_path):
     uploads = [("POST", "/upload", {"content": b"x" * 900})] * 5
     answers = asked(tmp_path, *uploads, page=slow)
     assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 413, 413]
-    assert asked(tmp_path, *uploads[:1])[0].status_code == 200  # what is through does not count any more
+    # what is through does not count any more
+    assert asked(tmp_path, *uploads[:1])[0].status_code == 200
 
 
 def test_an_upload_that_does_not_come_is_given_up(tmp_path, monkeypatch):
@@ -93,4 +102,9 @@ def test_what_nobody_opens_is_removed(tmp_path):
     (tmp_path / "result" / "synthetic.dcm").write_bytes(b"x")
     os.utime(tmp_path / "result" / "synthetic.dcm", (time.time() - 5000,) * 2)
     guard.remove_unopened(page, tmp_path, 600)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["opened", "result", "tmpnew", "waiting"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "opened",
+        "result",
+        "tmpnew",
+        "waiting",
+    ]

@@ -1,4 +1,5 @@
-"""The reader study in a browser: two readers at once, a server that is killed in the middle, and what reaches the page.
+"""The reader study in a browser: two readers at once, a server that is killed in the
+middle, and what reaches the page.
 
 With TFMAMMO_SCREENSHOTS=docs the picture docs/reader_study.png is made anew, of phantoms alone.
 """
@@ -43,18 +44,30 @@ with gr.Blocks() as app:
         judging.tab(ReaderStudy(parse(ReaderStudyConfig, sys.argv[1])))
 app.launch(server_name="127.0.0.1", server_port=int(sys.argv[2]), quiet=True)
 """
-SIDE, CASES = 160, 20
+SIDE = 160
+CASES = 20
 
 
 def cut(number, mammogram):
     """A phantom's mass and what surrounds it, as a patient's mammogram of their own."""
-    (top, left, bottom, right), lesion = mammogram.lesions[0].box, mammogram.lesions[0]
+    (top, left, bottom, right) = mammogram.lesions[0].box
+    lesion = mammogram.lesions[0]
     row = int(np.clip((top + bottom - SIDE) // 2, 0, mammogram.rows - SIDE))
     col = int(np.clip((left + right - SIDE) // 2, 0, mammogram.cols - SIDE))
     outlines = tuple(outline - np.float32([row, col]) for outline in lesion.outlines)
-    moved = replace(lesion, box=(top - row, left - col, bottom - row, right - col), outlines=outlines)
+    moved = replace(
+        lesion, box=(top - row, left - col, bottom - row, right - col), outlines=outlines
+    )
     read = partial(window, mammogram.read, row, col)
-    return replace(mammogram, patient_id=f"p{number}", rows=SIDE, cols=SIDE, read=read, lesions=(moved,), pathology=None)
+    return replace(
+        mammogram,
+        patient_id=f"p{number}",
+        rows=SIDE,
+        cols=SIDE,
+        read=read,
+        lesions=(moved,),
+        pathology=None,
+    )
 
 
 def window(read, row, col):
@@ -73,11 +86,20 @@ class Server:
     def __init__(self, folder):
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
-        environment = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder / "gradio")}
+        environment = os.environ | {
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_TEMP_DIR": str(folder / "gradio"),
+        }
         self.log = (folder / f"{self.port}.log").open("w")
         command = [sys.executable, "-c", SERVER, str(folder / "study.yaml"), str(self.port)]
         self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, text=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=self.log,
+            stderr=self.log,
+            text=True,
         )
 
     def serve(self):
@@ -101,19 +123,46 @@ class Server:
 
 @pytest.fixture
 def config(tmp_path):
-    """A study of 20 cases of phantoms: those called synthetic are of another seed, and a little blurred."""
+    """A study of 20 cases of phantoms: those called synthetic are of another seed, and a little
+    blurred.
+    """
     for seed, name in ((0, "real"), (1, "made")):
-        found = [one for one in phantom.read(count=200, seed=seed) if one.lesions and one.lesions[0].kind == "mass"]
-        firsts = {one.patient_id: one for one in found if max(np.ptp(one.lesions[0].outlines[0], axis=0)) < SIDE / 1.6}
+        found = [
+            one
+            for one in phantom.read(count=200, seed=seed)
+            if one.lesions and one.lesions[0].kind == "mass"
+        ]
+        firsts = {
+            one.patient_id: one
+            for one in found
+            if max(np.ptp(one.lesions[0].outlines[0], axis=0)) < SIDE / 1.6
+        }
         chosen = list(firsts.values())[:15]
-        writer.write([cut(number + 100 * seed, one) for number, one in enumerate(chosen)], tmp_path / name, annotations="polygons", bits=8)
+        writer.write(
+            [cut(number + 100 * seed, one) for number, one in enumerate(chosen)],
+            tmp_path / name,
+            annotations="polygons",
+            bits=8,
+        )
     for path in (tmp_path / "made/images").iterdir():
-        cv2.imwrite(str(path), cv2.GaussianBlur(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), (0, 0), 0.8))
-    real, made = (DataConfig(name="folder", root=tmp_path / name, size=128, window=(0, 1)) for name in ("real", "made"))
+        cv2.imwrite(
+            str(path), cv2.GaussianBlur(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), (0, 0), 0.8)
+        )
+    real, made = (
+        DataConfig(name="folder", root=tmp_path / name, size=128, window=(0, 1))
+        for name in ("real", "made")
+    )
     chosen = ReaderStudyConfig(
-        name="phantoms", real=real, systems={"blurred": made}, pairs=10, ratings=10, database=tmp_path / "answers.sqlite",
-        show_results=True, results=True, samples=200,
-    )  # fmt: skip
+        name="phantoms",
+        real=real,
+        systems={"blurred": made},
+        pairs=10,
+        ratings=10,
+        database=tmp_path / "answers.sqlite",
+        show_results=True,
+        results=True,
+        samples=200,
+    )
     (tmp_path / "study.yaml").write_text(dump(chosen))
     return chosen
 
@@ -152,7 +201,9 @@ def answer(page, number, by_key):
         page.keyboard.press("ArrowLeft") if by_key else left.click()
         return
     rating = str(1 + number % 6)
-    page.keyboard.press(rating) if by_key else page.get_by_role("button", name=rating, exact=True).click()
+    page.keyboard.press(rating) if by_key else page.get_by_role(
+        "button", name=rating, exact=True
+    ).click()
 
 
 def kept(config):
@@ -162,10 +213,12 @@ def kept(config):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, tmp_path):
-    first, second = Server(tmp_path), Server(tmp_path)
+    first = Server(tmp_path)
+    second = Server(tmp_path)
     try:
         first.serve()
-        anna, ben = enter(browser, first, "Anna"), enter(browser, first, " Ben ")
+        anna = enter(browser, first, "Anna")
+        ben = enter(browser, first, " Ben ")
         nothing_is_told(anna, config)
         screenshot(anna)
         for number in range(1, 10):
@@ -178,7 +231,8 @@ def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, 
         assert len(before) == 10 + 9
         anna.context.close(), ben.context.close()
         second.serve()
-        anna, ben = enter(browser, second, "Anna"), enter(browser, second, "Ben")
+        anna = enter(browser, second, "Anna")
+        ben = enter(browser, second, "Ben")
         for number in range(10, CASES + 1):
             if number > 10:
                 answer(anna, number, by_key=True)
@@ -190,8 +244,12 @@ def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, 
         assert len(after) == 2 * CASES and after | before == after
         assert {reader for reader, _ in after} == {"Anna", "Ben"}
         cases = {case.number: case for case in Answers(config).cases()}
-        assert {value for (_, number), value in after.items() if cases[number].task == "choice"} == {"left"}
-        assert {value for (_, number), value in after.items() if cases[number].task == "rating"} == set("123456")
+        assert {
+            value for (_, number), value in after.items() if cases[number].task == "choice"
+        } == {"left"}
+        assert {
+            value for (_, number), value in after.items() if cases[number].task == "rating"
+        } == set("123456")
         assert all(0.4 < one.seconds < 900 for one in Answers(config).all())
         unchanged_by_a_third_visit(browser, second, config)
     finally:
@@ -199,7 +257,9 @@ def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, 
 
 
 def nothing_is_told(page, config):
-    """Of a pair: two pictures that differ in nothing but their pixels, and no word of what they are, in the page or its memory."""
+    """Of a pair: two pictures that differ in nothing but their pixels, and no word of what they
+    are, in the page or its memory.
+    """
     page.get_by_text(f"Case 1 of {CASES}", exact=True).wait_for()
     images = page.locator(".pictures img")
     images.nth(1).wait_for()
@@ -210,8 +270,13 @@ def nothing_is_told(page, config):
     assert re.sub(r"base64,[^\"]*", "", tags[0]) == re.sub(r"base64,[^\"]*", "", tags[1])
     boxes = [images.nth(place).bounding_box() for place in (0, 1)]
     assert boxes[0]["width"] == boxes[1]["width"] == boxes[0]["height"] == boxes[1]["height"] > 300
-    assert page.locator(".pictures").evaluate("element => getComputedStyle(element).backgroundColor") == "rgb(0, 0, 0)"
-    told = re.sub(r"base64,[^\"]*", "", page.content()) + page.evaluate("JSON.stringify(window.gradio_config)")
+    assert (
+        page.locator(".pictures").evaluate("element => getComputedStyle(element).backgroundColor")
+        == "rgb(0, 0, 0)"
+    )
+    told = re.sub(r"base64,[^\"]*", "", page.content()) + page.evaluate(
+        "JSON.stringify(window.gradio_config)"
+    )
     ids = [patch for case in Answers(config).cases() for _, patch in case.shown]
     for word in ("blurred", "answers.sqlite", "truth", *ids):
         assert word not in told, word
@@ -231,7 +296,10 @@ def double_click(page, config):
     page.get_by_role("button", name="The left one", exact=True).dblclick()
     page.get_by_text(f"Case 11 of {CASES}", exact=True).wait_for()
     page.wait_for_timeout(700)
-    assert page.get_by_text(f"Case 11 of {CASES}", exact=True).is_visible() and len(kept(config)) == before + 1
+    assert (
+        page.get_by_text(f"Case 11 of {CASES}", exact=True).is_visible()
+        and len(kept(config)) == before + 1
+    )
 
 
 def through(anna, ben, config):
@@ -240,7 +308,9 @@ def through(anna, ben, config):
         page.get_by_text("All your answers are saved.", exact=True).wait_for()
         page.get_by_text(re.compile(r"You chose the real one of \d+ of 10 pairs")).wait_for()
         assert page.get_by_role("button", name="The left one", exact=True).count() == 0
-    anna.get_by_text("Results are shown once everybody who has begun is through", exact=False).wait_for()
+    anna.get_by_text(
+        "Results are shown once everybody who has begun is through", exact=False
+    ).wait_for()
     ben.get_by_role("button", name="Results").click()
     ben.get_by_text("all readers", exact=True).locator("visible=true").first.wait_for()
     for place, lines in ((0, 1 + 3), (1, 1 + 2 * CASES)):

@@ -28,7 +28,9 @@ from tfmammo.studio.app import StudioConfig  # noqa: E402
     [((0, 0), (2, 2)), ((99, 199), (997, 497)), ((50, 100), (502, 252)), ((-3, 500), (999, 0))],
 )
 def test_a_click_becomes_the_native_pixel_under_it(click, expected):
-    """The picture shows 1000 x 500 px in 200 x 100: pixel 0 covers native 0 to 4, its middle is 2.5."""
+    """The picture shows 1000 x 500 px in 200 x 100: pixel 0 covers native 0 to 4, its middle is
+    2.5.
+    """
     assert uploads.native(click, np.zeros((200, 100), np.uint8), 1000, 500) == expected
 
 
@@ -51,8 +53,14 @@ def test_the_mark_leaves_its_middle_open():
     ("error", "expected"),
     [
         (ArchiveError("/srv/a/Jane Doe.dcm: is no DICOM (X: y)"), "Is no DICOM (X: y)."),
-        (ArchiveError("no such mammogram at /data/Jane/a.png, see b/c.txt."), "No such mammogram at a file, see a file."),
-        (DataError("the window of 64 px around it is not wholly breast"), "The window of 64 px around it is not wholly breast."),
+        (
+            ArchiveError("no such mammogram at /data/Jane/a.png, see b/c.txt."),
+            "No such mammogram at a file, see a file.",
+        ),
+        (
+            DataError("the window of 64 px around it is not wholly breast"),
+            "The window of 64 px around it is not wholly breast.",
+        ),
         (KeyError("Jane"), "Something went wrong within the studio; its log says what."),
         (ValueError("Jane"), "Something went wrong within the studio; its log says what."),
     ],
@@ -67,7 +75,11 @@ def test_a_fault_of_ours_is_logged_without_its_message(caplog):
 
     (update,) = uploads.told("note", work).values()
     assert update["visible"] and "Jane" not in update["value"]
-    assert "KeyError" in caplog.text and "in work" in caplog.text and "Jane" not in caplog.text.replace('KeyError("Jane")', "")
+    assert (
+        "KeyError" in caplog.text
+        and "in work" in caplog.text
+        and "Jane" not in caplog.text.replace('KeyError("Jane")', "")
+    )
 
 
 def test_sizes_are_told_in_mm_where_that_is_known():
@@ -81,7 +93,10 @@ def test_the_result_names_box_and_area():
     mask = np.zeros((mammogram.rows, mammogram.cols), np.uint8)
     mask[10:20, 30:45] = 1
     text = inserting.result_text(Changed(mammogram, None, None, mask, (10, 30, 20, 45), "mass", {}))
-    assert text.startswith("**Mass added.**") and "rows 10 to 20, columns 30 to 45: 10 x 15 px = 2.0 x 3.0 mm" in text
+    assert (
+        text.startswith("**Mass added.**")
+        and "rows 10 to 20, columns 30 to 45: 10 x 15 px = 2.0 x 3.0 mm" in text
+    )
     assert text.endswith("Area: 150 px = 6.0 mm².")
 
 
@@ -96,7 +111,9 @@ def test_only_what_counts_for_a_system_is_asked_of_it():
     assert wish == Wish(centre=(5, 6), size=(40, 50), shape="oval")
     real = system(painter="poisson", generator=None, lesions=DataConfig())
     assert inserting.offered(real) == "factor"
-    assert inserting.wish_for(real, (5, 6), 40, 50, "oval", 2.0, 3) == Wish(centre=(5, 6), factor=2.0, seed=3)
+    assert inserting.wish_for(real, (5, 6), 40, 50, "oval", 2.0, 3) == Wish(
+        centre=(5, 6), factor=2.0, seed=3
+    )
     own = system(lesions=DataConfig())
     assert inserting.shapes_of(own)[0] == inserting.OWN
     assert inserting.wish_for(own, (5, 6), 40, 50, inserting.OWN, 1.0, 0).shape is None
@@ -107,19 +124,25 @@ def test_a_wrong_wish_is_a_sentence():
         inserting.wish_for(system(), (5, 6), None, 50, "oval", 1.0, 0)
     with pytest.raises(ValueError) as caught:
         inserting.wish_for(system(), (5, 6), 40, 50, "oval", 1.0, -1)
-    assert uploads.sentence(caught.value).startswith("Seed: input should be greater than or equal to 0")
+    assert uploads.sentence(caught.value).startswith(
+        "Seed: input should be greater than or equal to 0"
+    )
 
 
 def test_facts_count_only_where_the_file_has_none():
     known = phantom.read(count=1)[0]
     assert uploads.Facts("R", "MLO", 0.5).added(known) == known
-    bare = uploads.Facts.of("left", "unknown", 0.1).added(replace(known, laterality=None, view=None, spacing=None))
+    bare = uploads.Facts.of("left", "unknown", 0.1).added(
+        replace(known, laterality=None, view=None, spacing=None)
+    )
     assert (bare.laterality, bare.view, bare.spacing) == ("L", None, (0.1, 0.1))
     with pytest.raises(DataError, match="25.4 mm per px is no mammogram's"):
         uploads.Facts.of("unknown", "unknown", 25.4)
 
 
-@pytest.mark.parametrize(("ending", "bits"), [(".dcm", 12), (".png", 16), (".tif", 12), (".jpg", 8)])
+@pytest.mark.parametrize(
+    ("ending", "bits"), [(".dcm", 12), (".png", 16), (".tif", 12), (".jpg", 8)]
+)
 def test_an_upload_is_deleted_and_its_stored_values_are_kept(tmp_path, ending, bits):
     one = phantom.read(count=1)[0]
     (path,) = writer.write([one], tmp_path / "archive", ending=ending, bits=bits)
@@ -142,12 +165,34 @@ def test_an_upload_is_deleted_and_its_stored_values_are_kept(tmp_path, ending, b
 
 def test_a_row_of_the_table():
     lesion = {
-        "number": 1, "kind": "mass", "score": 0.934, "box": [10, 20, 50, 70], "mask_box": [12, 22, 42, 62], "shape": "oval",
-        "shape_probabilities": {"oval": 0.71, "round": 0.29}, "uncertainty": 0.01234, "remarks": ["a", "b"],
-    }  # fmt: skip
-    row = ["1", "mass", "0.93", "10, 20, 50, 70", "30 x 40", "3.0 x 8.0", "oval 0.71", "0.012", "a; b"]
+        "number": 1,
+        "kind": "mass",
+        "score": 0.934,
+        "box": [10, 20, 50, 70],
+        "mask_box": [12, 22, 42, 62],
+        "shape": "oval",
+        "shape_probabilities": {"oval": 0.71, "round": 0.29},
+        "uncertainty": 0.01234,
+        "remarks": ["a", "b"],
+    }
+    row = [
+        "1",
+        "mass",
+        "0.93",
+        "10, 20, 50, 70",
+        "30 x 40",
+        "3.0 x 8.0",
+        "oval 0.71",
+        "0.012",
+        "a; b",
+    ]
     assert reading.row(lesion, (0.1, 0.2)) == row
-    bare = lesion | {"mask_box": None, "shape": None, "shape_probabilities": None, "uncertainty": None}
+    bare = lesion | {
+        "mask_box": None,
+        "shape": None,
+        "shape_probabilities": None,
+        "uncertainty": None,
+    }
     assert reading.row(bare, None)[4:8] == ["40 x 50", "unknown", "-", "-"]
 
 
@@ -157,7 +202,10 @@ def test_a_row_of_the_table():
         ("port: 7860", "one of them must be given"),
         ("systems: {a: {painter: contextual}}", "systems.a: painter=contextual needs a generator"),
         ("systems: {a: {painter: poisson}}", "systems.a: painter=poisson needs lesions"),
-        ("systems: {a: {painter: infilling, generator: x}}\nport: 0", "port: input should be greater"),
+        (
+            "systems: {a: {painter: infilling, generator: x}}\nport: 0",
+            "port: input should be greater",
+        ),
         ("systems: {a: {painter: infilling, generator: x}}\npasword: x", "pasword: unknown key"),
     ],
 )
@@ -176,13 +224,28 @@ def test_the_shipped_config_needs_no_run_where_one_key_is_given(repository):
     assert Inserter.load(config.systems["real lesions"]).config.painter == "poisson"
 
 
-def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(repository, tmp_path, monkeypatch):
+def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(
+    repository, tmp_path, monkeypatch
+):
     shown = []
     monkeypatch.setattr(studio, "show", lambda chosen: shown.append(chosen()))
-    config, database = repository / "configs/reader_study.yaml", tmp_path / "answers.sqlite"
-    reader_study.main(["--config", str(config), "open", "--set", "pairs=4", "real.phantoms=7", f"database={database}"])
+    config = repository / "configs/reader_study.yaml"
+    database = tmp_path / "answers.sqlite"
+    reader_study.main(
+        [
+            "--config",
+            str(config),
+            "open",
+            "--set",
+            "pairs=4",
+            "real.phantoms=7",
+            f"database={database}",
+        ]
+    )
     (opened,) = shown
-    assert opened.study == parse(ReaderStudyConfig, config, ["pairs=4", "real.phantoms=7", f"database={database}"])
+    assert opened.study == parse(
+        ReaderStudyConfig, config, ["pairs=4", "real.phantoms=7", f"database={database}"]
+    )
     assert not opened.systems and opened.case is None and not database.exists()
 
 

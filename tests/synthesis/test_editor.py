@@ -1,4 +1,6 @@
-"""One lesion into one mammogram, or out of it, at a place: all systems, on a breast of texture, with tiny networks."""
+"""One lesion into one mammogram, or out of it, at a place: all systems, on a breast of
+texture, with tiny networks.
+"""
 
 import json
 from functools import partial
@@ -23,7 +25,8 @@ from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.editor import Inserter, SystemConfig, Wish, opened
 from tfmammo.synthesis.mammograms import remake, synthesise
 
-ROWS, COLS = 200, 150
+ROWS = 200
+COLS = 150
 MIDDLE = (100, 60)
 LARGER = {"scale": (0.5, 0.5)}  # a contextual GAN's patch of 32 px covers 64
 
@@ -57,7 +60,10 @@ def can(tmp_path_factory):
         def __init__(self):
             super().__init__(name="can")
             layer = keras.layers.Conv2D(
-                1, 1, kernel_initializer=keras.initializers.Constant(0.6), bias_initializer=keras.initializers.Constant(0.3)
+                1,
+                1,
+                kernel_initializer=keras.initializers.Constant(0.6),
+                bias_initializer=keras.initializers.Constant(0.3),
             )
             self.networks = {"generator": keras.Sequential([keras.Input((32, 32, 1)), layer])}
 
@@ -69,8 +75,15 @@ def can(tmp_path_factory):
             return {"generator": generator}
 
     def make(**data):
-        section = DataConfig(**{"size": 32, "frame": "square", "context": 2.0, "window": (0, 1), **data}).model_dump(mode="json")
-        card = {"name": "can", "step": 1, "config": {"data": section, "model": {}}, "train_patients": ["p"]}
+        section = DataConfig(
+            **{"size": 32, "frame": "square", "context": 2.0, "window": (0, 1), **data}
+        ).model_dump(mode="json")
+        card = {
+            "name": "can",
+            "step": 1,
+            "config": {"data": section, "model": {}},
+            "train_patients": ["p"],
+        }
         return str(export(Room(), tmp_path_factory.mktemp("can") / "export", card))
 
     return make
@@ -82,8 +95,20 @@ def masses(tmp_path_factory):
     root = tmp_path_factory.mktemp("masses")
     outline = np.float32([[80, 30], [80, 50], [92, 56], [104, 50], [104, 30]])
     lesion = Lesion.from_outline("mass", outline, ROWS, COLS)
-    facts = {"laterality": "L", "view": "CC", "spacing": (0.1, 0.1), "pathology": "benign", "lesions": (lesion,)}
-    writer.write([Mammogram("test", f"p{n}", str(n), ROWS, COLS, partial(breast, n), **facts) for n in (5, 6)], root)
+    facts = {
+        "laterality": "L",
+        "view": "CC",
+        "spacing": (0.1, 0.1),
+        "pathology": "benign",
+        "lesions": (lesion,),
+    }
+    writer.write(
+        [
+            Mammogram("test", f"p{n}", str(n), ROWS, COLS, partial(breast, n), **facts)
+            for n in (5, 6)
+        ],
+        root,
+    )
     return DataConfig(name="folder", root=root)
 
 
@@ -95,28 +120,49 @@ def test_a_can_sets_its_patch_in_whole(can, mammogram):
     inserter = Inserter.load(SystemConfig(painter="can", generator=can(), feather=4))
     found = inserter.change(mammogram, Wish(centre=MIDDLE, size=(20, 20), shape="round", seed=1))
     top, left, bottom, right = found.box
-    assert max(abs((top + bottom) / 2 - 100), abs((left + right) / 2 - 60)) <= 1 and bottom - top <= 21 and right - left <= 21
-    after, inner = found.after.image()[..., 0], cv2.erode(found.mask, np.ones((7, 7), np.uint8)) > 0
-    # What the generator says, on its own grey scale of 0 to 1, and the mammogram's grain, as far as it is finer than the patch.
+    assert (
+        max(abs((top + bottom) / 2 - 100), abs((left + right) / 2 - 60)) <= 1
+        and bottom - top <= 21
+        and right - left <= 21
+    )
+    after = found.after.image()[..., 0]
+    inner = cv2.erode(found.mask, np.ones((7, 7), np.uint8)) > 0
+    # What the generator says, on its own grey scale of 0 to 1, and the mammogram's grain, as far as
+    # it is finer than the patch.
     assert after[inner].mean() == pytest.approx(0.9, abs=3e-3) and after[inner].std() < 0.025
     changed = np.argwhere(changed_px(found))
-    assert changed.min(axis=0).tolist() >= [79, 39] and changed.max(axis=0).max() <= 122  # the patch: twice the box
+    # the patch: twice the box
+    assert changed.min(axis=0).tolist() >= [79, 39] and changed.max(axis=0).max() <= 122
     beside = after[top - 5 : top - 2, left:right]
-    assert beside.mean() == pytest.approx(0.3, abs=0.02)  # tissue of its own, not of the mammogram (0.4)
-    assert found.kind == "mass" and found.recipe["generator"]["name"] == "can" and found.recipe["lesions"][0]["shape"] == "drawn, round"
+    # tissue of its own, not of the mammogram (0.4)
+    assert beside.mean() == pytest.approx(0.3, abs=0.02)
+    assert (
+        found.kind == "mass"
+        and found.recipe["generator"]["name"] == "can"
+        and found.recipe["lesions"][0]["shape"] == "drawn, round"
+    )
 
 
 def test_a_can_takes_the_grey_scale_of_the_tissue_it_covers(can, mammogram):
     wish = Wish(centre=MIDDLE, size=(20, 20), shape="oval")
-    found = Inserter.load(SystemConfig(painter="can", generator=can(window=None, percentiles=(0, 100)), feather=4)).change(mammogram, wish)
+    found = Inserter.load(
+        SystemConfig(painter="can", generator=can(window=None, percentiles=(0, 100)), feather=4)
+    ).change(mammogram, wish)
     box = found.recipe["lesions"][0]["window"]
-    under = cv2.resize(breast()[box[0] : box[2], box[1] : box[3]], (32, 32), interpolation=cv2.INTER_AREA)
+    under = cv2.resize(
+        breast()[box[0] : box[2], box[1] : box[3]], (32, 32), interpolation=cv2.INTER_AREA
+    )
     inner = cv2.erode(found.mask, np.ones((5, 5), np.uint8)) > 0
-    low, high = under.min(), under.max()
-    assert found.after.image()[..., 0][inner].mean() == pytest.approx(low + 0.9 * (high - low), abs=0.01)
+    low = under.min()
+    high = under.max()
+    assert found.after.image()[..., 0][inner].mean() == pytest.approx(
+        low + 0.9 * (high - low), abs=0.01
+    )
 
 
-@pytest.mark.parametrize("painter", ["infilling", "can", "blending", "poisson", "paste", "contextual"])
+@pytest.mark.parametrize(
+    "painter", ["infilling", "can", "blending", "poisson", "paste", "contextual"]
+)
 def test_every_system_changes_its_place_alone_and_repeats_itself(
     painter, can, masses, mammogram, tiny_infilling, tiny_blending, tiny_contextual, tmp_path
 ):
@@ -128,13 +174,21 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
     }
     real = painter in ("blending", "poisson", "paste")
     generator = networks[painter]() if painter in networks else None
-    inserter = Inserter.load(SystemConfig(painter=painter, generator=generator, lesions=masses if real else None))
-    wish = Wish(centre=MIDDLE, seed=3, **({} if real or painter == "contextual" else {"size": (22, 18), "shape": "lobular"}))
+    inserter = Inserter.load(
+        SystemConfig(painter=painter, generator=generator, lesions=masses if real else None)
+    )
+    wish = Wish(
+        centre=MIDDLE,
+        seed=3,
+        **({} if real or painter == "contextual" else {"size": (22, 18), "shape": "lobular"}),
+    )
     found = inserter.change(mammogram, wish)
     top, left, bottom, right = found.box
     assert top <= 100 <= bottom and left <= 60 <= right
     changed = changed_px(found)
-    assert changed[found.mask > 0].mean() > 0.5 and not changed[:40].any() and not changed[160:].any()
+    assert (
+        changed[found.mask > 0].mean() > 0.5 and not changed[:40].any() and not changed[160:].any()
+    )
     assert cv2.boundingRect(found.mask) == (left, top, right - left, bottom - top)
     again = inserter.change(mammogram, wish)
     np.testing.assert_array_equal(again.after.values, found.after.values)
@@ -143,36 +197,67 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
     written = pydicom.dcmread(tmp_path / "synthetic.dcm")
     assert written.SyntheticData == "YES" and "DOE" not in str(written)
     (annotation,) = found.coco("synthetic.dcm")["annotations"]
-    assert annotation["bbox"] == [left, top, right - left, bottom - top] and annotation["area"] == found.mask.sum()
+    assert (
+        annotation["bbox"] == [left, top, right - left, bottom - top]
+        and annotation["area"] == found.mask.sum()
+    )
 
 
 @pytest.mark.parametrize("form", ["png", "dicom"])
 def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, where, tmp_path):
     normal = [
-        Mammogram("test", f"n{n}", str(n), ROWS, COLS, partial(breast, n), laterality="L", view="CC", pathology="normal") for n in (1, 2)
+        Mammogram(
+            "test",
+            f"n{n}",
+            str(n),
+            ROWS,
+            COLS,
+            partial(breast, n),
+            laterality="L",
+            view="CC",
+            pathology="normal",
+        )
+        for n in (1, 2)
     ]
     writer.write(normal, tmp_path / "normal")
     config = SynthesisConfig(
-        name="set", data=DataConfig(name="folder", root=tmp_path / "normal"), painter="can", generator=can(), size=(20, 16), feather=4,
-        shapes={"drawn": "irregular"}, count=3, format=form,
-    )  # fmt: skip
-    recipes = synthesise(config, tmp_path / "set", ("--direct_num_workers=1", "--direct_running_mode=in_memory"))
+        name="set",
+        data=DataConfig(name="folder", root=tmp_path / "normal"),
+        painter="can",
+        generator=can(),
+        size=(20, 16),
+        feather=4,
+        shapes={"drawn": "irregular"},
+        count=3,
+        format=form,
+    )
+    recipes = synthesise(
+        config, tmp_path / "set", ("--direct_num_workers=1", "--direct_running_mode=in_memory")
+    )
     assert [recipe.left_out for recipe in recipes] == [None] * 3
     assert {lesion.shape for recipe in recipes for lesion in recipe.lesions} == {"drawn, irregular"}
     known = json.loads((tmp_path / "set/patients.json").read_text())
-    assert known["trained_on"] == ["p"] and known["lesions"] == []  # a shape that is drawn is nobody's
+    # a shape that is drawn is nobody's
+    assert known["trained_on"] == ["p"] and known["lesions"] == []
     again = remake(tmp_path / "set/recipes/000001.json", tmp_path / "again", where(config))
     assert again.files == recipes[1].files
 
 
 def test_another_seed_is_another_lesion(can, mammogram):
     inserter = Inserter.load(SystemConfig(painter="can", generator=can()))
-    one, other = (inserter.change(mammogram, Wish(centre=MIDDLE, size=(30, 30), shape="irregular", seed=seed)) for seed in (1, 2))
+    one, other = (
+        inserter.change(mammogram, Wish(centre=MIDDLE, size=(30, 30), shape="irregular", seed=seed))
+        for seed in (1, 2)
+    )
     assert (one.mask != other.mask).any()
 
 
 def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
-    inserter = Inserter.load(SystemConfig(painter="contextual", generator=str(tiny_contextual("removal", sampling=LARGER))))
+    inserter = Inserter.load(
+        SystemConfig(
+            painter="contextual", generator=str(tiny_contextual("removal", sampling=LARGER))
+        )
+    )
     found = inserter.change(mammogram, Wish(centre=MIDDLE))
     assert inserter.removes and found.kind is None and found.coco("x.dcm")["annotations"] == []
     assert found.after.image()[found.mask > 0].mean() < found.before.image()[found.mask > 0].mean()
@@ -180,7 +265,10 @@ def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
 
 def test_the_factor_is_that_of_a_real_lesion(masses, mammogram):
     inserter = Inserter.load(SystemConfig(painter="paste", lesions=masses))
-    areas = [inserter.change(mammogram, Wish(centre=MIDDLE, factor=factor, seed=4)).mask.sum() for factor in (0.5, 1.0)]
+    areas = [
+        inserter.change(mammogram, Wish(centre=MIDDLE, factor=factor, seed=4)).mask.sum()
+        for factor in (0.5, 1.0)
+    ]
     assert areas[1] / areas[0] == pytest.approx(4, rel=0.15)
 
 
@@ -189,8 +277,12 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
 
     read = []
     reader = archives.ARCHIVES["folder"]
-    monkeypatch.setitem(archives.ARCHIVES, "folder", lambda *arguments: read.append(1) or reader(*arguments))
-    inserter = Inserter.load(SystemConfig(painter="poisson", lesions=masses.model_copy(update={"seed": 7})))
+    monkeypatch.setitem(
+        archives.ARCHIVES, "folder", lambda *arguments: read.append(1) or reader(*arguments)
+    )
+    inserter = Inserter.load(
+        SystemConfig(painter="poisson", lesions=masses.model_copy(update={"seed": 7}))
+    )
     for seed in range(3):
         inserter.change(mammogram, Wish(centre=(90 + seed, 60), seed=seed))
     assert len(read) == 1
@@ -200,12 +292,30 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
     ("wish", "reason"),
     [
         ({"centre": (500, 10)}, r"centre \[500, 10\] lies outside the mammogram of 200 x 150 px"),
-        ({"centre": MIDDLE, "shape": "oval"}, r"size is missing: painter=can makes a mass of \(height, width\) px"),
-        ({"centre": MIDDLE, "size": (20, 20)}, "shape is missing: the system has no shapes of its own"),
-        ({"centre": (5, 140), "size": (20, 20), "shape": "oval"}, "reaches beyond the mammogram|not wholly free breast"),
-        ({"centre": MIDDLE, "size": (20_000, 20_000), "shape": "oval"}, "a mass of 20000 x 20000 px is larger than the mammogram of 200 x"),
-        ({"centre": MIDDLE, "size": (20, 151), "shape": "oval"}, "a mass of 20 x 151 px is larger than the mammogram of 200 x 150 px"),
-        ({"centre": MIDDLE, "size": (180, 140), "shape": "oval"}, "larger than the mammogram|not wholly free breast|beyond the mammogram"),
+        (
+            {"centre": MIDDLE, "shape": "oval"},
+            r"size is missing: painter=can makes a mass of \(height, width\) px",
+        ),
+        (
+            {"centre": MIDDLE, "size": (20, 20)},
+            "shape is missing: the system has no shapes of its own",
+        ),
+        (
+            {"centre": (5, 140), "size": (20, 20), "shape": "oval"},
+            "reaches beyond the mammogram|not wholly free breast",
+        ),
+        (
+            {"centre": MIDDLE, "size": (20_000, 20_000), "shape": "oval"},
+            "a mass of 20000 x 20000 px is larger than the mammogram of 200 x",
+        ),
+        (
+            {"centre": MIDDLE, "size": (20, 151), "shape": "oval"},
+            "a mass of 20 x 151 px is larger than the mammogram of 200 x 150 px",
+        ),
+        (
+            {"centre": MIDDLE, "size": (180, 140), "shape": "oval"},
+            "larger than the mammogram|not wholly free breast|beyond the mammogram",
+        ),
     ],
 )
 def test_what_cant_be_done_is_one_sentence(wish, reason, can, mammogram):
@@ -222,10 +332,20 @@ def test_a_spacing_that_no_mammogram_has_is_refused(picture, spacing):
 
 
 def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
-    inserter = Inserter.load(SystemConfig(painter="contextual", generator=str(tiny_contextual(sampling=LARGER))))
-    with pytest.raises(DataError, match="of the window of 64 px around it, which the network works on, less than 90 % is breast"):
+    inserter = Inserter.load(
+        SystemConfig(painter="contextual", generator=str(tiny_contextual(sampling=LARGER)))
+    )
+    with pytest.raises(
+        DataError,
+        match="of the window of 64 px around it, which the network works on, less than 90 % is "
+        "breast",
+    ):
         inserter.change(mammogram, Wish(centre=(5, 145)))
-    idle = Inserter.load(SystemConfig(painter="contextual", generator=str(tiny_contextual(idle=1.0, sampling=LARGER))))
+    idle = Inserter.load(
+        SystemConfig(
+            painter="contextual", generator=str(tiny_contextual(idle=1.0, sampling=LARGER))
+        )
+    )
     with pytest.raises(DataError, match="post-processing discards all"):
         idle.change(mammogram, Wish(centre=MIDDLE))
 
@@ -236,7 +356,10 @@ def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
         ({"painter": "poisson"}, "painter=poisson needs lesions"),
         ({"painter": "infilling"}, "painter=infilling needs a generator"),
         ({"painter": "contextual"}, "painter=contextual needs a generator"),
-        ({"painter": "poisson", "generator": "x", "lesions": {"name": "phantom"}}, "generator is not used by painter=poisson"),
+        (
+            {"painter": "poisson", "generator": "x", "lesions": {"name": "phantom"}},
+            "generator is not used by painter=poisson",
+        ),
         ({"painter": "cubism"}, "painter"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The lesion bank: which lesions are taken and whose, and what turning, mirroring and two spacings make of one."""
+"""The lesion bank: which lesions are taken and whose, and what turning, mirroring and two
+spacings make of one.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -18,9 +20,14 @@ from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
 from tfmammo.synthesis.lesion_bank import Donor
 from tfmammo.synthesis.provenance import Graft
 
-ROWS, COLS = 90, 120
-TOP, LEFT, HEIGHT, WIDTH = 30, 50, 14, 9
-CORNERS = np.array([[30, 50], [30, 53], [38, 53], [38, 58], [43, 58], [43, 50]], np.float32)  # an L, whose box is 14 x 9 px
+ROWS = 90
+COLS = 120
+TOP = 30
+LEFT = 50
+HEIGHT = 14
+WIDTH = 9
+# an L, whose box is 14 x 9 px
+CORNERS = np.array([[30, 50], [30, 53], [38, 53], [38, 58], [43, 58], [43, 50]], np.float32)
 
 
 def noise():
@@ -36,19 +43,43 @@ def ramp():
 
 def record(image=noise, corners=CORNERS, rows=ROWS, cols=COLS, **facts):
     lesions = (Lesion.from_outline("mass", corners, rows, cols),) if corners is not None else ()
-    return Mammogram(**{"archive": "made", "patient_id": "p", "image_id": "i", "rows": rows, "cols": cols, "read": image,
-                        "lesions": lesions, **facts})  # fmt: skip
+    return Mammogram(
+        **{
+            "archive": "made",
+            "patient_id": "p",
+            "image_id": "i",
+            "rows": rows,
+            "cols": cols,
+            "read": image,
+            "lesions": lesions,
+            **facts,
+        }
+    )
 
 
 def target(rows=800, cols=800, **facts):
-    return record(partial(np.zeros, (rows, cols, 1), np.float32), None, rows, cols, **{"image_id": "t", "patient_id": "q", **facts})
+    return record(
+        partial(np.zeros, (rows, cols, 1), np.float32),
+        None,
+        rows,
+        cols,
+        **{"image_id": "t", "patient_id": "q", **facts},
+    )
 
 
 def turned(angle=0.0, factor=1.0, mirrored=False, donor=None, into=None):
     graft = Graft(
-        archive="made", image_id="i", patient_id="p", number=0, sha256="", pathology=None, angle=angle, factor=factor, mirrored=mirrored,
+        archive="made",
+        image_id="i",
+        patient_id="p",
+        number=0,
+        sha256="",
+        pathology=None,
+        angle=angle,
+        factor=factor,
+        mirrored=mirrored,
         trained_on=None,
-    )  # fmt: skip
+    )
     return lesion_bank.turned(Donor(donor or record(), 0), graft, into or target())
 
 
@@ -64,7 +95,10 @@ def shown(image, around):
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_quarter_turns_and_mirror_images_are_exact(quarters, mirrored):
     piece = turned(angle=(0, 90, 180, -90)[quarters], mirrored=mirrored)
-    expected = [np.rot90(part[:, ::-1] if mirrored else part, quarters) for part in (mask(), shown(noise(), piece.around))]
+    expected = [
+        np.rot90(part[:, ::-1] if mirrored else part, quarters)
+        for part in (mask(), shown(noise(), piece.around))
+    ]
     np.testing.assert_array_equal(piece.mask, expected[0])
     assert piece.around == 4 and piece.mask.dtype == np.uint8 and piece.image.dtype == np.float32
     np.testing.assert_array_equal(piece.image, expected[1])
@@ -72,14 +106,19 @@ def test_quarter_turns_and_mirror_images_are_exact(quarters, mirrored):
 
 
 def test_a_resized_ramp_is_a_ramp():
-    """Twice as large: a step of half as much from pixel to pixel, about the same value in the middle of the box."""
+    """Twice as large: a step of half as much from pixel to pixel, about the same value in the
+    middle of the box.
+    """
     piece = turned(factor=2, donor=record(ramp))
     rows, cols = piece.mask.shape
-    assert (rows, cols) == (28, 18) and piece.mask.sum() == pytest.approx(4 * mask().sum(), rel=0.02)
+    assert (rows, cols) == (28, 18) and piece.mask.sum() == pytest.approx(
+        4 * mask().sum(), rel=0.02
+    )
     row, col = np.mgrid[: piece.image.shape[0], : piece.image.shape[1]]
     middle = [(length - 1) / 2 for length in piece.image.shape]
     expected = 0.2 + 0.001 * ((row - middle[0]) / 2 + 36.5) + 0.002 * ((col - middle[1]) / 2 + 54)
-    # A tenth of a step: OpenCV's cubic kernel gives a line back but for that. Half a pixel's shift would be five times as much.
+    # A tenth of a step: OpenCV's cubic kernel gives a line back but for that. Half a pixel's shift
+    # would be five times as much.
     np.testing.assert_allclose(piece.image, expected, atol=2e-4)
 
 
@@ -87,12 +126,19 @@ def test_any_angle_keeps_area_and_grey_values():
     for angle in (17.0, -45.0, 133.3):
         piece = turned(angle=angle, factor=3, donor=record(ramp))
         assert piece.mask.sum() == pytest.approx(9 * mask().sum(), rel=0.03)
-        assert piece.mask[0].any() and piece.mask[-1].any() and piece.mask[:, 0].any() and piece.mask[:, -1].any()
+        assert (
+            piece.mask[0].any()
+            and piece.mask[-1].any()
+            and piece.mask[:, 0].any()
+            and piece.mask[:, -1].any()
+        )
         inside = piece.shown(0)[piece.mask > 0]
         assert inside.mean() == pytest.approx(shown(ramp(), 0)[mask() > 0].mean(), abs=5e-4)
-        # Counter-clockwise as shown: what was to the right, and brighter, lies up for a positive angle. 0.002 a column, 0.001 a row.
+        # Counter-clockwise as shown: what was to the right, and brighter, lies up for a positive
+        # angle. 0.002 a column, 0.001 a row.
         down, right = (np.gradient(piece.image)[axis].mean() * 3 for axis in (0, 1))
-        cosine, sine = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+        cosine = np.cos(np.deg2rad(angle))
+        sine = np.sin(np.deg2rad(angle))
         assert right == pytest.approx(0.002 * cosine + 0.001 * sine, abs=5e-5)
         assert down == pytest.approx(0.001 * cosine - 0.002 * sine, abs=5e-5)
 
@@ -113,7 +159,9 @@ def test_millimetres_stay_millimetres(own, other, angle, expected):
 
 
 def test_nothing_aliases_that_shrinks():
-    """Stripes of one pixel, a quarter as large: grey, where sampling every fourth pixel would keep stripes or one of their values."""
+    """Stripes of one pixel, a quarter as large: grey, where sampling every fourth pixel would keep
+    stripes or one of their values.
+    """
     stripes = partial(np.tile, np.array([[[0.0], [1.0]]], np.float32), (ROWS, COLS // 2, 1))
     corners = np.array([[20, 20], [20, 100], [70, 100], [70, 20]], np.float32)
     piece = turned(factor=0.25, donor=record(stripes, corners))
@@ -123,7 +171,10 @@ def test_nothing_aliases_that_shrinks():
 
 def test_of_several_parts_the_largest_is_set_in():
     small, large = (
-        np.array([[top, 20], [top, 20 + side], [top + side, 20 + side], [top + side, 20]], np.float32) for top, side in ((20, 5), (40, 19))
+        np.array(
+            [[top, 20], [top, 20 + side], [top + side, 20 + side], [top + side, 20]], np.float32
+        )
+        for top, side in ((20, 5), (40, 19))
     )
     donor = record(lesions=(Lesion("mass", (20, 20, 60, 40), (small, large)),))
     assert turned(donor=donor).mask.shape == (20, 20) and turned(donor=donor).mask.all()
@@ -135,7 +186,9 @@ def test_what_cant_be_set_in():
     with pytest.raises(DataError, match=r"nothing of a lesion of 0.1 x 0.1 px is left"):
         turned(factor=0.01)
     cut = record(corners=np.array([[0, 50], [0, 60], [20, 60]], np.float32))
-    with pytest.raises(DataError, match="lesion 0 of i: its mask touches the border of its mammogram"):
+    with pytest.raises(
+        DataError, match="lesion 0 of i: its mask touches the border of its mammogram"
+    ):
         turned(donor=cut)
     empty = record(lesions=(replace(record().lesions[0], box=(30, 50, 30, 50)),))
     with pytest.raises(DataError, match="lesion 0 of i: its mask is empty"):
@@ -144,12 +197,22 @@ def test_what_cant_be_set_in():
     skipped = Skipped()
     good = Donor(record(), 0)
     assert lesion_bank.usable(
-        [Donor(cut, 0), good, Donor(replace(empty, image_id="e"), 0), Donor(replace(nothing, image_id="n"), 0)], skipped
+        [
+            Donor(cut, 0),
+            good,
+            Donor(replace(empty, image_id="e"), 0),
+            Donor(replace(nothing, image_id="n"), 0),
+        ],
+        skipped,
     ) == [good]
     assert skipped.reasons == {
-        "i": f"lesion 0: {lesion_bank.CUT_OFF}", "e": "lesion 0: its mask is empty", "n": "lesion 0: the mask of a lesion marks nothing",
-    }  # fmt: skip
-    with pytest.raises(DataError, match="no lesion can be set in; the first, lesion 0: its mask touches"):
+        "i": f"lesion 0: {lesion_bank.CUT_OFF}",
+        "e": "lesion 0: its mask is empty",
+        "n": "lesion 0: the mask of a lesion marks nothing",
+    }
+    with pytest.raises(
+        DataError, match="no lesion can be set in; the first, lesion 0: its mask touches"
+    ):
         lesion_bank.usable([Donor(cut, 0)], Skipped())
 
 
@@ -163,27 +226,58 @@ def test_sizes_that_are_not_known(monkeypatch):
 
     assert draw((0.1, 0.1), (0.1, 0.1), "other").mask.any() and draw(None, None).mask.any()
     for own, other, archive_, reason in [
-        ((0.1, 0.1), None, "made", "^its mm per px are not stated, so that it is not known how large lesions of made are in it$"),
+        (
+            (0.1, 0.1),
+            None,
+            "made",
+            "^its mm per px are not stated, so that it is not known how large lesions of made are "
+            "in it$",
+        ),
         (None, (0.1, 0.1), "made", "^the mm per px of lesions of made are not stated, so that"),
-        (None, None, "other", "^neither its mm per px nor those of lesions of other are stated, so that"),
+        (
+            None,
+            None,
+            "other",
+            "^neither its mm per px nor those of lesions of other are stated, so that",
+        ),
     ]:
         with pytest.raises(DataError, match=reason):
             draw(own, other, archive_)
 
 
 def test_what_is_drawn(monkeypatch):
-    donors = [Donor(record(image_id=side or "none", laterality=side, patient_id=f"p{side}"), 0) for side in ("L", "R", None)]
+    donors = [
+        Donor(record(image_id=side or "none", laterality=side, patient_id=f"p{side}"), 0)
+        for side in ("L", "R", None)
+    ]
     monkeypatch.setattr(lesion_bank, "bank", lambda chosen: tuple(donors))
-    chosen, random = SynthesisConfig(name="a", painter="paste", rotate=30, resize=(0.9, 1.5)), np.random.default_rng(0)
-    pieces = [lesion_bank.drawn(chosen, target(laterality="L"), random, frozenset({"pR"})).graft for _ in range(300)]
+    chosen = SynthesisConfig(name="a", painter="paste", rotate=30, resize=(0.9, 1.5))
+    random = np.random.default_rng(0)
+    pieces = [
+        lesion_bank.drawn(chosen, target(laterality="L"), random, frozenset({"pR"})).graft
+        for _ in range(300)
+    ]
     assert {(graft.image_id, graft.mirrored, graft.trained_on) for graft in pieces} == {
-        ("L", False, False), ("R", True, True), ("none", False, False),
-    }  # fmt: skip
+        ("L", False, False),
+        ("R", True, True),
+        ("none", False, False),
+    }
     angles, factors = np.array([(graft.angle, graft.factor) for graft in pieces]).T
-    assert angles.min() < -28 and angles.max() > 28 and np.abs(angles).max() <= 30 and abs(angles.mean()) < 4
+    assert (
+        angles.min() < -28
+        and angles.max() > 28
+        and np.abs(angles).max() <= 30
+        and abs(angles.mean()) < 4
+    )
     assert 0.9 <= factors.min() < 0.92 and 1.48 < factors.max() <= 1.5
-    own = {lesion_bank.drawn(chosen, replace(donors[0].mammogram, laterality=None), random, None).graft for _ in range(60)}
-    assert {(graft.image_id, graft.mirrored, graft.trained_on) for graft in own} == {("R", False, None), ("none", False, None)}
+    own = {
+        lesion_bank.drawn(chosen, replace(donors[0].mammogram, laterality=None), random, None).graft
+        for _ in range(60)
+    }
+    assert {(graft.image_id, graft.mirrored, graft.trained_on) for graft in own} == {
+        ("R", False, None),
+        ("none", False, None),
+    }
     monkeypatch.setattr(lesion_bank, "bank", lambda chosen: (donors[0],))
     with pytest.raises(DataError, match="there are no lesions but its own"):
         lesion_bank.drawn(chosen, donors[0].mammogram, random, None)
@@ -194,7 +288,14 @@ def on_disk(tmp_path):
     """Four mammograms of three patients: two with masses, one with a box alone, one normal."""
     facts = [("a", "benign"), ("b", "malignant"), ("b", None), ("c", "normal")]
     records = [
-        replace(record(), image_id=str(i), patient_id=patient, pathology=pathology, lesions=record().lesions if i < 2 else (), bits=16)
+        replace(
+            record(),
+            image_id=str(i),
+            patient_id=patient,
+            pathology=pathology,
+            lesions=record().lesions if i < 2 else (),
+            bits=16,
+        )
         for i, (patient, pathology) in enumerate(facts)
     ]
     writer.write(records, tmp_path / "folder")
@@ -204,13 +305,26 @@ def on_disk(tmp_path):
 def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
     chosen = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
     found = archive.read(on_disk.root)
-    assert [(donor.mammogram.image_id, donor.number) for donor in lesion_bank.bank(chosen)] == [(one.image_id, 0) for one in found[:2]]
+    assert [(donor.mammogram.image_id, donor.number) for donor in lesion_bank.bank(chosen)] == [
+        (one.image_id, 0) for one in found[:2]
+    ]
     (malignant,) = lesion_bank.bank(chosen.model_copy(update={"pathology": "malignant"}))
-    assert malignant.mammogram.image_id == found[1].image_id and malignant.lesion.mask(ROWS, COLS).sum() == mask().sum()
+    assert (
+        malignant.mammogram.image_id == found[1].image_id
+        and malignant.lesion.mask(ROWS, COLS).sum() == mask().sum()
+    )
     with pytest.raises(DataError, match="folder holds no calcification with an outline to set in"):
-        lesion_bank.bank(chosen.model_copy(update={"lesions": on_disk.model_copy(update={"kinds": ("calcification",)})}))
+        lesion_bank.bank(
+            chosen.model_copy(
+                update={"lesions": on_disk.model_copy(update={"kinds": ("calcification",)})}
+            )
+        )
     with pytest.raises(ConfigError, match="data.root: no such folder"):
-        lesion_bank.bank(chosen.model_copy(update={"lesions": on_disk.model_copy(update={"root": tmp_path / "no"})}))
+        lesion_bank.bank(
+            chosen.model_copy(
+                update={"lesions": on_disk.model_copy(update={"root": tmp_path / "no"})}
+            )
+        )
     boxes = DataConfig(name="folder", root=tmp_path / "boxes")
     writer.write([record()], boxes.root, annotations="boxes")
     with pytest.raises(DataError, match="folder holds no benign mass with an outline to set in"):
@@ -219,7 +333,9 @@ def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
 
 def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
     found = archive.read(on_disk.root)
-    a, b, c = found[0].patient_id, found[1].patient_id, found[3].patient_id
+    a = found[0].patient_id
+    b = found[1].patient_id
+    c = found[3].patient_id
     file = tmp_path / "split.json"
 
     def save(**values):
@@ -236,24 +352,49 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
 
     def side(name, fold=0, data=on_disk, lesions=None):
         patients = PatientsConfig(split_file=file, fold=fold, side=name)
-        chosen = SynthesisConfig(name="a", painter="paste", data=data, lesions=lesions, patients=patients)
-        of_data = lesion_bank.of_side(archives.mammograms(chosen.data, Skipped()), chosen.data, chosen)
-        return {donor.mammogram.patient_id for donor in lesion_bank.bank(chosen)}, {one.patient_id for one in of_data}
+        chosen = SynthesisConfig(
+            name="a", painter="paste", data=data, lesions=lesions, patients=patients
+        )
+        of_data = lesion_bank.of_side(
+            archives.mammograms(chosen.data, Skipped()), chosen.data, chosen
+        )
+        return {donor.mammogram.patient_id for donor in lesion_bank.bank(chosen)}, {
+            one.patient_id for one in of_data
+        }
 
     save()
-    assert side("train") == ({b}, {b, c}) and side("held_out") == ({a}, {a}) and side("train", fold=1) == ({a}, {a})
-    save(split="official", folds=None, seed=None, stratify=None, patients={a: "test", b: "train", c: "train"})
+    assert (
+        side("train") == ({b}, {b, c})
+        and side("held_out") == ({a}, {a})
+        and side("train", fold=1) == ({a}, {a})
+    )
+    save(
+        split="official",
+        folds=None,
+        seed=None,
+        stratify=None,
+        patients={a: "test", b: "train", c: "train"},
+    )
     lesion_bank._bank.cache_clear()
     assert side("train") == ({b}, {b, c}) and side("held_out") == ({a}, {a})
     phantom = DataConfig(phantoms=8)
-    lesions, normal = side("held_out", data=phantom, lesions=on_disk)  # the phantom's patients are on no side
-    assert lesions == {a} and normal == {one.patient_id for one in archives.mammograms(phantom, Skipped())}
+    # the phantom's patients are on no side
+    lesions, normal = side("held_out", data=phantom, lesions=on_disk)
+    assert lesions == {a} and normal == {
+        one.patient_id for one in archives.mammograms(phantom, Skipped())
+    }
     with pytest.raises(DataError, match=r"split.json: is of folder, not of phantom"):
         side("train", data=phantom)
     for values, reason in [
         ({"patients": {a: 0, b: 1}}, "does not know 1 of 3 patients"),
-        ({"patients": {a: 0, b: 0, c: 1}}, "folder holds no mass with an outline of patients on the train side to set in"),
-        ({"split": "paper", "folds": None, "stratify": None, "patients": {a: "both"}}, "split of the kind paper"),
+        (
+            {"patients": {a: 0, b: 0, c: 1}},
+            "folder holds no mass with an outline of patients on the train side to set in",
+        ),
+        (
+            {"split": "paper", "folds": None, "stratify": None, "patients": {a: "both"}},
+            "split of the kind paper",
+        ),
     ]:
         save(**values)
         lesion_bank._bank.cache_clear()
@@ -268,18 +409,27 @@ def test_a_recipes_lesion_is_found_again(on_disk):
     chosen = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
     piece = lesion_bank.drawn(chosen, target(archive="folder"), np.random.default_rng(0), None)
     same = lesion_bank.again(piece.graft, chosen, target(archive="folder"))
-    assert (same.mask == piece.mask).all() and (same.image == piece.image).all() and same.graft == piece.graft
+    assert (
+        (same.mask == piece.mask).all()
+        and (same.image == piece.image).all()
+        and same.graft == piece.graft
+    )
     for changes, reason in [
         ({"image_id": "gone"}, "the lesion gone#0 is not in folder"),
         ({"number": 3}, f"the lesion {piece.graft.image_id}#3 is not in folder"),
-        ({"sha256": "0"}, f"the mammogram of the lesion {piece.graft.image_id}#0 has changed since"),
+        (
+            {"sha256": "0"},
+            f"the mammogram of the lesion {piece.graft.image_id}#0 has changed since",
+        ),
     ]:
         with pytest.raises(DataError, match=reason):
             lesion_bank.again(piece.graft.model_copy(update=changes), chosen, target())
 
 
 def test_an_unreadable_mammogram_of_a_lesion(on_disk):
-    chosen = SynthesisConfig(name="a", painter="paste", lesions=on_disk.model_copy(update={"mixed_findings": True}))
+    chosen = SynthesisConfig(
+        name="a", painter="paste", lesions=on_disk.model_copy(update={"mixed_findings": True})
+    )
     for path in (on_disk.root / "images").iterdir():
         path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(ArchiveError, match=r"00000\d.png: can't be read as an image"):

@@ -1,4 +1,6 @@
-"""Synthetic patches in bulk, of the phantom, by a generator that is known: files, recipes, rates, reasons, bit for bit."""
+"""Synthetic patches in bulk, of the phantom, by a generator that is known: files, recipes,
+rates, reasons, bit for bit.
+"""
 
 import hashlib
 import json
@@ -40,7 +42,9 @@ def generators(mammograms, tiny_contextual):
 
 
 def config(generators, **values):
-    return PatchSynthesisConfig(**{"name": "set", "data": DATA, "generators": generators, "count": 6, **values})
+    return PatchSynthesisConfig(
+        **{"name": "set", "data": DATA, "generators": generators, "count": 6, **values}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,11 @@ def made(generators, tmp_path_factory):
 
 
 def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_every_patch_is_there_with_its_recipe(made, mammograms):
@@ -61,23 +69,35 @@ def test_every_patch_is_there_with_its_recipe(made, mammograms):
     known = {one.image_id: one for one in mammograms}
     for recipe in recipes:
         source = recipe.source
-        assert recipe.is_whole(output) and not recipe.left_out and known[source.image_id].patient_id == source.patient_id
+        assert (
+            recipe.is_whole(output)
+            and not recipe.left_out
+            and known[source.image_id].patient_id == source.patient_id
+        )
         assert is_normal(known[source.image_id]) == (recipe.target == "mass")
         top, left, bottom, right = source.place
-        assert bottom - top == right - left == 128 and top >= 0 and bottom <= 1024  # 32 px at a scale of 1/4
+        # 32 px at a scale of 1/4
+        assert bottom - top == right - left == 128 and top >= 0 and bottom <= 1024
     assert len({(recipe.target, recipe.source.patch) for recipe in recipes}) == 12
-    places = {target: [r.source.image_id for r in recipes if r.target == target] for target in ("mass", "removal")}
+    places = {
+        target: [r.source.image_id for r in recipes if r.target == target]
+        for target in ("mass", "removal")
+    }
     normal = sum(map(is_normal, mammograms))
     assert len(set(places["mass"])) == min(6, normal)  # spread evenly
 
 
 def test_a_patch_is_the_real_one_plus_half_the_softened_lesion(made, mammograms, generators):
-    """Independently: the window cut, scaled and stretched; the disc, expanded by 1 px and smoothed by 1 px, 0.6 / 2 high."""
+    """Independently: the window cut, scaled and stretched; the disc, expanded by 1 px and smoothed
+    by 1 px, 0.6 / 2 high.
+    """
     output, recipes = made
     recipe = next(one for one in recipes if one.target == "mass")
     (source,) = [one for one in mammograms if one.image_id == recipe.source.image_id]
     top, left, bottom, right = recipe.source.place
-    small = cv2.resize(source.pixels()[top:bottom, left:right, 0], (32, 32), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        source.pixels()[top:bottom, left:right, 0], (32, 32), interpolation=cv2.INTER_AREA
+    )
     low, high = np.percentile(small, (0.5, 99.5))
     patch = np.clip((small - low) / (high - low), 0, 1)
     centre = np.arange(32) - 15.5
@@ -98,11 +118,16 @@ def test_discarded_lesions_are_drawn_again_and_counted(made, mammograms, generat
     mass = [recipe for recipe in recipes if recipe.target == "mass"]
     discarded = sum(recipe.discarded for recipe in mass)
     assert 1 <= discarded <= 30  # every other draw
-    assert rates(mass) == f"{discarded} of {6 + discarded} generated lesions discarded ({100 * discarded / (6 + discarded):.1f} %)"
+    assert (
+        rates(mass) == f"{discarded} of {6 + discarded} generated lesions discarded "
+        f"({100 * discarded / (6 + discarded):.1f} %)"
+    )
     assert f"mass: 6 patches; {rates(mass)}" in (made[0] / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(made, generators, tmp_path):
+def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
+    made, generators, tmp_path
+):
     output, _ = made
     before = contents(output)
     (output / "images/mass/000002.png").write_bytes(b"")
@@ -111,7 +136,9 @@ def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(mad
     assert contents(output) == before
     shutil.copytree(output, tmp_path / "more")
     more = synthesise(config(generators, count=8), tmp_path / "more")
-    assert len(more) == 16 and before.items() - contents(tmp_path / "more").items() == {("README.md", before["README.md"])}
+    assert len(more) == 16 and before.items() - contents(tmp_path / "more").items() == {
+        ("README.md", before["README.md"])
+    }
 
 
 @pytest.mark.slow
@@ -124,7 +151,9 @@ def test_a_recipe_makes_its_patch_again(made, generators, tmp_path):
     output, recipes = made
     where = [f"generators.mass={generators['mass']}"]
     recipe = remake(output / "recipes/mass/000003.json", tmp_path / "one", where)
-    assert contents(tmp_path / "one") == {name: (output / name).read_bytes() for name in recipe.files}
+    assert contents(tmp_path / "one") == {
+        name: (output / name).read_bytes() for name in recipe.files
+    }
     broken = json.loads((output / "recipes/mass/000003.json").read_text())
     broken["files"]["images/mass/000003.png"] = hashlib.sha256(b"").hexdigest()
     (tmp_path / "recipe.json").write_text(json.dumps(broken))
@@ -137,7 +166,9 @@ def test_only_patients_of_the_generators_training_are_taken(mammograms, tiny_con
     chosen = config({"mass": str(tiny_contextual(patients={normal[0].patient_id}))}, count=2)
     recipes = synthesise(chosen, tmp_path / "set")
     assert {recipe.source.patient_id for recipe in recipes} == {normal[0].patient_id}
-    everybody = patches.suitable(mammograms, config(chosen.generators, patients="all"), lesion_generator_of(chosen), "mass")
+    everybody = patches.suitable(
+        mammograms, config(chosen.generators, patients="all"), lesion_generator_of(chosen), "mass"
+    )
     assert sorted(one.image_id for one in everybody) == sorted(one.image_id for one in normal)
 
 
@@ -149,19 +180,31 @@ def lesion_generator_of(chosen):
 
 def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, generators, made):
     patients = {one.patient_id for one in mammograms}
-    with pytest.raises(DataError, match="generators.mass: .* was trained with model.target=removal"):
+    with pytest.raises(
+        DataError, match="generators.mass: .* was trained with model.target=removal"
+    ):
         synthesise(config({"mass": generators["removal"]}), tmp_path / "a")
-    with pytest.raises(DataError, match="generators.mass: none of 0 mammograms of patients that it was trained on is normal"):
+    with pytest.raises(
+        DataError,
+        match="generators.mass: none of 0 mammograms of patients that it was trained on is normal",
+    ):
         synthesise(config({"mass": str(tiny_contextual())}), tmp_path / "b")
     with pytest.raises(TrackingError, match="holds no export"):
         synthesise(config({"mass": str(tmp_path)}), tmp_path / "c")
     with pytest.raises(ConfigError, match="was made with another config.seed"):
         synthesise(config(generators, seed=1), made[0])
     too_large = str(tiny_contextual(patients=patients, sampling={"scale": (0.02, 0.02)}))
-    with pytest.raises(DataError, match=r"no mass patch could be made; the first: none of 20 draws: no square of 1600 px is 90 % breast"):
+    with pytest.raises(
+        DataError,
+        match=r"no mass patch could be made; the first: none of 20 draws: no square of 1600 px is "
+        r"90 % breast",
+    ):
         synthesise(config({"mass": too_large}, count=1), tmp_path / "d")
     idle = str(tiny_contextual(patients=patients, idle=1.1))
-    with pytest.raises(DataError, match="no mass patch .* none of 2 draws: post-processing discards what the generator makes"):
+    with pytest.raises(
+        DataError,
+        match="no mass patch .* none of 2 draws: post-processing discards what the generator makes",
+    ):
         synthesise(config({"mass": idle}, count=1, tries=2), tmp_path / "e")
     assert "post-processing discards" in (tmp_path / "e/recipes/mass/000000.json").read_text()
     with pytest.raises(DataError, match="holds no patches that tfmammo.synthesis.patches wrote"):
@@ -195,7 +238,11 @@ def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
             raise ValueError("too little tissue")
 
     draw = Draw()
-    assert drawn(draw, network, chosen, 2) == (None, 0, 3, "too little tissue") and draw.asked == [6, 7, 8]
+    assert drawn(draw, network, chosen, 2) == (None, 0, 3, "too little tissue") and draw.asked == [
+        6,
+        7,
+        8,
+    ]
 
 
 @pytest.mark.slow
@@ -205,11 +252,21 @@ def test_the_command(repository, generators, tmp_path):
     command = [sys.executable, "-m", "tfmammo.synthesis.patches"]
 
     def run(*arguments):
-        return subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+        return subprocess.run(
+            [*command, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
 
     done = run("--config", "config.yaml", "--output", "set")
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "set/images").rglob("*.png"))) == 4 and "generated lesions discarded" in done.stderr
+    assert (
+        len(list((tmp_path / "set/images").rglob("*.png"))) == 4
+        and "generated lesions discarded" in done.stderr
+    )
     where = f"generators.removal={generators['removal']}"
     done = run("--recipe", "set/recipes/normal/000001.json", "--output", "one", "--set", where)
     assert done.returncode == 0 and "normal/000001: made again, bit for bit" in done.stderr
@@ -218,25 +275,46 @@ def test_the_command(repository, generators, tmp_path):
 
 
 def test_a_recipe_names_its_files():
-    recipe = PatchRecipe(identity="", target="removal", number=7, config=config({"mass": "x"}), versions={}, generator={})
+    recipe = PatchRecipe(
+        identity="",
+        target="removal",
+        number=7,
+        config=config({"mass": "x"}),
+        versions={},
+        generator={},
+    )
     assert recipe.name == "normal/000007"
 
 
 def test_an_export_of_the_room_itself_is_used_by_its_running_average(tmp_path):
-    """The lesion is that of the average, which answers otherwise than the generator; its noise follows from the seed."""
+    """The lesion is that of the average, which answers otherwise than the generator; its noise
+    follows from the seed.
+    """
     from tfmammo.export import export
     from tfmammo.models.contextual import Contextual, ContextualConfig, scalars
     from tfmammo.postprocessing import postprocess
 
-    model = ContextualConfig(target="removal", filters=(2, 4), discriminator_factor=1, attention=8, border=1, start=16)
+    model = ContextualConfig(
+        target="removal", filters=(2, 4), discriminator_factor=1, attention=8, border=1, start=16
+    )
     room = Contextual(model, 16)
     room.average.to_lesion.bias.assign([-0.5])
     data = DATA.model_copy(update={"size": 16})
-    card = {"config": {"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")}, "train_patients": ["p"]}
+    card = {
+        "config": {"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")},
+        "train_patients": ["p"],
+    }
     network = lesion_generator(export(room, tmp_path / "export", card))
-    assert (network.size, network.scalars, network.removes, network.patients) == (16, 4, True, {"p"}) and network.wants("malignant")
+    assert (network.size, network.scalars, network.removes, network.patients) == (
+        16,
+        4,
+        True,
+        {"p"},
+    ) and network.wants("malignant")
     image = np.random.default_rng(0).random((16, 16, 1)).astype(np.float32)
-    lesion = room.functions()["average"](image=image[None], noise=scalars(1, 4, 7))["lesion"].numpy()
+    lesion = room.functions()["average"](image=image[None], noise=scalars(1, 4, 7))[
+        "lesion"
+    ].numpy()
     expected = postprocess(image[None], lesion, model.postprocess, removal=True)
     found = network.made(image, 7)
     np.testing.assert_allclose(found.image, expected.image, atol=1e-6)

@@ -1,4 +1,6 @@
-"""Synthetic mammograms of training patients: lesions of their own beside those set in, whose lesions are used, and who is told of."""
+"""Synthetic mammograms of training patients: lesions of their own beside those set in,
+whose lesions are used, and who is told of.
+"""
 
 import json
 from dataclasses import replace
@@ -26,9 +28,11 @@ from tfmammo.synthesis.mammograms import own_lesions, remake, synthesise
 from tfmammo.synthesis.provenance import OwnLesion, Recipe, read_recipe
 from tfmammo.synthesis.shapes import lesion_patients
 
-ROWS, COLS = 200, 150
+ROWS = 200
+COLS = 150
 SIZES = {"height": (24, 4), "width": (20, 3)}
-# Of a mammogram's own: a triangle, drawn at the chest wall and off the rows that masses are set in, and a box.
+# Of a mammogram's own: a triangle, drawn at the chest wall and off the rows that masses are set in,
+# and a box.
 TRIANGLE = [[20, 10], [20, 30], [34, 10]]
 BOX = (160, 12, 176, 40)
 
@@ -37,17 +41,40 @@ def breast(seed):
     """Half an ellipse of textured tissue on black: float32 [ROWS, COLS, 1]."""
     row, col = np.mgrid[:ROWS, :COLS]
     inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (0.85 * COLS)) ** 2 < 1
-    texture = cv2.GaussianBlur(np.random.default_rng(seed).standard_normal((ROWS, COLS)).astype(np.float32), (0, 0), 3)
-    return np.where(inside, np.clip(0.4 + 0.05 * texture / texture.std(), 0.2, 0.9), 0.01).astype(np.float32)[..., None]
+    texture = cv2.GaussianBlur(
+        np.random.default_rng(seed).standard_normal((ROWS, COLS)).astype(np.float32), (0, 0), 3
+    )
+    return np.where(inside, np.clip(0.4 + 0.05 * texture / texture.std(), 0.2, 0.9), 0.01).astype(
+        np.float32
+    )[..., None]
 
 
 def mammogram(number, lesions=(), **facts):
-    known = {"laterality": "L", "view": "CC", "spacing": (0.1, 0.1), "pathology": None if lesions else "normal"}
-    return Mammogram("test", f"p{number}", str(number), ROWS, COLS, partial(breast, number), lesions=tuple(lesions), **known | facts)
+    known = {
+        "laterality": "L",
+        "view": "CC",
+        "spacing": (0.1, 0.1),
+        "pathology": None if lesions else "normal",
+    }
+    return Mammogram(
+        "test",
+        f"p{number}",
+        str(number),
+        ROWS,
+        COLS,
+        partial(breast, number),
+        lesions=tuple(lesions),
+        **known | facts,
+    )
 
 
 def mass(top, left, height, width, **details):
-    corners = [[top, left], [top, left + width - 1], [top + height - 1, left + width - 1], [top + height - 1, left]]
+    corners = [
+        [top, left],
+        [top, left + width - 1],
+        [top + height - 1, left + width - 1],
+        [top + height - 1, left],
+    ]
     return Lesion.from_outline("mass", np.float32(corners), ROWS, COLS, **details)
 
 
@@ -60,16 +87,26 @@ def written(root, mammograms, **how):
 @pytest.fixture(scope="module")
 def masses(tmp_path_factory):
     """An archive of real lesions to set in."""
-    found = [mammogram(10 + number, [mass(80, 30, 20 + 3 * number, 24, pathology="benign")]) for number in range(3)]
+    found = [
+        mammogram(10 + number, [mass(80, 30, 20 + 3 * number, 24, pathology="benign")])
+        for number in range(3)
+    ]
     return written(tmp_path_factory.mktemp("masses") / "masses", found)
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """One mammogram without lesions, and one with an outlined mass and a calcification that only a box is known of."""
-    own = [Lesion.from_outline("mass", np.float32(TRIANGLE), ROWS, COLS), mass(BOX[0], BOX[1], 16, 28)]
+    """One mammogram without lesions, and one with an outlined mass and a calcification that only a
+    box is known of.
+    """
+    own = [
+        Lesion.from_outline("mass", np.float32(TRIANGLE), ROWS, COLS),
+        mass(BOX[0], BOX[1], 16, 28),
+    ]
     root = tmp_path_factory.mktemp("mixed") / "mixed"
-    writer.write([mammogram(0), mammogram(1, own, pathology="malignant")], root, annotations="rle", bits=8)
+    writer.write(
+        [mammogram(0), mammogram(1, own, pathology="malignant")], root, annotations="rle", bits=8
+    )
     content = json.loads((root / "annotations.json").read_text())
     del content["annotations"][1]["segmentation"]
     content["annotations"][1]["category_id"] = writer.CATEGORIES["calcification"]
@@ -78,11 +115,25 @@ def mixed(tmp_path_factory):
 
 
 def chosen(data, lesions, painter="poisson", **values):
-    return SynthesisConfig(**{"name": "tiny", "data": data, "lesions": lesions, "painter": painter, "format": "png", "count": 4, **values})
+    return SynthesisConfig(
+        **{
+            "name": "tiny",
+            "data": data,
+            "lesions": lesions,
+            "painter": painter,
+            "format": "png",
+            "count": 4,
+            **values,
+        }
+    )
 
 
 def contents(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def times(root):
@@ -99,16 +150,23 @@ def told(root):
 
 @pytest.fixture(scope="module")
 def all_of_them(mixed, masses, tmp_path_factory):
-    """A set from both mammograms: (config, folder, recipes of the one without and of the one with own lesions)."""
-    config, root = chosen(mixed[0], masses[0], mammograms="all"), tmp_path_factory.mktemp("set") / "set"
+    """A set from both mammograms: (config, folder, recipes of the one without and of the one with
+    own lesions).
+    """
+    config = chosen(mixed[0], masses[0], mammograms="all")
+    root = tmp_path_factory.mktemp("set") / "set"
     recipes = synthesise(config, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 4
-    parts = [[one for one in recipes if one.source.image_id == record.image_id] for record in mixed[1]]
+    parts = [
+        [one for one in recipes if one.source.image_id == record.image_id] for record in mixed[1]
+    ]
     return config, root, *parts
 
 
 def triangle():
-    """By the rule of its two legs, border included: 15 rows, 21 columns wide at the top and 1 at the bottom."""
+    """By the rule of its two legs, border included: 15 rows, 21 columns wide at the top and 1 at
+    the bottom.
+    """
     row, col = np.mgrid[:ROWS, :COLS]
     return (row >= 20) & (row <= 34) & (col >= 10) & ((col - 10) * 14 <= 20 * (34 - row) + 10)
 
@@ -120,7 +178,8 @@ def test_a_recipe_holds_the_mammograms_own_lesions(all_of_them):
         outlined, boxed = recipe.own
         assert (outlined.kind, outlined.box, outlined.pathology) == ("mass", (20, 10, 35, 31), None)
         mask = archives.coco.decode(outlined.region, "")
-        assert outlined.area == mask.sum() and (mask != triangle()).sum() <= 15  # a pixel a row, where its edge runs through one
+        # a pixel a row, where its edge runs through one
+        assert outlined.area == mask.sum() and (mask != triangle()).sum() <= 15
         assert boxed == OwnLesion(kind="calcification", box=BOX, area=16 * 28)
         for found in recipe.lesions:
             top, left, bottom, right = found.box
@@ -128,7 +187,10 @@ def test_a_recipe_holds_the_mammograms_own_lesions(all_of_them):
             assert bottom <= BOX[0] or left >= BOX[3]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")  # pycocotools
+# pycocotools
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
 def test_annotations_tell_own_lesions_from_those_set_in(all_of_them, mixed):
     from pycocotools.coco import COCO
 
@@ -140,11 +202,19 @@ def test_annotations_tell_own_lesions_from_those_set_in(all_of_them, mixed):
         assert [one["synthetic"] for one in found] == [True] + [False] * len(recipe.own)
         for annotation, lesion in zip(found, (*recipe.lesions, *recipe.own), strict=True):
             top, left, bottom, right = lesion.box
-            assert annotation["bbox"] == [left, top, right - left, bottom - top] and annotation["iscrowd"] == 0
-            assert coco.cats[annotation["category_id"]]["name"] == lesion.kind and annotation["area"] == lesion.area
+            assert (
+                annotation["bbox"] == [left, top, right - left, bottom - top]
+                and annotation["iscrowd"] == 0
+            )
+            assert (
+                coco.cats[annotation["category_id"]]["name"] == lesion.kind
+                and annotation["area"] == lesion.area
+            )
     for recipe in those_with:
         _, outlined, boxed = coco.imgToAnns[recipe.number + 1]
-        np.testing.assert_array_equal(coco.annToMask(outlined), mixed[1][1].lesions[0].mask(ROWS, COLS))
+        np.testing.assert_array_equal(
+            coco.annToMask(outlined), mixed[1][1].lesions[0].mask(ROWS, COLS)
+        )
         assert boxed["bbox"] == [12, 160, 28, 16] and "segmentation" not in boxed
     assert len(list((root / "lesion_masks").iterdir())) == 4, "of those set in alone"
     assert "annotations.json has 4 lesions besides" in (root / "README.md").read_text()
@@ -157,13 +227,21 @@ def test_the_folder_archive_reads_both(all_of_them, mixed):
     assert not skipped and len(records) == 4
     for recipe in (*without, *those_with):
         record = records[recipe.number]
-        assert [lesion.kind for lesion in record.lesions] == ["mass", "mass", "calcification"][: 1 + len(recipe.own)]
-        assert [lesion.box for lesion in record.lesions] == [lesion.box for lesion in (*recipe.lesions, *recipe.own)]
-        planted = cv2.imread(str(root / f"lesion_masks/{recipe.name}_1.png"), cv2.IMREAD_UNCHANGED) > 0
+        assert [lesion.kind for lesion in record.lesions] == ["mass", "mass", "calcification"][
+            : 1 + len(recipe.own)
+        ]
+        assert [lesion.box for lesion in record.lesions] == [
+            lesion.box for lesion in (*recipe.lesions, *recipe.own)
+        ]
+        planted = (
+            cv2.imread(str(root / f"lesion_masks/{recipe.name}_1.png"), cv2.IMREAD_UNCHANGED) > 0
+        )
         np.testing.assert_array_equal(record.lesions[0].mask(ROWS, COLS) > 0, planted)
         assert record.pathology is None, "nobody knows the worst of lesions without a pathology"
         if recipe.own:
-            np.testing.assert_array_equal(record.lesions[1].mask(ROWS, COLS), mixed[1][1].lesions[0].mask(ROWS, COLS))
+            np.testing.assert_array_equal(
+                record.lesions[1].mask(ROWS, COLS), mixed[1][1].lesions[0].mask(ROWS, COLS)
+            )
             assert record.lesions[2].outlines == ()
 
 
@@ -175,7 +253,9 @@ def test_such_a_set_goes_on_and_is_made_again(all_of_them, where, tmp_path):
     file = root / f"recipes/{those_with[0].name}.json"
     assert read_recipe(file) == those_with[0]
     remake(file, tmp_path / "again", where(config))
-    assert contents(tmp_path / "again") == {name: (root / name).read_bytes() for name in those_with[0].files}
+    assert contents(tmp_path / "again") == {
+        name: (root / name).read_bytes() for name in those_with[0].files
+    }
     known = json.loads((root / "synthesis.json").read_text())
     assert known.pop("own_lesions")
     (root / "synthesis.json").write_text(json.dumps(known))
@@ -184,23 +264,45 @@ def test_such_a_set_goes_on_and_is_made_again(all_of_them, where, tmp_path):
 
 
 def test_records_hold_both(mixed, masses, where, tmp_path):
-    root, ill = tmp_path / "set", mixed[1][1]
-    config = chosen(mixed[0], masses[0], mammograms="all", only=(ill.image_id,), format="tfrecord", masses=(2, 2), count=1)
+    root = tmp_path / "set"
+    ill = mixed[1][1]
+    config = chosen(
+        mixed[0],
+        masses[0],
+        mammograms="all",
+        only=(ill.image_id,),
+        format="tfrecord",
+        masses=(2, 2),
+        count=1,
+    )
     (recipe,) = synthesise(config, root)
     (raw,) = tf.data.TFRecordDataset(str(root / "images/000000.tfrecord")).as_numpy_iterator()
     features = tf.train.Example.FromString(raw).features.feature
     assert list(features["image/object/synthetic"].int64_list.value) == [1, 1, 0, 0]
-    assert list(features["image/object/class/text"].bytes_list.value) == [b"mass"] * 3 + [b"calcification"]
-    sides = [features[f"image/object/bbox/{side}"].float_list.value for side in ("ymin", "xmin", "ymax", "xmax")]
+    assert list(features["image/object/class/text"].bytes_list.value) == [b"mass"] * 3 + [
+        b"calcification"
+    ]
+    sides = [
+        features[f"image/object/bbox/{side}"].float_list.value
+        for side in ("ymin", "xmin", "ymax", "xmax")
+    ]
     boxes = [lesion.box for lesion in (*recipe.lesions, *recipe.own)]
     np.testing.assert_allclose(np.array(sides).T * [ROWS, COLS, ROWS, COLS], boxes, rtol=1e-5)
-    masks = [tf.io.decode_png(one).numpy()[..., 0] > 0 for one in features["image/object/mask"].bytes_list.value]
+    masks = [
+        tf.io.decode_png(one).numpy()[..., 0] > 0
+        for one in features["image/object/mask"].bytes_list.value
+    ]
     np.testing.assert_array_equal(masks[1], archives.coco.decode(recipe.lesions[1].region, "") > 0)
     np.testing.assert_array_equal(masks[2], ill.lesions[0].mask(ROWS, COLS) > 0)
     assert masks[3].sum() == 16 * 28 and masks[3][160:176, 12:40].all()
-    assert {path.name for path in (root / "lesion_masks").iterdir()} == {"000000_1.png", "000000_2.png"}
+    assert {path.name for path in (root / "lesion_masks").iterdir()} == {
+        "000000_1.png",
+        "000000_2.png",
+    }
     remake(root / "recipes/000000.json", tmp_path / "again", where(config))
-    assert (tmp_path / "again/images/000000.tfrecord").read_bytes() == (root / "images/000000.tfrecord").read_bytes()
+    assert (tmp_path / "again/images/000000.tfrecord").read_bytes() == (
+        root / "images/000000.tfrecord"
+    ).read_bytes()
 
 
 def test_an_own_lesion_that_cant_be_read_is_a_dead_letter(masses, tmp_path):
@@ -208,10 +310,17 @@ def test_an_own_lesion_that_cant_be_read_is_a_dead_letter(masses, tmp_path):
     (mask,) = (tmp_path / "a/masks").iterdir()
     mask.write_bytes(mask.read_bytes()[:40])
     recipes = synthesise(chosen(data, masses[0], mammograms="all", count=2), tmp_path / "out")
-    reasons = {recipe.source.image_id if recipe.source else "": recipe.left_out for recipe in recipes}
-    assert reasons[records[0].image_id] is None and "can't be read as an image" in reasons[records[1].image_id]
+    reasons = {
+        recipe.source.image_id if recipe.source else "": recipe.left_out for recipe in recipes
+    }
+    assert (
+        reasons[records[0].image_id] is None
+        and "can't be read as an image" in reasons[records[1].image_id]
+    )
     for box in ((5, 5, 5, 9), (190, 5, 201, 9), (-1, 5, 9, 9)):
-        with pytest.raises(DataError, match="lesion 0: its box is empty or reaches beyond the mammogram"):
+        with pytest.raises(
+            DataError, match="lesion 0: its box is empty or reaches beyond the mammogram"
+        ):
             own_lesions(mammogram(0, [Lesion("mass", box)]))
 
 
@@ -231,14 +340,19 @@ def test_lesions_of_uncertain_kind(masses, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("own", "asked", "expected"), [("malignant", "benign", "malignant"), ("benign", None, "benign"), (None, "benign", "")]
+    ("own", "asked", "expected"),
+    [("malignant", "benign", "malignant"), ("benign", None, "benign"), (None, "benign", "")],
 )
-def test_the_pathology_of_an_image_is_that_of_its_worst_lesion(own, asked, expected, masses, tmp_path):
+def test_the_pathology_of_an_image_is_that_of_its_worst_lesion(
+    own, asked, expected, masses, tmp_path
+):
     """The masses that are set in are benign; what is asked for is said of them alone."""
     root = tmp_path / "a"
     writer.write([mammogram(1, [mass(20, 10, 12, 20, pathology=own)])], root, bits=8)
     data = DataConfig(name="folder", root=root)
-    synthesise(chosen(data, masses[0], mammograms="all", pathology=asked, count=1), tmp_path / "out")
+    synthesise(
+        chosen(data, masses[0], mammograms="all", pathology=asked, count=1), tmp_path / "out"
+    )
     assert (tmp_path / "out/metadata.csv").read_text().splitlines()[1].split(",")[4] == expected
 
 
@@ -246,13 +360,26 @@ def test_the_pathology_of_an_image_is_that_of_its_worst_lesion(own, asked, expec
 
 
 def test_sets_of_earlier_versions_stay_as_they_are(mixed, masses, tmp_path, tiny_infilling):
-    """What decides a set is told by the same keys as before, and recipes without the newer ones are read."""
+    """What decides a set is told by the same keys as before, and recipes without the newer ones are
+    read.
+    """
     root = tmp_path / "out"
     generator = str(tiny_infilling(padding=20, preprocess={"flip_right": True}))
-    config = chosen(mixed[0], masses[0], "infilling", generator=generator, sizes=SIZES, feather=6, count=2)
+    config = chosen(
+        mixed[0], masses[0], "infilling", generator=generator, sizes=SIZES, feather=6, count=2
+    )
     synthesise(config, root)
     known = json.loads((root / "synthesis.json").read_text())
-    assert set(known) == {"format", "tfmammo", "config", "archive", "generator", "lesions", "sizes", "shapes"}
+    assert set(known) == {
+        "format",
+        "tfmammo",
+        "config",
+        "archive",
+        "generator",
+        "lesions",
+        "sizes",
+        "shapes",
+    }
     assert set(known["config"]) == {
         "name",
         "mammograms",
@@ -274,11 +401,22 @@ def test_sets_of_earlier_versions_stay_as_they_are(mixed, masses, tmp_path, tiny
     (root / PATIENTS).unlink()
     before = times(root)
     synthesise(config, root)
-    assert {path: stamp for path, stamp in times(root).items() if path.name != PATIENTS} == before and (root / PATIENTS).is_file()
+    assert {
+        path: stamp for path, stamp in times(root).items() if path.name != PATIENTS
+    } == before and (root / PATIENTS).is_file()
     synthesise(chosen(mixed[0], masses[0], count=1), tmp_path / "real")
     known = json.loads((tmp_path / "real/synthesis.json").read_text())
     assert set(known) == {"format", "tfmammo", "config", "archive", "generator", "lesions", "sizes"}
-    assert set(known["lesions"]) == {"kinds", "mixed_findings", "painter", "resize", "rotate", "lesions", "records", "patients"}
+    assert set(known["lesions"]) == {
+        "kinds",
+        "mixed_findings",
+        "painter",
+        "resize",
+        "rotate",
+        "lesions",
+        "records",
+        "patients",
+    }
 
 
 # Whose lesions shapes and sizes are of, and who is told of
@@ -286,39 +424,69 @@ def test_sets_of_earlier_versions_stay_as_they_are(mixed, masses, tmp_path, tiny
 
 @pytest.fixture(scope="module")
 def both_sides(tmp_path_factory):
-    """Four normal mammograms and six with a mass, of ten patients in two folds, and where they stand: (data, records, file, train)."""
+    """Four normal mammograms and six with a mass, of ten patients in two folds, and where they
+    stand: (data, records, file, train).
+    """
     root = tmp_path_factory.mktemp("sides")
-    ill = [mammogram(10 + number, [mass(80, 30, 18 + 2 * number, 20 + 3 * number)]) for number in range(6)]
+    ill = [
+        mammogram(10 + number, [mass(80, 30, 18 + 2 * number, 20 + 3 * number)])
+        for number in range(6)
+    ]
     data, records = written(root / "both", [*(mammogram(number) for number in range(4)), *ill])
     train = {records[i].patient_id for i in (0, 1, 4, 5, 6)}
     places = {one.patient_id: 1 if one.patient_id in train else 0 for one in records}
-    saved = splits.SavedSplit(archive="folder", split="patient", folds=2, seed=0, stratify="none", patients=places)
+    saved = splits.SavedSplit(
+        archive="folder", split="patient", folds=2, seed=0, stratify="none", patients=places
+    )
     splits.save(root / "split.json", saved)
     return data, records, root / "split.json", train
 
 
 def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
-    """Mammograms, sizes and shapes are all of the patients of that side, and so is what makes the folder its own."""
+    """Mammograms, sizes and shapes are all of the patients of that side, and so is what makes the
+    folder its own.
+    """
     data, records, file, train = both_sides
     generator = str(tiny_infilling(padding=20, preprocess={"flip_right": True}))
     config = chosen(data, None, "infilling", generator=generator, feather=6, count=12)
-    by_id, everybody = {one.image_id: one for one in records}, {one.patient_id for one in records}
+    by_id = {one.image_id: one for one in records}
+    everybody = {one.patient_id for one in records}
     ill = {one.patient_id for one in records if one.lesions}
     for side, patients in (("train", train), ("held_out", everybody - train)):
-        one_sided = config.model_copy(update={"patients": PatientsConfig(split_file=file, side=side)})
+        one_sided = config.model_copy(
+            update={"patients": PatientsConfig(split_file=file, side=side)}
+        )
         recipes = synthesise(one_sided, tmp_path / side)
         made = [recipe for recipe in recipes if not recipe.left_out]
-        shapes = {by_id[found.shape.split()[1].partition("#")[0]].patient_id for recipe in made for found in recipe.lesions}
+        shapes = {
+            by_id[found.shape.split()[1].partition("#")[0]].patient_id
+            for recipe in made
+            for found in recipe.lesions
+        }
         assert len(made) > 6 and {recipe.source.patient_id for recipe in made} == patients - ill
         assert shapes <= patients & ill and len(shapes) > 1
         heights = [18 + 2 * number for number in ((0, 1, 2) if side == "train" else (3, 4, 5))]
-        assert made[0].sizes.count == 3 and made[0].sizes.height[0] == pytest.approx(np.mean(heights) * 0.1)
-        assert told(tmp_path / side) == {"mammograms": patients - ill, "lesions": patients & ill, "trained_on": set()}
-        assert f"All are of the {side} side of one split, fold 0." in (tmp_path / side / "README.md").read_text()
-    with pytest.raises(ConfigError, match=r"was made with another .*patients.side.*; name a new folder"):
+        assert made[0].sizes.count == 3 and made[0].sizes.height[0] == pytest.approx(
+            np.mean(heights) * 0.1
+        )
+        assert told(tmp_path / side) == {
+            "mammograms": patients - ill,
+            "lesions": patients & ill,
+            "trained_on": set(),
+        }
+        assert (
+            f"All are of the {side} side of one split, fold 0."
+            in (tmp_path / side / "README.md").read_text()
+        )
+    with pytest.raises(
+        ConfigError, match=r"was made with another .*patients.side.*; name a new folder"
+    ):
         synthesise(one_sided, tmp_path / "train")
     remake(tmp_path / f"train/recipes/{made[0].name}.json", tmp_path / "again", where(config))
-    assert synthesise(config, tmp_path / "all")[0].sizes.count == 6 and told(tmp_path / "all")["lesions"] == ill
+    assert (
+        synthesise(config, tmp_path / "all")[0].sizes.count == 6
+        and told(tmp_path / "all")["lesions"] == ill
+    )
     assert "side of one split" not in (tmp_path / "all/README.md").read_text()
 
 
@@ -328,11 +496,17 @@ def test_a_side_without_lesions(both_sides, tiny_infilling, tmp_path):
     saved = splits.load(file).model_copy(update={"patients": places})
     splits.save(tmp_path / "split.json", saved)
     config = chosen(
-        data, None, "infilling", generator=str(tiny_infilling(padding=20)), patients=PatientsConfig(split_file=tmp_path / "split.json")
+        data,
+        None,
+        "infilling",
+        generator=str(tiny_infilling(padding=20)),
+        patients=PatientsConfig(split_file=tmp_path / "split.json"),
     )
     with pytest.raises(DataError, match="sizes can't be fitted on 0 lesions"):
         synthesise(config, tmp_path / "out")
-    with pytest.raises(DataError, match="folder holds no mass of patients on the train side to take shapes from"):
+    with pytest.raises(
+        DataError, match="folder holds no mass of patients on the train side to take shapes from"
+    ):
         synthesise(config.model_copy(update={"size": (24, 20)}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -342,11 +516,18 @@ def test_who_a_set_of_real_lesions_tells_of(both_sides, tmp_path):
     data, records, _, _ = both_sides
     recipes = synthesise(chosen(data, None, count=2), tmp_path / "out")
     whose = {found.graft.patient_id for recipe in recipes for found in recipe.lesions}
-    expected = {"mammograms": {recipe.source.patient_id for recipe in recipes}, "lesions": whose, "trained_on": set()}
+    expected = {
+        "mammograms": {recipe.source.patient_id for recipe in recipes},
+        "lesions": whose,
+        "trained_on": set(),
+    }
     assert told(tmp_path / "out") == expected and 1 <= len(whose) <= 2
     text = json.loads((tmp_path / "out" / PATIENTS).read_text())
     assert list(text) == sorted(text) and all(text[name] == sorted(text[name]) for name in expected)
-    assert "keep it out of every training that holds one of them out" in (tmp_path / "out/README.md").read_text()
+    assert (
+        "keep it out of every training that holds one of them out"
+        in (tmp_path / "out/README.md").read_text()
+    )
     synthesise(chosen(data, None, count=8), tmp_path / "out")
     assert len(told(tmp_path / "out")["mammograms"]) == 4
 
@@ -356,7 +537,11 @@ class MaskRoom(keras.Model):
 
     def __init__(self):
         super().__init__(name="mask_gan")
-        self.networks = {"generator": keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])}
+        self.networks = {
+            "generator": keras.Sequential(
+                [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]
+            )
+        }
         self.networks["generator"].layers[0].set_weights([np.ones((1, 1), np.float32)])
         row, col = np.mgrid[:64, :64] - 31.5
         self.distance = tf.constant(np.hypot(row, col)[None, ..., None], tf.float32)
@@ -376,19 +561,37 @@ def test_who_networks_were_trained_on_is_told(both_sides, tiny_infilling, tiny_b
     card = json.loads((infilling / "card.json").read_text())
     (infilling / "card.json").write_text(json.dumps(card | {"train_patients": ["b", "a"]}))
     gan = export(MaskRoom(), tmp_path / "gan", {"name": "mask_gan", "train_patients": ["c", "a"]})
-    config = chosen(data, None, "infilling", generator=str(infilling), feather=6, count=1, shapes=ShapeConfig(gan=str(gan)))
+    config = chosen(
+        data,
+        None,
+        "infilling",
+        generator=str(infilling),
+        feather=6,
+        count=1,
+        shapes=ShapeConfig(gan=str(gan)),
+    )
     given = config.model_copy(update={"size": (24, 20)})
     synthesise(given, tmp_path / "given")
-    assert told(tmp_path / "given")["trained_on"] == {"a", "b", "c"} and not told(tmp_path / "given")["lesions"]
+    assert (
+        told(tmp_path / "given")["trained_on"] == {"a", "b", "c"}
+        and not told(tmp_path / "given")["lesions"]
+    )
     assert not lesion_patients(given)
     synthesise(config, tmp_path / "fitted")
-    assert told(tmp_path / "fitted")["lesions"] == {one.patient_id for one in records if one.lesions}, "sizes are fitted on all"
-    synthesise(chosen(data, None, "blending", generator=str(tiny_blending(patients=("x",))), count=1), tmp_path / "blending")
+    assert told(tmp_path / "fitted")["lesions"] == {
+        one.patient_id for one in records if one.lesions
+    }, "sizes are fitted on all"
+    synthesise(
+        chosen(data, None, "blending", generator=str(tiny_blending(patients=("x",))), count=1),
+        tmp_path / "blending",
+    )
     assert told(tmp_path / "blending")["trained_on"] == {"x"}
     card = json.loads((gan / "card.json").read_text())
     del card["train_patients"]
     (gan / "card.json").write_text(json.dumps(card))
-    with pytest.raises(DataError, match=r"its card does not say on whom it was trained \(train_patients\)"):
+    with pytest.raises(
+        DataError, match=r"its card does not say on whom it was trained \(train_patients\)"
+    ):
         synthesise(given, tmp_path / "unknown")
     assert not (tmp_path / "unknown").exists()
 
@@ -398,9 +601,20 @@ def test_shapes_of_files_are_nobodys_that_is_known(both_sides, tiny_infilling, t
     cv2.circle(mask, (20, 20), 12, 255, -1)
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
     shapes = ShapeConfig(files=tmp_path / "mask.png")
-    config = chosen(both_sides[0], None, "infilling", generator=str(tiny_infilling(padding=20)), size=(24, 20), shapes=shapes, count=1)
+    config = chosen(
+        both_sides[0],
+        None,
+        "infilling",
+        generator=str(tiny_infilling(padding=20)),
+        size=(24, 20),
+        shapes=shapes,
+        count=1,
+    )
     synthesise(config, tmp_path / "out")
-    assert told(tmp_path / "out")["lesions"] == set() and "nobody says whose lesions" in (tmp_path / "out/README.md").read_text()
+    assert (
+        told(tmp_path / "out")["lesions"] == set()
+        and "nobody says whose lesions" in (tmp_path / "out/README.md").read_text()
+    )
 
 
 # A blending network without the lesion's prior
@@ -414,8 +628,18 @@ def blendings(tmp_path_factory):
         keras.utils.set_random_seed(0)
         model = BlendingConfig(prior=prior, widths=(4, 8), discriminator_filters=4)
         data = DataConfig(size=64, frame="square", context=2, window=(0, 1))
-        card = {"name": "blending", "config": {"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")}}
-        return export(Blending(model, 64), tmp_path_factory.mktemp(prior) / "export", card | {"train_patients": []})
+        card = {
+            "name": "blending",
+            "config": {
+                "data": data.model_dump(mode="json"),
+                "model": model.model_dump(mode="json"),
+            },
+        }
+        return export(
+            Blending(model, 64),
+            tmp_path_factory.mktemp(prior) / "export",
+            card | {"train_patients": []},
+        )
 
     return make
 
@@ -423,11 +647,16 @@ def blendings(tmp_path_factory):
 def test_a_network_without_prior_sees_the_outline_alone(blendings, both_sides, where, tmp_path):
     """Other grey values of the real lesions change nothing; with the prior they do."""
     data, records, _, _ = both_sides
-    others = [replace(one, read=partial(np.full, (ROWS, COLS, 1), np.float32(0.9))) for one in records if one.lesions]
+    others = [
+        replace(one, read=partial(np.full, (ROWS, COLS, 1), np.float32(0.9)))
+        for one in records
+        if one.lesions
+    ]
     bright, _ = written(tmp_path / "bright", others)
     same, _ = written(tmp_path / "same", [one for one in records if one.lesions])
     for prior, equal in (("noise", True), ("lesion", False)):
-        generator, made = str(blendings(prior)), []
+        generator = str(blendings(prior))
+        made = []
         for lesions in (same, bright):
             root = tmp_path / f"{prior}-{lesions.root.name}"
             config = chosen(data, lesions, "blending", generator=generator, feather=6, count=2)
@@ -450,12 +679,48 @@ def test_a_card_without_a_prior_is_of_the_lesions(blendings, tiny_infilling):
 
 
 def test_what_is_used_of_a_lesion_is_no_part_of_older_keys():
-    """A DICOM's UIDs follow from the key: a recipe of an earlier version must give the one that it gave."""
-    graft = {"archive": "a", "image_id": "i", "patient_id": "p", "number": 0, "sha256": "s", "pathology": None, "angle": 1.5, "factor": 1}
-    lesion = {"box": (1, 2, 3, 4), "window": (0, 0, 9, 9), "area": 4, "region": {"size": [9, 9], "counts": "x"}, "seed": 5, "shape": "b"}
-    source = {"archive": "a", "image_id": "i", "patient_id": "p", "sha256": "s", "rows": 9, "cols": 9, "bits": 8}
+    """A DICOM's UIDs follow from the key: a recipe of an earlier version must give the one that it
+    gave.
+    """
+    graft = {
+        "archive": "a",
+        "image_id": "i",
+        "patient_id": "p",
+        "number": 0,
+        "sha256": "s",
+        "pathology": None,
+        "angle": 1.5,
+        "factor": 1,
+    }
+    lesion = {
+        "box": (1, 2, 3, 4),
+        "window": (0, 0, 9, 9),
+        "area": 4,
+        "region": {"size": [9, 9], "counts": "x"},
+        "seed": 5,
+        "shape": "b",
+    }
+    source = {
+        "archive": "a",
+        "image_id": "i",
+        "patient_id": "p",
+        "sha256": "s",
+        "rows": 9,
+        "cols": 9,
+        "bits": 8,
+    }
     recipe = Recipe.model_validate(
-        {"identity": "", "name": "0", "number": 0, "config": {"name": "n", "painter": "paste"}, "versions": {}, "generator": {},
-         "sizes": None, "source": source, "lesions": [lesion | {"graft": graft | {"mirrored": False, "trained_on": None}}]}
-    )  # fmt: skip
-    assert recipe.key() == "45e080582e8f2ec9f396c89b6c8cac3f35fc11881f16e1fcc009543a33b9daa5"  # of tfmammo as it was before that field
+        {
+            "identity": "",
+            "name": "0",
+            "number": 0,
+            "config": {"name": "n", "painter": "paste"},
+            "versions": {},
+            "generator": {},
+            "sizes": None,
+            "source": source,
+            "lesions": [lesion | {"graft": graft | {"mirrored": False, "trained_on": None}}],
+        }
+    )
+    # of tfmammo as it was before that field
+    assert recipe.key() == "45e080582e8f2ec9f396c89b6c8cac3f35fc11881f16e1fcc009543a33b9daa5"

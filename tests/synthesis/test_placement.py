@@ -1,4 +1,6 @@
-"""Sizes, places, seams and blending of inserted lesions, against hand-computed values and the training's own patches."""
+"""Sizes, places, seams and blending of inserted lesions, against hand-computed values and
+the training's own patches.
+"""
 
 import tracemalloc
 
@@ -10,11 +12,20 @@ from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data.patches import patches_of
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
-from tfmammo.synthesis.compositing import Patch, blended, gap, patch, seam, training_resize, whole_seam
+from tfmammo.synthesis.compositing import (
+    Patch,
+    blended,
+    gap,
+    patch,
+    seam,
+    training_resize,
+    whole_seam,
+)
 from tfmammo.synthesis.config import SMALLEST, Sizes
 from tfmammo.synthesis.placement import Ground, Spot, cut, fit_sizes, scaled, training_data
 
-ROWS, COLS = 320, 240
+ROWS = 320
+COLS = 240
 DATA = DataConfig(size=64, frame="padded", padding=24, window=(0, 1))
 
 
@@ -30,7 +41,9 @@ def tissue(rows=ROWS, cols=COLS, seed=0):
 
 
 def smooth():
-    """Texture without grain or border, so that a window moved by less than a pixel looks the same."""
+    """Texture without grain or border, so that a window moved by less than a pixel
+    looks the same.
+    """
     row, col = np.mgrid[:ROWS, :COLS]
     return (0.5 + 0.2 * np.sin(row / 15) * np.cos(col / 20)).astype(np.float32)[..., None]
 
@@ -52,19 +65,35 @@ def disc(side=41):
 
 
 def square(top, left, bottom, right):
-    return Lesion.from_outline("mass", np.array([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]), ROWS, COLS)
+    return Lesion.from_outline(
+        "mass",
+        np.array([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]]),
+        ROWS,
+        COLS,
+    )
 
 
 def test_sizes_are_fitted_by_hand():
-    # Heights 10 and 30, widths 20 and 60: means 20 and 40, standard deviations sqrt(200) and sqrt(800), correlation 1.
-    mammogram = record(tissue(), lesions=(square(5, 5, 15, 25), square(40, 40, 70, 100), square(0, 0, 200, 10)))
+    # Heights 10 and 30, widths 20 and 60: means 20 and 40, standard deviations sqrt(200) and
+    # sqrt(800), correlation 1.
+    mammogram = record(
+        tissue(), lesions=(square(5, 5, 15, 25), square(40, 40, 70, 100), square(0, 0, 200, 10))
+    )
     skipped = Skipped()
     sizes = fit_sizes([mammogram], DataConfig(), skipped)
     assert (sizes.unit, sizes.count) == ("px", 2) and sizes.correlation == pytest.approx(1)
-    assert sizes.height == pytest.approx((20, 200**0.5)) and sizes.width == pytest.approx((40, 800**0.5))
+    assert sizes.height == pytest.approx((20, 200**0.5)) and sizes.width == pytest.approx(
+        (40, 800**0.5)
+    )
     assert skipped.reasons == {"i": "lesion 2: is over half the image high or wide"}
-    in_mm = fit_sizes([record(tissue(), lesions=mammogram.lesions, spacing=(0.1, 0.2))], DataConfig(), Skipped())
-    assert in_mm.unit == "mm" and in_mm.height == pytest.approx((2, 2**0.5)) and in_mm.width == pytest.approx((8, 32**0.5))
+    in_mm = fit_sizes(
+        [record(tissue(), lesions=mammogram.lesions, spacing=(0.1, 0.2))], DataConfig(), Skipped()
+    )
+    assert (
+        in_mm.unit == "mm"
+        and in_mm.height == pytest.approx((2, 2**0.5))
+        and in_mm.width == pytest.approx((8, 32**0.5))
+    )
     with pytest.raises(DataError, match="can't be fitted on 0 lesions"):
         fit_sizes([mammogram], DataConfig(kinds=("calcification",)), Skipped())
 
@@ -90,18 +119,31 @@ def test_drawn_sizes_have_the_gaussians_moments():
 def test_a_scaled_shape_fills_its_box(height, width):
     mask = scaled(disc(), height, width)
     # A disc's outermost row is a few pixels wide: interpolation may cut it.
-    assert np.abs(np.subtract(mask.shape, (height, width))).max() <= max(1, 0.03 * max(height, width))
-    assert mask[0].any() and mask[-1].any() and mask[:, 0].any() and mask[:, -1].any() and set(np.unique(mask)) == {0, 1}
+    assert np.abs(np.subtract(mask.shape, (height, width))).max() <= max(
+        1, 0.03 * max(height, width)
+    )
+    assert (
+        mask[0].any()
+        and mask[-1].any()
+        and mask[:, 0].any()
+        and mask[:, -1].any()
+        and set(np.unique(mask)) == {0, 1}
+    )
     assert mask.mean() == pytest.approx(np.pi / 4, abs=0.08)
     assert cv2.connectedComponents(mask)[0] == 2
 
 
-@pytest.mark.parametrize(("shape", "height", "width"), [((20, 20), 20_000, 20_000), ((1, 1), 6000, 6000), ((9, 9), 2, 2**40)])
+@pytest.mark.parametrize(
+    ("shape", "height", "width"),
+    [((20, 20), 20_000, 20_000), ((1, 1), 6000, 6000), ((9, 9), 2, 2**40)],
+)
 def test_nothing_is_scaled_to_more_than_a_mammogram(shape, height, width):
     """Before memory is taken for it."""
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=f"a mass of {height} x {width} px is larger than any mammogram"):
+        with pytest.raises(
+            DataError, match=f"a mass of {height} x {width} px is larger than any mammogram"
+        ):
             scaled(np.ones(shape, np.uint8), height, width)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
@@ -128,22 +170,41 @@ def test_the_patch_is_the_trainings():
         mammogram = record(tissue(), laterality, lesions=(lesion,))
         for frame in ({"frame": "padded", "padding": 24}, {"frame": "square", "context": 1.6}):
             for grey in ({"window": (0.1, 0.9)}, {"percentiles": (1, 99)}):
-                data = DataConfig(size=64, **frame, **grey, preprocess=PreprocessConfig(flip_right=True, denoise=0.7))
+                data = DataConfig(
+                    size=64,
+                    **frame,
+                    **grey,
+                    preprocess=PreprocessConfig(flip_right=True, denoise=0.7),
+                )
                 (expected,) = patches_of(mammogram, data, Skipped())
                 top, left, bottom, right = lesion.box
                 mask = lesion.mask(ROWS, COLS)[top:bottom, left:right]
                 spot = Spot.at(top, left, mask, mammogram, data)
-                made = patch(Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8))
+                made = patch(
+                    Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8)
+                )
                 np.testing.assert_array_equal(made.mask, expected.mask)
                 np.testing.assert_allclose(made.tissue, expected.image, atol=2e-6)
 
 
 def test_padding_counts_the_pixels_that_training_resamples_to():
-    """Of 0.05 mm px, resampled to 0.1 mm: 24 px of padding are 48 native ones on each side of a box of 40."""
+    """Of 0.05 mm px, resampled to 0.1 mm: 24 px of padding are 48 native ones on each side of a box
+    of 40.
+    """
     mammogram = record(tissue(), spacing=(0.05, 0.05))
     data = DATA.model_copy(update={"preprocess": PreprocessConfig(spacing=0.1)})
-    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, data).window == (82, 12, 218, 148)
-    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, DATA).window == (106, 36, 194, 124)
+    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, data).window == (
+        82,
+        12,
+        218,
+        148,
+    )
+    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, DATA).window == (
+        106,
+        36,
+        194,
+        124,
+    )
     for use in (
         lambda: Spot.at(130, 60, disc(), record(tissue()), data),
         lambda: training_resize(tissue()[..., 0], Ground(tissue(), record(tissue()), data), 64),
@@ -154,12 +215,20 @@ def test_padding_counts_the_pixels_that_training_resamples_to():
 
 @pytest.mark.parametrize("laterality", ["L", "R"])
 @pytest.mark.parametrize("flip", [False, True], ids=["as_stored", "flipped"])
-@pytest.mark.parametrize(("spacing", "off"), [((0.05, 0.05), 2e-6), ((0.04, 0.08), 0.02)], ids=["exact", "between_pixels"])
+@pytest.mark.parametrize(
+    ("spacing", "off"),
+    [((0.05, 0.05), 2e-6), ((0.04, 0.08), 0.02)],
+    ids=["exact", "between_pixels"],
+)
 def test_the_patch_is_the_trainings_where_it_resamples(spacing, off, flip, laterality):
-    """A lesion on whole resampled px gives the same pixels; between them the window is rounded to native px."""
+    """A lesion on whole resampled px gives the same pixels; between them the window is rounded to
+    native px.
+    """
     lesion = square(130, 60, 190, 120)
     mammogram = record(smooth(), laterality, spacing=spacing, lesions=(lesion,))
-    data = DATA.model_copy(update={"padding": 12, "preprocess": PreprocessConfig(spacing=0.1, flip_right=flip)})
+    data = DATA.model_copy(
+        update={"padding": 12, "preprocess": PreprocessConfig(spacing=0.1, flip_right=flip)}
+    )
     (expected,) = patches_of(mammogram, data, Skipped())
     top, left, bottom, right = lesion.box
     spot = Spot.at(top, left, np.ones((bottom - top, right - left), np.uint8), mammogram, data)
@@ -183,18 +252,22 @@ def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
     assert (full[distance >= 20 * 296 / 256 + 12] == 0).all()
     ring = full[44, 44 + 24 : 44 + 34]
     assert (np.diff(ring) < 0).all() and ring.max() < 1 and ring[-2] > 0
-    assert np.abs(np.diff(full, axis=0)).max() <= 1.5 / 10 + 0.02  # the steepest of 3 t^2 - 2 t^3 over 10 px
+    # the steepest of 3 t^2 - 2 t^3 over 10 px
+    assert np.abs(np.diff(full, axis=0)).max() <= 1.5 / 10 + 0.02
     assert not full[[0, -1]].any() and not full[:, [0, -1]].any()
     alone = seam(spot, 89, None, 10)
     assert alone.support[0] > found.support[0]
 
 
 def test_a_mask_at_its_patches_border_is_refused():
-    mammogram, tight = record(tissue()), DataConfig(size=64, frame="tight", window=(0, 1))
+    mammogram = record(tissue())
+    tight = DataConfig(size=64, frame="tight", window=(0, 1))
     with pytest.raises(ValueError, match="touches the border of its patch"):
         seam(Spot.at(140, 70, disc(), mammogram, tight), 64, 296, 8)
     with pytest.raises(ValueError, match="its patch is larger than the mammogram"):
-        Spot.at(10, 10, np.ones((300, 30), np.uint8), mammogram, DataConfig(frame="square", context=1.5))
+        Spot.at(
+            10, 10, np.ones((300, 30), np.uint8), mammogram, DataConfig(frame="square", context=1.5)
+        )
 
 
 def test_how_near_a_mask_comes_to_the_border():
@@ -206,13 +279,17 @@ def test_how_near_a_mask_comes_to_the_border():
     mask[15, 4] = 1
     assert gap(mask) == 4
     mask[15, 3] = 1
-    with pytest.raises(DataError, match="touches the border of its patch, or comes nearer than 4 of 32 px"):
+    with pytest.raises(
+        DataError, match="touches the border of its patch, or comes nearer than 4 of 32 px"
+    ):
         gap(mask)
 
 
 @pytest.mark.parametrize(("feather", "fade"), [(5, 5), (20, 8)])
 def test_the_weights_of_a_whole_patch(feather, fade):
-    """3 t^2 - 2 t^3 of t = distance to the border over the fade, which ends at the mask; 1 within."""
+    """3 t^2 - 2 t^3 of t = distance to the border over the fade, which ends at the
+    mask; 1 within.
+    """
     mask = np.zeros((40, 40), np.uint8)
     mask[12:25, 8:30] = 1  # 8 px from the left border
     found = whole_seam(mask, (100, 50, 140, 90), feather)
@@ -220,30 +297,50 @@ def test_the_weights_of_a_whole_patch(feather, fade):
     t = np.arange(1, fade) / fade
     np.testing.assert_allclose(found.weights[19, : fade - 1], 3 * t**2 - 2 * t**3, atol=1e-6)
     np.testing.assert_allclose(found.weights[: fade - 1, 19], 3 * t**2 - 2 * t**3, atol=1e-6)
-    assert (found.weights[fade - 1 : 39 - fade, fade - 1 : 39 - fade] == 1).all() and found.weights[0, 0] == found.weights[0, 19]
+    assert (found.weights[fade - 1 : 39 - fade, fade - 1 : 39 - fade] == 1).all() and found.weights[
+        0, 0
+    ] == found.weights[0, 19]
     np.testing.assert_array_equal(found.weights, found.weights[::-1, ::-1])
     twice = whole_seam(mask, (100, 50, 180, 130), feather)
-    assert twice.weights[39 - twice.support[0] + 100, 39] == 1 and twice.support[0] in (101, 102) and twice.support[2] in (178, 179)
+    assert (
+        twice.weights[39 - twice.support[0] + 100, 39] == 1
+        and twice.support[0] in (101, 102)
+        and twice.support[2] in (178, 179)
+    )
 
 
 @pytest.mark.parametrize("laterality", ["L", "R"])
 def test_places_keep_the_papers_rule(laterality):
-    free, random = ground(laterality), np.random.default_rng(0)
-    size, reach = (30, 20), (8, 8, 8, 8)
+    free = ground(laterality)
+    random = np.random.default_rng(0)
+    size = (30, 20)
+    reach = (8, 8, 8, 8)
     places = np.array([free.draw(size, reach, random) for _ in range(400)])
-    rows, cols = places[:, 0] + 15, places[:, 1] + 10
+    rows = places[:, 0] + 15
+    cols = places[:, 1] + 10
     cols = COLS - cols if laterality == "R" else cols
-    assert rows.min() >= ROWS / 4 and rows.max() <= 3 * ROWS / 4 and cols.min() >= COLS / 10 and cols.max() <= COLS / 2
-    # Uniform where all of it is breast: means and spreads of U(80, 240) and U(24, 120), whose lower 4 px have no room.
-    assert rows.mean() == pytest.approx(160, abs=6) and rows.std() == pytest.approx(160 / 12**0.5, rel=0.1)
-    assert cols.mean() == pytest.approx(72, abs=4) and cols.std() == pytest.approx(96 / 12**0.5, rel=0.1)
+    assert (
+        rows.min() >= ROWS / 4
+        and rows.max() <= 3 * ROWS / 4
+        and cols.min() >= COLS / 10
+        and cols.max() <= COLS / 2
+    )
+    # Uniform where all of it is breast: means and spreads of U(80, 240) and U(24, 120), whose lower
+    # 4 px have no room.
+    assert rows.mean() == pytest.approx(160, abs=6) and rows.std() == pytest.approx(
+        160 / 12**0.5, rel=0.1
+    )
+    assert cols.mean() == pytest.approx(72, abs=4) and cols.std() == pytest.approx(
+        96 / 12**0.5, rel=0.1
+    )
     breast = tissue()[..., 0] > 0.1
     breast = breast[:, ::-1] if laterality == "R" else breast
     assert all(breast[top - 8 : top + 38, left - 8 : left + 28].all() for top, left in places)
 
 
 def test_what_is_taken_is_not_drawn_again():
-    free, random = ground(), np.random.default_rng(0)
+    free = ground()
+    random = np.random.default_rng(0)
     boxes = []
     with pytest.raises(DataError, match="no normal tissue is left for a mass of 30 x 20 px"):
         while True:
@@ -263,7 +360,9 @@ def test_why_there_is_no_place():
     random = np.random.default_rng(0)
     with pytest.raises(DataError, match="the breast is too small for a mass of 250 x 250 px"):
         ground().draw((250, 250), (0, 0, 0, 0), random)
-    with pytest.raises(DataError, match="the part of the breast that masses are set in is too small"):
+    with pytest.raises(
+        DataError, match="the part of the breast that masses are set in is too small"
+    ):
         ground().draw((30, 2), (0, 0, 0, 185), random)
     with pytest.raises(DataError, match="its laterality is not stated"):
         ground(laterality=None).draw((20, 20), (0, 0, 0, 0), random)
@@ -283,7 +382,9 @@ def test_a_mean_change_around_the_lesion_is_taken_off():
 
 
 def test_the_border_shows_no_seam():
-    """A generator that is brighter than its tissue, tilted and blurred leaves no gradient that the tissue has not."""
+    """A generator that is brighter than its tissue, tilted and blurred leaves no gradient that the
+    tissue has not.
+    """
     free = ground()
     spot = Spot.at(130, 60, disc(), free.mammogram, DATA)
     found = seam(spot, 64, 296, 8)
@@ -292,7 +393,8 @@ def test_the_border_shows_no_seam():
     image = cv2.GaussianBlur(shown.tissue, (0, 0), 1)[..., None] + 0.15 + tilt + 0.3 * shown.mask
     grey = blended(free, spot, found, shown.difference(image, found.around))
     top, left, bottom, right = found.support
-    before, after = free.image[..., 0].copy(), free.image[..., 0].copy()
+    before = free.image[..., 0].copy()
+    after = free.image[..., 0].copy()
     after[top:bottom, left:right] = grey
     changed = np.zeros(before.shape, bool)
     changed[top:bottom, left:right] = found.weights > 0
@@ -300,19 +402,29 @@ def test_the_border_shows_no_seam():
 
     core = np.zeros(before.shape, np.float32)
     core[top:bottom, left:right] = found.weights >= 1
-    fading = changed & (cv2.dilate(core, np.ones((5, 5))) == 0)  # beyond the margin and its pixel of interpolation
-    border = cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    # beyond the margin and its pixel of interpolation
+    fading = changed & (cv2.dilate(core, np.ones((5, 5))) == 0)
+    border = (
+        cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+        > 0
+    )
 
     def gradient(values, where):
-        return np.hypot(np.diff(values, axis=0, append=0), np.diff(values, axis=1, append=0))[where].mean()
+        return np.hypot(np.diff(values, axis=0, append=0), np.diff(values, axis=1, append=0))[
+            where
+        ].mean()
 
     assert gradient(after, border) <= 1.02 * gradient(before, border)
     assert gradient(after, fading) <= 1.02 * gradient(before, fading)
-    assert gradient(before + 0.15 * changed, border) > 1.5 * gradient(before, border)  # what a paste does
+    # what a paste does
+    assert gradient(before + 0.15 * changed, border) > 1.5 * gradient(before, border)
 
 
 def test_contrast_that_cant_be_undone_is_refused():
-    with pytest.raises(DataError, match="gen: was trained with data.preprocess.contrast=clahe, which can't be undone"):
+    with pytest.raises(
+        DataError,
+        match="gen: was trained with data.preprocess.contrast=clahe, which can't be undone",
+    ):
         training_data({"preprocess": {"contrast": "clahe"}}, "gen")
     with pytest.raises(DataError, match="whole mammograms"):
         training_data({"frame": "full"}, "gen")

@@ -1,4 +1,6 @@
-"""Recipes: they name the networks that made their image, tell nothing of the owner's disk, and write nothing elsewhere."""
+"""Recipes: they name the networks that made their image, tell nothing of the owner's disk,
+and write nothing elsewhere.
+"""
 
 import json
 import shutil
@@ -22,7 +24,8 @@ from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig, Synthesi
 from tfmammo.synthesis.editor import Inserter, SystemConfig, Wish, opened
 from tfmammo.synthesis.provenance import read_recipe
 
-ROWS, COLS = 200, 150
+ROWS = 200
+COLS = 150
 WISH = Wish(centre=(100, 60), size=(24, 20), shape="oval", seed=1)
 PASSWORD = "sesame"
 STORE = f"postgresql://jane:{PASSWORD}@store.example/mlflow?token={PASSWORD}"
@@ -37,8 +40,16 @@ def breast(seed):
 
 
 def record(number, lesions=()):
-    facts = {"laterality": "L", "view": "CC", "spacing": (0.1, 0.1), "pathology": "benign" if lesions else "normal", "lesions": lesions}
-    return Mammogram("test", f"p{number}", str(number), ROWS, COLS, partial(breast, number), **facts)
+    facts = {
+        "laterality": "L",
+        "view": "CC",
+        "spacing": (0.1, 0.1),
+        "pathology": "benign" if lesions else "normal",
+        "lesions": lesions,
+    }
+    return Mammogram(
+        "test", f"p{number}", str(number), ROWS, COLS, partial(breast, number), **facts
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +70,18 @@ def config(normal, infillings):
     """A function (**values) -> a config of one mass in each mammogram."""
 
     def make(**values):
-        chosen = {"name": "tiny", "data": DataConfig(name="folder", root=normal), "generator": str(infillings[0]), "count": 2}
-        chosen |= {"shapes": ShapeConfig(drawn="oval"), "size": (24, 20), "format": "png", "feather": 6}
+        chosen = {
+            "name": "tiny",
+            "data": DataConfig(name="folder", root=normal),
+            "generator": str(infillings[0]),
+            "count": 2,
+        }
+        chosen |= {
+            "shapes": ShapeConfig(drawn="oval"),
+            "size": (24, 20),
+            "format": "png",
+            "feather": 6,
+        }
         return SynthesisConfig(**chosen | values)
 
     return make
@@ -81,13 +102,17 @@ def replace_export(folder, by):
 
 
 def pixels(root):
-    return [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((root / "images").iterdir())]
+    return [
+        cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((root / "images").iterdir())
+    ]
 
 
 # Which network made it
 
 
-def test_an_open_system_names_the_weights_that_it_uses_after_they_were_replaced(infillings, picture, tmp_path):
+def test_an_open_system_names_the_weights_that_it_uses_after_they_were_replaced(
+    infillings, picture, tmp_path
+):
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
     system = SystemConfig(painter="infilling", generator=str(folder), feather=4)
     inserter = Inserter.load(system)
@@ -95,9 +120,13 @@ def test_an_open_system_names_the_weights_that_it_uses_after_they_were_replaced(
     replace_export(folder, infillings[1])
     after = inserter.change(picture, WISH)
     np.testing.assert_array_equal(after.after.values, before.after.values)
-    assert after.recipe["generator"] == before.recipe["generator"], "the same pixels by the same network"
+    assert after.recipe["generator"] == before.recipe["generator"], (
+        "the same pixels by the same network"
+    )
     new = Inserter.load(system).change(picture, WISH)
-    assert (new.after.values != before.after.values).any() and new.recipe["generator"] != before.recipe["generator"]
+    assert (new.after.values != before.after.values).any() and new.recipe[
+        "generator"
+    ] != before.recipe["generator"]
 
 
 def test_an_open_contextual_system_too(tiny_contextual, picture, tmp_path):
@@ -111,49 +140,72 @@ def test_an_open_contextual_system_too(tiny_contextual, picture, tmp_path):
     assert after.recipe["generator"] == before.recipe["generator"]
 
 
-def test_a_training_that_ends_again_in_its_folder_is_another_generator(config, infillings, where, tmp_path):
+def test_a_training_that_ends_again_in_its_folder_is_another_generator(
+    config, infillings, where, tmp_path
+):
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
     chosen = config(generator=str(folder))
     mammograms.synthesise(chosen, tmp_path / "first")
     replace_export(folder, infillings[1])
-    with pytest.raises(ConfigError, match=r"was made with another generator\.weights; name a new folder"):
+    with pytest.raises(
+        ConfigError, match=r"was made with another generator\.weights; name a new folder"
+    ):
         mammograms.synthesise(chosen, tmp_path / "first")
     mammograms.synthesise(chosen, tmp_path / "second")
     mammograms.synthesise(config(generator=str(infillings[1])), tmp_path / "fresh")
     for one, other in zip(pixels(tmp_path / "second"), pixels(tmp_path / "fresh"), strict=True):
         np.testing.assert_array_equal(one, other)
-    found = [read_recipe(tmp_path / name / "recipes/000000.json").generator for name in ("first", "second", "fresh")]
+    found = [
+        read_recipe(tmp_path / name / "recipes/000000.json").generator
+        for name in ("first", "second", "fresh")
+    ]
     assert found[1] == found[2] != found[0]
-    with pytest.raises(DataError, match="is not the generator of .*000000.json, its weights are others"):
+    with pytest.raises(
+        DataError, match="is not the generator of .*000000.json, its weights are others"
+    ):
         mammograms.remake(tmp_path / "first/recipes/000000.json", tmp_path / "again", where(chosen))
 
 
-def test_a_generator_that_is_replaced_during_the_work_stops_it(config, infillings, tiny_contextual, tmp_path, monkeypatch):
-    run, folder = jobs.run, shutil.copytree(infillings[0], tmp_path / "infilling")
+def test_a_generator_that_is_replaced_during_the_work_stops_it(
+    config, infillings, tiny_contextual, tmp_path, monkeypatch
+):
+    run = jobs.run
+    folder = shutil.copytree(infillings[0], tmp_path / "infilling")
 
     def replaced_first(*arguments):
         replace_export(folder, infillings[1])
         run(*arguments)
 
     monkeypatch.setattr(jobs, "run", replaced_first)
-    with pytest.raises(DataError, match="a generator was replaced by another training while the work went on"):
+    with pytest.raises(
+        DataError, match="a generator was replaced by another training while the work went on"
+    ):
         mammograms.synthesise(config(generator=str(folder)), tmp_path / "out")
     data = DataConfig(phantoms=8)
     patients = {one.patient_id for one in archives.mammograms(data, Skipped())}
     infillings = [tiny_contextual(level=level, patients=patients) for level in (0.3, 0.6)]
     folder = shutil.copytree(infillings[0], tmp_path / "contextual")
     chosen = PatchSynthesisConfig(name="set", data=data, generators={"mass": str(folder)}, count=2)
-    with pytest.raises(DataError, match="contextual: was replaced by another training while the work went on"):
+    with pytest.raises(
+        DataError, match="contextual: was replaced by another training while the work went on"
+    ):
         patches.synthesise(chosen, tmp_path / "patches")
 
 
-def test_equal_weights_are_one_network_however_often_they_are_exported(config, tiny_infilling, where, tmp_path):
+def test_equal_weights_are_one_network_however_often_they_are_exported(
+    config, tiny_infilling, where, tmp_path
+):
     first, again = (tiny_infilling(padding=20) for _ in range(2))
     chosen = config(generator=str(first), count=1)
     (recipe,) = mammograms.synthesise(chosen, tmp_path / "out")
-    mammograms.remake(tmp_path / "out/recipes/000000.json", tmp_path / "again", [*where(chosen), f"generator={again}"])
+    mammograms.remake(
+        tmp_path / "out/recipes/000000.json",
+        tmp_path / "again",
+        [*where(chosen), f"generator={again}"],
+    )
     np.testing.assert_array_equal(pixels(tmp_path / "again")[0], pixels(tmp_path / "out")[0])
-    mammograms.synthesise(config(generator=str(again), count=1), tmp_path / "out")  # its folder is the same work's
+    # its folder is the same work's
+    mammograms.synthesise(config(generator=str(again), count=1), tmp_path / "out")
     assert set(recipe.generator) == {"name", "step", "weights"}
 
 
@@ -164,7 +216,9 @@ def test_the_hash_follows_values_order_and_signature(tmp_path):
         room = keras.Model(name="room")
         layer = keras.layers.Conv2D(1, 1)
         room.networks = {"net": keras.Sequential([keras.Input((size, size, 1)), layer])}
-        layer.set_weights([np.full((1, 1, 1, 1), kernel, np.float32), np.full((1,), bias, np.float32)])
+        layer.set_weights(
+            [np.full((1, 1, 1, 1), kernel, np.float32), np.full((1,), bias, np.float32)]
+        )
         room.functions = lambda: {"net": functions(room.networks["net"], size)}
         return load_whole(export(room, tmp_path / name, {}), "net").weights
 
@@ -179,22 +233,33 @@ def test_the_hash_follows_values_order_and_signature(tmp_path):
 
     known = hashed("a", 0.25, 0.5)
     assert known == hashed("b", 0.25, 0.5) and len(known) == 64
-    others = [hashed("c", 0.5, 0.25), hashed("d", 0.25, np.nextafter(np.float32(0.5), np.float32(1))), hashed("e", 0.25, 0.5, size=16)]
+    others = [
+        hashed("c", 0.5, 0.25),
+        hashed("d", 0.25, np.nextafter(np.float32(0.5), np.float32(1))),
+        hashed("e", 0.25, 0.5, size=16),
+    ]
     assert len({known, *others}) == 4
 
 
 def test_a_recipe_of_an_earlier_version_is_read(config, infillings, where, tmp_path):
-    """It knows its generator by the SHA-256 of its files' names and contents, and says where everything lay."""
+    """It knows its generator by the SHA-256 of its files' names and contents, and says where
+    everything lay.
+    """
     import hashlib
 
     chosen = config(count=1)
     mammograms.synthesise(chosen, tmp_path / "out")
-    content, place = hashlib.sha256(), infillings[0] / "generator"
+    content = hashlib.sha256()
+    place = infillings[0] / "generator"
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
-        content.update(f"{path.relative_to(place).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        content.update(
+            f"{path.relative_to(place).as_posix()} "
+            f"{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
     recipe = json.loads((tmp_path / "out/recipes/000000.json").read_text())
     recipe["generator"] = {"name": "infilling", "step": "3", "sha256": content.hexdigest()}
-    recipe["config"]["data"]["root"], recipe["config"]["generator"] = str(chosen.data.root), str(infillings[0])
+    recipe["config"]["data"]["root"] = str(chosen.data.root)
+    recipe["config"]["generator"] = str(infillings[0])
     del recipe["config"]["whole_patch"]
     (tmp_path / "old.json").write_text(json.dumps(recipe))
     mammograms.remake(tmp_path / "old.json", tmp_path / "again")
@@ -221,42 +286,87 @@ def test_no_password_and_no_path_of_the_owners_is_in_a_set(config, normal, tmp_p
     mask = np.zeros((40, 40), np.uint8)
     mask[5:30, 8:28] = 255
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
-    made_up = config(tracking_uri=STORE, lesions=lesions, size=None, shapes=ShapeConfig(files=tmp_path / "mask.png"))
-    real = config(painter="poisson", generator=None, shapes=ShapeConfig(), size=None, feather=16.0, lesions=lesions)
+    made_up = config(
+        tracking_uri=STORE,
+        lesions=lesions,
+        size=None,
+        shapes=ShapeConfig(files=tmp_path / "mask.png"),
+    )
+    real = config(
+        painter="poisson",
+        generator=None,
+        shapes=ShapeConfig(),
+        size=None,
+        feather=16.0,
+        lesions=lesions,
+    )
     for name, chosen in (("made_up", made_up), ("real", real)):
         mammograms.synthesise(chosen.model_copy(update={"masses": (1, 30)}), tmp_path / name)
         text = told(tmp_path / name)
-        assert PASSWORD not in text and str(tmp_path) not in text and str(normal.parent) not in text and str(tmp_path.parent) not in text
+        assert (
+            PASSWORD not in text
+            and str(tmp_path) not in text
+            and str(normal.parent) not in text
+            and str(tmp_path.parent) not in text
+        )
         recipe = read_recipe(tmp_path / name / "recipes/000000.json")
-        assert recipe.config.data.root is None and recipe.config.tracking_uri is None and recipe.source.archive == "folder"
+        assert (
+            recipe.config.data.root is None
+            and recipe.config.tracking_uri is None
+            and recipe.source.archive == "folder"
+        )
 
 
 def test_why_an_item_is_left_out_names_no_folder(config, normal, tmp_path):
     copy = shutil.copytree(normal, tmp_path / "copy")
-    (copy / "images/000000.png").write_bytes(b"cut") if (copy / "images/000000.png").exists() else None
+    (copy / "images/000000.png").write_bytes(b"cut") if (
+        copy / "images/000000.png"
+    ).exists() else None
     outline = np.float32([[80, 30], [80, 50], [104, 50], [104, 30]])
     lesions = tmp_path / "masses"
     writer.write([record(5, (Lesion.from_outline("mass", outline, ROWS, COLS),))], lesions)
     for path in (lesions / "images").iterdir():
         path.write_bytes(path.read_bytes()[:2000])  # its header can be read, its pixels not
-    chosen = config(painter="poisson", generator=None, shapes=ShapeConfig(), size=None, feather=16.0,
-                    lesions=DataConfig(name="folder", root=lesions))  # fmt: skip
+    chosen = config(
+        painter="poisson",
+        generator=None,
+        shapes=ShapeConfig(),
+        size=None,
+        feather=16.0,
+        lesions=DataConfig(name="folder", root=lesions),
+    )
     with pytest.raises(DataError, match="no item could be made") as error:
         mammograms.synthesise(chosen, tmp_path / "out")
     assert "images/" in str(error.value)
-    text = "".join(path.read_text() for path in [*(tmp_path / "out/recipes").iterdir(), tmp_path / "out/dead_letters.csv"])
+    text = "".join(
+        path.read_text()
+        for path in [*(tmp_path / "out/recipes").iterdir(), tmp_path / "out/dead_letters.csv"]
+    )
     assert "images/" in text and str(tmp_path) not in text
 
 
-def test_neither_is_there_in_recipes_of_patches_and_of_single_lesions(tiny_contextual, infillings, picture, tmp_path):
+def test_neither_is_there_in_recipes_of_patches_and_of_single_lesions(
+    tiny_contextual, infillings, picture, tmp_path
+):
     data = DataConfig(phantoms=8)
     patients = {one.patient_id for one in archives.mammograms(data, Skipped())}
     generator = str(tiny_contextual(patients=patients))
-    chosen = PatchSynthesisConfig(name="set", data=data, generators={"mass": generator}, tracking_uri=STORE, count=2)
+    chosen = PatchSynthesisConfig(
+        name="set", data=data, generators={"mass": generator}, tracking_uri=STORE, count=2
+    )
     patches.synthesise(chosen, tmp_path / "patches")
-    system = SystemConfig(painter="infilling", generator=str(infillings[0]), tracking_uri=STORE, feather=4)
-    text = told(tmp_path / "patches") + json.dumps(Inserter.load(system).change(picture, WISH).recipe)
-    assert PASSWORD not in text and str(tmp_path) not in text and str(infillings[0].parent) not in text and generator not in text
+    system = SystemConfig(
+        painter="infilling", generator=str(infillings[0]), tracking_uri=STORE, feather=4
+    )
+    text = told(tmp_path / "patches") + json.dumps(
+        Inserter.load(system).change(picture, WISH).recipe
+    )
+    assert (
+        PASSWORD not in text
+        and str(tmp_path) not in text
+        and str(infillings[0].parent) not in text
+        and generator not in text
+    )
 
 
 # Where it writes

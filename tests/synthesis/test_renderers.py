@@ -1,4 +1,6 @@
-"""Painters: what a network is shown and what comes back, and that no method changes anything beyond a lesion's support."""
+"""Painters: what a network is shown and what comes back, and that no method changes
+anything beyond a lesion's support.
+"""
 
 import cv2
 import numpy as np
@@ -15,19 +17,39 @@ from tfmammo.synthesis.lesion_bank import Piece
 from tfmammo.synthesis.mammograms import render
 from tfmammo.synthesis.placement import Ground
 from tfmammo.synthesis.provenance import Graft, Planted
-from tfmammo.synthesis.renderers import BORDER, SHOWN, DirectPainter, Drawn, Insertion, NetworkPainter, painter
+from tfmammo.synthesis.renderers import (
+    BORDER,
+    SHOWN,
+    DirectPainter,
+    Drawn,
+    Insertion,
+    NetworkPainter,
+    painter,
+)
 
-ROWS, COLS = 200, 160
+ROWS = 200
+COLS = 160
 GRAFT = Graft(
-    archive="a", image_id="i", patient_id="p", number=0, sha256="", pathology=None, angle=0, factor=1, mirrored=False, trained_on=None
-)  # fmt: skip
+    archive="a",
+    image_id="i",
+    patient_id="p",
+    number=0,
+    sha256="",
+    pathology=None,
+    angle=0,
+    factor=1,
+    mirrored=False,
+    trained_on=None,
+)
 DATA = DataConfig(size=64, frame="square", context=2, window=(0, 1))
 
 
 def tissue(laterality="L"):
     random = np.random.default_rng(0)
     row, col = np.mgrid[:ROWS, :COLS]
-    image = 0.4 + 0.1 * np.sin(row / 9) * np.cos(col / 7) + 0.01 * random.standard_normal((ROWS, COLS))
+    image = (
+        0.4 + 0.1 * np.sin(row / 9) * np.cos(col / 7) + 0.01 * random.standard_normal((ROWS, COLS))
+    )
     inside = ((row - ROWS / 2) / (0.47 * ROWS)) ** 2 + (col / (0.9 * COLS)) ** 2 < 1
     image = np.where(inside, image, 0.01).astype(np.float32)[..., None]
     return image[:, ::-1].copy() if laterality == "R" else image
@@ -37,7 +59,11 @@ def opened(bits, laterality="L"):
     """Stored values of so many bits, and the ground of them."""
     stored = Stored.of_image(tissue(laterality), bits)
     image = stored.image()
-    return stored, Ground(image, Mammogram("made", "p", "i", ROWS, COLS, lambda: image, laterality, "CC", "normal"), DATA)
+    return stored, Ground(
+        image,
+        Mammogram("made", "p", "i", ROWS, COLS, lambda: image, laterality, "CC", "normal"),
+        DATA,
+    )
 
 
 def piece(side=32, around=5, grey=None):
@@ -52,7 +78,9 @@ def piece(side=32, around=5, grey=None):
 def insertion(brush, ground, found, top, left):
     drawn = Drawn.of(found)
     spot, seam = brush.place(top, left, drawn, ground.mammogram)
-    planted = Planted(box=spot.box, window=spot.window, area=int(found.mask.sum()), region={}, seed=0, shape="")
+    planted = Planted(
+        box=spot.box, window=spot.window, area=int(found.mask.sum()), region={}, seed=0, shape=""
+    )
     return Insertion(planted, spot, seam, drawn)
 
 
@@ -91,25 +119,32 @@ def test_nothing_changes_beyond_the_supports(name, bits, tiny_blending):
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_a_paste_by_hand(bits):
     stored, ground = opened(bits)
-    brush, found = DirectPainter("paste"), piece()
+    brush = DirectPainter("paste")
+    found = piece()
     made = render(ground, stored, [insertion(brush, ground, found, 60, 40)], brush)
     expected = stored.values.copy()
     inner = found.image[5:-5, 5:-5]
-    expected[60:92, 40:72][found.mask > 0] = np.rint(inner * np.float64(2**bits - 1))[found.mask > 0]
-    assert np.abs(made.values.astype(int) - expected).max() <= (bits > 8)  # where a grey value is just between two
+    expected[60:92, 40:72][found.mask > 0] = np.rint(inner * np.float64(2**bits - 1))[
+        found.mask > 0
+    ]
+    # where a grey value is just between two
+    assert np.abs(made.values.astype(int) - expected).max() <= (bits > 8)
     assert (made.values != expected).mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", list(poisson.METHODS))
 def test_a_method_sees_native_pixels_and_a_border(name):
     _, ground = opened(16)
-    brush, found = DirectPainter(name), piece()
+    brush = DirectPainter(name)
+    found = piece()
     one = insertion(brush, ground, found, 60, 40)
     assert one.seam.support == one.spot.window == (57, 37, 95, 75)
     ((box, grey),) = brush.paint(ground, [one])
     lesion = np.ascontiguousarray(found.image[2:-2, 2:-2])[..., None]
     mask = np.pad(found.mask, BORDER)[..., None]
-    np.testing.assert_array_equal(grey, poisson.METHODS[name](ground.image[57:95, 37:75].copy(), lesion, mask)[..., 0])
+    np.testing.assert_array_equal(
+        grey, poisson.METHODS[name](ground.image[57:95, 37:75].copy(), lesion, mask)[..., 0]
+    )
     assert box == one.seam.support and brush.patients is None
 
 
@@ -122,17 +157,22 @@ def test_what_a_method_cant_blend():
     with pytest.raises(DataError, match="it reaches beyond the mammogram"):
         brush.place(-1, 40, Drawn.of(piece()), ground.mammogram)
     thin = Piece("mass", np.ones((2, 9), np.uint8), np.full((12, 19), 0.5, np.float32), 5, GRAFT)
-    with pytest.raises(DataError, match="opencv: OpenCV clones masks from 3 px up, this one is 2 x 9 px"):
+    with pytest.raises(
+        DataError, match="opencv: OpenCV clones masks from 3 px up, this one is 2 x 9 px"
+    ):
         list(brush.paint(ground, [insertion(brush, ground, thin, 60, 40)]))
 
 
 @pytest.mark.parametrize("laterality", ["L", "R"])
 @pytest.mark.parametrize("window", [(0.0, 1.0), (0.25, 0.875)])
 def test_an_echo_puts_the_lesion_into_its_mask(laterality, window):
-    """Of a network that gives back what was pasted, at a patch that is not scaled, only the lesion's own grey values come: on the mask,
-    whatever the network's grey scale, whichever way the breast lies, and whatever it adds all over."""
+    """Of a network that gives back what was pasted, at a patch that is not scaled, only the
+    lesion's own grey values come: on the mask, whatever the network's grey scale, whichever way the
+    breast lies, and whatever it adds all over.
+    """
     _, ground = opened(16, laterality)
-    found, data = piece(grey=0.75), DATA.model_copy(update={"window": window})
+    found = piece(grey=0.75)
+    data = DATA.model_copy(update={"window": window})
     ground = Ground(ground.image, ground.mammogram, data)
     left = 40 if laterality == "L" else COLS - 72
     for change in (0.0, 0.125):
@@ -149,9 +189,13 @@ def test_an_echo_puts_the_lesion_into_its_mask(laterality, window):
 
 
 def test_what_a_blending_network_is_shown():
-    """Tissue, lesion and mask as training patches are made, each scaled and mirrored alike, the lesion with its own surroundings."""
+    """Tissue, lesion and mask as training patches are made, each scaled and mirrored alike, the
+    lesion with its own surroundings.
+    """
     _, ground = opened(16, "R")
-    data = DATA.model_copy(update={"size": 32, "preprocess": PreprocessConfig(denoise=0.6, flip_right=True)})
+    data = DATA.model_copy(
+        update={"size": 32, "preprocess": PreprocessConfig(denoise=0.6, flip_right=True)}
+    )
     ground = Ground(ground.image, ground.mammogram, data)
     seen = {}
 
@@ -159,29 +203,45 @@ def test_what_a_blending_network_is_shown():
         seen["pasted"] = np.asarray(pasted)
         return {"image": np.asarray(pasted)[..., :1]}
 
-    brush, found = NetworkPainter(Generator(call, 32, None, data), 4.0, SHOWN["blending"]), piece()
+    brush = NetworkPainter(Generator(call, 32, None, data), 4.0, SHOWN["blending"])
+    found = piece()
     one = insertion(brush, ground, found, 60, COLS - 72)
     ((support, grey),) = brush.paint(ground, [one])
-    np.testing.assert_array_equal(grey, ground.image[support[0] : support[2], support[1] : support[3], 0])  # it changed nothing
+    # it changed nothing
+    np.testing.assert_array_equal(
+        grey, ground.image[support[0] : support[2], support[1] : support[3], 0]
+    )
     native = ground.image[44:108, COLS - 88 : COLS - 24, 0].copy()
-    expected = [cv2.GaussianBlur(cv2.resize(native, (32, 32), interpolation=cv2.INTER_AREA), (0, 0), 0.6)[:, ::-1]]
+    expected = [
+        cv2.GaussianBlur(cv2.resize(native, (32, 32), interpolation=cv2.INTER_AREA), (0, 0), 0.6)[
+            :, ::-1
+        ]
+    ]
     native[11:53, 11:53] = found.image
-    lesion = cv2.GaussianBlur(cv2.resize(native, (32, 32), interpolation=cv2.INTER_AREA), (0, 0), 0.6)[:, ::-1]
+    lesion = cv2.GaussianBlur(
+        cv2.resize(native, (32, 32), interpolation=cv2.INTER_AREA), (0, 0), 0.6
+    )[:, ::-1]
     mask = one.seam.mask[:, ::-1]
     np.testing.assert_allclose(seen["pasted"][0, ..., 0], expected[0], atol=1e-6)
-    np.testing.assert_allclose(seen["pasted"][0, ..., 1], np.where(mask > 0, lesion, expected[0]), atol=1e-6)
+    np.testing.assert_allclose(
+        seen["pasted"][0, ..., 1], np.where(mask > 0, lesion, expected[0]), atol=1e-6
+    )
     np.testing.assert_array_equal(seen["pasted"][0, ..., 2], mask)
     assert mask.sum() == pytest.approx(found.mask.sum() / 4, rel=0.05)
 
 
 def test_a_lesion_at_the_windows_border_is_shown_in_part():
-    """Where a window is moved inside the mammogram, what is known around a lesion may reach beyond it."""
+    """Where a window is moved inside the mammogram, what is known around a lesion may reach beyond
+    it.
+    """
     _, ground = opened(16)
-    brush, found = echo(), piece(around=20)
+    brush = echo()
+    found = piece(around=20)
     one = insertion(brush, ground, found, 60, 8)
     assert one.spot.window == (44, 0, 108, 64)
     ((support, grey),) = brush.paint(ground, [one])
-    row, col = 60 - support[0], 8 - support[1]
+    row = 60 - support[0]
+    col = 8 - support[1]
     inside = grey[row : row + 32, col : col + 32][found.mask > 0]
     np.testing.assert_allclose(inside, found.shown(0)[found.mask > 0], atol=1e-5)
 
@@ -192,7 +252,11 @@ def test_a_painter_is_what_its_config_names(tiny_blending, tiny_infilling):
         assert isinstance(brush, DirectPainter) and brush.name == name
     folder = tiny_blending(patients=("p1", "p2"))
     brush = painter(SynthesisConfig(name="a", painter="blending", generator="g", feather=5), folder)
-    assert isinstance(brush, NetworkPainter) and (brush.feather, brush.patients, brush.network.margin) == (5, {"p1", "p2"}, None)
+    assert isinstance(brush, NetworkPainter) and (
+        brush.feather,
+        brush.patients,
+        brush.network.margin,
+    ) == (5, {"p1", "p2"}, None)
     assert brush.data.context == 2 and brush.network.size == 32
     with pytest.raises(ExportError, match="none of its functions leads from pasted to image"):
         painter(SynthesisConfig(name="a", painter="blending", generator="g"), tiny_infilling())
@@ -205,16 +269,31 @@ def test_a_painter_is_what_its_config_names(tiny_blending, tiny_infilling):
     [
         ({"painter": "blending"}, "painter=blending needs a generator"),
         ({}, "painter=infilling needs a generator"),
-        ({"painter": "poisson", "generator": "g"}, "generator is not used by painter=poisson; leave it out"),
+        (
+            {"painter": "poisson", "generator": "g"},
+            "generator is not used by painter=poisson; leave it out",
+        ),
         ({"painter": "mixed", "feather": 4}, "feather is not used by painter=mixed"),
         ({"painter": "paste", "size": (20, 20)}, "size is not used by painter=paste"),
-        ({"painter": "blending", "generator": "g", "sizes": {"height": (9, 1), "width": (9, 1)}}, "sizes is not used by painter=blending"),
-        ({"painter": "opencv", "shapes": {"files": "a.png"}}, "shapes is not used by painter=opencv"),
+        (
+            {"painter": "blending", "generator": "g", "sizes": {"height": (9, 1), "width": (9, 1)}},
+            "sizes is not used by painter=blending",
+        ),
+        (
+            {"painter": "opencv", "shapes": {"files": "a.png"}},
+            "shapes is not used by painter=opencv",
+        ),
         ({"generator": "g", "rotate": 90}, "rotate is not used by painter=infilling"),
         ({"generator": "g", "resize": (1, 1)}, "resize is not used by painter=infilling"),
         ({"painter": "vanilla"}, "painter=vanilla needs a generator"),
-        ({"painter": "vanilla", "generator": "g", "shapes": {"files": "a.png"}}, "shapes is not used by painter=vanilla"),
-        ({"painter": "paste", "resize": (1.2, 0.8)}, "resize must be two factors, the smaller first"),
+        (
+            {"painter": "vanilla", "generator": "g", "shapes": {"files": "a.png"}},
+            "shapes is not used by painter=vanilla",
+        ),
+        (
+            {"painter": "paste", "resize": (1.2, 0.8)},
+            "resize must be two factors, the smaller first",
+        ),
         ({"painter": "paste", "rotate": 181}, "less than or equal to 180"),
         ({"painter": "glue"}, "painter"),
     ],
@@ -228,7 +307,11 @@ def test_a_card_without_patients(tiny_blending):
     folder = tiny_blending()
     text = (folder / "card.json").read_text()
     (folder / "card.json").write_text(text.replace('"train_patients"', '"others"'))
-    with pytest.raises(DataError, match=r"its card does not say how its training patches were made \(config.data, train_patients\)"):
+    with pytest.raises(
+        DataError,
+        match=r"its card does not say how its training patches were made \(config.data, "
+        r"train_patients\)",
+    ):
         painter(SynthesisConfig(name="a", painter="blending", generator="g"), folder)
 
 
@@ -236,7 +319,10 @@ def test_lesions_of_one_mammogram_are_painted_apart():
     """Two at once are what each alone is."""
     stored, ground = opened(16)
     brush = echo()
-    found = [insertion(brush, ground, piece(), 50, 30), insertion(brush, ground, piece(side=40), 120, 40)]
+    found = [
+        insertion(brush, ground, piece(), 50, 30),
+        insertion(brush, ground, piece(side=40), 120, 40),
+    ]
     both = render(ground, stored, found, brush).values
     alone = [render(ground, stored, [one], brush).values for one in found]
     for one, made in zip(found, alone, strict=True):
@@ -252,13 +338,23 @@ def constant(whole_patch, feather=16.0, grey=0.75, window=(0, 1), flip=True):
         image[:, :, 32:] += 0.125
         return {"image": image}
 
-    data = DATA.model_copy(update={"window": window, "preprocess": PreprocessConfig(flip_right=flip)})
-    return NetworkPainter(Generator(call, 64, None, data), feather, SHOWN["infilling"], whole=whole_patch, replaces=whole_patch)
+    data = DATA.model_copy(
+        update={"window": window, "preprocess": PreprocessConfig(flip_right=flip)}
+    )
+    return NetworkPainter(
+        Generator(call, 64, None, data),
+        feather,
+        SHOWN["infilling"],
+        whole=whole_patch,
+        replaces=whole_patch,
+    )
 
 
 @pytest.mark.parametrize("laterality", ["L", "R"])
 def test_a_whole_patch_takes_the_place_of_the_tissue_up_to_a_hard_border(laterality):
-    """As printed: "the breast tissue patch at original position is replaced by the generated mass patch". Its grain goes with it."""
+    """As printed: "the breast tissue patch at original position is replaced by the generated mass
+    patch". Its grain goes with it.
+    """
     _, ground = opened(16, laterality)
     brush = constant(True, feather=0.0, window=(0.2, 0.6))
     ground = Ground(ground.image, ground.mammogram, brush.data)
@@ -279,7 +375,9 @@ def test_a_whole_patch_may_fade_at_its_border():
     t = np.arange(1, 8) / 8
     weights = (3 * t**2 - 2 * t**3)[:, None]
     patch = np.where(np.arange(1, 63) < 32, 0.75, 0.875)
-    np.testing.assert_allclose(after[:7, 10:50], (before[1:8, 1:63] * (1 - weights) + weights * patch)[:, 10:50], atol=1e-5)
+    np.testing.assert_allclose(
+        after[:7, 10:50], (before[1:8, 1:63] * (1 - weights) + weights * patch)[:, 10:50], atol=1e-5
+    )
 
 
 def test_a_difference_keeps_the_tissues_grain_and_a_whole_patch_has_none():
@@ -290,7 +388,8 @@ def test_a_difference_keeps_the_tissues_grain_and_a_whole_patch_has_none():
         brush = constant(whole_patch, feather=4.0)
         one = insertion(brush, ground, piece(side=60), 70, 40)
         ((support, after),) = brush.paint(ground, [one])
-        top, left = one.spot.box[0] + 20 - support[0], one.spot.box[1] + 5 - support[1]
+        top = one.spot.box[0] + 20 - support[0]
+        left = one.spot.box[1] + 5 - support[1]
         spread[whole_patch] = after[top : top + 20, left : left + 15].std()
     assert spread[True] < 1e-6 and spread[False] > 0.005  # the grain's standard deviation is 0.01
 
@@ -306,7 +405,9 @@ def test_whole_patches_are_configured_and_their_recipes_keys_are_others():
             SynthesisConfig(**values, painter=painter_, whole_patch=True)
 
 
-def test_a_generator_of_another_kind_is_told_with_the_painter_that_fits(tiny_infilling, tiny_blending, tiny_contextual):
+def test_a_generator_of_another_kind_is_told_with_the_painter_that_fits(
+    tiny_infilling, tiny_blending, tiny_contextual
+):
     for name, folder, said in (
         ("can", tiny_infilling(), "; painter=infilling fits it$"),
         ("infilling", tiny_blending(), "; painter=blending fits it$"),

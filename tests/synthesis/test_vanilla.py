@@ -1,4 +1,6 @@
-"""Mammograms with patches that a vanilla GAN makes from noise: which are refused, how large they come, how they lie in the tissue."""
+"""Mammograms with patches that a vanilla GAN makes from noise: which are refused, how
+large they come, how they lie in the tissue.
+"""
 
 import csv
 import json
@@ -28,24 +30,48 @@ from tfmammo.synthesis.placement import Ground
 from tfmammo.synthesis.provenance import Graft, Planted
 from tfmammo.synthesis.renderers import Insertion, VanillaPainter, painter
 
-SIZE, ROWS, COLS = 32, 200, 160
-TOP, LEFT, HEIGHT, WIDTH = 8, 6, 16, 12  # of the lesion in a patch
+SIZE = 32
+ROWS = 200
+COLS = 160
+# of the lesion in a patch
+TOP = 8
+LEFT = 6
+HEIGHT = 16
+WIDTH = 12
 GRAFT = Graft(
-    archive="a", image_id="i", patient_id="p", number=0, sha256="", pathology=None, angle=0, factor=1, mirrored=False, trained_on=None
-)  # fmt: skip
+    archive="a",
+    image_id="i",
+    patient_id="p",
+    number=0,
+    sha256="",
+    pathology=None,
+    angle=0,
+    factor=1,
+    mirrored=False,
+    trained_on=None,
+)
 
 
 class FromNoise(keras.layers.Layer):
-    """z -> a ramp from left to right, 0.2 brighter in a rectangle, and that rectangle: none where z[0] is above 0.5, and where it is
-    below -0.5 one that goes on to the border."""
+    """z -> a ramp from left to right, 0.2 brighter in a rectangle, and that rectangle: none where
+    z[0] is above 0.5, and where it is below -0.5 one that goes on to the border.
+    """
 
     def call(self, z):
         row, col = np.mgrid[:SIZE, :SIZE]
         inside = (row >= TOP) & (row < TOP + HEIGHT) & (col >= LEFT) & (col < LEFT + WIDTH)
         first = z[:, :1, None]
-        mask = tf.cast((inside & (first <= 0.5)) | ((col < LEFT) & (row == TOP + 5) & (first < -0.5)), tf.float32)
-        mask = tf.maximum(mask, tf.cast((np.abs(row - TOP - 5) < 3) & (col < LEFT + 1) & (first < -0.5), tf.float32))
-        image = tf.constant(0.25 + 0.5 * col / SIZE, tf.float32) + 0.2 * mask + 0.01 * z[:, 1:2, None]
+        mask = tf.cast(
+            (inside & (first <= 0.5)) | ((col < LEFT) & (row == TOP + 5) & (first < -0.5)),
+            tf.float32,
+        )
+        mask = tf.maximum(
+            mask,
+            tf.cast((np.abs(row - TOP - 5) < 3) & (col < LEFT + 1) & (first < -0.5), tf.float32),
+        )
+        image = (
+            tf.constant(0.25 + 0.5 * col / SIZE, tf.float32) + 0.2 * mask + 0.01 * z[:, 1:2, None]
+        )
         return tf.stack([image, mask], axis=-1)
 
 
@@ -70,8 +96,15 @@ def vanilla(tmp_path_factory):
     """A function (patients=(), room=Room(), **data) -> the export of a vanilla GAN."""
 
     def make(patients=(), room=None, **data):
-        section = DataConfig(**{"size": SIZE, "frame": "square", "context": 2, "window": (0, 1), **data}).model_dump(mode="json")
-        card = {"name": "vanilla_gan", "step": 4, "config": {"data": section, "model": {}}, "train_patients": sorted(patients)}
+        section = DataConfig(
+            **{"size": SIZE, "frame": "square", "context": 2, "window": (0, 1), **data}
+        ).model_dump(mode="json")
+        card = {
+            "name": "vanilla_gan",
+            "step": 4,
+            "config": {"data": section, "model": {}},
+            "train_patients": sorted(patients),
+        }
         return export(room or Room(), tmp_path_factory.mktemp("vanilla") / "export", card)
 
     return make
@@ -79,26 +112,43 @@ def vanilla(tmp_path_factory):
 
 def of_noise(network, wanted):
     """A seed whose first random number suits."""
-    return next(seed for seed in range(1000) if wanted(np.random.default_rng(seed).uniform(-1, 1, (1, 3)).astype(np.float32)[0, 0]))
+    return next(
+        seed
+        for seed in range(1000)
+        if wanted(np.random.default_rng(seed).uniform(-1, 1, (1, 3)).astype(np.float32)[0, 0])
+    )
 
 
 @pytest.fixture(scope="module")
 def seeds(vanilla):
     """Seeds that give a lesion, none, and one at the border."""
     network = noise_generator(vanilla())
-    return {"good": of_noise(network, lambda z: abs(z) < 0.4), "none": of_noise(network, lambda z: z > 0.6),
-            "border": of_noise(network, lambda z: z < -0.6)}  # fmt: skip
+    return {
+        "good": of_noise(network, lambda z: abs(z) < 0.4),
+        "none": of_noise(network, lambda z: z > 0.6),
+        "border": of_noise(network, lambda z: z < -0.6),
+    }
 
 
 def piece(rows, cols):
-    return Piece("calcification", np.ones((rows, cols), np.uint8), np.zeros((rows + 8, cols + 8), np.float32), 4, GRAFT)
+    return Piece(
+        "calcification",
+        np.ones((rows, cols), np.uint8),
+        np.zeros((rows + 8, cols + 8), np.float32),
+        4,
+        GRAFT,
+    )
 
 
 def ground(laterality="L", data=None):
     image = np.random.default_rng(1).uniform(0.3, 0.5, (ROWS, COLS, 1)).astype(np.float32)
     image = np.rint(image * 65535).astype(np.float64) / 65535
     image = image.astype(np.float32)
-    return Ground(image, Mammogram("made", "p", "i", ROWS, COLS, lambda: image, laterality, "CC", "normal"), data or DataConfig())
+    return Ground(
+        image,
+        Mammogram("made", "p", "i", ROWS, COLS, lambda: image, laterality, "CC", "normal"),
+        data or DataConfig(),
+    )
 
 
 def placed(brush, found, top, left, on):
@@ -116,26 +166,43 @@ def test_a_patch_and_its_lesion_by_hand(vanilla, seeds):
     expected = np.zeros((SIZE, SIZE), np.uint8)
     expected[TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH] = 1
     off = expected != mask
-    assert mask.dtype == np.uint8 and off.sum() <= 12 and not off[TOP + 2 : TOP + 14, LEFT + 2 : LEFT + 10].any()  # cleaning rounds corners
+    # cleaning rounds corners
+    assert (
+        mask.dtype == np.uint8
+        and off.sum() <= 12
+        and not off[TOP + 2 : TOP + 14, LEFT + 2 : LEFT + 10].any()
+    )
     noise = np.random.default_rng(seeds["good"]).uniform(-1, 1, (1, 3)).astype(np.float32)
     drawn = 0.25 + 0.5 * np.arange(SIZE) / SIZE + 0.2 * expected + 0.01 * noise[0, 1]
     np.testing.assert_allclose(image, 0.2 + 0.5 * drawn, atol=1e-6)
-    assert image.dtype == np.float32 and (network.kind, network.z, network.patients) == ("mass", 3, frozenset())
-    for name, reason in (("none", "nothing of its mask is left at 32 px"), ("border", "its mask touches the border of its patch")):
-        with pytest.raises(DataError, match=f"no lesion that a vanilla GAN draws can be used: {reason}"):
+    assert image.dtype == np.float32 and (network.kind, network.z, network.patients) == (
+        "mass",
+        3,
+        frozenset(),
+    )
+    for name, reason in (
+        ("none", "nothing of its mask is left at 32 px"),
+        ("border", "its mask touches the border of its patch"),
+    ):
+        with pytest.raises(
+            DataError, match=f"no lesion that a vanilla GAN draws can be used: {reason}"
+        ):
             network.made(seeds[name])
 
 
 def test_a_real_one_is_read(vanilla):
     """The export of baselines.vanilla_gan gives what the network itself gives of the same noise."""
-    room = VanillaGAN(VanillaGANConfig(z=5, filters=(8, 4, 4), discriminator_filters=(4, 8, 8)), SIZE)
+    room = VanillaGAN(
+        VanillaGANConfig(z=5, filters=(8, 4, 4), discriminator_filters=(4, 8, 8)), SIZE
+    )
     random = np.random.default_rng(0)
     for weight in room.generator.trainable_variables:
         weight.assign(random.normal(0, 0.4, weight.shape) + (weight.name == "gamma"))
     network = noise_generator(vanilla(patients=("a",), room=room))
     assert (network.z, network.patients) == (5, {"a"})
     noise = random.uniform(-1, 1, (2, 5)).astype(np.float32)
-    ours, theirs = network.call(noise=noise), room.generate(tf.constant(noise))
+    ours = network.call(noise=noise)
+    theirs = room.generate(tf.constant(noise))
     for name in ("image", "mask"):
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
 
@@ -143,8 +210,15 @@ def test_a_real_one_is_read(vanilla):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        ({"window": None}, "was trained with data.percentiles, so that its grey values are on no mammogram's scale"),
-        ({"kinds": ("mass", "calcification")}, r"was trained on lesions of several kinds \(mass, calcification\)"),
+        (
+            {"window": None},
+            "was trained with data.percentiles, so that its grey values are on no mammogram's "
+            "scale",
+        ),
+        (
+            {"kinds": ("mass", "calcification")},
+            r"was trained on lesions of several kinds \(mass, calcification\)",
+        ),
         ({"preprocess": {"contrast": "equalise"}}, "contrast=equalise, which can't be undone"),
         ({"frame": "full"}, "was trained on whole mammograms"),
     ],
@@ -159,7 +233,9 @@ def test_another_systems_export_is_refused(vanilla, tiny_blending):
     with pytest.raises(ExportError, match="none of its functions leads from noise to image, mask"):
         painter(chosen, tiny_blending())
     folder = vanilla()
-    (folder / "card.json").write_text((folder / "card.json").read_text().replace('"train_patients"', '"others"'))
+    (folder / "card.json").write_text(
+        (folder / "card.json").read_text().replace('"train_patients"', '"others"')
+    )
     with pytest.raises(DataError, match="does not say how and on whom it was trained"):
         painter(chosen, folder)
 
@@ -172,24 +248,40 @@ def test_the_longer_side_is_that_of_the_real_lesion(longer, vanilla, seeds):
     brush = VanillaPainter(noise_generator(vanilla()), 4.0)
     for rows, cols in ((longer, 5), (5, longer)):
         found = brush.lesion(piece(rows, cols), ground().mammogram, [seeds["good"]])
-        assert abs(found.mask.shape[0] - longer) <= 1 and found.mask.shape[1] == pytest.approx(longer * WIDTH / HEIGHT, abs=2)
-        assert len(found.made.image) == round(SIZE * longer / HEIGHT) and (found.kind, found.origin) == ("mass", "vanilla GAN")
-        assert found.made.top == pytest.approx(longer * TOP / HEIGHT, abs=1) and found.seed == seeds["good"]
-    with pytest.raises(DataError, match="a patch of 162 px, as large as its lesion's size makes it, is larger than it"):
+        assert abs(found.mask.shape[0] - longer) <= 1 and found.mask.shape[1] == pytest.approx(
+            longer * WIDTH / HEIGHT, abs=2
+        )
+        assert len(found.made.image) == round(SIZE * longer / HEIGHT) and (
+            found.kind,
+            found.origin,
+        ) == ("mass", "vanilla GAN")
+        assert (
+            found.made.top == pytest.approx(longer * TOP / HEIGHT, abs=1)
+            and found.seed == seeds["good"]
+        )
+    with pytest.raises(
+        DataError,
+        match="a patch of 162 px, as large as its lesion's size makes it, is larger than it",
+    ):
         brush.lesion(piece(81, 2), ground().mammogram, [seeds["good"]])
 
 
 def test_noise_is_drawn_until_there_is_a_lesion(vanilla, seeds):
-    brush, where = VanillaPainter(noise_generator(vanilla()), 4.0), ground().mammogram
+    brush = VanillaPainter(noise_generator(vanilla()), 4.0)
+    where = ground().mammogram
     left = iter([seeds["none"], seeds["border"], seeds["good"], seeds["none"]])
-    assert brush.lesion(piece(16, 16), where, left).seed == seeds["good"] and list(left) == [seeds["none"]]
+    assert brush.lesion(piece(16, 16), where, left).seed == seeds["good"] and list(left) == [
+        seeds["none"]
+    ]
     with pytest.raises(DataError, match="its mask touches the border"):
         brush.lesion(piece(16, 16), where, [seeds["none"], seeds["border"]])
 
 
 def test_right_breasts_get_the_mirror_image(vanilla, seeds):
     brush = VanillaPainter(noise_generator(vanilla(preprocess={"flip_right": True})), 4.0)
-    left, right = (brush.lesion(piece(16, 16), ground(side).mammogram, [seeds["good"]]) for side in "LR")
+    left, right = (
+        brush.lesion(piece(16, 16), ground(side).mammogram, [seeds["good"]]) for side in "LR"
+    )
     np.testing.assert_array_equal(left.made.image[:, ::-1], right.made.image)
     np.testing.assert_array_equal(left.mask[:, ::-1], right.mask)
     assert right.made.left == SIZE - left.made.left - left.mask.shape[1]
@@ -199,17 +291,25 @@ def test_right_breasts_get_the_mirror_image(vanilla, seeds):
 
 
 def test_a_patch_is_set_in_whole_and_fades_at_its_border(vanilla, seeds):
-    """At a patch that is not scaled: w = 3 t^2 - 2 t^3, t the distance to the border over 4 px, of the patch, the rest of the tissue."""
-    brush, on = VanillaPainter(noise_generator(vanilla()), 4.0), ground()
+    """At a patch that is not scaled: w = 3 t^2 - 2 t^3, t the distance to the border over 4 px, of
+    the patch, the rest of the tissue.
+    """
+    brush = VanillaPainter(noise_generator(vanilla()), 4.0)
+    on = ground()
     found = brush.lesion(piece(HEIGHT, 3), on.mammogram, [seeds["good"]])
     one = placed(brush, found, 100, 60, on)
-    first, before = 100 - found.made.top, 60 - found.made.left
-    assert one.spot.window == (first, before, first + SIZE, before + SIZE) and one.spot.box[:2] == (100, 60)
+    first = 100 - found.made.top
+    before = 60 - found.made.left
+    assert one.spot.window == (first, before, first + SIZE, before + SIZE) and one.spot.box[:2] == (
+        100,
+        60,
+    )
     stored = Stored.of_image(on.image, 16)
     made = render(on, stored, [one], brush)
     edge = np.minimum(np.arange(SIZE), np.arange(SIZE)[::-1])
     t = np.minimum(np.minimum(edge[:, None], edge) / 4, 1)
-    weight, inside = 3 * t**2 - 2 * t**3, (slice(first, first + SIZE), slice(before, before + SIZE))
+    weight = 3 * t**2 - 2 * t**3
+    inside = (slice(first, first + SIZE), slice(before, before + SIZE))
     patch = noise_generator(vanilla()).made(seeds["good"])[0]
     expected = on.image[..., 0].astype(np.float64)
     expected[inside] = (1 - weight) * expected[inside] + weight * patch
@@ -220,7 +320,8 @@ def test_a_patch_is_set_in_whole_and_fades_at_its_border(vanilla, seeds):
 
 
 def test_a_patch_does_not_leave_its_mammogram(vanilla, seeds):
-    brush, on = VanillaPainter(noise_generator(vanilla()), 4.0), ground()
+    brush = VanillaPainter(noise_generator(vanilla()), 4.0)
+    on = ground()
     found = brush.lesion(piece(16, 16), on.mammogram, [seeds["good"]])
     for top, left in ((0, 60), (100, 0), (ROWS - 17, 60), (100, COLS - 13)):
         with pytest.raises(DataError, match="its patch reaches beyond the mammogram"):
@@ -234,25 +335,47 @@ def breast(seed):
     row, col = np.mgrid[:ROWS, :COLS]
     inside = ((row - ROWS / 2) / (0.48 * ROWS)) ** 2 + (col / (0.9 * COLS)) ** 2 < 1
     grain = np.random.default_rng(seed).standard_normal((ROWS, COLS))
-    return np.where(inside, np.clip(0.4 + 0.02 * grain, 0.2, 0.9), 0.01).astype(np.float32)[..., None]
+    return np.where(inside, np.clip(0.4 + 0.02 * grain, 0.2, 0.9), 0.01).astype(np.float32)[
+        ..., None
+    ]
 
 
 @pytest.fixture
 def config(vanilla, tmp_path):
-    """A function (**values) -> a config that takes three normal mammograms and the sizes of two malignant calcifications."""
+    """A function (**values) -> a config that takes three normal mammograms and the sizes of two
+    malignant calcifications.
+    """
 
     def lesion(side):
-        corners = np.float32([[80, 30], [80, 30 + side], [80 + side // 2, 30 + side], [80 + side // 2, 30]])
+        corners = np.float32(
+            [[80, 30], [80, 30 + side], [80 + side // 2, 30 + side], [80 + side // 2, 30]]
+        )
         return Lesion.from_outline("calcification", corners, ROWS, COLS, pathology="malignant")
 
     facts = {"laterality": "L", "view": "CC", "spacing": (0.1, 0.1)}
-    normal = [Mammogram("t", f"p{i}", str(i), ROWS, COLS, partial(breast, i), pathology="normal", **facts) for i in range(3)]
-    ill = [Mammogram("t", f"p{i}", str(i), ROWS, COLS, partial(breast, i), lesions=(lesion(2 * i),), **facts) for i in (9, 12)]
+    normal = [
+        Mammogram("t", f"p{i}", str(i), ROWS, COLS, partial(breast, i), pathology="normal", **facts)
+        for i in range(3)
+    ]
+    ill = [
+        Mammogram(
+            "t", f"p{i}", str(i), ROWS, COLS, partial(breast, i), lesions=(lesion(2 * i),), **facts
+        )
+        for i in (9, 12)
+    ]
     writer.write([*normal, *ill], tmp_path / "both", bits=12)
     data = DataConfig(name="folder", root=tmp_path / "both", kinds=("calcification",))
 
     def make(**values):
-        chosen = {"name": "noise", "painter": "vanilla", "data": data, "count": 4, "feather": 3, "resize": (1, 1), "rotate": 0}
+        chosen = {
+            "name": "noise",
+            "painter": "vanilla",
+            "data": data,
+            "count": 4,
+            "feather": 3,
+            "resize": (1, 1),
+            "rotate": 0,
+        }
         if "generator" not in values:
             chosen["generator"] = str(vanilla(patients=("x", "y")))
         return SynthesisConfig(**chosen | values)
@@ -262,7 +385,8 @@ def config(vanilla, tmp_path):
 
 @pytest.mark.parametrize("form", ["png", "dicom"])
 def test_from_an_archive_to_a_set(form, config, where, tmp_path):
-    chosen, root = config(format=form), tmp_path / "out"
+    chosen = config(format=form)
+    root = tmp_path / "out"
     recipes = synthesise(chosen, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 4
     records = archive.read(chosen.data.root)
@@ -271,8 +395,15 @@ def test_from_an_archive_to_a_set(form, config, where, tmp_path):
     for recipe, record in zip(recipes, made, strict=True):
         (lesion,) = recipe.lesions
         sides = by_id[lesion.graft.image_id].lesions[0].box
-        assert lesion.graft.used == "size" and lesion.graft.trained_on is False and lesion.shape == "vanilla GAN"
-        assert lesion.kind == "mass" and abs(lesion.box[2] - lesion.box[0] - (sides[3] - sides[1])) <= 1
+        assert (
+            lesion.graft.used == "size"
+            and lesion.graft.trained_on is False
+            and lesion.shape == "vanilla GAN"
+        )
+        assert (
+            lesion.kind == "mass"
+            and abs(lesion.box[2] - lesion.box[0] - (sides[3] - sides[1])) <= 1
+        )
         source = by_id[recipe.source.image_id]
         near = np.zeros((ROWS, COLS), bool)
         top, left, bottom, right = lesion.window
@@ -282,20 +413,31 @@ def test_from_an_archive_to_a_set(form, config, where, tmp_path):
         np.testing.assert_array_equal(values[~near], archives.stored(source).values[~near])
         assert (values[near] != archives.stored(source).values[near]).mean() > 0.7
         (mask,) = record.lesions
-        assert mask.box == lesion.box and record.pixels()[near].max() > 0.7, "as bright as the GAN makes it"
+        assert mask.box == lesion.box and record.pixels()[near].max() > 0.7, (
+            "as bright as the GAN makes it"
+        )
         remake(root / f"recipes/{recipe.name}.json", tmp_path / "again", where(chosen))
         for name in recipe.files:
             assert (tmp_path / "again" / name).read_bytes() == (root / name).read_bytes()
     with (root / "metadata.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["pathology"] for row in rows] == [""] * 4, "of the real lesion nothing but its size is used"
+    assert [row["pathology"] for row in rows] == [""] * 4, (
+        "of the real lesion nothing but its size is used"
+    )
     whose = {recipe.lesions[0].graft.patient_id for recipe in recipes}
     told = json.loads((root / PATIENTS).read_text())
     shown = {recipe.source.patient_id for recipe in recipes}
     assert told.pop("id_key") == key_check()
-    assert {name: set(some) for name, some in told.items()} == {"mammograms": shown, "lesions": whose, "trained_on": {"x", "y"}}
+    assert {name: set(some) for name, some in told.items()} == {
+        "mammograms": shown,
+        "lesions": whose,
+        "trained_on": {"x", "y"},
+    }
     readme = (root / "README.md").read_text()
-    assert "made from noise, tissue around them too, and are as large as" in readme and "Generator vanilla_gan, step 4" in readme
+    assert (
+        "made from noise, tissue around them too, and are as large as" in readme
+        and "Generator vanilla_gan, step 4" in readme
+    )
 
 
 def test_a_gan_that_draws_no_lesion_is_a_reason(config, vanilla, tmp_path):
@@ -309,7 +451,9 @@ def test_a_gan_that_draws_no_lesion_is_a_reason(config, vanilla, tmp_path):
             return {"generator": generator}
 
     with pytest.raises(
-        DataError, match="no item could be made.*no lesion that a vanilla GAN draws can be used: nothing of its mask is left"
+        DataError,
+        match="no item could be made.*no lesion that a vanilla GAN draws can be used: nothing of "
+        "its mask is left",
     ):
         synthesise(config(generator=str(vanilla(room=Empty())), count=1), tmp_path / "out")
     assert not (tmp_path / "out/images").exists()
@@ -324,5 +468,7 @@ def test_patches_lie_on_breast_and_apart(config, tmp_path):
             top, left, bottom, right = lesion.window
             taken[top + 1 : bottom - 1, left + 1 : right - 1] += 1
         assert taken.max() == 1
-        image = cv2.imread(str(tmp_path / f"out/images/{recipe.name}.png"), cv2.IMREAD_UNCHANGED) / 4095
+        image = (
+            cv2.imread(str(tmp_path / f"out/images/{recipe.name}.png"), cv2.IMREAD_UNCHANGED) / 4095
+        )
         assert image[taken > 0].min() > 0.15

@@ -1,4 +1,6 @@
-"""Serving: the model as MLflow loads it from the text of networks.py, and the real server in the slow test."""
+"""Serving: the model as MLflow loads it from the text of networks.py, and the real server
+in the slow test.
+"""
 
 import ast
 import json
@@ -34,12 +36,19 @@ class Room(keras.Model):
         super().__init__(name="tiny")
         shapes = {"generator": (1, "sigmoid"), "inverter": (1, "sigmoid"), "critic": (2, None)}
         self.networks = {
-            name: keras.Sequential([keras.Input((SIZE, SIZE, channels)), keras.layers.Conv2D(1, 3, 1, "same", activation=activation)])
+            name: keras.Sequential(
+                [
+                    keras.Input((SIZE, SIZE, channels)),
+                    keras.layers.Conv2D(1, 3, 1, "same", activation=activation),
+                ]
+            )
             for name, (channels, activation) in shapes.items()
         }
 
     def functions(self):
-        mask, image = (tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name) for name in ("mask", "image"))
+        mask, image = (
+            tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name) for name in ("mask", "image")
+        )
 
         @tf.function(input_signature=[mask])
         def generator(mask):
@@ -70,7 +79,12 @@ def exported(room, tmp_path_factory):
 def predict(exported, tmp_path_factory):
     """The model's own `predict`, without the checks of a signature before it."""
     path = str(tmp_path_factory.mktemp("model") / "model")
-    mlflow.pyfunc.save_model(path, python_model=str(NETWORKS), artifacts={"export": str(exported)}, pip_requirements=["tensorflow"])
+    mlflow.pyfunc.save_model(
+        path,
+        python_model=str(NETWORKS),
+        artifacts={"export": str(exported)},
+        pip_requirements=["tensorflow"],
+    )
     return mlflow.pyfunc.load_model(path).predict
 
 
@@ -90,23 +104,31 @@ def test_the_served_function_answers_an_array_or_a_named_one(room, predict, batc
 def test_a_parameter_chooses_another_network(room, predict, batch):
     model = predict.__self__.unwrap_python_model()
     answer = model.predict(None, batch, {"network": "generator"})
-    np.testing.assert_allclose(answer["image"], room.networks["generator"](batch), rtol=1e-5, atol=1e-6)
-    mask, image = batch, 1 - batch
+    np.testing.assert_allclose(
+        answer["image"], room.networks["generator"](batch), rtol=1e-5, atol=1e-6
+    )
+    mask = batch
+    image = 1 - batch
     answer = model.predict(None, {"image": image, "mask": mask}, {"network": "critic"})
     expected = room.networks["critic"](tf.concat([mask, image], -1))
     np.testing.assert_allclose(answer["logits"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_network_sees_eight_patches_at_a_time(room, predict):
-    model, seen, asked = predict.__self__.unwrap_python_model(), [], []
+    model = predict.__self__.unwrap_python_model()
+    seen = []
+    asked = []
     inverter = model.loaded["inverter"]
     signature = inverter.signatures["serving_default"]
     patches = np.random.default_rng(2).random((21, SIZE, SIZE, 1), np.float32)
 
     class Counted:
-        signatures = {"serving_default": lambda image: seen.append(len(image)) or signature(image=image)}
+        signatures = {
+            "serving_default": lambda image: seen.append(len(image)) or signature(image=image)
+        }
 
-    model.loaded["inverter"], model.proceed = Counted, lambda: asked.append(1)
+    model.loaded["inverter"] = Counted
+    model.proceed = lambda: asked.append(1)
     try:
         answer = model.predict(None, patches)["mask"]
     finally:
@@ -119,10 +141,18 @@ def test_a_network_sees_eight_patches_at_a_time(room, predict):
 @pytest.mark.parametrize(
     "model_input, params, message",
     [
-        (np.zeros((1, 4, 4)), None, r"image must have the shape \[n, 4, 4, 1\] with n >= 1, not \[1, 4, 4\]"),
+        (
+            np.zeros((1, 4, 4)),
+            None,
+            r"image must have the shape \[n, 4, 4, 1\] with n >= 1, not \[1, 4, 4\]",
+        ),
         (np.zeros((1, 4, 8, 1)), None, r"not \[1, 4, 8, 1\]"),
         (np.zeros((0, 4, 4, 1)), None, r"not \[0, 4, 4, 1\]"),
-        (np.full((1, 4, 4, 1), 1.01), None, r"image must lie in \[0, 1\], but reaches from 1.01 to 1.01"),
+        (
+            np.full((1, 4, 4, 1), 1.01),
+            None,
+            r"image must lie in \[0, 1\], but reaches from 1.01 to 1.01",
+        ),
         (np.full((1, 4, 4, 1), -255.0), None, "reaches from -255 to -255"),
         (np.full((1, 4, 4, 1), np.nan), None, "reaches from nan to nan"),
         (np.full((1, 4, 4, 1), "a"), None, "image is no regular array of numbers"),
@@ -135,8 +165,16 @@ def test_a_network_sees_eight_patches_at_a_time(room, predict):
         ),
         ({"mask": np.zeros((1, 4, 4, 1))}, None, "inverter takes image: one array"),
         ([[1.0]], None, "inverter takes image: one array"),
-        (np.zeros((1, 4, 4, 1)), {"network": "critic"}, "critic takes mask and image: one array, or an object with these names"),
-        (np.zeros((1, 4, 4, 1)), {"network": "painter"}, "there is no network painter, only generator, inverter, critic"),
+        (
+            np.zeros((1, 4, 4, 1)),
+            {"network": "critic"},
+            "critic takes mask and image: one array, or an object with these names",
+        ),
+        (
+            np.zeros((1, 4, 4, 1)),
+            {"network": "painter"},
+            "there is no network painter, only generator, inverter, critic",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(predict, model_input, params, message):
@@ -149,21 +187,46 @@ def test_bad_input_is_one_sentence(predict, model_input, params, message):
 def test_a_server_needs_nothing_but_tensorflow_mlflow_and_numpy():
     tree = ast.parse(Path(NETWORKS).read_text(encoding="utf-8"))
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    assert {module.split(".")[0] for module in modules} - sys.stdlib_module_names == {"tensorflow", "mlflow", "numpy"}
+    modules += [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
+    assert {module.split(".")[0] for module in modules} - sys.stdlib_module_names == {
+        "tensorflow",
+        "mlflow",
+        "numpy",
+    }
 
 
 @pytest.fixture
 def server(exported, tmp_path):
     """The address of `mlflow models serve` with the registered model behind it."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    run = Run(Experiment[dict](name="tiny", tracking=TrackingConfig(uri=uri, system_metrics=False), model={}), tmp_path / "output")
+    run = Run(
+        Experiment[dict](
+            name="tiny", tracking=TrackingConfig(uri=uri, system_metrics=False), model={}
+        ),
+        tmp_path / "output",
+    )
     assert run.register(exported, 1, {}, best=True) == "1"
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "-m", "models:/tfmammo-tiny@best"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow calls uvicorn by name
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "--env-manager",
+        "local",
+        "-m",
+        "models:/tfmammo-tiny@best",
+    ]
+    # MLflow calls uvicorn by name
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PATH": path}
     log = tmp_path / "server.log"
     with log.open("w") as output:
@@ -196,7 +259,9 @@ def wait_for(address, process, log):
 
 
 def post(address, body):
-    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, json.load(response)
@@ -209,10 +274,14 @@ def post(address, body):
 def test_mlflow_serves_a_registered_model(room, server, batch):
     status, answer = post(server, {"inputs": batch.tolist()})
     assert status == 200
-    np.testing.assert_allclose(answer["predictions"]["mask"], room.networks["inverter"](batch), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        answer["predictions"]["mask"], room.networks["inverter"](batch), rtol=1e-5, atol=1e-6
+    )
     status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": "generator"}})
     assert status == 200
-    np.testing.assert_allclose(answer["predictions"]["image"], room.networks["generator"](batch), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        answer["predictions"]["image"], room.networks["generator"](batch), rtol=1e-5, atol=1e-6
+    )
     status, answer = post(server, {"inputs": (255 * batch).tolist()})
     assert status == 400 and "image must lie in [0, 1]" in answer
     status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": "painter"}})

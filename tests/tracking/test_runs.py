@@ -34,7 +34,9 @@ class Room(keras.Model):
 
     def __init__(self):
         super().__init__(name="tiny")
-        network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 1, activation="sigmoid")])
+        network = keras.Sequential(
+            [keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 1, activation="sigmoid")]
+        )
         self.networks = {"inverter": network}
 
     def functions(self):
@@ -102,22 +104,38 @@ def test_where_runs_go(folder, monkeypatch):
         ("https://mlflow.example/api?token=geheim&team=a", "https://mlflow.example/api"),
         ("https://mlflow.example/#geheim", "https://mlflow.example/"),
         ("mysql+pymysql://anna:geheim@db/runs?password=geheim", "mysql+pymysql://db/runs"),
-        ("Max retries exceeded with url: /api/2.0/runs?token=geheim (refused)", "Max retries exceeded with url: /api/2.0/runs (refused)"),
+        (
+            "Max retries exceeded with url: /api/2.0/runs?token=geheim (refused)",
+            "Max retries exceeded with url: /api/2.0/runs (refused)",
+        ),
         ("sqlite:////data/anna@home/mlflow.db", "sqlite:////data/anna@home/mlflow.db"),
         ("models:/tfmammo-can@best, is that so?", "models:/tfmammo-can@best, is that so?"),
     ],
 )
 def test_a_shown_address_holds_no_secret(address, harmless):
     assert store.shown(address) == harmless
-    assert "geheim" not in store.shown(f"said by {address} and more") and store.shown(f"{address} and more").endswith(" and more")
+    assert "geheim" not in store.shown(f"said by {address} and more") and store.shown(
+        f"{address} and more"
+    ).endswith(" and more")
 
 
 def test_no_parameter_and_no_tag_holds_a_stores_password(folder):
-    run = Run(experiment({"handle": "https://anna:geheim@mlflow.example/x", "all": ["http://m/?token=geheim"]}), folder / "output")
+    run = Run(
+        experiment(
+            {"handle": "https://anna:geheim@mlflow.example/x", "all": ["http://m/?token=geheim"]}
+        ),
+        folder / "output",
+    )
     run.tags({"command": "--set tracking.uri=postgresql://anna:ge/heim@db/runs"})
-    runs.log_folder(folder / "output", store_uri(), "report", {"tracking": {"uri": "http://anna:geheim@m"}}, {})
+    runs.log_folder(
+        folder / "output", store_uri(), "report", {"tracking": {"uri": "http://anna:geheim@m"}}, {}
+    )
     content = (folder / "mlflow.db").read_bytes()
-    assert b"geheim" not in content and b"ge/heim" not in content and b"postgresql://db/runs" in content
+    assert (
+        b"geheim" not in content
+        and b"ge/heim" not in content
+        and b"postgresql://db/runs" in content
+    )
 
 
 def test_artifacts_lie_beside_the_database_wherever_the_training_runs(folder, monkeypatch):
@@ -131,13 +149,23 @@ def test_artifacts_lie_beside_the_database_wherever_the_training_runs(folder, mo
 
 
 def test_the_experiments_values_are_parameters(folder):
-    run = Run(experiment({"filters": [64, 128], "gan": {"lambda_1": 10.0}, "note": "x" * 7000}, uri=store_uri()), folder / "output")
+    run = Run(
+        experiment(
+            {"filters": [64, 128], "gan": {"lambda_1": 10.0}, "note": "x" * 7000}, uri=store_uri()
+        ),
+        folder / "output",
+    )
     run.parameters({"devices": 2})
     parameters = stored(run).data.params
-    assert parameters["name"] == "tiny" and parameters["data.size"] == "256" and parameters["devices"] == "2"
+    assert (
+        parameters["name"] == "tiny"
+        and parameters["data.size"] == "256"
+        and parameters["devices"] == "2"
+    )
     assert parameters["model.filters"] == "[64, 128]" and parameters["model.gan.lambda_1"] == "10.0"
     assert parameters["model.note"] == "x" * 6000
-    assert "tracking.experiment" in parameters and "tracking.uri" not in parameters  # an address may hold a password
+    # an address may hold a password
+    assert "tracking.experiment" in parameters and "tracking.uri" not in parameters
 
 
 def test_metrics_keep_their_steps_and_times(folder):
@@ -157,7 +185,11 @@ def test_more_metrics_and_tags_than_one_request_takes(folder):
     run.tags({f"t{i}": i for i in range(101)})
     run.parameters({f"p{i}": i for i in range(101)})
     data = stored(run).data
-    assert data.metrics["m1000"] == 1000.0 and data.tags["t100"] == "100" and data.params["p100"] == "100"
+    assert (
+        data.metrics["m1000"] == 1000.0
+        and data.tags["t100"] == "100"
+        and data.params["p100"] == "100"
+    )
 
 
 def test_images_are_png_files_of_the_same_pixels(folder):
@@ -208,7 +240,10 @@ def test_a_run_that_is_gone_is_replaced_and_the_log_says_so(folder, caplog, lost
         (folder / "output" / "mlflow_run_id").write_text("" if lost == "damaged file" else "0" * 32)
     with caplog.at_level(logging.WARNING):
         second = Run(experiment(), folder / "output")
-    assert second.id != first.id and (folder / "output" / "mlflow_run_id").read_text().strip() == second.id
+    assert (
+        second.id != first.id
+        and (folder / "output" / "mlflow_run_id").read_text().strip() == second.id
+    )
     assert len(caplog.records) == 1 and "a new one is started" in caplog.text
 
 
@@ -223,12 +258,22 @@ def test_a_store_that_cannot_be_reached_is_one_sentence_within_seconds(folder):
     (folder / "file").touch()
     (folder / "text.db").write_text("no database" * 100)
     start = time.monotonic()
-    addresses = {f"http://user:secret@127.0.0.1:{free_port()}": "can't be used", f"sqlite:///{folder}/file/x.db": "unable to open"}
-    for uri, message in (addresses | {f"sqlite:///{folder}/text.db": "not a database", "foo://bar": "unsupported URI"}).items():
+    addresses = {
+        f"http://user:secret@127.0.0.1:{free_port()}": "can't be used",
+        f"sqlite:///{folder}/file/x.db": "unable to open",
+    }
+    for uri, message in (
+        addresses
+        | {f"sqlite:///{folder}/text.db": "not a database", "foo://bar": "unsupported URI"}
+    ).items():
         with pytest.raises(TrackingError, match=message) as caught:
             Run(experiment(uri=uri), folder / "output")
         sentence = str(caught.value)
-        assert sentence.startswith(uri.replace("user:secret@", "")) and "secret" not in sentence and "\n" not in sentence
+        assert (
+            sentence.startswith(uri.replace("user:secret@", ""))
+            and "secret" not in sentence
+            and "\n" not in sentence
+        )
     assert time.monotonic() - start < 20
     assert not (folder / "output").exists()
 
@@ -288,13 +333,17 @@ def test_runs_of_folds_are_told_apart(folder, name):
 
 
 def test_trainings_are_runs_of_an_ordinary_experiment(folder):
-    kind = "mlflow.experimentKind"  # as MLflow 3.17's pages read it; without it they take trainings for evaluations of agents
+    # as MLflow 3.17's pages read it; without it they take trainings for evaluations of agents
+    kind = "mlflow.experimentKind"
     for name in ("new", "of an older version"):
         if name != "new":
             client().create_experiment(name)
         Run(experiment(experiment=name), folder / name)
         assert client().get_experiment_by_name(name).tags[kind] == "custom_model_development"
-    pages = "".join(path.read_text(encoding="utf-8") for path in (Path(mlflow.__file__).parent / "server/js/build").rglob("*.js"))
+    pages = "".join(
+        path.read_text(encoding="utf-8")
+        for path in (Path(mlflow.__file__).parent / "server/js/build").rglob("*.js")
+    )
     assert kind in pages and '"custom_model_development"' in pages
 
 
@@ -309,7 +358,8 @@ def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
     run = Run(experiment(), folder / "output")
     assert run.register(exported, 500, {}, best=False) == "1"
     client().delete_registered_model_alias("tfmammo-tiny", "best")
-    assert run.register(exported, 500, {}, best=True) == "1"  # killed before it was noted: the alias, too, comes now
+    # killed before it was noted: the alias, too, comes now
+    assert run.register(exported, 500, {}, best=True) == "1"
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
     assert len(client().search_model_versions("name = 'tfmammo-tiny'")) == 1
 
@@ -334,7 +384,10 @@ def test_a_run_whose_start_fails_is_ended(folder, monkeypatch):
 
 def test_a_store_that_another_process_holds_is_waited_for_and_not_for_ever(folder, monkeypatch):
     monkeypatch.setattr(store, "PATIENCE", 0.2)
-    with store.alone(store_uri()), pytest.raises(TrackingError, match=r"another process has held .*mlflow.db.lock for 0.2 s"):
+    with (
+        store.alone(store_uri()),
+        pytest.raises(TrackingError, match=r"another process has held .*mlflow.db.lock for 0.2 s"),
+    ):
         Run(experiment(), folder / "output")
 
 
@@ -377,30 +430,44 @@ def test_versions_carry_tags_and_best_moves(folder, exported):
     assert run.register(exported, 1000, {"validation_dice": 0.7}, best=False) == "2"
     version = client().get_model_version_by_alias("tfmammo-tiny", "best")
     assert version.version == 1 and version.run_id == run.id and version.status == "READY"
-    expected = {"step": "500", "validation_dice": "0.712346", "git_commit": "c0ffee", "data_fingerprint": "0123456789ab"}
+    expected = {
+        "step": "500",
+        "validation_dice": "0.712346",
+        "git_commit": "c0ffee",
+        "data_fingerprint": "0123456789ab",
+    }
     assert version.tags == expected
     assert run.register(exported, 1500, {"validation_dice": 0.8}, best=True) == "3"
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3
 
 
 def test_another_runs_best_stays_until_it_is_compared(folder, exported, caplog):
-    first, second = Run(experiment(), folder / "one"), Run(experiment(), folder / "other")
+    first = Run(experiment(), folder / "one")
+    second = Run(experiment(), folder / "other")
     assert first.register(exported, 10, {}, best=True) == "1"
     with caplog.at_level("INFO"):
         assert second.register(exported, 10, {}, best=True) == "2"
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 1
-    assert "tfmammo-tiny@best stays version 1; python -m tfmammo.registry promote --model tfmammo-tiny judges" in caplog.text
+    assert (
+        "tfmammo-tiny@best stays version 1; python -m tfmammo.registry promote --model "
+        "tfmammo-tiny judges" in caplog.text
+    )
     client().delete_registered_model_alias("tfmammo-tiny", "best")
     second.register(exported, 20, {}, best=True)
     assert client().get_model_version_by_alias("tfmammo-tiny", "best").version == 3
 
 
-def test_a_version_keeps_its_weights_when_a_resumed_training_registers_the_same_step(folder, exported, tmp_path):
+def test_a_version_keeps_its_weights_when_a_resumed_training_registers_the_same_step(
+    folder, exported, tmp_path
+):
     run = Run(experiment(), folder / "output")
     run.register(exported, 500, {}, best=False)
     run.register(export(Room(), tmp_path / "other", {}), 500, {}, best=False)
     batch = np.ones((1, 4, 4, 1), np.float32)
-    first, second = (load(resolve(f"models:/tfmammo-tiny/{version}"), "inverter")(batch)["mask"] for version in (1, 2))
+    first, second = (
+        load(resolve(f"models:/tfmammo-tiny/{version}"), "inverter")(batch)["mask"]
+        for version in (1, 2)
+    )
     np.testing.assert_array_equal(first, load(exported, "inverter")(batch)["mask"])
     assert not np.allclose(first, second)
 
@@ -410,14 +477,23 @@ def test_a_registered_model_is_text_and_saved_models_without_pickle(folder, expo
     run.register(exported, 1, {}, best=True)
     model = resolve("models:/tfmammo-tiny@best").parents[1]
     names = {path.suffix for path in model.rglob("*") if path.is_file()}
-    assert names <= {".py", ".json", ".yaml", ".txt", ".pb", ".index", ".data-00000-of-00001", ""} and ".pkl" not in names
+    assert (
+        names <= {".py", ".json", ".yaml", ".txt", ".pb", ".index", ".data-00000-of-00001", ""}
+        and ".pkl" not in names
+    )
     assert (model / "networks.py").read_text() == NETWORKS.read_text()
     requirements = (model / "requirements.txt").read_text().split()
     assert sorted(line.split("==")[0] for line in requirements) == ["mlflow", "numpy", "tensorflow"]
     signature = mlflow.models.Model.load(str(model)).signature
-    assert signature.inputs.inputs[0].shape == (-1, 4, 4, 1) and signature.inputs.inputs[0].name is None
+    assert (
+        signature.inputs.inputs[0].shape == (-1, 4, 4, 1)
+        and signature.inputs.inputs[0].name is None
+    )
     assert signature.outputs.inputs[0].name == "mask"
-    assert signature.params.params[0].name == "network" and signature.params.params[0].default == "inverter"
+    assert (
+        signature.params.params[0].name == "network"
+        and signature.params.params[0].default == "inverter"
+    )
 
 
 def test_only_an_export_can_be_registered(folder):
@@ -435,10 +511,22 @@ def test_handles_in_the_store_lead_to_the_export(folder, exported, monkeypatch):
     batch = np.random.default_rng(0).random((2, 4, 4, 1), np.float32)
     expected = load(exported, "inverter")(batch)["mask"]
     (artifact,) = [item.path for item in client(uri).list_artifacts(run.id)]
-    for handle in ("models:/tfmammo-tiny@best", "models:/tfmammo-tiny/1", f"runs:/{run.id}/{artifact}"):
-        np.testing.assert_array_equal(load(resolve(handle, uri), "inverter")(batch)["mask"], expected)
+    for handle in (
+        "models:/tfmammo-tiny@best",
+        "models:/tfmammo-tiny/1",
+        f"runs:/{run.id}/{artifact}",
+    ):
+        np.testing.assert_array_equal(
+            load(resolve(handle, uri), "inverter")(batch)["mask"], expected
+        )
     assert list((folder / "elsewhere").iterdir()) == []
-    for handle in ("models:/tfmammo-tiny/2", "models:/tfmammo-tiny@worst", "models:/other@best", "runs:/0/x", "models:/"):
+    for handle in (
+        "models:/tfmammo-tiny/2",
+        "models:/tfmammo-tiny@worst",
+        "models:/other@best",
+        "runs:/0/x",
+        "models:/",
+    ):
         with pytest.raises(TrackingError, match=f"^{handle}: can't be fetched from sqlite:"):
             resolve(handle, uri)
     with pytest.raises(TrackingError, match="^sqlite:.*can't be used"):
@@ -463,14 +551,21 @@ def test_local_handles(exported, tmp_path):
     assert resolve(output) == resolve(output / "export") == output / ".export.old"
     with pytest.raises(TrackingError, match=f"^{tmp_path}: holds no export"):
         resolve(tmp_path)
-    with pytest.raises(TrackingError, match="^nowhere: is neither a folder nor a models:/ or runs:/ handle"):
+    with pytest.raises(
+        TrackingError, match="^nowhere: is neither a folder nor a models:/ or runs:/ handle"
+    ):
         resolve("nowhere")
 
 
 def test_the_commit_of_a_checkout(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-        return subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     file = tmp_path / "code.py"
     file.write_text("a = 1")
@@ -497,18 +592,28 @@ def test_nothing_is_printed_and_no_global_state_is_left(folder, exported, capfd)
     resolve("models:/tfmammo-tiny@best")
     run.close()
     assert capfd.readouterr() == ("", "")
-    assert mlflow.active_run() is None and mlflow.get_tracking_uri() == uri and dict(os.environ) == environment
+    assert (
+        mlflow.active_run() is None
+        and mlflow.get_tracking_uri() == uri
+        and dict(os.environ) == environment
+    )
 
 
 def test_system_metrics_are_sampled_where_wanted(folder, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     run = Run(experiment(system_metrics=True), folder / "output")
     deadline = time.monotonic() + 20
-    while "system/cpu_utilization_percentage" not in stored(run).data.metrics and time.monotonic() < deadline:
+    while (
+        "system/cpu_utilization_percentage" not in stored(run).data.metrics
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     run.close()
     metrics = stored(run).data.metrics
-    assert metrics["system/cpu_utilization_percentage"] >= 0 and 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    assert (
+        metrics["system/cpu_utilization_percentage"] >= 0
+        and 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    )
     silent = Run(experiment(), folder / "other")
     time.sleep(0.5)
     silent.close()
@@ -516,14 +621,37 @@ def test_system_metrics_are_sampled_where_wanted(folder, monkeypatch):
 
 
 def start_server(folder, port):
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--workers",
+        "1",
+    ]
+    command += [
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     with (folder / "server.log").open("w") as output:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + 300  # ten seconds on an idle machine
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -576,11 +704,14 @@ from tfmammo.training.tracking import Run
 output = Path(sys.argv[1])
 output.mkdir()
 Run(Experiment[dict](name="tiny", tracking=TrackingConfig(system_metrics=False), model={}), output).close()
-"""
+"""  # noqa: E501
     command = [sys.executable, "-c", program]
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     both = [
-        subprocess.Popen([*command, name], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) for name in ("first", "second")
+        subprocess.Popen(
+            [*command, name], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for name in ("first", "second")
     ]
     for process in both:
         _, said = process.communicate(timeout=200)
@@ -594,10 +725,20 @@ def test_a_folder_becomes_a_run_of_its_own(folder):
     (folder / "judged" / "table.md").write_text("| CAN |")
     uri = store_uri()
     metrics = {"unseen/CAN + post-processing/dice": 71.8, "unseen/CAN/mcc": float("nan")}
-    runs.log_folder(folder / "judged", uri, "tfmammo-evaluation", {"data": {"size": 64}, "tracking_uri": uri}, metrics)
-    (run,) = client().search_runs([client().get_experiment_by_name("tfmammo-evaluation").experiment_id])
+    runs.log_folder(
+        folder / "judged",
+        uri,
+        "tfmammo-evaluation",
+        {"data": {"size": 64}, "tracking_uri": uri},
+        metrics,
+    )
+    (run,) = client().search_runs(
+        [client().get_experiment_by_name("tfmammo-evaluation").experiment_id]
+    )
     assert run.info.run_name == "judged" and run.info.status == "FINISHED"
-    assert run.data.params == {"data.size": "64"} and run.data.metrics == {"unseen/CAN _ post-processing/dice": 71.8}
+    assert run.data.params == {"data.size": "64"} and run.data.metrics == {
+        "unseen/CAN _ post-processing/dice": 71.8
+    }
     assert Path(run.info.artifact_uri.removeprefix("file://"), "table.md").read_text() == "| CAN |"
     with pytest.raises(TrackingError, match="unsupported URI"):
         runs.log_folder(folder / "judged", "foo://bar", "x", {}, {})
@@ -620,14 +761,23 @@ def test_a_study_has_one_run_that_its_trainings_are_shown_under(tmp_path, tracki
     config = TrackingConfig(uri=tracking_uri, system_metrics=False)
     parent = runs.parent_run(tmp_path / "study", config)
     assert runs.parent_run(tmp_path / "study", config) == parent  # the folder knows it
-    child = Run(tiny_can({}).model_copy(update={"tracking": config.model_copy(update={"parent": parent})}), tmp_path / "child")
+    child = Run(
+        tiny_can({}).model_copy(update={"tracking": config.model_copy(update={"parent": parent})}),
+        tmp_path / "child",
+    )
     child.close()
     (tmp_path / "report").mkdir()
     (tmp_path / "report/table.md").write_text("a table")
     for _ in range(2):  # a study that is reported again
-        runs.log_folder(tmp_path / "report", tracking_uri, config.experiment, {"a": 1}, {"recall": 0.5}, parent)
+        runs.log_folder(
+            tmp_path / "report", tracking_uri, config.experiment, {"a": 1}, {"recall": 0.5}, parent
+        )
     client = mlflow.MlflowClient(tracking_uri)
     assert client.get_run(child.id).data.tags["mlflow.parentRunId"] == parent
     run = client.get_run(parent)
-    assert (run.info.status, run.data.params["a"], run.data.metrics["recall"]) == ("FINISHED", "1", 0.5)
+    assert (run.info.status, run.data.params["a"], run.data.metrics["recall"]) == (
+        "FINISHED",
+        "1",
+        0.5,
+    )
     assert [file.path for file in client.list_artifacts(parent)] == ["table.md"]

@@ -17,7 +17,8 @@ class Room:
         network = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(1, 1)])
         optimizer = keras.optimizers.SGD()
         optimizer.build(network.trainable_variables)
-        self.networks, self.optimizers = {"inverter": network}, {"inverter": optimizer}
+        self.networks = {"inverter": network}
+        self.optimizers = {"inverter": optimizer}
 
     def train_step(self, batch):
         return {"loss": tf.zeros([])}
@@ -44,14 +45,22 @@ def test_a_model_that_keeps_the_contract_passes():
 
 BROKEN = {
     "networks: must be a dict": lambda room: setattr(room, "networks", {}),
-    "networks: inverter has no weights yet": lambda room: setattr(room, "networks", {"inverter": keras.Sequential()}),
+    "networks: inverter has no weights yet": lambda room: setattr(
+        room, "networks", {"inverter": keras.Sequential()}
+    ),
     "optimizers: must be a dict": lambda room: setattr(room, "optimizers", None),
     "optimizers: painter is named after none of the networks inverter": lambda room: setattr(
         room, "optimizers", {"painter": room.optimizers["inverter"]}
     ),
-    "optimizers: inverter is not built": lambda room: setattr(room, "optimizers", {"inverter": keras.optimizers.SGD()}),
-    r"train_step: must be a function of \(batch\), not of \(\)": lambda room: setattr(room, "train_step", lambda: {}),
-    r"sample: must be a function of \(batch\), not None": lambda room: setattr(room, "sample", None),
+    "optimizers: inverter is not built": lambda room: setattr(
+        room, "optimizers", {"inverter": keras.optimizers.SGD()}
+    ),
+    r"train_step: must be a function of \(batch\), not of \(\)": lambda room: setattr(
+        room, "train_step", lambda: {}
+    ),
+    r"sample: must be a function of \(batch\), not None": lambda room: setattr(
+        room, "sample", None
+    ),
 }
 
 
@@ -68,11 +77,30 @@ def test_what_is_broken_is_named(said):
     ("functions", "said"),
     [
         ({}, "must return a dict of tf.functions"),
-        ({"segmenter": function([SPEC], lambda image: {"mask": image})}, "segmenter is named after none of the networks inverter"),
-        ({"inverter": lambda image: {"mask": image}}, "inverter: must be a tf.function with an input_signature"),
-        ({"inverter": function([tf.TensorSpec([None, 4, 4, 1])], lambda image: {"mask": image})}, "inverter: every input must be a named"),
-        ({"inverter": function([tf.TensorSpec([4], tf.int32, "image")], lambda image: {"mask": image})}, "inverter: every input must be"),
-        ({"inverter": function([SPEC], lambda image: image)}, "inverter: must return tensors by name"),
+        (
+            {"segmenter": function([SPEC], lambda image: {"mask": image})},
+            "segmenter is named after none of the networks inverter",
+        ),
+        (
+            {"inverter": lambda image: {"mask": image}},
+            "inverter: must be a tf.function with an input_signature",
+        ),
+        (
+            {"inverter": function([tf.TensorSpec([None, 4, 4, 1])], lambda image: {"mask": image})},
+            "inverter: every input must be a named",
+        ),
+        (
+            {
+                "inverter": function(
+                    [tf.TensorSpec([4], tf.int32, "image")], lambda image: {"mask": image}
+                )
+            },
+            "inverter: every input must be",
+        ),
+        (
+            {"inverter": function([SPEC], lambda image: image)},
+            "inverter: must return tensors by name",
+        ),
     ],
 )
 def test_a_function_that_could_not_be_exported_is_named(functions, said):
@@ -94,5 +122,7 @@ def test_a_validation_gives_at_least_one_number():
     with pytest.raises(TrainingError, match="^judge: must return metrics by name"):
         contract.check_metrics(judge, judge(None, None))
     contract.check_takes("validate", judge, "functions", "held_out")
-    with pytest.raises(TrainingError, match=r"^validate: must be a function of \(functions, held_out, more\)"):
+    with pytest.raises(
+        TrainingError, match=r"^validate: must be a function of \(functions, held_out, more\)"
+    ):
         contract.check_takes("validate", judge, "functions", "held_out", "more")

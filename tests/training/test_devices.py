@@ -25,7 +25,10 @@ from tfmammo.training import devices
     ],
 )
 def test_auto_precision_follows_the_gpus(monkeypatch, capabilities, policy):
-    details = [{} if capability is None else {"compute_capability": capability} for capability in capabilities]
+    details = [
+        {} if capability is None else {"compute_capability": capability}
+        for capability in capabilities
+    ]
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda place: details[place])
     assert devices.precision(TrainingConfig(), range(len(details))) == policy
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
@@ -42,11 +45,17 @@ def test_auto_precision_follows_the_cpu(monkeypatch, found, policy):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """TensorFlow says that there are two GPUs; a strategy over several devices is the list of their names."""
+    """TensorFlow says that there are two GPUs; a strategy over several devices is the list of their
+    names.
+    """
     there = {"GPU": ["GPU:0", "GPU:1"], "CPU": ["CPU:0"]}
 
     def listed(kind=None):
-        return [SimpleNamespace(name=f"/device:{name}") for each in ([kind] if kind else there) for name in there[each]]
+        return [
+            SimpleNamespace(name=f"/device:{name}")
+            for each in ([kind] if kind else there)
+            for name in there[each]
+        ]
 
     monkeypatch.setattr(tf.config, "list_logical_devices", listed)
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda names: names)
@@ -56,40 +65,64 @@ def two_gpus(monkeypatch):
 @pytest.mark.usefixtures("two_gpus")
 def test_a_batch_that_two_gpus_cannot_share_is_computed_by_one(caplog):
     assert devices.strategy(TrainingConfig(batch_size=1)) is tf.distribute.get_strategy()
-    assert "training.batch_size: 1 can't be shared by 2 GPUs, so GPU:0 alone trains; a multiple of 2 takes all" in caplog.text
+    assert (
+        "training.batch_size: 1 can't be shared by 2 GPUs, so GPU:0 alone trains; a multiple of 2 "
+        "takes all" in caplog.text
+    )
     caplog.clear()
     assert devices.strategy(TrainingConfig(batch_size=6), classes=2) is tf.distribute.get_strategy()
     assert "a multiple of 4 takes all" in caplog.text
     caplog.clear()
-    assert devices.strategy(TrainingConfig(batch_size=2)) == ["/GPU:0", "/GPU:1"] and not caplog.text
+    assert (
+        devices.strategy(TrainingConfig(batch_size=2)) == ["/GPU:0", "/GPU:1"] and not caplog.text
+    )
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_devices_are_chosen_by_number_or_name(caplog):
     assert devices.strategy(TrainingConfig(devices=1, batch_size=2)) is tf.distribute.get_strategy()
-    assert devices.strategy(TrainingConfig(devices=2, batch_size=1)) == ["/GPU:0", "/GPU:1"]  # and check_batch refuses
+    # and check_batch refuses
+    assert devices.strategy(TrainingConfig(devices=2, batch_size=1)) == ["/GPU:0", "/GPU:1"]
     assert devices.strategy(TrainingConfig(devices=["GPU:1"])) == "/GPU:1"
     assert devices.strategy(TrainingConfig(devices=["CPU:0"])) == "/CPU:0"
     assert not caplog.text
-    with pytest.raises(ConfigError, match="training.devices: 3 are wanted, there are 2: GPU:0, GPU:1"):
+    with pytest.raises(
+        ConfigError, match="training.devices: 3 are wanted, there are 2: GPU:0, GPU:1"
+    ):
         devices.strategy(TrainingConfig(devices=3))
-    with pytest.raises(ConfigError, match="training.devices: there is no GPU:2; there are GPU:0, GPU:1, CPU:0"):
+    with pytest.raises(
+        ConfigError, match="training.devices: there is no GPU:2; there are GPU:0, GPU:1, CPU:0"
+    ):
         devices.strategy(TrainingConfig(devices=["GPU:2"]))
 
 
 def test_what_cannot_be_shared_is_refused():
-    with pytest.raises(TrainingError, match="training.batch_size: 1 can't be shared equally by 2 devices; take a multiple of 2"):
+    with pytest.raises(
+        TrainingError,
+        match="training.batch_size: 1 can't be shared equally by 2 devices; take a multiple of 2",
+    ):
         devices.check_batch(TrainingConfig(), 2)
 
 
-@pytest.mark.parametrize("wrong", [{"devices": []}, {"devices": 0}, {"devices": ["GPU:0"] * 2}, {"devices": 1, "strategy": "multi_worker"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"devices": []},
+        {"devices": 0},
+        {"devices": ["GPU:0"] * 2},
+        {"devices": 1, "strategy": "multi_worker"},
+    ],
+)
 def test_devices_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValidationError, match="devices"):
         TrainingConfig(**wrong)
 
 
 def test_a_training_may_go_on_with_other_devices():
-    one, other = (Experiment[dict](name="x", training=TrainingConfig(devices=wanted), model={}) for wanted in (None, 2))
+    one, other = (
+        Experiment[dict](name="x", training=TrainingConfig(devices=wanted), model={})
+        for wanted in (None, 2)
+    )
     assert one.identity() == other.identity()
 
 
@@ -103,9 +136,13 @@ for wanted in (None, 1, 2, ["CPU:1", "CPU:0"], ["CPU:1"]):
     with chosen.scope():
         variable = tf.Variable(1.0)
     print(chosen.num_replicas_in_sync, variable.device[-5:])
-"""
+"""  # noqa: E501
 
 
 def test_logical_cpus_share_a_training():
-    done = subprocess.run([sys.executable, "-c", TWO_CPUS], capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == ["1 CPU:0", "1 CPU:0", "2 CPU:0", "2 CPU:1", "1 CPU:1"], done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_CPUS], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.splitlines() == ["1 CPU:0", "1 CPU:0", "2 CPU:0", "2 CPU:1", "1 CPU:1"], (
+        done.stderr
+    )

@@ -22,7 +22,9 @@ class Patches:
 
 
 def experiment(uri=None, **data):
-    return Experiment[dict](name="tiny", data=DataConfig(**data), tracking=TrackingConfig(uri=uri), model={"width": 1})
+    return Experiment[dict](
+        name="tiny", data=DataConfig(**data), tracking=TrackingConfig(uri=uri), model={"width": 1}
+    )
 
 
 def inodes(output):
@@ -73,15 +75,22 @@ def test_an_empty_config_beside_checkpoints_is_one_sentence(tmp_path):
 
 def test_other_patches_are_another_training(tmp_path):
     folder.claim(tmp_path, experiment(name="inbreast", root="somewhere"), Patches())
-    with pytest.raises(TrainingError, match="its patches were others than those of data.root somewhere"):
-        folder.check(tmp_path, experiment(name="inbreast", root="somewhere"), Patches("ba9876543210"))
+    with pytest.raises(
+        TrainingError, match="its patches were others than those of data.root somewhere"
+    ):
+        folder.check(
+            tmp_path, experiment(name="inbreast", root="somewhere"), Patches("ba9876543210")
+        )
 
 
 def test_config_yaml_holds_no_password(tmp_path):
-    folder.claim(tmp_path, experiment("https://anna:ge/heim@mlflow.example/?token=geheim"), Patches())
+    folder.claim(
+        tmp_path, experiment("https://anna:ge/heim@mlflow.example/?token=geheim"), Patches()
+    )
     text = (tmp_path / folder.CONFIG).read_text()
     assert "uri: https://mlflow.example/" in text and "heim" not in text
-    folder.check(tmp_path, experiment("https://anna:new@mlflow.example"), Patches())  # it is no part of what a run is
+    # it is no part of what a run is
+    folder.check(tmp_path, experiment("https://anna:new@mlflow.example"), Patches())
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
@@ -115,7 +124,9 @@ def test_the_newest_checkpoints_are_kept_and_tensorflow_finds_them(tmp_path):
     counter = Counter(tmp_path)
     for step in (8, 9, 10):
         counter.save(step)
-    assert names(tmp_path) == [f"ckpt-{step}.{part}" for step in (10, 9) for part in ("data-00000-of-00001", "index")]
+    assert names(tmp_path) == [
+        f"ckpt-{step}.{part}" for step in (10, 9) for part in ("data-00000-of-00001", "index")
+    ]
     assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "ckpt-10")
     other = Counter(tmp_path)
     assert other.checkpoints.restore() == str(tmp_path / "ckpt-10") and int(other.value) == 10
@@ -134,7 +145,10 @@ def test_an_older_checkpoint_goes_only_when_the_newer_is_on_the_disk(tmp_path, m
     monkeypatch.setattr(filesystem, "flush", flush)
     monkeypatch.setattr(filesystem, "write_atomically", lambda *_: None)
     counter.save(2)
-    assert flushed == ["ckpt-2.data-00000-of-00001", "ckpt-2.index"] or flushed == ["ckpt-2.index", "ckpt-2.data-00000-of-00001"]
+    assert flushed == ["ckpt-2.data-00000-of-00001", "ckpt-2.index"] or flushed == [
+        "ckpt-2.index",
+        "ckpt-2.data-00000-of-00001",
+    ]
     assert ("ckpt-1.index" in names(tmp_path)) == (keep == 2)
 
 
@@ -158,10 +172,13 @@ def test_what_a_killed_save_leaves_is_passed_over_and_removed(tmp_path):
     (tmp_path / "ckpt-2.data-00000-of-00001").touch()  # the index is written last
     other = Counter(tmp_path)
     assert other.checkpoints.restore() == str(tmp_path / "ckpt-1")
-    (tmp_path / "ckpt-9.index").touch()  # an unreadable one of a later step does not push out the good ones
+    # an unreadable one of a later step does not push out the good ones
+    (tmp_path / "ckpt-9.index").touch()
     assert other.checkpoints.restore() == str(tmp_path / "ckpt-1")
     other.save(3)
-    assert [path.rpartition("-")[2] for path in other.checkpoints.paths] == ["1", "3"] and len(names(tmp_path)) == 4
+    assert [path.rpartition("-")[2] for path in other.checkpoints.paths] == ["1", "3"] and len(
+        names(tmp_path)
+    ) == 4
 
 
 def test_a_folder_whose_checkpoints_are_gone_is_refused(tmp_path):
@@ -169,7 +186,9 @@ def test_a_folder_whose_checkpoints_are_gone_is_refused(tmp_path):
     Counter(tmp_path / "checkpoints").save(600)
     for path in (tmp_path / "checkpoints").glob("ckpt-*"):
         path.unlink()
-    with pytest.raises(TrainingError, match="checkpoints/checkpoint: is there, but no checkpoint to go on from"):
+    with pytest.raises(
+        TrainingError, match="checkpoints/checkpoint: is there, but no checkpoint to go on from"
+    ):
         folder.check_nothing_is_lost(tmp_path)
     (tmp_path / "checkpoints/checkpoint").unlink()
     (tmp_path / "export").mkdir()

@@ -8,7 +8,9 @@ from tfmammo.training.image_grid import BLUE, HEADER, ORANGE, agreement, grid, o
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
 
 
 def plain(value, count=2, size=32):
@@ -21,7 +23,8 @@ def test_panels_stand_in_order_with_white_between():
     assert sheet.shape == (HEADER + 2 * 35, 3 + 3 * 35, 3)
     for row in (0, 1):
         for column, value in enumerate((0, 128, 64)):
-            top, left = HEADER + row * 35, 3 + column * 35
+            top = HEADER + row * 35
+            left = 3 + column * 35
             assert (sheet[top : top + 32, left : left + 32] == value).all()
     blank = np.ones(sheet.shape[:2], bool)
     for row, column in np.ndindex(2, 3):
@@ -41,8 +44,10 @@ def test_images_need_not_be_square():
 
 
 def test_each_name_is_written_over_its_column_alone():
-    named, other = grid({"mask": plain(0.0), "real": plain(0.5)}), grid({"mask": plain(0.0), "fake": plain(0.5)})
-    header, changed = named[:HEADER], other[:HEADER]
+    named = grid({"mask": plain(0.0), "real": plain(0.5)})
+    other = grid({"mask": plain(0.0), "fake": plain(0.5)})
+    header = named[:HEADER]
+    changed = other[:HEADER]
     assert header[:, 3:35].min() < 100 and header[:, 38:70].min() < 100
     assert (header[:, :38] == changed[:, :38]).all()
     assert (header[:, 38:] != changed[:, 38:]).any()
@@ -85,7 +90,9 @@ def test_outline_follows_the_mask_and_leaves_the_rest():
     border = np.zeros((32, 32), bool)
     border[8:24, 10:20] = True
     border[9:23, 11:19] = False
-    np.testing.assert_allclose(drawn[border], np.broadcast_to(np.array(ORANGE) / 255, (border.sum(), 3)), atol=1e-6)
+    np.testing.assert_allclose(
+        drawn[border], np.broadcast_to(np.array(ORANGE) / 255, (border.sum(), 3)), atol=1e-6
+    )
     assert (drawn[~border] == 0.5).all()
 
 
@@ -119,8 +126,12 @@ def test_outline_refuses_other_masks():
 
 
 def test_right_and_wrong_have_their_colours():
-    target, output = np.array([[1, 1], [0, 0]], np.uint8).reshape(1, 2, 2, 1), np.array([[1, 0], [1, 0]], bool).reshape(1, 2, 2, 1)
-    yellow, red, green, black = (1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 0)
+    target = np.array([[1, 1], [0, 0]], np.uint8).reshape(1, 2, 2, 1)
+    output = np.array([[1, 0], [1, 0]], bool).reshape(1, 2, 2, 1)
+    yellow = (1, 1, 0)
+    red = (1, 0, 0)
+    green = (0, 1, 0)
+    black = (0, 0, 0)
     found = agreement(target, output)
     np.testing.assert_array_equal(found, [[[yellow, red], [green, black]]])
     assert found.dtype == np.float32

@@ -26,14 +26,18 @@ def saved_step(output: Path) -> int:
     return int(tf.train.latest_checkpoint(str(output / "checkpoints")).rsplit("-", 1)[1])
 
 
-def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(tiny_can, random_patches, tmp_path):
+def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(
+    tiny_can, random_patches, tmp_path
+):
     import mlflow
 
     experiment = tiny_can()
     metrics = fit(experiment, random_patches, tmp_path / "run")
     assert list(metrics)[0] == "dice" and 0 <= metrics["dice"] <= 1
     assert saved_step(tmp_path / "run") == 4
-    assert [p.name for p in sorted((tmp_path / "run/samples").iterdir())] == [f"step_{n:08d}.png" for n in (0, 2, 4)]
+    assert [p.name for p in sorted((tmp_path / "run/samples").iterdir())] == [
+        f"step_{n:08d}.png" for n in (0, 2, 4)
+    ]
     card = export.read_card(tmp_path / "run/export")
     assert card["step"] == 4 and card["metrics"]["dice"] == pytest.approx(metrics["dice"])
     assert card["train_patients"] == ["p0", "p1", "p2", "p3"]
@@ -42,7 +46,12 @@ def test_a_run_leaves_checkpoints_pictures_a_model_and_a_history(tiny_can, rando
     assert run.info.status == "FINISHED"
     history = [m.step for m in client.get_metric_history(run.info.run_id, "generator_loss")]
     assert history == [2, 4]
-    assert {"validation_dice", "generator_learning_rate", "inverter_loss", "discriminator_loss"} <= set(run.data.metrics)
+    assert {
+        "validation_dice",
+        "generator_learning_rate",
+        "inverter_loss",
+        "discriminator_loss",
+    } <= set(run.data.metrics)
     best = client.get_model_version_by_alias("tfmammo-can", "best")
     scores = [m.value for m in client.get_metric_history(run.info.run_id, "validation_dice")]
     assert float(best.tags["validation_dice"]) == pytest.approx(max(scores), abs=1e-5)
@@ -53,16 +62,24 @@ def test_the_papers_protocol_trains_on_its_copies_as_they_are(tiny_can, random_p
 
     class Noting(CAN):
         def train_step(self, batch):
-            tf.py_function(lambda images: drawn.extend(image.tobytes() for image in images.numpy()), [batch["image"]], [])
+            tf.py_function(
+                lambda images: drawn.extend(image.tobytes() for image in images.numpy()),
+                [batch["image"]],
+                [],
+            )
             return super().train_step(batch)
 
     leaky = tiny_can(steps=16)
     leaky = leaky.model_copy(update={"data": leaky.data.model_copy(update={"split": "paper"})})
     fit(leaky, random_patches, tmp_path / "run", room=Noting)
-    assert set(drawn) == {image.tobytes() for image in random_patches(8).images}, "each of the eight patches, none of them turned"
+    assert set(drawn) == {image.tobytes() for image in random_patches(8).images}, (
+        "each of the eight patches, none of them turned"
+    )
 
 
-def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(tiny_can, random_patches, tmp_path):
+def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
+    tiny_can, random_patches, tmp_path
+):
     seen = []
 
     class Counting(CAN):
@@ -72,11 +89,16 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(ti
             return losses
 
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
-    began = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in ("config.yaml", "train_patches")}
+    began = {
+        name: (tmp_path / "run" / name).stat().st_mtime_ns
+        for name in ("config.yaml", "train_patches")
+    }
     (tmp_path / "run/export_registered").write_text("")  # a write that failed
     fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
     assert saved_step(tmp_path / "run") == 4 and seen
-    assert began == {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in began}, "written once"
+    assert began == {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in began}, (
+        "written once"
+    )
     seen.clear()
     (tmp_path / "run/export_registered").write_text("")
     card = tmp_path / "run/export/card.json"
@@ -85,11 +107,15 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(ti
     assert saved_step(tmp_path / "run") == 4 and not seen and card.stat().st_mtime_ns == before
 
 
-def test_a_run_stopped_before_its_registration_is_registered_by_the_next_call_once(tiny_can, random_patches, tmp_path):
+def test_a_run_stopped_before_its_registration_is_registered_by_the_next_call_once(
+    tiny_can, random_patches, tmp_path
+):
     import mlflow
 
     experiment = tiny_can(steps=2)
-    stopped = experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update={"register_models": False})})
+    stopped = experiment.model_copy(
+        update={"tracking": experiment.tracking.model_copy(update={"register_models": False})}
+    )
     fit(stopped, random_patches, tmp_path / "run")
     client = mlflow.MlflowClient(experiment.tracking.uri)
     run_id = (tmp_path / "run/mlflow_run_id").read_text().strip()
@@ -97,18 +123,29 @@ def test_a_run_stopped_before_its_registration_is_registered_by_the_next_call_on
     for _ in range(2):
         fit(experiment, random_patches, tmp_path / "run")
         (version,) = client.search_model_versions(f"run_id = '{run_id}'")
-    assert version.tags["step"] == "2" and client.get_model_version_by_alias("tfmammo-can", "best").version == version.version
+    assert (
+        version.tags["step"] == "2"
+        and client.get_model_version_by_alias("tfmammo-can", "best").version == version.version
+    )
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=4), random_patches, tmp_path / "whole")
     fit(tiny_can(steps=2), random_patches, tmp_path / "parts")
     fit(tiny_can(steps=4), random_patches, tmp_path / "parts")
-    whole, parts = (tf.train.load_checkpoint(tf.train.latest_checkpoint(str(tmp_path / n / "checkpoints"))) for n in ("whole", "parts"))
+    whole, parts = (
+        tf.train.load_checkpoint(tf.train.latest_checkpoint(str(tmp_path / n / "checkpoints")))
+        for n in ("whole", "parts")
+    )
     names = [name for name in whole.get_variable_to_shape_map() if "VARIABLE_VALUE" in name]
-    assert any("optimizer_generator" in n for n in names) and any("network_discriminator" in n for n in names)
-    for name in names:  # bitwise equality needs training.deterministic, see tests/scripts/test_kill.py
-        np.testing.assert_allclose(whole.get_tensor(name), parts.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name)
+    assert any("optimizer_generator" in n for n in names) and any(
+        "network_discriminator" in n for n in names
+    )
+    # bitwise equality needs training.deterministic, see tests/scripts/test_kill.py
+    for name in names:
+        np.testing.assert_allclose(
+            whole.get_tensor(name), parts.get_tensor(name), rtol=1e-4, atol=1e-6, err_msg=name
+        )
 
 
 def test_a_start_that_fails_leaves_no_claim_and_no_run(tiny_can, random_patches, tmp_path):
@@ -126,11 +163,14 @@ def test_a_start_that_fails_leaves_no_claim_and_no_run(tiny_can, random_patches,
     assert not folder.begun(tmp_path / "run") and not (tmp_path / "run/mlflow_run_id").exists()
     client = mlflow.MlflowClient(experiment.tracking.uri)
     assert not client.search_runs([found.experiment_id for found in client.search_experiments()])
-    folder.check(tmp_path / "run", tiny_can({"filters": (4, 8)}), random_patches(8))  # the corrected command may go there
+    # the corrected command may go there
+    folder.check(tmp_path / "run", tiny_can({"filters": (4, 8)}), random_patches(8))
 
 
 class Misnamed(CAN):
-    """A CAN whose exported function fits no network; its training would end in an error after the last step."""
+    """A CAN whose exported function fits no network; its training would end in an error after the
+    last step.
+    """
 
     def functions(self):
         return {"segmenter": super().functions()["inverter"]}
@@ -140,14 +180,21 @@ class Misnamed(CAN):
 
 
 def test_a_broken_contract_is_found_before_the_first_step(tiny_can, random_patches, tmp_path):
-    with pytest.raises(TrainingError, match="Misnamed.functions: segmenter is named after none of the networks generator, inv"):
+    with pytest.raises(
+        TrainingError,
+        match="Misnamed.functions: segmenter is named after none of the networks generator, inv",
+    ):
         fit(tiny_can(), random_patches, tmp_path / "run", room=Misnamed)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_another_experiment_is_refused_with_the_difference(tiny_can, random_patches, tmp_path):
+def test_a_folder_of_another_experiment_is_refused_with_the_difference(
+    tiny_can, random_patches, tmp_path
+):
     fit(tiny_can(steps=1), random_patches, tmp_path / "run")
-    with pytest.raises(TrainingError, match=r"model\.filters: \[4, 8, 8\] there, \[4, 8\] here.*another --output"):
+    with pytest.raises(
+        TrainingError, match=r"model\.filters: \[4, 8, 8\] there, \[4, 8\] here.*another --output"
+    ):
         fit(tiny_can({"filters": (4, 8)}), random_patches, tmp_path / "run")
 
 
@@ -158,18 +205,32 @@ def test_a_folder_of_other_data_is_refused(tiny_can, random_patches, tmp_path):
 
 
 def with_root(experiment, root):
-    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"name": "folder", "root": root})})
+    return experiment.model_copy(
+        update={"data": experiment.data.model_copy(update={"name": "folder", "root": root})}
+    )
 
 
-def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_spelt(tiny_can, random_patches, tmp_path):
+def test_a_run_goes_on_wherever_its_archive_has_moved_and_however_its_path_is_spelt(
+    tiny_can, random_patches, tmp_path
+):
     fit(with_root(tiny_can(steps=1), Path("archive")), random_patches, tmp_path / "run")
-    assert "root: archive" in (tmp_path / "run/config.yaml").read_text(), "the config keeps the path, as earlier versions did"
-    fit(with_root(tiny_can(steps=2), tmp_path / "elsewhere/archive"), random_patches, tmp_path / "run")
+    assert "root: archive" in (tmp_path / "run/config.yaml").read_text(), (
+        "the config keeps the path, as earlier versions did"
+    )
+    fit(
+        with_root(tiny_can(steps=2), tmp_path / "elsewhere/archive"),
+        random_patches,
+        tmp_path / "run",
+    )
     assert saved_step(tmp_path / "run") == 2
 
 
-def test_two_archives_of_one_name_share_a_default_folder_but_not_a_run(tiny_can, random_patches, tmp_path):
-    one, other = (with_root(tiny_can(steps=1), tmp_path / place / "archive") for place in ("one", "other"))
+def test_two_archives_of_one_name_share_a_default_folder_but_not_a_run(
+    tiny_can, random_patches, tmp_path
+):
+    one, other = (
+        with_root(tiny_can(steps=1), tmp_path / place / "archive") for place in ("one", "other")
+    )
     assert script.default_output(one) == script.default_output(other)
     fit(one, random_patches, tmp_path / "run")
     with pytest.raises(TrainingError, match="choose another --output"):
@@ -198,8 +259,14 @@ class Exploding(CAN):
         return {**losses, "inverter_loss": tf.where(broken, float("nan"), losses["inverter_loss"])}
 
 
-def test_nan_stops_with_the_losss_name_and_the_last_good_checkpoint(tiny_can, random_patches, tmp_path):
-    with pytest.raises(TrainingError, match="inverter_loss became nan between steps 2 and 4; the last good checkpoint is kept.*ckpt-2"):
+def test_nan_stops_with_the_losss_name_and_the_last_good_checkpoint(
+    tiny_can, random_patches, tmp_path
+):
+    with pytest.raises(
+        TrainingError,
+        match="inverter_loss became nan between steps 2 and 4; the last good checkpoint is "
+        "kept.*ckpt-2",
+    ):
         fit(tiny_can(steps=8), random_patches, tmp_path / "run", room=Exploding)
     assert saved_step(tmp_path / "run") == 2
 
@@ -225,8 +292,15 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tiny_can, random_pa
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
     (tmp_path / "run/checkpoints/best").rename(tmp_path / "elsewhere")
     (tmp_path / "run/checkpoints/best").write_text("no folder")  # as good as a full disk
-    with pytest.raises(TrainingError, match=r"the checkpoint of step 4 can't be written \(.*\); kept: .*ckpt-2"):
-        fit(tiny_can(steps=4), random_patches, tmp_path / "run", validate=lambda *_: {"dice": float("inf")})
+    with pytest.raises(
+        TrainingError, match=r"the checkpoint of step 4 can't be written \(.*\); kept: .*ckpt-2"
+    ):
+        fit(
+            tiny_can(steps=4),
+            random_patches,
+            tmp_path / "run",
+            validate=lambda *_: {"dice": float("inf")},
+        )
     assert saved_step(tmp_path / "run") == 2
 
 
@@ -247,9 +321,13 @@ def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, numb
     assert saved_step(tmp_path / "run") == 6
 
 
-def test_a_truncated_checkpoint_gives_way_to_the_one_before(tiny_can, random_patches, tmp_path, caplog):
+def test_a_truncated_checkpoint_gives_way_to_the_one_before(
+    tiny_can, random_patches, tmp_path, caplog
+):
     fit(tiny_can(steps=4), random_patches, tmp_path / "run")
-    newest = Path(tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")) + ".data-00000-of-00001")
+    newest = Path(
+        tf.train.latest_checkpoint(str(tmp_path / "run/checkpoints")) + ".data-00000-of-00001"
+    )
     newest.write_bytes(newest.read_bytes()[:1000])
     fit(tiny_can(steps=6), random_patches, tmp_path / "run")
     assert "trying the one before" in caplog.text
@@ -257,9 +335,14 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(tiny_can, random_pat
 
 
 @pytest.mark.parametrize("state", [None, b""])
-def test_a_training_goes_on_without_tensorflows_list_of_checkpoints(tiny_can, random_patches, tmp_path, caplog, state):
+def test_a_training_goes_on_without_tensorflows_list_of_checkpoints(
+    tiny_can, random_patches, tmp_path, caplog, state
+):
     fit(tiny_can(steps=4), random_patches, tmp_path / "run")
-    for listed in (tmp_path / "run/checkpoints/checkpoint", tmp_path / "run/checkpoints/best/checkpoint"):
+    for listed in (
+        tmp_path / "run/checkpoints/checkpoint",
+        tmp_path / "run/checkpoints/best/checkpoint",
+    ):
         listed.unlink() if state is None else listed.write_bytes(state)
     with caplog.at_level("INFO"):
         fit(tiny_can(steps=6), random_patches, tmp_path / "run")
@@ -279,18 +362,27 @@ def test_a_checkpoint_holds_every_variable_of_every_network(tiny_can, random_pat
     reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints"))
     room = CAN(tiny_can().model, 32)
     export.assign(room.networks, tmp_path / "run/export")
-    held = [np.asarray(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map() if name.startswith("network_")]
+    held = [
+        np.asarray(reader.get_tensor(name))
+        for name in reader.get_variable_to_shape_map()
+        if name.startswith("network_")
+    ]
     for network in room.networks.values():
         for variable in network.variables:
             value = variable.numpy()
-            assert any(array.shape == value.shape and np.array_equal(array, value) for array in held), variable.path
+            assert any(
+                array.shape == value.shape and np.array_equal(array, value) for array in held
+            ), variable.path
 
 
 def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "first")
     expected = CAN(tiny_can().model, 32)
     export.assign(expected.networks, tmp_path / "first/export")
-    weights = {name: [v.numpy() for v in network.trainable_variables] for name, network in expected.networks.items()}
+    weights = {
+        name: [v.numpy() for v in network.trainable_variables]
+        for name, network in expected.networks.items()
+    }
 
     class Checking(CAN):
         def train_step(self, batch):
@@ -301,7 +393,12 @@ def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches
 
     for handle in ("models:/tfmammo-can@best", str(tmp_path / "first")):
         output = tmp_path / f"from-{handle.count('m')}"
-        fit(tiny_can(steps=1, steps_per_loop=1, initial=handle), lambda count: random_patches(count - 2), output, room=Checking)
+        fit(
+            tiny_can(steps=1, steps_per_loop=1, initial=handle),
+            lambda count: random_patches(count - 2),
+            output,
+            room=Checking,
+        )
         assert saved_step(output) == 1
         # what the start was trained on counts as seen
         assert export.read_card(output / "export")["train_patients"] == ["p0", "p1", "p2", "p3"]
@@ -310,7 +407,11 @@ def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches
 def test_another_models_export_is_refused_as_a_start(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=1), random_patches, tmp_path / "first")
     with pytest.raises(ExportError, match="generator"):
-        fit(tiny_can({"filters": (4, 8)}, initial=str(tmp_path / "first")), random_patches, tmp_path / "second")
+        fit(
+            tiny_can({"filters": (4, 8)}, initial=str(tmp_path / "first")),
+            random_patches,
+            tmp_path / "second",
+        )
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -322,7 +423,9 @@ def test_mixed_precision_trains_and_exports_float32(tiny_can, random_patches, tm
     metrics = fit(experiment, random_patches, tmp_path / "run")
     assert keras.config.dtype_policy().name == policy
     assert all(np.isfinite(value) for value in metrics.values())
-    run = mlflow.MlflowClient(experiment.tracking.uri).get_run((tmp_path / "run/mlflow_run_id").read_text().strip())
+    run = mlflow.MlflowClient(experiment.tracking.uri).get_run(
+        (tmp_path / "run/mlflow_run_id").read_text().strip()
+    )
     assert ("generator_loss_scale" in run.data.metrics) == (policy == "mixed_float16")
     mask = export.load(tmp_path / "run/export", "inverter")(random_patches(2).images)["mask"]
     assert mask.dtype == np.float32 and mask.min() >= 0 and mask.max() <= 1
@@ -331,12 +434,15 @@ def test_mixed_precision_trains_and_exports_float32(tiny_can, random_patches, tm
 def test_steps_follow_from_epochs():
     training = configuration.TrainingConfig(epochs=300, epoch_samples=700)
     assert loop.total_steps(training, 71) == 210_000
-    assert loop.total_steps(configuration.TrainingConfig(epochs=3, batch_size=4), 10) == 8  # 30 draws in batches of four
+    # 30 draws in batches of four
+    assert loop.total_steps(configuration.TrainingConfig(epochs=3, batch_size=4), 10) == 8
     assert loop.total_steps(configuration.TrainingConfig(steps=7), 10) == 7
 
 
 def test_differences_name_nested_keys():
-    assert folder.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 there, 3 here"]
+    assert folder.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == [
+        "a.c: 2 there, 3 here"
+    ]
     assert folder.differences({"a": 1}, {"a": 1}) == []
 
 
@@ -344,7 +450,9 @@ def test_a_batch_that_devices_cannot_share_is_refused(tiny_can, random_patches, 
     class TwoReplicas:
         num_replicas_in_sync = 2
 
-    with pytest.raises(TrainingError, match="training.batch_size: 1 can't be shared equally by 2 devices"):
+    with pytest.raises(
+        TrainingError, match="training.batch_size: 1 can't be shared equally by 2 devices"
+    ):
         fit(tiny_can(), random_patches, tmp_path / "run", strategy=TwoReplicas())
 
 
@@ -360,5 +468,8 @@ def test_values_of_networks_of_keras_and_of_others():
 
 def test_a_batch_that_classes_cannot_share_is_refused(tiny_can, random_patches, tmp_path):
     patches = lambda count: random_patches(count).labelled(np.arange(count) % 3, balanced=True)  # noqa: E731
-    with pytest.raises(TrainingError, match="training.batch_size: 4 patches a device can't be shared equally by 3 classes"):
+    with pytest.raises(
+        TrainingError,
+        match="training.batch_size: 4 patches a device can't be shared equally by 3 classes",
+    ):
         fit(tiny_can(batch_size=4), patches, tmp_path / "run")

@@ -39,7 +39,12 @@ def test_the_whole_time_is_told_once_from_the_steps_alone(clock):
 
 
 def test_a_time_is_told_in_its_unit():
-    assert [duration(seconds) for seconds in (40, 1500, 126_000, 600_000)] == ["40 s", "25 min", "35 h", "7 days"]
+    assert [duration(seconds) for seconds in (40, 1500, 126_000, 600_000)] == [
+        "40 s",
+        "25 min",
+        "35 h",
+        "7 days",
+    ]
 
 
 def test_the_whole_time_stands_in_a_frame(capsys):

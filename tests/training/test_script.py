@@ -27,7 +27,9 @@ def test_the_phantom_stands_in_where_no_root_is_set(caplog):
 
 
 def test_wrong_archives_and_folders_name_the_key(tmp_path):
-    with pytest.raises(ConfigError, match="data.name: nowhere is none of cbis_ddsm, cdd_cesm, .*, phantom, vindr"):
+    with pytest.raises(
+        ConfigError, match="data.name: nowhere is none of cbis_ddsm, cdd_cesm, .*, phantom, vindr"
+    ):
         datasets.all_patches(DataConfig(name="nowhere"))
     with pytest.raises(ConfigError, match="data.root: no such folder"):
         datasets.all_patches(DataConfig(name="cdd_cesm", root=tmp_path / "missing"))
@@ -53,8 +55,12 @@ def test_a_run_keeps_its_split_for_others_to_use(tmp_path):
     config = DataConfig(phantoms=12, size=32, fold=1)
     train, held_out = datasets.datasets(config, tmp_path / "run")
     saved = splits.load(tmp_path / "run/split.json")
-    assert saved.archive == "phantom" and {saved.patients[patient] for patient in held_out.patient_ids} == {1}
-    again = config.model_copy(update={"seed": 0, "folds": 2, "split_file": tmp_path / "run/split.json"})
+    assert saved.archive == "phantom" and {
+        saved.patients[patient] for patient in held_out.patient_ids
+    } == {1}
+    again = config.model_copy(
+        update={"seed": 0, "folds": 2, "split_file": tmp_path / "run/split.json"}
+    )
     for side, same in zip((train, held_out), datasets.datasets(again), strict=True):
         assert side.ids.tolist() == same.ids.tolist()
 
@@ -63,38 +69,62 @@ def test_masks_of_known_shape_are_split_by_patient_and_shape(tmp_path):
     config = DataConfig(phantoms=60, size=64, folds=5, stratify="shape")
     held: list[str] = []
     for fold in range(5):
-        train, held_out = datasets.datasets(config.model_copy(update={"fold": fold}), tmp_path, shape_patches)
+        train, held_out = datasets.datasets(
+            config.model_copy(update={"fold": fold}), tmp_path, shape_patches
+        )
         assert isinstance(train, Patches) and not set(train.patient_ids) & set(held_out.patient_ids)
         assert [SHAPES[label] for label in held_out.labels] == held_out.shapes.tolist()
         np.testing.assert_array_equal(held_out.images, held_out.masks)
         held += held_out.ids.tolist()
     masks = datasets.all_patches(config, shape_patches)
-    assert sorted(held) == sorted(masks.ids.tolist()) and splits.load(tmp_path / "split.json").stratify == "shape"
-    pathologies = {f"{m.image_id}#{i}": lesion.pathology for m in phantom.read(count=60) for i, lesion in enumerate(m.lesions)}
+    assert (
+        sorted(held) == sorted(masks.ids.tolist())
+        and splits.load(tmp_path / "split.json").stratify == "shape"
+    )
+    pathologies = {
+        f"{m.image_id}#{i}": lesion.pathology
+        for m in phantom.read(count=60)
+        for i, lesion in enumerate(m.lesions)
+    }
     assert masks.pathologies.tolist() == [pathologies[name] for name in masks.ids.tolist()]
-    with pytest.raises(ConfigError, match="^data.records: hold patches of lesions, which serve other trainings"):
+    with pytest.raises(
+        ConfigError, match="^data.records: hold patches of lesions, which serve other trainings"
+    ):
         datasets.all_patches(DataConfig(records=tmp_path), shape_patches)
 
 
 def test_a_split_of_any_kind_is_kept_for_a_study(tmp_path):
     config = DataConfig(phantoms=16, folds=2)
     path = datasets.keep_archive_split(config, tmp_path / "own")
-    again = datasets.keep_archive_split(config.model_copy(update={"split_file": path, "folds": 5}), tmp_path / "other")
-    assert splits.load(again) == splits.load(path) and set(splits.load(path).patients.values()) == {0, 1}
+    again = datasets.keep_archive_split(
+        config.model_copy(update={"split_file": path, "folds": 5}), tmp_path / "other"
+    )
+    assert splits.load(again) == splits.load(path) and set(splits.load(path).patients.values()) == {
+        0,
+        1,
+    }
     with pytest.raises(DataError, match="neither side"):  # phantoms have no official split
-        datasets.keep_archive_split(config.model_copy(update={"split": "official"}), tmp_path / "official")
+        datasets.keep_archive_split(
+            config.model_copy(update={"split": "official"}), tmp_path / "official"
+        )
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """A folder of records of 32 px from twelve phantoms."""
-    chosen = build.BuildConfig(name="test", data=DataConfig(phantoms=12, size=32), build=build.ShardConfig(shard_mammograms=4))
+    chosen = build.BuildConfig(
+        name="test",
+        data=DataConfig(phantoms=12, size=32),
+        build=build.ShardConfig(shard_mammograms=4),
+    )
     folder = tmp_path_factory.mktemp("records")
     build.build(chosen, folder)
     return folder
 
 
-def test_records_are_split_like_the_archive_and_their_training_part_stays_on_disk(records, tmp_path):
+def test_records_are_split_like_the_archive_and_their_training_part_stays_on_disk(
+    records, tmp_path
+):
     config = DataConfig(phantoms=12, size=32)
     for (train, held_out), kind in (
         (datasets.datasets(config), Patches),
@@ -104,7 +134,10 @@ def test_records_are_split_like_the_archive_and_their_training_part_stays_on_dis
     expected, _ = datasets.datasets(config)
     assert train.ids.tolist() == expected.ids.tolist()
     assert splits.load(tmp_path / "split.json").archive == "phantom"
-    assert datasets.all_patches(DataConfig(records=records, size=32)).ids.tolist() == datasets.all_patches(config).ids.tolist()
+    assert (
+        datasets.all_patches(DataConfig(records=records, size=32)).ids.tolist()
+        == datasets.all_patches(config).ids.tolist()
+    )
 
 
 def test_records_that_do_not_fit_name_the_key(records, tmp_path):
@@ -135,7 +168,9 @@ def test_predict_joins_batches():
         return {"twice": image * 2}
 
     values = np.arange(10, dtype=np.float32).reshape(10, 1, 1, 1)
-    np.testing.assert_array_equal(export.predict(double, "image", values, batch=4)["twice"], values * 2)
+    np.testing.assert_array_equal(
+        export.predict(double, "image", values, batch=4)["twice"], values * 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +206,9 @@ def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch):
 
 def test_overrides_accumulate(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    parsed = cli.arguments("x").parse_args(["--config", "c.yaml", "--set", "a.b=1", "c.d=2", "--set", "e.f=3"])
+    parsed = cli.arguments("x").parse_args(
+        ["--config", "c.yaml", "--set", "a.b=1", "c.d=2", "--set", "e.f=3"]
+    )
     assert parsed.set == ["a.b=1", "c.d=2", "e.f=3"]
 
 
@@ -186,12 +223,22 @@ def test_a_failed_starts_split_is_replaced_and_a_begun_trainings_stays(tmp_path)
 
 
 def test_whoever_gives_no_data_is_told_so_in_a_frame(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train/can.py", "--config", "configs/can.yaml", "--set", "training.seed=1"])
+    monkeypatch.setattr(
+        sys, "argv", ["train/can.py", "--config", "configs/can.yaml", "--set", "training.seed=1"]
+    )
     datasets.datasets(DataConfig(name="inbreast", phantoms=12, size=32))
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("╭") and "No data: data.root is not set, so the built-in phantom is used" in lines[1]
-    assert "python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR" in lines[3]
-    assert "python train/can.py --config configs/quickstart.yaml" in lines[4] and lines[5].startswith("╰")
+    assert (
+        lines[0].startswith("╭")
+        and "No data: data.root is not set, so the built-in phantom is used" in lines[1]
+    )
+    assert (
+        "python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR"
+        in lines[3]
+    )
+    assert "python train/can.py --config configs/quickstart.yaml" in lines[4] and lines[
+        5
+    ].startswith("╰")
     datasets.datasets(DataConfig(phantoms=12, size=32))  # who asks for the phantom knows
     assert capsys.readouterr().err == ""
 
@@ -200,18 +247,30 @@ def test_whoever_gives_no_data_is_told_so_in_a_frame(monkeypatch, capsys):
     ("uri", "environment", "said"),
     [
         (None, "http://anna:geheim@server:5000", "history   http://server:5000"),
-        ("sqlite:////data/runs.db", "http://server:5000", "history   mlflow ui --backend-store-uri sqlite:////data/runs.db"),
-        ("postgresql://anna:geheim@db/runs", None, "history   mlflow ui --backend-store-uri postgresql://db/runs"),
+        (
+            "sqlite:////data/runs.db",
+            "http://server:5000",
+            "history   mlflow ui --backend-store-uri sqlite:////data/runs.db",
+        ),
+        (
+            "postgresql://anna:geheim@db/runs",
+            None,
+            "history   mlflow ui --backend-store-uri postgresql://db/runs",
+        ),
         (None, None, "history   mlflow ui --backend-store-uri sqlite:///{here}/mlflow.db"),
     ],
 )
-def test_the_last_line_names_the_store_that_was_used(tiny_can, random_patches, tmp_path, monkeypatch, capsys, uri, environment, said):
+def test_the_last_line_names_the_store_that_was_used(
+    tiny_can, random_patches, tmp_path, monkeypatch, capsys, uri, environment, said
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if environment:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
     experiment = tiny_can()
-    experiment = experiment.model_copy(update={"tracking": experiment.tracking.model_copy(update={"uri": uri})})
+    experiment = experiment.model_copy(
+        update={"tracking": experiment.tracking.model_copy(update={"uri": uri})}
+    )
     script.summary(experiment, {"dice": 0.5}, random_patches(3), tmp_path)
     assert capsys.readouterr().out.splitlines()[-1] == said.format(here=tmp_path)
 

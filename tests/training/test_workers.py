@@ -1,4 +1,6 @@
-"""Several workers as one: real processes on this machine, against one process; stopped, killed and resumed."""
+"""Several workers as one: real processes on this machine, against one process; stopped,
+killed and resumed.
+"""
 
 import json
 import logging
@@ -27,16 +29,31 @@ from tfmammo.models.can import CAN, CANConfig
 from tfmammo.training import loop, script, workers
 
 OVERRIDES = [
-    "data.size=32", "data.phantoms=12", "training.precision=float32", "training.steps_per_loop=1", "training.checkpoint_every=2",
-    "training.validate_every=1000000", "training.grid_every=1000000", "training.batch_size=2", "tracking.system_metrics=false",
-    "tracking.register_models=false", "model.filters=[4,8]", "model.discriminator_filters=4", "model.dropout=0",
-]  # fmt: skip
+    "data.size=32",
+    "data.phantoms=12",
+    "training.precision=float32",
+    "training.steps_per_loop=1",
+    "training.checkpoint_every=2",
+    "training.validate_every=1000000",
+    "training.grid_every=1000000",
+    "training.batch_size=2",
+    "tracking.system_metrics=false",
+    "tracking.register_models=false",
+    "model.filters=[4,8]",
+    "model.discriminator_filters=4",
+    "model.dropout=0",
+]
 FOREVER = 1_000_000  # steps
 
 
 def tf_config(index, *ports, kind="worker"):
     """TF_CONFIG of one worker on this machine."""
-    return json.dumps({"cluster": {"worker": [f"localhost:{port}" for port in ports]}, "task": {"type": kind, "index": index}})
+    return json.dumps(
+        {
+            "cluster": {"worker": [f"localhost:{port}" for port in ports]},
+            "task": {"type": kind, "index": index},
+        }
+    )
 
 
 def free_ports(count):
@@ -55,15 +72,41 @@ def addresses(index, ports):
 
 @contextmanager
 def running(repository, folder, uri, steps, count=2):
-    """The same training in `count` processes; yields them, the chief first, and ends those that are left."""
+    """The same training in `count` processes; yields them, the chief first, and ends those that are
+    left.
+    """
     ports = free_ports(count)
-    overrides = [*OVERRIDES, f"training.steps={steps}", "training.strategy=multi_worker", f"tracking.uri={uri}"]
-    command = [sys.executable, str(repository / "train/can.py"), "--config", str(repository / "configs/can.yaml"), "--output", "run"]
+    overrides = [
+        *OVERRIDES,
+        f"training.steps={steps}",
+        "training.strategy=multi_worker",
+        f"tracking.uri={uri}",
+    ]
+    command = [
+        sys.executable,
+        str(repository / "train/can.py"),
+        "--config",
+        str(repository / "configs/can.yaml"),
+        "--output",
+        "run",
+    ]
     processes = []
     for index in range(count):
-        environment = {**os.environ, "TF_CONFIG": tf_config(index, *ports), "TF_NUM_INTRAOP_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "TF_CONFIG": tf_config(index, *ports),
+            "TF_NUM_INTRAOP_THREADS": "1",
+        }
         with (folder / f"{index}.log").open("w") as log:
-            processes.append(subprocess.Popen([*command, "--set", *overrides], cwd=folder, env=environment, stdout=log, stderr=log))
+            processes.append(
+                subprocess.Popen(
+                    [*command, "--set", *overrides],
+                    cwd=folder,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                )
+            )
     try:
         yield processes
     finally:
@@ -85,7 +128,8 @@ def saved_step(folder):
 
 def wait_for_progress(folder, processes):
     """Until a checkpoint is there that was not before."""
-    before, deadline = saved_step(folder), time.monotonic() + 600
+    before = saved_step(folder)
+    deadline = time.monotonic() + 600
     while saved_step(folder) <= before:
         assert all(process.poll() is None for process in processes), ended(processes, folder)[1]
         assert time.monotonic() < deadline
@@ -96,19 +140,33 @@ def history(uri, output):
     """{loss: [(step, value), ...]} of a run."""
     import mlflow
 
-    client, run = mlflow.MlflowClient(uri), (output / "mlflow_run_id").read_text().strip()
-    names = [name for name in client.get_run(run).data.metrics if name.endswith("_loss") or name in ("image_l1", "mask_l2")]
-    return {name: sorted((found.step, found.value) for found in client.get_metric_history(run, name)) for name in names}
+    client = mlflow.MlflowClient(uri)
+    run = (output / "mlflow_run_id").read_text().strip()
+    names = [
+        name
+        for name in client.get_run(run).data.metrics
+        if name.endswith("_loss") or name in ("image_l1", "mask_l2")
+    ]
+    return {
+        name: sorted((found.step, found.value) for found in client.get_metric_history(run, name))
+        for name in names
+    }
 
 
 def weights(output):
     reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(output / "checkpoints")))
-    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map() if name.startswith(("network_", "optimizer_"))}
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if name.startswith(("network_", "optimizer_"))
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_workers_are_one_process_with_the_whole_batch_and_resume(repository, tmp_path, tracking_uri):
+def test_two_workers_are_one_process_with_the_whole_batch_and_resume(
+    repository, tmp_path, tracking_uri
+):
     for steps in (3, 6):  # the second call goes on where the first ended
         with running(repository, tmp_path, tracking_uri, steps) as processes:
             codes, said = ended(processes, tmp_path)
@@ -117,14 +175,31 @@ def test_two_workers_are_one_process_with_the_whole_batch_and_resume(repository,
     overrides = [*OVERRIDES, "training.steps=6", f"tracking.uri={tracking_uri}"]
     experiment = configuration.load(repository / "configs/can.yaml", overrides, CANConfig)
     train, held_out = datasets.datasets(experiment.data)
-    metrics = loop.fit(lambda: CAN(experiment.model, 32), experiment, train, held_out, tmp_path / "one", script.validate)
-    one, two = history(tracking_uri, tmp_path / "one"), history(tracking_uri, tmp_path / "run")
+    metrics = loop.fit(
+        lambda: CAN(experiment.model, 32),
+        experiment,
+        train,
+        held_out,
+        tmp_path / "one",
+        script.validate,
+    )
+    one = history(tracking_uri, tmp_path / "one")
+    two = history(tracking_uri, tmp_path / "run")
     assert len(one) == 5 and one.keys() == two.keys()
     for name, found in one.items():
         assert [step for step, _ in found] == [step for step, _ in two[name]] == [1, 2, 3, 4, 5, 6]
-        np.testing.assert_allclose([value for _, value in two[name]], [value for _, value in found], rtol=1e-5, atol=1e-6, err_msg=name)
-    expected, found = weights(tmp_path / "one"), weights(tmp_path / "run")
-    assert expected.keys() == found.keys() and any("optimizer_generator" in name for name in expected)
+        np.testing.assert_allclose(
+            [value for _, value in two[name]],
+            [value for _, value in found],
+            rtol=1e-5,
+            atol=1e-6,
+            err_msg=name,
+        )
+    expected = weights(tmp_path / "one")
+    found = weights(tmp_path / "run")
+    assert expected.keys() == found.keys() and any(
+        "optimizer_generator" in name for name in expected
+    )
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
     card = read_card(tmp_path / "run/export")
@@ -133,14 +208,18 @@ def test_two_workers_are_one_process_with_the_whole_batch_and_resume(repository,
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """The folder that the next three tests leave to each other: killed, then stopped, then finished."""
+    """The folder that the next three tests leave to each other: killed, then stopped, then
+    finished.
+    """
     return tmp_path_factory.mktemp("workers")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("victim", [1, 0])
-def test_when_a_worker_is_killed_the_others_end_and_say_so(repository, stopped, empty_store, victim):
+def test_when_a_worker_is_killed_the_others_end_and_say_so(
+    repository, stopped, empty_store, victim
+):
     with running(repository, stopped, f"sqlite:///{empty_store}", FOREVER) as processes:
         wait_for_progress(stopped, processes)
         processes[victim].kill()
@@ -150,7 +229,8 @@ def test_when_a_worker_is_killed_the_others_end_and_say_so(repository, stopped, 
     assert time.monotonic() - start < 120
     last = said[1 - victim].strip().splitlines()[-1]
     assert (
-        last.startswith(f"error: worker {victim} is gone") and "the same command on all 2 workers goes on from the last checkpoint" in last
+        last.startswith(f"error: worker {victim} is gone")
+        and "the same command on all 2 workers goes on from the last checkpoint" in last
     )
 
 
@@ -162,26 +242,40 @@ def test_a_stop_signal_to_one_stops_all_in_the_same_step(repository, stopped, em
         processes[1].terminate()
         codes, said = ended(processes, stopped)
     assert codes == [128 + signal.SIGTERM] * 2, said
-    where = [next(line for line in one.splitlines() if "stopped at step" in line).partition("stopped")[2] for one in said]
+    where = [
+        next(line for line in one.splitlines() if "stopped at step" in line).partition("stopped")[2]
+        for one in said
+    ]
     assert where[0] == where[1] and f"at step {saved_step(stopped):,}," in where[0]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_what_was_killed_and_stopped_is_finished_by_another_number_of_workers(repository, stopped, empty_store):
+def test_what_was_killed_and_stopped_is_finished_by_another_number_of_workers(
+    repository, stopped, empty_store
+):
     steps = saved_step(stopped) + 2
     with running(repository, stopped, f"sqlite:///{empty_store}", steps, count=1) as processes:
         codes, said = ended(processes, stopped)
     assert codes == [0], said
-    assert f"from step {steps - 2:,} to step {steps:,}" in said[0] and read_card(stopped / "run/export")["step"] == steps
+    assert (
+        f"from step {steps - 2:,} to step {steps:,}" in said[0]
+        and read_card(stopped / "run/export")["step"] == steps
+    )
 
 
 def test_tf_config_says_who_the_workers_are():
     found = workers.cluster(
-        {"TF_CONFIG": '{"cluster": {"worker": ["b:2", "c:3"], "chief": ["a:1"]}, "task": {"type": "worker", "index": 1}}'}
+        {
+            "TF_CONFIG": '{"cluster": {"worker": ["b:2", "c:3"], "chief": ["a:1"]}, "task": '
+            '{"type": "worker", "index": 1}}'
+        }
     )
     assert (found.count, found.own, found.is_chief) == (3, "c:3", False)
-    assert found.jobs == {"chief": ["a:1"], "worker": ["b:2", "c:3"]} and list(found.jobs) == ["chief", "worker"]
+    assert found.jobs == {"chief": ["a:1"], "worker": ["b:2", "c:3"]} and list(found.jobs) == [
+        "chief",
+        "worker",
+    ]
     assert [addresses(index, (5, 6)).is_chief for index in (0, 1)] == [True, False]
 
 
@@ -192,20 +286,45 @@ def test_tf_config_says_who_the_workers_are():
         ("[]", "TF_CONFIG: input should be a valid dictionary"),
         ('{"task": {"type": "worker", "index": 0}}', "TF_CONFIG: cluster: missing"),
         ('{"cluster": {"worker": ["a:1"]}}', "TF_CONFIG: task: missing"),
-        ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}', "TF_CONFIG: cluster.ps: unknown key"),
-        (tf_config(0, 1, kind="evaluator"), "TF_CONFIG: task.type: input should be 'chief' or 'worker'"),
-        (tf_config(0, 1, kind="chief"), "TF_CONFIG: there is no chief 0 among the 0 of the cluster"),
+        (
+            '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": '
+            "0}}",
+            "TF_CONFIG: cluster.ps: unknown key",
+        ),
+        (
+            tf_config(0, 1, kind="evaluator"),
+            "TF_CONFIG: task.type: input should be 'chief' or 'worker'",
+        ),
+        (
+            tf_config(0, 1, kind="chief"),
+            "TF_CONFIG: there is no chief 0 among the 0 of the cluster",
+        ),
         (tf_config(2, 1, 2), "TF_CONFIG: there is no worker 2 among the 2 of the cluster"),
-        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', 'TF_CONFIG: "a" is not of the form host:port'),
-        (None, "training.strategy=multi_worker: TF_CONFIG is not set, and srun has not started this process"),
+        (
+            '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
+            'TF_CONFIG: "a" is not of the form host:port',
+        ),
+        (
+            None,
+            "training.strategy=multi_worker: TF_CONFIG is not set, and srun has not started this "
+            "process",
+        ),
     ],
 )
-def test_a_wrong_tf_config_is_one_sentence_and_exit_code_2(repository, monkeypatch, capsys, text, sentence):
+def test_a_wrong_tf_config_is_one_sentence_and_exit_code_2(
+    repository, monkeypatch, capsys, text, sentence
+):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
     if text is not None:
         monkeypatch.setenv("TF_CONFIG", text)
-    arguments = ["train/can.py", "--config", str(repository / "configs/can.yaml"), "--set", "training.strategy=multi_worker"]
+    arguments = [
+        "train/can.py",
+        "--config",
+        str(repository / "configs/can.yaml"),
+        "--set",
+        "training.strategy=multi_worker",
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     can = runpy.run_path(str(repository / "train/can.py"), run_name="imported")
     with pytest.raises(SystemExit) as stop:
@@ -216,20 +335,29 @@ def test_a_wrong_tf_config_is_one_sentence_and_exit_code_2(repository, monkeypat
 
 def test_slurm_says_who_the_workers_are(monkeypatch):
     variables = {
-        "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "n[2,10],b", "SLURM_STEP_TASKS_PER_NODE": "2,1(x2)",
+        "SLURM_PROCID": "3",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NODELIST": "n[2,10],b",
+        "SLURM_STEP_TASKS_PER_NODE": "2,1(x2)",
         "SLURM_JOB_ID": "32007",
-    }  # fmt: skip
+    }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = workers.cluster({name: value for name, value in os.environ.items() if name != "TF_CONFIG"})
+    found = workers.cluster(
+        {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
+    )
     # In Slurm's order of ranks; ports from 12,000 on, 32,007 being 7 more than twice 16,000.
-    assert found.jobs == {"worker": ["n2:12007", "n2:12008", "n10:12007", "b:12007"]} and found.own == "b:12007"
+    assert (
+        found.jobs == {"worker": ["n2:12007", "n2:12008", "n10:12007", "b:12007"]}
+        and found.own == "b:12007"
+    )
 
 
 def test_workers_meet_whoever_comes_first(caplog):
     caplog.set_level(logging.INFO, "tfmammo")
     for first in (0, 2):
-        ports, met = free_ports(3), []
+        ports = free_ports(3)
+        met = []
 
         def meet(index, ports=ports, met=met):
             workers.meet(addresses(index, ports), 20)
@@ -249,7 +377,9 @@ def test_workers_meet_whoever_comes_first(caplog):
 
 def test_workers_do_not_wait_for_ever():
     ports = free_ports(2)
-    with pytest.raises(WorkerError, match=f"the worker localhost:{ports[1]} did not start within 0.5 s"):
+    with pytest.raises(
+        WorkerError, match=f"the worker localhost:{ports[1]} did not start within 0.5 s"
+    ):
         workers.meet(addresses(0, ports), 0.5)
     with pytest.raises(WorkerError, match="the chief has not let this worker go within 0.5 s"):
         workers.meet(addresses(1, ports), 0.5)
@@ -260,7 +390,10 @@ def test_who_only_knocks_is_neither_chief_nor_worker():
     with socket.create_server(("", ports[1])), pytest.raises(WorkerError, match="did not start"):
         workers.meet(addresses(0, ports), 0.5)  # somebody listens there, and says nothing
     for index, port in enumerate(ports):
-        with socket.create_server(("", port)), pytest.raises(WorkerError, match=f"port {port} of this worker can't be used"):
+        with (
+            socket.create_server(("", port)),
+            pytest.raises(WorkerError, match=f"port {port} of this worker can't be used"),
+        ):
             workers.meet(addresses(index, ports), 0.5)
     thread = threading.Thread(target=workers.meet, args=(addresses(1, ports), 20))
     thread.start()
@@ -274,26 +407,37 @@ def test_who_only_knocks_is_neither_chief_nor_worker():
 @pytest.mark.parametrize("parts", [2, 3])
 def test_shares_stand_one_behind_the_other_in_the_whole_batch(random_patches, parts):
     whole = list(islice(batches(random_patches(8), 6, 0, True, 3), 5))
-    shares = [list(islice(batches(random_patches(8), 6, 0, True, 3, (part, parts)), 5)) for part in range(parts)]
+    shares = [
+        list(islice(batches(random_patches(8), 6, 0, True, 3, (part, parts)), 5))
+        for part in range(parts)
+    ]
     for step, expected in enumerate(whole):
         for name, values in expected.items():
-            np.testing.assert_array_equal(np.concatenate([share[step][name] for share in shares]), values)
+            np.testing.assert_array_equal(
+                np.concatenate([share[step][name] for share in shares]), values
+            )
 
 
 def test_a_process_by_itself_is_a_team(random_patches):
     team = workers.Team(tf.distribute.get_strategy())
     assert (team.count, team.chief, team.gathered(7)) == (1, True, [7])
     batch = next(iter(team.batches(random_patches(8), 2, 0, True, 0)))
-    np.testing.assert_array_equal(batch["image"], next(iter(batches(random_patches(8), 2, 0, True)))["image"])
+    np.testing.assert_array_equal(
+        batch["image"], next(iter(batches(random_patches(8), 2, 0, True)))["image"]
+    )
     with pytest.raises(tf.errors.UnavailableError), team.watched():
         raise tf.errors.UnavailableError(None, None, "of something else")
 
 
 def test_workers_that_differ_are_told(tiny_can, random_patches):
-    team, experiment, patches = workers.Team(tf.distribute.get_strategy()), tiny_can(), random_patches(4)
+    team = workers.Team(tf.distribute.get_strategy())
+    experiment = tiny_can()
+    patches = random_patches(4)
     team.agree(3, experiment, patches)
     team.gathered = lambda value: [value, 0]
-    with pytest.raises(WorkerError, match="would go on from the steps 0 and 3; the output folder must be one"):
+    with pytest.raises(
+        WorkerError, match="would go on from the steps 0 and 3; the output folder must be one"
+    ):
         team.agree(3, experiment, patches)
     with pytest.raises(WorkerError, match="the workers' config differ"):
         team.agree(0, experiment, patches)
@@ -306,15 +450,30 @@ def test_workers_that_differ_are_told(tiny_can, random_patches):
 @pytest.mark.parametrize(
     ("error", "who"),
     [
-        (tf.errors.UnavailableError(None, None, "The following tasks are unhealthy:\n/job:worker/replica:0/task:3\n"), "worker 3"),
-        (tf.errors.UnavailableError(None, None, "remote target /job:chief/replica:0/task:0 while calling"), "chief 0"),
+        (
+            tf.errors.UnavailableError(
+                None, None, "The following tasks are unhealthy:\n/job:worker/replica:0/task:3\n"
+            ),
+            "worker 3",
+        ),
+        (
+            tf.errors.UnavailableError(
+                None, None, "remote target /job:chief/replica:0/task:0 while calling"
+            ),
+            "chief 0",
+        ),
         (tf.errors.InternalError(None, None, "Collective ops is aborted"), "another worker"),
     ],
 )
 def test_a_lost_worker_is_named(error, who):
     team = workers.Team(tf.distribute.get_strategy())
     team.count = 4
-    with pytest.raises(WorkerError, match=f"^{who} is gone .* the same command on all 4 workers goes on"), team.watched():
+    with (
+        pytest.raises(
+            WorkerError, match=f"^{who} is gone .* the same command on all 4 workers goes on"
+        ),
+        team.watched(),
+    ):
         raise error
     with pytest.raises(tf.errors.InvalidArgumentError), team.watched():
         raise tf.errors.InvalidArgumentError(None, None, "a fault of ours")
@@ -326,14 +485,24 @@ def test_a_run_may_go_on_with_another_number_of_workers(tiny_can):
 
 def test_what_many_workers_cannot_do_is_refused():
     workers.refuse(TrainingConfig(), "anything")
-    with pytest.raises(ConfigError, match="^training.strategy=multi_worker: an evaluation is one process's work; leave it out$"):
-        workers.refuse(TrainingConfig(strategy="multi_worker"), "an evaluation is one process's work")
+    with pytest.raises(
+        ConfigError,
+        match="^training.strategy=multi_worker: an evaluation is one process's work; leave it out$",
+    ):
+        workers.refuse(
+            TrainingConfig(strategy="multi_worker"), "an evaluation is one process's work"
+        )
 
 
 @pytest.mark.parametrize(
     ("script", "config", "key", "sentence"),
     [
-        ("train/mask_rcnn.py", "mask_rcnn.yaml", "training.strategy", "the Mask R-CNN of tf-models-official is trained by one process"),
+        (
+            "train/mask_rcnn.py",
+            "mask_rcnn.yaml",
+            "training.strategy",
+            "the Mask R-CNN of tf-models-official is trained by one process",
+        ),
         (
             "evaluate/classification.py",
             "classification.yaml",
@@ -342,9 +511,19 @@ def test_what_many_workers_cannot_do_is_refused():
         ),
     ],
 )
-def test_scripts_of_one_process_say_so(repository, monkeypatch, capsys, script, config, key, sentence):
-    monkeypatch.setattr(sys, "argv", [script, "--config", str(repository / "configs" / config), "--set", f"{key}=multi_worker"])
+def test_scripts_of_one_process_say_so(
+    repository, monkeypatch, capsys, script, config, key, sentence
+):
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [script, "--config", str(repository / "configs" / config), "--set", f"{key}=multi_worker"],
+    )
     main = runpy.run_path(str(repository / script), run_name="imported")["main"]
     with pytest.raises(SystemExit) as stop:
         cli.run(main)
-    assert stop.value.code == 2 and capsys.readouterr().err == f"error: training.strategy=multi_worker: {sentence}; leave it out\n"
+    assert (
+        stop.value.code == 2
+        and capsys.readouterr().err
+        == f"error: training.strategy=multi_worker: {sentence}; leave it out\n"
+    )

@@ -5,7 +5,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tfmammo.archives import cbis_ddsm, cdd_cesm, ddsm, dicom, folder, inbreast, mini_mias, optimam, phantom, vindr
+from tfmammo.archives import (
+    cbis_ddsm,
+    cdd_cesm,
+    ddsm,
+    dicom,
+    folder,
+    inbreast,
+    mini_mias,
+    optimam,
+    phantom,
+    vindr,
+)
 from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError
@@ -27,7 +38,9 @@ ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
 
 
 def archive_name(config: DataConfig) -> str:
-    """What is really read: the folder of records, or the archive, or the phantom where no data.root is given."""
+    """What is really read: the folder of records, or the archive, or the phantom where no data.root
+    is given.
+    """
     if config.records:
         return config.records.name
     return config.name if config.root else "phantom"
@@ -36,14 +49,22 @@ def archive_name(config: DataConfig) -> str:
 def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
     """The records of the archive that a config names, no pixel read.
 
-    Args:     config: name, root, and for the phantom phantoms and seed are used. skipped: what the reader leaves out.
-    Raises:   ConfigError: data.name is unknown or data.root does not exist. ArchiveError: data.root is no such archive.
+    Args:
+        config: Name, root, and for the phantom phantoms and seed are used.
+        skipped: What the reader leaves out.
+
+    Raises:
+        ConfigError: data.name is unknown or data.root does not exist.
+        ArchiveError: data.root is no such archive.
     """
     if config.name not in ARCHIVES:
         raise ConfigError(f"data.name: {config.name} is none of {', '.join(sorted(ARCHIVES))}")
     if config.root is None or config.name == "phantom":
         if config.name != "phantom":
-            log.info("data.root is not set: taking the phantom (synthetic mammograms) instead of %s", config.name)
+            log.info(
+                "data.root is not set: taking the phantom (synthetic mammograms) instead of %s",
+                config.name,
+            )
         return phantom.read(None, skipped, count=config.phantoms, seed=config.seed)
     if not config.root.is_dir():
         raise ConfigError(f"data.root: no such folder: {config.root}")
@@ -54,9 +75,11 @@ def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
 def stored(mammogram: Mammogram) -> Stored:
     """A mammogram's grey values as its file stores them.
 
-    Of a file that holds neither DICOM nor whole numbers over 2^bits - 1 (film as optical density, the phantom) its pixels in 16 bits.
+    Of a file that holds neither DICOM nor whole numbers over 2^bits - 1 (film as optical density,
+    the phantom) its pixels in 16 bits.
 
-    Raises:   ArchiveError: its pixels can't be read.
+    Raises:
+        ArchiveError: Its pixels can't be read.
     """
     read = mammogram.read
     if isinstance(read, partial) and read.func is dicom.read_pixels:
@@ -66,9 +89,16 @@ def stored(mammogram: Mammogram) -> Stored:
 
 def files_of(mammogram: Mammogram) -> list[Path]:
     """Every file that a mammogram's pixels and masks may be read from, each once."""
-    reads = [mammogram.read, *(lesion.read for lesion in mammogram.lesions if isinstance(lesion, MaskedLesion))]
+    reads = [
+        mammogram.read,
+        *(lesion.read for lesion in mammogram.lesions if isinstance(lesion, MaskedLesion)),
+    ]
     arguments = [argument for read in reads if isinstance(read, partial) for argument in read.args]
-    flat = [one for argument in arguments for one in (argument if isinstance(argument, tuple) else (argument,))]
+    flat = [
+        one
+        for argument in arguments
+        for one in (argument if isinstance(argument, tuple) else (argument,))
+    ]
     return list(dict.fromkeys(one for one in flat if isinstance(one, Path)))
 
 

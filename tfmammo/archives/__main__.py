@@ -1,9 +1,12 @@
-"""Look at an archive before anything is trained on it: what it holds, what was left out and why, and how it looks.
+"""Look at an archive before anything is trained on it: what it holds, what was left out
+and why, and how it looks.
 
 python -m tfmammo.archives cbis_ddsm DIR --sheet sheet.png
-python -m tfmammo.archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv have them, and their files
+python -m tfmammo.archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv
+                        have them, and their files
 
-Every mask in a file of its own is read, so that those of a wrong size or without a lesion are found now; --quick leaves that out.
+Every mask in a file of its own is read, so that those of a wrong size or without a lesion are found
+now; --quick leaves that out.
 """
 
 from __future__ import annotations
@@ -38,8 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _parser().parse_args(arguments)
 
     def look() -> None:
-        console, skipped = Console(), Skipped()
-        found = mammograms(DataConfig(name=chosen.name, root=chosen.root, seed=chosen.seed), skipped)
+        console = Console()
+        skipped = Skipped()
+        found = mammograms(
+            DataConfig(name=chosen.name, root=chosen.root, seed=chosen.seed), skipped
+        )
         if chosen.list:
             write_list(found, skipped, sys.stdout)
             return
@@ -55,23 +61,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_masks(found: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
-    """Read every mask that stands in a file of its own; how many can't be used, by what is wrong with them.
+    """Read every mask that stands in a file of its own; how many can't be used, by what is wrong
+    with them.
 
-    Args:     skipped: takes each of them with its reason.
+    Args:
+        skipped: Takes each of them with its reason.
     """
-    masked = [(one, lesion) for one in found for lesion in one.lesions if isinstance(lesion, MaskedLesion)]
+    masked = [
+        (one, lesion) for one in found for lesion in one.lesions if isinstance(lesion, MaskedLesion)
+    ]
     faults: Counter[str] = Counter()
-    for mammogram, lesion in track(masked, "reading masks", transient=True, disable=len(masked) < SHOWN, console=Console(stderr=True)):
+    for mammogram, lesion in track(
+        masked,
+        "reading masks",
+        transient=True,
+        disable=len(masked) < SHOWN,
+        console=Console(stderr=True),
+    ):
         try:
             mask = lesion.read()
             if mask.shape != (mammogram.rows, mammogram.cols):
-                raise ArchiveError(f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {mammogram.rows} x {mammogram.cols}")
+                raise ArchiveError(
+                    f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {mammogram.rows} "
+                    f"x {mammogram.cols}"
+                )
             if not mask.any():
                 raise ArchiveError("its mask marks nothing")
         except ArchiveError as error:
             skipped.add(mammogram.image_id, error)
             words = str(error)
-            faults["empty" if "nothing" in words else "of a wrong size" if " px" in words else "unreadable"] += 1
+            faults[
+                "empty"
+                if "nothing" in words
+                else "of a wrong size"
+                if " px" in words
+                else "unreadable"
+            ] += 1
     return faults
 
 
@@ -84,7 +109,8 @@ def write_list(found: Sequence[Mammogram], skipped: Skipped, stream: TextIO) -> 
     rows.writerow(("pseudonym", "patient", "file", "left out"))
     for mammogram in found:
         rows.writerows(
-            (mammogram.image_id, mammogram.patient_id, harmless(_beneath(path, skipped.root)), "") for path in files_of(mammogram)
+            (mammogram.image_id, mammogram.patient_id, harmless(_beneath(path, skipped.root)), "")
+            for path in files_of(mammogram)
         )
     for file, reason in skipped.reasons.items():
         rows.writerow((*without_names({file: ""}, None), "", harmless(file), harmless(reason)))
@@ -97,45 +123,83 @@ def _beneath(path: Path, root: Path | None) -> str:
 def summary(found: Sequence[Mammogram], name: str, faults: Counter[str] | None = None) -> Table:
     """How many images, patients and lesions there are, of which kinds; no pixel is read.
 
-    Args:     faults: of `check_masks`.
+    Args:
+        faults: Of `check_masks`.
     """
-    table = Table(title=f"{name}: {len(found):,} mammograms of {len({m.patient_id for m in found}):,} patients", show_header=False)
+    table = Table(
+        title=f"{name}: {len(found):,} mammograms of {len({m.patient_id for m in found}):,} "
+        "patients",
+        show_header=False,
+    )
     lesions = [lesion for mammogram in found for lesion in mammogram.lesions]
-    located = Counter("mask file" if isinstance(x, MaskedLesion) else "outline" if x.outlines else "box" for x in lesions)
+    located = Counter(
+        "mask file" if isinstance(x, MaskedLesion) else "outline" if x.outlines else "box"
+        for x in lesions
+    )
     rows: dict[str, Counter[str]] = {
         "view": Counter(f"{m.laterality or '?'} {m.view or '?'}" for m in found),
         "pathology": Counter(m.pathology or "not stated" for m in found),
         "official split": Counter(m.official_split or "none" for m in found),
         "density": Counter(m.density or "not stated" for m in found),
         "spacing, mm": Counter(f"{m.spacing[0]:g}" if m.spacing else "not stated" for m in found),
-        "lesions": Counter({"images with": sum(bool(m.lesions) for m in found), "images without": sum(not m.lesions for m in found)}),
+        "lesions": Counter(
+            {
+                "images with": sum(bool(m.lesions) for m in found),
+                "images without": sum(not m.lesions for m in found),
+            }
+        ),
         **{
-            kind: Counter(lesion.pathology or "not stated" for lesion in lesions if lesion.kind == kind)
+            kind: Counter(
+                lesion.pathology or "not stated" for lesion in lesions if lesion.kind == kind
+            )
             for kind in sorted({lesion.kind for lesion in lesions})
         },
         "lesions given by": located,
         **({"masks that can't be used": faults} if faults else {}),
-        "uncertain kind": Counter({"lesions": sum(not lesion.kind_is_certain for lesion in lesions)}),
+        "uncertain kind": Counter(
+            {"lesions": sum(not lesion.kind_is_certain for lesion in lesions)}
+        ),
     }
     for heading, counts in rows.items():
-        table.add_row(heading, ", ".join(f"{count:,} {word}" for word, count in counts.most_common(8)))
+        table.add_row(
+            heading, ", ".join(f"{count:,} {word}" for word, count in counts.most_common(8))
+        )
     return table
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(prog="python -m tfmammo.archives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(
+        prog="python -m tfmammo.archives",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", choices=sorted(ARCHIVES), help="which archive")
     parser.add_argument("root", type=Path, nargs="?", help="its folder; the phantom has none")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw a contact sheet with the lesions' outlines")
-    parser.add_argument("--images", type=int, default=36, help="how many mammograms the sheet shows (default 36, those with lesions first)")
+    parser.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="draw a contact sheet with the lesions' outlines"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=36,
+        help="how many mammograms the sheet shows (default 36, those with lesions first)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
-    parser.add_argument("--list", action="store_true", help="print which file is behind each pseudonym, and nothing else")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="print which file is behind each pseudonym, and nothing else",
+    )
     parser.add_argument("--quick", action="store_true", help="read no mask")
-    parser.add_argument("--skipped", type=Path, metavar="CSV", help="write every left-out file with its reason")
+    parser.add_argument(
+        "--skipped", type=Path, metavar="CSV", help="write every left-out file with its reason"
+    )
     return parser
 
 
-def _write_sheet(found: Sequence[Mammogram], path: Path, images: int, seed: int, skipped: Skipped) -> None:
+def _write_sheet(
+    found: Sequence[Mammogram], path: Path, images: int, seed: int, skipped: Skipped
+) -> None:
     order = np.random.default_rng(seed).permutation(len(found))
     shown = sorted(order[np.argsort([not found[i].lesions for i in order], kind="stable")][:images])
     sheet = contact_sheet((found[i] for i in shown), skipped)
@@ -151,11 +215,17 @@ def _write_sheet(found: Sequence[Mammogram], path: Path, images: int, seed: int,
 def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Path | None) -> None:
     if not skipped:
         return
-    console.print(f"left out, wholly or in part: {by_reader:,} by the reader, {len(skipped) - by_reader:,} while drawing")
+    console.print(
+        f"left out, wholly or in part: {by_reader:,} by the reader, {len(skipped) - by_reader:,} "
+        "while drawing"
+    )
     for name, reason in list(skipped.reasons.items())[:SHOWN]:
         console.print(f"  {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if len(skipped) > SHOWN:
-        console.print(f"  ... and {len(skipped) - SHOWN:,} more" + ("" if file else " (--skipped FILE.csv writes them all)"))
+        console.print(
+            f"  ... and {len(skipped) - SHOWN:,} more"
+            + ("" if file else " (--skipped FILE.csv writes them all)")
+        )
     if file:
         with file.open("w", newline="", encoding="utf-8") as stream:
             rows = [(harmless(file), harmless(reason)) for file, reason in skipped.reasons.items()]

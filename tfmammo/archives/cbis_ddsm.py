@@ -1,33 +1,47 @@
-"""CBIS-DDSM: scanned film mammograms with a mask for every abnormality, and biopsy-proven pathology.
+"""CBIS-DDSM: scanned film mammograms with a mask for every abnormality, and biopsy-proven
+pathology.
 
-    <anywhere beneath root>/{mass,calc}_case_description_{train,test}_set.csv          all four, or some
+    <anywhere beneath root>/{mass,calc}_case_description_{train,test}_set.csv          all four, or
+    some
                             Mass-Training_P_00001_LEFT_CC/<study>/<series>/1-1.dcm     the mammogram
-                            Mass-Training_P_00001_LEFT_CC_1/<study>/<series>/1-2.dcm   mask and crop of abnormality 1
+                            Mass-Training_P_00001_LEFT_CC_1/<study>/<series>/1-2.dcm   mask and crop
+                            of abnormality 1
 
-What counts is the folder that names set, patient, side and view: every download tool keeps it, while those beneath it and
-the files are called by UIDs, by "1.000000-ROI mask images-12345", 000000.dcm or 1-1.dcm. A tree by series UIDs alone is
-joined by the UIDs in the tables' paths; those paths serve no other purpose. One record is one folder of a mammogram, one
-lesion one row of a table. A row whose image was not downloaded is counted, in one note per table.
+What counts is the folder that names set, patient, side and view: every download tool keeps it,
+while those beneath it and the files are called by UIDs, by "1.000000-ROI mask images-12345",
+000000.dcm or 1-1.dcm. A tree by series UIDs alone is joined by the UIDs in the tables' paths; those
+paths serve no other purpose. One record is one folder of a mammogram, one lesion one row of a
+table. A row whose image was not downloaded is counted, in one note per table.
 
 What the archive leaves open, and what was chosen:
 
-- Mask and crop of an abnormality lie side by side and the tables exchange some of them, so the tables are not asked. A
-  file that SeriesDescription calls a crop is no mask; any other is one if it holds two grey values and its aspect ratio is
-  the image's within 1 %; a described mask comes before an undescribed one, and the size nearest to the image's first. This is
+- Mask and crop of an abnormality lie side by side and the tables exchange some of them, so the
+  tables are not asked. A
+  file that SeriesDescription calls a crop is no mask; any other is one if it holds two grey values
+  and its aspect ratio is
+  the image's within 1 %; a described mask comes before an undescribed one, and the size nearest to
+  the image's first. This is
   decided when a mask is first used, because indexing reads headers of mammograms alone.
-- Some masks have another size than their mammogram: they are resampled to the nearest pixel. If the aspect ratio differs, no one
+- Some masks have another size than their mammogram: they are resampled to the nearest pixel. If the
+  aspect ratio differs, no one
   knows where the lesion lies, and using it raises ArchiveError.
-- The mass tables' shapes include distortion and asymmetry. Kind stays "mass", as the table's own abnormality type says, and
-  is uncertain where the shape names nothing else. Shape and margin are the tables' words in lower case, several joined by "-";
+- The mass tables' shapes include distortion and asymmetry. Kind stays "mass", as the table's own
+  abnormality type says, and
+  is uncertain where the shape names nothing else. Shape and margin are the tables' words in lower
+  case, several joined by "-";
   a calcification's shape is its calc type, it has no margin, and its distribution is not kept.
-- BENIGN_WITHOUT_CALLBACK is benign. An image's BI-RADS is the highest of its rows, 0 (incomplete) the lowest. Density 0 is
-  no category and becomes None. Subtlety is not kept. Pixel spacing is not in the files, so it is None.
-- Masses and calcifications were split each by itself: 31 patients train in one set and test in the other. Both sets
-  give a patient the same patient_id, so that a split by patient, or a check of the official one, sees it. Some mammograms
+- BENIGN_WITHOUT_CALLBACK is benign. An image's BI-RADS is the highest of its rows, 0 (incomplete)
+  the lowest. Density 0 is
+  no category and becomes None. Subtlety is not kept. Pixel spacing is not in the files, so it is
+  None.
+- Masses and calcifications were split each by itself: 31 patients train in one set and test in the
+  other. Both sets
+  give a patient the same patient_id, so that a split by patient, or a check of the official one,
+  sees it. Some mammograms
   are in both sets, under two image_ids, each with the lesions of its set.
 
-Source: Lee et al., A curated mammography data set for use in computer-aided detection and diagnosis research, Scientific
-Data 4 (2017) 170177.
+Source: Lee et al., A curated mammography data set for use in computer-aided detection and diagnosis
+research, Scientific Data 4 (2017) 170177.
 """
 
 from __future__ import annotations
@@ -47,25 +61,54 @@ from numpy.typing import NDArray
 from tfmammo.archives import dicom
 from tfmammo.archives.files import beneath
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Laterality, Mammogram, MaskedLesion, Pathology, Skipped, Split, View, hashed_id
+from tfmammo.mammogram import (
+    Laterality,
+    Mammogram,
+    MaskedLesion,
+    Pathology,
+    Skipped,
+    Split,
+    View,
+    hashed_id,
+)
 
 _TABLE = re.compile(r"(mass|calc)_case_description_(train|test)_set\.csv", re.IGNORECASE)
-_FOLDER = re.compile(r"(?:Mass|Calc)-(?:Training|Test)_P_[0-9]+_(?:LEFT|RIGHT)_(?:CC|MLO)(?:_[0-9]+)?")
+_FOLDER = re.compile(
+    r"(?:Mass|Calc)-(?:Training|Test)_P_[0-9]+_(?:LEFT|RIGHT)_(?:CC|MLO)(?:_[0-9]+)?"
+)
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+){3,}")
-_COLUMNS = ("patient_id", "breast_density", "left_or_right_breast", "image_view", "abnormality_id", "assessment", "pathology")
+_COLUMNS = (
+    "patient_id",
+    "breast_density",
+    "left_or_right_breast",
+    "image_view",
+    "abnormality_id",
+    "assessment",
+    "pathology",
+)
 _LATERALITIES: dict[str, Laterality] = {"LEFT": "L", "RIGHT": "R"}
 _VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
-_PATHOLOGIES: dict[str, Pathology] = {"BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign", "MALIGNANT": "malignant"}
+_PATHOLOGIES: dict[str, Pathology] = {
+    "BENIGN": "benign",
+    "BENIGN_WITHOUT_CALLBACK": "benign",
+    "MALIGNANT": "malignant",
+}
 _NO_MASS = {"architectural_distortion", "focal_asymmetric_density", "asymmetric_breast_tissue"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One abnormality of one image, as a row of a case-description table states it; None where it is silent.
+    """One abnormality of one image, as a row of a case-description table states it; None where it
+    is silent.
 
-    kind, split: of the table. patient_id: a pseudonym. folder: the image's, "Mass-Training_P_00001_LEFT_CC". abnormality:
-    its number in the image, whose mask and crop are in `lesion_folder`. shape: of a mass, or the type of a calcification.
-    paths: of image, crop and mask as printed, the last two exchanged in places.
+    Attributes:
+        kind: Of the table.
+        split: Of the table.
+        patient_id: A pseudonym.
+        folder: The image's, "Mass-Training_P_00001_LEFT_CC".
+        abnormality: Its number in the image, whose mask and crop are in `lesion_folder`.
+        shape: Of a mass, or the type of a calcification.
+        paths: Of image, crop and mask as printed, the last two exchanged in places.
     """
 
     kind: Literal["mass", "calcification"]
@@ -91,9 +134,16 @@ class Row:
 def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
     """The rows of the case-description tables; no DICOM file is needed or read.
 
-    Args:     root: a folder that holds one to four tables at any depth. skipped: takes what was left out, and why.
-    Returns:  the rows in their order, calc-test, calc-train, mass-test, mass-train where all lie in one folder.
-    Raises:   ArchiveError: `root` is no folder, holds no table, or none with a readable row.
+    Args:
+        root: A folder that holds one to four tables at any depth.
+        skipped: Takes what was left out, and why.
+
+    Returns:
+        The rows in their order, calc-test, calc-train, mass-test, mass-train where all lie in one
+        folder.
+
+    Raises:
+        ArchiveError: `root` is no folder, holds no table, or none with a readable row.
     """
     root = Path(root)
     by_table = _read_tables(root, _find(root)[0], Skipped() if skipped is None else skipped)
@@ -101,13 +151,22 @@ def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of a CBIS-DDSM folder, in the tables' order; their headers are read, no pixel and no mask is.
+    """The mammograms of a CBIS-DDSM folder, in the tables' order; their headers are read, no pixel
+    and no mask is.
 
-    Args:     root: the folder that holds tables and DICOM folders at any depth. skipped: takes what was left out, and why.
-    Returns:  one record per image that is there and readable, with a MaskedLesion per row, even where its mask is missing.
-    Raises:   ArchiveError: as `tables`, or none of the images is there and readable.
+    Args:
+        root: The folder that holds tables and DICOM folders at any depth.
+        skipped: Takes what was left out, and why.
+
+    Returns:
+        One record per image that is there and readable, with a MaskedLesion per row, even where its
+        mask is missing.
+
+    Raises:
+        ArchiveError: As `tables`, or none of the images is there and readable.
     """
-    root, skipped = Path(root), Skipped() if skipped is None else skipped
+    root = Path(root)
+    skipped = Skipped() if skipped is None else skipped
     found, dicoms = _find(root)
     by_table = _read_tables(root, found, skipped)
     files = _by_folder(root, dicoms, [row for rows in by_table.values() for row in rows], skipped)
@@ -115,7 +174,10 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     for table, rows in by_table.items():
         mammograms += _mammograms(root, table, rows, files, skipped)
     if not mammograms:
-        raise ArchiveError(f"{root}: none of the images that its tables name is there and readable ({len(dicoms)} DICOM files found)")
+        raise ArchiveError(
+            f"{root}: none of the images that its tables name is there and readable "
+            f"({len(dicoms)} DICOM files found)"
+        )
     return mammograms
 
 
@@ -124,13 +186,18 @@ def _find(root: Path) -> tuple[list[Path], list[Path]]:
     if not root.is_dir():
         raise ArchiveError(f"{root}: is no folder")
     paths = list(beneath(root))
-    return [path for path in paths if _TABLE.fullmatch(path.name)], [path for path in paths if path.suffix.lower() == ".dcm"]
+    return [path for path in paths if _TABLE.fullmatch(path.name)], [
+        path for path in paths if path.suffix.lower() == ".dcm"
+    ]
 
 
 def _read_tables(root: Path, paths: list[Path], skipped: Skipped) -> dict[Path, list[Row]]:
     """The rows of each table; what can't be read is noted, all damaged rows of a table together."""
     if not paths:
-        raise ArchiveError(f"{root}: is no CBIS-DDSM archive, there is no {{mass,calc}}_case_description_{{train,test}}_set.csv")
+        raise ArchiveError(
+            f"{root}: is no CBIS-DDSM archive, there is no "
+            "{mass,calc}_case_description_{train,test}_set.csv"
+        )
     by_table: dict[Path, list[Row]] = {}
     for path in paths:
         try:
@@ -138,12 +205,17 @@ def _read_tables(root: Path, paths: list[Path], skipped: Skipped) -> dict[Path, 
                 raise ArchiveError(f"{path}: is a second table of its name")
             by_table[path], faults, count = _table(path)
             if faults:
-                skipped.add(path.relative_to(root), f"{len(faults)} of its {count} rows left out, the first is {faults[0]}")
+                skipped.add(
+                    path.relative_to(root),
+                    f"{len(faults)} of its {count} rows left out, the first is {faults[0]}",
+                )
         except ArchiveError as error:
             skipped.note(root, path, error)
     if not any(by_table.values()):
         reason = skipped.reasons.get(str(paths[0].relative_to(root)), "it is empty")
-        raise ArchiveError(f"{root}: none of its {len(paths)} tables has a readable row, {paths[0].name}: {reason}")
+        raise ArchiveError(
+            f"{root}: none of its {len(paths)} tables has a readable row, {paths[0].name}: {reason}"
+        )
     return by_table
 
 
@@ -164,13 +236,23 @@ def _table(path: Path) -> tuple[list[Row], list[str], int]:
 
 
 def _records(path: Path) -> list[dict[str, str]]:
-    """Rows by column name, both stripped, as a line break ends a path of every row; names are "breast_density" in one set, with a
-    blank in the other."""
+    """Rows by column name, both stripped, as a line break ends a path of every row; names are
+    "breast_density" in one set, with a blank in the other.
+    """
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.DictReader(file)
-            columns = {name: name.strip().lower().replace(" ", "_") for name in reader.fieldnames or ()}
-            records = [{columns[name]: (text or "").strip() for name, text in row.items() if name in columns} for row in reader]
+            columns = {
+                name: name.strip().lower().replace(" ", "_") for name in reader.fieldnames or ()
+            }
+            records = [
+                {
+                    columns[name]: (text or "").strip()
+                    for name, text in row.items()
+                    if name in columns
+                }
+                for row in reader
+            ]
     except (OSError, csv.Error) as error:
         raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
     missing = [name for name in _COLUMNS if name not in columns.values()]
@@ -180,22 +262,31 @@ def _records(path: Path) -> list[dict[str, str]]:
 
 
 def _row(record: dict[str, str], path: Path) -> Row:
-    """One row. Raises ValueError where it names no image or abnormality; no value is repeated, it may be a patient's."""
+    """One row.
+
+    Raises ValueError where it names no image or abnormality; no value is repeated, it may be a
+    patient's.
+    """
     match = _TABLE.fullmatch(path.name)
     assert match is not None  # as _find has chosen
-    of_masses, of_training = match[1].lower() == "mass", match[2].lower() == "train"
-    patient, side, view, number = (record[name].upper() for name in ("patient_id", "left_or_right_breast", "image_view", "abnormality_id"))
+    of_masses = match[1].lower() == "mass"
+    of_training = match[2].lower() == "train"
+    patient, side, view, number = (
+        record[name].upper()
+        for name in ("patient_id", "left_or_right_breast", "image_view", "abnormality_id")
+    )
     if not re.fullmatch(r"P_[0-9]+", patient):
         raise ValueError("its patient_id is not of the form P_00001")
     if side not in _LATERALITIES or view not in _VIEWS:
         raise ValueError("its side is neither LEFT nor RIGHT or its view neither CC nor MLO")
     if not re.fullmatch(r"[0-9]{1,4}", number):
         raise ValueError("its abnormality id is no number")
+    series = f"{'Mass' if of_masses else 'Calc'}-{'Training' if of_training else 'Test'}"
     return Row(
         kind="mass" if of_masses else "calcification",
         split="train" if of_training else "test",
         patient_id=hashed_id("cbis_ddsm", patient),
-        folder=f"{'Mass' if of_masses else 'Calc'}-{'Training' if of_training else 'Test'}_{patient}_{side}_{view}",
+        folder=f"{series}_{patient}_{side}_{view}",
         laterality=_LATERALITIES[side],
         view=_VIEWS[view],
         abnormality=int(number),
@@ -204,7 +295,11 @@ def _row(record: dict[str, str], path: Path) -> Row:
         pathology=_PATHOLOGIES.get(record["pathology"].upper()),
         birads=_word(record, "assessment"),
         density=_word(record, "breast_density") if record["breast_density"] != "0" else None,
-        paths=(record.get("image_file_path", ""), record.get("cropped_image_file_path", ""), record.get("roi_mask_file_path", "")),
+        paths=(
+            record.get("image_file_path", ""),
+            record.get("cropped_image_file_path", ""),
+            record.get("roi_mask_file_path", ""),
+        ),
     )
 
 
@@ -213,7 +308,9 @@ def _word(record: dict[str, str], column: str) -> str | None:
     return text if text not in ("", "n/a") else None
 
 
-def _by_folder(root: Path, dicoms: list[Path], rows: list[Row], skipped: Skipped) -> dict[str, list[Path]]:
+def _by_folder(
+    root: Path, dicoms: list[Path], rows: list[Row], skipped: Skipped
+) -> dict[str, list[Path]]:
     """The DICOM files of each folder that a row names; the number of all others is noted."""
     known = {folder for row in rows for folder in (row.folder, row.lesion_folder)}
     by_uid = _by_uid(rows)
@@ -222,11 +319,19 @@ def _by_folder(root: Path, dicoms: list[Path], rows: list[Row], skipped: Skipped
     for path in dicoms:
         parents = reversed(path.relative_to(root).parts[:-1])
         folder = next(
-            (part if _FOLDER.fullmatch(part) else by_uid[part] for part in parents if _FOLDER.fullmatch(part) or part in by_uid), ""
+            (
+                part if _FOLDER.fullmatch(part) else by_uid[part]
+                for part in parents
+                if _FOLDER.fullmatch(part) or part in by_uid
+            ),
+            "",
         )
         (files[folder] if folder in known else others).append(path)
     if others:
-        skipped.add(others[0].relative_to(root), f"it and {len(others) - 1} further DICOM files belong to no row of the tables")
+        skipped.add(
+            others[0].relative_to(root),
+            f"it and {len(others) - 1} further DICOM files belong to no row of the tables",
+        )
     return files
 
 
@@ -234,20 +339,27 @@ def _by_uid(rows: Iterable[Row]) -> dict[str, str]:
     """Study and series UIDs in the tables' paths -> the folder they lie in, where it is but one."""
     folders: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        for path, folder in zip(row.paths, (row.folder, row.lesion_folder, row.lesion_folder), strict=True):
+        for path, folder in zip(
+            row.paths, (row.folder, row.lesion_folder, row.lesion_folder), strict=True
+        ):
             for part in path.split("/"):
                 if _UID.fullmatch(part):
                     folders[part].add(folder)
     return {uid: named.pop() for uid, named in folders.items() if len(named) == 1}
 
 
-def _mammograms(root: Path, table: Path, rows: list[Row], files: dict[str, list[Path]], skipped: Skipped) -> list[Mammogram]:
-    """The records of one table's images; rows without files are counted in one note for the table."""
+def _mammograms(
+    root: Path, table: Path, rows: list[Row], files: dict[str, list[Path]], skipped: Skipped
+) -> list[Mammogram]:
+    """The records of one table's images; rows without files are counted in one note for
+    the table.
+    """
     images: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         images[row.folder].append(row)
     mammograms: list[Mammogram] = []
-    absent, maskless = 0, 0
+    absent = 0
+    maskless = 0
     for folder, findings in images.items():
         if folder not in files:
             absent += len(findings)
@@ -257,9 +369,15 @@ def _mammograms(root: Path, table: Path, rows: list[Row], files: dict[str, list[
         if image:
             mammograms.append(_mammogram(*image, findings, files))
     if absent:
-        skipped.add(table.relative_to(root), f"{absent} of its {len(rows)} rows name images that are not here")
+        skipped.add(
+            table.relative_to(root),
+            f"{absent} of its {len(rows)} rows name images that are not here",
+        )
     if maskless:
-        skipped.add(table.relative_to(root), f"{maskless} of its {len(rows)} rows name an image that is here and a mask that is not")
+        skipped.add(
+            table.relative_to(root),
+            f"{maskless} of its {len(rows)} rows name an image that is here and a mask that is not",
+        )
     return mammograms
 
 
@@ -270,7 +388,9 @@ def _image(root: Path, paths: list[Path], skipped: Skipped) -> tuple[Path, dicom
         try:
             header = dicom.read_header(path)
             if _role(header) in ("mask", "crop"):
-                raise ArchiveError(f"{path}: says that it is a {_role(header)}, but lies among the mammograms")
+                raise ArchiveError(
+                    f"{path}: says that it is a {_role(header)}, but lies among the mammograms"
+                )
             if chosen:
                 raise ArchiveError(f"{path}: is a second file of the same image")
             chosen = path, header
@@ -279,8 +399,11 @@ def _image(root: Path, paths: list[Path], skipped: Skipped) -> tuple[Path, dicom
     return chosen
 
 
-def _mammogram(path: Path, header: dicom.Header, rows: list[Row], files: dict[str, list[Path]]) -> Mammogram:
-    first, pathologies = rows[0], {row.pathology for row in rows}
+def _mammogram(
+    path: Path, header: dicom.Header, rows: list[Row], files: dict[str, list[Path]]
+) -> Mammogram:
+    first = rows[0]
+    pathologies = {row.pathology for row in rows}
     return Mammogram(
         archive="cbis_ddsm",
         patient_id=first.patient_id,
@@ -290,7 +413,11 @@ def _mammogram(path: Path, header: dicom.Header, rows: list[Row], files: dict[st
         read=partial(dicom.read_pixels, path, window=False),
         laterality=first.laterality,
         view=first.view,
-        pathology="malignant" if "malignant" in pathologies else "benign" if "benign" in pathologies else None,
+        pathology="malignant"
+        if "malignant" in pathologies
+        else "benign"
+        if "benign" in pathologies
+        else None,
         lesions=tuple(_lesion(row, files.get(row.lesion_folder, []), header) for row in rows),
         birads=max((row.birads for row in rows if row.birads), default=None),
         density=first.density,
@@ -310,17 +437,35 @@ def _lesion(row: Row, paths: list[Path], header: dicom.Header) -> MaskedLesion:
 
 
 def _role(header: dicom.Header) -> Literal["mask", "crop", "full"] | None:
-    """What SeriesDescription ("ROI mask images", "cropped images", "full mammogram images") says; some files have none."""
+    """What SeriesDescription ("ROI mask images", "cropped images", "full mammogram images") says;
+    some files have none.
+    """
     words = (header.series_description or "").lower()
-    return "mask" if "mask" in words else "crop" if "crop" in words else "full" if "full" in words else None
+    return (
+        "mask"
+        if "mask" in words
+        else "crop"
+        if "crop" in words
+        else "full"
+        if "full" in words
+        else None
+    )
 
 
 def _mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray[np.uint8]:
     """An abnormality's region, of whichever of its files is the mask.
 
-    Args:     folder: what the abnormality is called. paths: its files. rows, cols: the mammogram's size.
-    Returns:  uint8 [rows, cols], 0 or 1.
-    Raises:   ArchiveError: none of the files is a mask that fits; says of each why.
+    Args:
+        folder: What the abnormality is called.
+        paths: Its files.
+        rows: The mammogram's size.
+        cols: The mammogram's size.
+
+    Returns:
+        uint8 [rows, cols], 0 or 1.
+
+    Raises:
+        ArchiveError: None of the files is a mask that fits; says of each why.
     """
     candidates: list[tuple[bool, int, Path]] = []
     faults: list[str] = []
@@ -330,7 +475,10 @@ def _mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray
             if _role(header) in ("crop", "full"):
                 raise ArchiveError(f"{path}: is no mask, it says that it is a {_role(header)}")
             if abs(header.rows * cols / (header.cols * rows) - 1) > 0.01:
-                raise ArchiveError(f"{path}: has {header.rows} x {header.cols} px, which don't fit the image's {rows} x {cols}")
+                raise ArchiveError(
+                    f"{path}: has {header.rows} x {header.cols} px, which don't fit the image's "
+                    f"{rows} x {cols}"
+                )
             candidates.append((_role(header) != "mask", abs(header.rows - rows), path))
         except ArchiveError as error:
             faults.append(str(error))
@@ -339,20 +487,29 @@ def _mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray
             return _region(path, rows, cols)
         except ArchiveError as error:
             faults.append(str(error))
-    raise ArchiveError(f"{folder}: has no usable mask ({'; '.join(faults) or 'none of its files is here'})")
+    raise ArchiveError(
+        f"{folder}: has no usable mask ({'; '.join(faults) or 'none of its files is here'})"
+    )
 
 
 def _region(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """The brighter of a file's two grey values, uint8 [rows, cols]. Raises ArchiveError if it has not two."""
+    """The brighter of a file's two grey values, uint8 [rows, cols].
+
+    Raises ArchiveError if it has not two.
+    """
     stored = dicom.read_pixels(path, window=False)[..., 0]
-    low, high = stored.min(), stored.max()
+    low = stored.min()
+    high = stored.max()
     region = stored == high
     if not np.all(region | (stored == low)):
         raise ArchiveError(f"{path}: is no mask, it holds more than two grey values")
     if low == high:
         raise ArchiveError(f"{path}: is a mask that marks nothing")
     # The nearest pixel's centre: index i of the image lies at (i + 0.5) * size / rows of the mask.
-    row, col = (((np.arange(to) + 0.5) * size / to).astype(int) for size, to in zip(stored.shape, (rows, cols), strict=True))
+    row, col = (
+        ((np.arange(to) + 0.5) * size / to).astype(int)
+        for size, to in zip(stored.shape, (rows, cols), strict=True)
+    )
     region = region[np.ix_(row, col)].astype(np.uint8)
     if not region.any():
         raise ArchiveError(f"{path}: marks nothing that is left at the image's size")

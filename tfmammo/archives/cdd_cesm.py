@@ -1,22 +1,30 @@
 """CDD-CESM: JPEGs, a VIA table of hand-drawn regions and a clinical table -> Mammograms.
 
-Only the low-energy images (DM in the file's name) are mammograms; the recombined ones (CM) show contrast medium and are left
-out. What the archive leaves open:
+Only the low-energy images (DM in the file's name) are mammograms; the recombined ones (CM) show
+contrast medium and are left out. What the archive leaves open:
 
-- Regions outline every finding of an image, and only the image has findings: "Architectural distortion and high density
-  mass". Where they name one kind and nothing else, every region is of that kind. Where they name several, regions are
-  called masses if a mass is among them, else the first kind named, and `kind_is_certain` is False; so it is where they
+- Regions outline every finding of an image, and only the image has findings: "Architectural
+  distortion and high density
+  mass". Where they name one kind and nothing else, every region is of that kind. Where they name
+  several, regions are
+  called masses if a mass is among them, else the first kind named, and `kind_is_certain` is False;
+  so it is where they
   name a lesion beside what is none of ours (edema, scar, duct, lymph node), which is outlined too.
-- Pathology, too, is the image's: its lesions carry it where it holds for each, because there is one region or all is benign.
+- Pathology, too, is the image's: its lesions carry it where it holds for each, because there is one
+  region or all is benign.
 - A margin or shape is given to an image's certain masses where the findings name exactly one.
-- Images without a patient in their name can't be kept on one side of a split, and are skipped; but those in a folder
-  `normal` (normal cases handed on as `IM0001_r.jpg`) are kept as images of one common unknown patient, so that no split
+- Images without a patient in their name can't be kept on one side of a split, and are skipped; but
+  those in a folder
+  `normal` (normal cases handed on as `IM0001_r.jpg`) are kept as images of one common unknown
+  patient, so that no split
   can part them.
-- The table's regions are in the originals' px. Of a scaled copy with `masks/NAME.jpg` beside its images, each connected part
-  of the mask is a region instead, but for specks, which JPEG leaves around edges; regions that touch have become one.
+- The table's regions are in the originals' px. Of a scaled copy with `masks/NAME.jpg` beside its
+  images, each connected part
+  of the mask is a region instead, but for specks, which JPEG leaves around edges; regions that
+  touch have become one.
 
-Source: Khaled et al., Categorized contrast enhanced mammography dataset for diagnostic and artificial intelligence
-research, Scientific Data 9 (2022) 122.
+Source: Khaled et al., Categorized contrast enhanced mammography dataset for diagnostic and
+artificial intelligence research, Scientific Data 9 (2022) 122.
 """
 
 from __future__ import annotations
@@ -39,7 +47,16 @@ from PIL.ImageFile import ImageFile
 
 from tfmammo.archives.files import beneath
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Pathology, Skipped, borders, hashed_id, spelling
+from tfmammo.mammogram import (
+    Lesion,
+    LesionKind,
+    Mammogram,
+    Pathology,
+    Skipped,
+    borders,
+    hashed_id,
+    spelling,
+)
 
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 CLINICAL = "Radiology-manual-annotations.csv"
@@ -60,7 +77,10 @@ _KINDS: dict[LesionKind, str] = {
     "asymmetry": r"\bass?ymm?et",
     "distortion": r"\bdistort",
 }
-_OTHER = r"edema|scar\b|operative|\bducts?\b|ductal|\bimln\b|retraction|\bskin\b|\bflap\b|\bclips?\b|bulge|densities"
+_OTHER = (
+    r"edema|scar\b|operative|\bducts?\b|ductal|\bimln\b|retraction|\bskin\b|\bflap\b|\bclips?\b"
+    r"|bulge|densities"
+)
 _MARGINS = {
     "spiculated": r"\bsp[ei]culated",
     "circumscribed": r"\bcircumsc?ribed",
@@ -71,72 +91,119 @@ _MARGINS = {
 _OPEN = ("point", "polyline", "line", "rect")  # shapes of VIA that are no outlines here
 _LARGEST = 2**27  # px; the largest mammograms have 2**25
 _Region = tuple[str, Callable[[], NDArray[np.floating]]]  # what it is called, its outline
-_SHAPES = {"oval": r"\boval\b", "round": r"\bround(ed)?\b", "irregular": r"\birregular\b", "lobulated": r"\blobulated\b"}
+_SHAPES = {
+    "oval": r"\boval\b",
+    "round": r"\bround(ed)?\b",
+    "irregular": r"\birregular\b",
+    "lobulated": r"\blobulated\b",
+}
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the archive's tables and the headers of its JPEGs; no pixel is read but of a scaled copy's masks.
+    """Read the archive's tables and the headers of its JPEGs; no pixel is read but of a scaled
+    copy's masks.
 
-    Args:     root: the folder that holds, at any depth, the JPEGs `P<patient>_<L|R>_<DM|CM>_<CC|MLO>.jpg` and both tables, and a folder
-              `masks` if it is a scaled copy.
-              skipped: what is left out is noted here, by the file's path beneath root.
-    Returns:  the low-energy mammograms in the order of their names; spacing is unknown.
-    Raises:   ArchiveError: no table, a table without the columns read here, or no mammogram.
+    Args:
+        root: The folder that holds, at any depth, the JPEGs `P<patient>_<L|R>_<DM|CM>_<CC|MLO>.jpg`
+            and both tables, and a folder `masks` if it is a scaled copy.
+        skipped: What is left out is noted here, by the file's path beneath root.
+
+    Returns:
+        The low-energy mammograms in the order of their names; spacing is unknown.
+
+    Raises:
+        ArchiveError: No table, a table without the columns read here, or no mammogram.
     """
-    root, skipped = Path(root), Skipped() if skipped is None else skipped
+    root = Path(root)
+    skipped = Skipped() if skipped is None else skipped
     if not root.is_dir():
         raise ArchiveError(f"{root}: is no folder")
     files = sorted(beneath(root))
     drawn = defaultdict(list)
     for row in _table(root, files, REGIONS, _REGION_COLUMNS):
         drawn[Path(spelling(row["#filename"])).stem].append(row)
-    clinical = {spelling(row["Image_name"]): row for row in _table(root, files, CLINICAL, _CLINICAL_COLUMNS)}
+    clinical = {
+        spelling(row["Image_name"]): row for row in _table(root, files, CLINICAL, _CLINICAL_COLUMNS)
+    }
     masks = {path.stem: path for path in files if path.parent.name == MASKS}
-    paths = [path for path in files if path.suffix.lower() in (".jpg", ".jpeg") and path.parent.name != MASKS]
+    paths = [
+        path
+        for path in files
+        if path.suffix.lower() in (".jpg", ".jpeg") and path.parent.name != MASKS
+    ]
     mammograms = []
     for path, name in _low_energy([path for path in paths if not _is_normal(path)], root, skipped):
         regions = masks.get(name[0], drawn[name[0]])
-        mammogram = _mammogram(path, name, str(path.relative_to(root)), clinical.get(name[0]), regions, skipped)
+        mammogram = _mammogram(
+            path, name, str(path.relative_to(root)), clinical.get(name[0]), regions, skipped
+        )
         if mammogram:
             mammograms.append(mammogram)
-    mammograms += [mammogram for path in paths if _is_normal(path) and (mammogram := _normal(path, root, skipped))]
+    mammograms += [
+        mammogram
+        for path in paths
+        if _is_normal(path) and (mammogram := _normal(path, root, skipped))
+    ]
     if not mammograms:
-        raise ArchiveError(f"{root}: holds no readable P<patient>_<L|R>_DM_<CC|MLO>.jpg ({len(skipped)} files skipped)")
+        raise ArchiveError(
+            f"{root}: holds no readable P<patient>_<L|R>_DM_<CC|MLO>.jpg ({len(skipped)} files "
+            "skipped)"
+        )
     return mammograms
 
 
 def kinds_named(findings: str) -> list[LesionKind]:
     """Which lesions a text of findings names.
 
-    Args:     findings: the clinical table's words; several are joined by `$`, "and" or "with".
-    Returns:  the kinds in the order of their first mention; "non mass" is no mass.
+    Args:
+        findings: The clinical table's words; several are joined by `$`, "and" or "with".
+
+    Returns:
+        The kinds in the order of their first mention; "non mass" is no mass.
     """
     text = re.sub(r"\bnon[- ]?mass\w*", "", findings.lower())
-    found = {kind: match.start() for kind, pattern in _KINDS.items() if (match := re.search(pattern, text))}
+    found = {
+        kind: match.start()
+        for kind, pattern in _KINDS.items()
+        if (match := re.search(pattern, text))
+    }
     return sorted(found, key=found.__getitem__)
 
 
-def _table(root: Path, files: list[Path], name: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def _table(
+    root: Path, files: list[Path], name: str, columns: tuple[str, ...]
+) -> list[dict[str, str]]:
     path = next((path for path in files if path.name == name), None)
     if path is None:
         raise ArchiveError(f"{root}: {name} is missing (an .xlsx sheet must be saved as CSV)")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(file)]
+            rows = [
+                {k.strip(): (v or "").strip() for k, v in row.items() if k}
+                for row in csv.DictReader(file)
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
     missing = [column for column in columns if not rows or column not in rows[0]]
     if missing:
-        raise ArchiveError(f"{path}: has no {', '.join(missing)}" if rows else f"{path}: has no rows")
+        raise ArchiveError(
+            f"{path}: has no {', '.join(missing)}" if rows else f"{path}: has no rows"
+        )
     return rows
 
 
-def _low_energy(paths: list[Path], root: Path, skipped: Skipped) -> Iterator[tuple[Path, re.Match[str]]]:
-    contrast, seen = 0, set()
+def _low_energy(
+    paths: list[Path], root: Path, skipped: Skipped
+) -> Iterator[tuple[Path, re.Match[str]]]:
+    contrast = 0
+    seen = set()
     for path in paths:
         name = _NAME.fullmatch(path.stem)
         if not name:
-            skipped.add(path.relative_to(root), "its name says no patient, side and view, so it can't be split by patient")
+            skipped.add(
+                path.relative_to(root),
+                "its name says no patient, side and view, so it can't be split by patient",
+            )
         elif name[3] == "CM":
             contrast += 1
         elif name[0] in seen:
@@ -149,7 +216,12 @@ def _low_energy(paths: list[Path], root: Path, skipped: Skipped) -> Iterator[tup
 
 
 def _mammogram(
-    path: Path, name: re.Match[str], file: str, row: dict[str, str] | None, drawn: list[dict[str, str]] | Path, skipped: Skipped
+    path: Path,
+    name: re.Match[str],
+    file: str,
+    row: dict[str, str] | None,
+    drawn: list[dict[str, str]] | Path,
+    skipped: Skipped,
 ) -> Mammogram | None:
     if row is None:
         skipped.add(file, f"{CLINICAL} does not name it")
@@ -226,24 +298,35 @@ def _drawn(rows: list[dict[str, str]]) -> list[_Region]:
 def _parts(path: Path, rows: int, cols: int) -> list[_Region]:
     mask = _pixels(path)[..., 0] > 0.5
     if mask.shape != (rows, cols):
-        raise ArchiveError(f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {rows} x {cols}")
+        raise ArchiveError(
+            f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {rows} x {cols}"
+        )
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     large = [part for part in range(1, count) if statistics[part, cv2.CC_STAT_AREA] >= SPECK]
     if len(large) > MOST_PARTS:
         raise ArchiveError(f"its mask has {len(large)} parts, which no radiologist drew")
-    return [(f"part {part}", partial(_border, labels, part, *statistics[part, :4].tolist())) for part in large]
+    return [
+        (f"part {part}", partial(_border, labels, part, *statistics[part, :4].tolist()))
+        for part in large
+    ]
 
 
-def _border(labels: NDArray[np.int32], part: int, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
+def _border(
+    labels: NDArray[np.int32], part: int, left: int, top: int, width: int, height: int
+) -> NDArray[np.float32]:
     (outline,) = borders(labels[top : top + height, left : left + width] == part)
     return outline + np.array([top, left], np.float32)
 
 
-def _lesions(row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped) -> tuple[Lesion, ...]:
+def _lesions(
+    row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped
+) -> tuple[Lesion, ...]:
     findings = row["Findings"]
     kinds = kinds_named(findings)
     if regions and not kinds:
-        skipped.add(file, f"its {len(regions)} regions outline none of our lesions (findings: {findings!r})")
+        skipped.add(
+            file, f"its {len(regions)} regions outline none of our lesions (findings: {findings!r})"
+        )
         return ()
     certain = len(kinds) == 1 and not re.search(_OTHER, findings.lower())
     details: dict[str, Any] = {"kind_is_certain": certain}
@@ -254,7 +337,11 @@ def _lesions(row: dict[str, str], regions: list[_Region], rows: int, cols: int, 
     lesions = []
     for region, outline in regions:
         try:
-            lesions.append(Lesion.from_outline("mass" if "mass" in kinds else kinds[0], outline(), rows, cols, **details))
+            lesions.append(
+                Lesion.from_outline(
+                    "mass" if "mass" in kinds else kinds[0], outline(), rows, cols, **details
+                )
+            )
         except ValueError as error:
             skipped.add(file, f"{region}: {error}")
     return tuple(lesions)
@@ -269,39 +356,56 @@ def _outline(attributes: str) -> NDArray[np.float64]:
     try:
         shape = json.loads(attributes)
         if shape["name"] == "polygon":
-            return np.asarray(list(zip(shape["all_points_y"], shape["all_points_x"], strict=True)), np.float64)
+            return np.asarray(
+                list(zip(shape["all_points_y"], shape["all_points_x"], strict=True)), np.float64
+            )
         if shape["name"] in ("ellipse", "circle"):
             return _ellipse(shape)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ValueError("its shape is not what VIA writes") from None
-    raise ValueError(f"a {shape['name'] if shape['name'] in _OPEN else 'shape of unknown name'} encloses nothing")
+    raise ValueError(
+        f"a {shape['name'] if shape['name'] in _OPEN else 'shape of unknown name'} encloses nothing"
+    )
 
 
 def _ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
-    radius_x, radius_y = (shape["r"], shape["r"]) if shape["name"] == "circle" else (shape["rx"], shape["ry"])
+    radius_x, radius_y = (
+        (shape["r"], shape["r"]) if shape["name"] == "circle" else (shape["rx"], shape["ry"])
+    )
     if min(radius_x, radius_y) <= 0:
         raise ValueError
-    angle, turned = np.linspace(0, 2 * np.pi, 90, endpoint=False), shape.get("theta", 0.0)
-    along, across = radius_x * np.cos(angle), radius_y * np.sin(angle)
+    angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
+    turned = shape.get("theta", 0.0)
+    along = radius_x * np.cos(angle)
+    across = radius_y * np.sin(angle)
     col = shape["cx"] + along * np.cos(turned) - across * np.sin(turned)
     row = shape["cy"] + along * np.sin(turned) + across * np.cos(turned)
     return np.stack([row, col], axis=1)
 
 
 def _pixels(path: Path) -> NDArray[np.float32]:
-    with _opened(path) as image:  # OpenCV fills the rest of a truncated JPEG with grey and says nothing
+    # OpenCV fills the rest of a truncated JPEG with grey and says nothing
+    with _opened(path) as image:
         return np.asarray(image.convert("L"), np.float32)[..., None] / np.float32(255)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile]:
-    """One JPEG, or a mask as PNG, its header read. Whatever goes wrong while it is open becomes an ArchiveError."""
+    """One JPEG, or a mask as PNG, its header read.
+
+    Whatever goes wrong while it is open becomes an ArchiveError.
+    """
     try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:  # Pillow knows formats that run other programs
+        # Pillow knows formats that run other programs
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
             if image.width * image.height > _LARGEST:
-                raise ArchiveError(f"{path}: {image.height} x {image.width} px are more than a mammogram has")
+                raise ArchiveError(
+                    f"{path}: {image.height} x {image.width} px are more than a mammogram has"
+                )
             yield image
     except ArchiveError:
         raise
     except Exception as error:  # Pillow answers damaged files with exceptions of any class
-        raise ArchiveError(f"{path}: the JPEG can't be decoded ({error.__class__.__name__})") from None
+        raise ArchiveError(
+            f"{path}: the JPEG can't be decoded ({error.__class__.__name__})"
+        ) from None

@@ -1,7 +1,8 @@
 """COCO annotations -> lesions: polygons, run-length encodings (RLE, compressed or not) and boxes.
 
-Coordinates count from the image's corner: the first pixel's centre is (0.5, 0.5) there and (0, 0) here. Everything is
-checked here and decoded without pycocotools, whose C code trusts what it is given.
+Coordinates count from the image's corner: the first pixel's centre is (0.5, 0.5) there and (0, 0)
+here. Everything is checked here and decoded without pycocotools, whose C code trusts what it is
+given.
 
 Source: cocodataset.org, Data format; common/maskApi.c of the COCO API for the compressed RLE.
 """
@@ -36,12 +37,19 @@ KINDS: dict[str, LesionKind] = {
 
 
 class Contradiction(ArchiveError):
-    """The annotations are of another size than their image, so that none of their coordinates can be trusted."""
+    """The annotations are of another size than their image, so that none of their coordinates can
+    be trusted.
+    """
 
 
 @dataclass
 class Listed:
-    """One image of a COCO file. size: (rows, cols) as stated, or None. annotations: each with its kind."""
+    """One image of a COCO file.
+
+    Attributes:
+        size: (rows, cols) as stated, or None.
+        annotations: Each with its kind.
+    """
 
     size: tuple[int, int] | None
     annotations: list[tuple[LesionKind, dict[str, Any]]] = field(default_factory=list)
@@ -50,17 +58,36 @@ class Listed:
 def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> dict[str, Listed]:
     """The images of a COCO file, each with its annotations of our kinds.
 
-    Args:     path: the JSON file. key: turns a file_name into the image's key, or raises ValueError with the reason.
-              note: takes what was left out: annotations of other categories, or of images that are not listed.
-    Raises:   ArchiveError: no COCO file, a file_name that `key` refuses, or an image or id that is listed twice.
+    Args:
+        path: The JSON file.
+        key: Turns a file_name into the image's key, or raises ValueError with the reason.
+        note: Takes what was left out: annotations of other categories, or of images that are not
+            listed.
+
+    Raises:
+        ArchiveError: No COCO file, a file_name that `key` refuses, or an image or id that is listed
+            twice.
     """
     try:
         content = json.loads(path.read_bytes())
         names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
-        images = [(entry["id"], str(entry["file_name"]), _size(entry)) for entry in content["images"]]
+        images = [
+            (entry["id"], str(entry["file_name"]), _size(entry)) for entry in content["images"]
+        ]
         by_id: dict[Any, str] = {number: name for number, name, _ in images}
-        annotations = [(by_id.get(entry["image_id"]), names[entry["category_id"]], entry) for entry in content["annotations"]]
-    except (OSError, LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+        annotations = [
+            (by_id.get(entry["image_id"]), names[entry["category_id"]], entry)
+            for entry in content["annotations"]
+        ]
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ArchiveError(f"{path}: is no COCO file ({error.__class__.__name__})") from None
     try:
         keys = {name: key(name) for _, name, _ in images}
@@ -82,38 +109,69 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
     return listed
 
 
-def lesion(kind: LesionKind, annotation: dict[str, Any], rows: int, cols: int, details: dict[str, Any], where: str) -> Lesion:
+def lesion(
+    kind: LesionKind,
+    annotation: dict[str, Any],
+    rows: int,
+    cols: int,
+    details: dict[str, Any],
+    where: str,
+) -> Lesion:
     """One annotation as a lesion; an RLE is decoded when it is wanted.
 
-    Args:     annotation: its "segmentation" counts, without one its "bbox". rows, cols: of the image. details: further
-              fields of Lesion. where: names the annotation in errors.
-    Raises:   ValueError: why it is no lesion. Contradiction: the RLE is of another size. ArchiveError: on first use, when
-              the RLE is damaged or marks nothing.
+    Args:
+        annotation: Its "segmentation" counts, without one its "bbox".
+        rows: Of the image.
+        cols: Of the image.
+        details: Further fields of Lesion.
+        where: Names the annotation in errors.
+
+    Raises:
+        ValueError: Why it is no lesion. Contradiction: the RLE is of another size.
+        ArchiveError: On first use, when the RLE is damaged or marks nothing.
     """
     region = annotation.get("segmentation")
     if isinstance(region, dict):
         if region.get("size") != [rows, cols]:
-            raise Contradiction(f"{where}: its RLE is of another size than the image's {rows} x {cols} px")
-        return MaskedLesion(kind, partial(_rle_mask, where, region.get("counts"), rows, cols), **details)
+            raise Contradiction(
+                f"{where}: its RLE is of another size than the image's {rows} x {cols} px"
+            )
+        return MaskedLesion(
+            kind, partial(_rle_mask, where, region.get("counts"), rows, cols), **details
+        )
     if region:
-        return _union([Lesion.from_outline(kind, outline, rows, cols, **details) for outline in _outlines(region)], details)
+        return _union(
+            [
+                Lesion.from_outline(kind, outline, rows, cols, **details)
+                for outline in _outlines(region)
+            ],
+            details,
+        )
     return Lesion(kind, _box(annotation.get("bbox"), rows, cols), **details)
 
 
 def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str, Any]:
     """A region as COCO's compressed RLE.
 
-    Args:     mask: uint8 [height, width] of the box, 0 or 1. box: where it lies, half-open, native px. rows, cols: of the image.
-    Returns:  {"size": [rows, cols], "counts": text}, which `lesion` and pycocotools read.
+    Args:
+        mask: uint8 [height, width] of the box, 0 or 1.
+        box: Where it lies, half-open, native px.
+        rows: Of the image.
+        cols: Of the image.
+
+    Returns:
+        {"size": [rows, cols], "counts": text}, which `lesion` and pycocotools read.
     """
     top, left = box[:2]
-    columns = np.zeros((mask.shape[1], mask.shape[0] + 1), np.int8)  # a 0 behind each column ends its last run
+    # a 0 behind each column ends its last run
+    columns = np.zeros((mask.shape[1], mask.shape[0] + 1), np.int8)
     columns[:, :-1] = mask.T
     steps = np.diff(columns.ravel(), prepend=0)
     places = np.flatnonzero(steps)
     column, row = np.divmod(places, mask.shape[0] + 1)
     borders = (left + column) * rows + top + row
-    again = np.flatnonzero((borders[1:] == borders[:-1]) & (steps[places[1:]] == 1))  # columns that go on at the next one's top
+    # columns that go on at the next one's top
+    again = np.flatnonzero((borders[1:] == borders[:-1]) & (steps[places[1:]] == 1))
     borders = np.delete(borders, np.concatenate([again, again + 1]))
     runs = np.diff(borders, prepend=0, append=rows * cols).tolist()
     return {"size": [rows, cols], "counts": _text(runs if runs[-1] else runs[:-1])}
@@ -122,7 +180,8 @@ def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str,
 def decode(region: dict[str, Any], where: str) -> NDArray[np.uint8]:
     """uint8 [rows, cols] of what `encode` made.
 
-    Raises:   ArchiveError: it is damaged, in a sentence that begins with `where`.
+    Raises:
+        ArchiveError: It is damaged, in a sentence that begins with `where`.
     """
     return _rle_mask(where, region["counts"], *region["size"])
 
@@ -131,7 +190,8 @@ def _text(runs: list[int]) -> str:
     """The inverse of `_runs`."""
     codes = []
     for place, run in enumerate(runs):
-        value, more = run - (runs[place - 2] if place > 2 else 0), True
+        value = run - (runs[place - 2] if place > 2 else 0)
+        more = True
         while more:
             code = value & 31
             value >>= 5
@@ -141,7 +201,8 @@ def _text(runs: list[int]) -> str:
 
 
 def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    rows, cols = entry.get("height"), entry.get("width")
+    rows = entry.get("height")
+    cols = entry.get("width")
     return (int(rows), int(cols)) if rows is not None and cols is not None else None
 
 
@@ -152,15 +213,19 @@ def _outlines(region: Any) -> list[NDArray[np.float64]]:
         parts = []
     if not parts or any(part.ndim != 1 or len(part) % 2 for part in parts):
         raise ValueError("its polygon is no list of x, y, x, y ...")
-    enclosing = [part for part in parts if len(part) >= 6]  # some tools leave parts of one or two points
+    # some tools leave parts of one or two points
+    enclosing = [part for part in parts if len(part) >= 6]
     return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in enclosing or parts]
 
 
 def _union(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
     corners = np.array([part.box for part in parts])
-    (top, left), (bottom, right) = corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)
+    (top, left) = corners[:, :2].min(axis=0)
+    (bottom, right) = corners[:, 2:].max(axis=0)
     outlines = tuple(outline for part in parts for outline in part.outlines)
-    return Lesion(parts[0].kind, (int(top), int(left), int(bottom), int(right)), outlines, **details)
+    return Lesion(
+        parts[0].kind, (int(top), int(left), int(bottom), int(right)), outlines, **details
+    )
 
 
 def _box(numbers: Any, rows: int, cols: int) -> Box:
@@ -170,7 +235,10 @@ def _box(numbers: Any, rows: int, cols: int) -> Box:
         raise ValueError("it has neither a segmentation nor a bbox of four numbers") from None
     if not all(math.isfinite(number) for number in (x, y, x + width, y + height)):
         raise ValueError("its bbox is not finite")
-    left, top, right, bottom = round(x), round(y), round(x + width), round(y + height)
+    left = round(x)
+    top = round(y)
+    right = round(x + width)
+    bottom = round(y + height)
     if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
         raise ValueError("its bbox is empty or reaches beyond the image")
     return top, left, bottom, right
@@ -182,7 +250,12 @@ def _rle_mask(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uint8
         runs = np.array(_runs(counts) if isinstance(counts, str) else counts, np.int64)
     except (TypeError, ValueError, OverflowError):
         raise ArchiveError(f"{where}: its RLE can't be decoded") from None
-    if runs.ndim != 1 or runs.min(initial=0) < 0 or runs.max(initial=0) > rows * cols or runs.sum() != rows * cols:
+    if (
+        runs.ndim != 1
+        or runs.min(initial=0) < 0
+        or runs.max(initial=0) > rows * cols
+        or runs.sum() != rows * cols
+    ):
         raise ArchiveError(f"{where}: its RLE does not fill {rows} x {cols} px")
     mask = np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(cols, rows).T
     if not mask.any():
@@ -191,7 +264,9 @@ def _rle_mask(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uint8
 
 
 def _runs(text: str) -> list[int]:
-    """Compressed run lengths: 5 bits a character, least first; from the fourth on differences to the last but one."""
+    """Compressed run lengths: 5 bits a character, least first; from the fourth on differences to
+    the last but one.
+    """
     runs: list[int] = []
     value = shift = 0
     for character in text:

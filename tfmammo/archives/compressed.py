@@ -1,4 +1,6 @@
-"""A DICOM file's compressed pixels, looked at before they are decoded: a small file may claim, or unpack to, any size."""
+"""A DICOM file's compressed pixels, looked at before they are decoded: a small file may
+claim, or unpack to, any size.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from pydicom.encaps import get_frame
 
 from tfmammo.archives.elements import Fault
 
-_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start of frame: JPEG of all kinds, JPEG-LS
+# start of frame: JPEG of all kinds, JPEG-LS
+_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 
 def frame(data: bytes) -> bytes:
@@ -26,9 +29,11 @@ def frame(data: bytes) -> bytes:
 def unpacked(frame: bytes, rows: int, cols: int, bits: int) -> NDArray[np.unsignedinteger]:
     """RLE pixels: uint8 or uint16 [rows, cols], of one segment a byte, the high byte first.
 
-    pydicom's own decoder unpacks a segment to whatever size it has, a hundred times the file's, before it looks at that.
+    pydicom's own decoder unpacks a segment to whatever size it has, a hundred times the file's,
+    before it looks at that.
 
-    Source:   PS3.5, annex G.
+    Source:
+        PS3.5, annex G.
     """
     if bits % 8 or len(frame) < 64:
         raise Fault(f"its pixels can't be decoded (RLE of {bits} bits and {len(frame)} bytes)")
@@ -36,7 +41,9 @@ def unpacked(frame: bytes, rows: int, cols: int, bits: int) -> NDArray[np.unsign
     if count != bits // 8:
         raise Fault(f"its pixels can't be decoded ({count} RLE segments, {bits // 8} are expected)")
     ends = [*offsets[1:count], len(frame)]
-    planes = [_segment(frame[begin:end], rows * cols) for begin, end in zip(offsets, ends, strict=False)]
+    planes = [
+        _segment(frame[begin:end], rows * cols) for begin, end in zip(offsets, ends, strict=False)
+    ]
     codes = np.frombuffer(planes[-1], np.uint8).astype(f"u{count}")
     if count == 2:
         codes |= np.frombuffer(planes[0], np.uint8).astype(np.uint16) << 8
@@ -44,10 +51,13 @@ def unpacked(frame: bytes, rows: int, cols: int, bits: int) -> NDArray[np.unsign
 
 
 def _segment(packed: bytes, length: int) -> bytes:
-    """The first `length` bytes that a segment of PackBits stands for; what may follow is padding."""
+    """The first `length` bytes that a segment of PackBits stands for; what may follow
+    is padding.
+    """
     if len(packed) > 2 * length + 2**16:  # the worst encoder takes two bytes for one
         raise Fault("its RLE segments are far longer than its pixels")
-    found, at = bytearray(), 0
+    found = bytearray()
+    at = 0
     while len(found) < length and at < len(packed):
         head = packed[at]
         if head < 128:
@@ -57,22 +67,30 @@ def _segment(packed: bytes, length: int) -> bytes:
             found += packed[at + 1 : at + 2] * (257 - head if head > 128 else 0)
             at += 2 if head > 128 else 1
     if len(found) < length:
-        raise Fault(f"its pixels can't be decoded (an RLE segment of {len(found)} bytes, {length} are expected)")
+        raise Fault(
+            f"its pixels can't be decoded (an RLE segment of {len(found)} bytes, {length} are "
+            "expected)"
+        )
     return bytes(found[:length])
 
 
 def check_stream(stream: bytes, rows: int, cols: int) -> None:
-    """Raise unless compressed pixels are one grey image of the header's size: another might need any memory."""
+    """Raise unless compressed pixels are one grey image of the header's size: another might need
+    any memory.
+    """
     found = _stream_size(stream)
     if found is None:
         raise Fault("its compressed pixels do not say how many they are")
     if found != (rows, cols, 1):
-        size, channels = f"{found[0]} x {found[1]}", f" in {found[2]} channels" if found[2] != 1 else ""
+        size = f"{found[0]} x {found[1]}"
+        channels = f" in {found[2]} channels" if found[2] != 1 else ""
         raise Fault(f"its compressed pixels are {size}{channels}, its header says {rows} x {cols}")
 
 
 def _stream_size(stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, cols, channels) by a JPEG's start of frame or a JPEG 2000's SIZ segment; None where there is neither."""
+    """(rows, cols, channels) by a JPEG's start of frame or a JPEG 2000's SIZ segment; None where
+    there is neither.
+    """
     stream = _codestream(stream)
     if stream[:4] == b"\xff\x4f\xff\x51" and len(stream) >= 42:
         right, bottom, left, top = struct.unpack(">4I", stream[8:24])
@@ -87,10 +105,13 @@ def _stream_size(stream: bytes) -> tuple[int, int, int] | None:
 
 
 def _codestream(stream: bytes) -> bytes:
-    """A JPEG 2000 codestream without the file format around it, which the standard forbids and some systems write."""
+    """A JPEG 2000 codestream without the file format around it, which the standard forbids and some
+    systems write.
+    """
     at = 0
     while stream[4:8] == b"jP  " and at + 8 <= len(stream):
-        length, kind = int.from_bytes(stream[at : at + 4], "big"), stream[at + 4 : at + 8]
+        length = int.from_bytes(stream[at : at + 4], "big")
+        kind = stream[at + 4 : at + 8]
         if kind == b"jp2c":
             return stream[at + 8 :]
         if length < 8:

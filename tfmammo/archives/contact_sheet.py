@@ -1,4 +1,6 @@
-"""Mammograms side by side with their lesions drawn in: whether a reader put them where they belong."""
+"""Mammograms side by side with their lesions drawn in: whether a reader put them where
+they belong.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,25 @@ COLOURS: dict[LesionKind, tuple[int, int, int]] = {  # red, green, blue
 }
 
 
-def contact_sheet(mammograms: Iterable[Mammogram], skipped: Skipped, columns: int = 6) -> NDArray[np.uint8]:
-    """Draw mammograms in rows, each scaled to fit its cell, with outlines or boxes in the colour of the lesion's kind.
+def contact_sheet(
+    mammograms: Iterable[Mammogram], skipped: Skipped, columns: int = 6
+) -> NDArray[np.uint8]:
+    """Draw mammograms in rows, each scaled to fit its cell, with outlines or boxes in the colour of
+    the lesion's kind.
 
     Grey values are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen.
 
-    Args:     mammograms: at least one; their pixels are read. The caption of one that uses little of its bits says so.
-              skipped: what can't be read is noted here and left out.
-              columns: cells beside one another, at most.
-    Returns:  uint8 [rows, cols, 3], red, green, blue.
-    Raises:   ArchiveError: none of the mammograms can be read.
+    Args:
+        mammograms: At least one; their pixels are read. The caption of one that uses little of its
+            bits says so.
+        skipped: What can't be read is noted here and left out.
+        columns: Cells beside one another, at most.
+
+    Returns:
+        uint8 [rows, cols, 3], red, green, blue.
+
+    Raises:
+        ArchiveError: None of the mammograms can be read.
     """
     cells = []
     for mammogram in mammograms:
@@ -43,12 +54,18 @@ def contact_sheet(mammograms: Iterable[Mammogram], skipped: Skipped, columns: in
         raise ArchiveError("none of the mammograms can be read")
     columns = min(columns, len(cells))
     cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
-    return np.concatenate([np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)])
+    return np.concatenate(
+        [
+            np.concatenate(cells[start : start + columns], axis=1)
+            for start in range(0, len(cells), columns)
+        ]
+    )
 
 
 def _cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     scale = min(CELL[0] / mammogram.rows, CELL[1] / mammogram.cols)
-    rows, cols = max(1, int(mammogram.rows * scale)), max(1, int(mammogram.cols * scale))
+    rows = max(1, int(mammogram.rows * scale))
+    cols = max(1, int(mammogram.cols * scale))
     image = mammogram.pixels()[..., 0]
     grey = cv2.resize(image, (cols, rows), interpolation=cv2.INTER_AREA)
     picture = cv2.cvtColor(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
@@ -64,14 +81,26 @@ def _cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     cell = np.zeros((CELL[0] + CAPTION, CELL[1], 3), np.uint8)
     cell[:rows, :cols] = picture
     words = _caption(mammogram, float(image.max()))
-    cv2.putText(cell, words, (2, CELL[0] + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.34, (200, 200, 200), 1, cv2.LINE_AA)
+    cv2.putText(
+        cell,
+        words,
+        (2, CELL[0] + 12),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        0.34,
+        (200, 200, 200),
+        1,
+        cv2.LINE_AA,
+    )
     return cell
 
 
 def _caption(mammogram: Mammogram, highest: float) -> str:
     full = 2 ** (mammogram.bits or 1) - 1
     advice = unused_range(round(highest * full), full)
-    facts = f"{mammogram.image_id[-24:]} {mammogram.laterality or '?'} {mammogram.view or '?'} {mammogram.pathology or ''}"
+    facts = (
+        f"{mammogram.image_id[-24:]} {mammogram.laterality or '?'} {mammogram.view or '?'} "
+        f"{mammogram.pathology or ''}"
+    )
     return advice.partition(" in ")[0] if advice else facts
 
 
@@ -79,4 +108,8 @@ def _borders(lesion: Lesion) -> Iterable[NDArray[np.float32]]:
     if lesion.outlines:
         return lesion.outlines
     top, left, bottom, right = lesion.box
-    return (np.array([[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]], np.float32),)
+    return (
+        np.array(
+            [[top, left], [top, right - 1], [bottom - 1, right - 1], [bottom - 1, left]], np.float32
+        ),
+    )

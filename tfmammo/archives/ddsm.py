@@ -1,31 +1,47 @@
-"""DDSM, the Digital Database for Screening Mammography: 2,620 cases on film, four views each, with outlines as chain codes.
+"""DDSM, the Digital Database for Screening Mammography: 2,620 cases on film, four views
+each, with outlines as chain codes.
 
-    <anywhere beneath root>/cases/cancers/cancer_01/case3027/B-3027-1.ics               the case: scanner, sizes, density
-                                                             B_3027_1.LEFT_CC.LJPEG      or .LJPEG.1, .tif, .tiff, .png
-                                                             B_3027_1.LEFT_CC.OVERLAY    of views with abnormalities
+    <anywhere beneath root>/cases/cancers/cancer_01/case3027/B-3027-1.ics               the case:
+    scanner, sizes, density
+                                                             B_3027_1.LEFT_CC.LJPEG      or
+                                                             .LJPEG.1, .tif, .tiff, .png
+                                                             B_3027_1.LEFT_CC.OVERLAY    of views
+                                                             with abnormalities
 
-Files of a case lie in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG and .OVERLAY may still be
-gzipped, as some are in the archive. Where there is a decoded file it is preferred: .LJPEG.1 (PVRG's own output: headerless,
-big-endian, 16 bit), then 16-bit .tif, .tiff, .png of the scanner's grey levels. Images that were normalised already (by
-ddsmraw2pnm, say) are refused where that shows, by values beyond 12 bits; DBA's 16 bits can't show it. How pixels become an
-image stands in tfmammo.archives.ljpeg. Dates and age are not kept.
+Files of a case lie in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG
+and .OVERLAY may still be gzipped, as some are in the archive. Where there is a decoded file it is
+preferred: .LJPEG.1 (PVRG's own output: headerless, big-endian, 16 bit), then 16-bit .tif, .tiff,
+.png of the scanner's grey levels. Images that were normalised already (by ddsmraw2pnm, say) are
+refused where that shows, by values beyond 12 bits; DBA's 16 bits can't show it. How pixels become
+an image stands in tfmammo.archives.ljpeg. Dates and age are not kept.
 
 What the archive leaves open, and what was chosen:
 
-- The calibration belongs to the scanner and its site: DBA and LUMISYS stood at one each, HOWTEK at MGH (cases A) and ISMD
+- The calibration belongs to the scanner and its site: DBA and LUMISYS stood at one each, HOWTEK at
+  MGH (cases A) and ISMD
   (cases D). A case of any other scanner is left out.
-- An abnormality's outline is its BOUNDARY; its COREs (inner outlines, mostly of calcifications) are kept out. Chains go on
-  beyond the image now and then and are cut at its border. TOTAL_OUTLINES is wrong in places and isn't used.
-- An abnormality with two LESION_TYPEs, mass and calcification, becomes two lesions of one outline. OTHER becomes asymmetry or
-  distortion where its text says so, else it is noted and left out. A mass whose SHAPE is only a distortion or an asymmetry
-  stays a mass of uncertain kind, and a calcification's shape is its TYPE, as in tfmammo.archives.cbis_ddsm. Words are the
+- An abnormality's outline is its BOUNDARY; its COREs (inner outlines, mostly of calcifications) are
+  kept out. Chains go on
+  beyond the image now and then and are cut at its border. TOTAL_OUTLINES is wrong in places and
+  isn't used.
+- An abnormality with two LESION_TYPEs, mass and calcification, becomes two lesions of one outline.
+  OTHER becomes asymmetry or
+  distortion where its text says so, else it is noted and left out. A mass whose SHAPE is only a
+  distortion or an asymmetry
+  stays a mass of uncertain kind, and a calcification's shape is its TYPE, as in
+  tfmammo.archives.cbis_ddsm. Words are the
   archive's in lower case, several joined by "-".
-- BENIGN_WITHOUT_CALLBACK is benign; UNPROVEN is None, and so is an image that holds nothing worse but something unproven. BI-RADS
-  is the highest ASSESSMENT of an image, 0 (incomplete) the lowest. DENSITY 0 is no category and becomes None.
-- "normal" are the images of cases without any overlay, unless they lie in a volume of another name (cancer_01, benign_01,
-  benign_without_callback_01). An image without overlay in a case with some is not proven normal: None.
+- BENIGN_WITHOUT_CALLBACK is benign; UNPROVEN is None, and so is an image that holds nothing worse
+  but something unproven. BI-RADS
+  is the highest ASSESSMENT of an image, 0 (incomplete) the lowest. DENSITY 0 is no category and
+  becomes None.
+- "normal" are the images of cases without any overlay, unless they lie in a volume of another name
+  (cancer_01, benign_01,
+  benign_without_callback_01). An image without overlay in a case with some is not proven normal:
+  None.
 
-Source: Heath et al., The Digital Database for Screening Mammography, IWDM 2000; DDSM's page "Description of a case".
+Source: Heath et al., The Digital Database for Screening Mammography, IWDM 2000; DDSM's page
+"Description of a case".
 """
 
 from __future__ import annotations
@@ -44,39 +60,65 @@ from numpy.typing import NDArray
 from tfmammo.archives import ljpeg
 from tfmammo.archives.files import beneath
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
+from tfmammo.mammogram import (
+    Laterality,
+    Lesion,
+    LesionKind,
+    Mammogram,
+    Pathology,
+    Skipped,
+    View,
+    hashed_id,
+)
 
 Key = tuple[str, int, int]  # letter, case and study of B-3027-1
-Finding = tuple[LesionKind | None, str | None, str | None, bool]  # kind, shape, margin, kind_is_certain
+# kind, shape, margin, kind_is_certain
+Finding = tuple[LesionKind | None, str | None, str | None, bool]
 
 _LATERALITIES: dict[str, Laterality] = {"LEFT": "L", "RIGHT": "R"}
 _VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
-_PATHOLOGIES: dict[str, Pathology] = {"BENIGN": "benign", "BENIGN_WITHOUT_CALLBACK": "benign", "MALIGNANT": "malignant"}
+_PATHOLOGIES: dict[str, Pathology] = {
+    "BENIGN": "benign",
+    "BENIGN_WITHOUT_CALLBACK": "benign",
+    "MALIGNANT": "malignant",
+}
 _NO_MASS = {"architectural_distortion", "focal_asymmetric_density", "asymmetric_breast_tissue"}
-_STEPS = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])  # (row, col): up, then clockwise
+# (row, col): up, then clockwise
+_STEPS = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])
 _FORMS = ("LJPEG.1", "TIF", "TIFF", "PNG", "LJPEG", "LJPEG.GZ")  # the first that is there is read
 _TEXT_LIMIT = 2**24  # bytes; overlays have some thousand
-_MOST_PIXELS = 10**8  # of an image; DDSM's have up to 4 * 10^7, and a damaged .ics shall not fill the memory
+# of an image; DDSM's have up to 4 * 10^7, and a damaged .ics shall not fill the memory
+_MOST_PIXELS = 10**8
 
 _CASE = r"([A-Z])[-_](\d{1,6})[-_](\d{1,3})"
 _VIEW = r"(LEFT|RIGHT)_(CC|MLO)"
 _FLAGS = re.IGNORECASE | re.MULTILINE | re.ASCII
 _FILE = re.compile(rf"{_CASE}\.{_VIEW}\.(OVERLAY(?:\.GZ)?|LJPEG(?:\.1|\.GZ)?|PNG|TIFF?)", _FLAGS)
 _VOLUME = re.compile(r"(normal|cancer|benign|benign_without_callback)s?(?:_\d+)?", re.IGNORECASE)
-# Patterns of an .ics whose lines are stripped: one blank between words, so that no two parts of a pattern can share a run
-# of them, which takes a time that grows with the square of its length.
+# Patterns of an .ics whose lines are stripped: one blank between words, so that no two parts of a
+# pattern can share a run of them, which takes a time that grows with the square of its length.
 _SIZE = r"LINES (\d{1,5}) PIXELS_PER_LINE (\d{1,5})"
-_LINE = re.compile(rf"^{_VIEW} {_SIZE}(?: BITS_PER_PIXEL \d{{1,3}})?(?: RESOLUTION (\d{{1,9}}(?:\.\d{{0,9}})?))?(.*)$", _FLAGS)
+_LINE = re.compile(
+    rf"^{_VIEW} {_SIZE}(?: BITS_PER_PIXEL \d{{1,3}})?(?: RESOLUTION "
+    r"(\d{1,9}(?:\.\d{0,9})?))?(.*)$",
+    _FLAGS,
+)
 
 
 @dataclass
 class _Archive:
-    """What lies beneath one root. files: by folder and case, then by view and form, both in upper case."""
+    """What lies beneath one root.
+
+    Attributes:
+        files: By folder and case, then by view and form, both in upper case.
+    """
 
     root: Path
     skipped: Skipped
     headers: list[Path] = field(default_factory=list)
-    files: dict[tuple[Path, Key], dict[tuple[str, str], Path]] = field(default_factory=lambda: defaultdict(dict))
+    files: dict[tuple[Path, Key], dict[tuple[str, str], Path]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
 
     def note(self, path: Path, reason: object) -> None:
         self.skipped.note(self.root, path, reason)
@@ -84,7 +126,11 @@ class _Archive:
 
 @dataclass(frozen=True)
 class _Case:
-    """What one .ics says of all its images. normal: whether the archive vouches that nothing was found."""
+    """What one .ics says of all its images.
+
+    Attributes:
+        normal: Whether the archive vouches that nothing was found.
+    """
 
     path: Path
     key: Key
@@ -107,9 +153,15 @@ class _Abnormality:
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """The mammograms of a DDSM folder; .ics and .OVERLAY files are read, pixels are not.
 
-    Args:     root: DDSM's folder or any part of it. skipped: takes what was left out, and why.
-    Returns:  one record per image that an .ics lists and that is there, in the order of their paths.
-    Raises:   ArchiveError: `root` holds no .ics file, or no image that can be read.
+    Args:
+        root: DDSM's folder or any part of it.
+        skipped: Takes what was left out, and why.
+
+    Returns:
+        One record per image that an .ics lists and that is there, in the order of their paths.
+
+    Raises:
+        ArchiveError: `root` holds no .ics file, or no image that can be read.
     """
     archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
     _find(archive)
@@ -127,7 +179,10 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     if not mammograms:
         file, reason = next(iter(archive.skipped.reasons.items()))
         note = f"{file}: {reason}"
-        raise ArchiveError(f"{root}: none of its {len(archive.headers)} cases has an image that can be read, the first note is {note}")
+        raise ArchiveError(
+            f"{root}: none of its {len(archive.headers)} cases has an image that can be read, the "
+            f"first note is {note}"
+        )
     return list(mammograms.values())
 
 
@@ -185,21 +240,33 @@ def _scanner(path: Path, text: str, letter: str) -> ljpeg.Scanner:
         return "lumisys"
     if name == "HOWTEK" and letter in "AD":
         return "howtek_mgh" if letter == "A" else "howtek_ismd"
-    raise ArchiveError(f"{path}: no calibration is known for digitizer {name or '(not named)'} and cases {letter}")
+    raise ArchiveError(
+        f"{path}: no calibration is known for digitizer {name or '(not named)'} and cases {letter}"
+    )
 
 
 def _volume(path: Path) -> str | None:
     """Which kind of volume the nearest folder of such a name says."""
     parts = Path(os.path.abspath(path)).parent.parts
-    return next((match[1].lower() for part in reversed(parts) if (match := _VOLUME.fullmatch(part))), None)
+    return next(
+        (match[1].lower() for part in reversed(parts) if (match := _VOLUME.fullmatch(part))), None
+    )
 
 
-def _mammogram(archive: _Archive, case: _Case, line: re.Match[str], files: dict[tuple[str, str], Path]) -> Mammogram | None:
+def _mammogram(
+    archive: _Archive, case: _Case, line: re.Match[str], files: dict[tuple[str, str], Path]
+) -> Mammogram | None:
     """The record of one line of an .ics; None, and a note, where there is no image."""
-    name, rows, cols = f"{line[1]}_{line[2]}".upper(), int(line[3]), int(line[4])
+    name = f"{line[1]}_{line[2]}".upper()
+    rows = int(line[3])
+    cols = int(line[4])
     form = next((form for form in _FORMS if (name, form) in files), None)
     if form is None or not 0 < rows * cols <= _MOST_PIXELS:
-        archive.note(case.path, f"{name} left out: " + ("its file is missing" if form is None else f"its size is {rows} x {cols}"))
+        archive.note(
+            case.path,
+            f"{name} left out: "
+            + ("its file is missing" if form is None else f"its size is {rows} x {cols}"),
+        )
         return None
     overlay = files.get((name, "OVERLAY")) or files.get((name, "OVERLAY.GZ"))
     abnormalities: list[_Abnormality] = []
@@ -208,7 +275,8 @@ def _mammogram(archive: _Archive, case: _Case, line: re.Match[str], files: dict[
         abnormalities, lesions = _overlay(archive, overlay, rows, cols)
     elif _is_marked(line):
         archive.note(case.path, f"{name} kept without lesions: its overlay is missing")
-    laterality, view = _LATERALITIES[line[1].upper()], _VIEWS[line[2].upper()]
+    laterality = _LATERALITIES[line[1].upper()]
+    view = _VIEWS[line[2].upper()]
     spacing = float(line[5] or 0) / 1000  # um -> mm
     return Mammogram(
         archive="ddsm",
@@ -234,12 +302,16 @@ def _worst(abnormalities: list[_Abnormality]) -> Pathology | None:
     return "benign" if found == {"benign"} else None
 
 
-def _overlay(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[list[_Abnormality], tuple[Lesion, ...]]:
+def _overlay(
+    archive: _Archive, path: Path, rows: int, cols: int
+) -> tuple[list[_Abnormality], tuple[Lesion, ...]]:
     """The abnormalities of one overlay and their lesions; what gives none is noted."""
     try:
         abnormalities = _abnormalities(_text(path))
     except ValueError as error:
-        archive.note(path, f"its mammogram is kept without lesions: {str(error).removeprefix(f'{path}: ')}")
+        archive.note(
+            path, f"its mammogram is kept without lesions: {str(error).removeprefix(f'{path}: ')}"
+        )
         return [], ()
     lesions: list[Lesion] = []
     for number, abnormality in enumerate(abnormalities, start=1):
@@ -253,7 +325,8 @@ def _overlay(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[list[
 def _abnormalities(text: str) -> list[_Abnormality]:
     """Raises ValueError where the file ends before the number it announces, or has no such form."""
     lines = iter([line.strip() for line in text.splitlines() if line.strip()])
-    total, found = 0, [_Abnormality()]
+    total = 0
+    found = [_Abnormality()]
     for line in lines:
         word, rest = (*line.upper().split(maxsplit=1), "")[:2]
         if word == "TOTAL_ABNORMALITIES" and re.fullmatch(r"\d{1,3}", rest):
@@ -271,16 +344,22 @@ def _abnormalities(text: str) -> list[_Abnormality]:
             if word == "BOUNDARY":
                 found[-1].chains.append(chain)
     if not total or len(found) - 1 < total:
-        raise ValueError(f"is no whole overlay, {len(found) - 1} of {total} abnormalities are there")
+        raise ValueError(
+            f"is no whole overlay, {len(found) - 1} of {total} abnormalities are there"
+        )
     return found[1:]
 
 
 def _lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Lesion]:
     """One abnormality's lesions. Raises ValueError with the reason where there is none."""
     findings = [_finding(words) for words in abnormality.types]
-    kinds = {finding[0]: finding for finding in reversed(findings) if finding[0]}  # the first of each kind
+    # the first of each kind
+    kinds = {finding[0]: finding for finding in reversed(findings) if finding[0]}
     if not kinds:
-        raise ValueError(f"its type is {' and '.join(abnormality.types) or 'not named'}, which is no lesion of ours"[:200])
+        raise ValueError(
+            f"its type is {' and '.join(abnormality.types) or 'not named'}, which is no lesion of "
+            "ours"[:200]
+        )
     if not abnormality.chains:
         raise ValueError("it has no BOUNDARY")
     for chain in abnormality.chains:
@@ -290,7 +369,14 @@ def _lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Lesion
             if kind is not None and kinds[kind] is finding:
                 pathology = _PATHOLOGIES.get(abnormality.pathology)
                 yield Lesion.from_outline(
-                    kind, outline, rows, cols, shape=shape, margin=margin, kind_is_certain=certain, pathology=pathology
+                    kind,
+                    outline,
+                    rows,
+                    cols,
+                    shape=shape,
+                    margin=margin,
+                    kind_is_certain=certain,
+                    pathology=pathology,
                 )
 
 
@@ -298,7 +384,12 @@ def _finding(words: str) -> Finding:
     """What one LESION_TYPE, in upper case, says."""
     if words.startswith("MASS"):
         shape = _word(words, "SHAPE")
-        return "mass", shape, _word(words, "MARGINS"), shape is None or not set(shape.split("-")) <= _NO_MASS
+        return (
+            "mass",
+            shape,
+            _word(words, "MARGINS"),
+            shape is None or not set(shape.split("-")) <= _NO_MASS,
+        )
     if words.startswith("CALCIFICATION"):
         return "calcification", _word(words, "TYPE"), None, True
     if "DISTORT" in words:
@@ -308,18 +399,23 @@ def _finding(words: str) -> Finding:
 
 def _word(words: str, key: str) -> str | None:
     match = re.search(rf"\b{key}\s+(\S+)", words)
-    return match[1].lower() if match and match[1] not in ("N/A", "MARGINS", "DISTRIBUTION") else None
+    return (
+        match[1].lower() if match and match[1] not in ("N/A", "MARGINS", "DISTRIBUTION") else None
+    )
 
 
 def _outline(chain: str) -> NDArray[np.float32]:
-    """`col row c c c ... #`, a step c of 0 going up and 1 to 7 on clockwise -> float32 [points, 2], (row, col)."""
+    """`col row c c c ... #`, a step c of 0 going up and 1 to 7 on clockwise -> float32 [points, 2],
+    (row, col).
+    """
     content, end, _ = chain.partition("#")
     tokens = content.split()
     if not end or len(tokens) < 2:
         raise ValueError("its chain is cut off")
     if not re.fullmatch(r"\d{1,5} \d{1,5}(?: [0-7])*", " ".join(tokens)):
         raise ValueError("its chain is not of the form col row c c c ... #")
-    col, row = int(tokens[0]), int(tokens[1])
+    col = int(tokens[0])
+    row = int(tokens[1])
     steps = _STEPS[np.array(tokens[2:], int)].reshape(-1, 2)
     return np.concatenate([[(row, col)], (row, col) + np.cumsum(steps, axis=0)]).astype(np.float32)
 

@@ -1,23 +1,30 @@
 """One DICOM mammogram -> float32 pixels in [0, 1], and the facts its header states.
 
-The grayscale pipeline of DICOM PS3.3 and PS3.4 (annex N.2), in its order: stored bits -> modality LUT or rescale -> VOI
-LUT or window -> [0, 1] -> inversion of MONOCHROME1 -> padding to 0. The scale is always the range that a stage can put
-out, never the extremes of the image at hand, so that equal tissue stays equal between images. A stored pixel has 16 bits
-at most, so the pipeline is computed once for every value that these can hold, in float64, and each pixel looks its own up.
+The grayscale pipeline of DICOM PS3.3 and PS3.4 (annex N.2), in its order: stored bits -> modality
+LUT or rescale -> VOI LUT or window -> [0, 1] -> inversion of MONOCHROME1 -> padding to 0. The scale
+is always the range that a stage can put out, never the extremes of the image at hand, so that equal
+tissue stays equal between images. A stored pixel has 16 bits at most, so the pipeline is computed
+once for every value that these can hold, in float64, and each pixel looks its own up.
 
 Left open by the standard or by what is found in files, and chosen here:
-- Several VOI LUTs and windows are alternatives for the eye; without a choice the first VOI LUT is taken, else the first window.
-- Spacing is that in the breast: PixelSpacing where it is calibrated (its calibration type says so, it differs from
-  ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured at the detector, over the estimated
+- Several VOI LUTs and windows are alternatives for the eye; without a choice the first VOI LUT is
+  taken, else the first window.
+- Spacing is that in the breast: PixelSpacing where it is calibrated (its calibration type says so,
+  it differs from
+  ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured at the detector,
+  over the estimated
   magnification; else NominalScannedPixelSpacing of a scanned film.
-- Raw images ("for processing") are read like any other and marked in the header; they look unlike those made for the eye.
+- Raw images ("for processing") are read like any other and marked in the header; they look unlike
+  those made for the eye.
 
-Departure: the tables and windows are applied here and not by pydicom.pixels, because pydicom 3.0 wraps 12-bit pixels in
-an 8-bit VOI LUT, refuses modality LUTs of 10 to 14 bits and inverts a window after a negative slope.
+Departure: the tables and windows are applied here and not by pydicom.pixels, because pydicom 3.0
+wraps 12-bit pixels in an 8-bit VOI LUT, refuses modality LUTs of 10 to 14 bits and inverts a window
+after a negative slope.
 
-Privacy: pydicom quotes element values, any of which may name the patient, in its exceptions, warnings and log lines. So
-of an exception raised while elements are read only the class is told, and warnings and log lines are dropped. What this
-file says itself quotes numbers and the standard's own words alone.
+Privacy: pydicom quotes element values, any of which may name the patient, in its exceptions,
+warnings and log lines. So of an exception raised while elements are read only the class is told,
+and warnings and log lines are dropped. What this file says itself quotes numbers and the standard's
+own words alone.
 """
 
 from __future__ import annotations
@@ -42,7 +49,12 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset as read_elements
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
-from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    RLELossless,
+)
 
 from tfmammo.archives import compressed
 from tfmammo.archives.elements import Fault as _Fault
@@ -55,35 +67,84 @@ from tfmammo.archives.stored import Stored, looked_up
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Laterality, View
 
-_MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"  # digital mammography, for presentation; .1 behind it: for processing
+# digital mammography, for presentation; .1 behind it: for processing
+_MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the class, and the stem of its multi-frame kin
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.2.1"
 _LARGEST = 2**27  # pixels; the largest mammograms have 2**25, a damaged header may claim 2**32
 _UNDEFINED = 2**32 - 1  # the length of compressed pixels
 # The words that messages may quote: a damaged header can hold anything in their place.
-_MODALITIES = ("CR", "CT", "DX", "ES", "IO", "KO", "MR", "NM", "OT", "PR", "PT", "PX", "RF", "RG", "SEG", "SM", "SR", "US", "XA", "XC")
-_PHOTOMETRICS = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_MODALITIES = (
+    "CR",
+    "CT",
+    "DX",
+    "ES",
+    "IO",
+    "KO",
+    "MR",
+    "NM",
+    "OT",
+    "PR",
+    "PT",
+    "PX",
+    "RF",
+    "RG",
+    "SEG",
+    "SM",
+    "SR",
+    "US",
+    "XA",
+    "XC",
+)
+_PHOTOMETRICS = (
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+)
 
-# Codes in SNOMED CT and in its older notation, which newer systems still write: PS3.16 CID 4014 for views, and for sides
-# the breast itself (CID 4) or a modifier of it (CID 244).
-_VIEW_CODES: dict[str, View] = {"399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO"}
+# Codes in SNOMED CT and in its older notation, which newer systems still write: PS3.16 CID 4014 for
+# views, and for sides the breast itself (CID 4) or a modifier of it (CID 244).
+_VIEW_CODES: dict[str, View] = {
+    "399162004": "CC",
+    "R-10242": "CC",
+    "399368009": "MLO",
+    "R-10226": "MLO",
+}
 _SIDE_CODES: dict[str, Laterality] = {
-    "80248007": "L", "T-04030": "L", "7771000": "L", "G-A101": "L",
-    "73056007": "R", "T-04020": "R", "24028007": "R", "G-A100": "R",
-}  # fmt: skip
+    "80248007": "L",
+    "T-04030": "L",
+    "7771000": "L",
+    "G-A101": "L",
+    "73056007": "R",
+    "T-04020": "R",
+    "24028007": "R",
+    "G-A100": "R",
+}
 _SIDES: dict[str, Laterality] = {"L": "L", "R": "R"}
 _VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
-_VIEW_POSITION = re.compile(r"([LR]?)[ _-]?(CC|MLO)")  # "MLO" by the standard, "LMLO" or "R CC" by some systems
+# "MLO" by the standard, "LMLO" or "R CC" by some systems
+_VIEW_POSITION = re.compile(r"([LR]?)[ _-]?(CC|MLO)")
 
 
 @dataclass(frozen=True)
 class Header:
     """What a header states about its image, no pixel read.
 
-    rows, cols: native size, px. spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
-    they are. laterality, view: None where absent or neither L nor R, neither CC nor MLO. series_description: free text,
-    None where absent; a hospital may write anything there, so it must not reach a record. for_processing: raw detector
-    values, not yet made fit for the eye.
+    Attributes:
+        rows: Native size, px.
+        cols: Native size, px.
+        spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
+            they are.
+        laterality: None where absent or neither L nor R, neither CC nor MLO.
+        view: None where absent or neither L nor R, neither CC nor MLO.
+        series_description: Free text, None where absent; a hospital may write anything there, so it
+            must not reach a record.
+        for_processing: Raw detector values, not yet made fit for the eye.
     """
 
     rows: int
@@ -98,14 +159,23 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header of one mammogram; everything before the pixels is read, nothing behind.
 
-    Args:     path: a DICOM file.
-    Returns:  its facts.
-    Raises:   ArchiveError: no file, no DICOM, no mammogram, not one grey frame, no pixel data, or the file ends too early.
+    Args:
+        path: A DICOM file.
+
+    Returns:
+        Its facts.
+
+    Raises:
+        ArchiveError: No file, no DICOM, no mammogram, not one grey frame, no pixel data, or the
+            file ends too early.
     """
     with reading(path), path.open("rb") as file, silence():
         dataset = _dataset(file)
         _seek_pixels(file, dataset)  # for its complaints
-        raw = _text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING" or _text(dataset, "SOPClassUID") == _FOR_PROCESSING
+        raw = (
+            _text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
+            or _text(dataset, "SOPClassUID") == _FOR_PROCESSING
+        )
         return Header(
             rows=dataset.Rows,
             cols=dataset.Columns,
@@ -120,12 +190,21 @@ def read_header(path: Path) -> Header:
 def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
     """The image of one mammogram, dark background, bright tissue.
 
-    Args:     path: a DICOM file, of any transfer syntax that pydicom's installed plugins decode.
-              window: True applies the first VOI LUT, or the first window where there is no VOI LUT, or none. False keeps
-              the whole range that the bits can store. A number chooses: 0, 1, ... counts the VOI LUTs, then the windows.
-    Returns:  float32 [rows, cols, 1] in [0, 1], native px; padding pixels are 0.
-    Raises:   ArchiveError: as `read_header`, or there is no window of that number, or the pixels can't be decoded.
-    Source:   DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
+    Args:
+        path: A DICOM file, of any transfer syntax that pydicom's installed plugins decode.
+        window: True applies the first VOI LUT, or the first window where there is no VOI LUT, or
+            none. False keeps the whole range that the bits can store. A number chooses: 0, 1, ...
+            counts the VOI LUTs, then the windows.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1], native px; padding pixels are 0.
+
+    Raises:
+        ArchiveError: As `read_header`, or there is no window of that number, or the pixels can't be
+            decoded.
+
+    Source:
+        DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
     """
     with reading(path), path.open("rb") as file:
         _, codes, grey = _opened(file, window)
@@ -135,17 +214,23 @@ def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
 def read_stored(path: Path, window: bool | int = True) -> Stored:
     """The stored values of one mammogram, and what they stand for.
 
-    Args:     as `read_pixels`.
-    Returns:  the values by their sign and BitsStored, other bits cleared; their greys are what `read_pixels` makes of them.
-              Its elements are those by which a reader comes to these greys, and the stated spacing, numbers and words of the
-              standard alone; of several windows they hold the one that was asked for, of none the whole range.
-    Raises:   ArchiveError: as `read_pixels`.
+    As `read_pixels`.
+
+    Returns:
+        The values by their sign and BitsStored, other bits cleared; their greys are what
+        `read_pixels` makes of them. Its elements are those by which a reader comes to these greys,
+        and the stated spacing, numbers and words of the standard alone; of several windows they
+        hold the one that was asked for, of none the whole range.
+
+    Raises:
+        ArchiveError: As `read_pixels`.
     """
     with reading(path), path.open("rb") as file:
         dataset, codes, grey = _opened(file, window)
         with silence():
             elements = rendition(dataset, _chosen(dataset, window))
-    bits, sign = dataset.BitsStored, 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
+    bits = dataset.BitsStored
+    sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
     values: NDArray[np.integer] = codes.view(codes.dtype.str.replace("u", "i")) if sign else codes
     if values.min() < -sign or values.max() >= 2**bits - sign:
         # Bits above BitsStored may hold anything; a negative value is its lower bits less 2^bits.
@@ -155,8 +240,12 @@ def read_stored(path: Path, window: bool | int = True) -> Stored:
     return Stored(values, bits, greys, -sign, padding, elements)
 
 
-def _opened(file: BinaryIO, window: bool | int) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:
-    """Everything but the pixels, the bits of every pixel, and the grey value of each pattern of bits."""
+def _opened(
+    file: BinaryIO, window: bool | int
+) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:
+    """Everything but the pixels, the bits of every pixel, and the grey value of each pattern of
+    bits.
+    """
     with silence():
         dataset = _dataset(file)
         kind, length = _seek_pixels(file, dataset)
@@ -167,10 +256,14 @@ def _opened(file: BinaryIO, window: bool | int) -> tuple[FileDataset, NDArray[np
 
 
 def read_dataset(path: Path) -> FileDataset:
-    """All elements before the pixels, the patient's among them: for files that must refer to this one, and for nothing else.
+    """All elements before the pixels, the patient's among them: for files that must refer to this
+    one, and for nothing else.
 
-    Args:     path: a DICOM file.
-    Raises:   ArchiveError: as `read_header`.
+    Args:
+        path: A DICOM file.
+
+    Raises:
+        ArchiveError: As `read_header`.
     """
     with reading(path), path.open("rb") as file, silence():
         return _dataset(file)
@@ -194,7 +287,9 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No warning and no log line of pydicom and highdicom; values against the standard are common, those that matter are checked here."""
+    """No warning and no log line of pydicom and highdicom; values against the standard are common,
+    those that matter are checked here.
+    """
     _silence.enter()
     try:
         yield
@@ -203,13 +298,16 @@ def silence() -> Iterator[None]:
 
 
 class _Silence:
-    """Warnings and loggers belong to the process: the first thread that comes silences them, the last one that goes undoes it.
+    """Warnings and loggers belong to the process: the first thread that comes silences them, the
+    last one that goes undoes it.
 
     So no file waits for the decoding of another.
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._undo = threading.Lock(), 0, ExitStack()
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._undo = ExitStack()
 
     def enter(self) -> None:
         with self._lock:
@@ -224,28 +322,35 @@ class _Silence:
                 self._undo.close()
 
     def _begin(self) -> None:
-        log, writer = logging.getLogger("pydicom"), logging.getLogger("highdicom")
+        log = logging.getLogger("pydicom")
+        writer = logging.getLogger("highdicom")
         self._undo.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         self._undo.callback(setattr, log, "disabled", log.disabled)
         self._undo.callback(setattr, log, "propagate", log.propagate)
         self._undo.callback(writer.setLevel, writer.level)
-        log.disabled, log.propagate = True, False  # itself, and the loggers beneath it
-        writer.setLevel(logging.CRITICAL + 1)  # these have a logger for each module, which takes its level
+        # itself, and the loggers beneath it
+        log.disabled = True
+        log.propagate = False
+        # these have a logger for each module, which takes its level
+        writer.setLevel(logging.CRITICAL + 1)
 
 
 _silence = _Silence()
 
 
 def _dataset(file: BinaryIO) -> FileDataset:
-    """Everything before the pixels, checked; of a deflated file, which is inflated as a whole, the pixels too."""
+    """Everything before the pixels, checked; of a deflated file, which is inflated as a whole, the
+    pixels too.
+    """
     dataset = _inflated(file) or pydicom.dcmread(file, stop_before_pixels=True)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
         raise _Fault("its transfer syntax is missing or unknown")
     _check(dataset)
     for key in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        for group in _items(dataset, key):  # an enhanced image states here what all others state at the top
+        # an enhanced image states here what all others state at the top
+        for group in _items(dataset, key):
             for macro in (element for element in group if element.VR == "SQ" and element.value):
                 for element in macro.value[0]:
                     if element.tag not in dataset:
@@ -254,62 +359,90 @@ def _dataset(file: BinaryIO) -> FileDataset:
 
 
 def _inflated(file: BinaryIO) -> FileDataset | None:
-    """A deflated file's elements; None of any other file. Raises where it would inflate to more than a mammogram needs."""
+    """A deflated file's elements; None of any other file.
+
+    Raises where it would inflate to more than a mammogram needs.
+    """
     meta = read_file_meta_info(file.name)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return None
     if "FileMetaInformationGroupLength" not in meta:
         raise _Fault("is deflated and does not say where")
-    file.seek(144 + _integer(meta, "FileMetaInformationGroupLength", 0))  # preamble, magic word, the length itself
+    # preamble, magic word, the length itself
+    file.seek(144 + _integer(meta, "FileMetaInformationGroupLength", 0))
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     content = inflater.decompress(file.read(), 2 * _LARGEST + 2**24)
     if inflater.unconsumed_tail:
         raise _Fault("is deflated and inflates to more than any mammogram needs")
     elements = read_elements(BytesIO(content), is_implicit_VR=False, is_little_endian=True)
-    return FileDataset(file.name, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
+    return FileDataset(
+        file.name, elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True
+    )
 
 
 def _check(dataset: FileDataset) -> None:
     """Raise unless this is one grey image of a breast; leave its numbers as int."""
-    modality, photometric = _text(dataset, "Modality"), _text(dataset, "PhotometricInterpretation")
+    modality = _text(dataset, "Modality")
+    photometric = _text(dataset, "PhotometricInterpretation")
     if modality != "MG" and not _is_of_a_breast(dataset, modality):
         raise _Fault(f"is no mammogram, its modality is {_quoted(modality, _MODALITIES)}")
-    rows, cols, frames = _integer(dataset, "Rows", 0), _integer(dataset, "Columns", 0), _integer(dataset, "NumberOfFrames", 1)
+    rows = _integer(dataset, "Rows", 0)
+    cols = _integer(dataset, "Columns", 0)
+    frames = _integer(dataset, "NumberOfFrames", 1)
     if not rows or not cols:
         raise _Fault("has no image, its header gives no rows or columns")
     if rows * cols > _LARGEST:
         raise _Fault(f"no mammogram has {rows} x {cols} pixels")
     if frames > 1:
         raise _Fault(f"holds {frames if frames < 10_000 else 'too many'} frames, not one image")
-    if _integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise _Fault(f"is no grey image, its photometric interpretation is {_quoted(photometric, _PHOTOMETRICS)}")
-    allocated, bits = _integer(dataset, "BitsAllocated", 0), _integer(dataset, "BitsStored", 0)
+    if _integer(dataset, "SamplesPerPixel", 1) != 1 or photometric not in (
+        "MONOCHROME1",
+        "MONOCHROME2",
+    ):
+        raise _Fault(
+            "is no grey image, its photometric interpretation is "
+            f"{_quoted(photometric, _PHOTOMETRICS)}"
+        )
+    allocated = _integer(dataset, "BitsAllocated", 0)
+    bits = _integer(dataset, "BitsStored", 0)
     if allocated not in (1, 8, 16) or not 1 <= bits <= allocated:
         raise _Fault(f"{bits} bits stored in {allocated} are no mammogram's pixels")
     if (high_bit := _integer(dataset, "HighBit", bits - 1)) != bits - 1:
         raise _Fault(f"high bit {high_bit} does not fit {bits} stored bits")
-    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.BitsStored = rows, cols, allocated, bits
+    dataset.Rows = rows
+    dataset.Columns = cols
+    dataset.BitsAllocated = allocated
+    dataset.BitsStored = bits
     dataset.PixelRepresentation = _integer(dataset, "PixelRepresentation", 0)
 
 
 def _is_of_a_breast(dataset: FileDataset, modality: str) -> bool:
-    """Whether an image of another modality than MG may be a mammogram: a scanned film, or one that states no modality but a breast."""
+    """Whether an image of another modality than MG may be a mammogram: a scanned film, or one that
+    states no modality but a breast.
+    """
     kind = _text(dataset, "SOPClassUID")
     if kind.startswith(_SECONDARY_CAPTURE):
         return True
-    states_breast = kind in (_MAMMOGRAPHY, f"{_MAMMOGRAPHY}.1") or _text(dataset, "BodyPartExamined").upper() == "BREAST"
+    states_breast = (
+        kind in (_MAMMOGRAPHY, f"{_MAMMOGRAPHY}.1")
+        or _text(dataset, "BodyPartExamined").upper() == "BREAST"
+    )
     return not modality and states_breast
 
 
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
-    """Go to the first byte of the pixels; return their type and how many bytes to read, -1 for all that follow."""
-    syntax, kind = dataset.file_meta.TransferSyntaxUID, "OW"
+    """Go to the first byte of the pixels; return their type and how many bytes to read, -1 for all
+    that follow.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    kind = "OW"
     if syntax == DeflatedExplicitVRLittleEndian:
         length = rest = len(dataset.get("PixelData") or b"")
     else:
         order: Literal["little", "big"] = "little" if syntax.is_little_endian else "big"
         head = file.read(8 if syntax.is_implicit_VR else 12)  # tag, type where explicit, length
-        tag, length = [int.from_bytes(head[at : at + 2], order) for at in (0, 2)], int.from_bytes(head[-4:], order)
+        tag = [int.from_bytes(head[at : at + 2], order) for at in (0, 2)]
+        length = int.from_bytes(head[-4:], order)
         kind = "OW" if syntax.is_implicit_VR else head[4:6].decode("latin-1")
         if tag != [0x7FE0, 0x0010] or kind not in ("OB", "OW", "UN"):
             raise _Fault("has no pixel data")
@@ -324,7 +457,9 @@ def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
     if length == _UNDEFINED:
         raise _Fault("its pixels are compressed, though its transfer syntax says that they are not")
     if min(rest, length) < needed:
-        raise _Fault(f"the file ends early, {min(rest, length)} of {needed} bytes of pixels are there")
+        raise _Fault(
+            f"the file ends early, {min(rest, length)} of {needed} bytes of pixels are there"
+        )
     return kind, needed + needed % 2
 
 
@@ -334,9 +469,12 @@ def _bytes_of_pixels(dataset: Dataset) -> int:
 
 def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedinteger]:
     """The bits of every pixel, decompressed: uint8 or uint16 [rows, cols]; negative values wrap."""
-    syntax, needed = dataset.file_meta.TransferSyntaxUID, _bytes_of_pixels(dataset)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    needed = _bytes_of_pixels(dataset)
     if syntax == RLELossless:
-        return compressed.unpacked(compressed.frame(data), dataset.Rows, dataset.Columns, dataset.BitsAllocated)
+        return compressed.unpacked(
+            compressed.frame(data), dataset.Rows, dataset.Columns, dataset.BitsAllocated
+        )
     if syntax.is_encapsulated:
         compressed.check_stream(compressed.frame(data), dataset.Rows, dataset.Columns)
     else:
@@ -357,7 +495,8 @@ def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedi
     }
     try:
         codes, _ = get_decoder(syntax).as_array(data, index=0, raw=True, **options)
-    except Exception as error:  # decoders are given pixels and numbers alone, so what they say can be told
+    except Exception as error:
+        # decoders are given pixels and numbers alone, so what they say can be told
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise _Fault(f"its pixels can't be decoded ({type(error).__name__}: {reason})") from None
     return codes.view(codes.dtype.str.replace("i", "u"))
@@ -366,8 +505,12 @@ def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedi
 def _grey_of_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
     """What a pixel's bits stand for in the image: float32 [256 or 65536] in [0, 1]."""
     width = 16 if dataset.BitsAllocated == 16 else 8
-    # pydicom fills the bits above BitsStored with the sign for these two; in all others they may hold anything.
-    extended = dataset.file_meta.TransferSyntaxUID in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes)
+    # pydicom fills the bits above BitsStored with the sign for these two; in all others they may
+    # hold anything.
+    extended = dataset.file_meta.TransferSyntaxUID in (
+        *JPEG2000TransferSyntaxes,
+        *JPEGLSTransferSyntaxes,
+    )
     bits = width if extended else dataset.BitsStored
     stored = np.arange(2**bits)
     if dataset.PixelRepresentation:
@@ -381,11 +524,21 @@ def _grey_of_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float
     return np.tile(grey.astype(np.float32), 2 ** (width - bits))
 
 
-def _grey(dataset: FileDataset, stored: NDArray[np.integer], window: bool | int) -> NDArray[np.float64]:
-    """Stored values -> [0, 1] of the same shape, photometric interpretation and padding not yet applied."""
-    bits, values = dataset.BitsStored, stored.astype(np.float64)
-    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0.0, 2.0**bits - 1)
-    slope, intercept = _numbers(dataset, "RescaleSlope"), _numbers(dataset, "RescaleIntercept")
+def _grey(
+    dataset: FileDataset, stored: NDArray[np.integer], window: bool | int
+) -> NDArray[np.float64]:
+    """Stored values -> [0, 1] of the same shape, photometric interpretation and padding not yet
+    applied.
+    """
+    bits = dataset.BitsStored
+    values = stored.astype(np.float64)
+    low, high = (
+        (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+        if dataset.PixelRepresentation
+        else (0.0, 2.0**bits - 1)
+    )
+    slope = _numbers(dataset, "RescaleSlope")
+    intercept = _numbers(dataset, "RescaleIntercept")
     if tables := _items(dataset, "ModalityLUTSequence"):
         values, low, high = _look_up(dataset, values, low, tables[0])
     elif slope and intercept:
@@ -395,7 +548,9 @@ def _grey(dataset: FileDataset, stored: NDArray[np.integer], window: bool | int)
     if isinstance(chosen, Dataset):
         values, low, high = _look_up(dataset, values, low, chosen)
     elif chosen is not None:
-        values, low, high = _window(values, *chosen, _text(dataset, "VOILUTFunction").upper() or "LINEAR"), 0.0, 1.0
+        values = _window(values, *chosen, _text(dataset, "VOILUTFunction").upper() or "LINEAR")
+        low = 0.0
+        high = 1.0
     if not low < high:
         raise _Fault(f"the pixel range {low:g} to {high:g} is empty")
     return np.clip((values - low) / (high - low), 0, 1)
@@ -403,7 +558,9 @@ def _grey(dataset: FileDataset, stored: NDArray[np.integer], window: bool | int)
 
 def _chosen(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, float] | None:
     """The VOI LUT or window (centre, width) that `window` stands for."""
-    windows = list(zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False))
+    windows = list(
+        zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False)
+    )
     choices: list[Any] = [*_items(dataset, "VOILUTSequence"), *windows]
     if window is False or (window is True and not choices):
         return None
@@ -413,10 +570,16 @@ def _chosen(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, 
     return choices[index]
 
 
-def _look_up(dataset: FileDataset, values: NDArray[np.float64], low: float, item: Dataset) -> tuple[NDArray, float, float]:
-    """Values through one LUT, and the LUT's output range. Values outside the table take its first or last entry."""
+def _look_up(
+    dataset: FileDataset, values: NDArray[np.float64], low: float, item: Dataset
+) -> tuple[NDArray, float, float]:
+    """Values through one LUT, and the LUT's output range.
+
+    Values outside the table take its first or last entry.
+    """
     entries, first, bits = (int(number) for number in _numbers(item, "LUTDescriptor"))
-    entries = entries % 2**16 or 2**16  # 0 stands for 65536; here and below, 16 bits may have been read with the wrong sign
+    # 0 stands for 65536; here and below, 16 bits may have been read with the wrong sign
+    entries = entries % 2**16 or 2**16
     first = (first + 2**15) % 2**16 - 2**15 if low < 0 else first % 2**16
     table: Any = item.LUTData
     if isinstance(table, bytes):
@@ -427,7 +590,9 @@ def _look_up(dataset: FileDataset, values: NDArray[np.float64], low: float, item
     return table[index].astype(np.float64), 0.0, 2.0**bits - 1
 
 
-def _window(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
+def _window(
+    values: NDArray[np.float64], center: float, width: float, function: str
+) -> NDArray[np.float64]:
     """Values through a window: 0 at its lower end and below, 1 at its upper end and above."""
     if not width >= (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
         raise _Fault(f"a window of width {width:g} is empty")
@@ -441,7 +606,9 @@ def _window(values: NDArray[np.float64], center: float, width: float, function: 
 
 
 def _padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Where the image was padded to a rectangle; without this a MONOCHROME1 background would turn bright."""
+    """Where the image was padded to a rectangle; without this a MONOCHROME1 background would turn
+    bright.
+    """
     if not (one := _numbers(dataset, "PixelPaddingValue")):
         return np.zeros(stored.shape, bool)
     limits = np.array([one[0], (_numbers(dataset, "PixelPaddingRangeLimit") or one)[0]])
@@ -453,12 +620,14 @@ def _padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bo
 
 
 def _spacing(dataset: FileDataset) -> tuple[float, float] | None:
-    stated, imager = _pair(dataset, "PixelSpacing"), _pair(dataset, "ImagerPixelSpacing")
+    stated = _pair(dataset, "PixelSpacing")
+    imager = _pair(dataset, "ImagerPixelSpacing")
     if stated and (stated != imager or _text(dataset, "PixelSpacingCalibrationType")):
         return stated
     if imager:
         (factor,) = _numbers(dataset, "EstimatedRadiographicMagnificationFactor")[:1] or [1.0]
-        # The breast lies between source and detector, so that a factor below 1 can only be a mistake.
+        # The breast lies between source and detector, so that a factor below 1 can only be a
+        # mistake.
         return (imager[0] / factor, imager[1] / factor) if 1 <= factor < np.inf else imager
     return _pair(dataset, "NominalScannedPixelSpacing")
 

@@ -1,7 +1,9 @@
-"""Single elements of a DICOM header: read without quoting what a fault holds, and those that lead from value to grey copied.
+"""Single elements of a DICOM header: read without quoting what a fault holds, and those
+that lead from value to grey copied.
 
-Whatever is asked for here may be anything in a damaged or careless header, a patient's name too. So numbers are read as
-numbers, words are compared with those of the standard, and nothing else is passed on.
+Whatever is asked for here may be anything in a damaged or careless header, a patient's name too. So
+numbers are read as numbers, words are compared with those of the standard, and nothing else is
+passed on.
 """
 
 from __future__ import annotations
@@ -62,14 +64,26 @@ def value(dataset: Dataset, key: str) -> Any:
 
 
 def rendition(dataset: Dataset, chosen: Dataset | tuple[float, float] | None) -> dict[str, Any]:
-    """What must stand in another file of the same stored values so that they are shown, and measured, as in this one.
+    """What must stand in another file of the same stored values so that they are shown, and
+    measured, as in this one.
 
-    Args:     dataset: a checked header. chosen: its VOI LUT or window (centre, width) to go by; None for the whole range.
-    Returns:  values by keyword: photometric interpretation, modality LUT or rescale, that one VOI LUT or window, padding, spacing.
+    Args:
+        dataset: A checked header.
+        chosen: Its VOI LUT or window (centre, width) to go by; None for the whole range.
+
+    Returns:
+        Values by keyword: photometric interpretation, modality LUT or rescale, that one VOI LUT or
+        window, padding, spacing.
     """
-    found: dict[str, Any] = {key: text(dataset, key) for key, known in _WORDS.items() if text(dataset, key) in known}
+    found: dict[str, Any] = {
+        key: text(dataset, key) for key, known in _WORDS.items() if text(dataset, key) in known
+    }
     found |= {key: _decimal(numbers(dataset, key)[0]) for key in _DECIMALS if numbers(dataset, key)}
-    found |= {key: [_decimal(number) for number in numbers(dataset, key)] for key in _PAIRS if len(numbers(dataset, key)) == 2}
+    found |= {
+        key: [_decimal(number) for number in numbers(dataset, key)]
+        for key in _PAIRS
+        if len(numbers(dataset, key)) == 2
+    }
     found |= {key: _padding_value(dataset, key) for key in _PADDING if numbers(dataset, key)}
     if tables := items(dataset, "ModalityLUTSequence"):
         found["ModalityLUTSequence"] = [_table(tables[0], ModalityLUTType="US")]

@@ -1,38 +1,46 @@
 """The user's own mammograms: a folder of images with masks or COCO annotations, and a table.
 
-    images/              .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal ones) and .dcm, at any depth
-    masks/               <image's name>.png, or <image's name>_1.png, _2.png ... where it has several lesions: 0 is background
+    images/              .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal
+    ones) and .dcm, at any depth
+    masks/               <image's name>.png, or <image's name>_1.png, _2.png ... where it has
+    several lesions: 0 is background
     annotations.json     or COCO instead of masks: polygons, RLE (compressed or not) or boxes
-    metadata.csv         file, patient, laterality, view, pathology, kind, shape, margin, birads, density, spacing, split, bits,
+    metadata.csv         file, patient, laterality, view, pathology, kind, shape, margin, birads,
+    density, spacing, split, bits,
                          lesion_patient
 
-All but `images` may be missing. The table's columns stand in any order, all but `file` may be missing or blank, others are
-ignored and noted; it is separated by commas, semicolons or tabs. `file` names an image ("a.png", "images/left/b.dcm"), or one
-mask ("a_2.png"), whose row then gives that lesion's kind, shape, margin and pathology.
+All but `images` may be missing. The table's columns stand in any order, all but `file` may be
+missing or blank, others are ignored and noted; it is separated by commas, semicolons or tabs.
+`file` names an image ("a.png", "images/left/b.dcm"), or one mask ("a_2.png"), whose row then gives
+that lesion's kind, shape, margin and pathology.
 
-Patients. Two images of one woman on both sides of a split make every result worthless, and file names can't be trusted to
-tell them apart. So nothing is guessed: where the table names patients, images without one are left out and counted; where
-it names none at all, all images count as one patient, which can be looked at and predicted on but not split, and a log line
-says so. `lesion_patient`, which synthetic mammograms with another woman's lesions have, is known and not gone by: such a set is to
-be made of one side of a split alone.
+Patients. Two images of one woman on both sides of a split make every result worthless, and file
+names can't be trusted to tell them apart. So nothing is guessed: where the table names patients,
+images without one are left out and counted; where it names none at all, all images count as one
+patient, which can be looked at and predicted on but not split, and a log line says so.
+`lesion_patient`, which synthetic mammograms with another woman's lesions have, is known and not
+gone by: such a set is to be made of one side of a split alone.
 
-Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their values stay below 4096.
-The column `bits` says what they hold instead (12 for most detectors); a log line asks for it once where pixels use a quarter of 16 bits
-or less. A DICOM, a PGM (its maxval) and a 12-bit TIFF say it
-themselves. Raw DICOM images ("for processing") are left out and counted.
+Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their
+values stay below 4096. The column `bits` says what they hold instead (12 for most detectors); a log
+line asks for it once where pixels use a quarter of 16 bits or less. A DICOM, a PGM (its maxval) and
+a 12-bit TIFF say it themselves. Raw DICOM images ("for processing") are left out and counted.
 
-Masks. One file is one lesion; its parts are not split into several. Of two values the higher is the lesion, whatever they are.
-More than two are left by resampling or by JPEG, which grey a rim around the lesion: they are cut at half of the highest, and
-a log line says so once. Of a colour mask each pixel's brightest channel counts. Without a `kind` in the table a mask is a
-mass of uncertain kind. A mask is read when it is wanted: one that is empty, damaged or of another size than its image raises
-ArchiveError then. Normal images need no mask, and those of images whose `pathology` is normal are not looked at.
+Masks. One file is one lesion; its parts are not split into several. Of two values the higher is the
+lesion, whatever they are. More than two are left by resampling or by JPEG, which grey a rim around
+the lesion: they are cut at half of the highest, and a log line says so once. Of a colour mask each
+pixel's brightest channel counts. Without a `kind` in the table a mask is a mass of uncertain kind.
+A mask is read when it is wanted: one that is empty, damaged or of another size than its image
+raises ArchiveError then. Normal images need no mask, and those of images whose `pathology` is
+normal are not looked at.
 
-COCO. Categories are mass, calcification, asymmetry and distortion in any case, singular or plural; others are noted.
-Coordinates count from the image's corner, half a pixel from the first pixel's centre. With annotations.json only the images
-that it lists are read, since the others may be unlabelled. Holes of a region are filled, as everywhere here.
+COCO. Categories are mass, calcification, asymmetry and distortion in any case, singular or plural;
+others are noted. Coordinates count from the image's corner, half a pixel from the first pixel's
+centre. With annotations.json only the images that it lists are read, since the others may be
+unlabelled. Holes of a region are filled, as everywhere here.
 
-Pathology is the image's: its lesions carry it where they have no own and it holds for each, because there is one or all is
-benign.
+Pathology is the image's: its lesions carry it where they have no own and it holds for each, because
+there is one or all is benign.
 """
 
 from __future__ import annotations
@@ -59,17 +67,32 @@ from tfmammo.archives import coco, dicom
 from tfmammo.archives.files import beneath
 from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import ID_KEY, Lesion, Mammogram, MaskedLesion, Skipped, hashed_id, is_keyed, spelling
+from tfmammo.mammogram import (
+    ID_KEY,
+    Lesion,
+    Mammogram,
+    MaskedLesion,
+    Skipped,
+    hashed_id,
+    is_keyed,
+    spelling,
+)
 
 log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".pgm", ".bmp")
 DICOMS = (".dcm", ".dicom")
 
-_FORMATS = ("PNG", "TIFF", "JPEG", "PPM", "BMP")  # Pillow knows many more, some of which run other programs
+# Pillow knows many more, some of which run other programs
+_FORMATS = ("PNG", "TIFF", "JPEG", "PPM", "BMP")
 _LARGEST = 2**27  # px; the largest mammograms have 2**25
-_ONE_CHANNEL, _CHANNELS = ("1", "L"), ("LA", "P", "RGB", "RGBA")  # Pillow's modes of 8 bits
-_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 274, 258, 262  # TIFF tags, the first in EXIF too
+# Pillow's modes of 8 bits
+_ONE_CHANNEL = ("1", "L")
+_CHANNELS = ("LA", "P", "RGB", "RGBA")
+# TIFF tags, the first in EXIF too
+_ORIENTATION = 274
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
 
 Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank cells are absent
 
@@ -82,7 +105,8 @@ class _Folder:
     skipped: Skipped
     images: dict[str, Path]
     rows: dict[str, Row]
-    masks: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)  # image -> (mask, its file)
+    # image -> (mask, its file)
+    masks: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)
     coco: dict[str, coco.Listed] = field(default_factory=dict)
     listed_only: bool = False
     counts: Counter[str] = field(default_factory=Counter)
@@ -92,14 +116,24 @@ class _Folder:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of a folder, in the order of their names; tables and headers are read, pixels and masks are not.
+    """The mammograms of a folder, in the order of their names; tables and headers are read, pixels
+    and masks are not.
 
-    Args:     root: the folder that holds `images`. skipped: takes what was left out, and why.
-    Returns:  one record per readable image; image_id is hashed_id("folder", <its name beneath images, without the ending>).
-    Raises:   ArchiveError: no image can be read, masks and annotations.json stand side by side, a table or COCO file is
-              damaged, holds a wrong value, names a file outside the folder, or states another size than the image has.
+    Args:
+        root: The folder that holds `images`.
+        skipped: Takes what was left out, and why.
+
+    Returns:
+        One record per readable image; image_id is hashed_id("folder", <its name beneath images,
+        without the ending>).
+
+    Raises:
+        ArchiveError: No image can be read, masks and annotations.json stand side by side, a table
+            or COCO file is damaged, holds a wrong value, names a file outside the folder, or states
+            another size than the image has.
     """
-    root, skipped = Path(root), Skipped() if skipped is None else skipped
+    root = Path(root)
+    skipped = Skipped() if skipped is None else skipped
     for name in ("metadata.csv", "annotations.json"):
         if (root / name).exists() and not (root / name).is_file():
             raise ArchiveError(f"{root / name}: is no file")
@@ -113,35 +147,57 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     if (root / "masks").is_dir():
         folder.masks = _masks(folder)
     elif (root / "annotations.json").exists():
-        folder.coco, folder.listed_only = _coco(folder, root / "annotations.json"), True
+        folder.coco = _coco(folder, root / "annotations.json")
+        folder.listed_only = True
     _note_unused_rows(folder)
     mammograms = list(_mammograms(folder))
     for reason, count in folder.counts.items():
         skipped.add("images/*", f"{count} {reason}")
     if not mammograms:
-        first = next((f", the first is {file}: {reason}" for file, reason in skipped.reasons.items()), "")
-        raise ArchiveError(f"{root}: holds no image that can be read ({len(skipped)} skipped{first})")
+        first = next(
+            (f", the first is {file}: {reason}" for file, reason in skipped.reasons.items()), ""
+        )
+        raise ArchiveError(
+            f"{root}: holds no image that can be read ({len(skipped)} skipped{first})"
+        )
     return mammograms
 
 
 def mammogram(path: Path) -> Mammogram:
     """One file by itself, without any folder around it: its header is read, its pixels are not.
 
-    Args:     path: an image of a kind that a folder may hold; a DICOM may have any name.
-    Returns:  a record without lesions, its image_id as `read` makes it; as nobody says whose it is, all have one patient_id.
-    Raises:   ArchiveError: no such file, no image that can be read, or a raw DICOM image ("for processing").
+    Args:
+        path: An image of a kind that a folder may hold; a DICOM may have any name.
+
+    Returns:
+        A record without lesions, its image_id as `read` makes it; as nobody says whose it is, all
+        have one patient_id.
+
+    Raises:
+        ArchiveError: No such file, no image that can be read, or a raw DICOM image ("for
+            processing").
     """
     if path.exists() and not path.is_file():
         raise ArchiveError(f"{path}: is no file")
     facts = _dicom_facts(path) if is_dicom(path) else _facts(path, None)
     if facts is None:
-        raise ArchiveError(f"{path}: is a raw image ('for processing'), take the one for presentation")
-    name = path.stem.encode(errors="replace").decode()  # a name in no known encoding can't be hashed
-    return Mammogram(archive="folder", patient_id=hashed_id("folder", ""), image_id=hashed_id("folder", name), **facts)
+        raise ArchiveError(
+            f"{path}: is a raw image ('for processing'), take the one for presentation"
+        )
+    # a name in no known encoding can't be hashed
+    name = path.stem.encode(errors="replace").decode()
+    return Mammogram(
+        archive="folder",
+        patient_id=hashed_id("folder", ""),
+        image_id=hashed_id("folder", name),
+        **facts,
+    )
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM by its ending or by its first bytes; False where it can't be read."""
+    """Whether a file is a DICOM by its ending or by its first bytes; False where it
+    can't be read.
+    """
     try:
         with path.open("rb") as file:
             return path.suffix.lower() in DICOMS or file.read(132)[128:] == b"DICM"
@@ -150,29 +206,50 @@ def is_dicom(path: Path) -> bool:
 
 
 def _find(root: Path, name: str, endings: tuple[str, ...], skipped: Skipped) -> dict[str, Path]:
-    """Files of these endings by their names beneath `name`, in one spelling and without the ending, in order."""
+    """Files of these endings by their names beneath `name`, in one spelling and without the ending,
+    in order.
+    """
     found: dict[str, Path] = {}
     others = 0
     for path in sorted(beneath(root / name, links=False)):
         key = spelling(path.relative_to(root / name).with_suffix("").as_posix())
-        if path.suffix.lower() not in endings or not key.isprintable():  # a name in no known encoding can't be hashed
+        # a name in no known encoding can't be hashed
+        if path.suffix.lower() not in endings or not key.isprintable():
             others += 1
         elif key in found:
-            skipped.add(path.relative_to(root).as_posix(), "another file has the same name and another ending or spelling")
+            skipped.add(
+                path.relative_to(root).as_posix(),
+                "another file has the same name and another ending or spelling",
+            )
         else:
             found[key] = path
     if others:
-        skipped.add(f"{name}/*", f"{others} files of other kinds than {' '.join(endings)}, or with unprintable names")
+        skipped.add(
+            f"{name}/*",
+            f"{others} files of other kinds than {' '.join(endings)}, or with unprintable names",
+        )
     return found
 
 
 def _key(name: str) -> str:
-    """What a table calls a file -> its name beneath images or masks, without the ending. Raises ValueError outside of them."""
+    """What a table calls a file -> its name beneath images or masks, without the ending.
+
+    Raises ValueError outside of them.
+    """
     name = spelling(name)
     path = PurePosixPath(name.strip().replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"\s*[A-Za-z]:", name) or not name.isprintable():
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or re.match(r"\s*[A-Za-z]:", name)
+        or not name.isprintable()
+    ):
         raise ValueError(f"the file name {name[:80]!r} leads out of the folder")
-    path = PurePosixPath(*path.parts[1:]) if len(path.parts) > 1 and path.parts[0] in ("images", "masks") else path
+    path = (
+        PurePosixPath(*path.parts[1:])
+        if len(path.parts) > 1 and path.parts[0] in ("images", "masks")
+        else path
+    )
     return str(path.with_suffix("") if path.suffix.lower() in PICTURES + DICOMS else path)
 
 
@@ -206,7 +283,8 @@ def _bits(text: str) -> int:
 
 
 def _patient(text: str) -> str:
-    return spelling(spelling(text).casefold())  # ids that differ in this alone are one patient's: the safe side
+    # ids that differ in this alone are one patient's: the safe side
+    return spelling(spelling(text).casefold())
 
 
 _COLUMNS: dict[str, Callable[[str], Any]] = {
@@ -228,18 +306,32 @@ _COLUMNS: dict[str, Callable[[str], Any]] = {
 
 
 def _table(path: Path, skipped: Skipped) -> dict[str, Row]:
-    """The rows by file. Messages name line and column but no value: it might be a patient's in the wrong place."""
+    """The rows by file.
+
+    Messages name line and column but no value: it might be a patient's in the wrong place.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
         head = text.partition("\n")[0]
-        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True))
+        lines = list(
+            csv.reader(
+                io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True
+            )
+        )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArchiveError(f"{path}: can't be read as CSV in UTF-8 ({error.__class__.__name__})") from None
+        raise ArchiveError(
+            f"{path}: can't be read as CSV in UTF-8 ({error.__class__.__name__})"
+        ) from None
     columns = [name.strip().lower() for name in lines[0]] if lines else []
     if "file" not in columns or any(columns.count(name) > 1 for name in columns if name):
-        raise ArchiveError(f"{path}: its first line must name every column once, and one of them file")
+        raise ArchiveError(
+            f"{path}: its first line must name every column once, and one of them file"
+        )
     if unknown := [name for name in columns if name and name not in _COLUMNS]:
-        skipped.add(path.name, f"{len(unknown)} unknown columns are ignored; known are {', '.join(_COLUMNS)}")
+        skipped.add(
+            path.name,
+            f"{len(unknown)} unknown columns are ignored; known are {', '.join(_COLUMNS)}",
+        )
     rows: dict[str, Row] = {}
     for number, cells in enumerate(lines[1:], start=2):
         if any(cell.strip() for cell in cells):
@@ -251,7 +343,9 @@ def _table(path: Path, skipped: Skipped) -> dict[str, Row]:
 
 def _row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
     if len(cells) != len(columns):
-        raise ArchiveError(f"{path}: row {number} has {len(cells)} cells, the first line {len(columns)}")
+        raise ArchiveError(
+            f"{path}: row {number} has {len(cells)} cells, the first line {len(columns)}"
+        )
     row = {}
     for name, text in zip(columns, (spelling(cell).strip() for cell in cells), strict=True):
         if name in _COLUMNS and (text or name == "file"):
@@ -267,14 +361,18 @@ def _row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
 def _note_unused_rows(folder: _Folder) -> None:
     known = {*folder.images, *(mask for masks in folder.masks.values() for mask, _ in masks)}
     if unused := len(folder.rows.keys() - known):
-        folder.skipped.add("metadata.csv", f"{unused} of its {len(folder.rows)} files are no image or mask here")
+        folder.skipped.add(
+            "metadata.csv", f"{unused} of its {len(folder.rows)} files are no image or mask here"
+        )
 
 
 # Lesions
 
 
 def _masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
-    """The masks of each image: those of its own name, and of its name with a number, in the order of the numbers."""
+    """The masks of each image: those of its own name, and of its name with a number, in the order
+    of the numbers.
+    """
     numbered = defaultdict(list)
     for mask, path in _find(folder.root, "masks", PICTURES, folder.skipped).items():
         match = re.fullmatch(r"(.+)_([0-9]{1,9})", mask, re.DOTALL)
@@ -283,8 +381,14 @@ def _masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
         elif match and match[1] in folder.images:
             numbered[match[1]].append((int(match[2]), mask, path))
         else:
-            folder.note(path, "is a mask of no image: none has its name, with or without a number at the end")
-    return {image: [(mask, path) for _, mask, path in sorted(masks)] for image, masks in numbered.items()}
+            folder.note(
+                path,
+                "is a mask of no image: none has its name, with or without a number at the end",
+            )
+    return {
+        image: [(mask, path) for _, mask, path in sorted(masks)]
+        for image, masks in numbered.items()
+    }
 
 
 def _coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
@@ -296,27 +400,38 @@ def _coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
 
 
 def _mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
-    row, masks = folder.rows.get(image, {}), folder.masks.get(image, [])
+    row = folder.rows.get(image, {})
+    masks = folder.masks.get(image, [])
     if masks and row.get("pathology") == "normal":
-        folder.counts["masks of images that the table calls normal were not looked at"] += len(masks)
+        folder.counts["masks of images that the table calls normal were not looked at"] += len(
+            masks
+        )
         return
     for mask, path in masks:
-        details = _details(row, len(masks)) | (_details(folder.rows.get(mask, {}), 1) if mask != image else {})
+        details = _details(row, len(masks)) | (
+            _details(folder.rows.get(mask, {}), 1) if mask != image else {}
+        )
         kind = folder.rows.get(mask, {}).get("kind") or row.get("kind")
         details["kind_is_certain"] = kind is not None
         yield MaskedLesion(kind or "mass", partial(_mask, path, rows, cols), **details)
 
 
 def _coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
-    listed, path = folder.coco[image], folder.images[image]
+    listed = folder.coco[image]
+    path = folder.images[image]
     where = f"{folder.root / 'annotations.json'}: {path.relative_to(folder.root).as_posix()}"
-    later = f"{folder.root / 'annotations.json'}: {hashed_id('folder', image)}"  # what is read later may be told in a log
+    # what is read later may be told in a log
+    later = f"{folder.root / 'annotations.json'}: {hashed_id('folder', image)}"
     if listed.size not in (None, (rows, cols)):
-        raise coco.Contradiction(f"{where} has {(rows, cols)} rows and columns there, but {listed.size} is stated")
+        raise coco.Contradiction(
+            f"{where} has {(rows, cols)} rows and columns there, but {listed.size} is stated"
+        )
     details = _details(folder.rows.get(image, {}), len(listed.annotations))
     for number, (kind, annotation) in enumerate(listed.annotations, start=1):
         try:
-            yield coco.lesion(kind, annotation, rows, cols, details, f"{later}, annotation {number}")
+            yield coco.lesion(
+                kind, annotation, rows, cols, details, f"{later}, annotation {number}"
+            )
         except coco.Contradiction as error:
             raise coco.Contradiction(str(error).replace(later, where)) from None
         except ValueError as error:
@@ -337,15 +452,25 @@ def _details(row: Row, lesions: int) -> dict[str, Any]:
 def _mammograms(folder: _Folder) -> Iterator[Mammogram]:
     has_patients = any("patient" in row for row in folder.rows.values())
     if not has_patients:
-        reason = "metadata.csv names no patients, so all images count as one and can't be split; give it the columns file and patient"
+        reason = (
+            "metadata.csv names no patients, so all images count as one and can't be split; "
+            "give it the columns file and patient"
+        )
         log.warning("%s: %s", folder.root.name, reason)
     elif not is_keyed():
-        log.info("patients are told apart by unkeyed hashes, which a list of names or numbers undoes; of private data set %s", ID_KEY)
+        log.info(
+            "patients are told apart by unkeyed hashes, which a list of names or numbers undoes; "
+            "of private data set %s",
+            ID_KEY,
+        )
     for image, path in folder.images.items():
         if folder.listed_only and image not in folder.coco:
             folder.counts["images that annotations.json does not list"] += 1
         elif has_patients and "patient" not in folder.rows.get(image, {}):
-            folder.counts["images without a patient in metadata.csv, which might stand on both sides of a split"] += 1
+            folder.counts[
+                "images without a patient in metadata.csv, which might stand on both sides of a "
+                "split"
+            ] += 1
         else:
             try:
                 if facts := _facts(path, folder.rows.get(image, {}).get("bits")):
@@ -360,14 +485,24 @@ def _mammograms(folder: _Folder) -> Iterator[Mammogram]:
 
 def _mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
     row = folder.rows.get(image, {})
-    lesions = tuple((_coco_lesions if folder.listed_only else _mask_lesions)(folder, image, facts["rows"], facts["cols"]))
+    lesions = tuple(
+        (_coco_lesions if folder.listed_only else _mask_lesions)(
+            folder, image, facts["rows"], facts["cols"]
+        )
+    )
     pathology = row.get("pathology")
     if pathology == "normal" and lesions:
         folder.note(
-            folder.images[image], f"the table calls it normal, but it has {len(lesions)} lesions: its pathology is taken as unknown"
+            folder.images[image],
+            f"the table calls it normal, but it has {len(lesions)} lesions: its pathology is "
+            "taken as unknown",
         )
         pathology = None
-    facts |= {name: row[name] for name in ("laterality", "view", "spacing", "birads", "density") if name in row}
+    facts |= {
+        name: row[name]
+        for name in ("laterality", "view", "spacing", "birads", "density")
+        if name in row
+    }
     return Mammogram(
         archive="folder",
         patient_id=hashed_id("folder", row.get("patient", "")),
@@ -387,45 +522,69 @@ def _facts(path: Path, bits: int | None) -> dict[str, Any] | None:
         return _dicom_facts(path)
     with _opened(path) as picture:
         depth = (_full_scale(picture, path, bits) + 1).bit_length() - 1
-        return {"bits": depth, "rows": picture.height, "cols": picture.width, "read": partial(_pixels, path, bits)}
+        return {
+            "bits": depth,
+            "rows": picture.height,
+            "cols": picture.width,
+            "read": partial(_pixels, path, bits),
+        }
 
 
 def _dicom_facts(path: Path) -> dict[str, Any] | None:
     header = dicom.read_header(path)
-    facts = {name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")}
+    facts = {
+        name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")
+    }
     return None if header.for_processing else facts | {"read": partial(dicom.read_pixels, path)}
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile]:
-    """One upright picture, its header read. Whatever goes wrong while it is open becomes an ArchiveError."""
+    """One upright picture, its header read.
+
+    Whatever goes wrong while it is open becomes an ArchiveError.
+    """
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             if picture.width * picture.height > _LARGEST:
-                raise ArchiveError(f"{path}: {picture.height} x {picture.width} px are more than a mammogram has")
+                raise ArchiveError(
+                    f"{path}: {picture.height} x {picture.width} px are more than a mammogram has"
+                )
             if getattr(picture, "n_frames", 1) != 1:
                 raise ArchiveError(f"{path}: holds several pages, not one image")
             # Pillow decodes a PNG to look for EXIF, unless it has met some on its way.
-            if (picture.format != "PNG" or "exif" in picture.info) and picture.getexif().get(_ORIENTATION, 1) != 1:
-                raise ArchiveError(f"{path}: is stored turned or mirrored (EXIF orientation), save it upright")
+            if (picture.format != "PNG" or "exif" in picture.info) and picture.getexif().get(
+                _ORIENTATION, 1
+            ) != 1:
+                raise ArchiveError(
+                    f"{path}: is stored turned or mirrored (EXIF orientation), save it upright"
+                )
             yield picture
     except ArchiveError:
         raise
     except FileNotFoundError:
         raise ArchiveError(f"{path}: no such file") from None
     except Exception as error:  # Pillow answers damaged files with exceptions of any class
-        raise ArchiveError(f"{path}: can't be read as an image ({error.__class__.__name__})") from None
+        raise ArchiveError(
+            f"{path}: can't be read as an image ({error.__class__.__name__})"
+        ) from None
 
 
 def _full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
-    """The value that stands for 1. Raises where the picture is not of 8 or 16 bits and up to four channels."""
-    deep = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+    """The value that stands for 1.
+
+    Raises where the picture is not of 8 or 16 bits and up to four channels.
+    """
+    deep = picture.mode.startswith("I;16") or (
+        picture.mode == "I" and picture.format in ("PNG", "PPM")
+    )
     if not deep and picture.mode not in (*_ONE_CHANNEL, *_CHANNELS):
         raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
     if picture.format == "PPM" and picture.mode in _CHANNELS:
         raise ArchiveError(f"{path}: is no PGM but a colour image")
     if not deep and re.search(r";16\w", str(picture.tile[0][3])):
-        raise ArchiveError(f"{path}: has 16 bits in several channels, save it in one")  # Pillow would drop half of them
+        # Pillow would drop half of them
+        raise ArchiveError(f"{path}: has 16 bits in several channels, save it in one")
     depth = 16 if deep else 1 if picture.mode == "1" else 8
     if deep and picture.format == "TIFF":
         depth = picture.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]  # type: ignore[attr-defined]
@@ -441,10 +600,20 @@ def _pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
     with _opened(path) as picture:
         full = _full_scale(picture, path, bits)
         # Pillow turns a TIFF round in which 0 is white if it has 8 bits, but not if it has 16.
-        inverted = picture.mode.startswith("I;16") and picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
-        values = _one_channel(picture, path) if picture.mode in _CHANNELS else np.asarray(picture).astype(np.int32)
+        inverted = (
+            picture.mode.startswith("I;16")
+            and picture.format == "TIFF"
+            and picture.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+        )
+        values = (
+            _one_channel(picture, path)
+            if picture.mode in _CHANNELS
+            else np.asarray(picture).astype(np.int32)
+        )
         if values.max() > full:
-            raise ArchiveError(f"{path}: holds values up to {values.max()}, more than {bits} bits can")
+            raise ArchiveError(
+                f"{path}: holds values up to {values.max()}, more than {bits} bits can"
+            )
         values = full - values if inverted else values
         if bits is None and (advice := unused_range(int(values.max()), full)):
             _advise(path.parent, advice)
@@ -464,7 +633,9 @@ def _mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
     """uint8 [rows, cols], 1 on the lesion."""
     with _opened(path) as picture:
         if picture.size != (cols, rows):
-            raise ArchiveError(f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}")
+            raise ArchiveError(
+                f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}"
+            )
         if picture.mode in _CHANNELS:
             channels = np.asarray(picture.convert("RGBA"))
             values = channels[..., :3].max(axis=-1) * (channels[..., 3] > 0)
@@ -472,13 +643,19 @@ def _mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
             values = np.asarray(picture).astype(np.int32)
         else:
             raise ArchiveError(f"{path}: its pixels ({picture.mode}) are not of 8 or 16 bits")
-    lowest, highest = int(values.min()), int(values.max())
+    lowest = int(values.min())
+    highest = int(values.max())
     if highest < (128 if picture.format == "JPEG" else 1):  # a JPEG's black may be off by a little
         raise ArchiveError(f"{path}: marks nothing")
     if not np.all((values == lowest) | (values == highest)):
-        _advise(path.parent, "masks of more than two grey values are cut at half of the highest: resampled, or JPEG")
+        _advise(
+            path.parent,
+            "masks of more than two grey values are cut at half of the highest: resampled, or JPEG",
+        )
         return (2 * values >= highest).astype(np.uint8)
-    return (values > 0).astype(np.uint8) if lowest == highest else (values == highest).astype(np.uint8)
+    return (
+        (values > 0).astype(np.uint8) if lowest == highest else (values == highest).astype(np.uint8)
+    )
 
 
 @cache

@@ -4,17 +4,19 @@
                             AllXML/<id>.xml
                             INbreast.csv and/or INbreast.xls
 
-Folders and tables are found in any case of letters. A mammogram that INbreast gives no XML has no findings, so it is kept
-without lesions; it is noted only where the tables say that something should have been outlined. Everything else that is
-left out is noted in `Skipped` with its file and reason. INbreast states no pathology: only BI-RADS 1 (negative) is
-passed on, as "normal".
+Folders and tables are found in any case of letters. A mammogram that INbreast gives no XML has no
+findings, so it is kept without lesions; it is noted only where the tables say that something should
+have been outlined. Everything else that is left out is noted in `Skipped` with its file and reason.
+INbreast states no pathology: only BI-RADS 1 (negative) is passed on, as "normal".
 
-Choices: (1) A "Spiculated Region" is the area over which spicules radiate, wider than the mass it may hold, so it never
-becomes a mass's mask. BI-RADS calls radiating spicules without a definite mass, or beside one, an architectural
-distortion: it is recorded as "distortion" with the margin "spiculated" and an uncertain kind. (2) Pixels are given as
-stored, without the window: that of an OsiriX export may be where its reader left it. (3) Where a table's laterality or view
-contradicts the file name, the name holds and the table's row is set aside, because it may belong to another image.
-(4) OsiriX does not say whether (0, 0) is the corner or the centre of the first pixel; it is taken as its centre.
+Choices: (1) A "Spiculated Region" is the area over which spicules radiate, wider than the mass it
+may hold, so it never becomes a mass's mask. BI-RADS calls radiating spicules without a definite
+mass, or beside one, an architectural distortion: it is recorded as "distortion" with the margin
+"spiculated" and an uncertain kind. (2) Pixels are given as stored, without the window: that of an
+OsiriX export may be where its reader left it. (3) Where a table's laterality or view contradicts
+the file name, the name holds and the table's row is set aside, because it may belong to another
+image. (4) OsiriX does not say whether (0, 0) is the corner or the centre of the first pixel; it is
+taken as its centre.
 """
 
 from __future__ import annotations
@@ -40,11 +42,15 @@ from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Skipped
 
 Row = dict[str, str]  # column name -> text, both stripped, names in lower case
 
-_NAME = re.compile(r"(?P<id>\d+)_(?P<patient>[0-9a-z]+)_MG_(?P<laterality>[LR])_(?P<view>[A-Z]+)_ANON\.dcm", re.IGNORECASE | re.ASCII)
+_NAME = re.compile(
+    r"(?P<id>\d+)_(?P<patient>[0-9a-z]+)_MG_(?P<laterality>[LR])_(?P<view>[A-Z]+)_ANON\.dcm",
+    re.IGNORECASE | re.ASCII,
+)
 _NUMBER = r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 _POINT = re.compile(rf"\s*\({_NUMBER},{_NUMBER}\)\s*", re.ASCII)
 _LONGEST = 200  # characters of a point; longer ones would keep the pattern busy
-_VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}  # one case is seen from below: FB, no view of ours
+# one case is seen from below: FB, no view of ours
+_VIEWS: dict[str, View] = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}
 _LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
 _FINDINGS = ("mass", "micros", "distortion", "asymmetry")  # columns of the xls, marked by an X
 _KINDS: dict[str, LesionKind] = {
@@ -75,16 +81,26 @@ class _Archive:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of an INbreast folder, in the order of their file numbers; headers are read, pixels are not.
+    """The mammograms of an INbreast folder, in the order of their file numbers; headers are read,
+    pixels are not.
 
-    Args:     root: INbreast's folder or any above it. skipped: takes what was left out, and why.
-    Returns:  one record per readable DICOM.
-    Raises:   ArchiveError: `root` is no folder, holds no DICOM in a folder AllDICOMs, or none of them can be read.
+    Args:
+        root: INbreast's folder or any above it.
+        skipped: Takes what was left out, and why.
+
+    Returns:
+        One record per readable DICOM.
+
+    Raises:
+        ArchiveError: `root` is no folder, holds no DICOM in a folder AllDICOMs, or none of them can
+            be read.
     """
     archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
     _find(archive)
     if not archive.dicoms:
-        raise ArchiveError(f"{root}: is no INbreast archive, there is no folder AllDICOMs with DICOM files")
+        raise ArchiveError(
+            f"{root}: is no INbreast archive, there is no folder AllDICOMs with DICOM files"
+        )
     mammograms: dict[str, Mammogram] = {}
     faults: list[ArchiveError] = []
     for path in archive.dicoms:
@@ -98,14 +114,17 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             archive.note(path, "is a second file of the same number")
         mammograms.setdefault(mammogram.image_id, mammogram)
     if not mammograms:
-        raise ArchiveError(f"{root}: none of its {len(faults)} DICOM files can be read, the first is {faults[0]}")
+        raise ArchiveError(
+            f"{root}: none of its {len(faults)} DICOM files can be read, the first is {faults[0]}"
+        )
     return sorted(mammograms.values(), key=lambda mammogram: int(mammogram.image_id))
 
 
 def _find(archive: _Archive) -> None:
     """Fill in the archive's DICOMs, outlines and table rows."""
     for path in sorted(beneath(archive.root)):
-        name, folder = path.name.lower(), path.parent.name.lower()
+        name = path.name.lower()
+        folder = path.parent.name.lower()
         if folder == "alldicoms" and name.endswith(".dcm"):
             archive.dicoms.append(path)
         elif folder == "allxml" and name.endswith(".xml"):
@@ -113,7 +132,9 @@ def _find(archive: _Archive) -> None:
         elif name in ("inbreast.csv", "inbreast.xls"):
             for number, row in _table(archive, path).items():
                 known = archive.rows.setdefault(number, {})
-                known.update({column: text for column, text in row.items() if text or column not in known})
+                known.update(
+                    {column: text for column, text in row.items() if text or column not in known}
+                )
 
 
 def _table(archive: _Archive, path: Path) -> dict[str, Row]:
@@ -121,12 +142,19 @@ def _table(archive: _Archive, path: Path) -> dict[str, Row]:
     try:
         records = _csv(path) if path.suffix.lower() == ".csv" else _xls(path)
     except Exception as error:  # xlrd answers damaged files with exceptions of any class
-        archive.note(path, f"can't be read ({error.__class__.__name__}: {' '.join(str(error).split())[:200]})")
+        archive.note(
+            path,
+            f"can't be read ({error.__class__.__name__}: {' '.join(str(error).split())[:200]})",
+        )
         return {}
-    rows = [{str(column).strip().lower(): _text(value) for column, value in record.items()} for record in records]
+    rows = [
+        {str(column).strip().lower(): _text(value) for column, value in record.items()}
+        for record in records
+    ]
     if not any("file name" in row for row in rows):
         archive.note(path, "has no column File Name")
-    return {row["file name"]: row for row in rows if row.get("file name", "").isdigit()}  # else a sum at the table's end
+    # else a sum at the table's end
+    return {row["file name"]: row for row in rows if row.get("file name", "").isdigit()}
 
 
 def _csv(path: Path) -> list[dict[Any, Any]]:
@@ -151,19 +179,31 @@ def _text(value: object) -> str:
 def _mammogram(archive: _Archive, path: Path) -> Mammogram:
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise ArchiveError(f"{path}: the name is not of the form id_patient_MG_laterality_view_ANON.dcm")
-    number, laterality, view = match["id"], _LATERALITIES[match["laterality"].upper()], _VIEWS.get(match["view"].upper())
+        raise ArchiveError(
+            f"{path}: the name is not of the form id_patient_MG_laterality_view_ANON.dcm"
+        )
+    number = match["id"]
+    laterality = _LATERALITIES[match["laterality"].upper()]
+    view = _VIEWS.get(match["view"].upper())
     header = dicom.read_header(path)
     row = archive.rows.get(number, {})
-    if row.get("laterality", laterality) != laterality or _VIEWS.get(row.get("view", match["view"]).upper()) != view:
-        named, stated = f"{laterality} {match['view']}", f"{row.get('laterality')} {row.get('view')}"
+    if (
+        row.get("laterality", laterality) != laterality
+        or _VIEWS.get(row.get("view", match["view"]).upper()) != view
+    ):
+        named = f"{laterality} {match['view']}"
+        stated = f"{row.get('laterality')} {row.get('view')}"
         archive.note(path, f"kept without its table row: the name says {named}, the table {stated}")
         row = {}
     lesions: tuple[Lesion, ...] = ()
     if number in archive.outlines:
         lesions = _lesions(archive, archive.outlines[number], header.rows, header.cols)
     elif _should_have_outlines(row):
-        archive.note(path, f"kept without lesions: no XML for {number}, though its BI-RADS is {row.get('bi-rads', 'unknown')}")
+        archive.note(
+            path,
+            f"kept without lesions: no XML for {number}, though its BI-RADS is "
+            f"{row.get('bi-rads', 'unknown')}",
+        )
     birads = row.get("bi-rads") or None
     return Mammogram(
         archive="inbreast",
@@ -190,11 +230,17 @@ def _should_have_outlines(row: Row) -> bool:
 
 
 def _lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Lesion, ...]:
-    """The outlined findings of one XML; regions that give none are noted, those of one name and reason together."""
+    """The outlined findings of one XML; regions that give none are noted, those of one name and
+    reason together.
+    """
     try:
         regions = _regions(path)
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ExpatError) as error:
-        archive.note(path, f"its mammogram is kept without lesions: not an OsiriX plist ({' '.join(str(error).split())[:200]})")
+        archive.note(
+            path,
+            "its mammogram is kept without lesions: not an OsiriX plist "
+            f"({' '.join(str(error).split())[:200]})",
+        )
         return ()
     lesions: list[Lesion] = []
     faults: dict[tuple[str, str], list[str]] = {}
@@ -222,14 +268,21 @@ def _regions(path: Path) -> list[dict[str, Any]]:
 
 
 def _lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Lesion | None:
-    """One region's lesion, None for a pectoral muscle. Raises ValueError with the reason why there is neither."""
+    """One region's lesion, None for a pectoral muscle.
+
+    Raises ValueError with the reason why there is neither.
+    """
     points = region.get("Point_px")
     if not isinstance(points, list) or not all(isinstance(point, str) for point in points):
         raise ValueError("it has no list Point_px")
     if points and points[0].strip().startswith("{"):
         return None  # the form of the pectoral files; no finding
     if region.get("Type") == 19 or len(points) < 3:
-        raise ValueError("a single point" if len(points) == 1 or region.get("Type") == 19 else f"{len(points)} points enclose nothing")
+        raise ValueError(
+            "a single point"
+            if len(points) == 1 or region.get("Type") == 19
+            else f"{len(points)} points enclose nothing"
+        )
     if name.lower() not in _KINDS:
         raise ValueError("the name is unknown")
     spiculated = name.lower().endswith("spiculated region")

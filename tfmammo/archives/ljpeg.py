@@ -1,21 +1,26 @@
-"""DDSM's pixels: lossless JPEG as its encoder wrote it, or decoded files -> grey levels -> optical density -> image.
+"""DDSM's pixels: lossless JPEG as its encoder wrote it, or decoded files -> grey levels ->
+optical density -> image.
 
-Lossless JPEG. DDSM was compressed by the PVRG codec of Stanford (1993). After the first pixel of the first line this codec
-takes the predictor of the whole scan, with an imagined line of half the range above, where the standard (ITU-T T.81, H.1.2.1)
-predicts that line from the left alone: so it stands in PVRG's JpegLosslessEncodeScan and JpegLosslessDecodeScan. For
-predictors 1, 4 and 5 both give the same; for 2, 3, 6 and 7 every conforming decoder returns an image that is wrong nearly
-everywhere and says nothing. DDSM's files use 7, as far as is reported: thorfdbg/libjpeg#63, pydicom/pylibjpeg-libjpeg#33
-and cgohlke/imagecodecs#61 are such images. Here eight lines of half the range are put before the scan, which then conforms to the
-standard whatever its predictor; the maintained decoder decodes it, and the eight lines are dropped. Precision is 16 even for
-12-bit scanners, and some headers exchange width and height: the values are then a raster of the .ics's lines all the same.
+Lossless JPEG. DDSM was compressed by the PVRG codec of Stanford (1993). After the first pixel of
+the first line this codec takes the predictor of the whole scan, with an imagined line of half the
+range above, where the standard (ITU-T T.81, H.1.2.1) predicts that line from the left alone: so it
+stands in PVRG's JpegLosslessEncodeScan and JpegLosslessDecodeScan. For predictors 1, 4 and 5 both
+give the same; for 2, 3, 6 and 7 every conforming decoder returns an image that is wrong nearly
+everywhere and says nothing. DDSM's files use 7, as far as is reported: thorfdbg/libjpeg#63,
+pydicom/pylibjpeg-libjpeg#33 and cgohlke/imagecodecs#61 are such images. Here eight lines of half
+the range are put before the scan, which then conforms to the standard whatever its predictor; the
+maintained decoder decodes it, and the eight lines are dropped. Precision is 16 even for 12-bit
+scanners, and some headers exchange width and height: the values are then a raster of the .ics's
+lines all the same.
 
-Optical density. The scanners put densities on grey levels in different ways; DDSM calibrated each with a step wedge. The
-constants are those of its calibration pages ("Mapping Grey Levels to Optical Density for the ... Scanner"); M. Heath's
-MammoView, C. Rose's ddsmraw2pnm and the pyddsm converter hold the same, except that MammoView rounds LUMISYS otherwise (by
-less than 0.001) and has another line for DBA. On the page's measured wedge that line is up to 0.23 off within the range used
-here, the page's own up to 0.08, so the page's is taken. A grey level of 0, of which DBA's formula can't take the logarithm,
-counts as 1: both lie beyond the range. Densities are clipped to 0.05 - 3.0, Heath's bounds against noise; the densest film is
-black.
+Optical density. The scanners put densities on grey levels in different ways; DDSM calibrated each
+with a step wedge. The constants are those of its calibration pages ("Mapping Grey Levels to Optical
+Density for the ... Scanner"); M. Heath's MammoView, C. Rose's ddsmraw2pnm and the pyddsm converter
+hold the same, except that MammoView rounds LUMISYS otherwise (by less than 0.001) and has another
+line for DBA. On the page's measured wedge that line is up to 0.23 off within the range used here,
+the page's own up to 0.08, so the page's is taken. A grey level of 0, of which DBA's formula can't
+take the logarithm, counts as 1: both lie beyond the range. Densities are clipped to 0.05 - 3.0,
+Heath's bounds against noise; the densest film is black.
 """
 
 from __future__ import annotations
@@ -39,7 +44,9 @@ from tfmammo.errors import ArchiveError
 
 Scanner = Literal["dba", "howtek_mgh", "howtek_ismd", "lumisys"]
 
-MIN_DENSITY, MAX_DENSITY = 0.05, 3.0  # what becomes 1 (white) and 0 (black)
+# what becomes 1 (white) and 0 (black)
+MIN_DENSITY = 0.05
+MAX_DENSITY = 3.0
 
 _DBA = (4.80662, 1.07553)  # log10(grey) = 4.80662 - 1.07553 density
 _LINEAR: dict[Scanner, tuple[float, float]] = {  # density = first - second * grey
@@ -53,7 +60,12 @@ _LINES_BEFORE = 8  # that many codes fill whole bytes, however long the code is
 
 @dataclass
 class _Header:
-    """What stands before the scan. lines_at: where the SOF segment holds the number of lines. scan: where the scan begins."""
+    """What stands before the scan.
+
+    Attributes:
+        lines_at: Where the SOF segment holds the number of lines.
+        scan: Where the scan begins.
+    """
 
     rows: int
     cols: int
@@ -63,12 +75,20 @@ class _Header:
 
 
 def read_pixels(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.float32]:
-    """The image of one file, 1 - (density - 0.05) / (3.0 - 0.05), clipped: bright tissue, black background.
+    """The image of one file, 1 - (density - 0.05) / (3.0 - 0.05), clipped: bright tissue, black
+    background.
 
-    Args:     path: .LJPEG, .LJPEG.gz, .LJPEG.1, or a 16-bit .png, .tif or .tiff of the scanner's grey levels. rows, cols: of
-              the .ics.
-    Returns:  float32 [rows, cols, 1] in [0, 1].
-    Raises:   ArchiveError: the file can't be read, or doesn't hold rows x cols grey levels.
+    Args:
+        path: .LJPEG, .LJPEG.gz, .LJPEG.1, or a 16-bit .png, .tif or .tiff of the scanner's grey
+            levels.
+        rows: Of the .ics.
+        cols: Of the .ics.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1].
+
+    Raises:
+        ArchiveError: The file can't be read, or doesn't hold rows x cols grey levels.
     """
     try:
         return _table(scanner)[_grey(path, scanner, rows, cols)][..., np.newaxis]
@@ -81,14 +101,19 @@ def read_pixels(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[n
 @functools.cache
 def _table(scanner: Scanner) -> NDArray[np.float32]:
     density = optical_density(np.arange(65536), scanner)
-    return (1 - np.clip((density - MIN_DENSITY) / (MAX_DENSITY - MIN_DENSITY), 0, 1)).astype(np.float32)
+    return (1 - np.clip((density - MIN_DENSITY) / (MAX_DENSITY - MIN_DENSITY), 0, 1)).astype(
+        np.float32
+    )
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """A file's content, unpacked where its name ends in .gz.
 
-    Args:     limit: the most bytes to expect, because a small gzipped file may unpack to any size.
-    Raises:   ArchiveError: the file can't be read or holds more.
+    Args:
+        limit: The most bytes to expect, because a small gzipped file may unpack to any size.
+
+    Raises:
+        ArchiveError: The file can't be read or holds more.
     """
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
@@ -104,12 +129,16 @@ def _grey(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.uint
     """The scanner's grey levels, uint16 [rows, cols]."""
     form = path.suffix.lower()
     if form in (".ljpeg", ".gz"):
-        return decode(read_bytes(path, 8 * rows * cols + 2**16), rows, cols)  # a value takes at most 4 bytes, 8 if all are 0xff
+        # a value takes at most 4 bytes, 8 if all are 0xff
+        return decode(read_bytes(path, 8 * rows * cols + 2**16), rows, cols)
     if form != ".1":
         return _picture(path, scanner, rows, cols)
     content = read_bytes(path, 2 * rows * cols)
     if len(content) != 2 * rows * cols:
-        raise ValueError(f"holds {len(content)} bytes where {rows} x {cols} values of 16 bits need {2 * rows * cols}")
+        raise ValueError(
+            f"holds {len(content)} bytes where {rows} x {cols} values of 16 bits need "
+            f"{2 * rows * cols}"
+        )
     return np.frombuffer(content, ">u2").astype(np.uint16).reshape(rows, cols)
 
 
@@ -117,15 +146,19 @@ def _picture(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.u
     grey = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd tags, and of large images: the size is checked here
+            # of odd tags, and of large images: the size is checked here
+            warnings.simplefilter("ignore")
             with Image.open(path, formats=("PNG", "TIFF")) as image:
-                size, mode = image.size, image.mode
+                size = image.size
+                mode = image.mode
                 if size == (cols, rows) and mode.startswith("I;16"):
                     grey = np.asarray(image).astype(np.uint16)
     except Exception as error:  # Pillow answers damaged files with exceptions of many classes
         raise ValueError(f"can't be decoded ({error.__class__.__name__})") from None
     if grey is None:
-        raise ValueError(f"is {size[1]} x {size[0]} of mode {mode}, not {rows} x {cols} grey values of 16 bits")
+        raise ValueError(
+            f"is {size[1]} x {size[0]} of mode {mode}, not {rows} x {cols} grey values of 16 bits"
+        )
     if scanner != "dba" and grey.max() > 4095:
         raise ValueError(f"holds values up to {grey.max()}, which a scanner of 12 bits never gave")
     return grey
@@ -134,8 +167,11 @@ def _picture(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.u
 def optical_density(grey: NDArray, scanner: Scanner) -> NDArray[np.float64]:
     """The film's optical density; not clipped.
 
-    Args:     grey: numbers of any shape, the scanner's grey levels, 0 to 65535 (DBA) or 4095.
-    Returns:  float64, the same shape; falls as grey rises.
+    Args:
+        grey: Numbers of any shape, the scanner's grey levels, 0 to 65535 (DBA) or 4095.
+
+    Returns:
+        float64, the same shape; falls as grey rises.
     """
     if scanner == "dba":
         return (_DBA[0] - np.log10(np.maximum(grey, 1))) / _DBA[1]
@@ -144,27 +180,42 @@ def optical_density(grey: NDArray, scanner: Scanner) -> NDArray[np.float64]:
 
 
 def grey_level(density: NDArray, scanner: Scanner) -> NDArray[np.uint16]:
-    """The nearest grey level of an optical density: the inverse of `optical_density`, which writers need."""
+    """The nearest grey level of an optical density: the inverse of `optical_density`, which writers
+    need.
+    """
     if scanner == "dba":
-        grey, most = 10 ** (_DBA[0] - _DBA[1] * np.asarray(density, np.float64)), 65535
+        grey = 10 ** (_DBA[0] - _DBA[1] * np.asarray(density, np.float64))
+        most = 65535
     else:
         zero, slope = _LINEAR[scanner]
-        grey, most = (zero - np.asarray(density, np.float64)) / slope, 4095
+        grey = (zero - np.asarray(density, np.float64)) / slope
+        most = 4095
     return np.clip(np.rint(grey), 0, most).astype(np.uint16)
 
 
 def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
     """The grey levels of one .LJPEG file.
 
-    Args:     data: the file. rows, cols: what the .ics says; the file may exchange them.
-    Returns:  uint16 [rows, cols].
-    Raises:   ValueError: no lossless JPEG, not of rows * cols values, cut off, or of a form that PVRG's default never has.
+    Args:
+        data: The file.
+        rows: What the .ics says; the file may exchange them.
+        cols: What the .ics says; the file may exchange them.
+
+    Returns:
+        uint16 [rows, cols].
+
+    Raises:
+        ValueError: No lossless JPEG, not of rows * cols values, cut off, or of a form that PVRG's
+            default never has.
     """
     header = _header(data)
     if header.rows * header.cols != rows * cols:
-        raise ValueError(f"holds {header.rows} x {header.cols} values where the .ics says {rows} x {cols}")
+        raise ValueError(
+            f"holds {header.rows} x {header.cols} values where the .ics says {rows} x {cols}"
+        )
     end = _MARKER.search(data, header.scan)
-    if end is None or end[1] != b"\xd9" or 8 * (end.start() - header.scan) < rows * cols:  # a value takes a bit at least
+    # a value takes a bit at least
+    if end is None or end[1] != b"\xd9" or 8 * (end.start() - header.scan) < rows * cols:
         raise ValueError("the scan is cut off or damaged")
     lines = _packed(_LINES_BEFORE * header.zero) * header.cols
     patched = b"".join(
@@ -179,7 +230,9 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
     try:
         decoded = libjpeg.decode(patched)
     except RuntimeError as error:
-        raise ValueError(f"the JPEG can't be decoded ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(
+            f"the JPEG can't be decoded ({' '.join(str(error).split())[:200]})"
+        ) from None
     return decoded[_LINES_BEFORE:].astype(np.uint16).reshape(rows, cols)
 
 
@@ -188,13 +241,18 @@ def _packed(bits: str) -> bytes:
 
 
 def _header(data: bytes) -> _Header:
-    """Walk the segments up to the scan. Raises ValueError with the reason why this is no file of PVRG's."""
+    """Walk the segments up to the scan.
+
+    Raises ValueError with the reason why this is no file of PVRG's.
+    """
     if data[:2] != b"\xff\xd8":
         raise ValueError("is no JPEG")
-    place, frame = 2, None
+    place = 2
+    frame = None
     tables: dict[int, str] = {}
     while place + 4 <= len(data) and data[place] == 0xFF:
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        marker = data[place + 1]
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
         segment = data[place + 4 : place + 2 + length]
         if length < 2 or len(segment) != length - 2:
             break
@@ -212,12 +270,19 @@ def _header(data: bytes) -> _Header:
     raise ValueError("the JPEG's header is cut off or damaged")
 
 
-def _checked(frame: tuple[int, ...] | None, tables: dict[int, str], scan: bytes, begin: int) -> _Header:
+def _checked(
+    frame: tuple[int, ...] | None, tables: dict[int, str], scan: bytes, begin: int
+) -> _Header:
     count, _, selectors, predictor, _, shift = _unpack(">BBBBBB", scan)
     if frame is None:
         raise ValueError("the JPEG has a scan before its frame")
     precision, rows, cols, components, lines_at = frame
-    if (count, components, shift) != (1, 1, 0) or not 2 <= precision <= 16 or not 1 <= predictor <= 7 or 0 in (rows, cols):
+    if (
+        (count, components, shift) != (1, 1, 0)
+        or not 2 <= precision <= 16
+        or not 1 <= predictor <= 7
+        or 0 in (rows, cols)
+    ):
         raise ValueError("the JPEG is not one grey image as DDSM's are")
     if rows + _LINES_BEFORE > 65535:
         raise ValueError(f"the JPEG claims {rows} lines")
@@ -233,14 +298,21 @@ def _unpack(form: str, segment: bytes) -> tuple[int, ...]:
 
 
 def _zero_codes(segment: bytes) -> dict[int, str]:
-    """The code of category 0 in each table of one DHT segment, by the table's number; "" where it has none."""
+    """The code of category 0 in each table of one DHT segment, by the table's number; "" where it
+    has none.
+    """
     codes: dict[int, str] = {}
     while len(segment) >= 17:
-        number, counts, code = segment[0] & 15, segment[1:17], 0
-        symbols, segment = segment[17 : 17 + sum(counts)], segment[17 + sum(counts) :]
+        number = segment[0] & 15
+        counts = segment[1:17]
+        code = 0
+        symbols = segment[17 : 17 + sum(counts)]
+        segment = segment[17 + sum(counts) :]
         codes[number] = ""
-        for length, count in enumerate(counts, start=1):  # T.81, C.2: codes of a length are consecutive
-            here, symbols = symbols[:count], symbols[count:]
+        # T.81, C.2: codes of a length are consecutive
+        for length, count in enumerate(counts, start=1):
+            here = symbols[:count]
+            symbols = symbols[count:]
             if 0 in here:
                 codes[number] = f"{code + here.index(0):0{length}b}"[-length:]
             code = (code + count) << 1

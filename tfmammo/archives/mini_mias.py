@@ -1,27 +1,39 @@
 """mini-MIAS: 322 film mammograms of 161 women, 1024 x 1024 px of 0.2 mm, and one table of circles.
 
     <anywhere beneath root>/mdb001.pgm ...      binary PGM, 8 bit
-                            Info.txt            REFERENCE BACKGROUND CLASS [SEVERITY X Y RADIUS], a row for each finding
+                            Info.txt            REFERENCE BACKGROUND CLASS [SEVERITY X Y RADIUS], a
+                            row for each finding
 
-Names are found in any case of letters; the table's prose and whatever else is no row are passed over. The origin of X and Y is
-the bottom left: row = 1024 - Y, col = X. What the archive leaves open, and what was chosen:
+Names are found in any case of letters; the table's prose and whatever else is no row are passed
+over. The origin of X and Y is the bottom left: row = 1024 - Y, col = X. What the archive leaves
+open, and what was chosen:
 
-- The circle is drawn by the archive around the finding ("approximate radius ... of a circle enclosing the abnormality"). It is
-  given as the outline, of 90 points, but it is no boundary: good for finding lesions, not for scoring their outlines. It is the
-  calcification cluster's circle, not that of a single calcification. Centres are whole pixels, so it may be off by one.
-- The README says that the films are in pairs, "left (even filename numbers) and right (odd filename numbers)" of one patient.
-  The sides are the other way round: the full-size MIAS carries the side in its names (mdb001lm, mdb002rl, mdb003ll ...),
-  without one exception odd = l and even = r, and its coordinates become those of Info.txt only when the sides are read so.
+- The circle is drawn by the archive around the finding ("approximate radius ... of a circle
+  enclosing the abnormality"). It is
+  given as the outline, of 90 points, but it is no boundary: good for finding lesions, not for
+  scoring their outlines. It is the
+  calcification cluster's circle, not that of a single calcification. Centres are whole pixels, so
+  it may be off by one.
+- The README says that the films are in pairs, "left (even filename numbers) and right (odd filename
+  numbers)" of one patient.
+  The sides are the other way round: the full-size MIAS carries the side in its names (mdb001lm,
+  mdb002rl, mdb003ll ...),
+  without one exception odd = l and even = r, and its coordinates become those of Info.txt only when
+  the sides are read so.
   Here odd is L and even is R. Both films of a pair have the same patient_id, whichever is right.
 - The file names say no view; all films of MIAS are mediolateral oblique.
-- Findings that are spread over the breast have no circle (`*NOTE 3*`, or nothing): they become no lesion, are noted, and count
+- Findings that are spread over the breast have no circle (`*NOTE 3*`, or nothing): they become no
+  lesion, are noted, and count
   for the image's pathology. "normal" is an image whose only class is NORM.
-- Margins: CIRC is "circumscribed", SPIC "spiculated", MISC "ill-defined"; ARCH is a distortion, ASYM an asymmetry.
-- An image of another size has been resampled by somebody, so that the circles no longer fit: it is skipped.
+- Margins: CIRC is "circumscribed", SPIC "spiculated", MISC "ill-defined"; ARCH is a distortion,
+  ASYM an asymmetry.
+- An image of another size has been resampled by somebody, so that the circles no longer fit: it is
+  skipped.
 - Tape marks and letters stand in the images and are left there.
 
-Source: Suckling et al., The Mammographic Image Analysis Society digital mammogram database, Exerpta Medica, International
-Congress Series 1069 (1994) 375-378; the README and Info.txt of the MiniMammographic Database.
+Source: Suckling et al., The Mammographic Image Analysis Society digital mammogram database, Exerpta
+Medica, International Congress Series 1069 (1994) 375-378; the README and Info.txt of the
+MiniMammographic Database.
 """
 
 from __future__ import annotations
@@ -40,11 +52,15 @@ from tfmammo.archives.files import beneath
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
 
-SIZE, SPACING = 1024, 0.2  # px, mm per px
+# px, mm per px
+SIZE = 1024
+SPACING = 0.2
 
 _FILE = re.compile(r"mdb(\d{3,6})\.pgm", re.IGNORECASE | re.ASCII)
 _ROW = re.compile(
-    r"mdb(\d{3,6})[ \t]+([FGD])[ \t]+(CALC|CIRC|SPIC|MISC|ARCH|ASYM|NORM)(?:[ \t]+([BM]))?(?:[ \t]+(\S.*))?", re.IGNORECASE | re.ASCII
+    r"mdb(\d{3,6})[ \t]+([FGD])[ \t]+(CALC|CIRC|SPIC|MISC|ARCH|ASYM|NORM)(?:[ \t]+([BM]))?(?:[ "
+    r"\t]+(\S.*))?",
+    re.IGNORECASE | re.ASCII,
 )
 _CIRCLE = re.compile(r"(\d{1,6})[ \t]+(\d{1,6})[ \t]+(\d{1,6})")
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"  # PGM allows comments between the numbers of its header
@@ -63,7 +79,11 @@ _DENSITIES = {"F": "fatty", "G": "fatty-glandular", "D": "dense-glandular"}
 
 
 class _Row(NamedTuple):
-    """One row of the table; circle: (x, y, radius), None where the archive gives none."""
+    """One row of the table;
+
+    Attributes:
+        circle: (x, y, radius), None where the archive gives none.
+    """
 
     density: str
     finding: str
@@ -77,26 +97,42 @@ _Table = dict[int, list[_Row]]  # film number -> its rows
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """Read the table and the headers of the images; no pixel is read.
 
-    Args:     root: the folder that holds, at any depth, mdb<number>.pgm and Info.txt. skipped: what is left out is noted here.
-    Returns:  one record per readable image that the table names, in the order of their numbers; every view is MLO.
-    Raises:   ArchiveError: no folder, no image, no table with rows, or no image can be read.
+    Args:
+        root: The folder that holds, at any depth, mdb<number>.pgm and Info.txt.
+        skipped: What is left out is noted here.
+
+    Returns:
+        One record per readable image that the table names, in the order of their numbers; every
+        view is MLO.
+
+    Raises:
+        ArchiveError: No folder, no image, no table with rows, or no image can be read.
     """
-    root, skipped = Path(root), Skipped() if skipped is None else skipped
+    root = Path(root)
+    skipped = Skipped() if skipped is None else skipped
     images, tables = _find(root, skipped)
     if not images:
         raise ArchiveError(f"{root}: is no mini-MIAS archive, there is no mdb<number>.pgm")
     table = _only_table(root, tables, skipped)
-    mammograms, faults = [], []
+    mammograms = []
+    faults = []
     for number, path in sorted(images.items()):
         try:
-            mammograms.append(_mammogram(number, path, table.get(number), partial(skipped.add, path.relative_to(root))))
+            mammograms.append(
+                _mammogram(
+                    number, path, table.get(number), partial(skipped.add, path.relative_to(root))
+                )
+            )
         except ArchiveError as error:
             skipped.note(root, path, error)
             faults.append(error)
     if missing := len(table.keys() - images.keys()):
         skipped.add("Info.txt", f"{missing} of its {len(table)} images are missing")
     if not mammograms:
-        raise ArchiveError(f"{root}: none of its {len(images)} images mdb<number>.pgm can be used, the first is {faults[0]}")
+        raise ArchiveError(
+            f"{root}: none of its {len(images)} images mdb<number>.pgm can be used, the first is "
+            f"{faults[0]}"
+        )
     return mammograms
 
 
@@ -124,9 +160,17 @@ def _only_table(root: Path, paths: list[Path], skipped: Skipped) -> _Table:
             for fault in faults:
                 skipped.add(path.relative_to(root), fault)
         elif found != table:
-            skipped.add(path.relative_to(root), "is another table, and was not used" if found else "has no row of the form of mini-MIAS")
+            skipped.add(
+                path.relative_to(root),
+                "is another table, and was not used"
+                if found
+                else "has no row of the form of mini-MIAS",
+            )
     if not table:
-        raise ArchiveError(f"{root}: is no mini-MIAS archive, there is no Info.txt with rows like 'mdb001 G CIRC B 535 425 197'")
+        raise ArchiveError(
+            f"{root}: is no mini-MIAS archive, there is no Info.txt with rows like 'mdb001 G CIRC "
+            "B 535 425 197'"
+        )
     return table
 
 
@@ -142,7 +186,9 @@ def _rows(path: Path) -> tuple[_Table, list[str]]:
         row = _ROW.fullmatch(line.strip())
         place = row and _place(row[5] or "")
         if row and place is not None and (row[4] or row[3].upper() == "NORM"):
-            table[int(row[1])].append(_Row(row[2].upper(), row[3].upper(), (row[4] or "").upper(), place or None))
+            table[int(row[1])].append(
+                _Row(row[2].upper(), row[3].upper(), (row[4] or "").upper(), place or None)
+            )
         elif re.match(r"\s*mdb\d", line, re.IGNORECASE):
             wrong.append(number)
     fault = f"{len(wrong)} rows are not of its form, the first is line {wrong[0]}" if wrong else ""
@@ -190,9 +236,16 @@ def _lesions(rows: list[_Row], note: partial[None]) -> tuple[Lesion, ...]:
         if row.circle is None:
             note(f"a finding {row.finding} without a circle became no lesion")
             continue
-        details: dict[str, Any] = {"pathology": _PATHOLOGIES[row.severity], "margin": _MARGINS.get(row.finding)}
+        details: dict[str, Any] = {
+            "pathology": _PATHOLOGIES[row.severity],
+            "margin": _MARGINS.get(row.finding),
+        }
         try:
-            lesions.append(Lesion.from_outline(_KINDS[row.finding], _circle(*row.circle), SIZE, SIZE, **details))
+            lesions.append(
+                Lesion.from_outline(
+                    _KINDS[row.finding], _circle(*row.circle), SIZE, SIZE, **details
+                )
+            )
         except ValueError as error:
             note(f"the circle {' '.join(map(str, row.circle))} left out: {error}")
     return tuple(lesions)
@@ -200,13 +253,20 @@ def _lesions(rows: list[_Row], note: partial[None]) -> tuple[Lesion, ...]:
 
 def _circle(x: int, y: int, radius: int) -> NDArray[np.float32]:
     if not 0 < radius < SIZE:
-        raise ValueError(f"a radius of {radius} encloses {'more than the image' if radius else 'nothing'}")
+        raise ValueError(
+            f"a radius of {radius} encloses {'more than the image' if radius else 'nothing'}"
+        )
     angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
-    return np.stack([SIZE - y + radius * np.sin(angle), x + radius * np.cos(angle)], axis=1).astype(np.float32)
+    return np.stack([SIZE - y + radius * np.sin(angle), x + radius * np.cos(angle)], axis=1).astype(
+        np.float32
+    )
 
 
 def _data_offset(path: Path) -> int:
-    """Where the pixels begin. Raises ArchiveError for a file that is no whole PGM of 1024 x 1024 bytes."""
+    """Where the pixels begin.
+
+    Raises ArchiveError for a file that is no whole PGM of 1024 x 1024 bytes.
+    """
     try:
         with path.open("rb") as file:
             header = _HEADER.match(file.read(1024))
@@ -219,9 +279,14 @@ def _data_offset(path: Path) -> int:
     if most != 255:
         raise ArchiveError(f"{path}: its largest grey value is {most}, not 255")
     if (rows, cols) != (SIZE, SIZE):
-        raise ArchiveError(f"{path}: is {rows} x {cols} px, but the circles of Info.txt are in pixels of {SIZE} x {SIZE}")
+        raise ArchiveError(
+            f"{path}: is {rows} x {cols} px, but the circles of Info.txt are in pixels of {SIZE} "
+            f"x {SIZE}"
+        )
     if length < header.end() + rows * cols:
-        raise ArchiveError(f"{path}: the file ends early, {header.end() + rows * cols - length} bytes are missing")
+        raise ArchiveError(
+            f"{path}: the file ends early, {header.end() + rows * cols - length} bytes are missing"
+        )
     return header.end()
 
 

@@ -1,27 +1,32 @@
-"""OMI-DB / OPTIMAM: screening mammograms of the NHS, DICOM with radiologists' boxes and the screening service's records.
+"""OMI-DB / OPTIMAM: screening mammograms of the NHS, DICOM with radiologists' boxes and
+the screening service's records.
 
     data/<client>/imagedb_<client>.json          studies, series, images and the marks on them
                   nbss_<client>.json             episodes: opinions, biopsies, surgery
                   <study>/<image>[.dcm].json     a copy of the DICOM header, not needed here
     images/<client>/<study>/<image>.dcm
 
-Folders and the names' prefixes are found in any case of letters. The records are taken apart by the package omidb; a
-client, study or image that can't be read costs no other one.
+Folders and the names' prefixes are found in any case of letters. The records are taken apart by the
+package omidb; a client, study or image that can't be read costs no other one.
 
-Choices: (1) omidb drops studies whose episode is not in the NBSS records. Here they stay, without pathology. (2) A mark is a
-box: its lesion has no outline. (x1, y1) is taken as the upper left corner, as users of the archive do, though omidb's text
-says lower left; (x2, y2) as the first column and row behind it. Boxes that are inverted or reach beyond the image are left
-out. (3) One mark is one lesion. Several flags make its kind the first of mass, calcification, distortion, asymmetry and
-uncertain; "with calcification" counts only where it stands alone. A mark without flags takes the description of the lesion
-that it is linked to. (4) An image's pathology is that of its breast in its episode: malignant or benign by the opinion of
-biopsy or surgery, malignant for an interval cancer on this side, normal where omidb calls the episode normal and no opinion
-speaks against it, or where every opinion of this side is normal although the other breast is not. It is None for an
-episode that a cancer followed (a prior), since the cancer may be visible on it. (5) A mark's pathology is that of its linked
-lesions, else benign by its flags, else the breast's where that is benign or the mark is the only one. (6) Raw images ("for
-processing") are left out and counted: their grey values are not those of the others. (7) OMI-DB states neither BI-RADS nor
+Choices: (1) omidb drops studies whose episode is not in the NBSS records. Here they stay, without
+pathology. (2) A mark is a box: its lesion has no outline. (x1, y1) is taken as the upper left
+corner, as users of the archive do, though omidb's text says lower left; (x2, y2) as the first
+column and row behind it. Boxes that are inverted or reach beyond the image are left out. (3) One
+mark is one lesion. Several flags make its kind the first of mass, calcification, distortion,
+asymmetry and uncertain; "with calcification" counts only where it stands alone. A mark without
+flags takes the description of the lesion that it is linked to. (4) An image's pathology is that of
+its breast in its episode: malignant or benign by the opinion of biopsy or surgery, malignant for an
+interval cancer on this side, normal where omidb calls the episode normal and no opinion speaks
+against it, or where every opinion of this side is normal although the other breast is not. It is
+None for an episode that a cancer followed (a prior), since the cancer may be visible on it. (5) A
+mark's pathology is that of its linked lesions, else benign by its flags, else the breast's where
+that is benign or the mark is the only one. (6) Raw images ("for processing") are left out and
+counted: their grey values are not those of the others. (7) OMI-DB states neither BI-RADS nor
 density.
 
-Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Artificial Intelligence 3 (2021) e200103.
+Source: Halling-Brown et al., OPTIMAM Mammography Image Database, Radiology: Artificial Intelligence
+3 (2021) e200103.
 """
 
 from __future__ import annotations
@@ -37,16 +42,27 @@ from typing import TYPE_CHECKING, Any
 
 from tfmammo.archives import dicom
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Box, Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
+from tfmammo.mammogram import (
+    Box,
+    Laterality,
+    Lesion,
+    LesionKind,
+    Mammogram,
+    Pathology,
+    Skipped,
+    hashed_id,
+)
 
-if TYPE_CHECKING:  # omidb imports matplotlib.pyplot: read() pays for that, `import tfmammo.archives` does not
+# omidb imports matplotlib.pyplot: read() pays for that, `import tfmammo.archives` does not
+if TYPE_CHECKING:
     from omidb.client_parser import ClientParser
     from omidb.episode import Episode
     from omidb.image import Image
     from omidb.lesion import Lesion as Finding
     from omidb.mark import Mark
 
-_UID = re.compile(r"[0-9][0-9.]{0,63}")  # names of studies and images come from JSON: nothing else may become a path
+# names of studies and images come from JSON: nothing else may become a path
+_UID = re.compile(r"[0-9][0-9.]{0,63}")
 _CLIENT = re.compile(r"[A-Za-z0-9_-]+")
 _UNREADABLE = (OSError, ValueError, RecursionError)
 _BENIGN_FLAGS = (
@@ -63,8 +79,15 @@ _KINDS: dict[LesionKind, tuple[str, ...]] = {
     "distortion": ("architectural_distortion",),
     "asymmetry": ("focal_asymmetry",),
 }
-_DESCRIPTIONS: dict[str, LesionKind] = {"MA": "mass", "MC": "mass", "CA": "calcification", "DS": "distortion", "AS": "asymmetry"}
-_MARGINS = ("ill_defined", "spiculated", "well_defined")  # the rest are types of calcification, or no statement
+_DESCRIPTIONS: dict[str, LesionKind] = {
+    "MA": "mass",
+    "MC": "mass",
+    "CA": "calcification",
+    "DS": "distortion",
+    "AS": "asymmetry",
+}
+# the rest are types of calcification, or no statement
+_MARGINS = ("ill_defined", "spiculated", "well_defined")
 
 
 @dataclass
@@ -89,43 +112,72 @@ class _LeftOut(Exception):
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of an OMI-DB folder, in the order of clients, studies and images; no pixel is read.
+    """The mammograms of an OMI-DB folder, in the order of clients, studies and images; no pixel is
+    read.
 
-    Args:     root: the folder that holds `data` and `images`. skipped: takes what was left out, and why; missing DICOM
-              files and raw images are counted there in one entry.
-    Returns:  one record per image that is listed, on disk and a mammogram.
-    Raises:   ArchiveError: `root` has no folders data and images, no client in them, or no image that can be read.
+    Args:
+        root: The folder that holds `data` and `images`.
+        skipped: Takes what was left out, and why; missing DICOM files and raw images are counted
+            there in one entry.
+
+    Returns:
+        One record per image that is listed, on disk and a mammogram.
+
+    Raises:
+        ArchiveError: `root` has no folders data and images, no client in them, or no image that can
+            be read.
     """
     root = Path(root)
     folders = {entry.name.lower(): Path(entry.path) for entry in _folders(root)}
     if "data" not in folders or "images" not in folders:
         raise ArchiveError(f"{root}: is no OMI-DB archive, it has no folders data and images")
-    archive = _Archive(root, folders["data"], folders["images"], Skipped() if skipped is None else skipped)
-    mammograms = [mammogram for entry in _folders(archive.data) for mammogram in _client(archive, Path(entry.path))]
+    archive = _Archive(
+        root, folders["data"], folders["images"], Skipped() if skipped is None else skipped
+    )
+    mammograms = [
+        mammogram
+        for entry in _folders(archive.data)
+        for mammogram in _client(archive, Path(entry.path))
+    ]
     if archive.counts:
         reasons = "; ".join(f"{count} {reason}" for reason, count in archive.counts.items())
         archive.note(archive.images / "*.dcm", reasons)
     if not mammograms:
-        first = next((f", the first is {file}: {reason}" for file, reason in archive.skipped.reasons.items()), "")
-        raise ArchiveError(f"{root}: OMI-DB's folders hold no image that can be read ({len(archive.skipped)} skipped{first})")
+        first = next(
+            (
+                f", the first is {file}: {reason}"
+                for file, reason in archive.skipped.reasons.items()
+            ),
+            "",
+        )
+        raise ArchiveError(
+            f"{root}: OMI-DB's folders hold no image that can be read ({len(archive.skipped)} "
+            f"skipped{first})"
+        )
     return mammograms
 
 
 def _folders(path: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+            return sorted(
+                (entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name
+            )
     except OSError:
         raise ArchiveError(f"{path}: is no folder that can be read") from None
 
 
 def _client(archive: _Archive, folder: Path) -> list[Mammogram]:
     """All images of one client; whatever is wrong with it is noted and stays with it."""
-    client, names = folder.name, {name.lower(): name for name in os.listdir(folder)}
+    client = folder.name
+    names = {name.lower(): name for name in os.listdir(folder)}
     if not _CLIENT.fullmatch(client):
         archive.count("folders whose name is no client's")
         return []
-    imagedb, nbss = (folder / names.get(name, name) for name in (f"{kind}_{client}.json".lower() for kind in ("imagedb", "nbss")))
+    imagedb, nbss = (
+        folder / names.get(name, name)
+        for name in (f"{kind}_{client}.json".lower() for kind in ("imagedb", "nbss"))
+    )
     try:
         studies = _json(imagedb).get("STUDIES")
         if not isinstance(studies, dict):
@@ -148,7 +200,8 @@ def _client(archive: _Archive, folder: Path) -> list[Mammogram]:
                 archive.note(path, error)
             else:
                 _check_marks(archive, path, studies[study], image)
-                mammograms.setdefault(mammogram.image_id, mammogram)  # listed in two series, it is still one file
+                # listed in two series, it is still one file
+                mammograms.setdefault(mammogram.image_id, mammogram)
     return list(mammograms.values())
 
 
@@ -167,9 +220,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _studies(
     archive: _Archive, client: str, studies: dict[str, Any], nbss: Path, imagedb: Path
 ) -> Iterator[tuple[str, list[Image], Episode | None, str]]:
-    """(study, its images, its episode if any, that episode's outcome in omidb's letters), each study once.
+    """(study, its images, its episode if any, that episode's outcome in omidb's letters), each
+    study once.
 
-    omidb meets unforeseen records with exceptions of any class, whose texts hold dates: only their class is passed on.
+    omidb meets unforeseen records with exceptions of any class, whose texts hold dates: only their
+    class is passed on.
     """
     from omidb.client_parser import ClientParser
 
@@ -179,20 +234,33 @@ def _studies(
         parser.nbss = _json(nbss)
         episodes = parser.parse_episodes()
     except ArchiveError as error:
-        archive.note(nbss, f"its images are kept without pathology: {str(error).removeprefix(f'{nbss}: ')}")
+        archive.note(
+            nbss, f"its images are kept without pathology: {str(error).removeprefix(f'{nbss}: ')}"
+        )
     except Exception as error:
-        archive.note(nbss, f"its images are kept without pathology: omidb can't read it ({error.__class__.__name__})")
+        archive.note(
+            nbss,
+            "its images are kept without pathology: omidb can't read it "
+            f"({error.__class__.__name__})",
+        )
     linked = set()
     for episode in episodes:
         outcome = _outcome(episode, episodes)
         for study in episode.studies:
             linked.add(study.id)
-            yield study.id, [image for series in study.series for image in series.images], episode, outcome
+            yield (
+                study.id,
+                [image for series in study.series for image in series.images],
+                episode,
+                outcome,
+            )
     for study_id in (study_id for study_id in studies if study_id not in linked):
         yield study_id, _images(archive, parser, study_id, studies[study_id], imagedb), None, ""
 
 
-def _images(archive: _Archive, parser: ClientParser, study_id: str, study: Any, imagedb: Path) -> list[Image]:
+def _images(
+    archive: _Archive, parser: ClientParser, study_id: str, study: Any, imagedb: Path
+) -> list[Image]:
     """The images of a study without an episode."""
     try:
         return [image for series in parser.parse_series(study_id, study) for image in series.images]
@@ -212,7 +280,9 @@ def _outcome(episode: Episode, episodes: list[Episode]) -> str:
     return outcome.name if isinstance(outcome, EpisodeOutcome) else ""
 
 
-def _mammogram(archive: _Archive, path: Path, image: Image, episode: Episode | None, outcome: str) -> Mammogram:
+def _mammogram(
+    archive: _Archive, path: Path, image: Image, episode: Episode | None, outcome: str
+) -> Mammogram:
     if not path.is_file():
         raise _LeftOut("images are listed but have no DICOM file")
     header = dicom.read_header(path)
@@ -225,7 +295,8 @@ def _mammogram(archive: _Archive, path: Path, image: Image, episode: Episode | N
     return Mammogram(
         archive="optimam",
         patient_id=patient,
-        image_id=f"{patient}-{hashed_id('optimam', f'{client}/{study}/{image.id}')}",  # 12 digits alone meet twice in millions
+        # 12 digits alone meet twice in millions
+        image_id=f"{patient}-{hashed_id('optimam', f'{client}/{study}/{image.id}')}",
         rows=header.rows,
         cols=header.cols,
         read=partial(dicom.read_pixels, path),
@@ -240,7 +311,12 @@ def _mammogram(archive: _Archive, path: Path, image: Image, episode: Episode | N
 def _check_marks(archive: _Archive, path: Path, study: dict[str, Any], image: Image) -> None:
     """Note marks that omidb dropped."""
     listed = max(
-        (len(marks) for series in study.values() if isinstance(series, dict) and isinstance(marks := series.get(image.id), dict)), default=0
+        (
+            len(marks)
+            for series in study.values()
+            if isinstance(series, dict) and isinstance(marks := series.get(image.id), dict)
+        ),
+        default=0,
     )
     if lost := listed - len(image.marks):
         archive.note(path, f"{lost} of its {listed} marks can't be read")
@@ -248,13 +324,31 @@ def _check_marks(archive: _Archive, path: Path, study: dict[str, Any], image: Im
 
 def _breast_pathology(episode: Episode, outcome: str, side: Laterality | None) -> Pathology | None:
     events = episode.events
-    proven = [event for event in (events.surgery, events.biopsy_wide, events.biopsy_fine) if event] if events else []
-    others = [event for event in (*(events.screening or ()), events.assessment, events.clinical) if event] if events else []
-    names = {"L": ("left_opinion",), "R": ("right_opinion",)}.get(side or "", ("left_opinion", "right_opinion"))
-    results, opinions = (
-        {opinion.name for event in found for name in names if (opinion := getattr(event, name))} for found in (proven, proven + others)
+    proven = (
+        [event for event in (events.surgery, events.biopsy_wide, events.biopsy_fine) if event]
+        if events
+        else []
     )
-    interval = any(lesion.interval_cancer and lesion.side and lesion.side.name == side for lesion in episode.lesions.values())
+    others = (
+        [
+            event
+            for event in (*(events.screening or ()), events.assessment, events.clinical)
+            if event
+        ]
+        if events
+        else []
+    )
+    names = {"L": ("left_opinion",), "R": ("right_opinion",)}.get(
+        side or "", ("left_opinion", "right_opinion")
+    )
+    results, opinions = (
+        {opinion.name for event in found for name in names if (opinion := getattr(event, name))}
+        for found in (proven, proven + others)
+    )
+    interval = any(
+        lesion.interval_cancer and lesion.side and lesion.side.name == side
+        for lesion in episode.lesions.values()
+    )
     if side and ("OM" in results or (outcome == "CI" and interval)):
         return "malignant"
     if side and "OB" in results:
@@ -265,13 +359,30 @@ def _breast_pathology(episode: Episode, outcome: str, side: Laterality | None) -
 
 
 def _lesions(
-    archive: _Archive, path: Path, marks: list[Mark], episode: Episode | None, breast: Pathology | None, header: dicom.Header
+    archive: _Archive,
+    path: Path,
+    marks: list[Mark],
+    episode: Episode | None,
+    breast: Pathology | None,
+    header: dicom.Header,
 ) -> tuple[Lesion, ...]:
     lesions: list[Lesion] = []
     faults: dict[str, list[str]] = {}
     for number, mark in enumerate(marks, start=1):
-        findings = [episode.lesions[key] for key in sorted(mark.lesion_ids or ()) if key in episode.lesions] if episode else []
-        findings = [finding for finding in findings if header.laterality in (None, finding.side and finding.side.name)]
+        findings = (
+            [
+                episode.lesions[key]
+                for key in sorted(mark.lesion_ids or ())
+                if key in episode.lesions
+            ]
+            if episode
+            else []
+        )
+        findings = [
+            finding
+            for finding in findings
+            if header.laterality in (None, finding.side and finding.side.name)
+        ]
         try:
             kind, certain = _kind(mark, findings)
             box = _box(mark, header.rows, header.cols)
@@ -281,10 +392,20 @@ def _lesions(
         pathology = _mark_pathology(mark, findings) or (
             breast if breast == "benign" or (len(marks) == 1 and breast == "malignant") else None
         )
-        margin = mark.mass_classification.name if kind == "mass" and mark.mass_classification else None
-        shape = mark.benign_classification.value if kind == "calcification" and mark.benign_classification else None
+        margin = (
+            mark.mass_classification.name if kind == "mass" and mark.mass_classification else None
+        )
+        shape = (
+            mark.benign_classification.value
+            if kind == "calcification" and mark.benign_classification
+            else None
+        )
         margin = margin if margin in _MARGINS else None
-        lesions.append(Lesion(kind, box, pathology=pathology, shape=shape, margin=margin, kind_is_certain=certain))
+        lesions.append(
+            Lesion(
+                kind, box, pathology=pathology, shape=shape, margin=margin, kind_is_certain=certain
+            )
+        )
     for reason, numbers in faults.items():
         archive.note(path, f"mark {', '.join(numbers)} left out: {reason}")
     return tuple(lesions)
@@ -316,7 +437,10 @@ def _mark_pathology(mark: Mark, findings: list[Finding]) -> Pathology | None:
     known: set[Pathology | None] = {_finding_pathology(finding) for finding in findings}
     if "malignant" in known:
         return "malignant"
-    benign = any(getattr(mark, flag) for flag in (*_BENIGN_FLAGS, "fat_necrosis")) and not mark.suspicious_calcifications
+    benign = (
+        any(getattr(mark, flag) for flag in (*_BENIGN_FLAGS, "fat_necrosis"))
+        and not mark.suspicious_calcifications
+    )
     return "benign" if known == {"benign"} or (benign and not findings) else None
 
 
@@ -329,7 +453,9 @@ def _finding_pathology(finding: Finding) -> Pathology | None:
 
 
 def _worst(breast: Pathology | None, lesions: tuple[Lesion, ...]) -> Pathology | None:
-    """The image's pathology: its breast's, unless a lesion's is worse or contradicts that there is none."""
+    """The image's pathology: its breast's, unless a lesion's is worse or contradicts that there is
+    none.
+    """
     found = {lesion.pathology for lesion in lesions}
     if "malignant" in found or breast == "malignant":
         return "malignant"

@@ -1,14 +1,16 @@
-"""A procedural mammogram: an archive that needs no files (tfmammo.archives.writers puts it on disk in other archives' forms).
+"""A procedural mammogram: an archive that needs no files (tfmammo.archives.writers puts it
+on disk in other archives' forms).
 
-Everything follows from (seed, patient): which breasts were imaged, how dense they are, which masses and clusters they
-hold. Records and outlines are made without rendering; `pixels()` renders, bit for bit the same every time. The archive of
-a smaller `count` is the beginning of that of a larger one.
+Everything follows from (seed, patient): which breasts were imaged, how dense they are, which masses
+and clusters they hold. Records and outlines are made without rendering; `pixels()` renders, bit for
+bit the same every time. The archive of a smaller `count` is the beginning of that of a larger one.
 
-A mammogram is: a smooth skin line with a nipple; a plateau of compressed tissue that rounds off towards the skin; fat and
-fibroglandular tissue from Gaussian fields with power 1/f^3 (Burgess 1999: mammograms have exponents near 3), the glandular
-part gathered behind the nipple and streaked towards it; ligament-like strands; on MLO views the pectoral muscle; masses and
-calcifications added to that; quantum noise; a lead marker. One breast has the same lesions at the same depth in both views.
-An outline is the core of its mass: spicules radiate from it and stay outside.
+A mammogram is: a smooth skin line with a nipple; a plateau of compressed tissue that rounds off
+towards the skin; fat and fibroglandular tissue from Gaussian fields with power 1/f^3 (Burgess 1999:
+mammograms have exponents near 3), the glandular part gathered behind the nipple and streaked
+towards it; ligament-like strands; on MLO views the pectoral muscle; masses and calcifications added
+to that; quantum noise; a lead marker. One breast has the same lesions at the same depth in both
+views. An outline is the core of its mass: spicules radiate from it and stay outside.
 """
 
 from __future__ import annotations
@@ -23,9 +25,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Pathology, Skipped, View, hashed_id
+from tfmammo.mammogram import (
+    Laterality,
+    Lesion,
+    LesionKind,
+    Mammogram,
+    Pathology,
+    Skipped,
+    View,
+    hashed_id,
+)
 
-ROWS, COLS, SPACING = 1024, 832, 0.2  # px, px, mm per px
+# px, px, mm per px
+ROWS = 1024
+COLS = 832
+SPACING = 0.2
 
 Field = NDArray[np.float32]
 
@@ -50,15 +64,20 @@ class _Key:
     def rng(self, stream: int, of_view: bool = True) -> np.random.Generator:
         """An own stream of random numbers, shared by both views of a breast unless `of_view`."""
         view = _VIEWS.index(self.view) + 1 if of_view else 0
-        return np.random.default_rng([self.seed, self.patient, "LR".index(self.laterality), view, stream])
+        return np.random.default_rng(
+            [self.seed, self.patient, "LR".index(self.laterality), view, stream]
+        )
 
 
 @dataclass(frozen=True)
 class _Anatomy:
     """One breast in one view, chest wall at column 0.
 
-    skin: float [rows], the column where the breast ends. nipple: (row, col). density: 1 to 4.
-    pectoral: where the muscle's edge meets the upper and the left border, (col, row), or None.
+    Attributes:
+        skin: float [rows], the column where the breast ends.
+        nipple: (row, col).
+        density: 1 to 4.
+        pectoral: Where the muscle's edge meets the upper and the left border, (col, row), or None.
     """
 
     skin: NDArray[np.float64]
@@ -69,7 +88,12 @@ class _Anatomy:
 
 @dataclass(frozen=True)
 class _Finding:
-    """A lesion before it is drawn. outline, specks: [n, 2], (row, col), chest wall at column 0; specks: of a cluster."""
+    """A lesion before it is drawn.
+
+    Attributes:
+        outline: [n, 2], (row, col), chest wall at column 0.
+        specks: Of a cluster.
+    """
 
     kind: LesionKind
     pathology: Pathology
@@ -80,11 +104,20 @@ class _Finding:
     specks: NDArray[np.float32] | None = None
 
 
-def read(root: Path | None = None, skipped: Skipped | None = None, *, count: int = 48, seed: int = 0) -> list[Mammogram]:
-    """The phantom archive; at least three quarters of its mammograms carry one or two masses, the others are normal.
+def read(
+    root: Path | None = None, skipped: Skipped | None = None, *, count: int = 48, seed: int = 0
+) -> list[Mammogram]:
+    """The phantom archive; at least three quarters of its mammograms carry one or two masses, the
+    others are normal.
 
-    Args:     root, skipped: unused, there are no files. count: how many mammograms. seed: of everything.
-    Returns:  `count` records of 1024 x 832 px at 0.2 mm, rendered when their pixels are asked for.
+    Args:
+        root: Unused, there are no files.
+        skipped: Unused, there are no files.
+        count: How many mammograms.
+        seed: Of everything.
+
+    Returns:
+        `count` records of 1024 x 832 px at 0.2 mm, rendered when their pixels are asked for.
     """
     keys: list[_Key] = []
     patient = breasts = 0
@@ -93,7 +126,8 @@ def read(root: Path | None = None, skipped: Skipped | None = None, *, count: int
         if np.random.default_rng([seed, patient]).random() < 0.4:
             sides = sides[patient % 2 :][:1]
         for laterality in sides:
-            breasts += 1  # every fourth breast is healthy, as the other breast of a patient mostly is
+            # every fourth breast is healthy, as the other breast of a patient mostly is
+            breasts += 1
             keys.extend(_Key(seed, patient, laterality, view, breasts % 4 == 0) for view in _VIEWS)
         patient += 1
     return [_mammogram(key) for key in keys[:count]]
@@ -131,46 +165,78 @@ def _lesion(key: _Key, finding: _Finding) -> Lesion:
 
 
 def _anatomy(key: _Key) -> _Anatomy:
-    density = int(np.random.default_rng([key.seed, key.patient, 1]).choice(4, p=(0.15, 0.4, 0.32, 0.13))) + 1  # of the patient
+    # of the patient
+    density = (
+        int(np.random.default_rng([key.seed, key.patient, 1]).choice(4, p=(0.15, 0.4, 0.32, 0.13)))
+        + 1
+    )
     size = key.rng(0, of_view=False).uniform(0.9, 1.08)
     rng = key.rng(0)
     if key.view == "CC":
-        depth, half, middle = rng.uniform(0.62, 0.74) * size, rng.uniform(0.37, 0.41) * size, rng.uniform(0.48, 0.53)
+        depth = rng.uniform(0.62, 0.74) * size
+        half = rng.uniform(0.37, 0.41) * size
+        middle = rng.uniform(0.48, 0.53)
         place = np.linspace(-1, 1, 41)
-        knots, edges = middle + half * place, depth * (1 - np.abs(place) ** 2.3) ** 0.62
+        knots = middle + half * place
+        edges = depth * (1 - np.abs(place) ** 2.3) ** 0.62
         nipple = middle + rng.uniform(-0.03, 0.03)
-        pectoral, blur = None, 7
+        pectoral = None
+        blur = 7
     else:
-        depth, nipple = rng.uniform(0.66, 0.77) * size, rng.uniform(0.58, 0.64)
-        knots = np.concatenate([[-0.2, 0.0, 0.2, 0.4], nipple + np.array([-0.08, 0, 0.08, 0.18, 0.26, 0.31]), [1.02, 1.2]])
-        edges = depth * np.array([0.46, 0.55, 0.71, 0.91, 0.985, 1.0, 0.975, 0.83, 0.56, 0.26, 0.14, 0.12])
-        pectoral, blur = (rng.uniform(0.28, 0.42) * COLS, rng.uniform(0.46, 0.66) * ROWS), 26
+        depth = rng.uniform(0.66, 0.77) * size
+        nipple = rng.uniform(0.58, 0.64)
+        knots = np.concatenate(
+            [
+                [-0.2, 0.0, 0.2, 0.4],
+                nipple + np.array([-0.08, 0, 0.08, 0.18, 0.26, 0.31]),
+                [1.02, 1.2],
+            ]
+        )
+        edges = depth * np.array(
+            [0.46, 0.55, 0.71, 0.91, 0.985, 1.0, 0.975, 0.83, 0.56, 0.26, 0.14, 0.12]
+        )
+        pectoral = (rng.uniform(0.28, 0.42) * COLS, rng.uniform(0.46, 0.66) * ROWS)
+        blur = 26
     rows = np.arange(-ROWS // 4, ROWS + ROWS // 4)  # a blur needs neighbours at the border
     skin = np.interp(rows, knots * ROWS, edges * COLS)
-    skin = cv2.GaussianBlur(skin[:, None], (1, 0), sigmaX=1, sigmaY=blur)[:, 0][ROWS // 4 : ROWS // 4 + ROWS]
+    skin = cv2.GaussianBlur(skin[:, None], (1, 0), sigmaX=1, sigmaY=blur)[:, 0][
+        ROWS // 4 : ROWS // 4 + ROWS
+    ]
     tip = 18 * np.exp(-(((np.arange(ROWS) - nipple * ROWS) / rng.uniform(13, 17)) ** 4))
     column = float(np.interp(nipple * ROWS, np.arange(ROWS), skin))
     return _Anatomy(skin + tip, (nipple * ROWS, column), density, pectoral)
 
 
 def _findings(key: _Key, anatomy: _Anatomy) -> list[_Finding]:
-    """The lesions of one breast in one view. What they are is of the breast, where and how they project is of the view."""
+    """The lesions of one breast in one view.
+
+    What they are is of the breast, where and how they project is of the view.
+    """
     if key.healthy:
         return []
-    breast, view = key.rng(1, of_view=False), key.rng(1)
+    breast = key.rng(1, of_view=False)
+    view = key.rng(1)
     findings: list[_Finding] = []
     for _ in range(1 + int(breast.random() < 0.25)):
         pathology: Pathology = "malignant" if breast.random() < 0.5 else "benign"
         shape = str(breast.choice(_SHAPES, p=_SHAPE_ODDS[pathology]))
         margin = str(breast.choice(_MARGINS, p=_MARGIN_ODDS[pathology]))
         radius = float(np.clip(breast.lognormal(np.log(10.5), 0.32), 5.5, 17)) / SPACING
-        contrast = breast.uniform(0.14, 0.26) if pathology == "malignant" else breast.uniform(0.11, 0.22)
+        contrast = (
+            breast.uniform(0.14, 0.26) if pathology == "malignant" else breast.uniform(0.11, 0.22)
+        )
         center, radius = _place(view, anatomy, breast.uniform(0.2, 0.8), radius, findings)
         outline = center + contour(view, shape, margin, radius)
         findings.append(_Finding("mass", pathology, outline, shape, margin, contrast))
     if breast.random() < 0.3:
-        pathology = "malignant" if any(finding.pathology == "malignant" for finding in findings) else "benign"
-        center, radius = _place(view, anatomy, breast.uniform(0.2, 0.8), breast.uniform(3, 7) / SPACING, findings)
+        pathology = (
+            "malignant"
+            if any(finding.pathology == "malignant" for finding in findings)
+            else "benign"
+        )
+        center, radius = _place(
+            view, anatomy, breast.uniform(0.2, 0.8), breast.uniform(3, 7) / SPACING, findings
+        )
         findings.append(_cluster(view, center, radius, pathology))
     return findings
 
@@ -178,25 +244,40 @@ def _findings(key: _Key, anatomy: _Anatomy) -> list[_Finding]:
 def _place(
     rng: np.random.Generator, anatomy: _Anatomy, depth: float, radius: float, others: list[_Finding]
 ) -> tuple[NDArray[np.float32], float]:
-    """A centre at `depth` of the way from nipple to chest wall, away from skin, muscle and others; shrinks what finds no room."""
+    """A centre at `depth` of the way from nipple to chest wall, away from skin, muscle and others;
+    shrinks what finds no room.
+    """
     row, col = anatomy.nipple
     while True:
         for _ in range(30):
-            center = np.array([row + rng.uniform(-0.26, 0.22) * ROWS, col * (1 - depth) + rng.uniform(-20, 20)], np.float32)
+            center = np.array(
+                [row + rng.uniform(-0.26, 0.22) * ROWS, col * (1 - depth) + rng.uniform(-20, 20)],
+                np.float32,
+            )
             reach = 1.3 * radius + 24
             near = np.arange(int(max(center[0] - reach, 0)), int(min(center[0] + reach, ROWS)))
-            fits = reach < center[0] < ROWS - reach and center[1] > reach and (anatomy.skin[near] > center[1] + reach).all()
+            fits = (
+                reach < center[0] < ROWS - reach
+                and center[1] > reach
+                and (anatomy.skin[near] > center[1] + reach).all()
+            )
             if (
                 fits
                 and _muscle(anatomy, center[0], center[1]) < -0.7 * radius
-                and all(np.hypot(*(center - other.outline.mean(axis=0))) > 2 * radius + 80 for other in others)
+                and all(
+                    np.hypot(*(center - other.outline.mean(axis=0))) > 2 * radius + 80
+                    for other in others
+                )
             ):
                 return center, radius
-        radius, depth = 0.93 * radius, 0.5 + 0.95 * (depth - 0.5)
+        radius = 0.93 * radius
+        depth = 0.5 + 0.95 * (depth - 0.5)
 
 
 def _muscle(anatomy: _Anatomy, row: Any, col: Any) -> Any:
-    """Distance from the pectoral muscle's edge, px, positive within the muscle; far away where the view has none."""
+    """Distance from the pectoral muscle's edge, px, positive within the muscle; far away where the
+    view has none.
+    """
     if anatomy.pectoral is None:
         return np.full(np.broadcast_shapes(np.shape(row), np.shape(col)), -np.inf)
     top, left = anatomy.pectoral
@@ -204,16 +285,27 @@ def _muscle(anatomy: _Anatomy, row: Any, col: Any) -> Any:
     return (1 - row / left - (col - bulge) / top) / np.hypot(1 / left, 1 / top)
 
 
-def contour(rng: np.random.Generator, shape: str, margin: str, radius: float) -> NDArray[np.float32]:
+def contour(
+    rng: np.random.Generator, shape: str, margin: str, radius: float
+) -> NDArray[np.float32]:
     """A closed outline of a mass around (0, 0).
 
-    Args:     shape: irregular, lobular, oval or round. margin: circumscribed, microlobulated, indistinct or spiculated. radius: about, px.
-    Returns:  float32 [180, 2], (row, col), px.
+    Args:
+        shape: Irregular, lobular, oval or round.
+        margin: Circumscribed, microlobulated, indistinct or spiculated.
+        radius: About, px.
+
+    Returns:
+        float32 [180, 2], (row, col), px.
     """
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     distance = 1 + _ripple(rng, angle, range(2, 5), 0.03)
     if shape == "lobular":
-        distance += rng.uniform(0.22, 0.32) * np.abs(np.sin(rng.integers(3, 5) / 2 * angle + rng.uniform(0, np.pi))) - 0.16
+        distance += (
+            rng.uniform(0.22, 0.32)
+            * np.abs(np.sin(rng.integers(3, 5) / 2 * angle + rng.uniform(0, np.pi)))
+            - 0.16
+        )
     elif shape == "irregular":
         distance += _ripple(rng, angle, range(2, 12), 0.085)
     if margin == "microlobulated":
@@ -227,13 +319,27 @@ def contour(rng: np.random.Generator, shape: str, margin: str, radius: float) ->
     return (points * [stretch**0.5, stretch**-0.5] @ turned).astype(np.float32)
 
 
-def _ripple(rng: np.random.Generator, angle: NDArray, orders: Iterable[int], size: float) -> NDArray:
-    return np.sum([size * rng.normal() * 2 / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi)) for order in orders], axis=0)
+def _ripple(
+    rng: np.random.Generator, angle: NDArray, orders: Iterable[int], size: float
+) -> NDArray:
+    return np.sum(
+        [
+            size * rng.normal() * 2 / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+            for order in orders
+        ],
+        axis=0,
+    )
 
 
-def _cluster(rng: np.random.Generator, center: NDArray[np.float32], radius: float, pathology: Pathology) -> _Finding:
-    specks = center + rng.normal(0, 0.42 * radius, (int(rng.integers(7, 24)), 2)).clip(-radius, radius)
-    ring = 5 * np.stack([np.sin(np.arange(8) * np.pi / 4), np.cos(np.arange(8) * np.pi / 4)], axis=1)
+def _cluster(
+    rng: np.random.Generator, center: NDArray[np.float32], radius: float, pathology: Pathology
+) -> _Finding:
+    specks = center + rng.normal(0, 0.42 * radius, (int(rng.integers(7, 24)), 2)).clip(
+        -radius, radius
+    )
+    ring = 5 * np.stack(
+        [np.sin(np.arange(8) * np.pi / 4), np.cos(np.arange(8) * np.pi / 4)], axis=1
+    )
     around = (specks[:, None] + ring).reshape(-1, 2).astype(np.float32)
     hull = cv2.convexHull(around)[:, 0]
     return _Finding("calcification", pathology, hull, specks=specks.astype(np.float32))
@@ -241,10 +347,13 @@ def _cluster(rng: np.random.Generator, center: NDArray[np.float32], radius: floa
 
 def _render(key: _Key) -> NDArray[np.float32]:
     """The mammogram of a key: float32 [1024, 832, 1] in [0, 1]."""
-    anatomy, rng = _anatomy(key), key.rng(2)
+    anatomy = _anatomy(key)
+    rng = key.rng(2)
     image = _tissue(rng, anatomy)
     for finding in _findings(key, anatomy):
-        image += _drawn_mass(rng, finding) if finding.kind == "mass" else _drawn_cluster(rng, finding)
+        image += (
+            _drawn_mass(rng, finding) if finding.kind == "mass" else _drawn_cluster(rng, finding)
+        )
     image = _exposed(rng, image, anatomy)
     if key.laterality == "R":
         image = np.ascontiguousarray(image[:, ::-1])
@@ -252,8 +361,12 @@ def _render(key: _Key) -> NDArray[np.float32]:
     return np.clip(image, 0, 1)[..., np.newaxis]
 
 
-def _power_law(rng: np.random.Generator, exponent: float, longest: float = 420.0) -> tuple[Field, Field]:
-    """Two independent Gaussian fields [1024, 832] of power 1/f^exponent, flat beyond the longest wavelength (px), variance 1."""
+def _power_law(
+    rng: np.random.Generator, exponent: float, longest: float = 420.0
+) -> tuple[Field, Field]:
+    """Two independent Gaussian fields [1024, 832] of power 1/f^exponent, flat beyond the longest
+    wavelength (px), variance 1.
+    """
     frequency = np.hypot(np.fft.fftfreq(ROWS)[:, None], np.fft.fftfreq(COLS)[None])
     amplitude = np.maximum(frequency, 1 / longest).astype(np.float32) ** np.float32(-exponent / 2)
     amplitude[0, 0] = 0
@@ -264,35 +377,57 @@ def _power_law(rng: np.random.Generator, exponent: float, longest: float = 420.0
 
 def _tissue(rng: np.random.Generator, anatomy: _Anatomy) -> Field:
     """The breast without lesions and noise, float32 [1024, 832]."""
-    rows, cols = np.arange(ROWS, dtype=np.float32)[:, None], np.arange(COLS, dtype=np.float32)[None]
+    rows = np.arange(ROWS, dtype=np.float32)[:, None]
+    cols = np.arange(COLS, dtype=np.float32)[None]
     fine, coarse = _power_law(rng, 3.0)
     strands, clumps = _power_law(rng, 3.4, longest=160.0)
     gland = _gland(anatomy, rows, cols, coarse, _radiating(anatomy, rows, cols, clumps))
     over = np.clip(_muscle(anatomy, rows, cols) / (5 + rows / 60), -30, 30)  # its lower end fades
     muscle = 1 / (1 + np.exp(-over))
     gland *= 1 - 0.85 * muscle
-    # Ligaments stand where a smooth field crosses zero: curved, thin, and interrupted where another field is low.
+    # Ligaments stand where a smooth field crosses zero: curved, thin, and interrupted where another
+    # field is low.
     strands = cv2.GaussianBlur(strands, (0, 0), 14)
-    ligaments = np.exp(-((strands / 0.09) ** 2)) * np.clip(0.3 + 0.7 * clumps, 0, 1) * (1 - 0.5 * gland) * (1 - muscle)
+    ligaments = (
+        np.exp(-((strands / 0.09) ** 2))
+        * np.clip(0.3 + 0.7 * clumps, 0, 1)
+        * (1 - 0.5 * gland)
+        * (1 - muscle)
+    )
     image = 0.27 + 0.045 * fine + gland * (0.25 + 0.045 * clumps + 0.035 * fine) + 0.06 * ligaments
     return (image + muscle * (0.24 + 0.004 * over + 0.015 * clumps)).astype(np.float32)
 
 
 def _gland(anatomy: _Anatomy, rows: Field, cols: Field, coarse: Field, streaks: Field) -> Field:
-    """How much of the tissue is fibroglandular, 0 to 1: a cone behind the nipple, rising to the armpit on MLO views."""
+    """How much of the tissue is fibroglandular, 0 to 1: a cone behind the nipple, rising to the
+    armpit on MLO views.
+    """
     row, col = anatomy.nipple
     behind = (col - cols) / col
     aside = (rows - row) / ROWS + (0.22 * behind if anatomy.pectoral else 0)
-    cone = np.exp(-(((behind - 0.38) / (0.24 + 0.07 * anatomy.density)) ** 2) - (aside / (0.09 + 0.04 * anatomy.density)) ** 2)
-    return 1 / (1 + np.exp(-5.5 * ((0.75 + 0.2 * anatomy.density) * cone - 0.62 + 0.3 * coarse + 0.22 * streaks)))
+    cone = np.exp(
+        -(((behind - 0.38) / (0.24 + 0.07 * anatomy.density)) ** 2)
+        - (aside / (0.09 + 0.04 * anatomy.density)) ** 2
+    )
+    return 1 / (
+        1
+        + np.exp(
+            -5.5 * ((0.75 + 0.2 * anatomy.density) * cone - 0.62 + 0.3 * coarse + 0.22 * streaks)
+        )
+    )
 
 
 def _radiating(anatomy: _Anatomy, rows: Field, cols: Field, field: Field) -> Field:
-    """The field seen in polar coordinates around the nipple, stretched along the radius: ducts and septa run to the nipple."""
-    down, left = rows - anatomy.nipple[0], anatomy.nipple[1] + 60 - cols
+    """The field seen in polar coordinates around the nipple, stretched along the radius: ducts and
+    septa run to the nipple.
+    """
+    down = rows - anatomy.nipple[0]
+    left = anatomy.nipple[1] + 60 - cols
     across = np.arctan2(down, left) * np.float32(500)
     along = np.hypot(down, left) * np.float32(0.35)
-    return cv2.remap(field, across % COLS, along % ROWS, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return cv2.remap(
+        field, across % COLS, along % ROWS, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+    )
 
 
 def _exposed(rng: np.random.Generator, tissue: Field, anatomy: _Anatomy) -> Field:
@@ -311,11 +446,21 @@ def _exposed(rng: np.random.Generator, tissue: Field, anatomy: _Anatomy) -> Fiel
 
 def _drawn_mass(rng: np.random.Generator, finding: _Finding) -> Field:
     """What one mass adds: densest in its middle, falling off over an edge as soft as its margin."""
-    mask = cv2.fillPoly(np.zeros((ROWS, COLS), np.uint8), [_fixed_point(finding.outline)], 1, shift=4)
-    inner, outer = cv2.distanceTransform(mask, cv2.DIST_L2, 5), cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
+    mask = cv2.fillPoly(
+        np.zeros((ROWS, COLS), np.uint8), [_fixed_point(finding.outline)], 1, shift=4
+    )
+    inner = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
+    outer = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
     radius = inner.max()
-    softness = {"circumscribed": 1.0, "microlobulated": 1.4, "indistinct": 0.11 * radius, "spiculated": 0.06 * radius}
-    edge = 1 / (1 + np.exp(-np.clip((inner - outer) / max(softness[str(finding.margin)], 1.0), -30, 30)))
+    softness = {
+        "circumscribed": 1.0,
+        "microlobulated": 1.4,
+        "indistinct": 0.11 * radius,
+        "spiculated": 0.06 * radius,
+    }
+    edge = 1 / (
+        1 + np.exp(-np.clip((inner - outer) / max(softness[str(finding.margin)], 1.0), -30, 30))
+    )
     dome = np.sqrt(1 - (1 - np.clip(inner / radius, 0, 1)) ** 2)
     drawn = finding.contrast * edge * (0.5 + 0.5 * dome)
     if finding.margin == "spiculated":
@@ -324,27 +469,50 @@ def _drawn_mass(rng: np.random.Generator, finding: _Finding) -> Field:
 
 
 def _spicules(rng: np.random.Generator, outline: NDArray[np.float32]) -> Field:
-    """Thin bent strands from within the outline outwards, few of them far, thinning out; 0 to 0.8."""
+    """Thin bent strands from within the outline outwards, few of them far, thinning
+    out; 0 to 0.8.
+    """
     center = outline.mean(axis=0)
     canvas = np.zeros((ROWS, COLS), np.uint8)
     for start in outline[rng.permutation(len(outline))[: rng.integers(18, 34)]]:
-        reach, bend = 1.2 + rng.exponential(0.35), rng.normal(0, 0.3)
+        reach = 1.2 + rng.exponential(0.35)
+        bend = rng.normal(0, 0.3)
         steps = np.linspace(0.7, reach, 9)[:, None]
         across = (start - center)[::-1] * [1, -1] * bend
         path = center + (start - center) * steps + across * (steps - 0.7) ** 2
         for part in range(8, 0, -1):  # the strong inner parts last, over the ends of the weak ones
             thickness = 2 if part < 5 else 1
-            cv2.polylines(canvas, [_fixed_point(path[part - 1 : part + 1])], False, 230 - 18 * part, thickness, cv2.LINE_AA, 4)
+            cv2.polylines(
+                canvas,
+                [_fixed_point(path[part - 1 : part + 1])],
+                False,
+                230 - 18 * part,
+                thickness,
+                cv2.LINE_AA,
+                4,
+            )
     return cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), 1.1)
 
 
 def _drawn_cluster(rng: np.random.Generator, finding: _Finding) -> Field:
-    """What calcifications add: specks below a millimetre, even when benign, of any size and drawn out when malignant."""
+    """What calcifications add: specks below a millimetre, even when benign, of any size and drawn
+    out when malignant.
+    """
     canvas = np.zeros((ROWS, COLS), np.uint8)
     for speck in finding.specks if finding.specks is not None else ():
-        end = speck + (rng.normal(0, 2.2, 2).clip(-3.5, 3.5) if finding.pathology == "malignant" else 0)
+        end = speck + (
+            rng.normal(0, 2.2, 2).clip(-3.5, 3.5) if finding.pathology == "malignant" else 0
+        )
         thickness = int(rng.integers(1, 4)) if finding.pathology == "malignant" else 2
-        cv2.polylines(canvas, [_fixed_point(np.stack([speck, end]))], False, int(rng.integers(140, 255)), thickness, cv2.LINE_AA, 4)
+        cv2.polylines(
+            canvas,
+            [_fixed_point(np.stack([speck, end]))],
+            False,
+            int(rng.integers(140, 255)),
+            thickness,
+            cv2.LINE_AA,
+            4,
+        )
     return 0.4 * cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), 0.7)
 
 
@@ -356,5 +524,14 @@ def _mark(image: Field, key: _Key) -> None:
     """The technician's lead letters, in the air above the breast."""
     letters = np.zeros((ROWS, COLS), np.uint8)
     origin = (COLS - 190, 70) if key.laterality == "L" else (40, 70)
-    cv2.putText(letters, f"{key.laterality} {key.view}", origin, cv2.FONT_HERSHEY_DUPLEX, 1.3, 230, 3, cv2.LINE_AA)
+    cv2.putText(
+        letters,
+        f"{key.laterality} {key.view}",
+        origin,
+        cv2.FONT_HERSHEY_DUPLEX,
+        1.3,
+        230,
+        3,
+        cv2.LINE_AA,
+    )
     np.maximum(image, cv2.GaussianBlur(letters.astype(np.float32) / 255, (0, 0), 1), out=image)

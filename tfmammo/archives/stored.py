@@ -1,4 +1,6 @@
-"""A mammogram's grey values as its file stores them, to change some and to write the others back untouched."""
+"""A mammogram's grey values as its file stores them, to change some and to write the
+others back untouched.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,21 @@ from numpy.typing import NDArray
 
 from tfmammo.mammogram import Box
 
-_BAND = 64  # rows looked up at a time: NumPy makes 64-bit indices of them, which should stay in the cache
+# rows looked up at a time: NumPy makes 64-bit indices of them, which should stay in the cache
+_BAND = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
     """What a file stores, and which grey value each of it stands for.
 
-    values: integer [rows, cols], native px, signed or not. bits: of one value, 1 to 16. greys: float32 [2^bits], in [0, 1], of
-    the values from `first` on. padding: bool [2^bits], which of them fill an image up to a rectangle. elements: of a DICOM
-    file those that lead from value to grey, by keyword; None of other files, whose greys are value / (2^bits - 1).
+    Attributes:
+        values: integer [rows, cols], native px, signed or not.
+        bits: Of one value, 1 to 16.
+        greys: float32 [2^bits], in [0, 1], of the values from `first` on.
+        padding: bool [2^bits], which of them fill an image up to a rectangle.
+        elements: Of a DICOM file those that lead from value to grey, by keyword; None of other
+            files, whose greys are value / (2^bits - 1).
     """
 
     values: NDArray[np.integer]
@@ -33,12 +40,18 @@ class Stored:
 
     @staticmethod
     def of_image(image: NDArray[np.float32], bits: int) -> Stored:
-        """Grey values as whole numbers: rint(value * (2^bits - 1)), in 8 bits where they fit, else in 16.
+        """Grey values as whole numbers: rint(value * (2^bits - 1)), in 8 bits where they fit, else
+        in 16.
 
-        Args:     image: float32 [rows, cols, 1] in [0, 1].
+        Args:
+            image: float32 [rows, cols, 1] in [0, 1].
         """
-        values: NDArray[np.integer] = np.rint(image[..., 0] * np.float64(2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
-        return Stored(values, bits, (np.arange(2**bits) / np.float64(2**bits - 1)).astype(np.float32))
+        values: NDArray[np.integer] = np.rint(image[..., 0] * np.float64(2**bits - 1)).astype(
+            np.uint8 if bits <= 8 else np.uint16
+        )
+        return Stored(
+            values, bits, (np.arange(2**bits) / np.float64(2**bits - 1)).astype(np.float32)
+        )
 
     def image(self) -> NDArray[np.float32]:
         """float32 [rows, cols, 1] in [0, 1]: what the archive's reader gives."""
@@ -46,9 +59,11 @@ class Stored:
         return looked_up(self.greys, values)
 
     def nearest(self, grey: NDArray[np.float32]) -> NDArray[np.integer]:
-        """The stored value that comes nearest to each grey value, of the type of `values`; never one of padding.
+        """The stored value that comes nearest to each grey value, of the type of `values`; never
+        one of padding.
 
-        Args:     grey: float32 of any shape, in [0, 1].
+        Args:
+            grey: float32 of any shape, in [0, 1].
         """
         values, middles = self._by_grey
         return values[np.searchsorted(middles, grey)]
@@ -57,10 +72,15 @@ class Stored:
         """The same file with other values."""
         return replace(self, values=values)
 
-    def repainted(self, image: NDArray[np.float32], parts: Iterable[tuple[Box, NDArray[np.float32]]]) -> Stored:
-        """The same file with other grey values in some boxes; a value whose grey stays is kept as it is.
+    def repainted(
+        self, image: NDArray[np.float32], parts: Iterable[tuple[Box, NDArray[np.float32]]]
+    ) -> Stored:
+        """The same file with other grey values in some boxes; a value whose grey stays is kept as
+        it is.
 
-        Args:     image: what `image` gives. parts: boxes that don't overlap, half-open, px, each with its float32 [rows, cols].
+        Args:
+            image: What `image` gives.
+            parts: Boxes that don't overlap, half-open, px, each with its float32 [rows, cols].
         """
         values = self.values.copy()
         for (top, left, bottom, right), grey in parts:
@@ -69,7 +89,9 @@ class Stored:
         return self.changed(values)
 
     def full_scale(self) -> NDArray[np.integer]:
-        """The values as a picture holds them: `values`; of a DICOM file its greys, in 8 bits where `bits` are no more, else in 16."""
+        """The values as a picture holds them: `values`; of a DICOM file its greys, in 8 bits where
+        `bits` are no more, else in 16.
+        """
         if self.elements is None:
             return self.values
         wide = np.uint16 if self.bits > 8 else np.uint8
@@ -80,28 +102,43 @@ class Stored:
     def _by_grey(self) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
         """One value of each grey, rising, and the middles between their greys."""
         values = np.arange(self.first, self.first + len(self.greys)).astype(self.values.dtype)
-        usable = ~self.padding if self.padding.any() and not self.padding.all() else np.ones(len(values), np.bool_)
-        greys, values = self.greys[usable], values[usable]
+        usable = (
+            ~self.padding
+            if self.padding.any() and not self.padding.all()
+            else np.ones(len(values), np.bool_)
+        )
+        greys = self.greys[usable]
+        values = values[usable]
         greys, places = np.unique(greys, return_index=True)  # of values of one grey the first
         return values[places], ((greys[1:] + greys[:-1]) / 2).astype(np.float32)
 
 
 def unused_range(highest: int, full: int) -> str | None:
-    """What to say of stored values that leave most of their range unused, as 12 bits in a file of 16 do; None of others.
+    """What to say of stored values that leave most of their range unused, as 12 bits in a file of
+    16 do; None of others.
 
-    Args:     highest: the highest value there is. full: the value that stands for 1.
+    Args:
+        highest: The highest value there is.
+        full: The value that stands for 1.
     """
     if not (0 < 4 * highest < full + 1 and full > 2**12):
         return None
-    share, bits = 100 * highest / full, max(8, 2 * -(-highest.bit_length() // 2))
-    return f"values use {share:.0f} % of {full.bit_length()} bits; state bits={bits} in metadata.csv"
+    share = 100 * highest / full
+    bits = max(8, 2 * -(-highest.bit_length() // 2))
+    return (
+        f"values use {share:.0f} % of {full.bit_length()} bits; state bits={bits} in metadata.csv"
+    )
 
 
 def looked_up(greys: NDArray[np.float32], values: NDArray[np.integer]) -> NDArray[np.float32]:
     """Every value's grey.
 
-    Args:     greys: float32 [n]. values: integer [rows, cols], 0 to n - 1.
-    Returns:  float32 [rows, cols, 1].
+    Args:
+        greys: float32 [n].
+        values: integer [rows, cols], 0 to n - 1.
+
+    Returns:
+        float32 [rows, cols, 1].
     """
     image = np.empty(values.shape, np.float32)
     for top in range(0, len(values), _BAND):

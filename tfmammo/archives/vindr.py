@@ -1,29 +1,43 @@
-"""VinDr-Mammo 1.0.0: 20,000 full-field digital mammograms of 5,000 four-view exams, with boxes around findings.
+"""VinDr-Mammo 1.0.0: 20,000 full-field digital mammograms of 5,000 four-view exams, with
+boxes around findings.
 
     <anywhere beneath root>/images/<study_id>/<image_id>.dicom
                             breast-level_annotations.csv    a row for each image
-                            finding_annotations.csv         a row for each finding, or one that says ['No Finding']
-                            metadata.csv                    what the DICOM headers say; may be missing
+                            finding_annotations.csv         a row for each finding, or one that says
+                            ['No Finding']
+                            metadata.csv                    what the DICOM headers say; may be
+                            missing
 
-Columns are found by name, files in any case of letters. What the archive leaves open, and what was chosen:
+Columns are found by name, files in any case of letters. What the archive leaves open, and what was
+chosen:
 
-- No column names the patient. Each exam (study_id) is taken as a patient of its own: its description speaks of 5,000 exams, not
-  patients, and the official split keeps exams whole. Should a woman have come twice, nothing in the archive would show it.
-- No biopsies: pathology is None, but "normal" where the breast is BI-RADS 1 and nothing is marked in the image. The BI-RADS of
+- No column names the patient. Each exam (study_id) is taken as a patient of its own: its
+  description speaks of 5,000 exams, not
+  patients, and the official split keeps exams whole. Should a woman have come twice, nothing in the
+  archive would show it.
+- No biopsies: pathology is None, but "normal" where the breast is BI-RADS 1 and nothing is marked
+  in the image. The BI-RADS of
   a single finding has no place in a Lesion and is left out.
-- A box may name several categories. Each of our kinds becomes a lesion of that box, and `kind_is_certain` is False where
-  there are several or another finding shares the box, since it says not what of it belongs to which. Asymmetry, focal and
-  global asymmetry are one kind. Lymph nodes, thickened skin, drawn-in skin or nipples become no lesion; they are counted
+- A box may name several categories. Each of our kinds becomes a lesion of that box, and
+  `kind_is_certain` is False where
+  there are several or another finding shares the box, since it says not what of it belongs to
+  which. Asymmetry, focal and
+  global asymmetry are one kind. Lymph nodes, thickened skin, drawn-in skin or nipples become no
+  lesion; they are counted
   in `Skipped`, and such an image is not normal.
-- Boxes are fractions of pixels and reach past the border here and there (xmin -6.25): they are widened to whole pixels, cut at the
+- Boxes are fractions of pixels and reach past the border here and there (xmin -6.25): they are
+  widened to whole pixels, cut at the
   border, and refused where nothing is left.
-- Rows and columns are those of the table, so that indexing opens no DICOM; a file of another size raises ArchiveError when its
-  pixels are read. Spacing is that of metadata.csv (Pixel Spacing, else Imager Pixel Spacing, as in the headers). Only for an image
-  of which metadata.csv says none is the header read, some 2 ms each, and the image skipped where that can't be done.
+- Rows and columns are those of the table, so that indexing opens no DICOM; a file of another size
+  raises ArchiveError when its
+  pixels are read. Spacing is that of metadata.csv (Pixel Spacing, else Imager Pixel Spacing, as in
+  the headers). Only for an image
+  of which metadata.csv says none is the header read, some 2 ms each, and the image skipped where
+  that can't be done.
 - BI-RADS and density are given as their bare sign, "4" and "C"; a cell that is neither is None.
 
-Source: Nguyen et al., VinDr-Mammo: A large-scale benchmark dataset for computer-aided diagnosis in full-field digital
-mammography, Scientific Data 10 (2023) 277.
+Source: Nguyen et al., VinDr-Mammo: A large-scale benchmark dataset for computer-aided diagnosis in
+full-field digital mammography, Scientific Data 10 (2023) 277.
 """
 
 from __future__ import annotations
@@ -40,14 +54,37 @@ from pathlib import Path
 from tfmammo.archives import dicom
 from tfmammo.archives.files import beneath
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Box, Laterality, Lesion, LesionKind, Mammogram, Skipped, Split, View, hashed_id, spelling
+from tfmammo.mammogram import (
+    Box,
+    Laterality,
+    Lesion,
+    LesionKind,
+    Mammogram,
+    Skipped,
+    Split,
+    View,
+    hashed_id,
+    spelling,
+)
 
-IMAGES, FINDINGS, METADATA = "breast-level_annotations.csv", "finding_annotations.csv", "metadata.csv"
+IMAGES = "breast-level_annotations.csv"
+FINDINGS = "finding_annotations.csv"
+METADATA = "metadata.csv"
 
 Row = dict[str, str]  # column name in lower case -> text, both stripped
 Corners = tuple[float, float, float, float]
 
-_IMAGE_COLUMNS = ("study_id", "image_id", "laterality", "view_position", "height", "width", "breast_birads", "breast_density", "split")
+_IMAGE_COLUMNS = (
+    "study_id",
+    "image_id",
+    "laterality",
+    "view_position",
+    "height",
+    "width",
+    "breast_birads",
+    "breast_density",
+    "split",
+)
 _FINDING_COLUMNS = ("image_id", "finding_categories", "xmin", "ymin", "xmax", "ymax")
 _KINDS: dict[str, LesionKind] = {
     "mass": "mass",
@@ -59,7 +96,8 @@ _KINDS: dict[str, LesionKind] = {
 }
 _OTHERS = ("suspicious lymph node", "skin thickening", "skin retraction", "nipple retraction")
 _QUOTED = r"""(?:'[^'\]]*'|"[^"\]]*")"""
-_LIST = re.compile(rf"\[\s*{_QUOTED}\s*(?:,\s*{_QUOTED}\s*)*\]")  # Python's list of strings; never evaluated
+# Python's list of strings; never evaluated
+_LIST = re.compile(rf"\[\s*{_QUOTED}\s*(?:,\s*{_QUOTED}\s*)*\]")
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
 _LATERALITIES: dict[str, Laterality] = {"L": "L", "R": "R"}
 _VIEWS: dict[str, View] = {"CC": "CC", "MLO": "MLO"}
@@ -68,7 +106,12 @@ _SPLITS: dict[str, Split] = {"training": "train", "test": "test"}
 
 @dataclass
 class _Findings:
-    """What the table marks in one image. boxes: line, categories, (xmin, ymin, xmax, ymax). marked: there is anything."""
+    """What the table marks in one image.
+
+    Attributes:
+        boxes: Line, categories, (xmin, ymin, xmax, ymax).
+        marked: There is anything.
+    """
 
     boxes: list[tuple[int, list[str], Corners]] = field(default_factory=list)
     marked: bool = False
@@ -86,12 +129,20 @@ class _Faults:
         self.count[reason] += 1
 
     def reasons(self) -> list[str]:
-        return [f"{self.count[reason]} rows, the first in line {line}: {reason}" for reason, line in self.first.items()]
+        return [
+            f"{self.count[reason]} rows, the first in line {line}: {reason}"
+            for reason, line in self.first.items()
+        ]
 
 
 @dataclass
 class _Archive:
-    """What lies beneath one root. dicoms: by (study_id, image_id) in lower case; tables: by name in lower case."""
+    """What lies beneath one root.
+
+    Attributes:
+        dicoms: By (study_id, image_id) in lower case.
+        tables: By name in lower case.
+    """
 
     root: Path
     skipped: Skipped
@@ -99,18 +150,29 @@ class _Archive:
     tables: dict[str, Path] = field(default_factory=dict)
     findings: dict[str, _Findings] = field(default_factory=dict)
     spacings: dict[str, tuple[float, float]] = field(default_factory=dict)
-    faults: dict[str, _Faults] = field(default_factory=lambda: {IMAGES: _Faults(), FINDINGS: _Faults()})
+    faults: dict[str, _Faults] = field(
+        default_factory=lambda: {IMAGES: _Faults(), FINDINGS: _Faults()}
+    )
 
     def note(self, path: Path, reason: object) -> None:
         self.skipped.note(self.root, path, reason)
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the tables, and the headers of those images whose spacing they don't tell; no pixel is read.
+    """Read the tables, and the headers of those images whose spacing they don't tell; no pixel is
+    read.
 
-    Args:     root: the archive's folder or any above it. skipped: takes what was left out, and why.
-    Returns:  one record per image that is in the table and on disk, in the table's order; lesions have boxes and no outlines.
-    Raises:   ArchiveError: no folder, no table or one without the columns read here, or none of its images is there.
+    Args:
+        root: The archive's folder or any above it.
+        skipped: Takes what was left out, and why.
+
+    Returns:
+        One record per image that is in the table and on disk, in the table's order; lesions have
+        boxes and no outlines.
+
+    Raises:
+        ArchiveError: No folder, no table or one without the columns read here, or none of its
+            images is there.
     """
     archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
     _find(archive)
@@ -124,14 +186,17 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         for reason in faults.reasons():
             archive.note(archive.tables[name], reason)
     if not mammograms:
-        raise ArchiveError(f"{root}: holds none of the images that {IMAGES} names and that can be read")
+        raise ArchiveError(
+            f"{root}: holds none of the images that {IMAGES} names and that can be read"
+        )
     return list(mammograms.values())
 
 
 def _find(archive: _Archive) -> None:
     """Walk the tree once; of several files of one name the one nearest to the root counts."""
     for path in sorted(beneath(archive.root), key=lambda path: (len(path.parts), path)):
-        name, key = path.name.lower(), (_key(path.parent.name), _key(path.stem))
+        name = path.name.lower()
+        key = (_key(path.parent.name), _key(path.stem))
         if name in (IMAGES, FINDINGS, METADATA):
             archive.tables.setdefault(name, path)
         elif path.suffix.lower() not in (".dicom", ".dcm"):
@@ -146,7 +211,10 @@ def _key(name: str) -> str:
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    """The rows of one table with their line numbers. Raises ArchiveError where a column is missing or the file is no CSV."""
+    """The rows of one table with their line numbers.
+
+    Raises ArchiveError where a column is missing or the file is no CSV.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -155,7 +223,10 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
                 raise ArchiveError(f"{path}: has no column {', '.join(missing)}")
             for cells in filter(None, reader):  # no empty lines
                 cells = [*cells, *[""] * (len(header) - len(cells))]
-                yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+                yield (
+                    reader.line_num,
+                    {name: cell.strip() for name, cell in zip(header, cells, strict=False)},
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ArchiveError(f"{path}: can't be read as CSV ({error})") from None
 
@@ -165,13 +236,20 @@ def _read_findings(archive: _Archive) -> None:
     for line, row in _table(archive.tables[FINDINGS], _FINDING_COLUMNS):
         found = archive.findings.setdefault(_key(row["image_id"]), _Findings())
         readable = _LIST.fullmatch(row["finding_categories"])
-        names = [name[1:-1].strip().lower() for name in re.findall(_QUOTED, row["finding_categories"])] if readable else []
+        names = (
+            [name[1:-1].strip().lower() for name in re.findall(_QUOTED, row["finding_categories"])]
+            if readable
+            else []
+        )
         if names == ["no finding"]:
             continue
         found.marked = True
         for name in names:
             if name not in _KINDS:
-                faults.add(f"'{name}' is no lesion of ours" if name in _OTHERS else "an unknown category", line)
+                faults.add(
+                    f"'{name}' is no lesion of ours" if name in _OTHERS else "an unknown category",
+                    line,
+                )
         corners = _corners(row)
         if not readable:
             faults.add("finding_categories is no list of names", line)
@@ -209,7 +287,8 @@ def _mammograms(archive: _Archive) -> dict[str, Mammogram]:
     """The records by image_id."""
     table = archive.tables[IMAGES]
     mammograms: dict[str, Mammogram] = {}
-    named, used = set(), set()
+    named = set()
+    used = set()
     missing = 0
     for line, row in _table(table, _IMAGE_COLUMNS):
         image = _key(row["image_id"])
@@ -227,7 +306,10 @@ def _mammograms(archive: _Archive) -> dict[str, Mammogram]:
         named.add(image)
         used.add(key)
     if missing:
-        archive.note(table, f"{missing} of its {len(named)} images are not on disk as <study_id>/<image_id>.dicom")
+        archive.note(
+            table,
+            f"{missing} of its {len(named)} images are not on disk as <study_id>/<image_id>.dicom",
+        )
     if extra := len(archive.dicoms.keys() - used):
         archive.note(table, f"{extra} DICOM files are not in it")
     if left := len(archive.findings.keys() - named):
@@ -239,11 +321,13 @@ def _mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
     image = _key(row["image_id"])
     if not all(re.fullmatch(r"[1-9]\d{0,4}", row[column]) for column in ("height", "width")):
         raise ArchiveError(f"{path}: {IMAGES} gives no height and width for it")
-    rows, cols = int(row["height"]), int(row["width"])
+    rows = int(row["height"])
+    cols = int(row["width"])
     spacing = archive.spacings.get(image) or dicom.read_header(path).spacing
     birads = re.fullmatch(r"(?:BI-RADS\s*)?([0-6][ABC]?)", row["breast_birads"], re.IGNORECASE)
     density = re.fullmatch(r"(?:DENSITY\s*)?([A-D])", row["breast_density"], re.IGNORECASE)
-    found = archive.findings.get(image, _Findings(marked=True))  # without a row it is not known to be free of findings
+    # without a row it is not known to be free of findings
+    found = archive.findings.get(image, _Findings(marked=True))
     return Mammogram(
         archive="vindr",
         patient_id=hashed_id("vindr", _key(row["study_id"])),
@@ -274,8 +358,16 @@ def _lesions(found: _Findings, rows: int, cols: int, faults: _Faults) -> Iterato
 
 
 def _box(corners: Corners, rows: int, cols: int) -> Box | None:
-    """Every pixel that (xmin, ymin, xmax, ymax) touches, within the image; None where there is none."""
+    """Every pixel that (xmin, ymin, xmax, ymax) touches, within the image; None where there is
+    none.
+    """
     xmin, ymin, xmax, ymax = corners
-    top, left = math.floor(max(ymin, 0)), math.floor(max(xmin, 0))
-    bottom, right = math.ceil(min(ymax, rows)), math.ceil(min(xmax, cols))
-    return (top, left, bottom, right) if ymin < ymax and xmin < xmax and top < bottom and left < right else None
+    top = math.floor(max(ymin, 0))
+    left = math.floor(max(xmin, 0))
+    bottom = math.ceil(min(ymax, rows))
+    right = math.ceil(min(xmax, cols))
+    return (
+        (top, left, bottom, right)
+        if ymin < ymax and xmin < xmax and top < bottom and left < right
+        else None
+    )

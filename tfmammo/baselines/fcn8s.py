@@ -1,10 +1,11 @@
 """FCN-8s on VGG-16 (Long, Shelhamer and Darrell, 2015): the first row of CAN's Table I.
 
-Departures: "same" padding in place of the 100 px around the image and the later crop; the three strides are trained at once
-and not one after the other; all three up-samplings start bilinear and are learnt (the paper fixes the last one); Adam as
-CAN's in place of SGD with momentum; cross-entropy is the mean over pixels, not the sum. The encoder starts from random
-weights unless `weights` says otherwise, since ImageNet's can't always be downloaded: the paper starts from ImageNet, CAN is
-silent. A grey patch is repeated as three equal colours.
+Departures: "same" padding in place of the 100 px around the image and the later crop; the three
+strides are trained at once and not one after the other; all three up-samplings start bilinear and
+are learnt (the paper fixes the last one); Adam as CAN's in place of SGD with momentum;
+cross-entropy is the mean over pixels, not the sum. The encoder starts from random weights unless
+`weights` says otherwise, since ImageNet's can't always be downloaded: the paper starts from
+ImageNet, CAN is silent. A grey patch is repeated as three equal colours.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ FC_WIDTH = 4096
 
 
 class FCN8sConfig(vgg16.VGG16Config):
-    """The paper's FCN-8s for lesion and background.
-
-    fc_width: channels of fc6 and fc7. dropout: the share dropped behind each of them. classes: 2 is the paper's softmax over
-    background and lesion, 1 a single logit. weights, widths: of the encoder, see VGG16Config; fc6 and fc7 take VGG-16's too.
-    """
+    """The paper's FCN-8s for lesion and background."""
 
     fc_width: PositiveInt = FC_WIDTH
+    """Channels of fc6 and fc7."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    """The share dropped behind each of them."""
     classes: Literal[1, 2] = 2
+    """2 is the paper's softmax over background and lesion, 1 a single logit. weights, widths: of
+    the encoder, see VGG16Config; fc6 and fc7 take VGG-16's too.
+    """
 
     @model_validator(mode="after")
     def _fc_width_fits(self) -> FCN8sConfig:
@@ -44,8 +46,12 @@ class FCN8sConfig(vgg16.VGG16Config):
 class FCN8s(Segmenter):
     """FCN-8s from image to mask.
 
-    Args:     config: the network's and the optimizer's values. size: rows and columns of a patch, px, a multiple of 32.
-    Raises:   ConfigError: the size does not fit, or VGG-16's weights can't be had.
+    Args:
+        config: The network's and the optimizer's values.
+        size: Rows and columns of a patch, px, a multiple of 32.
+
+    Raises:
+        ConfigError: The size does not fit, or VGG-16's weights can't be had.
     """
 
     def __init__(self, config: FCN8sConfig | None = None, size: int = 256) -> None:
@@ -55,19 +61,31 @@ class FCN8s(Segmenter):
             vgg16.assign(self.networks["segmenter"], config.weights, fc=True)
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The lesion's log-odds; of two classes' scores their difference, whose sigmoid is the softmax of the lesion.
+        """The lesion's log-odds; of two classes' scores their difference, whose sigmoid is the
+        softmax of the lesion.
 
-        Args:     image: float32 [b, s, s, 1] in [0, 1]. training: whether dropout drops.
-        Returns:  float32 [b, s, s, 1].
+        Args:
+            image: float32 [b, s, s, 1] in [0, 1].
+            training: Whether dropout drops.
+
+        Returns:
+            float32 [b, s, s, 1].
         """
         scores = super().logits(image, training)
         return scores if scores.shape[-1] == 1 else scores[..., 1:] - scores[..., :1]
 
 
 def network(config: FCN8sConfig, size: int) -> keras.Model:
-    """The network: image float32 [b, size, size, 1] in [0, 1] -> scores float32 [b, size, size, classes].
+    """The network: image float32 [b, size, size, 1] in [0, 1] -> scores float32 [b, size, size,
+    classes].
 
-    134,271,430 parameters for two classes, 134,265,699 for one. Source: figure 3 and section 4. Departure: see the module.
+    134,271,430 parameters for two classes, 134,265,699 for one.
+
+    Departure:
+        See the module.
+
+    Source:
+        Figure 3 and section 4.
     """
     check_size(size, 32)
     image = keras.Input((size, size, 1), name="image")
@@ -84,18 +102,27 @@ def network(config: FCN8sConfig, size: int) -> keras.Model:
         features = keras.layers.Dropout(config.dropout)(features)
     scores = _score(config.classes, "score_fc7")(features)  # stride 32
     for pool, name in ((pools[3], "score_pool4"), (pools[2], "score_pool3")):  # strides 16 and 8
-        scores = keras.layers.Add()([_upsample(config.classes, 2)(scores), _score(config.classes, name)(pool)])
+        scores = keras.layers.Add()(
+            [_upsample(config.classes, 2)(scores), _score(config.classes, name)(pool)]
+        )
     scores = _upsample(config.classes, 8, dtype="float32")(scores)
     return keras.Model(image, scores, name="segmenter")
 
 
 @keras.saving.register_keras_serializable("tfmammo")
 def bilinear(shape: tuple[int, int, int, int], dtype: str | None = None) -> tf.Tensor:
-    """The kernel of a transposed convolution that interpolates each channel bilinearly by half the kernel's size.
+    """The kernel of a transposed convolution that interpolates each channel bilinearly by half the
+    kernel's size.
 
-    Args:     shape: [2 * factor, 2 * factor, channels, channels].
-    Returns:  float [shape]; each channel's kernel is the product of two triangles of height 1 - 1 / (2 * factor).
-    Source:   section 3.3; the authors' surgery.py, upsample_filt.
+    Args:
+        shape: [2 * factor, 2 * factor, channels, channels].
+
+    Returns:
+        float [shape]; each channel's kernel is the product of two triangles of height 1 - 1 / (2 *
+        factor).
+
+    Source:
+        Section 3.3; the authors' surgery.py, upsample_filt.
     """
     factor = shape[0] // 2
     triangle = 1 - np.abs(np.arange(2 * factor) - (factor - 0.5)) / factor
@@ -104,12 +131,23 @@ def bilinear(shape: tuple[int, int, int, int], dtype: str | None = None) -> tf.T
 
 
 def _convolution(width: int, kernel: int, name: str) -> keras.layers.Layer:
-    return Convolution(width, kernel, padding="same", activation="relu", kernel_initializer="he_normal", name=name)
+    return Convolution(
+        width, kernel, padding="same", activation="relu", kernel_initializer="he_normal", name=name
+    )
 
 
 def _score(classes: int, name: str) -> keras.layers.Layer:
-    return keras.layers.Conv2D(classes, 1, kernel_initializer="zeros", name=name)  # zeros: section 4.3
+    # zeros: section 4.3
+    return keras.layers.Conv2D(classes, 1, kernel_initializer="zeros", name=name)
 
 
 def _upsample(classes: int, factor: int, **options: str) -> keras.layers.Layer:
-    return keras.layers.Conv2DTranspose(classes, 2 * factor, factor, padding="same", use_bias=False, kernel_initializer=bilinear, **options)
+    return keras.layers.Conv2DTranspose(
+        classes,
+        2 * factor,
+        factor,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=bilinear,
+        **options,
+    )

@@ -1,20 +1,30 @@
-"""Pix2Pix: image-to-image translation with conditional adversarial networks (Isola et al. 2017), CAN's synthesis baseline.
+"""Pix2Pix: image-to-image translation with conditional adversarial networks (Isola et al.
 
-A generator G maps an input to an output, a discriminator D judges (input, output) pairs. `direction: mask_to_image` is CAN's
-baseline in Fig. 2 and 3; `image_to_mask` segments.
+2017), CAN's synthesis baseline.
 
-    L_G = -log D(x, G(x)) + lambda_l1 * |y - G(x)|_1        L_D = -(log D(x, y) + log(1 - D(x, G(x)))) / 2
+A generator G maps an input to an output, a discriminator D judges (input, output) pairs.
+`direction: mask_to_image` is CAN's baseline in Fig. 2 and 3; `image_to_mask` segments.
+
+    L_G = -log D(x, G(x)) + lambda_l1 * |y - G(x)|_1        L_D = -(log D(x, y) + log(1 - D(x,
+    G(x)))) / 2
 
 Inside, masks and images are in [-1, 1]; at every public border they are in [0, 1].
 
 Departures and what CAN's paper leaves open about its baseline:
-- Noise enters as dropout. Pix2Pix leaves it on at test time too; here it is off at inference, so that an exported model
-  answers alike every time and both methods are compared without it (Isola et al. report only minor stochasticity).
-- Defaults are Pix2Pix's own: lambda 100, a 70 px discriminator (strided 3), responses averaged as losses, as its code does.
-  CAN compares "under the same experimental settings" and prints no others, so configs/pix2pix_can.yaml has CAN's values.
-- The half on L_D stands under either config. CAN has none, but Adam's steps hardly depend on a constant factor.
-- Normalisation: statistics of the sample, in training and at inference, with Keras's epsilon of 1e-3; Pix2Pix's is 1e-5.
-- Patches, grey values and augmentation are those of CAN (models/can.py), and not Pix2Pix's resizing, cropping and mirroring.
+- Noise enters as dropout. Pix2Pix leaves it on at test time too; here it is off at inference, so
+  that an exported model
+  answers alike every time and both methods are compared without it (Isola et al. report only minor
+  stochasticity).
+- Defaults are Pix2Pix's own: lambda 100, a 70 px discriminator (strided 3), responses averaged as
+  losses, as its code does.
+  CAN compares "under the same experimental settings" and prints no others, so
+  configs/pix2pix_can.yaml has CAN's values.
+- The half on L_D stands under either config. CAN has none, but Adam's steps hardly depend on a
+  constant factor.
+- Normalisation: statistics of the sample, in training and at inference, with Keras's epsilon of
+  1e-3; Pix2Pix's is 1e-5.
+- Patches, grey values and augmentation are those of CAN (models/can.py), and not Pix2Pix's
+  resizing, cropping and mirroring.
 """
 
 from __future__ import annotations
@@ -32,59 +42,80 @@ from tfmammo.optimization import Adam, build, minimize
 
 
 class Pix2PixConfig(Frozen):
-    """Pix2Pix's values.
-
-    average: how D's responses to one pair become one, see `losses`. filters: of G, one per halving of the patch.
-    discriminator_strided: 3 gives 70 px patches.
-    """
+    """Pix2Pix's values."""
 
     direction: Literal["mask_to_image", "image_to_mask"] = "mask_to_image"
     lambda_l1: NonNegativeFloat = 100.0
     learning_rate: PositiveFloat = 2e-4
     beta_1: float = Field(default=0.5, ge=0, lt=1)
     average: Average = "losses"
+    """How D's responses to one pair become one, see `losses`."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
+    """Of G, one per halving of the patch."""
     discriminator_strided: PositiveInt = 3
+    """3 gives 70 px patches."""
     discriminator_filters: PositiveInt = 64
 
 
 class Pix2Pix(Trainable):
     """Generator and discriminator with their optimizers; built on construction.
 
-    Args:     config: Pix2Pix's values or yours. size: patch rows and columns, px.
-    Source:   Isola et al. 2017, Eq. 1-4 and section 6.1.
+    Args:
+        config: Pix2Pix's values or yours.
+        size: Patch rows and columns, px.
+
+    Source:
+        Isola et al. 2017, Eq. 1-4 and section 6.1.
     """
 
     def __init__(self, config: Pix2PixConfig | None = None, size: int = 256) -> None:
         super().__init__(name="pix2pix")
         self.config = config = config or Pix2PixConfig()
         self.size = size
-        self.source, self.target = ("mask", "image") if config.direction == "mask_to_image" else ("image", "mask")
-        self.generator = UNet256(filters=config.filters, dropout=config.dropout, size=size, name="generator")
+        self.source, self.target = (
+            ("mask", "image") if config.direction == "mask_to_image" else ("image", "mask")
+        )
+        self.generator = UNet256(
+            filters=config.filters, dropout=config.dropout, size=size, name="generator"
+        )
         self.discriminator = PatchDiscriminator(
-            2, config.discriminator_strided, config.discriminator_filters, size=size, name="discriminator"
+            2,
+            config.discriminator_strided,
+            config.discriminator_filters,
+            size=size,
+            name="discriminator",
         )
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = {
-            name: build(Adam(config.learning_rate, config.beta_1, name=name), network) for name, network in self.networks.items()
+            name: build(Adam(config.learning_rate, config.beta_1, name=name), network)
+            for name, network in self.networks.items()
         }
 
     def discriminate(self, source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-        """D(x, y): float32 logits, one per patch. Args: float32 [batch, size, size, 1] in [-1, 1]."""
+        """D(x, y): float32 logits, one per patch.
+
+        float32 [batch, size, size, 1] in [-1, 1].
+        """
         return self.discriminator(tf.concat([source, target], axis=-1))
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One step of D and one of G, both from the same forward pass.
 
-        Args:     batch: "mask" and "image", float32 [batch, size, size, 1] in [0, 1].
-        Returns:  float32 scalars: each network's loss, the L1 term, and D's mean probability for each pair.
+        Args:
+            batch: "mask" and "image", float32 [batch, size, size, 1] in [0, 1].
+
+        Returns:
+            float32 scalars: each network's loss, the L1 term, and D's mean probability for each
+            pair.
         """
-        source, target = batch[self.source] * 2 - 1, batch[self.target] * 2 - 1
+        source = batch[self.source] * 2 - 1
+        target = batch[self.target] * 2 - 1
         average = self.config.average
         with tf.GradientTape(persistent=True) as tape:
             output = self.generator(source, training=True)
-            real, fake = self.discriminate(source, target), self.discriminate(source, output)
+            real = self.discriminate(source, target)
+            fake = self.discriminate(source, output)
             difference = l1(target, output)
             generator_loss = -log_real(fake, average) + self.config.lambda_l1 * difference
             discriminator_loss = -0.5 * (log_real(real, average) + log_fake(fake, average))
@@ -99,16 +130,39 @@ class Pix2Pix(Trainable):
         }
 
     def translate(self, source: tf.Tensor) -> tf.Tensor:
-        """G at inference. Args: source: float32 [batch, size, size, 1] in [0, 1]. Returns: the same shape and range."""
+        """G at inference.
+
+        Args:
+            source: float32 [batch, size, size, 1] in [0, 1].
+
+        Returns:
+            The same shape and range.
+        """
         return self.generator(source * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid. Args: batch: as in `train_step`. Returns: float32 [batch, size, size, 1] in [0, 1]."""
-        return {"input": batch[self.source], "output": self.translate(batch[self.source]), "truth": batch[self.target]}
+        """Panels for the image grid.
+
+        Args:
+            batch: As in `train_step`.
+
+        Returns:
+            float32 [batch, size, size, 1] in [0, 1].
+        """
+        return {
+            "input": batch[self.source],
+            "output": self.translate(batch[self.source]),
+            "truth": batch[self.target],
+        }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: mask -> image, or image -> mask, and the discriminator's logits for a pair."""
-        mask, image = (tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name) for name in ("mask", "image"))
+        """What is exported: mask -> image, or image -> mask, and the discriminator's logits for a
+        pair.
+        """
+        mask, image = (
+            tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name)
+            for name in ("mask", "image")
+        )
 
         @tf.function(input_signature=[mask])
         def synthesize(mask: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -123,4 +177,7 @@ class Pix2Pix(Trainable):
             pair = {"mask": mask * 2 - 1, "image": image * 2 - 1}
             return {"logits": self.discriminate(pair[self.source], pair[self.target])}
 
-        return {"generator": synthesize if self.source == "mask" else segment, "discriminator": discriminator}
+        return {
+            "generator": synthesize if self.source == "mask" else segment,
+            "discriminator": discriminator,
+        }

@@ -1,22 +1,30 @@
-"""Blending without a network, what the blending paper compares with: direct paste and Poisson image editing (PIE).
+"""Blending without a network, what the blending paper compares with: direct paste and
+Poisson image editing (PIE).
 
-    minimise over f in Omega  sum over neighbours <p, q> of (f_p - f_q - v_pq)^2,  f = tissue where the mask is 0
+    minimise over f in Omega  sum over neighbours <p, q> of (f_p - f_q - v_pq)^2,  f = tissue where
+    the mask is 0
 
 so that for each pixel p of Omega, of whose four neighbours some lie in Omega too,
 
     4 f_p - sum of f_q (q in Omega) = sum of tissue_q (q not in Omega) + sum of v_pq
 
-The guide v_pq is the lesion's difference, or, mixed, whichever of the lesion's and the tissue's is larger. All of a lesion that
-counts is its differences, so that a constant added to it changes nothing: a mass that was dense all over loses its density to
-its new surroundings, which the blending paper calls over-blending.
+The guide v_pq is the lesion's difference, or, mixed, whichever of the lesion's and the tissue's is
+larger. All of a lesion that counts is its differences, so that a constant added to it changes
+nothing: a mass that was dense all over loses its density to its new surroundings, which the
+blending paper calls over-blending.
 
-All functions here take one patch, or one window in native pixels, and give the tissue itself, bit by bit, where the mask is 0:
+All functions here take one patch, or one window in native pixels, and give the tissue itself, bit
+by bit, where the mask is 0:
 
-    Args:     tissue, lesion: float32 [rows, cols, 1] in [0, 1], one on the other. The lesion has its own surroundings: differences
-              across the mask's border reach one pixel beyond it. mask: uint8 [rows, cols, 1], 0 or 1, 0 along the border.
+    Args:     tissue, lesion: float32 [rows, cols, 1] in [0, 1], one on the other. The lesion has
+    its own surroundings: differences
+              across the mask's border reach one pixel beyond it. mask: uint8 [rows, cols, 1], 0 or
+              1, 0 along the border.
     Returns:  float32 [rows, cols, 1] in [0, 1]; what lies beyond is clipped.
-    Raises:   ValueError: another shape, dtype or value, an empty mask, or one that touches the border.
-    Source:   Perez, Gangnet and Blake, Poisson image editing (2003). Departure: none but the clipping.
+    Raises:   ValueError: another shape, dtype or value, an empty mask, or one that touches the
+    border.
+    Source:   Perez, Gangnet and Blake, Poisson image editing (2003). Departure: none but the
+    clipping.
 """
 
 from __future__ import annotations
@@ -35,7 +43,9 @@ Mask = NDArray[np.uint8]
 
 
 def paste(tissue: Image, lesion: Image, mask: Mask) -> Image:
-    """Direct paste: the lesion where the mask is 1; arguments, result and errors as the module says."""
+    """Direct paste: the lesion where the mask is 1; arguments, result and errors as the module
+    says.
+    """
     _check(tissue, lesion, mask)
     return np.where(mask == 1, lesion, tissue)
 
@@ -43,21 +53,33 @@ def paste(tissue: Image, lesion: Image, mask: Mask) -> Image:
 def poisson(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Image:
     """Poisson image editing; arguments, result and errors as the module says.
 
-    Solved in float64 by a sparse factorisation, exact but for rounding: 60,000 px take about 0.2 s of processor time.
+    Solved in float64 by a sparse factorisation, exact but for rounding: 60,000 px take about 0.2 s
+    of processor time.
 
-    Args:     mixed: the guide is the tissue's difference where that is larger in magnitude, else the lesion's.
-    Source:   Perez et al., Eq. 7, with the guide of Eq. 9 to 11, mixed of Eq. 12 and 13 (Eq. 4 of the blending paper, there of
-              gradients, here of each difference).
+    Args:
+        mixed: The guide is the tissue's difference where that is larger in magnitude, else the
+            lesion's.
+
+    Source:
+        Perez et al., Eq. 7, with the guide of Eq. 9 to 11, mixed of Eq. 12 and 13 (Eq. 4 of the
+        blending paper, there of gradients, here of each difference).
     """
     _check(tissue, lesion, mask)
-    inside, known, pasted = (values[..., 0].ravel() for values in (mask == 1, tissue.astype(np.float64), lesion.astype(np.float64)))
+    inside, known, pasted = (
+        values[..., 0].ravel()
+        for values in (mask == 1, tissue.astype(np.float64), lesion.astype(np.float64))
+    )
     pixels = np.flatnonzero(inside)
     number = np.cumsum(inside) - 1  # of each pixel of Omega among the unknowns
-    right, rows, cols = np.zeros(len(pixels)), [], []
+    right = np.zeros(len(pixels))
+    rows = []
+    cols = []
     for step in (-mask.shape[1], -1, 1, mask.shape[1]):
         neighbours = pixels + step
         inner = inside[neighbours]
-        right += _guide(pasted, known, pixels, neighbours, mixed) + np.where(inner, 0.0, known[neighbours])
+        right += _guide(pasted, known, pixels, neighbours, mixed) + np.where(
+            inner, 0.0, known[neighbours]
+        )
         rows.append(number[pixels[inner]])
         cols.append(number[neighbours[inner]])
     solution = _solve(np.concatenate(rows), np.concatenate(cols), right)
@@ -69,20 +91,27 @@ def poisson(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Im
 def opencv(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Image:
     """OpenCV's seamlessClone, of 8 bits; arguments, result and errors as the module says.
 
-    It is no exact Poisson editing: it solves on the mask's whole bounding box with the tissue's differences around the mask, by a
-    discrete sine transform, and takes the lesion's only from 3 px inside the mask. Pixels that it changes beyond the mask
-    are put back.
+    It is no exact Poisson editing: it solves on the mask's whole bounding box with the tissue's
+    differences around the mask, by a discrete sine transform, and takes the lesion's only from 3 px
+    inside the mask. Pixels that it changes beyond the mask are put back.
 
-    Args:     mixed: MIXED_CLONE instead of NORMAL_CLONE.
-    Raises:   ValueError: also where the mask is below 3 px high or wide, which OpenCV can't clone.
+    Args:
+        mixed: MIXED_CLONE instead of NORMAL_CLONE.
+
+    Raises:
+        ValueError: Also where the mask is below 3 px high or wide, which OpenCV can't clone.
     """
     _check(tissue, lesion, mask)
     left, top, width, height = cv2.boundingRect(mask)
     if min(width, height) < 3:
         raise ValueError(f"OpenCV clones masks from 3 px up, this one is {height} x {width} px")
-    source, target = (cv2.merge([np.rint(255 * image[..., 0]).astype(np.uint8)] * 3) for image in (lesion, tissue))
-    # The point given is where the bounding box's centre goes, and OpenCV halves its sides as integers too.
-    centre, how = (left + width // 2, top + height // 2), cv2.MIXED_CLONE if mixed else cv2.NORMAL_CLONE
+    source, target = (
+        cv2.merge([np.rint(255 * image[..., 0]).astype(np.uint8)] * 3) for image in (lesion, tissue)
+    )
+    # The point given is where the bounding box's centre goes, and OpenCV halves its sides as
+    # integers too.
+    centre = (left + width // 2, top + height // 2)
+    how = cv2.MIXED_CLONE if mixed else cv2.NORMAL_CLONE
     cloned = cv2.seamlessClone(source, target, 255 * mask[..., 0], centre, how)
     return np.where(mask == 1, cloned[..., :1].astype(np.float32) / np.float32(255), tissue)
 
@@ -97,35 +126,53 @@ METHODS: dict[str, Callable[[Image, Image, Mask], Image]] = {
 
 
 def _guide(
-    lesion: NDArray[np.float64], tissue: NDArray[np.float64], pixels: NDArray[np.intp], neighbours: NDArray[np.intp], mixed: bool
+    lesion: NDArray[np.float64],
+    tissue: NDArray[np.float64],
+    pixels: NDArray[np.intp],
+    neighbours: NDArray[np.intp],
+    mixed: bool,
 ) -> NDArray[np.float64]:
     """v_pq of each pixel p and its neighbour q, from flat images."""
     own, other = (values[pixels] - values[neighbours] for values in (lesion, tissue))
     return np.where(np.abs(other) > np.abs(own), other, own) if mixed else own
 
 
-def _solve(rows: NDArray[np.intp], cols: NDArray[np.intp], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The equations' solution; (rows, cols) are the pairs of neighbours within Omega, each in both orders."""
+def _solve(
+    rows: NDArray[np.intp], cols: NDArray[np.intp], right: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The equations' solution; (rows, cols) are the pairs of neighbours within Omega, each in both
+    orders.
+    """
     every = np.arange(len(right))
     values = np.concatenate([np.full(len(right), 4.0), np.full(len(rows), -1.0)])
     places = np.concatenate([every, rows]), np.concatenate([every, cols])
     matrix = sparse.csc_array((values, places), shape=(len(right), len(right)))
-    # Symmetric and positive definite, so it needs no pivoting: faster than spsolve by a fourth, and about as fast as cg, but exact.
-    factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    # Symmetric and positive definite, so it needs no pivoting: faster than spsolve by a fourth, and
+    # about as fast as cg, but exact.
+    factors = splu(
+        matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+    )
     return factors.solve(right)
 
 
 def _check(tissue: Image, lesion: Image, mask: Mask) -> None:
     if not tissue.shape == lesion.shape == mask.shape or tissue.ndim != 3 or tissue.shape[-1] != 1:
-        raise ValueError(f"tissue, lesion and mask must all be [rows, cols, 1], not {tissue.shape}, {lesion.shape}, {mask.shape}")
+        raise ValueError(
+            f"tissue, lesion and mask must all be [rows, cols, 1], not {tissue.shape}, "
+            f"{lesion.shape}, {mask.shape}"
+        )
     for name, image in (("tissue", tissue), ("lesion", lesion)):
         if image.dtype != np.float32:
             raise ValueError(f"the {name} must be float32, not {image.dtype}")
         if not np.all((image >= 0) & (image <= 1)):  # which NaN is not, either
             raise ValueError(f"the {name}'s values must lie between 0 and 1")
     if mask.dtype != np.uint8 or not np.all(mask <= 1):
-        raise ValueError(f"the mask must be uint8 of 0 and 1, not {mask.dtype} up to {mask.max(initial=0)}")
+        raise ValueError(
+            f"the mask must be uint8 of 0 and 1, not {mask.dtype} up to {mask.max(initial=0)}"
+        )
     if not mask.any():
         raise ValueError("the mask is empty, there is nothing to blend")
     if mask[[0, -1]].any() or mask[:, [0, -1]].any():
-        raise ValueError("the mask touches the patch's border, so that no tissue is known around it")
+        raise ValueError(
+            "the mask touches the patch's border, so that no tissue is known around it"
+        )

@@ -1,13 +1,16 @@
 """SegNet (Badrinarayanan, Kendall and Cipolla, 2017): the second row of CAN's Table I.
 
-Departures: a grey patch has one channel, and with VGG-16's weights the first kernel is the sum of its three colours'; one
-logit per pixel and binary cross-entropy in place of softmax with median frequency balancing; Adam as CAN's in place of SGD;
-no local contrast normalisation of the input. BatchNorm takes each sample's own statistics, at test time too: at batch 1 that
-is BatchNorm's training, and its moving averages serve a batch of one badly. The encoder starts from random weights unless
-`weights` says otherwise, since ImageNet's can't always be downloaded: the paper starts from ImageNet, CAN is silent.
+Departures: a grey patch has one channel, and with VGG-16's weights the first kernel is the sum of
+its three colours'; one logit per pixel and binary cross-entropy in place of softmax with median
+frequency balancing; Adam as CAN's in place of SGD; no local contrast normalisation of the input.
+BatchNorm takes each sample's own statistics, at test time too: at batch 1 that is BatchNorm's
+training, and its moving averages serve a batch of one badly. The encoder starts from random weights
+unless `weights` says otherwise, since ImageNet's can't always be downloaded: the paper starts from
+ImageNet, CAN is silent.
 
-Limits: its pooling keeps the places of the maxima, which XLA can't compile (`training.jit_compile` is refused), and whose gradient
-TensorFlow has in no deterministic form for GPUs (there `training.deterministic` fails at the first step; on a CPU it works).
+Limits: its pooling keeps the places of the maxima, which XLA can't compile (`training.jit_compile`
+is refused), and whose gradient TensorFlow has in no deterministic form for GPUs (there
+`training.deterministic` fails at the first step; on a CPU it works).
 """
 
 from __future__ import annotations
@@ -21,14 +24,20 @@ from tfmammo.layers import SampleNormalization
 
 
 class SegNetConfig(vgg16.VGG16Config):
-    """The paper's SegNet. weights, widths: of the encoder, see VGG16Config; the decoder mirrors the widths."""
+    """The paper's SegNet. weights, widths: of the encoder, see VGG16Config; the decoder mirrors the
+    widths.
+    """
 
 
 class SegNet(Segmenter):
     """SegNet from image to mask.
 
-    Args:     config: the network's and the optimizer's values. size: rows and columns of a patch, px, a multiple of 32.
-    Raises:   ConfigError: the size does not fit, or VGG-16's weights can't be had.
+    Args:
+        config: The network's and the optimizer's values.
+        size: Rows and columns of a patch, px, a multiple of 32.
+
+    Raises:
+        ConfigError: The size does not fit, or VGG-16's weights can't be had.
     """
 
     not_for_xla = "it pools with the places of the maxima (MaxPoolWithArgmax)"
@@ -41,11 +50,22 @@ class SegNet(Segmenter):
 
 
 def network(
-    size: int, widths: tuple[int, ...] = vgg16.WIDTHS, pretrained: bool = False, channels: int = 1, classes: int = 1
+    size: int,
+    widths: tuple[int, ...] = vgg16.WIDTHS,
+    pretrained: bool = False,
+    channels: int = 1,
+    classes: int = 1,
 ) -> keras.Model:
-    """The network: image float32 [b, size, size, channels] in [0, 1] -> logits float32 [b, size, size, classes].
+    """The network: image float32 [b, size, size, channels] in [0, 1] -> logits float32 [b, size,
+    size, classes].
 
-    29,442,433 trainable parameters at VGG-16's widths. Source: figure 2 and section 3. Departure: see the module.
+    29,442,433 trainable parameters at VGG-16's widths.
+
+    Departure:
+        See the module.
+
+    Source:
+        Figure 2 and section 3.
     """
     check_size(size, 32)
     image = keras.Input((size, size, channels), name="image")
@@ -62,7 +82,9 @@ def network(
             features = _convolution(features, widths[block - 1], f"decode{block}_conv{index}")
         if block > 1:  # the last convolution of a block hands over to the narrower one
             features = _convolution(features, widths[block - 2], f"decode{block}_conv1")
-    logits = keras.layers.Conv2D(classes, 3, padding="same", dtype="float32", name="logits")(features)
+    logits = keras.layers.Conv2D(classes, 3, padding="same", dtype="float32", name="logits")(
+        features
+    )
     return keras.Model(image, logits, name="segmenter")
 
 
@@ -73,29 +95,44 @@ class PoolWithIndices(keras.layers.Layer):
     def call(self, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Pool.
 
-        Args:     features: float [b, rows, cols, channels], rows and cols even.
-        Returns:  float [b, rows / 2, cols / 2, channels], and int64 of the same shape: each maximum's index into the
-                  flattened features. Of equal values the first counts.
+        Args:
+            features: float [b, rows, cols, channels], rows and cols even.
+
+        Returns:
+            float [b, rows / 2, cols / 2, channels], and int64 of the same shape: each maximum's
+            index into the flattened features. Of equal values the first counts.
         """
-        pooled, indices = tf.nn.max_pool_with_argmax(features, 2, 2, "VALID", include_batch_in_index=True)
+        pooled, indices = tf.nn.max_pool_with_argmax(
+            features, 2, 2, "VALID", include_batch_in_index=True
+        )
         return pooled, indices
 
 
 @keras.saving.register_keras_serializable("tfmammo")
 class Unpool(keras.layers.Layer):
-    """The inverse of PoolWithIndices: each value goes back to its maximum's place, the rest is zero."""
+    """The inverse of PoolWithIndices: each value goes back to its maximum's place, the rest is
+    zero.
+    """
 
     def call(self, pooled: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
         """Unpool.
 
-        Args:     pooled: float [b, rows, cols, channels]. indices: int64, same shape, from PoolWithIndices.
-        Returns:  float [b, 2 * rows, 2 * cols, channels].
+        Args:
+            pooled: float [b, rows, cols, channels].
+            indices: int64, same shape, from PoolWithIndices.
+
+        Returns:
+            float [b, 2 * rows, 2 * cols, channels].
         """
         batch, rows, cols, channels = pooled.shape
-        places = tf.scatter_nd(tf.reshape(indices, [-1, 1]), tf.reshape(pooled, [-1]), [4 * tf.size(pooled, tf.int64)])
+        places = tf.scatter_nd(
+            tf.reshape(indices, [-1, 1]), tf.reshape(pooled, [-1]), [4 * tf.size(pooled, tf.int64)]
+        )
         return tf.reshape(places, [batch or -1, 2 * rows, 2 * cols, channels])
 
 
 def _convolution(features: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:
-    features = keras.layers.Conv2D(width, 3, padding="same", kernel_initializer="he_normal", name=name)(features)
+    features = keras.layers.Conv2D(
+        width, 3, padding="same", kernel_initializer="he_normal", name=name
+    )(features)
     return keras.layers.Activation("relu")(SampleNormalization(name=f"{name}_norm")(features))

@@ -1,10 +1,11 @@
 """U-Net (Ronneberger, Fischer and Brox, 2015): the third row of CAN's Table I.
 
-Departures: the convolutions are padded ("same"), so that the mask covers the whole patch; one logit per pixel and binary
-cross-entropy in place of two classes and softmax, without the weights that keep touching cells apart (a patch has one
-mass); Adam as CAN's in place of SGD with momentum 0.99. CAN says nothing of its U-Net but the name. The up-convolution is
-followed by no ReLU, as in the text (the authors' released network has one). Dropout "at the end of the contracting path"
-stands, as in the released network, behind its last two levels.
+Departures: the convolutions are padded ("same"), so that the mask covers the whole patch; one logit
+per pixel and binary cross-entropy in place of two classes and softmax, without the weights that
+keep touching cells apart (a patch has one mass); Adam as CAN's in place of SGD with momentum 0.99.
+CAN says nothing of its U-Net but the name. The up-convolution is followed by no ReLU, as in the
+text (the authors' released network has one). Dropout "at the end of the contracting path" stands,
+as in the released network, behind its last two levels.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ from tfmammo.networks import unet_features
 
 
 class UNetConfig(SegmenterConfig):
-    """The paper's U-Net.
-
-    widths: channels of each level, the last one the bottom. dropout: the share dropped behind the last two levels.
-    """
+    """The paper's U-Net."""
 
     widths: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (64, 128, 256, 512, 1024)
+    """Channels of each level, the last one the bottom."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    """The share dropped behind the last two levels."""
 
 
 class UNet(Segmenter):
     """U-Net from image to mask.
 
-    Args:     config: the network's and the optimizer's values. size: rows and columns of a patch, px.
-    Raises:   ConfigError: the size can't be halved as often as there are levels.
+    Args:
+        config: The network's and the optimizer's values.
+        size: Rows and columns of a patch, px.
+
+    Raises:
+        ConfigError: The size can't be halved as often as there are levels.
     """
 
     def __init__(self, config: UNetConfig | None = None, size: int = 256) -> None:
@@ -43,7 +47,13 @@ class UNet(Segmenter):
 def network(size: int, widths: tuple[int, ...], dropout: float) -> keras.Model:
     """The network: image float32 [b, size, size, 1] in [0, 1] -> logits float32 [b, size, size, 1].
 
-    31,030,593 parameters at widths 64 to 1024. Source: figure 1 and section 2. Departure: see the module.
+    31,030,593 parameters at widths 64 to 1024.
+
+    Departure:
+        See the module.
+
+    Source:
+        Figure 1 and section 2.
     """
     check_size(size, 2 ** (len(widths) - 1))
     image = keras.Input((size, size, 1), name="image")

@@ -1,6 +1,7 @@
 """Where the breast is on a mammogram, and where the pectoral muscle: pure functions of one image.
 
-Both are found on a reduced copy and are good to one or two of its pixels. They serve preprocessing, not measurement.
+Both are found on a reduced copy and are good to one or two of its pixels. They serve preprocessing,
+not measurement.
 """
 
 from __future__ import annotations
@@ -21,35 +22,47 @@ _FINDING = 256  # px along the longer side, for the muscle's edge
 def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The largest connected region of tissue, its holes filled.
 
-    On a copy of 512 px: scanner borders and padding (lines along the frame that are all black or all bright) are peeled
-    off; tissue is what stands out from the darker class of log grey values (Otsu) by more than that class's own spread;
-    its largest part after an opening is the breast, to which what the opening took off a smooth outline (nipple, folds) is
-    given back, unless it is as bright as lead letters. Dark fat that reaches the frame is filled in.
+    On a copy of 512 px: scanner borders and padding (lines along the frame that are all black or
+    all bright) are peeled off; tissue is what stands out from the darker class of log grey values
+    (Otsu) by more than that class's own spread; its largest part after an opening is the breast, to
+    which what the opening took off a smooth outline (nipple, folds) is given back, unless it is as
+    bright as lead letters. Dark fat that reaches the frame is filled in.
 
     Where nothing is flat and darker than the rest, as in a magnified detail, all is breast.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1], dark background.
-    Returns:  uint8 [rows, cols, 1], 0 or 1; empty for a constant image.
-    Source:   Otsu, A threshold selection method from gray-level histograms, IEEE Trans. SMC 9 (1979) 62.
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1], dark background.
+
+    Returns:
+        uint8 [rows, cols, 1], 0 or 1; empty for a constant image.
+
+    Source:
+        Otsu, A threshold selection method from gray-level histograms, IEEE Trans. SMC 9 (1979) 62.
     """
     rows, cols = image.shape[:2]
     grey = _reduced(image[..., 0], _WORKING)
     top, left, bottom, right = _peeled(grey)
     region = np.zeros(grey.shape, np.uint8)
     if bottom > top and right > left:
-        region[top:bottom, left:right] = _breast(grey[top:bottom, left:right], max(2, round(0.025 * max(grey.shape))))
+        region[top:bottom, left:right] = _breast(
+            grey[top:bottom, left:right], max(2, round(0.025 * max(grey.shape)))
+        )
     return _enlarged(region, rows, cols)[..., None]
 
 
 def remove_marks(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Letters, labels, tape marks and noise outside the breast become 0.
 
-    What lies on the breast stays: tape across the skin line is cut where it leaves the breast, a lead marker or a scar
-    wire on the breast is not touched, and neither is a label that touches the breast along more than about a twentieth of
-    the image's longer side.
+    What lies on the breast stays: tape across the skin line is cut where it leaves the breast, a
+    lead marker or a scar wire on the breast is not touched, and neither is a label that touches the
+    breast along more than about a twentieth of the image's longer side.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1]. mask: uint8 [rows, cols, 1], from `breast_mask`.
-    Returns:  float32 [rows, cols, 1] in [0, 1].
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1].
+        mask: uint8 [rows, cols, 1], from `breast_mask`.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1].
     """
     return np.where(mask != 0, image, np.float32(0))
 
@@ -62,14 +75,20 @@ def _reduced(grey: Grey, longest: int) -> Grey:
 
 def _enlarged(region: Region, rows: int, cols: int) -> Region:
     # Linear and cut at a half, which bends the steps of the small grid into a smooth line.
-    return (cv2.resize(region.astype(np.float32), (cols, rows), interpolation=cv2.INTER_LINEAR) >= 0.5).astype(np.uint8)
+    return (
+        cv2.resize(region.astype(np.float32), (cols, rows), interpolation=cv2.INTER_LINEAR) >= 0.5
+    ).astype(np.uint8)
 
 
 def _peeled(grey: Grey) -> Box:
-    """What is left when black and bright bands along the frame are peeled off, however they alternate; half-open."""
+    """What is left when black and bright bands along the frame are peeled off, however they
+    alternate; half-open.
+    """
     low, high = np.percentile(grey, (0.1, 99.9))
-    black, bright = grey <= low + 0.01 * (high - low), grey >= low + 0.9 * (high - low)
-    box, last = (0, 0, *grey.shape), None
+    black = grey <= low + 0.01 * (high - low)
+    bright = grey >= low + 0.9 * (high - low)
+    box = (0, 0, *grey.shape)
+    last = None
     while box != last and box[0] < box[2] and box[1] < box[3]:
         last = box
         box = _without(black, box, 1.0, max(grey.shape))
@@ -78,7 +97,9 @@ def _peeled(grey: Grey) -> Box:
 
 
 def _without(region: NDArray[np.bool_], box: Box, share: float, broadest: int) -> Box:
-    """The box without the bands along its sides of which at least `share` of every line is region."""
+    """The box without the bands along its sides of which at least `share` of every line
+    is region.
+    """
     top, left, bottom, right = box
     inside = region[top:bottom, left:right]
     if not inside.size:
@@ -94,7 +115,8 @@ def _without(region: NDArray[np.bool_], box: Box, share: float, broadest: int) -
 def _breast(grey: Grey, radius: int) -> Region:
     smooth = cv2.GaussianBlur(cv2.medianBlur(np.ascontiguousarray(grey), 5), (0, 0), 1)
     tissue = _tissue(smooth)
-    whole = _filled(_largest(tissue))  # first, else the opening tears apart a breast of dark fat and thin strands
+    # first, else the opening tears apart a breast of dark fat and thin strands
+    whole = _filled(_largest(tissue))
     opened = _largest(_morph(cv2.MORPH_OPEN, whole, radius))
     if not opened.any():  # an image of a few pixels
         return whole
@@ -107,7 +129,8 @@ def _tissue(grey: Grey) -> Region:
     log = np.log(grey + 0.02)
     levels = np.rint(255 * (log - log.min()) / max(float(np.ptp(log)), 1e-6)).astype(np.uint8)
     split = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0]
-    dark, light = grey[levels <= split], grey[levels > split]
+    dark = grey[levels <= split]
+    light = grey[levels > split]
     if not light.size:
         return np.ones(grey.shape, np.uint8)
     air = float(np.median(dark))
@@ -121,8 +144,12 @@ def _tissue(grey: Grey) -> Region:
 def _morph(operation: int, region: Region, radius: int) -> Region:
     """Opening or closing by a disc; the region goes on behind the frame."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    padded = cv2.copyMakeBorder(region, 2 * radius, 2 * radius, 2 * radius, 2 * radius, cv2.BORDER_REPLICATE)
-    return cv2.morphologyEx(padded, operation, disc)[2 * radius : -2 * radius, 2 * radius : -2 * radius]
+    padded = cv2.copyMakeBorder(
+        region, 2 * radius, 2 * radius, 2 * radius, 2 * radius, cv2.BORDER_REPLICATE
+    )
+    return cv2.morphologyEx(padded, operation, disc)[
+        2 * radius : -2 * radius, 2 * radius : -2 * radius
+    ]
 
 
 def _largest(region: Region) -> Region:
@@ -147,17 +174,25 @@ def _with_protrusions(grey: Grey, tissue: Region, opened: Region, radius: int) -
 
 
 def _filled(region: Region) -> Region:
-    """Holes filled, and so are bays in it along the frame: dark fat, not the air between breast and arm or a label.
+    """Holes filled, and so are bays in it along the frame: dark fat, not the air between breast and
+    arm or a label.
 
-    A bay lies between two places where the region meets the same side of the frame. Along the chest wall it may be larger.
+    A bay lies between two places where the region meets the same side of the frame. Along the chest
+    wall it may be larger.
     """
     contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     whole = cv2.drawContours(np.zeros_like(region), contours, -1, 1, cv2.FILLED)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - whole, connectivity=4)
     share = stats[:, cv2.CC_STAT_AREA] / max(1, whole.sum())
     bay = np.arange(len(stats)) > 0
-    for side, largest in ((0, 0.03), (-1, 0.03), ((slice(None), 0), 0.15), ((slice(None), -1), 0.15)):
-        line, met = labels[side], np.flatnonzero(whole[side])
+    for side, largest in (
+        (0, 0.03),
+        (-1, 0.03),
+        ((slice(None), 0), 0.15),
+        ((slice(None), -1), 0.15),
+    ):
+        line = labels[side]
+        met = np.flatnonzero(whole[side])
         outside = np.ones(len(line), bool)
         if met.size:
             outside[met[0] : met[-1] + 1] = False
@@ -167,56 +202,86 @@ def _filled(region: Region) -> Region:
 
 
 def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray[np.uint8]:
-    """The pectoral muscle of an MLO view; empty where no edge is found that looks like the muscle's.
+    """The pectoral muscle of an MLO view; empty where no edge is found that looks like the
+    muscle's.
 
-    On a copy of 256 px: the straight line from the upper border to the chest wall along which grey values fall most
-    steadily from the upper inner corner outwards, as Karssemeijer's Hough transform finds it; then the path of steepest
-    descent in a band around that line, by dynamic programming, as the muscle's edge is seldom straight. It is refused when
-    the edge is faint or interrupted, when the muscle would be a sliver or half of the breast, or when it would not be
+    On a copy of 256 px: the straight line from the upper border to the chest wall along which grey
+    values fall most steadily from the upper inner corner outwards, as Karssemeijer's Hough
+    transform finds it; then the path of steepest descent in a band around that line, by dynamic
+    programming, as the muscle's edge is seldom straight. It is refused when the edge is faint or
+    interrupted, when the muscle would be a sliver or half of the breast, or when it would not be
     brighter than what lies beside it.
 
-    It can't tell the muscle from a skin fold or from an arm that lies above the breast like one, and of a muscle whose
-    lower end fades it follows the straight line. It looks for a muscle on any image: do not call it for a CC view.
+    It can't tell the muscle from a skin fold or from an arm that lies above the breast like one,
+    and of a muscle whose lower end fades it follows the straight line. It looks for a muscle on any
+    image: do not call it for a CC view.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1], an MLO view. laterality: L has its chest wall on the left, R on the
-              right.
-    Returns:  uint8 [rows, cols, 1], 0 or 1; within `breast_mask`.
-    Source:   Karssemeijer, Automated classification of parenchymal patterns in mammograms, Phys. Med. Biol. 43 (1998) 365
-              (line). Departure: a path of least cost in place of its straight edge, as in Domingues et al., Pectoral muscle
-              detection in mammograms based on the shortest path with endpoints learnt by SVMs, EMBC 2010.
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1], an MLO view.
+        laterality: L has its chest wall on the left, R on the right.
+
+    Returns:
+        uint8 [rows, cols, 1], 0 or 1; within `breast_mask`.
+
+    Departure:
+        A path of least cost in place of its straight edge, as in Domingues et al., Pectoral muscle
+        detection in mammograms based on the shortest path with endpoints learnt by SVMs, EMBC 2010.
+
+    Source:
+        Karssemeijer, Automated classification of parenchymal patterns in mammograms, Phys. Med.
+        Biol. 43 (1998) 365 (line).
     """
     rows, cols = image.shape[:2]
     whole = breast_mask(image)[..., 0]
-    grey, breast = _reduced(image[..., 0], _FINDING), _reduced(whole.astype(np.float32), _FINDING) >= 0.5
+    grey = _reduced(image[..., 0], _FINDING)
+    breast = _reduced(whole.astype(np.float32), _FINDING) >= 0.5
     if laterality == "R":
-        grey, breast = grey[:, ::-1], breast[:, ::-1]
+        grey = grey[:, ::-1]
+        breast = breast[:, ::-1]
     region = np.zeros(grey.shape, np.uint8)
     if breast.any():
         top, left, bottom, right = _bounds(breast)
-        region[top:bottom, left:right] = _muscle(grey[top:bottom, left:right], breast[top:bottom, left:right])
+        region[top:bottom, left:right] = _muscle(
+            grey[top:bottom, left:right], breast[top:bottom, left:right]
+        )
     if laterality == "R":
         region = region[:, ::-1]
     return (_enlarged(region, rows, cols) & whole)[..., None]
 
 
-def remove_pectoral(image: NDArray[np.float32], laterality: Laterality, view: View) -> NDArray[np.float32]:
+def remove_pectoral(
+    image: NDArray[np.float32], laterality: Laterality, view: View
+) -> NDArray[np.float32]:
     """The pectoral muscle becomes 0 on an MLO view; a CC view is returned as it is.
 
-    What lies over the muscle goes with it: lymph nodes and, in a few views of a hundred, most of a lesion.
+    What lies over the muscle goes with it: lymph nodes and, in a few views of a hundred, most of a
+    lesion.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1]. laterality, view: of the image.
-    Returns:  float32 [rows, cols, 1] in [0, 1].
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1].
+        laterality: Of the image.
+        view: Of the image.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1].
     """
-    return image if view == "CC" else np.where(pectoral_mask(image, laterality) != 0, np.float32(0), image)
+    return (
+        image
+        if view == "CC"
+        else np.where(pectoral_mask(image, laterality) != 0, np.float32(0), image)
+    )
 
 
 def _bounds(region: NDArray) -> Box:
-    rows, cols = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    rows = np.flatnonzero(region.any(axis=1))
+    cols = np.flatnonzero(region.any(axis=0))
     return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
 
 
 def _muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
-    """The muscle in the breast's box, chest wall on the left; empty when there is none to be seen."""
+    """The muscle in the breast's box, chest wall on the left; empty when there is none
+    to be seen.
+    """
     nothing = np.zeros(grey.shape, np.uint8)
     log = np.log(np.where(breast, grey, np.median(grey[breast])) + np.float32(0.05))
     falls = _falls(log, breast)
@@ -224,15 +289,24 @@ def _muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
     if steady < 0.3:
         return nothing
     edge = _path(falls, *line)
-    muscle = cv2.fillPoly(nothing.copy(), [np.rint(np.vstack([edge, [[-9, -9]]])[:, ::-1] * 16).astype(np.int32)], 1, shift=4)
+    muscle = cv2.fillPoly(
+        nothing.copy(),
+        [np.rint(np.vstack([edge, [[-9, -9]]])[:, ::-1] * 16).astype(np.int32)],
+        1,
+        shift=4,
+    )
     muscle &= breast.astype(np.uint8)
     return muscle if _plausible(muscle, log, breast) else nothing
 
 
 def _falls(log: Grey, breast: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """How grey values fall downwards and to the right: float32 [rows, cols, 2], 1 for a strong edge; 0 near the skin."""
+    """How grey values fall downwards and to the right: float32 [rows, cols, 2], 1 for a strong
+    edge; 0 near the skin.
+    """
     smooth = cv2.GaussianBlur(log, (0, 0), 2.5)
-    falls = -np.stack([cv2.Sobel(smooth, cv2.CV_32F, 0, 1), cv2.Sobel(smooth, cv2.CV_32F, 1, 0)], axis=-1)
+    falls = -np.stack(
+        [cv2.Sobel(smooth, cv2.CV_32F, 0, 1), cv2.Sobel(smooth, cv2.CV_32F, 1, 0)], axis=-1
+    )
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13))
     padded = cv2.copyMakeBorder(breast.astype(np.uint8), 13, 13, 13, 13, cv2.BORDER_REPLICATE)
     falls[cv2.erode(padded, disc)[13:-13, 13:-13] == 0] = 0
@@ -240,43 +314,63 @@ def _falls(log: Grey, breast: NDArray[np.bool_]) -> NDArray[np.float32]:
     return (falls / max(float(np.percentile(strength[breast], 90)), 1e-6)).astype(np.float32)
 
 
-def _line(falls: NDArray[np.float32], breast: NDArray[np.bool_]) -> tuple[tuple[float, float], float]:
+def _line(
+    falls: NDArray[np.float32], breast: NDArray[np.bool_]
+) -> tuple[tuple[float, float], float]:
     """((column at the top, row at the chest wall), mean fall across it) of the steadiest line."""
     rows, cols = breast.shape
     width = np.flatnonzero(breast[: rows // 20 + 1].any(axis=0)).max(initial=0) + 1
-    grid = np.meshgrid(np.linspace(0.14, 1.0, 56) * min(width, cols), np.linspace(0.12, 0.95, 56) * rows)
+    grid = np.meshgrid(
+        np.linspace(0.14, 1.0, 56) * min(width, cols), np.linspace(0.12, 0.95, 56) * rows
+    )
     top, left = (axis.ravel() for axis in grid)
     angle = np.degrees(np.arctan2(left, top))
     top, left = (axis[(angle > 40) & (angle < 82)] for axis in (top, left))
     along = np.linspace(0.03, 0.97, 64)
-    across = _across(falls, np.outer(left, along), np.outer(top, 1 - along), 1 / left[:, None], 1 / top[:, None])
+    across = _across(
+        falls, np.outer(left, along), np.outer(top, 1 - along), 1 / left[:, None], 1 / top[:, None]
+    )
     # Clipped, so that no single strong edge makes a line; long lines are preferred among equals.
     steady = np.clip(across, -1, 1).mean(axis=1) if len(top) else np.zeros(1)
     best = int(np.argmax(steady * np.hypot(top, left) ** 0.25)) if len(top) else 0
     return ((float(top[best]), float(left[best])) if len(top) else (0.0, 0.0)), float(steady[best])
 
 
-def _across(falls: NDArray[np.float32], rows: NDArray, cols: NDArray, down: NDArray, right: NDArray) -> NDArray:
+def _across(
+    falls: NDArray[np.float32], rows: NDArray, cols: NDArray, down: NDArray, right: NDArray
+) -> NDArray:
     """The fall at points [n, m] in the direction (down, right)."""
     parts = (
-        cv2.remap(np.ascontiguousarray(falls[..., axis]), cols.astype(np.float32), rows.astype(np.float32), cv2.INTER_LINEAR)
+        cv2.remap(
+            np.ascontiguousarray(falls[..., axis]),
+            cols.astype(np.float32),
+            rows.astype(np.float32),
+            cv2.INTER_LINEAR,
+        )
         for axis in (0, 1)
     )
     norm = np.hypot(down, right)
-    return sum(part * direction / norm for part, direction in zip(parts, (down, right), strict=True))
+    return sum(
+        part * direction / norm for part, direction in zip(parts, (down, right), strict=True)
+    )
 
 
 def _path(falls: NDArray[np.float32], top: float, left: float) -> NDArray[np.float64]:
-    """The edge near a line, [points, 2], (row, col), from beyond the upper border to beyond the chest wall."""
-    length, reach = np.hypot(top, left), 12
-    normal = np.array([top, left]) / length  # of the line row / left + col / top = 1, away from the corner
+    """The edge near a line, [points, 2], (row, col), from beyond the upper border to beyond the
+    chest wall.
+    """
+    length = np.hypot(top, left)
+    reach = 12
+    # of the line row / left + col / top = 1, away from the corner
+    normal = np.array([top, left]) / length
     along = np.linspace(-0.1, 1.1, max(8, round(1.2 * length)))
     base = np.stack([left * along, top * (1 - along)], axis=-1)
     offset = np.arange(-reach, reach + 1)
     points = base[:, None] + offset[None, :, None] * normal
     across = _across(falls, points[..., 0], points[..., 1], normal[0], normal[1])
     gain = np.sign(across) * np.sqrt(np.abs(across)) - 0.4 * (offset / reach) ** 2
-    total, came = gain[0], np.zeros(gain.shape, int)
+    total = gain[0]
+    came = np.zeros(gain.shape, int)
     for step in range(1, len(gain)):
         candidates = np.stack([np.roll(total, move) - 0.25 * abs(move) for move in (-1, 0, 1)])
         candidates[0, -1] = candidates[2, 0] = -np.inf
@@ -286,16 +380,25 @@ def _path(falls: NDArray[np.float32], top: float, left: float) -> NDArray[np.flo
     chosen = [int(total.argmax())]
     for step in range(len(gain) - 1, 0, -1):
         chosen.append(int(came[step][chosen[-1]]))
-    smooth = cv2.GaussianBlur(offset[chosen[::-1]].astype(np.float64)[:, None], (1, 0), sigmaX=1, sigmaY=3)
+    smooth = cv2.GaussianBlur(
+        offset[chosen[::-1]].astype(np.float64)[:, None], (1, 0), sigmaX=1, sigmaY=3
+    )
     return base + smooth * normal
 
 
 def _plausible(muscle: Region, log: Grey, breast: NDArray[np.bool_]) -> bool:
-    """Neither a sliver nor half of the breast, and brighter along its edge than what lies beyond it."""
+    """Neither a sliver nor half of the breast, and brighter along its edge than what lies beyond
+    it.
+    """
     share = muscle.sum() / breast.sum()
     if not 0.015 < share < 0.5:
         return False
     beyond = cv2.distanceTransform(1 - muscle, cv2.DIST_L2, 5)
-    within = cv2.distanceTransform(cv2.copyMakeBorder(muscle, 9, 9, 9, 9, cv2.BORDER_REPLICATE), cv2.DIST_L2, 5)[9:-9, 9:-9]
-    inner, outer = (muscle != 0) & (within < 9), (beyond > 0) & (beyond < 9) & breast
-    return bool(inner.any() and outer.any() and np.median(log[inner]) - np.median(log[outer]) > 0.05)
+    within = cv2.distanceTransform(
+        cv2.copyMakeBorder(muscle, 9, 9, 9, 9, cv2.BORDER_REPLICATE), cv2.DIST_L2, 5
+    )[9:-9, 9:-9]
+    inner = (muscle != 0) & (within < 9)
+    outer = (beyond > 0) & (beyond < 9) & breast
+    return bool(
+        inner.any() and outer.any() and np.median(log[inner]) - np.median(log[outer]) > 0.05
+    )

@@ -1,4 +1,7 @@
-"""The dataset card beside a folder of records, and its list of what could not be used. No date and no path: equal builds, equal bytes."""
+"""The dataset card beside a folder of records, and its list of what could not be used.
+
+No date and no path: equal builds, equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,22 @@ from tfmammo.data.tfrecord import Manifest
 from tfmammo.mammogram import harmless
 
 LICENCES = {
-    "cbis_ddsm": "CC BY 3.0. Name CBIS-DDSM, The Cancer Imaging Archive, DOI 10.7937/K9/TCIA.2016.7O02S9CY.",
-    "cdd_cesm": "The Cancer Imaging Archive's data usage policy: attribution (DOI 10.7937/29kw-ae92), no re-identification.",
-    "ddsm": "Made public by the University of South Florida without a formal licence; cite Heath et al., IWDM 2000.",
+    "cbis_ddsm": "CC BY 3.0. Name CBIS-DDSM, The Cancer Imaging Archive, DOI "
+    "10.7937/K9/TCIA.2016.7O02S9CY.",
+    "cdd_cesm": "The Cancer Imaging Archive's data usage policy: attribution (DOI "
+    "10.7937/29kw-ae92), no re-identification.",
+    "ddsm": "Made public by the University of South Florida without a formal licence; cite Heath "
+    "et al., IWDM 2000.",
     "folder": "Your own images: what may be done with them is for you to know.",
-    "inbreast": "Given out on request by its authors (Moreira et al., Academic Radiology 2012); not to be passed on.",
-    "mini_mias": "For research, under the agreement that lies beside its images; cite Suckling et al., 1994.",
-    "optimam": "Given out on application to OPTIMAM (OMI-DB) under a data sharing agreement; not to be passed on.",
+    "inbreast": "Given out on request by its authors (Moreira et al., Academic Radiology 2012); "
+    "not to be passed on.",
+    "mini_mias": "For research, under the agreement that lies beside its images; cite Suckling et "
+    "al., 1994.",
+    "optimam": "Given out on application to OPTIMAM (OMI-DB) under a data sharing agreement; not "
+    "to be passed on.",
     "phantom": "Synthetic mammograms, free for any use.",
-    "vindr": "Given out by PhysioNet under its data use agreement to those it has admitted; not to be passed on.",
+    "vindr": "Given out by PhysioNet under its data use agreement to those it has admitted; not "
+    "to be passed on.",
 }
 UNKNOWN = "Not known here: ask whoever gave out the archive before passing anything on."
 
@@ -28,9 +38,12 @@ UNKNOWN = "Not known here: ask whoever gave out the archive before passing anyth
 def card(manifest: Manifest, dead: int) -> str:
     """What the folder holds, as Markdown: counts, grey values, licence, form.
 
-    Args:     manifest: of the folder. dead: how many files or images could not be used.
+    Args:
+        manifest: Of the folder.
+        dead: How many files or images could not be used.
     """
-    archive, data = manifest.identity["archive"], manifest.identity["data"]
+    archive = manifest.identity["archive"]
+    data = manifest.identity["data"]
     counts = [
         ("patches", manifest.count),
         ("patients", len(set(manifest.columns["patient_ids"]))),
@@ -42,29 +55,38 @@ def card(manifest: Manifest, dead: int) -> str:
     ]
     names = {"kind": "kinds", "pathology": "pathologies", "official split": "official_splits"}
     names |= {"view": "views", "laterality": "lateralities", "shape": "shapes"}
+    configs = {key: manifest.identity[key] for key in ("data", "build")}
     parts = [
         f"# {manifest.identity['name']}: {data['patches']} patches of {archive['name']}",
-        f"Fingerprint `{manifest.fingerprint}`. Patches of {manifest.size} x {manifest.size} px, written by `python -m tfmammo.data.build`"
+        f"Fingerprint `{manifest.fingerprint}`. Patches of {manifest.size} x {manifest.size} px, "
+        "written by `python -m tfmammo.data.build`"
         f" (tfmammo {manifest.identity['tfmammo']}).",
         "## Counts",
         _table(("what", "how many"), counts),
-        *(_table((title, "patches"), _counted(manifest.columns[column])) for title, column in names.items()),
+        *(
+            _table((title, "patches"), _counted(manifest.columns[column]))
+            for title, column in names.items()
+        ),
         "## Grey values",
         _histogram(manifest.histogram),
         "## Licence",
         LICENCES.get(archive["name"], UNKNOWN),
         "## Form",
-        "TFRecord files of tf.train.Example: `image` is little-endian uint16 row by row, rint(65535 * value); `mask` a PNG, 0 or 1; `id`, "
-        "`patient_id`, `kind`, `pathology`, `shape` and `official_split` are text, empty where unknown. `manifest.json` holds the same "
+        "TFRecord files of tf.train.Example: `image` is little-endian uint16 row by row, "
+        "rint(65535 * value); `mask` a PNG, 0 or 1; `id`, "
+        "`patient_id`, `kind`, `pathology`, `shape` and `official_split` are text, empty where "
+        "unknown. `manifest.json` holds the same "
         "columns and every file's sha256.",
         "## Config",
-        f"```json\n{json.dumps({key: manifest.identity[key] for key in ('data', 'build')}, indent=2, sort_keys=True)}\n```",
+        f"```json\n{json.dumps(configs, indent=2, sort_keys=True)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def dead_letters(reasons: Mapping[str, str]) -> str:
-    """A CSV of files or images and why they were left out; no cell begins like a spreadsheet's formula."""
+    """A CSV of files or images and why they were left out; no cell begins like a spreadsheet's
+    formula.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("file", "reason"))
@@ -86,8 +108,11 @@ def _cell(text: str) -> str:
 
 
 def _histogram(counts: tuple[int, ...]) -> str:
-    total, most, bins = max(sum(counts), 1), max(max(counts), 1), len(counts)
+    total = max(sum(counts), 1)
+    most = max(max(counts), 1)
+    bins = len(counts)
     rows = (
-        f"{place / bins:.3f} {100 * count / total:6.2f} % {'#' * round(40 * count / most)}".rstrip() for place, count in enumerate(counts)
+        f"{place / bins:.3f} {100 * count / total:6.2f} % {'#' * round(40 * count / most)}".rstrip()
+        for place, count in enumerate(counts)
     )
     return "\n".join(["```text", *rows, "```"])

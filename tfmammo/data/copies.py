@@ -1,8 +1,9 @@
-"""Turned, mirrored and scaled copies of mammograms, lesions and all: the traditional augmentation that synthetic masses are compared with.
+"""Turned, mirrored and scaled copies of mammograms, lesions and all: the traditional
+augmentation that synthetic masses are compared with.
 
-Shen et al. (Mass image synthesis in mammogram with contextual information based on GANs, 2021), section 4.5: "rotate, flip, and scale",
-added to the training set in portions. Departures: they give no ranges; see AddedConfig. The image keeps its size, and what a copy
-shows beyond it is lost.
+Shen et al. (Mass image synthesis in mammogram with contextual information based on GANs, 2021),
+section 4.5: "rotate, flip, and scale", added to the training set in portions. Departures: they give
+no ranges; see AddedConfig. The image keeps its size, and what a copy shows beyond it is lost.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ OTHER: dict[Laterality | None, Laterality | None] = {"L": "R", "R": "L", None: N
 
 @dataclass(frozen=True)
 class Turn:
-    """What is done to a copy. angle: degrees, counter-clockwise as shown. factor: of its size. mirrored: before that, left to right."""
+    """What is done to a copy.
+
+    Attributes:
+        angle: Degrees, counter-clockwise as shown.
+        factor: Of its size.
+        mirrored: Before that, left to right.
+    """
 
     angle: float
     factor: float
@@ -34,28 +41,40 @@ class Turn:
 
     def matrix(self, rows: int, cols: int) -> NDArray[np.float64]:
         """float64 [2, 3]: from a point's (x, y), px, to where it goes; the image's centre stays."""
-        angle, middle = math.radians(self.angle), np.array([(cols - 1) / 2, (rows - 1) / 2])
-        turn = self.factor * np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        angle = math.radians(self.angle)
+        middle = np.array([(cols - 1) / 2, (rows - 1) / 2])
+        turn = self.factor * np.array(
+            [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
+        )
         turn = turn * (-1 if self.mirrored else 1, 1)
         return np.column_stack([turn, middle - turn @ middle])
 
 
-def copies(mammograms: Sequence[Mammogram], config: DataConfig, skipped: Skipped) -> Iterator[Mammogram]:
+def copies(
+    mammograms: Sequence[Mammogram], config: DataConfig, skipped: Skipped
+) -> Iterator[Mammogram]:
     """`config.added.copies` copies of mammograms with a wanted lesion, spread evenly over them.
 
-    A copy follows from the seed, its image's id and its number of that image: more copies begin with the fewer. Its image_id is the
-    image's with ~1, ~2 and so on.
+    A copy follows from the seed, its image's id and its number of that image: more copies begin
+    with the fewer. Its image_id is the image's with ~1, ~2 and so on.
 
-    Args:     config: kinds, mixed_findings, seed and added are used. skipped: copies without a lesion in sight, and lesions whose mask
-              can't be read, are noted here.
-    Raises:   DataError: no mammogram has a wanted lesion.
+    Args:
+        config: Kinds, mixed_findings, seed and added are used.
+        skipped: Copies without a lesion in sight, and lesions whose mask can't be read, are noted
+            here.
+
+    Raises:
+        DataError: No mammogram has a wanted lesion.
     """
     found = [one for one in mammograms if sampling.wanted(one, config)]
     if not found:
-        raise DataError(f"data.added.copies: no training mammogram has a {' or '.join(config.kinds)}")
+        raise DataError(
+            f"data.added.copies: no training mammogram has a {' or '.join(config.kinds)}"
+        )
     order = np.random.default_rng(config.seed).permutation(len(found))
     for number in range(config.added.copies):
-        mammogram, copy = found[order[number % len(found)]], number // len(found) + 1
+        mammogram = found[order[number % len(found)]]
+        copy = number // len(found) + 1
         try:
             yield turned(mammogram, _drawn(config, mammogram, copy), copy, skipped)
         except ValueError as error:
@@ -65,12 +84,14 @@ def copies(mammograms: Sequence[Mammogram], config: DataConfig, skipped: Skipped
 def turned(mammogram: Mammogram, turn: Turn, number: int, skipped: Skipped) -> Mammogram:
     """One copy; its pixels are turned when they are asked for.
 
-    A lesion that is known by its box alone gets the box around the turned one, which is larger. A mirrored breast is the other
-    side's. Spacing shrinks as the breast grows.
+    A lesion that is known by its box alone gets the box around the turned one, which is larger. A
+    mirrored breast is the other side's. Spacing shrinks as the breast grows.
 
-    Raises:   ValueError: no lesion is in sight any more, though there was one.
+    Raises:
+        ValueError: No lesion is in sight any more, though there was one.
     """
-    matrix, size = turn.matrix(mammogram.rows, mammogram.cols), (mammogram.rows, mammogram.cols)
+    matrix = turn.matrix(mammogram.rows, mammogram.cols)
+    size = (mammogram.rows, mammogram.cols)
     lesions = []
     for place, lesion in enumerate(mammogram.lesions):
         try:
@@ -85,32 +106,57 @@ def turned(mammogram: Mammogram, turn: Turn, number: int, skipped: Skipped) -> M
         read=partial(_pixels, mammogram, turn),
         lesions=tuple(lesions),
         laterality=OTHER[mammogram.laterality] if turn.mirrored else mammogram.laterality,
-        spacing=(mammogram.spacing[0] / turn.factor, mammogram.spacing[1] / turn.factor) if mammogram.spacing else None,
+        spacing=(mammogram.spacing[0] / turn.factor, mammogram.spacing[1] / turn.factor)
+        if mammogram.spacing
+        else None,
         bits=None,
     )
 
 
 def _drawn(config: DataConfig, mammogram: Mammogram, number: int) -> Turn:
-    random, added = sampling.stream(config.seed, mammogram.image_id, number), config.added
-    return Turn(random.uniform(-added.rotate, added.rotate), random.uniform(*added.resize), bool(random.random() < 0.5))
+    random = sampling.stream(config.seed, mammogram.image_id, number)
+    added = config.added
+    return Turn(
+        random.uniform(-added.rotate, added.rotate),
+        random.uniform(*added.resize),
+        bool(random.random() < 0.5),
+    )
 
 
 def _moved(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: int) -> Lesion:
-    details = {name: getattr(lesion, name) for name in ("pathology", "shape", "margin", "kind_is_certain")}
+    details = {
+        name: getattr(lesion, name) for name in ("pathology", "shape", "margin", "kind_is_certain")
+    }
     if lesion.outlines:
         moved = tuple(_points(outline, matrix) for outline in lesion.outlines)
-        parts = [part for part in (_inside(lesion, outline, rows, cols) for outline in moved) if part]
+        parts = [
+            part for part in (_inside(lesion, outline, rows, cols) for outline in moved) if part
+        ]
     else:
         top, left, bottom, right = lesion.box
-        corners = np.array([(r, c) for r in (top - 0.5, bottom - 0.5) for c in (left - 0.5, right - 0.5)])
-        low, high = (_points(corners, matrix) + 0.5).min(axis=0), (_points(corners, matrix) + 0.5).max(axis=0)
-        (top, left), (bottom, right) = np.clip(np.rint(low), 0, (rows, cols)), np.clip(np.rint(high), 0, (rows, cols))
-        parts = [Lesion(lesion.kind, (int(top), int(left), int(bottom), int(right)))] if top < bottom and left < right else []
+        corners = np.array(
+            [(r, c) for r in (top - 0.5, bottom - 0.5) for c in (left - 0.5, right - 0.5)]
+        )
+        low = (_points(corners, matrix) + 0.5).min(axis=0)
+        high = (_points(corners, matrix) + 0.5).max(axis=0)
+        (top, left) = np.clip(np.rint(low), 0, (rows, cols))
+        (bottom, right) = np.clip(np.rint(high), 0, (rows, cols))
+        parts = (
+            [Lesion(lesion.kind, (int(top), int(left), int(bottom), int(right)))]
+            if top < bottom and left < right
+            else []
+        )
     if not parts:
         raise ValueError("is not in sight")
     corners = np.array([part.box for part in parts])
-    (top, left), (bottom, right) = corners[:, :2].min(axis=0).tolist(), corners[:, 2:].max(axis=0).tolist()
-    return Lesion(lesion.kind, (top, left, bottom, right), tuple(outline for part in parts for outline in part.outlines), **details)
+    (top, left) = corners[:, :2].min(axis=0).tolist()
+    (bottom, right) = corners[:, 2:].max(axis=0).tolist()
+    return Lesion(
+        lesion.kind,
+        (top, left, bottom, right),
+        tuple(outline for part in parts for outline in part.outlines),
+        **details,
+    )
 
 
 def _inside(lesion: Lesion, outline: NDArray[np.float32], rows: int, cols: int) -> Lesion | None:
@@ -126,5 +172,10 @@ def _points(points: NDArray, matrix: NDArray[np.float64]) -> NDArray[np.float32]
 
 
 def _pixels(mammogram: Mammogram, turn: Turn) -> NDArray[np.float32]:
-    image, matrix = mammogram.pixels(), turn.matrix(mammogram.rows, mammogram.cols)
-    return np.clip(cv2.warpAffine(image, matrix, (mammogram.cols, mammogram.rows), flags=cv2.INTER_LINEAR), 0, 1)[..., np.newaxis]
+    image = mammogram.pixels()
+    matrix = turn.matrix(mammogram.rows, mammogram.cols)
+    return np.clip(
+        cv2.warpAffine(image, matrix, (mammogram.cols, mammogram.rows), flags=cv2.INTER_LINEAR),
+        0,
+        1,
+    )[..., np.newaxis]

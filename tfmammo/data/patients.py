@@ -8,14 +8,17 @@ PATIENTS = "patients.json"
 
 
 class Patients(Frozen):
-    """Everybody whom a set could tell of, by the pseudonyms of the archives that it was made from, each once and sorted.
-
-    mammograms: whose tissue it shows, and their own lesions. lesions: whose lesions were set in, or may have given shapes or sizes.
-    trained_on: whom a network that made any of it was trained on. id_key: the `record.key_check` that the pseudonyms were made under,
-    None of a set of an earlier version.
+    """Everybody whom a set could tell of, by the pseudonyms of the archives that it was made from,
+    each once and sorted.
     """
 
     mammograms: tuple[str, ...]
+    """Whose tissue it shows, and their own lesions."""
     lesions: tuple[str, ...]
+    """Whose lesions were set in, or may have given shapes or sizes."""
     trained_on: tuple[str, ...]
+    """Whom a network that made any of it was trained on."""
     id_key: str | None = None
+    """The `record.key_check` that the pseudonyms were made under, None of a set of an earlier
+    version.
+    """

@@ -1,10 +1,11 @@
 """What is done to a mammogram before patches are cut, and to a frame after it is scaled.
 
-`prepare` and `framed` do what a PreprocessConfig switches on, in its order; every step is a pure function of one image or
-mask. The breast and the pectoral muscle are found by tfmammo.data.anatomy.
+`preprocess_mammogram` and `framed` do what a PreprocessConfig switches on, in its order; every step is a pure
+function of one image or mask. The breast and the pectoral muscle are found by tfmammo.data.anatomy.
 
-What moves an image moves its lesions by the same rule. Pixel (r, c)'s centre is the point (r, c): mirroring takes column c
-to cols - 1 - c and the half-open box [a, b) to [cols - b, cols - a); resampling by a factor s takes p to (p + 0.5) s - 0.5.
+What moves an image moves its lesions by the same rule. Pixel (r, c)'s centre is the point (r, c):
+mirroring takes column c to cols - 1 - c and the half-open box [a, b) to [cols - b, cols - a);
+resampling by a factor s takes p to (p + 0.5) s - 0.5.
 """
 
 from __future__ import annotations
@@ -27,24 +28,35 @@ from tfmammo.mammogram import Box, Laterality, Lesion, Mammogram, MaskedLesion
 Size = tuple[int, int]  # (rows, cols), px
 
 
-def prepare(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
-    """A mammogram as the config wants it, its lesions moved with it; nothing is read until pixels or masks are asked for.
+def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
+    """A mammogram as the config wants it, its lesions moved with it; nothing is read until pixels
+    or masks are asked for.
 
-    remove_marks, remove_pectoral, flip_right and spacing, in this order; the other keys are `framed`'s. A fact that a step
-    needs and the archive does not state is an error: a guess from the image would go wrong without a word.
+    remove_marks, remove_pectoral, flip_right and spacing, in this order; the other keys are
+    `framed`'s. A fact that a step needs and the archive does not state is an error: a guess from
+    the image would go wrong without a word.
 
-    Args:     mammogram: as a reader gives it. config: what to do.
-    Returns:  a record of the same ids, which can be pickled; rows, cols and spacing are the new image's (the spacing
-              differs from config.spacing by what rounding to whole pixels makes of it). The same object when nothing is
-              switched on.
-    Raises:   DataError: remove_pectoral and the view is unknown, or it is MLO and the laterality is unknown; flip_right
-              and the laterality is unknown; spacing and the archive's spacing is unknown.
+    Args:
+        mammogram: As a reader gives it.
+        config: What to do.
+
+    Returns:
+        A record of the same ids, which can be pickled; rows, cols and spacing are the new image's
+        (the spacing differs from config.spacing by what rounding to whole pixels makes of it). The
+        same object when nothing is switched on.
+
+    Raises:
+        DataError: remove_pectoral and the view is unknown, or it is MLO and the laterality is
+            unknown; flip_right and the laterality is unknown; spacing and the archive's spacing is
+            unknown.
     """
     if not (config.remove_marks or config.remove_pectoral or config.flip_right or config.spacing):
         return mammogram
     _check(mammogram, config)
     mirrored = config.flip_right and mammogram.laterality == "R"
-    old, new, spacing = (mammogram.rows, mammogram.cols), (mammogram.rows, mammogram.cols), mammogram.spacing
+    old = (mammogram.rows, mammogram.cols)
+    new = (mammogram.rows, mammogram.cols)
+    spacing = mammogram.spacing
     if config.spacing and spacing:
         new = resampled_size(old, spacing, config.spacing)
         spacing = spacing[0] * old[0] / new[0], spacing[1] * old[1] / new[1]
@@ -53,14 +65,23 @@ def prepare(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
         lesions = tuple(_moved(lesion, old, new, mirrored) for lesion in lesions)
     read = partial(_prepared, replace(mammogram, lesions=()), config)
     bits = mammogram.bits if new == old else None
-    return replace(mammogram, rows=new[0], cols=new[1], spacing=spacing, lesions=lesions, read=read, bits=bits)
+    return replace(
+        mammogram, rows=new[0], cols=new[1], spacing=spacing, lesions=lesions, read=read, bits=bits
+    )
 
 
-def restored(mask: NDArray[np.uint8], mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.uint8]:
+def restored(
+    mask: NDArray[np.uint8], mammogram: Mammogram, config: PreprocessConfig
+) -> NDArray[np.uint8]:
     """A mask on the grid of a prepared mammogram, moved back to that of the stored one.
 
-    Args:     mask: uint8 [rows, cols], 0 or 1, of what `prepare` makes of the mammogram. mammogram: as a reader gives it.
-    Returns:  uint8 [rows, cols], 0 or 1, native px; a native pixel is 1 where the mask covers at least half of it.
+    Args:
+        mask: uint8 [rows, cols], 0 or 1, of what `preprocess_mammogram` makes of the mammogram.
+        mammogram: As a reader gives it.
+
+    Returns:
+        uint8 [rows, cols], 0 or 1, native px; a native pixel is 1 where the mask covers at least
+        half of it.
     """
     if mask.shape != (mammogram.rows, mammogram.cols):
         mask = covered(mask, mammogram.rows, mammogram.cols)
@@ -68,20 +89,31 @@ def restored(mask: NDArray[np.uint8], mammogram: Mammogram, config: PreprocessCo
 
 
 def covered(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
-    """Resample a mask as an image and keep what is at least half: smooth where it grows, where `resize_mask` gives steps.
+    """Resample a mask as an image and keep what is at least half: smooth where it grows, where
+    `resize_mask` gives steps.
 
-    Args:     mask: uint8 [any, any], 0 or 1. rows, cols: the new size, px.
-    Returns:  uint8 [rows, cols], 0 or 1.
+    Args:
+        mask: uint8 [any, any], 0 or 1.
+        rows: The new size, px.
+        cols: The new size, px.
+
+    Returns:
+        uint8 [rows, cols], 0 or 1.
     """
-    return (resize_image(mask[..., None].astype(np.float32), rows, cols)[..., 0] >= 0.5).astype(np.uint8)
+    return (resize_image(mask[..., None].astype(np.float32), rows, cols)[..., 0] >= 0.5).astype(
+        np.uint8
+    )
 
 
 def framed(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
     """What is done to what lies in a frame after it is scaled: denoise, then contrast.
 
-    Args:     crop: float32 [rows, cols, 1] in [0, 1], of the size that a network sees. config: denoise, contrast, clahe_clip and
-              clahe_tiles are used.
-    Returns:  float32 [rows, cols, 1] in [0, 1]; the same object when nothing is switched on.
+    Args:
+        crop: float32 [rows, cols, 1] in [0, 1], of the size that a network sees.
+        config: Denoise, contrast, clahe_clip and clahe_tiles are used.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1]; the same object when nothing is switched on.
     """
     if config.denoise:
         crop = denoise(crop, config.denoise)
@@ -95,37 +127,60 @@ def framed(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.fl
 def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> NDArray[np.float32]:
     """Stretch grey values so that two percentiles of the image become 0 and 1, and clip.
 
-    Args:     image: float32 [rows, cols, 1], any range. percentiles: two rising numbers, 0 to 100.
-    Returns:  float32 [rows, cols, 1] in [0, 1].
-    Raises:   ValueError: both percentiles have the same grey value, as in a constant image.
+    Args:
+        image: float32 [rows, cols, 1], any range.
+        percentiles: Two rising numbers, 0 to 100.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1].
+
+    Raises:
+        ValueError: Both percentiles have the same grey value, as in a constant image.
     """
     low, high = np.percentile(image, percentiles)
     if not high > low:
-        raise ValueError(f"the image is constant: its percentiles {percentiles[0]:g} and {percentiles[1]:g} are both {low:g}")
+        raise ValueError(
+            f"the image is constant: its percentiles {percentiles[0]:g} and {percentiles[1]:g} "
+            f"are both {low:g}"
+        )
     return np.clip((image - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def resize_image(image: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.float32]:
-    """Resample an image: by area, free of aliasing, along an axis that shrinks; linear along one that grows.
+    """Resample an image: by area, free of aliasing, along an axis that shrinks; linear along one
+    that grows.
 
-    Args:     image: float32 [any, any, 1] in [0, 1]. rows, cols: the new size, px.
-    Returns:  float32 [rows, cols, 1] in [0, 1].
+    Args:
+        image: float32 [any, any, 1] in [0, 1].
+        rows: The new size, px.
+        cols: The new size, px.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1].
     """
     return np.clip(resize(image[..., 0], rows, cols), 0, 1)[..., None]
 
 
 def resize(values: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.float32]:
     """`resize_image` for values of any range: float32 [any, any] -> float32 [rows, cols]."""
-    # One axis at a time: asked to shrink one and to grow the other, INTER_AREA falls back to unfiltered linear.
-    values = cv2.resize(values, (values.shape[1], rows), interpolation=_interpolation(values.shape[0], rows))
+    # One axis at a time: asked to shrink one and to grow the other, INTER_AREA falls back to
+    # unfiltered linear.
+    values = cv2.resize(
+        values, (values.shape[1], rows), interpolation=_interpolation(values.shape[0], rows)
+    )
     return cv2.resize(values, (cols, rows), interpolation=_interpolation(values.shape[1], cols))
 
 
 def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
     """Resample a mask by nearest neighbours, on the same grid as `resize_image`.
 
-    Args:     mask: uint8 [any, any, 1], 0 or 1. rows, cols: the new size, px.
-    Returns:  uint8 [rows, cols, 1], 0 or 1.
+    Args:
+        mask: uint8 [any, any, 1], 0 or 1.
+        rows: The new size, px.
+        cols: The new size, px.
+
+    Returns:
+        uint8 [rows, cols, 1], 0 or 1.
     """
     # Not INTER_NEAREST, which takes the upper left of each block and so shifts the mask.
     return cv2.resize(mask[..., 0], (cols, rows), interpolation=cv2.INTER_NEAREST_EXACT)[..., None]
@@ -134,9 +189,16 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
 def window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
     """Map the grey value `low` to 0 and `high` to 1, linearly, and clip.
 
-    Args:     image: float32 [rows, cols, 1], any range. low, high: two rising grey values.
-    Returns:  float32 [rows, cols, 1] in [0, 1].
-    Raises:   ValueError: low is not below high.
+    Args:
+        image: float32 [rows, cols, 1], any range.
+        low: Two rising grey values.
+        high: Two rising grey values.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1].
+
+    Raises:
+        ValueError: Low is not below high.
     """
     if not low < high:
         raise ValueError(f"a window from {low:g} to {high:g} is empty")
@@ -146,8 +208,12 @@ def window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.fl
 def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
     """Mirror right breasts, so that every chest wall is on the left.
 
-    Args:     image: [rows, cols, ...]. laterality: of the breast.
-    Returns:  the image mirrored in its columns for R, the same object for L.
+    Args:
+        image: [rows, cols, ...].
+        laterality: Of the breast.
+
+    Returns:
+        The image mirrored in its columns for R, the same object for L.
     """
     return np.ascontiguousarray(image[:, ::-1]) if laterality == "R" else image
 
@@ -155,16 +221,28 @@ def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
 def resampled_size(size: Size, spacing: tuple[float, float], target: float) -> Size:
     """(rows, cols) of an image at `target` mm per px, at least one each.
 
-    Args:     size: (rows, cols), px. spacing: (row, col), mm per px. target: mm per px.
+    Args:
+        size: (rows, cols), px.
+        spacing: (row, col), mm per px.
+        target: Mm per px.
     """
-    return max(1, round(size[0] * spacing[0] / target)), max(1, round(size[1] * spacing[1] / target))
+    return max(1, round(size[0] * spacing[0] / target)), max(
+        1, round(size[1] * spacing[1] / target)
+    )
 
 
-def resample(image: NDArray[np.float32], spacing: tuple[float, float], target: float) -> NDArray[np.float32]:
+def resample(
+    image: NDArray[np.float32], spacing: tuple[float, float], target: float
+) -> NDArray[np.float32]:
     """Resample an image to `target` mm per px; see `resize_image`.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1]. spacing: (row, col), mm per px. target: mm per px.
-    Returns:  float32 [round(rows * spacing[0] / target), round(cols * spacing[1] / target), 1] in [0, 1].
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1].
+        spacing: (row, col), mm per px.
+        target: Mm per px.
+
+    Returns:
+        float32 [round(rows * spacing[0] / target), round(cols * spacing[1] / target), 1] in [0, 1].
     """
     return resize_image(image, *resampled_size((image.shape[0], image.shape[1]), spacing, target))
 
@@ -172,8 +250,12 @@ def resample(image: NDArray[np.float32], spacing: tuple[float, float], target: f
 def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """Blur with a Gaussian; behind the border the image goes on mirrored.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1]. sigma: px; 0 changes nothing.
-    Returns:  float32 [rows, cols, 1] in [0, 1].
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1].
+        sigma: px; 0 changes nothing.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1].
     """
     if sigma == 0:
         return image
@@ -181,13 +263,18 @@ def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Histogram equalisation on 16 bits: a grey value becomes the share of brighter-than-darkest pixels up to it.
+    """Histogram equalisation on 16 bits: a grey value becomes the share of brighter-than-darkest
+    pixels up to it.
 
-    (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)), so that the darkest value is 0 and the brightest 1, and air, however much
-    there is of it, stays black. Equal values stay equal, the order of grey values is kept.
+    (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)), so that the darkest value is 0 and the brightest
+    1, and air, however much there is of it, stays black. Equal values stay equal, the order of grey
+    values is kept.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1].
-    Returns:  float32 [rows, cols, 1] in [0, 1]; a constant image is returned as it is.
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1].
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1]; a constant image is returned as it is.
     """
     stored = _stored(image)
     counts = np.bincount(stored.ravel(), minlength=2**16)
@@ -200,22 +287,33 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.float32]:
     """Contrast-limited adaptive histogram equalisation, by scikit-image.
 
-    Grey values are stretched to the full range and sorted into 256 bins. A tile's histogram is cut at `clip` times a uniform
-    histogram's count and what is cut off is spread over the lower ones; its cumulative sum maps grey values. Between tile
-    centres the maps of the four nearest tiles are mixed linearly, so that more than 256 levels come out. The result is
-    stretched again: its darkest pixel is 0 and its brightest 1, whatever grey values these had.
+    Grey values are stretched to the full range and sorted into 256 bins. A tile's histogram is cut
+    at `clip` times a uniform histogram's count and what is cut off is spread over the lower ones;
+    its cumulative sum maps grey values. Between tile centres the maps of the four nearest tiles are
+    mixed linearly, so that more than 256 levels come out. The result is stretched again: its
+    darkest pixel is 0 and its brightest 1, whatever grey values these had.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1]. clip: how steep a map may get over the identity's slope, about.
-              tiles: along each axis.
-    Returns:  float32 [rows, cols, 1] in [0, 1]; an image that is constant on 16 bits is returned as it is.
-    Source:   Zuiderveld, Contrast limited adaptive histogram equalization, Graphics Gems IV (1994) 474. Not OpenCV's: on 16
-              bits it has 65536 bins, which hold less than one pixel of a tile each, so that nothing is clipped.
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1].
+        clip: How steep a map may get over the identity's slope, about.
+        tiles: Along each axis.
+
+    Returns:
+        float32 [rows, cols, 1] in [0, 1]; an image that is constant on 16 bits is returned as it
+        is.
+
+    Source:
+        Zuiderveld, Contrast limited adaptive histogram equalization, Graphics Gems IV (1994) 474.
+        Not OpenCV's: on 16 bits it has 65536 bins, which hold less than one pixel of a tile each,
+        so that nothing is clipped.
     """
     stored = _stored(image[..., 0])
     if stored.min() == stored.max():
         return image
     size = ceil(stored.shape[0] / tiles), ceil(stored.shape[1] / tiles)
-    return equalize_adapthist(stored, size, clip_limit=clip / 256, nbins=256).astype(np.float32)[..., None]
+    return equalize_adapthist(stored, size, clip_limit=clip / 256, nbins=256).astype(np.float32)[
+        ..., None
+    ]
 
 
 def _stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -224,18 +322,33 @@ def _stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def _check(mammogram: Mammogram, config: PreprocessConfig) -> None:
     if config.remove_pectoral and mammogram.view is None:
-        raise DataError(f"data.preprocess.remove_pectoral needs to know MLO views, and the view of {mammogram.image_id} is not stated")
+        raise DataError(
+            "data.preprocess.remove_pectoral needs to know MLO views, and the view of "
+            f"{mammogram.image_id} is not stated"
+        )
     if mammogram.laterality is None and config.remove_pectoral and mammogram.view == "MLO":
-        raise DataError(f"data.preprocess.remove_pectoral needs the laterality, and that of {mammogram.image_id} is not stated")
+        raise DataError(
+            "data.preprocess.remove_pectoral needs the laterality, and that of "
+            f"{mammogram.image_id} is not stated"
+        )
     if mammogram.laterality is None and config.flip_right:
-        raise DataError(f"data.preprocess.flip_right needs the laterality, and that of {mammogram.image_id} is not stated")
+        raise DataError(
+            f"data.preprocess.flip_right needs the laterality, and that of {mammogram.image_id} "
+            "is not stated"
+        )
     if config.spacing and mammogram.spacing is None:
-        raise DataError(f"data.preprocess.spacing needs mm per px, and those of {mammogram.image_id} are not stated")
+        raise DataError(
+            f"data.preprocess.spacing needs mm per px, and those of {mammogram.image_id} are not "
+            "stated"
+        )
 
 
 def _prepared(mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.float32]:
-    """The pixels of a prepared record; `mammogram` is the one it was made from, which `_check` has seen."""
-    image, laterality = mammogram.pixels(), mammogram.laterality
+    """The pixels of a prepared record; `mammogram` is the one it was made from, which `_check` has
+    seen.
+    """
+    image = mammogram.pixels()
+    laterality = mammogram.laterality
     if config.remove_marks:
         image = remove_marks(image, breast_mask(image))
     if config.remove_pectoral and laterality and mammogram.view:
@@ -250,36 +363,54 @@ def _prepared(mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.floa
 def _moved(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion:
     """A lesion on the mirrored and then resampled grid. old, new: (rows, cols)."""
     if isinstance(lesion, MaskedLesion):
-        facts = {name: getattr(lesion, name) for name in ("pathology", "shape", "margin", "kind_is_certain")}
+        facts = {
+            name: getattr(lesion, name)
+            for name in ("pathology", "shape", "margin", "kind_is_certain")
+        }
         return MaskedLesion(lesion.kind, partial(_moved_mask, lesion.read, new, mirrored), **facts)
     top, left, bottom, right = lesion.box
     outlines = lesion.outlines
     if mirrored:
         left, right = old[1] - right, old[1] - left
-        outlines = tuple((outline * (1, -1) + (0, old[1] - 1)).astype(np.float32) for outline in outlines)
+        outlines = tuple(
+            (outline * (1, -1) + (0, old[1] - 1)).astype(np.float32) for outline in outlines
+        )
     if new == old:
         return replace(lesion, box=(top, left, bottom, right), outlines=outlines)
     scale = new[0] / old[0], new[1] / old[1]
     outlines = tuple(((outline + 0.5) * scale - 0.5).astype(np.float32) for outline in outlines)
-    near = (floor(top * scale[0]), floor(left * scale[1]), ceil(bottom * scale[0]), ceil(right * scale[1]))
-    near = (*near[:2], min(near[2], new[0]), min(near[3], new[1]))  # where a float product stands just above the border
+    near = (
+        floor(top * scale[0]),
+        floor(left * scale[1]),
+        ceil(bottom * scale[0]),
+        ceil(right * scale[1]),
+    )
+    # where a float product stands just above the border
+    near = (*near[:2], min(near[2], new[0]), min(near[3], new[1]))
     moved = replace(lesion, box=near, outlines=outlines)
     return replace(moved, box=_drawn(moved, new)) if outlines else moved
 
 
 def _drawn(lesion: Lesion, size: Size) -> Box:
-    """The box of a lesion's mask, drawn around its present box alone; that box when nothing is drawn."""
-    top, left = max(0, lesion.box[0] - 2), max(0, lesion.box[1] - 2)
-    rows, cols = min(size[0], lesion.box[2] + 2) - top, min(size[1], lesion.box[3] + 2) - left
+    """The box of a lesion's mask, drawn around its present box alone; that box when nothing is
+    drawn.
+    """
+    top = max(0, lesion.box[0] - 2)
+    left = max(0, lesion.box[1] - 2)
+    rows = min(size[0], lesion.box[2] + 2) - top
+    cols = min(size[1], lesion.box[3] + 2) - left
     shifted = tuple((outline - (top, left)).astype(np.float32) for outline in lesion.outlines)
     inside = np.argwhere(replace(lesion, outlines=shifted).mask(rows, cols))
     if not len(inside):
         return lesion.box
-    (first, before), (last, behind) = inside.min(axis=0), inside.max(axis=0)
+    (first, before) = inside.min(axis=0)
+    (last, behind) = inside.max(axis=0)
     return top + int(first), left + int(before), top + int(last) + 1, left + int(behind) + 1
 
 
-def _moved_mask(read: Callable[[], NDArray[np.uint8]], new: Size, mirrored: bool) -> NDArray[np.uint8]:
+def _moved_mask(
+    read: Callable[[], NDArray[np.uint8]], new: Size, mirrored: bool
+) -> NDArray[np.uint8]:
     """What a moved MaskedLesion reads: uint8 [rows, cols], 0 or 1."""
     mask = (read() != 0).astype(np.uint8)
     if mirrored:
@@ -288,7 +419,9 @@ def _moved_mask(read: Callable[[], NDArray[np.uint8]], new: Size, mirrored: bool
         return mask
     moved = resize_mask(mask[..., None], *new)[..., 0]
     if mask.any() and not moved.any():  # a speck that fell between the new pixels' centres
-        moved = (cv2.resize(mask.astype(np.float32), new[::-1], interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+        moved = (
+            cv2.resize(mask.astype(np.float32), new[::-1], interpolation=cv2.INTER_AREA) > 0
+        ).astype(np.uint8)
     return moved
 
 

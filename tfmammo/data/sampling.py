@@ -1,21 +1,29 @@
-"""Where patches of random place lie, how many of them each mammogram gives, and the shapes of masses.
+"""Where patches of random place lie, how many of them each mammogram gives, and the shapes
+of masses.
 
-Nothing drawn here depends on the order in which mammograms come, or on what was drawn before: a mammogram's count follows
-from the seed and the set of images, the place of its patch i from the seed, the image's id and i. So one mammogram can be
-worked on by itself, on any machine, and gives the same patches.
+Nothing drawn here depends on the order in which mammograms come, or on what was drawn before: a
+mammogram's count follows from the seed and the set of images, the place of its patch i from the
+seed, the image's id and i. So one mammogram can be worked on by itself, on any machine, and gives
+the same patches.
 
 What the papers leave open:
 
-- Whether the offset counts native pixels or those of the enlarged patch: native ones. An offset that would lose the lesion's
-  pixel is never drawn: it ends just short of half the window, which for 256 px and the paper's 128 is 127.
-- What happens at the image's border: the window is moved inside. Padding would draw an edge that no breast has.
-- What a normal mammogram is: the strict reading, one in which the archive marks no lesion of any kind and which it calls
-  normal. Tissue away from known lesions is taken only where sampling.normal asks for it: only outlined lesions are known.
-- Each lesion is equally likely to be drawn, and each normal mammogram; all places of a normal mammogram that hold enough
+- Whether the offset counts native pixels or those of the enlarged patch: native ones. An offset
+  that would lose the lesion's
+  pixel is never drawn: it ends just short of half the window, which for 256 px and the paper's 128
+  is 127.
+- What happens at the image's border: the window is moved inside. Padding would draw an edge that no
+  breast has.
+- What a normal mammogram is: the strict reading, one in which the archive marks no lesion of any
+  kind and which it calls
+  normal. Tissue away from known lesions is taken only where sampling.normal asks for it: only
+  outlined lesions are known.
+- Each lesion is equally likely to be drawn, and each normal mammogram; all places of a normal
+  mammogram that hold enough
   breast are equally likely.
 
-Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs, section 3 (places); Singh et al., Breast tumor
-segmentation and shape classification in mammograms using cGAN and CNN (shapes).
+Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs, section 3 (places); Singh et
+al., Breast tumor segmentation and shape classification in mammograms using cGAN and CNN (shapes).
 """
 
 from __future__ import annotations
@@ -42,7 +50,9 @@ _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 
 def wanted(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
-    """The lesions that config.kinds and config.mixed_findings ask for, by their index; no file is read."""
+    """The lesions that config.kinds and config.mixed_findings ask for, by their index; no file is
+    read.
+    """
     return {
         number: lesion
         for number, lesion in enumerate(mammogram.lesions)
@@ -57,31 +67,48 @@ def is_normal(mammogram: Mammogram) -> bool:
 
 def gives_normal(mammogram: Mammogram, config: SamplingConfig) -> bool:
     """Whether normal tissue may be taken of it, as config.normal says; no file is read."""
-    outlined = all(isinstance(lesion, MaskedLesion) or lesion.outlines for lesion in mammogram.lesions)
-    return is_normal(mammogram) or (config.normal == "tissue" and bool(mammogram.lesions) and outlined)
+    outlined = all(
+        isinstance(lesion, MaskedLesion) or lesion.outlines for lesion in mammogram.lesions
+    )
+    return is_normal(mammogram) or (
+        config.normal == "tissue" and bool(mammogram.lesions) and outlined
+    )
 
 
 def quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:
     """How many patches each mammogram is asked for; nothing is read.
 
-    For config.patches "offset", `sampling.count` draws of a lesion, each equally likely; for "normal", of a normal
-    mammogram; for "lesion" no draw: as many as there are wanted lesions, outlined or not, with frame "full" at most one.
+    For config.patches "offset", `sampling.count` draws of a lesion, each equally likely; for
+    "normal", of a normal mammogram; for "lesion" no draw: as many as there are wanted lesions,
+    outlined or not, with frame "full" at most one.
 
-    Args:     mammograms: in any order. config: patches, kinds, mixed_findings, frame, sampling.count and seed are used.
-    Returns:  image_id -> count for every mammogram, 0 included.
-    Raises:   DataError: no mammogram can give a patch.
+    Args:
+        mammograms: In any order.
+        config: Patches, kinds, mixed_findings, frame, sampling.count and seed are used.
+
+    Returns:
+        image_id -> count for every mammogram, 0 included.
+
+    Raises:
+        DataError: No mammogram can give a patch.
     """
     weights = {mammogram.image_id: _weight(mammogram, config) for mammogram in mammograms}
     total = sum(weights.values())
     if total == 0:
         what = "is normal: without any lesion, and called normal by its archive"
         what += " (or has outlined lesions)" if config.sampling.normal == "tissue" else ""
-        what = what if config.patches == "normal" else f"holds a {' or '.join(config.kinds)} to make a patch of"
+        what = (
+            what
+            if config.patches == "normal"
+            else f"holds a {' or '.join(config.kinds)} to make a patch of"
+        )
         raise DataError(f"data.patches={config.patches}: none of {len(weights)} mammograms {what}")
     if config.patches == "lesion":
         return weights
     names = sorted(weights)
-    counts = np.random.default_rng(config.seed).multinomial(config.sampling.count, [weights[name] / total for name in names])
+    counts = np.random.default_rng(config.seed).multinomial(
+        config.sampling.count, [weights[name] / total for name in names]
+    )
     return dict(zip(names, counts.tolist(), strict=True))
 
 
@@ -92,46 +119,78 @@ def stream(seed: int, image_id: str, number: int) -> np.random.Generator:
 
 
 def side(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
-    """The side of a window in native px that becomes `size` px, enlarged by a number drawn from config.scale."""
+    """The side of a window in native px that becomes `size` px, enlarged by a number drawn from
+    config.scale.
+    """
     return max(1, round(size / random.uniform(*config.scale)))
 
 
-def near_lesion(region: NDArray[np.uint8], length: int, offset: int, random: np.random.Generator) -> Box:
+def near_lesion(
+    region: NDArray[np.uint8], length: int, offset: int, random: np.random.Generator
+) -> Box:
     """A square around a random pixel of a lesion, off its centre, that holds this pixel.
 
-    Args:     region: uint8 [rows, cols], not 0 on the lesion. length: the square's side, native px. offset: px between the
-              pixel and the square's centre, at most, along each axis; no more than just short of half the side is used.
-    Returns:  [row_min, col_min, row_max, col_max], half-open, native px; beyond the image only along an axis where it is
-              longer than the image.
-    Raises:   ValueError: the region is empty.
+    Args:
+        region: uint8 [rows, cols], not 0 on the lesion.
+        length: The square's side, native px.
+        offset: px between the pixel and the square's centre, at most, along each axis; no more than
+            just short of half the side is used.
+
+    Returns:
+        [row_min, col_min, row_max, col_max], half-open, native px; beyond the image only along an
+        axis where it is longer than the image.
+
+    Raises:
+        ValueError: The region is empty.
     """
     pixels = np.flatnonzero(region)
     if len(pixels) == 0:
         raise ValueError("its mask is empty")
     reach = min(offset, (length - 1) // 2)
-    centre = np.array(np.unravel_index(pixels[random.integers(len(pixels))], region.shape)) + random.integers(-reach, reach + 1, 2)
+    centre = np.array(
+        np.unravel_index(pixels[random.integers(len(pixels))], region.shape)
+    ) + random.integers(-reach, reach + 1, 2)
     room = np.array(region.shape) - length
-    top, left = (int(start) for start in np.clip(centre - length // 2, np.minimum(0, room), np.maximum(0, room)))
+    top, left = (
+        int(start)
+        for start in np.clip(centre - length // 2, np.minimum(0, room), np.maximum(0, room))
+    )
     return top, left, top + length, left + length
 
 
 def on_breast(
-    breast: NDArray[np.uint8], length: int, tissue: float, random: np.random.Generator, lesions: NDArray[np.uint8] | None = None
+    breast: NDArray[np.uint8],
+    length: int,
+    tissue: float,
+    random: np.random.Generator,
+    lesions: NDArray[np.uint8] | None = None,
 ) -> Box:
-    """A square drawn from all those inside the image that hold enough breast, and nothing of a lesion.
+    """A square drawn from all those inside the image that hold enough breast, and nothing of a
+    lesion.
 
-    Args:     breast: uint8 [rows, cols, 1], 0 or 1. length: the square's side, native px. tissue: its least part that is
-              breast, 0 to 1. lesions: likewise, 1 on them; None: there are none.
-    Returns:  [row_min, col_min, row_max, col_max], half-open, native px.
-    Raises:   ValueError: there is none.
+    Args:
+        breast: uint8 [rows, cols, 1], 0 or 1.
+        length: The square's side, native px.
+        tissue: Its least part that is breast, 0 to 1.
+        lesions: Likewise, 1 on them; None: there are none.
+
+    Returns:
+        [row_min, col_min, row_max, col_max], half-open, native px.
+
+    Raises:
+        ValueError: There is none.
     """
     if length <= min(breast.shape[:2]):
-        enough = sums(breast, length) >= tissue * length**2 - 1e-6  # 0.07 * 100 is above 7 in floating point
+        # 0.07 * 100 is above 7 in floating point
+        enough = sums(breast, length) >= tissue * length**2 - 1e-6
         if lesions is not None and lesions.any():
             enough &= sums(lesions, length) == 0
         places = np.flatnonzero(enough)
         if len(places):
-            top, left = (int(start) for start in np.unravel_index(places[random.integers(len(places))], enough.shape))
+            top, left = (
+                int(start)
+                for start in np.unravel_index(places[random.integers(len(places))], enough.shape)
+            )
             return top, left, top + length, left + length
     without = " without a lesion" if lesions is not None and lesions.any() else ""
     raise ValueError(f"no square of {length} px is {100 * tissue:g} % breast{without}")
@@ -140,31 +199,53 @@ def on_breast(
 def sums(region: NDArray[np.uint8], length: int) -> NDArray[np.int32]:
     """The pixels in every square of that side at once: four corners of the integral image."""
     corners = cv2.integral(region[..., 0])
-    return corners[length:, length:] - corners[:-length, length:] - corners[length:, :-length] + corners[:-length, :-length]
+    return (
+        corners[length:, length:]
+        - corners[:-length, length:]
+        - corners[length:, :-length]
+        + corners[:-length, :-length]
+    )
 
 
 def shape_class(word: str | None) -> str | None:
     """An archive's word for a mass's shape as one of SHAPES.
 
-    Joined words count where they name one of the four, whatever else they add: "irregular-architectural_distortion" is
-    irregular, "oval-lymph_node" oval. What names two of them, or none, has no class.
+    Joined words count where they name one of the four, whatever else they add:
+    "irregular-architectural_distortion" is irregular, "oval-lymph_node" oval. What names two of
+    them, or none, has no class.
     """
-    named = {_SHAPE_WORDS[part] for part in re.split(r"[^a-z]+", (word or "").lower()) if part in _SHAPE_WORDS}
+    named = {
+        _SHAPE_WORDS[part]
+        for part in re.split(r"[^a-z]+", (word or "").lower())
+        if part in _SHAPE_WORDS
+    }
     return named.pop() if len(named) == 1 else None
 
 
-def shape_mask(lesion: Lesion, rows: int, cols: int, size: int = 64, margin: float = 0.05) -> NDArray[np.uint8]:
+def shape_mask(
+    lesion: Lesion, rows: int, cols: int, size: int = 64, margin: float = 0.05
+) -> NDArray[np.uint8]:
     """The mask of one mass, alone in a square around its box.
 
-    Args:     lesion: with an outline. rows, cols: of its mammogram. size, margin: as in `shape_masks`.
-    Returns:  uint8 [size, size, 1], 0 or 1.
-    Raises:   ValueError: it has no outline, or nothing of it is left at that size.
+    Args:
+        lesion: With an outline.
+        rows: Of its mammogram.
+        cols: Of its mammogram.
+        size: As in `shape_masks`.
+        margin: As in `shape_masks`.
+
+    Returns:
+        uint8 [size, size, 1], 0 or 1.
+
+    Raises:
+        ValueError: It has no outline, or nothing of it is left at that size.
     """
     top, left, bottom, right = lesion.box
     mask = lesion.mask(rows, cols)[top:bottom, left:right]
     length = round(max(mask.shape) * (1 + 2 * margin))
     square = np.zeros((length, length, 1), np.uint8)
-    above, beside = (length - mask.shape[0]) // 2, (length - mask.shape[1]) // 2
+    above = (length - mask.shape[0]) // 2
+    beside = (length - mask.shape[1]) // 2
     square[above : above + mask.shape[0], beside : beside + mask.shape[1], 0] = mask
     small = resize_mask(square, size, size)
     if not small.any():
@@ -173,18 +254,34 @@ def shape_mask(lesion: Lesion, rows: int, cols: int, size: int = 64, margin: flo
 
 
 def shape_masks(
-    mammograms: Iterable[Mammogram], size: int = 64, margin: float = 0.05, skipped: Skipped | None = None
+    mammograms: Iterable[Mammogram],
+    size: int = 64,
+    margin: float = 0.05,
+    skipped: Skipped | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
-    """The masks of all masses whose shape is stated, each alone in a square: what a shape is learned from.
+    """The masks of all masses whose shape is stated, each alone in a square: what a shape is
+    learned from.
 
-    Args:     mammograms: no pixel of theirs is read. size: rows and columns of a mask, px. margin: between the longer side
-              of the mass's box and the square's border, over that side. skipped: unreadable masks are noted here.
-    Returns:  masks: uint8 [n, size, size, 1], 0 or 1; shapes: str [n], one of SHAPES; patient_ids: str [n]; ids: str [n],
-              "<image_id>#<index of the lesion>". Masses of another shape, of two or of none are left out and counted in the log.
-    Raises:   DataError: no mass is left.
+    Args:
+        mammograms: No pixel of theirs is read.
+        size: Rows and columns of a mask, px.
+        margin: Between the longer side of the mass's box and the square's border, over that side.
+        skipped: Unreadable masks are noted here.
+
+    Returns:
+        Masks: uint8 [n, size, size, 1], 0 or 1; shapes: str [n], one of SHAPES; patient_ids: str
+        [n]; ids: str [n], "<image_id>#<index of the lesion>". Masses of another shape, of two or of
+        none are left out and counted in the log.
+
+    Raises:
+        DataError: No mass is left.
     """
     skipped = Skipped() if skipped is None else skipped
-    masks, shapes, patients, ids, others = [], [], [], [], Counter[str]()
+    masks = []
+    shapes = []
+    patients = []
+    ids = []
+    others = Counter[str]()
     for mammogram in mammograms:
         for number, lesion in enumerate(mammogram.lesions):
             if lesion.kind != "mass":
@@ -203,8 +300,16 @@ def shape_masks(
             ids.append(f"{mammogram.image_id}#{number}")
     left_out = ", ".join(f"{count} {word}" for word, count in sorted(others.items())) or "none"
     if not masks:
-        raise DataError(f"no mass is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}; other masses: {left_out}; {len(skipped)} mammograms skipped")
-    log.info("%d masks of %d patients; masses of other shapes left out: %s", len(masks), len(set(patients)), left_out)
+        raise DataError(
+            f"no mass is {', '.join(SHAPES[:-1])} or {SHAPES[-1]}; other masses: {left_out}; "
+            f"{len(skipped)} mammograms skipped"
+        )
+    log.info(
+        "%d masks of %d patients; masses of other shapes left out: %s",
+        len(masks),
+        len(set(patients)),
+        left_out,
+    )
     return np.stack(masks), np.array(shapes), np.array(patients), np.array(ids)
 
 
@@ -215,4 +320,7 @@ def _weight(mammogram: Mammogram, config: DataConfig) -> int:
     if config.patches == "lesion":
         return min(1, len(lesions)) if config.frame == "full" else len(lesions)
     # A MaskedLesion's outlines stand in a file, which is not read yet.
-    return sum(config.sampling.boxes or isinstance(lesion, MaskedLesion) or bool(lesion.outlines) for lesion in lesions)
+    return sum(
+        config.sampling.boxes or isinstance(lesion, MaskedLesion) or bool(lesion.outlines)
+        for lesion in lesions
+    )

@@ -1,10 +1,12 @@
 """Patches in sharded TFRecord files: their form, and a folder of them opened for training.
 
-A folder of `python -m tfmammo.data.build` holds shard-*.tfrecord and manifest.json. A record is a tf.train.Example of bytes
-features: "image", the patch as rint(value * 65535), little-endian uint16 row by row, so off by at most 1/131070; "mask",
-a PNG of one byte a pixel, 0 or 1; and as text "id", "patient_id", "kind", "pathology", "shape" and "official_split".
+A folder of `python -m tfmammo.data.build` holds shard-*.tfrecord and manifest.json. A record is a
+tf.train.Example of bytes features: "image", the patch as rint(value * 65535), little-endian uint16
+row by row, so off by at most 1/131070; "mask", a PNG of one byte a pixel, 0 or 1; and as text "id",
+"patient_id", "kind", "pathology", "shape" and "official_split".
 
-Pixels are not compressed: a 16-bit PNG of a patch is only 14 % smaller (the low bits are noise) and takes 1.2 ms to decode.
+Pixels are not compressed: a 16-bit PNG of a patch is only 14 % smaller (the low bits are noise) and
+takes 1.2 ms to decode.
 """
 
 from __future__ import annotations
@@ -42,23 +44,24 @@ class ShardFile(Frozen):
 
 
 class Manifest(Frozen):
-    """What a folder holds.
-
-    identity: config, archive and versions that decide the contents. size: of a patch, px. fingerprint: of all shards.
-    histogram: counts of grey values in equal bins of [0, 1]. columns: COLUMNS and more, one text a record, in the order of
-    the shards and of the records in them. id_key: the `record.key_check` that pseudonyms were made under, None of an earlier
-    version's.
-    """
+    """What a folder holds."""
 
     format: Literal[1]
     identity: dict[str, Any]
+    """Config, archive and versions that decide the contents."""
     size: PositiveInt
+    """Of a patch, px."""
     count: NonNegativeInt
     fingerprint: str
+    """Of all shards."""
     histogram: tuple[NonNegativeInt, ...]
+    """Counts of grey values in equal bins of [0, 1]."""
     shards: tuple[ShardFile, ...]
     columns: dict[str, tuple[str, ...]]
+    """COLUMNS and more, one text a record, in the order of the shards and of the records in them.
+    """
     id_key: str | None = None
+    """The `record.key_check` that pseudonyms were made under, None of an earlier version's."""
 
     def fault(self) -> str | None:
         """What contradicts itself, in a few words; None where all is well."""
@@ -70,10 +73,20 @@ class Manifest(Frozen):
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """Patches in a folder of shards: what is told of each is in memory, images and masks stay on disk.
+    """Patches in a folder of shards: what is told of each is in memory, images and masks stay on
+    disk.
 
-    root: the folder. size: of a patch, px. shards: its files. rows: intp [n], the places of these patches in the folder's
-    order. patient_ids, ids, kinds, pathologies, shapes, official_splits: str [n], as in Patches.
+    Attributes:
+        root: The folder.
+        size: Of a patch, px.
+        shards: Its files.
+        rows: intp [n], the places of these patches in the folder's order.
+        patient_ids: str [n], as in Patches.
+        ids: str [n], as in Patches.
+        kinds: str [n], as in Patches.
+        pathologies: str [n], as in Patches.
+        shapes: str [n], as in Patches.
+        official_splits: str [n], as in Patches.
     """
 
     root: Path
@@ -86,14 +99,16 @@ class Records:
     pathologies: NDArray[np.str_]
     shapes: NDArray[np.str_]
     official_splits: NDArray[np.str_]
-    _checked: set[str] = field(default_factory=set, repr=False, kw_only=True)  # shared by everything taken from one folder
+    # shared by everything taken from one folder
+    _checked: set[str] = field(default_factory=set, repr=False, kw_only=True)
 
     @staticmethod
     def open(root: Path) -> Records:
         """All patches of a folder that `python -m tfmammo.data.build` wrote; images are not read.
 
-        Raises:   DataError: the folder or its manifest is missing or damaged, a shard is missing or of another size, or the
-                  pseudonyms were made under another TFMAMMO_ID_KEY.
+        Raises:
+            DataError: The folder or its manifest is missing or damaged, a shard is missing or of
+                another size, or the pseudonyms were made under another TFMAMMO_ID_KEY.
         """
         manifest = read_manifest(Path(root))
         if fault := key_fault(manifest.id_key):
@@ -101,10 +116,16 @@ class Records:
         for shard in manifest.shards:
             path = Path(root) / shard.file
             if not path.is_file() or path.stat().st_size != shard.bytes:
-                found = f"has {path.stat().st_size} bytes, not {shard.bytes}" if path.is_file() else "is missing"
+                found = (
+                    f"has {path.stat().st_size} bytes, not {shard.bytes}"
+                    if path.is_file()
+                    else "is missing"
+                )
                 raise DataError(f"{path}: {found}; run tfmammo.data.build again")
         columns = (np.array(manifest.columns[name], np.str_) for name in COLUMNS)
-        return Records(Path(root), manifest.size, manifest.shards, np.arange(manifest.count), *columns)
+        return Records(
+            Path(root), manifest.size, manifest.shards, np.arange(manifest.count), *columns
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,22 +133,29 @@ class Records:
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Records:
         """The patches at `indices`, in that order.
 
-        Raises:   DataError: one of them twice, which a stream can't give.
+        Raises:
+            DataError: One of them twice, which a stream can't give.
         """
         chosen = np.asarray(indices, np.intp)
-        taken = replace(self, rows=self.rows[chosen], **{name: getattr(self, name)[chosen] for name in COLUMNS})
+        taken = replace(
+            self, rows=self.rows[chosen], **{name: getattr(self, name)[chosen] for name in COLUMNS}
+        )
         if len(np.unique(taken.rows)) != len(chosen):
             raise DataError("a patch can be taken from records only once")
         return taken
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits, equal for equal patches in the same order; from the manifest's hashes alone."""
+        """Twelve hexadecimal digits, equal for equal patches in the same order; from the manifest's
+        hashes alone.
+        """
         content = hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode())
         content.update(self.rows.astype("<i8").tobytes())
         return content.hexdigest()[:12]
 
     def chosen(self) -> list[tuple[Path, NDArray[np.bool_]]]:
-        """The shards that hold any of these patches: (file, bool [records in it], which of its records are wanted)."""
+        """The shards that hold any of these patches: (file, bool [records in it], which of its
+        records are wanted).
+        """
         ends = np.cumsum([shard.count for shard in self.shards])
         wanted = np.zeros(ends[-1] if len(ends) else 0, bool)
         wanted[self.rows] = True
@@ -137,39 +165,56 @@ class Records:
     def check(self) -> None:
         """Hash every shard that is about to be read, each once.
 
-        Raises:   DataError: one is not what was written.
+        Raises:
+            DataError: One is not what was written.
         """
         digests = {shard.file: shard.sha256 for shard in self.shards}
         for path, _ in self.chosen():
             if path.name not in self._checked and sha256(path) != digests[path.name]:
-                raise DataError(f"{path}: is not what its manifest says (sha256); run tfmammo.data.build again")
+                raise DataError(
+                    f"{path}: is not what its manifest says (sha256); run tfmammo.data.build again"
+                )
             self._checked.add(path.name)
 
     def load(self) -> Patches:
         """These patches in memory, in their order.
 
-        Raises:   DataError: a shard is missing or damaged.
+        Raises:
+            DataError: A shard is missing or damaged.
         """
         self.check()
         images = np.empty((len(self), self.size, self.size, 1), np.float32)
         masks = np.empty(images.shape, np.uint8)
-        shards = ((tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), wanted) for path, wanted in self.chosen())
-        found = (record for shard, wanted in shards for record, keep in zip(shard, wanted, strict=True) if keep)
+        shards = (
+            (tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), wanted)
+            for path, wanted in self.chosen()
+        )
+        found = (
+            record
+            for shard, wanted in shards
+            for record, keep in zip(shard, wanted, strict=True)
+            if keep
+        )
         for place, record in zip(np.argsort(self.rows), found, strict=True):
             images[place], masks[place] = decode(record, self.size)
-        return Patches(images=images, masks=masks, **{name: getattr(self, name) for name in COLUMNS})
+        return Patches(
+            images=images, masks=masks, **{name: getattr(self, name) for name in COLUMNS}
+        )
 
 
 def read_manifest(root: Path) -> Manifest:
     """A folder's manifest.
 
-    Raises:   DataError: it is missing, unreadable or contradicts itself.
+    Raises:
+        DataError: It is missing, unreadable or contradicts itself.
     """
     path = root / MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{root}: holds no {MANIFEST}, so it is no finished output of tfmammo.data.build") from None
+        raise DataError(
+            f"{root}: holds no {MANIFEST}, so it is no finished output of tfmammo.data.build"
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
     except ValidationError as error:
@@ -182,7 +227,8 @@ def read_manifest(root: Path) -> Manifest:
 def sha256(path: Path) -> str:
     """The sha256 of a file, hexadecimal.
 
-    Raises:   DataError: it can't be read.
+    Raises:
+        DataError: It can't be read.
     """
     try:
         with path.open("rb") as file:
@@ -198,43 +244,84 @@ def quantised(image: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 def encode(patch: Patch) -> bytes:
     """A patch as the bytes of a tf.train.Example; equal patches give equal bytes."""
-    values = {"image": quantised(patch.image).tobytes(), "mask": cv2.imencode(".png", patch.mask)[1].tobytes()}
+    values = {
+        "image": quantised(patch.image).tobytes(),
+        "mask": cv2.imencode(".png", patch.mask)[1].tobytes(),
+    }
     values |= {name: getattr(patch, name).encode() for name in TEXTS.values()}
-    features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in values.items()}
+    features = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for name, value in values.items()
+    }
     example = tf.train.Example(features=tf.train.Features(feature=features))
     return example.SerializeToString(deterministic=True)  # else the features come in any order
 
 
 def encode_detection(
-    picture: bytes, size: tuple[int, int], name: str, boxes: Sequence[Box], masks: Sequence[bytes], labels: Sequence[tuple[str, int]]
+    picture: bytes,
+    size: tuple[int, int],
+    name: str,
+    boxes: Sequence[Box],
+    masks: Sequence[bytes],
+    labels: Sequence[tuple[str, int]],
 ) -> bytes:
-    """A whole image with its lesions as the bytes of a tf.train.Example, under the keys of the TensorFlow Object Detection API.
+    """A whole image with its lesions as the bytes of a tf.train.Example, under the keys of the
+    TensorFlow Object Detection API.
 
-    Args:     picture: a PNG of 8 or 16 bits. size: (rows, cols), px. name: of the image. boxes: native px, half-open; they are
-              stored as parts of the size. masks: a PNG each, of the image's size, not 0 on the lesion. labels: text and number.
+    Args:
+        picture: A PNG of 8 or 16 bits.
+        size: (rows, cols), px.
+        name: Of the image.
+        boxes: Native px, half-open; they are stored as parts of the size.
+        masks: A PNG each, of the image's size, not 0 on the lesion.
+        labels: Text and number.
     """
     scale = np.array(size * 2, np.float64)
     sides = (np.reshape(boxes, (-1, 4)) / scale).T.tolist()
     texts: dict[str, Sequence[bytes]] = {
-        "image/encoded": [picture], "image/format": [b"png"], "image/filename": [name.encode()], "image/source_id": [name.encode()],
-        "image/object/mask": masks, "image/object/class/text": [text.encode() for text, _ in labels],
-    }  # fmt: skip
-    numbers = {"image/height": size[:1], "image/width": size[1:], "image/object/class/label": [number for _, number in labels]}
-    features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=value)) for key, value in texts.items()}
-    features |= {key: tf.train.Feature(int64_list=tf.train.Int64List(value=value)) for key, value in numbers.items()}
+        "image/encoded": [picture],
+        "image/format": [b"png"],
+        "image/filename": [name.encode()],
+        "image/source_id": [name.encode()],
+        "image/object/mask": masks,
+        "image/object/class/text": [text.encode() for text, _ in labels],
+    }
+    numbers = {
+        "image/height": size[:1],
+        "image/width": size[1:],
+        "image/object/class/label": [number for _, number in labels],
+    }
+    features = {
+        key: tf.train.Feature(bytes_list=tf.train.BytesList(value=value))
+        for key, value in texts.items()
+    }
+    features |= {
+        key: tf.train.Feature(int64_list=tf.train.Int64List(value=value))
+        for key, value in numbers.items()
+    }
     for side, values in zip(("ymin", "xmin", "ymax", "xmax"), sides, strict=True):
-        features[f"image/object/bbox/{side}"] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+        features[f"image/object/bbox/{side}"] = tf.train.Feature(
+            float_list=tf.train.FloatList(value=values)
+        )
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
+        deterministic=True
+    )
 
 
 def decode(record: bytes, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """(image float32 [size, size, 1] in [0, 1], mask uint8 [size, size, 1], 0 or 1) of an encoded patch.
+    """(image float32 [size, size, 1] in [0, 1], mask uint8 [size, size, 1], 0 or 1) of an encoded
+    patch.
 
-    Raises:   DataError: it is of another size.
+    Raises:
+        DataError: It is of another size.
     """
     features = tf.train.Example.FromString(record).features.feature
     stored = np.frombuffer(features["image"].bytes_list.value[0], "<u2")
-    mask = cv2.imdecode(np.frombuffer(features["mask"].bytes_list.value[0], np.uint8), cv2.IMREAD_UNCHANGED)
+    mask = cv2.imdecode(
+        np.frombuffer(features["mask"].bytes_list.value[0], np.uint8), cv2.IMREAD_UNCHANGED
+    )
     if len(stored) != size * size or mask is None or mask.shape != (size, size):
         raise DataError(f"a record is not of {size} px as its manifest says")
-    return (stored.astype(np.float32) / np.float32(GREY)).reshape(size, size, 1), mask[..., np.newaxis]
+    return (stored.astype(np.float32) / np.float32(GREY)).reshape(size, size, 1), mask[
+        ..., np.newaxis
+    ]

@@ -1,25 +1,34 @@
-"""SSD: single-shot detection of lesions in whole mammograms, by the TensorFlow Object Detection API.
+"""SSD: single-shot detection of lesions in whole mammograms, by the TensorFlow Object
+Detection API.
 
-The API builds the network, its losses and its export from a pipeline.config, which `pipeline` writes from our own config;
-data, loop, checkpoints and tracking are the house's (the API's own training script needs an estimator that TensorFlow no
-longer has). Two of its detectors, as they stand in its zoo:
+The API builds the network, its losses and its export from a pipeline.config, which `pipeline`
+writes from our own config; data, loop, checkpoints and tracking are the house's (the API's own
+training script needs an estimator that TensorFlow no longer has). Two of its detectors, as they
+stand in its zoo:
 
-- mobilenet_v2: MobileNet-V2 with a feature pyramid of separable convolutions ("SSD MobileNet V2 FPNLite").
+- mobilenet_v2: MobileNet-V2 with a feature pyramid of separable convolutions ("SSD MobileNet V2
+  FPNLite").
 - resnet50: ResNet-50 with a full feature pyramid (RetinaNet).
 
-The API (extra "detection") is imported when a network is built, and only works where TF_USE_LEGACY_KERAS=1 and
-PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python stand in the environment before TensorFlow is imported: train/ssd.py sees to it.
-Its exports need neither.
+The API (extra "detection") is imported when a network is built, and only works where
+TF_USE_LEGACY_KERAS=1 and PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python stand in the environment
+before TensorFlow is imported: train/ssd.py sees to it. Its exports need neither.
 
 Departures from the zoo, and what the paper's text leaves open:
-- Anchors: 2 * 2^level px and sqrt(2) times that, 16 to 360 px, half of the zoo's: in a mammogram scaled to 320 px masses
+- Anchors: 2 * 2^level px and sqrt(2) times that, 16 to 360 px, half of the zoo's: in a mammogram
+  scaled to 320 px masses
   measure 10 to 80 px. Boxes of masses are nearly square: aspect ratios 1/2, 1 and 2 are enough.
-- Grey images are fed as three equal channels, so that COCO weights fit. Pyramid and heads start from random weights unless
-  a COCO checkpoint is given; BatchNorm's averages then decay by 0.97 a step and not 0.997, as trainings here are short.
-- Adam with warm-up and cosine decay in place of momentum, which from random weights needs tens of thousands of steps.
+- Grey images are fed as three equal channels, so that COCO weights fit. Pyramid and heads start
+  from random weights unless
+  a COCO checkpoint is given; BatchNorm's averages then decay by 0.97 a step and not 0.997, as
+  trainings here are short.
+- Adam with warm-up and cosine decay in place of momentum, which from random weights needs tens of
+  thousands of steps.
 - Overlapping boxes are merged above an IoU of 0.3 (0.6 in the zoo): two masses hardly overlap.
-- Two backbones of the zoo's, and no pipeline.config of one's own; one process, float32, no training.initial (model.checkpoint it is).
-- Normal mammograms are trained on too (`normal`). Normal is what the archive calls so and marks no lesion in, of INbreast BI-RADS 1
+- Two backbones of the zoo's, and no pipeline.config of one's own; one process, float32, no
+  training.initial (model.checkpoint it is).
+- Normal mammograms are trained on too (`normal`). Normal is what the archive calls so and marks no
+  lesion in, of INbreast BI-RADS 1
   alone; those with other findings alone are neither trained on nor judged.
 """
 
@@ -41,7 +50,14 @@ import tensorflow as tf
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tfmammo.config import Experiment, Frozen
-from tfmammo.detection.training import ROUNDING, Network, learning_rate, panels, refuse_copies, sides
+from tfmammo.detection.training import (
+    ROUNDING,
+    Network,
+    learning_rate,
+    panels,
+    refuse_copies,
+    sides,
+)
 from tfmammo.errors import DetectionError, ExportError
 from tfmammo.optimization import build, minimize
 
@@ -52,73 +68,106 @@ _SMALLEST = {"mobilenet_v2": 33, "resnet50": 129}  # px, the API's own limits
 
 
 class SSDConfig(Frozen):
-    """Network, anchors and optimisation; see *Departures* in the module.
-
-    checkpoint: of a COCO detector of the zoo with the same backbone, the folder or the prefix ("ckpt-0"), from which
-    backbone and pyramid start; None: random weights. depth: channels of pyramid and heads, None: 128 for mobilenet_v2, 256
-    for resnet50, as COCO weights need it. head_layers: convolutions before each prediction. levels: of the pyramid, of
-    stride 2^level. anchor_scale: side of a level's smallest anchor over its stride. anchor_ratios: width over height.
-    anchor_octaves: anchor sizes per level. gamma, alpha: of the focal loss. localisation: weight of the boxes' smooth L1.
-    nms_iou: boxes that overlap more are merged. detections: most per mammogram. normal: train on normal mammograms too.
-    warmup: steps until learning_rate is reached; decay: steps after which it has fallen to 0. clip: largest global norm of
-    the gradient. regularisation: weight decay, the L2 of all convolutions.
-    """
+    """Network, anchors and optimisation; see *Departures* in the module."""
 
     backbone: Literal["mobilenet_v2", "resnet50"] = "mobilenet_v2"
     checkpoint: Path | None = None
+    """Of a COCO detector of the zoo with the same backbone, the folder or the prefix ("ckpt-0"),
+    from which backbone and pyramid start; None: random weights.
+    """
     depth: PositiveInt | None = None
+    """Channels of pyramid and heads, None: 128 for mobilenet_v2, 256 for resnet50, as COCO weights
+    need it.
+    """
     head_layers: PositiveInt = 4
+    """Convolutions before each prediction."""
     levels: tuple[PositiveInt, PositiveInt] = (3, 7)
+    """Of the pyramid, of stride 2^level."""
     anchor_scale: PositiveFloat = 2.0
+    """Side of a level's smallest anchor over its stride."""
     anchor_ratios: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 0.5), min_length=1)
+    """Width over height."""
     anchor_octaves: PositiveInt = 2
+    """Anchor sizes per level."""
     gamma: NonNegativeFloat = 2.0
+    """Of the focal loss."""
     alpha: float = Field(default=0.25, gt=0, lt=1)
+    """Of the focal loss."""
     localisation: PositiveFloat = 1.0
+    """Weight of the boxes' smooth L1."""
     regularisation: NonNegativeFloat = 4e-5
+    """Weight decay, the L2 of all convolutions."""
     nms_iou: float = Field(default=0.3, gt=0, le=1)
+    """Boxes that overlap more are merged."""
     detections: PositiveInt = 20
+    """Most per mammogram."""
     normal: bool = True
+    """Train on normal mammograms too."""
     learning_rate: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 100
+    """Steps until learning_rate is reached."""
     decay: PositiveInt = 1900
+    """Steps after which it has fallen to 0."""
     clip: PositiveFloat = 10.0
+    """Largest global norm of the gradient."""
 
 
 def check(experiment: Experiment[SSDConfig]) -> None:
-    """Refuse what a detector can't do with the sections that all systems share, before any mammogram is read.
+    """Refuse what a detector can't do with the sections that all systems share, before any
+    mammogram is read.
 
-    Raises:   DetectionError: names the key, or the extra that is missing.
+    Raises:
+        DetectionError: Names the key, or the extra that is missing.
     """
-    data, training = experiment.data, experiment.training
+    data = experiment.data
+    training = experiment.training
     if training.precision != "float32":
-        raise DetectionError(f"training.precision: the Object Detection API trains in float32 here, not in {training.precision}")
+        raise DetectionError(
+            "training.precision: the Object Detection API trains in float32 here, not in "
+            f"{training.precision}"
+        )
     if training.initial:
-        raise DetectionError("training.initial: an SSD starts from model.checkpoint, a checkpoint of the Object Detection API")
+        raise DetectionError(
+            "training.initial: an SSD starts from model.checkpoint, a checkpoint of the Object "
+            "Detection API"
+        )
     smallest = _SMALLEST[experiment.model.backbone]
     if min(data.shape) < smallest:
         key, value = ("canvas", list(data.canvas)) if data.canvas else ("size", data.size)
-        raise DetectionError(f"data.{key}: the API's {experiment.model.backbone} takes {smallest} px and more, not {value}")
+        raise DetectionError(
+            f"data.{key}: the API's {experiment.model.backbone} takes {smallest} px and more, not "
+            f"{value}"
+        )
     refuse_copies(data, "an SSD")
     _api()
 
 
 def pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
-    """The API's pipeline.config for a detector, as the fields of its TrainEvalPipelineConfig; the model alone.
+    """The API's pipeline.config for a detector, as the fields of its TrainEvalPipelineConfig; the
+    model alone.
 
-    Args:     shape: rows and columns of the image, px. classes: kinds of lesions.
+    Args:
+        shape: Rows and columns of the image, px.
+        classes: Kinds of lesions.
     """
     mobile = config.backbone == "mobilenet_v2"
     depth = config.depth or (128 if mobile else 256)
-    anchors = {"anchor_scale": config.anchor_scale, "aspect_ratios": config.anchor_ratios, "scales_per_octave": config.anchor_octaves}
+    anchors = {
+        "anchor_scale": config.anchor_scale,
+        "aspect_ratios": config.anchor_ratios,
+        "scales_per_octave": config.anchor_octaves,
+    }
     low, high = config.levels
     predictor = {
         "depth": depth,
         "num_layers_before_predictor": config.head_layers,
         "kernel_size": 3,
         "use_depthwise": mobile,
-        "class_prediction_bias_init": -4.6,  # a first probability of 1 %, as most anchors show nothing
-        "conv_hyperparams": _convolutions(config, {"random_normal_initializer": {"mean": 0.0, "stddev": 0.01}}),
+        # a first probability of 1 %, as most anchors show nothing
+        "class_prediction_bias_init": -4.6,
+        "conv_hyperparams": _convolutions(
+            config, {"random_normal_initializer": {"mean": 0.0, "stddev": 0.01}}
+        ),
     }
     extractor = {
         "type": _BACKBONES[config.backbone],
@@ -126,19 +175,34 @@ def pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> dict[st
         "min_depth": 16,
         "use_depthwise": mobile,
         "override_base_feature_extractor_hyperparams": True,
-        "conv_hyperparams": _convolutions(config, {"truncated_normal_initializer": {"mean": 0.0, "stddev": 0.03}}),
+        "conv_hyperparams": _convolutions(
+            config, {"truncated_normal_initializer": {"mean": 0.0, "stddev": 0.03}}
+        ),
         "fpn": {"min_level": low, "max_level": high, "additional_layer_depth": depth},
     }
-    suppression = {"iou_threshold": config.nms_iou, "max_detections_per_class": config.detections, "score_threshold": 1e-8}
+    suppression = {
+        "iou_threshold": config.nms_iou,
+        "max_detections_per_class": config.detections,
+        "score_threshold": 1e-8,
+    }
     ssd = {
         "num_classes": classes,
         "image_resizer": {"fixed_shape_resizer": {"height": shape[0], "width": shape[1]}},
         "feature_extractor": extractor,
-        "box_coder": {"faster_rcnn_box_coder": {"y_scale": 10.0, "x_scale": 10.0, "height_scale": 5.0, "width_scale": 5.0}},
+        "box_coder": {
+            "faster_rcnn_box_coder": {
+                "y_scale": 10.0,
+                "x_scale": 10.0,
+                "height_scale": 5.0,
+                "width_scale": 5.0,
+            }
+        },
         "matcher": {"argmax_matcher": _MATCHER},
         "similarity_calculator": {"iou_similarity": {}},
         "box_predictor": {"weight_shared_convolutional_box_predictor": predictor},
-        "anchor_generator": {"multiscale_anchor_generator": {"min_level": low, "max_level": high, **anchors}},
+        "anchor_generator": {
+            "multiscale_anchor_generator": {"min_level": low, "max_level": high, **anchors}
+        },
         "post_processing": {
             "batch_non_max_suppression": {**suppression, "max_total_detections": config.detections},
             "score_converter": "SIGMOID",
@@ -147,7 +211,9 @@ def pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> dict[st
         "normalize_loc_loss_by_codesize": True,
         "loss": {
             "localization_loss": {"weighted_smooth_l1": {}},
-            "classification_loss": {"weighted_sigmoid_focal": {"gamma": config.gamma, "alpha": config.alpha}},
+            "classification_loss": {
+                "weighted_sigmoid_focal": {"gamma": config.gamma, "alpha": config.alpha}
+            },
             "localization_weight": config.localisation,
             "classification_weight": 1.0,
         },
@@ -180,17 +246,29 @@ def _convolutions(config: SSDConfig, initializer: dict[str, Any]) -> dict[str, A
 class SSD:
     """The detector with its optimizer; built on construction.
 
-    Args:     config: the network. size: rows and columns of the image, or the side of a square one, px. classes: kinds of lesions.
-    Raises:   DetectionError: the extra is missing, the environment is not the API's, or model.checkpoint can't be read.
+    Args:
+        config: The network.
+        size: Rows and columns of the image, or the side of a square one, px.
+        classes: Kinds of lesions.
+
+    Raises:
+        DetectionError: The extra is missing, the environment is not the API's, or model.checkpoint
+            can't be read.
     """
 
     name = "ssd"
     not_for_xla = "it is the Object Detection API's, and its step has not been tried so"
 
-    def __init__(self, config: SSDConfig | None = None, size: int | tuple[int, int] = 320, classes: int = 1) -> None:
-        self.config, self.shape, self.classes = config or SSDConfig(), sides(size), classes
+    def __init__(
+        self, config: SSDConfig | None = None, size: int | tuple[int, int] = 320, classes: int = 1
+    ) -> None:
+        self.config = config or SSDConfig()
+        self.shape = sides(size)
+        self.classes = classes
         self.api = _api()
-        self.pipeline = self.api.pipeline_pb2.TrainEvalPipelineConfig(**pipeline(self.config, self.shape, classes))
+        self.pipeline = self.api.pipeline_pb2.TrainEvalPipelineConfig(
+            **pipeline(self.config, self.shape, classes)
+        )
         self.detector = self.api.model_builder.build(self.pipeline.model, is_training=True)
         self.detect(tf.zeros([1, *self.shape, 1]))  # the API makes its variables at the first call
         if self.config.checkpoint:
@@ -204,41 +282,69 @@ class SSD:
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One step down focal loss + localisation * smooth L1 + weight decay.
 
-        Args:     batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "boxes" float32 [batch, k, 4] in [0, 1], "classes"
-                  int32 [batch, k]; see data.whole.
-        Returns:  float32 scalars: the whole loss and its three parts.
+        Args:
+            batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "boxes" float32 [batch, k, 4]
+                in [0, 1], "classes" int32 [batch, k]; see data.whole.
+
+        Returns:
+            float32 scalars: the whole loss and its three parts.
         """
         there = [box[:, 2] > box[:, 0] for box in tf.unstack(batch["boxes"])]
-        boxes = [tf.boolean_mask(box, real) for box, real in zip(tf.unstack(batch["boxes"]), there, strict=True)]
+        boxes = [
+            tf.boolean_mask(box, real)
+            for box, real in zip(tf.unstack(batch["boxes"]), there, strict=True)
+        ]
         labels = tf.unstack(tf.one_hot(batch["classes"], self.classes))
         kinds = [tf.boolean_mask(label, real) for label, real in zip(labels, there, strict=True)]
-        self.detector.provide_groundtruth(groundtruth_boxes_list=boxes, groundtruth_classes_list=kinds)
+        self.detector.provide_groundtruth(
+            groundtruth_boxes_list=boxes, groundtruth_classes_list=kinds
+        )
         with tf.GradientTape() as tape, _training(self.api, True):
             images, shapes = self._preprocess(batch["image"])
             parts = self.detector.loss(self.detector.predict(images, shapes), shapes)
-            localisation, classification = parts["Loss/localization_loss"], parts["Loss/classification_loss"]
+            localisation = parts["Loss/localization_loss"]
+            classification = parts["Loss/classification_loss"]
             decay = tf.add_n(self.detector.regularization_losses())
             loss = localisation + classification + decay
         minimize(loss, self.networks["detector"], self.optimizers["detector"], tape)
-        return {"detector_loss": loss, "localisation": localisation, "classification": classification, "weight_decay": decay}
+        return {
+            "detector_loss": loss,
+            "localisation": localisation,
+            "classification": classification,
+            "weight_decay": decay,
+        }
 
     def detect(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """The API's detections.
 
-        Args:     image: float32 [batch, rows, cols, 1] in [0, 1].
-        Returns:  the API's names: "detection_boxes" float32 [batch, n, 4] in [0, 1], "detection_scores" [batch, n], falling,
-                  0 where there is nothing, "detection_classes" [batch, n] from 0 on, "num_detections" [batch], and others.
+        Args:
+            image: float32 [batch, rows, cols, 1] in [0, 1].
+
+        Returns:
+            The API's names: "detection_boxes" float32 [batch, n, 4] in [0, 1], "detection_scores"
+            [batch, n], falling, 0 where there is nothing, "detection_classes" [batch, n] from 0 on,
+            "num_detections" [batch], and others.
         """
         with _training(self.api, False):
             images, shapes = self._preprocess(image)
             return self.detector.postprocess(self.detector.predict(images, shapes), shapes)
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid. Args: batch: "image" and "mask". Returns: float32 [batch, rows, cols, 1] in [0, 1]."""
+        """Panels for the image grid.
+
+        Args:
+            batch: "image" and "mask".
+
+        Returns:
+            float32 [batch, rows, cols, 1] in [0, 1].
+        """
         return panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
-        """What validation calls: image -> boxes, scores and classes. The export is the API's own; see `write`."""
+        """What validation calls: image -> boxes, scores and classes.
+
+        The export is the API's own; see `write`.
+        """
 
         @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
         def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -252,26 +358,44 @@ class SSD:
 
 
 def write(room: Any, folder: Path) -> dict[str, Any]:
-    """Export with the API's exporter: saved_model/, checkpoint/ and pipeline.config, as whoever knows the API expects them.
+    """Export with the API's exporter: saved_model/, checkpoint/ and pipeline.config, as whoever
+    knows the API expects them.
 
-    Args:     room: an SSD. folder: exists and is empty.
-    Returns:  the card's description of the function "saved_model": float32 [n, rows, cols, 3] in [0, 255] -> the API's
-              outputs, classes counted from 1.
-    Raises:   ExportError: the SavedModel answers otherwise than the network in memory.
+    Args:
+        room: An SSD.
+        folder: Exists and is empty.
+
+    Returns:
+        The card's description of the function "saved_model": float32 [n, rows, cols, 3] in [0, 255]
+        -> the API's outputs, classes counted from 1.
+
+    Raises:
+        ExportError: The SavedModel answers otherwise than the network in memory.
     """
     with tempfile.TemporaryDirectory() as temporary, _training(room.api, False):
         tf.train.Checkpoint(model=room.detector).save(f"{temporary}/ckpt")
-        room.api.exporter_lib_v2.export_inference_graph("float_image_tensor", room.pipeline, temporary, str(folder))
+        room.api.exporter_lib_v2.export_inference_graph(
+            "float_image_tensor", room.pipeline, temporary, str(folder)
+        )
     image = np.random.default_rng(0).random((1, *room.shape, 1), np.float32)
     loaded = tf.saved_model.load(str(folder / SAVED_MODEL))
     function = loaded.signatures["serving_default"]
-    saved, known = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1))), room.detect(tf.constant(image))
-    for name in ("raw_detection_boxes", "raw_detection_scores"):  # one per anchor: the chosen ones may change places by rounding
+    saved = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))
+    known = room.detect(tf.constant(image))
+    # one per anchor: the chosen ones may change places by rounding
+    for name in ("raw_detection_boxes", "raw_detection_scores"):
         if not np.allclose(saved[name], known[name], rtol=ROUNDING, atol=ROUNDING):
-            raise ExportError(f"the detector's {name} differ between the SavedModel and the network in memory")
+            raise ExportError(
+                f"the detector's {name} differ between the SavedModel and the network in memory"
+            )
     outputs = {name: _described(tensor) for name, tensor in function.structured_outputs.items()}
-    inputs = {"input_tensor": {"shape": [None, None, None, 3], "dtype": "float32", "range": [0.0, 255.0]}}
-    variables = [f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}" for variable in room.networks["detector"].variables]
+    inputs = {
+        "input_tensor": {"shape": [None, None, None, 3], "dtype": "float32", "range": [0.0, 255.0]}
+    }
+    variables = [
+        f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
+        for variable in room.networks["detector"].variables
+    ]
     return {SAVED_MODEL: {"inputs": inputs, "outputs": outputs, "variables": variables}}
 
 
@@ -282,17 +406,23 @@ def _described(tensor: Any) -> dict[str, Any]:
 def _start_from(detector: Any, checkpoint: Path) -> None:
     prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
     if prefix is None or not tf.io.gfile.glob(f"{prefix}.index"):
-        raise DetectionError(f"model.checkpoint: {checkpoint} is neither a checkpoint nor a folder with one")
+        raise DetectionError(
+            f"model.checkpoint: {checkpoint} is neither a checkpoint nor a folder with one"
+        )
     restored = tf.train.Checkpoint(**detector.restore_from_objects("detection"))
     try:
         restored.restore(prefix).expect_partial().assert_existing_objects_matched()
     except (AssertionError, ValueError, tf.errors.OpError):
-        raise DetectionError(f"model.checkpoint: {checkpoint} is damaged, or of another backbone, depth or pyramid") from None
+        raise DetectionError(
+            f"model.checkpoint: {checkpoint} is damaged, or of another backbone, depth or pyramid"
+        ) from None
 
 
 @contextmanager
 def _training(api: SimpleNamespace, on: bool) -> Iterator[None]:
-    """Whether BatchNorm takes the batch's statistics and learns from them: the API's layers ask Keras's global switch."""
+    """Whether BatchNorm takes the batch's statistics and learns from them: the API's layers ask
+    Keras's global switch.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*learning_phase.* is deprecated", UserWarning)
         api.tf_keras.backend.set_learning_phase(int(on))
@@ -306,17 +436,28 @@ def _api() -> SimpleNamespace:
     """The parts of the API, and the Keras that it is written for."""
     for name, value in ENVIRONMENT.items():
         if os.environ.get(name) != value:
-            raise DetectionError(f"the Object Detection API needs {name}={value} before TensorFlow is imported, as train/ssd.py sets it")
+            raise DetectionError(
+                f"the Object Detection API needs {name}={value} before TensorFlow is imported, as "
+                "train/ssd.py sets it"
+            )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tensorflow-io's file systems, which nothing needs, and the API's old idioms
+            # tensorflow-io's file systems, which nothing needs, and the API's old idioms
+            warnings.simplefilter("ignore")
             import tf_keras
             from object_detection import exporter_lib_v2
             from object_detection.builders import model_builder
             from object_detection.protos import pipeline_pb2
     except ImportError as error:
         raise DetectionError(
-            f'the TensorFlow Object Detection API is missing ({error.name}); install it: pip install "tfmammo[detection]"'
+            f"the TensorFlow Object Detection API is missing ({error.name}); install it: pip "
+            'install "tfmammo[detection]"'
         ) from None
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of what the API's sources are deprecated for
-    return SimpleNamespace(tf_keras=tf_keras, exporter_lib_v2=exporter_lib_v2, model_builder=model_builder, pipeline_pb2=pipeline_pb2)
+    # it warns of what the API's sources are deprecated for
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    return SimpleNamespace(
+        tf_keras=tf_keras,
+        exporter_lib_v2=exporter_lib_v2,
+        model_builder=model_builder,
+        pipeline_pb2=pipeline_pb2,
+    )

@@ -1,8 +1,9 @@
 """Several models judged on the same patches, of patients that none of them was trained on.
 
-A model is a name and one or more handles: several handles are the folds of a cross-validation, and each patch goes to the
-one fold that never saw its patient. All models are compared on the patches that each of them can judge. Models trained by
-the paper's leaky protocol know every patient; they are judged on their own held-out copies, in a comparison of their own.
+A model is a name and one or more handles: several handles are the folds of a cross-validation, and
+each patch goes to the one fold that never saw its patient. All models are compared on the patches
+that each of them can judge. Models trained by the paper's leaky protocol know every patient; they
+are judged on their own held-out copies, in a comparison of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,19 @@ from tfmammo.data import splits
 from tfmammo.data.patches import Make, Patches, make_patches
 from tfmammo.errors import DataError, ExportError
 from tfmammo.export import predict
-from tfmammo.metrics.summary import Compare, Measure, Printed, Row, Scores, Table, correct, in_units, summarize, tables, write_csv
+from tfmammo.metrics.summary import (
+    Compare,
+    Measure,
+    Printed,
+    Row,
+    Scores,
+    Table,
+    correct,
+    in_units,
+    summarize,
+    tables,
+    write_csv,
+)
 from tfmammo.tracking import runs
 from tfmammo.tracking.models import resolve
 
@@ -36,36 +49,56 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "tfmammo-evaluation"  # the experiment in MLflow
 # Keys of data that decide what a patch shows.
-DECISIVE = {"patches", "kinds", "frame", "context", "padding", "preprocess", "percentiles", "window"}
+DECISIVE = {
+    "patches",
+    "kinds",
+    "frame",
+    "context",
+    "padding",
+    "preprocess",
+    "percentiles",
+    "window",
+}
 
 Protocol = Literal["unseen", "all", "paper"]
-Name = Annotated[str, StringConstraints(pattern=r"^\w[\w .+-]*$")]  # it becomes a part of file names
-Inputs = Callable[[Patches, Mapping[str, Any]], NDArray[np.float32]]  # patches and a model's card -> what the model takes
-Handles = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value), Field(min_length=1)]
+# it becomes a part of file names
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w .+-]*$")]
+# patches and a model's card -> what the model takes
+Inputs = Callable[[Patches, Mapping[str, Any]], NDArray[np.float32]]
+Handles = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
 
 
 class EvaluationConfig(Frozen):
-    """What the evaluate scripts share.
-
-    data: the patches; its split is not used. models: name -> handle or handles, the folds of a cross-validation. A handle
-    is the folder of a run (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A checkpoint
-    that was kept as the best was chosen on its held-out patients: on these its numbers are too good. The first model is the
-    one that the others are compared with.
-    patients: "unseen" judges a patch only by models that were not trained on its patient; "all" by every model.
-    tracking_uri: the MLflow server of models:/ handles; None means the environment's. Where it is set, tables and figures are
-    logged there too.
-    compare: "first" compares every model with the first one, "pairs" each with each other.
-    samples: draws of bootstrap and permutation test. level: of intervals. seed: of all draws.
-    """
+    """What the evaluate scripts share."""
 
     data: DataConfig = DataConfig()
+    """The patches; its split is not used."""
     models: dict[Name, Handles] = Field(min_length=1)
+    """Name -> handle or handles, the folds of a cross-validation. A handle is the folder of a run
+    (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A
+    checkpoint that was kept as the best was chosen on its held-out patients: on these its numbers
+    are too good. The first model is the one that the others are compared with.
+    """
     patients: Literal["unseen", "all"] = "unseen"
+    """"unseen" judges a patch only by models that were not trained on its patient; "all" by every
+    model.
+    """
     compare: Compare = "first"
+    """"first" compares every model with the first one, "pairs" each with each other."""
     tracking_uri: str | None = None
+    """The MLflow server of models:/ handles; None means the environment's. Where it is set, tables
+    and figures are logged there too.
+    """
     samples: PositiveInt = 10_000
+    """Draws of bootstrap and permutation test."""
     level: float = Field(default=0.95, gt=0, lt=1)
+    """Of intervals."""
     seed: NonNegativeInt = 0
+    """Of all draws."""
 
     def summaries(self, scores: Scores, patient_ids: NDArray[np.str_]) -> list[Row]:
         """`summarize` with what the config says."""
@@ -87,8 +120,11 @@ INPUTS: Mapping[str, Inputs] = {"image": _images, "mask": _masks}
 class Network:
     """One function of one handle; its weights are read when it runs.
 
-    folder: of the export, or of a SavedModel without a card. function: its name; None for a SavedModel without a card.
-    card: of the export; empty where there is none. source: the name of its input.
+    Attributes:
+        folder: Of the export, or of a SavedModel without a card.
+        function: Its name; None for a SavedModel without a card.
+        card: Of the export; empty where there is none.
+        source: The name of its input.
     """
 
     handle: str
@@ -99,32 +135,58 @@ class Network:
 
     @property
     def leaky(self) -> bool:
-        """Whether it was trained by the paper's protocol, with copies of one lesion on both sides."""
+        """Whether it was trained by the paper's protocol, with copies of one lesion on
+        both sides.
+        """
         return self.card.get("split") == "paper"
 
     def unseen(self, patient_ids: NDArray[np.str_]) -> NDArray[np.bool_]:
         """bool [n]: which patients it was not trained on.
 
-        Raises:   DataError: its card doesn't name them. ExportError: it names them under another TFMAMMO_ID_KEY.
+        Raises:
+            DataError: Its card doesn't name them.
+            ExportError: It names them under another TFMAMMO_ID_KEY.
         """
         if "train_patients" not in self.card:
-            raise DataError(f"{self.handle}: no card names the patients it was trained on; patients=all judges it all the same")
+            raise DataError(
+                f"{self.handle}: no card names the patients it was trained on; patients=all "
+                "judges it all the same"
+            )
         return ~np.isin(patient_ids, sorted(export.trained_on(self.card, self.handle)))
 
-    def run(self, source: str, target: str, values: NDArray[np.float32], shape: tuple[int, ...] | None = None) -> NDArray[np.float32]:
+    def run(
+        self,
+        source: str,
+        target: str,
+        values: NDArray[np.float32],
+        shape: tuple[int, ...] | None = None,
+    ) -> NDArray[np.float32]:
         """What it makes of `values`, eight at a time.
 
-        Args:     source, target: names of input and output. values: float32 [n, s, s, 1] in [0, 1]. shape: what is put out
-                  for each of them, (s, s, 1) if not said.
-        Returns:  float32 [n, *shape] in [0, 1].
-        Raises:   ExportError: it can't be read, or takes patches of another size. DataError: it puts out something else.
+        Args:
+            source: Names of input and output.
+            target: Names of input and output.
+            values: float32 [n, s, s, 1] in [0, 1].
+            shape: What is put out for each of them, (s, s, 1) if not said.
+
+        Returns:
+            float32 [n, *shape] in [0, 1].
+
+        Raises:
+            ExportError: It can't be read, or takes patches of another size.
+            DataError: It puts out something else.
         """
-        call: Callable[..., Any] = export.load(self.folder, self.function) if self.function else _signature(self.folder)
+        call: Callable[..., Any] = (
+            export.load(self.folder, self.function) if self.function else _signature(self.folder)
+        )
         outputs = predict(call, source, values)[target]
         wanted = values.shape[1:] if shape is None else shape
         if outputs.shape != (len(values), *wanted) or not np.all((outputs >= 0) & (outputs <= 1)):
             form = "[n, s, s, 1]" if shape is None else list(("n", *shape))
-            raise DataError(f"{self.handle}: its {target} is no {form} in [0, 1] but {list(outputs.shape)}, or holds other values")
+            raise DataError(
+                f"{self.handle}: its {target} is no {form} in [0, 1] but {list(outputs.shape)}, "
+                "or holds other values"
+            )
         return outputs
 
 
@@ -132,10 +194,13 @@ class Network:
 class Comparison:
     """The outputs of several models for the same patches.
 
-    protocol: "unseen", "all" or "paper". data: how the patches were made. outputs: model -> float32 [n, s, s, 1], or
-    probabilities [n, classes].
-    folds: model -> intp [n], which of its handles made each output. networks: model -> its handles.
-    pool: every patch that a model may have been trained on; None: that is not known.
+    Attributes:
+        protocol: "unseen", "all" or "paper".
+        data: How the patches were made.
+        outputs: Model -> float32 [n, s, s, 1], or probabilities [n, classes].
+        folds: Model -> intp [n], which of its handles made each output.
+        networks: Model -> its handles.
+        pool: Every patch that a model may have been trained on; None: that is not known.
     """
 
     protocol: Protocol
@@ -147,11 +212,17 @@ class Comparison:
     pool: Patches | None = None
 
     def trained_on(self, network: Network) -> NDArray[np.bool_]:
-        """bool [m]: which patches of the pool a network was trained on, as its card says; all of them by the leaky protocol."""
+        """bool [m]: which patches of the pool a network was trained on, as its card says; all of
+        them by the leaky protocol.
+        """
         assert self.pool is not None
         if self.protocol == "paper":
             return np.ones(len(self.pool), np.bool_)
-        known = export.trained_on(network.card, network.handle) if "train_patients" in network.card else frozenset()
+        known = (
+            export.trained_on(network.card, network.handle)
+            if "train_patients" in network.card
+            else frozenset()
+        )
         return np.isin(self.pool.patient_ids, sorted(known))
 
     @property
@@ -162,7 +233,8 @@ class Comparison:
         return {
             "unseen": f"{count}, each judged by models that never saw its patient",
             "all": f"{count}, those of training included",
-            "paper": f"LEAKY, by the paper's protocol: {count}, turned copies of which were trained on",
+            "paper": f"LEAKY, by the paper's protocol: {count}, turned copies of which were "
+            "trained on",
         }[self.protocol]
 
 
@@ -170,8 +242,12 @@ class Comparison:
 class Published:
     """What a paper prints of a model, and of which patches.
 
-    values: measure -> value. archive: of tfmammo.archives. leaky: whether copies of one lesion stood on both sides of its split;
-    None: the paper does not say how it split. frame: of its patches, without which its numbers are not shown; None: any.
+    Attributes:
+        values: Measure -> value.
+        archive: Of tfmammo.archives.
+        leaky: Whether copies of one lesion stood on both sides of its split; None: the paper does
+            not say how it split.
+        frame: Of its patches, without which its numbers are not shown; None: any.
     """
 
     values: Mapping[str, float]
@@ -193,8 +269,11 @@ class Published:
 class Report:
     """All comparisons of one evaluation: tables to print, table.md, table.csv and per_image.csv.
 
-    measures: in the order of columns. published: model -> what a paper prints of it, shown under the model's own.
-    models_across: a column for each model and a line for each measure, instead of the reverse. note: put behind every title.
+    Attributes:
+        measures: In the order of columns.
+        published: Model -> what a paper prints of it, shown under the model's own.
+        models_across: A column for each model and a line for each measure, instead of the reverse.
+        note: Put behind every title.
     """
 
     config: EvaluationConfig
@@ -206,41 +285,80 @@ class Report:
     images: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
 
-    def add(self, comparison: Comparison, scores: Scores, rows: Sequence[Row] | None = None, notes: tuple[str, ...] = ()) -> None:
-        """Take in a comparison. scores: model -> measure -> float64 [n]; it may hold models that have no handle.
+    def add(
+        self,
+        comparison: Comparison,
+        scores: Scores,
+        rows: Sequence[Row] | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        """Take in a comparison. scores: model -> measure -> float64 [n]; it may hold models that
+        have no handle.
 
-        What is no key of `measures` stands in per_image.csv alone. rows: the tables' content; None: summaries of all scores.
-        notes: sentences under the table of means, before its own.
+        What is no key of `measures` stands in per_image.csv alone. rows: the tables' content; None:
+        summaries of all scores. notes: sentences under the table of means, before its own.
         """
-        config, patches = self.config, comparison.patches
+        config = self.config
+        patches = comparison.patches
         if rows is None:
-            shown = {model: {key: measured[key] for key in self.measures} for model, measured in scores.items()}
+            shown = {
+                model: {key: measured[key] for key in self.measures}
+                for model, measured in scores.items()
+            }
             rows = config.summaries(shown, patches.patient_ids)
         title = f"{comparison.title}; {self.note}" if self.note else comparison.title
-        alike = {model: one for model, one in self.published.items() if one.frame in (None, comparison.data.frame)}
+        alike = {
+            model: one
+            for model, one in self.published.items()
+            if one.frame in (None, comparison.data.frame)
+        }
         printed = {model: one.beside(comparison) for model, one in alike.items()}
-        means, *others = tables(rows, self.measures, title, printed, self.models_across, config.samples, config.level)
+        means, *others = tables(
+            rows, self.measures, title, printed, self.models_across, config.samples, config.level
+        )
         self.tables += [replace(means, notes=notes + means.notes), *others]
-        self.rows += [{"protocol": comparison.protocol, **in_units(row, self.measures[row.measure])} for row in correct(rows)]
+        self.rows += [
+            {"protocol": comparison.protocol, **in_units(row, self.measures[row.measure])}
+            for row in correct(rows)
+        ]
         for model, measured in scores.items():
             folds = comparison.folds.get(model)
-            for i, (identifier, patient) in enumerate(zip(patches.ids.tolist(), patches.patient_ids.tolist(), strict=True)):
-                place = {"protocol": comparison.protocol, "model": model, "fold": "" if folds is None else int(folds[i])}
+            for i, (identifier, patient) in enumerate(
+                zip(patches.ids.tolist(), patches.patient_ids.tolist(), strict=True)
+            ):
+                place = {
+                    "protocol": comparison.protocol,
+                    "model": model,
+                    "fold": "" if folds is None else int(folds[i]),
+                }
                 values = {name: float(value[i]) for name, value in measured.items()}
                 self.images.append({**place, "id": identifier, "patient": patient, **values})
 
     def write(self, output: Path) -> None:
-        """Write table.md, table.csv (in the measures' units) and per_image.csv (as computed) into a folder, and log all that is in it.
+        """Write table.md, table.csv (in the measures' units) and per_image.csv (as computed) into a
+        folder, and log all that is in it.
 
-        Raises:   TrackingError: config.tracking_uri is set and can't be reached.
+        Raises:
+            TrackingError: config.tracking_uri is set and can't be reached.
         """
         output.mkdir(parents=True, exist_ok=True)
-        (output / "table.md").write_text("\n".join(table.markdown() for table in self.tables), encoding="utf-8")
+        (output / "table.md").write_text(
+            "\n".join(table.markdown() for table in self.tables), encoding="utf-8"
+        )
         write_csv(output / "table.csv", self.rows)
         write_csv(output / "per_image.csv", self.images)
         if self.config.tracking_uri:
-            means = {f"{row['protocol']}/{row['model']}/{row['measure']}": row["mean"] for row in self.rows}
-            runs.log_folder(output, self.config.tracking_uri, EXPERIMENT, self.config.model_dump(mode="json"), means)
+            means = {
+                f"{row['protocol']}/{row['model']}/{row['measure']}": row["mean"]
+                for row in self.rows
+            }
+            runs.log_folder(
+                output,
+                self.config.tracking_uri,
+                EXPERIMENT,
+                self.config.model_dump(mode="json"),
+                means,
+            )
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -259,22 +377,47 @@ def compare(
 ) -> list[Comparison]:
     """Run every model on every patch that it may judge.
 
-    Args:     source, target: "image" and "mask" for segmentation, "mask" and "image" for synthesis, "mask" and "shapes" for
-              shapes. Where models differ in what they take: name -> how it is made; the first that a model has is used.
-              make: see `cli.all_patches`. shape: of one output, as for `Network.run`. limit: judge so many patches at most,
-              drawn by config.seed.
-    Returns:  the comparison by `config.patients`, if any model is not leaky, then the one of leaky models, if any.
-    Raises:   ConfigError, ArchiveError, DataError, ExportError: a handle or the data can't be used as asked.
+    Args:
+        source: "image" and "mask" for segmentation, "mask" and "image" for synthesis, "mask" and
+            "shapes" for shapes. Where models differ in what they take: name -> how it is made; the
+            first that a model has is used.
+        target: "image" and "mask" for segmentation, "mask" and "image" for synthesis, "mask" and
+            "shapes" for shapes. Where models differ in what they take: name -> how it is made; the
+            first that a model has is used.
+        make: See `cli.all_patches`.
+        shape: Of one output, as for `Network.run`.
+        limit: Judge so many patches at most, drawn by config.seed.
+
+    Returns:
+        The comparison by `config.patients`, if any model is not leaky, then the one of leaky
+        models, if any.
+
+    Raises:
+        ConfigError: A handle or the data can't be used as asked.
+        ArchiveError: A handle or the data can't be used as asked.
+        DataError: A handle or the data can't be used as asked.
+        ExportError: A handle or the data can't be used as asked.
     """
     inputs = {source: INPUTS[source]} if isinstance(source, str) else source
-    models = {name: [_open(handle, inputs, target, config.tracking_uri) for handle in config.models[name]] for name in config.models}
-    leaky = {name: networks for name, networks in models.items() if any(network.leaky for network in networks)}
+    models = {
+        name: [_open(handle, inputs, target, config.tracking_uri) for handle in config.models[name]]
+        for name in config.models
+    }
+    leaky = {
+        name: networks
+        for name, networks in models.items()
+        if any(network.leaky for network in networks)
+    }
     fair = {name: networks for name, networks in models.items() if name not in leaky}
-    judge = partial(_judge, inputs=inputs, target=target, shape=shape, limit=limit, seed=config.seed)
+    judge = partial(
+        _judge, inputs=inputs, target=target, shape=shape, limit=limit, seed=config.seed
+    )
     found = []
     if fair:
         warn_of_other_crops((network for group in fair.values() for network in group), config.data)
-        found.append(judge(config.patients, config.data, datasets.all_patches(config.data, make), fair))
+        found.append(
+            judge(config.patients, config.data, datasets.all_patches(config.data, make), fair)
+        )
     if leaky:
         made, copies, held_out = _copies(leaky, config.data, make)
         found.append(replace(judge("paper", made, held_out, leaky), pool=copies))
@@ -292,15 +435,19 @@ def _open(handle: str, sources: Iterable[str], target: str, tracking_uri: str | 
 
 
 def open_network(handle: str, source: str, target: str, tracking_uri: str | None = None) -> Network:
-    """Find the function of a handle that leads from source to target; see `EvaluationConfig` for handles.
+    """Find the function of a handle that leads from source to target; see `EvaluationConfig` for
+    handles.
 
-    Raises:   ExportError: there is none.
+    Raises:
+        ExportError: There is none.
     """
     path = Path(handle)
     if not (path / "saved_model.pb").is_file():
-        folder, function = resolve(handle, tracking_uri), None
+        folder = resolve(handle, tracking_uri)
+        function = None
     elif (path.parent / export.CARD).is_file():
-        folder, function = path.parent, path.name
+        folder = path.parent
+        function = path.name
     else:
         _signature(path, source, target)
         return Network(handle, path, None, {}, source)
@@ -323,15 +470,29 @@ def _judge(
     limit: int | None,
     seed: int,
 ) -> Comparison:
-    folds = {name: _folds(name, networks, patches.patient_ids, protocol) for name, networks in models.items()}
+    folds = {
+        name: _folds(name, networks, patches.patient_ids, protocol)
+        for name, networks in models.items()
+    }
     common = np.flatnonzero(np.all([fold >= 0 for fold in folds.values()], axis=0))
     for name, fold in folds.items():
-        log.info("%s can judge %d of %d patches, %d of them with all models", name, np.sum(fold >= 0), len(patches), len(common))
+        log.info(
+            "%s can judge %d of %d patches, %d of them with all models",
+            name,
+            np.sum(fold >= 0),
+            len(patches),
+            len(common),
+        )
     if len(common) == 0:
-        raise DataError(f"no patch is of a patient that none of {', '.join(models)} was trained on; patients=all judges all the same")
+        raise DataError(
+            f"no patch is of a patient that none of {', '.join(models)} was trained on; "
+            "patients=all judges all the same"
+        )
     if limit is not None and limit < len(common):
         common = np.sort(np.random.default_rng(seed).permutation(common)[:limit])
-    pool, patches, folds = patches, patches.take(common), {name: fold[common] for name, fold in folds.items()}
+    pool = patches
+    patches = patches.take(common)
+    folds = {name: fold[common] for name, fold in folds.items()}
     form = patches.images.shape[1:] if shape is None else shape
     outputs = {name: np.empty((len(patches), *form), np.float32) for name in models}
     for name, networks in models.items():
@@ -343,27 +504,50 @@ def _judge(
     return Comparison(protocol, data, patches, outputs, folds, models, pool)
 
 
-def _folds(name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_], protocol: Protocol) -> NDArray[np.intp]:
+def _folds(
+    name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_], protocol: Protocol
+) -> NDArray[np.intp]:
     """intp [n]: which network of a model judges each patch, -1 where none may."""
-    may = np.stack([n.unseen(patient_ids) if protocol == "unseen" else np.ones(len(patient_ids), np.bool_) for n in networks])
+    may = np.stack(
+        [
+            n.unseen(patient_ids) if protocol == "unseen" else np.ones(len(patient_ids), np.bool_)
+            for n in networks
+        ]
+    )
     twice = int(np.sum(may.sum(axis=0) > 1))
     if twice:
-        raise DataError(f"models.{name}: {twice} patches would be judged by several handles; give the folds of one split, or one handle")
+        raise DataError(
+            f"models.{name}: {twice} patches would be judged by several handles; give the folds "
+            "of one split, or one handle"
+        )
     return np.where(may.any(axis=0), may.argmax(axis=0), -1)
 
 
-def _copies(models: Mapping[str, Sequence[Network]], data: DataConfig, make: Make) -> tuple[DataConfig, Patches, Patches]:
-    """Both sides of the paper's split, made again as the models' cards say: how they are made, training, held-out."""
+def _copies(
+    models: Mapping[str, Sequence[Network]], data: DataConfig, make: Make
+) -> tuple[DataConfig, Patches, Patches]:
+    """Both sides of the paper's split, made again as the models' cards say: how they are made,
+    training, held-out.
+    """
     networks = [network for group in models.values() for network in group]
     first = networks[0]
     for network in networks[1:]:
-        if not (network.leaky and first.leaky) or network.card["held_out_ids"] != first.card["held_out_ids"]:
-            raise DataError(f"{network.handle} and {first.handle} were not trained on one paper split; evaluate them separately")
+        if (
+            not (network.leaky and first.leaky)
+            or network.card["held_out_ids"] != first.card["held_out_ids"]
+        ):
+            raise DataError(
+                f"{network.handle} and {first.handle} were not trained on one paper split; "
+                "evaluate them separately"
+            )
     known = first.card["config"]["data"]
     made = DataConfig.model_validate(known | {"name": data.name, "root": data.root})
     copies, held_out = splits.split(datasets.all_patches(made, make), made)
     if held_out.ids.tolist() != first.card["held_out_ids"]:
-        raise DataError(f"{first.handle}: its held-out copies can't be made again; data.name and data.root must be what it was trained on")
+        raise DataError(
+            f"{first.handle}: its held-out copies can't be made again; data.name and data.root "
+            "must be what it was trained on"
+        )
     return made, copies, held_out
 
 
@@ -373,23 +557,39 @@ def warn_of_other_crops(networks: Iterable[Network], data: DataConfig) -> None:
         trained = network.card.get("config", {}).get("data", {})
         for key, here in data.model_dump(mode="json", include=DECISIVE).items():
             if trained.get(key, here) != here:
-                log.warning("%s was trained with data.%s %s and is judged with %s", network.handle, key, trained[key], here)
+                log.warning(
+                    "%s was trained with data.%s %s and is judged with %s",
+                    network.handle,
+                    key,
+                    trained[key],
+                    here,
+                )
 
 
-def _signature(folder: Path, source: str | None = None, target: str | None = None) -> Callable[..., Mapping[str, tf.Tensor]]:
+def _signature(
+    folder: Path, source: str | None = None, target: str | None = None
+) -> Callable[..., Mapping[str, tf.Tensor]]:
     """The serving signature of a SavedModel that has no card, checked if names are given."""
     try:
         loaded = tf.saved_model.load(str(folder))
         signature = loaded.signatures[export.SIGNATURE]
     except (OSError, tf.errors.OpError, ValueError, KeyError) as error:
-        raise ExportError(f"{folder}: can't be read as a SavedModel with a serving signature ({' '.join(str(error).split())})") from None
-    inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
+        raise ExportError(
+            f"{folder}: can't be read as a SavedModel with a serving signature "
+            f"({' '.join(str(error).split())})"
+        ) from None
+    inputs = signature.structured_input_signature[1]
+    outputs = signature.structured_outputs
     if source and (set(inputs) != {source} or target not in outputs):
-        raise ExportError(f"{folder}: leads from {', '.join(inputs)} to {', '.join(outputs)}, not from {source} to {target}")
+        raise ExportError(
+            f"{folder}: leads from {', '.join(inputs)} to {', '.join(outputs)}, not from {source} "
+            f"to {target}"
+        )
 
     def call(**values: tf.Tensor) -> Mapping[str, tf.Tensor]:
         try:
-            return loaded.signatures[export.SIGNATURE](**values)  # keeps `loaded`, which owns the weights
+            # keeps `loaded`, which owns the weights
+            return loaded.signatures[export.SIGNATURE](**values)
         except (tf.errors.OpError, TypeError, ValueError):
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())
             raise ExportError(f"{folder}: does not take {shapes}") from None

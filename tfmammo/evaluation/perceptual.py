@@ -1,7 +1,8 @@
-"""Sets of patches as networks see them: LPIPS, FID and KID against real patches, with intervals over patients.
+"""Sets of patches as networks see them: LPIPS, FID and KID against real patches, with
+intervals over patients.
 
-The networks are downloaded, or files (python -m tfmammo.pretrained makes them), or random ones ("none"), which the names and headings
-of measures then say.
+The networks are downloaded, or files (python -m tfmammo.pretrained makes them), or random ones
+("none"), which the names and headings of measures then say.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ SET_MEASURES = {
     "fid": Measure("FID", "", 1, 1),
     "kid": Measure("KID x 1000", "", 1000, 2),
 }
-OF_LPIPS, OF_INCEPTION = ("lpips", "lpips_pairs"), ("fid", "kid", "nearest_features", "copy")
+OF_LPIPS = ("lpips", "lpips_pairs")
+OF_INCEPTION = ("fid", "kid", "nearest_features", "copy")
 
 Scores = dict[str, NDArray[np.float64]]
 Statistic = Callable[[NDArray[np.intp]], float]
@@ -32,20 +34,35 @@ Statistic = Callable[[NDArray[np.intp]], float]
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """The networks that look at patches. lpips, inception: see tfmammo.metrics.perceptual."""
+    """The networks that look at patches.
+
+    Attributes:
+        lpips: See tfmammo.metrics.perceptual.
+        inception: See tfmammo.metrics.perceptual.
+    """
 
     lpips: perceptual.LPIPS
     inception: perceptual.Inception
 
     @property
     def note(self) -> str:
-        """What a table says of random networks and missing heads; "" where there is nothing to say."""
+        """What a table says of random networks and missing heads; "" where there is
+        nothing to say.
+        """
         notes = ", ".join(note for note in (self.lpips.note, self.inception.note) if note)
         return f"made with {notes}" if notes else ""
 
     def key(self, measure: str) -> str:
-        """The measure's name, marked where the network behind it is random or has no calibrated heads."""
-        note = self.lpips.note if measure in OF_LPIPS else self.inception.note if measure in OF_INCEPTION else ""
+        """The measure's name, marked where the network behind it is random or has no calibrated
+        heads.
+        """
+        note = (
+            self.lpips.note
+            if measure in OF_LPIPS
+            else self.inception.note
+            if measure in OF_INCEPTION
+            else ""
+        )
         return measure + ("_random" if "random" in note else "_without_heads" if note else "")
 
     def measures(self, measures: Mapping[str, Measure]) -> dict[str, Measure]:
@@ -69,14 +86,19 @@ class Judge:
     ) -> dict[str, dict[str, Statistic]]:
         """SET_MEASURES -> set -> its number for some rows of the patches.
 
-        Args:     real: float32 [n, s, s, 1] in [0, 1]. features: theirs, by `inception`. sets: name -> as many images, their features,
-                  and whether row i of both belongs to one real patch, so that it is no independent one.
+        Args:
+            real: float32 [n, s, s, 1] in [0, 1].
+            features: Theirs, by `inception`.
+            sets: Name -> as many images, their features, and whether row i of both belongs to one
+                real patch, so that it is no independent one.
         """
         found: dict[str, dict[str, Statistic]] = {name: {} for name in SET_MEASURES}
         for name, (images, seen, paired) in sets.items():
             found["lpips_pairs"][name] = partial(_off_diagonal, self.lpips.matrix(real, images))
             found["fid"][name] = partial(_of_rows, perceptual.fid, features, seen)
-            found["kid"][name] = partial(_of_rows, partial(perceptual.mmd, paired=paired), features, seen)
+            found["kid"][name] = partial(
+                _of_rows, partial(perceptual.mmd, paired=paired), features, seen
+            )
         return found
 
     def rows(
@@ -87,20 +109,33 @@ class Judge:
         real: str,
         compare: Compare = "first",
     ) -> list[Row]:
-        """A table's rows of what is known of whole sets alone, with jackknife intervals, and differences from other sets.
+        """A table's rows of what is known of whole sets alone, with jackknife intervals, and
+        differences from other sets.
 
-        Args:     statistics: measure -> set -> see `statistics`. patient_ids: str [n]. level: of intervals. real: the name of real
-                  patches, which are compared with nothing. compare: see `opponents`.
+        Args:
+            statistics: Measure -> set -> see `statistics`.
+            patient_ids: str [n].
+            level: Of intervals.
+            real: The name of real patches, which are compared with nothing.
+            compare: See `opponents`.
         """
         rows = []
         for measure, sets in statistics.items():
             counts = len(patient_ids), len(set(patient_ids.tolist()))
-            found = {name: perceptual.jackknife(statistic, patient_ids, level)[:3] for name, statistic in sets.items()}
-            alone = {name: Row(name, self.key(measure), *counts, *found[name], method="jackknife") for name in sets}
+            found = {
+                name: perceptual.jackknife(statistic, patient_ids, level)[:3]
+                for name, statistic in sets.items()
+            }
+            alone = {
+                name: Row(name, self.key(measure), *counts, *found[name], method="jackknife")
+                for name in sets
+            }
             for name, other in opponents([name for name in sets if name != real], compare):
                 row = alone[name]
                 if other:
-                    value, low, high, p = perceptual.jackknife(partial(_difference, sets[name], sets[other]), patient_ids, level)
+                    value, low, high, p = perceptual.jackknife(
+                        partial(_difference, sets[name], sets[other]), patient_ids, level
+                    )
                     row = versus(row, other, Paired(value, low, high, p))
                 rows.append(row)
             rows += [alone[real]] if real in alone else []
@@ -113,13 +148,22 @@ def check_size(size: int) -> None:
         raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {SMALLEST} px")
 
 
-def _of_rows(measure: Callable[..., float], real: NDArray[np.float32], synthetic: NDArray[np.float32], rows: NDArray[np.intp]) -> float:
+def _of_rows(
+    measure: Callable[..., float],
+    real: NDArray[np.float32],
+    synthetic: NDArray[np.float32],
+    rows: NDArray[np.intp],
+) -> float:
     return measure(real[rows], synthetic[rows]) if len(rows) > 1 else np.nan
 
 
 def _off_diagonal(matrix: NDArray[np.float64], rows: NDArray[np.intp]) -> float:
     part = matrix[np.ix_(rows, rows)]
-    return float((part.sum() - np.trace(part)) / (len(rows) * (len(rows) - 1))) if len(rows) > 1 else np.nan
+    return (
+        float((part.sum() - np.trace(part)) / (len(rows) * (len(rows) - 1)))
+        if len(rows) > 1
+        else np.nan
+    )
 
 
 def _difference(statistic: Statistic, reference: Statistic, rows: NDArray[np.intp]) -> float:

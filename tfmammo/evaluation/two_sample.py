@@ -1,12 +1,15 @@
-"""Can a network tell made patches from real ones of patients that it has not seen? A classifier two-sample test.
+"""Can a network tell made patches from real ones of patients that it has not seen? A
+classifier two-sample test.
 
-Where two sets are of one distribution, no classifier is better than chance on patches that it was not trained on; how much better
-one is says how far apart they are, in whatever it found. So an area of 0.5 under the ROC curve means that this small network, with
-this many patches, can't tell them apart, and no more; areas compare only between sets of about the same size.
+Where two sets are of one distribution, no classifier is better than chance on patches that it was
+not trained on; how much better one is says how far apart they are, in whatever it found. So an area
+of 0.5 under the ROC curve means that this small network, with this many patches, can't tell them
+apart, and no more; areas compare only between sets of about the same size.
 
-Source: Lopez-Paz and Oquab, Revisiting classifier two-sample tests (2017), section 3. Departures: the area under the ROC curve
-beside the accuracy; cross-validation in place of one held-out half, since patches are few; by patients, and intervals of them in
-place of a p value, since patches of one patient are not independent.
+Source: Lopez-Paz and Oquab, Revisiting classifier two-sample tests (2017), section 3. Departures:
+the area under the ROC curve beside the accuracy; cross-validation in place of one held-out half,
+since patches are few; by patients, and intervals of them in place of a p value, since patches of
+one patient are not independent.
 """
 
 from __future__ import annotations
@@ -41,10 +44,16 @@ SMALLEST = 2 ** len(FILTERS)  # px
 class TwoSample:
     """What a classifier two-sample test found.
 
-    auc: probability that of a made and a real patch which the same network judged, unseen, the made one has the higher score; 0.5:
-    they can't be told apart. low, high: its interval. accuracy: the mean of both sets' parts that lie on the right side of 0. real,
-    made: scores, float64 [n] and [m], logits of being made. real_folds, made_folds: int [n] and [m], which fold, and so which
-    network, judged them.
+    Attributes:
+        auc: Probability that of a made and a real patch which the same network judged, unseen, the
+            made one has the higher score; 0.5: they can't be told apart.
+        low: Its interval.
+        high: Its interval.
+        accuracy: The mean of both sets' parts that lie on the right side of 0.
+        real: Scores, float64 [n] and [m], logits of being made.
+        made: Scores, float64 [n] and [m], logits of being made.
+        real_folds: int [n] and [m], which fold, and so which network, judged them.
+        made_folds: int [n] and [m], which fold, and so which network, judged them.
     """
 
     auc: float
@@ -72,33 +81,64 @@ def two_sample(
     samples: int = 2000,
     level: float = 0.95,
 ) -> TwoSample:
-    """Train a small network on some patients' patches to tell made from real, score the others', and so on for every fold.
+    """Train a small network on some patients' patches to tell made from real, score the others',
+    and so on for every fold.
 
-    It computes in float32 whatever the precision policy, on images and masks, and neither uses nor changes any global state or
-    random numbers of Keras. Training patches are turned and mirrored at random; a score is the mean over all eight ways.
+    It computes in float32 whatever the precision policy, on images and masks, and neither uses nor
+    changes any global state or random numbers of Keras. Training patches are turned and mirrored at
+    random; a score is the mean over all eight ways.
 
-    Args:     real, made: float [n, s, s, 1] and [m, s, s, 1] in [0, 1]; real_masks, made_masks: number, {0, 1}, of their shapes.
-              real_groups, made_groups: str [n] and [m], patients, who are never on both sides. A lesion blended into another
-              patient's tissue is best of the lesion's patient, for it is the lesion that would be known again. folds: networks
-              trained. seed: of weights, batches and bootstrap. size: px that patches are resampled to. steps: of training, of
-              16 patches each, half of them real. samples: draws of patients for the interval. level: of confidence, in (0, 1).
-    Returns:  TwoSample; the interval is NaN with fewer than `FEWEST_PATIENTS` patients in either set. It is of patients drawn, the
-              networks being as they are.
-    Raises:   ValueError: unequal lengths or shapes, other values, too few patients, a fold without real or made patches, or a
-              size below 16 px.
-    Source:   Lopez-Paz and Oquab (2017), section 3; Davison & Hinkley (1997), 3.8, for the bootstrap of patients.
+    Args:
+        real: float [n, s, s, 1] and [m, s, s, 1] in [0, 1].
+        made: float [n, s, s, 1] and [m, s, s, 1] in [0, 1].
+        real_masks: Number, {0, 1}, of their shapes.
+        made_masks: Number, {0, 1}, of their shapes.
+        real_groups: str [n] and [m], patients, who are never on both sides. A lesion blended into
+            another patient's tissue is best of the lesion's patient, for it is the lesion that
+            would be known again.
+        made_groups: str [n] and [m], patients, who are never on both sides. A lesion blended into
+            another patient's tissue is best of the lesion's patient, for it is the lesion that
+            would be known again.
+        folds: Networks trained.
+        seed: Of weights, batches and bootstrap.
+        size: px that patches are resampled to.
+        steps: Of training, of 16 patches each, half of them real.
+        samples: Draws of patients for the interval.
+        level: Of confidence, in (0, 1).
+
+    Returns:
+        TwoSample; the interval is NaN with fewer than `FEWEST_PATIENTS` patients in either set. It
+        is of patients drawn, the networks being as they are.
+
+    Raises:
+        ValueError: Unequal lengths or shapes, other values, too few patients, a fold without real
+            or made patches, or a size below 16 px.
+
+    Source:
+        Lopez-Paz and Oquab (2017), section 3; Davison & Hinkley (1997), 3.8, for the bootstrap of
+        patients.
     """
     _check(real, real_groups, real_masks, "real")
     _check(made, made_groups, made_masks, "made")
     if size < SMALLEST:
         raise ValueError(f"patches of {size} px are too small for the network, it needs {SMALLEST}")
-    labels, groups = np.repeat([0, 1], [len(real), len(made)]), np.concatenate([real_groups, made_groups])
+    labels = np.repeat([0, 1], [len(real), len(made)])
+    groups = np.concatenate([real_groups, made_groups])
     inputs = np.concatenate([_inputs(real, real_masks, size), _inputs(made, made_masks, size)])
-    scores, judges, judge = np.empty(len(labels)), np.empty(len(labels), np.intp), _Judge(size, seed)
+    scores = np.empty(len(labels))
+    judges = np.empty(len(labels), np.intp)
+    judge = _Judge(size, seed)
     for fold, (train, test) in enumerate(_split(labels, groups, folds)):
-        shift, scale = inputs[train].mean(axis=(0, 1, 2)), np.maximum(inputs[train].std(axis=(0, 1, 2)), 1e-6)
-        judge.fit((inputs[train] - shift) / scale, labels[train], steps, np.random.default_rng([seed, fold]))
-        scores[test], judges[test] = judge.scores((inputs[test] - shift) / scale), fold
+        shift = inputs[train].mean(axis=(0, 1, 2))
+        scale = np.maximum(inputs[train].std(axis=(0, 1, 2)), 1e-6)
+        judge.fit(
+            (inputs[train] - shift) / scale,
+            labels[train],
+            steps,
+            np.random.default_rng([seed, fold]),
+        )
+        scores[test] = judge.scores((inputs[test] - shift) / scale)
+        judges[test] = fold
     area = _Area(scores, labels, judges)
     low, high = area.interval(groups, samples, seed, level)
     right = (scores > 0) == (labels == 1)
@@ -108,33 +148,50 @@ def two_sample(
 
 
 class _Area:
-    """The area under the ROC curve of pairs that one network judged, from the scores of all: networks have no common scale."""
+    """The area under the ROC curve of pairs that one network judged, from the scores of all:
+    networks have no common scale.
+    """
 
-    def __init__(self, scores: NDArray[np.float64], labels: NDArray[np.intp], judges: NDArray[np.intp]) -> None:
-        self.real, self.made = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    def __init__(
+        self, scores: NDArray[np.float64], labels: NDArray[np.intp], judges: NDArray[np.intp]
+    ) -> None:
+        self.real = np.flatnonzero(labels == 0)
+        self.made = np.flatnonzero(labels == 1)
         self.pairs = (judges[self.real][:, None] == judges[self.made]).astype(np.float64)
-        self.won = self.pairs * (1 + np.sign(scores[self.made] - scores[self.real][:, None])) / 2  # ties count one half
+        # ties count one half
+        self.won = self.pairs * (1 + np.sign(scores[self.made] - scores[self.real][:, None])) / 2
 
     def value(self) -> float:
         return float(self.won.sum() / self.pairs.sum())
 
-    def interval(self, groups: Groups, samples: int, seed: int, level: float) -> tuple[float, float]:
+    def interval(
+        self, groups: Groups, samples: int, seed: int, level: float
+    ) -> tuple[float, float]:
         """Percentiles of the areas of patients drawn with replacement, all patches of each."""
         patients, number = np.unique(groups, return_inverse=True)
         if min(len(np.unique(number[side])) for side in (self.real, self.made)) < FEWEST_PATIENTS:
             return np.nan, np.nan
-        drawn = np.random.default_rng([seed, 1]).multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=samples)
-        real, made = drawn[:, number[self.real]], drawn[:, number[self.made]]
-        won, pairs = (np.einsum("bn,bn->b", real, made @ values.T) for values in (self.won, self.pairs))
+        drawn = np.random.default_rng([seed, 1]).multinomial(
+            len(patients), np.full(len(patients), 1 / len(patients)), size=samples
+        )
+        real = drawn[:, number[self.real]]
+        made = drawn[:, number[self.made]]
+        won, pairs = (
+            np.einsum("bn,bn->b", real, made @ values.T) for values in (self.won, self.pairs)
+        )
         areas = won[pairs > 0] / pairs[pairs > 0]
         low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
 
-def _split(labels: NDArray[np.intp], groups: Groups, folds: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def _split(
+    labels: NDArray[np.intp], groups: Groups, folds: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     patients = min(len(np.unique(groups[labels == side])) for side in (0, 1))
     if not 2 <= folds <= patients:
-        raise ValueError(f"{folds} folds can't be made of {patients} patients with real, or with made, patches")
+        raise ValueError(
+            f"{folds} folds can't be made of {patients} patients with real, or with made, patches"
+        )
     for train, test in StratifiedGroupKFold(folds).split(labels, labels, groups):
         if min(len(np.unique(labels[rows])) for rows in (train, test)) < 2:
             raise ValueError(f"one of {folds} folds has real or made patches alone: take fewer")
@@ -151,49 +208,78 @@ def _network(size: int, seed: int) -> keras.Model:
     x = patch = keras.Input((size, size, 3), dtype="float32", name="patch")
     for number, filters in enumerate(FILTERS):
         name = f"convolution_{number}"
-        x = layers.Conv2D(filters, 3, 2, "same", kernel_initializer=start(number), dtype="float32", name=name)(x)
+        x = layers.Conv2D(
+            filters, 3, 2, "same", kernel_initializer=start(number), dtype="float32", name=name
+        )(x)
         x = layers.BatchNormalization(momentum=0.9, dtype="float32", name=f"normalised_{number}")(x)
         x = layers.ReLU(dtype="float32", name=f"rectified_{number}")(x)
     x = layers.GlobalAveragePooling2D(dtype="float32", name="mean")(x)
-    logit = layers.Dense(1, kernel_initializer=start(len(FILTERS)), dtype="float32", name="logit")(x)
+    logit = layers.Dense(1, kernel_initializer=start(len(FILTERS)), dtype="float32", name="logit")(
+        x
+    )
     return keras.Model(patch, logit, name="two_sample")
 
 
 class _Judge:
-    """The network and its training, which every fold begins anew from the same weights, so that it is traced but once."""
+    """The network and its training, which every fold begins anew from the same weights, so that it
+    is traced but once.
+    """
 
     def __init__(self, size: int, seed: int) -> None:
-        self.network, self.optimizer = _network(size, seed), Adam(LEARNING_RATE)
+        self.network = _network(size, seed)
+        self.optimizer = Adam(LEARNING_RATE)
         self.optimizer.build(self.network.trainable_variables)
         self.start = self.network.get_weights()
-        self.step = tf.function(self._step, input_signature=[tf.TensorSpec([2 * HALF, size, size, 3], tf.float32)])
+        self.step = tf.function(
+            self._step, input_signature=[tf.TensorSpec([2 * HALF, size, size, 3], tf.float32)]
+        )
 
-    def fit(self, inputs: NDArray[np.float32], labels: NDArray[np.intp], steps: int, random: np.random.Generator) -> None:
-        """Train on batches of half real, half made patches, the learning rate falling to 0 by a cosine."""
+    def fit(
+        self,
+        inputs: NDArray[np.float32],
+        labels: NDArray[np.intp],
+        steps: int,
+        random: np.random.Generator,
+    ) -> None:
+        """Train on batches of half real, half made patches, the learning rate falling to 0 by a
+        cosine.
+        """
         self.network.set_weights(self.start)
         for variable in self.optimizer.variables:
             variable.assign(np.zeros(variable.shape))
         sides = [np.flatnonzero(labels == side) for side in (0, 1)]
         for number in range(steps):
-            self.optimizer.learning_rate.assign(LEARNING_RATE * (1 + np.cos(np.pi * number / steps)) / 2)
-            rows = np.concatenate([random.choice(side, HALF, replace=len(side) < HALF) for side in sides])
+            self.optimizer.learning_rate.assign(
+                LEARNING_RATE * (1 + np.cos(np.pi * number / steps)) / 2
+            )
+            rows = np.concatenate(
+                [random.choice(side, HALF, replace=len(side) < HALF) for side in sides]
+            )
             self.step(tf.constant(_turned(inputs[rows], random.integers(TURNS, size=2 * HALF))))
 
     def scores(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
         """Mean logits of being made over the eight ways of each patch, float64 [n]."""
         views = (tf.constant(_turned(inputs, np.full(len(inputs), turn))) for turn in range(TURNS))
-        return np.mean([np.asarray(self.network(view, training=False))[:, 0] for view in views], axis=0, dtype=np.float64)
+        return np.mean(
+            [np.asarray(self.network(view, training=False))[:, 0] for view in views],
+            axis=0,
+            dtype=np.float64,
+        )
 
     def _step(self, batch: tf.Tensor) -> None:
         truth = tf.repeat([0.0, 1.0], HALF)
         with tf.GradientTape() as tape:
             logit = self.network(batch, training=True)[:, 0]
             loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(truth, logit))
-        self.optimizer.apply(tape.gradient(loss, self.network.trainable_variables), self.network.trainable_variables)
+        self.optimizer.apply(
+            tape.gradient(loss, self.network.trainable_variables), self.network.trainable_variables
+        )
 
 
 def _turned(inputs: NDArray[np.float32], turns: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Each patch in one of the eight ways that a square lies: bits of its number transpose it and turn rows and columns round."""
+    """Each patch in one of the eight ways that a square lies: bits of its number transpose it and
+    turn rows and columns round.
+    """
     transpose, rows, cols = (((turns >> bit) % 2 == 1)[:, None, None, None] for bit in range(3))
     inputs = np.where(transpose, inputs.swapaxes(1, 2), inputs)
     inputs = np.where(rows, inputs[:, ::-1], inputs)
@@ -201,18 +287,27 @@ def _turned(inputs: NDArray[np.float32], turns: NDArray[np.integer]) -> NDArray[
 
 
 def _inputs(images: Images, masks: Masks, size: int) -> NDArray[np.float32]:
-    """Image, what a blur takes from it, and mask: float32 [n, size, size, 3]. Grain and seams are faint beside a breast's greys."""
+    """Image, what a blur takes from it, and mask: float32 [n, size, size, 3].
+
+    Grain and seams are faint beside a breast's greys.
+    """
     found = np.empty((len(images), size, size, 3), np.float32)
-    for row, (image, mask) in enumerate(zip(images.astype(np.float32), masks.astype(np.uint8), strict=True)):
+    for row, (image, mask) in enumerate(
+        zip(images.astype(np.float32), masks.astype(np.uint8), strict=True)
+    ):
         small = resize_image(image, size, size)[..., 0]
-        found[row, ..., 0], found[row, ..., 1] = small, small - cv2.GaussianBlur(small, (0, 0), BLUR)
+        found[row, ..., 0] = small
+        found[row, ..., 1] = small - cv2.GaussianBlur(small, (0, 0), BLUR)
         found[row, ..., 2:] = resize_mask(mask, size, size)
     return found
 
 
 def _check(images: Images, groups: Groups, masks: Masks, name: str) -> None:
     if images.shape != masks.shape or images.ndim != 4 or images.shape[-1] != 1 or not len(images):
-        raise ValueError(f"{name} images and masks must both be [n, s, s, 1], n from 1 up, not {images.shape} and {masks.shape}")
+        raise ValueError(
+            f"{name} images and masks must both be [n, s, s, 1], n from 1 up, not {images.shape} "
+            f"and {masks.shape}"
+        )
     if np.shape(groups) != (len(images),):
         raise ValueError(f"{len(images)} {name} images need as many groups, not {np.shape(groups)}")
     if not np.all((images >= 0) & (images <= 1)):

@@ -1,4 +1,6 @@
-"""COCO's average precision, by COCO's own code (pycocotools, which is imported when it is asked for)."""
+"""COCO's average precision, by COCO's own code (pycocotools, which is imported when it is
+asked for).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,14 @@ from tfmammo.metrics.detection import Floats
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """One image's detections and lesions. boxes: [n, 4], truth: [m, 4], [row_min, col_min, row_max, col_max], half-open, in one
-    unit. scores: [n]. kinds, true_kinds: n and m, of one type that can be sorted."""
+    """One image's detections and lesions.
+
+    Attributes:
+        boxes: [n, 4], truth: [m, 4], [row_min, col_min, row_max, col_max], half-open, in one unit.
+        scores: [n].
+        kinds: N and m, of one type that can be sorted.
+        true_kinds: N and m, of one type that can be sorted.
+    """
 
     boxes: Floats
     scores: Floats
@@ -27,27 +35,49 @@ class Boxes:
 
 
 def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, float]:
-    """COCO's measures of boxes, means over the kinds of which there are lesions; sizes are not told apart.
+    """COCO's measures of boxes, means over the kinds of which there are lesions; sizes are not told
+    apart.
 
-    Args:     images: normal ones too. most: detections of one kind in an image that count, the surest.
-    Returns:  "ap": mean of IoU 0.5, 0.55, ... 0.95. "ap50", "ap75": at that IoU. "ar": recall with all those detections, mean of the same
-              IoU. All in [0, 1], 0 of a detector that finds nothing. COCO counts a hit from the IoU on, while `match` wants more.
-    Raises:   AveragePrecisionError: pycocotools is missing, there is no lesion, or a score or box is no finite number.
-    Source:   Lin et al., Microsoft COCO (2014), and its evaluation code.
+    Args:
+        images: Normal ones too.
+        most: Detections of one kind in an image that count, the surest.
+
+    Returns:
+        "ap": mean of IoU 0.5, 0.55, ... 0.95. "ap50", "ap75": at that IoU. "ar": recall with all
+        those detections, mean of the same IoU. All in [0, 1], 0 of a detector that finds nothing.
+        COCO counts a hit from the IoU on, while `match` wants more.
+
+    Raises:
+        AveragePrecisionError: Pycocotools is missing, there is no lesion, or a score or box is no
+            finite number.
+
+    Source:
+        Lin et al., Microsoft COCO (2014), and its evaluation code.
     """
     COCO, COCOeval = coco()
     kinds = sorted({kind for image in images for kind in image.true_kinds})
     if not kinds:
         raise AveragePrecisionError("average precision needs lesions, and there is none")
     numbers = {kind: number for number, kind in enumerate(kinds, 1)}
-    truth = [(number, image.truth, np.ones(len(image.truth)), image.true_kinds) for number, image in enumerate(images, 1)]
-    found = [(number, image.boxes, image.scores, image.kinds) for number, image in enumerate(images, 1)]
+    truth = [
+        (number, image.truth, np.ones(len(image.truth)), image.true_kinds)
+        for number, image in enumerate(images, 1)
+    ]
+    found = [
+        (number, image.boxes, image.scores, image.kinds) for number, image in enumerate(images, 1)
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # where pycocotools says what it does
-        judge = COCOeval(*(_index(COCO(), len(images), numbers, side) for side in (truth, found)), "bbox")
-        judge.params.maxDets, judge.params.areaRng, judge.params.areaRngLbl = [most], [[0, np.inf]], ["all"]
+        judge = COCOeval(
+            *(_index(COCO(), len(images), numbers, side) for side in (truth, found)), "bbox"
+        )
+        judge.params.maxDets = [most]
+        judge.params.areaRng = [[0, np.inf]]
+        judge.params.areaRngLbl = ["all"]
         judge.evaluate()
         judge.accumulate()
-    precision, recall = judge.eval["precision"][..., 0, 0], judge.eval["recall"][..., 0, 0]  # [IoU, recall, kind], [IoU, kind]
+    # [IoU, recall, kind], [IoU, kind]
+    precision = judge.eval["precision"][..., 0, 0]
+    recall = judge.eval["recall"][..., 0, 0]
     # IoU 0.5, 0.55, ... 0.95; nothing is undefined (-1), as there is a lesion of each kind.
     values = {"ap": precision, "ap50": precision[0], "ap75": precision[5], "ar": recall}
     return {name: float(value.mean()) for name, value in values.items()}
@@ -56,29 +86,49 @@ def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, flo
 def coco() -> tuple[Any, Any]:
     """pycocotools' classes COCO and COCOeval.
 
-    Raises:   AveragePrecisionError: it is missing.
+    Raises:
+        AveragePrecisionError: It is missing.
     """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise AveragePrecisionError("COCO's average precision needs pycocotools; install it: pip install pycocotools") from None
+        raise AveragePrecisionError(
+            "COCO's average precision needs pycocotools; install it: pip install pycocotools"
+        ) from None
     return COCO, COCOeval
 
 
-def _index(index: Any, count: int, numbers: dict[Any, int], rows: Iterable[tuple[int, Floats, Floats, Sequence[Any]]]) -> Any:
+def _index(
+    index: Any,
+    count: int,
+    numbers: dict[Any, int],
+    rows: Iterable[tuple[int, Floats, Floats, Sequence[Any]]],
+) -> Any:
     """What pycocotools reads, of boxes of the kinds that have a number."""
     annotations: list[dict[str, Any]] = []
     for image, boxes, scores, kinds in rows:
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise AveragePrecisionError("a box or a score is no finite number")
-        rated = zip(np.asarray(boxes, float).tolist(), np.asarray(scores).tolist(), kinds, strict=True)
+        rated = zip(
+            np.asarray(boxes, float).tolist(), np.asarray(scores).tolist(), kinds, strict=True
+        )
         for (top, left, bottom, right), score, kind in rated:
             if kind in numbers:
-                height, width = max(0.0, bottom - top), max(0.0, right - left)
-                place = {"id": len(annotations) + 1, "image_id": image, "category_id": numbers[kind], "bbox": [left, top, width, height]}
+                height = max(0.0, bottom - top)
+                width = max(0.0, right - left)
+                place = {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": numbers[kind],
+                    "bbox": [left, top, width, height],
+                }
                 annotations.append(place | {"area": height * width, "score": score, "iscrowd": 0})
     categories = [{"id": number, "name": str(kind)} for kind, number in numbers.items()]
-    index.dataset = {"images": [{"id": image} for image in range(1, count + 1)], "categories": categories, "annotations": annotations}
+    index.dataset = {
+        "images": [{"id": image} for image in range(1, count + 1)],
+        "categories": categories,
+        "annotations": annotations,
+    }
     index.createIndex()
     return index

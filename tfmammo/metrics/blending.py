@@ -1,7 +1,8 @@
-"""How well a lesion was blended into tissue: is there a seam, did the background stay, can the lesion still be seen?
+"""How well a lesion was blended into tissue: is there a seam, did the background stay, can
+the lesion still be seen?
 
-`seam_strength` and `lesion_contrast` need no tissue that was there before, so that real lesions have them too: those, not 1 or 0,
-are what blended ones compare with.
+`seam_strength` and `lesion_contrast` need no tissue that was there before, so that real lesions
+have them too: those, not 1 or 0, are what blended ones compare with.
 """
 
 from __future__ import annotations
@@ -19,37 +20,66 @@ Masks = NDArray[np.generic]
 def seam_strength(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.float64]:
     """How much more grey values jump across the mask's border than they do in the tissue around it.
 
-    mean |f_p - f_q| over neighbours p inside, q outside  /  mean |f_p - f_q| over neighbours that both lie in the ring
+    mean |f_p - f_q| over neighbours p inside, q outside  /  mean |f_p - f_q| over neighbours that
+    both lie in the ring
 
-    The ring belongs to the image itself and blending leaves it alone, so blended and real patches have the same denominator. The
-    tissue's own jumps at the very pixels of the border would be a noisier one, of fewer pairs, that a real lesion hasn't got.
+    The ring belongs to the image itself and blending leaves it alone, so blended and real patches
+    have the same denominator. The tissue's own jumps at the very pixels of the border would be a
+    noisier one, of fewer pairs, that a real lesion hasn't got.
 
-    Args:     images: float [n, s, s, 1] in [0, 1]. masks: number [n, s, s, 1], {0, 1}. ring: px around the mask (in the patch).
-    Returns:  float64 [n] from 0 up: 1 where the border is as smooth as the tissue around it, more where there is an edge,
-              which real lesions have too. NaN where the mask is empty or fills the patch, and where nothing varies in the ring
-              (it is black or saturated), so that there is nothing to compare with.
-    Raises:   ValueError: unequal shapes, other values, or a ring below 1 px.
+    Args:
+        images: float [n, s, s, 1] in [0, 1].
+        masks: Number [n, s, s, 1], {0, 1}.
+        ring: px around the mask (in the patch).
+
+    Returns:
+        float64 [n] from 0 up: 1 where the border is as smooth as the tissue around it, more where
+        there is an edge, which real lesions have too. NaN where the mask is empty or fills the
+        patch, and where nothing varies in the ring (it is black or saturated), so that there is
+        nothing to compare with.
+
+    Raises:
+        ValueError: Unequal shapes, other values, or a ring below 1 px.
     """
     _check(masks, ring, images=images)
     return np.array([_seam(image, mask, ring) for image, mask in _pairs(images, masks)], np.float64)
 
 
-def background_error(images: Images, tissue: Images, masks: Masks) -> dict[str, NDArray[np.float64]]:
-    """What blending changed where it should change nothing, by the two terms of Eq. 5 of the blending paper.
+def background_error(
+    images: Images, tissue: Images, masks: Masks
+) -> dict[str, NDArray[np.float64]]:
+    """What blending changed where it should change nothing, by the two terms of Eq. 5 of the
+    blending paper.
 
-    l1        mean |f - x| where the mask is 0
-    gradient  root of the mean (|grad f| - |grad x|)^2, of forward differences whose pixels all lie where the mask is 0
+    l1        mean |f - x| where the mask is 0 gradient  root of the mean (|grad f| - |grad x|)^2,
+    of forward differences whose pixels all lie where the mask is 0
 
-    Args:     images, tissue: float [n, s, s, 1] in [0, 1]. masks: number [n, s, s, 1], {0, 1}.
-    Returns:  "l1_background", "gradient_background" -> float64 [n], 0 where the background stayed, at most 1 and sqrt(2); NaN where
-              no pixel, or no such difference, is left.
-    Raises:   ValueError: unequal shapes or other values.
-    Source:   Eq. 5. Departure: means for norms, which grow with the patch; a difference that reaches into the mask counts as the
-              seam's (`seam_strength`), so that an untouched background has no error.
+    Args:
+        images: float [n, s, s, 1] in [0, 1].
+        tissue: float [n, s, s, 1] in [0, 1].
+        masks: Number [n, s, s, 1], {0, 1}.
+
+    Returns:
+        "l1_background", "gradient_background" -> float64 [n], 0 where the background stayed, at
+        most 1 and sqrt(2); NaN where no pixel, or no such difference, is left.
+
+    Raises:
+        ValueError: Unequal shapes or other values.
+
+    Departure:
+        Means for norms, which grow with the patch; a difference that reaches into the mask counts
+        as the seam's (`seam_strength`), so that an untouched background has no error.
+
+    Source:
+        Eq. 5.
     """
     _check(masks, RING, images=images, tissue=tissue)
-    scores = {name: np.full(len(images), np.nan) for name in ("l1_background", "gradient_background")}
-    for row, ((image, mask), truth) in enumerate(zip(_pairs(images, masks), tissue[..., 0].astype(np.float64), strict=True)):
+    scores = {
+        name: np.full(len(images), np.nan) for name in ("l1_background", "gradient_background")
+    }
+    for row, ((image, mask), truth) in enumerate(
+        zip(_pairs(images, masks), tissue[..., 0].astype(np.float64), strict=True)
+    ):
         outside = mask == 0
         if outside.any():
             scores["l1_background"][row] = np.abs(image - truth)[outside].mean()
@@ -61,11 +91,20 @@ def background_error(images: Images, tissue: Images, masks: Masks) -> dict[str, 
 
 
 def lesion_contrast(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.float64]:
-    """How much brighter a lesion is than what is around it: 0 where blending made it invisible ("over-blending", section 3).
+    """How much brighter a lesion is than what is around it: 0 where blending made it invisible
+    ("over-blending", section 3).
 
-    Args:     images: float [n, s, s, 1] in [0, 1]. masks: number [n, s, s, 1], {0, 1}. ring: px around the mask (in the patch).
-    Returns:  mean inside the mask less mean in the ring, float64 [n] in [-1, 1]; NaN where the mask is empty or fills the patch.
-    Raises:   ValueError: unequal shapes, other values, or a ring below 1 px.
+    Args:
+        images: float [n, s, s, 1] in [0, 1].
+        masks: Number [n, s, s, 1], {0, 1}.
+        ring: px around the mask (in the patch).
+
+    Returns:
+        Mean inside the mask less mean in the ring, float64 [n] in [-1, 1]; NaN where the mask is
+        empty or fills the patch.
+
+    Raises:
+        ValueError: Unequal shapes, other values, or a ring below 1 px.
     """
     _check(masks, ring, images=images)
     contrasts = np.full(len(images), np.nan)
@@ -78,17 +117,21 @@ def lesion_contrast(images: Images, masks: Masks, ring: int = RING) -> NDArray[n
 
 def _seam(image: NDArray[np.float64], mask: NDArray[np.uint8], ring: int) -> float:
     around = _around(mask, ring)
-    border, normal = [], []
+    border = []
+    normal = []
     for values, inside, near in ((image, mask, around), (image.T, mask.T, around.T)):
         jumps = np.abs(np.diff(values, axis=0))
         border.append(jumps[inside[:-1] != inside[1:]])
         normal.append(jumps[near[:-1] & near[1:]])
-    over, under = np.concatenate(border), np.concatenate(normal)
+    over = np.concatenate(border)
+    under = np.concatenate(normal)
     return float(over.mean() / under.mean()) if over.size and under.any() else np.nan
 
 
 def _around(mask: NDArray[np.uint8], ring: int) -> NDArray[np.bool_]:
-    """Where the mask is 0, at most `ring` px from a pixel where it is 1; nowhere without such a pixel."""
+    """Where the mask is 0, at most `ring` px from a pixel where it is 1; nowhere without such a
+    pixel.
+    """
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * ring + 1, 2 * ring + 1))
     return cv2.dilate(mask, disc) > mask
 
@@ -104,7 +147,9 @@ def _pairs(images: Images, masks: Masks) -> zip[tuple[NDArray[np.float64], NDArr
 def _check(masks: Masks, ring: int, **several: Images) -> None:
     for name, images in several.items():
         if images.shape != masks.shape or images.ndim != 4 or images.shape[-1] != 1:
-            raise ValueError(f"{name} and masks must both be [n, s, s, 1], not {images.shape} and {masks.shape}")
+            raise ValueError(
+                f"{name} and masks must both be [n, s, s, 1], not {images.shape} and {masks.shape}"
+            )
         if not np.all((images >= 0) & (images <= 1)):
             raise ValueError(f"{name} must lie between 0 and 1")
     if not np.all((masks == 0) | (masks == 1)):

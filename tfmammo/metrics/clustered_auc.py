@@ -1,16 +1,21 @@
-"""Areas under ROC curves of patches that belong to patients: variance and tests that take patients as the units.
+"""Areas under ROC curves of patches that belong to patients: variance and tests that take
+patients as the units.
 
-Patches of one patient resemble each other. DeLong's test takes every patch as independent and so finds differences
-between equally good models far too often. Here whole patients vary:
+Patches of one patient resemble each other. DeLong's test takes every patch as independent and so
+finds differences between equally good models far too often. Here whole patients vary:
 
-    obuchowski_test   a normal approximation; it rejects up to 15 % of equal models at .05 with 6 to 10 patients
-    rank_swap_test    a permutation test, which holds its level for few patients too: the p that a table prints
+    obuchowski_test   a normal approximation; it rejects up to 15 % of equal models at .05 with 6 to
+    10 patients
+    rank_swap_test    a permutation test, which holds its level for few patients too: the p that a
+    table prints
 
 Both ask about these models as they were trained: neither says how another training would differ.
 
 Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometrics 53 (1997) 567.
-    Bandos, Rockette and Gur, A permutation test sensitive to differences in areas for comparing ROC curves
-    from a paired design, Statistics in Medicine 24 (2005) 2873. Departure: whole patients are exchanged.
+    Bandos, Rockette and Gur, A permutation test sensitive to differences in areas for comparing ROC
+    curves
+    from a paired design, Statistics in Medicine 24 (2005) 2873. Departure: whole patients are
+    exchanged.
 """
 
 from __future__ import annotations
@@ -37,12 +42,15 @@ def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLik
         The variance, 0 or more. It equals DeLong's where each patient has one patch.
 
     Raises:
-        ValueError: As `roc_auc`, patients of another length, or fewer than two patients with patches of a class.
+        ValueError: As `roc_auc`, patients of another length, or fewer than two patients with
+            patches of a class.
     """
     return float(_covariance(labels, [scores], patients)[0, 0])
 
 
-def obuchowski_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, patients: ArrayLike) -> tuple[float, float]:
+def obuchowski_test(
+    labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, patients: ArrayLike
+) -> tuple[float, float]:
     """Whether two classifiers of the same patches have different areas; patients are the units.
 
     z = (AUC_a - AUC_b) / sqrt(var_a + var_b - 2 cov_ab), against the normal distribution.
@@ -54,7 +62,8 @@ def obuchowski_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike,
         patients: The patient of each patch, shape ``[n]``.
 
     Returns:
-        z and the two-sided p. p is NaN below six patients, and where the areas differ without any variance.
+        Z and the two-sided p. p is NaN below six patients, and where the areas differ without any
+        variance.
 
     Raises:
         ValueError: As `obuchowski_variance`.
@@ -79,10 +88,11 @@ def rank_swap_test(
     samples: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Whether two classifiers of the same patches have different areas, by swapping their ranks patient by patient.
+    """Whether two classifiers of the same patches have different areas, by swapping their ranks
+    patient by patient.
 
-    If the models are exchangeable, each patient's ranks could as well be the other model's. All ways to swap are tried
-    where there are no more than `samples`, else `samples` random ones.
+    If the models are exchangeable, each patient's ranks could as well be the other model's. All
+    ways to swap are tried where there are no more than `samples`, else `samples` random ones.
 
     Args:
         labels: 1 or True positive, 0 negative, shape ``[n]``.
@@ -93,7 +103,8 @@ def rank_swap_test(
         seed: Of random swaps.
 
     Returns:
-        The two-sided p of the difference of the areas, at least 2^(1 - patients). NaN below six patients.
+        The two-sided p of the difference of the areas, at least 2^(1 - patients). NaN below six
+        patients.
 
     Raises:
         ValueError: As `roc_auc`, or patients of another length.
@@ -144,15 +155,19 @@ def _covariance(labels: ArrayLike, several: list[ArrayLike], patients: ArrayLike
     of_positives = np.bincount(members[positive], minlength=count)
     of_negatives = np.bincount(members[~positive], minlength=count)
     if min(np.count_nonzero(of_positives), np.count_nonzero(of_negatives)) < 2:
-        raise ValueError("a variance needs two patients with positive patches and two with negative ones")
+        raise ValueError(
+            "a variance needs two patients with positive patches and two with negative ones"
+        )
     above, below = np.empty((2, len(several), count))
     for row, (_, scores) in enumerate(checked):
         v10, v01 = structural_components(positive, scores)
         # Each patient's sum of components, less what it would be were all its patches average.
         above[row] = np.bincount(members[positive], v10, count) - of_positives * v10.mean()
         below[row] = np.bincount(members[~positive], v01, count) - of_negatives * v10.mean()
-    m, n = of_positives.sum(), of_negatives.sum()
-    i10, i01 = np.count_nonzero(of_positives), np.count_nonzero(of_negatives)
+    m = of_positives.sum()
+    n = of_negatives.sum()
+    i10 = np.count_nonzero(of_positives)
+    i01 = np.count_nonzero(of_negatives)
     s10 = i10 / ((i10 - 1) * m) * above @ above.T
     s01 = i01 / ((i01 - 1) * n) * below @ below.T
     s11 = count / (count - 1) * above @ below.T

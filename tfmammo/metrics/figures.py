@@ -24,21 +24,40 @@ def froc_figure(
     recall: str = "recall",
     trainings: Mapping[str, Sequence[Training]] | None = None,
 ) -> Figure:
-    """FROC curves of detectors on the same images, each with the band of its interval, where there are patients enough for one.
+    """FROC curves of detectors on the same images, each with the band of its interval, where there
+    are patients enough for one.
 
-    Args:     detectors: name -> of each image its matches. patient_ids: of each image. width: largest number of false positives per
-              image. samples, seed, level: as for `froc_interval`. recall: what the ordinate is called. trainings: name -> of each
-              image the training that answered; a curve is then the mean of its trainings' curves.
-    Raises:   ValueError: as `froc_interval`.
+    Args:
+        detectors: Name -> of each image its matches.
+        patient_ids: Of each image.
+        width: Largest number of false positives per image.
+        samples: As for `froc_interval`.
+        seed: As for `froc_interval`.
+        level: As for `froc_interval`.
+        recall: What the ordinate is called.
+        trainings: Name -> of each image the training that answered; a curve is then the mean of its
+            trainings' curves.
+
+    Raises:
+        ValueError: As `froc_interval`.
     """
     at: NDArray[np.float64] = np.linspace(0, width, 81)
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     for name, images in detectors.items():
         of = trainings[name] if trainings else [(0, 0)] * len(images)
-        axes.fill_between(at, *froc_interval(images, patient_ids, at, samples, seed, level, trainings=of), alpha=0.2, linewidth=0)
+        axes.fill_between(
+            at,
+            *froc_interval(images, patient_ids, at, samples, seed, level, trainings=of),
+            alpha=0.2,
+            linewidth=0,
+        )
         curves = froc_by_training(images, of, at)
-        axes.plot(at, over_folds({training: curve.tpr for training, curve in curves.items()})[0], label=name)
+        axes.plot(
+            at,
+            over_folds({training: curve.tpr for training, curve in curves.items()})[0],
+            label=name,
+        )
     axes.set(xlabel="false positives per image", ylabel=recall, ylim=(0, 1), xlim=(0, width))
     axes.set_title(title, fontsize=8)
     if len(detectors) > 1:

@@ -1,9 +1,11 @@
-"""How real synthetic patches look, how various they are, and whether they are copies: LPIPS, FID, KID, MS-SSIM, nearest patches.
+"""How real synthetic patches look, how various they are, and whether they are copies:
+LPIPS, FID, KID, MS-SSIM, nearest patches.
 
-The distances between sets (FID, KID) take features of any network, a row a patch. Row i of real and synthetic features may
-belong together (a mass painted into the tissue of real patch i): `kid` and the intervals leave such pairs together.
-Numbers made with networks of random weights compare only with each other, at best; what makes features has a `note` that says
-so, which belongs beside every number.
+The distances between sets (FID, KID) take features of any network, a row a patch. Row i of real and
+synthetic features may belong together (a mass painted into the tissue of real patch i): `kid` and
+the intervals leave such pairs together. Numbers made with networks of random weights compare only
+with each other, at best; what makes features has a `note` that says so, which belongs beside every
+number.
 """
 
 from __future__ import annotations
@@ -24,63 +26,103 @@ Estimate = tuple[float, float, float, float]  # value, low, high, p against 0
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW = 11  # px of SSIM's Gaussian
-COPY = 0.5  # a patch this much nearer to training than real held-out patches mostly are is called a copy
+# a patch this much nearer to training than real held-out patches mostly are is called a copy
+COPY = 0.5
 GROUPS = 100  # of patients, at most, that a jackknife leaves out in turn
 BATCH = 16
 
 
 class LPIPS:
-    """Learned perceptual image patch similarity, version 0.1, on AlexNet; grey images are repeated to three channels.
+    """Learned perceptual image patch similarity, version 0.1, on AlexNet; grey images are repeated
+    to three channels.
 
-    d(a, b) = sum over the five feature maps of the mean over positions of sum_c w_c (a_c - b_c)^2, both of unit length at
-    every position.
+    d(a, b) = sum over the five feature maps of the mean over positions of sum_c w_c (a_c - b_c)^2,
+    both of unit length at every position.
 
-    Args:     alexnet, heads: weights, as for `trunks.alexnet` and `trunks.lpips_heads`; heads "none" is all w_c = 1, larger numbers.
-    Raises:   WeightsError: they can't be had.
-    Source:   Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric (2018); equal to the
-              `lpips` package 0.1.4 (net="alex") to 1e-5.
+    Args:
+        alexnet: Weights, as for `trunks.alexnet` and `trunks.lpips_heads`; heads "none" is all w_c
+            = 1, larger numbers.
+        heads: Weights, as for `trunks.alexnet` and `trunks.lpips_heads`; heads "none" is all w_c =
+            1, larger numbers.
+
+    Raises:
+        WeightsError: They can't be had.
+
+    Source:
+        Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric (2018);
+        equal to the `lpips` package 0.1.4 (net="alex") to 1e-5.
     """
 
     def __init__(self, alexnet: str = "imagenet", heads: str = "none") -> None:
         self.network = pretrained.alexnet(alexnet)
         self.heads = pretrained.lpips_heads(heads)
-        notes = ["random AlexNet"] * (alexnet == "none") + ["no calibrated heads"] * (heads == "none")
+        notes = ["random AlexNet"] * (alexnet == "none") + ["no calibrated heads"] * (
+            heads == "none"
+        )
         self.note = ", ".join(notes)
 
     def distance(self, a: Floats, b: Floats) -> NDArray[np.float64]:
         """The distance of every image of `a` to that of the same row of `b`.
 
-        Args:     a, b: float [n, s, s, 1] in [0, 1], s from 32 px up.
-        Returns:  float64 [n], 0 for equal images.
-        Raises:   ValueError: unequal shapes, or other values.
+        Args:
+            a: float [n, s, s, 1] in [0, 1], s from 32 px up.
+            b: float [n, s, s, 1] in [0, 1], s from 32 px up.
+
+        Returns:
+            float64 [n], 0 for equal images.
+
+        Raises:
+            ValueError: Unequal shapes, or other values.
         """
         if a.shape != b.shape:
             raise ValueError(f"images must be of one shape, not {a.shape} and {b.shape}")
         parts = [np.empty(0)]
         for one, other in zip(_batches(a), _batches(b), strict=True):
             levels = zip(self._unit(one), self._unit(other), self.heads, strict=True)
-            parts.append(np.sum([np.square(x - y).mean(axis=(1, 2)) @ head for x, y, head in levels], axis=0, dtype=np.float64))
+            parts.append(
+                np.sum(
+                    [np.square(x - y).mean(axis=(1, 2)) @ head for x, y, head in levels],
+                    axis=0,
+                    dtype=np.float64,
+                )
+            )
         return np.concatenate(parts)
 
     def matrix(self, a: Floats, b: Floats) -> NDArray[np.float64]:
-        """The distance of every image of `a` to every one of `b`, by products of feature vectors: exact to about 1e-5.
+        """The distance of every image of `a` to every one of `b`, by products of feature vectors:
+        exact to about 1e-5.
 
-        Args:     a: float [n, s, s, 1], b: float [m, s, s, 1], in [0, 1]. At 256 px an image takes 2.5 MB meanwhile.
-        Returns:  float64 [n, m].
+        Args:
+            a: float [n, s, s, 1], b: float [m, s, s, 1], in [0, 1]. At 256 px an image takes 2.5 MB
+                meanwhile.
+
+        Returns:
+            float64 [n, m].
         """
         found = np.zeros((len(a), len(b)))
-        signs = [np.sign(head) for head in self.heads]  # a head may be negative, though no published one is
-        first, second = self._flat(a), self._flat(b)
+        # a head may be negative, though no published one is
+        signs = [np.sign(head) for head in self.heads]
+        first = self._flat(a)
+        second = self._flat(b)
         for x, y, sign in zip(first, second, signs, strict=True):
             signed = (x.reshape(len(x), -1, len(sign)) * sign).reshape(x.shape)
             squares = [np.einsum("ij,ij->i", signed, x, dtype=np.float64)]
-            squares.append(np.einsum("ij,j,ij->i", y, np.tile(sign, y.shape[1] // len(sign)), y, dtype=np.float64))
+            squares.append(
+                np.einsum(
+                    "ij,j,ij->i", y, np.tile(sign, y.shape[1] // len(sign)), y, dtype=np.float64
+                )
+            )
             found += squares[0][:, np.newaxis] + squares[1] - 2.0 * (signed @ y.T)
         return found
 
     def _flat(self, images: Floats) -> list[NDArray[np.float32]]:
-        """Of each feature map the vectors whose squared distance is LPIPS, float32 [n, positions * channels]."""
-        batches = [[_weighted(unit, head) for unit, head in zip(self._unit(part), self.heads, strict=True)] for part in _batches(images)]
+        """Of each feature map the vectors whose squared distance is LPIPS, float32 [n, positions *
+        channels].
+        """
+        batches = [
+            [_weighted(unit, head) for unit, head in zip(self._unit(part), self.heads, strict=True)]
+            for part in _batches(images)
+        ]
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
     def _unit(self, images: Floats) -> list[NDArray[np.float32]]:
@@ -89,16 +131,21 @@ class LPIPS:
 
 
 class Inception:
-    """Inception-v3's pooled features, for FID and KID; see `trunks.inception` for how it differs from published ones.
+    """Inception-v3's pooled features, for FID and KID; see `trunks.inception` for how it differs
+    from published ones.
 
-    Args:     weights: as for `trunks.inception`.
-    Raises:   WeightsError: they can't be had.
+    Args:
+        weights: As for `trunks.inception`.
+
+    Raises:
+        WeightsError: They can't be had.
     """
 
     def __init__(self, weights: str = "imagenet") -> None:
         self.network = pretrained.inception(weights)
         self._call = tf.function(
-            lambda images: self.network(images, training=False), input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32)]
+            lambda images: self.network(images, training=False),
+            input_signature=[tf.TensorSpec([None, None, None, 1], tf.float32)],
         )
         self.note = "random Inception" if weights == "none" else ""
 
@@ -112,30 +159,49 @@ def fid(real: Floats, synthetic: Floats) -> float:
 
     |m_1 - m_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
 
-    The trace of the root is the sum of the singular values of A B', where A'A = C_1 and B'B = C_2, so no root of a matrix is
-    taken, and few patches of many features take no time. Biased upwards, the more the fewer patches there are: compare sets
-    of one size only.
+    The trace of the root is the sum of the singular values of A B', where A'A = C_1 and B'B = C_2,
+    so no root of a matrix is taken, and few patches of many features take no time. Biased upwards,
+    the more the fewer patches there are: compare sets of one size only.
 
-    Args:     real: float [n, d], synthetic: float [m, d], two rows each at least.
-    Returns:  from 0 up.
-    Raises:   ValueError: fewer rows, or rows of unequal length.
-    Source:   Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium (2017).
+    Args:
+        real: float [n, d], synthetic: float [m, d], two rows each at least.
+
+    Returns:
+        From 0 up.
+
+    Raises:
+        ValueError: Fewer rows, or rows of unequal length.
+
+    Source:
+        Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash
+        equilibrium (2017).
     """
     _check_features(real, synthetic)
     roots = [_root(np.asarray(features, np.float64)) for features in (real, synthetic)]
-    shift = np.square(np.mean(real, axis=0, dtype=np.float64) - np.mean(synthetic, axis=0, dtype=np.float64)).sum()
+    shift = np.square(
+        np.mean(real, axis=0, dtype=np.float64) - np.mean(synthetic, axis=0, dtype=np.float64)
+    ).sum()
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     return float(max(0.0, shift + sum(np.square(root).sum() for root in roots) - 2 * shared))
 
 
 def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
-    """Squared maximum mean discrepancy of two sets of features with KID's kernel (x.y / d + 1)^3, without bias.
+    """Squared maximum mean discrepancy of two sets of features with KID's kernel (x.y / d + 1)^3,
+    without bias.
 
-    Args:     real: float [n, d], synthetic: float [m, d], two rows each at least. paired: row i of one belongs to row i of the
-              other; their kernel is left out, for it would bias.
-    Returns:  0 on average where both are of one distribution, so it may be negative.
-    Raises:   ValueError: fewer rows, rows of unequal length, or unequally many of pairs.
-    Source:   Gretton et al., A kernel two-sample test (2012), Eq. 3, and paired Eq. 4.
+    Args:
+        real: float [n, d], synthetic: float [m, d], two rows each at least.
+        paired: Row i of one belongs to row i of the other; their kernel is left out, for it would
+            bias.
+
+    Returns:
+        0 on average where both are of one distribution, so it may be negative.
+
+    Raises:
+        ValueError: Fewer rows, rows of unequal length, or unequally many of pairs.
+
+    Source:
+        Gretton et al., A kernel two-sample test (2012), Eq. 3, and paired Eq. 4.
     """
     _check_features(real, synthetic)
     if paired and len(real) != len(synthetic):
@@ -143,12 +209,30 @@ def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
     return _mmd(*_kernels(real, synthetic), paired)
 
 
-def kid(real: Floats, synthetic: Floats, subsets: int = 100, size: int = 50, seed: int = 0, *, paired: bool = False) -> tuple[float, float]:
+def kid(
+    real: Floats,
+    synthetic: Floats,
+    subsets: int = 100,
+    size: int = 50,
+    seed: int = 0,
+    *,
+    paired: bool = False,
+) -> tuple[float, float]:
     """Kernel inception distance as it is usually reported: `mmd` of random subsets.
 
-    Args:     real, synthetic, paired: as for `mmd`. subsets: how many. size: rows of each, all there are where there are fewer.
-    Returns:  (mean, standard deviation over the subsets). The deviation is of one subset, not of the mean.
-    Source:   Binkowski et al., Demystifying MMD GANs (2018).
+    Args:
+        real: As for `mmd`.
+        synthetic: As for `mmd`.
+        paired: As for `mmd`.
+        subsets: How many.
+        size: Rows of each, all there are where there are fewer.
+
+    Returns:
+        (mean, standard deviation over the subsets). The deviation is of one subset, not of the
+        mean.
+
+    Source:
+        Binkowski et al., Demystifying MMD GANs (2018).
     """
     _check_features(real, synthetic)
     random = np.random.default_rng(seed)
@@ -164,75 +248,126 @@ def kid(real: Floats, synthetic: Floats, subsets: int = 100, size: int = 50, see
 def ms_ssim(a: Floats, b: Floats) -> NDArray[np.float64]:
     """Multi-scale structural similarity of pairs of images.
 
-    Args:     a, b: float [n, s, s, 1] in [0, 1], s from 11 px up. Patches below 176 px have fewer than five scales, whose
-              exponents are stretched to the same sum; numbers of different scales do not compare.
-    Returns:  float64 [n] in [0, 1], 1 for equal images. Among random pairs of one set: the more alike, the less various.
-    Raises:   ValueError: unequal shapes, other values, or too small.
-    Source:   Wang, Simoncelli and Bovik (2003); Odena et al., AC-GAN (2017), for its use.
+    Args:
+        a: float [n, s, s, 1] in [0, 1], s from 11 px up. Patches below 176 px have fewer than five
+            scales, whose exponents are stretched to the same sum; numbers of different scales do
+            not compare.
+        b: float [n, s, s, 1] in [0, 1], s from 11 px up. Patches below 176 px have fewer than five
+            scales, whose exponents are stretched to the same sum; numbers of different scales do
+            not compare.
+
+    Returns:
+        float64 [n] in [0, 1], 1 for equal images. Among random pairs of one set: the more alike,
+        the less various.
+
+    Raises:
+        ValueError: Unequal shapes, other values, or too small.
+
+    Source:
+        Wang, Simoncelli and Bovik (2003); Odena et al., AC-GAN (2017), for its use.
     """
     if a.shape != b.shape:
         raise ValueError(f"images must be of one shape, not {a.shape} and {b.shape}")
     if min(a.shape[1:3]) < WINDOW:
         raise ValueError(f"patches below {WINDOW} px have no SSIM")
     scales = min(len(MS_SSIM_WEIGHTS), 1 + int(np.log2(min(a.shape[1:3]) / WINDOW)))
-    weights = np.array(MS_SSIM_WEIGHTS[:scales]) * sum(MS_SSIM_WEIGHTS) / sum(MS_SSIM_WEIGHTS[:scales])
+    weights = (
+        np.array(MS_SSIM_WEIGHTS[:scales]) * sum(MS_SSIM_WEIGHTS) / sum(MS_SSIM_WEIGHTS[:scales])
+    )
     parts = [np.empty(0, np.float32)]
     for one, other in zip(_batches(a), _batches(b), strict=True):
-        parts.append(tf.image.ssim_multiscale(one, other, 1.0, power_factors=weights.tolist(), filter_size=WINDOW).numpy())
+        parts.append(
+            tf.image.ssim_multiscale(
+                one, other, 1.0, power_factors=weights.tolist(), filter_size=WINDOW
+            ).numpy()
+        )
     return np.concatenate(parts).astype(np.float64)
 
 
 def random_pairs(n: int, count: int, seed: int = 0) -> NDArray[np.intp]:
-    """`count` different unordered pairs of n things, or all there are, drawn at random: intp [pairs, 2]."""
+    """`count` different unordered pairs of n things, or all there are, drawn at random: intp
+    [pairs, 2].
+    """
     rows, cols = np.triu_indices(n, 1)
     drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
     return np.stack([rows[drawn], cols[drawn]], axis=1)
 
 
 def nearest(
-    queries: Floats, pool: Floats, allowed: NDArray[np.bool_] | None = None, weights: Floats | None = None
+    queries: Floats,
+    pool: Floats,
+    allowed: NDArray[np.bool_] | None = None,
+    weights: Floats | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Of each query the nearest of the pool.
 
-    Args:     queries: float [n, ...], pool: float [m, ...]: images or features. allowed: bool [n, m], what counts for which
-              query; None: all. weights: float [n, ...], of the queries' values (a mask: only what lies inside counts).
-    Returns:  (distance, index): float64 [n], the root of the (weighted) mean squared difference, and intp [n]; infinite and -1
-              where nothing is allowed, or all weights are 0.
+    Args:
+        queries: float [n, ...], pool: float [m, ...]: images or features.
+        allowed: bool [n, m], what counts for which query; None: all.
+        weights: float [n, ...], of the queries' values (a mask: only what lies inside counts).
+
+    Returns:
+        (distance, index): float64 [n], the root of the (weighted) mean squared difference, and intp
+        [n]; infinite and -1 where nothing is allowed, or all weights are 0.
     """
     flat = [np.asarray(values, np.float32).reshape(len(values), -1) for values in (queries, pool)]
-    weight = np.ones_like(flat[0]) if weights is None else np.asarray(weights, np.float32).reshape(flat[0].shape)
-    squares = weight @ np.square(flat[1]).T - 2 * (weight * flat[0]) @ flat[1].T  # but for a constant of each query
+    weight = (
+        np.ones_like(flat[0])
+        if weights is None
+        else np.asarray(weights, np.float32).reshape(flat[0].shape)
+    )
+    # but for a constant of each query
+    squares = weight @ np.square(flat[1]).T - 2 * (weight * flat[0]) @ flat[1].T
     squares[~allowed if allowed is not None else np.zeros_like(squares, bool)] = np.inf
-    distance, index = np.full(len(queries), np.inf), np.full(len(queries), -1, np.intp)
+    distance = np.full(len(queries), np.inf)
+    index = np.full(len(queries), -1, np.intp)
     for row in np.flatnonzero(np.isfinite(squares).any(axis=1) & weight.any(axis=1)):
         index[row] = squares[row].argmin()
-        difference = flat[0][row].astype(np.float64) - flat[1][index[row]]  # again, since large sums above may have cancelled
+        # again, since large sums above may have cancelled
+        difference = flat[0][row].astype(np.float64) - flat[1][index[row]]
         distance[row] = np.sqrt(np.average(np.square(difference), weights=weight[row]))
     return distance, index
 
 
 def nearest_turned(
-    images: Floats, pool: Floats, allowed: NDArray[np.bool_] | None = None, masks: Floats | None = None
+    images: Floats,
+    pool: Floats,
+    allowed: NDArray[np.bool_] | None = None,
+    masks: Floats | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """`nearest` in pixels, each image turned and mirrored in all eight ways, since training does so with patches.
+    """`nearest` in pixels, each image turned and mirrored in all eight ways, since training does so
+    with patches.
 
-    Args:     images: float [n, s, s, 1], pool: float [m, s, s, 1], masks: number [n, s, s, 1], {0, 1}: where pixels count.
+    Args:
+        images: float [n, s, s, 1], pool: float [m, s, s, 1], masks: number [n, s, s, 1], {0, 1}:
+            where pixels count.
     """
-    best, index = np.full(len(images), np.inf), np.full(len(images), -1, np.intp)
+    best = np.full(len(images), np.inf)
+    index = np.full(len(images), -1, np.intp)
     for turn in _turns():
-        distance, found = nearest(turn(images), pool, allowed, None if masks is None else turn(masks))
+        distance, found = nearest(
+            turn(images), pool, allowed, None if masks is None else turn(masks)
+        )
         nearer = distance < best
-        best[nearer], index[nearer] = distance[nearer], found[nearer]
+        best[nearer] = distance[nearer]
+        index[nearer] = found[nearer]
     return best, index
 
 
 def copy_ratio(distances: Floats, reference: Floats) -> NDArray[np.float64]:
-    """How far patches are from their nearest training patches, in units of how far real held-out patches are from theirs.
+    """How far patches are from their nearest training patches, in units of how far real held-out
+    patches are from theirs.
 
-    In pixels a blurred patch is nearer to everything than a real one, so ratios somewhat below 1 do not speak of copies.
+    In pixels a blurred patch is nearer to everything than a real one, so ratios somewhat below 1 do
+    not speak of copies.
 
-    Args:     distances, reference: of `nearest`, of the patches and of real ones that were not trained on.
-    Returns:  float64 [n], distance over the reference's median; below COPY it is called a copy. NaN where there is no distance.
+    Args:
+        distances: Of `nearest`, of the patches and of real ones that were not trained on.
+        reference: Of `nearest`, of the patches and of real ones that were not trained on.
+
+    Returns:
+        float64 [n], distance over the reference's median; below COPY it is called a copy. NaN where
+        there is no distance.
     """
     known = np.asarray(reference)[np.isfinite(reference)]
     middle = np.median(known) if known.size else np.nan
@@ -241,22 +376,35 @@ def copy_ratio(distances: Floats, reference: Floats) -> NDArray[np.float64]:
 
 
 def jackknife(
-    statistic: Callable[[NDArray[np.intp]], float], patient_ids: NDArray[np.str_], level: float = 0.95, seed: int = 0
+    statistic: Callable[[NDArray[np.intp]], float],
+    patient_ids: NDArray[np.str_],
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Estimate:
-    """A statistic of a set of patches with its interval, leaving out one patient at a time (beyond GROUPS: one group of them).
+    """A statistic of a set of patches with its interval, leaving out one patient at a time (beyond
+    GROUPS: one group of them).
 
-    Not the bootstrap, which draws patches twice: then FID and KID see copies, and their interval can miss their value.
+    Not the bootstrap, which draws patches twice: then FID and KID see copies, and their interval
+    can miss their value.
 
-    Args:     statistic: rows of patches, intp, ascending -> a number. patient_ids: str [n]. level: of confidence, in (0, 1).
-              seed: of the groups.
-    Returns:  (value, low, high, p): interval and two-sided p of 0 by Student's t; NaN where there are fewer than
-              `FEWEST_PATIENTS` patients, or where leaving one out leaves nothing to compute.
-    Source:   Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.2.1.
+    Args:
+        statistic: Rows of patches, intp, ascending -> a number.
+        patient_ids: str [n].
+        level: Of confidence, in (0, 1).
+        seed: Of the groups.
+
+    Returns:
+        (value, low, high, p): interval and two-sided p of 0 by Student's t; NaN where there are
+        fewer than `FEWEST_PATIENTS` patients, or where leaving one out leaves nothing to compute.
+
+    Source:
+        Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.2.1.
     """
     patients, numbers = np.unique(patient_ids, return_inverse=True)
     groups = np.random.default_rng(seed).permutation(len(patients)) % min(GROUPS, len(patients))
     member = groups[numbers]
-    value, count = statistic(np.arange(len(patient_ids))), int(groups.max()) + 1
+    value = statistic(np.arange(len(patient_ids)))
+    count = int(groups.max()) + 1
     if count < FEWEST_PATIENTS:
         return value, np.nan, np.nan, np.nan
     left = np.array([statistic(np.flatnonzero(member != group)) for group in range(count)])
@@ -294,11 +442,14 @@ def _weighted(unit: NDArray[np.float32], head: NDArray[np.float32]) -> NDArray[n
 def _root(features: NDArray[np.float64]) -> NDArray[np.float64]:
     """A [min(n, d), d] with A'A = the covariance."""
     centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    return np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
+    return (
+        np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
+    )
 
 
 def _kernels(real: Floats, synthetic: Floats) -> tuple[Floats, Floats, Floats]:
-    x, y = np.asarray(real, np.float64), np.asarray(synthetic, np.float64)
+    x = np.asarray(real, np.float64)
+    y = np.asarray(synthetic, np.float64)
     return tuple((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))  # type: ignore[return-value]
 
 
@@ -309,5 +460,13 @@ def _mmd(xx: Floats, yy: Floats, xy: Floats, paired: bool) -> float:
 
 
 def _check_features(real: Floats, synthetic: Floats) -> None:
-    if real.ndim != 2 or synthetic.ndim != 2 or real.shape[1] != synthetic.shape[1] or min(len(real), len(synthetic)) < 2:
-        raise ValueError(f"features must be [n, d] and [m, d] with two rows at least, not {real.shape} and {synthetic.shape}")
+    if (
+        real.ndim != 2
+        or synthetic.ndim != 2
+        or real.shape[1] != synthetic.shape[1]
+        or min(len(real), len(synthetic)) < 2
+    ):
+        raise ValueError(
+            f"features must be [n, d] and [m, d] with two rows at least, not {real.shape} and "
+            f"{synthetic.shape}"
+        )

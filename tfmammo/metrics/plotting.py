@@ -1,6 +1,8 @@
-"""How every plot looks: quiet, black ink on an opaque white ground, so that it reads in print and on a dark page.
+"""How every plot looks: quiet, black ink on an opaque white ground, so that it reads in
+print and on a dark page.
 
-The colours are told apart by colour-blind readers, and in print by their lightness (Okabe and Ito 2008).
+The colours are told apart by colour-blind readers, and in print by their lightness (Okabe and Ito
+2008).
 """
 
 from __future__ import annotations
@@ -39,5 +41,7 @@ Draw = TypeVar("Draw", bound=Callable[..., Any])
 
 
 def quiet(draw: Draw) -> Draw:
-    """A function that draws a figure, with all of it in the house's style; matplotlib's own settings stay as they are."""
+    """A function that draws a figure, with all of it in the house's style; matplotlib's own
+    settings stay as they are.
+    """
     return matplotlib.rc_context(STYLE)(draw)  # type: ignore[arg-type, return-value]

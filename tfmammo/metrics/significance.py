@@ -1,6 +1,8 @@
-"""What all tests share: how few patients are too few, Holm's correction, and the lines that say so under a table. NumPy.
+"""What all tests share: how few patients are too few, Holm's correction, and the lines
+that say so under a table. NumPy.
 
-Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979) 65.
+Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+Statistics 6 (1979) 65.
 """
 
 from __future__ import annotations
@@ -33,13 +35,21 @@ def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> fl
         samples: Random draws that stand for all outcomes where these are more.
 
     Returns:
-        ``comparisons * 2^(1 - patients)``, or ``comparisons * 2 / (samples + 1)`` with random draws; at most 1.
+        ``comparisons * 2^(1 - patients)``, or ``comparisons * 2 / (samples + 1)`` with random
+        draws; at most 1.
     """
     drawn = 2.0**patients > samples
     return float(min(1.0, comparisons * (2 / (samples + 1) if drawn else 2.0 ** (1 - patients))))
 
 
-def describe(test: Test, patients: int, comparisons: int, samples: int = 10_000, level: float = 0.95, correction: str = "Holm") -> str:
+def describe(
+    test: Test,
+    patients: int,
+    comparisons: int,
+    samples: int = 10_000,
+    level: float = 0.95,
+    correction: str = "Holm",
+) -> str:
     """The line under a table that says what its p values are.
 
     Args:
@@ -51,9 +61,14 @@ def describe(test: Test, patients: int, comparisons: int, samples: int = 10_000,
         correction: Whose correction it is.
 
     Returns:
-        A sentence: the test, what it resamples, the correction, and the smallest p that it can give.
+        A sentence: the test, what it resamples, the correction, and the smallest p that it can
+        give.
     """
-    corrected = f"{correction}'s correction for {comparisons} comparisons" if comparisons > 1 else "one comparison, no correction"
+    corrected = (
+        f"{correction}'s correction for {comparisons} comparisons"
+        if comparisons > 1
+        else "one comparison, no correction"
+    )
     said = f"p: {TESTS[test]}; {corrected}"
     if test in ("flips", "swaps"):
         least = smallest_p(patients, comparisons, samples)
@@ -64,16 +79,22 @@ def describe(test: Test, patients: int, comparisons: int, samples: int = 10_000,
 
 
 def describe_few(patients: int) -> str:
-    """The line under a table without intervals and p, because there are fewer than `FEWEST_PATIENTS`."""
+    """The line under a table without intervals and p, because there are fewer than
+    `FEWEST_PATIENTS`.
+    """
     counted = f"{patients} patients are" if patients > 1 else "one patient is"
     least = f"{smallest_p(patients):.2g}"
-    return f"No interval and no p: {counted} fewer than {FEWEST_PATIENTS}, and flipping them gives no p below {least}."
+    return (
+        f"No interval and no p: {counted} fewer than {FEWEST_PATIENTS}, and flipping them "
+        f"gives no p below {least}."
+    )
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Adjust p values of several comparisons so that the chance of any false rejection is bounded.
 
-    The k-th smallest of m values is multiplied by m - k + 1. No adjusted value lies below that of a smaller p.
+    The k-th smallest of m values is multiplied by m - k + 1. No adjusted value lies below that of a
+    smaller p.
 
     Args:
         p_values: Two-sided p in [0, 1], shape ``[m]``. NaN is no comparison and stays NaN.

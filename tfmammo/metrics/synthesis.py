@@ -1,9 +1,11 @@
-"""How near a synthetic image comes to the real one with the same mask: everywhere, in the mass, and along its edge.
+"""How near a synthetic image comes to the real one with the same mask: everywhere, in the
+mass, and along its edge.
 
 Where no real image belongs to a synthetic one, `sliced_wasserstein` compares them as sets.
 
-A synthetic image need not be the real one to be good, so these numbers say how well a network reproduces what was seen,
-not how real its image looks. The edge has a region of its own because that is where CAN claims its gain (section III.A).
+A synthetic image need not be the real one to be good, so these numbers say how well a network
+reproduces what was seen, not how real its image looks. The edge has a region of its own because
+that is where CAN claims its gain (section III.A).
 """
 
 from __future__ import annotations
@@ -13,28 +15,47 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-EDGE = 8  # px on either side of the outline: together the 16 px that CAN's discriminator sees at once
+# px on either side of the outline: together the 16 px that CAN's discriminator sees at once
+EDGE = 8
 
 
 def per_image(
-    real: NDArray[np.floating], synthetic: NDArray[np.floating], masks: NDArray[np.generic], edge: int = EDGE
+    real: NDArray[np.floating],
+    synthetic: NDArray[np.floating],
+    masks: NDArray[np.generic],
+    edge: int = EDGE,
 ) -> dict[str, NDArray[np.float64]]:
-    """L1, PSNR and SSIM of n pairs of images: of the whole patch, inside the mask, and in a band along its edge.
+    """L1, PSNR and SSIM of n pairs of images: of the whole patch, inside the mask, and in a band
+    along its edge.
 
-    L1 is the mean absolute difference, PSNR is -10 log10 of the mean squared difference, SSIM is the mean over the region
-    of the index's map (Gaussian window, sigma 1.5).
+    L1 is the mean absolute difference, PSNR is -10 log10 of the mean squared difference, SSIM is
+    the mean over the region of the index's map (Gaussian window, sigma 1.5).
 
-    Args:     real, synthetic: float [n, s, s, 1] in [0, 1]. masks: number [n, s, s, 1], {0, 1}. edge: px on either side
-              of the mask's outline that make the band; the patch's own border is no outline.
-    Returns:  "l1", "psnr", "ssim", then each with "_mass" and with "_edge" -> float64 [n]. L1 in [0, 1]; PSNR in dB,
-              infinite where nothing differs; SSIM in [-1, 1]; NaN where a mask leaves the region empty.
-    Raises:   ValueError: unequal shapes, other values, or a patch below 11 px.
-    Source:   Wang et al., Image quality assessment: from error visibility to structural similarity (2004), for SSIM.
+    Args:
+        real: float [n, s, s, 1] in [0, 1].
+        synthetic: float [n, s, s, 1] in [0, 1].
+        masks: Number [n, s, s, 1], {0, 1}.
+        edge: px on either side of the mask's outline that make the band; the patch's own border is
+            no outline.
+
+    Returns:
+        "l1", "psnr", "ssim", then each with "_mass" and with "_edge" -> float64 [n]. L1 in [0, 1];
+        PSNR in dB, infinite where nothing differs; SSIM in [-1, 1]; NaN where a mask leaves the
+        region empty.
+
+    Raises:
+        ValueError: Unequal shapes, other values, or a patch below 11 px.
+
+    Source:
+        Wang et al., Image quality assessment: from error visibility to structural similarity
+        (2004), for SSIM.
     """
     _check(real, synthetic, masks)
     names = [name + region for region in ("", "_mass", "_edge") for name in ("l1", "psnr", "ssim")]
     scores = {name: np.full(len(real), np.nan) for name in names}
-    for row, (truth, image, mask) in enumerate(zip(real[..., 0], synthetic[..., 0], masks[..., 0], strict=True)):
+    for row, (truth, image, mask) in enumerate(
+        zip(real[..., 0], synthetic[..., 0], masks[..., 0], strict=True)
+    ):
         error = np.abs(truth.astype(np.float64) - image.astype(np.float64))
         similarity = _similarity(truth, image)
         for region, inside in _regions(mask.astype(np.uint8), edge).items():
@@ -46,38 +67,71 @@ def per_image(
 
 
 def sliced_wasserstein(
-    real: NDArray[np.floating], synthetic: NDArray[np.floating], windows: int = 4096, directions: int = 128, seed: int = 0
+    real: NDArray[np.floating],
+    synthetic: NDArray[np.floating],
+    windows: int = 4096,
+    directions: int = 128,
+    seed: int = 0,
 ) -> float:
-    """How far two sets of images are from one another, by their textures at all scales; they need not be as many.
+    """How far two sets of images are from one another, by their textures at all scales; they need
+    not be as many.
 
-    At each level of a Laplacian pyramid, down to 16 px, windows of 7 x 7 px are drawn from both sets, scaled by the real
-    ones' mean and standard deviation, and projected on random directions; the distance of two sets of numbers is the mean
-    difference of the sorted ones. The mean over directions and levels is returned.
+    At each level of a Laplacian pyramid, down to 16 px, windows of 7 x 7 px are drawn from both
+    sets, scaled by the real ones' mean and standard deviation, and projected on random directions;
+    the distance of two sets of numbers is the mean difference of the sorted ones. The mean over
+    directions and levels is returned.
 
-    Args:     real, synthetic: float [n, s, s, 1] and [m, s, s, 1] in [0, 1]. windows: drawn from each set at each level.
-    Returns:  0 for equal sets, in standard deviations of the real windows.
-    Raises:   ValueError: other shapes, no image, or fewer than 7 px.
-    Source:   Karras et al., Progressive growing of GANs (2017), section 5. Departure: there each set is scaled by itself.
+    Args:
+        real: float [n, s, s, 1] and [m, s, s, 1] in [0, 1].
+        synthetic: float [n, s, s, 1] and [m, s, s, 1] in [0, 1].
+        windows: Drawn from each set at each level.
+
+    Returns:
+        0 for equal sets, in standard deviations of the real windows.
+
+    Raises:
+        ValueError: Other shapes, no image, or fewer than 7 px.
+
+    Departure:
+        There each set is scaled by itself.
+
+    Source:
+        Karras et al., Progressive growing of GANs (2017), section 5.
     """
     sizes = {images.shape[1:] for images in (real, synthetic)}
-    if len(sizes) != 1 or real.ndim != 4 or real.shape[-1] != 1 or not (len(real) and len(synthetic)) or real.shape[1] < 7:
-        raise ValueError(f"both sets must be [n, s, s, 1] with 7 px at least, not {real.shape} and {synthetic.shape}")
+    if (
+        len(sizes) != 1
+        or real.ndim != 4
+        or real.shape[-1] != 1
+        or not (len(real) and len(synthetic))
+        or real.shape[1] < 7
+    ):
+        raise ValueError(
+            f"both sets must be [n, s, s, 1] with 7 px at least, not {real.shape} and "
+            f"{synthetic.shape}"
+        )
     axes = np.random.default_rng(seed).normal(size=(49, directions))
     axes /= np.linalg.norm(axes, axis=0)
     found = []
     for level, (one, other) in enumerate(zip(_pyramid(real), _pyramid(synthetic), strict=True)):
         target, output = (_windows(images, windows, seed + level) for images in (one, other))
-        mean, deviation = target.mean(), max(float(target.std()), 1e-6)
-        first, second = (np.sort((values - mean) / deviation @ axes, axis=0) for values in (target, output))
+        mean = target.mean()
+        deviation = max(float(target.std()), 1e-6)
+        first, second = (
+            np.sort((values - mean) / deviation @ axes, axis=0) for values in (target, output)
+        )
         found.append(np.abs(first - second).mean())
     return float(np.mean(found))
 
 
 def _pyramid(images: NDArray[np.floating]) -> list[NDArray[np.float32]]:
-    levels, current = [], images[..., 0].astype(np.float32)
+    levels = []
+    current = images[..., 0].astype(np.float32)
     while current.shape[1] >= 32:
         small = np.stack([cv2.pyrDown(image) for image in current])
-        levels.append(current - np.stack([cv2.pyrUp(image, dstsize=current.shape[:0:-1]) for image in small]))
+        levels.append(
+            current - np.stack([cv2.pyrUp(image, dstsize=current.shape[:0:-1]) for image in small])
+        )
         current = small
     return [*levels, current]
 
@@ -85,7 +139,9 @@ def _pyramid(images: NDArray[np.floating]) -> list[NDArray[np.float32]]:
 def _windows(images: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
     views = np.lib.stride_tricks.sliding_window_view(images, (7, 7), axis=(1, 2))
     places = np.random.default_rng([seed, 1]).random((3, count))
-    rows = tuple((place * size).astype(int) for place, size in zip(places, views.shape[:3], strict=True))
+    rows = tuple(
+        (place * size).astype(int) for place, size in zip(places, views.shape[:3], strict=True)
+    )
     return views[rows].reshape(count, 49)
 
 
@@ -111,9 +167,14 @@ def _regions(mask: NDArray[np.uint8], edge: int) -> dict[str, NDArray[np.bool_]]
     return {"": np.ones(mask.shape, np.bool_), "_mass": mask.astype(np.bool_), "_edge": band}
 
 
-def _check(real: NDArray[np.floating], synthetic: NDArray[np.floating], masks: NDArray[np.generic]) -> None:
+def _check(
+    real: NDArray[np.floating], synthetic: NDArray[np.floating], masks: NDArray[np.generic]
+) -> None:
     if not real.shape == synthetic.shape == masks.shape or real.ndim != 4 or real.shape[-1] != 1:
-        raise ValueError(f"images and masks must all be [n, s, s, 1], not {real.shape}, {synthetic.shape}, {masks.shape}")
+        raise ValueError(
+            f"images and masks must all be [n, s, s, 1], not {real.shape}, {synthetic.shape}, "
+            f"{masks.shape}"
+        )
     if min(real.shape[1:3]) < 11:
         raise ValueError("patches below 11 px have no SSIM")
     if not np.all((masks == 0) | (masks == 1)):

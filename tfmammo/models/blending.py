@@ -1,7 +1,8 @@
 """Blending: a lesion of one mammogram grown into the normal tissue of another (Lin et al. 2019).
 
-A generator G sees three channels: normal tissue X; X with the lesion E pasted in; the mask of the place, Omega. A discriminator
-D looks at 16 x 16 px at a time and tells G's images from real ones with lesions, Y:
+A generator G sees three channels: normal tissue X; X with the lesion E pasted in; the mask of the
+place, Omega. A discriminator D looks at 16 x 16 px at a time and tells G's images from real ones
+with lesions, Y:
 
     L     = L_adv + lambda_p (L_S + L_B)                                              Eq. (1)
     L_adv = E[log D(Y)] + E[log(1 - D(G(X, E)))]                                      Eq. (2)
@@ -9,24 +10,35 @@ D looks at 16 x 16 px at a time and tells G's images from real ones with lesions
     v     = grad X where |grad X| > |grad E|, else grad E                             Eq. (4)
     L_B   = ||G(X, E) - X||_1 + || |grad G(X, E)| - |grad X| ||_2 beyond Omega        Eq. (5)
 
-Inside, the networks' images are in [-1, 1]; at every public border, and in L_S and L_B, they are in [0, 1].
+Inside, the networks' images are in [-1, 1]; at every public border, and in L_S and L_B, they are in
+[0, 1].
 
 Departures and what the paper leaves open:
 - lambda_p, Adam's values and the batch are not given: 100 and (2e-4, 0.5), Pix2Pix's.
-- "U-Net [13]" is Ronneberger's, as cited: skips at every resolution, the input's own too, no normalisation, so that grey values
-  come through. Widths as there. Dropout is off, because G has no randomness to gain from it. tanh at the end.
-- D's four convolutions: the three of Pix2Pix's 16 x 16 discriminator, the last one widened and followed by a convolution 1 x 1;
+- "U-Net [13]" is Ronneberger's, as cited: skips at every resolution, the input's own too, no
+  normalisation, so that grey values
+  come through. Widths as there. Dropout is off, because G has no randomness to gain from it. tanh
+  at the end.
+- D's four convolutions: the three of Pix2Pix's 16 x 16 discriminator, the last one widened and
+  followed by a convolution 1 x 1;
   126 x 126 responses from 256 px. D sees the image alone, as Eq. (2) says, not what G was given.
-- Norms: ||.||_1 is the mean and ||.||_2 the root of the mean of squares over the region's pixels, so that neither lambda_p's meaning
-  nor the balance of the two regions depends on their sizes. Gradients are forward differences; |.| is their length in the plane.
-- Whole mammograms in the paper, patches here: a lesion with context about it, and normal tissue at like scales. So Y, G's images and
+- Norms: ||.||_1 is the mean and ||.||_2 the root of the mean of squares over the region's pixels,
+  so that neither lambda_p's meaning
+  nor the balance of the two regions depends on their sizes. Gradients are forward differences; |.|
+  is their length in the plane.
+- Whole mammograms in the paper, patches here: a lesion with context about it, and normal tissue at
+  like scales. So Y, G's images and
   the tissue are of one size, and the position is drawn within the patch.
-- Each step turns and resizes its lesions anew (`rotate`, `resize`), by one interpolation, and draws their places so that the mask
+- Each step turns and resizes its lesions anew (`rotate`, `resize`), by one interpolation, and draws
+  their places so that the mask
   keeps off the patch's border: a larger lesion is made small enough to fit.
-- log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises -log D. D's "average" of its
+- log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises
+  -log D. D's "average" of its
   responses is that of probabilities; `average: losses` averages their logarithms.
-- Real patches show their lesion in the middle, blended ones anywhere: D, which sees 16 px, cannot tell by that. Lesions need outlines.
-- `prior: noise` is the paper's adversarial model without prior knowledge: uniform noise in place of the lesion. L_S, which would ask
+- Real patches show their lesion in the middle, blended ones anywhere: D, which sees 16 px, cannot
+  tell by that. Lesions need outlines.
+- `prior: noise` is the paper's adversarial model without prior knowledge: uniform noise in place of
+  the lesion. L_S, which would ask
   for the noise's own gradients, is left out then.
 """
 
@@ -48,31 +60,33 @@ from tfmammo.losses import Average, log_fake, log_real
 from tfmammo.networks import Trainable, leaky_relu, normal, unet_features
 from tfmammo.optimization import Adam, build, minimize
 
-NORMAL, LESION = 0, 1  # the labels of a batch's patches
+# the labels of a batch's patches
+NORMAL = 0
+LESION = 1
 GAP = 4  # px between mask and border of a patch
 TINY = 1e-12  # under a square root, whose gradient is infinite at 0
 
 
 class BlendingConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open.
-
-    prior: what is pasted, the "lesion" or "noise". rotate: degrees, each way, that lesions are turned by at most. resize: range
-    of the factor that they are scaled by. widths: of G's levels, the last one the bottom. discriminator_filters: of D's first
-    convolution, doubled by each further one.
-    """
+    """The paper's values; see *Departures* in the module for those it leaves open."""
 
     prior: Literal["lesion", "noise"] = "lesion"
+    """What is pasted, the "lesion" or "noise"."""
     lambda_p: NonNegativeFloat = 100.0
     rotate: float = Field(default=180.0, ge=0, le=180)
+    """Degrees, each way, that lesions are turned by at most."""
     resize: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
+    """Range of the factor that they are scaled by."""
     learning_rate: PositiveFloat = 2e-4
     beta_1: float = Field(default=0.5, ge=0, lt=1)
     beta_2: float = Field(default=0.999, ge=0, lt=1)
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
     average: Average = "responses"
     widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
+    """Of G's levels, the last one the bottom."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     discriminator_filters: PositiveInt = 64
+    """Of D's first convolution, doubled by each further one."""
 
     @model_validator(mode="after")
     def _rising(self) -> BlendingConfig:
@@ -84,54 +98,102 @@ class BlendingConfig(Frozen):
 def pasted(tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """What G sees: tissue, the tissue with the lesion pasted in, the mask.
 
-    Args:     tissue, lesion: float32 [n, size, size, 1] in [0, 1]. mask: the same shape, 0 or 1.
-    Returns:  float32 [n, size, size, 3] in [0, 1].
-    Source:   section 2.1, Generator.
+    Args:
+        tissue: float32 [n, size, size, 1] in [0, 1].
+        lesion: float32 [n, size, size, 1] in [0, 1].
+        mask: The same shape, 0 or 1.
+
+    Returns:
+        float32 [n, size, size, 3] in [0, 1].
+
+    Source:
+        Section 2.1, Generator.
     """
     return tf.concat([tissue, tf.where(mask > 0, lesion, tissue), mask], axis=-1)
 
 
 def guide(tissue: tf.Tensor, lesion: tf.Tensor) -> tf.Tensor:
-    """v, Eq. (4): at each pixel the tissue's gradient where it is the longer one, else the lesion's.
+    """v, Eq.
 
-    Args:     tissue, lesion: float32 [n, size, size, 1].
-    Returns:  float32 [n, size, size, 2], see layers.image_gradients.
+    (4): at each pixel the tissue's gradient where it is the longer one, else the lesion's.
+
+    Args:
+        tissue: float32 [n, size, size, 1].
+        lesion: float32 [n, size, size, 1].
+
+    Returns:
+        float32 [n, size, size, 2], see layers.image_gradients.
     """
-    of_tissue, of_lesion = image_gradients(tissue), image_gradients(lesion)
-    longer = tf.reduce_sum(of_tissue**2, -1, keepdims=True) > tf.reduce_sum(of_lesion**2, -1, keepdims=True)
+    of_tissue = image_gradients(tissue)
+    of_lesion = image_gradients(lesion)
+    longer = tf.reduce_sum(of_tissue**2, -1, keepdims=True) > tf.reduce_sum(
+        of_lesion**2, -1, keepdims=True
+    )
     return tf.where(longer, of_tissue, of_lesion)
 
 
-def seamless_loss(output: tf.Tensor, tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+def seamless_loss(
+    output: tf.Tensor, tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor
+) -> tf.Tensor:
     """L_S, Eq. (3): the root of the mean over the mask of |grad G - v|^2, averaged over the batch.
 
-    Args:     output, tissue, lesion: float32 [n, size, size, 1]. mask: the same shape, 0 or 1.
-    Returns:  float32 scalar, 0 where the output's gradients are the guide's.
+    Args:
+        output: float32 [n, size, size, 1].
+        tissue: float32 [n, size, size, 1].
+        lesion: float32 [n, size, size, 1].
+        mask: The same shape, 0 or 1.
+
+    Returns:
+        float32 scalar, 0 where the output's gradients are the guide's.
     """
-    squares = tf.reduce_sum((image_gradients(output) - guide(tissue, lesion)) ** 2, -1, keepdims=True)
+    squares = tf.reduce_sum(
+        (image_gradients(output) - guide(tissue, lesion)) ** 2, -1, keepdims=True
+    )
     return tf.reduce_mean(_root(_region_mean(squares, mask)))
 
 
 def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """L_B, Eq. (5), beyond the mask: the mean of |G - X| and the root mean square of |grad G| - |grad X|, averaged over the batch.
+    """L_B, Eq.
+
+    (5), beyond the mask: the mean of |G - X| and the root mean square of |grad G| - |grad X|,
+    averaged over the batch.
 
     Args, Returns: as `seamless_loss`; 0 where the background is the tissue's.
     """
     background = 1 - mask
-    lengths = [_root(tf.reduce_sum(image_gradients(image) ** 2, -1, keepdims=True)) for image in (output, tissue)]
+    lengths = [
+        _root(tf.reduce_sum(image_gradients(image) ** 2, -1, keepdims=True))
+        for image in (output, tissue)
+    ]
     squares = (lengths[0] - lengths[1]) ** 2
-    return tf.reduce_mean(_region_mean(tf.abs(output - tissue), background) + _root(_region_mean(squares, background)))
+    return tf.reduce_mean(
+        _region_mean(tf.abs(output - tissue), background) + _root(_region_mean(squares, background))
+    )
 
 
 def placed(
-    lesion: tf.Tensor, mask: tf.Tensor, draws: tf.Tensor, rotate: float = 180.0, resize: tuple[float, float] = (0.8, 1.2)
+    lesion: tf.Tensor,
+    mask: tf.Tensor,
+    draws: tf.Tensor,
+    rotate: float = 180.0,
+    resize: tuple[float, float] = (0.8, 1.2),
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Lesions turned about the middle of their masks, resized, and moved to places where their masks keep off the border.
+    """Lesions turned about the middle of their masks, resized, and moved to places where their
+    masks keep off the border.
 
-    Args:     lesion: float32 [n, size, size, 1] in [0, 1], with its surroundings. mask: the same shape, 0 or 1, not empty.
-              draws: float32 [n, 4] in [0, 1): of the angle, the factor, the row and the column. rotate, resize: see BlendingConfig.
-    Returns:  lesion and mask, the same shapes and ranges; beyond its old patch a lesion is 0.
-    Source:   section 3, "we randomly resize and rotate the input lesion", and section 2.2, "a random position (x, y)".
+    Args:
+        lesion: float32 [n, size, size, 1] in [0, 1], with its surroundings.
+        mask: The same shape, 0 or 1, not empty.
+        draws: float32 [n, 4] in [0, 1): of the angle, the factor, the row and the column.
+        rotate: See BlendingConfig.
+        resize: See BlendingConfig.
+
+    Returns:
+        Lesion and mask, the same shapes and ranges; beyond its old patch a lesion is 0.
+
+    Source:
+        Section 3, "we randomly resize and rotate the input lesion", and section 2.2, "a random
+        position (x, y)".
     """
     size = int(lesion.shape[1])
     middle, reach = _extent(mask)
@@ -139,15 +201,22 @@ def placed(
     factor = tf.minimum(resize[0] + draws[:, 1] * (resize[1] - resize[0]), (size / 2 - GAP) / reach)
     room = (factor * reach + GAP)[:, None]
     row, col = tf.unstack(room + draws[:, 2:] * (size - 2 * room) - 0.5, axis=1)
-    # From a pixel of the result to the one of the source that it shows: turned back, scaled back, about the two middles.
-    cosine, sine, nothing = tf.cos(angle) / factor, tf.sin(angle) / factor, tf.zeros_like(angle)
+    # From a pixel of the result to the one of the source that it shows: turned back, scaled back,
+    # about the two middles.
+    cosine = tf.cos(angle) / factor
+    sine = tf.sin(angle) / factor
+    nothing = tf.zeros_like(angle)
     across = middle[:, 1] - cosine * col - sine * row
     down = middle[:, 0] + sine * col - cosine * row
     matrix = tf.stack([cosine, sine, across, -sine, cosine, down, nothing, nothing], axis=1)
     moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.concat([lesion, mask], axis=-1), transforms=matrix, output_shape=[size, size], fill_value=0.0,
-        interpolation="BILINEAR", fill_mode="CONSTANT",
-    )  # fmt: skip
+        images=tf.concat([lesion, mask], axis=-1),
+        transforms=matrix,
+        output_shape=[size, size],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
     moved = tf.ensure_shape(moved, [None, size, size, 2])
     return moved[..., :1], tf.cast(moved[..., 1:] >= 0.5, tf.float32)
 
@@ -155,51 +224,86 @@ def placed(
 class Blending(Trainable):
     """Generator and discriminator with their optimizers; built on construction.
 
-    Args:     config: the paper's values or yours. size: patch rows and columns, px. tissue: float32 [k, size, size, 1] in [0, 1],
-              into which the image grid's lesions are set; None: into their own patches, mirrored.
-    Raises:   ConfigError: the networks don't fit patches of that size.
-    Source:   section 2.1. For the default widths G has 31,031,745 and D 657,473 trainable parameters.
+    Args:
+        config: The paper's values or yours.
+        size: Patch rows and columns, px.
+        tissue: float32 [k, size, size, 1] in [0, 1], into which the image grid's lesions are set;
+            None: into their own patches, mirrored.
+
+    Raises:
+        ConfigError: The networks don't fit patches of that size.
+
+    Source:
+        Section 2.1. For the default widths G has 31,031,745 and D 657,473 trainable parameters.
     """
 
-    not_for_xla = "it turns and scales lesions by a projective transform (ImageProjectiveTransformV3)"
+    not_for_xla = (
+        "it turns and scales lesions by a projective transform (ImageProjectiveTransformV3)"
+    )
 
-    def __init__(self, config: BlendingConfig | None = None, size: int = 256, tissue: NDArray | None = None) -> None:
+    def __init__(
+        self, config: BlendingConfig | None = None, size: int = 256, tissue: NDArray | None = None
+    ) -> None:
         super().__init__(name="blending")
         self.config = config = config or BlendingConfig()
-        self.size, self.tissue = size, tissue
+        self.size = size
+        self.tissue = tissue
         self.generator = _generator(config, size)
         self.discriminator = _discriminator(config.discriminator_filters, size)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = {
-            name: build(Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network)
+            name: build(
+                Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network
+            )
             for name, network in self.networks.items()
         }
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One step of G and one of D, both from the same forward pass.
 
-        Args:     batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1], and "label", int32 [batch], as many LESION as
-                  NORMAL: the i-th lesion goes into the i-th normal patch.
-        Returns:  float32 scalars: each network's loss, L_S, L_B, and D's mean probability for real and for blended patches.
-        Raises:   ConfigError: the batch has no labels.
+        Args:
+            batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1], and "label", int32
+                [batch], as many LESION as NORMAL: the i-th lesion goes into the i-th normal patch.
+
+        Returns:
+            float32 scalars: each network's loss, L_S, L_B, and D's mean probability for real and
+            for blended patches.
+
+        Raises:
+            ConfigError: The batch has no labels.
         """
         if "label" not in batch:
-            raise ConfigError("blending needs patches labelled as lesion's and normal, these have no labels")
-        config, step = self.config, self.optimizers["generator"].iterations
+            raise ConfigError(
+                "blending needs patches labelled as lesion's and normal, these have no labels"
+            )
+        config = self.config
+        step = self.optimizers["generator"].iterations
         tissue, real = tf.dynamic_partition(batch["image"], batch["label"], 2)  # X, Y
         mask = tf.dynamic_partition(batch["mask"], batch["label"], 2)[LESION]
-        lesion, mask = placed(real, mask, self._draws(real, step), config.rotate, config.resize)  # E, Omega
+        # E, Omega
+        lesion, mask = placed(real, mask, self._draws(real, step), config.rotate, config.resize)
         lesion = self._prior(tissue, lesion, step)
         with tf.GradientTape(persistent=True) as tape:
             blended = self.generator(pasted(tissue, lesion, mask) * 2 - 1, training=True)  # G(X, E)
-            p_real, p_fake = self.discriminator(real * 2 - 1), self.discriminator(blended)
+            p_real = self.discriminator(real * 2 - 1)
+            p_fake = self.discriminator(blended)
             image = blended * 0.5 + 0.5
-            seamless = seamless_loss(image, tissue, lesion, mask) if config.prior == "lesion" else tf.constant(0.0)
+            seamless = (
+                seamless_loss(image, tissue, lesion, mask)
+                if config.prior == "lesion"
+                else tf.constant(0.0)
+            )
             background = background_loss(image, tissue, mask)
             as_printed = config.adversarial == "as_printed"
-            adversarial = log_fake(p_fake, config.average) if as_printed else -log_real(p_fake, config.average)
+            adversarial = (
+                log_fake(p_fake, config.average)
+                if as_printed
+                else -log_real(p_fake, config.average)
+            )
             generator_loss = adversarial + config.lambda_p * (seamless + background)
-            discriminator_loss = -(log_real(p_real, config.average) + log_fake(p_fake, config.average))
+            discriminator_loss = -(
+                log_real(p_real, config.average) + log_fake(p_fake, config.average)
+            )
         losses = {"generator": generator_loss, "discriminator": discriminator_loss}
         for name, loss in losses.items():
             minimize(loss, self.networks[name], self.optimizers[name], tape)
@@ -212,21 +316,35 @@ class Blending(Trainable):
         }
 
     def blend(self, channels: tf.Tensor) -> tf.Tensor:
-        """G at inference; with prior "noise" the lesion is first replaced by noise that follows from the tissue.
+        """G at inference; with prior "noise" the lesion is first replaced by noise that follows
+        from the tissue.
 
-        Args:     channels: float32 [n, size, size, 3] in [0, 1], see `pasted`.
-        Returns:  float32 [n, size, size, 1] in [0, 1].
+        Args:
+            channels: float32 [n, size, size, 3] in [0, 1], see `pasted`.
+
+        Returns:
+            float32 [n, size, size, 1] in [0, 1].
         """
         tissue, lesion, mask = tf.split(channels, 3, axis=-1)
-        return self.generator(pasted(tissue, self._prior(tissue, lesion, 0), mask) * 2 - 1) * 0.5 + 0.5
+        return (
+            self.generator(pasted(tissue, self._prior(tissue, lesion, 0), mask) * 2 - 1) * 0.5 + 0.5
+        )
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid: the tissue, the lesion pasted into it where it was, G's image, and the lesion's own patch."""
-        lesion, mask = batch["image"], batch["mask"]
+        """Panels for the image grid: the tissue, the lesion pasted into it where it was, G's image,
+        and the lesion's own patch.
+        """
+        lesion = batch["image"]
+        mask = batch["mask"]
         around = tf.reverse(lesion, [2]) if self.tissue is None else self.tissue
         tissue = tf.gather(around, tf.range(len(lesion)) % len(around))
         channels = pasted(tissue, lesion, mask)
-        return {"tissue": tissue, "pasted": channels[..., 1:2], "synthetic": self.blend(channels), "real": lesion}
+        return {
+            "tissue": tissue,
+            "pasted": channels[..., 1:2],
+            "synthetic": self.blend(channels),
+            "real": lesion,
+        }
 
     def functions(self) -> dict[str, Callable]:
         """What is exported, one function per network: pasted -> image, image -> logits."""
@@ -244,10 +362,16 @@ class Blending(Trainable):
         return {"generator": generator, "discriminator": discriminator}
 
     def _prior(self, tissue: tf.Tensor, lesion: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
-        return lesion if self.config.prior == "lesion" else uniform_noise(patch_seeds(tissue, step), self.size)
+        return (
+            lesion
+            if self.config.prior == "lesion"
+            else uniform_noise(patch_seeds(tissue, step), self.size)
+        )
 
     def _draws(self, patches: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """float32 [n, 4] in [0, 1), which follow from the step and from each patch, so not from the device."""
+        """float32 [n, 4] in [0, 1), which follow from the step and from each patch, so not from the
+        device.
+        """
         return tf.map_fn(
             lambda seed: tf.random.stateless_uniform([4], seed, alg="philox"),
             patch_seeds(patches, step),
@@ -256,8 +380,11 @@ class Blending(Trainable):
 
 
 def _extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The middle (row, col) of each mask's box, px, and half its diagonal: float32 [n, 2] and [n]."""
-    middles, sides = [], []
+    """The middle (row, col) of each mask's box, px, and half its diagonal: float32 [n,
+    2] and [n].
+    """
+    middles = []
+    sides = []
     for axis in (2, 1):
         inside = tf.reduce_max(mask[..., 0], axis=axis) > 0
         first = tf.argmax(inside, axis=1)
@@ -268,8 +395,12 @@ def _extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _region_mean(values: tf.Tensor, region: tf.Tensor) -> tf.Tensor:
-    """The mean of [n, size, size, 1] over a region of 0 and 1: float32 [n], 0 where the region is empty."""
-    return tf.math.divide_no_nan(tf.reduce_sum(values * region, axis=[1, 2, 3]), tf.reduce_sum(region, axis=[1, 2, 3]))
+    """The mean of [n, size, size, 1] over a region of 0 and 1: float32 [n], 0 where the region is
+    empty.
+    """
+    return tf.math.divide_no_nan(
+        tf.reduce_sum(values * region, axis=[1, 2, 3]), tf.reduce_sum(region, axis=[1, 2, 3])
+    )
 
 
 def _root(squares: tf.Tensor) -> tf.Tensor:
@@ -277,25 +408,43 @@ def _root(squares: tf.Tensor) -> tf.Tensor:
 
 
 def _generator(config: BlendingConfig, size: int) -> keras.Model:
-    """The U-Net: floating [batch, size, size, 3] in [-1, 1] -> float32 [batch, size, size, 1] in [-1, 1]."""
+    """The U-Net: floating [batch, size, size, 3] in [-1, 1] -> float32 [batch, size, size, 1] in
+    [-1, 1].
+    """
     halvings = len(config.widths) - 1
     if size % 2**halvings:
-        raise ConfigError(f"data.size: patches of {size} px can't be halved {halvings} times, for all levels of model.widths")
+        raise ConfigError(
+            f"data.size: patches of {size} px can't be halved {halvings} times, for all levels of "
+            "model.widths"
+        )
     channels = keras.Input((size, size, 3))
     features = unet_features(channels, config.widths, config.dropout)
     image = keras.layers.Conv2D(1, 1)(features)
-    return keras.Model(channels, keras.layers.Activation("tanh", dtype="float32")(image), name="generator")
+    return keras.Model(
+        channels, keras.layers.Activation("tanh", dtype="float32")(image), name="generator"
+    )
 
 
 def _discriminator(filters: int, size: int) -> keras.Model:
-    """Four convolutions that see 16 x 16 px: floating [batch, size, size, 1] in [-1, 1] -> float32 logits [batch, n, n, 1]."""
+    """Four convolutions that see 16 x 16 px: floating [batch, size, size, 1] in [-1, 1] -> float32
+    logits [batch, n, n, 1].
+    """
     layers = keras.layers
     if size < 16:
-        raise ConfigError(f"data.size: patches of {size} px are smaller than the 16 px that the discriminator looks at")
+        raise ConfigError(
+            f"data.size: patches of {size} px are smaller than the 16 px that the discriminator "
+            "looks at"
+        )
     stack: list[keras.layers.Layer] = [keras.Input((size, size, 1))]
     for i, (width, stride) in enumerate(((filters, 2), (2 * filters, 1), (4 * filters, 1))):
-        stack += [layers.ZeroPadding2D(1), layers.Conv2D(width, 4, stride, use_bias=i == 0, kernel_initializer=normal())]
+        stack += [
+            layers.ZeroPadding2D(1),
+            layers.Conv2D(width, 4, stride, use_bias=i == 0, kernel_initializer=normal()),
+        ]
         stack += [SampleNormalization()] if i else []
         stack += [layers.Activation(leaky_relu)]
-    stack += [layers.Conv2D(1, 1, kernel_initializer=normal()), layers.Activation("linear", dtype="float32")]
+    stack += [
+        layers.Conv2D(1, 1, kernel_initializer=normal()),
+        layers.Activation("linear", dtype="float32"),
+    ]
     return keras.Sequential(stack, name="discriminator")

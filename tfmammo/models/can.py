@@ -1,31 +1,50 @@
-"""CAN: Collaborative Adversarial Networks for joint synthesis and segmentation of X-ray breast mass images (Shen et al.).
+"""CAN: Collaborative Adversarial Networks for joint synthesis and segmentation of X-ray
+breast mass images (Shen et al.).
 
-A generator G maps masks to mass images, an inverter I maps images to masks, and one discriminator D judges (mask, image)
-pairs: only (M_r, Im_r) is real, (M_r, G(M_r)) and (I(Im_r), Im_r) are fake. Algorithm 1 is `CAN.train_step`, line by line.
+A generator G maps masks to mass images, an inverter I maps images to masks, and one discriminator D
+judges (mask, image) pairs: only (M_r, Im_r) is real, (M_r, G(M_r)) and (I(Im_r), Im_r) are fake.
+Algorithm 1 is `CAN.train_step`, line by line.
 
 Inside, masks and images are in [-1, 1]; at every public border they are in [0, 1].
 
 Departures and what the paper leaves open:
-- Algorithm 1 descends L_D = log P_r + log(1 - P_f1) + log(1 - P_f2), which is the quantity D must maximise (the text says
+- Algorithm 1 descends L_D = log P_r + log(1 - P_f1) + log(1 - P_f2), which is the quantity D must
+  maximise (the text says
   so, and so does Eq. 3): D descends -L_D here.
-- log(1 - P) for G and I hardly has a gradient while D wins; `adversarial: non_saturating` (default) minimises -log P
+- log(1 - P) for G and I hardly has a gradient while D wins; `adversarial: non_saturating` (default)
+  minimises -log P
   instead, `as_printed` minimises log(1 - P).
-- "All the responses are averaged to produce the ultimate prediction" has two readings. `average: responses` (default) takes
-  P as the mean of the patch probabilities, word for word. `average: losses` averages their logarithms: Pix2Pix's article has
-  almost the same sentence, and its code does that. Under `responses` D hardly learns from patches of which it is wrongly sure.
-  On CBIS-DDSM patches (7,000 steps at half width and 128 px, one seed, 112 unseen patients) both segment alike, Dice 88.7 %
-  (p = 0.13). Responses synthesise nearer to the real patch, SSIM 0.281 to 0.264 (p < 0.001). See docs/results.md.
+- "All the responses are averaged to produce the ultimate prediction" has two readings. `average:
+  responses` (default) takes
+  P as the mean of the patch probabilities, word for word. `average: losses` averages their
+  logarithms: Pix2Pix's article has
+  almost the same sentence, and its code does that. Under `responses` D hardly learns from patches
+  of which it is wrongly sure.
+  On CBIS-DDSM patches (7,000 steps at half width and 128 px, one seed, 112 unseen patients) both
+  segment alike, Dice 88.7 %
+  (p = 0.13). Responses synthesise nearer to the real patch, SSIM 0.281 to 0.264 (p < 0.001). See
+  docs/results.md.
 - Pix2Pix is compared "under the same experimental settings": configs/pix2pix_can.yaml.
-- ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean norm.
-- Open: beta_1 of Adam (0.5, as in Pix2Pix), weights' start (N(0, 0.02)), dropout (0.5 in the three innermost decoder
-  blocks, as in Pix2Pix, but off at inference: CAN names no noise), output activation (tanh, masks too).
-- Normalisation: statistics of the sample, in training and at inference (equal to batch normalisation at batch 1).
-- ||.||_1 and ||.||_2 are taken of values in [-1, 1], where the network works: twice and four times those of values in [0, 1],
-  so that lambda_1 and lambda_2 weigh twice and four times what they would weigh there. Adam's epsilon: Keras's 1e-7.
-- Augmentation: each draw is turned anew by one of the eight symmetries of the square (`data.augment`), after patients are
-  split. The paper makes 850 fixed copies and splits them afterwards, which `data.split: paper` does.
-- Grey values: the 0.5th and 99.5th percentiles of each patch become 0 and 1 (`data.percentiles`); the paper states none.
-- The crop is not stated. Table I implies lesions that fill 0.35 to 0.37 of a patch, which `data.context: 1.3` gives.
+- ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean
+  norm.
+- Open: beta_1 of Adam (0.5, as in Pix2Pix), weights' start (N(0, 0.02)), dropout (0.5 in the three
+  innermost decoder
+  blocks, as in Pix2Pix, but off at inference: CAN names no noise), output activation (tanh, masks
+  too).
+- Normalisation: statistics of the sample, in training and at inference (equal to batch
+  normalisation at batch 1).
+- ||.||_1 and ||.||_2 are taken of values in [-1, 1], where the network works: twice and four times
+  those of values in [0, 1],
+  so that lambda_1 and lambda_2 weigh twice and four times what they would weigh there. Adam's
+  epsilon: Keras's 1e-7.
+- Augmentation: each draw is turned anew by one of the eight symmetries of the square
+  (`data.augment`), after patients are
+  split. The paper makes 850 fixed copies and splits them afterwards, which `data.split: paper`
+  does.
+- Grey values: the 0.5th and 99.5th percentiles of each patch become 0 and 1 (`data.percentiles`);
+  the paper states none.
+- The crop is not stated. Table I implies lesions that fill 0.35 to 0.37 of a patch, which
+  `data.context: 1.3` gives.
 """
 
 from __future__ import annotations
@@ -43,11 +62,7 @@ from tfmammo.optimization import Adam, build, call_sharing_gradients, minimize
 
 
 class CANConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open.
-
-    filters: of G and I, one per halving of the patch. discriminator_strided: stride-2 convolutions of D; 1 gives the
-    paper's 16 px patches. discriminator_filters: of D's first convolution.
-    """
+    """The paper's values; see *Departures* in the module for those it leaves open."""
 
     lambda_1: NonNegativeFloat = 10.0
     lambda_2: NonNegativeFloat = 100.0
@@ -58,53 +73,85 @@ class CANConfig(Frozen):
     l2: Literal["mean_square", "norm"] = "mean_square"
     dropout: float = Field(default=0.5, ge=0, lt=1)
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
+    """Of G and I, one per halving of the patch."""
     discriminator_strided: PositiveInt = 1
+    """stride-2 convolutions of D; 1 gives the paper's 16 px patches."""
     discriminator_filters: PositiveInt = 64
+    """Of D's first convolution."""
 
 
 class CAN(Trainable):
     """Generator, inverter and discriminator with their optimizers; built on construction.
 
-    Args:     config: the paper's values or yours. size: patch rows and columns, px.
-    Source:   section II.B, Fig. 1.
+    Args:
+        config: The paper's values or yours.
+        size: Patch rows and columns, px.
+
+    Source:
+        Section II.B, Fig. 1.
     """
 
     def __init__(self, config: CANConfig | None = None, size: int = 256) -> None:
         super().__init__(name="can")
         self.config = config = config or CANConfig()
         self.size = size
-        self.generator = UNet256(filters=config.filters, dropout=config.dropout, size=size, name="generator")
-        self.inverter = UNet256(filters=config.filters, dropout=config.dropout, size=size, name="inverter")
-        self.discriminator = PatchDiscriminator(
-            2, config.discriminator_strided, config.discriminator_filters, size=size, name="discriminator"
+        self.generator = UNet256(
+            filters=config.filters, dropout=config.dropout, size=size, name="generator"
         )
-        self.networks = {"generator": self.generator, "inverter": self.inverter, "discriminator": self.discriminator}
-        # One pass back through D serves two losses: only how fast a step is, not what it computes. See `discriminate`.
+        self.inverter = UNet256(
+            filters=config.filters, dropout=config.dropout, size=size, name="inverter"
+        )
+        self.discriminator = PatchDiscriminator(
+            2,
+            config.discriminator_strided,
+            config.discriminator_filters,
+            size=size,
+            name="discriminator",
+        )
+        self.networks = {
+            "generator": self.generator,
+            "inverter": self.inverter,
+            "discriminator": self.discriminator,
+        }
+        # One pass back through D serves two losses: only how fast a step is, not what it computes.
+        # See `discriminate`.
         self.shares_gradients = config.average == "responses" or config.adversarial == "as_printed"
         self.optimizers = {
-            name: build(Adam(config.learning_rate, config.beta_1, name=name), network) for name, network in self.networks.items()
+            name: build(Adam(config.learning_rate, config.beta_1, name=name), network)
+            for name, network in self.networks.items()
         }
 
     def discriminate(self, mask: tf.Tensor, image: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """D(M; Im): float32 logits, one per patch of the pair. Args: float32 [batch, size, size, 1] in [-1, 1]."""
+        """D(M; Im): float32 logits, one per patch of the pair.
+
+        float32 [batch, size, size, 1] in [-1, 1].
+        """
         pair = tf.concat([mask, image], axis=-1)
         if training and self.shares_gradients:
             return call_sharing_gradients(self.discriminator, pair)
         return self.discriminator(pair, training=training)
 
     def adversarial(self, fake: tf.Tensor) -> tf.Tensor:
-        """What G and I minimise of D's logits for their pair: -log P_f, or log(1 - P_f) as Algorithm 1 prints it."""
+        """What G and I minimise of D's logits for their pair: -log P_f, or log(1 - P_f) as
+        Algorithm 1 prints it.
+        """
         if self.config.adversarial == "as_printed":
             return log_fake(fake, self.config.average)
         return -log_real(fake, self.config.average)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One round of Algorithm 1: one forward pass of G and I, three of D, then the updates of G, I and D.
+        """One round of Algorithm 1: one forward pass of G and I, three of D, then the updates of G,
+        I and D.
 
-        Args:     batch: "mask" and "image", float32 [batch, size, size, 1] in [0, 1].
-        Returns:  float32 scalars: each network's loss, the L1 and L2 terms, and D's mean probability for each pair.
+        Args:
+            batch: "mask" and "image", float32 [batch, size, size, 1] in [0, 1].
+
+        Returns:
+            float32 scalars: each network's loss, the L1 and L2 terms, and D's mean probability for
+            each pair.
         """
-        real_mask, real_image = batch["mask"] * 2 - 1, batch["image"] * 2 - 1
+        real_mask = batch["mask"] * 2 - 1
+        real_image = batch["image"] * 2 - 1
         average = self.config.average
         l2 = mean_square if self.config.l2 == "mean_square" else l2_norm
         with tf.GradientTape(persistent=True) as tape:
@@ -117,8 +164,14 @@ class CAN(Trainable):
             mask_l2 = l2(real_mask, fake_mask)
             generator_loss = self.adversarial(fake_1) + self.config.lambda_1 * image_l1
             inverter_loss = self.adversarial(fake_2) + self.config.lambda_2 * mask_l2
-            discriminator_loss = -(log_real(real, average) + log_fake(fake_1, average) + log_fake(fake_2, average))
-        losses = {"generator": generator_loss, "inverter": inverter_loss, "discriminator": discriminator_loss}
+            discriminator_loss = -(
+                log_real(real, average) + log_fake(fake_1, average) + log_fake(fake_2, average)
+            )
+        losses = {
+            "generator": generator_loss,
+            "inverter": inverter_loss,
+            "discriminator": discriminator_loss,
+        }
         for name, loss in losses.items():
             minimize(loss, self.networks[name], self.optimizers[name], tape)
         return {
@@ -131,21 +184,53 @@ class CAN(Trainable):
         }
 
     def synthesize(self, mask: tf.Tensor) -> tf.Tensor:
-        """G at inference. Args: mask: float32 [batch, size, size, 1] in {0, 1}. Returns: image, float32, same shape, [0, 1]."""
+        """G at inference.
+
+        Args:
+            mask: float32 [batch, size, size, 1] in {0, 1}.
+
+        Returns:
+            Image, float32, same shape, [0, 1].
+        """
         return self.generator(mask * 2 - 1) * 0.5 + 0.5
 
     def segment(self, image: tf.Tensor) -> tf.Tensor:
-        """I at inference. Args: image: float32 [batch, size, size, 1] in [0, 1]. Returns: mask probability, same shape."""
+        """I at inference.
+
+        Args:
+            image: float32 [batch, size, size, 1] in [0, 1].
+
+        Returns:
+            Mask probability, same shape.
+        """
         return self.inverter(image * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid. Args: batch: as in `train_step`. Returns: float32 [batch, size, size, 1] in [0, 1]."""
-        mask, image = batch["mask"], batch["image"]
-        return {"mask": mask, "synthetic": self.synthesize(mask), "real": image, "segmented": self.segment(image)}
+        """Panels for the image grid.
+
+        Args:
+            batch: As in `train_step`.
+
+        Returns:
+            float32 [batch, size, size, 1] in [0, 1].
+        """
+        mask = batch["mask"]
+        image = batch["image"]
+        return {
+            "mask": mask,
+            "synthetic": self.synthesize(mask),
+            "real": image,
+            "segmented": self.segment(image),
+        }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported, one function per network: mask -> image, image -> mask, (mask, image) -> logits."""
-        mask, image = (tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name) for name in ("mask", "image"))
+        """What is exported, one function per network: mask -> image, image -> mask, (mask, image)
+        -> logits.
+        """
+        mask, image = (
+            tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name)
+            for name in ("mask", "image")
+        )
 
         @tf.function(input_signature=[mask])
         def generator(mask: tf.Tensor) -> dict[str, tf.Tensor]:

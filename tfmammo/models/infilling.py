@@ -1,37 +1,59 @@
-"""Infilling: mass patches from their context, mask and margin, stages 2 and 3 of Shen et al.'s synthesis.
+"""Infilling: mass patches from their context, mask and margin, stages 2 and 3 of Shen et
+al.'s synthesis.
 
-The tri-label x has three channels: the tissue patch, its lesion region replaced by uniform noise; the mask; the margin, which
-is the mask scaled up less the mask. A generator G maps it to a mass image, a discriminator D judges (x, image) pairs:
+The tri-label x has three channels: the tissue patch, its lesion region replaced by uniform noise;
+the mask; the margin, which is the mask scaled up less the mask. A generator G maps it to a mass
+image, a discriminator D judges (x, image) pairs:
 
     min_G max_D  E[log D(x, R)] + E[log(1 - D(x, G(x)))]           Eq. (3), R: the real image
-    L_fm(G) = sum_{l=0..5} lambda_l ||phi_l(R) - phi_l(G(x))||_1   Eq. (4), phi_0: the image itself, phi_l: layers of VGG-19
+    L_fm(G) = sum_{l=0..5} lambda_l ||phi_l(R) - phi_l(G(x))||_1   Eq. (4), phi_0: the image itself,
+    phi_l: layers of VGG-19
     L = L_GAN + lambda L_fm                                        Eq. (5)
 
 Inside, images are in [-1, 1]; at every public border, and in L_fm, they are in [0, 1].
 
 Departures and what the paper leaves open:
-- The margin: the mask is "resized to 296 x 296"; about the patch's centre here, then cropped back to 256 x 256, nearest
-  neighbours, less the mask. So it is no band of one width: the margin of a mask off the centre is wider on the side away from
-  the centre and narrow or missing on the other, as it is in bays of the outline. Patches of another size scale by the same
-  factor, to whole px on every side: at 64 px 276, 296 and 316 are factors of 1.063, 1.156 and 1.25, not 1.078, 1.156 and 1.234.
+- The margin: the mask is "resized to 296 x 296"; about the patch's centre here, then cropped back
+  to 256 x 256, nearest
+  neighbours, less the mask. So it is no band of one width: the margin of a mask off the centre is
+  wider on the side away from
+  the centre and narrow or missing on the other, as it is in bays of the outline. Patches of another
+  size scale by the same
+  factor, to whole px on every side: at 64 px 276, 296 and 316 are factors of 1.063, 1.156 and 1.25,
+  not 1.078, 1.156 and 1.234.
   `margin: null` leaves the channel out (the ablation).
 - Adam is printed with beta_1 = 0.9 and beta_2 = 0.5, most likely swapped: (0.5, 0.9) here.
-- VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2, as in Chen and Koltun's refinement network,
-  behind their ReLUs; `first` the first five convolutions, which is what the text says word for word. `feature_weights:
-  elements` is lambda_l = 1 / number of elements; `chen_koltun` multiplies these by their 1, 1/2.6, 1/4.8, 1/3.7, 1/5.6, 10/1.5.
-- VGG-19 sees [0, 255] or standardised grey values, depending on the file of weights; its feature maps are divided by that
-  factor, so that all six terms are on the scale of images in [0, 1] and lambda means the same with either.
-- The crn generator: "256 x 256 x 3" of its last module can't be the one-channel image; a 1 x 1 convolution follows. Open
-  are its widths (Chen and Koltun: 1024 below 128 px, 512 at 128 and 256) and its normalisation (theirs: of the layer,
-  before each ReLU; `none` leaves it out). ReLU as printed, where theirs leaks. It upsamples bilinearly. He's random weights.
-- The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at inference. Both end in tanh.
-- log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises -log D. "The average value"
+- VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2, as in Chen and
+  Koltun's refinement network,
+  behind their ReLUs; `first` the first five convolutions, which is what the text says word for
+  word. `feature_weights:
+  elements` is lambda_l = 1 / number of elements; `chen_koltun` multiplies these by their 1, 1/2.6,
+  1/4.8, 1/3.7, 1/5.6, 10/1.5.
+- VGG-19 sees [0, 255] or standardised grey values, depending on the file of weights; its feature
+  maps are divided by that
+  factor, so that all six terms are on the scale of images in [0, 1] and lambda means the same with
+  either.
+- The crn generator: "256 x 256 x 3" of its last module can't be the one-channel image; a 1 x 1
+  convolution follows. Open
+  are its widths (Chen and Koltun: 1024 below 128 px, 512 at 128 and 256) and its normalisation
+  (theirs: of the layer,
+  before each ReLU; `none` leaves it out). ReLU as printed, where theirs leaks. It upsamples
+  bilinearly. He's random weights.
+- The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at
+  inference. Both end in tanh.
+- log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises
+  -log D. "The average value"
   of D's 30 x 30 responses is that of probabilities; `average: losses` averages their logarithms.
-- Masses of any pathology, where the paper takes DDSM's 765 malignant ones alone; no key selects them.
-- Augmentation: each draw is turned anew by one of the eight symmetries of the square (`data.augment`). The paper turns, mirrors
-  and scales its 765 images to 3,825 beforehand; `data.added.copies` adds such copies of training mammograms, scaled ones too.
-- Normalisation of the U-Net and of D: statistics of each sample, in training and at inference. Pix2Pix's layers have those of
-  the batch, here of two. Epsilon is Keras's 1e-3, of the crn's layer normalisation as well, whose code has 1e-12.
+- Masses of any pathology, where the paper takes DDSM's 765 malignant ones alone; no key selects
+  them.
+- Augmentation: each draw is turned anew by one of the eight symmetries of the square
+  (`data.augment`). The paper turns, mirrors
+  and scales its 765 images to 3,825 beforehand; `data.added.copies` adds such copies of training
+  mammograms, scaled ones too.
+- Normalisation of the U-Net and of D: statistics of each sample, in training and at inference.
+  Pix2Pix's layers have those of
+  the batch, here of two. Epsilon is Keras's 1e-3, of the crn's layer normalisation as well, whose
+  code has 1e-12.
 """
 
 from __future__ import annotations
@@ -63,20 +85,23 @@ CHEN_KOLTUN = (1.0, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5)
 
 
 class InfillingConfig(Frozen):
-    """The paper's values; see *Departures* in the module for those it leaves open.
-
-    generator: "unet" or "crn". margin: to how many px a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
-    studied; null: two channels. lambda_fm: the paper's lambda. weights: of VGG-19: "imagenet" (downloaded by Keras), a file's
-    path, or "none", random ones. filters and dropout: of the unet. widths and normalization: of the crn, from its first module
-    on, each twice the size of the one before. discriminator_strided: stride-2 convolutions of D; 3 gives 30 x 30 responses.
-    """
+    """The paper's values; see *Departures* in the module for those it leaves open."""
 
     generator: Literal["unet", "crn"] = "unet"
+    """"unet" or "crn"."""
     margin: int | None = Field(default=296, gt=FULL)
+    """To how many px a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
+    studied; null: two channels.
+    """
     lambda_fm: NonNegativeFloat = 100.0
+    """The paper's lambda."""
     feature_layers: Literal["blocks", "first"] = "blocks"
     feature_weights: Literal["elements", "chen_koltun"] = "elements"
     weights: str = "imagenet"
+    """Of VGG-19: "imagenet" (downloaded by Keras), a file's path, or "none", random ones. filters
+    and dropout: of the unet. widths and normalization: of the crn, from its first module on, each
+    twice the size of the one before.
+    """
     learning_rate: PositiveFloat = 2e-4
     beta_1: float = Field(default=0.5, ge=0, lt=1)
     beta_2: float = Field(default=0.9, ge=0, lt=1)
@@ -87,6 +112,7 @@ class InfillingConfig(Frozen):
     widths: tuple[PositiveInt, ...] = Field(default=CRN_WIDTHS, min_length=1)
     normalization: Literal["layer", "none"] = "layer"
     discriminator_strided: PositiveInt = 3
+    """stride-2 convolutions of D; 3 gives 30 x 30 responses."""
     discriminator_filters: PositiveInt = 64
 
     @property
@@ -102,26 +128,45 @@ class InfillingConfig(Frozen):
 
 
 def enlarged(mask: tf.Tensor, margin: int) -> tf.Tensor:
-    """A mask scaled about its patch's centre by margin / 256 and cropped back to its size, by nearest neighbours.
+    """A mask scaled about its patch's centre by margin / 256 and cropped back to its size, by
+    nearest neighbours.
 
-    Args:     mask: [..., size, size, 1]. margin: px that 256 px are scaled to.
-    Returns:  the same shape and dtype.
-    Source:   section 4.1, step 3.
+    Args:
+        mask: [..., size, size, 1].
+        margin: px that 256 px are scaled to.
+
+    Returns:
+        The same shape and dtype.
+
+    Source:
+        Section 4.1, step 3.
     """
     size = int(mask.shape[-2])
     border = round(size * (margin - FULL) / (2 * FULL))
-    # Pixel p lies at p + border of the enlarged patch; its centre, 2 p + 2 border + 1 half pixels, falls into this source pixel.
+    # Pixel p lies at p + border of the enlarged patch; its centre, 2 p + 2 border + 1 half pixels,
+    # falls into this source pixel.
     places = (2 * (np.arange(size) + border) + 1) * size // (2 * (size + 2 * border))
     return tf.gather(tf.gather(mask, places, axis=-3), places, axis=-2)
 
 
-def tri_label(image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int | None = 296) -> tf.Tensor:
+def tri_label(
+    image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int | None = 296
+) -> tf.Tensor:
     """What G sees: the tissue patch without its lesion, the mask, and the margin.
 
-    Args:     image: float32 [n, size, size, 1] in [0, 1]. mask: the same shape, 0 or 1. noise: the same shape, uniform in [0, 1];
-              see layers.uniform_noise. margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper; None: no margin.
-    Returns:  float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Without the leading n too.
-    Source:   sections 3.1, 3.3 and 4.1.
+    Args:
+        image: float32 [n, size, size, 1] in [0, 1].
+        mask: The same shape, 0 or 1.
+        noise: The same shape, uniform in [0, 1]; see layers.uniform_noise.
+        margin: px that a mask of 256 px is scaled to, 276, 296 or 316 in the paper; None: no
+            margin.
+
+    Returns:
+        float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Without the
+        leading n too.
+
+    Source:
+        Sections 3.1, 3.3 and 4.1.
     """
     tissue = tf.where(mask > 0, noise, image)
     if margin is None:
@@ -129,40 +174,73 @@ def tri_label(image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int |
     return tf.concat([tissue, mask, tf.maximum(enlarged(mask, margin) - mask, 0)], axis=-1)
 
 
-def feature_matching(real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor], weights: Sequence[float] | None = None) -> tf.Tensor:
-    """L_fm, Eq. (4): the sum over layers of mean |phi_l(R) - phi_l(G(x))|, the mean being ||.||_1 times 1 / number of elements.
+def feature_matching(
+    real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor], weights: Sequence[float] | None = None
+) -> tf.Tensor:
+    """L_fm, Eq.
 
-    Args:     real, fake: floating [n, rows, cols, channels] each, the image first. weights: factors of the terms, by default 1.
-    Returns:  float32 scalar, >= 0, the mean over the batch.
+    (4): the sum over layers of mean |phi_l(R) - phi_l(G(x))|, the mean being ||.||_1 times 1 /
+    number of elements.
+
+    Args:
+        real: floating [n, rows, cols, channels] each, the image first.
+        fake: floating [n, rows, cols, channels] each, the image first.
+        weights: Factors of the terms, by default 1.
+
+    Returns:
+        float32 scalar, >= 0, the mean over the batch.
     """
     factors = weights or [1.0] * len(real)
     return tf.add_n([factor * l1(r, f) for factor, r, f in zip(factors, real, fake, strict=True)])
 
 
 class CRN(Network):
-    """A cascaded refinement network: modules of doubling resolution, each of which sees the label and what came before.
+    """A cascaded refinement network: modules of doubling resolution, each of which sees the label
+    and what came before.
 
-    Module i: the label, downsampled by area to the module's size, concatenated with the upsampled output of module i - 1; two
-    convolutions 3 x 3, each followed by normalisation (if any) and ReLU. Behind the last a convolution 1 x 1.
+    Module i: the label, downsampled by area to the module's size, concatenated with the upsampled
+    output of module i - 1; two convolutions 3 x 3, each followed by normalisation (if any) and
+    ReLU. Behind the last a convolution 1 x 1.
 
-    Args:     x: floating [batch, size, size, channels]. widths: of the modules; with eight and 256 px the first is 2 x 2.
-    Returns:  float32 [batch, size, size, 1] in [-1, 1].
-    Raises:   ConfigError: size is no multiple of 2 ** (modules - 1).
-    Source:   section 3.3, Fig. 3 (b); Chen and Koltun, Photographic image synthesis with cascaded refinement networks (2017).
-              115,842,561 trainable parameters for three channels.
+    Args:
+        x: floating [batch, size, size, channels].
+        widths: Of the modules; with eight and 256 px the first is 2 x 2.
+
+    Returns:
+        float32 [batch, size, size, 1] in [-1, 1].
+
+    Raises:
+        ConfigError: Size is no multiple of 2 ** (modules - 1).
+
+    Source:
+        Section 3.3, Fig. 3 (b); Chen and Koltun, Photographic image synthesis with cascaded
+        refinement networks (2017). 115,842,561 trainable parameters for three channels.
     """
 
     def __init__(
-        self, channels: int = 3, widths: Sequence[int] = CRN_WIDTHS, size: int = 256, normalization: str = "layer", name: str | None = None
+        self,
+        channels: int = 3,
+        widths: Sequence[int] = CRN_WIDTHS,
+        size: int = 256,
+        normalization: str = "layer",
+        name: str | None = None,
     ) -> None:
         super().__init__(name=name)
         if size % 2 ** (len(widths) - 1):
-            raise ConfigError(f"data.size: patches of {size} px can't be halved {len(widths) - 1} times, for all modules of model.widths")
-        self.factors = [2**i for i in reversed(range(len(widths)))]  # by which the label is downsampled
+            raise ConfigError(
+                f"data.size: patches of {size} px can't be halved {len(widths) - 1} times, for "
+                "all modules of model.widths"
+            )
+        # by which the label is downsampled
+        self.factors = [2**i for i in reversed(range(len(widths)))]
         self.convolutions = [[_refinement(width) for _ in range(2)] for width in widths]
-        # One group is the whole map: the layer normalisation of Chen and Koltun's code, with a gain and offset per channel.
+        # One group is the whole map: the layer normalisation of Chen and Koltun's code, with a gain
+        # and offset per channel.
         normed = normalization == "layer"
-        self.norms = [[keras.layers.GroupNormalization(1) if normed else None for _ in range(2)] for _ in widths]
+        self.norms = [
+            [keras.layers.GroupNormalization(1) if normed else None for _ in range(2)]
+            for _ in widths
+        ]
         self.head = keras.layers.Conv2D(1, 1)
         self.to_float32 = keras.layers.Activation("tanh", dtype="float32")
         self(keras.Input((size, size, channels), batch_size=1))
@@ -175,7 +253,9 @@ class CRN(Network):
         """The modules' outputs, from the smallest to the largest."""
         label = tf.cast(label, self.compute_dtype)
         outputs: list[tf.Tensor] = []
-        for factor, convolutions, norms in zip(self.factors, self.convolutions, self.norms, strict=True):
+        for factor, convolutions, norms in zip(
+            self.factors, self.convolutions, self.norms, strict=True
+        ):
             x = tf.nn.avg_pool2d(label, factor, factor, "VALID")  # F_i
             if outputs:
                 x = tf.concat([x, _doubled(outputs[-1])], axis=-1)
@@ -187,11 +267,20 @@ class CRN(Network):
 
 
 class Infilling(Trainable):
-    """Generator and discriminator with their optimizers, and the frozen VGG-19; built on construction.
+    """Generator and discriminator with their optimizers, and the frozen VGG-19; built on
+    construction.
 
-    Args:     config: the paper's values or yours. size: patch rows and columns, px, at least 32.
-    Raises:   ConfigError: the networks don't fit patches of that size. trunks.WeightsError: VGG-19's weights can't be had.
-    Source:   section 3.3. For three channels G has 54,409,857 (unet) or 115,842,561 (crn) and D 2,766,657 trainable parameters.
+    Args:
+        config: The paper's values or yours.
+        size: Patch rows and columns, px, at least 32.
+
+    Raises:
+        ConfigError: The networks don't fit patches of that size.
+        trunks.WeightsError: VGG-19's weights can't be had.
+
+    Source:
+        Section 3.3. For three channels G has 54,409,857 (unet) or 115,842,561 (crn) and D 2,766,657
+        trainable parameters.
     """
 
     def __init__(self, config: InfillingConfig | None = None, size: int = 256) -> None:
@@ -199,16 +288,30 @@ class Infilling(Trainable):
         self.config = config = config or InfillingConfig()
         self.size = size
         if config.generator == "unet":
-            self.generator = UNet256(config.channels, filters=config.filters, dropout=config.dropout, size=size, name="generator")
+            self.generator = UNet256(
+                config.channels,
+                filters=config.filters,
+                dropout=config.dropout,
+                size=size,
+                name="generator",
+            )
         else:
-            self.generator = CRN(config.channels, config.widths, size, config.normalization, "generator")
-        strided, filters = config.discriminator_strided, config.discriminator_filters
-        self.discriminator = PatchDiscriminator(config.channels + 1, strided, filters, size, "discriminator")
-        self.trunk = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])  # in no checkpoint and no export
+            self.generator = CRN(
+                config.channels, config.widths, size, config.normalization, "generator"
+            )
+        strided = config.discriminator_strided
+        filters = config.discriminator_filters
+        self.discriminator = PatchDiscriminator(
+            config.channels + 1, strided, filters, size, "discriminator"
+        )
+        # in no checkpoint and no export
+        self.trunk = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])
         self.grey_scale = _grey_scale(self.trunk)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = {
-            name: build(Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network)
+            name: build(
+                Adam(config.learning_rate, config.beta_1, config.beta_2, name=name), network
+            )
             for name, network in self.networks.items()
         }
 
@@ -218,30 +321,49 @@ class Infilling(Trainable):
         return tri_label(batch["image"], batch["mask"], noise, self.config.margin)
 
     def discriminate(self, label: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-        """D(x, R): float32 logits, one per patch of the pair. Args: floating [batch, size, size, channels] in [-1, 1]."""
+        """D(x, R): float32 logits, one per patch of the pair.
+
+        floating [batch, size, size, channels] in [-1, 1].
+        """
         return self.discriminator(tf.concat([label, image], axis=-1))
 
     def features(self, image: tf.Tensor) -> list[tf.Tensor]:
-        """phi_0 to phi_5, float32. Args: image: float32 [batch, size, size, 1] in [0, 1]."""
+        """phi_0 to phi_5, float32.
+
+        Args:
+            image: float32 [batch, size, size, 1] in [0, 1].
+        """
         return [image, *(feature / self.grey_scale for feature in self.trunk(image))]
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One step of G and one of D, both from the same forward pass.
 
-        Args:     batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
-        Returns:  float32 scalars: each network's loss, L_fm, the L1 of the images, and D's mean probability for each pair.
+        Args:
+            batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
+
+        Returns:
+            float32 scalars: each network's loss, L_fm, the L1 of the images, and D's mean
+            probability for each pair.
         """
-        config, image = self.config, batch["image"]
+        config = self.config
+        image = batch["image"]
         label = self.label(batch, self.optimizers["generator"].iterations) * 2 - 1  # x
-        real_image, real_features = image * 2 - 1, self.features(image)  # R, phi_l(R)
+        # R, phi_l(R)
+        real_image = image * 2 - 1
+        real_features = self.features(image)
         term_weights = CHEN_KOLTUN if config.feature_weights == "chen_koltun" else None
         with tf.GradientTape(persistent=True) as tape:
             fake_image = self.generator(label, training=True)  # G(x)
             real = self.discriminate(label, real_image)  # D(x, R)
             fake = self.discriminate(label, fake_image)  # D(x, G(x))
-            matching = feature_matching(real_features, self.features(fake_image * 0.5 + 0.5), term_weights)  # L_fm
+            # L_fm
+            matching = feature_matching(
+                real_features, self.features(fake_image * 0.5 + 0.5), term_weights
+            )
             as_printed = config.adversarial == "as_printed"
-            adversarial = log_fake(fake, config.average) if as_printed else -log_real(fake, config.average)
+            adversarial = (
+                log_fake(fake, config.average) if as_printed else -log_real(fake, config.average)
+            )
             generator_loss = adversarial + config.lambda_fm * matching
             discriminator_loss = -(log_real(real, config.average) + log_fake(fake, config.average))
         losses = {"generator": generator_loss, "discriminator": discriminator_loss}
@@ -256,18 +378,37 @@ class Infilling(Trainable):
         }
 
     def infill(self, label: tf.Tensor) -> tf.Tensor:
-        """G at inference. Args: label: float32 [batch, size, size, channels], see `tri_label`. Returns: image in [0, 1]."""
+        """G at inference.
+
+        Args:
+            label: float32 [batch, size, size, channels], see `tri_label`.
+
+        Returns:
+            Image in [0, 1].
+        """
         return self.generator(label * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid: the tri-label's channels, G's image and the real one; the noise is always the same."""
+        """Panels for the image grid: the tri-label's channels, G's image and the real one; the
+        noise is always the same.
+        """
         label = self.label(batch)
-        channels = dict(zip(("tissue", "mask", "margin"), tf.split(label, self.config.channels, axis=-1), strict=False))
+        channels = dict(
+            zip(
+                ("tissue", "mask", "margin"),
+                tf.split(label, self.config.channels, axis=-1),
+                strict=False,
+            )
+        )
         return {**channels, "synthetic": self.infill(label), "real": batch["image"]}
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported, one function per network: tri_label -> image, (tri_label, image) -> logits."""
-        label = tf.TensorSpec([None, self.size, self.size, self.config.channels], tf.float32, "tri_label")
+        """What is exported, one function per network: tri_label -> image, (tri_label, image) ->
+        logits.
+        """
+        label = tf.TensorSpec(
+            [None, self.size, self.size, self.config.channels], tf.float32, "tri_label"
+        )
         image = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
 
         @tf.function(input_signature=[label])

@@ -1,19 +1,25 @@
-"""Shape CNN: the shape of a tumour from its 64 x 64 mask alone (Singh et al., reviewed in the paper's text).
+"""Shape CNN: the shape of a tumour from its 64 x 64 mask alone (Singh et al., reviewed in
+the paper's text).
 
-    conv 9x9x64 - max pool 4 - conv 5x5x128 - max pool 4 - conv 4x4x256 (valid) - FC 128, dropout 0.5 - FC 4
+    conv 9x9x64 - max pool 4 - conv 5x5x128 - max pool 4 - conv 4x4x256 (valid) - FC 128, dropout
+    0.5 - FC 4
 
     L = -(1 - n_c / N) log p_c        c: the true class, n_c of the N training masks are of it
 
 Departures and what the text leaves open:
-- ReLU behind every layer but the last, and "same" padding of the first two convolutions: the only reading that leaves one
+- ReLU behind every layer but the last, and "same" padding of the first two convolutions: the only
+  reading that leaves one
   position to the third and gives the 768,132 parameters.
 - The weighted losses are averaged over the batch, not divided by the sum of their weights.
 - Masks enter in [0, 1], 1 on the lesion.
-- The text downsamples the cGAN's mask of its loose frame, which was scaled by two factors. Here a mass is cut out of its mammogram
+- The text downsamples the cGAN's mask of its loose frame, which was scaled by two factors. Here a
+  mass is cut out of its mammogram
   anew: a square, 5 % wider than its box on either side, so that an oval stays one.
-- RMSprop's 0.9 is read as its momentum, which makes steps about ten times as long. It may have been its decay (Keras's rho), which
+- RMSprop's 0.9 is read as its momentum, which makes steps about ten times as long. It may have been
+  its decay (Keras's rho), which
   is 0.9 here too; `momentum: 0` is that reading.
-- Augmentation: each draw is turned anew by one of the eight symmetries of the square (`data.augment`); the text names none.
+- Augmentation: each draw is turned anew by one of the eight symmetries of the square
+  (`data.augment`); the text names none.
 """
 
 from __future__ import annotations
@@ -33,35 +39,56 @@ SHAPES = ("irregular", "lobular", "oval", "round")
 
 
 class ShapeConfig(Frozen):
-    """The article's values. filters: of the three convolutions. units: of the first fully connected layer."""
+    """The article's values."""
 
     learning_rate: PositiveFloat = 1e-3
     momentum: float = Field(default=0.9, ge=0, lt=1)
     dropout: float = Field(default=0.5, ge=0, lt=1)
     filters: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 128, 256)
+    """Of the three convolutions."""
     units: PositiveInt = 128
+    """Of the first fully connected layer."""
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
-    """1 - n_c / N for every class. Args: counts: training masks of each class, at least one in all."""
+    """1 - n_c / N for every class.
+
+    Args:
+        counts: Training masks of each class, at least one in all.
+    """
     return [1 - count / sum(counts) for count in counts]
 
 
 class ShapeCNN(Trainable):
     """One network, "classifier", from mask to four shapes; built on construction.
 
-    Args:     config: the article's values or yours. size: mask rows and columns, px. weights: of each class in the loss,
-              from `class_weights`; all 1 without.
-    Raises:   ConfigError: nothing is left of masks of that size behind two poolings.
-    Source:   section 3. 768,132 trainable parameters.
+    Args:
+        config: The article's values or yours.
+        size: Mask rows and columns, px.
+        weights: Of each class in the loss, from `class_weights`; all 1 without.
+
+    Raises:
+        ConfigError: Nothing is left of masks of that size behind two poolings.
+
+    Source:
+        Section 3. 768,132 trainable parameters.
     """
 
-    def __init__(self, config: ShapeConfig | None = None, size: int = 64, weights: Sequence[float] = (1.0,) * len(SHAPES)) -> None:
+    def __init__(
+        self,
+        config: ShapeConfig | None = None,
+        size: int = 64,
+        weights: Sequence[float] = (1.0,) * len(SHAPES),
+    ) -> None:
         super().__init__(name="shape")
         self.config = config = config or ShapeConfig()
-        self.size, self.weights_of_classes = size, tuple(weights)
+        self.size = size
+        self.weights_of_classes = tuple(weights)
         if size < 64:
-            raise ConfigError(f"data.size: masks of {size} px are too small, two poolings by 4 and a 4 x 4 convolution need 64")
+            raise ConfigError(
+                f"data.size: masks of {size} px are too small, two poolings by 4 and a 4 x 4 "
+                "convolution need 64"
+            )
         layers = keras.layers
         self.network = keras.Sequential(
             [
@@ -80,38 +107,59 @@ class ShapeCNN(Trainable):
             name="classifier",
         )
         self.networks = {"classifier": self.network}
-        optimizer = keras.optimizers.RMSprop(config.learning_rate, momentum=config.momentum, name="classifier")
+        optimizer = keras.optimizers.RMSprop(
+            config.learning_rate, momentum=config.momentum, name="classifier"
+        )
         self.optimizers = {"classifier": build(optimizer, self.network)}
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One update.
 
-        Args:     batch: "mask", float32 [batch, size, size, 1] in {0, 1}, and "label", int32 [batch], an index of SHAPES.
-        Returns:  float32 scalars: the weighted loss, and the accuracy on the batch.
+        Args:
+            batch: "mask", float32 [batch, size, size, 1] in {0, 1}, and "label", int32 [batch], an
+                index of SHAPES.
+
+        Returns:
+            float32 scalars: the weighted loss, and the accuracy on the batch.
         """
         labels = batch["label"]
         with tf.GradientTape() as tape:
             logits = self.network(batch["mask"], training=True)
             cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            loss = tf.reduce_mean(tf.gather(tf.constant(self.weights_of_classes), labels) * cross_entropy)
+            loss = tf.reduce_mean(
+                tf.gather(tf.constant(self.weights_of_classes), labels) * cross_entropy
+            )
         minimize(loss, self.network, self.optimizers["classifier"], tape)
         right = tf.cast(tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels, tf.float32)
         return {"classifier_loss": loss, "accuracy": tf.reduce_mean(right)}
 
     def classify(self, mask: tf.Tensor) -> tf.Tensor:
-        """Probabilities of SHAPES, float32 [batch, 4]. Args: mask: float32 [batch, size, size, 1] in [0, 1]."""
+        """Probabilities of SHAPES, float32 [batch, 4].
+
+        Args:
+            mask: float32 [batch, size, size, 1] in [0, 1].
+        """
         return tf.nn.softmax(self.network(mask))
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The image grid's panels: the mask, and four bars, one a shape, as bright as the shape is probable."""
+        """The image grid's panels: the mask, and four bars, one a shape, as bright as the shape is
+        probable.
+        """
         bars = tf.repeat(self.classify(batch["mask"]), self.size // len(SHAPES), axis=1)
         picture = tf.tile(bars[:, tf.newaxis, :, tf.newaxis], [1, self.size, 1, 1])
-        return {"mask": batch["mask"], " ".join(SHAPES): tf.image.pad_to_bounding_box(picture, 0, 0, self.size, self.size)}
+        return {
+            "mask": batch["mask"],
+            " ".join(SHAPES): tf.image.pad_to_bounding_box(picture, 0, 0, self.size, self.size),
+        }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: {"classifier": mask float32 [batch, size, size, 1] in [0, 1] -> shapes, float32 [batch, 4]}."""
+        """What is exported: {"classifier": mask float32 [batch, size, size, 1] in [0, 1] -> shapes,
+        float32 [batch, 4]}.
+        """
 
-        @tf.function(input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "mask")])
+        @tf.function(
+            input_signature=[tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "mask")]
+        )
         def classifier(mask: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"shapes": self.classify(mask)}
 

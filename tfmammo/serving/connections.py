@@ -1,4 +1,6 @@
-"""uvicorn with an end to waiting: for a request's header, for a client to read its answer, for the server to stop."""
+"""uvicorn with an end to waiting: for a request's header, for a client to read its answer,
+for the server to stop.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST = 512  # connections; beyond, the one that has waited longest for its header makes room
-HEADER_SECONDS = 10  # from the begin of a connection, or of a further request over it, to the end of a header
-IDLE_SECONDS = 75  # between two requests over one connection; more than clients keep theirs, so that they close it
+# from the begin of a connection, or of a further request over it, to the end of a header
+HEADER_SECONDS = 10
+# between two requests over one connection; more than clients keep theirs, so that they close it
+IDLE_SECONDS = 75
 READING_SECONDS = 30  # that a client may leave an answer unread
 STOPPING_SECONDS = 5  # from a signal to the end; requests are told at once
 
@@ -20,7 +24,8 @@ STOPPING_SECONDS = 5  # from a signal to the end; requests are told at once
 class Connection(H11Protocol):
     """uvicorn's HTTP/1.1 over one connection, cut off where nothing comes of it."""
 
-    since: float | None = None  # when it began to wait for a header; None while a request is under way
+    # when it began to wait for a header; None while a request is under way
+    since: float | None = None
     begun = True  # whether something has come since, or has to come
     limit: asyncio.TimerHandle | None = None
 
@@ -28,7 +33,11 @@ class Connection(H11Protocol):
         """See asyncio."""
         super().connection_made(transport)
         if len(self.connections) >= MOST:
-            waiting = [one for one in self.connections if isinstance(one, Connection) and one.since is not None]
+            waiting = [
+                one
+                for one in self.connections
+                if isinstance(one, Connection) and one.since is not None
+            ]
             min(waiting, key=lambda one: one.since or 0.0, default=self).transport.abort()
         self._await_header(HEADER_SECONDS)
 
@@ -72,7 +81,9 @@ class Connection(H11Protocol):
             self._forget_limit()
 
     def _await_header(self, seconds: float) -> None:
-        self._limit(READING_SECONDS if self.transport.get_write_buffer_size() else seconds, self.loop.time())
+        self._limit(
+            READING_SECONDS if self.transport.get_write_buffer_size() else seconds, self.loop.time()
+        )
 
     def _limit(self, seconds: float, since: float | None = None) -> None:
         self._forget_limit()
@@ -87,7 +98,11 @@ class Connection(H11Protocol):
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises: OSError: the port is taken, or the address is not this machine's."""
+    """A socket that listens.
+
+    Raises:
+        OSError: The port is taken, or the address is not this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=MOST)
@@ -96,16 +111,31 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def serve(app: Any, listener: socket.socket, stopping: Callable[[], None] = lambda: None) -> None:
-    """Answer until a signal. Args: app: an ASGI application. stopping: called when it comes."""
+    """Answer until a signal.
+
+    Args:
+        app: An ASGI application.
+        stopping: Called when it comes.
+    """
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, http=Connection, ws="none", limit_concurrency=MOST, timeout_keep_alive=IDLE_SECONDS,
+        app,
+        log_level="error",
+        access_log=False,
+        http=Connection,
+        ws="none",
+        limit_concurrency=MOST,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOPPING_SECONDS,
-    )  # fmt: skip
+    )
     Server(config, stopping).run([listener])
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says when it begins to stop. Args: stopping: called then."""
+    """uvicorn's server, which says when it begins to stop.
+
+    Args:
+        stopping: Called then.
+    """
 
     def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
         super().__init__(config)

@@ -1,4 +1,7 @@
-"""What MLflow loads as a model that takes pictures: from this text, so that nothing is pickled. The package must be installed."""
+"""What MLflow loads as a model that takes pictures: from this text, so that nothing is pickled.
+
+The package must be installed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,12 @@ from tfmammo.serving.saving import SERVICE
 with warnings.catch_warnings(record=True):
 
     class Pictures(PythonModel):
-        """A service behind MLflow's `predict`. pictures: that its inputs are a list of them. proceed: see `go_on`."""
+        """A service behind MLflow's `predict`.
+
+        Attributes:
+            pictures: That its inputs are a list of them.
+            proceed: See `go_on`.
+        """
 
         pictures = True
         proceed: Callable[[], None] = staticmethod(go_on)
@@ -30,9 +38,16 @@ with warnings.catch_warnings(record=True):
             self.service = Service.load(unpacked(Path(context.artifacts[SERVICE])))
 
         def predict(
-            self, context: PythonModelContext, model_input: list[dict[str, Any]], params: dict[str, Any] | None = None
+            self,
+            context: PythonModelContext,
+            model_input: list[dict[str, Any]],
+            params: dict[str, Any] | None = None,
         ) -> list[Answer]:
-            """See tfmammo.serving.pictures. Raises: MlflowException: what can't be answered, with status 400."""
+            """See tfmammo.serving.pictures.
+
+            Raises:
+                MlflowException: What can't be answered, with status 400.
+            """
             try:
                 return self.service.answer(model_input, self.proceed)
             except ValueError as error:

@@ -1,7 +1,9 @@
-"""What the model server and the studio share: a private folder for what comes in, a clean end, and who may ask.
+"""What the model server and the studio share: a private folder for what comes in, a clean
+end, and who may ask.
 
-A browser on this machine reaches what listens on 127.0.0.1, and so does any page in it: by a form, or under a name of the page's own
-that suddenly leads here (DNS rebinding). `SameOrigin` answers only requests to a name that is ours, from pages that are ours.
+A browser on this machine reaches what listens on 127.0.0.1, and so does any page in it: by a form,
+or under a name of the page's own that suddenly leads here (DNS rebinding). `SameOrigin` answers
+only requests to a name that is ours, from pages that are ours.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ def private_folder(prefix: str) -> Iterator[Path]:
     Folders of the same prefix whose process was killed are removed first: their lock is free.
     """
     _sweep(prefix)
-    before, folder = tempfile.tempdir, Path(tempfile.mkdtemp(prefix=prefix))
+    before = tempfile.tempdir
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     tempfile.tempdir = str(folder)
     try:
         with (folder / LOCK).open("w") as lock:
@@ -51,7 +54,9 @@ def private_folder(prefix: str) -> Iterator[Path]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM ends the process as Ctrl-C does, so that the folder goes; its exit code is 143."""
+    """Inside, SIGTERM ends the process as Ctrl-C does, so that the folder goes; its exit code is
+    143.
+    """
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
@@ -60,16 +65,21 @@ def stoppable() -> Iterator[None]:
 
 
 class SameOrigin:
-    """An ASGI application that answers only requests to one of its names, and none that another site's page sends.
+    """An ASGI application that answers only requests to one of its names, and none that another
+    site's page sends.
 
     An address in numbers is always a name of ours: no other site can have it.
 
-    Args:     app: what answers. names: that the machine is reached by, besides its own.
+    Args:
+        app: What answers.
+        names: That the machine is reached by, besides its own.
     """
 
     def __init__(self, app: Application, names: Collection[str] = ()) -> None:
         self.app = app
-        self.names = {name.lower() for name in (*NAMES, *names, socket.gethostname(), socket.getfqdn())}
+        self.names = {
+            name.lower() for name in (*NAMES, *names, socket.gethostname(), socket.getfqdn())
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -101,7 +111,11 @@ async def refuse(status: int, sentence: str, send: Send, kind: str = "http") -> 
     if kind == "websocket":
         return await send({"type": "websocket.close", "code": 1008})
     body = json.dumps({"error": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -111,7 +125,11 @@ def _without_cors(send: Send) -> Send:
 
     async def sent(message: MutableMapping[str, Any]) -> None:
         if "headers" in message:
-            kept = [pair for pair in message["headers"] if not pair[0].lower().startswith(b"access-control-")]
+            kept = [
+                pair
+                for pair in message["headers"]
+                if not pair[0].lower().startswith(b"access-control-")
+            ]
             message = {**message, "headers": kept}
         await send(message)
 

@@ -1,11 +1,15 @@
-"""A request's body as values; run as a script, in a process of its own whose memory and time are limited.
+"""A request's body as values; run as a script, in a process of its own whose memory and
+time are limited.
 
-A list of numbers takes sixteen times its text as Python objects, a list of empty lists thirty times: whatever a body is made of, what
-it may cost must be known beforehand. Small bodies are parsed where they are. Any other goes to a process that the system itself holds to
-a limit (RLIMIT_AS), that can be killed when nobody waits for it any more, and whose memory is gone with it. What comes back are arrays
-and text (`written`, `loaded`; no pickle). Neither a streaming parser nor a typed one does that: both still make an object of each number.
+A list of numbers takes sixteen times its text as Python objects, a list of empty lists thirty
+times: whatever a body is made of, what it may cost must be known beforehand. Small bodies are
+parsed where they are. Any other goes to a process that the system itself holds to a limit
+(RLIMIT_AS), that can be killed when nobody waits for it any more, and whose memory is gone with it.
+What comes back are arrays and text (`written`, `loaded`; no pickle). Neither a streaming parser nor
+a typed one does that: both still make an object of each number.
 
-The script needs the standard library and NumPy alone, so that it starts within a fraction of a second.
+The script needs the standard library and NumPy alone, so that it starts within a fraction of a
+second.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from typing import IO, Any
 
 import numpy as np
 
-VALUES = 2**24  # numbers, texts, lists and objects of a request; the largest mammograms have half as many pixels
+# numbers, texts, lists and objects of a request; the largest mammograms have half as many pixels
+VALUES = 2**24
 OBJECTS = 4096  # of a request
 KEYS = 32  # of an object
 DIMENSIONS = 4  # of an array
@@ -39,24 +44,34 @@ class BadRequest(ValueError):
 def parsed(body: bytes) -> Request:
     """The inputs and params of a request, lists of numbers as arrays.
 
-    Returns:  inputs: a list of objects, in which "pixels" is an array; an array; or name -> array. params: an object, or None.
-    Raises:   BadRequest: it is none.
+    Returns:
+        Inputs: a list of objects, in which "pixels" is an array; an array; or name -> array.
+        params: an object, or None.
+
+    Raises:
+        BadRequest: It is none.
     """
-    if sum(map(body.count, (b",", b"[", b"{"))) > VALUES:  # so many values would follow, or are text that we never ask for
-        raise BadRequest(f"the request holds more than {VALUES} values; send a large picture as a file, in image")
+    # so many values would follow, or are text that we never ask for
+    if sum(map(body.count, (b",", b"[", b"{"))) > VALUES:
+        raise BadRequest(
+            f"the request holds more than {VALUES} values; send a large picture as a file, in image"
+        )
     if body.count(b"{") > OBJECTS:
         raise BadRequest(f"the request holds more than {OBJECTS} objects")
     request = _json(body)
     if not isinstance(request, dict) or "inputs" not in request:
         raise BadRequest("the request must be an object with the key inputs")
-    inputs, params = request["inputs"], request.get("params")
+    inputs = request["inputs"]
+    params = request.get("params")
     if params is not None and not isinstance(params, dict):
         raise BadRequest("params must be an object")
     _check_plain(params or {}, "params")
     if isinstance(inputs, dict):
         if len(inputs) > KEYS:
             raise BadRequest(f"inputs has more than {KEYS} keys")
-        return {name: _array(value, f"inputs.{name[:40]}") for name, value in inputs.items()}, params
+        return {
+            name: _array(value, f"inputs.{name[:40]}") for name, value in inputs.items()
+        }, params
     if not isinstance(inputs, list):
         raise BadRequest("inputs must be a list of pictures, an array, or an object of arrays")
     if not inputs or not isinstance(inputs[0], dict):
@@ -69,26 +84,39 @@ def written(request: Request, file: IO[bytes]) -> None:
     inputs, params = request
     arrays: dict[str, np.ndarray] = {}
     if isinstance(inputs, np.ndarray):
-        arrays, inputs = {"inputs": inputs}, None
+        arrays = {"inputs": inputs}
+        inputs = None
     elif isinstance(inputs, dict):
-        arrays, inputs = {f"input {number}": array for number, array in enumerate(inputs.values())}, {"names": list(inputs)}
+        arrays = {f"input {number}": array for number, array in enumerate(inputs.values())}
+        inputs = {"names": list(inputs)}
     else:
-        arrays = {str(number): item.pop("pixels") for number, item in enumerate(inputs) if "pixels" in item}
+        arrays = {
+            str(number): item.pop("pixels")
+            for number, item in enumerate(inputs)
+            if "pixels" in item
+        }
     text = json.dumps({"inputs": inputs, "params": params}).encode()
     np.savez(file, request=np.frombuffer(text, np.uint8), **arrays)  # type: ignore[arg-type]  # of its own options none is meant
 
 
 def loaded(file: IO[bytes]) -> Request:
-    """What `written` wrote. Raises: BadRequest: it is what `failed` wrote."""
+    """What `written` wrote.
+
+    Raises:
+        BadRequest: It is what `failed` wrote.
+    """
     with np.load(file, allow_pickle=False) as held:
         if "failed" in held:
             raise BadRequest(held["failed"].tobytes().decode())
         request = json.loads(held["request"].tobytes())
-        inputs, params = request["inputs"], request["params"]
+        inputs = request["inputs"]
+        params = request["params"]
         if "inputs" in held:
             return held["inputs"], params
         if isinstance(inputs, dict):
-            return {name: held[f"input {number}"] for number, name in enumerate(inputs["names"])}, params
+            return {
+                name: held[f"input {number}"] for number, name in enumerate(inputs["names"])
+            }, params
         for number, item in enumerate(inputs):
             if str(number) in held:
                 item["pixels"] = held[str(number)]
@@ -118,7 +146,8 @@ def main() -> None:
 
 
 def _limit(kind: int, value: int) -> None:
-    with suppress(ValueError, OSError):  # a system that knows no such limit, or a lower one that holds already
+    # a system that knows no such limit, or a lower one that holds already
+    with suppress(ValueError, OSError):
         resource.setrlimit(kind, (value, value))
 
 
@@ -128,7 +157,9 @@ def _json(body: bytes) -> Any:
     except UnicodeDecodeError:
         raise BadRequest("the request is not text in UTF-8") from None
     except json.JSONDecodeError as error:
-        raise BadRequest(f"the request is no valid JSON ({error.msg} at character {error.pos})") from None
+        raise BadRequest(
+            f"the request is no valid JSON ({error.msg} at character {error.pos})"
+        ) from None
     except RecursionError:
         raise BadRequest("the JSON is nested too deeply") from None
     except BadRequest:
@@ -149,7 +180,9 @@ def _constant(name: str) -> None:
 
 
 def _check_plain(item: dict[str, Any], name: str) -> None:
-    """Refuse what is neither pixels nor one of a few texts, numbers and short lists: only arrays may be many."""
+    """Refuse what is neither pixels nor one of a few texts, numbers and short lists: only arrays
+    may be many.
+    """
     if len(item) > KEYS:
         raise BadRequest(f"{name} has more than {KEYS} keys")
     for key, value in item.items():
@@ -169,8 +202,14 @@ def _picture(item: Any, number: int) -> dict[str, Any]:
 
 
 def _array(value: Any, name: str) -> np.ndarray:
-    """float32 of numbers. What float32 can't hold is infinite in it, which no check of a range lets pass."""
-    refusal = BadRequest(f"{name} must be rows of equal length, or lists of one shape up to {DIMENSIONS} deep, of numbers")
+    """float32 of numbers.
+
+    What float32 can't hold is infinite in it, which no check of a range lets pass.
+    """
+    refusal = BadRequest(
+        f"{name} must be rows of equal length, or lists of one shape up to {DIMENSIONS} deep, of "
+        "numbers"
+    )
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError):

@@ -1,19 +1,27 @@
-"""Pictures in, answers out: a network of patches, the case chain, or a system that sets lesions in, each behind MLflow's `predict`.
+"""Pictures in, answers out: a network of patches, the case chain, or a system that sets
+lesions in, each behind MLflow's `predict`.
 
-A request is a list of pictures, each an object: "image", a file (DICOM, PNG, TIFF, JPEG, PGM) in base64, or "pixels", rows of grey values
-in [0, 1]; "laterality" (L or R), "view" (CC or MLO) and "spacing" ([mm, mm] per px), where the file does not state them; and what the
-service asks besides. The answer is a list of objects, pictures in base64 as PNG (or DICOM). One bad picture refuses the whole request,
-with one sentence that names its number.
+A request is a list of pictures, each an object: "image", a file (DICOM, PNG, TIFF, JPEG, PGM) in
+base64, or "pixels", rows of grey values in [0, 1]; "laterality" (L or R), "view" (CC or MLO) and
+"spacing" ([mm, mm] per px), where the file does not state them; and what the service asks besides.
+The answer is a list of objects, pictures in base64 as PNG (or DICOM). One bad picture refuses the
+whole request, with one sentence that names its number.
 
-    network     image -> mask:  "mask" (PNG, 0 or 255, of the picture's size), "probability" (PNG of 16 bits, of the network's), "box"
-                mask -> image:  "image" (PNG of 16 bits, of the network's size); what goes in is a lesion wherever it is not 0
-                The picture is the patch: as large as the network's, its grey values mapped as its training patches' were. No other
-                size is taken, as a network answers nonsense for a whole mammogram; but with `scaled`, crops at native pixels are.
-    case        "report", as evaluate/case.py writes it, "masks" (RLE, as COCO has them, null where a lesion has none); "overlay" on demand
-    system      of tfmammo.synthesis.editor: takes its Wish too, and "format" (png or dicom): "image", "mask", "box", "annotations", "recipe"
+    network     image -> mask:  "mask" (PNG, 0 or 255, of the picture's size), "probability" (PNG of
+    16 bits, of the network's), "box"
+                mask -> image:  "image" (PNG of 16 bits, of the network's size); what goes in is a
+                lesion wherever it is not 0
+                The picture is the patch: as large as the network's, its grey values mapped as its
+                training patches' were. No other
+                size is taken, as a network answers nonsense for a whole mammogram; but with
+                `scaled`, crops at native pixels are.
+    case        "report", as evaluate/case.py writes it, "masks" (RLE, as COCO has them, null where
+    a lesion has none); "overlay" on demand
+    system      of tfmammo.synthesis.editor: takes its Wish too, and "format" (png or dicom):
+    "image", "mask", "box", "annotations", "recipe"
 
-A network sees eight patches at a time. An uploaded file is written to a private folder while it is read, and nothing of it is kept or
-logged: neither name nor header.
+A network sees eight patches at a time. An uploaded file is written to a private folder while it is
+read, and nothing of it is kept or logged: neither name nor header.
 """
 
 from __future__ import annotations
@@ -58,28 +66,32 @@ HANDLES = ("detector", "segmenter", "classifier", "generator", "gan", "handle")
 
 
 class NetworkConfig(Frozen):
-    """A network of patches. handle: its export. source: what goes in; image leads to a mask, mask to an image. threshold: a pixel is
-    lesion from this probability on. scaled: pictures may be crops of any size, cut as the network's training patches were (data.frame),
+    """A network of patches."""
+
+    handle: str
+    """Its export."""
+    source: Literal["image", "mask"] = "image"
+    """What goes in; image leads to a mask, mask to an image."""
+    threshold: float = Field(default=0.5, gt=0, le=1)
+    """A pixel is lesion from this probability on."""
+    scaled: bool = False
+    """Pictures may be crops of any size, cut as the network's training patches were (data.frame),
     and are scaled as those were; else they must be as large as the network's patches.
     """
 
-    handle: str
-    source: Literal["image", "mask"] = "image"
-    threshold: float = Field(default=0.5, gt=0, le=1)
-    scaled: bool = False
-
 
 class ServiceConfig(Frozen):
-    """One served model, of one of three kinds. name: tfmammo-NAME in the registry. alias: that the new version gets. tracking_uri: the
-    store that it is registered in.
-    """
+    """One served model, of one of three kinds."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Tfmammo-NAME in the registry."""
     network: NetworkConfig | None = None
     case: CaseConfig | None = None
     system: SystemConfig | None = None
     alias: str = Field(default="best", pattern=r"^[a-z][a-z0-9_-]*$")
+    """That the new version gets."""
     tracking_uri: str | None = None
+    """The store that it is registered in."""
 
     @model_validator(mode="after")
     def _one(self) -> ServiceConfig:
@@ -101,19 +113,31 @@ class Picture(Frozen):
     def _one(self) -> Picture:
         if (self.image is None) == (self.pixels is None):
             raise ValueError("give image or pixels")
-        if self.spacing and not all(editor.SPACING[0] <= step <= editor.SPACING[1] for step in self.spacing):
-            raise ValueError("spacing must be two numbers of mm, from {:g} to {:g}".format(*editor.SPACING))
+        if self.spacing and not all(
+            editor.SPACING[0] <= step <= editor.SPACING[1] for step in self.spacing
+        ):
+            raise ValueError(
+                "spacing must be two numbers of mm, from {:g} to {:g}".format(*editor.SPACING)
+            )
         return self
 
 
 class CaseRequest(Picture):
-    """overlay: whether the answer has the picture with its findings, too."""
+    """CaseRequest.
+
+    Attributes:
+        overlay: Whether the answer has the picture with its findings, too.
+    """
 
     overlay: bool = False
 
 
 class SystemRequest(Picture, Wish):
-    """format: of the picture in the answer."""
+    """SystemRequest.
+
+    Attributes:
+        format: Of the picture in the answer.
+    """
 
     format: Literal["png", "dicom"] = "png"
 
@@ -124,18 +148,26 @@ Make = Callable[[Sequence[Any], Sequence[Mammogram], Proceed], list[Answer]]
 
 
 def go_on() -> None:
-    """What is asked before each part of the work; a server puts something in its place that raises where nobody waits any more."""
+    """What is asked before each part of the work; a server puts something in its place that raises
+    where nobody waits any more.
+    """
 
 
 class Service:
-    """A loaded service: `answer` takes the requests of one call. make: the requests and their mammograms -> the answers."""
+    """A loaded service: `answer` takes the requests of one call. make: the requests and their
+    mammograms -> the answers.
+    """
 
     def __init__(self, kind: type[Picture], make: Make) -> None:
-        self.kind, self.make = kind, make
+        self.kind = kind
+        self.make = make
 
     @staticmethod
     def load(config: ServiceConfig) -> Service:
-        """Read its networks. Raises: what the loading of its parts raises, errors of this package."""
+        """Read its networks.
+
+        Raises what the loading of its parts raises, errors of this package.
+        """
         if config.network:
             return Service(Picture, _Network(config.network).answers)
         if config.case:
@@ -147,15 +179,23 @@ class Service:
     def answer(self, items: Sequence[Mapping[str, Any]], proceed: Proceed = go_on) -> list[Answer]:
         """One answer for each picture.
 
-        Args:     proceed: see `go_on`.
-        Raises:   ConfigError: a request is none. ArchiveError, DataError, CaseError: a picture can't be used. Each names its number.
+        Args:
+            proceed: See `go_on`.
+
+        Raises:
+            ConfigError: A request is none.
+            ArchiveError: A picture can't be used. Each names its number.
+            DataError: A picture can't be used. Each names its number.
+            CaseError: A picture can't be used. Each names its number.
         """
         if not items:
             raise ConfigError("inputs holds no picture")
         if len(items) > MOST:
             raise ConfigError(f"inputs holds {len(items)} pictures, more than {MOST}")
         with tempfile.TemporaryDirectory() as folder:
-            requests, mammograms, pixels = [], [], 0
+            requests = []
+            mammograms = []
+            pixels = 0
             for number, item in enumerate(items):
                 proceed()
                 with _numbered(number):
@@ -163,20 +203,26 @@ class Service:
                     mammograms.append(_mammogram(requests[-1], Path(folder) / str(number)))
                     pixels += mammograms[-1].rows * mammograms[-1].cols
                     if pixels > PIXELS:
-                        raise ConfigError(f"with this picture the request has {pixels} px, more than {PIXELS}")
+                        raise ConfigError(
+                            f"with this picture the request has {pixels} px, more than {PIXELS}"
+                        )
             return self.make(requests, mammograms, proceed)
 
 
 def gathered(config: ServiceConfig, folder: Path) -> None:
     """Put a service's config and copies of all its exports into a folder, for `save_service`.
 
-    An archive of real lesions is not copied: the server must find it where the config says. Nor is a detector of others.
+    An archive of real lesions is not copied: the server must find it where the config says. Nor is
+    a detector of others.
 
-    Raises:   TrackingError, ExportError: a handle leads to no export.
+    Raises:
+        TrackingError: A handle leads to no export.
+        ExportError: A handle leads to no export.
     """
     part = config.network or config.case or config.system
     assert part
-    handles, uri = {}, getattr(part, "tracking_uri", None) or config.tracking_uri
+    handles = {}
+    uri = getattr(part, "tracking_uri", None) or config.tracking_uri
     for name in HANDLES:
         handle = getattr(part, name, None)
         if handle and not (name == "detector" and _foreign(handle)):
@@ -184,39 +230,63 @@ def gathered(config: ServiceConfig, folder: Path) -> None:
             handles[name] = name
     key = "network" if config.network else "case" if config.case else "system"
     kept = config.model_dump(mode="json", exclude={"tracking_uri": True, key: {"tracking_uri"}})
-    (folder / FILE).write_text(json.dumps(kept | {key: kept[key] | handles}, indent=2), encoding="utf-8")
+    (folder / FILE).write_text(
+        json.dumps(kept | {key: kept[key] | handles}, indent=2), encoding="utf-8"
+    )
 
 
 def unpacked(folder: Path) -> ServiceConfig:
-    """The config of a folder that `gathered` made, its handles pointing into it. Raises: ConfigError: it is none."""
+    """The config of a folder that `gathered` made, its handles pointing into it.
+
+    Raises:
+        ConfigError: It is none.
+    """
     try:
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
         for part in (values[key] for key in ("network", "case", "system") if values.get(key)):
-            part |= {name: str(folder / name) for name in HANDLES if part.get(name) == name and (folder / name).is_dir()}
+            part |= {
+                name: str(folder / name)
+                for name in HANDLES
+                if part.get(name) == name and (folder / name).is_dir()
+            }
         return ServiceConfig.model_validate(values)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder}: holds no service ({error.__class__.__name__})") from None
 
 
 def _foreign(handle: str) -> bool:
-    """Whether a detector is of TensorFlow Hub or the Object Detection API, without a card of ours."""
-    return handle.startswith("http") or any((Path(handle) / place / "saved_model.pb").is_file() for place in (".", "saved_model"))
+    """Whether a detector is of TensorFlow Hub or the Object Detection API, without a
+    card of ours.
+    """
+    return handle.startswith("http") or any(
+        (Path(handle) / place / "saved_model.pb").is_file() for place in (".", "saved_model")
+    )
 
 
 class _Network:
     """One network, of patches."""
 
     def __init__(self, config: NetworkConfig) -> None:
-        self.config, folder = config, models.resolve(config.handle)
+        self.config = config
+        folder = models.resolve(config.handle)
         self.target = "mask" if config.source == "image" else "image"
-        name, card = export.find(folder, {config.source}, {self.target}), export.read_card(folder)
-        self.size, self.call = card["functions"][name]["inputs"][config.source]["shape"][1], export.load(folder, name)
+        name = export.find(folder, {config.source}, {self.target})
+        card = export.read_card(folder)
+        self.size = card["functions"][name]["inputs"][config.source]["shape"][1]
+        self.call = export.load(folder, name)
         try:
-            self.data = DataConfig.model_validate(card["config"]["data"]).model_copy(update={"size": self.size})
+            self.data = DataConfig.model_validate(card["config"]["data"]).model_copy(
+                update={"size": self.size}
+            )
         except (KeyError, TypeError, ValidationError):
-            raise ConfigError(f"{config.handle}: its card does not say how its training patches were made (config.data)") from None
+            raise ConfigError(
+                f"{config.handle}: its card does not say how its training patches were made "
+                "(config.data)"
+            ) from None
 
-    def answers(self, requests: Sequence[Picture], mammograms: Sequence[Mammogram], proceed: Proceed) -> list[Answer]:
+    def answers(
+        self, requests: Sequence[Picture], mammograms: Sequence[Mammogram], proceed: Proceed
+    ) -> list[Answer]:
         """Eight in one call of the network."""
         for number, one in enumerate(mammograms):
             with _numbered(number):
@@ -234,15 +304,24 @@ class _Network:
             with _numbered(number):
                 patches.append(self.patch(one))
         outputs = self.call(**{self.config.source: np.stack(patches)})[self.target]
-        return [self.answer(output[..., 0], one) for output, one in zip(outputs, mammograms, strict=True)]
+        return [
+            self.answer(output[..., 0], one)
+            for output, one in zip(outputs, mammograms, strict=True)
+        ]
 
     def check(self, rows: int, cols: int) -> None:
-        """Refuse what is no patch of this network. Raises: ArchiveError."""
+        """Refuse what is no patch of this network.
+
+        Raises ArchiveError.
+        """
         frame = self.data.frame
         if frame == "full" or (rows, cols) == (self.size, self.size):
             return
         if not self.config.scaled:
-            raise ArchiveError(f"the network takes patches of {self.size} x {self.size} px, no picture of {rows} x {cols} px")
+            raise ArchiveError(
+                f"the network takes patches of {self.size} x {self.size} px, no picture of {rows} "
+                f"x {cols} px"
+            )
         if frame == "square" and rows != cols:
             raise ArchiveError(f"the network takes square crops, no picture of {rows} x {cols} px")
 
@@ -250,7 +329,9 @@ class _Network:
         """float32 [size, size, 1] as the network's training patches."""
         image = mammogram.pixels()
         if self.config.source == "mask":
-            return preprocess.resize_mask((image > 0).astype(np.uint8), self.size, self.size).astype(np.float32)
+            return preprocess.resize_mask(
+                (image > 0).astype(np.uint8), self.size, self.size
+            ).astype(np.float32)
         try:
             return seen(image, (0, 0, mammogram.rows, mammogram.cols), self.data)
         except ValueError as error:
@@ -264,11 +345,17 @@ class _Network:
         mask = preprocess.covered(patch, mammogram.rows, mammogram.cols)
         left, top, width, height = cv2.boundingRect(mask)
         box = [top, left, top + height, left + width] if width else None
-        return {"mask": _base64(synthetic.mask_png(mask)), "probability": _png16(output), "box": box}
+        return {
+            "mask": _base64(synthetic.mask_png(mask)),
+            "probability": _png16(output),
+            "box": box,
+        }
 
 
 def _each(one: Callable[[Any, Mammogram], Answer]) -> Make:
-    def all_of(requests: Sequence[Any], mammograms: Sequence[Mammogram], proceed: Proceed) -> list[Answer]:
+    def all_of(
+        requests: Sequence[Any], mammograms: Sequence[Mammogram], proceed: Proceed
+    ) -> list[Answer]:
         answers = []
         for number, (request, mammogram) in enumerate(zip(requests, mammograms, strict=True)):
             proceed()
@@ -288,7 +375,8 @@ def _read(chain: Chain, request: CaseRequest, mammogram: Mammogram) -> Answer:
 
 
 def _regions(case: Case) -> list[Any]:
-    rows, cols = case.mammogram.rows, case.mammogram.cols
+    rows = case.mammogram.rows
+    cols = case.mammogram.cols
     found: list[Any] = []
     for lesion in (finding.lesion for finding in case.findings):
         if lesion is None:
@@ -308,9 +396,15 @@ def _changed(system: Inserter, request: SystemRequest, mammogram: Mammogram) -> 
         found.dicom(path) if request.format == "dicom" else synthetic.png(path, found.after)
         image = _base64(path.read_bytes())
     return {
-        "image": image, "mask": _base64(synthetic.mask_png(found.mask)), "box": list(found.box), "kind": found.kind,
-        "annotations": found.coco("synthetic.dcm" if request.format == "dicom" else "synthetic.png"), "recipe": found.recipe,
-    }  # fmt: skip
+        "image": image,
+        "mask": _base64(synthetic.mask_png(found.mask)),
+        "box": list(found.box),
+        "kind": found.kind,
+        "annotations": found.coco(
+            "synthetic.dcm" if request.format == "dicom" else "synthetic.png"
+        ),
+        "recipe": found.recipe,
+    }
 
 
 def _parsed(kind: type[Picture], item: Mapping[str, Any]) -> Picture:
@@ -348,7 +442,9 @@ def _of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
     if image.size > LARGEST:
         raise ConfigError(f"pixels: {image.shape[0]} x {image.shape[1]} px are more than {LARGEST}")
     if not (image.min() >= 0 and image.max() <= 1):  # written so that NaN fails too
-        raise ConfigError(f"pixels must lie in [0, 1], but reach from {image.min():g} to {image.max():g}")
+        raise ConfigError(
+            f"pixels must lie in [0, 1], but reach from {image.min():g} to {image.max():g}"
+        )
     nobody = hashed_id("folder", "")
     rows, cols = image.shape[:2]
     return Mammogram("folder", nobody, nobody, rows, cols, partial(_held, image), **facts)
@@ -372,7 +468,10 @@ def _numbered(number: int) -> Iterator[None]:
 
 def _without_folder(text: str, number: int) -> str:
     """A sentence without the place of an uploaded file."""
-    return " ".join("the file" if word.startswith(tempfile.gettempdir()) and f"/{number}" in word else word for word in text.split(" "))
+    return " ".join(
+        "the file" if word.startswith(tempfile.gettempdir()) and f"/{number}" in word else word
+        for word in text.split(" ")
+    )
 
 
 def _png16(image: NDArray[np.float32]) -> str:

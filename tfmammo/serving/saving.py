@@ -1,4 +1,7 @@
-"""What the model registry stores: a pyfunc from code, beside the exports that it reads. Nothing is pickled."""
+"""What the model registry stores: a pyfunc from code, beside the exports that it reads.
+
+Nothing is pickled.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from tfmammo.tracking.pyfunc import NETWORKS, conda_environment
 
 ENTRY = Path(__file__).with_name("entry.py")
 SERVICE = "service"  # the artifact of a model that takes pictures
-# SHA-256 of both files as earlier versions of this package registered them. A change of either adds what it was when it was last released.
+# SHA-256 of both files as earlier versions of this package registered them. A change of either adds
+# what it was when it was last released.
 EARLIER = {
     "pyfunc_model.py": (
         "c0c98b24a31169f657c4d98922e987a52efc6194541e150708086daa83b0eba6",
@@ -27,13 +31,26 @@ EARLIER = {
         "ee7b9f133ea73de01b0a1215e5ca40a05a9f24bda9c4b1362346620c7bbfc1c7",
     ),
 }
-FROM_CODE = "mlflow.pyfunc.loaders.code_model"  # how MLflow calls a model whose code it keeps as text
-# What MLflow writes of such a model, and all that it reads: "code" and "data" would name further files that it runs.
-KEYS = {"artifacts", "code", "cloudpickle_version", "env", "loader_module", "model_code_path", "python_version", "streamable"}
+# how MLflow calls a model whose code it keeps as text
+FROM_CODE = "mlflow.pyfunc.loaders.code_model"
+# What MLflow writes of such a model, and all that it reads: "code" and "data" would name further
+# files that it runs.
+KEYS = {
+    "artifacts",
+    "code",
+    "cloudpickle_version",
+    "env",
+    "loader_module",
+    "model_code_path",
+    "python_version",
+    "streamable",
+}
 
 
 def save_service(path: Path, directory: Path, run_id: str) -> None:
-    """Save a folder that `pictures.gathered` made so that a server with this package answers pictures with it."""
+    """Save a folder that `pictures.gathered` made so that a server with this package answers
+    pictures with it.
+    """
     with warnings.catch_warnings(record=True):  # see tfmammo.serving.entry
         mlflow.pyfunc.save_model(
             str(path),
@@ -47,16 +64,33 @@ def save_service(path: Path, directory: Path, run_id: str) -> None:
 def check(folder: Path, name: str) -> None:
     """Make sure that MLflow will run nothing from a model's folder but a file of this package.
 
-    Args:     name: of the model, for the error.
-    Raises:   ConfigError: it would. MlflowException: there is no model.
+    Args:
+        name: Of the model, for the error.
+
+    Raises:
+        ConfigError: It would.
+        MlflowException: There is no model.
     """
     if not (folder / "MLmodel").is_file():
         raise MlflowException(f"there is no model of MLflow's in {folder.name}")
     flavor = Model.load(str(folder)).flavors.get("python_function", {})
     code = flavor.get("model_code_path")
     if flavor.get("loader_module") != FROM_CODE or not code:
-        raise ConfigError(f"{name}: is not kept as code and SavedModels but as a pickle or of another framework, which is never loaded")
+        raise ConfigError(
+            f"{name}: is not kept as code and SavedModels but as a pickle or of another "
+            "framework, which is never loaded"
+        )
     path = folder / Path(code).name
-    known = {hashlib.sha256(own.read_bytes()).hexdigest() for own in (NETWORKS, ENTRY)}.union(*EARLIER.values())
-    if set(flavor) - KEYS or flavor.get("code") or path.is_symlink() or hashlib.sha256(path.read_bytes()).hexdigest() not in known:
-        raise ConfigError(f"{name}: its code is not of this package (pyfunc_model.py, entry.py), so that it is not run; register it anew")
+    known = {hashlib.sha256(own.read_bytes()).hexdigest() for own in (NETWORKS, ENTRY)}.union(
+        *EARLIER.values()
+    )
+    if (
+        set(flavor) - KEYS
+        or flavor.get("code")
+        or path.is_symlink()
+        or hashlib.sha256(path.read_bytes()).hexdigest() not in known
+    ):
+        raise ConfigError(
+            f"{name}: its code is not of this package (pyfunc_model.py, entry.py), so that it is "
+            "not run; register it anew"
+        )

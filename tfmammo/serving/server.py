@@ -1,15 +1,18 @@
-"""A registered model over HTTP: MLflow's own protocol, with what a server for patients' pictures needs around it.
+"""A registered model over HTTP: MLflow's own protocol, with what a server for patients'
+pictures needs around it.
 
-    POST /invocations   {"inputs": ...}, with "params" where a model has them, as `mlflow models serve` takes it -> {"predictions": ...}
+    POST /invocations   {"inputs": ...}, with "params" where a model has them, as `mlflow models
+    serve` takes it -> {"predictions": ...}
     GET  /health, /ping     200 while the model is loaded
     GET  /metrics           Prometheus: a histogram of seconds by status, requests under way
     GET  /version           of MLflow, as its own server
 
-What can't be answered is {"error": "one sentence"} with a 4xx status, in which nothing of the request is repeated. A body larger than the
-limit, or of unknown length, is refused before it is read (413, 411), one that comes too slowly is given up (408), and where too many are
-under way already a request is turned away (503). Bodies wait on disk, nameless, and are parsed in a process of its own (`parsing`), so
-that memory does not follow from what somebody sends. Where the client has gone, work stops at the next picture, or patches. No request
-is logged.
+What can't be answered is {"error": "one sentence"} with a 4xx status, in which nothing of the
+request is repeated. A body larger than the limit, or of unknown length, is refused before it is
+read (413, 411), one that comes too slowly is given up (408), and where too many are under way
+already a request is turned away (503). Bodies wait on disk, nameless, and are parsed in a process
+of its own (`parsing`), so that memory does not follow from what somebody sends. Where the client
+has gone, work stops at the next picture, or patches. No request is logged.
 """
 
 from __future__ import annotations
@@ -37,14 +40,21 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel, scoring_server
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from starlette.requests import ClientDisconnect
 
 from tfmammo.serving import connections, local, parsing, saving
 
 log = logging.getLogger(__name__)
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # the histogram's bounds
+# the histogram's bounds
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 LONGEST = 500  # characters of an error
 IN_MEMORY = 2**18  # bytes of a body that wait in memory
 SMALL = 2**19  # bytes of a body that is parsed in this process
@@ -56,7 +66,11 @@ DRAINING = 5.0  # s
 
 
 class Refused(Exception):
-    """A request that is not answered. status: of HTTP."""
+    """A request that is not answered.
+
+    Attributes:
+        status: Of HTTP.
+    """
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -74,11 +88,23 @@ _gone: ContextVar[threading.Event] = ContextVar("_gone")
 def application(model: PyFuncModel, limit: int, parallel: int) -> FastAPI:
     """The server's application. app.state.stop ends all requests under way.
 
-    Args:     model: loaded. limit: bytes of a request's body. parallel: requests that are computed at once; others wait.
+    Args:
+        model: Loaded.
+        limit: Bytes of a request's body.
+        parallel: Requests that are computed at once; others wait.
     """
-    app, metrics = FastAPI(openapi_url=None), CollectorRegistry()
-    latency = Histogram("tfmammo_request_seconds", "Time of a request", ["status"], registry=metrics, buckets=SECONDS)
-    under_way = Gauge("tfmammo_requests_under_way", "Requests that are waiting or computed", registry=metrics)
+    app = FastAPI(openapi_url=None)
+    metrics = CollectorRegistry()
+    latency = Histogram(
+        "tfmammo_request_seconds",
+        "Time of a request",
+        ["status"],
+        registry=metrics,
+        buckets=SECONDS,
+    )
+    under_way = Gauge(
+        "tfmammo_requests_under_way", "Requests that are waiting or computed", registry=metrics
+    )
     work = _Work(model, limit, parallel)
     app.state.stop = work.stop
 
@@ -106,19 +132,35 @@ def application(model: PyFuncModel, limit: int, parallel: int) -> FastAPI:
     return app
 
 
-def run(uri: str, host: str, port: int, limit: int, parallel: int, names: Collection[str] = ()) -> None:
+def run(
+    uri: str, host: str, port: int, limit: int, parallel: int, names: Collection[str] = ()
+) -> None:
     """Load a model and serve it until Ctrl-C or SIGTERM, either of which ends it within seconds.
 
-    Args:     uri: a folder or models:/NAME@ALIAS of MLflow's current store. limit: MB of a request. names: that the machine is
-              reached by, besides its own; where it listens on more than this machine, any will do if none is given.
-    Raises:   MlflowException: there is no such model. ConfigError: its code is not this package's.
+    Args:
+        uri: A folder or models:/NAME@ALIAS of MLflow's current store.
+        limit: MB of a request.
+        names: That the machine is reached by, besides its own; where it listens on more than this
+            machine, any will do if none is given.
+
+    Raises:
+        MlflowException: There is no such model.
+        ConfigError: Its code is not this package's.
     """
     with local.stoppable(), _left_at_once(), local.private_folder("tfmammo_serving_") as folder:
-        place = Path(mlflow.artifacts.download_artifacts(uri, dst_path=None if Path(uri).is_dir() else str(folder)))
+        place = Path(
+            mlflow.artifacts.download_artifacts(
+                uri, dst_path=None if Path(uri).is_dir() else str(folder)
+            )
+        )
         saving.check(place, uri)
         app = application(mlflow.pyfunc.load_model(str(place)), limit * 2**20, parallel)
         if host not in local.NAMES:
-            log.warning("listening on %s: whoever reaches this address can use the model; there is no password and no encryption", host)
+            log.warning(
+                "listening on %s: whoever reaches this address can use the model; there is no "
+                "password and no encryption",
+                host,
+            )
         guarded = local.SameOrigin(app, names) if names or host in local.NAMES else app
         with connections.listening(host, port) as listener:
             log.info("serving %s on http://%s:%d", uri, host, port)
@@ -127,7 +169,9 @@ def run(uri: str, host: str, port: int, limit: int, parallel: int, names: Collec
 
 @contextmanager
 def _left_at_once() -> Iterator[None]:
-    """A signal ends the process although a network is being computed, which nothing interrupts, and Python would tidy up for seconds."""
+    """A signal ends the process although a network is being computed, which nothing interrupts, and
+    Python would tidy up for seconds.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:
@@ -141,11 +185,15 @@ class _Work:
     """Takes requests in, and computes a few at once."""
 
     def __init__(self, model: PyFuncModel, limit: int, parallel: int) -> None:
-        self.limit, self.held, self.tasks = limit, 0, set[asyncio.Task[Response]]()
-        # MLflow's own checks of `predict` repeat the request in their errors; ours stand in the models.
+        self.limit = limit
+        self.held = 0
+        self.tasks = set[asyncio.Task[Response]]()
+        # MLflow's own checks of `predict` repeat the request in their errors; ours stand in the
+        # models.
         self.model = model.unwrap_python_model()
         self.model.proceed = _proceed
-        self.executor, self.stopped = ThreadPoolExecutor(parallel, "request"), False
+        self.executor = ThreadPoolExecutor(parallel, "request")
+        self.stopped = False
 
     async def answered(self, request: Request) -> Response:
         """The answer, or why there is none."""
@@ -153,7 +201,9 @@ class _Work:
         self.tasks.add(task)
         try:
             await asyncio.wait((task,))
-            return _sentence(503, "the server is being stopped") if task.cancelled() else task.result()
+            return (
+                _sentence(503, "the server is being stopped") if task.cancelled() else task.result()
+            )
         finally:
             task.cancel()
             self.tasks.discard(task)
@@ -196,18 +246,25 @@ class _Work:
                 self.executor.submit(_give_back)
 
     async def _computed(self, request: Request, body: IO[bytes]) -> str:
-        gone, context = threading.Event(), copy_context()
+        gone = threading.Event()
+        context = copy_context()
         context.run(_gone.set, gone)
         watch = asyncio.ensure_future(_watched(request, gone))
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.executor, context.run, _predicted, self.model, body)
+            return await asyncio.get_running_loop().run_in_executor(
+                self.executor, context.run, _predicted, self.model, body
+            )
         finally:
             gone.set()
             watch.cancel()
 
 
 def _length(request: Request, limit: int) -> int:
-    """How long a body is said to be. Raises: Refused: it need not be read."""
+    """How long a body is said to be.
+
+    Raises:
+        Refused: It need not be read.
+    """
     kind, _, options = request.headers.get("content-type", "").partition(";")
     if kind.strip().lower() != "application/json":
         raise Refused(415, "the content type must be application/json")
@@ -226,7 +283,9 @@ def _length(request: Request, limit: int) -> int:
 async def _received(request: Request, length: int) -> IO[bytes]:
     """What was sent, on disk where it is not small. Nobody is waited for without end."""
     body = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # the thread that reads it closes it
-    parts, start, size = request.stream(), time.monotonic(), 0
+    parts = request.stream()
+    start = time.monotonic()
+    size = 0
     try:
         while True:
             left = start + GRACE + size / PACE - time.monotonic()
@@ -248,7 +307,8 @@ async def _received(request: Request, length: int) -> IO[bytes]:
 async def _drained(request: Request) -> None:
     """Let a client that sent too much come to its end, so that it reads why, but not for long."""
     if "content-length" in request.headers:
-        with suppress(TimeoutError, ClientDisconnect, RuntimeError):  # RuntimeError: it has been read already
+        # RuntimeError: it has been read already
+        with suppress(TimeoutError, ClientDisconnect, RuntimeError):
             async with asyncio.timeout(DRAINING):
                 async for _ in request.stream():
                     pass
@@ -267,13 +327,19 @@ def _proceed() -> None:
 
 
 def _predicted(model: Any, body: IO[bytes]) -> str:
-    """The answer as JSON. Raises: Refused: there is none. Gone."""
+    """The answer as JSON.
+
+    Raises:
+        Refused: There is none. Gone.
+    """
     with body:
         _proceed()
         try:
             inputs, params = _values(body)
             if getattr(model, "pictures", False) and not isinstance(inputs, list):
-                raise Refused(400, "inputs must be a list of pictures, each an object with image or pixels")
+                raise Refused(
+                    400, "inputs must be a list of pictures, each an object with image or pixels"
+                )
             result = io.StringIO()
             scoring_server.predictions_to_json(model.predict(None, inputs, params=params), result)
             return result.getvalue()
@@ -285,8 +351,12 @@ def _predicted(model: Any, body: IO[bytes]) -> str:
             raise
         except Exception as error:
             # The message may quote the request, the frames do not.
-            log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
-            raise Refused(400, f"the model can't answer this request ({type(error).__name__})") from None
+            log.error(
+                "%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+            )
+            raise Refused(
+                400, f"the model can't answer this request ({type(error).__name__})"
+            ) from None
 
 
 def _values(body: IO[bytes]) -> parsing.Request:
@@ -308,9 +378,12 @@ def _give_back() -> None:
 
 def _parsed_apart(body: IO[bytes], found: IO[bytes]) -> None:
     """Have a process parse a body into a file, and end it when the client has gone."""
-    environment = os.environ | {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}  # each thread maps memory
+    # each thread maps memory
+    environment = os.environ | {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
     command = [sys.executable, "-P", parsing.__file__]
-    process = subprocess.Popen(command, stdin=body, stdout=found, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        command, stdin=body, stdout=found, stderr=subprocess.DEVNULL, env=environment
+    )
     try:
         deadline = time.monotonic() + PARSING_SECONDS
         while process.poll() is None:
@@ -333,6 +406,11 @@ def _sentence(status: int, text: str) -> Response:
 
 def sentence(error: MlflowException) -> str:
     """An error of MLflow without the request that it quotes, before its reason or behind it."""
-    text = str(error.message).rpartition("\nError: ")[2].partition("\nInput:")[0].partition(". Error: '")[0]
+    text = (
+        str(error.message)
+        .rpartition("\nError: ")[2]
+        .partition("\nInput:")[0]
+        .partition(". Error: '")[0]
+    )
     text = text.partition("Received dictionary")[0].partition(", invalid elements")[0]
     return " ".join(text.split())[:LONGEST]

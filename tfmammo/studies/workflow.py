@@ -1,8 +1,11 @@
-"""A long piece of work as commands that are run one after the other, each in a process of its own, and never twice.
+"""A long piece of work as commands that are run one after the other, each in a process of
+its own, and never twice.
 
-What is finished is noted in OUTPUT/done, so that a study which was stopped goes on where it was. A step is the same as one that was done
-when its command, the config files that this names, and all steps that it needs are the same; other work in its place is refused. So is
-work of another version of the package: its source is part of what a step depends on. A step whose files are gone is run again.
+What is finished is noted in OUTPUT/done, so that a study which was stopped goes on where it was. A
+step is the same as one that was done when its command, the config files that this names, and all
+steps that it needs are the same; other work in its place is refused. So is work of another version
+of the package: its source is part of what a step depends on. A step whose files are gone is run
+again.
 """
 
 from __future__ import annotations
@@ -29,16 +32,23 @@ from tfmammo.tracking.store import shown
 
 log = logging.getLogger(__name__)
 
-DONE, LOGS = "done", "logs"
+DONE = "done"
+LOGS = "logs"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command. name: also its folder beneath the work's. command: what Python is given. needs: steps that come before it.
+    """One command.
 
-    extent: further arguments, how much of its work to do: where they are others than before, the command goes on in its folder. aside:
-    arguments on which its result does not depend. makes: files in its folder that others read; it is done while all of them are there.
+    Attributes:
+        name: Also its folder beneath the work's.
+        command: What Python is given.
+        needs: Steps that come before it.
+        extent: Further arguments, how much of its work to do: where they are others than before,
+            the command goes on in its folder.
+        aside: Arguments on which its result does not depend.
+        makes: Files in its folder that others read; it is done while all of them are there.
     """
 
     name: str
@@ -50,7 +60,11 @@ class Step:
 
     def missing(self, output: Path) -> list[Path]:
         """What it makes and is not there; of a step that names no file, its folder."""
-        return [path for path in (output / self.name / name for name in self.makes or (".",)) if not path.exists()]
+        return [
+            path
+            for path in (output / self.name / name for name in self.makes or (".",))
+            if not path.exists()
+        ]
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -59,7 +73,8 @@ class Step:
 
     def overrides(self) -> list[str]:
         """What --set is given."""
-        found, given = [], False
+        found = []
+        given = False
         for argument in self.arguments:
             given = argument == "--set" or (given and not argument.startswith("--"))
             found += [argument] if given and argument != "--set" else []
@@ -77,34 +92,49 @@ def overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping) and value:
             found += overrides(value, f"{prefix}{key}.")
         else:
-            found.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value, default=str)}")
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            found.append(f"{prefix}{key}={text}")
     return found
 
 
 @dataclass(frozen=True)
 class Noted:
-    """What is known of a step that was done. code: the package's version and state, see `code`; "" of one that did not note it."""
+    """What is known of a step that was done.
+
+    Attributes:
+        code: The package's version and state, see `code`; "" of one that did not note it.
+    """
 
     digest: str
     extent: tuple[str, ...]
     code: str
 
 
-def run(steps: Sequence[Step], output: Path, known: str = "", any_version: bool = False) -> list[str]:
+def run(
+    steps: Sequence[Step], output: Path, known: str = "", any_version: bool = False
+) -> list[str]:
     """Run what was not run before, in this order.
 
-    Args:     steps: those that a step needs stand before it. output: where all of them write. known: what all of them depend on
-              beside their commands. any_version: go on with what another version of the package made.
-    Returns:  the steps that another version made.
-    Raises:   DataError: a step failed or made nothing, or its folder holds other work. Interrupted: a stop signal came; what runs was
-              given it, to save what it has.
+    Args:
+        steps: Those that a step needs stand before it.
+        output: Where all of them write.
+        known: What all of them depend on beside their commands.
+        any_version: Go on with what another version of the package made.
+
+    Returns:
+        The steps that another version made.
+
+    Raises:
+        DataError: A step failed or made nothing, or its folder holds other work.
+        Interrupted: A stop signal came; what runs was given it, to save what it has.
     """
     digests: dict[str, str] = {}
     others: list[str] = []
     for number, step in enumerate(steps, start=1):
         digests[step.name] = digest = _digest(step, digests, output, known)
         noted = output / DONE / f"{step.name}.json"
-        before, now = _noted(noted), code(step)
+        before = _noted(noted)
+        now = code(step)
         if before:
             _refuse(step, before, Noted(digest, step.extent, now), output, any_version)
             others += [step.name] if before.code != now else []
@@ -119,15 +149,26 @@ def run(steps: Sequence[Step], output: Path, known: str = "", any_version: bool 
             raise DataError(f"{step.name}: ended well and made no {gone[0]}")
         noted.parent.mkdir(parents=True, exist_ok=True)
         filesystem.write_atomically(
-            noted, jobs.as_json({"digest": digest, "extent": step.extent, "code": now, "command": step.shown()}), durable=False
+            noted,
+            jobs.as_json(
+                {"digest": digest, "extent": step.extent, "code": now, "command": step.shown()}
+            ),
+            durable=False,
         )
     if others:
-        log.warning("%d of %d steps were made by other versions of the package: %s", len(others), len(steps), ", ".join(others))
+        log.warning(
+            "%d of %d steps were made by other versions of the package: %s",
+            len(others),
+            len(steps),
+            ", ".join(others),
+        )
     return others
 
 
 def code(step: Step) -> str:
-    """Which state of the package a step would be run by: its version, and twelve digits of its source and the step's script."""
+    """Which state of the package a step would be run by: its version, and twelve digits of its
+    source and the step's script.
+    """
     content = hashlib.sha256(source().encode())
     for argument in step.command:
         if argument.endswith(".py") and Path(argument).is_file():
@@ -138,20 +179,28 @@ def code(step: Step) -> str:
 @cache
 def source() -> str:
     """The sha256 of all modules of the package, by their names and contents."""
-    root, content = Path(__file__).parents[1], hashlib.sha256()
+    root = Path(__file__).parents[1]
+    content = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        content.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+        content.update(
+            f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0"
+        )
     return content.hexdigest()
 
 
 def _refuse(step: Step, before: Noted, now: Noted, output: Path, any_version: bool) -> None:
-    folder, noted = output / step.name, output / DONE / f"{step.name}.json"
+    folder = output / step.name
+    noted = output / DONE / f"{step.name}.json"
     if before.digest != now.digest:
-        raise DataError(f"{folder}: was made by another config; take another --output, or remove it and {noted}")
+        raise DataError(
+            f"{folder}: was made by another config; take another --output, or remove it and {noted}"
+        )
     if before.code != now.code and not any_version:
         raise DataError(
-            f"{folder}: was made by another version of tfmammo ({before.code or 'not noted'}; this is {now.code}); take another "
-            f"--output, remove it and {noted} to make it anew, or go on with what is there by --any-version"
+            f"{folder}: was made by another version of tfmammo ({before.code or 'not noted'}; "
+            f"this is {now.code}); take another "
+            f"--output, remove it and {noted} to make it anew, or go on with what is there by "
+            "--any-version"
         )
 
 
@@ -161,7 +210,13 @@ def _run(step: Step, output: Path) -> None:
     with said.open("ab") as file:
         command = [sys.executable, *step.arguments]
         # In a process group of its own: Ctrl-C reaches it once, through us.
-        start = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, process_group=0)
+        start = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
         with start as child, _passed_on(child) as got:
             code = child.wait()
     if got:
@@ -169,7 +224,8 @@ def _run(step: Step, output: Path) -> None:
     if code:
         lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise DataError(
-            f"{step.name}: failed with exit code {code} ({lines[-1][:300] if lines else 'it said nothing'}); all it said: {said}"
+            f"{step.name}: failed with exit code {code} "
+            f"({lines[-1][:300] if lines else 'it said nothing'}); all it said: {said}"
         )
 
 
@@ -182,7 +238,9 @@ def _passed_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         got.append(number)
         child.send_signal(number)
 
-    before: dict[int, Callable[..., Any] | int | None] = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    before: dict[int, Callable[..., Any] | int | None] = {
+        number: signal.signal(number, pass_on) for number in SIGNALS
+    }
     try:
         yield got
     finally:

@@ -1,10 +1,10 @@
 """Set lesions into mammograms, have mammograms read, and run reader studies, in a browser.
 
-python -m tfmammo.studio --config configs/studio.yaml
-python -m tfmammo.studio --config configs/studio.yaml --set systems.infilling.generator=RUN port=8000
+python -m tfmammo.studio --config configs/studio.yaml python -m tfmammo.studio --config
+configs/studio.yaml --set systems.infilling.generator=RUN port=8000
 
-The page is at http://127.0.0.1:7860, for this machine alone, until Ctrl-C. All files that come in or go out lie in one folder that
-nobody else may open and that is removed at the end.
+The page is at http://127.0.0.1:7860, for this machine alone, until Ctrl-C. All files that come in
+or go out lie in one folder that nobody else may open and that is removed at the end.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def show(chosen: Callable[[], Any]) -> None:
-    """Serve the page until Ctrl-C. Args: chosen: makes a StudioConfig, once Gradio may be imported.
+    """Serve the page until Ctrl-C.
 
-    Raises:   ConfigError: Gradio is not installed, or a model can't be loaded. OSError: the port is taken.
+    Args:
+        chosen: Makes a StudioConfig, once Gradio may be imported.
+
+    Raises:
+        ConfigError: Gradio is not installed, or a model can't be loaded.
+        OSError: The port is taken.
     """
     with stoppable(), private_folder("tfmammo_studio_") as folder:
         # Gradio reads both while it is imported.
-        os.environ |= {"GRADIO_TEMP_DIR": str(folder / "gradio"), "GRADIO_ANALYTICS_ENABLED": "False"}
+        os.environ |= {
+            "GRADIO_TEMP_DIR": str(folder / "gradio"),
+            "GRADIO_ANALYTICS_ENABLED": "False",
+        }
         try:
             import gradio  # noqa: F401  # after the folder is there, and not before --help
         except ModuleNotFoundError:
@@ -57,9 +65,14 @@ def _run(chosen: argparse.Namespace) -> None:
 
 def _parser() -> command.Parser:
     parser = command.Parser(
-        prog="python -m tfmammo.studio", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tfmammo.studio",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file with keys of StudioConfig")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="a YAML file with keys of StudioConfig"
+    )
     parser.add_overrides("port=8000")
     return parser
 

@@ -1,6 +1,8 @@
-"""What stands before the studio's page: bodies of a known and bounded length, and a bound on all that lies on disk.
+"""What stands before the studio's page: bodies of a known and bounded length, and a bound
+on all that lies on disk.
 
-Gradio writes an upload to disk before anything of ours is asked, any number of them, and keeps those that nobody opens for an hour.
+Gradio writes an upload to disk before anything of ours is asked, any number of them, and keeps
+those that nobody opens for an hour.
 """
 
 from __future__ import annotations
@@ -25,12 +27,20 @@ EVERY = 30.0  # s between two looks
 class Bounded:
     """An ASGI application that takes no more than it should.
 
-    Args:     app: the page. folder: of all temporary files. upload: bytes of one file, at most. total: bytes of all files in the folder,
-              at most; uploads that would lead beyond are refused.
+    Args:
+        app: The page.
+        folder: Of all temporary files.
+        upload: Bytes of one file, at most.
+        total: Bytes of all files in the folder, at most; uploads that would lead beyond are
+            refused.
     """
 
     def __init__(self, app: Application, folder: Path, upload: int, total: int) -> None:
-        self.app, self.folder, self.upload, self.total, self.coming = app, folder, upload, total, 0
+        self.app = app
+        self.folder = folder
+        self.upload = upload
+        self.total = total
+        self.coming = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -49,7 +59,12 @@ class Bounded:
     async def _take(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         held = await asyncio.to_thread(size, self.folder)
         if held + self.coming + length > self.total:
-            return await refuse(413, "the studio keeps too many files already; close a page, or try again in some minutes", send)
+            return await refuse(
+                413,
+                "the studio keeps too many files already; close a page, or try again in some "
+                "minutes",
+                send,
+            )
         self.coming += length
         answer = _Watched(send)
         try:
@@ -68,7 +83,8 @@ class _Watched:
     """A `send` that knows whether an answer has begun."""
 
     def __init__(self, send: Send) -> None:
-        self.send, self.begun = send, False
+        self.send = send
+        self.begun = False
 
     async def __call__(self, message: Any) -> None:
         self.begun = True
@@ -89,9 +105,13 @@ def size(folder: Path) -> int:
 def remove_unopened(page: Any, folder: Path, age: float = UNOPENED) -> None:
     """Delete what was uploaded and not opened, and what an upload that broke off has left.
 
-    Args:     page: a gr.Blocks, which knows what was uploaded. folder: where uploads are written. age: s, at least.
+    Args:
+        page: A gr.Blocks, which knows what was uploaded.
+        folder: Where uploads are written.
+        age: S, at least.
     """
-    broken = [path for path in folder.glob("*") if path.is_file()]  # what came whole lies in a folder of its own
+    # what came whole lies in a folder of its own
+    broken = [path for path in folder.glob("*") if path.is_file()]
     for path in [*map(Path, tuple(page.upload_file_set)), *broken]:
         try:
             if time.time() - path.stat().st_mtime > age:

@@ -1,7 +1,9 @@
-"""The reader study's tab: a reader gives a name, sees one case after the other, and answers by click or key.
+"""The reader study's tab: a reader gives a name, sees one case after the other, and
+answers by click or key.
 
-Nothing that reaches the browser tells which patch is real: pictures go out within the page, all as PNGs of one size in pixels and bytes,
-without a name; which case a reader is at stays in the server's memory. Buttons are private to the page: there is no API to ask.
+Nothing that reaches the browser tells which patch is real: pictures go out within the page, all as
+PNGs of one size in pixels and bytes, without a name; which case a reader is at stays in the
+server's memory. Buttons are private to the page: there is no API to ask.
 """
 
 from __future__ import annotations
@@ -26,17 +28,23 @@ from tfmammo.reader_study.session import ReaderStudy, reader_name
 
 log = logging.getLogger(__name__)
 
-PAUSE = 0.4  # s after a case appears in which nothing is taken for an answer: it is the second half of a double click
-CHOICE, RATING = "Which one is real?", "Is it real? From 1 (certainly synthetic) to 6 (certainly real)"
+# s after a case appears in which nothing is taken for an answer: it is the second half of a double
+# click
+PAUSE = 0.4
+CHOICE = "Which one is real?"
+RATING = "Is it real? From 1 (certainly synthetic) to 6 (certainly real)"
 WELCOME = """## Real or synthetic?
-First you see pairs of a real and a synthetic patch and choose the real one; then single patches, of which half are real, and rate each.
-There is no time limit, and no way back. Every answer is saved at once: whoever stops goes on later under the same name.
+First you see pairs of a real and a synthetic patch and choose the real one.
+Then you see single patches, of which half are real, and rate each.
+There is no time limit, and no way back. Every answer is saved at once.
+You may stop and go on later under the same name.
 
 Keys: left and right arrow, 1 to 6."""
 # Only what is seen is pressed, and nothing while somebody types.
 KEYS = """
 if (!window.judging) document.addEventListener('keydown', window.judging = event => {
-    if (event.repeat || event.ctrlKey || event.altKey || event.metaKey || event.target.closest?.('input, textarea, select')) return;
+    if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.target.closest?.('input, textarea, select')) return;
     const name = {ArrowLeft: 'left', ArrowRight: 'right'}[event.key] || event.key;
     const button = /^(left|right|[1-6])$/.test(name) && document.getElementById('answer-' + name);
     if (button && button.offsetParent !== null) { event.preventDefault(); button.click(); }
@@ -52,7 +60,11 @@ Updates = dict[Any, Any]
 
 
 def tab(study: ReaderStudy) -> None:
-    """Fill a tab of a gr.Blocks with the study. Args: study: shared by all readers, in any number of threads."""
+    """Fill a tab of a gr.Blocks with the study.
+
+    Args:
+        study: Shared by all readers, in any number of threads.
+    """
     _Tab(study)
 
 
@@ -67,20 +79,50 @@ class _Tab:
             self.name = gr.Textbox(label="Your name", max_length=64)
             start = gr.Button("Start or go on", variant="primary")
         with gr.Column(visible=False) as self.reading:
-            self.progress, self.question = gr.Markdown(), gr.Markdown()
+            self.progress = gr.Markdown()
+            self.question = gr.Markdown()
             self.pictures = gr.HTML(css_template=STYLE, js_on_load=KEYS)
             with gr.Row() as self.sides:
-                buttons = {side: gr.Button(f"The {side} one", elem_id=f"answer-{side}") for side in ("left", "right")}
+                buttons = {
+                    side: gr.Button(f"The {side} one", elem_id=f"answer-{side}")
+                    for side in ("left", "right")
+                }
             with gr.Row() as self.scale:
-                buttons |= {str(number): gr.Button(str(number), elem_id=f"answer-{number}", min_width=60) for number in SCALE}
+                buttons |= {
+                    str(number): gr.Button(str(number), elem_id=f"answer-{number}", min_width=60)
+                    for number in SCALE
+                }
         self.closing = gr.Markdown(visible=False)
         self._add_results()
-        outputs = [self.place, self.welcome, self.reading, self.progress, self.question, self.pictures, self.sides, self.scale]
+        outputs = [
+            self.place,
+            self.welcome,
+            self.reading,
+            self.progress,
+            self.question,
+            self.pictures,
+            self.sides,
+            self.scale,
+        ]
         outputs += [self.closing, self.results, self.table, self.curves, self.files]
-        gr.on([start.click, self.name.submit], self._start, [self.name], outputs, api_visibility="private", show_progress="hidden")
+        gr.on(
+            [start.click, self.name.submit],
+            self._start,
+            [self.name],
+            outputs,
+            api_visibility="private",
+            show_progress="hidden",
+        )
         for value, button in buttons.items():
             answer = partial(self._answer, value)
-            button.click(answer, [self.place], outputs, api_visibility="private", show_progress="hidden", concurrency_limit=None)
+            button.click(
+                answer,
+                [self.place],
+                outputs,
+                api_visibility="private",
+                show_progress="hidden",
+                concurrency_limit=None,
+            )
 
     def _add_results(self) -> None:
         with gr.Accordion("Results", visible=False, open=False) as self.results:
@@ -109,7 +151,8 @@ class _Tab:
         case = self.study.next(reader)
         if case is None:
             return self._end(reader)
-        done, count = len(self.study.answers.answered(reader)), len(self.study.cases(reader))
+        done = len(self.study.answers.answered(reader))
+        count = len(self.study.cases(reader))
         return {
             self.place: (reader, case, time.monotonic()),
             self.welcome: gr.update(visible=False),
@@ -123,18 +166,27 @@ class _Tab:
 
     def _end(self, reader: str) -> Updates:
         thanks = "## Thank you\nAll your answers are saved."
-        updates = {self.place: None, self.welcome: gr.update(visible=False), self.reading: gr.update(visible=False), self.pictures: ""}
+        updates = {
+            self.place: None,
+            self.welcome: gr.update(visible=False),
+            self.reading: gr.update(visible=False),
+            self.pictures: "",
+        }
         if self.study.config.show_results:
             thanks += f"\n\n{own_result(self.study, reader)}"
         if self.study.config.results:
             if self.study.answers.unfinished():
-                thanks += "\n\nResults are shown once everybody who has begun is through; come back under your name."
+                thanks += (
+                    "\n\nResults are shown once everybody who has begun is through; come "
+                    "back under your name."
+                )
             else:
                 updates |= self._results()
         return updates | {self.closing: gr.update(value=thanks, visible=True)}
 
     def _results(self) -> Updates:
-        study, folder = self.study, Path(tempfile.mkdtemp(prefix="reader_study_"))
+        study = self.study
+        folder = Path(tempfile.mkdtemp(prefix="reader_study_"))
         found = study.results()
         shown = table(found, study.config.name)
         write_results(found, folder / "results.csv")
@@ -150,26 +202,36 @@ class _Tab:
 
 def own_result(study: ReaderStudy, reader: str) -> str:
     """What a reader who is through is told, a line a task, all systems together."""
-    own, lines = [answer for answer in study.answers.all() if answer.reader == reader], []
+    own = [answer for answer in study.answers.all() if answer.reader == reader]
+    lines = []
     right = [answer.score for answer in own if answer.case.task == "choice"]
     rated = [answer for answer in own if answer.case.task == "rating"]
     if right:
         lines.append(f"You chose the real one of {sum(right):.0f} of {len(right)} pairs.")
     if len({answer.case.truth for answer in rated}) == 2 and len(rated) >= 4:
-        area = observer.ratings([answer.case.truth == "real" for answer in rated], [answer.score for answer in rated]).area
-        lines.append(f"Your ratings tell real from synthetic patches with an area under the ROC curve of {area.value:.2f}; 0.5 is a guess.")
+        area = observer.ratings(
+            [answer.case.truth == "real" for answer in rated], [answer.score for answer in rated]
+        ).area
+        lines.append(
+            "Your ratings tell real from synthetic patches with an area under the ROC curve of "
+            f"{area.value:.2f}; 0.5 is a guess."
+        )
     return "\n\n".join(lines or [f"There are {FEW} for a result."])
 
 
 def _page(pictures: Sequence[bytes]) -> str:
     """The pictures side by side, within the page."""
     encoded = [base64.b64encode(picture).decode() for picture in pictures]
-    return f'<div class="pictures">{"".join(f"""<img alt="patch" src="data:image/png;base64,{text}">""" for text in encoded)}</div>'
+    images = [f'<img alt="patch" src="data:image/png;base64,{text}">' for text in encoded]
+    return f'<div class="pictures">{"".join(images)}</div>'
 
 
 def _told(error: Exception) -> gr.Error:
     """An error as a note on the page; what is not the reader's matter goes to the log."""
     if isinstance(error, ConfigError):
         log.error("%s", error)
-        return gr.Error("This could not be saved or read. Try again, or tell whoever runs the study.", print_exception=False)
+        return gr.Error(
+            "This could not be saved or read. Try again, or tell whoever runs the study.",
+            print_exception=False,
+        )
     return gr.Error(str(error), print_exception=False)

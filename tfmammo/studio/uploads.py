@@ -1,9 +1,12 @@
-"""What the studio's tabs share: a mammogram comes in, is shown, and what goes wrong is told in one sentence.
+"""What the studio's tabs share: a mammogram comes in, is shown, and what goes wrong is
+told in one sentence.
 
-An upload is a patient's. It is moved at once out of the folder that is named by its file, into a private one under a fixed name, and
-deleted as soon as it was read. What is kept for its browser's session are pixels and the facts of a record: of a picture in memory, of
-a DICOM in a file written anew from its stored values (archives.writers.synthetic), so that its bits, greys and spacing stay what they
-were. It goes with the session. Neither names of files nor texts of headers are logged, shown or written.
+An upload is a patient's. It is moved at once out of the folder that is named by its file, into a
+private one under a fixed name, and deleted as soon as it was read. What is kept for its browser's
+session are pixels and the facts of a record: of a picture in memory, of a DICOM in a file written
+anew from its stored values (archives.writers.synthetic), so that its bits, greys and spacing stay
+what they were. It goes with the session. Neither names of files nor texts of headers are logged,
+shown or written.
 """
 
 from __future__ import annotations
@@ -57,7 +60,11 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What somebody says of a mammogram whose file does not. spacing: mm per px, both ways."""
+    """What somebody says of a mammogram whose file does not.
+
+    Attributes:
+        spacing: Mm per px, both ways.
+    """
 
     laterality: Laterality | None = None
     view: View | None = None
@@ -65,7 +72,11 @@ class Facts:
 
     @staticmethod
     def of(side: str, view: str, spacing: float | None) -> Facts:
-        """From what stands in the page. Raises: DataError: the spacing is none."""
+        """From what stands in the page.
+
+        Raises:
+            DataError: The spacing is none.
+        """
         if spacing and not 0.005 <= spacing <= 2:
             raise DataError(f"{spacing:g} mm per px is no mammogram's; most have 0.05 to 0.2")
         return Facts(SIDES[side], VIEWS[view], spacing or None)
@@ -74,16 +85,21 @@ class Facts:
         """The record with these facts where it has none."""
         spacing = mammogram.spacing or ((self.spacing, self.spacing) if self.spacing else None)
         return replace(
-            mammogram, laterality=mammogram.laterality or self.laterality, view=mammogram.view or self.view, spacing=spacing
-        )  # fmt: skip
+            mammogram,
+            laterality=mammogram.laterality or self.laterality,
+            view=mammogram.view or self.view,
+            spacing=spacing,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
     """A mammogram that a session has opened.
 
-    shown: uint8 [rows, cols], at most SIDE px high and wide. lossy: its file was compressed with loss. folder: holds what its pixels are
-    read from; None where these are in memory.
+    Attributes:
+        shown: uint8 [rows, cols], at most SIDE px high and wide.
+        lossy: Its file was compressed with loss.
+        folder: Holds what its pixels are read from; None where these are in memory.
     """
 
     mammogram: Mammogram
@@ -94,8 +110,13 @@ class Held:
 
 @contextmanager
 def taken(upload: str) -> Iterator[Path]:
-    """An upload under a fixed name in a private folder, gone at the end. Raises: ArchiveError: it is not there any more."""
-    source, place = Path(upload), Path(tempfile.mkdtemp(prefix="upload_"))
+    """An upload under a fixed name in a private folder, gone at the end.
+
+    Raises:
+        ArchiveError: It is not there any more.
+    """
+    source = Path(upload)
+    place = Path(tempfile.mkdtemp(prefix="upload_"))
     path = place / f"mammogram{source.suffix.lower() if source.suffix.lower() in ENDINGS else ''}"
     try:
         try:
@@ -112,14 +133,18 @@ def taken(upload: str) -> Iterator[Path]:
 def opened(upload: str) -> Held:
     """Read an upload and delete it.
 
-    Raises:   ArchiveError: it is no mammogram that can be read.
+    Raises:
+        ArchiveError: It is no mammogram that can be read.
     """
     with taken(upload) as path:
         found = editor.opened(path)
         stored = archives.stored(found)
-        image, is_dicom = stored.image(), folder.is_dicom(path)
+        image = stored.image()
+        is_dicom = folder.is_dicom(path)
         lossy = path.suffix in (".jpg", ".jpeg")
-    identity = hashlib.sha256(repr(stored.values.shape).encode() + stored.values.tobytes()).hexdigest()
+    identity = hashlib.sha256(
+        repr(stored.values.shape).encode() + stored.values.tobytes()
+    ).hexdigest()
     # Every image counts as one of a patient of its own: whose it is, nobody says.
     pseudonym = hashed_id("studio", identity)
     found = replace(found, archive="studio", patient_id=pseudonym, image_id=pseudonym)
@@ -127,22 +152,35 @@ def opened(upload: str) -> Held:
         return Held(replace(found, read=partial(_of_memory, stored)), shown(image), lossy)
     place = Path(tempfile.mkdtemp(prefix="held_"))
     synthetic.dicom(place / "mammogram.dcm", stored, found, identity)
-    return Held(replace(found, read=partial(dicom.read_pixels, place / "mammogram.dcm")), shown(image), folder=place)
+    return Held(
+        replace(found, read=partial(dicom.read_pixels, place / "mammogram.dcm")),
+        shown(image),
+        folder=place,
+    )
 
 
 def phantoms() -> dict[str, Mammogram]:
     """The examples, by what they are called in the page."""
     found = phantom.read(count=PHANTOMS)
-    return {f"{number}: {one.laterality} {one.view}, {one.pathology}": one for number, one in enumerate(found, 1)}
+    return {
+        f"{number}: {one.laterality} {one.view}, {one.pathology}": one
+        for number, one in enumerate(found, 1)
+    }
 
 
 def example(name: str) -> Held:
-    """A mammogram of the phantom, by its name in the page. Raises: DataError: there is none of that name."""
+    """A mammogram of the phantom, by its name in the page.
+
+    Raises:
+        DataError: There is none of that name.
+    """
     known = phantoms()
     if name not in known:
         raise DataError("there is no such phantom")
     stored = Stored.of_image(known[name].pixels(), 16)
-    return Held(replace(known[name], read=partial(_of_memory, stored), bits=16), shown(stored.image()))
+    return Held(
+        replace(known[name], read=partial(_of_memory, stored), bits=16), shown(stored.image())
+    )
 
 
 def released(held: Any) -> None:
@@ -154,8 +192,11 @@ def released(held: Any) -> None:
 def shown(image: NDArray[np.float32]) -> Picture:
     """A mammogram as pages show it, never enlarged.
 
-    Args:     image: float32 [rows, cols, 1] in [0, 1].
-    Returns:  uint8 [rows, cols], at most SIDE px high and wide.
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1].
+
+    Returns:
+        uint8 [rows, cols], at most SIDE px high and wide.
     """
     scale = min(1.0, SIDE / max(image.shape[:2]))
     size = [max(1, round(length * scale)) for length in image.shape[:2]]
@@ -166,11 +207,16 @@ def shown(image: NDArray[np.float32]) -> Picture:
 def native(click: tuple[int, int], picture: Picture, rows: int, cols: int) -> tuple[int, int]:
     """The native pixel under a click.
 
-    Args:     click: (col, row), px of the picture, as gr.Image gives it. picture: the whole mammogram, scaled.
-    Returns:  (row, col), native px, within the mammogram.
+    Args:
+        click: (col, row), px of the picture, as gr.Image gives it.
+        picture: The whole mammogram, scaled.
+
+    Returns:
+        (row, col), native px, within the mammogram.
     """
     height, width = picture.shape[:2]
-    row, col = int((click[1] + 0.5) * rows / height), int((click[0] + 0.5) * cols / width)
+    row = int((click[1] + 0.5) * rows / height)
+    col = int((click[0] + 0.5) * cols / width)
     return min(max(row, 0), rows - 1), min(max(col, 0), cols - 1)
 
 
@@ -180,10 +226,15 @@ def colour(picture: Picture) -> Picture:
 
 
 def crossed(picture: Picture, centre: tuple[int, int], rows: int, cols: int) -> Picture:
-    """A picture of the whole mammogram with a mark at a native pixel, open in its middle: uint8 [rows, cols, 3]."""
-    marked, (height, width) = colour(picture), picture.shape[:2]
-    row, col = int((centre[0] + 0.5) * height / rows), int((centre[1] + 0.5) * width / cols)
-    inner, outer = max(8, height // 120), max(16, height // 40)
+    """A picture of the whole mammogram with a mark at a native pixel, open in its middle: uint8
+    [rows, cols, 3].
+    """
+    marked = colour(picture)
+    (height, width) = picture.shape[:2]
+    row = int((centre[0] + 0.5) * height / rows)
+    col = int((centre[1] + 0.5) * width / cols)
+    inner = max(8, height // 120)
+    outer = max(16, height // 40)
     for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         start, end = ((col + reach * right, row + reach * down) for reach in (inner, outer))
         cv2.line(marked, start, end, (0, 0, 0), 4)
@@ -204,14 +255,18 @@ def facts_inputs() -> list[gr.components.Component]:
 def told(note: Any, work: Callable[[], Updates]) -> Updates:
     """Do what a page asks for; what goes wrong becomes its note, and nothing else changes.
 
-    Args:     note: a gr.Markdown of the tab. work: gives updates of components.
+    Args:
+        note: A gr.Markdown of the tab.
+        work: Gives updates of components.
     """
     try:
         return {note: gr.update(value="", visible=False)} | work()
     except Exception as error:
         if not is_ours(error):
             # The message may quote a header, the frames do not.
-            log.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+            log.error(
+                "%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+            )
         return {note: gr.update(value=sentence(error), visible=True)}
 
 
@@ -224,7 +279,11 @@ def sentence(error: Exception) -> str:
     """What a page tells of an error, without any file's place or name."""
     if not is_ours(error):
         return "Something went wrong within the studio; its log says what."
-    text = configuration.describe(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+    text = (
+        configuration.describe(error)
+        if isinstance(error, ValidationError)
+        else " ".join(str(error).split())
+    )
     text = re.sub(r"^[^:]*[/\\][^:]*: ", "", text)  # "FILE: it is ..."
     text = re.sub(r"[\w.~-]*(?:[/\\][^\s:;,()'\"]+)+", "a file", text)
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"

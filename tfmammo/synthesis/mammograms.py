@@ -1,30 +1,40 @@
-"""Normal mammograms -> mammograms with masses, at native resolution and depth, each with boxes, masks and a recipe.
+"""Normal mammograms -> mammograms with masses, at native resolution and depth, each with
+boxes, masks and a recipe.
 
-    python -m tfmammo.synthesis --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE ...] [Beam's own flags]
-    python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR lesions.root=DIR generator=DIR]
+    python -m tfmammo.synthesis --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE
+    ...] [Beam's own flags]
+    python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR
+    lesions.root=DIR generator=DIR]
 
-The masses are made up by an infilling or a CAN (`painter`, see tfmammo.synthesis.renderers), or are real ones of any archive (tfmammo.synthesis.lesion_bank,
-configs/synthesis_blending.yaml), blended in by a network or by a method of tfmammo.baselines.poisson; or a vanilla GAN makes them.
+The masses are made up by an infilling or a CAN (`painter`, see tfmammo.synthesis.renderers), or are
+real ones of any archive (tfmammo.synthesis.lesion_bank, configs/synthesis_blending.yaml), blended
+in by a network or by a method of tfmammo.baselines.poisson; or a vanilla GAN makes them.
 
-DIR gets images/, lesion_masks/, recipes/ and at the end annotations.json (COCO), metadata.csv, patients.json, dead_letters.csv and
-README.md. With DICOM or PNG it is an archive that `data.name=folder` reads, so that `python -m tfmammo.data.build` and the
-train scripts take it as it is. Every item follows from the config and its number alone: a run that was stopped goes on where
-it was, a greater `count` adds items, and a recipe makes its item again, bit for bit with the same TensorFlow on the same kind of
-machine. What could not be made is a dead letter with its reason; --retry tries it again.
+DIR gets images/, lesion_masks/, recipes/ and at the end annotations.json (COCO), metadata.csv,
+patients.json, dead_letters.csv and README.md. With DICOM or PNG it is an archive that
+`data.name=folder` reads, so that `python -m tfmammo.data.build` and the train scripts take it as it
+is. Every item follows from the config and its number alone: a run that was stopped goes on where it
+was, a greater `count` adds items, and a recipe makes its item again, bit for bit with the same
+TensorFlow on the same kind of machine. What could not be made is a dead letter with its reason;
+--retry tries it again.
 
-Whatever lies beyond an item's supports (see tfmammo.synthesis.placement) is stored as in the source, value for value. With mammograms=all a
-source may have lesions of its own: annotations.json and TFRecords have them too, marked as not synthetic, for a detector would else
-learn that they are none; lesion_masks/ are those of what was set in.
+Whatever lies beyond an item's supports (see tfmammo.synthesis.placement) is stored as in the
+source, value for value. With mammograms=all a source may have lesions of its own: annotations.json
+and TFRecords have them too, marked as not synthetic, for a detector would else learn that they are
+none; lesion_masks/ are those of what was set in.
 
-A real lesion and the mammogram that it is set into may be of two patients, and both are seen by whoever sees the result. With
-`patients` both are of one side of a split, and so are those that sizes and shapes come from; without it each recipe and metadata.csv say
-whose lesion it is. patients.json tells everybody whom a set shows, derives from, or whose data its networks were trained on.
+A real lesion and the mammogram that it is set into may be of two patients, and both are seen by
+whoever sees the result. With `patients` both are of one side of a split, and so are those that
+sizes and shapes come from; without it each recipe and metadata.csv say whose lesion it is.
+patients.json tells everybody whom a set shows, derives from, or whose data its networks were
+trained on.
 
-Departures from Shen et al., section 4.3, beside those that tfmammo.synthesis.placement and tfmammo.models name: sizes are drawn of the
-mass, not of its patch padded by 100 px, which is the same, and the patch is cut as the generator's training patches were
-(data.frame padded is the paper's). A generated patch does not replace the tissue as in the paper: what it changes is added with
-a faded border, so that the tissue's grain stays and no square shows; whole_patch=true is the paper's way. Sides of a mammogram
-whose laterality is not stated are not guessed.
+Departures from Shen et al., section 4.3, beside those that tfmammo.synthesis.placement and
+tfmammo.models name: sizes are drawn of the mass, not of its patch padded by 100 px, which is the
+same, and the patch is cut as the generator's training patches were (data.frame padded is the
+paper's). A generated patch does not replace the tissue as in the paper: what it changes is added
+with a faded border, so that the tissue's grain stays and no square shows; whole_patch=true is the
+paper's way. Sides of a mammogram whose laterality is not stated are not guessed.
 """
 
 from __future__ import annotations
@@ -77,15 +87,31 @@ log = logging.getLogger(__name__)
 
 IDENTITY = "synthesis.json"
 TRIES = 20  # sizes, shapes and places drawn for one mass
-# What real lesions alone depend on: noted with them, so that folders of infillings, which came before, stay valid.
+# What real lesions alone depend on: noted with them, so that folders of infillings, which came
+# before, stay valid.
 _OF_REAL_LESIONS = {"painter", "resize", "rotate"}
-# What no item depends on: where things lie (records and networks are hashed), and how many items there are.
-_IRRELEVANT = {"data", "lesions", "generator", "shapes", "patients", "tracking_uri", "count", "whole_patch", *_OF_REAL_LESIONS}
+# What no item depends on: where things lie (records and networks are hashed), and how many items
+# there are.
+_IRRELEVANT = {
+    "data",
+    "lesions",
+    "generator",
+    "shapes",
+    "patients",
+    "tracking_uri",
+    "count",
+    "whole_patch",
+    *_OF_REAL_LESIONS,
+}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One item: an element of the pipeline. recipe: what is known before."""
+    """One item: an element of the pipeline.
+
+    Attributes:
+        recipe: What is known before.
+    """
 
     folder: Path
     mammogram: Mammogram
@@ -98,14 +124,28 @@ class Job:
         return self.folder / "recipes" / f"{self.recipe.name}.json"
 
 
-def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (), retry: bool = False) -> list[Recipe]:
+def synthesise(
+    chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (), retry: bool = False
+) -> list[Recipe]:
     """Make what is missing of a set.
 
-    Args:     chosen: the config. output: a new folder, or one of an earlier run of the same. flags: Beam's own. retry: make
-              items that were left out anew.
-    Returns:  the recipes of all items, those left out included.
-    Raises:   ConfigError, ArchiveError, ExportError, TrackingError: something named in the config can't be used, or `output`
-              belongs to other work. DataError: no mammogram or size can be had, or a worker failed.
+    Args:
+        chosen: The config.
+        output: A new folder, or one of an earlier run of the same.
+        flags: Beam's own.
+        retry: Make items that were left out anew.
+
+    Returns:
+        The recipes of all items, those left out included.
+
+    Raises:
+        ConfigError: Something named in the config can't be used, or `output` belongs to other work.
+        ArchiveError: Something named in the config can't be used, or `output` belongs to other
+            work.
+        ExportError: Something named in the config can't be used, or `output` belongs to other work.
+        TrackingError: Something named in the config can't be used, or `output` belongs to other
+            work.
+        DataError: No mammogram or size can be had, or a worker failed.
     """
     skipped = Skipped()
     mammograms = _chosen_of(archives.mammograms(chosen.data, skipped), chosen)
@@ -128,20 +168,25 @@ def synthesise(chosen: SynthesisConfig, output: Path, flags: Sequence[str] = (),
 
 
 def make(job: Job) -> None:
-    """Make one item unless it is there: its files, then its recipe, which is all there is of one that can't be made.
+    """Make one item unless it is there: its files, then its recipe, which is all there is of one
+    that can't be made.
 
-    Raises:   OSError: the folder can't be written. RuntimeError: a fault that no file explains.
+    Raises:
+        OSError: The folder can't be written.
+        RuntimeError: A fault that no file explains.
     """
     if _known(job) is not None:
         return
-    recipe, mammogram = job.recipe, job.mammogram
+    recipe = job.recipe
+    mammogram = job.mammogram
     tools = job.exports.as_begun(recipe.config)
     try:
         with jobs.one_thread():
             stored = archives.stored(mammogram)
             recipe = recipe.model_copy(update={"source": source(mammogram, stored)})
             recipe, made = set_in(recipe, mammogram, stored, tools)
-    except (*REASONS, OSError, cv2.error) as error:  # a run of days must not end because of one file
+    except (*REASONS, OSError, cv2.error) as error:
+        # a run of days must not end because of one file
         log.debug("%s", mammogram.image_id, exc_info=True)
         recipe = recipe.model_copy(update={"left_out": explained(error, recipe.config.places)})
     except Exception as error:  # ours: kept as a dead letter, it would quietly cost every item
@@ -152,49 +197,75 @@ def make(job: Job) -> None:
     filesystem.write_atomically(job.path, recipe.model_dump_json(indent=1) + "\n", durable=False)
 
 
-def set_in(recipe: Recipe, mammogram: Mammogram, stored: Stored, tools: Tools) -> tuple[Recipe, Stored]:
+def set_in(
+    recipe: Recipe, mammogram: Mammogram, stored: Stored, tools: Tools
+) -> tuple[Recipe, Stored]:
     """One mammogram with its masses, in memory: the recipe of it but for its files, and its pixels.
 
-    Args:     recipe: config, sizes and number are used. stored: of the mammogram. tools: as the config names them; the recipe says
-              which network paints.
-    Raises:   as `plan`.
+    Args:
+        recipe: Config, sizes and number are used.
+        stored: Of the mammogram.
+        tools: As the config names them; the recipe says which network paints.
+
+    Raises as `plan`.
     """
     brush = tools.painter
     ground = Ground(stored.image(), mammogram, brush.data)
     random = sampling.stream(recipe.config.seed, mammogram.image_id, recipe.number)
     recipe = recipe.model_copy(update={"own": own_lesions(mammogram), "generator": brush.identity})
     insertions, notes = plan(recipe, ground, brush, random, tools.gan)
-    recipe = recipe.model_copy(update={"lesions": tuple(found.planted for found in insertions), "notes": notes})
+    recipe = recipe.model_copy(
+        update={"lesions": tuple(found.planted for found in insertions), "notes": notes}
+    )
     return recipe, render(ground, stored, insertions, brush)
 
 
 def own_lesions(mammogram: Mammogram) -> tuple[OwnLesion, ...]:
     """The lesions of a mammogram as annotations have them, of every kind.
 
-    Raises:   DataError: a box is empty or reaches beyond the mammogram. ArchiveError: a mask can't be read.
+    Raises:
+        DataError: A box is empty or reaches beyond the mammogram.
+        ArchiveError: A mask can't be read.
     """
     return tuple(_own(number, lesion, mammogram) for number, lesion in enumerate(mammogram.lesions))
 
 
 def _own(number: int, lesion: Lesion, mammogram: Mammogram) -> OwnLesion:
-    (top, left, bottom, right), rows, cols = lesion.box, mammogram.rows, mammogram.cols
+    (top, left, bottom, right) = lesion.box
+    rows = mammogram.rows
+    cols = mammogram.cols
     if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
         raise DataError(f"lesion {number}: its box is empty or reaches beyond the mammogram")
-    region, area = None, (bottom - top) * (right - left)
+    region = None
+    area = (bottom - top) * (right - left)
     if lesion.outlines:
         mask = lesion.mask(rows, cols)[top:bottom, left:right]
-        region, area = coco.encode(mask, lesion.box, rows, cols), int(mask.sum())
-    return OwnLesion(kind=lesion.kind, box=lesion.box, area=area, region=region, pathology=lesion.pathology)
+        region = coco.encode(mask, lesion.box, rows, cols)
+        area = int(mask.sum())
+    return OwnLesion(
+        kind=lesion.kind, box=lesion.box, area=area, region=region, pathology=lesion.pathology
+    )
 
 
 def plan(
-    recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator, gan: MaskGenerator | None = None
+    recipe: Recipe,
+    ground: Ground,
+    brush: Painter,
+    random: np.random.Generator,
+    gan: MaskGenerator | None = None,
 ) -> tuple[list[Insertion], tuple[str, ...]]:
     """Draw the masses of one item: how many, their sizes, shapes and places.
 
-    Args:     recipe: config, and sizes where config.size is not given, are used. ground: what is placed is taken from it.
-    Returns:  the masses, and what is to be noted: fewer fit than were drawn.
-    Raises:   DataError: fewer fit than config.masses asks for at least. ArchiveError: a known lesion can't be read.
+    Args:
+        recipe: Config, and sizes where config.size is not given, are used.
+        ground: What is placed is taken from it.
+
+    Returns:
+        The masses, and what is to be noted: fewer fit than were drawn.
+
+    Raises:
+        DataError: Fewer fit than config.masses asks for at least.
+        ArchiveError: A known lesion can't be read.
     """
     chosen = recipe.config
     for lesion in ground.mammogram.lesions:
@@ -213,10 +284,14 @@ def plan(
     return found, ()
 
 
-def render(ground: Ground, stored: Stored, insertions: Sequence[Insertion], brush: Painter) -> Stored:
+def render(
+    ground: Ground, stored: Stored, insertions: Sequence[Insertion], brush: Painter
+) -> Stored:
     """The mammogram with its masses; every value beyond their supports is the source's.
 
-    Args:     ground: of stored.image(). insertions: their supports don't overlap; a network makes all in one call.
+    Args:
+        ground: Of stored.image().
+        insertions: Their supports don't overlap; a network makes all in one call.
     """
     return stored.repainted(ground.image, brush.paint(ground, insertions))
 
@@ -224,9 +299,18 @@ def render(ground: Ground, stored: Stored, insertions: Sequence[Insertion], brus
 def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Make the item of a recipe again, into images/ and lesion_masks/ of a folder.
 
-    Args:     file: the recipe. overrides: of its config: where the archives (data.root, lesions.root) and the generator lie now.
-    Raises:   DataError: the source, a lesion or the generator is another than the recipe's, or a file comes out differently.
-              ConfigError, ArchiveError, ExportError, TrackingError: something can't be used.
+    Args:
+        file: The recipe.
+        overrides: Of its config: where the archives (data.root, lesions.root) and the generator lie
+            now.
+
+    Raises:
+        DataError: The source, a lesion or the generator is another than the recipe's, or a file
+            comes out differently.
+        ConfigError: Something can't be used.
+        ArchiveError: Something can't be used.
+        ExportError: Something can't be used.
+        TrackingError: Something can't be used.
     """
     recipe = config.parse(Recipe, file, [f"config.{override}" for override in overrides])
     if recipe.source is None or recipe.left_out:
@@ -241,22 +325,38 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> Recipe:
         made = render(Ground(stored.image(), mammogram, brush.data), stored, insertions, brush)
     written = write(recipe, mammogram, made, output)
     if differing := [name for name, digest in written.items() if recipe.files.get(name) != digest]:
-        then, now = recipe.versions, versions()
-        raise DataError(f"{output}: {', '.join(differing)} came out otherwise than then; made with {then} then, with {now} now")
+        then = recipe.versions
+        now = versions()
+        raise DataError(
+            f"{output}: {', '.join(differing)} came out otherwise than then; made with {then} "
+            f"then, with {now} now"
+        )
     return recipe
 
 
 def _painter_of(recipe: Recipe, file: Path) -> Painter:
-    """The painter of a recipe. Raises: DataError: its network is another."""
+    """The painter of a recipe.
+
+    Raises:
+        DataError: Its network is another.
+    """
     chosen = recipe.config
     folder = resolved(chosen.generator, chosen.tracking_uri) if chosen.generator else None
     brush = painter(chosen, folder)
-    if folder and not same_network(recipe.generator, brush.identity, folder, {THROUGH_NETWORKS[chosen.painter]}, "image"):
+    if folder and not same_network(
+        recipe.generator, brush.identity, folder, {THROUGH_NETWORKS[chosen.painter]}, "image"
+    ):
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
     return brush
 
 
-def _placed(recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator, gan: MaskGenerator | None) -> Insertion:
+def _placed(
+    recipe: Recipe,
+    ground: Ground,
+    brush: Painter,
+    random: np.random.Generator,
+    gan: MaskGenerator | None,
+) -> Insertion:
     """One mass on free tissue, which is taken then."""
     reason: Exception = DataError()
     for _ in range(TRIES):
@@ -269,7 +369,13 @@ def _placed(recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Ge
     raise reason
 
 
-def _made_up(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: MaskGenerator | None) -> Drawn:
+def _made_up(
+    recipe: Recipe,
+    mammogram: Mammogram,
+    brush: Painter,
+    random: np.random.Generator,
+    gan: MaskGenerator | None,
+) -> Drawn:
     chosen = recipe.config
     assert chosen.size or recipe.sizes
     size = chosen.size or recipe.sizes.draw(random, mammogram.spacing)  # type: ignore[union-attr]
@@ -277,7 +383,13 @@ def _made_up(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.ra
     return Drawn(scaled(outline, *size), "mass", origin)
 
 
-def _real(recipe: Recipe, mammogram: Mammogram, brush: Painter, random: np.random.Generator, gan: MaskGenerator | None) -> Drawn:
+def _real(
+    recipe: Recipe,
+    mammogram: Mammogram,
+    brush: Painter,
+    random: np.random.Generator,
+    gan: MaskGenerator | None,
+) -> Drawn:
     piece = lesion_bank.drawn(recipe.config, mammogram, random, brush.patients, brush.used)
     return brush.lesion(piece, mammogram, (_seed(random) for _ in range(TRIES)))
 
@@ -286,40 +398,75 @@ def _seed(random: np.random.Generator) -> int:
     return int(random.integers(2**63))
 
 
-def _set(drawn: Drawn, recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator) -> Insertion:
-    chosen, mammogram, mask = recipe.config, ground.mammogram, drawn.mask
+def _set(
+    drawn: Drawn, recipe: Recipe, ground: Ground, brush: Painter, random: np.random.Generator
+) -> Insertion:
+    chosen = recipe.config
+    mammogram = ground.mammogram
+    mask = drawn.mask
     height, width = mask.shape
     if chosen.centre:
-        top, left = chosen.centre[0] - height // 2, chosen.centre[1] - width // 2
+        top = chosen.centre[0] - height // 2
+        left = chosen.centre[1] - width // 2
     else:
-        spot, trial = brush.place((mammogram.rows - height) // 2, (mammogram.cols - width) // 2, drawn, mammogram)
+        spot, trial = brush.place(
+            (mammogram.rows - height) // 2, (mammogram.cols - width) // 2, drawn, mammogram
+        )
         top, left = ground.draw((height, width), trial.reach(spot.box), random)
     spot, found = brush.place(top, left, drawn, mammogram)
     if not ground.is_free(found.support):
-        raise DataError("the place asked for is not wholly free breast tissue" if chosen.centre else "no normal tissue is left around it")
+        raise DataError(
+            "the place asked for is not wholly free breast tissue"
+            if chosen.centre
+            else "no normal tissue is left around it"
+        )
     ground.take(found.support)
     planted = Planted(
-        kind=drawn.kind, box=spot.box, window=spot.window, area=int(mask.sum()),
-        region=coco.encode(mask, spot.box, mammogram.rows, mammogram.cols), shape=drawn.origin,
-        seed=_seed(random) if drawn.seed is None else drawn.seed, graft=drawn.piece.graft if drawn.piece else None,
-    )  # fmt: skip
+        kind=drawn.kind,
+        box=spot.box,
+        window=spot.window,
+        area=int(mask.sum()),
+        region=coco.encode(mask, spot.box, mammogram.rows, mammogram.cols),
+        shape=drawn.origin,
+        seed=_seed(random) if drawn.seed is None else drawn.seed,
+        graft=drawn.piece.graft if drawn.piece else None,
+    )
     return Insertion(planted, spot, found, drawn)
 
 
 def _again(planted: Planted, mammogram: Mammogram, brush: Painter, recipe: Recipe) -> Insertion:
     top, left, bottom, right = planted.box
     if planted.graft:
-        drawn = brush.lesion(lesion_bank.again(planted.graft, recipe.config, mammogram), mammogram, [planted.seed])
+        drawn = brush.lesion(
+            lesion_bank.again(planted.graft, recipe.config, mammogram), mammogram, [planted.seed]
+        )
     else:
-        mask = np.ascontiguousarray(coco.decode(planted.region, recipe.name)[top:bottom, left:right])
+        mask = np.ascontiguousarray(
+            coco.decode(planted.region, recipe.name)[top:bottom, left:right]
+        )
         drawn = Drawn(mask, planted.kind, planted.shape)
     return Insertion(planted, *brush.place(top, left, drawn, mammogram), drawn)
 
 
 def source(mammogram: Mammogram, stored: Stored) -> Source:
     """What a recipe says of the mammogram that it starts from."""
-    names = ("archive", "image_id", "patient_id", "rows", "cols", "laterality", "view", "density", "spacing", "official_split")
-    return Source(sha256=digest(mammogram, stored), bits=stored.bits, **{name: getattr(mammogram, name) for name in names})
+    names = (
+        "archive",
+        "image_id",
+        "patient_id",
+        "rows",
+        "cols",
+        "laterality",
+        "view",
+        "density",
+        "spacing",
+        "official_split",
+    )
+    return Source(
+        sha256=digest(mammogram, stored),
+        bits=stored.bits,
+        **{name: getattr(mammogram, name) for name in names},
+    )
 
 
 def _chosen_of(mammograms: Sequence[Mammogram], chosen: SynthesisConfig) -> list[Mammogram]:
@@ -328,11 +475,18 @@ def _chosen_of(mammograms: Sequence[Mammogram], chosen: SynthesisConfig) -> list
     if chosen.only:
         by_id = {one.image_id: one for one in found}
         if missing := [name for name in chosen.only if name not in by_id]:
-            raise ConfigError(f"only: {missing[0]} is none of the {len(found)} mammograms (mammograms={chosen.mammograms})")
+            raise ConfigError(
+                f"only: {missing[0]} is none of the {len(found)} mammograms "
+                f"(mammograms={chosen.mammograms})"
+            )
         found = [by_id[name] for name in chosen.only]
     if not found:
         normal = "is normal: without any lesion, and called normal by its archive"
-        reason = normal if chosen.mammograms == "normal" else "has lesions of certain kind alone (data.mixed_findings=false)"
+        reason = (
+            normal
+            if chosen.mammograms == "normal"
+            else "has lesions of certain kind alone (data.mixed_findings=false)"
+        )
         raise DataError(f"none of {len(mammograms)} mammograms{chosen.whose} {reason}")
     return found
 
@@ -345,42 +499,68 @@ def _suits(mammogram: Mammogram, chosen: SynthesisConfig) -> bool:
 
 
 def _exports(chosen: SynthesisConfig) -> Exports:
-    """Where the networks lie. Raises: ConfigError: a handle leads to none."""
+    """Where the networks lie.
+
+    Raises:
+        ConfigError: A handle leads to none.
+    """
     found = {}
     for key, handle in (("generator", chosen.generator), ("shapes.gan", chosen.shapes.gan)):
         try:
             found[key] = resolved(handle, chosen.tracking_uri) if handle else None
         except ValueError as error:
-            hint = "; train it first, or set real masses in without a network: painter=poisson generator=null" if key == "generator" else ""
+            hint = (
+                "; train it first, or set real masses in without a network: painter=poisson "
+                "generator=null"
+                if key == "generator"
+                else ""
+            )
             raise ConfigError(f"{key}: {error}{hint}") from None
     return Exports(found["generator"], found["shapes.gan"])
 
 
 def _trained_on(tools: Tools) -> frozenset[str]:
-    """The patients of all networks' trainings. Raises: DataError: a mask GAN's are not known."""
-    return (tools.painter.patients or frozenset()) | (tools.gan.trained_on if tools.gan else frozenset())
+    """The patients of all networks' trainings.
+
+    Raises:
+        DataError: A mask GAN's are not known.
+    """
+    return (tools.painter.patients or frozenset()) | (
+        tools.gan.trained_on if tools.gan else frozenset()
+    )
 
 
 def _sizes(chosen: SynthesisConfig, skipped: Skipped) -> Sizes | None:
-    """Those to draw from; None where sizes are given or the lesions' own. Lesions that can't be used are noted."""
+    """Those to draw from; None where sizes are given or the lesions' own.
+
+    Lesions that can't be used are noted.
+    """
     if chosen.real_lesions:
         log.info("%d real lesions", len(lesion_bank.usable(lesion_bank.bank(chosen), skipped)))
     if chosen.real_lesions or chosen.sizes or chosen.size:
         return chosen.sizes
     data = chosen.lesions or chosen.data
-    sizes = fit_sizes(lesion_bank.of_side(archives.mammograms(data, Skipped()), data, chosen), data, skipped)
+    sizes = fit_sizes(
+        lesion_bank.of_side(archives.mammograms(data, Skipped()), data, chosen), data, skipped
+    )
     log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
     return sizes
 
 
-def _identity(chosen: SynthesisConfig, mammograms: Sequence[Mammogram], tools: Tools, sizes: Sizes | None) -> dict[str, Any]:
+def _identity(
+    chosen: SynthesisConfig, mammograms: Sequence[Mammogram], tools: Tools, sizes: Sizes | None
+) -> dict[str, Any]:
     """Everything that decides the items; two runs may share a folder when it is equal."""
     data = chosen.lesions or chosen.data
     known: dict[str, Any] = {
         "format": FORMAT,
         "tfmammo": __version__,
         "config": chosen.model_dump(mode="json", exclude=_IRRELEVANT),
-        "archive": {"name": archives.archive_name(chosen.data), "mammograms": len(mammograms), "records": jobs.fingerprint(mammograms)},
+        "archive": {
+            "name": archives.archive_name(chosen.data),
+            "mammograms": len(mammograms),
+            "records": jobs.fingerprint(mammograms),
+        },
         "generator": tools.painter.identity,
         "lesions": {"kinds": list(data.kinds), "mixed_findings": data.mixed_findings},
         "sizes": sizes.model_dump(mode="json") if sizes else None,
@@ -407,10 +587,21 @@ def _items(
     order = np.random.default_rng(chosen.seed).permutation(len(mammograms))
     hashed = hashlib.sha256(jobs.as_json(known).encode()).hexdigest()
     first = Recipe(
-        identity=hashed, name="000000", number=0, config=chosen, versions=versions(), generator=known["generator"], sizes=sizes
-    )  # fmt: skip
+        identity=hashed,
+        name="000000",
+        number=0,
+        config=chosen,
+        versions=versions(),
+        generator=known["generator"],
+        sizes=sizes,
+    )
     return [
-        Job(output, mammograms[order[number % len(order)]], exports, first.model_copy(update={"name": f"{number:06d}", "number": number}))
+        Job(
+            output,
+            mammograms[order[number % len(order)]],
+            exports,
+            first.model_copy(update={"name": f"{number:06d}", "number": number}),
+        )
         for number in range(chosen.count)
     ]
 
@@ -421,16 +612,23 @@ def _known(job: Job) -> Recipe | None:
         recipe = read_recipe(job.path)
     except DataError:
         return None
-    return recipe if recipe.identity == job.recipe.identity and recipe.is_whole(job.folder) else None
+    return (
+        recipe if recipe.identity == job.recipe.identity and recipe.is_whole(job.folder) else None
+    )
 
 
-def _finish(items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped, trained_on: frozenset[str]) -> list[Recipe]:
+def _finish(
+    items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped, trained_on: frozenset[str]
+) -> list[Recipe]:
     """Write what is told of all items together."""
-    recipes, output = [], items[0].folder
+    recipes = []
+    output = items[0].folder
     for item in items:
         recipe = _known(item)
         if recipe is None:
-            raise DataError(f"{item.path}: is missing or not as it was written; run the synthesis again")
+            raise DataError(
+                f"{item.path}: is missing or not as it was written; run the synthesis again"
+            )
         recipes.append(recipe)
     dead = Skipped(dict(skipped.reasons))
     for recipe, item in zip(recipes, items, strict=True):
@@ -438,12 +636,26 @@ def _finish(items: Sequence[Job], chosen: SynthesisConfig, skipped: Skipped, tra
             if reason:
                 dead.add(f"item {recipe.name} of {item.mammogram.image_id}", reason)
     made = [recipe for recipe in recipes if not recipe.left_out]
-    filesystem.write_atomically(output / "dead_letters.csv", card.dead_letters(without_names(dead.reasons, skipped.root)), durable=False)
+    filesystem.write_atomically(
+        output / "dead_letters.csv",
+        card.dead_letters(without_names(dead.reasons, skipped.root)),
+        durable=False,
+    )
     if not made:
-        raise DataError(f"{output}: no item could be made, dead_letters.csv says why; the first: {recipes[0].left_out}")
+        raise DataError(
+            f"{output}: no item could be made, dead_letters.csv says why; the first: "
+            f"{recipes[0].left_out}"
+        )
     lesions = None if chosen.real_lesions else shapes.lesion_patients(chosen)
-    write_set(made, len(recipes) - len(made), chosen, patients_of(made, lesions, trained_on), output)
+    write_set(
+        made, len(recipes) - len(made), chosen, patients_of(made, lesions, trained_on), output
+    )
     reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
-    log.info("%d of %d items with %d masses%s", len(made), len(recipes), sum(len(recipe.lesions) for recipe in made),
-             "".join(f"; {count} left out: {reason}" for reason, count in reasons.most_common(3)))  # fmt: skip
+    log.info(
+        "%d of %d items with %d masses%s",
+        len(made),
+        len(recipes),
+        sum(len(recipe.lesions) for recipe in made),
+        "".join(f"; {count} left out: {reason}" for reason, count in reasons.most_common(3)),
+    )
     return recipes

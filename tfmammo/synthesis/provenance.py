@@ -1,4 +1,6 @@
-"""The config of a synthesis, and the recipe of each of its items: what it was made from, and what came out."""
+"""The config of a synthesis, and the recipe of each of its items: what it was made from,
+and what came out.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ import cv2
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, field_serializer
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_serializer,
+)
 
 from tfmammo import __version__, archives
 from tfmammo.archives import source_file
@@ -21,20 +30,31 @@ from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig, Frozen, describe
 from tfmammo.data.tfrecord import sha256
 from tfmammo.errors import ArchiveError, ConfigError, DataError
-from tfmammo.mammogram import Box, Laterality, LesionKind, Mammogram, Pathology, Skipped, Split, View
+from tfmammo.mammogram import (
+    Box,
+    Laterality,
+    LesionKind,
+    Mammogram,
+    Pathology,
+    Skipped,
+    Split,
+    View,
+)
 from tfmammo.synthesis.config import Kind, Sizes, SynthesisConfig, Used
 
 FORMAT: Final = 1
-REASONS = (DataError, ArchiveError)  # why an item can't be made; any other ValueError is a fault of ours
+# why an item can't be made; any other ValueError is a fault of ours
+REASONS = (DataError, ArchiveError)
 
 
 class Source(Frozen):
-    """The mammogram that an item was made from, by pseudonym; sha256: of its file, or of its pixels where there is none."""
+    """The mammogram that an item was made from, by pseudonym;"""
 
     archive: str
     image_id: str
     patient_id: str
     sha256: str
+    """Of its file, or of its pixels where there is none."""
     rows: PositiveInt
     cols: PositiveInt
     bits: PositiveInt
@@ -46,76 +66,88 @@ class Source(Frozen):
 
 
 class Graft(Frozen):
-    """A real lesion, by pseudonym, and what was done to it. number: its index in its mammogram, which sha256 is of, as Source's.
-    angle: degrees that it was turned by, counter-clockwise as shown. factor: that it was scaled by, beside what mm per px ask for.
-    mirrored: before that. trained_on: whether its patient was in the network's training; None where no network paints. used: what of it
-    is used, its outline, so turned and scaled, or its size alone; None: all of it.
-    """
+    """A real lesion, by pseudonym, and what was done to it."""
 
     archive: str
     image_id: str
     patient_id: str
     number: NonNegativeInt
+    """Its index in its mammogram, which sha256 is of, as Source's."""
     sha256: str
     pathology: Pathology | None
     angle: float
+    """Degrees that it was turned by, counter-clockwise as shown."""
     factor: PositiveFloat
+    """That it was scaled by, beside what mm per px ask for."""
     mirrored: bool
+    """Before that."""
     trained_on: bool | None
+    """Whether its patient was in the network's training; None where no network paints."""
     used: Used | None = None
+    """What of it is used, its outline, so turned and scaled, or its size alone; None: all of it."""
 
 
 class Planted(Frozen):
-    """One mass. box: of its mask, window: of its patch, native px, half-open. area: px. region: its mask as COCO's RLE. seed: of
-    the noise that its network is given. shape: where its shape comes from. graft: the real lesion that it is, or whose outline or size
-    it has.
-    """
+    """One mass."""
 
     kind: LesionKind = "mass"
     box: Box
+    """Of its mask, window: of its patch, native px, half-open."""
     window: Box
     area: PositiveInt
+    """px."""
     region: dict[str, Any]
+    """Its mask as COCO's RLE."""
     seed: NonNegativeInt
+    """Of the noise that its network is given."""
     shape: str
+    """Where its shape comes from."""
     graft: Graft | None = None
+    """The real lesion that it is, or whose outline or size it has."""
 
 
 class OwnLesion(Frozen):
-    """A lesion that the mammogram had before. box: native px, half-open. region: its mask as COCO's RLE, None where the archive gives
-    its box alone. area: of the mask, or of the box, px.
-    """
+    """A lesion that the mammogram had before."""
 
     kind: LesionKind
     box: Box
+    """Native px, half-open."""
     area: PositiveInt
+    """Of the mask, or of the box, px."""
     region: dict[str, Any] | None = None
+    """Its mask as COCO's RLE, None where the archive gives its box alone."""
     pathology: Pathology | None = None
 
 
 class Recipe(Frozen):
-    """What makes one item again, and what came out.
-
-    identity: hash of what decides a whole set. name, number: of the item. config: written as `passed_on` leaves it. versions: of what
-    computed it. generator: name, step and weights of the network that painted, where there is one; see export.load_whole. Earlier versions
-    wrote sha256, of the export's files. lesions: those set in, own: those that were there. left_out: why there is no item. notes: what
-    was asked for and not done. files: sha256 by path beneath the output folder.
-    """
+    """What makes one item again, and what came out."""
 
     format: Literal[1] = FORMAT
     identity: str
+    """Hash of what decides a whole set."""
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")  # files are called by it
+    """Of the item."""
     number: NonNegativeInt
+    """Of the item."""
     config: SynthesisConfig
+    """Written as `passed_on` leaves it."""
     versions: dict[str, str]
+    """Of what computed it."""
     generator: dict[str, str]
+    """Name, step and weights of the network that painted, where there is one; see
+    export.load_whole. Earlier versions wrote sha256, of the export's files.
+    """
     sizes: Sizes | None
     source: Source | None = None
     lesions: tuple[Planted, ...] = ()
+    """Those set in, own: those that were there."""
     own: tuple[OwnLesion, ...] = ()
     notes: tuple[str, ...] = ()
+    """What was asked for and not done."""
     left_out: str | None = None
+    """Why there is no item."""
     files: dict[str, str] = {}
+    """Sha256 by path beneath the output folder."""
 
     @field_serializer("config")
     def _passed_on(self, chosen: SynthesisConfig) -> dict[str, Any]:
@@ -125,10 +157,14 @@ class Recipe(Frozen):
         """Equal for equal content, wherever and however often it is made."""
         assert self.source
         content = {
-            "source": self.source.model_dump(mode="json"), "feather": self.config.feather,
-            "generator": self.generator.get("weights") or self.generator.get("sha256", self.config.painter),
-            "lesions": [lesion.model_dump(mode="json", exclude_none=True) for lesion in self.lesions],
-        }  # fmt: skip
+            "source": self.source.model_dump(mode="json"),
+            "feather": self.config.feather,
+            "generator": self.generator.get("weights")
+            or self.generator.get("sha256", self.config.painter),
+            "lesions": [
+                lesion.model_dump(mode="json", exclude_none=True) for lesion in self.lesions
+            ],
+        }
         if self.config.whole_patch:
             content["whole_patch"] = True
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -139,7 +175,11 @@ class Recipe(Frozen):
 
 
 def as_written(folder: Path, files: Mapping[str, str]) -> bool:
-    """Whether all files are in the folder and have the contents they should. Args: files: sha256 by path beneath it."""
+    """Whether all files are in the folder and have the contents they should.
+
+    Args:
+        files: Sha256 by path beneath it.
+    """
     try:
         return all(sha256(folder / file) == digest for file, digest in files.items())
     except DataError:
@@ -149,7 +189,11 @@ def as_written(folder: Path, files: Mapping[str, str]) -> bool:
 def digest(mammogram: Mammogram, stored: Stored) -> str:
     """SHA-256 of a mammogram's file, or of its values where there is none."""
     file = source_file(mammogram)
-    return sha256(file) if file else hashlib.sha256(np.ascontiguousarray(stored.values).tobytes()).hexdigest()
+    return (
+        sha256(file)
+        if file
+        else hashlib.sha256(np.ascontiguousarray(stored.values).tobytes()).hexdigest()
+    )
 
 
 def versions() -> dict[str, str]:
@@ -166,7 +210,8 @@ def versions() -> dict[str, str]:
 def read_recipe(path: Path) -> Recipe:
     """A recipe.
 
-    Raises:   DataError: it is missing or damaged.
+    Raises:
+        DataError: It is missing or damaged.
     """
     return read(Recipe, path, "recipe")
 
@@ -174,8 +219,11 @@ def read_recipe(path: Path) -> Recipe:
 def read(kind: type[Kind], path: Path, what: str) -> Kind:
     """A recipe of either kind.
 
-    Args:     what: it is, for the message.
-    Raises:   DataError: it is missing or damaged.
+    Args:
+        what: It is, for the message.
+
+    Raises:
+        DataError: It is missing or damaged.
     """
     try:
         return kind.model_validate_json(path.read_bytes())
@@ -188,12 +236,22 @@ def read(kind: type[Kind], path: Path, what: str) -> Kind:
 def source_of(archive: str, image_id: str, data: DataConfig, file: Path) -> Mammogram:
     """The mammogram that a recipe starts from.
 
-    Args:     archive, image_id: of the recipe's source. data: the archive, of which a recipe does not say where it lies. file: the recipe.
+    Args:
+        archive: Of the recipe's source.
+        image_id: Of the recipe's source.
+        data: The archive, of which a recipe does not say where it lies.
+        file: The recipe.
 
-    Raises:   DataError: it is not there, or nobody said where the archive lies. ConfigError, ArchiveError: no such archive.
+    Raises:
+        DataError: It is not there, or nobody said where the archive lies.
+        ConfigError: No such archive.
+        ArchiveError: No such archive.
     """
     if data.root is None and archive != "phantom":
-        raise ConfigError(f"{file}: recipes don't say where archives lie; give --set data.root=DIR (of an archive {archive})")
+        raise ConfigError(
+            f"{file}: recipes don't say where archives lie; give --set data.root=DIR (of an "
+            f"archive {archive})"
+        )
     found = {one.image_id: one for one in archives.mammograms(data, Skipped())}
     if image_id not in found:
         raise DataError(f"{file}: its source {image_id} is not in {archives.archive_name(data)}")
@@ -203,10 +261,12 @@ def source_of(archive: str, image_id: str, data: DataConfig, file: Path) -> Mamm
 def passed_on(chosen: Frozen) -> dict[str, Any]:
     """A config as a recipe keeps it, which others may be given.
 
-    It says nothing of where archives lie, nor of a store's address, which may hold a password: keys named root and tracking_uri are
-    null. Of any other path that leads out of the current folder only the last part is left.
+    It says nothing of where archives lie, nor of a store's address, which may hold a password: keys
+    named root and tracking_uri are null. Of any other path that leads out of the current folder
+    only the last part is left.
 
-    Returns:  what JSON can hold.
+    Returns:
+        What JSON can hold.
     """
     content = _without_places(chosen.model_dump(mode="json"))
     assert isinstance(content, dict)
@@ -220,12 +280,18 @@ def _without_places(content: object, key: str = "") -> object:
         return [_without_places(value, key) for value in content]
     if key in ("root", "tracking_uri"):
         return None
-    leads_out = isinstance(content, str) and (Path(content).is_absolute() or content.startswith(("~", "..")))
+    leads_out = isinstance(content, str) and (
+        Path(content).is_absolute() or content.startswith(("~", ".."))
+    )
     return Path(content).name if leads_out else content  # type: ignore[arg-type]
 
 
 def explained(error: Exception, places: Iterable[Path]) -> str:
-    """Why an item can't be made, in a sentence without the folders of archives. Args: places: those folders."""
+    """Why an item can't be made, in a sentence without the folders of archives.
+
+    Args:
+        places: Those folders.
+    """
     said = str(error) if isinstance(error, REASONS) else f"{error.__class__.__name__}: {error}"
     for place in places:
         said = said.replace(f"{place}{os.sep}", "")

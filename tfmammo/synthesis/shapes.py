@@ -27,17 +27,27 @@ _RADIUS = 100  # px of a shape that is drawn by its name
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm")
 
 
-def shape(config: SynthesisConfig, gan: MaskGenerator | None, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
+def shape(
+    config: SynthesisConfig, gan: MaskGenerator | None, random: np.random.Generator
+) -> tuple[NDArray[np.uint8], str]:
     """One mass's shape, in its own box, and where it comes from.
 
-    Args:     config: shapes and lesions are used. gan: the mask GAN, where there is one.
-    Returns:  (uint8 [height, width], 0 or 1, its origin in a few words).
-    Raises:   DataError: none can be had, the sentence says why.
+    Args:
+        config: Shapes and lesions are used.
+        gan: The mask GAN, where there is one.
+
+    Returns:
+        (uint8 [height, width], 0 or 1, its origin in a few words).
+
+    Raises:
+        DataError: None can be had, the sentence says why.
     """
     reason = "there is none"
     for _ in range(TRIES):
         try:
-            mask, origin = (gan.made(random), "mask GAN") if gan else _without_network(config, random)
+            mask, origin = (
+                (gan.made(random), "mask GAN") if gan else _without_network(config, random)
+            )
             return cut(mask), origin
         except ValueError as error:
             reason = str(error)
@@ -62,7 +72,9 @@ def lesion_patients(config: SynthesisConfig) -> frozenset[str]:
     return frozenset(found[0].patient_id for found in _outlined(config)) if real else frozenset()
 
 
-def _without_network(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
+def _without_network(
+    config: SynthesisConfig, random: np.random.Generator
+) -> tuple[NDArray[np.uint8], str]:
     if config.shapes.files:
         return _of_file(config, random)
     return _named(config.shapes.drawn, random) if config.shapes.drawn else _real(config, random)
@@ -71,7 +83,9 @@ def _without_network(config: SynthesisConfig, random: np.random.Generator) -> tu
 def _named(shape: str, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
     """A shape by its name, drawn large: it is scaled afterwards."""
     outline = phantom.contour(random, shape, "circumscribed", _RADIUS)
-    return Lesion("mass", (0, 0, 0, 0), (outline + 2 * _RADIUS,)).mask(4 * _RADIUS, 4 * _RADIUS), f"drawn, {shape}"
+    return Lesion("mass", (0, 0, 0, 0), (outline + 2 * _RADIUS,)).mask(
+        4 * _RADIUS, 4 * _RADIUS
+    ), f"drawn, {shape}"
 
 
 def _of_file(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDArray[np.uint8], str]:
@@ -81,7 +95,11 @@ def _of_file(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDAr
     picture = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if picture is None:
         raise DataError(f"{path}: can't be read as a picture")
-    region = mask_gan.clean((picture > (127 if path.suffix.lower() in (".jpg", ".jpeg") else 0)).astype(np.uint8)[None, ..., None])
+    region = mask_gan.clean(
+        (picture > (127 if path.suffix.lower() in (".jpg", ".jpeg") else 0)).astype(np.uint8)[
+            None, ..., None
+        ]
+    )
     try:
         cut(region[0, ..., 0])
     except ValueError as error:
@@ -91,7 +109,11 @@ def _of_file(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDAr
 
 @functools.cache
 def _pictures(place: Path) -> tuple[Path, ...]:
-    found = (place,) if place.is_file() else tuple(sorted(path for path in place.glob("*") if path.suffix.lower() in _PICTURES))
+    found = (
+        (place,)
+        if place.is_file()
+        else tuple(sorted(path for path in place.glob("*") if path.suffix.lower() in _PICTURES))
+    )
     if not found:
         raise DataError(f"shapes.files: {place} is no picture and holds none")
     return found
@@ -101,11 +123,15 @@ def _real(config: SynthesisConfig, random: np.random.Generator) -> tuple[NDArray
     known = _outlined(config)
     mammogram, number, lesion = known[random.integers(len(known))]
     region = mask_gan.clean(lesion.mask(mammogram.rows, mammogram.cols)[None, ..., None])
-    return np.ascontiguousarray(region[0, ..., 0]), f"{mammogram.archive} {mammogram.image_id}#{number}"
+    return np.ascontiguousarray(
+        region[0, ..., 0]
+    ), f"{mammogram.archive} {mammogram.image_id}#{number}"
 
 
 def _outlined(config: SynthesisConfig) -> tuple[tuple[Mammogram, int, Lesion], ...]:
-    """(mammogram, number, lesion) of every wanted lesion of an archive, and of the patients asked for, that may have an outline."""
+    """(mammogram, number, lesion) of every wanted lesion of an archive, and of the patients asked
+    for, that may have an outline.
+    """
     return _all_outlined(config.sources)
 
 
@@ -113,8 +139,15 @@ def _outlined(config: SynthesisConfig) -> tuple[tuple[Mammogram, int, Lesion], .
 def _all_outlined(config: SynthesisConfig) -> tuple[tuple[Mammogram, int, Lesion], ...]:
     data = config.lesions or config.data
     found = lesion_bank.of_side(archives.mammograms(data, Skipped()), data, config)
-    known = [(mammogram, number, lesion) for mammogram in found for number, lesion in sampling.wanted(mammogram, data).items()]
+    known = [
+        (mammogram, number, lesion)
+        for mammogram in found
+        for number, lesion in sampling.wanted(mammogram, data).items()
+    ]
     if not known:
         what = f"{' or '.join(data.kinds)}{config.whose}"
-        raise DataError(f"{archives.archive_name(data)} holds no {what} to take shapes from; give shapes.gan or shapes.files")
+        raise DataError(
+            f"{archives.archive_name(data)} holds no {what} to take shapes from; give shapes.gan "
+            "or shapes.files"
+        )
     return tuple(known)

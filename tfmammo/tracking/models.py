@@ -18,29 +18,64 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from tfmammo.config import TrackingConfig
 from tfmammo.errors import TrackingError
 from tfmammo.export import CARD, located
-from tfmammo.tracking.store import alone, git_state, open_experiment, probe, reaching, sentence, shown, store_uri
+from tfmammo.tracking.store import (
+    alone,
+    git_state,
+    open_experiment,
+    probe,
+    reaching,
+    sentence,
+    shown,
+    store_uri,
+)
 
 
-def register_service(name: str, folder: Path, save: Callable[..., None], config: TrackingConfig, alias: str) -> str:
-    """Make a folder a new version of a registered model, with a run of its own, and give it an alias.
+def register_service(
+    name: str, folder: Path, save: Callable[..., None], config: TrackingConfig, alias: str
+) -> str:
+    """Make a folder a new version of a registered model, with a run of its own, and give it an
+    alias.
 
-    Args:     save: called with path, directory and run_id, writes the MLflow model at path. config: uri and experiment are used.
-    Returns:  the version. Raises: TrackingError: the store can't be used, or the experiment was deleted.
+    Args:
+        save: Called with path, directory and run_id, writes the MLflow model at path.
+        config: Uri and experiment are used.
+
+    Returns:
+        The version.
+
+    Raises:
+        TrackingError: The store can't be used, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
     with reaching(uri):
         probe(uri)
         with alone(uri):
             client = mlflow.MlflowClient(uri)
-            run = client.create_run(open_experiment(client, uri, config.experiment), run_name=name).info.run_id
-        version = add_version(client, run, name, "model", partial(save, directory=folder, run_id=run), git_state())
+            run = client.create_run(
+                open_experiment(client, uri, config.experiment), run_name=name
+            ).info.run_id
+        version = add_version(
+            client, run, name, "model", partial(save, directory=folder, run_id=run), git_state()
+        )
         client.set_registered_model_alias(name, alias, version)
         client.set_terminated(run)
     return version
 
 
-def add_version(client: mlflow.MlflowClient, run: str, name: str, place: str, save: Callable[[Path], None], tags: dict[str, str]) -> str:
-    """A version whose files are in a run's store. Args: place: where beneath the run's artifacts. save: writes the model at a path."""
+def add_version(
+    client: mlflow.MlflowClient,
+    run: str,
+    name: str,
+    place: str,
+    save: Callable[[Path], None],
+    tags: dict[str, str],
+) -> str:
+    """A version whose files are in a run's store.
+
+    Args:
+        place: Where beneath the run's artifacts.
+        save: Writes the model at a path.
+    """
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model")
         client.log_artifacts(run, str(Path(folder) / "model"), place)
@@ -60,18 +95,29 @@ def source_of(client: mlflow.MlflowClient, run: str, place: str) -> str:
 def version_from(client: mlflow.MlflowClient, run: str, place: str) -> str | None:
     """The version whose files lie at a place in a run's store."""
     source = source_of(client, run, place)
-    return next((str(found.version) for found in client.search_model_versions(f"run_id = '{run}'") if found.source == source), None)
+    return next(
+        (
+            str(found.version)
+            for found in client.search_model_versions(f"run_id = '{run}'")
+            if found.source == source
+        ),
+        None,
+    )
 
 
 def resolve(handle: str | Path, uri: str | None = None) -> Path:
     """The export that a handle means, on this machine.
 
-    A store on this machine hands out its own folder. From a server the export is copied, once in a process, into a temporary
-    folder, which is removed when the process ends.
+    A store on this machine hands out its own folder. From a server the export is copied, once in a
+    process, into a temporary folder, which is removed when the process ends.
 
-    Args:     handle: models:/tfmammo-can@best, models:/tfmammo-can/3, runs:/ID/ARTIFACT, a training's output folder, an
-              export, or one of an export's SavedModels. uri: the store of the first three; see the module.
-    Raises:   TrackingError: the store can't be reached, or the handle leads to no export.
+    Args:
+        handle: Models:/tfmammo-can@best, models:/tfmammo-can/3, runs:/ID/ARTIFACT, a training's
+            output folder, an export, or one of an export's SavedModels.
+        uri: The store of the first three; see the module.
+
+    Raises:
+        TrackingError: The store can't be reached, or the handle leads to no export.
     """
     if not str(handle).startswith(("models:/", "runs:/")):
         return local_path(Path(handle))
@@ -82,10 +128,14 @@ def resolve(handle: str | Path, uri: str | None = None) -> Path:
     try:
         folder = download(locate_artifacts(client, str(handle)), uri)
     except Exception as error:
-        raise TrackingError(f"{handle}: can't be fetched from {shown(uri)} ({sentence(error)})") from error
+        raise TrackingError(
+            f"{handle}: can't be fetched from {shown(uri)} ({sentence(error)})"
+        ) from error
     found = [card.parent for card in folder.rglob(CARD)]
     if len(found) != 1:
-        raise TrackingError(f"{handle}: holds {len(found) or 'no'} exports in {shown(uri)}, where one is wanted")
+        raise TrackingError(
+            f"{handle}: holds {len(found) or 'no'} exports in {shown(uri)}, where one is wanted"
+        )
     return found[0]
 
 
@@ -102,7 +152,9 @@ def download(location: str, uri: str) -> Path:
 
 
 def locate_artifacts(client: mlflow.MlflowClient, handle: str) -> str:
-    """Where the artifacts of a handle are; MLflow's own answer would come from its global store, not from this one."""
+    """Where the artifacts of a handle are; MLflow's own answer would come from its global store,
+    not from this one.
+    """
     scheme, _, path = handle.partition(":/")
     name, _, rest = path.partition("/")
     if scheme == "runs":
@@ -114,14 +166,23 @@ def locate_artifacts(client: mlflow.MlflowClient, handle: str) -> str:
 
 
 def local_path(path: Path) -> Path:
-    """The folder of an export, given it, its training's output folder or its saved model. Raises: TrackingError: there is none."""
+    """The folder of an export, given it, its training's output folder or its saved model.
+
+    Raises:
+        TrackingError: There is none.
+    """
     for folder in (located(path), located(path / "export")):
         if (folder / CARD).is_file():
             return folder
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
         return path.parent
-    problem = "holds no export" if path.exists() else "is neither a folder nor a models:/ or runs:/ handle"
+    problem = (
+        "holds no export"
+        if path.exists()
+        else "is neither a folder nor a models:/ or runs:/ handle"
+    )
     raise TrackingError(f"{path}: {problem}")
 
 
-_copies: dict[tuple[str, str], Path] = {}  # (store, location) -> what was fetched from a server; gone when the process ends
+# (store, location) -> what was fetched from a server; gone when the process ends
+_copies: dict[tuple[str, str], Path] = {}

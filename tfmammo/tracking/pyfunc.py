@@ -18,7 +18,9 @@ NETWORKS = Path(__file__).with_name("pyfunc_model.py")
 
 
 def save_networks(path: Path, directory: Path, card: Mapping[str, Any], run_id: str) -> None:
-    """Save an export so that `mlflow models serve` answers arrays with it; see tfmammo.tracking.pyfunc_model."""
+    """Save an export so that `mlflow models serve` answers arrays with it; see
+    tfmammo.tracking.pyfunc_model.
+    """
     with warnings.catch_warnings():
         # The card describes the input; an example would be 65,536 numbers of text in every version.
         warnings.filterwarnings("ignore", ".*input example was not provided.*")
@@ -27,25 +29,50 @@ def save_networks(path: Path, directory: Path, card: Mapping[str, Any], run_id: 
             python_model=str(NETWORKS),
             artifacts={"export": str(directory)},
             signature=_signature(card),
-            conda_env=conda_environment(f"tensorflow=={tf.__version__}", f"numpy=={np.__version__}", f"mlflow=={mlflow.__version__}"),
+            conda_env=conda_environment(
+                f"tensorflow=={tf.__version__}",
+                f"numpy=={np.__version__}",
+                f"mlflow=={mlflow.__version__}",
+            ),
             mlflow_model=Model(run_id=run_id),
         )
 
 
 def conda_environment(*requirements: str) -> dict[str, Any]:
-    """What a served model needs. Left to itself, MLflow looks for pip's version, and warns where another tool made the environment."""
+    """What a served model needs.
+
+    Left to itself, MLflow looks for pip's version, and warns where another tool made the
+    environment.
+    """
     python = f"python={platform.python_version()}"
-    return {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [python, "pip", {"pip": list(requirements)}]}
+    return {
+        "name": "mlflow-env",
+        "channels": ["conda-forge"],
+        "dependencies": [python, "pip", {"pip": list(requirements)}],
+    }
 
 
 def _signature(card: Mapping[str, Any]) -> ModelSignature:
-    """Of the served function. A single input is unnamed, so that `params` may choose a network whose input has another name."""
+    """Of the served function.
+
+    A single input is unnamed, so that `params` may choose a network whose input has another name.
+    """
     function = card["functions"][card["serves"]]
-    inputs, outputs = ([_tensor(value["shape"], name) for name, value in function[side].items()] for side in ("inputs", "outputs"))
+    inputs, outputs = (
+        [_tensor(value["shape"], name) for name, value in function[side].items()]
+        for side in ("inputs", "outputs")
+    )
     if len(inputs) == 1:
         inputs = [_tensor(inputs[0].shape, None)]
-    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec("network", DataType.string, card["serves"])]))
+    return ModelSignature(
+        Schema(inputs),
+        Schema(outputs),
+        ParamSchema([ParamSpec("network", DataType.string, card["serves"])]),
+    )
 
 
-def _tensor(shape: tuple[int | None, ...], name: str | None) -> Any:  # Schema's own annotation takes no list of TensorSpec
-    return TensorSpec(np.dtype(np.float32), tuple(-1 if size is None else size for size in shape), name)
+# Schema's own annotation takes no list of TensorSpec
+def _tensor(shape: tuple[int | None, ...], name: str | None) -> Any:
+    return TensorSpec(
+        np.dtype(np.float32), tuple(-1 if size is None else size for size in shape), name
+    )

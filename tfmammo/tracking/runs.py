@@ -1,15 +1,18 @@
 """Runs, metrics and model versions in MLflow; nothing else but tfmammo.serving knows it.
 
-Where: `tracking.uri` of the config, else the environment's MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current
-folder. Artifacts of an SQLite store lie in the folder mlruns beside the database.
+Where: `tracking.uri` of the config, else the environment's MLFLOW_TRACKING_URI, else
+sqlite:///mlflow.db in the current folder. Artifacts of an SQLite store lie in the folder mlruns
+beside the database.
 
-A store that can't be reached at the start is a `TrackingError`, within seconds. One that fails later never stops a
-training: it is logged once, and tried again after a minute at the earliest. Metrics wait meanwhile and are sent when it
-answers; images, artifacts and model versions of that time are not sent again (all of them stay in the output folder), and
-system metrics end with the first failure.
+A store that can't be reached at the start is a `TrackingError`, within seconds. One that fails
+later never stops a training: it is logged once, and tried again after a minute at the earliest.
+Metrics wait meanwhile and are sent when it answers; images, artifacts and model versions of that
+time are not sent again (all of them stay in the output folder), and system metrics end with the
+first failure.
 
-A run goes on where it was killed: its id is kept in the output folder. Steps that a resumed training repeats are logged
-twice, as MLflow only appends. No global state of MLflow (active run, tracking URI) is read or set.
+A run goes on where it was killed: its id is kept in the output folder. Steps that a resumed
+training repeats are logged twice, as MLflow only appends. No global state of MLflow (active run,
+tracking URI) is read or set.
 """
 
 from __future__ import annotations
@@ -39,12 +42,22 @@ from tfmammo.export import located, read_card
 from tfmammo.filesystem import write_atomically
 from tfmammo.tracking.models import add_version, version_from
 from tfmammo.tracking.pyfunc import save_networks
-from tfmammo.tracking.store import alone, git_state, open_experiment, probe, reaching, sentence, shown, store_uri
+from tfmammo.tracking.store import (
+    alone,
+    git_state,
+    open_experiment,
+    probe,
+    reaching,
+    sentence,
+    shown,
+    store_uri,
+)
 
 log = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):  # what they warn of is reported here, once
+# what they warn of is reported here, once
+for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 RUN_ID = "mlflow_run_id"
@@ -59,11 +72,15 @@ Result = TypeVar("Result")
 class Run:
     """One training in MLflow: started, or resumed where its output folder knows it.
 
-    The experiment's values become parameters (except the store's address, which may hold a password), the code's git commit
-    becomes a tag.
+    The experiment's values become parameters (except the store's address, which may hold a
+    password), the code's git commit becomes a tag.
 
-    Args:     experiment: name, tracking section and parameters. output: the training's folder, where the id is kept.
-    Raises:   TrackingError: the store can't be reached, or its experiment was deleted.
+    Args:
+        experiment: Name, tracking section and parameters.
+        output: The training's folder, where the id is kept.
+
+    Raises:
+        TrackingError: The store can't be reached, or its experiment was deleted.
     """
 
     def __init__(self, experiment: Experiment[Any], output: Path) -> None:
@@ -71,7 +88,8 @@ class Run:
         self.uri = store_uri(config.uri)
         self.model = f"tfmammo-{experiment.name}"
         self._waiting: list[Metric] = []
-        self._failed, self._paused_until = False, 0.0
+        self._failed = False
+        self._paused_until = 0.0
         self._monitor: SystemMetricsMonitor | None = None
         with reaching(self.uri):
             probe(self.uri)
@@ -79,11 +97,17 @@ class Run:
                 self._client = mlflow.MlflowClient(self.uri)
                 self._experiment = open_experiment(self._client, self.uri, config.experiment)
             name = run_name(experiment.name, output)
-            self.id = _resumed(self._client, self.uri, output) or _started(self._client, self._experiment, output, name, config.parent)
+            self.id = _resumed(self._client, self.uri, output) or _started(
+                self._client, self._experiment, output, name, config.parent
+            )
             try:
-                self._log_parameters(_flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}})))
+                self._log_parameters(
+                    _flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}}))
+                )
                 state = git_state()
-                self._log_tags(state | {"mlflow.source.git.commit": state["git_commit"]} if state else {})
+                self._log_tags(
+                    state | {"mlflow.source.git.commit": state["git_commit"]} if state else {}
+                )
             except Exception:
                 self._client.set_terminated(self.id, "FAILED")
                 raise
@@ -91,7 +115,10 @@ class Run:
             self._attempt(self._watch_system)
 
     def parameters(self, mapping: Mapping[str, Any]) -> None:
-        """Log further parameters. MLflow's can't change: one that a resumed run changes becomes a tag, "resumed.KEY"."""
+        """Log further parameters.
+
+        MLflow's can't change: one that a resumed run changes becomes a tag, "resumed.KEY".
+        """
         self._attempt(lambda: self._log_parameters(_flat(mapping)))
 
     def tags(self, mapping: Mapping[str, Any]) -> None:
@@ -99,17 +126,29 @@ class Run:
         self._attempt(lambda: self._log_tags(mapping))
 
     def metrics(self, mapping: Mapping[str, float], step: int) -> None:
-        """Log one round of metrics in one request, together with those that waited for the store."""
+        """Log one round of metrics in one request, together with those that waited for
+        the store.
+        """
         now = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(value), now, int(step)) for key, value in mapping.items()]
+        self._waiting += [
+            Metric(key, float(value), now, int(step)) for key, value in mapping.items()
+        ]
         del self._waiting[:-WAITING]
         self._attempt(self._send_metrics)
 
     def image(self, name: str, image: NDArray[np.uint8], step: int) -> None:
-        """Log an image grid as PNG. Args: image: uint8 [rows, cols] or [rows, cols, 1 | 3]."""
+        """Log an image grid as PNG.
+
+        Args:
+            image: uint8 [rows, cols] or [rows, cols, 1 | 3].
+        """
         if image.dtype != np.uint8:
             raise ValueError(f"the image {name} must be uint8, not {image.dtype}")
-        self._attempt(lambda: self._client.log_image(self.id, image, key=name, step=int(step), synchronous=True))
+        self._attempt(
+            lambda: self._client.log_image(
+                self.id, image, key=name, step=int(step), synchronous=True
+            )
+        )
 
     def artifact(self, path: Path) -> None:
         """Log a file, or a folder under its name."""
@@ -118,20 +157,34 @@ class Run:
         else:
             self._attempt(lambda: self._client.log_artifact(self.id, str(path)))
 
-    def register(self, directory: Path, step: int, metrics: Mapping[str, float], best: bool) -> str | None:
-        """Make an export a new version of the registered model tfmammo-NAME, ready for `mlflow models serve`.
+    def register(
+        self, directory: Path, step: int, metrics: Mapping[str, float], best: bool
+    ) -> str | None:
+        """Make an export a new version of the registered model tfmammo-NAME, ready for `mlflow
+        models serve`.
 
-        Args:     directory: an export, copied into the store. step, metrics: become tags of the version.
-                  best: it is the best of this run. The alias "best" goes to it where no version has that, or an earlier one of
-                  this run; another run's best stays until `python -m tfmammo.registry promote` has compared them.
-        Returns:  the version, or None if the store failed.
-        Raises:   ExportError: the folder holds no export.
+        Args:
+            directory: An export, copied into the store.
+            step: Become tags of the version.
+            metrics: Become tags of the version.
+            best: It is the best of this run. The alias "best" goes to it where no version has that,
+                or an earlier one of this run; another run's best stays until `python -m
+                tfmammo.registry promote` has compared them.
+
+        Returns:
+            The version, or None if the store failed.
+
+        Raises:
+            ExportError: The folder holds no export.
         """
         card = read_card(directory)
         return self._attempt(lambda: self._register(directory, card, step, metrics, best))
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-        """Send what waits and end the run; it can still be resumed. KILLED: stopped from outside."""
+        """Send what waits and end the run; it can still be resumed.
+
+        KILLED: stopped from outside.
+        """
         if self._monitor:
             self._monitor.finish()
             self._monitor = None
@@ -145,10 +198,15 @@ class Run:
             return None
         try:
             result = call()
-        except Exception as error:  # MLflow, SQLAlchemy, requests and the system raise their own: none may stop a training
+        except Exception as error:
+            # MLflow, SQLAlchemy, requests and the system raise their own: none may stop a training
             self._paused_until = time.monotonic() + max(PAUSE, 10 * (time.monotonic() - start))
             if not self._failed:
-                log.warning("%s: the tracking store fails, training goes on without it (%s)", shown(self.uri), sentence(error))
+                log.warning(
+                    "%s: the tracking store fails, training goes on without it (%s)",
+                    shown(self.uri),
+                    sentence(error),
+                )
             self._failed = True
             return None
         if self._failed:
@@ -161,7 +219,13 @@ class Run:
         new = [Param(key, value) for key, value in values.items() if key not in known]
         for start in range(0, len(new), BATCH):
             self._client.log_batch(self.id, params=new[start : start + BATCH], synchronous=True)
-        self._log_tags({f"resumed.{key}": value for key, value in values.items() if known.get(key, value) != value})
+        self._log_tags(
+            {
+                f"resumed.{key}": value
+                for key, value in values.items()
+                if known.get(key, value) != value
+            }
+        )
 
     def _log_tags(self, values: Mapping[str, Any]) -> None:
         tags = [RunTag(key, shown(str(value))[:LONGEST_VALUE]) for key, value in values.items()]
@@ -174,7 +238,8 @@ class Run:
             try:
                 self._client.log_batch(self.id, metrics=batch, synchronous=True)
             except MlflowException as error:
-                if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):  # refused for good: must not hold up the others
+                # refused for good: must not hold up the others
+                if error.error_code == ErrorCode.Name(INVALID_PARAMETER_VALUE):
                     del self._waiting[: len(batch)]
                 raise
             del self._waiting[: len(batch)]
@@ -183,15 +248,27 @@ class Run:
         self._monitor = SystemMetricsMonitor(self.id, resume_logging=True, tracking_uri=self.uri)
         self._monitor.start()
 
-    def _register(self, directory: Path, card: Mapping[str, Any], step: int, metrics: Mapping[str, float], best: bool) -> str:
+    def _register(
+        self,
+        directory: Path,
+        card: Mapping[str, Any],
+        step: int,
+        metrics: Mapping[str, float],
+        best: bool,
+    ) -> str:
         client = self._client
-        tags = {"step": str(int(step))} | {key: f"{float(value):.6g}" for key, value in metrics.items()}
+        tags = {"step": str(int(step))} | {
+            key: f"{float(value):.6g}" for key, value in metrics.items()
+        }
         tags |= {key: str(card[key]) for key in ("git_commit", "data_fingerprint") if card.get(key)}
-        # A resumed training may come to the same step with other weights, and must not write over an older version's. But the same
-        # export goes to the same place, so that a training that was killed while it registered makes one version of it.
+        # A resumed training may come to the same step with other weights, and must not write over
+        # an older version's. But the same export goes to the same place, so that a training that
+        # was killed while it registered makes one version of it.
         place = f"model-{int(step)}-{card.get('id', uuid.uuid4().hex)[:8]}"
         save = partial(save_networks, directory=located(directory), card=card, run_id=self.id)
-        version = version_from(client, self.id, place) or add_version(client, self.id, self.model, place, save, tags)
+        version = version_from(client, self.id, place) or add_version(
+            client, self.id, self.model, place, save, tags
+        )
         if best:
             self._move_best(version)
         return version
@@ -201,16 +278,29 @@ class Run:
         if found is None or self._client.get_model_version(self.model, found).run_id == self.id:
             self._client.set_registered_model_alias(self.model, "best", version)
         else:
-            log.info("models:/%s@best stays version %s; python -m tfmammo.registry promote --model %s judges this run's best, version %s",
-                     self.model, found, self.model, version)  # fmt: skip
+            log.info(
+                "models:/%s@best stays version %s; python -m tfmammo.registry promote --model %s "
+                "judges this run's best, version %s",
+                self.model,
+                found,
+                self.model,
+                version,
+            )
 
 
 def parent_run(output: Path, config: TrackingConfig) -> str:
-    """The run that the trainings of a study are shown under, open: a new one, or the one that the study's folder knows.
+    """The run that the trainings of a study are shown under, open: a new one, or the one that the
+    study's folder knows.
 
-    Args:     output: the study's folder, where the id is kept. config: uri and experiment are used.
-    Returns:  its id, for TrackingConfig.parent and `log_folder`.
-    Raises:   TrackingError: the store can't be reached, or the experiment was deleted.
+    Args:
+        output: The study's folder, where the id is kept.
+        config: Uri and experiment are used.
+
+    Returns:
+        Its id, for TrackingConfig.parent and `log_folder`.
+
+    Raises:
+        TrackingError: The store can't be reached, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
     with reaching(uri):
@@ -222,36 +312,72 @@ def parent_run(output: Path, config: TrackingConfig) -> str:
 
 
 def log_folder(
-    folder: Path, uri: str, experiment: str, parameters: Mapping[str, Any], metrics: Mapping[str, float], run: str | None = None
+    folder: Path,
+    uri: str,
+    experiment: str,
+    parameters: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    run: str | None = None,
 ) -> None:
-    """Log a finished piece of work as a run of its own: its parameters, its numbers and every file in its folder.
+    """Log a finished piece of work as a run of its own: its parameters, its numbers and every file
+    in its folder.
 
-    Args:     folder: what is copied into the store; its name becomes the run's. uri: the store. experiment: its name there.
-              parameters: nested, as they stand in a config. metrics: name -> value; what is not finite is left out.
-              run: one that is open, instead of a new one; see `parent_run`.
-    Raises:   TrackingError: the store can't be reached, or the experiment was deleted.
+    Args:
+        folder: What is copied into the store; its name becomes the run's.
+        uri: The store.
+        experiment: Its name there.
+        parameters: Nested, as they stand in a config.
+        metrics: Name -> value; what is not finite is left out.
+        run: One that is open, instead of a new one; see `parent_run`.
+
+    Raises:
+        TrackingError: The store can't be reached, or the experiment was deleted.
     """
-    values = {re.sub(r"[^\w .:/-]", "_", name): value for name, value in metrics.items() if np.isfinite(value)}
+    values = {
+        re.sub(r"[^\w .:/-]", "_", name): value
+        for name, value in metrics.items()
+        if np.isfinite(value)
+    }
     now = int(time.time() * 1000)
     with reaching(uri):
         probe(uri)
         with alone(uri):
             client = mlflow.MlflowClient(uri)
-            run = run or client.create_run(open_experiment(client, uri, experiment), run_name=folder.name).info.run_id
+            run = (
+                run
+                or client.create_run(
+                    open_experiment(client, uri, experiment), run_name=folder.name
+                ).info.run_id
+            )
         known = client.get_run(run).data.params
-        flat = [Param(key, value) for key, value in _flat(parameters).items() if not key.endswith("tracking_uri") and key not in known]
+        flat = [
+            Param(key, value)
+            for key, value in _flat(parameters).items()
+            if not key.endswith("tracking_uri") and key not in known
+        ]
         for start in range(0, len(flat), BATCH):
             client.log_batch(run, params=flat[start : start + BATCH], synchronous=True)
-        client.log_batch(run, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()], synchronous=True)
+        client.log_batch(
+            run,
+            metrics=[Metric(key, float(value), now, 0) for key, value in values.items()],
+            synchronous=True,
+        )
         client.log_artifacts(run, str(folder))
         client.set_terminated(run)
 
 
 def history(folder: Path, metric: str, uri: str | None = None) -> dict[int, float]:
-    """What a training logged under one name: step -> value, by step; of steps that were repeated after a stop, the later value.
+    """What a training logged under one name: step -> value, by step; of steps that were repeated
+    after a stop, the later value.
 
-    Args:     folder: the training's output folder, which knows its run. metric: its name. uri: the store; see `store_uri`.
-    Raises:   TrackingError: the folder knows no run, the store can't be reached, or no such metric was logged.
+    Args:
+        folder: The training's output folder, which knows its run.
+        metric: Its name.
+        uri: The store; see `store_uri`.
+
+    Raises:
+        TrackingError: The folder knows no run, the store can't be reached, or no such metric was
+            logged.
     """
     uri = store_uri(uri)
     try:
@@ -263,11 +389,16 @@ def history(folder: Path, metric: str, uri: str | None = None) -> dict[int, floa
         found = mlflow.MlflowClient(uri).get_metric_history(run, metric)
     if not found:
         raise TrackingError(f"{folder}: its run logged no {metric}")
-    return {each.step: each.value for each in sorted(found, key=lambda each: (each.step, each.timestamp))}
+    return {
+        each.step: each.value
+        for each in sorted(found, key=lambda each: (each.step, each.timestamp))
+    }
 
 
 def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
-    """The run that a folder knows, open again; None where it knows none, or the store does not any more."""
+    """The run that a folder knows, open again; None where it knows none, or the store does not any
+    more.
+    """
     path = output / RUN_ID
     if not path.is_file():
         return None
@@ -275,7 +406,10 @@ def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code not in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
+        if error.error_code not in (
+            ErrorCode.Name(RESOURCE_DOES_NOT_EXIST),
+            ErrorCode.Name(INVALID_PARAMETER_VALUE),
+        ):
             raise
         run = None
     if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
@@ -286,19 +420,29 @@ def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
 
 
 def run_name(system: str, output: Path) -> str:
-    """What a run is called: its folder's path from the part on that names the system, else the system and the folder.
+    """What a run is called: its folder's path from the part on that names the system, else the
+    system and the folder.
 
     Example:
-        >>> run_name("can", Path("runs/can/fold0")), run_name("can", Path("runs/can-phantom-1a2b3c4d")), run_name("can", Path("out"))
-        ('can/fold0', 'can-phantom-1a2b3c4d', 'can/out')
+        >>> run_name("can", Path("runs/can/fold0")), run_name("can", Path("out"))
+        ('can/fold0', 'can/out')
     """
     parts = output.resolve().parts
-    named = [place for place, part in enumerate(parts) if part == system or part.startswith(f"{system}-")]
+    named = [
+        place for place, part in enumerate(parts) if part == system or part.startswith(f"{system}-")
+    ]
     return "/".join(parts[named[-1] :]) if named else f"{system}/{output.name}"
 
 
-def _started(client: mlflow.MlflowClient, experiment: str, output: Path, name: str, parent: str | None = None) -> str:
-    """A new run, whose id the folder keeps. Args: experiment: its id. parent: the run that it is shown under."""
+def _started(
+    client: mlflow.MlflowClient, experiment: str, output: Path, name: str, parent: str | None = None
+) -> str:
+    """A new run, whose id the folder keeps.
+
+    Args:
+        experiment: Its id.
+        parent: The run that it is shown under.
+    """
     tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
     run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
     output.mkdir(parents=True, exist_ok=True)
@@ -312,5 +456,7 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + str(key)] = shown(value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST_VALUE]
+            flat[prefix + str(key)] = shown(
+                value if isinstance(value, str) else json.dumps(value, default=str)
+            )[:LONGEST_VALUE]
     return flat

@@ -1,4 +1,7 @@
-"""The address of a tracking store: which one is meant, how it is shown, how it is reached and held. Nothing here knows MLflow."""
+"""The address of a tracking store: which one is meant, how it is shown, how it is reached and held.
+
+Nothing here knows MLflow.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +23,41 @@ from tfmammo.errors import TrackingError
 from tfmammo.filesystem import take_lock
 
 FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
-PATIENCE = 60.0  # seconds for another process to give an SQLite store free: making its tables takes some of them
+# seconds for another process to give an SQLite store free: making its tables takes some of them
+PATIENCE = 60.0
 
 
 def store_uri(uri: str | None = None) -> str:
-    """The store's address: the one given, else MLFLOW_TRACKING_URI, else mlflow.db in the current folder (absolute)."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+    """The store's address: the one given, else MLFLOW_TRACKING_URI, else mlflow.db in the current
+    folder (absolute).
+    """
+    return (
+        uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+    )
 
 
 def shown(text: str) -> str:
-    """An address, or a text with addresses in it, without what may be secret: user, password, and what follows a "?" or "#".
+    """An address, or a text with addresses in it, without what may be secret: user, password, and
+    what follows a "?" or "#".
 
-    A password may hold "/", "?" and "@", so that everything before an address's last "@" goes. An SQLite file has no password.
+    A password may hold "/", "?" and "@", so that everything before an address's last "@" goes. An
+    SQLite file has no password.
     """
     text = re.sub(r"\b(?!sqlite:|file:)([\w.+-]+)://\S*@", r"\1://", text)
     text = re.sub(r"\b([\w.+-]+://[^\s?#]*)[?#]\S*", r"\1", text)
-    return re.sub(r"[?#][^\s?#=]+=\S*", "", text)  # the path alone, as an error of the network's library names it
+    # the path alone, as an error of the network's library names it
+    return re.sub(r"[?#][^\s?#=]+=\S*", "", text)
 
 
 def how_to_look(uri: str) -> str:
-    """How the runs of a store are looked at: on a server's own pages, else by the command that shows a database."""
-    return shown(uri) if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
+    """How the runs of a store are looked at: on a server's own pages, else by the command that
+    shows a database.
+    """
+    return (
+        shown(uri)
+        if uri.startswith(("http://", "https://"))
+        else f"mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
+    )
 
 
 def sqlite_file(uri: str) -> str | None:
@@ -49,16 +66,20 @@ def sqlite_file(uri: str) -> str | None:
 
 
 def artifact_location(uri: str, name: str) -> str | None:
-    """Beside an SQLite database, where MLflow would take the current folder; a server knows its own place."""
+    """Beside an SQLite database, where MLflow would take the current folder; a server knows its own
+    place.
+    """
     database = sqlite_file(uri)
     return (Path(database).resolve().parent / "mlruns" / name).as_uri() if database else None
 
 
 @contextlib.contextmanager
 def alone(uri: str) -> Iterator[None]:
-    """Hold an SQLite store for this process: two trainings that start at once would both create its tables, and one fail.
+    """Hold an SQLite store for this process: two trainings that start at once would both create its
+    tables, and one fail.
 
-    Raises:   TrackingError: another process has held it for PATIENCE seconds.
+    Raises:
+        TrackingError: Another process has held it for PATIENCE seconds.
     """
     database = sqlite_file(uri)
     if not database or database == ":memory:":
@@ -68,7 +89,10 @@ def alone(uri: str) -> Iterator[None]:
     with Path(f"{database}.lock").open("w") as file:
         while take_lock(file) is False:
             if time.monotonic() > deadline:
-                raise TrackingError(f"{shown(uri)}: another process has held {database}.lock for {PATIENCE:g} s; end it, then try again")
+                raise TrackingError(
+                    f"{shown(uri)}: another process has held {database}.lock for {PATIENCE:g} s; "
+                    "end it, then try again"
+                )
             time.sleep(0.05)
         yield
 
@@ -82,7 +106,9 @@ def probe(uri: str) -> None:
 
 @contextlib.contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Turns whatever a store raises into a TrackingError, and waits for it no longer than FIRST_TIMEOUT."""
+    """Turns whatever a store raises into a TrackingError, and waits for it no longer than
+    FIRST_TIMEOUT.
+    """
     patience = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FIRST_TIMEOUT)
     try:
@@ -90,7 +116,9 @@ def reaching(uri: str) -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, requests and the system raise their own
-        raise TrackingError(f"{shown(uri)}: the tracking store can't be used ({sentence(error)})") from error
+        raise TrackingError(
+            f"{shown(uri)}: the tracking store can't be used ({sentence(error)})"
+        ) from error
     finally:
         del os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
         if patience is not None:
@@ -100,14 +128,18 @@ def reaching(uri: str) -> Iterator[None]:
 def sentence(error: Exception) -> str:
     """The first line of an error, without secrets, or its class where it says nothing."""
     first_line = shown(str(error).strip().partition("\n")[0])
-    return f"{first_line[:300]}…" if len(first_line) > 300 else first_line or error.__class__.__name__
+    return (
+        f"{first_line[:300]}…" if len(first_line) > 300 else first_line or error.__class__.__name__
+    )
 
 
 @contextlib.contextmanager
 def registry(uri: str) -> Iterator[mlflow.MlflowClient]:
-    """The client of a store that exists, an SQLite store held for this process alone: between reading an alias and moving it.
+    """The client of a store that exists, an SQLite store held for this process alone: between
+    reading an alias and moving it.
 
-    Raises:   TrackingError: there is no such store; or in place of whatever goes wrong inside.
+    Raises:
+        TrackingError: There is no such store; or in place of whatever goes wrong inside.
     """
     with reaching(uri):
         if (database := sqlite_file(uri)) and not Path(database).is_file():
@@ -117,21 +149,28 @@ def registry(uri: str) -> Iterator[mlflow.MlflowClient]:
             yield mlflow.MlflowClient(uri)
 
 
-EXPERIMENT_KIND = "mlflow.experimentKind"  # by which MLflow's pages show trainings, and not the evaluation of language models
+# by which MLflow's pages show trainings, and not the evaluation of language models
+EXPERIMENT_KIND = "mlflow.experimentKind"
 
 
 def git_state(file: Path = Path(__file__)) -> dict[str, str]:
-    """Commit of the checkout that a source file belongs to, and whether tracked files were changed since.
+    """Commit of the checkout that a source file belongs to, and whether tracked files were changed
+    since.
 
-    Returns:  {"git_commit": 40 digits, "git_dirty": "true" | "false"}; empty where the file is in no checkout.
+    Returns:
+        {"git_commit": 40 digits, "git_dirty": "true" | "false"}; empty where the file is in no
+        checkout.
     """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=20
+        ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", file.name)  # else an installed copy would take the commit of whatever holds it
+        # else an installed copy would take the commit of whatever holds it
+        git("ls-files", "--error-unmatch", file.name)
         changed = git("status", "--porcelain", "--untracked-files=no")
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": "true" if changed else "false"}
     except (OSError, subprocess.SubprocessError):
@@ -139,7 +178,11 @@ def git_state(file: Path = Path(__file__)) -> dict[str, str]:
 
 
 def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
-    """The id of the experiment of that name, which is made where it is missing. Raises: TrackingError: it was deleted."""
+    """The id of the experiment of that name, which is made where it is missing.
+
+    Raises:
+        TrackingError: It was deleted.
+    """
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -150,7 +193,10 @@ def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
-        raise TrackingError(f"{shown(uri)}: the experiment {name} was deleted there; restore it or set tracking.experiment")
+        raise TrackingError(
+            f"{shown(uri)}: the experiment {name} was deleted there; restore it or set "
+            "tracking.experiment"
+        )
     if EXPERIMENT_KIND not in found.tags:
         client.set_experiment_tag(found.experiment_id, EXPERIMENT_KIND, "custom_model_development")
     return found.experiment_id

@@ -1,4 +1,6 @@
-"""What a model must offer to be trained, checked before the first step: names, signatures and shapes."""
+"""What a model must offer to be trained, checked before the first step: names, signatures
+and shapes.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +15,57 @@ from tfmammo.errors import TrainingError
 
 
 def check(room: Any, functions: Any) -> None:
-    """Make sure that a model keeps its side of the contract, see `loop.Room`, as far as that shows before a step is taken.
+    """Make sure that a model keeps its side of the contract, see `loop.Room`, as far as that shows
+    before a step is taken.
 
-    Args:     functions: what `room.functions()` gave.
-    Raises:   TrainingError: it does not; one sentence names the network, optimizer, function or method.
+    Args:
+        functions: What `room.functions()` gave.
+
+    Raises:
+        TrainingError: It does not; one sentence names the network, optimizer, function or method.
     """
     who = type(room).__name__
-    networks, optimizers = getattr(room, "networks", None), getattr(room, "optimizers", None)
+    networks = getattr(room, "networks", None)
+    optimizers = getattr(room, "optimizers", None)
     if not isinstance(networks, Mapping) or not networks:
-        raise TrainingError(f"{who}.networks: must be a dict of networks by name, not {networks!r:.80}")
+        raise TrainingError(
+            f"{who}.networks: must be a dict of networks by name, not {networks!r:.80}"
+        )
     for name, network in networks.items():
         if not getattr(network, "variables", None):
-            raise TrainingError(f"{who}.networks: {name} has no weights yet; build it in the constructor")
+            raise TrainingError(
+                f"{who}.networks: {name} has no weights yet; build it in the constructor"
+            )
     if not isinstance(optimizers, Mapping) or not optimizers:
-        raise TrainingError(f"{who}.optimizers: must be a dict of optimizers by their network's name, not {optimizers!r:.80}")
+        raise TrainingError(
+            f"{who}.optimizers: must be a dict of optimizers by their network's name, not "
+            f"{optimizers!r:.80}"
+        )
     _check_names(f"{who}.optimizers", optimizers, networks)
     for name, optimizer in optimizers.items():
         if not getattr(optimizer, "built", True):
-            raise TrainingError(f"{who}.optimizers: {name} is not built; make it with optimization.build in the constructor")
+            raise TrainingError(
+                f"{who}.optimizers: {name} is not built; make it with optimization.build in the "
+                "constructor"
+            )
     for method in ("train_step", "sample"):
         check_takes(f"{who}.{method}", getattr(room, method, None), "batch")
     if not isinstance(functions, Mapping) or not functions:
-        raise TrainingError(f"{who}.functions: must return a dict of tf.functions by their network's name, not {functions!r:.80}")
+        raise TrainingError(
+            f"{who}.functions: must return a dict of tf.functions by their network's name, not "
+            f"{functions!r:.80}"
+        )
     _check_names(f"{who}.functions", functions, networks)
     for name, function in functions.items():
         _check_function(f"{who}.functions: {name}", function)
 
 
 def check_takes(what: str, function: Any, *arguments: str) -> None:
-    """Make sure that something can be called with so many unnamed arguments. Raises: TrainingError: it can't."""
+    """Make sure that something can be called with so many unnamed arguments.
+
+    Raises:
+        TrainingError: It can't.
+    """
     wanted = f"{what}: must be a function of ({', '.join(arguments)})"
     if not callable(function):
         raise TrainingError(f"{wanted}, not {function!r:.80}")
@@ -56,7 +80,11 @@ def check_takes(what: str, function: Any, *arguments: str) -> None:
 
 
 def check_losses(room: Any, losses: Any) -> None:
-    """Make sure that a step returns scalars by name. Args: losses: what tracing `train_step` gave."""
+    """Make sure that a step returns scalars by name.
+
+    Args:
+        losses: What tracing `train_step` gave.
+    """
     what = f"{type(room).__name__}.train_step"
     if not isinstance(losses, Mapping) or not losses:
         raise TrainingError(f"{what}: must return scalars by name, not {losses!r:.80}")
@@ -67,16 +95,23 @@ def check_losses(room: Any, losses: Any) -> None:
 
 
 def check_metrics(validate: Callable[..., Any], metrics: Any) -> None:
-    """Make sure that a validation gave numbers by name: the first decides which checkpoint is best."""
+    """Make sure that a validation gave numbers by name: the first decides which
+    checkpoint is best.
+    """
     what = getattr(validate, "__name__", "validate")
     if not isinstance(metrics, Mapping) or not metrics:
-        raise TrainingError(f"{what}: must return metrics by name, the first of which tells the best checkpoint, not {metrics!r:.80}")
+        raise TrainingError(
+            f"{what}: must return metrics by name, the first of which tells the best checkpoint, "
+            f"not {metrics!r:.80}"
+        )
 
 
 def _check_names(what: str, found: Mapping[str, Any], networks: Mapping[str, Any]) -> None:
     for name in found:
         if name not in networks:
-            raise TrainingError(f"{what}: {name} is named after none of the networks {', '.join(networks)}")
+            raise TrainingError(
+                f"{what}: {name} is named after none of the networks {', '.join(networks)}"
+            )
 
 
 def _check_function(what: str, function: Any) -> None:
@@ -86,7 +121,13 @@ def _check_function(what: str, function: Any) -> None:
         raise TrainingError(f"{what}: must be a tf.function with an input_signature")
     for spec in specs:
         if not isinstance(spec, tf.TensorSpec) or spec.name is None or spec.dtype != tf.float32:
-            raise TrainingError(f"{what}: every input must be a named float32 tf.TensorSpec, not {spec!r:.80}")
+            raise TrainingError(
+                f"{what}: every input must be a named float32 tf.TensorSpec, not {spec!r:.80}"
+            )
     outputs = function.get_concrete_function().structured_outputs
-    if not isinstance(outputs, Mapping) or not outputs or not all(isinstance(value, tf.Tensor) for value in outputs.values()):
+    if (
+        not isinstance(outputs, Mapping)
+        or not outputs
+        or not all(isinstance(value, tf.Tensor) for value in outputs.values())
+    ):
         raise TrainingError(f"{what}: must return tensors by name, not {outputs!r:.80}")

@@ -18,13 +18,17 @@ BFLOAT16_SINCE = (8, 0)  # compute capability of the first GPUs with bfloat16 in
 
 
 def strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.Strategy:
-    """How a training is shared by devices: those of `training.devices`, else all GPUs, else the one device there is.
+    """How a training is shared by devices: those of `training.devices`, else all GPUs, else the one
+    device there is.
 
-    The workers that this process has joined go before all. A batch that all GPUs can't share, where none was asked for, is
-    computed by one of them.
+    The workers that this process has joined go before all. A batch that all GPUs can't share, where
+    none was asked for, is computed by one of them.
 
-    Args:     classes: of balanced patches: every device takes as many of each.
-    Raises:   ConfigError: training.devices names what is not there.
+    Args:
+        classes: Of balanced patches: every device takes as many of each.
+
+    Raises:
+        ConfigError: training.devices names what is not there.
     """
     if joined := workers.joined():
         return joined
@@ -32,19 +36,32 @@ def strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.Strategy
     if config.devices is None and len(names) > 1 and config.batch_size % (len(names) * classes):
         together = len(names) * classes
         log.warning(
-            "training.batch_size: %d can't be shared by %d GPUs, so %s alone trains; a multiple of %d takes all, training.devices chooses",
-            config.batch_size, len(names), names[0], together,
-        )  # fmt: skip
+            "training.batch_size: %d can't be shared by %d GPUs, so %s alone trains; a multiple "
+            "of %d takes all, training.devices chooses",
+            config.batch_size,
+            len(names),
+            names[0],
+            together,
+        )
         names = names[:1]
     if len(names) > 1:
         return tf.distribute.MirroredStrategy([f"/{name}" for name in names])
-    return tf.distribute.get_strategy() if names == _present()[:1] else tf.distribute.OneDeviceStrategy(f"/{names[0]}")
+    return (
+        tf.distribute.get_strategy()
+        if names == _present()[:1]
+        else tf.distribute.OneDeviceStrategy(f"/{names[0]}")
+    )
 
 
 def _present() -> list[str]:
-    """The devices of this machine, the fastest kind alone: "GPU:0", "GPU:1", ..., without a GPU "CPU:0"."""
+    """The devices of this machine, the fastest kind alone: "GPU:0", "GPU:1", ..., without a GPU
+    "CPU:0".
+    """
     gpus = tf.config.list_logical_devices("GPU")
-    return [device.name.removeprefix("/device:") for device in gpus or tf.config.list_logical_devices("CPU")]
+    return [
+        device.name.removeprefix("/device:")
+        for device in gpus or tf.config.list_logical_devices("CPU")
+    ]
 
 
 def _chosen(wanted: int | Sequence[str] | None) -> list[str]:
@@ -53,7 +70,10 @@ def _chosen(wanted: int | Sequence[str] | None) -> list[str]:
         return present if present[0].startswith("GPU") else present[:1]
     if isinstance(wanted, int):
         if wanted > len(present):
-            raise ConfigError(f"training.devices: {wanted} are wanted, there are {len(present)}: {', '.join(present)}")
+            raise ConfigError(
+                f"training.devices: {wanted} are wanted, there are {len(present)}: "
+                f"{', '.join(present)}"
+            )
         return present[:wanted]
     known = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
     for name in wanted:
@@ -63,38 +83,54 @@ def _chosen(wanted: int | Sequence[str] | None) -> list[str]:
 
 
 def check_batch(config: TrainingConfig, replicas: int, classes: int = 1) -> None:
-    """Make sure that devices and classes can share a batch equally. Raises: TrainingError: they can't."""
+    """Make sure that devices and classes can share a batch equally.
+
+    Raises:
+        TrainingError: They can't.
+    """
     if config.batch_size % replicas:
         raise TrainingError(
-            f"training.batch_size: {config.batch_size} can't be shared equally by {replicas} devices; "
+            f"training.batch_size: {config.batch_size} can't be shared equally by {replicas} "
+            "devices; "
             f"take a multiple of {replicas}, or fewer training.devices"
         )
     if config.batch_size // replicas % classes:
         share = f"{config.batch_size // replicas} patches a device"
-        raise TrainingError(f"training.batch_size: {share} can't be shared equally by {classes} classes")
+        raise TrainingError(
+            f"training.batch_size: {share} can't be shared equally by {classes} classes"
+        )
 
 
 def precision(config: TrainingConfig, gpus: Sequence[Any]) -> str:
-    """The Keras dtype policy for `training.precision`: "auto" takes what the devices compute fastest without harm.
+    """The Keras dtype policy for `training.precision`: "auto" takes what the devices compute
+    fastest without harm.
 
-    Args:     gpus: the machine's, as TensorFlow lists them. They don't count where `training.devices` names CPUs alone.
+    Args:
+        gpus: The machine's, as TensorFlow lists them. They don't count where `training.devices`
+            names CPUs alone.
     """
     if config.precision != "auto":
         return config.precision
-    on_cpus = isinstance(config.devices, tuple) and all(name.startswith("CPU") for name in config.devices)
+    on_cpus = isinstance(config.devices, tuple) and all(
+        name.startswith("CPU") for name in config.devices
+    )
     if gpus and not on_cpus:
         return "mixed_bfloat16" if all(gpu_has_bfloat16(gpu) for gpu in gpus) else "mixed_float16"
     return "mixed_bfloat16" if cpu_has_bfloat16() else "float32"
 
 
 def gpu_has_bfloat16(gpu: Any) -> bool:
-    """Whether a GPU multiplies bfloat16 in its matrix units; False where TensorFlow does not know its compute capability."""
+    """Whether a GPU multiplies bfloat16 in its matrix units; False where TensorFlow does not know
+    its compute capability.
+    """
     capability = tf.config.experimental.get_device_details(gpu).get("compute_capability")
     return capability is not None and tuple(capability) >= BFLOAT16_SINCE
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); False where the system does not say."""
+    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); False where the system
+    does not say.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:

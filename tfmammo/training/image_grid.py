@@ -1,4 +1,6 @@
-"""Labelled sheets of images: one column per panel, one row per sample, on white so that they print and stand on dark pages."""
+"""Labelled sheets of images: one column per panel, one row per sample, on white so that
+they print and stand on dark pages.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +11,39 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-WHITE, INK = (255, 255, 255), (40, 40, 40)
-BLUE, ORANGE = (86, 180, 233), (230, 159, 0)  # told apart by colour-blind readers, and on grey tissue
-FONT, HEADER = cv2.FONT_HERSHEY_SIMPLEX, 24
+WHITE = (255, 255, 255)
+INK = (40, 40, 40)
+# told apart by colour-blind readers, and on grey tissue
+BLUE = (86, 180, 233)
+ORANGE = (230, 159, 0)
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+HEADER = 24
 
 
 def grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArray[np.uint8]:
     """One sheet of n rows with the panels side by side, each under its name.
 
-    Args:     panels: name -> float [n, h, w, 1] grey or [n, h, w, 3] RGB, in [0, 1], all of one n, h and w, in the order of
-              columns. spacing: px of white between images and round the sheet.
-    Returns:  uint8 [rows, cols, 3], RGB.
-    Raises:   ValueError: no panel, unequal sizes, or a value outside [0, 1] (NaN too); the message names the panel.
+    Args:
+        panels: Name -> float [n, h, w, 1] grey or [n, h, w, 3] RGB, in [0, 1], all of one n, h and
+            w, in the order of columns.
+        spacing: px of white between images and round the sheet.
+
+    Returns:
+        uint8 [rows, cols, 3], RGB.
+
+    Raises:
+        ValueError: No panel, unequal sizes, or a value outside [0, 1] (NaN too); the message names
+            the panel.
     """
     if not panels:
         raise ValueError("there is no panel to draw")
     tiles = {name: _tiles(name, np.asarray(images)) for name, images in panels.items()}
     count, rows, cols = next(iter(tiles.values())).shape[:3]
-    sheet = np.full((HEADER + count * (rows + spacing), spacing + len(tiles) * (cols + spacing), 3), WHITE, np.uint8)
+    sheet = np.full(
+        (HEADER + count * (rows + spacing), spacing + len(tiles) * (cols + spacing), 3),
+        WHITE,
+        np.uint8,
+    )
     for column, (name, images) in enumerate(tiles.items()):
         if images.shape[:3] != (count, rows, cols):
             held = f"{len(images)} images of {images.shape[1]} x {images.shape[2]} px"
@@ -39,13 +56,22 @@ def grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArra
     return sheet
 
 
-def outline(image: NDArray[np.floating], mask: NDArray[np.generic], colour: tuple[int, int, int] = BLUE) -> NDArray[np.float32]:
-    """The image with the mask's outermost pixels coloured; where the mask runs on beyond the image there is no line.
+def outline(
+    image: NDArray[np.floating], mask: NDArray[np.generic], colour: tuple[int, int, int] = BLUE
+) -> NDArray[np.float32]:
+    """The image with the mask's outermost pixels coloured; where the mask runs on beyond the image
+    there is no line.
 
-    Args:     image: float [rows, cols, 1] grey or [rows, cols, 3] RGB, in [0, 1]. mask: number [rows, cols, 1], {0, 1}.
-              colour: red, green, blue, 0 to 255.
-    Returns:  float32 [rows, cols, 3], RGB in [0, 1].
-    Raises:   ValueError: image and mask differ in size, or the mask holds other values.
+    Args:
+        image: float [rows, cols, 1] grey or [rows, cols, 3] RGB, in [0, 1].
+        mask: Number [rows, cols, 1], {0, 1}.
+        colour: Red, green, blue, 0 to 255.
+
+    Returns:
+        float32 [rows, cols, 3], RGB in [0, 1].
+
+    Raises:
+        ValueError: Image and mask differ in size, or the mask holds other values.
     """
     if image.shape[:2] != mask.shape[:2] or mask.shape[2:] != (1,):
         raise ValueError(f"mask and image must have one size, not {mask.shape} and {image.shape}")
@@ -53,17 +79,28 @@ def outline(image: NDArray[np.floating], mask: NDArray[np.generic], colour: tupl
         raise ValueError("the mask must hold nothing but 0 and 1")
     inside = mask[..., 0].astype(np.uint8)
     border = inside != cv2.erode(inside, np.ones((3, 3), np.uint8))
-    return np.where(border[..., np.newaxis], np.array(colour, np.float32) / 255, image).astype(np.float32)
+    return np.where(border[..., np.newaxis], np.array(colour, np.float32) / 255, image).astype(
+        np.float32
+    )
 
 
 def agreement(targets: NDArray[np.generic], outputs: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Where masks agree and where not: true positives yellow, false negatives red, false positives green, the rest black.
+    """Where masks agree and where not: true positives yellow, false negatives red, false positives
+    green, the rest black.
 
-    Args:     targets, outputs: bool or number [n, s, s, 1], {0, 1}.
-    Returns:  float32 [n, s, s, 3], RGB in [0, 1].
-    Source:   Singh et al., the figures of segmentation results.
+    Args:
+        targets: bool or number [n, s, s, 1], {0, 1}.
+        outputs: bool or number [n, s, s, 1], {0, 1}.
+
+    Returns:
+        float32 [n, s, s, 3], RGB in [0, 1].
+
+    Source:
+        Singh et al., the figures of segmentation results.
     """
-    target, output = np.asarray(targets, np.float32), np.asarray(outputs, np.float32)  # red where it is, green where it is said to be
+    # red where it is, green where it is said to be
+    target = np.asarray(targets, np.float32)
+    output = np.asarray(outputs, np.float32)
     return np.concatenate([target, output, np.zeros_like(target)], axis=-1)
 
 
@@ -78,7 +115,9 @@ def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:
         raise ValueError(f"panel {name} must be [n, h, w, 1] or [n, h, w, 3], not {images.shape}")
     if not np.all((images >= 0) & (images <= 1)):
         raise ValueError(f"panel {name} has values outside [0, 1]")
-    return np.broadcast_to(np.rint(images.astype(np.float32) * 255).astype(np.uint8), (*images.shape[:3], 3))
+    return np.broadcast_to(
+        np.rint(images.astype(np.float32) * 255).astype(np.uint8), (*images.shape[:3], 3)
+    )
 
 
 def _label(band: NDArray[np.uint8], name: str) -> None:
@@ -89,5 +128,14 @@ def _label(band: NDArray[np.uint8], name: str) -> None:
     scale *= min(1.0, (band.shape[1] - 2) / width)
     (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
     canvas = np.ascontiguousarray(band)
-    cv2.putText(canvas, text, ((band.shape[1] - width) // 2, (HEADER + height) // 2 - 1), FONT, scale, INK, 1, cv2.LINE_AA)
+    cv2.putText(
+        canvas,
+        text,
+        ((band.shape[1] - width) // 2, (HEADER + height) // 2 - 1),
+        FONT,
+        scale,
+        INK,
+        1,
+        cv2.LINE_AA,
+    )
     band[:] = canvas

@@ -1,7 +1,10 @@
-"""The training loop: strategy, precision, tf.function, checkpoints, resume, guards. It knows no paper.
+"""The training loop: strategy, precision, tf.function, checkpoints, resume, guards.
 
-A room (tfmammo.models, tfmammo.baselines) owns its losses and the order of its updates; the loop calls `train_step` and
-looks after everything else. Progressive growing or staged freezing are repeated `fit` calls in a script.
+It knows no paper.
+
+A room (tfmammo.models, tfmammo.baselines) owns its losses and the order of its updates; the loop
+calls `train_step` and looks after everything else. Progressive growing or staged freezing are
+repeated `fit` calls in a script.
 """
 
 from __future__ import annotations
@@ -35,11 +38,14 @@ from tfmammo.training.image_grid import grid
 from tfmammo.training.progress import Progress, announce_duration
 
 log = logging.getLogger(__name__)
-Functions = dict[str, Any]  # tf.functions: TensorFlow has no public type for one with an input_signature
+# tf.functions: TensorFlow has no public type for one with an input_signature
+Functions = dict[str, Any]
 
 
 class Room(Protocol):
-    """What the loop asks of a model; a keras.Model that offers this needs to inherit nothing else."""
+    """What the loop asks of a model; a keras.Model that offers this needs to inherit
+    nothing else.
+    """
 
     name: str
     networks: dict[str, keras.Model]
@@ -71,21 +77,37 @@ def fit(
 ) -> dict[str, float]:
     """Train a room, or go on training it, and export it.
 
-    Rerunning with the same experiment and output resumes from the newest readable checkpoint. The order of draws and the
-    augmentation depend on seed and step alone, so a resumed run sees what it would have seen.
+    Rerunning with the same experiment and output resumes from the newest readable checkpoint. The
+    order of draws and the augmentation depend on seed and step alone, so a resumed run sees what it
+    would have seen.
 
-    Whatever is wrong with model, data, folder or start is found before anything is written to the folder or the tracking store.
+    Whatever is wrong with model, data, folder or start is found before anything is written to the
+    folder or the tracking store.
 
-    Args:     build: makes the room under the current precision policy; called in the strategy's scope.
-              train, held_out: patches, or records to stream, of disjoint patients (or of the paper's leaky protocol).
-              output: the run's folder: config.yaml, checkpoints/, samples/, best/ and export/ (SavedModels), mlflow_run_id.
-              validate: metrics of the room's functions on held-out patches; the first decides which checkpoint is best,
-              higher is better. strategy: None takes the workers that this process has joined, else all GPUs when there are
-              several, as `training.devices` says. write: see tfmammo.export.export.
-    Returns:  the held-out metrics at the last step; nothing on workers that are not the chief (see tfmammo.training.workers).
-    Raises:   TrainingError: the folder belongs to another experiment or another process, the batch can't be shared by the
-              devices, the model breaks the contract (see tfmammo.training.contract), or a loss became NaN or Inf.
-              Interrupted: SIGTERM or Ctrl-C, after saving. WorkerError: another worker is gone, or has other data.
+    Args:
+        build: Makes the room under the current precision policy; called in the strategy's scope.
+        train: Patches, or records to stream, of disjoint patients (or of the paper's leaky
+            protocol).
+        held_out: Patches, or records to stream, of disjoint patients (or of the paper's leaky
+            protocol).
+        output: The run's folder: config.yaml, checkpoints/, samples/, best/ and export/
+            (SavedModels), mlflow_run_id.
+        validate: Metrics of the room's functions on held-out patches; the first decides which
+            checkpoint is best, higher is better.
+        strategy: None takes the workers that this process has joined, else all GPUs when there are
+            several, as `training.devices` says.
+        write: See tfmammo.export.export.
+
+    Returns:
+        The held-out metrics at the last step; nothing on workers that are not the chief (see
+        tfmammo.training.workers).
+
+    Raises:
+        TrainingError: The folder belongs to another experiment or another process, the batch can't
+            be shared by the devices, the model breaks the contract (see tfmammo.training.contract),
+            or a loss became NaN or Inf.
+        Interrupted: SIGTERM or Ctrl-C, after saving.
+        WorkerError: Another worker is gone, or has other data.
     """
     classes = train.shares if isinstance(train, Patches) else 1
     team = workers.Team(strategy or devices.strategy(experiment.training, classes))
@@ -97,15 +119,21 @@ def fit(
 def check_xla(room: Room, config: TrainingConfig) -> None:
     """Refuse training.jit_compile for a model that says why it can't be compiled.
 
-    Raises:   ConfigError: with that reason.
+    Raises:
+        ConfigError: With that reason.
     """
     reason = getattr(room, "not_for_xla", None)
     if config.jit_compile and reason:
-        raise ConfigError(f"training.jit_compile: {room.name} can't be compiled by XLA, because {reason}")
+        raise ConfigError(
+            f"training.jit_compile: {room.name} can't be compiled by XLA, because {reason}"
+        )
 
 
 class _Training:
-    """One call of `fit`: the state that its phases share. Made without a trace in the folder or in the tracking store."""
+    """One call of `fit`: the state that its phases share.
+
+    Made without a trace in the folder or in the tracking store.
+    """
 
     def __init__(
         self,
@@ -118,14 +146,24 @@ class _Training:
         team: workers.Team,
         write: Write,
     ) -> None:
-        self.build, self.experiment, self.config = build, experiment, experiment.training
-        self.train, self.held_out, self.output, self.validate = train, held_out, output, validate
-        self.team, self.write = team, write
+        self.build = build
+        self.experiment = experiment
+        self.config = experiment.training
+        self.train = train
+        self.held_out = held_out
+        self.output = output
+        self.validate = validate
+        self.team = team
+        self.write = write
         self.strategy = strategy = team.strategy
         self.stop: list[int] = []
         self.run_log: runs.Run | None = None
         self.steps = total_steps(self.config, len(train))
-        devices.check_batch(self.config, strategy.num_replicas_in_sync, train.shares if isinstance(train, Patches) else 1)
+        devices.check_batch(
+            self.config,
+            strategy.num_replicas_in_sync,
+            train.shares if isinstance(train, Patches) else 1,
+        )
         contract.check_takes("validate", validate, "functions", "held_out")
         contract.check_takes("write", write, "room", "folder")
         keras.utils.set_random_seed(self.config.seed)
@@ -136,17 +174,24 @@ class _Training:
         contract.check(self.room, self.functions)
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.best = tf.Variable(-np.inf, dtype=tf.float64, trainable=False, name="best")
-        # The variables themselves: tf.train.Checkpoint finds neither dropout's seeds nor layers that a network keeps in lists.
-        networks = {f"network_{name}": values(network) for name, network in self.room.networks.items()}
-        optimizers = {f"optimizer_{name}": optimizer for name, optimizer in self.room.optimizers.items()}
+        # The variables themselves: tf.train.Checkpoint finds neither dropout's seeds nor layers
+        # that a network keeps in lists.
+        networks = {
+            f"network_{name}": values(network) for name, network in self.room.networks.items()
+        }
+        optimizers = {
+            f"optimizer_{name}": optimizer for name, optimizer in self.room.optimizers.items()
+        }
         checkpoint = tf.train.Checkpoint(step=self.step, best=self.best, **networks, **optimizers)
         self.checkpoints = Checkpoints(checkpoint, output / "checkpoints", self.config.keep)
         self.best_checkpoints = Checkpoints(checkpoint, output / "checkpoints" / "best", 1)
 
     def run(self, stop: list[int]) -> dict[str, float]:
-        """Start or resume, train, export; whatever happens, the run's state reaches the tracking store.
+        """Start or resume, train, export; whatever happens, the run's state reaches the tracking
+        store.
 
-        Args:     stop: where `stop_signals` puts the signals that have come.
+        Args:
+            stop: Where `stop_signals` puts the signals that have come.
         """
         self.stop = stop
         initial_patients = self._start()
@@ -170,27 +215,42 @@ class _Training:
     def _start(self) -> list[str] | None:
         """Resume, or start from `initial`, or as the room was made; nothing is written.
 
-        Returns:  where it starts from `initial`: the patients that this was trained on.
+        Returns:
+            Where it starts from `initial`: the patients that this was trained on.
         """
         if self.team.chief:
             folder.check(self.output, self.experiment, self.train)
-        restored, seen = self.checkpoints.restore(), None
+        restored = self.checkpoints.restore()
+        seen = None
         if restored is None:
             folder.check_nothing_is_lost(self.output)
             if self.config.initial:
                 initial = models.resolve(self.config.initial, self.experiment.tracking.uri)
                 exporting.assign(self.room.networks, initial)
-                # What the start was trained on counts as seen, whatever this run's own split holds out.
+                # What the start was trained on counts as seen, whatever this run's own split holds
+                # out.
                 card = exporting.read_card(initial)
-                seen = sorted(exporting.trained_on(card, initial)) if "train_patients" in card else []
+                seen = (
+                    sorted(exporting.trained_on(card, initial)) if "train_patients" in card else []
+                )
         self.team.agree(int(self.step), self.experiment, self.train)
         policy = keras.config.dtype_policy().name
-        where = f"from step {int(self.step):,}" if restored else f"from {self.config.initial or 'the start'}"
+        where = (
+            f"from step {int(self.step):,}"
+            if restored
+            else f"from {self.config.initial or 'the start'}"
+        )
         log.info(
             "training %s %s to step %s: %d patches, %d held out, %s, %d device(s), %s",
-            self.experiment.name, where, f"{self.steps:,}", len(self.train), len(self.held_out), policy,
-            self.strategy.num_replicas_in_sync, self.output,
-        )  # fmt: skip
+            self.experiment.name,
+            where,
+            f"{self.steps:,}",
+            len(self.train),
+            len(self.held_out),
+            policy,
+            self.strategy.num_replicas_in_sync,
+            self.output,
+        )
         return seen
 
     def _claim(self, initial_patients: list[str] | None) -> None:
@@ -203,26 +263,47 @@ class _Training:
         if initial_patients is not None:
             filesystem.write_atomically(self.output / INITIAL_PATIENTS, "\n".join(initial_patients))
         if self.run_log:
-            self.run_log.tags({"train_patches": self.train.fingerprint(), "held_out_patches": self.held_out.fingerprint()})
+            self.run_log.tags(
+                {
+                    "train_patches": self.train.fingerprint(),
+                    "held_out_patches": self.held_out.fingerprint(),
+                }
+            )
 
     def _loop(self) -> dict[str, float]:
         step = int(self.step)
         metrics: dict[str, float] = {}
         if step == 0 and self.team.chief:
             self._grid(step)
-        data = self.team.batches(self.train, self.config.batch_size, self.config.seed, self.experiment.data.turn_draws, step)
-        advance, data = self._advance(), iter(data)
-        tell = announce_duration if self.team.chief and datasets.without_data(self.experiment.data) else None
+        data = self.team.batches(
+            self.train,
+            self.config.batch_size,
+            self.config.seed,
+            self.experiment.data.turn_draws,
+            step,
+        )
+        advance = self._advance()
+        data = iter(data)
+        tell = (
+            announce_duration
+            if self.team.chief and datasets.without_data(self.experiment.data)
+            else None
+        )
         with Progress(self.experiment.name, step, self.steps, tell) as progress:
             while step < self.steps:
-                before, chunk = step, self._chunk(step)
-                losses = {name: float(value) for name, value in advance(data, tf.constant(chunk, tf.int64)).items()}
+                before = step
+                chunk = self._chunk(step)
+                losses = {
+                    name: float(value)
+                    for name, value in advance(data, tf.constant(chunk, tf.int64)).items()
+                }
                 step += chunk
                 self._check_finite(losses, before, step)
                 progress.update(step, losses)
                 if self.team.chief:
                     metrics = self._look(step, losses, progress) or metrics
-                stop = max(self.team.gathered(self.stop[0] if self.stop else 0))  # all of them, in the same step
+                # all of them, in the same step
+                stop = max(self.team.gathered(self.stop[0] if self.stop else 0))
                 last = step >= self.steps
                 if step % self.config.checkpoint_every == 0 or last or stop:
                     self._save()
@@ -232,7 +313,11 @@ class _Training:
         return metrics or (self.validate(self.functions, self.held_out) if self.team.chief else {})
 
     def _look(self, step: int, losses: dict[str, float], progress: Progress) -> dict[str, float]:
-        """What the chief does for whoever watches. Returns: the held-out metrics, where it is their turn."""
+        """What the chief does for whoever watches.
+
+        Returns:
+            The held-out metrics, where it is their turn.
+        """
         self._log({**losses, **self._optimizer_state()}, step)
         last = step >= self.steps
         metrics: dict[str, float] = {}
@@ -250,19 +335,31 @@ class _Training:
     def _chunk(self, step: int) -> int:
         """How many steps until something has to be done outside the graph."""
         config = self.config
-        events = (config.checkpoint_every, config.validate_every, config.grid_every, config.steps_per_loop)
+        events = (
+            config.checkpoint_every,
+            config.validate_every,
+            config.grid_every,
+            config.steps_per_loop,
+        )
         return min(self.steps - step, *(every - step % every for every in events))
 
     def _advance(self) -> Callable[[Any, tf.Tensor], dict[str, tf.Tensor]]:
         """A tf.function that takes a number of steps and returns each loss's mean over them."""
 
-        train_step = tf.function(self.room.train_step, jit_compile=True) if self.config.jit_compile else self.room.train_step
+        train_step = (
+            tf.function(self.room.train_step, jit_compile=True)
+            if self.config.jit_compile
+            else self.room.train_step
+        )
 
         @tf.function
         def one_step(batch: Any) -> dict[str, tf.Tensor]:
             losses = self.strategy.run(train_step, args=(batch,))
             self.step.assign_add(1)
-            return {name: self.strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None) for name, loss in losses.items()}
+            return {
+                name: self.strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None)
+                for name, loss in losses.items()
+            }
 
         @tf.function
         def advance(data: Any, steps: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -271,7 +368,10 @@ class _Training:
             totals = {name: tf.zeros([], tf.float32) for name in names}
             for _ in tf.range(steps):
                 losses = one_step(next(data))
-                totals = {name: total + tf.cast(losses[name], tf.float32) for name, total in totals.items()}
+                totals = {
+                    name: total + tf.cast(losses[name], tf.float32)
+                    for name, total in totals.items()
+                }
             return {name: total / tf.cast(steps, tf.float32) for name, total in totals.items()}
 
         return advance
@@ -282,7 +382,11 @@ class _Training:
                 kept = self.checkpoints.latest
                 raise TrainingError(
                     f"{name} became {value} between steps {before:,} and {step:,}; "
-                    + (f"the last good checkpoint is kept: {kept}" if kept else "no checkpoint had been written yet")
+                    + (
+                        f"the last good checkpoint is kept: {kept}"
+                        if kept
+                        else "no checkpoint had been written yet"
+                    )
                 )
 
     def _optimizer_state(self) -> dict[str, float]:
@@ -291,7 +395,9 @@ class _Training:
             state[f"{name}_learning_rate"] = scalar(optimizer.learning_rate)
             if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
                 state[f"{name}_loss_scale"] = scalar(optimizer.dynamic_scale)
-                state[f"{name}_skipped_updates"] = int(self.step) - scalar(optimizer.inner_optimizer.iterations)
+                state[f"{name}_skipped_updates"] = int(self.step) - scalar(
+                    optimizer.inner_optimizer.iterations
+                )
         return state
 
     def _validate(self, step: int) -> dict[str, float]:
@@ -306,8 +412,14 @@ class _Training:
 
     def _grid(self, step: int) -> None:
         """Input, output and truth side by side, of the same held-out patches every time."""
-        some = self.held_out.take(np.linspace(0, len(self.held_out) - 1, min(self.config.grid_samples, len(self.held_out))).astype(int))
-        panels = self.room.sample({"image": tf.constant(some.images), "mask": tf.constant(some.masks, tf.float32)})
+        some = self.held_out.take(
+            np.linspace(
+                0, len(self.held_out) - 1, min(self.config.grid_samples, len(self.held_out))
+            ).astype(int)
+        )
+        panels = self.room.sample(
+            {"image": tf.constant(some.images), "mask": tf.constant(some.masks, tf.float32)}
+        )
         picture = grid({name: np.asarray(panel, np.float32) for name, panel in panels.items()})
         path = self.output / "samples" / f"step_{step:08d}.png"
         try:
@@ -320,7 +432,9 @@ class _Training:
             self.run_log.image("samples", picture, step)
 
     def _save(self, checkpoints: Checkpoints | None = None) -> None:
-        """By the chief alone; never over a good checkpoint with weights that the last update spoilt."""
+        """By the chief alone; never over a good checkpoint with weights that the last update
+        spoilt.
+        """
         if not self.team.chief:
             return
         for name, network in self.room.networks.items():
@@ -328,17 +442,30 @@ class _Training:
                 if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
                     kept = self.checkpoints.latest
                     which = variable.path if isinstance(variable, keras.Variable) else variable.name
-                    raise TrainingError(f"{name}'s {which} is NaN or Inf after step {int(self.step):,}; kept: {kept}")
+                    raise TrainingError(
+                        f"{name}'s {which} is NaN or Inf after step {int(self.step):,}; kept: "
+                        f"{kept}"
+                    )
         try:
             (checkpoints or self.checkpoints).save(int(self.step))
         except (tf.errors.OpError, OSError) as error:
-            said = str(error.message).rpartition("; ")[2] if isinstance(error, tf.errors.OpError) else str(error.strerror)
+            said = (
+                str(error.message).rpartition("; ")[2]
+                if isinstance(error, tf.errors.OpError)
+                else str(error.strerror)
+            )
             kept = self.checkpoints.latest
-            raise TrainingError(f"the checkpoint of step {int(self.step):,} can't be written ({said[:200]}); kept: {kept}") from None
+            raise TrainingError(
+                f"the checkpoint of step {int(self.step):,} can't be written ({said[:200]}); "
+                f"kept: {kept}"
+            ) from None
 
     def _finish(self, metrics: dict[str, float]) -> None:
-        """Export the last weights and the best, each as a version in the registry; once, however often the command runs."""
-        final_step, best = int(self.step), self.best_checkpoints.latest
+        """Export the last weights and the best, each as a version in the registry; once, however
+        often the command runs.
+        """
+        final_step = int(self.step)
+        best = self.best_checkpoints.latest
         best_is_last = best is None or folder.step_of(best) == final_step
         for name in ("best", "export"):
             exporting.tidy(self.output / name)
@@ -346,11 +473,14 @@ class _Training:
             log.info("step %s is already exported to %s", f"{final_step:,}", self.output / "export")
         else:
             log.info("exporting step %s to %s", f"{final_step:,}", self.output / "export")
-            shutil.rmtree(self.output / "best", ignore_errors=True)  # of a shorter training in this folder
+            # of a shorter training in this folder
+            shutil.rmtree(self.output / "best", ignore_errors=True)
             if not best_is_last:
                 self._export_best(next(iter(metrics)))
             self._export("export", metrics)
-            log.info("finished at step %s; exported to %s", f"{final_step:,}", self.output / "export")
+            log.info(
+                "finished at step %s; exported to %s", f"{final_step:,}", self.output / "export"
+            )
         if (self.output / "best").exists():
             self._register("best", True)
         self._register("export", best_is_last)
@@ -361,7 +491,9 @@ class _Training:
             self.best_checkpoints.restore()
             self._export("best", {criterion: float(self.best)})
         except TrainingError as error:
-            log.warning("the best weights are lost, and the last ones are exported alone: %s", error)
+            log.warning(
+                "the best weights are lost, and the last ones are exported alone: %s", error
+            )
         self.checkpoints.restore()
 
     def _exported_step(self) -> int | None:
@@ -376,7 +508,8 @@ class _Training:
             "name": self.experiment.name,
             "step": int(self.step),
             "metrics": metrics,
-            "config": self.experiment.model_dump(mode="json", exclude={"tracking"}),  # the store's address may hold a password
+            # the store's address may hold a password
+            "config": self.experiment.model_dump(mode="json", exclude={"tracking"}),
             "split": self.experiment.data.split,
             "data_fingerprint": self.train.fingerprint(),
             "id_key": key_check(),
@@ -387,10 +520,18 @@ class _Training:
         exporting.export(in_float32(self.build, self.room), self.output / name, card, self.write)
 
     def _register(self, name: str, best: bool) -> None:
-        """Make an export a version, unless an earlier call did: it may have been stopped between exporting and this."""
-        card, done = exporting.read_card(self.output / name), self.output / f"{name}_registered"
-        said = done.read_text(encoding="utf-8").split() if done.is_file() else []  # nothing, if a write failed
-        if said[:1] == [str(card["step"])] or not self.run_log or not self.experiment.tracking.register_models:
+        """Make an export a version, unless an earlier call did: it may have been stopped between
+        exporting and this.
+        """
+        card = exporting.read_card(self.output / name)
+        done = self.output / f"{name}_registered"
+        # nothing, if a write failed
+        said = done.read_text(encoding="utf-8").split() if done.is_file() else []
+        if (
+            said[:1] == [str(card["step"])]
+            or not self.run_log
+            or not self.experiment.tracking.register_models
+        ):
             return
         metrics = {f"validation_{key}": value for key, value in card["metrics"].items()}
         version = self.run_log.register(self.output / name, card["step"], metrics, best)
@@ -403,7 +544,9 @@ class _Training:
 
 
 def in_float32(build: Callable[[], Room], room: Room) -> Room:
-    """A copy of a room that computes in float32, whatever precision it was trained in: what runs anywhere."""
+    """A copy of a room that computes in float32, whatever precision it was trained in: what runs
+    anywhere.
+    """
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
@@ -417,8 +560,13 @@ def in_float32(build: Callable[[], Room], room: Room) -> Room:
 
 
 def values(network: Any) -> list[tf.Variable]:
-    """TensorFlow's variables of a network, in its order: behind Keras's, or its own where it is no network of Keras 3."""
-    return [variable.value if isinstance(variable, keras.Variable) else variable for variable in network.variables]
+    """TensorFlow's variables of a network, in its order: behind Keras's, or its own where it is no
+    network of Keras 3.
+    """
+    return [
+        variable.value if isinstance(variable, keras.Variable) else variable
+        for variable in network.variables
+    ]
 
 
 def scalar(variable: keras.Variable) -> float:
@@ -427,7 +575,9 @@ def scalar(variable: keras.Variable) -> float:
 
 
 def total_steps(config: TrainingConfig, patches: int) -> int:
-    """`steps`, or what `epochs` epochs of `epoch_samples` draws (one per patch by default) come to."""
+    """`steps`, or what `epochs` epochs of `epoch_samples` draws (one per patch by
+    default) come to.
+    """
     if config.steps is not None:
         return config.steps
     return -(-config.epochs * (config.epoch_samples or patches) // config.batch_size)
@@ -435,7 +585,10 @@ def total_steps(config: TrainingConfig, patches: int) -> int:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT while inside; a second one takes effect at once. Yields the list they are put on."""
+    """Collect SIGTERM and SIGINT while inside; a second one takes effect at once.
+
+    Yields the list they are put on.
+    """
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

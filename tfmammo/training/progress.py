@@ -8,7 +8,13 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 from tfmammo.datasets import QUICKSTART, framed
@@ -19,18 +25,38 @@ SECONDS_TO_MEASURE = 5.0  # of steps, before the whole is told
 
 
 class Progress:
-    """Shows how far a training is. Time is measured from the end of the first round of steps, which also builds the graph.
+    """Shows how far a training is.
 
-    Args:     name: of the system. start, total: steps done and to do. tell: is called once, with the total and the seconds that a
-              step takes, when they are known.
+    Time is measured from the end of the first round of steps, which also builds the graph.
+
+    Args:
+        name: Of the system.
+        start: Steps done and to do.
+        total: Steps done and to do.
+        tell: Is called once, with the total and the seconds that a step takes, when they are known.
     """
 
-    def __init__(self, name: str, start: int, total: int, tell: Callable[[int, float], None] | None = None) -> None:
-        self.name, self.total, self.tell = name, total, tell
+    def __init__(
+        self, name: str, start: int, total: int, tell: Callable[[int, float], None] | None = None
+    ) -> None:
+        self.name = name
+        self.total = total
+        self.tell = tell
         self.last_line = -SECONDS_BETWEEN_LINES
         self.console = Console(stderr=True)
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Bar(*columns, TextColumn("{task.fields[losses]}"), console=self.console, disable=not self.console.is_terminal)
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.bar = Bar(
+            *columns,
+            TextColumn("{task.fields[losses]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
         self.task = self.bar.add_task(name, total=total, completed=start, losses="")
         self.measured_from: tuple[int, float] | None = None  # step, time
 
@@ -38,22 +64,39 @@ class Progress:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.bar.stop()
 
     def update(self, step: int, losses: dict[str, float]) -> None:
         """Move to `step` and show the losses."""
-        text = "  ".join(f"{name.removesuffix('_loss')} {value:.3g}" for name, value in losses.items() if name.endswith("_loss"))
+        text = "  ".join(
+            f"{name.removesuffix('_loss')} {value:.3g}"
+            for name, value in losses.items()
+            if name.endswith("_loss")
+        )
         self.bar.update(self.task, completed=step, losses=text)
         now = time.monotonic()
         seconds_a_step = self._measure(step, now)
-        if not self.console.is_terminal and (now - self.last_line > SECONDS_BETWEEN_LINES or step == self.total):
+        if not self.console.is_terminal and (
+            now - self.last_line > SECONDS_BETWEEN_LINES or step == self.total
+        ):
             self.last_line = now
-            left = "" if seconds_a_step is None else f", about {duration(seconds_a_step * (self.total - step))} left"
+            left = (
+                ""
+                if seconds_a_step is None
+                else f", about {duration(seconds_a_step * (self.total - step))} left"
+            )
             log.info("step %s of %s%s: %s", f"{step:,}", f"{self.total:,}", left, text)
 
     def _measure(self, step: int, now: float) -> float | None:
-        """Seconds a step, with what is done between them, since the first round; None before there is a second one."""
+        """Seconds a step, with what is done between them, since the first round; None before there
+        is a second one.
+        """
         if self.measured_from is None:
             self.measured_from = step, now
             return None
@@ -66,13 +109,18 @@ class Progress:
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
         """Leave a line about the held-out metrics."""
-        log.info("step %s, held out: %s", f"{step:,}", "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        log.info(
+            "step %s, held out: %s",
+            f"{step:,}",
+            "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
+        )
 
 
 def announce_duration(steps: int, seconds_a_step: float) -> None:
     """Say in a frame how long a whole training on the phantom takes on this machine."""
     framed(
-        f"No data: this training on the built-in phantom takes about {duration(steps * seconds_a_step)} here "
+        "No data: this training on the built-in phantom takes about "
+        f"{duration(steps * seconds_a_step)} here "
         f"({steps:,} steps of {seconds_a_step:.2g} s).\n"
         "Ctrl-C stops it, and the same command goes on. With your own data: --set data.root=DIR\n"
         f"Ten minutes:    {QUICKSTART}"

@@ -29,29 +29,48 @@ log = logging.getLogger(__name__)
 
 
 def train(description: str, room: Callable[[Any, int], loop.Room], model: type) -> None:
-    """What every train script does: read the config, split the data by patient, fit, show what came out.
+    """What every train script does: read the config, split the data by patient, fit, show what came
+    out.
 
-    Args:     description: for --help. room: a class of tfmammo.models or tfmammo.baselines. model: its config class.
+    Args:
+        description: For --help.
+        room: A class of tfmammo.models or tfmammo.baselines.
+        model: Its config class.
     """
     chosen = arguments(description).parse_args()
     experiment = configuration.load(chosen.config, chosen.set, model)
     prepare(experiment.training)
     output = chosen.output or default_output(experiment)
     patches, held_out = datasets(experiment.data, output)
-    metrics = loop.fit(lambda: room(experiment.model, experiment.data.size), experiment, patches, held_out, output, validate)
+    metrics = loop.fit(
+        lambda: room(experiment.model, experiment.data.size),
+        experiment,
+        patches,
+        held_out,
+        output,
+        validate,
+    )
     summary(experiment, metrics, held_out, output)
 
 
 def default_output(experiment: Experiment[Any]) -> Path:
-    """runs/NAME-ARCHIVE-FINGERPRINT: the same command comes back to its folder, another one gets its own."""
-    return Path("runs") / f"{experiment.name}-{archive_name(experiment.data)}-{experiment.fingerprint()}"
+    """runs/NAME-ARCHIVE-FINGERPRINT: the same command comes back to its folder, another one gets
+    its own.
+    """
+    return (
+        Path("runs")
+        / f"{experiment.name}-{archive_name(experiment.data)}-{experiment.fingerprint()}"
+    )
 
 
 def prepare(training: TrainingConfig) -> None:
-    """Set precision and threads, join the other workers; before the first TensorFlow operation of the process.
+    """Set precision and threads, join the other workers; before the first TensorFlow operation of
+    the process.
 
-    Raises:   ConfigError: training.deterministic is wanted, but TensorFlow's threads are already running; or nothing says who the
-              workers are. WorkerError: they don't come together.
+    Raises:
+        ConfigError: training.deterministic is wanted, but TensorFlow's threads are already running;
+            or nothing says who the workers are.
+        WorkerError: They don't come together.
     """
     cluster = workers.cluster() if training.strategy == "multi_worker" else None
     with held_back():
@@ -64,7 +83,10 @@ def prepare(training: TrainingConfig) -> None:
                 # The only setting found under which two float32 runs on a CPU agree bit for bit.
                 tf.config.threading.set_inter_op_parallelism_threads(1)
             except RuntimeError:
-                raise ConfigError("training.deterministic: must be set before TensorFlow's first operation in the process") from None
+                raise ConfigError(
+                    "training.deterministic: must be set before TensorFlow's first operation in "
+                    "the process"
+                ) from None
             tf.config.experimental.enable_op_determinism()
         if cluster:
             workers.join(cluster)
@@ -72,9 +94,11 @@ def prepare(training: TrainingConfig) -> None:
 
 
 def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
-    """Held-out metrics of a room's functions: image -> mask gives Dice, Jaccard, ...; mask -> image gives SSIM, L1.
+    """Held-out metrics of a room's functions: image -> mask gives Dice, Jaccard, ...; mask -> image
+    gives SSIM, L1.
 
-    Returns:  means over patches, the criterion for the best checkpoint first.
+    Returns:
+        Means over patches, the criterion for the best checkpoint first.
     """
     found: dict[str, float] = {}
     for function in functions.values():
@@ -82,7 +106,13 @@ def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
         if inputs == {"image"}:
             masks = predict(function, "image", held_out.images)["mask"]
             scores = segmentation.per_image(held_out.masks, masks)
-            found = {**{name: float(scores[name].mean()) for name in ("dice", "jaccard", "accuracy", "mcc")}, **found}
+            found = {
+                **{
+                    name: float(scores[name].mean())
+                    for name in ("dice", "jaccard", "accuracy", "mcc")
+                },
+                **found,
+            }
         elif inputs == {"mask"}:
             images = predict(function, "mask", held_out.masks.astype(np.float32))["image"]
             scores = synthesis.per_image(held_out.images, images, held_out.masks)
@@ -90,11 +120,18 @@ def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
     return found
 
 
-def summary(experiment: Experiment[Any], metrics: dict[str, float], held_out: Patches, output: Path) -> None:
-    """Print the closing table and where picture, model and history are; nothing of a worker that is not the chief, which has no metrics."""
+def summary(
+    experiment: Experiment[Any], metrics: dict[str, float], held_out: Patches, output: Path
+) -> None:
+    """Print the closing table and where picture, model and history are; nothing of a worker that is
+    not the chief, which has no metrics.
+    """
     if not metrics:
         return
-    table = Table(title=f"{experiment.name}: {len(held_out)} held-out patches of {len(set(held_out.patient_ids))} patients")
+    table = Table(
+        title=f"{experiment.name}: {len(held_out)} held-out patches of "
+        f"{len(set(held_out.patient_ids))} patients"
+    )
     for heading in ("metric", "mean"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for name, value in metrics.items():

@@ -1,12 +1,16 @@
-"""Many machines: this process as one of the workers that train together (tf.distribute.MultiWorkerMirroredStrategy).
+"""Many machines: this process as one of the workers that train together
+(tf.distribute.MultiWorkerMirroredStrategy).
 
-All workers run the same command. TF_CONFIG, or else what Slurm's srun sets, says who they are and which of them this one is. Each
-computes the gradients of its share of every batch, and all apply the same sum, so that their weights stay equal. The first of them, the
-chief, also validates and writes: checkpoints, pictures, history, exports. The others wait for it in their next step, however long that
-takes; all of them read its checkpoints, so the output folder must be one that all machines see.
+All workers run the same command. TF_CONFIG, or else what Slurm's srun sets, says who they are and
+which of them this one is. Each computes the gradients of its share of every batch, and all apply
+the same sum, so that their weights stay equal. The first of them, the chief, also validates and
+writes: checkpoints, pictures, history, exports. The others wait for it in their next step, however
+long that takes; all of them read its checkpoints, so the output folder must be one that all
+machines see.
 
-TensorFlow's coordination service watches over them: when a worker is gone, every operation that waits for it fails on all others. It
-does not watch before all are there, and waits for an hour that no signal ends; so they meet before it starts.
+TensorFlow's coordination service watches over them: when a worker is gone, every operation that
+waits for it fails on all others. It does not watch before all are there, and waits for an hour that
+no signal ends; so they meet before it starts.
 """
 
 from __future__ import annotations
@@ -38,9 +42,13 @@ log = logging.getLogger(__name__)
 
 KEY = "training.strategy=multi_worker"
 START = 600.0  # seconds for all workers to be there
-HERE, GO = b"tfmammo worker\n", b"go\n"  # what workers say when they meet
+# what workers say when they meet
+HERE = b"tfmammo worker\n"
+GO = b"go\n"
 SILENCE = 30  # seconds without a sign of life after which a worker is gone
-FIRST_PORT, PORTS = 12_000, 16_000  # of Slurm's jobs, each with one of its own
+# of Slurm's jobs, each with one of its own
+FIRST_PORT = 12_000
+PORTS = 16_000
 
 
 class _Addresses(BaseModel):
@@ -55,10 +63,12 @@ class _Task(BaseModel):
 
 
 class Cluster(BaseModel):
-    """TF_CONFIG. cluster: "host:port" of every worker, equal on all of them. task: which one this process is."""
+    """TF_CONFIG."""
 
     cluster: _Addresses
+    """"host:port" of every worker, equal on all of them."""
     task: _Task
+    """Which one this process is."""
 
     @property
     def count(self) -> int:
@@ -89,14 +99,21 @@ _strategy: tf.distribute.Strategy | None = None
 def cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
     """Who the workers are: as TF_CONFIG says, else as Slurm does.
 
-    Raises:   ConfigError: neither is there, or it is malformed or names no worker that this process could be.
+    Raises:
+        ConfigError: Neither is there, or it is malformed or names no worker that this process could
+            be.
     """
     if "TF_CONFIG" in environment:
-        said, text = "TF_CONFIG", environment["TF_CONFIG"]
+        said = "TF_CONFIG"
+        text = environment["TF_CONFIG"]
     elif "SLURM_STEP_NODELIST" in environment:
-        said, text = "Slurm's variables", json.dumps(_slurm(environment))
+        said = "Slurm's variables"
+        text = json.dumps(_slurm(environment))
     else:
-        raise ConfigError(f"{KEY}: TF_CONFIG is not set, and srun has not started this process; one of them must name the workers")
+        raise ConfigError(
+            f"{KEY}: TF_CONFIG is not set, and srun has not started this process; one of them "
+            "must name the workers"
+        )
     try:
         found = Cluster.model_validate(json.loads(text))
     except ValidationError as error:
@@ -105,7 +122,10 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
         raise ConfigError(f"{said}: is no JSON ({error})") from None
     addresses = found.jobs.get(found.task.type, [])
     if found.task.index >= len(addresses):
-        raise ConfigError(f"{said}: there is no {found.task.type} {found.task.index} among the {len(addresses)} of the cluster")
+        raise ConfigError(
+            f"{said}: there is no {found.task.type} {found.task.index} among the {len(addresses)} "
+            "of the cluster"
+        )
     for address in (one for job in found.jobs.values() for one in job):
         if not re.fullmatch(r"[^\s:/]+:\d{1,5}", address):
             raise ConfigError(f'{said}: "{address}" is not of the form host:port')
@@ -113,19 +133,31 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
 
 
 def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What TF_CONFIG would say. TensorFlow's SlurmClusterResolver reads the lists of nodes, but needs GPUs and sorts the nodes."""
-    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False)
+    """What TF_CONFIG would say.
+
+    TensorFlow's SlurmClusterResolver reads the lists of nodes, but needs GPUs and sorts the nodes.
+    """
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+        gpus_per_node=0, gpus_per_task=0, auto_set_gpu=False
+    )
     first = FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS
     nodes = resolver._task_configuration.items()  # in the order of Slurm's ranks
     addresses = [f"{node}:{first + place}" for node, tasks in nodes for place in range(tasks)]
-    return {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": environment["SLURM_PROCID"]}}
+    return {
+        "cluster": {"worker": addresses},
+        "task": {"type": "worker", "index": environment["SLURM_PROCID"]},
+    }
 
 
 def join(found: Cluster) -> tf.distribute.Strategy:
-    """Become one of the workers, and wait until all are there; before the first TensorFlow operation of the process.
+    """Become one of the workers, and wait until all are there; before the first TensorFlow
+    operation of the process.
 
-    Returns:  the strategy, which `joined` gives from now on.
-    Raises:   WorkerError: not all of them came, or this one's port can't be used.
+    Returns:
+        The strategy, which `joined` gives from now on.
+
+    Raises:
+        WorkerError: Not all of them came, or this one's port can't be used.
     """
     global _cluster, _strategy
     meet(found)
@@ -135,7 +167,10 @@ def join(found: Cluster) -> tf.distribute.Strategy:
         f"/job:{leader}/replica:0/task:0",
         cluster_register_timeout_in_ms=int(START * 1000),
         heartbeat_timeout_in_ms=SILENCE * 1000,
-        coordinated_jobs=[CoordinatedJob(name=name, num_tasks=len(addresses)) for name, addresses in found.jobs.items()],
+        coordinated_jobs=[
+            CoordinatedJob(name=name, num_tasks=len(addresses))
+            for name, addresses in found.jobs.items()
+        ],
     )
     gpus = len(tf.config.list_physical_devices("GPU"))
     options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=0 if gpus else PIECE)
@@ -150,30 +185,42 @@ def join(found: Cluster) -> tf.distribute.Strategy:
         _strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
     except tf.errors.OpError as error:
         reason = str(error.message).strip().split("\n")[0][:200]
-        raise WorkerError(f"{KEY}: {found.own} can't join the {found.count} workers ({reason})") from None
+        raise WorkerError(
+            f"{KEY}: {found.own} can't join the {found.count} workers ({reason})"
+        ) from None
     except RuntimeError as error:
         raise WorkerError(f"{KEY}: {error}") from None
     _cluster = found
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # TensorFlow has just taken it, and would do nothing with it
+    # TensorFlow has just taken it, and would do nothing with it
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return _strategy
 
 
 def meet(found: Cluster, patience: float = START) -> None:
-    """Wait until all workers have started: the chief calls each of them, and lets them go when all have answered.
+    """Wait until all workers have started: the chief calls each of them, and lets them go when all
+    have answered.
 
-    Args:     patience: seconds.
-    Raises:   WorkerError: one of them did not start, or this one's port is in use.
+    Args:
+        patience: Seconds.
+
+    Raises:
+        WorkerError: One of them did not start, or this one's port is in use.
     """
-    deadline, port = time.monotonic() + patience, int(found.own.rpartition(":")[2])
+    deadline = time.monotonic() + patience
+    port = int(found.own.rpartition(":")[2])
     try:
         server = socket.create_server(("", port))
     except OSError as error:
-        raise WorkerError(f"{KEY}: port {port} of this worker can't be used ({error.strerror})") from None
+        raise WorkerError(
+            f"{KEY}: port {port} of this worker can't be used ({error.strerror})"
+        ) from None
     if found.is_chief:
         server.close()  # TensorFlow would share a port that somebody listens at
         others = [address for job in found.jobs.values() for address in job if address != found.own]
         with ExitStack() as stack:
-            for line in [stack.enter_context(_called(address, deadline, patience)) for address in others]:
+            for line in [
+                stack.enter_context(_called(address, deadline, patience)) for address in others
+            ]:
                 line.sendall(GO)
     else:
         _be_called(server, deadline, patience)
@@ -204,7 +251,10 @@ def _be_called(server: socket.socket, deadline: float, patience: float) -> None:
                     line.sendall(HERE)
                     if line.makefile("rb").readline() == GO:
                         return
-    raise WorkerError(f"{KEY}: the chief has not let this worker go within {patience:g} s; are all of them running?")
+    raise WorkerError(
+        f"{KEY}: the chief has not let this worker go within {patience:g} s; are all of them "
+        "running?"
+    )
 
 
 def joined() -> tf.distribute.Strategy | None:
@@ -213,47 +263,81 @@ def joined() -> tf.distribute.Strategy | None:
 
 
 def refuse(config: TrainingConfig, why: str) -> None:
-    """Raise ConfigError where many workers are wanted. Args: why: this can't be done by them."""
+    """Raise ConfigError where many workers are wanted.
+
+    Args:
+        why: This can't be done by them.
+    """
     if config.strategy == "multi_worker":
         raise ConfigError(f"{KEY}: {why}; leave it out")
 
 
 class Team:
-    """The workers of one training; a process by itself, on however many devices, is a team of its own.
+    """The workers of one training; a process by itself, on however many devices, is a team of its
+    own.
 
-    Args:     strategy: the training's. count: workers. chief: whether this process is the one that writes.
+    Args:
+        strategy: The training's. count: workers. chief: whether this process is the one that
+            writes.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy = strategy
         found = _cluster if strategy is _strategy and _cluster else None
         self.count, self.chief = (found.count, found.is_chief) if found else (1, True)
-        self._gather = tf.function(self._gather_in_graph, input_signature=[tf.TensorSpec([1], tf.int64)])
+        self._gather = tf.function(
+            self._gather_in_graph, input_signature=[tf.TensorSpec([1], tf.int64)]
+        )
 
-    def batches(self, train: Patches | Records, size: int, seed: int, augment: bool, step: int) -> Any:
-        """This process's part of the training's batches from a step on; see `tfmammo.data.pipeline.batches`."""
+    def batches(
+        self, train: Patches | Records, size: int, seed: int, augment: bool, step: int
+    ) -> Any:
+        """This process's part of the training's batches from a step on; see
+        `tfmammo.data.pipeline.batches`.
+        """
         replicas = self.strategy.num_replicas_in_sync
         if self.count == 1:
             data = batches(train, size, seed, augment, step)
             return self.strategy.experimental_distribute_dataset(data) if replicas > 1 else data
 
         def own(share: tf.distribute.InputContext) -> tf.data.Dataset:
-            part = batches(train, size, seed, augment, step, (share.input_pipeline_id, share.num_input_pipelines))
-            endless = tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY)  # else all ask before every step
+            part = batches(
+                train,
+                size,
+                seed,
+                augment,
+                step,
+                (share.input_pipeline_id, share.num_input_pipelines),
+            )
+            # else all ask before every step
+            endless = tf.data.experimental.assert_cardinality(
+                tf.data.experimental.INFINITE_CARDINALITY
+            )
             return part.rebatch(size // replicas, drop_remainder=True).apply(endless)
 
         return self.strategy.distribute_datasets_from_function(own)
 
     def gathered(self, value: int) -> list[int]:
-        """Every worker's value, once for each of its devices, in the same order everywhere; all must call it."""
+        """Every worker's value, once for each of its devices, in the same order everywhere; all
+        must call it.
+        """
         if self.count == 1:
             return [value]
-        return self.strategy.experimental_local_results(self._gather(tf.constant([value], tf.int64)))[0].numpy().tolist()
+        return (
+            self.strategy.experimental_local_results(self._gather(tf.constant([value], tf.int64)))[
+                0
+            ]
+            .numpy()
+            .tolist()
+        )
 
     def _gather_in_graph(self, value: tf.Tensor) -> Any:
         def placed() -> tf.Tensor:
-            own = tf.distribute.get_replica_context()  # whose all_gather fails in graphs (TensorFlow 2.21)
-            place = tf.one_hot(own.replica_id_in_sync_group, self.strategy.num_replicas_in_sync, dtype=tf.int64)
+            # whose all_gather fails in graphs (TensorFlow 2.21)
+            own = tf.distribute.get_replica_context()
+            place = tf.one_hot(
+                own.replica_id_in_sync_group, self.strategy.num_replicas_in_sync, dtype=tf.int64
+            )
             return own.all_reduce(tf.distribute.ReduceOp.SUM, place * value)
 
         return self.strategy.run(placed)
@@ -263,17 +347,32 @@ class Team:
         self.gathered(0)
 
     def agree(self, step: int, experiment: Experiment[Any], train: Patches | Records) -> None:
-        """Make sure that all workers start from the same place with the same work. Raises: WorkerError: they don't."""
+        """Make sure that all workers start from the same place with the same work.
+
+        Raises:
+            WorkerError: They don't.
+        """
         if len(steps := set(self.gathered(step))) > 1:
             found = " and ".join(f"{one:,}" for one in sorted(steps))
-            raise WorkerError(f"the workers would go on from the steps {found}; the output folder must be one that all their machines see")
-        for name, fingerprint in (("config", experiment.fingerprint()), ("training patches", train.fingerprint())):
+            raise WorkerError(
+                f"the workers would go on from the steps {found}; the output folder must be one "
+                "that all their machines see"
+            )
+        for name, fingerprint in (
+            ("config", experiment.fingerprint()),
+            ("training patches", train.fingerprint()),
+        ):
             if len(set(self.gathered(int(fingerprint[:8], 16)))) > 1:
-                raise WorkerError(f"the workers' {name} differ; all of them need the same command and the same files")
+                raise WorkerError(
+                    f"the workers' {name} differ; all of them need the same command and the same "
+                    "files"
+                )
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """What TensorFlow raises inside when another worker is gone becomes a WorkerError of one sentence."""
+        """What TensorFlow raises inside when another worker is gone becomes a WorkerError of one
+        sentence.
+        """
         try:
             yield
         except tf.errors.OpError as error:
@@ -281,16 +380,25 @@ class Team:
                 raise
             log.debug("a collective operation failed", exc_info=True)
             raise WorkerError(
-                f"{_lost(error)} is gone (killed, or its machine or the network failed; what it said last tells more); once all have "
-                f"ended, the same command on all {self.count} workers goes on from the last checkpoint"
+                f"{_lost(error)} is gone (killed, or its machine or the network failed; what it "
+                "said last tells more); once all have "
+                f"ended, the same command on all {self.count} workers goes on from the last "
+                "checkpoint"
             ) from None
 
 
-GONE = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+GONE = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 
 
 def _lost(error: tf.errors.OpError) -> str:
     """The worker that an error is about, as far as it says."""
     text = str(error)
-    found = re.findall(r"/job:(\w+)(?:/replica:0)?/task:(\d+)", text.partition("unhealthy")[2] or text)
+    found = re.findall(
+        r"/job:(\w+)(?:/replica:0)?/task:(\d+)", text.partition("unhealthy")[2] or text
+    )
     return f"{found[0][0]} {found[0][1]}" if found else "another worker"

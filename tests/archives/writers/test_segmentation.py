@@ -14,7 +14,8 @@ from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion
 
-ROWS, COLS = 60, 44
+ROWS = 60
+COLS = 44
 PATIENT = {
     "PatientName": "QUIBBLE^ZEPHYRINE",
     "PatientID": "PIDXW77310",
@@ -30,7 +31,9 @@ PARAMETERS = {"detector": "ssd, step 5", "segmenter": "cgan, step 7"}
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing waits for it."""
+    """In place of the fixture for all tests: nothing here touches Keras, so nothing
+    waits for it.
+    """
 
 
 def square(kind, top, left, bottom, right):
@@ -38,7 +41,10 @@ def square(kind, top, left, bottom, right):
     return Lesion(kind, (top, left, bottom, right), (np.float32(corners),))
 
 
-LESIONS = {"Lesion 1 mass": square("mass", 5, 6, 20, 30), "Lesion 2 distortion": square("distortion", 15, 20, 40, 44)}
+LESIONS = {
+    "Lesion 1 mass": square("mass", 5, 6, 20, 30),
+    "Lesion 2 distortion": square("distortion", 15, 20, 40, 44),
+}
 
 
 @pytest.fixture
@@ -47,7 +53,12 @@ def source(tmp_path):
 
     def make(**elements):
         stored = np.linspace(0, 4095, ROWS * COLS).reshape(ROWS, COLS).astype(np.uint16)
-        write_dicom(tmp_path / "source.dcm", stored, 12, **{**PATIENT, "ImagerPixelSpacing": [0.07, 0.07], **elements})
+        write_dicom(
+            tmp_path / "source.dcm",
+            stored,
+            12,
+            **{**PATIENT, "ImagerPixelSpacing": [0.07, 0.07], **elements},
+        )
         return tmp_path / "source.dcm"
 
     return make
@@ -61,38 +72,62 @@ def written(source, tmp_path, lesions=LESIONS):
 def test_one_segment_a_lesion_overlapping_ones_too(source, tmp_path):
     read = segread(written(source(), tmp_path))
     image = pydicom.dcmread(source())
-    masks = read.get_pixels_by_source_instance([image.SOPInstanceUID], ignore_spatial_locations=True)
+    masks = read.get_pixels_by_source_instance(
+        [image.SOPInstanceUID], ignore_spatial_locations=True
+    )
     assert masks.shape == (1, ROWS, COLS, 2) and read.segmentation_type.value == "BINARY"
     for number, lesion in enumerate(LESIONS.values()):
         np.testing.assert_array_equal(masks[0, ..., number], lesion.mask(ROWS, COLS))
     assert masks[0].sum(axis=-1).max() == 2
     described = [read.get_segment_description(number) for number in read.segment_numbers]
     assert [one.segment_label for one in described] == list(LESIONS)
-    assert [one.segmented_property_type.meaning for one in described] == ["Mass", "Architectural distortion of breast"]
+    assert [one.segmented_property_type.meaning for one in described] == [
+        "Mass",
+        "Architectural distortion of breast",
+    ]
     assert {one.algorithm_type.value for one in described} == {"AUTOMATIC"}
     assert described[0].tracking_uid != described[1].tracking_uid
 
 
 def test_pydicom_reads_whose_it_is_what_it_refers_to_and_what_made_it(source, tmp_path):
-    image, found = pydicom.dcmread(source()), pydicom.dcmread(written(source(), tmp_path))
-    assert (found.Modality, found.Rows, found.Columns, found.NumberOfFrames) == ("SEG", ROWS, COLS, 2)
+    image = pydicom.dcmread(source())
+    found = pydicom.dcmread(written(source(), tmp_path))
+    assert (found.Modality, found.Rows, found.Columns, found.NumberOfFrames) == (
+        "SEG",
+        ROWS,
+        COLS,
+        2,
+    )
     frames = found.pixel_array
     np.testing.assert_array_equal(frames[1], LESIONS["Lesion 2 distortion"].mask(ROWS, COLS))
     for keyword in (*PATIENT, "StudyInstanceUID"):
         assert found[keyword].value == image[keyword].value
-    assert found.SeriesInstanceUID != image.SeriesInstanceUID and found.SOPInstanceUID != image.SOPInstanceUID
+    assert (
+        found.SeriesInstanceUID != image.SeriesInstanceUID
+        and found.SOPInstanceUID != image.SOPInstanceUID
+    )
     (series,) = found.ReferencedSeriesSequence
     (instance,) = series.ReferencedInstanceSequence
     assert series.SeriesInstanceUID == image.SeriesInstanceUID
-    assert (instance.ReferencedSOPInstanceUID, instance.ReferencedSOPClassUID) == (image.SOPInstanceUID, image.SOPClassUID)
+    assert (instance.ReferencedSOPInstanceUID, instance.ReferencedSOPClassUID) == (
+        image.SOPInstanceUID,
+        image.SOPClassUID,
+    )
     for frame in found.PerFrameFunctionalGroupsSequence:
         reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
-        assert reference.ReferencedSOPInstanceUID == image.SOPInstanceUID and reference.SpatialLocationsPreserved == "YES"
+        assert (
+            reference.ReferencedSOPInstanceUID == image.SOPInstanceUID
+            and reference.SpatialLocationsPreserved == "YES"
+        )
     (algorithm,) = found.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Artificial Intelligence"
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("tfmammo", "0.1.0")
     assert "cgan, step 7" in algorithm.AlgorithmParameters
-    assert found.ImageType[0] == "DERIVED" and found.Manufacturer == "tfmammo" and "AI" in found.SeriesDescription
+    assert (
+        found.ImageType[0] == "DERIVED"
+        and found.Manufacturer == "tfmammo"
+        and "AI" in found.SeriesDescription
+    )
     assert found.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
 
 
@@ -145,7 +180,9 @@ def test_a_source_without_identifiers(source, tmp_path, keyword):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset.save_as(path, enforce_file_format=False)
-    with pytest.raises(ArchiveError, match=f"source.dcm: has no {keyword}, so no segmentation can refer to it"):
+    with pytest.raises(
+        ArchiveError, match=f"source.dcm: has no {keyword}, so no segmentation can refer to it"
+    ):
         written(path, tmp_path)
     assert not (tmp_path / "seg.dcm").exists()
 
@@ -154,7 +191,11 @@ def test_nothing_of_the_patient_is_said(source, tmp_path, caplog, capfd):
     """highdicom quotes names that look odd to it, in warnings and log lines, and pydicom values."""
     caplog.set_level(logging.DEBUG)
     path = source(PatientSize="1.65")
-    path.write_bytes(path.read_bytes().replace(b"QUIBBLE^ZEPHYRINE", b"QUIBBLE ZEPHYRINE").replace(b"ACCVN99344", b"ACCVN9934\x19"))
+    path.write_bytes(
+        path.read_bytes()
+        .replace(b"QUIBBLE^ZEPHYRINE", b"QUIBBLE ZEPHYRINE")
+        .replace(b"ACCVN99344", b"ACCVN9934\x19")
+    )
     caplog.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -166,7 +207,9 @@ def test_nothing_of_the_patient_is_said(source, tmp_path, caplog, capfd):
 
 def test_what_highdicom_refuses_is_one_sentence_without_its_words(source, tmp_path):
     path = source(StudyInstanceUID=["1.2.3", "1.2.4"])
-    with pytest.raises(ArchiveError, match=r"source.dcm: no segmentation can refer to it \(\w+\)$") as raised:
+    with pytest.raises(
+        ArchiveError, match=r"source.dcm: no segmentation can refer to it \(\w+\)$"
+    ) as raised:
         written(path, tmp_path)
     assert raised.value.__cause__ is None and raised.value.__suppress_context__
 
@@ -174,5 +217,7 @@ def test_what_highdicom_refuses_is_one_sentence_without_its_words(source, tmp_pa
 def test_no_source_and_no_place(source, tmp_path):
     with pytest.raises(ArchiveError, match=r"nowhere\.dcm: no such file"):
         segmentation.write(tmp_path / "seg.dcm", tmp_path / "nowhere.dcm", LESIONS, "1", PARAMETERS)
-    with pytest.raises(ArchiveError, match=r"away/seg\.dcm: can't be written \(No such file or directory\)"):
+    with pytest.raises(
+        ArchiveError, match=r"away/seg\.dcm: can't be written \(No such file or directory\)"
+    ):
         segmentation.write(tmp_path / "away/seg.dcm", source(), LESIONS, "1", PARAMETERS)

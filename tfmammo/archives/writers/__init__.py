@@ -1,1 +1,3 @@
-"""Records -> files as the archives distribute them: for tests, trials and benchmarks without anybody's data."""
+"""Records -> files as the archives distribute them: for tests, trials and benchmarks
+without anybody's data.
+"""

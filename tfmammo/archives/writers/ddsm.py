@@ -1,4 +1,6 @@
-"""Mammograms -> DDSM as it is distributed: case folders with .ics, .OVERLAY and lossless JPEG as the PVRG codec writes it."""
+"""Mammograms -> DDSM as it is distributed: case folders with .ics, .OVERLAY and lossless
+JPEG as the PVRG codec writes it.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,18 @@ _SITES: dict[ljpeg.Scanner, tuple[str, str, int]] = {  # letter of the case, DIG
     "howtek_ismd": ("D", "HOWTEK 43.5", 12),
     "lumisys": ("B", "LUMISYS LASER", 12),
 }
-_CODES = {(-1, 0): 0, (-1, 1): 1, (0, 1): 2, (1, 1): 3, (1, 0): 4, (1, -1): 5, (0, -1): 6, (-1, -1): 7}
-_LENGTHS = (2, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 10, 11, 12)  # of the Huffman codes, the most frequent category first
+_CODES = {
+    (-1, 0): 0,
+    (-1, 1): 1,
+    (0, 1): 2,
+    (1, 1): 3,
+    (1, 0): 4,
+    (1, -1): 5,
+    (0, -1): 6,
+    (-1, -1): 7,
+}
+# of the Huffman codes, the most frequent category first
+_LENGTHS = (2, 3, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 9, 10, 11, 12)
 
 
 def write(
@@ -40,12 +52,21 @@ def write(
 ) -> list[Path]:
     """Write mammograms as DDSM distributes its own: root/cases/<kind>s/<kind>_01/case0001/...
 
-    Args:     mammograms: of any archive, with laterality and view, a patient's no two alike; lesions need outlines.
-              root: a folder, made where missing. scanner: whose calibration maps densities to grey levels. form: of the
-              images: compressed, or as users decode them. transposed: exchange width and height in the JPEG's header.
-              selected: SELECTED where SEQUENCE should stand. laser: False leaves LASER off LUMISYS.
-    Returns:  the image files, in the order given. Cases are numbered by patient, from 1.
-    Raises:   ValueError: laterality or view is missing, or a lesion has no outline.
+    Args:
+        mammograms: Of any archive, with laterality and view, a patient's no two alike; lesions need
+            outlines.
+        root: A folder, made where missing.
+        scanner: Whose calibration maps densities to grey levels.
+        form: Of the images: compressed, or as users decode them.
+        transposed: Exchange width and height in the JPEG's header.
+        selected: SELECTED where SEQUENCE should stand.
+        laser: False leaves LASER off LUMISYS.
+
+    Returns:
+        The image files, in the order given. Cases are numbered by patient, from 1.
+
+    Raises:
+        ValueError: Laterality or view is missing, or a lesion has no outline.
     """
     letter, digitizer, bits = _SITES[scanner]
     patients: dict[str, list[Mammogram]] = defaultdict(list)
@@ -70,11 +91,15 @@ def write(
             "SELECTED" if selected else "SEQUENCE",
             *lines,
         ]
-        (folder / f"{letter}-{number:04d}-1.ics").write_text("\n".join(header) + "\n", encoding="ascii")
+        (folder / f"{letter}-{number:04d}-1.ics").write_text(
+            "\n".join(header) + "\n", encoding="ascii"
+        )
         for mammogram in images:
             stem = f"{letter}_{number:04d}_1.{_name(mammogram)}"
             paths[id(mammogram)] = folder / f"{stem}.{form}"
-            density = ljpeg.MAX_DENSITY - (ljpeg.MAX_DENSITY - ljpeg.MIN_DENSITY) * mammogram.pixels()[..., 0].astype(np.float64)
+            density = ljpeg.MAX_DENSITY - (
+                ljpeg.MAX_DENSITY - ljpeg.MIN_DENSITY
+            ) * mammogram.pixels()[..., 0].astype(np.float64)
             _write_image(paths[id(mammogram)], ljpeg.grey_level(density, scanner), form, transposed)
             if mammogram.lesions:
                 (folder / f"{stem}.OVERLAY").write_text(overlay(mammogram), encoding="ascii")
@@ -85,27 +110,40 @@ def _kind(images: list[Mammogram]) -> str:
     found = {mammogram.pathology for mammogram in images}
     if "malignant" in found:
         return "cancer"
-    return "benign" if "benign" in found or any(mammogram.lesions for mammogram in images) else "normal"
+    return (
+        "benign"
+        if "benign" in found or any(mammogram.lesions for mammogram in images)
+        else "normal"
+    )
 
 
 def _name(mammogram: Mammogram) -> str:
     if mammogram.laterality is None or mammogram.view is None:
-        raise ValueError(f"{mammogram.image_id}: DDSM names its files by laterality and view, and one is missing")
+        raise ValueError(
+            f"{mammogram.image_id}: DDSM names its files by laterality and view, and one is missing"
+        )
     return f"{'LEFT' if mammogram.laterality == 'L' else 'RIGHT'}_{mammogram.view}"
 
 
 def _view_line(mammogram: Mammogram, bits: int) -> str:
     spacing = mammogram.spacing[0] if mammogram.spacing else 0.05
-    size = f"LINES {mammogram.rows} PIXELS_PER_LINE {mammogram.cols} BITS_PER_PIXEL {bits} RESOLUTION {1000 * spacing:g}"
+    size = (
+        f"LINES {mammogram.rows} PIXELS_PER_LINE {mammogram.cols} BITS_PER_PIXEL {bits} "
+        f"RESOLUTION {1000 * spacing:g}"
+    )
     return f"{_name(mammogram)} {size} {'OVERLAY' if mammogram.lesions else 'NON_OVERLAY'}"
 
 
 def overlay(mammogram: Mammogram) -> str:
-    """The text of an .OVERLAY: one abnormality for each connected part of each lesion's mask, traced along its border pixels."""
+    """The text of an .OVERLAY: one abnormality for each connected part of each lesion's mask,
+    traced along its border pixels.
+    """
     parts = [
         (lesion, contour[:, 0])
         for lesion in mammogram.lesions
-        for contour in cv2.findContours(lesion.mask(mammogram.rows, mammogram.cols), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+        for contour in cv2.findContours(
+            lesion.mask(mammogram.rows, mammogram.cols), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        )[0]
     ]
     lines = [f"TOTAL_ABNORMALITIES {len(parts)}"]
     for number, (lesion, contour) in enumerate(parts, start=1):
@@ -124,7 +162,8 @@ def overlay(mammogram: Mammogram) -> str:
 
 
 def _lesion_type(lesion: Lesion) -> str:
-    shape, margin = (lesion.shape or "N/A").upper(), (lesion.margin or "N/A").upper()
+    shape = (lesion.shape or "N/A").upper()
+    margin = (lesion.margin or "N/A").upper()
     if lesion.kind == "calcification":
         return f"CALCIFICATION TYPE {shape} DISTRIBUTION N/A"
     if lesion.kind == "mass":
@@ -133,9 +172,12 @@ def _lesion_type(lesion: Lesion) -> str:
 
 
 def _chain(contour: NDArray) -> str:
-    """A closed border of 8-connected pixels, int [points, 2] of (col, row), as DDSM's chain code."""
+    """A closed border of 8-connected pixels, int [points, 2] of (col, row), as DDSM's
+    chain code.
+    """
     steps = np.diff(contour, axis=0, append=contour[:1])
-    codes = [str(_CODES[row, col]) for col, row in steps.tolist() if (row, col) != (0, 0)]  # a single pixel has no step
+    # a single pixel has no step
+    codes = [str(_CODES[row, col]) for col, row in steps.tolist() if (row, col) != (0, 0)]
     return " ".join([*map(str, contour[0].tolist()), *codes, "#"])
 
 
@@ -148,35 +190,54 @@ def _write_image(path: Path, grey: NDArray[np.uint16], form: Form, transposed: b
         Image.fromarray(grey).save(path)
 
 
-def encode(grey: NDArray[np.uint16], predictor: int = 7, precision: int = 16, conforming: bool = False) -> bytes:
+def encode(
+    grey: NDArray[np.uint16], predictor: int = 7, precision: int = 16, conforming: bool = False
+) -> bytes:
     """Grey levels -> lossless JPEG with one Huffman table, no restarts, as PVRG writes it.
 
-    Args:     grey: uint16 [rows, cols], below 2^precision. predictor: 1 to 7. conforming: predict the first line from the left, as the
-              standard wants it and PVRG doesn't: see tfmammo.archives.ljpeg.
-    Source:   ITU-T T.81, annex H.
+    Args:
+        grey: uint16 [rows, cols], below 2^precision.
+        predictor: 1 to 7.
+        conforming: Predict the first line from the left, as the standard wants it and PVRG doesn't:
+            see tfmammo.archives.ljpeg.
+
+    Source:
+        ITU-T T.81, annex H.
     """
     values = _differences(grey, predictor, precision, conforming).ravel()
     sizes = np.ceil(np.log2(np.abs(values) + 1.0)).astype(np.int64)
     categories = np.argsort(-np.bincount(sizes, minlength=17), kind="stable")
-    codes, lengths = np.zeros(17, np.int64), np.zeros(17, np.int64)
+    codes = np.zeros(17, np.int64)
+    lengths = np.zeros(17, np.int64)
     code = 0
     for category, length, last in zip(categories, _LENGTHS, (2, *_LENGTHS), strict=False):
         code <<= length - last
-        codes[category], lengths[category] = code, length
+        codes[category] = code
+        lengths[category] = length
         code += 1
     extra = np.where(sizes == 16, 0, sizes)  # a difference of 32768 needs no further bits
     bits = (codes[sizes] << extra) | (np.where(values < 0, values - 1, values) & ((1 << extra) - 1))
     scan = _pack(bits, lengths[sizes] + extra).replace(b"\xff", b"\xff\0")
     frame = struct.pack(">HBHHBBBB", 11, precision, *grey.shape, 1, 1, 0x11, 0)
-    table = struct.pack(">HB", 36, 0) + bytes(_LENGTHS.count(length) for length in range(1, 17)) + bytes(categories.tolist())
+    table = (
+        struct.pack(">HB", 36, 0)
+        + bytes(_LENGTHS.count(length) for length in range(1, 17))
+        + bytes(categories.tolist())
+    )
     start = struct.pack(">HBBBBBB", 8, 1, 1, 0, predictor, 0, 0)
-    return b"".join((b"\xff\xd8\xff\xc3", frame, b"\xff\xc4", table, b"\xff\xda", start, scan, b"\xff\xd9"))
+    return b"".join(
+        (b"\xff\xd8\xff\xc3", frame, b"\xff\xc4", table, b"\xff\xda", start, scan, b"\xff\xd9")
+    )
 
 
-def _differences(grey: NDArray[np.uint16], predictor: int, precision: int, conforming: bool) -> NDArray[np.int64]:
+def _differences(
+    grey: NDArray[np.uint16], predictor: int, precision: int, conforming: bool
+) -> NDArray[np.int64]:
     """Value - prediction modulo 2^16, from -32767 to 32768."""
     padded = np.pad(grey.astype(np.int64), ((1, 0), (1, 0)), constant_values=1 << (precision - 1))
-    left, above, corner = padded[1:, :-1], padded[:-1, 1:], padded[:-1, :-1]
+    left = padded[1:, :-1]
+    above = padded[:-1, 1:]
+    corner = padded[:-1, :-1]
     predicted = {
         1: left,
         2: above,
@@ -193,7 +254,9 @@ def _differences(grey: NDArray[np.uint16], predictor: int, precision: int, confo
 
 
 def _pack(bits: NDArray[np.int64], lengths: NDArray[np.int64]) -> bytes:
-    """The lowest lengths[i] bits of each bits[i], the highest first, filled up with 1s to whole bytes."""
+    """The lowest lengths[i] bits of each bits[i], the highest first, filled up with 1s to whole
+    bytes.
+    """
     begins = np.cumsum(lengths) - lengths
     stream = np.ones(-(-int(lengths.sum()) // 8) * 8, np.uint8)
     for place in range(int(lengths.max())):

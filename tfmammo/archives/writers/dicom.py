@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
-MAMMOGRAPHY = UID("1.2.840.10008.5.1.4.1.1.1.2")  # digital mammography x-ray image, for presentation
+# digital mammography x-ray image, for presentation
+MAMMOGRAPHY = UID("1.2.840.10008.5.1.4.1.1.1.2")
 SECONDARY_CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
 
 
@@ -25,26 +26,42 @@ def write_dicom(
 ) -> None:
     """Write one grey image; the folder is made where missing.
 
-    Args:     path: where. stored: [rows, cols], the values as they shall stand in the file, signed or not; 8 bits
-              allocated up to bits = 8, else 16. bits: BitsStored. sop_class, syntax: uncompressed or one that pydicom
-              encodes with its installed plugins. elements: further elements by keyword; one that is None is left out. Study,
-              series and instance have UIDs of their own unless they are given.
+    Args:
+        path: Where.
+        stored: [rows, cols], the values as they shall stand in the file, signed or not; 8 bits
+            allocated up to bits = 8, else 16.
+        bits: BitsStored.
+        sop_class: Uncompressed or one that pydicom encodes with its installed plugins.
+        syntax: Uncompressed or one that pydicom encodes with its installed plugins.
+        elements: Further elements by keyword; one that is None is left out. Study, series and
+            instance have UIDs of their own unless they are given.
     """
     allocated = 8 if bits <= 8 else 16
     signed = np.issubdtype(stored.dtype, np.signedinteger)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = sop_class
-    meta.MediaStorageSOPInstanceUID = UID(elements.get("SOPInstanceUID") or generate_uid(entropy_srcs=[str(path)]))
+    meta.MediaStorageSOPInstanceUID = UID(
+        elements.get("SOPInstanceUID") or generate_uid(entropy_srcs=[str(path)])
+    )
     meta.TransferSyntaxUID = syntax if not syntax.is_compressed else ExplicitVRLittleEndian
-    encoding = {"is_implicit_VR": syntax.is_implicit_VR, "is_little_endian": syntax.is_little_endian}
+    encoding = {
+        "is_implicit_VR": syntax.is_implicit_VR,
+        "is_little_endian": syntax.is_little_endian,
+    }
     dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128, **encoding)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class, meta.MediaStorageSOPInstanceUID
+    dataset.SOPClassUID = sop_class
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     for level in ("StudyInstanceUID", "SeriesInstanceUID"):
         setattr(dataset, level, generate_uid(entropy_srcs=[level, str(path)]))
-    dataset.Modality, dataset.PatientID, dataset.PatientName = "MG", "removed", "removed"
+    dataset.Modality = "MG"
+    dataset.PatientID = "removed"
+    dataset.PatientName = "removed"
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *stored.shape, 1
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = allocated, bits, bits - 1
-    dataset.PixelRepresentation, dataset.PhotometricInterpretation = int(signed), "MONOCHROME2"
+    dataset.BitsAllocated = allocated
+    dataset.BitsStored = bits
+    dataset.HighBit = bits - 1
+    dataset.PixelRepresentation = int(signed)
+    dataset.PhotometricInterpretation = "MONOCHROME2"
     for name, value in elements.items():
         if value is not None:
             setattr(dataset, name, value)

@@ -1,4 +1,6 @@
-"""Mammograms -> a folder that other programs read too: images, masks or COCO annotations, metadata.csv."""
+"""Mammograms -> a folder that other programs read too: images, masks or COCO annotations,
+metadata.csv.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,21 @@ def write(
     ending: str = ".png",
     bits: int = 16,
 ) -> list[Path]:
-    """Write mammograms of any archive, numbered in the order given; patients stay the pseudonyms that they are.
+    """Write mammograms of any archive, numbered in the order given; patients stay the pseudonyms
+    that they are.
 
-    Args:     root: a folder, made where missing. annotations: one PNG per lesion, or annotations.json with outlines,
-              run-length encodings or boxes; lesions without an outline can be written as boxes alone.
-              ending: .png, .tif, .pgm, .dcm, or with 8 bits also .bmp and .jpg (which loses).
-              bits: 1 to 16; pixels are rint(value * (2^bits - 1)), in 8 bits where they fit, else in 16.
-    Returns:  the image files, in the order given.
-    Raises:   ValueError: a lesion has no outline to draw.
+    Args:
+        root: A folder, made where missing.
+        annotations: One PNG per lesion, or annotations.json with outlines, run-length encodings or
+            boxes; lesions without an outline can be written as boxes alone.
+        ending: .png, .tif, .pgm, .dcm, or with 8 bits also .bmp and .jpg (which loses).
+        bits: 1 to 16; pixels are rint(value * (2^bits - 1)), in 8 bits where they fit, else in 16.
+
+    Returns:
+        The image files, in the order given.
+
+    Raises:
+        ValueError: A lesion has no outline to draw.
     """
     root.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -44,21 +53,36 @@ def write(
     entries: list[dict[str, Any]] = []
     for number, mammogram in enumerate(mammograms, start=1):
         paths.append(root / "images" / f"{number:06d}{ending}")
-        stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
+        stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(
+            np.uint8 if bits <= 8 else np.uint16
+        )
         _write_image(paths[-1], stored, bits, mammogram)
         table.append(_row(paths[-1].name, mammogram, bits))
         if annotations == "masks":
             table += _write_masks(root / "masks", paths[-1].stem, mammogram)
         else:
-            images.append({"id": number, "file_name": paths[-1].name, "height": mammogram.rows, "width": mammogram.cols})
-            entries += [_annotation(lesion, mammogram, number, annotations) for lesion in mammogram.lesions]
+            images.append(
+                {
+                    "id": number,
+                    "file_name": paths[-1].name,
+                    "height": mammogram.rows,
+                    "width": mammogram.cols,
+                }
+            )
+            entries += [
+                _annotation(lesion, mammogram, number, annotations) for lesion in mammogram.lesions
+            ]
     with (root / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
         writer.writerows(table)
     if annotations != "masks":
         categories = [{"id": number, "name": kind} for kind, number in CATEGORIES.items()]
-        content = {"images": images, "annotations": [{"id": i, **entry} for i, entry in enumerate(entries, 1)], "categories": categories}
+        content = {
+            "images": images,
+            "annotations": [{"id": i, **entry} for i, entry in enumerate(entries, 1)],
+            "categories": categories,
+        }
         (root / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
     return paths
 
@@ -67,7 +91,14 @@ def _write_image(path: Path, stored: NDArray[np.integer], bits: int, mammogram: 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".dcm":
         spacing = list(mammogram.spacing) if mammogram.spacing else None
-        write_dicom(path, stored, bits, ImageLaterality=mammogram.laterality, ViewPosition=mammogram.view, PixelSpacing=spacing)
+        write_dicom(
+            path,
+            stored,
+            bits,
+            ImageLaterality=mammogram.laterality,
+            ViewPosition=mammogram.view,
+            PixelSpacing=spacing,
+        )
     elif path.suffix == ".pgm":
         head = f"P5\n{stored.shape[1]} {stored.shape[0]}\n{2**bits - 1}\n".encode()
         path.write_bytes(head + stored.astype(np.uint8 if bits <= 8 else ">u2").tobytes())
@@ -76,7 +107,11 @@ def _write_image(path: Path, stored: NDArray[np.integer], bits: int, mammogram: 
 
 
 def _row(file: str, mammogram: Mammogram, bits: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"file": file, "patient": mammogram.patient_id, "split": mammogram.official_split}
+    row: dict[str, Any] = {
+        "file": file,
+        "patient": mammogram.patient_id,
+        "split": mammogram.official_split,
+    }
     row |= {name: getattr(mammogram, name) for name in _FACTS}
     if mammogram.spacing:
         row["spacing"] = " x ".join(map(repr, map(float, mammogram.spacing)))
@@ -91,8 +126,17 @@ def _write_masks(folder: Path, stem: str, mammogram: Mammogram) -> list[dict[str
     rows = []
     for number, lesion in enumerate(mammogram.lesions, start=1):
         name = f"{stem}_{number}.png"
-        Image.fromarray(lesion.mask(mammogram.rows, mammogram.cols) * np.uint8(255)).save(folder / name)
-        rows.append({"file": name, **{fact: getattr(lesion, fact) for fact in ("kind", "shape", "margin", "pathology")}})
+        Image.fromarray(lesion.mask(mammogram.rows, mammogram.cols) * np.uint8(255)).save(
+            folder / name
+        )
+        rows.append(
+            {
+                "file": name,
+                **{
+                    fact: getattr(lesion, fact) for fact in ("kind", "shape", "margin", "pathology")
+                },
+            }
+        )
     return rows
 
 
@@ -110,7 +154,12 @@ def _annotation(lesion: Lesion, mammogram: Mammogram, image: int, form: str) -> 
     mask = lesion.mask(mammogram.rows, mammogram.cols)
     entry["area"] = int(mask.sum())
     if form == "polygons":  # COCO counts from the image's corner, we from the first pixel's centre
-        return entry | {"segmentation": [(outline[:, ::-1].astype(float) + 0.5).ravel().tolist() for outline in lesion.outlines]}
+        return entry | {
+            "segmentation": [
+                (outline[:, ::-1].astype(float) + 0.5).ravel().tolist()
+                for outline in lesion.outlines
+            ]
+        }
     flat = np.concatenate([[0], mask.T.ravel()])  # runs begin with one of 0
     borders = np.flatnonzero(np.diff(flat))
     runs = np.diff([0, *borders.tolist(), mask.size])

@@ -14,16 +14,38 @@ import pandas as pd
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.mammogram import Mammogram
 
-_CSV_COLUMNS = ["Patient ID", "Patient age", "Laterality", "View", "Acquisition date", "File Name", "ACR", "Bi-Rads"]
+_CSV_COLUMNS = [
+    "Patient ID",
+    "Patient age",
+    "Laterality",
+    "View",
+    "Acquisition date",
+    "File Name",
+    "ACR",
+    "Bi-Rads",
+]
 
 
-def write(mammograms: Iterable[Mammogram], root: Path, *, bits: int = 14, monochrome1: bool = False, xls: bool = False) -> list[Path]:
-    """Write mammograms as INbreast distributes its own: AllDICOMs, AllXML (of those with lesions), INbreast.csv.
+def write(
+    mammograms: Iterable[Mammogram],
+    root: Path,
+    *,
+    bits: int = 14,
+    monochrome1: bool = False,
+    xls: bool = False,
+) -> list[Path]:
+    """Write mammograms as INbreast distributes its own: AllDICOMs, AllXML (of those with lesions),
+    INbreast.csv.
 
-    Args:     mammograms: of any archive, each with laterality and view. root: a folder, made where missing.
-              bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)). monochrome1: store them inverted.
-              xls: also write INbreast.xls, which needs the package xlwt.
-    Returns:  the DICOM files, in the order given; their file numbers rise from 20000001.
+    Args:
+        mammograms: Of any archive, each with laterality and view.
+        root: A folder, made where missing.
+        bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
+        monochrome1: Store them inverted.
+        xls: Also write INbreast.xls, which needs the package xlwt.
+
+    Returns:
+        The DICOM files, in the order given; their file numbers rise from 20000001.
     """
     table: list[dict[str, Any]] = []
     paths: list[Path] = []
@@ -31,8 +53,14 @@ def write(mammograms: Iterable[Mammogram], root: Path, *, bits: int = 14, monoch
         (root / folder).mkdir(parents=True, exist_ok=True)
     for number, mammogram in enumerate(mammograms, start=20_000_001):
         view = "ML" if mammogram.view == "MLO" else mammogram.view
-        paths.append(root / "AllDICOMs" / f"{number}_{mammogram.patient_id}_MG_{mammogram.laterality}_{view}_ANON.dcm")
-        stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(np.uint16)
+        paths.append(
+            root
+            / "AllDICOMs"
+            / f"{number}_{mammogram.patient_id}_MG_{mammogram.laterality}_{view}_ANON.dcm"
+        )
+        stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(
+            np.uint16
+        )
         write_dicom(
             paths[-1],
             2**bits - 1 - stored if monochrome1 else stored,
@@ -50,7 +78,12 @@ def write(mammograms: Iterable[Mammogram], root: Path, *, bits: int = 14, monoch
 
 
 def _write_plist(path: Path, mammogram: Mammogram) -> None:
-    names = {"mass": "Mass", "calcification": "Cluster", "asymmetry": "Asymmetry", "distortion": "Distortion"}
+    names = {
+        "mass": "Mass",
+        "calcification": "Cluster",
+        "asymmetry": "Asymmetry",
+        "distortion": "Distortion",
+    }
     regions: list[dict[str, Any]] = []
     for lesion in mammogram.lesions:
         for outline in lesion.outlines:
@@ -58,7 +91,10 @@ def _write_plist(path: Path, mammogram: Mammogram) -> None:
             row, col = outline.mean(axis=0).tolist()
             regions.append(
                 {
-                    "Area": cv2.contourArea(outline) * (mammogram.spacing or (0.07, 0.07))[0] ** 2 / 100,  # cm2
+                    # cm2
+                    "Area": cv2.contourArea(outline)
+                    * (mammogram.spacing or (0.07, 0.07))[0] ** 2
+                    / 100,
                     "Center": f"({col:.6f}, {row:.6f})",
                     "IndexInImage": len(regions),
                     "Name": names[lesion.kind],
@@ -69,12 +105,19 @@ def _write_plist(path: Path, mammogram: Mammogram) -> None:
                 }
             )
     with path.open("wb") as file:
-        plistlib.dump({"Images": [{"ImageIndex": 0, "NumberOfROIs": len(regions), "ROIs": regions}]}, file)
+        plistlib.dump(
+            {"Images": [{"ImageIndex": 0, "NumberOfROIs": len(regions), "ROIs": regions}]}, file
+        )
 
 
 def _row(number: int, mammogram: Mammogram) -> dict[str, Any]:
     kinds = {lesion.kind for lesion in mammogram.lesions}
-    marks = {"Mass ": "mass", "Micros": "calcification", "Distortion": "distortion", "Asymmetry": "asymmetry"}
+    marks = {
+        "Mass ": "mass",
+        "Micros": "calcification",
+        "Distortion": "distortion",
+        "Asymmetry": "asymmetry",
+    }
     return {
         "Patient ID": "removed",
         "Patient age": "removed",
@@ -99,9 +142,16 @@ def _write_xls(path: Path, table: list[dict[str, Any]]) -> None:
     book = xlwt.Workbook()
     sheet = book.add_sheet("Folha1")
     columns = list(table[0]) if table else ["File Name"]
-    counts = {column: sum(row[column] == "X" for row in table) for column in ("Mass ", "Micros") if table}
-    rows = [dict(zip(columns, columns, strict=True)), *table, {}, {"Patient ID": "Total", **counts}]  # two rows of junk at the end
+    counts = {
+        column: sum(row[column] == "X" for row in table) for column in ("Mass ", "Micros") if table
+    }
+    # two rows of junk at the end
+    rows = [dict(zip(columns, columns, strict=True)), *table, {}, {"Patient ID": "Total", **counts}]
     for index, row in enumerate(rows):
         for column, value in row.items():
-            sheet.write(index, columns.index(column), float(value) if column == "File Name" and index else value)
+            sheet.write(
+                index,
+                columns.index(column),
+                float(value) if column == "File Name" and index else value,
+            )
     book.save(str(path))

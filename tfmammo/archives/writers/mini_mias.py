@@ -46,16 +46,25 @@ def write(
     comment: bool = False,
     note_3: bool = False,
 ) -> list[Path]:
-    """Write mammograms as mini-MIAS distributes its own: PGM of 8 bit, 1024 x 1024 px, and Info.txt behind its prose.
+    """Write mammograms as mini-MIAS distributes its own: PGM of 8 bit, 1024 x 1024 px, and Info.txt
+    behind its prose.
 
-    Images of another size are centred in the square, padded with black or cut, as the archive did; circles move along. The
-    left and the right film of a patient become a pair; who has several of one side gets several pairs, and is read back as
-    several patients. Whatever its view, a film is read back as MLO, since the archive has no other.
+    Images of another size are centred in the square, padded with black or cut, as the archive did;
+    circles move along. The left and the right film of a patient become a pair; who has several of
+    one side gets several pairs, and is read back as several patients. Whatever its view, a film is
+    read back as MLO, since the archive has no other.
 
-    Args:     mammograms: of any archive, each with laterality; lesions with outlines, of which the circle around them is kept.
-              root: a folder, made where missing. folder: of the images beneath root. upper_case: MDB001.PGM and INFO.TXT.
-              comment: a comment in the header of the PGM. note_3: `*NOTE 3*` in place of every calcification's circle.
-    Returns:  the image files, in the order given; pixels are rint(value * 255).
+    Args:
+        mammograms: Of any archive, each with laterality; lesions with outlines, of which the circle
+            around them is kept.
+        root: A folder, made where missing.
+        folder: Of the images beneath root.
+        upper_case: MDB001.PGM and INFO.TXT.
+        comment: A comment in the header of the PGM.
+        note_3: `*NOTE 3*` in place of every calcification's circle.
+
+    Returns:
+        The image files, in the order given; pixels are rint(value * 255).
     """
     names = _Names()
     paths: list[Path] = []
@@ -64,12 +73,16 @@ def write(
     for mammogram in mammograms:
         name = names.next(mammogram)
         paths.append(root / folder / (f"{name}.pgm".upper() if upper_case else f"{name}.pgm"))
-        grey = np.rint(_centred(mammogram.pixels()[..., 0]).astype(np.float64) * 255).astype(np.uint8)
+        grey = np.rint(_centred(mammogram.pixels()[..., 0]).astype(np.float64) * 255).astype(
+            np.uint8
+        )
         remark = b"# CREATOR: XV Version 3.10a\n" if comment else b""
         paths[-1].write_bytes(b"P5\n" + remark + b"%d %d\n255\n" % (_SIZE, _SIZE) + grey.tobytes())
         rows[name] = _rows(name, mammogram, note_3)
     table = "\n".join(row for name in sorted(rows) for row in rows[name])
-    (root / ("INFO.TXT" if upper_case else "Info.txt")).write_text(_PROSE + table + "\n", encoding="ascii")
+    (root / ("INFO.TXT" if upper_case else "Info.txt")).write_text(
+        _PROSE + table + "\n", encoding="ascii"
+    )
     return paths
 
 
@@ -81,15 +94,20 @@ class _Names:
         self.free: dict[tuple[str, int], list[int]] = defaultdict(list)
 
     def next(self, mammogram: Mammogram) -> str:
-        """The name of a mammogram's film: the free place of its side in a pair of its patient, else in a new pair."""
+        """The name of a mammogram's film: the free place of its side in a pair of its patient, else
+        in a new pair.
+        """
         if mammogram.laterality is None:
-            raise ValueError(f"{mammogram.image_id}: mini-MIAS numbers its films by side, and this one has none")
+            raise ValueError(
+                f"{mammogram.image_id}: mini-MIAS numbers its films by side, and this one has none"
+            )
         side = 1 if mammogram.laterality == "L" else 2
         waiting = self.free[mammogram.patient_id, side]
         if waiting:
             pair = waiting.pop(0)
         else:
-            pair, self.pairs = self.pairs, self.pairs + 1
+            pair = self.pairs
+            self.pairs = self.pairs + 1
             self.free[mammogram.patient_id, 3 - side].append(pair)
         return f"mdb{2 * pair + side:03d}"
 
@@ -120,8 +138,11 @@ def _rows(name: str, mammogram: Mammogram, note_3: bool) -> list[str]:
 
 def _circle(lesion: Lesion, mammogram: Mammogram) -> str:
     if not lesion.outlines:
-        raise ValueError(f"{mammogram.image_id}: a lesion has a box but no outline, so no circle encloses it")
+        raise ValueError(
+            f"{mammogram.image_id}: a lesion has a box but no outline, so no circle encloses it"
+        )
     (row, col), radius = cv2.minEnclosingCircle(np.concatenate(lesion.outlines))
-    (down, up), (right, left) = _shift(mammogram.rows), _shift(mammogram.cols)
+    (down, up) = _shift(mammogram.rows)
+    (right, left) = _shift(mammogram.cols)
     x, y = np.rint([col + right - left, _SIZE - (row + down - up)]).astype(int)
     return f"{x} {y} {max(round(radius), 1)}"

@@ -1,4 +1,6 @@
-"""Mammograms -> OMI-DB as it is distributed: data (imagedb, nbss, DICOM headers as JSON) and images."""
+"""Mammograms -> OMI-DB as it is distributed: data (imagedb, nbss, DICOM headers as JSON)
+and images.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,24 @@ _FLAGS = {
     "asymmetry": "FocalAsymmetry",
     "distortion": "ArchitecturalDistortion",
 }
-_OTHER_FLAGS = ("Dystrophic", "FatNecrosis", "MilkOfCalcium", "OtherBenignCluster", "PlasmaCellMastitis", "Skin")
+_OTHER_FLAGS = (
+    "Dystrophic",
+    "FatNecrosis",
+    "MilkOfCalcium",
+    "OtherBenignCluster",
+    "PlasmaCellMastitis",
+    "Skin",
+)
 _MORE_FLAGS = ("SutureCalcification", "Vascular", "WithCalcification")
-_MARGINS = {"circumscribed": "well_defined", "indistinct": "ill_defined", "spiculated": "spiculated"}
+_MARGINS = {
+    "circumscribed": "well_defined",
+    "indistinct": "ill_defined",
+    "spiculated": "spiculated",
+}
 _SIDES = {"L": "left_opinion", "R": "right_opinion"}
 _OPINIONS = {"normal": ("ON", "B1"), "benign": ("OB", "B2"), "malignant": ("OM", "B5")}
-_DATE, _OTHER_DATE = "2015-03-02", "2011-05-06"
+_DATE = "2015-03-02"
+_OTHER_DATE = "2011-05-06"
 
 
 def write(
@@ -37,20 +51,29 @@ def write(
 ) -> list[Path]:
     """Write mammograms as OMI-DB distributes its own; a patient is a client with one episode.
 
-    Images of unknown pathology stand in a study without an episode. Lesions are written as boxes, outlines are lost.
+    Images of unknown pathology stand in a study without an episode. Lesions are written as boxes,
+    outlines are lost.
 
-    Args:     mammograms: of any archive, each with laterality and view. root: a folder, made where missing.
-              bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)). upper: DATA, IMAGES, IMAGEDB_ and NBSS_.
-              dcm_json: headers are called <image>.dcm.json, not <image>.json.
-    Returns:  the DICOM files, in the order given.
+    Args:
+        mammograms: Of any archive, each with laterality and view.
+        root: A folder, made where missing.
+        bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
+        upper: DATA, IMAGES, IMAGEDB_ and NBSS_.
+        dcm_json: Headers are called <image>.dcm.json, not <image>.json.
+
+    Returns:
+        The DICOM files, in the order given.
     """
-    data, images, imagedb, nbss = (name.upper() if upper else name for name in ("data", "images", "imagedb", "nbss"))
+    data, images, imagedb, nbss = (
+        name.upper() if upper else name for name in ("data", "images", "imagedb", "nbss")
+    )
     paths: list[Path] = []
     clients: dict[str, list[tuple[Mammogram, str, str]]] = {}
     for number, mammogram in enumerate(mammograms, start=1):
         of_client = clients.setdefault(mammogram.patient_id, [])
         place = list(clients).index(mammogram.patient_id) + 1
-        client, study = f"optm{place}", f"1.2.826.0.1.{place}.{2 if mammogram.pathology is None else 1}"
+        client = f"optm{place}"
+        study = f"1.2.826.0.1.{place}.{2 if mammogram.pathology is None else 1}"
         image = f"{study}.{number}"
         of_client.append((mammogram, study, image))
         paths.append(root / images / client / study / f"{image}.dcm")
@@ -60,13 +83,21 @@ def write(
     for number, content in enumerate(clients.values(), start=1):
         folder = root / data / f"optm{number}"
         studies, episode = _records(content)
-        _write_json(folder / f"{imagedb}_{folder.name}.json", {"ClientID": folder.name, "Site": "stge", "STUDIES": studies})
-        _write_json(folder / f"{nbss}_{folder.name}.json", {"ClientID": folder.name, "Classification": "M", "1": episode})
+        _write_json(
+            folder / f"{imagedb}_{folder.name}.json",
+            {"ClientID": folder.name, "Site": "stge", "STUDIES": studies},
+        )
+        _write_json(
+            folder / f"{nbss}_{folder.name}.json",
+            {"ClientID": folder.name, "Classification": "M", "1": episode},
+        )
     return paths
 
 
 def _write_image(path: Path, mammogram: Mammogram, image: str, bits: int) -> None:
-    stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(np.uint16)
+    stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * (2**bits - 1)).astype(
+        np.uint16
+    )
     write_dicom(
         path,
         stored,
@@ -92,7 +123,9 @@ def _records(content: list[tuple[Mammogram, str, str]]) -> tuple[dict[str, Any],
     findings: dict[str, Any] = {"L": {}, "R": {}}
     for mammogram, study, image in content:
         date = _OTHER_DATE if mammogram.pathology is None else _DATE
-        entry: dict[str, Any] = studies.setdefault(study, {"EpisodeID": "1" if mammogram.pathology else None, "StudyDate": date})
+        entry: dict[str, Any] = studies.setdefault(
+            study, {"EpisodeID": "1" if mammogram.pathology else None, "StudyDate": date}
+        )
         marks: dict[str, Any] = {}
         entry.setdefault(f"{image}.1", {})[image] = marks
         side = mammogram.laterality or "L"
@@ -100,13 +133,23 @@ def _records(content: list[tuple[Mammogram, str, str]]) -> tuple[dict[str, Any],
             number = str(sum(map(len, findings.values())) + 1)
             if mammogram.pathology and lesion.pathology:
                 findings[side][number] = {"LesionDescription": None}
-                biopsy[side][number] = {"DatePerformed": _DATE, "Opinion": _OPINIONS[lesion.pathology][1]}
-            marks[str(10_000 + len(marks))] = _mark(lesion, 10_000 + len(marks), number if number in findings[side] else None)
+                biopsy[side][number] = {
+                    "DatePerformed": _DATE,
+                    "Opinion": _OPINIONS[lesion.pathology][1],
+                }
+            marks[str(10_000 + len(marks))] = _mark(
+                lesion, 10_000 + len(marks), number if number in findings[side] else None
+            )
         if mammogram.pathology == "normal":
             screening.setdefault(_SIDES[side], "ON")
         elif mammogram.pathology and biopsy.get(_SIDES[side]) != "OM":  # the breast's worst
             biopsy[_SIDES[side]] = _OPINIONS[mammogram.pathology][0]
-    episode: dict[str, Any] = {"EpisodeType": "F", "EpisodeOpenedDate": _DATE, "EpisodeIsClosed": "Y", "SCREENING": screening}
+    episode: dict[str, Any] = {
+        "EpisodeType": "F",
+        "EpisodeOpenedDate": _DATE,
+        "EpisodeIsClosed": "Y",
+        "SCREENING": screening,
+    }
     if any(name in biopsy for name in _SIDES.values()):
         episode |= {"BIOPSYWIDE": biopsy, "LESION": findings}
     return studies, episode
@@ -114,7 +157,10 @@ def _records(content: list[tuple[Mammogram, str, str]]) -> tuple[dict[str, Any],
 
 def _mark(lesion: Lesion, number: int, linked: str | None) -> dict[str, Any]:
     top, left, bottom, right = lesion.box
-    flags = {flag: (1 if flag == "Mass" else flag) if _FLAGS[lesion.kind] == flag else None for flag in _FLAGS.values()}
+    flags = {
+        flag: (1 if flag == "Mass" else flag) if _FLAGS[lesion.kind] == flag else None
+        for flag in _FLAGS.values()
+    }
     return {
         **flags,
         **dict.fromkeys((*_OTHER_FLAGS, *_MORE_FLAGS)),

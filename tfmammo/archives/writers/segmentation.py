@@ -1,13 +1,16 @@
-"""Lesions found in a DICOM mammogram -> a DICOM segmentation (SEG) that refers to it, one segment for each lesion.
+"""Lesions found in a DICOM mammogram -> a DICOM segmentation (SEG) that refers to it, one
+segment for each lesion.
 
-A viewer lays the segments over the mammogram because the file belongs to the same patient and study: the standard makes it
-repeat the source's patient and study modules (PS3.3 C.7.1.1 and C.7.2.1), so **it holds the patient's name, identifier and
-date of birth wherever the source does**, and must be guarded as the source is. To pass it on, de-identify the source first.
+A viewer lays the segments over the mammogram because the file belongs to the same patient and
+study: the standard makes it repeat the source's patient and study modules (PS3.3 C.7.1.1 and
+C.7.2.1), so **it holds the patient's name, identifier and date of birth wherever the source does**,
+and must be guarded as the source is. To pass it on, de-identify the source first.
 
-Left open by the standard and chosen here: segments are binary and may overlap; of the source's elements that must be there
-but may be empty, one that is missing or breaks the standard's form stays empty; where identifiers of study, series or image
-are missing nothing is written, as no viewer could find what it refers to. The masks are in the source's own pixels, so no
-frame of reference is needed, which mammograms seldom state.
+Left open by the standard and chosen here: segments are binary and may overlap; of the source's
+elements that must be there but may be empty, one that is missing or breaks the standard's form
+stays empty; where identifiers of study, series or image are missing nothing is written, as no
+viewer could find what it refers to. The masks are in the source's own pixels, so no frame of
+reference is needed, which mammograms seldom state.
 """
 
 from __future__ import annotations
@@ -18,7 +21,12 @@ from pathlib import Path
 
 import numpy as np
 from highdicom import UID, AlgorithmIdentificationSequence, PatientSexValues
-from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentationTypeValues,
+    SegmentDescription,
+)
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.valuerep import DA, TM, PersonName
@@ -41,7 +49,8 @@ _KINDS = {
 }
 _ARTIFICIAL = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-# Elements that a SEG takes from its source and that may be empty, each with what refuses a value that it can't take.
+# Elements that a SEG takes from its source and that may be empty, each with what refuses a value
+# that it can't take.
 _EMPTIABLE: dict[str, Callable[[str], object]] = {
     "PatientName": PersonName,
     "PatientID": str,
@@ -55,11 +64,23 @@ _EMPTIABLE: dict[str, Callable[[str], object]] = {
 }
 
 
-def written(path: Path, source: Path | None, lesions: Mapping[str, Lesion], version: str, parameters: Mapping[str, str]) -> str:
+def written(
+    path: Path,
+    source: Path | None,
+    lesions: Mapping[str, Lesion],
+    version: str,
+    parameters: Mapping[str, str],
+) -> str:
     """Write the masks of what was found, where that can be.
 
-    Args:     as of `write`; source: None of a mammogram that is no file. lesions: may be empty.
-    Returns:  why there is no segmentation, or "" where there is one.
+    As of `write`;.
+
+    Args:
+        source: None of a mammogram that is no file.
+        lesions: May be empty.
+
+    Returns:
+        Why there is no segmentation, or "" where there is one.
     """
     if source is None or not folder.is_dicom(source):
         return "no DICOM segmentation: the input is no DICOM"
@@ -69,25 +90,44 @@ def written(path: Path, source: Path | None, lesions: Mapping[str, Lesion], vers
         write(path, source, lesions, version, parameters)
     except ArchiveError as error:
         log.warning("%s", error)
-        return f"no DICOM segmentation: {str(error).removeprefix(f'{source}: ').removeprefix(f'{path}: ')}"
+        return (
+            "no DICOM segmentation: "
+            f"{str(error).removeprefix(f'{source}: ').removeprefix(f'{path}: ')}"
+        )
     return ""
 
 
-def write(path: Path, source: Path, lesions: Mapping[str, Lesion], version: str, parameters: Mapping[str, str]) -> None:
+def write(
+    path: Path,
+    source: Path,
+    lesions: Mapping[str, Lesion],
+    version: str,
+    parameters: Mapping[str, str],
+) -> None:
     """Write the masks of a mammogram's lesions.
 
-    Args:     path: where; its folder must be there. source: the mammogram, of which everything before the pixels is read.
-              lesions: by their segments' labels, up to 64 ASCII characters, each with an outline in the source's px; at
-              least one. version: of tfmammo. parameters: of the algorithm, which models it was.
-    Raises:   ArchiveError: the source can't be read, has no identifiers or is such that no SEG can refer to it, or path
-              can't be written. No message quotes an element of the source.
+    Args:
+        path: Where; its folder must be there.
+        source: The mammogram, of which everything before the pixels is read.
+        lesions: By their segments' labels, up to 64 ASCII characters, each with an outline in the
+            source's px; at least one.
+        version: Of tfmammo.
+        parameters: Of the algorithm, which models it was.
+
+    Raises:
+        ArchiveError: The source can't be read, has no identifiers or is such that no SEG can refer
+            to it, or path can't be written. No message quotes an element of the source.
     """
     dataset = dicom.read_dataset(source)
-    masks = np.stack([lesion.mask(dataset.Rows, dataset.Columns) for lesion in lesions.values()], axis=-1)
+    masks = np.stack(
+        [lesion.mask(dataset.Rows, dataset.Columns) for lesion in lesions.values()], axis=-1
+    )
     try:
         with dicom.silence():
             _complete(dataset)
-            algorithm = AlgorithmIdentificationSequence("tfmammo", _ARTIFICIAL, version, parameters=dict(parameters))
+            algorithm = AlgorithmIdentificationSequence(
+                "tfmammo", _ARTIFICIAL, version, parameters=dict(parameters)
+            )
             segmentation = Segmentation(
                 source_images=[dataset],
                 pixel_array=masks[np.newaxis],
@@ -107,11 +147,17 @@ def write(path: Path, source: Path, lesions: Mapping[str, Lesion], version: str,
             segmentation.save_as(path)
     except OSError as error:
         path.unlink(missing_ok=True)  # what a full disk leaves of it
-        raise ArchiveError(f"{path}: can't be written ({error.strerror or type(error).__name__})") from None
+        raise ArchiveError(
+            f"{path}: can't be written ({error.strerror or type(error).__name__})"
+        ) from None
     except _Unidentified as fault:
-        raise ArchiveError(f"{source}: has no {fault}, so no segmentation can refer to it") from None
+        raise ArchiveError(
+            f"{source}: has no {fault}, so no segmentation can refer to it"
+        ) from None
     except Exception as error:  # of pydicom and highdicom, whose words quote elements
-        raise ArchiveError(f"{source}: no segmentation can refer to it ({type(error).__name__})") from None
+        raise ArchiveError(
+            f"{source}: no segmentation can refer to it ({type(error).__name__})"
+        ) from None
 
 
 class _Unidentified(Exception):
@@ -132,7 +178,9 @@ def _complete(dataset: Dataset) -> None:
             setattr(dataset, keyword, None)
 
 
-def _descriptions(lesions: Mapping[str, Lesion], algorithm: AlgorithmIdentificationSequence) -> Sequence[SegmentDescription]:
+def _descriptions(
+    lesions: Mapping[str, Lesion], algorithm: AlgorithmIdentificationSequence
+) -> Sequence[SegmentDescription]:
     return [
         SegmentDescription(
             segment_number=number,

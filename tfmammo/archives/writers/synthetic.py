@@ -1,16 +1,20 @@
-"""A mammogram with inserted lesions -> DICOM or PNG, and a whole set of them -> a folder that the archive `folder` reads.
+"""A mammogram with inserted lesions -> DICOM or PNG, and a whole set of them -> a folder
+that the archive `folder` reads.
 
-    images/NAME.dcm or .png    lesion_masks/NAME_1.png ...    annotations.json (COCO)    metadata.csv
+    images/NAME.dcm or .png    lesion_masks/NAME_1.png ...    annotations.json (COCO)
+    metadata.csv
 
-The DICOM is written anew, from pixels, facts of the record and the few numbers by which values become greys: nothing of the
-source's header is copied that could name anybody, no UID, date or device. Where side, view and spacing are known it is a
-digital mammography image for presentation, which must state them, else a secondary capture. That it is synthetic stands in
-SyntheticData, ImageType, PatientName, SeriesDescription, ImageComments, DerivationDescription, Manufacturer, and of a
-secondary capture in ConversionType. Its UIDs follow from `key`, so that the same content is the same file.
+The DICOM is written anew, from pixels, facts of the record and the few numbers by which values
+become greys: nothing of the source's header is copied that could name anybody, no UID, date or
+device. Where side, view and spacing are known it is a digital mammography image for presentation,
+which must state them, else a secondary capture. That it is synthetic stands in SyntheticData,
+ImageType, PatientName, SeriesDescription, ImageComments, DerivationDescription, Manufacturer, and
+of a secondary capture in ConversionType. Its UIDs follow from `key`, so that the same content is
+the same file.
 
-PatientIdentityRemoved is YES for public archives, which were given out without names. For somebody's own folder it is NO, unless
-TFMAMMO_ID_KEY is set (whoever holds a list of the hospital's numbers can hash them and compare) and the source says that its pixels
-show no annotation.
+PatientIdentityRemoved is YES for public archives, which were given out without names. For
+somebody's own folder it is NO, unless TFMAMMO_ID_KEY is set (whoever holds a list of the hospital's
+numbers can hash them and compare) and the source says that its pixels show no annotation.
 """
 
 from __future__ import annotations
@@ -35,19 +39,38 @@ from tfmammo.mammogram import Box, LesionKind, Mammogram, is_keyed
 
 MARK = "SYNTHETIC: lesions were inserted by software; not for diagnosis"
 # Archives that were given out without names, in headers and in pixels.
-_DEIDENTIFIED = ("cbis_ddsm", "cdd_cesm", "ddsm", "inbreast", "mini_mias", "optimam", "phantom", "vindr")
+_DEIDENTIFIED = (
+    "cbis_ddsm",
+    "cdd_cesm",
+    "ddsm",
+    "inbreast",
+    "mini_mias",
+    "optimam",
+    "phantom",
+    "vindr",
+)
 _VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
-# Where rows and columns run to, as mammograms are shown: the chest wall on the left of a left breast, lateral or axilla at the top.
-_ORIENTATION = {("L", "CC"): ["A", "R"], ("R", "CC"): ["P", "L"], ("L", "MLO"): ["A", "FR"], ("R", "MLO"): ["P", "FL"]}
+# Where rows and columns run to, as mammograms are shown: the chest wall on the left of a left
+# breast, lateral or axilla at the top.
+_ORIENTATION = {
+    ("L", "CC"): ["A", "R"],
+    ("R", "CC"): ["P", "L"],
+    ("L", "MLO"): ["A", "FR"],
+    ("R", "MLO"): ["P", "FL"],
+}
 _FACTS = ("laterality", "view", "pathology", "density")
-_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # a third larger than the default on a mammogram's noise, ten times as fast
+# a third larger than the default on a mammogram's noise, ten times as fast
+_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 def dicom(path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: bool = False) -> None:
     """Write one DICOM file, of the source's bits, sign and rendition.
 
-    Args:     stored: with the inserted lesions. mammogram: the source; its pseudonym becomes the PatientID. key: what the
-              UIDs follow from. lossy: the source was compressed with loss.
+    Args:
+        stored: With the inserted lesions.
+        mammogram: The source; its pseudonym becomes the PatientID.
+        key: What the UIDs follow from.
+        lossy: The source was compressed with loss.
     """
     rendition = _rendition(stored)
     spacing = list(mammogram.spacing) if mammogram.spacing else None
@@ -60,11 +83,19 @@ def dicom(path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: boo
         | rendition
     )
     elements["LossyImageCompression"] = "01" if lossy else "00"
-    write_dicom(path, stored.values, stored.bits, sop_class=MAMMOGRAPHY if full else SECONDARY_CAPTURE, **elements)
+    write_dicom(
+        path,
+        stored.values,
+        stored.bits,
+        sop_class=MAMMOGRAPHY if full else SECONDARY_CAPTURE,
+        **elements,
+    )
 
 
 def png(path: Path, stored: Stored) -> None:
-    """Write one PNG of 8 or 16 bits: the values as they are stored, of DICOM its greys in the same depth."""
+    """Write one PNG of 8 or 16 bits: the values as they are stored, of DICOM its greys in the same
+    depth.
+    """
     path.write_bytes(encoded(stored.full_scale()))
 
 
@@ -74,41 +105,80 @@ def encoded(picture: NDArray[np.integer]) -> bytes:
 
 
 def mask_png(mask: NDArray[np.uint8]) -> bytes:
-    """A PNG of one bit a pixel, which readers show as 0 and 255. Args: mask: uint8 [rows, cols], 0 or 1."""
-    return cv2.imencode(".png", mask * np.uint8(255), (*_FAST, cv2.IMWRITE_PNG_BILEVEL, 1))[1].tobytes()
+    """A PNG of one bit a pixel, which readers show as 0 and 255.
+
+    Args:
+        mask: uint8 [rows, cols], 0 or 1.
+    """
+    return cv2.imencode(".png", mask * np.uint8(255), (*_FAST, cv2.IMWRITE_PNG_BILEVEL, 1))[
+        1
+    ].tobytes()
 
 
-def coco(images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]], about: str) -> dict[str, Any]:
+def coco(
+    images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]], about: str
+) -> dict[str, Any]:
     """A COCO file's content, from images and what `coco_annotation` gives, numbered here."""
     return {
         "info": {"description": f"{MARK}. {about}", "version": __version__},
         "licenses": [],
         "images": list(images),
-        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
-        "categories": [{"id": number, "name": kind, "supercategory": "lesion"} for kind, number in CATEGORIES.items()],
+        "annotations": [
+            {"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)
+        ],
+        "categories": [
+            {"id": number, "name": kind, "supercategory": "lesion"}
+            for kind, number in CATEGORIES.items()
+        ],
     }
 
 
 def coco_annotation(
-    image: int, kind: LesionKind, box: Box, area: int, region: dict[str, Any] | None, synthetic: bool = True
+    image: int,
+    kind: LesionKind,
+    box: Box,
+    area: int,
+    region: dict[str, Any] | None,
+    synthetic: bool = True,
 ) -> dict[str, Any]:
     """One lesion.
 
-    Args:     image: the image's id. box: native px, half-open. area: px. region: from `archives.coco.encode`; None of a lesion of
-              which only the box is known, which has no segmentation then. synthetic: whether it was inserted.
+    Args:
+        image: The image's id.
+        box: Native px, half-open.
+        area: px.
+        region: From `archives.coco.encode`; None of a lesion of which only the box is known, which
+            has no segmentation then.
+        synthetic: Whether it was inserted.
     """
     top, left, bottom, right = box
     bbox = [left, top, right - left, bottom - top]
     # iscrowd would make evaluations ignore it, though readers of old take every RLE for a crowd.
-    facts = {"image_id": image, "category_id": CATEGORIES[kind], "bbox": bbox, "area": area, "iscrowd": 0, "synthetic": synthetic}
+    facts = {
+        "image_id": image,
+        "category_id": CATEGORIES[kind],
+        "bbox": bbox,
+        "area": area,
+        "iscrowd": 0,
+        "synthetic": synthetic,
+    }
     return facts | ({"segmentation": region} if region else {})
 
 
 def metadata(rows: Sequence[dict[str, Any]]) -> str:
-    """metadata.csv. Args: rows: file, patient, and what is known of laterality, view, pathology, density, spacing, split, bits;
-    lesion_patient, where the first row has it."""
-    text, further = io.StringIO(), ["lesion_patient"] if rows and "lesion_patient" in rows[0] else []
-    table = csv.DictWriter(text, ("file", "patient", *_FACTS, "spacing", "split", "bits", *further), lineterminator="\n")
+    """metadata.csv.
+
+    Args:
+        rows: File, patient, and what is known of laterality, view, pathology, density, spacing,
+            split, bits; lesion_patient, where the first row has it.
+    """
+    text = io.StringIO()
+    further = ["lesion_patient"] if rows and "lesion_patient" in rows[0] else []
+    table = csv.DictWriter(
+        text,
+        ("file", "patient", *_FACTS, "spacing", "split", "bits", *further),
+        lineterminator="\n",
+    )
     table.writeheader()
     table.writerows(rows)
     return text.getvalue()
@@ -117,36 +187,76 @@ def metadata(rows: Sequence[dict[str, Any]]) -> str:
 def _rendition(stored: Stored) -> dict[str, Any]:
     elements = dict(stored.elements or {})
     if "ModalityLUTSequence" not in elements:
-        slope, intercept = (float(elements.setdefault(key, default)) for key, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
+        slope, intercept = (
+            float(elements.setdefault(key, default))
+            for key, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
+        )
         elements["RescaleType"] = "US"
-        if "VOILUTSequence" not in elements and "WindowCenter" not in elements:  # one of them must be there: the whole range
-            ends = [slope * value + intercept for value in (stored.first, stored.first + len(stored.greys) - 1)]
-            elements["WindowCenter"], elements["WindowWidth"] = (sum(ends) + 1) / 2, abs(ends[1] - ends[0]) + 1
-    return elements | {"PresentationLUTShape": "INVERSE" if elements.get("PhotometricInterpretation") == "MONOCHROME1" else "IDENTITY"}
+        # one of them must be there: the whole range
+        if "VOILUTSequence" not in elements and "WindowCenter" not in elements:
+            ends = [
+                slope * value + intercept
+                for value in (stored.first, stored.first + len(stored.greys) - 1)
+            ]
+            elements["WindowCenter"] = (sum(ends) + 1) / 2
+            elements["WindowWidth"] = abs(ends[1] - ends[0]) + 1
+    return elements | {
+        "PresentationLUTShape": "INVERSE"
+        if elements.get("PhotometricInterpretation") == "MONOCHROME1"
+        else "IDENTITY"
+    }
 
 
 def _deidentification(mammogram: Mammogram, burned_in: str) -> dict[str, Any]:
-    """Whether nobody can tell who the patient is: an unkeyed hash of a hospital's number can be undone, and pixels may hold a name."""
+    """Whether nobody can tell who the patient is: an unkeyed hash of a hospital's number can be
+    undone, and pixels may hold a name.
+    """
     if mammogram.archive in _DEIDENTIFIED or (is_keyed() and burned_in == "NO"):
-        return {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym"}
+        return {
+            "PatientIdentityRemoved": "YES",
+            "DeidentificationMethod": "written anew from pixels; the PatientID is a pseudonym",
+        }
     return {"PatientIdentityRemoved": "NO"}
 
 
 def _identity(mammogram: Mammogram, key: str, burned_in: str) -> dict[str, Any]:
-    """Whose it is, and that it is synthetic; what the standard wants stated even when it is unknown is empty."""
-    uids = {name: generate_uid(entropy_srcs=["tfmammo", name, of]) for name, of in
-            (("study", mammogram.patient_id), ("series", key), ("instance", key))}  # fmt: skip
-    empty = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
+    """Whose it is, and that it is synthetic; what the standard wants stated even when it is unknown
+    is empty.
+    """
+    uids = {
+        name: generate_uid(entropy_srcs=["tfmammo", name, of])
+        for name, of in (("study", mammogram.patient_id), ("series", key), ("instance", key))
+    }
+    empty = (
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyDate",
+        "StudyTime",
+        "ReferringPhysicianName",
+        "StudyID",
+        "AccessionNumber",
+    )
     return {
         **dict.fromkeys(empty, ""),
-        "PatientName": "SYNTHETIC^MAMMOGRAM", "PatientID": mammogram.patient_id, **_deidentification(mammogram, burned_in),
-        "StudyInstanceUID": uids["study"], "SeriesInstanceUID": uids["series"], "SOPInstanceUID": uids["instance"],
-        "SeriesNumber": 1, "InstanceNumber": 1, "SyntheticData": "YES", "SeriesDescription": "SYNTHETIC, not for diagnosis",
-        "ImageComments": MARK, "DerivationDescription": MARK, "Manufacturer": "tfmammo (SYNTHETIC)",
-        "ManufacturerModelName": "tfmammo.synthesis.mammograms", "SoftwareVersions": __version__,
+        "PatientName": "SYNTHETIC^MAMMOGRAM",
+        "PatientID": mammogram.patient_id,
+        **_deidentification(mammogram, burned_in),
+        "StudyInstanceUID": uids["study"],
+        "SeriesInstanceUID": uids["series"],
+        "SOPInstanceUID": uids["instance"],
+        "SeriesNumber": 1,
+        "InstanceNumber": 1,
+        "SyntheticData": "YES",
+        "SeriesDescription": "SYNTHETIC, not for diagnosis",
+        "ImageComments": MARK,
+        "DerivationDescription": MARK,
+        "Manufacturer": "tfmammo (SYNTHETIC)",
+        "ManufacturerModelName": "tfmammo.synthesis.mammograms",
+        "SoftwareVersions": __version__,
         "BurnedInAnnotation": "YES",  # unless the source says otherwise: scanned films have labels
-        "ImageLaterality": mammogram.laterality, "PatientOrientation": "",
-    }  # fmt: skip
+        "ImageLaterality": mammogram.laterality,
+        "PatientOrientation": "",
+    }
 
 
 def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, Any]:
@@ -156,19 +266,35 @@ def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, A
     view = _coded(code, "SCT", meaning)
     view.ViewModifierCodeSequence = []
     return {
-        "ImageType": ["DERIVED", "PRIMARY", "", "SYNTHETIC"], "PresentationIntentType": "FOR PRESENTATION",
-        "ViewPosition": mammogram.view, "ViewCodeSequence": [view], "BodyPartExamined": "BREAST", "OrganExposed": "BREAST",
-        "AnatomicRegionSequence": [_coded("76752008", "SCT", "Breast")], "PositionerType": "NONE", "DetectorType": "",
-        "AcquisitionContextSequence": [], "PatientOrientation": _ORIENTATION[mammogram.laterality, mammogram.view],
-        "PixelIntensityRelationship": "LOG", "PixelIntensityRelationshipSign": 1 if rendition["PresentationLUTShape"] == "INVERSE" else -1,
-    }  # fmt: skip
+        "ImageType": ["DERIVED", "PRIMARY", "", "SYNTHETIC"],
+        "PresentationIntentType": "FOR PRESENTATION",
+        "ViewPosition": mammogram.view,
+        "ViewCodeSequence": [view],
+        "BodyPartExamined": "BREAST",
+        "OrganExposed": "BREAST",
+        "AnatomicRegionSequence": [_coded("76752008", "SCT", "Breast")],
+        "PositionerType": "NONE",
+        "DetectorType": "",
+        "AcquisitionContextSequence": [],
+        "PatientOrientation": _ORIENTATION[mammogram.laterality, mammogram.view],
+        "PixelIntensityRelationship": "LOG",
+        "PixelIntensityRelationshipSign": 1
+        if rendition["PresentationLUTShape"] == "INVERSE"
+        else -1,
+    }
 
 
 def _capture(mammogram: Mammogram) -> dict[str, Any]:
-    return {"ImageType": ["DERIVED", "SECONDARY", "", "SYNTHETIC"], "ConversionType": "SYN", "ViewPosition": mammogram.view}
+    return {
+        "ImageType": ["DERIVED", "SECONDARY", "", "SYNTHETIC"],
+        "ConversionType": "SYN",
+        "ViewPosition": mammogram.view,
+    }
 
 
 def _coded(value: str, scheme: str, meaning: str) -> Dataset:
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    item.CodeValue = value
+    item.CodingSchemeDesignator = scheme
+    item.CodeMeaning = meaning
     return item

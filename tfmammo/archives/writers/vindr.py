@@ -1,4 +1,6 @@
-"""Mammograms -> VinDr-Mammo as it is distributed: images/<study_id>/<image_id>.dicom and three tables."""
+"""Mammograms -> VinDr-Mammo as it is distributed: images/<study_id>/<image_id>.dicom and
+three tables.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,24 @@ def write(
     byte_order_mark: bool = False,
     syntax: UID = ExplicitVRLittleEndian,
 ) -> list[Path]:
-    """Write mammograms as VinDr-Mammo distributes its own; a patient becomes a study, a lesion a box, outlines are lost.
+    """Write mammograms as VinDr-Mammo distributes its own; a patient becomes a study, a lesion a
+    box, outlines are lost.
 
-    Args:     mammograms: of any archive, each with laterality and view. root: a folder, made where missing.
-              bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)). monochrome1: store them inverted, as some of
-              the archive's scanners do. padding: so many columns at the far side of the breast are marked by
-              PixelPaddingValue, where the pixels are black. windows: so many, the first of which is the range of the bits.
-              metadata: also write metadata.csv. upper_case: names of images in capitals. byte_order_mark: at the
-              beginning of the tables, as Excel saves them. syntax: of the DICOM.
-    Returns:  the DICOM files, in the order given.
+    Args:
+        mammograms: Of any archive, each with laterality and view.
+        root: A folder, made where missing.
+        bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
+        monochrome1: Store them inverted, as some of the archive's scanners do.
+        padding: So many columns at the far side of the breast are marked by PixelPaddingValue,
+            where the pixels are black.
+        windows: So many, the first of which is the range of the bits.
+        metadata: Also write metadata.csv.
+        upper_case: Names of images in capitals.
+        byte_order_mark: At the beginning of the tables, as Excel saves them.
+        syntax: Of the DICOM.
+
+    Returns:
+        The DICOM files, in the order given.
     """
     images: list[dict[str, Any]] = []
     findings: list[dict[str, Any]] = []
@@ -60,7 +71,9 @@ def write(
         name = f"{facts['image_id']}.dicom"
         paths.append(root / "images" / facts["study_id"] / (name.upper() if upper_case else name))
         stored, elements = _stored(mammogram, bits, monochrome1, padding)
-        elements |= _windows(bits, windows) | {"ImagerPixelSpacing": list(mammogram.spacing) if mammogram.spacing else None}
+        elements |= _windows(bits, windows) | {
+            "ImagerPixelSpacing": list(mammogram.spacing) if mammogram.spacing else None
+        }
         write_dicom(paths[-1], stored, bits, syntax=syntax, **elements)
         images.append(facts)
         findings.extend(_findings(mammogram, facts))
@@ -75,8 +88,19 @@ def write(
 
 def _facts(mammogram: Mammogram) -> dict[str, Any]:
     """An image's row; all identifiers are 32 hexadecimal digits."""
-    study, image = (hashlib.md5(name.encode(), usedforsecurity=False).hexdigest() for name in (mammogram.patient_id, mammogram.image_id))
-    values = (study, study[::-1], image, mammogram.laterality, mammogram.view, mammogram.rows, mammogram.cols)
+    study, image = (
+        hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
+        for name in (mammogram.patient_id, mammogram.image_id)
+    )
+    values = (
+        study,
+        study[::-1],
+        image,
+        mammogram.laterality,
+        mammogram.view,
+        mammogram.rows,
+        mammogram.cols,
+    )
     assessed = (f"BI-RADS {mammogram.birads or 1}", f"DENSITY {_density(mammogram.density)}")
     split = "test" if mammogram.official_split == "test" else "training"
     return dict(zip(_IMAGE_COLUMNS, (*values, *assessed, split), strict=True))
@@ -86,14 +110,19 @@ def _density(word: str | None) -> str:
     return "ABCD"[int(word) - 1] if word in ("1", "2", "3", "4") else word or "C"
 
 
-def _stored(mammogram: Mammogram, bits: int, monochrome1: bool, padding: int) -> tuple[NDArray[np.uint16], dict[str, Any]]:
+def _stored(
+    mammogram: Mammogram, bits: int, monochrome1: bool, padding: int
+) -> tuple[NDArray[np.uint16], dict[str, Any]]:
     most = 2**bits - 1
     stored = np.rint(mammogram.pixels()[..., 0].astype(np.float64) * most).astype(np.uint16)
     if monochrome1:
         stored = (most - stored).astype(np.uint16)
-    elements: dict[str, Any] = {"PhotometricInterpretation": "MONOCHROME1" if monochrome1 else "MONOCHROME2"}
+    elements: dict[str, Any] = {
+        "PhotometricInterpretation": "MONOCHROME1" if monochrome1 else "MONOCHROME2"
+    }
     if padding:
-        # As scanners do: a value that no tissue has, here the one that would be brightest, so that it shows if it is kept.
+        # As scanners do: a value that no tissue has, here the one that would be brightest, so that
+        # it shows if it is kept.
         value = 0 if monochrome1 else most
         stored[stored == value] = value + 1 if monochrome1 else value - 1
         stored[:, slice(-padding, None) if mammogram.laterality == "L" else slice(padding)] = value
@@ -102,7 +131,9 @@ def _stored(mammogram: Mammogram, bits: int, monochrome1: bool, padding: int) ->
 
 
 def _windows(bits: int, count: int) -> dict[str, Any]:
-    """The first window gives back every stored value: center - 0.5 -+ (width - 1) / 2 are 0 and 2^bits - 1."""
+    """The first window gives back every stored value: center - 0.5 -+ (width - 1) / 2 are 0 and
+    2^bits - 1.
+    """
     if count == 0:
         return {}
     others = range(1, count)
@@ -118,7 +149,14 @@ def _findings(mammogram: Mammogram, facts: dict[str, Any]) -> list[dict[str, Any
     for lesion in mammogram.lesions:
         top, left, bottom, right = lesion.box
         corners = dict(zip(_BOX, map(float, (left, top, right, bottom)), strict=True))
-        rows.append(facts | corners | {"finding_categories": f"['{_CATEGORIES[lesion.kind]}']", "finding_birads": "BI-RADS 4"})
+        rows.append(
+            facts
+            | corners
+            | {
+                "finding_categories": f"['{_CATEGORIES[lesion.kind]}']",
+                "finding_birads": "BI-RADS 4",
+            }
+        )
     return rows or [facts | {"finding_categories": "['No Finding']"}]
 
 
@@ -127,7 +165,9 @@ def _header(mammogram: Mammogram, facts: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(_HEADER_COLUMNS, (facts["image_id"], "053Y", spacing), strict=True))
 
 
-def _write_table(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]], encoding: str) -> None:
+def _write_table(
+    path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]], encoding: str
+) -> None:
     with path.open("w", newline="", encoding=encoding) as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
