@@ -59,6 +59,7 @@ EXTRAS = {
         "playwright",  # its client alone: the browser is the system's chromium
         "pytest>=9",
         "pytest-timeout",
+        "pytest-xdist",
         "httpx",
         "hypothesis",
         "h5py",

@@ -1,17 +1,19 @@
-"""What setting a real lesion into a mammogram costs, by a network and without one; one
-JSON line for each painter.
+"""Measure what inserting a real lesion into a mammogram costs, by a network and without one.
 
 python benchmarks/blending.py [--painters blending poisson mixed] [--lesions 1] [--pixels 3328 2560]
 [--side 300]
 
-Processor seconds of all threads for one full-resolution mammogram, medians; the painters take
-turns, so that whatever else the machine does is shared. reading: file, grey values, breast.
-placing: the lesion is drawn, turned and resized, its place found; what its mammogram's file takes,
-once for a process, is not counted. blending: all of `synthesis.render`, network: its part within
-the network's call. elapsed: seconds by the clock for blending (wanted: at most 0.5).
+One JSON line for each painter: processor seconds of all threads for one full-resolution mammogram,
+medians. The painters take turns, so that they share the machine's other load.
+
+- reading: file, grey values, breast.
+- placing: the lesion is drawn and transformed, and its place found. Reading the lesion's own
+  mammogram, once for a process, is not counted.
+- blending: all of `synthesizer.render`; network: its part within the network's call.
+- elapsed: seconds by the clock for blending (wanted: at most 0.5).
 
 A phantom, enlarged, and another with an irregular lesion, in 12-bit DICOM files in a temporary
-folder. The network is that of the paper, full size and untrained: what it draws is of no account
+folder. The network is that of the paper, full size and untrained: what it draws does not matter
 here. Time: a minute on two idle cores.
 """
 
@@ -43,35 +45,36 @@ from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import Generator
-from tfmammo.synthesis.mammograms import plan, render
-from tfmammo.synthesis.placement import Ground
+from tfmammo.synthesis.lesion_bank import LesionBank
+from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.provenance import Recipe
-from tfmammo.synthesis.renderers import DirectPainter, NetworkPainter, Painter, together
+from tfmammo.synthesis.renderers import DirectRenderer, NetworkRenderer, Renderer, show_pasted
+from tfmammo.synthesis.synthesizer import Synthesizer, render
 
 PARTS = ("reading", "placing", "blending", "network")
 
 
 class Timed:
-    """A network that notes what its calls take, in processor seconds of all threads."""
+    """A network that records the processor seconds of its calls, of all threads."""
 
     def __init__(self, call: Callable[..., dict[str, tf.Tensor]]) -> None:
         self.call = call
         self.seconds = 0.0
 
     def __call__(self, **inputs: tf.Tensor) -> dict[str, Any]:
-        """The network's outputs, as arrays."""
+        """Call the network, and return its outputs as arrays."""
         start = time.process_time()
         images = {name: output.numpy() for name, output in self.call(**inputs).items()}
         self.seconds += time.process_time() - start
         return images
 
 
-def archive(folder: Path, rows: int, cols: int, side: int) -> DataConfig:
-    """A normal mammogram and one with a lesion so many px high, in DICOM files."""
+def write_archive(folder: Path, rows: int, cols: int, side: int) -> DataConfig:
+    """Write a normal mammogram and one with a lesion of `side` px to DICOM files."""
     normal = next(
-        found
-        for found in phantom.read(count=48)
-        if found.pathology == "normal" and found.laterality == "L"
+        mammogram
+        for mammogram in phantom.read(count=48)
+        if mammogram.pathology == "normal" and mammogram.laterality == "L"
     )
     image = np.clip(cv2.resize(normal.pixels(), (cols, rows)), 0, 1)[..., None]
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
@@ -93,38 +96,43 @@ def archive(folder: Path, rows: int, cols: int, side: int) -> DataConfig:
     return DataConfig(name="folder", root=folder)
 
 
-def painters(chosen: argparse.Namespace) -> dict[str, Painter]:
-    """Those asked for, the network full size unless --model says otherwise."""
-    found: dict[str, Painter] = {name: DirectPainter(name) for name in chosen.painters}
-    if "blending" in found:
-        room = Blending(BlendingConfig(**json.loads(chosen.model)), chosen.size)
-        data = DataConfig(size=chosen.size, frame="square", context=2, window=(0, 1))
-        network = Generator(Timed(room.functions()["generator"]), chosen.size, None, data)
-        found["blending"] = NetworkPainter(network, 16.0, together)
-    return found
+def make_renderers(options: argparse.Namespace) -> dict[str, Renderer]:
+    """Make those asked for, the network full size unless --model says otherwise."""
+    renderers: dict[str, Renderer] = {name: DirectRenderer(name) for name in options.painters}
+    if "blending" in renderers:
+        model = Blending(BlendingConfig(**json.loads(options.model)), options.size)
+        data = DataConfig(size=options.size, frame="square", context=2, window=(0, 1))
+        network = Generator(Timed(model.functions()["generator"]), options.size, None, data)
+        renderers["blending"] = NetworkRenderer(network, 16.0, show_pasted)
+    return renderers
 
 
-def measured(source: Mammogram, brush: Painter, recipe: Recipe, number: int) -> tuple[float, ...]:
-    """Processor seconds of each part, and of blending what a clock shows. number: of the repeat,
-    which draws its own place, angle and factor.
+def measure(
+    source: Mammogram, synthesizer: Synthesizer, recipe: Recipe, number: int
+) -> tuple[float, ...]:
+    """Measure the processor seconds of each part, and the elapsed ones of blending.
+
+    Args:
+        source: The mammogram.
+        synthesizer: With the renderer to measure.
+        recipe: config is used.
+        number: Of the repeat, which draws its own place, angle and factor.
     """
-    timed = brush.network.call if isinstance(brush, NetworkPainter) else None
+    renderer = synthesizer.renderer
+    timed = renderer.network.call if isinstance(renderer, NetworkRenderer) else None
     before = timed.seconds if isinstance(timed, Timed) else 0.0
     times = [time.process_time()]
-    stored = archives.stored(source)
-    ground = Ground(stored.image(), source, brush.data)
+    stored = archives.read_stored(source)
+    target = TargetMammogram(stored.image(), source, renderer.data)
     times.append(time.process_time())
-    insertions, _ = plan(recipe, ground, brush, np.random.default_rng(number))
+    lesions, _ = synthesizer.plan(recipe, target, np.random.default_rng(number))
     times.append(time.process_time())
     start = time.perf_counter()
-    render(ground, stored, insertions, brush)
+    render(target, stored, lesions, renderer)
     times.append(time.process_time())
     elapsed = time.perf_counter() - start
-    return (
-        *np.diff(times).tolist(),
-        timed.seconds - before if isinstance(timed, Timed) else 0.0,
-        elapsed,
-    )
+    network_seconds = timed.seconds - before if isinstance(timed, Timed) else 0.0
+    return (*np.diff(times).tolist(), network_seconds, elapsed)
 
 
 def main() -> None:
@@ -150,38 +158,38 @@ def main() -> None:
         metavar="JSON",
         help="the blending's config where it is not the paper's",
     )
-    chosen = parser.parse_args()
-    cv2.setNumThreads(1)  # as synthesis.make does
-    brushes = painters(chosen)
+    options = parser.parse_args()
+    cv2.setNumThreads(1)  # as synthesis workers do
+    renderers = make_renderers(options)
     with tempfile.TemporaryDirectory() as name:
-        data = archive(Path(name), *chosen.pixels, chosen.side)
-        source = next(
-            one for one in archives.mammograms(data, Skipped()) if one.pathology == "normal"
-        )
-        taken: dict[str, list[tuple[float, ...]]] = {painter: [] for painter in brushes}
-        for number in range(1 + chosen.repeats):
-            for painter, brush in brushes.items():
-                taken[painter].append(
-                    measured(source, brush, _recipe(painter, data, chosen.lesions), number)
-                )
-    for painter, rows in taken.items():
-        print(json.dumps(report(painter, chosen, rows[1:])), flush=True)
+        data = write_archive(Path(name), *options.pixels, options.side)
+        mammograms = archives.read_mammograms(data, Skipped())
+        source = next(mammogram for mammogram in mammograms if mammogram.pathology == "normal")
+        bank = LesionBank.select(mammograms, data)
+        rows: dict[str, list[tuple[float, ...]]] = {painter: [] for painter in renderers}
+        for number in range(1 + options.repeats):
+            for painter, renderer in renderers.items():
+                recipe = _make_recipe(painter, data, options.lesions)
+                synthesizer = Synthesizer(renderer, bank)
+                rows[painter].append(measure(source, synthesizer, recipe, number))
+    for painter, of_painter in rows.items():
+        print(json.dumps(make_report(painter, options, of_painter[1:])), flush=True)
 
 
-def report(
-    painter: str, chosen: argparse.Namespace, rows: list[tuple[float, ...]]
+def make_report(
+    painter: str, options: argparse.Namespace, rows: list[tuple[float, ...]]
 ) -> dict[str, Any]:
-    """The JSON line of one painter."""
+    """Make the JSON line of one painter."""
     seconds = {
         part: round(statistics.median(row[place] for row in rows), 4)
         for place, part in enumerate(PARTS)
     }
     elapsed = round(statistics.median(row[-1] for row in rows), 4)
     about = {
-        "rows": chosen.pixels[0],
-        "cols": chosen.pixels[1],
-        "side": chosen.side,
-        "lesions": chosen.lesions,
+        "rows": options.pixels[0],
+        "cols": options.pixels[1],
+        "side": options.side,
+        "lesions": options.lesions,
     }
     return {
         "benchmark": "blending",
@@ -193,7 +201,7 @@ def report(
     }
 
 
-def _recipe(painter: str, data: DataConfig, lesions: int) -> Recipe:
+def _make_recipe(painter: str, data: DataConfig, lesions: int) -> Recipe:
     generator = "none" if painter == "blending" else None
     config = SynthesisConfig.model_validate(
         {

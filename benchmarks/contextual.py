@@ -3,14 +3,13 @@
 python benchmarks/contextual.py [--size 128] [--batch 12] [--repeats 5] [--model
 '{"discriminator_factor": 2}']
 
-A whole training step (discriminator, generator, running average) with neither, with one and with
-both, the four taken in turns in one process; medians. time_ratio: seconds over those of the step
-with neither; processor seconds hardly depend on what else the machine does. memory_ratio: likewise
-of the peak memory that steps add to a process of their own, for each.
+A whole training step (discriminator, generator, running average) is measured with neither, with
+one and with both, the four in turns in one process. All figures are medians. time_ratio: seconds
+over those of the step with neither. Processor seconds hardly depend on what else the machine does.
+memory_ratio: the same ratio of the peak memory that steps add to a process of their own.
 
-Patches are random numbers, of each class equally many. Time: three minutes on two idle cores at a
-discriminator_factor of 2; the full discriminator needs 15 GB, because four of them are held at
-once.
+Patches are random numbers, equally many of each class. Time: three minutes on two idle cores at a
+discriminator_factor of 2. The full discriminator needs 15 GB, because four of them are in memory.
 """
 
 from __future__ import annotations
@@ -44,39 +43,39 @@ VARIANTS = {
 MEGABYTE = 2**10 if sys.platform == "linux" else 2**20  # in what the system counts memory
 
 
-def step(name: str, chosen: argparse.Namespace) -> Callable[[], Any]:
-    """A training step of one variant, traced and run once."""
+def build_step(name: str, arguments: argparse.Namespace) -> Callable[[], Any]:
+    """Build one variant's training step, traced and run once."""
     values = {
         "target": "calcification",
-        "start": chosen.size,
-        **json.loads(chosen.model),
+        "start": arguments.size,
+        **json.loads(arguments.model),
         **VARIANTS[name],
     }
-    room = Contextual(ContextualConfig(**values), chosen.size)
-    shape = (chosen.batch, chosen.size, chosen.size, 1)
-    labels = np.arange(chosen.batch) % len(PATHOLOGIES)
+    model = Contextual(ContextualConfig(**values), arguments.size)
+    shape = (arguments.batch, arguments.size, arguments.size, 1)
+    labels = np.arange(arguments.batch) % len(PATHOLOGIES)
     batch = {
         "image": tf.random.stateless_uniform(shape, (0, 0)),
         "label": tf.constant(labels, tf.int32),
     }
-    run = tf.function(room.train_step)
+    train_step = tf.function(model.train_step)
 
-    def once() -> dict[str, float]:
-        return {name: float(value) for name, value in run(batch).items()}
+    def run_once() -> dict[str, float]:
+        return {name: float(value) for name, value in train_step(batch).items()}
 
-    once()
-    return once
+    run_once()
+    return run_once
 
 
-def taken(chosen: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Median seconds and processor seconds of each variant's step, in turns."""
-    steps = {name: step(name, chosen) for name in VARIANTS}
+def measure_times(arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Measure median seconds and processor seconds of each variant's step, in turns."""
+    steps = {name: build_step(name, arguments) for name in VARIANTS}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
-    for _ in range(chosen.repeats):
-        for name, once in steps.items():
+    for _ in range(arguments.repeats):
+        for name, run in steps.items():
             wall = time.perf_counter()
             processor = time.process_time()
-            once()
+            run()
             times[name].append((time.perf_counter() - wall, time.process_time() - processor))
     return {
         name: (statistics.median(row[0] for row in rows), statistics.median(row[1] for row in rows))
@@ -84,31 +83,32 @@ def taken(chosen: argparse.Namespace) -> dict[str, tuple[float, float]]:
     }
 
 
-def peak(name: str, chosen: argparse.Namespace) -> float:
-    """Megabytes at the peak of two steps in a process of its own, less those of TensorFlow without
-    any network.
+def measure_peak(name: str, arguments: argparse.Namespace) -> float:
+    """Measure the peak memory of two steps in a process of their own, in megabytes.
+
+    The memory of TensorFlow without any network is subtracted.
     """
     command = [
         sys.executable,
         __file__,
         "--size",
-        str(chosen.size),
+        str(arguments.size),
         "--batch",
-        str(chosen.batch),
+        str(arguments.batch),
         "--model",
-        chosen.model,
+        arguments.model,
     ]
-    done = subprocess.run(
-        [*command, "--precision", chosen.precision, "--memory-of", name],
+    completed = subprocess.run(
+        [*command, "--precision", arguments.precision, "--memory-of", name],
         capture_output=True,
         text=True,
         check=True,
     )
-    return float(done.stdout)
+    return float(completed.stdout)
 
 
 def main() -> None:
-    """Measure, print; or, in a child process, measure memory alone."""
+    """Measure and print; in a child process measure memory alone."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -127,21 +127,21 @@ def main() -> None:
         help="the model's config where it is not the paper's",
     )
     parser.add_argument("--memory-of", choices=tuple(VARIANTS), help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    script.prepare(TrainingConfig(precision=chosen.precision))
-    if chosen.memory_of:
+    arguments = parser.parse_args()
+    script.configure_tensorflow(TrainingConfig(precision=arguments.precision))
+    if arguments.memory_of:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        step(chosen.memory_of, chosen)()
+        build_step(arguments.memory_of, arguments)()
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / MEGABYTE)
         return
-    memory = {name: peak(name, chosen) for name in VARIANTS}
-    print(json.dumps(report(chosen, taken(chosen), memory)), flush=True)
+    memory = {name: measure_peak(name, arguments) for name in VARIANTS}
+    print(json.dumps(report(arguments, measure_times(arguments), memory)), flush=True)
 
 
 def report(
-    chosen: argparse.Namespace, times: dict[str, tuple[float, float]], memory: dict[str, float]
+    arguments: argparse.Namespace, times: dict[str, tuple[float, float]], memory: dict[str, float]
 ) -> dict[str, Any]:
-    """The JSON line."""
+    """Make the JSON line."""
     base = times["neither"]
     least = memory["neither"]
     rows = {
@@ -155,13 +155,13 @@ def report(
         }
         for name in VARIANTS
     }
-    about = {
-        "size": chosen.size,
-        "batch": chosen.batch,
-        "precision": chosen.precision,
-        "model": json.loads(chosen.model),
+    settings = {
+        "size": arguments.size,
+        "batch": arguments.batch,
+        "precision": arguments.precision,
+        "model": json.loads(arguments.model),
     }
-    return {"benchmark": "contextual", **about, "steps": rows}
+    return {"benchmark": "contextual", **settings, "steps": rows}
 
 
 if __name__ == "__main__":

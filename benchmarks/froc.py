@@ -33,34 +33,35 @@ SIDE = 3000.0  # px, of an image
 Image = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  # boxes, scores, truth
 
 
-def drawn(images: int, detections: int) -> list[Image]:
-    """Random lesions and detections; every second detection lies near a lesion."""
+def draw_images(images: int, detections: int) -> list[Image]:
+    """Draw random lesions and detections; every second detection lies near a lesion."""
     random = np.random.default_rng(0)
-    found = []
+    data = []
     for number in range(images):
         corners = random.uniform(0, SIDE, (detections + 1 + number % 2, 2))
         boxes = np.concatenate([corners, corners + random.uniform(50, 500, corners.shape)], axis=1)
-        boxes, truth = boxes[:detections], boxes[detections:]
+        truth = boxes[detections:]
+        boxes = boxes[:detections]
         near = truth[random.integers(len(truth), size=len(boxes[::2]))]
         boxes[::2] = near + random.normal(0, 20, near.shape)
-        found.append((boxes, random.random(detections), truth))
-    return found
+        data.append((boxes, random.random(detections), truth))
+    return data
 
 
-def taken(call: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What a call gives, its seconds, and those of processors."""
+def time_call(call: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Return what a call gives, its seconds, and those of processors."""
     wall = time.perf_counter()
     processor = time.process_time()
     result = call()
     return result, time.perf_counter() - wall, time.process_time() - processor
 
 
-def ours(data: list[Image], repeats: int) -> dict[str, Any]:
-    """Medians of both parts."""
+def measure_ours(data: list[Image], repeats: int) -> dict[str, Any]:
+    """Measure matching and curve; return the medians of both."""
     rows = []
     for _ in range(repeats):
-        matches, *matching = taken(lambda: [match(*image) for image in data])
-        _, *curve = taken(lambda: froc(matches))  # noqa: B023
+        matches, *matching = time_call(lambda: [match(*image) for image in data])
+        _, *curve = time_call(lambda: froc(matches))  # noqa: B023
         rows.append((*matching, *curve))
     matching_s, matching_processor, froc_s, froc_processor = (
         statistics.median(column) for column in zip(*rows, strict=True)
@@ -74,8 +75,8 @@ def ours(data: list[Image], repeats: int) -> dict[str, Any]:
     }
 
 
-def beside(data: list[Image], repeats: int) -> dict[str, Any]:
-    """The ratio of ours to MONAI's, in turns."""
+def compare_with_monai(data: list[Image], repeats: int) -> dict[str, Any]:
+    """Compare our time with MONAI's, in turns."""
     try:
         from monai.metrics.froc import compute_froc_curve_data, compute_froc_score
     except ImportError:
@@ -97,7 +98,7 @@ def beside(data: list[Image], repeats: int) -> dict[str, Any]:
     means: dict[str, float] = {}
     for _ in range(repeats):
         for name, call in calls.items():
-            means[name], _, processor = taken(call)
+            means[name], _, processor = time_call(call)
             times[name].append(processor)
     ours_s, theirs_s = (statistics.median(times[name]) for name in calls)
     return {
@@ -121,16 +122,16 @@ def main() -> None:
         "--peer-images", type=int, default=100, help="for the comparison with MONAI"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    chosen = parser.parse_args()
-    peer = beside(drawn(chosen.peer_images, chosen.detections), chosen.repeats)
-    found = ours(drawn(chosen.images, chosen.detections), chosen.repeats)
+    options = parser.parse_args()
+    peer = compare_with_monai(draw_images(options.peer_images, options.detections), options.repeats)
+    ours = measure_ours(draw_images(options.images, options.detections), options.repeats)
     print(
         json.dumps(
             {
                 "benchmark": "froc",
-                "images": chosen.images,
-                "detections": chosen.detections,
-                **found,
+                "images": options.images,
+                "detections": options.detections,
+                **ours,
                 "peer": peer,
             }
         ),

@@ -1,18 +1,16 @@
-"""The model server under attack, on this machine alone: what it refuses, what it still
-answers, how much memory it takes.
+"""Attack the model server on this machine, and check that valid requests are still answered.
 
 python benchmarks/hostile.py [--requests 3000] [--at-once 16] [--minutes 20]
 
-It serves the segmentation network of a CAN of small width, as benchmarks/serving.py does, and sends
-`requests` hostile requests, `at-once` under way, between them valid ones; some clients dawdle, hang
-up or break the protocol. All the while it asks /health over new connections.
+It serves the segmentation network of a small CAN, as benchmarks/serving.py does. It sends
+`requests` hostile requests, `at-once` at a time, and valid ones between them. Some clients are
+slow, hang up or break the protocol. Meanwhile it asks /health over new connections.
 
-It prints one JSON line: requests by kind and status; valid ones lost or wrong (must be 0); the
-slowest /health in seconds (must be below 2), and the slowest before the attack, which is the
-machine's; memory of the server before, at most, and after, in MB (after must be within 200 of
-before); the seconds from SIGTERM to its end with uploads still open (10 at most). "broken" names
-the bounds that do not hold; the exit code is 1 then. Nothing leaves 127.0.0.1, and it ends by
-itself.
+It prints one JSON line: requests by kind and status; valid requests without an answer or with a
+wrong one (must be 0); the slowest /health in seconds (must be below 2), also before the attack;
+memory of the server before, at its peak and after, in MB (must grow by less than 200); the seconds
+from SIGTERM to the server's end with open uploads (must be below 10). "broken" names the bounds
+that do not hold; the exit code is 1 then. Nothing leaves 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -41,13 +39,13 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from serving import KINDS, distance, exported, ready, requests_of
+from serving import KINDS, largest_difference, make_requests, register_network, wait_until_ready
 
-LIMIT = 16  # MB, of the server's requests
-HEALTH = 2.0  # s
-QUIET = 5.0  # s of nothing but /health
-MEMORY = 200  # MB
-JSON = {"content-type": "application/json"}
+LIMIT_MB = 16  # the server's limit of a request
+MAX_HEALTH_SECONDS = 2.0
+QUIET_SECONDS = 5.0  # with only /health, before the attack
+MAX_GROWTH_MB = 200
+JSON_HEADERS = {"content-type": "application/json"}
 Attack = Callable[[str, int], Awaitable[str]]
 
 
@@ -59,10 +57,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=20, help="after which nothing new is sent")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "TMPDIR": folder}
-        bodies, expected = requests_of(exported(Path(folder)))
+        bodies, expected = make_requests(register_network(Path(folder)))
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
@@ -76,33 +74,39 @@ def main() -> None:
         ]
         with (Path(folder) / "log.txt").open("w") as log:
             process = subprocess.Popen(
-                [*command, "--port", str(port), "--limit", str(LIMIT)], cwd=folder, stderr=log
+                [*command, "--port", str(port), "--limit", str(LIMIT_MB)], cwd=folder, stderr=log
             )
         try:
-            siege = Siege(
-                port, process.pid, bodies, expected, time.monotonic() + 60 * chosen.minutes
+            load_test = LoadTest(
+                port, process.pid, bodies, expected, time.monotonic() + 60 * options.minutes
             )
-            found = asyncio.run(siege.run(chosen.requests, chosen.at_once))
+            line = asyncio.run(load_test.run(options.requests, options.at_once))
             assert process.poll() is None, "the server is gone"
-            found |= {"stopped_s": stopped(process, port)} | remains(Path(folder))
+            line |= {"stopped_s": time_stop(process, port)} | find_leftovers(Path(folder))
         finally:
             process.kill()
             process.wait(60)
     bounds = {
-        "nothing lost": found["lost"] == 0 and found["wrong"] == 0,
-        "health": found["health_s"] < HEALTH,
-        "memory": found["memory_mb"][2] - found["memory_mb"][0] < MEMORY,
-        "stopped": found["stopped_s"] < 10,
-        "nothing left": found["left"] == [],
-        "no traceback": found["tracebacks"] == 0,
+        "nothing lost": line["lost"] == 0 and line["wrong"] == 0,
+        "health": line["health_s"] < MAX_HEALTH_SECONDS,
+        "memory": line["memory_mb"][2] - line["memory_mb"][0] < MAX_GROWTH_MB,
+        "stopped": line["stopped_s"] < 10,
+        "nothing left": line["left"] == [],
+        "no traceback": line["tracebacks"] == 0,
     }
-    print(json.dumps(found | {"broken": [name for name, holds in bounds.items() if not holds]}))
+    print(json.dumps(line | {"broken": [name for name, holds in bounds.items() if not holds]}))
     sys.exit(0 if all(bounds.values()) else 1)
 
 
-class Siege:
-    """The server's answers to all of it. until: time.monotonic() after which nothing
-    new is sent.
+class LoadTest:
+    """Sends all requests, and counts the server's answers.
+
+    Args:
+        port: The server's port.
+        pid: The server's process.
+        bodies: Valid bodies.
+        expected: Their probabilities.
+        until: time.monotonic() after which nothing new is sent.
     """
 
     def __init__(
@@ -124,20 +128,20 @@ class Siege:
 
     async def run(self, count: int, at_once: int) -> dict[str, Any]:
         """Send `count` hostile requests, and a valid one for every four."""
-        attacks = list(kinds())
+        attacks = list(list_attacks())
         turn = asyncio.Semaphore(at_once)
         async with httpx.AsyncClient(timeout=120) as client:
-            await ready(client, self.address)
+            await wait_until_ready(client, self.address)
             for number in range(2 * KINDS):
                 await self.ask(client, number)
             before = self.memory()
-            watch = threading.Thread(target=self.look)
+            watch = threading.Thread(target=self.watch)
             watch.start()
-            await asyncio.sleep(QUIET)
+            await asyncio.sleep(QUIET_SECONDS)
             quiet = max(self.health)
             self.health = [0.0]
 
-            async def one(number: int) -> None:
+            async def send(number: int) -> None:
                 async with turn:
                     if time.monotonic() > self.until:
                         return
@@ -151,13 +155,13 @@ class Siege:
                     self.statuses.setdefault(name, Counter())[status] += 1
 
             try:
-                await asyncio.gather(*(one(number) for number in range(count + count // 4)))
+                await asyncio.gather(*(send(number) for number in range(count + count // 4)))
             finally:
                 self.done = True
                 await asyncio.to_thread(watch.join)
             await asyncio.sleep(5)
             after = self.memory()
-        sent = sum(sum(found.values()) for found in self.statuses.values())
+        sent = sum(counts.total() for counts in self.statuses.values())
         return {
             "hostile": sent,
             "valid": self.valid,
@@ -170,30 +174,30 @@ class Siege:
             "health_asked": len(self.health) - 1,
             "memory_mb": [before, max(self.most, before), after],
             "statuses": {
-                name: dict(sorted(found.items())) for name, found in sorted(self.statuses.items())
+                name: dict(sorted(counts.items())) for name, counts in sorted(self.statuses.items())
             },
         }
 
     async def ask(self, client: httpx.AsyncClient, number: int) -> None:
-        """A valid request, whose answer is known."""
+        """Send a valid request, and check its answer."""
         self.valid += 1
         try:
             answer = await client.post(
-                f"{self.address}/invocations", content=self.bodies[number % KINDS], headers=JSON
+                f"{self.address}/invocations",
+                content=self.bodies[number % KINDS],
+                headers=JSON_HEADERS,
             )
             if answer.status_code != 200:
                 self.lost += 1
                 print(f"lost: {answer.status_code} {answer.text[:200]}", file=sys.stderr)
-            elif distance(answer.json(), self.expected[number % KINDS]) > 1e-5:
+            elif largest_difference(answer.json(), self.expected[number % KINDS]) > 1e-5:
                 self.wrong += 1
         except httpx.HTTPError as error:
             self.lost += 1
             print(f"lost: {type(error).__name__}", file=sys.stderr)
 
-    def look(self) -> None:
-        """Ask for the server's health and look at its memory, in a thread that no attack keeps
-        waiting.
-        """
+    def watch(self) -> None:
+        """Watch the server's health and memory, in a thread that no attack delays."""
         while not self.done:
             start = time.perf_counter()
             healthy = False
@@ -207,7 +211,7 @@ class Siege:
             time.sleep(0.2)
 
     def memory(self) -> int:
-        """MB of the server and its children."""
+        """Return the MB of the server and its children."""
         total = 0
         for process in (self.server, *self.server.children(recursive=True)):
             try:
@@ -217,39 +221,47 @@ class Siege:
         return total // 2**20
 
 
-def kinds() -> Iterator[tuple[str, Attack]]:
-    """All attacks, by name."""
-    for name, body in bodies_of().items():
-        yield name, posted(body)
+def list_attacks() -> Iterator[tuple[str, Attack]]:
+    """List all attacks with their names."""
+    for name, body in make_bodies().items():
+        yield name, post(body)
     valid = json.dumps({"inputs": [{"pixels": [[0.5] * 64] * 64}]}).encode()
-    yield "no content type", posted(valid, {"content-type": "text/csv"})
-    yield "gzip", posted(zlib.compress(valid), JSON | {"content-encoding": "gzip"})
-    chunked = b"transfer-encoding: chunked\r\n\r\n" + chunks(valid)
-    yield "chunks", raw(b"POST /invocations HTTP/1.1\r\nhost: 127.0.0.1\r\n" + JSON_LINE + chunked)
-    yield "two lengths", raw(header(len(valid))[:-2] + b"content-length: 3\r\n\r\n" + valid)
-    yield "length and chunks", raw(header(len(valid))[:-2] + chunked)
+    yield "no content type", post(valid, {"content-type": "text/csv"})
+    yield "gzip", post(zlib.compress(valid), JSON_HEADERS | {"content-encoding": "gzip"})
+    chunked = b"transfer-encoding: chunked\r\n\r\n" + encode_chunks(valid)
+    yield (
+        "chunks",
+        send_raw(b"POST /invocations HTTP/1.1\r\nhost: 127.0.0.1\r\n" + JSON_LINE + chunked),
+    )
+    yield (
+        "two lengths",
+        send_raw(make_header(len(valid))[:-2] + b"content-length: 3\r\n\r\n" + valid),
+    )
+    yield "length and chunks", send_raw(make_header(len(valid))[:-2] + chunked)
     yield (
         "header flood",
-        raw(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n" + b"x-flood: 1\r\n" * 20_000 + b"\r\n"),
+        send_raw(
+            b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n" + b"x-flood: 1\r\n" * 20_000 + b"\r\n"
+        ),
     )
-    yield "no http", raw(os.urandom(2000))
-    yield "another host", raw(header(len(valid), b"evil.example") + valid)
-    yield "pipeline", raw((header(len(valid)) + valid) * 20, hang_up=True)
-    yield "hangs up in the body", raw(header(10_000_000) + b"[" * 100_000, hang_up=True)
-    yield "hangs up after it", raw(header(len(valid)) + valid, hang_up=True)
+    yield "no http", send_raw(os.urandom(2000))
+    yield "another host", send_raw(make_header(len(valid), b"evil.example") + valid)
+    yield "pipeline", send_raw((make_header(len(valid)) + valid) * 20, hang_up=True)
+    yield "hangs up in the body", send_raw(make_header(10_000_000) + b"[" * 100_000, hang_up=True)
+    yield "hangs up after it", send_raw(make_header(len(valid)) + valid, hang_up=True)
     yield "half a header", dawdle(b"POST /invocations HTTP/1.1\r\nhost: 127")
-    yield "a slow body", dawdle(header(10_000_000) + b'{"inputs": ')
+    yield "a slow body", dawdle(make_header(10_000_000) + b'{"inputs": ')
 
 
 JSON_LINE = b"content-type: application/json\r\n"
 
 
-def bodies_of() -> dict[str, bytes]:
-    """Bodies that nobody should send."""
+def make_bodies() -> dict[str, bytes]:
+    """Make hostile bodies, by name."""
 
-    def picture(content: bytes, count: int = 1) -> bytes:
-        one = json.dumps({"image": base64.b64encode(content).decode()})
-        return f'{{"inputs": [{", ".join([one] * count)}]}}'.encode()
+    def encode(content: bytes, count: int = 1) -> bytes:
+        item = json.dumps({"image": base64.b64encode(content).decode()})
+        return f'{{"inputs": [{", ".join([item] * count)}]}}'.encode()
 
     return {
         "empty": b"",
@@ -271,23 +283,23 @@ def bodies_of() -> dict[str, bytes]:
         "objects": b'{"inputs": [{"pixels": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}]}",
         "many zeros": b'{"inputs": [{"pixels": [[' + b"0," * 6_000_000 + b"0]]}]}",
         "one wide row": b'{"inputs": [{"pixels": [[' + b"0.5," * 500_000 + b"0.5]]}]}",
-        "too large": b" " * (LIMIT * 2**20 + 1),
+        "too large": b" " * (LIMIT_MB * 2**20 + 1),
         "no base64": b'{"inputs": [{"image": "*"}]}',
-        "no picture": picture(os.urandom(4000)),
-        "a whole mammogram": picture(png(1024, 832)),
-        "another shape": picture(png(32, 64)),
-        "a bomb": picture(png(8192, 8192)),
-        "a larger bomb": picture(png(30_000, 30_000, 1000)),
-        "many pictures": picture(png(64, 64), 1100),
-        "many bombs": picture(png(8192, 8192), 40),
-        "a dicom of noise": picture(b"\0" * 128 + b"DICM" + os.urandom(500)),
+        "no picture": encode(os.urandom(4000)),
+        "a whole mammogram": encode(png(1024, 832)),
+        "another shape": encode(png(32, 64)),
+        "a bomb": encode(png(8192, 8192)),
+        "a larger bomb": encode(png(30_000, 30_000, 1000)),
+        "many pictures": encode(png(64, 64), 1100),
+        "many bombs": encode(png(8192, 8192), 40),
+        "a dicom of noise": encode(b"\0" * 128 + b"DICM" + os.urandom(500)),
         "an unknown key": b'{"inputs": [{"pixels": [[0.5]], "patient": "DOE^JANE"}]}',
         "params": b'{"inputs": [], "params": "x"}',
     }
 
 
 def png(rows: int, cols: int, written: int | None = None) -> bytes:
-    """A black PNG of 16 bits, of which only `written` rows are there."""
+    """Make a black 16-bit PNG that holds only `written` of its rows."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -304,8 +316,8 @@ def png(rows: int, cols: int, written: int | None = None) -> bytes:
     )
 
 
-def header(length: int, host: bytes = b"127.0.0.1") -> bytes:
-    """The head of a request whose body has that length."""
+def make_header(length: int, host: bytes = b"127.0.0.1") -> bytes:
+    """Make the header of a request whose body has that length."""
     return (
         b"POST /invocations HTTP/1.1\r\nhost: "
         + host
@@ -315,27 +327,24 @@ def header(length: int, host: bytes = b"127.0.0.1") -> bytes:
     )
 
 
-def chunks(body: bytes) -> bytes:
-    """A body in chunks of one byte."""
+def encode_chunks(body: bytes) -> bytes:
+    """Encode a body in chunks of one byte."""
     return b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
 
 
-def posted(body: bytes, headers: dict[str, str] = JSON) -> Attack:
-    """A body, sent as it should be."""
+def post(body: bytes, headers: dict[str, str] = JSON_HEADERS) -> Attack:
+    """Make an attack that sends a body in a correct request."""
 
     async def send(address: str, port: int) -> str:
         async with httpx.AsyncClient(timeout=120) as client:
-            return str(
-                (
-                    await client.post(f"{address}/invocations", content=body, headers=headers)
-                ).status_code
-            )
+            response = await client.post(f"{address}/invocations", content=body, headers=headers)
+            return str(response.status_code)
 
     return send
 
 
-def raw(content: bytes, hang_up: bool = False) -> Attack:
-    """Bytes over a connection. hang_up: without waiting for the answer."""
+def send_raw(content: bytes, hang_up: bool = False) -> Attack:
+    """Make an attack that sends bytes; with `hang_up`, it does not wait for the answer."""
 
     async def send(address: str, port: int) -> str:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -354,10 +363,7 @@ def raw(content: bytes, hang_up: bool = False) -> Attack:
 
 
 def dawdle(content: bytes, seconds: float = 1.0) -> Attack:
-    """A client that begins and sends a byte now and then.
-
-    It ends by itself; the next one comes soon.
-    """
+    """Make an attack that sends a beginning and then a byte now and then, for some seconds."""
 
     async def send(address: str, port: int) -> str:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -373,11 +379,11 @@ def dawdle(content: bytes, seconds: float = 1.0) -> Attack:
     return send
 
 
-def stopped(process: subprocess.Popen[bytes], port: int) -> float:
-    """Seconds from SIGTERM to the server's end, while ten uploads are unfinished."""
+def time_stop(process: subprocess.Popen[bytes], port: int) -> float:
+    """Measure the seconds from SIGTERM to the server's end, with ten unfinished uploads."""
     clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(10)]
     for client in clients:
-        client.sendall(header(1_000_000) + b"[" * 1000)
+        client.sendall(make_header(1_000_000) + b"[" * 1000)
     time.sleep(0.5)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -387,8 +393,8 @@ def stopped(process: subprocess.Popen[bytes], port: int) -> float:
     return round(time.monotonic() - start, 2)
 
 
-def remains(folder: Path) -> dict[str, Any]:
-    """What the server has left in the temporary folder, and tracebacks in its log."""
+def find_leftovers(folder: Path) -> dict[str, Any]:
+    """List what the server left in the temporary folder, and count tracebacks in its log."""
     return {
         "left": sorted(path.name for path in folder.glob("tfmammo_serving_*")),
         "tracebacks": (folder / "log.txt").read_text().count("Traceback"),

@@ -48,83 +48,87 @@ SYNTAXES = {"uncompressed": ExplicitVRLittleEndian, "JPEG 2000": JPEG2000Lossles
 REPEATS = 5
 
 
-def dicom(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """The ratio of both readers for each transfer syntax, taken in turns on each file."""
-    rows, cols = chosen.pixels
+def measure_dicom(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """Measure both readers for each transfer syntax, in turns on each file."""
+    rows, cols = options.pixels
     images = [
-        cv2.resize(found.pixels(), (cols, rows)) for found in phantom.read(count=chosen.files)
+        cv2.resize(mammogram.pixels(), (cols, rows))
+        for mammogram in phantom.read(count=options.files)
     ]
-    found: dict[str, object] = {
-        "files": chosen.files,
+    result: dict[str, object] = {
+        "files": options.files,
         "rows": rows,
         "cols": cols,
         "wanted": "<= 1.3",
     }
     for name, syntax in SYNTAXES.items():
         paths = [
-            _written(folder / f"{name}-{number}.dcm", image, syntax)
+            _write_file(folder / f"{name}-{number}.dcm", image, syntax)
             for number, image in enumerate(images)
         ]
-        times: dict[Callable[[Path], object], list[float]] = {read_pixels: [], _peer: []}
+        times: dict[Callable[[Path], object], list[float]] = {
+            read_pixels: [],
+            _read_with_pydicom: [],
+        }
         for path in paths * REPEATS:
-            for reader, taken in times.items():
+            for reader, seconds in times.items():
                 start = time.process_time()
                 reader(path)
-                taken.append(time.process_time() - start)
-        ours, theirs = (statistics.median(taken) for taken in times.values())
-        found[name] = {
+                seconds.append(time.process_time() - start)
+        ours, theirs = (statistics.median(seconds) for seconds in times.values())
+        result[name] = {
             "ours_ms": round(1e3 * ours, 2),
             "pydicom_ms": round(1e3 * theirs, 2),
             "ratio": round(ours / theirs, 3),
         }
-    return found
+    return result
 
 
-def _written(path: Path, image: NDArray[np.float32], syntax: UID) -> Path:
+def _write_file(path: Path, image: NDArray[np.float32], syntax: UID) -> Path:
     stored = np.rint(image * 4095).astype(np.uint16)
     elements = {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 2048, "WindowWidth": 4096}
     write_dicom(path, stored, 12, syntax=syntax, **elements)
     return path
 
 
-def _peer(path: Path) -> object:
+def _read_with_pydicom(path: Path) -> object:
     dataset = pydicom.dcmread(path)
     return apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
 
 
-def pipeline(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Patches a second of both pipelines, and of the training step that they feed."""
+def measure_pipeline(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """Measure patches a second of both pipelines, and the training step that they feed."""
     # TensorFlow is imported only where it is measured, so that the other parts are not slowed down
     # by its threads.
     from tfmammo.training import script
 
-    script.prepare(TrainingConfig())
+    script.configure_tensorflow(TrainingConfig())
     from tfmammo.data.build import BuildConfig, build
     from tfmammo.data.pipeline import batches
     from tfmammo.data.tfrecord import Records
 
     logging.disable(logging.WARNING)
     data = {
-        "phantoms": chosen.files,
-        "size": chosen.size,
+        "phantoms": options.files,
+        "size": options.size,
         "patches": "offset",
-        "sampling": {"count": chosen.patches},
+        "sampling": {"count": options.patches},
     }
     build(BuildConfig(name="benchmark", data=data), folder / "records")
     records = Records.open(folder / "records")
-    step = _seconds_a_step(chosen)
+    step = _time_step(options)
     rates = {}
     for name, source in (("memory", records.load()), ("records", records)):
-        drawn = iter(batches(source, 1, seed=0, augment=True))
+        stream = iter(batches(source, 1, seed=0, augment=True))
         for _ in range(20):
-            next(drawn)
+            next(stream)
         start = time.perf_counter()
-        for _ in range(chosen.draws):
-            next(drawn)
-        rates[name] = chosen.draws / (time.perf_counter() - start)
+        for _ in range(options.draws):
+            next(stream)
+        rates[name] = options.draws / (time.perf_counter() - start)
     return {
         "patches": len(records),
-        "size": chosen.size,
+        "size": options.size,
         "can_step_s": round(step, 4),
         "wanted": ">= 20",
         **{
@@ -134,28 +138,28 @@ def pipeline(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     }
 
 
-def _seconds_a_step(chosen: argparse.Namespace) -> float:
+def _time_step(options: argparse.Namespace) -> float:
     import tensorflow as tf
 
     from tfmammo.models.can import CAN, CANConfig
 
-    model = CAN(CANConfig(**json.loads(chosen.model)), chosen.size)
+    model = CAN(CANConfig(**json.loads(options.model)), options.size)
     step = tf.function(model.train_step)
-    image = tf.random.stateless_uniform([1, chosen.size, chosen.size, 1], [0, 0])
+    image = tf.random.stateless_uniform([1, options.size, options.size, 1], [0, 0])
     batch = {"image": image, "mask": tf.round(image)}
-    taken = []
-    for _ in range(2 + chosen.steps):  # the first ones trace
+    seconds = []
+    for _ in range(2 + options.steps):  # the first ones trace
         start = time.perf_counter()
         for value in step(batch).values():
             value.numpy()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[2:])
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])
 
 
-def beam(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Wall-clock seconds of the same build with one and with two processes."""
+def measure_beam(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """Measure wall-clock seconds of the same build with one and with two processes."""
     (folder / "build.yaml").write_text("name: benchmark\n", encoding="utf-8")
-    taken = {}
+    seconds = {}
     for workers in (1, 2):
         command = [
             sys.executable,
@@ -169,52 +173,52 @@ def beam(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
         flags = ["--direct_running_mode", "multi_processing", "--direct_num_workers", workers]
         overrides = [
             "--set",
-            f"data.phantoms={chosen.mammograms}",
-            f"data.size={chosen.size}",
+            f"data.phantoms={options.mammograms}",
+            f"data.size={options.size}",
             "build.shard_mammograms=2",
         ]
         start = time.perf_counter()
         subprocess.run(
             [str(word) for word in (*command, *overrides, *flags)], check=True, capture_output=True
         )
-        taken[workers] = time.perf_counter() - start
-    same = (folder / "1" / "manifest.json").read_bytes() == (
+        seconds[workers] = time.perf_counter() - start
+    same_bytes = (folder / "1" / "manifest.json").read_bytes() == (
         folder / "2" / "manifest.json"
     ).read_bytes()
-    one = taken[1]
-    two = taken[2]
+    one_worker = seconds[1]
+    two_workers = seconds[2]
     return {
-        "mammograms": chosen.mammograms,
-        "one_worker_s": round(one, 2),
-        "two_workers_s": round(two, 2),
-        "ratio": round(one / two, 3),
+        "mammograms": options.mammograms,
+        "one_worker_s": round(one_worker, 2),
+        "two_workers_s": round(two_workers, 2),
+        "ratio": round(one_worker / two_workers, 3),
         "wanted": ">= 1.5",
-        "same_bytes": same,
+        "same_bytes": same_bytes,
     }
 
 
-def index(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Seconds (of this process) and peak memory per 10,000 images of a tree of tiny files."""
+def measure_index(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """Measure seconds of this process and peak memory per 10,000 images of tiny files."""
     seconds = []
     megabytes = []
-    for count in chosen.images:
-        root = folder / f"{chosen.archive}-{count}"
-        WRITERS[chosen.archive](_tiny(count), root)
+    for count in options.images:
+        root = folder / f"{options.archive}-{count}"
+        WRITERS[options.archive](_make_tiny(count), root)
         start = time.process_time()
-        found = ARCHIVES[chosen.archive](root)
+        records = ARCHIVES[options.archive](root)
         seconds.append((time.process_time() - start) * 10_000 / count)
-        if len(found) != count:
-            raise SystemExit(f"{chosen.archive} gives {len(found)} of {count} images")
-        del found
+        if len(records) != count:
+            raise SystemExit(f"{options.archive} gives {len(records)} of {count} images")
+        del records
         gc.collect()
         tracemalloc.start()
-        found = ARCHIVES[chosen.archive](root)
+        records = ARCHIVES[options.archive](root)
         megabytes.append(tracemalloc.get_traced_memory()[1] / 1e6 * 10_000 / count)
         tracemalloc.stop()
-        del found
+        del records
     return {
-        "archive": chosen.archive,
-        "images": chosen.images,
+        "archive": options.archive,
+        "images": options.images,
         "seconds_per_10000": [round(value, 2) for value in seconds],
         "megabytes_per_10000": [round(value, 1) for value in megabytes],
         "growth": round(max(seconds) / min(seconds), 3),
@@ -222,30 +226,25 @@ def index(chosen: argparse.Namespace, folder: Path) -> dict[str, object]:
     }
 
 
-def _tiny(count: int) -> Iterable[Mammogram]:
-    """Mammograms of 8 x 8 px, four a patient, every other one with a mass."""
+def _make_tiny(count: int) -> Iterable[Mammogram]:
+    """Make mammograms of 8 x 8 px, four a patient, every other one with a mass."""
     mass = Lesion.from_outline("mass", np.array([[2, 2], [2, 5], [5, 5], [5, 2]]), 8, 8)
     read = partial(np.zeros, (8, 8, 1), np.float32)
     for number in range(count):
-        side = "LR"[number % 2]
-        view = ("CC", "MLO")[number // 2 % 2]
-        lesions, birads = ((mass,), "4") if number % 2 else ((), "1")
-        patient = f"{number // 4:08x}"
         yield Mammogram(
-            "tiny",
-            patient,
-            f"{number:032x}",
-            8,
-            8,
-            read,
-            side,
-            view,
-            None,
-            lesions,
-            (0.1, 0.1),
-            birads,
-            "B",
-            "train",
+            archive="tiny",
+            patient_id=f"{number // 4:08x}",
+            image_id=f"{number:032x}",
+            rows=8,
+            cols=8,
+            read=read,
+            laterality="LR"[number % 2],
+            view=("CC", "MLO")[number // 2 % 2],
+            lesions=(mass,) if number % 2 else (),
+            spacing=(0.1, 0.1),
+            birads="4" if number % 2 else "1",
+            density="B",
+            official_split="train",
         )
 
 
@@ -288,12 +287,17 @@ def main() -> None:
         default=[2500, 5000, 10000],
         help="index: sizes of the tree",
     )
-    chosen = parser.parse_args()
-    parts = {"dicom": dicom, "pipeline": pipeline, "beam": beam, "index": index}
-    for name in chosen.only:
+    options = parser.parse_args()
+    parts = {
+        "dicom": measure_dicom,
+        "pipeline": measure_pipeline,
+        "beam": measure_beam,
+        "index": measure_index,
+    }
+    for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             print(
-                json.dumps({"benchmark": f"input.{name}", **parts[name](chosen, Path(folder))}),
+                json.dumps({"benchmark": f"input.{name}", **parts[name](options, Path(folder))}),
                 flush=True,
             )
 

@@ -1,13 +1,12 @@
-"""Whether a training that is killed (SIGKILL) at random moments ends as one that never was.
+"""Check that a training killed (SIGKILL) at random moments ends as one that never was.
 
 python benchmarks/kills.py [--kills 30] [--exporting 5] [--seed 1] [--steps 1500]
 
-A deterministic tiny CAN is trained once without a stop. Then it is trained again, and killed again
-and again: while it starts, between two checkpoints, while it exports and while it registers, each
-at a random moment; when it has ended by itself, a new one begins, until there were as many kills as
-wanted, and as many of them after the last step. Each must end with weights bitwise equal to the
-first one's, with the same exports, one registered version of each, one finished run, and nothing
-left over.
+A deterministic tiny CAN is trained once without a stop. Then it is trained again and killed at
+random moments: while it starts, between two checkpoints, while it exports and while it registers.
+When it ends by itself, a new one begins, until there were --kills kills, --exporting of them after
+the last step. Each training must end with weights bitwise equal to the first one's, with the same
+exports, one registered version of each, one finished run, and nothing left over.
 
 One JSON line: kills, after the last step, trainings, seconds.
 """
@@ -53,9 +52,7 @@ class KillsError(AssertionError):
 
 @dataclass
 class Training:
-    """One training's folder beneath a working folder, and its process, started as often
-    as needed.
-    """
+    """One training's folder, and the process in it, which is started as often as needed."""
 
     place: Path
     name: str
@@ -63,16 +60,16 @@ class Training:
 
     @property
     def output(self) -> Path:
-        """Its folder."""
+        """The training's folder."""
         return self.place / self.name
 
     @property
     def log(self) -> Path:
-        """What it said, all its starts together."""
+        """The output of all its processes."""
         return self.place / f"{self.name}.log"
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start it, or let it go on."""
+        """Start the training, or resume it."""
         command = [
             sys.executable,
             str(ROOT / "train/can.py"),
@@ -89,8 +86,8 @@ class Training:
                 stderr=log,
             )
 
-    def saved_step(self) -> int:
-        """The step of its newest checkpoint."""
+    def find_saved_step(self) -> int:
+        """Find the step of the newest checkpoint, 0 without one."""
         return max(
             (
                 int(path.stem.rpartition("-")[2])
@@ -99,19 +96,19 @@ class Training:
             default=0,
         )
 
-    def is_exporting(self, said_before: int) -> bool:
-        """Whether it is past its last step, in this start: it says that it exports, or that it has.
+    def is_exporting(self, log_size: int) -> bool:
+        """Tell whether the process is past the last step, by its log.
 
         Args:
-            said_before: Bytes that its log had when it was started.
+            log_size: Bytes of the log when the process started.
         """
-        said = self.log.read_bytes()[said_before:]
-        return b"exporting step" in said or b"already exported" in said
+        text = self.log.read_bytes()[log_size:]
+        return b"exporting step" in text or b"already exported" in text
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Every variable of the newest checkpoint and of the exports."""
-        found = {}
-        folders = [self.output / f"checkpoints/ckpt-{self.saved_step()}"]
+    def read_weights(self) -> dict[str, np.ndarray]:
+        """Read every variable of the newest checkpoint and of the exports."""
+        weights = {}
+        folders = [self.output / f"checkpoints/ckpt-{self.find_saved_step()}"]
         folders += [
             path.parent / "variables"
             for path in sorted(self.output.glob("*/*/variables/variables.index"))
@@ -119,45 +116,47 @@ class Training:
         for prefix in folders:
             reader = tf.train.load_checkpoint(str(prefix))
             names = [name for name in reader.get_variable_to_shape_map() if name.endswith(VALUE)]
-            found |= {
+            weights |= {
                 f"{prefix.relative_to(self.output)}: {name}": reader.get_tensor(name)
                 for name in names
             }
-        return found
+        return weights
 
 
 def measure_end(training: Training) -> float:
     """Run a training to its end.
 
     Returns:
-        Seconds from its first export's beginning to its end.
+        Seconds from the start of its first export to its end.
     """
     process = training.start()
-    began = None
+    start = None
     while process.poll() is None:
-        if began is None and training.is_exporting(0):
-            began = time.monotonic()
+        if start is None and training.is_exporting(0):
+            start = time.monotonic()
         time.sleep(0.02)
-    if process.returncode or began is None:
+    if process.returncode or start is None:
         raise KillsError(
             f"the unbroken training ended with exit code {process.returncode}: "
             f"{training.log.read_text()[-2000:]}"
         )
-    return time.monotonic() - began
+    return time.monotonic() - start
 
 
 def kill_once(training: Training, end: float, chance: random.Random, late: bool) -> str | None:
     """Start a training and kill it at a random moment.
 
     Args:
-        end: Seconds that its end takes.
-        late: Not before its last step.
+        training: Its folder may hold checkpoints.
+        end: Seconds that its end takes, as of `measure_end`.
+        chance: Draws the moment.
+        late: Kill it only after its last step.
 
     Returns:
-        When: "starting", "training", "ending"; None: it ended by itself before.
+        When it was killed: "starting", "training" or "ending"; None if it ended by itself before.
     """
-    before = training.saved_step()
-    said = training.log.stat().st_size if training.log.exists() else 0
+    before = training.find_saved_step()
+    log_size = training.log.stat().st_size if training.log.exists() else 0
     process = training.start()
     deadline = time.monotonic() + DEADLINE
     if not late and chance.random() < 0.15:
@@ -165,11 +164,11 @@ def kill_once(training: Training, end: float, chance: random.Random, late: bool)
     else:
         while (
             process.poll() is None
-            and not _is_due(training, before, said, late)
+            and not _is_due(training, before, log_size, late)
             and time.monotonic() < deadline
         ):
             time.sleep(0.01)
-        ending = training.saved_step() == training.steps
+        ending = training.find_saved_step() == training.steps
         _wait(process, chance.uniform(0, 0.8 * end if ending else 0.7))
     if process.poll() is not None:
         if process.returncode:
@@ -180,21 +179,18 @@ def kill_once(training: Training, end: float, chance: random.Random, late: bool)
         return None
     process.kill()
     process.wait()
-    if training.saved_step() < before:
-        raise KillsError(
-            f"work was lost: step {before} was saved, and step {training.saved_step()} is there"
-        )
-    if training.saved_step() == training.steps and training.is_exporting(said):
+    step = training.find_saved_step()
+    if step < before:
+        raise KillsError(f"work was lost: step {before} was saved, and step {step} is there")
+    if step == training.steps and training.is_exporting(log_size):
         return "ending"
-    return "training" if training.saved_step() > before else "starting"
+    return "training" if step > before else "starting"
 
 
-def _is_due(training: Training, before: int, said: int, late: bool) -> bool:
-    """Whether a start has come as far as it must before it may be killed: a further checkpoint, or
-    past its last step.
-    """
-    step = training.saved_step()
-    return training.is_exporting(said) if late or step == training.steps else step > before
+def _is_due(training: Training, before: int, log_size: int, late: bool) -> bool:
+    """Tell whether a process may be killed: it has saved a checkpoint, or is past its last step."""
+    step = training.find_saved_step()
+    return training.is_exporting(log_size) if late or step == training.steps else step > before
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -205,17 +201,17 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def compare(whole: Training, parts: Training) -> None:
-    """Make sure that a killed training ended as the unbroken one.
+    """Check that a killed training ended as the unbroken one.
 
     Raises:
         KillsError: It did not.
     """
-    expected = whole.weights()
-    found = parts.weights()
-    if expected.keys() != found.keys():
-        raise KillsError(f"other variables: {sorted(expected.keys() ^ found.keys())[:5]}")
+    expected = whole.read_weights()
+    actual = parts.read_weights()
+    if expected.keys() != actual.keys():
+        raise KillsError(f"other variables: {sorted(expected.keys() ^ actual.keys())[:5]}")
     for name, value in expected.items():
-        if not np.array_equal(value, found[name]):
+        if not np.array_equal(value, actual[name]):
             raise KillsError(f"{name}: the weights differ")
     left = [str(path) for path in parts.output.rglob(".*") if path.name != ".lock"] + [
         str(path) for path in parts.output.rglob("*_temp")
@@ -223,7 +219,7 @@ def compare(whole: Training, parts: Training) -> None:
     if left:
         raise KillsError(f"left over: {', '.join(left)}")
     counts = []
-    with store.registry(f"sqlite:///{parts.place / 'mlflow.db'}") as client:
+    with store.open_registry(f"sqlite:///{parts.place / 'mlflow.db'}") as client:
         for training in (whole, parts):
             run = client.get_run((training.output / runs.RUN_ID).read_text().strip())
             if run.info.status != "FINISHED":
@@ -236,10 +232,10 @@ def compare(whole: Training, parts: Training) -> None:
 
 
 def measure(place: Path, kills: int, exporting: int, seed: int, steps: int) -> dict[str, float]:
-    """The whole comparison in a folder.
+    """Run the whole comparison in a folder.
 
     Returns:
-        What is printed.
+        The numbers of the JSON line.
 
     Raises:
         KillsError: As `compare`.
@@ -261,7 +257,7 @@ def measure(place: Path, kills: int, exporting: int, seed: int, steps: int) -> d
                 break
             moments.append(moment)
             print(
-                f"kill {len(moments)}: {moment}, step {parts.saved_step()}",
+                f"kill {len(moments)}: {moment}, step {parts.find_saved_step()}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -278,7 +274,7 @@ def measure(place: Path, kills: int, exporting: int, seed: int, steps: int) -> d
 
 
 def main() -> None:
-    """Print the line."""
+    """Print the JSON line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -290,11 +286,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_500)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        print(
-            json.dumps(
-                measure(Path(place), chosen.kills, chosen.exporting, chosen.seed, chosen.steps)
-            )
-        )
+        numbers = measure(Path(place), chosen.kills, chosen.exporting, chosen.seed, chosen.steps)
+        print(json.dumps(numbers))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,30 @@
-"""How cost grows: a training step's time and memory over resolution, batch and width,
-everything else's over the number of images.
+"""Measure how cost grows: of a training step over its sizes, of all else over the number of images.
 
-python benchmarks/scaling.py [--only step images] [--model can infilling contextual cgan] [--parts
-froc ...] [--plot docs/scaling.png]
+python benchmarks/scaling.py [--only step images] [--model can infilling contextual cgan]
+                             [--parts froc ...] [--plot docs/scaling.png]
 
-One JSON line a curve: its points, medians of the rounds (of a step, of the quickest in each);
-exponent, the slope b of the line a + b log n fitted to log cost by least squares; last, that of its
-last doubling; work, the exponent of the work itself; worse, whether exponent > work + 0.1. A table
-of them in markdown goes to stderr. Constant costs make an exponent smaller than the work's while
-sizes are small. Each point is measured in processes of its own, one a round, and rounds go through
-all points, so that whatever else the machine does meets all of them alike; processor_seconds, of
-all threads, hardly depend on it. megabytes: what is added to the process's peak.
+A training step's time and memory are measured over resolution, batch and width. One JSON line for
+each curve: its points, medians of the rounds (for a step, of the fastest one in each round);
+exponent, the slope b of the line a + b log n fitted to log cost by least squares; last, the slope
+of the last doubling; work, the exponent of the work itself; worse, whether exponent > work + 0.1.
+A table in markdown goes to stderr. For small sizes, constant costs make the exponent smaller than
+that of the work.
 
-The work of a step in time: the FLOPs counted in its graph at the same points and the weights, each
-of which it reads and updates, both fitted alike; the larger. The FLOPs are those of convolutions,
-so about 2 in resolution (pixels), 1 in batch, at most 2 in width. Self-attention would add 4 in
-resolution, but its map stays at 32 px: the levels beyond are convolutions. Memory: 2, 1 and 2. Over
-images: 1.
+Each point is measured in a new process in each round. A round goes through all points, so that
+other work of the machine meets all of them alike. processor_seconds, of all threads, depend less on
+it. megabytes are those that the work adds to the process's peak.
 
-U-Nets are halved as often at every size as the smallest allows; the contextual GAN's networks end
-at 4 x 4 px, as they must, so they grow a level a doubling. It needs two patches at least, malignant
-and normal. What is done with images is in benchmarks/workloads.py. Time: four models and all parts
-at --rounds 3 an hour on two idle cores, most of it for starting processes.
+The work of a step has two parts: the FLOPs counted in its graph, and the weights, each of which is
+read and updated. The larger of their exponents counts. The FLOPs are those of convolutions:
+exponents of about 2 in resolution (pixels), 1 in batch, at most 2 in width. Self-attention would
+have 4 in resolution, but its map stays at 32 px; the further levels are convolutions. The exponents
+of memory are 2, 1 and 2; over images, all are 1.
+
+U-Nets have the same depth at every size, the largest that the smallest size allows. The contextual
+GAN's networks must end at 4 x 4 px, so they get one level more for each doubling. Its batches have
+at least two patches, malignant and normal. benchmarks/workloads.py holds what is done with images.
+Time: an hour for four models and all parts at --rounds 3 on two idle cores, most of it for starting
+processes.
 """
 
 from __future__ import annotations
@@ -46,12 +49,12 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parent))
 from workloads import IMAGES, Point
 
-from tfmammo.metrics.plotting import INK, quiet
+from tfmammo.metrics.plotting import INK, plot_style
 from tfmammo.metrics.summary import Table
 
 MODELS = ("can", "infilling", "contextual", "cgan")
-LEAST = {"contextual": 2}  # patches in a batch
-# How many images are one unit of --images, so that a unit of each part takes about as long.
+MIN_BATCH = {"contextual": 2}  # patches in a batch
+# Images in one unit of --images: one unit of each part takes about the same time.
 UNITS = {
     "build": 16,
     "pipeline": 500,
@@ -65,8 +68,8 @@ UNITS = {
 }
 QUANTITIES = ("seconds", "processor_seconds", "megabytes")
 WORK = {"resolution": 2.0, "batch": 1.0, "width": 2.0, "images": 1.0}
-SPARE = 0.1  # by which an exponent may be above the work's
-FLOOR = 5.0  # MB, below which memory is not told from the process's own noise
+TOLERANCE = 0.1  # an exponent may exceed that of the work by this much
+MIN_MEGABYTES = 5.0  # less can't be told from the noise of the process
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ class Curve:
     """One part along one axis.
 
     Attributes:
-        points: As measured.
+        part: A model, or a part of benchmarks/workloads.py.
+        axis: What varies: resolution, batch, width or images.
+        points: The points, in the order of measurement.
     """
 
     part: str
@@ -83,17 +88,17 @@ class Curve:
 
     @property
     def key(self) -> str:
-        """Of the point, by what it varies."""
+        """The field of Point that varies."""
         return "size" if self.axis == "resolution" else self.axis
 
     @property
     def sizes(self) -> list[float]:
-        """Along the axis."""
+        """The values along the axis."""
         return [getattr(point, self.key) for point in self.points]
 
 
 def main() -> None:
-    """Measure in rounds, print."""
+    """Measure in rounds, and print the lines."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -116,13 +121,13 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[1, 2, 4, 8],
-        help="times what is a unit of each part",
+        help="numbers of units, see UNITS",
     )
-    parser.add_argument("--size", type=int, default=256, help="where it is not varied")
-    parser.add_argument("--batch", type=int, default=1, help="likewise")
-    parser.add_argument("--width", type=float, default=0.25, help="likewise")
+    parser.add_argument("--size", type=int, default=256, help="px, where it does not vary")
+    parser.add_argument("--batch", type=int, default=1, help="where it does not vary")
+    parser.add_argument("--width", type=float, default=0.25, help="where it does not vary")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=5, help="of which the quickest counts")
+    parser.add_argument("--steps", type=int, default=5, help="steps, of which the fastest counts")
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     parser.add_argument(
@@ -130,82 +135,78 @@ def main() -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="lines of earlier runs, for table and plot; measures nothing",
+        help="print and plot the lines of earlier runs; measure nothing",
     )
-    chosen = parser.parse_args()
-    if chosen.read:
+    options = parser.parse_args()
+    if options.read:
         rows = [
             json.loads(line)
-            for file in chosen.read
+            for file in options.read
             for line in file.read_text(encoding="utf-8").splitlines()
         ]
     else:
-        found = curves(chosen)
-        rows = lines(found, measured(found, chosen), chosen)
+        curves = make_curves(options)
+        rows = make_lines(curves, measure(curves, options), options)
         for row in rows:
             print(json.dumps(row), flush=True)
-    print(table(rows).markdown(), file=sys.stderr)
-    if chosen.plot:
-        drawn(rows).savefig(chosen.plot)
+    print(make_table(rows).markdown(), file=sys.stderr)
+    if options.plot:
+        plot(rows).savefig(options.plot)
 
 
-def curves(chosen: argparse.Namespace) -> list[Curve]:
-    """All that were asked for."""
-    found = []
-    for model in chosen.model if "step" in chosen.only else ():
-        least = LEAST.get(model, 1)
-        depth = int(np.log2(min(chosen.sizes)))
+def make_curves(options: argparse.Namespace) -> list[Curve]:
+    """Make all curves that the options ask for."""
+    curves = []
+    for model in options.model if "step" in options.only else ():
+        least = MIN_BATCH.get(model, 1)
+        depth = int(np.log2(min(options.sizes)))
         at = {
-            "size": chosen.size,
-            "batch": max(least, chosen.batch),
-            "width": chosen.width,
+            "size": options.size,
+            "batch": max(least, options.batch),
+            "width": options.width,
             "depth": depth,
         }
-        batches = [size for size in chosen.batches if size >= least]
+        batches = [size for size in options.batches if size >= least]
         along = {
-            "resolution": ("size", chosen.sizes),
+            "resolution": ("size", options.sizes),
             "batch": ("batch", batches),
-            "width": ("width", chosen.widths),
+            "width": ("width", options.widths),
         }
-        for axis in chosen.axes:
+        for axis in options.axes:
             key, sizes = along[axis]
-            found.append(
-                Curve(model, axis, tuple(Point(model, **at | {key: size}) for size in sizes))
-            )
-    for part in chosen.parts if "images" in chosen.only else ():
-        found.append(
-            Curve(
-                part,
-                "images",
-                tuple(Point(part, images=UNITS[part] * times) for times in chosen.images),
-            )
-        )
-    return found
+            points = tuple(Point(model, **at | {key: size}) for size in sizes)
+            curves.append(Curve(model, axis, points))
+    for part in options.parts if "images" in options.only else ():
+        points = tuple(Point(part, images=UNITS[part] * count) for count in options.images)
+        curves.append(Curve(part, "images", points))
+    return curves
 
 
-def measured(found: Sequence[Curve], chosen: argparse.Namespace) -> dict[Point, dict[str, float]]:
-    """Medians of each quantity at each point; points that several curves share are measured once.
+def measure(curves: Sequence[Curve], options: argparse.Namespace) -> dict[Point, dict[str, float]]:
+    """Measure each point, and return the medians of each quantity.
 
-    FLOPs: in the first round alone.
+    Points that several curves share are measured once. FLOPs are counted in the first round only.
     """
-    points = list(dict.fromkeys(point for curve in found for point in curve.points))
-    taken: dict[Point, list[dict[str, float]]] = {point: [] for point in points}
-    for number in range(chosen.rounds):
+    points = list(dict.fromkeys(point for curve in curves for point in curve.points))
+    results: dict[Point, list[dict[str, float]]] = {point: [] for point in points}
+    for number in range(options.rounds):
         for point in points:
-            taken[point].append(_once(point, chosen, count=number == 0 and point.part in MODELS))
+            results[point].append(
+                _measure_once(point, options, count=number == 0 and point.part in MODELS)
+            )
     return {
         point: {key: statistics.median(row[key] for row in rows if key in row) for key in rows[0]}
-        for point, rows in taken.items()
+        for point, rows in results.items()
     }
 
 
-def _once(point: Point, chosen: argparse.Namespace, count: bool) -> dict[str, float]:
+def _measure_once(point: Point, options: argparse.Namespace, count: bool) -> dict[str, float]:
     command = [sys.executable, Path(__file__).with_name("workloads.py"), json.dumps(asdict(point))]
     command += [
         "--steps",
-        chosen.steps,
+        options.steps,
         "--precision",
-        chosen.precision,
+        options.precision,
         *(["--count"] if count else []),
     ]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
@@ -217,60 +218,60 @@ def _once(point: Point, chosen: argparse.Namespace, count: bool) -> dict[str, fl
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The exponent b of cost = a * size^b by least squares of the logarithms."""
+def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Fit the exponent b of cost = a * size^b by least squares of the logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def fitted(sizes: Sequence[float], costs: Sequence[float], work: float) -> dict[str, Any]:
-    """What a curve's line says of its growth."""
-    exponent = slope(sizes, costs)
-    last = slope(sizes[-2:], costs[-2:])
-    verdict = {"work": round(work, 3), "worse": bool(exponent > work + SPARE)}
+def describe_growth(sizes: Sequence[float], costs: Sequence[float], work: float) -> dict[str, Any]:
+    """Return the part of a curve's line that describes its growth."""
+    exponent = fit_exponent(sizes, costs)
+    last = fit_exponent(sizes[-2:], costs[-2:])
+    verdict = {"work": round(work, 3), "worse": bool(exponent > work + TOLERANCE)}
     return {"exponent": round(exponent, 3), "last": round(last, 3), **verdict}
 
 
-def lines(
-    found: Sequence[Curve], costs: dict[Point, dict[str, float]], chosen: argparse.Namespace
+def make_lines(
+    curves: Sequence[Curve], costs: dict[Point, dict[str, float]], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One for each curve and quantity; none of memory where a part hardly takes any."""
+    """Make a line for each curve and quantity, without memory where a part takes hardly any."""
     rows = []
-    for curve in found:
+    for curve in curves:
         about: dict[str, Any] = {"benchmark": "scaling", "part": curve.part, "axis": curve.axis}
         if curve.part in MODELS:
             at = asdict(curve.points[0])
             about |= {
-                "precision": chosen.precision,
+                "precision": options.precision,
                 "at": {
                     key: at[key] for key in ("size", "batch", "width", "depth") if key != curve.key
                 },
             }
         for quantity in QUANTITIES:
-            taken = [costs[point][quantity] for point in curve.points]
-            if min(taken) < FLOOR and quantity == "megabytes":
+            values = [costs[point][quantity] for point in curve.points]
+            if min(values) < MIN_MEGABYTES and quantity == "megabytes":
                 continue
             work = WORK[curve.axis]
             if curve.part in MODELS and quantity != "megabytes":
                 work = max(
-                    slope(curve.sizes, [costs[point][key] for point in curve.points])
+                    fit_exponent(curve.sizes, [costs[point][key] for point in curve.points])
                     for key in ("gflop", "million_weights")
                 )
             points = [
-                [size, float(f"{cost:.4g}")] for size, cost in zip(curve.sizes, taken, strict=True)
+                [size, float(f"{cost:.4g}")] for size, cost in zip(curve.sizes, values, strict=True)
             ]
             rows.append(
                 {
                     **about,
                     "quantity": quantity,
                     "points": points,
-                    **fitted(curve.sizes, taken, work),
+                    **describe_growth(curve.sizes, values, work),
                 }
             )
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """For people."""
+def make_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the lines as a table."""
     header = [
         "what",
         "over",
@@ -302,10 +303,11 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table("Growth", header, body)
 
 
-@quiet
-def drawn(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Processors' time and memory over each axis, as multiples of what the smallest size takes;
-    dashed: the work's growth.
+@plot_style
+def plot(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Plot processor time and memory over each axis, as multiples of those of the smallest size.
+
+    A dashed line shows the growth of the work.
     """
     axes = [axis for axis in WORK if any(row["axis"] == axis for row in rows)]
     figure = Figure(figsize=(3.7 * len(axes), 5), layout="constrained", dpi=100)
@@ -314,8 +316,8 @@ def drawn(rows: Sequence[dict[str, Any]]) -> Figure:
         for place, quantity in zip(
             places[:, column], ("processor_seconds", "megabytes"), strict=True
         ):
-            chosen = [row for row in rows if row["axis"] == axis and row["quantity"] == quantity]
-            for number, row in enumerate(chosen):
+            shown = [row for row in rows if row["axis"] == axis and row["quantity"] == quantity]
+            for number, row in enumerate(shown):
                 sizes, costs = np.array(row["points"], float).T
                 style = {"marker": "o", "markersize": 3, "linestyle": "-" if number < 7 else ":"}
                 place.plot(
@@ -324,7 +326,7 @@ def drawn(rows: Sequence[dict[str, Any]]) -> Figure:
                     label=f"{row['part']} {row['exponent']:.2f}",
                     **style,
                 )
-            most = max((row["points"][-1][0] / row["points"][0][0] for row in chosen), default=2)
+            most = max((row["points"][-1][0] / row["points"][0][0] for row in shown), default=2)
             place.plot(
                 [1, most],
                 [1, most ** WORK[axis]],

@@ -1,13 +1,11 @@
-"""A served model under many requests, good and hostile, at once: nothing is lost, nothing
-crashes, and how long an answer takes.
+"""Send many valid and hostile requests to a served model at once, and measure its answers.
 
 python benchmarks/serving.py [--requests 10000] [--at-once 16]
 
-It registers the segmentation network of a CAN of small width, starts `python -m tfmammo.serving
-run`, and sends patches as arrays and as PNG, of which it knows what the network answers, and
-requests that must be refused. It prints one JSON line: counts by status, answers that were lost or
-wrong, the latencies' p50 and p99 in seconds, of answers and of refusals, memory of the server
-before and after, in MB.
+It registers the segmentation network of a small CAN, starts `python -m tfmammo.serving run`, and
+sends patches as arrays and as PNG, whose answers it knows, and requests that must be refused. It
+prints one JSON line: counts by status; wrong answers; p50 and p99 of the latency of answers and of
+refusals in seconds; the server's memory before and after, in MB.
 """
 
 from __future__ import annotations
@@ -78,10 +76,10 @@ def main() -> None:
     )
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=16)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        bodies, expected = requests_of(exported(Path(folder)))
+        bodies, expected = make_requests(register_network(Path(folder)))
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
@@ -99,65 +97,47 @@ def main() -> None:
         ]
         process = subprocess.Popen(command, cwd=folder)
         try:
-            print(
-                json.dumps(
-                    asyncio.run(
-                        measured(
-                            f"http://127.0.0.1:{port}",
-                            process.pid,
-                            bodies,
-                            expected,
-                            chosen.requests,
-                            chosen.at_once,
-                        )
-                    )
-                )
+            measurement = measure(
+                f"http://127.0.0.1:{port}",
+                process.pid,
+                bodies,
+                expected,
+                options.requests,
+                options.at_once,
             )
+            print(json.dumps(asyncio.run(measurement)))
             assert process.poll() is None, "the server is gone"
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(60)
 
 
-def exported(folder: Path) -> Path:
-    """A registered CAN of small width.
-
-    Returns:
-        Its export.
-    """
-    room = CAN(CANConfig(filters=(8, 16, 32, 32), discriminator_filters=8), SIZE)
+def register_network(folder: Path) -> Path:
+    """Register a small CAN, and return its export."""
+    model = CAN(CANConfig(filters=(8, 16, 32, 32), discriminator_filters=8), SIZE)
     data = DataConfig(size=SIZE, window=(0, 1)).model_dump(mode="json")
-    found = export.export(
-        room,
-        folder / "export",
-        {"step": 0, "config": {"data": data, "model": {}}, "train_patients": []},
-    )
-    register(ServiceConfig(name="served", network=NetworkConfig(handle=str(found))))
-    return found
+    card = {"step": 0, "config": {"data": data, "model": {}}, "train_patients": []}
+    exported = export.export(model, folder / "export", card)
+    register(ServiceConfig(name="served", network=NetworkConfig(handle=str(exported))))
+    return exported
 
 
-def requests_of(folder: Path) -> tuple[list[bytes], list[np.ndarray]]:
-    """Bodies, as arrays and as PNG in turn, and the probabilities that the SavedModel
-    gives here.
-    """
+def make_requests(folder: Path) -> tuple[list[bytes], list[np.ndarray]]:
+    """Make bodies, as arrays and as PNG in turn, with the probabilities to expect."""
     random = np.random.default_rng(0)
     values = random.integers(0, 65536, (KINDS, SIZE, SIZE)).astype(np.uint16)
     images = (values / np.float32(65535)).astype(np.float32)
-    expected = export.load(folder, export.find(folder, {"image"}, {"mask"}))(images[..., None])[
-        "mask"
-    ][..., 0]
+    segment = export.load(folder, export.find_function(folder, {"image"}, {"mask"}))
+    expected = segment(images[..., None])["mask"][..., 0]
     bodies = []
     for number, (value, image) in enumerate(zip(values, images, strict=True)):
         png = base64.b64encode(cv2.imencode(".png", value)[1].tobytes()).decode()
-        bodies.append(
-            json.dumps(
-                {"inputs": [{"image": png} if number % 2 else {"pixels": image.tolist()}]}
-            ).encode()
-        )
+        item = {"image": png} if number % 2 else {"pixels": image.tolist()}
+        bodies.append(json.dumps({"inputs": [item]}).encode())
     return bodies, list(expected)
 
 
-async def measured(
+async def measure(
     address: str,
     pid: int,
     bodies: list[bytes],
@@ -165,18 +145,18 @@ async def measured(
     count: int,
     at_once: int,
 ) -> dict[str, Any]:
-    """Send `count` requests, a quarter of them hostile, `at_once` under way."""
+    """Send `count` requests, a quarter of them hostile, `at_once` at a time."""
     is_hostile = np.random.default_rng(1).random(count) < 0.25
     turn = asyncio.Semaphore(at_once)
-    nth = np.cumsum(is_hostile)  # hostile ones take turns too, so that a short run sends them all
+    nth = np.cumsum(is_hostile)  # hostile requests take turns, so that a short run sends them all
     seconds: dict[str, list[float]] = {"answered": [], "refused": []}
     statuses: dict[int, int] = {}
     wrong: list[str] = []
     server = psutil.Process(pid)
     async with httpx.AsyncClient(timeout=120) as client:
-        await ready(client, address)
+        await wait_until_ready(client, address)
 
-        async def one(number: int) -> None:
+        async def send(number: int) -> None:
             hostile = is_hostile[number]
             body, status = (
                 HOSTILE[nth[number] % len(HOSTILE)] if hostile else (bodies[number % KINDS], 200)
@@ -193,25 +173,24 @@ async def measured(
             if response.status_code != status:
                 wrong.append(f"{response.status_code} instead of {status}: {response.text[:200]}")
             elif (
-                not hostile and (far := distance(response.json(), expected[number % KINDS])) > 1e-5
+                not hostile
+                and (far := largest_difference(response.json(), expected[number % KINDS])) > 1e-5
             ):
                 wrong.append(f"off by {far:.2g}")
 
-        await asyncio.gather(*(one(number) for number in range(count // 10)))
+        await asyncio.gather(*(send(number) for number in range(count // 10)))
         before = server.memory_info().rss
-        await asyncio.gather(*(one(number) for number in range(count // 10, count)))
+        await asyncio.gather(*(send(number) for number in range(count // 10, count)))
         after = server.memory_info().rss
     times = {
         f"{name}_{part}": round(float(np.percentile(seconds[name], q)), 4)
         for name in seconds
         for part, q in (("p50", 50), ("p99", 99))
     }
-    known = {
+    return {
         "requests": count,
         "at_once": at_once,
         "statuses": {str(status): statuses[status] for status in sorted(statuses)},
-    }
-    return known | {
         "wrong": len(wrong),
         "first_wrong": wrong[:1],
         **times,
@@ -219,8 +198,8 @@ async def measured(
     }
 
 
-async def ready(client: httpx.AsyncClient, address: str) -> None:
-    """Wait for the server."""
+async def wait_until_ready(client: httpx.AsyncClient, address: str) -> None:
+    """Wait until the server answers."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
@@ -231,8 +210,8 @@ async def ready(client: httpx.AsyncClient, address: str) -> None:
     raise SystemExit("the server does not answer")
 
 
-def distance(answer: dict[str, Any], expected: np.ndarray) -> float:
-    """The largest difference between served and local probabilities."""
+def largest_difference(answer: dict[str, Any], expected: np.ndarray) -> float:
+    """Return the largest difference between served and local probabilities."""
     content = np.frombuffer(base64.b64decode(answer["predictions"][0]["probability"]), np.uint8)
     return float(np.abs(cv2.imdecode(content, cv2.IMREAD_UNCHANGED) / 65535 - expected).max())
 

@@ -1,20 +1,20 @@
-"""A training step of ours beside the same step by somebody else's means, by default at the
-paper's size, batch and widths.
+"""Time our training step beside a peer's, by default at the paper's size, batch and widths.
 
 python benchmarks/step.py --model can|infilling|contextual|cgan --peer torch [--precision
 float32|bfloat16] [--rounds 5] [--steps 4]
 
 Peers: torch, PyTorch as its users run it; torch-best, with fused Adam, channels_last and
-torch.compile; naive, ours with Keras's own layers and Adam and a pass back for each loss. Both run
-in processes of their own and take turns, A B A B, never at once; so whatever else the machine does
-meets both, if not equally: threads that wait for each other busily, as PyTorch's do, suffer more.
-First both make two steps from equal weights on equal patches, with equal random numbers and no
-dropout, and their losses must agree.
+torch.compile; naive, ours with Keras's own layers and Adam and a backward pass for each loss. Each
+runs in a process of its own. They take turns, A B A B, and never run at once. Other load on the
+machine meets both, if not equally: busily waiting threads such as PyTorch's suffer more. First both
+take two steps from equal weights on equal patches, with equal random numbers and no dropout, and
+their losses must agree.
 
 One JSON line: seconds and peer_seconds, medians of a step; ratio, the median of the rounds'
-peer_seconds / seconds; gflop of a step (counted in PyTorch's), gemm_gflops measured here by
-TensorFlow in the same precision, and share, what of that our step reaches; start to the end of the
-first step, s; peak memory, MB; with --trace, seconds of our step that each kind of kernel takes.
+peer_seconds / seconds; gflop of a step (counted in PyTorch's); gemm_gflops, measured here by
+TensorFlow in the same precision; share, the part of that which our step reaches; the time from the
+start to the end of the first step, s; peak memory, MB; with --trace, seconds of our step that each
+kind of kernel takes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sides import Side, arrays, serve
+from processes import MeasuredProcess, load_arrays, serve
 
 AGREE = {"float32": 2e-4, "bfloat16": 5e-2}  # relative, of the losses of two steps
 
 
 class Model(NamedTuple):
-    """The paper's patches, px, and batch, and where our defaults are not what is measured."""
+    """What is measured of a model.
+
+    Attributes:
+        size: The paper's patches, px.
+        batch: The paper's.
+        config: What differs from our defaults.
+    """
 
     size: int
     batch: int
@@ -56,7 +62,7 @@ NO_DROPOUT = ("can", "infilling", "cgan")  # whose dropout is switched off where
 
 
 def main() -> None:
-    """Print the measured line; or be one of the two that take turns."""
+    """Print the JSON line; with --as, be one of the two processes that take turns."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,128 +93,155 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--equal", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    model = MODELS[chosen.model]
-    chosen.size = chosen.size or model.size
-    chosen.batch = chosen.batch or model.batch
-    work(chosen) if chosen.role else print(json.dumps(compared(chosen)))
+    arguments = parser.parse_args()
+    model = MODELS[arguments.model]
+    arguments.size = arguments.size or model.size
+    arguments.batch = arguments.batch or model.batch
+    if arguments.role:
+        work(arguments)
+    else:
+        print(json.dumps(compare(arguments)))
 
 
-def compared(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Both sides checked against each other, then timed."""
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Check both processes against each other, then time them; return the JSON line."""
     with tempfile.TemporaryDirectory() as folder:
-        apart = losses_apart(chosen, Path(folder))
-        mine, peer = (side_of(role, chosen, Path(folder)) for role in ("ours", chosen.peer))
-        starts = [first_step(side) for side in (mine, peer)]
-        rounds = [(mine.ask(chosen.steps), peer.ask(chosen.steps)) for _ in range(chosen.rounds)]
-        gemm = mine.ask("gemm")
-        memory = [side.ask("memory") for side in (mine, peer)]
+        difference = check_losses(arguments, Path(folder))
+        ours = start_side("ours", arguments, Path(folder))
+        peer = start_side(arguments.peer, arguments, Path(folder))
+        starts = [measure_first_step(side) for side in (ours, peer)]
+        rounds = [
+            (ours.ask(arguments.steps), peer.ask(arguments.steps)) for _ in range(arguments.rounds)
+        ]
+        gemm = ours.ask("gemm")
+        memory = [side.ask("memory") for side in (ours, peer)]
         flops = peer.ask("flops")
-        operations = traced(mine, Path(folder), chosen.trace) if chosen.trace else {}
-        for side in (mine, peer):
+        operations = keep_trace(ours, Path(folder), arguments.trace) if arguments.trace else {}
+        for side in (ours, peer):
             side.close()
-    seconds, others = (statistics.median(times) for times in zip(*rounds, strict=True))
+    seconds, peer_seconds = (statistics.median(times) for times in zip(*rounds, strict=True))
     return {
-        "benchmark": f"step.{chosen.model}",
-        "peer": chosen.peer,
-        "precision": chosen.precision,
-        "size": chosen.size,
-        "batch": chosen.batch,
-        "config": chosen.config,
+        "benchmark": f"step.{arguments.model}",
+        "peer": arguments.peer,
+        "precision": arguments.precision,
+        "size": arguments.size,
+        "batch": arguments.batch,
+        "config": arguments.config,
         "seconds": round(seconds, 4),
-        "peer_seconds": round(others, 4),
+        "peer_seconds": round(peer_seconds, 4),
         "ratio": round(statistics.median(b / a for a, b in rounds), 3),
         "rounds": [[round(a, 4), round(b, 4)] for a, b in rounds],
-        "losses_apart": float(f"{apart:.2g}"),
+        "losses_apart": float(f"{difference:.2g}"),
         "gflop": flops and float(f"{flops / 1e9:.4g}"),
         "gemm_gflops": round(gemm / 1e9, 1),
         "share": flops and round(flops / seconds / gemm, 3),
         "first_step_seconds": [round(start, 1) for start in starts],
-        "peak_mb": [round(one) for one in memory],
+        "peak_mb": [round(megabytes) for megabytes in memory],
         **operations,
     }
 
 
-def traced(mine: Side, folder: Path, to: Path) -> dict[str, Any]:
-    """The trace put where it shall stay, and the seconds of each kind of kernel."""
-    found = mine.ask("profile")
-    shutil.copytree(folder / "trace", to, dirs_exist_ok=True)
-    return {"kernels": found}
+def keep_trace(ours: MeasuredProcess, folder: Path, target: Path) -> dict[str, Any]:
+    """Trace our steps into `target`; return the seconds of each kind of kernel."""
+    kernels = ours.ask("profile")
+    shutil.copytree(folder / "trace", target, dirs_exist_ok=True)
+    return {"kernels": kernels}
 
 
-def losses_apart(chosen: argparse.Namespace, folder: Path) -> float:
-    """By how much the losses of two steps from equal weights differ; too much ends everything."""
-    both = [side_of(role, chosen, folder, equal=True) for role in ("ours", chosen.peer)]
+def check_losses(arguments: argparse.Namespace, folder: Path) -> float:
+    """Compare the losses of two steps from equal weights, and exit if they differ too much.
+
+    Returns:
+        The largest relative difference.
+    """
+    both = [start_side(role, arguments, folder, equal=True) for role in ("ours", arguments.peer)]
     ours, theirs = ([side.ask("losses"), side.ask("losses")] for side in both)
     for side in both:
         side.close()
-    apart = max(
+    difference = max(
         abs(a[name] - b[name]) / abs(a[name])
         for a, b in zip(ours, theirs, strict=True)
         for name in a
     )
-    if not apart <= AGREE[chosen.precision]:
+    limit = AGREE[arguments.precision]
+    if not difference <= limit:
         raise SystemExit(
-            f"the losses differ by {apart:.2g}, which is more than {AGREE[chosen.precision]:g}: "
+            f"the losses differ by {difference:.2g}, which is more than {limit:g}: "
             f"{ours} and {theirs}"
         )
-    return apart
+    return difference
 
 
-def side_of(role: str, chosen: argparse.Namespace, folder: Path, equal: bool = False) -> Side:
-    """One of the two, when it is ready. equal: to be compared, so without dropout."""
-    given = [
+def start_side(
+    role: str, arguments: argparse.Namespace, folder: Path, equal: bool = False
+) -> MeasuredProcess:
+    """Start one of the two processes, and wait until it is ready.
+
+    Args:
+        role: Of --as.
+        arguments: Of the command.
+        folder: Of the files; see models.py.
+        equal: Whether its losses are compared, so that it has no dropout.
+    """
+    options = [
         "--model",
-        chosen.model,
+        arguments.model,
         "--precision",
-        chosen.precision,
+        arguments.precision,
         "--size",
-        chosen.size,
+        arguments.size,
         "--batch",
-        chosen.batch,
+        arguments.batch,
     ]
-    given += ["--config", json.dumps(chosen.config), *(["--equal"] if equal else [])]
-    side = Side(__file__, "--as", role, "--folder", folder, *given)
+    options += ["--config", json.dumps(arguments.config), *(["--equal"] if equal else [])]
+    side = MeasuredProcess(__file__, "--as", role, "--folder", folder, *options)
     side.ask("ready")
     return side
 
 
-def first_step(side: Side) -> float:
-    """Make it.
-
-    Returns:
-        The seconds since the process began.
-    """
+def measure_first_step(side: MeasuredProcess) -> float:
+    """Take the first step; return the seconds since the process started."""
     side.ask("losses")
     return time.perf_counter() - side.start
 
 
-def work(chosen: argparse.Namespace) -> None:
-    """Be one of the two."""
-    make = {"ours": ours, "naive": ours, "torch": torchs, "torch-best": torchs}[chosen.role]
-    serve(lambda: functools.partial(answer, make(chosen)))
+def work(arguments: argparse.Namespace) -> None:
+    """Answer the parent as one of the two processes."""
+    make = {
+        "ours": make_ours,
+        "naive": make_ours,
+        "torch": make_torch,
+        "torch-best": make_torch,
+    }[arguments.role]
+    serve(lambda: functools.partial(answer, make(arguments)))
 
 
-def answer(made: dict[str, Callable[[], Any]], what: str | int) -> Any:
-    """What the parent is answered: of a number the mean seconds of so many steps."""
-    if what == "memory":
+def answer(answers: dict[str, Callable[[], Any]], question: str | int) -> Any:
+    """Answer the parent.
+
+    Args:
+        answers: By question.
+        question: A key of `answers`; "memory", for the peak in MB; or a number of steps, for their
+            mean seconds.
+    """
+    if question == "memory":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if isinstance(what, str):
-        return made[what]()
+    if isinstance(question, str):
+        return answers[question]()
     start = time.perf_counter()
-    for _ in range(what):
-        made["losses"]()
-    return (time.perf_counter() - start) / what
+    for _ in range(question):
+        answers["losses"]()
+    return (time.perf_counter() - start) / question
 
 
-def batch_of(chosen: argparse.Namespace) -> dict[str, np.ndarray]:
-    """Images, float32 [batch, size, size, 1], with masks or with labels, of each as many."""
+def make_batch(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Make images, float32 [batch, size, size, 1], with masks or with balanced labels."""
     random = np.random.default_rng(0)
-    shape = (chosen.batch, chosen.size, chosen.size, 1)
-    if chosen.model == "contextual":
+    shape = (arguments.batch, arguments.size, arguments.size, 1)
+    if arguments.model == "contextual":
         return {
             "image": random.random(shape, np.float32),
-            "label": np.arange(chosen.batch, dtype=np.int32) % 3,
+            "label": np.arange(arguments.batch, dtype=np.int32) % 3,
         }
     return {
         "mask": (random.random(shape) > 0.7).astype(np.float32),
@@ -216,85 +249,86 @@ def batch_of(chosen: argparse.Namespace) -> dict[str, np.ndarray]:
     }
 
 
-def changed(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Of the config: what is not the default."""
-    dropout = {"dropout": 0.0} if chosen.equal and chosen.model in NO_DROPOUT else {}
-    return {**MODELS[chosen.model].config, **chosen.config, **dropout}
+def collect_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Collect what of the model's config is not the default."""
+    dropout = {"dropout": 0.0} if arguments.equal and arguments.model in NO_DROPOUT else {}
+    return {**MODELS[arguments.model].config, **arguments.config, **dropout}
 
 
-def ours(chosen: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Our room, or with Keras's Adam."""
+def make_ours(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Build our model, or the same with Keras's layers and Adam; return its answers."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import rooms
+    import models
 
-    naive = chosen.role == "naive"
-    return rooms.answers(
-        chosen.model,
-        changed(chosen),
-        chosen.size,
-        batch_of(chosen),
-        chosen.precision,
-        chosen.folder,
-        naive,
+    return models.make_answers(
+        arguments.model,
+        collect_changes(arguments),
+        arguments.size,
+        make_batch(arguments),
+        arguments.precision,
+        arguments.folder,
+        naive=arguments.role == "naive",
     )
 
 
-def torchs(chosen: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """The room in PyTorch and, to be compared, with our random numbers."""
-    room = peer_of(chosen)
-    batch = tensors(chosen, batch_of(chosen))
-    drawn = arrays(chosen.folder / "draws.npz") if chosen.equal else {}
+def make_torch(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Build the model in PyTorch; its answers use our random numbers if losses are compared."""
+    model = build_peer(arguments)
+    batch = to_tensors(arguments, make_batch(arguments))
+    draws = load_arrays(arguments.folder / "draws.npz") if arguments.equal else {}
     steps = iter(
         [
-            tensors(chosen, dict(zip(drawn, values, strict=True)))
-            for values in zip(*drawn.values(), strict=True)
+            to_tensors(arguments, dict(zip(draws, values, strict=True)))
+            for values in zip(*draws.values(), strict=True)
         ]
     )
     return {
-        "losses": lambda: room.train_step(batch | next(steps, {})),
-        "flops": lambda: flops_of(lambda: room.train_step(batch)),
+        "losses": lambda: model.train_step(batch | next(steps, {})),
+        "flops": lambda: count_flops(lambda: model.train_step(batch)),
     }
 
 
-def peer_of(chosen: argparse.Namespace) -> Any:
-    """The room in PyTorch with our first weights; the best one with all that makes it fast."""
+def build_peer(arguments: argparse.Namespace) -> Any:
+    """Build the model in PyTorch with our first weights; torch-best with all that makes it fast."""
     import torch
     from peers import can, cgan, contextual, infilling, layers
 
     torch.manual_seed(0)
-    best = chosen.role == "torch-best"
-    config = json.loads((chosen.folder / "config.json").read_text(encoding="utf-8")) | changed(
-        chosen
-    )
+    best = arguments.role == "torch-best"
+    config = json.loads(
+        (arguments.folder / "config.json").read_text(encoding="utf-8")
+    ) | collect_changes(arguments)
     peer = {"can": can, "infilling": infilling, "contextual": contextual, "cgan": cgan}[
-        chosen.model
+        arguments.model
     ]
-    room = peer.Room(config, chosen.size, best, chosen.precision)
-    room.load(arrays(chosen.folder / "weights.npz"))
-    for optimizer in room.optimizers.values():
+    model = peer.Model(config, arguments.size, best, arguments.precision)
+    model.load(load_arrays(arguments.folder / "weights.npz"))
+    for optimizer in model.optimizers.values():
         layers.epsilon_as_ours(optimizer)
-    for network in room.networks.values() if best else ():
+    for network in model.networks.values() if best else ():
         network.to(memory_format=torch.channels_last)
         network.compile(dynamic=False)  # contextual's D meets batches of two sizes
-    return room
+    return model
 
 
-def tensors(chosen: argparse.Namespace, values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Arrays as PyTorch has them, maps as [batch, channels, rows, cols]."""
+def to_tensors(arguments: argparse.Namespace, values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Convert arrays to PyTorch's tensors, maps to [batch, channels, rows, cols]."""
     import torch
 
-    order = torch.channels_last if chosen.role == "torch-best" else torch.contiguous_format
-    made = {name: torch.from_numpy(value) for name, value in values.items()}
-    return {
-        name: one.permute(0, 3, 1, 2).contiguous(memory_format=order) if one.ndim == 4 else one
-        for name, one in made.items()
-    }
+    order = torch.channels_last if arguments.role == "torch-best" else torch.contiguous_format
+    tensors = {}
+    for name, value in values.items():
+        tensor = torch.from_numpy(value)
+        if tensor.ndim == 4:
+            tensor = tensor.permute(0, 3, 1, 2).contiguous(memory_format=order)
+        tensors[name] = tensor
+    return tensors
 
 
-def flops_of(step: Callable[[], Any]) -> float:
-    """Of one step, by PyTorch's formulas.
+def count_flops(step: Callable[[], Any]) -> float:
+    """Count the FLOPs of a step by PyTorch's formulas.
 
-    Its own FlopCounterMode follows modules too and fails at a gradient's gradient.
+    PyTorch's own FlopCounterMode also follows modules, and fails at a gradient's gradient.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -306,10 +340,10 @@ def flops_of(step: Callable[[], Any]) -> float:
         def __torch_dispatch__(
             self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            found = operation(*args, **(kwargs or {}))
+            result = operation(*args, **(kwargs or {}))
             if formula := flop_registry.get(operation._overloadpacket):
-                self.total += formula(*args, **(kwargs or {}), out_val=found)
-            return found
+                self.total += formula(*args, **(kwargs or {}), out_val=result)
+            return result
 
     with torch.compiler.set_stance("force_eager"), Counter() as counter:
         step()

@@ -1,16 +1,20 @@
-"""What a synthetic mammogram costs beside its generator alone; one JSON line.
+"""Measure what a synthetic mammogram costs besides its generator; one JSON line.
 
 python benchmarks/synthesis.py [--generator unet] [--format dicom] [--lesions 1 2 4] [--pixels 3328
 2560]
 
-Processor seconds for one full-resolution mammogram, medians, for each number of lesions: they
-decide what a bulk run makes a day, and hardly depend on what else the machine does. Reading (file,
-grey values, breast), placing, generator, blending (all of `synthesis.render` but the generator) and
-writing (files, hashes, recipe). overhead: all but the generator over the generator (wanted: at most
-0.5); overhead_of_insertion: blending and writing alone. per_lesion: seconds of placing and blending
-over the number of lesions; per_megapixel: of reading and writing over the size, for three sizes
-with one lesion (wanted: neither grows). The generator is full size and untrained: what it draws is
-of no account here.
+Processor seconds for one full-resolution mammogram, medians, for each number of lesions. They
+decide how much a bulk run makes in a day, and hardly depend on the machine's other load.
+
+- Parts: reading (file, grey values, breast), placing, generator, blending (all of
+  `synthesizer.render` but the generator) and writing (files, hashes, recipe).
+- overhead: all but the generator over the generator (wanted: at most 0.5).
+- overhead_of_insertion: blending and writing alone.
+- per_lesion: seconds of placing and blending over the number of lesions.
+- per_megapixel: of reading and writing over the size, for three sizes with one lesion.
+
+Neither of the last two should grow. The generator is full size and untrained: what it draws does
+not matter here.
 
 A phantom, enlarged, in a 12-bit DICOM file in a temporary folder. Time: two minutes on two idle
 cores with the unet.
@@ -26,7 +30,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,44 +45,45 @@ import tensorflow as tf
 
 from tfmammo import archives
 from tfmammo.archives import phantom
-from tfmammo.archives.dicom import read_pixels
+from tfmammo.archives.dicom import pixel_source
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.config import DataConfig
 from tfmammo.mammogram import Mammogram
 from tfmammo.models.infilling import Infilling, InfillingConfig
 from tfmammo.synthesis.config import ShapeConfig, SynthesisConfig
 from tfmammo.synthesis.generators import Generator
-from tfmammo.synthesis.mammogram_set import write
-from tfmammo.synthesis.mammograms import plan, render
-from tfmammo.synthesis.placement import Ground
+from tfmammo.synthesis.mammogram_set import write_item
+from tfmammo.synthesis.placement import TargetMammogram
 from tfmammo.synthesis.provenance import Recipe, Source
-from tfmammo.synthesis.renderers import NetworkPainter, masked
+from tfmammo.synthesis.renderers import NetworkRenderer, show_tri_label
+from tfmammo.synthesis.shapes import ShapeFiles
+from tfmammo.synthesis.synthesizer import Synthesizer, render
 
 PADDING = 100  # native px around a lesion
 PARTS = ("reading", "placing", "generator", "blending", "writing")
 
 
 class Timed:
-    """A generator that notes what its calls take, in processor seconds of all threads."""
+    """A generator that records the processor seconds of its calls, of all threads."""
 
     def __init__(self, call: Callable[..., dict[str, tf.Tensor]]) -> None:
         self.call = call
         self.seconds = 0.0
 
     def __call__(self, **inputs: tf.Tensor) -> dict[str, Any]:
-        """The generator's outputs, as arrays."""
+        """Call the generator, and return its outputs as arrays."""
         start = time.process_time()
         images = {name: output.numpy() for name, output in self.call(**inputs).items()}
         self.seconds += time.process_time() - start
         return images
 
 
-def mammogram(folder: Path, rows: int, cols: int) -> Mammogram:
-    """A normal phantom in a DICOM file of this size."""
+def write_mammogram(folder: Path, rows: int, cols: int) -> Mammogram:
+    """Write a normal phantom to a DICOM file of this size."""
     normal = next(
-        found
-        for found in phantom.read(count=48)
-        if found.pathology == "normal" and found.laterality == "L"
+        mammogram
+        for mammogram in phantom.read(count=48)
+        if mammogram.pathology == "normal" and mammogram.laterality == "L"
     )
     stored = np.rint(np.clip(cv2.resize(normal.pixels(), (cols, rows)), 0, 1) * 4095).astype(
         np.uint16
@@ -88,49 +92,48 @@ def mammogram(folder: Path, rows: int, cols: int) -> Mammogram:
     write_dicom(
         path, stored, 12, RescaleSlope=1, RescaleIntercept=0, WindowCenter=2048, WindowWidth=4096
     )
-    return replace(
-        normal, rows=rows, cols=cols, read=partial(read_pixels, path), spacing=(0.07, 0.07)
-    )
+    return replace(normal, rows=rows, cols=cols, spacing=(0.07, 0.07), **pixel_source(path))
 
 
-def measured(
+def measure(
     source: Mammogram, network: Generator, recipe: Recipe, folder: Path, repeats: int
 ) -> dict[str, float]:
-    """Seconds of each part, medians of `repeats` after one that is not counted."""
+    """Measure the seconds of each part: medians of `repeats`, after one that is not counted."""
     timed = Timed(network.call)
-    taken = []
-    brush = NetworkPainter(replace(network, call=timed), recipe.config.feather, masked)
+    rows = []
+    renderer = NetworkRenderer(replace(network, call=timed), recipe.config.feather, show_tri_label)
+    assert recipe.config.shapes.files
+    synthesizer = Synthesizer(renderer, shapes=ShapeFiles.find(recipe.config.shapes.files))
     for repeat in range(1 + repeats):
         # a new one, because replacing a file takes as long as removing the old one
         output = folder / str(repeat)
         output.mkdir()
         timed.seconds = 0.0
         times = [time.process_time()]
-        stored = archives.stored(source)
-        ground = Ground(stored.image(), source, brush.data)
+        stored = archives.read_stored(source)
+        target = TargetMammogram(stored.image(), source, renderer.data)
         times.append(time.process_time())
-        insertions, _ = plan(recipe, ground, brush, np.random.default_rng(0))
+        lesions, _ = synthesizer.plan(recipe, target, np.random.default_rng(0))
         times.append(time.process_time())
-        made = render(ground, stored, insertions, brush)
+        made = render(target, stored, lesions, renderer)
         times.append(time.process_time())
-        named = recipe.model_copy(
-            update={
-                "lesions": tuple(found.planted for found in insertions),
-                "source": _source(source),
-            }
+        records = tuple(lesion.record for lesion in lesions)
+        updated = recipe.model_copy(update={"lesions": records, "source": _describe_source(source)})
+        files = write_item(updated, source, made, output)
+        updated = updated.model_copy(update={"files": files})
+        filesystem.write_atomically(
+            output / "recipe.json", updated.model_dump_json(), durable=False
         )
-        named = named.model_copy(update={"files": write(named, source, made, output)})
-        filesystem.write_atomically(output / "recipe.json", named.model_dump_json(), durable=False)
         times.append(time.process_time())
         shutil.rmtree(output)
         reading, placing, rendering, writing = np.diff(times)
-        taken.append((reading, placing, timed.seconds, rendering - timed.seconds, writing))
+        rows.append((reading, placing, timed.seconds, rendering - timed.seconds, writing))
     return {
-        name: statistics.median(row[place] for row in taken[1:]) for place, name in enumerate(PARTS)
+        name: statistics.median(row[place] for row in rows[1:]) for place, name in enumerate(PARTS)
     }
 
 
-def _source(source: Mammogram) -> Source:
+def _describe_source(source: Mammogram) -> Source:
     facts: dict[str, Any] = {
         "archive": "phantom",
         "image_id": source.image_id,
@@ -141,16 +144,16 @@ def _source(source: Mammogram) -> Source:
     return Source(**facts, rows=source.rows, cols=source.cols)
 
 
-def _recipe(lesions: int, folder: Path, chosen: argparse.Namespace) -> Recipe:
+def _make_recipe(lesions: int, folder: Path, options: argparse.Namespace) -> Recipe:
     shapes = ShapeConfig(files=folder / "shape.png")
-    size = (chosen.side, chosen.side)
+    size = (options.side, options.side)
     config = SynthesisConfig(
         name="benchmark",
         generator="none",
         masses=(lesions, lesions),
         size=size,
         shapes=shapes,
-        format=chosen.format,
+        format=options.format,
     )
     return Recipe(
         identity="",
@@ -163,11 +166,13 @@ def _recipe(lesions: int, folder: Path, chosen: argparse.Namespace) -> Recipe:
     )
 
 
-def _network(chosen: argparse.Namespace) -> Generator:
-    config = InfillingConfig(generator=chosen.generator, weights="none", **json.loads(chosen.model))
-    room = Infilling(config, chosen.size)
-    data = DataConfig(size=chosen.size, frame="padded", padding=PADDING, window=(0, 1))
-    return Generator(room.functions()["generator"], chosen.size, config.margin, data)
+def _make_network(options: argparse.Namespace) -> Generator:
+    config = InfillingConfig(
+        generator=options.generator, weights="none", **json.loads(options.model)
+    )
+    model = Infilling(config, options.size)
+    data = DataConfig(size=options.size, frame="padded", padding=PADDING, window=(0, 1))
+    return Generator(model.functions()["generator"], options.size, config.margin, data)
 
 
 def main() -> None:
@@ -190,10 +195,10 @@ def main() -> None:
         metavar="JSON",
         help="the infilling's config where it is not the paper's",
     )
-    chosen = parser.parse_args()
-    cv2.setNumThreads(1)  # as synthesis.make does
-    network = _network(chosen)
-    (rows, cols) = chosen.pixels
+    options = parser.parse_args()
+    cv2.setNumThreads(1)  # as synthesis workers do
+    network = _make_network(options)
+    (rows, cols) = options.pixels
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cv2.imwrite(
@@ -201,54 +206,54 @@ def main() -> None:
             cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), 50, 255, -1),
         )
         by_lesions = {}
-        for count in chosen.lesions:
-            recipe = _recipe(count, folder, chosen)
-            by_lesions[count] = measured(
-                mammogram(folder, rows, cols), network, recipe, folder, chosen.repeats
+        for count in options.lesions:
+            recipe = _make_recipe(count, folder, options)
+            by_lesions[count] = measure(
+                write_mammogram(folder, rows, cols), network, recipe, folder, options.repeats
             )
         by_pixels = {}
         for factor in (1.0, 0.8, 0.6):
-            source = mammogram(folder, int(rows * factor), int(cols * factor))
-            recipe = _recipe(1, folder, chosen)
-            by_pixels[source.rows * source.cols / 1e6] = measured(
-                source, network, recipe, folder, chosen.repeats
+            source = write_mammogram(folder, int(rows * factor), int(cols * factor))
+            recipe = _make_recipe(1, folder, options)
+            by_pixels[source.rows * source.cols / 1e6] = measure(
+                source, network, recipe, folder, options.repeats
             )
-    print(json.dumps(report(chosen, by_lesions, by_pixels)), flush=True)
+    print(json.dumps(make_report(options, by_lesions, by_pixels)), flush=True)
 
 
-def report(
-    chosen: argparse.Namespace,
+def make_report(
+    options: argparse.Namespace,
     by_lesions: dict[int, dict[str, float]],
     by_pixels: dict[float, dict[str, float]],
 ) -> dict[str, Any]:
-    """The JSON line."""
+    """Make the JSON line."""
     rows = []
-    for count, taken in by_lesions.items():
-        inserting = taken["blending"] + taken["writing"]
-        all_but = sum(taken.values()) - taken["generator"]
+    for count, seconds in by_lesions.items():
+        inserting = seconds["blending"] + seconds["writing"]
+        all_but = sum(seconds.values()) - seconds["generator"]
         overheads = {
-            "overhead": all_but / taken["generator"],
-            "overhead_of_insertion": inserting / taken["generator"],
+            "overhead": all_but / seconds["generator"],
+            "overhead_of_insertion": inserting / seconds["generator"],
         }
         rows.append(
             {"lesions": count}
-            | {key: round(value, 4) for key, value in (taken | overheads).items()}
+            | {key: round(value, 4) for key, value in (seconds | overheads).items()}
         )
     per_lesion = [
-        round((taken["placing"] + taken["blending"]) / count, 4)
-        for count, taken in by_lesions.items()
+        round((seconds["placing"] + seconds["blending"]) / count, 4)
+        for count, seconds in by_lesions.items()
     ]
     per_megapixel = [
-        round((taken["reading"] + taken["writing"]) / count, 4)
-        for count, taken in by_pixels.items()
+        round((seconds["reading"] + seconds["writing"]) / count, 4)
+        for count, seconds in by_pixels.items()
     ]
     return {
         "benchmark": "synthesis",
-        "generator": chosen.generator,
-        "format": chosen.format,
-        "side": chosen.side,
-        "rows": chosen.pixels[0],
-        "cols": chosen.pixels[1],
+        "generator": options.generator,
+        "format": options.format,
+        "side": options.side,
+        "rows": options.pixels[0],
+        "cols": options.pixels[1],
         "seconds": rows,
         "megapixels": [round(size, 2) for size in by_pixels],
         "per_lesion": per_lesion,

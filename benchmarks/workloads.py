@@ -1,12 +1,13 @@
-"""One point of a curve of benchmarks/scaling.py, in a process of its own; that script says
-what is measured and starts this one.
+"""Measure one point of a curve of benchmarks/scaling.py, which starts this script for each point.
 
 python benchmarks/workloads.py '{"part": "can", "size": 64, "batch": 1, "width": 0.25, "depth": 6}'
-[--steps 5] [--count] python benchmarks/workloads.py '{"part": "froc", "images": 1000}'
+                               [--steps 5] [--count]
+python benchmarks/workloads.py '{"part": "froc", "images": 1000}'
 
-One JSON line: seconds by the clock and processor_seconds of all threads, of the quickest training
-step (what else the machine does only adds) or of all images together; megabytes that it adds to the
-process's peak; with --count gflop of the step, counted in its graph, and million_weights.
+One JSON line: seconds by the clock and processor_seconds of all threads, of the fastest training
+step (other work of the machine can only add time) or of all images together; megabytes that the
+work adds to the process's peak; with --count, gflop of the step, counted in its graph, and
+million_weights.
 """
 
 from __future__ import annotations
@@ -28,21 +29,23 @@ from unittest import mock
 import numpy as np
 
 DETECTIONS = 100  # in an image
-# Columns: sets are larger than they are wide, as with Inception's 2048 beyond as many images, and
-# stay within a processor's cache, the end of which looks like growth.
+# Few, so that sets have more images than features, as with Inception's 2048 and enough images, and
+# stay in the processor's cache; beyond the cache, cost grows faster.
 FEATURES = 32
 Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured.
+    """A point to measure.
 
     Attributes:
-        part: A model, or what is done with so many images.
-        size: px.
+        part: A model, or a key of IMAGES.
+        size: Size of a patch, px.
+        batch: Patches of a step.
         width: Factor of all filters.
-        depth: Halvings of the U-Nets.
+        depth: Levels of the U-Nets.
+        images: Number of images.
     """
 
     part: str
@@ -54,151 +57,149 @@ class Point:
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure the point, and print its line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("point", metavar="JSON", help="see Point")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32")
-    parser.add_argument("--count", action="store_true", help="the step's FLOPs too")
-    chosen = parser.parse_args()
-    point = Point(**json.loads(chosen.point))
+    parser.add_argument("--count", action="store_true", help="also count the FLOPs of the step")
+    options = parser.parse_args()
+    point = Point(**json.loads(options.point))
     logging.disable(logging.WARNING)
-    print(json.dumps(of_images(point) if point.part in IMAGES else of_step(point, chosen)))
+    print(
+        json.dumps(measure_images(point) if point.part in IMAGES else measure_step(point, options))
+    )
 
 
-def of_step(point: Point, chosen: argparse.Namespace) -> dict[str, float]:
-    """A training step's line, after two that trace and warm up."""
+def measure_step(point: Point, options: argparse.Namespace) -> dict[str, float]:
+    """Measure a training step, after two that trace and warm up."""
     from tfmammo import _tensorflow  # noqa: F401, I001  # the first to import TensorFlow, because it keeps that quiet
     import tensorflow as tf
 
     from tfmammo.config import TrainingConfig
     from tfmammo.training import script
 
-    script.prepare(TrainingConfig(precision=chosen.precision))
-    before = forget()
-    room = room_of(point)
-    batch = {name: tf.constant(value) for name, value in batch_of(point).items()}
-    step = tf.function(room.train_step)
+    script.configure_tensorflow(TrainingConfig(precision=options.precision))
+    before = reset_peak()
+    model = build_model(point)
+    batch = {name: tf.constant(value) for name, value in make_batch(point).items()}
+    step = tf.function(model.train_step)
 
-    def once() -> None:
+    def run_step() -> None:
         for value in step(batch).values():
             value.numpy()
 
-    once()
-    once()
-    wall, processor = zip(*(timed(once) for _ in range(chosen.steps)), strict=True)
-    found = {
+    run_step()
+    run_step()
+    wall, processor = zip(*(time_run(run_step) for _ in range(options.steps)), strict=True)
+    line = {
         "seconds": min(wall),
         "processor_seconds": min(processor),
-        "megabytes": peak() - before,
+        "megabytes": peak_megabytes() - before,
     }
-    weights = sum(network.count_params() for network in room.networks.values()) / 1e6
-    return found | (
-        {"gflop": flops(room, batch) / 1e9, "million_weights": weights} if chosen.count else {}
-    )
+    if options.count:
+        line["gflop"] = count_flops(model, batch) / 1e9
+        weights = sum(network.count_params() for network in model.networks.values())
+        line["million_weights"] = weights / 1e6
+    return line
 
 
-def of_images(point: Point) -> dict[str, float]:
-    """The line of something done with images, after the same with two of them, which imports and
-    warms up.
-    """
+def measure_images(point: Point) -> dict[str, float]:
+    """Measure what is done with images; the same with two images before imports all modules."""
     with tempfile.TemporaryDirectory() as folder:
         IMAGES[point.part](2, Path(folder) / "first")()
-        before = forget()
+        before = reset_peak()
         run = IMAGES[point.part](point.images, Path(folder) / "second")
-        wall, processor = timed(run)
+        wall, processor = time_run(run)
         return {
             "seconds": wall,
             "processor_seconds": processor,
-            "megabytes": max(peak() - before, 0.0),
+            "megabytes": max(peak_megabytes() - before, 0.0),
         }
 
 
-def timed(run: Run) -> tuple[float, float]:
-    """Seconds by the clock, and of the processors."""
+def time_run(run: Run) -> tuple[float, float]:
+    """Run, and return the seconds by the clock and of all threads."""
     wall = time.perf_counter()
     processor = time.process_time()
     run()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def peak() -> float:
-    """MB that this process has held at most since `forget`."""
-    try:  # what getrusage gives begins with what the starting process held
+def peak_megabytes() -> float:
+    """Return the most MB that this process has held since `reset_peak`."""
+    try:  # getrusage's peak would include that of the process that started this one
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        return (
-            int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-            / 2**10
-        )
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def forget() -> float:
-    """Let the peak start anew from what is held now, where the system can; returns it."""
+def reset_peak() -> float:
+    """Reset the peak to the memory that is held now, if the system can, and return it in MB."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed would be taken again unseen
+        # Freed memory that the process keeps could be used again without raising the peak.
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak()
+    return peak_megabytes()
 
 
-def flops(room: Any, batch: dict[str, Any]) -> int:
-    """Of a step, as TensorFlow's profiler counts them in the graph, for which all shapes must be
-    known.
-    """
+def count_flops(model: Any, batch: dict[str, Any]) -> int:
+    """Count the FLOPs of a step in its graph with TensorFlow's profiler, which needs all shapes."""
     import tensorflow as tf
 
     def partition(data: Any, partitions: Any, count: int) -> Any:
-        half = data.shape[0] // 2  # as batch_of lays them out
+        half = data.shape[0] // 2  # as make_batch orders them
         return tf.split(data, [half, 0, data.shape[0] - half])
 
     with mock.patch.object(tf, "dynamic_partition", partition):
-        graph = tf.function(room.train_step).get_concrete_function(batch).graph
+        graph = tf.function(model.train_step).get_concrete_function(batch).graph
     builder = tf.compat.v1.profiler.ProfileOptionBuilder
     options = builder(builder.float_operation()).with_empty_output().build()
     return int(tf.compat.v1.profiler.profile(graph, options=options).total_float_ops)
 
 
-def batch_of(point: Point) -> dict[str, np.ndarray]:
-    """Random patches and masks; for the contextual GAN half of them malignant, then half normal."""
+def make_batch(point: Point) -> dict[str, np.ndarray]:
+    """Make random patches and masks; for the contextual GAN, the first half is malignant."""
     random = np.random.default_rng(0)
     shape = (point.batch, point.size, point.size, 1)
     batch = {
         "image": random.random(shape, np.float32),
         "mask": (random.random(shape) > 0.7).astype(np.float32),
     }
-    half = point.batch // 2
-    return batch | (
-        {"label": np.array([0] * half + [2] * (point.batch - half), np.int32)}
-        if point.part == "contextual"
-        else {}
-    )
+    if point.part == "contextual":
+        half = point.batch // 2
+        batch["label"] = np.array([0] * half + [2] * (point.batch - half), np.int32)
+    return batch
 
 
-def room_of(point: Point) -> Any:
-    """A model, all its filters times `width`.
+def build_model(point: Point) -> Any:
+    """Build the model, with all its filters times `width`.
 
-    U-Nets halve the patch `depth` times whatever its size; the contextual GAN's networks end at 4 x
-    4 px, as they must, so that they have a level more for each doubling.
+    U-Nets have `depth` levels at every size. The contextual GAN's networks must end at 4 x 4 px, so
+    they get one level more for each doubling.
     """
     size = point.size
     if point.part == "can":
         from tfmammo.models.can import CAN, CANConfig
 
-        return CAN(CANConfig(**unet(CANConfig(), point)), size)
+        return CAN(CANConfig(**unet_config(CANConfig(), point)), size)
     if point.part == "infilling":
         from tfmammo.models.infilling import Infilling, InfillingConfig
 
-        return Infilling(InfillingConfig(weights="none", **unet(InfillingConfig(), point)), size)
+        return Infilling(
+            InfillingConfig(weights="none", **unet_config(InfillingConfig(), point)), size
+        )
     if point.part == "cgan":
         from tfmammo.models.cgan import CGAN, CGANConfig
 
-        return CGAN(CGANConfig(**unet(CGANConfig(), point)), size)
+        return CGAN(CGANConfig(**unet_config(CGANConfig(), point)), size)
     from tfmammo.models.contextual import Contextual, ContextualConfig
 
-    filters = narrow([16 * 2**level for level in range(size.bit_length() - 3)], point.width)
+    filters = scale_filters([16 * 2**level for level in range(size.bit_length() - 3)], point.width)
     return Contextual(
         ContextualConfig(
             positives="lesion", filters=filters, start=size, attention=min(32, size // 2)
@@ -207,22 +208,22 @@ def room_of(point: Point) -> Any:
     )
 
 
-def unet(config: Any, point: Point) -> dict[str, Any]:
-    """The widths of a config with a U-Net."""
-    one = narrow([config.discriminator_filters], point.width)[0]
+def unet_config(config: Any, point: Point) -> dict[str, Any]:
+    """Return the filters of a config with a U-Net."""
+    (discriminator_filters,) = scale_filters([config.discriminator_filters], point.width)
     return {
-        "filters": narrow(config.filters[: point.depth], point.width),
-        "discriminator_filters": one,
+        "filters": scale_filters(config.filters[: point.depth], point.width),
+        "discriminator_filters": discriminator_filters,
     }
 
 
-def narrow(filters: Any, width: float) -> tuple[int, ...]:
-    """Filters times a factor, one at least."""
+def scale_filters(filters: Any, width: float) -> tuple[int, ...]:
+    """Multiply filters by a factor; at least one is left."""
     return tuple(max(1, round(width * count)) for count in filters)
 
 
-def build(count: int, folder: Path) -> Run:
-    """Phantoms to records."""
+def prepare_build(count: int, folder: Path) -> Run:
+    """Prepare writing phantoms to records."""
     from tfmammo.config import DataConfig
     from tfmammo.data.build import BuildConfig
     from tfmammo.data.build import build as write
@@ -232,8 +233,8 @@ def build(count: int, folder: Path) -> Run:
     )
 
 
-def pipeline(count: int, folder: Path) -> Run:
-    """Records to batches of one, each patch once."""
+def prepare_pipeline(count: int, folder: Path) -> Run:
+    """Prepare reading batches of one from records, each patch once."""
     from tfmammo.config import DataConfig, SamplingConfig
     from tfmammo.data.build import BuildConfig
     from tfmammo.data.build import build as write
@@ -250,13 +251,13 @@ def pipeline(count: int, folder: Path) -> Run:
     ]
 
 
-def synthesis(count: int, folder: Path) -> Run:
-    """Masses set into phantoms by Poisson editing, without a network."""
+def prepare_synthesis(count: int, folder: Path) -> Run:
+    """Prepare inserting masses into phantoms by Poisson editing, without a network."""
     from tfmammo.config import DataConfig
     from tfmammo.synthesis.config import SynthesisConfig
-    from tfmammo.synthesis.mammograms import synthesise
+    from tfmammo.synthesis.mammograms import synthesize
 
-    return lambda: synthesise(
+    return lambda: synthesize(
         SynthesisConfig(
             name="scaling",
             painter="poisson",
@@ -268,21 +269,21 @@ def synthesis(count: int, folder: Path) -> Run:
     )
 
 
-def ssim(count: int, folder: Path) -> Run:
-    """L1, PSNR and SSIM of pairs of 64 px."""
+def prepare_ssim(count: int, folder: Path) -> Run:
+    """Prepare L1, PSNR and SSIM of pairs of 64 px."""
     from tfmammo.metrics.synthesis import per_image
 
     random = np.random.default_rng(0)
     shape = (count, 64, 64, 1)
     real = random.random(shape, np.float32)
-    made = random.random(shape, np.float32)
+    synthetic = random.random(shape, np.float32)
     mask = np.zeros(shape, np.uint8)
     mask[:, 20:40, 20:40] = 1
-    return lambda: per_image(real, made, mask)
+    return lambda: per_image(real, synthetic, mask)
 
 
-def segmentation(count: int, folder: Path) -> Run:
-    """Dice and the others of masks of 64 px, and a patient bootstrap of one of them."""
+def prepare_segmentation(count: int, folder: Path) -> Run:
+    """Prepare Dice and its like of masks of 64 px, with a patient bootstrap of Dice."""
     from tfmammo.metrics.segmentation import bootstrap_interval, per_image
 
     random = np.random.default_rng(0)
@@ -292,22 +293,22 @@ def segmentation(count: int, folder: Path) -> Run:
     return lambda: bootstrap_interval(per_image(truth, output)["dice"], np.arange(count) // 2)
 
 
-def froc(count: int, folder: Path) -> Run:
-    """Boxes to a FROC curve."""
+def prepare_froc(count: int, folder: Path) -> Run:
+    """Prepare a FROC curve from boxes."""
     from tfmammo.metrics.detection import froc as curve
     from tfmammo.metrics.detection import match
 
-    images = detected(count)
+    images = make_detections(count)
     return lambda: curve([match(*image) for image in images])
 
 
-def jafroc(count: int, folder: Path) -> Run:
-    """The test of two detectors' figures of merit."""
+def prepare_jafroc(count: int, folder: Path) -> Run:
+    """Prepare the JAFROC test of two detectors."""
     from tfmammo.metrics.detection import match
     from tfmammo.metrics.jafroc import jafroc_test
 
     random = np.random.default_rng(1)
-    images = detected(count)
+    images = make_detections(count)
     ours = [match(*image) for image in images]
     others = [match(boxes, random.random(len(scores)), truth) for boxes, scores, truth in images]
     return lambda: jafroc_test(
@@ -315,48 +316,48 @@ def jafroc(count: int, folder: Path) -> Run:
     )
 
 
-def detected(count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Boxes, scores and a lesion of each image; every second detection lies near the lesion."""
+def make_detections(count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Make boxes, scores and a lesion for each image; every second box lies near the lesion."""
     random = np.random.default_rng(0)
-    found = []
+    images = []
     for _ in range(count):
         corners = random.uniform(0, 3000, (DETECTIONS + 1, 2))
         boxes = np.concatenate([corners, corners + random.uniform(50, 500, corners.shape)], axis=1)
         boxes[:-1:2] = boxes[-1] + random.normal(0, 20, (len(boxes[:-1:2]), 4))
-        found.append((boxes[:-1], random.random(DETECTIONS), boxes[-1:]))
-    return found
+        images.append((boxes[:-1], random.random(DETECTIONS), boxes[-1:]))
+    return images
 
 
-def fid(count: int, folder: Path) -> Run:
-    """FID of features that are there already."""
+def prepare_fid(count: int, folder: Path) -> Run:
+    """Prepare FID from existing features."""
     from tfmammo.metrics.perceptual import fid as distance
 
-    return lambda: distance(*drawn_features(count))
+    return lambda: distance(*draw_features(count))
 
 
-def kid(count: int, folder: Path) -> Run:
-    """KID likewise, of its 100 subsets."""
+def prepare_kid(count: int, folder: Path) -> Run:
+    """Prepare KID from existing features, with its 100 subsets."""
     from tfmammo.metrics.perceptual import kid as distance
 
-    return lambda: distance(*drawn_features(count))
+    return lambda: distance(*draw_features(count))
 
 
-def drawn_features(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of both sets."""
+def draw_features(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the features of both sets."""
     first, second = np.random.default_rng(0).normal(size=(2, count, FEATURES)).astype(np.float32)
     return first, second
 
 
 IMAGES: dict[str, Callable[[int, Path], Run]] = {
-    "build": build,
-    "pipeline": pipeline,
-    "synthesis": synthesis,
-    "ssim": ssim,
-    "segmentation": segmentation,
-    "froc": froc,
-    "jafroc": jafroc,
-    "fid": fid,
-    "kid": kid,
+    "build": prepare_build,
+    "pipeline": prepare_pipeline,
+    "synthesis": prepare_synthesis,
+    "ssim": prepare_ssim,
+    "segmentation": prepare_segmentation,
+    "froc": prepare_froc,
+    "jafroc": prepare_jafroc,
+    "fid": prepare_fid,
+    "kid": prepare_kid,
 }
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("COLUMNS", "140")  # of what commands print, whatever the terminal
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -209,7 +210,7 @@ def tiny_infilling(tmp_path_factory):
                 1.0,
             )
 
-    class Room(keras.Model):
+    class Network(keras.Model):
         def __init__(self, size, channels, offset):
             super().__init__(name="infilling")
             self.networks = {
@@ -239,7 +240,7 @@ def tiny_infilling(tmp_path_factory):
             "train_patients": [],
         }
         return export(
-            Room(size, 3 if margin else 2, offset),
+            Network(size, 3 if margin else 2, offset),
             tmp_path_factory.mktemp("infilling") / "export",
             card,
         )
@@ -261,7 +262,7 @@ def tiny_blending(tmp_path_factory):
     def make(size=32, patients=(), **data):
         config = BlendingConfig(widths=(4, 8), discriminator_filters=4)
         random = np.random.default_rng(0)
-        room = Blending(config, size)
+        blending = Blending(config, size)
         mask = np.zeros((4, size, size, 1), np.float32)
         mask[2:, size // 3 : 2 * size // 3, size // 3 : size // 2] = 1
         batch = {
@@ -270,7 +271,7 @@ def tiny_blending(tmp_path_factory):
             "label": np.array([0, 0, 1, 1], np.int32),
         }
         for _ in range(2):
-            room.train_step(batch)
+            blending.train_step(batch)
         section = DataConfig(
             **{"size": size, "frame": "square", "context": 2, "window": (0, 1), **data}
         ).model_dump(mode="json")
@@ -281,7 +282,7 @@ def tiny_blending(tmp_path_factory):
             "config": {"data": section, "model": model},
             "train_patients": sorted(patients),
         }
-        return export(room, tmp_path_factory.mktemp("blending") / "export", card)
+        return export(blending, tmp_path_factory.mktemp("blending") / "export", card)
 
     return make
 
@@ -303,7 +304,7 @@ def tiny_contextual(tmp_path_factory):
     from tfmammo.export import export
     from tfmammo.models.contextual import KINDS, ContextualConfig
 
-    class Room(keras.Model):
+    class Network(keras.Model):
         def __init__(self, size, level, idle):
             super().__init__(name="contextual")
             centre = np.arange(size) - (size - 1) / 2
@@ -346,7 +347,7 @@ def tiny_contextual(tmp_path_factory):
             "config": {"data": section, "model": model},
             "train_patients": sorted(patients),
         }
-        room = Room(size, -level if target == "removal" else level, idle)
-        return export(room, tmp_path_factory.mktemp("contextual") / "export", card)
+        network = Network(size, -level if target == "removal" else level, idle)
+        return export(network, tmp_path_factory.mktemp("contextual") / "export", card)
 
     return make

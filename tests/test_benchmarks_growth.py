@@ -1,6 +1,4 @@
-"""How the benchmarks of growth and of answers count: exponents from points that are known,
-then both at a tiny size.
-"""
+"""The benchmarks of growth and inference: exponents of known points, and runs at a tiny size."""
 
 import json
 import os
@@ -25,9 +23,7 @@ def scaling(repository, monkeypatch):
 
 @pytest.fixture
 def measured(repository, tmp_path):
-    """A function (script, *arguments) -> (the JSON lines of a benchmark, what it wrote
-    to stderr).
-    """
+    """A function (script, *arguments) -> (the JSON lines of a benchmark, its stderr)."""
 
     def run(script, *arguments):
         path = os.pathsep.join([str(repository), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -49,8 +45,8 @@ def measured(repository, tmp_path):
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0, 4.0])
 def test_a_power_law_gives_its_exponent(exponent, scaling):
     costs = [3e-4 * size**exponent for size in SIZES]
-    assert scaling.slope(SIZES, costs) == pytest.approx(exponent, abs=1e-9)
-    assert scaling.fitted(SIZES, costs, exponent) == {
+    assert scaling.fit_exponent(SIZES, costs) == pytest.approx(exponent, abs=1e-9)
+    assert scaling.describe_growth(SIZES, costs, exponent) == {
         "exponent": exponent,
         "last": exponent,
         "work": exponent,
@@ -61,7 +57,7 @@ def test_a_power_law_gives_its_exponent(exponent, scaling):
 def test_least_squares_and_the_last_doubling(scaling):
     # Logs to the base 2 of 1, 2, 16 at 1, 2, 4 are 0, 1, 4 at 0, 1, 2: the line's slope is (4 - 0)
     # / 2, the last step's 3.
-    found = scaling.fitted((1, 2, 4), (1, 2, 16), 2.0)
+    found = scaling.describe_growth((1, 2, 4), (1, 2, 16), 2.0)
     assert (found["exponent"], found["last"], found["worse"]) == (2.0, 3.0, False)
 
 
@@ -70,11 +66,11 @@ def test_least_squares_and_the_last_doubling(scaling):
 )
 def test_worse_than_the_work(exponent, worse, scaling):
     costs = [0.01 * size**exponent for size in SIZES]
-    assert scaling.fitted(SIZES, costs, 1.0)["worse"] is worse
+    assert scaling.describe_growth(SIZES, costs, 1.0)["worse"] is worse
 
 
 def test_constant_costs_hide_growth_in_the_fit_and_less_so_in_the_last_doubling(scaling):
-    found = scaling.fitted(SIZES, [100_000 + size**2 for size in SIZES], 2.0)
+    found = scaling.describe_growth(SIZES, [100_000 + size**2 for size in SIZES], 2.0)
     assert 0 < found["exponent"] < found["last"] < 2
 
 
@@ -101,7 +97,7 @@ def options(**values):
 
 
 def test_curves(scaling):
-    curves = scaling.curves(options(only=("step", "images"), model=("can", "contextual")))
+    curves = scaling.make_curves(options(only=("step", "images"), model=("can", "contextual")))
     assert [(curve.part, curve.axis, curve.sizes) for curve in curves] == [
         ("can", "resolution", [64, 128]),
         ("can", "batch", [1, 2, 4]),
@@ -115,10 +111,8 @@ def test_curves(scaling):
 
 
 def test_lines_judge_each_quantity_by_its_own_work(scaling):
-    """A step that takes pixels^1 in time and memory, of which the FLOPs counted are the root; KID
-    with n^2 throughout.
-    """
-    curves = scaling.curves(options(only=("step", "images"), model=("can",)))
+    """A step grows like pixels^1, its FLOPs like the root of that; KID grows like n^2."""
+    curves = scaling.make_curves(options(only=("step", "images"), model=("can",)))
     costs = {}
     for point in (point for curve in curves for point in curve.points):
         cost = point.batch * point.size**2 if point.part == "can" else point.images**2
@@ -130,7 +124,7 @@ def test_lines_judge_each_quantity_by_its_own_work(scaling):
         )
     rows = {
         (row["part"], row["axis"], row["quantity"]): row
-        for row in scaling.lines(curves, costs, options())
+        for row in scaling.make_lines(curves, costs, options())
     }
     time = rows["can", "resolution", "seconds"]
     memory = rows["can", "resolution", "megabytes"]
@@ -151,23 +145,23 @@ def test_lines_judge_each_quantity_by_its_own_work(scaling):
 
 
 def test_a_steps_work_is_its_flops_or_its_weights(scaling):
-    (curve,) = scaling.curves(options(only=("step",), model=("can",), axes=("width",)))
+    (curve,) = scaling.make_curves(options(only=("step",), model=("can",), axes=("width",)))
     costs = {
         point: {"seconds": 1.0, "processor_seconds": 1.0, "megabytes": 9.0, "gflop": 3.0}
         for point in curve.points
     }
     for point in curve.points:
         costs[point]["million_weights"] = 5 * point.width**2
-    assert [row["work"] for row in scaling.lines([curve], costs, options())] == [2, 2, 2]
+    assert [row["work"] for row in scaling.make_lines([curve], costs, options())] == [2, 2, 2]
 
 
 def test_memory_that_is_hardly_any_has_no_line(scaling):
-    (curve,) = scaling.curves(options(only=("images",)))
+    (curve,) = scaling.make_curves(options(only=("images",)))
     costs = {
         point: {"seconds": 1.0, "processor_seconds": 1.0, "megabytes": 0.5}
         for point in curve.points
     }
-    assert [row["quantity"] for row in scaling.lines([curve], costs, options())] == [
+    assert [row["quantity"] for row in scaling.make_lines([curve], costs, options())] == [
         "seconds",
         "processor_seconds",
     ]
@@ -188,8 +182,8 @@ def test_points_once_for_all_curves_and_medians_of_rounds(scaling, monkeypatch):
         seconds = (1.0, 2.0, 9.0)[(len(order) - 1) // 2]
         return {"seconds": seconds} | ({"gflop": 7.0} if count else {})
 
-    monkeypatch.setattr(scaling, "_once", once)
-    found = scaling.measured(curves, Namespace(rounds=3))
+    monkeypatch.setattr(scaling, "_measure_once", once)
+    found = scaling.measure(curves, Namespace(rounds=3))
     assert order == [(shared, True), (other, True)] + 2 * [(shared, False), (other, False)]
     assert found == {shared: {"seconds": 2.0, "gflop": 7.0}, other: {"seconds": 2.0, "gflop": 7.0}}
 
@@ -201,32 +195,30 @@ def test_a_plot_and_a_table_of_every_line(scaling):
             "axis": axis,
             "quantity": quantity,
             "points": [[1, 1.0], [2, 3.0]],
-            **scaling.fitted((1, 2), (1.0, 3.0), 1.0),
+            **scaling.describe_growth((1, 2), (1.0, 3.0), 1.0),
         }
         for part, axis in (("can", "batch"), ("froc", "images"))
         for quantity in ("processor_seconds", "megabytes")
     ]
-    figure = scaling.drawn(rows)
-    text = scaling.table(rows).markdown()
+    figure = scaling.plot(rows)
+    text = scaling.make_table(rows).markdown()
     assert len(figure.axes) == 4 and text.count("| worse |") == 4 + 1  # the heading's
     labels = [label.get_text() for axes in figure.axes for label in axes.get_legend().get_texts()]
     assert labels == 2 * ["can 1.58", "work 1", "froc 1.58", "work 1"]
 
 
 def test_flops_are_those_of_the_convolutions(scaling):
-    """Twice the size is four times the pixels; a convolution 3 x 3 of 2 to 3 channels on 8 x 8 has
-    2 * 64 * 9 * 2 * 3 operations.
-    """
+    """A convolution 3 x 3 of 2 to 3 channels on 8 x 8 px has 2 * 64 * 9 * 2 * 3 operations."""
     import tensorflow as tf
-    from workloads import flops
+    from workloads import count_flops
 
-    class Room:
+    class Model:
         kernel = tf.ones((3, 3, 2, 3))
 
         def train_step(self, batch):
             return {"loss": tf.nn.conv2d(batch["image"], self.kernel, 1, "SAME")}
 
-    assert [flops(Room(), {"image": tf.zeros((1, side, side, 2))}) for side in (8, 16)] == [
+    assert [count_flops(Model(), {"image": tf.zeros((1, side, side, 2))}) for side in (8, 16)] == [
         6912,
         4 * 6912,
     ]
@@ -234,15 +226,15 @@ def test_flops_are_those_of_the_convolutions(scaling):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak can start anew on Linux alone")
 def test_memory_is_what_was_added_whatever_the_process_had_before(scaling):
-    from workloads import forget, peak
+    from workloads import peak_megabytes, reset_peak
 
     had = np.ones(12_500_000)  # 100 MB
-    before = forget()
+    before = reset_peak()
     del had
-    assert forget() == pytest.approx(before - 95.4, abs=5)  # 1e8 / 2^20
-    before = forget()
+    assert reset_peak() == pytest.approx(before - 95.4, abs=5)  # 1e8 / 2^20
+    before = reset_peak()
     added = np.ones(6_250_000)
-    assert peak() - before == pytest.approx(47.7, abs=5) and len(added)
+    assert peak_megabytes() - before == pytest.approx(47.7, abs=5) and len(added)
 
 
 @pytest.mark.slow

@@ -72,16 +72,16 @@ def said(capsys, call):
 )
 def test_an_unknown_argument_is_an_error_that_helps(capsys, arguments, error):
     assert said(capsys, lambda: parser().parse_args(arguments)) == error
-    assert said(capsys, lambda: parser().parse_with(arguments, jobs.unknown_to_beam)) == error
+    assert said(capsys, lambda: parser().parse_with(arguments, jobs.find_unknown_flags)) == error
 
 
 def test_beams_own_options_pass_and_misspelt_ones_do_not(capsys):
     chosen, flags = parser().parse_with(
-        ["--retry", "--direct_num_workers", "2", "--runner=DirectRunner"], jobs.unknown_to_beam
+        ["--retry", "--direct_num_workers", "2", "--runner=DirectRunner"], jobs.find_unknown_flags
     )
     assert chosen.retry and flags == ["--direct_num_workers", "2", "--runner=DirectRunner"]
     error = said(
-        capsys, lambda: parser().parse_with(["--direct_num_wokers", "2"], jobs.unknown_to_beam)
+        capsys, lambda: parser().parse_with(["--direct_num_wokers", "2"], jobs.find_unknown_flags)
     )
     assert error == "x: error: unknown: --direct_num_wokers 2; did you mean --direct_num_workers?"
 

@@ -1,6 +1,4 @@
-"""Small maps: the values and gradients of Keras's layers, to rounding, and by which way
-they came.
-"""
+"""Small maps: values and gradients of Keras's layers, and by which way they are computed."""
 
 import keras
 import numpy as np

@@ -1,15 +1,18 @@
-"""The documentation: it builds, its commands are commands, its numbers are the results',
-its example runs.
+"""Check the documentation: the site builds, commands work, numbers are measured, examples run.
 
-Commands. Every fenced block of shell in README.md and docs/, and every command in running text, is
-run by bash with python, pip, mlflow and pytest replaced by functions that note their arguments:
-loops and variables are the page's own. A command is sound if (1) the script or module that it names
-reads it, arguments, config file and overrides, up to where it would touch data; and (2) a test runs
-that script or module, with data of its own. The page's DIR, RUN and the like stay words, as only
-users have them.
+Bash runs every fenced block of shell in README.md and docs/, and every command in running text.
+Functions that record their arguments replace python, pip, mlflow and pytest, so that loops and
+variables are the page's own. A command is valid if two things hold:
+
+1. The script or module that it names reads its arguments, config file and overrides, up to the
+   point where it would touch data.
+2. A test runs that script or module, with data of its own.
+
+DIR, RUN and the like stay words, as only users have them.
 """
 
 import argparse
+import html
 import importlib
 import os
 import re
@@ -54,8 +57,8 @@ PARTS = [
 PAPERS = ("can", "infilling", "blending", "contextual", "cgan")
 # Where a page's numbers may come from.
 SOURCES = [
-    "README.md",
     "docs/results.md",
+    "setup.py",
     "configs/*.yaml",
     "tfmammo/data/card.py",
     "tfmammo/networks.py",
@@ -75,19 +78,19 @@ def text(page):
 
 
 def blocks(page, *languages):
-    """The fenced blocks of a page in these languages; "" is a fence that names none."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
-    return [content for language, content in found if language in languages]
+    """Return the fenced blocks of a page in these languages; "" is a fence that names none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
+    return [content for language, content in fenced if language in languages]
 
 
 def inline(page):
-    """The commands in running text that have arguments."""
+    """Return the commands in running text that have arguments."""
     prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"`(python (?:-m )?[\w./]+ [^`]+|(?:mlflow|pip) [^`]* -[^`]+)`", prose)
 
 
 def commands(page, folder):
-    """Every command of a page as bash would start it: lists of words."""
+    """Return every command of a page as bash would start it: lists of words."""
     script = "\n".join([NOTED, *blocks(page, "", "sh"), *inline(page)])
     done = subprocess.run(
         [shutil.which("bash"), "-c", script],
@@ -101,15 +104,15 @@ def commands(page, folder):
 
 
 class Accepted(BaseException):
-    """A command was read to its end; no `except Exception` on the way may catch that."""
+    """A command was read to its end. No `except Exception` on the way may catch this."""
 
 
 @pytest.fixture
 def reading(monkeypatch):
-    """Commands run up to where they have read their arguments, and their config if they have one.
+    """Stop commands as soon as they have read their arguments, and their config if they have one.
 
-    Afterwards os.environ is as before: train/ssd.py sets variables when it is imported, which must
-    not outlive the test. It stays the same object, which modules that are imported meanwhile keep.
+    Afterwards os.environ is restored, because train/ssd.py sets variables when it is imported. It
+    stays the same object, since modules that are imported meanwhile keep a reference to it.
     """
     from tfmammo import config as config_module
     from tfmammo.cli import Parser
@@ -118,16 +121,16 @@ def reading(monkeypatch):
 
     def accepting(parse_args):
         def arguments(self, *args, **kwargs):
-            chosen = parse_args(self, *args, **kwargs)
-            # none, or no file: of benchmarks/step.py it is the model's
-            if isinstance(getattr(chosen, "config", {}), dict):
+            parsed = parse_args(self, *args, **kwargs)
+            # no config, or no file: the option of benchmarks/step.py is the model's config
+            if isinstance(getattr(parsed, "config", {}), dict):
                 raise Accepted
-            return chosen
+            return parsed
 
         return arguments
 
     def configured(schema, path, overrides=()):
-        if Path(path).suffix != ".json":  # else a recipe, which a synthesis writes
+        if Path(path).suffix != ".json":  # a synthesis writes recipes as .json
             parse(schema, path, overrides)
         raise Accepted
 
@@ -142,16 +145,13 @@ def reading(monkeypatch):
 
 
 def read_python(words, monkeypatch):
-    """Let a script or module read its arguments. Returns its file, as tests name it."""
-    module = words[0] == "-m"
+    """Let a script or module read its arguments."""
     arguments = words[2:] if words[0] == "-m" else words[1:]
-    if module:
-        found = importlib.import_module(words[1])
-        main = (
-            importlib.import_module(f"{words[1]}.__main__").main
-            if hasattr(found, "__path__")
-            else found.main
-        )
+    if words[0] == "-m":
+        module = importlib.import_module(words[1])
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{words[1]}.__main__")
+        main = module.main
     else:
         assert (REPOSITORY / words[0]).is_file(), f"no such script: {words[0]}"
         monkeypatch.syspath_prepend(str((REPOSITORY / words[0]).parent))  # as Python does
@@ -189,26 +189,27 @@ def read_mlflow(words):
 
 
 def is_run_by_a_test(words):
-    """Whether a test names the script or module as those do which run it, in the folder where such
-    tests are.
-    """
+    """Whether a test in the right folder starts the script or module, or imports its main."""
     places = {
         "train": ("scripts", "detection"),
         "evaluate": ("scripts",),
         "benchmarks": ("test_benchmarks.py", "test_benchmarks_growth.py", "scripts/test_kill.py"),
     }
     folder = Path(words[0]).parent.name
-    stem = Path(words[0]).stem
-    named = (
-        [words[0], f'"{stem}"']
-        if folder
-        else [words[1], f"from tfmammo import {words[1].removeprefix('tfmammo.')}"]
-    )
+    if words[0] == "-m":
+        package, _, stem = words[1].rpartition(".")
+        module = re.escape(words[1])
+        pattern = (
+            rf'"{module}"|from {module}\.__main__ import|from {module} import (__main__|main)\b'
+            rf"|from {package} import {stem}\b"
+        )
+    else:
+        pattern = rf'{re.escape(words[0].removesuffix(".py"))}\b|"{Path(words[0]).stem}"'
     tops = [REPOSITORY / "tests" / place for place in places.get(folder, ("",))]
     files = {
         path for top in tops for path in ([top] if top.is_file() else top.rglob("test_*.py"))
     } - {Path(__file__).resolve()}
-    return any(name in path.read_text(encoding="utf-8") for path in files for name in named)
+    return any(re.search(pattern, path.read_text(encoding="utf-8")) for path in files)
 
 
 def test_whether_a_test_runs_it():
@@ -216,20 +217,21 @@ def test_whether_a_test_runs_it():
         is_run_by_a_test(words)
         for words in (
             ["train/can.py"],
-            ["-m", "tfmammo.synthesis.mammograms"],
+            ["-m", "tfmammo.synthesis"],
             ["benchmarks/input.py"],
         )
     )
     assert not any(
-        is_run_by_a_test(words) for words in (["train/soft_dice.py"], ["-m", "tfmammo.soft_dice"])
+        is_run_by_a_test(words)
+        for words in (["train/soft_dice.py"], ["-m", "tfmammo.soft_dice"], ["-m", "tfmammo.synth"])
     )
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "", "sh") or inline(page)])
 def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkeypatch):
-    found = commands(page, tmp_path)
-    assert found
-    for command, *words in found:
+    started = commands(page, tmp_path)
+    assert started
+    for command, *words in started:
         try:
             if command == "python":
                 read_python(words, monkeypatch)
@@ -251,29 +253,29 @@ def test_every_command_is_read_by_what_it_starts(page, tmp_path, reading, monkey
         ["-m", "tfmammo.registry", "promote", "--metric", "dice"],
     ],
 )
-def test_a_wrong_command_is_found(words, reading, monkeypatch):
+def test_a_wrong_command_is_refused(words, reading, monkeypatch):
     with pytest.raises((ValueError, SystemExit)):
         read_python(words, monkeypatch)
 
 
 @pytest.mark.parametrize("page", ["no/such.py", "train/can"])
-def test_a_script_that_is_not_there_is_found(page, reading, monkeypatch):
+def test_a_missing_script_is_refused(page, reading, monkeypatch):
     with pytest.raises(AssertionError, match="no such script"):
         read_python([page], monkeypatch)
 
 
 RUN = re.compile(r"runs/[\w./-]*\w")
 # what a training leaves in its folder, and the folder itself
-OF_A_RUN = re.compile(r"|/split\.json|/best|/export(/.*)?")
+PART_OF_A_RUN = re.compile(r"|/split\.json|/best|/export(/.*)?")
 
 
 def folds_alike(run):
-    """A training of whatever fold: who makes one makes the others ("and so on")."""
+    """Name a training whatever its fold: a command for one fold stands for all of them."""
     return re.sub(r"/fold\d+$", "/fold", run)
 
 
 def runs_of_a_page(page, folder):
-    """The runs that a page's commands make, each with its script, and those that they read."""
+    """Return the runs that a page's commands make, with their scripts, and those they read."""
     made = []
     read = set()
     for _, *words in commands(page, folder) if blocks(page, "", "sh") or inline(page) else ():
@@ -287,9 +289,7 @@ def runs_of_a_page(page, folder):
 
 
 def runs_of_a_config(path):
-    """The runs that the commands of a config's first lines make, each with its script, and those
-    that its values and commands name.
-    """
+    """Return the runs that a config's first lines make, with their scripts, and those it reads."""
     content = path.read_text(encoding="utf-8")
     head = re.sub(
         r"\n#\s*",
@@ -303,13 +303,14 @@ def runs_of_a_config(path):
         if run:
             made.append((folds_alike(run), script))
     values = yaml.safe_load(content)
-    values.pop("database", None)  # made by who names it
+    values.pop("database", None)  # the command itself makes it
     return made, {*RUN.findall(str(values)), *RUN.findall(re.sub(r"--output \S+", "", head))}
 
 
 def runs_by_source(folder):
-    """Of README, configs and pages, but not of the results, whose runs are of the past: what they
-    make and read.
+    """Return what README, configs and pages make and read, each by its name.
+
+    The results are left out, because their runs are of the past.
     """
     pages = [page for page in PAGES if page != "docs/results.md"]
     configs = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -319,18 +320,18 @@ def runs_by_source(folder):
 
 
 def test_runs_are_called_alike_in_readme_configs_and_pages(tmp_path):
-    found = runs_by_source(tmp_path)
-    made = {run: script for runs, _ in found.values() for run, script in runs}
+    sources = runs_by_source(tmp_path)
+    made = {run: script for runs, _ in sources.values() for run, script in runs}
     assert len(made) > 20
-    for source, (_, read) in found.items():
+    for source, (_, read) in sources.items():
         for run in read:
-            known = [
-                one
-                for one in made
-                if folds_alike(run).startswith(one)
-                and OF_A_RUN.fullmatch(folds_alike(run)[len(one) :])
+            outputs = [
+                output
+                for output in made
+                if folds_alike(run).startswith(output)
+                and PART_OF_A_RUN.fullmatch(folds_alike(run)[len(output) :])
             ]
-            assert known, f"{source}: no command of README, configs and pages makes {run}"
+            assert outputs, f"{source}: no command of README, configs and pages makes {run}"
 
 
 def test_no_run_is_made_by_two_scripts(tmp_path):
@@ -354,7 +355,7 @@ def test_every_extra_is_on_the_first_page():
 
 
 def numbers(line):
-    """The numbers of a line, without signs."""
+    """Return the numbers of a line, without signs."""
     return re.findall(
         r"(?<![\w.,])(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?![\w])",
         re.sub(r"\b10\.\d{4,}/\S+", "", line).replace("**", ""),
@@ -362,7 +363,7 @@ def numbers(line):
 
 
 def tables(page):
-    """The tables of a page: lists of rows of cells, the heading first."""
+    """Yield the tables of a page: lists of rows of cells, the heading first."""
     for table in re.findall(r"(?:^\|.*\n)+", text(page), re.MULTILINE):
         yield [
             [cell.strip() for cell in line.strip().strip("|").split("|")]
@@ -379,13 +380,9 @@ def pages_with_numbers():
 
 
 def test_every_measured_number_stands_in_one_line_of_the_results():
-    lines = [
-        set(numbers(line))
-        for page in ("README.md", "docs/results.md")
-        for line in text(page).splitlines()
-    ]
+    lines = [set(numbers(line)) for line in text("docs/results.md").splitlines()]
     seen = 0
-    for page in pages_with_numbers():
+    for page in ["README.md", *pages_with_numbers()]:
         for heading, _, *rows in tables(page):
             for column in (i for i, title in enumerate(heading) if "measured" in title):
                 for row in rows:
@@ -399,11 +396,82 @@ def test_every_measured_number_stands_in_one_line_of_the_results():
 
 def test_no_page_has_a_number_of_its_own():
     files = [path for pattern in SOURCES for path in REPOSITORY.glob(pattern)]
-    known = {number for path in files for number in numbers(path.read_text(encoding="utf-8"))}
+    printed = {number for path in files for number in numbers(path.read_text(encoding="utf-8"))}
     for page in pages_with_numbers():
         prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.MULTILINE | re.DOTALL)
-        own = {number for number in numbers(prose) if "." in number or "," in number} - known
-        assert not own, f"{page}: {sorted(own)}"
+        others = {number for number in numbers(prose) if "." in number or "," in number} - printed
+        assert not others, f"{page}: {sorted(others)}"
+
+
+def test_every_number_of_the_readmes_results_is_a_result():
+    printed = set(numbers(text("docs/results.md")))
+    (results,) = (table for table in tables("README.md") if table[0][0] == "experiment")
+    assert len(results) == 2 + 6
+    assert not {number for row in results[2:] for cell in row for number in numbers(cell)} - printed
+
+
+def test_the_readme_is_short():
+    lines = text("README.md").splitlines()
+    assert len(lines) <= 150
+    assert not [line for line in lines if len(line) > 120]
+
+
+def test_the_readme_cites_every_paper_and_so_does_the_citation_file():
+    citation = yaml.safe_load(text("CITATION.cff"))
+    entries = re.findall(r"^@\w+{.*?(?=^@|\Z)", "".join(blocks("README.md", "bibtex")), re.M | re.S)
+    assert len(entries) == len(citation["references"]) == len(PAPERS)
+    for entry, reference in zip(entries, citation["references"], strict=True):
+        assert reference["title"].lower() in " ".join(entry.split()).lower()
+        if "doi" in reference:
+            assert reference["doi"] in entry and f"doi.org/{reference['doi']}" in text("README.md")
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec([1, None, None, 3], tf.uint8, name="input_tensor")])
+    def detector(input_tensor):
+        return {
+            "detection_boxes": tf.constant([[[0.1, 0.1, 0.2, 0.2]]]),
+            "detection_scores": tf.constant([[0.9]]),
+            "detection_classes": tf.constant([[1.0]]),
+            "num_detections": tf.constant([1.0]),
+        }
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 256, 256, 1], tf.float32, name="image")])
+    def inverter(image):
+        return {"mask": tf.sigmoid(image)}
+
+    for run, function in (
+        ("ssd/fold0", detector),
+        ("quickstart/export/inverter", inverter),
+    ):
+        folder = str(tmp_path / "runs" / run)
+        tf.saved_model.save(tf.Module(), folder, signatures=function.get_concrete_function())
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("README.md", "python")
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["detections"].boxes.shape == (1, 4)
+    assert names["probability"].shape == (1, 256, 256, 1)
+
+
+# Words of this project's past that no reader knows, and phrases that no English engineer writes.
+UNUSUAL = re.compile(
+    r"\b(rooms?|grafts?|trunks?|the chain|the house|anew|likewise|at hand|made up|taken out)\b",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_a_page_uses_the_fields_terms(page):
+    assert not UNUSUAL.findall(text(page))
+
+
+def test_a_configs_head_uses_the_fields_terms():
+    for path in (REPOSITORY / "configs").glob("*.yaml"):
+        head = [line for line in path.read_text(encoding="utf-8").splitlines() if "#" in line]
+        assert not UNUSUAL.findall("\n".join(head)), path.name
 
 
 def test_every_system_of_the_readme_has_a_page():
@@ -414,7 +482,7 @@ def test_every_system_of_the_readme_has_a_page():
         for path in (DOCS / folder).glob("*.md")
     )
     assert len(systems) > 15
-    for name, _, _, command, _ in systems[2:]:
+    for name, _, command in systems[2:]:
         scripts = re.findall(r"(?:train|evaluate)/\w+\.py|tfmammo\.\w+|--study \w+", command)
         assert scripts and all(script in written for script in scripts), (
             f"no page shows how to run {name}"
@@ -432,12 +500,14 @@ def test_a_model_card_has_all_of_its_parts(name):
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_paper_has_all_of_its_parts(name):
-    page = text(f"docs/papers/{name}.md")
-    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
-    assert headings == ["What it is", "Commands", "Our numbers beside the paper's", "Departures"]
-    assert (
-        page.split("\n\n")[1].startswith("**Paper.** ") and "](../" in page and ("measured" in page)
-    )
+    page = f"docs/papers/{name}.md"
+    headings = re.findall(r"^## (.*)$", text(page), re.MULTILINE)
+    assert headings[-1] == "Departures"
+    assert text(page).split("\n\n")[1].startswith("**Paper.** ")
+    assert any("train/" in block for block in blocks(page, "sh"))
+    titles = [" ".join(heading) for heading, *_ in tables(page)]
+    assert any("measured" in title for title in titles)
+    assert any("paper" in title for title in titles) or "paper prints no number" in text(page)
 
 
 def test_every_archive_has_a_page_with_its_licence():
@@ -464,6 +534,17 @@ def test_every_module_of_the_reference_is_there():
             assert find_spec(module), module
 
 
+def test_every_package_is_in_the_reference():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
+    modules = set(re.findall(r"^::: tfmammo\.([\w.]+)$", pages, re.MULTILINE))
+    files = {
+        path.relative_to(REPOSITORY / "tfmammo").parts[0].removesuffix(".py")
+        for path in (REPOSITORY / "tfmammo").rglob("*.py")
+    }
+    tops = {module.partition(".")[0] for module in modules}
+    assert {name for name in files if not name.startswith("_")} - tops <= {"cli", "filesystem"}
+
+
 def test_python_of_the_pages_is_python():
     for page in PAGES:
         for block in blocks(page, "python"):
@@ -474,20 +555,18 @@ def test_python_of_the_pages_is_python():
 
 @pytest.fixture
 def sixth(monkeypatch):
-    """The example of "A sixth paper": its room as a module of tfmammo.models, its config, its
-    script and its tests.
-    """
+    """Import the model of "A sixth paper", and give its config, its script and its tests."""
     page = "docs/guides/sixth_paper.md"
-    room, script, tests = blocks(page, "python")
+    model, script, tests = blocks(page, "python")
     module = types.ModuleType("tfmammo.models.soft_dice")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(room, "soft_dice.py", "exec"), module.__dict__)
+    exec(compile(model, "soft_dice.py", "exec"), module.__dict__)
     return module, blocks(page, "yaml")[0], script, tests
 
 
 @pytest.mark.slow
 def test_the_sixth_paper_trains(sixth, tmp_path, monkeypatch, tracking_uri):
-    from tfmammo.export import find, read_card
+    from tfmammo.export import find_function, read_card
 
     module, config, script, _ = sixth
     (tmp_path / "soft_dice.yaml").write_text(config, encoding="utf-8")
@@ -524,7 +603,7 @@ def test_the_sixth_paper_trains(sixth, tmp_path, monkeypatch, tracking_uri):
         module.SoftDiceConfig().filters,
     )
     assert (
-        find(tmp_path / "out" / "export", {"image"}, {"mask"}) == "segmenter"
+        find_function(tmp_path / "out" / "export", {"image"}, {"mask"}) == "segmenter"
         and 0 <= card["metrics"]["dice"] <= 1
     )
 
@@ -540,6 +619,8 @@ def test_the_sixth_papers_own_tests_pass(sixth):
 
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
+    from tfmammo.config import DataConfig
+
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python"):
         if not find_spec(package.partition(".")[0]):
             pytest.skip(f"{package} is missing: pip install -e '.[docs]'")
@@ -568,11 +649,9 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
     assert {
         page.removeprefix("docs/").replace(".md", ".html") for page in PAGES if page != "README.md"
     } <= set(pages)
-    for page, html in pages.items():
-        fetched = re.findall(r"<(?:script|img|iframe|link)\b[^>]*>", html)
+    for page, content in pages.items():
+        fetched = re.findall(r"<(?:script|img|iframe|link)\b[^>]*>", content)
         assert not [tag for tag in fetched if re.search(r'(?:src|href)="(?:https?:)?//', tag)], page
-    # A docstring's keys became a list, with their defaults.
-    assert (
-        "<code>phantoms</code> (<code>48</code>): how many mammograms the phantom archive holds."
-        in pages["reference/config.html"]
-    )
+    # The fields of a config are documented where they stand.
+    description = DataConfig.model_fields["phantoms"].description
+    assert html.escape(description, quote=False) in pages["reference/config.html"]

@@ -10,12 +10,12 @@ from tfmammo import estimate
 from tfmammo.config import DataConfig, dump
 from tfmammo.data import build
 from tfmammo.errors import DataError
-from tfmammo.estimate import Rate, planned
+from tfmammo.estimate import Rate, compute_estimate
 from tfmammo.synthesis.config import SynthesisConfig
 
 
 def test_a_million_mammograms_by_hand():
-    found = planned(
+    found = compute_estimate(
         Rate(seconds=2, bytes=500, index=0.0036, part=16, sample=8),
         mammograms=1_000_000,
         workers=64,
@@ -29,8 +29,8 @@ def test_a_million_mammograms_by_hand():
 def test_a_part_is_made_by_one_worker():
     rate = Rate(seconds=3600, bytes=1, index=0, part=4, sample=1)
     # three parts, the last of which is not full
-    assert planned(rate, 9, 100).hours == 4 and planned(rate, 9, 2).hours == 8
-    assert planned(rate, 9, 1).single == 9 and planned(rate, 1, 1).parts == 1
+    assert compute_estimate(rate, 9, 100).hours == 4 and compute_estimate(rate, 9, 2).hours == 8
+    assert compute_estimate(rate, 9, 1).single == 9 and compute_estimate(rate, 1, 1).parts == 1
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_build_is_timed_and_weighed(built, tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, "make", slow)
     (tmp_path / "sample").mkdir()
-    rate = estimate.of_build(built, [], 5, tmp_path / "sample")
+    rate = estimate.measure_build(built, [], 5, tmp_path / "sample")
     assert (rate.part, rate.sample) == (3, 5) and 0.3 <= rate.seconds < 3 and 0 < rate.index < 1
     build.build(
         build.BuildConfig(name="tiny", data=DataConfig(phantoms=6, size=64)), tmp_path / "whole"
@@ -64,7 +64,7 @@ def test_a_build_is_timed_and_weighed(built, tmp_path, monkeypatch):
     with pytest.raises(
         DataError, match="6 mammograms give patches, and --sample 6 needs one more than that"
     ):
-        estimate.of_build(built, [], 6, tmp_path / "sample")
+        estimate.measure_build(built, [], 6, tmp_path / "sample")
 
 
 def test_the_command_prints_what_follows_from_the_rate(built, capsys, monkeypatch):
@@ -103,7 +103,7 @@ def test_the_command_prints_what_follows_from_the_rate(built, capsys, monkeypatc
     [(0.0, "0 B"), (999.0, "999 B"), (1e3, "1 kB"), (2.5e9, "2.5 GB"), (3e16, "30 PB")],
 )
 def test_bytes_are_read_in_powers_of_a_thousand(count, text):
-    assert estimate._size(count) == text
+    assert estimate._format_size(count) == text
 
 
 def test_wrong_arguments_and_files_are_one_line(capsys, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.errors import ExportError
-from tfmammo.export import _compare, assign, export, find, load, read_card
+from tfmammo.export import _compare_answers, assign, export, find_function, load, read_card
 
 SIZE = 4
 
@@ -23,7 +23,7 @@ class Noise(keras.layers.Layer):
         return x + tf.random.uniform(tf.shape(x))
 
 
-class Room(keras.Model):
+class Model(keras.Model):
     """A generator from mask to image and an inverter from image to mask, one 1x1 convolution each,
     and a critic of pairs.
     """
@@ -82,7 +82,7 @@ class Room(keras.Model):
     random = False
 
 
-class DropoutRoom(Room):
+class DropoutModel(Model):
     """Draws dropout at inference too, as Pix2Pix does."""
 
     random = True
@@ -90,10 +90,10 @@ class DropoutRoom(Room):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A room and its export, for tests that only read."""
-    room = Room(filters=2)
-    return room, export(
-        room, tmp_path_factory.mktemp("exported") / "export", {"name": "can", "step": 1}
+    """A model and its export, for tests that only read."""
+    model = Model(filters=2)
+    return model, export(
+        model, tmp_path_factory.mktemp("exported") / "export", {"name": "can", "step": 1}
     )
 
 
@@ -113,8 +113,8 @@ def leftovers(folder):
 
 
 def test_an_export_answers_as_a_hand_computed_network(tmp_path, batch):
-    room = Room()
-    network = room.networks["inverter"]
+    model = Model()
+    network = model.networks["inverter"]
     first = network.layers[0]
     norm = network.layers[1]
     second = network.layers[2]
@@ -123,39 +123,39 @@ def test_an_export_answers_as_a_hand_computed_network(tmp_path, batch):
     norm.moving_mean.assign([0.5])
     second.kernel.assign([[[[-3.0]]]])
     second.bias.assign([0.125])
-    directory = export(room, tmp_path / "export", {"step": 7})
+    directory = export(model, tmp_path / "export", {"step": 7})
     normalised = (2 * batch - 1 - 0.5) / np.sqrt(1 + norm.epsilon)
     expected = 1 / (1 + np.exp(3 * normalised - 0.125))
-    segment = load(directory, find(directory, {"image"}, {"mask"}))
+    segment = load(directory, find_function(directory, {"image"}, {"mask"}))
     np.testing.assert_allclose(segment(batch)["mask"], expected, rtol=1e-5)
     np.testing.assert_allclose(segment(image=tf.constant(batch))["mask"], expected, rtol=1e-5)
     assert leftovers(tmp_path) == ["export"]
 
 
 def test_another_writer_describes_what_it_wrote_and_fails_whole(tmp_path):
-    def write(room, folder):
+    def write(model, folder):
         (folder / "other").mkdir()
         return {"other": {"inputs": {}, "outputs": {}, "variables": []}}
 
-    def fail(room, folder):
-        write(room, folder)
+    def fail(model, folder):
+        write(model, folder)
         raise ExportError("it differs")
 
-    room = Room()
-    directory = export(room, tmp_path / "export", {"step": 7}, write)
+    model = Model()
+    directory = export(model, tmp_path / "export", {"step": 7}, write)
     assert leftovers(directory) == ["card.json", "other"]
     card = read_card(directory)
     assert (card["serves"], list(card["functions"]), card["step"]) == ("other", ["other"], 7)
     with pytest.raises(ExportError, match="it differs"):
-        export(room, tmp_path / "export", {"step": 8}, fail)
+        export(model, tmp_path / "export", {"step": 8}, fail)
     assert leftovers(tmp_path) == ["export"] and read_card(directory)["step"] == 7
 
 
 def test_inputs_go_by_name_or_by_the_cards_order(exported, batch):
-    room, directory = exported
+    model, directory = exported
     mask = batch
     image = 1 - batch
-    eager = room.networks["critic"](tf.concat([mask, image], -1)).numpy()
+    eager = model.networks["critic"](tf.concat([mask, image], -1)).numpy()
     critic = load(directory, "critic")
     np.testing.assert_allclose(critic(mask, image)["logits"], eager, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
@@ -230,7 +230,7 @@ def test_values_at_the_ends_of_the_range_and_whole_numbers_are_taken(exported):
 @pytest.mark.parametrize("name", ["../out", "a/b", "..", "", 'a"b'])
 def test_a_name_that_is_no_plain_one_is_not_written(tmp_path, name):
     with pytest.raises(ExportError, match="is no plain name"):
-        export(Room(), tmp_path / "export", {"name": name})
+        export(Model(), tmp_path / "export", {"name": name})
     assert leftovers(tmp_path) == []
 
 
@@ -244,7 +244,7 @@ def test_the_card_describes_functions_and_keeps_what_it_was_given(tmp_path):
         "git_commit": None,
         "format": 99,
     }
-    directory = export(Room(filters=2), tmp_path / "export", given)
+    directory = export(Model(filters=2), tmp_path / "export", given)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
@@ -281,13 +281,13 @@ def test_the_card_serves_segmentation_unless_told_otherwise(directory):
         ExportError,
         match="serves painter, which is none of the functions generator, inverter, critic",
     ):
-        export(Room(), directory, {"serves": "painter"})
+        export(Model(), directory, {"serves": "painter"})
     assert read_card(directory)["serves"] == "inverter"
-    assert read_card(export(Room(), directory, {"serves": "critic"}))["serves"] == "critic"
+    assert read_card(export(Model(), directory, {"serves": "critic"}))["serves"] == "critic"
 
 
-def test_the_room_names_the_card_where_nobody_does(tmp_path):
-    assert read_card(export(Room(name="pix"), tmp_path / "export", {}))["name"] == "pix"
+def test_the_model_names_the_card_where_nobody_does(tmp_path):
+    assert read_card(export(Model(name="pix"), tmp_path / "export", {}))["name"] == "pix"
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -296,17 +296,17 @@ def test_half_precision_is_refused_and_the_older_export_stays(tmp_path, director
     with pytest.raises(
         ExportError, match=f"network generator computes in {policy.removeprefix('mixed_')}"
     ):
-        export(Room(), directory, {"step": 2})
+        export(Model(), directory, {"step": 2})
     assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
 
 
 def test_outputs_are_compared_on_their_own_scale():
     large = np.array([1000.0, 0.0], np.float32)
-    _compare("n", {"features": large}, {"features": large + np.float32(5e-3)})
+    _compare_answers("n", {"features": large}, {"features": large + np.float32(5e-3)})
     with pytest.raises(ExportError, match="features differs by up to 0.02"):
-        _compare("n", {"features": large}, {"features": large + np.float32(0.02)})
+        _compare_answers("n", {"features": large}, {"features": large + np.float32(0.02)})
     with pytest.raises(ExportError, match="mask differs by up to 3e-05"):
-        _compare("n", {"mask": large / 1000}, {"mask": large / 1000 + np.float32(3e-5)})
+        _compare_answers("n", {"mask": large / 1000}, {"mask": large / 1000 + np.float32(3e-5)})
 
 
 def test_a_network_that_answers_differently_from_disk_does_not_count(tmp_path, directory):
@@ -314,15 +314,15 @@ def test_a_network_that_answers_differently_from_disk_does_not_count(tmp_path, d
         ExportError,
         match=r"network generator: image differs by up to 0\.\d+ between the SavedModel",
     ):
-        export(Room(extra=Noise()), directory, {"step": 2})
+        export(Model(extra=Noise()), directory, {"step": 2})
     assert read_card(directory)["step"] == 1 and leftovers(tmp_path) == ["export"]
 
 
 def test_weights_that_are_no_numbers_do_not_count(tmp_path):
-    room = Room()
-    room.networks["inverter"].layers[0].bias.assign([np.nan])
+    model = Model()
+    model.networks["inverter"].layers[0].bias.assign([np.nan])
     with pytest.raises(ExportError, match="network inverter: mask differs by up to nan"):
-        export(room, tmp_path / "export", {})
+        export(model, tmp_path / "export", {})
     assert leftovers(tmp_path) == []
 
 
@@ -330,17 +330,17 @@ def test_an_output_outside_the_range_of_its_name_does_not_count(tmp_path):
     with pytest.raises(
         ExportError, match=r"network generator: image reaches from .* to .*, outside \[0, 1\]"
     ):
-        export(Room(scale=4.0), tmp_path / "export", {})
+        export(Model(scale=4.0), tmp_path / "export", {})
 
 
-def test_dropout_at_inference_draws_alike_and_the_room_is_left_as_it_was(tmp_path, batch):
-    room = DropoutRoom(filters=8, dropout=0.5)
+def test_dropout_at_inference_draws_alike_and_the_model_is_left_as_it_was(tmp_path, batch):
+    model = DropoutModel(filters=8, dropout=0.5)
     before = [
-        variable.numpy() for network in room.networks.values() for variable in network.variables
+        variable.numpy() for network in model.networks.values() for variable in network.variables
     ]
-    directory = export(room, tmp_path / "export", {})
+    directory = export(model, tmp_path / "export", {})
     after = [
-        variable.numpy() for network in room.networks.values() for variable in network.variables
+        variable.numpy() for network in model.networks.values() for variable in network.variables
     ]
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -350,40 +350,40 @@ def test_dropout_at_inference_draws_alike_and_the_room_is_left_as_it_was(tmp_pat
 
 
 def test_a_function_named_after_no_network_is_refused(tmp_path):
-    room = Room()
-    functions = room.functions()
-    room.networks = {"painter": room.networks["generator"], "critic": room.networks["critic"]}
-    room.functions = lambda: {"generator": functions["generator"]}
+    model = Model()
+    functions = model.functions()
+    model.networks = {"painter": model.networks["generator"], "critic": model.networks["critic"]}
+    model.functions = lambda: {"generator": functions["generator"]}
     with pytest.raises(
         ExportError,
         match="the function generator is named after none of the networks painter, critic",
     ):
-        export(room, tmp_path / "export", {})
+        export(model, tmp_path / "export", {})
 
 
 def test_a_function_may_use_more_than_its_own_network(tmp_path, batch):
-    room = Room()
+    model = Model()
 
     class Chained:
         name = "chained"
-        networks = room.networks
+        networks = model.networks
 
         def functions(self):
             @tf.function(input_signature=[tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, "mask")])
             def inverter(mask):
-                return {"mask": room.networks["inverter"](room.networks["generator"](mask))}
+                return {"mask": model.networks["inverter"](model.networks["generator"](mask))}
 
             return {"inverter": inverter}
 
     directory = export(Chained(), tmp_path / "export", {})
-    expected = room.networks["inverter"](room.networks["generator"](batch)).numpy()
+    expected = model.networks["inverter"](model.networks["generator"](batch)).numpy()
     np.testing.assert_allclose(load(directory, "inverter")(batch)["mask"], expected, rtol=1e-5)
     assert read_card(directory)["functions"]["inverter"]["variables"][0] == "kernel 1x1x1x1"
 
 
 def test_a_new_export_replaces_the_old_one_whole(tmp_path, directory):
     (directory / "stray").touch()
-    assert export(Room(), directory, {"step": 2}) == directory
+    assert export(Model(), directory, {"step": 2}) == directory
     assert read_card(directory)["step"] == 2
     assert leftovers(directory) == ["card.json", "critic", "generator", "inverter"] and leftovers(
         tmp_path
@@ -393,16 +393,16 @@ def test_a_new_export_replaces_the_old_one_whole(tmp_path, directory):
 def test_a_folder_that_holds_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ExportError, match="exists and is no export"):
-        export(Room(), tmp_path, {})
+        export(Model(), tmp_path, {})
     with pytest.raises(ExportError, match="exists and is no export"):
-        export(Room(), tmp_path / "thesis.tex", {})
+        export(Model(), tmp_path / "thesis.tex", {})
     assert leftovers(tmp_path) == ["thesis.tex"]
 
 
 def test_a_crash_while_writing_leaves_the_old_export(tmp_path, directory):
     (tmp_path / ".export.new" / "generator").mkdir(parents=True)  # what a killed process leaves
     assert read_card(directory)["step"] == 1
-    export(Room(), directory, {"step": 2})
+    export(Model(), directory, {"step": 2})
     assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
 
 
@@ -416,15 +416,15 @@ def test_a_crash_between_the_two_moves_leaves_the_old_export_readable(
         exported[0].networks["inverter"](batch),
         rtol=1e-5,
     )
-    assign(Room(filters=2).networks, directory)
-    export(Room(), directory, {"step": 2})
+    assign(Model(filters=2).networks, directory)
+    export(Model(), directory, {"step": 2})
     assert read_card(directory)["step"] == 2 and leftovers(tmp_path) == ["export"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match="can't be written"):
-        export(Room(), tmp_path / "file" / "export", {})
+        export(Model(), tmp_path / "file" / "export", {})
 
 
 @pytest.mark.parametrize(
@@ -445,12 +445,12 @@ def test_a_missing_damaged_or_newer_card_is_one_sentence(tmp_path, text, message
 
 def test_find_says_what_the_export_is_instead(exported):
     directory = exported[1]
-    assert find(directory, {"mask"}, {"image"}) == "generator"
+    assert find_function(directory, {"mask"}, {"image"}) == "generator"
     with pytest.raises(
         ExportError,
         match="a model for can, and none of its functions leads from image, mask to image",
     ):
-        find(directory, {"mask", "image"}, {"image"})
+        find_function(directory, {"mask", "image"}, {"image"})
 
 
 def test_an_unknown_function_is_one_sentence(exported):
@@ -460,27 +460,27 @@ def test_an_unknown_function_is_one_sentence(exported):
         load(exported[1], "painter")
 
 
-def test_assign_copies_every_variable_into_a_room_of_another_precision(tmp_path):
-    room = DropoutRoom(filters=3, dropout=0.5)
-    for network in room.networks.values():
+def test_assign_copies_every_variable_into_a_model_of_another_precision(tmp_path):
+    model = DropoutModel(filters=3, dropout=0.5)
+    for network in model.networks.values():
         for variable in network.variables:
             if variable.dtype == "float32":  # all but the dropout's random state
                 variable.assign(np.random.default_rng(0).random(variable.shape, np.float32) + 0.5)
-    directory = export(room, tmp_path / "export", {})
+    directory = export(model, tmp_path / "export", {})
     keras.config.set_dtype_policy("mixed_bfloat16")
-    other = DropoutRoom(filters=3, dropout=0.5)
+    other = DropoutModel(filters=3, dropout=0.5)
     assign(other.networks, directory)
-    for name, network in room.networks.items():
+    for name, network in model.networks.items():
         for one, copy in zip(network.variables, other.networks[name].variables, strict=True):
             np.testing.assert_array_equal(one.numpy(), copy.numpy())
 
 
 def test_assign_names_what_does_not_fit_and_changes_nothing(exported):
     directory = exported[1]
-    fits = Room(filters=2).networks
+    fits = Model(filters=2).networks
     wide = {
         "generator": fits["generator"],
-        "inverter": Room(filters=3).networks["inverter"],
+        "inverter": Model(filters=3).networks["inverter"],
         "critic": fits["critic"],
     }
     before = wide["generator"].layers[0].kernel.numpy()
@@ -516,4 +516,4 @@ def test_reading_runs_no_pickle(exported, batch, monkeypatch):
         monkeypatch.setattr(pickle, name, refuse)
     # calling `refuse` would have raised
     assert load(exported[1], "inverter")(batch)["mask"].shape == batch.shape
-    assign(Room(filters=2).networks, exported[1])
+    assign(Model(filters=2).networks, exported[1])

@@ -1,6 +1,4 @@
-"""What TensorFlow's CPU graph optimizer makes of training steps: it must not give up on
-them, as its fusions would be lost.
-"""
+"""TensorFlow's CPU graph optimizer must not give up on training steps and lose its fusions."""
 
 import os
 import subprocess

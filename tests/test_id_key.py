@@ -15,8 +15,8 @@ from tfmammo.data.patients import PATIENTS
 from tfmammo.data.tfrecord import MANIFEST, Manifest, Records
 from tfmammo.errors import DataError, ExportError
 from tfmammo.evaluation.comparison import Network
-from tfmammo.mammogram import ID_KEY, Skipped, hashed_id, key_check, key_fault
-from tfmammo.synthesis.mammogram_set import patients_of
+from tfmammo.mammogram import ID_KEY, Skipped, hash_id, key_check, key_fault
+from tfmammo.synthesis.mammogram_set import collect_patients
 
 REFUSED = "pseudonyms were made with another TFMAMMO_ID_KEY"
 
@@ -39,16 +39,16 @@ def test_a_check_value_tells_keys_apart_and_is_none_itself(monkeypatch):
 
 
 def test_a_network_does_not_take_its_own_patients_for_new_ones(other_key):
-    card = {"train_patients": [hashed_id("folder", "anna")], "id_key": key_check()}
+    card = {"train_patients": [hash_id("folder", "anna")], "id_key": key_check()}
     network = Network("runs/x", Path("x"), None, card, "image")
-    patients = np.array([hashed_id("folder", "anna"), hashed_id("folder", "berta")])
-    assert network.unseen(patients).tolist() == [False, True]
+    patients = np.array([hash_id("folder", "anna"), hash_id("folder", "berta")])
+    assert network.find_unseen(patients).tolist() == [False, True]
     other_key()
-    patients = np.array([hashed_id("folder", "anna"), hashed_id("folder", "berta")])
+    patients = np.array([hash_id("folder", "anna"), hash_id("folder", "berta")])
     with pytest.raises(ExportError, match=f"runs/x: its {REFUSED}"):
-        network.unseen(patients)
+        network.find_unseen(patients)
     del card["id_key"]
-    assert network.unseen(patients).all(), "a card of an earlier version can't be checked"
+    assert network.find_unseen(patients).all(), "a card of an earlier version can't be checked"
 
 
 def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tmp_path):
@@ -62,7 +62,8 @@ def test_a_card_says_under_which_key_it_was_written(tiny_can, random_patches, tm
         random_patches(4),
         random_patches(3),
         tmp_path / "run",
-        script.validate,
+        script.compute_validation_metrics,
+        monitor="dice",
     )
     assert export.read_card(tmp_path / "run/export")["id_key"] == key_check()
 
@@ -105,10 +106,10 @@ def test_records_are_refused(other_key, tmp_path):
 
 
 def test_a_synthetic_set_is_refused(other_key, tmp_path):
-    known = patients_of([], ["p"], ["q"])
+    known = collect_patients([], ["p"], ["q"])
     assert known.id_key == key_check()
     (tmp_path / PATIENTS).write_text(known.model_dump_json())
     other_key()
     config = DataConfig.model_validate({"added": {"synthetic": tmp_path}})
     with pytest.raises(DataError, match=rf"patients\.json: its {REFUSED}"):
-        datasets.synthetic(config, set(), Skipped())
+        datasets.read_synthetic(config, set(), Skipped())

@@ -1,6 +1,4 @@
-"""Each layer against numpy: sample and batch normalisation, spectral normalisation,
-self-attention, random scalars.
-"""
+"""Each layer against NumPy: normalisations, self-attention, random scalars."""
 
 import json
 import os
@@ -293,9 +291,7 @@ def test_survives_serialisation():
 
 
 def spectral(shape=(3, 3, 4, 6), seed=0, **kwargs):
-    """A built SpectralNormalization around a convolution with a drawn kernel, large enough to
-    matter.
-    """
+    """Build a SpectralNormalization around a convolution with a large random kernel."""
     layer = SpectralNormalization(keras.layers.Conv2D(shape[-1], shape[0], **kwargs))
     layer.build((None, None, None, shape[2]))
     layer.layer.kernel.assign(noise(*shape, seed=seed) * 3)
@@ -330,7 +326,7 @@ def test_a_kept_kernel_is_shared_by_all_calls_and_its_gradient_is_theirs():
         return tape.gradient(loss, layer.layer.kernel.value)
 
     apart = gradient()
-    with tf.GradientTape() as tape, layer.kept():
+    with tf.GradientTape() as tape, layer.cached_kernel():
         loss = tf.reduce_sum(layer(x) ** 2) + tf.reduce_sum(tf.sin(layer(x[:, :3])))
         before = layer(x)
         layer.layer.kernel.assign(layer.layer.kernel + 1)
@@ -339,7 +335,7 @@ def test_a_kept_kernel_is_shared_by_all_calls_and_its_gradient_is_theirs():
         tape.gradient(loss, layer.layer.kernel.value), apart, rtol=1e-4, atol=1e-5
     )
     assert np.abs(layer(x) - before).max() > 0.01  # afterwards each call normalises anew
-    with pytest.raises(KeyError), layer.kept():
+    with pytest.raises(KeyError), layer.cached_kernel():
         raise KeyError
     assert np.abs(layer(x) - before).max() > 0.01  # after a failure too
 
@@ -355,7 +351,7 @@ def test_threads_that_share_a_layer_keep_kernels_of_their_own(monkeypatch):
 
     def replica(value):
         own.value = value
-        with layer.kept():
+        with layer.cached_kernel():
             together.wait()
             found[value] = layer(x) - layer.layer.bias
             together.wait()
@@ -630,8 +626,9 @@ print(json.dumps([kernels, alike]))
 
 
 def in_a_process_of_its_own(code, tmp_path, repository):
-    """What a script prints last, read as JSON: logical devices must be named before TensorFlow
-    starts.
+    """Run a script in a process of its own and read what it prints last, as JSON.
+
+    Logical devices must be named before TensorFlow starts.
     """
     script = tmp_path / "replicas.py"
     script.write_text(code, encoding="utf-8")

@@ -1,6 +1,4 @@
-"""Light-Head R-CNN: its parameters, losses and gradients, what it refuses, what it learns,
-its export, a run that is gone on with.
-"""
+"""Light-Head R-CNN: parameters, losses, gradients, refusals, learning, export, resuming."""
 
 import keras
 import numpy as np
@@ -14,17 +12,17 @@ from tfmammo import pretrained
 from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrackingConfig, TrainingConfig
 from tfmammo.data.pipeline import batches
-from tfmammo.data.whole import make_whole, view
+from tfmammo.data.whole import letterbox, make_whole
 from tfmammo.detection import light_head_rcnn, regions
 from tfmammo.detection.detections import OUTPUTS, Detector
 from tfmammo.detection.light_head_rcnn import (
     LightHeadRCNN,
     LightHeadRCNNConfig,
     large_separable,
-    letterboxed,
+    letterbox_batch,
     write,
 )
-from tfmammo.detection.training import learning_rate, refuse_unused_size, validate
+from tfmammo.detection.training import check_unused_size, learning_rate, validate
 from tfmammo.errors import DetectionError, ExportError, WeightsError
 from tfmammo.export import read_card
 from tfmammo.mammogram import Skipped
@@ -54,7 +52,7 @@ TINY = {
 PARTS = ("rpn_classification", "rpn_localisation", "classification", "localisation")
 
 
-def room(size=SIZE, classes=1, **values):
+def make_model(size=SIZE, classes=1, **values):
     keras.utils.set_random_seed(0)
     return LightHeadRCNN(LightHeadRCNNConfig(**{**TINY, **values}), size, classes)
 
@@ -111,21 +109,22 @@ def test_parameters_of_the_large_separable_convolution():
     ("blocks", "published"), [((3, 4, 6, 3), "ResNet50"), ((3, 4, 23, 3), "ResNet101")]
 )
 def test_parameters_of_the_papers_network(blocks, published):
-    """ResNet, RPN of 15 anchors on C4, separable convolution, the hidden layer, a class and the
-    background, a box.
+    """ResNet, RPN, separable convolution, hidden layer, class scores and a box.
+
+    The RPN has 15 anchors on C4; the classes are background and lesion.
     """
-    made = LightHeadRCNN(
+    model = LightHeadRCNN(
         LightHeadRCNNConfig(weights="none", batch_norm="running", blocks=blocks), 64
     )
-    trunk = {"ResNet50": 23_587_712, "ResNet101": 42_658_176}[published]
+    resnet = {"ResNet50": 23_587_712, "ResNet101": 42_658_176}[published]
     rpn = (9 * 1024 * 512 + 512) + (512 * 15 + 15) + (512 * 60 + 60)
     head = (490 * 2048 + 2048) + (2048 * 2 + 2) + (2048 * 4 + 4)
-    assert made.networks["detector"].count_params() == trunk + rpn + 19_493_332 + head
-    objectness, deltas, maps = made.trunk(np.zeros((1, 64, 64, 1), np.float32))
+    assert model.networks["detector"].count_params() == resnet + rpn + 19_493_332 + head
+    objectness, deltas, maps = model.backbone(np.zeros((1, 64, 64, 1), np.float32))
     assert (objectness.shape, deltas.shape, maps.shape) == ((1, 240), (1, 240, 4), (1, 4, 4, 490))
     for layer in getattr(keras.applications, published)(weights=None, include_top=False).layers:
         if layer.weights:  # takes the published weights
-            assert [weight.shape for weight in made.trunk.get_layer(layer.name).weights] == [
+            assert [weight.shape for weight in model.backbone.get_layer(layer.name).weights] == [
                 weight.shape for weight in layer.weights
             ]
 
@@ -135,8 +134,9 @@ def test_parameters_of_the_papers_network(blocks, published):
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )  # Keras 3.15 saving, numpy 2
 def test_pretrained_weights_give_kerass_c4_and_frozen_normalisations(tmp_path):
-    """Keras's own network of random weights and statistics has the same C4, and after a step the
-    same statistics still.
+    """Keras's network of random weights has the same C4.
+
+    Its statistics are the same after a step.
     """
     keras.utils.set_random_seed(0)
     theirs = keras.applications.ResNet50(weights=None, include_top=False)
@@ -150,22 +150,22 @@ def test_pretrained_weights_give_kerass_c4_and_frozen_normalisations(tmp_path):
         "filters": 64,
         "blocks": (3, 4, 6, 3),
     }
-    ours = room(**small)
+    ours = make_model(**small)
     data = batch(1)
     layers = [
         network.get_layer(name).output
-        for network, name in ((ours.trunk, "rpn"), (theirs, "conv4_block6_out"))
+        for network, name in ((ours.backbone, "rpn"), (theirs, "conv4_block6_out"))
     ]
-    c4 = keras.Model(ours.trunk.input, ours.trunk.get_layer("rpn").input)(data["image"])
+    c4 = keras.Model(ours.backbone.input, ours.backbone.get_layer("rpn").input)(data["image"])
     colour = 255 * np.repeat(data["image"], 3, axis=-1) - np.float32([103.939, 116.779, 123.68])
     expected = keras.Model(theirs.input, layers[1])(colour)
     np.testing.assert_allclose(c4, expected, rtol=1e-3, atol=1e-4 * np.max(expected))
-    before = {variable.path: variable.numpy() for variable in ours.trunk.variables}
+    before = {variable.path: variable.numpy() for variable in ours.backbone.variables}
     ours.train_step(data)
     kept = {
         path
         for path, value in before.items()
-        if np.array_equal(value, {v.path: v for v in ours.trunk.variables}[path])
+        if np.array_equal(value, {v.path: v for v in ours.backbone.variables}[path])
     }
     assert kept == {path for path in before if "_bn/" in path} and len(kept) == 4 * 53
 
@@ -181,8 +181,8 @@ def test_pretrained_weights_of_another_network_are_refused(tmp_path):
 
 
 def test_c5_is_dilated_and_c4_and_c5_have_stride_16():
-    made = room(96)
-    named = {layer.name: layer for layer in made.trunk.layers}
+    model = make_model(96)
+    named = {layer.name: layer for layer in model.backbone.layers}
     assert named["conv5_block1_2_conv"].dilation_rate == (2, 2) and named[
         "conv4_block1_2_conv"
     ].dilation_rate == (1, 1)
@@ -239,32 +239,35 @@ def test_the_papers_canvas_is_no_square(repository):
     square = configuration.load(file, ["data.canvas=null", "data.size=320"], LightHeadRCNNConfig)
     assert square.data.shape == (320, 320)
     with pytest.raises(DetectionError, match="multiples of 16 px"):
-        room((64, 40))
+        make_model((64, 40))
 
 
 def test_a_size_that_the_canvas_would_hide_is_refused():
-    refuse_unused_size(["data.size=320", "training.steps=3"], DataConfig(size=320))
-    refuse_unused_size(["data.sizes=3"], DataConfig(canvas=(64, 32)))
+    check_unused_size(["data.size=320", "training.steps=3"], DataConfig(size=320))
+    check_unused_size(["data.sizes=3"], DataConfig(canvas=(64, 32)))
     with pytest.raises(
         DetectionError, match="^data.size: is not used beside data.canvas; data.canvas=null"
     ):
-        refuse_unused_size(
+        check_unused_size(
             ["training.steps=3", "data.size=320"], DataConfig(size=320, canvas=(64, 32))
         )
 
 
 def test_the_first_losses_by_hand():
-    """Zeroed last layers say 1/2 of every anchor and region, and move none: what is left is targets
-    alone.
+    """Zeroed last layers give 1/2 for every anchor and region, and move none.
+
+    Only the targets are left.
     """
-    made = room()
+    model = make_model()
     data = batch(1)
     for name in ("rpn_objectness", "rpn_deltas"):
-        made.trunk.get_layer(name).kernel.assign(tf.zeros_like(made.trunk.get_layer(name).kernel))
+        model.backbone.get_layer(name).kernel.assign(
+            tf.zeros_like(model.backbone.get_layer(name).kernel)
+        )
     for name in ("logits", "deltas"):
-        made.head.get_layer(name).kernel.assign(tf.zeros_like(made.head.get_layer(name).kernel))
+        model.head.get_layer(name).kernel.assign(tf.zeros_like(model.head.get_layer(name).kernel))
     truth = data["boxes"].numpy()[0, :1].astype(float)
-    anchors = made.anchors.numpy().astype(float)
+    anchors = model.anchors.numpy().astype(float)
     sides = np.maximum(
         0, np.minimum(anchors[:, 2:], truth[:, 2:]) - np.maximum(anchors[:, :2], truth[:, :2])
     )
@@ -287,7 +290,7 @@ def test_the_first_losses_by_hand():
         ]
     )
     l1 = np.where(np.abs(delta) < 1 / 9, delta**2 * 4.5, np.abs(delta) - 1 / 18).sum()
-    losses = floats(made.train_step(data))
+    losses = floats(model.train_step(data))
     assert losses["rpn_classification"] == pytest.approx(np.log(2), rel=1e-5)
     assert losses["rpn_localisation"] == pytest.approx(l1 / sampled, rel=1e-4)
     assert losses["classification"] == pytest.approx(np.log(2), rel=1e-5)
@@ -295,7 +298,7 @@ def test_the_first_losses_by_hand():
 
 
 def test_the_heads_losses_are_means_over_the_hardest():
-    made = room(classes=2, hard_examples=3)
+    model = make_model(classes=2, hard_examples=3)
     data = batch(1)
     maps = tf.random.stateless_normal([1, 4, 4, 18], (0, 1))
     found = (
@@ -315,9 +318,9 @@ def test_the_heads_losses_are_means_over_the_hardest():
         / SIZE
     )
     there = tf.constant([[True] * 5 + [False]])
-    made.head.get_layer("logits").kernel.assign(tf.random.stateless_normal([8, 3], (0, 2)))
-    made.head.get_layer("deltas").kernel.assign(tf.random.stateless_normal([8, 8], (0, 3)))
-    logits, deltas = (np.asarray(value, float)[0] for value in made.judge(maps, found))
+    model.head.get_layer("logits").kernel.assign(tf.random.stateless_normal([8, 3], (0, 2)))
+    model.head.get_layer("deltas").kernel.assign(tf.random.stateless_normal([8, 8], (0, 3)))
+    logits, deltas = (np.asarray(value, float)[0] for value in model.predict_regions(maps, found))
     label = np.array([2, 2, 0, 0, 0, 0])
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     entropy = -log_probabilities[np.arange(6), label]
@@ -325,7 +328,7 @@ def test_the_heads_losses_are_means_over_the_hardest():
     off = np.abs(deltas[:2, 1] - wanted)
     distance = np.append(np.where(off < 1, off**2 / 2, off - 0.5).sum(1), np.zeros(4))
     hardest = np.argsort(-(entropy + distance)[:5])[:3]
-    classification, localisation = made.head_losses(
+    classification, localisation = model.head_losses(
         maps, found, there, data["boxes"], tf.ones([1, 2], tf.int32)
     )
     assert float(classification) == pytest.approx(entropy[hardest].mean(), rel=1e-4)
@@ -333,10 +336,10 @@ def test_the_heads_losses_are_means_over_the_hardest():
 
 
 def test_gradients_reach_every_part():
-    made = room()
-    network = made.networks["detector"]
+    model = make_model()
+    network = model.networks["detector"]
     before = [variable.numpy() for variable in network.trainable_variables]
-    made.train_step(batch())
+    model.train_step(batch())
     still = [
         v.path
         for v, b in zip(network.trainable_variables, before, strict=True)
@@ -352,33 +355,34 @@ def test_gradients_reach_every_part():
         "deltas",
     } <= {
         layer.name
-        for part in (made.trunk, made.head)
+        for part in (model.backbone, model.head)
         for layer in part.layers
         if layer.trainable_variables
     }
 
 
 def test_detection_changes_nothing():
-    made = room()
-    before = [variable.numpy() for variable in made.networks["detector"].variables]
-    made.detect(batch()["image"])
-    made.sample({**batch(), "mask": batch()["image"]})
+    model = make_model()
+    before = [variable.numpy() for variable in model.networks["detector"].variables]
+    model.detect(batch()["image"])
+    model.sample({**batch(), "mask": batch()["image"]})
     assert all(
         np.array_equal(v.numpy(), b)
-        for v, b in zip(made.networks["detector"].variables, before, strict=True)
+        for v, b in zip(model.networks["detector"].variables, before, strict=True)
     )
 
 
 @pytest.fixture(scope="module")
 def losses_of():
-    """A function batch -> losses of the first step from always the same weights, in a graph that is
-    traced once.
+    """Make a function batch -> losses of the first step from the same weights.
+
+    Its graph is traced once.
     """
     keras.config.set_dtype_policy("float32")
-    made = room()
-    state = [*made.networks["detector"].variables, *made.optimizers["detector"].variables]
+    model = make_model()
+    state = [*model.networks["detector"].variables, *model.optimizers["detector"].variables]
     start = [variable.numpy() for variable in state]
-    step = tf.function(made.train_step)
+    step = tf.function(model.train_step)
 
     def losses(data):
         for variable, value in zip(state, start, strict=True):
@@ -392,7 +396,7 @@ def test_boxes_that_are_not_there_do_not_count(losses_of):
     data = batch()
     alone = data | {"boxes": data["boxes"][:, :1], "classes": data["classes"][:, :1]}
     flat = data | {"boxes": tf.concat([data["boxes"][:, :1], [[[0.5, 0.1, 0.5, 0.9]]] * 2], axis=1)}
-    expected = floats(room().train_step(alone))
+    expected = floats(make_model().train_step(alone))
     for other in (data, flat):
         assert losses_of(other) == pytest.approx(expected, rel=1e-4)
 
@@ -409,13 +413,11 @@ def test_mammograms_without_lesions_have_defined_losses(losses_of, of):
 
 
 def test_random_samples_follow_from_the_step_alone():
-    """Two rooms of the same weights see the same samples; the same room sees others at its next
-    step.
-    """
-    one = room(rpn_samples=4)
-    other = room(rpn_samples=4)
+    """Two models of the same weights see the same samples, and others at their next step."""
+    one = make_model(rpn_samples=4)
+    other = make_model(rpn_samples=4)
     data = batch()
-    parts = [made.trunk(data["image"], training=False) for made in (one, other)]
+    parts = [made.backbone(data["image"], training=False) for made in (one, other)]
     first, second = (
         made.rpn_losses(*part[:2], data["boxes"])
         for made, part in zip((one, other), parts, strict=True)
@@ -426,25 +428,25 @@ def test_random_samples_follow_from_the_step_alone():
 
 
 def test_detections_have_their_form():
-    made = room(classes=2, detections=7)
+    model = make_model(classes=2, detections=7)
     data = batch()
-    found = {name: value.numpy() for name, value in made.detect(data["image"]).items()}
+    outputs = {name: value.numpy() for name, value in model.detect(data["image"]).items()}
     assert (
-        tuple(found) == OUTPUTS
-        and found["detection_boxes"].shape == (2, 7, 4)
-        and found["num_detections"].shape == (2,)
+        tuple(outputs) == OUTPUTS
+        and outputs["detection_boxes"].shape == (2, 7, 4)
+        and outputs["num_detections"].shape == (2,)
     )
     assert (
-        set(np.unique(found["detection_classes"])) <= {0, 1}
-        and found["detection_boxes"].min() >= 0
-        and found["detection_boxes"].max() <= 1
+        set(np.unique(outputs["detection_classes"])) <= {0, 1}
+        and outputs["detection_boxes"].min() >= 0
+        and outputs["detection_boxes"].max() <= 1
     )
-    assert (np.diff(found["detection_scores"]) <= 0).all() and 0 < found[
+    assert (np.diff(outputs["detection_scores"]) <= 0).all() and 0 < outputs[
         "detection_scores"
     ].max() < 1
-    answer = made.functions()["detector"](image=data["image"])
-    np.testing.assert_allclose(answer["scores"], found["detection_scores"], atol=1e-5)
-    panels = made.sample({**data, "mask": data["image"]})
+    answer = model.functions()["detector"](image=data["image"])
+    np.testing.assert_allclose(answer["scores"], outputs["detection_scores"], atol=1e-5)
+    panels = model.sample({**data, "mask": data["image"]})
     assert list(panels) == ["image", "detected", "truth"] and panels["detected"].shape == (
         2,
         SIZE,
@@ -456,26 +458,26 @@ def test_detections_have_their_form():
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_has_the_same_first_losses(policy):
     data = batch()
-    exact = floats(room().train_step(batch()))
+    exact = floats(make_model().train_step(batch()))
     keras.config.set_dtype_policy(policy)
-    made = room()
-    losses = made.train_step(data)
+    model = make_model()
+    losses = model.train_step(data)
     assert all(value.dtype == tf.float32 for value in losses.values())
     for name, value in floats(losses).items():
         assert value == pytest.approx(exact[name], rel=0.1, abs=0.02)
-    assert all(np.isfinite(list(floats(made.train_step(data)).values())))
+    assert all(np.isfinite(list(floats(model.train_step(data)).values())))
 
 
 def test_a_square_that_is_letterboxed_stays_and_others_are_as_in_training():
     random = np.random.default_rng(0)
     image = random.random((2, 48, 48, 1), np.float32)
-    square, parts = letterboxed(tf.constant(image), (48, 48))
+    square, parts = letterbox_batch(tf.constant(image), (48, 48))
     np.testing.assert_allclose(square, image, atol=1e-6)
     assert parts.numpy().tolist() == [1, 1, 1, 1]
     smooth = np.linspace(0, 1, 90 * 61, dtype=np.float32).reshape(90, 61, 1)
     for canvas in ((48, 48), (64, 32), (48, 80)):
-        filled, parts = letterboxed(tf.constant(smooth[None]), canvas)
-        expected, scale = view(smooth, DataConfig(canvas=canvas, window=(0, 1)))
+        filled, parts = letterbox_batch(tf.constant(smooth[None]), canvas)
+        expected, scale = letterbox(smooth, DataConfig(canvas=canvas, window=(0, 1)))
         assert filled.shape == (1, *canvas, 1)
         np.testing.assert_allclose(filled[0], expected, atol=0.02)
         np.testing.assert_allclose(
@@ -487,20 +489,20 @@ def test_a_square_that_is_letterboxed_stays_and_others_are_as_in_training():
 def taught():
     """A small detector that has learnt one bright square by heart."""
     keras.config.set_dtype_policy("float32")
-    made = room(filters=8, units=16, learning_rate=3e-3, momentum=0.8)
+    model = make_model(filters=8, units=16, learning_rate=3e-3, momentum=0.8)
     data = batch()
-    step = tf.function(made.train_step)
+    step = tf.function(model.train_step)
     history = [floats(step(data)) for _ in range(80)]
-    return made, history
+    return model, history
 
 
 def test_it_learns_where_the_lesion_is(taught):
     made, history = taught
     assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
-    found = made.detect(batch()["image"])
+    outputs = made.detect(batch()["image"])
     truth = batch()["boxes"][:, :1]
-    overlap = regions.iou(found["detection_boxes"], truth).numpy()
-    assert (overlap[:, 0] > 0.7).all() and (found["detection_scores"][:, 0].numpy() > 0.8).all()
+    overlap = regions.iou(outputs["detection_boxes"], truth).numpy()
+    assert (overlap[:, 0] > 0.7).all() and (outputs["detection_scores"][:, 0].numpy() > 0.8).all()
 
 
 @pytest.fixture(scope="module")
@@ -590,7 +592,14 @@ def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri,
     held_out = whole.take(np.flatnonzero(sides == 1))
     for steps in (2, 4):
         metrics = loop.fit(
-            room, experiment(tracking_uri, steps), train, held_out, tmp_path, validate, write=write
+            make_model,
+            experiment(tracking_uri, steps),
+            train,
+            held_out,
+            tmp_path,
+            validate,
+            monitor="recall",
+            write=write,
         )
     assert "from the start to step 2" in caplog.text and "from step 2 to step 4" in caplog.text
     assert set(metrics) == {"recall", "recall_of_all", "froc"}
@@ -598,25 +607,27 @@ def test_a_run_is_gone_on_with_exported_and_started_from(tmp_path, tracking_uri,
     assert (card["step"], card["serves"], card["name"]) == (4, "detector", "light_head_rcnn")
     assert set(card["train_patients"]) == set(train.patient_ids.tolist())
 
-    fresh = room()
+    fresh = make_model()
     exporting.assign(fresh.networks, tmp_path / "export")
     mammogram = next(record for record in records if record.lesions)
-    square, scale = view(mammogram.pixels(), experiment(tracking_uri, 4).data)
+    square, scale = letterbox(mammogram.pixels(), experiment(tracking_uri, 4).data)
     expected = fresh.detect(square[np.newaxis])
     detector = Detector.load(tmp_path)
-    found = detector.predict(mammogram)
-    assert 0 < len(found) <= 20 and set(found.classes) == {"mass"} and found.boxes.max() > 100, (
-        "native px"
-    )
+    predictions = detector.predict(mammogram)
+    assert (
+        0 < len(predictions) <= 20
+        and set(predictions.classes) == {"mass"}
+        and predictions.boxes.max() > 100
+    ), "native px"
     np.testing.assert_allclose(
-        found.scores, expected["detection_scores"][0, : len(found)], atol=1e-4
+        predictions.scores, expected["detection_scores"][0, : len(predictions)], atol=1e-4
     )
     assert (
         detector.saw(train.patient_ids[0]) is True
         and detector.saw(held_out.patient_ids[0]) is False
     )
     np.testing.assert_array_equal(
-        Detector.load(tmp_path / "export/detector").predict(mammogram).boxes, found.boxes
+        Detector.load(tmp_path / "export/detector").predict(mammogram).boxes, predictions.boxes
     )
 
 
@@ -634,26 +645,26 @@ def oblong():
 
 
 def test_a_canvas_that_is_no_square_is_learned_and_exported(tmp_path):
-    made = room((96, 64), filters=8, units=16, learning_rate=3e-3, momentum=0.8)
+    model = make_model((96, 64), filters=8, units=16, learning_rate=3e-3, momentum=0.8)
     data = oblong()
     assert (
-        made.trunk.output_shape == [(None, 6 * 4 * 9), (None, 6 * 4 * 9, 4), (None, 6, 4, 18)]
-        and len(made.anchors) == 6 * 4 * 9
+        model.backbone.output_shape == [(None, 6 * 4 * 9), (None, 6 * 4 * 9, 4), (None, 6, 4, 18)]
+        and len(model.anchors) == 6 * 4 * 9
     )
-    step = tf.function(made.train_step)
+    step = tf.function(model.train_step)
     history = [floats(step(data)) for _ in range(80)]
     assert history[-1]["detector_loss"] < 0.3 * history[0]["detector_loss"]
-    found = made.functions()["detector"](image=data["image"])
-    assert (regions.iou(found["boxes"], data["boxes"]).numpy()[:, 0] > 0.7).all()
-    write(made, tmp_path)
+    outputs = model.functions()["detector"](image=data["image"])
+    assert (regions.iou(outputs["boxes"], data["boxes"]).numpy()[:, 0] > 0.7).all()
+    write(model, tmp_path)
     loaded = tf.saved_model.load(str(tmp_path / "detector"))
     answer = loaded.signatures["serving_default"](
         input_tensor=255 * tf.repeat(data["image"], 3, axis=-1)
     )
-    sure = int(np.sum(found["scores"].numpy()[0] > 0.3))
+    sure = int(np.sum(outputs["scores"].numpy()[0] > 0.3))
     assert sure >= 1
     np.testing.assert_allclose(
-        answer["detection_boxes"][:, :sure], found["boxes"][:, :sure], atol=1e-4
+        answer["detection_boxes"][:, :sure], outputs["boxes"][:, :sure], atol=1e-4
     )
     # The upper half twice as large fills the canvas in its columns alone.
     double = np.repeat(np.repeat(data["image"][:1, 48:], 2, axis=1), 2, axis=2)
@@ -667,15 +678,17 @@ def test_a_canvas_that_is_no_square_is_learned_and_exported(tmp_path):
 
 
 def test_no_proposal_is_narrower_than_a_pixel_of_either_side():
-    made = room((96, 64))
-    objectness = tf.zeros([1, len(made.anchors)])
-    deltas = tf.concat([tf.zeros([1, len(made.anchors), 2]), tf.fill([1, 216, 2], -20.0)], -1)
+    model = make_model((96, 64))
+    objectness = tf.zeros([1, len(model.anchors)])
+    deltas = tf.concat([tf.zeros([1, len(model.anchors), 2]), tf.fill([1, 216, 2], -20.0)], -1)
     deltas_of = {
         side: deltas + tf.constant([0, 0, *more], tf.float32)
         for side, more in (("rows", (0, 20)), ("cols", (20, 0)))
     }
-    assert all(not made.propose(objectness, value)[1].numpy().any() for value in deltas_of.values())
-    assert made.propose(objectness, tf.zeros_like(deltas))[1].numpy().any()
+    assert all(
+        not model.propose(objectness, value)[1].numpy().any() for value in deltas_of.values()
+    )
+    assert model.propose(objectness, tf.zeros_like(deltas))[1].numpy().any()
 
 
 @pytest.mark.slow
@@ -699,9 +712,9 @@ def test_it_finds_the_masses_of_eight_mammograms_that_it_knows():
         "proposals": 100,
         "hard_examples": 64,
     }
-    made = LightHeadRCNN(LightHeadRCNNConfig(**{**TINY, **small, **few}), 256)
-    step = tf.function(made.train_step)
-    functions = made.functions()
+    model = LightHeadRCNN(LightHeadRCNNConfig(**{**TINY, **small, **few}), 256)
+    step = tf.function(model.train_step)
+    functions = model.functions()
     found = {}
     for number, some in enumerate(batches(whole, 4, 0, augment=False), 1):
         step(some)
@@ -736,12 +749,12 @@ def test_the_learning_rate_rises_stays_or_falls():
 
 
 def test_the_rate_falls_while_it_trains():
-    made = room(filters=4, units=8, learning_rate=1e-3, decay=2)
+    model = make_model(filters=4, units=8, learning_rate=1e-3, decay=2)
     data = batch()
-    step = tf.function(made.train_step)
+    step = tf.function(model.train_step)
     for _ in range(2):
         step(data)
-    before = [variable.numpy() for variable in made.networks["detector"].trainable_variables]
+    before = [variable.numpy() for variable in model.networks["detector"].trainable_variables]
     step(data)  # at a rate of 0
-    for variable, value in zip(made.networks["detector"].trainable_variables, before, strict=True):
+    for variable, value in zip(model.networks["detector"].trainable_variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)

@@ -1,6 +1,4 @@
-"""Sizes, parameter counts and receptive fields of Pix2Pix's networks; outputs against
-networks built from Keras's own layers.
-"""
+"""Pix2Pix's networks: sizes, parameter counts, receptive fields, and outputs against Keras's."""
 
 import keras
 import numpy as np
@@ -18,7 +16,7 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def randomised(network, seed=0):
+def randomise(network, seed=0):
     """Weights large enough for every layer to matter."""
     rng = np.random.default_rng(seed)
     for variable in network.trainable_variables:
@@ -94,9 +92,7 @@ def keras_discriminator(size, channels, strided, filters):
 
 
 def keras_unet(size, channels, out_channels, filters):
-    """The same network from Keras's own layers, in Pix2Pix's recursive form, with
-    BatchNormalization in training.
-    """
+    """Build the same network from Keras's layers, in Pix2Pix's recursive form."""
 
     def norm(x):
         return keras.layers.BatchNormalization()(x, training=True)
@@ -125,7 +121,7 @@ def weights_of(layers, kind):
 
 @pytest.mark.parametrize("strided", [1, 3])
 def test_discriminator_equals_one_of_keras_layers(strided):
-    network = randomised(PatchDiscriminator(2, strided, filters=3, size=48))
+    network = randomise(PatchDiscriminator(2, strided, filters=3, size=48))
     reference = keras_discriminator(48, 2, strided, 3)
     for kind, layers in (
         (keras.layers.Conv2D, [*network.convolutions, network.head]),
@@ -140,7 +136,7 @@ def test_discriminator_equals_one_of_keras_layers(strided):
 
 @pytest.mark.parametrize("filters", [(3,), (3, 5), (3, 5, 7), (2, 3, 4, 5)])
 def test_unet_equals_one_of_keras_layers(filters):
-    network = randomised(UNet256(2, 3, filters, dropout=0, size=32))
+    network = randomise(UNet256(2, 3, filters, dropout=0, size=32))
     reference = keras_unet(32, 2, 3, filters)
     for kind, layers in (
         (keras.layers.Conv2DTranspose, network.ups),
@@ -164,7 +160,7 @@ def test_unet_equals_one_of_keras_layers(filters):
 
 
 def test_unet_range_shape_and_dtype():
-    network = randomised(UNet256(filters=(4, 8, 8), size=16))
+    network = randomise(UNet256(filters=(4, 8, 8), size=16))
     y = network(5 * noise(3, 16, 16, 1))
     assert y.shape == (3, 16, 16, 1) and y.dtype == tf.float32
     assert np.abs(y).max() <= 1 and y.numpy().std() > 0.1
@@ -172,8 +168,8 @@ def test_unet_range_shape_and_dtype():
 
 def test_a_sample_does_not_see_its_batch():
     for network in (
-        randomised(UNet256(2, filters=(4, 8, 8), size=16)),
-        randomised(PatchDiscriminator(filters=4, strided=1, size=16)),
+        randomise(UNet256(2, filters=(4, 8, 8), size=16)),
+        randomise(PatchDiscriminator(filters=4, strided=1, size=16)),
     ):
         x = noise(3, 16, 16, 2)
         together = network(x)
@@ -184,7 +180,7 @@ def test_a_sample_does_not_see_its_batch():
 
 
 def test_dropout_is_on_the_innermost_decoder_blocks_and_only_in_training():
-    network = randomised(UNet256(filters=(4, 8, 8, 8, 8), size=32))
+    network = randomise(UNet256(filters=(4, 8, 8, 8, 8), size=32))
     assert [bool(dropout) for dropout in network.dropouts] == [True, True, True, False, False]
     x = noise(1, 32, 32, 1)
     np.testing.assert_array_equal(network(x), network(x))
@@ -211,7 +207,7 @@ def test_mixed_precision_computes_in_half_and_answers_in_float32(policy):
             filters=4, strided=1, size=16
         )
 
-    exacts = [randomised(network) for network in pair()]
+    exacts = [randomise(network) for network in pair()]
     keras.config.set_dtype_policy(policy)
     x = noise(2, 16, 16, 2)
     for exact, network in zip(exacts, pair(), strict=True):

@@ -1,6 +1,4 @@
-"""Our Adam is Keras's Adam, minimize is its gradient and nobody else's, loss scale and
-replicas cancel out.
-"""
+"""Adam is Keras's, minimize takes its gradient, loss scale and replicas cancel out."""
 
 import json
 import os
@@ -50,8 +48,9 @@ def moved(optimizer, steps=20, scale=1.0):
 
 
 def assert_equal_paths(ours, theirs, learning_rate):
-    """Equal to float32 precision: 1 - beta_2 ** t alone loses four of seven digits at t = 1, so to
-    1e-4 of a step.
+    """Check equality to 1e-4 of a step.
+
+    1 - beta_2 ** t alone loses four of seven digits at t = 1.
     """
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         for a, b in zip(mine, other, strict=True):
@@ -390,9 +389,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(two_replicas, chosen):
 
 
 def losses_of(logits, real, name):
-    """(what the generator minimises, what the discriminator minimises) of its logits for a
-    generated and a real sample.
-    """
+    """Compute what generator and discriminator minimise of logits for a fake and a real sample."""
     average = "losses" if name.startswith("losses") else "responses"
     adversarial = {
         "as printed": log_fake(logits, average),
@@ -411,9 +408,7 @@ def duel(
     batch_norm=False,
     order=("generator", "discriminator"),
 ):
-    """The gradients of a small generator and a small discriminator, which sees a generated sample
-    and a real one.
-    """
+    """Compute the gradients of a small generator and a small discriminator of two samples."""
     keras.utils.set_random_seed(0)
     generator = keras.Sequential(
         [keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same", activation="tanh")]

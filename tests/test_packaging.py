@@ -203,8 +203,13 @@ def test_ci_can_be_run_and_takes_the_readmes_steps():
     script = REPOSITORY / ".ci" / "run"
     lines = script.read_text(encoding="utf-8").splitlines()
     assert os.access(script, os.X_OK)
-    assert lines.index('pip install --quiet -e ".[test]"') < lines.index("pytest")
-    assert lines[-2:] == ['pip install --quiet -e ".[test,detection]"', "pytest tests/detection"]
+    assert lines.index('pip install --quiet -e ".[test]"') < lines.index(
+        "pytest -n 2 --dist loadfile"
+    )
+    assert lines[-2:] == [
+        'pip install --quiet -e ".[test,detection]"',
+        "pytest -n 2 --dist loadfile tests/detection",
+    ]
 
 
 def test_the_hooks_run_the_ruff_of_the_test_extra(package):

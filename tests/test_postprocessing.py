@@ -1,19 +1,18 @@
-"""Post-processing on drawn cases, against scipy, and as a property: removal is addition
-with the signs changed.
-"""
+"""Post-processing on drawn cases and against SciPy; removal is addition with opposite signs."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from tfmammo.postprocessing import PostprocessConfig, largest, postprocess
+from tfmammo.postprocessing import PostprocessConfig, postprocess, select_largest
 
 SIZE = 64
 
 
-def drawn():
-    """A lesion channel with a disc of 20 px radius, a speck, a weak haze and a dark ring; the patch
-    is of one grey.
+def draw_lesion():
+    """Draw a lesion channel on a patch of one grey.
+
+    It has a disc of 20 px radius, a speck, a weak haze and a dark ring.
     """
     rows, cols = np.mgrid[:SIZE, :SIZE]
     distance = np.hypot(rows - 30, cols - 34)
@@ -25,7 +24,7 @@ def drawn():
 
 
 def test_a_drawn_case():
-    lesion, disc = drawn()
+    lesion, disc = draw_lesion()
     image = np.full(lesion.shape, 0.4, np.float32)
     refined = postprocess(image, lesion)
     assert refined.kept.tolist() == [True] and refined.mask.dtype == np.uint8
@@ -39,7 +38,7 @@ def test_a_drawn_case():
 
 
 def test_removal_is_addition_with_the_signs_changed():
-    lesion, _ = drawn()
+    lesion, _ = draw_lesion()
     image = np.full(lesion.shape, 0.5, np.float32)
     added = postprocess(image, lesion)
     removed = postprocess(image, -lesion, removal=True)
@@ -75,8 +74,8 @@ def test_the_threshold_is_strict_and_without_edge_and_expansion_the_object_is_cu
 def test_the_largest_object_of_each_image_against_one_at_a_time():
     binary = np.random.default_rng(0).random((20, 16, 24)) < 0.35
     binary[3] = False
-    found = largest(binary)
-    for image, mask in zip(binary, found, strict=True):
+    objects = select_largest(binary)
+    for image, mask in zip(binary, objects, strict=True):
         labels, count = ndimage.label(image, np.ones((3, 3)))
         areas = [np.sum(labels == label) for label in range(1, count + 1)]
         expected = labels == np.argmax(areas) + 1 if count else np.zeros_like(image)
@@ -86,7 +85,7 @@ def test_the_largest_object_of_each_image_against_one_at_a_time():
 def test_of_equal_objects_one_is_taken():
     binary = np.zeros((1, 8, 8), bool)
     binary[0, 1:3, 1:3] = binary[0, 5:7, 5:7] = True
-    assert largest(binary).sum() == 4 and largest(binary)[0, 1, 1]
+    assert select_largest(binary).sum() == 4 and select_largest(binary)[0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""Pretrained trunks against torchvision and Keras with the same random weights, the
-converter, and weights that can't be had.
-"""
+"""Pretrained networks against torchvision and Keras, the converter, and missing weights."""
 
 import importlib.util
 import json
@@ -114,8 +112,9 @@ def test_gradients_reach_the_image_through_a_frozen_trunk(image):
 
 @pytest.mark.parametrize("form", ["own.weights.h5", "own.h5"])
 def test_keras_own_file_and_input(tmp_path, image, form):
-    """Its preprocessing of an image of three equal channels, and its network, are the independent
-    version.
+    """Keras's preprocessing and network are the independent version.
+
+    The image has three equal channels.
     """
     original = keras.applications.VGG19(weights=None, include_top=False)
     if form == "own.h5":  # the older form, that of the published file
@@ -130,9 +129,7 @@ def test_keras_own_file_and_input(tmp_path, image, form):
 
 
 def test_random_vgg19_is_torchvision_with_these_weights(repository):
-    """The golden file's maps are of torchvision's network and preprocessing, filled from the same
-    seed.
-    """
+    """The golden maps are torchvision's, with weights of the same seed."""
     golden = json.loads(
         (repository / "tests" / "golden" / "pretrained.json").read_text(encoding="utf-8")
     )["vgg19_means"]
@@ -144,9 +141,7 @@ def test_random_vgg19_is_torchvision_with_these_weights(repository):
 
 @pytest.mark.slow
 def test_published_files_are_converted(tmp_path, repository, image):
-    """torchvision's own state dicts and the published LPIPS heads, written by a process of
-    PyTorch's own.
-    """
+    """A process of PyTorch writes torchvision's state dicts and the published LPIPS heads."""
     for package in ("torch", "torchvision", "lpips"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is missing: pip install torch torchvision lpips")

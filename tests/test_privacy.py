@@ -325,7 +325,7 @@ def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, mon
             ),
         }
     )
-    patches, held_out = datasets.datasets(experiment.data)
+    patches, held_out = datasets.open_subsets(experiment.data)
     assert len(patches) + len(held_out) == 7
     loop.fit(
         lambda: CAN(experiment.model, 32),
@@ -333,9 +333,10 @@ def test_a_training_leaves_nothing_of_it(archive, tmp_path, tiny_can, heard, mon
         patches,
         held_out,
         output / "run",
-        script.validate,
+        script.compute_validation_metrics,
+        monitor="dice",
     )
-    script.summary(experiment, {"dice": 0.5}, held_out, output / "run")
+    script.print_summary(experiment, {"dice": 0.5}, held_out, output / "run")
     written = [path for path in output.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in written}
     assert (

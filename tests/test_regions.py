@@ -1,6 +1,4 @@
-"""Boxes of a two-stage detector: anchors and targets by hand, overlap and pooling against
-numpy, sampling, hard examples.
-"""
+"""Boxes of a two-stage detector: by hand, against NumPy, and by properties."""
 
 import numpy as np
 import pytest
@@ -19,10 +17,11 @@ def corners(random, *shape):
 
 
 def test_anchors_by_hand():
-    """Of 64 px at stride 16: centres at 8, 24, 40, 56; sides 32 for scale 2, and 32 * sqrt(2) by 32
-    / sqrt(2) for ratio 2.
+    """64 px at stride 16 have centres at 8, 24, 40, 56.
+
+    Scale 2 gives sides of 32, with ratio 2 of 32 * sqrt(2) by 32 / sqrt(2).
     """
-    found = regions.anchors((64, 64), 16, (2, 4), (0.5, 1, 2)) * 64
+    found = regions.make_anchors((64, 64), 16, (2, 4), (0.5, 1, 2)) * 64
     assert found.shape == (4 * 4 * 2 * 3, 4) and found.dtype == np.float32
     long = 16 * np.sqrt(2)
     short = 16 / np.sqrt(2)
@@ -42,10 +41,11 @@ def test_anchors_by_hand():
 
 
 def test_anchors_of_an_image_that_is_no_square_by_hand():
-    """32 x 64 px: two rows of four cells; sides of 16 px are a half of the rows and a quarter of
-    the columns.
+    """32 x 64 px have two rows of four cells.
+
+    Sides of 16 px are a half of the rows and a quarter of the columns.
     """
-    found = regions.anchors((32, 64), 16, (1,), (1,))
+    found = regions.make_anchors((32, 64), 16, (1,), (1,))
     assert found.shape == (2 * 4, 4)
     np.testing.assert_allclose(
         found[[0, 1, 4, 7]],
@@ -85,8 +85,9 @@ def test_what_is_encoded_is_decoded(deviations):
 
 
 def test_encoding_by_hand():
-    """From [0.2, 0.2, 0.4, 0.6] to the box twice as high, half as wide, its centre 0.1 lower and
-    0.2 further right.
+    """From [0.2, 0.2, 0.4, 0.6] to a box twice as high and half as wide.
+
+    Its centre lies 0.1 lower and 0.2 further right.
     """
     delta = regions.encode(
         tf.constant([0.2, 0.5, 0.6, 0.7]), tf.constant([0.2, 0.2, 0.4, 0.6]), regions.DEVIATIONS
@@ -105,7 +106,7 @@ def test_what_is_without_area_or_beyond_measure_stays_finite():
     )
     wide = regions.decode(tf.constant([0.0, 0, 100, 1]), box).numpy()
     assert wide[2] - wide[0] == pytest.approx(0.2 * 62.5, rel=1e-5)
-    np.testing.assert_array_equal(regions.clipped(wide), [0, 0, 1, wide[3]])
+    np.testing.assert_array_equal(regions.clip(wide), [0, 0, 1, wide[3]])
 
 
 BASE = np.array(
@@ -115,22 +116,25 @@ BASE = np.array(
 
 
 def test_assignment_by_hand():
-    """IoUs with the first lesion: 1, 0.9, 0.5, 0 and 1/7; the second, small one is nearest to the
-    fourth anchor, 0.04 / 0.25 = 0.16.
+    """IoUs with the first lesion are 1, 0.9, 0.5, 0 and 1/7.
+
+    The second, small one is nearest to the fourth anchor, 0.04 / 0.25 = 0.16.
     """
     truth = np.array(
         [[[0, 0, 0.4, 0.4], [0.6, 0.6, 0.8, 0.8], [0, 0, 0, 0]], np.zeros((3, 4))], np.float32
     )
-    label, target = regions.assigned(tf.constant(BASE), tf.constant(truth), 0.7, 0.3)
+    label, target = regions.assign_anchors(tf.constant(BASE), tf.constant(truth), 0.7, 0.3)
     assert label.numpy().tolist() == [[1, 1, -1, 1, 0], [0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(target[0, :4], truth[0, [0, 0, 0, 1]])
-    label, _ = regions.assigned(tf.constant(BASE), tf.constant(truth[:1]), 0.4, 0.1)
+    label, _ = regions.assign_anchors(tf.constant(BASE), tf.constant(truth[:1]), 0.4, 0.1)
     assert label.numpy().tolist() == [[1, 1, 1, 1, -1]]
 
 
 def test_all_anchors_that_are_equally_near_show_the_lesion():
     base = np.array([[0, 0, 0.2, 0.2], [0, 0.2, 0.2, 0.4], [0.6, 0.6, 0.8, 0.8]], np.float32)
-    label, _ = regions.assigned(tf.constant(base), tf.constant([[[0, 0.1, 0.2, 0.3]]]), 0.7, 0.3)
+    label, _ = regions.assign_anchors(
+        tf.constant(base), tf.constant([[[0, 0.1, 0.2, 0.3]]]), 0.7, 0.3
+    )
     assert label.numpy().tolist() == [[1, 1, 0]]
 
 
@@ -141,7 +145,7 @@ def test_a_sample_by_hand():
     random = tf.constant(
         [[0.1, 0.2, 0.9, 1, 0.5, 0.7, 0.3], [0.1, 0.6, 0.2, 1, 0.4, 0.5, 0.0], [0.9] * 7]
     )
-    index, there = (value.numpy() for value in regions.drawn(label, random, 4, 0.5))
+    index, there = (value.numpy() for value in regions.sample_anchors(label, random, 4, 0.5))
     chosen = [row[ok].tolist() for row, ok in zip(index, there, strict=True)]
     assert chosen == [[2, 4, 5, 6], [6, 1, 5, 4], [2]], (
         "at most two positive, the rest negative, as many as there are"
@@ -149,21 +153,24 @@ def test_a_sample_by_hand():
 
 
 def test_a_sample_of_more_than_there_is():
-    index, there = regions.drawn(tf.constant([[1, 0, 0]]), tf.constant([[0.5, 0.5, 0.6]]), 256, 0.5)
+    index, there = regions.sample_anchors(
+        tf.constant([[1, 0, 0]]), tf.constant([[0.5, 0.5, 0.6]]), 256, 0.5
+    )
     assert np.sort(index.numpy()[there.numpy()]).tolist() == [0, 1, 2]
 
 
 def test_every_negative_anchor_is_drawn_equally_often():
     label = tf.zeros([2000, 8], tf.int32)
     random = tf.random.stateless_uniform([2000, 8], (0, 1))
-    index, there = regions.drawn(label, random, 2, 0.5)
+    index, there = regions.sample_anchors(label, random, 2, 0.5)
     counts = np.bincount(index.numpy()[there.numpy()], minlength=8)
     assert counts.sum() == 4000 and abs(counts - 500).max() < 5 * np.sqrt(500)
 
 
 def test_proposals_by_hand():
-    """The surest is moved and clipped, the second overlaps it, the third is too small, the fourth
-    is not among the best four.
+    """The surest anchor is moved and clipped, and three are not selected.
+
+    The second overlaps it, the third is too small, the fourth is not among the best four.
     """
     base = np.array(
         [
@@ -178,12 +185,12 @@ def test_proposals_by_hand():
     deltas = np.zeros((1, 5, 4), np.float32)
     deltas[0, 0, :2] = 0.5  # by half its side down and right
     logits = tf.constant([[3.0, 2, 5, -1, -2]])
-    found, there = regions.proposals(
+    found, there = regions.select_proposals(
         logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.3, (0.01, 0.01)
     )
     assert there.numpy().tolist() == [[True, True, False]]
     np.testing.assert_allclose(found[0, :2], [[0.7, 0.7, 1, 1], [0.1, 0.1, 0.3, 0.3]], atol=1e-6)
-    found, there = regions.proposals(
+    found, there = regions.select_proposals(
         logits, tf.constant(deltas), tf.constant(base), 4, 3, 0.7, (0.01, 0.01)
     )
     assert there.numpy().all() and np.allclose(found[0, 1], base[1])
@@ -193,7 +200,7 @@ def test_no_gradient_passes_the_proposals_and_none_may_be_left():
     logits = tf.Variable([[3.0, 2.0]])
     deltas = tf.Variable(tf.zeros([1, 2, 4]))
     with tf.GradientTape() as tape:
-        found, there = regions.proposals(
+        found, there = regions.select_proposals(
             logits, deltas, tf.constant([[0.0, 0, 0.1, 0.1]] * 2), 2, 2, 0.7, (0.5, 0.5)
         )
         total = tf.reduce_sum(found)
@@ -206,7 +213,7 @@ def test_suppression_is_class_by_class_and_in_falling_order():
         [[[[0, 0, 0.5, 0.5]] * 2, [[0, 0, 0.5, 0.4]] * 2, [[0.6, 0.6, 1, 1]] * 2]], np.float32
     )
     scores = np.array([[[0.9, 0.2], [0.8, 0.0], [0.3, 0.4]]], np.float32)
-    found, kept, classes, count = regions.suppressed(boxes, scores, 6, 0.5)
+    found, kept, classes, count = regions.suppress(boxes, scores, 6, 0.5)
     assert count.numpy().tolist() == [4]
     np.testing.assert_allclose(kept, [[0.9, 0.4, 0.3, 0.2, 0, 0]])
     assert classes.numpy()[0, :4].tolist() == [0, 1, 0, 1]
@@ -214,17 +221,18 @@ def test_suppression_is_class_by_class_and_in_falling_order():
 
 
 def test_labels_of_regions():
-    """A lesion of class 1 and one of class 0; what overlaps a lesion by less than 0.5, or a box
-    that is not there, is background.
+    """A lesion of class 1 and one of class 0.
+
+    An overlap of less than 0.5, or with a box that is not there, is background.
     """
     truth = np.array([[[0, 0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9], [0, 0, 0, 0]]], np.float32)
     found = np.array(
         [[[0, 0, 0.4, 0.3], [0.5, 0.5, 0.9, 0.69], [0.5, 0.5, 0.8, 0.9], [0, 0, 0, 0]]], np.float32
     )
-    label, target = regions.labelled(found, truth, tf.constant([[1, 0, 0]]), 0.5)
+    label, target = regions.label_regions(found, truth, tf.constant([[1, 0, 0]]), 0.5)
     assert label.numpy().tolist() == [[2, 0, 1, 0]]
     np.testing.assert_array_equal(target.numpy()[0, [0, 2]], truth[0, :2])
-    label, _ = regions.labelled(found, np.zeros_like(truth), tf.constant([[1, 0, 0]]), 0.5)
+    label, _ = regions.label_regions(found, np.zeros_like(truth), tf.constant([[1, 0, 0]]), 0.5)
     assert label.numpy().tolist() == [[0, 0, 0, 0]]
 
 
@@ -235,7 +243,8 @@ def test_the_hardest_examples_are_those_of_the_highest_loss():
     there = np.ones((2, 40), bool)
     there[1, losses[1] > 1] = False
     index, chosen = (
-        value.numpy() for value in regions.hardest(tf.constant(losses), tf.constant(there), 10)
+        value.numpy()
+        for value in regions.select_hardest(tf.constant(losses), tf.constant(there), 10)
     )
     assert chosen.all()
     np.testing.assert_array_equal(
@@ -244,7 +253,7 @@ def test_the_hardest_examples_are_those_of_the_highest_loss():
     np.testing.assert_array_equal(
         np.take_along_axis(losses, index, 1)[1], np.sort(losses[1][there[1]])[:-11:-1]
     )
-    index, chosen = regions.hardest(tf.constant(losses), tf.zeros([2, 40], tf.bool), 256)
+    index, chosen = regions.select_hardest(tf.constant(losses), tf.zeros([2, 40], tf.bool), 256)
     assert index.shape == (2, 40) and not chosen.numpy().any()
 
 
@@ -297,9 +306,7 @@ def test_pooling_against_slow_numpy(bins, depth, samples, rows, cols):
 
 
 def test_pooling_of_a_ramp_is_exact():
-    """Where every channel is a linear function of row and column, a bin's mean is its value in the
-    middle of the bin.
-    """
+    """Channels are linear in row and column: a bin's mean is the value at its centre."""
     size = 16
     bins = 7
     places = np.arange(size, dtype=np.float32)
@@ -316,9 +323,7 @@ def test_pooling_of_a_ramp_is_exact():
 
 
 def test_pooling_passes_gradients_to_the_cells_it_reads():
-    """The whole image as one bin of one point reads the middle: a quarter from each of the four
-    cells there.
-    """
+    """The image as one bin of one point reads a quarter of each of the four middle cells."""
     maps = tf.Variable(tf.zeros([1, 4, 4, 1]))
     with tf.GradientTape() as tape:
         pooled = tf.reduce_sum(

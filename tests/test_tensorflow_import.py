@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tfmammo._tensorflow import held_back
+from tfmammo._tensorflow import hold_back_stderr
 
 
 @pytest.fixture
@@ -22,9 +22,9 @@ def write(text):
 
 def test_what_is_written_inside_is_held_back(stderr):
     write("before ")
-    with held_back():
+    with hold_back_stderr():
         write("inside ")
-        with held_back():
+        with hold_back_stderr():
             write("deeper ")
         write("still inside ")
     write("behind")
@@ -32,7 +32,7 @@ def test_what_is_written_inside_is_held_back(stderr):
 
 
 def test_it_is_shown_where_the_body_fails(stderr):
-    with pytest.raises(ZeroDivisionError), held_back():
+    with pytest.raises(ZeroDivisionError), hold_back_stderr():
         write("a reason")
         raise ZeroDivisionError
     write(", and more")
@@ -46,7 +46,7 @@ def test_threads_that_overlap_give_stderr_back(stderr):
     first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
 
     def first():
-        with held_back():
+        with hold_back_stderr():
             first_is_in.set()
             assert second_is_in.wait(10)
             write("first ")
@@ -54,7 +54,7 @@ def test_threads_that_overlap_give_stderr_back(stderr):
 
     def second():
         assert first_is_in.wait(10)
-        with held_back():
+        with hold_back_stderr():
             second_is_in.set()
             assert first_is_out.wait(10)
             write("second ")
@@ -71,10 +71,10 @@ def test_threads_that_overlap_give_stderr_back(stderr):
 def test_no_file_stays_open():
     code = """
 import os, threading
-from tfmammo.quiet import held_back
+from tfmammo._tensorflow import hold_back_stderr
 def work():
     for _ in range(50):
-        with held_back():
+        with hold_back_stderr():
             os.write(2, b"x")
 before = len(os.listdir("/proc/self/fd"))
 threads = [threading.Thread(target=work) for _ in range(8)]

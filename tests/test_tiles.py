@@ -8,18 +8,19 @@ from tfmammo.detection import tiles
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
+    """Replace the fixture for all tests: nothing here uses Keras, so nothing waits for it."""
 
 
 def test_a_grid_by_hand():
-    """10 rows by tiles of 4 that share 1: from 0, 3, 6. 6 columns by tiles of 5: a second one,
-    flush with the border, shares 4.
+    """10 rows by tiles of 4 that share 1 start at 0, 3, 6.
+
+    6 columns by tiles of 5 need a second one, flush with the border, which shares 4.
     """
-    assert tiles.grid((10, 6), (4, 5), 1) == [(0, 0), (0, 1), (3, 0), (3, 1), (6, 0), (6, 1)]
-    assert tiles.grid((11, 4), (4, 5), 1) == [(0, 0), (2, 0), (4, 0), (7, 0)], "as even as px allow"
-    assert tiles.grid((3, 5), (4, 5), 1) == [(0, 0)]
+    assert tiles.lay_grid((10, 6), (4, 5), 1) == [(0, 0), (0, 1), (3, 0), (3, 1), (6, 0), (6, 1)]
+    assert tiles.lay_grid((11, 4), (4, 5), 1) == [(0, 0), (2, 0), (4, 0), (7, 0)], (
+        "as even as px allow"
+    )
+    assert tiles.lay_grid((3, 5), (4, 5), 1) == [(0, 0)]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -28,7 +29,7 @@ def test_every_pixel_is_covered_and_what_fits_into_the_overlap_lies_whole_in_a_t
     shape = tuple(random.integers(8, 40, 2).tolist())
     overlap = int(random.integers(1, min(shape)))
     image = tuple(random.integers(1, 150, 2).tolist())
-    places = tiles.grid(image, shape, overlap)
+    places = tiles.lay_grid(image, shape, overlap)
     for axis in (0, 1):
         starts = sorted({place[axis] for place in places})
         inside = np.array(starts)[:, np.newaxis] + np.arange(shape[axis])
@@ -60,13 +61,13 @@ def test_every_pixel_is_covered_and_what_fits_into_the_overlap_lies_whole_in_a_t
 
 def test_tiles_that_share_all_of_themselves_are_refused():
     with pytest.raises(ValueError, match="tiles of 8 x 6 px can't share 6 px"):
-        tiles.grid((20, 20), (8, 6), 6)
+        tiles.lay_grid((20, 20), (8, 6), 6)
 
 
 def merged(rows, same=tiles.SAME):
     """Of rows (box, score, class, tile)."""
     boxes, scores, classes, numbers = zip(*rows, strict=True)
-    return tiles.merged(
+    return tiles.merge(
         np.array(boxes, np.float32),
         np.array(scores, np.float32),
         np.array(classes),
@@ -110,7 +111,7 @@ def test_boxes_of_one_tile_are_left_as_they_are():
 
 
 def test_nothing_found_is_nothing_merged():
-    assert tiles.merged(np.zeros((0, 4)), np.zeros(0), np.zeros(0), np.zeros(0, int)).tolist() == []
+    assert tiles.merge(np.zeros((0, 4)), np.zeros(0), np.zeros(0), np.zeros(0, int)).tolist() == []
 
 
 def test_merging_again_changes_nothing_and_order_does_not_matter():
@@ -119,12 +120,12 @@ def test_merging_again_changes_nothing_and_order_does_not_matter():
     scores = random.permutation(60) / 60
     classes = random.integers(0, 2, 60)
     numbers = random.integers(0, 4, 60)
-    kept = tiles.merged(corners, scores, classes, numbers)
+    kept = tiles.merge(corners, scores, classes, numbers)
     assert 10 < len(kept) < 60 and (np.diff(scores[kept]) < 0).all()
-    again = tiles.merged(corners[kept], scores[kept], classes[kept], numbers[kept])
+    again = tiles.merge(corners[kept], scores[kept], classes[kept], numbers[kept])
     assert again.tolist() == list(range(len(kept)))
     order = random.permutation(60)
     assert (
-        order[tiles.merged(corners[order], scores[order], classes[order], numbers[order])].tolist()
+        order[tiles.merge(corners[order], scores[order], classes[order], numbers[order])].tolist()
         == kept.tolist()
     )

@@ -1,6 +1,4 @@
-"""Training steps under XLA: the same losses and weights, or a reason why the model can't
-be compiled.
-"""
+"""Training steps under XLA: the same losses and weights, or a reason why XLA can't compile."""
 
 import keras
 import numpy as np
@@ -25,7 +23,7 @@ from tfmammo.models.mask_gan import MaskGAN, MaskGANConfig
 from tfmammo.models.shape import ShapeCNN, ShapeConfig
 from tfmammo.optimization import build
 from tfmammo.training import loop
-from tfmammo.training.loop import check_xla
+from tfmammo.training.contract import check_xla
 
 SIZE = 32
 UNET = {"filters": (4, 8), "discriminator_filters": 4, "discriminator_strided": 1, "dropout": 0.0}
@@ -111,8 +109,9 @@ def waves(shape, seed, minval=0.0, maxval=1.0, dtype=tf.float32, alg=None):
 
 
 def step(make, name, jit_compile, adam=False):
-    """One step's losses and weights; by SGD, as Adam's first step is of the same size however small
-    a gradient is.
+    """Compute one step's losses and weights, by SGD.
+
+    Adam's first step has the same size however small a gradient is.
     """
     keras.utils.set_random_seed(3)
     model = make()
@@ -170,13 +169,14 @@ def test_a_training_compiles_its_step(tiny_can, random_patches, tmp_path):
     compiled = experiment.model_copy(
         update={"training": experiment.training.model_copy(update={"jit_compile": True})}
     )
-    fit = lambda chosen, room, name: loop.fit(  # noqa: E731
-        lambda: room(chosen.model, chosen.data.size),
+    fit = lambda chosen, model, name: loop.fit(  # noqa: E731
+        lambda: model(chosen.model, chosen.data.size),
         chosen,
         random_patches(4),
         random_patches(2),
         tmp_path / name,
         lambda *_: {"dice": 0.0},
+        monitor="dice",
     )
     fit(experiment, Uncompilable, "plain")
     with pytest.raises(tf.errors.InvalidArgumentError, match="MaxPoolWithArgmax"):

@@ -1,11 +1,11 @@
-"""Import TensorFlow without its chatter.
+"""Import TensorFlow without its messages on stderr.
 
 TensorFlow's C++ writes to stderr, past every log level, while it is being imported and when it
 first looks for devices: lines about oneDNN, missing CUDA drivers and failed cuInit calls that tell
-a user nothing. Importing this module imports TensorFlow with stderr held back; `held_back` does the
-same for other calls. What was held back is shown if the body fails. stderr is the process's, so
-that threads which hold it back at once share it: the first one takes it away, the last one brings
-it back.
+a user nothing. Importing this module imports TensorFlow with stderr held back, and
+`hold_back_stderr` does the same for other calls. If the body fails, everything that was held back
+is shown. Threads share the process's stderr: the first one to hold it back redirects it, the last
+one to finish restores it.
 """
 
 from __future__ import annotations
@@ -19,57 +19,58 @@ from collections.abc import Iterator
 
 
 class _Stderr:
-    """The process's stderr, and how many hold it back."""
+    """The process's stderr, and how many threads hold it back."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.count = 0
 
-    def take(self) -> None:
-        """From here on what is written to stderr goes to a file."""
+    def redirect(self) -> None:
+        """Redirect stderr to a file, if no other thread has."""
         with self.lock:
             if not self.count:
                 sys.stderr.flush()
-                self.saved, self.held = os.dup(2), tempfile.TemporaryFile()  # noqa: SIM115  # `give` closes it
-                os.dup2(self.held.fileno(), 2)
+                self.original = os.dup(2)
+                self.file = tempfile.TemporaryFile()  # noqa: SIM115  # `restore` closes it
+                os.dup2(self.file.fileno(), 2)
             self.count += 1
 
     def show(self) -> None:
-        """Write what was held back so far to the real stderr."""
+        """Write everything held back so far to the real stderr."""
         with self.lock:
-            self.held.seek(0)
-            os.write(self.saved, self.held.read())
-            self.held.seek(0)
-            self.held.truncate()
+            self.file.seek(0)
+            os.write(self.original, self.file.read())
+            self.file.seek(0)
+            self.file.truncate()
 
-    def give(self) -> None:
-        """Bring stderr back, if nobody else holds it."""
+    def restore(self) -> None:
+        """Restore stderr, if no other thread holds it back."""
         with self.lock:
             self.count -= 1
             if not self.count:
-                os.dup2(self.saved, 2)
-                os.close(self.saved)
-                self.held.close()
+                os.dup2(self.original, 2)
+                os.close(self.original)
+                self.file.close()
 
 
 _stderr = _Stderr()
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Hold back what native code writes to stderr inside; shown if the body raises.
+def hold_back_stderr() -> Iterator[None]:
+    """Hold back what native code writes to stderr inside, and show it if the body raises.
 
-    Any number of threads may.
+    Any number of threads may be inside at once.
     """
-    _stderr.take()
+    _stderr.redirect()
     try:
         yield
     except BaseException:
         _stderr.show()
         raise
     finally:
-        _stderr.give()
+        _stderr.restore()
 
 
-with held_back():
+with hold_back_stderr():
     import tensorflow  # noqa: F401

@@ -1,6 +1,4 @@
-"""What every command does around its work: how it reads its arguments and logs, and what
-becomes of an error.
-"""
+"""What every command shares: how it reads its arguments, logs, and reports an error."""
 
 from __future__ import annotations
 
@@ -25,16 +23,15 @@ log = logging.getLogger(__name__)
 def run(main: Callable[[], object]) -> None:
     """Run a command.
 
-    Errors of tfmammo and of the system become one line on stderr and exit code 2, Ctrl-C exit code
-    130.
-
-    A stop signal whose checkpoint is saved (`Interrupted`) is exit code 128 + its number.
+    Errors of tfmammo and of the system become one line on stderr and exit code 2. Ctrl-C becomes
+    exit code 130. A stop signal whose checkpoint is saved (`Interrupted`) becomes exit code 128 +
+    its number.
     """
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
         datefmt="[%X]",
-        handlers=[_handler()],
+        handlers=[_make_handler()],
         force=True,
     )
     logging.getLogger("tfmammo").setLevel(logging.INFO)
@@ -47,12 +44,12 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(128 + stop.signal)
     except (ValueError, OSError) as error:
         if not isinstance(error, OSError | TfmammoError):
-            raise  # a fault of ours, which its traceback explains
+            raise  # a bug of ours, which its traceback explains
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _handler() -> logging.Handler:
+def _make_handler() -> logging.Handler:
     error_console = Console(stderr=True)
     if error_console.is_terminal:
         return RichHandler(console=error_console, show_path=False, show_level=False)
@@ -62,13 +59,16 @@ def _handler() -> logging.Handler:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, in which --set ends where the overrides end, and an unknown argument is an
-    error that helps.
+    """argparse's parser with overrides of a config, and with hints on unknown arguments.
+
+    --set takes all following arguments of the form KEY=VALUE.
     """
 
     def add_overrides(self, example: str = "data.root=DIR") -> None:
-        """Add --set KEY=VALUE ..., as often as wanted; what follows it and is no KEY=VALUE is
-        another argument.
+        """Add --set KEY=VALUE ..., which may be given several times.
+
+        Args:
+            example: For --help.
         """
         self.add_argument(
             "--set",
@@ -78,94 +78,115 @@ class Parser(argparse.ArgumentParser):
             help=f"overrides, one or more: --set {example}",
         )
 
+    def add_config(
+        self,
+        help: str = "a YAML file from configs/",
+        required: bool = True,
+        default: str | None = None,
+        example: str = "data.root=DIR",
+    ) -> None:
+        """Add --config FILE, and --set KEY=VALUE ... with an example of an override."""
+        self.add_argument("--config", required=required, default=default, metavar="FILE", help=help)
+        self.add_overrides(example)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse's own, with one --set for each override."""
-        return super().parse_known_args(
-            _one_by_one(sys.argv[1:] if args is None else args), namespace
-        )
+        """Parse as argparse does, with one --set for each override."""
+        arguments = sys.argv[1:] if args is None else args
+        return super().parse_known_args(_repeat_set(arguments), namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's own, but an unknown argument's error says what may be meant."""
-        chosen, unknown = self.parse_known_args(args, namespace)
+        """Parse as argparse does; the error of an unknown argument names what may be meant."""
+        parsed, unknown = self.parse_known_args(args, namespace)
         self._refuse(unknown)
-        return chosen
+        return parsed
 
     def parse_with(
         self,
         args: Sequence[str] | None,
         sort: Callable[[Sequence[str]], tuple[Sequence[str], Collection[str]]],
     ) -> tuple[Any, list[str]]:
-        """Parse, and hand on the arguments of somebody else's.
+        """Parse, and return the arguments that belong to another parser.
 
         Args:
-            sort: Of arguments, those that the other does not know either, and the names that it
-                does know.
+            args: None takes the process's.
+            sort: Takes the arguments that this parser does not know. It returns those that the
+                other parser does not know either, and the names that the other one knows.
 
         Returns:
-            What was chosen here, and the other's arguments.
+            What this parser read, and the other's arguments.
         """
-        chosen, others = self.parse_known_args(args)
+        parsed, others = self.parse_known_args(args)
         if others:
             self._refuse(*sort(others))
-        return chosen, others
+        return parsed, others
 
     def _refuse(self, unknown: Sequence[str], further: Collection[str] = ()) -> None:
         if unknown:
-            known = {*_options(self), *further}
-            hints = [hint for argument in unknown if (hint := _hint(argument, unknown, known))]
-            self.error(f"unknown: {' '.join(unknown)}" + "".join(f"; {hint}" for hint in hints))
+            options = {*_list_options(self), *further}
+            hints = (_make_hint(argument, unknown, options) for argument in unknown)
+            parts = [f"unknown: {' '.join(unknown)}", *filter(None, hints)]
+            self.error("; ".join(parts))
 
 
-def _one_by_one(arguments: Sequence[str]) -> list[str]:
-    """The arguments with "--set a=1 b=2 FILE" as "--set a=1 --set b=2 FILE"."""
-    found: list[str] = []
-    open_set = False
-    for place, argument in enumerate(arguments):
+def _repeat_set(arguments: Sequence[str]) -> list[str]:
+    """Turn "--set a=1 b=2 FILE" into "--set a=1 --set b=2 FILE"."""
+    repeated: list[str] = []
+    in_overrides = False
+    for index, argument in enumerate(arguments):
         if argument == "--":
-            return found + list(arguments[place:])
-        if open_set and found[-1] != "--set":
-            open_set = bool(re.match(r"[^\s/=-][^\s/=]*=", argument))
-            found += ["--set"] if open_set else []
-        found.append(argument)
-        open_set = open_set or argument == "--set"
-    return found
+            return repeated + list(arguments[index:])
+        if in_overrides and repeated[-1] != "--set":
+            in_overrides = bool(re.match(r"[^\s/=-][^\s/=]*=", argument))
+            if in_overrides:
+                repeated.append("--set")
+        repeated.append(argument)
+        in_overrides = in_overrides or argument == "--set"
+    return repeated
 
 
-def _options(parser: argparse.ArgumentParser) -> Iterable[str]:
-    """All options of a parser and of its commands."""
+def _list_options(parser: argparse.ArgumentParser) -> Iterable[str]:
+    """List all options of a parser and of its commands."""
     for action in parser._actions:
         yield from action.option_strings
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
-                yield from _options(inner)
+                yield from _list_options(inner)
 
 
-def _hint(argument: str, unknown: Sequence[str], known: Collection[str]) -> str | None:
+def _make_hint(argument: str, unknown: Sequence[str], options: Collection[str]) -> str | None:
     if not argument.startswith("-"):
         return None
     name, _, value = argument.partition("=")
-    if close := difflib.get_close_matches(name, known, 1, 0.75):
+    if close := difflib.get_close_matches(name, options, 1, 0.75):
         return f"did you mean {close[0]}?"
+    if "--set" not in options:
+        return None
     following = unknown[unknown.index(argument) + 1 :][:1]
     value = value or next((word for word in following if not word.startswith("-")), "VALUE")
-    return (
-        f"a key of the config is set by --set {name.lstrip('-')}={value}"
-        if "--set" in known
-        else None
+    return f"a key of the config is set by --set {name.lstrip('-')}={value}"
+
+
+def make_command_parser(module: str, description: str | None) -> Parser:
+    """Make the parser of `python -m MODULE`, without arguments."""
+    return Parser(
+        prog=f"python -m {module}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def arguments(description: str, config: str | None = None) -> Parser:
-    """The parser every script starts from: --config, --set, --output."""
+def make_parser(description: str, config: str | None = None) -> Parser:
+    """Make the parser that every script starts from: --config, --set, --output.
+
+    Args:
+        description: For --help.
+        config: The default config file; None requires --config.
+    """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config",
-        required=config is None,
-        default=config,
-        metavar="FILE",
-        help="a YAML file from configs/",
+    parser.add_config(
+        required=config is None, default=config, example="training.steps=3 data.root=DIR"
     )
-    parser.add_overrides("training.steps=3 data.root=DIR")
     parser.add_argument(
         "--output",
         type=Path,

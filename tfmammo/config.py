@@ -1,8 +1,8 @@
 """YAML and --set overrides -> one frozen, typed experiment. The only file that knows YAML.
 
-Every config file has the sections of `Experiment`. The `model` section belongs to the paper's room
-(a config class of tfmammo.models or tfmammo.baselines, handed in by the script); unknown keys,
-wrong types and missing files are `ConfigError`s of one sentence that names the key.
+Every training config has the sections of `Experiment`. Its `model` section has the config class of
+the paper's model (of tfmammo.models or tfmammo.baselines), which the script passes. An unknown key,
+a wrong type or a missing file is a `ConfigError`: one sentence that names the key.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ from pydantic import (
 
 from tfmammo.errors import ConfigError
 
+TRAINING_CONFIG = "config.yaml"  # the file in which a training keeps its config
 # What yaml.safe_load raises: a value that only looks like a date or a number ("2020-99-99") escapes
 # as its conversion's error.
-TRAINING_CONFIG = "config.yaml"  # the file in which a training keeps its config
 _NOT_YAML = (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError)
 
 
 class Frozen(BaseModel):
-    """The base of every config class: immutable; an unknown key is an error, and so is a number
-    that is not finite.
-    """
+    """The base of every config class: immutable, without unknown keys or non-finite numbers."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
@@ -48,33 +46,34 @@ class Frozen(BaseModel):
 
 
 class PreprocessConfig(Frozen):
-    """What is done to a mammogram and to the patches of it, in this order; as it stands here,
-    nothing.
+    """How mammograms and their patches are preprocessed, in this order; by default, not at all.
 
-    On the whole mammogram, its lesions moving with it: remove_marks: letters, tape marks and noise
-    outside the breast become 0.
+    remove_marks to spacing change the whole mammogram, and its lesions move with it. denoise to
+    clahe_tiles change a patch after it is scaled.
     """
 
     remove_marks: bool = False
+    """Set letters, tape marks and noise outside the breast to 0."""
     remove_pectoral: bool = False
-    """So does the pectoral muscle on MLO views."""
+    """Set the pectoral muscle on MLO views to 0."""
     flip_right: bool = False
-    """Right breasts are mirrored, so that every chest wall is on the left."""
+    """Mirror right breasts, so that every chest wall is on the left."""
     spacing: float | None = Field(default=None, gt=0)
-    """Resample to so many mm per px; needs an archive that states its spacing. On the patch, after
-    it is scaled: denoise: sigma of a Gaussian, px.
-    """
+    """Resample to this many mm per px; needs an archive that states its spacing. null: don't."""
     denoise: float = Field(default=0.0, ge=0)
+    """Sigma of a Gaussian filter, px; 0: none."""
     contrast: Literal["none", "equalise", "clahe"] = "none"
-    """Histogram equalisation, or CLAHE with clahe_clip and clahe_tiles x clahe_tiles tiles, which
+    """"equalise": histogram equalisation; "clahe": contrast-limited adaptive equalisation, which
     stretches to the full range.
     """
     clahe_clip: float = Field(default=2.0, gt=0)
+    """Clip limit of CLAHE."""
     clahe_tiles: PositiveInt = 8
+    """Tiles of CLAHE along each side of a patch."""
 
 
 class SamplingConfig(Frozen):
-    """Patches at random places and of fixed scale, for data.patches "offset" and "normal".
+    """Patches at random places, for data.patches "offset" and "normal".
 
     Source:
         Wu, Wu and Lotter, Synthesizing lesions using contextual GANs, section 3 (tissue, offset and
@@ -82,27 +81,23 @@ class SamplingConfig(Frozen):
     """
 
     count: PositiveInt = 1000
-    """How many; fewer where places are skipped."""
+    """Number of patches; fewer if places are skipped."""
     normals: PositiveInt | None = None
-    """How many normal ones, where a training takes both; None: as many."""
+    """Number of normal patches in a training that takes lesions too; null: as many as `count`."""
     tissue: float = Field(default=0.9, ge=0, le=1)
-    """The least part of a normal patch that is breast."""
+    """Smallest share of a normal patch that is breast."""
     offset: NonNegativeInt = 128
-    """Native px from a random lesion pixel to the patch's centre, at most, along each axis, and
-    never more than just short of half the window.
+    """Largest distance along each axis, native px, from a random lesion pixel to the patch's
+    centre. It is cut to just below half the window.
     """
     scale: tuple[float, float] = (0.8, 1.2)
-    """A patch is enlarged by a number drawn from this range: its window is size / scale native px.
-    """
+    """Range from which each patch's enlargement is drawn: its window is size / scale native px."""
     normal: Literal["images", "tissue"] = "images"
-    """What normal tissue is: "images", of those that the archive calls normal and marks no lesion
-    in; "tissue", of any other too whose lesions are all outlined, with no part of them in the
-    patch.
+    """Where normal tissue comes from. "images": mammograms that the archive calls normal and marks
+    no lesion in; "tissue": also mammograms whose lesions all have outlines, outside of those.
     """
     boxes: bool = False
-    """Of a lesion that the archive gives no outline but a box of, take the box for it, in the
-    patch's mask too.
-    """
+    """Take a lesion's box as its mask if the archive gives no outline."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SamplingConfig:
@@ -112,22 +107,22 @@ class SamplingConfig(Frozen):
 
 
 class AddedConfig(Frozen):
-    """What joins the training patients' mammograms; nothing here touches those held out."""
+    """Extra training data; the held-out patients stay as they are."""
 
     synthetic: Path | None = None
-    """A folder of `python -m tfmammo.synthesis`, in DICOM or PNG, of which nobody held out may be
-    part.
+    """A folder of `python -m tfmammo.synthesis`, in DICOM or PNG. No held-out patient may have a
+    part in it.
     """
     count: PositiveInt | None = None
-    """The first so many of its mammograms; null: all."""
+    """Take the first mammograms of `synthetic`, this many; null: all."""
     copies: NonNegativeInt = 0
-    """So many turned, mirrored and scaled copies of training mammograms with a wanted lesion,
+    """Number of rotated, mirrored and scaled copies of training mammograms with a wanted lesion,
     spread evenly over them.
     """
     rotate: float = Field(default=15.0, ge=0, le=180)
-    """Degrees, each way, at most."""
+    """Largest rotation of a copy either way, degrees; every angle is equally likely."""
     resize: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
-    """Range of the factor; every factor and angle is equally likely."""
+    """Range of a copy's scale factor; every factor is equally likely."""
 
     @model_validator(mode="after")
     def _consistent(self) -> AddedConfig:
@@ -141,17 +136,16 @@ class AddedConfig(Frozen):
 class TilesConfig(Frozen):
     """How a detector sees a mammogram in tiles of data.canvas, else of data.size x data.size px.
 
-    They are cut at the mammogram's own resolution, or at preprocess.spacing's, and never scaled; px
-    here are its px.
+    Tiles have the mammogram's own resolution, or that of preprocess.spacing, and are never scaled;
+    px here are its px.
     """
 
     overlap: PositiveInt = 256
-    """px that neighbouring tiles share, at least: no lesion of that many rows and columns is cut in
-    all of them.
+    """Smallest overlap of neighbouring tiles, px. A lesion no larger than this is whole in at least
+    one tile.
     """
     empty: NonNegativeInt = 2
-    """Tiles of breast without a lesion that training sees of each mammogram, beside one around each
-    lesion.
+    """Tiles without a lesion that training sees of each mammogram, besides one around each lesion.
     """
 
 
@@ -161,39 +155,39 @@ class DataConfig(Frozen):
     name: str = "phantom"
     """An archive of tfmammo.archives."""
     root: Path | None = None
-    """Its folder; None takes the phantom, whatever the name."""
+    """The archive's folder; null takes the phantom, whatever the name."""
     records: Path | None = None
-    """A folder written by `python -m tfmammo.data.build`: its patches are streamed, name and root
-    are not read.
+    """A folder written by `python -m tfmammo.data.build`. Its patches are streamed, and name and
+    root are not read.
     """
     preprocess: PreprocessConfig = PreprocessConfig()
-    """See PreprocessConfig."""
+    """How mammograms and patches are preprocessed."""
     patches: Literal["lesion", "offset", "normal"] = "lesion"
     """"lesion": one around each lesion; "offset": `sampling.count` near random lesion pixels;
     "normal": `sampling.count` of breast tissue without any lesion.
     """
     sampling: SamplingConfig = SamplingConfig()
+    """How "offset" and "normal" patches are drawn."""
     kinds: tuple[Literal["mass", "calcification", "asymmetry", "distortion"], ...] = Field(
         default=("mass",), min_length=1
     )
-    """Which lesions become patches."""
+    """Kinds of lesions that become patches."""
     mixed_findings: bool = True
-    """Keep outlines whose kind the archive does not settle."""
+    """Keep outlines whose kind the archive leaves open."""
     size: PositiveInt = 256
     """Patch rows and columns, px."""
     canvas: tuple[PositiveInt, PositiveInt] | None = None
-    """Rows and columns, px, that a detector sees of a whole mammogram in place of a square of
-    `size`; the mammogram is scaled by one factor, the largest with which it fits, and 0 stands
-    below or beside it.
+    """Rows and columns, px, that a detector sees of a whole mammogram; null: size x size. The
+    mammogram is scaled by the largest factor with which it fits, and padded with 0 below or beside.
     """
     tiles: TilesConfig | None = None
-    """See TilesConfig; None: a detector sees the mammogram at once. canvas and tiles are for
-    detectors alone.
+    """Show a detector tiles; null: the whole mammogram at once. canvas and tiles are for detectors
+    only.
     """
     frame: Literal["square", "tight", "loose", "padded", "full"] = "square"
-    """What a lesion's patch shows: "square" with context, "tight" the lesion's box, "loose" the box
-    doubled in each side, "padded" the box with `padding` native px on every side, "full" the whole
-    mammogram; all but square are scaled to a square by two factors.
+    """Crop mode of a lesion's patch. "square": a square with `context`; "tight": the lesion's box;
+    "loose": the box with doubled sides; "padded": the box with `padding` on every side; "full": the
+    whole mammogram. All but "square" are scaled to a square by two factors.
     """
     context: float = Field(default=1.3, ge=1.0)
     """Side of the square over the box's longer side. CAN states no crop, but its Table I implies
@@ -201,45 +195,46 @@ class DataConfig(Frozen):
     CDD-CESM's masses, 1.5 gives 0.30.
     """
     padding: NonNegativeInt = 100
-    """For frame "padded"."""
+    """Margin of frame "padded", native px."""
     pad: bool = False
-    """Keep lesions whose crop is larger than the mammogram, with 0 around it; such outlines are
-    mostly not of one mass but of skin or of the whole breast, so without it they are left out and
-    counted.
+    """Keep lesions whose crop is larger than the mammogram, padded with 0. By default they are
+    skipped and counted, because most such outlines are of skin or of the whole breast.
     """
     percentiles: tuple[float, float] = (0.5, 99.5)
-    """Of the patch after scaling, mapped to 0 and 1."""
+    """Percentiles of a scaled patch that are mapped to 0 and 1."""
     window: tuple[float, float] | None = None
-    """Two grey values, 0 to 1, to map instead."""
+    """Two grey values in [0, 1] that are mapped to 0 and 1 instead of `percentiles`."""
     split: Literal["patient", "official", "paper"] = "patient"
-    """"patient" holds out fold `fold` of `folds`, no patient on both sides; "official" takes the
-    archive's own test set; "paper" is CAN's protocol (augment to `paper_samples`, then split off
+    """"patient": hold out fold `fold` of `folds`, with no patient in both subsets; "official": the
+    archive's own test set; "paper": CAN's protocol (augment to `paper_samples`, then split off
     `paper_test` at random), which leaks on purpose.
     """
     stratify: Literal["none", "pathology", "shape"] = "none"
-    """"pathology": every fold gets its share of each worst known pathology of patients; "shape": of
-    each rarest shape of their masses (round, oval, lobular, irregular).
+    """"pathology": every fold gets its share of the patients of each worst known pathology;
+    "shape": of each rarest shape of their masses (round, oval, lobular, irregular).
     """
     split_file: Path | None = None
-    """A split.json that an earlier run wrote; it decides instead of folds, stratify and seed. It
-    must be of the kind that `split` names, `fold` picks one of its folds, and patients that it does
-    not know are an error.
+    """A split.json of an earlier run, which decides instead of folds, stratify and seed. It must be
+    of the kind that `split` names. `fold` picks one of its folds; an unknown patient is an error.
     """
     folds: int = Field(default=3, ge=2)
+    """Number of folds of split "patient"."""
     fold: NonNegativeInt = 0
+    """The fold that is held out, counted from 0."""
     paper_samples: PositiveInt = 850
+    """Patches after augmentation of split "paper"."""
     paper_test: PositiveInt = 150
+    """Patches that split "paper" holds out."""
     added: AddedConfig = AddedConfig()
-    """What joins the training side; evaluations refuse it."""
+    """Extra training data; evaluations refuse it."""
     seed: NonNegativeInt = 0
-    """Of split, sampling, copies and phantom."""
+    """Seed of split, sampling, copies and phantom."""
     augment: bool = True
-    """Rotate by multiples of 90 degrees and flip, image and mask together, anew at every draw.
-    Under split "paper" nothing is turned at a draw, whatever this says: the paper's copies are
-    fixed, and turned before they are split.
+    """Rotate by multiples of 90 degrees and flip, image and mask together, anew at every draw. No
+    effect under split "paper", whose fixed copies are augmented before they are split.
     """
     phantoms: PositiveInt = 48
-    """How many mammograms the phantom archive holds."""
+    """Number of mammograms in the phantom archive."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DataConfig:
@@ -265,62 +260,73 @@ class DataConfig(Frozen):
         return self
 
     @property
+    def archive_name(self) -> str:
+        """The name of what is really read.
+
+        It is the folder of records, or the archive, or the phantom where no data.root is given.
+        """
+        if self.records:
+            return self.records.name
+        return self.name if self.root else "phantom"
+
+    @property
     def shape(self) -> tuple[int, int]:
-        """(rows, cols), px, of what a detector sees at once: canvas, else a square of `size`."""
+        """Rows and columns, px, of what a detector sees at once: canvas, else size x size."""
         return self.canvas or (self.size, self.size)
 
     @property
     def turn_draws(self) -> bool:
-        """Whether each training draw is turned anew: `augment`, but never the fixed copies of split
-        "paper".
-        """
+        """Whether each training draw is augmented anew; never under split "paper"."""
         return self.augment and self.split != "paper"
 
 
 class TrainingConfig(Frozen):
-    """How long, how precise, and how often to save and look.
-
-    Attributes:
-        *_every: In steps.
-    """
+    """How long to train, on what, and how often to save and validate."""
 
     steps: PositiveInt | None = None
-    """Update rounds; None means epochs * epoch_samples / batch_size."""
+    """Update rounds; null: epochs * epoch_samples / batch_size."""
     epochs: PositiveInt = 300
+    """Epochs, if `steps` is null."""
     epoch_samples: PositiveInt | None = None
-    """Draws that make an epoch; None means one per training patch."""
+    """Draws in an epoch; null: one per training patch."""
     batch_size: PositiveInt = 1
-    """Over all devices."""
-    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
-    """"auto" is mixed_bfloat16 on GPUs of compute capability 8.0 and above, mixed_float16 on older
-    ones, mixed_bfloat16 on a CPU that has it, else float32.
-    """
-    deterministic: bool = False
-    """Bitwise repeatable, 7-9 % slower on a CPU."""
+    """Patches of a step, over all devices."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    steps_per_loop: PositiveInt = 10
-    """Steps per call into the graph."""
-    checkpoint_every: PositiveInt = 500
-    validate_every: PositiveInt = 500
-    grid_every: PositiveInt = 500
-    grid_samples: PositiveInt = 4
-    keep: PositiveInt = 2
-    """Checkpoints kept beside the best one."""
+    """Seed of weights, order of draws and augmentation."""
     initial: str | None = None
-    """Start from an exported run, or from models:/NAME@ALIAS, instead of from random weights."""
-    jit_compile: bool = False
-    """Compile the training step with XLA, which pays on GPUs and halves the speed of a CPU; from
-    the same seed XLA draws other random numbers. A model that can't be compiled says why.
+    """Start from the weights of an exported run, or of models:/NAME@ALIAS, instead of random ones.
     """
-    strategy: Literal["auto", "multi_worker"] = "auto"
-    """"auto" takes all devices of this machine; "multi_worker" is one of several processes, on one
-    machine or many, that TF_CONFIG or Slurm names; each takes its share of every batch. A run may
-    go on with another number of them.
-    """
+    checkpoint_every: PositiveInt = 500
+    """Steps between checkpoints."""
+    validate_every: PositiveInt = 500
+    """Steps between validations."""
+    grid_every: PositiveInt = 500
+    """Steps between image grids."""
+    grid_samples: PositiveInt = 4
+    """Rows of an image grid."""
+    keep: PositiveInt = 2
+    """Checkpoints that are kept besides the best one."""
     devices: PositiveInt | tuple[str, ...] | None = None
     """How many of this machine's GPUs, or which devices by name: [GPU:1]. null: all GPUs if they
     can share the batch, else one.
     """
+    strategy: Literal["auto", "multi_worker"] = "auto"
+    """"auto": this process alone, on `devices`. "multi_worker": this process is one of several, on
+    one machine or many, that TF_CONFIG or Slurm names; each takes its share of every batch. A run
+    may resume with another number of them.
+    """
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
+    """"auto": mixed_bfloat16 on GPUs of compute capability 8.0 and above, mixed_float16 on older
+    ones, mixed_bfloat16 on a CPU that has it, else float32.
+    """
+    steps_per_loop: PositiveInt = 10
+    """Steps per call into the graph."""
+    jit_compile: bool = False
+    """Compile the training step with XLA, which pays on GPUs and halves the speed of a CPU. From
+    the same seed XLA draws other random numbers. A model that can't be compiled says why.
+    """
+    deterministic: bool = False
+    """Make a run bitwise repeatable; 7-9 % slower on a CPU."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
@@ -339,14 +345,15 @@ class TrackingConfig(Frozen):
     """Where MLflow writes."""
 
     uri: str | None = None
-    """An MLflow tracking server or store; None means the environment's MLFLOW_TRACKING_URI, else
+    """An MLflow tracking server or store; null: the environment's MLFLOW_TRACKING_URI, else
     sqlite:///mlflow.db in the current folder.
     """
     experiment: str = "tfmammo"
+    """The experiment in MLflow that runs belong to."""
     parent: str | None = None
-    """Id of a run that this one is shown under."""
+    """Id of the run that this one is shown under; null: none."""
     register_models: bool = True
-    """Make kept checkpoints versions of the registered model tfmammo-NAME."""
+    """Make exports versions of the registered model tfmammo-NAME."""
     system_metrics: bool = True
     """Sample CPU, memory and GPU use."""
 
@@ -355,35 +362,42 @@ Model = TypeVar("Model")
 
 
 class Experiment(Frozen, Generic[Model]):
-    """A whole config file."""
+    """A whole config file of a training."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    """Of the system ("can"); the registered model is tfmammo-NAME."""
+    """The system's name ("can"); the registered model is tfmammo-NAME."""
     data: DataConfig = DataConfig()
+    """Which mammograms, which patches of them, and which patients are held out."""
     training: TrainingConfig = TrainingConfig()
+    """How long to train, on what, and how often to save and validate."""
     tracking: TrackingConfig = TrackingConfig()
+    """Where MLflow writes."""
     model: Model
+    """The model's own config, of its paper's values."""
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint depends on, as far as a config tells.
+        """Return what a checkpoint depends on, as far as a config tells.
 
-        Not part of it: how long and on how many machines to train, how often to look, where to
-        write, and where data lies. Data counts by its content, which the run's folder keeps a hash
-        of (train_patches), so that an archive may move.
+        It leaves out how long and on how many machines to train, how often to save and validate,
+        where to write, and where data lies. Data counts by its content, of which the run's folder
+        keeps a hash (train_patches), so that an archive may move.
         """
         content = self.model_dump(mode="json")
         del content["tracking"]
         for key in ("root", "records", "split_file"):
             del content["data"][key]
         del content["data"]["added"]["synthetic"]
-        looks = ("checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep")
-        for key in ("steps", "epochs", *looks, "jit_compile", "strategy", "devices"):
+        length = ("steps", "epochs")
+        intervals = ("checkpoint_every", "validate_every", "grid_every", "grid_samples", "keep")
+        devices = ("jit_compile", "strategy", "devices")
+        for key in (*length, *intervals, *devices):
             del content["training"][key]
         return content
 
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits of `identity()`: equal for runs that may share a folder if their
-        data is equal.
+        """Hash `identity()` to eight hexadecimal digits.
+
+        They are equal for runs that may share a folder if their data is equal.
         """
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
 
@@ -402,7 +416,12 @@ def load(
         The frozen experiment.
 
     Raises:
-        ConfigError: The file is missing or no YAML, a key is unknown or has the wrong type.
+        ConfigError: The file is missing or no YAML, or a key is unknown or has the wrong type.
+
+    Examples:
+        >>> experiment = load("configs/quickstart.yaml", ["training.steps=3"])
+        >>> experiment.name, experiment.training.steps
+        ('quickstart', 3)
     """
     return parse(Experiment[model], path, overrides)
 
@@ -411,7 +430,13 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ()) -> Schema:
-    """Read a YAML file into any config class; see `load`."""
+    """Read a YAML file into any config class; see `load`.
+
+    Examples:
+        >>> from tfmammo.models.can import CANConfig
+        >>> parse(Experiment[CANConfig], "configs/can.yaml").model.filters[:3]
+        (64, 128, 256)
+    """
     content = _read(Path(path))
     for override in overrides:
         _override(content, override)
@@ -422,18 +447,18 @@ def parse(schema: type[Schema], path: str | Path, overrides: Iterable[str] = ())
 
 
 def dump(config: BaseModel) -> str:
-    """The config as YAML that `parse` reads back to an equal one."""
+    """Write a config as YAML, which `parse` reads back to an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def is_training_folder(output: Path) -> bool:
-    """Whether a training has claimed the folder, by keeping its config there."""
+    """Tell whether a training has claimed the folder, by keeping its config there."""
     path = output / TRAINING_CONFIG
     return path.is_file() and path.stat().st_size > 0
 
 
 def describe(error: ValidationError) -> str:
-    """All faults of a config in one sentence: "training.stepz: unknown key"."""
+    """Describe all faults of a config in one sentence: "training.stepz: unknown key"."""
     faults = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"]) or "the file"
@@ -443,12 +468,10 @@ def describe(error: ValidationError) -> str:
             faults.append(f"{key}: missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            # a section, which says nothing shown
-            whole = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)
-            faults.append(
-                f"{key}: {message[0].lower()}{message[1:]}"
-                + ("" if whole else f" (got {fault['input']!r:.80})")
-            )
+            # the input of a check of a whole section is the section, which is too long to show
+            is_section = fault["type"] == "value_error" and isinstance(fault["input"], Mapping)
+            value = "" if is_section else f" (got {fault['input']!r:.80})"
+            faults.append(f"{key}: {message[0].lower()}{message[1:]}{value}")
     return "; ".join(faults)
 
 

@@ -1,17 +1,16 @@
-"""Convolutions of small maps as matrix products on a CPU: Keras's layers, their weights
-and values, several times as fast there.
+"""Convolutions of small maps as matrix products on a CPU.
 
-oneDNN, which computes TensorFlow's convolutions on a CPU, turns a kernel into an order of its own
-in every call, and its gradient back. Where maps have few places and a layer has many channels, as
-within every U-Net, that takes far longer than the arithmetic: training a transposed convolution of
-1024 to 512 channels on a map of 2 x 2 five times as long. A matrix product takes the kernel as it
-lies in memory; what it needs besides, patches or what is to be added up, is never larger than the
-kernel.
+The layers have Keras's weights and values and are several times as fast there. oneDNN, which
+computes TensorFlow's convolutions on a CPU, reorders a kernel in every call, and its gradient back.
+Where maps have few pixels and a layer has many channels, as within every U-Net, that takes far
+longer than the arithmetic: training a transposed convolution of 1024 to 512 channels on a map of 2
+x 2 takes five times as long. A matrix product takes the kernel as it lies in memory. The other
+arrays that it needs, patches or summands, are never larger than the kernel.
 
-On any other device Keras's own operations are used, which is decided where a call is traced: see
-`on_cpu`. In float32 both ways agree to rounding. In bfloat16 a matrix product is rounded once and
-the parts that meet in a place are then added in bfloat16, so that transposed outputs and gradients
-of inputs are up to 1.6 times as far from float32's as Keras's are.
+Any other device uses Keras's own operations, which is decided where a call is traced: see `on_cpu`.
+In float32 both ways agree to rounding. In bfloat16 a matrix product is rounded once and the
+summands of a pixel are then added in bfloat16. Transposed outputs and gradients of inputs are
+therefore up to 1.6 times as far from float32's as Keras's are.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-UNKNOWN = 4  # maps, where their number is not known
+UNKNOWN = 4  # number of maps that is assumed where it is not known
 
 
 def on_cpu() -> bool:
-    """Whether an operation that is created here runs on a CPU: by the device scope, else because
-    there is no GPU.
+    """Return whether an operation that is created here runs on a CPU.
+
+    The device scope decides; without one, whether there is a GPU.
     """
     scope = tf.constant(0.0).device
     return "CPU" in scope if scope else not tf.config.list_logical_devices("GPU")
@@ -38,12 +38,14 @@ def on_cpu() -> bool:
 
 @keras.saving.register_keras_serializable("tfmammo")
 class Convolution(keras.layers.Conv2D):
-    """keras.layers.Conv2D; on a CPU, with at least two filters for each output place, one matrix
-    product, patches x kernel.
+    """keras.layers.Conv2D, on a CPU as one matrix product, patches x kernel, where that is quicker.
 
-    X: floating [batch, rows, cols, channels].
+    It is quicker with at least two filters for each output pixel.
 
-    Returns:
+    Call arguments:
+        x: floating [batch, rows, cols, channels].
+
+    Call returns:
         [batch, rows / stride, cols / stride, filters], as Keras's.
     """
 
@@ -51,6 +53,7 @@ class Convolution(keras.layers.Conv2D):
         """Convolve, without the bias.
 
         Args:
+            inputs: floating [batch, rows, cols, channels].
             kernel: [kernel rows, kernel cols, channels, filters].
         """
         shape = self.compute_output_shape(inputs.shape)
@@ -70,16 +73,17 @@ class Convolution(keras.layers.Conv2D):
 
 @keras.saving.register_keras_serializable("tfmammo")
 class TransposedConvolution(keras.layers.Conv2DTranspose):
-    """keras.layers.Conv2DTranspose; on a CPU as matrix products whose overlaps are added up where
-    that is quicker.
+    """keras.layers.Conv2DTranspose, on a CPU as matrix products where that is quicker.
 
-    So it is where there is a channel for each input place, in training too, and where the product,
-    kernel places x filters of each pixel, is no larger than what comes in, as in front of an image;
-    the latter's gradients are those of the convolution.
+    The products' overlaps are added up. This is quicker in two cases. Where there is a channel for
+    each input pixel it is, in training too. Where the product, kernel size x filters of each pixel,
+    is no larger than the input, as in front of an image, it is in the forward pass; gradients are
+    then the convolution's.
 
-    X: floating [batch, rows, cols, channels].
+    Call arguments:
+        x: floating [batch, rows, cols, channels].
 
-    Returns:
+    Call returns:
         [batch, rows * stride, cols * stride, filters], as Keras's.
     """
 
@@ -88,15 +92,16 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
         usual = _is_usual(self) and self.padding == "same" and self.output_padding is None
         usual = usual and None not in inputs.shape[1:3] and on_cpu()
         if usual and pays(inputs.shape[0], inputs.shape[1:3], inputs.shape[-1]):
-            outputs = self._of_small_map(inputs)
+            outputs = self._convolve_small_map(inputs)
         elif usual and self._is_narrow(inputs.shape[-1]):
-            outputs = _to_few_filters(inputs, tf.convert_to_tensor(self.kernel), self.strides[0])
+            kernel = tf.convert_to_tensor(self.kernel)
+            outputs = _convolve_to_few_filters(inputs, kernel, self.strides[0])
         else:
             return super().call(inputs)
         outputs = outputs + self.bias if self.use_bias else outputs
         return self.activation(outputs) if self.activation is not None else outputs
 
-    def _of_small_map(self, inputs: tf.Tensor) -> tf.Tensor:
+    def _convolve_small_map(self, inputs: tf.Tensor) -> tf.Tensor:
         shape = self.compute_output_shape(inputs.shape)
         contributions = _contributions(
             _pixels(shape[1:3], self.kernel_size, self.strides, same=True), math.prod(shape[1:3])
@@ -104,8 +109,8 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
         channels = inputs.shape[-1]
         taps = self.kernel_size[0] * self.kernel_size[1]
         kernel = tf.reshape(tf.convert_to_tensor(self.kernel), [taps * self.filters, channels])
-        # The kernel first: the other way round two threads take three times as long for 16 rows, as
-        # only they are shared out.
+        # The kernel comes first: the other way round two threads take three times as long for 16
+        # rows, because only rows are shared between threads.
         products = tf.transpose(
             tf.matmul(kernel, tf.reshape(inputs, [-1, channels]), transpose_b=True)
         )
@@ -123,13 +128,16 @@ class TransposedConvolution(keras.layers.Conv2DTranspose):
         )
 
 
-def _to_few_filters(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
-    """Transposed convolution, "same": the products of all pixels with the kernel; those that meet
-    added up; out of channels into space.
+def _convolve_to_few_filters(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """Compute a transposed convolution, "same".
+
+    The products of all pixels with the kernel are added up where they overlap, and rearranged from
+    channels into space.
 
     Args:
         x: floating [batch, rows, cols, channels].
         kernel: [k, k, filters, channels], k a multiple of the stride.
+        stride: px.
 
     Returns:
         [batch, rows * stride, cols * stride, filters].
@@ -140,11 +148,11 @@ def _to_few_filters(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
     before = (side - stride) // 2
 
     @tf.custom_gradient
-    def convolved(
+    def convolve(
         x: tf.Tensor, kernel: tf.Tensor
     ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]]:
-        # A kernel place is stride * part + phase: its part says which pixel of the sum it meets,
-        # its phase where in there.
+        # A kernel position is stride * part + phase. Its part says which pixel of the sum it
+        # contributes to, its phase where in that pixel.
         parts = tf.transpose(
             tf.reshape(kernel, [count, stride, count, stride, filters, channels]),
             [0, 2, 1, 3, 4, 5],
@@ -172,20 +180,20 @@ def _to_few_filters(x: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
             :, before : before + rows * stride, before : before + cols * stride
         ], gradients
 
-    return convolved(x, kernel)
+    return convolve(x, kernel)
 
 
-def pays(maps: int | None, places: Sequence[int | None], most: float) -> bool:
-    """Whether the matrix product is quicker.
+def pays(maps: int | None, shape: Sequence[int | None], most: float) -> bool:
+    """Return whether the matrix product is quicker.
 
     Args:
-        maps: Whose product is its number of rows.
-        places: Whose product is its number of rows.
-        most: Of them.
+        maps: Number of maps; None: unknown.
+        shape: Rows and columns of a map, px.
+        most: Largest number of pixels of all maps for which it is.
     """
-    return (
-        None not in places and (maps or UNKNOWN) * math.prod(place or 0 for place in places) <= most
-    )
+    if None in shape:
+        return False
+    return (maps or UNKNOWN) * math.prod(length or 0 for length in shape) <= most
 
 
 def _is_usual(layer: keras.layers.Layer) -> bool:
@@ -196,24 +204,28 @@ def _is_usual(layer: keras.layers.Layer) -> bool:
     )
 
 
-def _gather(x: tf.Tensor, places: NDArray[np.int32]) -> tf.Tensor:
-    """[batch, ..., n] -> [batch, *places.shape, n]: of the flattened middle; a place behind its end
-    holds zeros.
+def _gather(x: tf.Tensor, indices: NDArray[np.int32]) -> tf.Tensor:
+    """Gather [batch, *indices.shape, n] from [batch, ..., n], whose inner axes are flattened.
+
+    An index behind their end gives zeros.
     """
     flat = tf.reshape(x, [-1, math.prod(x.shape[1:-1]), x.shape[-1]])
-    return tf.gather(tf.pad(flat, [[0, 0], [0, 1], [0, 0]]), places, axis=1)
+    return tf.gather(tf.pad(flat, [[0, 0], [0, 1], [0, 0]]), indices, axis=1)
 
 
 def _pixels(
     shape: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], same: bool
 ) -> NDArray[np.int32]:
-    """Where a convolution looks.
+    """Find the pixels that a convolution reads.
 
     Args:
-        shape: Rows and columns of what is convolved.
+        shape: Rows and columns of the input.
+        kernel: Rows and columns of the kernel.
+        strides: Along rows and columns.
+        same: Whether the padding is "same".
 
     Returns:
-        int32 [outputs, taps], the pixel that each tap of each output meets, rows * cols outside the
+        int32 [outputs, taps], the pixel that each tap of each output reads, rows * cols outside the
         map.
     """
     (rows, row_taps), (cols, col_taps) = (
@@ -229,29 +241,31 @@ def _pixels(
 
 
 def _contributions(pixels: NDArray[np.int32], count: int) -> NDArray[np.int32]:
-    """The other way round.
+    """Invert `_pixels`.
 
     Args:
-        pixels: As `_pixels` gives them.
+        pixels: From `_pixels`.
         count: How many pixels the map has.
 
     Returns:
-        int32 [count, n], the output * taps + tap that meet each pixel, outputs * taps where there
+        int32 [count, n], the output * taps + tap that read each pixel, outputs * taps where there
         are fewer.
     """
     order = np.argsort(pixels, axis=None, kind="stable")
-    met = pixels.ravel()[order]
-    counts = np.bincount(met, minlength=count + 1)
-    nth = np.arange(met.size) - (np.cumsum(counts) - counts)[met]
+    ordered = pixels.ravel()[order]
+    counts = np.bincount(ordered, minlength=count + 1)
+    nth = np.arange(ordered.size) - (np.cumsum(counts) - counts)[ordered]
     contributions = np.full((count, counts[:-1].max()), pixels.size, np.int32)
-    real = met < count
-    contributions[met[real], nth[real]] = order[real]
+    inside = ordered < count
+    contributions[ordered[inside], nth[inside]] = order[inside]
     return contributions
 
 
 def _axis(length: int, kernel: int, stride: int, same: bool) -> tuple[NDArray[np.int64], int]:
-    """[outputs, taps]: the place along one axis, from -1 and the like on, and the
-    number of taps.
+    """Find the positions along one axis that a convolution reads, some of them outside the map.
+
+    Returns:
+        Positions, int64 [outputs, taps], and the number of taps.
     """
     outputs = -(-length // stride) if same else (length - kernel) // stride + 1
     before = max((outputs - 1) * stride + kernel - length, 0) // 2 if same else 0

@@ -1,6 +1,4 @@
-"""Open the `data:` section of a config: archives or records in, training and held-out
-patches out.
-"""
+"""Open the `data:` section of a config: an archive or records in, patches out."""
 
 from __future__ import annotations
 
@@ -17,47 +15,107 @@ from rich.panel import Panel
 from rich.text import Text
 
 from tfmammo import filesystem
-from tfmammo.archives import archive_name, folder, mammograms
-from tfmammo.archives.files import without_names
+from tfmammo.archives import folder, read_mammograms
+from tfmammo.archives.files import remove_names
 from tfmammo.config import AddedConfig, DataConfig, is_training_folder
-from tfmammo.data import whole
-from tfmammo.data.copies import copies
-from tfmammo.data.patches import Make, Patches, joined, make_patches
+from tfmammo.data.copies import make_copies
+from tfmammo.data.patches import MakePatches, Patches, PatchSource, make_patches
 from tfmammo.data.patients import PATIENTS, Patients
-from tfmammo.data.splits import Mammograms, SavedSplit, describe, held_out_by, load, save, split
+from tfmammo.data.splits import (
+    Mammograms,
+    SavedSplit,
+    describe,
+    held_out_patients,
+    load,
+    save,
+    split,
+)
 from tfmammo.data.tfrecord import Records, read_manifest
-from tfmammo.data.whole import Whole
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Mammogram, Skipped, hashed_id, key_fault
+from tfmammo.mammogram import Mammogram, Skipped, hash_id, key_fault
 
 log = logging.getLogger(__name__)
+
 SPLIT = "split.json"
+QUICKSTART = "python train/can.py --config configs/quickstart.yaml"
+WIDEST_FRAME = 140  # columns
 
 
-def all_patches(config: DataConfig, make: Make = make_patches) -> Patches:
-    """Every patch of the archive, or of data.records; what was left out is logged with the reason,
-    file by file.
+def open_subsets(
+    config: DataConfig, output: Path | None = None, make: MakePatches = make_patches
+) -> tuple[PatchSource, Patches]:
+    """Open the training and the held-out patches of `config.split`.
+
+    With "patient" and "official" no patient is in both.
 
     Args:
-        make: What makes patches of mammograms: data.patches.make_patches, or as it. Records hold
-            what that one made.
+        config: What to read and how to split it. With data.records the training patches stay on
+            disk. data.added joins the training patches.
+        output: Where split.json is written, which names every patient's subset; None: nowhere.
+        make: See `load_all_patches`.
+
+    Returns:
+        The training patches, then the held-out ones.
 
     Raises:
-        ConfigError: data.records is set for another `make`, or data.added, which `datasets` alone
-            heeds.
+        ConfigError: As `load_all_patches` and `join_added`.
+        DataError: The patches can't be split, or as `join_added`.
+        ArchiveError: As `join_added`.
+    """
+    announce_phantom(config)
+    without_added = config.model_copy(update={"added": AddedConfig()})
+    patches: PatchSource = (
+        _open_records(config, make) if config.records else load_all_patches(without_added, make)
+    )
+    train, held_out = split(patches, without_added)
+    if config.split == "paper":
+        note = "; data.augment is off, because the copies are turned already"
+        log.warning(
+            "data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; "
+            "the metrics are too good%s",
+            note if config.augment else "",
+        )
+    if output:
+        _write_split_of(patches, without_added, output)
+    held_out_patches = held_out.load()
+    if config.added.copies or config.added.synthetic:
+        if not train.in_memory:
+            raise ConfigError(
+                "data.added: can't join data.records, which hold patches alone; set data.name and "
+                "data.root instead"
+            )
+        skipped = Skipped()
+        train = join_added(train.load(), held_out_patches, config, make, skipped)
+        log_skipped(skipped)
+    return train, held_out_patches
+
+
+def load_all_patches(config: DataConfig, make: MakePatches = make_patches) -> Patches:
+    """Load every patch of the archive, or of data.records; log each skipped file with the reason.
+
+    Args:
+        config: What to read.
+        make: Makes patches of mammograms, as `data.patches.make_patches` does. Records hold the
+            patches of that one.
+
+    Raises:
+        ConfigError: data.records is set for another `make`; or data.added is set, which
+            `open_subsets` alone uses.
     """
     refuse_added(config)
     if config.records:
-        return _records(config, make).load()
+        return _open_records(config, make).load()
     skipped = Skipped()
-    patches = make(mammograms(config, skipped), config, skipped)
-    report(skipped)
+    patches = make(read_mammograms(config, skipped), config, skipped)
+    log_skipped(skipped)
     return patches
 
 
 def refuse_added(config: DataConfig) -> None:
-    """Raise ConfigError where data.added is set: for whatever is no training on one side of a
-    split.
+    """Refuse data.added where nothing is trained.
+
+    Raises:
+        ConfigError: It is set.
     """
     if config.added != AddedConfig():
         raise ConfigError(
@@ -65,112 +123,25 @@ def refuse_added(config: DataConfig) -> None:
         )
 
 
-def report(skipped: Skipped) -> None:
-    """Log how many files were left out, the first of them with their reasons; all of them in the
-    debug log. Files go by pseudonyms.
+def log_skipped(skipped: Skipped) -> None:
+    """Log how many files were left out, and the reasons of the first three.
+
+    The debug log has all reasons. Files go by pseudonyms.
     """
-    reasons = without_names(skipped.reasons, skipped.root)
+    reasons = remove_names(skipped.reasons, skipped.root)
     for file, reason in reasons.items():
         log.debug("skipped %s: %s", file, reason)
     if len(skipped):
-        counts = "; ".join(f"{file}: {reason}" for file, reason in list(reasons.items())[:3])
+        first = "; ".join(f"{file}: {reason}" for file, reason in list(reasons.items())[:3])
         log.info(
             "%d files were left out, wholly or in part (%s%s)",
             len(skipped),
-            counts,
+            first,
             "; ..." if len(skipped) > 3 else "",
         )
 
 
-def datasets(
-    config: DataConfig, output: Path | None = None, make: Make = make_patches
-) -> tuple[Patches | Records, Patches]:
-    """(training, held-out) patches by `config.split`; for "patient" and "official" no patient
-    stands on both sides.
-
-    Args:
-        config: What to read and how to part it; with data.records the training patches stay on
-            disk. What data.added names joins the training patches.
-        output: Where split.json goes, which tells every patient's place.
-        make: See `all_patches`.
-
-    Raises as `all_patches`, `splits.split` and `with_added`.
-    """
-    announce(config)
-    alone = config.model_copy(update={"added": AddedConfig()})
-    found: Patches | Records = (
-        _records(config, make) if config.records else all_patches(alone, make)
-    )
-    train_patches, held_out = split(found, alone)
-    if config.split == "paper":
-        log.warning(
-            "data.split=paper: copies of one lesion stand on both sides, as in CAN's protocol; "
-            "the metrics are too good%s",
-            "; data.augment is off, because the copies are turned already"
-            if config.augment
-            else "",
-        )
-    if output:
-        _keep_split(found, alone, output)
-    held_out = held_out.load() if isinstance(held_out, Records) else held_out
-    if config.added.copies or config.added.synthetic:
-        if isinstance(train_patches, Records):
-            raise ConfigError(
-                "data.added: can't join data.records, which hold patches alone; set data.name and "
-                "data.root instead"
-            )
-        skipped = Skipped()
-        train_patches = with_added(train_patches, held_out, config, make, skipped)
-        report(skipped)
-    return train_patches, held_out
-
-
-def archive_split(config: DataConfig, output: Path) -> DataConfig:
-    """The data section with one split of all the archive's patients, so that trainings on different
-    patches of it agree.
-
-    `splits.split` goes by the patches that there are, and masses are of other patients than
-    calcifications: what trains one network would test the next.
-
-    Args:
-        config: Split "patient" is decided here by name, root, folds, seed and stratify; other
-            splits, and a split_file, stay.
-        output: split.json is written there, once.
-
-    Raises:
-        ConfigError: The archive is not there.
-        DataError: It can't be split.
-    """
-    if config.split != "patient" or config.split_file:
-        return config
-    return config.model_copy(
-        update={"split_file": keep_archive_split(config, output, once=is_training_folder(output))}
-    )
-
-
-def keep_archive_split(config: DataConfig, output: Path, once: bool = True) -> Path:
-    """Write the split of all the archive's patients, of whatever kind or from whatever file it is,
-    as split.json.
-
-    Args:
-        once: Leave the one that is there.
-
-    Returns:
-        The file, for `split_file`.
-
-    Raises as `archive_split`.
-    """
-    path = output / SPLIT
-    _write_split(path, describe(whole_archive(config), config, archive_name(config)), once)
-    return path
-
-
-def whole_archive(config: DataConfig) -> Mammograms:
-    """All the archive's mammograms as something to split; no pixel is read."""
-    return Mammograms.of(mammograms(config, Skipped()))
-
-
-def _records(config: DataConfig, make: Make) -> Records:
+def _open_records(config: DataConfig, make: MakePatches) -> Records:
     assert config.records
     if make is not make_patches:
         raise ConfigError(
@@ -187,79 +158,130 @@ def _records(config: DataConfig, make: Make) -> Records:
     return records
 
 
-def _keep_split(found: Patches | Records, config: DataConfig, output: Path) -> None:
-    archive = (
-        read_manifest(config.records).identity["archive"]["name"]
-        if config.records
-        else archive_name(config)
-    )
-    _write_split(output / SPLIT, describe(found, config, archive), once=is_training_folder(output))
+def pin_archive_split(config: DataConfig, output: Path) -> DataConfig:
+    """Fix one split of all the archive's patients, for trainings on different patches of it.
+
+    `splits.split` goes by the patches that there are. Masses are of other patients than
+    calcifications, so without one split the training data of one network would test the next.
+
+    Args:
+        config: Split "patient" is decided by name, root, folds, seed and stratify. Another split,
+            or a split_file, stays.
+        output: split.json is written there, once.
+
+    Returns:
+        The data section with that split_file.
+
+    Raises:
+        ConfigError: The archive is not there.
+        DataError: It can't be split.
+    """
+    if config.split != "patient" or config.split_file:
+        return config
+    path = write_archive_split(config, output, once=is_training_folder(output))
+    return config.model_copy(update={"split_file": path})
 
 
-def _write_split(path: Path, decided: SavedSplit, once: bool) -> None:
-    """Write split.json. once: it belongs to what stands in the folder; else a start that failed may
-    have left another one.
+def write_archive_split(config: DataConfig, output: Path, once: bool = True) -> Path:
+    """Write the split of all the archive's patients as split.json, whatever decides it.
+
+    Args:
+        config: Of any `split`, with or without a split_file.
+        output: The folder.
+        once: Leave an existing file.
+
+    Returns:
+        The file, for `split_file`.
+
+    Raises:
+        ConfigError: The archive is not there.
+        DataError: It can't be split.
+    """
+    path = output / SPLIT
+    _write_split(path, describe(index_archive(config), config, config.archive_name), once)
+    return path
+
+
+def index_archive(config: DataConfig) -> Mammograms:
+    """List all the archive's mammograms as something to split; no pixel is read."""
+    return Mammograms.of(read_mammograms(config, Skipped()))
+
+
+def _write_split_of(patches: PatchSource, config: DataConfig, output: Path) -> None:
+    archive = config.archive_name
+    if config.records:
+        archive = read_manifest(config.records).identity["archive"]["name"]
+    saved = describe(patches, config, archive)
+    _write_split(output / SPLIT, saved, once=is_training_folder(output))
+
+
+def _write_split(path: Path, saved: SavedSplit, once: bool) -> None:
+    """Write split.json.
+
+    Args:
+        path: The file.
+        saved: Its content.
+        once: Leave an existing file, which belongs to the training in the folder. Otherwise a
+            failed start may have left another split.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (once and path.exists()):
             with filesystem.atomic_file(path) as part:  # several workers may write it at once
-                save(part, decided)
+                save(part, saved)
                 filesystem.flush(part)
     except OSError as error:
         raise ConfigError(f"{path.parent}: can't be written to ({error.strerror})") from None
 
 
-QUICKSTART = "python train/can.py --config configs/quickstart.yaml"
-
-
-def without_data(data: DataConfig) -> bool:
-    """Whether the phantom stands in for an archive that was named, but has no folder."""
+def lacks_data(data: DataConfig) -> bool:
+    """Tell whether the phantom stands in for an archive that is named but has no folder."""
     return data.name != "phantom" and data.root is None and data.records is None
 
 
-def announce(data: DataConfig) -> None:
-    """Say in a frame that the phantom stands in for data, if it does."""
-    if without_data(data):
-        framed(
+def announce_phantom(data: DataConfig) -> None:
+    """Print in a frame that the phantom stands in for data, if it does."""
+    if lacks_data(data):
+        print_framed(
             "No data: data.root is not set, so the built-in phantom is used (synthetic "
             "mammograms).\n"
             "Time:           measured here over the first steps, and told then\n"
-            f"Your own data:  {_command()} --set data.name={data.name} data.root=DIR\n"
+            f"Your own data:  {_read_command()} --set data.name={data.name} data.root=DIR\n"
             f"Ten minutes:    {QUICKSTART}"
         )
 
 
-def _command() -> str:
-    """What was called, without its overrides, which may be many."""
+def _read_command() -> str:
+    """Return the command of this process without its overrides, which may be many."""
     words = sys.argv[: sys.argv.index("--set")] if "--set" in sys.argv else sys.argv
     return shlex.join(["python", *words])
 
 
-def framed(text: str) -> None:
-    """Print lines on stderr in a frame as wide as they are, up to 140 columns, so that commands can
-    be copied whole.
+def print_framed(text: str) -> None:
+    """Print lines on stderr in a frame as wide as they are, so that commands can be copied whole.
+
+    Lines beyond WIDEST_FRAME columns are wrapped.
     """
-    width = min(max(map(len, text.splitlines())) + 4, 140)
+    width = min(max(map(len, text.splitlines())) + 4, WIDEST_FRAME)
     Console(stderr=True, width=width).print(Panel(Text(text)))
 
 
-def with_added(
-    train: Patches, held_out: Patches, config: DataConfig, make: Make, skipped: Skipped
+def join_added(
+    train: Patches, held_out: Patches, config: DataConfig, make: MakePatches, skipped: Skipped
 ) -> Patches:
-    """The training patches with those of the added mammograms behind them.
+    """Append the patches of the added mammograms to the training patches.
 
     Args:
-        train: Of a split by patient.
-        held_out: Of a split by patient.
-        config: Of the training.
+        train: Training patches of a split by patient.
+        held_out: Held-out patches of the same split.
+        config: The training's data section.
         make: What made the patches.
-        skipped: What is left out is noted here.
+        skipped: Notes what is left out.
 
     Raises:
-        ConfigError: The split or the patches are of a kind that nothing can be added to.
-        DataError: The synthetic set is none, is too small, or knows a patient who is held out.
-        ArchiveError: It can't be read.
+        ConfigError: Nothing can be added to a split or to patches of this kind.
+        DataError: The synthetic set is none, is too small, or a held-out patient has a part in it.
+        ArchiveError: The synthetic set can't be read.
     """
     if config.split == "paper":
         raise ConfigError(
@@ -270,75 +292,84 @@ def with_added(
         raise ConfigError(
             "data.added: is for trainings on masks or boxes; the patches of this one have labels"
         )
-    parts = [train]
-    own = config.model_copy(
-        update={"added": config.added.model_copy(update={"synthetic": None, "count": None})}
-    )
+    added: list[Patches] = []
     if config.added.copies:
-        known = set(train.patient_ids.tolist())
-        found = [one for one in mammograms(config, Skipped()) if one.patient_id in known]
-        parts.append(make(copies(found, own, skipped), config, skipped))
+        own_only = config.added.model_copy(update={"synthetic": None, "count": None})
+        patients = set(train.patient_ids.tolist())
+        mammograms = [
+            mammogram
+            for mammogram in read_mammograms(config, Skipped())
+            if mammogram.patient_id in patients
+        ]
+        copies = make_copies(mammograms, config.model_copy(update={"added": own_only}), skipped)
+        added.append(make(copies, config, skipped))
     if config.added.synthetic:
-        parts.append(make(synthetic(config, _held_out(held_out, config), skipped), config, skipped))
-    log.info(
-        "training on %d patches, %d of them added", sum(map(len, parts)), sum(map(len, parts[1:]))
-    )
-    wholes = [part for part in parts if isinstance(part, Whole)]
-    return whole.joined(wholes) if wholes else joined(parts)
+        held_out_ids = _list_held_out(held_out, config)
+        added.append(make(read_synthetic(config, held_out_ids, skipped), config, skipped))
+    count = sum(map(len, added))
+    log.info("training on %d patches, %d of them added", len(train) + count, count)
+    return train.concatenate(*added)
 
 
-def synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> Iterator[Mammogram]:
-    """The mammograms of data.added.synthetic, their patients called as in the archive that they
-    were made from.
+def read_synthetic(config: DataConfig, held_out: set[str], skipped: Skipped) -> Iterator[Mammogram]:
+    """Read the mammograms of data.added.synthetic, under the patient ids of their source archive.
 
     Args:
+        config: The training's data section.
         held_out: Patients who must have no part in the set.
+        skipped: Notes what is left out.
 
-    Raises as `with_added`.
+    Raises:
+        DataError: As `join_added`.
+        ArchiveError: As `join_added`.
     """
-    place = config.added.synthetic
+    root = config.added.synthetic
     count = config.added.count
-    assert place
-    known = _patients(place)
-    if fault := key_fault(known.id_key):
-        raise DataError(f"data.added.synthetic: {place / PATIENTS}: {fault}")
-    for what, patients in (
-        ("mammograms", known.mammograms),
-        ("lesions", known.lesions),
-        ("trained_on", known.trained_on),
+    assert root
+    patients = _read_patients(root)
+    if fault := key_fault(patients.id_key):
+        raise DataError(f"data.added.synthetic: {root / PATIENTS}: {fault}")
+    for role, ids in (
+        ("mammograms", patients.mammograms),
+        ("lesions", patients.lesions),
+        ("trained_on", patients.trained_on),
     ):
-        if both := held_out & set(patients):
+        if shared := held_out & set(ids):
             raise DataError(
-                f"data.added.synthetic: {place} knows {len(both)} of the {len(held_out)} patients "
-                f"who are held out ({what}); make it of"
-                " the training patients (patients.split_file, patients.fold, "
-                "patients.side=train), its networks too"
+                f"data.added.synthetic: {root} knows {len(shared)} of the {len(held_out)} patients "
+                f"who are held out ({role}); make it of the training patients "
+                "(patients.split_file, patients.fold, patients.side=train), its networks too"
             )
-    by_name = {hashed_id("folder", patient): patient for patient in known.mammograms}
-    found = folder.read(place, skipped)
-    if count and len(found) < count:
+    source_ids = {hash_id("folder", patient): patient for patient in patients.mammograms}
+    mammograms = folder.read(root, skipped)
+    if count and len(mammograms) < count:
         raise DataError(
-            f"data.added.synthetic: {place} holds {len(found)} mammograms, fewer than "
+            f"data.added.synthetic: {root} holds {len(mammograms)} mammograms, fewer than "
             f"data.added.count={count}"
         )
     return (
-        replace(one, patient_id=by_name[one.patient_id], image_id=f"synthetic-{one.image_id}")
-        for one in found[:count]
+        replace(
+            mammogram,
+            patient_id=source_ids[mammogram.patient_id],
+            image_id=f"synthetic-{mammogram.image_id}",
+        )
+        for mammogram in mammograms[:count]
     )
 
 
-def _patients(place: Path) -> Patients:
+def _read_patients(root: Path) -> Patients:
     try:
-        return Patients.model_validate_json((place / PATIENTS).read_bytes())
+        return Patients.model_validate_json((root / PATIENTS).read_bytes())
     except (OSError, ValidationError):
         raise DataError(
-            f"data.added.synthetic: {place} is no finished set of tfmammo.synthesis, or of an "
-            f"older version ({PATIENTS} is missing or"
-            " damaged); run the synthesis again"
+            f"data.added.synthetic: {root} is no finished set of tfmammo.synthesis, or of an "
+            f"older version ({PATIENTS} is missing or damaged); run the synthesis again"
         ) from None
 
 
-def _held_out(patches: Patches, config: DataConfig) -> set[str]:
-    """Everybody who is held out, those included whom no patch shows."""
-    shown = set(patches.patient_ids.tolist())
-    return shown | held_out_by(load(config.split_file), config.fold) if config.split_file else shown
+def _list_held_out(patches: Patches, config: DataConfig) -> set[str]:
+    """List everybody who is held out, including patients without any patch."""
+    with_patches = set(patches.patient_ids.tolist())
+    if not config.split_file:
+        return with_patches
+    return with_patches | held_out_patients(load(config.split_file), config.fold)

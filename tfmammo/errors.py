@@ -1,71 +1,63 @@
 """Every error that tfmammo raises on purpose.
 
-One sentence each, which names the file or the key.
+Each message is one sentence that names the file, key or network.
 """
 
 from __future__ import annotations
 
 
 class TfmammoError(ValueError):
-    """What a user can mend.
+    """An error that the user can correct.
 
-    Commands print the message alone; any other ValueError is a fault of this package.
+    Commands print the message alone. Any other ValueError is a bug of this package.
     """
 
 
 class ArchiveError(TfmammoError):
-    """An archive, or one file of it, can't be read.
-
-    The message names the file and the reason in one sentence.
-    """
+    """An archive, or one file of it, can't be read."""
 
 
 class WeightsError(TfmammoError):
-    """Pretrained weights can't be had or read.
-
-    The message is one sentence and names the file or what to download.
-    """
+    """Pretrained weights are missing or can't be read. The message names what to download."""
 
 
 class ConfigError(TfmammoError):
-    """A config file or override is wrong. The message is one sentence and names the file or key."""
+    """A config file or an override is wrong."""
 
 
 class ExportError(TfmammoError):
-    """An export can't be written, read or used.
-
-    The message is one sentence and names the folder or network.
-    """
+    """An export can't be written, read or used."""
 
 
 class DataError(TfmammoError):
-    """The data can't be used as the config asks. The message says what was found."""
+    """The data can't be used as the config asks. The message says what the data is."""
 
 
 class LeakError(TfmammoError):
-    """A patient stands on both sides of a split."""
+    """A patient is in two subsets of a split."""
 
 
 class DetectionError(TfmammoError):
-    """A detector can't be built, read or used.
-
-    The message is one sentence and names the key, file or handle.
-    """
+    """A detector can't be built, read or used."""
 
 
 class WorkerError(TfmammoError):
-    """The workers can't begin or go on together; one sentence says why and what to do."""
+    """The workers can't start or go on together. The message says why and what to do."""
 
 
 class TrainingError(TfmammoError):
-    """A training can't start or can't go on; one sentence says why and what is kept."""
+    """A training can't start or go on. The message says why and which checkpoint is kept."""
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived and everything is saved. `signal`: which of the two.
+    """SIGTERM or Ctrl-C arrived, and everything is saved.
 
     Args:
-        where: The work was, in a few words.
+        number: The signal's.
+        where: How far the work was: "at step 12".
+
+    Attributes:
+        signal: The signal's number.
     """
 
     def __init__(self, number: int, where: str) -> None:
@@ -76,15 +68,15 @@ class Interrupted(Exception):
 
 
 class TrackingError(TfmammoError):
-    """A store can't be reached, or a handle leads to no export.
-
-    The message is one sentence and names the store or handle.
-    """
+    """A tracking store can't be reached, or a model URI leads to no export."""
 
 
-class CaseError(TfmammoError):
-    """A chain can't be loaded, or a mammogram can't be read by it. The message is one sentence."""
+class PipelineError(TfmammoError):
+    """A CAD pipeline can't be loaded, or can't process a mammogram."""
+
+
+CaseError = PipelineError  # its name before the pipeline had a package of its own
 
 
 class AveragePrecisionError(TfmammoError):
-    """Average precision can't be computed. The message is one sentence."""
+    """Average precision can't be computed."""

@@ -1,15 +1,14 @@
-"""How long a data build or a bulk synthesis would take, and what it would write, before it
-is begun.
+"""Estimate the time and disk space of a data build or a bulk synthesis before it starts.
 
     python -m tfmammo.estimate build --config configs/build.yaml --mammograms 1000000 --workers 64
     [--sample 8] [--set KEY=VALUE ...]
     python -m tfmammo.estimate synthesis --config configs/synthesis_full.yaml --mammograms 1000000
     --workers 64 [--sample 8] [--set ...]
 
-A few mammograms of your own archive are really made, by one process in a temporary folder, and the
-rest is arithmetic: so many seconds and bytes each, parts dealt out evenly. Nothing is kept. Workers
-are taken to be as fast as this process by itself; several on one machine share its disk and memory,
-which a plan does not know.
+One process makes a few mammograms of your own archive in a temporary folder, and the rest is
+arithmetic: seconds and bytes of each, parts distributed evenly. Nothing is kept. Every worker is
+assumed to be as fast as this process by itself. Several workers on one machine share its disk and
+memory, which an estimate does not know.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from tfmammo import (
 )
 from tfmammo.data import build, sampling
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Skipped
+from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.synthesis import mammograms as synthesis
 from tfmammo.synthesis.config import SynthesisConfig
 
@@ -46,10 +45,10 @@ class Rate:
     """What was measured.
 
     Attributes:
-        seconds: Of one mammogram.
-        bytes: Of one mammogram.
-        index: Seconds to read one's entry in the archive's tables and headers, which one process
-            does for all before the others begin.
+        seconds: Time to make one mammogram.
+        bytes: Size of one mammogram on disk.
+        index: Seconds to read one mammogram's entry in the archive's tables and headers. One
+            process reads them all before the others start.
         part: Mammograms that one worker makes at a time.
         sample: Mammograms measured.
     """
@@ -62,14 +61,14 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What follows.
+class Estimate:
+    """What follows from a rate for a number of mammograms.
 
     Attributes:
-        parts: Shards, or items of a synthesis.
-        hours: With all workers.
-        single: Hours with one.
-        bytes: On disk.
+        parts: Shards of a build, or items of a synthesis.
+        hours: Time with all workers.
+        single: Hours with one worker.
+        bytes: Size on disk.
     """
 
     parts: int
@@ -78,123 +77,145 @@ class Plan:
     bytes: float
 
 
-def planned(rate: Rate, mammograms: int, workers: int) -> Plan:
-    """The work of so many mammograms: whole parts are dealt out, so the last round may keep only
-    some of the workers busy.
+def compute_estimate(rate: Rate, mammograms: int, workers: int) -> Estimate:
+    """Compute time and disk space of a number of mammograms.
+
+    Workers take whole parts, so the last round may keep only some of them busy:
 
     hours = (n index + ceil(parts / workers) part seconds) / 3600,  parts = ceil(n / part)
     """
     parts = math.ceil(mammograms / rate.part)
     index = mammograms * rate.index
-    each = rate.part * rate.seconds
-
-    def hours(many: int) -> float:
-        return (index + math.ceil(parts / many) * each) / 3600
-
-    return Plan(
-        parts, hours(workers), (index + mammograms * rate.seconds) / 3600, mammograms * rate.bytes
+    rounds = math.ceil(parts / workers)
+    return Estimate(
+        parts=parts,
+        hours=(index + rounds * rate.part * rate.seconds) / 3600,
+        single=(index + mammograms * rate.seconds) / 3600,
+        bytes=mammograms * rate.bytes,
     )
 
 
-def of_build(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
-    """The rate of `python -m tfmammo.data.build`: shards of mammograms that lie evenly in the
-    archive, after one to warm up.
+def measure_build(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
+    """Measure `python -m tfmammo.data.build` on mammograms spread evenly over the archive.
 
-    Raises as `build.build`.
+    One more mammogram warms up.
+
+    Args:
+        path: The build's config file.
+        overrides: Of the config.
+        sample: Mammograms to measure.
+        folder: For the shards.
 
     Raises:
-        DataError: There are fewer mammograms than are to be measured.
+        ConfigError: As `build.build`.
+        ArchiveError: As `build.build`.
+        DataError: As `build.build`, or there are fewer mammograms than are to be measured.
     """
-    chosen = config.parse(build.BuildConfig, path, overrides)
-    start = time.perf_counter()
-    found = archives.mammograms(chosen.data, Skipped())
-    index = (time.perf_counter() - start) / max(1, len(found))
-    counts = sampling.quota(found, chosen.data)
-    by_lesion = chosen.data.patches == "lesion"
-    work = [
-        (one, None if by_lesion else counts[one.image_id]) for one in found if counts[one.image_id]
+    build_config = config.parse(build.BuildConfig, path, overrides)
+    data = build_config.data
+    mammograms, index = _time_index(data)
+    counts = sampling.draw_quota(mammograms, data)
+    by_lesion = data.patches == "lesion"
+    jobs = [
+        (mammogram, None if by_lesion else counts[mammogram.image_id])
+        for mammogram in mammograms
+        if counts[mammogram.image_id]
     ]
-    if len(work) <= sample:
+    if len(jobs) <= sample:
         raise DataError(
-            f"{len(work)} mammograms give patches, and --sample {sample} needs one more than "
+            f"{len(jobs)} mammograms give patches, and --sample {sample} needs one more than "
             "that; take fewer"
         )
-    some = [work[place] for place in np.linspace(0, len(work) - 1, sample + 1).astype(int)]
+    rows = np.linspace(0, len(jobs) - 1, sample + 1).astype(int)
+    first, *rest = (jobs[row] for row in rows)
     names = (f"shard-0000{number}-of-00002.tfrecord" for number in range(2))
-    first, rest = (
-        build.Shard(folder, name, "", chosen.data, tuple(part))
-        for name, part in zip(names, (some[:1], some[1:]), strict=True)
+    warm_up, measured = (
+        build.Shard(folder, name, "", data, tuple(part))
+        for name, part in zip(names, ([first], rest), strict=True)
     )
-    build.make(first)
+    build.make(warm_up)
     start = time.perf_counter()
-    build.make(rest)
+    build.make(measured)
     seconds = time.perf_counter() - start
-    written = sum(path.stat().st_size for path in folder.glob("shard-00001-*"))
-    return Rate(seconds / sample, written / sample, index, chosen.build.shard_mammograms, sample)
+    size = sum(path.stat().st_size for path in folder.glob("shard-00001-*"))
+    part = build_config.build.shard_mammograms
+    return Rate(seconds / sample, size / sample, index, part, sample)
 
 
-def of_synthesis(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
-    """The rate of `python -m tfmammo.synthesis`: its first items, by the times at which they were
-    done, after one to warm up.
+def measure_synthesis(path: str, overrides: Sequence[str], sample: int, folder: Path) -> Rate:
+    """Measure `python -m tfmammo.synthesis` on its first items, by the times of their recipes.
 
-    Raises as `synthesis.synthesise`.
+    One more item warms up.
+
+    Args:
+        path: The synthesis's config file.
+        overrides: Of the config.
+        sample: Items to measure.
+        folder: For the items.
+
+    Raises:
+        TfmammoError: As `synthesis.synthesize`.
     """
-    chosen = config.parse(SynthesisConfig, path, [*overrides, f"count={sample + 1}"])
+    synthesis_config = config.parse(SynthesisConfig, path, [*overrides, f"count={sample + 1}"])
+    _, index = _time_index(synthesis_config.data)
+    synthesis.synthesize(synthesis_config, folder)
+    times = sorted(path.stat().st_mtime_ns for path in (folder / "recipes").iterdir())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Rate((times[-1] - times[0]) / 1e9 / sample, size / (sample + 1), index, 1, sample)
+
+
+def _time_index(data: config.DataConfig) -> tuple[Sequence[Mammogram], float]:
+    """List an archive's mammograms; return them and the seconds for each."""
     start = time.perf_counter()
-    found = archives.mammograms(chosen.data, Skipped())
-    index = (time.perf_counter() - start) / max(1, len(found))
-    synthesis.synthesise(chosen, folder)
-    done = sorted(path.stat().st_mtime_ns for path in (folder / "recipes").iterdir())
-    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Rate((done[-1] - done[0]) / 1e9 / sample, written / (sample + 1), index, 1, sample)
+    mammograms = archives.read_mammograms(data, Skipped())
+    return mammograms, (time.perf_counter() - start) / max(1, len(mammograms))
 
 
 RATES: dict[str, Callable[[str, Sequence[str], int, Path], Rate]] = {
-    "build": of_build,
-    "synthesis": of_synthesis,
+    "build": measure_build,
+    "synthesis": measure_synthesis,
 }
 
 
-def table(what: str, rate: Rate, mammograms: int, workers: int) -> Table:
-    """The plan as it is printed."""
-    found = planned(rate, mammograms, workers)
-    shown = Table(
-        title=f"{what} of {mammograms:,} mammograms with {workers:,} workers, from "
+def make_table(command: str, rate: Rate, mammograms: int, workers: int) -> Table:
+    """Make the table that is printed.
+
+    Args:
+        command: A key of RATES.
+        rate: Of that command.
+        mammograms: How many there will be.
+        workers: How many will work.
+    """
+    estimate = compute_estimate(rate, mammograms, workers)
+    table = Table(
+        title=f"{command} of {mammograms:,} mammograms with {workers:,} workers, from "
         f"{rate.sample:,} measured here"
     )
-    shown.add_column("")
-    shown.add_column(what, justify="right")
+    table.add_column("")
+    table.add_column(command, justify="right")
     for name, value in (
-        ("a mammogram", f"{rate.seconds:.3g} s, {_size(rate.bytes)}"),
-        ("shards" if what == "build" else "items", f"{found.parts:,}"),
-        ("hours, all workers", f"{found.hours:,.2f}"),
-        ("hours, one worker", f"{found.single:,.2f}"),
+        ("a mammogram", f"{rate.seconds:.3g} s, {_format_size(rate.bytes)}"),
+        ("shards" if command == "build" else "items", f"{estimate.parts:,}"),
+        ("hours, all workers", f"{estimate.hours:,.2f}"),
+        ("hours, one worker", f"{estimate.single:,.2f}"),
         ("of these, reading the archive's tables", f"{mammograms * rate.index / 3600:,.2f}"),
-        ("on disk", _size(found.bytes)),
+        ("on disk", _format_size(estimate.bytes)),
     ):
-        shown.add_row(name, value)
-    return shown
+        table.add_row(name, value)
+    return table
 
 
-def _size(count: float) -> str:
-    """Bytes as people read them: powers of 1,000."""
+def _format_size(count: float) -> str:
+    """Format bytes in powers of 1,000."""
     power = 0 if count < 1 else min(5, int(math.log10(count)) // 3)
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = cli.Parser(
-        prog="python -m tfmammo.estimate",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Run the command; an error becomes one line on stderr and exit code 2."""
+    parser = cli.make_command_parser("tfmammo.estimate", __doc__)
     parser.add_argument("what", choices=tuple(RATES))
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="of the command that is planned"
-    )
-    parser.add_overrides()
+    parser.add_config("the config of the command to estimate")
     parser.add_argument(
         "--mammograms",
         type=_positive,
@@ -203,17 +224,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="that there will be (1,000,000)",
     )
     parser.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="that will be at it (1)"
+        "--workers", type=_positive, default=1, metavar="N", help="that will work (1)"
     )
     parser.add_argument(
         "--sample", type=_positive, default=8, metavar="N", help="mammograms that are measured (8)"
     )
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            rate = RATES[chosen.what](chosen.config, chosen.set, chosen.sample, Path(folder))
-        console.print(table(chosen.what, rate, chosen.mammograms, chosen.workers))
+            rate = RATES[options.what](options.config, options.set, options.sample, Path(folder))
+        console.print(make_table(options.what, rate, options.mammograms, options.workers))
 
     cli.run(work)
 

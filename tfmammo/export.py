@@ -1,11 +1,10 @@
-"""Trained networks on disk: one SavedModel for each function of a room, and a card that
-says what they are.
+"""Trained networks on disk: a SavedModel for each function of a model, and a card about them.
 
     directory/card.json     names, shapes, ranges, and where the weights come from
     directory/NAME/         a SavedModel with the signature "serving_default", named inputs and
-    named outputs
+                            named outputs
 
-An export counts only when every SavedModel, read back from disk, answers as the eager network does.
+An export counts only if every SavedModel, read back from disk, answers as the eager network does.
 It is written beside its place and moved there whole; until then an older export stays. Reading one
 executes no pickle: SavedModels are protocol buffers and a tensor file.
 """
@@ -30,7 +29,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from tfmammo import filesystem
-from tfmammo._tensorflow import held_back
+from tfmammo._tensorflow import hold_back_stderr
 from tfmammo.errors import ExportError
 from tfmammo.mammogram import key_fault
 
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 CARD = "card.json"
 SIGNATURE = "serving_default"
-# Of every tensor with this name; any other is real.
+# Of every tensor with this name; any other may have any value.
 RANGES = {
     "image": [0.0, 1.0],
     "mask": [0.0, 1.0],
@@ -49,35 +48,34 @@ RANGES = {
     "lesion": [-1.0, 1.0],
     "tri_label": [0.0, 1.0],
 }
-PLAIN = re.compile(r"\w[\w .-]*")  # names of systems and functions, which become folders
-# relative to each value, and to the largest of an output where that is above 1; float32
+PLAIN_NAME = re.compile(r"\w[\w .-]*")  # of systems and functions, which become folders
+# float32, relative to each value, and to an output's largest value if that is above 1
 TOLERANCE = 1e-5
 
 Tensors = dict[str, NDArray[np.float32]]
 
 
 class Exportable(Protocol):
-    """What `export` needs of a room: its networks, and the functions to write, each named after its
-    network.
-    """
+    """What `export` needs of a model: its networks, and functions named after them."""
 
     @property
     def name(self) -> str:
-        """Of the system."""
+        """The system's name."""
 
     @property
     def networks(self) -> Mapping[str, keras.Model]:
-        """By name."""
+        """The networks by name."""
 
     def functions(self) -> Mapping[str, Any]:
-        """Network's name -> tf.function of named float32 inputs that returns a dict of named
-        float32 tensors.
-        """
+        """Return network's name -> tf.function from named float32 tensors to a dict of such."""
 
 
-def saved_models(room: Exportable, folder: Path) -> dict[str, Any]:
-    """Write every function of a room as a SavedModel of its name in `folder`, each checked against
-    the eager network.
+def write_saved_models(model: Exportable, folder: Path) -> dict[str, Any]:
+    """Write every function of a model as a SavedModel, checked against the eager network.
+
+    Args:
+        model: Built under the float32 policy.
+        folder: Where; each SavedModel has the name of its function.
 
     Returns:
         The card's "functions".
@@ -86,35 +84,34 @@ def saved_models(room: Exportable, folder: Path) -> dict[str, Any]:
         ExportError: As `export`.
     """
     return {
-        name: _write(name, function, room, folder / name)
-        for name, function in room.functions().items()
+        name: _write_function(name, function, model, folder / name)
+        for name, function in model.functions().items()
     }
 
 
 def export(
-    room: Exportable,
+    model: Exportable,
     directory: Path,
     card: Mapping[str, Any],
-    write: Callable[[Any, Path], dict[str, Any]] = saved_models,
+    write: Callable[[Any, Path], dict[str, Any]] = write_saved_models,
 ) -> Path:
-    """Write every function of a room as a SavedModel, check each against the eager network, then
-    put them in place.
+    """Write every function of a model as a SavedModel, check each, then put them in place.
 
     Args:
-        room: Built under the float32 policy; it is left as it was.
+        model: Built under the float32 policy; it stays as it is.
         directory: Created, or replaced if it holds an export.
-        card: Goes into card.json. "name": of the system, by default the room's. "serves": the
+        card: Goes into card.json. "name": the system's, by default the model's. "serves": the
             function that a server answers with, by default the one from image to mask, else from
             mask to image, else the first.
-        write: What puts the SavedModels into a folder, each named after its function and checked,
-            and describes them.
+        write: Writes the SavedModels into a folder, each named after its function and checked, and
+            returns the card's "functions".
 
     Returns:
-        Directory.
+        `directory`.
 
     Raises:
-        ExportError: The room computes in another precision, an answer from disk differs from the
-            eager one by more than 1e-5 or leaves the range of its name, or the directory holds
+        ExportError: The model computes in another precision; an answer from disk differs from the
+            eager one by more than 1e-5, or leaves the range of its name; or the directory holds
             something else. An older export stays.
     """
     directory = Path(directory)
@@ -128,29 +125,31 @@ def export(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        described = write(room, new)
-        text = json.dumps(_card(room, described, card), indent=2, allow_nan=False)
+        functions = write(model, new)
+        text = json.dumps(_make_card(model, functions, card), indent=2, allow_nan=False)
         (new / CARD).write_text(text + "\n", encoding="utf-8")
         filesystem.flush(new)
         _replace(directory, new)
     except (OSError, tf.errors.OpError) as error:
-        raise ExportError(f"{directory}: can't be written ({_sentence(error)})") from error
+        raise ExportError(f"{directory}: can't be written ({_summarize(error)})") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return directory
 
 
-def located(directory: Path) -> Path:
-    """Where an export is: in its place, or beside it if a crash fell between the two moves that
-    replace one by another.
+def locate(directory: Path) -> Path:
+    """Find an export: in its place, or beside it.
+
+    It lies beside its place after a crash between the two moves that replace one export by another.
     """
     old = _sibling(directory, "old")
     return old if old.is_dir() and not directory.exists() else directory
 
 
-def tidy(directory: Path) -> None:
-    """Remove what a killed `export` has left beside its place; an older export whose new one is
-    missing goes back there.
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a killed `export` has left beside its place.
+
+    An older export whose replacement is missing goes back to its place.
     """
     old = _sibling(directory, "old")
     if old.is_dir() and not directory.exists():
@@ -160,7 +159,7 @@ def tidy(directory: Path) -> None:
 
 
 def read_card(directory: Path) -> dict[str, Any]:
-    """The card of an export.
+    """Read the card of an export.
 
     Returns:
         "format", "name", "serves", "versions", "networks" (name -> number of parameters),
@@ -168,23 +167,23 @@ def read_card(directory: Path) -> dict[str, Any]:
         "variables"), and what `export` was given.
 
     Raises:
-        ExportError: The folder holds no export, or one that a newer tfmammo wrote.
+        ExportError: The folder holds no export, or one of a newer tfmammo.
     """
-    path = located(Path(directory)) / CARD
+    path = locate(Path(directory)) / CARD
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ExportError(f"{directory}: holds no export, {CARD} is missing") from None
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: can't be read ({_sentence(error)})") from None
+        raise ExportError(f"{path}: can't be read ({_summarize(error)})") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ExportError(f"{path}: is no card of format {FORMAT}, the one that this version reads")
     _check_names(path, card)
     return card
 
 
-def trained_on(card: Mapping[str, Any], where: object) -> frozenset[str]:
-    """The pseudonyms of the patients that an export's networks were trained on.
+def get_training_patients(card: Mapping[str, Any], where: object) -> frozenset[str]:
+    """Return the pseudonyms of the patients that an export's networks were trained on.
 
     Args:
         card: Of `read_card`.
@@ -192,8 +191,8 @@ def trained_on(card: Mapping[str, Any], where: object) -> frozenset[str]:
 
     Raises:
         KeyError: The card does not name them.
-        ExportError: Another TFMAMMO_ID_KEY made them, so that no patient of today's would be among
-            them.
+        ExportError: They were made with another TFMAMMO_ID_KEY, so none could match a patient of
+            today.
     """
     patients = frozenset(card["train_patients"])
     if fault := key_fault(card.get("id_key")):
@@ -201,13 +200,13 @@ def trained_on(card: Mapping[str, Any], where: object) -> frozenset[str]:
     return patients
 
 
-def find(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> str:
-    """The function of an export that takes exactly these inputs and returns at least these outputs.
+def find_function(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> str:
+    """Find the function of an export with exactly these inputs and at least these outputs.
 
-    Where several do, the one the card serves, else the first.
+    If there are several, it is the one that the card serves, else the first.
 
     Raises:
-        ExportError: None does.
+        ExportError: There is none.
     """
     card = read_card(directory)
     names = sorted(card["functions"], key=lambda name: name != card["serves"])
@@ -223,13 +222,13 @@ def find(directory: Path, inputs: Collection[str], outputs: Collection[str]) -> 
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class LoadedFunction:
     """One function of an export in memory.
 
     Attributes:
         call: As `load` returns it.
-        card: Of the export.
-        weights: See `load_whole`.
+        card: The export's.
+        weights: A hash; see `load_identified`.
     """
 
     call: Callable[..., Tensors]
@@ -238,51 +237,46 @@ class Opened:
 
 
 def load(directory: Path, function: str) -> Callable[..., Tensors]:
-    """One function of an export, ready to be called with arrays or tensors.
+    """Load one function of an export, ready to be called with arrays or tensors.
 
     Args:
         directory: An export.
-        function: A name in its card, see `find`.
+        function: A name in its card, see `find_function`.
 
     Returns:
         A callable that takes float32 [n, s, s, 1] in the card's ranges, by name or in the card's
         order, and returns output's name -> float32 array. It raises ExportError on a wrong name,
-        number or shape of inputs, and on values outside their range (by more than 1e-5) or that are
-        no numbers.
+        number or shape of inputs, and on values that are NaN or more than 1e-5 outside their range.
 
     Raises:
-        ExportError: No export, no such function, or a damaged SavedModel.
+        ExportError: There is no export or no such function, or the SavedModel is damaged.
     """
     card = read_card(directory)
-    return _caller(_restored(directory, function, card), directory, function, card)
+    return _make_caller(_load_saved_model(directory, function, card), directory, function, card)
 
 
-def load_whole(directory: Path, function: str) -> Opened:
-    """`load`, with the card that belongs to what was loaded, and a hash of it.
+def load_identified(directory: Path, function: str) -> LoadedFunction:
+    """Load one function of an export with its card and a hash of its weights.
 
-    Returns:
-        The function. Its `weights` are the SHA-256 of the signature and of every variable's dtype,
-        shape and values: equal for equal networks, however often they are exported, and of what is
-        in memory, whatever becomes of the files.
+    The hash is of what is in memory, whatever becomes of the files: the SHA-256 of the signature
+    and of every variable's dtype, shape and values. Equal networks have equal hashes, however often
+    they are exported.
 
     Raises:
         ExportError: As `load`, or the export was replaced by another meanwhile.
     """
     card = read_card(directory)
-    loaded = _restored(directory, function, card)
+    loaded = _load_saved_model(directory, function, card)
     if read_card(directory) != card:
         raise ExportError(f"{directory}: was replaced while it was read; try again")
-    return Opened(
-        _caller(loaded, directory, function, card), card, _hash(loaded, card["functions"][function])
-    )
+    call = _make_caller(loaded, directory, function, card)
+    return LoadedFunction(call, card, _hash_weights(loaded, card["functions"][function]))
 
 
-def files_hash(directory: Path, function: str) -> str:
-    """SHA-256 of a SavedModel's files as they are on disk, by which recipes of earlier versions
-    know it.
-    """
+def hash_files(directory: Path, function: str) -> str:
+    """Compute the SHA-256 of a SavedModel's files, as recipes of earlier versions hold it."""
     content = hashlib.sha256()
-    place = located(Path(directory)) / function
+    place = locate(Path(directory)) / function
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -290,27 +284,27 @@ def files_hash(directory: Path, function: str) -> str:
     return content.hexdigest()
 
 
-def _restored(directory: Path, function: str, card: Mapping[str, Any]) -> Any:
+def _load_saved_model(directory: Path, function: str, card: Mapping[str, Any]) -> Any:
     if function not in card["functions"]:
         raise ExportError(
             f"{directory}: has no function {function}, only {', '.join(card['functions'])}"
         )
-    folder = located(Path(directory)) / function
-    with _readable(folder):
+    folder = locate(Path(directory)) / function
+    with _translate_errors(folder):
         return tf.saved_model.load(str(folder))
 
 
-def _caller(
+def _make_caller(
     loaded: Any, directory: Path, function: str, card: Mapping[str, Any]
 ) -> Callable[..., Tensors]:
-    folder = located(Path(directory)) / function
+    folder = locate(Path(directory)) / function
     inputs = card["functions"][function]["inputs"]
-    # At the first call TensorFlow reports, as an error, each optimisation of the graph that it then
-    # does without.
-    quietly = iter((held_back(),))
+    # At the first call TensorFlow reports each optimisation of the graph that it can't apply as an
+    # error.
+    first_call = iter((hold_back_stderr(),))
 
     def call(*arrays: Any, **named: Any) -> Tensors:
-        """As the docstring of `load` says."""
+        """Call the function as the docstring of `load` says."""
         values = dict(zip(inputs, arrays, strict=False)) | named
         if len(arrays) + len(named) != len(inputs) or values.keys() != inputs.keys():
             raise ExportError(
@@ -321,7 +315,7 @@ def _caller(
             _check_shape(f"{folder}: {name}", np.shape(value), inputs[name]["shape"])
             _check_range(f"{folder}: {name}", value, inputs[name]["range"])
         # `loaded` owns the variables, so the closure must hold it and not only the signature.
-        with next(quietly, contextlib.nullcontext()):
+        with next(first_call, contextlib.nullcontext()):
             outputs = loaded.signatures[SIGNATURE](
                 **{name: tf.cast(value, tf.float32) for name, value in values.items()}
             )
@@ -330,29 +324,33 @@ def _caller(
     return call
 
 
-def _hash(loaded: Any, described: Mapping[str, Any]) -> str:
-    """See `load_whole`. A variable goes by its place: names count up within a process.
+def _hash_weights(loaded: Any, description: Mapping[str, Any]) -> str:
+    """Hash a loaded function; see `load_identified`.
+
+    A variable goes by its index, because names count up within a process.
 
     Args:
-        described: The function's part of the card.
+        loaded: The SavedModel.
+        description: The function's part of the card.
     """
-    own = list(getattr(loaded, "weights", ()))
+    weights = list(getattr(loaded, "weights", ()))
     others = list(getattr(loaded, "others", ()))
     signature = {
-        part: {name: (one["shape"], one["dtype"]) for name, one in described[part].items()}
+        part: {name: (spec["shape"], spec["dtype"]) for name, spec in description[part].items()}
         for part in ("inputs", "outputs")
     }
     content = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
-    for variable in own:
-        content.update(_digest(variable))
-    known = {id(variable) for variable in own}
-    # in no order of their own
-    for digest in sorted(_digest(variable) for variable in others if id(variable) not in known):
+    for variable in weights:
+        content.update(_hash_variable(variable))
+    hashed = {id(variable) for variable in weights}
+    # sorted, because the others have no order
+    remaining = (variable for variable in others if id(variable) not in hashed)
+    for digest in sorted(_hash_variable(variable) for variable in remaining):
         content.update(digest)
     return content.hexdigest()
 
 
-def _digest(variable: tf.Variable) -> bytes:
+def _hash_variable(variable: tf.Variable) -> bytes:
     values = variable.numpy()
     content = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode())
     content.update(np.ascontiguousarray(values).data)
@@ -362,41 +360,42 @@ def _digest(variable: tf.Variable) -> bytes:
 def assign(networks: Mapping[str, keras.Model], directory: Path) -> None:
     """Copy the weights of an export into networks, to start from them.
 
-    Networks that the exported room had but did not export keep their weights. Nothing is assigned
+    Networks that the exported model had but did not export keep their weights. Nothing is assigned
     unless everything fits.
 
     Args:
-        networks: Of the same names, each with the same variables in the same order, trainable or
-            not.
+        networks: Of the same names as the export's, each with the same variables in the same order,
+            trainable or not.
+        directory: The export.
 
     Raises:
         ExportError: The export holds another model, or can't be read.
     """
     card = read_card(directory)
     directory = Path(directory)
-    held = f"{directory}: holds a model for {card['name']}"
+    owner = f"{directory}: holds a model for {card['name']}"
     if set(networks) != set(card["networks"]):
         raise ExportError(
-            f"{held} with the networks {', '.join(sorted(card['networks']))}, this one has "
+            f"{owner} with the networks {', '.join(sorted(card['networks']))}, this one has "
             f"{', '.join(sorted(networks))}"
         )
     for name, function in card["functions"].items():
-        _check_variables(f"{held} whose {name}", networks[name], function["variables"])
+        _check_variables(f"{owner} whose {name}", networks[name], function["variables"])
     for name in card["functions"]:
-        folder = located(directory) / name
-        with _readable(folder):
+        folder = locate(directory) / name
+        with _translate_errors(folder):
             values = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
             for index, variable in enumerate(networks[name].variables):
                 variable.assign(values.get_tensor(f"weights/{index}/.ATTRIBUTES/VARIABLE_VALUE"))
 
 
-def _write(name: str, function: Any, room: Exportable, folder: Path) -> dict[str, Any]:
-    """Save one function, read it back, compare; returns its part of the card."""
-    if name not in room.networks:
+def _write_function(name: str, function: Any, model: Exportable, folder: Path) -> dict[str, Any]:
+    """Save one function, read it back and compare; return its part of the card."""
+    if name not in model.networks:
         raise ExportError(
-            f"the function {name} is named after none of the networks {', '.join(room.networks)}"
+            f"the function {name} is named after none of the networks {', '.join(model.networks)}"
         )
-    network = room.networks[name]
+    network = model.networks[name]
     concrete = function.get_concrete_function()
     specs = {spec.name: spec for spec in tf.nest.flatten(concrete.structured_input_signature)}
     _check_float32(name, concrete)
@@ -406,20 +405,21 @@ def _write(name: str, function: Any, room: Exportable, folder: Path) -> dict[str
     module.others = list(concrete.graph.variables)  # a function may use more than its own network
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: concrete})
     inputs = _random_inputs(specs)
-    with _unchanged(network):
+    with _keep_state(network):
         eager = {key: output.numpy() for key, output in function.python_function(**inputs).items()}
     saved = tf.saved_model.load(str(folder))
-    _compare(
+    _compare_answers(
         name,
         eager,
         {key: output.numpy() for key, output in saved.signatures[SIGNATURE](**inputs).items()},
     )
     return {
-        "inputs": {key: _describe(key, spec) for key, spec in specs.items()},
+        "inputs": {key: _describe_tensor(key, spec) for key, spec in specs.items()},
         "outputs": {
-            key: _describe(key, output) for key, output in concrete.structured_outputs.items()
+            key: _describe_tensor(key, output)
+            for key, output in concrete.structured_outputs.items()
         },
-        "variables": _signatures(network),
+        "variables": _describe_variables(network),
     }
 
 
@@ -432,7 +432,7 @@ def _check_float32(name: str, concrete: Any) -> None:
     for half in (tf.float16, tf.bfloat16):
         if half in dtypes:
             raise ExportError(
-                f"network {name} computes in {half.name}, but only a room built under the float32 "
+                f"network {name} computes in {half.name}, but only a model built under the float32 "
                 "policy can be exported"
             )
 
@@ -446,17 +446,15 @@ def _random_inputs(specs: Mapping[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
 
 
 @contextlib.contextmanager
-def _unchanged(network: keras.Model) -> Iterator[None]:
-    """Puts back what a call changes, as the state of a dropout's random generator: disk and memory
-    then draw alike.
-    """
+def _keep_state(network: keras.Model) -> Iterator[None]:
+    """Restore what a call changes, such as a dropout's random state, so that both calls agree."""
     before = [variable.numpy() for variable in network.non_trainable_variables]
     yield
     for variable, value in zip(network.non_trainable_variables, before, strict=True):
         variable.assign(value)
 
 
-def _compare(name: str, eager: Tensors, saved: Tensors) -> None:
+def _compare_answers(name: str, eager: Tensors, saved: Tensors) -> None:
     for key, expected in eager.items():
         # a value near 0 among large ones is no more exact than they are
         scale = max(1.0, float(np.max(np.abs(expected))))
@@ -468,40 +466,41 @@ def _compare(name: str, eager: Tensors, saved: Tensors) -> None:
             )
         low, high = RANGES.get(key, (-np.inf, np.inf))
         if expected.min() < low - TOLERANCE or expected.max() > high + TOLERANCE:
-            reach = f"{expected.min():.3g} to {expected.max():.3g}"
             raise ExportError(
-                f"network {name}: {key} reaches from {reach}, outside [{low:g}, {high:g}]"
+                f"network {name}: {key} reaches from {expected.min():.3g} to "
+                f"{expected.max():.3g}, outside [{low:g}, {high:g}]"
             )
 
 
-def _card(room: Exportable, functions: dict[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
-    serves = card.get("serves", _served(functions))
+def _make_card(
+    model: Exportable, functions: dict[str, Any], card: Mapping[str, Any]
+) -> dict[str, Any]:
+    serves = card.get("serves", _choose_default(functions))
     if serves not in functions:
         raise ExportError(
             f"the card serves {serves}, which is none of the functions {', '.join(functions)}"
         )
-    given = {"format": FORMAT, "name": room.name} | {
-        key: _plain(value) for key, value in card.items()
-    }
-    _check_names(CARD, given | {"functions": functions})
-    return given | {
+    plain = {key: _to_json_types(value) for key, value in card.items()}
+    content = {"format": FORMAT, "name": model.name} | plain
+    _check_names(CARD, content | {"functions": functions})
+    return content | {
         "format": FORMAT,
         "serves": serves,
         "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-        "networks": {name: network.count_params() for name, network in room.networks.items()},
+        "networks": {name: network.count_params() for name, network in model.networks.items()},
         "functions": functions,
     }
 
 
 def _check_names(path: Path | str, card: Mapping[str, Any]) -> None:
     for name in (*([card["name"]] if "name" in card else []), *card.get("functions", ())):
-        if not isinstance(name, str) or not PLAIN.fullmatch(name):
+        if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
             raise ExportError(
                 f"{path}: {str(name)[:80]!r} is no plain name (letters, digits, _ - .)"
             )
 
 
-def _served(functions: Mapping[str, Any]) -> str | None:
+def _choose_default(functions: Mapping[str, Any]) -> str | None:
     for wanted in (("image", "mask"), ("mask", "image")):
         for name, function in functions.items():
             if set(function["inputs"]) == {wanted[0]} and wanted[1] in function["outputs"]:
@@ -509,13 +508,14 @@ def _served(functions: Mapping[str, Any]) -> str | None:
     return next(iter(functions), None)
 
 
-def _describe(name: str, tensor: Any) -> dict[str, Any]:
+def _describe_tensor(name: str, tensor: Any) -> dict[str, Any]:
     return {"shape": tensor.shape.as_list(), "dtype": tensor.dtype.name, "range": RANGES.get(name)}
 
 
-def _signatures(network: keras.Model) -> list[str]:
-    """Name and shape of each variable; of a path only the last part, as the layers' names count up
-    within a process.
+def _describe_variables(network: keras.Model) -> list[str]:
+    """Describe each variable by name and shape.
+
+    Only the last part of its path counts, because layers' names count up within a process.
     """
     return [
         f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
@@ -523,32 +523,29 @@ def _signatures(network: keras.Model) -> list[str]:
     ]
 
 
-def _check_variables(held: str, network: keras.Model, exported: list[str]) -> None:
-    here = _signatures(network)
-    if len(here) != len(exported):
-        raise ExportError(f"{held} has {len(exported)} variables, this one has {len(here)}")
-    for index, (theirs, ours) in enumerate(zip(exported, here, strict=True)):
+def _check_variables(owner: str, network: keras.Model, exported: list[str]) -> None:
+    own = _describe_variables(network)
+    if len(own) != len(exported):
+        raise ExportError(f"{owner} has {len(exported)} variables, this one has {len(own)}")
+    for index, (theirs, ours) in enumerate(zip(exported, own, strict=True)):
         if theirs != ours:
             path = network.variables[index].path
             raise ExportError(
-                f"{held} has variable {index} of name and shape {theirs}, this one has {ours} "
+                f"{owner} has variable {index} of name and shape {theirs}, this one has {ours} "
                 f"({path})"
             )
 
 
-def _check_shape(what: str, shape: tuple[int, ...], expected: list[int | None]) -> None:
+def _check_shape(name: str, shape: tuple[int, ...], expected: list[int | None]) -> None:
     if len(shape) != len(expected) or any(
         want not in (None, size) for size, want in zip(shape, expected, strict=True)
     ):
         wanted = ", ".join("n" if size is None else str(size) for size in expected)
-        raise ExportError(f"{what} must have the shape [{wanted}], not {list(shape)}")
+        raise ExportError(f"{name} must have the shape [{wanted}], not {list(shape)}")
 
 
-def _check_range(what: str, value: Any, limits: list[float] | None) -> None:
-    """One pass over the values, where they lie: a tensor of a GPU is not copied.
-
-    A comparison with NaN is false.
-    """
+def _check_range(name: str, value: Any, limits: list[float] | None) -> None:
+    """Check values in one pass on their device; a comparison with NaN is false."""
     if limits is None:
         return
     low = limits[0] - TOLERANCE
@@ -562,24 +559,22 @@ def _check_range(what: str, value: Any, limits: list[float] | None) -> None:
         smallest = float(np.min(values))
         largest = float(np.max(values))
         raise ExportError(
-            f"{what} must lie in [{limits[0]:g}, {limits[1]:g}], but reaches from {smallest:g} to "
+            f"{name} must lie in [{limits[0]:g}, {limits[1]:g}], but reaches from {smallest:g} to "
             f"{largest:g}"
         )
 
 
-def _plain(value: Any) -> Any:
-    """The value in JSON's types; a number that is not finite becomes null, and what JSON doesn't
-    know becomes text.
-    """
+def _to_json_types(value: Any) -> Any:
+    """Convert a value to JSON's types: non-finite numbers to null, unknown types to text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [
-            _plain(item)
+            _to_json_types(item)
             for item in (sorted(value) if isinstance(value, set | frozenset) else value)
         ]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _to_json_types(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | int | float) else str(value)
@@ -594,20 +589,22 @@ def _replace(directory: Path, new: Path) -> None:
     if directory.exists():
         shutil.rmtree(old, ignore_errors=True)
         directory.replace(old)
-    new.replace(directory)  # no system moves two folders at once: see `located`
+    new.replace(directory)  # no system moves two folders at once: see `locate`
     filesystem.flush_names(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def _translate_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError, RuntimeError, ValueError) as error:
-        raise ExportError(f"{folder}: the SavedModel can't be read ({_sentence(error)})") from error
+        raise ExportError(
+            f"{folder}: the SavedModel can't be read ({_summarize(error)})"
+        ) from error
 
 
-def _sentence(error: Exception) -> str:
+def _summarize(error: Exception) -> str:
     return " ".join(str(error).split()) or error.__class__.__name__
 
 
@@ -616,7 +613,14 @@ def predict(
 ) -> dict[str, np.ndarray]:
     """Run an exported function over many patches, `batch` at a time.
 
-    Returns float32 arrays by output name.
+    Args:
+        function: A function of one input.
+        name: The input's name.
+        values: [n, ...].
+        batch: Patches in a call.
+
+    Returns:
+        float32 arrays by output name.
     """
     parts = [
         function(**{name: tf.constant(values[i : i + batch])}) for i in range(0, len(values), batch)

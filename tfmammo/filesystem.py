@@ -1,4 +1,4 @@
-"""Files that survive a crash: flushed, written whole or not at all, one process at a time."""
+"""Files that survive a crash: flushed, written whole or not at all, locked by one process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import IO
 
 
 def flush(path: Path) -> None:
-    """Write a file, or a folder with all that it holds, through to the disk; until then a power
-    loss can empty it.
+    """Flush a file, or a folder with all that it holds, to the disk.
+
+    Until then a power loss can empty it.
     """
     if path.is_dir():
         for inner in path.iterdir():
@@ -25,27 +26,33 @@ def flush(path: Path) -> None:
 
 
 def flush_names(folder: Path) -> None:
-    """Write through which files a folder holds, and not the files."""
+    """Flush the names of the files that a folder holds, and not the files."""
     with contextlib.suppress(OSError):
         _synchronise(folder)
 
 
 def _synchronise(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A file that takes its name when the body has ended well.
+    """Write a file that takes its name when the body ends without an error.
 
-    Two attempts at once don't meet: the last one stays.
+    Of two attempts at once the last one stays.
+
+    Args:
+        path: The file's final path.
+
+    Yields:
+        The path to write to.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(descriptor)
     try:
         yield Path(name)
         os.chmod(name, 0o644)  # temporary files are for their owner alone
@@ -59,7 +66,9 @@ def write_atomically(path: Path, content: str | bytes, durable: bool = True) -> 
     """Write a whole file or none, and only where it changes.
 
     Args:
-        durable: Write it through to the disk, so that a power loss does not take it.
+        path: The file.
+        content: Text is written as UTF-8.
+        durable: Flush it to the disk, so that it survives a power loss.
     """
     data = content.encode() if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
@@ -76,7 +85,7 @@ def take_lock(file: IO[str]) -> bool | None:
     """Lock an open file for this process, without waiting.
 
     Returns:
-        True; False where another process holds it; None where the file system knows no locks.
+        True, or False where another process holds it, or None where the file system has no locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,10 @@
-"""Layers, functions of images and noise that two or more rooms use identically."""
+"""Layers and functions of images and noise that two or more models use identically."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import keras
 import numpy as np
@@ -15,21 +15,20 @@ TINY = 1e-12  # instead of a length of 0, to divide by
 
 @keras.saving.register_keras_serializable("tfmammo")
 class SampleNormalization(keras.layers.Layer):
-    """Normalise each sample and channel by its own mean and variance over rows and columns, then
-    scale and shift.
+    """Normalise each sample and channel by its own mean and variance over rows and columns.
 
     y = gamma * (x - mean) / sqrt(variance + epsilon) + beta, mean and (biased) variance in float32
     over axes 1 and 2.
 
     At batch 1 this is batch normalisation with the statistics of the batch, the reading under which
-    Pix2Pix and CAN train *and* test: it keeps no moving averages, so a network answers alike in
-    training and at inference, for any batch size and any number of replicas. gamma starts from N(1,
-    0.02), beta from 0, as in Pix2Pix.
+    Pix2Pix and CAN train *and* test. It keeps no moving averages. A network therefore gives the
+    same output in training and at inference, for any batch size and any number of replicas. gamma
+    starts from N(1, 0.02), beta from 0, as in Pix2Pix.
 
-    Args:
+    Call arguments:
         x: floating [batch, rows, cols, channels].
 
-    Returns:
+    Call returns:
         The same shape and dtype.
 
     Departure:
@@ -60,7 +59,7 @@ class SampleNormalization(keras.layers.Layer):
         """See the class."""
         gamma = tf.convert_to_tensor(self.gamma)
         beta = tf.convert_to_tensor(self.beta)
-        if x.shape[0] == 1:  # one fused kernel; more samples would share their statistics in it
+        if x.shape[0] == 1:  # one fused kernel, in which several samples would share statistics
             return tf.compat.v1.nn.fused_batch_norm(
                 x, gamma, beta, epsilon=self.epsilon, is_training=True
             )[0]
@@ -71,24 +70,23 @@ class SampleNormalization(keras.layers.Layer):
         )
 
     def get_config(self) -> dict[str, object]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {**super().get_config(), "epsilon": self.epsilon}
 
 
 @keras.saving.register_keras_serializable("tfmammo")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """keras.layers.BatchNormalization, in training one fused kernel: the same numbers in half the
-    time.
+    """keras.layers.BatchNormalization as one fused kernel in training: half the time.
 
-    Whatever that kernel can't do is left to Keras: another axis, a mask, no scale or no centre,
-    statistics over all replicas (`synchronized`), other ranks. Without `synchronized` each replica
-    normalises by its own share of a batch.
+    The numbers are the same. Keras does whatever that kernel can't do: another axis, a mask, no
+    scale or no centre, statistics over all replicas (`synchronized`), other ranks. Without
+    `synchronized` each replica normalises by its own share of a batch.
 
-    Args:
+    Call arguments:
         x: floating [batch, rows, cols, channels].
         mask: As Keras's.
 
-    Returns:
+    Call returns:
         The same shape and dtype as x.
     """
 
@@ -96,10 +94,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self, x: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
         """See the class."""
-        last = self.axis in (-1, len(x.shape) - 1)
         usual = (
             len(x.shape) == 4
-            and last
+            and self.axis in (-1, len(x.shape) - 1)
             and mask is None
             and self.scale
             and self.center
@@ -113,7 +110,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             x, gamma, beta, epsilon=self.epsilon, is_training=True
         )
         count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
-        biased = variance * (count - 1.0) / count  # Keras's moving variance is of these
+        biased = variance * (count - 1.0) / count  # which Keras's moving variance averages
         for average, value in ((self.moving_mean, mean), (self.moving_variance, biased)):
             average.assign(average * self.momentum + value * (1.0 - self.momentum))
         return y
@@ -123,38 +120,45 @@ class BatchNormalization(keras.layers.BatchNormalization):
 class SpectralNormalization(keras.layers.Wrapper):
     """A layer whose kernel is W / sigma(W) in every call, sigma being W's largest singular value.
 
-    sigma = v . W u,  v = W u / |W u|,  |u| = 1;  the gradient flows through W and through sigma, u
-    and v being constants, so that <W, dL/dW> = 0. W is the kernel as a matrix [everything else,
-    outputs]; neither it nor u is changed by a call.
+        sigma = v . W u,    v = W u / |W u|,    |u| = 1
 
-    `power_iteration` moves u once towards W's right singular vector: whoever trains calls it once
-    per step, however often the layer itself is called, so that all calls of a step meet one kernel;
-    within `kept` they share its memory and its gradient. All of this is float32; then kernel and
-    bias are cast to the dtype of what comes in, which no policy changes. Replicas have equal
+    The gradient flows through W and through sigma, u and v being constants, so that <W, dL/dW> = 0.
+    W is the kernel as a matrix [everything else, outputs]. A call changes neither W nor u.
+
+    `power_iteration` moves u once towards W's right singular vector. A train step calls it once,
+    however often it calls the layer, so that all calls of a step use one kernel. Within
+    `cached_kernel` they share the kernel's memory and its gradient. All of this is float32; kernel
+    and bias are then cast to the input's dtype, which no policy changes. Replicas have equal
     weights, so equal u too.
 
     Args:
-        layer: With a `kernel` whose last axis counts its outputs, as of Dense and Conv2D.
-        x: floating, what the layer takes; whatever its dtype, the result has it too.
+        layer: A layer with a `kernel` whose last axis counts its outputs, as Dense and Conv2D have.
+
+    Call arguments:
+        x: floating, the layer's input; the output has its dtype.
+
+    Examples:
+        >>> layer = SpectralNormalization(keras.layers.Dense(3, use_bias=False))
+        >>> layer(np.ones((2, 5), np.float32)).shape
+        TensorShape([2, 3])
 
     Source:
         Miyato et al., Spectral normalization for generative adversarial networks (2018), algorithm
-        1. keras.layers has one that overwrites W by W / sigma at each training call: the gradient
-        does not pass sigma there.
+        1. The layer of keras.layers overwrites W by W / sigma at each training call, so that no
+        gradient passes sigma.
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs: object) -> None:
         super().__init__(layer, **{"dtype": "float32", "autocast": False, **kwargs})
         # replicas are traced in threads of their own, each with its own kernel
-        self._kept = threading.local()
+        self._cache = threading.local()
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Create the layer's weights, and u, float32 [outputs], whose direction alone counts."""
         super().build(input_shape)
-        anywhere = keras.initializers.RandomNormal(stddev=1.0)
         self.u = self.add_weight(
             shape=(self.layer.kernel.shape[-1],),
-            initializer=anywhere,
+            initializer=keras.initializers.RandomNormal(stddev=1.0),
             trainable=False,
             name="u",
             autocast=False,
@@ -162,12 +166,12 @@ class SpectralNormalization(keras.layers.Wrapper):
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        kernel = getattr(self._kept, "kernel", None)
+        kernel = getattr(self._cache, "kernel", None)
         values = [(self.layer.kernel, self.normalized() if kernel is None else kernel)]
         if getattr(self.layer, "bias", None) is not None:
             values.append((self.layer.bias, tf.convert_to_tensor(self.layer.bias)))
-        # Keras's way to call a layer with other values than its own; what is put in by its
-        # constructor is cast to float32.
+        # Keras's way to call a layer with other values than its own. add_update, unlike the
+        # scope's constructor, keeps their dtype.
         scope = keras.StatelessScope()
         for variable, value in values:
             scope.add_update((variable, tf.cast(value, x.dtype)))
@@ -175,25 +179,26 @@ class SpectralNormalization(keras.layers.Wrapper):
             return self.layer.call(x)
 
     def normalized(self) -> tf.Tensor:
-        """The kernel of a call: W / sigma, float32, of W's shape; 0 where W is 0."""
+        """Compute the kernel of a call: W / sigma, float32, of W's shape; 0 where W is 0."""
         matrix = self._matrix()
         image = tf.linalg.matvec(matrix, _unit(tf.convert_to_tensor(self.u)))
         sigma = tf.reduce_sum(tf.stop_gradient(_unit(image)) * image)
         return tf.reshape(matrix / tf.maximum(sigma, TINY), self.layer.kernel.shape)
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Within, all calls of this thread meet one tensor W / sigma, of now and of the tapes that
-        record now.
+    def cached_kernel(self) -> Iterator[None]:
+        """Within, all calls of this thread use one tensor W / sigma.
+
+        It is computed on entry, so the tapes that record then see its gradient.
         """
-        self._kept.kernel = self.normalized()
+        self._cache.kernel = self.normalized()
         try:
             yield
         finally:
-            self._kept.kernel = None
+            self._cache.kernel = None
 
     def power_iteration(self) -> None:
-        """u <- W' v / |W' v|, v = W u / |W u|."""
+        """Move u once: u <- W' v / |W' v|, v = W u / |W u|."""
         matrix = self._matrix()
         v = _unit(tf.linalg.matvec(matrix, _unit(tf.convert_to_tensor(self.u))))
         self.u.assign(_unit(tf.linalg.matvec(matrix, v, transpose_a=True)))
@@ -205,19 +210,27 @@ class SpectralNormalization(keras.layers.Wrapper):
 
 @keras.saving.register_keras_serializable("tfmammo")
 class SelfAttention(keras.layers.Layer):
-    """Every place of a map looks at all others: y = x + gamma * v(sum_j b_ij h(x_j)), b_i =
-    softmax_j(f(x_j) . g(x_i)).
+    """Every position of a map attends to all others.
+
+        y_i = x_i + gamma * v(sum_j b_ij h(x_j)),    b_i = softmax_j(f(x_j) . g(x_i))
 
     f, g and h are 1x1 convolutions to an eighth of the channels, v one back to all of them, none
     with a bias. gamma is learned and starts at 0, so that a network first learns without it. All of
-    it is float32, whatever comes in: a softmax over a thousand places underflows in float16.
+    it is float32, whatever the input is: a softmax over a thousand positions underflows in float16.
 
     Args:
-        x: floating [batch, rows, cols, channels].
         spectral: Normalise the four kernels, see `SpectralNormalization`.
 
-    Returns:
+    Call arguments:
+        x: floating [batch, rows, cols, channels].
+
+    Call returns:
         The same shape and dtype.
+
+    Examples:
+        >>> x = np.ones((1, 8, 8, 16), np.float32)
+        >>> bool(np.all(SelfAttention()(x) == x))  # gamma starts at 0
+        True
 
     Source:
         Zhang et al., Self-attention generative adversarial networks (2018), section 3.
@@ -238,14 +251,17 @@ class SelfAttention(keras.layers.Layer):
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """See the class."""
         wide = tf.cast(x, tf.float32)
-        f, g, h = (_places(convolution(wide)) for convolution in (self.f, self.g, self.h))
-        looks = tf.nn.softmax(tf.matmul(g, f, transpose_b=True))  # [batch, places i, places j]
-        rows, cols = (tf.shape(x)[axis] for axis in (1, 2))
-        seen = tf.reshape(tf.matmul(looks, h), [-1, rows, cols, h.shape[-1]])
-        return tf.cast(wide + tf.convert_to_tensor(self.gamma) * self.v(seen), x.dtype)
+        f = _flatten_positions(self.f(wide))
+        g = _flatten_positions(self.g(wide))
+        h = _flatten_positions(self.h(wide))
+        weights = tf.nn.softmax(tf.matmul(g, f, transpose_b=True))  # [batch, i, j]
+        rows = tf.shape(x)[1]
+        cols = tf.shape(x)[2]
+        attended = tf.reshape(tf.matmul(weights, h), [-1, rows, cols, h.shape[-1]])
+        return tf.cast(wide + tf.convert_to_tensor(self.gamma) * self.v(attended), x.dtype)
 
     def normalized(self) -> list[SpectralNormalization]:
-        """Its layers with a normalised kernel: four or none."""
+        """Return its layers with a normalised kernel: four or none."""
         return [self.f, self.g, self.h, self.v] if self.spectral else []
 
     def _convolution(self, filters: int, channels: int) -> keras.layers.Layer:
@@ -257,22 +273,41 @@ class SelfAttention(keras.layers.Layer):
         return convolution
 
     def get_config(self) -> dict[str, object]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {**super().get_config(), "spectral": self.spectral}
+
+
+def find_normalized(layers: Iterable[keras.layers.Layer]) -> list[SpectralNormalization]:
+    """Find the layers with a normalised kernel, those of self-attention too."""
+    normalized = []
+    for layer in layers:
+        if isinstance(layer, SpectralNormalization):
+            normalized.append(layer)
+        elif isinstance(layer, SelfAttention):
+            normalized += layer.normalized()
+    return normalized
+
+
+@contextmanager
+def cached_kernels(layers: Iterable[SpectralNormalization]) -> Iterator[None]:
+    """Within, all calls of each layer share a kernel that is normalised once."""
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.cached_kernel())
+        yield
 
 
 @keras.saving.register_keras_serializable("tfmammo")
 class RandomScalarMap(keras.layers.Layer):
-    """A map with one more channel, which has one value all over: the random number by which a block
-    can vary its answer.
+    """Append a constant channel to a map: the random number by which a block varies its output.
 
-    The number is given, not drawn here, so that whoever calls can draw it again.
+    The caller draws the number and can therefore draw it again.
 
-    Args:
+    Call arguments:
         x: floating [batch, rows, cols, channels].
         scalars: floating [batch], uniform in [-1, 1] in the paper.
 
-    Returns:
+    Call returns:
         [batch, rows, cols, channels + 1], of x's dtype.
 
     Source:
@@ -289,9 +324,18 @@ class RandomScalarMap(keras.layers.Layer):
         return tf.concat([x, channel], axis=-1)
 
 
+def upsample(x: tf.Tensor) -> tf.Tensor:
+    """Double the rows and columns of maps [batch, rows, cols, channels] by nearest neighbours."""
+    rows, cols, channels = x.shape[1:]
+    # tf.tile's gradient makes oneDNN complain
+    repeated = x[:, :, None, :, None] * tf.ones([1, 1, 2, 1, 2, 1], x.dtype)
+    return tf.reshape(repeated, [-1, 2 * rows, 2 * cols, channels])
+
+
 def image_gradients(image: tf.Tensor) -> tf.Tensor:
-    """Forward differences along rows and columns; 0 in the last row, or column, which has no
-    neighbour.
+    """Compute forward differences along rows and columns.
+
+    They are 0 in the last row or column, which has no neighbour.
 
     Args:
         image: floating [n, rows, cols, 1].
@@ -305,7 +349,7 @@ def image_gradients(image: tf.Tensor) -> tf.Tensor:
 
 
 def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
-    """Uniform noise, the same for the same seed, whatever else is drawn.
+    """Draw uniform noise, the same for the same seed, whatever else is drawn.
 
     Args:
         seeds: int64 [n, 2].
@@ -326,8 +370,9 @@ def uniform_noise(seeds: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
-    """Seeds that follow from the step and from each patch's pixels, so neither from its place in
-    the batch nor from the device.
+    """Derive seeds from the step and from each patch's pixels.
+
+    They depend neither on the patch's place in the batch nor on the device.
 
     Args:
         image: float32 [n, size, size, 1].
@@ -343,8 +388,9 @@ def patch_seeds(image: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
 
 
 def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> tf.Tensor:
-    """Dropout whose draws follow from each sample's seed alone, not from earlier calls nor from the
-    rest of the batch.
+    """Drop elements by draws that depend on each sample's seed alone.
+
+    They depend neither on earlier calls nor on the rest of the batch.
 
     Args:
         x: floating [batch, rows, cols, channels].
@@ -353,27 +399,26 @@ def seeded_dropout(x: tf.Tensor, rate: float, seeds: tf.Tensor, level: int) -> t
         level: A number of its own for each layer of a network, so that their draws differ.
 
     Returns:
-        The same shape and dtype; what is kept is divided by 1 - rate.
+        The same shape and dtype; elements that stay are divided by 1 - rate.
     """
     shape = x.shape[1:]
 
     def draw(seed: tf.Tensor) -> tf.Tensor:
         return tf.random.stateless_uniform(shape, tf.random.fold_in(seed, level), alg="philox")
 
-    drawn = tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
-    return tf.where(drawn >= rate, x / (1 - rate), tf.zeros_like(x))
+    draws = tf.map_fn(draw, seeds, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+    return tf.where(draws >= rate, x / (1 - rate), tf.zeros_like(x))
 
 
 def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
-    """Seed of one use of random numbers in a step on this replica: a resumed run draws what it
-    would have.
+    """Derive the seed of one use of random numbers in a step on this replica.
 
-    The seed follows training.seed too, which the training loop hands to
-    keras.utils.set_random_seed.
+    A resumed run therefore draws what an uninterrupted one would have. The seed depends on
+    training.seed too, which the training loop hands to keras.utils.set_random_seed.
 
     Args:
         step: integer scalar.
-        use: 0 to 1023, of those in one step.
+        use: 0 to 1023, a number of its own for each use in one step.
 
     Returns:
         int64 [2].
@@ -383,9 +428,11 @@ def step_seed(step: tf.Tensor | int, use: int = 0) -> tf.Tensor:
     return tf.stack([tf.cast(step, tf.int64), run * 2**32 + replica * 1024 + use])
 
 
-def step_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
-    """A step's latent noise on this replica, float32 [count, z], uniform in [-1, 1]; see
-    `step_seed`.
+def draw_latent_noise(count: tf.Tensor, z: int, step: tf.Tensor) -> tf.Tensor:
+    """Draw a step's latent noise on this replica; see `step_seed`.
+
+    Returns:
+        float32 [count, z], uniform in [-1, 1].
     """
     return tf.random.stateless_uniform([count, z], step_seed(step), -1.0, 1.0)
 
@@ -394,5 +441,5 @@ def _unit(vector: tf.Tensor) -> tf.Tensor:
     return vector / tf.maximum(tf.norm(vector), TINY)
 
 
-def _places(x: tf.Tensor) -> tf.Tensor:
+def _flatten_positions(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, [tf.shape(x)[0], -1, x.shape[-1]])

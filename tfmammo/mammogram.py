@@ -1,4 +1,4 @@
-"""The contract between archives and everything behind them: Mammogram and Lesion.
+"""Define the contract between archives and everything behind them: Mammogram and Lesion.
 
 An archive reader turns files on disk into `Mammogram` records without reading a pixel;
 `Mammogram.pixels()` reads them when they are wanted. All coordinates are native pixels of the
@@ -13,7 +13,7 @@ import hmac
 import os
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -34,15 +34,16 @@ Box = tuple[int, int, int, int]
 ID_KEY = "TFMAMMO_ID_KEY"
 
 
-def hashed_id(archive: str, identifier: str) -> str:
-    """A short stable pseudonym, so that no identifier of an archive reaches records, logs or
-    exports.
+def hash_id(archive: str, identifier: str) -> str:
+    """Return a short stable pseudonym of an identifier.
+
+    No identifier of an archive itself reaches records, logs or exports.
 
     Without a key, whoever holds a list of identifiers can hash them and compare: harmless for
     public archives, not for a hospital's numbers. The environment variable TFMAMMO_ID_KEY, any
     secret text, makes it a keyed hash (HMAC-SHA256).
 
-    Identifiers that look alike are one: they are hashed as `spelling` leaves them.
+    Identifiers that look alike give one pseudonym: `normalize_spelling` is applied first.
 
     Args:
         archive: The archive's name.
@@ -51,27 +52,30 @@ def hashed_id(archive: str, identifier: str) -> str:
     Returns:
         12 hexadecimal digits, equal for equal arguments and key.
     """
-    content = f"{archive}/{spelling(identifier)}".encode()
+    content = f"{archive}/{normalize_spelling(identifier)}".encode()
     key = os.environ.get(ID_KEY, "").encode()
     digest = hmac.new(key, content, hashlib.sha256) if key else hashlib.sha256(content)
     return digest.hexdigest()[:12]
 
 
-def spelling(text: str) -> str:
-    """One spelling of a text that Unicode can spell in several ways: NFKC, without invisible
-    characters (category Cf).
+def normalize_spelling(text: str) -> str:
+    """Return one spelling of a text that Unicode can spell in several ways.
+
+    The text becomes NFKC, without invisible characters (category Cf).
 
     Case stays; readers of archives in which it means nothing fold it. Plain ASCII is returned as it
     is.
     """
     if text.isascii():
         return text
-    # What an invisible character kept apart may compose, so it goes first, and again if composing
-    # leaves one.
-    visible = "".join(one for one in text if unicodedata.category(one) != "Cf")
-    return "".join(
-        one for one in unicodedata.normalize("NFKC", visible) if unicodedata.category(one) != "Cf"
-    )
+    # Characters that an invisible one separates may compose, so it goes first, and again if
+    # composing leaves one.
+    visible = _remove_invisible(text)
+    return _remove_invisible(unicodedata.normalize("NFKC", visible))
+
+
+def _remove_invisible(text: str) -> str:
+    return "".join(character for character in text if unicodedata.category(character) != "Cf")
 
 
 def is_keyed() -> bool:
@@ -80,20 +84,23 @@ def is_keyed() -> bool:
 
 
 def key_check() -> str:
-    """What files of pseudonyms keep of TFMAMMO_ID_KEY, to tell later whether it is still the same:
-    12 hexadecimal digits.
+    """Return 12 hexadecimal digits that tell whether TFMAMMO_ID_KEY is still the same.
+
+    Files of pseudonyms keep them.
     """
-    return hashed_id("tfmammo", "key check")
+    return hash_id("tfmammo", "key check")
 
 
-def key_fault(known: str | None) -> str | None:
-    """Why pseudonyms that were made under the key of `known` can't be compared with those of now;
-    None where they can.
+def key_fault(recorded: str | None) -> str | None:
+    """Say why pseudonyms made under the key of `recorded` can't be compared with those of now.
+
+    Returns:
+        A clause for an error message; None where they can be compared.
 
     Args:
-        known: A `key_check` from a file; None of a file that an earlier version wrote without one.
+        recorded: A `key_check` from a file; None of a file of an earlier version without one.
     """
-    if known in (None, key_check()):
+    if recorded in (None, key_check()):
         return None
     return (
         f"its pseudonyms were made with another {ID_KEY}, so that it would know no patient "
@@ -110,10 +117,17 @@ class Lesion:
         outlines: float32 [points, 2] each, (row, col), native px, closed implicitly; empty where
             the archive gives a box only.
         box: [row_min, col_min, row_max, col_max], half-open, native px.
-        shape: The archive's own word in lower case ("oval", "spiculated"), None where it is silent.
-        margin: The archive's own word in lower case ("oval", "spiculated"), None where it is
-            silent.
+        shape: The archive's own word in lower case ("oval"), None where it is silent.
+        margin: The archive's own word in lower case ("spiculated"), None where it is silent.
         kind_is_certain: False where the archive names kinds per image and this image has several.
+
+    Examples:
+        >>> square = np.array([[2, 3], [2, 6], [5, 6], [5, 3]])
+        >>> lesion = Lesion.from_outline("mass", square, rows=10, cols=10)
+        >>> lesion.box
+        (2, 3, 6, 7)
+        >>> int(lesion.mask(10, 10).sum())
+        16
     """
 
     kind: LesionKind
@@ -128,12 +142,12 @@ class Lesion:
     def from_outline(
         kind: LesionKind, outline: NDArray, rows: int, cols: int, **details: object
     ) -> Lesion:
-        """A lesion from one closed outline, cut at the image's border.
+        """Make a lesion from one closed outline, cut at the image's border.
 
         Args:
             outline: float [points, 2], (row, col), native px; points may lie outside the image.
-            rows: The image's size.
-            cols: The image's size.
+            rows: Rows of the image.
+            cols: Columns of the image.
             details: Further fields of Lesion.
 
         Raises:
@@ -166,7 +180,7 @@ class Lesion:
         return Lesion(kind, box, (outline,), **details)  # type: ignore[arg-type]
 
     def mask(self, rows: int, cols: int) -> NDArray[np.uint8]:
-        """The lesion's region, the border pixels included.
+        """Draw the lesion's region, the border pixels included.
 
         Returns:
             uint8 [rows, cols], 0 or 1, native px.
@@ -181,7 +195,7 @@ class Lesion:
         shift = 4  # sub-pixel bits: 1/16 px
         # one by one: together they would be filled even-odd, an overlap as a hole
         for outline in self.outlines:
-            near = _clipped(outline, rows, cols)
+            near = _clip_outline(outline, rows, cols)
             if np.abs(np.diff(near[:, 0], append=near[:1, 0])).sum() ** 2 > _MOST_WORK * rows:
                 raise ValueError(
                     f"an outline of {len(outline)} points crosses itself too often to be a lesion's"
@@ -200,8 +214,8 @@ _MARGIN = 64  # px around the image that are kept of an outline
 _MOST_WORK = 5e9  # about a second
 
 
-def _clipped(outline: NDArray[np.floating], rows: int, cols: int) -> NDArray[np.float64]:
-    """The outline of what lies within _MARGIN px of an image: float64 [points, 2].
+def _clip_outline(outline: NDArray[np.floating], rows: int, cols: int) -> NDArray[np.float64]:
+    """Clip an outline to within _MARGIN px of an image: float64 [points, 2].
 
     Source:
         Sutherland and Hodgman, 1974.
@@ -209,12 +223,14 @@ def _clipped(outline: NDArray[np.floating], rows: int, cols: int) -> NDArray[np.
     points = np.asarray(outline, np.float64)
     for axis, extent in enumerate((rows, cols)):
         for sign, limit in ((1, -_MARGIN), (-1, extent + _MARGIN)):
-            points = _cut(points, axis, sign, limit)
+            points = _clip_half_plane(points, axis, sign, limit)
     return points
 
 
-def _cut(points: NDArray[np.float64], axis: int, sign: int, limit: float) -> NDArray[np.float64]:
-    """The part of a closed polygon where sign * (coordinate - limit) is 0 or more."""
+def _clip_half_plane(
+    points: NDArray[np.float64], axis: int, sign: int, limit: float
+) -> NDArray[np.float64]:
+    """Return the part of a closed polygon where sign * (coordinate - limit) is 0 or more."""
     inside = sign * (points[:, axis] - limit) >= 0
     if inside.all():
         return points
@@ -231,12 +247,14 @@ def _cut(points: NDArray[np.float64], axis: int, sign: int, limit: float) -> NDA
 
 
 class MaskedLesion(Lesion):
-    """A lesion whose region stands in a file of its own, which is read when outlines, box or mask
-    are first asked for.
+    """A lesion whose region is in a file of its own.
+
+    The file is read when outlines, box or mask are first asked for.
 
     Args:
         read: Returns uint8 [rows, cols], not 0 on the lesion, native px of the mammogram; a
             functools.partial of a module-level function.
+        files: What `read` may open.
         details: Further fields of Lesion.
 
     Raises:
@@ -244,11 +262,16 @@ class MaskedLesion(Lesion):
     """
 
     read: Callable[[], NDArray[np.uint8]]
+    files: tuple[Path, ...]
 
     def __init__(
-        self, kind: LesionKind, read: Callable[[], NDArray[np.uint8]], **details: Any
+        self,
+        kind: LesionKind,
+        read: Callable[[], NDArray[np.uint8]],
+        files: tuple[Path, ...] = (),
+        **details: Any,
     ) -> None:
-        for name, value in {"kind": kind, "read": read, **details}.items():
+        for name, value in {"kind": kind, "read": read, "files": files, **details}.items():
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
@@ -258,10 +281,10 @@ class MaskedLesion(Lesion):
     @cached_property
     def outlines(self) -> tuple[NDArray[np.float32], ...]:  # type: ignore[override]
         """The region's outer borders through the centres of its border pixels; holes are filled."""
-        found = borders(self.read())
-        if not found:
+        outlines = trace_borders(self.read())
+        if not outlines:
             raise ArchiveError("the mask of a lesion marks nothing")
-        return found
+        return outlines
 
     @cached_property
     def box(self) -> Box:  # type: ignore[override]
@@ -272,9 +295,10 @@ class MaskedLesion(Lesion):
         return int(top), int(left), int(bottom), int(right)
 
 
-def borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
-    """The outer border of each part of a region, through the centres of its border pixels; holes
-    are filled.
+def trace_borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
+    """Trace the outer border of each part of a region, through the centres of its border pixels.
+
+    Holes are filled.
 
     Args:
         region: [rows, cols], not 0 inside.
@@ -290,24 +314,36 @@ def borders(region: NDArray[np.generic]) -> tuple[NDArray[np.float32], ...]:
 
 @dataclass(frozen=True)
 class Mammogram:
-    """One mammogram as its archive describes it; pixels are read by `pixels()` alone.
+    """One mammogram as its archive describes it; only `pixels()` reads pixels.
 
     Attributes:
-        patient_id: A pseudonym from `hashed_id`, the unit of every split.
+        patient_id: A pseudonym from `hash_id`, the unit of every split.
         image_id: Unique in the archive, free of patient data.
-        rows: Native size.
-        cols: Native size.
+        rows: Rows of the stored image.
+        cols: Columns of the stored image.
         spacing: (row, col) in mm per px, None where unknown.
-        pathology: Of the image's worst finding; None where the archive is silent.
-        birads: The archive's own words.
-        density: The archive's own words.
+        pathology: Pathology of the image's worst finding; None where the archive is silent.
+        birads: BI-RADS category in the archive's own words.
+        density: Density in the archive's own words.
         archive: The reader's name.
-        official_split: The side on which the archive itself puts the image, None where it has no
-            split.
+        official_split: The subset into which the archive itself puts the image, None where it has
+            no split.
         read: Returns the pixels; a functools.partial of a module-level function, so that a record
             can be pickled.
-        bits: Where the pixels are stored whole numbers over 2^bits - 1; None where they are made
-            otherwise (of DICOM, film).
+        bits: Given where pixels are stored whole numbers over 2^bits - 1; None where they are
+            made otherwise (of DICOM, film).
+        file: The file behind the pixels; None where they are computed or held in memory. Its name
+            may be a patient's, so `repr` leaves it out.
+        read_stored: Returns the grey values as the file stores them, an `archives.stored.Stored`;
+            None where pixels and bits tell them. Call `archives.read_stored` instead.
+        source: The mammogram as its reader gave it, where this one was preprocessed.
+
+    Examples:
+        >>> from functools import partial
+        >>> grey = partial(np.full, (40, 30, 1), 0.5)
+        >>> mammogram = Mammogram("mine", "patient", "image", 40, 30, grey, view="CC")
+        >>> mammogram.pixels().shape
+        (40, 30, 1)
     """
 
     archive: str
@@ -325,9 +361,21 @@ class Mammogram:
     density: str | None = None
     official_split: Split | None = None
     bits: int | None = None
+    file: Path | None = field(default=None, repr=False, compare=False)
+    read_stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+    source: Mammogram | None = field(default=None, repr=False, compare=False)
+
+    def with_pixels(self, read: Callable[[], NDArray[np.float32]], **changes: Any) -> Mammogram:
+        """Return the same mammogram with other pixels, which no file holds.
+
+        Args:
+            read: Returns the new pixels; see the class.
+            changes: Other fields that change with them.
+        """
+        return replace(self, read=read, file=None, read_stored=None, source=None, **changes)
 
     def pixels(self) -> NDArray[np.float32]:
-        """The image, dark background, bright tissue.
+        """Read the image, dark background, bright tissue.
 
         Returns:
             float32 [rows, cols, 1] in [0, 1], native px.
@@ -344,8 +392,8 @@ class Mammogram:
         return image
 
 
-def harmless(cell: str) -> str:
-    """A text as a cell of a CSV file, on one line and never a formula to a spreadsheet."""
+def escape_cell(cell: str) -> str:
+    """Return a text as a cell of a CSV file, on one line and never a formula to a spreadsheet."""
     cell = " ".join(cell.split())
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "|", "%")) else cell
 
@@ -357,7 +405,7 @@ class Skipped:
     Attributes:
         reasons: A file, beneath `root`, or an image_id -> one sentence. File names may be
             patients': what leaves the machine or reaches a log goes through
-            `archives.files.without_names`.
+            `archives.files.remove_names`.
         root: The archive's folder, None where there is none.
     """
 
@@ -366,12 +414,13 @@ class Skipped:
 
     def add(self, file: object, reason: object) -> None:
         """Note that `file` was left out; several reasons for one file are joined."""
-        known = self.reasons.get(str(file))
-        self.reasons[str(file)] = f"{known}; {reason}" if known else str(reason)
+        noted = self.reasons.get(str(file))
+        self.reasons[str(file)] = f"{noted}; {reason}" if noted else str(reason)
 
     def note(self, root: Path, path: Path, reason: object) -> None:
-        """Note a file by its path beneath `root`; a reason that begins with that path, as errors
-        do, does not repeat it.
+        """Note a file by its path beneath `root`.
+
+        A reason that begins with that path, as errors do, does not repeat it.
         """
         self.add(path.relative_to(root).as_posix(), str(reason).removeprefix(f"{path}: "))
 

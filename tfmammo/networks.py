@@ -1,5 +1,7 @@
-"""Networks that two or more rooms use identically: Pix2Pix's U-Net-256 and patch
-discriminator, Ronneberger's U-Net, DCGAN's two.
+"""Networks that two or more models use identically.
+
+They are Pix2Pix's U-Net-256 and patch discriminator, Ronneberger's U-Net, ResNets, and DCGAN's two
+networks.
 """
 
 from __future__ import annotations
@@ -9,32 +11,34 @@ from typing import NoReturn
 
 import keras
 import tensorflow as tf
+from pydantic import Field, PositiveFloat, PositiveInt
 
+from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution, TransposedConvolution, on_cpu
 from tfmammo.errors import ConfigError
 from tfmammo.layers import BatchNormalization, SampleNormalization, seeded_dropout
+from tfmammo.pretrained import KERAS_MEAN
 
 PIX2PIX_FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)
 
 
 def normal(deviation: float = 0.02) -> keras.initializers.Initializer:
-    """Pix2Pix's initial weights: N(0, 0.02), a fresh seed for every layer."""
+    """Return Pix2Pix's initial weights: N(0, 0.02), a fresh seed for every layer."""
     return keras.initializers.RandomNormal(0.0, deviation)
 
 
 class Network(keras.Model):
-    """A keras.Model that no .keras file holds: saving it raises one sentence, as reading that file
-    would fail.
-    """
+    """A keras.Model that refuses to be saved as a .keras file, which could not be read again."""
 
     def save(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refused, before a file is made."""
+        """Refuse, before a file is made."""
         self.get_config()
 
     def get_config(self) -> NoReturn:
-        """Refused: what any way of saving calls.
+        """Refuse; every way of saving calls this.
 
-        Raises NotImplementedError.
+        Raises:
+            NotImplementedError: Always.
         """
         raise NotImplementedError(
             f"{type(self).__name__} can't be saved as a .keras file: write the model that it "
@@ -45,10 +49,10 @@ class Network(keras.Model):
 
 
 class Trainable(Network):
-    """Networks that are trained together, by a `train_step` of their own: Keras's ways to call and
-    to train one are refused.
+    """Networks that are trained together, by a `train_step` of their own.
 
-    Every refusal is a NotImplementedError of one sentence, which names the way that works.
+    Keras's ways to call and to train one are refused by a NotImplementedError of one sentence,
+    which names the way that works.
     """
 
     networks: Mapping[str, keras.Model]
@@ -58,7 +62,7 @@ class Trainable(Network):
         self.built = True  # there is nothing to build but its networks
 
     def __call__(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refused."""
+        """Refuse to call the networks as a whole."""
         raise NotImplementedError(
             f"{type(self).__name__} can't be called as a whole: call a function, "
             "model.functions()[NAME](...), or a network, "
@@ -66,7 +70,7 @@ class Trainable(Network):
         )
 
     def compile(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refused, as are fit, evaluate, predict and the like."""
+        """Refuse, as fit, evaluate, predict and the others do."""
         raise NotImplementedError(
             f"{type(self).__name__} is trained by its own train_step and not by Keras: run python "
             f"train/{self.name}.py --config "
@@ -76,24 +80,23 @@ class Trainable(Network):
     fit = evaluate = predict = train_on_batch = test_on_batch = predict_on_batch = compile
 
     def export(self, *args: object, **kwargs: object) -> NoReturn:
-        """Refused: see tfmammo.export."""
+        """Refuse; see tfmammo.export."""
         self.get_config()
 
 
 class UNet256(Network):
-    """The U-Net of Pix2Pix: as many stride-2 convolutions down as filters are named, as many up,
-    skips between.
+    """The U-Net of Pix2Pix: stride-2 convolutions down, as many up, skips between.
 
     Encoder: conv(k4, s2), LeakyReLU(0.2) before all but the first, normalisation on all but the
     first and the innermost. Decoder: ReLU, transposed conv(k4, s2), normalisation on all but the
     last, dropout on the `dropouts` innermost. Only the last transposed convolution has a bias, or
-    all have with `biases`. With eight filters and 256 rows the innermost map is 1x1. norm: makes a
+    all have with `biases`. With eight filters and 256 rows the innermost map is 1x1. `norm` makes a
     normalisation layer.
 
-    Args:
+    Call arguments:
         x: floating [batch, size, size, channels]; size a multiple of 2 ** len(filters).
 
-    Returns:
+    Call returns:
         float32 [batch, size, size, out_channels], by default in [-1, 1] (activation tanh).
 
     Raises:
@@ -139,8 +142,13 @@ class UNet256(Network):
     def call(
         self, x: tf.Tensor, training: bool = False, seeds: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """See the class. seeds: int64 [batch, 2], from which dropout draws at inference too; None:
-        it is off there.
+        """See the class.
+
+        Args:
+            x: See the class.
+            training: Whether dropout drops.
+            seeds: int64 [batch, 2], from which dropout draws at inference too; None: it is off
+                there.
         """
         skips = []
         for i, (down, norm) in enumerate(zip(self.downs, self.down_norms, strict=True)):
@@ -153,12 +161,10 @@ class UNet256(Network):
         ):
             x = up(tf.nn.relu(x))
             x = norm(x, training=training) if norm else x
-            if dropout:
-                x = (
-                    dropout(x, training=training)
-                    if seeds is None
-                    else seeded_dropout(x, dropout.rate, seeds, level)
-                )
+            if dropout and seeds is None:
+                x = dropout(x, training=training)
+            elif dropout:
+                x = seeded_dropout(x, dropout.rate, seeds, level)
             x = tf.concat([x, skips.pop()], axis=-1) if skips else x
         return self.to_float32(x)
 
@@ -168,18 +174,18 @@ class PatchDiscriminator(Network):
 
     conv(k4, s2, bias), LeakyReLU; then strided and one unstrided conv(k4), normalisation,
     LeakyReLU; then conv(k4, s1, bias) to one channel; padding 1 everywhere; filters double up to
-    8x. biases: of every convolution. norm: makes a normalisation layer. `strided` counts the
-    stride-2 convolutions: 1, 2, 3, 4, 5 -> receptive field 16, 34, 70, 142, 286 and 126, 62, 30,
-    14, 6 logits a side from 256 px.
+    8x. `biases` gives every convolution one. `norm` makes a normalisation layer. `strided` counts
+    the stride-2 convolutions: 1, 2, 3, 4, 5 give a receptive field of 16, 34, 70, 142, 286 px, and
+    126, 62, 30, 14, 6 rows and columns of logits from 256 px.
 
-    Args:
+    Call arguments:
         x: floating [batch, size, size, channels], values in [-1, 1].
 
-    Returns:
+    Call returns:
         float32 logits [batch, n, n, 1].
 
     Raises:
-        ConfigError: Nothing of such a patch is left behind so many convolutions.
+        ConfigError: The patch is too small for so many convolutions.
 
     Source:
         Isola et al. 2017, section 6.1.2. 135,489 trainable parameters for two channels and strided
@@ -229,15 +235,15 @@ class PatchDiscriminator(Network):
 def unet_features(
     features: keras.KerasTensor, widths: Sequence[int], dropout: float
 ) -> keras.KerasTensor:
-    """Ronneberger's U-Net between its input and its last convolution, 1 x 1.
+    """Compute Ronneberger's U-Net between its input and its last convolution, 1 x 1.
 
     Two convolutions 3 x 3 with ReLU a level, max pooling between levels down, transposed
     convolutions 2 x 2 up, skips at every resolution, the input's own too. He's random weights.
 
     Args:
         features: [batch, size, size, channels]; size a multiple of 2 ** (len(widths) - 1).
-        widths: Channels of each level, the last one the bottom.
-        dropout: The share dropped behind the last two levels.
+        widths: Channels of each level, the bottom last.
+        dropout: Share that is dropped after the last two levels.
 
     Returns:
         [batch, size, size, widths[0]].
@@ -265,18 +271,111 @@ def unet_features(
     return features
 
 
+def resnet_stages(
+    image: keras.KerasTensor,
+    filters: int,
+    blocks: Sequence[int],
+    *,
+    strides: Sequence[int] = (1, 2, 2, 2),
+    dilations: Sequence[int] = (1, 1, 1, 1),
+    momentum: float = 0.99,
+    frozen_norm: bool = False,
+) -> list[keras.KerasTensor]:
+    """Compute the last map of each stage of a ResNet on grey images.
+
+    Layers with weights have the names that they have in keras.applications.
+
+    Args:
+        image: float32 [n, rows, cols, 1] in [0, 1].
+        filters: Filters of the first stage, doubled by each further one.
+        blocks: Blocks of each stage.
+        strides: Stride of each stage's first block.
+        dilations: Dilation of the 3 x 3 convolutions of each stage.
+        momentum: Decay of batch normalisation's running averages.
+        frozen_norm: Don't train batch normalisation, nor change its averages.
+
+    Source:
+        He et al., Deep residual learning for image recognition (2016), Table 1, stride in the first
+        1 x 1 convolution.
+    """
+    layers = keras.layers
+
+    def normalize(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        return layers.BatchNormalization(
+            momentum=momentum, epsilon=1.001e-5, trainable=not frozen_norm, name=f"{name}_bn"
+        )(x)
+
+    def block(
+        x: keras.KerasTensor, width: int, stride: int, dilation: int, name: str
+    ) -> keras.KerasTensor:
+        shortcut = x
+        if stride > 1 or x.shape[-1] != 4 * width:
+            shortcut = layers.Conv2D(4 * width, 1, stride, name=f"{name}_0_conv")(x)
+            shortcut = normalize(shortcut, f"{name}_0")
+        x = layers.Conv2D(width, 1, stride, name=f"{name}_1_conv")(x)
+        x = layers.ReLU()(normalize(x, f"{name}_1"))
+        convolution = layers.Conv2D(
+            width, 3, padding="same", dilation_rate=dilation, name=f"{name}_2_conv"
+        )
+        x = layers.ReLU()(normalize(convolution(x), f"{name}_2"))
+        x = layers.Conv2D(4 * width, 1, name=f"{name}_3_conv")(x)
+        x = normalize(x, f"{name}_3")
+        return layers.ReLU()(layers.Add()([shortcut, x]))
+
+    x = layers.Concatenate(dtype="float32")([image] * 3)
+    x = layers.Rescaling(255.0, [-mean for mean in KERAS_MEAN], dtype="float32")(x)
+    x = layers.Conv2D(filters, 7, 2, name="conv1_conv")(layers.ZeroPadding2D(3)(x))
+    x = layers.ReLU()(normalize(x, "conv1"))
+    x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
+    stages = []
+    for stage, (depth, stride, dilation) in enumerate(zip(blocks, strides, dilations, strict=True)):
+        for number in range(depth):
+            name = f"conv{stage + 2}_block{number + 1}"
+            x = block(x, filters * 2**stage, 1 if number else stride, dilation, name)
+        stages.append(x)
+    return stages
+
+
+class DCGANConfig(Frozen):
+    """DCGAN's values, its networks deepened to 256 px."""
+
+    learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, of both networks."""
+    beta_1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the first moment."""
+    beta_2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's decay of the second moment."""
+    z: PositiveInt = 100
+    """Length of the noise vector."""
+    filters: tuple[PositiveInt, ...] = Field(default=(1024, 512, 256, 128, 64, 32), min_length=1)
+    """Channels of G from its innermost map on; each map is twice the size of the one before."""
+    discriminator_filters: tuple[PositiveInt, ...] = Field(
+        default=(32, 64, 128, 256, 512, 1024), min_length=1
+    )
+    """Channels of D, one for each halving of its input."""
+    kernel: PositiveInt = 5
+    """Rows and columns of the kernels."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of batch normalisation's moving averages."""
+
+
 def dcgan_generator(
     z: int, filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float
 ) -> keras.Model:
-    """DCGAN's generator: noise float [batch, z] -> float32 [batch, size, size, channels] in [-1,
-    1].
+    """Build DCGAN's generator.
 
-    A fully connected layer to the innermost map, then transposed convolutions of stride 2; batch
-    normalisation and ReLU behind all but the last, tanh behind that.
+    noise float [batch, z] -> float32 [batch, size, size, channels] in [-1, 1]
+
+    A fully connected layer to the innermost map, then transposed convolutions of stride 2. Batch
+    normalisation and ReLU follow all but the last, tanh the last.
 
     Args:
-        filters: From the innermost map on, each twice the size of the one before.
-        momentum: Of the moving averages.
+        z: Length of the noise.
+        filters: Channels from the innermost map on; each map is twice the size of the one before.
+        channels: Channels of the output.
+        size: Rows and columns of the output, px.
+        kernel: Rows and columns of the kernels.
+        momentum: Decay of the moving averages.
 
     Raises:
         ConfigError: Size can't be halved so often.
@@ -312,13 +411,21 @@ def dcgan_generator(
 def dcgan_discriminator(
     filters: Sequence[int], channels: int, size: int, kernel: int, momentum: float
 ) -> keras.Model:
-    """DCGAN's discriminator: [batch, size, size, channels] in [-1, 1] -> float32 logits [batch, 1,
-    1, 1].
+    """Build DCGAN's discriminator; see `dcgan_generator`.
+
+    [batch, size, size, channels] in [-1, 1] -> float32 logits [batch, 1, 1, 1]
 
     Strided convolutions, batch normalisation on all but the first, LeakyReLU 0.2.
 
     Args:
-        filters: One per halving. Raises and Source: as `dcgan_generator`.
+        filters: Channels, one for each halving.
+        channels: Channels of the input.
+        size: Rows and columns of the input, px.
+        kernel: Rows and columns of the kernels.
+        momentum: Decay of the moving averages.
+
+    Raises:
+        ConfigError: Size can't be halved so often.
     """
     side = _innermost("discriminator_filters", size, len(filters))
     layers = keras.layers
@@ -329,8 +436,8 @@ def dcgan_discriminator(
         ]
         stack += [BatchNormalization(momentum=momentum)] if i else []
         stack += [layers.Activation(leaky_relu)]
-    # DCGAN flattens the last map and feeds it into one output: the same as a convolution over the
-    # whole of it
+    # DCGAN flattens the last map and feeds it into one output: the same as a convolution over all
+    # of the map
     stack += [
         layers.Conv2D(1, side, padding="valid", kernel_initializer=normal()),
         layers.Activation("linear", dtype="float32"),
@@ -340,20 +447,20 @@ def dcgan_discriminator(
 
 @keras.saving.register_keras_serializable("tfmammo")
 def leaky_relu(x: tf.Tensor) -> tf.Tensor:
-    """max(x, 0.2 x)."""
+    """Compute max(x, 0.2 x)."""
     return _leaky_relu_by_result(x) if on_cpu() else tf.nn.leaky_relu(x, 0.2)
 
 
 @tf.custom_gradient
 def _leaky_relu_by_result(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """LeakyReLU whose gradient reads the sign of its result, which is that of x.
+    """Compute LeakyReLU with a gradient that reads the sign of the result, which is that of x.
 
-    So nothing but the activation reads a convolution's biased output, and TensorFlow's CPU graph
-    optimizer fuses the three. The gradient of TensorFlow's own reads that output too, which makes
-    that optimizer fail as a whole ("remapper failed").
+    Only the activation then reads a convolution's biased output, and TensorFlow's CPU graph
+    optimizer fuses the three. The gradient of TensorFlow's LeakyReLU reads that output too, which
+    makes the optimizer fail as a whole ("remapper failed").
     """
     y = tf.nn.leaky_relu(x, 0.2)
-    # else a second derivative asks for that of the sign, which is 0, by TensorFlow's own way
+    # otherwise a second derivative asks for the sign's, which is 0, by TensorFlow's gradient
     sign = tf.stop_gradient(y)
     return y, lambda gradient: tf.raw_ops.LeakyReluGrad(
         gradients=gradient, features=sign, alpha=0.2

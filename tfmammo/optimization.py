@@ -1,6 +1,4 @@
-"""One place for loss scaling and replica scaling, so that a train_step reads like the
-paper's algorithm.
-"""
+"""Loss scaling and replica scaling, so that a train_step reads like the paper's algorithm."""
 
 from __future__ import annotations
 
@@ -9,18 +7,20 @@ from collections.abc import Callable, Iterable
 import keras
 import tensorflow as tf
 
-# bytes that CPUs of several workers exchange at once; in a tensor of 300 MB each takes gRPC more
+# bytes that CPUs of several workers exchange at once; a byte of a tensor of 300 MB takes gRPC more
 # than twice as long
 PIECE = 2**22
 
 
 @keras.saving.register_keras_serializable("tfmammo")
 class Adam(keras.optimizers.Adam):
-    """Keras's Adam, its update done by TensorFlow's fused kernel: the same numbers, about three
-    times as fast on a CPU.
+    """Keras's Adam by TensorFlow's fused kernel: about three times as fast on a CPU.
 
-    m <- beta_1 m + (1 - beta_1) g;  v <- beta_2 v + (1 - beta_2) g^2 w <- w - learning_rate *
-    sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon)
+    The numbers are the same:
+
+        m <- beta_1 m + (1 - beta_1) g
+        v <- beta_2 v + (1 - beta_2) g^2
+        w <- w - learning_rate * sqrt(1 - beta_2^t) / (1 - beta_1^t) * m / (sqrt(v) + epsilon)
 
     Source:
         Kingma & Ba 2015, the "epsilon hat" form of section 2, as Keras and TensorFlow have it.
@@ -37,14 +37,14 @@ class Adam(keras.optimizers.Adam):
         super().__init__(learning_rate, beta_1, beta_2, epsilon, name=name)
 
     def get_config(self) -> dict[str, object]:
-        """The constructor's arguments."""
-        keep = ("learning_rate", "beta_1", "beta_2", "epsilon", "name")
-        return {key: value for key, value in super().get_config().items() if key in keep}
+        """Return the constructor's arguments."""
+        arguments = ("learning_rate", "beta_1", "beta_2", "epsilon", "name")
+        return {key: value for key, value in super().get_config().items() if key in arguments}
 
     def update_step(
         self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor
     ) -> None:
-        """One variable's update, in place; called by `apply`."""
+        """Update one variable in place; called by `apply`."""
         index = self._get_variable_index(variable)
         step = tf.cast(self.iterations + 1, variable.dtype)
         tf.raw_ops.ResourceApplyAdam(
@@ -63,34 +63,31 @@ class Adam(keras.optimizers.Adam):
     def _all_reduce_sum_gradients(
         self, pairs: Iterable[tuple[tf.Tensor, tf.Variable]]
     ) -> list[tuple[tf.Tensor, tf.Variable]]:
-        """The sum of all replicas' gradients; on CPUs of several workers large ones go
-        in pieces.
-        """
+        """Sum all replicas' gradients; on CPUs of several workers large ones go in pieces."""
         strategy = tf.distribute.get_strategy()
-        many = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        if not many or "CPU" not in strategy.extended.worker_devices[0]:
+        has_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        if not has_workers or "CPU" not in strategy.extended.worker_devices[0]:
             return super()._all_reduce_sum_gradients(pairs)
-        cut = [(_cut(gradient), variable) for gradient, variable in pairs]
-        summed = iter(
+        pieces_of = [(_split(gradient), variable) for gradient, variable in pairs]
+        sums = iter(
             super()._all_reduce_sum_gradients(
-                [(piece, variable) for pieces, variable in cut for piece in pieces]
+                [(piece, variable) for pieces, variable in pieces_of for piece in pieces]
             )
         )
-        together = [([next(summed)[0] for _ in pieces], variable) for pieces, variable in cut]
-        return [
-            (
-                tf.reshape(tf.concat(pieces, axis=0), variable.shape)
-                if len(pieces) > 1
-                else pieces[0],
-                variable,
-            )
-            for pieces, variable in together
-        ]
+        joined = []
+        for pieces, variable in pieces_of:
+            summed = [next(sums)[0] for _ in pieces]
+            if len(summed) > 1:
+                joined.append((tf.reshape(tf.concat(summed, axis=0), variable.shape), variable))
+            else:
+                joined.append((summed[0], variable))
+        return joined
 
 
-def _cut(gradient: tf.Tensor) -> list[tf.Tensor]:
-    """Parts of at most PIECE bytes, as far as its rows allow; of aligned rows, they lie in the
-    memory that it lies in.
+def _split(gradient: tf.Tensor) -> list[tf.Tensor]:
+    """Split a gradient into parts of at most PIECE bytes, as far as its rows allow.
+
+    Parts of aligned rows share the gradient's memory.
     """
     size = gradient.dtype.size * gradient.shape.num_elements()
     if size <= PIECE or gradient.shape.rank < 2:
@@ -104,11 +101,11 @@ def _cut(gradient: tf.Tensor) -> list[tf.Tensor]:
 def build(
     optimizer: keras.optimizers.Optimizer, network: keras.Model
 ) -> keras.optimizers.Optimizer:
-    """Create an optimizer's slots for one network, with its own loss scale where the precision
-    policy is mixed_float16.
+    """Create an optimizer's slots for one network.
 
-    Called by a room's constructor, so inside the strategy's scope and before the first trace: an
-    optimizer that builds itself while being traced fails under float16 on several replicas.
+    Under the precision policy mixed_float16 the network gets its own loss scale. A model's
+    constructor calls this, so inside the strategy's scope and before the first trace: an optimizer
+    that builds itself while being traced fails under float16 on several replicas.
     """
     if keras.config.dtype_policy().compute_dtype == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -122,39 +119,38 @@ def minimize(
     optimizer: keras.optimizers.Optimizer,
     tape: tf.GradientTape,
 ) -> None:
-    """One step of `optimizer` down the gradient of `loss` by `network`'s weights, and by no
-    other's.
+    """Take one step down the gradient of `loss` with respect to one network's weights.
 
-    The gradient starts from scale / replicas instead of 1, so that neither the loss scale nor the
-    division by the number of replicas stands in a paper's code: replicas sum their gradients, and
+    The gradient starts from scale / replicas instead of 1. A paper's code therefore holds neither
+    the loss scale nor the division by the number of replicas: replicas sum their gradients, and
     each one's loss is the mean over its own share.
 
     Args:
-        loss: float32 scalar, recorded by `tape`, which is persistent where several networks
-            minimise from it.
+        loss: float32 scalar, recorded by `tape`.
+        network: Whose weights change.
+        optimizer: The network's.
+        tape: Persistent where several networks minimise from it.
     """
-    _apply(
-        tape.gradient(loss, network.trainable_variables, output_gradients=_start(optimizer)),
-        network,
-        optimizer,
-    )
+    start = _start(optimizer)
+    gradients = tape.gradient(loss, network.trainable_variables, output_gradients=start)
+    _apply(gradients, network, optimizer)
 
 
 def call_sharing_gradients(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
-    """network(x, training=True), so recorded that losses whose gradients by its output differ by a
-    factor share one pass back through it.
+    """Call a network for training, so that several losses share one backward pass.
 
-    A pass back is linear in the gradient that enters it. What it gave for one gradient, times a
-    factor, is what it gives for that multiple. Such are the gradients of -log P and -log(1 - P) by
-    a discriminator's logits, P being the mean response to one pair. Every gradient is compared with
-    the first one, and one that is no multiple of it gets a pass of its own. So a tape finds what it
-    finds of a plain call, whatever the losses are.
+    A backward pass is linear in the gradient that enters it. Its result for one gradient, times a
+    factor, is its result for that multiple. The gradients of -log P and -log(1 - P) with respect to
+    a discriminator's logits are such multiples, P being the mean response to one pair. Every
+    gradient is compared with the first one; one that is no multiple of it gets a pass of its own. A
+    tape therefore computes the same gradients as for a plain call, whatever the losses are.
 
-    It is a plain call where a gain is not to be expected, or would cost accuracy or a state: for
-    several samples, whose factors differ, under float16, and for networks that are changed by a
-    call, as by batch normalisation.
+    The call is a plain one where sharing gains nothing, or costs accuracy or a state: for several
+    samples, whose factors differ, under float16, and for networks that a call changes, as batch
+    normalisation does.
 
     Args:
+        network: Called as network(x, training=True).
         x: floating [batch, ...].
 
     Returns:
@@ -185,16 +181,14 @@ def call_sharing_gradients(network: keras.Model, x: tf.Tensor) -> tf.Tensor:
 def _remember(
     pass_back: Callable[[tf.Tensor], list[tf.Tensor]],
 ) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """`pass_back`, a linear function, which is not called again for a multiple of what it was first
-    called with.
-    """
-    known: list[tuple[tf.Tensor, list[tf.Tensor]]] = []
+    """Wrap a linear function: for a multiple of its first argument it is not called again."""
+    first_call: list[tuple[tf.Tensor, list[tf.Tensor]]] = []
 
     def answer(of_y: tf.Tensor) -> list[tf.Tensor]:
-        if not known:
-            known.append((of_y, pass_back(of_y)))
-            return known[0][1]
-        first, gradients = known[0]
+        if not first_call:
+            first_call.append((of_y, pass_back(of_y)))
+            return first_call[0][1]
+        first, gradients = first_call[0]
         factor, is_multiple = _factor(of_y, first)
         return tf.cond(
             is_multiple,
@@ -206,8 +200,9 @@ def _remember(
 
 
 def _factor(gradient: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(f, whether gradient = f first): to 1e-5, and with a first one so large that nothing behind
-    it vanished in float32.
+    """Compute a factor f, and whether gradient = f * first to 1e-5.
+
+    It is not where `first` is so small that gradients behind it may have vanished in float32.
     """
     largest = tf.reduce_max(tf.abs(first))
     unit = first / largest
@@ -233,8 +228,8 @@ def _apply(
 
 
 def _finite_on_all_replicas_or_on_none(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-    # LossScaleOptimizer (Keras 3.15) asks the first replica alone whether to skip the step: an
-    # overflow on another one would reach the weights. So all of them learn of it.
+    # LossScaleOptimizer (Keras 3.15) asks the first replica alone whether to skip the step. An
+    # overflow on another one would reach the weights, so all replicas have to learn of it.
     overflows = tf.add_n(
         [tf.cast(tf.reduce_any(~tf.math.is_finite(gradient)), tf.float32) for gradient in gradients]
     )

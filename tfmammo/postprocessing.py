@@ -1,16 +1,16 @@
-"""What is done to a generated lesion before it is added to its patch: the same steps for
-lesions added and removed.
+"""Post-processing of generated lesions before they are added to their patches.
 
-    1. Everything above 0.1 (below -0.1 for removal) is a binary mask, whose largest connected
-    object is kept
-    2. unless it covers less than 10 % of the patch: then the patch stays as it is and counts as
-    discarded;
-    3. the object is expanded by 5 px, its edge smoothed by a Gaussian of 10 px,
-    4. the lesion is multiplied by that, and added.
+Lesions that are added and removed go through the same steps:
 
-What the paper leaves open: pixels that touch at a corner are connected, of two equally large
-objects the first is taken; "10px" is the Gaussian's sigma; within the softened object the whole
-lesion channel is kept, brighter and darker than the patch.
+    1. Everything above 0.1 (below -0.1 for removal) is a binary mask. Its largest connected object
+       stays.
+    2. An object that covers less than 10 % of the patch is discarded; the patch is not changed.
+    3. The object is expanded by 5 px, and its edge is smoothed by a Gaussian of 10 px.
+    4. The lesion is multiplied by the result, and added.
+
+What the paper leaves open: Pixels that touch at a corner are connected. Of two equally large
+objects the first one stays. "10px" is the Gaussian's sigma. Within the softened object the whole
+lesion channel stays, brighter and darker than the patch.
 
 Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 3, the
 numbered list.
@@ -33,23 +33,23 @@ class PostprocessConfig(Frozen):
     """The paper's list."""
 
     threshold: PositiveFloat = 0.1
-    """Of the lesion, in [-1, 1]; its negative for removal."""
+    """Least value of the lesion, in [-1, 1]; its negative is the largest one for removal."""
     smallest: float = Field(default=0.1, ge=0, le=1)
-    """Part of the patch's area."""
+    """Least area of the object, as a share of the patch's."""
     dilation: NonNegativeInt = 5
-    """px around the object."""
+    """Expansion of the object, px."""
     edge: NonNegativeFloat = 10.0
     """Sigma of the Gaussian, px."""
 
 
 class Refined(NamedTuple):
-    """Patches behind post-processing.
+    """Patches after post-processing.
 
     Attributes:
         image: float32 [n, s, s, 1] in [0, 1], the input where the lesion was discarded.
         lesion: float32 [n, s, s, 1] in [-1, 1], what was added, on twice the scale of the image.
-        mask: uint8 [n, s, s, 1], 1 on the object as it was found, before it was expanded.
-        kept: bool [n]; the discard rate is 1 - kept.mean().
+        mask: uint8 [n, s, s, 1], 1 on the object before its expansion.
+        kept: bool [n], False where the lesion was discarded.
     """
 
     image: NDArray[np.float32]
@@ -68,8 +68,9 @@ def postprocess(
 
     Args:
         image: float32 [n, s, s, 1] in [0, 1].
-        lesion: The same shape, in [-1, 1], as G gives it.
-        removal: The object is what lies below -threshold, not above threshold.
+        lesion: The same shape, in [-1, 1], G's output.
+        config: By default the paper's values.
+        removal: The object lies below -threshold, not above threshold.
 
     Raises:
         ValueError: The shapes are not these.
@@ -80,23 +81,26 @@ def postprocess(
             f"patches and lesions must both be [n, s, s, 1], not {image.shape} and {lesion.shape}"
         )
     binary = (-lesion if removal else lesion)[..., 0] > config.threshold
-    objects = largest(binary)
+    objects = select_largest(binary)
     kept = objects.sum(axis=(1, 2)) >= max(1, config.smallest * binary[0].size)
     objects &= kept[:, None, None]
-    edges = np.stack([_softened(mask, config) for mask in objects.astype(np.float32)])[..., None]
-    refined = edges * lesion
+    weights = np.stack([_soften(mask, config) for mask in objects.astype(np.float32)])[..., None]
+    refined = weights * lesion
     return Refined(
         np.clip(image + refined / 2, 0, 1), refined, objects.astype(np.uint8)[..., None], kept
     )
 
 
-def largest(binary: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected object of each image, nothing where there is none.
+def select_largest(binary: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Select the largest connected object of each image.
 
     Args:
         binary: bool [n, rows, cols].
+
+    Returns:
+        bool [n, rows, cols], all False where there is no object.
     """
-    # within an image alone
+    # no pixel of another image is a neighbour
     neighbours = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
     labels, count = ndimage.label(binary, neighbours)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
@@ -106,7 +110,7 @@ def largest(binary: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return binary & (ranks == ranks.max(axis=(1, 2), keepdims=True))
 
 
-def _softened(mask: NDArray[np.float32], config: PostprocessConfig) -> NDArray[np.float32]:
+def _soften(mask: NDArray[np.float32], config: PostprocessConfig) -> NDArray[np.float32]:
     reach = config.dilation
     disc = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1]) <= reach
     mask = cv2.dilate(mask, disc.astype(np.uint8))

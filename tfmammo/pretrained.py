@@ -1,19 +1,19 @@
-"""Networks that others trained on ImageNet, frozen, as measures of likeness: VGG-19,
-AlexNet and Inception-v3, for grey images; and ResNet-50 and -101 as Keras has them, to
-be trained on.
+"""Pretrained feature extractors for grey images, and pretrained ResNets; all of ImageNet.
 
-Each of the first three takes float32 [n, h, w, 1] in [0, 1], repeats the grey channel three times,
-scales it as its weights expect, and puts out float32 features. `weights` says where these come
-from: "imagenet" downloads them, a path reads them, and "none" draws them at random from a fixed
-seed: such a network tells images apart, but not as people do, so numbers made with it are labelled
-so.
+VGG-19, AlexNet and Inception-v3 are frozen, for perceptual losses and metrics. ResNet-50 and -101
+are as Keras has them, to be fine-tuned.
+
+A feature extractor takes float32 [n, h, w, 1] in [0, 1], repeats the grey channel three times,
+scales it as its weights expect, and puts out float32 features. `weights` says where the weights
+come from: "imagenet" downloads them, a path reads them, and "none" draws them at random from a
+fixed seed. A random network tells images apart, but not as people do, so its numbers are labelled.
 
 python -m tfmammo.pretrained IN OUT.npz
 
-turns a published file into one that is read here without PyTorch: torchvision's AlexNet
+converts a published file to one that is read here without PyTorch: torchvision's AlexNet
 (alexnet-owt-7be5be79.pth), torchvision's VGG-19 (vgg19-dcbb9e9d.pth), or the linear heads of LPIPS
-v0.1 for AlexNet (alex.pth). A .pth file is read by torch.load with weights_only=True, which runs no
-code of the file, and needs PyTorch; the same tensors as .safetensors need nothing.
+v0.1 for AlexNet (alex.pth). A .pth file needs PyTorch and is read by torch.load with
+weights_only=True, which runs no code of the file. The same tensors as .safetensors need nothing.
 
 Only arrays are read from any file, into networks that are built here: nothing is executed or
 unpickled. A .npz file holds "LAYER/kernel" and "LAYER/bias" for every layer, and for VGG-19
@@ -84,17 +84,17 @@ VGG19_LAYERS = tuple(
 
 
 def vgg19(weights: str, layers: Sequence[str]) -> keras.Model:
-    """VGG-19's feature maps, of the layers with Keras's names ("block1_conv2": behind the ReLU).
+    """Build VGG-19's feature maps after the ReLU.
 
     Args:
         weights: "imagenet" (Keras's, 80 MB), "none", or a path: .npz of the converter, or Keras's
             .h5 without top.
-        layers: In the order wanted.
+        layers: Keras's names of the layers ("block1_conv2"), in the order of the output.
 
     Returns:
         A frozen network: floating [n, h, w, 1] in [0, 1] -> a list of float32 [n, h / 2**i, w /
         2**i, channels] (of one layer the map itself, as Keras has it), any h and w from 32 px up.
-        It computes in the global precision. The whole trunk has 20,024,384 parameters.
+        It computes in the global precision. All layers together have 20,024,384 parameters.
 
     Raises:
         WeightsError: The weights can't be had.
@@ -116,13 +116,13 @@ def vgg19(weights: str, layers: Sequence[str]) -> keras.Model:
         offset = tuple(-mean for mean in KERAS_MEAN)
     else:
         scale, offset = (stored[key].tolist() for key in ("input/scale", "input/offset"))
-    return _grey(
+    return _wrap_grey(
         "vgg19", network, scale, offset, [network.get_layer(name).output for name in layers]
     )
 
 
 def alexnet(weights: str) -> keras.Model:
-    """AlexNet's five feature maps behind their ReLUs, the input scaled as LPIPS v0.1 does.
+    """Build AlexNet's five feature maps after their ReLUs, the input scaled as in LPIPS v0.1.
 
     Args:
         weights: "imagenet" (torchvision's, 240 MB, needs PyTorch to read), "none", or a path: .npz
@@ -155,16 +155,16 @@ def alexnet(weights: str) -> keras.Model:
     _fill(network, "alexnet", weights)
     scale = [2 / s for s in LPIPS_SCALE]  # of [0, 1]: (2 x - 1 - shift) / scale
     offset = [-(1 + shift) / s for shift, s in zip(LPIPS_SHIFT, LPIPS_SCALE, strict=True)]
-    return _grey("alexnet", network, scale, offset, taps)
+    return _wrap_grey("alexnet", network, scale, offset, taps)
 
 
 def inception(weights: str) -> keras.Model:
-    """Inception-v3's last feature map, averaged: what FID and KID are computed of.
+    """Build Inception-v3's last feature map, averaged: the features of FID and KID.
 
-    This is Keras's Inception-v3, trained anew for 1,000 classes. Published FIDs are of the TF-Slim
-    graph of December 2015 (1,008 classes, the pool_3 of classify_image_graph_def.pb), whose weights
-    and poolings differ: its numbers and these do not compare. Images are resized to 299 px
-    bilinearly and mapped to [-1, 1], as there.
+    This is Keras's Inception-v3, trained for 1,000 classes. Published FIDs are of the TF-Slim graph
+    of December 2015 (1,008 classes, the pool_3 of classify_image_graph_def.pb). Its weights and
+    poolings differ, so its numbers and these can't be compared. Images are resized to 299 px
+    bilinearly and mapped to [-1, 1], as in that graph.
 
     Args:
         weights: "imagenet" (Keras's, 88 MB), "none", or the path of Keras's .h5 without top.
@@ -181,17 +181,17 @@ def inception(weights: str) -> keras.Model:
         use.
     """
     network = keras.applications.InceptionV3(weights=None, include_top=False, pooling="avg")
-    _check_keras_alone("inception", "Inception-v3", weights)
+    _check_is_keras("inception", "Inception-v3", weights)
     _fill(network, "inception", weights)
-    return _grey("inception", network, (2.0,) * 3, (-1.0,) * 3, [network.output], size=299)
+    return _wrap_grey("inception", network, (2.0,) * 3, (-1.0,) * 3, [network.output], size=299)
 
 
 def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
-    """LPIPS's linear heads for AlexNet: how much each channel of each feature map counts.
+    """Load LPIPS's linear heads for AlexNet: the weight of each channel of each feature map.
 
     Args:
-        weights: "none": 1 for all, which is LPIPS without calibration (the `lpips` package's
-            lpips=False); or a path: .npz of the converter.
+        weights: "none": all 1, which is LPIPS without calibration (the `lpips` package's
+            lpips=False). Or a path: .npz of the converter.
 
     Returns:
         Five float32 vectors of 64, 192, 384, 256 and 256 numbers.
@@ -206,13 +206,15 @@ def lpips_heads(weights: str) -> list[NDArray[np.float32]]:
         return [np.ones(width, np.float32) for width in ALEXNET_WIDTHS]
     arrays = _read(Path(weights))
     return [
-        _fitting(arrays, f"lin{i}/kernel", (width,), weights)
+        _get_checked(arrays, f"lin{i}/kernel", (width,), weights)
         for i, width in enumerate(ALEXNET_WIDTHS)
     ]
 
 
 def resnet50(weights: str) -> keras.Model:
-    """Keras's ResNet-50 without top, on 255 * image less the mean colour, blue first; trainable.
+    """Build Keras's ResNet-50 without top, trainable.
+
+    Its input is 255 * image less the mean colour, blue first.
 
     Args:
         weights: "imagenet" (94 MB), or the path of Keras's .h5 without top.
@@ -227,40 +229,40 @@ def resnet50(weights: str) -> keras.Model:
         He et al., Deep residual learning for image recognition (2016).
     """
     network = keras.applications.ResNet50(weights=None, include_top=False)
-    _check_keras_alone("resnet50", "ResNet-50", weights)
+    _check_is_keras("resnet50", "ResNet-50", weights)
     _fill(network, "resnet50", weights)
     return network
 
 
 def resnet101(weights: str) -> keras.Model:
-    """Keras's ResNet-101 without top, as `resnet50`; 171 MB, 42,658,176 parameters."""
+    """Build Keras's ResNet-101 without top, as `resnet50`; 171 MB, 42,658,176 parameters."""
     network = keras.applications.ResNet101(weights=None, include_top=False)
-    _check_keras_alone("resnet101", "ResNet-101", weights)
+    _check_is_keras("resnet101", "ResNet-101", weights)
     _fill(network, "resnet101", weights)
     return network
 
 
 def convert(source: Path, target: Path) -> str:
-    """Turn a published file of PyTorch tensors into the .npz that is read here.
+    """Convert a published file of PyTorch tensors to the .npz that is read here.
 
     Args:
-        source: .pth or .safetensors; what it holds is found out by its tensors.
+        source: .pth or .safetensors; its tensors tell what it holds.
         target: .npz, replaced if it exists.
 
     Returns:
-        What it was: "alexnet", "vgg19" or "LPIPS heads".
+        What the source holds: "alexnet", "vgg19" or "LPIPS heads".
 
     Raises:
         WeightsError: PyTorch is missing, or the file holds none of them; nothing is written then.
     """
     if target.suffix != ".npz":
         raise WeightsError(f"{target}: the file to write must end in .npz")
-    name, arrays = _translate(_tensors(source), source)
+    name, arrays = _translate(_read_tensors(source), source)
     np.savez(target, **arrays)  # type: ignore[arg-type]  # its stubs know of no other keyword
     return name
 
 
-def _grey(
+def _wrap_grey(
     name: str,
     network: keras.Model,
     scale: Sequence[float],
@@ -268,33 +270,34 @@ def _grey(
     outputs: Sequence[keras.KerasTensor],
     size: int = 0,
 ) -> keras.Model:
-    """A frozen network of one channel in [0, 1] around one of three. size: rows and columns to
-    resize to, if any.
+    """Build a frozen network of one channel in [0, 1] around a network of three channels.
+
+    Args:
+        name: Name of the new network.
+        network: Of three channels.
+        scale: Factor of each channel.
+        offset: Then added to each channel.
+        outputs: The network's outputs.
+        size: Rows and columns that images are resized to, px; 0: they are not.
     """
     image = keras.Input((None, None, 1), dtype="float32", name="image")
-    x = (
-        keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")(image)
-        if size
-        else image
-    )
+    x = image
+    if size:
+        resize = keras.layers.Resizing(size, size, interpolation="bilinear", dtype="float32")
+        x = resize(image)
     x = keras.layers.Concatenate(dtype="float32")([x, x, x])
     x = keras.layers.Rescaling(list(scale), list(offset), dtype="float32")(x)
-    # of the network no more than these need
+    # no more of the network than the outputs need
     features = keras.Model(network.input, list(outputs))(x)
+    if not isinstance(features, list):
+        features = [features]
     to_float32 = keras.layers.Activation("linear", dtype="float32")
-    model = keras.Model(
-        image,
-        [
-            to_float32(feature)
-            for feature in (features if isinstance(features, list) else [features])
-        ],
-        name=name,
-    )
+    model = keras.Model(image, [to_float32(feature) for feature in features], name=name)
     model.trainable = False
     return model
 
 
-def _check_keras_alone(name: str, title: str, weights: str) -> None:
+def _check_is_keras(name: str, title: str, weights: str) -> None:
     if Path(weights).suffix == ".npz":
         raise WeightsError(
             f"{weights}: {title} is read from Keras's .h5 without top alone, "
@@ -305,11 +308,12 @@ def _check_keras_alone(name: str, title: str, weights: str) -> None:
 def _fill(network: keras.Model, name: str, weights: str) -> Arrays:
     """Give a network its weights.
 
-    Returns what else is known of them: how the input is scaled, if it is not a .h5 file.
+    Returns:
+        "input/scale" and "input/offset" of VGG-19's weights; {} of a .h5 file and other networks.
     """
     if weights == "none":
         _randomise(network)
-        return _torchvision_input()
+        return _make_torchvision_input()
     path = _download(name) if weights == "imagenet" else Path(weights)
     if path.suffix == ".h5" and path.is_file():
         if name == "alexnet":
@@ -319,25 +323,26 @@ def _fill(network: keras.Model, name: str, weights: str) -> Arrays:
             )
         _load_keras(network, path)
         return {}
-    arrays = _translate(_tensors(path), path)[1] if weights == "imagenet" else _read(path)
+    arrays = _translate(_read_tensors(path), path)[1] if weights == "imagenet" else _read(path)
     for layer in network.layers:
         if layer.weights:
             layer.set_weights(
                 [
-                    _fitting(arrays, f"{layer.name}/{variable.name}", variable.shape, path)
+                    _get_checked(arrays, f"{layer.name}/{variable.name}", variable.shape, path)
                     for variable in layer.weights
                 ]
             )
     return (
-        {key: _fitting(arrays, key, (3,), path) for key in _torchvision_input()}
+        {key: _get_checked(arrays, key, (3,), path) for key in _make_torchvision_input()}
         if name == "vgg19"
         else {}
     )
 
 
 def _randomise(network: keras.Model, seed: int = 0) -> None:
-    """He's normal kernels and no biases, the same ones in every process; normalisations stay what
-    they are at first, identities.
+    """Set He's normal kernels and biases of 0, the same ones in every process.
+
+    Normalisations keep their initial values, with which they are identities.
     """
     random = np.random.default_rng(seed)
     for layer in network.layers:
@@ -368,7 +373,7 @@ def _load_keras(network: keras.Model, path: Path) -> None:
 
 
 def _download(name: str) -> Path:
-    """The published file, from Keras's cache or the network."""
+    """Return the published file's path, in Keras's cache, after a download if need be."""
     url, digest = PUBLISHED[name]
     try:
         path = Path(
@@ -380,12 +385,12 @@ def _download(name: str) -> Path:
             )
         )
     except Exception as error:  # Keras raises a bare Exception where a download fails
-        made = (
+        conversion = (
             ", make a .npz of it with python -m tfmammo.pretrained" if url.endswith(".pth") else ""
         )
         raise WeightsError(
             f"{name}: the ImageNet weights can't be downloaded ({_sentence(error)}); fetch {url} "
-            f"elsewhere{made} and set the key of "
+            f"elsewhere{conversion} and set the key of "
             "these weights to the file's path, or to none for random ones"
         ) from None
     if len(digest) < 32 and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
@@ -397,7 +402,7 @@ def _download(name: str) -> Path:
 
 
 def _read(path: Path) -> Arrays:
-    """The arrays of a .npz file, read when they are asked for."""
+    """Read the arrays of a .npz file."""
     if not path.is_file():
         raise WeightsError(f"weights: {path} is neither imagenet nor none nor a file")
     if path.suffix != ".npz":
@@ -420,27 +425,27 @@ def _read(path: Path) -> Arrays:
         raise WeightsError(f"{path}: can't be read as .npz ({_sentence(error)})") from None
 
 
-def _fitting(
+def _get_checked(
     arrays: Mapping[str, NDArray], key: str, shape: Sequence[int], path: Path | str
 ) -> NDArray[np.float32]:
     if key not in arrays:
         raise WeightsError(f"{path}: {key} is missing")
-    found = arrays[key]
-    if found.shape != tuple(shape) or found.dtype.kind != "f" or not np.isfinite(found).all():
-        wanted = "x".join(map(str, shape))
+    array = arrays[key]
+    if array.shape != tuple(shape) or array.dtype.kind != "f" or not np.isfinite(array).all():
+        expected = "x".join(map(str, shape))
         raise WeightsError(
-            f"{path}: {key} must be {wanted} finite numbers, not "
-            f"{'x'.join(map(str, found.shape))} {found.dtype}"
+            f"{path}: {key} must be {expected} finite numbers, not "
+            f"{'x'.join(map(str, array.shape))} {array.dtype}"
         )
-    return found.astype(np.float32)
+    return array.astype(np.float32)
 
 
-def _tensors(path: Path) -> Arrays:
-    """The named tensors of a .pth or .safetensors file."""
+def _read_tensors(path: Path) -> Arrays:
+    """Read the named tensors of a .pth or .safetensors file."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return _safetensors(path)
+        return _read_safetensors(path)
     try:
         import torch
     except ImportError:
@@ -457,41 +462,47 @@ def _tensors(path: Path) -> Arrays:
         ) from None
 
 
-def _safetensors(path: Path) -> Arrays:
-    """Eight bytes with the length of a JSON header (name -> dtype, shape, place), then
-    the tensors.
+def _read_safetensors(path: Path) -> Arrays:
+    """Read the float32 tensors of a .safetensors file.
+
+    Eight bytes hold the length of a JSON header (name -> dtype, shape, offsets). The tensors follow
+    it.
     """
     content = path.read_bytes()
     try:
         start = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:start])
-        facts = {
-            key: (fact["dtype"], fact["shape"], fact["data_offsets"])
-            for key, fact in header.items()
-            if key != "__metadata__"
-        }
-        floats = [
-            (key, shape, place) for key, (dtype, shape, place) in facts.items() if dtype == "F32"
-        ]
-        return {
-            key: np.frombuffer(content[start + first : start + last], "<f4").reshape(shape)
-            for key, shape, (first, last) in floats
-        }
+        tensors = {}
+        for key, entry in header.items():
+            if key == "__metadata__":
+                continue
+            dtype = entry["dtype"]
+            shape = entry["shape"]
+            offsets = entry["data_offsets"]
+            if dtype == "F32":
+                first, last = offsets
+                data = content[start + first : start + last]
+                tensors[key] = np.frombuffer(data, "<f4").reshape(shape)
+        return tensors
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{path}: can't be read as .safetensors ({_sentence(error)})") from None
 
 
 def _translate(tensors: Arrays, path: Path) -> tuple[str, Arrays]:
-    """PyTorch's names and orders -> ours: which network it is, and its arrays."""
+    """Translate PyTorch's names and axes to Keras's.
+
+    Returns:
+        What the tensors are, see `convert`, and the arrays.
+    """
     if "lin0.model.1.weight" in tensors:
         heads = [
-            _fitting(tensors, f"lin{i}.model.1.weight", (1, width, 1, 1), path)
+            _get_checked(tensors, f"lin{i}.model.1.weight", (1, width, 1, 1), path)
             for i, width in enumerate(ALEXNET_WIDTHS)
         ]
         return "LPIPS heads", {f"lin{i}/kernel": head.reshape(-1) for i, head in enumerate(heads)}
     first = tensors.get("features.0.weight", np.empty(0)).shape
     if first == (64, 3, 11, 11):
-        return "alexnet", _convolutions(
+        return "alexnet", _translate_convolutions(
             tensors, [f"conv{i + 1}" for i in range(5)], ALEXNET_INDICES, _alexnet_shapes(), path
         )
     if first == (64, 3, 3, 3):
@@ -499,16 +510,16 @@ def _translate(tensors: Arrays, path: Path) -> tuple[str, Arrays]:
         shapes = [
             (out, before, 3, 3) for out, before in zip(widths, [3, *widths[:-1]], strict=True)
         ]
-        return "vgg19", _convolutions(
+        return "vgg19", _translate_convolutions(
             tensors, VGG19_LAYERS, VGG19_INDICES, shapes, path
-        ) | _torchvision_input()
+        ) | _make_torchvision_input()
     raise WeightsError(
         f"{path}: holds neither torchvision's AlexNet or VGG-19 nor LPIPS's heads for AlexNet"
     )
 
 
-def _torchvision_input() -> Arrays:
-    """(image - mean) / deviation as image * scale + offset."""
+def _make_torchvision_input() -> Arrays:
+    """Return (image - mean) / deviation as image * scale + offset."""
     mean = np.array(MEAN, np.float32)
     deviation = np.array(DEVIATION, np.float32)
     return {"input/scale": 1 / deviation, "input/offset": -mean / deviation}
@@ -523,20 +534,23 @@ def _alexnet_shapes() -> list[tuple[int, ...]]:
     ]
 
 
-def _convolutions(
+def _translate_convolutions(
     tensors: Arrays,
     names: Sequence[str],
     indices: Sequence[int],
     shapes: Sequence[tuple[int, ...]],
     path: Path,
 ) -> Arrays:
-    """[out, in, rows, cols] of PyTorch -> [rows, cols, in, out] of Keras, and the biases."""
+    """Translate PyTorch's kernels [out, in, rows, cols] to Keras's [rows, cols, in, out].
+
+    Biases are copied.
+    """
     arrays = {}
     for name, index, shape in zip(names, indices, shapes, strict=True):
-        arrays[f"{name}/kernel"] = _fitting(
+        arrays[f"{name}/kernel"] = _get_checked(
             tensors, f"features.{index}.weight", shape, path
         ).transpose(2, 3, 1, 0)
-        arrays[f"{name}/bias"] = _fitting(tensors, f"features.{index}.bias", shape[:1], path)
+        arrays[f"{name}/bias"] = _get_checked(tensors, f"features.{index}.bias", shape[:1], path)
     return arrays
 
 
@@ -545,7 +559,7 @@ def _sentence(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert one file and say what it was."""
+    """Convert one file and print what it holds."""
     parser = cli.Parser(
         prog="python -m tfmammo.pretrained",
         description=__doc__,
@@ -553,8 +567,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("source", type=Path, metavar="IN", help="a .pth or .safetensors file")
     parser.add_argument("target", type=Path, metavar="OUT.npz", help="what to write")
-    chosen = parser.parse_args(arguments)
-    cli.run(lambda: print(f"{convert(chosen.source, chosen.target)}: {chosen.target}"))
+    namespace = parser.parse_args(arguments)
+    cli.run(lambda: print(f"{convert(namespace.source, namespace.target)}: {namespace.target}"))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Train CAN: masks to mass images and mass images to masks, with one discriminator (see
-tfmammo/models/can.py).
+"""Train CAN: masks to mass images and mass images to masks, with one discriminator.
+
+See tfmammo/models/can.py.
 
 python train/can.py --config configs/can.yaml --set data.name=inbreast data.root=DIR
 """
@@ -11,7 +12,7 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    script.train(__doc__, CAN, CANConfig)
+    script.train(__doc__, CAN, CANConfig, monitor="dice")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Train the cGAN: framed mammograms to masks, Dice and an adversary (see tfmammo/models/cgan.py).
+"""Train the cGAN: framed mammograms to masks, Dice and an adversary.
+
+See tfmammo/models/cgan.py.
 
 python train/cgan.py --config configs/cgan.yaml --set data.name=inbreast data.root=DIR
 """
@@ -10,7 +12,7 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    script.train(__doc__, CGAN, CGANConfig)
+    script.train(__doc__, CGAN, CGANConfig, monitor="dice")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Train FCN-8s: images to mass masks, one of CAN's segmentation baselines (see
-tfmammo/baselines/fcn8s.py).
+"""Train FCN-8s: images to mass masks, one of CAN's segmentation baselines.
+
+See tfmammo/baselines/fcn8s.py.
 
 python train/fcn8s.py --config configs/fcn8s.yaml --set data.name=inbreast data.root=DIR
 """
@@ -11,7 +12,7 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    script.train(__doc__, FCN8s, FCN8sConfig)
+    script.train(__doc__, FCN8s, FCN8sConfig, monitor="dice")
 
 
 if __name__ == "__main__":

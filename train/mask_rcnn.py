@@ -1,5 +1,6 @@
-"""Train the Mask R-CNN: whole mammograms to boxes and masks, in three stages (see
-tfmammo/detection/mask_rcnn.py).
+"""Train the Mask R-CNN: whole mammograms to boxes and masks, in three stages.
+
+See tfmammo/detection/mask_rcnn.py.
 
 python train/mask_rcnn.py --config configs/mask_rcnn.yaml --set data.name=inbreast data.root=DIR
 model.checkpoint=COCO
@@ -8,68 +9,49 @@ model.checkpoint=COCO
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tfmammo import cli, datasets, filesystem
-from tfmammo import config as configuration
-from tfmammo.config import Experiment, TrainingConfig
+from tfmammo import cli
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import mask_rcnn
-from tfmammo.detection.training import refuse_unused_size, seen, validate
+from tfmammo.detection.training import check_unused_size, read_training_patients, validate
 from tfmammo.export import read_card
-from tfmammo.training import folder, loop, script, workers
+from tfmammo.training import loop, script
 
 log = logging.getLogger("tfmammo.train.mask_rcnn")
+NOT_FOR_WORKERS = "the Mask R-CNN of tf-models-official is trained by one process"
 
 
 def main() -> None:
-    """Read the config, split the mammograms by patient, train stage after stage, each from the one
-    before, export.
-    """
-    chosen = cli.arguments(__doc__).parse_args()
-    experiment = configuration.load(chosen.config, chosen.set, mask_rcnn.MaskRCNNConfig)
-    workers.refuse(
-        experiment.training, "the Mask R-CNN of tf-models-official is trained by one process"
-    )
-    script.prepare(experiment.training)
-    refuse_unused_size(chosen.set, experiment.data)
-    mask_rcnn.check(experiment)
-    output = chosen.output or script.default_output(experiment)
+    """Read the config, split the mammograms by patient, train stage after stage, export."""
+    command = script.start(__doc__, mask_rcnn.MaskRCNNConfig, NOT_FOR_WORKERS)
+    experiment = command.experiment
     data = experiment.data
     model = experiment.model
-    train, held_out = datasets.datasets(data, output, partial(make_whole, normal=model.normal))
-
-    patients = seen(model.checkpoint)
-    start = None
+    check_unused_size(command.overrides, data)
+    mask_rcnn.check(experiment)
+    train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
+    patients = read_training_patients(model.checkpoint)
+    start: Path | None = None  # the weights of the stage before
     for stage, training in model.stages(experiment.training):
-        place = output if stage == "all" else output / stage
-        place.mkdir(parents=True, exist_ok=True)
-        filesystem.write_atomically(place / folder.INITIAL_PATIENTS, "\n".join(patients))
         log.info("stage %s", stage)
-        build = partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start)
+        # an early stage has a folder of its own, and registers no version
+        output = command.output if stage == "all" else command.output / stage
+        registered = experiment.tracking.register_models and stage == "all"
+        tracking = experiment.tracking.model_copy(update={"register_models": registered})
         metrics = loop.fit(
-            build,
-            staged(experiment, stage, training),
+            partial(mask_rcnn.MaskRCNN, model, data.shape, len(data.kinds), stage, start),
+            experiment.model_copy(update={"training": training, "tracking": tracking}),
             train,
             held_out,
-            place,
+            output,
             validate,
+            monitor="recall",
+            seen_patients=patients,
             write=mask_rcnn.write,
         )
-        patients = read_card(place / "export")["train_patients"]
-        start = Path(place / "export" / mask_rcnn.CHECKPOINT)
-    script.summary(experiment, metrics, held_out, output)
-
-
-def staged(
-    experiment: Experiment[Any], stage: mask_rcnn.Stage, training: TrainingConfig
-) -> Experiment[Any]:
-    """The experiment of a stage, with its own length; the network of an early one is no version in
-    the registry.
-    """
-    registered = experiment.tracking.register_models and stage == "all"
-    tracking = experiment.tracking.model_copy(update={"register_models": registered})
-    return experiment.model_copy(update={"training": training, "tracking": tracking})
+        patients = read_card(output / "export")["train_patients"]
+        start = output / "export" / mask_rcnn.CHECKPOINT
+    script.print_summary(experiment, metrics, held_out, command.output)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Train Pix2Pix: masks to mass images, CAN's synthesis baseline (see tfmammo/baselines/pix2pix.py).
+"""Train Pix2Pix: masks to mass images, CAN's synthesis baseline.
+
+See tfmammo/baselines/pix2pix.py.
 
 python train/pix2pix.py --config configs/pix2pix.yaml --set data.name=inbreast data.root=DIR
 """
+
+from functools import partial
 
 from tfmammo import cli
 from tfmammo.baselines.pix2pix import Pix2Pix, Pix2PixConfig
@@ -10,7 +14,12 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    script.train(__doc__, Pix2Pix, Pix2PixConfig)
+    command = script.start(__doc__, Pix2PixConfig)
+    model = command.experiment.model
+    train, held_out = command.open_subsets()
+    build = partial(Pix2Pix, model, command.experiment.data.size)
+    monitor = "ssim" if model.direction == "mask_to_image" else "dice"
+    command.fit(build, train, held_out, script.compute_validation_metrics, monitor=monitor)
 
 
 if __name__ == "__main__":

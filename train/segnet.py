@@ -1,5 +1,6 @@
-"""Train SegNet: images to mass masks, one of CAN's segmentation baselines (see
-tfmammo/baselines/segnet.py).
+"""Train SegNet: images to mass masks, one of CAN's segmentation baselines.
+
+See tfmammo/baselines/segnet.py.
 
 python train/segnet.py --config configs/segnet.yaml --set data.name=inbreast data.root=DIR
 """
@@ -11,7 +12,7 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    script.train(__doc__, SegNet, SegNetConfig)
+    script.train(__doc__, SegNet, SegNetConfig, monitor="dice")
 
 
 if __name__ == "__main__":

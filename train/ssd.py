@@ -1,5 +1,6 @@
-"""Train the SSD: whole mammograms to boxes, through the TensorFlow Object Detection API
-(see tfmammo/detection/ssd.py).
+"""Train the SSD: whole mammograms to boxes, through the TensorFlow Object Detection API.
+
+See tfmammo/detection/ssd.py.
 
 python train/ssd.py --config configs/ssd.yaml --set data.name=inbreast data.root=DIR
 """
@@ -10,42 +11,39 @@ import os
 # TensorFlow is first imported.
 os.environ |= {"TF_USE_LEGACY_KERAS": "1", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 
+# isort: split
 from functools import partial  # noqa: E402
 
-from tfmammo import cli, datasets, filesystem
-from tfmammo import config as configuration  # noqa: E402
+from tfmammo import cli  # noqa: E402
 from tfmammo.data.whole import make_whole  # noqa: E402
 from tfmammo.detection import ssd  # noqa: E402
-from tfmammo.detection.training import refuse_unused_size, seen, validate  # noqa: E402
-from tfmammo.training import (
-    folder,
-    loop,
-    script,
-    workers,  # noqa: E402
+from tfmammo.detection.training import (  # noqa: E402
+    check_unused_size,
+    read_training_patients,
+    validate,
 )
+from tfmammo.training import script  # noqa: E402
+
+NOT_FOR_WORKERS = "the Object Detection API's detectors are trained by one process"
 
 
 def main() -> None:
     """Read the config, split the mammograms by patient, train, export."""
-    chosen = cli.arguments(__doc__).parse_args()
-    experiment = configuration.load(chosen.config, chosen.set, ssd.SSDConfig)
-    workers.refuse(
-        experiment.training, "the Object Detection API's detectors are trained by one process"
+    command = script.start(__doc__, ssd.SSDConfig, NOT_FOR_WORKERS)
+    data = command.experiment.data
+    model = command.experiment.model
+    check_unused_size(command.overrides, data)
+    ssd.check(command.experiment)
+    train, held_out = command.open_subsets(partial(make_whole, normal=model.normal))
+    command.fit(
+        partial(ssd.SSD, model, data.shape, len(data.kinds)),
+        train,
+        held_out,
+        validate,
+        monitor="recall",
+        seen_patients=read_training_patients(model.checkpoint),
+        write=ssd.write,
     )
-    script.prepare(experiment.training)
-    refuse_unused_size(chosen.set, experiment.data)
-    ssd.check(experiment)
-    output = chosen.output or script.default_output(experiment)
-    data = experiment.data
-    train, held_out = datasets.datasets(
-        data, output, partial(make_whole, normal=experiment.model.normal)
-    )
-    filesystem.write_atomically(
-        output / folder.INITIAL_PATIENTS, "\n".join(seen(experiment.model.checkpoint))
-    )
-    build = partial(ssd.SSD, experiment.model, data.shape, len(data.kinds))
-    metrics = loop.fit(build, experiment, train, held_out, output, validate, write=ssd.write)
-    script.summary(experiment, metrics, held_out, output)
 
 
 if __name__ == "__main__":

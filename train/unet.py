@@ -1,5 +1,6 @@
-"""Train U-Net: images to mass masks, one of CAN's segmentation baselines (see
-tfmammo/baselines/unet.py).
+"""Train U-Net: images to mass masks, one of CAN's segmentation baselines.
+
+See tfmammo/baselines/unet.py.
 
 python train/unet.py --config configs/unet.yaml --set data.name=inbreast data.root=DIR
 """
@@ -11,7 +12,7 @@ from tfmammo.training import script
 
 def main() -> None:
     """Read the config, split the data by patient, train, export."""
-    script.train(__doc__, UNet, UNetConfig)
+    script.train(__doc__, UNet, UNetConfig, monitor="dice")
 
 
 if __name__ == "__main__":

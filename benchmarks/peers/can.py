@@ -1,8 +1,8 @@
-"""CAN in PyTorch, for benchmarks/step.py: the same networks, losses and updates as
-tfmammo.models.can, from the same weights.
+"""CAN in PyTorch, for benchmarks/step.py.
 
-Each loss is differentiated by its own network's weights alone, three times through one forward
-pass: Algorithm 1 as it is printed.
+It has the networks, losses and updates of tfmammo.models.can, and starts from its weights. Each
+loss is differentiated with respect to its own network's weights alone, three times through one
+forward pass: Algorithm 1 as printed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from peers.layers import Discriminator, UNet, adam, log_mean, take, update
 from torch import Tensor
 
 
-class Room:
-    """One round of Algorithm 1. config: of ours. size: patch rows and columns, px. fused: Adam's
-    kernel. precision: float32, or bfloat16 by autocast.
+class Model:
+    """One round of Algorithm 1.
+
+    Args:
+        config: That of tfmammo.models.can.
+        size: Patch rows and columns, px.
+        fused: Use PyTorch's fused Adam.
+        precision: "float32", or "bfloat16" by autocast.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
@@ -40,12 +45,12 @@ class Room:
         }
 
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take ours over: each network's trainable variables in their order."""
+        """Take over each network's trainable variables from TensorFlow, in their order."""
         for name, network in self.networks.items():
             take(network, weights[name])
 
     def losses(self, mask: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Each network's loss.
+        """Compute each network's loss.
 
         [batch, 1, rows, cols] in [0, 1].
         """
@@ -64,7 +69,7 @@ class Room:
         }
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Losses, then the updates of all three.
+        """Compute the losses, then update all three networks.
 
         Args:
             batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1].

@@ -1,5 +1,6 @@
-"""cGAN in PyTorch, for benchmarks/step.py: the same networks, losses and updates as
-tfmammo.models.cgan, from the same weights.
+"""cGAN in PyTorch, for benchmarks/step.py.
+
+It has the networks, losses and updates of tfmammo.models.cgan, and starts from its weights.
 
 Both losses are of one forward pass, in which D sees real and fake pairs apart, because its batch
 normalisation does.
@@ -17,10 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 
-class Room:
-    """One step of both networks. config: of ours, its `adversarial`, `content` and `normalization`
-    as printed. size: patch rows and columns, px. fused: Adam's kernel. precision: float32, or
-    bfloat16 by autocast.
+class Model:
+    """One step of both networks.
+
+    Args:
+        config: That of tfmammo.models.cgan, with `adversarial`, `content` and `normalization` as
+            printed.
+        size: Patch rows and columns, px.
+        fused: Use PyTorch's fused Adam.
+        precision: "float32", or "bfloat16" by autocast.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
@@ -39,12 +45,12 @@ class Room:
         }
 
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take ours over: each network's trainable variables in their order."""
+        """Take over each network's trainable variables from TensorFlow, in their order."""
         for name, network in self.networks.items():
             take(network, weights[name])
 
     def losses(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Each network's loss.
+        """Compute each network's loss.
 
         [batch, 1, rows, cols] in [0, 1].
         """
@@ -59,7 +65,7 @@ class Room:
         }
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Losses, then both updates.
+        """Compute the losses, then update both networks.
 
         Args:
             batch: "mask" and "image", [batch, 1, rows, cols] in [0, 1].
@@ -68,7 +74,7 @@ class Room:
 
 
 def dice_loss(target: Tensor, output: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - Dice of soft masks, of each sample and then their mean."""
+    """Compute 1 - Dice of each sample's soft masks, averaged over the batch."""
     target = target.flatten(1)
     output = output.flatten(1)
     both = (target * output).sum(1)

@@ -1,24 +1,24 @@
-"""The contextual GAN in PyTorch, for benchmarks/step.py: networks, losses and updates of
-tfmammo.models.contextual, from its weights.
+"""The contextual GAN in PyTorch, for benchmarks/step.py.
 
-`Room.load` takes under "generator", "discriminator" and "average" our trainable variables in their
-order, under "generator/state" ... the non-trainable ones in theirs: the step, then u of each
-normalised kernel. `Room.train_step` takes "image", float32 [n, 1, rows, cols] in [0, 1], and
-"label", integer [n]. It draws random numbers unless all of them are there: "noise", [1 + G's
-updates, sources, blocks] in [-1, 1]; "alpha", [reals]; "uniform", [reals, 1, rows, cols]. Ours
-draws them in step s (`generator.steps`) for use u as tf.random.stateless_uniform(shape,
-tf.constant([s, u], tf.int64)): noise is 2 x - 1 of uses 0, 3 (, 4), the first for D's update; alpha
-is use 1; uniform is use 2 in [reals, rows, cols, 1]. Reals are malignant (0), sources normal (2),
-for removal the other way round.
+It has the networks, losses and updates of tfmammo.models.contextual, and starts from its weights.
+`Model.load` takes TensorFlow's trainable variables in their order under "generator",
+"discriminator" and "average", and the non-trainable ones in theirs under "generator/state" ...: the
+step, then u of each normalised kernel. `Model.train_step` takes "image", float32 [n, 1, rows, cols]
+in [0, 1], and "label", integer [n]. It draws random numbers unless the batch has all of them:
+"noise", [1 + G's updates, sources, blocks] in [-1, 1]; "alpha", [reals]; "uniform", [reals, 1,
+rows, cols]. TensorFlow draws them in step s (`generator.steps`) for use u (DISCRIMINATOR_NOISE ...)
+as tf.random.stateless_uniform(shape, tf.constant([s, u], tf.int64)). Noise is 2 x - 1, the first
+one for D's update. Real patches are malignant (0), sources normal (2), for removal the other way
+round.
 
-- TensorFlow pads a convolution of stride 2 behind its map, PyTorch before it. So all of it is
-  turned by 180 degrees here, patches by
-  `train_step`, kernels by `load`: the answers are the same, and no map is padded twice.
-- torch's own spectral_norm iterates in every call; ours once a step. D's two calls of its own
+- TensorFlow pads a convolution of stride 2 behind its map, PyTorch before it. Everything is rotated
+  by 180 degrees here, patches by `train_step`, kernels by `load`: outputs are the same, and no map
+  is padded twice.
+- torch's own spectral_norm iterates in every call, tfmammo's once a step. D's two calls of its own
   update share a kernel (`cached`).
-- torch.compile has no second derivative: the penalty goes past a compiled D (`forward`). D meets
-  two batch sizes: compile(dynamic=False).
-- Adam's epsilon stands beside sqrt(v / (1 - beta_2^t)) here, in ours beside sqrt(v).
+- torch.compile has no second derivative: the penalty bypasses a compiled D (`forward`). D is called
+  with two batch sizes: compile(dynamic=False).
+- Adam's epsilon is added to sqrt(v / (1 - beta_2^t)) here, by tfmammo to sqrt(v).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Normalized(nn.Module):
         self.register_buffer("u", normalize(torch.randn(outputs), dim=0))
 
     def forward(self, kernel: Tensor) -> Tensor:
-        """The kernel of a call."""
+        """Compute the kernel of a call."""
         with torch.autocast("cpu", enabled=False):
             image = torch.mv(matrix(kernel).T, normalize(self.u, dim=0))
             sigma = torch.dot(normalize(image, dim=0).detach(), image)
@@ -64,7 +64,7 @@ class Normalized(nn.Module):
 
     @torch.no_grad()
     def iterate(self, kernel: Tensor) -> None:
-        """u towards the kernel's singular vector."""
+        """Move u towards the kernel's singular vector."""
         v = normalize(torch.mv(matrix(kernel).T, normalize(self.u, dim=0)), dim=0)
         self.u.copy_(normalize(torch.mv(matrix(kernel), v), dim=0))
 
@@ -95,8 +95,9 @@ class SelfAttention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """What G and D share; layers are made in the order of ours. pooling: D's, which sees no random
-    numbers either.
+    """What G and D share; layers are created in the order of tfmammo.models.contextual.
+
+    Levels are numbered from the innermost, 0. `pooling` is D's, which sees no random numbers.
     """
 
     def __init__(
@@ -134,18 +135,18 @@ class Encoder(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def attending(self, widths: list[int]) -> SelfAttention:
-        """Attention at its map. widths: of the maps, innermost first."""
+        """Build the attention for its map; widths are those of the maps, innermost first."""
         return SelfAttention(
             widths[(self.config["attention"] // INNERMOST).bit_length() - 1], self.spectral
         )
 
     def blend(self, old: Tensor, new: Tensor) -> Tensor:
-        """(1 - alpha) * old + alpha * new, which a stage's steps fade in."""
+        """Compute (1 - alpha) * old + alpha * new, which a stage's steps fade in."""
         alpha = (self.steps / self.config["fade_steps"]).clamp(max=1).to(new.dtype)
         return (1 - alpha) * old.to(new.dtype) + alpha * new
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
-        """The map of each level, innermost first, and the middle, [n, outputs, 1, 1]."""
+        """Compute the map of each level, innermost first, and the centre, [n, outputs, 1, 1]."""
         maps: list[Tensor] = []
         x = image if self.from_image is None else leaky_relu(self.from_image(image), 0.2)
         for level in reversed(range(self.levels)):
@@ -191,7 +192,12 @@ class Generator(Encoder):
         self.old_to_lesion = nn.Conv2d(befores[-1], 1, 1) if self.grown else None
 
     def forward(self, image: Tensor, noise: Tensor) -> Tensor:
-        """Lesion, float32 [n, 1, size, size], of a patch in [-1, 1] and numbers [n, 2 * levels]."""
+        """Compute the lesion, float32 [n, 1, size, size].
+
+        Args:
+            image: [n, 1, size, size] in [-1, 1].
+            noise: [n, 2 * levels] in [-1, 1].
+        """
         maps, middle = self.encode(image, noise)
         x = before = middle.expand(-1, -1, INNERMOST, INNERMOST)
         for level, skip in enumerate(maps):
@@ -209,7 +215,7 @@ class Generator(Encoder):
         return lesion
 
     def cropped(self, lesion: Tensor) -> Tensor:
-        """The border set to 0, the rest clipped to [-1, 1]."""
+        """Set the border to 0 and clip the rest to [-1, 1]."""
         border = self.config["border"]
         end = lesion.shape[2] - self.config["border"]
         return pad(lesion[..., border:end, border:end].clamp(-1, 1), [border] * 4)
@@ -229,13 +235,18 @@ class Discriminator(Encoder):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits, float32 [n, 4]."""
+        """Compute the logits, float32 [n, 4]."""
         return self.encode(image)[1].flatten(1).float()
 
 
-class Room(nn.Module):
-    """One training step. config: of ours. size: px. fused: Adam's kernel. precision: float32 or
-    bfloat16 (autocast).
+class Model(nn.Module):
+    """One training step.
+
+    Args:
+        config: That of tfmammo.models.contextual.
+        size: Patch rows and columns, px.
+        fused: Use PyTorch's fused Adam.
+        precision: "float32", or "bfloat16" by autocast.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
@@ -266,10 +277,10 @@ class Room(nn.Module):
         self.follow = get_ema_multi_avg_fn(config["ema"])
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """D, G, the running average; see the module for the batch.
+        """Update D, G and the running average; see the module for the batch.
 
         Returns:
-            What ours returns.
+            What tfmammo.models.contextual returns.
         """
         image = batch["image"].flip(2, 3) * 2 - 1
         label = batch["label"]
@@ -297,19 +308,24 @@ class Room(nn.Module):
     def numbers(
         self, batch: dict[str, Tensor], real: Tensor, sources: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The step's random numbers: the batch's, or drawn here."""
+        """Return the step's random numbers: the batch's, or else draw them."""
         if "noise" in batch:
             return batch["noise"], batch["alpha"], batch["uniform"].flip(2, 3)
         noise = torch.rand(1 + self.updates, sources, 2 * self.generator.levels) * 2 - 1
         return noise, torch.rand(len(real)), torch.rand_like(real)
 
     def fake(self, source: Tensor, noise: Tensor) -> Tensor:
-        """Patch + lesion, clipped to [-1, 1]."""
+        """Compute patch + lesion, clipped to [-1, 1]."""
         with self.mixed:
             return (source + self.generator(source, noise)).clamp(-1, 1)
 
     def discriminate(self, parts: list[Tensor], perturbed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """D's loss, the penalty in it, p(real) of real patches. parts: one per class."""
+        """Compute D's loss, the penalty in it and p(real) of real patches.
+
+        Args:
+            parts: Patches of each class.
+            perturbed: Real patches, perturbed.
+        """
         with parametrize.cached():
             with self.mixed:
                 logits = self.discriminator(torch.cat(parts)).split([len(part) for part in parts])
@@ -324,7 +340,7 @@ class Room(nn.Module):
         )
 
     def penalty(self, image: Tensor) -> Tensor:
-        """lambda * E[(|grad log p(real) / p(fake)| - k)^2], in float32."""
+        """Compute lambda * E[(|grad log p(real) / p(fake)| - k)^2], in float32."""
         logits = self.discriminator.forward(image.requires_grad_())
         (gradient,) = torch.autograd.grad(
             (logits[:, 0] - logits[:, 1]).sum(), image, create_graph=True
@@ -333,7 +349,7 @@ class Room(nn.Module):
         return self.config["lambda_penalty"] * (norm - self.config["k"]).square().mean()
 
     def deceive(self, source: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """G's loss, through a D that stands still, and p(real) of what it made."""
+        """Compute G's loss, through a D that is not trained, and p(real) of G's patches."""
         self.discriminator.requires_grad_(False)
         fake = self.fake(source, noise)
         with self.mixed:
@@ -342,14 +358,14 @@ class Room(nn.Module):
         return cross_entropy(logits, 0), logits.softmax(1)[:, 0].mean()
 
     def minimize(self, loss: Tensor, name: str) -> None:
-        """One network's update."""
+        """Update one network."""
         self.optimizers[name].zero_grad()
         loss.backward()
         self.optimizers[name].step()
 
     @torch.no_grad()
     def average_follows(self) -> None:
-        """The running average moves towards G; what is not trained it shares."""
+        """Move the running average towards G, and copy what is not trained."""
         for network in (self.generator, self.discriminator):
             network.steps += 1
         self.follow(list(self.average.parameters()), list(self.generator.parameters()), None)
@@ -358,7 +374,7 @@ class Room(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take ours over; see the module."""
+        """Take over weights from TensorFlow; see the module."""
         for name, network in self.networks.items():
             states = [network.steps, *(layer[0].u for layer in normalized(network))]
             for tensor, value in zip(
@@ -380,7 +396,7 @@ def convolution(
     spectral: bool = False,
     bias: bool = True,
 ) -> nn.Module:
-    """With padding where the kernel is 3 x 3."""
+    """Build a convolution, with padding where the kernel is 3 x 3."""
     layer = nn.Conv2d(inputs, outputs, kernel, stride, int(kernel == 3), bias=bias)
     return (
         parametrize.register_parametrization(layer, "weight", Normalized(outputs))
@@ -390,7 +406,7 @@ def convolution(
 
 
 def ordered(network: nn.Module) -> Iterator[Tensor]:
-    """Parameters in the order of ours: attention's gamma, then layer by layer, kernel first."""
+    """Yield parameters in TensorFlow's order: attention's gamma, then each layer, kernel first."""
     for layer in network.modules():
         if isinstance(layer, SelfAttention):
             yield layer.gamma
@@ -405,7 +421,7 @@ def ordered(network: nn.Module) -> Iterator[Tensor]:
 
 
 def normalized(*networks: nn.Module) -> list[Any]:
-    """Their kernels with a norm: each has an `original`, and Normalized as its first."""
+    """Return the normalised kernels: each has an `original`, and Normalized as its first."""
     return [
         layer
         for network in networks
@@ -415,14 +431,14 @@ def normalized(*networks: nn.Module) -> list[Any]:
 
 
 def with_scalar(maps: list[Tensor], scalars: Tensor) -> Tensor:
-    """The maps, and one more channel of a random number."""
+    """Concatenate maps and one more channel of a random number."""
     return torch.cat(
         [*maps, scalars.to(maps[0].dtype).view(-1, 1, 1, 1).expand_as(maps[0][:, :1])], 1
     )
 
 
 def matrix(kernel: Tensor) -> Tensor:
-    """[outputs, all else], the latter in the order of memory, so that nothing is copied."""
+    """Reshape to [outputs, all else], the latter in memory order, so that nothing is copied."""
     return (
         kernel.permute(0, 2, 3, 1)
         if kernel.is_contiguous(memory_format=torch.channels_last)
@@ -431,5 +447,5 @@ def matrix(kernel: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, index: int) -> Tensor:
-    """-log p(class), the mean over the batch, 0 of none."""
+    """Compute -log p(class), the mean over the batch; 0 for an empty batch."""
     return -log_softmax(logits, 1)[:, index].sum() / max(len(logits), 1)

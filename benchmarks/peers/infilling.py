@@ -1,7 +1,7 @@
-"""Infilling in PyTorch, for benchmarks/step.py: the same networks, losses and updates as
-tfmammo.models.infilling, from the same weights.
+"""Infilling in PyTorch, for benchmarks/step.py.
 
-Both losses are of one forward pass. VGG-19 is frozen, and what it makes of the real image needs no
+It has the networks, losses and updates of tfmammo.models.infilling, and starts from its weights.
+Both losses belong to one forward pass. VGG-19 is frozen; its features of the real image need no
 gradient.
 """
 
@@ -62,9 +62,11 @@ class CRN(nn.Module):
         return torch.tanh(self.head(x).float())
 
 
-class Trunk(nn.Module):
-    """VGG-19's feature maps of a grey image, frozen; see tfmammo.pretrained.vgg19. taps: which
-    convolutions', behind their ReLU.
+class FeatureExtractor(nn.Module):
+    """VGG-19's feature maps of a grey image, frozen; see tfmammo.pretrained.vgg19.
+
+    Args:
+        taps: Numbers of the convolutions whose maps, after their ReLU, are put out.
     """
 
     def __init__(self, taps: Sequence[int]) -> None:
@@ -84,24 +86,29 @@ class Trunk(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """phi_0 to phi_5.
+        """Compute phi_0 to phi_5.
 
         Args:
             image: [batch, 1, rows, cols] in [0, 1].
         """
         # type: ignore[operator]
-        found = [image]
+        features = [image]
         x = (image - self.mean) / self.deviation
         for i, (convolution, pooled) in enumerate(zip(self.convolutions, self.pooled, strict=True)):
             x = relu(convolution(max_pool2d(x, 2) if pooled else x))
             if i in self.taps:
-                found.append(x.float() / self.grey_scale)
-        return found
+                features.append(x.float() / self.grey_scale)
+        return features
 
 
-class Room:
-    """One step of G and D. config: of ours, its `adversarial` and `average` as by default. size:
-    patch rows and columns, px. fused: Adam's kernel. precision: float32, or bfloat16 by autocast.
+class Model:
+    """One step of G and D.
+
+    Args:
+        config: That of tfmammo.models.infilling, with its default `adversarial` and `average`.
+        size: Patch rows and columns, px.
+        fused: Use PyTorch's fused Adam.
+        precision: "float32", or "bfloat16" by autocast.
     """
 
     def __init__(self, config: dict[str, Any], size: int, fused: bool, precision: str) -> None:
@@ -116,14 +123,14 @@ class Room:
         self.discriminator = Discriminator(
             config["discriminator_strided"], config["discriminator_filters"], channels + 1
         )
-        self.trunk = Trunk(TAPS[config["feature_layers"]])
+        self.feature_extractor = FeatureExtractor(TAPS[config["feature_layers"]])
         self.factors = CHEN_KOLTUN if config["feature_weights"] == "chen_koltun" else (1.0,) * 6
         self.weight = config["lambda_fm"]
         self.precision = precision
         self.networks = {
             "generator": self.generator,
             "discriminator": self.discriminator,
-            "trunk": self.trunk,
+            "feature_extractor": self.feature_extractor,
         }
         self.optimizers = {
             name: adam(self.networks[name], config, fused)
@@ -131,11 +138,14 @@ class Room:
         }
 
     def load(self, weights: dict[str, list[np.ndarray]]) -> None:
-        """Take ours over: each network's trainable variables in their order, and of "trunk", which
-        a step alone needs, all.
+        """Take over weights from TensorFlow.
+
+        Args:
+            weights: Each network's trainable variables in their order, and all variables of
+                "feature_extractor", which only a training step needs.
         """
         for name, network in self.networks.items():
-            if name != "trunk" or weights.get(name):
+            if name != "feature_extractor" or weights.get(name):
                 take(network, weights[name])
 
     def losses(self, label: Tensor, image: Tensor) -> dict[str, Tensor]:
@@ -148,11 +158,11 @@ class Room:
         label = 2 * label - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
             with torch.no_grad():
-                real_features = self.trunk(image)
+                real_features = self.feature_extractor(image)
             fake_image = self.generator(label)
             real = self.discriminator(label, 2 * image - 1)
             fake = self.discriminator(label, fake_image)
-            fake_features = self.trunk(fake_image * 0.5 + 0.5)
+            fake_features = self.feature_extractor(fake_image * 0.5 + 0.5)
         terms = zip(self.factors, real_features, fake_features, strict=True)
         matching = sum(factor * (r - f).abs().mean() for factor, r, f in terms)
         return {

@@ -1,6 +1,4 @@
-"""What two or more peers share: Pix2Pix's two networks in PyTorch, losses of logits, and
-how weights of ours come over.
-"""
+"""What two or more peers share: Pix2Pix's networks in PyTorch, losses, optimizers, weights."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, logsigmoid, relu
 
-EPSILON = 1e-3  # of every normalisation, as ours
+EPSILON = 1e-3  # of every normalisation, as in tfmammo.layers
 
 
 class UNet(nn.Module):
@@ -99,18 +97,18 @@ class Discriminator(nn.Module):
 
 
 def sample_norm(channels: int) -> nn.Module:
-    """A sample's own statistics."""
+    """Build a normalisation by each sample's own statistics."""
     return nn.InstanceNorm2d(channels, EPSILON, affine=True)
 
 
 def log_mean(logits: Tensor) -> Tensor:
-    """log of the mean probability of each sample's patches, then its mean over samples, stably."""
+    """Compute the log of each sample's mean probability, averaged over the batch."""
     flat = logsigmoid(logits.flatten(1))
     return (torch.logsumexp(flat, 1) - np.log(flat.shape[1])).mean()
 
 
 def adam(network: nn.Module, config: dict[str, Any], fused: bool) -> torch.optim.Adam:
-    """Of a network, with the config's numbers or, where it has none, those of our Adam."""
+    """Build a network's Adam with the config's values, or else those of tfmammo.optimization."""
     betas = (config["beta_1"], config.get("beta_2", 0.999))
     return torch.optim.Adam(
         network.parameters(), lr=config["learning_rate"], betas=betas, eps=1e-7, fused=fused
@@ -118,8 +116,10 @@ def adam(network: nn.Module, config: dict[str, Any], fused: bool) -> torch.optim
 
 
 def epsilon_as_ours(optimizer: torch.optim.Optimizer) -> None:
-    """Put Adam's epsilon beside sqrt(v), where PyTorch has it beside sqrt(v / (1 - beta_2^t)): in
-    the first steps that is 30 times as much, and weights with gradients of 1e-6 move otherwise.
+    """Add Adam's epsilon to sqrt(v), as TensorFlow does.
+
+    PyTorch adds it to sqrt(v / (1 - beta_2^t)). In the first steps TensorFlow's is 30 times as
+    much, and weights with gradients of 1e-6 move differently.
     """
     (group,) = optimizer.param_groups
     epsilon = group["eps"]
@@ -135,10 +135,10 @@ def update(
     networks: Mapping[str, nn.Module],
     optimizers: dict[str, torch.optim.Adam],
 ) -> dict[str, float]:
-    """Each network one step down its own loss, all losses being of one forward pass.
+    """Take one step of each network down its own loss, all losses being of one forward pass.
 
     Returns:
-        The losses, by our names.
+        The losses, by tfmammo's names.
     """
     last = list(losses)[-1]
     for name, loss in losses.items():
@@ -150,11 +150,12 @@ def update(
 
 
 def take(network: nn.Module, weights: Iterable[np.ndarray]) -> None:
-    """Give a network ours.
+    """Give a network weights from TensorFlow.
 
     Args:
-        weights: In the order of our layers, which the network's own must have; [rows, cols, in,
-            out] of a convolution, [rows, cols, out, in] of a transposed one.
+        network: Its layers have TensorFlow's order.
+        weights: In that order; [rows, cols, in, out] of a convolution, [rows, cols, out, in] of a
+            transposed one.
     """
     with torch.no_grad():
         for parameter, ours in zip(network.parameters(), weights, strict=True):

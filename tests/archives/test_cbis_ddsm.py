@@ -112,7 +112,7 @@ def test_round_trip_of_outlines_and_facts(round_trip):
     originals, paths, root = round_trip
     records, skipped = read(root)
     assert not skipped.reasons
-    by_path = {record.read.args[0]: record for record in records}
+    by_path = {record.file: record for record in records}
     pairs = [(original, lesions) for original in originals for lesions in expected(original)]
     assert len(pairs) == len(paths) == len(records)
     for (original, lesions), path in zip(pairs, paths, strict=True):
@@ -140,7 +140,7 @@ def test_round_trip_of_outlines_and_facts(round_trip):
 
 def test_round_trip_of_pixels(round_trip):
     originals, paths, root = round_trip
-    record = next(record for record in cbis_ddsm.read(root) if record.read.args[0] == paths[0])
+    record = next(record for record in cbis_ddsm.read(root) if record.file == paths[0])
     stored = pydicom.dcmread(paths[0]).pixel_array
     assert stored.dtype == np.uint16
     np.testing.assert_array_equal(

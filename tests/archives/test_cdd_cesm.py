@@ -11,7 +11,7 @@ from PIL import Image
 
 from tfmammo.archives import cdd_cesm
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Skipped, hashed_id
+from tfmammo.mammogram import Skipped, hash_id
 
 ROWS = 120
 COLS = 100
@@ -94,7 +94,7 @@ def test_one_certain_mass(archive):
     skipped = Skipped()
     (mammogram,) = cdd_cesm.read(root, skipped)
     assert not skipped.reasons
-    assert mammogram.patient_id == hashed_id("cdd_cesm", "P107")
+    assert mammogram.patient_id == hash_id("cdd_cesm", "P107")
     assert "P107" not in mammogram.image_id and mammogram.image_id.endswith("_R_CC")
     assert (mammogram.rows, mammogram.cols, mammogram.spacing) == (ROWS, COLS, None)
     assert (mammogram.laterality, mammogram.view, mammogram.pathology) == ("R", "CC", "malignant")
@@ -191,7 +191,7 @@ def test_truncated_jpeg(archive, keep):
     ],
 )
 def test_kinds_named(findings, kinds):
-    assert cdd_cesm.kinds_named(findings) == kinds
+    assert cdd_cesm.list_kinds(findings) == kinds
 
 
 def test_mixed_findings_are_uncertain(archive):

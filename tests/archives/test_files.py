@@ -1,6 +1,6 @@
 """How readers walk a folder."""
 
-from tfmammo.archives.files import beneath
+from tfmammo.archives.files import list_regular_files
 
 
 def test_files_in_order_without_hidden_ones_and_each_folder_once(tmp_path):
@@ -13,10 +13,14 @@ def test_files_in_order_without_hidden_ones_and_each_folder_once(tmp_path):
     (elsewhere / "linked.dcm").touch()
     (root / "c").symlink_to(elsewhere)
     (root / "b/above").symlink_to(root)  # would never end
-    found = [path.relative_to(root).as_posix() for path in beneath(root)]
+    found = [path.relative_to(root).as_posix() for path in list_regular_files(root)]
     assert found == ["z.txt", "a/x.csv", "b/1.dcm", "b/2.dcm", "c/linked.dcm"]
 
 
 def test_nothing_beneath_what_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
-    assert list(beneath(tmp_path / "file")) == list(beneath(tmp_path / "nowhere")) == []
+    assert (
+        list(list_regular_files(tmp_path / "file"))
+        == list(list_regular_files(tmp_path / "nowhere"))
+        == []
+    )

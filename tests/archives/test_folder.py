@@ -21,7 +21,7 @@ from tfmammo.archives.stored import unused_range
 from tfmammo.archives.writers import folder as writer
 from tfmammo.archives.writers.dicom import write_dicom
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, hashed_id
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, hash_id
 
 ROWS = 60
 COLS = 44
@@ -208,8 +208,8 @@ def test_records_are_pickled_and_carry_pseudonyms(small, caplog):
     np.testing.assert_array_equal(again[0].pixels(), records[0].pixels())
     np.testing.assert_array_equal(again[0].lesions[0].mask(ROWS, COLS), REGION // 255)
     assert [record.image_id for record in records] == [
-        hashed_id("folder", "a"),
-        hashed_id("folder", "b"),
+        hash_id("folder", "a"),
+        hash_id("folder", "b"),
     ]
     assert "Jane" not in repr(records) + caplog.text and "4711" not in repr(records) + caplog.text
 
@@ -223,7 +223,7 @@ def test_without_patients_all_images_are_one_and_the_log_says_so(small, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             records, reasons = read(small)
-        assert [record.patient_id for record in records] == [hashed_id("folder", "")] * 2
+        assert [record.patient_id for record in records] == [hash_id("folder", "")] * 2
         assert not reasons
         (message,) = caplog.messages
         assert "names no patients, so all images count as one and can't be split" in message
@@ -233,10 +233,10 @@ def test_an_image_without_a_patient_among_others_is_left_out(small, caplog):
     for lines in (("a.png,p1",), ("a.png,p1", "b.png,")):
         table(small, "file,patient", *lines)
         records, reasons = read(small)
-        assert [record.image_id for record in records] == [hashed_id("folder", "a")]
+        assert [record.image_id for record in records] == [hash_id("folder", "a")]
         assert reasons == {
-            "images/*": "1 images without a patient in metadata.csv, which might stand on both "
-            "sides of a split"
+            "images/*": "1 images without a patient in metadata.csv, which might be in both "
+            "subsets of a split"
         }
     assert not caplog.messages
 
@@ -570,7 +570,7 @@ def test_spellings_of_one_patient_and_of_one_file_are_one(small):
     assert len(records) == 3 and len({record.patient_id for record in records}) == 1, (
         "e is of nobody, whatever it looks like"
     )
-    assert hashed_id("folder", composed) in {record.image_id for record in records}
+    assert hash_id("folder", composed) in {record.image_id for record in records}
     assert list(reasons) == ["images/*"]
 
 
@@ -661,7 +661,9 @@ def test_several_polygons_are_one_lesion_and_parts_of_two_points_are_nothing(sma
 def test_an_rle_is_what_pycocotools_writes(small, compressed):
     region = np.random.default_rng(1).integers(0, 2, (ROWS, COLS), dtype=np.uint8)
     encoded = cocotools.encode(np.asfortranarray(region))
-    counts = encoded["counts"].decode() if compressed else coco._runs(encoded["counts"].decode())
+    counts = (
+        encoded["counts"].decode() if compressed else coco._decode_runs(encoded["counts"].decode())
+    )
     annotate(small, {"segmentation": {"size": [ROWS, COLS], "counts": counts}, "iscrowd": 1})
     (lesion,) = read(small)[0][0].lesions
     np.testing.assert_array_equal(lesion.read(), region)
@@ -673,7 +675,7 @@ def test_an_rle_is_what_pycocotools_writes(small, compressed):
 def test_compressed_runs_of_any_length(lengths):
     size = sum(lengths)
     encoded = cocotools.frPyObjects({"size": [1, size], "counts": lengths}, 1, size)
-    assert coco._runs(encoded["counts"].decode()) == lengths
+    assert coco._decode_runs(encoded["counts"].decode()) == lengths
 
 
 @pytest.mark.parametrize(
@@ -698,7 +700,7 @@ def test_a_damaged_rle_is_an_error_when_it_is_wanted(small, counts, reason):
     (lesion,) = read(small)[0][0].lesions
     with pytest.raises(
         ArchiveError,
-        match=rf"annotations.json: {hashed_id('folder', 'a')}, annotation 1: its RLE {reason}",
+        match=rf"annotations.json: {hash_id('folder', 'a')}, annotation 1: its RLE {reason}",
     ):
         lesion.mask(ROWS, COLS)
 
@@ -769,7 +771,7 @@ def test_listed_images_that_are_missing_are_counted(small):
 @pytest.mark.parametrize("name", ["images/a.png", "images\\a.png", "a.PNG", "a"])
 def test_file_names_in_several_forms(small, name):
     annotate(small, images=[{"id": 1, "file_name": name, "height": ROWS, "width": COLS}])
-    assert [record.image_id for record in read(small)[0]] == [hashed_id("folder", "a")]
+    assert [record.image_id for record in read(small)[0]] == [hash_id("folder", "a")]
 
 
 def test_a_size_that_contradicts_the_image_is_an_error(small):
@@ -1132,7 +1134,7 @@ def test_a_folder_of_unreadable_images(small):
 
 
 def test_one_file_by_itself(small):
-    one = folder.mammogram(small / "images/a.png")
+    one = folder.read_one(small / "images/a.png")
     listed = next(record for record in read(small)[0] if record.image_id == one.image_id)
     np.testing.assert_array_equal(one.pixels(), listed.pixels())
     assert (one.rows, one.cols, one.lesions, one.laterality) == (ROWS, COLS, (), None)
@@ -1150,7 +1152,7 @@ def test_one_dicom_of_any_name(tmp_path, name):
         ViewPosition="MLO",
         ImagerPixelSpacing=[0.07, 0.05],
     )
-    one = folder.mammogram(tmp_path / name)
+    one = folder.read_one(tmp_path / name)
     assert (one.laterality, one.view, one.spacing) == (
         "R",
         "MLO",
@@ -1173,7 +1175,7 @@ def test_one_file_that_is_no_mammogram(tmp_path):
     }
     for name, reason in (wrong | {".": "is no file"}).items():
         with pytest.raises(ArchiveError, match=reason) as raised:
-            folder.mammogram(tmp_path / name).pixels()
+            folder.read_one(tmp_path / name).pixels()
         assert str(raised.value).startswith(f"{tmp_path / name}: ") and "\n" not in str(
             raised.value
         )
@@ -1182,4 +1184,4 @@ def test_one_file_that_is_no_mammogram(tmp_path):
 def test_one_file_whose_name_is_in_no_known_encoding(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
     Image.fromarray(BYTE).save(os.fsencode(path))
-    assert len(folder.mammogram(path).image_id) == 12
+    assert len(folder.read_one(path).image_id) == 12

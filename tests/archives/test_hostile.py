@@ -111,7 +111,7 @@ def test_pipes_are_no_files_of_an_archive(name, tmp_path):
 def test_a_single_pipe_is_no_mammogram(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(ArchiveError, match=r"a\.png: is no file"):
-        folder.mammogram(tmp_path / "a.png")
+        folder.read_one(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("end", [3e4, 3e7, 1e30])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfmammo.archives import __main__ as command
-from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, contact_sheet
+from tfmammo.archives.contact_sheet import CAPTION, CELL, COLOURS, _caption, draw_contact_sheet
 from tfmammo.archives.writers import inbreast as writer
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
@@ -48,7 +48,7 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
     square = np.float32([[40, 30], [40, 90], [100, 90], [100, 30]])
     outlined = Lesion.from_outline("mass", square, ROWS, COLS)
     boxed = Lesion("calcification", (10, 20, 61, 81))
-    sheet = contact_sheet(
+    sheet = draw_contact_sheet(
         [
             mammogram(0, outlined),
             mammogram(1, boxed),
@@ -71,7 +71,7 @@ def test_a_sheet_draws_each_kind_in_its_colour_where_it_lies():
 
 def test_a_lesion_that_cannot_be_read_does_not_cost_its_image():
     skipped = Skipped()
-    sheet = contact_sheet([mammogram(0, MaskedLesion("mass", broken))], skipped)
+    sheet = draw_contact_sheet([mammogram(0, MaskedLesion("mass", broken))], skipped)
     assert sheet[10, 10, 0] == 128 and skipped.reasons == {
         "image0": "lesion 0: x.dcm: the file ends early"
     }
@@ -82,7 +82,7 @@ def dark() -> np.ndarray:
 
 
 def test_a_sheet_draws_grey_values_as_they_are_and_its_caption_says_what_is_odd():
-    sheet = contact_sheet([mammogram(0, read=dark, bits=16)], Skipped())
+    sheet = draw_contact_sheet([mammogram(0, read=dark, bits=16)], Skipped())
     assert sheet[10, 10].tolist() == [16] * 3  # 255 * 4000 / 65535 = 15.6
     assert (
         _caption(mammogram(0, bits=16), 4000 / 65535) == "values use 6 % of 16 bits; state bits=12"
@@ -96,14 +96,14 @@ def test_a_sheet_draws_grey_values_as_they_are_and_its_caption_says_what_is_odd(
 
 def test_a_sheet_leaves_out_what_cannot_be_read():
     skipped = Skipped()
-    assert contact_sheet([mammogram(0, read=broken), mammogram(1)], skipped).shape == (
+    assert draw_contact_sheet([mammogram(0, read=broken), mammogram(1)], skipped).shape == (
         CELL[0] + CAPTION,
         CELL[1],
         3,
     )
     assert skipped.reasons == {"image0": "x.dcm: the file ends early"}
     with pytest.raises(ArchiveError, match="none of the mammograms"):
-        contact_sheet([mammogram(0, read=broken)], Skipped())
+        draw_contact_sheet([mammogram(0, read=broken)], Skipped())
 
 
 def test_a_summary_reads_no_mask_and_counts(capsys):

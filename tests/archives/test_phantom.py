@@ -230,7 +230,7 @@ def test_no_threshold_segments_the_masses(rendered):
 
 
 def test_texture_follows_a_power_law_near_3():
-    a, b = phantom._power_law(np.random.default_rng(0), 3.0)
+    a, b = phantom._draw_power_law(np.random.default_rng(0), 3.0)
     assert a.std() == pytest.approx(1, abs=1e-3)
     assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.1
     power = np.abs(np.fft.fft2(a)) ** 2

@@ -12,12 +12,12 @@ from PIL import Image
 
 from tfmammo import datasets
 from tfmammo.archives import __main__ as command
-from tfmammo.archives import mammograms
-from tfmammo.archives.files import pseudonym, without_names
+from tfmammo.archives import read_mammograms
+from tfmammo.archives.files import make_pseudonym, remove_names
 from tfmammo.config import DataConfig
 from tfmammo.data.patches import make_patches
 from tfmammo.errors import ConfigError
-from tfmammo.mammogram import Skipped, hashed_id
+from tfmammo.mammogram import Skipped, hash_id
 
 NAME = "M\u00fcller, Anna 1950"
 
@@ -46,18 +46,18 @@ def archive(tmp_path):
 
 def test_no_name_reaches_the_log(archive, caplog, monkeypatch):
     with caplog.at_level(logging.DEBUG, "tfmammo"):
-        datasets.all_patches(DataConfig(name="folder", root=archive, size=16))
+        datasets.load_all_patches(DataConfig(name="folder", root=archive, size=16))
         assert len(caplog.records) > 3
         monkeypatch.chdir(archive)
-        datasets.all_patches(DataConfig(name="folder", root=".", size=16))
+        datasets.load_all_patches(DataConfig(name="folder", root=".", size=16))
     assert "ller" not in caplog.text and "Anna" not in caplog.text and "1950" not in caplog.text
     assert (
-        f"skipped {pseudonym(f'images/{NAME}/broken.png')}: can't be read as an image"
+        f"skipped {make_pseudonym(f'images/{NAME}/broken.png')}: can't be read as an image"
         in caplog.text
     )
-    mask = pseudonym(f"masks/{NAME}/empty.png")
+    mask = make_pseudonym(f"masks/{NAME}/empty.png")
     assert (
-        f"skipped {hashed_id('folder', f'{NAME}/empty')}: lesion 0: {mask}: marks nothing"
+        f"skipped {hash_id('folder', f'{NAME}/empty')}: lesion 0: {mask}: marks nothing"
         in caplog.text
     )
 
@@ -73,9 +73,9 @@ def test_the_reason_stays_whatever_the_path_is_like(archive):
         "gone": f"{root}/images/{NAME}/gone.png: no such file",
         "abc~1": "lesion 0: is not in sight",
     }
-    told = without_names(reasons, root)
+    told = remove_names(reasons, root)
     one, other, third = (
-        pseudonym(file) for file in (f"images/{NAME}/broken.png", "masks/berta.png", "x.png")
+        make_pseudonym(file) for file in (f"images/{NAME}/broken.png", "masks/berta.png", "x.png")
     )
     assert told == {
         "20000001": f"lesion 1: {one}: the file ends early; {other}: marks nothing",
@@ -95,19 +95,21 @@ def test_the_owner_finds_the_file_behind_every_pseudonym(archive, capsys, caplog
     by_pseudonym = {}
     for row in rows:
         by_pseudonym.setdefault(row["pseudonym"], []).append(row["file"])
-    assert by_pseudonym[hashed_id("folder", f"{NAME}/empty")] == [
+    assert by_pseudonym[hash_id("folder", f"{NAME}/empty")] == [
         f"images/{NAME}/empty.png",
         f"masks/{NAME}/empty.png",
     ]
-    assert by_pseudonym[pseudonym(f"images/{NAME}/broken.png")] == [f"images/{NAME}/broken.png"]
+    assert by_pseudonym[make_pseudonym(f"images/{NAME}/broken.png")] == [
+        f"images/{NAME}/broken.png"
+    ]
     assert {row["patient"] for row in rows} == {
-        hashed_id("folder", "a"),
-        hashed_id("folder", "b"),
+        hash_id("folder", "a"),
+        hash_id("folder", "b"),
         "",
     }
     skipped = Skipped()
     config = DataConfig(name="folder", root=archive, size=16)
-    patches = make_patches(mammograms(config, skipped), config, skipped)
+    patches = make_patches(read_mammograms(config, skipped), config, skipped)
     assert {name.partition("#")[0] for name in patches.ids} <= by_pseudonym.keys()
     assert "Anna" not in caplog.text
 
@@ -140,4 +142,4 @@ def test_left_out_files_hold_no_formula(tmp_path, capsys):
 
 def test_a_missing_root_is_still_named():
     with pytest.raises(ConfigError, match="no such folder"):
-        mammograms(DataConfig(name="folder", root="nowhere"), Skipped())
+        read_mammograms(DataConfig(name="folder", root="nowhere"), Skipped())

@@ -1,8 +1,10 @@
 """Stored values and what they stand for: against pydicom, brute force, and files written back."""
 
+import pickle
 from dataclasses import replace
 from functools import partial
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -10,11 +12,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
 
 from tfmammo import archives
-from tfmammo.archives import coco, dicom
+from tfmammo.archives import coco, dicom, folder
 from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.archives.writers.dicom import write_dicom
-from tfmammo.mammogram import Mammogram
+from tfmammo.config import PreprocessConfig
+from tfmammo.data.preprocess import preprocess_mammogram
+from tfmammo.mammogram import Mammogram, MaskedLesion
 
 ROWS = 64
 COLS = 60
@@ -49,9 +53,16 @@ RENDITIONS = {
 
 def record(path, window=True, **facts):
     header = dicom.read_header(path)
-    read = partial(dicom.read_pixels, path, window=window)
+    source = dicom.pixel_source(path, window)
     return Mammogram(
-        "made", "0123456789ab", "i", header.rows, header.cols, read, spacing=header.spacing, **facts
+        archive="made",
+        patient_id="0123456789ab",
+        image_id="i",
+        rows=header.rows,
+        cols=header.cols,
+        spacing=header.spacing,
+        **source,
+        **facts,
     )
 
 
@@ -71,11 +82,11 @@ def written(path, name, syntax=ExplicitVRLittleEndian):
 def test_values_and_greys_come_back_and_go_on(name, window, tmp_path):
     values, bits = written(tmp_path / "a.dcm", name)
     mammogram = record(tmp_path / "a.dcm", window, laterality="L", view="CC")
-    stored = archives.stored(mammogram)
+    stored = archives.read_stored(mammogram)
     assert stored.bits == bits
     np.testing.assert_array_equal(stored.values, values)
     np.testing.assert_array_equal(stored.image(), mammogram.pixels())
-    synthetic.dicom(tmp_path / "b.dcm", stored, mammogram, "key")
+    synthetic.write_dicom_of_mammogram(tmp_path / "b.dcm", stored, mammogram, "key")
     again = pydicom.dcmread(tmp_path / "b.dcm")
     np.testing.assert_array_equal(
         again.pixel_array, pydicom.dcmread(tmp_path / "a.dcm").pixel_array
@@ -86,7 +97,7 @@ def test_values_and_greys_come_back_and_go_on(name, window, tmp_path):
 
 def test_compressed_pixels_and_high_bits(tmp_path):
     values, _ = written(tmp_path / "a.dcm", "signed", JPEG2000Lossless)
-    np.testing.assert_array_equal(archives.stored(record(tmp_path / "a.dcm")).values, values)
+    np.testing.assert_array_equal(archives.read_stored(record(tmp_path / "a.dcm")).values, values)
     for sign in (False, True):
         plain = SIGNED if sign else RAMP
         dirty = (plain & 0x0FFF) | plain.dtype.type(0x3000)
@@ -95,7 +106,7 @@ def test_compressed_pixels_and_high_bits(tmp_path):
         made.BitsStored = 12
         made.HighBit = 11
         made.save_as(tmp_path / "b.dcm")
-        stored = archives.stored(record(tmp_path / "b.dcm"))
+        stored = archives.read_stored(record(tmp_path / "b.dcm"))
         np.testing.assert_array_equal(stored.values, plain)
         np.testing.assert_array_equal(stored.image(), dicom.read_pixels(tmp_path / "b.dcm"))
 
@@ -103,9 +114,9 @@ def test_compressed_pixels_and_high_bits(tmp_path):
 @pytest.mark.parametrize("name", RENDITIONS)
 def test_the_nearest_value(name, tmp_path):
     written(tmp_path / "a.dcm", name)
-    stored = archives.stored(record(tmp_path / "a.dcm"))
+    stored = archives.read_stored(record(tmp_path / "a.dcm"))
     grey = np.random.default_rng(0).random(200, np.float32)
-    found = stored.nearest(grey)
+    found = stored.nearest_values(grey)
     assert found.dtype == stored.values.dtype
     reached = stored.greys[found.astype(int) - stored.first]
     usable = stored.greys[~stored.padding]
@@ -121,7 +132,7 @@ def test_an_image_of_whole_numbers(bits):
     image = (values / (2**bits - 1)).astype(np.float32)[..., None]
     stored = Stored.of_image(image, bits)
     np.testing.assert_array_equal(stored.values, values)
-    np.testing.assert_array_equal(stored.nearest(image[..., 0]), values)
+    np.testing.assert_array_equal(stored.nearest_values(image[..., 0]), values)
     np.testing.assert_allclose(stored.image(), image, atol=1e-7)
     assert stored.full_scale() is stored.values and stored.values.dtype == (
         np.uint8 if bits <= 8 else np.uint16
@@ -131,7 +142,7 @@ def test_an_image_of_whole_numbers(bits):
 def test_a_picture_of_a_dicom_has_its_greys(tmp_path):
     for name, wide in (("window", np.uint16), ("8 bits", np.uint8), ("signed", np.uint16)):
         written(tmp_path / "a.dcm", name)
-        stored = archives.stored(record(tmp_path / "a.dcm"))
+        stored = archives.read_stored(record(tmp_path / "a.dcm"))
         expected = np.rint(stored.image()[..., 0].astype(np.float64) * np.iinfo(wide).max)
         np.testing.assert_array_equal(stored.full_scale(), expected)
         assert stored.full_scale().dtype == wide
@@ -153,7 +164,9 @@ def test_nothing_but_numbers_and_known_words_is_carried_on(tmp_path):
     made.save_as(tmp_path / "a.dcm")
     assert secret.encode() in (tmp_path / "a.dcm").read_bytes()
     mammogram = record(tmp_path / "a.dcm", laterality="R", view="MLO")
-    synthetic.dicom(tmp_path / "b.dcm", archives.stored(mammogram), mammogram, "key")
+    synthetic.write_dicom_of_mammogram(
+        tmp_path / "b.dcm", archives.read_stored(mammogram), mammogram, "key"
+    )
     content = (tmp_path / "b.dcm").read_bytes()
     assert (
         secret.encode() not in content
@@ -198,7 +211,7 @@ def test_what_the_standard_wants_is_there(tmp_path):
         (full, "1.2.840.10008.5.1.4.1.1.1.2", f"{ALWAYS} {MAMMOGRAPHY}"),
         (bare, "1.2.840.10008.5.1.4.1.1.7", f"{ALWAYS} ConversionType"),
     ):
-        synthetic.dicom(tmp_path / "a.dcm", stored, mammogram, "key", lossy=True)
+        synthetic.write_dicom_of_mammogram(tmp_path / "a.dcm", stored, mammogram, "key", lossy=True)
         made = pydicom.dcmread(tmp_path / "a.dcm")
         assert made.SOPClassUID == made.file_meta.MediaStorageSOPClassUID == sop
         assert [key for key in required.split() if made.get(key) in (None, "", [])] == []
@@ -239,7 +252,7 @@ def test_identity_is_called_removed_only_where_it_is(
         elements={"PhotometricInterpretation": "MONOCHROME2", "BurnedInAnnotation": burned_in},
     )
     mammogram = Mammogram(archive, "0123456789ab", "i", ROWS, COLS, np.empty, "R")
-    synthetic.dicom(tmp_path / "a.dcm", stored, mammogram, "key")
+    synthetic.write_dicom_of_mammogram(tmp_path / "a.dcm", stored, mammogram, "key")
     made = pydicom.dcmread(tmp_path / "a.dcm")
     assert (made.PatientIdentityRemoved, made.BurnedInAnnotation) == (removed, burned_in)
     assert ("DeidentificationMethod" in made) == (removed == "YES") and len(
@@ -251,7 +264,7 @@ def test_uids_follow_from_the_key(tmp_path):
     stored = Stored.of_image(np.zeros((ROWS, COLS, 1), np.float32), 8)
     mammogram = Mammogram("made", "0123456789ab", "i", ROWS, COLS, np.empty, "R")
     for name, key in (("a", "1"), ("b", "1"), ("c", "2")):
-        synthetic.dicom(tmp_path / name, stored, mammogram, key)
+        synthetic.write_dicom_of_mammogram(tmp_path / name, stored, mammogram, key)
     first, same, other = ((tmp_path / name).read_bytes() for name in "abc")
     assert first == same != other
     uids = [pydicom.dcmread(tmp_path / name) for name in "ac"]
@@ -279,3 +292,51 @@ def test_regions_are_pycocotools(box):
     big[1000:2400, 300:1500] = 1
     found = coco.encode(big[1000:2400, 300:1500], (1000, 300, 2400, 1500), 3000, 2000)
     assert found["counts"] == masks.encode(np.asfortranarray(big))["counts"].decode()
+
+
+PREPROCESS = PreprocessConfig(flip_right=True, spacing=0.2)
+
+
+def test_a_preprocessed_dicom_keeps_its_file_and_its_stored_values(tmp_path):
+    values, bits = written(tmp_path / "a.dcm", "rescale")
+    native = record(tmp_path / "a.dcm", laterality="R", view="CC")
+    once = preprocess_mammogram(native, PREPROCESS)
+    twice = preprocess_mammogram(once, PreprocessConfig(spacing=0.4))
+    for prepared in (once, pickle.loads(pickle.dumps(once)), twice):
+        assert prepared.pixels().shape != native.pixels().shape
+        assert prepared.file == tmp_path / "a.dcm" and str(tmp_path) not in repr(prepared)
+        stored = archives.read_stored(prepared)
+        assert stored.bits == bits
+        np.testing.assert_array_equal(stored.values, values)
+        np.testing.assert_array_equal(stored.image(), native.pixels())
+
+
+def test_a_preprocessed_picture_keeps_its_file_and_its_stored_values(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), values)
+    (native,) = folder.read(tmp_path)
+    prepared = preprocess_mammogram(
+        replace(native, laterality="R"), PreprocessConfig(flip_right=True)
+    )
+    assert prepared.file == native.file == tmp_path / "images" / "a.png"
+    assert archives.list_files(prepared) == [tmp_path / "images" / "a.png"]
+    np.testing.assert_array_equal(archives.read_stored(prepared).values, values)
+    np.testing.assert_array_equal(prepared.pixels(), native.pixels()[:, ::-1])
+
+
+def test_other_pixels_have_no_file(tmp_path):
+    written(tmp_path / "a.dcm", "rescale")
+    native = record(tmp_path / "a.dcm", laterality="R", view="CC")
+    dark = native.with_pixels(partial(np.zeros, (native.rows, native.cols, 1), np.float32))
+    assert dark.file is None and archives.list_files(dark) == []
+    assert not archives.read_stored(dark).values.any()
+
+
+def test_a_moved_mask_keeps_its_file(tmp_path):
+    lesion = MaskedLesion(
+        "mass", partial(np.eye, ROWS, COLS, dtype=np.uint8), (tmp_path / "m.png",)
+    )
+    native = Mammogram("made", "p", "i", ROWS, COLS, np.empty, "R", lesions=(lesion,))
+    prepared = preprocess_mammogram(native, PreprocessConfig(flip_right=True))
+    assert archives.list_files(prepared) == archives.list_files(native) == [tmp_path / "m.png"]

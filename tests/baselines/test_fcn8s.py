@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig, bilinear, network
+from tfmammo.baselines.fcn8s import FCN8s, FCN8sConfig, bilinear, build_network
 
 SMALL = {"widths": (4, 4, 4, 4, 4), "fc_width": 8, "dropout": 0.0}
 
@@ -17,7 +17,7 @@ def noise(*shape, seed=0):
 
 @pytest.mark.parametrize(("classes", "count"), [(2, 134_271_430), (1, 134_265_699)])
 def test_full_size(classes, count):
-    model = network(FCN8sConfig(classes=classes), 256)
+    model = build_network(FCN8sConfig(classes=classes), 256)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == count
     shapes = {
         name: model.get_layer(name).output.shape[1:]
@@ -57,7 +57,7 @@ def test_bilinear_kernel_by_hand():
 
 
 def test_the_up_sampling_starts_as_interpolation():
-    model = network(FCN8sConfig(**SMALL, classes=1), 32)
+    model = build_network(FCN8sConfig(**SMALL, classes=1), 32)
     *_, last = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2DTranspose)]
     ramp = np.arange(4, dtype=np.float32)[None, :, None, None] * np.ones((1, 4, 4, 1), np.float32)
     fine = np.asarray(last(ramp))[0, :, :, 0]
@@ -69,22 +69,22 @@ def test_the_up_sampling_starts_as_interpolation():
 
 
 def test_it_starts_undecided():
-    room = FCN8s(FCN8sConfig(**SMALL), 32)
+    model = FCN8s(FCN8sConfig(**SMALL), 32)
     image = tf.random.uniform([1, 32, 32, 1], seed=0)
     np.testing.assert_array_equal(
-        room.sample({"image": image, "mask": image})["output"], np.full((1, 32, 32, 1), 0.5)
+        model.sample({"image": image, "mask": image})["output"], np.full((1, 32, 32, 1), 0.5)
     )
-    loss = room.train_step({"image": image, "mask": tf.ones_like(image)})["segmenter_loss"]
+    loss = model.train_step({"image": image, "mask": tf.ones_like(image)})["segmenter_loss"]
     assert float(loss) == pytest.approx(np.log(2))
 
 
 def test_two_classes_by_hand():
-    room = FCN8s(FCN8sConfig(**SMALL), 64)
-    model = room.networks["segmenter"]
-    kernel, _ = model.get_layer("score_fc7").get_weights()
-    model.get_layer("score_fc7").set_weights([kernel, np.array([0.2, 1.1], np.float32)])
+    model = FCN8s(FCN8sConfig(**SMALL), 64)
+    network = model.networks["segmenter"]
+    kernel, _ = network.get_layer("score_fc7").get_weights()
+    network.get_layer("score_fc7").set_weights([kernel, np.array([0.2, 1.1], np.float32)])
     image = tf.random.uniform([1, 64, 64, 1], seed=0)
-    output = room.sample({"image": image, "mask": image})["output"]
+    output = model.sample({"image": image, "mask": image})["output"]
     # Away from the border the bilinear kernels hand the scores through: softmax of (0.2, 1.1).
     assert float(output[0, 32, 32, 0]) == pytest.approx(
         np.exp(1.1) / (np.exp(0.2) + np.exp(1.1)), rel=1e-6
@@ -94,18 +94,18 @@ def test_two_classes_by_hand():
 def test_the_loss_of_two_classes_is_softmax_cross_entropy():
     # some networks are undecided by chance, and would not tell a wrong loss
     keras.utils.set_random_seed(0)
-    room = FCN8s(FCN8sConfig(**SMALL), 32)
-    model = room.networks["segmenter"]
+    model = FCN8s(FCN8sConfig(**SMALL), 32)
+    network = model.networks["segmenter"]
     for i, name in enumerate(("score_fc7", "score_pool4", "score_pool3")):
-        layer = model.get_layer(name)
+        layer = network.get_layer(name)
         layer.set_weights([noise(*w.shape, seed=i) for w in layer.get_weights()])
     image = np.abs(noise(2, 32, 32, 1))
     mask = (noise(2, 32, 32, 1, seed=1) > 0).astype(np.float32)
-    scores = np.asarray(model(image), np.float64)
+    scores = np.asarray(network(image), np.float64)
     probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     expected = -np.log(np.where(mask == 1, probabilities[..., 1:], probabilities[..., :1])).mean()
     assert expected > 0.8  # far from undecided
-    loss = room.train_step({"image": tf.constant(image), "mask": tf.constant(mask)})[
+    loss = model.train_step({"image": tf.constant(image), "mask": tf.constant(mask)})[
         "segmenter_loss"
     ]
     assert float(loss) == pytest.approx(expected, rel=1e-5)
@@ -113,7 +113,7 @@ def test_the_loss_of_two_classes_is_softmax_cross_entropy():
 
 @pytest.mark.parametrize("name", ["score_fc7", "score_pool4", "score_pool3"])
 def test_each_stride_adds_to_the_scores(name):
-    model = network(FCN8sConfig(**SMALL, classes=1), 32)
+    model = build_network(FCN8sConfig(**SMALL, classes=1), 32)
     kernel, _ = model.get_layer(name).get_weights()
     model.get_layer(name).set_weights([kernel, np.ones(1, np.float32)])
     scores = np.asarray(model(noise(1, 32, 32, 1)))
@@ -123,7 +123,7 @@ def test_each_stride_adds_to_the_scores(name):
 
 
 def test_the_grey_patch_becomes_three_equal_colours():
-    model = network(FCN8sConfig(**SMALL), 32)
+    model = build_network(FCN8sConfig(**SMALL), 32)
     assert model.get_layer("block1_conv1").kernel.shape == (3, 3, 3, 4)
     colours = keras.Model(model.input, model.get_layer("block1_conv1").input)(
         np.full((1, 32, 32, 1), 0.25, np.float32)

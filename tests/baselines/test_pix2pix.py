@@ -19,9 +19,7 @@ DIRECTIONS = ("mask_to_image", "image_to_mask")
 
 
 def small(direction="mask_to_image", **config):
-    """A Pix2Pix of a few hundred weights, drawn by numpy, without dropout unless it is
-    asked for.
-    """
+    """Build a Pix2Pix of a few hundred weights, drawn by NumPy, by default without dropout."""
     defaults = {
         "filters": (4, 8, 8),
         "discriminator_filters": 4,
@@ -132,10 +130,10 @@ def test_every_returned_number_by_hand(direction, average):
         "p_real": p_real.mean(),
         "p_fake": p_fake.mean(),
     }
-    found = model.train_step(data)
-    assert set(found) == set(expected)
+    losses = model.train_step(data)
+    assert set(losses) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(losses[name], value, rtol=2e-5, err_msg=name)
     assert abs(expected["p_real"] - expected["p_fake"]) > 1e-3
 
 

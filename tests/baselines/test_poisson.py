@@ -8,9 +8,7 @@ from tfmammo.baselines.poisson import METHODS, opencv, paste, poisson
 
 @pytest.fixture(autouse=True)
 def float32_policy():
-    """In place of the fixture for all tests: nothing here touches Keras, so nothing
-    waits for it.
-    """
+    """Replace the fixture for all tests: nothing here uses Keras, so nothing waits for it."""
 
 
 def image(values):
@@ -69,9 +67,7 @@ def dense(tissue, lesion, mask, mixed):
     ],
 )
 def test_a_flat_lesion_leaves_the_membrane(harmonic):
-    """Without differences to follow, what is filled in is the harmonic function that the
-    surroundings are of.
-    """
+    """Without differences the result is the harmonic function of the surroundings."""
     expected = image(harmonic(*grid()))
     mask = disc()
     tissue = np.where(mask == 1, np.float32(0.9), expected)
@@ -81,14 +77,15 @@ def test_a_flat_lesion_leaves_the_membrane(harmonic):
 
 
 def test_a_known_laplacian_is_integrated():
-    """A paraboloid, whose differences are a lesion's, within tissue that is the paraboloid less a
-    ramp: the ramp is what is left.
+    """The lesion has a paraboloid's differences, the tissue is the paraboloid less a ramp.
+
+    The ramp is what is left.
     """
     rows, cols = grid()
     bowl = 0.9 - ((rows - 32) ** 2 + (cols - 24) ** 2) / 4000
     ramp = 0.1 + 0.002 * rows
-    found = poisson(image(np.where(disc()[..., 0], 0.5, bowl - ramp)), image(bowl), disc())
-    np.testing.assert_allclose(found, image(bowl - ramp), atol=1e-6)
+    blended = poisson(image(np.where(disc()[..., 0], 0.5, bowl - ramp)), image(bowl), disc())
+    np.testing.assert_allclose(blended, image(bowl - ramp), atol=1e-6)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -104,9 +101,7 @@ def test_a_constant_added_to_the_lesion_changes_nothing(mixed):
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_dense_solve_gives_the_same(mixed):
-    """Two regions, one with a hole and a pixel that has no neighbour of its own; values that are
-    clipped.
-    """
+    """Two regions, one with a hole, and a pixel without neighbours; some values are clipped."""
     tissue = noise(0, (17, 21))
     lesion = image(np.random.default_rng(1).uniform(0, 1, (17, 21)))
     mask = np.zeros((17, 21, 1), np.uint8)
@@ -121,8 +116,7 @@ def test_a_dense_solve_gives_the_same(mixed):
 
 @pytest.mark.parametrize(("mixed", "expected"), [(False, 0.4825), (True, 0.4575)])
 def test_one_pixel_by_hand(mixed, expected):
-    """Tissue 0.4 in the middle, around it 0.5, 0.4, 0.4 and 0.48; the lesion 0.5 in the middle,
-    around it 0.5, 0.5, 0.45 and 0.4.
+    """Tissue 0.4 with neighbours 0.5, 0.4, 0.4, 0.48; lesion 0.5 with 0.5, 0.5, 0.45, 0.4.
 
     4 f = 1.78 + sum of differences. The lesion's: 0, 0, 0.05, 0.1. The tissue's: -0.1, 0, 0, -0.08.
     Mixed: -0.1, 0, 0.05, 0.1.
@@ -142,8 +136,9 @@ def test_ties_are_the_lesions():
 
 
 def test_the_mixed_guide_keeps_a_vessel_that_the_lesion_covers():
-    """A flat lesion has no difference as large as the tissue's, so mixed cloning keeps the tissue;
-    normal cloning erases the vessel.
+    """Mixed cloning keeps the tissue's vessel, normal cloning erases it.
+
+    A flat lesion has no difference as large as the tissue's.
     """
     tissue = image(np.full((32, 32), 0.4))
     tissue[:, 15:17] = 0.6
@@ -166,8 +161,7 @@ def test_opencv_gives_the_tissue_to_two_grey_levels(name):
 
 @pytest.mark.parametrize(("mixed", "bound"), [(False, 6), (True, 12)])
 def test_opencv_agrees_but_for_its_outline(mixed, bound):
-    """Within a mean of 2.5 grey levels, and `bound` at most, where pasting is 26 levels away on
-    average.
+    """Within 2.5 grey levels on average and `bound` at most; pasting is 26 levels away.
 
     OpenCV takes the tissue's differences in the mask's outermost 3 px, where this lesion still has
     a slope, lets pixels beyond the mask, but in its bounding box, go along, and rounds.
@@ -188,10 +182,10 @@ def test_opencv_clones_where_the_mask_is():
         lesion = image(0.4 + 0.4 * np.exp(-((rows - 20) ** 2 + (cols - 30) ** 2) / 8))
         mask = np.zeros((64, 48, 1), np.uint8)
         mask[12 : 12 + height, 22 : 22 + width] = 1
-        found = opencv(image(np.full((64, 48), 0.4)), lesion, mask)
-        assert np.unravel_index(found.argmax(), found.shape) == (20, 30, 0)
+        blended = opencv(image(np.full((64, 48), 0.4)), lesion, mask)
+        assert np.unravel_index(blended.argmax(), blended.shape) == (20, 30, 0)
         # the outermost 3 px are flat, as the tissue
-        np.testing.assert_allclose(found, lesion, atol=6 / 255)
+        np.testing.assert_allclose(blended, lesion, atol=6 / 255)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,6 +1,4 @@
-"""What the three segmentation baselines share: cross-entropy by hand, one step, precision,
-what is exported.
-"""
+"""What the three segmentation baselines share: cross-entropy, one step, precision, exports."""
 
 import keras
 import numpy as np
@@ -45,7 +43,7 @@ def small(name, rate=3e-3, seed=0):
 
 
 def constant_logit(value):
-    """A room whose network answers with its only weight."""
+    """A model whose network answers with its only weight."""
     image = keras.Input((2, 2, 1))
     layer = keras.layers.Conv2D(
         1, 1, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(value)
@@ -56,35 +54,35 @@ def constant_logit(value):
 
 
 def test_the_loss_and_the_step_worked_by_hand():
-    room = constant_logit(np.log(3.0))  # p = 0.75
+    model = constant_logit(np.log(3.0))  # p = 0.75
     mask = tf.constant([1.0, 0.0, 0.0, 0.0], shape=[1, 2, 2, 1])
-    loss = room.train_step({"image": tf.zeros([1, 2, 2, 1]), "mask": mask})
+    loss = model.train_step({"image": tf.zeros([1, 2, 2, 1]), "mask": mask})
     assert loss.keys() == {"segmenter_loss"}
     assert float(loss["segmenter_loss"]) == pytest.approx(
         -(np.log(0.75) + 3 * np.log(0.25)) / 4, rel=1e-6
     )
-    kernel, bias = room.networks["segmenter"].get_weights()
+    kernel, bias = model.networks["segmenter"].get_weights()
     # Adam's first step is the learning rate, downhill
     assert bias[0] == pytest.approx(np.log(3.0) - 0.125, rel=1e-5)
     assert kernel[0, 0, 0, 0] == 0  # the image is black
 
 
 def test_the_panels_are_probabilities():
-    room = constant_logit(np.log(3.0))
+    model = constant_logit(np.log(3.0))
     data = {"image": tf.ones([1, 2, 2, 1]), "mask": tf.ones([1, 2, 2, 1])}
-    panels = room.sample(data)
+    panels = model.sample(data)
     assert list(panels) == ["image", "output", "truth"]
     np.testing.assert_allclose(panels["output"], np.full((1, 2, 2, 1), 0.75), rtol=1e-6)
     assert panels["image"] is data["image"] and panels["truth"] is data["mask"]
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_room_keeps_the_contract(name):
-    room = small(name)
-    network = room.networks["segmenter"]
-    assert room.name == name
-    assert room.networks.keys() == room.optimizers.keys() == {"segmenter"}
-    optimizer = room.optimizers["segmenter"]
+def test_the_model_keeps_the_contract(name):
+    model = small(name)
+    network = model.networks["segmenter"]
+    assert model.name == name
+    assert model.networks.keys() == model.optimizers.keys() == {"segmenter"}
+    optimizer = model.optimizers["segmenter"]
     assert (
         optimizer.built
         and optimizer.beta_1 == 0.5
@@ -95,23 +93,23 @@ def test_the_room_keeps_the_contract(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_twenty_steps_lower_the_loss(name):
-    room = small(name)
-    step = tf.function(room.train_step)
+    model = small(name)
+    step = tf.function(model.train_step)
     data = batch()
     losses = [float(step(data)["segmenter_loss"]) for _ in range(20)]
     assert losses[-1] < 0.7 * losses[0]
-    assert int(room.optimizers["segmenter"].iterations) == 20
+    assert int(model.optimizers["segmenter"].iterations) == 20
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_gradient_reaches_every_variable(name):
-    room = small(name)
+    model = small(name)
     data = batch(2)
     for _ in range(2):  # FCN-8s starts with scores of zero, so that at first nothing passes them
-        room.train_step(data)
+        model.train_step(data)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(room.logits(data["image"], training=True) * (0.5 - data["mask"]))
-    variables = room.networks["segmenter"].trainable_variables
+        loss = tf.reduce_sum(model.logits(data["image"], training=True) * (0.5 - data["mask"]))
+    variables = model.networks["segmenter"].trainable_variables
     if name == "segnet":  # normalisation takes away what the bias in front of it adds
         variables = [v for v in variables if not (v.name == "bias" and "_conv" in v.path)]
     still = {
@@ -126,25 +124,25 @@ def test_the_gradient_reaches_every_variable(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_mixed_precision_trains_and_answers_in_float32(name, policy):
     keras.config.set_dtype_policy(policy)
-    room = small(name)
-    network = room.networks["segmenter"]
+    model = small(name)
+    network = model.networks["segmenter"]
     assert policy.removeprefix("mixed_") in {layer.compute_dtype for layer in network.layers}
     before = network.get_weights()
     data = batch()
-    step = tf.function(room.train_step)
+    step = tf.function(model.train_step)
     losses = [step(data)["segmenter_loss"] for _ in range(3)]
     assert all(loss.dtype == tf.float32 and np.isfinite(loss) for loss in losses)
     assert any(np.any(v != w) for v, w in zip(network.get_weights(), before, strict=True))
     assert {v.dtype for v in network.trainable_variables} == {"float32"}
     assert network(data["image"]).dtype == tf.float32
-    assert {panel.dtype for panel in room.sample(data).values()} == {tf.float32}
+    assert {panel.dtype for panel in model.sample(data).values()} == {tf.float32}
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_exported_function_answers_as_the_room(name):
-    room = small(name)
-    room.train_step(batch())
-    functions = room.functions()
+def test_the_exported_function_answers_as_the_model(name):
+    model = small(name)
+    model.train_step(batch())
+    functions = model.functions()
     assert functions.keys() == {"segmenter"}
     (signature,) = functions["segmenter"].input_signature
     assert signature == tf.TensorSpec([None, SIZE, SIZE, 1], tf.float32, name="image")
@@ -152,29 +150,29 @@ def test_the_exported_function_answers_as_the_room(name):
     answer = functions["segmenter"](image=data["image"])
     assert answer.keys() == {"mask"} and answer["mask"].dtype == tf.float32
     assert np.all((answer["mask"] > 0) & (answer["mask"] < 1))
-    np.testing.assert_allclose(answer["mask"], room.sample(data)["output"], atol=1e-5)
+    np.testing.assert_allclose(answer["mask"], model.sample(data)["output"], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_sample_is_answered_alike_alone_and_in_a_batch(name):
-    room = small(name)
-    room.train_step(batch())
+    model = small(name)
+    model.train_step(batch())
     images = batch(3)["image"]
-    together = room.logits(images)
+    together = model.logits(images)
     assert np.ptp(together) > 1e-3
     for i in range(3):
-        np.testing.assert_allclose(together[i : i + 1], room.logits(images[i : i + 1]), atol=1e-4)
+        np.testing.assert_allclose(together[i : i + 1], model.logits(images[i : i + 1]), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", WITH_DROPOUT)
 def test_dropout_drops_in_training_only(name):
     keras.utils.set_random_seed(1)
-    room = WITH_DROPOUT[name]()
+    model = WITH_DROPOUT[name]()
     for _ in range(2):
-        room.train_step(batch())
+        model.train_step(batch())
     image = batch()["image"]
-    assert np.any(room.logits(image, training=True) != room.logits(image, training=True))
-    np.testing.assert_array_equal(room.logits(image), room.logits(image))
+    assert np.any(model.logits(image, training=True) != model.logits(image, training=True))
+    np.testing.assert_array_equal(model.logits(image), model.logits(image))
 
 
 def test_sizes_that_can_not_be_halved_are_refused():
@@ -182,6 +180,6 @@ def test_sizes_that_can_not_be_halved_are_refused():
     for size in (0, 16, 100):
         with pytest.raises(ConfigError, match=f"data.size: {size} px is not a multiple of 32"):
             check_size(size, 32)
-    for room, size in ((UNet, 40), (FCN8s, 48), (SegNet, 16)):
+    for model, size in ((UNet, 40), (FCN8s, 48), (SegNet, 16)):
         with pytest.raises(ConfigError, match=f"data.size: {size} px is not a multiple of"):
-            room(size=size)
+            model(size=size)

@@ -1,13 +1,11 @@
-"""SegNet: the parameter counts, pooling indices and unpooling against numpy, which indices
-go where.
-"""
+"""SegNet: parameter counts, pooling indices and unpooling against NumPy."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmammo.baselines.segnet import PoolWithIndices, Unpool, network
+from tfmammo.baselines.segnet import PoolWithIndices, Unpool, build_network
 from tfmammo.layers import SampleNormalization
 
 
@@ -38,7 +36,7 @@ def features(dtype="float32", batch=2):
     ("channels", "classes", "count"), [(3, 12, 29_449_932), (1, 1, 29_442_433)]
 )
 def test_full_size(channels, classes, count):
-    model = network(256, channels=channels, classes=classes)
+    model = build_network(256, channels=channels, classes=classes)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == count
     assert not model.non_trainable_variables  # no moving averages
     assert model.output_shape == (None, 256, 256, classes)
@@ -106,7 +104,7 @@ def test_unpooling_keeps_the_static_shape():
 
 
 def test_every_unpooling_takes_the_indices_of_its_own_level():
-    model = network(64, widths=(2, 3, 4, 5, 6))
+    model = build_network(64, widths=(2, 3, 4, 5, 6))
     for level in range(1, 6):
         pooled, indices = model.get_layer(f"unpool{level}").input
         assert indices is model.get_layer(f"pool{level}").output[1]
@@ -115,9 +113,7 @@ def test_every_unpooling_takes_the_indices_of_its_own_level():
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_a_shifted_bright_square_stays_where_it_was(dtype):
-    """Pool and unpool alone move nothing: a lone maximum comes back to its own pixel through all
-    five levels.
-    """
+    """Pooling and unpooling move nothing: a lone maximum returns to its pixel."""
     image = np.zeros((1, 32, 32, 1), np.float32)
     image[0, 13, 22, 0] = 1
     values = image

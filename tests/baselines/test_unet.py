@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tfmammo.baselines.unet import UNetConfig, network
+from tfmammo.baselines.unet import UNetConfig, build_network
 
 
 def layers(model, kind):
@@ -14,7 +14,7 @@ def layers(model, kind):
 
 def test_full_size():
     config = UNetConfig()
-    model = network(256, config.widths, config.dropout)
+    model = build_network(256, config.widths, config.dropout)
     assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == 31_030_593
     convolutions = layers(model, keras.layers.Conv2D)
     down = [64, 64, 128, 128, 256, 256, 512, 512, 1024, 1024]
@@ -36,7 +36,7 @@ def test_full_size():
 
 def test_the_skips_carry_each_level_past_the_bottom():
     keras.utils.set_random_seed(0)
-    model = network(16, (4, 4, 4), 0.0)
+    model = build_network(16, (4, 4, 4), 0.0)
     for layer in layers(model, keras.layers.Conv2DTranspose)[-1:]:  # cut what comes from below
         layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
     image = np.random.default_rng(0).uniform(size=(1, 16, 16, 1)).astype(np.float32)
@@ -48,7 +48,7 @@ def test_the_skips_carry_each_level_past_the_bottom():
 
 
 def test_the_image_is_centred_inside():
-    (rescaling,) = layers(network(4, (2, 2), 0.0), keras.layers.Rescaling)
+    (rescaling,) = layers(build_network(4, (2, 2), 0.0), keras.layers.Rescaling)
     np.testing.assert_allclose(rescaling(np.array([0, 0.25, 1], np.float32)), [-1, -0.5, 1])
 
 

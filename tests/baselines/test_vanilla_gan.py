@@ -52,9 +52,7 @@ def test_an_image_from_noise_at_256_px():
 
 
 def test_no_loss_depends_on_masks():
-    """D is shown the image alone: with any other mask every number is the same, and so is every
-    gradient's effect.
-    """
+    """With any other mask every number and every gradient's effect is the same."""
     data = batch()
     found = []
     for masks in (data["mask"], 1 - data["mask"], tf.zeros_like(data["mask"])):
@@ -96,10 +94,10 @@ def test_every_returned_number_by_hand():
         "p_real": p_real.mean(),
         "p_fake": p_fake.mean(),
     }
-    found = gan.train_step(data)
-    assert set(found) == set(expected)
+    losses = gan.train_step(data)
+    assert set(losses) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(losses[name], value, rtol=1e-4, err_msg=name)
 
 
 def test_each_optimizer_moves_its_own_network():

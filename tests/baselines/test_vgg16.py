@@ -1,6 +1,4 @@
-"""VGG-16's weights into the encoders: values, every file form, and what happens when they
-can't be had.
-"""
+"""VGG-16's weights in the encoders: values, every file format, and failures."""
 
 import urllib.request
 from pathlib import Path
@@ -14,7 +12,7 @@ from pydantic import ValidationError
 
 from tfmammo.baselines import segnet, vgg16
 from tfmammo.baselines.fcn8s import FCN8sConfig
-from tfmammo.baselines.fcn8s import network as fcn8s_network
+from tfmammo.baselines.fcn8s import build_network as fcn8s_network
 from tfmammo.baselines.segnet import SegNet, SegNetConfig
 from tfmammo.errors import ConfigError
 
@@ -36,9 +34,7 @@ def random_vgg16(top=False):
 
 
 def save(model, folder, form):
-    """One file of `form`; "legacy.h5" is how the published files are written: the weights' groups
-    at the root.
-    """
+    """Save one file of `form`; "legacy.h5" has the weights' groups at the root, as published."""
     path = folder / f"vgg16{form}"
     if form == ".weights.h5":
         model.save_weights(path)
@@ -77,7 +73,7 @@ def test_segnet_starts_from_the_file(encoder):
 
 def test_the_summed_kernel_sees_grey_as_the_three_colours_did(encoder):
     source, path = encoder
-    network = segnet.network(32)
+    network = segnet.build_network(32)
     vgg16.assign(network, path, fc=False)
     grey = np.random.default_rng(0).uniform(-128, 128, (1, 8, 8, 1)).astype(np.float32)
     theirs = source.get_layer("block1_conv1")(np.repeat(grey, 3, -1))
@@ -144,7 +140,7 @@ def test_another_networks_file_is_refused(tmp_path, form):
 def test_a_damaged_file_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"no weights")
     with pytest.raises(ConfigError, match="does not hold the weights of a Keras VGG-16"):
-        vgg16.assign(segnet.network(32, (2,) * 5), str(tmp_path / name), fc=False)
+        vgg16.assign(segnet.build_network(32, (2,) * 5), str(tmp_path / name), fc=False)
 
 
 def test_a_missing_file_is_named():

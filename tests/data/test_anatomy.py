@@ -24,11 +24,11 @@ def truth(mammogram):
     rendered from.
     """
     key = mammogram.read.args[0]
-    anatomy = phantom._anatomy(key)
+    anatomy = phantom._draw_anatomy(key)
     rows = np.arange(ROWS, dtype=float)[:, None]
     cols = np.arange(COLS, dtype=float)[None]
     breast = cols < anatomy.skin[:, None]
-    muscle = phantom._muscle(anatomy, rows, cols) > 0
+    muscle = phantom._muscle_distance(anatomy, rows, cols) > 0
     return (breast[:, ::-1], muscle[:, ::-1]) if key.laterality == "R" else (breast, muscle)
 
 
@@ -241,7 +241,7 @@ def test_real_cc_views(real_data):
     """
     seen = 0
     for path in sorted((real_data / "cdd-cesm").glob("*/*.jpg")):
-        image = cdd_cesm._pixels(path)
+        image = cdd_cesm._read_pixels(path)
         mask = breast_mask(image)[..., 0]
         wall = mask[:, 0] if "_L_" in path.name or "_l." in path.name else mask[:, -1]
         assert wall.mean() > 0.5, path.name
@@ -273,9 +273,11 @@ def test_real_mlo_views(real_data):
     cut = []
     seen = 0
     for path in sorted((real_data / "cdd-cesm-512" / "images").glob("*_MLO.jpg")):
-        image = cdd_cesm._pixels(path)
+        image = cdd_cesm._read_pixels(path)
         mask = pectoral_mask(image, "L" if "_L_" in path.name else "R")[..., 0]
-        lesion = cdd_cesm._pixels(real_data / "cdd-cesm-512" / "masks" / path.name)[..., 0] > 0.5
+        lesion = (
+            cdd_cesm._read_pixels(real_data / "cdd-cesm-512" / "masks" / path.name)[..., 0] > 0.5
+        )
         seen = seen + 1
         found = found + mask.any()
         assert mask.mean() < 0.5 * (image > 0.02).mean(), path.name

@@ -20,7 +20,7 @@ import pytest
 from pydicom.uid import RLELossless
 
 from tfmammo.archives import inbreast
-from tfmammo.archives.files import pseudonym
+from tfmammo.archives.files import make_pseudonym
 from tfmammo.archives.writers import inbreast as writer
 from tfmammo.config import AddedConfig, DataConfig, dump, parse
 from tfmammo.data import build as module
@@ -221,7 +221,7 @@ def test_a_bad_file_becomes_a_dead_letter(config, archive, tmp_path):
     manifest = build(config, tmp_path / "out")
     assert manifest.columns["image_ids"] == ("20000001", "20000003", "20000007")
     letters = dead_letters(tmp_path / "out")
-    bad = pseudonym(dicom_of(archive, 4).relative_to(archive).as_posix())
+    bad = make_pseudonym(dicom_of(archive, 4).relative_to(archive).as_posix())
     assert set(letters) == {"20000002", bad}
     assert "is not a DICOM file" in letters[bad]
     told = (tmp_path / "out" / "dead_letters.csv").read_text() + "".join(
@@ -260,14 +260,14 @@ def test_dead_letters_are_tried_again_on_demand(config, archive, tmp_path):
 
 def failing_at(image_id, error, monkeypatch):
     """Let the patches of one mammogram fail: the first is there, the next is not."""
-    patches_of = module.patches_of
+    extract_patches = module.extract_patches
 
     def failing(mammogram, *rest):
-        yield from patches_of(mammogram, *rest)
+        yield from extract_patches(mammogram, *rest)
         if mammogram.image_id == image_id:
             raise error
 
-    monkeypatch.setattr(module, "patches_of", failing)
+    monkeypatch.setattr(module, "extract_patches", failing)
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_the_card(built):
 
 
 def test_dead_letters_hold_no_formulas():
-    text = card.dead_letters({"=1+1": "a, b\n@c", "+x": "-1", "plain.dcm": 'says "no"'})
+    text = card.format_dead_letters({"=1+1": "a, b\n@c", "+x": "-1", "plain.dcm": 'says "no"'})
     assert text == 'file,reason\n\'=1+1,"a, b @c"\n\'+x,\'-1\nplain.dcm,"says ""no"""\n'
 
 

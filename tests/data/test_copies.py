@@ -9,7 +9,7 @@ import pytest
 
 from tfmammo.archives import phantom
 from tfmammo.config import AddedConfig, DataConfig
-from tfmammo.data.copies import Turn, copies, turned
+from tfmammo.data.copies import Transform, make_copies, transform_mammogram
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
@@ -45,7 +45,7 @@ def config(**added):
 
 
 def test_the_centre_stays_and_a_quarter_turn_is_counter_clockwise_as_shown():
-    matrix = Turn(90, 1, False).matrix(ROWS, COLS)
+    matrix = Transform(90, 1, False).matrix(ROWS, COLS)
     # (x, y)
     centre = np.array([29.5, 19.5, 1])
     right = np.array([39.5, 19.5, 1])
@@ -56,9 +56,9 @@ def test_the_centre_stays_and_a_quarter_turn_is_counter_clockwise_as_shown():
 def test_a_mirrored_image_and_its_lesion_are_numpys():
     random = np.random.default_rng(0)
     pixels = random.random((ROWS, COLS, 1), np.float32)
-    made = turned(
+    made = transform_mammogram(
         mammogram(square(5, 10, 8), pixels=pixels, laterality="L", spacing=(0.1, 0.2)),
-        Turn(0, 1, True),
+        Transform(0, 1, True),
         1,
         Skipped(),
     )
@@ -74,35 +74,41 @@ def test_a_mirrored_image_and_its_lesion_are_numpys():
 
 
 def test_growing_by_two_doubles_a_lesion_and_halves_the_spacing():
-    made = turned(mammogram(square(15, 25, 9), spacing=(0.1, 0.1)), Turn(0, 2, False), 1, Skipped())
+    made = transform_mammogram(
+        mammogram(square(15, 25, 9), spacing=(0.1, 0.1)), Transform(0, 2, False), 1, Skipped()
+    )
     # corners are pixels' centres: 8 px between them become 16
     top, left, bottom, right = made.lesions[0].box
     assert (bottom - top, right - left) == (17, 17)
     assert made.spacing == (0.05, 0.05)
 
 
-@pytest.mark.parametrize("turn", [Turn(33, 0.9, False), Turn(-12, 1.1, True)])
+@pytest.mark.parametrize("turn", [Transform(33, 0.9, False), Transform(-12, 1.1, True)])
 def test_outline_and_pixels_go_together(turn):
     lesion = square(12, 22, 11)
     pixels = lesion.mask(ROWS, COLS)[..., None].astype(np.float32)
-    made = turned(mammogram(lesion, pixels=pixels), turn, 1, Skipped())
+    made = transform_mammogram(mammogram(lesion, pixels=pixels), turn, 1, Skipped())
     mask = made.lesions[0].mask(ROWS, COLS)
     shown = made.pixels()[..., 0] > 0.5
     assert 2 * np.sum(mask & shown) / (mask.sum() + shown.sum()) > 0.93
 
 
 def test_a_lesion_known_by_its_box_gets_the_box_around_the_turned_one():
-    made = turned(mammogram(Lesion("mass", (10, 20, 20, 30))), Turn(45, 1, False), 1, Skipped())
+    made = transform_mammogram(
+        mammogram(Lesion("mass", (10, 20, 20, 30))), Transform(45, 1, False), 1, Skipped()
+    )
     top, left, bottom, right = made.lesions[0].box
     assert (bottom - top, right - left) == (14, 14)  # 10 times the root of 2
 
 
 def test_what_is_out_of_sight_is_left_out_and_said():
     skipped = Skipped()
-    made = turned(mammogram(square(15, 25, 9), square(0, 0, 4)), Turn(0, 2, False), 3, skipped)
+    made = transform_mammogram(
+        mammogram(square(15, 25, 9), square(0, 0, 4)), Transform(0, 2, False), 3, skipped
+    )
     assert len(made.lesions) == 1 and "lesion 1: is not in sight" in skipped.reasons["image~3"]
     with pytest.raises(ValueError, match="no lesion is in sight"):
-        turned(mammogram(square(0, 0, 4)), Turn(0, 2, False), 1, skipped)
+        transform_mammogram(mammogram(square(0, 0, 4)), Transform(0, 2, False), 1, skipped)
 
 
 def test_an_unreadable_mask_is_noted():
@@ -110,13 +116,18 @@ def test_an_unreadable_mask_is_noted():
         raise ArchiveError("mask.png: can't be read")
 
     skipped = Skipped()
-    turned(mammogram(square(15, 25, 9), MaskedLesion("mass", fails)), Turn(0, 1, False), 1, skipped)
+    transform_mammogram(
+        mammogram(square(15, 25, 9), MaskedLesion("mass", fails)),
+        Transform(0, 1, False),
+        1,
+        skipped,
+    )
     assert "mask.png: can't be read" in skipped.reasons["image~1"]
 
 
 def test_copies_are_spread_evenly_and_more_begin_with_the_fewer():
     records = [record for record in phantom.read(count=12)]
-    few, many = (list(copies(records, config(copies=count), Skipped())) for count in (5, 23))
+    few, many = (list(make_copies(records, config(copies=count), Skipped())) for count in (5, 23))
     assert [one.image_id for one in few] == [one.image_id for one in many[:5]]
     assert [[lesion.box for lesion in one.lesions] for one in few] == [
         [lesion.box for lesion in one.lesions] for one in many[:5]
@@ -137,9 +148,10 @@ def test_a_copy_does_not_depend_on_the_other_mammograms():
         for record in phantom.read(count=12)
         if any(lesion.kind == "mass" for lesion in record.lesions)
     ]
-    alone = {one.image_id: one for one in copies(records[:1], config(copies=2), Skipped())}
+    alone = {one.image_id: one for one in make_copies(records[:1], config(copies=2), Skipped())}
     among = {
-        one.image_id: one for one in copies(records, config(copies=2 * len(records)), Skipped())
+        one.image_id: one
+        for one in make_copies(records, config(copies=2 * len(records)), Skipped())
     }
     assert alone and all(
         among[name].lesions[0].box == one.lesions[0].box for name, one in alone.items()
@@ -148,7 +160,7 @@ def test_a_copy_does_not_depend_on_the_other_mammograms():
 
 def test_angles_and_factors_stay_in_their_ranges():
     one = mammogram(square(15, 25, 9), spacing=(1.0, 1.0))
-    made = list(copies([one], config(copies=60, rotate=0, resize=(0.8, 1.25)), Skipped()))
+    made = list(make_copies([one], config(copies=60, rotate=0, resize=(0.8, 1.25)), Skipped()))
     factors = np.array([1 / copy.spacing[0] for copy in made])
     assert factors.min() >= 0.8 and factors.max() <= 1.25 and np.ptp(factors) > 0.3
     upright = replace(one, spacing=None)
@@ -156,7 +168,9 @@ def test_angles_and_factors_stay_in_their_ranges():
         len(
             {
                 copy.lesions[0].box
-                for copy in copies([upright], config(copies=60, rotate=0, resize=(1, 1)), Skipped())
+                for copy in make_copies(
+                    [upright], config(copies=60, rotate=0, resize=(1, 1)), Skipped()
+                )
             }
         )
         == 2
@@ -165,4 +179,4 @@ def test_angles_and_factors_stay_in_their_ranges():
 
 def test_no_wanted_lesion_is_an_error():
     with pytest.raises(DataError, match="data.added.copies: no training mammogram has a mass"):
-        list(copies([mammogram()], config(copies=1), Skipped()))
+        list(make_copies([mammogram()], config(copies=1), Skipped()))

@@ -8,7 +8,7 @@ import pytest
 from tfmammo.archives import cdd_cesm
 from tfmammo.config import DataConfig
 from tfmammo.data import sampling
-from tfmammo.data.patches import window
+from tfmammo.data.windows import square_window
 from tfmammo.mammogram import Skipped
 
 TABLE_I = {
@@ -49,11 +49,11 @@ def test_the_default_context_gives_that_share_on_real_masses(real_data):
     def share(context: float) -> float:
         found = []
         for one in cdd_cesm.read(real_data / "cdd-cesm", Skipped()):
-            lesions = sampling.wanted(one, DataConfig()).values()
+            lesions = sampling.select_lesions(one, DataConfig()).values()
             region = np.zeros((one.rows, one.cols), np.uint8)
             for lesion in lesions:
                 region |= lesion.mask(one.rows, one.cols)
-            places = [window(lesion.box, one.rows, one.cols, context) for lesion in lesions]
+            places = [square_window(lesion.box, one.rows, one.cols, context) for lesion in lesions]
             inside = [
                 place
                 for place in places

@@ -11,16 +11,18 @@ import textwrap
 
 import pytest
 
+from tfmammo import filesystem
 from tfmammo.data import jobs
 from tfmammo.errors import ConfigError, DataError
 
 HOLD = """
     import sys, time
     from pathlib import Path
+    from tfmammo import filesystem
     from tfmammo.data import jobs
 
     output = Path(sys.argv[1])
-    with jobs.claimed(output, {"work": 1}, "work.json"):
+    with jobs.claim_folder(output, {"work": 1}, "work.json"):
         with filesystem.atomic_file(output / "shard") as part:
             part.write_text("half")
             print("begun", flush=True)
@@ -48,11 +50,11 @@ def test_a_second_process_is_refused_and_the_first_one_ends_well(tmp_path, repos
             ConfigError,
             match="another process is at work there; wait for its end, or name a new folder",
         )
-        with refused, jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+        with refused, jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"):
             pass
         assert first.communicate("\n", timeout=60)[0] == "done\n" and first.returncode == 0
     assert (tmp_path / "out/shard").read_text() == "half"
-    with jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+    with jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"):
         pass
 
 
@@ -61,7 +63,7 @@ def test_a_killed_process_leaves_no_lock_and_its_halves_are_removed(tmp_path, re
         first.send_signal(signal.SIGKILL)
         first.wait(timeout=60)
     assert list((tmp_path / "out").glob(".shard.*.part"))
-    with jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+    with jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"):
         assert not list((tmp_path / "out").glob("*.part"))
 
 
@@ -75,7 +77,7 @@ FIRST_WRITE = """
         os.kill(os.getpid(), 9)
 
     os.replace = stop
-    with jobs.claimed(Path(sys.argv[1]), {"work": 1}, "work.json"):
+    with jobs.claim_folder(Path(sys.argv[1]), {"work": 1}, "work.json"):
         pass
 """
 
@@ -87,7 +89,7 @@ def test_a_kill_at_the_first_write_does_not_shut_the_folder(tmp_path, repository
         list((tmp_path / "out").glob(".work.json.*.part"))
         and not (tmp_path / "out/work.json").exists()
     )
-    with jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+    with jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"):
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
             jobs.LOCK,
             "work.json",
@@ -100,7 +102,7 @@ def test_a_folder_of_somebodys_is_left_as_it_was(tmp_path, name):
     refused = pytest.raises(
         ConfigError, match="is not empty and no output of this command; name a new folder"
     )
-    with refused, jobs.claimed(tmp_path, {"work": 1}, "work.json"):
+    with refused, jobs.claim_folder(tmp_path, {"work": 1}, "work.json"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -108,14 +110,17 @@ def test_a_folder_of_somebodys_is_left_as_it_was(tmp_path, name):
 def test_an_error_of_the_work_stays_what_it_is(tmp_path):
     with (
         pytest.raises(PermissionError, match="of the work"),
-        jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"),
+        jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"),
     ):
         raise PermissionError("of the work")
 
 
 def test_who_stops_a_work_is_told_how_it_goes_on(tmp_path, caplog):
     caplog.set_level("INFO")
-    with pytest.raises(KeyboardInterrupt), jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"),
+    ):
         raise KeyboardInterrupt
     assert f"{tmp_path / 'out'}: stopped; the same command goes on where it was" in caplog.text
 
@@ -126,13 +131,46 @@ def test_where_a_file_system_has_no_locks_work_goes_on_with_a_warning(
     def refuse(*arguments):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(jobs.fcntl, "flock", refuse)
-    with jobs.claimed(tmp_path / "out", {"work": 1}, "work.json"):
+    monkeypatch.setattr(filesystem.fcntl, "flock", refuse)
+    with jobs.claim_folder(tmp_path / "out", {"work": 1}, "work.json"):
         assert "its file system has no locks" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     with pytest.raises(DataError, match="leads out of"):
-        jobs.inside(tmp_path, name)
-    assert jobs.inside(tmp_path, "images/a.png") == tmp_path / "images/a.png"
+        jobs.resolve_inside(tmp_path, name)
+    assert jobs.resolve_inside(tmp_path, "images/a.png") == tmp_path / "images/a.png"
+
+
+def test_finished_parts_are_kept_and_those_with_failures_made_again_on_demand(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jobs, "run", lambda parts, make, flags: [make(part) for part in parts])
+    made = []
+
+    def read(path):
+        return path.read_text() if path.is_file() else None
+
+    def make(path):
+        if read(path) is None:
+            made.append(path.name)
+            path.write_text("failure" if path.name == "b" else "whole")
+
+    steps = jobs.PartSteps(
+        make=make,
+        read=read,
+        record_path=lambda path: path,
+        has_failures=lambda record: record == "failure",
+        command="work",
+    )
+    parts = [tmp_path / "b", tmp_path / "a"]
+    progress = (tmp_path, "*", 2)
+    for retry, expected in ((False, ["b", "a"]), (False, []), (True, ["b"])):
+        made.clear()
+        records = jobs.complete_parts(parts, steps, (), progress, retry)
+        assert records == ["failure", "whole"] and made == expected
+    (tmp_path / "a").unlink()
+    monkeypatch.setattr(jobs, "run", lambda parts, make, flags: None)
+    with pytest.raises(DataError, match="/a: is missing or not as it was written; run the work"):
+        jobs.complete_parts(parts, steps, (), progress)

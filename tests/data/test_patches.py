@@ -8,23 +8,21 @@ import pytest
 from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import DataConfig, PreprocessConfig, SamplingConfig, TilesConfig
 from tfmammo.data import preprocess, sampling
-from tfmammo.data.labelled import pathology_patches
+from tfmammo.data.labelled import make_pathology_patches
 from tfmammo.data.patches import (
     Patch,
     Patches,
-    drawer,
-    frame,
-    lesion_patches,
+    extract_patches,
+    make_lesion_patches,
+    make_normal_patches,
+    make_offset_patches,
     make_patches,
-    normal_patches,
-    offset_patches,
-    patches_of,
-    seen,
-    shape_patches,
-    stack,
-    window,
-    worst,
+    make_sampler,
+    make_shape_patches,
+    stack_patches,
+    worst_pathology,
 )
+from tfmammo.data.windows import crop_window, extract_window, square_window
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 
@@ -84,17 +82,22 @@ def mammogram(*lesions, image_id="a", patient="p", rows=100, cols=120, read=None
 
 
 def test_window_by_hand():
-    assert window((40, 50, 60, 60), 100, 120, 1.5) == (35, 40, 65, 70)  # side 30 around (50, 55)
+    assert square_window((40, 50, 60, 60), 100, 120, 1.5) == (
+        35,
+        40,
+        65,
+        70,
+    )  # side 30 around (50, 55)
     # moved down and to the left
-    assert window((0, 110, 20, 120), 100, 120, 1.5) == (0, 90, 30, 120)
+    assert square_window((0, 110, 20, 120), 100, 120, 1.5) == (0, 90, 30, 120)
     # too long for the rows only
-    assert window((0, 10, 100, 20), 100, 120, 1.1) == (-5, 0, 105, 110)
-    assert window((0, 0, 100, 120), 100, 120, 1.5) == (-40, -30, 140, 150)
+    assert square_window((0, 10, 100, 20), 100, 120, 1.1) == (-5, 0, 105, 110)
+    assert square_window((0, 0, 100, 120), 100, 120, 1.5) == (-40, -30, 140, 150)
 
 
 def test_window_is_square_in_millimetres():
     # 20 px of 0.2 mm are 4 mm, 20 px of 0.1 mm are 2 mm: the side is 6 mm
-    assert window((40, 50, 60, 70), 100, 120, 1.5, (0.2, 0.1)) == (35, 30, 65, 90)
+    assert square_window((40, 50, 60, 70), 100, 120, 1.5, (0.2, 0.1)) == (35, 30, 65, 90)
 
 
 @pytest.mark.parametrize("context", [1.0, 1.25, 1.5, 2.0])
@@ -104,7 +107,7 @@ def test_windows_hold_their_lesion_and_the_image(context):
         top = rng.integers(0, 90)
         left = rng.integers(0, 110)
         box = (top, left, rng.integers(top + 1, 101), rng.integers(left + 1, 121))
-        place = window(box, 100, 120, context)
+        place = square_window(box, 100, 120, context)
         assert place[2] - place[0] == place[3] - place[1]
         assert (
             place[0] <= box[0] and place[1] <= box[1] and place[2] >= box[2] and place[3] >= box[3]
@@ -117,7 +120,7 @@ def test_windows_hold_their_lesion_and_the_image(context):
 def test_a_patch_is_the_crop_and_its_mask():
     lesion = rectangle(42, 50, 58, 66)  # 16 px, so the crop of 32 px at context 2 is not resampled
     config = DataConfig(size=32, context=2, percentiles=(0, 100))
-    patches = lesion_patches([mammogram(lesion)], config, Skipped())
+    patches = make_lesion_patches([mammogram(lesion)], config, Skipped())
     crop = noise(100, 120)[34:66, 42:74]
     np.testing.assert_allclose(
         patches.images[0], (crop - crop.min()) / (crop.max() - crop.min()), atol=1e-5
@@ -137,7 +140,7 @@ def test_neighbours_of_wanted_kinds_are_in_the_mask():
     one = DataConfig(size=32, context=2)
     two = DataConfig(size=32, context=2, kinds=("mass", "calcification"))
     masses, all_kinds = (
-        lesion_patches([mammogram(*lesions)], config, Skipped()) for config in (one, two)
+        make_lesion_patches([mammogram(*lesions)], config, Skipped()) for config in (one, two)
     )
     assert masses.ids.tolist() == ["a#0", "a#1"] and all_kinds.ids.tolist() == ["a#0", "a#1", "a#2"]
     assert masses.masks[0].sum() == 16 * 16 + 16 * 5
@@ -147,8 +150,8 @@ def test_neighbours_of_wanted_kinds_are_in_the_mask():
 def test_mixed_findings():
     lesions = (rectangle(42, 50, 58, 66, kind_is_certain=False), rectangle(10, 10, 20, 20))
     config = DataConfig(size=32)
-    assert len(lesion_patches([mammogram(*lesions)], config, Skipped())) == 2
-    certain = lesion_patches(
+    assert len(make_lesion_patches([mammogram(*lesions)], config, Skipped())) == 2
+    certain = make_lesion_patches(
         [mammogram(*lesions)], config.model_copy(update={"mixed_findings": False}), Skipped()
     )
     assert certain.ids.tolist() == ["a#1"]
@@ -157,7 +160,7 @@ def test_mixed_findings():
 def test_padding_is_black_and_outside_the_mask():
     lesion = rectangle(0, 0, 100, 120)
     # 180 px: 40 above, 30 left
-    patches = lesion_patches(
+    patches = make_lesion_patches(
         [mammogram(lesion)], DataConfig(size=60, context=1.5, pad=True), Skipped()
     )
     rows = patches.masks[0, :, 30, 0]
@@ -171,7 +174,9 @@ def test_a_patch_larger_than_its_mammogram_is_left_out():
     skipped = Skipped()
     large = rectangle(0, 0, 100, 120)
     small = rectangle(10, 10, 30, 30)
-    patches = lesion_patches([mammogram(large, small)], DataConfig(size=60, context=1.5), skipped)
+    patches = make_lesion_patches(
+        [mammogram(large, small)], DataConfig(size=60, context=1.5), skipped
+    )
     assert (
         patches.ids.tolist() == ["a#1"]
         and "lesion 0: its patch is larger than the mammogram" in skipped.reasons["a"]
@@ -186,10 +191,10 @@ def test_pixels_are_read_once_and_only_where_wanted():
         return noise(100, 120)
 
     lesions = (rectangle(42, 50, 58, 66), rectangle(10, 10, 20, 20))
-    lesion_patches([mammogram(*lesions, read=read)], DataConfig(size=16), Skipped())
+    make_lesion_patches([mammogram(*lesions, read=read)], DataConfig(size=16), Skipped())
     assert len(reads) == 1
     others = mammogram(rectangle(10, 10, 20, 20, kind="asymmetry"), image_id="b", read=read)
-    lesion_patches(
+    make_lesion_patches(
         [mammogram(*lesions, read=read), others, mammogram(read=read)],
         DataConfig(size=16),
         Skipped(),
@@ -203,7 +208,7 @@ def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
     unwanted = MaskedLesion("asymmetry", lambda: pytest.fail("was read"))
     empty = MaskedLesion("mass", partial(np.zeros, (100, 120), np.uint8))
     skipped = Skipped()
-    patches = lesion_patches(
+    patches = make_lesion_patches(
         [mammogram(unwanted, broken, good, empty)], DataConfig(size=32, context=2), skipped
     )
     assert patches.ids.tolist() == ["a#2"] and patches.shapes.tolist() == ["oval"]
@@ -215,7 +220,7 @@ def test_a_mask_file_is_read_for_wanted_kinds_only_and_a_broken_one_is_a_skip():
     }
     # and no pixel is read in vain
     with pytest.raises(DataError, match="first b: lesion 0: P1.jpg: broken"):
-        lesion_patches(
+        make_lesion_patches(
             [mammogram(broken, image_id="b", read=lambda: pytest.fail("was read"))],
             DataConfig(size=32),
             Skipped(),
@@ -232,30 +237,32 @@ def test_a_mask_that_fails_when_it_is_moved_costs_its_lesion_alone():
     flipped = DataConfig(size=32, preprocess=PreprocessConfig(flip_right=True))
     skipped = Skipped()
     right = mammogram(MaskedLesion("mass", once), rectangle(10, 10, 20, 20), laterality="R")
-    assert lesion_patches([right], flipped, skipped).ids.tolist() == [
+    assert make_lesion_patches([right], flipped, skipped).ids.tolist() == [
         "a#1"
     ] and skipped.reasons == {"a": "lesion 0: P1.jpg: broken"}
     with pytest.raises(DataError, match="first a: data.preprocess.flip_right needs the laterality"):
-        lesion_patches([mammogram(rectangle(10, 10, 20, 20))], flipped, Skipped())
+        make_lesion_patches([mammogram(rectangle(10, 10, 20, 20))], flipped, Skipped())
 
 
 def test_frames_by_hand():
     # 20 x 11 px
     image = mammogram()
     box = (40, 50, 60, 61)
-    assert frame(box, image, DataConfig(frame="square", context=1.5)) == window(box, 100, 120, 1.5)
-    assert frame(box, image, DataConfig(frame="tight")) == box
-    assert frame(box, image, DataConfig(frame="loose")) == (30, 45, 70, 67)  # 40 x 22 px
-    assert frame(box, image, DataConfig(frame="full")) == (0, 0, 100, 120)
+    assert crop_window(box, image, DataConfig(frame="square", context=1.5)) == square_window(
+        box, 100, 120, 1.5
+    )
+    assert crop_window(box, image, DataConfig(frame="tight")) == box
+    assert crop_window(box, image, DataConfig(frame="loose")) == (30, 45, 70, 67)  # 40 x 22 px
+    assert crop_window(box, image, DataConfig(frame="full")) == (0, 0, 100, 120)
     loose = DataConfig(frame="loose")
-    assert frame((4, 0, 24, 30), image, loose) == (0, 0, 34, 45) and frame(
+    assert crop_window((4, 0, 24, 30), image, loose) == (0, 0, 34, 45) and crop_window(
         (80, 100, 99, 118), image, loose
     ) == (71, 91, 100, 120)
     padded = DataConfig(frame="padded", padding=30)
-    assert frame(box, image, padded) == (10, 20, 90, 91) and frame(
+    assert crop_window(box, image, padded) == (10, 20, 90, 91) and crop_window(
         (80, 100, 99, 118), image, padded
     ) == (50, 70, 100, 120)
-    assert frame(box, image, DataConfig(frame="padded")) == (0, 0, 100, 120), (
+    assert crop_window(box, image, DataConfig(frame="padded")) == (0, 0, 100, 120), (
         "100 px on every side, cut at the border"
     )
 
@@ -311,7 +318,7 @@ def test_a_full_frame_holds_all_wanted_lesions_of_its_mammogram():
 
 def test_a_window_of_grey_values_replaces_percentiles():
     config = DataConfig(size=32, context=2, window=(0.3, 0.5))
-    patches = lesion_patches([mammogram(rectangle(42, 50, 58, 66))], config, Skipped())
+    patches = make_lesion_patches([mammogram(rectangle(42, 50, 58, 66))], config, Skipped())
     np.testing.assert_allclose(
         patches.images[0], np.clip((noise(100, 120)[34:66, 42:74] - 0.3) / 0.2, 0, 1), atol=1e-5
     )
@@ -321,14 +328,16 @@ def test_preprocessing_is_applied_to_mammogram_and_crop():
     lesion = rectangle(42, 50, 58, 66)
     right = mammogram(lesion, laterality="R", view="CC")
     flipped = DataConfig(size=32, context=2, preprocess=PreprocessConfig(flip_right=True), **RAW)
-    patches = lesion_patches([right], flipped, Skipped())
+    patches = make_lesion_patches([right], flipped, Skipped())
     np.testing.assert_allclose(patches.images[0], noise(100, 120)[34:66, 42:74][:, ::-1], atol=1e-6)
     steps = PreprocessConfig(denoise=1.5, contrast="equalise")
-    patches = lesion_patches(
+    patches = make_lesion_patches(
         [right], DataConfig(size=32, context=2, preprocess=steps, **RAW), Skipped()
     )
     np.testing.assert_allclose(
-        patches.images[0], preprocess.framed(noise(100, 120)[34:66, 42:74], steps), atol=1e-6
+        patches.images[0],
+        preprocess.preprocess_patch(noise(100, 120)[34:66, 42:74], steps),
+        atol=1e-6,
     )
 
 
@@ -337,7 +346,7 @@ def test_what_makes_no_patch_is_skipped_with_a_reason():
     # a line of one pixel
     dust = Lesion.from_outline("mass", np.array([[10, 10], [10, 10], [89, 10]]), 100, 120)
     skipped = Skipped()
-    patches = lesion_patches(
+    patches = make_lesion_patches(
         [
             mammogram(good, Lesion("mass", (1, 2, 30, 40)), image_id="box"),
             mammogram(good, image_id="broken", read=refuse),
@@ -365,7 +374,7 @@ def test_nothing_left_says_what_was_found():
         mammogram(rectangle(10, 10, 20, 20), read=refuse, image_id="b"),
     ]
     with pytest.raises(DataError) as error:
-        lesion_patches(images, DataConfig(), skipped)
+        make_lesion_patches(images, DataConfig(), skipped)
     expected = (
         "no patch of a mass can be made: 2 mammograms hold 1 asymmetry, 1 mass; 1 skipped, "
         "first b: P1.jpg: broken"
@@ -374,7 +383,7 @@ def test_nothing_left_says_what_was_found():
     with pytest.raises(
         DataError, match="of a mass whose kind is certain can be made: 0 mammograms hold no lesion$"
     ):
-        lesion_patches([], DataConfig(mixed_findings=False), Skipped())
+        make_lesion_patches([], DataConfig(mixed_findings=False), Skipped())
 
 
 def patches(count=3, size=4):
@@ -498,7 +507,7 @@ def test_offset_patches_are_windows_near_the_lesion():
         for axis, (start, extent) in enumerate(((top, 100), (left, 120))):
             moved = start in (0, extent - 32)
             assert moved or lesion.box[axis] - 10 <= start + 16 < lesion.box[axis + 2] + 10
-    again = offset_patches(
+    again = make_offset_patches(
         [mammogram(*lesions)], offset_config().model_copy(update={"patches": "lesion"}), Skipped()
     )
     assert again.fingerprint() == patches.fingerprint()
@@ -513,29 +522,30 @@ def test_a_mammograms_random_patches_depend_on_seed_and_count_alone():
     order = np.argsort(forward.ids), np.argsort(backward.ids)
     assert forward.take(order[0]).fingerprint() == backward.take(order[1]).fingerprint()
     few, many = (
-        stack(patches_of(images[1], offset_config(), Skipped(), count)) for count in (3, 7)
+        stack_patches(extract_patches(images[1], offset_config(), Skipped(), count))
+        for count in (3, 7)
     )
     assert many.take([0, 1, 2]).fingerprint() == few.fingerprint() and few.ids.tolist() == [
         "b#0@0",
         "b#0@1",
         "b#0@2",
     ]
-    alone = stack(
-        patches_of(
-            images[1], offset_config(), Skipped(), sampling.quota(images, offset_config())["b"]
+    alone = stack_patches(
+        extract_patches(
+            images[1], offset_config(), Skipped(), sampling.draw_quota(images, offset_config())["b"]
         )
     )
     assert (
         alone.fingerprint()
         == forward.take([i for i, name in enumerate(forward.ids) if name[0] == "b"]).fingerprint()
     )
-    other = stack(
-        patches_of(images[1], offset_config().model_copy(update={"seed": 1}), Skipped(), 3)
+    other = stack_patches(
+        extract_patches(images[1], offset_config().model_copy(update={"seed": 1}), Skipped(), 3)
     )
     assert other.fingerprint() != few.fingerprint()
-    assert list(patches_of(images[1], offset_config(), Skipped(), 0)) == []
-    with pytest.raises(ValueError, match="data.patches=offset: .* by sampling.quota"):
-        patches_of(images[1], offset_config(), Skipped())
+    assert list(extract_patches(images[1], offset_config(), Skipped(), 0)) == []
+    with pytest.raises(ValueError, match="data.patches=offset: .* by sampling.draw_quota"):
+        extract_patches(images[1], offset_config(), Skipped())
 
 
 def test_patches_of_one_mammogram_come_one_at_a_time():
@@ -545,7 +555,7 @@ def test_patches_of_one_mammogram_come_one_at_a_time():
         reads.append(1)
         return noise(100, 120)
 
-    stream = patches_of(
+    stream = extract_patches(
         mammogram(rectangle(42, 50, 58, 66), read=read), offset_config(), Skipped(), 10**9
     )
     assert not reads
@@ -588,7 +598,7 @@ def test_normal_patches_are_of_breast(caplog):
     skipped = Skipped()
     with caplog.at_level("INFO"):
         patches = make_patches(images, config, skipped)
-    expected = sampling.quota(images, config)
+    expected = sampling.draw_quota(images, config)
     assert (
         len(patches) == expected["n"] + expected["m"] < 40
         and f"{len(patches)} patches of 40 asked for of 2 patients" in caplog.text
@@ -607,9 +617,9 @@ def test_normal_patches_are_of_breast(caplog):
         "the border of the breast is found within a pixel or two, and is reached"
     )
     assert (
-        normal_patches(images[:2], config.model_copy(update={"patches": "lesion"}), Skipped()).ids[
-            0
-        ]
+        make_normal_patches(
+            images[:2], config.model_copy(update={"patches": "lesion"}), Skipped()
+        ).ids[0]
         == "n@0"
     )
 
@@ -638,7 +648,7 @@ def test_facts_follow_lesion_and_mammogram():
         rectangle(10, 10, 20, 20, kind="calcification"),
     )
     config = DataConfig(size=16, kinds=("mass", "calcification"))
-    patches = lesion_patches(
+    patches = make_lesion_patches(
         [mammogram(*lesions, official_split="train", pathology="malignant")], config, Skipped()
     )
     assert [getattr(patches, name).tolist() for name in FACTS] == [
@@ -688,21 +698,24 @@ def test_stack_keeps_order_and_facts():
         Patch(some.images[i], some.masks[i], f"p{i}", f"i{i}#0", *("abcd"[j] * i for j in range(4)))
         for i in range(3)
     ]
-    stacked = stack(iter(rows))
+    stacked = stack_patches(iter(rows))
     assert stacked.fingerprint() == some.fingerprint()
     assert [getattr(stacked, name).tolist() for name in FACTS] == [
         ["", letter, letter * 2] for letter in "abcd"
     ]
     with pytest.raises(DataError, match="no patch to stack"):
-        stack([])
+        stack_patches([])
 
 
 def test_the_worst_pathology():
     assert (
-        worst(["benign", "", "malignant", "normal"]) == "malignant"
-        and worst(["normal", "", "benign"]) == "benign"
+        worst_pathology(["benign", "", "malignant", "normal"]) == "malignant"
+        and worst_pathology(["normal", "", "benign"]) == "benign"
     )
-    assert worst(["", "normal"]) == "normal" and worst([""]) == worst([]) == ""
+    assert (
+        worst_pathology(["", "normal"]) == "normal"
+        and worst_pathology([""]) == worst_pathology([]) == ""
+    )
 
 
 def test_phantom_patches_of_every_sort():
@@ -710,8 +723,8 @@ def test_phantom_patches_of_every_sort():
     mass = next(image for image in images if any(lesion.kind == "mass" for lesion in image.lesions))
     healthy = next(image for image in images if image.pathology == "normal")
     config = DataConfig(size=128, sampling=SamplingConfig(count=6))
-    near = offset_patches([mass], config, Skipped())
-    clean = normal_patches([healthy], config, Skipped())
+    near = make_offset_patches([mass], config, Skipped())
+    clean = make_normal_patches([healthy], config, Skipped())
     assert (
         len(near) == len(clean) == 6
         and near.masks.any(axis=(1, 2, 3)).all()
@@ -729,12 +742,13 @@ def test_phantom_patches_of_every_sort():
 def test_real_mass_patches(real_data):
     mammograms = cdd_cesm.read(real_data / "cdd-cesm")
     skipped = Skipped()
-    mixed = lesion_patches(mammograms, DataConfig(pad=True), skipped)
+    mixed = make_lesion_patches(mammograms, DataConfig(pad=True), skipped)
     assert len(mixed) == 69 and len(set(mixed.patient_ids)) == 23 and not skipped.reasons
     assert (
-        len(lesion_patches(mammograms, DataConfig(pad=True, mixed_findings=False), skipped)) == 31
+        len(make_lesion_patches(mammograms, DataConfig(pad=True, mixed_findings=False), skipped))
+        == 31
     )
-    fitting = lesion_patches(mammograms, DataConfig(), skipped)
+    fitting = make_lesion_patches(mammograms, DataConfig(), skipped)
     assert len(fitting) == 64 and len(set(fitting.patient_ids)) == 23 and len(skipped) == 5
     share = mixed.masks.mean(axis=(1, 2, 3))
     # Dice of filling the whole patch
@@ -744,7 +758,9 @@ def test_real_mass_patches(real_data):
         "benign",
         "malignant",
     }
-    near = offset_patches(mammograms[:6], DataConfig(sampling=SamplingConfig(count=12)), skipped)
+    near = make_offset_patches(
+        mammograms[:6], DataConfig(sampling=SamplingConfig(count=12)), skipped
+    )
     assert len(near) == 12 and near.masks.any(axis=(1, 2, 3)).all()
 
 
@@ -757,7 +773,7 @@ def test_real_normal_patches(real_data):
     ]
     assert len(normals) == 48
     skipped = Skipped()
-    patches = normal_patches(
+    patches = make_normal_patches(
         normals[:4], DataConfig(sampling=SamplingConfig(count=12), **RAW), skipped
     )
     assert (
@@ -771,7 +787,7 @@ def test_real_normal_patches(real_data):
 
 def test_labels_are_carried_and_known_to_the_fingerprint(random_patches):
     patches = random_patches(5)
-    labelled = patches.labelled([3, 1, 4, 1, 5])
+    labelled = patches.with_labels([3, 1, 4, 1, 5])
     assert len(patches.labels) == 0 and labelled.labels.dtype == np.int32
     assert labelled.take([4, 0]).labels.tolist() == [5, 3] and len(patches.take([4, 0]).labels) == 0
     assert (
@@ -779,27 +795,27 @@ def test_labels_are_carried_and_known_to_the_fingerprint(random_patches):
             {
                 patches.fingerprint(),
                 labelled.fingerprint(),
-                patches.labelled([3, 1, 4, 1, 6]).fingerprint(),
+                patches.with_labels([3, 1, 4, 1, 6]).fingerprint(),
             }
         )
         == 3
     )
     with pytest.raises(ValueError, match="labels must be 5 int32"):
-        patches.labelled([1, 2])
+        patches.with_labels([1, 2])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 0.5, 1 / 3])
 def test_what_is_seen_of_a_constant_is_an_error_and_no_stretched_rounding_error(value):
     image = np.full((90, 70, 1), value, np.float32)
     with pytest.raises(ValueError, match="the image is constant"):
-        seen(image, (5, 5, 80, 60), DataConfig(size=64))
-    windowed = seen(image, (5, 5, 80, 60), DataConfig(size=64, window=(0, 2)))
+        extract_window(image, (5, 5, 80, 60), DataConfig(size=64))
+    windowed = extract_window(image, (5, 5, 80, 60), DataConfig(size=64, window=(0, 2)))
     np.testing.assert_allclose(windowed, np.full((64, 64, 1), value / 2), atol=1e-6)
 
 
 def test_what_is_seen_beyond_the_border_is_0():
     image = np.ones((40, 40, 1), np.float32)
-    found = seen(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
+    found = extract_window(image, (-20, 0, 20, 40), DataConfig(size=40, window=(0, 1)))
     np.testing.assert_array_equal(
         found[..., 0], np.repeat([[0.0], [1.0]], 20, axis=0) * np.ones(40)
     )
@@ -816,10 +832,10 @@ def with_pathologies(*names):
 
 def test_pathologies_are_labels_that_share_every_batch():
     skipped = Skipped()
-    patches = pathology_patches(
+    patches = make_pathology_patches(
         with_pathologies("malignant", "benign", ""), offset_config(), skipped
     )
-    assert patches.balanced and patches.shares == 3 and set(patches.labels) == {0, 1, 2}
+    assert patches.balanced and patches.balanced_classes == 3 and set(patches.labels) == {0, 1, 2}
     for name, label in (("malignant", 0), ("benign", 1), ("normal", 2)):
         assert (patches.labels[patches.pathologies == name] == label).all()
     unknown = [
@@ -834,17 +850,21 @@ def test_pathologies_are_labels_that_share_every_batch():
 def test_normal_patches_can_be_more_than_those_near_lesions():
     records = with_pathologies("malignant", "benign")
     skipped = Skipped()
-    patches = pathology_patches(records, offset_config(count=6, normals=15), skipped)
+    patches = make_pathology_patches(records, offset_config(count=6, normals=15), skipped)
     assert np.bincount(patches.labels)[2] == 15 and np.sum(patches.labels < 2) == 6
-    assert np.bincount(pathology_patches(records, offset_config(count=6), skipped).labels)[2] == 6
+    assert (
+        np.bincount(make_pathology_patches(records, offset_config(count=6), skipped).labels)[2] == 6
+    )
 
 
 def test_patches_that_are_stretched_one_by_one_are_pointed_out(caplog):
     caplog.set_level("WARNING")  # another test may have set it lower
     records = with_pathologies("malignant", "benign")
-    pathology_patches(records, offset_config().model_copy(update={"window": (0, 1)}), Skipped())
+    make_pathology_patches(
+        records, offset_config().model_copy(update={"window": (0, 1)}), Skipped()
+    )
     assert not caplog.records
-    pathology_patches(records, offset_config().model_copy(update={"window": None}), Skipped())
+    make_pathology_patches(records, offset_config().model_copy(update={"window": None}), Skipped())
     (said,) = (record.getMessage() for record in caplog.records)
     assert (
         said == "data.window is not set: percentiles 0 and 100 of each patch become 0 and 1, which "
@@ -864,7 +884,7 @@ def test_patches_that_are_stretched_one_by_one_are_pointed_out(caplog):
 )
 def test_a_missing_class_is_one_sentence(names, said):
     with pytest.raises(DataError, match=said):
-        pathology_patches(with_pathologies(*names), offset_config(), Skipped())
+        make_pathology_patches(with_pathologies(*names), offset_config(), Skipped())
 
 
 def test_patches_with_less_tissue_than_asked_are_one_sentence():
@@ -878,14 +898,14 @@ def test_patches_with_less_tissue_than_asked_are_one_sentence():
         DataError,
         match=r"no patch of normal tissue can be made.*no square of 32 px is 100 % breast",
     ):
-        pathology_patches(records, offset_config(tissue=1.0), Skipped())
+        make_pathology_patches(records, offset_config(tissue=1.0), Skipped())
 
 
 def test_every_lesion_counts_where_pathology_is_not_asked_for():
-    patches = pathology_patches(
+    patches = make_pathology_patches(
         with_pathologies("malignant", "benign", ""), offset_config(), Skipped(), malignant=False
     )
-    assert set(patches.labels) == {0, 2} and patches.shares == 2
+    assert set(patches.labels) == {0, 2} and patches.balanced_classes == 2
     np.testing.assert_array_equal(patches.labels == 2, patches.kinds == "normal")
     assert {name.partition("#")[0] for name in patches.ids[patches.labels == 0]} == {
         "m0",
@@ -901,7 +921,7 @@ def test_normal_tissue_beside_a_lesion():
     config = offset_config(normal="tissue").model_copy(update={"patches": "normal"})
     record = with_pathologies("malignant")[0]
     skipped = Skipped()
-    patches = list(patches_of(record, config, skipped, 60))
+    patches = list(extract_patches(record, config, skipped, 60))
     assert len(patches) >= 20 and all(
         patch.kind == patch.pathology == "normal" and not patch.mask.any() for patch in patches
     )
@@ -909,7 +929,9 @@ def test_normal_tissue_beside_a_lesion():
         assert bottom <= 40 or top >= 60 or right <= 40 or left >= 60
     assert (
         list(
-            patches_of(record, offset_config().model_copy(update={"patches": "normal"}), skipped, 5)
+            extract_patches(
+                record, offset_config().model_copy(update={"patches": "normal"}), skipped, 5
+            )
         )
         == []
     )
@@ -918,12 +940,12 @@ def test_normal_tissue_beside_a_lesion():
 def test_a_drawer_gives_the_same_patch_for_the_same_number():
     record = with_pathologies("malignant")[0]
     config = offset_config().model_copy(update={"patches": "offset"})
-    draw = drawer(record, config, Skipped())
-    again = list(patches_of(record, config, Skipped(), 4))
+    draw = make_sampler(record, config, Skipped())
+    again = list(extract_patches(record, config, Skipped(), 4))
     for number in (3, 0):
         np.testing.assert_array_equal(draw(number).image, again[number].image)
         assert draw(number).id == again[number].id and draw(number).place == again[number].place
-    assert drawer(normal(patient="q"), config, Skipped()) is None
+    assert make_sampler(normal(patient="q"), config, Skipped()) is None
 
 
 def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
@@ -931,12 +953,12 @@ def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
         Lesion("mass", (40, 40, 60, 60), pathology="malignant"), image_id="m", patient="p"
     )
     with pytest.raises(DataError, match="gives its box but no outline|holds a mass"):
-        offset_patches([record], offset_config(), Skipped())
-    patches = offset_patches([record], offset_config(boxes=True), Skipped())
+        make_offset_patches([record], offset_config(), Skipped())
+    patches = make_offset_patches([record], offset_config(boxes=True), Skipped())
     outlined = mammogram(
         rectangle(40, 40, 60, 60, pathology="malignant"), image_id="m", patient="p"
     )
-    drawn = offset_patches([outlined], offset_config(), Skipped())
+    drawn = make_offset_patches([outlined], offset_config(), Skipped())
     np.testing.assert_array_equal(patches.images, drawn.images)
     np.testing.assert_array_equal(patches.masks, drawn.masks)
     assert set(patches.pathologies) == {"malignant"}
@@ -945,7 +967,7 @@ def test_a_box_stands_for_its_lesion_where_that_is_asked_for():
 @pytest.mark.parametrize(
     ("key", "value"), [("canvas", (64, 32)), ("tiles", TilesConfig(overlap=8))]
 )
-@pytest.mark.parametrize("make", [make_patches, shape_patches])
+@pytest.mark.parametrize("make", [make_patches, make_shape_patches])
 def test_what_detectors_alone_can_do_is_refused_by_its_key(key, value, make):
     with pytest.raises(DataError, match=f"^data.{key}: is for detectors"):
         make(phantom.read(count=2), DataConfig(size=64, **{key: value}), Skipped())

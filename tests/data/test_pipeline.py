@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfmammo.data import pipeline
 from tfmammo.data.patches import Patch, Patches
-from tfmammo.data.pipeline import batches, dihedral
+from tfmammo.data.pipeline import batches, rotate_and_flip
 from tfmammo.data.tfrecord import COLUMNS, MANIFEST, Manifest, Records, ShardFile, encode
 from tfmammo.errors import DataError
 
@@ -38,7 +38,7 @@ def drawn(data, steps, batch_size=1, seed=0, augment=False, start_step=0):
 
 
 def symmetries(image):
-    """All eight by numpy, in `dihedral`'s order."""
+    """All eight by numpy, in `rotate_and_flip`'s order."""
     return [
         np.flip(np.rot90(image, turn % 4), axis=1) if turn >= 4 else np.rot90(image, turn)
         for turn in range(8)
@@ -157,16 +157,16 @@ IMAGE = np.random.default_rng(0).random((5, 5, 2)).astype(np.float32)
 
 @pytest.mark.parametrize("turn", range(8))
 def test_dihedral_equals_numpy(turn):
-    np.testing.assert_array_equal(dihedral(IMAGE, turn), symmetries(IMAGE)[turn])
+    np.testing.assert_array_equal(rotate_and_flip(IMAGE, turn), symmetries(IMAGE)[turn])
     np.testing.assert_array_equal(
-        tf.function(dihedral)(IMAGE, tf.constant(turn)), symmetries(IMAGE)[turn]
+        tf.function(rotate_and_flip)(IMAGE, tf.constant(turn)), symmetries(IMAGE)[turn]
     )
-    assert dihedral(IMAGE.astype(np.uint8), turn).dtype == tf.uint8
+    assert rotate_and_flip(IMAGE.astype(np.uint8), turn).dtype == tf.uint8
 
 
 def test_dihedral_by_hand():
     image = np.array([[1, 2], [3, 4]], np.float32)[..., np.newaxis]
-    found = [dihedral(image, turn).numpy()[..., 0].tolist() for turn in range(8)]
+    found = [rotate_and_flip(image, turn).numpy()[..., 0].tolist() for turn in range(8)]
     assert found == [
         [[1, 2], [3, 4]],
         [[2, 4], [1, 3]],
@@ -180,15 +180,15 @@ def test_dihedral_by_hand():
 
 
 def test_dihedral_is_a_group_of_eight():
-    turned = [dihedral(IMAGE, turn).numpy() for turn in range(8)]
+    turned = [rotate_and_flip(IMAGE, turn).numpy() for turn in range(8)]
     assert len({image.tobytes() for image in turned}) == 8
     np.testing.assert_array_equal(turned[0], IMAGE)
     for image in turned:
         np.testing.assert_array_equal(np.sort(image, axis=None), np.sort(IMAGE, axis=None))
-        assert any(np.array_equal(dihedral(image, turn), IMAGE) for turn in range(8)), (
+        assert any(np.array_equal(rotate_and_flip(image, turn), IMAGE) for turn in range(8)), (
             "each has an inverse"
         )
-        assert {dihedral(image, turn).numpy().tobytes() for turn in range(8)} == {
+        assert {rotate_and_flip(image, turn).numpy().tobytes() for turn in range(8)} == {
             image.tobytes() for image in turned
         }
 
@@ -363,7 +363,7 @@ def test_streams_mix_the_shards(records):
 
 def test_a_damaged_shard_is_refused_before_the_first_batch(records):
     data = records(5)
-    path, _ = data.chosen()[0]
+    path, _ = data.select_shards()[0]
     path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(DataError, match="is not what its manifest says"):
         batches(data, 1, seed=0, augment=False)
@@ -379,7 +379,7 @@ def test_a_label_stays_with_its_patch(random_patches):
             np.arange(6, dtype=np.float32)[:, None, None, None] / 10, patches.images.shape
         ).copy(),
     )
-    stream = iter(batches(patches.labelled(range(6)), 3, seed=1, augment=True))
+    stream = iter(batches(patches.with_labels(range(6)), 3, seed=1, augment=True))
     seen = [next(stream) for _ in range(2)]
     for batch in seen:
         np.testing.assert_allclose(
@@ -389,11 +389,11 @@ def test_a_label_stays_with_its_patch(random_patches):
 
 
 def test_balanced_classes_take_turns_and_each_has_its_own_epochs():
-    data = patches(7).labelled([0, 2, 2, 0, 2, 2, 5], balanced=True)  # two, four and one
+    data = patches(7).with_labels([0, 2, 2, 0, 2, 2, 5], balanced=True)  # two, four and one
     assert (
-        data.shares == 3
-        and data.take([0, 1]).shares == 2
-        and patches(7).labelled([0, 1] * 3 + [0]).shares == 1
+        data.balanced_classes == 3
+        and data.take([0, 1]).balanced_classes == 2
+        and patches(7).with_labels([0, 1] * 3 + [0]).balanced_classes == 1
     )
     found = list(islice(batches(data, 3, 0, False), 8))
     assert [np.array(batch["label"]).tolist() for batch in found] == [[0, 2, 5]] * 8

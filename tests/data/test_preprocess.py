@@ -12,19 +12,19 @@ from tfmammo.archives import cdd_cesm, phantom
 from tfmammo.config import PreprocessConfig
 from tfmammo.data.anatomy import breast_mask, remove_marks, remove_pectoral
 from tfmammo.data.preprocess import (
+    apply_window,
     clahe,
-    covered,
     denoise,
     equalise,
     flip_right,
-    framed,
+    map_to_native,
     normalise,
     preprocess_mammogram,
+    preprocess_patch,
     resample,
     resize_image,
     resize_mask,
-    restored,
-    window,
+    resize_mask_to,
 )
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion
@@ -104,7 +104,7 @@ def test_masks_stay_binary_and_in_place(old, new):
 
 def test_window_by_hand():
     image = np.float32([0, 0.2, 0.35, 0.5, 1]).reshape(5, 1, 1)
-    out = window(image, 0.2, 0.5)
+    out = apply_window(image, 0.2, 0.5)
     assert out.dtype == np.float32 and out.shape == (5, 1, 1)
     np.testing.assert_allclose(out[:, 0, 0], [0, 0, 0.5, 1, 1], atol=1e-6)
 
@@ -112,7 +112,7 @@ def test_window_by_hand():
 @pytest.mark.parametrize("limits", [(0.5, 0.5), (0.6, 0.5)])
 def test_an_empty_window_is_an_error(limits):
     with pytest.raises(ValueError, match="is empty"):
-        window(np.zeros((2, 2, 1), np.float32), *limits)
+        apply_window(np.zeros((2, 2, 1), np.float32), *limits)
 
 
 def test_right_breasts_are_mirrored():
@@ -276,8 +276,11 @@ def test_nothing_switched_on_changes_nothing():
     # these are framed's
     assert preprocess_mammogram(record, PreprocessConfig(denoise=2, contrast="clahe")) is record
     crop = noise(9, 9)
-    assert framed(crop, PreprocessConfig()) is crop
-    assert framed(crop, PreprocessConfig(remove_marks=True, flip_right=True, spacing=0.1)) is crop
+    assert preprocess_patch(crop, PreprocessConfig()) is crop
+    assert (
+        preprocess_patch(crop, PreprocessConfig(remove_marks=True, flip_right=True, spacing=0.1))
+        is crop
+    )
 
 
 def test_nothing_is_read_until_it_is_asked_for():
@@ -347,7 +350,9 @@ def test_resampling_by_hand():
         Lesion("mass", (3, 10, 9, 17)),
         Lesion("mass", (70, 60, 80, 64)),
     )
-    out = preprocess_mammogram(mammogram(lesions=lesions, spacing=(0.1, 0.1)), PreprocessConfig(spacing=0.2))
+    out = preprocess_mammogram(
+        mammogram(lesions=lesions, spacing=(0.1, 0.1)), PreprocessConfig(spacing=0.2)
+    )
     assert (out.rows, out.cols, out.spacing) == (40, 32, (0.2, 0.2))
     assert out.pixels().shape == (40, 32, 1)
     np.testing.assert_allclose(
@@ -451,7 +456,10 @@ def test_what_the_archive_does_not_state_is_not_guessed(missing, steps, fault):
     with pytest.raises(DataError, match=fault):
         preprocess_mammogram(mammogram(refuse, **missing), PreprocessConfig(**steps))
     unneeded = {"remove_marks": True}
-    assert preprocess_mammogram(mammogram(refuse, **missing), PreprocessConfig(**unneeded)).image_id == "image7"
+    assert (
+        preprocess_mammogram(mammogram(refuse, **missing), PreprocessConfig(**unneeded)).image_id
+        == "image7"
+    )
 
 
 def test_steps_are_done_in_their_order():
@@ -485,7 +493,7 @@ def test_a_mask_goes_there_and_back(flip, target):
     record = mammogram(lesions=(MaskedLesion("mass", blob),))
     config = PreprocessConfig(flip_right=flip, spacing=target)
     moved = preprocess_mammogram(record, config)
-    back = restored(moved.lesions[0].mask(moved.rows, moved.cols), record, config)
+    back = map_to_native(moved.lesions[0].mask(moved.rows, moved.cols), record, config)
     assert back.shape == mask.shape and back.dtype == np.uint8 and set(np.unique(back)) == {0, 1}
     assert dice(back > 0, mask > 0) > (0.9 if target else 0.999)
     np.testing.assert_allclose(
@@ -497,9 +505,13 @@ def test_a_mask_goes_there_and_back(flip, target):
 
 def test_covered_by_hand():
     mask = np.uint8([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
-    np.testing.assert_array_equal(covered(mask, 2, 2), [[1, 0], [0, 0]])
-    np.testing.assert_array_equal(covered(np.uint8([[1, 0], [1, 0]]), 2, 2), [[1, 0], [1, 0]])
-    np.testing.assert_array_equal(covered(np.uint8([[1, 0]]), 2, 6), [[1, 1, 1, 0, 0, 0]] * 2)
+    np.testing.assert_array_equal(resize_mask_to(mask, 2, 2), [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(
+        resize_mask_to(np.uint8([[1, 0], [1, 0]]), 2, 2), [[1, 0], [1, 0]]
+    )
+    np.testing.assert_array_equal(
+        resize_mask_to(np.uint8([[1, 0]]), 2, 6), [[1, 1, 1, 0, 0, 0]] * 2
+    )
 
 
 def test_prepared_records_pickle():
@@ -521,9 +533,9 @@ def test_frames_are_denoised_before_their_contrast_is_raised():
     }
     for contrast, image in expected.items():
         config = PreprocessConfig(denoise=1.5, contrast=contrast, clahe_clip=3.0, clahe_tiles=4)
-        np.testing.assert_array_equal(framed(crop, config), image)
+        np.testing.assert_array_equal(preprocess_patch(crop, config), image)
     np.testing.assert_array_equal(
-        framed(crop, PreprocessConfig(contrast="equalise")), equalise(crop)
+        preprocess_patch(crop, PreprocessConfig(contrast="equalise")), equalise(crop)
     )
 
 
@@ -534,7 +546,9 @@ def test_real_mammograms_keep_their_lesions(real_data):
     assert {record.laterality for record in records} == {"L", "R"}
     for record in records:
         record = replace(record, spacing=(0.1, 0.1))
-        out = preprocess_mammogram(record, PreprocessConfig(remove_marks=True, flip_right=True, spacing=0.2))
+        out = preprocess_mammogram(
+            record, PreprocessConfig(remove_marks=True, flip_right=True, spacing=0.2)
+        )
         before = record.pixels()[..., 0]
         after = out.pixels()[..., 0]
         assert abs(before[before > 0.1].mean() - after[after > 0.1].mean()) < 0.02

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data.sampling import (
-    gives_normal,
+    draw_length,
+    draw_near_lesion,
+    draw_on_breast,
+    draw_quota,
+    draw_shape_masks,
+    has_normal_tissue,
     is_normal,
-    near_lesion,
-    on_breast,
-    quota,
+    random_stream,
     shape_class,
-    shape_masks,
-    side,
-    stream,
 )
 from tfmammo.errors import ArchiveError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
@@ -69,7 +69,7 @@ def test_a_window_near_a_lesion_holds_one_of_its_pixels_and_stays_inside(
     region = np.zeros((rows, cols), np.uint8)
     pixel = random.integers(rows), random.integers(cols)
     region[pixel] = 1
-    top, left, bottom, right = near_lesion(region, length, offset, random)
+    top, left, bottom, right = draw_near_lesion(region, length, offset, random)
     assert bottom - top == right - left == length
     assert top <= pixel[0] < bottom and left <= pixel[1] < right
     for start, end, extent in ((top, bottom, rows), (left, right, cols)):
@@ -84,7 +84,7 @@ def test_offsets_are_uniform_along_each_axis():
     random = np.random.default_rng(0)
     found = Counter()
     for _ in range(2450):
-        top, left, _, _ = near_lesion(region, 16, 3, random)
+        top, left, _, _ = draw_near_lesion(region, 16, 3, random)
         found[top + 8 - 30, left + 8 - 20] += 1
     assert set(found) == {(row, col) for row in range(-3, 4) for col in range(-3, 4)}
     # chi square of 48 degrees of freedom, p = 0.001
@@ -96,15 +96,16 @@ def test_every_pixel_of_the_lesion_is_drawn_and_an_offset_ends_inside_the_window
     region[10, 10:13] = region[20, 25] = 1
     random = np.random.default_rng(0)
     centres = {
-        tuple(corner + 2 for corner in near_lesion(region, 5, 0, random)[:2]) for _ in range(200)
+        tuple(corner + 2 for corner in draw_near_lesion(region, 5, 0, random)[:2])
+        for _ in range(200)
     }
     assert centres == {(10, 10), (10, 11), (10, 12), (20, 25)}
     region[:] = 0
     region[20, 20] = 1
-    tops = {near_lesion(region, 5, 128, random)[0] for _ in range(200)}
+    tops = {draw_near_lesion(region, 5, 128, random)[0] for _ in range(200)}
     assert tops == set(range(16, 21))  # 5 px that hold row 20
     with pytest.raises(ValueError, match="its mask is empty"):
-        near_lesion(np.zeros((8, 8), np.uint8), 4, 1, random)
+        draw_near_lesion(np.zeros((8, 8), np.uint8), 4, 1, random)
 
 
 def enough(breast, length, tissue):
@@ -129,7 +130,7 @@ def test_windows_on_breast_are_all_those_with_enough_of_it(length, tissue):
     expected = enough(breast, length, tissue)
     found = Counter()
     for _ in range(40 * len(expected)):
-        top, left, bottom, right = on_breast(breast, length, tissue, random)
+        top, left, bottom, right = draw_on_breast(breast, length, tissue, random)
         assert bottom - top == right - left == length
         found[top, left] += 1
     assert set(found) == expected
@@ -143,24 +144,24 @@ def test_no_place_is_an_error():
     breast[::3, ::3] = 0
     for length in (3, 10):  # every square of 3 px holds a hole; 10 px are wider than the image
         with pytest.raises(ValueError, match=f"^no square of {length} px is 90 % breast$"):
-            on_breast(breast, length, 0.9, np.random.default_rng(0))
-    assert on_breast(breast, 3, 8 / 9, np.random.default_rng(0))
+            draw_on_breast(breast, length, 0.9, np.random.default_rng(0))
+    assert draw_on_breast(breast, 3, 8 / 9, np.random.default_rng(0))
 
 
 def test_scale_enlarges():
     random = np.random.default_rng(0)
-    assert side(256, SamplingConfig(scale=(1, 1)), random) == 256
+    assert draw_length(256, SamplingConfig(scale=(1, 1)), random) == 256
     assert (
-        side(256, SamplingConfig(scale=(2, 2)), random) == 128
-        and side(256, SamplingConfig(scale=(0.5, 0.5)), random) == 512
+        draw_length(256, SamplingConfig(scale=(2, 2)), random) == 128
+        and draw_length(256, SamplingConfig(scale=(0.5, 0.5)), random) == 512
     )
-    sides = [side(256, SamplingConfig(), random) for _ in range(500)]
+    sides = [draw_length(256, SamplingConfig(), random) for _ in range(500)]
     assert min(sides) >= 213 and max(sides) <= 320 and min(sides) < 220 and max(sides) > 310
 
 
 def test_streams_differ_by_seed_image_and_number_alone():
     draws = [
-        stream(*key).random()
+        random_stream(*key).random()
         for key in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a", 0))
     ]
     assert len(set(draws)) == 4 and draws[0] == draws[4]
@@ -186,18 +187,18 @@ def test_quota_follows_lesions_and_not_the_order():
         mammogram(rectangle(1, 1, 9, 9, kind="asymmetry"), image_id="other"),
     ]
     config = DataConfig(patches="offset", sampling=SamplingConfig(count=4000), seed=1)
-    counts = quota(records, config)
+    counts = draw_quota(records, config)
     assert set(counts) == {"one", "three", "box", "none", "other"} and sum(counts.values()) == 4000
     assert counts["box"] == counts["none"] == counts["other"] == 0
     assert counts["three"] == pytest.approx(3000, abs=110)  # 4 standard deviations of a binomial
     assert (
         counts
-        == quota(records[::-1], config)
-        != quota(records, config.model_copy(update={"seed": 2}))
+        == draw_quota(records[::-1], config)
+        != draw_quota(records, config.model_copy(update={"seed": 2}))
     )
-    as_lesions = quota(records, DataConfig())
+    as_lesions = draw_quota(records, DataConfig())
     assert as_lesions == {"one": 1, "three": 3, "box": 1, "none": 0, "other": 0}
-    assert quota(records, DataConfig(frame="full", kinds=("mass", "asymmetry"))) == {
+    assert draw_quota(records, DataConfig(frame="full", kinds=("mass", "asymmetry"))) == {
         "one": 1,
         "three": 1,
         "box": 1,
@@ -211,7 +212,7 @@ def test_quota_of_normal_mammograms():
         mammogram(image_id="unknown"),
         mammogram(rectangle(1, 1, 9, 9), image_id="mass"),
     ]
-    counts = quota(records, DataConfig(patches="normal", sampling=SamplingConfig(count=1000)))
+    counts = draw_quota(records, DataConfig(patches="normal", sampling=SamplingConfig(count=1000)))
     assert sum(counts.values()) == 1000 and counts["unknown"] == counts["mass"] == 0
     assert all(abs(counts[f"n{i}"] - 250) < 55 for i in range(4))
 
@@ -223,16 +224,16 @@ def test_an_empty_quota_says_what_is_missing():
         match="^data.patches=normal: none of 2 mammograms is normal: without any lesion, and "
         "called normal",
     ):
-        quota(records, DataConfig(patches="normal"))
+        draw_quota(records, DataConfig(patches="normal"))
     with pytest.raises(
         DataError,
         match="^data.patches=offset: none of 2 mammograms holds a mass to make a patch of$",
     ):
-        quota(records, DataConfig(patches="offset"))
+        draw_quota(records, DataConfig(patches="offset"))
     with pytest.raises(
         DataError, match="none of 2 mammograms holds a calcification or distortion to make"
     ):
-        quota(records, DataConfig(kinds=("calcification", "distortion")))
+        draw_quota(records, DataConfig(kinds=("calcification", "distortion")))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_shape_masks_by_hand(caplog):
         mammogram(Lesion("mass", (1, 2, 30, 40), shape="round"), image_id="d"),
     ]
     with caplog.at_level(logging.INFO):
-        masks, shapes, patients, ids = shape_masks(records, size=22, skipped=skipped)
+        masks, shapes, patients, ids = draw_shape_masks(records, size=22, skipped=skipped)
     assert (
         shapes.tolist() == ["lobular", "oval"]
         and patients.tolist() == ["p", "q"]
@@ -299,16 +300,16 @@ def test_shape_masks_by_hand(caplog):
 
 def test_shape_masks_at_the_image_border_and_without_any():
     corner = rectangle(0, 0, 40, 40, shape="round")
-    (mask,), _, _, _ = shape_masks([mammogram(corner)], size=44, margin=0.05)
+    (mask,), _, _, _ = draw_shape_masks([mammogram(corner)], size=44, margin=0.05)
     assert mask.sum() == 1600 and mask[2:42, 2:42].all()
     with pytest.raises(
         DataError,
         match="no mass is irregular, lobular, oval or round; other masses: 1 not stated; 0 "
         "mammograms skipped",
     ):
-        shape_masks([mammogram(rectangle(1, 1, 9, 9))])
+        draw_shape_masks([mammogram(rectangle(1, 1, 9, 9))])
     with pytest.raises(DataError, match="other masses: none; 1 mammograms skipped"):
-        shape_masks([mammogram(MaskedLesion("mass", refuse, shape="oval"))])
+        draw_shape_masks([mammogram(MaskedLesion("mass", refuse, shape="oval"))])
 
 
 @pytest.mark.data
@@ -328,12 +329,14 @@ def test_normal_tissue_of_mammograms_with_lesions_is_taken_where_it_is_asked_for
     outlined = mammogram(rectangle(10, 10, 20, 20))
     boxed = mammogram(rectangle(10, 10, 20, 20), Lesion("mass", (1, 2, 30, 40)))
     tissue = SamplingConfig(normal="tissue")
-    assert gives_normal(outlined, tissue) and not gives_normal(outlined, SamplingConfig())
-    assert not gives_normal(boxed, tissue), "a lesion's place is not known to the pixel"
-    assert not gives_normal(mammogram(pathology="malignant"), tissue), (
+    assert has_normal_tissue(outlined, tissue) and not has_normal_tissue(outlined, SamplingConfig())
+    assert not has_normal_tissue(boxed, tissue), "a lesion's place is not known to the pixel"
+    assert not has_normal_tissue(mammogram(pathology="malignant"), tissue), (
         "its lesions are not marked at all"
     )
-    assert gives_normal(normal("a"), tissue) and gives_normal(normal("a"), SamplingConfig())
+    assert has_normal_tissue(normal("a"), tissue) and has_normal_tissue(
+        normal("a"), SamplingConfig()
+    )
 
 
 def test_windows_of_normal_tissue_keep_off_lesions():
@@ -344,6 +347,6 @@ def test_windows_of_normal_tissue_keep_off_lesions():
         (r, c) for r in range(10) for c in range(12) if not lesions[r : r + 3, c : c + 3].any()
     }
     random = np.random.default_rng(0)
-    assert {on_breast(breast, 3, 1.0, random, lesions)[:2] for _ in range(3000)} == expected
+    assert {draw_on_breast(breast, 3, 1.0, random, lesions)[:2] for _ in range(3000)} == expected
     with pytest.raises(ValueError, match=r"^no square of 9 px is 100 % breast without a lesion$"):
-        on_breast(breast, 9, 1.0, random, lesions)
+        draw_on_breast(breast, 9, 1.0, random, lesions)

@@ -17,14 +17,14 @@ from tfmammo.data.patches import Patches
 from tfmammo.data.pipeline import batches
 from tfmammo.data.splits import (
     SavedSplit,
-    by_patient,
     check_no_leak,
     describe,
     load,
-    official,
-    paper,
     save,
     split,
+    split_as_in_paper,
+    split_by_patient,
+    split_officially,
 )
 from tfmammo.errors import DataError, LeakError
 
@@ -49,7 +49,7 @@ def patches(ids=IDS, size=4):
 def test_each_patient_is_held_out_once_in_balanced_folds(folds, seed):
     held = []
     for fold in range(folds):
-        train, held_out = by_patient(IDS, folds, fold, seed)
+        train, held_out = split_by_patient(IDS, folds, fold, seed)
         assert sorted([*train, *held_out]) == list(range(len(IDS)))
         assert not set(IDS[train]) & set(IDS[held_out])
         held.append(held_out)
@@ -61,37 +61,37 @@ def test_each_patient_is_held_out_once_in_balanced_folds(folds, seed):
 def test_largest_first_by_hand():
     # 5 4 3 | 2 goes to the 3, 1 to the 4 or 5-5-5 in the end
     ids = ["v"] * 5 + ["w"] * 4 + ["x"] * 3 + ["y"] * 2 + ["z"]
-    folds = [set(np.array(ids)[by_patient(ids, 3, fold, seed=9)[1]]) for fold in range(3)]
+    folds = [set(np.array(ids)[split_by_patient(ids, 3, fold, seed=9)[1]]) for fold in range(3)]
     assert folds == [{"v"}, {"w", "z"}, {"x", "y"}]
 
 
 def test_deterministic_by_seed_and_independent_of_the_rows():
     for fold in range(3):
-        again = [set(IDS[by_patient(IDS, 3, fold, seed=4)[1]]) for _ in range(2)]
+        again = [set(IDS[split_by_patient(IDS, 3, fold, seed=4)[1]]) for _ in range(2)]
         order = np.random.default_rng(1).permutation(len(IDS))
         shuffled = IDS[order]
-        assert again[0] == again[1] == set(shuffled[by_patient(shuffled, 3, fold, seed=4)[1]])
+        assert again[0] == again[1] == set(shuffled[split_by_patient(shuffled, 3, fold, seed=4)[1]])
     equal = [f"p{i}" for i in range(12)]
-    assert len({tuple(by_patient(equal, 3, 0, seed)[1]) for seed in range(10)}) > 5
+    assert len({tuple(split_by_patient(equal, 3, 0, seed)[1]) for seed in range(10)}) > 5
 
 
 def test_impossible_folds_are_errors():
     with pytest.raises(DataError, match="2 patients can't be split into 3 folds"):
-        by_patient(["a", "b", "b", "b"], 3, 0, 0)
+        split_by_patient(["a", "b", "b", "b"], 3, 0, 0)
     for folds, fold in ((3, 3), (3, -1), (1, 0)):
         with pytest.raises(DataError, match="does not exist"):
-            by_patient(IDS, folds, fold, 0)
+            split_by_patient(IDS, folds, fold, 0)
 
 
 def test_check_no_leak_counts_patients():
     check_no_leak(["a", "a", "b"], ["c"])
-    with pytest.raises(LeakError, match="both sides of the split: 2$"):
+    with pytest.raises(LeakError, match="both subsets of the split: 2$"):
         check_no_leak(["a", "a", "b", "c"], np.array(["c", "b", "b", "d"]))
 
 
 def test_paper_draws_all_eight_variants_of_image_and_mask_together():
     some = patches(["p", "q"])
-    train, test = paper(some, 16, 4, seed=0)
+    train, test = split_as_in_paper(some, 16, 4, seed=0)
     assert len(train) == 12 and len(test) == 4
     images = np.concatenate([train.images, test.images])
     masks = np.concatenate([train.masks, test.masks])
@@ -109,13 +109,13 @@ def test_paper_draws_all_eight_variants_of_image_and_mask_together():
 
 def test_paper_has_its_numbers_and_leaks():
     some = patches([f"p{i}" for i in range(107)], size=2)
-    train, test = paper(some, 850, 150, seed=3)
+    train, test = split_as_in_paper(some, 850, 150, seed=3)
     assert (len(train), len(test)) == (700, 150)
     assert len(set(train.ids) | set(test.ids)) == 850
     with pytest.raises(LeakError):
         check_no_leak(train.patient_ids, test.patient_ids)
-    again, _ = paper(some, 850, 150, seed=3)
-    other, _ = paper(some, 850, 150, seed=4)
+    again, _ = split_as_in_paper(some, 850, 150, seed=3)
+    other, _ = split_as_in_paper(some, 850, 150, seed=4)
     assert train.fingerprint() == again.fingerprint() != other.fingerprint()
 
 
@@ -143,11 +143,11 @@ def test_only_the_papers_split_switches_turned_draws_off():
 
 def test_paper_with_few_patches_scales_the_test_set(caplog):
     with caplog.at_level(logging.WARNING):
-        train, test = paper(patches([f"p{i}" for i in range(10)]), 850, 150, seed=0)
+        train, test = split_as_in_paper(patches([f"p{i}" for i in range(10)]), 850, 150, seed=0)
     assert (len(train), len(test)) == (66, 14)  # 80 * 150 / 850 = 14.1
     assert "10 patches make 80 samples of the 850 asked for: 14 of them test" in caplog.text
     with pytest.raises(DataError, match="1 patches make 8 samples, too few"):
-        paper(patches(["p"]), 8000, 150, seed=0)
+        split_as_in_paper(patches(["p"]), 8000, 150, seed=0)
 
 
 def test_split_follows_the_config():
@@ -155,7 +155,7 @@ def test_split_follows_the_config():
     folds = [split(some, DataConfig(folds=3, fold=fold, seed=5)) for fold in range(3)]
     assert sorted(np.concatenate([held_out.ids for _, held_out in folds])) == sorted(some.ids)
     for fold, (train, held_out) in enumerate(folds):
-        expected = by_patient(IDS, 3, fold, 5)
+        expected = split_by_patient(IDS, 3, fold, 5)
         assert (
             train.ids.tolist() == some.ids[expected[0]].tolist()
             and held_out.ids.tolist() == some.ids[expected[1]].tolist()
@@ -165,7 +165,9 @@ def test_split_follows_the_config():
 
 
 def test_folds_are_what_earlier_runs_had():
-    found = ["".join(sorted(set(IDS[by_patient(IDS, 3, fold, seed=4)[1]]))) for fold in range(3)]
+    found = [
+        "".join(sorted(set(IDS[split_by_patient(IDS, 3, fold, seed=4)[1]]))) for fold in range(3)
+    ]
     assert found == ["afi", "beg", "cdh"]  # by the code before strata were added
 
 
@@ -184,7 +186,7 @@ def test_strata_are_shared_out_within_one_patient_and_folds_stay_balanced(patien
         patients[0] = (1, "benign")
     ids = [f"p{i}" for i, (count, _) in enumerate(patients) for _ in range(count)]
     pathologies = [pathology for count, pathology in patients for _ in range(count)]
-    held = [by_patient(ids, folds, fold, seed, pathologies)[1] for fold in range(folds)]
+    held = [split_by_patient(ids, folds, fold, seed, pathologies)[1] for fold in range(folds)]
     assert sorted(np.concatenate(held)) == list(range(len(ids)))
     members = [{ids[row] for row in rows} for rows in held]
     assert sum(len(group) for group in members) == len(patients)
@@ -215,13 +217,14 @@ def test_a_patients_stratum_is_its_worst_pathology():
     ]
     for seed in range(5):
         folds = [
-            set(np.array(ids)[by_patient(ids, 2, fold, seed, pathologies)[1]]) for fold in range(2)
+            set(np.array(ids)[split_by_patient(ids, 2, fold, seed, pathologies)[1]])
+            for fold in range(2)
         ]
         assert sorted(sorted(fold) for fold in folds) == [["v", "y"], ["w", "x"]]
     order = np.random.default_rng(1).permutation(len(ids))
-    shuffled = by_patient(np.array(ids)[order], 2, 0, 3, np.array(pathologies)[order])[1]
+    shuffled = split_by_patient(np.array(ids)[order], 2, 0, 3, np.array(pathologies)[order])[1]
     assert set(np.array(ids)[order][shuffled]) == set(
-        np.array(ids)[by_patient(ids, 2, 0, 3, pathologies)[1]]
+        np.array(ids)[split_by_patient(ids, 2, 0, 3, pathologies)[1]]
     )
 
 
@@ -235,7 +238,7 @@ def test_nothing_to_stratify_by_is_an_error():
         some, pathologies=np.where(np.isin(IDS, ["a", "c", "e"]), "malignant", "benign")
     )
     _, held_out = split(known, DataConfig(stratify="pathology", fold=1))
-    expected = IDS[by_patient(IDS, 3, 1, 0, known.pathologies)[1]]
+    expected = IDS[split_by_patient(IDS, 3, 1, 0, known.pathologies)[1]]
     assert (
         held_out.patient_ids.tolist() == expected.tolist()
         and sum(held_out.pathologies == "malignant") > 0
@@ -252,7 +255,7 @@ def test_the_official_split():
     )
     assert train.ids.tolist() == some.ids[sides == "train"].tolist()
     with pytest.raises(
-        DataError, match="data.split=official: the archive puts 7 of 30 patches on neither side"
+        DataError, match="data.split=official: the archive puts 7 of 30 patches into neither set"
     ):
         split(
             replace(some, official_splits=np.where(IDS == "a", "", sides)),
@@ -286,10 +289,10 @@ def test_the_real_leak_of_cbis_ddsm(real_data):
             patients += rows
             sides += [side] * len(rows)
         found[kind] = np.array(patients), np.array(sides)
-        train, test = official(*found[kind])
+        train, test = split_officially(*found[kind])
         assert (len(train), len(test)) == {"mass": (1318, 378), "calc": (1546, 326)}[kind]
     with pytest.raises(LeakError, match="training and the test set: 31;"):
-        official(*(np.concatenate([found["mass"][i], found["calc"][i]]) for i in range(2)))
+        split_officially(*(np.concatenate([found["mass"][i], found["calc"][i]]) for i in range(2)))
 
 
 def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):
@@ -327,7 +330,7 @@ def test_a_saved_split_is_taken_up_by_other_patches(tmp_path):
         "none",
     )
     for fold in range(4):
-        expected = set(IDS[by_patient(IDS, 4, fold, 5)[1]])
+        expected = set(IDS[split_by_patient(IDS, 4, fold, 5)[1]])
         assert {
             patient for patient, number in content["patients"].items() if number == fold
         } == expected
@@ -440,7 +443,7 @@ def test_the_papers_copies_keep_their_facts():
         kinds=np.array(["mass", "calcification"]),
         shapes=np.array(["oval", ""]),
     )
-    train, test = paper(some, 16, 4, seed=0)
+    train, test = split_as_in_paper(some, 16, 4, seed=0)
     for part in (train, test):
         rows = [int(name[0]) for name in part.ids]
         assert (

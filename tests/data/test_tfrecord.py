@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.data.patches import Patch
+from tfmammo.data.pipeline import batches
 from tfmammo.data.tfrecord import COLUMNS, MANIFEST, Manifest, Records, ShardFile, decode, encode
 from tfmammo.errors import DataError
 
@@ -155,13 +156,29 @@ def test_loading_gives_the_patches_back_in_order(seven):
             np.testing.assert_array_equal(mask, patches[i].mask)
 
 
+def test_patches_in_memory_and_on_disk_have_one_interface(seven):
+    records = Records.open(seven[0])
+    patches = records.load()
+    assert patches.load() is patches
+    for source in (records, patches):
+        assert len(source) == 7 and source.balanced_classes == 1
+        assert source.patient_ids.tolist() == records.patient_ids.tolist()
+        two = source.take([4, 1])
+        assert type(two) is type(source) and two.load().ids.tolist() == ["image4#0", "image1#0"]
+        assert two.fingerprint() != source.fingerprint() == source.take(range(7)).fingerprint()
+        (batch,) = batches(two, 2, seed=0, augment=False).take(1)
+        assert sorted(batch) == ["image", "mask"] and batch["image"].shape == (2, 8, 8, 1)
+    with pytest.raises(TypeError, match="can't be drawn from list"):
+        batches([], 2, seed=0, augment=False)
+
+
 def test_takes_of_takes(seven):
     records = Records.open(seven[0]).take([6, 4, 2, 0]).take([3, 1])
     assert records.ids.tolist() == ["image0#0", "image4#0"] and records.load().ids.tolist() == [
         "image0#0",
         "image4#0",
     ]
-    assert [(path.name[:11], wanted.tolist()) for path, wanted in records.chosen()] == [
+    assert [(path.name[:11], wanted.tolist()) for path, wanted in records.select_shards()] == [
         ("shard-00000", [True, False, False]),
         ("shard-00002", [False, True]),
     ]

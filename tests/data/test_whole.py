@@ -9,8 +9,15 @@ import pytest
 import tensorflow as tf
 
 from tfmammo.config import DataConfig, PreprocessConfig, TilesConfig
-from tfmammo.data.pipeline import batches, dihedral, flipped
-from tfmammo.data.whole import Whole, around, between, make_whole, tile, view
+from tfmammo.data.pipeline import batches, flip_boxes, rotate_and_flip
+from tfmammo.data.whole import (
+    Whole,
+    extract_tile,
+    find_empty_tiles,
+    letterbox,
+    make_whole,
+    place_tile_around,
+)
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 
@@ -133,7 +140,7 @@ SQUARE = (40, 40)
     ],
 )
 def test_a_mammogram_is_scaled_by_one_factor_and_filled_with_0(rows, cols, canvas, scaled):
-    filled, scale = view(
+    filled, scale = letterbox(
         np.ones((rows, cols, 1), np.float32), DataConfig(canvas=canvas, window=(0, 1))
     )
     assert filled.shape == (*canvas, 1) and filled.dtype == np.float32
@@ -167,10 +174,10 @@ def test_a_square_canvas_is_the_square_of_that_size():
 
 
 def test_view_stretches_grey_values_without_the_padding():
-    square, _ = view(pixels((20, 8, 40, 24), 0.55), CONFIG)
+    square, _ = letterbox(pixels((20, 8, 40, 24), 0.55), CONFIG)
     assert square[30, 2, 0] == 0 and square.max() == 1
     np.testing.assert_allclose(square[0, 0, 0], 0.5, atol=1e-6)
-    windowed, _ = view(
+    windowed, _ = letterbox(
         pixels((20, 8, 40, 24), 0.55), CONFIG.model_copy(update={"window": (0.05, 0.55)})
     )
     np.testing.assert_allclose(windowed[[0, 30], [0, 2], 0], [1, 0.1], atol=1e-6)
@@ -217,7 +224,7 @@ def test_wrong_arrays_are_refused(change, said):
 def test_boxes_are_flipped_as_the_image_is(turn, rows):
     image = np.zeros((rows, 40, 1), np.float32)
     image[4:10, 12:32] = 1
-    turned = tf.function(dihedral)(image, tf.constant(turn)).numpy()
+    turned = tf.function(rotate_and_flip)(image, tf.constant(turn)).numpy()
     assert turned.shape == image.shape
     inside = np.argwhere(turned[..., 0])
     sides = np.array([rows, 40])
@@ -225,7 +232,7 @@ def test_boxes_are_flipped_as_the_image_is(turn, rows):
     boxes = np.array([[4, 12, 10, 32], [0, 0, 0, 0]], np.float32) / np.tile(sides, 2).astype(
         np.float32
     )
-    found = tf.function(flipped)(boxes, tf.constant(turn)).numpy()
+    found = tf.function(flip_boxes)(boxes, tf.constant(turn)).numpy()
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
     assert found[1, 0] == found[1, 2] and found[1, 1] == found[1, 3], "what is not there stays so"
 
@@ -307,24 +314,30 @@ def bounds(region):
 
 def test_a_tile_is_cut_and_filled_below_and_on_the_right():
     image = np.arange(20, dtype=np.float32).reshape(4, 5, 1)
-    np.testing.assert_array_equal(tile(image, 1, 2, (2, 3))[..., 0], [[7, 8, 9], [12, 13, 14]])
-    np.testing.assert_array_equal(tile(image, 3, 3, (2, 3))[..., 0], [[18, 19, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(
+        extract_tile(image, 1, 2, (2, 3))[..., 0], [[7, 8, 9], [12, 13, 14]]
+    )
+    np.testing.assert_array_equal(
+        extract_tile(image, 3, 3, (2, 3))[..., 0], [[18, 19, 0], [0, 0, 0]]
+    )
 
 
 def test_a_place_around_a_box_by_hand():
     random = np.random.default_rng(0)
-    drawn = [around((10, 20, 14, 30), (100, 50), (8, 16), random) for _ in range(300)]
+    drawn = [place_tile_around((10, 20, 14, 30), (100, 50), (8, 16), random) for _ in range(300)]
     assert {top for top, _ in drawn} == set(range(6, 11)) and {left for _, left in drawn} == set(
         range(14, 21)
     )
-    assert around((0, 46, 8, 50), (100, 50), (8, 16), random) == (0, 34), (
+    assert place_tile_around((0, 46, 8, 50), (100, 50), (8, 16), random) == (0, 34), (
         "as near the border as that"
     )
-    assert around((10, 0, 40, 50), (100, 50), (8, 16), random) == (21, 17), (
+    assert place_tile_around((10, 0, 40, 50), (100, 50), (8, 16), random) == (21, 17), (
         "larger than a tile: its middle"
     )
-    assert around((2, 0, 40, 50), (42, 50), (36, 16), random)[0] in range(2, 7)
-    assert around((1, 0, 4, 3), (5, 50), (8, 3), random) == (0, 0), "an image that is shorter"
+    assert place_tile_around((2, 0, 40, 50), (42, 50), (36, 16), random)[0] in range(2, 7)
+    assert place_tile_around((1, 0, 4, 3), (5, 50), (8, 3), random) == (0, 0), (
+        "an image that is shorter"
+    )
 
 
 def test_places_between_lesions_are_those_that_a_slow_count_finds():
@@ -333,7 +346,7 @@ def test_places_between_lesions_are_those_that_a_slow_count_finds():
     rows = 6
     cols = 4
     boxes = [(3, 5, 6, 7), (15, 0, 20, 2)]
-    free = between(region, boxes, (rows, cols))
+    free = find_empty_tiles(region, boxes, (rows, cols))
     lesions = np.zeros((20, 17), bool)
     for top, left, bottom, right in boxes:
         lesions[top:bottom, left:right] = True
@@ -341,7 +354,7 @@ def test_places_between_lesions_are_those_that_a_slow_count_finds():
     for top, left in np.ndindex(15, 14):
         place = np.s_[top : top + rows, left : left + cols]
         assert free[top, left] == (region[place].sum() >= 2.4 and not lesions[place].any())
-    assert between(region, [], (30, 4)).shape == (1, 14)
+    assert find_empty_tiles(region, [], (30, 4)).shape == (1, 14)
 
 
 def test_tiles_hold_a_lesion_each_or_none():

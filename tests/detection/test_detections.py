@@ -1,5 +1,6 @@
-"""The contract of detectors, with small SavedModels that have the Object Detection API's
-interface; no extra is needed.
+"""The contract of detectors, with small SavedModels of the Object Detection API's interface.
+
+No extra is needed.
 """
 
 import hashlib
@@ -24,8 +25,9 @@ BRIGHT = (20, 8, 40, 24)
 
 
 class BrightSpot(tf.Module):
-    """Finds the bounding box of what is at least half as bright as can be; then a box beyond the
-    image and one of class 2.
+    """Detects the bounding box of what is at least half as bright as possible.
+
+    It adds a box beyond the image and one of class 2.
     """
 
     def __init__(self, dtype=tf.float32, outputs=None, mask=None):
@@ -101,17 +103,25 @@ def foreign(tmp_path_factory):
 
 
 def test_detections_of_a_foreign_model_are_in_native_px(foreign):
-    found = Detector.load(foreign).predict(mammogram())
-    np.testing.assert_allclose(found.boxes, [BRIGHT], atol=1e-4)
-    assert found.boxes.dtype == found.scores.dtype == np.float32 and found.masks is None
-    assert found.scores.tolist() == [0.75] and found.classes == ("mass",)
+    predictions = Detector.load(foreign).predict(mammogram())
+    np.testing.assert_allclose(predictions.boxes, [BRIGHT], atol=1e-4)
+    assert (
+        predictions.boxes.dtype == predictions.scores.dtype == np.float32
+        and predictions.masks is None
+    )
+    assert predictions.scores.tolist() == [0.75] and predictions.classes == ("mass",)
 
 
 def test_classes_by_their_numbers_falling_scores_and_nothing_beyond_the_image(foreign):
-    found = Detector.load(foreign.parent, kinds=("mass", "calcification")).predict(mammogram())
-    np.testing.assert_allclose(found.boxes, [BRIGHT, (40, 30, 48, 36)], atol=1e-4)
-    assert found.scores.tolist() == [0.75, 0.25] and found.classes == ("mass", "calcification")
-    assert found.above(0.5).classes == ("mass",) and len(found.above(0.9)) == 0
+    predictions = Detector.load(foreign.parent, kinds=("mass", "calcification")).predict(
+        mammogram()
+    )
+    np.testing.assert_allclose(predictions.boxes, [BRIGHT, (40, 30, 48, 36)], atol=1e-4)
+    assert predictions.scores.tolist() == [0.75, 0.25] and predictions.classes == (
+        "mass",
+        "calcification",
+    )
+    assert predictions.above(0.5).classes == ("mass",) and len(predictions.above(0.9)) == 0
 
 
 def test_an_unknown_class_is_logged(foreign, caplog):
@@ -120,34 +130,32 @@ def test_an_unknown_class_is_logged(foreign, caplog):
 
 
 def test_a_model_of_bytes_gets_bytes(tmp_path):
-    found = Detector.load(BrightSpot(tf.uint8).save(tmp_path / "model")).predict(mammogram())
-    np.testing.assert_allclose(found.boxes, [BRIGHT], atol=1e-4)
+    predictions = Detector.load(BrightSpot(tf.uint8).save(tmp_path / "model")).predict(mammogram())
+    np.testing.assert_allclose(predictions.boxes, [BRIGHT], atol=1e-4)
 
 
 @pytest.mark.parametrize("handle", ["", "export", "export/saved_model"])
 def test_ours_sees_the_square_and_answers_in_native_px(tmp_path, handle):
-    found = Detector.load(ours(tmp_path) / handle).predict(mammogram())
-    np.testing.assert_allclose(found.boxes[0], BRIGHT, atol=1e-3)
-    assert found.classes == ("mass",)
+    predictions = Detector.load(ours(tmp_path) / handle).predict(mammogram())
+    np.testing.assert_allclose(predictions.boxes[0], BRIGHT, atol=1e-3)
+    assert predictions.classes == ("mass",)
 
 
 def test_ours_undoes_its_preprocessing(tmp_path):
     box = (20, 12, 40, 36)
     preprocess = PreprocessConfig(flip_right=True, spacing=0.2)
     detector = Detector.load(ours(tmp_path, preprocess=preprocess, size=40))
-    found = detector.predict(mammogram(box, laterality="R", spacing=(0.1, 0.1)))
-    np.testing.assert_allclose(found.boxes[0], box, atol=1e-3)
-    found = detector.predict(mammogram(box, laterality="L", spacing=(0.1, 0.1)))
-    np.testing.assert_allclose(found.boxes[0], box, atol=1e-3)
+    predictions = detector.predict(mammogram(box, laterality="R", spacing=(0.1, 0.1)))
+    np.testing.assert_allclose(predictions.boxes[0], box, atol=1e-3)
+    predictions = detector.predict(mammogram(box, laterality="L", spacing=(0.1, 0.1)))
+    np.testing.assert_allclose(predictions.boxes[0], box, atol=1e-3)
 
 
 LEFT = [[1.0, 0.0], [1.0, 0.0]]
 
 
 def test_masks_of_a_foreign_model_are_pasted_into_native_px(tmp_path):
-    """Between the middles of two pixels of the mask, 0.5 is reached at half the box: at row 30 of
-    20 to 40.
-    """
+    """Between two pixels of the mask 0.5 is reached at half the box: row 30 of 20 to 40."""
     handle = BrightSpot(mask=[[1, 1], [0, 0]]).save(tmp_path / "model")
     masks = Detector.load(handle).predict(mammogram()).masks
     expected = np.zeros((1, ROWS, COLS), np.uint8)
@@ -161,29 +169,30 @@ def test_masks_of_a_foreign_model_are_pasted_into_native_px(tmp_path):
 
 @pytest.mark.parametrize(("laterality", "cols"), [("L", slice(12, 24)), ("R", slice(24, 36))])
 def test_masks_of_a_mirrored_and_resampled_mammogram(tmp_path, laterality, cols):
-    """What the model calls the left half of the box is the right half of a mammogram that it saw
-    mirrored.
-    """
+    """The left half of the model's box is the right half of a mirrored mammogram."""
     detector = Detector.load(
         ours(tmp_path, LEFT, preprocess=PreprocessConfig(flip_right=True, spacing=0.2))
     )
-    found = detector.predict(mammogram((20, 12, 40, 36), laterality=laterality, spacing=(0.1, 0.1)))
+    predictions = detector.predict(
+        mammogram((20, 12, 40, 36), laterality=laterality, spacing=(0.1, 0.1))
+    )
     expected = np.zeros((1, ROWS, COLS), np.uint8)
     expected[0, 20:40, cols] = 1
-    np.testing.assert_array_equal(found.masks, expected)
+    np.testing.assert_array_equal(predictions.masks, expected)
 
 
 def test_a_mask_that_reaches_beyond_the_mammogram_is_cut():
-    """Box (-2, -2, 2, 2): of the middles of the mask's four pixels, at -1 and 1, the last alone
-    lies inside. At the middle of pixel (0, 0) a mask with that one alone is 0.75 * 0.75, and one
-    without it 1 - 0.75 * 0.75.
+    """Of the mask of box (-2, -2, 2, 2) one pixel's centre lies inside, at (1, 1).
+
+    At the centre of pixel (0, 0) a mask with that pixel alone is 0.75 * 0.75, and one without it
+    1 - 0.75 * 0.75.
     """
     masks = np.array([[[0, 0], [0, 1]], [[1, 1], [1, 0]]], np.float32)
-    made = detections._pasted(masks, np.array([[-2.0, -2, 2, 2]] * 2), mammogram())
+    blended = detections._paste_masks(masks, np.array([[-2.0, -2, 2, 2]] * 2), mammogram())
     expected = np.zeros((2, ROWS, COLS), np.uint8)
     expected[0, :2, :2] = 1
-    np.testing.assert_array_equal(made, expected)
-    assert not detections._pasted(masks[:1], np.array([[90.0, 70, 95, 75]]), mammogram()).any()
+    np.testing.assert_array_equal(blended, expected)
+    assert not detections._paste_masks(masks[:1], np.array([[90.0, 70, 95, 75]]), mammogram()).any()
 
 
 def test_ours_knows_its_kinds(tmp_path):
@@ -206,9 +215,7 @@ def test_a_detector_does_not_come_by_http():
 
 
 def test_a_hub_handle(foreign, tmp_path, monkeypatch):
-    """tensorflow_hub's own cache, filled beforehand: what it holds under a handle's hash is not
-    fetched again.
-    """
+    """What tensorflow_hub's cache holds under a URL's hash is not fetched again."""
     handle = "https://tfhub.dev/somebody/ssd/1"
     cached = tmp_path / hashlib.sha1(handle.encode()).hexdigest()
     BrightSpot().save(cached)
@@ -331,8 +338,10 @@ def grey(rows, cols):
 )
 @pytest.mark.parametrize("laterality", ["L", "R"])
 def test_a_box_goes_from_native_px_to_training_and_back_without_drift(tmp_path, data, laterality):
-    """459 x 375 px of 0.1 mm: at 0.15 mm 306 x 250, where a box stays whole in px if its corners
-    are multiples of 3. What is no longer than a tile is one tile, so that every box lies in it.
+    """459 x 375 px of 0.1 mm are 306 x 250 at 0.15 mm.
+
+    A box stays whole in px if its corners are multiples of 3. An image no longer than a tile is one
+    tile, so that every box lies in it.
     """
     boxes = [(0, 0, 33, 12), (99, 201, 150, 237), (300, 3, 459, 375), (453, 369, 456, 372)]
     lesions = tuple(Lesion("mass", box) for box in boxes)
@@ -343,18 +352,19 @@ def test_a_box_goes_from_native_px_to_training_and_back_without_drift(tmp_path, 
     config = DataConfig(percentiles=(0, 100), **data)
     whole = make_whole([image], config, Skipped())
     assert whole.images.shape[1:3] == config.shape and whole.boxes.shape[1] == 4
-    found = Detector.load(
+    predictions = Detector.load(
         ours(tmp_path, model=Known(whole.boxes[0]), percentiles=(0, 100), **data)
     ).predict(image)
-    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(predictions.boxes, boxes, rtol=0, atol=1e-3)
 
 
 LEVELS = 7
 
 
 class Squares(tf.Module):
-    """Finds what is of grey value 0.2, 0.3, ... 0.8, one box each and of each image, the surer the
-    larger; and its left half as mask.
+    """Detects squares of grey value 0.2, 0.3, ... 0.8, the larger the surer.
+
+    Its masks are the squares' left halves.
     """
 
     def __init__(self, images=None):
@@ -440,10 +450,12 @@ def test_lesions_in_tiles_and_across_their_borders_are_found_once(tmp_path, imag
         return function(**inputs)
 
     detector._function = watched
-    found = detector.predict(painting())
-    assert len(found) == len(SQUARES) and (np.diff(found.scores) <= 0).all()
-    np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3)
-    for box, mask in zip(np.rint(found.boxes).astype(int), found.masks, strict=True):
+    predictions = detector.predict(painting())
+    assert len(predictions) == len(SQUARES) and (np.diff(predictions.scores) <= 0).all()
+    np.testing.assert_allclose(
+        sorted(predictions.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3
+    )
+    for box, mask in zip(np.rint(predictions.boxes).astype(int), predictions.masks, strict=True):
         top, left, bottom, right = box
         expected = np.zeros((3000, 2000), np.uint8)
         expected[top:bottom, left : (left + right) // 2] = 1
@@ -473,10 +485,12 @@ def test_tiles_of_a_mirrored_mammogram_at_another_resolution(tmp_path):
     }
     detector = Detector.load(ours(tmp_path, model=Squares(), **data))
     for laterality, half in (("L", 0), ("R", 1)):
-        found = detector.predict(painting(laterality=laterality, spacing=(0.1, 0.1)))
-        np.testing.assert_allclose(sorted(found.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3)
+        predictions = detector.predict(painting(laterality=laterality, spacing=(0.1, 0.1)))
+        np.testing.assert_allclose(
+            sorted(predictions.boxes.tolist()), sorted(SQUARES), rtol=0, atol=1e-3
+        )
         for (top, left, bottom, right), mask in zip(
-            np.rint(found.boxes).astype(int), found.masks, strict=True
+            np.rint(predictions.boxes).astype(int), predictions.masks, strict=True
         ):
             middle = (left + right) // 2
             expected = np.zeros((3000, 2000), np.uint8)
@@ -498,28 +512,29 @@ def test_a_mammogram_of_one_tile_is_as_without_tiles(tmp_path):
 
 
 def test_all_tiles_together_give_no_more_than_one(tmp_path):
-    """Known says the same two boxes of every tile: of twelve, the two surest are left, those of the
-    first and second tile.
+    """Known gives the same two boxes of every tile.
+
+    Of twelve the two surest are left, those of the first and second tile.
     """
     data = {"size": 40, "tiles": {"overlap": 10}, "percentiles": (0, 100)}
     detector = Detector.load(
         ours(tmp_path, model=Known([[0.5, 0.5, 0.75, 0.75], [0.5, 0.5, 0.6, 0.6]]), **data)
     )
-    found = detector.predict(mammogram())
-    np.testing.assert_allclose(found.boxes, [[20, 20, 30, 30], [20, 40, 30, 50]], atol=1e-3)
-    np.testing.assert_allclose(found.scores, [0.9, 0.9])
+    predictions = detector.predict(mammogram())
+    np.testing.assert_allclose(predictions.boxes, [[20, 20, 30, 30], [20, 40, 30, 50]], atol=1e-3)
+    np.testing.assert_allclose(predictions.scores, [0.9, 0.9])
 
 
 def test_nothing_found_in_any_tile(tmp_path):
     data = {"size": 40, "tiles": {"overlap": 10}, "window": (0, 1)}
     detector = Detector.load(ours(tmp_path, model=Squares(), **data))
     for value in (0.0, 0.95):  # no tissue, and tissue without a lesion
-        found = detector.predict(
+        predictions = detector.predict(
             Mammogram(
                 "made", "p", "i", ROWS, COLS, partial(np.full, (ROWS, COLS, 1), np.float32(value))
             )
         )
-        assert len(found) == 0 and found.masks.shape == (0, ROWS, COLS)
+        assert len(predictions) == 0 and predictions.masks.shape == (0, ROWS, COLS)
 
 
 GOOD = {

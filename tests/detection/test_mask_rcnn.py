@@ -1,5 +1,4 @@
-"""The Mask R-CNN: what is handed to tf-models-official, what is refused; with the extra,
-its losses, stages and export.
+"""The Mask R-CNN: settings for tf-models-official, refusals; with the extra, losses and export.
 
 The networks of these tests have a ResNet-10 and few filters, and see 128 px; only the count of
 parameters takes the paper's.
@@ -22,7 +21,8 @@ from tfmammo.archives import phantom
 from tfmammo.config import DataConfig, Experiment, TrainingConfig
 from tfmammo.detection import mask_rcnn
 from tfmammo.detection.detections import Detector
-from tfmammo.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig, settings
+from tfmammo.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig, make_settings
+from tfmammo.detection.training import restore_checkpoint
 from tfmammo.errors import DetectionError
 from tfmammo.export import FORMAT, read_card
 from tfmammo.mammogram import Mammogram
@@ -75,8 +75,9 @@ def test_a_stage_of_no_epochs_is_left_out():
 
 
 def test_steps_are_shared_by_the_stages_in_the_papers_proportion():
-    """30, 30 and 40 of 100 epochs, whatever the training set; the rest of a division is the later
-    stages'.
+    """30, 30 and 40 of 100 epochs, whatever the training set.
+
+    The later stages get the remainder of a division.
     """
     assert lengths(MaskRCNNConfig(), steps=1000, epochs=40) == [
         ("heads", 300),
@@ -108,11 +109,15 @@ def test_what_comes_from_a_checkpoint_keeps_its_batch_norm():
 
 
 def test_what_the_task_is_told():
-    made = settings(MaskRCNNConfig(lambda_loc=2, lambda_seg=3, rois=64), (384, 256), 2)
-    assert made["model"]["num_classes"] == 3 and made["model"]["input_size"] == [384, 256, 3]
-    assert made["model"]["backbone"]["resnet"]["model_id"] == 50
-    assert (made["losses"]["frcnn_box_weight"], made["losses"]["mask_weight"]) == (2, 3)
-    assert made["model"]["mask_sampler"]["num_sampled_masks"] == 16, (
+    settings = make_settings(MaskRCNNConfig(lambda_loc=2, lambda_seg=3, rois=64), (384, 256), 2)
+    assert settings["model"]["num_classes"] == 3 and settings["model"]["input_size"] == [
+        384,
+        256,
+        3,
+    ]
+    assert settings["model"]["backbone"]["resnet"]["model_id"] == 50
+    assert (settings["losses"]["frcnn_box_weight"], settings["losses"]["mask_weight"]) == (2, 3)
+    assert settings["model"]["mask_sampler"]["num_sampled_masks"] == 16, (
         "of 64 regions a quarter at most shows a lesion"
     )
 
@@ -147,8 +152,9 @@ def test_a_missing_extra_is_one_sentence(monkeypatch):
 
 
 def batch():
-    """Two equal mammograms with one bright mass each, of which the upper left quarter is no mass;
-    and room for a second box.
+    """Two equal mammograms with one bright mass each, and space for a second box.
+
+    The mass's upper left quarter is empty.
     """
     image = np.full((2, SIZE, SIZE, 1), 0.1, np.float32)
     mask = np.zeros((2, SIZE, SIZE, 1), np.float32)
@@ -161,8 +167,8 @@ def batch():
     return {name: tf.constant(value) for name, value in values.items()}
 
 
-def values(room):
-    return [variable.numpy() for variable in room.networks["detector"].variables]
+def values(model):
+    return [variable.numpy() for variable in model.networks["detector"].variables]
 
 
 def numbers(losses):
@@ -170,28 +176,26 @@ def numbers(losses):
 
 
 @pytest.fixture(scope="module")
-def room():
+def make_model():
     tf.random.set_seed(1)
     return MaskRCNN(CONFIG, SIZE, 1)
 
 
 @pytest.fixture(scope="module")
-def trained(room):
-    """The room's losses: of a first step, of the last of ten, and of mammograms without
-    a lesion.
-    """
-    step = tf.function(room.train_step)
-    known = batch()
-    losses = [numbers(step(known)) for _ in range(10)]
-    return losses[0], losses[-1], numbers(step(known | {"boxes": tf.zeros_like(known["boxes"])}))
+def trained(model):
+    """The model's losses: of a first step, of the last of ten, and without a lesion."""
+    step = tf.function(model.train_step)
+    data = batch()
+    losses = [numbers(step(data)) for _ in range(10)]
+    return losses[0], losses[-1], numbers(step(data | {"boxes": tf.zeros_like(data["boxes"])}))
 
 
 @pytest.fixture(scope="module")
-def exported(room, trained, tmp_path_factory):
-    """The export of the trained room, as the loop writes it."""
+def exported(model, trained, tmp_path_factory):
+    """The export of the trained model, as the loop writes it."""
     folder = tmp_path_factory.mktemp("run") / "export"
     folder.mkdir()
-    described = mask_rcnn.write(room, folder)
+    described = mask_rcnn.write(model, folder)
     data = DataConfig(size=SIZE, percentiles=(0, 100), kinds=("mass",)).model_dump(mode="json")
     card = {
         "format": FORMAT,
@@ -249,11 +253,9 @@ class TestNetwork:
             < lesionless["frcnn_cls_loss"]
         )
 
-    def test_what_there_is_to_find(self, room):
-        """The mask is the part of the union within the box, its upper left quarter empty; classes
-        count from 1.
-        """
-        image, labels = room._targets(batch())
+    def test_what_there_is_to_find(self, model):
+        """The mask is the union's part within the box; classes count from 1."""
+        image, labels = model._targets(batch())
         assert image.shape == (2, SIZE, SIZE, 3)
         np.testing.assert_allclose(
             labels["gt_boxes"][0, :2], [[20, 30, 60, 70], [-1] * 4], atol=1e-3
@@ -272,20 +274,20 @@ class TestNetwork:
 
     def test_a_step_and_boxes_at_an_odd_multiple_of_64_px(self):
         """The highest level of the pyramid is 3 x 5 cells of 64 px."""
-        room = MaskRCNN(CONFIG, (192, 320), 1)
+        model = MaskRCNN(CONFIG, (192, 320), 1)
         data = {
             name: tf.pad(batch()[name], [[0, 0], [0, 64], [0, 192], [0, 0]])
             for name in ("image", "mask")
         }
         boxes = batch()["boxes"] * [128 / 192, 128 / 320, 128 / 192, 128 / 320]
-        losses = numbers(room.train_step(data | {"boxes": boxes, "classes": batch()["classes"]}))
+        losses = numbers(model.train_step(data | {"boxes": boxes, "classes": batch()["classes"]}))
         assert all(np.isfinite(value) for value in losses.values()) and losses["rpn_box_loss"] > 0
-        assert room.detect(data["image"])["detection_boxes"].shape == (2, 5, 4)
+        assert model.detect(data["image"])["detection_boxes"].shape == (2, 5, 4)
 
     def test_a_step_and_boxes_on_a_canvas_that_is_no_square(self):
         """Rows twice the columns: the same bright mass, 40 x 40 px of 256 x 128."""
         tf.random.set_seed(1)
-        room = MaskRCNN(CONFIG, (256, 128), 1)
+        model = MaskRCNN(CONFIG, (256, 128), 1)
         known = batch()
         data = {
             name: tf.pad(known[name], [[0, 0], [128, 0], [0, 0], [0, 0]])
@@ -294,19 +296,24 @@ class TestNetwork:
         boxes = known["boxes"] * [0.5, 1, 0.5, 1] + tf.where(
             known["boxes"][..., 2:3] > 0, [0.5, 0, 0.5, 0], 0.0
         )
-        image, labels = room._targets(data | {"boxes": boxes, "classes": known["classes"]})
+        image, labels = model._targets(data | {"boxes": boxes, "classes": known["classes"]})
         assert image.shape == (2, 256, 128, 3)
         np.testing.assert_allclose(
             labels["gt_boxes"][0, :2], [[148, 30, 188, 70], [-1] * 4], atol=1e-3
         )
-        losses = numbers(room.train_step(data | {"boxes": boxes, "classes": known["classes"]}))
+        losses = numbers(model.train_step(data | {"boxes": boxes, "classes": known["classes"]}))
         assert (
             all(np.isfinite(value) for value in losses.values())
             and losses["mask_loss"] > 0 < losses["rpn_box_loss"]
         )
-        assert room.serving().input_signature[0].shape.as_list() == [None, 256, 128, 3]
+        assert model.make_serving_function().input_signature[0].shape.as_list() == [
+            None,
+            256,
+            128,
+            3,
+        ]
 
-        def model(image, image_shape, training):
+        def network(image, image_shape, training):
             assert (
                 image_shape.numpy().tolist() == [[256, 128]] * 2
                 and image.shape == (2, 256, 128, 3)
@@ -320,8 +327,8 @@ class TestNetwork:
             }
             return parts | {"detection_boxes": boxes, "detection_masks": tf.ones([2, 5, 28, 28])}
 
-        room.model = model
-        found = room._detect(data["image"])["detection_boxes"]
+        model.model = network
+        found = model._detect(data["image"])["detection_boxes"]
         np.testing.assert_allclose(
             found[0], [[148 / 256, 30 / 128, 188 / 256, 70 / 128]] * 5, rtol=1e-6
         )
@@ -329,11 +336,11 @@ class TestNetwork:
 
     @pytest.mark.parametrize("stage", ["heads", "upper"])
     def test_a_stage_starts_from_the_one_before_and_moves_what_it_trains(
-        self, room, exported, stage
+        self, model, exported, stage
     ):
         later = MaskRCNN(CONFIG, SIZE, 1, stage, exported / mask_rcnn.CHECKPOINT)
         before = values(later)
-        for value, expected in zip(before, values(room), strict=True):
+        for value, expected in zip(before, values(model), strict=True):
             np.testing.assert_array_equal(value, expected)
         later.train_step(batch())
         moved = {
@@ -356,18 +363,18 @@ class TestNetwork:
         assert len(moved & {id(variable) for variable in pyramid}) > 0.5 * len(pyramid)
 
     def test_resnet_pyramid_and_proposals_start_from_a_checkpoint_and_the_rest_does_not(
-        self, room, exported
+        self, model, exported
     ):
         other = MaskRCNN(
             CONFIG.model_copy(update={"checkpoint": exported / mask_rcnn.CHECKPOINT}), SIZE, 2
         )
         for name in ("backbone", "decoder", "rpn_head"):
             pairs = zip(
-                *(by_layer(getattr(made.model, name)) for made in (other, room)), strict=True
+                *(by_layer(getattr(made.model, name)) for made in (other, model)), strict=True
             )
             assert all(np.array_equal(mine, theirs) for mine, theirs in pairs), name
         mine, theirs = (
-            made.model.mask_head.trainable_variables[0].numpy() for made in (other, room)
+            made.model.mask_head.trainable_variables[0].numpy() for made in (other, model)
         )
         assert not np.array_equal(mine, theirs)
 
@@ -395,31 +402,31 @@ class TestNetwork:
             one for one, variable in zip(moved, variables, strict=True) if id(variable) not in norms
         )
 
-    def test_a_wrong_checkpoint_is_one_sentence(self, exported, room):
-        parts = {"decoder": room.model.backbone}
+    def test_a_wrong_checkpoint_is_one_sentence(self, exported, model):
+        parts = {"decoder": model.model.backbone}
         with pytest.raises(DetectionError, match="^model.checkpoint: .* of another depth"):
-            mask_rcnn._start_from(parts, exported / mask_rcnn.CHECKPOINT)
+            restore_checkpoint(exported / mask_rcnn.CHECKPOINT, parts, "depth")
         with pytest.raises(DetectionError, match="neither a checkpoint nor a folder"):
-            mask_rcnn._start_from(parts, exported / "nowhere")
+            restore_checkpoint(exported / "nowhere", parts, "depth")
 
-    def test_the_export_finds_what_the_live_network_finds(self, room, exported):
+    def test_the_export_finds_what_the_live_network_finds(self, model, exported):
         image = batch()["image"].numpy()[:1]
-        found = Detector.load(exported).predict(
+        predictions = Detector.load(exported).predict(
             Mammogram("made", "p", "i", SIZE, SIZE, partial(np.copy, image[0]))
         )
         # percentiles 0 and 100: what the detector sees reaches from 0 to 1
-        live = {name: value[0].numpy() for name, value in room.detect((image - 0.1) / 0.8).items()}
+        live = {name: value[0].numpy() for name, value in model.detect((image - 0.1) / 0.8).items()}
         count = int(live["num_detections"])
-        assert len(found) == count > 0 and found.masks.shape == (count, SIZE, SIZE)
+        assert len(predictions) == count > 0 and predictions.masks.shape == (count, SIZE, SIZE)
         np.testing.assert_allclose(
-            found.boxes, live["detection_boxes"][:count] * SIZE, atol=0.01 * SIZE
+            predictions.boxes, live["detection_boxes"][:count] * SIZE, atol=0.01 * SIZE
         )
-        np.testing.assert_allclose(found.scores, live["detection_scores"][:count], atol=1e-3)
+        np.testing.assert_allclose(predictions.scores, live["detection_scores"][:count], atol=1e-3)
         assert (
             live["detection_masks"].shape == (5, 28, 28)
             and 0 <= live["detection_masks"].min() <= live["detection_masks"].max() <= 1
         )
-        for box, mask in zip(found.boxes, found.masks, strict=True):
+        for box, mask in zip(predictions.boxes, predictions.masks, strict=True):
             rows, cols = np.nonzero(mask)
             outside = (rows + 1 < box[0]) | (rows > box[2]) | (cols + 1 < box[1]) | (cols > box[3])
             assert not outside.any()
@@ -430,9 +437,7 @@ class TestNetwork:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_two_steps_of_each_stage(repository, tmp_path):
-    """Every stage in a folder of its own, each from the one before; the last one's export is the
-    run's.
-    """
+    """Every stage has a folder of its own; the last one's export is the run's."""
     overrides = [
         "data.size=128",
         "data.phantoms=12",
@@ -468,5 +473,5 @@ def test_two_steps_of_each_stage(repository, tmp_path):
     )
     assert cards[0]["train_patients"] == cards[2]["train_patients"] and cards[2]["train_patients"]
     mammogram = next(record for record in phantom.read(count=4) if record.lesions)
-    found = Detector.load(tmp_path / "run").predict(mammogram)
-    assert found.masks.shape == (len(found), mammogram.rows, mammogram.cols)
+    predictions = Detector.load(tmp_path / "run").predict(mammogram)
+    assert predictions.masks.shape == (len(predictions), mammogram.rows, mammogram.cols)

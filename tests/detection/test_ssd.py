@@ -1,5 +1,4 @@
-"""The SSD: what is handed to the API, what is refused; with the extra, trained, stopped,
-resumed, exported and reloaded.
+"""The SSD: settings for the API, refusals; with the extra, training, resuming and export.
 
 The API needs environment variables that must be set before TensorFlow is imported, so it runs in
 processes of its own, as for a user. This process has neither and reads the exports all the same.
@@ -21,8 +20,8 @@ from tfmammo.config import DataConfig, Experiment, TrainingConfig
 from tfmammo.data.whole import make_whole
 from tfmammo.detection import ssd
 from tfmammo.detection.detections import Detector
-from tfmammo.detection.ssd import SSD, SSDConfig, pipeline
-from tfmammo.detection.training import seen, validate
+from tfmammo.detection.ssd import SSD, SSDConfig, make_pipeline
+from tfmammo.detection.training import read_training_patients, validate
 from tfmammo.errors import DetectionError
 from tfmammo.export import FORMAT, read_card
 from tfmammo.mammogram import Skipped
@@ -55,36 +54,38 @@ def test_the_shipped_config_is_the_default_model(repository):
 
 
 def test_the_pipeline_of_mobilenet():
-    made = pipeline(SSDConfig(anchor_scale=3, detections=7), (320, 192), 2)["model"]["ssd"]
-    assert made["num_classes"] == 2 and made["image_resizer"] == {
+    settings = make_pipeline(SSDConfig(anchor_scale=3, detections=7), (320, 192), 2)["model"]["ssd"]
+    assert settings["num_classes"] == 2 and settings["image_resizer"] == {
         "fixed_shape_resizer": {"height": 320, "width": 192}
     }
     assert (
-        made["feature_extractor"]["type"] == "ssd_mobilenet_v2_fpn_keras"
-        and made["feature_extractor"]["use_depthwise"]
+        settings["feature_extractor"]["type"] == "ssd_mobilenet_v2_fpn_keras"
+        and settings["feature_extractor"]["use_depthwise"]
     )
-    anchors = made["anchor_generator"]["multiscale_anchor_generator"]
+    anchors = settings["anchor_generator"]["multiscale_anchor_generator"]
     assert (
         anchors["anchor_scale"],
         anchors["min_level"],
         anchors["max_level"],
         anchors["scales_per_octave"],
     ) == (3, 3, 7, 2)
-    predictor = made["box_predictor"]["weight_shared_convolutional_box_predictor"]
-    assert predictor["depth"] == made["feature_extractor"]["fpn"]["additional_layer_depth"] == 128
+    predictor = settings["box_predictor"]["weight_shared_convolutional_box_predictor"]
+    assert (
+        predictor["depth"] == settings["feature_extractor"]["fpn"]["additional_layer_depth"] == 128
+    )
     assert 1 / (1 + np.exp(-predictor["class_prediction_bias_init"])) == pytest.approx(
         0.01, abs=1e-3
     )
-    assert made["post_processing"]["batch_non_max_suppression"]["max_total_detections"] == 7
+    assert settings["post_processing"]["batch_non_max_suppression"]["max_total_detections"] == 7
 
 
 def test_the_pipeline_of_retinanet():
-    made = pipeline(SSDConfig(backbone="resnet50"), (640, 640), 1)["model"]["ssd"]
+    settings = make_pipeline(SSDConfig(backbone="resnet50"), (640, 640), 1)["model"]["ssd"]
     assert (
-        made["feature_extractor"]["type"] == "ssd_resnet50_v1_fpn_keras"
-        and not made["feature_extractor"]["use_depthwise"]
+        settings["feature_extractor"]["type"] == "ssd_resnet50_v1_fpn_keras"
+        and not settings["feature_extractor"]["use_depthwise"]
     )
-    assert made["feature_extractor"]["fpn"]["additional_layer_depth"] == 256
+    assert settings["feature_extractor"]["fpn"]["additional_layer_depth"] == 256
 
 
 @pytest.mark.parametrize(
@@ -158,17 +159,15 @@ def test_patients_behind_a_checkpoint_are_seen(tmp_path):
         json.dumps({"format": FORMAT, "train_patients": ["p1", "p2"]})
     )
     assert (
-        seen(tmp_path / "export/checkpoint")
-        == seen(tmp_path / "export/checkpoint/ckpt-0")
+        read_training_patients(tmp_path / "export/checkpoint")
+        == read_training_patients(tmp_path / "export/checkpoint/ckpt-0")
         == ["p1", "p2"]
     )
-    assert seen(tmp_path) == seen(None) == []
+    assert read_training_patients(tmp_path) == read_training_patients(None) == []
 
 
 def test_validation_by_hand():
-    """Two phantoms' lesions; the detector knows the first exactly and finds something wrong with
-    more certainty.
-    """
+    """The detector knows the first of two lesions, and is surer of something wrong."""
     config = DataConfig(size=64, kinds=("mass",))
     records = [
         record
@@ -196,9 +195,9 @@ def test_validation_by_hand():
             "classes": tf.zeros([count, 3]),
         }
 
-    found = validate({"detector": detector}, whole.take([0]))
-    assert found == {"recall": 1.0, "recall_of_all": 1.0, "froc": pytest.approx((0 + 0 + 4) / 6)}
-    assert list(found)[0] == "recall", "it decides which checkpoint is best"
+    metrics = validate({"detector": detector}, whole.take([0]))
+    assert metrics == {"recall": 1.0, "recall_of_all": 1.0, "froc": pytest.approx((0 + 0 + 4) / 6)}
+    assert list(metrics)[0] == "recall", "it decides which checkpoint is best"
     other = whole.take([0, 1])
     overlap = detection.iou(whole.boxes[0], whole.boxes[1])[0, 0]
     assert overlap < 0.5
@@ -252,8 +251,8 @@ import numpy as np
 import tensorflow as tf
 
 small = {"depth": 16, "head_layers": 1}
-room = SSD(SSDConfig(**small, warmup=0, learning_rate=2e-3), 96, 2)
-network = room.networks["detector"]
+model = SSD(SSDConfig(**small, warmup=0, learning_rate=2e-3), 96, 2)
+network = model.networks["detector"]
 values = lambda: [variable.numpy() for variable in network.variables]
 changed = lambda before: [not np.array_equal(a, b) for a, b in zip(before, values())]
 names = [variable.name for variable in network.variables]
@@ -264,11 +263,11 @@ batch = {"image": image, "boxes": np.stack([box, box]), "classes": np.array([[1]
 padded = batch | {"boxes": np.pad(batch["boxes"], ((0, 0), (0, 1), (0, 0))), "classes": np.pad(batch["classes"], ((0, 0), (0, 1)))}
 lesionless = padded | {"boxes": np.zeros_like(padded["boxes"])}
 specs = {"image": tf.TensorSpec([2, 96, 96, 1]), "boxes": tf.TensorSpec([2, None, 4]), "classes": tf.TensorSpec([2, None], tf.int32)}
-step = tf.function(room.train_step, input_signature=[specs])
+step = tf.function(model.train_step, input_signature=[specs])
 losses = lambda given: {name: float(value) for name, value in step(given).items()}
 facts = {}
 start = values()
-room.detect(tf.constant(image))
+model.detect(tf.constant(image))
 facts["changed_by_detection"] = sum(changed(start))
 first = losses(batch)
 trainable = {id(variable) for variable in network.trainable_variables}
@@ -277,7 +276,7 @@ facts["trainable"] = len(trainable)
 facts["trainable_moved"] = sum(m for m, v in zip(moved, network.variables) if id(v) in trainable)
 facts["averages_moved"] = sum(m for m, n in zip(moved, names) if "moving_" in n)
 facts["averages"] = sum("moving_" in name for name in names)
-tf.train.Checkpoint(model=room.detector).save(sys.argv[1] + "/ckpt")
+tf.train.Checkpoint(model=model.detector).save(sys.argv[1] + "/ckpt")
 saved = values()
 for variable, value in zip(network.variables, start):
     variable.assign(value)
@@ -402,12 +401,14 @@ class TestTraining:
         assert "object_detection" not in sys.modules
         mammogram = next(record for record in phantom.read(count=4) if record.lesions)
         uri = f"sqlite:///{folder}/mlflow.db"
-        found = Detector.load(folder / "run").predict(mammogram)
+        predictions = Detector.load(folder / "run").predict(mammogram)
         assert (
-            0 < len(found) <= 20 and set(found.classes) == {"mass"} and found.boxes.max() > 100
+            0 < len(predictions) <= 20
+            and set(predictions.classes) == {"mass"}
+            and predictions.boxes.max() > 100
         ), "native px"
         version = (folder / "run/export_registered").read_text().split()[-1]  # "6 is version 3"
         for same in (folder / "run/export/saved_model", f"models:/tfmammo-ssd/{version}"):
             again = Detector.load(same, uri=uri).predict(mammogram)
-            np.testing.assert_array_equal(again.boxes, found.boxes)
-            np.testing.assert_array_equal(again.scores, found.scores)
+            np.testing.assert_array_equal(again.boxes, predictions.boxes)
+            np.testing.assert_array_equal(again.scores, predictions.scores)

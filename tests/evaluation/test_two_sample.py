@@ -121,8 +121,8 @@ def test_patients_never_straddle(monkeypatch):
         inputs.append(unknown)
         return np.zeros(len(unknown))
 
-    monkeypatch.setattr(module._Judge, "fit", fit)
-    monkeypatch.setattr(module._Judge, "scores", scores)
+    monkeypatch.setattr(module._Classifier, "fit", fit)
+    monkeypatch.setattr(module._Classifier, "score", scores)
     names = np.array([f"p{number}" for number in numbers])
     found = two_sample(images, images, names, names, masks, masks, folds=4, size=16)
     assert (found.auc, found.accuracy) == (0.5, 0.5)
@@ -177,20 +177,20 @@ def test_the_interval_is_that_of_drawn_patients():
 
 def test_the_eight_ways_of_a_patch():
     patch = np.random.default_rng(0).random((1, 5, 5, 3), dtype=np.float32)
-    found = {module._turned(patch, np.array([turn])).tobytes() for turn in range(8)}
+    found = {module._turn(patch, np.array([turn])).tobytes() for turn in range(8)}
     square = [
         np.rot90(flipped, turns, axes=(1, 2))
         for flipped in (patch, patch[:, ::-1])
         for turns in range(4)
     ]
     assert found == {np.ascontiguousarray(one).tobytes() for one in square}
-    both = module._turned(np.repeat(patch, 2, axis=0), np.array([0, 3]))
+    both = module._turn(np.repeat(patch, 2, axis=0), np.array([0, 3]))
     np.testing.assert_array_equal(both[0], patch[0])
     np.testing.assert_array_equal(both[1], patch[0].swapaxes(0, 1)[::-1])
 
 
 def test_the_network():
-    network = module._network(32, 0)
+    network = module._build_network(32, 0)
     # Convolutions of 3 x 3 with biases, four values of normalisation for each of their maps, and
     # the logit.
     assert (
@@ -199,7 +199,8 @@ def test_the_network():
         == 20_569
     )
     assert all(layer.dtype_policy.name == "float32" for layer in network.layers)
-    assert not np.array_equal(network.get_weights()[0], module._network(32, 1).get_weights()[0])
+    other = module._build_network(32, 1)
+    assert not np.array_equal(network.get_weights()[0], other.get_weights()[0])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Writes tests/golden/can.json: what three steps of a small CAN return from weights and
-patches that numpy alone decides.
+"""Writes tests/golden/can.json: what three steps of a small CAN return.
+
+NumPy alone decides weights and patches.
 
 python tests/golden/make_can_golden.py
 
@@ -30,8 +31,9 @@ CASES = {
 
 
 def losses(case: str, steps: int = 3) -> list[dict[str, float]]:
-    """What each of the first steps returns, in float32, with dropout off and a learning rate that
-    three steps show.
+    """Compute what each of the first steps returns, in float32 and without dropout.
+
+    The learning rate is large enough for three steps to show.
     """
     rng = np.random.default_rng(0)
     can = CAN(

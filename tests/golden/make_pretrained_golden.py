@@ -1,5 +1,6 @@
-"""Writes tests/golden/pretrained.json: LPIPS distances and feature maps that the packages
-lpips 0.1.4 and torchvision 0.29 compute.
+"""Writes tests/golden/pretrained.json: LPIPS distances and feature maps.
+
+The packages lpips 0.1.4 and torchvision 0.29 compute them.
 
 pip install torch torchvision lpips && python tests/golden/make_pretrained_golden.py
 
@@ -26,8 +27,8 @@ WIDTHS = (64, 192, 384, 256, 256)
 
 def main() -> None:
     """Compute everything with PyTorch and write it."""
-    alexnet = filled(torchvision.models.alexnet(weights=None).eval(), ALEXNET)
-    vgg19 = filled(torchvision.models.vgg19(weights=None).eval(), VGG19)
+    alexnet = fill(torchvision.models.alexnet(weights=None).eval(), ALEXNET)
+    vgg19 = fill(torchvision.models.vgg19(weights=None).eval(), VGG19)
     a, b = images()
     random = np.random.default_rng(1)
     heads = [random.normal(0.5, 0.5, width).astype(np.float32) for width in WIDTHS]  # some negative
@@ -54,8 +55,9 @@ def main() -> None:
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
-    """Two times five images of 80 px, float32 in [0, 1]: different ones, nearly equal ones, equal
-    ones, black and white.
+    """Make two times five images of 80 px, float32 in [0, 1].
+
+    Pairs are different, nearly equal, equal, black, and white.
     """
     random = np.random.default_rng(2)
     a, b = random.random((2, 5, 80, 80, 1), dtype=np.float32)
@@ -66,9 +68,10 @@ def images() -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def filled(network, indices):
-    """The network with He's normal kernels from seed 0, drawn in Keras's order [rows, cols, in,
-    out], and no biases.
+def fill(network, indices):
+    """Fill a network with He's normal kernels from seed 0 and no biases.
+
+    They are drawn in Keras's order [rows, cols, in, out].
     """
     random = np.random.default_rng(0)
     for index in indices:
@@ -104,9 +107,7 @@ def distances(alexnet, heads, a, b) -> list[float]:
 
 
 def means(vgg19, a, ends) -> list[list[float]]:
-    """Of each image the mean of the feature maps behind the last convolution of each block (4:
-    block1_conv2).
-    """
+    """Average the last feature map of each block for each image (4: block1_conv2)."""
     mean, deviation = (
         torch.tensor(values)[:, None, None]
         for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

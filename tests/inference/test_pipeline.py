@@ -1,5 +1,6 @@
-"""The chain on small mammograms with known lesions: real exports of networks whose answers
-are known, and a real tiny cGAN.
+"""The CAD pipeline on small mammograms with known lesions.
+
+Its models are real exports of networks whose answers are known, and a real tiny cGAN.
 """
 
 import json
@@ -18,10 +19,10 @@ from tfmammo import export
 from tfmammo.config import DataConfig, PreprocessConfig
 from tfmammo.data import sampling
 from tfmammo.data.patches import make_patches
-from tfmammo.errors import CaseError, DetectionError, ExportError, TrackingError
-from tfmammo.inference import pipeline as chains
-from tfmammo.inference.pipeline import CaseConfig, Chain, Finding
-from tfmammo.inference.report import COLOURS, label, measures, overlay, report
+from tfmammo.errors import DetectionError, ExportError, PipelineError, TrackingError
+from tfmammo.inference import pipeline as pipelines
+from tfmammo.inference.pipeline import Finding, Pipeline, PipelineConfig
+from tfmammo.inference.report import COLOURS, build_report, draw_overlay, format_label, measure
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
@@ -93,9 +94,7 @@ def card(**data):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders of exports that all tests share: segmenters "bright", "empty", "full" and "cgan", and
-    the classifier.
-    """
+    """Export segmenters "bright", "empty", "full" and "cgan", and the classifier."""
     root = tmp_path_factory.mktemp("models")
     for name, values in {
         "bright": (200.0, -100.0),
@@ -123,8 +122,8 @@ def load(models, tmp_path):
         found = detector(tmp_path / "detector", boxes, scores, classes)
         steps = {"closing": 0, "erosion": 0, "dilation": 0}
         values = {"postprocess": steps, **config}
-        return Chain.load(
-            CaseConfig(
+        return Pipeline.load(
+            PipelineConfig(
                 detector=found, segmenter=str(handle), classifier=str(models / "shape"), **values
             )
         )
@@ -181,25 +180,25 @@ PREPROCESSING = [
 @pytest.mark.parametrize("frame", ["tight", "loose", "full", "square"])
 @pytest.mark.parametrize("preprocess", PREPROCESSING)
 def test_a_patch_is_made_as_in_training(load, frame, preprocess):
-    """A detection that is the true lesion's box gives the very patch that a training sees of this
-    lesion, bit for bit.
-    """
+    """If the detected box is the lesion's, the patch is that of a training, bit for bit."""
     record = mammogram(laterality="R", spacing=(0.1, 0.1))
     data = {"frame": frame, "preprocess": PreprocessConfig(**preprocess), "percentiles": (1, 99)}
-    chain = load([record.lesions[0].box], data=data)
-    chain.segmenter, inputs = heard(chain.segmenter)
-    chain.read(record)
-    patches = make_patches([record], chain.data, Skipped())
+    pipeline = load([record.lesions[0].box], data=data)
+    pipeline.segmenter, inputs = heard(pipeline.segmenter)
+    pipeline.predict(record)
+    patches = make_patches([record], pipeline.data, Skipped())
     assert len(inputs) == len(patches) == 1
     np.testing.assert_array_equal(inputs[0], patches.images)
 
 
 def test_a_fixed_window_is_taken_over(load):
     record = mammogram()
-    chain = load([record.lesions[0].box], data={"window": (0.1, 0.7)})
-    chain.segmenter, inputs = heard(chain.segmenter)
-    chain.read(record)
-    np.testing.assert_array_equal(inputs[0], make_patches([record], chain.data, Skipped()).images)
+    pipeline = load([record.lesions[0].box], data={"window": (0.1, 0.7)})
+    pipeline.segmenter, inputs = heard(pipeline.segmenter)
+    pipeline.predict(record)
+    np.testing.assert_array_equal(
+        inputs[0], make_patches([record], pipeline.data, Skipped()).images
+    )
 
 
 @pytest.mark.parametrize("frame", ["loose", "full", "square"])
@@ -209,10 +208,10 @@ def test_a_fixed_window_is_taken_over(load):
 )
 def test_a_mask_comes_back_to_native_pixels(load, frame, preprocess):
     record = mammogram(laterality="R", spacing=(0.1, 0.1))
-    chain = load(
+    pipeline = load(
         [record.lesions[0].box], data={"frame": frame, "preprocess": PreprocessConfig(**preprocess)}
     )
-    (found,) = chain.read(record).findings
+    (found,) = pipeline.predict(record).findings
     assert (
         found.box == record.lesions[0].box
         and found.score == pytest.approx(0.9)
@@ -226,7 +225,7 @@ def test_a_mask_comes_back_to_native_pixels(load, frame, preprocess):
 
 def test_spacing_and_shape(load):
     record = mammogram(spacing=(0.1, 0.2))
-    case = load([record.lesions[0].box]).read(record)
+    case = load([record.lesions[0].box]).predict(record)
     (found,) = case.findings
     area = int(mask_of(found).sum())
     assert area == pytest.approx(pi * RADII[0] * RADII[1], rel=0.05)
@@ -236,8 +235,8 @@ def test_spacing_and_shape(load):
         "area_mm2": 0.02 * area,
         "diameter_mm": sqrt(0.08 * area / pi),
     }
-    assert measures(found.lesion, record) == pytest.approx(expected)
-    bare = measures(found.lesion, mammogram())
+    assert measure(found.lesion, record) == pytest.approx(expected)
+    bare = measure(found.lesion, mammogram())
     assert bare["area_mm2"] is None and bare["diameter_mm"] is None and bare["area_px"] == area
     assert list(found.probabilities) == list(SHAPES) and sum(
         found.probabilities.values()
@@ -250,13 +249,13 @@ def test_spacing_and_shape(load):
 
 def test_a_shape_is_judged_by_a_mask_made_as_in_training(load):
     record = mammogram()
-    chain = load([record.lesions[0].box])
-    chain.classifier, inputs = heard(chain.classifier)
-    (found,) = chain.read(record).findings
+    pipeline = load([record.lesions[0].box])
+    pipeline.classifier, inputs = heard(pipeline.classifier)
+    (found,) = pipeline.predict(record).findings
     truth = replace(
         record, lesions=(MaskedLesion("mass", partial(np.copy, mask_of(found)), shape="oval"),)
     )
-    np.testing.assert_array_equal(inputs[0], sampling.shape_masks([truth])[0])
+    np.testing.assert_array_equal(inputs[0], sampling.draw_shape_masks([truth])[0])
     assert inputs[0].shape == (1, 64, 64, 1) and inputs[0].dtype == np.float32
     rows, cols = np.argwhere(inputs[0][0, ..., 0]).T
     assert rows.mean() == pytest.approx(31.5, abs=1) and cols.mean() == pytest.approx(31.5, abs=1)
@@ -268,7 +267,7 @@ def test_a_shape_is_judged_by_a_mask_made_as_in_training(load):
 def test_outlines_hold_a_region_exactly_but_for_its_holes(seed):
     region = (np.random.default_rng(seed).random((12, 9)) < 0.4).astype(np.uint8)
     region[0, 0] = 1
-    lesion = chains._lesion("mass", region)
+    lesion = pipelines._make_lesion("mass", region)
     drawn = lesion.mask(12, 9)
     assert (drawn >= region).all()
     rows, cols = np.nonzero(region)
@@ -289,21 +288,21 @@ def test_outlines_hold_a_region_exactly_but_for_its_holes(seed):
 
 
 def test_no_detection(load):
-    case = load([]).read(mammogram())
+    case = load([]).predict(mammogram())
     assert case.findings == ()
-    assert load([(10, 10, 40, 40)], scores=[0.49]).read(mammogram()).findings == ()
-    assert len(load([(10, 10, 40, 40)], scores=[0.51]).read(mammogram()).findings) == 1
+    assert load([(10, 10, 40, 40)], scores=[0.49]).predict(mammogram()).findings == ()
+    assert len(load([(10, 10, 40, 40)], scores=[0.51]).predict(mammogram()).findings) == 1
 
 
 def test_several_masses_each_get_their_own_piece(load):
     masks = ellipse((50, 30), (16, 14)), ellipse((60, 70), (14, 16))
     record = mammogram(*masks)
     boxes = [lesion.box for lesion in record.lesions]
-    case = load(boxes).read(record)
+    case = load(boxes).predict(record)
     assert [
         dice(mask_of(found), mask) > 0.93 for found, mask in zip(case.findings, masks, strict=True)
     ] == [True, True]
-    both = load(boxes, single=False).read(record).findings[0]
+    both = load(boxes, single=False).predict(record).findings[0]
     assert mask_of(both).sum() > 1.1 * masks[0].sum()  # the neighbour reaches into the frame
 
 
@@ -314,7 +313,7 @@ def test_a_box_on_the_border(load, frame, centre):
     record = mammogram(truth)
     (found,) = (
         load([record.lesions[0].box], data={"frame": frame, "percentiles": (0, 100)})
-        .read(record)
+        .predict(record)
         .findings
     )
     assert dice(mask_of(found), truth) > 0.93
@@ -329,7 +328,7 @@ def test_a_box_on_the_border(load, frame, centre):
 
 def test_a_square_larger_than_the_mammogram_is_padded(load):
     box = (0, 0, ROWS, COLS)
-    chain = load([box], data={"frame": "square", "context": 1.5, "pad": True})
+    pipeline = load([box], data={"frame": "square", "context": 1.5, "pad": True})
     record = replace(
         mammogram(),
         lesions=(
@@ -340,33 +339,35 @@ def test_a_square_larger_than_the_mammogram_is_padded(load):
             ),
         ),
     )
-    chain.segmenter, inputs = heard(chain.segmenter)
-    (found,) = chain.read(record).findings
-    np.testing.assert_array_equal(inputs[0], make_patches([record], chain.data, Skipped()).images)
+    pipeline.segmenter, inputs = heard(pipeline.segmenter)
+    (found,) = pipeline.predict(record).findings
+    np.testing.assert_array_equal(
+        inputs[0], make_patches([record], pipeline.data, Skipped()).images
+    )
     assert dice(mask_of(found), ellipse()) > 0.95
 
 
 def test_an_empty_mask_leaves_the_box(load):
-    (found,) = load([(40, 30, 100, 70)], "empty").read(mammogram()).findings
+    (found,) = load([(40, 30, 100, 70)], "empty").predict(mammogram()).findings
     assert found.box == (40, 30, 100, 70) and found.lesion is None and found.probabilities is None
     assert found.remarks == ("no mask: the segmenter marks nothing in the box",)
-    assert label(1, found) == "1 mass 0.90, no mask"
+    assert format_label(1, found) == "1 mass 0.90, no mask"
 
 
 def test_a_mask_beside_the_box_is_another_lesions(load):
     boxes = [(100, 80, 140, 110)]
-    assert load(boxes, data={"frame": "full"}).read(mammogram()).findings[0].lesion is None
+    assert load(boxes, data={"frame": "full"}).predict(mammogram()).findings[0].lesion is None
     assert (
-        load(boxes, data={"frame": "full"}, single=False).read(mammogram()).findings[0].lesion
+        load(boxes, data={"frame": "full"}, single=False).predict(mammogram()).findings[0].lesion
         is not None
     )
 
 
 def test_a_full_mask_is_the_frame(load):
-    (found,) = load([(40, 30, 100, 70)], "full").read(mammogram()).findings
+    (found,) = load([(40, 30, 100, 70)], "full").predict(mammogram()).findings
     # the box doubled
     assert found.lesion.box == (10, 10, 130, 90) and mask_of(found).sum() == 120 * 80
-    (found,) = load([(0, 0, 60, 50)], "full").read(mammogram()).findings
+    (found,) = load([(0, 0, 60, 50)], "full").predict(mammogram()).findings
     assert found.lesion.box == (0, 0, 90, 75)  # and cut at the border
     assert len(found.probabilities) == 4
 
@@ -375,7 +376,7 @@ def test_a_mask_of_a_few_pixels_is_enlarged_and_doubted(load):
     truth = ellipse((80, 60), (2, 2))
     (found,) = (
         load([mammogram(truth).lesions[0].box], data={"percentiles": (0, 100)})
-        .read(mammogram(truth))
+        .predict(mammogram(truth))
         .findings
     )
     assert found.lesion is not None and len(found.probabilities) == 4
@@ -385,47 +386,47 @@ def test_a_mask_of_a_few_pixels_is_enlarged_and_doubted(load):
 def test_a_line_that_shrinks_away_has_no_shape(load):
     line = np.zeros((ROWS, COLS), np.uint8)
     line[5, 5:115] = 1
-    chain = load([])
-    found = chain._classified(
-        Finding("mass", 0.9, (0, 0, 9, 120), chains._lesion("mass", line)), mammogram()
+    pipeline = load([])
+    found = pipeline._classify(
+        Finding("mass", 0.9, (0, 0, 9, 120), pipelines._make_lesion("mass", line)), mammogram()
     )
     assert found.lesion is not None and found.probabilities is None and found.lesion.shape is None
     assert found.remarks == ("no shape: nothing of its mask is left at 64 px",)
 
 
 def test_a_detection_of_no_size_in_pixels(load):
-    (found,) = load([(ROWS - 0.2, COLS - 0.2, ROWS, COLS)]).read(mammogram()).findings
+    (found,) = load([(ROWS - 0.2, COLS - 0.2, ROWS, COLS)]).predict(mammogram()).findings
     assert found.box == (ROWS - 1, COLS - 1, ROWS, COLS)
 
 
 def test_what_is_constant(load):
     flat = replace(mammogram(), read=partial(np.full, (ROWS, COLS, 1), 0.5, np.float32))
-    (found,) = load([(40, 30, 100, 70)]).read(flat).findings
+    (found,) = load([(40, 30, 100, 70)]).predict(flat).findings
     assert found.lesion is None and found.remarks[0].startswith("no mask: the image is constant")
 
 
 def test_pixels_that_cannot_be_read(load):
     torn = replace(mammogram(), read=partial(np.zeros, (3, 3, 1), np.float32))
-    with pytest.raises(CaseError, match="pixels have shape"):
-        load([]).read(torn)
+    with pytest.raises(PipelineError, match="pixels have shape"):
+        load([]).predict(torn)
 
 
 def test_a_fact_that_preprocessing_needs(load):
-    with pytest.raises(CaseError, match="flip_right needs the laterality"):
-        load([(40, 30, 100, 70)], data={"preprocess": PreprocessConfig(flip_right=True)}).read(
+    with pytest.raises(PipelineError, match="flip_right needs the laterality"):
+        load([(40, 30, 100, 70)], data={"preprocess": PreprocessConfig(flip_right=True)}).predict(
             mammogram()
         )
 
 
 def test_kinds_that_a_stage_does_not_know(load):
     kinds = ("mass", "calcification")
-    found = load([(40, 30, 100, 70)], classes=[2], kinds=kinds).read(mammogram()).findings[0]
+    found = load([(40, 30, 100, 70)], classes=[2], kinds=kinds).predict(mammogram()).findings[0]
     assert found.kind == "calcification" and found.remarks == (
-        "no mask: the segmenter knows mass alone",
+        "no mask: the segmenter was trained on mass only",
     )
     found = (
         load([(40, 30, 100, 70)], classes=[2], kinds=kinds, data={"kinds": kinds})
-        .read(mammogram())
+        .predict(mammogram())
         .findings[0]
     )
     assert (
@@ -436,9 +437,9 @@ def test_kinds_that_a_stage_does_not_know(load):
 
 
 def test_a_real_cgan_and_its_uncertainty(load):
-    (found,) = load([(40, 30, 100, 70)], "cgan", threshold=0.01).read(mammogram()).findings
+    (found,) = load([(40, 30, 100, 70)], "cgan", threshold=0.01).predict(mammogram()).findings
     assert 0 < found.uncertainty < 0.5 and found.lesion.shape in SHAPES
-    (found,) = load([(40, 30, 100, 70)]).read(mammogram()).findings
+    (found,) = load([(40, 30, 100, 70)]).predict(mammogram()).findings
     assert found.uncertainty is None
 
 
@@ -450,11 +451,11 @@ def test_postprocessing_takes_specks_away(load):
     kept = (
         load([box], single=False, data={"size": 128}, segmenter=None)
         if False
-        else load([box], single=False).read(record).findings[0]
+        else load([box], single=False).predict(record).findings[0]
     )
     cleaned = (
         load([box], single=False, postprocess={"closing": 0, "erosion": 3, "dilation": 3})
-        .read(record)
+        .predict(record)
         .findings[0]
     )
     assert mask_of(kept)[27:33, 47:54].any() and not mask_of(cleaned)[27:33, 47:54].any()
@@ -466,17 +467,17 @@ def test_postprocessing_takes_specks_away(load):
     [
         ({"config": {}}, "does not say how its patches are made"),
         ({"config": {"data": {"frame": "round"}}}, "does not say how its patches are made"),
-        (card(patches="offset"), "trained on data.patches=offset, not on frames around lesions"),
-        (card(size=32), "takes 64 px, its card.json says 32"),
-        (card(records="nowhere"), "stood beside its records, and nowhere: holds no manifest.json"),
+        (card(patches="offset"), "trained on data.patches=offset, not on patches around lesions"),
+        (card(size=32), "takes 64 px, but its card.json says 32"),
+        (card(records="nowhere"), "manifest of its records.*: nowhere: holds no manifest.json"),
     ],
 )
 def test_a_segmenter_whose_patches_are_not_known(tmp_path, models, change, said):
     handle = export.export(Bright(), tmp_path / "segmenter", {"name": "cgan", **change})
     found = detector(tmp_path / "detector", [])
-    with pytest.raises(CaseError, match=said) as raised:
-        Chain.load(
-            CaseConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"))
+    with pytest.raises(PipelineError, match=said) as raised:
+        Pipeline.load(
+            PipelineConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"))
         )
     assert str(raised.value).startswith(str(handle)) and "\n" not in str(raised.value)
 
@@ -502,10 +503,10 @@ def test_a_segmenter_of_records_asks_their_manifest(tmp_path, models):
         Bright(), tmp_path / "segmenter", card(records=str(tmp_path / "records"))
     )
     found = detector(tmp_path / "detector", [])
-    chain = Chain.load(
-        CaseConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"))
+    pipeline = Pipeline.load(
+        PipelineConfig(detector=found, segmenter=str(handle), classifier=str(models / "shape"))
     )
-    assert chain.data.frame == "tight"
+    assert pipeline.data.frame == "tight"
 
 
 def test_handles_of_the_wrong_stage(tmp_path, models):
@@ -516,21 +517,21 @@ def test_handles_of_the_wrong_stage(tmp_path, models):
         "classifier": str(models / "shape"),
     }
     with pytest.raises(ExportError, match="none of its functions leads from image to mask"):
-        Chain.load(CaseConfig(**good | {"segmenter": good["classifier"]}))
+        Pipeline.load(PipelineConfig(**good | {"segmenter": good["classifier"]}))
     with pytest.raises(ExportError, match="none of its functions leads from mask to shapes"):
-        Chain.load(CaseConfig(**good | {"classifier": good["segmenter"]}))
+        Pipeline.load(PipelineConfig(**good | {"classifier": good["segmenter"]}))
     with pytest.raises(TrackingError, match="neither a folder nor"):
-        Chain.load(CaseConfig(**good | {"segmenter": str(tmp_path / "nowhere")}))
+        Pipeline.load(PipelineConfig(**good | {"segmenter": str(tmp_path / "nowhere")}))
     with pytest.raises(DetectionError, match="is no export of the TensorFlow Object Detection API"):
-        Chain.load(CaseConfig(**good | {"detector": str(models / "bright/generator")}))
+        Pipeline.load(PipelineConfig(**good | {"detector": str(models / "bright/generator")}))
 
 
 def test_the_report_says_what_was_found_by_what(load, models):
     record = mammogram(spacing=(0.1, 0.1), laterality="L", view="CC")
     box = record.lesions[0].box
-    chain = load([box, (130, 90, 150, 110)], tracking_uri="https://user:secret@host")
-    case = chain.read(record)
-    content = json.loads(json.dumps(report(case, chain), allow_nan=False))
+    pipeline = load([box, (130, 90, 150, 110)], tracking_uri="https://user:secret@host")
+    case = pipeline.predict(record)
+    content = json.loads(json.dumps(build_report(case, pipeline), allow_nan=False))
     assert "secret" not in json.dumps(content) and '"p"' not in json.dumps(content)
     facts = {
         "image_id": "i",
@@ -559,7 +560,7 @@ def test_the_report_says_what_was_found_by_what(load, models):
         content["models"]["segmenter"]["step"] == 7
         and len(content["models"]["segmenter"]["card"]) == 64
     )
-    assert content["models"]["detector"] == {"handle": chain.config.detector, "card": None}
+    assert content["models"]["detector"] == {"handle": pipeline.config.detector, "card": None}
     assert content["versions"].keys() == {"tfmammo", "tensorflow", "keras"} and content[
         "date"
     ].endswith("+00:00")
@@ -567,8 +568,8 @@ def test_the_report_says_what_was_found_by_what(load, models):
 
 
 def test_the_report_of_a_box_without_mask(load):
-    chain = load([(40, 30, 100, 70)], "empty")
-    (lesion,) = report(chain.read(mammogram()), chain)["lesions"]
+    pipeline = load([(40, 30, 100, 70)], "empty")
+    (lesion,) = build_report(pipeline.predict(mammogram()), pipeline)["lesions"]
     measured = (
         "mask_box",
         "area_px",
@@ -586,8 +587,8 @@ def test_the_report_of_a_box_without_mask(load):
 
 def test_the_overlay_shows_boxes_outlines_and_words(load):
     record = mammogram()
-    case = load([record.lesions[0].box]).read(record)
-    sheet = overlay(case, side=640)
+    case = load([record.lesions[0].box]).predict(record)
+    sheet = draw_overlay(case, side=640)
     assert sheet.shape == (640, 480, 3) and sheet.dtype == np.uint8
     coloured = (sheet == COLOURS[0]).all(axis=-1)
     top, left, bottom, right = (4 * np.array(record.lesions[0].box)).tolist()
@@ -600,7 +601,7 @@ def test_the_overlay_shows_boxes_outlines_and_words(load):
     side = coloured[4 * CENTRE[0] + 2, : 4 * CENTRE[1]]
     assert coloured[tip[0] - 6 : tip[0] + 7, tip[1]].any() and side.sum() >= 3
     assert coloured[: top - 1, left:].any()  # the words above
-    bare = overlay(replace(case, findings=()), side=640)
+    bare = draw_overlay(replace(case, findings=()), side=640)
     grey = (np.ptp(bare.astype(int), axis=-1) == 0).all()
     assert grey and (bare[-40:] == 255).any() and not (bare[:-40] == 255).any()
 
@@ -610,7 +611,7 @@ def test_an_overlay_of_any_size(shape):
     image = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(*shape, 1)
     record = Mammogram("made", "p", "i", *shape, partial(np.copy, image))
     findings = tuple(Finding("mass", 0.9, (0, 0, *shape)) for _ in range(9))
-    assert max(overlay(chains.Case(record, image, findings), 400).shape) == 400
+    assert max(draw_overlay(pipelines.PipelineResult(record, image, findings), 400).shape) == 400
 
 
 def test_words_do_not_cover_one_another():
@@ -619,6 +620,10 @@ def test_words_do_not_cover_one_another():
 
     def ground(count):  # the black under the words
         findings = tuple(Finding("mass", 0.9, (40, 40, 80, 80)) for _ in range(count))
-        return (overlay(chains.Case(record, image, findings), 800) == 0).all(axis=-1).sum()
+        return (
+            (draw_overlay(pipelines.PipelineResult(record, image, findings), 800) == 0)
+            .all(axis=-1)
+            .sum()
+        )
 
     assert ground(1) > 1000 and ground(6) == pytest.approx(6 * ground(1), rel=0.05)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tfmammo.metrics.detection import Matches
-from tfmammo.metrics.figures import froc_figure
+from tfmammo.metrics.figures import draw_froc
 
 IMAGES = [
     Matches(np.array([0.9]), np.array([0.8]), 1, 1),
@@ -12,7 +12,7 @@ IMAGES = [
 
 
 def test_curves_and_bands():
-    (axes,) = froc_figure(
+    (axes,) = draw_froc(
         {"ours": IMAGES, "none": [image.above(1) for image in IMAGES]},
         list("abcdef"),
         2,
@@ -30,9 +30,7 @@ def test_curves_and_bands():
 
 
 def test_one_curve_needs_no_legend_and_one_patient_has_no_band():
-    (axes,) = froc_figure(
-        {"ours": IMAGES}, ["a"] * 6, samples=10, recall="recall at IoU > 0.5"
-    ).axes
+    (axes,) = draw_froc({"ours": IMAGES}, ["a"] * 6, samples=10, recall="recall at IoU > 0.5").axes
     assert (
         axes.get_legend() is None
         and axes.get_ylabel() == "recall at IoU > 0.5"
@@ -46,7 +44,7 @@ def test_a_curve_of_trainings_is_the_mean_of_theirs():
         Matches(np.array([0.1] if number < 3 else []), np.array([0.9] if number > 2 else []), 1, 1)
         for number in range(6)
     ]
-    (axes,) = froc_figure(
+    (axes,) = draw_froc(
         {"a": images}, ["a"] * 6, trainings={"a": [(number // 3, 0) for number in range(6)]}
     ).axes
     assert axes.get_lines()[0].get_ydata()[0] == 0.5

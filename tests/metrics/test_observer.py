@@ -15,12 +15,12 @@ from scipy import stats
 from sklearn import metrics
 
 from tfmammo.metrics.observer import (
-    choices,
     d_prime,
-    pooled_choices,
-    pooled_ratings,
-    ratings,
-    roc_figure,
+    draw_roc,
+    estimate_choices,
+    estimate_ratings,
+    pool_choices,
+    pool_ratings,
 )
 
 Z = NormalDist().inv_cdf
@@ -28,7 +28,7 @@ REAL = np.array([1, 1, 1, 0, 0, 0], bool)
 
 
 def test_fifteen_of_twenty_by_hand():
-    found = choices([True] * 15 + [False] * 5)
+    found = estimate_choices([True] * 15 + [False] * 5)
     assert (found.n, found.right, found.share.value) == (20, 15, 0.75)
     assert (
         found.p
@@ -49,8 +49,8 @@ def test_fifteen_of_twenty_by_hand():
 
 
 def test_all_and_none_right():
-    every = choices([True] * 10)
-    none = choices([False] * 10)
+    every = estimate_choices([True] * 10)
+    none = estimate_choices([False] * 10)
     assert every.p == none.p == pytest.approx(2 / 1024)
     assert (
         every.d_prime.value
@@ -62,7 +62,7 @@ def test_all_and_none_right():
 
 
 def test_who_guesses_has_none():
-    found = choices([True, False] * 8)
+    found = estimate_choices([True, False] * 8)
     assert (found.p, found.share.value, found.d_prime.value) == (1, 0.5, 0) and d_prime(0.5) == 0
     assert found.share.low == pytest.approx(1 - found.share.high)
 
@@ -70,16 +70,16 @@ def test_who_guesses_has_none():
 @pytest.mark.parametrize("nothing", [[], [[True]]])
 def test_no_choice_is_refused(nothing):
     with pytest.raises(ValueError, match="one or more"):
-        choices(nothing)
+        estimate_choices(nothing)
     with pytest.raises(ValueError, match="one or more"):
-        pooled_choices(np.full((2, 3), np.nan))
+        pool_choices(np.full((2, 3), np.nan))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_of_one_observer_the_pooled_test_is_the_binomial_one(right):
-    alone = choices(right)
-    pooled = pooled_choices([right], samples=20)
+    alone = estimate_choices(right)
+    pooled = pool_choices([right], samples=20)
     assert pooled.p == pytest.approx(alone.p, nan_ok=True)
     assert (pooled.n, pooled.right, pooled.d_prime.value) == (
         alone.n,
@@ -97,15 +97,15 @@ def test_of_one_observer_the_pooled_test_is_the_binomial_one(right):
 def test_the_pooled_test_counts_every_exchange_of_sides(right):
     lead = np.nansum(2 * right - 1, axis=0)
     sums = [abs(np.dot(signs, lead)) for signs in itertools.product((-1, 1), repeat=6)]
-    assert pooled_choices(right, samples=20).p == pytest.approx(
+    assert pool_choices(right, samples=20).p == pytest.approx(
         np.mean(np.array(sums) >= abs(lead.sum()))
     )
 
 
 def test_observers_who_say_the_same_are_no_more_than_one():
     alone = np.array([1.0] * 9 + [0.0])
-    one = choices(alone)
-    five = pooled_choices(np.tile(alone, (5, 1)))
+    one = estimate_choices(alone)
+    five = pool_choices(np.tile(alone, (5, 1)))
     assert five.p == pytest.approx(one.p) and five.share.value == one.share.value
     assert five.share.low < 0.8 and five.share.high == 1, (
         "its width is that of ten pairs, not of fifty answers"
@@ -119,17 +119,17 @@ def test_the_pooled_interval_covers_what_observers_and_pairs_of_a_known_law_have
         ability = random.normal(0, 0.4, (8, 1))
         ease = random.normal(0, 0.8, (1, 40))
         right = random.random((8, 40)) < stats.norm.cdf(ability + ease)
-        low, high = (lambda share: (share.low, share.high))(pooled_choices(right, 300, seed).share)
+        low, high = (lambda share: (share.low, share.high))(pool_choices(right, 300, seed).share)
         covered += low <= 0.5 <= high
     assert covered >= 54, f"{covered} of 60 intervals of 95 % hold the truth"
 
 
 def test_fewer_than_six_cases_have_neither_interval_nor_p():
     # twenty answers, but to five pairs
-    alone = choices([True] * 5)
-    pooled = pooled_choices(np.ones((4, 5)), 50)
-    rated = ratings([1, 1, 0, 0, 0], [5, 3, 4, 2, 1])
-    together = pooled_ratings([1, 1, 0, 0, 0], [[5, 3, 4, 2, 1]] * 3, 50)
+    alone = estimate_choices([True] * 5)
+    pooled = pool_choices(np.ones((4, 5)), 50)
+    rated = estimate_ratings([1, 1, 0, 0, 0], [5, 3, 4, 2, 1])
+    together = pool_ratings([1, 1, 0, 0, 0], [[5, 3, 4, 2, 1]] * 3, 50)
     for found in (alone, pooled):
         assert (
             found.share.value == 1
@@ -140,14 +140,14 @@ def test_fewer_than_six_cases_have_neither_interval_nor_p():
             found.area.value == pytest.approx(5 / 6)
             and np.isnan([found.area.low, found.area.high, found.d_a.low]).all()
         )
-    six = choices([True] * 6)
+    six = estimate_choices([True] * 6)
     assert six.p == 2 / 64 and np.isfinite(six.share.low)
 
 
 def test_area_of_ratings_by_hand():
     # psi: what of each real one with each synthetic one is won, a tie one half.
     given = [5, 3, 2, 3, 1, 2]
-    found = ratings(REAL, given)
+    found = estimate_ratings(REAL, given)
     assert (found.real, found.synthetic) == (3, 3)
     psi = np.array([[1, 1, 1], [0.5, 1, 1], [0, 1, 0.5]])
     assert (
@@ -166,7 +166,7 @@ def test_area_of_ratings_by_hand():
 
 
 def test_ratings_that_tell_all_apart_have_no_interval():
-    found = ratings(REAL, [6, 6, 5, 1, 1, 2])
+    found = estimate_ratings(REAL, [6, 6, 5, 1, 1, 2])
     assert (
         found.area.value == 1 and np.isnan([found.area.low, found.area.high, found.d_a.low]).all()
     )
@@ -177,24 +177,24 @@ def test_the_pooled_area_is_the_observers_mean():
     good = [6, 5, 4, 3, 2, 1]
     reverse = [1, 2, 3, 4, 5, 6]
     nobody = [np.nan] * 6
-    found = pooled_ratings(REAL, [good, reverse, nobody], 200)
+    found = pool_ratings(REAL, [good, reverse, nobody], 200)
     assert found.area.value == pytest.approx(0.5) and (found.real, found.synthetic) == (6, 6)
     assert (found.area.low, found.area.high) == (0, 1), "whoever is drawn alone has 1 or 0"
-    partly = pooled_ratings(REAL, [good, [np.nan, 4, 2, 3, np.nan, np.nan]], 200)
+    partly = pool_ratings(REAL, [good, [np.nan, 4, 2, 3, np.nan, np.nan]], 200)
     assert partly.area.value == pytest.approx((1 + 0.5) / 2) and (
         partly.real,
         partly.synthetic,
     ) == (5, 4)
     with pytest.raises(ValueError, match="nobody rated"):
-        pooled_ratings(REAL, [[1, 2, 3, np.nan, np.nan, np.nan]])
+        pool_ratings(REAL, [[1, 2, 3, np.nan, np.nan, np.nan]])
 
 
 def test_the_pooled_interval_is_about_delongs_for_one_observer():
     random = np.random.default_rng(1)
     real = np.arange(80) % 2 == 0
     given = np.clip(np.rint(3.5 + real + random.normal(0, 1.2, 80)), 1, 6)
-    one = ratings(real, given)
-    pooled = pooled_ratings(real, given[None])
+    one = estimate_ratings(real, given)
+    pooled = pool_ratings(real, given[None])
     assert pooled.area.value == pytest.approx(one.area.value)
     assert (pooled.area.low, pooled.area.high) == (
         pytest.approx(one.area.low, abs=0.03),
@@ -204,14 +204,12 @@ def test_the_pooled_interval_is_about_delongs_for_one_observer():
 
 def test_the_same_seed_draws_the_same():
     right = np.random.default_rng(0).random((3, 10)) < 0.7
-    assert (
-        pooled_choices(right, 50, 1) == pooled_choices(right, 50, 1) != pooled_choices(right, 50, 2)
-    )
+    assert pool_choices(right, 50, 1) == pool_choices(right, 50, 1) != pool_choices(right, 50, 2)
 
 
 def test_curves_are_those_of_the_ratings():
     given = np.array([[5, 3, 2, 3, 1, 2], [np.nan] * 6])
-    (axes,) = roc_figure(
+    (axes,) = draw_roc(
         {"poisson": (REAL, given), "unrated": (REAL, np.full((1, 6), np.nan))}, "phantom"
     ).axes
     chance, curve = axes.get_lines()
@@ -221,6 +219,6 @@ def test_curves_are_those_of_the_ratings():
         and axes.get_title() == "phantom"
     )
     area = np.trapezoid(curve.get_ydata(), curve.get_xdata())
-    assert area == pytest.approx(ratings(REAL, given[0]).area.value, abs=0.01)
+    assert area == pytest.approx(estimate_ratings(REAL, given[0]).area.value, abs=0.01)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["poisson"]
-    assert roc_figure({}).axes[0].get_legend() is None
+    assert draw_roc({}).axes[0].get_legend() is None

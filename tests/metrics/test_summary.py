@@ -14,10 +14,10 @@ from tfmammo.metrics.summary import (
     Printed,
     Row,
     Table,
-    correct,
-    in_units,
+    convert_units,
+    correct_p,
+    make_tables,
     summarize,
-    tables,
     write_csv,
 )
 
@@ -84,7 +84,7 @@ def test_every_pair_on_request(scores):
     ]
     expected = paired_test(scores["FCN-8s"]["dice"], scores["U-Net"]["dice"], PATIENTS, 300)
     assert (rows[-1].difference, rows[-1].p) == (expected.difference, expected.p)
-    means, differences = tables(rows, MEASURES, "title", samples=300)
+    means, differences = make_tables(rows, MEASURES, "title", samples=300)
     assert [line[0] for line in means.body] == ["CAN", "U-Net", "FCN-8s"]
     assert differences.title == "Differences of every pair"
     assert [line[0] for line in differences.body] == [
@@ -130,7 +130,7 @@ PAPER = {"U-Net": Printed({"dice": 0.905, "psnr": 22.0})}
 
 
 def test_tables_by_hand():
-    means, differences = tables(ROWS, MEASURES, "title", PAPER)
+    means, differences = make_tables(ROWS, MEASURES, "title", PAPER)
     assert means.header == ["", "Dice, %", "PSNR, dB"]
     assert means.body == [
         ["CAN", "91.2\n[90.0, 92.5]", "20.12"],
@@ -159,7 +159,7 @@ def test_tables_by_hand():
 
 def test_what_a_paper_prints_of_other_patches_says_so():
     elsewhere = {"U-Net": Printed({"dice": 0.905}, "on inbreast")}
-    assert tables(ROWS, MEASURES, "title", elsewhere)[0].body[-1] == [
+    assert make_tables(ROWS, MEASURES, "title", elsewhere)[0].body[-1] == [
         "U-Net, as printed (on inbreast)",
         "90.5",
         "-",
@@ -174,11 +174,11 @@ def test_p_is_corrected_for_the_comparisons_of_its_measure():
         row("D", "dice", 9, 7, 0.9, 0.8, 0.95, difference=0.1, p=0.04),
         row("B", "psnr", 9, 7, 20.0, 19.0, 21.0, difference=0.1, p=0.02, method="jackknife"),
     ]
-    assert [one.p_corrected for one in correct(rows)] == pytest.approx(
+    assert [one.p_corrected for one in correct_p(rows)] == pytest.approx(
         [np.nan, 0.06, 0.3, 0.08, 0.02], nan_ok=True
     )
-    assert [one.p for one in correct(rows)] == pytest.approx([one.p for one in rows], nan_ok=True)
-    differences = tables(rows, MEASURES, "title")[1]
+    assert [one.p for one in correct_p(rows)] == pytest.approx([one.p for one in rows], nan_ok=True)
+    differences = make_tables(rows, MEASURES, "title")[1]
     assert [line[1].split("\n")[-1] for line in differences.body] == [
         "p = 0.060",
         "p = 0.300",
@@ -195,20 +195,20 @@ def test_p_is_corrected_for_the_comparisons_of_its_measure():
 
 
 def test_models_across_and_a_single_model():
-    means, differences = tables(ROWS, MEASURES, "title", models_across=True)
+    means, differences = make_tables(ROWS, MEASURES, "title", models_across=True)
     assert means.header == ["", "CAN", "U-Net"]
     assert means.body[0] == ["Dice, %", "91.2\n[90.0, 92.5]", "90.0\n[88.0, 91.0]"]
     assert differences.header == ["", "U-Net"] and len(differences.body) == 2
-    (alone,) = tables(ROWS[::2], MEASURES, "title")
+    (alone,) = make_tables(ROWS[::2], MEASURES, "title")
     assert [line[0] for line in alone.body] == ["CAN"]
 
 
 def test_a_model_that_is_compared_with_nothing_has_no_line_of_differences():
     real = Row("real", "psnr", 9, 7, 25.0, 24.0, 26.0)
-    means, differences = tables([*ROWS, real], MEASURES, "title")
+    means, differences = make_tables([*ROWS, real], MEASURES, "title")
     assert means.body[-1] == ["real", "-", "25.00\n[24.00, 26.00]"]
     assert [line[0] for line in differences.body] == ["U-Net"]
-    assert len(tables([ROWS[0], real], MEASURES, "title")) == 1
+    assert len(make_tables([ROWS[0], real], MEASURES, "title")) == 1
 
 
 def test_markdown_and_rich_show_the_same():
@@ -230,7 +230,7 @@ def test_markdown_and_rich_show_the_same():
 
 
 def test_csv_in_units(tmp_path):
-    write_csv(tmp_path / "table.csv", [in_units(row, MEASURES[row.measure]) for row in ROWS])
+    write_csv(tmp_path / "table.csv", [convert_units(row, MEASURES[row.measure]) for row in ROWS])
     with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[1]["mean"]) == pytest.approx(90.0) and float(

@@ -17,8 +17,8 @@ from tfmammo.models.blending import (
     BlendingConfig,
     background_loss,
     guide,
-    pasted,
-    placed,
+    paste,
+    place_lesion,
     seamless_loss,
 )
 
@@ -29,12 +29,12 @@ TINY = {"widths": (4, 8), "discriminator_filters": 4}
 
 def small(seed=0, **config):
     """A blending GAN of some thousand weights, drawn by numpy."""
-    room = Blending(BlendingConfig(**{**TINY, **config}), SIZE)
+    model = Blending(BlendingConfig(**{**TINY, **config}), SIZE)
     rng = np.random.default_rng(seed)
-    for network in room.networks.values():
+    for network in model.networks.values():
         for weight in network.trainable_variables:
             weight.assign(rng.normal(0, 0.2, weight.shape) + (weight.name == "gamma"))
-    return room
+    return model
 
 
 def batch(count=2, seed=1, size=SIZE):
@@ -56,10 +56,10 @@ def batch(count=2, seed=1, size=SIZE):
     }
 
 
-def weights(room):
+def weights(model):
     return {
         name: [w.numpy() for w in network.trainable_variables]
-        for name, network in room.networks.items()
+        for name, network in model.networks.items()
     }
 
 
@@ -86,10 +86,10 @@ def test_the_papers_values_are_the_defaults():
 
 
 def test_the_networks():
-    room = Blending()
+    model = Blending()
     counts = {
         name: sum(int(np.prod(w.shape)) for w in network.trainable_variables)
-        for name, network in room.networks.items()
+        for name, network in model.networks.items()
     }
     # G: Ronneberger's 31,030,593 for one channel, two more into the first convolution of 3 x 3 x
     # 64. D by hand, gains and offsets of two normalisations included: 16*64+64 + 16*64*128 + 256 +
@@ -98,9 +98,9 @@ def test_the_networks():
         "generator": 31_030_593 + 2 * 9 * 64,
         "discriminator": 1088 + 131_072 + 256 + 524_288 + 512 + 257,
     }
-    assert room.discriminator.output_shape == (None, 126, 126, 1)
+    assert model.discriminator.output_shape == (None, 126, 126, 1)
     convolutions = [
-        layer for layer in room.discriminator.layers if isinstance(layer, keras.layers.Conv2D)
+        layer for layer in model.discriminator.layers if isinstance(layer, keras.layers.Conv2D)
     ]
     assert [(layer.kernel_size[0], layer.strides[0]) for layer in convolutions] == [
         (4, 2),
@@ -118,10 +118,10 @@ def test_what_the_generator_sees():
     tissue = grey([0.1, 0.2], [0.3, 0.4])
     lesion = grey([0.9, 0.8], [0.7, 0.6])
     mask = grey([0, 1], [1, 0])
-    found = pasted(tissue, lesion, mask).numpy()[0]
-    np.testing.assert_allclose(found[..., 0], [[0.1, 0.2], [0.3, 0.4]])
-    np.testing.assert_allclose(found[..., 1], [[0.1, 0.8], [0.7, 0.4]])
-    np.testing.assert_array_equal(found[..., 2], [[0, 1], [1, 0]])
+    blended = paste(tissue, lesion, mask).numpy()[0]
+    np.testing.assert_allclose(blended[..., 0], [[0.1, 0.2], [0.3, 0.4]])
+    np.testing.assert_allclose(blended[..., 1], [[0.1, 0.8], [0.7, 0.4]])
+    np.testing.assert_array_equal(blended[..., 2], [[0, 1], [1, 0]])
 
 
 def test_gradients_by_hand():
@@ -227,7 +227,7 @@ def test_a_lesion_that_is_neither_turned_nor_resized_is_moved_only():
     # Of 32 px the middle may lie from 9 to 23: at 9 + 1 = 10 and 9 + 7 = 16, 9.5 and 15.5 counted
     # from the first pixel's middle.
     draws = tf.constant([[0.5, 0.0, 1 / 14, 0.5]])
-    moved, place = placed(image, mask, draws, 0.0, (1.0, 1.0))
+    moved, place = place_lesion(image, mask, draws, 0.0, (1.0, 1.0))
     np.testing.assert_array_equal(place[0, 7:13, 12:20, 0], np.ones((6, 8)))
     assert float(tf.reduce_sum(place)) == 48
     np.testing.assert_allclose(moved[0, 7:13, 12:20], image[0, 8:14, 10:18], atol=1e-5)
@@ -235,7 +235,7 @@ def test_a_lesion_that_is_neither_turned_nor_resized_is_moved_only():
 
 def test_a_quarter_turn_is_exact():
     image, mask = square(height=8, width=8, left=12)
-    moved, place = placed(image, mask, tf.constant([[1.0, 0.0, 0.5, 0.5]]), 90.0, (1.0, 1.0))
+    moved, place = place_lesion(image, mask, tf.constant([[1.0, 0.0, 0.5, 0.5]]), 90.0, (1.0, 1.0))
     np.testing.assert_array_equal(place[0, 12:20, 12:20, 0], np.ones((8, 8)))
     patch = image[0, 8:16, 12:20].numpy()
     turned = [np.rot90(patch, k) for k in (1, 3)]
@@ -246,7 +246,7 @@ def test_a_quarter_turn_is_exact():
 def test_a_resized_lesion_against_scipy():
     image, mask = square(size=64, top=20, left=24, height=12, width=12)
     smooth = tf.constant(ndimage.gaussian_filter(image.numpy(), (0, 3, 3, 0)))
-    moved, place = placed(smooth, mask, tf.constant([[0.5, 0.5, 0.5, 0.5]]), 0.0, (1.5, 1.5))
+    moved, place = place_lesion(smooth, mask, tf.constant([[0.5, 0.5, 0.5, 0.5]]), 0.0, (1.5, 1.5))
     assert float(tf.reduce_sum(place)) == pytest.approx(18 * 18, rel=0.12)
     rows, cols = np.meshgrid(np.arange(24, 40), np.arange(24, 40), indexing="ij")
     expected = ndimage.map_coordinates(
@@ -259,7 +259,9 @@ def test_no_place_cuts_a_mask_off():
     rng = np.random.default_rng(3)
     image, mask = square(height=18, width=20, top=5, left=6)  # fits only when made smaller
     many = [tf.repeat(values, 200, axis=0) for values in (image, mask)]
-    moved, place = placed(*many, tf.constant(rng.random((200, 4)), tf.float32), 180.0, (0.5, 1.5))
+    moved, place = place_lesion(
+        *many, tf.constant(rng.random((200, 4)), tf.float32), 180.0, (0.5, 1.5)
+    )
     inside = place[:, GAP - 1 : 1 - GAP, GAP - 1 : 1 - GAP]
     assert float(tf.reduce_sum(place)) == float(tf.reduce_sum(inside)), (
         "the gap is kept, but for rounding"
@@ -277,16 +279,16 @@ def test_no_place_cuts_a_mask_off():
     ("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")]
 )
 def test_every_returned_number_by_hand(prior, adversarial, average):
-    room = small(prior=prior, adversarial=adversarial, average=average)
+    model = small(prior=prior, adversarial=adversarial, average=average)
     data = batch()
     tissue = data["image"][::2]
     real = data["image"][1::2]
     shape = data["mask"][1::2]
-    lesion, mask = placed(real, shape, room._draws(real, 0))
-    lesion = room._prior(tissue, lesion, 0)
-    fake = room.generator(pasted(tissue, lesion, mask) * 2 - 1, training=True)
+    lesion, mask = place_lesion(real, shape, model._draws(real, 0))
+    lesion = model._prior(tissue, lesion, 0)
+    fake = model.generator(paste(tissue, lesion, mask) * 2 - 1, training=True)
     p_real, p_fake = (
-        tf.sigmoid(room.discriminator(image)).numpy().astype(np.float64)
+        tf.sigmoid(model.discriminator(image)).numpy().astype(np.float64)
         for image in (real * 2 - 1, fake)
     )
     image = fake / 2 + 0.5
@@ -305,21 +307,21 @@ def test_every_returned_number_by_hand(prior, adversarial, average):
         "p_real": p_real.mean(),
         "p_fake": p_fake.mean(),
     }
-    found = room.train_step(data)
-    assert set(found) == set(expected)
+    losses = model.train_step(data)
+    assert set(losses) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(losses[name], value, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("chosen", NETWORKS)
 def test_each_optimizer_moves_its_own_network(chosen):
-    room = small(lambda_p=0.0)
+    model = small(lambda_p=0.0)
     data = batch()
-    for name, optimizer in room.optimizers.items():
+    for name, optimizer in model.optimizers.items():
         optimizer.learning_rate = 1e-2 if name == chosen else 0.0
-    before = weights(room)
-    history = [room.train_step(data) for _ in range(15)]
-    for name, now in weights(room).items():
+    before = weights(model)
+    history = [model.train_step(data) for _ in range(15)]
+    for name, now in weights(model).items():
         moved = [np.abs(old - new).max() for old, new in zip(before[name], now, strict=True)]
         assert min(moved) > 1e-4 if name == chosen else max(moved) == 0
     assert float(history[-1][f"{chosen}_loss"]) < 0.95 * float(history[0][f"{chosen}_loss"])
@@ -327,11 +329,11 @@ def test_each_optimizer_moves_its_own_network(chosen):
 
 def test_it_learns_to_keep_the_background_and_to_follow_the_guide():
     keras.utils.set_random_seed(0)
-    room = Blending(
+    model = Blending(
         BlendingConfig(widths=(8, 16), discriminator_filters=4, learning_rate=2e-3, rotate=0), SIZE
     )
     data = batch(4)
-    step = tf.function(room.train_step)
+    step = tf.function(model.train_step)
     first = step(data)
     for _ in range(150):
         last = step(data)
@@ -340,30 +342,30 @@ def test_it_learns_to_keep_the_background_and_to_follow_the_guide():
 
 
 def test_draws_follow_from_the_step_and_the_patch():
-    room = small()
+    model = small()
     image = batch(3)["image"]
-    draws = room._draws(image, tf.constant(5)).numpy()
+    draws = model._draws(image, tf.constant(5)).numpy()
     assert (
         draws.shape == (6, 4)
         and draws.min() >= 0
         and draws.max() < 1
         and len(np.unique(draws)) == 24
     )
-    np.testing.assert_array_equal(room._draws(image[::-1], tf.constant(5)), draws[::-1])
-    assert np.abs(room._draws(image, tf.constant(6)) - draws).min() > 1e-6
+    np.testing.assert_array_equal(model._draws(image[::-1], tf.constant(5)), draws[::-1])
+    assert np.abs(model._draws(image, tf.constant(6)) - draws).min() > 1e-6
 
 
 def test_the_order_of_lesions_and_tissue_in_a_batch_does_not_matter():
-    room = small()
+    model = small()
     data = batch(2)
     order = tf.constant([1, 0, 3, 2])
     turned = {name: tf.gather(values, order) for name, values in data.items()}
-    for optimizer in room.optimizers.values():
+    for optimizer in model.optimizers.values():
         optimizer.learning_rate = 0.0
-    first = room.train_step(data)
-    for optimizer in room.optimizers.values():
+    first = model.train_step(data)
+    for optimizer in model.optimizers.values():
         optimizer.iterations.assign(0)
-    again = room.train_step(turned)
+    again = model.train_step(turned)
     for name, value in first.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
 
@@ -378,8 +380,8 @@ def test_patches_without_labels_are_refused():
 def test_panels_of_the_image_grid():
     data = batch(3)
     tissue = np.full((2, SIZE, SIZE, 1), 0.25, np.float32)
-    room = Blending(BlendingConfig(**TINY), SIZE, tissue)
-    panels = room.sample({"image": data["image"], "mask": data["mask"]})
+    model = Blending(BlendingConfig(**TINY), SIZE, tissue)
+    panels = model.sample({"image": data["image"], "mask": data["mask"]})
     assert list(panels) == ["tissue", "pasted", "synthetic", "real"]
     assert all(panel.shape == (6, SIZE, SIZE, 1) for panel in panels.values())
     assert np.all(panels["tissue"] == 0.25) and np.all(
@@ -389,10 +391,10 @@ def test_panels_of_the_image_grid():
 
 
 def test_exported_functions():
-    room = small()
+    model = small()
     data = batch()
-    channels = pasted(data["image"], data["image"][::-1], data["mask"][::-1])
-    functions = room.functions()
+    channels = paste(data["image"], data["image"][::-1], data["mask"][::-1])
+    functions = model.functions()
     image = functions["generator"](pasted=channels)["image"]
     assert (
         image.shape == (4, SIZE, SIZE, 1)
@@ -400,33 +402,33 @@ def test_exported_functions():
         and np.min(image) >= 0
         and np.max(image) <= 1
     )
-    np.testing.assert_allclose(image, room.blend(channels), atol=1e-6)
+    np.testing.assert_allclose(image, model.blend(channels), atol=1e-6)
     np.testing.assert_allclose(
         functions["generator"](pasted=channels[:1])["image"], image[:1], atol=1e-5
     )
     logits = functions["discriminator"](image=image)["logits"]
-    np.testing.assert_allclose(logits, room.discriminator(image * 2 - 1), atol=1e-5)
+    np.testing.assert_allclose(logits, model.discriminator(image * 2 - 1), atol=1e-5)
 
 
 def test_without_prior_the_lesion_makes_no_difference_but_its_place_does():
-    room = small(prior="noise")
+    model = small(prior="noise")
     data = batch()
     tissue = data["image"][::2]
     mask = data["mask"][1::2]
     one, other = (
-        room.blend(pasted(tissue, tf.fill(tissue.shape, value), mask)) for value in (0.1, 0.9)
+        model.blend(paste(tissue, tf.fill(tissue.shape, value), mask)) for value in (0.1, 0.9)
     )
     np.testing.assert_array_equal(one, other)
-    assert np.abs(one - room.blend(pasted(tissue, tissue, tf.reverse(mask, [1, 2])))).max() > 1e-3
+    assert np.abs(one - model.blend(paste(tissue, tissue, tf.reverse(mask, [1, 2])))).max() > 1e-3
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_and_answers_in_float32(policy):
     keras.config.set_dtype_policy(policy)
-    room = Blending(BlendingConfig(**TINY), SIZE)
-    losses = tf.function(room.train_step)(batch())
+    model = Blending(BlendingConfig(**TINY), SIZE)
+    losses = tf.function(model.train_step)(batch())
     assert all(np.isfinite(value) and value.dtype == tf.float32 for value in losses.values())
-    assert room.blend(tf.zeros([1, SIZE, SIZE, 3])).dtype == tf.float32
+    assert model.blend(tf.zeros([1, SIZE, SIZE, 3])).dtype == tf.float32
 
 
 def test_sizes_that_do_not_fit():

@@ -1,6 +1,4 @@
-"""CAN's Algorithm 1, line by line: values, gradients, order of updates, replicas, exported
-functions, golden numbers.
-"""
+"""CAN's Algorithm 1: values, gradients, order of updates, replicas, exports, golden numbers."""
 
 import json
 import os
@@ -23,8 +21,10 @@ NETWORKS = ("generator", "inverter", "discriminator")
 
 
 def small(seed=0, kind=None, **config):
-    """A CAN of a few hundred weights, drawn by numpy, without dropout unless it is asked for. kind:
-    by default CAN itself.
+    """Build a CAN of a few hundred weights, drawn by NumPy, by default without dropout.
+
+    Args:
+        kind: Class of the model.
     """
     can = (kind or CAN)(
         CANConfig(**{"filters": (4, 8), "discriminator_filters": 4, "dropout": 0.0, **config}), SIZE
@@ -57,8 +57,9 @@ def weights(can):
 
 
 def forward(can, data):
-    """Algorithm 1, lines 3 to 5, as float64 arrays: masks and images in [-1, 1] and D's logits for
-    the three pairs.
+    """Compute Algorithm 1, lines 3 to 5, in float64.
+
+    Returns masks and images in [-1, 1], and D's logits for the three pairs.
     """
     real_mask = data["mask"] * 2 - 1
     real_image = data["image"] * 2 - 1
@@ -145,10 +146,10 @@ def test_every_returned_number_by_hand(adversarial, average, l2):
         "p_fake_image": p_fake_1.mean(),
         "p_fake_mask": p_fake_2.mean(),
     }
-    found = can.train_step(data)
-    assert set(found) == set(expected)
+    losses = can.train_step(data)
+    assert set(losses) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
+        np.testing.assert_allclose(losses[name], value, rtol=2e-5, err_msg=name)
     assert abs(expected["p_real"] - expected["p_fake_image"]) > 1e-3 and logits[0].std() > 0.1, (
         "the case tells the pairs apart"
     )
@@ -353,12 +354,12 @@ def test_adversarial_pressure_alone_makes_pairs_look_real():
 
 def test_a_sample_is_trained_on_as_if_alone():
     data = batch(3)
-    found = small().train_step(data)
+    losses = small().train_step(data)
     singles = [
         small().train_step({name: value[i : i + 1] for name, value in data.items()})
         for i in range(3)
     ]
-    for name, value in found.items():
+    for name, value in losses.items():
         np.testing.assert_allclose(
             value, np.mean([single[name] for single in singles]), rtol=1e-4, err_msg=name
         )
@@ -476,8 +477,8 @@ def test_mixed_precision_trains_and_answers_in_float32(policy):
     )
     assert all(optimizer.built for optimizer in can.optimizers.values())
     for _ in range(3):
-        found = can.train_step(data)
-        assert all(value.dtype == tf.float32 and np.isfinite(value) for value in found.values())
+        losses = can.train_step(data)
+        assert all(value.dtype == tf.float32 and np.isfinite(value) for value in losses.values())
     assert all(panel.dtype == tf.float32 for panel in can.sample(data).values())
     assert all(
         w.dtype == np.float32 and np.isfinite(w).all()

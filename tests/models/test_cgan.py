@@ -117,10 +117,10 @@ def test_every_returned_number_by_hand(normalization, content):
         "p_real": (1 / (1 + np.exp(-real))).mean(),
         "p_fake": (1 / (1 + np.exp(-fake))).mean(),
     }
-    found = cgan.train_step(data)
-    assert set(found) == set(expected)
+    losses = cgan.train_step(data)
+    assert set(losses) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=3e-5, err_msg=name)
+        np.testing.assert_allclose(losses[name], value, rtol=3e-5, err_msg=name)
 
 
 def test_each_network_descends_its_own_loss_alone():
@@ -146,10 +146,10 @@ def test_without_its_adversary_only_the_content_loss_is_left():
     cgan = small(adversarial=False, lambda_content=5)
     data = batch()
     assert set(cgan.networks) == set(cgan.optimizers) == set(cgan.functions()) == {"generator"}
-    found = cgan.train_step(data)
-    assert set(found) == {"generator_loss", "dice"} and float(
-        found["generator_loss"]
-    ) == pytest.approx(5 * float(found["dice"]))
+    losses = cgan.train_step(data)
+    assert set(losses) == {"generator_loss", "dice"} and float(
+        losses["generator_loss"]
+    ) == pytest.approx(5 * float(losses["dice"]))
 
 
 def test_training_raises_dice_on_one_batch():

@@ -1,6 +1,4 @@
-"""The classifier: ResNet-50 as Keras has it, the decaying share, the mixing of pools,
-weights, what it refuses.
-"""
+"""The classifier: its network, the decaying share, the mixing of pools, weights, refusals."""
 
 import keras
 import numpy as np
@@ -15,7 +13,7 @@ TINY = {"weights": "none", "filters": 2, "blocks": (1, 1, 1, 1), "learning_rate"
 SIZE = 32
 
 
-def room(**values):
+def make_model(**values):
     keras.utils.set_random_seed(1)
     return Classifier(ClassifierConfig(**{**TINY, **values}), SIZE)
 
@@ -42,8 +40,9 @@ def test_the_papers_values_are_the_defaults():
 
 @pytest.mark.slow
 def test_it_is_resnet_50_with_a_grey_input_and_one_logit():
-    """Keras's own network of random weights gives the same features, fed with blue, green and red
-    less ImageNet's means.
+    """Keras's network of random weights gives the same features.
+
+    Its input is blue, green and red less ImageNet's means.
     """
     keras.utils.set_random_seed(0)
     theirs = keras.applications.ResNet50(weights=None, include_top=False, pooling="avg")
@@ -75,39 +74,40 @@ def test_it_is_resnet_50_with_a_grey_input_and_one_logit():
     ],
 )
 def test_the_share_decays_by_a_tenth_every_5000_of_the_papers_samples(how, samples, expected):
-    chosen = ClassifierConfig(share=0.5, decay_as=how, samples=500_000)
-    assert float(share_at(chosen, tf.constant(samples, tf.int64))) == pytest.approx(
+    settings = ClassifierConfig(share=0.5, decay_as=how, samples=500_000)
+    assert float(share_at(settings, tf.constant(samples, tf.int64))) == pytest.approx(
         expected, abs=1e-7
     )
 
 
 @pytest.mark.parametrize("samples", [500_000, 8000, 1000])
 def test_a_training_of_any_length_has_the_papers_mean_exposure(samples):
-    """The sum over 100 periods of 0.9^k is (1 - 0.9^100) / (1 - 0.9): a tenth of the share in the
-    mean, whatever the length.
+    """The mean share is a tenth of the share, whatever the length.
+
+    The sum over 100 periods of 0.9^k is (1 - 0.9^100) / (1 - 0.9).
     """
-    chosen = ClassifierConfig(share=0.5, samples=samples)
-    shares = [float(share_at(chosen, seen)) for seen in range(0, samples, 10)]
+    settings = ClassifierConfig(share=0.5, samples=samples)
+    shares = [float(share_at(settings, seen)) for seen in range(0, samples, 10)]
     assert np.mean(shares) == pytest.approx(0.5 * (1 - 0.9**100) / 10, rel=1e-3)
     assert shares[-1] == pytest.approx(0.5 * 0.9**99, rel=1e-4)
 
 
 def test_without_synthetic_patches_all_of_the_batch_is_used():
     real = batch(pools=2)
-    image, label, synthetic = room().mixed(real)
+    image, label, synthetic = make_model().mix(real)
     np.testing.assert_array_equal(image, real["image"])
     assert label.numpy().tolist() == [0, 1, 0, 1] and not np.any(synthetic)
 
 
 def test_a_full_share_takes_synthetic_patches_of_each_class():
-    image, label, synthetic = room(share=1.0, samples=1000).mixed(batch(each=3))
+    image, label, synthetic = make_model(share=1.0, samples=1000).mix(batch(each=3))
     assert label.numpy().tolist() == [0, 0, 0, 1, 1, 1] and np.all(synthetic)
     np.testing.assert_allclose(image[:, 0, 0, 0], [0.2] * 3 + [0.3] * 3, rtol=1e-6)
 
 
 def test_a_share_is_the_part_that_is_synthetic_and_the_labels_stay_right():
-    made = room(share=0.3, samples=500_000)
-    image, label, synthetic = made.mixed(batch(each=2000))
+    model = make_model(share=0.3, samples=500_000)
+    image, label, synthetic = model.mix(batch(each=2000))
     assert len(label) == 4000 and np.mean(synthetic) == pytest.approx(
         0.3, abs=4 * np.sqrt(0.21 / 4000)
     )
@@ -115,17 +115,17 @@ def test_a_share_is_the_part_that_is_synthetic_and_the_labels_stay_right():
         image[:, 0, 0, 0], 0.2 * synthetic.numpy() + 0.1 * label.numpy(), rtol=1e-6
     )
     # 4,000 samples each: 8,000, so that one decay is past
-    made.optimizers["classifier"].iterations.assign(2)
-    again = np.mean(made.mixed(batch(each=2000))[2])
+    model.optimizers["classifier"].iterations.assign(2)
+    again = np.mean(model.mix(batch(each=2000))[2])
     assert again == pytest.approx(0.27, abs=4 * np.sqrt(0.2 / 4000)) and again != np.mean(synthetic)
 
 
 def test_which_samples_are_synthetic_follows_the_step_and_the_trainings_seed():
     def chosen(seed, step):
         keras.utils.set_random_seed(seed)  # as the training loop does
-        made = Classifier(ClassifierConfig(**TINY, share=0.5, samples=500_000), SIZE)
-        made.optimizers["classifier"].iterations.assign(step)
-        return made.mixed(batch(each=50))[2].numpy()
+        model = Classifier(ClassifierConfig(**TINY, share=0.5, samples=500_000), SIZE)
+        model.optimizers["classifier"].iterations.assign(step)
+        return model.mix(batch(each=50))[2].numpy()
 
     first = chosen(3, 0)
     np.testing.assert_array_equal(first, chosen(3, 0))
@@ -133,41 +133,41 @@ def test_which_samples_are_synthetic_follows_the_step_and_the_trainings_seed():
 
 
 def test_a_step_is_binary_cross_entropy_and_lowers_it():
-    made = room()
-    known = batch(pools=2)
-    _, logit = made.network(known["image"], training=True)
-    sign = 2 * known["label"].numpy() - 1
+    model = make_model()
+    data = batch(pools=2)
+    _, logit = model.network(data["image"], training=True)
+    sign = 2 * data["label"].numpy() - 1
     expected = np.mean(np.log1p(np.exp(-sign * logit.numpy()[:, 0])))
-    first = made.train_step(known)
+    first = model.train_step(data)
     assert float(first["classifier_loss"]) == pytest.approx(expected, rel=1e-4)
     for _ in range(15):
-        last = made.train_step(known)
+        last = model.train_step(data)
     assert float(last["classifier_loss"]) < 0.7 * expected and float(last["accuracy"]) == 1.0
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_it_trains_in_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
-    made = room(share=0.5, samples=100)
-    losses = [float(made.train_step(batch())["classifier_loss"]) for _ in range(3)]
+    model = make_model(share=0.5, samples=100)
+    losses = [float(model.train_step(batch())["classifier_loss"]) for _ in range(3)]
     assert np.isfinite(losses).all()
-    features, logit = made.network(batch()["image"])
-    assert features.dtype == logit.dtype == tf.float32 and int(made._steps()) <= 3
+    features, logit = model.network(batch()["image"])
+    assert features.dtype == logit.dtype == tf.float32 and int(model._steps()) <= 3
 
 
 def test_its_export_answers_with_probability_and_features(tmp_path):
-    made = room()
-    export.export(made, tmp_path / "export", {})
+    model = make_model()
+    export.export(model, tmp_path / "export", {})
     images = np.random.default_rng(0).random((3, SIZE, SIZE, 1)).astype(np.float32)
     answer = export.load(tmp_path / "export", "classifier")(images)
-    features, logit = made.network(images)
+    features, logit = model.network(images)
     np.testing.assert_allclose(answer["probability"], 1 / (1 + np.exp(-logit[:, 0])), rtol=1e-5)
     np.testing.assert_allclose(answer["features"], features, rtol=1e-4, atol=1e-5)
     assert answer["features"].shape == (3, 64)
 
 
 def test_the_grid_shows_the_patch_and_its_probability():
-    panels = room().sample({"image": batch(pools=2)["image"]})
+    panels = make_model().sample({"image": batch(pools=2)["image"]})
     assert {name: panel.shape for name, panel in panels.items()} == {
         "patch": (4, SIZE, SIZE, 1),
         "probability": (4, SIZE, SIZE, 1),
@@ -183,10 +183,10 @@ def test_weights_of_a_file_are_taken_over(tmp_path):
     theirs = keras.applications.ResNet50(weights=None, include_top=False)
     theirs.save_weights(tmp_path / "notop.weights.h5")
     (tmp_path / "notop.weights.h5").rename(tmp_path / "kept.weights.h5")
-    made = Classifier(ClassifierConfig(weights=str(tmp_path / "kept.weights.h5")), SIZE)
+    model = Classifier(ClassifierConfig(weights=str(tmp_path / "kept.weights.h5")), SIZE)
     kernels = [
         network.get_layer("conv4_block6_2_conv").kernel.numpy()
-        for network in (made.network, theirs)
+        for network in (model.network, theirs)
     ]
     np.testing.assert_array_equal(*kernels)
 
@@ -195,9 +195,9 @@ def test_bad_input_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="data.size: of patches of 16 px nothing is left"):
         Classifier(ClassifierConfig(**TINY), 16)
     with pytest.raises(ConfigError, match="the classifier needs patches labelled real normal"):
-        room().train_step({"image": batch()["image"]})
+        make_model().train_step({"image": batch()["image"]})
     with pytest.raises(ConfigError, match="model.samples: how many the training has must be known"):
-        room(share=0.5)
+        make_model(share=0.5)
     with pytest.raises(ValueError, match="decay_every"):
         ClassifierConfig(decay_every=5000)
     with pytest.raises(ValueError, match="are of ResNet-50: filters 64 and blocks"):

@@ -9,12 +9,17 @@ from tfmammo import export
 from tfmammo.errors import ConfigError, ExportError
 from tfmammo.models import contextual
 from tfmammo.models.contextual import (
+    DISCRIMINATOR_NOISE,
+    GENERATOR_NOISE,
+    PENALTY_ALPHA,
+    PENALTY_DIRECTION,
     Contextual,
     ContextualConfig,
     Discriminator,
     Generator,
-    networks,
+    build_networks,
 )
+from tfmammo.models.growth import copy_weights
 
 SIZE = 32
 TINY = {
@@ -31,10 +36,8 @@ def config(**values):
     return ContextualConfig(**{**TINY, **values})
 
 
-def randomised(nets, seed=0):
-    """The networks with weights large enough to tell answers apart; attention's gain and the biases
-    are not 0 either.
-    """
+def randomise(nets, seed=0):
+    """Give networks weights large enough to tell answers apart, attention's gain and biases too."""
     rng = np.random.default_rng(seed)
     for network in nets.values():
         for weight in network.trainable_variables:
@@ -42,11 +45,11 @@ def randomised(nets, seed=0):
     return nets
 
 
-def room(size=16, **values):
-    made = Contextual(config(**values), size)
-    randomised(made.networks)
-    contextual.copy(made.generator, made.average)
-    return made
+def make_model(size=16, **values):
+    model = Contextual(config(**values), size)
+    randomise(model.networks)
+    copy_weights(model.generator, model.average)
+    return model
 
 
 def batch(size=16, each=2, seed=1):
@@ -70,7 +73,7 @@ def patches(size, count=2, seed=2):
 
 
 def noise(network, count=2, seed=3):
-    return tf.constant(contextual.scalars(count, network.blocks, seed))
+    return tf.constant(contextual.sample_block_noise(count, network.blocks, seed))
 
 
 def parameters(network):
@@ -93,8 +96,9 @@ def test_the_papers_values_are_the_defaults():
 
 
 def test_parameters_of_the_papers_networks():
-    """Sums over the paper's layers; 9 ab + b for a convolution, a random number being one more
-    channel.
+    """Sum over the paper's layers, 9 ab + b for each convolution.
+
+    A random number is one more channel.
     """
     c = ContextualConfig()
     widths = [1, 16, 32, 64, 128, 256, 512]
@@ -138,7 +142,7 @@ def test_a_generator_grown_from_its_last_size_alone_has_nothing_to_fade():
 
 @pytest.mark.parametrize("size", [16, 32])
 def test_the_lesion_has_a_border_of_exact_zeros_and_lies_between_minus_1_and_1(size):
-    generator = randomised({"g": Generator(config(), size)})["g"]
+    generator = randomise({"g": Generator(config(), size)})["g"]
     generator.to_lesion.bias.assign([5.0])  # beyond what is allowed
     generator.steps.assign(2)
     lesion = generator(patches(size), noise(generator)).numpy()
@@ -149,7 +153,7 @@ def test_the_lesion_has_a_border_of_exact_zeros_and_lies_between_minus_1_and_1(s
 
 
 def test_the_output_is_lesion_input_and_their_clipped_sum():
-    gan = room()
+    gan = make_model()
     image = patches(16)
     output = gan.generate(gan.generator, image, noise(gan.generator)).numpy()
     assert output.shape == (2, 16, 16, 3)
@@ -159,7 +163,7 @@ def test_the_output_is_lesion_input_and_their_clipped_sum():
 
 
 def test_every_block_sees_its_own_random_number():
-    generator = randomised({"g": Generator(config(attention_in_decoder=True), SIZE)})["g"]
+    generator = randomise({"g": Generator(config(attention_in_decoder=True), SIZE)})["g"]
     generator.steps.assign(2)
     assert generator.blocks == 6 and generator.decoder_attention is not None
     image = patches(SIZE, 1)
@@ -175,32 +179,33 @@ def test_the_middle_is_1_by_1_by_4_and_attention_stands_at_its_map():
     generator = Generator(config(), SIZE)
     maps, middle = generator.encode(patches(SIZE), noise(generator))
     assert [tuple(m.shape) for m in maps] == [
-        (2, 4, 4, 8),
-        (2, 8, 8, 4),
         (2, 16, 16, 3),
+        (2, 8, 8, 4),
+        (2, 4, 4, 8),
     ] and middle.shape == (2, 1, 1, 4)
     generator.attention.gamma.assign(1.0)
     changed, _ = generator.encode(patches(SIZE), noise(generator))
     assert [np.array_equal(a, b) for a, b in zip(maps, changed, strict=True)] == [
-        False,
-        False,
         True,
+        False,
+        False,
     ]
 
 
 def test_the_discriminator_is_the_encoder_by_hand():
-    d = randomised({"d": Discriminator(config(start=32), SIZE)})["d"]
+    d = randomise({"d": Discriminator(config(start=32), SIZE)})["d"]
     x = patches(SIZE).numpy().astype(np.float64)
-    for level in (2, 1, 0):
-        kernel = d.downs[level].normalized().numpy()
-        bias = d.downs[level].layer.bias.numpy()
+    for level in (1, 2, 3):
+        convolution = d.convolution_down(level)
+        kernel = convolution.normalized().numpy()
+        bias = convolution.layer.bias.numpy()
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         # [n, r, c, channel, 3, 3]
         windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
         x = np.einsum("nrcaij,ijab->nrcb", windows, kernel) + bias
         x = np.where(x > 0, x, 0.2 * x)
         x = x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max(axis=(2, 4))
-        if level == 1:
+        if level == 2:
             # against numpy in test_layers.py
             x = d.attention(tf.constant(x, tf.float32)).numpy().astype(np.float64)
     logits = (
@@ -211,8 +216,8 @@ def test_the_discriminator_is_the_encoder_by_hand():
 
 @pytest.mark.parametrize("values", [{}, {"attention_in_decoder": True, "spectral": "both"}])
 def test_at_alpha_0_the_grown_networks_equal_the_small_ones(values):
-    small = randomised(networks(config(**values), 16))
-    grown = randomised(networks(config(**values), SIZE), seed=9)
+    small = randomise(build_networks(config(**values), 16))
+    grown = randomise(build_networks(config(**values), SIZE), seed=9)
     for name, network in grown.items():
         network.grow(small[name])
     image = patches(SIZE)
@@ -228,8 +233,8 @@ def test_at_alpha_0_the_grown_networks_equal_the_small_ones(values):
 
 
 def test_the_new_level_is_faded_in_over_fade_steps():
-    small = randomised(networks(config(), 16))
-    grown = randomised(networks(config(), SIZE), seed=9)
+    small = randomise(build_networks(config(), 16))
+    grown = randomise(build_networks(config(), SIZE), seed=9)
     generator = grown["generator"]
     generator.grow(small["generator"])
     random = noise(generator)
@@ -246,8 +251,8 @@ def test_the_new_level_is_faded_in_over_fade_steps():
     assert np.abs(generator(patches(SIZE), random) - new).max() > 1e-3
 
 
-def test_a_room_grows_all_its_networks():
-    small = randomised(networks(config(), 16))
+def test_a_model_grows_all_its_networks():
+    small = randomise(build_networks(config(), 16))
     gan = Contextual(config(), SIZE)
     assert gan.grow(small) is gan
     for name, network in gan.networks.items():
@@ -256,10 +261,20 @@ def test_a_room_grows_all_its_networks():
         )
 
 
+def test_levels_are_numbered_from_the_outermost_of_the_paper():
+    generators = {size: Generator(config(), size) for size in (16, 32)}
+    assert [list(network.levels) for network in generators.values()] == [[2, 3], [1, 2, 3]]
+    for network in generators.values():
+        widths = [network.convolution_down(level).filters for level in network.levels]
+        assert widths == [TINY["filters"][level - 1] for level in network.levels]
+        assert [network.noise_input(level) for level in (2, 3)] == [2, 0]
+    assert generators[16].from_image.filters == TINY["filters"][0]
+
+
 def test_three_stages_grow_one_from_another():
     c = config(start=8, attention=4)
     assert c.stages(32) == [8, 16, 32]
-    nets = [randomised(networks(c, size), seed=size) for size in c.stages(32)]
+    nets = [randomise(build_networks(c, size), seed=size) for size in c.stages(32)]
     for small, grown in zip(nets, nets[1:], strict=False):
         for network in small.values():
             network.steps.assign(c.fade_steps)
@@ -272,9 +287,9 @@ def test_three_stages_grow_one_from_another():
 
 @pytest.mark.parametrize("target", ["mass", "removal"])
 def test_every_returned_number_by_hand(target):
-    gan = room(target=target, learning_rate=1e-30, generator_updates=1)
+    gan = make_model(target=target, learning_rate=1e-30, generator_updates=1)
     data = batch()
-    found = gan.train_step(data)
+    losses = gan.train_step(data)
     gan.generator.steps.assign(0)  # the same random numbers again
     image = data["image"] * 2 - 1
     malignant, benign, normal = (
@@ -291,8 +306,8 @@ def test_every_returned_number_by_hand(target):
     def ce(values, label):
         return np.mean(np.log(np.exp(values).sum(axis=1)) - values[:, label])
 
-    alpha = gan._uniform([2], 1)
-    uniform = gan._uniform(real.shape, 2)
+    alpha = gan._uniform([2], PENALTY_ALPHA)
+    uniform = gan._uniform(real.shape, PENALTY_DIRECTION)
     perturbed = real + alpha[:, None, None, None] * 0.5 * tf.math.reduce_std(real) * uniform
     with tf.GradientTape() as tape:
         tape.watch(perturbed)
@@ -304,25 +319,26 @@ def test_every_returned_number_by_hand(target):
     penalty = 10 * np.mean((norms - 1) ** 2)
     four = (
         ce(logits(real), 0)
-        + ce(logits(fake(0)), 1)
+        + ce(logits(fake(DISCRIMINATOR_NOISE)), 1)
         + 0.2 * (ce(logits(benign), 2) + ce(logits(source), 3))
     )
     probability = lambda x: np.mean(np.exp(x[:, 0]) / np.exp(x).sum(axis=1))  # noqa: E731
     expected = {
-        "generator_loss": ce(logits(fake(3)), 0),
+        "generator_loss": ce(logits(fake(GENERATOR_NOISE)), 0),
         "discriminator_loss": four + penalty,
         "penalty": penalty,
         "p_real": probability(logits(real)),
-        "p_fake": probability(logits(fake(3))),
+        "p_fake": probability(logits(fake(GENERATOR_NOISE))),
     }
-    assert set(found) == set(expected)
+    assert set(losses) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+        np.testing.assert_allclose(losses[name], value, rtol=2e-4, err_msg=name)
 
 
 def test_the_penalty_in_the_analytic_case():
-    """D(x) = w . x with w = (3, 4): |w| = 5, so 10 * (5 - 1)^2 = 160, wherever and however many x
-    are.
+    """D(x) = w . x with w = (3, 4) has |w| = 5, so 10 * (5 - 1)^2 = 160.
+
+    That holds for any x and any number of them.
     """
     w = tf.constant([3.0, 4.0], shape=[1, 2, 1])
     x = tf.constant(np.random.default_rng(0).normal(size=(7, 1, 2, 1)), tf.float32)
@@ -357,7 +373,7 @@ def test_the_four_way_loss_by_hand():
 
 @pytest.mark.parametrize(("target", "updates"), [("mass", 2), ("calcification", 1), ("removal", 1)])
 def test_updates_of_one_step(target, updates):
-    gan = room(target=target, learning_rate=1e-3, ema=0.5)
+    gan = make_model(target=target, learning_rate=1e-3, ema=0.5)
     before = {name: network.get_weights() for name, network in gan.networks.items()}
     trainable = [w.numpy() for w in gan.generator.trainable_variables]
     gan.train_step(batch())
@@ -377,7 +393,7 @@ def test_updates_of_one_step(target, updates):
 
 
 def test_one_step_makes_one_power_iteration_and_the_kernels_gradient_is_orthogonal():
-    gan = room(learning_rate=1e-30)
+    gan = make_model(learning_rate=1e-30)
     layer = gan.discriminator.downs[1]
     w = layer.layer.kernel.numpy().reshape(-1, layer.layer.kernel.shape[-1])
     u = layer.u.numpy() / np.linalg.norm(layer.u.numpy())
@@ -394,7 +410,7 @@ def test_one_step_makes_one_power_iteration_and_the_kernels_gradient_is_orthogon
 
 
 def test_random_numbers_follow_the_trainings_seed():
-    gan = room()
+    gan = make_model()
 
     def draws(seed):
         keras.utils.set_random_seed(seed)  # as the training loop does
@@ -421,7 +437,7 @@ def test_a_half_faded_network_does_not_grow():
 
 def test_removal_starts_from_malignant_patches_and_addition_from_normal_ones(monkeypatch):
     for target, label in (("mass", 2), ("removal", 0)):
-        gan = room(target=target)
+        gan = make_model(target=target)
         data = batch()
         seen = []
         original = gan.generate
@@ -440,7 +456,7 @@ def test_removal_starts_from_malignant_patches_and_addition_from_normal_ones(mon
 
 
 def test_a_resumed_step_draws_the_same_numbers_and_the_next_one_others():
-    gan = room()
+    gan = make_model()
     first = gan._noise(patches(16), 0)
     np.testing.assert_array_equal(gan._noise(patches(16), 0), first)
     assert (
@@ -453,11 +469,11 @@ def test_a_resumed_step_draws_the_same_numbers_and_the_next_one_others():
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_the_penalty_is_exact_under_mixed_precision(policy):
-    exact = room()
+    exact = make_model()
     keras.config.set_dtype_policy(policy)
-    mixed = room()
+    mixed = make_model()
     for name, network in exact.networks.items():
-        contextual.copy(network, mixed.networks[name])
+        copy_weights(network, mixed.networks[name])
     x = patches(16)
     np.testing.assert_array_equal(mixed._exact_logit(x), exact._exact_logit(x))
     working = mixed.discriminator(x)
@@ -483,39 +499,39 @@ def test_training_in_float16_stays_finite_and_the_discriminator_learns(spectral)
     assert int(gan.optimizers["discriminator"].inner_optimizer.iterations) > 50
 
 
-def test_what_is_exported_answers_as_the_room_and_gives_its_weights_back(tmp_path):
-    gan = room()
-    contextual.copy(randomised(networks(config(), 16), seed=5)["average"], gan.average)
+def test_what_is_exported_answers_as_the_model_and_gives_its_weights_back(tmp_path):
+    gan = make_model()
+    copy_weights(randomise(build_networks(config(), 16), seed=5)["average"], gan.average)
     folder = export.export(gan, tmp_path / "export", {"name": "contextual"})
     assert (
         export.read_card(folder)["serves"]
         == "average"
-        == export.find(folder, {"image", "noise"}, {"image", "lesion"})
+        == export.find_function(folder, {"image", "noise"}, {"image", "lesion"})
     )
     image = patches(16).numpy() / 2 + 0.5
     random = noise(gan.average).numpy()
-    found = export.load(folder, "average")(image=image, noise=random)
+    outputs = export.load(folder, "average")(image=image, noise=random)
     output = gan.generate(gan.average, tf.constant(image * 2 - 1), random).numpy()
-    np.testing.assert_allclose(found["lesion"], output[..., :1], atol=1e-5)
+    np.testing.assert_allclose(outputs["lesion"], output[..., :1], atol=1e-5)
     np.testing.assert_allclose(
-        found["image"], np.clip(image + found["lesion"] / 2, 0, 1), atol=1e-5
+        outputs["image"], np.clip(image + outputs["lesion"] / 2, 0, 1), atol=1e-5
     )
     assert (
-        np.abs(export.load(folder, "generator")(image, random)["lesion"] - found["lesion"]).max()
+        np.abs(export.load(folder, "generator")(image, random)["lesion"] - outputs["lesion"]).max()
         > 1e-3
     )
     assert export.load(folder, "discriminator")(image)["logits"].shape == (2, 4)
-    again = networks(config(), 16)
+    again = build_networks(config(), 16)
     export.assign(again, folder)
     for name, network in again.items():
         for a, b in zip(network.get_weights(), gan.networks[name].get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
     with pytest.raises(ExportError, match="holds a model for contextual whose"):
-        export.assign(networks(config(), 32), folder)
+        export.assign(build_networks(config(), 32), folder)
 
 
 def test_the_pictures_are_frames_of_a_film():
-    gan = room()
+    gan = make_model()
     data = batch()
     first = gan.sample(data)
     second = gan.sample(data)
@@ -532,7 +548,7 @@ def test_a_batch_without_labels_is_refused():
     with pytest.raises(
         ConfigError, match="four-way head of D needs patches labelled malignant, benign, normal"
     ):
-        room().train_step({"image": batch()["image"]})
+        make_model().train_step({"image": batch()["image"]})
 
 
 @pytest.mark.parametrize(
@@ -579,26 +595,26 @@ def test_stages():
 
 
 def test_without_attention_and_penalty_nothing_of_them_is_left():
-    made = room(attention=None, attention_in_decoder=True, lambda_penalty=0.0)
+    model = make_model(attention=None, attention_in_decoder=True, lambda_penalty=0.0)
     assert (
-        all(network.attention is None for network in made.networks.values())
-        and made.generator.decoder_attention is None
+        all(network.attention is None for network in model.networks.values())
+        and model.generator.decoder_attention is None
     )
     assert not any(
         "attention" in weight.path
-        for network in made.networks.values()
+        for network in model.networks.values()
         for weight in network.variables
     )
-    values = made.train_step(batch())
+    values = model.train_step(batch())
     assert float(values["penalty"]) == 0 and np.isfinite(float(values["discriminator_loss"]))
-    assert float(room().train_step(batch())["penalty"]) > 0
+    assert float(make_model().train_step(batch())["penalty"]) > 0
 
 
 def test_without_benign_patches_the_others_are_told_apart():
-    gan = room(positives="lesion")
-    made = batch(each=2)
-    rows = np.flatnonzero(made["label"].numpy() != 1)
-    two = {name: tf.gather(value, rows) for name, value in made.items()}
+    gan = make_model(positives="lesion")
+    data = batch(each=2)
+    rows = np.flatnonzero(data["label"].numpy() != 1)
+    two = {name: tf.gather(value, rows) for name, value in data.items()}
     values = gan.train_step(two)
     assert all(np.isfinite(float(value)) for value in values.values())
     logits = tf.constant([[np.log(2.0), 0, 0, 0]], tf.float32)  # probabilities 2/5 and 1/5

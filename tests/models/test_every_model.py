@@ -1,6 +1,4 @@
-"""What holds for every model and baseline: answers without a state, and refusals where
-Keras's own ways would fail later.
-"""
+"""What holds for every model and baseline: no state in answers, and refusals of Keras's ways."""
 
 import re
 

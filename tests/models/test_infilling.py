@@ -20,7 +20,7 @@ from tfmammo.models.infilling import (
     CRN,
     Infilling,
     InfillingConfig,
-    enlarged,
+    enlarge,
     feature_matching,
     tri_label,
 )
@@ -56,12 +56,12 @@ def _trunk(weights, layers, policy):
 
 def small(seed=0, **config):
     """An infilling GAN of a few hundred weights, drawn by numpy."""
-    room = Infilling(InfillingConfig(**{**TINY, **config}), SIZE)
+    model = Infilling(InfillingConfig(**{**TINY, **config}), SIZE)
     rng = np.random.default_rng(seed)
-    for network in room.networks.values():
+    for network in model.networks.values():
         for weight in network.trainable_variables:
             weight.assign(rng.normal(0, 0.2, weight.shape) + (weight.name == "gamma"))
-    return room
+    return model
 
 
 def batch(count=2, seed=1, size=SIZE):
@@ -76,10 +76,10 @@ def batch(count=2, seed=1, size=SIZE):
     return {"mask": tf.constant(masks), "image": tf.constant(images)}
 
 
-def weights(room):
+def weights(model):
     return {
         name: [w.numpy() for w in network.trainable_variables]
-        for name, network in room.networks.items()
+        for name, network in model.networks.items()
     }
 
 
@@ -87,7 +87,7 @@ def trainable(network):
     return sum(int(np.prod(w.shape)) for w in network.trainable_variables)
 
 
-def drawn(*rows):
+def draw_mask(*rows):
     return np.array([[character == "#" for character in row] for row in rows], np.float32)[
         ..., np.newaxis
     ]
@@ -114,7 +114,7 @@ def test_the_papers_values_are_the_defaults():
 
 
 def test_a_hand_drawn_tri_label():
-    mask = drawn(
+    mask = draw_mask(
         "........",
         "........",
         "...#....",
@@ -124,7 +124,7 @@ def test_a_hand_drawn_tri_label():
         "........",
         "........",
     )
-    margin = drawn(
+    margin = draw_mask(
         "..##....",
         "..##....",
         "###.##..",
@@ -136,14 +136,14 @@ def test_a_hand_drawn_tri_label():
     )  # the mask doubled about the patch's centre, less the mask
     rng = np.random.default_rng(0)
     image, noise = rng.random((2, 8, 8, 1)).astype(np.float32)
-    found = tri_label(image[np.newaxis], mask[np.newaxis], noise[np.newaxis], margin=512).numpy()
-    assert found.shape == (1, 8, 8, 3) and found.dtype == np.float32
-    np.testing.assert_array_equal(found[0, ..., 0:1], np.where(mask == 1, noise, image))
-    np.testing.assert_array_equal(found[0, ..., 1:2], mask)
-    np.testing.assert_array_equal(found[0, ..., 2:3], margin)
+    label = tri_label(image[np.newaxis], mask[np.newaxis], noise[np.newaxis], margin=512).numpy()
+    assert label.shape == (1, 8, 8, 3) and label.dtype == np.float32
+    np.testing.assert_array_equal(label[0, ..., 0:1], np.where(mask == 1, noise, image))
+    np.testing.assert_array_equal(label[0, ..., 1:2], mask)
+    np.testing.assert_array_equal(label[0, ..., 2:3], margin)
     two = tri_label(image[np.newaxis], mask[np.newaxis], noise[np.newaxis], margin=None)
-    np.testing.assert_array_equal(two, found[..., :2])
-    np.testing.assert_array_equal(tri_label(image, mask, noise, margin=512), found[0])
+    np.testing.assert_array_equal(two, label[..., :2])
+    np.testing.assert_array_equal(tri_label(image, mask, noise, margin=512), label[0])
 
 
 @pytest.mark.parametrize("margin", [276, 296, 316])
@@ -168,7 +168,7 @@ def test_an_enlarged_mask_is_the_resized_and_cropped_one(margin):
     resized = cv2.resize(mask, (margin, margin), interpolation=cv2.INTER_NEAREST_EXACT)[
         border:-border, border:-border
     ]
-    found = enlarged(tf.constant(mask[np.newaxis, ..., np.newaxis]), margin)[0, ..., 0]
+    found = enlarge(tf.constant(mask[np.newaxis, ..., np.newaxis]), margin)[0, ..., 0]
     # A few rows and columns lie exactly between two source pixels, where OpenCV's fixed point
     # numbers fall to either side.
     assert np.mean(found != resized) < 1e-3 and 0.2 < mask.mean() < 0.8
@@ -177,7 +177,7 @@ def test_an_enlarged_mask_is_the_resized_and_cropped_one(margin):
 def test_smaller_patches_scale_by_the_same_factor():
     mask = np.zeros((1, 64, 64, 1), np.float32)
     mask[0, 16:48, 16:48] = 1
-    grown = enlarged(tf.constant(mask), 320).numpy()[0, ..., 0]
+    grown = enlarge(tf.constant(mask), 320).numpy()[0, ..., 0]
     assert grown.sum() == 40 * 40 and grown[12:52, 12:52].all()
 
 
@@ -221,21 +221,24 @@ def test_noise_follows_from_step_and_patch():
 
 def test_the_papers_networks(monkeypatch):
     monkeypatch.setattr("tfmammo.networks.normal", lambda: keras.initializers.Zeros())
-    room = Infilling(InfillingConfig(weights="none"))
+    model = Infilling(InfillingConfig(weights="none"))
     # U-Net and D of Pix2Pix (54,407,809 and 2,764,609) with two more input channels: 64 kernels of
     # 16 weights for each.
-    assert {name: trainable(network) for name, network in room.networks.items()} == {
+    assert {name: trainable(network) for name, network in model.networks.items()} == {
         "generator": 54_409_857,
         "discriminator": 2_766_657,
     }
-    assert room.discriminate(tf.zeros([1, 256, 256, 3]), tf.zeros([1, 256, 256, 1])).shape == (
+    assert model.discriminate(tf.zeros([1, 256, 256, 3]), tf.zeros([1, 256, 256, 1])).shape == (
         1,
         30,
         30,
         1,
     )
-    assert len(room.trunk(tf.zeros([1, 32, 32, 1]))) == 5 and not room.trunk.trainable_variables
-    for optimizer in room.optimizers.values():
+    assert (
+        len(model.feature_extractor(tf.zeros([1, 32, 32, 1]))) == 5
+        and not model.feature_extractor.trainable_variables
+    )
+    for optimizer in model.optimizers.values():
         assert (float(optimizer.learning_rate), optimizer.beta_1, optimizer.beta_2) == (
             pytest.approx(2e-4),
             0.5,
@@ -306,11 +309,15 @@ def test_layer_normalisation_is_of_the_whole_map():
     np.testing.assert_allclose(normed.std(axis=(1, 2, 3)), 1, atol=1e-2)
 
 
-def numpy_vgg(trunk, image, layers):
-    """VGG-19's maps of a grey image, [n, s, s, 1] in [0, 1], in float64: conv 3 x 3, ReLU, max pool
-    2 between blocks.
+def numpy_vgg(feature_extractor, image, layers):
+    """Compute VGG-19's maps of a grey image, [n, s, s, 1] in [0, 1], in float64.
+
+    Blocks are 3 x 3 convolutions with ReLU, and max pooling by 2 stands between them.
     """
-    stored = {variable.path: variable.numpy().astype(np.float64) for variable in trunk.variables}
+    stored = {
+        variable.path: variable.numpy().astype(np.float64)
+        for variable in feature_extractor.variables
+    }
     mean = np.array([0.485, 0.456, 0.406])
     deviation = np.array([0.229, 0.224, 0.225])
     x = (np.repeat(image, 3, axis=-1).astype(np.float64) - mean) / deviation
@@ -342,12 +349,16 @@ def test_feature_matching_against_numpy(layers, factors):
         "blocks": [f"block{i}_conv2" for i in range(1, 6)],
         "first": ["block1_conv1", "block1_conv2", "block2_conv1", "block2_conv2", "block3_conv1"],
     }[layers]
-    room = small(feature_layers=layers, feature_weights=factors)
+    model = small(feature_layers=layers, feature_weights=factors)
     data = batch()
     real = data["image"].numpy()
-    label = room.label(data) * 2 - 1
-    fake = np.asarray(room.generator(label, training=True)) / 2 + 0.5
-    pairs = zip(numpy_vgg(room.trunk, real, names), numpy_vgg(room.trunk, fake, names), strict=True)
+    label = model.label(data) * 2 - 1
+    fake = np.asarray(model.generator(label, training=True)) / 2 + 0.5
+    pairs = zip(
+        numpy_vgg(model.feature_extractor, real, names),
+        numpy_vgg(model.feature_extractor, fake, names),
+        strict=True,
+    )
     deviation = np.mean(1 / np.array([0.229, 0.224, 0.225]))
     terms = [np.abs(real - fake).sum() / real.size] + [
         np.abs(r - f).sum() / r.size / deviation for r, f in pairs
@@ -356,10 +367,10 @@ def test_feature_matching_against_numpy(layers, factors):
         [1, 1 / 2.6, 1 / 4.8, 1 / 3.7, 1 / 5.6, 10 / 1.5] if factors == "chen_koltun" else [1] * 6
     )
     expected = np.dot(lambdas, terms)
-    found = room.train_step(data)
+    losses = model.train_step(data)
     assert min(terms) > 1e-3, "every layer has its say"
-    assert float(found["feature_matching"]) == pytest.approx(expected, rel=1e-4)
-    assert float(found["image_l1"]) == pytest.approx(terms[0], rel=1e-4)
+    assert float(losses["feature_matching"]) == pytest.approx(expected, rel=1e-4)
+    assert float(losses["image_l1"]) == pytest.approx(terms[0], rel=1e-4)
 
 
 def test_feature_matching_by_hand():
@@ -375,12 +386,12 @@ def test_feature_matching_by_hand():
     ("adversarial", "average"), [("non_saturating", "responses"), ("as_printed", "losses")]
 )
 def test_every_returned_number_by_hand(generator, adversarial, average):
-    room = small(generator=generator, adversarial=adversarial, average=average, lambda_fm=3)
+    model = small(generator=generator, adversarial=adversarial, average=average, lambda_fm=3)
     data = batch()
-    label = room.label(data) * 2 - 1
-    fake_image = room.generator(label, training=True)
+    label = model.label(data) * 2 - 1
+    fake_image = model.generator(label, training=True)
     real, fake = (
-        np.asarray(room.discriminator(tf.concat([label, image], -1)), np.float64)
+        np.asarray(model.discriminator(tf.concat([label, image], -1)), np.float64)
         for image in (data["image"] * 2 - 1, fake_image)
     )
     p_real = 1 / (1 + np.exp(-real))
@@ -389,7 +400,7 @@ def test_every_returned_number_by_hand(generator, adversarial, average):
         p_real = p_real.mean(axis=(1, 2, 3))
         p_fake = p_fake.mean(axis=(1, 2, 3))
     matching = float(
-        feature_matching(room.features(data["image"]), room.features(fake_image / 2 + 0.5))
+        feature_matching(model.features(data["image"]), model.features(fake_image / 2 + 0.5))
     )
     adversary = np.log(1 - p_fake).mean() if adversarial == "as_printed" else -np.log(p_fake).mean()
     expected = {
@@ -400,45 +411,45 @@ def test_every_returned_number_by_hand(generator, adversarial, average):
         "p_real": p_real.mean(),
         "p_fake": p_fake.mean(),
     }
-    found = room.train_step(data)
-    assert set(found) == set(expected)
+    losses = model.train_step(data)
+    assert set(losses) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(losses[name], value, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("chosen", NETWORKS)
 def test_each_optimizer_moves_its_own_network_and_never_vgg(chosen):
-    room = small()
+    model = small()
     data = batch()
-    for name, optimizer in room.optimizers.items():
+    for name, optimizer in model.optimizers.items():
         optimizer.learning_rate = 1e-2 if name == chosen else 0.0
-    before = weights(room)
-    trunk = [variable.numpy() for variable in room.trunk.variables]
-    room.train_step(data)
-    for name, now in weights(room).items():
+    before = weights(model)
+    feature_extractor = [variable.numpy() for variable in model.feature_extractor.variables]
+    model.train_step(data)
+    for name, now in weights(model).items():
         moved = [np.abs(old - new).max() for old, new in zip(before[name], now, strict=True)]
         assert min(moved) > 1e-4 if name == chosen else max(moved) == 0
     assert all(
         np.array_equal(old, variable)
-        for old, variable in zip(trunk, room.trunk.variables, strict=True)
+        for old, variable in zip(feature_extractor, model.feature_extractor.variables, strict=True)
     )
 
 
 def test_the_real_images_features_are_computed_once_and_nothing_flows_back_from_them():
-    room = small()
+    model = small()
     data = batch()
     seen = []
-    trunk = room.trunk
+    feature_extractor = model.feature_extractor
 
     def counting(image):
         seen.append(image)
-        return trunk(image)
+        return feature_extractor(image)
 
-    room.features = functools.partial(
+    model.features = functools.partial(
         Infilling.features,
-        type("Counting", (), {"trunk": staticmethod(counting), "grey_scale": 1.0}),
+        type("Counting", (), {"feature_extractor": staticmethod(counting), "grey_scale": 1.0}),
     )
-    room.train_step(data)
+    model.train_step(data)
     assert len(seen) == 2
     np.testing.assert_array_equal(seen[0], data["image"])
     assert np.abs(seen[1] - data["image"]).max() > 1e-2
@@ -446,9 +457,9 @@ def test_the_real_images_features_are_computed_once_and_nothing_flows_back_from_
 
 @pytest.mark.parametrize("generator", ["unet", "crn"])
 def test_it_learns_what_the_lesion_looks_like(generator):
-    room = small(generator=generator, filters=(8, 8), widths=(8, 8, 8), learning_rate=5e-3)
+    model = small(generator=generator, filters=(8, 8), widths=(8, 8, 8), learning_rate=5e-3)
     data = batch(1)
-    step = tf.function(room.train_step)
+    step = tf.function(model.train_step)
     history = [{name: float(value) for name, value in step(data).items()} for _ in range(40)]
     first = history[0]
     last = history[-1]
@@ -459,12 +470,12 @@ def test_it_learns_what_the_lesion_looks_like(generator):
 
 
 def test_the_discriminator_learns_to_tell_pairs_apart():
-    room = small()
+    model = small()
     data = batch()
-    for name, optimizer in room.optimizers.items():
+    for name, optimizer in model.optimizers.items():
         optimizer.learning_rate = 1e-2 if name == "discriminator" else 0.0
     history = [
-        {name: float(value) for name, value in room.train_step(data).items()} for _ in range(15)
+        {name: float(value) for name, value in model.train_step(data).items()} for _ in range(15)
     ]
     assert history[-1]["discriminator_loss"] < history[0]["discriminator_loss"] - 0.2
     assert history[-1]["p_real"] > history[-1]["p_fake"] + 0.1
@@ -487,9 +498,9 @@ def test_training_in_a_graph_equals_training_eagerly_with_new_noise_at_every_ste
 
 
 def test_panels_of_the_image_grid():
-    room = small()
+    model = small()
     data = batch(3)
-    panels = room.sample(data)
+    panels = model.sample(data)
     assert list(panels) == ["tissue", "mask", "margin", "synthetic", "real"]
     for panel in panels.values():
         assert (
@@ -498,25 +509,25 @@ def test_panels_of_the_image_grid():
             and np.min(panel) >= 0
             and np.max(panel) <= 1
         )
-    np.testing.assert_array_equal(panels["tissue"], room.sample(data)["tissue"])
+    np.testing.assert_array_equal(panels["tissue"], model.sample(data)["tissue"])
     np.testing.assert_array_equal(panels["real"], data["image"])
     assert list(small(margin=None).sample(data)) == ["tissue", "mask", "synthetic", "real"]
 
 
 @pytest.mark.parametrize(("generator", "margin"), [("unet", 296), ("crn", None)])
 def test_exported_functions(generator, margin):
-    room = small(generator=generator, margin=margin)
+    model = small(generator=generator, margin=margin)
     data = batch(3)
     channels = 3 if margin else 2
-    functions = room.functions()
-    label = room.label(data)
+    functions = model.functions()
+    label = model.label(data)
     assert list(functions) == list(NETWORKS) and label.shape[-1] == channels
     assert list(functions["generator"].input_signature) == [
         tf.TensorSpec([None, SIZE, SIZE, channels], tf.float32, "tri_label")
     ]
     answer = functions["generator"](tri_label=label)
     assert list(answer) == ["image"] and answer["image"].shape == (3, SIZE, SIZE, 1)
-    np.testing.assert_allclose(answer["image"], room.infill(label), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(answer["image"], model.infill(label), rtol=1e-4, atol=1e-5)
     assert (
         np.min(answer["image"]) >= 0
         and np.max(answer["image"]) <= 1
@@ -525,23 +536,26 @@ def test_exported_functions(generator, margin):
     logits = functions["discriminator"](tri_label=label, image=data["image"])["logits"]
     np.testing.assert_allclose(
         logits,
-        room.discriminator(tf.concat([label * 2 - 1, data["image"] * 2 - 1], -1)),
+        model.discriminator(tf.concat([label * 2 - 1, data["image"] * 2 - 1], -1)),
         rtol=1e-4,
         atol=1e-5,
     )
-    trunk = {id(variable.value) for variable in room.trunk.variables}
+    feature_extractor = {id(variable.value) for variable in model.feature_extractor.variables}
     captured = {
         id(variable)
         for function in functions.values()
         for variable in function.get_concrete_function().variables
     }
-    assert not trunk & captured and room.networks.keys() == {"generator", "discriminator"}
+    assert not feature_extractor & captured and model.networks.keys() == {
+        "generator",
+        "discriminator",
+    }
 
 
 def test_two_channels_are_the_ablation():
-    room = small(margin=None)
-    assert trainable(small().generator) - trainable(room.generator) == 4 * 16
-    assert all(np.isfinite(value) for value in room.train_step(batch()).values())
+    model = small(margin=None)
+    assert trainable(small().generator) - trainable(model.generator) == 4 * 16
+    assert all(np.isfinite(value) for value in model.train_step(batch()).values())
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -550,8 +564,8 @@ def test_mixed_precision_trains_and_answers_in_float32(policy, generator):
     data = batch(1)
     reference = float(small(generator=generator).train_step(data)["feature_matching"])
     keras.config.set_dtype_policy(policy)
-    room = small(generator=generator)
-    found = [room.train_step(data) for _ in range(3)]
+    model = small(generator=generator)
+    found = [model.train_step(data) for _ in range(3)]
     assert all(
         value.dtype == tf.float32 and np.isfinite(value)
         for losses in found
@@ -560,8 +574,8 @@ def test_mixed_precision_trains_and_answers_in_float32(policy, generator):
     assert float(found[0]["feature_matching"]) == pytest.approx(reference, rel=0.03), (
         "VGG-19 computes in half precision, the loss does not"
     )
-    assert all(feature.dtype == tf.float32 for feature in room.features(data["image"]))
-    assert all(panel.dtype == tf.float32 for panel in room.sample(data).values())
+    assert all(feature.dtype == tf.float32 for feature in model.features(data["image"]))
+    assert all(panel.dtype == tf.float32 for panel in model.sample(data).values())
 
 
 def test_weights_that_can_not_be_had_are_named(tmp_path):
@@ -614,9 +628,9 @@ def train(strategy, steps=4):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         small = {"filters": (4, 8), "discriminator_filters": 4, "discriminator_strided": 1, "dropout": 0}
-        room = Infilling(InfillingConfig(weights="none", feature_layers="first", **small), 32)
+        model = Infilling(InfillingConfig(weights="none", feature_layers="first", **small), 32)
         rng = np.random.default_rng(0)
-        for network in room.networks.values():
+        for network in model.networks.values():
             for weight in network.trainable_variables:
                 weight.assign((rng.normal(0, 0.1, weight.shape) + (weight.name == "gamma")).astype(np.float32))
     data = tf.data.Dataset.from_tensors({"mask": MASK, "image": IMAGE}).repeat()
@@ -625,7 +639,7 @@ def train(strategy, steps=4):
 
     @tf.function
     def step(batch):
-        losses = strategy.run(room.train_step, args=(batch,))
+        losses = strategy.run(model.train_step, args=(batch,))
         return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, loss, axis=None) for name, loss in losses.items()}
 
     batches = iter(data)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from pydantic import ValidationError
-from skimage import measure
+from skimage import measure as regions
 
 from tfmammo import networks
 from tfmammo.errors import ConfigError
@@ -17,11 +17,11 @@ from tfmammo.models.mask_gan import (
     clean,
     distances,
     diversity,
+    find_nearest,
     fit_plausibility,
-    latent,
-    measures,
-    nearest,
-    plausible,
+    is_plausible,
+    measure,
+    sample_latent_noise,
 )
 
 SIZE = 16
@@ -120,10 +120,10 @@ def test_every_returned_number_by_hand(adversarial):
         "p_real": p_real.mean(),
         "p_fake": p_fake.mean(),
     }
-    found = gan.train_step(data)
-    assert set(found) == set(expected)
+    losses = gan.train_step(data)
+    assert set(losses) == set(expected)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(losses[name], value, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("chosen", NETWORKS)
@@ -161,15 +161,15 @@ def test_noise_follows_from_the_step_alone():
     )
     one.train_step(batch())
     assert np.abs(one.draw(3) - first).min() > 1e-6
-    np.testing.assert_array_equal(latent(3, 5, 7), latent(3, 5, 7))
-    assert latent(1000, 5).mean() == pytest.approx(0, abs=0.05) and latent(
-        1000, 5
-    ).std() == pytest.approx(3**-0.5, rel=0.05)
+    np.testing.assert_array_equal(sample_latent_noise(3, 5, 7), sample_latent_noise(3, 5, 7))
+    assert sample_latent_noise(1000, 5).mean() == pytest.approx(
+        0, abs=0.05
+    ) and sample_latent_noise(1000, 5).std() == pytest.approx(3**-0.5, rel=0.05)
 
 
 def test_a_mask_does_not_depend_on_what_it_is_generated_with():
     gan = small()
-    noise = tf.constant(latent(4, 5))
+    noise = tf.constant(sample_latent_noise(4, 5))
     together = gan.generate(noise)
     np.testing.assert_allclose(gan.generate(noise[:1]), together[:1], atol=1e-6)
     gan.train_step(batch())
@@ -187,7 +187,9 @@ def test_panels_of_the_image_grid():
     assert all(
         panel.shape == (3, SIZE, SIZE, 1) and panel.dtype == tf.float32 for panel in panels.values()
     )
-    np.testing.assert_array_equal(panels["generated"], gan.generate(tf.constant(latent(3, 5))))
+    np.testing.assert_array_equal(
+        panels["generated"], gan.generate(tf.constant(sample_latent_noise(3, 5)))
+    )
     np.testing.assert_array_equal(panels["cleaned"], clean(panels["generated"].numpy()))
     assert all(
         any(np.array_equal(panel, reference) for reference in references)
@@ -198,7 +200,7 @@ def test_panels_of_the_image_grid():
 
 def test_exported_functions():
     gan = small()
-    noise = latent(3, 5)
+    noise = sample_latent_noise(3, 5)
     functions = gan.functions()
     assert list(functions) == list(NETWORKS)
     answer = functions["generator"](noise=tf.constant(noise))
@@ -222,7 +224,7 @@ def test_mixed_precision_trains_and_answers_in_float32(policy):
             value.dtype == tf.float32 and np.isfinite(value)
             for value in gan.train_step(data).values()
         )
-    assert gan.generate(tf.constant(latent(2, 5))).dtype == tf.float32
+    assert gan.generate(tf.constant(sample_latent_noise(2, 5))).dtype == tf.float32
 
 
 @pytest.mark.parametrize(("key", "count"), [("filters", 5), ("discriminator_filters", 6)])
@@ -243,14 +245,14 @@ def test_configs_that_make_no_sense(wrong):
         MaskGANConfig(**wrong)
 
 
-def drawn(*rows):
+def draw_mask(*rows):
     return np.array([[character == "#" for character in row] for row in rows], np.uint8)[
         np.newaxis, ..., np.newaxis
     ]
 
 
 def test_cleaning_by_hand():
-    mask = drawn(
+    mask = draw_mask(
         "........",
         ".####..#",
         ".#..#...",
@@ -260,7 +262,7 @@ def test_cleaning_by_hand():
         "#.......",
         "##......",
     )
-    expected = drawn(
+    expected = draw_mask(
         "........",
         ".####...",
         ".####...",
@@ -300,13 +302,13 @@ def test_specks_and_teeth_are_smoothed_before_regions_are_counted():
 def test_cleaned_masks_are_binary_and_of_one_region_without_holes():
     rng = np.random.default_rng(0)
     noise = rng.random((20, 24, 24, 1)).astype(np.float32)
-    generated = small().generate(tf.constant(latent(8, 5))).numpy()
+    generated = small().generate(tf.constant(sample_latent_noise(8, 5))).numpy()
     for masks in (noise, noise**0.5, generated):
         cleaned = clean(masks)
         assert cleaned.shape == masks.shape and set(np.unique(cleaned)) <= {0, 1}
         for mask in cleaned[..., 0]:
-            assert measure.label(mask, connectivity=2).max() <= 1
-            background = measure.label(mask == 0, connectivity=1)
+            assert regions.label(mask, connectivity=2).max() <= 1
+            background = regions.label(mask == 0, connectivity=1)
             inner = np.unique(background[1:-1, 1:-1])
             border = np.concatenate([background[[0, -1]].ravel(), background[:, [0, -1]].ravel()])
             assert set(inner) <= {0, *border}, "a hole reaches no border"
@@ -317,18 +319,18 @@ def test_measures_by_hand_and_against_scikit_image():
     square, cross, empty = np.zeros((3, 12, 12, 1), np.uint8)
     square[2:6, 3:9] = 1
     cross[5:7, 1:11] = cross[1:11, 5:7] = 1
-    found = measures(np.stack([square, cross, empty]))
-    np.testing.assert_allclose(found["area"], [24 / 144, 36 / 144, 0])
-    np.testing.assert_allclose(found["extent"], [1, 0.36, 0])
-    np.testing.assert_allclose(found["solidity"][[0, 2]], [1, 0])
+    measures = measure(np.stack([square, cross, empty]))
+    np.testing.assert_allclose(measures["area"], [24 / 144, 36 / 144, 0])
+    np.testing.assert_allclose(measures["extent"], [1, 0.36, 0])
+    np.testing.assert_allclose(measures["solidity"][[0, 2]], [1, 0])
     blobs = clean(np.random.default_rng(1).random((10, 32, 32, 1)) ** 0.7)
-    found = measures(blobs)
+    measures = measure(blobs)
     for i, blob in enumerate(blobs[..., 0]):
-        (region,) = measure.regionprops(blob.astype(int))
-        assert found["area"][i] == region.area / 1024 and found["extent"][i] == pytest.approx(
+        (region,) = regions.regionprops(blob.astype(int))
+        assert measures["area"][i] == region.area / 1024 and measures["extent"][i] == pytest.approx(
             region.extent
         )
-        assert found["solidity"][i] == pytest.approx(region.solidity, rel=0.06), (
+        assert measures["solidity"][i] == pytest.approx(region.solidity, rel=0.06), (
             "what lies on the hull's edge is counted differently"
         )
 
@@ -340,8 +342,8 @@ def test_limits_are_quantiles_of_the_training_masks():
     limits = fit_plausibility(masks, share=0.5)
     assert limits == Plausibility(area=(30 / 400, 50 / 400), solidity=(1, 1), extent=(1, 1))
     assert Plausibility.model_validate_json(limits.model_dump_json()) == limits
-    assert plausible(masks, limits).tolist() == [False, True, True, True, False]
-    assert plausible(masks, fit_plausibility(masks, share=1)).all()
+    assert is_plausible(masks, limits).tolist() == [False, True, True, True, False]
+    assert is_plausible(masks, fit_plausibility(masks, share=1)).all()
 
 
 def test_what_is_not_plausible():
@@ -350,14 +352,16 @@ def test_what_is_not_plausible():
     edge[0:6, 5:11] = 1
     thin[2:18, 2] = thin[2, 2:18] = 1  # of nearly the same area
     limits = Plausibility(area=(0, 0.2), solidity=(0.9, 1), extent=(0.5, 1))
-    assert plausible(np.stack([good, edge, thin, empty]), limits).tolist() == [
+    assert is_plausible(np.stack([good, edge, thin, empty]), limits).tolist() == [
         True,
         False,
         False,
         False,
     ]
     for side in (0, 1, 2, 3):
-        assert plausible(np.rot90(edge[np.newaxis], side, axes=(1, 2)), limits).tolist() == [False]
+        assert is_plausible(np.rot90(edge[np.newaxis], side, axes=(1, 2)), limits).tolist() == [
+            False
+        ]
 
 
 def test_distances_by_hand(monkeypatch):
@@ -374,10 +378,10 @@ def test_distances_by_hand(monkeypatch):
                 1 - 2 * np.sum((a > 0) & (b > 0)) / (a.sum() + b.sum()) if a.any() or b.any() else 0
             )
             assert found[i, j] == pytest.approx(expected, abs=1e-6)
-    distance, index = nearest(masks, references)
+    distance, index = find_nearest(masks, references)
     assert index[1] == 4 and distance[1] == 0
     np.testing.assert_array_equal(distance, found.min(axis=1))
-    np.testing.assert_allclose(nearest(references, references)[0], 0, atol=1e-6)
+    np.testing.assert_allclose(find_nearest(references, references)[0], 0, atol=1e-6)
 
 
 def test_diversity_by_hand():

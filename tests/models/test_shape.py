@@ -62,9 +62,9 @@ def test_the_loss_by_hand():
         [-weights[c] * np.log(p[c]) for c, p in zip(labels, probabilities, strict=True)]
     )
     right = np.mean(probabilities.argmax(axis=1) == labels)
-    found = shape.train_step(data)
-    assert float(found["classifier_loss"]) == pytest.approx(expected, rel=1e-5)
-    assert float(found["accuracy"]) == right
+    losses = shape.train_step(data)
+    assert float(losses["classifier_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(losses["accuracy"]) == right
 
 
 def test_it_learns_to_tell_discs_from_bars():
@@ -72,8 +72,8 @@ def test_it_learns_to_tell_discs_from_bars():
     data = discs_and_bars()
     step = tf.function(shape.train_step)
     for _ in range(150):
-        found = step(data)
-    assert float(found["accuracy"]) == 1
+        losses = step(data)
+    assert float(losses["accuracy"]) == 1
     unseen = discs_and_bars(seed=9)
     assert np.mean(np.argmax(shape.classify(unseen["mask"]), 1) == unseen["label"].numpy()) > 0.8
 

@@ -1,6 +1,4 @@
-"""A reader study on small archives in native form and on sets that a synthesis made:
-cases, answers at once, results, the command.
-"""
+"""A reader study on small archives in native form and on synthetic sets made of them."""
 
 import csv
 import json
@@ -21,16 +19,16 @@ from tfmammo.config import DataConfig, dump, parse
 from tfmammo.data.patches import Patches
 from tfmammo.data.patients import PATIENTS
 from tfmammo.errors import ConfigError, DataError
-from tfmammo.mammogram import Lesion, Mammogram, hashed_id
+from tfmammo.mammogram import Lesion, Mammogram, hash_id
 from tfmammo.metrics import observer
 from tfmammo.reader_study import __main__ as reader_study
 from tfmammo.reader_study import cases as reader_cases
 from tfmammo.reader_study.answers import Answers
-from tfmammo.reader_study.cases import Case, ReaderStudyConfig, Source, draw
-from tfmammo.reader_study.results import ALL, FEW, results, roc, table
-from tfmammo.reader_study.session import ReaderStudy, reader_name
+from tfmammo.reader_study.cases import Case, ReaderStudyConfig, Source, draw_cases
+from tfmammo.reader_study.results import ALL, FEW, compute_results, plot_roc, results_table
+from tfmammo.reader_study.session import ReaderStudy, parse_reader_name
 from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.mammograms import synthesise
+from tfmammo.synthesis.mammograms import synthesize
 
 ROWS = 200
 COLS = 150
@@ -77,9 +75,7 @@ def mammogram(number):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """An archive of 60 patients, half of them with a mass, and two sets made of it by Poisson
-    editing.
-    """
+    """An archive of 60 patients, half of them with a mass, and two sets by Poisson editing."""
     root = tmp_path_factory.mktemp("archives")
     writer.write([mammogram(number) for number in range(60)], root / "real", bits=8)
     table = (root / "real/metadata.csv").read_text().splitlines()
@@ -103,7 +99,7 @@ def archives(tmp_path_factory):
             format="png",
             seed=3,
         )
-        synthesise(chosen, root / mammograms)
+        synthesize(chosen, root / mammograms)
     return root
 
 
@@ -185,19 +181,19 @@ def test_cases_are_balanced_and_nobody_is_shown_twice(study, archives):
             2,
             2,
         ]
-    found = reader_cases.sources(study.config)
+    found = reader_cases.load_sources(study.config)
     everybody = [one for case in cases for shown in patients(found, case) for one in shown]
     assert len(everybody) == len(set(everybody)) >= 8 + 8 + 8 + 8, (
         "tissue and lesion of a synthetic one are of two"
     )
-    assert set(everybody) <= {hashed_id("folder", f"p{number}") for number in range(60)}, (
+    assert set(everybody) <= {hash_id("folder", f"p{number}") for number in range(60)}, (
         "called as in the archive"
     )
 
 
 def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
     """By annotations.json, which names the source, and metadata.csv."""
-    found = reader_cases.sources(study.config)["normal"]
+    found = reader_cases.load_sources(study.config)["normal"]
     images = {
         one["file_name"]: one["patient"]
         for one in json.loads((archives / "normal/annotations.json").read_text())["images"]
@@ -207,7 +203,7 @@ def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
             row["file"]: {images[row["file"]], row["lesion_patient"]}
             for row in csv.DictReader(file)
         }
-    by_id = {hashed_id("folder", name.removesuffix(".png")): shown for name, shown in rows.items()}
+    by_id = {hash_id("folder", name.removesuffix(".png")): shown for name, shown in rows.items()}
     assert {len(shown) for shown in by_id.values()} == {2}
     assert [set(shown) for shown in found.patients] == [
         by_id[name.partition("#")[0]] for name in found.patches.ids.tolist()
@@ -215,7 +211,7 @@ def test_tissue_and_lesion_of_a_set_are_told_by_its_table(archives, study):
 
 
 def test_lesions_that_a_synthetic_mammogram_had_before_are_not_shown(archives, study):
-    found = reader_cases.sources(study.config)["all"]
+    found = reader_cases.load_sources(study.config)["all"]
     annotations = json.loads((archives / "all/annotations.json").read_text())["annotations"]
     made = sum(one["synthetic"] for one in annotations)
     assert len(found.patches) == made == 16 < len(annotations)
@@ -239,11 +235,11 @@ def test_a_folder_that_is_no_set_has_its_own_patients(archives, config, tmp_path
             for line in path.read_text().splitlines()
         )
     )
-    found = reader_cases.sources(
+    found = reader_cases.load_sources(
         config(systems={"own": DataConfig(name="folder", root=tmp_path / "own")})
     )
     first = found["own"].patients[0]
-    assert first == found["real"].patients[0] | {hashed_id("folder", "p0")} and len(first) == 2
+    assert first == found["real"].patients[0] | {hash_id("folder", "p0")} and len(first) == 2
 
 
 def test_orders_differ_and_are_each_readers_own(study):
@@ -258,7 +254,7 @@ def test_orders_differ_and_are_each_readers_own(study):
 
 
 def test_truth_is_nowhere_in_what_is_shown(study):
-    pictures = [picture for case in study.cases("Anna") for picture in study.pictures(case)]
+    pictures = [picture for case in study.cases("Anna") for picture in study.images(case)]
     decoded = [
         cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED) for picture in pictures
     ]
@@ -276,11 +272,11 @@ def test_truth_is_nowhere_in_what_is_shown(study):
 
 def test_sides_show_what_truth_says(study):
     """A pair's pictures, in the order of the truth, are of the archive and of the set."""
-    found = reader_cases.sources(study.config)
+    found = reader_cases.load_sources(study.config)
     for case in study.cases("Anna"):
         seen = [
             cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_UNCHANGED)
-            for picture in study.pictures(case)
+            for picture in study.images(case)
         ]
         real = {
             "left": [True, False],
@@ -321,26 +317,29 @@ def test_the_few_patients_that_there_are_suffice_if_they_can(config, real, made,
     found = {"real": fake(real), "made": fake(made)}
     if missing:
         with pytest.raises(
-            DataError, match=f"no patient is shown twice, and so patients are missing: {missing}"
+            DataError, match=f"no patient is shown twice, so patients are missing: {missing}"
         ):
-            draw(chosen, found)
+            draw_cases(chosen, found)
         return
     everybody = [
-        one for case in draw(chosen, found) for shown in patients(found, case) for one in shown
+        one
+        for case in draw_cases(chosen, found)
+        for shown in patients(found, case)
+        for one in shown
     ]
     assert len(everybody) == len(set(everybody)) >= 4
 
 
 def test_too_large_a_study_says_who_is_missing(config):
     with pytest.raises(
-        DataError, match=r"missing: .*\d+ of 40 for (normal|all).*; take fewer pairs or ratings"
+        DataError, match=r"missing: .*\d+ of 40 for (normal|all).*; ask for fewer pairs or ratings"
     ):
         ReaderStudy(config(pairs=40, ratings=0))
 
 
 def test_another_seed_draws_other_cases(config, study):
-    found = reader_cases.sources(study.config)
-    one, again, other = (draw(config(seed=seed), found) for seed in (0, 0, 1))
+    found = reader_cases.load_sources(study.config)
+    one, again, other = (draw_cases(config(seed=seed), found) for seed in (0, 0, 1))
     assert one == again != other
 
 
@@ -355,7 +354,7 @@ def test_a_reader_goes_on_where_they_stopped(study):
         again.next("Anna") == study.cases("Anna")[1] and again.next("Ben") == study.cases("Ben")[0]
     )
     read(again, "Ben")
-    assert again.next("Ben") is None and again.answers.unfinished()
+    assert again.next("Ben") is None and again.answers.is_unfinished()
 
 
 def test_the_first_answer_stands(study):
@@ -392,15 +391,17 @@ def test_what_is_no_answer_is_refused(study, task, value):
     "name", ["", "  ", "x" * 65, "a\nb", "a\x00", "\ud800", "=1+1", "@you", ALL]
 )
 def test_names_that_are_none(study, name):
-    with pytest.raises(DataError, match="a reader's name"):
-        reader_name(name)
-    with pytest.raises(DataError, match="a reader's name"):
+    with pytest.raises(DataError, match="a reader('s name| can't be named)"):
+        parse_reader_name(name)
+    with pytest.raises(DataError, match="a reader('s name| can't be named)"):
         study.answer(name, study.next("Anna"), "left", 1)
 
 
 def test_names_are_kept_as_they_are(study):
     for name in ("Dr. Müller", "李", "O'Hara; DROP TABLE answers", "x" * 64):
-        assert reader_name(f"  {name} ") == name and study.answer(name, study.next(name), "left", 1)
+        assert parse_reader_name(f"  {name} ") == name and study.answer(
+            name, study.next(name), "left", 1
+        )
     assert [answer.reader for answer in study.answers.all()][:2] == ["Dr. Müller", "李"]
 
 
@@ -420,7 +421,7 @@ def test_eight_threads_lose_and_double_nothing(study):
     assert (
         len({(answer.reader, answer.case.number) for answer in answers}) == len(answers) == 7 * 16
     )
-    assert not study.answers.unfinished()
+    assert not study.answers.is_unfinished()
 
 
 def begin_and_answer(config, cases, reader):
@@ -457,7 +458,7 @@ def test_a_database_of_another_study_is_refused(study):
     for changed in ({"seed": 5}, {"name": "other"}, {"pairs": 2}):
         with pytest.raises(
             ConfigError,
-            match="answers.sqlite is not this study's, or was begun with other settings",
+            match="answers.sqlite belongs to another study, or was begun with other settings",
         ):
             ReaderStudy(study.config.model_copy(update=changed))
     same = study.config.model_copy(
@@ -477,7 +478,7 @@ def test_other_files_are_refused_and_left_alone(config):
         other.execute("CREATE TABLE runs (id)")
     other.close()
     before = chosen.database.read_bytes()
-    with pytest.raises(ConfigError, match="is not this study's"):
+    with pytest.raises(ConfigError, match="belongs to another study"):
         ReaderStudy(chosen)
     assert chosen.database.read_bytes() == before
 
@@ -497,7 +498,7 @@ def test_other_pictures_are_refused(archives, config, tmp_path):
     assert ReaderStudy(config())
     for path in (tmp_path / "all/images").iterdir():
         cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) // 2)
-    with pytest.raises(DataError, match="was begun with other pictures"):
+    with pytest.raises(DataError, match="was begun with other images"):
         ReaderStudy(config(systems=systems))
 
 
@@ -526,12 +527,15 @@ def test_a_config_survives_its_file(config, tmp_path):
         ({"pairs": 3}, "multiple of 2"),
         ({"pairs": 0, "ratings": 0}, "must not both be 0"),
         ({"systems": {}}, "at least 1"),
-        ({"systems": {"real": {"name": "folder", "root": "x"}}}, "'real' can't be a system's name"),
-        ({"systems": {"a": {"name": "folder"}}}, "systems.a: needs name and root"),
-        ({"systems": {"a": {"root": "x"}}}, "systems.a: needs name and root"),
+        (
+            {"systems": {"real": {"name": "folder", "root": "x"}}},
+            "'real' can't be the name of a system",
+        ),
+        ({"systems": {"a": {"name": "folder"}}}, "systems.a: must have the name and root"),
+        ({"systems": {"a": {"root": "x"}}}, "systems.a: must have the name and root"),
         (
             {"systems": {"a": {"name": "folder", "root": "x", "window": [0, 0.5]}}},
-            "systems.a.window: is as in real",
+            "systems.a.window: must be as in real",
         ),
         ({"real": {"patches": "normal"}}, "shows no lesion"),
         ({"level": 1}, "less than 1"),
@@ -551,7 +555,7 @@ def test_damaged_sets_are_named(archives, config, tmp_path, damage):
     (tmp_path / "set" / PATIENTS).write_text(
         json.dumps(known | {"mammograms": []}) if damage == "patients" else "[1]"
     )
-    said = "does not name everybody" if damage == "patients" else "patients.json is damaged"
+    said = "does not name every patient" if damage == "patients" else "patients.json is damaged"
     with pytest.raises(DataError, match=f"set: .*{said}"):
         ReaderStudy(chosen)
 
@@ -562,7 +566,7 @@ def test_damaged_sets_are_named(archives, config, tmp_path, damage):
 def test_results_are_those_of_the_answers(study):
     read(study, "Anna", right=lambda number: number != 0)
     read(study, "Ben", right=lambda number: number < 4, rate=lambda real: 4)
-    found = {(result.system, result.reader): result for result in study.results()}
+    found = {(result.system, result.reader): result for result in study.compute_results()}
     assert set(found) == {(system, reader) for system in SYSTEMS for reader in ("Anna", "Ben", ALL)}
     for system in SYSTEMS:
         own = [answer for answer in study.answers.all() if answer.case.system == system]
@@ -598,11 +602,11 @@ def test_one_readers_result_is_the_observers(config):
         cases, ["left"] * 4 + ["left", "right"] * 2 + [6, 2, 3, 3, 5, 1], strict=True
     ):
         answers.add("Anna", case.number, str(value), 1)
-    (result,) = results(chosen, answers)
-    assert result.choices == observer.choices([True] * 6 + [False] * 2)
-    assert result.ratings == observer.ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
+    (result,) = compute_results(chosen, answers)
+    assert result.choices == observer.estimate_choices([True] * 6 + [False] * 2)
+    assert result.ratings == observer.estimate_ratings([1, 0, 1, 0, 1, 0], [6, 2, 3, 3, 5, 1])
     assert result.ratings.area.value == pytest.approx(8.5 / 9)
-    (line,) = table([result], "tiny").body
+    (line,) = results_table([result], "tiny").body
     assert line[:3] == ["all", "Anna", "6 of 8: 0.75\n[0.35, 0.97]"] and line[4:6] == [
         "0.289",
         "3, 3",
@@ -610,9 +614,7 @@ def test_one_readers_result_is_the_observers(config):
 
 
 def test_p_is_corrected_for_the_systems_of_a_reader(config):
-    """Of one system eight of eight are right, 2 / 2^8, of the other six of eight; Holm doubles the
-    smaller.
-    """
+    """Holm doubles the smaller p: one system has eight right of eight, the other six."""
     chosen = config(pairs=8, ratings=0)
     cases = [
         Case(number, "choice", SYSTEMS[number % 2], "left", "r", "s") for number in range(1, 17)
@@ -626,10 +628,10 @@ def test_p_is_corrected_for_the_systems_of_a_reader(config):
             "right" if case.system == SYSTEMS[1] and case.number in (1, 3) else "left",
             1,
         )
-    found = results(chosen, answers)
+    found = compute_results(chosen, answers)
     assert [result.choices.p for result in found] == pytest.approx([2 / 256, 0.2890625])
     assert [result.p_corrected for result in found] == pytest.approx([4 / 256, 0.2890625])
-    shown = table(found, "tiny")
+    shown = results_table(found, "tiny")
     assert [line[4] for line in shown.body] == ["0.016", "0.289"] and "∞" in shown.body[0][3]
     assert (
         "exact test against guessing" in shown.notes[0]
@@ -640,10 +642,10 @@ def test_p_is_corrected_for_the_systems_of_a_reader(config):
 def test_few_answers_are_words_and_never_no_number(study):
     case = study.next("Anna")
     study.answer("Anna", case, "left", 1)
-    text = table(study.results(), "tiny").markdown()
+    text = results_table(study.compute_results(), "tiny").markdown()
     assert FEW in text and "nan" not in text.lower()
     read(study, "Ben")
-    text = table(study.results(), "tiny").markdown()
+    text = results_table(study.compute_results(), "tiny").markdown()
     assert "(no interval)" in text and "nan" not in text.lower()
     assert (
         "No interval and no p where fewer than 6 cases were answered." in text
@@ -652,9 +654,9 @@ def test_few_answers_are_words_and_never_no_number(study):
 
 
 def test_the_curves_are_of_systems_with_ratings(study):
-    assert FEW in roc(study.config, study.answers).axes[0].get_title()
+    assert FEW in plot_roc(study.config, study.answers).axes[0].get_title()
     read(study, "Anna")
-    (axes,) = roc(study.config, study.answers).axes
+    (axes,) = plot_roc(study.config, study.answers).axes
     assert [line.get_label() for line in axes.get_lines()][1:] == list(SYSTEMS)
 
 
@@ -663,9 +665,7 @@ def test_the_curves_are_of_systems_with_ratings(study):
 
 @pytest.fixture
 def command(study, tmp_path, monkeypatch, capsys):
-    """A function (*arguments) -> (exit code, what was printed), in a folder with the study's
-    config.
-    """
+    """A function (*arguments) -> (exit code, output), in a folder with the study's config."""
     (tmp_path / "study.yaml").write_text(dump(study.config))
     monkeypatch.chdir(tmp_path)
     # not console.width, whose undoing would leave it fixed for other tests

@@ -1,6 +1,4 @@
-"""Promotion in a real SQLite store, of exports of networks whose outputs are known, on a
-small archive in native form.
-"""
+"""Promotion in a real SQLite store, of exports with known outputs, on a small archive."""
 
 import csv
 import fcntl
@@ -107,7 +105,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def patches(data):
-    return datasets.all_patches(data)
+    return datasets.load_all_patches(data)
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +115,7 @@ def patients(patches):
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory, data, patients):
-    """level -> an export with what a training writes into its card, trained on the first four
-    patients.
-    """
+    """Level -> an export with a training's card, trained on the first four patients."""
     card = {
         "config": {"data": data.model_dump(mode="json")},
         "train_patients": patients[:TRAINED],
@@ -288,16 +284,13 @@ def test_few_patients_cannot_promote(store, patients, capsys):
     )
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "3 patients are fewer than 6, and their p would be 0.25 at least" in said
-        and "nan" not in said
+        "3 patients are fewer than 6; their p would be at least 0.25" in said and "nan" not in said
     )
     assert "No interval and no p: 3 patients are fewer than 6" in said
 
 
 def test_every_candidate_judged_on_the_same_patches_counts(store, capsys):
-    """Eight patients give p = 0.0078, which is below 0.01 once, but not for the second
-    candidate.
-    """
+    """Eight patients give p = 0.0078, which is not below 0.01 for the second candidate."""
     store.add(BAD, best=True)
     store.add(GOOD)
     for _ in range(2):  # judged again, a candidate counts once
@@ -325,7 +318,8 @@ def test_where_no_patient_is_new_to_both_a_sentence_says_so(store, patients, cap
     assert promote() == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(
-        f"error: models:/{MODEL}/2 and models:/{MODEL}/1: every patient of cdd_cesm was trained on"
+        f"error: models:/{MODEL}/2 and models:/{MODEL}/1: every patient of cdd_cesm was in the "
+        "training data of one of them or both"
     )
     assert store.best() == 1 and store.tags(2) == {}
 
@@ -394,13 +388,13 @@ def test_of_two_promotions_at_once_one_wins(store, monkeypatch):
 def test_a_first_version_does_not_replace_one_that_came_meanwhile(store, monkeypatch):
     store.add(GOOD)
     store.add(GOOD)
-    opened = promotion.evaluation.open_network
+    opened = promotion.comparison.open_network
 
     def late(*arguments):
         store.client.set_registered_model_alias(MODEL, "best", "1")  # a training's end
         return opened(*arguments)
 
-    monkeypatch.setattr(promotion.evaluation, "open_network", late)
+    monkeypatch.setattr(promotion.comparison, "open_network", late)
     assert promote() == 1
     assert (
         store.best() == 1
@@ -432,7 +426,7 @@ def test_the_store_is_held_while_an_alias_moves(store):
     other = threading.Thread(target=hold)
     other.start()
     held.wait(10)
-    with store_module.registry(store_uri()):
+    with store_module.open_registry(store_uri()):
         assert released
     other.join()
 
@@ -480,7 +474,7 @@ def test_versions_that_cannot_be_judged_are_named(store, patients, capsys):
     store.add(GOOD, train_patients=None)
     store.add(GOOD, functions={"generator": card["functions"]["generator"]}, serves="generator")
     for version, sentence in (
-        (2, "its card names no patients of its training"),
+        (2, "its card does not name the patients of its training"),
         (3, "none of its functions leads from image to mask"),
     ):
         assert promote("--candidate", str(version)) == 2
@@ -552,7 +546,7 @@ def test_a_config_file_and_what_stands_over_it(store, data, capsys, caplog):
     tags = store.tags(2)
     assert (tags["min_gain"], tags["metric"]) == ("0.95", "dice")
     assert (
-        f"models:/{MODEL}/1 was trained with data.context 1.3 and is judged with 2.0"
+        f"models:/{MODEL}/1 was trained with data.context 1.3 and is evaluated with 2.0"
         in capsys.readouterr().err + caplog.text
     )
 
@@ -567,7 +561,9 @@ def test_inner_sections_of_the_data_are_laid_over_the_cards(data):
     config = promotion.PromotionConfig(
         model=MODEL, data={"preprocess": {"denoise": 2.0}, "frame": "loose"}
     )
-    found = promotion._data(config, Network("models:/x/1", data.root, None, card, "image"))
+    found = promotion._evaluation_data(
+        config, Network("models:/x/1", data.root, None, card, "image")
+    )
     assert (found.preprocess.denoise, found.preprocess.contrast, found.frame, found.root) == (
         2.0,
         "clahe",

@@ -2,13 +2,11 @@
 detector that knows where to look.
 """
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from types import ModuleType
 
 import cv2
 import keras
@@ -22,7 +20,7 @@ from tfmammo import export
 from tfmammo.archives import phantom
 from tfmammo.archives.writers import vindr
 from tfmammo.config import DataConfig
-from tfmammo.errors import CaseError, ConfigError
+from tfmammo.errors import ConfigError, PipelineError
 from tfmammo.models.cgan import CGAN, CGANConfig
 from tfmammo.models.shape import SHAPES, ShapeCNN, ShapeConfig
 
@@ -81,15 +79,6 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def script(repository) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_case", repository / "evaluate/case.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """A phantom as a DICOM with a patient in its header."""
     (path,) = vindr.write([RECORD], tmp_path_factory.mktemp("vindr"))
@@ -103,7 +92,7 @@ def stored(tmp_path_factory):
 
 
 @pytest.fixture
-def run(script, repository, models, tmp_path, monkeypatch):
+def run(load_script, repository, models, tmp_path, monkeypatch):
     """A function (*files, **config) that runs the script in this process and returns its reports by
     folder.
     """
@@ -123,7 +112,7 @@ def run(script, repository, models, tmp_path, monkeypatch):
             str(tmp_path / "out"),
         ]
         monkeypatch.setattr(sys, "argv", ["case.py", *arguments, "--set", *values])
-        script.main()
+        load_script("evaluate/case").main()
         return {
             path.parent: json.loads(path.read_text())
             for path in (tmp_path / "out").glob("*/report.json")
@@ -234,7 +223,7 @@ def test_what_cannot_be_read_is_told_of_and_the_rest_is_read(run, stored, tmp_pa
     text = tmp_path / "notes.txt"
     damaged.write_bytes(stored.read_bytes()[:5000])
     text.write_text("no image")
-    with pytest.raises(CaseError) as raised:
+    with pytest.raises(PipelineError) as raised:
         run(damaged, text, stored, tmp_path / "nowhere.dcm")
     said = str(raised.value)
     assert said.count("; ") == 2 and "\n" not in said
@@ -269,13 +258,13 @@ def test_a_raw_image_is_refused(run, stored, tmp_path):
     dataset = pydicom.dcmread(stored)
     dataset.PresentationIntentType = "FOR PROCESSING"
     dataset.save_as(tmp_path / "raw.dcm")
-    with pytest.raises(CaseError, match=r"raw.dcm: is a raw image \('for processing'\)"):
+    with pytest.raises(PipelineError, match=r"raw.dcm: is a raw image \('for processing'\)"):
         run(tmp_path / "raw.dcm")
 
 
 def test_a_folder_that_cannot_be_written(run, stored, tmp_path):
     (tmp_path / "out").write_text("in the way")
-    with pytest.raises(CaseError, match="can't be written"):
+    with pytest.raises(PipelineError, match="can't be written"):
         run(stored)
 
 
@@ -284,17 +273,17 @@ def test_a_key_that_is_unknown(run, stored):
         run(stored, segmentor="x")
 
 
-def test_a_region_of_the_phantom_is_framed_as_its_patch(script, models, stored):
+def test_a_region_of_the_phantom_is_framed_as_its_patch(models, stored):
     """From the DICOM on disk to the segmenter's input: what a training sees of this mass in the
     same file.
     """
     from tfmammo.archives import folder
     from tfmammo.data.patches import make_patches
-    from tfmammo.inference.pipeline import CaseConfig, Chain
+    from tfmammo.inference.pipeline import Pipeline, PipelineConfig
     from tfmammo.mammogram import Skipped
 
-    chain = Chain.load(
-        CaseConfig(
+    chain = Pipeline.load(
+        PipelineConfig(
             detector=f"{models}/detector", segmenter=f"{models}/cgan", classifier=f"{models}/shape"
         )
     )
@@ -302,9 +291,9 @@ def test_a_region_of_the_phantom_is_framed_as_its_patch(script, models, stored):
     chain.segmenter = replace(
         chain.segmenter, call=lambda image: inputs.append(image) or {"mask": np.zeros_like(image)}
     )
-    record = folder.mammogram(stored)
+    record = folder.read_one(stored)
     assert (record.rows, record.cols, record.spacing) == (RECORD.rows, RECORD.cols, RECORD.spacing)
-    chain.read(record)
+    chain.predict(record)
     expected = make_patches([replace(record, lesions=(MASS,))], chain.data, Skipped()).images
     np.testing.assert_array_equal(inputs[0], expected)
 

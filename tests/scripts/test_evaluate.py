@@ -3,14 +3,12 @@ whose outputs are known.
 """
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import keras
@@ -26,13 +24,17 @@ from tfmammo import datasets, export
 from tfmammo.archives import cdd_cesm
 from tfmammo.config import DataConfig, Experiment, TrackingConfig
 from tfmammo.data import splits
-from tfmammo.data.patches import shape_patches
+from tfmammo.data.patches import make_shape_patches
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.evaluation import comparison as evaluation
+from tfmammo.evaluation import losses, report
+from tfmammo.evaluation import segmentation as segmentation_report
+from tfmammo.evaluation import shape as shape_report
+from tfmammo.evaluation.synthesis import SynthesisConfig
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.models.cgan import CGANConfig
 from tfmammo.tracking import runs as tracking
-from tfmammo.training.image_grid import HEADER
+from tfmammo.training.image_grid import HEADER, ORANGE, draw_outline
 
 SIZE = 32
 FOLDS = 3
@@ -115,7 +117,7 @@ def data(archive):
 
 @pytest.fixture(scope="module")
 def patches(data):
-    return datasets.all_patches(data)
+    return datasets.load_all_patches(data)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,7 @@ def write(folder, level, patches, data):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, repository, archive):
+def run(tmp_path, monkeypatch, repository, archive, load_script):
     """A function that runs an evaluate script in this process: models and overrides -> its output
     folder.
     """
@@ -168,20 +170,10 @@ def run(tmp_path, monkeypatch, repository, archive):
         monkeypatch.setattr(
             sys, "argv", [f"{name}.py", "--config", str(config), "--output", str(output), *extra]
         )
-        script(repository, name).main()
+        load_script(f"evaluate/{name}").main()
         return output
 
     return call
-
-
-def script(repository, name) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        f"evaluate_{name}", repository / "evaluate" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where pydantic looks its annotations up
-    spec.loader.exec_module(module)
-    return module
 
 
 def folds(runs, name):
@@ -193,7 +185,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_each_patch_is_judged_by_the_fold_that_never_saw_its_patient(run, runs, patches):
+def test_each_patch_is_evaluated_by_the_fold_that_never_saw_its_patient(run, runs, patches):
     output = run("segmentation", {"CAN": folds(runs, "CAN"), "U-Net": folds(runs, "U-Net")})
     rows = [row for row in table(output / "per_image.csv") if row["model"] == "CAN"]
     assert [row["id"] for row in rows] == patches.ids.tolist()
@@ -270,8 +262,8 @@ def test_the_table_summarises_the_images(run, runs, patches, capsys):
         assert jaccard >= dice / (2 - dice), "Jaccard is convex in Dice, so means can't lie below"
 
 
-def test_the_articles_printed_means_contradict_each_other(repository):
-    printed = script(repository, "segmentation").PUBLISHED["cGAN"].values
+def test_the_articles_printed_means_contradict_each_other():
+    printed = segmentation_report.PUBLISHED["cGAN"].values
     assert printed["jaccard"] < printed["dice"] / (2 - printed["dice"])
 
 
@@ -297,8 +289,7 @@ def test_post_processing_adds_a_row_for_each_model(run, runs, patches):
     assert not (output / "figure-CAN + post-processing.png").exists()
 
 
-def test_overlays_boxes_and_roc_show_what_was_measured(repository, patches, tmp_path):
-    module = script(repository, "segmentation")
+def test_overlays_boxes_and_roc_show_what_was_measured(patches, tmp_path, monkeypatch):
     truth = patches.masks.astype(np.float32)
     half = truth * np.float32(0.9)
     half[:, : SIZE // 2] = 0.1
@@ -306,11 +297,11 @@ def test_overlays_boxes_and_roc_show_what_was_measured(repository, patches, tmp_
     scores = {
         name: segmentation.per_image(patches.masks, output) for name, output in outputs.items()
     }
-    module.overlays(
+    segmentation_report.write_overlays(
         patches,
         outputs,
         scores,
-        module.SegmentationConfig(models={"A": "a"}, cases=2),
+        segmentation_report.SegmentationConfig(models={"A": "a"}, cases=2),
         tmp_path / "o.png",
     )
     sheet = cv2.imread(str(tmp_path / "o.png"))[..., ::-1]
@@ -324,34 +315,35 @@ def test_overlays_boxes_and_roc_show_what_was_measured(repository, patches, tmp_
         colours[mask & ~lower] == (255, 0, 0)
     ).all()
     assert (colours[~mask] == 0).all()
-    figure = module.boxes(scores)
+    figure = segmentation_report.draw_box_plots(scores)
     for axes, measure in zip(figure.axes, ("dice", "jaccard"), strict=True):
         medians = [line.get_ydata()[0] for line in axes.lines if line.get_color() == "#d55e00"]
         assert medians == pytest.approx(
             [100 * np.median(scores[name][measure]) for name in outputs]
         )
     comparison = evaluation.Comparison("unseen", DataConfig(), patches, outputs, {})
-    areas, figure = module.curves(comparison, 0)
+    areas, figure = segmentation_report.draw_roc_curves(comparison, 0)
     area = sklearn.metrics.roc_auc_score(truth.ravel(), half.ravel())
     assert areas.body[0] == ["A", f"{area:.3f}"] and len(figure.axes[0].lines) == 3
-    module.PIXELS = 2_000
-    again, figure = module.curves(comparison, 0)
-    assert again.body == module.curves(comparison, 0)[0].body and "2,000 pixels" in again.title
+    monkeypatch.setattr(segmentation_report, "MAX_PIXELS", 2_000)
+    again, figure = segmentation_report.draw_roc_curves(comparison, 0)
+    assert again.body == segmentation_report.draw_roc_curves(comparison, 0)[0].body
+    assert "2,000 pixels" in again.title
     assert float(again.body[0][1]) == pytest.approx(area, abs=0.05)
 
 
-def test_models_are_compared_on_what_all_of_them_can_judge(run, runs):
+def test_models_are_compared_on_what_all_of_them_is_eligible_for(run, runs):
     output = run(
         "segmentation",
         {"CAN": folds(runs, "CAN"), "U-Net": str(runs / "U-Net" / "fold1")},
         "floors=[]",
     )
-    judged = {
+    evaluated = {
         model: [row["id"] for row in table(output / "per_image.csv") if row["model"] == model]
         for model in LEVELS
     }
-    assert judged["CAN"] == judged["U-Net"]
-    assert sorted(judged["CAN"]) == sorted(
+    assert evaluated["CAN"] == evaluated["U-Net"]
+    assert sorted(evaluated["CAN"]) == sorted(
         export.read_card(runs / "U-Net" / "fold1" / "export")["held_out_ids"]
     )
     assert {row["model"] for row in table(output / "table.csv")} == {"CAN", "U-Net"}
@@ -391,7 +383,7 @@ def test_all_patients_on_demand(run, runs, patches):
 
 
 @pytest.mark.parametrize("place", [".", "export", "export/inverter"])
-def test_handles_of_a_run_an_export_and_a_savedmodel(runs, place):
+def test_uris_of_a_run_an_export_and_a_savedmodel(runs, place):
     network = evaluation.open_network(str(runs / "CAN" / "fold1" / place), "image", "mask")
     image = np.random.default_rng(0).random((9, SIZE, SIZE, 1), np.float32)
     np.testing.assert_array_equal(network.run("image", "mask", image) > 0.5, image > 0.5)
@@ -410,11 +402,11 @@ def test_a_savedmodel_without_a_card(run, tmp_path, patches):
         run("segmentation", {"foreign": str(tmp_path / "foreign")})
     output = run("segmentation", {"foreign": str(tmp_path / "foreign")}, "patients=all")
     rows = table(output / "per_image.csv")
-    foreign, floor = (
+    foreign, baseline = (
         [row["dice"] for row in rows if row["model"] == model]
         for model in ("foreign", "whole patch")
     )
-    assert foreign == floor and len(floor) == len(patches)
+    assert foreign == baseline and len(baseline) == len(patches)
     with pytest.raises(ExportError, match="leads from image to mask, not from mask to image"):
         run("synthesis", {"foreign": str(tmp_path / "foreign")}, "patients=all")
 
@@ -459,11 +451,11 @@ def test_an_output_that_is_no_probability(tmp_path):
         network.run("mask", "image", np.ones((1, SIZE, SIZE, 1), np.float32))
 
 
-def test_what_can_not_be_judged_is_an_error_of_one_sentence(run, runs, archive, tmp_path):
+def test_what_can_not_be_evaluated_is_an_error_of_one_sentence(run, runs, archive, tmp_path):
     can = folds(runs, "CAN")
     cases = {
-        "6 patches would be judged by several handles": ({"CAN": [can[0], can[0], can[1]]}, ()),
-        "18 patches would be judged by several handles": ({"CAN": can}, ("patients=all",)),
+        "several URIs are eligible for 6 patches": ({"CAN": [can[0], can[0], can[1]]}, ()),
+        "several URIs are eligible for 18 patches": ({"CAN": can}, ("patients=all",)),
         "no patch is of a patient that none of CAN, U-Net": (
             {"CAN": can[0], "U-Net": folds(runs, "U-Net")[1]},
             (),
@@ -492,7 +484,7 @@ def test_what_can_not_be_judged_is_an_error_of_one_sentence(run, runs, archive, 
         ("models={}", "models: "),
         ("models.CAN=[]", "models.CAN: "),
         ("models={a/b: runs}", "models.a/b"),
-        ("models={whole patch: runs}", "whole patch is the name of a floor"),
+        ("models={whole patch: runs}", "whole patch is the name of a trivial baseline"),
         ("postprocess.closng=3", "postprocess.closng: unknown key"),
         ("data.nme=x", "data.nme: unknown key"),
     ],
@@ -507,13 +499,13 @@ def test_names_that_rows_of_ours_have_are_refused(run):
         ConfigError, match=r"U-Net \+ post-processing is the name of a post-processed model"
     ):
         run("segmentation", {"U-Net": "runs", "U-Net + post-processing": "runs"}, "postprocess={}")
-    with pytest.raises(ConfigError, match="most frequent is the name of a floor"):
+    with pytest.raises(ConfigError, match="most frequent is the name of a trivial baseline"):
         run("shape", {"most frequent": "runs"})
 
 
 def test_a_model_trained_on_other_crops_is_pointed_out(run, runs, caplog):
     run("segmentation", {"CAN": folds(runs, "CAN")}, "data.context=2")
-    assert "was trained with data.context 1.3 and is judged with 2.0" in caplog.text
+    assert "was trained with data.context 1.3 and is evaluated with 2.0" in caplog.text
 
 
 def discs(radii, size=64):
@@ -524,8 +516,8 @@ def discs(radii, size=64):
     ).astype(np.uint8)
 
 
-def judged(patches, pool, folds, train_patients, protocol="unseen"):
-    """A comparison whose model A has a handle for each list of patients."""
+def make_comparison(patches, pool, folds, train_patients, protocol="unseen"):
+    """A comparison whose model A has a network for each list of patients."""
     networks = [
         evaluation.Network(f"run{n}", Path(), None, {"train_patients": known}, "image")
         for n, known in enumerate(train_patients)
@@ -550,30 +542,28 @@ def of_discs(patches, radii, patients):
     )
 
 
-def test_the_disc_is_fitted_on_the_training_masks_of_each_fold(repository, patches):
-    module = script(repository, "segmentation")
+def test_the_disc_is_fitted_on_the_training_masks_of_each_fold(patches):
     pool = of_discs(patches, [10, 10, 20, 20, 25, 5], list("aabbcd"))
-    found, notes = module.floors(
-        ("whole patch", "centred disc"), judged(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
-    )
+    comparison = make_comparison(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
+    found, notes = segmentation_report.make_baselines(("whole patch", "centred disc"), comparison)
     assert (found["whole patch"] == 1).all()
     np.testing.assert_array_equal(found["centred disc"], discs([10, 20]))
     assert found["centred disc"].dtype == np.float32
     assert notes == (
         "Centred disc: radius of 10, 20 px, the best for the masks that A was trained on.",
     )
-    leaky, notes = module.floors(
-        ("centred disc",), judged(pool.take([5]), pool.take([2, 3, 4]), [0], [[]], "paper")
+    leaky, notes = segmentation_report.make_baselines(
+        ("centred disc",), make_comparison(pool.take([5]), pool.take([2, 3, 4]), [0], [[]], "paper")
     )
     np.testing.assert_array_equal(leaky["centred disc"], discs([20]))
-    assert module.floors((), judged(pool, pool, [0] * 6, [["a"]])) == ({}, ())
+    comparison = make_comparison(pool, pool, [0] * 6, [["a"]])
+    assert segmentation_report.make_baselines((), comparison) == ({}, ())
 
 
-def test_the_disc_of_a_foreign_model_is_fitted_on_the_other_patients(repository, patches):
-    module = script(repository, "segmentation")
+def test_the_disc_of_a_foreign_model_is_fitted_on_the_other_patients(patches):
     pool = of_discs(patches, [10, 10, 20], list("aab"))
-    found, notes = module.floors(
-        ("centred disc",), judged(pool, pool, [0, 0, 0], [["nobody here"]])
+    found, notes = segmentation_report.make_baselines(
+        ("centred disc",), make_comparison(pool, pool, [0, 0, 0], [["nobody here"]])
     )
     np.testing.assert_array_equal(found["centred disc"], discs([20, 20, 10]))
     assert notes[0].startswith(
@@ -581,16 +571,16 @@ def test_the_disc_of_a_foreign_model_is_fitted_on_the_other_patients(repository,
     )
 
 
-def test_a_disc_that_can_not_be_fitted_is_an_error(repository, patches):
-    module = script(repository, "segmentation")
+def test_a_disc_that_can_not_be_fitted_is_an_error(patches):
     alone = of_discs(patches, [10], ["a"])
-    with pytest.raises(
-        DataError, match=r"no lesion to be fitted on; leave it out with floors=\[whole patch\]"
-    ):
-        module.floors(("centred disc",), judged(alone, alone, [0], [[]]))
+    message = r"no lesion to fit the centred disc on; leave it out with floors=\[whole patch\]"
+    with pytest.raises(DataError, match=message):
+        comparison = make_comparison(alone, alone, [0], [[]])
+        segmentation_report.make_baselines(("centred disc",), comparison)
     empty = of_discs(patches, [0, 0], ["a", "b"])
     with pytest.raises(DataError, match="no lesion"):
-        module.floors(("centred disc",), judged(empty, empty, [0, 0], [["a"]], "all"))
+        comparison = make_comparison(empty, empty, [0, 0], [["a"]], "all")
+        segmentation_report.make_baselines(("centred disc",), comparison)
 
 
 @pytest.mark.parametrize("frame", ["full", "padded", "tight"])
@@ -626,14 +616,14 @@ def test_every_pair_is_compared_on_request(run, runs):
     assert "Holm's correction for 6 comparisons" in markdown
 
 
-def test_printed_rows_stand_beside_their_own_archive_split_and_frame(repository, patches):
-    printed = script(repository, "segmentation").PUBLISHED
+def test_printed_rows_stand_beside_their_own_archive_split_and_frame(patches):
+    printed = segmentation_report.PUBLISHED
     own = DataConfig(name="inbreast", root="somewhere")
 
     def label(model, protocol, data):
         return (
             printed[model]
-            .beside(evaluation.Comparison(protocol, data, patches, {}, {}))
+            .annotate(evaluation.Comparison(protocol, data, patches, {}, {}))
             .label(model)
         )
 
@@ -643,9 +633,9 @@ def test_printed_rows_stand_beside_their_own_archive_split_and_frame(repository,
         label("CAN", "unseen", DataConfig()) == "CAN, as printed (on inbreast, a split that leaks)"
     )
     assert label("cGAN", "unseen", own) == "cGAN, as printed (a split of its own)"
-    unseen = evaluation.Published({}, "inbreast", leaky=False)
+    unseen = report.Published({}, "inbreast", leaky=False)
     leaky = evaluation.Comparison("paper", own, patches, {}, {})
-    assert unseen.beside(leaky).elsewhere == "unseen patients"
+    assert unseen.annotate(leaky).elsewhere == "unseen patients"
 
 
 def test_a_printed_row_of_another_frame_is_left_out(run, runs):
@@ -653,27 +643,26 @@ def test_a_printed_row_of_another_frame_is_left_out(run, runs):
     assert "as printed" not in (output / "table.md").read_text(encoding="utf-8")
 
 
-def test_folds_have_roc_curves_of_their_own(repository, patches):
+def test_folds_have_roc_curves_of_their_own(patches):
     """Two networks without a fault whose scales differ: pooled, their area would be less than 1."""
-    module = script(repository, "segmentation")
     truth = np.tile([0, 1], 50)
     fold = np.repeat([0, 1], 50)
     scores = np.where(fold == 0, 0.1 + 0.1 * truth, 0.5 + 0.1 * truth)
     assert sklearn.metrics.roc_auc_score(truth, scores) == 0.75
-    curve, areas = module.mean_roc(truth, scores, fold)
+    curve, areas = segmentation_report.compute_mean_roc(truth, scores, fold)
     assert areas.tolist() == [1, 1] and curve[0] == 0 and (curve[1:] == 1).all()
     masks = patches.masks.astype(np.float32)
     number = np.arange(len(patches)) % 2
     shifted = {"A": 0.1 * masks + 0.5 * number[:, None, None, None].astype(np.float32)}
     comparison = evaluation.Comparison("unseen", DataConfig(), patches, shifted, {"A": number})
-    assert module.curves(comparison, 0)[0].body == [["A", "1.000 ± 0.000"]]
-    assert len(module.mean_roc(np.zeros(4, int), np.zeros(4), np.zeros(4, int))[1]) == 0
+    assert segmentation_report.draw_roc_curves(comparison, 0)[0].body == [["A", "1.000 ± 0.000"]]
+    zeros = np.zeros(4, int)
+    assert len(segmentation_report.compute_mean_roc(zeros, np.zeros(4), zeros)[1]) == 0
 
 
-def test_the_figure_shows_best_median_and_worst(repository, patches):
-    module = script(repository, "segmentation")
+def test_the_figure_shows_best_median_and_worst(patches):
     dice = np.linspace(0.1, 0.95, len(patches))[np.random.default_rng(1).permutation(len(patches))]
-    figure = module.cases("CAN", patches, patches.masks.astype(bool), dice, 3)
+    figure = segmentation_report.draw_cases("CAN", patches, patches.masks.astype(bool), dice, 3)
     shown = [
         [float(axis.get_title().split()[1]) for axis in figure.axes[row * 3 : row * 3 + 3]]
         for row in range(3)
@@ -686,11 +675,11 @@ def test_the_figure_shows_best_median_and_worst(repository, patches):
     np.testing.assert_array_equal(
         figure.axes[0].get_images()[0].get_array(),
         # drawn over an equal truth
-        module.outline(patches.images[first], patches.masks[first], module.ORANGE),
+        draw_outline(patches.images[first], patches.masks[first], ORANGE),
     )
     assert (
         len(
-            module.cases(
+            segmentation_report.draw_cases(
                 "CAN", patches.take([0, 1]), patches.masks[:2].astype(bool), dice[:2], 4
             ).axes
         )
@@ -767,7 +756,7 @@ def shape_runs(tmp_path_factory):
     """
     data = DataConfig(size=64, folds=2, stratify="shape", phantoms=40)
     root = tmp_path_factory.mktemp("shapes")
-    masks = datasets.all_patches(data, shape_patches)
+    masks = datasets.load_all_patches(data, make_shape_patches)
     for fold in range(2):
         own = data.model_copy(update={"fold": fold})
         train, held_out = splits.split(masks, own)
@@ -782,29 +771,29 @@ def shape_runs(tmp_path_factory):
 
 
 def test_shapes_confusion_accuracy_and_roc_of_the_folds(
-    repository, shape_runs, tmp_path, monkeypatch, tracking_uri
+    load_script, shape_runs, tmp_path, monkeypatch, tracking_uri
 ):
     root, masks, data = shape_runs
     config = tmp_path / "config.yaml"
-    output = tmp_path / "judged"
-    handles = {"Shape CNN": [str(root / "fold0"), str(root / "fold1")]}
+    output = tmp_path / "evaluated"
+    uris = {"Shape CNN": [str(root / "fold0"), str(root / "fold1")]}
     values = {
         "data": {"size": 64, "phantoms": 40},
-        "models": handles,
+        "models": uris,
         "samples": 500,
         "tracking_uri": tracking_uri,
     }
     config.write_text(json.dumps(values), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["shape.py", "--config", str(config), "--output", str(output)])
-    script(repository, "shape").main()
+    load_script("evaluate/shape").main()
     unseen = splits.split(masks, data.model_copy(update={"fold": 1}))[1]
     right = (len(masks) - len(unseen) + np.sum(unseen.labels == 3)) / len(masks)
     rows = table(output / "per_image.csv")
-    judged = [row for row in rows if row["model"] == "Shape CNN"]
-    assert [row["id"] for row in judged] == masks.ids.tolist() and [
-        float(row["label"]) for row in judged
+    evaluated = [row for row in rows if row["model"] == "Shape CNN"]
+    assert [row["id"] for row in evaluated] == masks.ids.tolist() and [
+        float(row["label"]) for row in evaluated
     ] == masks.labels.tolist()
-    assert {float(row["called"]) for row in judged if row["fold"] == "1"} == {3}
+    assert {float(row["called"]) for row in evaluated if row["fold"] == "1"} == {3}
     summary = {row["model"]: row for row in table(output / "table.csv")}
     assert float(summary["Shape CNN"]["mean"]) == pytest.approx(100 * right) and {
         row["measure"] for row in summary.values()
@@ -836,32 +825,33 @@ def test_shapes_confusion_accuracy_and_roc_of_the_folds(
     }
 
 
-def test_the_most_frequent_shape_is_that_of_the_training(repository, patches):
-    """Two folds whose training masks are mostly of another shape than those that are judged."""
+def test_the_most_frequent_shape_is_that_of_the_training(patches):
+    """Two folds whose training masks are mostly of another shape than those that are evaluated."""
     pool = replace(
         patches.take([0] * 6),
         patient_ids=np.array(list("aabbcc")),
         labels=np.array([1, 1, 2, 2, 3, 3], np.int32),
     )
-    comparison = judged(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
-    found = script(repository, "shape").most_frequent(comparison)
+    comparison = make_comparison(pool.take([4, 5]), pool, [0, 1], [["a"], ["b"]])
+    found = shape_report.predict_most_frequent(comparison)
     assert found.tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
-    unknown = judged(pool.take([4]), pool.take([3, 4, 5]), [0], [["nobody here"]])
-    assert script(repository, "shape").most_frequent(unknown).tolist() == [[0, 0, 0, 1]]
+    unknown = make_comparison(pool.take([4]), pool.take([3, 4, 5]), [0], [["nobody here"]])
+    assert shape_report.predict_most_frequent(unknown).tolist() == [[0, 0, 0, 1]]
 
 
-def test_the_roc_figure_shows_mean_and_spread(repository):
-    module = script(repository, "shape")
+def test_the_roc_figure_shows_mean_and_spread():
     curves = np.stack([np.ones(201), np.linspace(0, 1, 201)])
-    drawn = module.roc_figure("A", curves, np.array([[1.0, 1.0, np.nan, 1.0], [0.5] * 4]))
+    areas = np.array([[1.0, 1.0, np.nan, 1.0], [0.5] * 4])
+    drawn = shape_report.draw_roc_curves("A", curves, areas)
     axes = drawn.axes[0]
     np.testing.assert_allclose(axes.lines[-1].get_ydata(), curves.mean(axis=0))
     assert axes.lines[-1].get_label() == "mean of 2 folds, area 0.750 ± 0.354"
-    one_class = module.folds(np.zeros(3, int), np.full((3, 4), 0.25), np.zeros(3, int))
+    zeros = np.zeros(3, int)
+    one_class = shape_report.compute_fold_curves(zeros, np.full((3, 4), 0.25), zeros)
     assert one_class[0].shape == (0, 201) and one_class[1].shape == (0, 4)
 
 
-def test_losses_of_two_runs(repository, tmp_path, monkeypatch, tracking_uri):
+def test_losses_of_two_runs(load_script, tmp_path, monkeypatch, tracking_uri):
     runs = {}
     for name, content in (("Dice", "dice"), ("L1", "l1")):
         folder = runs[name] = tmp_path / name
@@ -874,8 +864,8 @@ def test_losses_of_two_runs(repository, tmp_path, monkeypatch, tracking_uri):
         (folder / "config.yaml").write_text(configuration.dump(values), encoding="utf-8")
         run = tracking.Run(values, folder)
         for step in range(1, 5):
-            run.metrics({content: 1 / step, "validation_dice": step / 10}, step)
-        run.metrics({content: 0.125}, 4)  # repeated after a stop: the later value counts
+            run.log_metrics({content: 1 / step, "validation_dice": step / 10}, step)
+        run.log_metrics({content: 0.125}, 4)  # repeated after a stop: the later value counts
         run.close()
     config = tmp_path / "config.yaml"
     values = {
@@ -887,16 +877,13 @@ def test_losses_of_two_runs(repository, tmp_path, monkeypatch, tracking_uri):
     monkeypatch.setattr(
         sys, "argv", ["losses.py", "--config", str(config), "--output", str(tmp_path / "out")]
     )
-    module = script(repository, "losses")
-    module.main()
+    load_script("evaluate/losses").main()
     rows = table(tmp_path / "out" / "losses.csv")
-    losses = [float(row["value"]) for row in rows if (row["run"], row["curve"]) == ("L1", "loss")]
-    assert (
-        losses == pytest.approx([1, 1 / 2, 1 / 3, 0.125])
-        and (tmp_path / "out" / "losses.png").is_file()
-    )
-    drawn = module.figure(
-        {"L1": {"loss": dict(enumerate(losses, 1)), "held-out Dice": {1: 0.1, 4: 0.4}}}, 2
+    values = [float(row["value"]) for row in rows if (row["run"], row["curve"]) == ("L1", "loss")]
+    assert values == pytest.approx([1, 1 / 2, 1 / 3, 0.125])
+    assert (tmp_path / "out" / "losses.png").is_file()
+    drawn = losses.draw_curves(
+        {"L1": {"loss": dict(enumerate(values, 1)), "held-out Dice": {1: 0.1, 4: 0.4}}}, 2
     )
     np.testing.assert_allclose(
         drawn.axes[0].lines[0].get_xydata(), [[1.5, 0.75], [2.5, 5 / 12], [3.5, 11 / 48]]
@@ -922,12 +909,13 @@ def test_a_missing_run_is_one_line_on_stderr(repository, tmp_path):
 
 
 def test_the_shipped_configs_are_the_defaults(repository):
-    for name, schema in (("segmentation", "SegmentationConfig"), ("synthesis", "SynthesisConfig")):
-        config = configuration.parse(
-            getattr(script(repository, name), schema), repository / "configs" / f"{name}.yaml"
-        )
+    for name, schema in (
+        ("segmentation", segmentation_report.SegmentationConfig),
+        ("synthesis", SynthesisConfig),
+    ):
+        config = configuration.parse(schema, repository / "configs" / f"{name}.yaml")
         assert list(config.models)[0] == "CAN" and all(
-            len(handles) == 3 for handles in config.models.values()
+            len(uris) == 3 for uris in config.models.values()
         )
         default = type(config)(models=config.models, data=config.data)
         assert config == default
@@ -935,7 +923,7 @@ def test_the_shipped_configs_are_the_defaults(repository):
 
 def test_the_other_shipped_configs_are_read(repository):
     config = configuration.parse(
-        script(repository, "segmentation").SegmentationConfig,
+        segmentation_report.SegmentationConfig,
         repository / "configs/segmentation_cgan.yaml",
     )
     assert config.postprocess and (
@@ -953,6 +941,4 @@ def test_the_other_shipped_configs_are_read(repository):
         len(shapes.models["Shape CNN"]) == trained.folds == 5
         and shapes.data.phantoms == trained.phantoms
     )
-    configuration.parse(
-        script(repository, "losses").LossesConfig, repository / "configs/losses.yaml"
-    )
+    configuration.parse(losses.LossesConfig, repository / "configs/losses.yaml")

@@ -1,7 +1,6 @@
 """evaluate/blending.py on the phantom and on real exports of models whose images are known."""
 
 import csv
-import importlib.util
 import json
 import sys
 
@@ -12,11 +11,12 @@ import pytest
 import tensorflow as tf
 
 from tfmammo import datasets, export
-from tfmammo.archives import mammograms
+from tfmammo.archives import read_mammograms
 from tfmammo.config import DataConfig, SamplingConfig
 from tfmammo.data import splits
-from tfmammo.data.labelled import blend_patches
+from tfmammo.data.labelled import make_blend_patches
 from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation.blending import pair_with_tissue
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics import blending
 
@@ -73,7 +73,7 @@ def models(tmp_path_factory, data):
     """Name -> the folders of its folds, with the cards that a training writes."""
     root = tmp_path_factory.mktemp("runs")
     found = {"pasted": [], "untouched": [], "vanilla": []}
-    saved = splits.describe(splits.Mammograms.of(mammograms(data, Skipped())), data, "phantom")
+    saved = splits.describe(splits.Mammograms.of(read_mammograms(data, Skipped())), data, "phantom")
     for fold in range(FOLDS):
         train = sorted(patient for patient, place in saved.patients.items() if place != fold)
         card = {
@@ -89,17 +89,7 @@ def models(tmp_path_factory, data):
 
 
 @pytest.fixture(scope="module")
-def script(request):
-    path = request.config.rootpath / "evaluate" / "blending.py"
-    spec = importlib.util.spec_from_file_location("evaluate_blending", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where pydantic looks its annotations up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def run(script, data, tmp_path_factory):
+def run(load_script, data, tmp_path_factory):
     """A function that runs the script in this process: models and overrides -> its
     output folder.
     """
@@ -126,7 +116,7 @@ def run(script, data, tmp_path_factory):
                     *extra,
                 ],
             )
-            script.main()
+            load_script("evaluate/blending").main()
         return folder / "output"
 
     return call
@@ -183,8 +173,8 @@ def test_a_network_that_pastes_scores_as_direct_paste_does(output):
 
 
 @pytest.mark.slow
-def test_lesions_are_set_into_tissue_of_their_own_fold(output, script, data, tmp_path):
-    lesions, tissue = script.paired(data, 0, tmp_path)
+def test_lesions_are_set_into_tissue_of_their_own_fold(output, data, tmp_path):
+    lesions, tissue = pair_with_tissue(data, 0, tmp_path)
     saved = splits.load(output / datasets.SPLIT)
     assert len(lesions) == len(tissue) and {lesions.labels.min(), tissue.labels.max()} == {1, 0}
     for lesion, under in zip(
@@ -218,7 +208,7 @@ def test_the_sheet_shows_every_method(output):
         ("data.sampling.normal=images", "has lesions, but no normal tissue", DataError),
     ],
 )
-def test_what_can_not_be_judged(run, models, data, override, said, kind):
+def test_what_can_not_be_evaluated(run, models, data, override, said, kind):
     extra = ["data.phantoms=12"] if "normal" in override else []
     with pytest.raises(kind, match=said):
         run({"pasted": models["pasted"]}, override, *extra)
@@ -232,7 +222,7 @@ def test_a_name_that_a_row_has(run, models):
 
 def test_patches_to_blend(data):
     skipped = Skipped()
-    patches = blend_patches(mammograms(data, Skipped()), data, skipped)
+    patches = make_blend_patches(read_mammograms(data, Skipped()), data, skipped)
     lesions, normal = (patches.take(np.flatnonzero(patches.labels == label)) for label in (1, 0))
     assert (
         patches.balanced
@@ -246,5 +236,5 @@ def test_patches_to_blend(data):
     assert not border.any()
     tight = data.model_copy(update={"frame": "tight"})
     with pytest.raises(DataError, match="there is no lesion's patch in the archive"):
-        blend_patches(mammograms(data, Skipped()), tight, skipped)
+        make_blend_patches(read_mammograms(data, Skipped()), tight, skipped)
     assert any("touches the border of its patch" in reason for reason in skipped.reasons.values())

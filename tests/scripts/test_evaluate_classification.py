@@ -3,7 +3,6 @@ that are known and tiny classifiers.
 """
 
 import csv
-import importlib.util
 import shutil
 import sys
 from dataclasses import replace
@@ -22,11 +21,14 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Skipped
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.metrics.clustered_auc import obuchowski_variance, rank_swap_test
+from tfmammo.metrics.summary import format_p
 from tfmammo.studies import classification as study
+from tfmammo.studies import classification_effects as effects
+from tfmammo.studies import classification_report as report
 from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
-from tfmammo.synthesis.generators import best_weights, lesion_generator
-from tfmammo.synthesis.patch_insertion import contiguous
+from tfmammo.synthesis.generators import find_best_weights, load_lesion_generator
+from tfmammo.synthesis.patch_insertion import draw_contiguous
 from tfmammo.synthesis.patch_set import PatchSet
 
 SAMPLING = {"count": 50, "scale": (0.25, 0.25), "offset": 10}
@@ -39,34 +41,19 @@ DATA = {
 }
 
 
-def script(repository, name):
-    spec = importlib.util.spec_from_file_location(
-        f"evaluate_{name}", repository / f"evaluate/{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def classification(repository):
-    return script(repository, "classification")
-
-
 def table(path):
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory):
-    return study.sides(DataConfig(**DATA), "malignant", tmp_path_factory.mktemp("sides"))
+def subsets(tmp_path_factory):
+    return study.split_subsets(DataConfig(**DATA), "malignant", tmp_path_factory.mktemp("subsets"))
 
 
 @pytest.fixture(scope="module")
-def generators(sides, tiny_contextual):
-    known = set(sides.train.patient_ids.tolist())
+def generators(subsets, tiny_contextual):
+    known = set(subsets.train.patient_ids.tolist())
     return {
         target: str(tiny_contextual(target, patients=known, idle=0.25))
         for target in ("mass", "removal")
@@ -79,12 +66,12 @@ def synthetic(generators, tmp_path_factory):
     chosen = PatchSynthesisConfig(
         name="set", data=DataConfig(**DATA), generators=generators, count=6
     )
-    patches.synthesise(chosen, output)
+    patches.synthesize(chosen, output)
     return output
 
 
 @pytest.fixture
-def config(classification, synthetic, generators, tracking_uri):
+def config(synthetic, generators, tracking_uri):
     """A function (**values) -> the study's config."""
 
     def make(**values):
@@ -108,7 +95,7 @@ def config(classification, synthetic, generators, tracking_uri):
             "tsne": 8,
             "tracking_uri": tracking_uri,
         }
-        return classification.StudyConfig(**{"experiment": experiment, **known, **values})
+        return study.StudyConfig(**{"experiment": experiment, **known, **values})
 
     return make
 
@@ -124,33 +111,35 @@ def graded(lesion, normal=0.5):
     return study.Gate({name: np.full(4, score) for name, score in pools.items()})
 
 
-def run(module, monkeypatch, name, *arguments):
-    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    module.main()
+@pytest.fixture
+def run(load_script, monkeypatch):
+    """A function (name, *arguments) that runs an evaluate script in this process."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        load_script(f"evaluate/{name}").main()
+
+    return call
 
 
-def test_all_trainings_of_a_study_have_one_precision(
-    classification, config, sides, tmp_path, monkeypatch
-):
+def test_all_trainings_of_a_study_have_one_precision(config, subsets, tmp_path, monkeypatch):
     keras.config.set_dtype_policy("mixed_bfloat16")
     seen = []
     monkeypatch.setattr(study, "train", lambda *_: seen.append(keras.config.dtype_policy().name))
-    monkeypatch.setattr(study, "judge_set", lambda *_: graded(0.6))
-    classification.trained(config(), sides, tmp_path)
+    monkeypatch.setattr(study, "score_synthetic_set", lambda *_: graded(0.6))
+    report.train_missing(config(), subsets, tmp_path)
     assert seen == ["mixed_bfloat16"] * 4
 
 
 @pytest.mark.slow
-def test_one_command_trains_tests_and_draws(
-    classification, config, sides, tmp_path, monkeypatch, caplog
-):
+def test_one_command_trains_tests_and_draws(config, subsets, tmp_path, run):
     chosen = config(seeds=(1,))
     output = tmp_path / "study"
     (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
     arguments = ("--config", tmp_path / "config.yaml", "--output", output, "--allow")
-    run(classification, monkeypatch, "classification.py", *arguments)
-    report = output / "report"
-    assert {path.name for path in report.iterdir()} == {
+    run("classification", *arguments)
+    folder = output / "report"
+    assert {path.name for path in folder.iterdir()} == {
         *(
             "table.md",
             "runs.csv",
@@ -161,10 +150,10 @@ def test_one_command_trains_tests_and_draws(
             "figure-tsne.png",
         )
     }
-    rows = table(report / "runs.csv")
-    scores = table(report / "scores.csv")
+    rows = table(folder / "runs.csv")
+    scores = table(folder / "scores.csv")
     assert [(float(row["share"]), row["seed"]) for row in rows] == [(0, "1"), (0.5, "1")]
-    labels = sides.test.labels
+    labels = subsets.test.labels
     by_run = {}
     for row in scores:
         by_run.setdefault((float(row["share"]), int(row["seed"])), []).append(
@@ -173,10 +162,10 @@ def test_one_command_trains_tests_and_draws(
     for row in rows:
         own = by_run[float(row["share"]), int(row["seed"])]
         assert float(row["auc"]) == pytest.approx(roc_auc(labels, own))
-    said = (report / "table.md").read_text(encoding="utf-8")
+    said = (folder / "table.md").read_text(encoding="utf-8")
     assert "| 50 % |" in said and "0.846 (p 1e-04)" in said and "| removal |" in said
     assert "| mean grey value alone |" in said and "| synthetic lesion | 6 |" in said
-    points = table(report / "tsne.csv")
+    points = table(folder / "tsne.csv")
     assert {row["group"] for row in points} >= {
         "real normal",
         "real mass",
@@ -190,53 +179,49 @@ def test_one_command_trains_tests_and_draws(
         )
         == 8
     )
-    effects = table(report / "effects.csv")
-    assert {row["generator"] for row in effects} == {"mass", "removal"} and len(effects) <= 12
+    lines = table(folder / "effects.csv")
+    assert {row["generator"] for row in lines} == {"mass", "removal"} and len(lines) <= 12
     exports = {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")}
     assert len(exports) >= 2
-    run(classification, monkeypatch, "classification.py", *arguments)
+    run("classification", *arguments)
     # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in output.rglob("saved_model.pb")} == exports
-    assert table(report / "scores.csv") == scores
-    train = export.read_card(study.chosen_weights(output / "runs/share50/seed1"))["train_patients"]
-    assert not set(train) & sides.held_out()
+    assert table(folder / "scores.csv") == scores
+    train = export.read_card(study.find_weights(output / "runs/share50/seed1"))["train_patients"]
+    assert not set(train) & subsets.list_held_out_patients()
 
 
-class Known:
+def predict_mean_grey(folder, images, output, patients):
     """In place of a run: the probability is a patch's mean grey value."""
-
-    def judged(self, folder, images, output, patients):
-        return images.mean(axis=(1, 2, 3))
+    return images.mean(axis=(1, 2, 3))
 
 
-def test_the_effect_is_the_paired_change_of_what_is_kept(
-    classification, config, sides, generators, monkeypatch
-):
+def test_the_effect_is_the_paired_change_of_what_is_kept(config, subsets, generators, monkeypatch):
     """Adding raises the mean by 0.3 times the softened disc, clipped; removal lowers it; what is
     discarded does not count.
     """
-    monkeypatch.setattr(classification, "judged", Known().judged)
+    monkeypatch.setattr(effects, "predict_unseen", predict_mean_grey)
     chosen = config(effects=8)
-    networks = classification.opened(chosen)
+    networks = effects.open_generators(chosen)
     for target, sign in (("mass", 1), ("removal", -1)):
-        made = classification.changed(networks[target], sides.test, chosen)
-        found = classification.effect(made, [Path("a"), Path("b")], chosen)
+        made = effects.edit_patches(networks[target], subsets.test, chosen)
+        found = effects.measure_effect(made, [Path("a"), Path("b")], chosen)
         change = found.after - found.before
         assert (
             0 < len(change) <= 8
             and np.all(sign * change > 0.01)
             and np.all(sign * change < 0.3 * np.pi / 16 * 1.5)
         )
-        wanted = (
-            sides.test.labels == 0 if target == "mass" else sides.test.pathologies == "malignant"
-        )
-        assert set(found.ids.tolist()) <= set(sides.test.ids[wanted].tolist())
+        wanted = subsets.test.pathologies == "malignant"
+        if target == "mass":
+            wanted = subsets.test.labels == 0
+        assert set(found.ids.tolist()) <= set(subsets.test.ids[wanted].tolist())
         assert found.discarded == pytest.approx(1 - len(change) / min(8, wanted.sum()))
-    line = classification.effect_table([found], chosen).body[0]
+    line = effects.tabulate_effects([found], chosen).body[0]
     assert line[0] == "removal" and line[1].startswith(f"{len(change)} of ")
 
 
-def test_the_verdict_says_what_the_test_shows(classification, config):
+def test_the_verdict_says_what_the_test_shows(config):
     chosen = config(samples=2000)
     patients = np.array([f"p{i}" for i in range(12)])
     ids = np.array([f"i{i}" for i in range(12)])
@@ -244,16 +229,16 @@ def test_the_verdict_says_what_the_test_shows(classification, config):
     high = np.full(12, 0.2) + np.linspace(0.1, 0.2, 12)
 
     def make(target, before, after):
-        return classification.Effect(target, before, after, patients, ids, 0.0)
+        return effects.Effect(target, before, after, patients, ids, 0.0)
 
     noise = low + np.tile([0.1, -0.1], 6)
-    effects = [
+    changes = [
         make("mass", low, high),
         make("mass", high, low),
         make("removal", high, low),
         make("mass", low, noise),
     ]
-    lines = classification.effect_table(effects, chosen).body
+    lines = effects.tabulate_effects(changes, chosen).body
     assert [line[-1] for line in lines] == [
         "as wanted",
         "the wrong way",
@@ -267,21 +252,21 @@ def test_the_verdict_says_what_the_test_shows(classification, config):
     )
 
 
-def test_the_table_of_known_scores(classification, config, sides):
+def test_the_table_of_known_scores(config, subsets):
     """Shares 0 and 0.5 score at random, share 1 as the labels say: areas and p worked out by the
     metrics themselves.
     """
     chosen = config(shares=(0, 0.5, 1))
-    labels = sides.test.labels
-    patients = np.array([f"p{i % 9}" for i in range(len(sides.test))])
-    test = replace(sides.test, patient_ids=patients)
+    labels = subsets.test.labels
+    patients = np.array([f"p{i % 9}" for i in range(len(subsets.test))])
+    test = replace(subsets.test, patient_ids=patients)
     random, other = np.random.default_rng(0).random((2, 2, len(labels)))
     scores = {
         0: random,
         0.5: other,
         1: np.stack([labels + 0.1 * random[0], labels + 0.1 * random[1]]),
     }
-    made = classification.table(scores, classification.run_rows(scores, test, chosen), test, chosen)
+    made = report.tabulate_areas(scores, report.make_run_rows(scores, test, chosen), test, chosen)
     (first, half, second, grey) = made.body
     means = random.mean(axis=0)
     assert first[0] == "0 %" and first[3:6] == ["-", "-", "-"] and first[-1] == "0.829"
@@ -298,32 +283,30 @@ def test_the_table_of_known_scores(classification, config, sides):
         and "Holm's correction over 2 shares" in made.title
     )
     assert grey[0] == "mean grey value alone" and grey[1].startswith(
-        f"{roc_auc(labels, sides.test.images.mean(axis=(1, 2, 3))):.3f}\n["
+        f"{roc_auc(labels, subsets.test.images.mean(axis=(1, 2, 3))):.3f}\n["
     )
     assert second[3] == f"{1 - roc_auc(labels, means):+.3f}" and second[-1] == "0.797 (p 1e-08)"
     low, high = (
         rank_swap_test(labels, scores[share].mean(axis=0), means, patients) for share in (1, 0.5)
     )
-    assert low < high and second[4] == classification.shown(2 * low), (
-        "the smaller of two p, doubled"
-    )
-    assert half[4] == classification.shown(max(high, 2 * low))
+    assert low < high and second[4] == format_p(2 * low), "the smaller of two p, doubled"
+    assert half[4] == format_p(max(high, 2 * low))
     assert second[5] == ", ".join(
-        classification.shown(2 * rank_swap_test(labels, scores[1][i], random[i], patients))
-        for i in range(2)
+        format_p(2 * rank_swap_test(labels, scores[1][i], random[i], patients)) for i in range(2)
     )
 
 
-def test_of_few_patients_there_is_a_sentence_and_no_number(classification, config, sides):
-    test = replace(sides.test, patient_ids=np.array([f"p{i % 5}" for i in range(len(sides.test))]))
+def test_of_few_patients_there_is_a_sentence_and_no_number(config, subsets):
+    patients = np.array([f"p{i % 5}" for i in range(len(subsets.test))])
+    test = replace(subsets.test, patient_ids=patients)
     chosen = config()
     random = np.random.default_rng(0).random((2, 2, len(test)))
     scores = {0: random[0], 0.5: random[1]}
-    rows = classification.run_rows(scores, test, chosen)
+    rows = report.make_run_rows(scores, test, chosen)
     assert all(
         np.isnan([row[name] for row in rows]).all() for name in ("low", "high", "p", "p_holm")
     )
-    made = classification.table(scores, rows, test, chosen)
+    made = report.tabulate_areas(scores, rows, test, chosen)
     assert (
         "of 5 patients: too few patients for intervals or p, which take six" in made.title
         and "Holm" not in made.title
@@ -333,28 +316,28 @@ def test_of_few_patients_there_is_a_sentence_and_no_number(classification, confi
         and made.body[1][5] == "-, -"
     )
     ids = np.array(["a", "b", "c", "d", "e"])
-    few = classification.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), ids, ids, 0.0)
-    line = classification.effect_table([few], chosen).body[0]
+    few = effects.Effect("mass", np.full(5, 0.1), np.full(5, 0.3), ids, ids, 0.0)
+    line = effects.tabulate_effects([few], chosen).body[0]
     assert line[5:] == ["+0.200", "-", "too few patients for an interval or p (six)"]
 
 
 def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
-    classification, config, sides, tmp_path, monkeypatch
+    config, subsets, tmp_path, monkeypatch
 ):
     """A study of such a set ends before any share of it is trained on; --allow goes on, and says so
     over every table.
     """
     seen = []
     monkeypatch.setattr(study, "train", lambda experiment, *_: seen.append(experiment.model.share))
-    monkeypatch.setattr(study, "judge_set", lambda *_: graded(0.4))
+    monkeypatch.setattr(study, "score_synthetic_set", lambda *_: graded(0.4))
     with pytest.raises(
         DataError,
         match=r"its lesions score no higher than its normal patches \(AUC 0.000 of 4 lesions and "
         r"4 normal",
     ):
-        classification.trained(config(), sides, tmp_path)
+        report.train_missing(config(), subsets, tmp_path)
     assert seen == [0, 0]
-    _, gate = classification.trained(config(), sides, tmp_path, allow=True)
+    _, gate = report.train_missing(config(), subsets, tmp_path, allow=True)
     assert (
         seen[2:] == [0, 0, 0.5, 0.5]
         and not gate.is_passed
@@ -362,10 +345,10 @@ def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
         and graded(0.6).is_passed
     )
     assert (
-        classification.flag(gate)
+        report.describe_failure(gate)
         == "[ALLOWED, though synthetic lesions do not outscore synthetic normal patches: AUC 0.000]"
     )
-    lines = classification.gate_table(gate).body
+    lines = report.tabulate_gate(gate).body
     assert [line[0] for line in lines] == [
         "real normal",
         "real lesion",
@@ -374,18 +357,20 @@ def test_a_set_whose_lesions_do_not_outscore_its_normal_patches_is_refused(
     ] and lines[3][2] == "0.400"
 
 
-def test_the_gate_scores_both_pools_and_unseen_real_patches(sides, synthetic, monkeypatch):
+def test_the_gate_scores_both_pools_and_unseen_real_patches(subsets, synthetic, monkeypatch):
     """By mean grey values: the discs that were added are 0.3 brighter than the tissue, the removals
     darker.
     """
     monkeypatch.setattr(
-        study, "probabilities", lambda run, images: images.mean(axis=(1, 2, 3)).astype(np.float64)
+        study,
+        "predict_probabilities",
+        lambda run, images: images.mean(axis=(1, 2, 3)).astype(np.float64),
     )
     found = PatchSet.read(synthetic)
-    gate = study.judge_set([Path("a"), Path("b")], found, sides.validation)
+    gate = study.score_synthetic_set([Path("a"), Path("b")], found, subsets.validation)
     assert {name: len(scores) for name, scores in gate.scores.items()} == {
-        "real normal": int(np.sum(sides.validation.labels == 0)),
-        "real lesion": int(np.sum(sides.validation.labels == 1)),
+        "real normal": int(np.sum(subsets.validation.labels == 0)),
+        "real lesion": int(np.sum(subsets.validation.labels == 1)),
         "synthetic normal": 6,
         "synthetic lesion": 6,
     }
@@ -394,60 +379,61 @@ def test_the_gate_scores_both_pools_and_unseen_real_patches(sides, synthetic, mo
 
 
 def test_the_figure_shows_what_generators_make_of_patients_that_the_classifier_never_saw(
-    classification, config, sides, generators, monkeypatch
+    config, subsets, generators, monkeypatch
 ):
     shown = []
 
-    def judged(folder, images, output, patients):
+    def predict_unseen(folder, images, output, patients):
         assert len(images) == len(patients), "every patch's patient is checked"
         shown.append(set(patients.tolist()))
         return np.random.default_rng(len(images)).random((len(images), 4))
 
-    monkeypatch.setattr(classification, "judged", judged)
+    monkeypatch.setattr(effects, "predict_unseen", predict_unseen)
     chosen = config()
     changes = [
-        classification.changed(network, sides.test, chosen)
-        for network in classification.opened(chosen).values()
+        effects.edit_patches(network, subsets.test, chosen)
+        for network in effects.open_generators(chosen).values()
     ]
-    groups, points = classification.embedding(Path("run"), sides.test, changes, chosen)
+    groups, points = effects.embed(Path("run"), subsets.test, changes, chosen)
     assert {"synthetic mass", "synthetic normal", "real normal"} <= set(groups) and len(
         points
     ) == len(groups)
-    assert len(shown) >= 4 and set.union(*shown) <= set(sides.test.patient_ids.tolist())
+    assert len(shown) >= 4 and set.union(*shown) <= set(subsets.test.patient_ids.tolist())
 
 
 def test_the_best_weights_of_a_generators_training_are_taken(tiny_contextual, tmp_path):
     last, best = (Path(tiny_contextual(level=level)) for level in (0.6, 0.4))
     shutil.copytree(last, tmp_path / "run/export")
-    assert best_weights(str(tmp_path / "run"), None) == tmp_path / "run/export"
+    assert find_best_weights(str(tmp_path / "run"), None) == tmp_path / "run/export"
     shutil.copytree(best, tmp_path / "run/best")
-    assert best_weights(str(tmp_path / "run"), None) == tmp_path / "run/best"
-    assert best_weights(str(tmp_path / "run/export"), None) == tmp_path / "run/export", (
+    assert find_best_weights(str(tmp_path / "run"), None) == tmp_path / "run/best"
+    assert find_best_weights(str(tmp_path / "run/export"), None) == tmp_path / "run/export", (
         "what is named itself"
     )
 
 
-def test_bad_input_is_one_sentence(classification, config, sides, tiny_contextual, generators):
+def test_bad_input_is_one_sentence(config, subsets, tiny_contextual, generators):
     with pytest.raises(DataError, match="generators.mass: was trained with model.target=removal"):
-        classification.opened(config(generators={"mass": generators["removal"]}))
+        effects.open_generators(config(generators={"mass": generators["removal"]}))
     with pytest.raises(
         DataError, match="generators.mass: makes patches of 16 px, experiment.data.size is 32"
     ):
-        classification.opened(config(generators={"mass": str(tiny_contextual(size=16))}))
+        effects.open_generators(config(generators={"mass": str(tiny_contextual(size=16))}))
     with pytest.raises(
         DataError,
         match=r"generators.mass: was trained on patches made with .*'window': \[0.0, 1.0\].*, "
         r"experiment.data makes",
     ):
-        classification.opened(config(generators={"mass": str(tiny_contextual(window=(0, 1)))}))
-    leaking = lesion_generator(Path(tiny_contextual(patients=set(sides.test.patient_ids.tolist()))))
+        effects.open_generators(config(generators={"mass": str(tiny_contextual(window=(0, 1)))}))
+    test_patients = set(subsets.test.patient_ids.tolist())
+    leaking = load_lesion_generator(Path(tiny_contextual(patients=test_patients)))
     with pytest.raises(
         DataError, match=r"generators.mass: was trained on \d+ patients of the test patches"
     ):
-        classification.changed(leaking, sides.test, config())
-    lesions = sides.test.take(np.flatnonzero(sides.test.labels == 1))
+        effects.edit_patches(leaking, subsets.test, config())
+    lesions = subsets.test.take(np.flatnonzero(subsets.test.labels == 1))
     with pytest.raises(DataError, match="generators.mass: no test patch is normal"):
-        classification.changed(lesion_generator(Path(generators["mass"])), lesions, config())
+        effects.edit_patches(load_lesion_generator(Path(generators["mass"])), lesions, config())
     for wrong in (
         {"shares": (0.5, 0)},
         {"shares": ()},
@@ -459,16 +445,14 @@ def test_bad_input_is_one_sentence(classification, config, sides, tiny_contextua
             config(**wrong)
 
 
-def test_the_study_and_the_training_have_the_same_values(repository, classification):
+def test_the_study_and_the_training_have_the_same_values(repository):
     from tfmammo import config as configuration
     from tfmammo.models.classifier import ClassifierConfig
 
     alone = configuration.load(
         repository / "configs/classifier.yaml", ["model.synthetic=runs/synthetic"], ClassifierConfig
     )
-    whole = configuration.parse(
-        classification.StudyConfig, repository / "configs/classification.yaml"
-    )
+    whole = configuration.parse(study.StudyConfig, repository / "configs/classification.yaml")
     assert whole.experiment.data.window == (0, 1), (
         "percentiles of each patch would hide what a lesion adds"
     )
@@ -481,9 +465,9 @@ def test_the_study_and_the_training_have_the_same_values(repository, classificat
     assert bulk.generators == whole.generators and bulk.count == 5000
 
 
-def test_synthetic_patches_are_in_the_figure_in_their_colours(classification, synthetic):
+def test_synthetic_patches_are_in_the_figure_in_their_colours(synthetic):
     groups = ["real normal"] * 3 + ["synthetic mass"] * 2
-    drawn = classification.embedding_figure(groups, np.arange(10.0).reshape(5, 2))
+    drawn = effects.draw_embedding(groups, np.arange(10.0).reshape(5, 2))
     assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == [
         "real normal, 3",
         "synthetic mass, 2",
@@ -491,22 +475,14 @@ def test_synthetic_patches_are_in_the_figure_in_their_colours(classification, sy
     assert set(PatchSet.read(synthetic).patches.kinds.tolist()) == {"mass", "normal"}
 
 
-def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path, monkeypatch):
+def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path, run):
     """Beyond the windows every value is the source's; within, a disc of side / 2 brightens by 0.3
     of the patch's contrast.
     """
-    module = script(repository, "contiguous")
     output = tmp_path / "out"
     folder = tiny_contextual("mass", level=0.4)
     arguments = ("--set", "data.phantoms=12", f"generator={folder}", "count=3", "--output", output)
-    run(
-        module,
-        monkeypatch,
-        "contiguous.py",
-        "--config",
-        repository / "configs/contiguous.yaml",
-        *arguments,
-    )
+    run("contiguous", "--config", repository / "configs/contiguous.yaml", *arguments)
     rows = table(output / "boxes.csv")
     assert len(rows) == 3 and (output / "figure-contiguous.png").is_file()
     (source,) = [
@@ -516,7 +492,7 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
     ]
     assert is_normal(source)
     picture = cv2.imread(str(output / "mammogram.png"), cv2.IMREAD_UNCHANGED).astype(np.int32)
-    before = archives.stored(source).values.astype(np.int32)
+    before = archives.read_stored(source).values.astype(np.int32)
     inside = np.zeros(before.shape, bool)
     tops = [
         [int(row[name]) for name in ("row_min", "col_min", "row_max", "col_max")] for row in rows
@@ -543,15 +519,13 @@ def test_lesions_side_by_side_are_put_back(repository, tiny_contextual, tmp_path
     assert lesion[1] - lesion[0] == pytest.approx(64, abs=4)
 
 
-def test_contiguous_boxes_and_where_there_is_no_room(
-    repository, tiny_contextual, tmp_path, monkeypatch
-):
+def test_contiguous_boxes_and_where_there_is_no_room(repository, tiny_contextual, tmp_path, run):
     breast = np.zeros((60, 100, 1), np.uint8)
     breast[20:40, 10:70] = 1
     none = np.zeros_like(breast)
-    places = contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
+    places = draw_contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
     assert places == [(20, 10, 40, 30), (20, 30, 40, 50), (20, 50, 40, 70)]
-    upright = contiguous(
+    upright = draw_contiguous(
         np.ascontiguousarray(breast.transpose(1, 0, 2)),
         none.transpose(1, 0, 2).copy(),
         20,
@@ -561,11 +535,10 @@ def test_contiguous_boxes_and_where_there_is_no_room(
     )
     assert upright == [(10, 20, 30, 40), (30, 20, 50, 40), (50, 20, 70, 40)]
     with pytest.raises(DataError, match="no 4 squares of 20 px side by side are 90 % breast each"):
-        contiguous(breast, none, 20, 4, 0.9, np.random.default_rng(0))
+        draw_contiguous(breast, none, 20, 4, 0.9, np.random.default_rng(0))
     none[30, 40] = 1
     with pytest.raises(DataError, match="no 3 squares"):
-        contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
-    module = script(repository, "contiguous")
+        draw_contiguous(breast, none, 20, 3, 1.0, np.random.default_rng(0))
     for overrides, said in (
         ([f"generator={tiny_contextual('removal')}"], ConfigError),
         ([f"generator={tiny_contextual()}", "only=nobody"], ConfigError),
@@ -574,9 +547,7 @@ def test_contiguous_boxes_and_where_there_is_no_room(
         with pytest.raises(said):
             config = repository / "configs/contiguous.yaml"
             run(
-                module,
-                monkeypatch,
-                "contiguous.py",
+                "contiguous",
                 "--config",
                 config,
                 "--output",

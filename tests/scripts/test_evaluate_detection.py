@@ -3,10 +3,8 @@ wherever they are looked for.
 """
 
 import csv
-import importlib.util
 import json
 import sys
-from types import ModuleType
 
 import mlflow
 import numpy as np
@@ -26,17 +24,6 @@ MASSES = {
     for record in RECORDS
 }
 KNOWN = next(record for record in RECORDS if MASSES[record.image_id])
-
-
-@pytest.fixture(scope="module")
-def script(repository) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "evaluate_detection", repository / "evaluate/detection.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +74,7 @@ def save(folder, finds=True):
 
 
 @pytest.fixture
-def run(script, repository, tmp_path, monkeypatch):
+def run(load_script, repository, tmp_path, monkeypatch):
     def call(*overrides):
         arguments = [
             "--config",
@@ -101,7 +88,7 @@ def run(script, repository, tmp_path, monkeypatch):
             "argv",
             ["detection.py", *arguments, f"data.phantoms={PHANTOMS}", "samples=20", *overrides],
         )
-        script.main()
+        load_script("evaluate/detection").main()
         rows = list(csv.reader((tmp_path / "out/table.csv").read_text().splitlines()))
         return rows, json.loads((tmp_path / "out/boxes.json").read_text())
 
@@ -175,8 +162,8 @@ def overlaps(box, other):
 
 
 def test_boxes_of_other_kinds_are_no_false_positives(run, runs, tmp_path):
-    """A detector of two kinds whose every answer is a calcification: judged by masses it is silent,
-    not wrong.
+    """A detector of two kinds whose every answer is a calcification: evaluated on masses, it is
+    silent, not wrong.
     """
     folder = tmp_path / "both" / "export"
     save(folder / "saved_model")
@@ -200,7 +187,7 @@ def test_boxes_of_other_kinds_are_no_false_positives(run, runs, tmp_path):
     assert float(rows[-1][-1]) > 0
 
 
-def test_one_fold_judges_its_unseen_patients_alone(run, runs):
+def test_one_fold_takes_its_unseen_patients_alone(run, runs):
     seen = json.loads((runs / "a/export/card.json").read_text())["train_patients"]
     _, boxes = run(f"detectors={runs}/a", "patients=unseen")
     patients = {record.image_id: record.patient_id for record in RECORDS}
@@ -218,7 +205,7 @@ def table(tmp_path, name):
     return {row[0]: [np.nan if cell == "-" else float(cell) for cell in row[1:]] for row in rows}
 
 
-def test_a_second_detector_is_judged_on_the_same_mammograms(run, runs, tmp_path):
+def test_a_second_detector_is_evaluated_on_the_same_mammograms(run, runs, tmp_path):
     rows, _ = run(f"detectors=[{runs}/a, {runs}/b]", f"against={runs}/blind", "coco=true")
     blind = table(tmp_path, "against").values()
     assert not any(np.nansum(np.abs(cells)) for cells in blind), (
@@ -270,9 +257,9 @@ def test_the_figure_of_merit_is_tested(run, runs, tmp_path):
     assert ours < 0.1 and theirs == 0.5 and low <= apart <= high < 0 and p < 0.05
 
 
-def test_both_are_compared_where_both_may_judge(run, runs, tmp_path):
-    """The blind one saw nobody and may judge all, fold a those that it never saw; without normal
-    ones the merit is JAFROC1.
+def test_both_are_compared_where_both_are_eligible(run, runs, tmp_path):
+    """The blind one saw nobody and is eligible for all, fold a for those that it never saw; without
+    normal ones the merit is JAFROC1.
     """
     _, alone = run(f"detectors={runs}/a", "normal=false")
     _, boxes = run(f"detectors={runs}/blind", f"against={runs}/a", "normal=false")
@@ -311,7 +298,7 @@ def test_the_store_keeps_table_curve_and_recall(run, runs, tmp_path):
 def test_what_would_not_be_fair_is_refused(run, runs):
     with pytest.raises(DataError, match="no card names the patients"):
         run(f"detectors={runs}/none/export")
-    with pytest.raises(DataError, match="judged by several handles"):
+    with pytest.raises(DataError, match="several URIs are eligible for one mammogram"):
         run(f"detectors=[{runs}/a, {runs}/a]")
 
 
@@ -359,7 +346,7 @@ SMALL = (
 
 
 @pytest.fixture
-def study(script, repository, tmp_path, monkeypatch, tracking_uri):
+def study(load_script, repository, tmp_path, monkeypatch, tracking_uri):
     """A function (name, *overrides) that runs a study of Light-Head R-CNN on phantoms, two steps a
     training; returns its folder.
     """
@@ -390,7 +377,7 @@ def study(script, repository, tmp_path, monkeypatch, tracking_uri):
             *overrides,
         ]
         monkeypatch.setattr(sys, "argv", ["detection.py", *arguments])
-        script.main()
+        load_script("evaluate/detection").main()
         return tmp_path / "study"
 
     return call
@@ -407,10 +394,10 @@ def test_a_studys_plan_is_shown_and_nothing_is_run(study, capsys):
     )
 
 
-def test_a_plan_is_a_studys(script, monkeypatch, capsys):
+def test_a_plan_is_a_studys(load_script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["detection.py", "--plan"])
     with pytest.raises(SystemExit):
-        script.main()
+        load_script("evaluate/detection").main()
     assert "--study names none" in capsys.readouterr().err
 
 
@@ -444,8 +431,8 @@ def test_a_study_ends_with_tables_a_figure_and_a_run_with_children_and_is_not_ru
         card["train_patients"]
     )
     assert real["config"]["data"]["added"]["synthetic"] is None
-    judged = json.loads((folder / "evaluations/poisson-3/seed0/boxes.json").read_text())
-    assert judged and {one["patient"] for one in judged.values()} <= held_out
+    boxes = json.loads((folder / "evaluations/poisson-3/seed0/boxes.json").read_text())
+    assert boxes and {one["patient"] for one in boxes.values()} <= held_out
 
     client = mlflow.MlflowClient(tracking_uri)
     parent = (folder / "mlflow_run_id").read_text().strip()

@@ -3,7 +3,6 @@ whose images are known.
 """
 
 import csv
-import importlib.util
 import json
 import sys
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from tfmammo.config import DataConfig
 from tfmammo.data import splits
 from tfmammo.errors import ConfigError, ExportError, WeightsError
 from tfmammo.evaluation import comparison
-from tfmammo.evaluation.perceptual import Judge
+from tfmammo.evaluation.perceptual import PerceptualScorer
 from tfmammo.layers import patch_seeds, uniform_noise
 from tfmammo.metrics import perceptual
 from tfmammo.models.infilling import tri_label
@@ -105,7 +104,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def patches(data):
-    return datasets.all_patches(data)
+    return datasets.load_all_patches(data)
 
 
 @pytest.fixture(scope="module")
@@ -142,17 +141,7 @@ def models(tmp_path_factory, data, patches):
 
 
 @pytest.fixture(scope="module")
-def script(request):
-    path = request.config.rootpath / "evaluate" / "realism.py"
-    spec = importlib.util.spec_from_file_location("evaluate_realism", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where pydantic looks its annotations up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def run(script, data, tmp_path_factory):
+def run(load_script, data, tmp_path_factory):
     """A function that runs the script in this process: models and overrides -> its
     output folder.
     """
@@ -179,7 +168,7 @@ def run(script, data, tmp_path_factory):
                     *extra,
                 ],
             )
-            script.main()
+            load_script("evaluate/realism").main()
         return folder / "output"
 
     return call
@@ -215,10 +204,10 @@ def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
     rows = by_name(output)
     images = table(output / "per_image.csv")
     assert [row["id"] for row in images if row["model"] == "G_unet"] == patches.ids.tolist()
-    judge = perceptual.LPIPS("none", "none")
+    scorer = perceptual.LPIPS("none", "none")
     for name, margin in (("G_unet", 316), ("G_unet-", None)):
         made = synthetic(patches, margin)
-        distance = judge.distance(patches.images, made)
+        distance = scorer.distance(patches.images, made)
         assert [
             float(row["lpips_random"]) for row in images if row["model"] == name
         ] == pytest.approx(distance, abs=1e-5)
@@ -229,7 +218,7 @@ def test_each_model_gets_what_it_takes_and_is_measured(output, patches):
         )
         assert float(rows[name, "l1_mass"]["mean"]) == pytest.approx(error, abs=1e-5)
         assert -1 < float(rows[name, "ssim_mass"]["mean"]) < 0.9
-        table_ = judge.matrix(patches.images, made)
+        table_ = scorer.matrix(patches.images, made)
         others = table_[~np.eye(len(table_), dtype=bool)].mean()
         assert float(rows[name, "lpips_pairs_random"]["mean"]) == pytest.approx(others, abs=1e-4)
         assert distance.mean() < others, "a patch is nearer to its own real one"
@@ -370,9 +359,9 @@ def test_rows_of_whole_sets_are_compared_as_asked():
     statistics = {
         "kid": {name: lambda rows, own=own: float(own[rows].mean()) for name, own in values.items()}
     }
-    judge = Judge(SimpleNamespace(note=""), SimpleNamespace(note=""))
+    scorer = PerceptualScorer(SimpleNamespace(note=""), SimpleNamespace(note=""))
     patients = np.array(list("abcdefgh"))
-    rows = judge.rows(statistics, patients, 0.95, "real", "pairs")
+    rows = scorer.make_rows(statistics, patients, 0.95, "real", "pairs")
     assert [(row.model, row.against) for row in rows] == [
         ("A", ""),
         ("B", "A"),
@@ -385,7 +374,7 @@ def test_rows_of_whole_sets_are_compared_as_asked():
     assert (rows[3].difference, rows[3].p) == pytest.approx(
         (np.mean(values["C"] - values["B"]), expected.pvalue)
     )
-    assert [row.against for row in judge.rows(statistics, patients, 0.95, "real")] == [
+    assert [row.against for row in scorer.make_rows(statistics, patients, 0.95, "real")] == [
         "",
         "A",
         "A",
@@ -393,7 +382,7 @@ def test_rows_of_whole_sets_are_compared_as_asked():
     ]
 
 
-def test_wrong_configs(run, models, script):
+def test_wrong_configs(run, models):
     for override, message in (
         ("data.size=16", "data.size: LPIPS's network sees nothing in patches below 32 px"),
         ("models={real patches: x}", "real patches is the name of a row of its own"),
@@ -408,7 +397,7 @@ def test_wrong_configs(run, models, script):
 
 def test_a_model_that_takes_something_else(models, tmp_path):
     inputs = {"tri_label": None, "mask": None}
-    assert comparison._open(models["copier"][0], inputs, "image", None).source == "mask"
-    assert comparison._open(models["G_unet"][0], inputs, "image", None).source == "tri_label"
+    assert comparison._open_first(models["copier"][0], inputs, "image", None).source == "mask"
+    assert comparison._open_first(models["G_unet"][0], inputs, "image", None).source == "tri_label"
     with pytest.raises(ExportError, match="none of its functions leads from tri_label to shapes"):
-        comparison._open(models["G_unet"][0], inputs, "shapes", None)
+        comparison._open_first(models["G_unet"][0], inputs, "shapes", None)

@@ -1,8 +1,5 @@
-"""train/contextual.py: stages that are too short to fade in, and which of their
-checkpoints may be the best.
-"""
+"""Progressive growing: stages that are too short to fade in, and which checkpoint may be best."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import pytest
 from tfmammo import config as configuration
 from tfmammo.errors import ConfigError
 from tfmammo.models.contextual import Contextual, ContextualConfig
+from tfmammo.studies import progressive
 
 TINY = [
     "model.filters=[3,4,8]",
@@ -24,14 +22,9 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def train(repository):
-    spec = importlib.util.spec_from_file_location(
-        "train_contextual", repository / "train/contextual.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # pydantic looks its generic classes up
-    spec.loader.exec_module(module)
-    return module
+def main(load_script):
+    """The main of train/contextual.py."""
+    return load_script("train/contextual").main
 
 
 def experiment(repository, *overrides):
@@ -40,26 +33,26 @@ def experiment(repository, *overrides):
     )
 
 
-def test_a_stage_that_ends_before_its_level_is_faded_in_is_refused(train, repository):
+def test_a_stage_that_ends_before_its_level_is_faded_in_is_refused(repository):
     chosen = experiment(repository, "model.fade_steps=10", "model.start_steps=10")
-    train.check_fading(chosen, [8, 16, 32], 10)
-    train.check_fading(chosen, [8, 16, 32], None)  # not known yet
+    progressive.check_fading(chosen, [8, 16, 32], 10)
+    progressive.check_fading(chosen, [8, 16, 32], None)  # not known yet
     with pytest.raises(
         ConfigError,
         match=r"training.steps: 9 end before the level for 32 px is faded in "
         r"\(model.fade_steps=10\)",
     ):
-        train.check_fading(chosen, [8, 16, 32], 9)
+        progressive.check_fading(chosen, [8, 16, 32], 9)
     short = experiment(repository, "model.fade_steps=10", "model.start_steps=9")
     with pytest.raises(
         ConfigError, match="model.start_steps: 9 end before the level for 16 px is faded in"
     ):
-        train.check_fading(short, [8, 16, 32], 10)
-    train.check_fading(short, [16, 32], 10)  # the first stage fades nothing in
-    train.check_fading(short, [32], 1)
+        progressive.check_fading(short, [8, 16, 32], 10)
+    progressive.check_fading(short, [16, 32], 10)  # the first stage fades nothing in
+    progressive.check_fading(short, [32], 1)
 
 
-def test_it_is_refused_before_anything_is_read_or_written(train, repository, tmp_path, monkeypatch):
+def test_it_is_refused_before_anything_is_read_or_written(main, repository, tmp_path, monkeypatch):
     overrides = [
         *TINY,
         "model.fade_steps=10",
@@ -81,26 +74,40 @@ def test_it_is_refused_before_anything_is_read_or_written(train, repository, tmp
         ],
     )
     with pytest.raises(ConfigError, match="training.steps: 9 end before"):
-        train.main()
+        main()
     assert not list(tmp_path.iterdir())
 
 
-def test_no_checkpoint_is_the_best_one_before_its_level_is_faded_in(train, repository, monkeypatch):
-    chosen = experiment(repository, "model.fade_steps=10")
-    found = []
+def test_no_checkpoint_is_the_best_one_before_its_level_is_faded_in(repository, monkeypatch):
+    stage = experiment(repository, "model.fade_steps=10")
+    metrics = []
 
-    def fit(build, stage, patches, held_out, output, judge):
-        room = build()
+    def fit(build, stage, patches, held_out, output, validate, *, monitor, seen_patients):
+        assert monitor == "likeness" and not seen_patients
+        model = build()
         build()  # the copy that is exported has weights of its own
         for step in (0, 9, 10):
-            room.average.steps.assign(step)
-            found.append(judge({}, held_out))
-        return found[-1]
+            model.average.steps.assign(step)
+            metrics.append(validate({}, held_out))
+        return metrics[-1]
 
-    monkeypatch.setattr(train.loop, "fit", fit)
-    monkeypatch.setattr(train, "validate", lambda *_: {"likeness": -0.5, "discarded": 0.1})
-    train.fit(chosen, lambda: Contextual(chosen.model, 16), None, None, None, Path("out"))
-    assert np.isnan([found[0]["likeness"], found[1]["likeness"]]).all() and found[2] == {
-        "likeness": -0.5,
-        "discarded": 0.1,
-    }
+    monkeypatch.setattr(progressive.loop, "fit", fit)
+    monkeypatch.setattr(
+        progressive, "validate_contextual", lambda *_: {"likeness": -0.5, "discarded": 0.1}
+    )
+    subsets = progressive.Subsets(None, None, None)
+    progressive.fit_stage(stage, lambda: Contextual(stage.model, 16), subsets, Path("out"))
+    assert np.isnan([metrics[0]["likeness"], metrics[1]["likeness"]]).all()
+    assert metrics[2] == {"likeness": -0.5, "discarded": 0.1}
+
+
+def test_a_stage_counts_the_patients_of_the_stage_before_as_seen(repository, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(progressive, "read_card", lambda _: {"train_patients": ["p1", "p2"]})
+    monkeypatch.setattr(
+        progressive.loop, "fit", lambda *_, seen_patients, **__: seen.extend(seen_patients)
+    )
+    subsets = progressive.Subsets(None, None, None)
+    stage = experiment(repository)
+    progressive.fit_stage(stage, lambda: None, subsets, tmp_path, tmp_path / "8px/export")
+    assert seen == ["p1", "p2"]

@@ -1,6 +1,4 @@
-"""The server's edges, over real connections: clients that dawdle, hang up, send too much;
-a stop amid requests; memory.
-"""
+"""The server under attack over real connections: slow clients, large bodies, stops, memory."""
 
 import json
 import os
@@ -53,8 +51,8 @@ def started(model, limit=50 * 2**20):
     Returns:
         Its port, and a function that stops it.
     """
-    app = server.application(model, limit, 2)
-    listener = connections.listening("127.0.0.1", 0)
+    app = server.make_application(model, limit, 2)
+    listener = connections.listen("127.0.0.1", 0)
     config = connections.uvicorn.Config(
         app, log_level="error", http=connections.Connection, ws="none"
     )
@@ -75,8 +73,8 @@ def started(model, limit=50 * 2**20):
 def port(model, monkeypatch):
     """Of a server that is quick to lose its patience."""
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.5)
-    monkeypatch.setattr(server, "GRACE", 0.5)
-    monkeypatch.setattr(server, "DRAINING", 0.2)
+    monkeypatch.setattr(server, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(server, "DRAINING_SECONDS", 0.2)
     port, stop = started(model)
     yield port
     stop()
@@ -156,9 +154,7 @@ def test_requests_over_one_connection_are_answered_in_turn(port):
 
 
 def test_work_stops_when_the_client_has_gone(model, caplog):
-    """Four requests of a minute each, two computed at once; nothing is logged, and the next one
-    does not wait for them.
-    """
+    """Of four requests of a minute, two are computed at once; the next one does not wait."""
     port, stop = started(model)
     try:
         for _ in range(4):
@@ -186,7 +182,7 @@ def test_a_stop_does_not_wait_for_requests(model):
 
 
 def test_when_there_are_too_many_connections_the_idle_ones_go(model, monkeypatch):
-    monkeypatch.setattr(connections, "MOST", 6)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 6)
     port, stop = started(model)
     idle = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(20)]
     try:
@@ -210,7 +206,8 @@ def test_a_large_body_is_parsed_apart_and_answered(model, monkeypatch):
     port, stop = started(model)
     try:
         answer = posted(
-            port, json.dumps({"inputs": [{"value": 5, "text": "x" * (2 * server.SMALL)}]}).encode()
+            port,
+            json.dumps({"inputs": [{"value": 5, "text": "x" * (2 * server.MAX_INLINE)}]}).encode(),
         )
         assert answer.json() == {"predictions": [{"value": 10}]}
         answer = posted(port, b'{"inputs": [' + b"{}," * 400_000 + b"{}]}")
@@ -220,15 +217,15 @@ def test_a_large_body_is_parsed_apart_and_answered(model, monkeypatch):
         monkeypatch.setattr(server, "PARSING_SECONDS", 0.0)
         answer = posted(port, b'{"inputs": [' + b"[0]," * 2_000_000 + b"[0]]}")
         assert answer.status_code == 413 and answer.json() == {
-            "error": "the request takes too long to be read"
+            "error": "the request takes too long to parse"
         }
     finally:
         stop()
 
 
 def test_too_many_large_requests_are_turned_away_and_small_ones_are_not(model, monkeypatch):
-    monkeypatch.setattr(server, "ROOM", 1)
-    monkeypatch.setattr(server, "SMALL", 100)
+    monkeypatch.setattr(server, "MAX_HELD", 1)
+    monkeypatch.setattr(server, "MAX_INLINE", 100)
     port, stop = started(model, limit=1200)
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as first:
@@ -246,9 +243,7 @@ def test_too_many_large_requests_are_turned_away_and_small_ones_are_not(model, m
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_under_attack_nothing_is_lost_and_nothing_stays(repository):
-    """Bombs of JSON and of pictures, clients that dawdle and hang up, a broken protocol, then
-    SIGTERM amid uploads: all kinds twice.
-    """
+    """All attacks of benchmarks/hostile.py twice, then SIGTERM during uploads."""
     command = [
         sys.executable,
         str(repository / "benchmarks/hostile.py"),

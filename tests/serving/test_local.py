@@ -1,8 +1,8 @@
-"""What stands before every server: whose names and pages are answered, and what becomes of
-temporary files.
-"""
+"""What all servers share: the names and pages that are answered, and temporary files."""
 
 import asyncio
+import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tfmammo.serving.local import OLD, SameOrigin, private_folder
+from tfmammo.serving.local import LEFTOVER_SECONDS, SameOrigin, private_folder
 
 
 async def page(scope, receive, send):
@@ -125,7 +125,7 @@ def test_what_a_killed_process_left_goes_at_the_next_start_and_nothing_else(temp
         started[0].kill()
         started[0].wait()
         (temporary / "tfmammo_y_other").mkdir()
-        for name, age in (("new", 0), ("old", OLD + 60)):  # of a version without locks
+        for name, age in (("new", 0), ("old", LEFTOVER_SECONDS + 60)):  # of a version without locks
             (temporary / f"tfmammo_x_{name}").mkdir()
             os.utime(temporary / f"tfmammo_x_{name}", (time.time() - age,) * 2)
         (temporary / "tfmammo_x_link").symlink_to(temporary / "tfmammo_y_other")
@@ -142,3 +142,16 @@ def test_what_a_killed_process_left_goes_at_the_next_start_and_nothing_else(temp
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
+    """Without a lock, another process would take the folder for a leftover and remove it."""
+
+    def refuse_lock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(fcntl, "flock", refuse_lock)
+    with pytest.raises(OSError, match="can't be locked"), private_folder("tfmammo_test_"):
+        pass
+    assert list(tmp_path.iterdir()) == [] and tempfile.tempdir == str(tmp_path)

@@ -1,4 +1,4 @@
-"""Bodies as values: what is none is one sentence, and no body costs more memory than it may."""
+"""Parsing of bodies: errors are one sentence, and no body costs more memory than allowed."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tfmammo.serving import parsing
-from tfmammo.serving.parsing import BadRequest, parsed
+from tfmammo.serving.parsing import BadRequest, parse
 
 
 def body(inputs, **more):
@@ -18,7 +18,7 @@ def body(inputs, **more):
 
 
 def test_pictures_arrays_and_named_arrays():
-    inputs, params = parsed(
+    inputs, params = parse(
         body(
             [{"pixels": [[0, 1], [0.5, 0.25]], "view": "CC"}, {"image": "QQ=="}],
             params={"network": "g"},
@@ -31,14 +31,14 @@ def test_pictures_arrays_and_named_arrays():
         [0, 1],
         [0.5, 0.25],
     ]
-    inputs, params = parsed(body([[[[0.5], [1]]]]))
+    inputs, params = parse(body([[[[0.5], [1]]]]))
     assert inputs.shape == (1, 1, 2, 1) and params is None
-    inputs, _ = parsed(body({"mask": [[1.0]], "image": [[2]]}))
+    inputs, _ = parse(body({"mask": [[1.0]], "image": [[2]]}))
     assert {name: array.tolist() for name, array in inputs.items()} == {
         "mask": [[1.0]],
         "image": [[2.0]],
     }
-    assert parsed(body([]))[0] == []
+    assert parse(body([]))[0] == []
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_pictures_arrays_and_named_arrays():
         ('{"inputs": []}'.encode("utf-16"), "is not text in UTF-8"),
         (b"[1]", "must be an object with the key inputs"),
         (b'{"input": []}', "must be an object with the key inputs"),
-        (b'{"inputs": 3}', "inputs must be a list of pictures, an array, or an object of arrays"),
+        (b'{"inputs": 3}', "inputs must be a list of images, an array, or an object of arrays"),
         (b'{"inputs": [], "params": 3}', "params must be an object"),
-        (b'{"inputs": [[NaN]]}', "NaN is no number in JSON"),
-        (b'{"inputs": [[-Infinity]]}', "-Infinity is no number in JSON"),
+        (b'{"inputs": [[NaN]]}', "NaN is not a number in JSON"),
+        (b'{"inputs": [[-Infinity]]}', "-Infinity is not a number in JSON"),
         (b'{"inputs": [], "inputs": [1]}', "has a key twice"),
         (b'{"inputs": [{"image": "a", "image": "b"}]}', "has a key twice"),
         (b'{"inputs": [' + b"9" * 5000 + b"]}", "a number of too many digits"),
@@ -77,23 +77,23 @@ def test_pictures_arrays_and_named_arrays():
 )
 def test_what_is_no_request_is_one_sentence(content, message):
     with pytest.raises(BadRequest, match=message) as caught:
-        parsed(content)
+        parse(content)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 def test_too_many_values_are_refused_before_any_is_made():
-    content = b'{"inputs": [' + b"[]," * (parsing.VALUES // 2 + 1) + b"[]]}"
+    content = b'{"inputs": [' + b"[]," * (parsing.MAX_VALUES // 2 + 1) + b"[]]}"
     tracemalloc.start()
     try:
         with pytest.raises(BadRequest, match="more than 16777216 values"):
-            parsed(content)
+            parse(content)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
 
 
 def test_what_is_too_large_for_float32_is_infinite():
-    assert np.isinf(parsed(b'{"inputs": [[1e999, 1e39]]}')[0]).all()
+    assert np.isinf(parse(b'{"inputs": [[1e999, 1e39]]}')[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -107,20 +107,21 @@ def test_what_is_too_large_for_float32_is_infinite():
 )
 def test_what_is_written_is_read_again(request_):
     file = io.BytesIO()
-    parsing.written(parsed(body(request_, params={"network": "x"})), file)
+    parsing.write(parse(body(request_, params={"network": "x"})), file)
     file.seek(0)
-    inputs, params = parsing.loaded(file)
-    expected, _ = parsed(body(request_))
+    inputs, params = parsing.load(file)
+    expected, _ = parse(body(request_))
     assert params == {"network": "x"} and type(inputs) is type(expected)
     np.testing.assert_equal(inputs, expected)
 
 
-def apart(content, tmp_path, *, spare=parsing.SPARE):
+def apart(content, tmp_path, *, spare=parsing.BASE_MEMORY):
     """Exit code and result of the script, of whose memory `spare` is left."""
     (tmp_path / "in").write_bytes(content)
+    # Only the script, as the server runs it: the package's imports would take the memory.
     code = (
-        "import sys; sys.argv = ['x']; from tfmammo.serving import parsing; parsing.SPARE = "
-        f"{spare}; parsing.main()"
+        f"script = {{'__name__': 'parsing'}}; exec(open({parsing.__file__!r}).read(), script); "
+        f"script['BASE_MEMORY'] = {spare}; script['main']()"
     )
     with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("w+b") as found:
         done = subprocess.run(
@@ -131,7 +132,7 @@ def apart(content, tmp_path, *, spare=parsing.SPARE):
             timeout=300,
         )
         found.seek(0)
-        return done.returncode, found if done.returncode else parsing.loaded(found)
+        return done.returncode, found if done.returncode else parsing.load(found)
 
 
 def test_a_process_parses_a_mammogram_of_numbers(tmp_path):

@@ -1,6 +1,4 @@
-"""Services of pictures: a network, the case chain, a synthesiser; called as MLflow calls
-them, and once as it loads them.
-"""
+"""Services: a network, the CAD pipeline and an editor, called as MLflow calls them."""
 
 import base64
 import io
@@ -24,12 +22,12 @@ from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, ExportError, TrackingError
 from tfmammo.export import export
-from tfmammo.inference.pipeline import Case, Finding
-from tfmammo.mammogram import Lesion, borders
+from tfmammo.inference.pipeline import Finding, PipelineResult
+from tfmammo.mammogram import Lesion, trace_borders
 from tfmammo.serving import pictures
 from tfmammo.serving.__main__ import lay_out, main, register
 from tfmammo.serving.pictures import NetworkConfig, Service, ServiceConfig
-from tfmammo.synthesis.editor import Inserter, SystemConfig, Wish, opened
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
 
 SIZE = 16
 
@@ -44,7 +42,7 @@ def breast():
 
 def encoded(image, bits=16):
     return base64.b64encode(
-        synthetic.encoded(
+        synthetic.encode_png(
             np.rint(image * (2**bits - 1)).astype(np.uint16 if bits > 8 else np.uint8)
         )
     ).decode()
@@ -54,7 +52,7 @@ def decoded(text):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text, validate=True))))
 
 
-class Room(keras.Model):
+class Bright(keras.Model):
     """Image to mask: what is brighter than one half; mask to image: half as bright."""
 
     def __init__(self):
@@ -90,12 +88,12 @@ class Room(keras.Model):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A function (frame) -> the export of a room whose training patches were cut so."""
+    """A function (frame) -> the export of a network whose training patches were cut so."""
 
     def make(frame):
         data = DataConfig(size=SIZE, window=(0, 1), frame=frame).model_dump(mode="json")
         card = {"step": 1, "config": {"data": data, "model": {}}, "train_patients": []}
-        return export(Room(), tmp_path_factory.mktemp("can") / "export", card)
+        return export(Bright(), tmp_path_factory.mktemp("can") / "export", card)
 
     return make
 
@@ -119,7 +117,7 @@ def inverter(can):
 
 @pytest.fixture(scope="module")
 def synthesiser(tiny_infilling):
-    system = SystemConfig(painter="infilling", generator=str(tiny_infilling(size=32, padding=20)))
+    system = EditorConfig(painter="infilling", generator=str(tiny_infilling(size=32, padding=20)))
     return Service.load(ServiceConfig(name="synthesis", system=system)), system
 
 
@@ -152,7 +150,7 @@ def test_a_network_of_patches_takes_nothing_but_patches(exported, rows, cols):
     strict = loaded(exported("square"))
     good = {"pixels": square(SIZE, SIZE).tolist()}
     refusal = (
-        rf"^inputs\[1\]: the network takes patches of {SIZE} x {SIZE} px, no picture of "
+        rf"^inputs\[1\]: the network takes patches of {SIZE} x {SIZE} px, no image of "
         rf"{rows} x {cols} px$"
     )
     with pytest.raises(ValueError, match=refusal):
@@ -164,7 +162,7 @@ def test_a_network_of_square_crops_takes_no_others(exported):
     crops = loaded(exported("square"), scaled=True)
     assert crops.answer([{"pixels": square(64, 64).tolist()}])[0]["box"] == [16, 16, 48, 48]
     with pytest.raises(
-        ValueError, match=r"^inputs\[0\]: the network takes square crops, no picture of 32 x 64 px$"
+        ValueError, match=r"^inputs\[0\]: the network takes square crops, no image of 32 x 64 px$"
     ):
         crops.answer([{"pixels": square(32, 64).tolist()}])
 
@@ -181,7 +179,7 @@ def test_a_network_of_whole_pictures_takes_any(exported):
 def test_a_network_sees_eight_pictures_at_a_time(can):
     service = loaded(can)
     seen = []
-    network = service.make.__self__
+    network = service.answer_all.__self__
     call = network.call
     network.call = lambda **named: seen.append(len(named["image"])) or call(**named)
     pictures_of = [
@@ -201,7 +199,7 @@ def test_work_stops_where_nobody_waits_any_more(can):
         if len(asked) > 40:  # 32 pictures are read, then the network is called for eight at a time
             raise TimeoutError
 
-    network = service.make.__self__
+    network = service.answer_all.__self__
     call = network.call
     calls = []
     network.call = lambda **named: calls.append(1) or call(**named)
@@ -215,12 +213,13 @@ def test_a_request_has_no_more_pictures_and_pixels_than_allowed(can, monkeypatch
     service = loaded(can, scaled=True)
     tiny = {"image": encoded(square(4, 4), 8)}
     with pytest.raises(
-        ConfigError, match=f"inputs holds {pictures.MOST + 1} pictures, more than {pictures.MOST}"
+        ConfigError,
+        match=f"inputs holds {pictures.MAX_IMAGES + 1} images, more than {pictures.MAX_IMAGES}",
     ):
-        service.answer([tiny] * (pictures.MOST + 1))
-    monkeypatch.setattr(pictures, "PIXELS", 40)
+        service.answer([tiny] * (pictures.MAX_IMAGES + 1))
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 40)
     with pytest.raises(
-        ConfigError, match=r"inputs\[2\]: with this picture the request has 48 px, more than 40"
+        ConfigError, match=r"inputs\[2\]: with this image the request has 48 px, more than 40"
     ):
         service.answer([tiny] * 4)
 
@@ -272,8 +271,9 @@ def test_a_lesion_is_set_in_as_locally(synthesiser, tmp_path):
     (answer,) = service.answer([request])
     path = tmp_path / "breast.png"
     path.write_bytes(base64.b64decode(request["image"]))
-    local = Inserter.load(system).change(
-        opened(path, "L"), Wish(centre=(100, 60), size=(22, 18), shape="oval", seed=5)
+    local = Editor.load(system).edit(
+        open_mammogram(path, "L"),
+        EditRequest(centre=(100, 60), size=(22, 18), shape="oval", seed=5),
     )
     before = np.rint(breast() * 65535)
     made = decoded(answer["image"])
@@ -358,7 +358,7 @@ def test_a_wish_that_cant_be_granted_names_its_number(synthesiser):
         synthesiser[0].answer([request])
     with pytest.raises(ConfigError, match=r"^inputs\[0\]: .*centre"):
         synthesiser[0].answer([{"pixels": breast().tolist()}])
-    with pytest.raises(ConfigError, match="inputs holds no picture"):
+    with pytest.raises(ConfigError, match="inputs holds no image"):
         synthesiser[0].answer([])
 
 
@@ -422,10 +422,10 @@ def test_a_registered_service_is_whole_and_answers_through_mlflow(can, inverter,
 
 def test_a_folder_that_holds_no_service_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="holds no service"):
-        pictures.unpacked(tmp_path)
+        pictures.unpack(tmp_path)
     (tmp_path / pictures.FILE).write_text("[1]")
     with pytest.raises(ConfigError, match="holds no service"):
-        pictures.unpacked(tmp_path)
+        pictures.unpack(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -478,19 +478,17 @@ def test_the_command(can, tracking_uri, tmp_path, capsys):
     assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_pictures_of_the_chain(tmp_path, monkeypatch):
-    """The chain itself is tested in tests/inference/test_pipeline.py; here what becomes of its
-    answer.
-    """
+def test_pictures_of_the_pipeline(tmp_path, monkeypatch):
+    """The answer that is made of the result of a pipeline."""
     mask = np.zeros((200, 150), np.uint8)
     cv2.circle(mask, (60, 100), 12, 1, -1)
 
-    class Chain:
+    class FixedPipeline:
         config = ServiceConfig
 
-        def read(self, mammogram):
-            lesion = Lesion("mass", (88, 48, 113, 73), borders(mask))
-            return Case(
+        def predict(self, mammogram):
+            lesion = Lesion("mass", (88, 48, 113, 73), trace_borders(mask))
+            return PipelineResult(
                 mammogram,
                 mammogram.pixels(),
                 (
@@ -499,10 +497,14 @@ def test_pictures_of_the_chain(tmp_path, monkeypatch):
                 ),
             )
 
-    monkeypatch.setattr(pictures, "report", lambda case, chain: {"lesions": len(case.findings)})
+    monkeypatch.setattr(
+        pictures, "build_report", lambda result, pipeline: {"lesions": len(result.findings)}
+    )
     service = Service(
-        pictures.CaseRequest,
-        pictures._each(lambda request, one: pictures._read(Chain(), request, one)),
+        pictures.PipelineRequest,
+        pictures._answer_each(
+            lambda request, one: pictures._run_pipeline(FixedPipeline(), request, one)
+        ),
     )
     (answer,) = service.answer([{"pixels": breast().tolist(), "overlay": True}])
     assert answer["report"] == {"lesions": 2} and answer["masks"][1] is None

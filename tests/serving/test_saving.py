@@ -1,4 +1,4 @@
-"""What the registry stores is run by a server if it is this package's own code, and only then."""
+"""A server runs a registered model only if its code is that of this package."""
 
 import hashlib
 
@@ -33,9 +33,9 @@ def test_our_own_code_is_run_as_this_and_earlier_versions_kept_it(saved, monkeyp
     saving.check(saved, "mine")
     earlier = b"# of an earlier version"
     (saved / "entry.py").write_bytes(earlier)
-    with pytest.raises(ConfigError, match="its code is not of this package"):
+    with pytest.raises(ConfigError, match="its code is not that of this package"):
         saving.check(saved, "mine")
-    monkeypatch.setitem(saving.EARLIER, "entry.py", (hashlib.sha256(earlier).hexdigest(),))
+    monkeypatch.setitem(saving.EARLIER_HASHES, "entry.py", (hashlib.sha256(earlier).hexdigest(),))
     saving.check(saved, "mine")
 
 
@@ -44,12 +44,12 @@ def test_our_own_code_is_run_as_this_and_earlier_versions_kept_it(saved, monkeyp
     [
         # which MLflow would unpickle
         ({"model_code_path": None, "python_model": "python_model.pkl"}, "as a pickle"),
-        ({"loader_module": "mlflow.sklearn"}, "as a pickle or of another framework"),
+        ({"loader_module": "mlflow.sklearn"}, "as a pickle or by another framework"),
         # whose modules would come before all others
-        ({"code": "code"}, "its code is not of this package"),
+        ({"code": "code"}, "its code is not that of this package"),
         # where MLflow would look for another model
-        ({"data": "data"}, "its code is not of this package"),
-        ({"predict_fn": "load_context"}, "its code is not of this package"),
+        ({"data": "data"}, "its code is not that of this package"),
+        ({"predict_fn": "load_context"}, "its code is not that of this package"),
     ],
 )
 def test_nothing_but_our_own_code_is_run(saved, changes, message):
@@ -63,5 +63,7 @@ def test_the_command_runs_no_other_code(saved, tmp_path, capsys):
     )
     with pytest.raises(SystemExit) as caught:
         main(["run", "--model", str(saved)])
-    assert caught.value.code == 2 and "its code is not of this package" in capsys.readouterr().err
+    assert (
+        caught.value.code == 2 and "its code is not that of this package" in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()

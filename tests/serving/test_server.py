@@ -1,6 +1,4 @@
-"""The server: MLflow's protocol with limits and short errors; bodies that nobody should
-send; and many at once.
-"""
+"""The server: MLflow's protocol with limits and short errors, hostile bodies, many requests."""
 
 import asyncio
 import json
@@ -54,7 +52,7 @@ def exchange(model, requests, limit=2000, parallel=2):
     Returns:
         Responses in their order.
     """
-    app = server.application(mlflow.pyfunc.load_model(str(model)), limit, parallel)
+    app = server.make_application(mlflow.pyfunc.load_model(str(model)), limit, parallel)
 
     async def work():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -111,7 +109,7 @@ def test_a_bad_body_is_one_sentence(model, body, status):
         list(response.json()) == ["error"]
         and said
         and "\n" not in said
-        and len(said) <= server.LONGEST
+        and len(said) <= server.MAX_ERROR_LENGTH
     )
     assert "DOE" not in said and "Traceback" not in said and "xxxx" not in said
 
@@ -139,7 +137,7 @@ def test_health_version_and_a_histogram_of_latencies(model):
         ("GET", "/ping", {}),
         ("GET", "/version", {}),
     ]
-    app = server.application(mlflow.pyfunc.load_model(str(model)), 1000, 1)
+    app = server.make_application(mlflow.pyfunc.load_model(str(model)), 1000, 1)
 
     async def work():
         async with httpx.AsyncClient(
@@ -232,5 +230,8 @@ def test_a_pickle_is_never_loaded(tmp_path, capsys, monkeypatch):
 
 
 def test_both_kinds_of_models_are_kept_as_text():
-    assert {path.name for path in (pyfunc.NETWORKS, saving.ENTRY)} == {"networks.py", "entry.py"}
+    assert {path.name for path in (pyfunc.NETWORKS, saving.ENTRY)} == {
+        "pyfunc_model.py",
+        "entry.py",
+    }
     assert all(path.is_file() for path in (pyfunc.NETWORKS, saving.ENTRY))

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 
 from tfmammo import datasets
+from tfmammo.archives import read_mammograms
 from tfmammo.config import DataConfig, Experiment, TrackingConfig, TrainingConfig
 from tfmammo.data import splits
-from tfmammo.data.labelled import binary_patches, check_binary, pathology_patches
-from tfmammo.data.patches import joined
+from tfmammo.data.labelled import check_binary, make_binary_patches, make_pathology_patches
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Skipped
 from tfmammo.models.classifier import ClassifierConfig
 from tfmammo.studies import classification
-from tfmammo.synthesis.patch_set import PatchSet, patch_scale
-from tfmammo.training import script
+from tfmammo.synthesis.patch_set import PatchSet, describe_scale
 
 DATA = DataConfig(
     phantoms=40,
@@ -26,8 +25,8 @@ DATA = DataConfig(
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory):
-    return classification.sides(DATA, "malignant", tmp_path_factory.mktemp("sides"))
+def subsets(tmp_path_factory):
+    return classification.split_subsets(DATA, "malignant", tmp_path_factory.mktemp("subsets"))
 
 
 def patients(part):
@@ -62,54 +61,59 @@ def synthetic(
     )
 
 
-def test_the_sides_have_two_classes_each_and_no_patient_in_common(sides):
-    parts = (sides.train, sides.validation, sides.test)
+def test_the_sides_have_two_classes_each_and_no_patient_in_common(subsets):
+    parts = (subsets.train, subsets.validation, subsets.test)
     assert sum(len(patients(part)) for part in parts) == len(set.union(*map(patients, parts)))
     for part in parts:
         assert set(part.labels.tolist()) == {0, 1} and part.balanced
         np.testing.assert_array_equal(part.labels == 1, part.pathologies == "malignant")
         np.testing.assert_array_equal(part.labels == 0, part.kinds == "normal")
-    assert {"mass", "calcification"} < set(sides.train.kinds.tolist())
-    assert abs(len(patients(sides.validation)) - len(patients(sides.test))) <= 3
+    assert {"mass", "calcification"} < set(subsets.train.kinds.tolist())
+    assert abs(len(patients(subsets.validation)) - len(patients(subsets.test))) <= 3
 
 
-def test_every_generators_training_holds_the_same_patients_out(sides, tmp_path):
+def test_every_generators_training_holds_the_same_patients_out(subsets, tmp_path):
     """Other kinds of lesions, other patches, other patients among them: yet the same
     side for each.
     """
     for kind in ("mass", "calcification"):
         few = DATA.sampling.model_copy(update={"count": 15})
-        data = datasets.archive_split(
+        data = datasets.pin_archive_split(
             DATA.model_copy(update={"kinds": (kind,), "sampling": few}), tmp_path / kind
         )
-        train, held_out = datasets.datasets(data, tmp_path / kind, pathology_patches)
-        assert patients(held_out) and not patients(train) & sides.held_out()
-        assert not patients(held_out) & patients(sides.train)
+        train, held_out = datasets.open_subsets(data, tmp_path / kind, make_pathology_patches)
+        assert patients(held_out) and not patients(train) & subsets.list_held_out_patients()
+        assert not patients(held_out) & patients(subsets.train)
     assert (tmp_path / "mass/split.json").read_bytes() == (
         tmp_path / "calcification/split.json"
     ).read_bytes()
 
 
-def test_all_lesions_are_positive_where_that_is_asked_for(sides):
-    records = script.mammograms(DATA, Skipped())[:16]
+def test_all_lesions_are_positive_where_that_is_asked_for(subsets):
+    records = read_mammograms(DATA, Skipped())[:16]
     data = DATA.model_copy(update={"kinds": classification.KINDS})
-    every, malignant = (binary_patches(records, data, Skipped(), which) for which in (False, True))
+    every, malignant = (
+        make_binary_patches(records, data, Skipped(), which) for which in (False, True)
+    )
     assert {"benign", "malignant"} <= set(every.pathologies[every.labels == 1].tolist())
     assert set(malignant.pathologies.tolist()) == {"malignant", "normal"} and len(malignant) < len(
         every
     )
 
 
-def test_synthetic_patches_become_pools_of_their_own(sides, random_patches):
-    together = classification.with_synthetic(sides.train, synthetic(random_patches).patches)
-    real = len(sides.train)
-    assert together.shares == 4 and together.labels[:real].tolist() == sides.train.labels.tolist()
+def test_synthetic_patches_become_pools_of_their_own(subsets, random_patches):
+    together = classification.join_synthetic(subsets.train, synthetic(random_patches).patches)
+    real = len(subsets.train)
+    assert (
+        together.balanced_classes == 4
+        and together.labels[:real].tolist() == subsets.train.labels.tolist()
+    )
     assert together.labels[real:].tolist() == [3, 2] * 4
-    np.testing.assert_array_equal(together.images[:real], sides.train.images)
+    np.testing.assert_array_equal(together.images[:real], subsets.train.images)
 
 
-def test_synthetic_patches_that_know_the_test_patients_are_refused(sides, random_patches):
-    held = sorted(sides.held_out())
+def test_synthetic_patches_that_know_the_test_patients_are_refused(subsets, random_patches):
+    held = sorted(subsets.list_held_out_patients())
     with pytest.raises(
         DataError,
         match=rf"its generators were trained on 2 of the {len(held)} patients held out here",
@@ -125,15 +129,15 @@ def test_synthetic_patches_that_know_the_test_patients_are_refused(sides, random
         classification.check_synthetic(synthetic(random_patches, kinds=("mass",)), held, DATA)
 
 
-def test_synthetic_patches_of_other_grey_values_are_refused(sides, random_patches):
+def test_synthetic_patches_of_other_grey_values_are_refused(subsets, random_patches):
     window = DataConfig(window=(0, 1))
-    ours, theirs = (patch_scale(data) for data in (DATA, window))
+    ours, theirs = (describe_scale(data) for data in (DATA, window))
     classification.check_synthetic(
-        synthetic(random_patches, scales=(ours,)), sides.held_out(), DATA
+        synthetic(random_patches, scales=(ours,)), subsets.list_held_out_patients(), DATA
     )
     windowed = DATA.model_copy(update={"window": (0.0, 1.0)})
     classification.check_synthetic(
-        synthetic(random_patches, scales=(theirs,)), sides.held_out(), windowed
+        synthetic(random_patches, scales=(theirs,)), subsets.list_held_out_patients(), windowed
     )
     with pytest.raises(
         DataError,
@@ -141,25 +145,25 @@ def test_synthetic_patches_of_other_grey_values_are_refused(sides, random_patche
         r".*'percentiles'",
     ):
         classification.check_synthetic(
-            synthetic(random_patches, scales=(ours, theirs)), sides.held_out(), DATA
+            synthetic(random_patches, scales=(ours, theirs)), subsets.list_held_out_patients(), DATA
         )
 
 
-def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(sides, tmp_path):
+def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(subsets, tmp_path):
     """Of masses alone, of a few patches: nobody who tests the classifier chooses a generator's
     checkpoint.
     """
-    data = datasets.archive_split(
+    data = datasets.pin_archive_split(
         DATA.model_copy(update={"sampling": DATA.sampling.model_copy(update={"count": 15})}),
         tmp_path,
     )
-    _, held_out = datasets.datasets(data, tmp_path, pathology_patches)
-    chooses, tests = splits.halves(held_out, datasets.whole_archive(data), data)
+    _, held_out = datasets.open_subsets(data, tmp_path, make_pathology_patches)
+    chooses, tests = splits.halve(held_out, datasets.index_archive(data), data)
     assert len(chooses) + len(tests) == len(held_out)
-    assert not patients(chooses) & patients(sides.test) and not patients(tests) & patients(
-        sides.validation
+    assert not patients(chooses) & patients(subsets.test) and not patients(tests) & patients(
+        subsets.validation
     )
-    known = set(held_out.patient_ids.tolist()) | patients(sides.train)
+    known = set(held_out.patient_ids.tolist()) | patients(subsets.train)
     saved = splits.load(data.split_file)
     fewer = saved.model_copy(
         update={
@@ -167,38 +171,38 @@ def test_whom_checkpoints_are_chosen_by_does_not_depend_on_the_patches(sides, tm
         }
     )
     splits.save(tmp_path / "fewer.json", fewer)
-    parts = splits.halves(
+    parts = splits.halve(
         held_out,
-        datasets.whole_archive(data),
+        datasets.index_archive(data),
         data.model_copy(update={"split_file": tmp_path / "fewer.json"}),
     )
     assert len(fewer.patients) < len(saved.patients) and sum(map(len, parts)) == len(held_out)
     with pytest.raises(DataError, match="are all of one half of the held-out patients"):
-        splits.halves(chooses, datasets.whole_archive(data), data)
+        splits.halve(chooses, datasets.index_archive(data), data)
 
 
-def test_a_missing_class_is_one_sentence(sides):
-    lesions = sides.train.take(np.flatnonzero(sides.train.labels == 1))
+def test_a_missing_class_is_one_sentence(subsets):
+    lesions = subsets.train.take(np.flatnonzero(subsets.train.labels == 1))
     with pytest.raises(
         DataError, match=rf"there is no normal patch in the test part \({len(lesions)} patches\)"
     ):
         check_binary(lesions, "the test part")
-    normal = sides.train.take(np.flatnonzero(sides.train.labels == 0))
+    normal = subsets.train.take(np.flatnonzero(subsets.train.labels == 0))
     with pytest.raises(DataError, match="there is no lesion's patch in x"):
         check_binary(normal, "x")
-    records = [one for one in script.mammograms(DATA, Skipped()) if one.lesions]
+    records = [one for one in read_mammograms(DATA, Skipped()) if one.lesions]
     with pytest.raises(DataError, match="data.patches=normal: none of .* mammograms is normal"):
-        binary_patches(records, DATA, Skipped())
-    assert len(joined([lesions, normal])) == len(sides.train)
+        make_binary_patches(records, DATA, Skipped())
+    assert len(lesions.concatenate(normal)) == len(subsets.train)
 
 
-def test_a_training_and_what_is_known_of_it(sides, tmp_path, tracking_uri):
+def test_a_training_and_what_is_known_of_it(subsets, tmp_path, tracking_uri):
     wanted = experiment(tracking_uri)
     assert not classification.is_finished(tmp_path / "run", wanted)
-    metrics, _ = classification.train(wanted, tmp_path / "run", sides)
+    metrics, _ = classification.train(wanted, tmp_path / "run", subsets)
     assert list(metrics) == ["auc", "accuracy"] and 0 <= metrics["auc"] <= 1
     assert classification.is_finished(tmp_path / "run", wanted)
-    assert classification.chosen_weights(tmp_path / "run").name in ("best", "export")
+    assert classification.find_weights(tmp_path / "run").name in ("best", "export")
     longer = wanted.model_copy(update={"training": wanted.training.model_copy(update={"steps": 3})})
     other = experiment(tracking_uri, learning_rate=1e-4)
     assert not classification.is_finished(
@@ -206,14 +210,14 @@ def test_a_training_and_what_is_known_of_it(sides, tmp_path, tracking_uri):
     ) and not classification.is_finished(tmp_path / "run", other)
 
 
-def test_a_share_without_patches_is_refused(sides, tmp_path, tracking_uri):
+def test_a_share_without_patches_is_refused(subsets, tmp_path, tracking_uri):
     with pytest.raises(
         ConfigError, match="model.synthetic: is missing, model.share=0.5 needs a folder"
     ):
-        classification.train(experiment(tracking_uri, share=0.5), tmp_path / "run", sides)
+        classification.train(experiment(tracking_uri, share=0.5), tmp_path / "run", subsets)
     with pytest.raises(DataError, match="holds no patches that tfmammo.synthesis.patches wrote"):
         classification.train(
-            experiment(tracking_uri, share=0.5, synthetic=tmp_path), tmp_path / "run", sides
+            experiment(tracking_uri, share=0.5, synthetic=tmp_path), tmp_path / "run", subsets
         )
 
 
@@ -224,24 +228,26 @@ def test_the_share_decays_over_the_whole_training(tracking_uri, tmp_path):
     made = experiment(tracking_uri, share=0.5, synthetic=tmp_path)
     longer = made.model_copy(update={"training": made.training.model_copy(update={"steps": 8})})
     assert (
-        classification.shared(longer, 0.5, 0).model.samples == 32
-        and classification.shared(longer, 0.0, 0).model.samples is None
+        classification.select_arm(longer, 0.5, 0).model.samples == 32
+        and classification.select_arm(longer, 0.0, 0).model.samples is None
     )
     epochs = made.model_copy(
         update={"training": made.training.model_copy(update={"steps": None, "epochs": 2})}
     )
-    assert classification.scheduled(epochs, 100).model.samples == 100
+    assert classification.set_decay_samples(epochs, 100).model.samples == 100
     assert (
-        classification.shared(longer, 0.5, 0).fingerprint()
-        != classification.shared(made, 0.5, 0).fingerprint()
+        classification.select_arm(longer, 0.5, 0).fingerprint()
+        != classification.select_arm(made, 0.5, 0).fingerprint()
     ), "another length is another schedule"
 
 
 def test_the_baseline_does_not_depend_on_synthetic_patches(tracking_uri, tmp_path):
-    one = classification.shared(experiment(tracking_uri, synthetic=tmp_path), 0.0, 3)
-    other = classification.shared(experiment(tracking_uri), 0.0, 3)
+    one = classification.select_arm(experiment(tracking_uri, synthetic=tmp_path), 0.0, 3)
+    other = classification.select_arm(experiment(tracking_uri), 0.0, 3)
     assert one.identity() == other.identity() and one.training.seed == 3
     assert (
-        classification.shared(experiment(tracking_uri, synthetic=tmp_path), 0.5, 3).model.synthetic
+        classification.select_arm(
+            experiment(tracking_uri, synthetic=tmp_path), 0.5, 3
+        ).model.synthetic
         == tmp_path
     )

@@ -13,7 +13,7 @@ from tfmammo import config as configuration
 from tfmammo.config import DataConfig
 from tfmammo.errors import ConfigError, DataError
 from tfmammo.studies import detection, detection_report
-from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, arms, plan
+from tfmammo.studies.detection import Arm, Command, Method, StudyConfig, list_arms, plan_steps
 
 OUT = Path("out")
 ROOT = Path("repo")
@@ -40,26 +40,31 @@ def config(**values):
     return StudyConfig(**{**small, **values})
 
 
+def make_tables(chosen, output):
+    """The tables of a study whose evaluations lie in a folder."""
+    return detection_report.make_tables(detection_report.read_results(chosen, output))
+
+
 def options(step):
     return dict(one.split("=", 1) for one in step.arguments if "=" in one)
 
 
 def test_arms_are_real_copies_and_methods():
     names = ["real", "copies-2", "copies-4", "unet-3", "unet-6"]
-    assert [arm.name for arm in arms(config())] == names
-    assert arms(config())[-1] == Arm("unet-6", 2, "unet", 6)
+    assert [arm.name for arm in list_arms(config())] == names
+    assert list_arms(config())[-1] == Arm("unet-6", 2, "unet", 6)
     assert (
-        arms(config())[-1].shown == "real + 2 copies + 6 by unet"
-        and arms(config())[0].shown == "real alone"
+        list_arms(config())[-1].title == "real + 2 copies + 6 by unet"
+        and list_arms(config())[0].title == "real alone"
     )
 
 
-def test_every_fold_trains_its_own_networks_and_every_arm_is_judged():
-    steps = plan(config(), OUT, ROOT, "parent")
+def test_every_fold_trains_its_own_networks_and_every_arm_is_evaluated():
+    steps = plan_steps(config(), OUT, ROOT, "parent")
     names = [step.name for step in steps]
     assert len(names) == len(set(names)) == 2 * (1 + 1 + 2 * 5) + 2 * 5
     for number, step in enumerate(steps):
-        assert set(step.needs) <= set(names[:number])
+        assert set(step.depends_on) <= set(names[:number])
     for fold in (0, 2):
         generator, made = (
             next(step for step in steps if step.name == f"{what}/unet/fold{fold}")
@@ -71,14 +76,14 @@ def test_every_fold_trains_its_own_networks_and_every_arm_is_judged():
         )
         side = {key: options(made)[f"patients.{key}"] for key in ("split_file", "fold", "side")}
         assert side == {"split_file": "out/split.json", "fold": str(fold), "side": "train"}
-        assert options(made)["generator"] == f"out/generators/unet/fold{fold}" and made.needs == (
-            generator.name,
-        )
+        assert options(made)[
+            "generator"
+        ] == f"out/generators/unet/fold{fold}" and made.depends_on == (generator.name,)
         assert options(made)["count"] == "9"  # half more than 6
 
 
 def test_a_detector_is_given_its_arms_mammograms_and_nobody_held_out():
-    steps = {step.name: step for step in plan(config(), OUT, ROOT, "parent")}
+    steps = {step.name: step for step in plan_steps(config(), OUT, ROOT, "parent")}
     real, copied, synthetic = (
         options(steps[f"detectors/{arm}/fold2-seed1"]) for arm in ("real", "copies-4", "unet-3")
     )
@@ -94,9 +99,9 @@ def test_a_detector_is_given_its_arms_mammograms_and_nobody_held_out():
             "1",
         )
         assert (said["data.name"], said["model.filters"]) == ("inbreast", "4")
-    assert steps["detectors/real/fold2-seed1"].aside == ("--set", "tracking.parent=parent")
-    judged = steps["evaluations/unet-3/seed1"]
-    assert json.loads(options(judged)["detectors"]) == [
+    assert steps["detectors/real/fold2-seed1"].ignored_args == ("--set", "tracking.parent=parent")
+    evaluation = steps["evaluations/unet-3/seed1"]
+    assert json.loads(options(evaluation)["detectors"]) == [
         "out/detectors/unet-3/fold0-seed1",
         "out/detectors/unet-3/fold2-seed1",
     ]
@@ -110,7 +115,7 @@ def test_all_folds_are_held_out_in_turn_unless_some_are_named():
 @pytest.mark.parametrize("name", ["infilling", "blending"])
 def test_the_repositorys_studies_are_the_papers(repository, name):
     found = configuration.parse(StudyConfig, repository / "configs" / f"study_{name}.yaml")
-    steps = plan(found, OUT, repository, "parent")
+    steps = plan_steps(found, OUT, repository, "parent")
     for step in steps:
         files = [Path(one) for one in step.command if one.endswith((".py", ".yaml"))]
         assert files and all(file.is_file() or (repository / file).is_file() for file in files)
@@ -144,11 +149,11 @@ def test_the_repositorys_studies_are_the_papers(repository, name):
 )
 def test_what_a_command_would_refuse_hours_later_is_refused_at_once(repository, override, said):
     file = repository / "configs/study_infilling.yaml"
-    detection.check(plan(configuration.parse(StudyConfig, file), OUT, repository, "parent"))
+    study = configuration.parse(StudyConfig, file)
+    detection.check_steps(plan_steps(study, OUT, repository, "parent"))
+    wrong = configuration.parse(StudyConfig, file, [override])
     with pytest.raises(ConfigError, match=said):
-        detection.check(
-            plan(configuration.parse(StudyConfig, file, [override]), OUT, repository, "parent")
-        )
+        detection.check_steps(plan_steps(wrong, OUT, repository, "parent"))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,7 @@ def write_boxes(output, chosen, boxes_of):
 
     boxes_of(arm, fold, seed, number): of a mammogram, the boxes and their scores.
     """
-    for arm in arms(chosen):
+    for arm in list_arms(chosen):
         for seed in chosen.seeds:
             found = {}
             for number, patient in enumerate(PATIENTS):
@@ -199,7 +204,7 @@ MISS = [0, 0, 4, 4]
 
 
 @pytest.fixture
-def judged(tmp_path):
+def evaluated(tmp_path):
     """Boxes of two arms, two seeds and six patients; the second arm finds the lesion in every
     mammogram, the first in one of six.
     """
@@ -212,8 +217,8 @@ def judged(tmp_path):
     return chosen, tmp_path
 
 
-def test_every_training_is_known_by_fold_and_seed(judged):
-    found = detection_report.results(*judged)
+def test_every_training_is_known_by_fold_and_seed(evaluated):
+    found = detection_report.read_results(*evaluated)
     assert [len(found.matches[arm]) for arm in ("real", "copies-2")] == [12, 12] and set(
         found.patients
     ) == set(PATIENTS)
@@ -226,9 +231,9 @@ def test_every_training_is_known_by_fold_and_seed(judged):
     )
 
 
-def test_tables_say_recall_and_difference(judged):
-    found = detection_report.results(*judged)
-    tables = detection_report.tables(found)
+def test_tables_say_recall_and_difference(evaluated):
+    found = detection_report.read_results(*evaluated)
+    tables = detection_report.make_tables(found)
     assert set(tables) == {"recall", "false_positives", "difference"}
     rows = {row[0]: row[1:] for row in tables["recall"].body}
     assert list(rows) == [
@@ -246,13 +251,13 @@ def test_tables_say_recall_and_difference(judged):
     assert rows["real alone"][1].startswith("16.7"), "of all detections, Eq. (6)"
     assert tables["recall"].header[1:] == ["1, %", "all detections, %", "mean from 0 to 1, %"]
     assert tables["difference"].body[0][1].startswith("+83.3")
-    measured = detection_report.metrics(found)
+    measured = detection_report.compute_metrics(found)
     assert (
         measured["real/recall at 1"] == pytest.approx(1 / 6)
         and measured["copies-2/recall of all detections"] == 1
     )
-    assert list(found.shown()) == ["real alone", "real + 2 copies"]
-    assert detection_report.growth_figure(found).axes[0].get_legend() is not None
+    assert list(found.select_curves()) == ["real alone", "real + 2 copies"]
+    assert detection_report.draw_growth(found).axes[0].get_legend() is not None
 
 
 def test_perfect_trainings_whose_scores_lie_apart_are_perfect(tmp_path):
@@ -266,13 +271,13 @@ def test_perfect_trainings_whose_scores_lie_apart_are_perfect(tmp_path):
         chosen,
         lambda arm, fold, seed, number: ([HIT, far], [0.3 + 0.5 * seed, 0.2 + 0.5 * seed]),
     )
-    body = detection_report.tables(detection_report.results(chosen, tmp_path))["recall"].body
+    body = make_tables(chosen, tmp_path)["recall"].body
     assert body[0][1] == "100.0 ± 0.0\n[100.0, 100.0]"
     assert body[1][0] == "real alone, pooled" and body[1][1].startswith("50.0")
 
 
-def test_the_tables_say_what_p_is_and_correct_it(judged):
-    chosen, output = judged
+def test_the_tables_say_what_p_is_and_correct_it(evaluated):
+    chosen, output = evaluated
     chosen = chosen.model_copy(update={"copies": (2, 4)})
     # Copies-2 finds all but one of six, copies-4 all.
     hit = {"real": (0,), "copies-2": (0, 1, 2, 3, 4), "copies-4": range(6)}
@@ -284,7 +289,7 @@ def test_the_tables_say_what_p_is_and_correct_it(judged):
             [0.9 - number / 100],
         ),
     )
-    table = detection_report.tables(detection_report.results(chosen, output))["difference"]
+    table = make_tables(chosen, output)["difference"]
     assert table.header[-2:] == ["p, uncorrected", "p, Holm"]
     p, corrected = (np.array([float(row[place]) for row in table.body]) for place in (-2, -1))
     assert corrected.min() == pytest.approx(min(2 * p.min(), 1), abs=2e-3) and np.all(
@@ -296,12 +301,12 @@ def test_the_tables_say_what_p_is_and_correct_it(judged):
     )
 
 
-def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(judged):
-    chosen, output = judged
+def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(evaluated):
+    chosen, output = evaluated
     for path in output.rglob("boxes.json"):
         boxes = json.loads(path.read_text())
         path.write_text(json.dumps({name: boxes[name] for name in list(boxes)[:4]}))
-    tables = detection_report.tables(detection_report.results(chosen, output))
+    tables = make_tables(chosen, output)
     assert not any("[" in cell for row in tables["recall"].body for cell in row)
     assert tables["difference"].body[0][-2:] == ["-", "-"]
     assert all(
@@ -311,45 +316,45 @@ def test_fewer_than_six_patients_give_no_interval_and_no_p_but_a_sentence(judged
     )
 
 
-def test_false_positives_on_normal_mammograms_stand_apart(judged):
+def test_false_positives_on_normal_mammograms_stand_apart(evaluated):
     """Of two normal mammograms and four with lesions only the normal ones show a false positive,
     one each: 2 in 6 images.
     """
-    chosen, output = judged
+    chosen, output = evaluated
     for path in output.rglob("boxes.json"):
         boxes = json.loads(path.read_text())
         for number, one in enumerate(boxes.values()):
             one["boxes"] = [HIT]
             one["wanted"] = [] if number < 2 else one["wanted"]
         path.write_text(json.dumps(boxes))
-    body = detection_report.tables(detection_report.results(chosen, output))["false_positives"].body
+    body = make_tables(chosen, output)["false_positives"].body
     assert body[0] == ["real alone", "1.00 / 0.00"]
 
 
-def test_boxes_of_kinds_that_are_not_judged_are_no_false_positives(judged):
-    chosen, output = judged
+def test_boxes_of_kinds_that_are_not_counted_are_no_false_positives(evaluated):
+    chosen, output = evaluated
     path = output / "evaluations/real/seed0/boxes.json"
     boxes = json.loads(path.read_text())
     for one in boxes.values():
         one.update(boxes=[[20, 20, 30, 30]], scores=[0.99], classes=["calcification"])
     path.write_text(json.dumps(boxes))
-    found = detection_report.results(chosen, output)
+    found = detection_report.read_results(chosen, output)
     assert not any(len(one.false_positives) for one in found.matches["real"][:6])
 
 
-def test_the_base_is_compared_with_too(judged):
-    chosen, output = judged
-    found = detection_report.results(chosen.model_copy(update={"base": 2}), output)
-    assert detection_report.tables(found)["difference-from-base"].body[0][:1] == ["real alone"]
+def test_the_base_is_compared_with_too(evaluated):
+    chosen, output = evaluated
+    found = detection_report.read_results(chosen.model_copy(update={"base": 2}), output)
+    assert detection_report.make_tables(found)["difference-from-base"].body[0][:1] == ["real alone"]
 
 
-def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copies(judged):
-    chosen, output = judged
+def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copies(evaluated):
+    chosen, output = evaluated
     chosen = chosen.model_copy(
         update={"methods": {"unet": Method(config=Path("a.yaml"))}, "synthetic": (2,)}
     )
     write_boxes(output, chosen, lambda arm, fold, seed, number: ([HIT], [0.9]))
-    tables = detection_report.tables(detection_report.results(chosen, output))
+    tables = make_tables(chosen, output)
     assert [row[0] for row in tables["difference-from-copies"].body] == [
         "real alone",
         "real + 2 by unet",
@@ -357,16 +362,16 @@ def test_synthetic_mammograms_that_join_no_copies_are_compared_with_as_many_copi
     assert "difference-from-base" not in tables
 
 
-def test_arms_judged_on_different_mammograms_are_refused(judged):
-    chosen, output = judged
+def test_arms_evaluated_on_different_mammograms_are_refused(evaluated):
+    chosen, output = evaluated
     path = output / "evaluations/real/seed0/boxes.json"
     boxes = json.loads(path.read_text())
     path.write_text(json.dumps({key: boxes[key] for key in list(boxes)[1:]}))
-    with pytest.raises(DataError, match="not judged on the same mammograms"):
-        detection_report.results(chosen, output)
+    with pytest.raises(DataError, match="not evaluated on the same mammograms"):
+        detection_report.read_results(chosen, output)
     path.write_text("[")
     with pytest.raises(DataError, match="boxes.json: can't be read"):
-        detection_report.results(chosen, output)
+        detection_report.read_results(chosen, output)
     path.write_text(json.dumps({"image0": {"patient": "p"}}))
     with pytest.raises(DataError, match="is not what evaluate/detection.py writes"):
-        detection_report.results(chosen, output)
+        detection_report.read_results(chosen, output)

@@ -11,7 +11,7 @@ import pytest
 
 from tfmammo.errors import DataError
 from tfmammo.studies import workflow
-from tfmammo.studies.workflow import Step, overrides
+from tfmammo.studies.workflow import Step, format_overrides
 
 WRITE = (
     "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(parents=True, "
@@ -20,9 +20,9 @@ WRITE = (
 )
 
 
-def writing(name, text, output, needs=(), **further):
+def writing(name, text, output, depends_on=(), **further):
     """A step that appends a text to OUTPUT/ran and makes its folder."""
-    return Step(name, ("-c", WRITE, str(output / "ran"), text, name), needs, **further)
+    return Step(name, ("-c", WRITE, str(output / "ran"), text, name), depends_on, **further)
 
 
 def test_overrides_are_what_set_takes():
@@ -32,7 +32,7 @@ def test_overrides_are_what_set_takes():
         "clip": 0.5,
         "on": True,
     }
-    assert overrides(values) == [
+    assert format_overrides(values) == [
         "data.size=64",
         "data.root=null",
         'data.kinds=["mass"]',
@@ -51,22 +51,24 @@ def test_a_step_knows_its_overrides():
         ("--set", "count=3"),
         ("--set", "e=4"),
     )
-    assert step.overrides() == ["a=1", "b.c=[2]", "count=3", "e=4"]
+    assert step.overrides == ["a=1", "b.c=[2]", "count=3", "e=4"]
 
 
 def test_steps_run_in_order_once(tmp_path):
     made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
-    workflow.run(made, tmp_path)
-    workflow.run(made, tmp_path)
+    workflow.run_steps(made, tmp_path)
+    workflow.run_steps(made, tmp_path)
     assert (tmp_path / "ran").read_text() == "12"
-    assert json.loads((tmp_path / "done/two.json").read_text())["command"] == made[1].shown()
+    assert (
+        json.loads((tmp_path / "done/two.json").read_text())["command"] == made[1].format_command()
+    )
 
 
-def test_further_steps_join_and_what_is_aside_does_not_count(tmp_path):
-    workflow.run([writing("one", "1", tmp_path)], tmp_path)
-    workflow.run(
+def test_further_steps_join_and_what_is_ignored_does_not_count(tmp_path):
+    workflow.run_steps([writing("one", "1", tmp_path)], tmp_path)
+    workflow.run_steps(
         [
-            writing("one", "1", tmp_path, aside=("--set", "tracking.parent=other")),
+            writing("one", "1", tmp_path, ignored_args=("--set", "tracking.parent=other")),
             writing("two", "2", tmp_path),
         ],
         tmp_path,
@@ -74,11 +76,11 @@ def test_further_steps_join_and_what_is_aside_does_not_count(tmp_path):
     assert (tmp_path / "ran").read_text() == "12"
 
 
-def test_a_step_of_another_extent_goes_on_and_what_needs_it_stays(tmp_path):
-    for extent in ("count=3", "count=5", "count=5"):
-        workflow.run(
+def test_a_step_of_other_resumable_arguments_goes_on_and_what_depends_on_it_stays(tmp_path):
+    for argument in ("count=3", "count=5", "count=5"):
+        workflow.run_steps(
             [
-                writing("one", "1", tmp_path, extent=(extent,)),
+                writing("one", "1", tmp_path, resumable_args=(argument,)),
                 writing("two", "2", tmp_path, ("one",)),
             ],
             tmp_path,
@@ -88,15 +90,15 @@ def test_a_step_of_another_extent_goes_on_and_what_needs_it_stays(tmp_path):
 
 def test_other_work_in_a_steps_place_is_refused(tmp_path):
     first = writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))
-    workflow.run(first, tmp_path, "this split")
+    workflow.run_steps(first, tmp_path, "this split")
     with pytest.raises(DataError, match="one: was made by another config"):
-        workflow.run(first, tmp_path, "another split")
+        workflow.run_steps(first, tmp_path, "another split")
     with pytest.raises(DataError, match="one: was made by another config"):
-        workflow.run([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
+        workflow.run_steps([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
     (tmp_path / "done/one.json").unlink()
     # because what it needs is another
     with pytest.raises(DataError, match="two: was made by another config"):
-        workflow.run([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
+        workflow.run_steps([writing("one", "other", tmp_path), first[1]], tmp_path, "this split")
 
 
 def test_a_config_file_counts_by_its_content(tmp_path):
@@ -104,16 +106,16 @@ def test_a_config_file_counts_by_its_content(tmp_path):
     config.write_text("a: 1")
     (tmp_path / "one").mkdir()
     step = Step("one", ("-c", "pass", str(config)))
-    workflow.run([step], tmp_path)
+    workflow.run_steps([step], tmp_path)
     config.write_text("a: 2")
     with pytest.raises(DataError, match="another config"):
-        workflow.run([step], tmp_path)
+        workflow.run_steps([step], tmp_path)
 
 
 def test_work_that_moved_is_known(tmp_path):
-    workflow.run([writing("one", "1", tmp_path / "here")], tmp_path / "here")
+    workflow.run_steps([writing("one", "1", tmp_path / "here")], tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
-    workflow.run([writing("one", "1", tmp_path / "there")], tmp_path / "there")
+    workflow.run_steps([writing("one", "1", tmp_path / "there")], tmp_path / "there")
     assert (tmp_path / "there/ran").read_text() == "1"
 
 
@@ -125,7 +127,7 @@ def test_a_failure_says_which_and_why_and_is_tried_again(tmp_path):
             match=r"bad: failed with exit code 1 \(error: no such archive\); all it said: "
             r".*bad.txt",
         ):
-            workflow.run([writing("one", "1", tmp_path), failing], tmp_path)
+            workflow.run_steps([writing("one", "1", tmp_path), failing], tmp_path)
     assert (tmp_path / "ran").read_text() == "1"
     assert (tmp_path / "logs/bad.txt").read_text().count("first") == 2
 
@@ -142,9 +144,9 @@ def test_a_stop_signal_reaches_what_runs_and_the_next_run_goes_on(tmp_path, numb
         "time.sleep(0 if (where / 'saved').exists() else 60)\n"
     )
     parent = (
-        "import pathlib, sys\nfrom tfmammo import steps\nfrom tfmammo.training import cli\n"
-        f"step = steps.Step('long', ('-c', {child!r}, sys.argv[1]))\n"
-        "cli.run(lambda: steps.run([step], pathlib.Path(sys.argv[1])))\n"
+        "import pathlib, sys\nfrom tfmammo import cli\nfrom tfmammo.studies import workflow\n"
+        f"step = workflow.Step('long', ('-c', {child!r}, sys.argv[1]))\n"
+        "cli.run(lambda: workflow.run_steps([step], pathlib.Path(sys.argv[1])))\n"
     )
     command = [sys.executable, "-c", parent, str(tmp_path)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -161,14 +163,14 @@ def test_a_stop_signal_reaches_what_runs_and_the_next_run_goes_on(tmp_path, numb
 
 def test_work_of_another_version_is_refused_unless_that_is_asked_for(tmp_path, monkeypatch, caplog):
     made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
-    assert workflow.run(made, tmp_path) == []
-    monkeypatch.setattr(workflow, "source", lambda: "another state of the package")
+    assert workflow.run_steps(made, tmp_path) == []
+    monkeypatch.setattr(workflow, "hash_sources", lambda: "another state of the package")
     with pytest.raises(
         DataError,
         match=r"one: was made by another version of tfmammo \(.*; this is .*\); .* --any-version",
     ):
-        workflow.run(made, tmp_path)
-    assert workflow.run(made, tmp_path, any_version=True) == ["one", "two"]
+        workflow.run_steps(made, tmp_path)
+    assert workflow.run_steps(made, tmp_path, any_version=True) == ["one", "two"]
     assert (
         tmp_path / "ran"
     ).read_text() == "12" and "2 of 2 steps were made by other versions" in caplog.text
@@ -176,7 +178,7 @@ def test_work_of_another_version_is_refused_unless_that_is_asked_for(tmp_path, m
 
 def test_a_note_that_knows_no_version_is_of_another_one(tmp_path):
     made = [writing("one", "1", tmp_path)]
-    workflow.run(made, tmp_path)
+    workflow.run_steps(made, tmp_path)
     path = tmp_path / "done/one.json"
     path.write_text(
         json.dumps(
@@ -184,18 +186,18 @@ def test_a_note_that_knows_no_version_is_of_another_one(tmp_path):
         )
     )
     with pytest.raises(DataError, match="another version of tfmammo .not noted"):
-        workflow.run(made, tmp_path)
+        workflow.run_steps(made, tmp_path)
 
 
 def test_the_source_and_the_script_are_part_of_the_version(tmp_path, monkeypatch):
     script = tmp_path / "train.py"
     script.write_text("a = 1")
     step = Step("one", (str(script), "--config", "x.yaml"))
-    first = workflow.code(step)
+    first = workflow.identify_code(step)
     script.write_text("a = 2")
-    assert workflow.code(step) != first
+    assert workflow.identify_code(step) != first
     script.write_text("a = 1")
-    assert workflow.code(step) == first
+    assert workflow.identify_code(step) == first
     package = tmp_path / "package"
     (package / "inner").mkdir(parents=True)
     (package / "inner/module.py").write_text("b = 1")
@@ -203,24 +205,24 @@ def test_the_source_and_the_script_are_part_of_the_version(tmp_path, monkeypatch
     digests = []
     for text in ("b = 1", "b = 2", "b = 1"):
         (package / "inner/module.py").write_text(text)
-        workflow.source.cache_clear()
-        digests.append(workflow.source())
-    workflow.source.cache_clear()
+        workflow.hash_sources.cache_clear()
+        digests.append(workflow.hash_sources())
+    workflow.hash_sources.cache_clear()
     assert digests[0] == digests[2] != digests[1]
 
 
 def test_what_is_gone_is_made_again(tmp_path, caplog):
     made = [writing("one", "1", tmp_path), writing("two", "2", tmp_path, ("one",))]
-    workflow.run(made, tmp_path)
+    workflow.run_steps(made, tmp_path)
     (tmp_path / "one").rmdir()
-    workflow.run(made, tmp_path)
+    workflow.run_steps(made, tmp_path)
     assert (tmp_path / "ran").read_text() == "121" and "one: was done, but" in caplog.text
 
 
 def test_a_step_that_makes_nothing_has_failed(tmp_path):
-    step = Step("one", ("-c", "pass"), makes=("export/card.json",))
+    step = Step("one", ("-c", "pass"), outputs=("export/card.json",))
     with pytest.raises(DataError, match=r"one: ended well and made no .*one/export/card.json"):
-        workflow.run([step], tmp_path)
+        workflow.run_steps([step], tmp_path)
     assert not (tmp_path / "done").exists()
 
 
@@ -229,10 +231,10 @@ def test_what_is_noted_of_a_command_holds_no_password():
     step = workflow.Step(
         "one",
         ("train/can.py", "--config", "c.yaml"),
-        aside=("--set", f"tracking.uri={uri}", 'data.kinds=["mass"]'),
+        ignored_args=("--set", f"tracking.uri={uri}", 'data.kinds=["mass"]'),
     )
     assert (
-        step.shown()
+        step.format_command()
         == "python train/can.py --config c.yaml --set tracking.uri=postgresql://db/runs "
         "'data.kinds=[\"mass\"]'"
     )

@@ -1,9 +1,9 @@
-"""The studio in a browser, with small exports whose answers are known: what is uploaded,
-clicked, shown and handed out.
+"""The studio in a browser, with small exports whose answers are known.
 
-With TFMAMMO_SCREENSHOTS=docs the picture docs/studio.png is made anew, of a phantom alone.
+With TFMAMMO_SCREENSHOTS=docs the figure docs/studio.png is made again, with a phantom only.
 """
 
+import contextlib
 import http.client
 import io
 import json
@@ -89,7 +89,7 @@ def detector(folder, box, rows, cols):
 
 @pytest.fixture(scope="module")
 def mass():
-    """A phantom with a mass, which the chain is to find."""
+    """A phantom with a mass, which the pipeline is to find."""
     return next(
         one for one in phantom.read(count=8) if one.lesions and one.lesions[0].kind == "mass"
     )
@@ -97,7 +97,7 @@ def mass():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tiny_infilling, tiny_contextual, mass):
-    """A config's sections of small systems and a small chain."""
+    """A config's sections of small systems and a small CAD pipeline."""
     root = tmp_path_factory.mktemp("models")
     data = DataConfig(size=64, frame="loose").model_dump(mode="json")
     segmenter = export.export(
@@ -188,9 +188,7 @@ def browser():
 
 
 def visit(browser, server, **options):
-    """A browser's own page of the studio; whatever it asks for elsewhere is noted in
-    page.elsewhere.
-    """
+    """Open the studio in a new browser; page.elsewhere lists requests to other sites."""
     page = browser.new_context(viewport={"width": 1360, "height": 1000}, **options).new_page()
     page.set_default_timeout(90_000)
     page.elsewhere = []
@@ -252,8 +250,13 @@ def click(page, row, col):
     scale = min(box["width"] / natural[0], box["height"] / natural[1])
     left = (box["width"] - scale * natural[0]) / 2
     top = (box["height"] - scale * natural[1]) / 2
-    image.click(position={"x": left + scale * (col + 0.5), "y": top + scale * (row + 0.5)})
+    place = {"x": left + scale * (col + 0.5), "y": top + scale * (row + 0.5)}
     told = page.get_by_text("Place: row", exact=False)
+    for _ in range(4):  # a click on an image that is still being replaced is lost
+        image.click(position=place)
+        with contextlib.suppress(playwright.TimeoutError):
+            told.wait_for(timeout=20_000)
+            break
     told.wait_for()
     words = told.inner_text().rsplit("Place: row ", 1)[1].rstrip(".").split(", column ")
     return int(words[0]), int(words[1])
@@ -274,7 +277,7 @@ def downloads(page, area, folder):
 
 
 def make(page):
-    page.get_by_role("button", name="Make", exact=True).click()
+    page.get_by_role("button", name="Apply", exact=True).click()
     page.locator("#before-after img").nth(1).wait_for()
 
 
@@ -331,9 +334,7 @@ def test_a_lesion_is_made_where_somebody_clicks(server, browser, patient, mass, 
 
 
 def agree(files, place, patient):
-    """What was downloaded: one lesion of the wanted size at the place, and no other
-    value changed.
-    """
+    """Check the downloads: one lesion of that size at the place, and nothing else changed."""
     (annotation,) = json.loads(files["annotations.json"].read_text())["annotations"]
     left, top, width, height = annotation["bbox"]
     assert top <= place[0] < top + height and left <= place[1] < left + width
@@ -368,7 +369,7 @@ def test_every_system_offers_what_counts_for_it(server, browser, tmp_path):
     phantom_of(page, "#insert-phantom", 0)
     click(page, *free_place(phantom.read(count=1)[0]))
     height = page.get_by_label("Height, px", exact=True)
-    factor = page.get_by_text("Times the real lesion's size", exact=True)
+    factor = page.get_by_text("Scale of the real lesion", exact=True)
     assert height.is_visible() and not factor.is_visible()
     page.get_by_label("real lesions", exact=True).click()
     factor.wait_for()
@@ -401,11 +402,11 @@ def test_what_goes_wrong_is_a_sentence(server, browser, tmp_path):
         page.get_by_text(
             "Can't be read as an image (UnidentifiedImageError).", exact=True
         ).wait_for()
-    assert not page.get_by_role("button", name="Make", exact=True).is_enabled()
+    assert not page.get_by_role("button", name="Apply", exact=True).is_enabled()
     phantom_of(page, "#insert-phantom", 0)
     page.locator(".note").first.wait_for(state="hidden")
     click(page, 3, 3 if phantom.read(count=1)[0].laterality == "R" else 800)  # air
-    page.get_by_role("button", name="Make", exact=True).click()
+    page.get_by_role("button", name="Apply", exact=True).click()
     note = page.locator(".note").first
     note.wait_for()
     assert (
@@ -446,7 +447,7 @@ def test_browsers_do_not_share_what_they_see(server, browser, tmp_path):
         for page, number in ((one, 0), (two, 3))
     ]
     for page in (one, two):
-        page.get_by_role("button", name="Make", exact=True).click()
+        page.get_by_role("button", name="Apply", exact=True).click()
     for page, place, number in ((one, places[0], 0), (two, places[1], 3)):
         page.get_by_text("Mass added.", exact=True).wait_for()
         files = downloads(page, "#insert-files", tmp_path / str(number))
@@ -492,9 +493,7 @@ def test_only_the_browsers_own_files_are_handed_out(server, browser):
 
 @pytest.mark.slow
 def test_another_sites_page_gets_nothing(server):
-    """Neither under a name that leads here by a trick, nor from a page elsewhere; nor may such a
-    page upload.
-    """
+    """Requests under a rebound name or from another site's page are refused, also uploads."""
     upload = f"{server.address}/gradio_api/upload"
     for headers in (
         {"host": "evil.example", "origin": "http://evil.example"},

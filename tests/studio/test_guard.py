@@ -1,4 +1,4 @@
-"""What stands before the studio's page, without Gradio: what is taken, and what is removed."""
+"""The limits in front of the studio's page, without Gradio."""
 
 import asyncio
 import os
@@ -44,14 +44,14 @@ def test_bodies_are_of_known_and_bounded_length(tmp_path):
     async def pieces():
         yield b"x"
 
-    most = guard.FRAMING + 1000
+    most = guard.UPLOAD_FRAMING + 1000
     requests = [
         ("GET", "/", {}),
         ("POST", "/gradio_api/upload", {"content": b"x" * most}),
         ("POST", "/gradio_api/upload", {"content": b"x" * (most + 1)}),
         ("POST", "/gradio_api/upload/", {"content": pieces()}),
-        ("POST", "/gradio_api/queue/join", {"content": b"x" * guard.OTHERS}),
-        ("POST", "/gradio_api/queue/join", {"content": b"x" * (guard.OTHERS + 1)}),
+        ("POST", "/gradio_api/queue/join", {"content": b"x" * guard.MAX_OTHER}),
+        ("POST", "/gradio_api/queue/join", {"content": b"x" * (guard.MAX_OTHER + 1)}),
         ("PUT", "/", {"headers": {"content-length": "9" * 40}}),
     ]
     answers = asked(tmp_path, *requests, total=10**9)
@@ -76,7 +76,7 @@ def test_uploads_that_come_at_once_are_counted_together(tmp_path):
 
 
 def test_an_upload_that_does_not_come_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "SECONDS", 0.1)
+    monkeypatch.setattr(guard, "UPLOAD_SECONDS", 0.1)
 
     async def waiting(scope, receive, send):
         await asyncio.sleep(60)

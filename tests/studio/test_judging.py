@@ -1,7 +1,7 @@
-"""The reader study in a browser: two readers at once, a server that is killed in the
-middle, and what reaches the page.
+"""The reader study in a browser: two readers at once, a killed server, and what the page shows.
 
-With TFMAMMO_SCREENSHOTS=docs the picture docs/reader_study.png is made anew, of phantoms alone.
+With TFMAMMO_SCREENSHOTS=docs the figure docs/reader_study.png is made again, with phantoms
+only.
 """
 
 import base64
@@ -36,12 +36,13 @@ SERVER = """
 import sys
 import gradio as gr
 from tfmammo.config import parse
-from tfmammo.reader_study import ReaderStudy, ReaderStudyConfig
+from tfmammo.reader_study.cases import ReaderStudyConfig
+from tfmammo.reader_study.session import ReaderStudy
 from tfmammo.studio import judging
 sys.stdin.readline()
 with gr.Blocks() as app:
     with gr.Tab("Reader study"):
-        judging.tab(ReaderStudy(parse(ReaderStudyConfig, sys.argv[1])))
+        judging.add_tab(ReaderStudy(parse(ReaderStudyConfig, sys.argv[1])))
 app.launch(server_name="127.0.0.1", server_port=int(sys.argv[2]), quiet=True)
 """
 SIDE = 160
@@ -59,12 +60,11 @@ def cut(number, mammogram):
         lesion, box=(top - row, left - col, bottom - row, right - col), outlines=outlines
     )
     read = partial(window, mammogram.read, row, col)
-    return replace(
-        mammogram,
+    return mammogram.with_pixels(
+        read,
         patient_id=f"p{number}",
         rows=SIDE,
         cols=SIDE,
-        read=read,
         lesions=(moved,),
         pathology=None,
     )
@@ -123,9 +123,7 @@ class Server:
 
 @pytest.fixture
 def config(tmp_path):
-    """A study of 20 cases of phantoms: those called synthetic are of another seed, and a little
-    blurred.
-    """
+    """A study of 20 cases of phantoms; the "synthetic" ones have another seed and are blurred."""
     for seed, name in ((0, "real"), (1, "made")):
         found = [
             one
@@ -183,7 +181,7 @@ def enter(browser, server, name):
     page.set_default_timeout(90_000)  # a page takes seconds on a machine that does other work
     page.goto(server.address)
     page.get_by_label("Your name", exact=True).fill(name)
-    page.get_by_role("button", name="Start or go on", exact=True).click()
+    page.get_by_role("button", name="Start or continue", exact=True).click()
     return page
 
 
@@ -257,9 +255,7 @@ def test_two_readers_go_through_a_study_whose_server_is_killed(config, browser, 
 
 
 def nothing_is_told(page, config):
-    """Of a pair: two pictures that differ in nothing but their pixels, and no word of what they
-    are, in the page or its memory.
-    """
+    """Check that a pair differs only in its pixels, and that neither page nor memory tells more."""
     page.get_by_text(f"Case 1 of {CASES}", exact=True).wait_for()
     images = page.locator(".pictures img")
     images.nth(1).wait_for()
@@ -306,10 +302,10 @@ def through(anna, ben, config):
     """Whoever is through is thanked; results come when both are."""
     for page in (anna, ben):
         page.get_by_text("All your answers are saved.", exact=True).wait_for()
-        page.get_by_text(re.compile(r"You chose the real one of \d+ of 10 pairs")).wait_for()
+        page.get_by_text(re.compile(r"You chose the real patch in \d+ of 10 pairs")).wait_for()
         assert page.get_by_role("button", name="The left one", exact=True).count() == 0
     anna.get_by_text(
-        "Results are shown once everybody who has begun is through", exact=False
+        "Results are shown when everybody who has begun has finished", exact=False
     ).wait_for()
     ben.get_by_role("button", name="Results").click()
     ben.get_by_text("all readers", exact=True).locator("visible=true").first.wait_for()
@@ -324,7 +320,7 @@ def unchanged_by_a_third_visit(browser, server, config):
     page = enter(browser, server, "Anna")
     page.get_by_text("All your answers are saved.", exact=True).wait_for()
     other = enter(browser, server, "=formula")
-    other.get_by_text("a reader's name begins with a letter", exact=False).wait_for()
+    other.get_by_text("a reader's name must begin with a letter", exact=False).wait_for()
     assert kept(config) == before
     with sqlite3.connect(config.database) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)

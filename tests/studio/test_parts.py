@@ -1,4 +1,4 @@
-"""The studio without a browser: clicks, texts, uploads, what counts for a system, its config."""
+"""Parts of the studio without a browser: clicks, texts, uploads, requests, config."""
 
 import shutil
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tfmammo.errors import ArchiveError, ConfigError, DataError
 from tfmammo.reader_study import __main__ as reader_study
 from tfmammo.reader_study.cases import ReaderStudyConfig
 from tfmammo.synthesis import editor
-from tfmammo.synthesis.editor import Changed, Inserter, SystemConfig, Wish
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, EditResult
 
 pytest.importorskip("gradio", reason="the extra serve is not installed")
 
@@ -28,22 +28,20 @@ from tfmammo.studio.app import StudioConfig  # noqa: E402
     [((0, 0), (2, 2)), ((99, 199), (997, 497)), ((50, 100), (502, 252)), ((-3, 500), (999, 0))],
 )
 def test_a_click_becomes_the_native_pixel_under_it(click, expected):
-    """The picture shows 1000 x 500 px in 200 x 100: pixel 0 covers native 0 to 4, its middle is
-    2.5.
-    """
-    assert uploads.native(click, np.zeros((200, 100), np.uint8), 1000, 500) == expected
+    """A picture of 200 x 100 px shows 1000 x 500 px: pixel 0 covers native pixels 0 to 4."""
+    assert uploads.to_native(click, np.zeros((200, 100), np.uint8), 1000, 500) == expected
 
 
 def test_a_large_mammogram_is_shown_smaller_and_a_small_one_as_it_is():
     ramp = np.linspace(0, 1, 3200, dtype=np.float32)[:, None, None].repeat(800, axis=1)
-    assert uploads.shown(ramp).shape == (1600, 400)
+    assert uploads.to_display(ramp).shape == (1600, 400)
     small = np.float32([[0.0, 0.2], [0.6, 1.0]])[..., None]
-    assert np.array_equal(uploads.shown(small), [[0, 51], [153, 255]])
+    assert np.array_equal(uploads.to_display(small), [[0, 51], [153, 255]])
 
 
 def test_the_mark_leaves_its_middle_open():
     picture = np.full((320, 200), 90, np.uint8)
-    marked = uploads.crossed(picture, (400, 300), 1280, 800)  # the picture's (100, 75)
+    marked = uploads.draw_cross(picture, (400, 300), 1280, 800)  # the picture's (100, 75)
     changed = np.argwhere((marked != 90).any(axis=-1))
     assert abs(changed.mean(axis=0) - (100, 75)).max() < 1
     assert (marked[98:103, 73:78] == 90).all()
@@ -61,19 +59,19 @@ def test_the_mark_leaves_its_middle_open():
             DataError("the window of 64 px around it is not wholly breast"),
             "The window of 64 px around it is not wholly breast.",
         ),
-        (KeyError("Jane"), "Something went wrong within the studio; its log says what."),
-        (ValueError("Jane"), "Something went wrong within the studio; its log says what."),
+        (KeyError("Jane"), "Something went wrong in the studio. Its log has the details."),
+        (ValueError("Jane"), "Something went wrong in the studio. Its log has the details."),
     ],
 )
 def test_an_error_is_a_sentence_without_places(error, expected):
-    assert uploads.sentence(error) == expected
+    assert uploads.format_error(error) == expected
 
 
 def test_a_fault_of_ours_is_logged_without_its_message(caplog):
     def work():
         raise KeyError("Jane")
 
-    (update,) = uploads.told("note", work).values()
+    (update,) = uploads.run_with_note("note", work).values()
     assert update["visible"] and "Jane" not in update["value"]
     assert (
         "KeyError" in caplog.text
@@ -83,16 +81,18 @@ def test_a_fault_of_ours_is_logged_without_its_message(caplog):
 
 
 def test_sizes_are_told_in_mm_where_that_is_known():
-    assert inserting.size_text(40, 60, (0.1, 0.2)) == "That is 4.0 x 12.0 mm."
-    assert inserting.size_text(40, 60, None) == "How many mm that is is not known."
-    assert inserting.size_text(40, None, (0.1, 0.2)) == "Height and width are missing."
+    assert inserting.format_size(40, 60, (0.1, 0.2)) == "That is 4.0 x 12.0 mm."
+    assert inserting.format_size(40, 60, None) == "The size in mm is unknown."
+    assert inserting.format_size(40, None, (0.1, 0.2)) == "Height and width are missing."
 
 
 def test_the_result_names_box_and_area():
     mammogram = phantom.read(count=1)[0]
     mask = np.zeros((mammogram.rows, mammogram.cols), np.uint8)
     mask[10:20, 30:45] = 1
-    text = inserting.result_text(Changed(mammogram, None, None, mask, (10, 30, 20, 45), "mass", {}))
+    text = inserting.format_result(
+        EditResult(mammogram, None, None, mask, (10, 30, 20, 45), "mass", {})
+    )
     assert (
         text.startswith("**Mass added.**")
         and "rows 10 to 20, columns 30 to 45: 10 x 15 px = 2.0 x 3.0 mm" in text
@@ -101,43 +101,45 @@ def test_the_result_names_box_and_area():
 
 
 def system(**values):
-    return Inserter(SystemConfig(**{"painter": "infilling", "generator": "x"} | values), None)
+    return Editor(EditorConfig(**{"painter": "infilling", "generator": "x"} | values), None)
 
 
 def test_only_what_counts_for_a_system_is_asked_of_it():
     made = system()
-    assert inserting.offered(made) == "size" and inserting.shapes_of(made) == list(inserting.SHAPES)
-    wish = inserting.wish_for(made, (5, 6), 40, 50, "oval", 2.0, None)
-    assert wish == Wish(centre=(5, 6), size=(40, 50), shape="oval")
+    assert inserting.size_control(made) == "size" and inserting.list_shapes(made) == list(
+        inserting.SHAPES
+    )
+    wish = inserting.build_request(made, (5, 6), 40, 50, "oval", 2.0, None)
+    assert wish == EditRequest(centre=(5, 6), size=(40, 50), shape="oval")
     real = system(painter="poisson", generator=None, lesions=DataConfig())
-    assert inserting.offered(real) == "factor"
-    assert inserting.wish_for(real, (5, 6), 40, 50, "oval", 2.0, 3) == Wish(
+    assert inserting.size_control(real) == "factor"
+    assert inserting.build_request(real, (5, 6), 40, 50, "oval", 2.0, 3) == EditRequest(
         centre=(5, 6), factor=2.0, seed=3
     )
     own = system(lesions=DataConfig())
-    assert inserting.shapes_of(own)[0] == inserting.OWN
-    assert inserting.wish_for(own, (5, 6), 40, 50, inserting.OWN, 1.0, 0).shape is None
+    assert inserting.list_shapes(own)[0] == inserting.OWN_SHAPE
+    assert inserting.build_request(own, (5, 6), 40, 50, inserting.OWN_SHAPE, 1.0, 0).shape is None
 
 
 def test_a_wrong_wish_is_a_sentence():
     with pytest.raises(DataError, match="height and width are missing"):
-        inserting.wish_for(system(), (5, 6), None, 50, "oval", 1.0, 0)
+        inserting.build_request(system(), (5, 6), None, 50, "oval", 1.0, 0)
     with pytest.raises(ValueError) as caught:
-        inserting.wish_for(system(), (5, 6), 40, 50, "oval", 1.0, -1)
-    assert uploads.sentence(caught.value).startswith(
+        inserting.build_request(system(), (5, 6), 40, 50, "oval", 1.0, -1)
+    assert uploads.format_error(caught.value).startswith(
         "Seed: input should be greater than or equal to 0"
     )
 
 
 def test_facts_count_only_where_the_file_has_none():
     known = phantom.read(count=1)[0]
-    assert uploads.Facts("R", "MLO", 0.5).added(known) == known
-    bare = uploads.Facts.of("left", "unknown", 0.1).added(
+    assert uploads.Facts("R", "MLO", 0.5).add_to(known) == known
+    bare = uploads.Facts.parse("left", "unknown", 0.1).add_to(
         replace(known, laterality=None, view=None, spacing=None)
     )
     assert (bare.laterality, bare.view, bare.spacing) == ("L", None, (0.1, 0.1))
-    with pytest.raises(DataError, match="25.4 mm per px is no mammogram's"):
-        uploads.Facts.of("unknown", "unknown", 25.4)
+    with pytest.raises(DataError, match="25.4 mm per px is not the spacing of a mammogram"):
+        uploads.Facts.parse("unknown", "unknown", 25.4)
 
 
 @pytest.mark.parametrize(
@@ -146,21 +148,21 @@ def test_facts_count_only_where_the_file_has_none():
 def test_an_upload_is_deleted_and_its_stored_values_are_kept(tmp_path, ending, bits):
     one = phantom.read(count=1)[0]
     (path,) = writer.write([one], tmp_path / "archive", ending=ending, bits=bits)
-    expected = archives.stored(editor.opened(path))
+    expected = archives.read_stored(editor.open_mammogram(path))
     place = tmp_path / "gradio" / "abc"
     place.mkdir(parents=True)
     upload = shutil.copy(path, place / f"Jane Doe{ending}")
-    held = uploads.opened(str(upload))
+    held = uploads.open_upload(str(upload))
     assert not place.exists() and path.exists()
-    stored = archives.stored(held.mammogram)
+    stored = archives.read_stored(held.mammogram)
     assert np.array_equal(stored.values, expected.values) and stored.bits == expected.bits
     assert np.array_equal(held.mammogram.pixels(), expected.image())
     assert held.lossy == (ending == ".jpg")
     assert (held.folder is not None) == (ending == ".dcm")
-    uploads.released(held)
+    uploads.release(held)
     assert held.folder is None or not held.folder.exists()
-    with pytest.raises(ArchiveError, match="the upload is gone; send it once more"):
-        uploads.opened(str(upload))
+    with pytest.raises(ArchiveError, match="the upload no longer exists; send it again"):
+        uploads.open_upload(str(upload))
 
 
 def test_a_row_of_the_table():
@@ -186,20 +188,20 @@ def test_a_row_of_the_table():
         "0.012",
         "a; b",
     ]
-    assert reading.row(lesion, (0.1, 0.2)) == row
+    assert reading.format_row(lesion, (0.1, 0.2)) == row
     bare = lesion | {
         "mask_box": None,
         "shape": None,
         "shape_probabilities": None,
         "uncertainty": None,
     }
-    assert reading.row(bare, None)[4:8] == ["40 x 50", "unknown", "-", "-"]
+    assert reading.format_row(bare, None)[4:8] == ["40 x 50", "unknown", "-", "-"]
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("port: 7860", "one of them must be given"),
+        ("port: 7860", "one of systems, case and study must be given"),
         ("systems: {a: {painter: contextual}}", "systems.a: painter=contextual needs a generator"),
         ("systems: {a: {painter: poisson}}", "systems.a: painter=poisson needs lesions"),
         (
@@ -221,7 +223,7 @@ def test_the_shipped_config_needs_no_run_where_one_key_is_given(repository):
     config = parse(StudioConfig, repository / "configs/studio.yaml", [override])
     assert list(config.systems) == ["real lesions"]
     assert override in (repository / "configs/studio.yaml").read_text().replace("'", "")
-    assert Inserter.load(config.systems["real lesions"]).config.painter == "poisson"
+    assert Editor.load(config.systems["real lesions"]).config.painter == "poisson"
 
 
 def test_a_study_is_opened_with_the_keys_that_its_cases_were_drawn_with(

@@ -3,6 +3,7 @@ texture, with tiny networks.
 """
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import cv2
@@ -22,8 +23,8 @@ from tfmammo.errors import ArchiveError, DataError
 from tfmammo.export import export
 from tfmammo.mammogram import Lesion, Mammogram
 from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.editor import Inserter, SystemConfig, Wish, opened
-from tfmammo.synthesis.mammograms import remake, synthesise
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
+from tfmammo.synthesis.mammograms import remake, synthesize
 
 ROWS = 200
 COLS = 150
@@ -43,20 +44,20 @@ def breast(seed=0):
 def picture(tmp_path_factory):
     """A 16-bit PNG of a breast whose chest wall is on the left."""
     path = tmp_path_factory.mktemp("picture") / "DOE^JANE.png"
-    synthetic.png(path, Stored.of_image(breast(), 16))
+    synthetic.write_png(path, Stored.of_image(breast(), 16))
     return path
 
 
 @pytest.fixture
 def mammogram(picture):
-    return opened(picture, "L", "CC", (0.1, 0.1))
+    return open_mammogram(picture, "L", "CC", (0.1, 0.1))
 
 
 @pytest.fixture(scope="module")
 def can(tmp_path_factory):
     """A function (**data) -> the export of a CAN that paints 0.3 everywhere and 0.9 on the mask."""
 
-    class Room(keras.Model):
+    class TinyCAN(keras.Model):
         def __init__(self):
             super().__init__(name="can")
             layer = keras.layers.Conv2D(
@@ -84,7 +85,7 @@ def can(tmp_path_factory):
             "config": {"data": section, "model": {}},
             "train_patients": ["p"],
         }
-        return str(export(Room(), tmp_path_factory.mktemp("can") / "export", card))
+        return str(export(TinyCAN(), tmp_path_factory.mktemp("can") / "export", card))
 
     return make
 
@@ -117,8 +118,8 @@ def changed_px(found):
 
 
 def test_a_can_sets_its_patch_in_whole(can, mammogram):
-    inserter = Inserter.load(SystemConfig(painter="can", generator=can(), feather=4))
-    found = inserter.change(mammogram, Wish(centre=MIDDLE, size=(20, 20), shape="round", seed=1))
+    editor = Editor.load(EditorConfig(painter="can", generator=can(), feather=4))
+    found = editor.edit(mammogram, EditRequest(centre=MIDDLE, size=(20, 20), shape="round", seed=1))
     top, left, bottom, right = found.box
     assert (
         max(abs((top + bottom) / 2 - 100), abs((left + right) / 2 - 60)) <= 1
@@ -144,10 +145,10 @@ def test_a_can_sets_its_patch_in_whole(can, mammogram):
 
 
 def test_a_can_takes_the_grey_scale_of_the_tissue_it_covers(can, mammogram):
-    wish = Wish(centre=MIDDLE, size=(20, 20), shape="oval")
-    found = Inserter.load(
-        SystemConfig(painter="can", generator=can(window=None, percentiles=(0, 100)), feather=4)
-    ).change(mammogram, wish)
+    wish = EditRequest(centre=MIDDLE, size=(20, 20), shape="oval")
+    found = Editor.load(
+        EditorConfig(painter="can", generator=can(window=None, percentiles=(0, 100)), feather=4)
+    ).edit(mammogram, wish)
     box = found.recipe["lesions"][0]["window"]
     under = cv2.resize(
         breast()[box[0] : box[2], box[1] : box[3]], (32, 32), interpolation=cv2.INTER_AREA
@@ -174,15 +175,15 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
     }
     real = painter in ("blending", "poisson", "paste")
     generator = networks[painter]() if painter in networks else None
-    inserter = Inserter.load(
-        SystemConfig(painter=painter, generator=generator, lesions=masses if real else None)
+    editor = Editor.load(
+        EditorConfig(painter=painter, generator=generator, lesions=masses if real else None)
     )
-    wish = Wish(
+    wish = EditRequest(
         centre=MIDDLE,
         seed=3,
         **({} if real or painter == "contextual" else {"size": (22, 18), "shape": "lobular"}),
     )
-    found = inserter.change(mammogram, wish)
+    found = editor.edit(mammogram, wish)
     top, left, bottom, right = found.box
     assert top <= 100 <= bottom and left <= 60 <= right
     changed = changed_px(found)
@@ -190,13 +191,13 @@ def test_every_system_changes_its_place_alone_and_repeats_itself(
         changed[found.mask > 0].mean() > 0.5 and not changed[:40].any() and not changed[160:].any()
     )
     assert cv2.boundingRect(found.mask) == (left, top, right - left, bottom - top)
-    again = inserter.change(mammogram, wish)
+    again = editor.edit(mammogram, wish)
     np.testing.assert_array_equal(again.after.values, found.after.values)
     assert json.dumps(again.recipe) == json.dumps(found.recipe)
-    found.dicom(tmp_path / "synthetic.dcm")
+    found.write_dicom(tmp_path / "synthetic.dcm")
     written = pydicom.dcmread(tmp_path / "synthetic.dcm")
     assert written.SyntheticData == "YES" and "DOE" not in str(written)
-    (annotation,) = found.coco("synthetic.dcm")["annotations"]
+    (annotation,) = found.to_coco("synthetic.dcm")["annotations"]
     assert (
         annotation["bbox"] == [left, top, right - left, bottom - top]
         and annotation["area"] == found.mask.sum()
@@ -231,7 +232,7 @@ def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, where, tmp_path
         count=3,
         format=form,
     )
-    recipes = synthesise(
+    recipes = synthesize(
         config, tmp_path / "set", ("--direct_num_workers=1", "--direct_running_mode=in_memory")
     )
     assert [recipe.left_out for recipe in recipes] == [None] * 3
@@ -244,29 +245,44 @@ def test_a_can_makes_a_whole_set_and_each_of_it_again(form, can, where, tmp_path
 
 
 def test_another_seed_is_another_lesion(can, mammogram):
-    inserter = Inserter.load(SystemConfig(painter="can", generator=can()))
+    editor = Editor.load(EditorConfig(painter="can", generator=can()))
     one, other = (
-        inserter.change(mammogram, Wish(centre=MIDDLE, size=(30, 30), shape="irregular", seed=seed))
+        editor.edit(
+            mammogram, EditRequest(centre=MIDDLE, size=(30, 30), shape="irregular", seed=seed)
+        )
         for seed in (1, 2)
     )
     assert (one.mask != other.mask).any()
 
 
+def test_a_shape_by_name_comes_before_the_editors_own(can, mammogram):
+    class OwnShapes:
+        def draw(self, random):
+            raise DataError("the editor's own")
+
+    editor = Editor.load(EditorConfig(painter="can", generator=can()))
+    editor.synthesizer = replace(editor.synthesizer, shapes=OwnShapes())
+    request = EditRequest(centre=MIDDLE, size=(30, 30), shape="oval")
+    assert editor.edit(mammogram, request).recipe["lesions"][0]["shape"] == "drawn, oval"
+    with pytest.raises(DataError, match="the editor's own"):
+        editor.edit(mammogram, EditRequest(centre=MIDDLE, size=(30, 30)))
+
+
 def test_a_removal_has_no_annotation(tiny_contextual, mammogram):
-    inserter = Inserter.load(
-        SystemConfig(
+    editor = Editor.load(
+        EditorConfig(
             painter="contextual", generator=str(tiny_contextual("removal", sampling=LARGER))
         )
     )
-    found = inserter.change(mammogram, Wish(centre=MIDDLE))
-    assert inserter.removes and found.kind is None and found.coco("x.dcm")["annotations"] == []
+    found = editor.edit(mammogram, EditRequest(centre=MIDDLE))
+    assert editor.removes and found.kind is None and found.to_coco("x.dcm")["annotations"] == []
     assert found.after.image()[found.mask > 0].mean() < found.before.image()[found.mask > 0].mean()
 
 
 def test_the_factor_is_that_of_a_real_lesion(masses, mammogram):
-    inserter = Inserter.load(SystemConfig(painter="paste", lesions=masses))
+    editor = Editor.load(EditorConfig(painter="paste", lesions=masses))
     areas = [
-        inserter.change(mammogram, Wish(centre=MIDDLE, factor=factor, seed=4)).mask.sum()
+        editor.edit(mammogram, EditRequest(centre=MIDDLE, factor=factor, seed=4)).mask.sum()
         for factor in (0.5, 1.0)
     ]
     assert areas[1] / areas[0] == pytest.approx(4, rel=0.15)
@@ -280,11 +296,11 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
     monkeypatch.setitem(
         archives.ARCHIVES, "folder", lambda *arguments: read.append(1) or reader(*arguments)
     )
-    inserter = Inserter.load(
-        SystemConfig(painter="poisson", lesions=masses.model_copy(update={"seed": 7}))
+    editor = Editor.load(
+        EditorConfig(painter="poisson", lesions=masses.model_copy(update={"seed": 7}))
     )
     for seed in range(3):
-        inserter.change(mammogram, Wish(centre=(90 + seed, 60), seed=seed))
+        editor.edit(mammogram, EditRequest(centre=(90 + seed, 60), seed=seed))
     assert len(read) == 1
 
 
@@ -320,7 +336,9 @@ def test_stored_real_lesions_are_read_once(masses, mammogram, monkeypatch):
 )
 def test_what_cant_be_done_is_one_sentence(wish, reason, can, mammogram):
     with pytest.raises(DataError, match=reason) as caught:
-        Inserter.load(SystemConfig(painter="can", generator=can())).change(mammogram, Wish(**wish))
+        Editor.load(EditorConfig(painter="can", generator=can())).edit(
+            mammogram, EditRequest(**wish)
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -328,26 +346,26 @@ def test_what_cant_be_done_is_one_sentence(wish, reason, can, mammogram):
 def test_a_spacing_that_no_mammogram_has_is_refused(picture, spacing):
     """Lesions would have to be blurred, or be enlarged, over millions of pixels."""
     with pytest.raises(ArchiveError, match="mm per px are no mammogram's"):
-        opened(picture, "L", "CC", spacing)
+        open_mammogram(picture, "L", "CC", spacing)
 
 
 def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
-    inserter = Inserter.load(
-        SystemConfig(painter="contextual", generator=str(tiny_contextual(sampling=LARGER)))
+    editor = Editor.load(
+        EditorConfig(painter="contextual", generator=str(tiny_contextual(sampling=LARGER)))
     )
     with pytest.raises(
         DataError,
         match="of the window of 64 px around it, which the network works on, less than 90 % is "
         "breast",
     ):
-        inserter.change(mammogram, Wish(centre=(5, 145)))
-    idle = Inserter.load(
-        SystemConfig(
+        editor.edit(mammogram, EditRequest(centre=(5, 145)))
+    idle = Editor.load(
+        EditorConfig(
             painter="contextual", generator=str(tiny_contextual(idle=1.0, sampling=LARGER))
         )
     )
     with pytest.raises(DataError, match="post-processing discards all"):
-        idle.change(mammogram, Wish(centre=MIDDLE))
+        idle.edit(mammogram, EditRequest(centre=MIDDLE))
 
 
 @pytest.mark.parametrize(
@@ -365,17 +383,17 @@ def test_a_window_off_the_breast_is_refused(tiny_contextual, mammogram):
 )
 def test_a_wrong_system_is_told(values, message):
     with pytest.raises(ValidationError, match=message):
-        SystemConfig(**values)
+        EditorConfig(**values)
 
 
 def test_facts_of_a_file_come_before_those_that_are_said(picture, tmp_path, monkeypatch):
-    plain = opened(picture)
+    plain = open_mammogram(picture)
     assert (plain.laterality, plain.view, plain.spacing) == (None, None, None)
     path = tmp_path / "one.dcm"
     (found,) = phantom.read(None, None, count=1, seed=1)[:1]
-    synthetic.dicom(path, Stored.of_image(found.pixels(), 12), found, "key")
+    synthetic.write_dicom_of_mammogram(path, Stored.of_image(found.pixels(), 12), found, "key")
     other = "R" if found.laterality == "L" else "L"
-    assert opened(path, other).laterality == found.laterality
+    assert open_mammogram(path, other).laterality == found.laterality
     monkeypatch.setattr("tfmammo.synthesis.editor.LARGEST", 100)
     with pytest.raises(ArchiveError, match="200 x 150 px are more than 100"):
-        opened(picture)
+        open_mammogram(picture)

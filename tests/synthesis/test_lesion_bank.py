@@ -17,8 +17,9 @@ from tfmammo.errors import ArchiveError, ConfigError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped
 from tfmammo.synthesis import lesion_bank
 from tfmammo.synthesis.config import PatientsConfig, SynthesisConfig
-from tfmammo.synthesis.lesion_bank import Donor
-from tfmammo.synthesis.provenance import Graft
+from tfmammo.synthesis.lesion_bank import LesionBank, SourceLesion
+from tfmammo.synthesis.provenance import TransformRecord
+from tfmammo.synthesis.synthesizer import Synthesizer
 
 ROWS = 90
 COLS = 120
@@ -68,7 +69,7 @@ def target(rows=800, cols=800, **facts):
 
 
 def turned(angle=0.0, factor=1.0, mirrored=False, donor=None, into=None):
-    graft = Graft(
+    graft = TransformRecord(
         archive="made",
         image_id="i",
         patient_id="p",
@@ -80,7 +81,7 @@ def turned(angle=0.0, factor=1.0, mirrored=False, donor=None, into=None):
         mirrored=mirrored,
         trained_on=None,
     )
-    return lesion_bank.turned(Donor(donor or record(), 0), graft, into or target())
+    return lesion_bank.transform(SourceLesion(donor or record(), 0), graft, into or target())
 
 
 def mask():
@@ -102,7 +103,7 @@ def test_quarter_turns_and_mirror_images_are_exact(quarters, mirrored):
     np.testing.assert_array_equal(piece.mask, expected[0])
     assert piece.around == 4 and piece.mask.dtype == np.uint8 and piece.image.dtype == np.float32
     np.testing.assert_array_equal(piece.image, expected[1])
-    np.testing.assert_array_equal(piece.shown(2), piece.image[2:-2, 2:-2])
+    np.testing.assert_array_equal(piece.crop(2), piece.image[2:-2, 2:-2])
 
 
 def test_a_resized_ramp_is_a_ramp():
@@ -132,7 +133,7 @@ def test_any_angle_keeps_area_and_grey_values():
             and piece.mask[:, 0].any()
             and piece.mask[:, -1].any()
         )
-        inside = piece.shown(0)[piece.mask > 0]
+        inside = piece.crop(0)[piece.mask > 0]
         assert inside.mean() == pytest.approx(shown(ramp(), 0)[mask() > 0].mean(), abs=5e-4)
         # Counter-clockwise as shown: what was to the right, and brighter, lies up for a positive
         # angle. 0.002 a column, 0.001 a row.
@@ -165,8 +166,8 @@ def test_nothing_aliases_that_shrinks():
     stripes = partial(np.tile, np.array([[[0.0], [1.0]]], np.float32), (ROWS, COLS // 2, 1))
     corners = np.array([[20, 20], [20, 100], [70, 100], [70, 20]], np.float32)
     piece = turned(factor=0.25, donor=record(stripes, corners))
-    assert piece.shown(0).mean() == pytest.approx(0.5, abs=0.05) and piece.shown(0).std() < 0.2
-    assert turned(donor=record(stripes, corners)).shown(0).std() == pytest.approx(0.5, abs=0.01)
+    assert piece.crop(0).mean() == pytest.approx(0.5, abs=0.05) and piece.crop(0).std() < 0.2
+    assert turned(donor=record(stripes, corners)).crop(0).std() == pytest.approx(0.5, abs=0.01)
 
 
 def test_of_several_parts_the_largest_is_set_in():
@@ -195,16 +196,15 @@ def test_what_cant_be_set_in():
         turned(donor=empty)
     nothing = record(lesions=(MaskedLesion("mass", partial(np.zeros, (ROWS, COLS), np.uint8)),))
     skipped = Skipped()
-    good = Donor(record(), 0)
-    assert lesion_bank.usable(
-        [
-            Donor(cut, 0),
+    good = SourceLesion(record(), 0)
+    assert LesionBank(
+        (
+            SourceLesion(cut, 0),
             good,
-            Donor(replace(empty, image_id="e"), 0),
-            Donor(replace(nothing, image_id="n"), 0),
-        ],
-        skipped,
-    ) == [good]
+            SourceLesion(replace(empty, image_id="e"), 0),
+            SourceLesion(replace(nothing, image_id="n"), 0),
+        )
+    ).find_usable(skipped) == [good]
     assert skipped.reasons == {
         "i": f"lesion 0: {lesion_bank.CUT_OFF}",
         "e": "lesion 0: its mask is empty",
@@ -213,18 +213,22 @@ def test_what_cant_be_set_in():
     with pytest.raises(
         DataError, match="no lesion can be set in; the first, lesion 0: its mask touches"
     ):
-        lesion_bank.usable([Donor(cut, 0)], Skipped())
+        LesionBank((SourceLesion(cut, 0),)).find_usable(Skipped())
 
 
-def test_sizes_that_are_not_known(monkeypatch):
-    chosen = SynthesisConfig(name="a", painter="paste")
+def draw(lesions, mammogram, random=None, trained_on=None, resize=(0.8, 1.2), rotate=180.0):
+    """A lesion of a bank for a mammogram."""
+    random = random or np.random.default_rng(0)
+    return LesionBank(tuple(lesions)).draw(mammogram, random, resize, rotate, trained_on)
 
-    def draw(own, other, archive="made"):
-        donors = (Donor(record(spacing=own, archive=archive), 0),)
-        monkeypatch.setattr(lesion_bank, "bank", lambda chosen: donors)
-        return lesion_bank.drawn(chosen, target(spacing=other), np.random.default_rng(0), None)
 
-    assert draw((0.1, 0.1), (0.1, 0.1), "other").mask.any() and draw(None, None).mask.any()
+def test_sizes_that_are_not_known():
+    def draw_one(own, other, archive="made"):
+        lesion = SourceLesion(record(spacing=own, archive=archive), 0)
+        return draw([lesion], target(spacing=other))
+
+    assert draw_one((0.1, 0.1), (0.1, 0.1), "other").mask.any()
+    assert draw_one(None, None).mask.any()
     for own, other, archive_, reason in [
         (
             (0.1, 0.1),
@@ -242,19 +246,17 @@ def test_sizes_that_are_not_known(monkeypatch):
         ),
     ]:
         with pytest.raises(DataError, match=reason):
-            draw(own, other, archive_)
+            draw_one(own, other, archive_)
 
 
-def test_what_is_drawn(monkeypatch):
+def test_what_is_drawn():
     donors = [
-        Donor(record(image_id=side or "none", laterality=side, patient_id=f"p{side}"), 0)
+        SourceLesion(record(image_id=side or "none", laterality=side, patient_id=f"p{side}"), 0)
         for side in ("L", "R", None)
     ]
-    monkeypatch.setattr(lesion_bank, "bank", lambda chosen: tuple(donors))
-    chosen = SynthesisConfig(name="a", painter="paste", rotate=30, resize=(0.9, 1.5))
     random = np.random.default_rng(0)
     pieces = [
-        lesion_bank.drawn(chosen, target(laterality="L"), random, frozenset({"pR"})).graft
+        draw(donors, target(laterality="L"), random, {"pR"}, (0.9, 1.5), 30).record
         for _ in range(300)
     ]
     assert {(graft.image_id, graft.mirrored, graft.trained_on) for graft in pieces} == {
@@ -271,16 +273,15 @@ def test_what_is_drawn(monkeypatch):
     )
     assert 0.9 <= factors.min() < 0.92 and 1.48 < factors.max() <= 1.5
     own = {
-        lesion_bank.drawn(chosen, replace(donors[0].mammogram, laterality=None), random, None).graft
+        draw(donors, replace(donors[0].mammogram, laterality=None), random).record
         for _ in range(60)
     }
     assert {(graft.image_id, graft.mirrored, graft.trained_on) for graft in own} == {
         ("R", False, None),
         ("none", False, None),
     }
-    monkeypatch.setattr(lesion_bank, "bank", lambda chosen: (donors[0],))
     with pytest.raises(DataError, match="there are no lesions but its own"):
-        lesion_bank.drawn(chosen, donors[0].mammogram, random, None)
+        draw(donors[:1], donors[0].mammogram, random)
 
 
 @pytest.fixture
@@ -302,25 +303,30 @@ def on_disk(tmp_path):
     return DataConfig(name="folder", root=tmp_path / "folder")
 
 
+def load_bank(config):
+    """The bank of a config, as a synthesis loads it."""
+    return Synthesizer.load(config).lesions.lesions
+
+
 def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
     chosen = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
     found = archive.read(on_disk.root)
-    assert [(donor.mammogram.image_id, donor.number) for donor in lesion_bank.bank(chosen)] == [
+    assert [(donor.mammogram.image_id, donor.number) for donor in load_bank(chosen)] == [
         (one.image_id, 0) for one in found[:2]
     ]
-    (malignant,) = lesion_bank.bank(chosen.model_copy(update={"pathology": "malignant"}))
+    (malignant,) = load_bank(chosen.model_copy(update={"pathology": "malignant"}))
     assert (
         malignant.mammogram.image_id == found[1].image_id
         and malignant.lesion.mask(ROWS, COLS).sum() == mask().sum()
     )
     with pytest.raises(DataError, match="folder holds no calcification with an outline to set in"):
-        lesion_bank.bank(
+        load_bank(
             chosen.model_copy(
                 update={"lesions": on_disk.model_copy(update={"kinds": ("calcification",)})}
             )
         )
     with pytest.raises(ConfigError, match="data.root: no such folder"):
-        lesion_bank.bank(
+        load_bank(
             chosen.model_copy(
                 update={"lesions": on_disk.model_copy(update={"root": tmp_path / "no"})}
             )
@@ -328,7 +334,7 @@ def test_the_bank_holds_what_is_asked_for(on_disk, tmp_path):
     boxes = DataConfig(name="folder", root=tmp_path / "boxes")
     writer.write([record()], boxes.root, annotations="boxes")
     with pytest.raises(DataError, match="folder holds no benign mass with an outline to set in"):
-        lesion_bank.bank(chosen.model_copy(update={"lesions": boxes, "pathology": "benign"}))
+        load_bank(chosen.model_copy(update={"lesions": boxes, "pathology": "benign"}))
 
 
 def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
@@ -355,10 +361,9 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
         chosen = SynthesisConfig(
             name="a", painter="paste", data=data, lesions=lesions, patients=patients
         )
-        of_data = lesion_bank.of_side(
-            archives.mammograms(chosen.data, Skipped()), chosen.data, chosen
-        )
-        return {donor.mammogram.patient_id for donor in lesion_bank.bank(chosen)}, {
+        mammograms = archives.read_mammograms(chosen.data, Skipped())
+        of_data = lesion_bank.select_patients(mammograms, chosen.data, patients, chosen.lesion_data)
+        return {donor.mammogram.patient_id for donor in load_bank(chosen)}, {
             one.patient_id for one in of_data
         }
 
@@ -375,13 +380,12 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
         stratify=None,
         patients={a: "test", b: "train", c: "train"},
     )
-    lesion_bank._bank.cache_clear()
     assert side("train") == ({b}, {b, c}) and side("held_out") == ({a}, {a})
     phantom = DataConfig(phantoms=8)
     # the phantom's patients are on no side
     lesions, normal = side("held_out", data=phantom, lesions=on_disk)
     assert lesions == {a} and normal == {
-        one.patient_id for one in archives.mammograms(phantom, Skipped())
+        one.patient_id for one in archives.read_mammograms(phantom, Skipped())
     }
     with pytest.raises(DataError, match=r"split.json: is of folder, not of phantom"):
         side("train", data=phantom)
@@ -397,7 +401,6 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
         ),
     ]:
         save(**values)
-        lesion_bank._bank.cache_clear()
         with pytest.raises(DataError, match=reason):
             side("train")
     save()
@@ -407,23 +410,26 @@ def test_patients_of_one_side_of_a_split(on_disk, tmp_path):
 
 def test_a_recipes_lesion_is_found_again(on_disk):
     chosen = SynthesisConfig(name="a", painter="paste", lesions=on_disk)
-    piece = lesion_bank.drawn(chosen, target(archive="folder"), np.random.default_rng(0), None)
-    same = lesion_bank.again(piece.graft, chosen, target(archive="folder"))
+    into = target(archive="folder")
+    piece = draw(load_bank(chosen), into)
+    mammograms = {mammogram.image_id: mammogram for mammogram in archive.read(on_disk.root)}
+    lesion = lesion_bank.find_lesion(piece.record, on_disk, mammograms)
+    same = lesion_bank.transform(lesion, piece.record, into)
     assert (
         (same.mask == piece.mask).all()
         and (same.image == piece.image).all()
-        and same.graft == piece.graft
+        and same.record == piece.record
     )
     for changes, reason in [
         ({"image_id": "gone"}, "the lesion gone#0 is not in folder"),
-        ({"number": 3}, f"the lesion {piece.graft.image_id}#3 is not in folder"),
+        ({"number": 3}, f"the lesion {piece.record.image_id}#3 is not in folder"),
         (
             {"sha256": "0"},
-            f"the mammogram of the lesion {piece.graft.image_id}#0 has changed since",
+            f"the mammogram of the lesion {piece.record.image_id}#0 has changed since",
         ),
     ]:
         with pytest.raises(DataError, match=reason):
-            lesion_bank.again(piece.graft.model_copy(update=changes), chosen, target())
+            lesion_bank.find_lesion(piece.record.model_copy(update=changes), on_disk, mammograms)
 
 
 def test_an_unreadable_mammogram_of_a_lesion(on_disk):
@@ -433,4 +439,4 @@ def test_an_unreadable_mammogram_of_a_lesion(on_disk):
     for path in (on_disk.root / "images").iterdir():
         path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(ArchiveError, match=r"00000\d.png: can't be read as an image"):
-        lesion_bank.drawn(chosen, target(archive="folder"), np.random.default_rng(0), None)
+        draw(load_bank(chosen), target(archive="folder"))

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -23,14 +24,14 @@ from tfmammo import archives
 from tfmammo.archives import folder as archive
 from tfmammo.archives.writers import folder as writer
 from tfmammo.config import DataConfig, dump, parse
-from tfmammo.data import splits
+from tfmammo.data import jobs, splits
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.export import export
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.models import mask_gan
-from tfmammo.synthesis import mammograms
+from tfmammo.synthesis import mammograms, synthesizer
 from tfmammo.synthesis.config import PatientsConfig, ShapeConfig, SynthesisConfig
-from tfmammo.synthesis.mammograms import remake, synthesise
+from tfmammo.synthesis.mammograms import remake, synthesize
 from tfmammo.synthesis.provenance import read_recipe
 
 ROWS = 200
@@ -153,7 +154,7 @@ def letters(root):
 def source_of(config, recipe):
     (found,) = [
         one
-        for one in archives.mammograms(config.data, Skipped())
+        for one in archives.read_mammograms(config.data, Skipped())
         if one.image_id == recipe.source.image_id
     ]
     return found
@@ -177,7 +178,7 @@ def sets(folders, generator, tmp_path_factory):
             pathology="malignant",
         )
         root = tmp_path_factory.mktemp("sets") / f"{form}-{output}"
-        made[form, output] = chosen, root, synthesise(chosen, root)
+        made[form, output] = chosen, root, synthesize(chosen, root)
     return made
 
 
@@ -192,7 +193,7 @@ def test_nothing_changes_beyond_the_masses_surroundings(form, sets):
     } == {1, 2}
     bits = 8 if form[0] == "8" else 12
     for recipe in recipes:
-        source = archives.stored(source_of(config, recipe)).values
+        source = archives.read_stored(source_of(config, recipe)).values
         path = root / f"images/{recipe.name}.{'dcm' if form[1] == 'dicom' else 'png'}"
         if form[1] == "dicom":
             dataset = pydicom.dcmread(path)
@@ -313,7 +314,7 @@ def test_right_breasts_are_shown_to_the_network_as_left_ones(folders, generator,
             "count": 1,
         }
         data = DataConfig(name="folder", root=tmp_path / side)
-        synthesise(config(data=data, **values), tmp_path / f"out{side}")
+        synthesize(config(data=data, **values), tmp_path / f"out{side}")
         made[side] = cv2.imread(
             str(tmp_path / f"out{side}/images/000000.png"), cv2.IMREAD_UNCHANGED
         )
@@ -339,7 +340,7 @@ def test_a_recipe_makes_its_item_again_bit_for_bit(sets, tmp_path, generator, wh
         == (root / "images/000001.png").read_bytes()
     )
     monkeypatch.setattr(
-        mammograms, "render", lambda ground, stored, *rest: stored.changed(stored.values ^ 1)
+        mammograms, "render", lambda ground, stored, *rest: stored.with_values(stored.values ^ 1)
     )
     with pytest.raises(
         DataError, match=r"images/000001.png came out otherwise than then; made with .*tensorflow"
@@ -383,18 +384,18 @@ def test_a_recipe_wants_its_source_and_generator(
 def test_a_run_goes_on_where_it_stopped_and_a_greater_count_adds(config, tmp_path):
     chosen = config()
     out = tmp_path / "out"
-    synthesise(chosen, out)
+    synthesize(chosen, out)
     before = contents(out)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    synthesise(chosen, out)
+    synthesize(chosen, out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == times
     (out / "recipes/000001.json").unlink()
     (out / "images/000002.png").write_bytes(b"cut")
     (out / "lesion_masks/000000_1.png").unlink()
     (out / "images/.000001.png.x.part").write_bytes(b"half")
-    synthesise(chosen, out)
+    synthesize(chosen, out)
     assert contents(out) == before
-    more = synthesise(config(count=5), out)
+    more = synthesize(config(count=5), out)
     assert len(more) == 5 and {
         name: content
         for name, content in contents(out).items()
@@ -409,14 +410,14 @@ def test_a_run_goes_on_where_it_stopped_and_a_greater_count_adds(config, tmp_pat
 
 
 def test_folders_of_others_are_left_alone(config, tmp_path, tiny_infilling):
-    synthesise(config(), tmp_path / "out")
+    synthesize(config(), tmp_path / "out")
     before = contents(tmp_path / "out")
     with pytest.raises(
         ConfigError, match=r"was made with another config.feather, config.seed; name a new folder"
     ):
-        synthesise(config(seed=1, feather=7), tmp_path / "out")
+        synthesize(config(seed=1, feather=7), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"was made with another generator.weights;"):
-        synthesise(
+        synthesize(
             config(
                 generator=str(
                     tiny_infilling(padding=20, offset=0.05, preprocess={"flip_right": True})
@@ -426,24 +427,24 @@ def test_folders_of_others_are_left_alone(config, tmp_path, tiny_infilling):
         )
     writer.write([mammogram(0), mammogram(2)], tmp_path / "fewer", bits=8)
     with pytest.raises(ConfigError, match=r"another archive.mammograms, archive.records;"):
-        synthesise(
+        synthesize(
             config(data=DataConfig(name="folder", root=tmp_path / "fewer")), tmp_path / "out"
         )
     assert contents(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty and no output of this command"):
-        synthesise(config(), tmp_path / "mine")
+        synthesize(config(), tmp_path / "mine")
 
 
 def test_only_normal_mammograms_are_taken_and_lesions_never_overlapped(config, tmp_path):
     mixed = [mammogram(0), mammogram(2, outline(30, 4, 170, 110)), mammogram(4, pathology=None)]
     writer.write(mixed, tmp_path / "mixed")
     data = DataConfig(name="folder", root=tmp_path / "mixed")
-    recipes = synthesise(config(data=data), tmp_path / "normal")
+    recipes = synthesize(config(data=data), tmp_path / "normal")
     normal, ill, unknown = archive.read(tmp_path / "mixed")
     assert {recipe.source.image_id for recipe in recipes} == {normal.image_id}
-    recipes = synthesise(config(data=data, mammograms="all", count=12), tmp_path / "all")
+    recipes = synthesize(config(data=data, mammograms="all", count=12), tmp_path / "all")
     assert {recipe.source.image_id for recipe in recipes} == {
         normal.image_id,
         ill.image_id,
@@ -470,11 +471,11 @@ def test_only_normal_mammograms_are_taken_and_lesions_never_overlapped(config, t
         and reasons
     )
     chosen = config(data=data, mammograms="all", only=(ill.image_id, unknown.image_id), count=2)
-    assert len({recipe.source.image_id for recipe in synthesise(chosen, tmp_path / "only")}) == 2
+    assert len({recipe.source.image_id for recipe in synthesize(chosen, tmp_path / "only")}) == 2
     with pytest.raises(ConfigError, match=f"only: {ill.image_id} is none of the 1 mammograms"):
-        synthesise(config(data=data, only=(ill.image_id,)), tmp_path / "no")
+        synthesize(config(data=data, only=(ill.image_id,)), tmp_path / "no")
     with pytest.raises(DataError, match="none of 3 mammograms is normal"):
-        synthesise(config("masses"), tmp_path / "no")
+        synthesize(config("masses"), tmp_path / "no")
 
 
 def test_why_an_item_is_left_out(config, tmp_path, folders):
@@ -484,7 +485,7 @@ def test_why_an_item_is_left_out(config, tmp_path, folders):
     )
     writer.write(narrow, tmp_path / "narrow")
     data = DataConfig(name="folder", root=tmp_path / "narrow")
-    recipes = synthesise(config(data=data), tmp_path / "out")
+    recipes = synthesize(config(data=data), tmp_path / "out")
     unknown, small, good = archive.read(tmp_path / "narrow")
     reasons = {recipe.source.image_id: recipe.left_out for recipe in recipes}
     assert (
@@ -508,27 +509,27 @@ def test_why_an_item_is_left_out(config, tmp_path, folders):
     (tmp_path / f"out/recipes/{item.name}.json").write_text(
         item.model_copy(update={"left_out": "an old reason"}).model_dump_json()
     )
-    assert "an old reason" in str(synthesise(config(data=data), tmp_path / "out"))
-    assert "an old reason" not in str(synthesise(config(data=data), tmp_path / "out", retry=True))
+    assert "an old reason" in str(synthesize(config(data=data), tmp_path / "out"))
+    assert "an old reason" not in str(synthesize(config(data=data), tmp_path / "out", retry=True))
     with pytest.raises(
         DataError,
         match=r"no item could be made, dead_letters.csv says why; the first: .*the breast is too "
         r"small",
     ):
-        synthesise(config(size=(110, 100), count=1), tmp_path / "none")
+        synthesize(config(size=(110, 100), count=1), tmp_path / "none")
 
 
 def test_more_masses_than_fit(config, tmp_path):
-    recipes = synthesise(config(masses=(1, 40), count=2, seed=3), tmp_path / "out")
+    recipes = synthesize(config(masses=(1, 40), count=2, seed=3), tmp_path / "out")
     for recipe in recipes:
         assert len(recipe.lesions) >= 2 and recipe.left_out is None
         (note,) = recipe.notes
         assert note.startswith(f"{len(recipe.lesions)} of ") and "no normal tissue is left" in note
     assert len(letters(tmp_path / "out")) == 2
-    (recipe,) = synthesise(config(masses=(1, 1), count=1), tmp_path / "one")
+    (recipe,) = synthesize(config(masses=(1, 1), count=1), tmp_path / "one")
     assert recipe.notes == ()
     with pytest.raises(DataError, match=r"\d+ of 40 masses fit: no normal tissue is left"):
-        synthesise(config(masses=(40, 40), count=1), tmp_path / "none")
+        synthesize(config(masses=(40, 40), count=1), tmp_path / "none")
 
 
 def test_size_place_shape_and_seed_are_the_users(config, tmp_path):
@@ -540,7 +541,7 @@ def test_size_place_shape_and_seed_are_the_users(config, tmp_path):
     chosen = config(
         shapes=shapes, sizes=None, lesions=None, size=(40, 30), centre=(100, 60), count=1, only=()
     )
-    (recipe,) = synthesise(chosen, tmp_path / "out")
+    (recipe,) = synthesize(chosen, tmp_path / "out")
     (lesion,) = recipe.lesions
     top, left, bottom, right = lesion.box
     assert abs((top + bottom) / 2 - 100) <= 1 and abs((left + right) / 2 - 60) <= 1
@@ -558,24 +559,24 @@ def test_size_place_shape_and_seed_are_the_users(config, tmp_path):
         lesion.shape
         == f"file {hashlib.sha256((tmp_path / 'mask.png').read_bytes()).hexdigest()[:12]}"
     )
-    (other,) = synthesise(chosen.model_copy(update={"seed": 1}), tmp_path / "other")
+    (other,) = synthesize(chosen.model_copy(update={"seed": 1}), tmp_path / "other")
     assert other.lesions[0].seed != lesion.seed
     for name, centre, reason in (
         ("air", (100, 120), "the place asked for is not wholly free"),
         ("off", (100, 149), "it reaches beyond"),
     ):
         with pytest.raises(DataError, match=reason):
-            synthesise(chosen.model_copy(update={"centre": centre}), tmp_path / name)
+            synthesize(chosen.model_copy(update={"centre": centre}), tmp_path / name)
     cv2.imwrite(str(tmp_path / "mask.png"), mask[:, 20:])
     with pytest.raises(DataError, match=r"mask.png: its mask touches the border"):
-        synthesise(chosen, tmp_path / "border")
+        synthesize(chosen, tmp_path / "border")
     (tmp_path / "mask.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"mask.png: can't be read as a picture"):
-        synthesise(chosen, tmp_path / "damaged")
+        synthesize(chosen, tmp_path / "damaged")
 
 
 def test_sizes_are_fitted_and_kept_in_the_recipe(config, tmp_path):
-    (recipe,) = synthesise(config(sizes=None, count=1), tmp_path / "out")
+    (recipe,) = synthesize(config(sizes=None, count=1), tmp_path / "out")
     boxes = np.array([(25, 27), (23, 31), (31, 29)]) * 0.1  # of MASSES, corners and tip included
     assert recipe.sizes.unit == "mm" and recipe.sizes.count == 3
     np.testing.assert_allclose(
@@ -618,7 +619,7 @@ def test_shapes_of_a_mask_gan(config, tmp_path):
     folder = export(
         MaskRoom(), tmp_path / "gan", {"name": "mask_gan", "step": 7, "train_patients": []}
     )
-    recipes = synthesise(config(shapes=ShapeConfig(gan=str(folder)), count=6), tmp_path / "out")
+    recipes = synthesize(config(shapes=ShapeConfig(gan=str(folder)), count=6), tmp_path / "out")
     assert [recipe.left_out for recipe in recipes] == [None] * 6
     for recipe in recipes:
         (lesion,) = recipe.lesions
@@ -633,16 +634,37 @@ def test_shapes_of_a_mask_gan(config, tmp_path):
     with pytest.raises(
         DataError, match="no shape for a mass: the mask GAN's masks look like no training mask"
     ):
-        synthesise(config(shapes=ShapeConfig(gan=str(folder)), count=1), tmp_path / "none")
+        synthesize(config(shapes=ShapeConfig(gan=str(folder)), count=1), tmp_path / "none")
+
+
+def test_each_archive_is_read_once_and_jobs_are_small(config, tmp_path, monkeypatch):
+    """Sizes are fitted on the masses, and their outlines are the shapes; no network is pickled."""
+    reads = []
+    reader = archives.ARCHIVES["folder"]
+    monkeypatch.setitem(
+        archives.ARCHIVES, "folder", lambda *arguments: reads.append(1) or reader(*arguments)
+    )
+    sizes = []
+    run = jobs.run
+
+    def measure(parts, make, flags):
+        sizes.extend(len(pickle.dumps(part)) for part in parts)
+        run(parts, make, flags)
+
+    monkeypatch.setattr(jobs, "run", measure)
+    recipes = synthesize(config(sizes=None), tmp_path / "out")
+    assert [recipe.left_out for recipe in recipes] == [None] * 3
+    assert len(reads) == 2, "the normal mammograms and the masses"
+    assert len(sizes) == 3 and max(sizes) < 20_000
 
 
 def test_a_fault_of_our_own_stops_the_run(config, tmp_path, monkeypatch):
     def fail(*arguments):
         raise ValueError("not broadcast")
 
-    monkeypatch.setattr(mammograms, "render", fail)
+    monkeypatch.setattr(synthesizer, "render", fail)
     with pytest.raises(DataError, match=r"the work stopped .*ValueError: not broadcast"):
-        synthesise(config(count=1), tmp_path / "out")
+        synthesize(config(count=1), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.part")) and not list(
         (tmp_path / "out/recipes").iterdir()
     )
@@ -652,13 +674,13 @@ def test_an_unreadable_file_is_a_dead_letter(config, tmp_path, folders):
     copy = shutil.copytree(folders / "8", tmp_path / "copy")
     path = copy / "images/000002.png"
     path.write_bytes(path.read_bytes()[:2000])
-    recipes = synthesise(config(data=DataConfig(name="folder", root=copy)), tmp_path / "out")
+    recipes = synthesize(config(data=DataConfig(name="folder", root=copy)), tmp_path / "out")
     (reason,) = [recipe.left_out for recipe in recipes if recipe.left_out]
     assert reason.startswith("images/000002.png: can't be read as an image")
 
 
 def test_records_for_the_object_detection_api(config, where, tmp_path):
-    (recipe,) = synthesise(
+    (recipe,) = synthesize(
         config("12", format="tfrecord", masses=(2, 2), count=1), tmp_path / "out"
     )
     (raw,) = tf.data.TFRecordDataset(
@@ -668,7 +690,7 @@ def test_records_for_the_object_detection_api(config, where, tmp_path):
     image = tf.io.decode_png(
         features["image/encoded"].bytes_list.value[0], dtype=tf.uint16
     ).numpy()[..., 0]
-    source = archives.stored(source_of(config("12"), recipe)).values
+    source = archives.read_stored(source_of(config("12"), recipe)).values
     assert image.shape == (ROWS, COLS) and 0 < (image != source).mean() < 0.5
     assert [features[f"image/{key}"].int64_list.value[0] for key in ("height", "width")] == [
         ROWS,
@@ -716,14 +738,14 @@ def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
         match=r"^generator: .*nowhere: is neither a folder .*; train it first, or "
         r".*painter=poisson",
     ):
-        synthesise(config(generator=str(tmp_path / "nowhere")), tmp_path / "out")
+        synthesize(config(generator=str(tmp_path / "nowhere")), tmp_path / "out")
     with pytest.raises(
         ConfigError,
-        match=r"^shapes\.gan: .*nowhere: is neither a folder nor a models:/ or runs:/ handle$",
+        match=r"^shapes\.gan: .*nowhere: is neither a folder nor a model URI",
     ):
-        synthesise(config(shapes=ShapeConfig(gan=str(tmp_path / "nowhere"))), tmp_path / "out")
+        synthesize(config(shapes=ShapeConfig(gan=str(tmp_path / "nowhere"))), tmp_path / "out")
     with pytest.raises(DataError, match="contrast=clahe, which can't be undone"):
-        synthesise(
+        synthesize(
             config(generator=str(tiny_infilling(preprocess={"contrast": "clahe"}))),
             tmp_path / "out",
         )
@@ -732,13 +754,13 @@ def test_what_cant_be_used_is_named(config, tmp_path, tiny_infilling):
     del card["config"]["model"]
     (bare / "card.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match="its card does not say how its training patches were made"):
-        synthesise(config(generator=str(bare)), tmp_path / "out")
+        synthesize(config(generator=str(bare)), tmp_path / "out")
     del card["functions"]["generator"]["inputs"]["tri_label"]
     (bare / "card.json").write_text(json.dumps(card))
     with pytest.raises(ExportError, match="none of its functions leads from tri_label to image"):
-        synthesise(config(generator=str(bare)), tmp_path / "out2")
+        synthesize(config(generator=str(bare)), tmp_path / "out2")
     with pytest.raises(DataError, match="holds no mass to take shapes from"):
-        synthesise(config(lesions=None), tmp_path / "out")
+        synthesize(config(lesions=None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for wrong in (
         {"masses": (3, 2)},
@@ -761,7 +783,7 @@ def test_a_two_channel_generator_and_percentiles(config, tiny_infilling, where, 
         preprocess={"remove_marks": True},
     )
     chosen = config(generator=str(generator), count=1)
-    (recipe,) = synthesise(chosen, tmp_path / "out")
+    (recipe,) = synthesize(chosen, tmp_path / "out")
     assert recipe.left_out is None and len(recipe.lesions) == 1
     remake(tmp_path / "out/recipes/000000.json", tmp_path / "again", where(chosen))
 
@@ -786,7 +808,7 @@ def phantoms(tiny_blending):
     """
     data = DataConfig(phantoms=24)
     patients = {
-        one.patient_id for one in archives.mammograms(data, Skipped()) if one.laterality == "L"
+        one.patient_id for one in archives.read_mammograms(data, Skipped()) if one.laterality == "L"
     }
 
     def make(painter, **values):
@@ -822,14 +844,14 @@ def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
 
     chosen = phantoms(painter, format=form, masses=(1, 2), seed=2)
     root = tmp_path / "set"
-    recipes = synthesise(chosen, root)
+    recipes = synthesize(chosen, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 3 and sum(
         len(recipe.lesions) for recipe in recipes
     ) > 3
-    known = {one.image_id: one for one in archives.mammograms(chosen.data, Skipped())}
+    known = {one.image_id: one for one in archives.read_mammograms(chosen.data, Skipped())}
     coco = COCO(str(root / "annotations.json"))
     for recipe in recipes:
-        source = archives.stored(known[recipe.source.image_id])
+        source = archives.read_stored(known[recipe.source.image_id])
         near = np.zeros(source.values.shape, bool)
         for number, (lesion, annotation) in enumerate(
             zip(recipe.lesions, coco.imgToAnns[recipe.number + 1], strict=True), start=1
@@ -886,7 +908,7 @@ def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
         assert (made[near] != source.values[near]).mean() > 0.2
     before = contents(root)
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    synthesise(chosen, root)
+    synthesize(chosen, root)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == times
     for recipe in recipes:
         remake(root / f"recipes/{recipe.name}.json", tmp_path / "again", where(chosen))
@@ -896,7 +918,7 @@ def test_real_lesions_of_the_phantom(painter, form, phantoms, where, tmp_path):
 
 
 def test_whose_lesions_they_are_is_told(real, tmp_path, folders, tiny_blending):
-    recipes = synthesise(real(masses=(2, 2)), tmp_path / "out")
+    recipes = synthesize(real(masses=(2, 2)), tmp_path / "out")
     with (tmp_path / "out/metadata.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     known = {one.image_id: one for one in archive.read(folders / "masses")}
@@ -918,7 +940,7 @@ def test_whose_lesions_they_are_is_told(real, tmp_path, folders, tiny_blending):
     ), "the column is known"
     one = next(iter(known.values())).patient_id
     folder = tiny_blending(patients=[one])
-    recipes = synthesise(real("blending", generator=str(folder), count=6), tmp_path / "network")
+    recipes = synthesize(real("blending", generator=str(folder), count=6), tmp_path / "network")
     grafts = [recipe.lesions[0].graft for recipe in recipes]
     assert {graft.trained_on for graft in grafts} == {True, False} and all(
         graft.trained_on == (graft.patient_id == one) for graft in grafts
@@ -951,7 +973,7 @@ def test_only_patients_of_one_side(real, folders, where, tmp_path):
             patients=PatientsConfig(split_file=tmp_path / "split.json", side=side),
             count=8,
         )
-        recipes = synthesise(chosen, tmp_path / side)
+        recipes = synthesize(chosen, tmp_path / side)
         seen = {
             patient
             for one in recipes
@@ -970,17 +992,17 @@ def test_only_patients_of_one_side(real, folders, where, tmp_path):
         with pytest.raises(
             ConfigError, match=f"was made with another lesions.{key}; name a new folder"
         ):
-            synthesise(chosen.model_copy(update={key: value}), tmp_path / "held_out")
+            synthesize(chosen.model_copy(update={key: value}), tmp_path / "held_out")
     with pytest.raises(
         ConfigError, match=r"was made with another lesions.patients.sha256; name a new folder"
     ):
         splits.save(tmp_path / "split.json", saved.model_copy(update={"seed": 1}))
-        synthesise(chosen, tmp_path / "held_out")
+        synthesize(chosen, tmp_path / "held_out")
     splits.save(
         tmp_path / "split.json", saved.model_copy(update={"patients": {found[4].patient_id: 1}})
     )
     with pytest.raises(DataError, match="does not know 4 of 4 patients"):
-        synthesise(chosen, tmp_path / "new")
+        synthesize(chosen, tmp_path / "new")
 
 
 def test_lesions_of_another_archive_depth_and_spacing(real, folders, tmp_path):
@@ -994,7 +1016,7 @@ def test_lesions_of_another_archive_depth_and_spacing(real, folders, tmp_path):
     writer.write(fine, tmp_path / "fine", bits=16)
     lesions = DataConfig(name="folder", root=tmp_path / "fine")
     chosen = real(form="12", lesions=lesions, resize=(1, 1), rotate=0)
-    for recipe in synthesise(chosen, tmp_path / "out"):
+    for recipe in synthesize(chosen, tmp_path / "out"):
         assert recipe.left_out is None
         (lesion,) = recipe.lesions
         assert (lesion.graft.angle, lesion.graft.factor) == (0, 1)
@@ -1016,14 +1038,14 @@ def test_lesions_of_another_archive_depth_and_spacing(real, folders, tmp_path):
         DataError,
         match=r"no item could be made.* the mm per px of lesions of folder are not stated, so that",
     ):
-        synthesise(
+        synthesize(
             real(lesions=DataConfig(name="folder", root=tmp_path / "unknown")), tmp_path / "none"
         )
 
 
 def test_a_recipe_wants_its_lesion(real, folders, tmp_path):
     copy = shutil.copytree(folders / "masses", tmp_path / "copy")
-    (recipe,) = synthesise(
+    (recipe,) = synthesize(
         real(count=1, lesions=DataConfig(name="folder", root=copy)), tmp_path / "out"
     )
     file = tmp_path / "out/recipes/000000.json"
@@ -1047,24 +1069,24 @@ def test_a_recipe_wants_its_lesion(real, folders, tmp_path):
 
 def test_bad_lesions_are_sentences(real, folders, tmp_path):
     with pytest.raises(DataError, match="folder holds no mass with an outline to set in"):
-        synthesise(real(lesions=None), tmp_path / "none")
+        synthesize(real(lesions=None), tmp_path / "none")
     with pytest.raises(DataError, match="folder holds no malignant mass with an outline"):
-        synthesise(real(pathology="malignant"), tmp_path / "malignant")
+        synthesize(real(pathology="malignant"), tmp_path / "malignant")
     assert not (tmp_path / "none").exists()
     with pytest.raises(
         DataError, match="no item could be made.*; the first: the breast is too small for a mass of"
     ):
-        synthesise(real(resize=(5, 5), rotate=0), tmp_path / "large")
+        synthesize(real(resize=(5, 5), rotate=0), tmp_path / "large")
     with pytest.raises(
         DataError, match="no item could be made.*; the first: a lesion of .* px is larger than it"
     ):
-        synthesise(real(resize=(50, 50)), tmp_path / "huge")
+        synthesize(real(resize=(50, 50)), tmp_path / "huge")
     with pytest.raises(
         DataError,
         match="no item could be made.*; the first: opencv: OpenCV clones masks from 3 px up",
     ):
-        synthesise(real("opencv", resize=(0.06, 0.06), count=1), tmp_path / "tiny")
-    (recipe,) = synthesise(real("mixed", centre=(100, 60), count=1, rotate=0), tmp_path / "centre")
+        synthesize(real("opencv", resize=(0.06, 0.06), count=1), tmp_path / "tiny")
+    (recipe,) = synthesize(real("mixed", centre=(100, 60), count=1, rotate=0), tmp_path / "centre")
     top, left, bottom, right = recipe.lesions[0].box
     assert abs((top + bottom) / 2 - 100) <= 1 and abs((left + right) / 2 - 60) <= 1
 
@@ -1076,14 +1098,14 @@ def run(*arguments, repository):
             [str(repository), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
     }
-    command = [sys.executable, "-m", "tfmammo.synthesis.mammograms", *map(str, arguments)]
+    command = [sys.executable, "-m", "tfmammo.synthesis", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
 
 
 @pytest.mark.slow
 def test_two_processes_make_what_one_makes(config, where, tmp_path, repository):
     chosen = config(masses=(1, 2), format="dicom")
-    synthesise(chosen, tmp_path / "one")
+    synthesize(chosen, tmp_path / "one")
     (tmp_path / "config.yaml").write_text(dump(chosen), encoding="utf-8")
     done = run(
         "--config",
@@ -1165,11 +1187,11 @@ def test_real_normal_mammograms(real_data, tiny_infilling, tmp_path):
         format="dicom",
         generator=str(tiny_infilling(size=256, padding=100, preprocess={"remove_marks": True})),
     )
-    recipes = synthesise(chosen, tmp_path / "out")
+    recipes = synthesize(chosen, tmp_path / "out")
     made = [recipe for recipe in recipes if not recipe.left_out]
     assert len(made) >= 3
     for recipe in made:
-        source = archives.stored(source_of(chosen, recipe)).values
+        source = archives.read_stored(source_of(chosen, recipe)).values
         values = pydicom.dcmread(tmp_path / f"out/images/{recipe.name}.dcm").pixel_array
         outside = np.ones(values.shape, bool)
         for lesion in recipe.lesions:
@@ -1189,12 +1211,12 @@ def test_real_normal_mammograms(real_data, tiny_infilling, tmp_path):
 def test_real_lesions_in_real_mammograms(real_data, painter, tmp_path):
     data = DataConfig(name="cdd_cesm", root=real_data / "cdd-cesm")
     chosen = SynthesisConfig(name="real", data=data, painter=painter, count=4, format="png")
-    recipes = synthesise(chosen, tmp_path / "out")
+    recipes = synthesize(chosen, tmp_path / "out")
     made = [recipe for recipe in recipes if not recipe.left_out]
     assert len(made) >= 3
     for recipe in made:
         (lesion,) = recipe.lesions
-        source = archives.stored(source_of(chosen, recipe)).values
+        source = archives.read_stored(source_of(chosen, recipe)).values
         values = cv2.imread(str(tmp_path / f"out/images/{recipe.name}.png"), cv2.IMREAD_UNCHANGED)
         on = archives.coco.decode(lesion.region, "") > 0
         np.testing.assert_array_equal(values[~on], source[~on])

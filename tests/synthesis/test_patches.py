@@ -20,16 +20,16 @@ from tfmammo.errors import ConfigError, DataError, TrackingError
 from tfmammo.mammogram import Skipped
 from tfmammo.synthesis import patches
 from tfmammo.synthesis.config import PatchSynthesisConfig
-from tfmammo.synthesis.generators import lesion_generator
-from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, rates, read_patch_recipe
-from tfmammo.synthesis.patches import drawn, remake, synthesise
+from tfmammo.synthesis.generators import load_lesion_generator
+from tfmammo.synthesis.patch_set import PatchRecipe, PatchSet, describe_rates, read_patch_recipe
+from tfmammo.synthesis.patches import draw_patch, remake, synthesize
 
 DATA = DataConfig(phantoms=12)
 
 
 @pytest.fixture(scope="module")
 def mammograms():
-    return archives.mammograms(DATA, Skipped())
+    return archives.read_mammograms(DATA, Skipped())
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def config(generators, **values):
 @pytest.fixture(scope="module")
 def made(generators, tmp_path_factory):
     output = tmp_path_factory.mktemp("made") / "set"
-    return output, synthesise(config(generators), output)
+    return output, synthesize(config(generators), output)
 
 
 def contents(folder):
@@ -119,10 +119,12 @@ def test_discarded_lesions_are_drawn_again_and_counted(made, mammograms, generat
     discarded = sum(recipe.discarded for recipe in mass)
     assert 1 <= discarded <= 30  # every other draw
     assert (
-        rates(mass) == f"{discarded} of {6 + discarded} generated lesions discarded "
+        describe_rates(mass) == f"{discarded} of {6 + discarded} generated lesions discarded "
         f"({100 * discarded / (6 + discarded):.1f} %)"
     )
-    assert f"mass: 6 patches; {rates(mass)}" in (made[0] / "README.md").read_text(encoding="utf-8")
+    assert f"mass: 6 patches; {describe_rates(mass)}" in (made[0] / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
@@ -132,10 +134,10 @@ def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
     before = contents(output)
     (output / "images/mass/000002.png").write_bytes(b"")
     (output / "recipes/normal/000001.json").unlink()
-    synthesise(config(generators), output)
+    synthesize(config(generators), output)
     assert contents(output) == before
     shutil.copytree(output, tmp_path / "more")
-    more = synthesise(config(generators, count=8), tmp_path / "more")
+    more = synthesize(config(generators, count=8), tmp_path / "more")
     assert len(more) == 16 and before.items() - contents(tmp_path / "more").items() == {
         ("README.md", before["README.md"])
     }
@@ -143,7 +145,7 @@ def test_a_second_run_changes_nothing_and_a_lost_file_comes_back_bit_for_bit(
 
 @pytest.mark.slow
 def test_two_workers_make_the_same(made, generators, tmp_path):
-    synthesise(config(generators), tmp_path / "again", ["--direct_num_workers", "2"])
+    synthesize(config(generators), tmp_path / "again", ["--direct_num_workers", "2"])
     assert contents(tmp_path / "again") == contents(made[0])
 
 
@@ -164,9 +166,9 @@ def test_a_recipe_makes_its_patch_again(made, generators, tmp_path):
 def test_only_patients_of_the_generators_training_are_taken(mammograms, tiny_contextual, tmp_path):
     normal = [one for one in mammograms if is_normal(one)]
     chosen = config({"mass": str(tiny_contextual(patients={normal[0].patient_id}))}, count=2)
-    recipes = synthesise(chosen, tmp_path / "set")
+    recipes = synthesize(chosen, tmp_path / "set")
     assert {recipe.source.patient_id for recipe in recipes} == {normal[0].patient_id}
-    everybody = patches.suitable(
+    everybody = patches.select_mammograms(
         mammograms, config(chosen.generators, patients="all"), lesion_generator_of(chosen), "mass"
     )
     assert sorted(one.image_id for one in everybody) == sorted(one.image_id for one in normal)
@@ -175,7 +177,7 @@ def test_only_patients_of_the_generators_training_are_taken(mammograms, tiny_con
 def lesion_generator_of(chosen):
     from pathlib import Path
 
-    return lesion_generator(Path(chosen.generators["mass"]))
+    return load_lesion_generator(Path(chosen.generators["mass"]))
 
 
 def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, generators, made):
@@ -183,29 +185,29 @@ def test_bad_input_is_one_sentence(mammograms, tiny_contextual, tmp_path, genera
     with pytest.raises(
         DataError, match="generators.mass: .* was trained with model.target=removal"
     ):
-        synthesise(config({"mass": generators["removal"]}), tmp_path / "a")
+        synthesize(config({"mass": generators["removal"]}), tmp_path / "a")
     with pytest.raises(
         DataError,
         match="generators.mass: none of 0 mammograms of patients that it was trained on is normal",
     ):
-        synthesise(config({"mass": str(tiny_contextual())}), tmp_path / "b")
+        synthesize(config({"mass": str(tiny_contextual())}), tmp_path / "b")
     with pytest.raises(TrackingError, match="holds no export"):
-        synthesise(config({"mass": str(tmp_path)}), tmp_path / "c")
+        synthesize(config({"mass": str(tmp_path)}), tmp_path / "c")
     with pytest.raises(ConfigError, match="was made with another config.seed"):
-        synthesise(config(generators, seed=1), made[0])
+        synthesize(config(generators, seed=1), made[0])
     too_large = str(tiny_contextual(patients=patients, sampling={"scale": (0.02, 0.02)}))
     with pytest.raises(
         DataError,
         match=r"no mass patch could be made; the first: none of 20 draws: no square of 1600 px is "
         r"90 % breast",
     ):
-        synthesise(config({"mass": too_large}, count=1), tmp_path / "d")
+        synthesize(config({"mass": too_large}, count=1), tmp_path / "d")
     idle = str(tiny_contextual(patients=patients, idle=1.1))
     with pytest.raises(
         DataError,
         match="no mass patch .* none of 2 draws: post-processing discards what the generator makes",
     ):
-        synthesise(config({"mass": idle}, count=1, tries=2), tmp_path / "e")
+        synthesize(config({"mass": idle}, count=1, tries=2), tmp_path / "e")
     assert "post-processing discards" in (tmp_path / "e/recipes/mass/000000.json").read_text()
     with pytest.raises(DataError, match="holds no patches that tfmammo.synthesis.patches wrote"):
         PatchSet.read(tmp_path)
@@ -227,7 +229,7 @@ def test_removal_takes_malignant_lesions_alone(made, mammograms):
 def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
     from pathlib import Path
 
-    network = lesion_generator(Path(tiny_contextual("removal")))
+    network = load_lesion_generator(Path(tiny_contextual("removal")))
     chosen = config({"removal": "x"}, tries=3)
 
     class Draw:
@@ -238,7 +240,12 @@ def test_drawn_counts_what_gave_no_patch(tiny_contextual, random_patches):
             raise ValueError("too little tissue")
 
     draw = Draw()
-    assert drawn(draw, network, chosen, 2) == (None, 0, 3, "too little tissue") and draw.asked == [
+    assert draw_patch(draw, network, chosen, 2) == (
+        None,
+        0,
+        3,
+        "too little tissue",
+    ) and draw.asked == [
         6,
         7,
         8,
@@ -286,39 +293,42 @@ def test_a_recipe_names_its_files():
     assert recipe.name == "normal/000007"
 
 
-def test_an_export_of_the_room_itself_is_used_by_its_running_average(tmp_path):
+def test_an_export_of_the_model_itself_is_used_by_its_running_average(tmp_path):
     """The lesion is that of the average, which answers otherwise than the generator; its noise
     follows from the seed.
     """
     from tfmammo.export import export
-    from tfmammo.models.contextual import Contextual, ContextualConfig, scalars
+    from tfmammo.models.contextual import Contextual, ContextualConfig, sample_block_noise
     from tfmammo.postprocessing import postprocess
 
-    model = ContextualConfig(
+    model_config = ContextualConfig(
         target="removal", filters=(2, 4), discriminator_factor=1, attention=8, border=1, start=16
     )
-    room = Contextual(model, 16)
-    room.average.to_lesion.bias.assign([-0.5])
+    model = Contextual(model_config, 16)
+    model.average.to_lesion.bias.assign([-0.5])
     data = DATA.model_copy(update={"size": 16})
     card = {
-        "config": {"data": data.model_dump(mode="json"), "model": model.model_dump(mode="json")},
+        "config": {
+            "data": data.model_dump(mode="json"),
+            "model": model_config.model_dump(mode="json"),
+        },
         "train_patients": ["p"],
     }
-    network = lesion_generator(export(room, tmp_path / "export", card))
-    assert (network.size, network.scalars, network.removes, network.patients) == (
+    network = load_lesion_generator(export(model, tmp_path / "export", card))
+    assert (network.size, network.noise_inputs, network.removes, network.patients) == (
         16,
         4,
         True,
         {"p"},
-    ) and network.wants("malignant")
+    ) and network.removes_pathology("malignant")
     image = np.random.default_rng(0).random((16, 16, 1)).astype(np.float32)
-    lesion = room.functions()["average"](image=image[None], noise=scalars(1, 4, 7))[
+    lesion = model.functions()["average"](image=image[None], noise=sample_block_noise(1, 4, 7))[
         "lesion"
     ].numpy()
-    expected = postprocess(image[None], lesion, model.postprocess, removal=True)
-    found = network.made(image, 7)
+    expected = postprocess(image[None], lesion, model_config.postprocess, removal=True)
+    found = network.generate(image, 7)
     np.testing.assert_allclose(found.image, expected.image, atol=1e-6)
     assert found.kept[0] and found.image.mean() < image.mean()
     del card["train_patients"]
     with pytest.raises(DataError, match="its card does not say how and on whom it was trained"):
-        lesion_generator(export(room, tmp_path / "nobody", card))
+        load_lesion_generator(export(model, tmp_path / "nobody", card))

@@ -23,10 +23,15 @@ from tfmammo.export import export
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.models.blending import Blending, BlendingConfig
 from tfmammo.synthesis.config import PatientsConfig, ShapeConfig, SynthesisConfig
-from tfmammo.synthesis.generators import generator as opened
-from tfmammo.synthesis.mammograms import own_lesions, remake, synthesise
-from tfmammo.synthesis.provenance import OwnLesion, Recipe, read_recipe
-from tfmammo.synthesis.shapes import lesion_patients
+from tfmammo.synthesis.generators import load_generator as opened
+from tfmammo.synthesis.mammograms import remake, synthesize
+from tfmammo.synthesis.provenance import (
+    ExistingLesion,
+    Recipe,
+    describe_existing_lesions,
+    read_recipe,
+)
+from tfmammo.synthesis.synthesizer import Synthesizer
 
 ROWS = 200
 COLS = 150
@@ -155,7 +160,7 @@ def all_of_them(mixed, masses, tmp_path_factory):
     """
     config = chosen(mixed[0], masses[0], mammograms="all")
     root = tmp_path_factory.mktemp("set") / "set"
-    recipes = synthesise(config, root)
+    recipes = synthesize(config, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 4
     parts = [
         [one for one in recipes if one.source.image_id == record.image_id] for record in mixed[1]
@@ -180,7 +185,7 @@ def test_a_recipe_holds_the_mammograms_own_lesions(all_of_them):
         mask = archives.coco.decode(outlined.region, "")
         # a pixel a row, where its edge runs through one
         assert outlined.area == mask.sum() and (mask != triangle()).sum() <= 15
-        assert boxed == OwnLesion(kind="calcification", box=BOX, area=16 * 28)
+        assert boxed == ExistingLesion(kind="calcification", box=BOX, area=16 * 28)
         for found in recipe.lesions:
             top, left, bottom, right = found.box
             assert top >= 35 or left >= 31
@@ -248,7 +253,7 @@ def test_the_folder_archive_reads_both(all_of_them, mixed):
 def test_such_a_set_goes_on_and_is_made_again(all_of_them, where, tmp_path):
     config, root, _, those_with = all_of_them
     before = times(root)
-    synthesise(config, root)
+    synthesize(config, root)
     assert times(root) == before
     file = root / f"recipes/{those_with[0].name}.json"
     assert read_recipe(file) == those_with[0]
@@ -260,7 +265,7 @@ def test_such_a_set_goes_on_and_is_made_again(all_of_them, where, tmp_path):
     assert known.pop("own_lesions")
     (root / "synthesis.json").write_text(json.dumps(known))
     with pytest.raises(ConfigError, match="was made with another own_lesions; name a new folder"):
-        synthesise(config, root)
+        synthesize(config, root)
 
 
 def test_records_hold_both(mixed, masses, where, tmp_path):
@@ -275,7 +280,7 @@ def test_records_hold_both(mixed, masses, where, tmp_path):
         masses=(2, 2),
         count=1,
     )
-    (recipe,) = synthesise(config, root)
+    (recipe,) = synthesize(config, root)
     (raw,) = tf.data.TFRecordDataset(str(root / "images/000000.tfrecord")).as_numpy_iterator()
     features = tf.train.Example.FromString(raw).features.feature
     assert list(features["image/object/synthetic"].int64_list.value) == [1, 1, 0, 0]
@@ -309,7 +314,7 @@ def test_an_own_lesion_that_cant_be_read_is_a_dead_letter(masses, tmp_path):
     data, records = written(tmp_path / "a", [mammogram(0), mammogram(1, [mass(20, 10, 12, 20)])])
     (mask,) = (tmp_path / "a/masks").iterdir()
     mask.write_bytes(mask.read_bytes()[:40])
-    recipes = synthesise(chosen(data, masses[0], mammograms="all", count=2), tmp_path / "out")
+    recipes = synthesize(chosen(data, masses[0], mammograms="all", count=2), tmp_path / "out")
     reasons = {
         recipe.source.image_id if recipe.source else "": recipe.left_out for recipe in recipes
     }
@@ -321,7 +326,7 @@ def test_an_own_lesion_that_cant_be_read_is_a_dead_letter(masses, tmp_path):
         with pytest.raises(
             DataError, match="lesion 0: its box is empty or reaches beyond the mammogram"
         ):
-            own_lesions(mammogram(0, [Lesion("mass", box)]))
+            describe_existing_lesions(mammogram(0, [Lesion("mass", box)]))
 
 
 def test_lesions_of_uncertain_kind(masses, tmp_path):
@@ -332,11 +337,11 @@ def test_lesions_of_uncertain_kind(masses, tmp_path):
     (tmp_path / "a/metadata.csv").write_text(table.replace(",mass,", ",,"))
     ids = [record.image_id for record in records]
     config = chosen(data, masses[0], mammograms="all", count=2)
-    assert {recipe.source.image_id for recipe in synthesise(config, tmp_path / "both")} == set(ids)
+    assert {recipe.source.image_id for recipe in synthesize(config, tmp_path / "both")} == set(ids)
     certain = config.model_copy(update={"data": data.model_copy(update={"mixed_findings": False})})
-    assert {recipe.source.image_id for recipe in synthesise(certain, tmp_path / "one")} == {ids[0]}
+    assert {recipe.source.image_id for recipe in synthesize(certain, tmp_path / "one")} == {ids[0]}
     with pytest.raises(ConfigError, match=f"only: {ids[1]} is none of the 1 mammograms"):
-        synthesise(certain.model_copy(update={"only": (ids[1],)}), tmp_path / "none")
+        synthesize(certain.model_copy(update={"only": (ids[1],)}), tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -350,7 +355,7 @@ def test_the_pathology_of_an_image_is_that_of_its_worst_lesion(
     root = tmp_path / "a"
     writer.write([mammogram(1, [mass(20, 10, 12, 20, pathology=own)])], root, bits=8)
     data = DataConfig(name="folder", root=root)
-    synthesise(
+    synthesize(
         chosen(data, masses[0], mammograms="all", pathology=asked, count=1), tmp_path / "out"
     )
     assert (tmp_path / "out/metadata.csv").read_text().splitlines()[1].split(",")[4] == expected
@@ -368,7 +373,7 @@ def test_sets_of_earlier_versions_stay_as_they_are(mixed, masses, tmp_path, tiny
     config = chosen(
         mixed[0], masses[0], "infilling", generator=generator, sizes=SIZES, feather=6, count=2
     )
-    synthesise(config, root)
+    synthesize(config, root)
     known = json.loads((root / "synthesis.json").read_text())
     assert set(known) == {
         "format",
@@ -400,11 +405,11 @@ def test_sets_of_earlier_versions_stay_as_they_are(mixed, masses, tmp_path, tiny
         path.write_text(json.dumps(content))
     (root / PATIENTS).unlink()
     before = times(root)
-    synthesise(config, root)
+    synthesize(config, root)
     assert {
         path: stamp for path, stamp in times(root).items() if path.name != PATIENTS
     } == before and (root / PATIENTS).is_file()
-    synthesise(chosen(mixed[0], masses[0], count=1), tmp_path / "real")
+    synthesize(chosen(mixed[0], masses[0], count=1), tmp_path / "real")
     known = json.loads((tmp_path / "real/synthesis.json").read_text())
     assert set(known) == {"format", "tfmammo", "config", "archive", "generator", "lesions", "sizes"}
     assert set(known["lesions"]) == {
@@ -456,7 +461,7 @@ def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
         one_sided = config.model_copy(
             update={"patients": PatientsConfig(split_file=file, side=side)}
         )
-        recipes = synthesise(one_sided, tmp_path / side)
+        recipes = synthesize(one_sided, tmp_path / side)
         made = [recipe for recipe in recipes if not recipe.left_out]
         shapes = {
             by_id[found.shape.split()[1].partition("#")[0]].patient_id
@@ -481,10 +486,10 @@ def test_an_infilling_of_one_side(both_sides, tiny_infilling, where, tmp_path):
     with pytest.raises(
         ConfigError, match=r"was made with another .*patients.side.*; name a new folder"
     ):
-        synthesise(one_sided, tmp_path / "train")
+        synthesize(one_sided, tmp_path / "train")
     remake(tmp_path / f"train/recipes/{made[0].name}.json", tmp_path / "again", where(config))
     assert (
-        synthesise(config, tmp_path / "all")[0].sizes.count == 6
+        synthesize(config, tmp_path / "all")[0].sizes.count == 6
         and told(tmp_path / "all")["lesions"] == ill
     )
     assert "side of one split" not in (tmp_path / "all/README.md").read_text()
@@ -503,18 +508,18 @@ def test_a_side_without_lesions(both_sides, tiny_infilling, tmp_path):
         patients=PatientsConfig(split_file=tmp_path / "split.json"),
     )
     with pytest.raises(DataError, match="sizes can't be fitted on 0 lesions"):
-        synthesise(config, tmp_path / "out")
+        synthesize(config, tmp_path / "out")
     with pytest.raises(
         DataError, match="folder holds no mass of patients on the train side to take shapes from"
     ):
-        synthesise(config.model_copy(update={"size": (24, 20)}), tmp_path / "out")
+        synthesize(config.model_copy(update={"size": (24, 20)}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_who_a_set_of_real_lesions_tells_of(both_sides, tmp_path):
     """Those whose lesions lie in the items that were made, and no others of the archive."""
     data, records, _, _ = both_sides
-    recipes = synthesise(chosen(data, None, count=2), tmp_path / "out")
+    recipes = synthesize(chosen(data, None, count=2), tmp_path / "out")
     whose = {found.graft.patient_id for recipe in recipes for found in recipe.lesions}
     expected = {
         "mammograms": {recipe.source.patient_id for recipe in recipes},
@@ -528,7 +533,7 @@ def test_who_a_set_of_real_lesions_tells_of(both_sides, tmp_path):
         "keep it out of every training that holds one of them out"
         in (tmp_path / "out/README.md").read_text()
     )
-    synthesise(chosen(data, None, count=8), tmp_path / "out")
+    synthesize(chosen(data, None, count=8), tmp_path / "out")
     assert len(told(tmp_path / "out")["mammograms"]) == 4
 
 
@@ -571,17 +576,17 @@ def test_who_networks_were_trained_on_is_told(both_sides, tiny_infilling, tiny_b
         shapes=ShapeConfig(gan=str(gan)),
     )
     given = config.model_copy(update={"size": (24, 20)})
-    synthesise(given, tmp_path / "given")
+    synthesize(given, tmp_path / "given")
     assert (
         told(tmp_path / "given")["trained_on"] == {"a", "b", "c"}
         and not told(tmp_path / "given")["lesions"]
     )
-    assert not lesion_patients(given)
-    synthesise(config, tmp_path / "fitted")
+    assert not Synthesizer.load(given).size_patients
+    synthesize(config, tmp_path / "fitted")
     assert told(tmp_path / "fitted")["lesions"] == {
         one.patient_id for one in records if one.lesions
     }, "sizes are fitted on all"
-    synthesise(
+    synthesize(
         chosen(data, None, "blending", generator=str(tiny_blending(patients=("x",))), count=1),
         tmp_path / "blending",
     )
@@ -592,7 +597,7 @@ def test_who_networks_were_trained_on_is_told(both_sides, tiny_infilling, tiny_b
     with pytest.raises(
         DataError, match=r"its card does not say on whom it was trained \(train_patients\)"
     ):
-        synthesise(given, tmp_path / "unknown")
+        synthesize(given, tmp_path / "unknown")
     assert not (tmp_path / "unknown").exists()
 
 
@@ -610,7 +615,7 @@ def test_shapes_of_files_are_nobodys_that_is_known(both_sides, tiny_infilling, t
         shapes=shapes,
         count=1,
     )
-    synthesise(config, tmp_path / "out")
+    synthesize(config, tmp_path / "out")
     assert (
         told(tmp_path / "out")["lesions"] == set()
         and "nobody says whose lesions" in (tmp_path / "out/README.md").read_text()
@@ -660,7 +665,7 @@ def test_a_network_without_prior_sees_the_outline_alone(blendings, both_sides, w
         for lesions in (same, bright):
             root = tmp_path / f"{prior}-{lesions.root.name}"
             config = chosen(data, lesions, "blending", generator=generator, feather=6, count=2)
-            recipes = synthesise(config, root)
+            recipes = synthesize(config, root)
             assert [recipe.left_out for recipe in recipes] == [None, None]
             made.append([(root / f"images/{recipe.name}.png").read_bytes() for recipe in recipes])
             (used,) = {found.graft.used for recipe in recipes for found in recipe.lesions}
@@ -723,4 +728,4 @@ def test_what_is_used_of_a_lesion_is_no_part_of_older_keys():
         }
     )
     # of tfmammo as it was before that field
-    assert recipe.key() == "45e080582e8f2ec9f396c89b6c8cac3f35fc11881f16e1fcc009543a33b9daa5"
+    assert recipe.make_key() == "45e080582e8f2ec9f396c89b6c8cac3f35fc11881f16e1fcc009543a33b9daa5"

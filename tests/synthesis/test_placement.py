@@ -9,20 +9,27 @@ import numpy as np
 import pytest
 
 from tfmammo.config import DataConfig, PreprocessConfig
-from tfmammo.data.patches import patches_of
+from tfmammo.data.patches import extract_patches
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.synthesis.compositing import (
-    Patch,
-    blended,
-    gap,
-    patch,
-    seam,
-    training_resize,
-    whole_seam,
+    TargetPatch,
+    blend,
+    extract_patch,
+    make_blend_mask,
+    make_whole_blend_mask,
+    measure_gap,
+    resize_as_trained,
 )
 from tfmammo.synthesis.config import SMALLEST, Sizes
-from tfmammo.synthesis.placement import Ground, Spot, cut, fit_sizes, scaled, training_data
+from tfmammo.synthesis.generators import read_training_data
+from tfmammo.synthesis.placement import (
+    Placement,
+    TargetMammogram,
+    crop_to_mask,
+    fit_sizes,
+    scale_shape,
+)
 
 ROWS = 320
 COLS = 240
@@ -56,7 +63,7 @@ def record(image, laterality="L", **facts):
 
 def ground(laterality="L", data=DATA, **facts):
     mammogram = record(tissue(), laterality, **facts)
-    return Ground(mammogram.pixels(), mammogram, data)
+    return TargetMammogram(mammogram.pixels(), mammogram, data)
 
 
 def disc(side=41):
@@ -117,7 +124,7 @@ def test_drawn_sizes_have_the_gaussians_moments():
 
 @pytest.mark.parametrize(("height", "width"), [(41, 41), (20, 90), (300, 150), (9, 8)])
 def test_a_scaled_shape_fills_its_box(height, width):
-    mask = scaled(disc(), height, width)
+    mask = scale_shape(disc(), height, width)
     # A disc's outermost row is a few pixels wide: interpolation may cut it.
     assert np.abs(np.subtract(mask.shape, (height, width))).max() <= max(
         1, 0.03 * max(height, width)
@@ -144,7 +151,7 @@ def test_nothing_is_scaled_to_more_than_a_mammogram(shape, height, width):
         with pytest.raises(
             DataError, match=f"a mass of {height} x {width} px is larger than any mammogram"
         ):
-            scaled(np.ones(shape, np.uint8), height, width)
+            scale_shape(np.ones(shape, np.uint8), height, width)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
@@ -153,12 +160,12 @@ def test_nothing_is_scaled_to_more_than_a_mammogram(shape, height, width):
 def test_a_cut_shape_is_complete():
     mask = np.zeros((20, 30), np.uint8)
     with pytest.raises(ValueError, match="its mask is empty"):
-        cut(mask)
+        crop_to_mask(mask)
     mask[3:7, 5:14] = 1
-    assert cut(mask).shape == (4, 9) and cut(mask).all()
+    assert crop_to_mask(mask).shape == (4, 9) and crop_to_mask(mask).all()
     mask[:7, 5:14] = 1
     with pytest.raises(ValueError, match="its mask touches the border"):
-        cut(mask)
+        crop_to_mask(mask)
 
 
 def test_the_patch_is_the_trainings():
@@ -176,12 +183,14 @@ def test_the_patch_is_the_trainings():
                     **grey,
                     preprocess=PreprocessConfig(flip_right=True, denoise=0.7),
                 )
-                (expected,) = patches_of(mammogram, data, Skipped())
+                (expected,) = extract_patches(mammogram, data, Skipped())
                 top, left, bottom, right = lesion.box
                 mask = lesion.mask(ROWS, COLS)[top:bottom, left:right]
-                spot = Spot.at(top, left, mask, mammogram, data)
-                made = patch(
-                    Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8)
+                spot = Placement.at(top, left, mask, mammogram, data)
+                made = extract_patch(
+                    TargetMammogram(mammogram.pixels(), mammogram, data),
+                    spot,
+                    make_blend_mask(spot, 64, 296, 8),
                 )
                 np.testing.assert_array_equal(made.mask, expected.mask)
                 np.testing.assert_allclose(made.tissue, expected.image, atol=2e-6)
@@ -193,21 +202,23 @@ def test_padding_counts_the_pixels_that_training_resamples_to():
     """
     mammogram = record(tissue(), spacing=(0.05, 0.05))
     data = DATA.model_copy(update={"preprocess": PreprocessConfig(spacing=0.1)})
-    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, data).window == (
+    assert Placement.at(130, 60, np.ones((40, 40), np.uint8), mammogram, data).window == (
         82,
         12,
         218,
         148,
     )
-    assert Spot.at(130, 60, np.ones((40, 40), np.uint8), mammogram, DATA).window == (
+    assert Placement.at(130, 60, np.ones((40, 40), np.uint8), mammogram, DATA).window == (
         106,
         36,
         194,
         124,
     )
     for use in (
-        lambda: Spot.at(130, 60, disc(), record(tissue()), data),
-        lambda: training_resize(tissue()[..., 0], Ground(tissue(), record(tissue()), data), 64),
+        lambda: Placement.at(130, 60, disc(), record(tissue()), data),
+        lambda: resize_as_trained(
+            tissue()[..., 0], TargetMammogram(tissue(), record(tissue()), data), 64
+        ),
     ):
         with pytest.raises(DataError, match=r"data\.preprocess\.spacing"):
             use()
@@ -229,19 +240,23 @@ def test_the_patch_is_the_trainings_where_it_resamples(spacing, off, flip, later
     data = DATA.model_copy(
         update={"padding": 12, "preprocess": PreprocessConfig(spacing=0.1, flip_right=flip)}
     )
-    (expected,) = patches_of(mammogram, data, Skipped())
+    (expected,) = extract_patches(mammogram, data, Skipped())
     top, left, bottom, right = lesion.box
-    spot = Spot.at(top, left, np.ones((bottom - top, right - left), np.uint8), mammogram, data)
-    made = patch(Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8))
+    spot = Placement.at(top, left, np.ones((bottom - top, right - left), np.uint8), mammogram, data)
+    made = extract_patch(
+        TargetMammogram(mammogram.pixels(), mammogram, data),
+        spot,
+        make_blend_mask(spot, 64, 296, 8),
+    )
     np.testing.assert_allclose(made.tissue, expected.image, atol=off)
     assert (made.mask != expected.mask).mean() <= (0 if off < 1e-3 else 0.03)
 
 
 def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
     mammogram = record(tissue())
-    spot = Spot.at(140, 70, disc(), mammogram, DATA)
+    spot = Placement.at(140, 70, disc(), mammogram, DATA)
     assert spot.box == (140, 70, 181, 111) and spot.window == (116, 46, 205, 135)
-    found = seam(spot, 89, 296, 10)  # at 89 px the patch is not scaled
+    found = make_blend_mask(spot, 89, 296, 10)  # at 89 px the patch is not scaled
     np.testing.assert_array_equal(found.mask[24:65, 24:65], disc())
     full = np.zeros((89, 89), np.float32)
     top, left, bottom, right = found.support
@@ -255,7 +270,7 @@ def test_weights_are_one_on_mask_and_margin_and_fade_to_nothing():
     # the steepest of 3 t^2 - 2 t^3 over 10 px
     assert np.abs(np.diff(full, axis=0)).max() <= 1.5 / 10 + 0.02
     assert not full[[0, -1]].any() and not full[:, [0, -1]].any()
-    alone = seam(spot, 89, None, 10)
+    alone = make_blend_mask(spot, 89, None, 10)
     assert alone.support[0] > found.support[0]
 
 
@@ -263,9 +278,9 @@ def test_a_mask_at_its_patches_border_is_refused():
     mammogram = record(tissue())
     tight = DataConfig(size=64, frame="tight", window=(0, 1))
     with pytest.raises(ValueError, match="touches the border of its patch"):
-        seam(Spot.at(140, 70, disc(), mammogram, tight), 64, 296, 8)
+        make_blend_mask(Placement.at(140, 70, disc(), mammogram, tight), 64, 296, 8)
     with pytest.raises(ValueError, match="its patch is larger than the mammogram"):
-        Spot.at(
+        Placement.at(
             10, 10, np.ones((300, 30), np.uint8), mammogram, DataConfig(frame="square", context=1.5)
         )
 
@@ -273,16 +288,16 @@ def test_a_mask_at_its_patches_border_is_refused():
 def test_how_near_a_mask_comes_to_the_border():
     mask = np.zeros((32, 32), np.uint8)
     with pytest.raises(DataError, match="nothing of its mask is left at 32 px"):
-        gap(mask)
+        measure_gap(mask)
     mask[10:20, 7:20] = 1
-    assert [gap(np.rot90(mask, turns).copy()) for turns in range(4)] == [7] * 4
+    assert [measure_gap(np.rot90(mask, turns).copy()) for turns in range(4)] == [7] * 4
     mask[15, 4] = 1
-    assert gap(mask) == 4
+    assert measure_gap(mask) == 4
     mask[15, 3] = 1
     with pytest.raises(
         DataError, match="touches the border of its patch, or comes nearer than 4 of 32 px"
     ):
-        gap(mask)
+        measure_gap(mask)
 
 
 @pytest.mark.parametrize(("feather", "fade"), [(5, 5), (20, 8)])
@@ -292,7 +307,7 @@ def test_the_weights_of_a_whole_patch(feather, fade):
     """
     mask = np.zeros((40, 40), np.uint8)
     mask[12:25, 8:30] = 1  # 8 px from the left border
-    found = whole_seam(mask, (100, 50, 140, 90), feather)
+    found = make_whole_blend_mask(mask, (100, 50, 140, 90), feather)
     assert found.support == (101, 51, 139, 89) and not found.around.any()
     t = np.arange(1, fade) / fade
     np.testing.assert_allclose(found.weights[19, : fade - 1], 3 * t**2 - 2 * t**3, atol=1e-6)
@@ -301,7 +316,7 @@ def test_the_weights_of_a_whole_patch(feather, fade):
         0, 0
     ] == found.weights[0, 19]
     np.testing.assert_array_equal(found.weights, found.weights[::-1, ::-1])
-    twice = whole_seam(mask, (100, 50, 180, 130), feather)
+    twice = make_whole_blend_mask(mask, (100, 50, 180, 130), feather)
     assert (
         twice.weights[39 - twice.support[0] + 100, 39] == 1
         and twice.support[0] in (101, 102)
@@ -315,7 +330,7 @@ def test_places_keep_the_papers_rule(laterality):
     random = np.random.default_rng(0)
     size = (30, 20)
     reach = (8, 8, 8, 8)
-    places = np.array([free.draw(size, reach, random) for _ in range(400)])
+    places = np.array([free.draw_place(size, reach, random) for _ in range(400)])
     rows = places[:, 0] + 15
     cols = places[:, 1] + 10
     cols = COLS - cols if laterality == "R" else cols
@@ -344,10 +359,10 @@ def test_what_is_taken_is_not_drawn_again():
     boxes = []
     with pytest.raises(DataError, match="no normal tissue is left for a mass of 30 x 20 px"):
         while True:
-            top, left = free.draw((30, 20), (5, 5, 5, 5), random)
+            top, left = free.draw_place((30, 20), (5, 5, 5, 5), random)
             support = (top - 5, left - 5, top + 35, left + 25)
             assert free.is_free(support)
-            free.take(support)
+            free.occupy(support)
             boxes.append(support)
     taken = np.zeros((ROWS, COLS), int)
     for top, left, bottom, right in boxes:
@@ -359,13 +374,13 @@ def test_what_is_taken_is_not_drawn_again():
 def test_why_there_is_no_place():
     random = np.random.default_rng(0)
     with pytest.raises(DataError, match="the breast is too small for a mass of 250 x 250 px"):
-        ground().draw((250, 250), (0, 0, 0, 0), random)
+        ground().draw_place((250, 250), (0, 0, 0, 0), random)
     with pytest.raises(
         DataError, match="the part of the breast that masses are set in is too small"
     ):
-        ground().draw((30, 2), (0, 0, 0, 185), random)
+        ground().draw_place((30, 2), (0, 0, 0, 185), random)
     with pytest.raises(DataError, match="its laterality is not stated"):
-        ground(laterality=None).draw((20, 20), (0, 0, 0, 0), random)
+        ground(laterality=None).draw_place((20, 20), (0, 0, 0, 0), random)
 
 
 def test_a_mean_change_around_the_lesion_is_taken_off():
@@ -375,7 +390,7 @@ def test_a_mean_change_around_the_lesion_is_taken_off():
     image = tissue_ + 0.125
     image[4, 1] += 0.25
     for mirrored in (False, True):
-        change = Patch(tissue_, tissue_, 0.2, 0.6, mirrored).difference(image, around)
+        change = TargetPatch(tissue_, tissue_, 0.2, 0.6, mirrored).compute_difference(image, around)
         expected = np.zeros((8, 8), np.float32)
         expected[4, 6 if mirrored else 1] = 0.25 * 0.4
         np.testing.assert_allclose(change, expected, atol=1e-7)
@@ -386,12 +401,12 @@ def test_the_border_shows_no_seam():
     tissue has not.
     """
     free = ground()
-    spot = Spot.at(130, 60, disc(), free.mammogram, DATA)
-    found = seam(spot, 64, 296, 8)
-    shown = patch(free, spot, found)
+    spot = Placement.at(130, 60, disc(), free.mammogram, DATA)
+    found = make_blend_mask(spot, 64, 296, 8)
+    shown = extract_patch(free, spot, found)
     tilt = np.linspace(-0.02, 0.02, 64, dtype=np.float32)[:, None, None]
     image = cv2.GaussianBlur(shown.tissue, (0, 0), 1)[..., None] + 0.15 + tilt + 0.3 * shown.mask
-    grey = blended(free, spot, found, shown.difference(image, found.around))
+    grey = blend(free, spot, found, shown.compute_difference(image, found.around))
     top, left, bottom, right = found.support
     before = free.image[..., 0].copy()
     after = free.image[..., 0].copy()
@@ -425,15 +440,19 @@ def test_contrast_that_cant_be_undone_is_refused():
         DataError,
         match="gen: was trained with data.preprocess.contrast=clahe, which can't be undone",
     ):
-        training_data({"preprocess": {"contrast": "clahe"}}, "gen")
+        read_training_data({"preprocess": {"contrast": "clahe"}}, "gen")
     with pytest.raises(DataError, match="whole mammograms"):
-        training_data({"frame": "full"}, "gen")
-    assert training_data(DATA.model_dump(mode="json"), "gen") == DATA
+        read_training_data({"frame": "full"}, "gen")
+    assert read_training_data(DATA.model_dump(mode="json"), "gen") == DATA
 
 
 def test_a_constant_patch_is_refused():
     mammogram = record(np.full((ROWS, COLS, 1), 0.5, np.float32))
     data = DATA.model_copy(update={"window": None})
-    spot = Spot.at(130, 60, disc(), mammogram, data)
+    spot = Placement.at(130, 60, disc(), mammogram, data)
     with pytest.raises(ValueError, match="the tissue under it is constant"):
-        patch(Ground(mammogram.pixels(), mammogram, data), spot, seam(spot, 64, 296, 8))
+        extract_patch(
+            TargetMammogram(mammogram.pixels(), mammogram, data),
+            spot,
+            make_blend_mask(spot, 64, 296, 8),
+        )

@@ -21,12 +21,12 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.mammogram import Lesion, Mammogram, Skipped
 from tfmammo.synthesis import mammograms, patches
 from tfmammo.synthesis.config import PatchSynthesisConfig, ShapeConfig, SynthesisConfig
-from tfmammo.synthesis.editor import Inserter, SystemConfig, Wish, opened
+from tfmammo.synthesis.editor import Editor, EditorConfig, EditRequest, open_mammogram
 from tfmammo.synthesis.provenance import read_recipe
 
 ROWS = 200
 COLS = 150
-WISH = Wish(centre=(100, 60), size=(24, 20), shape="oval", seed=1)
+WISH = EditRequest(centre=(100, 60), size=(24, 20), shape="oval", seed=1)
 PASSWORD = "sesame"
 STORE = f"postgresql://jane:{PASSWORD}@store.example/mlflow?token={PASSWORD}"
 
@@ -90,8 +90,8 @@ def config(normal, infillings):
 @pytest.fixture
 def picture(tmp_path):
     path = tmp_path / "picture.png"
-    synthetic.png(path, Stored.of_image(breast(0), 16))
-    return opened(path, "L", "CC", (0.1, 0.1))
+    synthetic.write_png(path, Stored.of_image(breast(0), 16))
+    return open_mammogram(path, "L", "CC", (0.1, 0.1))
 
 
 def replace_export(folder, by):
@@ -114,16 +114,16 @@ def test_an_open_system_names_the_weights_that_it_uses_after_they_were_replaced(
     infillings, picture, tmp_path
 ):
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
-    system = SystemConfig(painter="infilling", generator=str(folder), feather=4)
-    inserter = Inserter.load(system)
-    before = inserter.change(picture, WISH)
+    system = EditorConfig(painter="infilling", generator=str(folder), feather=4)
+    editor = Editor.load(system)
+    before = editor.edit(picture, WISH)
     replace_export(folder, infillings[1])
-    after = inserter.change(picture, WISH)
+    after = editor.edit(picture, WISH)
     np.testing.assert_array_equal(after.after.values, before.after.values)
     assert after.recipe["generator"] == before.recipe["generator"], (
         "the same pixels by the same network"
     )
-    new = Inserter.load(system).change(picture, WISH)
+    new = Editor.load(system).edit(picture, WISH)
     assert (new.after.values != before.after.values).any() and new.recipe[
         "generator"
     ] != before.recipe["generator"]
@@ -132,10 +132,10 @@ def test_an_open_system_names_the_weights_that_it_uses_after_they_were_replaced(
 def test_an_open_contextual_system_too(tiny_contextual, picture, tmp_path):
     scale = {"sampling": {"scale": (0.5, 0.5)}, "window": (0, 1)}
     folder = shutil.copytree(tiny_contextual(level=0.3, **scale), tmp_path / "contextual")
-    inserter = Inserter.load(SystemConfig(painter="contextual", generator=str(folder)))
-    before = inserter.change(picture, WISH)
+    editor = Editor.load(EditorConfig(painter="contextual", generator=str(folder)))
+    before = editor.edit(picture, WISH)
     replace_export(folder, tiny_contextual(level=0.6, **scale))
-    after = inserter.change(picture, WISH)
+    after = editor.edit(picture, WISH)
     np.testing.assert_array_equal(after.after.values, before.after.values)
     assert after.recipe["generator"] == before.recipe["generator"]
 
@@ -145,14 +145,14 @@ def test_a_training_that_ends_again_in_its_folder_is_another_generator(
 ):
     folder = shutil.copytree(infillings[0], tmp_path / "infilling")
     chosen = config(generator=str(folder))
-    mammograms.synthesise(chosen, tmp_path / "first")
+    mammograms.synthesize(chosen, tmp_path / "first")
     replace_export(folder, infillings[1])
     with pytest.raises(
         ConfigError, match=r"was made with another generator\.weights; name a new folder"
     ):
-        mammograms.synthesise(chosen, tmp_path / "first")
-    mammograms.synthesise(chosen, tmp_path / "second")
-    mammograms.synthesise(config(generator=str(infillings[1])), tmp_path / "fresh")
+        mammograms.synthesize(chosen, tmp_path / "first")
+    mammograms.synthesize(chosen, tmp_path / "second")
+    mammograms.synthesize(config(generator=str(infillings[1])), tmp_path / "fresh")
     for one, other in zip(pixels(tmp_path / "second"), pixels(tmp_path / "fresh"), strict=True):
         np.testing.assert_array_equal(one, other)
     found = [
@@ -180,16 +180,16 @@ def test_a_generator_that_is_replaced_during_the_work_stops_it(
     with pytest.raises(
         DataError, match="a generator was replaced by another training while the work went on"
     ):
-        mammograms.synthesise(config(generator=str(folder)), tmp_path / "out")
+        mammograms.synthesize(config(generator=str(folder)), tmp_path / "out")
     data = DataConfig(phantoms=8)
-    patients = {one.patient_id for one in archives.mammograms(data, Skipped())}
+    patients = {one.patient_id for one in archives.read_mammograms(data, Skipped())}
     infillings = [tiny_contextual(level=level, patients=patients) for level in (0.3, 0.6)]
     folder = shutil.copytree(infillings[0], tmp_path / "contextual")
     chosen = PatchSynthesisConfig(name="set", data=data, generators={"mass": str(folder)}, count=2)
     with pytest.raises(
         DataError, match="contextual: was replaced by another training while the work went on"
     ):
-        patches.synthesise(chosen, tmp_path / "patches")
+        patches.synthesize(chosen, tmp_path / "patches")
 
 
 def test_equal_weights_are_one_network_however_often_they_are_exported(
@@ -197,7 +197,7 @@ def test_equal_weights_are_one_network_however_often_they_are_exported(
 ):
     first, again = (tiny_infilling(padding=20) for _ in range(2))
     chosen = config(generator=str(first), count=1)
-    (recipe,) = mammograms.synthesise(chosen, tmp_path / "out")
+    (recipe,) = mammograms.synthesize(chosen, tmp_path / "out")
     mammograms.remake(
         tmp_path / "out/recipes/000000.json",
         tmp_path / "again",
@@ -205,22 +205,22 @@ def test_equal_weights_are_one_network_however_often_they_are_exported(
     )
     np.testing.assert_array_equal(pixels(tmp_path / "again")[0], pixels(tmp_path / "out")[0])
     # its folder is the same work's
-    mammograms.synthesise(config(generator=str(again), count=1), tmp_path / "out")
+    mammograms.synthesize(config(generator=str(again), count=1), tmp_path / "out")
     assert set(recipe.generator) == {"name", "step", "weights"}
 
 
 def test_the_hash_follows_values_order_and_signature(tmp_path):
-    from tfmammo.export import export, load_whole
+    from tfmammo.export import export, load_identified
 
     def hashed(name, kernel, bias, size=8):
-        room = keras.Model(name="room")
+        model = keras.Model(name="model")
         layer = keras.layers.Conv2D(1, 1)
-        room.networks = {"net": keras.Sequential([keras.Input((size, size, 1)), layer])}
+        model.networks = {"net": keras.Sequential([keras.Input((size, size, 1)), layer])}
         layer.set_weights(
             [np.full((1, 1, 1, 1), kernel, np.float32), np.full((1,), bias, np.float32)]
         )
-        room.functions = lambda: {"net": functions(room.networks["net"], size)}
-        return load_whole(export(room, tmp_path / name, {}), "net").weights
+        model.functions = lambda: {"net": functions(model.networks["net"], size)}
+        return load_identified(export(model, tmp_path / name, {}), "net").weights
 
     def functions(network, size):
         import tensorflow as tf
@@ -248,7 +248,7 @@ def test_a_recipe_of_an_earlier_version_is_read(config, infillings, where, tmp_p
     import hashlib
 
     chosen = config(count=1)
-    mammograms.synthesise(chosen, tmp_path / "out")
+    mammograms.synthesize(chosen, tmp_path / "out")
     content = hashlib.sha256()
     place = infillings[0] / "generator"
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
@@ -301,7 +301,7 @@ def test_no_password_and_no_path_of_the_owners_is_in_a_set(config, normal, tmp_p
         lesions=lesions,
     )
     for name, chosen in (("made_up", made_up), ("real", real)):
-        mammograms.synthesise(chosen.model_copy(update={"masses": (1, 30)}), tmp_path / name)
+        mammograms.synthesize(chosen.model_copy(update={"masses": (1, 30)}), tmp_path / name)
         text = told(tmp_path / name)
         assert (
             PASSWORD not in text
@@ -336,7 +336,7 @@ def test_why_an_item_is_left_out_names_no_folder(config, normal, tmp_path):
         lesions=DataConfig(name="folder", root=lesions),
     )
     with pytest.raises(DataError, match="no item could be made") as error:
-        mammograms.synthesise(chosen, tmp_path / "out")
+        mammograms.synthesize(chosen, tmp_path / "out")
     assert "images/" in str(error.value)
     text = "".join(
         path.read_text()
@@ -349,18 +349,16 @@ def test_neither_is_there_in_recipes_of_patches_and_of_single_lesions(
     tiny_contextual, infillings, picture, tmp_path
 ):
     data = DataConfig(phantoms=8)
-    patients = {one.patient_id for one in archives.mammograms(data, Skipped())}
+    patients = {one.patient_id for one in archives.read_mammograms(data, Skipped())}
     generator = str(tiny_contextual(patients=patients))
     chosen = PatchSynthesisConfig(
         name="set", data=data, generators={"mass": generator}, tracking_uri=STORE, count=2
     )
-    patches.synthesise(chosen, tmp_path / "patches")
-    system = SystemConfig(
+    patches.synthesize(chosen, tmp_path / "patches")
+    system = EditorConfig(
         painter="infilling", generator=str(infillings[0]), tracking_uri=STORE, feather=4
     )
-    text = told(tmp_path / "patches") + json.dumps(
-        Inserter.load(system).change(picture, WISH).recipe
-    )
+    text = told(tmp_path / "patches") + json.dumps(Editor.load(system).edit(picture, WISH).recipe)
     assert (
         PASSWORD not in text
         and str(tmp_path) not in text
@@ -375,7 +373,7 @@ def test_neither_is_there_in_recipes_of_patches_and_of_single_lesions(
 @pytest.mark.parametrize("name", ["../../escaped/evil", "/evil", "a/b", ".", ""])
 def test_a_recipes_name_leads_nowhere(config, where, name, tmp_path):
     chosen = config(count=1)
-    mammograms.synthesise(chosen, tmp_path / "out")
+    mammograms.synthesize(chosen, tmp_path / "out")
     recipe = json.loads((tmp_path / "out/recipes/000000.json").read_text()) | {"name": name}
     (tmp_path / "evil.json").write_text(json.dumps(recipe))
     before = sorted(tmp_path.rglob("*"))

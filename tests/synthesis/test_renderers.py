@@ -13,23 +13,23 @@ from tfmammo.errors import DataError, ExportError
 from tfmammo.mammogram import Mammogram
 from tfmammo.synthesis.config import SynthesisConfig
 from tfmammo.synthesis.generators import Generator
-from tfmammo.synthesis.lesion_bank import Piece
-from tfmammo.synthesis.mammograms import render
-from tfmammo.synthesis.placement import Ground
-from tfmammo.synthesis.provenance import Graft, Planted
+from tfmammo.synthesis.lesion_bank import LesionPatch
+from tfmammo.synthesis.placement import TargetMammogram
+from tfmammo.synthesis.provenance import InsertedLesion, TransformRecord
 from tfmammo.synthesis.renderers import (
     BORDER,
-    SHOWN,
-    DirectPainter,
-    Drawn,
-    Insertion,
-    NetworkPainter,
-    painter,
+    NETWORK_VIEWS,
+    DirectRenderer,
+    LesionCandidate,
+    NetworkRenderer,
+    PlacedLesion,
+    make_renderer,
 )
+from tfmammo.synthesis.synthesizer import render
 
 ROWS = 200
 COLS = 160
-GRAFT = Graft(
+RECORD = TransformRecord(
     archive="a",
     image_id="i",
     patient_id="p",
@@ -59,7 +59,7 @@ def opened(bits, laterality="L"):
     """Stored values of so many bits, and the ground of them."""
     stored = Stored.of_image(tissue(laterality), bits)
     image = stored.image()
-    return stored, Ground(
+    return stored, TargetMammogram(
         image,
         Mammogram("made", "p", "i", ROWS, COLS, lambda: image, laterality, "CC", "normal"),
         DATA,
@@ -72,16 +72,23 @@ def piece(side=32, around=5, grey=None):
     image = np.random.default_rng(1).uniform(0.5, 0.9, (side + 2 * around,) * 2).astype(np.float32)
     if grey is not None:
         image[:] = grey
-    return Piece("mass", (np.hypot(row, col) < side / 2).astype(np.uint8), image, around, GRAFT)
-
-
-def insertion(brush, ground, found, top, left):
-    drawn = Drawn.of(found)
-    spot, seam = brush.place(top, left, drawn, ground.mammogram)
-    planted = Planted(
-        box=spot.box, window=spot.window, area=int(found.mask.sum()), region={}, seed=0, shape=""
+    return LesionPatch(
+        "mass", (np.hypot(row, col) < side / 2).astype(np.uint8), image, around, RECORD
     )
-    return Insertion(planted, spot, seam, drawn)
+
+
+def insertion(renderer, ground, found, top, left):
+    drawn = LesionCandidate.of(found)
+    placement, blend_mask = renderer.place(top, left, drawn, ground.mammogram)
+    inserted = InsertedLesion(
+        box=placement.box,
+        window=placement.window,
+        area=int(found.mask.sum()),
+        region={},
+        seed=0,
+        shape="",
+    )
+    return PlacedLesion(inserted, placement, blend_mask, drawn)
 
 
 def echo(change=0.0, data=DATA, size=64):
@@ -91,37 +98,36 @@ def echo(change=0.0, data=DATA, size=64):
         assert pasted.shape[1:] == (size, size, 3) and np.min(pasted) >= 0 and np.max(pasted) <= 1
         return {"image": np.asarray(pasted)[..., 1:2] + np.float32(change)}
 
-    return NetworkPainter(Generator(call, size, None, data), 6.0, SHOWN["blending"])
+    return NetworkRenderer(Generator(call, size, None, data), 6.0, NETWORK_VIEWS["blending"])
 
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("name", [*poisson.METHODS, "blending"])
 def test_nothing_changes_beyond_the_supports(name, bits, tiny_blending):
     stored, ground = opened(bits)
-    chosen = SynthesisConfig(name="a", painter=name, generator="g" if name == "blending" else None)
-    brush = painter(chosen, tiny_blending() if name == "blending" else None)
-    found = [insertion(brush, ground, piece(), top, 40) for top in (60, 120)]
-    made = render(ground, stored, found, brush)
+    renderer = make_renderer(name, tiny_blending() if name == "blending" else None, 16.0)
+    found = [insertion(renderer, ground, piece(), top, 40) for top in (60, 120)]
+    made = render(ground, stored, found, renderer)
     assert made.values.dtype == (np.uint8 if bits == 8 else np.uint16) and made.bits == bits
     beyond = np.ones((ROWS, COLS), bool)
     for one in found:
-        top, left, bottom, right = one.seam.support
-        where = one.seam.weights > 0
+        top, left, bottom, right = one.blend_mask.support
+        where = one.blend_mask.weights > 0
         beyond[top:bottom, left:right] &= ~where
         changed = made.values[top:bottom, left:right] != stored.values[top:bottom, left:right]
         assert changed[where].mean() > 0.5
     np.testing.assert_array_equal(made.values[beyond], stored.values[beyond])
     assert beyond.sum() < ROWS * COLS
-    again = render(ground, stored, found, brush)
+    again = render(ground, stored, found, renderer)
     np.testing.assert_array_equal(again.values, made.values)
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_a_paste_by_hand(bits):
     stored, ground = opened(bits)
-    brush = DirectPainter("paste")
+    renderer = DirectRenderer("paste")
     found = piece()
-    made = render(ground, stored, [insertion(brush, ground, found, 60, 40)], brush)
+    made = render(ground, stored, [insertion(renderer, ground, found, 60, 40)], renderer)
     expected = stored.values.copy()
     inner = found.image[5:-5, 5:-5]
     expected[60:92, 40:72][found.mask > 0] = np.rint(inner * np.float64(2**bits - 1))[
@@ -135,32 +141,34 @@ def test_a_paste_by_hand(bits):
 @pytest.mark.parametrize("name", list(poisson.METHODS))
 def test_a_method_sees_native_pixels_and_a_border(name):
     _, ground = opened(16)
-    brush = DirectPainter(name)
+    renderer = DirectRenderer(name)
     found = piece()
-    one = insertion(brush, ground, found, 60, 40)
-    assert one.seam.support == one.spot.window == (57, 37, 95, 75)
-    ((box, grey),) = brush.paint(ground, [one])
+    one = insertion(renderer, ground, found, 60, 40)
+    assert one.blend_mask.support == one.placement.window == (57, 37, 95, 75)
+    ((box, grey),) = renderer.render(ground, [one])
     lesion = np.ascontiguousarray(found.image[2:-2, 2:-2])[..., None]
     mask = np.pad(found.mask, BORDER)[..., None]
     np.testing.assert_array_equal(
         grey, poisson.METHODS[name](ground.image[57:95, 37:75].copy(), lesion, mask)[..., 0]
     )
-    assert box == one.seam.support and brush.patients is None
+    assert box == one.blend_mask.support and renderer.trained_on is None
 
 
 def test_what_a_method_cant_blend():
     _, ground = opened(16)
-    brush = DirectPainter("opencv")
+    renderer = DirectRenderer("opencv")
     for top, left in ((2, 40), (60, 2), (ROWS - 34, 40)):
         with pytest.raises(DataError, match="it comes nearer than 3 px to the mammogram's border"):
-            brush.place(top, left, Drawn.of(piece()), ground.mammogram)
+            renderer.place(top, left, LesionCandidate.of(piece()), ground.mammogram)
     with pytest.raises(DataError, match="it reaches beyond the mammogram"):
-        brush.place(-1, 40, Drawn.of(piece()), ground.mammogram)
-    thin = Piece("mass", np.ones((2, 9), np.uint8), np.full((12, 19), 0.5, np.float32), 5, GRAFT)
+        renderer.place(-1, 40, LesionCandidate.of(piece()), ground.mammogram)
+    thin = LesionPatch(
+        "mass", np.ones((2, 9), np.uint8), np.full((12, 19), 0.5, np.float32), 5, RECORD
+    )
     with pytest.raises(
         DataError, match="opencv: OpenCV clones masks from 3 px up, this one is 2 x 9 px"
     ):
-        list(brush.paint(ground, [insertion(brush, ground, thin, 60, 40)]))
+        list(renderer.render(ground, [insertion(renderer, ground, thin, 60, 40)]))
 
 
 @pytest.mark.parametrize("laterality", ["L", "R"])
@@ -173,13 +181,13 @@ def test_an_echo_puts_the_lesion_into_its_mask(laterality, window):
     _, ground = opened(16, laterality)
     found = piece(grey=0.75)
     data = DATA.model_copy(update={"window": window})
-    ground = Ground(ground.image, ground.mammogram, data)
+    ground = TargetMammogram(ground.image, ground.mammogram, data)
     left = 40 if laterality == "L" else COLS - 72
     for change in (0.0, 0.125):
-        brush = echo(change, data)
-        one = insertion(brush, ground, found, 60, left)
-        assert one.spot.window == (44, left - 16, 108, left + 48)  # 64 px: context 2
-        ((support, grey),) = brush.paint(ground, [one])
+        renderer = echo(change, data)
+        one = insertion(renderer, ground, found, 60, left)
+        assert one.placement.window == (44, left - 16, 108, left + 48)  # 64 px: context 2
+        ((support, grey),) = renderer.render(ground, [one])
         after = ground.image[..., 0].copy()
         after[support[0] : support[2], support[1] : support[3]] = grey
         on = np.zeros((ROWS, COLS), bool)
@@ -196,17 +204,17 @@ def test_what_a_blending_network_is_shown():
     data = DATA.model_copy(
         update={"size": 32, "preprocess": PreprocessConfig(denoise=0.6, flip_right=True)}
     )
-    ground = Ground(ground.image, ground.mammogram, data)
+    ground = TargetMammogram(ground.image, ground.mammogram, data)
     seen = {}
 
     def call(pasted):
         seen["pasted"] = np.asarray(pasted)
         return {"image": np.asarray(pasted)[..., :1]}
 
-    brush = NetworkPainter(Generator(call, 32, None, data), 4.0, SHOWN["blending"])
+    renderer = NetworkRenderer(Generator(call, 32, None, data), 4.0, NETWORK_VIEWS["blending"])
     found = piece()
-    one = insertion(brush, ground, found, 60, COLS - 72)
-    ((support, grey),) = brush.paint(ground, [one])
+    one = insertion(renderer, ground, found, 60, COLS - 72)
+    ((support, grey),) = renderer.render(ground, [one])
     # it changed nothing
     np.testing.assert_array_equal(
         grey, ground.image[support[0] : support[2], support[1] : support[3], 0]
@@ -221,7 +229,7 @@ def test_what_a_blending_network_is_shown():
     lesion = cv2.GaussianBlur(
         cv2.resize(native, (32, 32), interpolation=cv2.INTER_AREA), (0, 0), 0.6
     )[:, ::-1]
-    mask = one.seam.mask[:, ::-1]
+    mask = one.blend_mask.mask[:, ::-1]
     np.testing.assert_allclose(seen["pasted"][0, ..., 0], expected[0], atol=1e-6)
     np.testing.assert_allclose(
         seen["pasted"][0, ..., 1], np.where(mask > 0, lesion, expected[0]), atol=1e-6
@@ -235,33 +243,33 @@ def test_a_lesion_at_the_windows_border_is_shown_in_part():
     it.
     """
     _, ground = opened(16)
-    brush = echo()
+    renderer = echo()
     found = piece(around=20)
-    one = insertion(brush, ground, found, 60, 8)
-    assert one.spot.window == (44, 0, 108, 64)
-    ((support, grey),) = brush.paint(ground, [one])
+    one = insertion(renderer, ground, found, 60, 8)
+    assert one.placement.window == (44, 0, 108, 64)
+    ((support, grey),) = renderer.render(ground, [one])
     row = 60 - support[0]
     col = 8 - support[1]
     inside = grey[row : row + 32, col : col + 32][found.mask > 0]
-    np.testing.assert_allclose(inside, found.shown(0)[found.mask > 0], atol=1e-5)
+    np.testing.assert_allclose(inside, found.crop(0)[found.mask > 0], atol=1e-5)
 
 
-def test_a_painter_is_what_its_config_names(tiny_blending, tiny_infilling):
+def test_a_renderer_is_what_its_config_names(tiny_blending, tiny_infilling):
     for name in poisson.METHODS:
-        brush = painter(SynthesisConfig(name="a", painter=name), None)
-        assert isinstance(brush, DirectPainter) and brush.name == name
+        renderer = make_renderer(name, None, 16.0)
+        assert isinstance(renderer, DirectRenderer) and renderer.name == name
     folder = tiny_blending(patients=("p1", "p2"))
-    brush = painter(SynthesisConfig(name="a", painter="blending", generator="g", feather=5), folder)
-    assert isinstance(brush, NetworkPainter) and (
-        brush.feather,
-        brush.patients,
-        brush.network.margin,
+    renderer = make_renderer("blending", folder, 5)
+    assert isinstance(renderer, NetworkRenderer) and (
+        renderer.feather,
+        renderer.trained_on,
+        renderer.network.margin,
     ) == (5, {"p1", "p2"}, None)
-    assert brush.data.context == 2 and brush.network.size == 32
+    assert renderer.data.context == 2 and renderer.network.size == 32
     with pytest.raises(ExportError, match="none of its functions leads from pasted to image"):
-        painter(SynthesisConfig(name="a", painter="blending", generator="g"), tiny_infilling())
+        make_renderer("blending", tiny_infilling(), 16.0)
     with pytest.raises(ExportError, match="none of its functions leads from tri_label to image"):
-        painter(SynthesisConfig(name="a", generator="g"), folder)
+        make_renderer("infilling", folder, 16.0)
 
 
 @pytest.mark.parametrize(
@@ -312,21 +320,21 @@ def test_a_card_without_patients(tiny_blending):
         match=r"its card does not say how its training patches were made \(config.data, "
         r"train_patients\)",
     ):
-        painter(SynthesisConfig(name="a", painter="blending", generator="g"), folder)
+        make_renderer("blending", folder, 16.0)
 
 
 def test_lesions_of_one_mammogram_are_painted_apart():
     """Two at once are what each alone is."""
     stored, ground = opened(16)
-    brush = echo()
+    renderer = echo()
     found = [
-        insertion(brush, ground, piece(), 50, 30),
-        insertion(brush, ground, piece(side=40), 120, 40),
+        insertion(renderer, ground, piece(), 50, 30),
+        insertion(renderer, ground, piece(side=40), 120, 40),
     ]
-    both = render(ground, stored, found, brush).values
-    alone = [render(ground, stored, [one], brush).values for one in found]
+    both = render(ground, stored, found, renderer).values
+    alone = [render(ground, stored, [one], renderer).values for one in found]
     for one, made in zip(found, alone, strict=True):
-        top, left, bottom, right = one.seam.support
+        top, left, bottom, right = one.blend_mask.support
         np.testing.assert_array_equal(both[top:bottom, left:right], made[top:bottom, left:right])
 
 
@@ -341,10 +349,10 @@ def constant(whole_patch, feather=16.0, grey=0.75, window=(0, 1), flip=True):
     data = DATA.model_copy(
         update={"window": window, "preprocess": PreprocessConfig(flip_right=flip)}
     )
-    return NetworkPainter(
+    return NetworkRenderer(
         Generator(call, 64, None, data),
         feather,
-        SHOWN["infilling"],
+        NETWORK_VIEWS["infilling"],
         whole=whole_patch,
         replaces=whole_patch,
     )
@@ -356,11 +364,11 @@ def test_a_whole_patch_takes_the_place_of_the_tissue_up_to_a_hard_border(lateral
     patch". Its grain goes with it.
     """
     _, ground = opened(16, laterality)
-    brush = constant(True, feather=0.0, window=(0.2, 0.6))
-    ground = Ground(ground.image, ground.mammogram, brush.data)
-    one = insertion(brush, ground, piece(), 84, 64)
-    ((support, after),) = brush.paint(ground, [one])
-    assert support == one.spot.window == (68, 48, 132, 112)
+    renderer = constant(True, feather=0.0, window=(0.2, 0.6))
+    ground = TargetMammogram(ground.image, ground.mammogram, renderer.data)
+    one = insertion(renderer, ground, piece(), 84, 64)
+    ((support, after),) = renderer.render(ground, [one])
+    assert support == one.placement.window == (68, 48, 132, 112)
     expected = np.full((64, 64), 0.2 + 0.4 * 0.75)
     expected[:, slice(32, None) if laterality == "L" else slice(0, 32)] += 0.4 * 0.125
     np.testing.assert_allclose(after, expected, atol=1e-6)
@@ -369,8 +377,8 @@ def test_a_whole_patch_takes_the_place_of_the_tissue_up_to_a_hard_border(lateral
 def test_a_whole_patch_may_fade_at_its_border():
     _, ground = opened(16)
     before = ground.image[68:132, 48:112, 0]
-    brush = constant(True, feather=8.0)
-    ((support, after),) = brush.paint(ground, [insertion(brush, ground, piece(), 84, 64)])
+    renderer = constant(True, feather=8.0)
+    ((support, after),) = renderer.render(ground, [insertion(renderer, ground, piece(), 84, 64)])
     assert support == (69, 49, 131, 111)  # the outermost row has no weight
     t = np.arange(1, 8) / 8
     weights = (3 * t**2 - 2 * t**3)[:, None]
@@ -385,11 +393,11 @@ def test_a_difference_keeps_the_tissues_grain_and_a_whole_patch_has_none():
     _, ground = opened(16)
     spread = {}
     for whole_patch in (False, True):
-        brush = constant(whole_patch, feather=4.0)
-        one = insertion(brush, ground, piece(side=60), 70, 40)
-        ((support, after),) = brush.paint(ground, [one])
-        top = one.spot.box[0] + 20 - support[0]
-        left = one.spot.box[1] + 5 - support[1]
+        renderer = constant(whole_patch, feather=4.0)
+        one = insertion(renderer, ground, piece(side=60), 70, 40)
+        ((support, after),) = renderer.render(ground, [one])
+        top = one.placement.box[0] + 20 - support[0]
+        left = one.placement.box[1] + 5 - support[1]
         spread[whole_patch] = after[top : top + 20, left : left + 15].std()
     assert spread[True] < 1e-6 and spread[False] > 0.005  # the grain's standard deviation is 0.01
 
@@ -414,4 +422,4 @@ def test_a_generator_of_another_kind_is_told_with_the_painter_that_fits(
         ("infilling", tiny_contextual(), "none of its functions leads from tri_label to image$"),
     ):
         with pytest.raises(ExportError, match=said):
-            painter(SynthesisConfig(name="a", painter=name, generator="g"), folder)
+            make_renderer(name, folder, 16.0)

@@ -23,12 +23,13 @@ from tfmammo.errors import DataError, ExportError
 from tfmammo.export import export
 from tfmammo.mammogram import Lesion, Mammogram, key_check
 from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.generators import noise_generator
-from tfmammo.synthesis.lesion_bank import Piece
-from tfmammo.synthesis.mammograms import remake, render, synthesise
-from tfmammo.synthesis.placement import Ground
-from tfmammo.synthesis.provenance import Graft, Planted
-from tfmammo.synthesis.renderers import Insertion, VanillaPainter, painter
+from tfmammo.synthesis.generators import load_noise_generator
+from tfmammo.synthesis.lesion_bank import LesionPatch
+from tfmammo.synthesis.mammograms import remake, synthesize
+from tfmammo.synthesis.placement import TargetMammogram
+from tfmammo.synthesis.provenance import InsertedLesion, TransformRecord
+from tfmammo.synthesis.renderers import PlacedLesion, VanillaRenderer, make_renderer
+from tfmammo.synthesis.synthesizer import render
 
 SIZE = 32
 ROWS = 200
@@ -38,7 +39,7 @@ TOP = 8
 LEFT = 6
 HEIGHT = 16
 WIDTH = 12
-GRAFT = Graft(
+RECORD = TransformRecord(
     archive="a",
     image_id="i",
     patient_id="p",
@@ -75,7 +76,7 @@ class FromNoise(keras.layers.Layer):
         return tf.stack([image, mask], axis=-1)
 
 
-class Room(keras.Model):
+class TinyVanilla(keras.Model):
     """What a vanilla GAN's export has."""
 
     def __init__(self):
@@ -93,9 +94,9 @@ class Room(keras.Model):
 
 @pytest.fixture(scope="module")
 def vanilla(tmp_path_factory):
-    """A function (patients=(), room=Room(), **data) -> the export of a vanilla GAN."""
+    """A function (patients=(), model=TinyVanilla(), **data) -> the export of a vanilla GAN."""
 
-    def make(patients=(), room=None, **data):
+    def make(patients=(), model=None, **data):
         section = DataConfig(
             **{"size": SIZE, "frame": "square", "context": 2, "window": (0, 1), **data}
         ).model_dump(mode="json")
@@ -105,7 +106,7 @@ def vanilla(tmp_path_factory):
             "config": {"data": section, "model": {}},
             "train_patients": sorted(patients),
         }
-        return export(room or Room(), tmp_path_factory.mktemp("vanilla") / "export", card)
+        return export(model or TinyVanilla(), tmp_path_factory.mktemp("vanilla") / "export", card)
 
     return make
 
@@ -122,7 +123,7 @@ def of_noise(network, wanted):
 @pytest.fixture(scope="module")
 def seeds(vanilla):
     """Seeds that give a lesion, none, and one at the border."""
-    network = noise_generator(vanilla())
+    network = load_noise_generator(vanilla())
     return {
         "good": of_noise(network, lambda z: abs(z) < 0.4),
         "none": of_noise(network, lambda z: z > 0.6),
@@ -131,12 +132,12 @@ def seeds(vanilla):
 
 
 def piece(rows, cols):
-    return Piece(
+    return LesionPatch(
         "calcification",
         np.ones((rows, cols), np.uint8),
         np.zeros((rows + 8, cols + 8), np.float32),
         4,
-        GRAFT,
+        RECORD,
     )
 
 
@@ -144,25 +145,25 @@ def ground(laterality="L", data=None):
     image = np.random.default_rng(1).uniform(0.3, 0.5, (ROWS, COLS, 1)).astype(np.float32)
     image = np.rint(image * 65535).astype(np.float64) / 65535
     image = image.astype(np.float32)
-    return Ground(
+    return TargetMammogram(
         image,
         Mammogram("made", "p", "i", ROWS, COLS, lambda: image, laterality, "CC", "normal"),
         data or DataConfig(),
     )
 
 
-def placed(brush, found, top, left, on):
-    spot, seam = brush.place(top, left, found, on.mammogram)
-    planted = Planted(box=spot.box, window=spot.window, area=1, region={}, seed=0, shape="")
-    return Insertion(planted, spot, seam, found)
+def placed(renderer, found, top, left, on):
+    spot, seam = renderer.place(top, left, found, on.mammogram)
+    inserted = InsertedLesion(box=spot.box, window=spot.window, area=1, region={}, seed=0, shape="")
+    return PlacedLesion(inserted, spot, seam, found)
 
 
 # What it draws
 
 
 def test_a_patch_and_its_lesion_by_hand(vanilla, seeds):
-    network = noise_generator(vanilla(window=(0.2, 0.7)))
-    image, mask = network.made(seeds["good"])
+    network = load_noise_generator(vanilla(window=(0.2, 0.7)))
+    image, mask = network.generate(seeds["good"])
     expected = np.zeros((SIZE, SIZE), np.uint8)
     expected[TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH] = 1
     off = expected != mask
@@ -187,22 +188,22 @@ def test_a_patch_and_its_lesion_by_hand(vanilla, seeds):
         with pytest.raises(
             DataError, match=f"no lesion that a vanilla GAN draws can be used: {reason}"
         ):
-            network.made(seeds[name])
+            network.generate(seeds[name])
 
 
 def test_a_real_one_is_read(vanilla):
     """The export of baselines.vanilla_gan gives what the network itself gives of the same noise."""
-    room = VanillaGAN(
+    model = VanillaGAN(
         VanillaGANConfig(z=5, filters=(8, 4, 4), discriminator_filters=(4, 8, 8)), SIZE
     )
     random = np.random.default_rng(0)
-    for weight in room.generator.trainable_variables:
+    for weight in model.generator.trainable_variables:
         weight.assign(random.normal(0, 0.4, weight.shape) + (weight.name == "gamma"))
-    network = noise_generator(vanilla(patients=("a",), room=room))
+    network = load_noise_generator(vanilla(patients=("a",), model=model))
     assert (network.z, network.patients) == (5, {"a"})
     noise = random.uniform(-1, 1, (2, 5)).astype(np.float32)
     ours = network.call(noise=noise)
-    theirs = room.generate(tf.constant(noise))
+    theirs = model.generate(tf.constant(noise))
     for name in ("image", "mask"):
         np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
 
@@ -225,19 +226,18 @@ def test_a_real_one_is_read(vanilla):
 )
 def test_what_cant_be_set_in_is_refused(vanilla, data, reason):
     with pytest.raises(DataError, match=reason):
-        painter(SynthesisConfig(name="a", painter="vanilla", generator="g"), vanilla(**data))
+        make_renderer("vanilla", vanilla(**data), 16.0)
 
 
 def test_another_systems_export_is_refused(vanilla, tiny_blending):
-    chosen = SynthesisConfig(name="a", painter="vanilla", generator="g")
     with pytest.raises(ExportError, match="none of its functions leads from noise to image, mask"):
-        painter(chosen, tiny_blending())
+        make_renderer("vanilla", tiny_blending(), 16.0)
     folder = vanilla()
     (folder / "card.json").write_text(
         (folder / "card.json").read_text().replace('"train_patients"', '"others"')
     )
     with pytest.raises(DataError, match="does not say how and on whom it was trained"):
-        painter(chosen, folder)
+        make_renderer("vanilla", folder, 16.0)
 
 
 # Its size, and its place
@@ -245,87 +245,93 @@ def test_another_systems_export_is_refused(vanilla, tiny_blending):
 
 @pytest.mark.parametrize("longer", [12, 16, 37, 64])
 def test_the_longer_side_is_that_of_the_real_lesion(longer, vanilla, seeds):
-    brush = VanillaPainter(noise_generator(vanilla()), 4.0)
+    renderer = VanillaRenderer(load_noise_generator(vanilla()), 4.0)
     for rows, cols in ((longer, 5), (5, longer)):
-        found = brush.lesion(piece(rows, cols), ground().mammogram, [seeds["good"]])
+        found = renderer.prepare_lesion(piece(rows, cols), ground().mammogram, [seeds["good"]])
         assert abs(found.mask.shape[0] - longer) <= 1 and found.mask.shape[1] == pytest.approx(
             longer * WIDTH / HEIGHT, abs=2
         )
-        assert len(found.made.image) == round(SIZE * longer / HEIGHT) and (
+        assert len(found.sample.image) == round(SIZE * longer / HEIGHT) and (
             found.kind,
             found.origin,
         ) == ("mass", "vanilla GAN")
         assert (
-            found.made.top == pytest.approx(longer * TOP / HEIGHT, abs=1)
+            found.sample.top == pytest.approx(longer * TOP / HEIGHT, abs=1)
             and found.seed == seeds["good"]
         )
     with pytest.raises(
         DataError,
         match="a patch of 162 px, as large as its lesion's size makes it, is larger than it",
     ):
-        brush.lesion(piece(81, 2), ground().mammogram, [seeds["good"]])
+        renderer.prepare_lesion(piece(81, 2), ground().mammogram, [seeds["good"]])
 
 
 def test_noise_is_drawn_until_there_is_a_lesion(vanilla, seeds):
-    brush = VanillaPainter(noise_generator(vanilla()), 4.0)
+    renderer = VanillaRenderer(load_noise_generator(vanilla()), 4.0)
     where = ground().mammogram
     left = iter([seeds["none"], seeds["border"], seeds["good"], seeds["none"]])
-    assert brush.lesion(piece(16, 16), where, left).seed == seeds["good"] and list(left) == [
-        seeds["none"]
-    ]
+    assert renderer.prepare_lesion(piece(16, 16), where, left).seed == seeds["good"] and list(
+        left
+    ) == [seeds["none"]]
     with pytest.raises(DataError, match="its mask touches the border"):
-        brush.lesion(piece(16, 16), where, [seeds["none"], seeds["border"]])
+        renderer.prepare_lesion(piece(16, 16), where, [seeds["none"], seeds["border"]])
 
 
 def test_right_breasts_get_the_mirror_image(vanilla, seeds):
-    brush = VanillaPainter(noise_generator(vanilla(preprocess={"flip_right": True})), 4.0)
+    renderer = VanillaRenderer(load_noise_generator(vanilla(preprocess={"flip_right": True})), 4.0)
     left, right = (
-        brush.lesion(piece(16, 16), ground(side).mammogram, [seeds["good"]]) for side in "LR"
+        renderer.prepare_lesion(piece(16, 16), ground(side).mammogram, [seeds["good"]])
+        for side in "LR"
     )
-    np.testing.assert_array_equal(left.made.image[:, ::-1], right.made.image)
+    np.testing.assert_array_equal(left.sample.image[:, ::-1], right.sample.image)
     np.testing.assert_array_equal(left.mask[:, ::-1], right.mask)
-    assert right.made.left == SIZE - left.made.left - left.mask.shape[1]
-    unflipped = VanillaPainter(noise_generator(vanilla()), 4.0)
-    same = unflipped.lesion(piece(16, 16), ground("R").mammogram, [seeds["good"]])
-    np.testing.assert_array_equal(same.made.image, left.made.image)
+    assert right.sample.left == SIZE - left.sample.left - left.mask.shape[1]
+    unflipped = VanillaRenderer(load_noise_generator(vanilla()), 4.0)
+    same = unflipped.prepare_lesion(piece(16, 16), ground("R").mammogram, [seeds["good"]])
+    np.testing.assert_array_equal(same.sample.image, left.sample.image)
 
 
 def test_a_patch_is_set_in_whole_and_fades_at_its_border(vanilla, seeds):
     """At a patch that is not scaled: w = 3 t^2 - 2 t^3, t the distance to the border over 4 px, of
     the patch, the rest of the tissue.
     """
-    brush = VanillaPainter(noise_generator(vanilla()), 4.0)
+    renderer = VanillaRenderer(load_noise_generator(vanilla()), 4.0)
     on = ground()
-    found = brush.lesion(piece(HEIGHT, 3), on.mammogram, [seeds["good"]])
-    one = placed(brush, found, 100, 60, on)
-    first = 100 - found.made.top
-    before = 60 - found.made.left
-    assert one.spot.window == (first, before, first + SIZE, before + SIZE) and one.spot.box[:2] == (
+    found = renderer.prepare_lesion(piece(HEIGHT, 3), on.mammogram, [seeds["good"]])
+    one = placed(renderer, found, 100, 60, on)
+    first = 100 - found.sample.top
+    before = 60 - found.sample.left
+    assert one.placement.window == (
+        first,
+        before,
+        first + SIZE,
+        before + SIZE,
+    ) and one.placement.box[:2] == (
         100,
         60,
     )
     stored = Stored.of_image(on.image, 16)
-    made = render(on, stored, [one], brush)
+    made = render(on, stored, [one], renderer)
     edge = np.minimum(np.arange(SIZE), np.arange(SIZE)[::-1])
     t = np.minimum(np.minimum(edge[:, None], edge) / 4, 1)
     weight = 3 * t**2 - 2 * t**3
     inside = (slice(first, first + SIZE), slice(before, before + SIZE))
-    patch = noise_generator(vanilla()).made(seeds["good"])[0]
+    patch = load_noise_generator(vanilla()).generate(seeds["good"])[0]
     expected = on.image[..., 0].astype(np.float64)
     expected[inside] = (1 - weight) * expected[inside] + weight * patch
     np.testing.assert_allclose(made.image()[..., 0], expected, atol=2e-5)
     changed = made.values != stored.values
     assert changed[inside][1:-1, 1:-1].all() and changed.sum() == (SIZE - 2) ** 2
-    assert one.seam.support == (first + 1, before + 1, first + SIZE - 1, before + SIZE - 1)
+    assert one.blend_mask.support == (first + 1, before + 1, first + SIZE - 1, before + SIZE - 1)
 
 
 def test_a_patch_does_not_leave_its_mammogram(vanilla, seeds):
-    brush = VanillaPainter(noise_generator(vanilla()), 4.0)
+    renderer = VanillaRenderer(load_noise_generator(vanilla()), 4.0)
     on = ground()
-    found = brush.lesion(piece(16, 16), on.mammogram, [seeds["good"]])
+    found = renderer.prepare_lesion(piece(16, 16), on.mammogram, [seeds["good"]])
     for top, left in ((0, 60), (100, 0), (ROWS - 17, 60), (100, COLS - 13)):
         with pytest.raises(DataError, match="its patch reaches beyond the mammogram"):
-            brush.place(top, left, found, on.mammogram)
+            renderer.place(top, left, found, on.mammogram)
 
 
 # From an archive to a set
@@ -387,7 +393,7 @@ def config(vanilla, tmp_path):
 def test_from_an_archive_to_a_set(form, config, where, tmp_path):
     chosen = config(format=form)
     root = tmp_path / "out"
-    recipes = synthesise(chosen, root)
+    recipes = synthesize(chosen, root)
     assert [recipe.left_out for recipe in recipes] == [None] * 4
     records = archive.read(chosen.data.root)
     by_id = {record.image_id: record for record in records}
@@ -409,9 +415,9 @@ def test_from_an_archive_to_a_set(form, config, where, tmp_path):
         top, left, bottom, right = lesion.window
         near[top:bottom, left:right] = True
         assert bottom - top == right - left == round(SIZE * (sides[3] - sides[1]) / HEIGHT)
-        values = archives.stored(record).values
-        np.testing.assert_array_equal(values[~near], archives.stored(source).values[~near])
-        assert (values[near] != archives.stored(source).values[near]).mean() > 0.7
+        values = archives.read_stored(record).values
+        np.testing.assert_array_equal(values[~near], archives.read_stored(source).values[~near])
+        assert (values[near] != archives.read_stored(source).values[near]).mean() > 0.7
         (mask,) = record.lesions
         assert mask.box == lesion.box and record.pixels()[near].max() > 0.7, (
             "as bright as the GAN makes it"
@@ -441,7 +447,7 @@ def test_from_an_archive_to_a_set(form, config, where, tmp_path):
 
 
 def test_a_gan_that_draws_no_lesion_is_a_reason(config, vanilla, tmp_path):
-    class Empty(Room):
+    class Empty(TinyVanilla):
         def functions(self):
             @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, "noise")])
             def generator(noise):
@@ -455,12 +461,12 @@ def test_a_gan_that_draws_no_lesion_is_a_reason(config, vanilla, tmp_path):
         match="no item could be made.*no lesion that a vanilla GAN draws can be used: nothing of "
         "its mask is left",
     ):
-        synthesise(config(generator=str(vanilla(room=Empty())), count=1), tmp_path / "out")
+        synthesize(config(generator=str(vanilla(model=Empty())), count=1), tmp_path / "out")
     assert not (tmp_path / "out/images").exists()
 
 
 def test_patches_lie_on_breast_and_apart(config, tmp_path):
-    recipes = synthesise(config(masses=(2, 2), format="png"), tmp_path / "out")
+    recipes = synthesize(config(masses=(2, 2), format="png"), tmp_path / "out")
     assert not any(recipe.left_out for recipe in recipes)
     for recipe in recipes:
         taken = np.zeros((ROWS, COLS), int)

@@ -29,7 +29,7 @@ from tfmammo.tracking.runs import Run
 SIZE = 4
 
 
-class Room(keras.Model):
+class Model(keras.Model):
     """A generator, an inverter and a critic of pairs, one convolution each."""
 
     def __init__(self):
@@ -66,13 +66,13 @@ class Room(keras.Model):
 
 
 @pytest.fixture(scope="module")
-def room():
-    return Room()
+def model():
+    return Model()
 
 
 @pytest.fixture(scope="module")
-def exported(room, tmp_path_factory):
-    return export(room, tmp_path_factory.mktemp("exported") / "export", {})
+def exported(model, tmp_path_factory):
+    return export(model, tmp_path_factory.mktemp("exported") / "export", {})
 
 
 @pytest.fixture(scope="module")
@@ -93,32 +93,32 @@ def batch():
     return np.random.default_rng(1).random((2, SIZE, SIZE, 1), np.float32)
 
 
-def test_the_served_function_answers_an_array_or_a_named_one(room, predict, batch):
-    expected = room.networks["inverter"](batch).numpy()
+def test_the_served_function_answers_an_array_or_a_named_one(model, predict, batch):
+    expected = model.networks["inverter"](batch).numpy()
     for model_input in (batch, {"image": batch}, batch.astype(np.float64)):
         answer = predict(model_input)
         assert list(answer) == ["mask"] and answer["mask"].dtype == np.float32
         np.testing.assert_allclose(answer["mask"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_parameter_chooses_another_network(room, predict, batch):
-    model = predict.__self__.unwrap_python_model()
-    answer = model.predict(None, batch, {"network": "generator"})
+def test_a_parameter_chooses_another_network(model, predict, batch):
+    served = predict.__self__.unwrap_python_model()
+    answer = served.predict(None, batch, {"network": "generator"})
     np.testing.assert_allclose(
-        answer["image"], room.networks["generator"](batch), rtol=1e-5, atol=1e-6
+        answer["image"], model.networks["generator"](batch), rtol=1e-5, atol=1e-6
     )
     mask = batch
     image = 1 - batch
-    answer = model.predict(None, {"image": image, "mask": mask}, {"network": "critic"})
-    expected = room.networks["critic"](tf.concat([mask, image], -1))
+    answer = served.predict(None, {"image": image, "mask": mask}, {"network": "critic"})
+    expected = model.networks["critic"](tf.concat([mask, image], -1))
     np.testing.assert_allclose(answer["logits"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_network_sees_eight_patches_at_a_time(room, predict):
-    model = predict.__self__.unwrap_python_model()
+def test_a_network_sees_eight_patches_at_a_time(model, predict):
+    served = predict.__self__.unwrap_python_model()
     seen = []
     asked = []
-    inverter = model.loaded["inverter"]
+    inverter = served.loaded["inverter"]
     signature = inverter.signatures["serving_default"]
     patches = np.random.default_rng(2).random((21, SIZE, SIZE, 1), np.float32)
 
@@ -127,15 +127,15 @@ def test_a_network_sees_eight_patches_at_a_time(room, predict):
             "serving_default": lambda image: seen.append(len(image)) or signature(image=image)
         }
 
-    model.loaded["inverter"] = Counted
-    model.proceed = lambda: asked.append(1)
+    served.loaded["inverter"] = Counted
+    served.proceed = lambda: asked.append(1)
     try:
-        answer = model.predict(None, patches)["mask"]
+        answer = served.predict(None, patches)["mask"]
     finally:
-        model.loaded["inverter"] = inverter
-        del model.proceed
+        served.loaded["inverter"] = inverter
+        del served.proceed
     assert seen == [8, 8, 5] and len(asked) == 3
-    np.testing.assert_allclose(answer, room.networks["inverter"](patches), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(answer, model.networks["inverter"](patches), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -271,16 +271,16 @@ def post(address, body):
 
 
 @pytest.mark.slow
-def test_mlflow_serves_a_registered_model(room, server, batch):
+def test_mlflow_serves_a_registered_model(model, server, batch):
     status, answer = post(server, {"inputs": batch.tolist()})
     assert status == 200
     np.testing.assert_allclose(
-        answer["predictions"]["mask"], room.networks["inverter"](batch), rtol=1e-5, atol=1e-6
+        answer["predictions"]["mask"], model.networks["inverter"](batch), rtol=1e-5, atol=1e-6
     )
     status, answer = post(server, {"inputs": batch.tolist(), "params": {"network": "generator"}})
     assert status == 200
     np.testing.assert_allclose(
-        answer["predictions"]["image"], room.networks["generator"](batch), rtol=1e-5, atol=1e-6
+        answer["predictions"]["image"], model.networks["generator"](batch), rtol=1e-5, atol=1e-6
     )
     status, answer = post(server, {"inputs": (255 * batch).tolist()})
     assert status == 400 and "image must lie in [0, 1]" in answer

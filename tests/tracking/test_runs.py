@@ -26,10 +26,10 @@ from tfmammo.tracking import models as models_module
 from tfmammo.tracking.models import resolve
 from tfmammo.tracking.pyfunc import NETWORKS
 from tfmammo.tracking.runs import Run
-from tfmammo.tracking.store import git_state, store_uri
+from tfmammo.tracking.store import read_git_state, store_uri
 
 
-class Room(keras.Model):
+class Model(keras.Model):
     """An inverter of one 1x1 convolution, 4x4 px."""
 
     def __init__(self):
@@ -50,7 +50,7 @@ class Room(keras.Model):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     card = {"name": "tiny", "git_commit": "c0ffee", "data_fingerprint": "0123456789ab"}
-    return export(Room(), tmp_path_factory.mktemp("exported") / "export", card)
+    return export(Model(), tmp_path_factory.mktemp("exported") / "export", card)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,8 @@ def test_where_runs_go(folder, monkeypatch):
     ],
 )
 def test_a_shown_address_holds_no_secret(address, harmless):
-    assert store.shown(address) == harmless
-    assert "geheim" not in store.shown(f"said by {address} and more") and store.shown(
+    assert store.redact(address) == harmless
+    assert "geheim" not in store.redact(f"said by {address} and more") and store.redact(
         f"{address} and more"
     ).endswith(" and more")
 
@@ -126,7 +126,7 @@ def test_no_parameter_and_no_tag_holds_a_stores_password(folder):
         ),
         folder / "output",
     )
-    run.tags({"command": "--set tracking.uri=postgresql://anna:ge/heim@db/runs"})
+    run.log_tags({"command": "--set tracking.uri=postgresql://anna:ge/heim@db/runs"})
     runs.log_folder(
         folder / "output", store_uri(), "report", {"tracking": {"uri": "http://anna:geheim@m"}}, {}
     )
@@ -142,7 +142,7 @@ def test_artifacts_lie_beside_the_database_wherever_the_training_runs(folder, mo
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     run = Run(experiment(uri=f"sqlite:///{folder}/mlflow.db"), folder / "output")
-    run.image("grid", np.zeros((2, 2), np.uint8), step=0)
+    run.log_image("grid", np.zeros((2, 2), np.uint8), step=0)
     run.close()
     assert len(list((folder / "mlruns").rglob("*.png"))) == 1
     assert list((folder / "elsewhere").iterdir()) == []
@@ -155,7 +155,7 @@ def test_the_experiments_values_are_parameters(folder):
         ),
         folder / "output",
     )
-    run.parameters({"devices": 2})
+    run.log_parameters({"devices": 2})
     parameters = stored(run).data.params
     assert (
         parameters["name"] == "tiny"
@@ -171,8 +171,8 @@ def test_the_experiments_values_are_parameters(folder):
 def test_metrics_keep_their_steps_and_times(folder):
     run = Run(experiment(), folder / "output")
     before = time.time()
-    run.metrics({"loss/generator": np.float32(2.0), "loss_scale": 8}, step=1)
-    run.metrics({"loss/generator": 1.0}, step=11)
+    run.log_metrics({"loss/generator": np.float32(2.0), "loss_scale": 8}, step=1)
+    run.log_metrics({"loss/generator": 1.0}, step=11)
     history = client().get_metric_history(run.id, "loss/generator")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (11, 1.0)]
     assert all(before - 1 <= metric.timestamp / 1000 <= time.time() + 1 for metric in history)
@@ -181,9 +181,9 @@ def test_metrics_keep_their_steps_and_times(folder):
 
 def test_more_metrics_and_tags_than_one_request_takes(folder):
     run = Run(experiment(), folder / "output")
-    run.metrics({f"m{i}": i for i in range(1001)}, step=0)
-    run.tags({f"t{i}": i for i in range(101)})
-    run.parameters({f"p{i}": i for i in range(101)})
+    run.log_metrics({f"m{i}": i for i in range(1001)}, step=0)
+    run.log_tags({f"t{i}": i for i in range(101)})
+    run.log_parameters({f"p{i}": i for i in range(101)})
     data = stored(run).data
     assert (
         data.metrics["m1000"] == 1000.0
@@ -195,11 +195,11 @@ def test_more_metrics_and_tags_than_one_request_takes(folder):
 def test_images_are_png_files_of_the_same_pixels(folder):
     run = Run(experiment(), folder / "output")
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 1), np.uint8)
-    run.image("samples", image, step=20)
+    run.log_image("samples", image, step=20)
     (path,) = (folder / "mlruns").rglob("*step*20*.png")
     np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), image[..., 0])
     with pytest.raises(ValueError, match="samples must be uint8, not float32"):
-        run.image("samples", image.astype(np.float32), step=20)
+        run.log_image("samples", image.astype(np.float32), step=20)
 
 
 def test_files_and_folders_become_artifacts(folder):
@@ -207,8 +207,8 @@ def test_files_and_folders_become_artifacts(folder):
     (folder / "figures" / "inner" / "roc.txt").write_text("0.9")
     (folder / "config.yaml").write_text("name: tiny")
     run = Run(experiment(), folder / "output")
-    run.artifact(folder / "figures")
-    run.artifact(folder / "config.yaml")
+    run.log_artifact(folder / "figures")
+    run.log_artifact(folder / "config.yaml")
     artifacts = Path(stored(run).info.artifact_uri.removeprefix("file://"))
     assert (artifacts / "figures/inner/roc.txt").read_text() == "0.9"
     assert (artifacts / "config.yaml").read_text() == "name: tiny"
@@ -216,11 +216,11 @@ def test_files_and_folders_become_artifacts(folder):
 
 def test_a_restarted_training_goes_on_with_its_run(folder):
     first = Run(experiment({"width": 1}), folder / "output")
-    first.metrics({"loss": 2.0}, step=1)
+    first.log_metrics({"loss": 2.0}, step=1)
     first.close("KILLED")
     assert stored(first).info.status == "KILLED" and stored(first).info.run_name == "tiny/output"
     second = Run(experiment({"width": 2, "depth": 3}), folder / "output")
-    second.metrics({"loss": 1.0}, step=2)
+    second.log_metrics({"loss": 1.0}, step=2)
     assert second.id == first.id and stored(second).info.status == "RUNNING"
     assert [metric.step for metric in client().get_metric_history(second.id, "loss")] == [1, 2]
     data = stored(second).data
@@ -280,31 +280,31 @@ def test_a_store_that_cannot_be_reached_is_one_sentence_within_seconds(folder):
 
 def test_a_store_that_fails_later_does_not_stop_a_training(folder, exported, caplog, monkeypatch):
     run = Run(experiment(), folder / "output")
-    run.metrics({"loss": 3.0}, step=1)
+    run.log_metrics({"loss": 3.0}, step=1)
     good = (folder / "mlflow.db").read_bytes()
     (folder / "mlflow.db").write_bytes(b"rubbish" * (len(good) // 7))
     monkeypatch.setattr(runs, "PAUSE", 0.0)
     with caplog.at_level(logging.INFO, "tfmammo"):
-        run.metrics({"loss": 2.0}, step=2)
+        run.log_metrics({"loss": 2.0}, step=2)
         run._paused_until = 0.0
-        run.metrics({"loss": 1.0}, step=3)
-        run.tags({"a": 1})
-        run.image("grid", np.zeros((2, 2), np.uint8), step=3)
+        run.log_metrics({"loss": 1.0}, step=3)
+        run.log_tags({"a": 1})
+        run.log_image("grid", np.zeros((2, 2), np.uint8), step=3)
         assert run.register(exported, 3, {}, best=True) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "the tracking store fails, training goes on without it" in caplog.text
     (folder / "mlflow.db").write_bytes(good)
     run._paused_until = 0.0
     with caplog.at_level(logging.INFO, "tfmammo"):
-        run.metrics({"loss": 0.5}, step=4)
+        run.log_metrics({"loss": 0.5}, step=4)
     assert "answers again" in caplog.records[-1].getMessage()
     assert [metric.step for metric in client().get_metric_history(run.id, "loss")] == [1, 2, 3, 4]
 
 
 def test_after_a_failure_the_store_is_left_alone_for_a_while(folder):
     run = Run(experiment(), folder / "output")
-    run.metrics({"a bad name?": 1.0}, step=1)
-    run.metrics({"loss": 1.0}, step=2)
+    run.log_metrics({"a bad name?": 1.0}, step=1)
+    run.log_metrics({"loss": 1.0}, step=2)
     assert "loss" not in stored(run).data.metrics
     run.close()  # sends what waits
     assert stored(run).data.metrics == {"loss": 1.0} and stored(run).info.status == "FINISHED"
@@ -312,8 +312,8 @@ def test_after_a_failure_the_store_is_left_alone_for_a_while(folder):
 
 def test_a_run_ends_even_if_its_last_metrics_are_refused(folder):
     run = Run(experiment(), folder / "output")
-    run.metrics({"a bad name?": 1.0}, step=1)
-    run.metrics({"another bad name?": 1.0}, step=2)
+    run.log_metrics({"a bad name?": 1.0}, step=1)
+    run.log_metrics({"another bad name?": 1.0}, step=2)
     run.close("FAILED")
     assert stored(run).info.status == "FAILED"
 
@@ -329,7 +329,7 @@ def test_a_run_ends_even_if_its_last_metrics_are_refused(folder):
     ],
 )
 def test_runs_of_folds_are_told_apart(folder, name):
-    assert runs.run_name("can", Path(folder)) == name
+    assert runs.make_run_name("can", Path(folder)) == name
 
 
 def test_trainings_are_runs_of_an_ordinary_experiment(folder):
@@ -354,7 +354,7 @@ def test_an_older_experiments_kind_is_left_as_it_is(folder):
 
 
 def test_an_export_that_is_registered_again_stays_one_version(folder, tmp_path):
-    exported = export(Room(), tmp_path / "export", {"id": "c0ffee" * 5})
+    exported = export(Model(), tmp_path / "export", {"id": "c0ffee" * 5})
     run = Run(experiment(), folder / "output")
     assert run.register(exported, 500, {}, best=False) == "1"
     client().delete_registered_model_alias("tfmammo-tiny", "best")
@@ -375,7 +375,7 @@ def test_a_run_whose_start_fails_is_ended(folder, monkeypatch):
     def refuse(*_):
         raise OSError("no parameters today")
 
-    monkeypatch.setattr(Run, "_log_parameters", refuse)
+    monkeypatch.setattr(Run, "_send_parameters", refuse)
     with pytest.raises(TrackingError, match="no parameters today"):
         Run(experiment(), folder / "output")
     found = client().search_runs([client().get_experiment_by_name("tfmammo").experiment_id])
@@ -385,7 +385,7 @@ def test_a_run_whose_start_fails_is_ended(folder, monkeypatch):
 def test_a_store_that_another_process_holds_is_waited_for_and_not_for_ever(folder, monkeypatch):
     monkeypatch.setattr(store, "PATIENCE", 0.2)
     with (
-        store.alone(store_uri()),
+        store.hold_store(store_uri()),
         pytest.raises(TrackingError, match=r"another process has held .*mlflow.db.lock for 0.2 s"),
     ):
         Run(experiment(), folder / "output")
@@ -462,7 +462,7 @@ def test_a_version_keeps_its_weights_when_a_resumed_training_registers_the_same_
 ):
     run = Run(experiment(), folder / "output")
     run.register(exported, 500, {}, best=False)
-    run.register(export(Room(), tmp_path / "other", {}), 500, {}, best=False)
+    run.register(export(Model(), tmp_path / "other", {}), 500, {}, best=False)
     batch = np.ones((1, 4, 4, 1), np.float32)
     first, second = (
         load(resolve(f"models:/tfmammo-tiny/{version}"), "inverter")(batch)["mask"]
@@ -481,7 +481,7 @@ def test_a_registered_model_is_text_and_saved_models_without_pickle(folder, expo
         names <= {".py", ".json", ".yaml", ".txt", ".pb", ".index", ".data-00000-of-00001", ""}
         and ".pkl" not in names
     )
-    assert (model / "networks.py").read_text() == NETWORKS.read_text()
+    assert (model / NETWORKS.name).read_text() == NETWORKS.read_text()
     requirements = (model / "requirements.txt").read_text().split()
     assert sorted(line.split("==")[0] for line in requirements) == ["mlflow", "numpy", "tensorflow"]
     signature = mlflow.models.Model.load(str(model)).signature
@@ -537,7 +537,7 @@ def test_an_artifact_without_an_export_is_one_sentence(folder):
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").touch()
     run = Run(experiment(), folder / "output")
-    run.artifact(folder / "notes")
+    run.log_artifact(folder / "notes")
     with pytest.raises(TrackingError, match="notes: holds no exports"):
         resolve(f"runs:/{run.id}/notes")
 
@@ -551,9 +551,7 @@ def test_local_handles(exported, tmp_path):
     assert resolve(output) == resolve(output / "export") == output / ".export.old"
     with pytest.raises(TrackingError, match=f"^{tmp_path}: holds no export"):
         resolve(tmp_path)
-    with pytest.raises(
-        TrackingError, match="^nowhere: is neither a folder nor a models:/ or runs:/ handle"
-    ):
+    with pytest.raises(TrackingError, match="^nowhere: is neither a folder nor a model URI"):
         resolve("nowhere")
 
 
@@ -569,25 +567,27 @@ def test_the_commit_of_a_checkout(tmp_path):
 
     file = tmp_path / "code.py"
     file.write_text("a = 1")
-    assert git_state(file) == {}
+    assert read_git_state(file) == {}
     git("init")
-    assert git_state(file) == {}
+    assert read_git_state(file) == {}
     git("add", "code.py")
     git("commit", "-m", "first")
     commit = git("rev-parse", "HEAD").strip()
     (tmp_path / "untracked.py").touch()
-    assert git_state(file) == {"git_commit": commit, "git_dirty": "false"} and len(commit) == 40
-    assert git_state(tmp_path / "untracked.py") == {}
+    assert (
+        read_git_state(file) == {"git_commit": commit, "git_dirty": "false"} and len(commit) == 40
+    )
+    assert read_git_state(tmp_path / "untracked.py") == {}
     file.write_text("a = 2")
-    assert git_state(file) == {"git_commit": commit, "git_dirty": "true"}
+    assert read_git_state(file) == {"git_commit": commit, "git_dirty": "true"}
 
 
 def test_nothing_is_printed_and_no_global_state_is_left(folder, exported, capfd):
     environment = dict(os.environ)
     uri = mlflow.get_tracking_uri()
     run = Run(experiment(), folder / "output")
-    run.metrics({"loss": 1.0}, step=1)
-    run.image("grid", np.zeros((2, 2), np.uint8), step=1)
+    run.log_metrics({"loss": 1.0}, step=1)
+    run.log_image("grid", np.zeros((2, 2), np.uint8), step=1)
     run.register(exported, 1, {}, best=True)
     resolve("models:/tfmammo-tiny@best")
     run.close()
@@ -676,7 +676,7 @@ def test_a_server_that_goes_away(folder, exported, caplog):
     server = start_server(folder, port)
     try:
         run = Run(experiment(uri=uri), folder / "output")
-        run.metrics({"loss": 3.0}, step=1)
+        run.log_metrics({"loss": 3.0}, step=1)
         assert client(uri).get_run(run.id).data.metrics == {"loss": 3.0}
         assert run.register(exported, 1, {"validation_dice": 0.5}, best=True) == "1"
         batch = np.random.default_rng(0).random((2, 4, 4, 1), np.float32)
@@ -687,8 +687,8 @@ def test_a_server_that_goes_away(folder, exported, caplog):
         stop(server)
     start = time.monotonic()
     with caplog.at_level(logging.INFO, "tfmammo"):
-        run.metrics({"loss": 2.0}, step=2)
-        run.image("grid", np.zeros((2, 2), np.uint8), step=2)
+        run.log_metrics({"loss": 2.0}, step=2)
+        run.log_image("grid", np.zeros((2, 2), np.uint8), step=2)
         run.close()
     assert [record.levelname for record in caplog.records] == ["WARNING"] and uri in caplog.text
     assert time.monotonic() - start < 30
@@ -700,7 +700,7 @@ def test_two_trainings_that_start_at_once_share_a_new_store(tmp_path):
 import sys
 from pathlib import Path
 from tfmammo.config import Experiment, TrackingConfig
-from tfmammo.training.tracking import Run
+from tfmammo.tracking.runs import Run
 output = Path(sys.argv[1])
 output.mkdir()
 Run(Experiment[dict](name="tiny", tracking=TrackingConfig(system_metrics=False), model={}), output).close()
@@ -747,20 +747,20 @@ def test_a_folder_becomes_a_run_of_its_own(folder):
 def test_the_history_of_a_run(folder):
     run = Run(experiment(), folder / "output")
     for step, value in ((1, 0.5), (2, 0.25), (2, 0.125)):
-        run.metrics({"dice": value}, step)
+        run.log_metrics({"dice": value}, step)
         time.sleep(0.002)  # so that the later one of two values for a step is known
     run.close()
-    assert runs.history(folder / "output", "dice") == {1: 0.5, 2: 0.125}
+    assert runs.read_history(folder / "output", "dice") == {1: 0.5, 2: 0.125}
     with pytest.raises(TrackingError, match="output: its run logged no l1"):
-        runs.history(folder / "output", "l1")
+        runs.read_history(folder / "output", "l1")
     with pytest.raises(TrackingError, match="nowhere: is no training's folder"):
-        runs.history(folder / "nowhere", "dice")
+        runs.read_history(folder / "nowhere", "dice")
 
 
 def test_a_study_has_one_run_that_its_trainings_are_shown_under(tmp_path, tracking_uri, tiny_can):
     config = TrackingConfig(uri=tracking_uri, system_metrics=False)
-    parent = runs.parent_run(tmp_path / "study", config)
-    assert runs.parent_run(tmp_path / "study", config) == parent  # the folder knows it
+    parent = runs.open_parent_run(tmp_path / "study", config)
+    assert runs.open_parent_run(tmp_path / "study", config) == parent  # the folder knows it
     child = Run(
         tiny_can({}).model_copy(update={"tracking": config.model_copy(update={"parent": parent})}),
         tmp_path / "child",

@@ -10,7 +10,7 @@ from tfmammo.training import contract
 SPEC = tf.TensorSpec([None, 4, 4, 1], tf.float32, "image")
 
 
-class Room:
+class Model:
     """A model that keeps the contract."""
 
     def __init__(self):
@@ -39,38 +39,38 @@ def function(signature, answer):
 
 
 def test_a_model_that_keeps_the_contract_passes():
-    room = Room()
-    contract.check(room, room.functions())
+    model = Model()
+    contract.check_model(model, model.functions())
 
 
 BROKEN = {
-    "networks: must be a dict": lambda room: setattr(room, "networks", {}),
-    "networks: inverter has no weights yet": lambda room: setattr(
-        room, "networks", {"inverter": keras.Sequential()}
+    "networks: must be a dict": lambda model: setattr(model, "networks", {}),
+    "networks: inverter has no weights yet": lambda model: setattr(
+        model, "networks", {"inverter": keras.Sequential()}
     ),
-    "optimizers: must be a dict": lambda room: setattr(room, "optimizers", None),
-    "optimizers: painter is named after none of the networks inverter": lambda room: setattr(
-        room, "optimizers", {"painter": room.optimizers["inverter"]}
+    "optimizers: must be a dict": lambda model: setattr(model, "optimizers", None),
+    "optimizers: painter is named after none of the networks inverter": lambda model: setattr(
+        model, "optimizers", {"painter": model.optimizers["inverter"]}
     ),
-    "optimizers: inverter is not built": lambda room: setattr(
-        room, "optimizers", {"inverter": keras.optimizers.SGD()}
+    "optimizers: inverter is not built": lambda model: setattr(
+        model, "optimizers", {"inverter": keras.optimizers.SGD()}
     ),
-    r"train_step: must be a function of \(batch\), not of \(\)": lambda room: setattr(
-        room, "train_step", lambda: {}
+    r"train_step: must be a function of \(batch\), not of \(\)": lambda model: setattr(
+        model, "train_step", lambda: {}
     ),
-    r"sample: must be a function of \(batch\), not None": lambda room: setattr(
-        room, "sample", None
+    r"sample: must be a function of \(batch\), not None": lambda model: setattr(
+        model, "sample", None
     ),
 }
 
 
 @pytest.mark.parametrize("said", BROKEN)
 def test_what_is_broken_is_named(said):
-    room = Room()
-    functions = room.functions()
-    BROKEN[said](room)
-    with pytest.raises(TrainingError, match=f"^Room.{said}"):
-        contract.check(room, functions)
+    model = Model()
+    functions = model.functions()
+    BROKEN[said](model)
+    with pytest.raises(TrainingError, match=f"^Model.{said}"):
+        contract.check_model(model, functions)
 
 
 @pytest.mark.parametrize(
@@ -104,25 +104,25 @@ def test_what_is_broken_is_named(said):
     ],
 )
 def test_a_function_that_could_not_be_exported_is_named(functions, said):
-    with pytest.raises(TrainingError, match=f"^Room.functions: {said}"):
-        contract.check(Room(), functions)
+    with pytest.raises(TrainingError, match=f"^Model.functions: {said}"):
+        contract.check_model(Model(), functions)
 
 
 @pytest.mark.parametrize("losses", [{}, tf.zeros([]), {"loss": tf.zeros([4])}, {"loss": None}])
 def test_losses_are_scalars_by_name(losses):
-    contract.check_losses(Room(), {"loss": tf.zeros([]), "other": 1.0})
-    with pytest.raises(TrainingError, match="^Room.train_step: must return scalars by name"):
-        contract.check_losses(Room(), losses)
+    contract.check_losses(Model(), {"loss": tf.zeros([]), "other": 1.0})
+    with pytest.raises(TrainingError, match="^Model.train_step: must return scalars by name"):
+        contract.check_losses(Model(), losses)
 
 
 def test_a_validation_gives_at_least_one_number():
-    def judge(functions, held_out):
+    def validate(functions, held_out):
         return {}
 
-    with pytest.raises(TrainingError, match="^judge: must return metrics by name"):
-        contract.check_metrics(judge, judge(None, None))
-    contract.check_takes("validate", judge, "functions", "held_out")
+    with pytest.raises(TrainingError, match="^validate: must return metrics by name"):
+        contract.check_metrics(validate, validate(None, None), "dice")
+    contract.check_signature("validate", validate, "functions", "held_out")
     with pytest.raises(
         TrainingError, match=r"^validate: must be a function of \(functions, held_out, more\)"
     ):
-        contract.check_takes("validate", judge, "functions", "held_out", "more")
+        contract.check_signature("validate", validate, "functions", "held_out", "more")

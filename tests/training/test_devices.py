@@ -30,17 +30,25 @@ def test_auto_precision_follows_the_gpus(monkeypatch, capabilities, policy):
         for capability in capabilities
     ]
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda place: details[place])
-    assert devices.precision(TrainingConfig(), range(len(details))) == policy
+    assert devices.choose_precision(TrainingConfig(), range(len(details))) == policy
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: False)
-    assert devices.precision(TrainingConfig(devices=["CPU:0"]), range(len(details))) == "float32"
-    assert devices.precision(TrainingConfig(precision="float32"), range(len(details))) == "float32"
+    assert (
+        devices.choose_precision(TrainingConfig(devices=["CPU:0"]), range(len(details)))
+        == "float32"
+    )
+    assert (
+        devices.choose_precision(TrainingConfig(precision="float32"), range(len(details)))
+        == "float32"
+    )
 
 
 @pytest.mark.parametrize(("found", "policy"), [(True, "mixed_bfloat16"), (False, "float32")])
 def test_auto_precision_follows_the_cpu(monkeypatch, found, policy):
     monkeypatch.setattr(devices, "cpu_has_bfloat16", lambda: found)
-    assert devices.precision(TrainingConfig(), []) == policy
-    assert devices.precision(TrainingConfig(precision="mixed_float16"), []) == "mixed_float16"
+    assert devices.choose_precision(TrainingConfig(), []) == policy
+    assert (
+        devices.choose_precision(TrainingConfig(precision="mixed_float16"), []) == "mixed_float16"
+    )
 
 
 @pytest.fixture
@@ -64,36 +72,43 @@ def two_gpus(monkeypatch):
 
 @pytest.mark.usefixtures("two_gpus")
 def test_a_batch_that_two_gpus_cannot_share_is_computed_by_one(caplog):
-    assert devices.strategy(TrainingConfig(batch_size=1)) is tf.distribute.get_strategy()
+    assert devices.choose_strategy(TrainingConfig(batch_size=1)) is tf.distribute.get_strategy()
     assert (
         "training.batch_size: 1 can't be shared by 2 GPUs, so GPU:0 alone trains; a multiple of 2 "
         "takes all" in caplog.text
     )
     caplog.clear()
-    assert devices.strategy(TrainingConfig(batch_size=6), classes=2) is tf.distribute.get_strategy()
+    assert (
+        devices.choose_strategy(TrainingConfig(batch_size=6), classes=2)
+        is tf.distribute.get_strategy()
+    )
     assert "a multiple of 4 takes all" in caplog.text
     caplog.clear()
     assert (
-        devices.strategy(TrainingConfig(batch_size=2)) == ["/GPU:0", "/GPU:1"] and not caplog.text
+        devices.choose_strategy(TrainingConfig(batch_size=2)) == ["/GPU:0", "/GPU:1"]
+        and not caplog.text
     )
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_devices_are_chosen_by_number_or_name(caplog):
-    assert devices.strategy(TrainingConfig(devices=1, batch_size=2)) is tf.distribute.get_strategy()
+    assert (
+        devices.choose_strategy(TrainingConfig(devices=1, batch_size=2))
+        is tf.distribute.get_strategy()
+    )
     # and check_batch refuses
-    assert devices.strategy(TrainingConfig(devices=2, batch_size=1)) == ["/GPU:0", "/GPU:1"]
-    assert devices.strategy(TrainingConfig(devices=["GPU:1"])) == "/GPU:1"
-    assert devices.strategy(TrainingConfig(devices=["CPU:0"])) == "/CPU:0"
+    assert devices.choose_strategy(TrainingConfig(devices=2, batch_size=1)) == ["/GPU:0", "/GPU:1"]
+    assert devices.choose_strategy(TrainingConfig(devices=["GPU:1"])) == "/GPU:1"
+    assert devices.choose_strategy(TrainingConfig(devices=["CPU:0"])) == "/CPU:0"
     assert not caplog.text
     with pytest.raises(
         ConfigError, match="training.devices: 3 are wanted, there are 2: GPU:0, GPU:1"
     ):
-        devices.strategy(TrainingConfig(devices=3))
+        devices.choose_strategy(TrainingConfig(devices=3))
     with pytest.raises(
         ConfigError, match="training.devices: there is no GPU:2; there are GPU:0, GPU:1, CPU:0"
     ):
-        devices.strategy(TrainingConfig(devices=["GPU:2"]))
+        devices.choose_strategy(TrainingConfig(devices=["GPU:2"]))
 
 
 def test_what_cannot_be_shared_is_refused():
@@ -130,9 +145,9 @@ TWO_CPUS = """
 import tensorflow as tf
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 from tfmammo.config import TrainingConfig
-from tfmammo.training.devices import strategy
+from tfmammo.training.devices import choose_strategy
 for wanted in (None, 1, 2, ["CPU:1", "CPU:0"], ["CPU:1"]):
-    chosen = strategy(TrainingConfig(devices=wanted, batch_size=2))
+    chosen = choose_strategy(TrainingConfig(devices=wanted, batch_size=2))
     with chosen.scope():
         variable = tf.Variable(1.0)
     print(chosen.num_replicas_in_sync, variable.device[-5:])

@@ -9,7 +9,13 @@ import pytest
 import tensorflow as tf
 
 from tfmammo import filesystem
-from tfmammo.config import DataConfig, Experiment, TrackingConfig
+from tfmammo.config import (
+    TRAINING_CONFIG,
+    DataConfig,
+    Experiment,
+    TrackingConfig,
+    is_training_folder,
+)
 from tfmammo.errors import TrainingError
 from tfmammo.training import folder
 
@@ -28,7 +34,7 @@ def experiment(uri=None, **data):
 
 
 def inodes(output):
-    return {name: os.stat(output / name).st_ino for name in (folder.CONFIG, folder.PATCHES)}
+    return {name: os.stat(output / name).st_ino for name in (TRAINING_CONFIG, folder.PATCHES)}
 
 
 def test_config_and_fingerprint_are_written_once(tmp_path, monkeypatch):
@@ -39,7 +45,7 @@ def test_config_and_fingerprint_are_written_once(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)  # no write would succeed from here on
-    folder.check(tmp_path, experiment(), Patches())
+    folder.check_owner(tmp_path, experiment(), Patches())
     folder.claim(tmp_path, experiment(), Patches())
     assert inodes(tmp_path) == before and (tmp_path / folder.PATCHES).read_text() == "0123456789ab"
 
@@ -52,15 +58,15 @@ def test_a_write_that_fails_leaves_nothing_half_written(tmp_path, monkeypatch):
         patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             folder.claim(tmp_path, experiment(), Patches())
-    assert list(tmp_path.iterdir()) == [] and not folder.begun(tmp_path)
+    assert list(tmp_path.iterdir()) == [] and not is_training_folder(tmp_path)
     folder.claim(tmp_path, experiment(), Patches())
-    assert folder.begun(tmp_path)
+    assert is_training_folder(tmp_path)
 
 
 def test_an_empty_fingerprint_does_not_lock_a_training_out(tmp_path):
     folder.claim(tmp_path, experiment(), Patches())
     (tmp_path / folder.PATCHES).write_text("")
-    folder.check(tmp_path, experiment(), Patches())
+    folder.check_owner(tmp_path, experiment(), Patches())
     folder.claim(tmp_path, experiment(), Patches())
     assert (tmp_path / folder.PATCHES).read_text() == "0123456789ab"
 
@@ -68,9 +74,9 @@ def test_an_empty_fingerprint_does_not_lock_a_training_out(tmp_path):
 def test_an_empty_config_beside_checkpoints_is_one_sentence(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/ckpt-4.index").touch()
-    (tmp_path / folder.CONFIG).touch()
+    (tmp_path / TRAINING_CONFIG).touch()
     with pytest.raises(TrainingError, match="config.yaml: is missing or empty beside checkpoints"):
-        folder.check(tmp_path, experiment(), Patches())
+        folder.check_owner(tmp_path, experiment(), Patches())
 
 
 def test_other_patches_are_another_training(tmp_path):
@@ -78,7 +84,7 @@ def test_other_patches_are_another_training(tmp_path):
     with pytest.raises(
         TrainingError, match="its patches were others than those of data.root somewhere"
     ):
-        folder.check(
+        folder.check_owner(
             tmp_path, experiment(name="inbreast", root="somewhere"), Patches("ba9876543210")
         )
 
@@ -87,10 +93,10 @@ def test_config_yaml_holds_no_password(tmp_path):
     folder.claim(
         tmp_path, experiment("https://anna:ge/heim@mlflow.example/?token=geheim"), Patches()
     )
-    text = (tmp_path / folder.CONFIG).read_text()
+    text = (tmp_path / TRAINING_CONFIG).read_text()
     assert "uri: https://mlflow.example/" in text and "heim" not in text
     # it is no part of what a run is
-    folder.check(tmp_path, experiment("https://anna:new@mlflow.example"), Patches())
+    folder.check_owner(tmp_path, experiment("https://anna:new@mlflow.example"), Patches())
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
@@ -99,7 +105,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with caplog.at_level(logging.WARNING), folder.locked(tmp_path):
+    with caplog.at_level(logging.WARNING), folder.hold_lock(tmp_path):
         pass
     assert "its file system knows no locks" in caplog.text
 
@@ -143,7 +149,7 @@ def test_an_older_checkpoint_goes_only_when_the_newer_is_on_the_disk(tmp_path, m
         flushed.append(path.name)
 
     monkeypatch.setattr(filesystem, "flush", flush)
-    monkeypatch.setattr(filesystem, "write_atomically", lambda *_: None)
+    monkeypatch.setattr(folder, "write_atomically", lambda *_: None)
     counter.save(2)
     assert flushed == ["ckpt-2.data-00000-of-00001", "ckpt-2.index"] or flushed == [
         "ckpt-2.index",
@@ -182,19 +188,19 @@ def test_what_a_killed_save_leaves_is_passed_over_and_removed(tmp_path):
 
 
 def test_a_folder_whose_checkpoints_are_gone_is_refused(tmp_path):
-    folder.check_nothing_is_lost(tmp_path)
+    folder.check_nothing_lost(tmp_path)
     Counter(tmp_path / "checkpoints").save(600)
     for path in (tmp_path / "checkpoints").glob("ckpt-*"):
         path.unlink()
     with pytest.raises(
         TrainingError, match="checkpoints/checkpoint: is there, but no checkpoint to go on from"
     ):
-        folder.check_nothing_is_lost(tmp_path)
+        folder.check_nothing_lost(tmp_path)
     (tmp_path / "checkpoints/checkpoint").unlink()
     (tmp_path / "export").mkdir()
     (tmp_path / "export/card.json").write_text("{}")
     with pytest.raises(TrainingError, match="export/card.json: is there"):
-        folder.check_nothing_is_lost(tmp_path)
+        folder.check_nothing_lost(tmp_path)
 
 
 def test_checkpoints_of_another_model_are_refused(tmp_path):

@@ -13,13 +13,29 @@ from tfmammo import config as configuration
 from tfmammo import export
 from tfmammo.errors import ExportError, Interrupted, TrackingError, TrainingError
 from tfmammo.models.can import CAN
-from tfmammo.training import folder, loop, script
-from tfmammo.training.folder import locked
+from tfmammo.training import folder, loop, script, state
+from tfmammo.training.folder import hold_lock
 
 
-def fit(experiment, patches, output, validate=script.validate, room=CAN, strategy=None):
-    build = lambda: room(experiment.model, experiment.data.size)  # noqa: E731
-    return loop.fit(build, experiment, patches(8), patches(3), output, validate, strategy)
+def fit(
+    experiment,
+    patches,
+    output,
+    validate=script.compute_validation_metrics,
+    model=CAN,
+    monitor="dice",
+    **options,
+):
+    return loop.fit(
+        lambda: model(experiment.model, experiment.data.size),
+        experiment,
+        patches(8),
+        patches(3),
+        output,
+        validate,
+        monitor=monitor,
+        **options,
+    )
 
 
 def saved_step(output: Path) -> int:
@@ -71,7 +87,7 @@ def test_the_papers_protocol_trains_on_its_copies_as_they_are(tiny_can, random_p
 
     leaky = tiny_can(steps=16)
     leaky = leaky.model_copy(update={"data": leaky.data.model_copy(update={"split": "paper"})})
-    fit(leaky, random_patches, tmp_path / "run", room=Noting)
+    fit(leaky, random_patches, tmp_path / "run", model=Noting)
     assert set(drawn) == {image.tobytes() for image in random_patches(8).images}, (
         "each of the eight patches, none of them turned"
     )
@@ -94,7 +110,7 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
         for name in ("config.yaml", "train_patches")
     }
     (tmp_path / "run/export_registered").write_text("")  # a write that failed
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting)
     assert saved_step(tmp_path / "run") == 4 and seen
     assert began == {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in began}, (
         "written once"
@@ -103,7 +119,7 @@ def test_the_same_command_goes_on_where_it_stopped_and_then_has_nothing_to_do(
     (tmp_path / "run/export_registered").write_text("")
     card = tmp_path / "run/export/card.json"
     before = card.stat().st_mtime_ns
-    fit(tiny_can(steps=4), random_patches, tmp_path / "run", room=Counting)
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run", model=Counting)
     assert saved_step(tmp_path / "run") == 4 and not seen and card.stat().st_mtime_ns == before
 
 
@@ -156,15 +172,18 @@ def test_a_start_that_fails_leaves_no_claim_and_no_run(tiny_can, random_patches,
 
     experiment = tiny_can()
     with pytest.raises(ValueError, match="60 px"):
-        fit(experiment, random_patches, tmp_path / "run", room=build)
+        fit(experiment, random_patches, tmp_path / "run", model=build)
     assert not (tmp_path / "run").exists()
     with pytest.raises(TrackingError, match="no/such/run"):
         fit(tiny_can(initial="no/such/run"), random_patches, tmp_path / "run")
-    assert not folder.begun(tmp_path / "run") and not (tmp_path / "run/mlflow_run_id").exists()
+    assert (
+        not configuration.is_training_folder(tmp_path / "run")
+        and not (tmp_path / "run/mlflow_run_id").exists()
+    )
     client = mlflow.MlflowClient(experiment.tracking.uri)
     assert not client.search_runs([found.experiment_id for found in client.search_experiments()])
     # the corrected command may go there
-    folder.check(tmp_path / "run", tiny_can({"filters": (4, 8)}), random_patches(8))
+    folder.check_owner(tmp_path / "run", tiny_can({"filters": (4, 8)}), random_patches(8))
 
 
 class Misnamed(CAN):
@@ -184,7 +203,7 @@ def test_a_broken_contract_is_found_before_the_first_step(tiny_can, random_patch
         TrainingError,
         match="Misnamed.functions: segmenter is named after none of the networks generator, inv",
     ):
-        fit(tiny_can(), random_patches, tmp_path / "run", room=Misnamed)
+        fit(tiny_can(), random_patches, tmp_path / "run", model=Misnamed)
     assert not (tmp_path / "run").exists()
 
 
@@ -240,7 +259,7 @@ def test_two_archives_of_one_name_share_a_default_folder_but_not_a_run(
 
 def test_a_folder_in_use_is_refused(tiny_can, random_patches, tmp_path):
     (tmp_path / "run").mkdir()
-    with locked(tmp_path / "run"), pytest.raises(TrainingError, match="another process"):
+    with hold_lock(tmp_path / "run"), pytest.raises(TrainingError, match="another process"):
         fit(tiny_can(), random_patches, tmp_path / "run")
 
 
@@ -267,7 +286,7 @@ def test_nan_stops_with_the_losss_name_and_the_last_good_checkpoint(
         match="inverter_loss became nan between steps 2 and 4; the last good checkpoint is "
         "kept.*ckpt-2",
     ):
-        fit(tiny_can(steps=8), random_patches, tmp_path / "run", room=Exploding)
+        fit(tiny_can(steps=8), random_patches, tmp_path / "run", model=Exploding)
     assert saved_step(tmp_path / "run") == 2
 
 
@@ -284,7 +303,7 @@ class Spoiling(CAN):
 def test_spoilt_weights_are_never_saved(tiny_can, random_patches, tmp_path):
     experiment = tiny_can(steps=8, validate_every=8, grid_every=8)
     with pytest.raises(TrainingError, match="generator's .*bias is NaN or Inf after step 4"):
-        fit(experiment, random_patches, tmp_path / "run", room=Spoiling)
+        fit(experiment, random_patches, tmp_path / "run", model=Spoiling)
     assert saved_step(tmp_path / "run") == 2
 
 
@@ -311,7 +330,7 @@ def test_a_stop_signal_saves_and_leaves(tiny_can, random_patches, tmp_path, numb
 
     def validate(functions, held_out):
         os.kill(os.getpid(), number)
-        return script.validate(functions, held_out)
+        return script.compute_validation_metrics(functions, held_out)
 
     with pytest.raises(Interrupted, match="stopped at step 2") as stopped:
         fit(experiment, random_patches, tmp_path / "run", validate)
@@ -360,14 +379,14 @@ def test_nothing_starts_anew_over_unreadable_checkpoints(tiny_can, random_patche
 def test_a_checkpoint_holds_every_variable_of_every_network(tiny_can, random_patches, tmp_path):
     fit(tiny_can(steps=2), random_patches, tmp_path / "run")
     reader = tf.train.load_checkpoint(str(tmp_path / "run/checkpoints"))
-    room = CAN(tiny_can().model, 32)
-    export.assign(room.networks, tmp_path / "run/export")
+    model = CAN(tiny_can().model, 32)
+    export.assign(model.networks, tmp_path / "run/export")
     held = [
         np.asarray(reader.get_tensor(name))
         for name in reader.get_variable_to_shape_map()
         if name.startswith("network_")
     ]
-    for network in room.networks.values():
+    for network in model.networks.values():
         for variable in network.variables:
             value = variable.numpy()
             assert any(
@@ -397,7 +416,7 @@ def test_training_starts_from_the_registry_or_an_export(tiny_can, random_patches
             tiny_can(steps=1, steps_per_loop=1, initial=handle),
             lambda count: random_patches(count - 2),
             output,
-            room=Checking,
+            model=Checking,
         )
         assert saved_step(output) == 1
         # what the start was trained on counts as seen
@@ -433,17 +452,17 @@ def test_mixed_precision_trains_and_exports_float32(tiny_can, random_patches, tm
 
 def test_steps_follow_from_epochs():
     training = configuration.TrainingConfig(epochs=300, epoch_samples=700)
-    assert loop.total_steps(training, 71) == 210_000
+    assert loop.count_steps(training, 71) == 210_000
     # 30 draws in batches of four
-    assert loop.total_steps(configuration.TrainingConfig(epochs=3, batch_size=4), 10) == 8
-    assert loop.total_steps(configuration.TrainingConfig(steps=7), 10) == 7
+    assert loop.count_steps(configuration.TrainingConfig(epochs=3, batch_size=4), 10) == 8
+    assert loop.count_steps(configuration.TrainingConfig(steps=7), 10) == 7
 
 
 def test_differences_name_nested_keys():
-    assert folder.differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == [
+    assert folder.list_differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == [
         "a.c: 2 there, 3 here"
     ]
-    assert folder.differences({"a": 1}, {"a": 1}) == []
+    assert folder.list_differences({"a": 1}, {"a": 1}) == []
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tiny_can, random_patches, tmp_path):
@@ -458,18 +477,73 @@ def test_a_batch_that_devices_cannot_share_is_refused(tiny_can, random_patches, 
 
 def test_values_of_networks_of_keras_and_of_others():
     dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    assert [value.shape for value in loop.values(dense)] == [(2, 1), (1,)]
-    assert all(isinstance(value, tf.Variable) for value in loop.values(dense))
+    assert [value.shape for value in state.get_variables(dense)] == [(2, 1), (1,)]
+    assert all(isinstance(value, tf.Variable) for value in state.get_variables(dense))
     module = tf.Module()
     module.weight = tf.Variable(1.0)
-    (value,) = loop.values(module)
+    (value,) = state.get_variables(module)
     assert value is module.weight
 
 
 def test_a_batch_that_classes_cannot_share_is_refused(tiny_can, random_patches, tmp_path):
-    patches = lambda count: random_patches(count).labelled(np.arange(count) % 3, balanced=True)  # noqa: E731
+    patches = lambda count: random_patches(count).with_labels(np.arange(count) % 3, balanced=True)  # noqa: E731
     with pytest.raises(
         TrainingError,
         match="training.batch_size: 4 patches a device can't be shared equally by 3 classes",
     ):
         fit(tiny_can(batch_size=4), patches, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("mode", "score"), [("max", 0.75), ("min", 0.25)])
+def test_the_monitored_metric_chooses_the_best_checkpoint(
+    tiny_can, random_patches, tmp_path, mode, score
+):
+    scores = iter([0.5, 0.75, 0.25, 0.6])
+
+    def validate(functions, held_out):
+        return {"other": 1.0, "error": next(scores)}
+
+    fit(
+        tiny_can(steps=8, validate_every=2),
+        random_patches,
+        tmp_path / "run",
+        validate,
+        monitor="error",
+        mode=mode,
+    )
+    card = export.read_card(tmp_path / "run/best")
+    assert card["metrics"] == {"error": score}
+    assert card["step"] == {"max": 4, "min": 6}[mode]
+
+
+def test_a_validation_without_the_monitored_metric_is_refused(tiny_can, random_patches, tmp_path):
+    with pytest.raises(TrainingError, match="must return the monitored metric auc, not only dice"):
+        fit(
+            tiny_can(steps=2),
+            random_patches,
+            tmp_path / "run",
+            validate=lambda functions, held_out: {"dice": 0.5},
+            monitor="auc",
+        )
+
+
+def test_seen_patients_are_recorded_at_the_start_and_read_at_a_resume(
+    tiny_can, random_patches, tmp_path
+):
+    record = tmp_path / "run/initial_patients.txt"
+    fit(tiny_can(steps=2), random_patches, tmp_path / "run", seen_patients=["q2", "q1"])
+    assert record.read_text().split() == ["q1", "q2"]
+    trained = ["p0", "p1", "p2", "p3"]
+    assert export.read_card(tmp_path / "run/export")["train_patients"] == [*trained, "q1", "q2"]
+    # as an earlier version wrote it, before the training
+    record.write_text("q3\nq2")
+    fit(tiny_can(steps=4), random_patches, tmp_path / "run", seen_patients=["q9"])
+    assert record.read_text() == "q3\nq2", "the record of the start stays"
+    assert export.read_card(tmp_path / "run/export")["train_patients"] == [*trained, "q2", "q3"]
+
+
+def test_a_start_replaces_the_record_of_one_that_failed(tiny_can, random_patches, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/initial_patients.txt").write_text("q1")
+    fit(tiny_can(steps=1), random_patches, tmp_path / "run")
+    assert export.read_card(tmp_path / "run/export")["train_patients"] == ["p0", "p1", "p2", "p3"]

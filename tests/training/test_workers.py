@@ -67,7 +67,7 @@ def free_ports(count):
 
 def addresses(index, ports):
     """The cluster as `index` of its workers sees it."""
-    return workers.cluster({"TF_CONFIG": tf_config(index, *ports)})
+    return workers.read_cluster({"TF_CONFIG": tf_config(index, *ports)})
 
 
 @contextmanager
@@ -174,14 +174,15 @@ def test_two_workers_are_one_process_with_the_whole_batch_and_resume(
     assert "from step 3 to step 6" in said[0] and "from step 3 to step 6" in said[1]
     overrides = [*OVERRIDES, "training.steps=6", f"tracking.uri={tracking_uri}"]
     experiment = configuration.load(repository / "configs/can.yaml", overrides, CANConfig)
-    train, held_out = datasets.datasets(experiment.data)
+    train, held_out = datasets.open_subsets(experiment.data)
     metrics = loop.fit(
         lambda: CAN(experiment.model, 32),
         experiment,
         train,
         held_out,
         tmp_path / "one",
-        script.validate,
+        script.compute_validation_metrics,
+        monitor="dice",
     )
     one = history(tracking_uri, tmp_path / "one")
     two = history(tracking_uri, tmp_path / "run")
@@ -265,7 +266,7 @@ def test_what_was_killed_and_stopped_is_finished_by_another_number_of_workers(
 
 
 def test_tf_config_says_who_the_workers_are():
-    found = workers.cluster(
+    found = workers.read_cluster(
         {
             "TF_CONFIG": '{"cluster": {"worker": ["b:2", "c:3"], "chief": ["a:1"]}, "task": '
             '{"type": "worker", "index": 1}}'
@@ -343,7 +344,7 @@ def test_slurm_says_who_the_workers_are(monkeypatch):
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = workers.cluster(
+    found = workers.read_cluster(
         {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
     )
     # In Slurm's order of ranks; ports from 12,000 on, 32,007 being 7 more than twice 16,000.
@@ -419,22 +420,22 @@ def test_shares_stand_one_behind_the_other_in_the_whole_batch(random_patches, pa
 
 
 def test_a_process_by_itself_is_a_team(random_patches):
-    team = workers.Team(tf.distribute.get_strategy())
-    assert (team.count, team.chief, team.gathered(7)) == (1, True, [7])
+    team = workers.WorkerGroup(tf.distribute.get_strategy())
+    assert (team.count, team.is_chief, team.gather(7)) == (1, True, [7])
     batch = next(iter(team.batches(random_patches(8), 2, 0, True, 0)))
     np.testing.assert_array_equal(
         batch["image"], next(iter(batches(random_patches(8), 2, 0, True)))["image"]
     )
-    with pytest.raises(tf.errors.UnavailableError), team.watched():
+    with pytest.raises(tf.errors.UnavailableError), team.translate_errors():
         raise tf.errors.UnavailableError(None, None, "of something else")
 
 
 def test_workers_that_differ_are_told(tiny_can, random_patches):
-    team = workers.Team(tf.distribute.get_strategy())
+    team = workers.WorkerGroup(tf.distribute.get_strategy())
     experiment = tiny_can()
     patches = random_patches(4)
     team.agree(3, experiment, patches)
-    team.gathered = lambda value: [value, 0]
+    team.gather = lambda value: [value, 0]
     with pytest.raises(
         WorkerError, match="would go on from the steps 0 and 3; the output folder must be one"
     ):
@@ -442,7 +443,7 @@ def test_workers_that_differ_are_told(tiny_can, random_patches):
     with pytest.raises(WorkerError, match="the workers' config differ"):
         team.agree(0, experiment, patches)
     known = int(experiment.fingerprint(), 16)
-    team.gathered = lambda value: [value, value if value in (0, known) else 0]
+    team.gather = lambda value: [value, value if value in (0, known) else 0]
     with pytest.raises(WorkerError, match="the workers' training patches differ"):
         team.agree(0, experiment, patches)
 
@@ -466,16 +467,16 @@ def test_workers_that_differ_are_told(tiny_can, random_patches):
     ],
 )
 def test_a_lost_worker_is_named(error, who):
-    team = workers.Team(tf.distribute.get_strategy())
+    team = workers.WorkerGroup(tf.distribute.get_strategy())
     team.count = 4
     with (
         pytest.raises(
             WorkerError, match=f"^{who} is gone .* the same command on all 4 workers goes on"
         ),
-        team.watched(),
+        team.translate_errors(),
     ):
         raise error
-    with pytest.raises(tf.errors.InvalidArgumentError), team.watched():
+    with pytest.raises(tf.errors.InvalidArgumentError), team.translate_errors():
         raise tf.errors.InvalidArgumentError(None, None, "a fault of ours")
 
 
@@ -484,12 +485,12 @@ def test_a_run_may_go_on_with_another_number_of_workers(tiny_can):
 
 
 def test_what_many_workers_cannot_do_is_refused():
-    workers.refuse(TrainingConfig(), "anything")
+    workers.refuse_multi_worker(TrainingConfig(), "anything")
     with pytest.raises(
         ConfigError,
         match="^training.strategy=multi_worker: an evaluation is one process's work; leave it out$",
     ):
-        workers.refuse(
+        workers.refuse_multi_worker(
             TrainingConfig(strategy="multi_worker"), "an evaluation is one process's work"
         )
 

@@ -1,15 +1,13 @@
-"""Files on disk -> records: one module per archive, each with `read(root, skipped)`."""
+"""Read files on disk into records: one module per archive, each with `read(root, skipped)`."""
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from tfmammo.archives import (
     cbis_ddsm,
     cdd_cesm,
     ddsm,
-    dicom,
     folder,
     inbreast,
     mini_mias,
@@ -37,17 +35,8 @@ ARCHIVES: dict[str, Callable[..., list[Mammogram]]] = {
 }
 
 
-def archive_name(config: DataConfig) -> str:
-    """What is really read: the folder of records, or the archive, or the phantom where no data.root
-    is given.
-    """
-    if config.records:
-        return config.records.name
-    return config.name if config.root else "phantom"
-
-
-def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
-    """The records of the archive that a config names, no pixel read.
+def read_mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
+    """Read the records of the archive that a config names; no pixel is read.
 
     Args:
         config: Name, root, and for the phantom phantoms and seed are used.
@@ -72,37 +61,27 @@ def mammograms(config: DataConfig, skipped: Skipped) -> list[Mammogram]:
     return ARCHIVES[config.name](skipped.root, skipped)
 
 
-def stored(mammogram: Mammogram) -> Stored:
-    """A mammogram's grey values as its file stores them.
+def read_stored(mammogram: Mammogram) -> Stored:
+    """Read a mammogram's grey values as its file stores them.
 
-    Of a file that holds neither DICOM nor whole numbers over 2^bits - 1 (film as optical density,
-    the phantom) its pixels in 16 bits.
+    Of a preprocessed mammogram they are those of the file behind it, on the file's own grid. Where
+    a file holds neither DICOM nor whole numbers over 2^bits - 1 (film as optical density, the
+    phantom), they are the pixels in 16 bits.
 
     Raises:
-        ArchiveError: Its pixels can't be read.
+        ArchiveError: The file can't be read.
     """
-    read = mammogram.read
-    if isinstance(read, partial) and read.func is dicom.read_pixels:
-        return dicom.read_stored(*read.args, **read.keywords)
-    return Stored.of_image(mammogram.pixels(), mammogram.bits or 16)
+    native = mammogram.source or mammogram
+    if native.read_stored:
+        stored: Stored = native.read_stored()
+        return stored
+    return Stored.of_image(native.pixels(), native.bits or 16)
 
 
-def files_of(mammogram: Mammogram) -> list[Path]:
-    """Every file that a mammogram's pixels and masks may be read from, each once."""
-    reads = [
-        mammogram.read,
-        *(lesion.read for lesion in mammogram.lesions if isinstance(lesion, MaskedLesion)),
-    ]
-    arguments = [argument for read in reads if isinstance(read, partial) for argument in read.args]
-    flat = [
-        one
-        for argument in arguments
-        for one in (argument if isinstance(argument, tuple) else (argument,))
-    ]
-    return list(dict.fromkeys(one for one in flat if isinstance(one, Path)))
-
-
-def source_file(mammogram: Mammogram) -> Path | None:
-    """The file that a mammogram's pixels are read from, None where they are computed."""
-    arguments = mammogram.read.args if isinstance(mammogram.read, partial) else ()
-    return next((argument for argument in arguments if isinstance(argument, Path)), None)
+def list_files(mammogram: Mammogram) -> list[Path]:
+    """List every file that a mammogram's pixels and masks may be read from, each once."""
+    files = [mammogram.file] if mammogram.file else []
+    for lesion in mammogram.lesions:
+        if isinstance(lesion, MaskedLesion):
+            files += lesion.files
+    return list(dict.fromkeys(files))

@@ -1,5 +1,6 @@
-"""Look at an archive before anything is trained on it: what it holds, what was left out
-and why, and how it looks.
+"""Look at an archive before anything is trained on it.
+
+The command tells what the archive holds, what was left out and why, and how it looks.
 
 python -m tfmammo.archives cbis_ddsm DIR --sheet sheet.png
 python -m tfmammo.archives cbis_ddsm DIR --list      pseudonyms as tables, logs and dead_letters.csv
@@ -26,49 +27,54 @@ from rich.progress import track
 from rich.table import Table
 
 from tfmammo import cli
-from tfmammo.archives import ARCHIVES, files_of, mammograms
-from tfmammo.archives.contact_sheet import contact_sheet
-from tfmammo.archives.files import without_names
+from tfmammo.archives import ARCHIVES, list_files, read_mammograms
+from tfmammo.archives.contact_sheet import draw_contact_sheet
+from tfmammo.archives.files import remove_names
 from tfmammo.config import DataConfig
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Mammogram, MaskedLesion, Skipped, harmless
+from tfmammo.mammogram import Lesion, Mammogram, MaskedLesion, Skipped, escape_cell
 
 SHOWN = 10  # reasons of left-out files on the screen; --skipped writes them all
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the archive, print its summary, draw its contact sheet."""
-    chosen = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
 
     def look() -> None:
         console = Console()
         skipped = Skipped()
-        found = mammograms(
-            DataConfig(name=chosen.name, root=chosen.root, seed=chosen.seed), skipped
+        records = read_mammograms(
+            DataConfig(name=options.name, root=options.root, seed=options.seed), skipped
         )
-        if chosen.list:
-            write_list(found, skipped, sys.stdout)
+        if options.list:
+            write_list(records, skipped, sys.stdout)
             return
         left_out = len(skipped)
-        faults = Counter[str]() if chosen.quick else check_masks(found, skipped)
-        console.print(summary(found, chosen.name, faults))
-        if chosen.sheet:
-            _write_sheet(found, chosen.sheet, chosen.images, chosen.seed, skipped)
-            console.print(f"contact sheet  {chosen.sheet}", soft_wrap=True)
-        _print_skipped(console, skipped, left_out, chosen.skipped)
+        faults = Counter[str]() if options.quick else check_masks(records, skipped)
+        console.print(summary(records, options.name, faults))
+        if options.sheet:
+            _write_sheet(records, options.sheet, options.images, options.seed, skipped)
+            console.print(f"contact sheet  {options.sheet}", soft_wrap=True)
+        _print_skipped(console, skipped, left_out, options.skipped)
 
     cli.run(look)
 
 
-def check_masks(found: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
-    """Read every mask that stands in a file of its own; how many can't be used, by what is wrong
-    with them.
+def check_masks(records: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
+    """Read every mask that is in a file of its own.
 
     Args:
-        skipped: Takes each of them with its reason.
+        skipped: Takes each unusable mask with its reason.
+
+    Returns:
+        How many can't be used, by what is wrong with them.
     """
     masked = [
-        (one, lesion) for one in found for lesion in one.lesions if isinstance(lesion, MaskedLesion)
+        (record, lesion)
+        for record in records
+        for lesion in record.lesions
+        if isinstance(lesion, MaskedLesion)
     ]
     faults: Counter[str] = Counter()
     for mammogram, lesion in track(
@@ -90,62 +96,63 @@ def check_masks(found: Sequence[Mammogram], skipped: Skipped) -> Counter[str]:
         except ArchiveError as error:
             skipped.add(mammogram.image_id, error)
             words = str(error)
-            faults[
-                "empty"
-                if "nothing" in words
-                else "of a wrong size"
-                if " px" in words
-                else "unreadable"
-            ] += 1
+            if "nothing" in words:
+                faults["empty"] += 1
+            elif " px" in words:
+                faults["of a wrong size"] += 1
+            else:
+                faults["unreadable"] += 1
     return faults
 
 
-def write_list(found: Sequence[Mammogram], skipped: Skipped, stream: TextIO) -> None:
-    """Which file is behind each pseudonym, as CSV: pseudonym, patient, file, why it was left out.
+def write_list(records: Sequence[Mammogram], skipped: Skipped, stream: TextIO) -> None:
+    """Write which file is behind each pseudonym as CSV: pseudonym, patient, file, why left out.
 
     It undoes the pseudonyms, so it goes to the caller's own screen or file, and to no log.
     """
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(("pseudonym", "patient", "file", "left out"))
-    for mammogram in found:
+    for mammogram in records:
         rows.writerows(
-            (mammogram.image_id, mammogram.patient_id, harmless(_beneath(path, skipped.root)), "")
-            for path in files_of(mammogram)
+            (
+                mammogram.image_id,
+                mammogram.patient_id,
+                escape_cell(_beneath(path, skipped.root)),
+                "",
+            )
+            for path in list_files(mammogram)
         )
     for file, reason in skipped.reasons.items():
-        rows.writerow((*without_names({file: ""}, None), "", harmless(file), harmless(reason)))
+        rows.writerow((*remove_names({file: ""}, None), "", escape_cell(file), escape_cell(reason)))
 
 
 def _beneath(path: Path, root: Path | None) -> str:
     return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else str(path)
 
 
-def summary(found: Sequence[Mammogram], name: str, faults: Counter[str] | None = None) -> Table:
-    """How many images, patients and lesions there are, of which kinds; no pixel is read.
+def summary(records: Sequence[Mammogram], name: str, faults: Counter[str] | None = None) -> Table:
+    """Count images, patients and lesions, and their kinds; no pixel is read.
 
     Args:
-        faults: Of `check_masks`.
+        faults: What `check_masks` counts.
     """
     table = Table(
-        title=f"{name}: {len(found):,} mammograms of {len({m.patient_id for m in found}):,} "
+        title=f"{name}: {len(records):,} mammograms of {len({m.patient_id for m in records}):,} "
         "patients",
         show_header=False,
     )
-    lesions = [lesion for mammogram in found for lesion in mammogram.lesions]
-    located = Counter(
-        "mask file" if isinstance(x, MaskedLesion) else "outline" if x.outlines else "box"
-        for x in lesions
-    )
+    lesions = [lesion for mammogram in records for lesion in mammogram.lesions]
+    located = Counter(_name_location(lesion) for lesion in lesions)
     rows: dict[str, Counter[str]] = {
-        "view": Counter(f"{m.laterality or '?'} {m.view or '?'}" for m in found),
-        "pathology": Counter(m.pathology or "not stated" for m in found),
-        "official split": Counter(m.official_split or "none" for m in found),
-        "density": Counter(m.density or "not stated" for m in found),
-        "spacing, mm": Counter(f"{m.spacing[0]:g}" if m.spacing else "not stated" for m in found),
+        "view": Counter(f"{m.laterality or '?'} {m.view or '?'}" for m in records),
+        "pathology": Counter(m.pathology or "not stated" for m in records),
+        "official split": Counter(m.official_split or "none" for m in records),
+        "density": Counter(m.density or "not stated" for m in records),
+        "spacing, mm": Counter(f"{m.spacing[0]:g}" if m.spacing else "not stated" for m in records),
         "lesions": Counter(
             {
-                "images with": sum(bool(m.lesions) for m in found),
-                "images without": sum(not m.lesions for m in found),
+                "images with": sum(bool(m.lesions) for m in records),
+                "images without": sum(not m.lesions for m in records),
             }
         ),
         **{
@@ -165,6 +172,12 @@ def summary(found: Sequence[Mammogram], name: str, faults: Counter[str] | None =
             heading, ", ".join(f"{count:,} {word}" for word, count in counts.most_common(8))
         )
     return table
+
+
+def _name_location(lesion: Lesion) -> str:
+    if isinstance(lesion, MaskedLesion):  # whose outlines would read the file
+        return "mask file"
+    return "outline" if lesion.outlines else "box"
 
 
 def _parser() -> cli.Parser:
@@ -198,11 +211,13 @@ def _parser() -> cli.Parser:
 
 
 def _write_sheet(
-    found: Sequence[Mammogram], path: Path, images: int, seed: int, skipped: Skipped
+    records: Sequence[Mammogram], path: Path, images: int, seed: int, skipped: Skipped
 ) -> None:
-    order = np.random.default_rng(seed).permutation(len(found))
-    shown = sorted(order[np.argsort([not found[i].lesions for i in order], kind="stable")][:images])
-    sheet = contact_sheet((found[i] for i in shown), skipped)
+    order = np.random.default_rng(seed).permutation(len(records))
+    selected = sorted(
+        order[np.argsort([not records[i].lesions for i in order], kind="stable")][:images]
+    )
+    sheet = draw_contact_sheet((records[i] for i in selected), skipped)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = cv2.imwrite(str(path), sheet[..., ::-1])
@@ -228,7 +243,9 @@ def _print_skipped(console: Console, skipped: Skipped, by_reader: int, file: Pat
         )
     if file:
         with file.open("w", newline="", encoding="utf-8") as stream:
-            rows = [(harmless(file), harmless(reason)) for file, reason in skipped.reasons.items()]
+            rows = [
+                (escape_cell(file), escape_cell(reason)) for file, reason in skipped.reasons.items()
+            ]
             csv.writer(stream).writerows([("file", "reason"), *rows])
         console.print(f"left-out files  {file}", soft_wrap=True)
 

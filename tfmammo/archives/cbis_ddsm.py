@@ -1,44 +1,36 @@
-"""CBIS-DDSM: scanned film mammograms with a mask for every abnormality, and biopsy-proven
-pathology.
+"""CBIS-DDSM: scanned film mammograms with masks and biopsy-proven pathology.
 
-    <anywhere beneath root>/{mass,calc}_case_description_{train,test}_set.csv          all four, or
-    some
-                            Mass-Training_P_00001_LEFT_CC/<study>/<series>/1-1.dcm     the mammogram
-                            Mass-Training_P_00001_LEFT_CC_1/<study>/<series>/1-2.dcm   mask and crop
-                            of abnormality 1
+    <anywhere beneath root>/
+        {mass,calc}_case_description_{train,test}_set.csv          all four, or some of them
+        Mass-Training_P_00001_LEFT_CC/<study>/<series>/1-1.dcm     the mammogram
+        Mass-Training_P_00001_LEFT_CC_1/<study>/<series>/1-2.dcm   mask and crop of abnormality 1
 
-What counts is the folder that names set, patient, side and view: every download tool keeps it,
-while those beneath it and the files are called by UIDs, by "1.000000-ROI mask images-12345",
-000000.dcm or 1-1.dcm. A tree by series UIDs alone is joined by the UIDs in the tables' paths; those
-paths serve no other purpose. One record is one folder of a mammogram, one lesion one row of a
-table. A row whose image was not downloaded is counted, in one note per table.
+What counts is the folder that names set, patient, laterality and view: every download tool keeps
+it. Folders beneath it and files are called by UIDs, by "1.000000-ROI mask images-12345", 000000.dcm
+or 1-1.dcm. The UIDs in the tables' paths join a tree by series UIDs alone; those paths serve no
+other purpose. One record is one folder of a mammogram, and one lesion is one row of a table. A row
+whose image was not downloaded is counted, in one note per table.
 
 What the archive leaves open, and what was chosen:
 
 - Mask and crop of an abnormality lie side by side and the tables exchange some of them, so the
-  tables are not asked. A
-  file that SeriesDescription calls a crop is no mask; any other is one if it holds two grey values
-  and its aspect ratio is
-  the image's within 1 %; a described mask comes before an undescribed one, and the size nearest to
-  the image's first. This is
-  decided when a mask is first used, because indexing reads headers of mammograms alone.
+  tables are not asked. A file that SeriesDescription calls a crop is no mask; any other is one if
+  it holds two grey values and its aspect ratio is the image's within 1 %; a described mask comes
+  before an undescribed one, and the size nearest to the image's first. This is decided when a mask
+  is first used, because indexing reads headers of mammograms alone.
 - Some masks have another size than their mammogram: they are resampled to the nearest pixel. If the
-  aspect ratio differs, no one
-  knows where the lesion lies, and using it raises ArchiveError.
+  aspect ratio differs, no one knows where the lesion lies, and using it raises ArchiveError.
 - The mass tables' shapes include distortion and asymmetry. Kind stays "mass", as the table's own
-  abnormality type says, and
-  is uncertain where the shape names nothing else. Shape and margin are the tables' words in lower
-  case, several joined by "-";
-  a calcification's shape is its calc type, it has no margin, and its distribution is not kept.
+  abnormality type says, and is uncertain where the shape names nothing else. Shape and margin are
+  the tables' words in lower case, several joined by "-"; a calcification's shape is its calc type,
+  it has no margin, and its distribution is not kept.
 - BENIGN_WITHOUT_CALLBACK is benign. An image's BI-RADS is the highest of its rows, 0 (incomplete)
-  the lowest. Density 0 is
-  no category and becomes None. Subtlety is not kept. Pixel spacing is not in the files, so it is
-  None.
+  the lowest. Density 0 is no category and becomes None. Subtlety is not kept. Pixel spacing is not
+  in the files, so it is None.
 - Masses and calcifications were split each by itself: 31 patients train in one set and test in the
-  other. Both sets
-  give a patient the same patient_id, so that a split by patient, or a check of the official one,
-  sees it. Some mammograms
-  are in both sets, under two image_ids, each with the lesions of its set.
+  other. Both sets give a patient the same patient_id, so that a split by patient, or a check of the
+  official one, sees it. Some mammograms are in both sets, under two image_ids, each with the
+  lesions of its set.
 
 Source: Lee et al., A curated mammography data set for use in computer-aided detection and diagnosis
 research, Scientific Data 4 (2017) 170177.
@@ -59,7 +51,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives import dicom
-from tfmammo.archives.files import beneath
+from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Laterality,
@@ -69,7 +61,7 @@ from tfmammo.mammogram import (
     Skipped,
     Split,
     View,
-    hashed_id,
+    hash_id,
 )
 
 _TABLE = re.compile(r"(mass|calc)_case_description_(train|test)_set\.csv", re.IGNORECASE)
@@ -93,22 +85,26 @@ _PATHOLOGIES: dict[str, Pathology] = {
     "BENIGN_WITHOUT_CALLBACK": "benign",
     "MALIGNANT": "malignant",
 }
+_WORST_FIRST: tuple[Pathology, ...] = ("malignant", "benign")
+_Role = Literal["mask", "crop", "full"]
+_ROLES: tuple[_Role, ...] = ("mask", "crop", "full")
 _NO_MASS = {"architectural_distortion", "focal_asymmetric_density", "asymmetric_breast_tissue"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One abnormality of one image, as a row of a case-description table states it; None where it
-    is silent.
+    """One abnormality of one image, as a row of a case-description table states it.
+
+    A field is None where the row says nothing.
 
     Attributes:
-        kind: Of the table.
-        split: Of the table.
+        kind: Kind of lesion of the table.
+        split: Subset of the table.
         patient_id: A pseudonym.
         folder: The image's, "Mass-Training_P_00001_LEFT_CC".
         abnormality: Its number in the image, whose mask and crop are in `lesion_folder`.
-        shape: Of a mass, or the type of a calcification.
-        paths: Of image, crop and mask as printed, the last two exchanged in places.
+        shape: Shape of a mass, or type of a calcification.
+        paths: Paths of image, crop and mask as printed, the last two exchanged in places.
     """
 
     kind: Literal["mass", "calcification"]
@@ -132,7 +128,7 @@ class Row:
 
 
 def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
-    """The rows of the case-description tables; no DICOM file is needed or read.
+    """Read the case-description tables; no DICOM file is needed or read.
 
     Args:
         root: A folder that holds one to four tables at any depth.
@@ -146,13 +142,14 @@ def tables(root: Path, skipped: Skipped | None = None) -> list[Row]:
         ArchiveError: `root` is no folder, holds no table, or none with a readable row.
     """
     root = Path(root)
-    by_table = _read_tables(root, _find(root)[0], Skipped() if skipped is None else skipped)
+    by_table = _read_tables(root, _find_files(root)[0], Skipped() if skipped is None else skipped)
     return [row for rows in by_table.values() for row in rows]
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of a CBIS-DDSM folder, in the tables' order; their headers are read, no pixel
-    and no mask is.
+    """Read the mammograms of a CBIS-DDSM folder, in the order of its tables.
+
+    Headers are read, pixels and masks are not.
 
     Args:
         root: The folder that holds tables and DICOM folders at any depth.
@@ -163,16 +160,18 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         mask is missing.
 
     Raises:
-        ArchiveError: As `tables`, or none of the images is there and readable.
+        ArchiveError: What `tables` raises, or none of the images is there and readable.
     """
     root = Path(root)
     skipped = Skipped() if skipped is None else skipped
-    found, dicoms = _find(root)
-    by_table = _read_tables(root, found, skipped)
-    files = _by_folder(root, dicoms, [row for rows in by_table.values() for row in rows], skipped)
+    table_files, dicoms = _find_files(root)
+    by_table = _read_tables(root, table_files, skipped)
+    files = _group_by_folder(
+        root, dicoms, [row for rows in by_table.values() for row in rows], skipped
+    )
     mammograms: list[Mammogram] = []
     for table, rows in by_table.items():
-        mammograms += _mammograms(root, table, rows, files, skipped)
+        mammograms += _make_mammograms(root, table, rows, files, skipped)
     if not mammograms:
         raise ArchiveError(
             f"{root}: none of the images that its tables name is there and readable "
@@ -181,18 +180,18 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return mammograms
 
 
-def _find(root: Path) -> tuple[list[Path], list[Path]]:
-    """(tables, DICOM files) beneath root."""
+def _find_files(root: Path) -> tuple[list[Path], list[Path]]:
+    """Find (tables, DICOM files) beneath root."""
     if not root.is_dir():
         raise ArchiveError(f"{root}: is no folder")
-    paths = list(beneath(root))
+    paths = list(list_regular_files(root))
     return [path for path in paths if _TABLE.fullmatch(path.name)], [
         path for path in paths if path.suffix.lower() == ".dcm"
     ]
 
 
 def _read_tables(root: Path, paths: list[Path], skipped: Skipped) -> dict[Path, list[Row]]:
-    """The rows of each table; what can't be read is noted, all damaged rows of a table together."""
+    """Read the rows of each table; damaged rows of a table are noted together."""
     if not paths:
         raise ArchiveError(
             f"{root}: is no CBIS-DDSM archive, there is no "
@@ -201,9 +200,9 @@ def _read_tables(root: Path, paths: list[Path], skipped: Skipped) -> dict[Path, 
     by_table: dict[Path, list[Row]] = {}
     for path in paths:
         try:
-            if path.name.lower() in {known.name.lower() for known in by_table}:
+            if path.name.lower() in {table.name.lower() for table in by_table}:
                 raise ArchiveError(f"{path}: is a second table of its name")
-            by_table[path], faults, count = _table(path)
+            by_table[path], faults, count = _parse_table(path)
             if faults:
                 skipped.add(
                     path.relative_to(root),
@@ -219,14 +218,14 @@ def _read_tables(root: Path, paths: list[Path], skipped: Skipped) -> dict[Path, 
     return by_table
 
 
-def _table(path: Path) -> tuple[list[Row], list[str], int]:
-    """(rows, what is wrong with the others, how many there are)."""
+def _parse_table(path: Path) -> tuple[list[Row], list[str], int]:
+    """Parse a table: (rows, what is wrong with the others, how many there are)."""
     rows: dict[str, Row] = {}
     faults: list[str] = []
-    records = _records(path)
+    records = _parse_records(path)
     for number, record in enumerate(records, start=1):
         try:
-            row = _row(record, path)
+            row = _parse_row(record, path)
             if row.lesion_folder in rows:
                 raise ValueError("it repeats another's image and abnormality")
             rows[row.lesion_folder] = row
@@ -235,9 +234,11 @@ def _table(path: Path) -> tuple[list[Row], list[str], int]:
     return list(rows.values()), faults, len(records)
 
 
-def _records(path: Path) -> list[dict[str, str]]:
-    """Rows by column name, both stripped, as a line break ends a path of every row; names are
-    "breast_density" in one set, with a blank in the other.
+def _parse_records(path: Path) -> list[dict[str, str]]:
+    """Parse rows by column name, both stripped.
+
+    A line break ends a path of every row. Names are "breast_density" in one set, with a blank in
+    the other.
     """
     try:
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
@@ -261,14 +262,14 @@ def _records(path: Path) -> list[dict[str, str]]:
     return records
 
 
-def _row(record: dict[str, str], path: Path) -> Row:
-    """One row.
+def _parse_row(record: dict[str, str], path: Path) -> Row:
+    """Parse one row.
 
     Raises ValueError where it names no image or abnormality; no value is repeated, it may be a
     patient's.
     """
     match = _TABLE.fullmatch(path.name)
-    assert match is not None  # as _find has chosen
+    assert match is not None  # as _find_files has chosen
     of_masses = match[1].lower() == "mass"
     of_training = match[2].lower() == "train"
     patient, side, view, number = (
@@ -285,16 +286,16 @@ def _row(record: dict[str, str], path: Path) -> Row:
     return Row(
         kind="mass" if of_masses else "calcification",
         split="train" if of_training else "test",
-        patient_id=hashed_id("cbis_ddsm", patient),
+        patient_id=hash_id("cbis_ddsm", patient),
         folder=f"{series}_{patient}_{side}_{view}",
         laterality=_LATERALITIES[side],
         view=_VIEWS[view],
         abnormality=int(number),
-        shape=_word(record, "mass_shape" if of_masses else "calc_type"),
-        margin=_word(record, "mass_margins"),
+        shape=_parse_word(record, "mass_shape" if of_masses else "calc_type"),
+        margin=_parse_word(record, "mass_margins"),
         pathology=_PATHOLOGIES.get(record["pathology"].upper()),
-        birads=_word(record, "assessment"),
-        density=_word(record, "breast_density") if record["breast_density"] != "0" else None,
+        birads=_parse_word(record, "assessment"),
+        density=_parse_word(record, "breast_density") if record["breast_density"] != "0" else None,
         paths=(
             record.get("image_file_path", ""),
             record.get("cropped_image_file_path", ""),
@@ -303,17 +304,17 @@ def _row(record: dict[str, str], path: Path) -> Row:
     )
 
 
-def _word(record: dict[str, str], column: str) -> str | None:
+def _parse_word(record: dict[str, str], column: str) -> str | None:
     text = record.get(column, "").lower()
     return text if text not in ("", "n/a") else None
 
 
-def _by_folder(
+def _group_by_folder(
     root: Path, dicoms: list[Path], rows: list[Row], skipped: Skipped
 ) -> dict[str, list[Path]]:
-    """The DICOM files of each folder that a row names; the number of all others is noted."""
-    known = {folder for row in rows for folder in (row.folder, row.lesion_folder)}
-    by_uid = _by_uid(rows)
+    """Group the DICOM files of each folder that a row names; count all others in a note."""
+    named = {folder for row in rows for folder in (row.folder, row.lesion_folder)}
+    by_uid = _group_by_uid(rows)
     files: dict[str, list[Path]] = defaultdict(list)
     others: list[Path] = []
     for path in dicoms:
@@ -326,7 +327,7 @@ def _by_folder(
             ),
             "",
         )
-        (files[folder] if folder in known else others).append(path)
+        (files[folder] if folder in named else others).append(path)
     if others:
         skipped.add(
             others[0].relative_to(root),
@@ -335,8 +336,8 @@ def _by_folder(
     return files
 
 
-def _by_uid(rows: Iterable[Row]) -> dict[str, str]:
-    """Study and series UIDs in the tables' paths -> the folder they lie in, where it is but one."""
+def _group_by_uid(rows: Iterable[Row]) -> dict[str, str]:
+    """Map study and series UIDs in the tables' paths to their folder, where there is only one."""
     folders: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         for path, folder in zip(
@@ -348,11 +349,12 @@ def _by_uid(rows: Iterable[Row]) -> dict[str, str]:
     return {uid: named.pop() for uid, named in folders.items() if len(named) == 1}
 
 
-def _mammograms(
+def _make_mammograms(
     root: Path, table: Path, rows: list[Row], files: dict[str, list[Path]], skipped: Skipped
 ) -> list[Mammogram]:
-    """The records of one table's images; rows without files are counted in one note for
-    the table.
+    """Make the records of one table's images.
+
+    Rows without files are counted in one note for the table.
     """
     images: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -365,9 +367,9 @@ def _mammograms(
             absent += len(findings)
             continue
         maskless += sum(row.lesion_folder not in files for row in findings)
-        image = _image(root, files[folder], skipped)
+        image = _find_image(root, files[folder], skipped)
         if image:
-            mammograms.append(_mammogram(*image, findings, files))
+            mammograms.append(_make_mammogram(*image, findings, files))
     if absent:
         skipped.add(
             table.relative_to(root),
@@ -381,25 +383,27 @@ def _mammograms(
     return mammograms
 
 
-def _image(root: Path, paths: list[Path], skipped: Skipped) -> tuple[Path, dicom.Header] | None:
-    """The first readable mammogram of a folder."""
-    chosen = None
+def _find_image(
+    root: Path, paths: list[Path], skipped: Skipped
+) -> tuple[Path, dicom.Header] | None:
+    """Find the first readable mammogram of a folder."""
+    full_image = None
     for path in paths:
         try:
             header = dicom.read_header(path)
-            if _role(header) in ("mask", "crop"):
+            if _find_role(header) in ("mask", "crop"):
                 raise ArchiveError(
-                    f"{path}: says that it is a {_role(header)}, but lies among the mammograms"
+                    f"{path}: says that it is a {_find_role(header)}, but lies among the mammograms"
                 )
-            if chosen:
+            if full_image:
                 raise ArchiveError(f"{path}: is a second file of the same image")
-            chosen = path, header
+            full_image = path, header
         except ArchiveError as error:
             skipped.note(root, path, error)
-    return chosen
+    return full_image
 
 
-def _mammogram(
+def _make_mammogram(
     path: Path, header: dicom.Header, rows: list[Row], files: dict[str, list[Path]]
 ) -> Mammogram:
     first = rows[0]
@@ -407,28 +411,25 @@ def _mammogram(
     return Mammogram(
         archive="cbis_ddsm",
         patient_id=first.patient_id,
-        image_id=hashed_id("cbis_ddsm", first.folder),
+        image_id=hash_id("cbis_ddsm", first.folder),
         rows=header.rows,
         cols=header.cols,
-        read=partial(dicom.read_pixels, path, window=False),
         laterality=first.laterality,
         view=first.view,
-        pathology="malignant"
-        if "malignant" in pathologies
-        else "benign"
-        if "benign" in pathologies
-        else None,
-        lesions=tuple(_lesion(row, files.get(row.lesion_folder, []), header) for row in rows),
+        pathology=next((word for word in _WORST_FIRST if word in pathologies), None),
+        lesions=tuple(_make_lesion(row, files.get(row.lesion_folder, []), header) for row in rows),
         birads=max((row.birads for row in rows if row.birads), default=None),
         density=first.density,
         official_split=first.split,
+        **dicom.pixel_source(path, window=False),
     )
 
 
-def _lesion(row: Row, paths: list[Path], header: dicom.Header) -> MaskedLesion:
+def _make_lesion(row: Row, paths: list[Path], header: dicom.Header) -> MaskedLesion:
     return MaskedLesion(
         row.kind,
-        partial(_mask, row.lesion_folder, tuple(paths), header.rows, header.cols),
+        partial(_read_mask, row.lesion_folder, tuple(paths), header.rows, header.cols),
+        tuple(paths),
         pathology=row.pathology,
         shape=row.shape,
         margin=row.margin,
@@ -436,30 +437,23 @@ def _lesion(row: Row, paths: list[Path], header: dicom.Header) -> MaskedLesion:
     )
 
 
-def _role(header: dicom.Header) -> Literal["mask", "crop", "full"] | None:
-    """What SeriesDescription ("ROI mask images", "cropped images", "full mammogram images") says;
-    some files have none.
+def _find_role(header: dicom.Header) -> _Role | None:
+    """Tell what SeriesDescription says; some files have none.
+
+    It is "ROI mask images", "cropped images" or "full mammogram images".
     """
     words = (header.series_description or "").lower()
-    return (
-        "mask"
-        if "mask" in words
-        else "crop"
-        if "crop" in words
-        else "full"
-        if "full" in words
-        else None
-    )
+    return next((role for role in _ROLES if role in words), None)
 
 
-def _mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray[np.uint8]:
-    """An abnormality's region, of whichever of its files is the mask.
+def _read_mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray[np.uint8]:
+    """Read an abnormality's region from whichever of its files is the mask.
 
     Args:
         folder: What the abnormality is called.
         paths: Its files.
-        rows: The mammogram's size.
-        cols: The mammogram's size.
+        rows: Rows of the mammogram.
+        cols: Columns of the mammogram.
 
     Returns:
         uint8 [rows, cols], 0 or 1.
@@ -472,19 +466,19 @@ def _mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray
     for path in paths:
         try:
             header = dicom.read_header(path)
-            if _role(header) in ("crop", "full"):
-                raise ArchiveError(f"{path}: is no mask, it says that it is a {_role(header)}")
+            if _find_role(header) in ("crop", "full"):
+                raise ArchiveError(f"{path}: is no mask, it says that it is a {_find_role(header)}")
             if abs(header.rows * cols / (header.cols * rows) - 1) > 0.01:
                 raise ArchiveError(
                     f"{path}: has {header.rows} x {header.cols} px, which don't fit the image's "
                     f"{rows} x {cols}"
                 )
-            candidates.append((_role(header) != "mask", abs(header.rows - rows), path))
+            candidates.append((_find_role(header) != "mask", abs(header.rows - rows), path))
         except ArchiveError as error:
             faults.append(str(error))
     for *_, path in sorted(candidates):
         try:
-            return _region(path, rows, cols)
+            return _read_region(path, rows, cols)
         except ArchiveError as error:
             faults.append(str(error))
     raise ArchiveError(
@@ -492,8 +486,8 @@ def _mask(folder: str, paths: tuple[Path, ...], rows: int, cols: int) -> NDArray
     )
 
 
-def _region(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """The brighter of a file's two grey values, uint8 [rows, cols].
+def _read_region(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
+    """Return the brighter of a file's two grey values, uint8 [rows, cols].
 
     Raises ArchiveError if it has not two.
     """

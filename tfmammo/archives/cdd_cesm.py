@@ -4,24 +4,19 @@ Only the low-energy images (DM in the file's name) are mammograms; the recombine
 contrast medium and are left out. What the archive leaves open:
 
 - Regions outline every finding of an image, and only the image has findings: "Architectural
-  distortion and high density
-  mass". Where they name one kind and nothing else, every region is of that kind. Where they name
-  several, regions are
-  called masses if a mass is among them, else the first kind named, and `kind_is_certain` is False;
-  so it is where they
-  name a lesion beside what is none of ours (edema, scar, duct, lymph node), which is outlined too.
+  distortion and high density mass". Where they name one kind and nothing else, every region is of
+  that kind. Where they name several, regions are called masses if a mass is among them, else the
+  first kind named, and `kind_is_certain` is False. It is False too where they name a lesion and
+  something that is no lesion here (edema, scar, duct, lymph node), which is outlined too.
 - Pathology, too, is the image's: its lesions carry it where it holds for each, because there is one
   region or all is benign.
 - A margin or shape is given to an image's certain masses where the findings name exactly one.
-- Images without a patient in their name can't be kept on one side of a split, and are skipped; but
-  those in a folder
-  `normal` (normal cases handed on as `IM0001_r.jpg`) are kept as images of one common unknown
-  patient, so that no split
-  can part them.
+- Images without a patient in their name can't be kept in one subset of a split, and are skipped.
+  Those in a folder `normal` (normal cases handed on as `IM0001_r.jpg`) are kept as images of one
+  common unknown patient, so that no split can part them.
 - The table's regions are in the originals' px. Of a scaled copy with `masks/NAME.jpg` beside its
-  images, each connected part
-  of the mask is a region instead, but for specks, which JPEG leaves around edges; regions that
-  touch have become one.
+  images, each connected part of the mask is a region instead. Specks, which JPEG leaves around
+  edges, are dropped, and regions that touch have become one.
 
 Source: Khaled et al., Categorized contrast enhanced mammography dataset for diagnostic and
 artificial intelligence research, Scientific Data 9 (2022) 122.
@@ -45,17 +40,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from tfmammo.archives.files import beneath
+from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
+    Laterality,
     Lesion,
     LesionKind,
     Mammogram,
     Pathology,
     Skipped,
-    borders,
-    hashed_id,
-    spelling,
+    hash_id,
+    normalize_spelling,
+    trace_borders,
 )
 
 REGIONS = "Radiology_hand_drawn_segmentations_v2.csv"
@@ -100,8 +96,9 @@ _SHAPES = {
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the archive's tables and the headers of its JPEGs; no pixel is read but of a scaled
-    copy's masks.
+    """Read the archive's tables and the headers of its JPEGs.
+
+    No pixel is read, except of the masks of a scaled copy.
 
     Args:
         root: The folder that holds, at any depth, the JPEGs `P<patient>_<L|R>_<DM|CM>_<CC|MLO>.jpg`
@@ -118,12 +115,13 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     skipped = Skipped() if skipped is None else skipped
     if not root.is_dir():
         raise ArchiveError(f"{root}: is no folder")
-    files = sorted(beneath(root))
-    drawn = defaultdict(list)
-    for row in _table(root, files, REGIONS, _REGION_COLUMNS):
-        drawn[Path(spelling(row["#filename"])).stem].append(row)
+    files = sorted(list_regular_files(root))
+    annotations = defaultdict(list)
+    for row in _read_table(root, files, REGIONS, _REGION_COLUMNS):
+        annotations[Path(normalize_spelling(row["#filename"])).stem].append(row)
     clinical = {
-        spelling(row["Image_name"]): row for row in _table(root, files, CLINICAL, _CLINICAL_COLUMNS)
+        normalize_spelling(row["Image_name"]): row
+        for row in _read_table(root, files, CLINICAL, _CLINICAL_COLUMNS)
     }
     masks = {path.stem: path for path in files if path.parent.name == MASKS}
     paths = [
@@ -132,9 +130,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         if path.suffix.lower() in (".jpg", ".jpeg") and path.parent.name != MASKS
     ]
     mammograms = []
-    for path, name in _low_energy([path for path in paths if not _is_normal(path)], root, skipped):
-        regions = masks.get(name[0], drawn[name[0]])
-        mammogram = _mammogram(
+    for path, name in _find_low_energy(
+        [path for path in paths if not _is_normal(path)], root, skipped
+    ):
+        regions = masks.get(name[0], annotations[name[0]])
+        mammogram = _make_mammogram(
             path, name, str(path.relative_to(root)), clinical.get(name[0]), regions, skipped
         )
         if mammogram:
@@ -142,7 +142,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     mammograms += [
         mammogram
         for path in paths
-        if _is_normal(path) and (mammogram := _normal(path, root, skipped))
+        if _is_normal(path) and (mammogram := _make_normal(path, root, skipped))
     ]
     if not mammograms:
         raise ArchiveError(
@@ -152,8 +152,8 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return mammograms
 
 
-def kinds_named(findings: str) -> list[LesionKind]:
-    """Which lesions a text of findings names.
+def list_kinds(findings: str) -> list[LesionKind]:
+    """List the kinds of lesions that a text of findings names.
 
     Args:
         findings: The clinical table's words; several are joined by `$`, "and" or "with".
@@ -162,15 +162,15 @@ def kinds_named(findings: str) -> list[LesionKind]:
         The kinds in the order of their first mention; "non mass" is no mass.
     """
     text = re.sub(r"\bnon[- ]?mass\w*", "", findings.lower())
-    found = {
+    first_place = {
         kind: match.start()
         for kind, pattern in _KINDS.items()
         if (match := re.search(pattern, text))
     }
-    return sorted(found, key=found.__getitem__)
+    return sorted(first_place, key=first_place.__getitem__)
 
 
-def _table(
+def _read_table(
     root: Path, files: list[Path], name: str, columns: tuple[str, ...]
 ) -> list[dict[str, str]]:
     path = next((path for path in files if path.name == name), None)
@@ -192,11 +192,11 @@ def _table(
     return rows
 
 
-def _low_energy(
+def _find_low_energy(
     paths: list[Path], root: Path, skipped: Skipped
 ) -> Iterator[tuple[Path, re.Match[str]]]:
     contrast = 0
-    seen = set()
+    names = set()
     for path in paths:
         name = _NAME.fullmatch(path.stem)
         if not name:
@@ -206,47 +206,52 @@ def _low_energy(
             )
         elif name[3] == "CM":
             contrast += 1
-        elif name[0] in seen:
+        elif name[0] in names:
             skipped.add(path.relative_to(root), "another file has the same name")
         else:
-            seen.add(name[0])
+            names.add(name[0])
             yield path, name
     if contrast:
         skipped.add("*_CM_*.jpg", f"{contrast} contrast-enhanced images, which are no mammograms")
 
 
-def _mammogram(
+def _make_mammogram(
     path: Path,
     name: re.Match[str],
     file: str,
     row: dict[str, str] | None,
-    drawn: list[dict[str, str]] | Path,
+    annotations: list[dict[str, str]] | Path,
     skipped: Skipped,
 ) -> Mammogram | None:
     if row is None:
         skipped.add(file, f"{CLINICAL} does not name it")
         return None
-    size = _size(path, file, skipped)
+    size = _read_size(path, file, skipped)
     if size is None:
         return None
     rows, cols = size
     try:
-        regions = _parts(drawn, rows, cols) if isinstance(drawn, Path) else _drawn(drawn)
+        regions = (
+            _trace_parts(annotations, rows, cols)
+            if isinstance(annotations, Path)
+            else _parse_annotations(annotations)
+        )
     except ValueError as error:
         skipped.add(file, error)
         return None
-    patient = hashed_id("cdd_cesm", name[1])
+    patient = hash_id("cdd_cesm", name[1])
     return Mammogram(
         archive="cdd_cesm",
         patient_id=patient,
         image_id=f"{patient}_{name[2]}_{name[4]}",
         rows=rows,
         cols=cols,
-        read=partial(_pixels, path),
+        read=partial(_read_pixels, path),
+        file=path,
         laterality="L" if name[2] == "L" else "R",
         view="CC" if name[4] == "CC" else "MLO",
-        pathology=_pathology(row),
-        lesions=_lesions(row, regions, rows, cols, file, skipped),
+        pathology=_parse_pathology(row),
+        lesions=_make_lesions(row, regions, rows, cols, file, skipped),
         birads=row["BIRADS"] or None,
         density=None if row["Breast density (ACR)"] in ("", "_") else row["Breast density (ACR)"],
         bits=8,
@@ -257,46 +262,52 @@ def _is_normal(path: Path) -> bool:
     return path.parent.name.lower() == "normal" and not _NAME.fullmatch(path.stem)
 
 
-def _normal(path: Path, root: Path, skipped: Skipped) -> Mammogram | None:
-    size = _size(path, str(path.relative_to(root)), skipped)
+def _make_normal(path: Path, root: Path, skipped: Skipped) -> Mammogram | None:
+    size = _read_size(path, str(path.relative_to(root)), skipped)
     if size is None:
         return None
     side = _SIDE.search(path.stem)
+    laterality: Laterality | None = None
+    if side:
+        laterality = "L" if side[1].upper() == "L" else "R"
     return Mammogram(
         archive="cdd_cesm",
-        patient_id=hashed_id("cdd_cesm", "normal, patient unknown"),
-        image_id=f"normal_{hashed_id('cdd_cesm', path.stem)}",
+        patient_id=hash_id("cdd_cesm", "normal, patient unknown"),
+        image_id=f"normal_{hash_id('cdd_cesm', path.stem)}",
         rows=size[0],
         cols=size[1],
-        read=partial(_pixels, path),
-        laterality=("L" if side[1].upper() == "L" else "R") if side else None,
+        read=partial(_read_pixels, path),
+        file=path,
+        laterality=laterality,
         pathology="normal",
         bits=8,
     )
 
 
-def _size(path: Path, file: str, skipped: Skipped) -> tuple[int, int] | None:
+def _read_size(path: Path, file: str, skipped: Skipped) -> tuple[int, int] | None:
     try:
-        with _opened(path) as image:
+        with _open_image(path) as image:
             return image.height, image.width
     except ArchiveError as error:
         skipped.add(file, str(error).removeprefix(f"{path}: "))
         return None
 
 
-def _pathology(row: dict[str, str]) -> Pathology | None:
+def _parse_pathology(row: dict[str, str]) -> Pathology | None:
     word = row[_PATHOLOGY].lower()
     return word if word in ("normal", "benign", "malignant") else None  # type: ignore[return-value]
 
 
-def _drawn(rows: list[dict[str, str]]) -> list[_Region]:
+def _parse_annotations(rows: list[dict[str, str]]) -> list[_Region]:
     # VIA writes one row with an empty shape for an image without regions.
     shapes = [(f"region {row['region_id']}", row["region_shape_attributes"]) for row in rows]
-    return [(name, partial(_outline, shape)) for name, shape in shapes if shape not in ("", "{}")]
+    return [
+        (name, partial(_parse_outline, shape)) for name, shape in shapes if shape not in ("", "{}")
+    ]
 
 
-def _parts(path: Path, rows: int, cols: int) -> list[_Region]:
-    mask = _pixels(path)[..., 0] > 0.5
+def _trace_parts(path: Path, rows: int, cols: int) -> list[_Region]:
+    mask = _read_pixels(path)[..., 0] > 0.5
     if mask.shape != (rows, cols):
         raise ArchiveError(
             f"its mask has {mask.shape[0]} x {mask.shape[1]} px, itself {rows} x {cols}"
@@ -306,23 +317,23 @@ def _parts(path: Path, rows: int, cols: int) -> list[_Region]:
     if len(large) > MOST_PARTS:
         raise ArchiveError(f"its mask has {len(large)} parts, which no radiologist drew")
     return [
-        (f"part {part}", partial(_border, labels, part, *statistics[part, :4].tolist()))
+        (f"part {part}", partial(_trace_border, labels, part, *statistics[part, :4].tolist()))
         for part in large
     ]
 
 
-def _border(
+def _trace_border(
     labels: NDArray[np.int32], part: int, left: int, top: int, width: int, height: int
 ) -> NDArray[np.float32]:
-    (outline,) = borders(labels[top : top + height, left : left + width] == part)
+    (outline,) = trace_borders(labels[top : top + height, left : left + width] == part)
     return outline + np.array([top, left], np.float32)
 
 
-def _lesions(
+def _make_lesions(
     row: dict[str, str], regions: list[_Region], rows: int, cols: int, file: str, skipped: Skipped
 ) -> tuple[Lesion, ...]:
     findings = row["Findings"]
-    kinds = kinds_named(findings)
+    kinds = list_kinds(findings)
     if regions and not kinds:
         skipped.add(
             file, f"its {len(regions)} regions outline none of our lesions (findings: {findings!r})"
@@ -330,10 +341,13 @@ def _lesions(
         return ()
     certain = len(kinds) == 1 and not re.search(_OTHER, findings.lower())
     details: dict[str, Any] = {"kind_is_certain": certain}
-    if _pathology(row) == "benign" or len(regions) == 1:
-        details["pathology"] = _pathology(row)
+    if _parse_pathology(row) == "benign" or len(regions) == 1:
+        details["pathology"] = _parse_pathology(row)
     if certain and kinds == ["mass"]:
-        details |= {"shape": _only(_SHAPES, findings), "margin": _only(_MARGINS, findings)}
+        details |= {
+            "shape": _only_kind(_SHAPES, findings),
+            "margin": _only_kind(_MARGINS, findings),
+        }
     lesions = []
     for region, outline in regions:
         try:
@@ -347,12 +361,12 @@ def _lesions(
     return tuple(lesions)
 
 
-def _only(words: dict[str, str], findings: str) -> str | None:
-    found = [word for word, pattern in words.items() if re.search(pattern, findings.lower())]
-    return found[0] if len(found) == 1 else None
+def _only_kind(words: dict[str, str], findings: str) -> str | None:
+    named = [word for word, pattern in words.items() if re.search(pattern, findings.lower())]
+    return named[0] if len(named) == 1 else None
 
 
-def _outline(attributes: str) -> NDArray[np.float64]:
+def _parse_outline(attributes: str) -> NDArray[np.float64]:
     try:
         shape = json.loads(attributes)
         if shape["name"] == "polygon":
@@ -360,7 +374,7 @@ def _outline(attributes: str) -> NDArray[np.float64]:
                 list(zip(shape["all_points_y"], shape["all_points_x"], strict=True)), np.float64
             )
         if shape["name"] in ("ellipse", "circle"):
-            return _ellipse(shape)
+            return _draw_ellipse(shape)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ValueError("its shape is not what VIA writes") from None
     raise ValueError(
@@ -368,7 +382,7 @@ def _outline(attributes: str) -> NDArray[np.float64]:
     )
 
 
-def _ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
+def _draw_ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
     radius_x, radius_y = (
         (shape["r"], shape["r"]) if shape["name"] == "circle" else (shape["rx"], shape["ry"])
     )
@@ -383,15 +397,15 @@ def _ellipse(shape: dict[str, Any]) -> NDArray[np.float64]:
     return np.stack([row, col], axis=1)
 
 
-def _pixels(path: Path) -> NDArray[np.float32]:
+def _read_pixels(path: Path) -> NDArray[np.float32]:
     # OpenCV fills the rest of a truncated JPEG with grey and says nothing
-    with _opened(path) as image:
+    with _open_image(path) as image:
         return np.asarray(image.convert("L"), np.float32)[..., None] / np.float32(255)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile]:
-    """One JPEG, or a mask as PNG, its header read.
+def _open_image(path: Path) -> Iterator[ImageFile]:
+    """Open one JPEG, or a mask as PNG; its header is read.
 
     Whatever goes wrong while it is open becomes an ArchiveError.
     """

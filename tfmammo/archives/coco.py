@@ -37,8 +37,9 @@ KINDS: dict[str, LesionKind] = {
 
 
 class Contradiction(ArchiveError):
-    """The annotations are of another size than their image, so that none of their coordinates can
-    be trusted.
+    """The annotations are of another size than their image.
+
+    None of their coordinates can be trusted then.
     """
 
 
@@ -56,7 +57,7 @@ class Listed:
 
 
 def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> dict[str, Listed]:
-    """The images of a COCO file, each with its annotations of our kinds.
+    """Read the images of a COCO file, each with its annotations of our kinds.
 
     Args:
         path: The JSON file.
@@ -72,7 +73,8 @@ def load(path: Path, key: Callable[[str], str], note: Callable[[str], None]) -> 
         content = json.loads(path.read_bytes())
         names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
         images = [
-            (entry["id"], str(entry["file_name"]), _size(entry)) for entry in content["images"]
+            (entry["id"], str(entry["file_name"]), _parse_size(entry))
+            for entry in content["images"]
         ]
         by_id: dict[Any, str] = {number: name for number, name, _ in images}
         annotations = [
@@ -117,12 +119,12 @@ def lesion(
     details: dict[str, Any],
     where: str,
 ) -> Lesion:
-    """One annotation as a lesion; an RLE is decoded when it is wanted.
+    """Make a lesion of one annotation; an RLE is decoded when it is wanted.
 
     Args:
         annotation: Its "segmentation" counts, without one its "bbox".
-        rows: Of the image.
-        cols: Of the image.
+        rows: Rows of the image.
+        cols: Columns of the image.
         details: Further fields of Lesion.
         where: Names the annotation in errors.
 
@@ -137,27 +139,27 @@ def lesion(
                 f"{where}: its RLE is of another size than the image's {rows} x {cols} px"
             )
         return MaskedLesion(
-            kind, partial(_rle_mask, where, region.get("counts"), rows, cols), **details
+            kind, partial(_decode_rle, where, region.get("counts"), rows, cols), **details
         )
     if region:
-        return _union(
+        return _unite(
             [
                 Lesion.from_outline(kind, outline, rows, cols, **details)
-                for outline in _outlines(region)
+                for outline in _parse_outlines(region)
             ],
             details,
         )
-    return Lesion(kind, _box(annotation.get("bbox"), rows, cols), **details)
+    return Lesion(kind, _parse_box(annotation.get("bbox"), rows, cols), **details)
 
 
 def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str, Any]:
-    """A region as COCO's compressed RLE.
+    """Encode a region as COCO's compressed RLE.
 
     Args:
         mask: uint8 [height, width] of the box, 0 or 1.
         box: Where it lies, half-open, native px.
-        rows: Of the image.
-        cols: Of the image.
+        rows: Rows of the image.
+        cols: Columns of the image.
 
     Returns:
         {"size": [rows, cols], "counts": text}, which `lesion` and pycocotools read.
@@ -174,20 +176,20 @@ def encode(mask: NDArray[np.uint8], box: Box, rows: int, cols: int) -> dict[str,
     again = np.flatnonzero((borders[1:] == borders[:-1]) & (steps[places[1:]] == 1))
     borders = np.delete(borders, np.concatenate([again, again + 1]))
     runs = np.diff(borders, prepend=0, append=rows * cols).tolist()
-    return {"size": [rows, cols], "counts": _text(runs if runs[-1] else runs[:-1])}
+    return {"size": [rows, cols], "counts": _encode_runs(runs if runs[-1] else runs[:-1])}
 
 
 def decode(region: dict[str, Any], where: str) -> NDArray[np.uint8]:
-    """uint8 [rows, cols] of what `encode` made.
+    """Decode what `encode` made: uint8 [rows, cols].
 
     Raises:
         ArchiveError: It is damaged, in a sentence that begins with `where`.
     """
-    return _rle_mask(where, region["counts"], *region["size"])
+    return _decode_rle(where, region["counts"], *region["size"])
 
 
-def _text(runs: list[int]) -> str:
-    """The inverse of `_runs`."""
+def _encode_runs(runs: list[int]) -> str:
+    """Encode run lengths: the inverse of `_decode_runs`."""
     codes = []
     for place, run in enumerate(runs):
         value = run - (runs[place - 2] if place > 2 else 0)
@@ -200,13 +202,13 @@ def _text(runs: list[int]) -> str:
     return "".join(codes)
 
 
-def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+def _parse_size(entry: dict[str, Any]) -> tuple[int, int] | None:
     rows = entry.get("height")
     cols = entry.get("width")
     return (int(rows), int(cols)) if rows is not None and cols is not None else None
 
 
-def _outlines(region: Any) -> list[NDArray[np.float64]]:
+def _parse_outlines(region: Any) -> list[NDArray[np.float64]]:
     try:
         parts = [np.asarray(part, np.float64) for part in region]
     except (TypeError, ValueError, OverflowError):
@@ -218,7 +220,7 @@ def _outlines(region: Any) -> list[NDArray[np.float64]]:
     return [part.reshape(-1, 2)[:, ::-1] - 0.5 for part in enclosing or parts]
 
 
-def _union(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
+def _unite(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
     corners = np.array([part.box for part in parts])
     (top, left) = corners[:, :2].min(axis=0)
     (bottom, right) = corners[:, 2:].max(axis=0)
@@ -228,7 +230,7 @@ def _union(parts: list[Lesion], details: dict[str, Any]) -> Lesion:
     )
 
 
-def _box(numbers: Any, rows: int, cols: int) -> Box:
+def _parse_box(numbers: Any, rows: int, cols: int) -> Box:
     try:
         x, y, width, height = (float(number) for number in numbers)
     except (TypeError, ValueError, OverflowError):
@@ -244,10 +246,10 @@ def _box(numbers: Any, rows: int, cols: int) -> Box:
     return top, left, bottom, right
 
 
-def _rle_mask(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uint8]:
-    """uint8 [rows, cols]: runs of 0 and 1 in turn, down the columns."""
+def _decode_rle(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uint8]:
+    """Draw runs of 0 and 1 in turn, down the columns: uint8 [rows, cols]."""
     try:
-        runs = np.array(_runs(counts) if isinstance(counts, str) else counts, np.int64)
+        runs = np.array(_decode_runs(counts) if isinstance(counts, str) else counts, np.int64)
     except (TypeError, ValueError, OverflowError):
         raise ArchiveError(f"{where}: its RLE can't be decoded") from None
     if (
@@ -263,9 +265,11 @@ def _rle_mask(where: str, counts: Any, rows: int, cols: int) -> NDArray[np.uint8
     return mask
 
 
-def _runs(text: str) -> list[int]:
-    """Compressed run lengths: 5 bits a character, least first; from the fourth on differences to
-    the last but one.
+def _decode_runs(text: str) -> list[int]:
+    """Decode compressed run lengths.
+
+    A character holds 5 bits, the least first. From the fourth on, lengths are differences to the
+    last but one.
     """
     runs: list[int] = []
     value = shift = 0

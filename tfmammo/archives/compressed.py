@@ -1,5 +1,6 @@
-"""A DICOM file's compressed pixels, looked at before they are decoded: a small file may
-claim, or unpack to, any size.
+"""Check a DICOM file's compressed pixels before they are decoded.
+
+A small file may claim, or unpack to, any size.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 
 def frame(data: bytes) -> bytes:
-    """The compressed pixels without their wrapping. Raises when they break off."""
+    """Return the compressed pixels without their wrapping. Raises when they break off."""
     at = 0
     while data[at : at + 4] == b"\xfe\xff\x00\xe0":  # an item: the table of offsets, then fragments
         at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
@@ -26,8 +27,8 @@ def frame(data: bytes) -> bytes:
     return get_frame(data, 0, number_of_frames=1)
 
 
-def unpacked(frame: bytes, rows: int, cols: int, bits: int) -> NDArray[np.unsignedinteger]:
-    """RLE pixels: uint8 or uint16 [rows, cols], of one segment a byte, the high byte first.
+def unpack(frame: bytes, rows: int, cols: int, bits: int) -> NDArray[np.unsignedinteger]:
+    """Unpack RLE pixels: uint8 or uint16 [rows, cols], one segment a byte, the high byte first.
 
     pydicom's own decoder unpacks a segment to whatever size it has, a hundred times the file's,
     before it looks at that.
@@ -42,7 +43,8 @@ def unpacked(frame: bytes, rows: int, cols: int, bits: int) -> NDArray[np.unsign
         raise Fault(f"its pixels can't be decoded ({count} RLE segments, {bits // 8} are expected)")
     ends = [*offsets[1:count], len(frame)]
     planes = [
-        _segment(frame[begin:end], rows * cols) for begin, end in zip(offsets, ends, strict=False)
+        _unpack_segment(frame[begin:end], rows * cols)
+        for begin, end in zip(offsets, ends, strict=False)
     ]
     codes = np.frombuffer(planes[-1], np.uint8).astype(f"u{count}")
     if count == 2:
@@ -50,48 +52,49 @@ def unpacked(frame: bytes, rows: int, cols: int, bits: int) -> NDArray[np.unsign
     return codes.reshape(rows, cols)
 
 
-def _segment(packed: bytes, length: int) -> bytes:
-    """The first `length` bytes that a segment of PackBits stands for; what may follow
-    is padding.
-    """
+def _unpack_segment(packed: bytes, length: int) -> bytes:
+    """Unpack the first `length` bytes of a segment of PackBits; padding may follow."""
     if len(packed) > 2 * length + 2**16:  # the worst encoder takes two bytes for one
         raise Fault("its RLE segments are far longer than its pixels")
-    found = bytearray()
+    unpacked = bytearray()
     at = 0
-    while len(found) < length and at < len(packed):
+    while len(unpacked) < length and at < len(packed):
         head = packed[at]
         if head < 128:
-            found += packed[at + 1 : at + 2 + head]
+            unpacked += packed[at + 1 : at + 2 + head]
             at += 2 + head
         else:  # 128 stands for nothing
-            found += packed[at + 1 : at + 2] * (257 - head if head > 128 else 0)
+            unpacked += packed[at + 1 : at + 2] * (257 - head if head > 128 else 0)
             at += 2 if head > 128 else 1
-    if len(found) < length:
+    if len(unpacked) < length:
         raise Fault(
-            f"its pixels can't be decoded (an RLE segment of {len(found)} bytes, {length} are "
+            f"its pixels can't be decoded (an RLE segment of {len(unpacked)} bytes, {length} are "
             "expected)"
         )
-    return bytes(found[:length])
+    return bytes(unpacked[:length])
 
 
 def check_stream(stream: bytes, rows: int, cols: int) -> None:
-    """Raise unless compressed pixels are one grey image of the header's size: another might need
-    any memory.
+    """Raise unless compressed pixels are one grey image of the header's size.
+
+    Another image might need any memory.
     """
-    found = _stream_size(stream)
-    if found is None:
+    size_and_channels = _find_size(stream)
+    if size_and_channels is None:
         raise Fault("its compressed pixels do not say how many they are")
-    if found != (rows, cols, 1):
-        size = f"{found[0]} x {found[1]}"
-        channels = f" in {found[2]} channels" if found[2] != 1 else ""
+    if size_and_channels != (rows, cols, 1):
+        size = f"{size_and_channels[0]} x {size_and_channels[1]}"
+        channels = f" in {size_and_channels[2]} channels" if size_and_channels[2] != 1 else ""
         raise Fault(f"its compressed pixels are {size}{channels}, its header says {rows} x {cols}")
 
 
-def _stream_size(stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, cols, channels) by a JPEG's start of frame or a JPEG 2000's SIZ segment; None where
-    there is neither.
+def _find_size(stream: bytes) -> tuple[int, int, int] | None:
+    """Find (rows, cols, channels) in a JPEG's start of frame or a JPEG 2000's SIZ segment.
+
+    Returns:
+        None where there is neither.
     """
-    stream = _codestream(stream)
+    stream = _find_codestream(stream)
     if stream[:4] == b"\xff\x4f\xff\x51" and len(stream) >= 42:
         right, bottom, left, top = struct.unpack(">4I", stream[8:24])
         return bottom - top, right - left, int.from_bytes(stream[40:42], "big")
@@ -104,9 +107,10 @@ def _stream_size(stream: bytes) -> tuple[int, int, int] | None:
     return None
 
 
-def _codestream(stream: bytes) -> bytes:
-    """A JPEG 2000 codestream without the file format around it, which the standard forbids and some
-    systems write.
+def _find_codestream(stream: bytes) -> bytes:
+    """Find a JPEG 2000 codestream within the file format around it.
+
+    The standard forbids that format in DICOM, and some systems write it.
     """
     at = 0
     while stream[4:8] == b"jP  " and at + 8 <= len(stream):

@@ -1,6 +1,4 @@
-"""Mammograms side by side with their lesions drawn in: whether a reader put them where
-they belong.
-"""
+"""Draw mammograms side by side with their lesions, to see whether a reader placed them well."""
 
 from __future__ import annotations
 
@@ -24,11 +22,12 @@ COLOURS: dict[LesionKind, tuple[int, int, int]] = {  # red, green, blue
 }
 
 
-def contact_sheet(
+def draw_contact_sheet(
     mammograms: Iterable[Mammogram], skipped: Skipped, columns: int = 6
 ) -> NDArray[np.uint8]:
-    """Draw mammograms in rows, each scaled to fit its cell, with outlines or boxes in the colour of
-    the lesion's kind.
+    """Draw mammograms in rows, each scaled to fit its cell.
+
+    Outlines or boxes have the colour of the lesion's kind.
 
     Grey values are drawn as they are read, 0 black and 1 white, so that a wrong scale is seen.
 
@@ -47,7 +46,7 @@ def contact_sheet(
     cells = []
     for mammogram in mammograms:
         try:
-            cells.append(_cell(mammogram, skipped))
+            cells.append(_draw_cell(mammogram, skipped))
         except ValueError as error:
             skipped.add(mammogram.image_id, error)
     if not cells:
@@ -62,7 +61,7 @@ def contact_sheet(
     )
 
 
-def _cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
+def _draw_cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     scale = min(CELL[0] / mammogram.rows, CELL[1] / mammogram.cols)
     rows = max(1, int(mammogram.rows * scale))
     cols = max(1, int(mammogram.cols * scale))
@@ -71,7 +70,7 @@ def _cell(mammogram: Mammogram, skipped: Skipped) -> NDArray[np.uint8]:
     picture = cv2.cvtColor(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8), cv2.COLOR_GRAY2RGB)
     for number, lesion in enumerate(mammogram.lesions):
         try:
-            borders = _borders(lesion)
+            borders = _draw_borders(lesion)
         except ValueError as error:
             skipped.add(mammogram.image_id, f"lesion {number}: {error}")
             continue
@@ -104,7 +103,7 @@ def _caption(mammogram: Mammogram, highest: float) -> str:
     return advice.partition(" in ")[0] if advice else facts
 
 
-def _borders(lesion: Lesion) -> Iterable[NDArray[np.float32]]:
+def _draw_borders(lesion: Lesion) -> Iterable[NDArray[np.float32]]:
     if lesion.outlines:
         return lesion.outlines
     top, left, bottom, right = lesion.box

@@ -1,44 +1,37 @@
-"""DDSM, the Digital Database for Screening Mammography: 2,620 cases on film, four views
-each, with outlines as chain codes.
+"""DDSM, the Digital Database for Screening Mammography: 2,620 cases on film, in four views.
 
-    <anywhere beneath root>/cases/cancers/cancer_01/case3027/B-3027-1.ics               the case:
-    scanner, sizes, density
-                                                             B_3027_1.LEFT_CC.LJPEG      or
-                                                             .LJPEG.1, .tif, .tiff, .png
-                                                             B_3027_1.LEFT_CC.OVERLAY    of views
-                                                             with abnormalities
+Lesions have outlines as chain codes.
+
+    <anywhere beneath root>/cases/cancers/cancer_01/case3027/
+        B-3027-1.ics                the case: scanner, sizes, density
+        B_3027_1.LEFT_CC.LJPEG      or .LJPEG.1, .tif, .tiff, .png
+        B_3027_1.LEFT_CC.OVERLAY    of views with abnormalities
 
 Files of a case lie in one folder and share letter and numbers, whether joined by "-" or "_"; .LJPEG
 and .OVERLAY may still be gzipped, as some are in the archive. Where there is a decoded file it is
 preferred: .LJPEG.1 (PVRG's own output: headerless, big-endian, 16 bit), then 16-bit .tif, .tiff,
 .png of the scanner's grey levels. Images that were normalised already (by ddsmraw2pnm, say) are
-refused where that shows, by values beyond 12 bits; DBA's 16 bits can't show it. How pixels become
-an image stands in tfmammo.archives.ljpeg. Dates and age are not kept.
+refused where that shows, by values beyond 12 bits; DBA's 16 bits can't show it.
+tfmammo.archives.ljpeg tells how pixels become an image. Dates and age are not kept.
 
 What the archive leaves open, and what was chosen:
 
 - The calibration belongs to the scanner and its site: DBA and LUMISYS stood at one each, HOWTEK at
-  MGH (cases A) and ISMD
-  (cases D). A case of any other scanner is left out.
+  MGH (cases A) and ISMD (cases D). A case of any other scanner is left out.
 - An abnormality's outline is its BOUNDARY; its COREs (inner outlines, mostly of calcifications) are
-  kept out. Chains go on
-  beyond the image now and then and are cut at its border. TOTAL_OUTLINES is wrong in places and
-  isn't used.
+  kept out. Chains go on beyond the image now and then and are cut at its border. TOTAL_OUTLINES is
+  wrong in places and isn't used.
 - An abnormality with two LESION_TYPEs, mass and calcification, becomes two lesions of one outline.
-  OTHER becomes asymmetry or
-  distortion where its text says so, else it is noted and left out. A mass whose SHAPE is only a
-  distortion or an asymmetry
-  stays a mass of uncertain kind, and a calcification's shape is its TYPE, as in
-  tfmammo.archives.cbis_ddsm. Words are the
-  archive's in lower case, several joined by "-".
+  OTHER becomes asymmetry or distortion where its text says so, else it is noted and left out. A
+  mass whose SHAPE is only a distortion or an asymmetry stays a mass of uncertain kind, and a
+  calcification's shape is its TYPE, as in tfmammo.archives.cbis_ddsm. Words are the archive's in
+  lower case, several joined by "-".
 - BENIGN_WITHOUT_CALLBACK is benign; UNPROVEN is None, and so is an image that holds nothing worse
-  but something unproven. BI-RADS
-  is the highest ASSESSMENT of an image, 0 (incomplete) the lowest. DENSITY 0 is no category and
-  becomes None.
+  but something unproven. BI-RADS is the highest ASSESSMENT of an image, 0 (incomplete) the lowest.
+  DENSITY 0 is no category and becomes None.
 - "normal" are the images of cases without any overlay, unless they lie in a volume of another name
-  (cancer_01, benign_01,
-  benign_without_callback_01). An image without overlay in a case with some is not proven normal:
-  None.
+  (cancer_01, benign_01, benign_without_callback_01). An image without overlay in a case with some
+  is not proven normal: None.
 
 Source: Heath et al., The Digital Database for Screening Mammography, IWDM 2000; DDSM's page
 "Description of a case".
@@ -58,7 +51,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfmammo.archives import ljpeg
-from tfmammo.archives.files import beneath
+from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Laterality,
@@ -68,7 +61,7 @@ from tfmammo.mammogram import (
     Pathology,
     Skipped,
     View,
-    hashed_id,
+    hash_id,
 )
 
 Key = tuple[str, int, int]  # letter, case and study of B-3027-1
@@ -107,7 +100,7 @@ _LINE = re.compile(
 
 @dataclass
 class _Archive:
-    """What lies beneath one root.
+    """What a root holds.
 
     Attributes:
         files: By folder and case, then by view and form, both in upper case.
@@ -151,7 +144,7 @@ class _Abnormality:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of a DDSM folder; .ics and .OVERLAY files are read, pixels are not.
+    """Read the mammograms of a DDSM folder; .ics and .OVERLAY files are read, pixels are not.
 
     Args:
         root: DDSM's folder or any part of it.
@@ -164,13 +157,13 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         ArchiveError: `root` holds no .ics file, or no image that can be read.
     """
     archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
-    _find(archive)
+    _find_files(archive)
     if not archive.headers:
         raise ArchiveError(f"{root}: is no DDSM archive, it holds no .ics file")
     mammograms: dict[str, Mammogram] = {}
     for path in archive.headers:
         try:
-            for mammogram in _case(archive, path):
+            for mammogram in _read_case(archive, path):
                 if mammogram.image_id in mammograms:
                     raise ArchiveError(f"{path}: left out, the case is there a second time")
                 mammograms[mammogram.image_id] = mammogram
@@ -186,27 +179,27 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return list(mammograms.values())
 
 
-def _find(archive: _Archive) -> None:
+def _find_files(archive: _Archive) -> None:
     """Fill in the archive's headers and files."""
-    for path in beneath(archive.root):
+    for path in list_regular_files(archive.root):
         if path.suffix.lower() == ".ics":
             archive.headers.append(path)
         elif match := _FILE.fullmatch(path.name):
-            files = archive.files[path.parent, _key(match)]
+            files = archive.files[path.parent, _make_key(match)]
             files[f"{match[4]}_{match[5]}".upper(), match[6].upper()] = path
 
 
-def _key(match: re.Match[str]) -> Key:
+def _make_key(match: re.Match[str]) -> Key:
     return match[1].upper(), int(match[2]), int(match[3])
 
 
-def _case(archive: _Archive, path: Path) -> Iterator[Mammogram]:
-    """The mammograms of one .ics."""
-    text = "\n".join(" ".join(line.split()) for line in _text(path).splitlines())
+def _read_case(archive: _Archive, path: Path) -> Iterator[Mammogram]:
+    """Read the mammograms of one .ics."""
+    text = "\n".join(" ".join(line.split()) for line in _read_text(path).splitlines())
     named = re.search(rf"^filename {_CASE}", text, _FLAGS) or re.match(_CASE, path.stem, _FLAGS)
     if named is None:
         raise ArchiveError(f"{path}: names no case of the form B-3027-1")
-    key = _key(named)
+    key = _make_key(named)
     files = archive.files.get((path.parent, key), {})
     lines = list(_LINE.finditer(text))
     if not lines:
@@ -216,13 +209,13 @@ def _case(archive: _Archive, path: Path) -> Iterator[Mammogram]:
     case = _Case(
         path=path,
         key=key,
-        patient=hashed_id("ddsm", f"{key[0]}-{key[1]:04d}-{key[2]}"),
-        scanner=_scanner(path, text, key[0]),
+        patient=hash_id("ddsm", f"{key[0]}-{key[1]:04d}-{key[2]}"),
+        scanner=_find_scanner(path, text, key[0]),
         density=density[1] if density else None,
-        normal=not marked and _volume(path) in (None, "normal"),
+        normal=not marked and _find_volume(path) in (None, "normal"),
     )
     for line in lines:
-        mammogram = _mammogram(archive, case, line, files)
+        mammogram = _make_mammogram(archive, case, line, files)
         if mammogram is not None:
             yield mammogram
 
@@ -231,7 +224,7 @@ def _is_marked(line: re.Match[str]) -> bool:
     return re.search(r"(?<!\S)OVERLAY", line[6], re.IGNORECASE) is not None  # and not NON_OVERLAY
 
 
-def _scanner(path: Path, text: str, letter: str) -> ljpeg.Scanner:
+def _find_scanner(path: Path, text: str, letter: str) -> ljpeg.Scanner:
     digitizer = re.search(r"^DIGITIZER .*?(DBA|LUMISYS|HOWTEK)", text, _FLAGS)
     name = digitizer[1].upper() if digitizer else None
     if name == "DBA":
@@ -245,18 +238,18 @@ def _scanner(path: Path, text: str, letter: str) -> ljpeg.Scanner:
     )
 
 
-def _volume(path: Path) -> str | None:
-    """Which kind of volume the nearest folder of such a name says."""
+def _find_volume(path: Path) -> str | None:
+    """Tell the kind of volume by the nearest folder of such a name."""
     parts = Path(os.path.abspath(path)).parent.parts
     return next(
         (match[1].lower() for part in reversed(parts) if (match := _VOLUME.fullmatch(part))), None
     )
 
 
-def _mammogram(
+def _make_mammogram(
     archive: _Archive, case: _Case, line: re.Match[str], files: dict[tuple[str, str], Path]
 ) -> Mammogram | None:
-    """The record of one line of an .ics; None, and a note, where there is no image."""
+    """Make the record of one line of an .ics; None, and a note, where there is no image."""
     name = f"{line[1]}_{line[2]}".upper()
     rows = int(line[3])
     cols = int(line[4])
@@ -272,7 +265,7 @@ def _mammogram(
     abnormalities: list[_Abnormality] = []
     lesions: tuple[Lesion, ...] = ()
     if overlay is not None:
-        abnormalities, lesions = _overlay(archive, overlay, rows, cols)
+        abnormalities, lesions = _read_overlay(archive, overlay, rows, cols)
     elif _is_marked(line):
         archive.note(case.path, f"{name} kept without lesions: its overlay is missing")
     laterality = _LATERALITIES[line[1].upper()]
@@ -285,29 +278,33 @@ def _mammogram(
         rows=rows,
         cols=cols,
         read=partial(ljpeg.read_pixels, files[name, form], case.scanner, rows, cols),
+        file=files[name, form],
         laterality=laterality,
         view=view,
-        pathology="normal" if case.normal else _worst(abnormalities),
+        pathology="normal" if case.normal else _worst_pathology(abnormalities),
         lesions=lesions,
         spacing=(spacing, spacing) if spacing else None,
-        birads=max((one.assessment for one in abnormalities if one.assessment), default=None),
+        birads=max(
+            (abnormality.assessment for abnormality in abnormalities if abnormality.assessment),
+            default=None,
+        ),
         density=case.density,
     )
 
 
-def _worst(abnormalities: list[_Abnormality]) -> Pathology | None:
-    found = {_PATHOLOGIES.get(one.pathology) for one in abnormalities}
-    if "malignant" in found:
+def _worst_pathology(abnormalities: list[_Abnormality]) -> Pathology | None:
+    pathologies = {_PATHOLOGIES.get(abnormality.pathology) for abnormality in abnormalities}
+    if "malignant" in pathologies:
         return "malignant"
-    return "benign" if found == {"benign"} else None
+    return "benign" if pathologies == {"benign"} else None
 
 
-def _overlay(
+def _read_overlay(
     archive: _Archive, path: Path, rows: int, cols: int
 ) -> tuple[list[_Abnormality], tuple[Lesion, ...]]:
-    """The abnormalities of one overlay and their lesions; what gives none is noted."""
+    """Read the abnormalities of one overlay and their lesions; note what gives none."""
     try:
-        abnormalities = _abnormalities(_text(path))
+        abnormalities = _parse_abnormalities(_read_text(path))
     except ValueError as error:
         archive.note(
             path, f"its mammogram is kept without lesions: {str(error).removeprefix(f'{path}: ')}"
@@ -316,43 +313,43 @@ def _overlay(
     lesions: list[Lesion] = []
     for number, abnormality in enumerate(abnormalities, start=1):
         try:
-            lesions.extend(_lesions(abnormality, rows, cols))
+            lesions.extend(_make_lesions(abnormality, rows, cols))
         except ValueError as error:
             archive.note(path, f"abnormality {number} left out: {error}")
     return abnormalities, tuple(lesions)
 
 
-def _abnormalities(text: str) -> list[_Abnormality]:
-    """Raises ValueError where the file ends before the number it announces, or has no such form."""
+def _parse_abnormalities(text: str) -> list[_Abnormality]:
+    """Parse an overlay; raise ValueError where it breaks off or has another form."""
     lines = iter([line.strip() for line in text.splitlines() if line.strip()])
     total = 0
-    found = [_Abnormality()]
+    abnormalities = [_Abnormality()]
     for line in lines:
         word, rest = (*line.upper().split(maxsplit=1), "")[:2]
         if word == "TOTAL_ABNORMALITIES" and re.fullmatch(r"\d{1,3}", rest):
             total = int(rest)
         elif word == "ABNORMALITY":
-            found.append(_Abnormality())
+            abnormalities.append(_Abnormality())
         elif word == "LESION_TYPE":
-            found[-1].types.append(rest)
+            abnormalities[-1].types.append(rest)
         elif word == "ASSESSMENT":
-            found[-1].assessment = rest if re.fullmatch(r"[0-6]", rest) else ""
+            abnormalities[-1].assessment = rest if re.fullmatch(r"[0-6]", rest) else ""
         elif word == "PATHOLOGY":
-            found[-1].pathology = rest
+            abnormalities[-1].pathology = rest
         elif word in ("BOUNDARY", "CORE"):
             chain = next(lines, "")
             if word == "BOUNDARY":
-                found[-1].chains.append(chain)
-    if not total or len(found) - 1 < total:
+                abnormalities[-1].chains.append(chain)
+    if not total or len(abnormalities) - 1 < total:
         raise ValueError(
-            f"is no whole overlay, {len(found) - 1} of {total} abnormalities are there"
+            f"is no whole overlay, {len(abnormalities) - 1} of {total} abnormalities are there"
         )
-    return found[1:]
+    return abnormalities[1:]
 
 
-def _lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Lesion]:
-    """One abnormality's lesions. Raises ValueError with the reason where there is none."""
-    findings = [_finding(words) for words in abnormality.types]
+def _make_lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Lesion]:
+    """Make one abnormality's lesions; raise ValueError with the reason where there is none."""
+    findings = [_parse_finding(words) for words in abnormality.types]
     # the first of each kind
     kinds = {finding[0]: finding for finding in reversed(findings) if finding[0]}
     if not kinds:
@@ -363,7 +360,7 @@ def _lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Lesion
     if not abnormality.chains:
         raise ValueError("it has no BOUNDARY")
     for chain in abnormality.chains:
-        outline = _outline(chain)
+        outline = _decode_chain(chain)
         for finding in findings:
             kind, shape, margin, certain = finding
             if kind is not None and kinds[kind] is finding:
@@ -380,33 +377,37 @@ def _lesions(abnormality: _Abnormality, rows: int, cols: int) -> Iterator[Lesion
                 )
 
 
-def _finding(words: str) -> Finding:
-    """What one LESION_TYPE, in upper case, says."""
+def _parse_finding(words: str) -> Finding:
+    """Parse one LESION_TYPE in upper case."""
     if words.startswith("MASS"):
-        shape = _word(words, "SHAPE")
+        shape = _parse_word(words, "SHAPE")
         return (
             "mass",
             shape,
-            _word(words, "MARGINS"),
+            _parse_word(words, "MARGINS"),
             shape is None or not set(shape.split("-")) <= _NO_MASS,
         )
     if words.startswith("CALCIFICATION"):
-        return "calcification", _word(words, "TYPE"), None, True
+        return "calcification", _parse_word(words, "TYPE"), None, True
     if "DISTORT" in words:
         return "distortion", None, None, True
     return ("asymmetry" if "ASYMM" in words else None), None, None, True
 
 
-def _word(words: str, key: str) -> str | None:
+def _parse_word(words: str, key: str) -> str | None:
     match = re.search(rf"\b{key}\s+(\S+)", words)
     return (
         match[1].lower() if match and match[1] not in ("N/A", "MARGINS", "DISTRIBUTION") else None
     )
 
 
-def _outline(chain: str) -> NDArray[np.float32]:
-    """`col row c c c ... #`, a step c of 0 going up and 1 to 7 on clockwise -> float32 [points, 2],
-    (row, col).
+def _decode_chain(chain: str) -> NDArray[np.float32]:
+    """Decode a chain code `col row c c c ... #` into an outline.
+
+    A step c of 0 goes up, 1 to 7 go on clockwise.
+
+    Returns:
+        float32 [points, 2], (row, col).
     """
     content, end, _ = chain.partition("#")
     tokens = content.split()
@@ -420,5 +421,5 @@ def _outline(chain: str) -> NDArray[np.float32]:
     return np.concatenate([[(row, col)], (row, col) + np.cumsum(steps, axis=0)]).astype(np.float32)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return ljpeg.read_bytes(path, _TEXT_LIMIT).decode("ascii", errors="replace")

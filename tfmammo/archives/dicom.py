@@ -10,10 +10,9 @@ Left open by the standard or by what is found in files, and chosen here:
 - Several VOI LUTs and windows are alternatives for the eye; without a choice the first VOI LUT is
   taken, else the first window.
 - Spacing is that in the breast: PixelSpacing where it is calibrated (its calibration type says so,
-  it differs from
-  ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured at the detector,
-  over the estimated
-  magnification; else NominalScannedPixelSpacing of a scanned film.
+  it differs from ImagerPixelSpacing, or nothing else is stated); else ImagerPixelSpacing, measured
+  at the detector, over the estimated magnification; else NominalScannedPixelSpacing of a scanned
+  film.
 - Raw images ("for processing") are read like any other and marked in the header; they look unlike
   those made for the eye.
 
@@ -37,6 +36,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -63,7 +63,7 @@ from tfmammo.archives.elements import items as _items
 from tfmammo.archives.elements import numbers as _numbers
 from tfmammo.archives.elements import rendition
 from tfmammo.archives.elements import text as _text
-from tfmammo.archives.stored import Stored, looked_up
+from tfmammo.archives.stored import Stored, look_up
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import Laterality, View
 
@@ -136,12 +136,12 @@ class Header:
     """What a header states about its image, no pixel read.
 
     Attributes:
-        rows: Native size, px.
-        cols: Native size, px.
+        rows: Rows of the stored image.
+        cols: Columns of the stored image.
         spacing: (row, col) in mm per px in the breast, None where absent; unequal values stay as
             they are.
-        laterality: None where absent or neither L nor R, neither CC nor MLO.
-        view: None where absent or neither L nor R, neither CC nor MLO.
+        laterality: None where absent or neither L nor R.
+        view: None where absent or neither CC nor MLO.
         series_description: Free text, None where absent; a hospital may write anything there, so it
             must not reach a record.
         for_processing: Raw detector values, not yet made fit for the eye.
@@ -157,7 +157,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """The header of one mammogram; everything before the pixels is read, nothing behind.
+    """Read the header of one mammogram: everything before the pixels, nothing behind.
 
     Args:
         path: A DICOM file.
@@ -170,7 +170,7 @@ def read_header(path: Path) -> Header:
             file ends too early.
     """
     with reading(path), path.open("rb") as file, silence():
-        dataset = _dataset(file)
+        dataset = _read_header(file)
         _seek_pixels(file, dataset)  # for its complaints
         raw = (
             _text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
@@ -179,16 +179,16 @@ def read_header(path: Path) -> Header:
         return Header(
             rows=dataset.Rows,
             cols=dataset.Columns,
-            spacing=_spacing(dataset),
-            laterality=_laterality(dataset),
-            view=_view(dataset),
+            spacing=_find_spacing(dataset),
+            laterality=_find_laterality(dataset),
+            view=_find_view(dataset),
             series_description=_text(dataset, "SeriesDescription") or None,
             for_processing=raw,
         )
 
 
 def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
-    """The image of one mammogram, dark background, bright tissue.
+    """Read the image of one mammogram, dark background, bright tissue.
 
     Args:
         path: A DICOM file, of any transfer syntax that pydicom's installed plugins decode.
@@ -200,21 +200,35 @@ def read_pixels(path: Path, window: bool | int = True) -> NDArray[np.float32]:
         float32 [rows, cols, 1] in [0, 1], native px; padding pixels are 0.
 
     Raises:
-        ArchiveError: As `read_header`, or there is no window of that number, or the pixels can't be
-            decoded.
+        ArchiveError: What `read_header` raises, or there is no window of that number, or the pixels
+            can't be decoded.
 
     Source:
         DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.5.1.1.2 (pixel padding).
     """
     with reading(path), path.open("rb") as file:
-        _, codes, grey = _opened(file, window)
-    return looked_up(grey, codes)
+        _, codes, grey = _decode_file(file, window)
+    return look_up(grey, codes)
+
+
+def pixel_source(path: Path, window: bool | int = True) -> dict[str, Any]:
+    """Return the fields of a Mammogram that say where its pixels come from; nothing is read.
+
+    Args:
+        path: A DICOM file.
+        window: The same as for `read_pixels`.
+    """
+    return {
+        "read": partial(read_pixels, path, window=window),
+        "file": path,
+        "read_stored": partial(read_stored, path, window=window),
+    }
 
 
 def read_stored(path: Path, window: bool | int = True) -> Stored:
-    """The stored values of one mammogram, and what they stand for.
+    """Read the stored values of one mammogram, and what they stand for.
 
-    As `read_pixels`.
+    Arguments are those of `read_pixels`.
 
     Returns:
         The values by their sign and BitsStored, other bits cleared; their greys are what
@@ -223,50 +237,49 @@ def read_stored(path: Path, window: bool | int = True) -> Stored:
         hold the one that was asked for, of none the whole range.
 
     Raises:
-        ArchiveError: As `read_pixels`.
+        ArchiveError: What `read_pixels` raises.
     """
     with reading(path), path.open("rb") as file:
-        dataset, codes, grey = _opened(file, window)
+        dataset, codes, grey = _decode_file(file, window)
         with silence():
-            elements = rendition(dataset, _chosen(dataset, window))
+            elements = rendition(dataset, _choose_window(dataset, window))
     bits = dataset.BitsStored
     sign = 2 ** (dataset.BitsStored - 1) if dataset.PixelRepresentation else 0
     values: NDArray[np.integer] = codes.view(codes.dtype.str.replace("u", "i")) if sign else codes
     if values.min() < -sign or values.max() >= 2**bits - sign:
         # Bits above BitsStored may hold anything; a negative value is its lower bits less 2^bits.
         values = (((codes.astype(np.int32) & (2**bits - 1)) ^ sign) - sign).astype(values.dtype)
-    padding = _padding(dataset, np.arange(-sign, 2**bits - sign))
+    padding = _find_padding(dataset, np.arange(-sign, 2**bits - sign))
     greys = grey[np.arange(-sign, 2**bits - sign) % len(grey)]
     return Stored(values, bits, greys, -sign, padding, elements)
 
 
-def _opened(
+def _decode_file(
     file: BinaryIO, window: bool | int
 ) -> tuple[FileDataset, NDArray[np.unsignedinteger], NDArray[np.float32]]:
-    """Everything but the pixels, the bits of every pixel, and the grey value of each pattern of
-    bits.
-    """
+    """Read everything but the pixels, the bits of every pixel, and the grey of each bit pattern."""
     with silence():
-        dataset = _dataset(file)
+        dataset = _read_header(file)
         kind, length = _seek_pixels(file, dataset)
-        grey = _grey_of_codes(dataset, window)
+        grey = _map_codes(dataset, window)
     data = dataset.PixelData if "PixelData" in dataset else file.read(length)
     with silence():
-        return dataset, _codes(dataset, data, kind), grey
+        return dataset, _decode_codes(dataset, data, kind), grey
 
 
 def read_dataset(path: Path) -> FileDataset:
-    """All elements before the pixels, the patient's among them: for files that must refer to this
-    one, and for nothing else.
+    """Read all elements before the pixels, the patient's among them.
+
+    Only files that must refer to this one may use them.
 
     Args:
         path: A DICOM file.
 
     Raises:
-        ArchiveError: As `read_header`.
+        ArchiveError: What `read_header` raises.
     """
     with reading(path), path.open("rb") as file, silence():
-        return _dataset(file)
+        return _read_header(file)
 
 
 @contextmanager
@@ -287,8 +300,9 @@ def reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """No warning and no log line of pydicom and highdicom; values against the standard are common,
-    those that matter are checked here.
+    """Drop the warnings and log lines of pydicom and highdicom.
+
+    Values against the standard are common; those that matter are checked here.
     """
     _silence.enter()
     try:
@@ -298,8 +312,9 @@ def silence() -> Iterator[None]:
 
 
 class _Silence:
-    """Warnings and loggers belong to the process: the first thread that comes silences them, the
-    last one that goes undoes it.
+    """Silences warnings and loggers, which belong to the process.
+
+    The first thread that comes silences them, the last one that goes undoes it.
 
     So no file waits for the decoding of another.
     """
@@ -339,15 +354,16 @@ class _Silence:
 _silence = _Silence()
 
 
-def _dataset(file: BinaryIO) -> FileDataset:
-    """Everything before the pixels, checked; of a deflated file, which is inflated as a whole, the
-    pixels too.
+def _read_header(file: BinaryIO) -> FileDataset:
+    """Read and check everything before the pixels.
+
+    A deflated file is inflated as a whole, so its pixels are read too.
     """
-    dataset = _inflated(file) or pydicom.dcmread(file, stop_before_pixels=True)
+    dataset = _inflate(file) or pydicom.dcmread(file, stop_before_pixels=True)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
         raise _Fault("its transfer syntax is missing or unknown")
-    _check(dataset)
+    _check_header(dataset)
     for key in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         # an enhanced image states here what all others state at the top
         for group in _items(dataset, key):
@@ -358,8 +374,8 @@ def _dataset(file: BinaryIO) -> FileDataset:
     return dataset
 
 
-def _inflated(file: BinaryIO) -> FileDataset | None:
-    """A deflated file's elements; None of any other file.
+def _inflate(file: BinaryIO) -> FileDataset | None:
+    """Inflate a deflated file's elements; None of any other file.
 
     Raises where it would inflate to more than a mammogram needs.
     """
@@ -380,12 +396,12 @@ def _inflated(file: BinaryIO) -> FileDataset | None:
     )
 
 
-def _check(dataset: FileDataset) -> None:
+def _check_header(dataset: FileDataset) -> None:
     """Raise unless this is one grey image of a breast; leave its numbers as int."""
     modality = _text(dataset, "Modality")
     photometric = _text(dataset, "PhotometricInterpretation")
-    if modality != "MG" and not _is_of_a_breast(dataset, modality):
-        raise _Fault(f"is no mammogram, its modality is {_quoted(modality, _MODALITIES)}")
+    if modality != "MG" and not _may_be_mammogram(dataset, modality):
+        raise _Fault(f"is no mammogram, its modality is {_quote_word(modality, _MODALITIES)}")
     rows = _integer(dataset, "Rows", 0)
     cols = _integer(dataset, "Columns", 0)
     frames = _integer(dataset, "NumberOfFrames", 1)
@@ -401,7 +417,7 @@ def _check(dataset: FileDataset) -> None:
     ):
         raise _Fault(
             "is no grey image, its photometric interpretation is "
-            f"{_quoted(photometric, _PHOTOMETRICS)}"
+            f"{_quote_word(photometric, _PHOTOMETRICS)}"
         )
     allocated = _integer(dataset, "BitsAllocated", 0)
     bits = _integer(dataset, "BitsStored", 0)
@@ -416,9 +432,10 @@ def _check(dataset: FileDataset) -> None:
     dataset.PixelRepresentation = _integer(dataset, "PixelRepresentation", 0)
 
 
-def _is_of_a_breast(dataset: FileDataset, modality: str) -> bool:
-    """Whether an image of another modality than MG may be a mammogram: a scanned film, or one that
-    states no modality but a breast.
+def _may_be_mammogram(dataset: FileDataset, modality: str) -> bool:
+    """Whether an image of another modality than MG may be a mammogram.
+
+    A scanned film may be, and an image that states no modality but a breast.
     """
     kind = _text(dataset, "SOPClassUID")
     if kind.startswith(_SECONDARY_CAPTURE):
@@ -431,8 +448,10 @@ def _is_of_a_breast(dataset: FileDataset, modality: str) -> bool:
 
 
 def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
-    """Go to the first byte of the pixels; return their type and how many bytes to read, -1 for all
-    that follow.
+    """Go to the first byte of the pixels.
+
+    Returns:
+        Their type, and how many bytes to read, -1 for all that follow.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     kind = "OW"
@@ -453,7 +472,7 @@ def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
         raise _Fault("has no pixel data")
     if syntax.is_encapsulated:
         return kind, -1 if length == _UNDEFINED else length
-    needed = _bytes_of_pixels(dataset)
+    needed = _count_bytes(dataset)
     if length == _UNDEFINED:
         raise _Fault("its pixels are compressed, though its transfer syntax says that they are not")
     if min(rest, length) < needed:
@@ -463,16 +482,16 @@ def _seek_pixels(file: BinaryIO, dataset: FileDataset) -> tuple[str, int]:
     return kind, needed + needed % 2
 
 
-def _bytes_of_pixels(dataset: Dataset) -> int:
+def _count_bytes(dataset: Dataset) -> int:
     return int(-(-dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8))
 
 
-def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedinteger]:
-    """The bits of every pixel, decompressed: uint8 or uint16 [rows, cols]; negative values wrap."""
+def _decode_codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedinteger]:
+    """Decompress the bits of every pixel: uint8 or uint16 [rows, cols]; negative values wrap."""
     syntax = dataset.file_meta.TransferSyntaxUID
-    needed = _bytes_of_pixels(dataset)
+    needed = _count_bytes(dataset)
     if syntax == RLELossless:
-        return compressed.unpacked(
+        return compressed.unpack(
             compressed.frame(data), dataset.Rows, dataset.Columns, dataset.BitsAllocated
         )
     if syntax.is_encapsulated:
@@ -491,7 +510,7 @@ def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedi
         "pixel_keyword": "PixelData",
         "pixel_vr": kind,
         "view_only": dataset.BitsAllocated == 16,  # no copy where none is needed
-        "correct_unused_bits": False,  # left to _grey_of_codes
+        "correct_unused_bits": False,  # left to _map_codes
     }
     try:
         codes, _ = get_decoder(syntax).as_array(data, index=0, raw=True, **options)
@@ -502,8 +521,8 @@ def _codes(dataset: FileDataset, data: bytes, kind: str) -> NDArray[np.unsignedi
     return codes.view(codes.dtype.str.replace("i", "u"))
 
 
-def _grey_of_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
-    """What a pixel's bits stand for in the image: float32 [256 or 65536] in [0, 1]."""
+def _map_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float32]:
+    """Return what a pixel's bits stand for in the image: float32 [256 or 65536] in [0, 1]."""
     width = 16 if dataset.BitsAllocated == 16 else 8
     # pydicom fills the bits above BitsStored with the sign for these two; in all others they may
     # hold anything.
@@ -515,20 +534,21 @@ def _grey_of_codes(dataset: FileDataset, window: bool | int) -> NDArray[np.float
     stored = np.arange(2**bits)
     if dataset.PixelRepresentation:
         stored[2 ** (bits - 1) :] -= 2**bits
-    grey = _grey(dataset, stored, window)
+    grey = _map_values(dataset, stored, window)
     if _text(dataset, "PhotometricInterpretation") == "MONOCHROME1":
         grey = 1 - grey
-    grey[_padding(dataset, stored)] = 0
+    grey[_find_padding(dataset, stored)] = 0
     if not np.isfinite(grey).all():
         raise _Fault("its rescale or window holds a number that is not finite")
     return np.tile(grey.astype(np.float32), 2 ** (width - bits))
 
 
-def _grey(
+def _map_values(
     dataset: FileDataset, stored: NDArray[np.integer], window: bool | int
 ) -> NDArray[np.float64]:
-    """Stored values -> [0, 1] of the same shape, photometric interpretation and padding not yet
-    applied.
+    """Map stored values to [0, 1], the same shape.
+
+    Photometric interpretation and padding are not applied yet.
     """
     bits = dataset.BitsStored
     values = stored.astype(np.float64)
@@ -544,11 +564,13 @@ def _grey(
     elif slope and intercept:
         values = values * slope[0] + intercept[0]
         low, high = sorted((low * slope[0] + intercept[0], high * slope[0] + intercept[0]))
-    chosen = _chosen(dataset, window)
-    if isinstance(chosen, Dataset):
-        values, low, high = _look_up(dataset, values, low, chosen)
-    elif chosen is not None:
-        values = _window(values, *chosen, _text(dataset, "VOILUTFunction").upper() or "LINEAR")
+    chosen_window = _choose_window(dataset, window)
+    if isinstance(chosen_window, Dataset):
+        values, low, high = _look_up(dataset, values, low, chosen_window)
+    elif chosen_window is not None:
+        values = _apply_window(
+            values, *chosen_window, _text(dataset, "VOILUTFunction").upper() or "LINEAR"
+        )
         low = 0.0
         high = 1.0
     if not low < high:
@@ -556,8 +578,10 @@ def _grey(
     return np.clip((values - low) / (high - low), 0, 1)
 
 
-def _chosen(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, float] | None:
-    """The VOI LUT or window (centre, width) that `window` stands for."""
+def _choose_window(
+    dataset: FileDataset, window: bool | int
+) -> Dataset | tuple[float, float] | None:
+    """Choose the VOI LUT or window (centre, width) that `window` stands for."""
     windows = list(
         zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False)
     )
@@ -573,7 +597,7 @@ def _chosen(dataset: FileDataset, window: bool | int) -> Dataset | tuple[float, 
 def _look_up(
     dataset: FileDataset, values: NDArray[np.float64], low: float, item: Dataset
 ) -> tuple[NDArray, float, float]:
-    """Values through one LUT, and the LUT's output range.
+    """Look values up in one LUT; return the LUT's output range too.
 
     Values outside the table take its first or last entry.
     """
@@ -590,10 +614,10 @@ def _look_up(
     return table[index].astype(np.float64), 0.0, 2.0**bits - 1
 
 
-def _window(
+def _apply_window(
     values: NDArray[np.float64], center: float, width: float, function: str
 ) -> NDArray[np.float64]:
-    """Values through a window: 0 at its lower end and below, 1 at its upper end and above."""
+    """Apply a window: 0 at its lower end and below, 1 at its upper end and above."""
     if not width >= (1 if function == "LINEAR" else np.finfo(np.float32).tiny):
         raise _Fault(f"a window of width {width:g} is empty")
     if function == "LINEAR":  # C.11.2.1.2.1; a window of width 1 is a step
@@ -605,13 +629,14 @@ def _window(
     raise _Fault("its VOI LUT function is none of LINEAR, LINEAR_EXACT and SIGMOID")
 
 
-def _padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Where the image was padded to a rectangle; without this a MONOCHROME1 background would turn
-    bright.
+def _find_padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Find where the image was padded to a rectangle.
+
+    Without this a MONOCHROME1 background would turn bright.
     """
-    if not (one := _numbers(dataset, "PixelPaddingValue")):
+    if not (padding := _numbers(dataset, "PixelPaddingValue")):
         return np.zeros(stored.shape, bool)
-    limits = np.array([one[0], (_numbers(dataset, "PixelPaddingRangeLimit") or one)[0]])
+    limits = np.array([padding[0], (_numbers(dataset, "PixelPaddingRangeLimit") or padding)[0]])
     if dataset.PixelRepresentation:  # both are often read with the wrong sign
         limits = (limits + 2**15) % 2**16 - 2**15
     else:
@@ -619,9 +644,9 @@ def _padding(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bo
     return (stored >= limits.min()) & (stored <= limits.max())
 
 
-def _spacing(dataset: FileDataset) -> tuple[float, float] | None:
-    stated = _pair(dataset, "PixelSpacing")
-    imager = _pair(dataset, "ImagerPixelSpacing")
+def _find_spacing(dataset: FileDataset) -> tuple[float, float] | None:
+    stated = _parse_pair(dataset, "PixelSpacing")
+    imager = _parse_pair(dataset, "ImagerPixelSpacing")
     if stated and (stated != imager or _text(dataset, "PixelSpacingCalibrationType")):
         return stated
     if imager:
@@ -629,17 +654,17 @@ def _spacing(dataset: FileDataset) -> tuple[float, float] | None:
         # The breast lies between source and detector, so that a factor below 1 can only be a
         # mistake.
         return (imager[0] / factor, imager[1] / factor) if 1 <= factor < np.inf else imager
-    return _pair(dataset, "NominalScannedPixelSpacing")
+    return _parse_pair(dataset, "NominalScannedPixelSpacing")
 
 
-def _pair(dataset: FileDataset, key: str) -> tuple[float, float] | None:
+def _parse_pair(dataset: FileDataset, key: str) -> tuple[float, float] | None:
     values = _numbers(dataset, key)
     if len(values) == 2 and all(0 < value < np.inf for value in values):
         return values[0], values[1]
     return None
 
 
-def _laterality(dataset: FileDataset) -> Laterality | None:
+def _find_laterality(dataset: FileDataset) -> Laterality | None:
     for key in ("ImageLaterality", "Laterality", "FrameLaterality"):
         if (word := _text(dataset, key).upper()) in _SIDES:
             return _SIDES[word]
@@ -651,12 +676,14 @@ def _laterality(dataset: FileDataset) -> Laterality | None:
     return _SIDES.get(match[1]) if match else None
 
 
-def _view(dataset: FileDataset) -> View | None:
+def _find_view(dataset: FileDataset) -> View | None:
     if match := _VIEW_POSITION.fullmatch(_text(dataset, "ViewPosition").upper()):
         return _VIEWS[match[2]]
     codes = [_text(item, "CodeValue") for item in _items(dataset, "ViewCodeSequence")]
     return next((_VIEW_CODES[code] for code in codes if code in _VIEW_CODES), None)
 
 
-def _quoted(word: str, known: tuple[str, ...]) -> str:
-    return word if word in known else "unknown" if word else "not stated"
+def _quote_word(word: str, standard_words: tuple[str, ...]) -> str:
+    if not word:
+        return "not stated"
+    return word if word in standard_words else "unknown"

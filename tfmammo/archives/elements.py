@@ -1,5 +1,6 @@
-"""Single elements of a DICOM header: read without quoting what a fault holds, and those
-that lead from value to grey copied.
+"""Read single elements of a DICOM header without quoting what a fault holds.
+
+The elements that lead from value to grey are copied.
 
 Whatever is asked for here may be anything in a damaged or careless header, a patient's name too. So
 numbers are read as numbers, words are compared with those of the standard, and nothing else is
@@ -31,83 +32,86 @@ class Fault(Exception):
 
 
 def text(dataset: Dataset, key: str) -> str:
-    """A value as text, "" where it is absent."""
+    """Return a value as text, "" where it is absent."""
     return str(value(dataset, key) or "").strip()
 
 
 def items(dataset: Dataset, key: str) -> list[Dataset]:
-    """A sequence's items."""
+    """Return a sequence's items."""
     return list(value(dataset, key) or ())
 
 
 def integer(dataset: Dataset, key: str, absent: int) -> int:
-    """The first number of a value, `absent` where there is none."""
+    """Return the first number of a value, `absent` where there is none."""
     values = numbers(dataset, key)
     return int(values[0]) if values else absent
 
 
 def numbers(dataset: Dataset, key: str) -> list[float]:
-    """A value as numbers."""
-    found = value(dataset, key)
+    """Return a value as numbers."""
+    content = value(dataset, key)
     try:
-        return [] if found is None else [float(number) for number in np.atleast_1d(found)]
+        return [] if content is None else [float(number) for number in np.atleast_1d(content)]
     except (TypeError, ValueError):
         raise Fault(f"its {key} is no number") from None
 
 
 def value(dataset: Dataset, key: str) -> Any:
-    """A value, None where it is absent."""
+    """Return a value, None where it is absent."""
     try:
         return dataset.get(key)
     except Exception:  # the value is converted now, and what is raised quotes it
         raise Fault(f"its {key} can't be read") from None
 
 
-def rendition(dataset: Dataset, chosen: Dataset | tuple[float, float] | None) -> dict[str, Any]:
-    """What must stand in another file of the same stored values so that they are shown, and
-    measured, as in this one.
+def rendition(dataset: Dataset, window: Dataset | tuple[float, float] | None) -> dict[str, Any]:
+    """Copy the elements that decide how stored values are shown and measured.
+
+    Another file of the same values needs them.
 
     Args:
         dataset: A checked header.
-        chosen: Its VOI LUT or window (centre, width) to go by; None for the whole range.
+        window: Its VOI LUT or window (centre, width) to go by; None for the whole range.
 
     Returns:
         Values by keyword: photometric interpretation, modality LUT or rescale, that one VOI LUT or
         window, padding, spacing.
     """
-    found: dict[str, Any] = {
-        key: text(dataset, key) for key, known in _WORDS.items() if text(dataset, key) in known
+    elements: dict[str, Any] = {
+        key: text(dataset, key) for key, words in _WORDS.items() if text(dataset, key) in words
     }
-    found |= {key: _decimal(numbers(dataset, key)[0]) for key in _DECIMALS if numbers(dataset, key)}
-    found |= {
-        key: [_decimal(number) for number in numbers(dataset, key)]
+    elements |= {
+        key: _round_decimal(numbers(dataset, key)[0]) for key in _DECIMALS if numbers(dataset, key)
+    }
+    elements |= {
+        key: [_round_decimal(number) for number in numbers(dataset, key)]
         for key in _PAIRS
         if len(numbers(dataset, key)) == 2
     }
-    found |= {key: _padding_value(dataset, key) for key in _PADDING if numbers(dataset, key)}
+    elements |= {key: _padding_value(dataset, key) for key in _PADDING if numbers(dataset, key)}
     if tables := items(dataset, "ModalityLUTSequence"):
-        found["ModalityLUTSequence"] = [_table(tables[0], ModalityLUTType="US")]
-    if isinstance(chosen, Dataset):
-        found["VOILUTSequence"] = [_table(chosen)]
-    elif chosen is not None:
-        found["WindowCenter"], found["WindowWidth"] = map(_decimal, chosen)
-    if not isinstance(chosen, tuple):
-        found.pop("VOILUTFunction", None)
-    return found
+        elements["ModalityLUTSequence"] = [_copy_table(tables[0], ModalityLUTType="US")]
+    if isinstance(window, Dataset):
+        elements["VOILUTSequence"] = [_copy_table(window)]
+    elif window is not None:
+        elements["WindowCenter"], elements["WindowWidth"] = map(_round_decimal, window)
+    if not isinstance(window, tuple):
+        elements.pop("VOILUTFunction", None)
+    return elements
 
 
-def _decimal(number: float) -> DSfloat:
+def _round_decimal(number: float) -> DSfloat:
     return DSfloat(number, auto_format=True)  # at most 16 characters
 
 
 def _padding_value(dataset: Dataset, key: str) -> int:
-    """With the sign that the pixels have: it is often read with the wrong one."""
+    """Return it with the sign that the pixels have: it is often read with the wrong one."""
     number = int(numbers(dataset, key)[0]) % 2**16
     return number - 2**16 if dataset.PixelRepresentation and number >= 2**15 else number
 
 
-def _table(item: Dataset, **words: str) -> Dataset:
-    """A LUT without its explanation, which is free text."""
+def _copy_table(item: Dataset, **words: str) -> Dataset:
+    """Copy a LUT without its explanation, which is free text."""
     copy = Dataset()
     for key in ("LUTDescriptor", "LUTData"):
         copy.add(item[key])

@@ -1,25 +1,24 @@
 """The user's own mammograms: a folder of images with masks or COCO annotations, and a table.
 
-    images/              .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal
-    ones) and .dcm, at any depth
-    masks/               <image's name>.png, or <image's name>_1.png, _2.png ... where it has
-    several lesions: 0 is background
-    annotations.json     or COCO instead of masks: polygons, RLE (compressed or not) or boxes
-    metadata.csv         file, patient, laterality, view, pathology, kind, shape, margin, birads,
-    density, spacing, split, bits,
-                         lesion_patient
+    images/             .png .tif .tiff .jpg .jpeg .pgm .bmp (8 or 16 bit, one channel or equal
+                        ones) and .dcm, at any depth
+    masks/              <image's name>.png, or <image's name>_1.png, _2.png ... where it has several
+                        lesions: 0 is background
+    annotations.json    or COCO instead of masks: polygons, RLE (compressed or not) or boxes
+    metadata.csv        file, patient, laterality, view, pathology, kind, shape, margin, birads,
+                        density, spacing, split, bits, lesion_patient
 
 All but `images` may be missing. The table's columns stand in any order, all but `file` may be
 missing or blank, others are ignored and noted; it is separated by commas, semicolons or tabs.
 `file` names an image ("a.png", "images/left/b.dcm"), or one mask ("a_2.png"), whose row then gives
 that lesion's kind, shape, margin and pathology.
 
-Patients. Two images of one woman on both sides of a split make every result worthless, and file
-names can't be trusted to tell them apart. So nothing is guessed: where the table names patients,
-images without one are left out and counted; where it names none at all, all images count as one
-patient, which can be looked at and predicted on but not split, and a log line says so.
-`lesion_patient`, which synthetic mammograms with another woman's lesions have, is known and not
-gone by: such a set is to be made of one side of a split alone.
+Patients. Images of one woman in both subsets of a split make every result worthless, and file names
+can't be trusted to tell women apart. So nothing is guessed. Where the table names patients, images
+without one are left out and counted. Where it names none at all, all images count as one patient:
+they can be looked at and predicted on but not split, and a log line says so.
+`lesion_patient`, which synthetic mammograms with another woman's lesions have, is accepted and not
+used: make such a set from one subset of a split alone.
 
 Grey values. Nothing is guessed from the pixels: 16-bit files are scaled by 65535, also where their
 values stay below 4096. The column `bits` says what they hold instead (12 for most detectors); a log
@@ -64,7 +63,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from tfmammo.archives import coco, dicom
-from tfmammo.archives.files import beneath
+from tfmammo.archives.files import list_regular_files
 from tfmammo.archives.stored import unused_range
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
@@ -73,9 +72,9 @@ from tfmammo.mammogram import (
     Mammogram,
     MaskedLesion,
     Skipped,
-    hashed_id,
+    hash_id,
     is_keyed,
-    spelling,
+    normalize_spelling,
 )
 
 log = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ Row = Mapping[str, Any]  # a column's name -> its value in our own terms; blank 
 
 @dataclass
 class _Folder:
-    """What lies beneath one root."""
+    """What a root holds."""
 
     root: Path
     skipped: Skipped
@@ -116,8 +115,9 @@ class _Folder:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of a folder, in the order of their names; tables and headers are read, pixels
-    and masks are not.
+    """Read the mammograms of a folder, in the order of their names.
+
+    Tables and headers are read, pixels and masks are not.
 
     Args:
         root: The folder that holds `images`.
@@ -141,16 +141,16 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
         raise ArchiveError(f"{root}: has no folder images")
     if (root / "masks").is_dir() and (root / "annotations.json").exists():
         raise ArchiveError(f"{root}: has both masks and annotations.json, keep one of them")
-    folder = _Folder(root, skipped, _find(root, "images", PICTURES + DICOMS, skipped), {})
+    folder = _Folder(root, skipped, _find_files(root, "images", PICTURES + DICOMS, skipped), {})
     if (root / "metadata.csv").exists():
-        folder.rows = _table(root / "metadata.csv", skipped)
+        folder.rows = _read_table(root / "metadata.csv", skipped)
     if (root / "masks").is_dir():
-        folder.masks = _masks(folder)
+        folder.masks = _find_masks(folder)
     elif (root / "annotations.json").exists():
-        folder.coco = _coco(folder, root / "annotations.json")
+        folder.coco = _read_coco(folder, root / "annotations.json")
         folder.listed_only = True
     _note_unused_rows(folder)
-    mammograms = list(_mammograms(folder))
+    mammograms = list(_make_mammograms(folder))
     for reason, count in folder.counts.items():
         skipped.add("images/*", f"{count} {reason}")
     if not mammograms:
@@ -163,8 +163,8 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return mammograms
 
 
-def mammogram(path: Path) -> Mammogram:
-    """One file by itself, without any folder around it: its header is read, its pixels are not.
+def read_one(path: Path) -> Mammogram:
+    """Read one file by itself, without any folder around it: its header, not its pixels.
 
     Args:
         path: An image of a kind that a folder may hold; a DICOM may have any name.
@@ -179,7 +179,7 @@ def mammogram(path: Path) -> Mammogram:
     """
     if path.exists() and not path.is_file():
         raise ArchiveError(f"{path}: is no file")
-    facts = _dicom_facts(path) if is_dicom(path) else _facts(path, None)
+    facts = _read_dicom_facts(path) if is_dicom(path) else _read_facts(path, None)
     if facts is None:
         raise ArchiveError(
             f"{path}: is a raw image ('for processing'), take the one for presentation"
@@ -188,16 +188,14 @@ def mammogram(path: Path) -> Mammogram:
     name = path.stem.encode(errors="replace").decode()
     return Mammogram(
         archive="folder",
-        patient_id=hashed_id("folder", ""),
-        image_id=hashed_id("folder", name),
+        patient_id=hash_id("folder", ""),
+        image_id=hash_id("folder", name),
         **facts,
     )
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM by its ending or by its first bytes; False where it
-    can't be read.
-    """
+    """Whether a file is a DICOM by its ending or its first bytes; False where it can't be read."""
     try:
         with path.open("rb") as file:
             return path.suffix.lower() in DICOMS or file.read(132)[128:] == b"DICM"
@@ -205,38 +203,41 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def _find(root: Path, name: str, endings: tuple[str, ...], skipped: Skipped) -> dict[str, Path]:
-    """Files of these endings by their names beneath `name`, in one spelling and without the ending,
-    in order.
+def _find_files(
+    root: Path, name: str, endings: tuple[str, ...], skipped: Skipped
+) -> dict[str, Path]:
+    """Find files of these endings by their names beneath `name`, in order.
+
+    Names are in one spelling and without the ending.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     others = 0
-    for path in sorted(beneath(root / name, links=False)):
-        key = spelling(path.relative_to(root / name).with_suffix("").as_posix())
+    for path in sorted(list_regular_files(root / name, links=False)):
+        key = normalize_spelling(path.relative_to(root / name).with_suffix("").as_posix())
         # a name in no known encoding can't be hashed
         if path.suffix.lower() not in endings or not key.isprintable():
             others += 1
-        elif key in found:
+        elif key in files:
             skipped.add(
                 path.relative_to(root).as_posix(),
                 "another file has the same name and another ending or spelling",
             )
         else:
-            found[key] = path
+            files[key] = path
     if others:
         skipped.add(
             f"{name}/*",
             f"{others} files of other kinds than {' '.join(endings)}, or with unprintable names",
         )
-    return found
+    return files
 
 
-def _key(name: str) -> str:
-    """What a table calls a file -> its name beneath images or masks, without the ending.
+def _make_key(name: str) -> str:
+    """Turn what a table calls a file into its name beneath images or masks, without the ending.
 
     Raises ValueError outside of them.
     """
-    name = spelling(name)
+    name = normalize_spelling(name)
     path = PurePosixPath(name.strip().replace("\\", "/"))
     if (
         path.is_absolute()
@@ -256,17 +257,17 @@ def _key(name: str) -> str:
 # metadata.csv
 
 
-def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
-    return partial(_word, words)
+def _parse_choice(words: Mapping[str, Any]) -> Callable[[str], Any]:
+    return partial(_parse_word, words)
 
 
-def _word(words: Mapping[str, Any], text: str) -> Any:
+def _parse_word(words: Mapping[str, Any], text: str) -> Any:
     if text.lower() not in words:
         raise ValueError(f"is none of {', '.join(words)}")
     return words[text.lower()]
 
 
-def _spacing(text: str) -> tuple[float, float]:
+def _parse_spacing(text: str) -> tuple[float, float]:
     try:
         values = [float(number.replace(",", ".")) for number in re.split(r"\s*[x×\s]\s*", text)]
     except ValueError:
@@ -276,37 +277,37 @@ def _spacing(text: str) -> tuple[float, float]:
     return values[0], values[-1]
 
 
-def _bits(text: str) -> int:
+def _parse_bits(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,2}", text) or not 1 <= int(text) <= 16:
         raise ValueError("is no number of bits from 1 to 16")
     return int(text)
 
 
-def _patient(text: str) -> str:
+def _parse_patient(text: str) -> str:
     # ids that differ in this alone are one patient's: the safe side
-    return spelling(spelling(text).casefold())
+    return normalize_spelling(normalize_spelling(text).casefold())
 
 
 _COLUMNS: dict[str, Callable[[str], Any]] = {
-    "file": _key,
-    "patient": _patient,
-    "laterality": _one_of({"l": "L", "left": "L", "r": "R", "right": "R"}),
-    "view": _one_of({"cc": "CC", "mlo": "MLO"}),
-    "pathology": _one_of({word: word for word in ("normal", "benign", "malignant")}),
-    "kind": _one_of(coco.KINDS),
+    "file": _make_key,
+    "patient": _parse_patient,
+    "laterality": _parse_choice({"l": "L", "left": "L", "r": "R", "right": "R"}),
+    "view": _parse_choice({"cc": "CC", "mlo": "MLO"}),
+    "pathology": _parse_choice({word: word for word in ("normal", "benign", "malignant")}),
+    "kind": _parse_choice(coco.KINDS),
     "shape": str.lower,
     "margin": str.lower,
     "birads": str,
     "density": str,
-    "spacing": _spacing,
-    "split": _one_of({"train": "train", "test": "test"}),
-    "bits": _bits,
-    "lesion_patient": _patient,
+    "spacing": _parse_spacing,
+    "split": _parse_choice({"train": "train", "test": "test"}),
+    "bits": _parse_bits,
+    "lesion_patient": _parse_patient,
 }
 
 
-def _table(path: Path, skipped: Skipped) -> dict[str, Row]:
-    """The rows by file.
+def _read_table(path: Path, skipped: Skipped) -> dict[str, Row]:
+    """Read the rows by file.
 
     Messages name line and column but no value: it might be a patient's in the wrong place.
     """
@@ -335,19 +336,21 @@ def _table(path: Path, skipped: Skipped) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for number, cells in enumerate(lines[1:], start=2):
         if any(cell.strip() for cell in cells):
-            row = _row(path, number, columns, cells)
+            row = _parse_row(path, number, columns, cells)
             if rows.setdefault(row["file"], row) is not row:
                 raise ArchiveError(f"{path}: row {number} is a second one of its file")
     return rows
 
 
-def _row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
+def _parse_row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
     if len(cells) != len(columns):
         raise ArchiveError(
             f"{path}: row {number} has {len(cells)} cells, the first line {len(columns)}"
         )
     row = {}
-    for name, text in zip(columns, (spelling(cell).strip() for cell in cells), strict=True):
+    for name, text in zip(
+        columns, (normalize_spelling(cell).strip() for cell in cells), strict=True
+    ):
         if name in _COLUMNS and (text or name == "file"):
             try:
                 if not text:
@@ -359,8 +362,8 @@ def _row(path: Path, number: int, columns: list[str], cells: list[str]) -> Row:
 
 
 def _note_unused_rows(folder: _Folder) -> None:
-    known = {*folder.images, *(mask for masks in folder.masks.values() for mask, _ in masks)}
-    if unused := len(folder.rows.keys() - known):
+    used = {*folder.images, *(mask for masks in folder.masks.values() for mask, _ in masks)}
+    if unused := len(folder.rows.keys() - used):
         folder.skipped.add(
             "metadata.csv", f"{unused} of its {len(folder.rows)} files are no image or mask here"
         )
@@ -369,12 +372,13 @@ def _note_unused_rows(folder: _Folder) -> None:
 # Lesions
 
 
-def _masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
-    """The masks of each image: those of its own name, and of its name with a number, in the order
-    of the numbers.
+def _find_masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
+    """Find the masks of each image.
+
+    They have the image's name, or that name with a number; numbers give the order.
     """
     numbered = defaultdict(list)
-    for mask, path in _find(folder.root, "masks", PICTURES, folder.skipped).items():
+    for mask, path in _find_files(folder.root, "masks", PICTURES, folder.skipped).items():
         match = re.fullmatch(r"(.+)_([0-9]{1,9})", mask, re.DOTALL)
         if mask in folder.images:
             numbered[mask].append((-1, mask, path))
@@ -391,15 +395,15 @@ def _masks(folder: _Folder) -> dict[str, list[tuple[str, Path]]]:
     }
 
 
-def _coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
-    """The images that a COCO file lists and that are there."""
-    listed = coco.load(path, _key, partial(folder.note, path))
+def _read_coco(folder: _Folder, path: Path) -> dict[str, coco.Listed]:
+    """Read the images that a COCO file lists and that are there."""
+    listed = coco.load(path, _make_key, partial(folder.note, path))
     if missing := len(listed.keys() - folder.images.keys()):
         folder.note(path, f"{missing} of its {len(listed)} images are missing")
     return listed
 
 
-def _mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+def _make_mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
     row = folder.rows.get(image, {})
     masks = folder.masks.get(image, [])
     if masks and row.get("pathology") == "normal":
@@ -408,25 +412,27 @@ def _mask_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator
         )
         return
     for mask, path in masks:
-        details = _details(row, len(masks)) | (
-            _details(folder.rows.get(mask, {}), 1) if mask != image else {}
+        details = _find_details(row, len(masks)) | (
+            _find_details(folder.rows.get(mask, {}), 1) if mask != image else {}
         )
         kind = folder.rows.get(mask, {}).get("kind") or row.get("kind")
         details["kind_is_certain"] = kind is not None
-        yield MaskedLesion(kind or "mass", partial(_mask, path, rows, cols), **details)
+        yield MaskedLesion(
+            kind or "mass", partial(_read_mask, path, rows, cols), (path,), **details
+        )
 
 
-def _coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
+def _make_coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator[Lesion]:
     listed = folder.coco[image]
     path = folder.images[image]
     where = f"{folder.root / 'annotations.json'}: {path.relative_to(folder.root).as_posix()}"
     # what is read later may be told in a log
-    later = f"{folder.root / 'annotations.json'}: {hashed_id('folder', image)}"
+    later = f"{folder.root / 'annotations.json'}: {hash_id('folder', image)}"
     if listed.size not in (None, (rows, cols)):
         raise coco.Contradiction(
             f"{where} has {(rows, cols)} rows and columns there, but {listed.size} is stated"
         )
-    details = _details(folder.rows.get(image, {}), len(listed.annotations))
+    details = _find_details(folder.rows.get(image, {}), len(listed.annotations))
     for number, (kind, annotation) in enumerate(listed.annotations, start=1):
         try:
             yield coco.lesion(
@@ -438,8 +444,8 @@ def _coco_lesions(folder: _Folder, image: str, rows: int, cols: int) -> Iterator
             folder.note(path, f"annotation {number} left out: {error}")
 
 
-def _details(row: Row, lesions: int) -> dict[str, Any]:
-    """What an image's row says of each of its lesions."""
+def _find_details(row: Row, lesions: int) -> dict[str, Any]:
+    """Return what an image's row says of each of its lesions."""
     details = {name: row[name] for name in ("shape", "margin") if name in row and lesions == 1}
     if row.get("pathology") == "benign" or (lesions == 1 and row.get("pathology") == "malignant"):
         details["pathology"] = row["pathology"]
@@ -449,7 +455,7 @@ def _details(row: Row, lesions: int) -> dict[str, Any]:
 # Images
 
 
-def _mammograms(folder: _Folder) -> Iterator[Mammogram]:
+def _make_mammograms(folder: _Folder) -> Iterator[Mammogram]:
     has_patients = any("patient" in row for row in folder.rows.values())
     if not has_patients:
         reason = (
@@ -468,13 +474,13 @@ def _mammograms(folder: _Folder) -> Iterator[Mammogram]:
             folder.counts["images that annotations.json does not list"] += 1
         elif has_patients and "patient" not in folder.rows.get(image, {}):
             folder.counts[
-                "images without a patient in metadata.csv, which might stand on both sides of a "
+                "images without a patient in metadata.csv, which might be in both subsets of a "
                 "split"
             ] += 1
         else:
             try:
-                if facts := _facts(path, folder.rows.get(image, {}).get("bits")):
-                    yield _mammogram(folder, image, facts)
+                if facts := _read_facts(path, folder.rows.get(image, {}).get("bits")):
+                    yield _make_mammogram(folder, image, facts)
                 else:
                     folder.counts["raw images ('for processing')"] += 1
             except coco.Contradiction:
@@ -483,10 +489,10 @@ def _mammograms(folder: _Folder) -> Iterator[Mammogram]:
                 folder.note(path, error)
 
 
-def _mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
+def _make_mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
     row = folder.rows.get(image, {})
     lesions = tuple(
-        (_coco_lesions if folder.listed_only else _mask_lesions)(
+        (_make_coco_lesions if folder.listed_only else _make_mask_lesions)(
             folder, image, facts["rows"], facts["cols"]
         )
     )
@@ -505,8 +511,8 @@ def _mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
     }
     return Mammogram(
         archive="folder",
-        patient_id=hashed_id("folder", row.get("patient", "")),
-        image_id=hashed_id("folder", image),
+        patient_id=hash_id("folder", row.get("patient", "")),
+        image_id=hash_id("folder", image),
         pathology=pathology,
         lesions=lesions,
         official_split=row.get("split"),
@@ -514,33 +520,34 @@ def _mammogram(folder: _Folder, image: str, facts: dict[str, Any]) -> Mammogram:
     )
 
 
-def _facts(path: Path, bits: int | None) -> dict[str, Any] | None:
-    """What an image's own header says, as fields of Mammogram; None of a raw one."""
+def _read_facts(path: Path, bits: int | None) -> dict[str, Any] | None:
+    """Read what an image's own header says, as fields of Mammogram; None of a raw one."""
     if path.suffix.lower() in DICOMS:
         if bits is not None:
             raise ArchiveError(f"{path}: a DICOM states its bits itself, leave them blank")
-        return _dicom_facts(path)
-    with _opened(path) as picture:
-        depth = (_full_scale(picture, path, bits) + 1).bit_length() - 1
+        return _read_dicom_facts(path)
+    with _open_image(path) as picture:
+        depth = (_find_full_scale(picture, path, bits) + 1).bit_length() - 1
         return {
             "bits": depth,
             "rows": picture.height,
             "cols": picture.width,
-            "read": partial(_pixels, path, bits),
+            "read": partial(_read_pixels, path, bits),
+            "file": path,
         }
 
 
-def _dicom_facts(path: Path) -> dict[str, Any] | None:
+def _read_dicom_facts(path: Path) -> dict[str, Any] | None:
     header = dicom.read_header(path)
     facts = {
         name: getattr(header, name) for name in ("rows", "cols", "laterality", "view", "spacing")
     }
-    return None if header.for_processing else facts | {"read": partial(dicom.read_pixels, path)}
+    return None if header.for_processing else facts | dicom.pixel_source(path)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile]:
-    """One upright picture, its header read.
+def _open_image(path: Path) -> Iterator[ImageFile]:
+    """Open one upright picture; its header is read.
 
     Whatever goes wrong while it is open becomes an ArchiveError.
     """
@@ -570,8 +577,8 @@ def _opened(path: Path) -> Iterator[ImageFile]:
         ) from None
 
 
-def _full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
-    """The value that stands for 1.
+def _find_full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
+    """Return the value that stands for 1.
 
     Raises where the picture is not of 8 or 16 bits and up to four channels.
     """
@@ -585,7 +592,9 @@ def _full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
     if not deep and re.search(r";16\w", str(picture.tile[0][3])):
         # Pillow would drop half of them
         raise ArchiveError(f"{path}: has 16 bits in several channels, save it in one")
-    depth = 16 if deep else 1 if picture.mode == "1" else 8
+    depth = 1 if picture.mode == "1" else 8
+    if deep:
+        depth = 16
     if deep and picture.format == "TIFF":
         depth = picture.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]  # type: ignore[attr-defined]
     if bits is not None and picture.format == "PPM":
@@ -595,10 +604,10 @@ def _full_scale(picture: ImageFile, path: Path, bits: int | None) -> int:
     return int(2 ** (bits or depth) - 1)
 
 
-def _pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
-    """float32 [rows, cols, 1] in [0, 1]."""
-    with _opened(path) as picture:
-        full = _full_scale(picture, path, bits)
+def _read_pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
+    """Read float32 [rows, cols, 1] in [0, 1]."""
+    with _open_image(path) as picture:
+        full = _find_full_scale(picture, path, bits)
         # Pillow turns a TIFF round in which 0 is white if it has 8 bits, but not if it has 16.
         inverted = (
             picture.mode.startswith("I;16")
@@ -606,7 +615,7 @@ def _pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
             and picture.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
         )
         values = (
-            _one_channel(picture, path)
+            _take_one_channel(picture, path)
             if picture.mode in _CHANNELS
             else np.asarray(picture).astype(np.int32)
         )
@@ -620,7 +629,7 @@ def _pixels(path: Path, bits: int | None) -> NDArray[np.float32]:
         return (values.astype(np.float32) / np.float32(full))[..., np.newaxis]
 
 
-def _one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
+def _take_one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
     channels = np.asarray(picture.convert("RGBA"))
     if (channels[..., 3] != 255).any():
         raise ArchiveError(f"{path}: is transparent in places")
@@ -629,9 +638,9 @@ def _one_channel(picture: ImageFile, path: Path) -> NDArray[np.int32]:
     return channels[..., 0].astype(np.int32)
 
 
-def _mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
-    """uint8 [rows, cols], 1 on the lesion."""
-    with _opened(path) as picture:
+def _read_mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
+    """Read uint8 [rows, cols], 1 on the lesion."""
+    with _open_image(path) as picture:
         if picture.size != (cols, rows):
             raise ArchiveError(
                 f"{path}: has {picture.height} x {picture.width} px, its image {rows} x {cols}"
@@ -660,5 +669,5 @@ def _mask(path: Path, rows: int, cols: int) -> NDArray[np.uint8]:
 
 @cache
 def _advise(folder: Path, advice: str) -> None:
-    """Say what is odd about a folder's files, once."""
+    """Log what is odd about a folder's files, once."""
     log.warning("%s: %s", folder.name, advice)

@@ -4,9 +4,9 @@
                             AllXML/<id>.xml
                             INbreast.csv and/or INbreast.xls
 
-Folders and tables are found in any case of letters. A mammogram that INbreast gives no XML has no
-findings, so it is kept without lesions; it is noted only where the tables say that something should
-have been outlined. Everything else that is left out is noted in `Skipped` with its file and reason.
+Case does not matter in names of folders and tables. A mammogram without an XML has no findings, so
+it is kept without lesions; it is noted only where the tables say that something should have been
+outlined. Everything else that is left out is noted in `Skipped` with its file and reason.
 INbreast states no pathology: only BI-RADS 1 (negative) is passed on, as "normal".
 
 Choices: (1) A "Spiculated Region" is the area over which spicules radiate, wider than the mass it
@@ -27,7 +27,6 @@ import plistlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.parsers.expat import ExpatError
@@ -36,9 +35,9 @@ import numpy as np
 import xlrd
 
 from tfmammo.archives import dicom
-from tfmammo.archives.files import beneath
+from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Skipped, View, hashed_id
+from tfmammo.mammogram import Laterality, Lesion, LesionKind, Mammogram, Skipped, View, hash_id
 
 Row = dict[str, str]  # column name -> text, both stripped, names in lower case
 
@@ -68,7 +67,7 @@ _KINDS: dict[str, LesionKind] = {
 
 @dataclass
 class _Archive:
-    """What lies beneath one root."""
+    """What a root holds."""
 
     root: Path
     skipped: Skipped
@@ -81,8 +80,9 @@ class _Archive:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of an INbreast folder, in the order of their file numbers; headers are read,
-    pixels are not.
+    """Read the mammograms of an INbreast folder, in the order of their file numbers.
+
+    Headers are read, pixels are not.
 
     Args:
         root: INbreast's folder or any above it.
@@ -96,7 +96,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             be read.
     """
     archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
-    _find(archive)
+    _find_files(archive)
     if not archive.dicoms:
         raise ArchiveError(
             f"{root}: is no INbreast archive, there is no folder AllDICOMs with DICOM files"
@@ -105,7 +105,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     faults: list[ArchiveError] = []
     for path in archive.dicoms:
         try:
-            mammogram = _mammogram(archive, path)
+            mammogram = _make_mammogram(archive, path)
         except ArchiveError as error:
             archive.note(path, error)
             faults.append(error)
@@ -120,9 +120,9 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return sorted(mammograms.values(), key=lambda mammogram: int(mammogram.image_id))
 
 
-def _find(archive: _Archive) -> None:
+def _find_files(archive: _Archive) -> None:
     """Fill in the archive's DICOMs, outlines and table rows."""
-    for path in sorted(beneath(archive.root)):
+    for path in sorted(list_regular_files(archive.root)):
         name = path.name.lower()
         folder = path.parent.name.lower()
         if folder == "alldicoms" and name.endswith(".dcm"):
@@ -130,17 +130,21 @@ def _find(archive: _Archive) -> None:
         elif folder == "allxml" and name.endswith(".xml"):
             archive.outlines.setdefault(path.stem, path)
         elif name in ("inbreast.csv", "inbreast.xls"):
-            for number, row in _table(archive, path).items():
-                known = archive.rows.setdefault(number, {})
-                known.update(
-                    {column: text for column, text in row.items() if text or column not in known}
+            for number, row in _read_table(archive, path).items():
+                row_of_number = archive.rows.setdefault(number, {})
+                row_of_number.update(
+                    {
+                        column: text
+                        for column, text in row.items()
+                        if text or column not in row_of_number
+                    }
                 )
 
 
-def _table(archive: _Archive, path: Path) -> dict[str, Row]:
-    """The rows of one table by file number; a table that can't be read is noted and has none."""
+def _read_table(archive: _Archive, path: Path) -> dict[str, Row]:
+    """Read the rows of one table by file number; note a table that can't be read."""
     try:
-        records = _csv(path) if path.suffix.lower() == ".csv" else _xls(path)
+        records = _read_csv(path) if path.suffix.lower() == ".csv" else _read_xls(path)
     except Exception as error:  # xlrd answers damaged files with exceptions of any class
         archive.note(
             path,
@@ -148,7 +152,7 @@ def _table(archive: _Archive, path: Path) -> dict[str, Row]:
         )
         return {}
     rows = [
-        {str(column).strip().lower(): _text(value) for column, value in record.items()}
+        {str(column).strip().lower(): _format_cell(value) for column, value in record.items()}
         for record in records
     ]
     if not any("file name" in row for row in rows):
@@ -157,26 +161,26 @@ def _table(archive: _Archive, path: Path) -> dict[str, Row]:
     return {row["file name"]: row for row in rows if row.get("file name", "").isdigit()}
 
 
-def _csv(path: Path) -> list[dict[Any, Any]]:
+def _read_csv(path: Path) -> list[dict[Any, Any]]:
     # Only plain ASCII columns are used, so an odd byte in a remark must not cost the table.
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         return list(csv.DictReader(file, delimiter=";"))
 
 
-def _xls(path: Path) -> list[dict[Any, Any]]:
+def _read_xls(path: Path) -> list[dict[Any, Any]]:
     # xlrd itself: pandas has deprecated its way to xlrd, and no other engine is needed here.
     sheet = xlrd.open_workbook(path, logfile=io.StringIO()).sheet_by_index(0)
     columns, *rows = [sheet.row_values(index) for index in range(sheet.nrows)] or [[]]
     return [dict(zip(columns, row, strict=False)) for row in rows]
 
 
-def _text(value: object) -> str:
+def _format_cell(value: object) -> str:
     if isinstance(value, float):  # old Excel knows no integers
         return f"{value:.15g}"
     return "" if value is None else str(value).strip()
 
 
-def _mammogram(archive: _Archive, path: Path) -> Mammogram:
+def _make_mammogram(archive: _Archive, path: Path) -> Mammogram:
     match = _NAME.fullmatch(path.name)
     if match is None:
         raise ArchiveError(
@@ -197,7 +201,7 @@ def _mammogram(archive: _Archive, path: Path) -> Mammogram:
         row = {}
     lesions: tuple[Lesion, ...] = ()
     if number in archive.outlines:
-        lesions = _lesions(archive, archive.outlines[number], header.rows, header.cols)
+        lesions = _read_lesions(archive, archive.outlines[number], header.rows, header.cols)
     elif _should_have_outlines(row):
         archive.note(
             path,
@@ -207,11 +211,10 @@ def _mammogram(archive: _Archive, path: Path) -> Mammogram:
     birads = row.get("bi-rads") or None
     return Mammogram(
         archive="inbreast",
-        patient_id=hashed_id("inbreast", match["patient"].lower()),
+        patient_id=hash_id("inbreast", match["patient"].lower()),
         image_id=number,
         rows=header.rows,
         cols=header.cols,
-        read=partial(dicom.read_pixels, path, window=False),
         laterality=laterality,
         view=view,
         pathology="normal" if birads == "1" and not lesions else None,
@@ -219,6 +222,7 @@ def _mammogram(archive: _Archive, path: Path) -> Mammogram:
         spacing=header.spacing,
         birads=birads,
         density=row.get("acr") or None,
+        **dicom.pixel_source(path, window=False),
     )
 
 
@@ -229,12 +233,13 @@ def _should_have_outlines(row: Row) -> bool:
     return "mass" not in row or any(row.get(column, "").upper() == "X" for column in _FINDINGS)
 
 
-def _lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Lesion, ...]:
-    """The outlined findings of one XML; regions that give none are noted, those of one name and
-    reason together.
+def _read_lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Lesion, ...]:
+    """Read the outlined findings of one XML.
+
+    Regions that give none are noted, those of one name and reason together.
     """
     try:
-        regions = _regions(path)
+        regions = _read_regions(path)
     except (OSError, ValueError, LookupError, AttributeError, TypeError, ExpatError) as error:
         archive.note(
             path,
@@ -247,7 +252,7 @@ def _lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Lesio
     for number, region in enumerate(regions, start=1):
         name = " ".join(str(region.get("Name") or "").split())
         try:
-            lesion = _lesion(name, region, rows, cols)
+            lesion = _make_lesion(name, region, rows, cols)
         except ValueError as error:
             faults.setdefault((name, str(error)), []).append(str(number))
             continue
@@ -258,7 +263,7 @@ def _lesions(archive: _Archive, path: Path, rows: int, cols: int) -> tuple[Lesio
     return tuple(lesions)
 
 
-def _regions(path: Path) -> list[dict[str, Any]]:
+def _read_regions(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         plist = plistlib.load(file, fmt=plistlib.FMT_XML)  # refuses entity declarations
     regions = plist["Images"][0]["ROIs"]
@@ -267,8 +272,8 @@ def _regions(path: Path) -> list[dict[str, Any]]:
     return regions
 
 
-def _lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Lesion | None:
-    """One region's lesion, None for a pectoral muscle.
+def _make_lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Lesion | None:
+    """Make one region's lesion, None of a pectoral muscle.
 
     Raises ValueError with the reason why there is neither.
     """
@@ -288,7 +293,7 @@ def _lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Lesio
     spiculated = name.lower().endswith("spiculated region")
     return Lesion.from_outline(
         _KINDS[name.lower()],
-        np.array([_row_col(point) for point in points], np.float64),
+        np.array([_parse_point(point) for point in points], np.float64),
         rows,
         cols,
         margin="spiculated" if spiculated else None,
@@ -296,8 +301,8 @@ def _lesion(name: str, region: Mapping[str, Any], rows: int, cols: int) -> Lesio
     )
 
 
-def _row_col(point: str) -> tuple[float, float]:
-    """OsiriX's "(x, y)", x to the right and y down, as (row, col)."""
+def _parse_point(point: str) -> tuple[float, float]:
+    """Parse OsiriX's "(x, y)", x to the right and y down, as (row, col)."""
     match = _POINT.fullmatch(point) if len(point) <= _LONGEST else None
     if match is None:
         raise ValueError(f"the point '{' '.join(point.split())[:40]}' is not of the form (x, y)")

@@ -1,5 +1,6 @@
-"""DDSM's pixels: lossless JPEG as its encoder wrote it, or decoded files -> grey levels ->
-optical density -> image.
+"""Read DDSM's pixels: lossless JPEG or decoded files -> grey levels -> density -> image.
+
+The JPEG is as its encoder wrote it.
 
 Lossless JPEG. DDSM was compressed by the PVRG codec of Stanford (1993). After the first pixel of
 the first line this codec takes the predictor of the whole scan, with an imagined line of half the
@@ -60,7 +61,7 @@ _LINES_BEFORE = 8  # that many codes fill whole bytes, however long the code is
 
 @dataclass
 class _Header:
-    """What stands before the scan.
+    """The segments before the scan.
 
     Attributes:
         lines_at: Where the SOF segment holds the number of lines.
@@ -75,14 +76,15 @@ class _Header:
 
 
 def read_pixels(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.float32]:
-    """The image of one file, 1 - (density - 0.05) / (3.0 - 0.05), clipped: bright tissue, black
-    background.
+    """Read the image of one file: bright tissue, black background.
+
+    Grey is 1 - (density - 0.05) / (3.0 - 0.05), clipped.
 
     Args:
         path: .LJPEG, .LJPEG.gz, .LJPEG.1, or a 16-bit .png, .tif or .tiff of the scanner's grey
             levels.
-        rows: Of the .ics.
-        cols: Of the .ics.
+        rows: Rows that the .ics states.
+        cols: Columns that the .ics states.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
@@ -91,7 +93,7 @@ def read_pixels(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[n
         ArchiveError: The file can't be read, or doesn't hold rows x cols grey levels.
     """
     try:
-        return _table(scanner)[_grey(path, scanner, rows, cols)][..., np.newaxis]
+        return _grey_table(scanner)[_read_grey(path, scanner, rows, cols)][..., np.newaxis]
     except ArchiveError:
         raise
     except ValueError as error:
@@ -99,7 +101,7 @@ def read_pixels(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[n
 
 
 @functools.cache
-def _table(scanner: Scanner) -> NDArray[np.float32]:
+def _grey_table(scanner: Scanner) -> NDArray[np.float32]:
     density = optical_density(np.arange(65536), scanner)
     return (1 - np.clip((density - MIN_DENSITY) / (MAX_DENSITY - MIN_DENSITY), 0, 1)).astype(
         np.float32
@@ -107,7 +109,7 @@ def _table(scanner: Scanner) -> NDArray[np.float32]:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A file's content, unpacked where its name ends in .gz.
+    """Read a file's content, unpacked where its name ends in .gz.
 
     Args:
         limit: The most bytes to expect, because a small gzipped file may unpack to any size.
@@ -125,14 +127,14 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return content
 
 
-def _grey(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.uint16]:
-    """The scanner's grey levels, uint16 [rows, cols]."""
+def _read_grey(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.uint16]:
+    """Read the scanner's grey levels, uint16 [rows, cols]."""
     form = path.suffix.lower()
     if form in (".ljpeg", ".gz"):
         # a value takes at most 4 bytes, 8 if all are 0xff
         return decode(read_bytes(path, 8 * rows * cols + 2**16), rows, cols)
     if form != ".1":
-        return _picture(path, scanner, rows, cols)
+        return _read_picture(path, scanner, rows, cols)
     content = read_bytes(path, 2 * rows * cols)
     if len(content) != 2 * rows * cols:
         raise ValueError(
@@ -142,7 +144,7 @@ def _grey(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.uint
     return np.frombuffer(content, ">u2").astype(np.uint16).reshape(rows, cols)
 
 
-def _picture(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.uint16]:
+def _read_picture(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.uint16]:
     grey = None
     try:
         with warnings.catch_warnings():
@@ -165,7 +167,7 @@ def _picture(path: Path, scanner: Scanner, rows: int, cols: int) -> NDArray[np.u
 
 
 def optical_density(grey: NDArray, scanner: Scanner) -> NDArray[np.float64]:
-    """The film's optical density; not clipped.
+    """Return the film's optical density; not clipped.
 
     Args:
         grey: Numbers of any shape, the scanner's grey levels, 0 to 65535 (DBA) or 4095.
@@ -180,8 +182,9 @@ def optical_density(grey: NDArray, scanner: Scanner) -> NDArray[np.float64]:
 
 
 def grey_level(density: NDArray, scanner: Scanner) -> NDArray[np.uint16]:
-    """The nearest grey level of an optical density: the inverse of `optical_density`, which writers
-    need.
+    """Return the nearest grey level of an optical density.
+
+    This is the inverse of `optical_density`, which writers need.
     """
     if scanner == "dba":
         grey = 10 ** (_DBA[0] - _DBA[1] * np.asarray(density, np.float64))
@@ -194,12 +197,12 @@ def grey_level(density: NDArray, scanner: Scanner) -> NDArray[np.uint16]:
 
 
 def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
-    """The grey levels of one .LJPEG file.
+    """Decode the grey levels of one .LJPEG file.
 
     Args:
         data: The file.
-        rows: What the .ics says; the file may exchange them.
-        cols: What the .ics says; the file may exchange them.
+        rows: Rows that the .ics states; the file may exchange rows and columns.
+        cols: Columns that the .ics states.
 
     Returns:
         uint16 [rows, cols].
@@ -208,7 +211,7 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
         ValueError: No lossless JPEG, not of rows * cols values, cut off, or of a form that PVRG's
             default never has.
     """
-    header = _header(data)
+    header = _read_header(data)
     if header.rows * header.cols != rows * cols:
         raise ValueError(
             f"holds {header.rows} x {header.cols} values where the .ics says {rows} x {cols}"
@@ -217,7 +220,7 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
     # a value takes a bit at least
     if end is None or end[1] != b"\xd9" or 8 * (end.start() - header.scan) < rows * cols:
         raise ValueError("the scan is cut off or damaged")
-    lines = _packed(_LINES_BEFORE * header.zero) * header.cols
+    lines = _is_packed(_LINES_BEFORE * header.zero) * header.cols
     patched = b"".join(
         (
             data[: header.lines_at],
@@ -236,11 +239,11 @@ def decode(data: bytes, rows: int, cols: int) -> NDArray[np.uint16]:
     return decoded[_LINES_BEFORE:].astype(np.uint16).reshape(rows, cols)
 
 
-def _packed(bits: str) -> bytes:
+def _is_packed(bits: str) -> bytes:
     return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
-def _header(data: bytes) -> _Header:
+def _read_header(data: bytes) -> _Header:
     """Walk the segments up to the scan.
 
     Raises ValueError with the reason why this is no file of PVRG's.
@@ -257,7 +260,7 @@ def _header(data: bytes) -> _Header:
         if length < 2 or len(segment) != length - 2:
             break
         if marker == 0xC4:
-            tables |= _zero_codes(segment)
+            tables |= _find_zero_codes(segment)
         elif marker == 0xC3:
             frame = (*_unpack(">BHHB", segment), place + 5)
         elif marker in range(0xC0, 0xD0):
@@ -265,12 +268,12 @@ def _header(data: bytes) -> _Header:
         elif marker == 0xDD and any(segment):
             raise ValueError("has restart intervals, which DDSM's files never have")
         elif marker == 0xDA:
-            return _checked(frame, tables, segment, place + 2 + length)
+            return _check_header(frame, tables, segment, place + 2 + length)
         place += 2 + length
     raise ValueError("the JPEG's header is cut off or damaged")
 
 
-def _checked(
+def _check_header(
     frame: tuple[int, ...] | None, tables: dict[int, str], scan: bytes, begin: int
 ) -> _Header:
     count, _, selectors, predictor, _, shift = _unpack(">BBBBBB", scan)
@@ -297,9 +300,10 @@ def _unpack(form: str, segment: bytes) -> tuple[int, ...]:
     return struct.unpack_from(form, segment)
 
 
-def _zero_codes(segment: bytes) -> dict[int, str]:
-    """The code of category 0 in each table of one DHT segment, by the table's number; "" where it
-    has none.
+def _find_zero_codes(segment: bytes) -> dict[int, str]:
+    """Find the code of category 0 in each table of one DHT segment, by the table's number.
+
+    A table without one has "".
     """
     codes: dict[int, str] = {}
     while len(segment) >= 17:

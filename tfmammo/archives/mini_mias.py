@@ -1,35 +1,31 @@
 """mini-MIAS: 322 film mammograms of 161 women, 1024 x 1024 px of 0.2 mm, and one table of circles.
 
     <anywhere beneath root>/mdb001.pgm ...      binary PGM, 8 bit
-                            Info.txt            REFERENCE BACKGROUND CLASS [SEVERITY X Y RADIUS], a
-                            row for each finding
+                            Info.txt            a row for each finding: REFERENCE BACKGROUND
+                                                CLASS [SEVERITY X Y RADIUS]
 
-Names are found in any case of letters; the table's prose and whatever else is no row are passed
-over. The origin of X and Y is the bottom left: row = 1024 - Y, col = X. What the archive leaves
-open, and what was chosen:
+Case does not matter in names. The table's prose and whatever else is no row are skipped. The origin
+of X and Y is the bottom left: row = 1024 - Y, col = X. What the archive leaves open, and what was
+chosen:
 
 - The circle is drawn by the archive around the finding ("approximate radius ... of a circle
-  enclosing the abnormality"). It is
-  given as the outline, of 90 points, but it is no boundary: good for finding lesions, not for
-  scoring their outlines. It is the
-  calcification cluster's circle, not that of a single calcification. Centres are whole pixels, so
-  it may be off by one.
+  enclosing the abnormality"). It is given as the outline, of 90 points, but it is no boundary: good
+  for finding lesions, not for scoring their outlines. It is the calcification cluster's circle, not
+  that of a single calcification. Centres are whole pixels, so it may be off by one.
 - The README says that the films are in pairs, "left (even filename numbers) and right (odd filename
-  numbers)" of one patient.
-  The sides are the other way round: the full-size MIAS carries the side in its names (mdb001lm,
-  mdb002rl, mdb003ll ...),
-  without one exception odd = l and even = r, and its coordinates become those of Info.txt only when
-  the sides are read so.
-  Here odd is L and even is R. Both films of a pair have the same patient_id, whichever is right.
+  numbers)" of one patient. It is the other way round: the full-size MIAS carries the laterality in
+  its names (mdb001lm, mdb002rl, mdb003ll ...), without one exception odd = l and even = r. Its
+  coordinates become those of Info.txt only when laterality is read so. Here odd is L and even is R.
+  Both films of a pair have the same patient_id, whichever is right.
 - The file names say no view; all films of MIAS are mediolateral oblique.
 - Findings that are spread over the breast have no circle (`*NOTE 3*`, or nothing): they become no
-  lesion, are noted, and count
-  for the image's pathology. "normal" is an image whose only class is NORM.
+  lesion, are noted, and count for the image's pathology. "normal" is an image whose only class is
+  NORM.
 - Margins: CIRC is "circumscribed", SPIC "spiculated", MISC "ill-defined"; ARCH is a distortion,
   ASYM an asymmetry.
 - An image of another size has been resampled by somebody, so that the circles no longer fit: it is
   skipped.
-- Tape marks and letters stand in the images and are left there.
+- Tape marks and letters stay in the images.
 
 Source: Suckling et al., The Mammographic Image Analysis Society digital mammogram database, Exerpta
 Medica, International Congress Series 1069 (1994) 375-378; the README and Info.txt of the
@@ -48,9 +44,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tfmammo.archives.files import beneath
+from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
-from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Pathology, Skipped, hashed_id
+from tfmammo.mammogram import Lesion, LesionKind, Mammogram, Pathology, Skipped, hash_id
 
 # px, mm per px
 SIZE = 1024
@@ -110,16 +106,16 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     """
     root = Path(root)
     skipped = Skipped() if skipped is None else skipped
-    images, tables = _find(root, skipped)
+    images, tables = _find_files(root, skipped)
     if not images:
         raise ArchiveError(f"{root}: is no mini-MIAS archive, there is no mdb<number>.pgm")
-    table = _only_table(root, tables, skipped)
+    table = _choose_table(root, tables, skipped)
     mammograms = []
     faults = []
     for number, path in sorted(images.items()):
         try:
             mammograms.append(
-                _mammogram(
+                _make_mammogram(
                     number, path, table.get(number), partial(skipped.add, path.relative_to(root))
                 )
             )
@@ -136,11 +132,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return mammograms
 
 
-def _find(root: Path, skipped: Skipped) -> tuple[dict[int, Path], list[Path]]:
-    """The images by number, and all tables, those nearest to the root first."""
+def _find_files(root: Path, skipped: Skipped) -> tuple[dict[int, Path], list[Path]]:
+    """Find the images by number, and all tables, those nearest to the root first."""
     images: dict[int, Path] = {}
     tables = []
-    for path in sorted(beneath(root), key=lambda path: (len(path.parts), path)):
+    for path in sorted(list_regular_files(root), key=lambda path: (len(path.parts), path)):
         if path.name.lower() == "info.txt":
             tables.append(path)
         elif name := _FILE.fullmatch(path.name):
@@ -150,20 +146,20 @@ def _find(root: Path, skipped: Skipped) -> tuple[dict[int, Path], list[Path]]:
     return images, tables
 
 
-def _only_table(root: Path, paths: list[Path], skipped: Skipped) -> _Table:
-    """The first table that has rows; others are noted where they differ from it."""
+def _choose_table(root: Path, paths: list[Path], skipped: Skipped) -> _Table:
+    """Choose the first table that has rows; note others where they differ from it."""
     table: _Table = {}
     for path in paths:
-        found, faults = _rows(path)
-        if found and not table:
-            table = found
+        parsed, faults = _parse_rows(path)
+        if parsed and not table:
+            table = parsed
             for fault in faults:
                 skipped.add(path.relative_to(root), fault)
-        elif found != table:
+        elif parsed != table:
             skipped.add(
                 path.relative_to(root),
                 "is another table, and was not used"
-                if found
+                if parsed
                 else "has no row of the form of mini-MIAS",
             )
     if not table:
@@ -174,8 +170,8 @@ def _only_table(root: Path, paths: list[Path], skipped: Skipped) -> _Table:
     return table
 
 
-def _rows(path: Path) -> tuple[_Table, list[str]]:
-    """A table's rows, and one sentence for those that begin like a row and are none."""
+def _parse_rows(path: Path) -> tuple[_Table, list[str]]:
+    """Parse a table's rows; return one sentence for those that only begin like a row."""
     table: _Table = defaultdict(list)
     wrong = []
     try:
@@ -184,7 +180,7 @@ def _rows(path: Path) -> tuple[_Table, list[str]]:
         return {}, [f"can't be read ({error.strerror})"]
     for number, line in enumerate(lines, start=1):
         row = _ROW.fullmatch(line.strip())
-        place = row and _place(row[5] or "")
+        place = row and _parse_circle(row[5] or "")
         if row and place is not None and (row[4] or row[3].upper() == "NORM"):
             table[int(row[1])].append(
                 _Row(row[2].upper(), row[3].upper(), (row[4] or "").upper(), place or None)
@@ -195,40 +191,45 @@ def _rows(path: Path) -> tuple[_Table, list[str]]:
     return dict(table), [fault] if fault else []
 
 
-def _place(text: str) -> tuple[int, int, int] | tuple[()] | None:
-    """A row's circle, () where it says that there is none, None where it says something else."""
+def _parse_circle(text: str) -> tuple[int, int, int] | tuple[()] | None:
+    """Parse a row's circle: () where there is none, None where the row says something else."""
     if not text or "NOTE" in text.upper():
         return ()
     circle = _CIRCLE.fullmatch(text)
     return (int(circle[1]), int(circle[2]), int(circle[3])) if circle else None
 
 
-def _mammogram(number: int, path: Path, rows: list[_Row] | None, note: partial[None]) -> Mammogram:
+def _make_mammogram(
+    number: int, path: Path, rows: list[_Row] | None, note: partial[None]
+) -> Mammogram:
     if rows is None:
         raise ArchiveError(f"{path}: Info.txt does not name it")
-    _data_offset(path)
+    _find_pixels(path)
     severities = {row.severity for row in rows if row.finding != "NORM"}
     if severities and any(row.finding == "NORM" for row in rows):
         note("Info.txt calls it normal and names findings, which were kept")
-    pathology = _PATHOLOGIES["M" if "M" in severities else "B"] if severities else "normal"
+    pathology: Pathology = "normal"
+    if severities:
+        pathology = _PATHOLOGIES["M" if "M" in severities else "B"]
     return Mammogram(
         archive="mini_mias",
-        patient_id=hashed_id("mini_mias", f"pair {(number + 1) // 2}"),
+        patient_id=hash_id("mini_mias", f"pair {(number + 1) // 2}"),
         image_id=f"mdb{number:03d}",
         rows=SIZE,
         cols=SIZE,
-        read=partial(_pixels, path),
+        read=partial(_read_pixels, path),
+        file=path,
         laterality="L" if number % 2 else "R",
         view="MLO",
         pathology=pathology,
-        lesions=_lesions(rows, note),
+        lesions=_make_lesions(rows, note),
         spacing=(SPACING, SPACING),
         density=_DENSITIES[rows[0].density],
         bits=8,
     )
 
 
-def _lesions(rows: list[_Row], note: partial[None]) -> tuple[Lesion, ...]:
+def _make_lesions(rows: list[_Row], note: partial[None]) -> tuple[Lesion, ...]:
     lesions = []
     for row in rows:
         if row.finding == "NORM":
@@ -243,7 +244,7 @@ def _lesions(rows: list[_Row], note: partial[None]) -> tuple[Lesion, ...]:
         try:
             lesions.append(
                 Lesion.from_outline(
-                    _KINDS[row.finding], _circle(*row.circle), SIZE, SIZE, **details
+                    _KINDS[row.finding], _draw_circle(*row.circle), SIZE, SIZE, **details
                 )
             )
         except ValueError as error:
@@ -251,7 +252,7 @@ def _lesions(rows: list[_Row], note: partial[None]) -> tuple[Lesion, ...]:
     return tuple(lesions)
 
 
-def _circle(x: int, y: int, radius: int) -> NDArray[np.float32]:
+def _draw_circle(x: int, y: int, radius: int) -> NDArray[np.float32]:
     if not 0 < radius < SIZE:
         raise ValueError(
             f"a radius of {radius} encloses {'more than the image' if radius else 'nothing'}"
@@ -262,8 +263,8 @@ def _circle(x: int, y: int, radius: int) -> NDArray[np.float32]:
     )
 
 
-def _data_offset(path: Path) -> int:
-    """Where the pixels begin.
+def _find_pixels(path: Path) -> int:
+    """Return the position of the first pixel.
 
     Raises ArchiveError for a file that is no whole PGM of 1024 x 1024 bytes.
     """
@@ -290,8 +291,8 @@ def _data_offset(path: Path) -> int:
     return header.end()
 
 
-def _pixels(path: Path) -> NDArray[np.float32]:
-    offset = _data_offset(path)
+def _read_pixels(path: Path) -> NDArray[np.float32]:
+    offset = _find_pixels(path)
     try:
         grey = np.fromfile(path, np.uint8, SIZE * SIZE, offset=offset)
     except OSError as error:

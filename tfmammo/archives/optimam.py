@@ -1,13 +1,14 @@
-"""OMI-DB / OPTIMAM: screening mammograms of the NHS, DICOM with radiologists' boxes and
-the screening service's records.
+"""OMI-DB / OPTIMAM: screening mammograms of the NHS, as DICOM.
+
+Radiologists drew boxes, and the screening service's records come with them.
 
     data/<client>/imagedb_<client>.json          studies, series, images and the marks on them
                   nbss_<client>.json             episodes: opinions, biopsies, surgery
                   <study>/<image>[.dcm].json     a copy of the DICOM header, not needed here
     images/<client>/<study>/<image>.dcm
 
-Folders and the names' prefixes are found in any case of letters. The records are taken apart by the
-package omidb; a client, study or image that can't be read costs no other one.
+Case does not matter in folders and prefixes of names. The package omidb parses the records. A
+client, study or image that can't be read costs no other one.
 
 Choices: (1) omidb drops studies whose episode is not in the NBSS records. Here they stay, without
 pathology. (2) A mark is a box: its lesion has no outline. (x1, y1) is taken as the upper left
@@ -36,7 +37,6 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ from tfmammo.mammogram import (
     Mammogram,
     Pathology,
     Skipped,
-    hashed_id,
+    hash_id,
 )
 
 # omidb imports matplotlib.pyplot: read() pays for that, `import tfmammo.archives` does not
@@ -92,7 +92,7 @@ _MARGINS = ("ill_defined", "spiculated", "well_defined")
 
 @dataclass
 class _Archive:
-    """What lies beneath one root."""
+    """What a root holds."""
 
     root: Path
     data: Path
@@ -112,8 +112,9 @@ class _LeftOut(Exception):
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """The mammograms of an OMI-DB folder, in the order of clients, studies and images; no pixel is
-    read.
+    """Read the mammograms of an OMI-DB folder, in the order of clients, studies and images.
+
+    No pixel is read.
 
     Args:
         root: The folder that holds `data` and `images`.
@@ -128,7 +129,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             be read.
     """
     root = Path(root)
-    folders = {entry.name.lower(): Path(entry.path) for entry in _folders(root)}
+    folders = {entry.name.lower(): Path(entry.path) for entry in _find_folders(root)}
     if "data" not in folders or "images" not in folders:
         raise ArchiveError(f"{root}: is no OMI-DB archive, it has no folders data and images")
     archive = _Archive(
@@ -136,8 +137,8 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     )
     mammograms = [
         mammogram
-        for entry in _folders(archive.data)
-        for mammogram in _client(archive, Path(entry.path))
+        for entry in _find_folders(archive.data)
+        for mammogram in _read_client(archive, Path(entry.path))
     ]
     if archive.counts:
         reasons = "; ".join(f"{count} {reason}" for reason, count in archive.counts.items())
@@ -157,7 +158,7 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return mammograms
 
 
-def _folders(path: Path) -> list[os.DirEntry[str]]:
+def _find_folders(path: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
             return sorted(
@@ -167,8 +168,8 @@ def _folders(path: Path) -> list[os.DirEntry[str]]:
         raise ArchiveError(f"{path}: is no folder that can be read") from None
 
 
-def _client(archive: _Archive, folder: Path) -> list[Mammogram]:
-    """All images of one client; whatever is wrong with it is noted and stays with it."""
+def _read_client(archive: _Archive, folder: Path) -> list[Mammogram]:
+    """Read all images of one client; whatever is wrong with it is noted and stays with it."""
     client = folder.name
     names = {name.lower(): name for name in os.listdir(folder)}
     if not _CLIENT.fullmatch(client):
@@ -179,21 +180,21 @@ def _client(archive: _Archive, folder: Path) -> list[Mammogram]:
         for name in (f"{kind}_{client}.json".lower() for kind in ("imagedb", "nbss"))
     )
     try:
-        studies = _json(imagedb).get("STUDIES")
+        studies = _read_json(imagedb).get("STUDIES")
         if not isinstance(studies, dict):
             raise ArchiveError(f"{imagedb}: lists no studies")
     except ArchiveError as error:
         archive.note(imagedb, error)
         return []
     mammograms: dict[str, Mammogram] = {}
-    for study, series, episode, outcome in _studies(archive, client, studies, nbss, imagedb):
+    for study, series, episode, outcome in _list_studies(archive, client, studies, nbss, imagedb):
         for image in series:
             path = archive.images / client / study / f"{image.id}.dcm"
             if not _UID.fullmatch(study) or not _UID.fullmatch(image.id):
                 archive.count("images whose study or name is no UID")
                 continue
             try:
-                mammogram = _mammogram(archive, path, image, episode, outcome)
+                mammogram = _make_mammogram(archive, path, image, episode, outcome)
             except _LeftOut as reason:
                 archive.count(str(reason))
             except ArchiveError as error:
@@ -205,7 +206,7 @@ def _client(archive: _Archive, folder: Path) -> list[Mammogram]:
     return list(mammograms.values())
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ArchiveError(f"{path}: no such file")
     try:
@@ -217,11 +218,13 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _studies(
+def _list_studies(
     archive: _Archive, client: str, studies: dict[str, Any], nbss: Path, imagedb: Path
 ) -> Iterator[tuple[str, list[Image], Episode | None, str]]:
-    """(study, its images, its episode if any, that episode's outcome in omidb's letters), each
-    study once.
+    """List the studies of a client, each once.
+
+    Returns:
+        (study, its images, its episode if any, that episode's outcome in omidb's letters) of each.
 
     omidb meets unforeseen records with exceptions of any class, whose texts hold dates: only their
     class is passed on.
@@ -231,7 +234,7 @@ def _studies(
     parser = ClientParser(client, {}, {"STUDIES": studies}, list(studies), False, None, None)
     episodes = []
     try:
-        parser.nbss = _json(nbss)
+        parser.nbss = _read_json(nbss)
         episodes = parser.parse_episodes()
     except ArchiveError as error:
         archive.note(
@@ -245,7 +248,7 @@ def _studies(
         )
     linked = set()
     for episode in episodes:
-        outcome = _outcome(episode, episodes)
+        outcome = _find_outcome(episode, episodes)
         for study in episode.studies:
             linked.add(study.id)
             yield (
@@ -255,13 +258,18 @@ def _studies(
                 outcome,
             )
     for study_id in (study_id for study_id in studies if study_id not in linked):
-        yield study_id, _images(archive, parser, study_id, studies[study_id], imagedb), None, ""
+        yield (
+            study_id,
+            _list_images(archive, parser, study_id, studies[study_id], imagedb),
+            None,
+            "",
+        )
 
 
-def _images(
+def _list_images(
     archive: _Archive, parser: ClientParser, study_id: str, study: Any, imagedb: Path
 ) -> list[Image]:
-    """The images of a study without an episode."""
+    """List the images of a study without an episode."""
     try:
         return [image for series in parser.parse_series(study_id, study) for image in series.images]
     except Exception as error:
@@ -269,8 +277,8 @@ def _images(
         return []
 
 
-def _outcome(episode: Episode, episodes: list[Episode]) -> str:
-    """N, NA, NAB, B, M, CI, or MP and CIP of a prior; "" where omidb does not settle it."""
+def _find_outcome(episode: Episode, episodes: list[Episode]) -> str:
+    """Return N, NA, NAB, B, M, CI, or MP and CIP of a prior; "" where omidb does not settle it."""
     from omidb.classificationtools import EpisodeOutcome, episode_outcome
 
     try:
@@ -280,7 +288,7 @@ def _outcome(episode: Episode, episodes: list[Episode]) -> str:
     return outcome.name if isinstance(outcome, EpisodeOutcome) else ""
 
 
-def _mammogram(
+def _make_mammogram(
     archive: _Archive, path: Path, image: Image, episode: Episode | None, outcome: str
 ) -> Mammogram:
     if not path.is_file():
@@ -288,23 +296,23 @@ def _mammogram(
     header = dicom.read_header(path)
     if header.for_processing:
         raise _LeftOut("raw images ('for processing')")
-    breast = _breast_pathology(episode, outcome, header.laterality) if episode else None
-    lesions = _lesions(archive, path, image.marks, episode, breast, header)
+    breast = _find_breast_pathology(episode, outcome, header.laterality) if episode else None
+    lesions = _make_lesions(archive, path, image.marks, episode, breast, header)
     client, study = path.parts[-3:-1]
-    patient = hashed_id("optimam", client.lower())
+    patient = hash_id("optimam", client.lower())
     return Mammogram(
         archive="optimam",
         patient_id=patient,
         # 12 digits alone meet twice in millions
-        image_id=f"{patient}-{hashed_id('optimam', f'{client}/{study}/{image.id}')}",
+        image_id=f"{patient}-{hash_id('optimam', f'{client}/{study}/{image.id}')}",
         rows=header.rows,
         cols=header.cols,
-        read=partial(dicom.read_pixels, path),
         laterality=header.laterality,
         view=header.view,
-        pathology=_worst(breast, lesions),
+        pathology=_worst_pathology(breast, lesions),
         lesions=lesions,
         spacing=header.spacing,
+        **dicom.pixel_source(path),
     )
 
 
@@ -322,7 +330,9 @@ def _check_marks(archive: _Archive, path: Path, study: dict[str, Any], image: Im
         archive.note(path, f"{lost} of its {listed} marks can't be read")
 
 
-def _breast_pathology(episode: Episode, outcome: str, side: Laterality | None) -> Pathology | None:
+def _find_breast_pathology(
+    episode: Episode, outcome: str, side: Laterality | None
+) -> Pathology | None:
     events = episode.events
     proven = (
         [event for event in (events.surgery, events.biopsy_wide, events.biopsy_fine) if event]
@@ -342,8 +352,8 @@ def _breast_pathology(episode: Episode, outcome: str, side: Laterality | None) -
         side or "", ("left_opinion", "right_opinion")
     )
     results, opinions = (
-        {opinion.name for event in found for name in names if (opinion := getattr(event, name))}
-        for found in (proven, proven + others)
+        {opinion.name for event in group for name in names if (opinion := getattr(event, name))}
+        for group in (proven, proven + others)
     )
     interval = any(
         lesion.interval_cancer and lesion.side and lesion.side.name == side
@@ -358,7 +368,7 @@ def _breast_pathology(episode: Episode, outcome: str, side: Laterality | None) -
     return "normal" if side and outcome in ("M", "B", "CI") and opinions == {"ON"} else None
 
 
-def _lesions(
+def _make_lesions(
     archive: _Archive,
     path: Path,
     marks: list[Mark],
@@ -384,12 +394,12 @@ def _lesions(
             if header.laterality in (None, finding.side and finding.side.name)
         ]
         try:
-            kind, certain = _kind(mark, findings)
-            box = _box(mark, header.rows, header.cols)
+            kind, certain = _find_kind(mark, findings)
+            box = _parse_box(mark, header.rows, header.cols)
         except ValueError as error:
             faults.setdefault(str(error), []).append(str(number))
             continue
-        pathology = _mark_pathology(mark, findings) or (
+        pathology = _find_mark_pathology(mark, findings) or (
             breast if breast == "benign" or (len(marks) == 1 and breast == "malignant") else None
         )
         margin = (
@@ -411,8 +421,8 @@ def _lesions(
     return tuple(lesions)
 
 
-def _kind(mark: Mark, findings: list[Finding]) -> tuple[LesionKind, bool]:
-    """What a mark's flags call it, and whether they name one kind only."""
+def _find_kind(mark: Mark, findings: list[Finding]) -> tuple[LesionKind, bool]:
+    """Return what a mark's flags call it, and whether they name one kind only."""
     kinds = [kind for kind, flags in _KINDS.items() if any(getattr(mark, flag) for flag in flags)]
     if not kinds and mark.calcifications:
         kinds = ["calcification"]
@@ -424,7 +434,7 @@ def _kind(mark: Mark, findings: list[Finding]) -> tuple[LesionKind, bool]:
     return kinds[0], len(kinds) == 1
 
 
-def _box(mark: Mark, rows: int, cols: int) -> Box:
+def _parse_box(mark: Mark, rows: int, cols: int) -> Box:
     corners = mark.boundingBox
     if corners.x1 >= corners.x2 or corners.y1 >= corners.y2:
         raise ValueError("its box is inverted or empty")
@@ -433,18 +443,18 @@ def _box(mark: Mark, rows: int, cols: int) -> Box:
     return corners.y1, corners.x1, corners.y2, corners.x2
 
 
-def _mark_pathology(mark: Mark, findings: list[Finding]) -> Pathology | None:
-    known: set[Pathology | None] = {_finding_pathology(finding) for finding in findings}
-    if "malignant" in known:
+def _find_mark_pathology(mark: Mark, findings: list[Finding]) -> Pathology | None:
+    pathologies: set[Pathology | None] = {_find_finding_pathology(finding) for finding in findings}
+    if "malignant" in pathologies:
         return "malignant"
     benign = (
         any(getattr(mark, flag) for flag in (*_BENIGN_FLAGS, "fat_necrosis"))
         and not mark.suspicious_calcifications
     )
-    return "benign" if known == {"benign"} or (benign and not findings) else None
+    return "benign" if pathologies == {"benign"} or (benign and not findings) else None
 
 
-def _finding_pathology(finding: Finding) -> Pathology | None:
+def _find_finding_pathology(finding: Finding) -> Pathology | None:
     events = (finding.surgery, finding.biopsy_wide, finding.biopsy_fine)
     opinions = {event.opinion.name for event in events if event and event.opinion}
     if finding.status or opinions & {"H5", "B5", "C5"}:  # status: invasive or in situ
@@ -452,13 +462,11 @@ def _finding_pathology(finding: Finding) -> Pathology | None:
     return "benign" if opinions & {"H2", "B2", "C2"} else None
 
 
-def _worst(breast: Pathology | None, lesions: tuple[Lesion, ...]) -> Pathology | None:
-    """The image's pathology: its breast's, unless a lesion's is worse or contradicts that there is
-    none.
-    """
-    found = {lesion.pathology for lesion in lesions}
-    if "malignant" in found or breast == "malignant":
+def _worst_pathology(breast: Pathology | None, lesions: tuple[Lesion, ...]) -> Pathology | None:
+    """Return the image's pathology: its breast's, unless a lesion's is worse or contradicts it."""
+    pathologies = {lesion.pathology for lesion in lesions}
+    if "malignant" in pathologies or breast == "malignant":
         return "malignant"
-    if breast != "benign" and "benign" in found and None not in found:
+    if breast != "benign" and "benign" in pathologies and None not in pathologies:
         return "benign"
     return None if breast == "normal" and lesions else breast

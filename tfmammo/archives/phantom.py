@@ -1,5 +1,6 @@
-"""A procedural mammogram: an archive that needs no files (tfmammo.archives.writers puts it
-on disk in other archives' forms).
+"""Render procedural mammograms: an archive that needs no files.
+
+`tfmammo.archives.writers` puts it on disk in other archives' forms.
 
 Everything follows from (seed, patient): which breasts were imaged, how dense they are, which masses
 and clusters they hold. Records and outlines are made without rendering; `pixels()` renders, bit for
@@ -33,7 +34,7 @@ from tfmammo.mammogram import (
     Pathology,
     Skipped,
     View,
-    hashed_id,
+    hash_id,
 )
 
 # px, px, mm per px
@@ -62,7 +63,7 @@ class _Key:
     healthy: bool
 
     def rng(self, stream: int, of_view: bool = True) -> np.random.Generator:
-        """An own stream of random numbers, shared by both views of a breast unless `of_view`."""
+        """Return an own stream of random numbers, shared by both views unless `of_view`."""
         view = _VIEWS.index(self.view) + 1 if of_view else 0
         return np.random.default_rng(
             [self.seed, self.patient, "LR".index(self.laterality), view, stream]
@@ -92,7 +93,7 @@ class _Finding:
 
     Attributes:
         outline: [n, 2], (row, col), chest wall at column 0.
-        specks: Of a cluster.
+        specks: Specks of a cluster.
     """
 
     kind: LesionKind
@@ -107,17 +108,25 @@ class _Finding:
 def read(
     root: Path | None = None, skipped: Skipped | None = None, *, count: int = 48, seed: int = 0
 ) -> list[Mammogram]:
-    """The phantom archive; at least three quarters of its mammograms carry one or two masses, the
-    others are normal.
+    """Make the phantom archive; at least three quarters of it carry one or two masses.
+
+    The others are normal.
 
     Args:
         root: Unused, there are no files.
         skipped: Unused, there are no files.
         count: How many mammograms.
-        seed: Of everything.
+        seed: Seed of everything.
 
     Returns:
         `count` records of 1024 x 832 px at 0.2 mm, rendered when their pixels are asked for.
+
+    Examples:
+        >>> mammogram = read(count=1)[0]
+        >>> mammogram.view, mammogram.pathology, mammogram.lesions[0].kind
+        ('CC', 'malignant', 'mass')
+        >>> mammogram.pixels().shape
+        (1024, 832, 1)
     """
     keys: list[_Key] = []
     patient = breasts = 0
@@ -130,18 +139,18 @@ def read(
             breasts += 1
             keys.extend(_Key(seed, patient, laterality, view, breasts % 4 == 0) for view in _VIEWS)
         patient += 1
-    return [_mammogram(key) for key in keys[:count]]
+    return [_make_mammogram(key) for key in keys[:count]]
 
 
-def _mammogram(key: _Key) -> Mammogram:
-    anatomy = _anatomy(key)
-    lesions = tuple(_lesion(key, finding) for finding in _findings(key, anatomy))
+def _make_mammogram(key: _Key) -> Mammogram:
+    anatomy = _draw_anatomy(key)
+    lesions = tuple(_make_lesion(key, finding) for finding in _draw_findings(key, anatomy))
     pathology: Pathology = "normal" if not lesions else "benign"
     if any(lesion.pathology == "malignant" for lesion in lesions):
         pathology = "malignant"
     return Mammogram(
         archive="phantom",
-        patient_id=hashed_id("phantom", f"{key.seed}/{key.patient}"),
+        patient_id=hash_id("phantom", f"{key.seed}/{key.patient}"),
         image_id=f"phantom-{key.seed}-{key.patient:04d}-{key.laterality}-{key.view}",
         rows=ROWS,
         cols=COLS,
@@ -156,7 +165,7 @@ def _mammogram(key: _Key) -> Mammogram:
     )
 
 
-def _lesion(key: _Key, finding: _Finding) -> Lesion:
+def _make_lesion(key: _Key, finding: _Finding) -> Lesion:
     outline = finding.outline
     if key.laterality == "R":
         outline = outline * np.array([1, -1], np.float32) + np.array([0, COLS - 1], np.float32)
@@ -164,7 +173,7 @@ def _lesion(key: _Key, finding: _Finding) -> Lesion:
     return Lesion.from_outline(finding.kind, outline, ROWS, COLS, **details)
 
 
-def _anatomy(key: _Key) -> _Anatomy:
+def _draw_anatomy(key: _Key) -> _Anatomy:
     # of the patient
     density = (
         int(np.random.default_rng([key.seed, key.patient, 1]).choice(4, p=(0.15, 0.4, 0.32, 0.13)))
@@ -207,8 +216,8 @@ def _anatomy(key: _Key) -> _Anatomy:
     return _Anatomy(skin + tip, (nipple * ROWS, column), density, pectoral)
 
 
-def _findings(key: _Key, anatomy: _Anatomy) -> list[_Finding]:
-    """The lesions of one breast in one view.
+def _draw_findings(key: _Key, anatomy: _Anatomy) -> list[_Finding]:
+    """Draw the lesions of one breast in one view.
 
     What they are is of the breast, where and how they project is of the view.
     """
@@ -225,7 +234,7 @@ def _findings(key: _Key, anatomy: _Anatomy) -> list[_Finding]:
         contrast = (
             breast.uniform(0.14, 0.26) if pathology == "malignant" else breast.uniform(0.11, 0.22)
         )
-        center, radius = _place(view, anatomy, breast.uniform(0.2, 0.8), radius, findings)
+        center, radius = _draw_place(view, anatomy, breast.uniform(0.2, 0.8), radius, findings)
         outline = center + contour(view, shape, margin, radius)
         findings.append(_Finding("mass", pathology, outline, shape, margin, contrast))
     if breast.random() < 0.3:
@@ -234,18 +243,19 @@ def _findings(key: _Key, anatomy: _Anatomy) -> list[_Finding]:
             if any(finding.pathology == "malignant" for finding in findings)
             else "benign"
         )
-        center, radius = _place(
+        center, radius = _draw_place(
             view, anatomy, breast.uniform(0.2, 0.8), breast.uniform(3, 7) / SPACING, findings
         )
-        findings.append(_cluster(view, center, radius, pathology))
+        findings.append(_draw_cluster(view, center, radius, pathology))
     return findings
 
 
-def _place(
+def _draw_place(
     rng: np.random.Generator, anatomy: _Anatomy, depth: float, radius: float, others: list[_Finding]
 ) -> tuple[NDArray[np.float32], float]:
-    """A centre at `depth` of the way from nipple to chest wall, away from skin, muscle and others;
-    shrinks what finds no room.
+    """Draw a centre at `depth` of the way from nipple to chest wall.
+
+    It lies away from skin, muscle and other lesions. What finds no room shrinks.
     """
     row, col = anatomy.nipple
     while True:
@@ -263,7 +273,7 @@ def _place(
             )
             if (
                 fits
-                and _muscle(anatomy, center[0], center[1]) < -0.7 * radius
+                and _muscle_distance(anatomy, center[0], center[1]) < -0.7 * radius
                 and all(
                     np.hypot(*(center - other.outline.mean(axis=0))) > 2 * radius + 80
                     for other in others
@@ -274,9 +284,10 @@ def _place(
         depth = 0.5 + 0.95 * (depth - 0.5)
 
 
-def _muscle(anatomy: _Anatomy, row: Any, col: Any) -> Any:
-    """Distance from the pectoral muscle's edge, px, positive within the muscle; far away where the
-    view has none.
+def _muscle_distance(anatomy: _Anatomy, row: Any, col: Any) -> Any:
+    """Return the distance from the pectoral muscle's edge, px, positive within the muscle.
+
+    It is far away where the view has no muscle.
     """
     if anatomy.pectoral is None:
         return np.full(np.broadcast_shapes(np.shape(row), np.shape(col)), -np.inf)
@@ -288,7 +299,7 @@ def _muscle(anatomy: _Anatomy, row: Any, col: Any) -> Any:
 def contour(
     rng: np.random.Generator, shape: str, margin: str, radius: float
 ) -> NDArray[np.float32]:
-    """A closed outline of a mass around (0, 0).
+    """Draw a closed outline of a mass around (0, 0).
 
     Args:
         shape: Irregular, lobular, oval or round.
@@ -299,7 +310,7 @@ def contour(
         float32 [180, 2], (row, col), px.
     """
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
-    distance = 1 + _ripple(rng, angle, range(2, 5), 0.03)
+    distance = 1 + _draw_ripple(rng, angle, range(2, 5), 0.03)
     if shape == "lobular":
         distance += (
             rng.uniform(0.22, 0.32)
@@ -307,11 +318,11 @@ def contour(
             - 0.16
         )
     elif shape == "irregular":
-        distance += _ripple(rng, angle, range(2, 12), 0.085)
+        distance += _draw_ripple(rng, angle, range(2, 12), 0.085)
     if margin == "microlobulated":
         distance += 0.06 * np.abs(np.sin(rng.integers(9, 14) / 2 * angle + rng.uniform(0, np.pi)))
     elif margin == "spiculated":
-        distance += _ripple(rng, angle, range(6, 20), 0.1)
+        distance += _draw_ripple(rng, angle, range(6, 20), 0.1)
     points = np.stack([distance * np.sin(angle), distance * np.cos(angle)], axis=1) * radius
     stretch = rng.uniform(1.35, 1.75) if shape == "oval" else rng.uniform(1.0, 1.15)
     turn = rng.uniform(0, np.pi)
@@ -319,7 +330,7 @@ def contour(
     return (points * [stretch**0.5, stretch**-0.5] @ turned).astype(np.float32)
 
 
-def _ripple(
+def _draw_ripple(
     rng: np.random.Generator, angle: NDArray, orders: Iterable[int], size: float
 ) -> NDArray:
     return np.sum(
@@ -331,7 +342,7 @@ def _ripple(
     )
 
 
-def _cluster(
+def _draw_cluster(
     rng: np.random.Generator, center: NDArray[np.float32], radius: float, pathology: Pathology
 ) -> _Finding:
     specks = center + rng.normal(0, 0.42 * radius, (int(rng.integers(7, 24)), 2)).clip(
@@ -346,26 +357,27 @@ def _cluster(
 
 
 def _render(key: _Key) -> NDArray[np.float32]:
-    """The mammogram of a key: float32 [1024, 832, 1] in [0, 1]."""
-    anatomy = _anatomy(key)
+    """Render the mammogram of a key: float32 [1024, 832, 1] in [0, 1]."""
+    anatomy = _draw_anatomy(key)
     rng = key.rng(2)
-    image = _tissue(rng, anatomy)
-    for finding in _findings(key, anatomy):
+    image = _render_tissue(rng, anatomy)
+    for finding in _draw_findings(key, anatomy):
         image += (
-            _drawn_mass(rng, finding) if finding.kind == "mass" else _drawn_cluster(rng, finding)
+            _render_mass(rng, finding) if finding.kind == "mass" else _render_cluster(rng, finding)
         )
-    image = _exposed(rng, image, anatomy)
+    image = _expose(rng, image, anatomy)
     if key.laterality == "R":
         image = np.ascontiguousarray(image[:, ::-1])
-    _mark(image, key)
+    _render_mark(image, key)
     return np.clip(image, 0, 1)[..., np.newaxis]
 
 
-def _power_law(
+def _draw_power_law(
     rng: np.random.Generator, exponent: float, longest: float = 420.0
 ) -> tuple[Field, Field]:
-    """Two independent Gaussian fields [1024, 832] of power 1/f^exponent, flat beyond the longest
-    wavelength (px), variance 1.
+    """Draw two independent Gaussian fields [1024, 832] of power 1/f^exponent and variance 1.
+
+    The power is flat beyond the longest wavelength (px).
     """
     frequency = np.hypot(np.fft.fftfreq(ROWS)[:, None], np.fft.fftfreq(COLS)[None])
     amplitude = np.maximum(frequency, 1 / longest).astype(np.float32) ** np.float32(-exponent / 2)
@@ -375,14 +387,16 @@ def _power_law(
     return tuple((part / part.std()).astype(np.float32) for part in (field.real, field.imag))
 
 
-def _tissue(rng: np.random.Generator, anatomy: _Anatomy) -> Field:
-    """The breast without lesions and noise, float32 [1024, 832]."""
+def _render_tissue(rng: np.random.Generator, anatomy: _Anatomy) -> Field:
+    """Render the breast without lesions and noise, float32 [1024, 832]."""
     rows = np.arange(ROWS, dtype=np.float32)[:, None]
     cols = np.arange(COLS, dtype=np.float32)[None]
-    fine, coarse = _power_law(rng, 3.0)
-    strands, clumps = _power_law(rng, 3.4, longest=160.0)
-    gland = _gland(anatomy, rows, cols, coarse, _radiating(anatomy, rows, cols, clumps))
-    over = np.clip(_muscle(anatomy, rows, cols) / (5 + rows / 60), -30, 30)  # its lower end fades
+    fine, coarse = _draw_power_law(rng, 3.0)
+    strands, clumps = _draw_power_law(rng, 3.4, longest=160.0)
+    gland = _gland_share(anatomy, rows, cols, coarse, _bend_to_nipple(anatomy, rows, cols, clumps))
+    over = np.clip(
+        _muscle_distance(anatomy, rows, cols) / (5 + rows / 60), -30, 30
+    )  # its lower end fades
     muscle = 1 / (1 + np.exp(-over))
     gland *= 1 - 0.85 * muscle
     # Ligaments stand where a smooth field crosses zero: curved, thin, and interrupted where another
@@ -398,9 +412,12 @@ def _tissue(rng: np.random.Generator, anatomy: _Anatomy) -> Field:
     return (image + muscle * (0.24 + 0.004 * over + 0.015 * clumps)).astype(np.float32)
 
 
-def _gland(anatomy: _Anatomy, rows: Field, cols: Field, coarse: Field, streaks: Field) -> Field:
-    """How much of the tissue is fibroglandular, 0 to 1: a cone behind the nipple, rising to the
-    armpit on MLO views.
+def _gland_share(
+    anatomy: _Anatomy, rows: Field, cols: Field, coarse: Field, streaks: Field
+) -> Field:
+    """Return the share of the tissue that is fibroglandular, 0 to 1.
+
+    It is a cone behind the nipple, rising to the armpit on MLO views.
     """
     row, col = anatomy.nipple
     behind = (col - cols) / col
@@ -417,9 +434,10 @@ def _gland(anatomy: _Anatomy, rows: Field, cols: Field, coarse: Field, streaks: 
     )
 
 
-def _radiating(anatomy: _Anatomy, rows: Field, cols: Field, field: Field) -> Field:
-    """The field seen in polar coordinates around the nipple, stretched along the radius: ducts and
-    septa run to the nipple.
+def _bend_to_nipple(anatomy: _Anatomy, rows: Field, cols: Field, field: Field) -> Field:
+    """Map a field to polar coordinates around the nipple, stretched along the radius.
+
+    Ducts and septa run to the nipple.
     """
     down = rows - anatomy.nipple[0]
     left = anatomy.nipple[1] + 60 - cols
@@ -430,8 +448,8 @@ def _radiating(anatomy: _Anatomy, rows: Field, cols: Field, field: Field) -> Fie
     )
 
 
-def _exposed(rng: np.random.Generator, tissue: Field, anatomy: _Anatomy) -> Field:
-    """What the detector sees: thickness, skin, air, tone and quantum noise."""
+def _expose(rng: np.random.Generator, tissue: Field, anatomy: _Anatomy) -> Field:
+    """Return what the detector sees: thickness, skin, air, tone and quantum noise."""
     inside = (np.arange(COLS)[None] < anatomy.skin[:, None]).astype(np.uint8)
     wall = 160  # the breast goes on behind the borders it touches, there is no skin there
     padded = cv2.copyMakeBorder(inside, wall, wall, wall, 1, cv2.BORDER_REPLICATE)
@@ -444,10 +462,13 @@ def _exposed(rng: np.random.Generator, tissue: Field, anatomy: _Anatomy) -> Fiel
     return (image + 0.03 * np.sqrt(np.clip(image, 0, 1)) * noise + 0.02).astype(np.float32)
 
 
-def _drawn_mass(rng: np.random.Generator, finding: _Finding) -> Field:
-    """What one mass adds: densest in its middle, falling off over an edge as soft as its margin."""
+def _render_mass(rng: np.random.Generator, finding: _Finding) -> Field:
+    """Render what one mass adds.
+
+    It is densest in its middle and falls off over an edge as soft as its margin.
+    """
     mask = cv2.fillPoly(
-        np.zeros((ROWS, COLS), np.uint8), [_fixed_point(finding.outline)], 1, shift=4
+        np.zeros((ROWS, COLS), np.uint8), [_round_fixed_point(finding.outline)], 1, shift=4
     )
     inner = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
     outer = cv2.distanceTransform(1 - mask, cv2.DIST_L2, 5)
@@ -462,15 +483,16 @@ def _drawn_mass(rng: np.random.Generator, finding: _Finding) -> Field:
         1 + np.exp(-np.clip((inner - outer) / max(softness[str(finding.margin)], 1.0), -30, 30))
     )
     dome = np.sqrt(1 - (1 - np.clip(inner / radius, 0, 1)) ** 2)
-    drawn = finding.contrast * edge * (0.5 + 0.5 * dome)
+    added = finding.contrast * edge * (0.5 + 0.5 * dome)
     if finding.margin == "spiculated":
-        drawn = np.maximum(drawn, finding.contrast * _spicules(rng, finding.outline))
-    return drawn.astype(np.float32)
+        added = np.maximum(added, finding.contrast * _render_spicules(rng, finding.outline))
+    return added.astype(np.float32)
 
 
-def _spicules(rng: np.random.Generator, outline: NDArray[np.float32]) -> Field:
-    """Thin bent strands from within the outline outwards, few of them far, thinning
-    out; 0 to 0.8.
+def _render_spicules(rng: np.random.Generator, outline: NDArray[np.float32]) -> Field:
+    """Render thin bent strands from within the outline outwards, 0 to 0.8.
+
+    They thin out, and few of them reach far.
     """
     center = outline.mean(axis=0)
     canvas = np.zeros((ROWS, COLS), np.uint8)
@@ -484,7 +506,7 @@ def _spicules(rng: np.random.Generator, outline: NDArray[np.float32]) -> Field:
             thickness = 2 if part < 5 else 1
             cv2.polylines(
                 canvas,
-                [_fixed_point(path[part - 1 : part + 1])],
+                [_round_fixed_point(path[part - 1 : part + 1])],
                 False,
                 230 - 18 * part,
                 thickness,
@@ -494,9 +516,10 @@ def _spicules(rng: np.random.Generator, outline: NDArray[np.float32]) -> Field:
     return cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), 1.1)
 
 
-def _drawn_cluster(rng: np.random.Generator, finding: _Finding) -> Field:
-    """What calcifications add: specks below a millimetre, even when benign, of any size and drawn
-    out when malignant.
+def _render_cluster(rng: np.random.Generator, finding: _Finding) -> Field:
+    """Render what calcifications add.
+
+    Specks are below a millimetre; benign ones are even, malignant ones of any size and drawn out.
     """
     canvas = np.zeros((ROWS, COLS), np.uint8)
     for speck in finding.specks if finding.specks is not None else ():
@@ -506,7 +529,7 @@ def _drawn_cluster(rng: np.random.Generator, finding: _Finding) -> Field:
         thickness = int(rng.integers(1, 4)) if finding.pathology == "malignant" else 2
         cv2.polylines(
             canvas,
-            [_fixed_point(np.stack([speck, end]))],
+            [_round_fixed_point(np.stack([speck, end]))],
             False,
             int(rng.integers(140, 255)),
             thickness,
@@ -516,12 +539,12 @@ def _drawn_cluster(rng: np.random.Generator, finding: _Finding) -> Field:
     return 0.4 * cv2.GaussianBlur(canvas.astype(np.float32) / 255, (0, 0), 0.7)
 
 
-def _fixed_point(points: NDArray) -> NDArray[np.int32]:
+def _round_fixed_point(points: NDArray) -> NDArray[np.int32]:
     return np.rint(points[:, ::-1] * 16).astype(np.int32)
 
 
-def _mark(image: Field, key: _Key) -> None:
-    """The technician's lead letters, in the air above the breast."""
+def _render_mark(image: Field, key: _Key) -> None:
+    """Render the technician's lead letters, in the air above the breast."""
     letters = np.zeros((ROWS, COLS), np.uint8)
     origin = (COLS - 190, 70) if key.laterality == "L" else (40, 70)
     cv2.putText(

@@ -1,5 +1,6 @@
-"""A mammogram's grey values as its file stores them, to change some and to write the
-others back untouched.
+"""Hold a mammogram's grey values as its file stores them.
+
+Some can be changed, and the others are written back untouched.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Stored:
 
     Attributes:
         values: integer [rows, cols], native px, signed or not.
-        bits: Of one value, 1 to 16.
+        bits: Bits of one value, 1 to 16.
         greys: float32 [2^bits], in [0, 1], of the values from `first` on.
         padding: bool [2^bits], which of them fill an image up to a rectangle.
-        elements: Of a DICOM file those that lead from value to grey, by keyword; None of other
+        elements: Elements of a DICOM file that lead from value to grey, by keyword; None of other
             files, whose greys are value / (2^bits - 1).
     """
 
@@ -40,8 +41,9 @@ class Stored:
 
     @staticmethod
     def of_image(image: NDArray[np.float32], bits: int) -> Stored:
-        """Grey values as whole numbers: rint(value * (2^bits - 1)), in 8 bits where they fit, else
-        in 16.
+        """Store grey values as whole numbers, rint(value * (2^bits - 1)).
+
+        They have 8 bits where they fit, else 16.
 
         Args:
             image: float32 [rows, cols, 1] in [0, 1].
@@ -54,13 +56,14 @@ class Stored:
         )
 
     def image(self) -> NDArray[np.float32]:
-        """float32 [rows, cols, 1] in [0, 1]: what the archive's reader gives."""
+        """Return float32 [rows, cols, 1] in [0, 1]: what the archive's reader gives."""
         values = self.values if self.first == 0 else self.values.astype(np.int32) - self.first
-        return looked_up(self.greys, values)
+        return look_up(self.greys, values)
 
-    def nearest(self, grey: NDArray[np.float32]) -> NDArray[np.integer]:
-        """The stored value that comes nearest to each grey value, of the type of `values`; never
-        one of padding.
+    def nearest_values(self, grey: NDArray[np.float32]) -> NDArray[np.integer]:
+        """Return the stored value nearest to each grey value, of the type of `values`.
+
+        It is never a value of padding.
 
         Args:
             grey: float32 of any shape, in [0, 1].
@@ -68,15 +71,16 @@ class Stored:
         values, middles = self._by_grey
         return values[np.searchsorted(middles, grey)]
 
-    def changed(self, values: NDArray[np.integer]) -> Stored:
-        """The same file with other values."""
+    def with_values(self, values: NDArray[np.integer]) -> Stored:
+        """Return the same file with other values."""
         return replace(self, values=values)
 
-    def repainted(
+    def with_greys(
         self, image: NDArray[np.float32], parts: Iterable[tuple[Box, NDArray[np.float32]]]
     ) -> Stored:
-        """The same file with other grey values in some boxes; a value whose grey stays is kept as
-        it is.
+        """Return the same file with other grey values in some boxes.
+
+        A value whose grey stays is kept as it is.
 
         Args:
             image: What `image` gives.
@@ -85,12 +89,14 @@ class Stored:
         values = self.values.copy()
         for (top, left, bottom, right), grey in parts:
             moved = grey != image[top:bottom, left:right, 0]
-            values[top:bottom, left:right][moved] = self.nearest(grey[moved])
-        return self.changed(values)
+            values[top:bottom, left:right][moved] = self.nearest_values(grey[moved])
+        return self.with_values(values)
 
     def full_scale(self) -> NDArray[np.integer]:
-        """The values as a picture holds them: `values`; of a DICOM file its greys, in 8 bits where
-        `bits` are no more, else in 16.
+        """Return the values as a picture holds them.
+
+        Of a DICOM file they are its greys, in 8 bits where `bits` are no more, else in 16. Of
+        others they are `values`.
         """
         if self.elements is None:
             return self.values
@@ -114,8 +120,9 @@ class Stored:
 
 
 def unused_range(highest: int, full: int) -> str | None:
-    """What to say of stored values that leave most of their range unused, as 12 bits in a file of
-    16 do; None of others.
+    """Describe stored values that leave most of their range unused; None of others.
+
+    12 bits in a file of 16 do.
 
     Args:
         highest: The highest value there is.
@@ -130,8 +137,8 @@ def unused_range(highest: int, full: int) -> str | None:
     )
 
 
-def looked_up(greys: NDArray[np.float32], values: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Every value's grey.
+def look_up(greys: NDArray[np.float32], values: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Look up every value's grey.
 
     Args:
         greys: float32 [n].

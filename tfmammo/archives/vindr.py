@@ -1,39 +1,32 @@
-"""VinDr-Mammo 1.0.0: 20,000 full-field digital mammograms of 5,000 four-view exams, with
-boxes around findings.
+"""VinDr-Mammo 1.0.0: 20,000 full-field digital mammograms of 5,000 four-view exams.
 
-    <anywhere beneath root>/images/<study_id>/<image_id>.dicom
-                            breast-level_annotations.csv    a row for each image
-                            finding_annotations.csv         a row for each finding, or one that says
-                            ['No Finding']
-                            metadata.csv                    what the DICOM headers say; may be
-                            missing
+Findings have boxes.
 
-Columns are found by name, files in any case of letters. What the archive leaves open, and what was
-chosen:
+    <anywhere beneath root>/
+        images/<study_id>/<image_id>.dicom
+        breast-level_annotations.csv    a row for each image
+        finding_annotations.csv         a row for each finding, or one that says ['No Finding']
+        metadata.csv                    what the DICOM headers say; may be missing
+
+Columns are found by name; case does not matter in names of files. What the archive leaves open, and
+what was chosen:
 
 - No column names the patient. Each exam (study_id) is taken as a patient of its own: its
-  description speaks of 5,000 exams, not
-  patients, and the official split keeps exams whole. Should a woman have come twice, nothing in the
-  archive would show it.
+  description speaks of 5,000 exams, not patients, and the official split keeps exams whole. Should
+  a woman have come twice, nothing in the archive would show it.
 - No biopsies: pathology is None, but "normal" where the breast is BI-RADS 1 and nothing is marked
-  in the image. The BI-RADS of
-  a single finding has no place in a Lesion and is left out.
+  in the image. The BI-RADS of a single finding has no place in a Lesion and is left out.
 - A box may name several categories. Each of our kinds becomes a lesion of that box, and
-  `kind_is_certain` is False where
-  there are several or another finding shares the box, since it says not what of it belongs to
-  which. Asymmetry, focal and
-  global asymmetry are one kind. Lymph nodes, thickened skin, drawn-in skin or nipples become no
-  lesion; they are counted
-  in `Skipped`, and such an image is not normal.
+  `kind_is_certain` is False where there are several or another finding shares the box, since it
+  says not what of it belongs to which. Asymmetry, focal and global asymmetry are one kind. Lymph
+  nodes, thickened skin, drawn-in skin or nipples become no lesion; they are counted in `Skipped`,
+  and such an image is not normal.
 - Boxes are fractions of pixels and reach past the border here and there (xmin -6.25): they are
-  widened to whole pixels, cut at the
-  border, and refused where nothing is left.
+  widened to whole pixels, cut at the border, and refused where nothing is left.
 - Rows and columns are those of the table, so that indexing opens no DICOM; a file of another size
-  raises ArchiveError when its
-  pixels are read. Spacing is that of metadata.csv (Pixel Spacing, else Imager Pixel Spacing, as in
-  the headers). Only for an image
-  of which metadata.csv says none is the header read, some 2 ms each, and the image skipped where
-  that can't be done.
+  raises ArchiveError when its pixels are read. Spacing is that of metadata.csv (Pixel Spacing, else
+  Imager Pixel Spacing, as in the headers). Only for an image of which metadata.csv says none is the
+  header read, some 2 ms each, and the image skipped where that can't be done.
 - BI-RADS and density are given as their bare sign, "4" and "C"; a cell that is neither is None.
 
 Source: Nguyen et al., VinDr-Mammo: A large-scale benchmark dataset for computer-aided diagnosis in
@@ -48,11 +41,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from tfmammo.archives import dicom
-from tfmammo.archives.files import beneath
+from tfmammo.archives.files import list_regular_files
 from tfmammo.errors import ArchiveError
 from tfmammo.mammogram import (
     Box,
@@ -63,8 +55,8 @@ from tfmammo.mammogram import (
     Skipped,
     Split,
     View,
-    hashed_id,
-    spelling,
+    hash_id,
+    normalize_spelling,
 )
 
 IMAGES = "breast-level_annotations.csv"
@@ -137,11 +129,11 @@ class _Faults:
 
 @dataclass
 class _Archive:
-    """What lies beneath one root.
+    """What a root holds.
 
     Attributes:
-        dicoms: By (study_id, image_id) in lower case.
-        tables: By name in lower case.
+        dicoms: Files by (study_id, image_id) in lower case.
+        tables: Files by name in lower case.
     """
 
     root: Path
@@ -159,8 +151,9 @@ class _Archive:
 
 
 def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
-    """Read the tables, and the headers of those images whose spacing they don't tell; no pixel is
-    read.
+    """Read the tables, and the headers of those images whose spacing they don't tell.
+
+    No pixel is read.
 
     Args:
         root: The archive's folder or any above it.
@@ -175,13 +168,13 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
             images is there.
     """
     archive = _Archive(Path(root), Skipped() if skipped is None else skipped)
-    _find(archive)
+    _find_files(archive)
     for name in (IMAGES, FINDINGS):
         if name not in archive.tables:
             raise ArchiveError(f"{root}: is no VinDr-Mammo archive, {name} is missing")
     _read_findings(archive)
     _read_spacings(archive)
-    mammograms = _mammograms(archive)
+    mammograms = _make_mammograms(archive)
     for name, faults in archive.faults.items():
         for reason in faults.reasons():
             archive.note(archive.tables[name], reason)
@@ -192,11 +185,11 @@ def read(root: Path, skipped: Skipped | None = None) -> list[Mammogram]:
     return list(mammograms.values())
 
 
-def _find(archive: _Archive) -> None:
+def _find_files(archive: _Archive) -> None:
     """Walk the tree once; of several files of one name the one nearest to the root counts."""
-    for path in sorted(beneath(archive.root), key=lambda path: (len(path.parts), path)):
+    for path in sorted(list_regular_files(archive.root), key=lambda path: (len(path.parts), path)):
         name = path.name.lower()
-        key = (_key(path.parent.name), _key(path.stem))
+        key = (_make_key(path.parent.name), _make_key(path.stem))
         if name in (IMAGES, FINDINGS, METADATA):
             archive.tables.setdefault(name, path)
         elif path.suffix.lower() not in (".dicom", ".dcm"):
@@ -205,13 +198,13 @@ def _find(archive: _Archive) -> None:
             archive.note(path, "is a second file of the same study and image")
 
 
-def _key(name: str) -> str:
-    """A name of a study or an image, however it is spelt."""
-    return spelling(name).strip().lower()
+def _make_key(name: str) -> str:
+    """Return the name of a study or an image in one spelling."""
+    return normalize_spelling(name).strip().lower()
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
-    """The rows of one table with their line numbers.
+def _read_table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+    """Read the rows of one table with their line numbers.
 
     Raises ArchiveError where a column is missing or the file is no CSV.
     """
@@ -233,8 +226,8 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
 
 def _read_findings(archive: _Archive) -> None:
     faults = archive.faults[FINDINGS]
-    for line, row in _table(archive.tables[FINDINGS], _FINDING_COLUMNS):
-        found = archive.findings.setdefault(_key(row["image_id"]), _Findings())
+    for line, row in _read_table(archive.tables[FINDINGS], _FINDING_COLUMNS):
+        findings = archive.findings.setdefault(_make_key(row["image_id"]), _Findings())
         readable = _LIST.fullmatch(row["finding_categories"])
         names = (
             [name[1:-1].strip().lower() for name in re.findall(_QUOTED, row["finding_categories"])]
@@ -243,23 +236,23 @@ def _read_findings(archive: _Archive) -> None:
         )
         if names == ["no finding"]:
             continue
-        found.marked = True
+        findings.marked = True
         for name in names:
             if name not in _KINDS:
                 faults.add(
                     f"'{name}' is no lesion of ours" if name in _OTHERS else "an unknown category",
                     line,
                 )
-        corners = _corners(row)
+        corners = _parse_corners(row)
         if not readable:
             faults.add("finding_categories is no list of names", line)
         elif corners is None:
             faults.add("the box has a corner that is no number", line)
         else:
-            found.boxes.append((line, names, corners))
+            findings.boxes.append((line, names, corners))
 
 
-def _corners(row: Row) -> Corners | None:
+def _parse_corners(row: Row) -> Corners | None:
     try:
         xmin, ymin, xmax, ymax = (float(row[column]) for column in _FINDING_COLUMNS[2:])
     except ValueError:
@@ -268,31 +261,31 @@ def _corners(row: Row) -> Corners | None:
 
 
 def _read_spacings(archive: _Archive) -> None:
-    """Spacing by image, where metadata.csv is there and tells it; a damaged one is noted."""
+    """Read spacing by image, where metadata.csv is there and tells it; note a damaged one."""
     path = archive.tables.get(METADATA)
     if path is None:
         return
     try:
-        for _, row in _table(path, ("sop instance uid",)):
+        for _, row in _read_table(path, ("sop instance uid",)):
             for column in ("pixel spacing", "imager pixel spacing"):  # as in the headers
                 values = [float(number) for number in _NUMBER.findall(row.get(column, "")[:100])]
                 if len(values) == 2 and all(0 < value < math.inf for value in values):
-                    archive.spacings[_key(row["sop instance uid"])] = (values[0], values[1])
+                    archive.spacings[_make_key(row["sop instance uid"])] = (values[0], values[1])
                     break
     except ArchiveError as error:
         archive.note(path, error)
 
 
-def _mammograms(archive: _Archive) -> dict[str, Mammogram]:
-    """The records by image_id."""
+def _make_mammograms(archive: _Archive) -> dict[str, Mammogram]:
+    """Make the records by image_id."""
     table = archive.tables[IMAGES]
     mammograms: dict[str, Mammogram] = {}
     named = set()
     used = set()
     missing = 0
-    for line, row in _table(table, _IMAGE_COLUMNS):
-        image = _key(row["image_id"])
-        key = (_key(row["study_id"]), image)
+    for line, row in _read_table(table, _IMAGE_COLUMNS):
+        image = _make_key(row["image_id"])
+        key = (_make_key(row["study_id"]), image)
         path = archive.dicoms.get(key)
         if image in named:
             archive.faults[IMAGES].add("names an image a second time", line)
@@ -300,7 +293,7 @@ def _mammograms(archive: _Archive) -> dict[str, Mammogram]:
             missing += 1
         else:
             try:
-                mammograms[image] = _mammogram(archive, path, row)
+                mammograms[image] = _make_mammogram(archive, path, row)
             except ArchiveError as error:
                 archive.note(path, error)
         named.add(image)
@@ -317,8 +310,8 @@ def _mammograms(archive: _Archive) -> dict[str, Mammogram]:
     return mammograms
 
 
-def _mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
-    image = _key(row["image_id"])
+def _make_mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
+    image = _make_key(row["image_id"])
     if not all(re.fullmatch(r"[1-9]\d{0,4}", row[column]) for column in ("height", "width")):
         raise ArchiveError(f"{path}: {IMAGES} gives no height and width for it")
     rows = int(row["height"])
@@ -327,40 +320,38 @@ def _mammogram(archive: _Archive, path: Path, row: Row) -> Mammogram:
     birads = re.fullmatch(r"(?:BI-RADS\s*)?([0-6][ABC]?)", row["breast_birads"], re.IGNORECASE)
     density = re.fullmatch(r"(?:DENSITY\s*)?([A-D])", row["breast_density"], re.IGNORECASE)
     # without a row it is not known to be free of findings
-    found = archive.findings.get(image, _Findings(marked=True))
+    findings = archive.findings.get(image, _Findings(marked=True))
     return Mammogram(
         archive="vindr",
-        patient_id=hashed_id("vindr", _key(row["study_id"])),
+        patient_id=hash_id("vindr", _make_key(row["study_id"])),
         image_id=image,
         rows=rows,
         cols=cols,
-        read=partial(dicom.read_pixels, path),
         laterality=_LATERALITIES.get(row["laterality"].upper()),
         view=_VIEWS.get(row["view_position"].upper()),
-        pathology="normal" if birads and birads[1] == "1" and not found.marked else None,
-        lesions=tuple(_lesions(found, rows, cols, archive.faults[FINDINGS])),
+        pathology="normal" if birads and birads[1] == "1" and not findings.marked else None,
+        lesions=tuple(_make_lesions(findings, rows, cols, archive.faults[FINDINGS])),
         spacing=spacing,
         birads=birads[1].upper() if birads else None,
         density=density[1].upper() if density else None,
         official_split=_SPLITS.get(row["split"].lower()),
+        **dicom.pixel_source(path),
     )
 
 
-def _lesions(found: _Findings, rows: int, cols: int, faults: _Faults) -> Iterator[Lesion]:
-    for line, names, corners in found.boxes:
+def _make_lesions(findings: _Findings, rows: int, cols: int, faults: _Faults) -> Iterator[Lesion]:
+    for line, names, corners in findings.boxes:
         kinds = dict.fromkeys(_KINDS[name] for name in names if name in _KINDS)
         certain = len(kinds) == 1 and all(name in _KINDS for name in names)
-        box = _box(corners, rows, cols)
+        box = _round_box(corners, rows, cols)
         if box:
             yield from (Lesion(kind, box, kind_is_certain=certain) for kind in kinds)
         elif kinds:
             faults.add("the box is empty, or outside the image", line)
 
 
-def _box(corners: Corners, rows: int, cols: int) -> Box | None:
-    """Every pixel that (xmin, ymin, xmax, ymax) touches, within the image; None where there is
-    none.
-    """
+def _round_box(corners: Corners, rows: int, cols: int) -> Box | None:
+    """Return every pixel that (xmin, ymin, xmax, ymax) touches, within the image; None if none."""
     xmin, ymin, xmax, ymax = corners
     top = math.floor(max(ymin, 0))
     left = math.floor(max(xmin, 0))

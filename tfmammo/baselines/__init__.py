@@ -1,5 +1,3 @@
-"""What the papers compare with, one system a file, on the same contract as the rooms of
-tfmammo.models.
-"""
+"""What the papers compare with, one file each, on the same contract as tfmammo.models."""
 
 import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

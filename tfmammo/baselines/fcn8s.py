@@ -4,8 +4,8 @@ Departures: "same" padding in place of the 100 px around the image and the later
 strides are trained at once and not one after the other; all three up-samplings start bilinear and
 are learnt (the paper fixes the last one); Adam as CAN's in place of SGD with momentum;
 cross-entropy is the mean over pixels, not the sum. The encoder starts from random weights unless
-`weights` says otherwise, since ImageNet's can't always be downloaded: the paper starts from
-ImageNet, CAN is silent. A grey patch is repeated as three equal colours.
+`weights` says otherwise, since ImageNet's can't always be downloaded. The paper starts from
+ImageNet; CAN does not say. A grey patch is repeated as three equal colours.
 """
 
 from __future__ import annotations
@@ -30,11 +30,9 @@ class FCN8sConfig(vgg16.VGG16Config):
     fc_width: PositiveInt = FC_WIDTH
     """Channels of fc6 and fc7."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    """The share dropped behind each of them."""
+    """Share dropped after each of them."""
     classes: Literal[1, 2] = 2
-    """2 is the paper's softmax over background and lesion, 1 a single logit. weights, widths: of
-    the encoder, see VGG16Config; fc6 and fc7 take VGG-16's too.
-    """
+    """2 is the paper's softmax over background and lesion, 1 a single logit."""
 
     @model_validator(mode="after")
     def _fc_width_fits(self) -> FCN8sConfig:
@@ -56,13 +54,15 @@ class FCN8s(Segmenter):
 
     def __init__(self, config: FCN8sConfig | None = None, size: int = 256) -> None:
         config = config or FCN8sConfig()
-        super().__init__(network(config, size), config, "fcn8s")
+        super().__init__(build_network(config, size), config, "fcn8s")
         if config.pretrained:
             vgg16.assign(self.networks["segmenter"], config.weights, fc=True)
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The lesion's log-odds; of two classes' scores their difference, whose sigmoid is the
-        softmax of the lesion.
+        """Compute the lesion's log-odds.
+
+        For two classes they are the difference of the scores, whose sigmoid is the lesion's
+        softmax.
 
         Args:
             image: float32 [b, s, s, 1] in [0, 1].
@@ -75,9 +75,10 @@ class FCN8s(Segmenter):
         return scores if scores.shape[-1] == 1 else scores[..., 1:] - scores[..., :1]
 
 
-def network(config: FCN8sConfig, size: int) -> keras.Model:
-    """The network: image float32 [b, size, size, 1] in [0, 1] -> scores float32 [b, size, size,
-    classes].
+def build_network(config: FCN8sConfig, size: int) -> keras.Model:
+    """Build the network.
+
+    image float32 [b, size, size, 1] in [0, 1] -> scores float32 [b, size, size, classes]
 
     134,271,430 parameters for two classes, 134,265,699 for one.
 
@@ -111,8 +112,9 @@ def network(config: FCN8sConfig, size: int) -> keras.Model:
 
 @keras.saving.register_keras_serializable("tfmammo")
 def bilinear(shape: tuple[int, int, int, int], dtype: str | None = None) -> tf.Tensor:
-    """The kernel of a transposed convolution that interpolates each channel bilinearly by half the
-    kernel's size.
+    """Make the kernel of a transposed convolution that interpolates each channel bilinearly.
+
+    It enlarges by half the kernel's size.
 
     Args:
         shape: [2 * factor, 2 * factor, channels, channels].

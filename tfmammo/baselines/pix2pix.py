@@ -1,26 +1,24 @@
-"""Pix2Pix: image-to-image translation with conditional adversarial networks (Isola et al.
+"""Pix2Pix: image-to-image translation with conditional adversarial networks (Isola et al. 2017).
 
-2017), CAN's synthesis baseline.
+It is CAN's synthesis baseline.
 
 A generator G maps an input to an output, a discriminator D judges (input, output) pairs.
 `direction: mask_to_image` is CAN's baseline in Fig. 2 and 3; `image_to_mask` segments.
 
-    L_G = -log D(x, G(x)) + lambda_l1 * |y - G(x)|_1        L_D = -(log D(x, y) + log(1 - D(x,
-    G(x)))) / 2
+    L_G = -log D(x, G(x)) + lambda_l1 * |y - G(x)|_1
+    L_D = -(log D(x, y) + log(1 - D(x, G(x)))) / 2
 
 Inside, masks and images are in [-1, 1]; at every public border they are in [0, 1].
 
 Departures and what CAN's paper leaves open about its baseline:
-- Noise enters as dropout. Pix2Pix leaves it on at test time too; here it is off at inference, so
-  that an exported model
-  answers alike every time and both methods are compared without it (Isola et al. report only minor
-  stochasticity).
+- Noise is dropout. Pix2Pix leaves it on at test time too; here it is off at inference. An exported
+  model then gives the same output every time, and both methods are compared without noise (Isola et
+  al. report only minor stochasticity).
 - Defaults are Pix2Pix's own: lambda 100, a 70 px discriminator (strided 3), responses averaged as
-  losses, as its code does.
-  CAN compares "under the same experimental settings" and prints no others, so
-  configs/pix2pix_can.yaml has CAN's values.
-- The half on L_D stands under either config. CAN has none, but Adam's steps hardly depend on a
-  constant factor.
+  losses, as in its code. CAN compares "under the same experimental settings" and prints no others,
+  so configs/pix2pix_can.yaml has CAN's values.
+- Both configs have the half on L_D. CAN has none, but Adam's steps hardly depend on a constant
+  factor.
 - Normalisation: statistics of the sample, in training and at inference, with Keras's epsilon of
   1e-3; Pix2Pix's is 1e-5.
 - Patches, grey values and augmentation are those of CAN (models/can.py), and not Pix2Pix's
@@ -45,21 +43,27 @@ class Pix2PixConfig(Frozen):
     """Pix2Pix's values."""
 
     direction: Literal["mask_to_image", "image_to_mask"] = "mask_to_image"
+    """What G maps to what."""
     lambda_l1: NonNegativeFloat = 100.0
+    """Weight of the L1 term."""
     learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, of both networks."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the first moment."""
     average: Average = "losses"
-    """How D's responses to one pair become one, see `losses`."""
+    """How D's responses to one pair become one, see `tfmammo.losses`."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share dropped in the three innermost decoder blocks of G."""
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
-    """Of G, one per halving of the patch."""
+    """Filters of G, one for each halving of the patch."""
     discriminator_strided: PositiveInt = 3
-    """3 gives 70 px patches."""
+    """Stride-2 convolutions of D; 3 gives 70 px patches."""
     discriminator_filters: PositiveInt = 64
+    """Filters of D's first convolution."""
 
 
 class Pix2Pix(Trainable):
-    """Generator and discriminator with their optimizers; built on construction.
+    """Generator and discriminator, with their optimizers.
 
     Args:
         config: Pix2Pix's values or yours.
@@ -93,14 +97,16 @@ class Pix2Pix(Trainable):
         }
 
     def discriminate(self, source: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-        """D(x, y): float32 logits, one per patch.
+        """Compute D(x, y): float32 logits, one for each patch.
 
-        float32 [batch, size, size, 1] in [-1, 1].
+        Args:
+            source: float32 [batch, size, size, 1] in [-1, 1].
+            target: float32 [batch, size, size, 1] in [-1, 1].
         """
         return self.discriminator(tf.concat([source, target], axis=-1))
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step of D and one of G, both from the same forward pass.
+        """Update D and G once, both from the same forward pass.
 
         Args:
             batch: "mask" and "image", float32 [batch, size, size, 1] in [0, 1].
@@ -130,7 +136,7 @@ class Pix2Pix(Trainable):
         }
 
     def translate(self, source: tf.Tensor) -> tf.Tensor:
-        """G at inference.
+        """Translate by G.
 
         Args:
             source: float32 [batch, size, size, 1] in [0, 1].
@@ -141,7 +147,7 @@ class Pix2Pix(Trainable):
         return self.generator(source * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid.
+        """Draw panels for the image grid.
 
         Args:
             batch: As in `train_step`.
@@ -156,8 +162,9 @@ class Pix2Pix(Trainable):
         }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: mask -> image, or image -> mask, and the discriminator's logits for a
-        pair.
+        """Return what is exported, one function for each network.
+
+        mask -> image, or image -> mask; (mask, image) -> logits.
         """
         mask, image = (
             tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name)

@@ -1,30 +1,36 @@
-"""Blending without a network, what the blending paper compares with: direct paste and
-Poisson image editing (PIE).
+"""Blending without a network: direct paste and Poisson image editing (PIE).
 
-    minimise over f in Omega  sum over neighbours <p, q> of (f_p - f_q - v_pq)^2,  f = tissue where
-    the mask is 0
+The blending paper compares with both. PIE minimises, over f in Omega and with f = tissue where the
+mask is 0,
+
+    sum over neighbours <p, q> of (f_p - f_q - v_pq)^2
 
 so that for each pixel p of Omega, of whose four neighbours some lie in Omega too,
 
     4 f_p - sum of f_q (q in Omega) = sum of tissue_q (q not in Omega) + sum of v_pq
 
 The guide v_pq is the lesion's difference, or, mixed, whichever of the lesion's and the tissue's is
-larger. All of a lesion that counts is its differences, so that a constant added to it changes
-nothing: a mass that was dense all over loses its density to its new surroundings, which the
-blending paper calls over-blending.
+larger. Only the differences of a lesion count, so a constant added to it changes nothing. A mass
+that was dense all over loses its density to its new surroundings, which the blending paper calls
+over-blending.
 
-All functions here take one patch, or one window in native pixels, and give the tissue itself, bit
-by bit, where the mask is 0:
+All functions take one patch, or one window in native pixels, and return the tissue itself, bit by
+bit, where the mask is 0:
 
-    Args:     tissue, lesion: float32 [rows, cols, 1] in [0, 1], one on the other. The lesion has
-    its own surroundings: differences
-              across the mask's border reach one pixel beyond it. mask: uint8 [rows, cols, 1], 0 or
-              1, 0 along the border.
-    Returns:  float32 [rows, cols, 1] in [0, 1]; what lies beyond is clipped.
-    Raises:   ValueError: another shape, dtype or value, an empty mask, or one that touches the
-    border.
-    Source:   Perez, Gangnet and Blake, Poisson image editing (2003). Departure: none but the
-    clipping.
+    Args:
+        tissue: float32 [rows, cols, 1] in [0, 1].
+        lesion: The same shape and range, with its own surroundings: differences across the mask's
+            border reach one pixel beyond it.
+        mask: uint8 [rows, cols, 1], 0 or 1, 0 along the border.
+
+    Returns:
+        float32 [rows, cols, 1], clipped to [0, 1].
+
+    Raises:
+        ValueError: Another shape, dtype or value, an empty mask, or one that touches the border.
+
+    Source:
+        Perez, Gangnet and Blake, Poisson image editing (2003). Departure: none but the clipping.
 """
 
 from __future__ import annotations
@@ -43,18 +49,16 @@ Mask = NDArray[np.uint8]
 
 
 def paste(tissue: Image, lesion: Image, mask: Mask) -> Image:
-    """Direct paste: the lesion where the mask is 1; arguments, result and errors as the module
-    says.
-    """
+    """Paste the lesion where the mask is 1; see the module for arguments, result and errors."""
     _check(tissue, lesion, mask)
     return np.where(mask == 1, lesion, tissue)
 
 
 def poisson(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Image:
-    """Poisson image editing; arguments, result and errors as the module says.
+    """Blend by Poisson image editing; see the module for arguments, result and errors.
 
-    Solved in float64 by a sparse factorisation, exact but for rounding: 60,000 px take about 0.2 s
-    of processor time.
+    The equations are solved in float64 by a sparse factorisation, exact but for rounding. 60,000 px
+    take about 0.2 s of processor time.
 
     Args:
         mixed: The guide is the tissue's difference where that is larger in magnitude, else the
@@ -65,10 +69,9 @@ def poisson(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Im
         blending paper, there of gradients, here of each difference).
     """
     _check(tissue, lesion, mask)
-    inside, known, pasted = (
-        values[..., 0].ravel()
-        for values in (mask == 1, tissue.astype(np.float64), lesion.astype(np.float64))
-    )
+    inside = (mask == 1).ravel()
+    background = tissue.astype(np.float64).ravel()
+    foreground = lesion.astype(np.float64).ravel()
     pixels = np.flatnonzero(inside)
     number = np.cumsum(inside) - 1  # of each pixel of Omega among the unknowns
     right = np.zeros(len(pixels))
@@ -77,8 +80,8 @@ def poisson(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Im
     for step in (-mask.shape[1], -1, 1, mask.shape[1]):
         neighbours = pixels + step
         inner = inside[neighbours]
-        right += _guide(pasted, known, pixels, neighbours, mixed) + np.where(
-            inner, 0.0, known[neighbours]
+        right += _guide(foreground, background, pixels, neighbours, mixed) + np.where(
+            inner, 0.0, background[neighbours]
         )
         rows.append(number[pixels[inner]])
         cols.append(number[neighbours[inner]])
@@ -89,11 +92,11 @@ def poisson(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Im
 
 
 def opencv(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Image:
-    """OpenCV's seamlessClone, of 8 bits; arguments, result and errors as the module says.
+    """Blend by OpenCV's seamlessClone, in 8 bits; see the module for arguments and errors.
 
-    It is no exact Poisson editing: it solves on the mask's whole bounding box with the tissue's
+    It is no exact Poisson editing. It solves on the mask's whole bounding box with the tissue's
     differences around the mask, by a discrete sine transform, and takes the lesion's only from 3 px
-    inside the mask. Pixels that it changes beyond the mask are put back.
+    inside the mask. Pixels that it changes beyond the mask are restored.
 
     Args:
         mixed: MIXED_CLONE instead of NORMAL_CLONE.
@@ -108,11 +111,10 @@ def opencv(tissue: Image, lesion: Image, mask: Mask, mixed: bool = False) -> Ima
     source, target = (
         cv2.merge([np.rint(255 * image[..., 0]).astype(np.uint8)] * 3) for image in (lesion, tissue)
     )
-    # The point given is where the bounding box's centre goes, and OpenCV halves its sides as
-    # integers too.
+    # The bounding box's centre goes to this point; OpenCV halves width and height as integers too.
     centre = (left + width // 2, top + height // 2)
-    how = cv2.MIXED_CLONE if mixed else cv2.NORMAL_CLONE
-    cloned = cv2.seamlessClone(source, target, 255 * mask[..., 0], centre, how)
+    flags = cv2.MIXED_CLONE if mixed else cv2.NORMAL_CLONE
+    cloned = cv2.seamlessClone(source, target, 255 * mask[..., 0], centre, flags)
     return np.where(mask == 1, cloned[..., :1].astype(np.float32) / np.float32(255), tissue)
 
 
@@ -132,23 +134,31 @@ def _guide(
     neighbours: NDArray[np.intp],
     mixed: bool,
 ) -> NDArray[np.float64]:
-    """v_pq of each pixel p and its neighbour q, from flat images."""
-    own, other = (values[pixels] - values[neighbours] for values in (lesion, tissue))
-    return np.where(np.abs(other) > np.abs(own), other, own) if mixed else own
+    """Compute v_pq of each pixel p and its neighbour q, from flat images."""
+    lesion_difference = lesion[pixels] - lesion[neighbours]
+    if not mixed:
+        return lesion_difference
+    tissue_difference = tissue[pixels] - tissue[neighbours]
+    tissue_is_larger = np.abs(tissue_difference) > np.abs(lesion_difference)
+    return np.where(tissue_is_larger, tissue_difference, lesion_difference)
 
 
 def _solve(
     rows: NDArray[np.intp], cols: NDArray[np.intp], right: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The equations' solution; (rows, cols) are the pairs of neighbours within Omega, each in both
-    orders.
+    """Solve the equations.
+
+    Args:
+        rows: First pixels of the pairs of neighbours within Omega, each pair in both orders.
+        cols: Second pixels of these pairs.
+        right: Right sides.
     """
-    every = np.arange(len(right))
+    diagonal = np.arange(len(right))
     values = np.concatenate([np.full(len(right), 4.0), np.full(len(rows), -1.0)])
-    places = np.concatenate([every, rows]), np.concatenate([every, cols])
-    matrix = sparse.csc_array((values, places), shape=(len(right), len(right)))
-    # Symmetric and positive definite, so it needs no pivoting: faster than spsolve by a fourth, and
-    # about as fast as cg, but exact.
+    indices = np.concatenate([diagonal, rows]), np.concatenate([diagonal, cols])
+    matrix = sparse.csc_array((values, indices), shape=(len(right), len(right)))
+    # The matrix is symmetric and positive definite, so it needs no pivoting. This is faster than
+    # spsolve by a fourth, and about as fast as cg, but exact.
     factors = splu(
         matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
     )
@@ -164,7 +174,7 @@ def _check(tissue: Image, lesion: Image, mask: Mask) -> None:
     for name, image in (("tissue", tissue), ("lesion", lesion)):
         if image.dtype != np.float32:
             raise ValueError(f"the {name} must be float32, not {image.dtype}")
-        if not np.all((image >= 0) & (image <= 1)):  # which NaN is not, either
+        if not np.all((image >= 0) & (image <= 1)):  # catches NaN too
             raise ValueError(f"the {name}'s values must lie between 0 and 1")
     if mask.dtype != np.uint8 or not np.all(mask <= 1):
         raise ValueError(

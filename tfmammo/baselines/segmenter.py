@@ -1,6 +1,4 @@
-"""What U-Net, FCN-8s and SegNet share: one network from image to mask, cross-entropy, one
-update per step.
-"""
+"""What U-Net, FCN-8s and SegNet share: one network from image to mask, and its training."""
 
 from __future__ import annotations
 
@@ -17,23 +15,21 @@ from tfmammo.optimization import Adam, build, minimize
 
 
 class SegmenterConfig(Frozen):
-    """How a baseline is optimised: as CAN is, so that a table compares networks and not
-    optimizers.
-    """
+    """Optimisation of a baseline: CAN's, so that a table compares networks and not optimizers."""
 
     learning_rate: PositiveFloat = 2e-4
-    """Of Adam."""
+    """Adam's learning rate."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
-    """Of Adam."""
+    """Adam's decay of the first moment."""
 
 
 class Segmenter(Trainable):
-    """A room of one network, "segmenter", which maps an image to one logit per pixel.
+    """A model of one network, "segmenter", which maps an image to one logit for each pixel.
 
     Args:
         network: Image float32 [b, s, s, 1] in [0, 1] -> logits float32 [b, s, s, 1].
-        config: Its optimizer's values.
-        name: The system's.
+        config: The optimizer's values.
+        name: Name of the baseline.
     """
 
     def __init__(self, network: keras.Model, config: SegmenterConfig, name: str) -> None:
@@ -45,7 +41,7 @@ class Segmenter(Trainable):
         }
 
     def logits(self, image: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The lesion's log-odds.
+        """Compute the lesion's log-odds.
 
         Args:
             image: float32 [b, s, s, 1] in [0, 1].
@@ -57,8 +53,13 @@ class Segmenter(Trainable):
         return self.networks["segmenter"](image, training=training)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One update. batch: {"image": float32 [b, s, s, 1] in [0, 1], "mask": {0, 1},
-        same shape}.
+        """Update the network once, by cross-entropy.
+
+        Args:
+            batch: "image", float32 [b, s, s, 1] in [0, 1], and "mask" of the same shape, 0 or 1.
+
+        Returns:
+            The loss, a float32 scalar.
         """
         with tf.GradientTape() as tape:
             logits = self.logits(batch["image"], training=True)
@@ -67,13 +68,14 @@ class Segmenter(Trainable):
         return {"segmenter_loss": loss}
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The image grid's panels: image, output and truth, each float32 [b, s, s, 1] in [0, 1]."""
+        """Draw image, output and truth for the image grid, float32 [b, s, s, 1] in [0, 1] each."""
         output = tf.sigmoid(self.logits(batch["image"]))
         return {"image": batch["image"], "output": output, "truth": batch["mask"]}
 
     def functions(self) -> dict[str, Callable[..., dict[str, tf.Tensor]]]:
-        """What is exported: {"segmenter": image float32 [b, s, s, 1] in [0, 1] -> mask, a
-        probability, same shape}.
+        """Return what is exported: "segmenter", image -> mask.
+
+        image is float32 [b, s, s, 1] in [0, 1], mask a probability of the same shape.
         """
         shape = self.networks["segmenter"].input_shape
 
@@ -85,8 +87,10 @@ class Segmenter(Trainable):
 
 
 def check_size(size: int, stride: int) -> None:
-    """Raise ConfigError unless a patch of `size` px can be halved down to the network's stride, px,
-    without a rest.
+    """Check that a patch's size is a multiple of the network's stride, both in px.
+
+    Raises:
+        ConfigError: It is not.
     """
     if size <= 0 or size % stride:
         raise ConfigError(

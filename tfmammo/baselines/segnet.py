@@ -3,14 +3,14 @@
 Departures: a grey patch has one channel, and with VGG-16's weights the first kernel is the sum of
 its three colours'; one logit per pixel and binary cross-entropy in place of softmax with median
 frequency balancing; Adam as CAN's in place of SGD; no local contrast normalisation of the input.
-BatchNorm takes each sample's own statistics, at test time too: at batch 1 that is BatchNorm's
-training, and its moving averages serve a batch of one badly. The encoder starts from random weights
-unless `weights` says otherwise, since ImageNet's can't always be downloaded: the paper starts from
-ImageNet, CAN is silent.
+BatchNorm takes each sample's own statistics, at test time too: at batch 1 that is what BatchNorm
+does in training, and its moving averages serve a batch of one badly. The encoder starts from random
+weights unless `weights` says otherwise, since ImageNet's can't always be downloaded. The paper
+starts from ImageNet; CAN does not say.
 
-Limits: its pooling keeps the places of the maxima, which XLA can't compile (`training.jit_compile`
-is refused), and whose gradient TensorFlow has in no deterministic form for GPUs (there
-`training.deterministic` fails at the first step; on a CPU it works).
+Limits: its pooling returns the positions of the maxima. XLA can't compile that, so
+`training.jit_compile` is refused. TensorFlow has no deterministic gradient of it for GPUs, where
+`training.deterministic` fails at the first step; on a CPU it works.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from tfmammo.layers import SampleNormalization
 
 
 class SegNetConfig(vgg16.VGG16Config):
-    """The paper's SegNet. weights, widths: of the encoder, see VGG16Config; the decoder mirrors the
-    widths.
-    """
+    """The paper's SegNet; see VGG16Config for the encoder, whose widths the decoder mirrors."""
 
 
 class SegNet(Segmenter):
@@ -44,20 +42,21 @@ class SegNet(Segmenter):
 
     def __init__(self, config: SegNetConfig | None = None, size: int = 256) -> None:
         config = config or SegNetConfig()
-        super().__init__(network(size, config.widths, config.pretrained), config, "segnet")
+        super().__init__(build_network(size, config.widths, config.pretrained), config, "segnet")
         if config.pretrained:
             vgg16.assign(self.networks["segmenter"], config.weights, fc=False)
 
 
-def network(
+def build_network(
     size: int,
     widths: tuple[int, ...] = vgg16.WIDTHS,
     pretrained: bool = False,
     channels: int = 1,
     classes: int = 1,
 ) -> keras.Model:
-    """The network: image float32 [b, size, size, channels] in [0, 1] -> logits float32 [b, size,
-    size, classes].
+    """Build the network.
+
+    image float32 [b, size, size, channels] in [0, 1] -> logits float32 [b, size, size, classes]
 
     29,442,433 trainable parameters at VGG-16's widths.
 
@@ -80,7 +79,7 @@ def network(
         features = Unpool(name=f"unpool{block}")(features, indices[block - 1])
         for index in range(vgg16.DEPTHS[block - 1], 1, -1):
             features = _convolution(features, widths[block - 1], f"decode{block}_conv{index}")
-        if block > 1:  # the last convolution of a block hands over to the narrower one
+        if block > 1:  # the last convolution of a block has the next block's width
             features = _convolution(features, widths[block - 2], f"decode{block}_conv1")
     logits = keras.layers.Conv2D(classes, 3, padding="same", dtype="float32", name="logits")(
         features
@@ -90,7 +89,7 @@ def network(
 
 @keras.saving.register_keras_serializable("tfmammo")
 class PoolWithIndices(keras.layers.Layer):
-    """Maxima of 2x2 windows, and where they stood (section 3, "max-pooling indices")."""
+    """Maxima of 2x2 windows, and their positions (section 3, "max-pooling indices")."""
 
     def call(self, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Pool.
@@ -110,9 +109,7 @@ class PoolWithIndices(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfmammo")
 class Unpool(keras.layers.Layer):
-    """The inverse of PoolWithIndices: each value goes back to its maximum's place, the rest is
-    zero.
-    """
+    """The inverse of PoolWithIndices: values go back to their maxima's positions, among zeros."""
 
     def call(self, pooled: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
         """Unpool.
@@ -125,10 +122,10 @@ class Unpool(keras.layers.Layer):
             float [b, 2 * rows, 2 * cols, channels].
         """
         batch, rows, cols, channels = pooled.shape
-        places = tf.scatter_nd(
+        unpooled = tf.scatter_nd(
             tf.reshape(indices, [-1, 1]), tf.reshape(pooled, [-1]), [4 * tf.size(pooled, tf.int64)]
         )
-        return tf.reshape(places, [batch or -1, 2 * rows, 2 * cols, channels])
+        return tf.reshape(unpooled, [batch or -1, 2 * rows, 2 * cols, channels])
 
 
 def _convolution(features: keras.KerasTensor, width: int, name: str) -> keras.KerasTensor:

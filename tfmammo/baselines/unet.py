@@ -23,9 +23,9 @@ class UNetConfig(SegmenterConfig):
     """The paper's U-Net."""
 
     widths: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (64, 128, 256, 512, 1024)
-    """Channels of each level, the last one the bottom."""
+    """Channels of each level, the bottom last."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
-    """The share dropped behind the last two levels."""
+    """Share dropped after the last two levels."""
 
 
 class UNet(Segmenter):
@@ -37,15 +37,22 @@ class UNet(Segmenter):
 
     Raises:
         ConfigError: The size can't be halved as often as there are levels.
+
+    Examples:
+        >>> unet = UNet(UNetConfig(widths=(4, 8)), size=32)
+        >>> sorted(unet.functions())
+        ['segmenter']
     """
 
     def __init__(self, config: UNetConfig | None = None, size: int = 256) -> None:
         config = config or UNetConfig()
-        super().__init__(network(size, config.widths, config.dropout), config, "unet")
+        super().__init__(build_network(size, config.widths, config.dropout), config, "unet")
 
 
-def network(size: int, widths: tuple[int, ...], dropout: float) -> keras.Model:
-    """The network: image float32 [b, size, size, 1] in [0, 1] -> logits float32 [b, size, size, 1].
+def build_network(size: int, widths: tuple[int, ...], dropout: float) -> keras.Model:
+    """Build the network.
+
+    image float32 [b, size, size, 1] in [0, 1] -> logits float32 [b, size, size, 1]
 
     31,030,593 parameters at widths 64 to 1024.
 

@@ -1,5 +1,6 @@
-"""Vanilla GAN: breast tissue and lesion from noise alone, the weakest of the blending
-paper's comparisons (Fig. 5d).
+"""Vanilla GAN: breast tissue and lesion from noise alone.
+
+It is the weakest of the blending paper's comparisons (Fig. 5d).
 
     min_G max_D  E[log D(Y)] + E[log(1 - D(G(z)))]          Goodfellow et al. 2014
 
@@ -7,12 +8,12 @@ Departures and what the paper leaves open:
 - The networks: DCGAN's, as for the mask GAN. So are the distribution of z, uniform in [-1, 1],
   Adam's values and the batch.
 - Patches of lesions, as in tfmammo/models/blending.py, where the paper shows whole breasts.
-- Annotation: the paper shows images alone. G and D see images alone here too. A D that saw masks
-  beside them would tell
-  fakes by the mask, whose real values are 0 and 1 alone, and would teach G little about the image.
+- Annotation: the paper shows images alone. G and D see images alone here too. A D that also saw
+  masks would tell fakes by the mask, whose real values are 0 and 1 alone, and would teach G little
+  about the image.
 - The mask that comes with every image is the mean of the training lesions' masks, the same for any
-  z. Training patches are cut
-  around their lesions, so that the mean says where the lesion of a generated patch should be.
+  z. Training patches are cut around their lesions, so that the mean says where the lesion of a
+  generated patch should be.
 - -log D(G(z)) is minimised.
 """
 
@@ -22,38 +23,22 @@ from collections.abc import Callable
 
 import keras
 import tensorflow as tf
-from pydantic import Field, PositiveFloat, PositiveInt
 
-from tfmammo.config import Frozen
-from tfmammo.layers import step_noise
+from tfmammo.layers import draw_latent_noise
 from tfmammo.losses import log_fake, log_real
-from tfmammo.networks import Trainable, dcgan_discriminator, dcgan_generator
+from tfmammo.networks import DCGANConfig, Trainable, dcgan_discriminator, dcgan_generator
 from tfmammo.optimization import Adam, build, minimize
 
 
-class VanillaGANConfig(Frozen):
+class VanillaGANConfig(DCGANConfig):
     """DCGAN's values, its networks deepened to 256 px."""
-
-    learning_rate: PositiveFloat = 2e-4
-    beta_1: float = Field(default=0.5, ge=0, lt=1)
-    beta_2: float = Field(default=0.999, ge=0, lt=1)
-    z: PositiveInt = 100
-    """Length of the noise vector."""
-    filters: tuple[PositiveInt, ...] = Field(default=(1024, 512, 256, 128, 64, 32), min_length=1)
-    """Of G from its innermost map on, each twice the size of the one before."""
-    discriminator_filters: tuple[PositiveInt, ...] = Field(
-        default=(32, 64, 128, 256, 512, 1024), min_length=1
-    )
-    """Of D, one per halving of the patch."""
-    kernel: PositiveInt = 5
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of batch normalisation's moving averages."""
 
 
 @keras.saving.register_keras_serializable("tfmammo")
 class MeanMask(keras.layers.Layer):
-    """Appends the mean of all masks seen in training to an image, as a second channel in [-1, 1];
-    no gradient reaches it.
+    """Append the mean of all masks seen in training to an image, as a second channel in [-1, 1].
+
+    No gradient reaches it.
     """
 
     def __init__(self, size: int, **kwargs: object) -> None:
@@ -80,11 +65,11 @@ class MeanMask(keras.layers.Layer):
         return tf.concat([image, tf.broadcast_to(mask, tf.shape(image))], axis=-1)
 
     def get_config(self) -> dict[str, object]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {**super().get_config(), "size": self.size}
 
     def follow(self, masks: tf.Tensor, step: tf.Tensor) -> None:
-        """Take a batch into the mean.
+        """Update the mean by a batch.
 
         Args:
             masks: float32 [n, size, size, 1] in [0, 1].
@@ -95,9 +80,9 @@ class MeanMask(keras.layers.Layer):
 
 
 class VanillaGAN(Trainable):
-    """Generator and discriminator of patches, and their optimizers; built on construction.
+    """Generator and discriminator of patches, with their optimizers.
 
-    G answers with two channels: the image, and the mean mask, which no loss depends on.
+    G puts out two channels: the image, and the mean mask, which no loss depends on.
 
     Args:
         config: DCGAN's values or yours.
@@ -111,10 +96,12 @@ class VanillaGAN(Trainable):
         super().__init__(name="vanilla_gan")
         self.config = config = config or VanillaGANConfig()
         self.size = size
-        drawing = dcgan_generator(config.z, config.filters, 1, size, config.kernel, config.momentum)
+        image_generator = dcgan_generator(
+            config.z, config.filters, 1, size, config.kernel, config.momentum
+        )
         self.mean_mask = MeanMask(size)
         self.generator = keras.Sequential(
-            [keras.Input((config.z,)), *drawing.layers, self.mean_mask], name="generator"
+            [keras.Input((config.z,)), *image_generator.layers, self.mean_mask], name="generator"
         )
         self.discriminator = dcgan_discriminator(
             config.discriminator_filters, 1, size, config.kernel, config.momentum
@@ -128,8 +115,7 @@ class VanillaGAN(Trainable):
         }
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step of G and one of D, both from the same forward pass; the noise follows from step
-        and replica.
+        """Update G and D once, both from the same forward pass.
 
         Args:
             batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
@@ -158,28 +144,30 @@ class VanillaGAN(Trainable):
         }
 
     def generate(self, noise: tf.Tensor) -> dict[str, tf.Tensor]:
-        """G at inference.
+        """Generate patches.
 
         Args:
             noise: float32 [n, z] in [-1, 1].
 
         Returns:
-            "image" and "mask", float32 [n, size, size, 1] in [0, 1]; the mask is the part of the
+            "image" and "mask", float32 [n, size, size, 1] in [0, 1]. The mask is the share of
             training lesions that cover a pixel.
         """
         image, mask = tf.split(self.generator(noise, training=False) * 0.5 + 0.5, 2, axis=-1)
         return {"image": image, "mask": mask}
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid: of fixed noise a patch, and the mean mask; beside them a real
-        patch.
-        """
+        """Draw panels for the image grid: a patch of fixed noise, the mean mask, a real patch."""
         noise = tf.random.stateless_uniform([len(batch["image"]), self.config.z], [0, 0], -1.0, 1.0)
-        made = self.generate(noise)
-        return {"synthetic": made["image"], "mean mask": made["mask"], "real": batch["image"]}
+        generated = self.generate(noise)
+        return {
+            "synthetic": generated["image"],
+            "mean mask": generated["mask"],
+            "real": batch["image"],
+        }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: noise -> image and mask; image -> logits."""
+        """Return what is exported: noise -> image and mask; image -> logits."""
         patch = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
 
         @tf.function(input_signature=[tf.TensorSpec([None, self.config.z], tf.float32, "noise")])
@@ -193,7 +181,5 @@ class VanillaGAN(Trainable):
         return {"generator": generator, "discriminator": discriminator}
 
     def _draw(self, count: tf.Tensor) -> tf.Tensor:
-        """This step's noise on this replica: float32 [count, z], uniform in [-1, 1]; a resumed run
-        draws what it would have.
-        """
-        return step_noise(count, self.config.z, self.optimizers["generator"].iterations)
+        """Draw this step's latent noise; see `layers.draw_latent_noise`."""
+        return draw_latent_noise(count, self.config.z, self.optimizers["generator"].iterations)

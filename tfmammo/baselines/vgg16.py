@@ -28,9 +28,9 @@ class VGG16Config(SegmenterConfig):
     widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt] = WIDTHS
     """Channels of the five blocks."""
     weights: str = "none"
-    """The encoder's start: "imagenet" (downloaded by Keras, about 60 MB, or 530 MB with the fully
-    connected layers), the path of a Keras VGG-16 file (.h5, .weights.h5 or .keras), or "none" (He's
-    random weights).
+    """The encoder's initial weights: "imagenet" (downloaded by Keras, about 60 MB, or 530 MB with
+    the fully connected layers), the path of a Keras VGG-16 file (.h5, .weights.h5 or .keras), or
+    "none" (He's random weights). FCN-8s takes the fully connected layers too.
     """
 
     @property
@@ -46,11 +46,11 @@ class VGG16Config(SegmenterConfig):
 
 
 def normalize(channels: int, pretrained: bool) -> keras.layers.Rescaling:
-    """A float32 layer that maps [0, 1] to what the encoder expects.
+    """Build a float32 layer that maps [0, 1] to what the encoder expects.
 
     Args:
         channels: 1, or 3 for blue, green and red.
-        pretrained: VGG-16's own input, 255 * image - mean; else [-1, 1].
+        pretrained: Map to VGG-16's own input, 255 * image - mean, instead of [-1, 1].
     """
     if not pretrained:
         return keras.layers.Rescaling(2.0, -1.0, dtype="float32")
@@ -99,7 +99,7 @@ def _read(weights: str, fc: bool) -> keras.Model:
             ) from None
     if not Path(weights).is_file():
         raise ConfigError(f"model.weights: {weights} is neither imagenet nor none nor a file")
-    # a file with the fully connected layers does for the encoder as well
+    # a file with the fully connected layers serves the encoder as well
     for top in (True,) if fc else (False, True):
         model = keras.applications.VGG16(weights=None, include_top=top)
         try:
@@ -110,8 +110,8 @@ def _read(weights: str, fc: bool) -> keras.Model:
         except (OSError, ValueError, KeyError, UserWarning, zipfile.BadZipFile):
             continue
         return model
-    wanted = "with its fully connected layers (include_top=True) " if fc else ""
+    layers = "with its fully connected layers (include_top=True) " if fc else ""
     raise ConfigError(
-        f"model.weights: {weights} does not hold the weights of a Keras VGG-16 {wanted}in .h5, "
+        f"model.weights: {weights} does not hold the weights of a Keras VGG-16 {layers}in .h5, "
         ".weights.h5 or .keras form"
     )

@@ -1,4 +1,4 @@
-"""Where the breast is on a mammogram, and where the pectoral muscle: pure functions of one image.
+"""Find the breast and the pectoral muscle on a mammogram: pure functions of one image.
 
 Both are found on a reduced copy and are good to one or two of its pixels. They serve preprocessing,
 not measurement.
@@ -20,7 +20,7 @@ _FINDING = 256  # px along the longer side, for the muscle's edge
 
 
 def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The largest connected region of tissue, its holes filled.
+    """Find the breast: the largest connected region of tissue, its holes filled.
 
     On a copy of 512 px: scanner borders and padding (lines along the frame that are all black or
     all bright) are peeled off; tissue is what stands out from the darker class of log grey values
@@ -40,18 +40,18 @@ def breast_mask(image: NDArray[np.float32]) -> NDArray[np.uint8]:
         Otsu, A threshold selection method from gray-level histograms, IEEE Trans. SMC 9 (1979) 62.
     """
     rows, cols = image.shape[:2]
-    grey = _reduced(image[..., 0], _WORKING)
-    top, left, bottom, right = _peeled(grey)
+    grey = _shrink(image[..., 0], _WORKING)
+    top, left, bottom, right = _peel_frame(grey)
     region = np.zeros(grey.shape, np.uint8)
     if bottom > top and right > left:
-        region[top:bottom, left:right] = _breast(
+        region[top:bottom, left:right] = _find_breast(
             grey[top:bottom, left:right], max(2, round(0.025 * max(grey.shape)))
         )
-    return _enlarged(region, rows, cols)[..., None]
+    return _enlarge(region, rows, cols)[..., None]
 
 
 def remove_marks(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Letters, labels, tape marks and noise outside the breast become 0.
+    """Set letters, labels, tape marks and noise outside the breast to 0.
 
     What lies on the breast stays: tape across the skin line is cut where it leaves the breast, a
     lead marker or a scar wire on the breast is not touched, and neither is a label that touches the
@@ -67,22 +67,23 @@ def remove_marks(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray
     return np.where(mask != 0, image, np.float32(0))
 
 
-def _reduced(grey: Grey, longest: int) -> Grey:
+def _shrink(grey: Grey, longest: int) -> Grey:
     scale = min(1.0, longest / max(grey.shape))
     size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
     return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
 
 
-def _enlarged(region: Region, rows: int, cols: int) -> Region:
+def _enlarge(region: Region, rows: int, cols: int) -> Region:
     # Linear and cut at a half, which bends the steps of the small grid into a smooth line.
     return (
         cv2.resize(region.astype(np.float32), (cols, rows), interpolation=cv2.INTER_LINEAR) >= 0.5
     ).astype(np.uint8)
 
 
-def _peeled(grey: Grey) -> Box:
-    """What is left when black and bright bands along the frame are peeled off, however they
-    alternate; half-open.
+def _peel_frame(grey: Grey) -> Box:
+    """Peel black and bright bands off along the frame; return the box that is left.
+
+    Bands may alternate; the box is half-open.
     """
     low, high = np.percentile(grey, (0.1, 99.9))
     black = grey <= low + 0.01 * (high - low)
@@ -91,15 +92,15 @@ def _peeled(grey: Grey) -> Box:
     last = None
     while box != last and box[0] < box[2] and box[1] < box[3]:
         last = box
-        box = _without(black, box, 1.0, max(grey.shape))
-        box = _without(bright, box, 0.95, max(grey.shape) // 16)  # a broader band is dense tissue
+        box = _peel_bands(black, box, 1.0, max(grey.shape))
+        box = _peel_bands(
+            bright, box, 0.95, max(grey.shape) // 16
+        )  # a broader band is dense tissue
     return box
 
 
-def _without(region: NDArray[np.bool_], box: Box, share: float, broadest: int) -> Box:
-    """The box without the bands along its sides of which at least `share` of every line
-    is region.
-    """
+def _peel_bands(region: NDArray[np.bool_], box: Box, share: float, broadest: int) -> Box:
+    """Peel bands off a box, in which at least `share` of every line is region."""
     top, left, bottom, right = box
     inside = region[top:bottom, left:right]
     if not inside.size:
@@ -112,20 +113,20 @@ def _without(region: NDArray[np.bool_], box: Box, share: float, broadest: int) -
     return top + runs[0], left + runs[1], bottom - runs[2], right - runs[3]
 
 
-def _breast(grey: Grey, radius: int) -> Region:
+def _find_breast(grey: Grey, radius: int) -> Region:
     smooth = cv2.GaussianBlur(cv2.medianBlur(np.ascontiguousarray(grey), 5), (0, 0), 1)
-    tissue = _tissue(smooth)
+    tissue = _find_tissue(smooth)
     # first, else the opening tears apart a breast of dark fat and thin strands
-    whole = _filled(_largest(tissue))
-    opened = _largest(_morph(cv2.MORPH_OPEN, whole, radius))
+    whole = _fill_holes(_keep_largest(tissue))
+    opened = _keep_largest(_morph(cv2.MORPH_OPEN, whole, radius))
     if not opened.any():  # an image of a few pixels
         return whole
-    breast = _with_protrusions(smooth, whole, opened, radius)
-    return _filled(_morph(cv2.MORPH_CLOSE, _filled(breast), radius))
+    breast = _add_protrusions(smooth, whole, opened, radius)
+    return _fill_holes(_morph(cv2.MORPH_CLOSE, _fill_holes(breast), radius))
 
 
-def _tissue(grey: Grey) -> Region:
-    """Everything that is not air."""
+def _find_tissue(grey: Grey) -> Region:
+    """Find everything that is not air."""
     log = np.log(grey + 0.02)
     levels = np.rint(255 * (log - log.min()) / max(float(np.ptp(log)), 1e-6)).astype(np.uint8)
     split = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0]
@@ -142,7 +143,7 @@ def _tissue(grey: Grey) -> Region:
 
 
 def _morph(operation: int, region: Region, radius: int) -> Region:
-    """Opening or closing by a disc; the region goes on behind the frame."""
+    """Open or close a region by a disc; the region continues beyond the frame."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     padded = cv2.copyMakeBorder(
         region, 2 * radius, 2 * radius, 2 * radius, 2 * radius, cv2.BORDER_REPLICATE
@@ -152,15 +153,15 @@ def _morph(operation: int, region: Region, radius: int) -> Region:
     ]
 
 
-def _largest(region: Region) -> Region:
+def _keep_largest(region: Region) -> Region:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=4)
     if count == 1:
         return region
     return (labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])).astype(np.uint8)
 
 
-def _with_protrusions(grey: Grey, tissue: Region, opened: Region, radius: int) -> Region:
-    """The opened breast and what hangs on it within two radii, but for pieces as bright as lead."""
+def _add_protrusions(grey: Grey, tissue: Region, opened: Region, radius: int) -> Region:
+    """Add what hangs on the opened breast within two radii, but for pieces as bright as lead."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (4 * radius + 1, 4 * radius + 1))
     near = cv2.dilate(opened, disc) & tissue & (1 - opened)
     lead = np.percentile(grey, 99.9)
@@ -170,12 +171,13 @@ def _with_protrusions(grey: Grey, tissue: Region, opened: Region, radius: int) -
         piece = labels == label
         if np.percentile(grey[piece], 90) < 0.9 * lead:
             breast[piece] = 1
-    return _largest(breast)
+    return _keep_largest(breast)
 
 
-def _filled(region: Region) -> Region:
-    """Holes filled, and so are bays in it along the frame: dark fat, not the air between breast and
-    arm or a label.
+def _fill_holes(region: Region) -> Region:
+    """Fill holes, and bays along the frame.
+
+    Bays hold dark fat, not the air between breast and arm or a label.
 
     A bay lies between two places where the region meets the same side of the frame. Along the chest
     wall it may be larger.
@@ -202,8 +204,7 @@ def _filled(region: Region) -> Region:
 
 
 def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray[np.uint8]:
-    """The pectoral muscle of an MLO view; empty where no edge is found that looks like the
-    muscle's.
+    """Find the pectoral muscle of an MLO view; empty where no edge looks like the muscle's.
 
     On a copy of 256 px: the straight line from the upper border to the chest wall along which grey
     values fall most steadily from the upper inner corner outwards, as Karssemeijer's Hough
@@ -233,34 +234,34 @@ def pectoral_mask(image: NDArray[np.float32], laterality: Laterality) -> NDArray
     """
     rows, cols = image.shape[:2]
     whole = breast_mask(image)[..., 0]
-    grey = _reduced(image[..., 0], _FINDING)
-    breast = _reduced(whole.astype(np.float32), _FINDING) >= 0.5
+    grey = _shrink(image[..., 0], _FINDING)
+    breast = _shrink(whole.astype(np.float32), _FINDING) >= 0.5
     if laterality == "R":
         grey = grey[:, ::-1]
         breast = breast[:, ::-1]
     region = np.zeros(grey.shape, np.uint8)
     if breast.any():
-        top, left, bottom, right = _bounds(breast)
-        region[top:bottom, left:right] = _muscle(
+        top, left, bottom, right = _find_bounds(breast)
+        region[top:bottom, left:right] = _find_muscle(
             grey[top:bottom, left:right], breast[top:bottom, left:right]
         )
     if laterality == "R":
         region = region[:, ::-1]
-    return (_enlarged(region, rows, cols) & whole)[..., None]
+    return (_enlarge(region, rows, cols) & whole)[..., None]
 
 
 def remove_pectoral(
     image: NDArray[np.float32], laterality: Laterality, view: View
 ) -> NDArray[np.float32]:
-    """The pectoral muscle becomes 0 on an MLO view; a CC view is returned as it is.
+    """Set the pectoral muscle to 0 on an MLO view; return a CC view as it is.
 
     What lies over the muscle goes with it: lymph nodes and, in a few views of a hundred, most of a
     lesion.
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1].
-        laterality: Of the image.
-        view: Of the image.
+        laterality: Laterality of the image.
+        view: View of the image.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
@@ -272,23 +273,21 @@ def remove_pectoral(
     )
 
 
-def _bounds(region: NDArray) -> Box:
+def _find_bounds(region: NDArray) -> Box:
     rows = np.flatnonzero(region.any(axis=1))
     cols = np.flatnonzero(region.any(axis=0))
     return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
 
 
-def _muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
-    """The muscle in the breast's box, chest wall on the left; empty when there is none
-    to be seen.
-    """
+def _find_muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
+    """Find the muscle in the breast's box, chest wall on the left; empty where none is visible."""
     nothing = np.zeros(grey.shape, np.uint8)
     log = np.log(np.where(breast, grey, np.median(grey[breast])) + np.float32(0.05))
-    falls = _falls(log, breast)
-    line, steady = _line(falls, breast)
+    falls = _measure_falls(log, breast)
+    line, steady = _find_line(falls, breast)
     if steady < 0.3:
         return nothing
-    edge = _path(falls, *line)
+    edge = _trace_edge(falls, *line)
     muscle = cv2.fillPoly(
         nothing.copy(),
         [np.rint(np.vstack([edge, [[-9, -9]]])[:, ::-1] * 16).astype(np.int32)],
@@ -296,12 +295,14 @@ def _muscle(grey: Grey, breast: NDArray[np.bool_]) -> Region:
         shift=4,
     )
     muscle &= breast.astype(np.uint8)
-    return muscle if _plausible(muscle, log, breast) else nothing
+    return muscle if _is_plausible(muscle, log, breast) else nothing
 
 
-def _falls(log: Grey, breast: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """How grey values fall downwards and to the right: float32 [rows, cols, 2], 1 for a strong
-    edge; 0 near the skin.
+def _measure_falls(log: Grey, breast: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Measure how grey values fall downwards and to the right.
+
+    Returns:
+        float32 [rows, cols, 2], 1 for a strong edge; 0 near the skin.
     """
     smooth = cv2.GaussianBlur(log, (0, 0), 2.5)
     falls = -np.stack(
@@ -314,10 +315,15 @@ def _falls(log: Grey, breast: NDArray[np.bool_]) -> NDArray[np.float32]:
     return (falls / max(float(np.percentile(strength[breast], 90)), 1e-6)).astype(np.float32)
 
 
-def _line(
+def _find_line(
     falls: NDArray[np.float32], breast: NDArray[np.bool_]
 ) -> tuple[tuple[float, float], float]:
-    """((column at the top, row at the chest wall), mean fall across it) of the steadiest line."""
+    """Find the steadiest line.
+
+    Returns:
+        ((column at the top, row at the chest wall), mean fall across it).
+
+    """
     rows, cols = breast.shape
     width = np.flatnonzero(breast[: rows // 20 + 1].any(axis=0)).max(initial=0) + 1
     grid = np.meshgrid(
@@ -327,7 +333,7 @@ def _line(
     angle = np.degrees(np.arctan2(left, top))
     top, left = (axis[(angle > 40) & (angle < 82)] for axis in (top, left))
     along = np.linspace(0.03, 0.97, 64)
-    across = _across(
+    across = _project_falls(
         falls, np.outer(left, along), np.outer(top, 1 - along), 1 / left[:, None], 1 / top[:, None]
     )
     # Clipped, so that no single strong edge makes a line; long lines are preferred among equals.
@@ -336,10 +342,10 @@ def _line(
     return ((float(top[best]), float(left[best])) if len(top) else (0.0, 0.0)), float(steady[best])
 
 
-def _across(
+def _project_falls(
     falls: NDArray[np.float32], rows: NDArray, cols: NDArray, down: NDArray, right: NDArray
 ) -> NDArray:
-    """The fall at points [n, m] in the direction (down, right)."""
+    """Return the fall at points [n, m] in the direction (down, right)."""
     parts = (
         cv2.remap(
             np.ascontiguousarray(falls[..., axis]),
@@ -355,9 +361,11 @@ def _across(
     )
 
 
-def _path(falls: NDArray[np.float32], top: float, left: float) -> NDArray[np.float64]:
-    """The edge near a line, [points, 2], (row, col), from beyond the upper border to beyond the
-    chest wall.
+def _trace_edge(falls: NDArray[np.float32], top: float, left: float) -> NDArray[np.float64]:
+    """Trace the edge near a line, from beyond the upper border to beyond the chest wall.
+
+    Returns:
+        float64 [points, 2], (row, col).
     """
     length = np.hypot(top, left)
     reach = 12
@@ -367,7 +375,7 @@ def _path(falls: NDArray[np.float32], top: float, left: float) -> NDArray[np.flo
     base = np.stack([left * along, top * (1 - along)], axis=-1)
     offset = np.arange(-reach, reach + 1)
     points = base[:, None] + offset[None, :, None] * normal
-    across = _across(falls, points[..., 0], points[..., 1], normal[0], normal[1])
+    across = _project_falls(falls, points[..., 0], points[..., 1], normal[0], normal[1])
     gain = np.sign(across) * np.sqrt(np.abs(across)) - 0.4 * (offset / reach) ** 2
     total = gain[0]
     came = np.zeros(gain.shape, int)
@@ -377,19 +385,17 @@ def _path(falls: NDArray[np.float32], top: float, left: float) -> NDArray[np.flo
         choice = candidates.argmax(axis=0)
         came[step] = np.arange(len(offset)) - (choice - 1)
         total = gain[step] + candidates.max(axis=0)
-    chosen = [int(total.argmax())]
+    path = [int(total.argmax())]
     for step in range(len(gain) - 1, 0, -1):
-        chosen.append(int(came[step][chosen[-1]]))
+        path.append(int(came[step][path[-1]]))
     smooth = cv2.GaussianBlur(
-        offset[chosen[::-1]].astype(np.float64)[:, None], (1, 0), sigmaX=1, sigmaY=3
+        offset[path[::-1]].astype(np.float64)[:, None], (1, 0), sigmaX=1, sigmaY=3
     )
     return base + smooth * normal
 
 
-def _plausible(muscle: Region, log: Grey, breast: NDArray[np.bool_]) -> bool:
-    """Neither a sliver nor half of the breast, and brighter along its edge than what lies beyond
-    it.
-    """
+def _is_plausible(muscle: Region, log: Grey, breast: NDArray[np.bool_]) -> bool:
+    """Whether a muscle is neither a sliver nor half of the breast, nor darker than its outside."""
     share = muscle.sum() / breast.sum()
     if not 0.015 < share < 0.5:
         return False

@@ -1,26 +1,25 @@
-"""An archive -> TFRecord shards with a manifest, made by Apache Beam on as many machines
-as there are.
+"""Build TFRecord shards of an archive's patches, on as many machines as there are.
 
     python -m tfmammo.data.build --config configs/build.yaml --output DIR [--set KEY=VALUE ...]
     [Beam's own flags]
 
-DIR gets shard-00000-of-00064.tfrecord, ... with one .json each (what it holds, what was left out),
-and at the end manifest.json, dead_letters.csv and README.md, the dataset card. Which mammograms
-make a shard follows from their place in the archive alone, so the files are the same bytes whoever
-makes them, and however many workers there are. A shard appears under its name only when it is
-complete; one that is there and has its hash is not made again, so that a build which was stopped
-goes on where it was, and a second one changes nothing. What can't be used becomes a dead letter and
-stays one: to try it again (a disk was not there, say), run with --retry.
+Into DIR go shard-00000-of-00064.tfrecord, ... with one .json each. It says what the shard holds and
+what was left out. At the end follow manifest.json, dead_letters.csv and README.md (the card).
 
-Without --runner it is Beam's DirectRunner, kept from downloading another one as it does of late.
+A mammogram's shard follows from its place in the archive alone. So the files are the same bytes,
+however many workers make them. A shard takes its name when it is complete. A build that was stopped
+goes on where it was, because a shard whose hash is right is not made again. What can't be used
+becomes a dead letter and stays one. --retry tries dead letters again, for example after a disk was
+missing.
+
+Without --runner the build uses Beam's DirectRunner, and keeps it from downloading another runner.
 --direct_num_workers above 1 means processes unless --direct_running_mode says otherwise. Every
-worker must see the archive and DIR under the same paths, as on one machine or a shared file system;
+worker must see the archive and DIR under the same paths, as on one machine or a shared file system.
 gs:// and the like are not read.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -34,11 +33,12 @@ import tensorflow as tf
 from pydantic import Field, PositiveInt, ValidationError
 
 from tfmammo import __version__, archives, cli, filesystem
-from tfmammo.archives.files import without_names
-from tfmammo.config import AddedConfig, DataConfig, Frozen, parse
+from tfmammo import config as configuration
+from tfmammo.archives.files import remove_names
+from tfmammo.config import AddedConfig, DataConfig, Frozen
 from tfmammo.data import card, jobs
-from tfmammo.data.patches import TEXTS, Patch, patches_of
-from tfmammo.data.sampling import quota
+from tfmammo.data.patches import TEXTS, Patch, extract_patches
+from tfmammo.data.sampling import draw_quota
 from tfmammo.data.tfrecord import (
     COLUMNS,
     FORMAT,
@@ -46,7 +46,7 @@ from tfmammo.data.tfrecord import (
     Manifest,
     ShardFile,
     encode,
-    quantised,
+    quantise,
     sha256,
 )
 from tfmammo.errors import ConfigError, DataError
@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 
 BINS = 32  # of the histogram of grey values
 IDENTITY = "build.json"
-# What neither pixels nor their order depend on: where the archive lies (its records are hashed),
-# how training uses patches.
+# Keys that change no pixel and no order: where the archive lies (its records are hashed), and how
+# training uses the patches.
 _IRRELEVANT = {
     "name",
     "root",
@@ -77,17 +77,18 @@ class ShardConfig(Frozen):
     """How the work is cut."""
 
     shard_mammograms: PositiveInt = 16
-    """How many make one file; that much is lost at most when a worker is stopped."""
+    """Mammograms per file. A stopped worker loses at most one file."""
 
 
 class BuildConfig(Frozen):
     """A config file of this command."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    """Of the dataset."""
+    """Name of the dataset."""
     data: DataConfig = DataConfig()
     """Which archive and which patches; see DataConfig."""
     build: ShardConfig = ShardConfig()
+    """How the work is cut into files."""
 
 
 class Sidecar(Frozen):
@@ -104,8 +105,14 @@ class Sidecar(Frozen):
 
 @dataclass(frozen=True)
 class Shard:
-    """The work of one element of the pipeline: mammograms with their counts of patches, None where
-    their lesions decide.
+    """One file of the dataset: an element of the pipeline.
+
+    Attributes:
+        folder: The output folder.
+        file: Name of the file.
+        identity: Hash of everything that decides the contents.
+        config: How patches are made.
+        jobs: Mammograms, each with its number of patches. None where its lesions decide.
     """
 
     folder: Path
@@ -114,17 +121,22 @@ class Shard:
     config: DataConfig
     jobs: tuple[tuple[Mammogram, int | None], ...]
 
+    @property
+    def sidecar_path(self) -> Path:
+        """The .json beside the file."""
+        return (self.folder / self.file).with_suffix(".json")
+
 
 def build(
-    chosen: BuildConfig, output: Path, flags: Sequence[str] = (), retry: bool = False
+    config: BuildConfig, output: Path, flags: Sequence[str] = (), retry: bool = False
 ) -> Manifest:
-    """Make what is missing of a dataset.
+    """Build a dataset, or complete one that was stopped.
 
     Args:
-        chosen: The config.
-        output: A new folder, or one of an earlier build of the same.
-        flags: Beam's own.
-        retry: Make the shards with dead letters anew.
+        config: The config.
+        output: A new folder, or one of an earlier build with the same config.
+        flags: Apache Beam's own.
+        retry: Make shards with dead letters again.
 
     Returns:
         The manifest.
@@ -135,35 +147,35 @@ def build(
         ArchiveError: The root is no such archive.
         DataError: No patch can be made, or a worker failed.
     """
-    if chosen.data.added != AddedConfig():
+    if config.data.added != AddedConfig():
         raise ConfigError(
             "data.added: joins the training side of a split, and records are not split yet"
         )
     skipped = Skipped()
     log.info("reading the archive's tables and headers")
-    mammograms = archives.mammograms(chosen.data, skipped)
-    identity = _identity(chosen, mammograms)
-    shards = _shards(chosen, mammograms, identity, output)
-    with jobs.claimed(output, identity, IDENTITY):
-        for shard in shards if retry else ():
-            sidecar = _sidecar(shard)
-            if sidecar and sidecar.dead_letters:
-                _sidecar_path(shard).unlink()
-        log.info(
-            "%d mammograms in %d shards, into %s",
-            sum(len(shard.jobs) for shard in shards),
-            len(shards),
-            output,
+    mammograms = archives.read_mammograms(config.data, skipped)
+    identity = _describe_identity(config, mammograms)
+    shards = _plan_shards(config, mammograms, identity, output)
+    with jobs.claim_folder(output, identity, IDENTITY):
+        count = sum(len(shard.jobs) for shard in shards)
+        log.info("%d mammograms in %d shards, into %s", count, len(shards), output)
+        steps = jobs.PartSteps(
+            make=make,
+            read=_read_sidecar,
+            record_path=lambda shard: shard.sidecar_path,
+            has_failures=lambda sidecar: bool(sidecar.dead_letters),
+            command="build",
         )
-        with jobs.progress(output, "shard-*.json", len(shards)):
-            jobs.run(shards, make, flags)
-        return _finish(shards, identity, chosen, skipped)
+        sidecars = jobs.complete_parts(
+            shards, steps, flags, (output, "shard-*.json", len(shards)), retry
+        )
+        return _write_manifest(sidecars, identity, config, skipped, output)
 
 
 def make(shard: Shard) -> None:
-    """Write one shard and then its sidecar, unless both are there and fit.
+    """Write one shard and then its sidecar, unless both are there as they were written.
 
-    What is wrong with a mammogram becomes a dead letter.
+    A mammogram that can't be used becomes a dead letter.
 
     Raises:
         OSError: The folder can't be written.
@@ -171,95 +183,94 @@ def make(shard: Shard) -> None:
         RuntimeError: A fault that no file explains.
     """
     path = shard.folder / shard.file
-    if _sidecar(shard) is not None:
+    if _read_sidecar(shard) is not None:
         return
-    dead = Skipped()
+    dead_letters = Skipped()
     histogram = np.zeros(BINS, np.int64)
     columns: dict[str, list[str]] = {
         name: [] for name in (*COLUMNS, "image_ids", "views", "lateralities")
     }
-    with jobs.one_thread(), filesystem.atomic_file(path) as part:
+    with jobs.use_one_thread(), filesystem.atomic_file(path) as part:
         with tf.io.TFRecordWriter(str(part)) as writer:
-            for mammogram, patch in _patches(shard, dead):
+            for mammogram, patch in _extract_patches(shard, dead_letters):
                 writer.write(encode(patch))
                 histogram += np.bincount(
-                    quantised(patch.image).ravel() // (2**16 // BINS), minlength=BINS
+                    quantise(patch.image).ravel() // (2**16 // BINS), minlength=BINS
                 )
-                _note(columns, mammogram, patch)
-        written = ShardFile(
+                _append_row(columns, mammogram, patch)
+        shard_file = ShardFile(
             file=shard.file,
             sha256=sha256(part),
             bytes=part.stat().st_size,
             count=len(columns["ids"]),
         )
-    reasons = without_names(dead.reasons, shard.config.root)
     sidecar = Sidecar(
         identity=shard.identity,
-        shard=written,
+        shard=shard_file,
         columns=columns,
         histogram=histogram.tolist(),
-        dead_letters=reasons,
+        dead_letters=remove_names(dead_letters.reasons, shard.config.root),
     )
-    filesystem.write_atomically(_sidecar_path(shard), sidecar.model_dump_json(), durable=False)
+    filesystem.write_atomically(shard.sidecar_path, sidecar.model_dump_json(), durable=False)
 
 
-def _identity(chosen: BuildConfig, mammograms: Sequence[Mammogram]) -> dict[str, Any]:
-    """Everything that decides the contents; two builds may share a folder when it is equal."""
+def _describe_identity(config: BuildConfig, mammograms: Sequence[Mammogram]) -> dict[str, Any]:
+    """Describe everything that decides the contents of a dataset."""
     return {
         "format": FORMAT,
         "tfmammo": __version__,
-        "name": chosen.name,
+        "name": config.name,
         "data": {
             key: value
-            for key, value in chosen.data.model_dump(mode="json").items()
+            for key, value in config.data.model_dump(mode="json").items()
             if key not in _IRRELEVANT
         },
-        "build": chosen.build.model_dump(mode="json"),
+        "build": config.build.model_dump(mode="json"),
         "archive": {
-            "name": archives.archive_name(chosen.data),
+            "name": config.data.archive_name,
             "mammograms": len(mammograms),
             "records": jobs.fingerprint(mammograms),
         },
     }
 
 
-def _shards(
-    chosen: BuildConfig, mammograms: Sequence[Mammogram], identity: dict[str, Any], output: Path
+def _plan_shards(
+    config: BuildConfig, mammograms: Sequence[Mammogram], identity: dict[str, Any], output: Path
 ) -> list[Shard]:
-    counts = quota(mammograms, chosen.data)
-    by_lesion = chosen.data.patches == "lesion"
+    counts = draw_quota(mammograms, config.data)
+    by_lesion = config.data.patches == "lesion"
     work = [
-        (found, None if by_lesion else counts[found.image_id])
-        for found in mammograms
-        if counts[found.image_id]
+        (mammogram, None if by_lesion else counts[mammogram.image_id])
+        for mammogram in mammograms
+        if counts[mammogram.image_id]
     ]
-    length = chosen.build.shard_mammograms
+    length = config.build.shard_mammograms
     parts = [tuple(work[start : start + length]) for start in range(0, len(work), length)]
-    hashed = hashlib.sha256(jobs.as_json(identity).encode()).hexdigest()
+    digest = hashlib.sha256(jobs.to_json(identity).encode()).hexdigest()
     files = [f"shard-{number:05d}-of-{len(parts):05d}.tfrecord" for number in range(len(parts))]
     return [
-        Shard(output, file, hashed, chosen.data, part)
+        Shard(output, file, digest, config.data, part)
         for file, part in zip(files, parts, strict=True)
     ]
 
 
-def _patches(shard: Shard, dead: Skipped) -> Iterator[tuple[Mammogram, Patch]]:
+def _extract_patches(shard: Shard, dead_letters: Skipped) -> Iterator[tuple[Mammogram, Patch]]:
     for mammogram, count in shard.jobs:
         try:
-            for patch in patches_of(mammogram, shard.config, dead, count):
+            for patch in extract_patches(mammogram, shard.config, dead_letters, count):
                 yield mammogram, patch
         except (ValueError, OSError, cv2.error) as error:
-            # a build of days must not end because of one file
+            # A build of days must not end because of one file.
             log.debug("%s", mammogram.image_id, exc_info=True)
-            dead.add(mammogram.image_id, f"{error.__class__.__name__}: {error}")
+            dead_letters.add(mammogram.image_id, f"{error.__class__.__name__}: {error}")
         except Exception as error:
-            # ours: kept as a dead letter, it would quietly cost every mammogram
+            # A fault of this code. As a dead letter it would quietly cost every mammogram.
             raise RuntimeError(
                 f"{mammogram.image_id}: {error.__class__.__name__}: {error}"
             ) from error
 
 
-def _note(columns: dict[str, list[str]], mammogram: Mammogram, patch: Patch) -> None:
+def _append_row(columns: dict[str, list[str]], mammogram: Mammogram, patch: Patch) -> None:
     values = {
         **{plural: getattr(patch, single) for plural, single in TEXTS.items()},
         "image_ids": mammogram.image_id,
@@ -270,100 +281,83 @@ def _note(columns: dict[str, list[str]], mammogram: Mammogram, patch: Patch) -> 
         columns[name].append(value)
 
 
-def _sidecar_path(shard: Shard) -> Path:
-    return (shard.folder / shard.file).with_suffix(".json")
-
-
-def _sidecar(shard: Shard) -> Sidecar | None:
-    """The shard's sidecar, None unless the shard is there as it was written."""
+def _read_sidecar(shard: Shard) -> Sidecar | None:
+    """Read a shard's sidecar. None unless the shard is there as it was written."""
     path = shard.folder / shard.file
     try:
-        sidecar = Sidecar.model_validate_json(_sidecar_path(shard).read_bytes())
-        whole = (
+        sidecar = Sidecar.model_validate_json(shard.sidecar_path.read_bytes())
+        is_whole = (
             sidecar.identity == shard.identity
             and sidecar.shard.file == shard.file
             and sha256(path) == sidecar.shard.sha256
         )
     except (OSError, ValidationError, DataError):
         return None
-    return sidecar if whole else None
+    return sidecar if is_whole else None
 
 
-def _finish(
-    shards: Sequence[Shard], identity: dict[str, Any], chosen: BuildConfig, skipped: Skipped
+def _write_manifest(
+    sidecars: Sequence[Sidecar],
+    identity: dict[str, Any],
+    config: BuildConfig,
+    skipped: Skipped,
+    output: Path,
 ) -> Manifest:
-    """Write what is told of all shards together."""
-    dead = Skipped(without_names(skipped.reasons, skipped.root))
-    sidecars = []
-    for shard in shards:
-        sidecar = _sidecar(shard)
-        if sidecar is None:
-            raise DataError(
-                f"{shard.folder / shard.file}: is missing or not as it was written; run the build "
-                "again"
-            )
-        sidecars.append(sidecar)
+    """Write what describes all shards together: dead letters, card, manifest."""
+    dead_letters = Skipped(remove_names(skipped.reasons, skipped.root))
+    for sidecar in sidecars:
         for file, reason in sidecar.dead_letters.items():
-            dead.add(file, reason)
-    found = [sidecar.shard for sidecar in sidecars]
+            dead_letters.add(file, reason)
+    shards = [sidecar.shard for sidecar in sidecars]
+    digests = "\n".join(shard.sha256 for shard in shards)
+    columns = {
+        name: tuple(value for sidecar in sidecars for value in sidecar.columns[name])
+        for name in sidecars[0].columns
+    }
     manifest = Manifest(
         format=FORMAT,
         identity=identity,
-        size=chosen.data.size,
-        count=sum(shard.count for shard in found),
-        fingerprint=hashlib.sha256("\n".join(shard.sha256 for shard in found).encode()).hexdigest()[
-            :12
-        ],
+        size=config.data.size,
+        count=sum(shard.count for shard in shards),
+        fingerprint=hashlib.sha256(digests.encode()).hexdigest()[:12],
         histogram=tuple(np.sum([sidecar.histogram for sidecar in sidecars], axis=0).tolist()),
-        shards=tuple(found),
-        columns={
-            name: tuple(value for part in sidecars for value in part.columns[name])
-            for name in sidecars[0].columns
-        },
+        shards=tuple(shards),
+        columns=columns,
         id_key=key_check(),
     )
-    output = shards[0].folder
-    filesystem.write_atomically(
-        output / "dead_letters.csv", card.dead_letters(dead.reasons), durable=False
-    )
+    files = {"dead_letters.csv": card.format_dead_letters(dead_letters.reasons)}
+    if manifest.count:
+        files["README.md"] = card.format_card(manifest, len(dead_letters))
+        files[MANIFEST] = manifest.model_dump_json(indent=1)
+    for name, content in files.items():
+        filesystem.write_atomically(output / name, content, durable=False)
     if not manifest.count:
+        first = next(iter(dead_letters.reasons.items()), "-")
         raise DataError(
-            f"{output}: no patch could be made, dead_letters.csv says why; the first: "
-            f"{next(iter(dead.reasons.items()), '-')}"
+            f"{output}: no patch could be made, dead_letters.csv says why; the first: {first}"
         )
-    filesystem.write_atomically(output / "README.md", card.card(manifest, len(dead)), durable=False)
-    filesystem.write_atomically(
-        output / MANIFEST, manifest.model_dump_json(indent=1), durable=False
-    )
     log.info(
         "%d patches of %d patients, %d dead letters",
         manifest.count,
         len(set(manifest.columns["patient_ids"])),
-        len(dead),
+        len(dead_letters),
     )
     return manifest
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = cli.Parser(
-        prog="python -m tfmammo.data.build",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="a YAML file such as configs/build.yaml"
-    )
-    parser.add_overrides()
+    """Run the command. An error becomes one line on stderr and exit code 2."""
+    parser = cli.make_command_parser("tfmammo.data.build", __doc__)
+    parser.add_config("a YAML file such as configs/build.yaml")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
-    parser.add_argument(
-        "--retry", action="store_true", help="make the shards with dead letters anew"
-    )
-    ours, flags = parser.parse_with(arguments, jobs.unknown_to_beam)
+    parser.add_argument("--retry", action="store_true", help="make shards with dead letters again")
+    ours, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
     cli.run(
         lambda: build(
-            parse(BuildConfig, ours.config, ours.set), ours.output.resolve(), flags, ours.retry
+            configuration.parse(BuildConfig, ours.config, ours.set),
+            ours.output.resolve(),
+            flags,
+            ours.retry,
         )
     )
 

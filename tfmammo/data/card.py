@@ -1,6 +1,6 @@
-"""The dataset card beside a folder of records, and its list of what could not be used.
+"""Write the dataset card beside a folder of records, and its list of what could not be used.
 
-No date and no path: equal builds, equal bytes.
+There is no date and no path in them, so equal builds give equal bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from tfmammo.data.tfrecord import Manifest
-from tfmammo.mammogram import harmless
+from tfmammo.mammogram import escape_cell
 
 LICENCES = {
     "cbis_ddsm": "CC BY 3.0. Name CBIS-DDSM, The Cancer Imaging Archive, DOI "
@@ -35,11 +35,11 @@ LICENCES = {
 UNKNOWN = "Not known here: ask whoever gave out the archive before passing anything on."
 
 
-def card(manifest: Manifest, dead: int) -> str:
-    """What the folder holds, as Markdown: counts, grey values, licence, form.
+def format_card(manifest: Manifest, dead: int) -> str:
+    """Describe the folder in Markdown: counts, grey values, licence, format.
 
     Args:
-        manifest: Of the folder.
+        manifest: The folder's manifest.
         dead: How many files or images could not be used.
     """
     archive = manifest.identity["archive"]
@@ -62,13 +62,13 @@ def card(manifest: Manifest, dead: int) -> str:
         "written by `python -m tfmammo.data.build`"
         f" (tfmammo {manifest.identity['tfmammo']}).",
         "## Counts",
-        _table(("what", "how many"), counts),
+        _format_table(("what", "how many"), counts),
         *(
-            _table((title, "patches"), _counted(manifest.columns[column]))
+            _format_table((title, "patches"), _count_values(manifest.columns[column]))
             for title, column in names.items()
         ),
         "## Grey values",
-        _histogram(manifest.histogram),
+        _format_histogram(manifest.histogram),
         "## Licence",
         LICENCES.get(archive["name"], UNKNOWN),
         "## Form",
@@ -83,31 +83,32 @@ def card(manifest: Manifest, dead: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def dead_letters(reasons: Mapping[str, str]) -> str:
-    """A CSV of files or images and why they were left out; no cell begins like a spreadsheet's
-    formula.
+def format_dead_letters(reasons: Mapping[str, str]) -> str:
+    """Write files or images and why they were left out as CSV.
+
+    No cell begins like a spreadsheet's formula.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("file", "reason"))
-    rows.writerows((harmless(file), harmless(reason)) for file, reason in reasons.items())
+    rows.writerows((escape_cell(file), escape_cell(reason)) for file, reason in reasons.items())
     return text.getvalue()
 
 
-def _counted(values: Iterable[str]) -> list[tuple[str, int]]:
+def _count_values(values: Iterable[str]) -> list[tuple[str, int]]:
     return sorted((value or "not stated", count) for value, count in Counter(values).items())
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, int]]) -> str:
+def _format_table(head: tuple[str, str], rows: Iterable[tuple[str, int]]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "| --- | ---: |"]
-    return "\n".join([*lines, *(f"| {_cell(name)} | {count:,} |" for name, count in rows)])
+    return "\n".join([*lines, *(f"| {_format_cell(name)} | {count:,} |" for name, count in rows)])
 
 
-def _cell(text: str) -> str:
+def _format_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _histogram(counts: tuple[int, ...]) -> str:
+def _format_histogram(counts: tuple[int, ...]) -> str:
     total = max(sum(counts), 1)
     most = max(max(counts), 1)
     bins = len(counts)

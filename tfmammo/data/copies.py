@@ -1,16 +1,18 @@
-"""Turned, mirrored and scaled copies of mammograms, lesions and all: the traditional
-augmentation that synthetic masses are compared with.
+"""Rotate, mirror and scale copies of mammograms with their lesions.
 
-Shen et al. (Mass image synthesis in mammogram with contextual information based on GANs, 2021),
-section 4.5: "rotate, flip, and scale", added to the training set in portions. Departures: they give
-no ranges; see AddedConfig. The image keeps its size, and what a copy shows beyond it is lost.
+They are the traditional augmentation that synthetic masses are compared with: Shen et al. (Mass
+image synthesis in mammogram with contextual information based on GANs, 2021), section 4.5: "rotate,
+flip, and scale", added to the training set in portions.
+
+Departures: they give no ranges; see AddedConfig. The image keeps its size, and what a copy shows
+beyond it is lost.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import cv2
@@ -26,13 +28,13 @@ OTHER: dict[Laterality | None, Laterality | None] = {"L": "R", "R": "L", None: N
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What is done to a copy.
+class Transform:
+    """A rotation and scaling of a copy about the image's centre.
 
     Attributes:
         angle: Degrees, counter-clockwise as shown.
-        factor: Of its size.
-        mirrored: Before that, left to right.
+        factor: Over the original's size.
+        mirrored: Whether the copy is mirrored before that, left to right.
     """
 
     angle: float
@@ -40,23 +42,23 @@ class Turn:
     mirrored: bool
 
     def matrix(self, rows: int, cols: int) -> NDArray[np.float64]:
-        """float64 [2, 3]: from a point's (x, y), px, to where it goes; the image's centre stays."""
+        """Return float64 [2, 3], which maps a point (x, y), px; the image's centre stays."""
         angle = math.radians(self.angle)
         middle = np.array([(cols - 1) / 2, (rows - 1) / 2])
-        turn = self.factor * np.array(
+        linear = self.factor * np.array(
             [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
         )
-        turn = turn * (-1 if self.mirrored else 1, 1)
-        return np.column_stack([turn, middle - turn @ middle])
+        linear = linear * (-1 if self.mirrored else 1, 1)
+        return np.column_stack([linear, middle - linear @ middle])
 
 
-def copies(
+def make_copies(
     mammograms: Sequence[Mammogram], config: DataConfig, skipped: Skipped
 ) -> Iterator[Mammogram]:
-    """`config.added.copies` copies of mammograms with a wanted lesion, spread evenly over them.
+    """Make `config.added.copies` copies of mammograms that have a wanted lesion, spread evenly.
 
-    A copy follows from the seed, its image's id and its number of that image: more copies begin
-    with the fewer. Its image_id is the image's with ~1, ~2 and so on.
+    Seed, image's id and the copy's number of that image decide a copy, so a larger set begins with
+    the smaller one. Its image_id is the image's with ~1, ~2 and so on.
 
     Args:
         config: Kinds, mixed_findings, seed and added are used.
@@ -66,86 +68,91 @@ def copies(
     Raises:
         DataError: No mammogram has a wanted lesion.
     """
-    found = [one for one in mammograms if sampling.wanted(one, config)]
-    if not found:
+    sources = [mammogram for mammogram in mammograms if sampling.select_lesions(mammogram, config)]
+    if not sources:
         raise DataError(
             f"data.added.copies: no training mammogram has a {' or '.join(config.kinds)}"
         )
-    order = np.random.default_rng(config.seed).permutation(len(found))
+    order = np.random.default_rng(config.seed).permutation(len(sources))
     for number in range(config.added.copies):
-        mammogram = found[order[number % len(found)]]
-        copy = number // len(found) + 1
+        mammogram = sources[order[number % len(sources)]]
+        copy = number // len(sources) + 1
+        transform = _draw_transform(config, mammogram, copy)
         try:
-            yield turned(mammogram, _drawn(config, mammogram, copy), copy, skipped)
+            yield transform_mammogram(mammogram, transform, copy, skipped)
         except ValueError as error:
             skipped.add(f"{mammogram.image_id}~{copy}", error)
 
 
-def turned(mammogram: Mammogram, turn: Turn, number: int, skipped: Skipped) -> Mammogram:
-    """One copy; its pixels are turned when they are asked for.
+def transform_mammogram(
+    mammogram: Mammogram, transform: Transform, number: int, skipped: Skipped
+) -> Mammogram:
+    """Make one copy; its pixels are transformed when they are asked for.
 
-    A lesion that is known by its box alone gets the box around the turned one, which is larger. A
-    mirrored breast is the other side's. Spacing shrinks as the breast grows.
+    A lesion that is known by its box alone gets the box around the transformed one, which is
+    larger. A mirrored breast is of the other laterality. Spacing shrinks as the breast grows.
+
+    Args:
+        mammogram: The original.
+        transform: What to do to it.
+        number: Number of the copy, from 1 on.
+        skipped: Lesions that are not in sight any more are noted here.
 
     Raises:
         ValueError: No lesion is in sight any more, though there was one.
     """
-    matrix = turn.matrix(mammogram.rows, mammogram.cols)
+    matrix = transform.matrix(mammogram.rows, mammogram.cols)
     size = (mammogram.rows, mammogram.cols)
     lesions = []
     for place, lesion in enumerate(mammogram.lesions):
         try:
-            lesions.append(_moved(lesion, matrix, *size))
+            lesions.append(_move_lesion(lesion, matrix, *size))
         except ValueError as error:
             skipped.add(f"{mammogram.image_id}~{number}", f"lesion {place}: {error}")
     if mammogram.lesions and not lesions:
         raise ValueError("no lesion is in sight")
-    return replace(
-        mammogram,
+    return mammogram.with_pixels(
+        partial(_transform_pixels, mammogram, transform),
         image_id=f"{mammogram.image_id}~{number}",
-        read=partial(_pixels, mammogram, turn),
         lesions=tuple(lesions),
-        laterality=OTHER[mammogram.laterality] if turn.mirrored else mammogram.laterality,
-        spacing=(mammogram.spacing[0] / turn.factor, mammogram.spacing[1] / turn.factor)
+        laterality=OTHER[mammogram.laterality] if transform.mirrored else mammogram.laterality,
+        spacing=(mammogram.spacing[0] / transform.factor, mammogram.spacing[1] / transform.factor)
         if mammogram.spacing
         else None,
         bits=None,
     )
 
 
-def _drawn(config: DataConfig, mammogram: Mammogram, number: int) -> Turn:
-    random = sampling.stream(config.seed, mammogram.image_id, number)
+def _draw_transform(config: DataConfig, mammogram: Mammogram, number: int) -> Transform:
+    random = sampling.random_stream(config.seed, mammogram.image_id, number)
     added = config.added
-    return Turn(
+    return Transform(
         random.uniform(-added.rotate, added.rotate),
         random.uniform(*added.resize),
         bool(random.random() < 0.5),
     )
 
 
-def _moved(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: int) -> Lesion:
+def _move_lesion(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: int) -> Lesion:
     details = {
         name: getattr(lesion, name) for name in ("pathology", "shape", "margin", "kind_is_certain")
     }
     if lesion.outlines:
-        moved = tuple(_points(outline, matrix) for outline in lesion.outlines)
-        parts = [
-            part for part in (_inside(lesion, outline, rows, cols) for outline in moved) if part
-        ]
+        outlines = [_map_points(outline, matrix) for outline in lesion.outlines]
+        cut = [_cut_at_border(lesion, outline, rows, cols) for outline in outlines]
+        parts = [part for part in cut if part]
     else:
         top, left, bottom, right = lesion.box
         corners = np.array(
             [(r, c) for r in (top - 0.5, bottom - 0.5) for c in (left - 0.5, right - 0.5)]
         )
-        low = (_points(corners, matrix) + 0.5).min(axis=0)
-        high = (_points(corners, matrix) + 0.5).max(axis=0)
+        low = (_map_points(corners, matrix) + 0.5).min(axis=0)
+        high = (_map_points(corners, matrix) + 0.5).max(axis=0)
         (top, left) = np.clip(np.rint(low), 0, (rows, cols))
         (bottom, right) = np.clip(np.rint(high), 0, (rows, cols))
-        parts = (
-            [Lesion(lesion.kind, (int(top), int(left), int(bottom), int(right)))]
-            if top < bottom and left < right
-            else []
-        )
+        parts = []
+        if top < bottom and left < right:
+            parts.append(Lesion(lesion.kind, (int(top), int(left), int(bottom), int(right))))
     if not parts:
         raise ValueError("is not in sight")
     corners = np.array([part.box for part in parts])
@@ -159,21 +166,23 @@ def _moved(lesion: Lesion, matrix: NDArray[np.float64], rows: int, cols: int) ->
     )
 
 
-def _inside(lesion: Lesion, outline: NDArray[np.float32], rows: int, cols: int) -> Lesion | None:
+def _cut_at_border(
+    lesion: Lesion, outline: NDArray[np.float32], rows: int, cols: int
+) -> Lesion | None:
     try:
         return Lesion.from_outline(lesion.kind, outline, rows, cols)
     except ValueError:
         return None
 
 
-def _points(points: NDArray, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Points [n, 2], (row, col), where they go."""
+def _map_points(points: NDArray, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Map points [n, 2], (row, col)."""
     return (points[:, ::-1] @ matrix[:, :2].T + matrix[:, 2])[:, ::-1].astype(np.float32)
 
 
-def _pixels(mammogram: Mammogram, turn: Turn) -> NDArray[np.float32]:
+def _transform_pixels(mammogram: Mammogram, transform: Transform) -> NDArray[np.float32]:
     image = mammogram.pixels()
-    matrix = turn.matrix(mammogram.rows, mammogram.cols)
+    matrix = transform.matrix(mammogram.rows, mammogram.cols)
     return np.clip(
         cv2.warpAffine(image, matrix, (mammogram.cols, mammogram.rows), flags=cv2.INTER_LINEAR),
         0,

@@ -1,13 +1,13 @@
-"""Work cut into parts that are made by Apache Beam on as many machines as there are, in a
-folder that a stopped run goes on in.
+"""Resumable jobs: work cut into parts, which Apache Beam makes on one machine or many.
 
-What `tfmammo.data.build` and `tfmammo.synthesis.mammograms` share. Every worker must see the folder
-under the same path.
+`tfmammo.data.build`, `tfmammo.synthesis.mammograms` and `tfmammo.synthesis.patches` are such jobs.
+Each one claims its folder with `claim_folder`, and hands its parts to `complete_parts`. A finished
+part leaves a record. A later run reads the record and does not make the part again. Every worker
+must see the folder under the same path.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,8 +15,9 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 
@@ -27,39 +28,99 @@ from tfmammo.mammogram import Mammogram, MaskedLesion
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+Part = TypeVar("Part")
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class PartSteps(Generic[Part, Record]):
+    """How a job makes one part and recognises a finished one.
+
+    Attributes:
+        make: Makes a part, unless `read` recognises it as finished. A function of a module, because
+            workers import it by name.
+        read: Returns the record of a finished part. None unless its files are there as written.
+        record_path: Path of that record.
+        has_failures: Whether something in a finished part could not be made.
+        command: What the user runs again, for messages.
+    """
+
+    make: Callable[[Part], None]
+    read: Callable[[Part], Record | None]
+    record_path: Callable[[Part], Path]
+    has_failures: Callable[[Record], bool]
+    command: str
+
+
+def complete_parts(
+    parts: Sequence[Part],
+    steps: PartSteps[Part, Record],
+    flags: Sequence[str],
+    progress: tuple[Path, str, int],
+    retry: bool = False,
+) -> list[Record]:
+    """Make the missing parts of a claimed folder, and read the records of all parts.
+
+    Args:
+        parts: Small, because each one is pickled for its worker.
+        steps: How a part is made and read.
+        flags: Apache Beam's own.
+        progress: Folder, pattern and total of the files that count as progress.
+        retry: Make finished parts with failures again.
+
+    Returns:
+        One record per part, in the order of `parts`.
+
+    Raises:
+        ConfigError: Apache Beam is missing.
+        DataError: A worker failed, or a part is still missing afterwards.
+    """
+    for part in parts if retry else ():
+        record = steps.read(part)
+        if record is not None and steps.has_failures(record):
+            steps.record_path(part).unlink()
+    with report_progress(*progress):
+        run(parts, steps.make, flags)
+    return [_require_record(part, steps) for part in parts]
+
+
+def _require_record(part: Part, steps: PartSteps[Part, Record]) -> Record:
+    record = steps.read(part)
+    if record is None:
+        raise DataError(
+            f"{steps.record_path(part)}: is missing or not as it was written; run the "
+            f"{steps.command} again"
+        )
+    return record
 
 
 @contextmanager
-def claimed(output: Path, identity: Mapping[str, Any], file: str) -> Iterator[None]:
-    """Make a folder this work's own, or make sure that it is, and keep other processes out of it
-    while the body runs.
+def claim_folder(output: Path, identity: Mapping[str, Any], file: str) -> Iterator[None]:
+    """Reserve a folder for one job, and keep other processes out while the body runs.
 
-    What killed workers left half-written is removed. The lock goes with the process, however it
-    ends.
+    Half-written files of killed workers are removed. The lock ends with the process.
 
     Args:
         output: A new folder, or one of an earlier run.
-        identity: Everything that decides the contents; two runs may share a folder, one after the
-            other, when it is equal.
-        file: Where it is kept.
+        identity: Everything that decides the contents. Runs with an equal identity may use the
+            folder one after the other.
+        file: Name of the file that keeps the identity.
 
     Raises:
-        ConfigError: The folder belongs to other work, which is named by its keys, holds other files
-            or can't be used; or another process is at work in it.
+        ConfigError: The folder belongs to another job (the message names the keys that differ),
+            holds other files or can't be used; or another process is at work in it.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        foreign = _is_foreign(output, file)
+        is_foreign = _is_foreign(output, file)
     except OSError as error:
-        raise ConfigError(
-            f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})"
-        ) from None
-    if foreign:  # before the lock, which would leave a file in somebody's folder
+        raise _explain_unusable(output, error) from None
+    if is_foreign:  # before the lock, which would leave a file in somebody's folder
         raise ConfigError(
             f"{output}: is not empty and no output of this command; name a new folder"
         )
-    with _alone(output):
-        _identify(output, identity, file)
+    with _lock(output):
+        _check_identity(output, identity, file)
         for path in output.rglob(".*.part"):  # of a worker that was killed
             path.unlink(missing_ok=True)
         try:
@@ -70,8 +131,9 @@ def claimed(output: Path, identity: Mapping[str, Any], file: str) -> Iterator[No
 
 
 def _is_foreign(output: Path, file: str) -> bool:
-    """Whether a folder holds anything but this command's output, or what it leaves when it is
-    killed at its first write.
+    """Return whether a folder holds files of other work.
+
+    The lock, and what a kill at the first write leaves, are the command's own.
     """
     first = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(file)}\.\w+\.part")
     return not (output / file).exists() and any(
@@ -79,8 +141,12 @@ def _is_foreign(output: Path, file: str) -> bool:
     )
 
 
+def _explain_unusable(output: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})")
+
+
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
+def _lock(output: Path) -> Iterator[None]:
     """Hold the folder for this process.
 
     Raises:
@@ -89,45 +155,40 @@ def _alone(output: Path) -> Iterator[None]:
     try:
         file = (output / LOCK).open("a")  # which leaves its time as it is
     except OSError as error:
-        raise ConfigError(
-            f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})"
-        ) from None
+        raise _explain_unusable(output, error) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        locked = filesystem.take_lock(file)
+        if locked is None:
+            log.warning(
+                "%s: its file system has no locks; start no other work there meanwhile", output
+            )
+        elif not locked:
             raise ConfigError(
                 f"{output}: another process is at work there; wait for its end, or name a new "
                 "folder"
-            ) from None
-        except OSError as error:
-            log.warning(
-                "%s: its file system has no locks (%s); start no other work there meanwhile",
-                output,
-                error,
             )
         yield
 
 
-def _identify(output: Path, identity: Mapping[str, Any], file: str) -> None:
-    """Write down whose the folder is, or make sure that it is this work's."""
+def _check_identity(output: Path, identity: Mapping[str, Any], file: str) -> None:
+    """Write the identity into a new folder, or compare it with that of an earlier run."""
     try:
         if not (output / file).exists():
-            filesystem.write_atomically(output / file, as_json(identity))
-        known = json.loads((output / file).read_text(encoding="utf-8"))
+            filesystem.write_atomically(output / file, to_json(identity))
+        recorded = json.loads((output / file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        raise _explain_unusable(output, error) from None
+    before = _flatten(recorded)
+    now = _flatten(identity)
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if differing:
         raise ConfigError(
-            f"{output}: can't be used ({error.__class__.__name__}: {str(error)[:200]})"
-        ) from None
-    before = _flat(known)
-    now = _flat(identity)
-    other = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if other:
-        raise ConfigError(f"{output}: was made with another {', '.join(other)}; name a new folder")
+            f"{output}: was made with another {', '.join(differing)}; name a new folder"
+        )
 
 
-def inside(output: Path, name: str) -> Path:
-    """The path of a file beneath a folder.
+def resolve_inside(output: Path, name: str) -> Path:
+    """Return the path of a file beneath a folder.
 
     Raises:
         DataError: The name leads out of the folder.
@@ -139,19 +200,19 @@ def inside(output: Path, name: str) -> Path:
 
 
 def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str]) -> None:
-    """The pipeline: parts, dealt out over the workers, each made where it falls.
+    """Distribute parts over Apache Beam's workers, which make them.
 
     Args:
         parts: What can be pickled.
-        make: Makes one, a function of a module.
-        flags: Beam's own.
+        make: Makes one part. A function of a module.
+        flags: Apache Beam's own.
 
     Raises:
         ConfigError: Apache Beam is missing.
         DataError: A worker failed.
     """
     try:
-        beam = _beam()
+        beam = _import_beam()
         from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, TypeOptions
     except ImportError as error:
         raise ConfigError(
@@ -164,7 +225,7 @@ def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str])
     direct = options.view_as(DirectOptions)
     if direct.direct_num_workers != 1 and direct.direct_running_mode == "in_memory":
         direct.direct_running_mode = "multi_processing"
-    # of a failure it tells in tracebacks, we in a sentence
+    # Beam reports a failure in tracebacks; the DataError below says it in a sentence.
     logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
     try:
         with beam.Pipeline(options=options) as pipeline:
@@ -188,10 +249,8 @@ def run(parts: Sequence[Any], make: Callable[[Any], None], flags: Sequence[str])
         ) from error
 
 
-def _beam() -> Any:
-    """Apache Beam, imported without a word: it always says that Google's client libraries are
-    missing.
-    """
+def _import_beam() -> Any:
+    """Import Apache Beam without its warning that Google's client libraries are missing."""
     logging.disable(logging.WARNING)
     try:
         import apache_beam
@@ -201,39 +260,48 @@ def _beam() -> Any:
     return apache_beam
 
 
-def unknown_to_beam(flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Of a command's further arguments, those that Apache Beam does not know, and the names of all
-    that it knows.
+def find_unknown_flags(flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Find the arguments that Apache Beam does not know.
 
-    Where Beam is missing nothing is unknown: `run` says what is missing.
+    Without Beam nothing counts as unknown: `run` reports that it is missing.
+
+    Args:
+        flags: A command's further arguments.
+
+    Returns:
+        The unknown arguments, and the names of all options that Beam knows.
     """
     try:
-        PipelineOptions = _beam().options.pipeline_options.PipelineOptions
+        PipelineOptions = _import_beam().options.pipeline_options.PipelineOptions
     except ImportError:
         return [], []
     parsers: list[Any] = []
     PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
     (parser,) = parsers
-    return parser.parse_known_args(list(flags))[1], [
-        name for action in parser._actions for name in action.option_strings
-    ]
+    unknown = parser.parse_known_args(list(flags))[1]
+    names = [name for action in parser._actions for name in action.option_strings]
+    return unknown, names
 
 
 @contextmanager
-def progress(output: Path, pattern: str, total: int, every: float = 10.0) -> Iterator[None]:
-    """Log how many files of a pattern are there, of `total` wanted, whoever makes them, while the
-    body runs.
+def report_progress(output: Path, pattern: str, total: int, every: float = 10.0) -> Iterator[None]:
+    """Log the number of finished files while the body runs, whichever worker made them.
+
+    Args:
+        output: Folder of the files.
+        pattern: Glob pattern of their names.
+        total: How many there will be.
+        every: Seconds between two counts.
     """
     done = threading.Event()
-    told = -1
 
     def watch() -> None:
-        nonlocal told
+        last_count = -1
         while not done.wait(every):
             count = sum(1 for _ in output.glob(pattern))
-            if count != told:
+            if count != last_count:
                 log.info("%d of %d parts", count, total)
-            told = count
+            last_count = count
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -245,34 +313,38 @@ def progress(output: Path, pattern: str, total: int, every: float = 10.0) -> Ite
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Workers are as many as cores, so that threads of OpenCV's own would only be in their way."""
-    before = cv2.getNumThreads()
+def use_one_thread() -> Iterator[None]:
+    """Keep OpenCV to one thread, because there are as many workers as cores."""
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
         yield
     finally:
-        cv2.setNumThreads(before)
+        cv2.setNumThreads(threads)
 
 
-def as_json(content: object) -> str:
-    """Equal contents, equal text."""
+def to_json(content: object) -> str:
+    """Format JSON so that equal contents give equal text."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def fingerprint(mammograms: Iterable[Mammogram]) -> str:
-    """Twelve hexadecimal digits, equal for the same mammograms in the same order; no pixel and no
-    mask file is read.
+    """Hash what an archive states of its mammograms, in their order.
+
+    No pixel and no mask file is read.
+
+    Returns:
+        Twelve hexadecimal digits.
     """
     content = hashlib.sha256()
     for mammogram in mammograms:
-        content.update(_described(mammogram))
+        content.update(_encode_facts(mammogram))
     return content.hexdigest()[:12]
 
 
-def _described(mammogram: Mammogram) -> bytes:
-    """What the archive states of a mammogram; a mask in a file of its own is not read."""
-    lesions = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
+def _encode_facts(mammogram: Mammogram) -> bytes:
+    """Encode what the archive states of a mammogram, without masks in files of their own."""
+    outlined = [lesion for lesion in mammogram.lesions if not isinstance(lesion, MaskedLesion)]
     facts = [
         mammogram.patient_id,
         mammogram.image_id,
@@ -283,22 +355,23 @@ def _described(mammogram: Mammogram) -> bytes:
         mammogram.view,
         mammogram.pathology,
         mammogram.official_split,
-        [lesion.box for lesion in lesions],
+        [lesion.box for lesion in outlined],
         [
-            (found.kind, found.pathology, found.shape, found.margin, found.kind_is_certain)
-            for found in mammogram.lesions
+            (lesion.kind, lesion.pathology, lesion.shape, lesion.margin, lesion.kind_is_certain)
+            for lesion in mammogram.lesions
         ],
     ]
     return repr(facts).encode() + b"".join(
-        outline.tobytes() for lesion in lesions for outline in lesion.outlines
+        outline.tobytes() for lesion in outlined for outline in lesion.outlines
     )
 
 
-def _flat(content: object, name: str = "") -> dict[str, object]:
+def _flatten(content: object, name: str = "") -> dict[str, object]:
+    """Flatten nested dicts: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
     if not isinstance(content, dict):
         return {name: content}
     return {
         key: value
         for part, inner in content.items()
-        for key, value in _flat(inner, f"{name}.{part}".lstrip(".")).items()
+        for key, value in _flatten(inner, f"{name}.{part}".lstrip(".")).items()
     }

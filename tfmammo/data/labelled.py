@@ -1,7 +1,6 @@
-"""Patches with a class each, of lesions and of normal tissue together: by pathology, or a
-lesion or none.
+"""Label patches of lesions and of normal tissue: by pathology, or a lesion or none.
 
-What a generator of lesions and a classifier learn from. config.sampling.count patches near lesions
+Generators of lesions and classifiers learn from them. config.sampling.count patches near lesions
 are asked for, and sampling.normals normal ones, or as many.
 """
 
@@ -16,10 +15,9 @@ from tfmammo.config import DataConfig
 from tfmammo.data.patches import (
     SEVERITY,
     Patches,
-    joined,
-    lesion_patches,
-    normal_patches,
-    offset_patches,
+    make_lesion_patches,
+    make_normal_patches,
+    make_offset_patches,
 )
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
@@ -30,16 +28,17 @@ CUT_OFF = "its mask touches the border of its patch, where the rest of it may be
 UNKNOWN = "the archive does not state the lesion's pathology"
 
 
-def pathology_patches(
+def make_pathology_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True
 ) -> Patches:
-    """Malignant and benign patches near lesions and normal ones, as many as the module says,
-    labelled by SEVERITY and balanced.
+    """Make malignant, benign and normal patches, labelled by SEVERITY and balanced.
 
-    As `make_patches`; config.patches is not read.
+    The module says how many.
+
+    Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
-        skipped: Patches of lesions whose pathology is unknown too.
+        skipped: Takes patches of lesions whose pathology is unknown too.
         malignant: Without it every lesion counts as malignant, for archives that seldom state a
             lesion's pathology.
 
@@ -50,28 +49,29 @@ def pathology_patches(
         DataError: One of the three, or without `malignant` of the two, is missing.
     """
     records = list(mammograms)
-    _warn_of_percentiles(config)
-    near = offset_patches(records, config, skipped)
-    normal = _normal_patches(records, config, skipped)
+    _warn_about_percentiles(config)
+    near = make_offset_patches(records, config, skipped)
+    normal = _make_normal(records, config, skipped)
     if not malignant:
-        patches = joined([near, normal])
+        patches = near.concatenate(normal)
         return check_pathologies(
-            patches.labelled(2 * (patches.kinds == "normal"), balanced=True), malignant
+            patches.with_labels(2 * (patches.kinds == "normal"), balanced=True), malignant
         )
-    known = np.flatnonzero(np.isin(near.pathologies, SEVERITY[:2]))
-    for name in np.setdiff1d(near.ids, near.ids[known]):
+    rows = np.flatnonzero(np.isin(near.pathologies, SEVERITY[:2]))
+    for name in np.setdiff1d(near.ids, near.ids[rows]):
         skipped.add(str(name), UNKNOWN)
-    patches = joined([near.take(known), normal])
+    patches = near.take(rows).concatenate(normal)
     return check_pathologies(
-        patches.labelled(
+        patches.with_labels(
             [SEVERITY.index(name) for name in patches.pathologies.tolist()], balanced=True
         )
     )
 
 
 def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
-    """The patches, if each of the three classes is among them, or without `malignant` the first and
-    the last.
+    """Return the patches if each of the three classes is among them.
+
+    Without `malignant` the first and the last must be.
 
     Raises:
         DataError: One is missing; the message counts them.
@@ -90,12 +90,12 @@ def check_pathologies(patches: Patches, malignant: bool = True) -> Patches:
     return patches
 
 
-def binary_patches(
+def make_binary_patches(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, malignant: bool = True
 ) -> Patches:
-    """Patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
+    """Make patches near lesions, labelled 1, and normal ones, labelled 0, balanced.
 
-    As `pathology_patches`.
+    Arguments are those of `make_pathology_patches`.
 
     Args:
         malignant: Leave benign lesions, and those of unknown pathology, out.
@@ -104,43 +104,51 @@ def binary_patches(
         DataError: One of the two is missing.
     """
     records = list(mammograms)
-    _warn_of_percentiles(config)
-    near = offset_patches(records, config, skipped)
-    normal = _normal_patches(records, config, skipped)
+    _warn_about_percentiles(config)
+    near = make_offset_patches(records, config, skipped)
+    normal = _make_normal(records, config, skipped)
     if malignant:
         for name in near.ids[near.pathologies == ""].tolist():
             skipped.add(name, UNKNOWN)
         near = near.take(np.flatnonzero(near.pathologies == "malignant"))
-    patches = joined([near, normal])
-    return check_binary(patches.labelled(patches.kinds != "normal", balanced=True), "the archive")
+    patches = near.concatenate(normal)
+    return check_binary(
+        patches.with_labels(patches.kinds != "normal", balanced=True), "the archive"
+    )
 
 
-def blend_patches(mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
-    """Patches around lesions, labelled 1, and normal ones to set them into, labelled 0, balanced.
+def make_blend_patches(
+    mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped
+) -> Patches:
+    """Make patches around lesions, labelled 1, and normal ones to blend them into, labelled 0.
 
-    As `make_patches`; config.patches is not read.
+    They are balanced.
+
+    Arguments are those of `make_patches`; config.patches is not read.
 
     Args:
-        skipped: Lesions whose mask touches their patch's border too.
+        skipped: Takes lesions whose mask touches their patch's border too.
 
     Raises:
         DataError: One of the two is missing.
     """
     records = list(mammograms)
-    around = lesion_patches(records, config, skipped)
-    normal = _normal_patches(records, config, skipped)
+    around = make_lesion_patches(records, config, skipped)
+    normal = _make_normal(records, config, skipped)
     inside = around.masks[:, 1:-1, 1:-1].sum(axis=(1, 2, 3)) == around.masks.sum(axis=(1, 2, 3))
     for name in around.ids[~inside].tolist():
         skipped.add(name, CUT_OFF)
-    patches = joined([around.take(np.flatnonzero(inside)), normal])
-    return check_binary(patches.labelled(patches.kinds != "normal", balanced=True), "the archive")
+    patches = around.take(np.flatnonzero(inside)).concatenate(normal)
+    return check_binary(
+        patches.with_labels(patches.kinds != "normal", balanced=True), "the archive"
+    )
 
 
 def check_binary(patches: Patches, where: str) -> Patches:
-    """The patches, if some are of lesions and some normal; labels are even for normal ones.
+    """Return the patches if some are of lesions and some normal; labels of normal ones are even.
 
     Args:
-        where: They are, for the message.
+        where: Where the patches are from, for the message.
 
     Raises:
         DataError: One class is missing.
@@ -155,7 +163,7 @@ def check_binary(patches: Patches, where: str) -> Patches:
     return patches
 
 
-def _warn_of_percentiles(config: DataConfig) -> None:
+def _warn_about_percentiles(config: DataConfig) -> None:
     if config.window is None:
         low, high = config.percentiles
         log.warning(
@@ -166,8 +174,8 @@ def _warn_of_percentiles(config: DataConfig) -> None:
         )
 
 
-def _normal_patches(records: list[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
+def _make_normal(records: list[Mammogram], config: DataConfig, skipped: Skipped) -> Patches:
     sampling = config.sampling.model_copy(
         update={"count": config.sampling.normals or config.sampling.count}
     )
-    return normal_patches(records, config.model_copy(update={"sampling": sampling}), skipped)
+    return make_normal_patches(records, config.model_copy(update={"sampling": sampling}), skipped)

@@ -1,4 +1,4 @@
-"""Whose data a synthetic set was made of: patients.json."""
+"""The patients behind a synthetic set: patients.json."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ PATIENTS = "patients.json"
 
 
 class Patients(Frozen):
-    """Everybody whom a set could tell of, by the pseudonyms of the archives that it was made from,
-    each once and sorted.
+    """Everybody whose data a set holds or derives from.
+
+    Each pseudonym stands once, sorted, as the archives that the set was made from give it.
     """
 
     mammograms: tuple[str, ...]
-    """Whose tissue it shows, and their own lesions."""
+    """Patients whose tissue it shows, with lesions of their own."""
     lesions: tuple[str, ...]
-    """Whose lesions were set in, or may have given shapes or sizes."""
+    """Patients whose lesions were inserted, or may have given shapes or sizes."""
     trained_on: tuple[str, ...]
-    """Whom a network that made any of it was trained on."""
+    """Patients that a network of the set was trained on."""
     id_key: str | None = None
-    """The `record.key_check` that the pseudonyms were made under, None of a set of an earlier
-    version.
-    """
+    """The `mammogram.key_check` of the pseudonyms' key. None in sets of earlier versions."""

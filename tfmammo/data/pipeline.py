@@ -1,10 +1,9 @@
-"""Patches -> batches: a stateless tf.data pipeline whose n-th batch depends on the seed
-and on n alone.
+"""Patches -> batches: a stateless tf.data pipeline whose n-th batch depends on seed and n alone.
 
 That is what makes a run repeatable, and resumable at any step on one device or several, without
-saving an iterator: draw i belongs to epoch i // n, stands at place i % n of that epoch's
-permutation, and is turned by a random number that only the seed and i decide. Of balanced patches
-draw i is of class i % classes, and the (i // classes)-th of that class.
+saving an iterator. Draw i belongs to epoch i // n and stands at place i % n of that epoch's
+permutation. A random number that only the seed and i decide rotates and flips it. Of balanced
+patches draw i is of class i % classes, and the (i // classes)-th of that class.
 
 Patches in memory are drawn in uniformly random order. `Records` are streamed: an epoch takes their
 shards in random order, a few at a time, and shuffles what arrives in blocks of about 64 MB, so that
@@ -14,14 +13,14 @@ the memory needed does not depend on how many patches there are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import singledispatch
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.data.patches import Patches
+from tfmammo.data.patches import Patches, PatchSource
 from tfmammo.data.tfrecord import GREY, Records
-from tfmammo.data.whole import Whole
 from tfmammo.errors import DataError
 
 FOREVER = np.iinfo(np.int64).max
@@ -29,126 +28,112 @@ BLOCK_BYTES = 2**26  # what is shuffled at once, read ahead once more
 OPEN_SHARDS = 16  # read in turns
 
 
+# The numbers of draws, with whatever is read for them, and the function from one of them to an
+# example.
+Draws = tuple[tf.data.Dataset, Callable[..., Any]]
+
+
 def batches(
-    patches: Patches | Records,
+    patches: PatchSource,
     batch_size: int,
     seed: int,
     augment: bool,
     start_step: int = 0,
     share: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """An endless dataset of training batches; every epoch shows every patch once, in a new order.
+    """Make an endless dataset of training batches; an epoch shows every patch once, in a new order.
 
     Args:
-        patches: Patches are kept in memory, so that decoding happens once; each draw from them
-            shuffles their numbers anew, which costs time in proportion to how many they are: beyond
-            about 20,000 stream Records.
+        patches: Patches are kept in memory, so that decoding happens once. Each draw from them
+            shuffles their numbers again, which costs time in proportion to how many they are:
+            beyond about 20,000 stream Records.
         batch_size: Patches a batch, over all devices.
         seed: Decides order and augmentation.
-        augment: Turn each draw by one of the eight rotations and flips of the square, image and
-            mask together.
+        augment: Transform each draw by one of the eight rotations and flips of the square, image
+            and mask together. Whole mammograms are flipped, never rotated by 90 degrees.
         start_step: Batches already consumed; of Records at most one epoch is read over, undecoded.
         share: (part, parts): of every batch only this one of so many equal parts, which stand one
-            behind the other in it; nothing else is decoded. Whole mammograms are flipped, never
-            turned.
+            behind the other in it; nothing else is decoded.
 
     Returns:
-        {"image": float32 [batch, size, size, 1] in [0, 1], "mask": the same shape, 0 or 1}; of
-        labelled patches "label" too, int32 [batch]; of Whole mammograms, which need not be square,
-        "boxes" and "classes" too, as they are there.
+        {"image": float32 [batch, size, size, 1] in [0, 1], "mask": the same shape, 0 or 1}.
+        Labelled patches add "label", int32 [batch]. Whole mammograms, which need not be square, add
+        their "boxes" and "classes".
 
     Raises:
         DataError: Records hold no patch, or a shard is missing or not what its manifest says.
     """
-    start = start_step * batch_size
-    (part, parts) = share
-    if isinstance(patches, Records):
-        numbers, draw = _streamed(patches, start, seed, augment)
-    else:
-        numbers, draw = _remembered(patches, start, seed, augment)
+    part, parts = share
     size = batch_size // parts
+    numbers, draw = _make_draws(patches, start_step * batch_size, seed, augment)
     if parts > 1:
         numbers = numbers.batch(size).shard(parts, part).unbatch()
-    drawn = numbers.map(draw, num_parallel_calls=2, deterministic=True)
+    examples = numbers.map(draw, num_parallel_calls=2, deterministic=True)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return drawn.batch(size, drop_remainder=True).prefetch(2).with_options(options)
+    return examples.batch(size, drop_remainder=True).prefetch(2).with_options(options)
 
 
-def _remembered(
-    patches: Patches, start: int, seed: int, augment: bool
-) -> tuple[tf.data.Dataset, Callable[..., Any]]:
-    """Draws start, start + 1, ... of patches in memory: their numbers, and what makes a draw of
-    one.
-    """
+@singledispatch
+def _make_draws(patches: PatchSource, start: int, seed: int, augment: bool) -> Draws:
+    """Make the draws start, start + 1, ... of patches."""
+    raise TypeError(f"batches can't be drawn from {type(patches).__name__}")
+
+
+@_make_draws.register
+def _draw_from_memory(patches: Patches, start: int, seed: int, augment: bool) -> Draws:
     images = tf.constant(patches.images)
     masks = tf.constant(patches.masks)
-    groups = (
-        [np.flatnonzero(patches.labels == label) for label in np.unique(patches.labels)]
-        if patches.balanced
-        else []
-    )
-    groups = groups or [np.arange(len(patches))]
+    targets = {name: tf.constant(values) for name, values in patches.targets.items()}
+    groups = [np.arange(len(patches))]
+    if patches.balanced and len(patches.labels):
+        groups = [np.flatnonzero(patches.labels == label) for label in np.unique(patches.labels)]
     rows = tf.constant(np.concatenate(groups))
     counts = tf.constant([len(group) for group in groups], tf.int64)
     starts = tf.cumsum(counts, exclusive=True)
 
     def draw(i: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Draw i: which patch, by a new order in every epoch, and how it is turned."""
+        """Choose patch i by the order of its epoch, then rotate and flip it."""
         group = i % len(groups)
-        turn_of_group = i // len(groups)
+        draw_of_group = i // len(groups)
         count = counts[group]
-        epoch = turn_of_group // count
-        place = turn_of_group % count
+        epoch = draw_of_group // count
+        place = draw_of_group % count
         order_seed = tf.stack([tf.constant(seed, tf.int64), epoch * len(groups) + group])
         # A whole shuffle for one place: index_shuffle keeps eight bits of each seed here, so its
         # orders return after 256 epochs.
-        index = rows[
-            starts[group]
-            + tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)[place]
-        ]
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), order_seed)
+        index = rows[starts[group] + order[place]]
+        image = images[index]
         mask = tf.cast(masks[index], tf.float32)
-        if isinstance(patches, Whole):
-            turn = 2 * _draw_turn(seed, i, 4) if augment else tf.constant(0)
+        example = {name: values[index] for name, values in targets.items()}
+        if augment:
+            turn = _draw_turn(seed, i, patches.square)
             # An even turn keeps rows and columns, which TensorFlow can't know.
-            image, mask = (
-                tf.ensure_shape(dihedral(one, turn), images.shape[1:])
-                for one in (images[index], mask)
-            )
-            boxes = flipped(tf.constant(patches.boxes)[index], turn)
-            return {
-                "image": image,
-                "mask": mask,
-                "boxes": boxes,
-                "classes": tf.constant(patches.classes)[index],
-            }
-        example = _example(images[index], mask, seed, i, augment)
-        return example | (
-            {"label": tf.constant(patches.labels)[index]} if len(patches.labels) else {}
-        )
+            image = tf.ensure_shape(rotate_and_flip(image, turn), images.shape[1:])
+            mask = tf.ensure_shape(rotate_and_flip(mask, turn), images.shape[1:])
+            if "boxes" in example:
+                example["boxes"] = flip_boxes(example["boxes"], turn)
+        return {"image": image, "mask": mask, **example}
 
     return tf.data.Dataset.range(start, FOREVER), draw
 
 
-def _streamed(
-    records: Records, start: int, seed: int, augment: bool
-) -> tuple[tf.data.Dataset, Callable[..., Any]]:
-    """Draws start, start + 1, ... of patches on disk: their numbers with their records, and what
-    makes a draw of both.
-    """
+@_make_draws.register
+def _stream_from_shards(records: Records, start: int, seed: int, augment: bool) -> Draws:
     if not len(records):
         raise DataError("there is no patch to draw from")
     records.check()
     size = records.size
     count = len(records)
-    chosen = records.chosen()
-    paths = tf.constant([str(path) for path, _ in chosen])
-    wanted = tf.ragged.constant([part.tolist() for _, part in chosen], tf.bool)
+    shards = records.select_shards()
+    paths = tf.constant([str(path) for path, _ in shards])
+    wanted = tf.ragged.constant([is_wanted.tolist() for _, is_wanted in shards], tf.bool)
     block = max(16, BLOCK_BYTES // (2 * size * size))
     first, skipped = divmod(start, count)
 
-    def shard(number: tf.Tensor) -> tf.data.Dataset:
-        """The wanted records of one shard, undecoded."""
+    def read_shard(number: tf.Tensor) -> tf.data.Dataset:
+        """Read the wanted records of one shard, undecoded."""
         keep = wanted[number]
         return (
             tf.data.TFRecordDataset(paths[number])
@@ -157,62 +142,57 @@ def _streamed(
             .map(lambda _, record: record)
         )
 
-    def epoch(number: tf.Tensor) -> tf.data.Dataset:
-        """All wanted records once, in this epoch's order; the first epoch begins where the run left
-        it.
+    def read_epoch(number: tf.Tensor) -> tf.data.Dataset:
+        """Read all wanted records once, in this epoch's order.
+
+        The first epoch begins where the run left it.
         """
         order_seed = tf.stack([tf.constant(seed, tf.int64), number])
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(chosen)), order_seed)
-        in_turns = tf.data.Dataset.from_tensor_slices(order).interleave(shard, OPEN_SHARDS, 1)
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(shards)), order_seed)
+        interleaved = tf.data.Dataset.from_tensor_slices(order).interleave(
+            read_shard, OPEN_SHARDS, 1
+        )
         past = tf.where(number == first, tf.constant(skipped, tf.int64), tf.constant(0, tf.int64))
 
-        def shuffled(place: tf.Tensor, block_of: tf.Tensor) -> tf.data.Dataset:
+        def shuffle(place: tf.Tensor, records_of: tf.Tensor) -> tf.data.Dataset:
             block_seed = tf.random.experimental.stateless_fold_in(order_seed, place)
             order = tf.random.experimental.stateless_shuffle(
-                tf.range(tf.size(block_of)), block_seed
+                tf.range(tf.size(records_of)), block_seed
             )
-            return tf.data.Dataset.from_tensor_slices(tf.gather(block_of, order))
+            return tf.data.Dataset.from_tensor_slices(tf.gather(records_of, order))
 
-        blocks = in_turns.skip(past // block * block).batch(block).prefetch(1)
-        return blocks.enumerate(past // block).flat_map(shuffled).skip(past % block)
+        blocks = interleaved.skip(past // block * block).batch(block).prefetch(1)
+        return blocks.enumerate(past // block).flat_map(shuffle).skip(past % block)
 
     def draw(i: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
         text = tf.io.FixedLenFeature([], tf.string)
-        found = tf.io.parse_single_example(record, {"image": text, "mask": text})
-        image = (
-            tf.cast(
-                tf.reshape(tf.io.decode_raw(found["image"], tf.uint16), [size, size, 1]), tf.float32
-            )
-            / GREY
-        )
-        mask = tf.ensure_shape(tf.io.decode_png(found["mask"], channels=1), [size, size, 1])
-        return _example(image, tf.cast(mask, tf.float32), seed, i, augment)
+        features = tf.io.parse_single_example(record, {"image": text, "mask": text})
+        stored = tf.reshape(tf.io.decode_raw(features["image"], tf.uint16), [size, size, 1])
+        image = tf.cast(stored, tf.float32) / GREY
+        mask = tf.ensure_shape(tf.io.decode_png(features["mask"], channels=1), [size, size, 1])
+        mask = tf.cast(mask, tf.float32)
+        if augment:
+            turn = _draw_turn(seed, i, square=True)
+            image = rotate_and_flip(image, turn)
+            mask = rotate_and_flip(mask, turn)
+        return {"image": image, "mask": mask}
 
-    return tf.data.Dataset.range(first, FOREVER).flat_map(epoch).enumerate(start), draw
-
-
-def _example(
-    image: tf.Tensor, mask: tf.Tensor, seed: int, i: tf.Tensor, augment: bool
-) -> dict[str, tf.Tensor]:
-    """Draw i, turned by what the seed and i decide."""
-    if augment:
-        turn = _draw_turn(seed, i, 8)
-        image = dihedral(image, turn)
-        mask = dihedral(mask, turn)
-    return {"image": image, "mask": mask}
+    return tf.data.Dataset.range(first, FOREVER).flat_map(read_epoch).enumerate(start), draw
 
 
-def _draw_turn(seed: int, i: tf.Tensor, count: int) -> tf.Tensor:
-    return tf.random.stateless_uniform(
-        [], tf.stack([tf.constant(seed, tf.int64), i]), 0, count, tf.int32
-    )
+def _draw_turn(seed: int, i: tf.Tensor, square: bool) -> tf.Tensor:
+    """Draw what `rotate_and_flip` does to draw i; an even turn where the image is not square."""
+    count = 8 if square else 4
+    turn_seed = tf.stack([tf.constant(seed, tf.int64), i])
+    turn = tf.random.stateless_uniform([], turn_seed, 0, count, tf.int32)
+    return turn if square else 2 * turn
 
 
-def flipped(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
-    """Boxes of an image to which `dihedral` does a flip, or both: turn 0, 2, 4 or 6.
+def flip_boxes(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
+    """Flip boxes as `rotate_and_flip` flips their image by the turn 0, 2, 4 or 6.
 
     Args:
-        boxes: float32 [n, 4], [row_min, col_min, row_max, col_max] as parts of the image's sides.
+        boxes: float32 [n, 4], [row_min, col_min, row_max, col_max] over the image's rows and cols.
         turn: int32, even.
 
     Returns:
@@ -224,9 +204,11 @@ def flipped(boxes: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
     return tf.where(tf.stack([rows, cols, rows, cols]), mirrored, boxes)
 
 
-def dihedral(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
-    """One of the eight symmetries of the square: turn % 4 quarter turns counter-clockwise, then for
-    turn >= 4 a flip.
+def rotate_and_flip(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
+    """Apply one of the eight symmetries of the square to an image.
+
+    It is rotated by turn % 4 quarter turns counter-clockwise. For turn >= 4 it is then flipped left
+    to right.
 
     Args:
         image: [size, size, channels]; for an even turn its rows and columns may differ.
@@ -235,5 +217,5 @@ def dihedral(image: tf.Tensor, turn: tf.Tensor | int) -> tf.Tensor:
     Returns:
         The same shape and dtype; no value is interpolated.
     """
-    turned = tf.image.rot90(image, turn % 4)
-    return tf.where(turn >= 4, tf.reverse(turned, axis=[1]), turned)
+    rotated = tf.image.rot90(image, turn % 4)
+    return tf.where(turn >= 4, tf.reverse(rotated, axis=[1]), rotated)

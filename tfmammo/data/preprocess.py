@@ -1,7 +1,8 @@
-"""What is done to a mammogram before patches are cut, and to a frame after it is scaled.
+"""Preprocess a mammogram before patches are cut, and a patch after it is scaled.
 
-`preprocess_mammogram` and `framed` do what a PreprocessConfig switches on, in its order; every step is a pure
-function of one image or mask. The breast and the pectoral muscle are found by tfmammo.data.anatomy.
+`preprocess_mammogram` and `preprocess_patch` do what a PreprocessConfig switches on, in its order.
+Every step is a pure function of one image or mask. tfmammo.data.anatomy finds the breast and the
+pectoral muscle.
 
 What moves an image moves its lesions by the same rule. Pixel (r, c)'s centre is the point (r, c):
 mirroring takes column c to cols - 1 - c and the half-open box [a, b) to [cols - b, cols - a);
@@ -29,21 +30,20 @@ Size = tuple[int, int]  # (rows, cols), px
 
 
 def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mammogram:
-    """A mammogram as the config wants it, its lesions moved with it; nothing is read until pixels
-    or masks are asked for.
+    """Preprocess a mammogram and move its lesions with it; no pixel or mask is read yet.
 
-    remove_marks, remove_pectoral, flip_right and spacing, in this order; the other keys are
-    `framed`'s. A fact that a step needs and the archive does not state is an error: a guess from
-    the image would go wrong without a word.
+    remove_marks, remove_pectoral, flip_right and spacing are done, in this order; the other keys
+    are for `preprocess_patch`. A fact that a step needs and the archive does not state is an error:
+    nobody would notice a wrong guess from the image.
 
     Args:
-        mammogram: As a reader gives it.
+        mammogram: The record as its reader gives it.
         config: What to do.
 
     Returns:
-        A record of the same ids, which can be pickled; rows, cols and spacing are the new image's
-        (the spacing differs from config.spacing by what rounding to whole pixels makes of it). The
-        same object when nothing is switched on.
+        A record of the same ids and file, which can be pickled; rows, cols and spacing are the new
+        image's (the spacing differs from config.spacing by what rounding to whole pixels makes of
+        it). The same object when nothing is switched on.
 
     Raises:
         DataError: remove_pectoral and the view is unknown, or it is MLO and the laterality is
@@ -52,7 +52,7 @@ def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mamm
     """
     if not (config.remove_marks or config.remove_pectoral or config.flip_right or config.spacing):
         return mammogram
-    _check(mammogram, config)
+    _check_facts(mammogram, config)
     mirrored = config.flip_right and mammogram.laterality == "R"
     old = (mammogram.rows, mammogram.cols)
     new = (mammogram.rows, mammogram.cols)
@@ -62,51 +62,57 @@ def preprocess_mammogram(mammogram: Mammogram, config: PreprocessConfig) -> Mamm
         spacing = spacing[0] * old[0] / new[0], spacing[1] * old[1] / new[1]
     lesions = mammogram.lesions
     if mirrored or new != old:
-        lesions = tuple(_moved(lesion, old, new, mirrored) for lesion in lesions)
-    read = partial(_prepared, replace(mammogram, lesions=()), config)
-    bits = mammogram.bits if new == old else None
+        lesions = tuple(_move_lesion(lesion, old, new, mirrored) for lesion in lesions)
+    without_lesions = replace(mammogram, lesions=())
     return replace(
-        mammogram, rows=new[0], cols=new[1], spacing=spacing, lesions=lesions, read=read, bits=bits
+        mammogram,
+        rows=new[0],
+        cols=new[1],
+        spacing=spacing,
+        lesions=lesions,
+        read=partial(_preprocess_pixels, without_lesions, config),
+        bits=mammogram.bits if new == old else None,
+        source=mammogram.source or without_lesions,
     )
 
 
-def restored(
+def map_to_native(
     mask: NDArray[np.uint8], mammogram: Mammogram, config: PreprocessConfig
 ) -> NDArray[np.uint8]:
-    """A mask on the grid of a prepared mammogram, moved back to that of the stored one.
+    """Map a mask from the grid of a preprocessed mammogram to the native one.
 
     Args:
-        mask: uint8 [rows, cols], 0 or 1, of what `preprocess_mammogram` makes of the mammogram.
-        mammogram: As a reader gives it.
+        mask: uint8 [rows, cols], 0 or 1, of what `preprocess_mammogram` returns.
+        mammogram: The record as its reader gives it.
 
     Returns:
         uint8 [rows, cols], 0 or 1, native px; a native pixel is 1 where the mask covers at least
         half of it.
     """
     if mask.shape != (mammogram.rows, mammogram.cols):
-        mask = covered(mask, mammogram.rows, mammogram.cols)
+        mask = resize_mask_to(mask, mammogram.rows, mammogram.cols)
     return flip_right(mask, "R") if config.flip_right and mammogram.laterality == "R" else mask
 
 
-def covered(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
-    """Resample a mask as an image and keep what is at least half: smooth where it grows, where
-    `resize_mask` gives steps.
+def resize_mask_to(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uint8]:
+    """Resample a mask as an image and keep what is at least half.
+
+    A mask that grows has a smooth border; that of `resize_mask` has steps.
 
     Args:
         mask: uint8 [any, any], 0 or 1.
-        rows: The new size, px.
-        cols: The new size, px.
+        rows: New number of rows.
+        cols: New number of columns.
 
     Returns:
         uint8 [rows, cols], 0 or 1.
     """
-    return (resize_image(mask[..., None].astype(np.float32), rows, cols)[..., 0] >= 0.5).astype(
-        np.uint8
-    )
+    coverage = resize_image(mask[..., None].astype(np.float32), rows, cols)[..., 0]
+    return (coverage >= 0.5).astype(np.uint8)
 
 
-def framed(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
-    """What is done to what lies in a frame after it is scaled: denoise, then contrast.
+def preprocess_patch(crop: NDArray[np.float32], config: PreprocessConfig) -> NDArray[np.float32]:
+    """Denoise a scaled patch, then enhance its contrast.
 
     Args:
         crop: float32 [rows, cols, 1] in [0, 1], of the size that a network sees.
@@ -147,13 +153,14 @@ def normalise(image: NDArray[np.float32], percentiles: tuple[float, float]) -> N
 
 
 def resize_image(image: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.float32]:
-    """Resample an image: by area, free of aliasing, along an axis that shrinks; linear along one
-    that grows.
+    """Resample an image by area along an axis that shrinks, linearly along one that grows.
+
+    Averaging over areas avoids aliasing.
 
     Args:
         image: float32 [any, any, 1] in [0, 1].
-        rows: The new size, px.
-        cols: The new size, px.
+        rows: New number of rows.
+        cols: New number of columns.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
@@ -162,7 +169,20 @@ def resize_image(image: NDArray[np.float32], rows: int, cols: int) -> NDArray[np
 
 
 def resize(values: NDArray[np.float32], rows: int, cols: int) -> NDArray[np.float32]:
-    """`resize_image` for values of any range: float32 [any, any] -> float32 [rows, cols]."""
+    """Resample values of any range as `resize_image` does an image.
+
+    Args:
+        values: float32 [any, any].
+        rows: New number of rows.
+        cols: New number of columns.
+
+    Returns:
+        float32 [rows, cols].
+
+    Examples:
+        >>> resize(np.float32([[0, 2], [4, 6]]), 1, 2).tolist()
+        [[2.0, 4.0]]
+    """
     # One axis at a time: asked to shrink one and to grow the other, INTER_AREA falls back to
     # unfiltered linear.
     values = cv2.resize(
@@ -176,8 +196,8 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
 
     Args:
         mask: uint8 [any, any, 1], 0 or 1.
-        rows: The new size, px.
-        cols: The new size, px.
+        rows: New number of rows.
+        cols: New number of columns.
 
     Returns:
         uint8 [rows, cols, 1], 0 or 1.
@@ -186,13 +206,13 @@ def resize_mask(mask: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.uin
     return cv2.resize(mask[..., 0], (cols, rows), interpolation=cv2.INTER_NEAREST_EXACT)[..., None]
 
 
-def window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+def apply_window(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
     """Map the grey value `low` to 0 and `high` to 1, linearly, and clip.
 
     Args:
         image: float32 [rows, cols, 1], any range.
-        low: Two rising grey values.
-        high: Two rising grey values.
+        low: The grey value that becomes 0.
+        high: The grey value that becomes 1.
 
     Returns:
         float32 [rows, cols, 1] in [0, 1].
@@ -210,7 +230,7 @@ def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
 
     Args:
         image: [rows, cols, ...].
-        laterality: Of the breast.
+        laterality: Laterality of the breast.
 
     Returns:
         The image mirrored in its columns for R, the same object for L.
@@ -219,16 +239,16 @@ def flip_right(image: NDArray, laterality: Laterality) -> NDArray:
 
 
 def resampled_size(size: Size, spacing: tuple[float, float], target: float) -> Size:
-    """(rows, cols) of an image at `target` mm per px, at least one each.
+    """Return (rows, cols) of an image at `target` mm per px, at least one each.
 
     Args:
         size: (rows, cols), px.
         spacing: (row, col), mm per px.
         target: Mm per px.
     """
-    return max(1, round(size[0] * spacing[0] / target)), max(
-        1, round(size[1] * spacing[1] / target)
-    )
+    rows = max(1, round(size[0] * spacing[0] / target))
+    cols = max(1, round(size[1] * spacing[1] / target))
+    return rows, cols
 
 
 def resample(
@@ -248,7 +268,7 @@ def resample(
 
 
 def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Blur with a Gaussian; behind the border the image goes on mirrored.
+    """Blur with a Gaussian; beyond the border the image is mirrored.
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1].
@@ -263,12 +283,11 @@ def denoise(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Histogram equalisation on 16 bits: a grey value becomes the share of brighter-than-darkest
-    pixels up to it.
+    """Equalise the histogram on 16 bits.
 
-    (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)), so that the darkest value is 0 and the brightest
-    1, and air, however much there is of it, stays black. Equal values stay equal, the order of grey
-    values is kept.
+    A grey value v becomes (cdf(v) - cdf(darkest)) / (1 - cdf(darkest)). So the darkest value is 0
+    and the brightest 1, and air stays black, however much there is of it. Equal values stay equal,
+    and the order of grey values is kept.
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1].
@@ -276,7 +295,7 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         float32 [rows, cols, 1] in [0, 1]; a constant image is returned as it is.
     """
-    stored = _stored(image)
+    stored = _quantise(image)
     counts = np.bincount(stored.ravel(), minlength=2**16)
     counts[stored.min()] = 0
     if not counts.any():
@@ -285,7 +304,7 @@ def equalise(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.float32]:
-    """Contrast-limited adaptive histogram equalisation, by scikit-image.
+    """Equalise the histogram locally with limited contrast (CLAHE), by scikit-image.
 
     Grey values are stretched to the full range and sorted into 256 bins. A tile's histogram is cut
     at `clip` times a uniform histogram's count and what is cut off is spread over the lower ones;
@@ -307,20 +326,19 @@ def clahe(image: NDArray[np.float32], clip: float, tiles: int) -> NDArray[np.flo
         Not OpenCV's: on 16 bits it has 65536 bins, which hold less than one pixel of a tile each,
         so that nothing is clipped.
     """
-    stored = _stored(image[..., 0])
+    stored = _quantise(image[..., 0])
     if stored.min() == stored.max():
         return image
     size = ceil(stored.shape[0] / tiles), ceil(stored.shape[1] / tiles)
-    return equalize_adapthist(stored, size, clip_limit=clip / 256, nbins=256).astype(np.float32)[
-        ..., None
-    ]
+    equalised = equalize_adapthist(stored, size, clip_limit=clip / 256, nbins=256)
+    return equalised.astype(np.float32)[..., None]
 
 
-def _stored(image: NDArray[np.float32]) -> NDArray[np.uint16]:
+def _quantise(image: NDArray[np.float32]) -> NDArray[np.uint16]:
     return np.rint(np.clip(image, 0, 1) * np.float32(65535)).astype(np.uint16)
 
 
-def _check(mammogram: Mammogram, config: PreprocessConfig) -> None:
+def _check_facts(mammogram: Mammogram, config: PreprocessConfig) -> None:
     if config.remove_pectoral and mammogram.view is None:
         raise DataError(
             "data.preprocess.remove_pectoral needs to know MLO views, and the view of "
@@ -343,10 +361,8 @@ def _check(mammogram: Mammogram, config: PreprocessConfig) -> None:
         )
 
 
-def _prepared(mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.float32]:
-    """The pixels of a prepared record; `mammogram` is the one it was made from, which `_check` has
-    seen.
-    """
+def _preprocess_pixels(mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.float32]:
+    """Read and preprocess the pixels of a mammogram that `_check_facts` has accepted."""
     image = mammogram.pixels()
     laterality = mammogram.laterality
     if config.remove_marks:
@@ -360,18 +376,22 @@ def _prepared(mammogram: Mammogram, config: PreprocessConfig) -> NDArray[np.floa
     return image
 
 
-def _moved(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion:
-    """A lesion on the mirrored and then resampled grid. old, new: (rows, cols)."""
+def _move_lesion(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion:
+    """Move a lesion to the mirrored and then resampled grid. old, new: (rows, cols)."""
     if isinstance(lesion, MaskedLesion):
         facts = {
             name: getattr(lesion, name)
-            for name in ("pathology", "shape", "margin", "kind_is_certain")
+            for name in ("files", "pathology", "shape", "margin", "kind_is_certain")
         }
-        return MaskedLesion(lesion.kind, partial(_moved_mask, lesion.read, new, mirrored), **facts)
+        return MaskedLesion(
+            lesion.kind, partial(_read_moved_mask, lesion.read, new, mirrored), **facts
+        )
     top, left, bottom, right = lesion.box
     outlines = lesion.outlines
     if mirrored:
-        left, right = old[1] - right, old[1] - left
+        old_left = left
+        left = old[1] - right
+        right = old[1] - old_left
         outlines = tuple(
             (outline * (1, -1) + (0, old[1] - 1)).astype(np.float32) for outline in outlines
         )
@@ -388,13 +408,11 @@ def _moved(lesion: Lesion, old: Size, new: Size, mirrored: bool) -> Lesion:
     # where a float product stands just above the border
     near = (*near[:2], min(near[2], new[0]), min(near[3], new[1]))
     moved = replace(lesion, box=near, outlines=outlines)
-    return replace(moved, box=_drawn(moved, new)) if outlines else moved
+    return replace(moved, box=_find_box(moved, new)) if outlines else moved
 
 
-def _drawn(lesion: Lesion, size: Size) -> Box:
-    """The box of a lesion's mask, drawn around its present box alone; that box when nothing is
-    drawn.
-    """
+def _find_box(lesion: Lesion, size: Size) -> Box:
+    """Return the box of a lesion's mask, drawn near its present box; that box if it is empty."""
     top = max(0, lesion.box[0] - 2)
     left = max(0, lesion.box[1] - 2)
     rows = min(size[0], lesion.box[2] + 2) - top
@@ -408,10 +426,10 @@ def _drawn(lesion: Lesion, size: Size) -> Box:
     return top + int(first), left + int(before), top + int(last) + 1, left + int(behind) + 1
 
 
-def _moved_mask(
+def _read_moved_mask(
     read: Callable[[], NDArray[np.uint8]], new: Size, mirrored: bool
 ) -> NDArray[np.uint8]:
-    """What a moved MaskedLesion reads: uint8 [rows, cols], 0 or 1."""
+    """Read a mask and move it: uint8 [rows, cols], 0 or 1."""
     mask = (read() != 0).astype(np.uint8)
     if mirrored:
         mask = np.ascontiguousarray(mask[:, ::-1])

@@ -1,26 +1,22 @@
-"""Where patches of random place lie, how many of them each mammogram gives, and the shapes
-of masses.
+"""Draw the places of random patches, and the shapes of masses.
 
-Nothing drawn here depends on the order in which mammograms come, or on what was drawn before: a
-mammogram's count follows from the seed and the set of images, the place of its patch i from the
-seed, the image's id and i. So one mammogram can be worked on by itself, on any machine, and gives
-the same patches.
+Nothing drawn here depends on the order in which mammograms come, or on what was drawn before. A
+mammogram's count follows from the seed and the set of images. The place of its patch i follows from
+the seed, the image's id and i. So one mammogram can be worked on by itself, on any machine, and
+gives the same patches.
 
 What the papers leave open:
 
 - Whether the offset counts native pixels or those of the enlarged patch: native ones. An offset
-  that would lose the lesion's
-  pixel is never drawn: it ends just short of half the window, which for 256 px and the paper's 128
-  is 127.
+  that would lose the lesion's pixel is never drawn: it ends just short of half the window, which
+  for 256 px and the paper's 128 is 127.
 - What happens at the image's border: the window is moved inside. Padding would draw an edge that no
   breast has.
 - What a normal mammogram is: the strict reading, one in which the archive marks no lesion of any
-  kind and which it calls
-  normal. Tissue away from known lesions is taken only where sampling.normal asks for it: only
-  outlined lesions are known.
-- Each lesion is equally likely to be drawn, and each normal mammogram; all places of a normal
-  mammogram that hold enough
-  breast are equally likely.
+  kind and which it calls normal. Tissue away from known lesions is taken only where sampling.normal
+  asks for it, since only outlined lesions are known.
+- How places are weighted: each lesion is equally likely to be drawn, and so is each normal
+  mammogram. All places of a normal mammogram that hold enough breast are equally likely.
 
 Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs, section 3 (places); Singh et
 al., Breast tumor segmentation and shape classification in mammograms using cGAN and CNN (shapes).
@@ -49,9 +45,11 @@ SHAPES = ("irregular", "lobular", "oval", "round")
 _SHAPE_WORDS = {**{shape: shape for shape in SHAPES}, "lobulated": "lobular"}
 
 
-def wanted(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
-    """The lesions that config.kinds and config.mixed_findings ask for, by their index; no file is
-    read.
+def select_lesions(mammogram: Mammogram, config: DataConfig) -> dict[int, Lesion]:
+    """Select the lesions that config.kinds and config.mixed_findings ask for; no file is read.
+
+    Returns:
+        Lesion by its index in the mammogram.
     """
     return {
         number: lesion
@@ -65,8 +63,8 @@ def is_normal(mammogram: Mammogram) -> bool:
     return not mammogram.lesions and mammogram.pathology == "normal"
 
 
-def gives_normal(mammogram: Mammogram, config: SamplingConfig) -> bool:
-    """Whether normal tissue may be taken of it, as config.normal says; no file is read."""
+def has_normal_tissue(mammogram: Mammogram, config: SamplingConfig) -> bool:
+    """Whether normal tissue may be taken from it, as config.normal says; no file is read."""
     outlined = all(
         isinstance(lesion, MaskedLesion) or lesion.outlines for lesion in mammogram.lesions
     )
@@ -75,15 +73,15 @@ def gives_normal(mammogram: Mammogram, config: SamplingConfig) -> bool:
     )
 
 
-def quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:
-    """How many patches each mammogram is asked for; nothing is read.
+def draw_quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]:
+    """Draw how many patches each mammogram is asked for; no pixel is read.
 
     For config.patches "offset", `sampling.count` draws of a lesion, each equally likely; for
     "normal", of a normal mammogram; for "lesion" no draw: as many as there are wanted lesions,
     outlined or not, with frame "full" at most one.
 
     Args:
-        mammograms: In any order.
+        mammograms: All records, in any order.
         config: Patches, kinds, mixed_findings, frame, sampling.count and seed are used.
 
     Returns:
@@ -95,14 +93,12 @@ def quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]
     weights = {mammogram.image_id: _weight(mammogram, config) for mammogram in mammograms}
     total = sum(weights.values())
     if total == 0:
-        what = "is normal: without any lesion, and called normal by its archive"
-        what += " (or has outlined lesions)" if config.sampling.normal == "tissue" else ""
-        what = (
-            what
-            if config.patches == "normal"
-            else f"holds a {' or '.join(config.kinds)} to make a patch of"
-        )
-        raise DataError(f"data.patches={config.patches}: none of {len(weights)} mammograms {what}")
+        fault = f"holds a {' or '.join(config.kinds)} to make a patch of"
+        if config.patches == "normal":
+            fault = "is normal: without any lesion, and called normal by its archive"
+            if config.sampling.normal == "tissue":
+                fault += " (or has outlined lesions)"
+        raise DataError(f"data.patches={config.patches}: none of {len(weights)} mammograms {fault}")
     if config.patches == "lesion":
         return weights
     names = sorted(weights)
@@ -112,23 +108,24 @@ def quota(mammograms: Iterable[Mammogram], config: DataConfig) -> dict[str, int]
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def stream(seed: int, image_id: str, number: int) -> np.random.Generator:
-    """The random numbers of one patch of one image."""
+def random_stream(seed: int, image_id: str, number: int) -> np.random.Generator:
+    """Return the random numbers of one patch of one image."""
     image = int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:16], "big")
     return np.random.default_rng([seed, image, number])
 
 
-def side(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
-    """The side of a window in native px that becomes `size` px, enlarged by a number drawn from
-    config.scale.
+def draw_length(size: int, config: SamplingConfig, random: np.random.Generator) -> int:
+    """Draw the side of a window, native px, that becomes `size` px.
+
+    It is enlarged by a number drawn from config.scale.
     """
     return max(1, round(size / random.uniform(*config.scale)))
 
 
-def near_lesion(
+def draw_near_lesion(
     region: NDArray[np.uint8], length: int, offset: int, random: np.random.Generator
 ) -> Box:
-    """A square around a random pixel of a lesion, off its centre, that holds this pixel.
+    """Draw a square that holds a random pixel of a lesion, off the square's centre.
 
     Args:
         region: uint8 [rows, cols], not 0 on the lesion.
@@ -147,32 +144,28 @@ def near_lesion(
     if len(pixels) == 0:
         raise ValueError("its mask is empty")
     reach = min(offset, (length - 1) // 2)
-    centre = np.array(
-        np.unravel_index(pixels[random.integers(len(pixels))], region.shape)
-    ) + random.integers(-reach, reach + 1, 2)
-    room = np.array(region.shape) - length
-    top, left = (
-        int(start)
-        for start in np.clip(centre - length // 2, np.minimum(0, room), np.maximum(0, room))
-    )
+    pixel = np.unravel_index(pixels[random.integers(len(pixels))], region.shape)
+    centre = np.array(pixel) + random.integers(-reach, reach + 1, 2)
+    last = np.array(region.shape) - length
+    corner = np.clip(centre - length // 2, np.minimum(0, last), np.maximum(0, last))
+    top, left = (int(start) for start in corner)
     return top, left, top + length, left + length
 
 
-def on_breast(
+def draw_on_breast(
     breast: NDArray[np.uint8],
     length: int,
     tissue: float,
     random: np.random.Generator,
     lesions: NDArray[np.uint8] | None = None,
 ) -> Box:
-    """A square drawn from all those inside the image that hold enough breast, and nothing of a
-    lesion.
+    """Draw a square from all those that hold enough breast and nothing of a lesion.
 
     Args:
         breast: uint8 [rows, cols, 1], 0 or 1.
         length: The square's side, native px.
-        tissue: Its least part that is breast, 0 to 1.
-        lesions: Likewise, 1 on them; None: there are none.
+        tissue: Smallest part of the square that is breast, 0 to 1.
+        lesions: uint8 [rows, cols, 1], 1 on lesions; None where there are none.
 
     Returns:
         [row_min, col_min, row_max, col_max], half-open, native px.
@@ -182,22 +175,20 @@ def on_breast(
     """
     if length <= min(breast.shape[:2]):
         # 0.07 * 100 is above 7 in floating point
-        enough = sums(breast, length) >= tissue * length**2 - 1e-6
+        enough = count_in_windows(breast, length) >= tissue * length**2 - 1e-6
         if lesions is not None and lesions.any():
-            enough &= sums(lesions, length) == 0
+            enough &= count_in_windows(lesions, length) == 0
         places = np.flatnonzero(enough)
         if len(places):
-            top, left = (
-                int(start)
-                for start in np.unravel_index(places[random.integers(len(places))], enough.shape)
-            )
+            corner = np.unravel_index(places[random.integers(len(places))], enough.shape)
+            top, left = (int(start) for start in corner)
             return top, left, top + length, left + length
     without = " without a lesion" if lesions is not None and lesions.any() else ""
     raise ValueError(f"no square of {length} px is {100 * tissue:g} % breast{without}")
 
 
-def sums(region: NDArray[np.uint8], length: int) -> NDArray[np.int32]:
-    """The pixels in every square of that side at once: four corners of the integral image."""
+def count_in_windows(region: NDArray[np.uint8], length: int) -> NDArray[np.int32]:
+    """Count the pixels in every square of that side at once, by the integral image."""
     corners = cv2.integral(region[..., 0])
     return (
         corners[length:, length:]
@@ -208,31 +199,28 @@ def sums(region: NDArray[np.uint8], length: int) -> NDArray[np.int32]:
 
 
 def shape_class(word: str | None) -> str | None:
-    """An archive's word for a mass's shape as one of SHAPES.
+    """Classify an archive's word for a mass's shape as one of SHAPES.
 
     Joined words count where they name one of the four, whatever else they add:
     "irregular-architectural_distortion" is irregular, "oval-lymph_node" oval. What names two of
     them, or none, has no class.
     """
-    named = {
-        _SHAPE_WORDS[part]
-        for part in re.split(r"[^a-z]+", (word or "").lower())
-        if part in _SHAPE_WORDS
-    }
-    return named.pop() if len(named) == 1 else None
+    parts = re.split(r"[^a-z]+", (word or "").lower())
+    shapes = {_SHAPE_WORDS[part] for part in parts if part in _SHAPE_WORDS}
+    return shapes.pop() if len(shapes) == 1 else None
 
 
-def shape_mask(
+def draw_shape_mask(
     lesion: Lesion, rows: int, cols: int, size: int = 64, margin: float = 0.05
 ) -> NDArray[np.uint8]:
-    """The mask of one mass, alone in a square around its box.
+    """Draw the mask of one mass, alone in a square around its box.
 
     Args:
-        lesion: With an outline.
-        rows: Of its mammogram.
-        cols: Of its mammogram.
-        size: As in `shape_masks`.
-        margin: As in `shape_masks`.
+        lesion: A lesion with an outline.
+        rows: Rows of its mammogram.
+        cols: Columns of its mammogram.
+        size: The same as for `draw_shape_masks`.
+        margin: The same as for `draw_shape_masks`.
 
     Returns:
         uint8 [size, size, 1], 0 or 1.
@@ -245,22 +233,23 @@ def shape_mask(
     length = round(max(mask.shape) * (1 + 2 * margin))
     square = np.zeros((length, length, 1), np.uint8)
     above = (length - mask.shape[0]) // 2
-    beside = (length - mask.shape[1]) // 2
-    square[above : above + mask.shape[0], beside : beside + mask.shape[1], 0] = mask
+    before = (length - mask.shape[1]) // 2
+    square[above : above + mask.shape[0], before : before + mask.shape[1], 0] = mask
     small = resize_mask(square, size, size)
     if not small.any():
         raise ValueError(f"nothing of its mask is left at {size} px")
     return small
 
 
-def shape_masks(
+def draw_shape_masks(
     mammograms: Iterable[Mammogram],
     size: int = 64,
     margin: float = 0.05,
     skipped: Skipped | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]:
-    """The masks of all masses whose shape is stated, each alone in a square: what a shape is
-    learned from.
+    """Draw the masks of all masses whose shape is stated, each alone in a square.
+
+    A shape is learned from them.
 
     Args:
         mammograms: No pixel of theirs is read.
@@ -291,7 +280,7 @@ def shape_masks(
                 others[lesion.shape or "not stated"] += 1
                 continue
             try:
-                masks.append(shape_mask(lesion, mammogram.rows, mammogram.cols, size, margin))
+                masks.append(draw_shape_mask(lesion, mammogram.rows, mammogram.cols, size, margin))
             except ValueError as error:
                 skipped.add(mammogram.image_id, f"lesion {number}: {error}")
                 continue
@@ -315,8 +304,8 @@ def shape_masks(
 
 def _weight(mammogram: Mammogram, config: DataConfig) -> int:
     if config.patches == "normal":
-        return int(gives_normal(mammogram, config.sampling))
-    lesions = wanted(mammogram, config).values()
+        return int(has_normal_tissue(mammogram, config.sampling))
+    lesions = select_lesions(mammogram, config).values()
     if config.patches == "lesion":
         return min(1, len(lesions)) if config.frame == "full" else len(lesions)
     # A MaskedLesion's outlines stand in a file, which is not read yet.

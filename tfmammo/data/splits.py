@@ -1,12 +1,12 @@
-"""Which patches train and which are held out: by patient, the archive's way, an earlier
-run's way, or CAN's way.
+"""Decide which patches train and which are held out.
 
-CAN's paper (Shen et al., section III) augments its images first and then draws the test set from
-the result, so that turned and mirrored copies of one lesion stand on both sides. `paper` does the
-same, on purpose, to measure what that is worth.
+A split goes by patient, as the archive says, as an earlier run's file says, or CAN's way. CAN's
+paper (Shen et al., section III) augments its images first and then draws the test set from the
+result, so that rotated and mirrored copies of one lesion are in both subsets. `split_as_in_paper`
+does the same, on purpose, to measure what that is worth.
 
 `describe`, `save` and `load` keep a split as a JSON file of pseudonyms, with a hash over its
-contents: whoever has it tests on the same patients, whatever else of the archive they hold.
+contents. Whoever has it tests on the same patients, whatever else of the archive they hold.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeVar
+from typing import ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import SEVERITY, Patches, worst
+from tfmammo.data.patches import SEVERITY, Patches, worst_pathology
 from tfmammo.data.sampling import shape_class
 from tfmammo.errors import DataError, LeakError
 from tfmammo.mammogram import Mammogram, key_check, key_fault
@@ -39,7 +39,9 @@ Rows = NDArray[np.intp]
 
 
 class Splittable(Protocol):
-    """What a split needs to know of patches, be they in memory or in a folder of records."""
+    """What a split needs to know of patches, in memory or in a folder of records."""
+
+    in_memory: ClassVar[bool]
 
     @property
     def patient_ids(self) -> NDArray[np.str_]:
@@ -58,84 +60,83 @@ class Splittable(Protocol):
         """Str [n], train, test or ""."""
 
     def take(self, indices: Rows) -> Self:
-        """The patches at `indices`, in that order."""
+        """Return the patches at `indices`, in that order."""
 
 
-Some = TypeVar("Some", bound=Splittable)
+SplittableT = TypeVar("SplittableT", bound=Splittable)
 
 
 @dataclass(frozen=True, eq=False)
 class Mammograms:
-    """Mammograms as something to split, whatever patches are made of them: a row of each array for
-    each; see Splittable.
+    """Mammograms to split, whatever patches are made of them; row i of every array is one.
+
+    For the arrays see Splittable.
     """
 
     patient_ids: NDArray[np.str_]
     pathologies: NDArray[np.str_]
     shapes: NDArray[np.str_]
     official_splits: NDArray[np.str_]
+    in_memory: ClassVar[bool] = False  # no pixel is
 
     @staticmethod
     def of(records: Iterable[Mammogram]) -> Mammograms:
-        """No pixel and no mask file is read.
+        """List mammograms; no pixel and no mask file is read.
 
         Where the archive states no pathology of an image, its worst lesion's counts.
         """
         rows = [
             (
-                one.patient_id,
-                one.pathology or worst(lesion.pathology or "" for lesion in one.lesions),
+                record.patient_id,
+                record.pathology
+                or worst_pathology(lesion.pathology or "" for lesion in record.lesions),
                 min(
-                    (lesion.shape or "" for lesion in one.lesions),
+                    (lesion.shape or "" for lesion in record.lesions),
                     key=lambda word: RARITY.index(shape_class(word) or ""),
                     default="",
                 ),
-                one.official_split or "",
+                record.official_split or "",
             )
-            for one in records
+            for record in records
         ]
         return Mammograms(*(np.array(column, np.str_) for column in zip(*rows, strict=True)))
 
     def take(self, indices: Rows) -> Mammograms:
-        """The mammograms at `indices`, in that order."""
+        """Return the mammograms at `indices`, in that order."""
         return Mammograms(
-            *(
-                column[indices]
-                for column in (
-                    self.patient_ids,
-                    self.pathologies,
-                    self.shapes,
-                    self.official_splits,
-                )
-            )
+            self.patient_ids[indices],
+            self.pathologies[indices],
+            self.shapes[indices],
+            self.official_splits[indices],
         )
 
 
 class SavedSplit(Frozen):
-    """Where each patient of an archive stands."""
+    """The subset or fold of each patient of an archive."""
 
     archive: str
     """Its name."""
     split: Literal["patient", "official", "paper"]
     """What kind of split it is."""
     folds: int | None
-    """What it was made with, None where they play no part."""
+    """data.folds of the run that made it, None where folds play no part."""
     seed: int | None
-    """What it was made with, None where they play no part."""
+    """data.seed of the run that made it, None where the seed plays no part."""
     stratify: Literal["none", "pathology", "shape"] | None
-    """What it was made with, None where they play no part."""
+    """data.stratify of the run that made it, None where it plays no part."""
     patients: dict[str, int | Literal["train", "test", "both"]]
-    """Pseudonym -> number of the fold that holds the patient out, for "patient"; "train" or "test"
-    for "official"; for "paper", which no patient decides, "both" too.
+    """Pseudonym -> place. Of "patient": the number of the fold that holds the patient out. Of
+    "official": "train" or "test". Of "paper", which goes by patches: "both" too.
     """
     id_key: str | None = None
-    """The `record.key_check` that its pseudonyms were made under, None in files of earlier
+    """The `mammogram.key_check` that its pseudonyms were made under, None in files of earlier
     versions.
     """
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the contents as JSON with sorted keys and no blanks; of
-        id_key only where there is one.
+        """Return the SHA-256, in hexadecimal, of the contents as JSON with sorted keys, no blanks.
+
+        id_key counts only where there is one.
         """
         without = {"id_key"} if self.id_key is None else set()
         content = json.dumps(
@@ -144,11 +145,11 @@ class SavedSplit(Frozen):
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def split(patches: Some, config: DataConfig) -> tuple[Some, Some]:
+def split(patches: SplittableT, config: DataConfig) -> tuple[SplittableT, SplittableT]:
     """Split as config.split says, or as the file config.split_file does.
 
     Args:
-        patches: All of them; "paper" copies and turns them, so it needs them in memory.
+        patches: All of them; "paper" rotates and flips them, so it needs them in memory.
         config: Split, split_file, stratify, seed, folds, fold, paper_samples and paper_test are
             used.
 
@@ -157,28 +158,41 @@ def split(patches: Some, config: DataConfig) -> tuple[Some, Some]:
 
     Raises:
         DataError: Fewer patients than folds, too few patches, nothing known to stratify by, a patch
-            without an official side, or a split_file that is none, was changed or does not know a
+            without an official subset, or a split_file that is none, was changed or does not know a
             patient.
-        LeakError: A patient would stand on both sides.
+        LeakError: A patient would be in both subsets.
+
+    Examples:
+        >>> from tfmammo.archives import phantom
+        >>> archive = Mammograms.of(phantom.read(count=8))
+        >>> train, held_out = split(archive, DataConfig(folds=2, fold=0))
+        >>> len(train.patient_ids), len(held_out.patient_ids)
+        (4, 4)
+        >>> set(train.patient_ids) & set(held_out.patient_ids)
+        set()
     """
     if config.split == "paper":
         if config.split_file:
             raise DataError(
                 "data.split_file: names patients, which data.split=paper does not go by"
             )
-        if not isinstance(patches, Patches):
+        if not patches.in_memory:
             raise DataError(
-                "data.split=paper: turns patches, so it needs them in memory and not as "
-                "data.records"
+                "data.split=paper: rotates and flips patches, so it needs them in memory and not "
+                "as data.records"
             )
-        return paper(patches, config.paper_samples, config.paper_test, config.seed)  # type: ignore[return-value]
+        return split_as_in_paper(patches, config.paper_samples, config.paper_test, config.seed)  # type: ignore[arg-type,return-value]
     if config.split_file:
-        train, held_out = by_file(patches.patient_ids, load(config.split_file), config)
+        train, held_out = split_by_file(patches.patient_ids, load(config.split_file), config)
     elif config.split == "official":
-        train, held_out = official(patches.patient_ids, patches.official_splits)
+        train, held_out = split_officially(patches.patient_ids, patches.official_splits)
     else:
-        train, held_out = by_patient(
-            patches.patient_ids, config.folds, config.fold, config.seed, *_classes(patches, config)
+        train, held_out = split_by_patient(
+            patches.patient_ids,
+            config.folds,
+            config.fold,
+            config.seed,
+            *_find_classes(patches, config),
         )
     check_no_leak(patches.patient_ids[train], patches.patient_ids[held_out])
     if len(train) == 0 or len(held_out) == 0:
@@ -189,7 +203,7 @@ def split(patches: Some, config: DataConfig) -> tuple[Some, Some]:
     return patches.take(train), patches.take(held_out)
 
 
-def by_patient(
+def split_by_patient(
     patient_ids: Sequence[str] | NDArray[np.str_],
     folds: int,
     fold: int,
@@ -201,17 +215,17 @@ def by_patient(
 
     Patients are shuffled, those with most patches put first, and each is given to the fold with
     fewest patches. With classes, one class follows the other, and the fold is one of those that
-    hold fewest patients of it: every fold gets its share of each class within one patient. Either
-    way two folds differ by no more patches than the patient with most patches has. The order of the
-    rows does not change a patient's fold.
+    hold fewest patients of it. So every fold gets its share of each class within one patient.
+    Either way two folds differ by no more patches than the patient with most patches has. The order
+    of the rows does not change a patient's fold.
 
     Args:
         patient_ids: str [n], of each patch.
         folds: How many.
         fold: Which one is held out.
-        seed: Of the shuffle.
+        seed: Seed of the shuffle.
         classes: str [n], of each patch, pathologies for instance.
-        order: Of all classes that there may be; a patient is of the class of its patches that comes
+        order: All classes that there may be; a patient is of the class of its patches that comes
             first.
 
     Returns:
@@ -226,53 +240,56 @@ def by_patient(
             f"fold {fold} of {folds} folds does not exist or leaves nothing to train on"
         )
     patients, rows = np.unique(np.asarray(patient_ids, np.str_), return_inverse=True)
-    held_out = _folds(patients, rows, folds, seed, classes, order)[rows] == fold
+    held_out = _assign_folds(patients, rows, folds, seed, classes, order)[rows] == fold
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def official(patient_ids: NDArray[np.str_], sides: NDArray[np.str_]) -> tuple[Rows, Rows]:
-    """The archive's own split.
+def split_officially(patient_ids: NDArray[np.str_], subsets: NDArray[np.str_]) -> tuple[Rows, Rows]:
+    """Split as the archive itself does.
 
     Args:
         patient_ids: str [n], of each patch.
-        sides: str [n], of each patch.
-        sides: Train, test, or "" where the archive says nothing.
+        subsets: str [n], of each patch: train, test, or "" where the archive says nothing.
 
     Returns:
         (train, test): rising intp indices, together each of n once.
 
     Raises:
-        DataError: Patches without a side.
-        LeakError: Patients with patches on both sides, as the 31 of CBIS-DDSM whose masses and
+        DataError: Patches in no subset.
+        LeakError: Patients with patches in both subsets, as the 31 of CBIS-DDSM whose masses and
             calcifications are in opposite sets.
     """
-    silent = int(np.sum((sides != "train") & (sides != "test")))
-    if silent:
+    is_train = subsets == "train"
+    is_test = subsets == "test"
+    unassigned = int(np.sum(~is_train & ~is_test))
+    if unassigned:
         raise DataError(
-            f"data.split=official: the archive puts {silent} of {len(sides)} patches on neither "
-            "side; data.split=patient needs none"
+            f"data.split=official: the archive puts {unassigned} of {len(subsets)} patches into "
+            "neither set; data.split=patient needs none"
         )
-    leaking = len(
-        set(patient_ids[sides == "train"].tolist()) & set(patient_ids[sides == "test"].tolist())
-    )
+    leaking = len(set(patient_ids[is_train].tolist()) & set(patient_ids[is_test].tolist()))
     if leaking:
         raise LeakError(
             f"data.split=official: patients in both the training and the test set: {leaking}; "
             "take one set of the archive alone "
             "(CBIS-DDSM: data.kinds=[mass] or [calcification], not both), or data.split=patient"
         )
-    return np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test")
+    return np.flatnonzero(is_train), np.flatnonzero(is_test)
 
 
-def halves(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[Patches, Patches]:
-    """Two halves of held-out patches: those that choose a checkpoint, and those to test on.
+def halve(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[Patches, Patches]:
+    """Halve held-out patches: some choose a checkpoint (validation), the others test it.
 
     All held-out patients of the archive are halved, whatever patches of theirs are here. So
     trainings on different patches leave the same patients to the test.
 
     Args:
-        archive: All of it.
-        config: As for `split`, which gave the held-out patches.
+        held_out: What `split` holds out.
+        archive: All mammograms of the archive.
+        config: The same as for `split`, which gave the held-out patches.
+
+    Returns:
+        (validation, test).
 
     Raises:
         DataError: The archive holds out a single patient, or a half is empty.
@@ -282,24 +299,24 @@ def halves(held_out: Patches, archive: Mammograms, config: DataConfig) -> tuple[
             np.flatnonzero(np.isin(archive.patient_ids, sorted(load(config.split_file).patients)))
         )
     _, others = split(archive, config)
-    one, _ = by_patient(others.patient_ids, 2, 0, config.seed, others.pathologies)
-    chooses = np.isin(held_out.patient_ids, others.patient_ids[one])
-    if chooses.all() or not chooses.any():
+    rows, _ = split_by_patient(others.patient_ids, 2, 0, config.seed, others.pathologies)
+    validates = np.isin(held_out.patient_ids, others.patient_ids[rows])
+    if validates.all() or not validates.any():
         raise DataError(
             f"{len(held_out)} held-out patches are all of one half of the held-out patients; take "
             "more patches or patients"
         )
-    return held_out.take(np.flatnonzero(chooses)), held_out.take(np.flatnonzero(~chooses))
+    return held_out.take(np.flatnonzero(validates)), held_out.take(np.flatnonzero(~validates))
 
 
-def by_file(
+def split_by_file(
     patient_ids: NDArray[np.str_], saved: SavedSplit, config: DataConfig
 ) -> tuple[Rows, Rows]:
-    """The split of an earlier run.
+    """Split as an earlier run did.
 
     Args:
         patient_ids: str [n], of each patch.
-        saved: As `load` gives it; patients of it without a patch do no harm.
+        saved: What `load` gives; its patients without a patch do no harm.
         config: Split must be the file's; fold, of the file's folds, is the one held out; split_file
             is for messages.
 
@@ -324,41 +341,41 @@ def by_file(
             f"{saved.archive}, perhaps with fewer "
             "kinds of lesions or another TFMAMMO_ID_KEY"
         )
-    held_out = np.isin(patients, sorted(held_out_by(saved, config.fold)))[rows]
+    held_out = np.isin(patients, sorted(held_out_patients(saved, config.fold)))[rows]
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def held_out_by(saved: SavedSplit, fold: int) -> set[str]:
-    """The patients that a saved split holds out.
+def held_out_patients(saved: SavedSplit, fold: int) -> set[str]:
+    """Return the patients that a saved split holds out.
 
     Args:
         fold: Which one of a split by patient.
     """
-    held = fold if saved.split == "patient" else "test"
-    return {patient for patient, place in saved.patients.items() if place == held}
+    held_out = fold if saved.split == "patient" else "test"
+    return {patient for patient, place in saved.patients.items() if place == held_out}
 
 
 def check_no_leak(train_ids: Iterable[str], held_out_ids: Iterable[str]) -> None:
-    """Make sure that no patient stands on both sides.
+    """Make sure that no patient is in both subsets.
 
     Args:
-        train_ids: Patient ids, any number of times each.
-        held_out_ids: Patient ids, any number of times each.
+        train_ids: Patient ids of the training subset, any number of times each.
+        held_out_ids: Patient ids of the held-out subset, any number of times each.
 
     Raises:
         LeakError: Says how many patients do.
     """
-    both = set(map(str, train_ids)) & set(map(str, held_out_ids))
-    if both:
-        raise LeakError(f"patients on both sides of the split: {len(both)}")
+    leaking = set(map(str, train_ids)) & set(map(str, held_out_ids))
+    if leaking:
+        raise LeakError(f"patients in both subsets of the split: {len(leaking)}")
 
 
 def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSplit:
-    """The split of a run as `save` writes it: the same for every fold of it.
+    """Describe the split of a run as `save` writes it, the same for every fold of it.
 
     Args:
-        patches: As for `split`, which must have succeeded with them.
-        config: As for `split`, which must have succeeded with them.
+        patches: The same as for `split`, which must have succeeded.
+        config: The same as for `split`.
         archive: The name of the archive that was read.
 
     Returns:
@@ -366,29 +383,29 @@ def describe(patches: Splittable, config: DataConfig, archive: str) -> SavedSpli
     """
     if config.split_file:
         return load(config.split_file)
-    known: dict[str, str | int | None] = {
+    content: dict[str, str | int | None] = {
         "archive": archive,
         "split": config.split,
         "folds": None,
         "seed": None,
         "stratify": None,
+        "id_key": key_check(),
     }
-    known["id_key"] = key_check()
     if config.split == "patient":
         patients, rows = np.unique(patches.patient_ids, return_inverse=True)
-        folds = _folds(patients, rows, config.folds, config.seed, *_classes(patches, config))
-        known |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
-        return SavedSplit.model_validate(
-            known | {"patients": dict(zip(patients.tolist(), folds.tolist(), strict=True))}
+        folds = _assign_folds(
+            patients, rows, config.folds, config.seed, *_find_classes(patches, config)
         )
+        content |= {"folds": config.folds, "seed": config.seed, "stratify": config.stratify}
+        fold_of = dict(zip(patients.tolist(), folds.tolist(), strict=True))
+        return SavedSplit.model_validate(content | {"patients": fold_of})
     if config.split == "paper":
-        known["seed"] = config.seed
-    train, test = (set(side.patient_ids.tolist()) for side in split(patches, config))
-    places = {
-        patient: "both" if patient in train & test else "train" if patient in train else "test"
-        for patient in sorted(train | test)
-    }
-    return SavedSplit.model_validate(known | {"patients": places})
+        content["seed"] = config.seed
+    train, test = (set(subset.patient_ids.tolist()) for subset in split(patches, config))
+    places = {patient: "train" for patient in sorted(train | test)}
+    places |= {patient: "test" for patient in test}
+    places |= {patient: "both" for patient in train & test}
+    return SavedSplit.model_validate(content | {"patients": places})
 
 
 def save(path: Path, saved: SavedSplit) -> None:
@@ -406,14 +423,14 @@ def load(path: Path) -> SavedSplit:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        known = content.pop("sha256")
+        digest = content.pop("sha256")
         saved = SavedSplit.model_validate(content)
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         faults = f" ({error.error_count()} faults)" if isinstance(error, ValidationError) else ""
         raise DataError(f"{path}: is no split that a run wrote{faults}") from None
-    if saved.digest() != known:
+    if saved.digest() != digest:
         raise DataError(
             f"{path}: was changed after it was written (its sha256 does not fit); take the original"
         )
@@ -422,20 +439,22 @@ def load(path: Path) -> SavedSplit:
     return saved
 
 
-def paper(patches: Patches, samples: int, test: int, seed: int) -> tuple[Patches, Patches]:
-    """CAN's protocol, which leaks: augment to `samples` patches, then split off `test` at random.
+def split_as_in_paper(
+    patches: Patches, samples: int, test: int, seed: int
+) -> tuple[Patches, Patches]:
+    """Split by CAN's protocol, which leaks: augment to `samples` patches, then draw `test` of them.
 
     Args:
         patches: Before augmentation.
         samples: Drawn without repetition from the 8 rotations and flips of each patch.
-        test: Of the samples.
-        seed: Of both draws. Ids get "~0" (as it was) to "~7" appended.
+        test: How many of the samples are for testing.
+        seed: Seed of both draws. Ids get "~0" (unchanged) to "~7" appended.
 
     Returns:
         (train, test).
 
     Raises:
-        DataError: Nothing would be left on one side.
+        DataError: A subset would be empty.
 
     Departure:
         Where 8 variants of each patch don't reach `samples`, all of them are taken and `test` is
@@ -457,15 +476,17 @@ def paper(patches: Patches, samples: int, test: int, seed: int) -> tuple[Patches
             f"{len(patches)} patches make {samples} samples, too few to split off {test} for "
             "testing"
         )
-    drawn = np.random.default_rng(seed).permutation(available)[:samples]
-    return _variants(patches, drawn[test:]), _variants(patches, drawn[:test])
+    draws = np.random.default_rng(seed).permutation(available)[:samples]
+    return _take_variants(patches, draws[test:]), _take_variants(patches, draws[:test])
 
 
-def _classes(
+def _find_classes(
     patches: Splittable, config: DataConfig
 ) -> tuple[NDArray[np.str_] | None, tuple[str, ...]]:
-    """What config.stratify goes by: the class of each patch, and the order in which one of a
-    patient's classes counts.
+    """Return what config.stratify goes by.
+
+    Returns:
+        (class of each patch, order of the classes); a patient is of the first of its classes.
     """
     if config.stratify == "none":
         return None, SEVERITY
@@ -481,7 +502,7 @@ def _classes(
     return classes, SEVERITY if by == "pathology" else RARITY
 
 
-def _folds(
+def _assign_folds(
     patients: NDArray[np.str_],
     rows: NDArray[np.integer],
     folds: int,
@@ -489,14 +510,14 @@ def _folds(
     classes: Sequence[str] | NDArray[np.str_] | None,
     ranks: Sequence[str],
 ) -> Rows:
-    """The fold of each patient. patients: str [p]. rows: intp [n], the patient of each patch."""
+    """Deal patients out to folds. patients: str [p]. rows: intp [n], the patient of each patch."""
     if len(patients) < folds:
         raise DataError(f"{len(patients)} patients can't be split into {folds} folds")
     counts = np.bincount(rows, minlength=len(patients))
     strata = (
         np.zeros(len(patients), np.intp)
         if classes is None
-        else _strata(rows, len(patients), np.asarray(classes, np.str_), ranks)
+        else _find_strata(rows, len(patients), np.asarray(classes, np.str_), ranks)
     )
     order = np.random.default_rng(seed).permutation(len(patients))
     order = order[np.lexsort((-counts[order], strata[order]))]
@@ -505,38 +526,35 @@ def _folds(
     # without classes nobody is counted, so that every fold is open
     members = np.zeros((len(ranks), folds), np.intp)
     for patient in order:
-        mine = members[strata[patient]]
-        open_folds = np.flatnonzero(mine == mine.min())
+        members_of_stratum = members[strata[patient]]
+        open_folds = np.flatnonzero(members_of_stratum == members_of_stratum.min())
         fold = open_folds[sizes[open_folds].argmin()]
         fold_of[patient] = fold
         sizes[fold] += counts[patient]
-        mine[fold] += classes is not None
+        members_of_stratum[fold] += classes is not None
     return fold_of
 
 
-def _strata(
+def _find_strata(
     rows: NDArray[np.integer], patients: int, classes: NDArray[np.str_], ranks: Sequence[str]
 ) -> Rows:
-    """intp [patients]: the first place in `ranks` that a class of the patient's patches has."""
+    """Return intp [patients], the first place in `ranks` of a class of the patient's patches."""
     strata = np.full(patients, len(ranks) - 1, np.intp)
     np.minimum.at(strata, rows, [ranks.index(name) for name in classes.tolist()])
     return strata
 
 
-def _variants(patches: Patches, drawn: NDArray[np.integer]) -> Patches:
-    rows, variants = np.divmod(drawn, VARIANTS)
-    images = np.stack(
-        [_turned(patches.images[row], variant) for row, variant in zip(rows, variants, strict=True)]
+def _take_variants(patches: Patches, draws: NDArray[np.integer]) -> Patches:
+    rows, variants = np.divmod(draws, VARIANTS)
+    pairs = list(zip(rows, variants, strict=True))
+    return replace(
+        patches.take(rows),
+        images=np.stack([_transform(patches.images[row], variant) for row, variant in pairs]),
+        masks=np.stack([_transform(patches.masks[row], variant) for row, variant in pairs]),
+        ids=np.array([f"{patches.ids[row]}~{variant}" for row, variant in pairs]),
     )
-    masks = np.stack(
-        [_turned(patches.masks[row], variant) for row, variant in zip(rows, variants, strict=True)]
-    )
-    ids = np.array(
-        [f"{patches.ids[row]}~{variant}" for row, variant in zip(rows, variants, strict=True)]
-    )
-    return replace(patches.take(rows), images=images, masks=masks, ids=ids)
 
 
-def _turned(patch: NDArray, variant: int) -> NDArray:
-    turned = np.rot90(patch, variant % 4, axes=(0, 1))
-    return turned[:, ::-1] if variant >= 4 else turned
+def _transform(patch: NDArray, variant: int) -> NDArray:
+    rotated = np.rot90(patch, variant % 4, axes=(0, 1))
+    return rotated[:, ::-1] if variant >= 4 else rotated

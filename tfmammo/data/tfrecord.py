@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import cv2
 import numpy as np
@@ -35,36 +35,42 @@ GREY = 65535  # what an image's 1.0 is stored as
 
 
 class ShardFile(Frozen):
-    """One shard: its file's name, sha256, size in bytes and number of records."""
+    """One shard of a folder."""
 
     file: str = Field(pattern=r"^shard-\d{5,}-of-\d{5,}\.tfrecord$")
+    """Name of the file."""
     sha256: str
+    """SHA-256 of its content, hexadecimal."""
     bytes: NonNegativeInt
+    """Size of the file."""
     count: NonNegativeInt
+    """How many records it holds."""
 
 
 class Manifest(Frozen):
     """What a folder holds."""
 
     format: Literal[1]
+    """Version of the form."""
     identity: dict[str, Any]
     """Config, archive and versions that decide the contents."""
     size: PositiveInt
-    """Of a patch, px."""
+    """Rows and columns of a patch, px."""
     count: NonNegativeInt
+    """How many patches there are."""
     fingerprint: str
-    """Of all shards."""
+    """Fingerprint of all shards together."""
     histogram: tuple[NonNegativeInt, ...]
     """Counts of grey values in equal bins of [0, 1]."""
     shards: tuple[ShardFile, ...]
+    """The files, in order."""
     columns: dict[str, tuple[str, ...]]
-    """COLUMNS and more, one text a record, in the order of the shards and of the records in them.
-    """
+    """COLUMNS and more: one text a record, in the order of shards and records."""
     id_key: str | None = None
-    """The `record.key_check` that pseudonyms were made under, None of an earlier version's."""
+    """The `mammogram.key_check` that pseudonyms were made under, None of an earlier version's."""
 
     def fault(self) -> str | None:
-        """What contradicts itself, in a few words; None where all is well."""
+        """Say in a few words what contradicts itself; None where all is well."""
         if sum(shard.count for shard in self.shards) != self.count:
             return "its shards do not add up to its count"
         wrong = [name for name in COLUMNS if len(self.columns.get(name, ())) != self.count]
@@ -73,20 +79,14 @@ class Manifest(Frozen):
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """Patches in a folder of shards: what is told of each is in memory, images and masks stay on
-    disk.
+    """Patches in a folder of shards: texts are in memory, images and masks stay on disk.
 
     Attributes:
         root: The folder.
-        size: Of a patch, px.
+        size: Rows and columns of a patch, px.
         shards: Its files.
         rows: intp [n], the places of these patches in the folder's order.
-        patient_ids: str [n], as in Patches.
-        ids: str [n], as in Patches.
-        kinds: str [n], as in Patches.
-        pathologies: str [n], as in Patches.
-        shapes: str [n], as in Patches.
-        official_splits: str [n], as in Patches.
+        patient_ids: str [n]; this and the other columns are as in Patches.
     """
 
     root: Path
@@ -101,10 +101,12 @@ class Records:
     official_splits: NDArray[np.str_]
     # shared by everything taken from one folder
     _checked: set[str] = field(default_factory=set, repr=False, kw_only=True)
+    in_memory: ClassVar[bool] = False
+    balanced_classes: ClassVar[int] = 1  # records have no labels
 
     @staticmethod
     def open(root: Path) -> Records:
-        """All patches of a folder that `python -m tfmammo.data.build` wrote; images are not read.
+        """Open all patches of a folder that `python -m tfmammo.data.build` wrote; read no image.
 
         Raises:
             DataError: The folder or its manifest is missing or damaged, a shard is missing or of
@@ -116,12 +118,10 @@ class Records:
         for shard in manifest.shards:
             path = Path(root) / shard.file
             if not path.is_file() or path.stat().st_size != shard.bytes:
-                found = (
-                    f"has {path.stat().st_size} bytes, not {shard.bytes}"
-                    if path.is_file()
-                    else "is missing"
-                )
-                raise DataError(f"{path}: {found}; run tfmammo.data.build again")
+                fault = "is missing"
+                if path.is_file():
+                    fault = f"has {path.stat().st_size} bytes, not {shard.bytes}"
+                raise DataError(f"{path}: {fault}; run tfmammo.data.build again")
         columns = (np.array(manifest.columns[name], np.str_) for name in COLUMNS)
         return Records(
             Path(root), manifest.size, manifest.shards, np.arange(manifest.count), *columns
@@ -131,30 +131,31 @@ class Records:
         return len(self.rows)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Records:
-        """The patches at `indices`, in that order.
+        """Return the patches at `indices`, in that order.
 
         Raises:
-            DataError: One of them twice, which a stream can't give.
+            DataError: One of them is there twice, which a stream can't give.
         """
-        chosen = np.asarray(indices, np.intp)
-        taken = replace(
-            self, rows=self.rows[chosen], **{name: getattr(self, name)[chosen] for name in COLUMNS}
-        )
-        if len(np.unique(taken.rows)) != len(chosen):
+        places = np.asarray(indices, np.intp)
+        rows = self.rows[places]
+        if len(np.unique(rows)) != len(rows):
             raise DataError("a patch can be taken from records only once")
-        return taken
+        return replace(self, rows=rows, **{name: getattr(self, name)[places] for name in COLUMNS})
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits, equal for equal patches in the same order; from the manifest's
-        hashes alone.
+        """Return twelve hexadecimal digits, equal for equal patches in the same order.
+
+        The manifest's hashes alone decide them.
         """
         content = hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode())
         content.update(self.rows.astype("<i8").tobytes())
         return content.hexdigest()[:12]
 
-    def chosen(self) -> list[tuple[Path, NDArray[np.bool_]]]:
-        """The shards that hold any of these patches: (file, bool [records in it], which of its
-        records are wanted).
+    def select_shards(self) -> list[tuple[Path, NDArray[np.bool_]]]:
+        """Return the shards that hold any of these patches.
+
+        Returns:
+            (file, bool [records in it], True for each that is wanted) of each.
         """
         ends = np.cumsum([shard.count for shard in self.shards])
         wanted = np.zeros(ends[-1] if len(ends) else 0, bool)
@@ -169,7 +170,7 @@ class Records:
             DataError: One is not what was written.
         """
         digests = {shard.file: shard.sha256 for shard in self.shards}
-        for path, _ in self.chosen():
+        for path, _ in self.select_shards():
             if path.name not in self._checked and sha256(path) != digests[path.name]:
                 raise DataError(
                     f"{path}: is not what its manifest says (sha256); run tfmammo.data.build again"
@@ -177,7 +178,7 @@ class Records:
             self._checked.add(path.name)
 
     def load(self) -> Patches:
-        """These patches in memory, in their order.
+        """Read these patches into memory, in their order.
 
         Raises:
             DataError: A shard is missing or damaged.
@@ -187,15 +188,15 @@ class Records:
         masks = np.empty(images.shape, np.uint8)
         shards = (
             (tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), wanted)
-            for path, wanted in self.chosen()
+            for path, wanted in self.select_shards()
         )
-        found = (
+        records = (
             record
             for shard, wanted in shards
-            for record, keep in zip(shard, wanted, strict=True)
-            if keep
+            for record, is_wanted in zip(shard, wanted, strict=True)
+            if is_wanted
         )
-        for place, record in zip(np.argsort(self.rows), found, strict=True):
+        for place, record in zip(np.argsort(self.rows), records, strict=True):
             images[place], masks[place] = decode(record, self.size)
         return Patches(
             images=images, masks=masks, **{name: getattr(self, name) for name in COLUMNS}
@@ -203,7 +204,7 @@ class Records:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """A folder's manifest.
+    """Read a folder's manifest.
 
     Raises:
         DataError: It is missing, unreadable or contradicts itself.
@@ -225,7 +226,7 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file, hexadecimal.
+    """Return the sha256 of a file, hexadecimal.
 
     Raises:
         DataError: It can't be read.
@@ -237,15 +238,15 @@ def sha256(path: Path) -> str:
         raise DataError(f"{path}: can't be read ({error.__class__.__name__})") from None
 
 
-def quantised(image: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """An image as it is stored: uint16, rint(value * 65535)."""
+def quantise(image: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return an image as it is stored: uint16, rint(value * 65535)."""
     return np.rint(image.astype(np.float64) * GREY).astype("<u2")
 
 
 def encode(patch: Patch) -> bytes:
-    """A patch as the bytes of a tf.train.Example; equal patches give equal bytes."""
+    """Encode a patch as the bytes of a tf.train.Example; equal patches give equal bytes."""
     values = {
-        "image": quantised(patch.image).tobytes(),
+        "image": quantise(patch.image).tobytes(),
         "mask": cv2.imencode(".png", patch.mask)[1].tobytes(),
     }
     values |= {name: getattr(patch, name).encode() for name in TEXTS.values()}
@@ -265,19 +266,20 @@ def encode_detection(
     masks: Sequence[bytes],
     labels: Sequence[tuple[str, int]],
 ) -> bytes:
-    """A whole image with its lesions as the bytes of a tf.train.Example, under the keys of the
-    TensorFlow Object Detection API.
+    """Encode a whole image with its lesions as the bytes of a tf.train.Example.
+
+    The keys are those of the TensorFlow Object Detection API.
 
     Args:
         picture: A PNG of 8 or 16 bits.
         size: (rows, cols), px.
-        name: Of the image.
-        boxes: Native px, half-open; they are stored as parts of the size.
+        name: Name of the image.
+        boxes: Native px, half-open; they are stored over the size, in [0, 1].
         masks: A PNG each, of the image's size, not 0 on the lesion.
-        labels: Text and number.
+        labels: (text, number) of each lesion's class.
     """
     scale = np.array(size * 2, np.float64)
-    sides = (np.reshape(boxes, (-1, 4)) / scale).T.tolist()
+    edges = (np.reshape(boxes, (-1, 4)) / scale).T.tolist()
     texts: dict[str, Sequence[bytes]] = {
         "image/encoded": [picture],
         "image/format": [b"png"],
@@ -299,8 +301,8 @@ def encode_detection(
         key: tf.train.Feature(int64_list=tf.train.Int64List(value=value))
         for key, value in numbers.items()
     }
-    for side, values in zip(("ymin", "xmin", "ymax", "xmax"), sides, strict=True):
-        features[f"image/object/bbox/{side}"] = tf.train.Feature(
+    for edge, values in zip(("ymin", "xmin", "ymax", "xmax"), edges, strict=True):
+        features[f"image/object/bbox/{edge}"] = tf.train.Feature(
             float_list=tf.train.FloatList(value=values)
         )
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
@@ -309,8 +311,10 @@ def encode_detection(
 
 
 def decode(record: bytes, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """(image float32 [size, size, 1] in [0, 1], mask uint8 [size, size, 1], 0 or 1) of an encoded
-    patch.
+    """Decode what `encode` wrote.
+
+    Returns:
+        (image float32 [size, size, 1] in [0, 1], mask uint8 [size, size, 1], 0 or 1).
 
     Raises:
         DataError: It is of another size.
@@ -322,6 +326,5 @@ def decode(record: bytes, size: int) -> tuple[NDArray[np.float32], NDArray[np.ui
     )
     if len(stored) != size * size or mask is None or mask.shape != (size, size):
         raise DataError(f"a record is not of {size} px as its manifest says")
-    return (stored.astype(np.float32) / np.float32(GREY)).reshape(size, size, 1), mask[
-        ..., np.newaxis
-    ]
+    image = stored.astype(np.float32) / np.float32(GREY)
+    return image.reshape(size, size, 1), mask[..., np.newaxis]

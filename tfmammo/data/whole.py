@@ -1,15 +1,17 @@
-"""Whole mammograms for detectors, at once or in tiles, and the boxes of their lesions with them.
+"""Whole mammograms for detectors, at once or in tiles, with the boxes of their lesions.
 
-At once: scaled by one factor until they fit into a canvas of rows x cols px (data.canvas, else a
-square of data.size), at its upper left corner and with 0 below or beside them, so that a box needs
-nothing but its scale to go there and back. In tiles (data.tiles): at their own resolution, grey
-values normalised over the whole mammogram, cut into tiles of the canvas' size; what is shorter than
-a tile has 0 below or beside it. `make_whole` cuts the tiles that a training sees, at random places
-around lesions and between them; tfmammo.detection.tiles cuts those that cover a mammogram.
+At once: the mammogram is scaled by one factor until it fits into a canvas of rows x cols px
+(data.canvas, else a square of data.size). It lies at the upper left corner, with 0 below or on the
+right, so that a box needs nothing but its scale to go there and back.
 
-What of a lesion counts in a tile that was cut around another one: its box, cut at the tile's
-border, where at least half of its area is left. Of less it could not be told what it is of, nor how
-far it reaches, and a neighbouring tile shows more of it.
+In tiles (data.tiles): grey values are normalised over the whole mammogram at its own resolution,
+which is then cut into tiles of the canvas' size, with 0 below or on the right of what is shorter.
+`make_whole` cuts the tiles of a training, at random places around lesions and between them.
+tfmammo.detection.tiles cuts those that cover a mammogram.
+
+A tile may show another lesion than the one that it was cut around. That one counts, with its box
+cut at the tile's border, where at least half of the box's area is left. With less, neither its kind
+nor its extent could be told, and a neighbouring tile shows more of it.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import cv2
 import numpy as np
@@ -26,29 +28,38 @@ from numpy.typing import NDArray
 
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess, sampling
-from tfmammo.data.patches import TEXTS, Patch, Patches, worst
+from tfmammo.data.patches import (
+    TEXTS,
+    Patch,
+    Patches,
+    concatenate_columns,
+    stack_texts,
+    worst_pathology,
+)
 from tfmammo.data.preprocess import Size, normalise, resize_image, resize_mask
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Lesion, Mammogram, Skipped
 
 log = logging.getLogger(__name__)
-LEFT = 0.5  # of another lesion's area, at least: what counts in a tile
-TISSUE = 0.1  # of an empty tile, at least: most tiles of a breast hold its border
+LEAST_AREA = 0.5  # part of another lesion's box that a tile must show for it to count
+LEAST_TISSUE = 0.1  # breast in an empty tile, over its area: most tiles of a breast hold its border
 
 
 @dataclass(frozen=True, eq=False)
 class Whole(Patches):
-    """Whole mammograms or tiles of them in memory; see Patches for the other arrays, which need not
-    be of squares here. masks: 1 on any wanted lesion, on its box where it has no outline. ids: of
-    tiles as of patches, around a lesion or of normal tissue.
+    """Whole mammograms or tiles of them in memory.
+
+    For the other arrays see Patches; images need not be square here. A mask is 1 on any wanted
+    lesion, and on its box where it has no outline. Tiles have ids as patches have, around a lesion
+    or of normal tissue.
 
     Raises:
         ValueError: A shape, dtype or range is another.
 
     Attributes:
-        boxes: float32 [n, k, 4], [row_min, col_min, row_max, col_max] as parts of the image's
-            sides, in [0, 1], half-open; k is the most lesions that an image has, and a box that is
-            not there is all 0.
+        boxes: float32 [n, k, 4], [row_min, col_min, row_max, col_max] over the image's rows and
+            cols, in [0, 1], half-open; k is the most lesions that an image has, and a missing box
+            is all 0.
         classes: int32 [n, k], index of the lesion's kind in config.kinds, 0 where there is no box.
     """
 
@@ -75,19 +86,24 @@ class Whole(Patches):
         if self.boxes.size and not (self.boxes.min() >= 0 and self.boxes.max() <= 1):
             raise ValueError("boxes must lie in [0, 1]")
 
-    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Whole:
-        """The images at `indices`, in that order."""
-        rows = np.asarray(indices, np.intp)
-        arrays = {
-            one.name: getattr(self, one.name) for one in fields(self) if one.name != "balanced"
-        }
-        return replace(
-            self, **{name: array[rows] if len(array) else array for name, array in arrays.items()}
-        )
+    def concatenate(self, *others: Self) -> Self:
+        """Return these images and then those of `others`, of the same size, without labels."""
+        parts = (self, *others)
+        most = max(part.boxes.shape[1] for part in parts)
+        columns = concatenate_columns(parts, ("images", "masks", *TEXTS))
+        columns["boxes"] = np.concatenate([_pad_axis(part.boxes, most) for part in parts])
+        columns["classes"] = np.concatenate([_pad_axis(part.classes, most) for part in parts])
+        return replace(self, **columns, labels=np.empty(0, np.int32), balanced=False)
+
+    @property
+    def targets(self) -> Mapping[str, NDArray[Any]]:
+        """What a batch holds of each image beside image and mask, by its name there."""
+        return {"boxes": self.boxes, "classes": self.classes}
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits, equal for equal patches, boxes and classes in the
-        same order.
+        """Return twelve hexadecimal digits, equal for equal images in the same order.
+
+        Boxes and classes count too.
         """
         content = hashlib.sha256(super().fingerprint().encode())
         for array in (self.boxes, self.classes):
@@ -96,12 +112,12 @@ class Whole(Patches):
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
-    """One image.
+class _BoxedImage:
+    """One image with its boxes.
 
     Attributes:
-        boxes: float [k, 4], as parts of its sides.
-        classes: K numbers of kinds.
+        boxes: float [k, 4], over its rows and cols, in [0, 1].
+        classes: Index of each lesion's kind in config.kinds.
     """
 
     patch: Patch
@@ -112,75 +128,59 @@ class _Made:
 def make_whole(
     mammograms: Iterable[Mammogram], config: DataConfig, skipped: Skipped, normal: bool = True
 ) -> Whole:
-    """Every mammogram with a wanted lesion, outlined or only boxed, and the normal ones, at once or
-    in tiles.
+    """Make the images of all mammograms with a wanted lesion and of normal ones.
 
-    Mammograms with other findings alone are left out: whether what the detector shows there is
-    wrong, nobody could say. Tiles: one around each wanted lesion, and tiles.empty of every
-    mammogram that are breast, in part at least, and hold no lesion of any kind. Where they lie
-    follows from seed, image and number alone (see sampling.stream).
+    A lesion counts whether it is outlined or only boxed. Mammograms with other findings alone are
+    left out: nobody could say whether what the detector shows there is wrong.
+
+    Tiles: one around each wanted lesion, and tiles.empty of every mammogram that are breast, in
+    part at least, and hold no lesion of any kind. Seed, image and number alone decide where they
+    lie (see sampling.random_stream).
 
     Args:
-        mammograms: Raw records; pixels are read once each, of those that are taken.
+        mammograms: Raw records. Pixels are read once each, of those that are used.
         config: Preprocess, kinds, mixed_findings, size, canvas, tiles, percentiles, window and seed
             are used.
         skipped: What can't be used is noted here, by image_id.
-        normal: Take those that the archive calls normal too.
+        normal: Use those that the archive calls normal too.
 
     Raises:
         DataError: There is no lesion.
     """
-    made: list[_Made] = []
+    images: list[_BoxedImage] = []
     for mammogram in mammograms:
-        lesions = sampling.wanted(mammogram, config)
-        if lesions or (normal and sampling.is_normal(mammogram)):
-            try:
-                made += (
-                    _tiles(mammogram, lesions, config, skipped)
-                    if config.tiles
-                    else [_at_once(mammogram, lesions, config)]
-                )
-            except ValueError as error:
-                skipped.add(mammogram.image_id, error)
-    if not any(len(one.boxes) for one in made):
+        lesions = sampling.select_lesions(mammogram, config)
+        if not lesions and not (normal and sampling.is_normal(mammogram)):
+            continue
+        try:
+            if config.tiles:
+                images += _cut_tiles(mammogram, lesions, config, skipped)
+            else:
+                images.append(_scale_whole(mammogram, lesions, config))
+        except ValueError as error:
+            skipped.add(mammogram.image_id, error)
+    num_lesions = sum(len(image.boxes) for image in images)
+    if not num_lesions:
         raise DataError(
-            f"there is no mammogram with a {' or '.join(config.kinds)} to detect" + _first(skipped)
+            f"there is no mammogram with a {' or '.join(config.kinds)} to detect"
+            + _describe_first(skipped)
         )
-    count = sum(len(one.boxes) for one in made)
-    empty = sum(not len(one.boxes) for one in made)
     log.info(
         "%d %s with %d lesions, %d of them normal",
-        len(made),
+        len(images),
         "tiles" if config.tiles else "mammograms",
-        count,
-        empty,
+        num_lesions,
+        sum(not len(image.boxes) for image in images),
     )
-    return _stacked(made)
+    return _stack_images(images)
 
 
-def joined(parts: Sequence[Whole]) -> Whole:
-    """Images of one size behind one another."""
-    most = max(part.boxes.shape[1] for part in parts)
-    boxes = np.concatenate(
-        [np.pad(part.boxes, ((0, 0), (0, most - part.boxes.shape[1]), (0, 0))) for part in parts]
-    )
-    classes = np.concatenate(
-        [np.pad(part.classes, ((0, 0), (0, most - part.classes.shape[1]))) for part in parts]
-    )
-    others: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("images", "masks", *TEXTS)
-    }
-    return Whole(**others, boxes=boxes, classes=classes)
-
-
-def view(
+def letterbox(
     image: NDArray[np.float32], config: DataConfig
 ) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """What a detector sees at once of a prepared mammogram: scaled, then denoised, its contrast and
-    grey values as patches have them.
+    """Scale a preprocessed mammogram to fit a detector's canvas, then normalise its intensity.
 
-    It is scaled by one factor, the largest with which it fits, and the canvas filled with 0, below
+    It is scaled by one factor, the largest with which it fits. The canvas is filled with 0, below
     or on the right.
 
     Args:
@@ -194,19 +194,17 @@ def view(
     Raises:
         ValueError: The image is constant.
     """
-    scaled = toned(resize_image(image, *_fitted(image.shape, config.shape)), config)
-    return _filled(scaled, config.shape), (
-        scaled.shape[0] / image.shape[0],
-        scaled.shape[1] / image.shape[1],
-    )
+    rows, cols = _fit_size(image.shape, config.shape)
+    scaled = normalize_intensity(resize_image(image, rows, cols), config)
+    scale = (rows / image.shape[0], cols / image.shape[1])
+    return _fill_canvas(scaled, config.shape), scale
 
 
-def toned(image: NDArray[np.float32], config: DataConfig) -> NDArray[np.float32]:
-    """A whole mammogram as its tiles are cut from it: denoised, its contrast and grey values as
-    patches have them.
+def normalize_intensity(image: NDArray[np.float32], config: DataConfig) -> NDArray[np.float32]:
+    """Denoise a mammogram, then set its contrast and grey values as those of patches.
 
     Args:
-        image: float32 [rows, cols, 1] in [0, 1], prepared.
+        image: float32 [rows, cols, 1] in [0, 1], preprocessed.
         config: Preprocess, percentiles and window are used.
 
     Returns:
@@ -215,28 +213,38 @@ def toned(image: NDArray[np.float32], config: DataConfig) -> NDArray[np.float32]
     Raises:
         ValueError: The image is constant.
     """
-    image = preprocess.framed(image, config.preprocess)
+    image = preprocess.preprocess_patch(image, config.preprocess)
     return (
-        preprocess.window(image, *config.window)
+        preprocess.apply_window(image, *config.window)
         if config.window
         else normalise(image, config.percentiles)
     )
 
 
-def tile(image: NDArray, top: int, left: int, shape: Size) -> NDArray:
-    """A tile of an image [rows, cols, 1], of the image's dtype: [*shape, 1], 0 where it reaches
-    beyond the image, below or on the right.
-    """
-    return _filled(image[top : top + shape[0], left : left + shape[1]], shape)
-
-
-def around(box: Box, image: Size, shape: Size, random: np.random.Generator) -> tuple[int, int]:
-    """Where a tile lies that holds a box: anywhere in the image, all places being equally likely.
+def extract_tile(image: NDArray, top: int, left: int, shape: Size) -> NDArray:
+    """Cut a tile out of an image, 0 where it reaches beyond the image.
 
     Args:
-        box: In px of the image, inside it.
-        image: Rows and columns of the image and of the tile, px.
-        shape: Rows and columns of the image and of the tile, px.
+        image: [rows, cols, 1].
+        top: First row.
+        left: First column.
+        shape: Rows and columns of the tile, px.
+
+    Returns:
+        [*shape, 1], of the image's dtype.
+    """
+    return _fill_canvas(image[top : top + shape[0], left : left + shape[1]], shape)
+
+
+def place_tile_around(
+    box: Box, image: Size, shape: Size, random: np.random.Generator
+) -> tuple[int, int]:
+    """Draw the corner of a tile that holds a box, all corners being equally likely.
+
+    Args:
+        box: A box inside the image, px.
+        image: Rows and columns of the image, px.
+        shape: Rows and columns of the tile, px.
 
     Returns:
         The tile's upper left corner (top, left), px. Along an axis where the image is shorter than
@@ -244,24 +252,25 @@ def around(box: Box, image: Size, shape: Size, random: np.random.Generator) -> t
         the image.
     """
     corner = []
-    for low, high, whole, length in zip(box[:2], box[2:], image, shape, strict=True):
-        room = max(0, whole - length)
+    for low, high, extent, length in zip(box[:2], box[2:], image, shape, strict=True):
+        limit = max(0, extent - length)
         first = max(0, high - length)
-        last = min(low, room)
-        corner.append(
-            int(random.integers(first, last + 1))
-            if first <= last
-            else int(np.clip((low + high - length) // 2, 0, room))
-        )
+        last = min(low, limit)
+        if first <= last:
+            corner.append(int(random.integers(first, last + 1)))
+        else:
+            corner.append(int(np.clip((low + high - length) // 2, 0, limit)))
     return corner[0], corner[1]
 
 
-def between(breast: NDArray[np.uint8], boxes: Sequence[Box], shape: Size) -> NDArray[np.bool_]:
-    """Where a tile may lie that holds enough breast and no part of any box.
+def find_empty_tiles(
+    breast: NDArray[np.uint8], boxes: Sequence[Box], shape: Size
+) -> NDArray[np.bool_]:
+    """Find all places of a tile that holds enough breast and no part of any box.
 
     Args:
         breast: uint8 [rows, cols, 1], 0 or 1.
-        boxes: In its px.
+        boxes: Boxes in px of the breast's image.
         shape: Rows and columns of the tile, px.
 
     Returns:
@@ -270,7 +279,7 @@ def between(breast: NDArray[np.uint8], boxes: Sequence[Box], shape: Size) -> NDA
     """
     rows, cols = shape
     corners = cv2.integral(
-        _filled(breast, (max(rows, breast.shape[0]), max(cols, breast.shape[1])))[..., 0]
+        _fill_canvas(breast, (max(rows, breast.shape[0]), max(cols, breast.shape[1])))[..., 0]
     )
     inside = (
         corners[rows:, cols:]
@@ -278,91 +287,89 @@ def between(breast: NDArray[np.uint8], boxes: Sequence[Box], shape: Size) -> NDA
         - corners[rows:, :-cols]
         + corners[:-rows, :-cols]
     )
-    free = inside >= TISSUE * rows * cols
+    free = inside >= LEAST_TISSUE * rows * cols
     for top, left, bottom, right in boxes:
         free[max(0, top - rows + 1) : bottom, max(0, left - cols + 1) : right] = False
     return free
 
 
-def _at_once(mammogram: Mammogram, lesions: Mapping[int, Lesion], config: DataConfig) -> _Made:
-    prepared = preprocess.preprocess_mammogram(
+def _scale_whole(
+    mammogram: Mammogram, lesions: Mapping[int, Lesion], config: DataConfig
+) -> _BoxedImage:
+    preprocessed = preprocess.preprocess_mammogram(
         replace(mammogram, lesions=tuple(lesions.values())), config.preprocess
     )
-    image, scale = view(prepared.pixels(), config)
+    image, scale = letterbox(preprocessed.pixels(), config)
     factors = np.array([*scale, *scale]) / (config.shape * 2)
-    boxes = np.clip(_boxes(prepared.lesions) * factors, 0, 1)
-    regions = _regions(prepared.lesions, prepared)
+    boxes = np.clip(_stack_boxes(preprocessed.lesions) * factors, 0, 1)
+    regions = _draw_regions(preprocessed.lesions, preprocessed)
+    mask = resize_mask(regions, *_fit_size(regions.shape, config.shape))
+    kinds = [lesion.kind for lesion in lesions.values()]
+    pathologies = [lesion.pathology or "" for lesion in lesions.values()]
     patch = Patch(
         image,
-        _filled(resize_mask(regions, *_fitted(regions.shape, config.shape)), config.shape),
+        _fill_canvas(mask, config.shape),
         mammogram.patient_id,
         f"{mammogram.image_id}#full",
-        kind=min(
-            (lesion.kind for lesion in lesions.values()), key=config.kinds.index, default="normal"
-        ),
-        pathology=mammogram.pathology
-        or worst(lesion.pathology or "" for lesion in lesions.values()),
+        kind=min(kinds, key=config.kinds.index, default="normal"),
+        pathology=mammogram.pathology or worst_pathology(pathologies),
         official_split=mammogram.official_split or "",
     )
-    return _Made(patch, boxes, [config.kinds.index(lesion.kind) for lesion in prepared.lesions])
+    return _BoxedImage(patch, boxes, [config.kinds.index(kind) for kind in kinds])
 
 
-def _tiles(
+def _cut_tiles(
     mammogram: Mammogram, lesions: Mapping[int, Lesion], config: DataConfig, skipped: Skipped
-) -> list[_Made]:
-    """A tile around each wanted lesion, `lesions` by their number, and empty ones."""
+) -> list[_BoxedImage]:
+    """Cut a tile around each wanted lesion, `lesions` by their number, and empty ones."""
     # with its other lesions, which empty tiles may not show
-    prepared = preprocess.preprocess_mammogram(mammogram, config.preprocess)
-    shown = {number: prepared.lesions[number] for number in lesions}
-    size = (prepared.rows, prepared.cols)
-    pixels = prepared.pixels()
-    image = toned(pixels, config)
-    regions = _regions(shown.values(), prepared)
-    made = []
-    for number, lesion in shown.items():
-        corner = around(
-            lesion.box, size, config.shape, sampling.stream(config.seed, mammogram.image_id, number)
-        )
-        patch = _patch(prepared, f"#{number}", image, regions, corner, config)
-        patch = replace(
-            patch, kind=lesion.kind, pathology=lesion.pathology or mammogram.pathology or ""
-        )
-        made.append(_labelled(patch, corner, shown, number, config))
-    for number, corner in enumerate(_empty(prepared, pixels, config, skipped)):
-        patch = _patch(prepared, f"@{number}", image, regions, corner, config)
-        made.append(_Made(replace(patch, kind="normal", pathology="normal"), np.empty((0, 4)), []))
-    return made
+    preprocessed = preprocess.preprocess_mammogram(mammogram, config.preprocess)
+    wanted = {number: preprocessed.lesions[number] for number in lesions}
+    size = (preprocessed.rows, preprocessed.cols)
+    pixels = preprocessed.pixels()
+    image = normalize_intensity(pixels, config)
+    regions = _draw_regions(wanted.values(), preprocessed)
+    tiles = []
+    for number, lesion in wanted.items():
+        random = sampling.random_stream(config.seed, mammogram.image_id, number)
+        corner = place_tile_around(lesion.box, size, config.shape, random)
+        patch = _cut_patch(preprocessed, f"#{number}", image, regions, corner, config)
+        pathology = lesion.pathology or mammogram.pathology or ""
+        patch = replace(patch, kind=lesion.kind, pathology=pathology)
+        tiles.append(_add_boxes(patch, corner, wanted, number, config))
+    for number, corner in enumerate(_draw_empty_corners(preprocessed, pixels, config, skipped)):
+        patch = _cut_patch(preprocessed, f"@{number}", image, regions, corner, config)
+        patch = replace(patch, kind="normal", pathology="normal")
+        tiles.append(_BoxedImage(patch, np.empty((0, 4)), []))
+    return tiles
 
 
-def _empty(
-    prepared: Mammogram, pixels: NDArray[np.float32], config: DataConfig, skipped: Skipped
+def _draw_empty_corners(
+    mammogram: Mammogram, pixels: NDArray[np.float32], config: DataConfig, skipped: Skipped
 ) -> list[tuple[int, int]]:
-    """The corners of the empty tiles, drawn from all places; a place may be drawn again."""
+    """Draw the corners of the empty tiles from all places; a place may be drawn again."""
     assert config.tiles
     if not config.tiles.empty:
         return []
-    free = between(
-        preprocess.breast_mask(pixels), [lesion.box for lesion in prepared.lesions], config.shape
-    )
+    boxes = [lesion.box for lesion in mammogram.lesions]
+    free = find_empty_tiles(preprocess.breast_mask(pixels), boxes, config.shape)
     places = np.flatnonzero(free)
     if not len(places):
         skipped.add(
-            prepared.image_id,
+            mammogram.image_id,
             f"no tile of {config.shape[0]} x {config.shape[1]} px is breast without a lesion",
         )
         return []
-    first = len(prepared.lesions)  # the numbers before it are of the tiles around lesions
-    streams = [
-        sampling.stream(config.seed, prepared.image_id, first + number)
-        for number in range(config.tiles.empty)
-    ]
-    drawn = [
-        np.unravel_index(places[random.integers(len(places))], free.shape) for random in streams
-    ]
-    return [(int(top), int(left)) for top, left in drawn]
+    first = len(mammogram.lesions)  # the numbers before it are of the tiles around lesions
+    corners = []
+    for number in range(first, first + config.tiles.empty):
+        random = sampling.random_stream(config.seed, mammogram.image_id, number)
+        top, left = np.unravel_index(places[random.integers(len(places))], free.shape)
+        corners.append((int(top), int(left)))
+    return corners
 
 
-def _patch(
+def _cut_patch(
     mammogram: Mammogram,
     suffix: str,
     image: NDArray[np.float32],
@@ -372,8 +379,8 @@ def _patch(
 ) -> Patch:
     shape = config.shape
     return Patch(
-        tile(image, *corner, shape),
-        tile(regions, *corner, shape),
+        extract_tile(image, *corner, shape),
+        extract_tile(regions, *corner, shape),
         mammogram.patient_id,
         mammogram.image_id + suffix,
         official_split=mammogram.official_split or "",
@@ -381,36 +388,40 @@ def _patch(
     )
 
 
-def _labelled(
-    patch: Patch, corner: tuple[int, int], shown: Mapping[int, Lesion], own: int, config: DataConfig
-) -> _Made:
-    """A tile around lesion `own` with the boxes of all of the lesions that count in it."""
-    boxes = _boxes(shown.values())
+def _add_boxes(
+    patch: Patch,
+    corner: tuple[int, int],
+    lesions: Mapping[int, Lesion],
+    centre: int,
+    config: DataConfig,
+) -> _BoxedImage:
+    """Add the boxes of all lesions that count in the tile around lesion number `centre`."""
+    boxes = _stack_boxes(lesions.values())
     shape = config.shape
     cut = np.clip(boxes - [*corner, *corner], 0, shape * 2)
     part = np.prod(cut[:, 2:] - cut[:, :2], axis=1) / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    its = np.array([number == own for number in shown])
-    if part[its] < 1:
+    is_centre = np.array([number == centre for number in lesions])
+    if part[is_centre] < 1:
         log.info(
             "%s: lesion %d is larger than a tile, which shows %.0f %% of its box",
             patch.id,
-            own,
-            100 * part[its].item(),
+            centre,
+            100 * part[is_centre].item(),
         )
-    counts = (part >= LEFT) | its
+    counts = (part >= LEAST_AREA) | is_centre
     classes = [
         config.kinds.index(lesion.kind)
-        for lesion, counted in zip(shown.values(), counts, strict=True)
-        if counted
+        for lesion, is_counted in zip(lesions.values(), counts, strict=True)
+        if is_counted
     ]
-    return _Made(patch, cut[counts] / (shape * 2), classes)
+    return _BoxedImage(patch, cut[counts] / (shape * 2), classes)
 
 
-def _boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
+def _stack_boxes(lesions: Iterable[Lesion]) -> NDArray[np.float64]:
     return np.array([lesion.box for lesion in lesions], np.float64).reshape(-1, 4)
 
 
-def _regions(lesions: Iterable[Lesion], mammogram: Mammogram) -> NDArray[np.uint8]:
+def _draw_regions(lesions: Iterable[Lesion], mammogram: Mammogram) -> NDArray[np.uint8]:
     regions = np.zeros((mammogram.rows, mammogram.cols, 1), np.uint8)
     for lesion in lesions:
         if lesion.outlines:
@@ -421,39 +432,43 @@ def _regions(lesions: Iterable[Lesion], mammogram: Mammogram) -> NDArray[np.uint
     return regions
 
 
-def _fitted(image: tuple[int, ...], shape: Size) -> Size:
-    """The size of an image after scaling: one side is the canvas', the other no longer than it."""
+def _fit_size(image: tuple[int, ...], shape: Size) -> Size:
+    """Return the size of a scaled image: one side is the canvas', the other no longer than it."""
     rows, cols = image[:2]
     if rows * shape[1] >= cols * shape[0]:
         return shape[0], max(1, round(cols * shape[0] / rows))
     return max(1, round(rows * shape[1] / cols)), shape[1]
 
 
-def _filled(image: NDArray, shape: Size) -> NDArray:
+def _fill_canvas(image: NDArray, shape: Size) -> NDArray:
     return np.pad(image, ((0, shape[0] - image.shape[0]), (0, shape[1] - image.shape[1]), (0, 0)))
 
 
-def _stacked(made: Sequence[_Made]) -> Whole:
-    most = max(len(one.boxes) for one in made)
-    boxes = np.zeros((len(made), most, 4), np.float32)
-    classes = np.zeros((len(made), most), np.int32)
-    for row, one in enumerate(made):
-        boxes[row, : len(one.boxes)] = one.boxes
-        classes[row, : len(one.boxes)] = one.classes
-    texts: dict[str, Any] = {
-        plural: np.array([getattr(one.patch, single) for one in made], np.str_)
-        for plural, single in TEXTS.items()
-    }
-    images = np.stack([one.patch.image for one in made])
-    masks = np.stack([one.patch.mask for one in made])
-    return Whole(images, masks, **texts, boxes=boxes, classes=classes)
+def _pad_axis(values: NDArray, length: int) -> NDArray:
+    """Pad axis 1 of an array with 0."""
+    widths = [(0, 0)] * values.ndim
+    widths[1] = (0, length - values.shape[1])
+    return np.pad(values, widths)
 
 
-def _first(skipped: Skipped) -> str:
-    return next(
-        (
-            f"; {len(skipped)} left out, first {name}: {reason}"
-            for name, reason in skipped.reasons.items()
-        ),
-        "",
+def _stack_images(images: Sequence[_BoxedImage]) -> Whole:
+    most = max(len(image.boxes) for image in images)
+    boxes = np.zeros((len(images), most, 4), np.float32)
+    classes = np.zeros((len(images), most), np.int32)
+    for row, image in enumerate(images):
+        boxes[row, : len(image.boxes)] = image.boxes
+        classes[row, : len(image.boxes)] = image.classes
+    patches = [image.patch for image in images]
+    return Whole(
+        np.stack([patch.image for patch in patches]),
+        np.stack([patch.mask for patch in patches]),
+        **stack_texts(patches),
+        boxes=boxes,
+        classes=classes,
     )
+
+
+def _describe_first(skipped: Skipped) -> str:
+    for name, reason in skipped.reasons.items():
+        return f"; {len(skipped)} left out, first {name}: {reason}"
+    return ""

@@ -1,5 +1,3 @@
-"""Detectors: what finds lesions in whole mammograms, each in a file of its own, all behind
-the contract of detections.py.
-"""
+"""Detectors of lesions in whole mammograms, one file each, behind the contract of detections.py."""
 
 import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

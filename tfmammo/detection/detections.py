@@ -1,10 +1,9 @@
-"""What every detector gives, and how any exported one is called:
-Detector.load(handle).predict(mammogram) -> Detections.
+"""The contract of all detectors: Detector.load(handle).predict(mammogram) -> Detections.
 
-Nothing but TensorFlow is needed: a detector is a SavedModel of the TensorFlow Object Detection API,
-one of ours (train/ssd.py) or anybody's. Ours know how they saw mammograms in training, from the
-card beside them, and see them so again, at once or in tiles; any other is given the whole
-mammogram, its grey values as 0 to 255 in three equal channels.
+Nothing but TensorFlow is needed. A detector is a SavedModel of the TensorFlow Object Detection API,
+trained here (train/ssd.py) or elsewhere. The model card of a detector trained here says how it saw
+mammograms in training, at once or in tiles, and it sees them so again. Any other detector is given
+the whole mammogram, its grey values as 0 to 255 in three equal channels.
 """
 
 from __future__ import annotations
@@ -24,24 +23,23 @@ from pydantic import ValidationError
 
 from tfmammo.config import DataConfig
 from tfmammo.data import preprocess
-from tfmammo.data.whole import tile, toned, view
+from tfmammo.data.whole import extract_tile, letterbox, normalize_intensity
 from tfmammo.detection import tiles
 from tfmammo.errors import DetectionError
-from tfmammo.export import CARD, SIGNATURE, located, read_card, trained_on
+from tfmammo.export import CARD, SIGNATURE, get_training_patients, locate, read_card
 from tfmammo.mammogram import LesionKind, Mammogram
 from tfmammo.tracking import models
 
 log = logging.getLogger(__name__)
 COUNT = "num_detections"
 OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", COUNT)
-# px of tiles in one call, at least one tile: memory is in proportion to it, whatever the
-# mammogram's size
+# px of tiles in one call, at least one tile: bounds the memory, whatever the mammogram's size
 AT_ONCE = 2**20
-# of some: [1, n, h, w], how probable the lesion is, from its box's upper left to its lower right
-# corner
+# an output of some detectors, [1, n, h, w]: the lesion's probability, from its box's upper left to
+# its lower right corner
 MASKS = "detection_masks"
 
-Found = dict[str, NDArray]  # of one image, by the API's names
+Outputs = dict[str, NDArray]  # of one image, by the API's names
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +53,7 @@ class Detections:
         boxes: float32 [n, 4], [row_min, col_min, row_max, col_max], half-open, native px, inside
             the mammogram.
         scores: float32 [n] in [0, 1], falling.
-        classes: N kinds of lesions.
+        classes: n kinds of lesions.
         masks: uint8 [n, rows, cols], 0 or 1, native px, None where the detector gives none.
     """
 
@@ -103,7 +101,7 @@ class Detections:
         return len(self.scores)
 
     def above(self, score: float) -> Detections:
-        """Those of at least this score."""
+        """Return the detections of at least this score."""
         count = int(np.sum(self.scores >= score))
         masks = None if self.masks is None else self.masks[:count]
         return Detections(self.boxes[:count], self.scores[:count], self.classes[:count], masks)
@@ -112,8 +110,11 @@ class Detections:
 class Detector:
     """A SavedModel of the TensorFlow Object Detection API, made by `load`.
 
-    handle: what it was loaded from. kinds: of lesions, what its classes 1, 2, ... are. data: how
-    one of ours saw its mammograms, None of any other. card: of one of ours, else empty.
+    Attributes:
+        handle: The model URI that it was loaded from.
+        kinds: Kinds of lesions that its classes 1, 2, ... are.
+        data: How it saw mammograms in training; None of a detector trained elsewhere.
+        card: Its model card; empty of a detector trained elsewhere.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Detector:
         self.kinds = tuple(kinds)
         self.data = data
         self.card = card
-        self._seen = trained_on(card, handle) if "train_patients" in card else None
+        self._seen = get_training_patients(card, handle) if "train_patients" in card else None
         self._model = model  # owns the variables: the signature alone would lose them
         self._function = _signature(handle, model)
         ((self._input, self._spec),) = self._function.structured_input_signature[1].items()
@@ -137,21 +138,22 @@ class Detector:
     def load(
         handle: str | Path, kinds: Sequence[LesionKind] = ("mass",), uri: str | None = None
     ) -> Detector:
-        """Read a detector.
+        """Load a detector.
 
         Args:
-            handle: A training's output folder or export, models:/NAME@ALIAS, models:/NAME/VERSION
-                or runs:/ID/PATH, the SavedModel's folder or the API's export folder, or a
-                TensorFlow Hub handle (https://...).
-            kinds: What the model's classes 1, 2, ... are; one of ours knows it by itself.
+            handle: Model URI: a training's output folder or export, models:/NAME@ALIAS,
+                models:/NAME/VERSION or runs:/ID/PATH, the SavedModel's folder or the API's export
+                folder, or a TensorFlow Hub URL (https://...).
+            kinds: What the model's classes 1, 2, ... are; the card of a detector trained here
+                decides instead.
             uri: The store of models:/ and runs:/.
 
         Raises:
             DetectionError: Nothing can be read there, or it is no detector of the Object Detection
                 API.
-            TrackingError: The store can't be reached, or the handle leads to no export.
+            TrackingError: The store can't be reached, or the model URI leads to no export.
         """
-        place, card = _located(str(handle), uri)
+        place, card = _locate(str(handle), uri)
         data = None
         if card:
             try:
@@ -166,16 +168,17 @@ class Detector:
     def predict(self, mammogram: Mammogram) -> Detections:
         """Find lesions in one mammogram.
 
-        With data.tiles in tiles that cover it (see tfmammo.detection.tiles), those alone in which a
-        pixel is not 0; of all tiles together no more than the model gives of one, the surest.
+        With data.tiles the model is called on tiles that cover the mammogram (see
+        tfmammo.detection.tiles), without those whose pixels are all 0. All tiles together give no
+        more detections than the model gives of one, the surest.
 
         Args:
             mammogram: As a reader gives it; its pixels are read.
 
         Returns:
-            Boxes in its native px, and masks if the model gives them: 1 where a pixel's middle lies
-            in the box and the lesion's probability there, interpolated, is at least 0.5. What the
-            model calls by a class that is none of `kinds` is left out, and logged.
+            Boxes in native px, and masks if the model gives them: 1 where a pixel's centre lies in
+            the box and the lesion's probability there, interpolated, is at least 0.5. Detections of
+            a class that is none of `kinds` are left out, and logged.
 
         Raises:
             ArchiveError: The pixels can't be read.
@@ -184,126 +187,142 @@ class Detector:
             DetectionError: The model refuses it.
         """
         if self.data is None:
-            found = self._call(mammogram.pixels()[np.newaxis])[0]
-            boxes = found["detection_boxes"] * np.array([mammogram.rows, mammogram.cols] * 2)
+            outputs = self._call(mammogram.pixels()[np.newaxis])[0]
+            boxes = outputs["detection_boxes"] * np.array([mammogram.rows, mammogram.cols] * 2)
         else:
             prepared = preprocess.preprocess_mammogram(mammogram, self.data.preprocess)
-            look = self._in_tiles if self.data.tiles else self._whole
-            found, boxes = look(prepared.pixels(), self.data)
-            boxes = _native(boxes, prepared, mammogram, self.data)
-            if MASKS in found and _mirrored(mammogram, self.data):
-                found[MASKS] = found[MASKS][..., ::-1]
-        return self._detections(found, boxes, mammogram)
+            detect = self._detect_in_tiles if self.data.tiles else self._detect_at_once
+            outputs, boxes = detect(prepared.pixels(), self.data)
+            boxes = _map_to_native(boxes, prepared, mammogram, self.data)
+            if MASKS in outputs and _is_mirrored(mammogram, self.data):
+                outputs[MASKS] = outputs[MASKS][..., ::-1]
+        return self._make_detections(outputs, boxes, mammogram)
 
     def saw(self, patient_id: str) -> bool | None:
-        """Whether it was trained on a patient; None of a detector that does not say so."""
+        """Return whether it was trained on a patient; None of a detector that does not say so."""
         return None if self._seen is None else patient_id in self._seen
 
-    def _whole(self, pixels: NDArray[np.float32], data: DataConfig) -> tuple[Found, NDArray]:
-        """What it finds in prepared pixels, letterboxed, and the boxes in their px."""
-        image, scale = view(pixels, data)
-        found = self._call(image[np.newaxis])[0]
-        return found, found["detection_boxes"] * np.array(data.shape * 2) / np.array(
-            [*scale, *scale]
-        )
+    def _detect_at_once(
+        self, pixels: NDArray[np.float32], data: DataConfig
+    ) -> tuple[Outputs, NDArray]:
+        """Detect in letterboxed preprocessed pixels; return the outputs and the boxes in px."""
+        image, scale = letterbox(pixels, data)
+        outputs = self._call(image[np.newaxis])[0]
+        boxes = outputs["detection_boxes"] * np.array(data.shape * 2)
+        return outputs, boxes / np.array([*scale, *scale])
 
-    def _in_tiles(self, pixels: NDArray[np.float32], data: DataConfig) -> tuple[Found, NDArray]:
-        """What it finds in tiles of prepared pixels, as if found at once, and the boxes in their
-        px.
-        """
+    def _detect_in_tiles(
+        self, pixels: NDArray[np.float32], data: DataConfig
+    ) -> tuple[Outputs, NDArray]:
+        """Detect in tiles of preprocessed pixels; return merged outputs and the boxes in px."""
         assert data.tiles
-        image = toned(pixels, data)
+        image = normalize_intensity(pixels, data)
         shape = data.shape
-        places = tiles.grid(pixels.shape[:2], shape, data.tiles.overlap)
-        places = [place for place in places if tile(pixels, *place, shape).any()] or places[:1]
+        corners = tiles.lay_grid(pixels.shape[:2], shape, data.tiles.overlap)
+        with_tissue = [corner for corner in corners if extract_tile(pixels, *corner, shape).any()]
+        corners = with_tissue or corners[:1]
         at_once = self._spec.shape[0] or max(1, AT_ONCE // (shape[0] * shape[1]))
-        parts = []
-        for start in range(0, len(places), at_once):
-            parts += self._call(
-                np.stack([tile(image, *place, shape) for place in places[start : start + at_once]])
+        outputs_by_tile = []
+        for start in range(0, len(corners), at_once):
+            batch = corners[start : start + at_once]
+            outputs_by_tile += self._call(
+                np.stack([extract_tile(image, *corner, shape) for corner in batch])
             )
-        return _as_one(parts, places, shape, pixels.shape[:2])
+        return _merge_tiles(outputs_by_tile, corners, shape, pixels.shape[:2])
 
-    def _call(self, images: NDArray[np.float32]) -> list[Found]:
-        """What the model answers of images [n, rows, cols, 1], one by one."""
+    def _call(self, images: NDArray[np.float32]) -> list[Outputs]:
+        """Call the model on images [n, rows, cols, 1]; return the outputs of each."""
         pixels = np.repeat(255 * images, 3, axis=-1)
         if self._spec.dtype == tf.uint8:
             pixels = np.rint(pixels)
         try:
-            found = self._function(**{self._input: tf.cast(pixels, self._spec.dtype)})
+            outputs = self._function(**{self._input: tf.cast(pixels, self._spec.dtype)})
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise DetectionError(
                 f"{self.handle}: refuses an image of {images.shape[1]} x {images.shape[2]} px "
                 f"({_line(error)})"
             ) from None
-        answers = {name: found[name].numpy() for name in (*OUTPUTS, MASKS) if name in found}
+        arrays = {name: outputs[name].numpy() for name in (*OUTPUTS, MASKS) if name in outputs}
         return [
-            {name: values[row] for name, values in answers.items()} for row in range(len(images))
+            {name: values[row] for name, values in arrays.items()} for row in range(len(images))
         ]
 
-    def _detections(self, found: Found, unclipped: NDArray, mammogram: Mammogram) -> Detections:
-        count = int(found[COUNT])
-        boxes = np.clip(unclipped[:count], 0, [mammogram.rows, mammogram.cols] * 2).astype(
-            np.float32
-        )
-        scores = found["detection_scores"][:count]
-        numbers = np.rint(found["detection_classes"][:count]).astype(int)
-        known = (numbers >= 1) & (numbers <= len(self.kinds))
-        if not known.all():
+    def _make_detections(
+        self, outputs: Outputs, unclipped: NDArray, mammogram: Mammogram
+    ) -> Detections:
+        count = int(outputs[COUNT])
+        limits = [mammogram.rows, mammogram.cols] * 2
+        boxes = np.clip(unclipped[:count], 0, limits).astype(np.float32)
+        scores = outputs["detection_scores"][:count]
+        numbers = np.rint(outputs["detection_classes"][:count]).astype(int)
+        has_kind = (numbers >= 1) & (numbers <= len(self.kinds))
+        if not has_kind.all():
             log.warning(
                 "%s: %d detections of classes other than %s left out",
                 self.handle,
-                int((~known).sum()),
+                int((~has_kind).sum()),
                 ", ".join(self.kinds),
             )
-        rows = np.flatnonzero(known & np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & (scores > 0))
+        has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        rows = np.flatnonzero(has_kind & has_area & (scores > 0))
         rows = rows[np.argsort(-scores[rows], kind="stable")]
         classes = tuple(self.kinds[number - 1] for number in numbers[rows])
-        masks = _pasted(found[MASKS][rows], unclipped[rows], mammogram) if MASKS in found else None
+        masks = None
+        if MASKS in outputs:
+            masks = _paste_masks(outputs[MASKS][rows], unclipped[rows], mammogram)
         return Detections(
             boxes[rows], np.clip(scores[rows], 0, 1).astype(np.float32), classes, masks
         )
 
 
-def _as_one(
-    parts: list[Found], places: list[tuple[int, int]], shape: tuple[int, int], size: tuple[int, ...]
-) -> tuple[Found, NDArray]:
-    """What was found in tiles, as if found at once, no more than one tile has room for, and the
-    boxes in px of the image.
+def _merge_tiles(
+    outputs_by_tile: list[Outputs],
+    corners: list[tuple[int, int]],
+    shape: tuple[int, int],
+    size: tuple[int, ...],
+) -> tuple[Outputs, NDArray]:
+    """Merge the outputs of tiles to those of the image, no more detections than a tile's.
 
     Args:
-        parts: Of each tile.
-        places: Their upper left corners, shape: their rows and columns, size: the image's, px.
+        outputs_by_tile: Outputs of each tile.
+        corners: Upper left corner of each tile, px.
+        shape: Rows and columns of a tile, px.
+        size: Rows and columns of the image, px.
+
+    Returns:
+        The outputs, and the boxes in px of the image.
     """
-    most = len(parts[0]["detection_scores"])
-    counts = [int(part[COUNT]) for part in parts]
-    found = {
-        name: np.concatenate([part[name][:n] for part, n in zip(parts, counts, strict=True)])
-        for name in parts[0]
+    most = len(outputs_by_tile[0]["detection_scores"])
+    counts = [int(outputs[COUNT]) for outputs in outputs_by_tile]
+    joined = {
+        name: np.concatenate(
+            [outputs[name][:n] for outputs, n in zip(outputs_by_tile, counts, strict=True)]
+        )
+        for name in outputs_by_tile[0]
         if name != COUNT
     }
-    boxes = found["detection_boxes"] * np.array(shape * 2) + np.repeat(
-        np.tile(places, 2), counts, axis=0
-    )
-    numbers = np.repeat(np.arange(len(parts)), counts)
-    inside = np.clip(boxes, 0, size * 2)
-    kept = tiles.merged(inside, found["detection_scores"], found["detection_classes"], numbers)[
-        :most
-    ]
-    return {name: values[kept] for name, values in found.items()} | {
-        COUNT: np.array(len(kept))
-    }, boxes[kept]
+    offsets = np.repeat(np.tile(corners, 2), counts, axis=0)
+    boxes = joined["detection_boxes"] * np.array(shape * 2) + offsets
+    numbers = np.repeat(np.arange(len(outputs_by_tile)), counts)
+    selected = tiles.merge(
+        np.clip(boxes, 0, size * 2),
+        joined["detection_scores"],
+        joined["detection_classes"],
+        numbers,
+    )[:most]
+    merged = {name: values[selected] for name, values in joined.items()}
+    return merged | {COUNT: np.array(len(selected))}, boxes[selected]
 
 
-def _native(
+def _map_to_native(
     boxes: NDArray, prepared: Mammogram, mammogram: Mammogram, config: DataConfig
 ) -> NDArray:
-    """Boxes [n, 4] of the prepared mammogram's px in those of the stored one."""
+    """Map boxes [n, 4] in the preprocessed mammogram's px to those of the stored one."""
     boxes = boxes * (
         np.array([mammogram.rows, mammogram.cols] * 2)
         / np.array([prepared.rows, prepared.cols] * 2)
     )
-    if _mirrored(mammogram, config):
+    if _is_mirrored(mammogram, config):
         boxes = np.stack(
             [boxes[:, 0], mammogram.cols - boxes[:, 3], boxes[:, 2], mammogram.cols - boxes[:, 1]],
             axis=1,
@@ -311,18 +330,25 @@ def _native(
     return boxes
 
 
-def _mirrored(mammogram: Mammogram, config: DataConfig) -> bool:
+def _is_mirrored(mammogram: Mammogram, config: DataConfig) -> bool:
     return config.preprocess.flip_right and mammogram.laterality == "R"
 
 
-def _pasted(masks: NDArray, boxes: NDArray, mammogram: Mammogram) -> NDArray[np.uint8]:
-    """Masks [n, h, w] of boxes [n, 4] in native px, which may reach beyond the mammogram, as masks
-    [n, rows, cols] of the whole.
+def _paste_masks(masks: NDArray, boxes: NDArray, mammogram: Mammogram) -> NDArray[np.uint8]:
+    """Paste masks [n, h, w] of boxes into masks of the whole mammogram.
+
+    Args:
+        masks: [n, h, w], probabilities.
+        boxes: [n, 4], native px; they may reach beyond the mammogram.
+        mammogram: Gives the result's rows and columns.
+
+    Returns:
+        uint8 [n, rows, cols].
     """
-    made = np.zeros((len(masks), mammogram.rows, mammogram.cols), np.uint8)
-    for whole, mask, (top, left, bottom, right) in zip(made, masks, boxes, strict=True):
-        rows = _inside(top, bottom, mammogram.rows)
-        cols = _inside(left, right, mammogram.cols)
+    full_masks = np.zeros((len(masks), mammogram.rows, mammogram.cols), np.uint8)
+    for full_mask, mask, (top, left, bottom, right) in zip(full_masks, masks, boxes, strict=True):
+        rows = _find_pixels(top, bottom, mammogram.rows)
+        cols = _find_pixels(left, right, mammogram.cols)
         if len(rows) and len(cols):
             y = (rows + 0.5 - top) * mask.shape[0] / (bottom - top) - 0.5
             x = (cols + 0.5 - left) * mask.shape[1] / (right - left) - 0.5
@@ -330,17 +356,17 @@ def _pasted(masks: NDArray, boxes: NDArray, mammogram: Mammogram) -> NDArray[np.
             probability = cv2.remap(
                 mask.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
             )
-            whole[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = probability >= 0.5
-    return made
+            full_mask[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = probability >= 0.5
+    return full_masks
 
 
-def _inside(low: float, high: float, size: int) -> NDArray[np.intp]:
-    """The pixels of an axis whose middles lie in [low, high)."""
+def _find_pixels(low: float, high: float, size: int) -> NDArray[np.intp]:
+    """Find the pixels of an axis whose centres lie in [low, high)."""
     return np.arange(max(0, int(np.ceil(low - 0.5))), min(size, int(np.ceil(high - 0.5))))
 
 
-def _located(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
-    """What to load, and the card of one of ours, else {}."""
+def _locate(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
+    """Find what to load, and the model card; {} for a detector trained elsewhere."""
     if handle.startswith("http://"):
         raise DetectionError(
             f"{handle}: what comes by http can be changed on its way, and a SavedModel is a "
@@ -350,7 +376,7 @@ def _located(handle: str, uri: str | None) -> tuple[str, dict[str, Any]]:
         return handle, {}
     path = Path(handle)
     for folder in (path, path / "saved_model"):
-        if (folder / "saved_model.pb").is_file() and not (located(folder.parent) / CARD).is_file():
+        if (folder / "saved_model.pb").is_file() and not (locate(folder.parent) / CARD).is_file():
             return str(folder), {}
     export = models.resolve(handle, uri)
     card = read_card(export)

@@ -1,16 +1,14 @@
-"""Light-Head R-CNN: a two-stage detector of lesions in whole mammograms, whose second
-stage is thin (Li et al. 2017).
+"""Light-Head R-CNN: a two-stage detector of lesions in whole mammograms (Li et al. 2017).
 
-    C4, C5 = ResNet(image), both of stride 16                                   C5 dilated instead
-    of strided
-    objectness, deltas = RPN(C4)                                                per anchor
+Its second stage is thin:
+
+    C4, C5 = ResNet(image)                                  both of stride 16, C5 is dilated
+    objectness, deltas = RPN(C4)                            for each anchor
     regions = NMS(the surest anchors, moved by their deltas)
-    maps = (1x15 after 15x1)(C5) + (15x1 after 1x15)(C5)                        large separable
-    convolution, 7 * 7 * 10 maps
-    class, box = FC(PS-RoI align(maps, regions))                                one hidden layer of
-    2048
-    L = BCE(objectness) + smooth L1(deltas) + mean over the 256 hardest regions of (CE(class) +
-    smooth L1(box))
+    maps = (1x15 after 15x1)(C5) + (15x1 after 1x15)(C5)    large separable convolution, 7 * 7 * 10
+    class, box = FC(PS-RoI align(maps, regions))            one hidden layer of 2048
+    L = BCE(objectness) + smooth L1(deltas)
+      + mean over the 256 hardest regions of (CE(class) + smooth L1(box))
 
 Shen et al. (Mass image synthesis in mammogram with contextual information based on GANs, 2021)
 train it on real and more and more synthetic masses: batch 4, learning rate 2e-4, 10 epochs. Source
@@ -18,31 +16,27 @@ of the network: Li, Peng, Yu, Zhang, Deng and Sun, Light-Head R-CNN: in defense 
 detector (2017), its larger setting L.
 
 Departures and what the texts leave open:
-- Mammograms are letterboxed into data.canvas [1344, 800], the paper's 800 x 1333 px to multiples of
-  16, for upright films, whose short
-  side becomes 800 px where they are no longer than 5 : 3. The paper crops, in a way that it does
-  not say. data.canvas null takes a
-  square of data.size px. Anchors are in px of what is seen.
-- Normal mammograms are trained on too (`normal`), where the paper's 566 + 1,500 = 2,066 leaves them
-  out. Normal is what the archive calls
-  so and marks no lesion in (of INbreast: BI-RADS 1). Those with other findings alone are neither
-  trained on nor judged, so that false
-  positives per image are counted over other images than the paper's.
-- BatchNorm is frozen, statistics, scale and shift, as in Li et al.: four mammograms are too few to
-  estimate them from. That takes
-  weights of ImageNet; from random weights it must be `running`, with averages that decay by
-  `momentum`.
-- Shen et al. name no optimiser; Adam, as for all else there. No weight decay, and unless `decay`
-  says so a constant learning rate: they
-  name neither. No stage is frozen: Li et al. freeze the first, of photographs.
-- Objectness is one logit per anchor, not two under a softmax: the same function. Anchors that cross
-  the image's border are trained,
-  because the breast touches it.
-- No activation stands in or behind the large separable convolution.
-- Proposals: 1000 of the best 2000, in training and after it; the true boxes are added to them in
+- Mammograms are letterboxed into data.canvas [1344, 800], the paper's 800 x 1333 px in multiples of
+  16. That is for upright films; their short side becomes 800 px where they are no longer than 5 :
+  3. The paper crops, and does not say how. data.canvas null takes a square of data.size px. Anchors
+  are in px of the letterboxed image.
+- Normal mammograms are trained on too (`normal`); the paper's 566 + 1,500 = 2,066 leaves them out.
+  They are those that the archive calls normal and that have no marked lesion (of INbreast: BI-RADS
+  1). Mammograms with other findings alone are used neither for training nor for evaluation. False
+  positives per image are therefore counted over other images than the paper's.
+- BatchNorm is frozen (statistics, scale and shift), as in Li et al.: four mammograms are too few to
+  estimate statistics from. That needs weights of ImageNet. From random weights it must be
+  `running`, with averages that decay by `momentum`.
+- Shen et al. name no optimiser: Adam, as for their other networks. They name neither weight decay
+  nor schedule: no weight decay, and a constant learning rate unless `decay` is given. No stage is
+  frozen; Li et al. freeze the first, of photographs.
+- Objectness is one logit for each anchor, not two under a softmax: the same function. Anchors that
+  cross the image's border are trained, because the breast touches it.
+- The large separable convolution has no activation, neither within nor after it.
+- Proposals: 1000 of the best 2000, in training and after it. The true boxes are added to them in
   training, as in Faster R-CNN.
 - The box of the background class, which nothing reads, is not predicted.
-- Overlapping detections are merged above an IoU of 0.3, as by the other detectors here, and by
+- Overlapping detections are merged above an IoU of 0.3, as by the other detectors here and by
   Faster R-CNN.
 """
 
@@ -63,14 +57,16 @@ from tfmammo.detection import regions
 from tfmammo.detection.detections import OUTPUTS
 from tfmammo.detection.training import (
     ROUNDING,
+    check_image_size,
+    check_split,
+    describe_variables,
+    draw_panels,
+    image_shape,
     learning_rate,
-    panels,
-    refuse_copies,
-    refuse_sides,
-    sides,
 )
 from tfmammo.errors import DetectionError, ExportError
 from tfmammo.export import SIGNATURE
+from tfmammo.networks import resnet_stages
 from tfmammo.optimization import Adam, build, minimize
 
 STRIDE = 16  # px of the image per cell of C4 and C5
@@ -86,66 +82,71 @@ class LightHeadRCNNConfig(Frozen):
     """Network, anchors, samples and optimisation; see *Departures* in the module."""
 
     weights: str = "imagenet"
-    """"imagenet" (downloaded), the path of Keras's ResNet without top (.h5), or "none"."""
+    """Weights of the ResNet: "imagenet" (downloaded), the path of Keras's without top (.h5), or
+    "none".
+    """
     filters: PositiveInt = 64
-    """Of the first stage."""
+    """Filters of the first stage."""
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 4, 23, 3)
-    """Of each of the four stages, [3, 4, 23, 3] ResNet-101's, [3, 4, 6, 3] ResNet-50's; other
-    numbers need weights "none".
+    """Blocks of each of the four stages: [3, 4, 23, 3] are ResNet-101's, [3, 4, 6, 3] ResNet-50's;
+    other numbers need weights "none".
     """
     batch_norm: Literal["frozen", "running"] = "frozen"
-    """See the module."""
+    """Whether BatchNorm keeps the weights' statistics or estimates its own, see the module."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of running averages."""
+    """Decay of BatchNorm's running averages."""
     rpn_width: PositiveInt = 512
     """Channels of the RPN."""
     anchor_scales: tuple[PositiveFloat, ...] = Field(
         default=(2.0, 4.0, 8.0, 16.0, 32.0), min_length=1
     )
-    """Sides over the stride of 16 px."""
+    """Sizes of the anchors over the stride of 16 px."""
     anchor_ratios: tuple[PositiveFloat, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
-    """Height over width."""
+    """Height of the anchors over their width."""
     rpn_high: float = Field(default=0.7, gt=0, le=1)
-    """IoU from which an anchor shows a lesion, below which it shows none."""
+    """IoU from which an anchor shows a lesion."""
     rpn_low: float = Field(default=0.3, ge=0, lt=1)
-    """IoU from which an anchor shows a lesion, below which it shows none."""
+    """IoU below which an anchor shows none."""
     rpn_samples: PositiveInt = 256
-    """Anchors an image that the RPN learns from."""
+    """Anchors of an image that the RPN learns from."""
     rpn_share: float = Field(default=0.5, gt=0, lt=1)
-    """Of them positive, at most."""
+    """Largest share of positive ones among them."""
     rpn_nms: float = Field(default=0.7, gt=0, le=1)
     """IoU above which a proposal gives way to a surer one."""
     proposals_before: PositiveInt = 2000
-    """How many are left before and after that."""
+    """Proposals before that suppression."""
     proposals: PositiveInt = 1000
-    """How many are left before and after that."""
+    """Proposals after that suppression."""
     kernel: PositiveInt = 15
-    """Length and inner channels of the large separable convolution."""
+    """Length of the large separable convolution."""
     middle: PositiveInt = 256
-    """Length and inner channels of the large separable convolution."""
+    """Inner channels of the large separable convolution."""
     bins: PositiveInt = 7
     """Rows and columns of the pooling."""
     channels: PositiveInt = 10
-    """Maps a bin."""
+    """Maps for each bin."""
     samples: PositiveInt = 2
     """Points along either side of a bin."""
     units: PositiveInt = 2048
-    """Of the hidden layer."""
+    """Units of the hidden layer."""
     foreground: float = Field(default=0.5, gt=0, le=1)
     """Least IoU of a region that shows a lesion."""
     hard_examples: PositiveInt = 256
-    """Regions an image that the head learns from."""
+    """Regions of an image that the head learns from."""
     nms_iou: float = Field(default=0.3, gt=0, le=1)
-    """Detections that overlap more are merged."""
+    """IoU above which detections are merged."""
     detections: PositiveInt = 20
-    """Most per mammogram."""
+    """Most detections per mammogram."""
     normal: bool = True
     """Train on normal mammograms too."""
     learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate at the start."""
     decay: PositiveInt | None = None
     """Steps over which the learning rate falls to 0, along half a cosine; None: it stays."""
     beta_1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's decay of the first moment."""
     beta_2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's decay of the second moment."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LightHeadRCNNConfig:
@@ -166,19 +167,17 @@ class LightHeadRCNNConfig(Frozen):
 
 
 def check(experiment: Experiment[LightHeadRCNNConfig]) -> None:
-    """Refuse what a detector can't do with the sections that all systems share, before any
-    mammogram is read.
+    """Refuse what this detector can't do, before any mammogram is read.
 
     Raises:
         DetectionError: Names the key.
     """
-    refuse_sides(experiment.data, STRIDE, SMALLEST)
-    refuse_copies(experiment.data, "this")
+    check_image_size(experiment.data, STRIDE, SMALLEST)
+    check_split(experiment.data, "this")
 
 
 class LightHeadRCNN:
-    """The detector with its optimizer, one network by the name of "detector"; built on
-    construction.
+    """The detector with its optimizer; its one network is named "detector".
 
     Args:
         config: The network.
@@ -201,8 +200,8 @@ class LightHeadRCNN:
         size: int | tuple[int, int] = 1024,
         classes: int = 1,
     ) -> None:
-        self.config = c = config or LightHeadRCNNConfig()
-        self.shape = sides(size)
+        self.config = config = config or LightHeadRCNNConfig()
+        self.shape = image_shape(size)
         self.classes = classes
         if any(side % STRIDE or side < SMALLEST for side in self.shape):
             raise DetectionError(
@@ -210,37 +209,31 @@ class LightHeadRCNN:
                 f"{self.shape}"
             )
         self.anchors = tf.constant(
-            regions.anchors(self.shape, STRIDE, c.anchor_scales, c.anchor_ratios)
+            regions.make_anchors(self.shape, STRIDE, config.anchor_scales, config.anchor_ratios)
         )
-        self.trunk = trunk(c, self.shape)
-        self.head = head(c, classes)
-        if c.weights != "none":
-            for layer in RESNETS[c.blocks](c.weights).layers:
+        self.backbone = build_backbone(config, self.shape)
+        self.head = build_head(config, classes)
+        if config.weights != "none":
+            for layer in RESNETS[config.blocks](config.weights).layers:
                 if layer.weights:
-                    self.trunk.get_layer(layer.name).set_weights(layer.get_weights())
-        both = [self.trunk, self.head]
+                    self.backbone.get_layer(layer.name).set_weights(layer.get_weights())
         network = keras.Model(
-            [part.input for part in both],
-            [output for part in both for output in part.outputs],
+            [self.backbone.input, self.head.input],
+            [*self.backbone.outputs, *self.head.outputs],
             name="detector",
         )
         self.networks = {"detector": network}
-        self.optimizers = {
-            "detector": build(
-                Adam(
-                    learning_rate(c.learning_rate, 0, c.decay), c.beta_1, c.beta_2, name="detector"
-                ),
-                network,
-            )
-        }
+        rate = learning_rate(config.learning_rate, 0, config.decay)
+        optimizer = Adam(rate, config.beta_1, config.beta_2, name="detector")
+        self.optimizers = {"detector": build(optimizer, network)}
 
     def train_step(self, batch: Tensors) -> Tensors:
-        """One step down the sum of the four losses.
+        """Take one step down the sum of the four losses.
 
         Args:
             batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "boxes" float32 [batch, k, 4]
-                in [0, 1], "classes" int32 [batch, k]; see data.whole. A box without area is not
-                there.
+                in [0, 1], "classes" int32 [batch, k]; see data.whole. A box without area stands
+                for none.
 
         Returns:
             float32 scalars: the whole loss and its four parts.
@@ -248,12 +241,12 @@ class LightHeadRCNN:
         truth = batch["boxes"]
         classes = batch["classes"]
         with tf.GradientTape() as tape:
-            objectness, deltas, maps = self.trunk(batch["image"], training=True)
+            objectness, deltas, maps = self.backbone(batch["image"], training=True)
             rpn_classification, rpn_localisation = self.rpn_losses(objectness, deltas, truth)
-            found, there = self.propose(objectness, deltas)
-            found = tf.concat([found, truth], axis=1)
-            there = tf.concat([there, regions.area(truth) > 0], axis=1)
-            classification, localisation = self.head_losses(maps, found, there, truth, classes)
+            proposals, valid = self.propose(objectness, deltas)
+            proposals = tf.concat([proposals, truth], axis=1)
+            valid = tf.concat([valid, regions.area(truth) > 0], axis=1)
+            classification, localisation = self.head_losses(maps, proposals, valid, truth, classes)
             loss = rpn_classification + rpn_localisation + classification + localisation
         minimize(loss, self.networks["detector"], self.optimizers["detector"], tape)
         return {
@@ -267,89 +260,105 @@ class LightHeadRCNN:
     def rpn_losses(
         self, objectness: tf.Tensor, deltas: tf.Tensor, truth: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """BCE of the sampled anchors, and smooth L1 of the positive ones among them, both over the
-        number of all sampled.
+        """Compute BCE of the sampled anchors, and smooth L1 of the positive ones among them.
+
+        Both are sums over the number of all sampled anchors.
 
         Args:
-            objectness: float32 [batch, n], deltas: float32 [batch, n, 4], of the n anchors.
+            objectness: float32 [batch, n], of the n anchors.
+            deltas: float32 [batch, n, 4].
             truth: float32 [batch, k, 4].
         """
-        label, target = regions.assigned(
+        label, target = regions.assign_anchors(
             self.anchors, truth, self.config.rpn_high, self.config.rpn_low
         )
         random = tf.random.stateless_uniform(tf.shape(label), self._seed())
-        index, there = regions.drawn(label, random, self.config.rpn_samples, self.config.rpn_share)
+        index, sampled = regions.sample_anchors(
+            label, random, self.config.rpn_samples, self.config.rpn_share
+        )
         label, logit, delta, target = (
             tf.gather(values, index, batch_dims=1) for values in (label, objectness, deltas, target)
         )
-        wanted = regions.encode(target, tf.gather(self.anchors, index))
-        distance = regions.smooth_l1(delta - wanted, RPN_BETA)
+        expected = regions.encode(target, tf.gather(self.anchors, index))
+        distance = regions.smooth_l1(delta - expected, RPN_BETA)
         entropy = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(label == 1, tf.float32), logit)
-        return _mean(entropy, there, there), _mean(distance, there & (label == 1), there)
+        return _mean(entropy, sampled, sampled), _mean(distance, sampled & (label == 1), sampled)
 
     def head_losses(
         self,
         maps: tf.Tensor,
-        found: tf.Tensor,
-        there: tf.Tensor,
+        boxes: tf.Tensor,
+        valid: tf.Tensor,
         truth: tf.Tensor,
         classes: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Cross entropy of the hardest regions, and smooth L1 of those among them that show a
-        lesion, both over their number.
+        """Compute cross entropy of the hardest regions, and smooth L1 of the positive ones.
+
+        Both are sums over the number of the hardest regions.
 
         Args:
             maps: float32 [batch, rows, cols, 7 * 7 * 10].
-            found: float32 [batch, n, 4].
-            there: bool [batch, n].
-            truth: As of the batch.
-            classes: As of the batch.
+            boxes: float32 [batch, n, 4], the regions.
+            valid: bool [batch, n]: whether there is a region.
+            truth: The batch's boxes.
+            classes: The batch's classes.
         """
-        label, target = regions.labelled(found, truth, classes, self.config.foreground)
-        logits, deltas = self.judge(maps, found)
-        own = tf.gather(deltas, tf.maximum(label - 1, 0), batch_dims=2)
-        distance = regions.smooth_l1(own - regions.encode(target, found, regions.DEVIATIONS))
+        label, target = regions.label_regions(boxes, truth, classes, self.config.foreground)
+        logits, deltas = self.predict_regions(maps, boxes)
+        deltas = tf.gather(deltas, tf.maximum(label - 1, 0), batch_dims=2)  # the true class's
+        distance = regions.smooth_l1(deltas - regions.encode(target, boxes, regions.DEVIATIONS))
         entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
         distance = tf.where(label > 0, distance, 0.0)
-        index, chosen = regions.hardest(entropy + distance, there, self.config.hard_examples)
-        entropy, distance = (
-            tf.gather(losses, index, batch_dims=1) for losses in (entropy, distance)
+        index, is_hard = regions.select_hardest(
+            entropy + distance, valid, self.config.hard_examples
         )
-        return _mean(entropy, chosen, chosen), _mean(distance, chosen, chosen)
+        entropy = tf.gather(entropy, index, batch_dims=1)
+        distance = tf.gather(distance, index, batch_dims=1)
+        return _mean(entropy, is_hard, is_hard), _mean(distance, is_hard, is_hard)
 
     def propose(self, objectness: tf.Tensor, deltas: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The first stage's regions; see `regions.proposals`. None has a side of less than 1 px."""
-        c = self.config
-        before = min(c.proposals_before, len(self.anchors))
-        smallest = (1 / self.shape[0], 1 / self.shape[1])
-        return regions.proposals(
-            objectness, deltas, self.anchors, before, min(c.proposals, before), c.rpn_nms, smallest
+        """Select the first stage's regions, of at least 1 px; see `regions.select_proposals`."""
+        before = min(self.config.proposals_before, len(self.anchors))
+        return regions.select_proposals(
+            objectness,
+            deltas,
+            self.anchors,
+            before=before,
+            after=min(self.config.proposals, before),
+            nms_iou=self.config.rpn_nms,
+            smallest=(1 / self.shape[0], 1 / self.shape[1]),
         )
 
-    def judge(self, maps: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The second stage: class logits float32 [batch, n, 1 + classes], the background's first,
-        and boxes' deltas [batch, n, classes, 4].
+    def predict_regions(self, maps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Run the second stage on regions.
 
         Args:
             maps: float32 [batch, rows, cols, 7 * 7 * 10].
-            found: float32 [batch, n, 4].
+            boxes: float32 [batch, n, 4].
+
+        Returns:
+            Class logits float32 [batch, n, 1 + classes], the background's first, and the boxes'
+            deltas [batch, n, classes, 4].
         """
-        pooled = regions.ps_roi_align(maps, found, self.config.bins, self.config.samples)
+        pooled = regions.ps_roi_align(maps, boxes, self.config.bins, self.config.samples)
         logits, deltas = self.head(tf.reshape(pooled, [-1, self.head.input_shape[-1]]))
-        shape = tf.shape(found)[:2]
+        shape = tf.shape(boxes)[:2]
         logits = tf.reshape(logits, tf.concat([shape, [1 + self.classes]], axis=0))
         return logits, tf.reshape(deltas, tf.concat([shape, [self.classes, 4]], axis=0))
 
-    def scored(self, maps: tf.Tensor, found: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Probabilities float32 [batch, n, classes] and boxes float32 [batch, n, classes, 4],
-        clipped, of regions; see `judge`.
+    def score_regions(self, maps: tf.Tensor, boxes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Compute probabilities and refined boxes of regions; see `predict_regions`.
+
+        Returns:
+            Probabilities float32 [batch, n, classes], and boxes float32 [batch, n, classes, 4],
+            clipped to the image.
         """
-        logits, deltas = self.judge(maps, found)
-        boxes = regions.decode(deltas, found[:, :, tf.newaxis], regions.DEVIATIONS)
-        return tf.nn.softmax(logits)[..., 1:], regions.clipped(boxes)
+        logits, deltas = self.predict_regions(maps, boxes)
+        refined = regions.decode(deltas, boxes[:, :, tf.newaxis], regions.DEVIATIONS)
+        return tf.nn.softmax(logits)[..., 1:], regions.clip(refined)
 
     def detect(self, image: tf.Tensor) -> Tensors:
-        """Detections, by the names of the Object Detection API.
+        """Detect lesions; outputs have the Object Detection API's names.
 
         Args:
             image: float32 [batch, rows, cols, 1] in [0, 1].
@@ -359,17 +368,17 @@ class LightHeadRCNN:
             falling, 0 where there is nothing, "detection_classes" [batch, n] from 0 on,
             "num_detections" [batch].
         """
-        objectness, deltas, maps = self.trunk(image, training=False)
-        found, there = self.propose(objectness, deltas)
-        scores, boxes = self.scored(maps, found)
-        scores = tf.where(there[..., tf.newaxis], scores, 0.0)
-        boxes, scores, classes, count = regions.suppressed(
+        objectness, deltas, maps = self.backbone(image, training=False)
+        proposals, valid = self.propose(objectness, deltas)
+        scores, boxes = self.score_regions(maps, proposals)
+        scores = tf.where(valid[..., tf.newaxis], scores, 0.0)
+        boxes, scores, classes, count = regions.suppress(
             boxes, scores, self.config.detections, self.config.nms_iou
         )
         return dict(zip(OUTPUTS, (boxes, scores, classes, tf.cast(count, tf.float32)), strict=True))
 
     def sample(self, batch: Tensors) -> Tensors:
-        """Panels for the image grid.
+        """Draw panels for the image grid.
 
         Args:
             batch: "image" and "mask".
@@ -377,45 +386,50 @@ class LightHeadRCNN:
         Returns:
             float32 [batch, rows, cols, 1] in [0, 1].
         """
-        return panels(batch, self.detect(batch["image"]))
+        return draw_panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
-        """What validation calls: image -> boxes, scores and classes.
+        """Return what validation calls: image -> boxes, scores and classes.
 
-        What is exported says `write`.
+        `write` says what is exported.
         """
 
         @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
         def detector(image: tf.Tensor) -> Tensors:
-            found = self.detect(image)
-            return {name: found[f"detection_{name}"] for name in ("boxes", "scores", "classes")}
+            detected = self.detect(image)
+            return {name: detected[f"detection_{name}"] for name in ("boxes", "scores", "classes")}
 
         return {"detector": detector}
 
     def _seed(self) -> tf.Tensor:
-        """Of this update's random numbers: of the optimizer's count of updates, which is saved, and
-        of the replica.
+        """Make the seed of this update's random numbers.
+
+        It holds the optimizer's count of updates, which is saved, and the replica.
         """
         optimizer = self.optimizers["detector"]
-        inner = (
-            optimizer.inner_optimizer
-            if isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-            else optimizer
-        )
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            optimizer = optimizer.inner_optimizer
+        updates = tf.convert_to_tensor(optimizer.iterations)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.stack(
-            [tf.cast(tf.convert_to_tensor(inner.iterations), tf.int32), tf.cast(replica, tf.int32)]
-        )
+        return tf.stack([tf.cast(updates, tf.int32), tf.cast(replica, tf.int32)])
 
 
-def trunk(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras.Model:
-    """All that is computed once an image.
+def build_backbone(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras.Model:
+    """Build what is computed once for each image: ResNet, RPN and the large separable convolution.
 
     float32 [n, rows, cols, 1] in [0, 1] -> objectness float32 [n, anchors], deltas float32 [n,
     anchors, 4], maps float32 [n, rows / 16, cols / 16, bins * bins * channels].
     """
     image = keras.Input((*shape, 1), dtype="float32", name="image")
-    c4, c5 = resnet(image, config)
+    *_, c4, c5 = resnet_stages(
+        image,
+        config.filters,
+        config.blocks,
+        strides=(1, 2, 2, 1),
+        dilations=(1, 1, 1, 2),
+        momentum=config.momentum,
+        frozen_norm=config.batch_norm == "frozen",
+    )
     per_cell = len(config.anchor_scales) * len(config.anchor_ratios)
     layers = keras.layers
     x = layers.Conv2D(
@@ -433,16 +447,15 @@ def trunk(config: LightHeadRCNNConfig, shape: tuple[int, int]) -> keras.Model:
         4 * per_cell, 1, kernel_initializer=_normal(0.01), dtype="float32", name="rpn_deltas"
     )(x)
     maps = large_separable(c5, config.kernel, config.middle, config.bins**2 * config.channels)
-    objectness, deltas = (
-        layers.Reshape(shape, dtype="float32")(x)
-        for x, shape in ((objectness, (-1,)), (deltas, (-1, 4)))
-    )
-    return keras.Model(image, [objectness, deltas, maps], name="trunk")
+    objectness = layers.Reshape((-1,), dtype="float32")(objectness)
+    deltas = layers.Reshape((-1, 4), dtype="float32")(deltas)
+    return keras.Model(image, [objectness, deltas, maps], name="backbone")
 
 
-def head(config: LightHeadRCNNConfig, classes: int) -> keras.Model:
-    """The second stage's layers: float32 [n, bins * bins * channels] -> logits float32 [n, 1 +
-    classes], deltas [n, 4 * classes].
+def build_head(config: LightHeadRCNNConfig, classes: int) -> keras.Model:
+    """Build the second stage's layers.
+
+    float32 [n, bins * bins * channels] -> logits float32 [n, 1 + classes], deltas [n, 4 * classes].
     """
     pooled = keras.Input((config.bins**2 * config.channels,), dtype="float32", name="pooled")
     x = keras.layers.Dense(config.units, "relu", name="hidden")(pooled)
@@ -456,8 +469,10 @@ def head(config: LightHeadRCNNConfig, classes: int) -> keras.Model:
 
 
 def large_separable(x: keras.KerasTensor, kernel: int, middle: int, out: int) -> keras.KerasTensor:
-    """A kernel x kernel convolution as the sum of two pairs of thin ones, float32 [n, rows, cols,
-    out].
+    """Compute a kernel x kernel convolution as the sum of two pairs of thin ones.
+
+    Returns:
+        float32 [n, rows, cols, out].
 
     Source:
         Li et al., Figure 3; 19,493,332 parameters from 2048 channels by (15, 256, 490).
@@ -473,75 +488,18 @@ def large_separable(x: keras.KerasTensor, kernel: int, middle: int, out: int) ->
     return keras.layers.Add(dtype="float32")(branches)
 
 
-def resnet(
-    image: keras.KerasTensor, config: LightHeadRCNNConfig
-) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """C4 and C5 of a ResNet on grey images, both of stride 16: C5's 3 x 3 convolutions are dilated
-    by 2 instead.
-
-    Layers with weights have the names that they have in keras.applications.
-
-    Source:
-        He et al., Deep residual learning for image recognition (2016), Table 1, stride in the first
-        1 x 1 convolution.
-    """
-    layers = keras.layers
-    frozen = config.batch_norm == "frozen"
-
-    def normalised(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        return layers.BatchNormalization(
-            momentum=config.momentum, epsilon=1.001e-5, trainable=not frozen, name=f"{name}_bn"
-        )(x)
-
-    def block(
-        x: keras.KerasTensor, width: int, stride: int, dilation: int, name: str
-    ) -> keras.KerasTensor:
-        shortcut = x
-        if stride > 1 or x.shape[-1] != 4 * width:
-            shortcut = normalised(
-                layers.Conv2D(4 * width, 1, stride, name=f"{name}_0_conv")(x), f"{name}_0"
-            )
-        x = layers.ReLU()(
-            normalised(layers.Conv2D(width, 1, stride, name=f"{name}_1_conv")(x), f"{name}_1")
-        )
-        x = layers.Conv2D(width, 3, padding="same", dilation_rate=dilation, name=f"{name}_2_conv")(
-            x
-        )
-        x = layers.ReLU()(normalised(x, f"{name}_2"))
-        x = normalised(layers.Conv2D(4 * width, 1, name=f"{name}_3_conv")(x), f"{name}_3")
-        return layers.ReLU()(layers.Add()([shortcut, x]))
-
-    x = layers.Concatenate(dtype="float32")([image] * 3)
-    x = layers.Rescaling(255.0, [-mean for mean in pretrained.KERAS_MEAN], dtype="float32")(x)
-    x = layers.Conv2D(config.filters, 7, 2, name="conv1_conv")(layers.ZeroPadding2D(3)(x))
-    x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(layers.ReLU()(normalised(x, "conv1"))))
-    stages = []
-    for stage, (depth, stride, dilation) in enumerate(
-        zip(config.blocks, (1, 2, 2, 1), (1, 1, 1, 2), strict=True)
-    ):
-        for number in range(depth):
-            x = block(
-                x,
-                config.filters * 2**stage,
-                1 if number else stride,
-                dilation,
-                f"conv{stage + 2}_block{number + 1}",
-            )
-        stages.append(x)
-    return stages[2], stages[3]
-
-
-def write(room: LightHeadRCNN, folder: Path) -> dict[str, Any]:
+def write(model: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     """Export one SavedModel, detector/, that answers as the Object Detection API's do.
 
-    "serving_default": float32 [n, rows, cols, 3] in [0, 255], of which the first channel is read;
-    any size, letterboxed as in training, which leaves an image of the network's own size as it is
-    -> the API's four outputs, boxes as parts of rows and cols, classes counted from 1. "regions":
-    what stands between image and detections, for given regions; by it disk and memory are compared,
-    because detections that are equally sure may change places.
+    "serving_default" takes float32 [n, rows, cols, 3] in [0, 255] of any size, reads the first
+    channel and letterboxes it as in training; an image of the network's own size stays as it is. It
+    returns the API's four outputs, boxes as parts of rows and cols, classes counted from 1.
+
+    "regions" returns what stands between image and detections, for given regions. Disk and memory
+    are compared by it, because detections that are equally sure may change places.
 
     Args:
-        room: Built under the float32 policy.
+        model: Built under the float32 policy.
         folder: Exists and is empty.
 
     Returns:
@@ -550,24 +508,24 @@ def write(room: LightHeadRCNN, folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: The SavedModel answers otherwise than the network in memory.
     """
-    network = room.networks["detector"]
-    shape = room.shape
+    network = model.networks["detector"]
+    shape = model.shape
     path = str(folder / "detector")
-    image = tf.TensorSpec([None, *shape, 1], tf.float32, "image")
-    found = tf.TensorSpec([None, None, 4], tf.float32, "regions")
+    image_spec = tf.TensorSpec([None, *shape, 1], tf.float32, "image")
+    regions_spec = tf.TensorSpec([None, None, 4], tf.float32, "regions")
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "input_tensor")])
     def serve(input_tensor: tf.Tensor) -> Tensors:
-        canvas, parts = letterboxed(input_tensor[..., :1] / 255.0, shape)
-        detected = room.detect(canvas)
-        boxes = regions.clipped(detected[OUTPUTS[0]] / parts)
+        canvas, parts = letterbox_batch(input_tensor[..., :1] / 255.0, shape)
+        detected = model.detect(canvas)
+        boxes = regions.clip(detected[OUTPUTS[0]] / parts)
         classes = detected["detection_classes"] + 1
         return detected | {OUTPUTS[0]: boxes, "detection_classes": classes}
 
-    @tf.function(input_signature=[image, found])
-    def inside(image: tf.Tensor, regions: tf.Tensor) -> Tensors:
-        objectness, deltas, maps = room.trunk(image, training=False)
-        scores, boxes = room.scored(maps, regions)
+    @tf.function(input_signature=[image_spec, regions_spec])
+    def inspect(image: tf.Tensor, regions: tf.Tensor) -> Tensors:
+        objectness, deltas, maps = model.backbone(image, training=False)
+        scores, boxes = model.score_regions(maps, regions)
         return {"objectness": objectness, "deltas": deltas, "scores": scores, "boxes": boxes}
 
     module = tf.Module()
@@ -578,44 +536,41 @@ def write(room: LightHeadRCNN, folder: Path) -> dict[str, Any]:
         path,
         signatures={
             SIGNATURE: serve.get_concrete_function(),
-            "regions": inside.get_concrete_function(),
+            "regions": inspect.get_concrete_function(),
         },
     )
-    loaded = tf.saved_model.load(path)
-    _compare(loaded.signatures["regions"], inside.python_function, shape)
+    saved_model = tf.saved_model.load(path)
+    _compare(saved_model.signatures["regions"], inspect.python_function, shape)
     inputs = {
         "input_tensor": {"shape": [None, None, None, 3], "dtype": "float32", "range": [0.0, 255.0]}
     }
-    answers = loaded.signatures[SIGNATURE].structured_outputs
+    answers = saved_model.signatures[SIGNATURE].structured_outputs
     outputs = {
-        name: {"shape": one.shape.as_list(), "dtype": one.dtype.name, "range": None}
-        for name, one in answers.items()
+        name: {"shape": spec.shape.as_list(), "dtype": spec.dtype.name, "range": None}
+        for name, spec in answers.items()
     }
-    variables = [
-        f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
-        for variable in network.variables
-    ]
+    variables = describe_variables(network)
     return {"detector": {"inputs": inputs, "outputs": outputs, "variables": variables}}
 
 
-def letterboxed(image: tf.Tensor, shape: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scale images by the largest factor with which they fit and fill the canvas with 0, below or
-    on the right, as data.whole does.
+def letterbox_batch(image: tf.Tensor, shape: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scale images by the largest factor with which they fit, and fill the canvas with 0.
+
+    The 0 are below the image or on its right, as in data.whole.
 
     Args:
         image: float32 [n, any, any, 1].
         shape: Rows and columns of the canvas, px.
 
     Returns:
-        float32 [n, *shape, 1], and float32 [4], which parts of the canvas' sides the image takes:
-        rows, cols, twice.
+        float32 [n, *shape, 1], and float32 [4], which shares of the canvas's rows and columns the
+        image takes: rows, cols, twice.
     """
     size = tf.cast(tf.shape(image)[1:3], tf.float32)
     by_rows = size * shape[0] / size[0]
     by_cols = size * shape[1] / size[1]
-    scaled = tf.maximum(
-        tf.round(tf.where(size[0] * shape[1] >= size[1] * shape[0], by_rows, by_cols)), 1.0
-    )
+    is_tall = size[0] * shape[1] >= size[1] * shape[0]
+    scaled = tf.maximum(tf.round(tf.where(is_tall, by_rows, by_cols)), 1.0)
     resized = tf.image.resize(image, tf.cast(scaled, tf.int32), antialias=True)
     canvas = tf.ensure_shape(tf.image.pad_to_bounding_box(resized, 0, 0, *shape), [None, *shape, 1])
     return canvas, tf.tile(scaled / shape, [2])
@@ -634,11 +589,10 @@ def _compare(saved: Any, eager: Any, shape: tuple[int, int]) -> None:
             )
 
 
-def _mean(losses: tf.Tensor, of: tf.Tensor, over: tf.Tensor) -> tf.Tensor:
-    """The sum where `of` is true, over the number of places where `over` is."""
-    return tf.reduce_sum(tf.where(of, losses, 0.0)) / tf.maximum(
-        tf.reduce_sum(tf.cast(over, tf.float32)), 1.0
-    )
+def _mean(losses: tf.Tensor, included: tf.Tensor, counted: tf.Tensor) -> tf.Tensor:
+    """Divide the sum where `included` is true by the number of places where `counted` is."""
+    total = tf.reduce_sum(tf.where(included, losses, 0.0))
+    return total / tf.maximum(tf.reduce_sum(tf.cast(counted, tf.float32)), 1.0)
 
 
 def _normal(deviation: float) -> keras.initializers.Initializer:

@@ -1,48 +1,43 @@
-"""Mask R-CNN: boxes and outlines of masses in whole mammograms, by which Lin et al.
+"""Mask R-CNN: boxes and outlines of masses in whole mammograms.
 
-(2019) judge their blended masses.
+Lin et al. (2019) evaluate their blended masses with it. Network and losses are
+tf-models-official's (extra "detection"), by default ResNet-50 with a feature pyramid. Data, loop,
+checkpoints and tracking are this package's. Unlike the SSD's API it needs no environment variable,
+and its exports need TensorFlow alone.
 
-Network and losses are tf-models-official's (extra "detection"), ResNet-50 with a feature pyramid by
-default; data, loop, checkpoints and tracking are the house's. Unlike the SSD's API it needs no
-environment variable, and its exports need TensorFlow alone.
+    L_det = L_cls + lambda_loc L_loc + lambda_seg L_seg        Eq. (6), of each region
 
-    L_det = L_cls + lambda_loc L_loc + lambda_seg L_seg        Eq. (6), of each region; the losses
-    of the region proposal
-                                                               network and weight decay are added,
-                                                               with weight 1
+The losses of the region proposal network and weight decay are added, with weight 1.
 
-Training is in three stages, each from the one before (see train/mask_rcnn.py): "heads" (all but the
+Training has three stages, each from the one before (see train/mask_rcnn.py): "heads" (all but the
 ResNet), "upper" (from stage 4 of the ResNet, its blocks conv4 and conv5, up) and "all", of 30, 30
-and 40 epochs. training.steps is the number of all three together, in that proportion, so that
-training sets of any size are trained equally long. What is frozen keeps its BatchNorm averages as
-well.
+and 40 epochs. training.steps counts all three together, in that proportion, so that training sets
+of any size are trained equally long. Frozen layers keep their BatchNorm averages as well.
 
 Departures, and what the paper's text leaves open:
-- Masks: a mammogram's masks are one union; a lesion's is what of it lies in the lesion's box. Where
-  boxes of two lesions
-  overlap, each shows a part of the other. A lesion without outline is its box.
-- The lambdas are 1. Adam with a linear warm-up, then constant (or falling, `decay`), with clipped
-  gradients; anew in every stage.
-- COCO weights go into ResNet, pyramid and proposals; what knows classes starts anew.
+- Masks: a mammogram's masks are one union, and a lesion's mask is the part of it in the lesion's
+  box. Where boxes of two lesions overlap, each shows a part of the other. A lesion without outline
+  is its box.
+- The lambdas are 1. Adam has a linear warm-up, then a constant rate (or a falling one, `decay`),
+  with clipped gradients. It starts afresh in every stage.
+- COCO weights go into ResNet, pyramid and proposals; the parts that know classes start from random
+  weights.
 - The ResNet's BatchNorm is frozen (statistics, scale and shift) where it comes from a checkpoint,
-  as in the implementation whose schedule
-  of heads, stage 4 up and all the paper's is (Abdulla 2017): two mammograms a step are too few to
-  estimate statistics from.
-  `batch_norm: running` estimates them all the same, and so does a training from random weights,
-  which has no others. Pyramid and heads
-  always do: Abdulla's pyramid has no BatchNorm, and the heads start anew here.
-- BatchNorm's averages decay by 0.97 a step and not 0.997, as trainings here are short.
-- Normal mammograms are trained on too (`normal`), where the paper's "approximately three times" of
-  93 images and 200 synthetic ones leaves
-  them out. Normal is what the archive calls so and marks no lesion in: of INbreast BI-RADS 1, by
-  its authors 67 mammograms. Those with
-  other findings alone are neither trained on nor judged, so that false positives per image are
-  counted over other images than the paper's.
-- Detections are kept from a probability of 0.001 (0.05 in tf-models-official), as FROC asks for the
-  unsure ones; overlapping
-  boxes are merged above an IoU of 0.3 (0.5): two masses hardly overlap.
-- Which anchors and proposals a step learns from is drawn by TensorFlow's own generator: a resumed
-  run draws others.
+  because two mammograms a step are too few to estimate statistics from. So does the implementation
+  (Abdulla 2017) whose schedule of heads, stage 4 up and all the paper has. `batch_norm: running`
+  estimates them nevertheless, and so does a training from random weights, which has no others.
+  Pyramid and heads always do: Abdulla's pyramid has no BatchNorm, and the heads start from random
+  weights.
+- BatchNorm's averages decay by 0.97 a step and not 0.997, because trainings here are short.
+- Normal mammograms are trained on too (`normal`); the paper's "approximately three times" of 93
+  images and 200 synthetic ones leaves them out. They are those that the archive calls normal and
+  that have no marked lesion: of INbreast BI-RADS 1, by its authors 67 mammograms. Mammograms with
+  other findings alone are used neither for training nor for evaluation. False positives per image
+  are therefore counted over other images than the paper's.
+- Detections have a probability of at least 0.001 (0.05 in tf-models-official), since FROC needs the
+  unsure ones. Overlapping boxes are merged above an IoU of 0.3 (0.5): two masses hardly overlap.
+- TensorFlow's own generator draws which anchors and proposals a step learns from: a resumed run
+  draws others.
 """
 
 from __future__ import annotations
@@ -71,11 +66,14 @@ from tfmammo.detection.detections import MASKS
 from tfmammo.detection.training import (
     ROUNDING,
     Network,
+    check_image_size,
+    check_split,
+    check_training,
+    describe_variables,
+    draw_panels,
+    image_shape,
     learning_rate,
-    panels,
-    refuse_copies,
-    refuse_sides,
-    sides,
+    restore_checkpoint,
 )
 from tfmammo.errors import DetectionError, ExportError
 from tfmammo.export import SIGNATURE
@@ -95,16 +93,16 @@ class MaskRCNNConfig(Frozen):
     """Network and optimisation; see *Departures* in the module."""
 
     checkpoint: Path | None = None
-    """Of a Mask R-CNN of tf-models-official with the same depth and filters (of COCO, or
-    "checkpoint" of an export here), a folder or a prefix, from which ResNet, pyramid and proposals
-    start; None: random weights.
+    """Checkpoint of a Mask R-CNN of tf-models-official with the same depth and filters (of COCO, or
+    "checkpoint" of an export here), from which ResNet, pyramid and proposals start: a folder or a
+    prefix. None: random weights.
     """
     batch_norm: Literal["frozen", "running"] | None = None
-    """Of the ResNet: "frozen" as the checkpoint has it, or "running" with each step's statistics;
-    None: frozen where there is a checkpoint.
+    """BatchNorm of the ResNet: "frozen" as the checkpoint has it, or "running" with each step's
+    statistics. None: frozen where there is a checkpoint.
     """
     depth: Literal[10, 18, 26, 34, 50, 101, 152] = 50
-    """Of the ResNet."""
+    """Depth of the ResNet."""
     filters: PositiveInt = 256
     """Channels of pyramid and heads."""
     fully_connected: PositiveInt = 1024
@@ -114,34 +112,33 @@ class MaskRCNNConfig(Frozen):
     anchor_ratios: tuple[PositiveFloat, ...] = Field(default=(0.5, 1.0, 2.0), min_length=1)
     """Width over height."""
     proposals: PositiveInt = 1000
-    """Regions kept."""
+    """Regions that the proposal network puts out."""
     rois: int = Field(default=512, ge=4)
     """Regions that a step learns from, per mammogram; it learns from half as many anchors."""
     lambda_loc: NonNegativeFloat = 1.0
-    """Of Eq. (6)."""
+    """Weight of the boxes' loss in Eq. (6)."""
     lambda_seg: NonNegativeFloat = 1.0
-    """Of Eq. (6)."""
+    """Weight of the masks' loss in Eq. (6)."""
     regularisation: NonNegativeFloat = 4e-5
     """Weight decay."""
     nms_iou: float = Field(default=0.3, gt=0, le=1)
-    """Boxes that overlap more are merged."""
+    """IoU above which boxes are merged."""
     detections: PositiveInt = 20
-    """Most per mammogram."""
+    """Most detections per mammogram."""
     normal: bool = True
     """Train on normal mammograms too."""
     heads_epochs: NonNegativeInt = 30
-    """Of the first two stages, 0 leaves one out; the third has training.epochs. Where
+    """Epochs of the first stage, 0 leaves it out. The third stage has training.epochs. Where
     training.steps is given the stages share it in the proportion of their epochs.
     """
     upper_epochs: NonNegativeInt = 30
-    """Of the first two stages, 0 leaves one out; the third has training.epochs. Where
-    training.steps is given the stages share it in the proportion of their epochs.
-    """
+    """Epochs of the second stage, 0 leaves it out."""
     learning_rate: PositiveFloat = 1e-4
+    """Adam's learning rate after the warm-up."""
     warmup: NonNegativeInt = 100
     """Steps of each stage until learning_rate is reached."""
     decay: PositiveInt | None = None
-    """Steps of each over which it then falls to 0, along half a cosine; None: it stays."""
+    """Steps of each stage over which it then falls to 0, along half a cosine; None: it stays."""
     clip: PositiveFloat = 10.0
     """Largest global norm of the gradient."""
 
@@ -159,9 +156,9 @@ class MaskRCNNConfig(Frozen):
         return (self.batch_norm or ("frozen" if self.checkpoint else "running")) == "frozen"
 
     def stages(self, training: TrainingConfig) -> list[tuple[Stage, TrainingConfig]]:
-        """The stages in order, each with its own length.
+        """Return the stages in order, each with its own length.
 
-        Without training.steps each has its epochs, the last one training.epochs; with it they share
+        Without training.steps each has its epochs, the last one training.epochs. With it they share
         the steps in that proportion.
 
         Raises:
@@ -196,37 +193,28 @@ class MaskRCNNConfig(Frozen):
 
 
 def check(experiment: Experiment[MaskRCNNConfig]) -> None:
-    """Refuse what a detector can't do with the sections that all systems share, before any
-    mammogram is read.
+    """Refuse what this detector can't do, before any mammogram is read.
 
     Raises:
         DetectionError: Names the key, or the extra that is missing.
     """
-    data = experiment.data
-    training = experiment.training
-    if training.precision != "float32":
-        raise DetectionError(
-            "training.precision: tf-models-official trains in float32 here, not in "
-            f"{training.precision}"
-        )
-    if training.initial:
-        raise DetectionError(
-            "training.initial: a Mask R-CNN starts from model.checkpoint, a checkpoint of "
-            "tf-models-official"
-        )
-    refuse_sides(data, STEP, STEP, ", for the levels of the pyramid")
-    refuse_copies(data, "a Mask R-CNN")
-    experiment.model.stages(training)
-    _api()
+    check_training(experiment.training, "a Mask R-CNN", "tf-models-official")
+    check_image_size(experiment.data, STEP, STEP, ", for the levels of the pyramid")
+    check_split(experiment.data, "a Mask R-CNN")
+    experiment.model.stages(experiment.training)
+    _import_api()
 
 
-def settings(config: MaskRCNNConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
-    """What differs from tf-models-official's experiment maskrcnn_resnetfpn_coco, as the fields of
-    its task.
+def make_settings(config: MaskRCNNConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
+    """Build what differs from tf-models-official's experiment maskrcnn_resnetfpn_coco.
 
     Args:
+        config: The network.
         shape: Rows and columns of the image, px.
         classes: Kinds of lesions, without background.
+
+    Returns:
+        Fields of the experiment's task.
     """
     filters = {"num_filters": config.filters}
     proposals = {
@@ -273,13 +261,13 @@ def settings(config: MaskRCNNConfig, shape: tuple[int, int], classes: int) -> di
 
 
 class MaskRCNN:
-    """The detector with its optimizer; built on construction.
+    """The detector with its optimizer.
 
     Args:
         config: The network.
         size: Rows and columns of the image, or the side of a square one, multiples of 64 px.
         classes: Kinds of lesions.
-        stage: Of the training, says what is frozen.
+        stage: Stage of the training, which decides what is frozen.
         start: The checkpoint that the stage before exported, in place of config.checkpoint; all
             weights start from it.
 
@@ -299,22 +287,21 @@ class MaskRCNN:
         start: Path | None = None,
     ) -> None:
         self.config = config or MaskRCNNConfig()
-        self.shape = sides(size)
+        self.shape = image_shape(size)
         self.classes = classes
-        self.api = _api()
+        self.api = _import_api()
         task = self.api.get_exp_config("maskrcnn_resnetfpn_coco").task
-        task.override(settings(self.config, self.shape, classes), is_strict=True)
+        task.override(make_settings(self.config, self.shape, classes), is_strict=True)
         self.task = self.api.MaskRCNNTask(task)
         self.model = self.task.build_model()
-        self.parse = _parser(self.api, task).parse_fn(is_training=True)
+        self.parse = _make_parser(self.api, task).parse_fn(is_training=True)
+        parts = dict(self.model.checkpoint_items)
+        differences = "depth, width or number of anchors"
         if start:
-            _start_from(dict(self.model.checkpoint_items), start)
+            restore_checkpoint(start, parts, differences)
         elif self.config.checkpoint:
-            parts = self.model.checkpoint_items
-            _start_from(
-                {name: parts[name] for name in ("backbone", "decoder", "rpn_head")},
-                self.config.checkpoint,
-            )
+            without_heads = {name: parts[name] for name in ("backbone", "decoder", "rpn_head")}
+            restore_checkpoint(self.config.checkpoint, without_heads, differences)
         # before anything is frozen: then all stages have their variables in one order
         network = Network(self.model)
         _freeze(self.model, stage)
@@ -333,7 +320,7 @@ class MaskRCNN:
         self.detect = tf.function(self._detect, input_signature=[spec])
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step down Eq. (6), the losses of the proposals and weight decay.
+        """Take one step down Eq. (6), the losses of the proposals and weight decay.
 
         Args:
             batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "mask" the same shape, 0 or 1,
@@ -344,12 +331,14 @@ class MaskRCNN:
         """
         image, labels = self._targets(batch)
         with tf.GradientTape() as tape:
-            known = {
-                name: labels[name]
-                for name in ("anchor_boxes", "gt_boxes", "gt_classes", "gt_masks")
-            }
             outputs = self.model(
-                image, image_shape=labels["image_info"][:, 1], training=True, **known
+                image,
+                image_shape=labels["image_info"][:, 1],
+                anchor_boxes=labels["anchor_boxes"],
+                gt_boxes=labels["gt_boxes"],
+                gt_classes=labels["gt_classes"],
+                gt_masks=labels["gt_masks"],
+                training=True,
             )
             losses = self.task.build_losses(outputs, labels, aux_losses=self.model.losses)
             loss = losses["total_loss"]
@@ -361,7 +350,7 @@ class MaskRCNN:
         }
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid.
+        """Draw panels for the image grid.
 
         Args:
             batch: "image" and "mask".
@@ -369,26 +358,27 @@ class MaskRCNN:
         Returns:
             float32 [batch, rows, cols, 1] in [0, 1].
         """
-        return panels(batch, self.detect(batch["image"]))
+        return draw_panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
-        """What validation calls: image -> boxes, scores and classes from 0 on.
+        """Return what validation calls: image -> boxes, scores and classes from 0 on.
 
-        The export is `serving`.
+        The export is `make_serving_function`'s.
         """
 
         @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
         def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = self.detect(image)
-            boxes, scores, classes = (
-                found[f"detection_{name}"] for name in ("boxes", "scores", "classes")
-            )
-            return {"boxes": boxes, "scores": scores, "classes": tf.maximum(classes - 1, 0)}
+            detected = self.detect(image)
+            return {
+                "boxes": detected["detection_boxes"],
+                "scores": detected["detection_scores"],
+                "classes": tf.maximum(detected["detection_classes"] - 1, 0),
+            }
 
         return {"detector": detector}
 
-    def serving(self) -> Any:
-        """The exported function: float32 [n, rows, cols, 3] in [0, 255] -> as `detect`."""
+    def make_serving_function(self) -> Any:
+        """Build the exported function: float32 [n, rows, cols, 3] in [0, 255] -> as `detect`."""
 
         @tf.function(
             input_signature=[tf.TensorSpec([None, *self.shape, 3], tf.float32, "input_tensor")]
@@ -399,7 +389,7 @@ class MaskRCNN:
         return serve
 
     def _detect(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Names as the Object Detection API's.
+        """Detect lesions; outputs have the Object Detection API's names.
 
         Args:
             image: float32 [batch, rows, cols, 1] in [0, 1].
@@ -412,35 +402,34 @@ class MaskRCNN:
         """
         image = self.api.normalize_image(tf.repeat(image, 3, axis=-1))
         shape = tf.tile(tf.constant([self.shape], tf.float32), [tf.shape(image)[0], 1])
-        found = self.model(image, image_shape=shape, training=False)
-        number = tf.cast(found["num_detections"], tf.float32)
-        there = tf.sequence_mask(found["num_detections"], self.config.detections, tf.float32)
+        outputs = self.model(image, image_shape=shape, training=False)
+        count = outputs["num_detections"]
+        valid = tf.sequence_mask(count, self.config.detections, tf.float32)
+        boxes = outputs["detection_boxes"] / (self.shape * 2)
         return {
-            "detection_boxes": found["detection_boxes"] / (self.shape * 2) * there[..., tf.newaxis],
+            "detection_boxes": boxes * valid[..., tf.newaxis],
             # -1 where there is nothing
-            "detection_scores": tf.maximum(found["detection_scores"], 0.0) * there,
-            "detection_classes": tf.cast(found["detection_classes"], tf.float32) * there,
-            "num_detections": number,
-            MASKS: found[MASKS] * there[..., tf.newaxis, tf.newaxis],
+            "detection_scores": tf.maximum(outputs["detection_scores"], 0.0) * valid,
+            "detection_classes": tf.cast(outputs["detection_classes"], tf.float32) * valid,
+            "num_detections": tf.cast(count, tf.float32),
+            MASKS: outputs[MASKS] * valid[..., tf.newaxis, tf.newaxis],
         }
 
     def _targets(self, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, Any]]:
-        """The images as the network wants them, and what it has to find there, by
-        tf-models-official's parser.
-        """
-        parts = [tf.unstack(batch[name]) for name in ("image", "mask", "boxes", "classes")]
-        examples = [self.parse(_decoded(*one)) for one in zip(*parts, strict=True)]
+        """Make the network's inputs and targets by tf-models-official's parser."""
+        columns = [tf.unstack(batch[name]) for name in ("image", "mask", "boxes", "classes")]
+        examples = [self.parse(_make_example(*row)) for row in zip(*columns, strict=True)]
         images, labels = zip(*examples, strict=True)
         return tf.stack(images), tf.nest.map_structure(lambda *values: tf.stack(values), *labels)
 
 
-def _decoded(
+def _make_example(
     image: tf.Tensor, mask: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """One example as tf-models-official's decoders give it; a box that is not there is left out."""
-    there = boxes[:, 2] > boxes[:, 0]
-    boxes = tf.boolean_mask(boxes, there)
-    classes = tf.boolean_mask(classes, there)
+    """Make one example as tf-models-official's decoders give it, without boxes of no area."""
+    has_area = boxes[:, 2] > boxes[:, 0]
+    boxes = tf.boolean_mask(boxes, has_area)
+    classes = tf.boolean_mask(classes, has_area)
     return {
         "image": tf.repeat(image, 3, axis=-1),
         "groundtruth_boxes": boxes,
@@ -453,7 +442,7 @@ def _decoded(
     }
 
 
-def _parser(api: SimpleNamespace, task: Any) -> Any:
+def _make_parser(api: SimpleNamespace, task: Any) -> Any:
     model = task.model
     parser = task.train_data.parser
     return api.Parser(
@@ -474,8 +463,9 @@ def _parser(api: SimpleNamespace, task: Any) -> Any:
 
 
 def _freeze(model: Any, stage: Stage) -> None:
-    """What a stage does not train; its BatchNorm then takes its averages and leaves them as they
-    are.
+    """Freeze what a stage does not train.
+
+    BatchNorm of frozen layers uses its averages and leaves them as they are.
     """
     layers = model.backbone.layers
     if stage == "heads":
@@ -487,35 +477,17 @@ def _freeze(model: Any, stage: Stage) -> None:
 
 
 def _freeze_norm(backbone: Any) -> None:
-    """BatchNorm takes the checkpoint's averages, and neither they nor its scale and shift are
-    trained.
-    """
+    """Freeze BatchNorm: its averages, which come from the checkpoint, its scale and its shift."""
     for layer in backbone.submodules:
         if type(layer).__name__ in ("BatchNormalization", "SyncBatchNormalization"):
             layer.trainable = False
 
 
-def _start_from(parts: dict[str, Any], checkpoint: Path) -> None:
-    prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
-    if prefix is None or not tf.io.gfile.glob(f"{prefix}.index"):
-        raise DetectionError(
-            f"model.checkpoint: {checkpoint} is neither a checkpoint nor a folder with one"
-        )
-    try:
-        tf.train.Checkpoint(**parts).read(prefix).expect_partial().assert_existing_objects_matched()
-    except (AssertionError, ValueError, tf.errors.OpError):
-        raise DetectionError(
-            f"model.checkpoint: {checkpoint} is damaged, or of another depth, width or number of "
-            "anchors"
-        ) from None
-
-
-def write(room: Any, folder: Path) -> dict[str, Any]:
-    """Export as a SavedModel with the Object Detection API's signature, and a checkpoint to go on
-    from.
+def write(model: Any, folder: Path) -> dict[str, Any]:
+    """Export a SavedModel with the Object Detection API's signature, and a checkpoint.
 
     Args:
-        room: A MaskRCNN.
+        model: A MaskRCNN.
         folder: Exists and is empty.
 
     Returns:
@@ -524,38 +496,34 @@ def write(room: Any, folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: The SavedModel answers otherwise than the network in memory.
     """
-    network = room.networks["detector"]
-    serve = room.serving().get_concrete_function()
-    tf.train.Checkpoint(**room.model.checkpoint_items).save(str(folder / CHECKPOINT / "ckpt"))
+    network = model.networks["detector"]
+    serve = model.make_serving_function().get_concrete_function()
+    tf.train.Checkpoint(**model.model.checkpoint_items).save(str(folder / CHECKPOINT / "ckpt"))
     module = tf.Module()
     module.weights = network.variables
     tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures={SIGNATURE: serve})
-    image = np.random.default_rng(0).random((1, *room.shape, 1), np.float32)
-    loaded = tf.saved_model.load(str(folder / SAVED_MODEL))
-    saved = loaded.signatures[SIGNATURE](
+    image = np.random.default_rng(0).random((1, *model.shape, 1), np.float32)
+    saved_model = tf.saved_model.load(str(folder / SAVED_MODEL))
+    saved = saved_model.signatures[SIGNATURE](
         input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1))
     )
-    for name, known in room.detect(tf.constant(image)).items():
-        if not np.allclose(saved[name], known, rtol=ROUNDING, atol=ROUNDING):
+    for name, expected in model.detect(tf.constant(image)).items():
+        if not np.allclose(saved[name], expected, rtol=ROUNDING, atol=ROUNDING):
             raise ExportError(
                 f"the detector's {name} differ between the SavedModel and the network in memory"
             )
-    described = {
+    outputs = {
         name: {"shape": value.shape.as_list(), "dtype": value.dtype.name, "range": None}
         for name, value in saved.items()
     }
-    inputs = {
-        "input_tensor": {"shape": [None, *room.shape, 3], "dtype": "float32", "range": [0.0, 255.0]}
-    }
-    variables = [
-        f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
-        for variable in network.variables
-    ]
-    return {SAVED_MODEL: {"inputs": inputs, "outputs": described, "variables": variables}}
+    shape = [None, *model.shape, 3]
+    inputs = {"input_tensor": {"shape": shape, "dtype": "float32", "range": [0.0, 255.0]}}
+    variables = describe_variables(network)
+    return {SAVED_MODEL: {"inputs": inputs, "outputs": outputs, "variables": variables}}
 
 
-def _api() -> SimpleNamespace:
-    """The parts of tf-models-official."""
+def _import_api() -> SimpleNamespace:
+    """Import the parts of tf-models-official."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its old idioms, and those of what it imports

@@ -1,9 +1,8 @@
-"""Boxes of a two-stage detector as pure TensorFlow functions of fixed shapes: anchors,
-targets, proposals, pooling, hard examples.
+"""Boxes of a two-stage detector: anchors, targets, proposals, pooling, hard examples.
 
-A box is [row_min, col_min, row_max, col_max], half-open, as parts of the image's sides; one without
-area is not there, and stands only where a fixed number of boxes is asked for. All of it is float32
-and batched: no Python per image.
+All functions are pure TensorFlow of fixed shapes, float32 and batched: no Python for each image. A
+box is [row_min, col_min, row_max, col_max], half-open, as shares of the image's rows and columns. A
+box without area stands for none and fills up a fixed number of boxes.
 """
 
 from __future__ import annotations
@@ -16,22 +15,23 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 TINY = 1e-8  # instead of a side of 0, to divide by or to take the logarithm of
-# of a predicted logarithm of sides: a box grows so many times at most (as in Detectron)
+# largest predicted logarithm of a side's growth, as in Detectron
 MOST = math.log(1000 / 16)
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # of the head's box targets, as in Faster R-CNN
 
 
-def anchors(
+def make_anchors(
     shape: tuple[int, int], stride: int, scales: Sequence[float], ratios: Sequence[float]
 ) -> NDArray[np.float32]:
-    """The boxes that the first stage chooses from: every scale with every ratio at the centre of
-    every stride x stride square.
+    """Make the anchors: every scale with every ratio at the centre of every cell.
 
-    Their area is (scale * stride)^2 px whatever the ratio. They reach beyond the image where they
-    have to.
+    A cell is stride x stride px. An anchor's area is (scale * stride)^2 px whatever its ratio.
+    Anchors may reach beyond the image.
 
     Args:
         shape: Rows and columns of the image, px, multiples of the stride.
+        stride: px.
+        scales: Square root of the anchors' area over the stride.
         ratios: Height over width.
 
     Returns:
@@ -42,26 +42,23 @@ def anchors(
         Ren et al., Faster R-CNN (2015), section 3.1.1.
     """
     centres = [(np.arange(side // stride) + 0.5) * stride for side in shape]
-    sides = (
-        np.array(
-            [[s * stride * np.sqrt(r), s * stride / np.sqrt(r)] for s in scales for r in ratios]
-        )
-        / 2
-    )
+    heights, widths = np.array(
+        [[s * stride * np.sqrt(r), s * stride / np.sqrt(r)] for s in scales for r in ratios]
+    ).T
     rows, cols = (grid[..., np.newaxis] for grid in np.meshgrid(*centres, indexing="ij"))
     boxes = np.stack(
-        [rows - sides[:, 0], cols - sides[:, 1], rows + sides[:, 0], cols + sides[:, 1]], axis=-1
+        [rows - heights / 2, cols - widths / 2, rows + heights / 2, cols + widths / 2], axis=-1
     )
     return (boxes.reshape(-1, 4) / (shape * 2)).astype(np.float32)
 
 
 def area(boxes: tf.Tensor) -> tf.Tensor:
-    """Areas of boxes [..., 4]; 0 where one is turned inside out."""
+    """Compute the areas of boxes [..., 4]; 0 where one is turned inside out."""
     return tf.reduce_prod(tf.maximum(boxes[..., 2:] - boxes[..., :2], 0), axis=-1)
 
 
 def iou(boxes: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    """Intersection over union of every box with every other, image by image.
+    """Compute intersection over union of every box with every other, image by image.
 
     Args:
         boxes: float32 [batch, n, 4].
@@ -82,22 +79,24 @@ def iou(boxes: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
 def encode(
     boxes: tf.Tensor, base: tf.Tensor, deviations: Sequence[float] = (1, 1, 1, 1)
 ) -> tf.Tensor:
-    """How boxes differ from those that they are predicted from.
+    """Encode how boxes differ from those that they are predicted from.
 
     t = ((row - row_b) / height_b, (col - col_b) / width_b, log(height / height_b), log(width /
     width_b)) / deviations, row and col being centres; finite for boxes without area too.
 
     Args:
         boxes: float32 [..., 4].
-        base: float32 [..., 4].
+        base: float32 [..., 4], what they are predicted from.
+        deviations: Standard deviations of t.
 
     Returns:
-        float32 [..., 4], which `decode` turns back.
+        float32 [..., 4], the inverse of `decode`.
 
     Source:
         Girshick et al., Rich feature hierarchies (2014), appendix C.
     """
-    sides, base_sides = (tf.maximum(b[..., 2:] - b[..., :2], TINY) for b in (boxes, base))
+    sides = tf.maximum(boxes[..., 2:] - boxes[..., :2], TINY)
+    base_sides = tf.maximum(base[..., 2:] - base[..., :2], TINY)
     shift = ((boxes[..., :2] + boxes[..., 2:]) - (base[..., :2] + base[..., 2:])) / 2 / base_sides
     return tf.concat([shift, tf.math.log(sides / base_sides)], axis=-1) / deviations
 
@@ -105,11 +104,12 @@ def encode(
 def decode(
     deltas: tf.Tensor, base: tf.Tensor, deviations: Sequence[float] = (1, 1, 1, 1)
 ) -> tf.Tensor:
-    """The boxes of what was predicted, not yet clipped to the image; see `encode`.
+    """Decode predictions to boxes, which are not yet clipped to the image; see `encode`.
 
     Args:
         deltas: float32 [..., 4]. A side grows by 62.5 times at most.
-        base: float32 [..., 4]. A side grows by 62.5 times at most.
+        base: float32 [..., 4], what the boxes are predicted from.
+        deviations: As in `encode`.
 
     Returns:
         float32 [..., 4].
@@ -121,20 +121,22 @@ def decode(
     return tf.concat([centres - halves, centres + halves], axis=-1)
 
 
-def assigned(
+def assign_anchors(
     boxes: tf.Tensor, truth: tf.Tensor, high: float, low: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Which anchors show a lesion: those that overlap one by at least `high`, and of every lesion
-    those that overlap it most.
+    """Decide which anchors show a lesion.
+
+    An anchor does if it overlaps a lesion by at least `high`, or if no anchor overlaps the lesion
+    more.
 
     Args:
         boxes: float32 [n, 4], the anchors.
         truth: float32 [batch, k, 4].
-        high: IoUs.
-        low: IoUs.
+        high: IoU.
+        low: IoU.
 
     Returns:
-        Label int32 [batch, n]: 1 lesion, 0 none (its best IoU is below `low`), -1 neither; and
+        Label int32 [batch, n]: 1 lesion, 0 none (its best IoU is below `low`), -1 neither.
         float32 [batch, n, 4], the true box that each anchor overlaps most.
 
     Source:
@@ -148,34 +150,36 @@ def assigned(
     return label, tf.gather(truth, tf.argmax(overlaps, axis=2), batch_dims=1)
 
 
-def drawn(
+def sample_anchors(
     label: tf.Tensor, random: tf.Tensor, count: int, share: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """A random sample of anchors: `share` of them positive, fewer where there are not so many,
-    negative ones in their stead.
+    """Sample anchors at random, at most `share` of them positive.
+
+    Negative anchors fill up the sample where there are fewer positive ones.
 
     Args:
-        label: int32 [batch, n], as of `assigned`.
-        random: float32 [batch, n] in [0, 1): the highest are taken.
-        count: Of anchors an image.
+        label: int32 [batch, n], see `assign_anchors`.
+        random: float32 [batch, n] in [0, 1); the highest are sampled.
+        count: Anchors of each image.
+        share: Largest share of positive ones.
 
     Returns:
-        Index int32 [batch, m], positive ones first, and bool [batch, m]: whether that place is of
-        the sample.
+        Index int32 [batch, m], positive ones first, and bool [batch, m]: whether that entry belongs
+        to the sample.
     """
     n = label.shape[1]
     positives, where_positive = tf.math.top_k(
         tf.where(label == 1, random, -1.0), min(int(count * share), n)
     )
     negatives, where_negative = tf.math.top_k(tf.where(label == 0, random, -1.0), min(count, n))
-    left = count - tf.math.count_nonzero(positives >= 0, axis=1, keepdims=True, dtype=tf.int32)
-    taken = (negatives >= 0) & (tf.range(negatives.shape[1])[tf.newaxis] < left)
-    return tf.concat([where_positive, where_negative], axis=1), tf.concat(
-        [positives >= 0, taken], axis=1
-    )
+    is_positive = positives >= 0
+    left = count - tf.math.count_nonzero(is_positive, axis=1, keepdims=True, dtype=tf.int32)
+    is_negative = (negatives >= 0) & (tf.range(negatives.shape[1])[tf.newaxis] < left)
+    index = tf.concat([where_positive, where_negative], axis=1)
+    return index, tf.concat([is_positive, is_negative], axis=1)
 
 
-def proposals(
+def select_proposals(
     logits: tf.Tensor,
     deltas: tf.Tensor,
     boxes: tf.Tensor,
@@ -184,60 +188,63 @@ def proposals(
     nms_iou: float,
     smallest: tuple[float, float],
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The first stage's boxes: the surest anchors, moved, clipped to the image, and without those
-    that overlap a surer one.
+    """Select the first stage's boxes: the surest anchors, moved and clipped to the image.
+
+    Those that overlap a surer one are removed. No gradient passes.
 
     Args:
-        logits: float32 [batch, n], deltas: float32 [batch, n, 4], of the anchors `boxes`, float32
-            [n, 4].
-        before: How many are left before and after non-maximum suppression.
-        after: How many are left before and after non-maximum suppression.
+        logits: float32 [batch, n], of the anchors.
+        deltas: float32 [batch, n, 4], of the anchors.
+        boxes: float32 [n, 4], the anchors.
+        before: How many enter non-maximum suppression.
+        after: How many it leaves.
         nms_iou: IoU above which the less sure one goes.
-        smallest: Rows and columns below which a box goes, parts of the image's.
+        smallest: Rows and columns below which a box goes, as shares of the image's.
 
     Returns:
         float32 [batch, after, 4], the surest first, and bool [batch, after]: whether there is one.
-        No gradient passes.
     """
     logits = tf.stop_gradient(logits)
     deltas = tf.stop_gradient(deltas)
     surest, index = tf.math.top_k(logits, min(before, logits.shape[1]))
-    moved = clipped(decode(tf.gather(deltas, index, batch_dims=1), tf.gather(boxes, index)))
+    moved = clip(decode(tf.gather(deltas, index, batch_dims=1), tf.gather(boxes, index)))
     large = tf.reduce_all(moved[..., 2:] - moved[..., :2] >= smallest, axis=-1)
     scores = tf.where(large, tf.sigmoid(surest), 0.0)
-    kept, _, _, count = suppressed(moved[:, :, tf.newaxis], scores[..., tf.newaxis], after, nms_iou)
-    return kept, tf.range(after)[tf.newaxis] < count[:, tf.newaxis]
+    proposals, _, _, count = suppress(
+        moved[:, :, tf.newaxis], scores[..., tf.newaxis], after, nms_iou
+    )
+    return proposals, tf.range(after)[tf.newaxis] < count[:, tf.newaxis]
 
 
-def suppressed(
+def suppress(
     boxes: tf.Tensor, scores: tf.Tensor, count: int, nms_iou: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Non-maximum suppression of whole batches, class by class; a score of 0 is no box.
+    """Suppress non-maxima of whole batches, class by class; a score of 0 is no box.
 
     Args:
         boxes: float32 [batch, n, classes, 4].
         scores: float32 [batch, n, classes].
-        count: Most boxes an image.
+        count: Most boxes of each image.
+        nms_iou: IoU above which the less sure box goes.
 
     Returns:
-        Boxes float32 [batch, count, 4], the surest first, their scores float32 [batch, count] and
-        classes, float32 likewise, from 0 on, and how many there are, int32 [batch]; behind them all
-        is 0.
+        Boxes float32 [batch, count, 4], the surest first; their scores and their classes from 0 on,
+        float32 [batch, count]; their number, int32 [batch]. All values after the last box are 0.
     """
     return tf.image.combined_non_max_suppression(
         boxes, scores, count, count, nms_iou, score_threshold=0.0, clip_boxes=False
     )
 
 
-def clipped(boxes: tf.Tensor) -> tf.Tensor:
-    """Boxes [..., 4] with what lies beyond the image cut off."""
+def clip(boxes: tf.Tensor) -> tf.Tensor:
+    """Clip boxes [..., 4] to the image."""
     return tf.clip_by_value(boxes, 0.0, 1.0)
 
 
-def labelled(
+def label_regions(
     regions: tf.Tensor, truth: tf.Tensor, classes: tf.Tensor, foreground: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What the head shall say of regions.
+    """Label regions with what the head shall predict.
 
     Args:
         regions: float32 [batch, n, 4].
@@ -259,12 +266,13 @@ def labelled(
     return label, tf.gather(truth, nearest, batch_dims=1)
 
 
-def hardest(losses: tf.Tensor, there: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Online hard example mining: in each image the regions of the highest loss.
+def select_hardest(losses: tf.Tensor, valid: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Select the regions of the highest loss in each image: online hard example mining.
 
     Args:
         losses: float32 [batch, n], not negative.
-        there: bool [batch, n]: whether there is a region.
+        valid: bool [batch, n]: whether there is a region.
+        count: Regions of each image.
 
     Returns:
         Index int32 [batch, min(count, n)], the highest loss first, and bool of the same shape:
@@ -278,17 +286,18 @@ def hardest(losses: tf.Tensor, there: tf.Tensor, count: int) -> tuple[tf.Tensor,
         Shrivastava et al., Training region-based object detectors with online hard example mining
         (2016).
     """
-    found, index = tf.math.top_k(
-        tf.where(there, tf.stop_gradient(losses), -1.0), min(count, losses.shape[1])
+    highest, index = tf.math.top_k(
+        tf.where(valid, tf.stop_gradient(losses), -1.0), min(count, losses.shape[1])
     )
-    return index, found >= 0
+    return index, highest >= 0
 
 
 def smooth_l1(difference: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
-    """Sum over the last axis of d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
+    """Sum d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, over the last axis.
 
     Args:
         difference: float32 [..., 4].
+        beta: Where the loss turns linear.
 
     Returns:
         float32 [...].
@@ -300,17 +309,19 @@ def smooth_l1(difference: tf.Tensor, beta: float = 1.0) -> tf.Tensor:
 
 
 def ps_roi_align(maps: tf.Tensor, regions: tf.Tensor, bins: int = 7, samples: int = 2) -> tf.Tensor:
-    """Position-sensitive RoI align: bin (i, j) of a region is the mean of its own channels at
-    samples x samples points in it.
+    """Pool regions by position-sensitive RoI align.
 
-    A point (r, c) of the image, in parts of its sides, lies at (r * rows - 0.5, c * cols - 0.5)
-    between the maps' cells, whose values are taken to be those at their centres; bilinear between
-    them, and beyond the outermost as they are there.
+    Bin (i, j) of a region is the mean of the bin's own channels at samples x samples points in it.
+    A point (r, c) of the image, as shares of its rows and columns, lies at (r * rows - 0.5, c *
+    cols - 0.5) between the maps' cells. Values are those of the cells' centres, bilinear between
+    them, and constant beyond the outermost.
 
     Args:
         maps: floating [batch, rows, cols, bins * bins * c]; channel (i * bins + j) * c + l is the
             l-th of bin (i, j).
         regions: float32 [batch, n, 4].
+        bins: Rows and columns of the result.
+        samples: Points along either side of a bin.
 
     Returns:
         [batch, n, bins, bins, c], of the maps' dtype.
@@ -340,11 +351,13 @@ def ps_roi_align(maps: tf.Tensor, regions: tf.Tensor, bins: int = 7, samples: in
 def _neighbours(
     low: tf.Tensor, high: tf.Tensor, cells: int, points: int
 ) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """The two cells around each of so many points between low and high [batch, n]: (int32 number,
-    float32 weight) [batch, n, points].
+    """Find the two cells around each of some points between low and high [batch, n].
+
+    Returns:
+        For each of the two int32 numbers and float32 weights, [batch, n, points].
     """
-    parts = (tf.range(points, dtype=tf.float32) + 0.5) / points
-    at = (low[..., tf.newaxis] + (high - low)[..., tf.newaxis] * parts) * cells - 0.5
+    shares = (tf.range(points, dtype=tf.float32) + 0.5) / points
+    at = (low[..., tf.newaxis] + (high - low)[..., tf.newaxis] * shares) * cells - 0.5
     at = tf.clip_by_value(at, 0.0, cells - 1.0)
     before = tf.floor(at)
     number = tf.cast(before, tf.int32)

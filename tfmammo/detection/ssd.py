@@ -1,35 +1,33 @@
-"""SSD: single-shot detection of lesions in whole mammograms, by the TensorFlow Object
-Detection API.
+"""SSD: single-shot detection of lesions by the TensorFlow Object Detection API.
 
-The API builds the network, its losses and its export from a pipeline.config, which `pipeline`
-writes from our own config; data, loop, checkpoints and tracking are the house's (the API's own
-training script needs an estimator that TensorFlow no longer has). Two of its detectors, as they
-stand in its zoo:
+The API builds the network, its losses and its export from a pipeline.config, which
+`make_pipeline` writes from our own config. Data, loop, checkpoints and tracking are this
+package's: the API's own training script needs an estimator that TensorFlow no longer has. Two
+detectors of the API's zoo can be trained:
 
 - mobilenet_v2: MobileNet-V2 with a feature pyramid of separable convolutions ("SSD MobileNet V2
   FPNLite").
 - resnet50: ResNet-50 with a full feature pyramid (RetinaNet).
 
-The API (extra "detection") is imported when a network is built, and only works where
-TF_USE_LEGACY_KERAS=1 and PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python stand in the environment
-before TensorFlow is imported: train/ssd.py sees to it. Its exports need neither.
+The API (extra "detection") is imported when a network is built. It only works where
+TF_USE_LEGACY_KERAS=1 and PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python are set before TensorFlow
+is imported; train/ssd.py sets them. Its exports need neither.
 
 Departures from the zoo, and what the paper's text leaves open:
 - Anchors: 2 * 2^level px and sqrt(2) times that, 16 to 360 px, half of the zoo's: in a mammogram
-  scaled to 320 px masses
-  measure 10 to 80 px. Boxes of masses are nearly square: aspect ratios 1/2, 1 and 2 are enough.
+  scaled to 320 px masses measure 10 to 80 px. Boxes of masses are nearly square: aspect ratios 1/2,
+  1 and 2 are enough.
 - Grey images are fed as three equal channels, so that COCO weights fit. Pyramid and heads start
-  from random weights unless
-  a COCO checkpoint is given; BatchNorm's averages then decay by 0.97 a step and not 0.997, as
-  trainings here are short.
-- Adam with warm-up and cosine decay in place of momentum, which from random weights needs tens of
-  thousands of steps.
+  from random weights unless a COCO checkpoint is given. BatchNorm's averages decay by 0.97 a step
+  and not 0.997, because trainings here are short.
+- Adam with warm-up and cosine decay replaces momentum, which needs tens of thousands of steps from
+  random weights.
 - Overlapping boxes are merged above an IoU of 0.3 (0.6 in the zoo): two masses hardly overlap.
-- Two backbones of the zoo's, and no pipeline.config of one's own; one process, float32, no
-  training.initial (model.checkpoint it is).
-- Normal mammograms are trained on too (`normal`). Normal is what the archive calls so and marks no
-  lesion in, of INbreast BI-RADS 1
-  alone; those with other findings alone are neither trained on nor judged.
+- Two backbones of the zoo's, no pipeline.config of the user's; one process, float32,
+  model.checkpoint instead of training.initial.
+- Normal mammograms are trained on too (`normal`). They are those that the archive calls normal and
+  that have no marked lesion; of INbreast BI-RADS 1 alone. Mammograms with other findings alone are
+  used neither for training nor for evaluation.
 """
 
 from __future__ import annotations
@@ -53,10 +51,13 @@ from tfmammo.config import Experiment, Frozen
 from tfmammo.detection.training import (
     ROUNDING,
     Network,
+    check_split,
+    check_training,
+    describe_variables,
+    draw_panels,
+    image_shape,
     learning_rate,
-    panels,
-    refuse_copies,
-    sides,
+    restore_checkpoint,
 )
 from tfmammo.errors import DetectionError, ExportError
 from tfmammo.optimization import build, minimize
@@ -71,18 +72,19 @@ class SSDConfig(Frozen):
     """Network, anchors and optimisation; see *Departures* in the module."""
 
     backbone: Literal["mobilenet_v2", "resnet50"] = "mobilenet_v2"
+    """Backbone of the zoo's, see the module."""
     checkpoint: Path | None = None
-    """Of a COCO detector of the zoo with the same backbone, the folder or the prefix ("ckpt-0"),
-    from which backbone and pyramid start; None: random weights.
+    """Checkpoint of a COCO detector of the zoo with the same backbone, from which backbone and
+    pyramid start: a folder or a prefix ("ckpt-0"). None: random weights.
     """
     depth: PositiveInt | None = None
-    """Channels of pyramid and heads, None: 128 for mobilenet_v2, 256 for resnet50, as COCO weights
-    need it.
+    """Channels of pyramid and heads. None: 128 for mobilenet_v2, 256 for resnet50, which COCO
+    weights need.
     """
     head_layers: PositiveInt = 4
     """Convolutions before each prediction."""
     levels: tuple[PositiveInt, PositiveInt] = (3, 7)
-    """Of the pyramid, of stride 2^level."""
+    """First and last level of the pyramid; a level has stride 2^level."""
     anchor_scale: PositiveFloat = 2.0
     """Side of a level's smallest anchor over its stride."""
     anchor_ratios: tuple[PositiveFloat, ...] = Field(default=(1.0, 2.0, 0.5), min_length=1)
@@ -90,20 +92,21 @@ class SSDConfig(Frozen):
     anchor_octaves: PositiveInt = 2
     """Anchor sizes per level."""
     gamma: NonNegativeFloat = 2.0
-    """Of the focal loss."""
+    """Exponent of the focal loss."""
     alpha: float = Field(default=0.25, gt=0, lt=1)
-    """Of the focal loss."""
+    """Weight of lesions in the focal loss."""
     localisation: PositiveFloat = 1.0
     """Weight of the boxes' smooth L1."""
     regularisation: NonNegativeFloat = 4e-5
     """Weight decay, the L2 of all convolutions."""
     nms_iou: float = Field(default=0.3, gt=0, le=1)
-    """Boxes that overlap more are merged."""
+    """IoU above which boxes are merged."""
     detections: PositiveInt = 20
-    """Most per mammogram."""
+    """Most detections per mammogram."""
     normal: bool = True
     """Train on normal mammograms too."""
     learning_rate: PositiveFloat = 1e-3
+    """Adam's learning rate after the warm-up."""
     warmup: NonNegativeInt = 100
     """Steps until learning_rate is reached."""
     decay: PositiveInt = 1900
@@ -113,24 +116,13 @@ class SSDConfig(Frozen):
 
 
 def check(experiment: Experiment[SSDConfig]) -> None:
-    """Refuse what a detector can't do with the sections that all systems share, before any
-    mammogram is read.
+    """Refuse what this detector can't do, before any mammogram is read.
 
     Raises:
         DetectionError: Names the key, or the extra that is missing.
     """
     data = experiment.data
-    training = experiment.training
-    if training.precision != "float32":
-        raise DetectionError(
-            "training.precision: the Object Detection API trains in float32 here, not in "
-            f"{training.precision}"
-        )
-    if training.initial:
-        raise DetectionError(
-            "training.initial: an SSD starts from model.checkpoint, a checkpoint of the Object "
-            "Detection API"
-        )
+    check_training(experiment.training, "an SSD", "the Object Detection API")
     smallest = _SMALLEST[experiment.model.backbone]
     if min(data.shape) < smallest:
         key, value = ("canvas", list(data.canvas)) if data.canvas else ("size", data.size)
@@ -138,17 +130,20 @@ def check(experiment: Experiment[SSDConfig]) -> None:
             f"data.{key}: the API's {experiment.model.backbone} takes {smallest} px and more, not "
             f"{value}"
         )
-    refuse_copies(data, "an SSD")
-    _api()
+    check_split(data, "an SSD")
+    _import_api()
 
 
-def pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
-    """The API's pipeline.config for a detector, as the fields of its TrainEvalPipelineConfig; the
-    model alone.
+def make_pipeline(config: SSDConfig, shape: tuple[int, int], classes: int) -> dict[str, Any]:
+    """Build the model part of the API's pipeline.config.
 
     Args:
+        config: The network.
         shape: Rows and columns of the image, px.
         classes: Kinds of lesions.
+
+    Returns:
+        Fields of its TrainEvalPipelineConfig.
     """
     mobile = config.backbone == "mobilenet_v2"
     depth = config.depth or (128 if mobile else 256)
@@ -244,7 +239,7 @@ def _convolutions(config: SSDConfig, initializer: dict[str, Any]) -> dict[str, A
 
 
 class SSD:
-    """The detector with its optimizer; built on construction.
+    """The detector with its optimizer.
 
     Args:
         config: The network.
@@ -263,16 +258,17 @@ class SSD:
         self, config: SSDConfig | None = None, size: int | tuple[int, int] = 320, classes: int = 1
     ) -> None:
         self.config = config or SSDConfig()
-        self.shape = sides(size)
+        self.shape = image_shape(size)
         self.classes = classes
-        self.api = _api()
+        self.api = _import_api()
         self.pipeline = self.api.pipeline_pb2.TrainEvalPipelineConfig(
-            **pipeline(self.config, self.shape, classes)
+            **make_pipeline(self.config, self.shape, classes)
         )
         self.detector = self.api.model_builder.build(self.pipeline.model, is_training=True)
         self.detect(tf.zeros([1, *self.shape, 1]))  # the API makes its variables at the first call
         if self.config.checkpoint:
-            _start_from(self.detector, self.config.checkpoint)
+            parts = self.detector.restore_from_objects("detection")
+            restore_checkpoint(self.config.checkpoint, parts, "backbone, depth or pyramid")
         network = Network(self.detector)
         self.networks: dict[str, Any] = {"detector": network}
         rate = learning_rate(self.config.learning_rate, self.config.warmup, self.config.decay)
@@ -280,7 +276,7 @@ class SSD:
         self.optimizers = {"detector": build(optimizer, network)}
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step down focal loss + localisation * smooth L1 + weight decay.
+        """Take one step down focal loss + localisation * smooth L1 + weight decay.
 
         Args:
             batch: "image" float32 [batch, rows, cols, 1] in [0, 1], "boxes" float32 [batch, k, 4]
@@ -289,17 +285,19 @@ class SSD:
         Returns:
             float32 scalars: the whole loss and its three parts.
         """
-        there = [box[:, 2] > box[:, 0] for box in tf.unstack(batch["boxes"])]
-        boxes = [
-            tf.boolean_mask(box, real)
-            for box, real in zip(tf.unstack(batch["boxes"]), there, strict=True)
-        ]
-        labels = tf.unstack(tf.one_hot(batch["classes"], self.classes))
-        kinds = [tf.boolean_mask(label, real) for label, real in zip(labels, there, strict=True)]
+        boxes = []
+        labels = []
+        one_hot = tf.one_hot(batch["classes"], self.classes)
+        for image_boxes, image_labels in zip(
+            tf.unstack(batch["boxes"]), tf.unstack(one_hot), strict=True
+        ):
+            has_area = image_boxes[:, 2] > image_boxes[:, 0]
+            boxes.append(tf.boolean_mask(image_boxes, has_area))
+            labels.append(tf.boolean_mask(image_labels, has_area))
         self.detector.provide_groundtruth(
-            groundtruth_boxes_list=boxes, groundtruth_classes_list=kinds
+            groundtruth_boxes_list=boxes, groundtruth_classes_list=labels
         )
-        with tf.GradientTape() as tape, _training(self.api, True):
+        with tf.GradientTape() as tape, _set_learning_phase(self.api, True):
             images, shapes = self._preprocess(batch["image"])
             parts = self.detector.loss(self.detector.predict(images, shapes), shapes)
             localisation = parts["Loss/localization_loss"]
@@ -315,7 +313,7 @@ class SSD:
         }
 
     def detect(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The API's detections.
+        """Detect lesions, as the API does.
 
         Args:
             image: float32 [batch, rows, cols, 1] in [0, 1].
@@ -325,12 +323,12 @@ class SSD:
             [batch, n], falling, 0 where there is nothing, "detection_classes" [batch, n] from 0 on,
             "num_detections" [batch], and others.
         """
-        with _training(self.api, False):
+        with _set_learning_phase(self.api, False):
             images, shapes = self._preprocess(image)
             return self.detector.postprocess(self.detector.predict(images, shapes), shapes)
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid.
+        """Draw panels for the image grid.
 
         Args:
             batch: "image" and "mask".
@@ -338,18 +336,18 @@ class SSD:
         Returns:
             float32 [batch, rows, cols, 1] in [0, 1].
         """
-        return panels(batch, self.detect(batch["image"]))
+        return draw_panels(batch, self.detect(batch["image"]))
 
     def functions(self) -> dict[str, Callable]:
-        """What validation calls: image -> boxes, scores and classes.
+        """Return what validation calls: image -> boxes, scores and classes.
 
         The export is the API's own; see `write`.
         """
 
         @tf.function(input_signature=[tf.TensorSpec([None, *self.shape, 1], tf.float32, "image")])
         def detector(image: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = self.detect(image)
-            return {name: found[f"detection_{name}"] for name in ("boxes", "scores", "classes")}
+            detected = self.detect(image)
+            return {name: detected[f"detection_{name}"] for name in ("boxes", "scores", "classes")}
 
         return {"detector": detector}
 
@@ -357,12 +355,11 @@ class SSD:
         return self.detector.preprocess(tf.repeat(255.0 * image, 3, axis=-1))
 
 
-def write(room: Any, folder: Path) -> dict[str, Any]:
-    """Export with the API's exporter: saved_model/, checkpoint/ and pipeline.config, as whoever
-    knows the API expects them.
+def write(model: Any, folder: Path) -> dict[str, Any]:
+    """Export with the API's exporter: saved_model/, checkpoint/ and pipeline.config.
 
     Args:
-        room: An SSD.
+        model: An SSD.
         folder: Exists and is empty.
 
     Returns:
@@ -372,56 +369,39 @@ def write(room: Any, folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: The SavedModel answers otherwise than the network in memory.
     """
-    with tempfile.TemporaryDirectory() as temporary, _training(room.api, False):
-        tf.train.Checkpoint(model=room.detector).save(f"{temporary}/ckpt")
-        room.api.exporter_lib_v2.export_inference_graph(
-            "float_image_tensor", room.pipeline, temporary, str(folder)
+    with tempfile.TemporaryDirectory() as temporary, _set_learning_phase(model.api, False):
+        tf.train.Checkpoint(model=model.detector).save(f"{temporary}/ckpt")
+        model.api.exporter_lib_v2.export_inference_graph(
+            "float_image_tensor", model.pipeline, temporary, str(folder)
         )
-    image = np.random.default_rng(0).random((1, *room.shape, 1), np.float32)
-    loaded = tf.saved_model.load(str(folder / SAVED_MODEL))
-    function = loaded.signatures["serving_default"]
+    image = np.random.default_rng(0).random((1, *model.shape, 1), np.float32)
+    saved_model = tf.saved_model.load(str(folder / SAVED_MODEL))
+    function = saved_model.signatures["serving_default"]
     saved = function(input_tensor=tf.constant(255 * np.repeat(image, 3, axis=-1)))
-    known = room.detect(tf.constant(image))
-    # one per anchor: the chosen ones may change places by rounding
+    expected = model.detect(tf.constant(image))
+    # one per anchor; those that are selected from them may change places by rounding
     for name in ("raw_detection_boxes", "raw_detection_scores"):
-        if not np.allclose(saved[name], known[name], rtol=ROUNDING, atol=ROUNDING):
+        if not np.allclose(saved[name], expected[name], rtol=ROUNDING, atol=ROUNDING):
             raise ExportError(
                 f"the detector's {name} differ between the SavedModel and the network in memory"
             )
-    outputs = {name: _described(tensor) for name, tensor in function.structured_outputs.items()}
+    outputs = {name: _describe(tensor) for name, tensor in function.structured_outputs.items()}
     inputs = {
         "input_tensor": {"shape": [None, None, None, 3], "dtype": "float32", "range": [0.0, 255.0]}
     }
-    variables = [
-        f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
-        for variable in room.networks["detector"].variables
-    ]
+    variables = describe_variables(model.networks["detector"])
     return {SAVED_MODEL: {"inputs": inputs, "outputs": outputs, "variables": variables}}
 
 
-def _described(tensor: Any) -> dict[str, Any]:
+def _describe(tensor: Any) -> dict[str, Any]:
     return {"shape": tensor.shape.as_list(), "dtype": tensor.dtype.name, "range": None}
 
 
-def _start_from(detector: Any, checkpoint: Path) -> None:
-    prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
-    if prefix is None or not tf.io.gfile.glob(f"{prefix}.index"):
-        raise DetectionError(
-            f"model.checkpoint: {checkpoint} is neither a checkpoint nor a folder with one"
-        )
-    restored = tf.train.Checkpoint(**detector.restore_from_objects("detection"))
-    try:
-        restored.restore(prefix).expect_partial().assert_existing_objects_matched()
-    except (AssertionError, ValueError, tf.errors.OpError):
-        raise DetectionError(
-            f"model.checkpoint: {checkpoint} is damaged, or of another backbone, depth or pyramid"
-        ) from None
-
-
 @contextmanager
-def _training(api: SimpleNamespace, on: bool) -> Iterator[None]:
-    """Whether BatchNorm takes the batch's statistics and learns from them: the API's layers ask
-    Keras's global switch.
+def _set_learning_phase(api: SimpleNamespace, on: bool) -> Iterator[None]:
+    """Within, switch on or off that BatchNorm takes the batch's statistics and learns from them.
+
+    The API's layers ask Keras's global switch.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*learning_phase.* is deprecated", UserWarning)
@@ -432,8 +412,8 @@ def _training(api: SimpleNamespace, on: bool) -> Iterator[None]:
             api.tf_keras.backend.set_learning_phase(0)
 
 
-def _api() -> SimpleNamespace:
-    """The parts of the API, and the Keras that it is written for."""
+def _import_api() -> SimpleNamespace:
+    """Import the parts of the API, and the Keras that it is written for."""
     for name, value in ENVIRONMENT.items():
         if os.environ.get(name) != value:
             raise DetectionError(

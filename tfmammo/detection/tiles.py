@@ -1,10 +1,10 @@
-"""Tiles that cover a mammogram, and their detections as those of the whole; numpy alone,
-pure functions.
+"""Tiles that cover a mammogram, and the merging of their detections; pure functions of NumPy.
 
-A mammogram of native resolution does not fit into a detector. Tiles that share `overlap` px with
-their neighbours show every lesion of no more rows and columns whole at least once. What a tile's
-border cuts is found there as a smaller box inside the whole one, which `merged` takes away; no rule
-asks where borders are. Of a lesion larger than the overlap two parts may be left, side by side.
+A mammogram of native resolution does not fit into a detector. Tiles share `overlap` px with their
+neighbours, so that every lesion of no more rows and columns is whole in at least one of them. A
+lesion that a tile's border cuts gives a smaller box inside the whole one, which `merge` removes; no
+rule needs to know where borders are. A lesion larger than the overlap may leave two parts, side by
+side.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tfmammo.metrics.detection import area, intersection
 SAME = 0.5
 
 
-def grid(image: tuple[int, int], shape: tuple[int, int], overlap: int) -> list[tuple[int, int]]:
-    """The fewest tiles that cover an image, neighbours sharing `overlap` px or more, the last ones
-    flush with its border.
+def lay_grid(image: tuple[int, int], shape: tuple[int, int], overlap: int) -> list[tuple[int, int]]:
+    """Lay the fewest tiles that cover an image, the last ones flush with its border.
 
-    n = ceil((length - overlap) / (side - overlap)) along each axis, at even distances, to the px;
-    one at 0 where the image is no longer than the tile, which then reaches beyond it.
+    Neighbours share `overlap` px or more. Along each axis there are ceil((length - overlap) / (side
+    - overlap)) tiles, at even distances, to the px. An image no longer than a tile has one at 0,
+    which reaches beyond it.
 
     Args:
-        image: Rows and columns of the image and of a tile, px.
-        shape: Rows and columns of the image and of a tile, px.
+        image: Rows and columns of the image, px.
+        shape: Rows and columns of a tile, px.
         overlap: px, less than both sides of a tile.
 
     Returns:
@@ -46,25 +46,25 @@ def grid(image: tuple[int, int], shape: tuple[int, int], overlap: int) -> list[t
     return [(top, left) for top in tops for left in lefts]
 
 
-def merged(
+def merge(
     boxes: NDArray[np.floating],
     scores: NDArray[np.floating],
     classes: NDArray,
     tiles: NDArray[np.integer],
     same: float = SAME,
 ) -> NDArray[np.intp]:
-    """Which detections of tiles are those of the whole: class by class, the surest first, those
-    that no kept one shows already.
+    """Select which detections of tiles are those of the whole image, the surest first.
 
-    A box goes when a surer kept one (or an equally sure, larger one) of another tile has its class
-    and shares more than `same` of the smaller one's area with it. Boxes of one tile are left to the
-    detector's own suppression, so that one tile alone changes nothing.
+    A box is dropped when a surer box of another tile stays that has its class and shares more than
+    `same` of the smaller one's area with it; of equally sure boxes the larger one stays. Boxes of
+    one tile are left to the detector's own suppression, so one tile alone changes nothing.
 
     Args:
         boxes: float [n, 4], in px of the whole image.
         scores: [n].
         classes: [n].
         tiles: [n], the number of each one's tile.
+        same: Share of the smaller box above which two boxes show the same.
 
     Returns:
         int [k], indices, the surest first; none of a box without area.
@@ -72,14 +72,15 @@ def merged(
     areas = area(boxes)
     shared = intersection(boxes, boxes) > same * np.minimum.outer(areas, areas)
     rivals = shared & np.equal.outer(classes, classes) & np.not_equal.outer(tiles, tiles)
-    kept: list[int] = []
+    selected: list[int] = []
     for index in np.lexsort((-areas, -np.asarray(scores))):
-        if areas[index] > 0 and not rivals[index, kept].any():
-            kept.append(int(index))
-    return np.array(kept, np.intp)
+        if areas[index] > 0 and not rivals[index, selected].any():
+            selected.append(int(index))
+    return np.array(selected, np.intp)
 
 
 def _starts(length: int, side: int, overlap: int) -> list[int]:
     count = max(1, -(-(length - overlap) // (side - overlap)))
-    room = max(0, length - side)
-    return [number * room // (count - 1) if count > 1 else 0 for number in range(count)]
+    if count == 1:
+        return [0]
+    return [number * (length - side) // (count - 1) for number in range(count)]

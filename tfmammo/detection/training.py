@@ -1,6 +1,4 @@
-"""What the trainings of all detectors share: how one is validated and drawn, and what the
-loop is given of a model of tf_keras.
-"""
+"""What the trainings of all detectors share: checks, schedules, validation and image grids."""
 
 from __future__ import annotations
 
@@ -12,11 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.config import DataConfig
+from tfmammo.config import DataConfig, TrainingConfig
 from tfmammo.data.patches import Patches
-from tfmammo.data.whole import Whole
 from tfmammo.errors import DetectionError
-from tfmammo.export import CARD, read_card, trained_on
+from tfmammo.export import CARD, get_training_patients, read_card
 from tfmammo.metrics import detection
 
 BATCH = 8  # mammograms at once in validation
@@ -25,149 +22,237 @@ ROUNDING = 1e-3  # of answers: a saved graph may merge operations
 
 
 class Network:
-    """A model of tf_keras, which the APIs build, as the loop sees a network."""
+    """A tf_keras model, which the APIs build, with the attributes that the loop reads."""
 
     def __init__(self, model: Any) -> None:
         self.variables: list[tf.Variable] = list(model.variables)
         self.trainable_variables: list[tf.Variable] = list(model.trainable_variables)
 
     def count_params(self) -> int:
-        """How many numbers its variables hold."""
+        """Count the numbers that its variables hold."""
         return sum(int(np.prod(variable.shape)) for variable in self.variables)
 
 
 def learning_rate(
     rate: float, warmup: int = 0, decay: int | None = None
 ) -> float | keras.optimizers.schedules.LearningRateSchedule:
-    """What an optimizer is given: a rate that rises linearly over `warmup` steps, then stays or,
-    over `decay` steps, falls to 0 along half a cosine.
-    """
-    if decay:
-        start = {"warmup_target": rate, "warmup_steps": warmup} if warmup else {}
-        return keras.optimizers.schedules.CosineDecay(0.0 if warmup else rate, decay, **start)
-    return keras.optimizers.schedules.PolynomialDecay(0.0, warmup, rate) if warmup else rate
-
-
-def refuse_copies(data: DataConfig, what: str) -> None:
-    """Raise DetectionError where data.split is the paper's, which makes turned copies of patches.
+    """Build an optimizer's learning rate.
 
     Args:
-        what: Is trained.
+        rate: The rate after the warm-up.
+        warmup: Steps over which the rate rises linearly from 0.
+        decay: Steps over which it then falls to 0 along half a cosine; None: it stays.
+    """
+    schedules = keras.optimizers.schedules
+    if decay and warmup:
+        return schedules.CosineDecay(0.0, decay, warmup_target=rate, warmup_steps=warmup)
+    if decay:
+        return schedules.CosineDecay(rate, decay)
+    return schedules.PolynomialDecay(0.0, warmup, rate) if warmup else rate
+
+
+def check_split(data: DataConfig, detector: str) -> None:
+    """Refuse the paper's split, which makes augmented copies of patches.
+
+    Args:
+        data: The experiment's section.
+        detector: What is trained, for the message.
+
+    Raises:
+        DetectionError: data.split is "paper".
     """
     if data.split == "paper":
         raise DetectionError(
-            f"data.split=paper: turns patches, and {what} is trained on whole mammograms; take "
+            f"data.split=paper: turns patches, and {detector} is trained on whole mammograms; take "
             "patient or official"
         )
 
 
-def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns, px, of what a detector is built for.
+def check_training(training: TrainingConfig, detector: str, library: str) -> None:
+    """Refuse what another library's detector can't do.
 
     Args:
-        size: Both, or the side of a square.
+        training: The experiment's section.
+        detector: What is trained, for the message.
+        library: Whose detector it is, for the message.
+
+    Raises:
+        DetectionError: The precision is not float32, or training.initial is given.
+    """
+    if training.precision != "float32":
+        raise DetectionError(
+            f"training.precision: {library} trains in float32 here, not in {training.precision}"
+        )
+    if training.initial:
+        raise DetectionError(
+            f"training.initial: {detector} starts from model.checkpoint, a checkpoint of {library}"
+        )
+
+
+def image_shape(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the rows and columns of the image that a detector is built for, px.
+
+    Args:
+        size: Rows and columns, or the side of a square.
     """
     return (size, size) if isinstance(size, int) else size
 
 
-def refuse_sides(data: DataConfig, step: int, smallest: int, why: str = "") -> None:
-    """Raise DetectionError, naming the key, unless the rows and columns of what a detector sees are
-    multiples of `step` px.
+def check_image_size(data: DataConfig, step: int, smallest: int, reason: str = "") -> None:
+    """Check that the image's rows and columns are multiples of `step` px.
 
     Args:
-        smallest: px, of either.
-        why: Said behind "multiple of .. px".
+        data: The experiment's section.
+        step: px.
+        smallest: Least number of rows and of columns, px.
+        reason: Follows "multiple of .. px" in the message.
+
+    Raises:
+        DetectionError: They are not; the message names the key.
     """
     if any(side % step or side < smallest for side in data.shape):
         least = f" and at least {smallest}" if smallest > step else ""
         if data.canvas:
             raise DetectionError(
-                f"data.canvas: rows and columns must be multiples of {step} px{why}{least}, not "
+                f"data.canvas: rows and columns must be multiples of {step} px{reason}{least}, not "
                 f"{list(data.canvas)}"
             )
         raise DetectionError(
-            f"data.size: must be a multiple of {step} px{why}{least}, not {data.size}"
+            f"data.size: must be a multiple of {step} px{reason}{least}, not {data.size}"
         )
 
 
-def refuse_unused_size(overrides: Sequence[str], data: DataConfig) -> None:
-    """Raise DetectionError where --set gives data.size beside data.canvas, which decides instead.
+def check_unused_size(overrides: Sequence[str], data: DataConfig) -> None:
+    """Refuse data.size on the command line where data.canvas decides instead.
 
     Args:
         overrides: Of --set.
+        data: The experiment's section.
+
+    Raises:
+        DetectionError: Both are given.
     """
-    if data.canvas and any(one.partition("=")[0].strip() == "data.size" for one in overrides):
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    if data.canvas and "data.size" in keys:
         raise DetectionError(
             "data.size: is not used beside data.canvas; data.canvas=null takes a square of "
             "data.size px"
         )
 
 
-def panels(batch: Mapping[str, tf.Tensor], found: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Panels for the image grid.
+def restore_checkpoint(checkpoint: Path, parts: Mapping[str, Any], differences: str) -> None:
+    """Read parts of a detector from a checkpoint of its library.
+
+    Args:
+        checkpoint: A checkpoint's prefix, or a folder with one.
+        parts: Trackable objects by their names in the checkpoint.
+        differences: In what a checkpoint that does not fit may differ, for the message.
+
+    Raises:
+        DetectionError: There is no checkpoint, or it does not fit.
+    """
+    prefix = tf.train.latest_checkpoint(str(checkpoint)) if checkpoint.is_dir() else str(checkpoint)
+    if prefix is None or not tf.io.gfile.glob(f"{prefix}.index"):
+        raise DetectionError(
+            f"model.checkpoint: {checkpoint} is neither a checkpoint nor a folder with one"
+        )
+    try:
+        tf.train.Checkpoint(**parts).read(prefix).expect_partial().assert_existing_objects_matched()
+    except (AssertionError, ValueError, tf.errors.OpError):
+        raise DetectionError(
+            f"model.checkpoint: {checkpoint} is damaged, or of another {differences}"
+        ) from None
+
+
+def describe_variables(network: Any) -> list[str]:
+    """Describe a network's variables for the model card, as "NAME ROWSxCOLS" in their order."""
+    return [
+        f"{variable.name} {'x'.join(map(str, variable.shape)) or 'scalar'}"
+        for variable in network.variables
+    ]
+
+
+def draw_panels(
+    batch: Mapping[str, tf.Tensor], detected: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """Draw panels for the image grid: image, the same with the surer boxes, truth.
 
     Args:
         batch: "image" and "mask".
-        found: "detection_boxes" and "detection_scores", see data.whole for the boxes' unit.
+        detected: "detection_boxes" and "detection_scores", see data.whole for the boxes' unit.
 
     Returns:
-        float32 [batch, rows, cols, 1] in [0, 1]: image, the same with the surer boxes, truth.
+        float32 [batch, rows, cols, 1] in [0, 1].
     """
     boxes = tf.where(
-        found["detection_scores"][..., tf.newaxis] >= SHOWN, found["detection_boxes"], 0.0
+        detected["detection_scores"][..., tf.newaxis] >= SHOWN, detected["detection_boxes"], 0.0
     )
-    drawn = tf.image.draw_bounding_boxes(batch["image"], boxes, [[1.0]])
-    return {"image": batch["image"], "detected": drawn, "truth": batch["mask"]}
+    with_boxes = tf.image.draw_bounding_boxes(batch["image"], boxes, [[1.0]])
+    return {"image": batch["image"], "detected": with_boxes, "truth": batch["mask"]}
 
 
 def validate(functions: Mapping[str, Any], held_out: Patches) -> dict[str, float]:
-    """Recall on held-out mammograms at IoU 0.5: at 1 false positive per image, of all detections,
-    and the FROC's mean.
+    """Compute recall on held-out mammograms at IoU 0.5.
 
-    With data.tiles an image is a tile, drawn as those of the training are: a number to choose
-    checkpoints by, not a FROC of mammograms, which evaluate/detection.py gives.
+    With data.tiles an image is a tile, drawn as the training's are. The numbers then choose
+    checkpoints; evaluate/detection.py gives the FROC of mammograms.
 
     Args:
         functions: A detector's.
-        held_out: A Whole; classes are told apart.
+        held_out: Mammograms whose targets are boxes and classes (see data.whole).
+
+    Returns:
+        "recall" at 1 false positive per image, "recall_of_all" detections, and "froc", the FROC's
+        mean.
+
+    Raises:
+        DetectionError: No held-out mammogram has a lesion.
     """
-    assert isinstance(held_out, Whole)
-    parts = []
+    matches_by_image = []
     for start in range(0, len(held_out), BATCH):
-        some = held_out.take(np.arange(start, min(start + BATCH, len(held_out))))
-        found = {
-            name: value.numpy()
-            for name, value in functions["detector"](image=tf.constant(some.images)).items()
-        }
-        parts += [_matches(some, found, row) for row in range(len(some))]
-    matches = detection.Matches.join(parts)
+        mammograms = held_out.take(np.arange(start, min(start + BATCH, len(held_out))))
+        outputs = functions["detector"](image=tf.constant(mammograms.images))
+        detected = {name: value.numpy() for name, value in outputs.items()}
+        matches_by_image += [_match(mammograms, detected, row) for row in range(len(mammograms))]
+    matches = detection.Matches.join(matches_by_image)
     if not matches.lesions:
         raise DetectionError(
             "no held-out mammogram has a lesion, so that there is nothing to validate on; take "
             "other folds"
         )
-    recall = float(matches.froc([1.0])[0])
     return {
-        "recall": recall,
+        "recall": float(matches.froc([1.0])[0]),
         "recall_of_all": len(matches.hits) / matches.lesions,
         "froc": float(matches.froc().mean()),
     }
 
 
-def _matches(some: Whole, found: Mapping[str, np.ndarray], row: int) -> detection.Matches:
-    real = some.boxes[row, :, 2] > some.boxes[row, :, 0]
-    kept = found["scores"][row] > 0
-    boxes, scores, classes = (found[name][row][kept] for name in ("boxes", "scores", "classes"))
+def _match(mammograms: Patches, detected: Mapping[str, np.ndarray], row: int) -> detection.Matches:
+    true_boxes = mammograms.targets["boxes"][row]
+    true_classes = mammograms.targets["classes"][row]
+    has_area = true_boxes[:, 2] > true_boxes[:, 0]
+    is_detection = detected["scores"][row] > 0
+    boxes, scores, classes = (
+        detected[name][row][is_detection] for name in ("boxes", "scores", "classes")
+    )
     return detection.match_kinds(
-        boxes, scores, classes.astype(int), some.boxes[row][real], some.classes[row][real]
+        boxes,
+        scores,
+        classes.astype(int),
+        true_boxes[has_area],
+        true_classes[has_area],
     )
 
 
-def seen(checkpoint: Path | None) -> list[str]:
-    """The patients that the checkpoint of an earlier run here was trained on, which the loop counts
-    as seen; [] of any other.
+def read_training_patients(checkpoint: Path | None) -> list[str]:
+    """Read which patients the checkpoint of an earlier run here was trained on.
+
+    The loop counts them as seen.
+
+    Returns:
+        Patient ids, sorted; [] of any other checkpoint.
     """
     for folder in (checkpoint, *checkpoint.parents[:2]) if checkpoint else ():
         if (folder / CARD).is_file():
-            return sorted(trained_on(read_card(folder), folder))
+            return sorted(get_training_patients(read_card(folder), folder))
     return []

@@ -1,9 +1,11 @@
-"""Several models judged on the same patches, of patients that none of them was trained on.
+"""Evaluate several models on the same patches, of patients that none of them was trained on.
 
-A model is a name and one or more handles: several handles are the folds of a cross-validation, and
-each patch goes to the one fold that never saw its patient. All models are compared on the patches
-that each of them can judge. Models trained by the paper's leaky protocol know every patient; they
-are judged on their own held-out copies, in a comparison of their own.
+A model is a name and one or more URIs. Several URIs are the folds of a cross-validation: each patch
+goes to the one fold that never saw its patient. All models are compared on the patches that each of
+them is eligible for.
+
+Models trained by the paper's leaky protocol know every patient. They are evaluated on their own
+held-out copies, in a comparison of their own.
 """
 
 from __future__ import annotations
@@ -17,37 +19,20 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tensorflow as tf
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, StringConstraints
 
 from tfmammo import datasets, export
-from tfmammo.archives import archive_name
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data import splits
-from tfmammo.data.patches import Make, Patches, make_patches
+from tfmammo.data.patches import MakePatches, Patches, make_patches
 from tfmammo.errors import DataError, ExportError
 from tfmammo.export import predict
-from tfmammo.metrics.summary import (
-    Compare,
-    Measure,
-    Printed,
-    Row,
-    Scores,
-    Table,
-    correct,
-    in_units,
-    summarize,
-    tables,
-    write_csv,
-)
-from tfmammo.tracking import runs
+from tfmammo.metrics.summary import Compare, Row, Scores, summarize
 from tfmammo.tracking.models import resolve
 
 log = logging.getLogger(__name__)
 
-EXPERIMENT = "tfmammo-evaluation"  # the experiment in MLflow
 # Keys of data that decide what a patch shows.
 DECISIVE = {
     "patches",
@@ -61,11 +46,11 @@ DECISIVE = {
 }
 
 Protocol = Literal["unseen", "all", "paper"]
-# it becomes a part of file names
+# It becomes a part of file names.
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w .+-]*$")]
-# patches and a model's card -> what the model takes
+# (patches, card of the model) -> what the model takes
 Inputs = Callable[[Patches, Mapping[str, Any]], NDArray[np.float32]]
-Handles = Annotated[
+ModelURIs = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     Field(min_length=1),
@@ -73,86 +58,88 @@ Handles = Annotated[
 
 
 class EvaluationConfig(Frozen):
-    """What the evaluate scripts share."""
+    """What the configs of the evaluate scripts share."""
 
     data: DataConfig = DataConfig()
-    """The patches; its split is not used."""
-    models: dict[Name, Handles] = Field(min_length=1)
-    """Name -> handle or handles, the folds of a cross-validation. A handle is the folder of a run
-    (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A
-    checkpoint that was kept as the best was chosen on its held-out patients: on these its numbers
-    are too good. The first model is the one that the others are compared with.
+    """The patches. Their split is not used."""
+    models: dict[Name, ModelURIs] = Field(min_length=1)
+    """Name -> one model URI, or several: the folds of a cross-validation. A URI is the folder of a
+    run (its last weights are taken), of an export or of a SavedModel, or models:/NAME@ALIAS. A
+    checkpoint that was kept as the best was chosen on its held-out patients, so its numbers on them
+    are too good. The other models are compared with the first one.
     """
     patients: Literal["unseen", "all"] = "unseen"
-    """"unseen" judges a patch only by models that were not trained on its patient; "all" by every
-    model.
+    """"unseen" evaluates a patch only with models that were not trained on its patient; "all" with
+    every model.
     """
     compare: Compare = "first"
-    """"first" compares every model with the first one, "pairs" each with each other."""
+    """"first" compares every model with the first one, "pairs" every model with every other."""
     tracking_uri: str | None = None
-    """The MLflow server of models:/ handles; None means the environment's. Where it is set, tables
-    and figures are logged there too.
+    """The MLflow server of models:/ URIs; None means the environment's. Where it is set, tables and
+    figures are logged there too.
     """
     samples: PositiveInt = 10_000
-    """Draws of bootstrap and permutation test."""
+    """Draws of the bootstrap and of the permutation test."""
     level: float = Field(default=0.95, gt=0, lt=1)
-    """Of intervals."""
+    """Confidence level of intervals."""
     seed: NonNegativeInt = 0
-    """Of all draws."""
+    """Seed of all draws."""
 
-    def summaries(self, scores: Scores, patient_ids: NDArray[np.str_]) -> list[Row]:
-        """`summarize` with what the config says."""
+    def summarize(self, scores: Scores, patient_ids: NDArray[np.str_]) -> list[Row]:
+        """Call `summarize` with the settings of the config."""
         return summarize(scores, patient_ids, self.samples, self.seed, self.level, self.compare)
 
 
-def _images(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
+def _get_images(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
     return patches.images
 
 
-def _masks(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
+def _get_masks(patches: Patches, card: Mapping[str, Any]) -> NDArray[np.float32]:
     return patches.masks.astype(np.float32)
 
 
-INPUTS: Mapping[str, Inputs] = {"image": _images, "mask": _masks}
+INPUTS: Mapping[str, Inputs] = {"image": _get_images, "mask": _get_masks}
 
 
 @dataclass(frozen=True)
 class Network:
-    """One function of one handle; its weights are read when it runs.
+    """One function of one model URI; its weights are read when it runs.
 
     Attributes:
-        folder: Of the export, or of a SavedModel without a card.
-        function: Its name; None for a SavedModel without a card.
-        card: Of the export; empty where there is none.
-        source: The name of its input.
+        uri: The URI as the config names it.
+        folder: The folder of the export, or of a SavedModel without a card.
+        function: The name of the function; None for a SavedModel without a card.
+        card: The card of the export; empty where there is none.
+        source: The name of the function's input.
     """
 
-    handle: str
+    uri: str
     folder: Path
     function: str | None
     card: dict[str, Any]
     source: str
 
     @property
-    def leaky(self) -> bool:
-        """Whether it was trained by the paper's protocol, with copies of one lesion on
-        both sides.
-        """
+    def is_leaky(self) -> bool:
+        """Whether the paper's protocol trained it, with copies of one lesion on both sides."""
         return self.card.get("split") == "paper"
 
-    def unseen(self, patient_ids: NDArray[np.str_]) -> NDArray[np.bool_]:
-        """bool [n]: which patients it was not trained on.
+    def find_unseen(self, patient_ids: NDArray[np.str_]) -> NDArray[np.bool_]:
+        """Mark the patients that the network was not trained on.
+
+        Returns:
+            bool [n].
 
         Raises:
-            DataError: Its card doesn't name them.
-            ExportError: It names them under another TFMAMMO_ID_KEY.
+            DataError: The card doesn't name the patients of the training.
+            ExportError: The card names them under another TFMAMMO_ID_KEY.
         """
         if "train_patients" not in self.card:
             raise DataError(
-                f"{self.handle}: no card names the patients it was trained on; patients=all "
-                "judges it all the same"
+                f"{self.uri}: no card names the patients it was trained on; patients=all "
+                "evaluates it anyway"
             )
-        return ~np.isin(patient_ids, sorted(export.trained_on(self.card, self.handle)))
+        return ~np.isin(patient_ids, sorted(export.get_training_patients(self.card, self.uri)))
 
     def run(
         self,
@@ -161,30 +148,30 @@ class Network:
         values: NDArray[np.float32],
         shape: tuple[int, ...] | None = None,
     ) -> NDArray[np.float32]:
-        """What it makes of `values`, eight at a time.
+        """Run the network on `values`, eight at a time.
 
         Args:
-            source: Names of input and output.
-            target: Names of input and output.
+            source: Name of the input.
+            target: Name of the output.
             values: float32 [n, s, s, 1] in [0, 1].
-            shape: What is put out for each of them, (s, s, 1) if not said.
+            shape: Shape of one output; None: (s, s, 1).
 
         Returns:
             float32 [n, *shape] in [0, 1].
 
         Raises:
-            ExportError: It can't be read, or takes patches of another size.
-            DataError: It puts out something else.
+            ExportError: The network can't be read, or takes patches of another size.
+            DataError: The output has another shape or other values.
         """
         call: Callable[..., Any] = (
-            export.load(self.folder, self.function) if self.function else _signature(self.folder)
+            export.load(self.folder, self.function) if self.function else _load(self.folder)
         )
         outputs = predict(call, source, values)[target]
-        wanted = values.shape[1:] if shape is None else shape
-        if outputs.shape != (len(values), *wanted) or not np.all((outputs >= 0) & (outputs <= 1)):
+        expected = values.shape[1:] if shape is None else shape
+        if outputs.shape != (len(values), *expected) or not np.all((outputs >= 0) & (outputs <= 1)):
             form = "[n, s, s, 1]" if shape is None else list(("n", *shape))
             raise DataError(
-                f"{self.handle}: its {target} is no {form} in [0, 1] but {list(outputs.shape)}, "
+                f"{self.uri}: its {target} is no {form} in [0, 1] but {list(outputs.shape)}, "
                 "or holds other values"
             )
         return outputs
@@ -197,10 +184,11 @@ class Comparison:
     Attributes:
         protocol: "unseen", "all" or "paper".
         data: How the patches were made.
+        patches: The patches.
         outputs: Model -> float32 [n, s, s, 1], or probabilities [n, classes].
-        folds: Model -> intp [n], which of its handles made each output.
-        networks: Model -> its handles.
-        pool: Every patch that a model may have been trained on; None: that is not known.
+        folds: Model -> intp [n], which of its networks made each output.
+        networks: Model -> its networks.
+        pool: Every patch that a model may have been trained on; None where that is not known.
     """
 
     protocol: Protocol
@@ -211,25 +199,25 @@ class Comparison:
     networks: Mapping[str, Sequence[Network]] = field(default_factory=dict)
     pool: Patches | None = None
 
-    def trained_on(self, network: Network) -> NDArray[np.bool_]:
-        """bool [m]: which patches of the pool a network was trained on, as its card says; all of
-        them by the leaky protocol.
+    def find_training_patches(self, network: Network) -> NDArray[np.bool_]:
+        """Mark the patches of the pool that a network was trained on, as its card says.
+
+        Returns:
+            bool [m]. By the leaky protocol a network was trained on all of them.
         """
         assert self.pool is not None
         if self.protocol == "paper":
             return np.ones(len(self.pool), np.bool_)
-        known = (
-            export.trained_on(network.card, network.handle)
-            if "train_patients" in network.card
-            else frozenset()
-        )
-        return np.isin(self.pool.patient_ids, sorted(known))
+        patients: frozenset[str] = frozenset()
+        if "train_patients" in network.card:
+            patients = export.get_training_patients(network.card, network.uri)
+        return np.isin(self.pool.patient_ids, sorted(patients))
 
     @property
     def title(self) -> str:
-        """What a table of it is headed with."""
+        """The heading of its tables."""
         patients = len(set(self.patches.patient_ids))
-        count = f"{archive_name(self.data)}, {len(self.patches)} patches of {patients} patients"
+        count = f"{self.data.archive_name}, {len(self.patches)} patches of {patients} patients"
         return {
             "unseen": f"{count}, each judged by models that never saw its patient",
             "all": f"{count}, those of training included",
@@ -238,228 +226,103 @@ class Comparison:
         }[self.protocol]
 
 
-@dataclass(frozen=True)
-class Published:
-    """What a paper prints of a model, and of which patches.
-
-    Attributes:
-        values: Measure -> value.
-        archive: Of tfmammo.archives.
-        leaky: Whether copies of one lesion stood on both sides of its split; None: the paper does
-            not say how it split.
-        frame: Of its patches, without which its numbers are not shown; None: any.
-    """
-
-    values: Mapping[str, float]
-    archive: str
-    leaky: bool | None = None
-    frame: str | None = None
-
-    def beside(self, comparison: Comparison) -> Printed:
-        """The values with what sets them apart from a comparison."""
-        apart = [] if archive_name(comparison.data) == self.archive else [f"on {self.archive}"]
-        if self.leaky is None:
-            apart.append("a split of its own")
-        elif self.leaky != (comparison.protocol == "paper"):
-            apart.append("a split that leaks" if self.leaky else "unseen patients")
-        return Printed(self.values, ", ".join(apart))
-
-
-@dataclass
-class Report:
-    """All comparisons of one evaluation: tables to print, table.md, table.csv and per_image.csv.
-
-    Attributes:
-        measures: In the order of columns.
-        published: Model -> what a paper prints of it, shown under the model's own.
-        models_across: A column for each model and a line for each measure, instead of the reverse.
-        note: Put behind every title.
-    """
-
-    config: EvaluationConfig
-    measures: Mapping[str, Measure]
-    published: Mapping[str, Published] = field(default_factory=dict)
-    models_across: bool = False
-    tables: list[Table] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    images: list[dict[str, Any]] = field(default_factory=list)
-    note: str = ""
-
-    def add(
-        self,
-        comparison: Comparison,
-        scores: Scores,
-        rows: Sequence[Row] | None = None,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        """Take in a comparison. scores: model -> measure -> float64 [n]; it may hold models that
-        have no handle.
-
-        What is no key of `measures` stands in per_image.csv alone. rows: the tables' content; None:
-        summaries of all scores. notes: sentences under the table of means, before its own.
-        """
-        config = self.config
-        patches = comparison.patches
-        if rows is None:
-            shown = {
-                model: {key: measured[key] for key in self.measures}
-                for model, measured in scores.items()
-            }
-            rows = config.summaries(shown, patches.patient_ids)
-        title = f"{comparison.title}; {self.note}" if self.note else comparison.title
-        alike = {
-            model: one
-            for model, one in self.published.items()
-            if one.frame in (None, comparison.data.frame)
-        }
-        printed = {model: one.beside(comparison) for model, one in alike.items()}
-        means, *others = tables(
-            rows, self.measures, title, printed, self.models_across, config.samples, config.level
-        )
-        self.tables += [replace(means, notes=notes + means.notes), *others]
-        self.rows += [
-            {"protocol": comparison.protocol, **in_units(row, self.measures[row.measure])}
-            for row in correct(rows)
-        ]
-        for model, measured in scores.items():
-            folds = comparison.folds.get(model)
-            for i, (identifier, patient) in enumerate(
-                zip(patches.ids.tolist(), patches.patient_ids.tolist(), strict=True)
-            ):
-                place = {
-                    "protocol": comparison.protocol,
-                    "model": model,
-                    "fold": "" if folds is None else int(folds[i]),
-                }
-                values = {name: float(value[i]) for name, value in measured.items()}
-                self.images.append({**place, "id": identifier, "patient": patient, **values})
-
-    def write(self, output: Path) -> None:
-        """Write table.md, table.csv (in the measures' units) and per_image.csv (as computed) into a
-        folder, and log all that is in it.
-
-        Raises:
-            TrackingError: config.tracking_uri is set and can't be reached.
-        """
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "table.md").write_text(
-            "\n".join(table.markdown() for table in self.tables), encoding="utf-8"
-        )
-        write_csv(output / "table.csv", self.rows)
-        write_csv(output / "per_image.csv", self.images)
-        if self.config.tracking_uri:
-            means = {
-                f"{row['protocol']}/{row['model']}/{row['measure']}": row["mean"]
-                for row in self.rows
-            }
-            runs.log_folder(
-                output,
-                self.config.tracking_uri,
-                EXPERIMENT,
-                self.config.model_dump(mode="json"),
-                means,
-            )
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, without a display."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_figure(path, dpi=150)
-
-
 def compare(
     config: EvaluationConfig,
     source: str | Mapping[str, Inputs],
     target: str,
-    make: Make = make_patches,
+    make: MakePatches = make_patches,
     shape: tuple[int, ...] | None = None,
     limit: int | None = None,
 ) -> list[Comparison]:
-    """Run every model on every patch that it may judge.
+    """Run every model on every patch that it is eligible for.
 
     Args:
-        source: "image" and "mask" for segmentation, "mask" and "image" for synthesis, "mask" and
-            "shapes" for shapes. Where models differ in what they take: name -> how it is made; the
-            first that a model has is used.
-        target: "image" and "mask" for segmentation, "mask" and "image" for synthesis, "mask" and
-            "shapes" for shapes. Where models differ in what they take: name -> how it is made; the
-            first that a model has is used.
-        make: See `cli.all_patches`.
-        shape: Of one output, as for `Network.run`.
-        limit: Judge so many patches at most, drawn by config.seed.
+        config: Models and data.
+        source: Name of the models' input: "image" for segmentation, "mask" for synthesis and for
+            shapes. Where models differ in what they take: name -> how it is made. The first name
+            that a model has is used.
+        target: Name of the models' output: "mask", "image" or "shapes".
+        make: See `datasets.load_all_patches`.
+        shape: Shape of one output, as for `Network.run`.
+        limit: Evaluate at most so many patches, drawn by config.seed.
 
     Returns:
-        The comparison by `config.patients`, if any model is not leaky, then the one of leaky
+        The comparison by `config.patients`, if any model is not leaky, then the one of the leaky
         models, if any.
 
     Raises:
-        ConfigError: A handle or the data can't be used as asked.
-        ArchiveError: A handle or the data can't be used as asked.
-        DataError: A handle or the data can't be used as asked.
-        ExportError: A handle or the data can't be used as asked.
+        ConfigError: A model or the data can't be used as the config asks.
+        ArchiveError: The archive can't be read.
+        DataError: No patch is left, or a patch has several eligible folds.
+        ExportError: A model can't be read, or does not lead from source to target.
     """
     inputs = {source: INPUTS[source]} if isinstance(source, str) else source
     models = {
-        name: [_open(handle, inputs, target, config.tracking_uri) for handle in config.models[name]]
-        for name in config.models
+        name: [_open_first(uri, inputs, target, config.tracking_uri) for uri in uris]
+        for name, uris in config.models.items()
     }
     leaky = {
         name: networks
         for name, networks in models.items()
-        if any(network.leaky for network in networks)
+        if any(network.is_leaky for network in networks)
     }
     fair = {name: networks for name, networks in models.items() if name not in leaky}
-    judge = partial(
-        _judge, inputs=inputs, target=target, shape=shape, limit=limit, seed=config.seed
+    evaluate = partial(
+        _evaluate, inputs=inputs, target=target, shape=shape, limit=limit, seed=config.seed
     )
-    found = []
+    comparisons = []
     if fair:
         warn_of_other_crops((network for group in fair.values() for network in group), config.data)
-        found.append(
-            judge(config.patients, config.data, datasets.all_patches(config.data, make), fair)
-        )
+        patches = datasets.load_all_patches(config.data, make)
+        comparisons.append(evaluate(config.patients, config.data, patches, fair))
     if leaky:
-        made, copies, held_out = _copies(leaky, config.data, make)
-        found.append(replace(judge("paper", made, held_out, leaky), pool=copies))
-    return found
+        data, copies, held_out = _remake_paper_split(leaky, config.data, make)
+        comparisons.append(replace(evaluate("paper", data, held_out, leaky), pool=copies))
+    return comparisons
 
 
-def _open(handle: str, sources: Iterable[str], target: str, tracking_uri: str | None) -> Network:
+def _open_first(uri: str, sources: Iterable[str], target: str, tracking_uri: str | None) -> Network:
+    """Open the function that takes the first of several inputs that the model has."""
     failures = []
     for source in sources:
         try:
-            return open_network(handle, source, target, tracking_uri)
+            return open_network(uri, source, target, tracking_uri)
         except ExportError as error:
             failures.append(error)
     raise failures[0]
 
 
-def open_network(handle: str, source: str, target: str, tracking_uri: str | None = None) -> Network:
-    """Find the function of a handle that leads from source to target; see `EvaluationConfig` for
-    handles.
+def open_network(uri: str, source: str, target: str, tracking_uri: str | None = None) -> Network:
+    """Find the function of a model that leads from source to target.
+
+    Args:
+        uri: See `EvaluationConfig.models`.
+        source: Name of the input.
+        target: Name of the output.
+        tracking_uri: The MLflow server of models:/ URIs; None means the environment's.
 
     Raises:
-        ExportError: There is none.
+        ExportError: There is no such function.
     """
-    path = Path(handle)
+    path = Path(uri)
     if not (path / "saved_model.pb").is_file():
-        folder = resolve(handle, tracking_uri)
+        folder = resolve(uri, tracking_uri)
         function = None
     elif (path.parent / export.CARD).is_file():
         folder = path.parent
         function = path.name
     else:
-        _signature(path, source, target)
-        return Network(handle, path, None, {}, source)
+        _load(path, source, target)
+        return Network(uri, path, None, {}, source)
     card = export.read_card(folder)
-    function = function or export.find(folder, {source}, {target})
-    described = card["functions"].get(function, {"inputs": (), "outputs": ()})
-    if set(described["inputs"]) != {source} or target not in described["outputs"]:
-        raise ExportError(f"{handle}: does not lead from {source} to {target}")
-    return Network(handle, folder, function, card, source)
+    function = function or export.find_function(folder, {source}, {target})
+    signature = card["functions"].get(function, {"inputs": (), "outputs": ()})
+    if set(signature["inputs"]) != {source} or target not in signature["outputs"]:
+        raise ExportError(f"{uri}: does not lead from {source} to {target}")
+    return Network(uri, folder, function, card, source)
 
 
-def _judge(
+def _evaluate(
     protocol: Protocol,
     data: DataConfig,
     patches: Patches,
@@ -470,14 +333,15 @@ def _judge(
     limit: int | None,
     seed: int,
 ) -> Comparison:
+    """Run models on the patches that all of them are eligible for."""
     folds = {
-        name: _folds(name, networks, patches.patient_ids, protocol)
+        name: _assign_folds(name, networks, patches.patient_ids, protocol)
         for name, networks in models.items()
     }
     common = np.flatnonzero(np.all([fold >= 0 for fold in folds.values()], axis=0))
     for name, fold in folds.items():
         log.info(
-            "%s can judge %d of %d patches, %d of them with all models",
+            "%s: eligible for %d of %d patches, for %d of them with all models",
             name,
             np.sum(fold >= 0),
             len(patches),
@@ -486,90 +350,97 @@ def _judge(
     if len(common) == 0:
         raise DataError(
             f"no patch is of a patient that none of {', '.join(models)} was trained on; "
-            "patients=all judges all the same"
+            "patients=all evaluates all patches anyway"
         )
     if limit is not None and limit < len(common):
         common = np.sort(np.random.default_rng(seed).permutation(common)[:limit])
     pool = patches
-    patches = patches.take(common)
+    patches = pool.take(common)
     folds = {name: fold[common] for name, fold in folds.items()}
     form = patches.images.shape[1:] if shape is None else shape
     outputs = {name: np.empty((len(patches), *form), np.float32) for name in models}
     for name, networks in models.items():
         for number, network in enumerate(networks):
-            mine = np.flatnonzero(folds[name] == number)
-            if mine.size:
-                values = inputs[network.source](patches.take(mine), network.card)
-                outputs[name][mine] = network.run(network.source, target, values, form)
+            rows = np.flatnonzero(folds[name] == number)
+            if rows.size:
+                values = inputs[network.source](patches.take(rows), network.card)
+                outputs[name][rows] = network.run(network.source, target, values, form)
     return Comparison(protocol, data, patches, outputs, folds, models, pool)
 
 
-def _folds(
+def _assign_folds(
     name: str, networks: Sequence[Network], patient_ids: NDArray[np.str_], protocol: Protocol
 ) -> NDArray[np.intp]:
-    """intp [n]: which network of a model judges each patch, -1 where none may."""
-    may = np.stack(
+    """Assign each patch to the one network of a model that is eligible for it.
+
+    Returns:
+        intp [n]; -1 where no network is eligible.
+    """
+    everyone = np.ones(len(patient_ids), np.bool_)
+    eligible = np.stack(
         [
-            n.unseen(patient_ids) if protocol == "unseen" else np.ones(len(patient_ids), np.bool_)
-            for n in networks
+            network.find_unseen(patient_ids) if protocol == "unseen" else everyone
+            for network in networks
         ]
     )
-    twice = int(np.sum(may.sum(axis=0) > 1))
-    if twice:
+    ambiguous = int(np.sum(eligible.sum(axis=0) > 1))
+    if ambiguous:
         raise DataError(
-            f"models.{name}: {twice} patches would be judged by several handles; give the folds "
-            "of one split, or one handle"
+            f"models.{name}: several URIs are eligible for {ambiguous} patches; give the folds "
+            "of one split, or one URI"
         )
-    return np.where(may.any(axis=0), may.argmax(axis=0), -1)
+    return np.where(eligible.any(axis=0), eligible.argmax(axis=0), -1)
 
 
-def _copies(
-    models: Mapping[str, Sequence[Network]], data: DataConfig, make: Make
+def _remake_paper_split(
+    models: Mapping[str, Sequence[Network]], data: DataConfig, make: MakePatches
 ) -> tuple[DataConfig, Patches, Patches]:
-    """Both sides of the paper's split, made again as the models' cards say: how they are made,
-    training, held-out.
+    """Make both subsets of the paper's split again, as the models' cards say.
+
+    Returns:
+        How the patches are made, the training patches, the held-out patches.
     """
     networks = [network for group in models.values() for network in group]
     first = networks[0]
     for network in networks[1:]:
         if (
-            not (network.leaky and first.leaky)
+            not (network.is_leaky and first.is_leaky)
             or network.card["held_out_ids"] != first.card["held_out_ids"]
         ):
             raise DataError(
-                f"{network.handle} and {first.handle} were not trained on one paper split; "
+                f"{network.uri} and {first.uri} were not trained on one paper split; "
                 "evaluate them separately"
             )
-    known = first.card["config"]["data"]
-    made = DataConfig.model_validate(known | {"name": data.name, "root": data.root})
-    copies, held_out = splits.split(datasets.all_patches(made, make), made)
+    trained_with = first.card["config"]["data"]
+    paper_data = DataConfig.model_validate(trained_with | {"name": data.name, "root": data.root})
+    copies, held_out = splits.split(datasets.load_all_patches(paper_data, make), paper_data)
     if held_out.ids.tolist() != first.card["held_out_ids"]:
         raise DataError(
-            f"{first.handle}: its held-out copies can't be made again; data.name and data.root "
+            f"{first.uri}: its held-out copies can't be made again; data.name and data.root "
             "must be what it was trained on"
         )
-    return made, copies, held_out
+    return paper_data, copies, held_out
 
 
 def warn_of_other_crops(networks: Iterable[Network], data: DataConfig) -> None:
-    """Log what patches of networks' trainings were cut by and these are not."""
+    """Log where networks were trained on patches that were cut in another way."""
     for network in networks:
-        trained = network.card.get("config", {}).get("data", {})
-        for key, here in data.model_dump(mode="json", include=DECISIVE).items():
-            if trained.get(key, here) != here:
+        trained_with = network.card.get("config", {}).get("data", {})
+        for key, value in data.model_dump(mode="json", include=DECISIVE).items():
+            if trained_with.get(key, value) != value:
                 log.warning(
-                    "%s was trained with data.%s %s and is judged with %s",
-                    network.handle,
+                    "%s was trained with data.%s %s and is evaluated with %s",
+                    network.uri,
                     key,
-                    trained[key],
-                    here,
+                    trained_with[key],
+                    value,
                 )
 
 
-def _signature(
+def _load(
     folder: Path, source: str | None = None, target: str | None = None
 ) -> Callable[..., Mapping[str, tf.Tensor]]:
-    """The serving signature of a SavedModel that has no card, checked if names are given."""
+    """Load the signature of a SavedModel without a card, and check it if names are given."""
     try:
         loaded = tf.saved_model.load(str(folder))
         signature = loaded.signatures[export.SIGNATURE]
@@ -588,7 +459,7 @@ def _signature(
 
     def call(**values: tf.Tensor) -> Mapping[str, tf.Tensor]:
         try:
-            # keeps `loaded`, which owns the weights
+            # `loaded` owns the weights: the closure keeps it.
             return loaded.signatures[export.SIGNATURE](**values)
         except (tf.errors.OpError, TypeError, ValueError):
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in values.items())

@@ -1,14 +1,15 @@
-"""What the tables of evaluate/detection.py and of the detection studies share: a
-detector's measures over its trainings.
-"""
+"""FROC measures over trainings, for the tables of detector evaluations and detection studies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfmammo.evaluation.report import write_markdown
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
     Matches,
@@ -19,9 +20,11 @@ from tfmammo.metrics.detection import (
     over_folds,
 )
 from tfmammo.metrics.significance import FEWEST_PATIENTS, describe, describe_few
-from tfmammo.metrics.summary import Measure
+from tfmammo.metrics.summary import Measure, Table
 
-FALSE = Measure("false positives", "", 1, 2).show
+PERCENT = Measure("recall", "%", 100, 1).show
+MERIT = Measure("figure of merit", "", 1, 3).show
+FALSE_POSITIVES = Measure("false positives", "", 1, 2).show
 Floats = NDArray[np.float64]
 
 
@@ -30,18 +33,18 @@ def measure(
     patients: Sequence[str],
     trainings: Sequence[Training],
     fppi: Sequence[float],
-    drawing: tuple[int, int, float],
+    bootstrap: tuple[int, int, float],
     of: Measured = "tpr",
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """A FROC curve's mean over trainings, its standard deviation over folds, and its interval.
+    """Average a FROC curve over trainings, with its deviation over folds and its interval.
 
     Args:
         images: As for `froc_interval`.
         patients: As for `froc_interval`.
         trainings: As for `froc_interval`.
-        fppi: [k].
-        drawing: Samples, seed and level.
-        of: See there too.
+        fppi: False positives per image [k].
+        bootstrap: Draws, seed and confidence level.
+        of: As for `froc_interval`.
 
     Returns:
         (mean, deviation, low, high), float64 [k] each; NaN where there is none.
@@ -50,34 +53,31 @@ def measure(
     mean, deviation = over_folds(
         {training: getattr(curve, of) for training, curve in curves.items()}
     )
-    return (
-        mean,
-        deviation,
-        *froc_interval(images, patients, fppi, *drawing, of, trainings=trainings),
-    )
+    low, high = froc_interval(images, patients, fppi, *bootstrap, of, trainings=trainings)
+    return mean, deviation, low, high
 
 
-def mean_recall(
+def compute_mean_recall(
     images: Sequence[Matches], trainings: Sequence[Training], fppi: Sequence[float]
 ) -> Floats:
-    """Sensitivity at numbers of false positives per image, the mean over trainings."""
-    return over_folds(
-        {
-            training: curve.tpr
-            for training, curve in froc_by_training(images, trainings, fppi).items()
-        }
-    )[0]
+    """Average sensitivity over trainings, at numbers of false positives per image."""
+    curves = froc_by_training(images, trainings, fppi)
+    mean, _ = over_folds({training: curve.tpr for training, curve in curves.items()})
+    return mean
 
 
-def count_of(patients: Sequence[str]) -> str:
-    """How many patients there are, in words."""
+def format_patients(patients: Sequence[str]) -> str:
+    """Say how many different patients there are."""
     count = len(set(patients))
     return f"{count} patient{'s' * (count > 1)}"
 
 
-def notes(patients: Sequence[str], comparisons: int = 0) -> tuple[str, ...]:
-    """What stands under a table: how it was tested, where it was; or that there are too few
-    patients for intervals and tests.
+def make_notes(patients: Sequence[str], comparisons: int = 0) -> tuple[str, ...]:
+    """Describe the test below a table, or say that there are too few patients for one.
+
+    Args:
+        patients: The patient of each mammogram.
+        comparisons: How many tests the table holds; 0: none.
     """
     count = len(set(patients))
     if count < FEWEST_PATIENTS:
@@ -85,19 +85,33 @@ def notes(patients: Sequence[str], comparisons: int = 0) -> tuple[str, ...]:
     return (describe("jackknife", count, comparisons),) if comparisons else ()
 
 
-def recall_metrics(
+def compute_recall_metrics(
     images: Sequence[Matches], trainings: Sequence[Training], fppi: Sequence[float]
 ) -> dict[str, float]:
-    """Recall, and its mean from 0 to there, at numbers of false positives per image, means over
-    trainings; and of all detections.
+    """Compute what the tracking store keeps of a FROC curve, averaged over trainings.
+
+    Returns:
+        Recall, and its mean from 0 to there, at numbers of false positives per image; recall of all
+        detections.
     """
     curves = froc_by_training(images, trainings, (*fppi, ALL_DETECTIONS))
     recall, areas = (
         over_folds({training: getattr(curve, of) for training, curve in curves.items()})[0]
         for of in ("tpr", "areas")
     )
-    found = {f"recall at {at:g}": float(value) for at, value in zip(fppi, recall[:-1], strict=True)}
-    found |= {
-        f"mean recall to {at:g}": float(value) for at, value in zip(fppi, areas[:-1], strict=True)
+    metrics = {
+        f"recall at {rate:g}": float(value) for rate, value in zip(fppi, recall[:-1], strict=True)
     }
-    return found | {"recall of all detections": float(recall[-1])}
+    metrics |= {
+        f"mean recall to {rate:g}": float(value)
+        for rate, value in zip(fppi, areas[:-1], strict=True)
+    }
+    return metrics | {"recall of all detections": float(recall[-1])}
+
+
+def write_tables(output: Path, tables: Mapping[str, Table]) -> None:
+    """Write table.md, and a CSV file of each table."""
+    write_markdown(output / "table.md", list(tables.values()))
+    for name, table in tables.items():
+        with (output / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([table.header, *table.body])

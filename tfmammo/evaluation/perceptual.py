@@ -1,14 +1,13 @@
-"""Sets of patches as networks see them: LPIPS, FID and KID against real patches, with
-intervals over patients.
+"""LPIPS, FID and KID of sets of patches against real patches, with intervals over patients.
 
 The networks are downloaded, or files (python -m tfmammo.pretrained makes them), or random ones
-("none"), which the names and headings of measures then say.
+("none"); then the names and headings of measures say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,24 +16,41 @@ from numpy.typing import NDArray
 from tfmammo.errors import ConfigError
 from tfmammo.metrics import perceptual
 from tfmammo.metrics.segmentation import Paired
-from tfmammo.metrics.summary import Compare, Measure, Row, opponents, versus
+from tfmammo.metrics.summary import Compare, Measure, Row, add_difference, list_comparisons
 
-SMALLEST = 32  # px
+MIN_SIZE = 32  # px
 SET_MEASURES = {
     "lpips_pairs": Measure("LPIPS to other real patches", "", 1, 4),
     "fid": Measure("FID", "", 1, 1),
     "kid": Measure("KID x 1000", "", 1000, 2),
 }
-OF_LPIPS = ("lpips", "lpips_pairs")
-OF_INCEPTION = ("fid", "kid", "nearest_features", "copy")
+LPIPS_MEASURES = ("lpips", "lpips_pairs")
+INCEPTION_MEASURES = ("fid", "kid", "nearest_features", "copy")
 
 Scores = dict[str, NDArray[np.float64]]
+# rows of the patches -> one number of them
 Statistic = Callable[[NDArray[np.intp]], float]
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
-    """The networks that look at patches.
+class PatchSample:
+    """A set of patches to be compared with as many real ones.
+
+    Attributes:
+        images: float32 [n, s, s, 1] in [0, 1].
+        features: Their Inception features.
+        is_paired: Whether row i of the set and of the real patches comes from the same real patch,
+            so that the two are not independent.
+    """
+
+    images: NDArray[np.float32]
+    features: NDArray[np.float32]
+    is_paired: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PerceptualScorer:
+    """The pretrained networks that score patches.
 
     Attributes:
         lpips: See tfmammo.metrics.perceptual.
@@ -44,64 +60,75 @@ class Judge:
     lpips: perceptual.LPIPS
     inception: perceptual.Inception
 
+    @classmethod
+    def load(cls, alexnet: str, heads: str, inception: str) -> PerceptualScorer:
+        """Load the networks.
+
+        Args:
+            alexnet: The backbone of LPIPS: "imagenet", a path, or "none".
+            heads: The calibrated heads of LPIPS: a path, or "none".
+            inception: The network of FID and KID: "imagenet", a path, or "none".
+        """
+        return cls(perceptual.LPIPS(alexnet, heads), perceptual.Inception(inception))
+
     @property
     def note(self) -> str:
-        """What a table says of random networks and missing heads; "" where there is
-        nothing to say.
-        """
+        """What a table says of random networks and missing heads; "" where there is nothing."""
         notes = ", ".join(note for note in (self.lpips.note, self.inception.note) if note)
         return f"made with {notes}" if notes else ""
 
-    def key(self, measure: str) -> str:
-        """The measure's name, marked where the network behind it is random or has no calibrated
-        heads.
-        """
-        note = (
-            self.lpips.note
-            if measure in OF_LPIPS
-            else self.inception.note
-            if measure in OF_INCEPTION
-            else ""
-        )
-        return measure + ("_random" if "random" in note else "_without_heads" if note else "")
+    def mark_name(self, measure: str) -> str:
+        """Return the measure's name, marked if its network is random or lacks calibrated heads."""
+        note = ""
+        if measure in LPIPS_MEASURES:
+            note = self.lpips.note
+        elif measure in INCEPTION_MEASURES:
+            note = self.inception.note
+        if not note:
+            return measure
+        return measure + ("_random" if "random" in note else "_without_heads")
 
-    def measures(self, measures: Mapping[str, Measure]) -> dict[str, Measure]:
-        """A table's columns in order, marked in their headings too."""
-        found = {}
+    def mark_measures(self, measures: Mapping[str, Measure]) -> dict[str, Measure]:
+        """Return the columns of a table with marked names and headings."""
+        marked = {}
         for name, measure in measures.items():
-            mark = self.key(name).removeprefix(name).replace("_", " ").strip()
+            mark = self.mark_name(name).removeprefix(name).replace("_", " ").strip()
             heading = f"{measure.heading} ({mark})" if mark else measure.heading
-            found[self.key(name)] = Measure(heading, measure.unit, measure.scale, measure.decimals)
-        return found
+            marked[self.mark_name(name)] = replace(measure, heading=heading)
+        return marked
 
-    def marked(self, scores: Scores) -> Scores:
-        """Scores under their marked names."""
-        return {self.key(name): values for name, values in scores.items()}
+    def mark_scores(self, scores: Scores) -> Scores:
+        """Return scores under their marked names."""
+        return {self.mark_name(name): values for name, values in scores.items()}
 
-    def statistics(
+    def make_statistics(
         self,
         real: NDArray[np.float32],
         features: NDArray[np.float32],
-        sets: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32], bool]],
+        sets: Mapping[str, PatchSample],
     ) -> dict[str, dict[str, Statistic]]:
-        """SET_MEASURES -> set -> its number for some rows of the patches.
+        """Compare sets of patches with the real ones.
 
         Args:
             real: float32 [n, s, s, 1] in [0, 1].
-            features: Theirs, by `inception`.
-            sets: Name -> as many images, their features, and whether row i of both belongs to one
-                real patch, so that it is no independent one.
-        """
-        found: dict[str, dict[str, Statistic]] = {name: {} for name in SET_MEASURES}
-        for name, (images, seen, paired) in sets.items():
-            found["lpips_pairs"][name] = partial(_off_diagonal, self.lpips.matrix(real, images))
-            found["fid"][name] = partial(_of_rows, perceptual.fid, features, seen)
-            found["kid"][name] = partial(
-                _of_rows, partial(perceptual.mmd, paired=paired), features, seen
-            )
-        return found
+            features: The Inception features of the real patches.
+            sets: Name -> n patches.
 
-    def rows(
+        Returns:
+            Measure of SET_MEASURES -> set -> its statistic.
+        """
+        statistics: dict[str, dict[str, Statistic]] = {name: {} for name in SET_MEASURES}
+        for name, patches in sets.items():
+            distances = self.lpips.matrix(real, patches.images)
+            mmd = partial(perceptual.mmd, paired=patches.is_paired)
+            statistics["lpips_pairs"][name] = partial(_average_off_diagonal, distances)
+            statistics["fid"][name] = partial(
+                _measure_rows, perceptual.fid, features, patches.features
+            )
+            statistics["kid"][name] = partial(_measure_rows, mmd, features, patches.features)
+        return statistics
+
+    def make_rows(
         self,
         statistics: Mapping[str, Mapping[str, Statistic]],
         patient_ids: NDArray[np.str_],
@@ -109,46 +136,45 @@ class Judge:
         real: str,
         compare: Compare = "first",
     ) -> list[Row]:
-        """A table's rows of what is known of whole sets alone, with jackknife intervals, and
-        differences from other sets.
+        """Compute table rows of whole sets: jackknife intervals, and differences between sets.
 
         Args:
-            statistics: Measure -> set -> see `statistics`.
+            statistics: Measure -> set -> its statistic.
             patient_ids: str [n].
-            level: Of intervals.
-            real: The name of real patches, which are compared with nothing.
-            compare: See `opponents`.
+            level: Confidence level of intervals.
+            real: The name of the real patches, which are compared with nothing.
+            compare: See `list_comparisons`.
         """
         rows = []
+        counts = len(patient_ids), len(set(patient_ids.tolist()))
         for measure, sets in statistics.items():
-            counts = len(patient_ids), len(set(patient_ids.tolist()))
-            found = {
-                name: perceptual.jackknife(statistic, patient_ids, level)[:3]
-                for name, statistic in sets.items()
-            }
-            alone = {
-                name: Row(name, self.key(measure), *counts, *found[name], method="jackknife")
-                for name in sets
-            }
-            for name, other in opponents([name for name in sets if name != real], compare):
-                row = alone[name]
+            single = {}
+            for name, statistic in sets.items():
+                value, low, high, _ = perceptual.jackknife(statistic, patient_ids, level)
+                key = self.mark_name(measure)
+                single[name] = Row(name, key, *counts, value, low, high, method="jackknife")
+            for name, other in list_comparisons([name for name in sets if name != real], compare):
+                row = single[name]
                 if other:
-                    value, low, high, p = perceptual.jackknife(
-                        partial(_difference, sets[name], sets[other]), patient_ids, level
-                    )
-                    row = versus(row, other, Paired(value, low, high, p))
+                    difference = partial(_subtract, sets[name], sets[other])
+                    value, low, high, p = perceptual.jackknife(difference, patient_ids, level)
+                    row = add_difference(row, other, Paired(value, low, high, p))
                 rows.append(row)
-            rows += [alone[real]] if real in alone else []
+            rows += [single[real]] if real in single else []
         return rows
 
 
 def check_size(size: int) -> None:
-    """Raise ConfigError where patches of so many px are too small for the networks."""
-    if size < SMALLEST:
-        raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {SMALLEST} px")
+    """Refuse patches that are too small for the networks.
+
+    Raises:
+        ConfigError: The size, px, is below MIN_SIZE.
+    """
+    if size < MIN_SIZE:
+        raise ConfigError(f"data.size: LPIPS's network sees nothing in patches below {MIN_SIZE} px")
 
 
-def _of_rows(
+def _measure_rows(
     measure: Callable[..., float],
     real: NDArray[np.float32],
     synthetic: NDArray[np.float32],
@@ -157,14 +183,12 @@ def _of_rows(
     return measure(real[rows], synthetic[rows]) if len(rows) > 1 else np.nan
 
 
-def _off_diagonal(matrix: NDArray[np.float64], rows: NDArray[np.intp]) -> float:
+def _average_off_diagonal(matrix: NDArray[np.float64], rows: NDArray[np.intp]) -> float:
+    if len(rows) < 2:
+        return np.nan
     part = matrix[np.ix_(rows, rows)]
-    return (
-        float((part.sum() - np.trace(part)) / (len(rows) * (len(rows) - 1)))
-        if len(rows) > 1
-        else np.nan
-    )
+    return float((part.sum() - np.trace(part)) / (len(rows) * (len(rows) - 1)))
 
 
-def _difference(statistic: Statistic, reference: Statistic, rows: NDArray[np.intp]) -> float:
+def _subtract(statistic: Statistic, reference: Statistic, rows: NDArray[np.intp]) -> float:
     return statistic(rows) - reference(rows)

@@ -1,15 +1,14 @@
-"""Can a network tell made patches from real ones of patients that it has not seen? A
-classifier two-sample test.
+"""Can a network tell synthetic patches from real ones? A classifier two-sample test.
 
-Where two sets are of one distribution, no classifier is better than chance on patches that it was
-not trained on; how much better one is says how far apart they are, in whatever it found. So an area
-of 0.5 under the ROC curve means that this small network, with this many patches, can't tell them
-apart, and no more; areas compare only between sets of about the same size.
+If two sets are of one distribution, no classifier is better than chance on patches that it was not
+trained on. How much better it is says how far apart the sets are, whatever the classifier looks at.
+An area of 0.5 under the ROC curve therefore means that this small network, with this many patches,
+can't tell them apart, and no more. Areas compare only between sets of about the same size.
 
 Source: Lopez-Paz and Oquab, Revisiting classifier two-sample tests (2017), section 3. Departures:
-the area under the ROC curve beside the accuracy; cross-validation in place of one held-out half,
-since patches are few; by patients, and intervals of them in place of a p value, since patches of
-one patient are not independent.
+the area under the ROC curve besides the accuracy; cross-validation in place of one held-out half,
+because patches are few; folds by patient, and intervals over patients in place of a p value,
+because patches of one patient are not independent.
 """
 
 from __future__ import annotations
@@ -37,23 +36,23 @@ HALF = 8  # real patches in a batch, and made ones
 BLUR = 1.0  # px, standard deviation
 LEARNING_RATE = 3e-3
 TURNS = 8  # quarter turns and mirror images of a square
-SMALLEST = 2 ** len(FILTERS)  # px
+MIN_SIZE = 2 ** len(FILTERS)  # px
 
 
 @dataclass(frozen=True, eq=False)
 class TwoSample:
-    """What a classifier two-sample test found.
+    """The result of a classifier two-sample test.
 
     Attributes:
-        auc: Probability that of a made and a real patch which the same network judged, unseen, the
-            made one has the higher score; 0.5: they can't be told apart.
-        low: Its interval.
-        high: Its interval.
-        accuracy: The mean of both sets' parts that lie on the right side of 0.
-        real: Scores, float64 [n] and [m], logits of being made.
-        made: Scores, float64 [n] and [m], logits of being made.
-        real_folds: int [n] and [m], which fold, and so which network, judged them.
-        made_folds: int [n] and [m], which fold, and so which network, judged them.
+        auc: The probability that a made patch scores higher than a real one, both unseen and scored
+            by the same network; 0.5: they can't be told apart.
+        low: Lower bound of the interval of `auc`.
+        high: Upper bound of the interval of `auc`.
+        accuracy: The share of patches on the right side of 0, averaged over both sets.
+        real: Logits of being made, of the real patches, float64 [n].
+        made: Logits of being made, of the made patches, float64 [m].
+        real_folds: The fold, and so the network, that scored each real patch, int [n].
+        made_folds: The fold, and so the network, that scored each made patch, int [m].
     """
 
     auc: float
@@ -81,34 +80,31 @@ def two_sample(
     samples: int = 2000,
     level: float = 0.95,
 ) -> TwoSample:
-    """Train a small network on some patients' patches to tell made from real, score the others',
-    and so on for every fold.
+    """Train a small network to tell made patches from real ones, and score unseen patients.
 
-    It computes in float32 whatever the precision policy, on images and masks, and neither uses nor
-    changes any global state or random numbers of Keras. Training patches are turned and mirrored at
-    random; a score is the mean over all eight ways.
+    This is cross-validated by patient. The network computes in float32 whatever the precision
+    policy, on images and masks, and neither uses nor changes any global state or random numbers of
+    Keras. Training patches are turned and mirrored at random; a score is the mean over all eight
+    ways.
 
     Args:
-        real: float [n, s, s, 1] and [m, s, s, 1] in [0, 1].
-        made: float [n, s, s, 1] and [m, s, s, 1] in [0, 1].
-        real_masks: Number, {0, 1}, of their shapes.
-        made_masks: Number, {0, 1}, of their shapes.
-        real_groups: str [n] and [m], patients, who are never on both sides. A lesion blended into
-            another patient's tissue is best of the lesion's patient, for it is the lesion that
-            would be known again.
-        made_groups: str [n] and [m], patients, who are never on both sides. A lesion blended into
-            another patient's tissue is best of the lesion's patient, for it is the lesion that
-            would be known again.
-        folds: Networks trained.
-        seed: Of weights, batches and bootstrap.
+        real: float [n, s, s, 1] in [0, 1].
+        made: float [m, s, s, 1] in [0, 1].
+        real_groups: The patient of each real patch, str [n]; none is in training and test at once.
+        made_groups: The patient of each made patch, str [m]. For a lesion blended into another
+            patient's tissue, name the lesion's patient: the network could recognise the lesion.
+        real_masks: {0, 1} [n, s, s, 1].
+        made_masks: {0, 1} [m, s, s, 1].
+        folds: Number of networks trained.
+        seed: Seed of weights, batches and bootstrap.
         size: px that patches are resampled to.
-        steps: Of training, of 16 patches each, half of them real.
+        steps: Training steps, of 16 patches each, half of them real.
         samples: Draws of patients for the interval.
-        level: Of confidence, in (0, 1).
+        level: Confidence level, in (0, 1).
 
     Returns:
-        TwoSample; the interval is NaN with fewer than `FEWEST_PATIENTS` patients in either set. It
-        is of patients drawn, the networks being as they are.
+        The areas and scores. The interval is NaN with fewer than `FEWEST_PATIENTS` patients in
+        either set. It draws patients, for given networks.
 
     Raises:
         ValueError: Unequal lengths or shapes, other values, too few patients, a fold without real
@@ -120,44 +116,56 @@ def two_sample(
     """
     _check(real, real_groups, real_masks, "real")
     _check(made, made_groups, made_masks, "made")
-    if size < SMALLEST:
-        raise ValueError(f"patches of {size} px are too small for the network, it needs {SMALLEST}")
+    if size < MIN_SIZE:
+        raise ValueError(f"patches of {size} px are too small for the network, it needs {MIN_SIZE}")
     labels = np.repeat([0, 1], [len(real), len(made)])
     groups = np.concatenate([real_groups, made_groups])
-    inputs = np.concatenate([_inputs(real, real_masks, size), _inputs(made, made_masks, size)])
+    inputs = np.concatenate(
+        [_make_inputs(real, real_masks, size), _make_inputs(made, made_masks, size)]
+    )
     scores = np.empty(len(labels))
-    judges = np.empty(len(labels), np.intp)
-    judge = _Judge(size, seed)
+    fold_of = np.empty(len(labels), np.intp)
+    classifier = _Classifier(size, seed)
     for fold, (train, test) in enumerate(_split(labels, groups, folds)):
         shift = inputs[train].mean(axis=(0, 1, 2))
         scale = np.maximum(inputs[train].std(axis=(0, 1, 2)), 1e-6)
-        judge.fit(
+        classifier.fit(
             (inputs[train] - shift) / scale,
             labels[train],
             steps,
             np.random.default_rng([seed, fold]),
         )
-        scores[test] = judge.scores((inputs[test] - shift) / scale)
-        judges[test] = fold
-    area = _Area(scores, labels, judges)
+        scores[test] = classifier.score((inputs[test] - shift) / scale)
+        fold_of[test] = fold
+    area = _Area(scores, labels, fold_of)
     low, high = area.interval(groups, samples, seed, level)
     right = (scores > 0) == (labels == 1)
     accuracy = (right[labels == 0].mean() + right[labels == 1].mean()) / 2
-    parts = (values[labels == side] for values in (scores, judges) for side in (0, 1))
-    return TwoSample(area.value(), low, high, float(accuracy), *parts)
+    is_made = labels == 1
+    return TwoSample(
+        area.value(),
+        low,
+        high,
+        float(accuracy),
+        real=scores[~is_made],
+        made=scores[is_made],
+        real_folds=fold_of[~is_made],
+        made_folds=fold_of[is_made],
+    )
 
 
 class _Area:
-    """The area under the ROC curve of pairs that one network judged, from the scores of all:
-    networks have no common scale.
+    """The area under the ROC curve over pairs that the same network scored.
+
+    Networks have no common scale.
     """
 
     def __init__(
-        self, scores: NDArray[np.float64], labels: NDArray[np.intp], judges: NDArray[np.intp]
+        self, scores: NDArray[np.float64], labels: NDArray[np.intp], fold_of: NDArray[np.intp]
     ) -> None:
         self.real = np.flatnonzero(labels == 0)
         self.made = np.flatnonzero(labels == 1)
-        self.pairs = (judges[self.real][:, None] == judges[self.made]).astype(np.float64)
+        self.pairs = (fold_of[self.real][:, None] == fold_of[self.made]).astype(np.float64)
         # ties count one half
         self.won = self.pairs * (1 + np.sign(scores[self.made] - scores[self.real][:, None])) / 2
 
@@ -167,18 +175,17 @@ class _Area:
     def interval(
         self, groups: Groups, samples: int, seed: int, level: float
     ) -> tuple[float, float]:
-        """Percentiles of the areas of patients drawn with replacement, all patches of each."""
+        """Bootstrap the area: draw patients with replacement, with all their patches."""
         patients, number = np.unique(groups, return_inverse=True)
         if min(len(np.unique(number[side])) for side in (self.real, self.made)) < FEWEST_PATIENTS:
             return np.nan, np.nan
-        drawn = np.random.default_rng([seed, 1]).multinomial(
+        counts = np.random.default_rng([seed, 1]).multinomial(
             len(patients), np.full(len(patients), 1 / len(patients)), size=samples
         )
-        real = drawn[:, number[self.real]]
-        made = drawn[:, number[self.made]]
-        won, pairs = (
-            np.einsum("bn,bn->b", real, made @ values.T) for values in (self.won, self.pairs)
-        )
+        real = counts[:, number[self.real]]
+        made = counts[:, number[self.made]]
+        won = np.einsum("bn,bn->b", real, made @ self.won.T)
+        pairs = np.einsum("bn,bn->b", real, made @ self.pairs.T)
         areas = won[pairs > 0] / pairs[pairs > 0]
         low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
@@ -198,8 +205,8 @@ def _split(
         yield train, test
 
 
-def _network(size: int, seed: int) -> keras.Model:
-    """float32 [n, size, size, 3] -> logit float32 [n, 1]; 20,569 parameters."""
+def _build_network(size: int, seed: int) -> keras.Model:
+    """Build the network: float32 [n, size, size, 3] -> logit float32 [n, 1]; 20,569 parameters."""
     layers = keras.layers
 
     def start(number: int) -> keras.initializers.Initializer:
@@ -220,13 +227,14 @@ def _network(size: int, seed: int) -> keras.Model:
     return keras.Model(patch, logit, name="two_sample")
 
 
-class _Judge:
-    """The network and its training, which every fold begins anew from the same weights, so that it
-    is traced but once.
+class _Classifier:
+    """The network and its training.
+
+    Every fold starts from the same weights, so that the training step is traced only once.
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        self.network = _network(size, seed)
+        self.network = _build_network(size, seed)
         self.optimizer = Adam(LEARNING_RATE)
         self.optimizer.build(self.network.trainable_variables)
         self.start = self.network.get_weights()
@@ -241,9 +249,7 @@ class _Judge:
         steps: int,
         random: np.random.Generator,
     ) -> None:
-        """Train on batches of half real, half made patches, the learning rate falling to 0 by a
-        cosine.
-        """
+        """Train on batches of half real, half made patches; the rate falls to 0 by a cosine."""
         self.network.set_weights(self.start)
         for variable in self.optimizer.variables:
             variable.assign(np.zeros(variable.shape))
@@ -255,11 +261,11 @@ class _Judge:
             rows = np.concatenate(
                 [random.choice(side, HALF, replace=len(side) < HALF) for side in sides]
             )
-            self.step(tf.constant(_turned(inputs[rows], random.integers(TURNS, size=2 * HALF))))
+            self.step(tf.constant(_turn(inputs[rows], random.integers(TURNS, size=2 * HALF))))
 
-    def scores(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Mean logits of being made over the eight ways of each patch, float64 [n]."""
-        views = (tf.constant(_turned(inputs, np.full(len(inputs), turn))) for turn in range(TURNS))
+    def score(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Average the logits of being made over the eight ways of each patch, float64 [n]."""
+        views = (tf.constant(_turn(inputs, np.full(len(inputs), turn))) for turn in range(TURNS))
         return np.mean(
             [np.asarray(self.network(view, training=False))[:, 0] for view in views],
             axis=0,
@@ -276,9 +282,10 @@ class _Judge:
         )
 
 
-def _turned(inputs: NDArray[np.float32], turns: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Each patch in one of the eight ways that a square lies: bits of its number transpose it and
-    turn rows and columns round.
+def _turn(inputs: NDArray[np.float32], turns: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Turn or mirror each patch in one of the eight ways of a square.
+
+    The bits of its number transpose it, and reverse rows and columns.
     """
     transpose, rows, cols = (((turns >> bit) % 2 == 1)[:, None, None, None] for bit in range(3))
     inputs = np.where(transpose, inputs.swapaxes(1, 2), inputs)
@@ -286,20 +293,20 @@ def _turned(inputs: NDArray[np.float32], turns: NDArray[np.integer]) -> NDArray[
     return np.where(cols, inputs[:, :, ::-1], inputs)
 
 
-def _inputs(images: Images, masks: Masks, size: int) -> NDArray[np.float32]:
-    """Image, what a blur takes from it, and mask: float32 [n, size, size, 3].
+def _make_inputs(images: Images, masks: Masks, size: int) -> NDArray[np.float32]:
+    """Stack image, what a blur removes from it, and mask: float32 [n, size, size, 3].
 
-    Grain and seams are faint beside a breast's greys.
+    The second channel shows grain and seams, which are faint compared with a breast's greys.
     """
-    found = np.empty((len(images), size, size, 3), np.float32)
+    inputs = np.empty((len(images), size, size, 3), np.float32)
     for row, (image, mask) in enumerate(
         zip(images.astype(np.float32), masks.astype(np.uint8), strict=True)
     ):
         small = resize_image(image, size, size)[..., 0]
-        found[row, ..., 0] = small
-        found[row, ..., 1] = small - cv2.GaussianBlur(small, (0, 0), BLUR)
-        found[row, ..., 2:] = resize_mask(mask, size, size)
-    return found
+        inputs[row, ..., 0] = small
+        inputs[row, ..., 1] = small - cv2.GaussianBlur(small, (0, 0), BLUR)
+        inputs[row, ..., 2:] = resize_mask(mask, size, size)
+    return inputs
 
 
 def _check(images: Images, groups: Groups, masks: Masks, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The report and the overlay of a mammogram that the pipeline has read."""
+"""What the CAD pipeline tells of one mammogram: the report and the overlay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import tfmammo
 from tfmammo.data import preprocess
-from tfmammo.inference.pipeline import Case, Chain, Finding, _meets
+from tfmammo.inference.pipeline import Finding, Pipeline, PipelineResult
 from tfmammo.mammogram import Box, Lesion, Mammogram
 
 COLOURS = (
@@ -26,11 +26,12 @@ COLOURS = (
     (213, 94, 0),
     (0, 114, 178),
 )
+WHITE = (255, 255, 255)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def measures(lesion: Lesion, mammogram: Mammogram) -> dict[str, float | None]:
-    """Area and equivalent diameter of a lesion's mask, the latter that of a disc of the same area.
+def measure(lesion: Lesion, mammogram: Mammogram) -> dict[str, float | None]:
+    """Measure a lesion's mask: its area, and the diameter of a disc of the same area.
 
     Returns:
         area_px and diameter_px, native px; area_mm2 and diameter_mm, None where the spacing is
@@ -47,16 +48,16 @@ def measures(lesion: Lesion, mammogram: Mammogram) -> dict[str, float | None]:
     }
 
 
-def report(case: Case, chain: Chain) -> dict[str, Any]:
-    """What was found, by what, when: for report.json.
+def build_report(result: PipelineResult, pipeline: Pipeline) -> dict[str, Any]:
+    """Build the content of report.json: the findings, the models and the date.
 
-    It names no patient, and of the input neither name nor place.
+    The report names no patient, and neither the file nor the folder of the mammogram.
 
     Returns:
-        What JSON can hold: "mammogram", "lesions" in the order of case.findings, "models",
+        What JSON can hold: "mammogram", "lesions" in the order of result.findings, "models",
         "config", "versions", "date".
     """
-    mammogram = case.mammogram
+    mammogram = result.mammogram
     facts = {
         name: getattr(mammogram, name)
         for name in ("image_id", "rows", "cols", "laterality", "view")
@@ -67,12 +68,12 @@ def report(case: Case, chain: Chain) -> dict[str, Any]:
             "spacing_mm": list(mammogram.spacing) if mammogram.spacing else None,
         },
         "lesions": [
-            {"number": number} | _described(finding, mammogram)
-            for number, finding in enumerate(case.findings, 1)
+            {"number": number} | _describe(finding, mammogram)
+            for number, finding in enumerate(result.findings, 1)
         ],
-        "models": chain.describe(),
-        # which may hold a password
-        "config": chain.config.model_dump(mode="json", exclude={"tracking_uri"}),
+        "models": pipeline.describe(),
+        # tracking_uri may hold a password
+        "config": pipeline.config.model_dump(mode="json", exclude={"tracking_uri"}),
         "versions": {
             "tfmammo": tfmammo.__version__,
             "tensorflow": tf.__version__,
@@ -82,110 +83,124 @@ def report(case: Case, chain: Chain) -> dict[str, Any]:
     }
 
 
-def overlay(case: Case, side: int = 1600) -> NDArray[np.uint8]:
-    """The mammogram with every box, outline, score and shape drawn over it.
+def draw_overlay(result: PipelineResult, side: int = 1600) -> NDArray[np.uint8]:
+    """Draw every box, outline, score and shape over the mammogram.
 
-    Nothing of a header is written on it; what a machine burned into the pixels stays, as in the
-    input.
+    Nothing from a header is written on it. Text that is burned into the pixels stays.
 
     Args:
+        result: The findings in one mammogram.
         side: Rows or columns, whichever is more, px.
 
     Returns:
         uint8 [rows, cols, 3], RGB.
     """
-    scale = side / max(case.image.shape[:2])
-    size = [max(1, round(length * scale)) for length in case.image.shape[:2]]
-    grey = np.rint(255 * preprocess.resize_image(case.image, *size)).astype(np.uint8)
-    sheet = np.repeat(grey, 3, axis=-1)
-    words = []
-    scales = np.array([size[0] / case.image.shape[0], size[1] / case.image.shape[1]])
-    for number, finding in enumerate(case.findings, 1):
+    native_rows, native_cols = result.image.shape[:2]
+    scale = side / max(native_rows, native_cols)
+    size = [max(1, round(length * scale)) for length in (native_rows, native_cols)]
+    grey = np.rint(255 * preprocess.resize_image(result.image, *size)).astype(np.uint8)
+    canvas = np.repeat(grey, 3, axis=-1)
+    labels = []
+    scales = np.array([size[0] / native_rows, size[1] / native_cols])
+    for number, finding in enumerate(result.findings, 1):
         colour = COLOURS[(number - 1) % len(COLOURS)]
         corners = np.reshape(finding.box, (2, 2)) * scales
         (top, left), (bottom, right) = np.rint(corners).astype(int).tolist()
-        cv2.rectangle(sheet, (left, top), (right - 1, bottom - 1), colour, 1)
+        cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), colour, 1)
         for outline in finding.lesion.outlines if finding.lesion else ():
             points = ((outline + 0.5) * scales - 0.5)[:, ::-1]
-            cv2.polylines(
-                sheet, [np.rint(16 * points).astype(np.int32)], True, colour, 2, cv2.LINE_AA, 4
-            )
-        words.append((label(number, finding), (top, left, bottom), colour))
-    taken: list[Box] = []
-    # last, so that nothing crosses them
-    for line in words or [("no lesion found", (size[0], 0, size[0]), (255, 255, 255))]:
-        _write(sheet, *line, taken)
-    return sheet
+            sixteenths = np.rint(16 * points).astype(np.int32)
+            cv2.polylines(canvas, [sixteenths], True, colour, 2, cv2.LINE_AA, 4)
+        labels.append((format_label(number, finding), (top, left, bottom), colour))
+    if not labels:
+        labels.append(("no lesion found", (size[0], 0, size[0]), WHITE))
+    occupied: list[Box] = []
+    for label in labels:  # after all boxes and outlines, so that nothing crosses a label
+        _write_label(canvas, *label, occupied)
+    return canvas
 
 
-def label(number: int, finding: Finding) -> str:
-    """A finding in a few words: "1 mass 0.93, oval 0.71"."""
+def format_label(number: int, finding: Finding) -> str:
+    """Describe a finding in a few words: "1 mass 0.93, oval 0.71"."""
     text = f"{number} {finding.kind} {finding.score:.2f}"
     if finding.lesion is None:
         return f"{text}, no mask"
     shape = finding.lesion.shape
-    return (
-        f"{text}, {shape} {finding.probabilities[shape]:.2f}"
-        if finding.probabilities and shape
-        else text
-    )
+    if not (finding.probabilities and shape):
+        return text
+    return f"{text}, {shape} {finding.probabilities[shape]:.2f}"
 
 
-def outlined(case: Case) -> dict[str, Lesion]:
-    """The findings that have a mask, by what a segmentation calls them."""
+def lesions_by_label(result: PipelineResult) -> dict[str, Lesion]:
+    """Return the lesions that have a mask, by their labels in a DICOM segmentation."""
     return {
-        f"Lesion {label(number, one)}": one.lesion
-        for number, one in enumerate(case.findings, 1)
-        if one.lesion
+        f"Lesion {format_label(number, finding)}": finding.lesion
+        for number, finding in enumerate(result.findings, 1)
+        if finding.lesion
     }
 
 
-def _described(finding: Finding, mammogram: Mammogram) -> dict[str, Any]:
+def _describe(finding: Finding, mammogram: Mammogram) -> dict[str, Any]:
     lesion = finding.lesion
-    measured = (
-        measures(lesion, mammogram)
-        if lesion
-        else dict.fromkeys(("area_px", "diameter_px", "area_mm2", "diameter_mm"))
+    measures: dict[str, float | None] = dict.fromkeys(
+        ("area_px", "diameter_px", "area_mm2", "diameter_mm")
     )
+    if lesion:
+        measures = measure(lesion, mammogram)
+    probabilities = finding.probabilities or {}
+    uncertainty = finding.uncertainty
     return {
         "kind": finding.kind,
         "score": round(finding.score, 4),
         "box": list(finding.box),
         "mask_box": list(lesion.box) if lesion else None,
-        **{name: None if value is None else round(value, 3) for name, value in measured.items()},
+        **{name: None if value is None else round(value, 3) for name, value in measures.items()},
         "shape": lesion.shape if lesion else None,
-        "shape_probabilities": {
-            name: round(value, 4) for name, value in (finding.probabilities or {}).items()
-        }
+        "shape_probabilities": {name: round(value, 4) for name, value in probabilities.items()}
         or None,
-        "uncertainty": None if finding.uncertainty is None else float(f"{finding.uncertainty:.4g}"),
+        "uncertainty": None if uncertainty is None else float(f"{uncertainty:.4g}"),
         "remarks": list(finding.remarks),
     }
 
 
-def _write(
-    sheet: NDArray[np.uint8],
+def _write_label(
+    canvas: NDArray[np.uint8],
     text: str,
     beside: tuple[int, int, int],
     colour: tuple[int, ...],
-    taken: list[Box],
+    occupied: list[Box],
 ) -> None:
-    """Write a line over a box, or under it where there is no room, and never over another line."""
-    size = max(sheet.shape[:2]) / 2000
-    (width, height), under = cv2.getTextSize(text, FONT, size, 2)
-    height += under + 4
+    """Write a label above a box, or below it where there is no space, and never over another label.
+
+    Args:
+        canvas: The overlay, which is changed.
+        text: The label.
+        beside: Top, left and bottom of the box, px of the overlay.
+        colour: RGB.
+        occupied: The boxes of the labels so far, to which this one is added.
+    """
+    size = max(canvas.shape[:2]) / 2000
+    (width, height), baseline = cv2.getTextSize(text, FONT, size, 2)
+    height += baseline + 4
     top, left, bottom = beside
-    left = max(0, min(left, sheet.shape[1] - width - 8))
-    tops = [top - height, bottom, *range(0, max(1, sheet.shape[0] - height), height)]
+    left = max(0, min(left, canvas.shape[1] - width - 8))
+    tops = [top - height, bottom, *range(0, max(1, canvas.shape[0] - height), height)]
     free = [
         row
         for row in tops
-        if 0 <= row <= sheet.shape[0] - height
-        and not _meets((row, left, row + height, left + width), taken)
+        if 0 <= row <= canvas.shape[0] - height
+        and not _overlaps((row, left, row + height, left + width), occupied)
     ]
-    row = free[0] if free else max(0, min(top, sheet.shape[0] - height))
-    taken.append((row, left, row + height, left + width))
-    cv2.rectangle(sheet, (left, row), (left + width + 8, row + height - 1), (0, 0, 0), cv2.FILLED)
-    cv2.putText(
-        sheet, text, (left + 4, row + height - under - 2), FONT, size, colour, 2, cv2.LINE_AA
+    row = free[0] if free else max(0, min(top, canvas.shape[0] - height))
+    occupied.append((row, left, row + height, left + width))
+    cv2.rectangle(canvas, (left, row), (left + width + 8, row + height - 1), (0, 0, 0), cv2.FILLED)
+    place = (left + 4, row + height - baseline - 2)
+    cv2.putText(canvas, text, place, FONT, size, colour, 2, cv2.LINE_AA)
+
+
+def _overlaps(box: Box, others: list[Box]) -> bool:
+    """Return whether a box has a pixel in common with one of the others."""
+    return any(
+        box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+        for other in others
     )

@@ -1,6 +1,4 @@
-"""COCO's average precision, by COCO's own code (pycocotools, which is imported when it is
-asked for).
-"""
+"""COCO's average precision, computed by COCO's own code (pycocotools, imported on use)."""
 
 from __future__ import annotations
 
@@ -21,10 +19,11 @@ class Boxes:
     """One image's detections and lesions.
 
     Attributes:
-        boxes: [n, 4], truth: [m, 4], [row_min, col_min, row_max, col_max], half-open, in one unit.
-        scores: [n].
-        kinds: N and m, of one type that can be sorted.
-        true_kinds: N and m, of one type that can be sorted.
+        boxes: Detections [n, 4], [row_min, col_min, row_max, col_max], half-open.
+        scores: Of the detections [n].
+        kinds: Of the detections [n], of a type that can be sorted.
+        truth: Lesions [m, 4], in the same unit.
+        true_kinds: Of the lesions [m], of the same type.
     """
 
     boxes: Floats
@@ -35,26 +34,27 @@ class Boxes:
 
 
 def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, float]:
-    """COCO's measures of boxes, means over the kinds of which there are lesions; sizes are not told
-    apart.
+    """Compute COCO's measures of boxes, averaged over the kinds of lesions.
+
+    All sizes of boxes count together.
 
     Args:
-        images: Normal ones too.
-        most: Detections of one kind in an image that count, the surest.
+        images: Detections and lesions of each image, normal images included.
+        most: How many detections of one kind count in an image; those with the highest scores do.
 
     Returns:
         "ap": mean of IoU 0.5, 0.55, ... 0.95. "ap50", "ap75": at that IoU. "ar": recall with all
-        those detections, mean of the same IoU. All in [0, 1], 0 of a detector that finds nothing.
-        COCO counts a hit from the IoU on, while `match` wants more.
+        those detections, mean of the same IoU. All in [0, 1]; 0 for a detector that finds nothing.
+        COCO counts a hit from the IoU on, while `match` requires more than it.
 
     Raises:
-        AveragePrecisionError: Pycocotools is missing, there is no lesion, or a score or box is no
+        AveragePrecisionError: pycocotools is missing, there is no lesion, or a score or box is no
             finite number.
 
     Source:
         Lin et al., Microsoft COCO (2014), and its evaluation code.
     """
-    COCO, COCOeval = coco()
+    COCO, COCOeval = import_coco()
     kinds = sorted({kind for image in images for kind in image.true_kinds})
     if not kinds:
         raise AveragePrecisionError("average precision needs lesions, and there is none")
@@ -63,31 +63,31 @@ def average_precision(images: Sequence[Boxes], most: int = 100) -> dict[str, flo
         (number, image.truth, np.ones(len(image.truth)), image.true_kinds)
         for number, image in enumerate(images, 1)
     ]
-    found = [
+    detections = [
         (number, image.boxes, image.scores, image.kinds) for number, image in enumerate(images, 1)
     ]
-    with contextlib.redirect_stdout(io.StringIO()):  # where pycocotools says what it does
-        judge = COCOeval(
-            *(_index(COCO(), len(images), numbers, side) for side in (truth, found)), "bbox"
-        )
-        judge.params.maxDets = [most]
-        judge.params.areaRng = [[0, np.inf]]
-        judge.params.areaRngLbl = ["all"]
-        judge.evaluate()
-        judge.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        true_index = _fill_index(COCO(), len(images), numbers, truth)
+        index = _fill_index(COCO(), len(images), numbers, detections)
+        evaluation = COCOeval(true_index, index, "bbox")
+        evaluation.params.maxDets = [most]
+        evaluation.params.areaRng = [[0, np.inf]]
+        evaluation.params.areaRngLbl = ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
     # [IoU, recall, kind], [IoU, kind]
-    precision = judge.eval["precision"][..., 0, 0]
-    recall = judge.eval["recall"][..., 0, 0]
+    precision = evaluation.eval["precision"][..., 0, 0]
+    recall = evaluation.eval["recall"][..., 0, 0]
     # IoU 0.5, 0.55, ... 0.95; nothing is undefined (-1), as there is a lesion of each kind.
     values = {"ap": precision, "ap50": precision[0], "ap75": precision[5], "ar": recall}
     return {name: float(value.mean()) for name, value in values.items()}
 
 
-def coco() -> tuple[Any, Any]:
-    """pycocotools' classes COCO and COCOeval.
+def import_coco() -> tuple[Any, Any]:
+    """Import pycocotools' classes COCO and COCOeval.
 
     Raises:
-        AveragePrecisionError: It is missing.
+        AveragePrecisionError: pycocotools is missing.
     """
     try:
         from pycocotools.coco import COCO
@@ -99,13 +99,13 @@ def coco() -> tuple[Any, Any]:
     return COCO, COCOeval
 
 
-def _index(
+def _fill_index(
     index: Any,
     count: int,
     numbers: dict[Any, int],
     rows: Iterable[tuple[int, Floats, Floats, Sequence[Any]]],
 ) -> Any:
-    """What pycocotools reads, of boxes of the kinds that have a number."""
+    """Fill an index of pycocotools with the boxes of kinds that have a number."""
     annotations: list[dict[str, Any]] = []
     for image, boxes, scores, kinds in rows:
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):

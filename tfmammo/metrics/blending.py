@@ -1,8 +1,7 @@
-"""How well a lesion was blended into tissue: is there a seam, did the background stay, can
-the lesion still be seen?
+"""How well a lesion is blended into tissue: strength of the seam, background error, contrast.
 
-`seam_strength` and `lesion_contrast` need no tissue that was there before, so that real lesions
-have them too: those, not 1 or 0, are what blended ones compare with.
+`seam_strength` and `lesion_contrast` need no tissue from before the blending, so that they exist
+for real lesions, too. Blended lesions compare with the values of real ones, not with 1 or 0.
 """
 
 from __future__ import annotations
@@ -18,57 +17,58 @@ Masks = NDArray[np.generic]
 
 
 def seam_strength(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.float64]:
-    """How much more grey values jump across the mask's border than they do in the tissue around it.
+    """Compare jumps of grey values across the mask's border with those in the tissue around it.
 
     mean |f_p - f_q| over neighbours p inside, q outside  /  mean |f_p - f_q| over neighbours that
     both lie in the ring
 
-    The ring belongs to the image itself and blending leaves it alone, so blended and real patches
-    have the same denominator. The tissue's own jumps at the very pixels of the border would be a
-    noisier one, of fewer pairs, that a real lesion hasn't got.
+    The ring belongs to the image itself and blending leaves it alone, so that the denominator means
+    the same for blended and real patches. The tissue's jumps at the pixels of the border would be a
+    noisier denominator, of fewer pairs, and real lesions have none.
 
     Args:
         images: float [n, s, s, 1] in [0, 1].
-        masks: Number [n, s, s, 1], {0, 1}.
-        ring: px around the mask (in the patch).
+        masks: {0, 1} [n, s, s, 1].
+        ring: Width of the ring around the mask, px.
 
     Returns:
         float64 [n] from 0 up: 1 where the border is as smooth as the tissue around it, more where
-        there is an edge, which real lesions have too. NaN where the mask is empty or fills the
-        patch, and where nothing varies in the ring (it is black or saturated), so that there is
-        nothing to compare with.
+        there is an edge, as real lesions have, too. NaN where the mask is empty or fills the patch,
+        and where the ring is constant (black or saturated).
 
     Raises:
         ValueError: Unequal shapes, other values, or a ring below 1 px.
     """
     _check(masks, ring, images=images)
-    return np.array([_seam(image, mask, ring) for image, mask in _pairs(images, masks)], np.float64)
+    return np.array(
+        [_compare_jumps(image, mask, ring) for image, mask in _pair(images, masks)], np.float64
+    )
 
 
 def background_error(
     images: Images, tissue: Images, masks: Masks
 ) -> dict[str, NDArray[np.float64]]:
-    """What blending changed where it should change nothing, by the two terms of Eq. 5 of the
-    blending paper.
+    """Measure what blending changed outside the mask, by the two terms of Eq. 5.
 
-    l1        mean |f - x| where the mask is 0 gradient  root of the mean (|grad f| - |grad x|)^2,
-    of forward differences whose pixels all lie where the mask is 0
+    l1        mean |f - x| where the mask is 0
+    gradient  root of the mean (|grad f| - |grad x|)^2, of forward differences whose pixels all lie
+              where the mask is 0
 
     Args:
         images: float [n, s, s, 1] in [0, 1].
         tissue: float [n, s, s, 1] in [0, 1].
-        masks: Number [n, s, s, 1], {0, 1}.
+        masks: {0, 1} [n, s, s, 1].
 
     Returns:
-        "l1_background", "gradient_background" -> float64 [n], 0 where the background stayed, at
-        most 1 and sqrt(2); NaN where no pixel, or no such difference, is left.
+        "l1_background", "gradient_background" -> float64 [n], 0 where the background is unchanged,
+        at most 1 and sqrt(2); NaN where no pixel, or no such difference, is left.
 
     Raises:
         ValueError: Unequal shapes or other values.
 
     Departure:
-        Means for norms, which grow with the patch; a difference that reaches into the mask counts
-        as the seam's (`seam_strength`), so that an untouched background has no error.
+        Means replace norms, which grow with the patch. A difference that reaches into the mask
+        counts as the seam's (`seam_strength`), so that an unchanged background has no error.
 
     Source:
         Eq. 5.
@@ -78,26 +78,27 @@ def background_error(
         name: np.full(len(images), np.nan) for name in ("l1_background", "gradient_background")
     }
     for row, ((image, mask), truth) in enumerate(
-        zip(_pairs(images, masks), tissue[..., 0].astype(np.float64), strict=True)
+        zip(_pair(images, masks), tissue[..., 0].astype(np.float64), strict=True)
     ):
         outside = mask == 0
         if outside.any():
             scores["l1_background"][row] = np.abs(image - truth)[outside].mean()
         whole = outside[:-1, :-1] & outside[1:, :-1] & outside[:-1, 1:]
         if whole.any():
-            difference = (_magnitude(image) - _magnitude(truth))[whole]
+            difference = (_gradient_magnitude(image) - _gradient_magnitude(truth))[whole]
             scores["gradient_background"][row] = np.sqrt(np.square(difference).mean())
     return scores
 
 
 def lesion_contrast(images: Images, masks: Masks, ring: int = RING) -> NDArray[np.float64]:
-    """How much brighter a lesion is than what is around it: 0 where blending made it invisible
-    ("over-blending", section 3).
+    """Measure how much brighter a lesion is than the tissue around it.
+
+    It is 0 where blending made the lesion invisible ("over-blending", section 3).
 
     Args:
         images: float [n, s, s, 1] in [0, 1].
-        masks: Number [n, s, s, 1], {0, 1}.
-        ring: px around the mask (in the patch).
+        masks: {0, 1} [n, s, s, 1].
+        ring: Width of the ring around the mask, px.
 
     Returns:
         Mean inside the mask less mean in the ring, float64 [n] in [-1, 1]; NaN where the mask is
@@ -108,15 +109,15 @@ def lesion_contrast(images: Images, masks: Masks, ring: int = RING) -> NDArray[n
     """
     _check(masks, ring, images=images)
     contrasts = np.full(len(images), np.nan)
-    for row, (image, mask) in enumerate(_pairs(images, masks)):
-        around = _around(mask, ring)
+    for row, (image, mask) in enumerate(_pair(images, masks)):
+        around = _find_ring(mask, ring)
         if around.any():
             contrasts[row] = image[mask == 1].mean() - image[around].mean()
     return contrasts
 
 
-def _seam(image: NDArray[np.float64], mask: NDArray[np.uint8], ring: int) -> float:
-    around = _around(mask, ring)
+def _compare_jumps(image: NDArray[np.float64], mask: NDArray[np.uint8], ring: int) -> float:
+    around = _find_ring(mask, ring)
     border = []
     normal = []
     for values, inside, near in ((image, mask, around), (image.T, mask.T, around.T)):
@@ -128,19 +129,17 @@ def _seam(image: NDArray[np.float64], mask: NDArray[np.uint8], ring: int) -> flo
     return float(over.mean() / under.mean()) if over.size and under.any() else np.nan
 
 
-def _around(mask: NDArray[np.uint8], ring: int) -> NDArray[np.bool_]:
-    """Where the mask is 0, at most `ring` px from a pixel where it is 1; nowhere without such a
-    pixel.
-    """
+def _find_ring(mask: NDArray[np.uint8], ring: int) -> NDArray[np.bool_]:
+    """Mark the pixels outside the mask that lie at most `ring` px from it; none if it is empty."""
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * ring + 1, 2 * ring + 1))
     return cv2.dilate(mask, disc) > mask
 
 
-def _magnitude(image: NDArray[np.float64]) -> NDArray[np.float64]:
+def _gradient_magnitude(image: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.hypot(np.diff(image, axis=0)[:, :-1], np.diff(image, axis=1)[:-1])
 
 
-def _pairs(images: Images, masks: Masks) -> zip[tuple[NDArray[np.float64], NDArray[np.uint8]]]:
+def _pair(images: Images, masks: Masks) -> zip[tuple[NDArray[np.float64], NDArray[np.uint8]]]:
     return zip(images[..., 0].astype(np.float64), masks[..., 0].astype(np.uint8), strict=True)
 
 

@@ -1,5 +1,4 @@
-"""How well scores separate two classes: ROC curves, their area, and DeLong's test of two
-areas; confusion matrices. Numpy.
+"""ROC curves, their area, and DeLong's test of two areas; confusion matrices.
 
 Source: DeLong, DeLong and Clarke-Pearson, Comparing the areas under two or more correlated receiver
 operating characteristic curves, Biometrics 44 (1988) 837-845; the components by ranks after Sun and
@@ -14,8 +13,9 @@ from scipy import stats
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """The area under the ROC curve: the probability that a positive scores higher than a negative,
-    ties counting one half.
+    """Compute the area under the ROC curve.
+
+    It is the probability that a positive scores higher than a negative; ties count one half.
 
     Args:
         labels: [n], 1 or True positive, 0 negative, at least one of each.
@@ -26,27 +26,32 @@ def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
 
     Raises:
         ValueError: Lengths differ, a label is neither, a class is missing, or a score is no number.
+
+    Examples:
+        >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+        0.75
     """
     positives, _ = structural_components(*check_scores(labels, scores))
     return float(positives.mean())
 
 
 def delong_variance(labels: ArrayLike, scores: ArrayLike) -> float:
-    """The variance of `roc_auc`, by DeLong's structural components; arguments and errors as there,
-    two of each class at least.
+    """Compute the variance of `roc_auc` by DeLong's structural components.
+
+    Arguments and errors are those of `roc_auc`, with at least two cases of each class.
     """
     return float(_covariance(check_scores(labels, scores)[0], [scores])[0, 0])
 
 
 def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[float, float]:
-    """Whether two classifiers of the same cases have different areas.
+    """Test whether two classifiers of the same cases have different areas.
 
     z = (AUC_a - AUC_b) / sqrt(var_a + var_b - 2 cov_ab)
 
     Args:
-        labels: [n], as for `roc_auc`.
-        scores_a: [n], as for `roc_auc`.
-        scores_b: [n], as for `roc_auc`.
+        labels: As for `roc_auc` [n].
+        scores_a: One classifier's scores [n].
+        scores_b: The other's.
 
     Returns:
         (z, two-sided p); (0, 1) where the two order the cases alike, and (+-inf, 0) where they
@@ -54,6 +59,11 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
 
     Raises:
         ValueError: As `roc_auc`, or fewer than two of a class.
+
+    Examples:
+        >>> z, p = delong_test([0, 0, 1, 1, 1], [1, 3, 2, 4, 5], [2, 3, 1, 4, 5])
+        >>> z > 0, 0 < p < 1
+        (True, True)
     """
     checked, _ = check_scores(labels, scores_a)
     check_scores(labels, scores_b)
@@ -61,9 +71,9 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
     difference = roc_auc(checked, scores_a) - roc_auc(checked, scores_b)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     if variance <= 1e-15:  # what rounding leaves of 0
-        return (
-            (0.0, 1.0) if abs(difference) < 1e-12 else (float(np.copysign(np.inf, difference)), 0.0)
-        )
+        if abs(difference) < 1e-12:
+            return 0.0, 1.0
+        return float(np.copysign(np.inf, difference)), 0.0
     z = float(difference / np.sqrt(variance))
     return z, float(2 * stats.norm.sf(abs(z)))
 
@@ -71,7 +81,7 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
 def roc_curve(
     labels: ArrayLike, scores: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The ROC curve, a point for each distinct score.
+    """Compute the ROC curve, with a point for each distinct score.
 
     Args:
         labels: As for `roc_auc`.
@@ -83,20 +93,20 @@ def roc_curve(
     """
     positive, values = check_scores(labels, scores)
     thresholds = np.unique(values)[::-1]
-    called = [
-        np.searchsorted(np.sort(-values[side]), -thresholds, side="right")
-        for side in (~positive, positive)
-    ]
-    false, true = (np.concatenate([[0.0], count / count[-1]]) for count in called)
+    negatives = np.searchsorted(np.sort(-values[~positive]), -thresholds, side="right")
+    positives = np.searchsorted(np.sort(-values[positive]), -thresholds, side="right")
+    false = np.concatenate([[0.0], negatives / negatives[-1]])
+    true = np.concatenate([[0.0], positives / positives[-1]])
     return false, true, np.concatenate([[np.inf], thresholds])
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """How often class i (row) was called class j (column).
+    """Count how often class i (row) was called class j (column).
 
     Args:
-        labels: integers [n] from 0 to classes - 1.
-        predictions: integers [n] from 0 to classes - 1.
+        labels: True classes, integers [n] from 0 to classes - 1.
+        predictions: Predicted classes, integers [n] from 0 to classes - 1.
+        classes: Number of classes.
 
     Returns:
         int64 [classes, classes].
@@ -121,36 +131,36 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, classes: int) ->
 def precision_recall(
     confusion: NDArray[np.integer],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each class, which part of those called so are so, and which part of those that are so are
-    called so.
+    """Compute the precision and the recall of each class.
 
     Args:
         confusion: Of `confusion_matrix`, integers [classes, classes].
 
     Returns:
-        (precision, recall), float64 [classes] each, NaN where nothing was called so, or is so.
+        (precision, recall), float64 [classes] each, NaN where no case was called, or is,
+        of the class.
     """
     right = np.diag(confusion).astype(np.float64)
-    parts = [
+    precision, recall = (
         np.divide(right, total, out=np.full(len(right), np.nan), where=total > 0)
         for total in (confusion.sum(0), confusion.sum(1))
-    ]
-    return parts[0], parts[1]
+    )
+    return precision, recall
 
 
 def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
-    """`roc_auc` of each class against all others.
+    """Compute `roc_auc` of each class against all others.
 
     Args:
-        labels: integers [n].
-        probabilities: float [n, classes], a column a class.
+        labels: True classes, integers [n].
+        probabilities: float [n, classes], one column a class.
 
     Returns:
         float64 [classes], NaN where no case, or every case, is of the class.
     """
     true = np.asarray(labels)
     areas = np.full(probabilities.shape[1], np.nan)
-    for number in np.flatnonzero(_tellable(true, len(areas))):
+    for number in np.flatnonzero(_is_separable(true, len(areas))):
         areas[number] = roc_auc(true == number, probabilities[:, number])
     return areas
 
@@ -158,7 +168,7 @@ def one_versus_rest(labels: ArrayLike, probabilities: NDArray[np.floating]) -> N
 def mean_roc(
     labels: ArrayLike, probabilities: NDArray[np.floating], rates: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """The ROC curves of each class against all others, averaged at given false positive rates.
+    """Average the ROC curves of each class against all others, at given false positive rates.
 
     Args:
         labels: As for `one_versus_rest`.
@@ -171,14 +181,14 @@ def mean_roc(
     """
     true = np.asarray(labels)
     curves = [np.full(len(rates), np.nan)]
-    for number in np.flatnonzero(_tellable(true, probabilities.shape[1])):
-        false, found, _ = roc_curve(true == number, probabilities[:, number])
-        curves.append(np.where(rates > 0, np.interp(rates, false, found), 0.0))
+    for number in np.flatnonzero(_is_separable(true, probabilities.shape[1])):
+        false, true_rates, _ = roc_curve(true == number, probabilities[:, number])
+        curves.append(np.where(rates > 0, np.interp(rates, false, true_rates), 0.0))
     return np.mean(curves[1:] or curves, axis=0)
 
 
-def _tellable(labels: NDArray, classes: int) -> NDArray[np.bool_]:
-    """bool [classes]: which classes some cases are of, and some are not."""
+def _is_separable(labels: NDArray, classes: int) -> NDArray[np.bool_]:
+    """Mark the classes that some cases belong to and some do not: bool [classes]."""
     counts = np.bincount(labels, minlength=classes)
     return (counts > 0) & (counts < len(labels))
 
@@ -186,7 +196,7 @@ def _tellable(labels: NDArray, classes: int) -> NDArray[np.bool_]:
 def check_scores(
     labels: ArrayLike, scores: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Labels as bool and scores as float64; the errors are those of `roc_auc`."""
+    """Convert labels to bool and scores to float64; the errors are those of `roc_auc`."""
     positive = np.asarray(labels)
     values = np.asarray(scores, np.float64)
     if positive.shape != values.shape or positive.ndim != 1:
@@ -207,17 +217,20 @@ def check_scores(
 def structural_components(
     positive: NDArray[np.bool_], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each positive the part of the negatives below it, for each negative the part of the
-    positives above it.
+    """Compute DeLong's structural components.
+
+    Returns:
+        For each positive the part of the negatives below it, and for each negative the part of the
+        positives above it.
     """
-    ranks = stats.rankdata(scores)  # ties share their mean rank, which is what gives them one half
+    ranks = stats.rankdata(scores)  # ties share their mean rank, so that they count one half
     above = (ranks[positive] - stats.rankdata(scores[positive])) / np.sum(~positive)
     below = 1 - (ranks[~positive] - stats.rankdata(scores[~positive])) / np.sum(positive)
     return above, below
 
 
 def _covariance(positive: NDArray[np.bool_], several: list[ArrayLike]) -> NDArray[np.float64]:
-    """The covariance of the areas of several scores of the same cases, float64 [k, k]."""
+    """Compute the covariance of the areas of several scores of the same cases, float64 [k, k]."""
     if min(np.sum(positive), np.sum(~positive)) < 2:
         raise ValueError("a variance needs two positive and two negative labels")
     parts = [structural_components(positive, np.asarray(scores, np.float64)) for scores in several]

@@ -1,21 +1,19 @@
-"""Areas under ROC curves of patches that belong to patients: variance and tests that take
-patients as the units.
+"""Variance and tests of areas under ROC curves, with patients as the units.
 
 Patches of one patient resemble each other. DeLong's test takes every patch as independent and so
 finds differences between equally good models far too often. Here whole patients vary:
 
-    obuchowski_test   a normal approximation; it rejects up to 15 % of equal models at .05 with 6 to
-    10 patients
-    rank_swap_test    a permutation test, which holds its level for few patients too: the p that a
-    table prints
+    obuchowski_test   a normal approximation; with 6 to 10 patients it rejects up to 15 % of equal
+                      models at .05
+    rank_swap_test    a permutation test, which holds its level for few patients, too; tables print
+                      its p
 
-Both ask about these models as they were trained: neither says how another training would differ.
+Both ask about the models as they were trained. Neither says how another training would differ.
 
 Source: Obuchowski, Nonparametric analysis of clustered ROC curve data, Biometrics 53 (1997) 567.
     Bandos, Rockette and Gur, A permutation test sensitive to differences in areas for comparing ROC
-    curves
-    from a paired design, Statistics in Medicine 24 (2005) 2873. Departure: whole patients are
-    exchanged.
+    curves from a paired design, Statistics in Medicine 24 (2005) 2873. Departure: whole patients
+    are exchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ Array = NDArray[np.float64]
 
 
 def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLike) -> float:
-    """Variance of `roc_auc` where the patches of one patient are not independent.
+    """Compute the variance of `roc_auc` where patches of one patient are not independent.
 
     Args:
         labels: 1 or True positive, 0 negative, shape ``[n]``.
@@ -51,7 +49,7 @@ def obuchowski_variance(labels: ArrayLike, scores: ArrayLike, patients: ArrayLik
 def obuchowski_test(
     labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike, patients: ArrayLike
 ) -> tuple[float, float]:
-    """Whether two classifiers of the same patches have different areas; patients are the units.
+    """Test whether two classifiers of the same patches have different areas, by patients.
 
     z = (AUC_a - AUC_b) / sqrt(var_a + var_b - 2 cov_ab), against the normal distribution.
 
@@ -62,7 +60,7 @@ def obuchowski_test(
         patients: The patient of each patch, shape ``[n]``.
 
     Returns:
-        Z and the two-sided p. p is NaN below six patients, and where the areas differ without any
+        z and the two-sided p. p is NaN below six patients, and where the areas differ without any
         variance.
 
     Raises:
@@ -88,19 +86,19 @@ def rank_swap_test(
     samples: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Whether two classifiers of the same patches have different areas, by swapping their ranks
-    patient by patient.
+    """Test whether two classifiers have different areas, by swapping their ranks by patient.
 
-    If the models are exchangeable, each patient's ranks could as well be the other model's. All
-    ways to swap are tried where there are no more than `samples`, else `samples` random ones.
+    Both score the same patches. If the models are exchangeable, each patient's ranks could be the
+    other model's as well. All ways to swap are tried if there are at most `samples`, otherwise
+    `samples` random ones.
 
     Args:
         labels: 1 or True positive, 0 negative, shape ``[n]``.
         scores_a: One classifier's scores, shape ``[n]``.
         scores_b: The other's, on any scale.
         patients: The patient of each patch, shape ``[n]``.
-        samples: Swaps tried at most.
-        seed: Of random swaps.
+        samples: The most swaps that are tried.
+        seed: Seed of random swaps.
 
     Returns:
         The two-sided p of the difference of the areas, at least 2^(1 - patients). NaN below six
@@ -111,7 +109,7 @@ def rank_swap_test(
     """
     positive, ranks_a = check_scores(labels, stats.rankdata(check_scores(labels, scores_a)[1]))
     ranks_b = stats.rankdata(check_scores(labels, scores_b)[1])
-    members, count = _members(patients, len(positive))
+    members, count = _number_patients(patients, len(positive))
     if count < FEWEST_PATIENTS:
         return np.nan
 
@@ -122,7 +120,7 @@ def rank_swap_test(
         # The area is the positives' sum of ranks, scaled and shifted by what all swaps share.
         return _rank_sum(first, positive) - _rank_sum(second, positive)
 
-    tested = stats.permutation_test(
+    test = stats.permutation_test(
         (np.ones(count),),
         difference,
         permutation_type="samples",  # of one sample: the signs
@@ -131,27 +129,27 @@ def rank_swap_test(
         batch=max(1, 1_000_000 // len(positive)),
         rng=np.random.default_rng(seed),
     )
-    return float(tested.pvalue)
+    return float(test.pvalue)
 
 
 def _rank_sum(values: Array, positive: NDArray[np.bool_]) -> Array:
     return stats.rankdata(values, axis=-1)[..., positive].sum(axis=-1)
 
 
-def _members(patients: ArrayLike, patches: int) -> tuple[NDArray[np.intp], int]:
-    """The number of each patch's patient, and how many patients there are."""
+def _number_patients(patients: ArrayLike, patches: int) -> tuple[NDArray[np.intp], int]:
+    """Number the patients, and return each patch's number and how many patients there are."""
     names = np.asarray(patients)
     if names.shape != (patches,):
         raise ValueError(f"there are {patches} patches but patients of shape {names.shape}")
-    found, members = np.unique(names, return_inverse=True)
-    return members, len(found)
+    unique_names, members = np.unique(names, return_inverse=True)
+    return members, len(unique_names)
 
 
 def _covariance(labels: ArrayLike, several: list[ArrayLike], patients: ArrayLike) -> Array:
-    """Covariance of the areas of several scores of the same patches, float64 ``[k, k]``."""
+    """Compute the covariance of the areas of several scores, float64 ``[k, k]``."""
     checked = [check_scores(labels, scores) for scores in several]
     positive = checked[0][0]
-    members, count = _members(patients, len(positive))
+    members, count = _number_patients(patients, len(positive))
     of_positives = np.bincount(members[positive], minlength=count)
     of_negatives = np.bincount(members[~positive], minlength=count)
     if min(np.count_nonzero(of_positives), np.count_nonzero(of_negatives)) < 2:

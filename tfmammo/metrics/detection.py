@@ -1,9 +1,8 @@
-"""Boxes against boxes: overlap, which detections hit, recall, and the free-response ROC
-curve with its partial area.
+"""Measures of detected boxes: overlap, hits, recall, and the free-response ROC curve with its area.
 
-Scores of different trainings lie on scales of their own. What several trainings found (the folds
-and seeds of one detector) is therefore measured training by training, and the measures are
-averaged: the functions take `trainings`, of each image which one.
+Different trainings have different scales of scores. The detections of several trainings (the folds
+and seeds of one detector) are therefore measured for each training, and the measures are averaged:
+functions take `trainings`, the training behind the matches in each image.
 
 `metrics.jafroc` tests two detectors on the same images, `metrics.average_precision` has COCO's
 measure, `metrics.figures` draws.
@@ -23,22 +22,21 @@ from tfmammo.metrics.significance import FEWEST_PATIENTS
 Floats = NDArray[np.floating]
 Criterion = Literal["iou", "ior", "centre"]
 Measured = Literal["tpr", "areas"]
-Training = tuple[int, int]  # (fold, seed): which training answered
-# as a number of false positives per image: recall of whatever was found, Eq. (6) of the infilling
-# paper
+Training = tuple[int, int]  # (fold, seed)
+# As a number of false positives per image: recall of all detections, infilling paper's Eq. (6).
 ALL_DETECTIONS = np.inf
 FPPI = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What the detections of some images hit.
+    """Which detections in some images hit a lesion.
 
     Attributes:
-        hits: float64 [lesions found], their scores.
-        false_positives: float64 [others], their scores.
-        lesions: How many there were.
-        images: How many there were.
+        hits: Scores of the detections that hit a lesion, float64 [hits].
+        false_positives: Scores of the other detections, float64 [others].
+        lesions: Number of lesions.
+        images: Number of images.
     """
 
     hits: NDArray[np.float64]
@@ -48,18 +46,17 @@ class Matches:
 
     @staticmethod
     def join(parts: Sequence[Matches]) -> Matches:
-        """The same of several images."""
-        none = np.empty(0)
-        hits, false = (
-            np.concatenate([none, *(getattr(part, name) for part in parts)])
-            for name in ("hits", "false_positives")
-        )
+        """Join the matches of several images."""
+        empty = np.empty(0)
         return Matches(
-            hits, false, sum(part.lesions for part in parts), sum(part.images for part in parts)
+            np.concatenate([empty, *(part.hits for part in parts)]),
+            np.concatenate([empty, *(part.false_positives for part in parts)]),
+            sum(part.lesions for part in parts),
+            sum(part.images for part in parts),
         )
 
     def above(self, score: float) -> Matches:
-        """The same with detections of at least this score alone."""
+        """Keep only detections of at least this score."""
         return replace(
             self,
             hits=self.hits[self.hits >= score],
@@ -67,7 +64,7 @@ class Matches:
         )
 
     def recall(self) -> float:
-        """The part of lesions that any detection hits, Eq. (6) of the infilling paper.
+        """Compute the part of lesions that any detection hits, Eq. (6) of the infilling paper.
 
         Raises:
             ValueError: There is no lesion.
@@ -76,23 +73,22 @@ class Matches:
         return len(self.hits) / self.lesions
 
     def froc(self, fppi: Sequence[float] = FPPI) -> NDArray[np.float64]:
-        """Sensitivity at each number of false positives per image; see `froc`."""
+        """Compute sensitivity at each number of false positives per image; see `froc`."""
         return froc([self], fppi).tpr
 
 
 @dataclass(frozen=True, eq=False)
 class Froc:
-    """A free-response ROC curve, and what it says at given numbers of false positives per image
-    (FPPI).
+    """A free-response ROC curve, and its values at given false positives per image (FPPI).
 
     Attributes:
-        fppi: float64 [k], as asked.
-        tpr: float64 [k] in [0, 1], sensitivity there.
-        areas: float64 [k] in [0, 1], the mean sensitivity from 0 to there, which is the partial
-            area over its width.
-        thresholds: float64 [p], falling from infinity, the operating points' least scores.
-        curve_fppi: float64 [p], rising, the operating points.
-        curve_tpr: float64 [p], rising, the operating points.
+        fppi: The given numbers, float64 [k].
+        tpr: Sensitivity there, float64 [k] in [0, 1].
+        areas: Mean sensitivity from 0 to there, which is the partial area over its width, float64
+            [k] in [0, 1].
+        thresholds: Lowest scores of the operating points, falling from infinity, float64 [p].
+        curve_fppi: False positives per image of the operating points, rising, float64 [p].
+        curve_tpr: Sensitivity of the operating points, rising, float64 [p].
     """
 
     fppi: NDArray[np.float64]
@@ -104,14 +100,12 @@ class Froc:
 
     @property
     def mean(self) -> float:
-        """The mean of `tpr`: the score of CAMELYON16 and LUNA16 at their own numbers of false
-        positives.
-        """
+        """The mean of `tpr`, which is the score of CAMELYON16 and LUNA16 at their own FPPI."""
         return float(self.tpr.mean())
 
 
 def area(boxes: Floats) -> NDArray[np.float64]:
-    """Areas of boxes [..., 4]; 0 where one is turned inside out."""
+    """Compute the areas of boxes [..., 4]; 0 where a maximum lies below its minimum."""
     boxes = np.asarray(boxes, np.float64)
     return np.maximum(boxes[..., 2] - boxes[..., 0], 0) * np.maximum(
         boxes[..., 3] - boxes[..., 1], 0
@@ -119,7 +113,7 @@ def area(boxes: Floats) -> NDArray[np.float64]:
 
 
 def intersection(boxes: Floats, others: Floats) -> NDArray[np.float64]:
-    """The area that every box shares with every other, float64 [n, m]; arguments as for `iou`."""
+    """Compute the area that every box shares with every other, float64 [n, m]; see `iou`."""
     a = np.asarray(boxes, np.float64).reshape(-1, 4, 1)
     b = np.asarray(others, np.float64).reshape(-1, 4).T
     rows = np.minimum(a[:, 2], b[2]) - np.maximum(a[:, 0], b[0])
@@ -128,10 +122,11 @@ def intersection(boxes: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def iou(boxes: Floats, others: Floats) -> NDArray[np.float64]:
-    """Intersection over union of every box with every other.
+    """Compute the intersection over union of every box with every other.
 
     Args:
-        boxes: [n, 4], others: [m, 4], [row_min, col_min, row_max, col_max], half-open, in one unit.
+        boxes: [n, 4], [row_min, col_min, row_max, col_max], half-open.
+        others: [m, 4], in the same unit.
 
     Returns:
         float64 [n, m] in [0, 1]; 0 for a box without area.
@@ -142,8 +137,9 @@ def iou(boxes: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def ior(boxes: Floats, others: Floats) -> NDArray[np.float64]:
-    """Intersection over each box's own region: how much of a detection lies in a lesion; arguments
-    and result as for `iou`.
+    """Compute the part of each detection that lies in each lesion.
+
+    This is the intersection over the detection's own region. Arguments and result are as for `iou`.
     """
     shared = intersection(boxes, others)
     own = np.reshape(area(boxes), (-1, 1))
@@ -151,11 +147,11 @@ def ior(boxes: Floats, others: Floats) -> NDArray[np.float64]:
 
 
 def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArray[np.float64]:
-    """By how much every detection hits every lesion.
+    """Measure how well every detection hits every lesion.
 
     Args:
-        boxes: [n, 4], detections.
-        truth: [m, 4], lesions.
+        boxes: Detections [n, 4].
+        truth: Lesions [m, 4].
         criterion: "iou" and "ior": that number. "centre": the IoU where the detection's centre lies
             in the lesion's box, else 0.
 
@@ -167,28 +163,26 @@ def overlap(boxes: Floats, truth: Floats, criterion: Criterion = "iou") -> NDArr
     """
     if criterion == "ior":
         return ior(boxes, truth)
-    found = iou(boxes, truth)
+    overlaps = iou(boxes, truth)
     if criterion == "centre":
         a = np.asarray(boxes, np.float64).reshape(-1, 4, 1)
         b = np.asarray(truth, np.float64).reshape(-1, 4).T
         row = (a[:, 0] + a[:, 2]) / 2
         col = (a[:, 1] + a[:, 3]) / 2
-        return found * ((row >= b[0]) & (row < b[2]) & (col >= b[1]) & (col < b[3]))
+        return overlaps * ((row >= b[0]) & (row < b[2]) & (col >= b[1]) & (col < b[3]))
     if criterion != "iou":
         raise ValueError(f"a criterion is iou, ior or centre, not {criterion}")
-    return found
+    return overlaps
 
 
 def recall_by(criterion: Criterion, threshold: float) -> str:
-    """What recall is by a criterion, in words, for headings."""
-    return (
-        "recall "
-        + {
-            "iou": f"at IoU > {threshold:g}",
-            "ior": f"at IoR > {threshold:g}",
-            "centre": "by centres",
-        }[criterion]
-    )
+    """Name recall by a criterion, for headings."""
+    descriptions: dict[Criterion, str] = {
+        "iou": f"at IoU > {threshold:g}",
+        "ior": f"at IoR > {threshold:g}",
+        "centre": "by centres",
+    }
+    return f"recall {descriptions[criterion]}"
 
 
 def match(
@@ -198,27 +192,28 @@ def match(
     threshold: float = 0.5,
     criterion: Criterion = "iou",
 ) -> Matches:
-    """Which detections of one image hit a lesion.
+    """Find which detections in one image hit a lesion.
 
-    From the highest score down each detection takes the lesion that it overlaps most among those
-    not taken; where that is no more than the threshold it is a false positive, and so is a second
-    one on a lesion. A detection without area, or outside the image, where no lesion is, hits
-    nothing; a lesion without area is one that nothing can hit.
+    From the highest score down, each detection takes the lesion that it overlaps most among those
+    not taken. Where that overlap does not exceed the threshold, the detection is a false positive.
+    So is a second detection of one lesion. A detection without area, or outside the image, hits
+    nothing, and a lesion without area can't be hit.
 
     Args:
-        boxes: [n, 4], truth: [m, 4], in one unit.
-        scores: [n].
+        boxes: Detections [n, 4].
+        scores: Of the detections [n].
+        truth: Lesions [m, 4], in the same unit.
         threshold: What the overlap of a hit must exceed, in [0, 1); "centre" has none.
         criterion: See `overlap`.
 
     Raises:
-        ValueError: Scores are not as many as boxes, or one of all these is no finite number; or no
-            such criterion.
+        ValueError: Scores are not as many as boxes, a value is not finite, or there is no such
+            criterion.
 
     Source:
-        The PASCAL VOC development kit's rule, but that a detection may fall back on another lesion,
-        as in COCO's; "higher than 0.5" is the blending paper's (3.2), "exceeds 0.5" the infilling
-        paper's (4.3).
+        The rule of the PASCAL VOC development kit, except that a detection may fall back on another
+        lesion, as in COCO's. "Higher than 0.5" is the blending paper's threshold (3.2), "exceeds
+        0.5" the infilling paper's (4.3).
     """
     boxes, scores, truth = (np.asarray(values, np.float64) for values in (boxes, scores, truth))
     if scores.shape != (len(boxes),):
@@ -230,7 +225,7 @@ def match(
     if len(truth) and len(boxes):
         overlaps = overlap(boxes, truth, criterion)
         overlaps[overlaps <= (0 if criterion == "centre" else threshold)] = 0
-        # few: all others hit nothing, whatever is taken before
+        # Only these can hit a lesion, whatever is taken before.
         for row in order[overlaps.max(axis=1)[order] > 0]:
             lesion = overlaps[row].argmax()
             if overlaps[row, lesion] > 0:
@@ -253,46 +248,55 @@ def match_kinds(
     criterion: Criterion = "iou",
     judged: Collection[Any] | None = None,
 ) -> Matches:
-    """`match` of one image kind by kind: a mass that is taken for a calcification is a miss and a
-    false positive.
+    """Match the detections in one image kind by kind; see `match`.
+
+    A mass that is detected as a calcification is a miss and a false positive.
 
     Args:
-        kinds: N, true_kinds: m, of any one type.
-        judged: The kinds that are looked for; detections of others are dropped, since nobody says
-            whether they are right. None: all. The others as for `match`.
+        boxes: As for `match`.
+        scores: As for `match`.
+        kinds: The kind of each detection [n], of any type.
+        truth: As for `match`.
+        true_kinds: The kind of each lesion [m], of the same type.
+        threshold: As for `match`.
+        criterion: As for `match`.
+        judged: The kinds that count. Detections of other kinds are dropped, because nobody says
+            whether they are right. None: all kinds.
     """
     kinds_ = np.asarray(kinds)
     true_kinds_ = np.asarray(true_kinds)
+    counted = kinds_.tolist() if judged is None else judged
     parts = []
-    for kind in (
-        {*kinds_.tolist(), *true_kinds_.tolist()}
-        if judged is None
-        else {*judged, *true_kinds_.tolist()}
-    ):
-        mine = kinds_ == kind
-        theirs = true_kinds_ == kind
-        parts.append(match(boxes[mine], scores[mine], truth[theirs], threshold, criterion))
+    for kind in {*counted, *true_kinds_.tolist()}:
+        is_kind = kinds_ == kind
+        lesions = truth[true_kinds_ == kind]
+        parts.append(match(boxes[is_kind], scores[is_kind], lesions, threshold, criterion))
     return replace(Matches.join(parts), images=1)
 
 
 def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
-    """The FROC curve of some images: sensitivity over false positives per image (FPPI), linear
-    between operating points.
+    """Compute the FROC curve: sensitivity over false positives per image (FPPI).
 
-    An operating point stands at every score, and one at 0, 0 where nothing is kept; beyond the last
-    one its sensitivity holds on. So a detector that finds nothing anywhere has a sensitivity of 0.
+    There is an operating point at every score, and one at (0, 0), where nothing is kept. The curve
+    is linear between operating points and constant beyond the last one. A detector that finds
+    nothing anywhere has a sensitivity of 0.
 
     Args:
-        images: Of each image, normal ones too, its matches.
-        fppi: [k], at which numbers to state sensitivity and area.
+        images: The matches in each image, normal images included.
+        fppi: Where to evaluate sensitivity and area [k].
 
     Raises:
         ValueError: There is no lesion or no image, or a number of false positives is below 0.
 
+    Examples:
+        >>> image = Matches(np.array([0.9]), np.array([0.5]), lesions=2, images=1)
+        >>> froc([image], fppi=[1.0]).tpr
+        array([0.5])
+
     Source:
-        MONAI's compute_froc_curve_data and compute_froc_score, but that the lowest score counts
-        too. The partial area is normalised, so that it compares between widths; the infilling
-        paper's .172 is not, and names no width.
+        MONAI's compute_froc_curve_data and compute_froc_score, except that the lowest score counts,
+        too. The partial area is normalised, so that areas of different widths compare. The
+        infilling paper's .172 is not normalised, and the paper names no width.
     """
     return _Ranked(images, np.zeros(len(images), np.intp)).froc(np.ones(1), fppi)
 
@@ -300,11 +304,11 @@ def froc(images: Sequence[Matches], fppi: ArrayLike = FPPI) -> Froc:
 def froc_by_training(
     images: Sequence[Matches], trainings: Sequence[Training], fppi: ArrayLike = FPPI
 ) -> dict[Training, Froc]:
-    """Each training's own FROC curve, by training; one that judged no lesion has none.
+    """Compute the FROC curve of each training; one whose images show no lesion has none.
 
     Args:
-        images: Of each image its matches.
-        trainings: Of each image.
+        images: The matches in each image.
+        trainings: The training behind the matches in each image.
         fppi: As for `froc`.
 
     Raises:
@@ -321,66 +325,75 @@ def froc_by_training(
 def over_folds(
     values: Mapping[Training, NDArray[np.float64]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean over trainings, and standard deviation over folds of each fold's mean over its seeds.
+    """Average values over trainings, and compute their standard deviation over folds.
 
     Args:
         values: Training -> float64 [k].
 
     Returns:
-        (mean, deviation), float64 [k] each; the deviation, of n - 1 degrees of freedom, is NaN
-        where there is one fold.
+        (mean, deviation), float64 [k] each. The deviation is that of the folds' means over their
+        seeds, with n - 1 degrees of freedom; it is NaN where there is one fold.
     """
     by_fold: dict[int, list[NDArray[np.float64]]] = {}
     for (fold, _), value in values.items():
         by_fold.setdefault(fold, []).append(value)
     folds = [np.mean(of_seeds, axis=0) for of_seeds in by_fold.values()]
     mean = np.mean([*values.values()], axis=0)
-    return mean, np.std(folds, axis=0, ddof=1) if len(folds) > 1 else np.full_like(mean, np.nan)
+    if len(folds) < 2:
+        return mean, np.full_like(mean, np.nan)
+    return mean, np.std(folds, axis=0, ddof=1)
 
 
 def false_positives_apart(
     images: Sequence[Matches], trainings: Sequence[Training], fppi: ArrayLike = FPPI
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False positives per image without lesions and per image with lesions, where all images
-    together have so many.
+    """Count false positives per normal image and per image with lesions, at given overall numbers.
 
     Both are read off each training's own curve, linear between operating points as sensitivity is,
-    and averaged. So, weighted by the numbers of images, one training's two numbers have the mean
-    that was asked for, unless its curve ends before.
+    and averaged. Weighted by the numbers of images, a training's two numbers have the given mean,
+    unless its curve ends before.
 
     Args:
-        images: Of each image its matches.
-        trainings: Of each image.
-        fppi: [k], numbers of false positives per image.
+        images: The matches in each image.
+        trainings: The training behind the matches in each image.
+        fppi: Numbers of false positives per image of either kind [k].
 
     Returns:
         (without, with), float64 [k] each; NaN where there is no such image.
     """
-    sides = []
-    for normal in (True, False):
-        found = []
+    rates = np.asarray(fppi, np.float64)
+
+    def average(normal: bool) -> NDArray[np.float64]:
+        by_training = []
         for rows in rows_by_training(trainings, len(images)).values():
             part = [images[row] for row in rows]
-            chosen = [image for image in part if (image.lesions == 0) == normal]
-            if chosen:
-                found.append(_at(part, Matches.join(chosen), np.asarray(fppi, np.float64)))
-        sides.append(np.mean(found, axis=0) if found else np.full(np.shape(fppi), np.nan))
-    return sides[0], sides[1]
+            group = [image for image in part if (image.lesions == 0) == normal]
+            if group:
+                by_training.append(_count_in_group(part, Matches.join(group), rates))
+        if not by_training:
+            return np.full(rates.shape, np.nan)
+        return np.asarray(np.mean(by_training, axis=0))
+
+    return average(normal=True), average(normal=False)
 
 
-def _at(images: Sequence[Matches], some: Matches, fppi: NDArray[np.float64]) -> NDArray[np.float64]:
-    """False positives per image of `some` of the images where all of them have so many."""
-    everything = Matches.join(images)
-    scores = np.unique(everything.false_positives)
-    of_all, of_some = (
-        _counted(part.false_positives, scores) / part.images for part in (everything, some)
-    )
-    return np.interp(fppi, of_all, of_some)
+def _count_in_group(
+    images: Sequence[Matches], group: Matches, fppi: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Count false positives per image of a group, at numbers per image of all images."""
+    joined = Matches.join(images)
+    scores = np.unique(joined.false_positives)
+    of_all = _count_reaching(joined.false_positives, scores) / joined.images
+    of_group = _count_reaching(group.false_positives, scores) / group.images
+    return np.interp(fppi, of_all, of_group)
 
 
-def _counted(values: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.intp]:
-    """How many values reach each of some rising scores, the highest score first, and a
-    0 before it.
+def _count_reaching(values: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Count the values that reach each score, from the highest score down, after a 0.
+
+    Args:
+        values: In any order.
+        scores: Rising.
     """
     below = np.searchsorted(np.sort(values), scores, side="left")
     return np.append(0, len(values) - below[::-1])
@@ -399,25 +412,24 @@ def froc_interval(
     others_trainings: Sequence[Training] | None = None,
     fewest: int = FEWEST_PATIENTS,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentile bootstrap interval of a FROC curve, drawing whole patients with replacement.
+    """Compute the percentile bootstrap interval of a FROC curve; patients are drawn whole.
 
-    Of several trainings every draw has the mean over the trainings that judged a lesion of the
-    patients drawn.
+    Where there are several trainings, every draw is averaged over those that have an image with a
+    lesion of a drawn patient.
 
     Args:
-        images: Of each image its matches.
-        patient_ids: Of each image.
-        fppi: [k], numbers of false positives per image.
-        samples: Draws; those without any lesion are drawn again.
-        level: Of confidence, in (0, 1).
-        of: Sensitivity or partial area.
-        against: Another detector's matches of the same images: the interval is of the difference,
-            images - against, the same patients being drawn for both.
-        trainings: Of each image the training that answered, of `images` and of `against`; None: all
-            on one scale.
-        others_trainings: Of each image the training that answered, of `images` and of `against`;
-            None: all on one scale.
-        fewest: Patients below which nothing is bounded.
+        images: The matches in each image.
+        patient_ids: The patient of each image.
+        fppi: Numbers of false positives per image [k].
+        samples: Number of draws. A draw without any lesion is repeated.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
+        of: "tpr", sensitivity, or "areas", the partial area.
+        against: Another detector's matches in the same images. The interval is then that of the
+            difference, images - against, with the same patients drawn for both.
+        trainings: The training behind each of `images`; None: all have one scale of scores.
+        others_trainings: The training behind each of `against`; None: all have one scale of scores.
+        fewest: The number of patients below which there is no interval.
 
     Returns:
         (low, high), float64 [k] each; NaN where there are fewer patients than `fewest`, or one
@@ -436,7 +448,7 @@ def froc_interval(
     ours = _Trainings(images, rows, trainings)
     theirs = None if against is None else _Trainings(against, rows, others_trainings)
     values = []
-    for times in _draws(ours.lesions, samples, seed):
+    for times in _draw_patients(ours.lesions, samples, seed):
         value = ours.mean(times, fppi, of)
         values.append(value if theirs is None else value - theirs.mean(times, fppi, of))
     tail = 100 * (1 - level) / 2
@@ -445,10 +457,14 @@ def froc_interval(
 
 
 def rows_by_training(trainings: Sequence[Training] | None, count: int) -> dict[Training, list[int]]:
-    """The places of each training's images among all; None: one training has them all.
+    """Group the indices of images by training.
+
+    Args:
+        trainings: The training of each image; None: one training has them all.
+        count: Number of images.
 
     Raises:
-        ValueError: They are not `count`.
+        ValueError: There are not `count` trainings.
     """
     if trainings is not None and len(trainings) != count:
         raise ValueError(f"{count} images need as many trainings, not {len(trainings)}")
@@ -461,7 +477,7 @@ def rows_by_training(trainings: Sequence[Training] | None, count: int) -> dict[T
 def check_pair(
     images: Sequence[Matches], patient_ids: Sequence[str], others: Sequence[Matches] | None = None
 ) -> None:
-    """Refuse lists that can't be of the same images.
+    """Refuse lists that can't belong to the same images.
 
     Raises:
         ValueError: Lengths differ, or an image's number of lesions does.
@@ -472,14 +488,14 @@ def check_pair(
         image.lesions for image in others
     ]:
         raise ValueError(
-            "two detectors must be judged on the same images, and theirs have different lesions"
+            "two detectors must be evaluated on the same images, and theirs have different lesions"
         )
 
 
 def parts_with_lesions(
     images: Sequence[Matches], trainings: Sequence[Training] | None
 ) -> dict[Training, list[Matches]]:
-    """Each training's images, of the trainings that judged a lesion."""
+    """Group images by training, for the trainings that have an image with a lesion."""
     parts = {
         training: [images[row] for row in rows]
         for training, rows in rows_by_training(trainings, len(images)).items()
@@ -493,7 +509,7 @@ class _Trainings:
     """The ranked detections of each training; patients are numbered across all of them.
 
     Attributes:
-        lesions: Of each patient.
+        lesions: Number of lesions of each patient.
     """
 
     def __init__(
@@ -513,16 +529,18 @@ class _Trainings:
     def mean(
         self, times: NDArray[np.float64], fppi: ArrayLike, of: Measured
     ) -> NDArray[np.float64]:
-        """The mean of the trainings' curves where each patient is taken so many times; those
-        without a lesion then have none.
+        """Average the trainings' curves, with each patient counted so many times.
+
+        A training that is left without a lesion has no curve.
         """
         curves = [part.froc(times, fppi) for part in self.parts if times @ part.lesions]
         return np.asarray(np.mean([getattr(curve, of) for curve in curves], axis=0))
 
 
 class _Ranked:
-    """The detections of some patients in the order of their scores: sorted once, whatever is drawn
-    of the patients afterwards.
+    """The detections of some patients in the order of their scores.
+
+    They are sorted once, for all draws of patients.
     """
 
     def __init__(
@@ -540,7 +558,7 @@ class _Ranked:
         order = np.argsort(-scores)
         ranked = scores[order]
         self.hit = order < len(joined.hits)
-        # the last of each score
+        # The last detection of each score.
         self.ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
         self.thresholds = np.append(np.inf, ranked[self.ends])
         sizes = [
@@ -549,7 +567,7 @@ class _Ranked:
         self.patient = np.concatenate([np.repeat(patients, size) for size in sizes])[order]
 
     def froc(self, times: NDArray[np.floating], fppi: ArrayLike) -> Froc:
-        """The curve where each patient is taken so many times."""
+        """Compute the curve with each patient counted so many times."""
         lesions = float(times @ self.lesions)
         images = float(times @ self.images)
         asked = np.asarray(fppi, np.float64)
@@ -557,19 +575,21 @@ class _Ranked:
         if not np.all(asked >= 0):
             raise ValueError("numbers of false positives per image must be 0 or more")
         weights = times[self.patient]
-        found, false = (np.cumsum(weights * side)[self.ends] for side in (self.hit, ~self.hit))
-        x = np.append(0.0, false / images)
-        y = np.append(0.0, found / lesions)
-        # of several points at one x it takes the last, which is the highest
+        hits = np.cumsum(weights * self.hit)[self.ends]
+        false_positives = np.cumsum(weights * ~self.hit)[self.ends]
+        x = np.append(0.0, false_positives / images)
+        y = np.append(0.0, hits / lesions)
+        # Of several points at one x, interp takes the last, which is the highest.
         tpr = np.interp(asked, x, y)
-        return Froc(asked, tpr, _areas(x, y, asked, tpr), self.thresholds, x, y)
+        return Froc(asked, tpr, _average_height(x, y, asked, tpr), self.thresholds, x, y)
 
 
-def _areas(
+def _average_height(
     x: NDArray, y: NDArray, limits: NDArray[np.float64], tpr: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The mean height of a curve from 0 to each limit; at limits of 0 and infinity the height
-    there.
+    """Average the height of a curve from 0 to each limit.
+
+    At limits of 0 and infinity this is the height there.
     """
     limits = np.where(np.isfinite(limits), limits, 0.0)
     last = np.searchsorted(x, limits, side="right") - 1
@@ -578,9 +598,10 @@ def _areas(
     return np.divide(total, limits, out=tpr.copy(), where=limits > 0)
 
 
-def _draws(lesions: NDArray, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each patient is taken, in draws of as many patients with replacement that have a
-    lesion.
+def _draw_patients(lesions: NDArray, samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Draw patients with replacement, as many as there are, and count how often each is taken.
+
+    Draws without a lesion are repeated.
     """
     random = np.random.default_rng(seed)
     count = len(lesions)

@@ -1,13 +1,12 @@
-"""What observers' answers say: choices of the real one of two, and ratings of real and
-synthetic ones. Numpy and SciPy.
+"""Statistics of observers' answers: forced choices between real and synthetic, and ratings.
 
-Of a forced choice between two, d' = sqrt(2) z(share of right choices), z the inverse of the normal
-distribution's integral; of ratings d_a = sqrt(2) z(area under the ROC curve). Both are 0 for
-whoever guesses, and of an ideal observer they are the same number.
+For a forced choice between two, d' = sqrt(2) z(share of right choices), where z is the inverse of
+the normal distribution function. For ratings, d_a = sqrt(2) z(area under the ROC curve). Both are 0
+for an observer who guesses, and equal for an ideal observer.
 
-One observer's intervals and tests are of the cases. Those of several together are of cases and
-observers: both are drawn anew, since what two of them say of one picture is not independent. With
-two or three observers such an interval is rather too narrow.
+Intervals and tests of one observer are over cases. Those of several observers are over cases and
+observers, and both are drawn: what two observers say of one image is not independent. With two or
+three observers such an interval is rather too narrow.
 
 Every case shows patients of its own. Below `FEWEST_PATIENTS` cases there is neither interval nor p.
 
@@ -27,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tfmammo.metrics.classification import delong_variance, roc_auc, roc_curve
-from tfmammo.metrics.plotting import quiet
+from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.significance import FEWEST_PATIENTS
 
 Array = NDArray[np.float64]
@@ -36,8 +35,9 @@ NO_BOUNDS = (np.nan, np.nan)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval, low and high; NaN where there is no interval, infinite where it
-    has no bound on a side.
+    """A value with its interval, low and high.
+
+    Bounds are NaN where there is no interval, and infinite where it has no bound on that side.
     """
 
     value: float
@@ -52,10 +52,11 @@ class Choices:
     p and intervals are NaN where fewer than `FEWEST_PATIENTS` pairs were answered.
 
     Attributes:
-        n: How many, right: of them.
-        p: Two-sided, of guessing.
-        share: 0 to 1.
+        n: Number of choices.
+        right: Number of right choices.
+        share: Share of right choices, 0 to 1.
         d_prime: See `d_prime`.
+        p: Two-sided p of guessing.
     """
 
     n: int
@@ -67,12 +68,12 @@ class Choices:
 
 @dataclass(frozen=True)
 class Ratings:
-    """Ratings.
+    """Ratings of real and synthetic cases.
 
     Attributes:
-        real: How many of either.
-        synthetic: How many of either.
-        area: Under the ROC curve, 0 to 1.
+        real: Number of ratings of real cases.
+        synthetic: Number of ratings of synthetic cases.
+        area: Area under the ROC curve, 0 to 1.
         d_a: sqrt(2) z(area).
     """
 
@@ -83,55 +84,59 @@ class Ratings:
 
 
 def d_prime(share: float) -> float:
-    """sqrt(2) z(share): of the share of right choices between two, or of an area under the ROC
-    curve; infinite at 0 and 1.
+    """Compute sqrt(2) z(share); infinite at 0 and 1.
+
+    Args:
+        share: The share of right choices between two, or an area under the ROC curve.
     """
     return float(np.sqrt(2) * stats.norm.ppf(share))
 
 
-def choices(right: ArrayLike, level: float = 0.95) -> Choices:
-    """One observer's choices: exact binomial test against 1/2, interval of Clopper and Pearson.
+def estimate_choices(right: ArrayLike, level: float = 0.95) -> Choices:
+    """Test one observer's choices by the exact binomial test, with Clopper and Pearson's interval.
 
     Args:
-        right: bool [n], n from 1 up, whether each was right.
-        level: Of the interval, in (0, 1).
+        right: Whether each choice was right, bool [n], n from 1 up.
+        level: Confidence level, in (0, 1).
 
     Returns:
-        Choices. Where all or none are right d_prime's value is that of half a choice less or more
-        (Macmillan and Creelman, p. 8), and its interval has no bound on that side.
+        The choices. Where all or none are right, the value of d_prime is that of half a choice less
+        or more (Macmillan and Creelman, p. 8), and its interval has no bound on that side.
 
     Raises:
         ValueError: There is no choice.
     """
-    given = np.asarray(right, bool)
-    if given.ndim != 1 or not given.size:
-        raise ValueError(f"choices must be a list of one or more, not {given.shape}")
-    count = int(given.sum())
-    n = len(given)
+    is_right = np.asarray(right, bool)
+    if is_right.ndim != 1 or not is_right.size:
+        raise ValueError(f"choices must be a list of one or more, not {is_right.shape}")
+    count = int(is_right.sum())
+    n = len(is_right)
     test = stats.binomtest(count, n, 0.5)
     bounds = test.proportion_ci(level, "exact")
     enough = n >= FEWEST_PATIENTS
     share = Estimate(count / n, *((float(bounds.low), float(bounds.high)) if enough else NO_BOUNDS))
-    return Choices(n, count, share, _in_d(share, 0.5 / n), float(test.pvalue) if enough else np.nan)
+    return Choices(
+        n, count, share, _convert_to_d(share, 0.5 / n), float(test.pvalue) if enough else np.nan
+    )
 
 
-def pooled_choices(
+def pool_choices(
     right: ArrayLike, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Choices:
-    """Several observers' choices between the same pairs.
+    """Test several observers' choices between the same pairs.
 
-    The interval is of observers and pairs drawn with replacement, both together. p is exact: were
-    all guessing, each pair's sides could be exchanged, and with them what all observers said of it;
-    of one observer this is the binomial test.
+    For the interval, observers and pairs are both drawn with replacement. p is exact: if all
+    observers guessed, the two sides of each pair could be exchanged, and with them all answers to
+    it. For one observer this is the binomial test.
 
     Args:
         right: float [observers, pairs], 1 right, 0 wrong, NaN unanswered.
-        samples: Of the bootstrap.
-        seed: Of the bootstrap.
-        level: In (0, 1).
+        samples: Draws of the bootstrap.
+        seed: Seed of the bootstrap.
+        level: Confidence level, in (0, 1).
 
     Returns:
-        Choices, n counting answers; d_prime as in `choices`.
+        The choices; n counts answers. d_prime is as in `estimate_choices`.
 
     Raises:
         ValueError: There is no answer.
@@ -142,33 +147,35 @@ def pooled_choices(
     answered = ~np.isnan(given)
     correct = np.nan_to_num(given)
     random = np.random.default_rng(seed)
-    observers, pairs = (_drawn(random, count, samples) for count in given.shape)
-    won, of = (
+    observers, pairs = (_draw_counts(random, count, samples) for count in given.shape)
+    drawn_right, drawn_answers = (
         np.einsum("br,rc,bc->b", observers, values, pairs, optimize=True)
         for values in (correct, answered.astype(np.float64))
     )
     n = int(answered.sum())
     count = int(correct.sum())
-    enough = answered.any(axis=0).sum() >= FEWEST_PATIENTS
-    share = Estimate(
-        count / n, *(_percentiles(won[of > 0] / of[of > 0], level) if enough else NO_BOUNDS)
-    )
-    p = _exchanged(np.where(answered, 2 * correct - 1, 0).sum(axis=0)) if enough else np.nan
-    return Choices(n, count, share, _in_d(share, 0.5 / n), p)
+    bounds = NO_BOUNDS
+    p = np.nan
+    if answered.any(axis=0).sum() >= FEWEST_PATIENTS:
+        has_answers = drawn_answers > 0
+        bounds = _compute_percentiles(drawn_right[has_answers] / drawn_answers[has_answers], level)
+        p = _exchange_test(np.where(answered, 2 * correct - 1, 0).sum(axis=0))
+    share = Estimate(count / n, *bounds)
+    return Choices(n, count, share, _convert_to_d(share, 0.5 / n), p)
 
 
-def ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
-    """One observer's ratings: the area under the ROC curve with DeLong's interval.
+def estimate_ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
+    """Compute the area under the ROC curve of one observer's ratings, with DeLong's interval.
 
     Args:
-        real: bool [n], which cases are real, two of either at least.
-        given: Number [n], higher is more surely real.
-        level: In (0, 1).
+        real: Which cases are real, bool [n], at least two of either kind.
+        given: The ratings, number [n]; a higher one is more surely real.
+        level: Confidence level, in (0, 1).
 
     Returns:
-        Ratings. There is no interval where DeLong's variance is 0, as of ratings that tell all
-        apart, or cases are too few. An area of 0 or 1 counts for d_a as half a pair of cases more
-        or less.
+        The ratings. There is no interval where DeLong's variance is 0, as for ratings that separate
+        all cases, or where there are too few cases. For d_a, an area of 0 or 1 counts as half a
+        pair of cases more or less.
 
     Raises:
         ValueError: As `classification.delong_variance`.
@@ -178,27 +185,28 @@ def ratings(real: ArrayLike, given: ArrayLike, level: float = 0.95) -> Ratings:
     area = roc_auc(real, given)
     enough = variance > 1e-12 and len(truth) >= FEWEST_PATIENTS
     reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(variance) if enough else np.nan
-    found = Estimate(area, float(np.maximum(area - reach, 0)), float(np.minimum(area + reach, 1)))
-    return _rated(truth.sum(), (~truth).sum(), found)
+    low = float(np.maximum(area - reach, 0))
+    high = float(np.minimum(area + reach, 1))
+    return _make_ratings(truth.sum(), (~truth).sum(), Estimate(area, low, high))
 
 
-def pooled_ratings(
+def pool_ratings(
     real: ArrayLike, given: ArrayLike, samples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Ratings:
-    """Several observers' ratings of the same cases: the mean of their areas, since each uses the
-    scale in a way of their own.
+    """Average the areas under the ROC curves of several observers' ratings of the same cases.
+
+    Areas are averaged, not ratings, because each observer uses the scale in a different way.
 
     Args:
-        real: bool [cases].
-        given: float [observers, cases], NaN unanswered.
-        samples: Of the bootstrap, which draws observers, real and synthetic cases, each with
+        real: Which cases are real, bool [cases].
+        given: The ratings, float [observers, cases], NaN unanswered.
+        samples: Draws of the bootstrap, which draws observers, real and synthetic cases, each with
             replacement.
-        seed: Of the bootstrap, which draws observers, real and synthetic cases, each with
-            replacement.
-        level: In (0, 1).
+        seed: Seed of the bootstrap.
+        level: Confidence level, in (0, 1).
 
     Returns:
-        Ratings, counting answers; d_a as in `ratings`.
+        The ratings; answers are counted. d_a is as in `estimate_ratings`.
 
     Raises:
         ValueError: Nobody rated a real and a synthetic case.
@@ -215,28 +223,28 @@ def pooled_ratings(
         raise ValueError("nobody rated a real and a synthetic case")
     area = (won.sum(axis=(1, 2))[whole] / pairs.sum(axis=(1, 2))[whole]).mean()
     random = np.random.default_rng(seed)
-    observers, reals, others = (_drawn(random, count, samples) for count in pairs.shape)
+    observers, reals, others = (_draw_counts(random, count, samples) for count in pairs.shape)
     top, bottom = (
         np.einsum("bi,rij,bj->br", reals, part, others, optimize=True) for part in (won, pairs)
     )
     weights = observers * (bottom > 0)
-    means = (weights * top / np.maximum(bottom, 1)).sum(axis=1)[weights.any(axis=1)] / weights.sum(
-        axis=1
-    )[weights.any(axis=1)]
+    has_pairs = weights.any(axis=1)
+    sums = (weights * top / np.maximum(bottom, 1)).sum(axis=1)
+    bounds = NO_BOUNDS
+    if answered.any(axis=0).sum() >= FEWEST_PATIENTS:
+        bounds = _compute_percentiles(sums[has_pairs] / weights.sum(axis=1)[has_pairs], level)
     counts = answered[:, truth].sum(), answered[:, ~truth].sum()
-    enough = answered.any(axis=0).sum() >= FEWEST_PATIENTS
-    return _rated(
-        *counts, Estimate(float(area), *(_percentiles(means, level) if enough else NO_BOUNDS))
-    )
+    return _make_ratings(*counts, Estimate(float(area), *bounds))
 
 
-@quiet
-def roc_figure(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "") -> Figure:
-    """The ROC curves of several systems' ratings, each the mean of its observers' curves.
+@plot_style
+def draw_roc(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = "") -> Figure:
+    """Draw the ROC curves of several systems' ratings, each the mean of its observers' curves.
 
     Args:
-        systems: Name -> (real, given) as for `pooled_ratings`; observers who did not rate both
-            sorts are left out.
+        systems: Name -> (real, given) as for `pool_ratings`. Observers who did not rate both kinds
+            are left out.
+        title: The title of the figure.
     """
     rates: Array = np.linspace(0, 1, 201)
     figure = Figure(figsize=(5, 4), layout="constrained")
@@ -244,9 +252,9 @@ def roc_figure(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = 
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=":")
     for name, (real, given) in systems.items():
         curves = [
-            _curve(np.asarray(real, bool), row, rates)
+            _compute_curve(np.asarray(real, bool), row, rates)
             for row in np.asarray(given, np.float64)
-            if _both(real, row)
+            if _has_both_kinds(real, row)
         ]
         if curves:
             axes.plot(
@@ -267,23 +275,25 @@ def roc_figure(systems: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str = 
     return figure
 
 
-def _both(real: ArrayLike, given: Array) -> bool:
+def _has_both_kinds(real: ArrayLike, given: Array) -> bool:
     """Whether a real and a synthetic case were rated."""
     return len(np.unique(np.asarray(real, bool)[~np.isnan(given)])) == 2
 
 
-def _curve(real: NDArray[np.bool_], given: Array, rates: Array) -> Array:
+def _compute_curve(real: NDArray[np.bool_], given: Array, rates: Array) -> Array:
     answered = ~np.isnan(given)
     false, true, _ = roc_curve(real[answered], given[answered])
     return np.interp(rates, false, true)
 
 
-def _rated(real: int, synthetic: int, area: Estimate) -> Ratings:
-    return Ratings(int(real), int(synthetic), area, _in_d(area, 0.5 / (int(real) * int(synthetic))))
+def _make_ratings(real: int, synthetic: int, area: Estimate) -> Ratings:
+    return Ratings(
+        int(real), int(synthetic), area, _convert_to_d(area, 0.5 / (int(real) * int(synthetic)))
+    )
 
 
-def _in_d(share: Estimate, least: float) -> Estimate:
-    """A share's estimate as d'; the value, not its bounds, is kept `least` away from 0 and 1."""
+def _convert_to_d(share: Estimate, least: float) -> Estimate:
+    """Convert a share to d'; the value, not its bounds, is kept `least` away from 0 and 1."""
     return Estimate(
         d_prime(float(np.clip(share.value, least, 1 - least))),
         d_prime(share.low),
@@ -291,19 +301,21 @@ def _in_d(share: Estimate, least: float) -> Estimate:
     )
 
 
-def _drawn(random: np.random.Generator, count: int, samples: int) -> Array:
-    """How often each of `count` is drawn with replacement, float64 [samples, count]."""
+def _draw_counts(random: np.random.Generator, count: int, samples: int) -> Array:
+    """Count how often each of `count` is drawn with replacement, float64 [samples, count]."""
     return random.multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)
 
 
-def _percentiles(values: Array, level: float) -> tuple[float, float]:
+def _compute_percentiles(values: Array, level: float) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _exchanged(leads: Array) -> float:
-    """How likely sums at least as far from 0 are where each pair's lead (right less wrong choices)
-    has either sign as likely.
+def _exchange_test(leads: Array) -> float:
+    """Compute the probability of sums at least as far from 0 if each lead has a random sign.
+
+    Args:
+        leads: Right less wrong choices of each pair.
     """
     sizes = np.abs(leads).astype(int)
     chances = np.ones(1)

@@ -1,11 +1,9 @@
-"""How real synthetic patches look, how various they are, and whether they are copies:
-LPIPS, FID, KID, MS-SSIM, nearest patches.
+"""Realism and variety of synthetic patches: LPIPS, FID, KID, MS-SSIM, nearest training patches.
 
-The distances between sets (FID, KID) take features of any network, a row a patch. Row i of real and
-synthetic features may belong together (a mass painted into the tissue of real patch i): `kid` and
-the intervals leave such pairs together. Numbers made with networks of random weights compare only
-with each other, at best; what makes features has a `note` that says so, which belongs beside every
-number.
+The distances between sets (FID, KID) take features of any network, one row a patch. Row i of real
+and synthetic features may belong together (a mass rendered into the tissue of real patch i): `kid`
+and the intervals keep such pairs together. Numbers of networks with random weights compare only
+with each other, at best. The `note` of a network says so and belongs next to every number.
 """
 
 from __future__ import annotations
@@ -26,7 +24,8 @@ Estimate = tuple[float, float, float, float]  # value, low, high, p against 0
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW = 11  # px of SSIM's Gaussian
-# a patch this much nearer to training than real held-out patches mostly are is called a copy
+# A patch counts as a copy if its distance to training patches is below this part of the median of
+# real held-out patches.
 COPY = 0.5
 GROUPS = 100  # of patients, at most, that a jackknife leaves out in turn
 BATCH = 16
@@ -40,13 +39,12 @@ class LPIPS:
     both of unit length at every position.
 
     Args:
-        alexnet: Weights, as for `trunks.alexnet` and `trunks.lpips_heads`; heads "none" is all w_c
-            = 1, larger numbers.
-        heads: Weights, as for `trunks.alexnet` and `trunks.lpips_heads`; heads "none" is all w_c =
-            1, larger numbers.
+        alexnet: Weights of AlexNet, as for `pretrained.alexnet`.
+        heads: Weights w_c, as for `pretrained.lpips_heads`; "none": all w_c = 1, which gives larger
+            numbers.
 
     Raises:
-        WeightsError: They can't be had.
+        WeightsError: The weights can't be had.
 
     Source:
         Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric (2018);
@@ -62,11 +60,11 @@ class LPIPS:
         self.note = ", ".join(notes)
 
     def distance(self, a: Floats, b: Floats) -> NDArray[np.float64]:
-        """The distance of every image of `a` to that of the same row of `b`.
+        """Compute the distance of every image of `a` to the same row of `b`.
 
         Args:
             a: float [n, s, s, 1] in [0, 1], s from 32 px up.
-            b: float [n, s, s, 1] in [0, 1], s from 32 px up.
+            b: float [n, s, s, 1] in [0, 1].
 
         Returns:
             float64 [n], 0 for equal images.
@@ -77,8 +75,8 @@ class LPIPS:
         if a.shape != b.shape:
             raise ValueError(f"images must be of one shape, not {a.shape} and {b.shape}")
         parts = [np.empty(0)]
-        for one, other in zip(_batches(a), _batches(b), strict=True):
-            levels = zip(self._unit(one), self._unit(other), self.heads, strict=True)
+        for one, other in zip(_split_batches(a), _split_batches(b), strict=True):
+            levels = zip(self._normalize(one), self._normalize(other), self.heads, strict=True)
             parts.append(
                 np.sum(
                     [np.square(x - y).mean(axis=(1, 2)) @ head for x, y, head in levels],
@@ -89,21 +87,23 @@ class LPIPS:
         return np.concatenate(parts)
 
     def matrix(self, a: Floats, b: Floats) -> NDArray[np.float64]:
-        """The distance of every image of `a` to every one of `b`, by products of feature vectors:
-        exact to about 1e-5.
+        """Compute the distance of every image of `a` to every image of `b`.
+
+        Products of feature vectors give it, exact to about 1e-5. An image of 256 px takes 2.5 MB
+        meanwhile.
 
         Args:
-            a: float [n, s, s, 1], b: float [m, s, s, 1], in [0, 1]. At 256 px an image takes 2.5 MB
-                meanwhile.
+            a: float [n, s, s, 1] in [0, 1].
+            b: float [m, s, s, 1] in [0, 1].
 
         Returns:
             float64 [n, m].
         """
-        found = np.zeros((len(a), len(b)))
-        # a head may be negative, though no published one is
+        distances = np.zeros((len(a), len(b)))
+        # A head may be negative, though no published one is.
         signs = [np.sign(head) for head in self.heads]
-        first = self._flat(a)
-        second = self._flat(b)
+        first = self._flatten(a)
+        second = self._flatten(b)
         for x, y, sign in zip(first, second, signs, strict=True):
             signed = (x.reshape(len(x), -1, len(sign)) * sign).reshape(x.shape)
             squares = [np.einsum("ij,ij->i", signed, x, dtype=np.float64)]
@@ -112,33 +112,40 @@ class LPIPS:
                     "ij,j,ij->i", y, np.tile(sign, y.shape[1] // len(sign)), y, dtype=np.float64
                 )
             )
-            found += squares[0][:, np.newaxis] + squares[1] - 2.0 * (signed @ y.T)
-        return found
+            distances += squares[0][:, np.newaxis] + squares[1] - 2.0 * (signed @ y.T)
+        return distances
 
-    def _flat(self, images: Floats) -> list[NDArray[np.float32]]:
-        """Of each feature map the vectors whose squared distance is LPIPS, float32 [n, positions *
-        channels].
+    def _flatten(self, images: Floats) -> list[NDArray[np.float32]]:
+        """Flatten each feature map into vectors whose squared distance is LPIPS.
+
+        Returns:
+            float32 [n, positions * channels] for each feature map.
         """
         batches = [
-            [_weighted(unit, head) for unit, head in zip(self._unit(part), self.heads, strict=True)]
-            for part in _batches(images)
+            [
+                _apply_head(unit, head)
+                for unit, head in zip(self._normalize(part), self.heads, strict=True)
+            ]
+            for part in _split_batches(images)
         ]
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
-    def _unit(self, images: Floats) -> list[NDArray[np.float32]]:
+    def _normalize(self, images: Floats) -> list[NDArray[np.float32]]:
         maps = [np.asarray(level) for level in self.network(images, training=False)]
         return [level / (np.linalg.norm(level, axis=-1, keepdims=True) + 1e-10) for level in maps]
 
 
 class Inception:
-    """Inception-v3's pooled features, for FID and KID; see `trunks.inception` for how it differs
-    from published ones.
+    """Inception-v3's pooled features, for FID and KID.
+
+    See `pretrained.inception` for how it
+    differs from published ones.
 
     Args:
-        weights: As for `trunks.inception`.
+        weights: As for `pretrained.inception`.
 
     Raises:
-        WeightsError: They can't be had.
+        WeightsError: The weights can't be had.
     """
 
     def __init__(self, weights: str = "imagenet") -> None:
@@ -150,21 +157,24 @@ class Inception:
         self.note = "random Inception" if weights == "none" else ""
 
     def features(self, images: Floats) -> NDArray[np.float32]:
-        """float [n, s, s, 1] in [0, 1] -> float32 [n, 2048]."""
-        return np.concatenate([self._call(tf.constant(part)).numpy() for part in _batches(images)])
+        """Compute features: float [n, s, s, 1] in [0, 1] -> float32 [n, 2048]."""
+        return np.concatenate(
+            [self._call(tf.constant(part)).numpy() for part in _split_batches(images)]
+        )
 
 
 def fid(real: Floats, synthetic: Floats) -> float:
-    """Fréchet distance of two sets of features, each taken for a Gaussian.
+    """Compute the Fréchet distance of two sets of features, each taken for a Gaussian.
 
     |m_1 - m_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
 
     The trace of the root is the sum of the singular values of A B', where A'A = C_1 and B'B = C_2,
-    so no root of a matrix is taken, and few patches of many features take no time. Biased upwards,
-    the more the fewer patches there are: compare sets of one size only.
+    so no root of a matrix is taken, and few patches of many features take no time. The distance is
+    biased upwards, the more the fewer patches there are: compare sets of one size only.
 
     Args:
-        real: float [n, d], synthetic: float [m, d], two rows each at least.
+        real: float [n, d], n at least 2.
+        synthetic: float [m, d], m at least 2.
 
     Returns:
         From 0 up.
@@ -177,7 +187,7 @@ def fid(real: Floats, synthetic: Floats) -> float:
         equilibrium (2017).
     """
     _check_features(real, synthetic)
-    roots = [_root(np.asarray(features, np.float64)) for features in (real, synthetic)]
+    roots = [_factorize(np.asarray(features, np.float64)) for features in (real, synthetic)]
     shift = np.square(
         np.mean(real, axis=0, dtype=np.float64) - np.mean(synthetic, axis=0, dtype=np.float64)
     ).sum()
@@ -186,13 +196,15 @@ def fid(real: Floats, synthetic: Floats) -> float:
 
 
 def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
-    """Squared maximum mean discrepancy of two sets of features with KID's kernel (x.y / d + 1)^3,
-    without bias.
+    """Compute the unbiased squared maximum mean discrepancy of two sets of features.
+
+    The kernel is KID's, (x.y / d + 1)^3.
 
     Args:
-        real: float [n, d], synthetic: float [m, d], two rows each at least.
-        paired: Row i of one belongs to row i of the other; their kernel is left out, for it would
-            bias.
+        real: float [n, d], n at least 2.
+        synthetic: float [m, d], m at least 2.
+        paired: Whether row i of one belongs to row i of the other. The kernel of these pairs is
+            left out, because it would bias the result.
 
     Returns:
         0 on average where both are of one distribution, so it may be negative.
@@ -206,7 +218,7 @@ def mmd(real: Floats, synthetic: Floats, *, paired: bool = False) -> float:
     _check_features(real, synthetic)
     if paired and len(real) != len(synthetic):
         raise ValueError(f"pairs must be equally many, not {len(real)} and {len(synthetic)}")
-    return _mmd(*_kernels(real, synthetic), paired)
+    return _mmd(*_compute_kernels(real, synthetic), paired)
 
 
 def kid(
@@ -218,14 +230,15 @@ def kid(
     *,
     paired: bool = False,
 ) -> tuple[float, float]:
-    """Kernel inception distance as it is usually reported: `mmd` of random subsets.
+    """Compute the kernel inception distance as usually reported: `mmd` of random subsets.
 
     Args:
         real: As for `mmd`.
         synthetic: As for `mmd`.
+        subsets: Number of subsets.
+        size: Rows of each subset; all rows where there are fewer.
+        seed: Seed of the subsets.
         paired: As for `mmd`.
-        subsets: How many.
-        size: Rows of each, all there are where there are fewer.
 
     Returns:
         (mean, standard deviation over the subsets). The deviation is of one subset, not of the
@@ -241,24 +254,23 @@ def kid(
     for _ in range(subsets):
         first = random.permutation(len(real))[:size]
         second = first if paired else random.permutation(len(synthetic))[:size]
-        values.append(_mmd(*_kernels(real[first], synthetic[second]), paired))
+        values.append(_mmd(*_compute_kernels(real[first], synthetic[second]), paired))
     return float(np.mean(values)), float(np.std(values))
 
 
 def ms_ssim(a: Floats, b: Floats) -> NDArray[np.float64]:
-    """Multi-scale structural similarity of pairs of images.
+    """Compute the multi-scale structural similarity of pairs of images.
+
+    Patches below 176 px have fewer than five scales, whose exponents are stretched to the same sum.
+    Numbers of different scales do not compare.
 
     Args:
-        a: float [n, s, s, 1] in [0, 1], s from 11 px up. Patches below 176 px have fewer than five
-            scales, whose exponents are stretched to the same sum; numbers of different scales do
-            not compare.
-        b: float [n, s, s, 1] in [0, 1], s from 11 px up. Patches below 176 px have fewer than five
-            scales, whose exponents are stretched to the same sum; numbers of different scales do
-            not compare.
+        a: float [n, s, s, 1] in [0, 1], s from 11 px up.
+        b: float [n, s, s, 1] in [0, 1].
 
     Returns:
-        float64 [n] in [0, 1], 1 for equal images. Among random pairs of one set: the more alike,
-        the less various.
+        float64 [n] in [0, 1], 1 for equal images. The higher it is among random pairs of one set,
+        the less various is the set.
 
     Raises:
         ValueError: Unequal shapes, other values, or too small.
@@ -275,7 +287,7 @@ def ms_ssim(a: Floats, b: Floats) -> NDArray[np.float64]:
         np.array(MS_SSIM_WEIGHTS[:scales]) * sum(MS_SSIM_WEIGHTS) / sum(MS_SSIM_WEIGHTS[:scales])
     )
     parts = [np.empty(0, np.float32)]
-    for one, other in zip(_batches(a), _batches(b), strict=True):
+    for one, other in zip(_split_batches(a), _split_batches(b), strict=True):
         parts.append(
             tf.image.ssim_multiscale(
                 one, other, 1.0, power_factors=weights.tolist(), filter_size=WINDOW
@@ -284,27 +296,26 @@ def ms_ssim(a: Floats, b: Floats) -> NDArray[np.float64]:
     return np.concatenate(parts).astype(np.float64)
 
 
-def random_pairs(n: int, count: int, seed: int = 0) -> NDArray[np.intp]:
-    """`count` different unordered pairs of n things, or all there are, drawn at random: intp
-    [pairs, 2].
-    """
+def draw_pairs(n: int, count: int, seed: int = 0) -> NDArray[np.intp]:
+    """Draw `count` different unordered pairs of n things, or all there are: intp [pairs, 2]."""
     rows, cols = np.triu_indices(n, 1)
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
-    return np.stack([rows[drawn], cols[drawn]], axis=1)
+    pairs = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return np.stack([rows[pairs], cols[pairs]], axis=1)
 
 
-def nearest(
+def find_nearest(
     queries: Floats,
     pool: Floats,
     allowed: NDArray[np.bool_] | None = None,
     weights: Floats | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Of each query the nearest of the pool.
+    """Find the nearest item of the pool for each query.
 
     Args:
-        queries: float [n, ...], pool: float [m, ...]: images or features.
-        allowed: bool [n, m], what counts for which query; None: all.
-        weights: float [n, ...], of the queries' values (a mask: only what lies inside counts).
+        queries: Images or features, float [n, ...].
+        pool: Of the same kind, float [m, ...].
+        allowed: Which items count for which query, bool [n, m]; None: all.
+        weights: Of the queries' values, float [n, ...]. With a mask only what lies inside counts.
 
     Returns:
         (distance, index): float64 [n], the root of the (weighted) mean squared difference, and intp
@@ -316,63 +327,64 @@ def nearest(
         if weights is None
         else np.asarray(weights, np.float32).reshape(flat[0].shape)
     )
-    # but for a constant of each query
+    # Squared distances, up to a constant for each query.
     squares = weight @ np.square(flat[1]).T - 2 * (weight * flat[0]) @ flat[1].T
     squares[~allowed if allowed is not None else np.zeros_like(squares, bool)] = np.inf
     distance = np.full(len(queries), np.inf)
     index = np.full(len(queries), -1, np.intp)
     for row in np.flatnonzero(np.isfinite(squares).any(axis=1) & weight.any(axis=1)):
         index[row] = squares[row].argmin()
-        # again, since large sums above may have cancelled
+        # Computed again, because large sums above may have cancelled.
         difference = flat[0][row].astype(np.float64) - flat[1][index[row]]
         distance[row] = np.sqrt(np.average(np.square(difference), weights=weight[row]))
     return distance, index
 
 
-def nearest_turned(
+def find_nearest_turned(
     images: Floats,
     pool: Floats,
     allowed: NDArray[np.bool_] | None = None,
     masks: Floats | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """`nearest` in pixels, each image turned and mirrored in all eight ways, since training does so
-    with patches.
+    """Find the nearest patches in pixels, in all eight orientations; see `find_nearest`.
+
+    Training turns and mirrors patches, too.
 
     Args:
-        images: float [n, s, s, 1], pool: float [m, s, s, 1], masks: number [n, s, s, 1], {0, 1}:
-            where pixels count.
+        images: float [n, s, s, 1].
+        pool: float [m, s, s, 1].
+        allowed: As for `find_nearest`.
+        masks: Where pixels count, {0, 1} [n, s, s, 1]; None: everywhere.
     """
     best = np.full(len(images), np.inf)
     index = np.full(len(images), -1, np.intp)
-    for turn in _turns():
-        distance, found = nearest(
-            turn(images), pool, allowed, None if masks is None else turn(masks)
-        )
+    for turn in _list_turns():
+        turned_masks = None if masks is None else turn(masks)
+        distance, turned_index = find_nearest(turn(images), pool, allowed, turned_masks)
         nearer = distance < best
         best[nearer] = distance[nearer]
-        index[nearer] = found[nearer]
+        index[nearer] = turned_index[nearer]
     return best, index
 
 
 def copy_ratio(distances: Floats, reference: Floats) -> NDArray[np.float64]:
-    """How far patches are from their nearest training patches, in units of how far real held-out
-    patches are from theirs.
+    """Compute distances to training patches in units of real held-out patches' distances.
 
-    In pixels a blurred patch is nearer to everything than a real one, so ratios somewhat below 1 do
-    not speak of copies.
+    In pixels, a blurred patch is nearer to everything than a real one. Ratios somewhat below 1 are
+    therefore no sign of copies.
 
     Args:
-        distances: Of `nearest`, of the patches and of real ones that were not trained on.
-        reference: Of `nearest`, of the patches and of real ones that were not trained on.
+        distances: Distances by `find_nearest`, of the patches [n].
+        reference: Distances by `find_nearest`, of real patches that were not trained on.
 
     Returns:
         float64 [n], distance over the reference's median; below COPY it is called a copy. NaN where
         there is no distance.
     """
-    known = np.asarray(reference)[np.isfinite(reference)]
-    middle = np.median(known) if known.size else np.nan
+    finite = np.asarray(reference)[np.isfinite(reference)]
+    median = np.median(finite) if finite.size else np.nan
     values = np.where(np.isfinite(distances), distances, np.nan)
-    return np.divide(values, middle, out=np.full(len(values), np.nan), where=bool(middle > 0))
+    return np.divide(values, median, out=np.full(len(values), np.nan), where=bool(median > 0))
 
 
 def jackknife(
@@ -381,17 +393,16 @@ def jackknife(
     level: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of a set of patches with its interval, leaving out one patient at a time (beyond
-    GROUPS: one group of them).
+    """Compute a statistic of a set of patches with its interval, leaving out one patient at a time.
 
-    Not the bootstrap, which draws patches twice: then FID and KID see copies, and their interval
-    can miss their value.
+    More than GROUPS patients are left out in groups. This is not the bootstrap, which draws patches
+    twice: FID and KID would see copies, and their interval could miss their value.
 
     Args:
         statistic: Rows of patches, intp, ascending -> a number.
         patient_ids: str [n].
-        level: Of confidence, in (0, 1).
-        seed: Of the groups.
+        level: Confidence level, in (0, 1).
+        seed: Seed of the groups.
 
     Returns:
         (value, low, high, p): interval and two-sided p of 0 by Student's t; NaN where there are
@@ -416,17 +427,17 @@ def jackknife(
     return value, float(value - reach), float(value + reach), float(p)
 
 
-def _turns() -> Iterator[Callable[[Floats], Floats]]:
+def _list_turns() -> Iterator[Callable[[Floats], Floats]]:
     for quarter in range(4):
         for step in (1, -1):  # -1 mirrors
-            yield partial(_turned, quarter=quarter, step=step)
+            yield partial(_turn, quarter=quarter, step=step)
 
 
-def _turned(images: Floats, quarter: int, step: int) -> Floats:
+def _turn(images: Floats, quarter: int, step: int) -> Floats:
     return np.rot90(images[:, :, ::step], quarter, axes=(1, 2))
 
 
-def _batches(images: Floats) -> list[NDArray[np.float32]]:
+def _split_batches(images: Floats) -> list[NDArray[np.float32]]:
     if images.ndim != 4 or images.shape[-1] != 1:
         raise ValueError(f"images must be [n, s, s, 1], not {images.shape}")
     if not np.all((images >= 0) & (images <= 1)):
@@ -434,20 +445,20 @@ def _batches(images: Floats) -> list[NDArray[np.float32]]:
     return [np.asarray(images[i : i + BATCH], np.float32) for i in range(0, len(images), BATCH)]
 
 
-def _weighted(unit: NDArray[np.float32], head: NDArray[np.float32]) -> NDArray[np.float32]:
+def _apply_head(unit: NDArray[np.float32], head: NDArray[np.float32]) -> NDArray[np.float32]:
     positions = unit.shape[1] * unit.shape[2]
     return (unit * np.sqrt(np.abs(head) / positions)).reshape(len(unit), -1)
 
 
-def _root(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A [min(n, d), d] with A'A = the covariance."""
+def _factorize(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return A [min(n, d), d] with A'A = the covariance."""
     centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
     return (
         np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > centred.shape[1] else centred
     )
 
 
-def _kernels(real: Floats, synthetic: Floats) -> tuple[Floats, Floats, Floats]:
+def _compute_kernels(real: Floats, synthetic: Floats) -> tuple[Floats, Floats, Floats]:
     x = np.asarray(real, np.float64)
     y = np.asarray(synthetic, np.float64)
     return tuple((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))  # type: ignore[return-value]

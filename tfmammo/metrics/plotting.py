@@ -1,8 +1,7 @@
-"""How every plot looks: quiet, black ink on an opaque white ground, so that it reads in
-print and on a dark page.
+"""The style of every plot: few lines, dark grey on opaque white, for print and for dark pages.
 
-The colours are told apart by colour-blind readers, and in print by their lightness (Okabe and Ito
-2008).
+Colour-blind readers can tell the colours apart, and so can readers of a grey print by their
+lightness (Okabe and Ito 2008).
 """
 
 from __future__ import annotations
@@ -40,8 +39,9 @@ STYLE: dict[str, Any] = {
 Draw = TypeVar("Draw", bound=Callable[..., Any])
 
 
-def quiet(draw: Draw) -> Draw:
-    """A function that draws a figure, with all of it in the house's style; matplotlib's own
-    settings stay as they are.
+def plot_style(draw: Draw) -> Draw:
+    """Decorate a function that draws a figure, so that it draws in this style.
+
+    Matplotlib's own settings stay as they are.
     """
     return matplotlib.rc_context(STYLE)(draw)  # type: ignore[arg-type, return-value]

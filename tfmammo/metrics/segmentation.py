@@ -1,17 +1,17 @@
-"""Overlap of masks, per image, and what it says about patients: intervals and paired tests.
+"""Overlap of masks for each image, with intervals and paired tests over patients.
 
 With tn, fp, fn, tp the pixels of one image,
 
-    accuracy = (tp + tn) / (tp + tn + fp + fn)        Dice    = 2 tp / (2 tp + fp + fn)
-    MCC      = (tp tn - fp fn) / sqrt((tp + fp)(tp + fn)(tn + fp)(tn + fn))       Jaccard = tp / (tp
-    + fp + fn)
+    accuracy = (tp + tn) / (tp + tn + fp + fn)
+    Dice     = 2 tp / (2 tp + fp + fn)
+    Jaccard  = tp / (tp + fp + fn)
+    MCC      = (tp tn - fp fn) / sqrt((tp + fp)(tp + fn)(tn + fp)(tn + fn))
 
 Two empty masks agree, so their Dice and Jaccard are 1. MCC is 0 where one of its denominator's
-factors is 0, that is where the target or the output has one value only: a correlation with a
-constant says nothing, even if the two masks are equal.
+factors is 0: there the target or the output has one value only, and a correlation with a constant
+says nothing, even if the two masks are equal.
 
-A patient gives several images, and they resemble each other: intervals and tests therefore draw
-whole patients.
+The images of one patient resemble each other. Intervals and tests therefore draw whole patients.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Counts = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], ND
 
 
 def accuracy(target: ArrayLike, output: ArrayLike) -> float:
-    """The share of pixels on which two masks of one image agree.
+    """Compute the share of pixels on which two masks of one image agree.
 
     Args:
-        target: bool or number, any one shape, {0, 1}.
-        output: bool or number, any one shape, {0, 1}.
+        target: The true mask, {0, 1}, bool or number.
+        output: The other mask, of the same shape.
 
     Returns:
         float in [0, 1].
@@ -41,32 +41,39 @@ def accuracy(target: ArrayLike, output: ArrayLike) -> float:
     Raises:
         ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
     """
-    return float(_accuracy(_counts(*_pair(target, output)))[0])
+    return float(_accuracy(_count_pixels(*_to_binary_pair(target, output)))[0])
 
 
 def dice(target: ArrayLike, output: ArrayLike) -> float:
-    """Twice the common area over the sum of the areas of two masks of one image; 1 where both are
-    empty.
+    """Compute twice the common area of two masks of one image over the sum of their areas.
+
+    It is 1 where both masks are empty.
 
     Args:
-        target: bool or number, any one shape, {0, 1}.
-        output: bool or number, any one shape, {0, 1}.
+        target: The true mask, {0, 1}, bool or number.
+        output: The other mask, of the same shape.
 
     Returns:
         float in [0, 1].
 
     Raises:
         ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
+
+    Examples:
+        >>> dice([1, 1, 0, 0], [1, 0, 0, 0])
+        0.6666666666666666
     """
-    return float(_dice(_counts(*_pair(target, output)))[0])
+    return float(_dice(_count_pixels(*_to_binary_pair(target, output)))[0])
 
 
 def jaccard(target: ArrayLike, output: ArrayLike) -> float:
-    """The common area over the joint area of two masks of one image; 1 where both are empty.
+    """Compute the common area of two masks of one image over their joint area.
+
+    It is 1 where both masks are empty.
 
     Args:
-        target: bool or number, any one shape, {0, 1}.
-        output: bool or number, any one shape, {0, 1}.
+        target: The true mask, {0, 1}, bool or number.
+        output: The other mask, of the same shape.
 
     Returns:
         float in [0, 1], equal to Dice / (2 - Dice).
@@ -74,30 +81,37 @@ def jaccard(target: ArrayLike, output: ArrayLike) -> float:
     Raises:
         ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
     """
-    return float(_jaccard(_counts(*_pair(target, output)))[0])
+    return float(_jaccard(_count_pixels(*_to_binary_pair(target, output)))[0])
 
 
 def mcc(target: ArrayLike, output: ArrayLike) -> float:
-    """Matthews's correlation of two masks of one image; 0 where either of them has one value only.
+    """Compute Matthews's correlation of two masks of one image.
+
+    It is 0 where either mask has one value only.
 
     Args:
-        target: bool or number, any one shape, {0, 1}.
-        output: bool or number, any one shape, {0, 1}.
+        target: The true mask, {0, 1}, bool or number.
+        output: The other mask, of the same shape.
 
     Returns:
         float in [-1, 1].
 
     Raises:
         ValueError: A value that is neither 0 nor 1 (NaN too), unequal shapes, or no pixel.
+
+    Examples:
+        >>> mcc([1, 1, 0, 0], [1, 1, 0, 0]), mcc([1, 1, 0, 0], [0, 0, 1, 1])
+        (1.0, -1.0)
     """
-    return float(_mcc(_counts(*_pair(target, output)))[0])
+    return float(_mcc(_count_pixels(*_to_binary_pair(target, output)))[0])
 
 
 def per_image(
     targets: ArrayLike, probabilities: ArrayLike, threshold: float = 0.5
 ) -> dict[str, NDArray[np.float64]]:
-    """All four measures of each of n images; a pixel is mass where its probability reaches the
-    threshold.
+    """Compute all four measures for each of n images.
+
+    A pixel is mass where its probability reaches the threshold.
 
     Args:
         targets: bool or number [n, ...], {0, 1}.
@@ -115,11 +129,11 @@ def per_image(
     probabilities = np.asarray(probabilities)
     if not np.all((probabilities >= 0) & (probabilities <= 1)):
         raise ValueError("probabilities must lie between 0 and 1")
-    targets = _binary(targets, "targets")
+    targets = _to_binary(targets, "targets")
     outputs = probabilities >= threshold
     if targets.ndim < 2:
         raise ValueError(f"targets must have shape [n, ...], not {targets.shape}")
-    counts = _counts(targets, outputs)
+    counts = _count_pixels(targets, outputs)
     return {
         "accuracy": _accuracy(counts),
         "dice": _dice(counts),
@@ -135,13 +149,14 @@ def bootstrap_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, drawing whole groups with replacement.
+    """Compute the percentile bootstrap interval of the mean; groups are drawn whole.
 
     Args:
         values: Number [n], finite.
-        groups: [n], each value's patient; None makes each value its own group.
-        samples: Draws.
-        level: Of confidence, in (0, 1).
+        groups: The patient of each value [n]; None makes each value its own group.
+        samples: Number of draws.
+        seed: Seed of the draws.
+        level: Confidence level, in (0, 1).
 
     Returns:
         (low, high), in the values' unit; (nan, nan) where there are fewer than `FEWEST_PATIENTS`
@@ -154,11 +169,10 @@ def bootstrap_interval(
         Davison & Hinkley, Bootstrap Methods and their Application (1997), 3.8, resampling of
         clusters.
     """
-    sums, sizes = _clusters(values, groups)
+    sums, sizes = _sum_groups(values, groups)
     if len(sums) < FEWEST_PATIENTS:
         return float("nan"), float("nan")
-    # The images of a draw vary in number with the patients drawn, so its mean is a ratio of two
-    # sums.
+    # The number of images varies from draw to draw, so that the mean is a ratio of two sums.
     interval = stats.bootstrap(
         (sums, sizes),
         lambda sums, sizes, axis: sums.sum(axis=axis) / sizes.sum(axis=axis),
@@ -178,11 +192,11 @@ class Paired:
     """How one model differs from another on the same images.
 
     Attributes:
-        difference: Of the means, a - b.
-        low: Its bootstrap interval.
-        high: Its bootstrap interval.
-        p: Two-sided, of the sign-flip test. All three are NaN where there are fewer than
-            `FEWEST_PATIENTS` patients.
+        difference: Difference of the means, a - b.
+        low: Lower bound of its bootstrap interval.
+        high: Upper bound of its bootstrap interval.
+        p: Two-sided p of the sign-flip test. It is NaN, like both bounds, where there are fewer
+            than `FEWEST_PATIENTS` patients.
     """
 
     difference: float
@@ -199,17 +213,16 @@ def paired_test(
     seed: int = 0,
     level: float = 0.95,
 ) -> Paired:
-    """Do two models differ in the mean over the same images? A permutation test that flips patients
-    whole.
+    """Test whether two models differ in the mean over the same images; patients are flipped whole.
 
-    If the models are exchangeable, each patient's summed difference could as well bear the other
-    sign. All signs are tried where there are no more than `samples` ways, else `samples` random
-    ones; the smallest p of k patients is 2^(1-k).
+    If the models are exchangeable, each patient's summed difference could have the other sign as
+    well. All combinations of signs are tried if there are at most `samples`, otherwise `samples`
+    random ones. The smallest p of k patients is 2^(1-k).
 
     Args:
-        a: Number [n], finite, both models' values of the same n images.
-        b: Number [n], finite, both models' values of the same n images.
-        groups: [n], each image's patient; None makes each image its own group.
+        a: One model's values, number [n], finite.
+        b: The other model's values of the same images.
+        groups: The patient of each image [n]; None makes each image its own group.
         samples: As in `bootstrap_interval`.
         seed: As in `bootstrap_interval`.
         level: As in `bootstrap_interval`.
@@ -225,7 +238,7 @@ def paired_test(
     b = np.asarray(b, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"paired values must be equally many, not {a.shape} and {b.shape}")
-    sums, sizes = _clusters(a - b, groups)
+    sums, sizes = _sum_groups(a - b, groups)
     p = np.nan
     if len(sums) >= FEWEST_PATIENTS:
         p = stats.permutation_test(
@@ -245,11 +258,10 @@ def paired_test(
 
 
 def disc_dice(masks: ArrayLike) -> NDArray[np.float64]:
-    """Dice of each mask with discs in the middle of the patch, of every radius from 0.5 px in steps
-    of 0.5 px.
+    """Compute the Dice of each mask with centred discs of radius 0.5 px, 1 px, 1.5 px and so on.
 
-    A disc holds the pixels whose centres lie no farther than its radius from the middle of the
-    patch; see `centred_disc`.
+    A disc holds the pixels whose centres lie at most its radius from the middle of the patch; see
+    `centred_disc`.
 
     Args:
         masks: {0, 1}, shape ``[n, s, s, 1]``.
@@ -261,11 +273,11 @@ def disc_dice(masks: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: A value that is neither 0 nor 1, or another shape.
     """
-    masks = _binary(masks, "masks")
+    masks = _to_binary(masks, "masks")
     if masks.ndim != 4 or masks.shape[1] != masks.shape[2] or masks.shape[3] != 1:
         raise ValueError(f"masks must have shape [n, s, s, 1], not {masks.shape}")
-    # half pixels that a disc needs to hold it
-    needed = np.ceil(2 * _from_middle(masks.shape[1])).astype(np.intp).ravel()
+    # The radius, in half pixels, from which on a disc holds each pixel.
+    needed = np.ceil(2 * _distance_to_middle(masks.shape[1])).astype(np.intp).ravel()
     area = np.cumsum(np.bincount(needed))[1:]
     lesions = masks.reshape(len(masks), -1)
     inside = [
@@ -276,27 +288,29 @@ def disc_dice(masks: ArrayLike) -> NDArray[np.float64]:
 
 
 def centred_disc(size: int, radius: float) -> NDArray[np.float32]:
-    """A disc in the middle of a patch, float32 {0, 1} ``[size, size, 1]``; `radius` in px."""
-    return (_from_middle(size) <= radius).astype(np.float32)[..., np.newaxis]
+    """Draw a disc in the middle of a patch, float32 {0, 1} ``[size, size, 1]``; `radius` in px."""
+    return (_distance_to_middle(size) <= radius).astype(np.float32)[..., np.newaxis]
 
 
-def _from_middle(size: int) -> NDArray[np.float64]:
+def _distance_to_middle(size: int) -> NDArray[np.float64]:
     rows, cols = np.mgrid[:size, :size] + 0.5 - size / 2
     return np.hypot(rows, cols)
 
 
-def _binary(values: ArrayLike, name: str) -> NDArray[np.bool_]:
+def _to_binary(values: ArrayLike, name: str) -> NDArray[np.bool_]:
     values = np.asarray(values)
     if values.dtype != np.bool_ and not np.all((values == 0) | (values == 1)):
         raise ValueError(f"{name} must hold nothing but 0 and 1")
     return values.astype(np.bool_)
 
 
-def _pair(target: ArrayLike, output: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    return _binary(target, "target")[np.newaxis], _binary(output, "output")[np.newaxis]
+def _to_binary_pair(
+    target: ArrayLike, output: ArrayLike
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    return _to_binary(target, "target")[np.newaxis], _to_binary(output, "output")[np.newaxis]
 
 
-def _counts(targets: NDArray[np.bool_], outputs: NDArray[np.bool_]) -> Counts:
+def _count_pixels(targets: NDArray[np.bool_], outputs: NDArray[np.bool_]) -> Counts:
     if targets.shape != outputs.shape:
         raise ValueError(
             f"target and output must have one shape, not {targets.shape} and {outputs.shape}"
@@ -318,25 +332,25 @@ def _accuracy(counts: Counts) -> NDArray[np.float64]:
 
 def _dice(counts: Counts) -> NDArray[np.float64]:
     _, fp, fn, tp = counts
-    return _ratio(2 * tp, 2 * tp + fp + fn, empty=1.0)
+    return _divide(2 * tp, 2 * tp + fp + fn, empty=1.0)
 
 
 def _jaccard(counts: Counts) -> NDArray[np.float64]:
     _, fp, fn, tp = counts
-    return _ratio(tp, tp + fp + fn, empty=1.0)
+    return _divide(tp, tp + fp + fn, empty=1.0)
 
 
 def _mcc(counts: Counts) -> NDArray[np.float64]:
     tn, fp, fn, tp = counts
     # Two roots, because the root of the whole product rounds (x, x) to 0.9999999.
-    return _ratio(
+    return _divide(
         tp * tn - fp * fn,
         np.sqrt((tp + fp) * (tn + fn)) * np.sqrt((tp + fn) * (tn + fp)),
         empty=0.0,
     )
 
 
-def _ratio(
+def _divide(
     numerator: NDArray[np.float64], denominator: NDArray[np.float64], empty: float
 ) -> NDArray[np.float64]:
     return np.divide(
@@ -344,10 +358,10 @@ def _ratio(
     )
 
 
-def _clusters(
+def _sum_groups(
     values: ArrayLike, groups: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each group's sum and number of values."""
+    """Compute the sum and the number of values of each group."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(

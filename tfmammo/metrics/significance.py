@@ -1,5 +1,4 @@
-"""What all tests share: how few patients are too few, Holm's correction, and the lines
-that say so under a table. NumPy.
+"""What all tests share: the minimum number of patients, Holm's correction, notes below tables.
 
 Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
 Statistics 6 (1979) 65.
@@ -27,7 +26,7 @@ TESTS: Mapping[Test, str] = {
 
 
 def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> float:
-    """Smallest two-sided p of a test that flips or swaps whole patients, after Holm's correction.
+    """Compute the smallest two-sided p that a test of so many patients can give, after Holm.
 
     Args:
         patients: How many patients are flipped.
@@ -38,8 +37,9 @@ def smallest_p(patients: int, comparisons: int = 1, samples: int = 10_000) -> fl
         ``comparisons * 2^(1 - patients)``, or ``comparisons * 2 / (samples + 1)`` with random
         draws; at most 1.
     """
-    drawn = 2.0**patients > samples
-    return float(min(1.0, comparisons * (2 / (samples + 1) if drawn else 2.0 ** (1 - patients))))
+    is_sampled = 2.0**patients > samples
+    p = 2 / (samples + 1) if is_sampled else 2.0 ** (1 - patients)
+    return float(min(1.0, comparisons * p))
 
 
 def describe(
@@ -50,7 +50,7 @@ def describe(
     level: float = 0.95,
     correction: str = "Holm",
 ) -> str:
-    """The line under a table that says what its p values are.
+    """Describe the p values of a table in the line below it.
 
     Args:
         test: A key of `TESTS`.
@@ -69,19 +69,17 @@ def describe(
         if comparisons > 1
         else "one comparison, no correction"
     )
-    said = f"p: {TESTS[test]}; {corrected}"
+    sentence = f"p: {TESTS[test]}; {corrected}"
     if test in ("flips", "swaps"):
         least = smallest_p(patients, comparisons, samples)
         units = f"{patients} patients" if 2.0**patients <= samples else f"{samples:,} random draws"
-        said += f"; {units} can give no p below {least:.2g}"
-        said += ", so that no difference can be shown" if least >= 1 - level else ""
-    return f"{said}."
+        sentence += f"; {units} can give no p below {least:.2g}"
+        sentence += ", so that no difference can be shown" if least >= 1 - level else ""
+    return f"{sentence}."
 
 
 def describe_few(patients: int) -> str:
-    """The line under a table without intervals and p, because there are fewer than
-    `FEWEST_PATIENTS`.
-    """
+    """Explain below a table why it has no intervals and no p: too few patients."""
     counted = f"{patients} patients are" if patients > 1 else "one patient is"
     least = f"{smallest_p(patients):.2g}"
     return (
@@ -106,12 +104,12 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
         ValueError: The values are no list, or one lies outside [0, 1].
     """
     values = np.asarray(p_values, np.float64)
-    made = ~np.isnan(values)
-    if values.ndim != 1 or not np.all((values[made] >= 0) & (values[made] <= 1)):
+    is_test = ~np.isnan(values)
+    if values.ndim != 1 or not np.all((values[is_test] >= 0) & (values[is_test] <= 1)):
         raise ValueError("p values must be a list of numbers from 0 to 1")
-    order = np.argsort(values[made], kind="stable")
+    order = np.argsort(values[is_test], kind="stable")
     factors = np.arange(len(order), 0, -1)
-    raised = np.maximum.accumulate(values[made][order] * factors)
+    raised = np.maximum.accumulate(values[is_test][order] * factors)
     adjusted = np.full(len(values), np.nan)
-    adjusted[np.flatnonzero(made)[order]] = np.minimum(raised, 1.0)
+    adjusted[np.flatnonzero(is_test)[order]] = np.minimum(raised, 1.0)
     return adjusted

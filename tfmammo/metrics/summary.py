@@ -1,6 +1,4 @@
-"""Scores of several models on the same images -> means, patient intervals, paired tests,
-and tables of them.
-"""
+"""Means, intervals over patients and paired tests of several models' scores, and tables of them."""
 
 from __future__ import annotations
 
@@ -39,8 +37,11 @@ class Measure:
     decimals: int
 
     def show(self, value: float, sign: str = "") -> str:
-        """A mean or difference in the measure's unit, a dash where there is none. sign: "+" writes
-        it always.
+        """Format a mean or difference in the measure's unit; a dash where there is none.
+
+        Args:
+            value: The number, as computed.
+            sign: "+" writes the sign of positive numbers, too.
         """
         return f"{value * self.scale:{sign}.{self.decimals}f}" if np.isfinite(value) else "-"
 
@@ -50,13 +51,21 @@ class Row:
     """One model's mean of one measure, with its interval, and its difference from another model's.
 
     Attributes:
-        n: How many images and patients have the measure for all models.
-        patients: How many images and patients have the measure for all models.
-        method: Where interval and p come from.
-        against: The other model.
-        p: Two-sided.
-        p_corrected: By Holm, see `correct`. NaN where there is nothing to compare with, or fewer
-            than `FEWEST_PATIENTS` patients.
+        model: The model.
+        measure: The measure.
+        n: Number of images that have the measure for all models.
+        patients: Number of patients of these images.
+        mean: The mean over these images.
+        low: Lower bound of the interval of the mean.
+        high: Upper bound of the interval of the mean.
+        method: The method behind intervals and p.
+        against: The other model; "": none.
+        difference: The difference of the means, model - against.
+        difference_low: Lower bound of the interval of the difference.
+        difference_high: Upper bound of the interval of the difference.
+        p: Two-sided p of the difference.
+        p_corrected: p by Holm, see `correct_p`. Both p are NaN where there is nothing to compare
+            with, or fewer than `FEWEST_PATIENTS` patients.
     """
 
     model: str
@@ -81,14 +90,14 @@ class Printed:
 
     Attributes:
         values: Measure -> value.
-        elsewhere: How its patches were other ones; "" where they were not.
+        elsewhere: How the paper's patches differ from those here; "" where they don't.
     """
 
     values: Mapping[str, float]
     elsewhere: str = ""
 
     def label(self, model: str) -> str:
-        """What its line in a table is called."""
+        """Name its line in a table."""
         return f"{model}, as printed" + (f" ({self.elsewhere})" if self.elsewhere else "")
 
 
@@ -96,10 +105,13 @@ class Printed:
 class Table:
     """A table of text for markdown and rich; the first column names the lines.
 
-    Cells of several lines are one in markdown.
+    Line breaks in cells become spaces in Markdown.
 
     Attributes:
-        notes: Sentences under the table.
+        title: The heading.
+        header: The headings of the columns.
+        body: Lines of cells.
+        notes: Sentences below the table.
     """
 
     title: str
@@ -108,13 +120,13 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """The table under its title as a heading."""
+        """Format the table as Markdown, with its title as a heading."""
         lines = [self.header, ["---"] + ["---:"] * (len(self.header) - 1), *self.body]
         table = "\n".join(f"| {' | '.join(line)} |".replace("\n", " ") for line in lines)
         return f"### {self.title}\n\n{table}\n" + "".join(f"\n{note}\n" for note in self.notes)
 
     def __rich__(self) -> rich.table.Table:
-        """What rich's console prints."""
+        """Format the table for the console of rich."""
         caption = Text("\n".join(self.notes)) if self.notes else None
         table = rich.table.Table(
             title=self.title,
@@ -130,12 +142,15 @@ class Table:
         return table
 
 
-def opponents(models: Sequence[str], compare: Compare) -> list[tuple[str, str]]:
-    """(model, the one that it is compared with), "" for the first model.
+def list_comparisons(models: Sequence[str], compare: Compare) -> list[tuple[str, str]]:
+    """List the comparisons of a table.
 
     Args:
         models: In the order of the table.
-        compare: "first" compares each with the first, "pairs" with all before it.
+        compare: "first" compares each model with the first, "pairs" with all before it.
+
+    Returns:
+        (model, the other model); the first model has "", no other.
     """
     first, *others = models
     if compare == "first":
@@ -154,8 +169,7 @@ def summarize(
     level: float = 0.95,
     compare: Compare = "first",
 ) -> list[Row]:
-    """Each model's mean of each measure with its interval, and the paired test against other
-    models.
+    """Compute each model's mean of each measure, its interval, and paired tests against others.
 
     Images where a model has no finite value (a PSNR of equal images, a region that is empty) are
     left out for all models.
@@ -163,14 +177,14 @@ def summarize(
     Args:
         scores: Model -> measure -> float64 [n], the same n images for all.
         patient_ids: str [n].
-        samples: Of `bootstrap_interval` and `paired_test`.
-        seed: Of `bootstrap_interval` and `paired_test`.
-        level: Of `bootstrap_interval` and `paired_test`.
-        compare: See `opponents`.
+        samples: As for `bootstrap_interval` and `paired_test`.
+        seed: As for `bootstrap_interval` and `paired_test`.
+        level: As for `bootstrap_interval` and `paired_test`.
+        compare: See `list_comparisons`.
 
     Returns:
-        By measure, then by model, then by what it is compared with; a measure without any image is
-        left out.
+        Rows by measure, then by model, then by the other model. A measure without any image is left
+        out.
     """
     rows = []
     for measure in next(iter(scores.values())):
@@ -178,40 +192,35 @@ def summarize(
         if not usable.any():
             continue
         patients = patient_ids[usable]
-        values = {model: measured[measure][usable] for model, measured in scores.items()}
+        values = {model: of_model[measure][usable] for model, of_model in scores.items()}
         bounds = {
-            model: bootstrap_interval(own, patients, samples, seed, level)
-            for model, own in values.items()
+            model: bootstrap_interval(of_model, patients, samples, seed, level)
+            for model, of_model in values.items()
         }
         counts = len(patients), len(set(patients.tolist()))
-        for model, other in opponents(list(scores), compare):
+        for model, other in list_comparisons(list(scores), compare):
             row = Row(model, measure, *counts, float(values[model].mean()), *bounds[model])
             if other:
-                row = versus(
-                    row,
-                    other,
-                    paired_test(values[model], values[other], patients, samples, seed, level),
-                )
+                test = paired_test(values[model], values[other], patients, samples, seed, level)
+                row = add_difference(row, other, test)
             rows.append(row)
     return rows
 
 
-def versus(row: Row, other: str, found: Paired) -> Row:
-    """The row with its difference from another model's."""
+def add_difference(row: Row, other: str, test: Paired) -> Row:
+    """Return the row with its difference from another model."""
     return replace(
         row,
         against=other,
-        difference=found.difference,
-        difference_low=found.low,
-        difference_high=found.high,
-        p=found.p,
+        difference=test.difference,
+        difference_low=test.low,
+        difference_high=test.high,
+        p=test.p,
     )
 
 
-def correct(rows: Sequence[Row]) -> list[Row]:
-    """Rows with Holm's correction over all comparisons of each measure; the number of measures does
-    not count.
-    """
+def correct_p(rows: Sequence[Row]) -> list[Row]:
+    """Correct p by Holm over all comparisons of each measure; measures do not count together."""
     corrected: dict[int, np.float64] = {}
     for measure in {row.measure for row in rows}:
         places = [place for place, row in enumerate(rows) if row.measure == measure]
@@ -219,7 +228,7 @@ def correct(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, p_corrected=float(corrected[place])) for place, row in enumerate(rows)]
 
 
-def tables(
+def make_tables(
     rows: Sequence[Row],
     measures: Mapping[str, Measure],
     title: str,
@@ -228,32 +237,33 @@ def tables(
     samples: int = 10_000,
     level: float = 0.95,
 ) -> list[Table]:
-    """A table of means with intervals; and, of several models, one of differences with p after
-    Holm's correction.
+    """Make a table of means with intervals and, for several models, one of differences with p.
+
+    p is corrected by Holm.
 
     Args:
-        rows: Of `summarize`.
+        rows: Made by `summarize`.
         measures: Measure -> how to show it, in order.
-        title: Of the means.
-        printed: Model -> what a paper prints, put under the model's own.
-        models_across: A column for each model and a line for each measure, instead of the reverse.
+        title: The title of the table of means.
+        printed: Model -> what a paper prints, shown below the model's own line.
+        models_across: One column a model and one line a measure, instead of the reverse.
         samples: As rows were made with.
         level: As rows were made with.
     """
     printed = printed or {}
-    rows = correct(rows)
+    rows = correct_p(rows)
     means = {}
     differences = {}
     models = list(dict.fromkeys(row.model for row in rows))
-    lines = [
-        line
-        for model in models
-        for line in ((model, printed[model].label(model)) if model in printed else (model,))
-    ]
+    lines = []
+    for model in models:
+        lines.append(model)
+        if model in printed:
+            lines.append(printed[model].label(model))
     others = {row.against for row in rows if row.against}
     for row in rows:
         show = measures[row.measure].show
-        means[row.model, row.measure] = show(row.mean) + _between(row.low, row.high, show)
+        means[row.model, row.measure] = show(row.mean) + _format_interval(row.low, row.high, show)
         paper = printed.get(row.model, Printed({}))
         if row.measure in paper.values:
             means[paper.label(row.model), row.measure] = show(paper.values[row.measure])
@@ -261,18 +271,17 @@ def tables(
             signed = partial(show, sign="+")
             text = (
                 signed(row.difference)
-                + _between(row.difference_low, row.difference_high, signed)
-                + _shown_p(row.p_corrected)
+                + _format_interval(row.difference_low, row.difference_high, signed)
+                + _format_p_line(row.p_corrected)
             )
-            differences[_versus(row, others), row.measure] = text
-    found = [
-        _table(
-            title, lines, measures, means, models_across, notes_of_intervals(rows, measures, level)
-        )
-    ]
+            differences[_name_difference(row, others), row.measure] = text
+    notes = describe_intervals(rows, measures, level)
+    tables = [_make_table(title, lines, measures, means, models_across, notes)]
     compared = list(
         dict.fromkeys(
-            _versus(row, others) for row in rows if row.against and np.isfinite(row.difference)
+            _name_difference(row, others)
+            for row in rows
+            if row.against and np.isfinite(row.difference)
         )
     )
     if compared:
@@ -281,47 +290,49 @@ def tables(
             if len(others) == 1
             else "Differences of every pair"
         )
-        notes = notes_of_p(rows, measures, samples, level)
-        found.append(_table(heading, compared, measures, differences, models_across, notes))
-    return found
+        notes = describe_p(rows, measures, samples, level)
+        tables.append(_make_table(heading, compared, measures, differences, models_across, notes))
+    return tables
 
 
-def notes_of_intervals(
+def describe_intervals(
     rows: Sequence[Row], measures: Mapping[str, Measure], level: float
 ) -> tuple[str, ...]:
-    """What the intervals of a table are, or why there are none; measures are named where they
-    differ.
+    """Describe the intervals of a table, or say why there are none.
+
+    Measures are named where their notes differ.
     """
-    said: dict[str, set[str]] = {}
+    measures_of: dict[str, set[str]] = {}
     for row in rows:
         note = f"In brackets: {100 * level:g} % interval, {INTERVALS[row.method]}."
-        said.setdefault(
-            describe_few(row.patients) if row.patients < FEWEST_PATIENTS else note, set()
-        ).add(row.measure)
-    return _named(said, measures)
+        if row.patients < FEWEST_PATIENTS:
+            note = describe_few(row.patients)
+        measures_of.setdefault(note, set()).add(row.measure)
+    return _name_measures(measures_of, measures)
 
 
-def notes_of_p(
+def describe_p(
     rows: Sequence[Row], measures: Mapping[str, Measure], samples: int, level: float
 ) -> tuple[str, ...]:
-    """What the p values of a table are, or why there are none; measures are named where they
-    differ.
+    """Describe the p values of a table, or say why there are none.
+
+    Measures are named where their notes differ.
     """
-    said: dict[str, set[str]] = {}
+    measures_of: dict[str, set[str]] = {}
     for row in rows:
         if row.against and row.patients < FEWEST_PATIENTS:
-            said.setdefault(describe_few(row.patients), set()).add(row.measure)
+            measures_of.setdefault(describe_few(row.patients), set()).add(row.measure)
         elif np.isfinite(row.p):
             comparisons = sum(
                 other.measure == row.measure and bool(np.isfinite(other.p)) for other in rows
             )
             note = describe(P_OF[row.method], row.patients, comparisons, samples, level)
-            said.setdefault(note, set()).add(row.measure)
-    return _named(said, measures)
+            measures_of.setdefault(note, set()).add(row.measure)
+    return _name_measures(measures_of, measures)
 
 
-def in_units(row: Row, measure: Measure) -> dict[str, Any]:
-    """The row's fields with all values in the measure's unit, and the unit."""
+def convert_units(row: Row, measure: Measure) -> dict[str, Any]:
+    """Return the row's fields, with all values in the measure's unit, and the unit."""
     content = asdict(row)
     for key in ("mean", "low", "high", "difference", "difference_low", "difference_high"):
         content[key] *= measure.scale
@@ -342,34 +353,42 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _named(said: Mapping[str, set[str]], measures: Mapping[str, Measure]) -> tuple[str, ...]:
-    if len(said) == 1:
-        return tuple(said)
+def format_p(p: float) -> str:
+    """Format a p value in a few characters; "-" where there is none."""
+    if np.isnan(p):
+        return "-"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def _name_measures(
+    measures_of: Mapping[str, set[str]], measures: Mapping[str, Measure]
+) -> tuple[str, ...]:
+    """Put the headings of its measures before each note, unless there is only one note."""
+    if len(measures_of) == 1:
+        return tuple(measures_of)
     return tuple(
         f"{'; '.join(measures[key].heading for key in measures if key in keys)}. {note}"
-        for note, keys in said.items()
+        for note, keys in measures_of.items()
     )
 
 
-def _between(low: float, high: float, show: Callable[[float], str]) -> str:
-    """An interval on a line of its own; nothing where there is none."""
+def _format_interval(low: float, high: float, show: Callable[[float], str]) -> str:
+    """Format an interval on a line of its own; nothing where there is none."""
     return f"\n[{show(low)}, {show(high)}]" if np.isfinite([low, high]).any() else ""
 
 
-def _shown_p(p: float) -> str:
+def _format_p_line(p: float) -> str:
     if np.isnan(p):
         return ""
     return "\np < 0.001" if p < 0.001 else f"\np = {p:.3f}"
 
 
-def _versus(row: Row, others: set[str]) -> str:
-    """What a line of differences is called: the model, and the other one unless that is always the
-    same.
-    """
+def _name_difference(row: Row, others: set[str]) -> str:
+    """Name a line of differences: the model, and the other model unless that is always the same."""
     return row.model if len(others) == 1 else f"{row.model} - {row.against}"
 
 
-def _table(
+def _make_table(
     title: str,
     models: Sequence[str],
     measures: Mapping[str, Measure],

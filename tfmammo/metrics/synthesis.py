@@ -1,11 +1,11 @@
-"""How near a synthetic image comes to the real one with the same mask: everywhere, in the
-mass, and along its edge.
+"""Distances of synthetic images to real ones: everywhere, in the mass, and along its edge.
 
-Where no real image belongs to a synthetic one, `sliced_wasserstein` compares them as sets.
+`per_image` compares a synthetic image with the real one of the same mask. `sliced_wasserstein`
+compares sets, where no real image belongs to a synthetic one.
 
-A synthetic image need not be the real one to be good, so these numbers say how well a network
-reproduces what was seen, not how real its image looks. The edge has a region of its own because
-that is where CAN claims its gain (section III.A).
+A good synthetic image need not equal the real one. These numbers say how well a network reproduces
+what was seen, not how real its image looks. The edge has a region of its own because CAN claims its
+gain there (section III.A).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-# px on either side of the outline: together the 16 px that CAN's discriminator sees at once
+# px on either side of the outline: together 16 px, the receptive field of CAN's discriminator.
 EDGE = 8
 
 
@@ -25,8 +25,9 @@ def per_image(
     masks: NDArray[np.generic],
     edge: int = EDGE,
 ) -> dict[str, NDArray[np.float64]]:
-    """L1, PSNR and SSIM of n pairs of images: of the whole patch, inside the mask, and in a band
-    along its edge.
+    """Compute L1, PSNR and SSIM of n pairs of images, in three regions.
+
+    The regions are the whole patch, the inside of the mask, and a band along its edge.
 
     L1 is the mean absolute difference, PSNR is -10 log10 of the mean squared difference, SSIM is
     the mean over the region of the index's map (Gaussian window, sigma 1.5).
@@ -34,9 +35,9 @@ def per_image(
     Args:
         real: float [n, s, s, 1] in [0, 1].
         synthetic: float [n, s, s, 1] in [0, 1].
-        masks: Number [n, s, s, 1], {0, 1}.
-        edge: px on either side of the mask's outline that make the band; the patch's own border is
-            no outline.
+        masks: {0, 1} [n, s, s, 1].
+        edge: Half the width of the band: px on either side of the mask's outline. The border of the
+            patch is no outline.
 
     Returns:
         "l1", "psnr", "ssim", then each with "_mass" and with "_edge" -> float64 [n]. L1 in [0, 1];
@@ -57,11 +58,11 @@ def per_image(
         zip(real[..., 0], synthetic[..., 0], masks[..., 0], strict=True)
     ):
         error = np.abs(truth.astype(np.float64) - image.astype(np.float64))
-        similarity = _similarity(truth, image)
-        for region, inside in _regions(mask.astype(np.uint8), edge).items():
+        similarity = _compute_ssim_map(truth, image)
+        for region, inside in _find_regions(mask.astype(np.uint8), edge).items():
             if inside.any():
                 scores["l1" + region][row] = error[inside].mean()
-                scores["psnr" + region][row] = _psnr(np.square(error[inside]).mean())
+                scores["psnr" + region][row] = _compute_psnr(np.square(error[inside]).mean())
                 scores["ssim" + region][row] = similarity[inside].mean()
     return scores
 
@@ -73,8 +74,7 @@ def sliced_wasserstein(
     directions: int = 128,
     seed: int = 0,
 ) -> float:
-    """How far two sets of images are from one another, by their textures at all scales; they need
-    not be as many.
+    """Compute the sliced Wasserstein distance of two sets of images, by textures at all scales.
 
     At each level of a Laplacian pyramid, down to 16 px, windows of 7 x 7 px are drawn from both
     sets, scaled by the real ones' mean and standard deviation, and projected on random directions;
@@ -82,9 +82,11 @@ def sliced_wasserstein(
     directions and levels is returned.
 
     Args:
-        real: float [n, s, s, 1] and [m, s, s, 1] in [0, 1].
-        synthetic: float [n, s, s, 1] and [m, s, s, 1] in [0, 1].
-        windows: Drawn from each set at each level.
+        real: float [n, s, s, 1] in [0, 1].
+        synthetic: float [m, s, s, 1] in [0, 1].
+        windows: Number of windows drawn from each set at each level.
+        directions: Number of random directions.
+        seed: Seed of windows and directions.
 
     Returns:
         0 for equal sets, in standard deviations of the real windows.
@@ -93,7 +95,7 @@ def sliced_wasserstein(
         ValueError: Other shapes, no image, or fewer than 7 px.
 
     Departure:
-        There each set is scaled by itself.
+        The paper scales each set by its own mean and deviation.
 
     Source:
         Karras et al., Progressive growing of GANs (2017), section 5.
@@ -112,19 +114,20 @@ def sliced_wasserstein(
         )
     axes = np.random.default_rng(seed).normal(size=(49, directions))
     axes /= np.linalg.norm(axes, axis=0)
-    found = []
-    for level, (one, other) in enumerate(zip(_pyramid(real), _pyramid(synthetic), strict=True)):
-        target, output = (_windows(images, windows, seed + level) for images in (one, other))
+    distances = []
+    pyramids = zip(_build_pyramid(real), _build_pyramid(synthetic), strict=True)
+    for level, (real_level, synthetic_level) in enumerate(pyramids):
+        target = _draw_windows(real_level, windows, seed + level)
+        output = _draw_windows(synthetic_level, windows, seed + level)
         mean = target.mean()
         deviation = max(float(target.std()), 1e-6)
-        first, second = (
-            np.sort((values - mean) / deviation @ axes, axis=0) for values in (target, output)
-        )
-        found.append(np.abs(first - second).mean())
-    return float(np.mean(found))
+        projected_target = np.sort((target - mean) / deviation @ axes, axis=0)
+        projected_output = np.sort((output - mean) / deviation @ axes, axis=0)
+        distances.append(np.abs(projected_target - projected_output).mean())
+    return float(np.mean(distances))
 
 
-def _pyramid(images: NDArray[np.floating]) -> list[NDArray[np.float32]]:
+def _build_pyramid(images: NDArray[np.floating]) -> list[NDArray[np.float32]]:
     levels = []
     current = images[..., 0].astype(np.float32)
     while current.shape[1] >= 32:
@@ -136,7 +139,7 @@ def _pyramid(images: NDArray[np.floating]) -> list[NDArray[np.float32]]:
     return [*levels, current]
 
 
-def _windows(images: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
+def _draw_windows(images: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
     views = np.lib.stride_tricks.sliding_window_view(images, (7, 7), axis=(1, 2))
     places = np.random.default_rng([seed, 1]).random((3, count))
     rows = tuple(
@@ -145,11 +148,13 @@ def _windows(images: NDArray[np.float32], count: int, seed: int) -> NDArray[np.f
     return views[rows].reshape(count, 49)
 
 
-def _psnr(mean_square: float) -> float:
+def _compute_psnr(mean_square: float) -> float:
     return -10 * np.log10(mean_square) if mean_square > 0 else np.inf
 
 
-def _similarity(truth: NDArray[np.floating], image: NDArray[np.floating]) -> NDArray[np.float64]:
+def _compute_ssim_map(
+    truth: NDArray[np.floating], image: NDArray[np.floating]
+) -> NDArray[np.float64]:
     return structural_similarity(
         truth.astype(np.float64),
         image.astype(np.float64),
@@ -161,7 +166,7 @@ def _similarity(truth: NDArray[np.floating], image: NDArray[np.floating]) -> NDA
     )[1]
 
 
-def _regions(mask: NDArray[np.uint8], edge: int) -> dict[str, NDArray[np.bool_]]:
+def _find_regions(mask: NDArray[np.uint8], edge: int) -> dict[str, NDArray[np.bool_]]:
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * edge + 1, 2 * edge + 1))
     band = cv2.dilate(mask, disc) != cv2.erode(mask, disc)
     return {"": np.ones(mask.shape, np.bool_), "_mass": mask.astype(np.bool_), "_edge": band}

@@ -1,8 +1,8 @@
 """Blending: a lesion of one mammogram grown into the normal tissue of another (Lin et al. 2019).
 
 A generator G sees three channels: normal tissue X; X with the lesion E pasted in; the mask of the
-place, Omega. A discriminator D looks at 16 x 16 px at a time and tells G's images from real ones
-with lesions, Y:
+lesion, Omega. A discriminator D sees 16 x 16 px at a time and tells G's images from real ones with
+lesions, Y:
 
     L     = L_adv + lambda_p (L_S + L_B)                                              Eq. (1)
     L_adv = E[log D(Y)] + E[log(1 - D(G(X, E)))]                                      Eq. (2)
@@ -15,31 +15,28 @@ Inside, the networks' images are in [-1, 1]; at every public border, and in L_S 
 
 Departures and what the paper leaves open:
 - lambda_p, Adam's values and the batch are not given: 100 and (2e-4, 0.5), Pix2Pix's.
-- "U-Net [13]" is Ronneberger's, as cited: skips at every resolution, the input's own too, no
-  normalisation, so that grey values
-  come through. Widths as there. Dropout is off, because G has no randomness to gain from it. tanh
-  at the end.
+- "U-Net [13]" is Ronneberger's, as cited: its widths, skips at every resolution, the input's own
+  too. It has no normalisation, so that grey values are preserved. Dropout is off, because G gains
+  nothing from randomness. tanh at the end.
 - D's four convolutions: the three of Pix2Pix's 16 x 16 discriminator, the last one widened and
-  followed by a convolution 1 x 1;
-  126 x 126 responses from 256 px. D sees the image alone, as Eq. (2) says, not what G was given.
-- Norms: ||.||_1 is the mean and ||.||_2 the root of the mean of squares over the region's pixels,
-  so that neither lambda_p's meaning
-  nor the balance of the two regions depends on their sizes. Gradients are forward differences; |.|
-  is their length in the plane.
-- Whole mammograms in the paper, patches here: a lesion with context about it, and normal tissue at
-  like scales. So Y, G's images and
-  the tissue are of one size, and the position is drawn within the patch.
-- Each step turns and resizes its lesions anew (`rotate`, `resize`), by one interpolation, and draws
-  their places so that the mask
-  keeps off the patch's border: a larger lesion is made small enough to fit.
+  followed by a convolution 1 x 1; 126 x 126 responses from 256 px. D sees the image alone, as in
+  Eq. (2), not G's input.
+- Norms: ||.||_1 is the mean and ||.||_2 the root mean square over the region's pixels. Neither
+  lambda_p's meaning nor the balance of the two regions then depends on their sizes. Gradients are
+  forward differences; |.| is their length in the plane.
+- Whole mammograms in the paper, patches here: a lesion with context around it, and normal tissue at
+  similar scales. Y, G's images and the tissue are of one size, and the position is drawn within the
+  patch.
+- Each step rotates and resizes its lesions (`rotate`, `resize`) by one interpolation. It draws
+  their positions so that the mask stays away from the patch's border; a larger lesion is made small
+  enough to fit.
 - log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises
-  -log D. D's "average" of its
-  responses is that of probabilities; `average: losses` averages their logarithms.
-- Real patches show their lesion in the middle, blended ones anywhere: D, which sees 16 px, cannot
-  tell by that. Lesions need outlines.
+  -log D. D's "average" of its responses is that of probabilities; `average: losses` averages their
+  logarithms.
+- Real patches show their lesion in the middle, blended ones anywhere. D sees 16 px and can't tell
+  them apart by that. Lesions need outlines.
 - `prior: noise` is the paper's adversarial model without prior knowledge: uniform noise in place of
-  the lesion. L_S, which would ask
-  for the noise's own gradients, is left out then.
+  the lesion. L_S is then left out, because it would ask for the noise's own gradients.
 """
 
 from __future__ import annotations
@@ -60,7 +57,7 @@ from tfmammo.losses import Average, log_fake, log_real
 from tfmammo.networks import Trainable, leaky_relu, normal, unet_features
 from tfmammo.optimization import Adam, build, minimize
 
-# the labels of a batch's patches
+# labels of a batch's patches
 NORMAL = 0
 LESION = 1
 GAP = 4  # px between mask and border of a patch
@@ -71,32 +68,39 @@ class BlendingConfig(Frozen):
     """The paper's values; see *Departures* in the module for those it leaves open."""
 
     prior: Literal["lesion", "noise"] = "lesion"
-    """What is pasted, the "lesion" or "noise"."""
+    """What is pasted: the "lesion", or "noise"."""
     lambda_p: NonNegativeFloat = 100.0
+    """Weight of L_S + L_B."""
     rotate: float = Field(default=180.0, ge=0, le=180)
-    """Degrees, each way, that lesions are turned by at most."""
+    """Largest rotation of lesions either way, degrees."""
     resize: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
-    """Range of the factor that they are scaled by."""
+    """Range of the factor by which lesions are scaled."""
     learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, of both networks."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the first moment."""
     beta_2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's decay of the second moment."""
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
+    """What G minimises: -log D, or log(1 - D) as printed."""
     average: Average = "responses"
+    """How D's responses to one image become one, see `tfmammo.losses`."""
     widths: tuple[PositiveInt, ...] = Field(default=(64, 128, 256, 512, 1024), min_length=2)
-    """Of G's levels, the last one the bottom."""
+    """Channels of G's levels, the bottom last."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share dropped in G's last two levels."""
     discriminator_filters: PositiveInt = 64
-    """Of D's first convolution, doubled by each further one."""
+    """Filters of D's first convolution, doubled by each further one."""
 
     @model_validator(mode="after")
-    def _rising(self) -> BlendingConfig:
+    def _check_range(self) -> BlendingConfig:
         if self.resize[0] > self.resize[1]:
             raise ValueError("resize must be two factors, the smaller first")
         return self
 
 
-def pasted(tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """What G sees: tissue, the tissue with the lesion pasted in, the mask.
+def paste(tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Make G's input: tissue, the tissue with the lesion pasted in, the mask.
 
     Args:
         tissue: float32 [n, size, size, 1] in [0, 1].
@@ -113,9 +117,7 @@ def pasted(tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 
 def guide(tissue: tf.Tensor, lesion: tf.Tensor) -> tf.Tensor:
-    """v, Eq.
-
-    (4): at each pixel the tissue's gradient where it is the longer one, else the lesion's.
+    """Compute v, Eq. (4): at each pixel the longer gradient, the tissue's or the lesion's.
 
     Args:
         tissue: float32 [n, size, size, 1].
@@ -124,18 +126,19 @@ def guide(tissue: tf.Tensor, lesion: tf.Tensor) -> tf.Tensor:
     Returns:
         float32 [n, size, size, 2], see layers.image_gradients.
     """
-    of_tissue = image_gradients(tissue)
-    of_lesion = image_gradients(lesion)
-    longer = tf.reduce_sum(of_tissue**2, -1, keepdims=True) > tf.reduce_sum(
-        of_lesion**2, -1, keepdims=True
-    )
-    return tf.where(longer, of_tissue, of_lesion)
+    tissue_gradients = image_gradients(tissue)
+    lesion_gradients = image_gradients(lesion)
+    tissue_squares = tf.reduce_sum(tissue_gradients**2, -1, keepdims=True)
+    lesion_squares = tf.reduce_sum(lesion_gradients**2, -1, keepdims=True)
+    return tf.where(tissue_squares > lesion_squares, tissue_gradients, lesion_gradients)
 
 
 def seamless_loss(
     output: tf.Tensor, tissue: tf.Tensor, lesion: tf.Tensor, mask: tf.Tensor
 ) -> tf.Tensor:
-    """L_S, Eq. (3): the root of the mean over the mask of |grad G - v|^2, averaged over the batch.
+    """Compute L_S, Eq. (3): the root mean square of |grad G - v| over the mask.
+
+    The result is averaged over the batch.
 
     Args:
         output: float32 [n, size, size, 1].
@@ -146,69 +149,72 @@ def seamless_loss(
     Returns:
         float32 scalar, 0 where the output's gradients are the guide's.
     """
-    squares = tf.reduce_sum(
-        (image_gradients(output) - guide(tissue, lesion)) ** 2, -1, keepdims=True
-    )
+    difference = image_gradients(output) - guide(tissue, lesion)
+    squares = tf.reduce_sum(difference**2, -1, keepdims=True)
     return tf.reduce_mean(_root(_region_mean(squares, mask)))
 
 
 def background_loss(output: tf.Tensor, tissue: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """L_B, Eq.
+    """Compute L_B, Eq. (5), beyond the mask.
 
-    (5), beyond the mask: the mean of |G - X| and the root mean square of |grad G| - |grad X|,
-    averaged over the batch.
+    It is the mean of |G - X| plus the root mean square of |grad G| - |grad X|, averaged over the
+    batch.
 
-    Args, Returns: as `seamless_loss`; 0 where the background is the tissue's.
+    Args:
+        output: float32 [n, size, size, 1].
+        tissue: float32 [n, size, size, 1].
+        mask: The same shape, 0 or 1.
+
+    Returns:
+        float32 scalar, 0 where the background is the tissue's.
     """
     background = 1 - mask
-    lengths = [
-        _root(tf.reduce_sum(image_gradients(image) ** 2, -1, keepdims=True))
-        for image in (output, tissue)
-    ]
-    squares = (lengths[0] - lengths[1]) ** 2
-    return tf.reduce_mean(
-        _region_mean(tf.abs(output - tissue), background) + _root(_region_mean(squares, background))
-    )
+    output_length = _root(tf.reduce_sum(image_gradients(output) ** 2, -1, keepdims=True))
+    tissue_length = _root(tf.reduce_sum(image_gradients(tissue) ** 2, -1, keepdims=True))
+    grey_term = _region_mean(tf.abs(output - tissue), background)
+    gradient_term = _root(_region_mean((output_length - tissue_length) ** 2, background))
+    return tf.reduce_mean(grey_term + gradient_term)
 
 
-def placed(
+def place_lesion(
     lesion: tf.Tensor,
     mask: tf.Tensor,
     draws: tf.Tensor,
     rotate: float = 180.0,
     resize: tuple[float, float] = (0.8, 1.2),
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Lesions turned about the middle of their masks, resized, and moved to places where their
-    masks keep off the border.
+    """Rotate lesions about the centres of their masks, resize them, and move them.
+
+    They go to places where their masks keep away from the border.
 
     Args:
         lesion: float32 [n, size, size, 1] in [0, 1], with its surroundings.
         mask: The same shape, 0 or 1, not empty.
-        draws: float32 [n, 4] in [0, 1): of the angle, the factor, the row and the column.
+        draws: float32 [n, 4] in [0, 1), for angle, factor, row and column.
         rotate: See BlendingConfig.
         resize: See BlendingConfig.
 
     Returns:
-        Lesion and mask, the same shapes and ranges; beyond its old patch a lesion is 0.
+        Lesion and mask, of the same shapes and ranges; beyond its old patch a lesion is 0.
 
     Source:
         Section 3, "we randomly resize and rotate the input lesion", and section 2.2, "a random
         position (x, y)".
     """
     size = int(lesion.shape[1])
-    middle, reach = _extent(mask)
+    centre, reach = _measure_extent(mask)
     angle = (2 * draws[:, 0] - 1) * (rotate * pi / 180)
     factor = tf.minimum(resize[0] + draws[:, 1] * (resize[1] - resize[0]), (size / 2 - GAP) / reach)
-    room = (factor * reach + GAP)[:, None]
-    row, col = tf.unstack(room + draws[:, 2:] * (size - 2 * room) - 0.5, axis=1)
-    # From a pixel of the result to the one of the source that it shows: turned back, scaled back,
-    # about the two middles.
+    distance = (factor * reach + GAP)[:, None]  # of the centre from the border
+    row, col = tf.unstack(distance + draws[:, 2:] * (size - 2 * distance) - 0.5, axis=1)
+    # From a pixel of the result to the pixel of the source that it shows: rotated back and scaled
+    # back about the two centres.
     cosine = tf.cos(angle) / factor
     sine = tf.sin(angle) / factor
-    nothing = tf.zeros_like(angle)
-    across = middle[:, 1] - cosine * col - sine * row
-    down = middle[:, 0] + sine * col - cosine * row
-    matrix = tf.stack([cosine, sine, across, -sine, cosine, down, nothing, nothing], axis=1)
+    zero = tf.zeros_like(angle)
+    across = centre[:, 1] - cosine * col - sine * row
+    down = centre[:, 0] + sine * col - cosine * row
+    matrix = tf.stack([cosine, sine, across, -sine, cosine, down, zero, zero], axis=1)
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.concat([lesion, mask], axis=-1),
         transforms=matrix,
@@ -222,13 +228,13 @@ def placed(
 
 
 class Blending(Trainable):
-    """Generator and discriminator with their optimizers; built on construction.
+    """Generator and discriminator, with their optimizers.
 
     Args:
         config: The paper's values or yours.
         size: Patch rows and columns, px.
-        tissue: float32 [k, size, size, 1] in [0, 1], into which the image grid's lesions are set;
-            None: into their own patches, mirrored.
+        tissue: float32 [k, size, size, 1] in [0, 1], into which the image grid's lesions are
+            pasted; None: into their own patches, mirrored.
 
     Raises:
         ConfigError: The networks don't fit patches of that size.
@@ -259,7 +265,7 @@ class Blending(Trainable):
         }
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step of G and one of D, both from the same forward pass.
+        """Update G and D once, both from the same forward pass.
 
         Args:
             batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1], and "label", int32
@@ -281,10 +287,12 @@ class Blending(Trainable):
         tissue, real = tf.dynamic_partition(batch["image"], batch["label"], 2)  # X, Y
         mask = tf.dynamic_partition(batch["mask"], batch["label"], 2)[LESION]
         # E, Omega
-        lesion, mask = placed(real, mask, self._draws(real, step), config.rotate, config.resize)
+        lesion, mask = place_lesion(
+            real, mask, self._draws(real, step), config.rotate, config.resize
+        )
         lesion = self._prior(tissue, lesion, step)
         with tf.GradientTape(persistent=True) as tape:
-            blended = self.generator(pasted(tissue, lesion, mask) * 2 - 1, training=True)  # G(X, E)
+            blended = self.generator(paste(tissue, lesion, mask) * 2 - 1, training=True)  # G(X, E)
             p_real = self.discriminator(real * 2 - 1)
             p_fake = self.discriminator(blended)
             image = blended * 0.5 + 0.5
@@ -316,29 +324,31 @@ class Blending(Trainable):
         }
 
     def blend(self, channels: tf.Tensor) -> tf.Tensor:
-        """G at inference; with prior "noise" the lesion is first replaced by noise that follows
-        from the tissue.
+        """Blend lesions into tissue by G.
+
+        With prior "noise" the lesion is first replaced by noise that follows from the tissue.
 
         Args:
-            channels: float32 [n, size, size, 3] in [0, 1], see `pasted`.
+            channels: float32 [n, size, size, 3] in [0, 1], see `paste`.
 
         Returns:
             float32 [n, size, size, 1] in [0, 1].
         """
         tissue, lesion, mask = tf.split(channels, 3, axis=-1)
-        return (
-            self.generator(pasted(tissue, self._prior(tissue, lesion, 0), mask) * 2 - 1) * 0.5 + 0.5
-        )
+        channels = paste(tissue, self._prior(tissue, lesion, 0), mask)
+        return self.generator(channels * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid: the tissue, the lesion pasted into it where it was, G's image,
-        and the lesion's own patch.
+        """Draw panels for the image grid.
+
+        They show the tissue, the lesion pasted into it where it was, G's image, and the lesion's
+        own patch.
         """
         lesion = batch["image"]
         mask = batch["mask"]
-        around = tf.reverse(lesion, [2]) if self.tissue is None else self.tissue
-        tissue = tf.gather(around, tf.range(len(lesion)) % len(around))
-        channels = pasted(tissue, lesion, mask)
+        tissues = tf.reverse(lesion, [2]) if self.tissue is None else self.tissue
+        tissue = tf.gather(tissues, tf.range(len(lesion)) % len(tissues))
+        channels = paste(tissue, lesion, mask)
         return {
             "tissue": tissue,
             "pasted": channels[..., 1:2],
@@ -347,7 +357,10 @@ class Blending(Trainable):
         }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported, one function per network: pasted -> image, image -> logits."""
+        """Return what is exported, one function for each network.
+
+        pasted -> image, image -> logits.
+        """
         channels = tf.TensorSpec([None, self.size, self.size, 3], tf.float32, "pasted")
         patch = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
 
@@ -362,16 +375,12 @@ class Blending(Trainable):
         return {"generator": generator, "discriminator": discriminator}
 
     def _prior(self, tissue: tf.Tensor, lesion: tf.Tensor, step: tf.Tensor | int) -> tf.Tensor:
-        return (
-            lesion
-            if self.config.prior == "lesion"
-            else uniform_noise(patch_seeds(tissue, step), self.size)
-        )
+        if self.config.prior == "lesion":
+            return lesion
+        return uniform_noise(patch_seeds(tissue, step), self.size)
 
     def _draws(self, patches: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """float32 [n, 4] in [0, 1), which follow from the step and from each patch, so not from the
-        device.
-        """
+        """Draw float32 [n, 4] in [0, 1), which depend on the step and on each patch alone."""
         return tf.map_fn(
             lambda seed: tf.random.stateless_uniform([4], seed, alg="philox"),
             patch_seeds(patches, step),
@@ -379,25 +388,25 @@ class Blending(Trainable):
         )
 
 
-def _extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The middle (row, col) of each mask's box, px, and half its diagonal: float32 [n,
-    2] and [n].
+def _measure_extent(mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Measure each mask's bounding box.
+
+    Returns:
+        Its centre (row, col), float32 [n, 2], px, and half its diagonal, float32 [n], px.
     """
-    middles = []
-    sides = []
+    centres = []
+    lengths = []
     for axis in (2, 1):
         inside = tf.reduce_max(mask[..., 0], axis=axis) > 0
         first = tf.argmax(inside, axis=1)
         last = inside.shape[1] - 1 - tf.argmax(inside[:, ::-1], axis=1)
-        middles.append(tf.cast(first + last, tf.float32) / 2)
-        sides.append(tf.cast(last - first + 1, tf.float32))
-    return tf.stack(middles, axis=1), tf.sqrt(sides[0] ** 2 + sides[1] ** 2) / 2
+        centres.append(tf.cast(first + last, tf.float32) / 2)
+        lengths.append(tf.cast(last - first + 1, tf.float32))
+    return tf.stack(centres, axis=1), tf.sqrt(lengths[0] ** 2 + lengths[1] ** 2) / 2
 
 
 def _region_mean(values: tf.Tensor, region: tf.Tensor) -> tf.Tensor:
-    """The mean of [n, size, size, 1] over a region of 0 and 1: float32 [n], 0 where the region is
-    empty.
-    """
+    """Average [n, size, size, 1] over a region of 0 and 1: float32 [n], 0 for an empty region."""
     return tf.math.divide_no_nan(
         tf.reduce_sum(values * region, axis=[1, 2, 3]), tf.reduce_sum(region, axis=[1, 2, 3])
     )
@@ -408,8 +417,9 @@ def _root(squares: tf.Tensor) -> tf.Tensor:
 
 
 def _generator(config: BlendingConfig, size: int) -> keras.Model:
-    """The U-Net: floating [batch, size, size, 3] in [-1, 1] -> float32 [batch, size, size, 1] in
-    [-1, 1].
+    """Build the U-Net.
+
+    floating [batch, size, size, 3] in [-1, 1] -> float32 [batch, size, size, 1] in [-1, 1]
     """
     halvings = len(config.widths) - 1
     if size % 2**halvings:
@@ -426,8 +436,9 @@ def _generator(config: BlendingConfig, size: int) -> keras.Model:
 
 
 def _discriminator(filters: int, size: int) -> keras.Model:
-    """Four convolutions that see 16 x 16 px: floating [batch, size, size, 1] in [-1, 1] -> float32
-    logits [batch, n, n, 1].
+    """Build four convolutions that see 16 x 16 px.
+
+    floating [batch, size, size, 1] in [-1, 1] -> float32 logits [batch, n, n, 1]
     """
     layers = keras.layers
     if size < 16:

@@ -1,6 +1,6 @@
-"""CAN: Collaborative Adversarial Networks for joint synthesis and segmentation of X-ray
-breast mass images (Shen et al.).
+"""CAN: joint synthesis and segmentation of X-ray breast mass images (Shen et al.).
 
+The paper calls it Collaborative Adversarial Networks.
 A generator G maps masks to mass images, an inverter I maps images to masks, and one discriminator D
 judges (mask, image) pairs: only (M_r, Im_r) is real, (M_r, G(M_r)) and (I(Im_r), Im_r) are fake.
 Algorithm 1 is `CAN.train_step`, line by line.
@@ -8,39 +8,31 @@ Algorithm 1 is `CAN.train_step`, line by line.
 Inside, masks and images are in [-1, 1]; at every public border they are in [0, 1].
 
 Departures and what the paper leaves open:
-- Algorithm 1 descends L_D = log P_r + log(1 - P_f1) + log(1 - P_f2), which is the quantity D must
-  maximise (the text says
-  so, and so does Eq. 3): D descends -L_D here.
-- log(1 - P) for G and I hardly has a gradient while D wins; `adversarial: non_saturating` (default)
-  minimises -log P
-  instead, `as_printed` minimises log(1 - P).
+- Algorithm 1 descends L_D = log P_r + log(1 - P_f1) + log(1 - P_f2), the quantity that D must
+  maximise, as the text and Eq. 3 say. D descends -L_D here.
+- log(1 - P) for G and I hardly has a gradient while D wins. `adversarial: non_saturating` (default)
+  minimises -log P instead, `as_printed` minimises log(1 - P).
 - "All the responses are averaged to produce the ultimate prediction" has two readings. `average:
-  responses` (default) takes
-  P as the mean of the patch probabilities, word for word. `average: losses` averages their
-  logarithms: Pix2Pix's article has
-  almost the same sentence, and its code does that. Under `responses` D hardly learns from patches
-  of which it is wrongly sure.
-  On CBIS-DDSM patches (7,000 steps at half width and 128 px, one seed, 112 unseen patients) both
-  segment alike, Dice 88.7 %
-  (p = 0.13). Responses synthesise nearer to the real patch, SSIM 0.281 to 0.264 (p < 0.001). See
-  docs/results.md.
+  responses` (default) takes P as the mean of the patch probabilities, word for word. `average:
+  losses` averages their logarithms; Pix2Pix's article has almost the same sentence, and its code
+  does that. Under `responses` D hardly learns from patches of which it is wrongly sure. On
+  CBIS-DDSM patches (7,000 steps at half width and 128 px, one seed, 112 unseen patients) both
+  segment alike, Dice 88.7 % (p = 0.13). With `responses` synthetic patches are nearer to the real
+  ones, SSIM 0.281 to 0.264 (p < 0.001). See docs/results.md.
 - Pix2Pix is compared "under the same experimental settings": configs/pix2pix_can.yaml.
 - ||M_r - I(Im_r)||_2 is read as the mean square (`l2: mean_square`); `norm` takes the Euclidean
   norm.
-- Open: beta_1 of Adam (0.5, as in Pix2Pix), weights' start (N(0, 0.02)), dropout (0.5 in the three
-  innermost decoder
-  blocks, as in Pix2Pix, but off at inference: CAN names no noise), output activation (tanh, masks
-  too).
+- Open: Adam's beta_1 (0.5, as in Pix2Pix), initial weights (N(0, 0.02)), dropout (0.5 in the three
+  innermost decoder blocks, as in Pix2Pix, but off at inference, since CAN names no noise), output
+  activation (tanh, for masks too).
 - Normalisation: statistics of the sample, in training and at inference (equal to batch
   normalisation at batch 1).
-- ||.||_1 and ||.||_2 are taken of values in [-1, 1], where the network works: twice and four times
-  those of values in [0, 1],
-  so that lambda_1 and lambda_2 weigh twice and four times what they would weigh there. Adam's
-  epsilon: Keras's 1e-7.
-- Augmentation: each draw is turned anew by one of the eight symmetries of the square
-  (`data.augment`), after patients are
-  split. The paper makes 850 fixed copies and splits them afterwards, which `data.split: paper`
-  does.
+- ||.||_1 and ||.||_2 are taken of values in [-1, 1], where the network works. They are twice and
+  four times those of values in [0, 1], so lambda_1 and lambda_2 weigh twice and four times as much.
+  Adam's epsilon is Keras's 1e-7.
+- Augmentation: after patients are split, each draw is transformed by a random one of the eight
+  symmetries of the square (`data.augment`). The paper makes 850 fixed copies and splits them
+  afterwards, which `data.split: paper` does.
 - Grey values: the 0.5th and 99.5th percentiles of each patch become 0 and 1 (`data.percentiles`);
   the paper states none.
 - The crop is not stated. Table I implies lesions that fill 0.35 to 0.37 of a patch, which
@@ -65,27 +57,42 @@ class CANConfig(Frozen):
     """The paper's values; see *Departures* in the module for those it leaves open."""
 
     lambda_1: NonNegativeFloat = 10.0
+    """Weight of G's L1 term."""
     lambda_2: NonNegativeFloat = 100.0
+    """Weight of I's L2 term."""
     learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, of all networks."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the first moment."""
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
+    """What G and I minimise: -log P, or log(1 - P) as printed."""
     average: Literal["responses", "losses"] = "responses"
+    """How D's responses to one pair become one, see `tfmammo.losses`."""
     l2: Literal["mean_square", "norm"] = "mean_square"
+    """How I's L2 term is computed."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share dropped in the three innermost decoder blocks of G and I."""
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
-    """Of G and I, one per halving of the patch."""
+    """Filters of G and I, one for each halving of the patch."""
     discriminator_strided: PositiveInt = 1
-    """stride-2 convolutions of D; 1 gives the paper's 16 px patches."""
+    """Stride-2 convolutions of D; 1 gives the paper's 16 px patches."""
     discriminator_filters: PositiveInt = 64
-    """Of D's first convolution."""
+    """Filters of D's first convolution."""
 
 
 class CAN(Trainable):
-    """Generator, inverter and discriminator with their optimizers; built on construction.
+    """Generator, inverter and discriminator, with their optimizers.
 
     Args:
         config: The paper's values or yours.
         size: Patch rows and columns, px.
+
+    Examples:
+        >>> can = CAN(CANConfig(filters=(4, 8, 8), discriminator_filters=4), size=32)
+        >>> sorted(can.networks)
+        ['discriminator', 'generator', 'inverter']
+        >>> can.networks["generator"](np.zeros((1, 32, 32, 1), np.float32)).shape
+        TensorShape([1, 32, 32, 1])
 
     Source:
         Section II.B, Fig. 1.
@@ -113,8 +120,8 @@ class CAN(Trainable):
             "inverter": self.inverter,
             "discriminator": self.discriminator,
         }
-        # One pass back through D serves two losses: only how fast a step is, not what it computes.
-        # See `discriminate`.
+        # One backward pass through D serves two losses. This makes a step faster and does not
+        # change what it computes; see `discriminate`.
         self.shares_gradients = config.average == "responses" or config.adversarial == "as_printed"
         self.optimizers = {
             name: build(Adam(config.learning_rate, config.beta_1, name=name), network)
@@ -122,9 +129,12 @@ class CAN(Trainable):
         }
 
     def discriminate(self, mask: tf.Tensor, image: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """D(M; Im): float32 logits, one per patch of the pair.
+        """Compute D(M; Im): float32 logits, one for each patch of the pair.
 
-        float32 [batch, size, size, 1] in [-1, 1].
+        Args:
+            mask: float32 [batch, size, size, 1] in [-1, 1].
+            image: float32 [batch, size, size, 1] in [-1, 1].
+            training: Whether D is trained by the result.
         """
         pair = tf.concat([mask, image], axis=-1)
         if training and self.shares_gradients:
@@ -132,16 +142,19 @@ class CAN(Trainable):
         return self.discriminator(pair, training=training)
 
     def adversarial(self, fake: tf.Tensor) -> tf.Tensor:
-        """What G and I minimise of D's logits for their pair: -log P_f, or log(1 - P_f) as
-        Algorithm 1 prints it.
+        """Compute G's and I's adversarial loss: -log P_f, or log(1 - P_f) as Algorithm 1 prints it.
+
+        Args:
+            fake: D's logits for their pair.
         """
         if self.config.adversarial == "as_printed":
             return log_fake(fake, self.config.average)
         return -log_real(fake, self.config.average)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One round of Algorithm 1: one forward pass of G and I, three of D, then the updates of G,
-        I and D.
+        """Run one round of Algorithm 1.
+
+        One forward pass of G and I and three of D precede the updates of G, I and D.
 
         Args:
             batch: "mask" and "image", float32 [batch, size, size, 1] in [0, 1].
@@ -184,7 +197,7 @@ class CAN(Trainable):
         }
 
     def synthesize(self, mask: tf.Tensor) -> tf.Tensor:
-        """G at inference.
+        """Synthesize images by G.
 
         Args:
             mask: float32 [batch, size, size, 1] in {0, 1}.
@@ -195,7 +208,7 @@ class CAN(Trainable):
         return self.generator(mask * 2 - 1) * 0.5 + 0.5
 
     def segment(self, image: tf.Tensor) -> tf.Tensor:
-        """I at inference.
+        """Segment images by I.
 
         Args:
             image: float32 [batch, size, size, 1] in [0, 1].
@@ -206,7 +219,7 @@ class CAN(Trainable):
         return self.inverter(image * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid.
+        """Draw panels for the image grid.
 
         Args:
             batch: As in `train_step`.
@@ -224,8 +237,9 @@ class CAN(Trainable):
         }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported, one function per network: mask -> image, image -> mask, (mask, image)
-        -> logits.
+        """Return what is exported, one function for each network.
+
+        mask -> image, image -> mask, (mask, image) -> logits.
         """
         mask, image = (
             tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name)

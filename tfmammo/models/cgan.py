@@ -1,38 +1,36 @@
-"""cGAN: breast tumour segmentation with a conditional adversarial network (Singh et al.,
-reviewed in the paper's text).
+"""cGAN: breast tumour segmentation with a conditional adversarial network (Singh et al.).
 
-A generator G maps a framed mammogram x to a mask, a discriminator D judges (x, mask) pairs:
+The paper's text reviews it. A generator G maps a crop x of a mammogram to a mask, a discriminator D
+judges (x, mask) pairs:
 
-    L_G = BCE(D(x, G(x, z)), 1) + lambda * l_Dice(y, G(x, z))        l_Dice(y, o) = 1 - 2 |y o| /
-    (|y| + |o|)
+    l_Dice(y, o) = 1 - 2 |y o| / (|y| + |o|)
+    L_G = BCE(D(x, G(x, z)), 1) + lambda * l_Dice(y, G(x, z))
     L_D = BCE(D(x, y), 1) + BCE(D(x, G(x, z)), 0)
 
 Both are updated from one forward pass, "concurrently". The noise z is dropout in the three
-innermost decoder blocks alone, on at test time too: `samples` draws are averaged. From two draws on
-their standard deviation is given as the uncertainty.
+innermost decoder blocks alone, on at test time too: `samples` draws are averaged. The standard
+deviation of two or more draws is the uncertainty.
 
 Departures and what the text leaves open:
 - The original has a tanh, so masks in [-1, 1], on which the Dice loss is wrong (sums of negative
-  numbers): G ends in a
-  sigmoid here, masks are in [0, 1].
+  numbers). G ends in a sigmoid here, and masks are in [0, 1].
 - |y| and |o| are sums over the pixels of one sample; 1 is added above and below, so that an empty
   mask has a loss.
 - BCE is the mean over D's 30 x 30 responses, as in Pix2Pix's code.
-- `normalization: batch` (as printed, for its batch of 8); `sample` takes each sample's own
+- `normalization: batch` is as printed, for its batch of 8; `sample` takes each sample's own
   statistics, for a batch of 1.
-- `momentum` of the averages that BatchNorm goes by at inference: 0.9, PyTorch's, not Keras's 0.99,
-  with which they lag behind a
-  training of some hundred steps so far that masks are worse than those of the network in training.
-- At test time the noise follows from the picture and the number of the draw, so that one picture
-  has one answer, whatever
-  was asked before and whatever else is in the batch. The original draws anew at every call.
-- Open: the weights' start (N(0, 0.02), as in Pix2Pix), epsilon of BatchNorm (Keras's 1e-3) and of
-  Adam (1e-7). D sees image and
-  mask in [0, 1], as they are.
-- Augmentation: each draw is turned anew by one of the eight symmetries of the square
+- `momentum` of BatchNorm's moving averages, which are used at inference, is PyTorch's 0.9. With
+  Keras's 0.99 they lag behind a training of some hundred steps, so that masks are worse than the
+  network's in training.
+- At test time the noise follows from the image and the number of the draw. An image therefore has
+  one output, whatever was computed before and whatever else is in the batch. The original draws new
+  noise at every call.
+- Open: initial weights (N(0, 0.02), as in Pix2Pix), epsilon of BatchNorm (Keras's 1e-3) and of Adam
+  (1e-7). D sees image and mask in [0, 1], as they are.
+- Augmentation: each draw is transformed by a random one of the eight symmetries of the square
   (`data.augment`); the text names none.
-- Ablations of the text: `adversarial: false` trains G on its content loss alone; `content: l1` puts
-  |y - o| in Dice's place.
+- Ablations of the text: `adversarial: false` trains G on its content loss alone; `content: l1`
+  replaces Dice by |y - o|.
 """
 
 from __future__ import annotations
@@ -62,30 +60,38 @@ class CGANConfig(Frozen):
     lambda_content: NonNegativeFloat = 150.0
     """Weight of the Dice (or L1) loss."""
     content: Literal["dice", "l1"] = "dice"
+    """Content loss of G."""
     adversarial: bool = True
+    """Train G against D; otherwise on its content loss alone."""
     learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, of both networks."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the first moment."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share dropped in the three innermost decoder blocks of G."""
     samples: PositiveInt = 1
     """Draws of the dropout noise that are averaged at inference; one draw has no uncertainty."""
     normalization: Literal["batch", "sample"] = "batch"
+    """Whether the batch's or each sample's statistics normalise."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of BatchNorm's moving averages."""
+    """Decay of BatchNorm's moving averages."""
     filters: tuple[PositiveInt, ...] = Field(default=FILTERS, min_length=1)
-    """Of G, one per halving of the patch."""
+    """Filters of G, one for each halving of the patch."""
     discriminator_strided: PositiveInt = 3
-    """stride-2 convolutions of D; 3 gives 30 x 30 responses."""
+    """Stride-2 convolutions of D; 3 gives 30 x 30 responses."""
     discriminator_filters: PositiveInt = 32
+    """Filters of D's first convolution."""
 
 
 class PostprocessConfig(Frozen):
-    """Morphology on the binary mask, in this order: side of the square element of each step, px; 0
-    leaves the step out.
-    """
+    """Morphology on the binary mask, in this order; 0 leaves a step out."""
 
     closing: NonNegativeInt = 3
+    """Rows and columns of the closing's square element, px."""
     erosion: NonNegativeInt = 2
+    """Rows and columns of the erosion's square element, px."""
     dilation: NonNegativeInt = 3
+    """Rows and columns of the dilation's square element, px."""
 
 
 def postprocess(mask: NDArray[np.uint8], config: PostprocessConfig) -> NDArray[np.uint8]:
@@ -93,7 +99,7 @@ def postprocess(mask: NDArray[np.uint8], config: PostprocessConfig) -> NDArray[n
 
     Args:
         mask: uint8 [rows, cols, 1], 0 or 1.
-        config: The elements' sides.
+        config: Sizes of the elements.
 
     Returns:
         uint8 [rows, cols, 1], 0 or 1.
@@ -106,19 +112,19 @@ def postprocess(mask: NDArray[np.uint8], config: PostprocessConfig) -> NDArray[n
         (cv2.MORPH_ERODE, config.erosion),
         (cv2.MORPH_DILATE, config.dilation),
     )
-    # nothing beyond the frame: OpenCV's closing would join what lies near the border to it
-    room = config.closing
-    cleaned = cv2.copyMakeBorder(mask[..., 0], room, room, room, room, cv2.BORDER_CONSTANT, value=0)
+    # Zeros around the mask: OpenCV's closing would join regions near the border to it.
+    pad = config.closing
+    cleaned = cv2.copyMakeBorder(mask[..., 0], pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
     for operation, side in steps:
         if side:
             cleaned = cv2.morphologyEx(cleaned, operation, np.ones((side, side), np.uint8))
         if operation == cv2.MORPH_CLOSE:
-            cleaned = cleaned[room : room + mask.shape[0], room : room + mask.shape[1]]
+            cleaned = cleaned[pad : pad + mask.shape[0], pad : pad + mask.shape[1]]
     return cleaned[..., None]
 
 
 class CGAN(Trainable):
-    """Generator and discriminator with their optimizers; built on construction.
+    """Generator and discriminator, with their optimizers.
 
     Args:
         config: The article's values or yours.
@@ -157,14 +163,17 @@ class CGAN(Trainable):
         }
 
     def discriminate(self, image: tf.Tensor, mask: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """D(x, y): float32 logits, one per patch of the pair.
+        """Compute D(x, y): float32 logits, one for each patch of the pair.
 
-        float32 [batch, size, size, 1] in [0, 1].
+        Args:
+            image: float32 [batch, size, size, 1] in [0, 1].
+            mask: float32 [batch, size, size, 1] in [0, 1].
+            training: Whether D is trained by the result.
         """
         return self.discriminator(tf.concat([image, mask], axis=-1), training=training)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step of G and one of D, both from the same forward pass.
+        """Update G and D once, both from the same forward pass.
 
         Args:
             batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
@@ -196,13 +205,13 @@ class CGAN(Trainable):
         return {**{f"{name}_loss": loss for name, loss in losses.items()}, **scalars}
 
     def segment(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """G at inference, its noise on: mean and standard deviation over `samples` draws.
+        """Segment images by G, its noise on: mean and standard deviation over `samples` draws.
 
         Args:
             image: float32 [batch, size, size, 1] in [0, 1].
 
         Returns:
-            "mask", a probability, and, of more than one draw, "uncertainty", in [0, 0.5]; float32,
+            "mask", a probability, and for more than one draw "uncertainty", in [0, 0.5]; float32 of
             the same shape.
         """
         samples = self.config.samples
@@ -211,14 +220,12 @@ class CGAN(Trainable):
         seeds = patch_seeds(images, tf.repeat(tf.range(samples), batch))
         masks = tf.reshape(self.generator(images, seeds=seeds), [samples, batch, *image.shape[1:]])
         mask = tf.reduce_mean(masks, axis=0)
-        return (
-            {"mask": mask, "uncertainty": tf.math.reduce_std(masks, axis=0)}
-            if samples > 1
-            else {"mask": mask}
-        )
+        if samples == 1:
+            return {"mask": mask}
+        return {"mask": mask, "uncertainty": tf.math.reduce_std(masks, axis=0)}
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid.
+        """Draw panels for the image grid.
 
         Args:
             batch: As in `train_step`.
@@ -226,17 +233,19 @@ class CGAN(Trainable):
         Returns:
             float32 [batch, size, size, 1] in [0, 1].
         """
-        answer = self.segment(batch["image"])
+        outputs = self.segment(batch["image"])
         return {
             "image": batch["image"],
-            "segmented": answer.pop("mask"),
-            **answer,
+            "segmented": outputs.pop("mask"),
+            **outputs,
             "truth": batch["mask"],
         }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: image -> mask, with its uncertainty if `samples` > 1; if there is a D,
-        its logits for (image, mask).
+        """Return what is exported, one function for each network.
+
+        image -> mask, with its uncertainty if `samples` > 1; (mask, image) -> logits, if there is a
+        D.
         """
         mask, image = (
             tf.TensorSpec([None, self.size, self.size, 1], tf.float32, name)
@@ -251,6 +260,6 @@ class CGAN(Trainable):
         def discriminator(mask: tf.Tensor, image: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"logits": self.discriminate(image, mask)}
 
-        return {"generator": generator} | (
-            {"discriminator": discriminator} if self.config.adversarial else {}
-        )
+        if not self.config.adversarial:
+            return {"generator": generator}
+        return {"generator": generator, "discriminator": discriminator}

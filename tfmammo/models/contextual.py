@@ -1,58 +1,67 @@
 """Contextual GAN: lesions added to normal patches, or removed from others (Wu, Wu and Lotter 2020).
 
-A generator G sees a patch x and some random numbers z and answers with a lesion alone, which is
-added: the output is (lesion, x, x + lesion). A discriminator D tells four classes of patches apart:
+A generator G takes a patch x and random numbers z and returns a lesion alone. The lesion is added
+to the patch, so the output is (lesion, x, x + lesion). A discriminator D tells four classes of
+patches apart:
 
-    L_D = CE(D(real), real) + CE(D(x + G(x, z)), fake) + 0.2 * (CE(D(benign), benign) +
-    CE(D(normal), normal)) + penalty
+    L_D = CE(D(real), real) + CE(D(x + G(x, z)), fake)
+        + 0.2 * (CE(D(benign), benign) + CE(D(normal), normal)) + penalty
     L_G = CE(D(x + G(x, z)), real)
     penalty = lambda * E[(|grad D(X + delta)| - k)^2],  lambda = 10, k = 1
 
-Both are grown: trained on 128 px, then a level is added to each and faded in over 3,000 steps. Real
-are malignant patches, x normal ones. One model adds masses, one adds calcifications, one removes
-lesions: for it real and normal change places.
+Real patches are malignant, x is a normal one. One model adds masses, one adds calcifications, one
+removes lesions. For removal real and normal change places.
 
-Inside, images and lesions are in [-1, 1]; at public borders images are in [0, 1], and a lesion, in
-[-1, 1] still, is on twice their scale: image + lesion / 2.
+Both networks are grown: trained at 128 px first, then a level is added to each and faded in over
+3,000 steps (growth.py). Levels are numbered as in Fig. 2, outermost first. The network for 128 px
+lacks level 1; a 1 x 1 convolution (`from_image`) gives level 2 its 16 channels instead.
+
+    level    encoder, px    encoder, channels    decoder, px    decoder, channels
+               in    out          G         D      in    out                    G
+    1         256    128         16       128     128    256                   16   256 px only
+    2         128     64         32       256      64    128                   16
+    3          64     32         64       512      32     64                   32   attention
+    4          32     16        128     1,024      16     32                   64
+    5          16      8        256     2,048       8     16                  128
+    6           8      4        512     4,096       4      8                  256
+    centre      4      1          4         4       1      4                    4   repeated
+
+Inside, images and lesions are in [-1, 1]. At public borders images are in [0, 1]; a lesion stays in
+[-1, 1] and so is on twice their scale: image + lesion / 2.
 
 Departures and what the paper leaves open:
 - 16 filters doubled over six blocks end at 4 x 4 x 512, not at the text's 2048, which takes 64
   (`filters`).
-- Attention at 32 x 32 stands in both encoders. That it "is also used in the encoding part" rather
-  means the decoder's as well
-  (`attention_in_decoder`). Spectral normalisation is D's, as in the cited paper. The sentence that
-  names it, and self-attention
-  GANs, rather mean G's too (`spectral: both`). Neither reading has been measured here against the
-  other.
-- Decoder widths mirror the encoder's; the 1 x 1 x 4 embedding is repeated to 4 x 4, to meet its
-  skip. A first convolution of
-  the smaller stages, 1 x 1, stands for the levels that are missing. LeakyReLU: slope 0.2.
+- Attention at 32 x 32 stands in both encoders. The paper says that it "is also used in the encoding
+  part", which rather means the decoder's as well (`attention_in_decoder`). Spectral normalisation
+  is D's, as in the cited paper. The sentence that names both it and self-attention rather means G's
+  too (`spectral: both`). The readings have not been compared here.
+- Decoder widths mirror the encoder's. The 1 x 1 x 4 embedding is repeated to 4 x 4, to meet its
+  skip. A first 1 x 1 convolution of the smaller stages stands for the levels that are missing.
+  LeakyReLU has slope 0.2.
 - D sees x + lesion alone, since a real patch has no lesion channel, and no random numbers. x +
   lesion is clipped to [-1, 1].
-- The penalty is on log p(real) / p(fake), the logit of the two-class D that the head extends; delta
-  is alpha * 0.5 * std(X) *
-  U(0, 1) with one alpha ~ U(0, 1) a patch, as in the cited code (DRAGAN). It is computed in float32
-  in every precision.
-- The border's 10 px are of the patch that is made, at 128 px too. Cropping is hard: a lesion that
+- The penalty is on log p(real) / p(fake), the logit of the two-class D that the head extends. delta
+  is alpha * 0.5 * std(X) * U(0, 1) with one alpha ~ U(0, 1) for each patch, as in the cited code
+  (DRAGAN). It is computed in float32 at every precision.
+- The border of 10 px is that of the generated patch, at 128 px too. The crop is hard: a lesion that
   reaches it ends in a line.
-- In one step D is updated, then G, twice for masses (`generator_updates`), each time with new z for
-  the same patches.
-- A running average of G (`ema`) is what is exported to be used; Adam starts anew when the networks
-  grow.
-- The paper draws 400,000 normal and 76,460 lesions' patches for training and 1,000 of a kind for
-  each other side. Patches are kept
-  in memory here, so that such numbers do not fit; `sampling.count` and `sampling.normals` are drawn
-  of all patients, and each side
-  has those of its own. Patients: 2/3, 1/6 and 1/6 in place of 60, 20 and 20 %. The batch is not
-  given: 12.
-- Removal: "lesions" are masses and calcifications, the third class stays benign, the fourth is
+- A step updates D, then G, twice for masses (`generator_updates`). Each update draws new z for the
+  same patches.
+- A running average of G (`ema`) is exported for use. Adam starts afresh when the networks grow.
+- The paper draws 400,000 normal and 76,460 lesion patches for training, and 1,000 of each kind for
+  each other subset. Such numbers do not fit into memory, where patches are kept here.
+  `sampling.count` and `sampling.normals` patches are drawn from all patients; each subset has those
+  of its own patients. Subsets hold 2/3, 1/6 and 1/6 of the patients, not 60, 20 and 20 %. The batch
+  size is not given: 12.
+- Removal: "lesions" are masses and calcifications. The third class stays benign, the fourth is
   malignant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import keras
@@ -64,13 +73,22 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from tfmammo.config import Frozen
 from tfmammo.convolutions import Convolution
 from tfmammo.errors import ConfigError
-from tfmammo.layers import RandomScalarMap, SelfAttention, SpectralNormalization, step_seed
-from tfmammo.networks import Network, Trainable, leaky_relu
+from tfmammo.layers import (
+    RandomScalarMap,
+    SelfAttention,
+    SpectralNormalization,
+    cached_kernels,
+    find_normalized,
+    step_seed,
+    upsample,
+)
+from tfmammo.models.growth import GrowingNetwork, copy_weights, list_stages, update_average
+from tfmammo.networks import Trainable, leaky_relu
 from tfmammo.optimization import Adam, build, minimize
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
 
-PATHOLOGIES = ("malignant", "benign", "normal")  # what a patch's label counts
-# of D; source: what G starts from, normal in the paper
+PATHOLOGIES = ("malignant", "benign", "normal")  # what a patch's label is an index of
+# D's classes; "source" is what G starts from, normal in the paper
 CLASSES = ("real", "fake", "benign", "source")
 KINDS = {
     "mass": ("mass",),
@@ -79,85 +97,151 @@ KINDS = {
 }
 INNERMOST = 4  # px of the innermost map
 
+# What a step draws random numbers for; see layers.step_seed.
+DISCRIMINATOR_NOISE = 0
+PENALTY_ALPHA = 1
+PENALTY_DIRECTION = 2
+GENERATOR_NOISE = 3  # G's further updates in one step count on from here
+
 
 class ContextualConfig(Frozen):
     """The paper's values; see *Departures* in the module for those it leaves open."""
 
     target: Literal["mass", "calcification", "removal"] = "mass"
+    """What is added, or "removal" of both."""
     positives: Literal["malignant", "lesion"] = "malignant"
-    """"malignant" lesions are real (for removal the source), benign ones a class of their own; or
-    every "lesion" is, and there is no benign class.
+    """Which lesions are real (for removal the source). With "malignant" benign ones are a class of
+    their own; with "lesion" all lesions are real and there is no benign class.
     """
     filters: tuple[PositiveInt, ...] = Field(default=(16, 32, 64, 128, 256, 512), min_length=1)
-    """Of G's blocks, outermost first; with n of them patches of 4 * 2^n px end at 4 x 4."""
+    """Channels of G's levels, outermost first; n levels take patches of 4 * 2^n px to 4 x 4."""
     discriminator_factor: PositiveInt = 8
-    """D's over G's."""
+    """Factor between D's channels and G's."""
     embedding: PositiveInt = 4
-    """Channels in the middle."""
+    """Channels of G's centre."""
     attention: PositiveInt | None = 32
-    """px of the map that has it; null: none."""
+    """Size of the map with self-attention, px; null leaves attention out."""
     attention_in_decoder: bool = False
+    """Put self-attention into G's decoder as well."""
     spectral: Literal["discriminator", "both"] = "discriminator"
+    """Networks whose kernels are normalised."""
     border: NonNegativeInt = 10
-    """px without lesion."""
+    """Width of the border without lesion, px."""
     start: PositiveInt = 128
-    """px of the first stage."""
+    """Patch size of the first stage, px."""
     start_steps: PositiveInt = 20_000
-    """Of each stage but the last, whose are training.steps."""
+    """Steps of each stage but the last, which has training.steps."""
     fade_steps: PositiveInt = 3000
-    """Of fading in."""
+    """Steps over which a new level is faded in."""
     lambda_penalty: NonNegativeFloat = 10.0
-    """Of the gradient penalty, which is not computed where lambda_penalty is 0."""
+    """Weight of the gradient penalty; 0 leaves it out."""
     k: NonNegativeFloat = 1.0
-    """Of the gradient penalty, which is not computed where lambda_penalty is 0."""
+    """Norm of the gradient that the penalty aims at."""
     other_weight: NonNegativeFloat = 0.2
-    """Of the losses of benign and normal patches."""
+    """Weight of the losses of benign and normal patches."""
     generator_updates: PositiveInt | None = None
-    """For one of D; null: 2 for masses, else 1."""
+    """Updates of G for each of D; null means 2 for masses, else 1."""
     learning_rate: PositiveFloat = 1e-5
+    """Adam's learning rate, of both networks."""
     beta_1: float = Field(default=0.0, ge=0, lt=1)
+    """Adam's decay of the first moment."""
     beta_2: float = Field(default=0.99, ge=0, lt=1)
+    """Adam's decay of the second moment."""
     epsilon: PositiveFloat = 1e-8
+    """Adam's epsilon."""
     ema: float = Field(default=0.999, ge=0, lt=1)
-    """Weight of the running average's past."""
+    """Weight of the past in the running average of G."""
     postprocess: PostprocessConfig = PostprocessConfig()
+    """Post-processing of the lesion channel."""
 
     def roles(self) -> tuple[str, str]:
-        """Which of PATHOLOGIES are real, and which G starts from."""
+        """Return which of PATHOLOGIES is real, and which one G starts from."""
         return ("normal", "malignant") if self.target == "removal" else ("malignant", "normal")
 
     def stages(self, size: int) -> list[int]:
-        """The sizes that the networks grow through, the last being `size`.
-
-        Raises:
-            ConfigError: Size is no doubling of start, or not what the filters are for.
-        """
-        sizes = [size]
-        while sizes[0] > self.start and sizes[0] % 2 == 0:
-            sizes.insert(0, sizes[0] // 2)
-        if sizes[0] != min(self.start, size):
-            raise ConfigError(
-                f"model.start: {self.start} px can't be doubled to data.size, {size} px"
-            )
-        return sizes
+        """Return the sizes that the networks grow through, px; see `growth.list_stages`."""
+        return list_stages(self.start, size)
 
 
-class Encoder(Network):
-    """What G and D share: blocks that halve the resolution down to 4 x 4, then a convolution to 1 x
-    1.
+def cross_entropy(logits: tf.Tensor, name: str) -> tf.Tensor:
+    """Compute -log p(name), the mean over the batch; 0 for an empty batch.
 
-    Level k's block leads from a map of 8 * 2^k px to one of 4 * 2^k px. A network for fewer px than
-    the filters are for lacks the outer levels; a convolution 1 x 1 takes their place. A grown one
-    has that convolution too, as `old_from_image`: with weight 1 - alpha the patch goes that way at
-    half its resolution, with alpha through the new level.
+    Args:
+        logits: float32 [batch, 4].
+        name: One of CLASSES.
+    """
+    log_likelihoods = tf.nn.log_softmax(logits)[:, CLASSES.index(name)]
+    count = tf.cast(tf.shape(logits)[0], tf.float32)
+    return -tf.math.divide_no_nan(tf.reduce_sum(log_likelihoods), count)
+
+
+def four_way(logits: Sequence[tf.Tensor], other_weight: float = 0.2) -> tf.Tensor:
+    """Compute CE(real) + CE(fake) + other_weight * (CE(benign) + CE(source)), for D.
+
+    Args:
+        logits: float32 [n, 4] of the patches of each class, in the order of CLASSES.
+        other_weight: Weight of the benign and source patches.
+    """
+    real, fake, benign, source = (
+        cross_entropy(class_logits, name)
+        for class_logits, name in zip(logits, CLASSES, strict=True)
+    )
+    return real + fake + other_weight * (benign + source)
+
+
+def perturbation(real: tf.Tensor, alpha: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Compute delta = alpha * 0.5 * std(X) * U(0, 1).
+
+    Args:
+        real: float32 [n, rows, cols, 1].
+        alpha: float32 [n] in [0, 1).
+        uniform: float32 of real's shape in [0, 1).
+    """
+    return tf.reshape(alpha, [-1, 1, 1, 1]) * 0.5 * tf.math.reduce_std(real) * uniform
+
+
+def gradient_penalty(
+    logit: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor, weight: float = 10.0, k: float = 1.0
+) -> tf.Tensor:
+    """Compute weight * E[(|grad_x logit(x)| - k)^2], float32.
+
+    The result is differentiable with respect to whatever `logit` depends on.
+
+    Args:
+        logit: Function of [n, rows, cols, 1] that returns float32 [n].
+        image: float32 [n, rows, cols, 1], perturbed.
+        weight: The paper's lambda.
+        k: The norm aimed at.
+
+    Source:
+        Section 2; Kodali et al., On convergence and stability of GANs (2017).
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(image)
+        values = logit(image)
+    gradient = tf.cast(tape.gradient(values, image), tf.float32)
+    # the square root's gradient is infinite at 0
+    norm = tf.sqrt(tf.reduce_sum(gradient**2, axis=[1, 2, 3]) + 1e-12)
+    return weight * tf.reduce_mean((norm - k) ** 2)
+
+
+class Encoder(GrowingNetwork):
+    """What G and D share: levels that halve the resolution down to 4 x 4, and a centre of 1 x 1.
+
+    A network for fewer px than the filters are for lacks the outer levels. `from_image`, a 1 x 1
+    convolution, takes their place. A grown network's old path begins with `old_from_image`.
 
     Args:
         config: Filters and growth.
         size: Patch rows and columns, px.
-        factor: Of the filters.
-        outputs: Of the middle.
-        pooling: stride 1 and max pooling instead of stride 2.
+        name: Name of the network.
+        factor: Factor between its channels and `config.filters`.
+        outputs: Channels of the centre.
+        pooling: Use stride 1 and max pooling instead of stride 2.
         spectral: Normalise all kernels.
+
+    Attributes:
+        levels: The levels that this network has, as the paper numbers them, outermost first.
 
     Raises:
         ConfigError: Size, filters, attention and start don't fit together.
@@ -174,160 +258,117 @@ class Encoder(Network):
         pooling: bool,
         spectral: bool,
     ) -> None:
-        # its layers cast, or follow what comes in
-        super().__init__(name=name, dtype="float32", autocast=False)
+        super().__init__(name, size, config.start, config.fade_steps)
+        _check(config, size, self.grown)
         self.config = config
-        self.size = size
+        self.factor = factor
         self.pooling = pooling
         self.spectral = spectral
-        self.levels = size.bit_length() - 3
-        self.grown = size > config.start
-        _check(config, size, self.levels, self.grown)
-        self.widths = [factor * width for width in reversed(config.filters)][: self.levels + 1]
+        self.depth = len(config.filters)
+        halvings = (size // INNERMOST).bit_length() - 1
+        self.levels = range(self.depth - halvings + 1, self.depth + 1)
+        outermost = self.levels[0]
+        # Layers are created, and held, from the innermost level on: exports and checkpoints store
+        # weights in that order, and `convolution_down` finds a level's.
         self.downs = [
-            self.convolution(width, stride=1 if pooling else 2)
-            for width in self.widths[: self.levels]
+            self.convolution(self.channels(level), stride=1 if pooling else 2)
+            for level in reversed(self.levels)
         ]
         self.attention = SelfAttention(spectral) if config.attention else None
         self.centre = self.convolution(outputs, INNERMOST, padding="valid")
-        whole = self.levels == len(config.filters)
-        self.from_image = None if whole else self.convolution(self.widths[-1], 1)
-        self.old_from_image = (
-            self.convolution(self.widths[self.levels - 1], 1) if self.grown else None
+        self.from_image = (
+            self.convolution(self.channels(outermost - 1), 1) if outermost > 1 else None
         )
+        self.old_from_image = self.convolution(self.channels(outermost), 1) if self.grown else None
         self.scalar_map = RandomScalarMap()
         self.working_dtype = keras.config.dtype_policy().compute_dtype
-        self.steps = self.add_weight(
-            shape=(),
-            initializer="zeros",
-            dtype="int64",
-            trainable=False,
-            name="steps",
-            autocast=False,
-        )
+        self.add_step_counter()
+
+    def channels(self, level: int) -> int:
+        """Return how many channels the map of a level has."""
+        return self.factor * self.config.filters[level - 1]
 
     def convolution(
         self, filters: int, kernel: int = 3, stride: int = 1, padding: str = "same"
     ) -> keras.layers.Layer:
-        """One convolution with a bias, its kernel normalised where this network's are."""
+        """Build one convolution with a bias; its kernel is normalised where `spectral` says so."""
         layer: keras.layers.Layer = Convolution(filters, kernel, stride, padding)
         return SpectralNormalization(layer) if self.spectral else layer
 
-    def alpha(self, dtype: tf.DType) -> tf.Tensor:
-        """The weight of the new level: 0 at a stage's first step, 1 from step fade_steps on."""
-        return tf.cast(
-            tf.minimum(
-                tf.cast(tf.convert_to_tensor(self.steps), tf.float32) / self.config.fade_steps, 1.0
-            ),
-            dtype,
-        )
+    def convolution_down(self, level: int) -> keras.layers.Layer:
+        """Return the convolution of an encoder level."""
+        return self.downs[self.depth - level]
 
-    def is_faded_in(self) -> bool:
-        """Whether nothing of the old resolution is left in the answers."""
-        return not self.grown or float(self.alpha(tf.float32)) >= 1
+    def noise_input(self, level: int) -> int:
+        """Return the column of the noise that an encoder level sees; its decoder has the next one.
 
-    def blend(self, old: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
-        """(1 - alpha) * old + alpha * new."""
-        alpha = self.alpha(new.dtype)
-        return (1 - alpha) * tf.cast(old, new.dtype) + alpha * new
+        Columns count from the innermost level, so that growth only adds columns.
+        """
+        return 2 * (self.depth - level)
 
     def encode(
         self, image: tf.Tensor, noise: tf.Tensor | None = None
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The map of each level, innermost first, and the middle, [batch, 1, 1, outputs].
+        """Compute the map of each level, outermost first, and the centre, [batch, 1, 1, outputs].
 
         Args:
             image: floating [batch, size, size, 1] in [-1, 1].
-            noise: floating [batch, 2 * levels]: 2k of level k's block.
+            noise: floating [batch, 2 * levels], see `noise_input`; None for D, which has none.
         """
-        maps: list[tf.Tensor] = []
+        maps = []
         x = image if self.from_image is None else leaky_relu(self.from_image(image))
-        for level in reversed(range(self.levels)):
-            x = x if noise is None else self.scalar_map(x, noise[:, 2 * level])
-            x = leaky_relu(self.downs[level](x))
-            x = tf.nn.max_pool2d(x, 2, 2, "VALID") if self.pooling else x
-            if level == self.levels - 1 and self.old_from_image is not None:
-                x = self.blend(
-                    leaky_relu(self.old_from_image(tf.nn.avg_pool2d(image, 2, 2, "VALID"))), x
-                )
-            x = self.attention(x) if self.attention and x.shape[1] == self.config.attention else x
-            maps.insert(0, x)
+        for level in self.levels:
+            if noise is not None:
+                x = self.scalar_map(x, noise[:, self.noise_input(level)])
+            x = leaky_relu(self.convolution_down(level)(x))
+            if self.pooling:
+                x = tf.nn.max_pool2d(x, 2, 2, "VALID")
+            if level == self.levels[0] and self.old_from_image is not None:
+                half = tf.nn.avg_pool2d(image, 2, 2, "VALID")
+                x = self.blend(leaky_relu(self.old_from_image(half)), x)
+            if self.attention is not None and x.shape[1] == self.config.attention:
+                x = self.attention(x)
+            maps.append(x)
         return maps, self.centre(x)
 
-    def parts(self) -> dict[str, keras.layers.Layer]:
-        """Every layer with weights, by what it does."""
-        found = {f"down {level}": layer for level, layer in enumerate(self.downs)} | {
-            "centre": self.centre
-        }
-        ends = {
+    def named_layers(self) -> dict[str, keras.layers.Layer]:
+        """Return every layer with weights, by what it does."""
+        layers = {
+            **{f"down {level}": self.convolution_down(level) for level in reversed(self.levels)},
+            "centre": self.centre,
             "attention": self.attention,
             "from_image": self.from_image,
             "old_from_image": self.old_from_image,
         }
-        return found | {name: layer for name, layer in ends.items() if layer is not None}
-
-    def normalized(self) -> list[SpectralNormalization]:
-        """Every layer with a normalised kernel."""
-        attentions = [layer for layer in self.parts().values() if isinstance(layer, SelfAttention)]
-        own = [layer for layer in self.parts().values() if isinstance(layer, SpectralNormalization)]
-        return [*own, *(layer for attention in attentions for layer in attention.normalized())]
+        return {name: layer for name, layer in layers.items() if layer is not None}
 
     def power_iteration(self) -> None:
-        """Once per step; see SpectralNormalization."""
-        for layer in self.normalized():
+        """Move every u once; called once per step, see SpectralNormalization."""
+        for layer in find_normalized(self.named_layers().values()):
             layer.power_iteration()
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Within, all calls meet the same kernels, computed once; see SpectralNormalization."""
-        with ExitStack() as stack:
-            for layer in self.normalized():
-                stack.enter_context(layer.kept())
-            yield
-
-    def grow(self, small: Encoder) -> None:
-        """Take over the weights of the network for half the size; at alpha = 0 this one answers as
-        that one does.
-
-        Raises:
-            ConfigError: It is for another size, or its own last level is not faded in yet.
-        """
-        if not self.grown or 2 * small.size != self.size:
-            raise ConfigError(
-                f"{self.name}: networks for {small.size} px can't grow to {self.size} px "
-                f"(model.start: {self.config.start})"
-            )
-        if not small.is_faded_in():
-            steps = int(tf.convert_to_tensor(small.steps))
-            raise ConfigError(
-                f"{self.name}: the networks for {small.size} px are not faded in after {steps} "
-                "steps (model.fade_steps)"
-            )
-        here = self.parts()
-        for name, layer in small.parts().items():
-            # else of the stage before it, whose fading in has ended
-            if not name.startswith("old_"):
-                copy(layer, here[f"old_{name}" if name in ("from_image", "to_lesion") else name])
+    def cached_kernels(self) -> AbstractContextManager[None]:
+        """Within, all calls share kernels that are normalised once; see SpectralNormalization."""
+        return cached_kernels(find_normalized(self.named_layers().values()))
 
 
 class Generator(Encoder):
     """G: patch and random numbers to a lesion; a U-Net whose every block sees a random number.
 
-    Level k's decoder block: concatenate what comes from within, the skip and a random number;
-    double by nearest neighbours; two convolutions with ReLU. A grown one blends the lesion of the
-    old resolution, doubled, with that of the new level.
+    A decoder level concatenates the inner map, the skip and a random number, doubles them by
+    nearest neighbours and applies two convolutions with ReLU. A grown network blends the lesion of
+    the old resolution, doubled, with that of the new level.
 
-    Args:
+    Call arguments:
         image: float32 [batch, size, size, 1] in [-1, 1].
-        noise: float32 [batch, blocks], uniform in [-1, 1]: level k's encoder block has column 2k,
-            its decoder block 2k + 1.
+        noise: float32 [batch, blocks], uniform in [-1, 1]; see `noise_input`.
 
-    Returns:
+    Call returns:
         Lesion, float32 [batch, size, size, 1] in [-1, 1], exactly 0 within `border` px of the
         patch's border.
 
     Source:
-        Section 2, Fig. 2. 4,386,871 trainable parameters at 256 px, of which 49 are to fade in.
+        Section 2, Fig. 2. 4,386,871 trainable parameters at 256 px, 49 of them for the fading in.
     """
 
     def __init__(self, config: ContextualConfig, size: int, name: str = "generator") -> None:
@@ -339,75 +380,78 @@ class Generator(Encoder):
             pooling=False,
             spectral=config.spectral == "both",
         )
-        self.blocks = 2 * self.levels
-        # behind level k as wide as the encoder's map of that size
-        widths = [*self.widths, self.widths[-1]][1 : self.levels + 1]
-        self.ups = [[self.convolution(width) for _ in range(2)] for width in widths]
-        self.decoder_attention = (
-            SelfAttention(self.spectral)
-            if config.attention and config.attention_in_decoder
-            else None
-        )
+        self.blocks = 2 * len(self.levels)
+        # as wide as the encoder's map of the same size, which the level outside puts out
+        self.ups = [
+            [self.convolution(self.channels(max(level - 1, 1))) for _ in range(2)]
+            for level in reversed(self.levels)
+        ]
+        has_attention = config.attention and config.attention_in_decoder
+        self.decoder_attention = SelfAttention(self.spectral) if has_attention else None
         self.to_lesion = keras.layers.Conv2D(1, 1, dtype="float32")
         self.old_to_lesion = keras.layers.Conv2D(1, 1, dtype="float32") if self.grown else None
         self(keras.Input((size, size, 1), batch_size=1), keras.Input((self.blocks,), batch_size=1))
 
+    def convolutions_up(self, level: int) -> list[keras.layers.Layer]:
+        """Return the two convolutions of a decoder level."""
+        return self.ups[self.depth - level]
+
     def call(self, image: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """See the class."""
-        maps, middle = self.encode(tf.cast(image, self.working_dtype), noise)
-        x = before = middle * tf.ones([1, INNERMOST, INNERMOST, 1], middle.dtype)
-        for level, skip in enumerate(maps):
-            before = x
+        maps, centre = self.encode(tf.cast(image, self.working_dtype), noise)
+        x = centre * tf.ones([1, INNERMOST, INNERMOST, 1], centre.dtype)
+        for level, skip in zip(reversed(self.levels), reversed(maps), strict=True):
+            inner = x
             if self.decoder_attention is not None and x.shape[1] == self.config.attention:
                 x = self.decoder_attention(x)
-            x = doubled(self.scalar_map(tf.concat([x, skip], axis=-1), noise[:, 2 * level + 1]))
-            for convolution in self.ups[level]:
+            x = tf.concat([x, skip], axis=-1)
+            x = upsample(self.scalar_map(x, noise[:, self.noise_input(level) + 1]))
+            for convolution in self.convolutions_up(level):
                 x = tf.nn.relu(convolution(x))
-        lesion = self.cropped(self.to_lesion(x))
+        lesion = self.crop_border(self.to_lesion(x))
         if self.old_to_lesion is not None:
-            old = doubled(self.cropped(self.old_to_lesion(before)))
-            lesion = self.cropped(self.blend(old, lesion))
+            old = upsample(self.crop_border(self.old_to_lesion(inner)))
+            lesion = self.crop_border(self.blend(old, lesion))
         return lesion
 
-    def cropped(self, lesion: tf.Tensor) -> tf.Tensor:
-        """The border set to 0, the rest clipped to [-1, 1]."""
+    def crop_border(self, lesion: tf.Tensor) -> tf.Tensor:
+        """Set the border to 0 and clip the rest to [-1, 1]."""
         border = self.config.border
-        end = lesion.shape[1] - self.config.border
+        end = lesion.shape[1] - border
         inside = tf.clip_by_value(lesion[:, border:end, border:end], -1.0, 1.0)
         return tf.pad(inside, [[0, 0], [border, border], [border, border], [0, 0]])
 
-    def parts(self) -> dict[str, keras.layers.Layer]:
-        """Every layer with weights, by what it does."""
+    def named_layers(self) -> dict[str, keras.layers.Layer]:
+        """Return every layer with weights, by what it does."""
         ups = {
             f"up {level} {i}": layer
-            for level, pair in enumerate(self.ups)
-            for i, layer in enumerate(pair)
+            for level in reversed(self.levels)
+            for i, layer in enumerate(self.convolutions_up(level))
         }
         ends = {
             "decoder_attention": self.decoder_attention,
             "to_lesion": self.to_lesion,
             "old_to_lesion": self.old_to_lesion,
         }
-        return (
-            super().parts()
-            | ups
-            | {name: layer for name, layer in ends.items() if layer is not None}
-        )
+        present = {name: layer for name, layer in ends.items() if layer is not None}
+        return super().named_layers() | ups | present
 
 
 class Discriminator(Encoder):
-    """D: patch to four logits, of CLASSES; G's encoder with 8 times the filters, max pooling and
-    normalised kernels.
+    """D: patch to four logits, one for each of CLASSES.
 
-    Args:
+    G's encoder with 8 times the filters, max pooling and normalised kernels.
+
+    Call arguments:
         image: float32 [batch, size, size, 1] in [-1, 1].
         exact: Compute in float32, whatever the precision policy.
 
-    Returns:
+    Call returns:
         float32 logits [batch, 4].
 
     Source:
-        Section 2, Fig. 2. 100,967,685 trainable parameters at 256 px, of which 256 are to fade in.
+        Section 2, Fig. 2. 100,967,685 trainable parameters at 256 px, 256 of them for the fading
+        in.
     """
 
     def __init__(self, config: ContextualConfig, size: int, name: str = "discriminator") -> None:
@@ -424,20 +468,16 @@ class Discriminator(Encoder):
 
     def call(self, image: tf.Tensor, exact: bool = False) -> tf.Tensor:
         """See the class."""
-        _, middle = self.encode(tf.cast(image, tf.float32 if exact else self.working_dtype))
-        return tf.cast(middle[:, 0, 0], tf.float32)
+        _, centre = self.encode(tf.cast(image, tf.float32 if exact else self.working_dtype))
+        return tf.cast(centre[:, 0, 0], tf.float32)
 
 
 class Contextual(Trainable):
-    """Generator, discriminator and the generator's running average, with two optimizers; built on
-    construction.
+    """Generator, discriminator and the generator's running average, with two optimizers.
 
     Args:
         config: The paper's values or yours.
         size: Patch rows and columns of this stage, px.
-
-    Source:
-        Section 2.
     """
 
     not_for_xla = (
@@ -449,7 +489,7 @@ class Contextual(Trainable):
         super().__init__(name="contextual")
         self.config = config = config or ContextualConfig()
         self.size = size
-        self.networks = networks(config, size)
+        self.networks = build_networks(config, size)
         self.generator, self.discriminator, self.average = self.networks.values()
         self.generator_updates = config.generator_updates or (2 if config.target == "mass" else 1)
         self.optimizers = {
@@ -461,29 +501,36 @@ class Contextual(Trainable):
         }
 
     def grow(self, small: Mapping[str, Encoder]) -> Contextual:
-        """Take over the weights of the stage before, as `networks` made and `export.assign` filled
-        them; returns itself.
+        """Take over the weights of the stage before and return this model.
+
+        Args:
+            small: Networks that `build_networks` made for half the size and `export.assign` filled.
+
+        Raises:
+            ConfigError: They are for another size, or not faded in yet themselves.
         """
         for name, network in self.networks.items():
             network.grow(small[name])
         return self
 
     def generate(self, network: Generator, image: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        """The paper's output: lesion, input and input + lesion, float32 [batch, size, size, 3] in
-        [-1, 1].
+        """Compute the paper's output: lesion, input and input + lesion.
+
+        Returns:
+            float32 [batch, size, size, 3] in [-1, 1].
         """
         lesion = network(image, noise)
         return tf.concat([lesion, image, tf.clip_by_value(image + lesion, -1.0, 1.0)], axis=-1)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step of D, then one or two of G, then of the running average.
+        """Update D once, G once or twice, then the running average.
 
         Args:
             batch: "image", float32 [batch, size, size, 1] in [0, 1], and "label", int32 [batch], an
-                index of PATHOLOGIES; every one of them must be there; with config.positives
-                "lesion" all but benign.
+                index of PATHOLOGIES. Every pathology must occur; with config.positives "lesion" all
+                but benign.
 
-        Returns:
+        Call returns:
             float32 scalars: each network's loss, the penalty, and p(real) of real and of fake
             patches.
 
@@ -495,41 +542,37 @@ class Contextual(Trainable):
                 f"the four-way head of D needs patches labelled {', '.join(PATHOLOGIES)}, these "
                 "have no labels"
             )
-        images = dict(
-            zip(
-                PATHOLOGIES,
-                tf.dynamic_partition(batch["image"] * 2 - 1, batch["label"], len(PATHOLOGIES)),
-                strict=True,
-            )
-        )
+        parts = tf.dynamic_partition(batch["image"] * 2 - 1, batch["label"], len(PATHOLOGIES))
+        images = dict(zip(PATHOLOGIES, parts, strict=True))
+        real_name, source_name = self.config.roles()
+        real = images[real_name]
         benign = images["benign"]
-        (real, source) = (images[name] for name in self.config.roles())
+        source = images[source_name]
         for network in self.networks.values():
             network.power_iteration()
 
-        fake = self.generate(self.generator, source, self._noise(source, 0))[..., 2:]
-        delta = perturbation(
-            real, self._uniform(tf.shape(real)[:1], 1), self._uniform(tf.shape(real), 2)
-        )
-        with tf.GradientTape() as tape, self.discriminator.kept():
-            parts = [real, fake, benign, source]
-            logits = tf.split(
-                self.discriminator(tf.concat(parts, axis=0)), [tf.shape(part)[0] for part in parts]
-            )
+        noise = self._noise(source, DISCRIMINATOR_NOISE)
+        fake = self.generate(self.generator, source, noise)[..., 2:]
+        alpha = self._uniform(tf.shape(real)[:1], PENALTY_ALPHA)
+        delta = perturbation(real, alpha, self._uniform(tf.shape(real), PENALTY_DIRECTION))
+        with tf.GradientTape() as tape, self.discriminator.cached_kernels():
+            classes = [real, fake, benign, source]
+            counts = [tf.shape(patches)[0] for patches in classes]
+            logits = tf.split(self.discriminator(tf.concat(classes, axis=0)), counts)
             penalty = self._penalty(real + delta)
             discriminator_loss = four_way(logits, self.config.other_weight) + penalty
         minimize(discriminator_loss, self.discriminator, self.optimizers["discriminator"], tape)
 
-        with self.discriminator.kept():
+        with self.discriminator.cached_kernels():
             for update in range(self.generator_updates):
+                noise = self._noise(source, GENERATOR_NOISE + update)
                 with tf.GradientTape() as tape:
-                    fake = self.generate(self.generator, source, self._noise(source, 3 + update))[
-                        ..., 2:
-                    ]
+                    fake = self.generate(self.generator, source, noise)[..., 2:]
                     fake_logits = self.discriminator(fake)
                     generator_loss = cross_entropy(fake_logits, "real")
                 minimize(generator_loss, self.generator, self.optimizers["generator"], tape)
-        self._follow()
+        self._count_step()
+        update_average(self.average, self.generator, self.config.ema)
         return {
             "generator_loss": generator_loss,
             "discriminator_loss": discriminator_loss,
@@ -539,38 +582,33 @@ class Contextual(Trainable):
         }
 
     def refine(self, image: NDArray[np.float32], lesion: NDArray[np.float32]) -> Refined:
-        """`postprocess` as this model's config wants it, of what its exported functions take and
-        give.
-        """
+        """Post-process what an exported function takes and returns, by this model's config."""
         return postprocess(
             image, lesion, self.config.postprocess, removal=self.config.target == "removal"
         )
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid, the random numbers the same every time: frames of a film of
-        the training.
+        """Draw panels for the image grid, always with the same random numbers: frames of a film.
 
         Args:
-            batch: "image", float32 [batch, size, size, 1] in [0, 1].
-
-        Returns:
-            The same shape, in [0, 1].
+            batch: "image", float32 [batch, size, size, 1] in [0, 1], as are the panels.
         """
         image = batch["image"]
-        made = self._synthesize(
-            self.average, image, tf.constant(scalars(len(image), self.average.blocks))
-        )
-        refined = self.refine(np.asarray(image), made["lesion"].numpy())
+        noise = tf.constant(sample_block_noise(len(image), self.average.blocks))
+        output = self._synthesize(self.average, image, noise)
+        refined = self.refine(np.asarray(image), output["lesion"].numpy())
         return {
             "patch": image,
-            "lesion": made["lesion"] / 2 + 0.5,
-            "synthetic": made["image"],
+            "lesion": output["lesion"] / 2 + 0.5,
+            "synthetic": output["image"],
             "postprocessed": tf.constant(refined.image),
         }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: (image, noise) -> image and lesion by the running average, which is the
-        one to use, and by G itself; image -> logits of CLASSES.
+        """Return what is exported.
+
+        "average", the one to use, and "generator" map (image, noise) to image and lesion.
+        "discriminator" maps an image to the logits of CLASSES.
         """
         image = tf.TensorSpec([None, self.size, self.size, 1], tf.float32, "image")
         noise = tf.TensorSpec([None, self.generator.blocks], tf.float32, "noise")
@@ -597,11 +635,12 @@ class Contextual(Trainable):
 
     def _penalty(self, image: tf.Tensor) -> tf.Tensor:
         weight = self.config.lambda_penalty
-        k = self.config.k
-        return gradient_penalty(self._exact_logit, image, weight, k) if weight else tf.zeros([])
+        if not weight:
+            return tf.zeros([])
+        return gradient_penalty(self._exact_logit, image, weight, self.config.k)
 
     def _exact_logit(self, image: tf.Tensor) -> tf.Tensor:
-        """log p(real) / p(fake), float32 [batch]."""
+        """Compute log p(real) / p(fake), float32 [batch]."""
         logits = self.discriminator(image, exact=True)
         return logits[:, 0] - logits[:, 1]
 
@@ -609,35 +648,20 @@ class Contextual(Trainable):
         return self._uniform([tf.shape(source)[0], self.generator.blocks], use) * 2 - 1
 
     def _uniform(self, shape: tf.Tensor | Sequence[tf.Tensor], use: int) -> tf.Tensor:
-        """This step's random numbers for one use, in [0, 1); see `layers.step_seed`."""
-        return tf.random.stateless_uniform(
-            shape, step_seed(tf.convert_to_tensor(self.generator.steps), use)
-        )
+        """Draw this step's random numbers for one use, in [0, 1); see `layers.step_seed`."""
+        seed = step_seed(tf.convert_to_tensor(self.generator.steps), use)
+        return tf.random.stateless_uniform(shape, seed)
 
-    def _follow(self) -> None:
-        """The running average moves towards G; what is not trained (u, alpha's step) it shares."""
-        decay = self.config.ema
-        for network in (self.generator, self.discriminator):
-            network.steps.assign_add(1)
-        for mean, weight in zip(
-            self.average.trainable_variables, self.generator.trainable_variables, strict=True
-        ):
-            mean.assign(decay * mean + (1 - decay) * weight)
-        for mean, weight in zip(
-            self.average.non_trainable_variables,
-            self.generator.non_trainable_variables,
-            strict=True,
-        ):
-            mean.assign(weight)
+    def _count_step(self) -> None:
+        self.generator.steps.assign_add(1)
+        self.discriminator.steps.assign_add(1)
 
 
-def networks(config: ContextualConfig, size: int) -> dict[str, Encoder]:
-    """The room's networks: "generator", "discriminator", and "average", which starts as a copy of
-    the generator.
-    """
+def build_networks(config: ContextualConfig, size: int) -> dict[str, Encoder]:
+    """Build "generator", "discriminator" and "average", which starts as a copy of the generator."""
     generator = Generator(config, size)
     average = Generator(config, size, "average")
-    copy(generator, average)
+    copy_weights(generator, average)
     return {
         "generator": generator,
         "discriminator": Discriminator(config, size),
@@ -645,94 +669,22 @@ def networks(config: ContextualConfig, size: int) -> dict[str, Encoder]:
     }
 
 
-def copy(source: keras.layers.Layer, target: keras.layers.Layer) -> None:
-    """Give one layer or network the weights of another."""
-    for variable, value in zip(target.variables, source.variables, strict=True):
-        variable.assign(value)
-
-
-def cross_entropy(logits: tf.Tensor, name: str) -> tf.Tensor:
-    """-log p(name), the mean over the batch, 0 of none.
-
-    Args:
-        logits: float32 [batch, 4].
-        name: One of CLASSES.
-    """
-    return -tf.math.divide_no_nan(
-        tf.reduce_sum(tf.nn.log_softmax(logits)[:, CLASSES.index(name)]),
-        tf.cast(tf.shape(logits)[0], tf.float32),
-    )
-
-
-def four_way(logits: Sequence[tf.Tensor], other_weight: float = 0.2) -> tf.Tensor:
-    """D's loss without the penalty: CE(real) + CE(fake) + other_weight * (CE(benign) + CE(source)).
-
-    Args:
-        logits: float32 [n, 4] of the patches of each of CLASSES, in that order.
-    """
-    real, fake, benign, source = (
-        cross_entropy(part, name) for part, name in zip(logits, CLASSES, strict=True)
-    )
-    return real + fake + other_weight * (benign + source)
-
-
-def perturbation(real: tf.Tensor, alpha: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """delta = alpha * 0.5 * std(X) * U(0, 1).
-
-    Args:
-        real: float32 [n, rows, cols, 1].
-        alpha: float32 [n] in [0, 1).
-        uniform: float32 of real's shape in [0, 1).
-    """
-    return tf.reshape(alpha, [-1, 1, 1, 1]) * 0.5 * tf.math.reduce_std(real) * uniform
-
-
-def gradient_penalty(
-    logit: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor, weight: float = 10.0, k: float = 1.0
-) -> tf.Tensor:
-    """weight * E[(|grad_x logit(x)| - k)^2], float32; differentiable by whatever `logit` depends
-    on.
-
-    Args:
-        logit: [n, rows, cols, 1] to float32 [n].
-        image: float32 [n, rows, cols, 1], perturbed.
-        weight: The paper's lambda.
-
-    Source:
-        Section 2; Kodali et al., On convergence and stability of GANs (2017).
-    """
-    with tf.GradientTape() as tape:
-        tape.watch(image)
-        values = logit(image)
-    gradient = tf.cast(tape.gradient(values, image), tf.float32)
-    # whose gradient is infinite at 0
-    norm = tf.sqrt(tf.reduce_sum(gradient**2, axis=[1, 2, 3]) + 1e-12)
-    return weight * tf.reduce_mean((norm - k) ** 2)
-
-
-def scalars(count: int, blocks: int, seed: int = 0) -> NDArray[np.float32]:
-    """Random numbers for the exported functions, the same for the same seed: float32 [count,
-    blocks], uniform in [-1, 1].
-    """
+def sample_block_noise(count: int, blocks: int, seed: int = 0) -> NDArray[np.float32]:
+    """Draw the exported functions' noise inputs: float32 [count, blocks], uniform in [-1, 1]."""
     return np.random.default_rng(seed).uniform(-1, 1, (count, blocks)).astype(np.float32)
 
 
-def doubled(x: tf.Tensor) -> tf.Tensor:
-    """Twice the rows and columns by nearest neighbours."""
-    rows, cols, channels = x.shape[1:]
-    # tf.tile's gradient makes oneDNN complain
-    twice = x[:, :, None, :, None] * tf.ones([1, 1, 2, 1, 2, 1], x.dtype)
-    return tf.reshape(twice, [-1, 2 * rows, 2 * cols, channels])
-
-
-def _check(config: ContextualConfig, size: int, levels: int, grown: bool) -> None:
-    whole = INNERMOST * 2 ** len(config.filters)
-    if size != INNERMOST * 2**levels or not 2 * INNERMOST <= size <= whole:
+def _check(config: ContextualConfig, size: int, grown: bool) -> None:
+    largest = INNERMOST * 2 ** len(config.filters)
+    sizes = [INNERMOST * 2**halvings for halvings in range(1, len(config.filters) + 1)]
+    if size not in sizes:
         raise ConfigError(
             f"data.size: {size} px is none of the sizes that the {len(config.filters)} "
-            f"model.filters allow, up to {whole} px"
+            f"model.filters allow, up to {largest} px"
         )
-    maps = [INNERMOST * 2**level for level in range(levels - grown)]
+    maps = [INNERMOST, *sizes[: sizes.index(size)]]
+    if grown:
+        maps.pop()  # the new level's map is not there before the growth
     if config.attention and config.attention not in maps:
         raise ConfigError(
             f"model.attention: patches of {size} px have maps of {maps} px, none of "

@@ -1,59 +1,49 @@
-"""Infilling: mass patches from their context, mask and margin, stages 2 and 3 of Shen et
-al.'s synthesis.
+"""Infilling: mass patches from context, mask and margin (Shen et al., stages 2 and 3).
 
 The tri-label x has three channels: the tissue patch, its lesion region replaced by uniform noise;
 the mask; the margin, which is the mask scaled up less the mask. A generator G maps it to a mass
 image, a discriminator D judges (x, image) pairs:
 
-    min_G max_D  E[log D(x, R)] + E[log(1 - D(x, G(x)))]           Eq. (3), R: the real image
-    L_fm(G) = sum_{l=0..5} lambda_l ||phi_l(R) - phi_l(G(x))||_1   Eq. (4), phi_0: the image itself,
-    phi_l: layers of VGG-19
+    min_G max_D  E[log D(x, R)] + E[log(1 - D(x, G(x)))]           Eq. (3)
+    L_fm(G) = sum_{l=0..5} lambda_l ||phi_l(R) - phi_l(G(x))||_1   Eq. (4)
     L = L_GAN + lambda L_fm                                        Eq. (5)
+
+R is the real image, phi_0 the image itself, phi_1 to phi_5 are layers of VGG-19.
 
 Inside, images are in [-1, 1]; at every public border, and in L_fm, they are in [0, 1].
 
 Departures and what the paper leaves open:
-- The margin: the mask is "resized to 296 x 296"; about the patch's centre here, then cropped back
-  to 256 x 256, nearest
-  neighbours, less the mask. So it is no band of one width: the margin of a mask off the centre is
-  wider on the side away from
-  the centre and narrow or missing on the other, as it is in bays of the outline. Patches of another
-  size scale by the same
-  factor, to whole px on every side: at 64 px 276, 296 and 316 are factors of 1.063, 1.156 and 1.25,
-  not 1.078, 1.156 and 1.234.
-  `margin: null` leaves the channel out (the ablation).
+- The margin: the mask is "resized to 296 x 296". Here it is resized about the patch's centre by
+  nearest neighbours and cropped back to 256 x 256; then the mask is subtracted. The margin is
+  therefore no band of one width. That of a mask off the centre is wider on the side away from the
+  centre and narrow or missing on the other, and in bays of the outline. Patches of another size
+  scale by the same factor, to whole px on every side: at 64 px 276, 296 and 316 are factors of
+  1.063, 1.156 and 1.25, not 1.078, 1.156 and 1.234. `margin: null` leaves the channel out (the
+  ablation).
 - Adam is printed with beta_1 = 0.9 and beta_2 = 0.5, most likely swapped: (0.5, 0.9) here.
-- VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2, as in Chen and
-  Koltun's refinement network,
-  behind their ReLUs; `first` the first five convolutions, which is what the text says word for
-  word. `feature_weights:
-  elements` is lambda_l = 1 / number of elements; `chen_koltun` multiplies these by their 1, 1/2.6,
-  1/4.8, 1/3.7, 1/5.6, 10/1.5.
-- VGG-19 sees [0, 255] or standardised grey values, depending on the file of weights; its feature
-  maps are divided by that
-  factor, so that all six terms are on the scale of images in [0, 1] and lambda means the same with
-  either.
+- VGG-19's layers: `feature_layers: blocks` are conv1_2, 2_2, 3_2, 4_2 and 5_2 after their ReLUs, as
+  in Chen and Koltun's refinement network. `first` are the first five convolutions, which is what
+  the text says word for word. `feature_weights: elements` is lambda_l = 1 / number of elements;
+  `chen_koltun` multiplies these by their 1, 1/2.6, 1/4.8, 1/3.7, 1/5.6, 10/1.5.
+- VGG-19 sees [0, 255] or standardised grey values, depending on the file of weights. Its feature
+  maps are divided by that factor. All six terms are then on the scale of images in [0, 1], and
+  lambda means the same with either.
 - The crn generator: "256 x 256 x 3" of its last module can't be the one-channel image; a 1 x 1
-  convolution follows. Open
-  are its widths (Chen and Koltun: 1024 below 128 px, 512 at 128 and 256) and its normalisation
-  (theirs: of the layer,
-  before each ReLU; `none` leaves it out). ReLU as printed, where theirs leaks. It upsamples
-  bilinearly. He's random weights.
+  convolution follows. Its widths are open (Chen and Koltun: 1024 below 128 px, 512 at 128 and 256),
+  and so is its normalisation (theirs: of the layer, before each ReLU; `none` leaves it out). ReLU
+  is as printed, where theirs leaks. It upsamples bilinearly and starts from He's random weights.
 - The unet generator: Pix2Pix's U-Net, dropout 0.5 in its three innermost decoder blocks, off at
-  inference. Both end in tanh.
+  inference. Both generators end in tanh.
 - log(1 - D) hardly has a gradient while D wins: `adversarial: non_saturating` (default) minimises
-  -log D. "The average value"
-  of D's 30 x 30 responses is that of probabilities; `average: losses` averages their logarithms.
-- Masses of any pathology, where the paper takes DDSM's 765 malignant ones alone; no key selects
-  them.
-- Augmentation: each draw is turned anew by one of the eight symmetries of the square
-  (`data.augment`). The paper turns, mirrors
-  and scales its 765 images to 3,825 beforehand; `data.added.copies` adds such copies of training
-  mammograms, scaled ones too.
+  -log D. "The average value" of D's 30 x 30 responses is that of probabilities; `average: losses`
+  averages their logarithms.
+- Masses of any pathology; the paper takes DDSM's 765 malignant ones alone. No key selects them.
+- Augmentation: each draw is transformed by a random one of the eight symmetries of the square
+  (`data.augment`). The paper rotates, mirrors and scales its 765 images to 3,825 beforehand;
+  `data.added.copies` adds such copies of training mammograms, scaled ones too.
 - Normalisation of the U-Net and of D: statistics of each sample, in training and at inference.
-  Pix2Pix's layers have those of
-  the batch, here of two. Epsilon is Keras's 1e-3, of the crn's layer normalisation as well, whose
-  code has 1e-12.
+  Pix2Pix's layers have those of the batch, here of two. Epsilon is Keras's 1e-3, also in the crn's
+  layer normalisation, whose code has 1e-12.
 """
 
 from __future__ import annotations
@@ -88,36 +78,45 @@ class InfillingConfig(Frozen):
     """The paper's values; see *Departures* in the module for those it leaves open."""
 
     generator: Literal["unet", "crn"] = "unet"
-    """"unet" or "crn"."""
+    """Network of G."""
     margin: int | None = Field(default=296, gt=FULL)
-    """To how many px a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
-    studied; null: two channels.
+    """Size, px, to which a mask of 256 px is scaled for the third channel; 276, 296 and 316 are
+    studied. null: two channels.
     """
     lambda_fm: NonNegativeFloat = 100.0
-    """The paper's lambda."""
+    """Weight of L_fm, the paper's lambda."""
     feature_layers: Literal["blocks", "first"] = "blocks"
+    """Layers of VGG-19 in L_fm."""
     feature_weights: Literal["elements", "chen_koltun"] = "elements"
+    """Weights of the terms of L_fm, the paper's lambda_l."""
     weights: str = "imagenet"
-    """Of VGG-19: "imagenet" (downloaded by Keras), a file's path, or "none", random ones. filters
-    and dropout: of the unet. widths and normalization: of the crn, from its first module on, each
-    twice the size of the one before.
-    """
+    """VGG-19's weights: "imagenet" (downloaded by Keras), a file's path, or "none", random ones."""
     learning_rate: PositiveFloat = 2e-4
+    """Adam's learning rate, of both networks."""
     beta_1: float = Field(default=0.5, ge=0, lt=1)
+    """Adam's decay of the first moment."""
     beta_2: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's decay of the second moment."""
     adversarial: Literal["non_saturating", "as_printed"] = "non_saturating"
+    """What G minimises: -log D, or log(1 - D) as printed."""
     average: Average = "responses"
+    """How D's responses to one pair become one, see `tfmammo.losses`."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share dropped in the three innermost decoder blocks of the unet."""
     filters: tuple[PositiveInt, ...] = Field(default=PIX2PIX_FILTERS, min_length=1)
+    """Filters of the unet, one for each halving of the patch."""
     widths: tuple[PositiveInt, ...] = Field(default=CRN_WIDTHS, min_length=1)
+    """Channels of the crn's modules; each module's map is twice the size of the one before."""
     normalization: Literal["layer", "none"] = "layer"
+    """Normalisation in the crn."""
     discriminator_strided: PositiveInt = 3
-    """stride-2 convolutions of D; 3 gives 30 x 30 responses."""
+    """Stride-2 convolutions of D; 3 gives 30 x 30 responses."""
     discriminator_filters: PositiveInt = 64
+    """Filters of D's first convolution."""
 
     @property
     def channels(self) -> int:
-        """Of the tri-label."""
+        """Channels of the tri-label."""
         return 2 if self.margin is None else 3
 
     @model_validator(mode="after")
@@ -127,9 +126,10 @@ class InfillingConfig(Frozen):
         return self
 
 
-def enlarged(mask: tf.Tensor, margin: int) -> tf.Tensor:
-    """A mask scaled about its patch's centre by margin / 256 and cropped back to its size, by
-    nearest neighbours.
+def enlarge(mask: tf.Tensor, margin: int) -> tf.Tensor:
+    """Scale a mask about its patch's centre by margin / 256 and crop it back to its size.
+
+    The interpolation is by nearest neighbours.
 
     Args:
         mask: [..., size, size, 1].
@@ -143,16 +143,16 @@ def enlarged(mask: tf.Tensor, margin: int) -> tf.Tensor:
     """
     size = int(mask.shape[-2])
     border = round(size * (margin - FULL) / (2 * FULL))
-    # Pixel p lies at p + border of the enlarged patch; its centre, 2 p + 2 border + 1 half pixels,
+    # Pixel p lies at p + border of the enlarged patch. Its centre, 2 p + 2 border + 1 half pixels,
     # falls into this source pixel.
-    places = (2 * (np.arange(size) + border) + 1) * size // (2 * (size + 2 * border))
-    return tf.gather(tf.gather(mask, places, axis=-3), places, axis=-2)
+    sources = (2 * (np.arange(size) + border) + 1) * size // (2 * (size + 2 * border))
+    return tf.gather(tf.gather(mask, sources, axis=-3), sources, axis=-2)
 
 
 def tri_label(
     image: tf.Tensor, mask: tf.Tensor, noise: tf.Tensor, margin: int | None = 296
 ) -> tf.Tensor:
-    """What G sees: the tissue patch without its lesion, the mask, and the margin.
+    """Make G's input: the tissue patch without its lesion, the mask, and the margin.
 
     Args:
         image: float32 [n, size, size, 1] in [0, 1].
@@ -162,8 +162,8 @@ def tri_label(
             margin.
 
     Returns:
-        float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Without the
-        leading n too.
+        float32 [n, size, size, 3] in [0, 1], or [n, size, size, 2] without margin. Inputs without
+        the leading n give an output without it.
 
     Source:
         Sections 3.1, 3.3 and 4.1.
@@ -171,20 +171,19 @@ def tri_label(
     tissue = tf.where(mask > 0, noise, image)
     if margin is None:
         return tf.concat([tissue, mask], axis=-1)
-    return tf.concat([tissue, mask, tf.maximum(enlarged(mask, margin) - mask, 0)], axis=-1)
+    return tf.concat([tissue, mask, tf.maximum(enlarge(mask, margin) - mask, 0)], axis=-1)
 
 
 def feature_matching(
     real: Sequence[tf.Tensor], fake: Sequence[tf.Tensor], weights: Sequence[float] | None = None
 ) -> tf.Tensor:
-    """L_fm, Eq.
+    """Compute L_fm, Eq. (4): the sum over layers of mean |phi_l(R) - phi_l(G(x))|.
 
-    (4): the sum over layers of mean |phi_l(R) - phi_l(G(x))|, the mean being ||.||_1 times 1 /
-    number of elements.
+    The mean is ||.||_1 times 1 / number of elements.
 
     Args:
-        real: floating [n, rows, cols, channels] each, the image first.
-        fake: floating [n, rows, cols, channels] each, the image first.
+        real: phi_l(R), floating [n, rows, cols, channels] each, the image first.
+        fake: phi_l(G(x)), of the same shapes.
         weights: Factors of the terms, by default 1.
 
     Returns:
@@ -195,18 +194,19 @@ def feature_matching(
 
 
 class CRN(Network):
-    """A cascaded refinement network: modules of doubling resolution, each of which sees the label
-    and what came before.
+    """A cascaded refinement network: modules of doubling resolution.
 
-    Module i: the label, downsampled by area to the module's size, concatenated with the upsampled
-    output of module i - 1; two convolutions 3 x 3, each followed by normalisation (if any) and
-    ReLU. Behind the last a convolution 1 x 1.
+    Module i downsamples the label by area to the module's size and concatenates it with the
+    upsampled output of module i - 1. Two convolutions 3 x 3 follow, each with normalisation (if
+    any) and ReLU. A convolution 1 x 1 follows the last module.
 
     Args:
-        x: floating [batch, size, size, channels].
-        widths: Of the modules; with eight and 256 px the first is 2 x 2.
+        widths: Channels of the modules; with eight and 256 px the first map is 2 x 2.
 
-    Returns:
+    Call arguments:
+        x: floating [batch, size, size, channels].
+
+    Call returns:
         float32 [batch, size, size, 1] in [-1, 1].
 
     Raises:
@@ -231,14 +231,14 @@ class CRN(Network):
                 f"data.size: patches of {size} px can't be halved {len(widths) - 1} times, for "
                 "all modules of model.widths"
             )
-        # by which the label is downsampled
+        # the label's downsampling for each module
         self.factors = [2**i for i in reversed(range(len(widths)))]
         self.convolutions = [[_refinement(width) for _ in range(2)] for width in widths]
         # One group is the whole map: the layer normalisation of Chen and Koltun's code, with a gain
-        # and offset per channel.
-        normed = normalization == "layer"
+        # and offset for each channel.
+        has_norms = normalization == "layer"
         self.norms = [
-            [keras.layers.GroupNormalization(1) if normed else None for _ in range(2)]
+            [keras.layers.GroupNormalization(1) if has_norms else None for _ in range(2)]
             for _ in widths
         ]
         self.head = keras.layers.Conv2D(1, 1)
@@ -250,7 +250,7 @@ class CRN(Network):
         return self.to_float32(self.head(self.modules(x)[-1]))
 
     def modules(self, label: tf.Tensor) -> list[tf.Tensor]:
-        """The modules' outputs, from the smallest to the largest."""
+        """Compute the modules' outputs, from the smallest to the largest."""
         label = tf.cast(label, self.compute_dtype)
         outputs: list[tf.Tensor] = []
         for factor, convolutions, norms in zip(
@@ -258,7 +258,7 @@ class CRN(Network):
         ):
             x = tf.nn.avg_pool2d(label, factor, factor, "VALID")  # F_i
             if outputs:
-                x = tf.concat([x, _doubled(outputs[-1])], axis=-1)
+                x = tf.concat([x, _upsample(outputs[-1])], axis=-1)
             for convolution, norm in zip(convolutions, norms, strict=True):
                 x = convolution(x)
                 x = tf.nn.relu(norm(x) if norm else x)
@@ -267,8 +267,7 @@ class CRN(Network):
 
 
 class Infilling(Trainable):
-    """Generator and discriminator with their optimizers, and the frozen VGG-19; built on
-    construction.
+    """Generator and discriminator with their optimizers, and the frozen VGG-19.
 
     Args:
         config: The paper's values or yours.
@@ -276,7 +275,7 @@ class Infilling(Trainable):
 
     Raises:
         ConfigError: The networks don't fit patches of that size.
-        trunks.WeightsError: VGG-19's weights can't be had.
+        WeightsError: VGG-19's weights can't be had.
 
     Source:
         Section 3.3. For three channels G has 54,409,857 (unet) or 115,842,561 (crn) and D 2,766,657
@@ -305,8 +304,8 @@ class Infilling(Trainable):
             config.channels + 1, strided, filters, size, "discriminator"
         )
         # in no checkpoint and no export
-        self.trunk = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])
-        self.grey_scale = _grey_scale(self.trunk)
+        self.feature_extractor = vgg19(config.weights, FEATURE_LAYERS[config.feature_layers])
+        self.grey_scale = _grey_scale(self.feature_extractor)
         self.networks = {"generator": self.generator, "discriminator": self.discriminator}
         self.optimizers = {
             name: build(
@@ -316,27 +315,29 @@ class Infilling(Trainable):
         }
 
     def label(self, batch: dict[str, tf.Tensor], step: tf.Tensor | int = 0) -> tf.Tensor:
-        """The tri-label of a batch, its noise drawn from step and patches."""
+        """Make the tri-label of a batch; its noise follows from step and patches."""
         noise = uniform_noise(patch_seeds(batch["image"], step), self.size)
         return tri_label(batch["image"], batch["mask"], noise, self.config.margin)
 
     def discriminate(self, label: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-        """D(x, R): float32 logits, one per patch of the pair.
+        """Compute D(x, R): float32 logits, one for each patch of the pair.
 
-        floating [batch, size, size, channels] in [-1, 1].
+        Args:
+            label: floating [batch, size, size, channels] in [-1, 1].
+            image: floating [batch, size, size, 1] in [-1, 1].
         """
         return self.discriminator(tf.concat([label, image], axis=-1))
 
     def features(self, image: tf.Tensor) -> list[tf.Tensor]:
-        """phi_0 to phi_5, float32.
+        """Compute phi_0 to phi_5, float32.
 
         Args:
             image: float32 [batch, size, size, 1] in [0, 1].
         """
-        return [image, *(feature / self.grey_scale for feature in self.trunk(image))]
+        return [image, *(feature / self.grey_scale for feature in self.feature_extractor(image))]
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One step of G and one of D, both from the same forward pass.
+        """Update G and D once, both from the same forward pass.
 
         Args:
             batch: "image" and "mask", float32 [batch, size, size, 1] in [0, 1].
@@ -348,9 +349,8 @@ class Infilling(Trainable):
         config = self.config
         image = batch["image"]
         label = self.label(batch, self.optimizers["generator"].iterations) * 2 - 1  # x
-        # R, phi_l(R)
-        real_image = image * 2 - 1
-        real_features = self.features(image)
+        real_image = image * 2 - 1  # R
+        real_features = self.features(image)  # phi_l(R)
         term_weights = CHEN_KOLTUN if config.feature_weights == "chen_koltun" else None
         with tf.GradientTape(persistent=True) as tape:
             fake_image = self.generator(label, training=True)  # G(x)
@@ -378,7 +378,7 @@ class Infilling(Trainable):
         }
 
     def infill(self, label: tf.Tensor) -> tf.Tensor:
-        """G at inference.
+        """Generate images.
 
         Args:
             label: float32 [batch, size, size, channels], see `tri_label`.
@@ -389,22 +389,19 @@ class Infilling(Trainable):
         return self.generator(label * 2 - 1) * 0.5 + 0.5
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Panels for the image grid: the tri-label's channels, G's image and the real one; the
-        noise is always the same.
+        """Draw panels for the image grid: the tri-label's channels, G's image and the real one.
+
+        The noise is always the same.
         """
         label = self.label(batch)
-        channels = dict(
-            zip(
-                ("tissue", "mask", "margin"),
-                tf.split(label, self.config.channels, axis=-1),
-                strict=False,
-            )
-        )
+        split = tf.split(label, self.config.channels, axis=-1)
+        channels = dict(zip(("tissue", "mask", "margin"), split, strict=False))
         return {**channels, "synthetic": self.infill(label), "real": batch["image"]}
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported, one function per network: tri_label -> image, (tri_label, image) ->
-        logits.
+        """Return what is exported, one function for each network.
+
+        tri_label -> image, (tri_label, image) -> logits.
         """
         label = tf.TensorSpec(
             [None, self.size, self.size, self.config.channels], tf.float32, "tri_label"
@@ -426,12 +423,13 @@ def _refinement(width: int) -> keras.layers.Layer:
     return Convolution(width, 3, padding="same", kernel_initializer="he_normal")
 
 
-def _doubled(x: tf.Tensor) -> tf.Tensor:
+def _upsample(x: tf.Tensor) -> tf.Tensor:
     wide = tf.image.resize(tf.cast(x, tf.float32), [2 * x.shape[1], 2 * x.shape[2]])
     return tf.cast(wide, x.dtype)
 
 
-def _grey_scale(trunk: keras.Model) -> float:
-    """By how much the trunk stretches grey values before its first convolution."""
-    rescaling = next(layer for layer in trunk.layers if isinstance(layer, keras.layers.Rescaling))
+def _grey_scale(feature_extractor: keras.Model) -> float:
+    """Return by how much a network stretches grey values before its first convolution."""
+    layers = feature_extractor.layers
+    rescaling = next(layer for layer in layers if isinstance(layer, keras.layers.Rescaling))
     return float(np.mean(rescaling.scale))

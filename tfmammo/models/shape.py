@@ -1,5 +1,6 @@
-"""Shape CNN: the shape of a tumour from its 64 x 64 mask alone (Singh et al., reviewed in
-the paper's text).
+"""Shape CNN: the shape of a tumour from its 64 x 64 mask alone (Singh et al.).
+
+The paper's text reviews it.
 
     conv 9x9x64 - max pool 4 - conv 5x5x128 - max pool 4 - conv 4x4x256 (valid) - FC 128, dropout
     0.5 - FC 4
@@ -7,18 +8,16 @@ the paper's text).
     L = -(1 - n_c / N) log p_c        c: the true class, n_c of the N training masks are of it
 
 Departures and what the text leaves open:
-- ReLU behind every layer but the last, and "same" padding of the first two convolutions: the only
-  reading that leaves one
-  position to the third and gives the 768,132 parameters.
+- ReLU after every layer but the last, and "same" padding of the first two convolutions: the only
+  reading that leaves one position to the third and gives the 768,132 parameters.
 - The weighted losses are averaged over the batch, not divided by the sum of their weights.
-- Masks enter in [0, 1], 1 on the lesion.
-- The text downsamples the cGAN's mask of its loose frame, which was scaled by two factors. Here a
-  mass is cut out of its mammogram
-  anew: a square, 5 % wider than its box on either side, so that an oval stays one.
+- Masks are in [0, 1], 1 on the lesion.
+- The text downsamples the cGAN's mask of its loose crop, which was scaled by two factors. Here a
+  mass is cut out of its mammogram again. The crop is a square, 5 % wider than the mass's box on
+  either side, so that an oval stays one.
 - RMSprop's 0.9 is read as its momentum, which makes steps about ten times as long. It may have been
-  its decay (Keras's rho), which
-  is 0.9 here too; `momentum: 0` is that reading.
-- Augmentation: each draw is turned anew by one of the eight symmetries of the square
+  its decay (Keras's rho), which is 0.9 here too; `momentum: 0` is that reading.
+- Augmentation: each draw is transformed by a random one of the eight symmetries of the square
   (`data.augment`); the text names none.
 """
 
@@ -42,16 +41,19 @@ class ShapeConfig(Frozen):
     """The article's values."""
 
     learning_rate: PositiveFloat = 1e-3
+    """RMSprop's learning rate."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """RMSprop's momentum."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share dropped after the first fully connected layer."""
     filters: tuple[PositiveInt, PositiveInt, PositiveInt] = (64, 128, 256)
-    """Of the three convolutions."""
+    """Filters of the three convolutions."""
     units: PositiveInt = 128
-    """Of the first fully connected layer."""
+    """Units of the first fully connected layer."""
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
-    """1 - n_c / N for every class.
+    """Compute 1 - n_c / N for every class.
 
     Args:
         counts: Training masks of each class, at least one in all.
@@ -60,15 +62,19 @@ def class_weights(counts: Sequence[int]) -> list[float]:
 
 
 class ShapeCNN(Trainable):
-    """One network, "classifier", from mask to four shapes; built on construction.
+    """One network, "classifier", from mask to four shapes, with its optimizer.
 
     Args:
         config: The article's values or yours.
         size: Mask rows and columns, px.
-        weights: Of each class in the loss, from `class_weights`; all 1 without.
+        weights: Weight of each class in the loss, from `class_weights`; by default 1.
 
     Raises:
-        ConfigError: Nothing is left of masks of that size behind two poolings.
+        ConfigError: Masks of that size are too small for two poolings.
+
+    Examples:
+        >>> ShapeCNN(ShapeConfig()).networks["classifier"].count_params()
+        768132
 
     Source:
         Section 3. 768,132 trainable parameters.
@@ -113,7 +119,7 @@ class ShapeCNN(Trainable):
         self.optimizers = {"classifier": build(optimizer, self.network)}
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """One update.
+        """Update the network once.
 
         Args:
             batch: "mask", float32 [batch, size, size, 1] in {0, 1}, and "label", int32 [batch], an
@@ -130,11 +136,12 @@ class ShapeCNN(Trainable):
                 tf.gather(tf.constant(self.weights_of_classes), labels) * cross_entropy
             )
         minimize(loss, self.network, self.optimizers["classifier"], tape)
-        right = tf.cast(tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels, tf.float32)
-        return {"classifier_loss": loss, "accuracy": tf.reduce_mean(right)}
+        predicted = tf.argmax(logits, axis=-1, output_type=labels.dtype)
+        is_right = tf.cast(predicted == labels, tf.float32)
+        return {"classifier_loss": loss, "accuracy": tf.reduce_mean(is_right)}
 
     def classify(self, mask: tf.Tensor) -> tf.Tensor:
-        """Probabilities of SHAPES, float32 [batch, 4].
+        """Compute the probabilities of SHAPES, float32 [batch, 4].
 
         Args:
             mask: float32 [batch, size, size, 1] in [0, 1].
@@ -142,19 +149,21 @@ class ShapeCNN(Trainable):
         return tf.nn.softmax(self.network(mask))
 
     def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The image grid's panels: the mask, and four bars, one a shape, as bright as the shape is
-        probable.
+        """Draw panels for the image grid: the mask, and four bars.
+
+        Each shape has a bar, as bright as the shape is probable.
         """
         bars = tf.repeat(self.classify(batch["mask"]), self.size // len(SHAPES), axis=1)
-        picture = tf.tile(bars[:, tf.newaxis, :, tf.newaxis], [1, self.size, 1, 1])
+        panel = tf.tile(bars[:, tf.newaxis, :, tf.newaxis], [1, self.size, 1, 1])
         return {
             "mask": batch["mask"],
-            " ".join(SHAPES): tf.image.pad_to_bounding_box(picture, 0, 0, self.size, self.size),
+            " ".join(SHAPES): tf.image.pad_to_bounding_box(panel, 0, 0, self.size, self.size),
         }
 
     def functions(self) -> dict[str, Callable]:
-        """What is exported: {"classifier": mask float32 [batch, size, size, 1] in [0, 1] -> shapes,
-        float32 [batch, 4]}.
+        """Return what is exported: "classifier", mask -> shapes.
+
+        mask is float32 [batch, size, size, 1] in [0, 1], shapes float32 [batch, 4].
         """
 
         @tf.function(

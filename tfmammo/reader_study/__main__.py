@@ -1,20 +1,19 @@
-"""A reader study: can those who read mammograms tell synthetic lesions from real ones?
+"""Run a reader study: can readers of mammograms tell synthetic lesions from real ones?
 
-python -m tfmammo.reader_study --config configs/reader_study.yaml cases       draws the cases, and
-                        says how many there are
-python -m tfmammo.reader_study --config configs/reader_study.yaml open        lets readers answer,
-                        at http://127.0.0.1:7860
-python -m tfmammo.reader_study --config configs/reader_study.yaml results     the table; with
-                        --output DIR also results.csv and roc.png
-python -m tfmammo.reader_study --config configs/reader_study.yaml export      answers.csv, a row an
-                        answer, in --output DIR or here
+python -m tfmammo.reader_study --config configs/reader_study.yaml COMMAND
 
-Readers answer in the browser (tfmammo.studio.judging); `open` needs the extra serve. First they
-choose the real one of pairs, a real patch beside a synthetic one; then they rate single patches,
-half of them real, from 1 (certainly synthetic) to 6 (certainly real). All see the same cases, each
-in an order of their own, and no patient twice. Cases are drawn once and kept in the study's
-database with the answers; results and export read that alone. Overrides come last: `... results
---set level=0.9`.
+COMMAND is one of
+    cases       draw the cases, and print how many there are
+    open        let readers answer at http://127.0.0.1:7860 (needs the extra serve)
+    results     print the table; with --output DIR also write results.csv and roc.png
+    export      write answers.csv, one row for each answer, to --output DIR or here
+
+Readers answer in the browser (tfmammo.studio.judging). First they choose the real patch of each
+pair of a real and a synthetic one. Then they rate single patches, half of them real, from
+1 (certainly synthetic) to 6 (certainly real). All readers see the same cases, each in a different
+order, and no patient twice. Cases are drawn once and stored in the study's database with the
+answers; `results` and `export` read only the database. Overrides come last: `... results --set
+level=0.9`.
 """
 
 from __future__ import annotations
@@ -24,73 +23,73 @@ from pathlib import Path
 from typing import Any
 
 from tfmammo import cli
-from tfmammo import cli as command
 from tfmammo import config as configuration
 from tfmammo.metrics.summary import Table
 from tfmammo.reader_study.answers import Answers, write_answers
 from tfmammo.reader_study.cases import Case, ReaderStudyConfig, Task
-from tfmammo.reader_study.results import results, roc, table, write_results
+from tfmammo.reader_study.results import compute_results, plot_roc, results_table, write_results
 from tfmammo.reader_study.session import ReaderStudy
-
-# The command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = cli.arguments(__doc__ or "")
+    """Run the command; an error becomes one line on stderr and exit code 2."""
+    parser = cli.make_parser(__doc__ or "")
     parser.prog = "python -m tfmammo.reader_study"
     parser.add_argument(
         "command", choices=("cases", "open", "results", "export"), help="what to do; before --set"
     )
-    chosen = parser.parse_args(arguments)
-    command.run(
-        lambda: _run(
-            configuration.parse(ReaderStudyConfig, chosen.config, chosen.set),
-            chosen.command,
-            chosen.output,
-        )
-    )
+    options = parser.parse_args(arguments)
+    work = {"cases": _draw, "open": _open, "results": _show_results, "export": _export}
+
+    def run() -> None:
+        config = configuration.parse(ReaderStudyConfig, options.config, options.set)
+        work[options.command](config, options.output)
+
+    cli.run(run)
 
 
-def _run(config: ReaderStudyConfig, wanted: str, output: Path | None) -> None:
-    if wanted == "open":
-        _open(config)
-        return
-    answers = Answers(config)
-    if wanted == "cases":
-        ReaderStudy(config)
-        cli.console.print(_overview(config, answers.cases()))
-        return
-    if wanted == "results":
-        found = results(config, answers)
-        cli.console.print(
-            table(found, config.name) if found else f"{config.name}: nobody has answered yet"
-        )
-    if output:
-        output.mkdir(parents=True, exist_ok=True)
-    if wanted == "export":
-        path = (output or Path()) / "answers.csv"
-        write_answers(config, answers, path)
-        cli.console.print(f"answers   {path}")
-    elif output and found:
-        write_results(found, output / "results.csv")
-        roc(config, answers).savefig(output / "roc.png", dpi=150)
-        cli.console.print(f"written   {output}")
+def _draw(config: ReaderStudyConfig, _: Path | None) -> None:
+    """Draw the cases if there are none yet, and print how many each system has."""
+    ReaderStudy(config)
+    cli.console.print(_count_cases(config, Answers(config).cases()))
 
 
-def _open(config: ReaderStudyConfig) -> None:
-    """The studio with this study alone, until Ctrl-C."""
-    from tfmammo.studio import __main__ as studio  # which needs the extra serve
+def _open(config: ReaderStudyConfig, _: Path | None) -> None:
+    """Open the studio with only this study, until Ctrl-C."""
+    from tfmammo.studio import __main__ as studio  # needs the extra serve
 
-    def chosen() -> Any:
+    def make_config() -> Any:
         from tfmammo.studio.app import StudioConfig
 
         return StudioConfig(study=config)
 
-    studio.show(chosen)
+    studio.show(make_config)
 
 
-def _overview(config: ReaderStudyConfig, cases: Sequence[Case]) -> Table:
+def _show_results(config: ReaderStudyConfig, output: Path | None) -> None:
+    answers = Answers(config)
+    results = compute_results(config, answers)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    if not results:
+        cli.console.print(f"{config.name}: nobody has answered yet")
+        return
+    cli.console.print(results_table(results, config.name))
+    if output:
+        write_results(results, output / "results.csv")
+        plot_roc(config, answers).savefig(output / "roc.png", dpi=150)
+        cli.console.print(f"written   {output}")
+
+
+def _export(config: ReaderStudyConfig, output: Path | None) -> None:
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    path = (output or Path()) / "answers.csv"
+    write_answers(config, Answers(config), path)
+    cli.console.print(f"answers   {path}")
+
+
+def _count_cases(config: ReaderStudyConfig, cases: Sequence[Case]) -> Table:
     def count(system: str, task: Task) -> str:
         return str(sum((case.system, case.task) == (system, task) for case in cases))
 

@@ -1,4 +1,4 @@
-"""The answers of a reader study on disk: one line an answer, appended."""
+"""The database of a reader study: its cases, and one row for each answer."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ TABLES: Final = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader said of a case.
+    """A reader's answer to a case.
 
     Attributes:
+        reader: Name of the reader.
+        case: The question.
         value: One of Case.allowed.
-        seconds: That it took.
+        seconds: Time that the reader took.
         time: UTC, ISO 8601.
     """
 
@@ -42,17 +44,15 @@ class Answer:
 
     @property
     def score(self) -> float:
-        """Of a choice 1 where it was right, else 0; of a rating the rating."""
-        return (
-            float(self.value == self.case.truth)
-            if self.case.task == "choice"
-            else float(self.value)
-        )
+        """The rating, or for a choice 1 where it was right, else 0."""
+        if self.case.task == "choice":
+            return float(self.value == self.case.truth)
+        return float(self.value)
 
     def row(self, study: str) -> dict[str, Any]:
-        """A row of the export; correct and rating are empty where the other was asked."""
+        """Return a row of the export; "correct" is empty for a rating, "rating" for a choice."""
         case = self.case
-        choice = self.case.task == "choice"
+        is_choice = case.task == "choice"
         return {
             "study": study,
             "reader": self.reader,
@@ -61,8 +61,8 @@ class Answer:
             "system": case.system,
             "truth": case.truth,
             "answer": self.value,
-            "correct": int(self.score) if choice else "",
-            "rating": "" if choice else int(self.score),
+            "correct": int(self.score) if is_choice else "",
+            "rating": "" if is_choice else int(self.score),
             "seconds": self.seconds,
             "time": self.time,
         }
@@ -71,9 +71,8 @@ class Answer:
 class Answers:
     """A study's database: its cases and all answers.
 
-    Any number of threads and processes may use it at once.
-
-    Raises ConfigError, by every method: the file can't be used, or is another study's.
+    Any number of threads and processes may use it at once. Every method raises ConfigError if the
+    file can't be used or belongs to another study.
     """
 
     def __init__(self, config: ReaderStudyConfig) -> None:
@@ -81,72 +80,71 @@ class Answers:
         self.settings = config.identity()
         self.path = config.database
 
-    def begun(self) -> bool:
-        """Whether the cases are drawn."""
+    def has_begun(self) -> bool:
+        """Return whether the cases have been drawn."""
         if not self.path.is_file():
             return False
-        with self._opened() as database:
-            tables = {
-                name
-                for (name,) in database.execute(
-                    "SELECT name FROM sqlite_master WHERE type = 'table'"
-                )
-            }
+        with self._connect() as database:
+            rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in rows}
             if not tables:
                 return False
-            known = (
-                database.execute("SELECT study, settings FROM study").fetchone()
-                if "answers" in tables
-                else None
-            )
-        if known != (self.study, self.settings):
+            study = None
+            if "answers" in tables:
+                study = database.execute("SELECT study, settings FROM study").fetchone()
+        if study != (self.study, self.settings):
             raise ConfigError(
-                f"database: {self.path} is not this study's, or was begun with other settings; "
-                "name a new file"
+                f"database: {self.path} belongs to another study, or was begun with other "
+                "settings; name a new file"
             )
         return True
 
-    def begin(self, cases: Sequence[Case], shown: str) -> None:
-        """Make the database, unless somebody was quicker. shown: `digest` of the cases."""
+    def begin(self, cases: Sequence[Case], images_hash: str) -> None:
+        """Create the database, unless another process was faster.
+
+        Args:
+            cases: All cases.
+            images_hash: Their `hash_cases`.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._opened() as database:
+        with self._connect() as database:
             # readers and writers do not wait for each other
             database.execute("PRAGMA journal_mode=WAL")
-            # all or nothing of it is there, whenever this is killed
+            # if this process is killed, nothing is written
             database.execute("BEGIN IMMEDIATE")
-            if not database.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for table in TABLES:
-                    database.execute(table)
-                database.execute(
-                    "INSERT INTO study VALUES (?, ?, ?)", (self.study, self.settings, shown)
-                )
-                database.executemany(
-                    "INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?)", map(astuple, cases)
-                )
+            if database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                return
+            for table in TABLES:
+                database.execute(table)
+            study = (self.study, self.settings, images_hash)
+            database.execute("INSERT INTO study VALUES (?, ?, ?)", study)
+            rows = map(astuple, cases)
+            database.executemany("INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def cases(self) -> list[Case]:
-        """All cases, by number.
+        """Return all cases, by number.
 
-        Raises ConfigError, besides: there are none yet.
+        Raises:
+            ConfigError: There are no cases yet.
         """
-        if not self.begun():
+        if not self.has_begun():
             raise ConfigError(
                 f"database: {self.path} holds no cases yet; draw them first (python -m "
                 "tfmammo.reader_study ... cases)"
             )
-        with self._opened() as database:
+        with self._connect() as database:
             return [Case(*row) for row in database.execute("SELECT * FROM cases ORDER BY number")]
 
-    def shown(self) -> str:
-        """The `digest` that the cases had when they were drawn."""
-        with self._opened() as database:
+    def images_hash(self) -> str:
+        """Return the `hash_cases` of the time when the cases were drawn."""
+        with self._connect() as database:
             return str(database.execute("SELECT pictures FROM study").fetchone()[0])
 
     def add(self, reader: str, number: int, value: str, seconds: float) -> bool:
-        """Keep an answer, in a transaction of its own.
+        """Store an answer in its own transaction.
 
         Returns:
-            False where the reader had answered the case; that answer stands.
+            False if the reader had already answered the case; the earlier answer stays.
         """
         row = (
             self.study,
@@ -156,45 +154,36 @@ class Answers:
             round(seconds, 3),
             datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        with self._opened() as database:
-            return (
-                database.execute(
-                    "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row
-                ).rowcount
-                == 1
-            )
+        insert = "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        with self._connect() as database:
+            return database.execute(insert, row).rowcount == 1
 
-    def answered(self, reader: str) -> set[int]:
-        """The numbers of the cases that a reader has answered."""
-        with self._opened() as database:
-            return {
-                number
-                for (number,) in database.execute(
-                    "SELECT number FROM answers WHERE reader = ?", (reader,)
-                )
-            }
+    def completed(self, reader: str) -> set[int]:
+        """Return the numbers of the cases that a reader has answered."""
+        query = "SELECT number FROM answers WHERE reader = ?"
+        with self._connect() as database:
+            return {number for (number,) in database.execute(query, (reader,))}
 
-    def unfinished(self) -> bool:
-        """Whether somebody who has begun is not through."""
-        with self._opened() as database:
-            some = (
-                "SELECT 1 FROM answers GROUP BY reader HAVING COUNT(*) < (SELECT COUNT(*) FROM "
-                "cases)"
-            )
-            return database.execute(some).fetchone() is not None
+    def is_unfinished(self) -> bool:
+        """Return whether a reader has begun and not answered all cases."""
+        query = (
+            "SELECT 1 FROM answers GROUP BY reader HAVING COUNT(*) < (SELECT COUNT(*) FROM cases)"
+        )
+        with self._connect() as database:
+            return database.execute(query).fetchone() is not None
 
     def all(self) -> list[Answer]:
-        """All answers, in the order in which they were given."""
+        """Return all answers, oldest first."""
         cases = {case.number: case for case in self.cases()}
-        with self._opened() as database:
+        with self._connect() as database:
             rows = database.execute(
                 "SELECT reader, number, value, seconds, time FROM answers ORDER BY rowid"
             ).fetchall()
         return [Answer(reader, cases[number], *rest) for reader, number, *rest in rows]
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        """A connection whose changes are kept together at the end, or none of them."""
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        """Open a connection; its changes are committed together at the end, or none of them."""
         try:
             with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
                 yield database
@@ -203,12 +192,12 @@ class Answers:
 
 
 def write_answers(config: ReaderStudyConfig, answers: Answers, path: Path) -> None:
-    """Write the export, a row an answer.
+    """Write the export, one row for each answer.
 
     Raises:
         DataError: Nobody has answered.
     """
-    given = answers.all()
-    if not given:
+    everything = answers.all()
+    if not everything:
         raise DataError(f"{config.name}: nobody has answered yet")
-    write_csv(path, [answer.row(config.name) for answer in given])
+    write_csv(path, [answer.row(config.name) for answer in everything])

@@ -1,6 +1,4 @@
-"""The cases of a reader study: which patches of real and of synthetic lesions are asked
-about, nobody shown twice.
-"""
+"""The cases of a reader study: patches of real and of synthetic lesions, no patient twice."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,15 +19,14 @@ from scipy import optimize, sparse
 from tfmammo import datasets
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import Patches
-from tfmammo.data.patients import PATIENTS
-from tfmammo.data.patients import Patients as SetPatients
+from tfmammo.data.patients import PATIENTS, Patients
 from tfmammo.errors import DataError
-from tfmammo.mammogram import hashed_id, key_fault
+from tfmammo.mammogram import hash_id, key_fault
 
-REAL: Final = "real"  # what stands for the real lesions where systems are named
+REAL: Final = "real"  # stands for the real lesions wherever systems are named
 SCALE: Final = range(1, 7)
-# How patches are cut, which `real` says for all: else that would tell them apart, and not the
-# lesions.
+# How patches are cut. The section `real` decides it for all systems, so that readers can tell
+# patches apart by their lesions only.
 CUT: Final = (
     "preprocess",
     "patches",
@@ -51,67 +48,62 @@ class ReaderStudyConfig(Frozen):
     """A config file of a reader study."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    """Of the study."""
+    """Name of the study."""
+    database: Path
+    """SQLite file of cases and answers, on a local disk. A missing folder is created."""
     real: DataConfig = DataConfig()
-    """The archive of real lesions, and how the patches of all are cut."""
+    """Archive of real lesions, and how all patches are cut."""
     systems: dict[str, DataConfig] = Field(min_length=1)
-    """Name -> where its synthetic mammograms are, mostly name=folder and the root of a set of
-    `python -m tfmammo.synthesis`; how they are cut is left out, or as in `real`. Lesions that such
-    a mammogram had before are not shown.
+    """Each system's synthetic mammograms, mostly name=folder and the root of a set of `python -m
+    tfmammo.synthesis`. How patches are cut is omitted, or as in `real`. Lesions that a mammogram
+    had before synthesis are not shown.
     """
     pairs: int = Field(default=10, ge=0, multiple_of=2)
-    """Of a real and a synthetic patch, for each system."""
+    """Pairs of a real and a synthetic patch for each system, an even number."""
     ratings: int = Field(default=10, ge=0, multiple_of=2)
-    """Of single patches, for each system, half of them real. Both even."""
+    """Single patches for each system, half of them real, an even number."""
     seed: NonNegativeInt = 0
-    """Of the cases, and with a reader's name of their order."""
-    database: Path
-    """The SQLite file of cases and answers, on a local disk; its folder is made where it is
-    missing.
-    """
+    """Seed of the cases; their order follows from it and the reader's name."""
     show_results: bool = False
-    """Tell readers at the end how they did."""
+    """Tell each reader at the end how many answers were right."""
     results: bool = False
-    """Show everybody's results in the app to whoever is through, once all who have begun are;
-    false: by this command alone.
+    """Show everybody's results to readers who have finished, once all who have begun have; false:
+    the command `results` alone shows them.
     """
     samples: PositiveInt = 2000
-    """Of the bootstrap, and of all intervals."""
+    """Samples of the bootstrap."""
     level: float = Field(default=0.95, gt=0, lt=1)
-    """Of the bootstrap, and of all intervals."""
+    """Level of all confidence intervals."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ReaderStudyConfig:
         if not self.pairs + self.ratings:
             raise ValueError("pairs and ratings must not both be 0")
         if self.real.patches == "normal":
-            raise ValueError("real.patches=normal shows no lesion; take lesion or offset")
+            raise ValueError("real.patches=normal shows no lesion; use lesion or offset")
         cut = {key: getattr(self.real, key) for key in CUT}
         for name, data in self.systems.items():
             if not name.isprintable() or name in ("", REAL):
-                raise ValueError(f"systems: {name!r} can't be a system's name")
+                raise ValueError(f"systems: {name!r} can't be the name of a system")
             if data.name == "phantom" or not data.root or data.records:
                 raise ValueError(
-                    f"systems.{name}: needs name and root of a folder of synthetic mammograms, "
-                    "and no records"
+                    f"systems.{name}: must have the name and root of a folder of synthetic "
+                    "mammograms, and no records"
                 )
             for key in sorted(data.model_fields_set & set(CUT)):
                 if getattr(data, key) != cut[key]:
                     raise ValueError(
-                        f"systems.{name}.{key}: is as in real, or patches would be told apart by "
-                        "how they are cut"
+                        f"systems.{name}.{key}: must be as in real; otherwise readers could tell "
+                        "patches apart by how they are cut"
                     )
-        object.__setattr__(
-            self,
-            "systems",
-            {name: data.model_copy(update=cut) for name, data in self.systems.items()},
-        )
+        systems = {name: data.model_copy(update=cut) for name, data in self.systems.items()}
+        object.__setattr__(self, "systems", systems)
         return self
 
     def identity(self) -> str:
-        """A hash of what decides the cases, but for where files lie."""
-        kept = {"name", "real", "systems", "pairs", "ratings", "seed"}
-        content = self.model_dump(mode="json", include=kept, exclude_defaults=True)
+        """Hash all settings that decide the cases, without the places of files."""
+        keys = {"name", "real", "systems", "pairs", "ratings", "seed"}
+        content = self.model_dump(mode="json", include=keys, exclude_defaults=True)
         for data in (content.get("real", {}), *content["systems"].values()):
             data.pop("root", None)
             data.pop("records", None)
@@ -120,13 +112,15 @@ class ReaderStudyConfig(Frozen):
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked.
+    """One question to a reader.
 
     Attributes:
         number: From 1 up.
-        truth: On which side the real patch is, or what the rated one is; never shown.
-        real: Ids of the patches, "" where only the other is shown.
-        synthetic: Ids of the patches, "" where only the other is shown.
+        task: Choose the real patch of a pair, or rate a single patch.
+        system: The system whose lesions are compared with real ones.
+        truth: The side of the real patch, or what the rated patch is; readers never see it.
+        real: Id of the real patch; "" where only a synthetic one is shown.
+        synthetic: Id of the synthetic patch; "" where only a real one is shown.
     """
 
     number: int
@@ -138,13 +132,15 @@ class Case:
 
     @property
     def shown(self) -> tuple[tuple[str, str], ...]:
-        """(source, id) of each patch that is seen, from left to right."""
+        """(source, id) of each patch that is shown, from left to right."""
         pair = [(REAL, self.real), (self.system, self.synthetic)]
-        return tuple(one for one in (pair[::-1] if self.truth == "right" else pair) if one[1])
+        if self.truth == "right":
+            pair.reverse()
+        return tuple((source, patch_id) for source, patch_id in pair if patch_id)
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """The answers that there are."""
+        """The possible answers."""
         return ("left", "right") if self.task == "choice" else tuple(map(str, SCALE))
 
 
@@ -153,74 +149,83 @@ class Source:
     """Patches of real lesions, or of one system's.
 
     Attributes:
-        patients: Of each, whom it shows: tissue and lesion may be of two.
+        patches: The patches.
+        patients: The patients that each patch shows: its tissue and its lesion may be of two.
     """
 
     patches: Patches
     patients: list[frozenset[str]]
 
 
-def sources(config: ReaderStudyConfig) -> dict[str, Source]:
-    """All patches that cases can be drawn from: REAL and each system.
+def load_sources(config: ReaderStudyConfig) -> dict[str, Source]:
+    """Load all patches that cases can be drawn from: REAL and each system.
 
-    Raises as `cli.all_patches`, and DataError: a set is damaged.
+    Raises:
+        ConfigError: A folder is missing.
+        ArchiveError: An archive can't be read.
+        DataError: A set is damaged, or shows no synthetic lesion.
     """
-    real = datasets.all_patches(config.real)
-    found = {REAL: Source(real, [frozenset([patient]) for patient in real.patient_ids.tolist()])}
+    real = datasets.load_all_patches(config.real)
+    patients = [frozenset([patient]) for patient in real.patient_ids.tolist()]
+    sources = {REAL: Source(real, patients)}
     for name, data in config.systems.items():
         assert data.root
-        found[name] = _synthetic(datasets.all_patches(data), data.root)
-        if found[name].patches.images.shape[1:] != real.images.shape[1:]:
-            raise DataError(f"systems.{name}: its patches are of another size than the real ones")
-    return found
+        sources[name] = _load_synthetic(datasets.load_all_patches(data), data.root)
+        if sources[name].patches.images.shape[1:] != real.images.shape[1:]:
+            raise DataError(
+                f"systems.{name}: its patches have another size than the patches of real"
+            )
+    return sources
 
 
-def _synthetic(patches: Patches, root: Path) -> Source:
-    """The synthetic lesions of a folder, and whom they show, called as in the archives that they
-    were made from.
+def _load_synthetic(patches: Patches, root: Path) -> Source:
+    """Select the synthetic lesions of a folder, with the patients that they show.
+
+    The patients have the names of the archives that the synthetic mammograms were made from.
     """
-    own = _own_lesions(root)
-    lesions = _lesion_patients(root)
-    rows = [
-        row for row, name in enumerate(patches.ids.tolist()) if name.partition("@")[0] not in own
-    ]
+    original = _original_lesions(root)
+    lesion_patients = _lesion_patients(root)
+    ids = patches.ids.tolist()
+    rows = [row for row, name in enumerate(ids) if name.partition("@")[0] not in original]
     if not rows:
         raise DataError(f"{root}: shows no synthetic lesion")
     patches = patches.take(rows)
     names = _set_patients(root)
     patients = []
     for name, patient in zip(patches.ids.tolist(), patches.patient_ids.tolist(), strict=True):
-        of_lesions = lesions.get(name.partition("#")[0].partition("@")[0], [])
-        # no set of tfmammo.synthesis.mammograms: its own names, as the archive `folder` takes them
+        donors = lesion_patients.get(name.partition("#")[0].partition("@")[0], [])
+        # Not a set of tfmammo.synthesis: its own names, hashed as the archive `folder` hashes them.
         if names is None:
-            patients.append(frozenset([patient, *(hashed_id("folder", one) for one in of_lesions)]))
+            patients.append(frozenset([patient, *(hash_id("folder", donor) for donor in donors)]))
         elif patient in names:
-            patients.append(frozenset([names[patient], *of_lesions]))
+            patients.append(frozenset([names[patient], *donors]))
         else:
             raise DataError(
-                f"{root}: {PATIENTS} does not name everybody whom the set shows; run the "
-                "synthesis again"
+                f"{root}: {PATIENTS} does not name every patient of the set; run the synthesis "
+                "again"
             )
     return Source(patches, patients)
 
 
 def _set_patients(root: Path) -> dict[str, str] | None:
-    """What the archive `folder` calls a patient -> what the source's archive does; None of a folder
-    that is no set.
+    """Map a patient's id in the archive `folder` to the id in the original archive.
+
+    Returns:
+        None for a folder that is not a set of tfmammo.synthesis.
     """
     if not (root / PATIENTS).is_file():
         return None
     try:
-        known = SetPatients.model_validate_json((root / PATIENTS).read_bytes())
+        set_patients = Patients.model_validate_json((root / PATIENTS).read_bytes())
     except (OSError, ValidationError):
         raise DataError(f"{root}: {PATIENTS} is damaged; run the synthesis again") from None
-    if fault := key_fault(known.id_key):
+    if fault := key_fault(set_patients.id_key):
         raise DataError(f"{root / PATIENTS}: {fault}")
-    return {hashed_id("folder", patient): patient for patient in known.mammograms}
+    return {hash_id("folder", patient): patient for patient in set_patients.mammograms}
 
 
 def _lesion_patients(root: Path) -> dict[str, list[str]]:
-    """image_id -> whose lesions were set in, by metadata.csv."""
+    """Map an image_id to the patients whose lesions were inserted, by metadata.csv."""
     if not (root / "metadata.csv").is_file():
         return {}
     with (root / "metadata.csv").open(encoding="utf-8-sig", newline="") as file:
@@ -237,153 +242,168 @@ def _lesion_patients(root: Path) -> dict[str, list[str]]:
     }
 
 
-def _own_lesions(root: Path) -> set[str]:
-    """Ids, as patches have them, of the real lesions that mammograms of a set had before, by
-    annotations.json.
+def _original_lesions(root: Path) -> set[str]:
+    """Return the patch ids of the real lesions that the mammograms had before synthesis.
+
+    annotations.json marks them.
     """
     try:
         content = json.loads((root / "annotations.json").read_bytes())
         files = {image["id"]: _image_id(image["file_name"]) for image in content["images"]}
-        of_images: dict[str, list[bool]] = {}
+        synthetic: dict[str, list[bool]] = {}
         for annotation in content["annotations"]:
-            of_images.setdefault(files[annotation["image_id"]], []).append(
-                annotation.get("synthetic", True)
-            )
+            flags = synthetic.setdefault(files[annotation["image_id"]], [])
+            flags.append(annotation.get("synthetic", True))
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise DataError(f"{root}: annotations.json is damaged; run the synthesis again") from None
     return {
         f"{image}#{number}"
-        for image, flags in of_images.items()
-        for number, flag in enumerate(flags)
-        if not flag
+        for image, flags in synthetic.items()
+        for number, is_synthetic in enumerate(flags)
+        if not is_synthetic
     }
 
 
 def _image_id(file: str) -> str:
-    """What the archive `folder` calls an image."""
-    return hashed_id(
-        "folder", Path(file.strip().removeprefix("images/")).with_suffix("").as_posix()
-    )
+    """Return the id of an image in the archive `folder`."""
+    path = Path(file.strip().removeprefix("images/"))
+    return hash_id("folder", path.with_suffix("").as_posix())
 
 
-def draw(config: ReaderStudyConfig, found: Mapping[str, Source]) -> list[Case]:
-    """The cases of a study: no patient in two of them, every system with the same number of either
-    task, sides and truths balanced.
+def draw_cases(config: ReaderStudyConfig, sources: Mapping[str, Source]) -> list[Case]:
+    """Draw the cases of a study, without showing any patient twice.
+
+    Each system has the same number of cases of either task; sides and truths are balanced.
 
     Raises:
         DataError: There are too few patients.
     """
     random = np.random.default_rng(config.seed)
-    each = config.pairs + config.ratings // 2
-    wanted = {REAL: each * len(config.systems), **dict.fromkeys(config.systems, each)}
-    taken = _nobody_twice(found, wanted, random)
+    per_system = config.pairs + config.ratings // 2
+    counts = {REAL: per_system * len(config.systems), **dict.fromkeys(config.systems, per_system)}
+    selected = _select_patches(sources, counts, random)
     cases: list[Case] = []
     for system in config.systems:
-        real, synthetic = ([taken[name].pop() for _ in range(each)] for name in (REAL, system))
+        real = [selected[REAL].pop() for _ in range(per_system)]
+        synthetic = [selected[system].pop() for _ in range(per_system)]
         sides = random.permutation(np.repeat(["left", "right"], config.pairs // 2)).tolist()
         cases += [Case(0, "choice", system, side, real.pop(), synthetic.pop()) for side in sides]
-        cases += [Case(0, "rating", system, "real", one, "") for one in real]
-        cases += [Case(0, "rating", system, "synthetic", "", one) for one in synthetic]
+        cases += [Case(0, "rating", system, "real", patch_id, "") for patch_id in real]
+        cases += [Case(0, "rating", system, "synthetic", "", patch_id) for patch_id in synthetic]
     numbers = random.permutation(len(cases)) + 1
     numbered = [
-        Case(int(number), *astuple(case)[1:]) for number, case in zip(numbers, cases, strict=True)
+        replace(case, number=int(number)) for number, case in zip(numbers, cases, strict=True)
     ]
     return sorted(numbered, key=lambda case: case.number)
 
 
-def _nobody_twice(
-    found: Mapping[str, Source], wanted: Mapping[str, int], random: np.random.Generator
+def _select_patches(
+    sources: Mapping[str, Source], counts: Mapping[str, int], random: np.random.Generator
 ) -> dict[str, list[str]]:
-    """Random patches of each source, as many as wanted and no patient in two of them: a
-    whole-number programme, solved exactly.
+    """Select random patches of each source so that no patient is shown twice.
+
+    This is an integer linear programme, solved exactly: with patients shared by several sources, a
+    greedy selection can miss a possible study.
+
+    Args:
+        sources: The patches to select from.
+        counts: Number of patches of each source.
+        random: Decides which of all solutions is taken.
 
     Returns:
-        Ids by source, in random order.
+        Patch ids by source, in random order.
+
+    Raises:
+        DataError: There are too few patients.
     """
-    items = [(name, row) for name, source in found.items() for row in range(len(source.patches))]
+    items = [(name, row) for name, source in sources.items() for row in range(len(source.patches))]
     everybody = sorted(
-        {patient for source in found.values() for shown in source.patients for patient in shown}
+        {patient for source in sources.values() for shown in source.patients for patient in shown}
     )
     patients = {patient: number for number, patient in enumerate(everybody)}
-    names = list(found)
+    names = list(sources)
     shows = [
         (patients[patient], item)
         for item, (name, row) in enumerate(items)
-        for patient in found[name].patients[row]
+        for patient in sources[name].patients[row]
     ]
     belongs = [(names.index(name), item) for item, (name, _) in enumerate(items)]
     limits = [
-        optimize.LinearConstraint(_incidence(shows, len(patients), len(items)), ub=1),
+        optimize.LinearConstraint(_incidence_matrix(shows, len(patients), len(items)), ub=1),
         optimize.LinearConstraint(
-            _incidence(belongs, len(names), len(items)), ub=[wanted[name] for name in names]
+            _incidence_matrix(belongs, len(names), len(items)), ub=[counts[name] for name in names]
         ),
     ]
-    # one patch more is worth more than which ones they are
-    gain = 1 + random.random(len(items)) / (2 * sum(wanted.values()))
-    solved = optimize.milp(
+    # All random parts together are worth less than one patch, so the number of patches is maximal.
+    gain = 1 + random.random(len(items)) / (2 * sum(counts.values()))
+    solution = optimize.milp(
         -gain,
         integrality=1,
         bounds=optimize.Bounds(0, 1),
         constraints=limits,
         options={"mip_rel_gap": 0},
     )
-    taken: dict[str, list[str]] = {name: [] for name in found}
-    for item in random.permutation(np.flatnonzero(np.round(solved.x))):
+    selected: dict[str, list[str]] = {name: [] for name in sources}
+    for item in random.permutation(np.flatnonzero(np.round(solution.x))):
         name, row = items[item]
-        taken[name].append(str(found[name].patches.ids[row]))
+        selected[name].append(str(sources[name].patches.ids[row]))
     missing = [
-        f"{wanted[name] - len(ids)} of {wanted[name]} for {name}"
-        for name, ids in taken.items()
-        if len(ids) < wanted[name]
+        f"{counts[name] - len(ids)} of {counts[name]} for {name}"
+        for name, ids in selected.items()
+        if len(ids) < counts[name]
     ]
     if missing:
         raise DataError(
-            f"no patient is shown twice, and so patients are missing: {', '.join(missing)}; take "
+            f"no patient is shown twice, so patients are missing: {', '.join(missing)}; ask for "
             "fewer pairs or ratings"
         )
-    return taken
+    return selected
 
 
-def _incidence(pairs: Sequence[tuple[int, int]], rows: int, cols: int) -> sparse.csr_array:
-    """1 at each (row, col)."""
+def _incidence_matrix(pairs: Sequence[tuple[int, int]], rows: int, cols: int) -> sparse.csr_array:
+    """Return a matrix that is 1 at each (row, col), else 0."""
     places: NDArray[np.intp] = np.array(pairs, np.intp).reshape(-1, 2)
-    return sparse.csr_array(
-        (np.ones(len(places)), (places[:, 0], places[:, 1])), shape=(rows, cols)
-    )
+    ones = np.ones(len(places))
+    return sparse.csr_array((ones, (places[:, 0], places[:, 1])), shape=(rows, cols))
 
 
-def pictures(cases: Sequence[Case], found: Mapping[str, Source]) -> dict[tuple[str, str], bytes]:
-    """(source, id) -> PNG of every patch that is seen, of 8 bits and uncompressed, so that no
-    length tells of its grain.
+def encode_images(
+    cases: Sequence[Case], sources: Mapping[str, Source]
+) -> dict[tuple[str, str], bytes]:
+    """Encode every patch that is shown as an 8-bit PNG.
+
+    The PNGs are not compressed: the length of a compressed one would depend on its grain.
+
+    Returns:
+        (source, id) -> PNG.
 
     Raises:
-        DataError: One is no longer there.
+        DataError: A patch no longer exists.
     """
     rows = {
-        name: {id_: row for row, id_ in enumerate(source.patches.ids.tolist())}
-        for name, source in found.items()
+        name: {patch_id: row for row, patch_id in enumerate(source.patches.ids.tolist())}
+        for name, source in sources.items()
     }
-    shown: dict[tuple[str, str], bytes] = {}
-    for name, patch in (one for case in cases for one in case.shown):
-        if patch not in rows.get(name, {}):
-            raise DataError(
-                f"{name}: a patch that the cases show is not there any more; name a new database"
-            )
-        image = np.rint(found[name].patches.images[rows[name][patch]][..., 0] * 255).astype(
-            np.uint8
-        )
-        shown[name, patch] = cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, 0))[
-            1
-        ].tobytes()
-    return shown
+    encoded: dict[tuple[str, str], bytes] = {}
+    for case in cases:
+        for name, patch_id in case.shown:
+            if patch_id not in rows.get(name, {}):
+                raise DataError(
+                    f"{name}: a patch that the cases show no longer exists; name a new database"
+                )
+            image = sources[name].patches.images[rows[name][patch_id]][..., 0]
+            grey = np.rint(image * 255).astype(np.uint8)
+            png = cv2.imencode(".png", grey, (cv2.IMWRITE_PNG_COMPRESSION, 0))[1]
+            encoded[name, patch_id] = png.tobytes()
+    return encoded
 
 
-def digest(cases: Sequence[Case], shown: Mapping[tuple[str, str], bytes]) -> str:
-    """A hash of cases and of what is seen of them."""
+def hash_cases(cases: Sequence[Case], images: Mapping[tuple[str, str], bytes]) -> str:
+    """Hash the cases and the images that they show."""
     content = hashlib.sha256(repr([astuple(case) for case in cases]).encode())
     for case in cases:
-        for one in case.shown:
-            content.update(shown[one])
+        for key in case.shown:
+            content.update(images[key])
     return content.hexdigest()

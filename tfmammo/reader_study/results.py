@@ -1,4 +1,4 @@
-"""What the answers of a reader study amount to: accuracy, d', AUC, tests."""
+"""Results of a reader study: accuracy, d', area under the ROC curve, and their tests."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from tfmammo.reader_study.cases import ReaderStudyConfig, Task
 
 ALL: Final = "all readers"
 FEW: Final = "not enough answers"
-ENOUGH: Final = 5  # choices
-ENOUGH_RATED: Final = 2  # real ones, and synthetic ones: what DeLong's variance needs
+MIN_CHOICES: Final = 5
+MIN_RATINGS: Final = 2  # of real and of synthetic patches: DeLong's variance needs two of each
 
 
 @dataclass(frozen=True)
 class Result:
-    """A system's result by one reader, or by `ALL`; None where there are not enough answers.
+    """A system's result by one reader, or by all of them.
 
     Attributes:
+        system: Name of the system.
+        reader: Name of the reader, or `ALL`.
+        choices: Results of the pairs; None where there are not enough answers.
+        ratings: Results of the ratings; None where there are not enough answers.
         p_corrected: The choices' p after Holm's correction for all systems of the same reader.
     """
 
@@ -40,89 +44,56 @@ class Result:
     p_corrected: float = np.nan
 
     def row(self) -> dict[str, Any]:
-        """A row of results.csv; what is not known is empty."""
-        nothing = Estimate(np.nan, np.nan, np.nan)
-        right = self.choices
-        rated = self.ratings
-        row: dict[str, Any] = {"system": self.system, "reader": self.reader}
-        row |= (
-            {"choices": right.n, "correct": right.right}
-            if right
-            else {"choices": "", "correct": ""}
-        )
-        row |= _columns("share", right.share if right else nothing) | _columns(
-            "d_prime", right.d_prime if right else nothing
-        )
-        row |= {"p": right.p if right else np.nan, "p_corrected": self.p_corrected}
-        row |= (
-            {"rated_real": rated.real, "rated_synthetic": rated.synthetic}
-            if rated
-            else {"rated_real": "", "rated_synthetic": ""}
-        )
-        return (
-            row
-            | _columns("auc", rated.area if rated else nothing)
-            | _columns("d_a", rated.d_a if rated else nothing)
-        )
+        """Return a row of results.csv; unknown values are empty."""
+        unknown = Estimate(np.nan, np.nan, np.nan)
+        choices = self.choices
+        ratings = self.ratings
+        return {
+            "system": self.system,
+            "reader": self.reader,
+            "choices": choices.n if choices else "",
+            "correct": choices.right if choices else "",
+            **_columns("share", choices.share if choices else unknown),
+            **_columns("d_prime", choices.d_prime if choices else unknown),
+            "p": choices.p if choices else np.nan,
+            "p_corrected": self.p_corrected,
+            "rated_real": ratings.real if ratings else "",
+            "rated_synthetic": ratings.synthetic if ratings else "",
+            **_columns("auc", ratings.area if ratings else unknown),
+            **_columns("d_a", ratings.d_a if ratings else unknown),
+        }
 
 
-# Results
+def compute_results(config: ReaderStudyConfig, answers: Answers) -> list[Result]:
+    """Compute each system's results by each reader, and by all readers where there are several.
 
-
-def results(config: ReaderStudyConfig, answers: Answers) -> list[Result]:
-    """Each system's results by each reader, and where there are several by all of them together
-    (see `observer`).
-
-    p is corrected for the number of systems, reader by reader.
+    p is corrected for the number of systems, reader by reader. See `observer` for the statistics.
     """
-    given = answers.all()
-    found = []
+    everything = answers.all()
+    results = []
     for system in config.systems:
-        readers, right, _ = _scores(given, system, "choice")
-        _, rated, real = _scores(given, system, "rating")
+        readers, choices, _ = _scores(everything, system, "choice")
+        _, ratings, real = _scores(everything, system, "rating")
         for row, reader in enumerate(readers):
-            answered = ~np.isnan(rated[row])
-            rating = (
-                observer.ratings(real[answered], rated[row][answered], config.level)
-                if _enough_rated(real, rated[row])
-                else None
-            )
-            own = right[row][~np.isnan(right[row])]
-            choice = observer.choices(own, config.level) if len(own) >= ENOUGH else None
-            found.append(Result(system, reader, choice, rating))
+            results.append(_reader_result(config, system, reader, choices[row], ratings[row], real))
         if len(readers) > 1:
-            options = (config.samples, config.seed, config.level)
-            choice = (
-                observer.pooled_choices(right, *options)
-                if np.sum(~np.isnan(right)) >= ENOUGH
-                else None
-            )
-            enough = any(_enough_rated(real, row) for row in rated)
-            found.append(
-                Result(
-                    system,
-                    ALL,
-                    choice,
-                    observer.pooled_ratings(real, rated, *options) if enough else None,
-                )
-            )
-    return _corrected(found)
+            results.append(_pooled_result(config, system, choices, ratings, real))
+    return _correct(results)
 
 
-def roc(config: ReaderStudyConfig, answers: Answers) -> Figure:
-    """The systems' ROC curves; where there are not enough ratings no curve."""
-    given = answers.all()
-    curves = {system: _scores(given, system, "rating")[:0:-1] for system in config.systems}
-    enough = {
-        name: (real, rated)
-        for name, (real, rated) in curves.items()
-        if any(_enough_rated(real, row) for row in rated)
-    }
-    return observer.roc_figure(enough, config.name if enough else f"{config.name}: {FEW}")
+def plot_roc(config: ReaderStudyConfig, answers: Answers) -> Figure:
+    """Plot the ROC curve of every system that has enough ratings."""
+    everything = answers.all()
+    curves = {}
+    for system in config.systems:
+        _, ratings, real = _scores(everything, system, "rating")
+        if any(_has_enough_ratings(real, row) for row in ratings):
+            curves[system] = (real, ratings)
+    return observer.draw_roc(curves, config.name if curves else f"{config.name}: {FEW}")
 
 
-def table(found: Sequence[Result], title: str) -> Table:
-    """Results as text, with what p is and what is missing under them."""
+def results_table(results: Sequence[Result], title: str) -> Table:
+    """Return the results as text, with notes on p and on missing intervals."""
     header = [
         "system",
         "reader",
@@ -133,97 +104,139 @@ def table(found: Sequence[Result], title: str) -> Table:
         "area under ROC",
         "d_a",
     ]
-    systems = len({result.system for result in found if np.isfinite(result.p_corrected)})
-    notes = [describe("guessing", len(found), systems)] if systems else []
-    if any(_has_few(result) for result in found):
+    systems = len({result.system for result in results if np.isfinite(result.p_corrected)})
+    notes = [describe("guessing", len(results), systems)] if systems else []
+    if any(_lacks_interval(result) for result in results):
         notes.append(
             f"No interval and no p where fewer than {FEWEST_PATIENTS} cases were answered."
         )
-    return Table(title, header, [_line(result) for result in found], tuple(notes))
+    return Table(title, header, [_table_row(result) for result in results], tuple(notes))
 
 
-def write_results(found: Sequence[Result], path: Path) -> None:
-    """Write results.csv, a row a system and reader.
+def write_results(results: Sequence[Result], path: Path) -> None:
+    """Write results.csv, one row for each system and reader.
 
     Raises:
-        DataError: There is none.
+        DataError: There are no results.
     """
-    if not found:
+    if not results:
         raise DataError(f"{path.name}: nobody has answered yet")
-    write_csv(path, [result.row() for result in found])
+    write_csv(path, [result.row() for result in results])
 
 
 def _scores(
-    given: Sequence[Answer], system: str, task: Task
+    answers: Sequence[Answer], system: str, task: Task
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
-    """(readers of the study, their scores [readers, cases], NaN unanswered, and of each case
-    whether a real one alone was seen).
+    """Arrange the scores of one system and task.
+
+    Returns:
+        All readers of the study; their scores [readers, cases], NaN where unanswered; and of each
+        case whether only a real patch was shown.
     """
-    own = [answer for answer in given if (answer.case.system, answer.case.task) == (system, task)]
-    readers = sorted({answer.reader for answer in given})
-    cases = sorted({answer.case.number for answer in own})
+    answered = [
+        answer for answer in answers if (answer.case.system, answer.case.task) == (system, task)
+    ]
+    readers = sorted({answer.reader for answer in answers})
+    cases = sorted({answer.case.number for answer in answered})
     scores = np.full((len(readers), len(cases)), np.nan)
     real = np.zeros(len(cases), bool)
-    for answer in own:
-        place = cases.index(answer.case.number)
-        scores[readers.index(answer.reader), place] = answer.score
-        real[place] = answer.case.truth == "real"
+    for answer in answered:
+        column = cases.index(answer.case.number)
+        scores[readers.index(answer.reader), column] = answer.score
+        real[column] = answer.case.truth == "real"
     return readers, scores, real
 
 
-def _corrected(found: list[Result]) -> list[Result]:
-    """Results with Holm's correction over the systems that one reader, or all of them, judged."""
+def _reader_result(
+    config: ReaderStudyConfig,
+    system: str,
+    reader: str,
+    choices: NDArray[np.float64],
+    ratings: NDArray[np.float64],
+    real: NDArray[np.bool_],
+) -> Result:
+    """Compute one reader's result; choices, ratings [cases] and real as in `_scores`."""
+    answered = choices[~np.isnan(choices)]
+    choice = None
+    if len(answered) >= MIN_CHOICES:
+        choice = observer.estimate_choices(answered, config.level)
+    rating = None
+    if _has_enough_ratings(real, ratings):
+        is_rated = ~np.isnan(ratings)
+        rating = observer.estimate_ratings(real[is_rated], ratings[is_rated], config.level)
+    return Result(system, reader, choice, rating)
+
+
+def _pooled_result(
+    config: ReaderStudyConfig,
+    system: str,
+    choices: NDArray[np.float64],
+    ratings: NDArray[np.float64],
+    real: NDArray[np.bool_],
+) -> Result:
+    """Compute the result of all readers; choices, ratings [readers, cases] as in `_scores`."""
+    options = (config.samples, config.seed, config.level)
+    choice = None
+    if np.sum(~np.isnan(choices)) >= MIN_CHOICES:
+        choice = observer.pool_choices(choices, *options)
+    rating = None
+    if any(_has_enough_ratings(real, row) for row in ratings):
+        rating = observer.pool_ratings(real, ratings, *options)
+    return Result(system, ALL, choice, rating)
+
+
+def _correct(results: list[Result]) -> list[Result]:
+    """Apply Holm's correction over the systems, separately for each reader and for all readers."""
     corrected: dict[int, float] = {}
-    for reader in {result.reader for result in found}:
-        own = [place for place, result in enumerate(found) if result.reader == reader]
-        values = [choices.p if (choices := found[place].choices) else np.nan for place in own]
-        corrected |= dict(zip(own, holm(values).tolist(), strict=True))
-    return [replace(result, p_corrected=corrected[place]) for place, result in enumerate(found)]
+    for reader in {result.reader for result in results}:
+        rows = [row for row, result in enumerate(results) if result.reader == reader]
+        values = [choices.p if (choices := results[row].choices) else np.nan for row in rows]
+        corrected |= dict(zip(rows, holm(values).tolist(), strict=True))
+    return [replace(result, p_corrected=corrected[row]) for row, result in enumerate(results)]
 
 
-def _has_few(result: Result) -> bool:
-    """Whether there are answers, but too few for an interval."""
-    right = result.choices
-    rated = result.ratings
-    return bool(right and np.isnan(right.p)) or bool(
-        rated and rated.real + rated.synthetic < FEWEST_PATIENTS
-    )
+def _lacks_interval(result: Result) -> bool:
+    """Return whether there are answers, but too few for an interval."""
+    choices = result.choices
+    ratings = result.ratings
+    if choices and np.isnan(choices.p):
+        return True
+    return bool(ratings and ratings.real + ratings.synthetic < FEWEST_PATIENTS)
 
 
-def _enough_rated(real: NDArray[np.bool_], given: NDArray[np.float64]) -> bool:
-    answered = ~np.isnan(given)
-    return bool(min(np.sum(answered & real), np.sum(answered & ~real)) >= ENOUGH_RATED)
+def _has_enough_ratings(real: NDArray[np.bool_], ratings: NDArray[np.float64]) -> bool:
+    is_rated = ~np.isnan(ratings)
+    return bool(min(np.sum(is_rated & real), np.sum(is_rated & ~real)) >= MIN_RATINGS)
 
 
 def _columns(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _line(result: Result) -> list[str]:
-    right = result.choices
-    rated = result.ratings
-    line = [result.system, result.reader]
-    if right:
-        p = (
-            "-"
-            if np.isnan(right.p)
-            else "< 0.001"
-            if result.p_corrected < 0.001
-            else f"{result.p_corrected:.3f}"
-        )
-        line += [f"{right.right} of {right.n}: {_shown(right.share)}", _shown(right.d_prime), p]
+def _table_row(result: Result) -> list[str]:
+    choices = result.choices
+    ratings = result.ratings
+    row = [result.system, result.reader]
+    if choices:
+        share = f"{choices.right} of {choices.n}: {_format_estimate(choices.share)}"
+        p = "-" if np.isnan(choices.p) else _format_p(result.p_corrected)
+        row += [share, _format_estimate(choices.d_prime), p]
     else:
-        line += [FEW, "-", "-"]
-    return line + (
-        [f"{rated.real}, {rated.synthetic}", _shown(rated.area), _shown(rated.d_a)]
-        if rated
-        else [FEW, "-", "-"]
-    )
+        row += [FEW, "-", "-"]
+    if ratings:
+        counts = f"{ratings.real}, {ratings.synthetic}"
+        row += [counts, _format_estimate(ratings.area), _format_estimate(ratings.d_a)]
+    else:
+        row += [FEW, "-", "-"]
+    return row
 
 
-def _shown(estimate: Estimate) -> str:
-    """A value over its interval; infinite bounds as such, and words where there is none."""
+def _format_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _format_estimate(estimate: Estimate) -> str:
+    """Format a value above its interval, or above "(no interval)"; bounds may be infinite."""
     low, high = (f"{bound:.2f}".replace("inf", "∞") for bound in (estimate.low, estimate.high))
-    return f"{estimate.value:.2f}\n" + (
-        "(no interval)" if np.isnan(estimate.low) else f"[{low}, {high}]"
-    )
+    interval = "(no interval)" if np.isnan(estimate.low) else f"[{low}, {high}]"
+    return f"{estimate.value:.2f}\n{interval}"

@@ -1,30 +1,29 @@
-"""A candidate against the best version of a registered model: the same patches, a paired
-test, a verdict and its audit.
+"""Promotion: compare a candidate with the best version of a registered model, and move the alias.
 
-Both are run on patches of patients that neither was trained on, as their cards say. The alias
-"best" moves only if the mean gain is min_gain at least and a paired test, which flips whole
-patients, gives a two-sided p below alpha. Fewer than six patients refuse every candidate. Each
-version that was judged on the same patches before is one more chance of a false promotion, so p is
-multiplied by their number (Bonferroni's correction). Where no version is the best yet, the
-candidate becomes it, unjudged. Tags of the versions keep the audit, all named promotion.KEY:
+Both versions are run on patches of patients that neither was trained on, as their cards say. The
+alias "best" moves only if the mean gain is at least min_gain and a paired test, which flips whole
+patients, gives a two-sided p below alpha. With fewer than six patients every candidate is refused.
+Each version that was compared on the same patches before is one more chance of a false promotion,
+so p is multiplied by their number (Bonferroni's correction). If no version has the alias, the
+candidate gets it without a comparison.
 
-    decision            first, promoted or refused; reason: in words; against: the version that was
-    the best; date: UTC
-    metric, gain, interval, p, comparisons, patients, images, data (fingerprint of the patches),
-    archive, min_gain, alpha: where one
-                        was judged; p is not yet multiplied by comparisons
-    former, since       of a version that a promotion made the best: the best before it, the moment
-    demoted_by, rolled_back   of a version that a promotion or a rollback took the alias from: what
-    got it; when it was rolled back
+Tags of the versions keep the audit. All are named promotion.KEY:
 
-A training gives the alias to its own best checkpoint only where no version has it, or an earlier
-one of the same run, and leaves no such tag. A checkpoint that was kept as the best was chosen on
-its held-out patients, and its numbers on these are too good: other mammograms are the fairer
-judges.
+    every candidate     decision (first, promoted or refused), reason (in words), against (the
+                        version that was the best), date (UTC)
+    after a comparison  metric, gain, interval, p (not yet multiplied by comparisons), comparisons,
+                        patients, images, data (fingerprint of the patches), archive, min_gain,
+                        alpha
+    promoted versions   former (the best version before), since (the moment)
+    demoted versions    demoted_by (the version that got the alias), rolled_back (the moment)
 
-On an SQLite store no two promotions can move the alias at once. A server has no such lock: there
-the alias is read again right before it is moved, which leaves some milliseconds; so does the move
-of a training on either.
+A training gives the alias to its own best checkpoint only if no version has it, or an earlier one
+of the same run; it leaves no such tag. The best checkpoint of a training was selected on its
+held-out patients, so its numbers on them are too good. Other mammograms are a fairer test.
+
+On an SQLite store, two promotions can't move the alias at the same time. A server has no such
+lock: there the alias is read again right before it is moved, which leaves a gap of milliseconds.
+The move by a training leaves the same gap on either store.
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from tfmammo import config as configuration
 from tfmammo import datasets
-from tfmammo.archives import archive_name
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError, ExportError, TrackingError
@@ -51,13 +49,14 @@ from tfmammo.metrics import segmentation, synthesis
 from tfmammo.metrics.segmentation import Paired, paired_test
 from tfmammo.metrics.significance import FEWEST_PATIENTS, smallest_p
 from tfmammo.tracking import store
-from tfmammo.tracking.store import shown
+from tfmammo.tracking.store import redact
 
 ALIAS = "best"
 PREFIX = "promotion."
-# of what leads from mask to image; 1: more is better. All others: from image to mask
-PAINTING = {"ssim": 1, "l1": -1}
-NUMBERS = (
+# Metrics of networks from mask to image: 1 if more is better, else -1. All others are of networks
+# from image to mask.
+SYNTHESIS_METRICS = {"ssim": 1, "l1": -1}
+EVALUATION_TAGS = (
     "gain",
     "interval",
     "p",
@@ -69,46 +68,47 @@ NUMBERS = (
     "metric",
     "min_gain",
     "alpha",
-)  # tags of a comparison
+)
 
 Decision = Literal["first", "promoted", "refused", "already best"]
 
 
 class PromotionConfig(Frozen):
-    """What is compared, on what, and what it takes to win."""
+    """The versions to compare, the patches, and the conditions of a promotion."""
 
     model: str = Field(pattern=r"^\w[\w .-]*$")
-    """A registered model."""
+    """Name of the registered model."""
     candidate: PositiveInt | None = None
-    """Its version; None: the newest."""
+    """Version to compare with the best one; None: the newest."""
     metric: Literal["dice", "jaccard", "accuracy", "mcc", "ssim", "l1"] = "dice"
-    """Of metrics.segmentation or metrics.synthesis, the mean over patches."""
+    """Metric of metrics.segmentation or metrics.synthesis, averaged over patches."""
     min_gain: float = Field(default=0.005, ge=0)
-    """The least gain, in the metric's unit (of l1: how much less)."""
+    """Least gain for a promotion, in the metric's unit (for l1: the least decrease)."""
     alpha: float = Field(default=0.05, gt=0, lt=1)
-    """P must lie below."""
+    """p must lie below this for a promotion."""
     threshold: float = Field(default=0.5, gt=0, le=1)
     """A pixel is mass from this probability on."""
     data: dict[str, Any] = {}
-    """The patches, as DataConfig; every key that is not given is taken from the candidate's card.
+    """Keys of DataConfig that say how the patches are made; the candidate's card gives the others.
     """
     tracking_uri: str | None = None
-    """The store; None: the environment's."""
+    """MLflow's store; None: the environment's."""
     samples: PositiveInt = 10_000
-    """Of `paired_test`."""
+    """Samples of the paired test."""
     level: float = Field(default=0.95, gt=0, lt=1)
-    """Of `paired_test`."""
+    """Level of the confidence interval of the gain."""
     seed: NonNegativeInt = 0
-    """Of `paired_test`."""
+    """Seed of the paired test."""
 
 
 @dataclass(frozen=True)
-class Registered:
-    """A registered model as its store knows it.
+class RegisteredModel:
+    """A registered model as its store describes it.
 
     Attributes:
+        name: Name of the model.
         aliases: Alias -> version.
-        versions: Version -> tags, the newest first.
+        versions: Version -> tags, newest first.
     """
 
     name: str
@@ -117,14 +117,18 @@ class Registered:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Two versions on the same patches.
+class Evaluation:
+    """A comparison of two versions on the same patches.
 
     Attributes:
-        candidate: Means.
-        best: Means.
-        gain: Positive where the candidate is better, whatever the metric.
-        comparisons: Candidates judged on these patches, with this one.
+        candidate: The candidate's mean of the metric.
+        best: The best version's mean of the metric.
+        gain: Paired difference, positive where the candidate is better, for any metric.
+        patients: Number of patients.
+        images: Number of patches.
+        archive: Name of the archive.
+        fingerprint: Fingerprint of the patches.
+        comparisons: Number of candidates compared on these patches, including this one.
     """
 
     candidate: float
@@ -139,224 +143,249 @@ class Judged:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a candidate, and why.
+    """The decision on a candidate.
 
     Attributes:
-        best: The version that it was up against.
-        judged: None where nothing was compared.
+        decision: What was decided.
+        reason: Why, in words.
+        candidate: The candidate's version.
+        best: The version that it was compared with.
+        evaluation: None where nothing was compared.
     """
 
     decision: Decision
     reason: str
     candidate: int
     best: int | None
-    judged: Judged | None = None
+    evaluation: Evaluation | None = None
 
 
-def registered(client: Any, uri: str, name: str) -> Registered:
-    """A model by its name.
+def find_model(client: Any, uri: str, name: str) -> RegisteredModel:
+    """Find a registered model by its name.
+
+    Args:
+        client: MLflow's client of the store.
+        uri: The store, for the error.
+        name: Name of the model.
 
     Raises:
-        TrackingError: There is none.
+        TrackingError: There is no such model.
     """
-    for found in client.search_registered_models(f"name = '{name}'"):
+    for model in client.search_registered_models(f"name = '{name}'"):
         versions = {
             int(version.version): dict(version.tags)
             for version in client.search_model_versions(f"name = '{name}'")
         }
-        aliases = {alias: int(version) for alias, version in found.aliases.items()}
-        return Registered(name, aliases, dict(sorted(versions.items(), reverse=True)))
-    raise TrackingError(f"models:/{name}: no such registered model in {shown(uri)}")
+        aliases = {alias: int(version) for alias, version in model.aliases.items()}
+        return RegisteredModel(name, aliases, dict(sorted(versions.items(), reverse=True)))
+    raise TrackingError(f"models:/{name}: no such registered model in {redact(uri)}")
 
 
 def promote(config: PromotionConfig, dry_run: bool = False) -> Outcome:
-    """Compare a candidate with the best version, move the alias if it wins, and leave an audit in
-    tags.
+    """Compare a candidate with the best version, move the alias if it wins, and write the audit.
+
+    Args:
+        config: What to compare, and how.
+        dry_run: Compare only; change neither alias nor tags.
 
     Raises:
-        TrackingError: The store, the model or a version is not there, or can't be judged by the
-            metric.
-        ConfigError: The data can't be used, or holds no patient that is new to both.
-        ArchiveError: The data can't be used, or holds no patient that is new to both.
-        DataError: The data can't be used, or holds no patient that is new to both.
+        TrackingError: The store, the model or a version does not exist, or a version can't be
+            evaluated by the metric.
+        ConfigError: The data settings are wrong.
+        ArchiveError: The archive can't be read.
+        DataError: The data holds no patient that is new to both versions.
     """
     uri = store.store_uri(config.tracking_uri)
-    with store.registry(uri) as client:
-        model = registered(client, uri, config.model)
+    with store.open_registry(uri) as client:
+        model = find_model(client, uri, config.model)
     number = config.candidate or max(model.versions, default=1)
     best = model.aliases.get(ALIAS)
     if number not in model.versions:
-        there = ", ".join(map(str, sorted(model.versions))) or "none"
+        versions = ", ".join(map(str, sorted(model.versions))) or "none"
         raise TrackingError(
-            f"models:/{model.name}/{number}: no such version in {shown(uri)}; there: {there}"
+            f"models:/{model.name}/{number}: no such version in {redact(uri)}; it has: {versions}"
         )
     if best == number:
-        return _already(model, number)
-    candidate = _network(config, number, uri)
+        return _keep_best(model, number)
+    candidate = _open_version(config, number, uri)
     if best is None:
         outcome = Outcome("first", "no version was the best before", number, None)
     else:
-        judged = judge(candidate, _network(config, best, uri), config)
-        judged = replace(judged, comparisons=1 + _earlier(model, number, judged.fingerprint))
-        outcome = Outcome(*decide(judged, config), number, best, judged)
-    return outcome if dry_run else _settle(outcome, config, uri)
+        evaluation = evaluate(candidate, _open_version(config, best, uri), config)
+        earlier = _count_earlier(model, number, evaluation.fingerprint)
+        evaluation = replace(evaluation, comparisons=1 + earlier)
+        outcome = Outcome(*decide(evaluation, config), number, best, evaluation)
+    return outcome if dry_run else _apply(outcome, config, uri)
 
 
-def judge(candidate: Network, best: Network, config: PromotionConfig) -> Judged:
-    """Both on all patches of patients that neither was trained on; see `promote` for what it
-    raises.
+def evaluate(candidate: Network, best: Network, config: PromotionConfig) -> Evaluation:
+    """Evaluate both versions on all patches of patients that neither was trained on.
+
+    Raises as `promote`.
     """
-    data = _data(config, candidate)
+    data = _evaluation_data(config, candidate)
     comparison.warn_of_other_crops((best, candidate), data)
-    patches = datasets.all_patches(data)
-    new = np.flatnonzero(candidate.unseen(patches.patient_ids) & best.unseen(patches.patient_ids))
+    patches = datasets.load_all_patches(data)
+    new = np.flatnonzero(
+        candidate.find_unseen(patches.patient_ids) & best.find_unseen(patches.patient_ids)
+    )
     if not len(new):
         raise DataError(
-            f"{candidate.handle} and {best.handle}: every patient of {archive_name(data)} was "
-            "trained on by one of them or both; "
-            "data.name and data.root can name other mammograms"
+            f"{candidate.uri} and {best.uri}: every patient of {data.archive_name} was in the "
+            "training data of one of them or both; data.name and data.root can name other "
+            "mammograms"
         )
     patches = patches.take(new)
-    sign = PAINTING.get(config.metric, 1)
-    ours, theirs = (_scores(network, patches, config) for network in (candidate, best))
+    sign = SYNTHESIS_METRICS.get(config.metric, 1)
+    candidate_scores = _scores(candidate, patches, config)
+    best_scores = _scores(best, patches, config)
     gain = paired_test(
-        sign * ours, sign * theirs, patches.patient_ids, config.samples, config.seed, config.level
+        sign * candidate_scores,
+        sign * best_scores,
+        patches.patient_ids,
+        config.samples,
+        config.seed,
+        config.level,
     )
-    counts = len(set(patches.patient_ids.tolist())), len(patches)
-    return Judged(
-        float(ours.mean()),
-        float(theirs.mean()),
-        gain,
-        *counts,
-        archive_name(data),
-        patches.fingerprint(),
+    return Evaluation(
+        candidate=float(candidate_scores.mean()),
+        best=float(best_scores.mean()),
+        gain=gain,
+        patients=len(set(patches.patient_ids.tolist())),
+        images=len(patches),
+        archive=data.archive_name,
+        fingerprint=patches.fingerprint(),
     )
 
 
-def decide(judged: Judged, config: PromotionConfig) -> tuple[Decision, str]:
-    """Whether the candidate wins, and the first reason if not."""
-    gain = judged.gain
-    least = smallest_p(judged.patients, judged.comparisons, config.samples)
+def decide(evaluation: Evaluation, config: PromotionConfig) -> tuple[Decision, str]:
+    """Decide whether the candidate wins; if not, return the first reason."""
+    gain = evaluation.gain
+    patients = evaluation.patients
+    comparisons = evaluation.comparisons
+    least = smallest_p(patients, comparisons, config.samples)
     if gain.difference <= 0:
         return "refused", f"it is no better: a gain of {gain.difference:+.4g}"
     if gain.difference < config.min_gain:
         return "refused", f"a gain of {gain.difference:+.4g} is less than {config.min_gain:g}"
-    if judged.patients < FEWEST_PATIENTS:
+    if patients < FEWEST_PATIENTS:
         return (
             "refused",
-            f"{judged.patients} patients are fewer than {FEWEST_PATIENTS}, and their p would be "
-            f"{least:.3g} at least",
+            f"{patients} patients are fewer than {FEWEST_PATIENTS}; their p would be at least "
+            f"{least:.3g}",
         )
-    p = min(1.0, judged.comparisons * gain.p)
-    said = f"p = {p:.3g}" + (
-        f" after {judged.comparisons} comparisons on these patches"
-        if judged.comparisons > 1
-        else ""
-    )
-    if p >= config.alpha:
-        few = (
-            f", and {judged.patients} patients can't give less than {least:.3g}"
-            if least >= config.alpha
-            else ""
-        )
-        return "refused", f"{said} is not below {config.alpha:g}{few}"
-    return "promoted", f"a gain of {gain.difference:+.4g}, {said}"
+    p = min(1.0, comparisons * gain.p)
+    p_text = f"p = {p:.3g}"
+    if comparisons > 1:
+        p_text += f" after {comparisons} comparisons on these patches"
+    if p < config.alpha:
+        return "promoted", f"a gain of {gain.difference:+.4g}, {p_text}"
+    reason = f"{p_text} is not below {config.alpha:g}"
+    if least >= config.alpha:
+        reason += f", and {patients} patients can't give less than {least:.3g}"
+    return "refused", reason
 
 
 def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
-    """Move the alias back: before the last promotion or, if the best version came by none, to the
-    last that did.
+    """Move the alias back to the version that had it before the last promotion.
+
+    If the best version got the alias without a promotion, the alias moves to the version that was
+    promoted last.
+
+    Args:
+        name: Name of the registered model.
+        tracking_uri: MLflow's store; None: the environment's.
 
     Returns:
-        The versions that it leaves and comes to.
+        The version that loses the alias, and the version that gets it.
 
     Raises:
-        TrackingError: The store or the model is not there, no version is the best, or no tag names
-            a former one.
+        TrackingError: The store or the model does not exist, no version has the alias, or no tag
+            names a former version.
     """
     uri = store.store_uri(tracking_uri)
-    with store.registry(uri) as client:
-        model = registered(client, uri, name)
+    with store.open_registry(uri) as client:
+        model = find_model(client, uri, name)
         best = model.aliases.get(ALIAS)
         if best is None:
             raise TrackingError(
-                f"models:/{name}@{ALIAS}: no version in {shown(uri)} has this alias"
+                f"models:/{name}@{ALIAS}: no version in {redact(uri)} has this alias"
             )
-        since = {
+        promoted = {
             tags[f"{PREFIX}since"]: number
             for number, tags in model.versions.items()
             if f"{PREFIX}since" in tags and number != best
         }
-        former = int(model.versions[best].get(f"{PREFIX}former", since[max(since)] if since else 0))
+        last = promoted[max(promoted)] if promoted else 0
+        former = int(model.versions[best].get(f"{PREFIX}former", last))
         if former not in model.versions:
             raise TrackingError(
-                f"models:/{name}@{ALIAS}: version {best} in {shown(uri)} has no tag of a former "
-                "one that is still there"
+                f"models:/{name}@{ALIAS}: version {best} in {redact(uri)} has no tag of a former "
+                "version that still exists"
             )
         client.set_registered_model_alias(name, ALIAS, str(former))
-        _tag(
-            client,
-            model,
-            best,
-            {"former": None, "since": None, "demoted_by": former, "rolled_back": _now()},
-        )
-        _tag(client, model, former, {"since": _now(), "demoted_by": None, "rolled_back": None})
+        demotion = {"former": None, "since": None, "demoted_by": former, "rolled_back": _now()}
+        _set_tags(client, model, best, demotion)
+        promotion = {"since": _now(), "demoted_by": None, "rolled_back": None}
+        _set_tags(client, model, former, promotion)
     return best, former
 
 
-def _earlier(model: Registered, number: int, fingerprint: str) -> int:
-    """How many other versions were judged on the same patches."""
+def _count_earlier(model: RegisteredModel, number: int, fingerprint: str) -> int:
+    """Count the other versions that were compared on the same patches."""
     others = [tags for version, tags in model.versions.items() if version != number]
     return sum(tags.get(f"{PREFIX}data") == fingerprint for tags in others)
 
 
-def _already(model: Registered, number: int) -> Outcome:
+def _keep_best(model: RegisteredModel, number: int) -> Outcome:
     unknown = "" if f"{PREFIX}since" in model.versions[number] else "; no promotion is on record"
     return Outcome("already best", f"nothing is done{unknown}", number, number)
 
 
-def _network(config: PromotionConfig, number: int, uri: str) -> Network:
-    """A version's function for the metric; that its card names its patients is known then."""
-    handle = f"models:/{config.model}/{number}"
-    with _naming(handle):
-        network = comparison.open_network(
-            handle, *(("mask", "image") if config.metric in PAINTING else ("image", "mask")), uri
-        )
+def _open_version(config: PromotionConfig, number: int, tracking_uri: str) -> Network:
+    """Open a version's function for the metric; the card is checked to name its patients."""
+    model_uri = f"models:/{config.model}/{number}"
+    direction = ("mask", "image") if config.metric in SYNTHESIS_METRICS else ("image", "mask")
+    with _naming_version(model_uri):
+        network = comparison.open_network(model_uri, *direction, tracking_uri)
     if "train_patients" not in network.card:
         raise TrackingError(
-            f"{handle}: its card names no patients of its training, so none is known to be new to "
-            "it"
+            f"{model_uri}: its card does not name the patients of its training, so no patient is "
+            "known to be new to it"
         )
     return network
 
 
-def _data(config: PromotionConfig, candidate: Network) -> DataConfig:
-    """What the candidate's card says, without what only a training has, under what the
-    config says.
+def _evaluation_data(config: PromotionConfig, candidate: Network) -> DataConfig:
+    """Merge the config's data settings over those of the candidate's card.
+
+    Settings that only a training uses are dropped.
     """
-    known = candidate.card.get("config", {}).get("data", {}) | {"added": {}, "split_file": None}
+    of_card = candidate.card.get("config", {}).get("data", {}) | {"added": {}, "split_file": None}
     if config.data.keys() & {"name", "root"}:
-        known["records"] = None  # which would be read in their place
+        of_card["records"] = None  # otherwise they would be read instead of the named archive
     try:
-        return DataConfig.model_validate(_merged(known, config.data))
+        return DataConfig.model_validate(_merge(of_card, config.data))
     except ValidationError as error:
         raise ConfigError(
-            f"data, with what the card of {candidate.handle} says: {configuration.describe(error)}"
+            f"data, with what the card of {candidate.uri} says: {configuration.describe(error)}"
         ) from None
 
 
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    both = {
-        key: _merged(below[key], value)
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested dicts; where both have a value, that of `above` stays."""
+    sections = {
+        key: _merge(below[key], value)
         for key, value in above.items()
         if isinstance(value, dict) and isinstance(below.get(key), dict)
     }
-    return {**below, **above, **both}
+    return {**below, **above, **sections}
 
 
 def _scores(network: Network, patches: Patches, config: PromotionConfig) -> NDArray[np.float64]:
-    with _naming(network.handle):
-        if config.metric in PAINTING:
+    """Return the metric of each patch."""
+    with _naming_version(network.uri):
+        if config.metric in SYNTHESIS_METRICS:
             images = network.run("mask", "image", patches.masks.astype(np.float32))
             return synthesis.per_image(patches.images, images, patches.masks)[config.metric]
         masks = network.run("image", "mask", patches.images)
@@ -364,66 +393,73 @@ def _scores(network: Network, patches: Patches, config: PromotionConfig) -> NDAr
 
 
 @contextmanager
-def _naming(handle: str) -> Iterator[None]:
-    """An export's fault names its folder; here it is a version's."""
+def _naming_version(model_uri: str) -> Iterator[None]:
+    """Make errors of an export, which name its folder, name the version instead."""
     try:
         yield
     except ExportError as error:
-        raise TrackingError(f"{handle}: {error}") from error
+        raise TrackingError(f"{model_uri}: {error}") from error
 
 
-def _settle(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
-    """Move the alias, if it still is where the candidate was compared with it, and
-    write the audit.
+def _apply(outcome: Outcome, config: PromotionConfig, uri: str) -> Outcome:
+    """Move the alias and write the audit.
+
+    The promotion is refused if the alias has moved since the comparison.
     """
     number = outcome.candidate
     best = outcome.best
-    with store.registry(uri) as client:
-        model = registered(client, uri, config.model)
+    with store.open_registry(uri) as client:
+        model = find_model(client, uri, config.model)
         now = model.aliases.get(ALIAS)
         if now == number:  # another promotion of the same version, whose audit stays
-            return _already(model, number)
+            return _keep_best(model, number)
         if now != best:
             reason = (
                 f"meanwhile the alias {ALIAS} moved from version {best or '-'} to version "
                 f"{now or '-'}"
             )
-            outcome = Outcome("refused", reason, number, best, outcome.judged)
-        moves: dict[str, Any] = {}
+            outcome = replace(outcome, decision="refused", reason=reason)
+        promotion: dict[str, Any] = {}
         if outcome.decision != "refused":
-            # The alias first: the audit may miss a move, but never tells of one that was not made.
+            # The alias moves first: the audit may lack a move, but never tells of one that was not
+            # made.
             client.set_registered_model_alias(config.model, ALIAS, str(number))
-            moves = {"former": best, "since": _now(), "demoted_by": None, "rolled_back": None}
+            promotion = {"former": best, "since": _now(), "demoted_by": None, "rolled_back": None}
             if best is not None:
-                _tag(client, model, best, {"demoted_by": number, "since": None})
-        _tag(client, model, number, _verdict(outcome, config) | moves)
+                _set_tags(client, model, best, {"demoted_by": number, "since": None})
+        _set_tags(client, model, number, _audit_tags(outcome, config) | promotion)
     return outcome
 
 
-def _verdict(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
-    """Tags; None: none, and one of an earlier verdict goes."""
-    judged = outcome.judged
-    numbers: dict[str, Any] = dict.fromkeys(NUMBERS)
-    if judged:
-        gain = judged.gain
-        numbers |= {"gain": f"{gain.difference:.6g}", "comparisons": judged.comparisons}
-        if np.isfinite(gain.p):
-            numbers |= {"interval": f"[{gain.low:.6g}, {gain.high:.6g}]", "p": f"{gain.p:.6g}"}
-        numbers |= {
-            "patients": judged.patients,
-            "images": judged.images,
-            "data": judged.fingerprint,
-            "archive": judged.archive,
+def _audit_tags(outcome: Outcome, config: PromotionConfig) -> dict[str, Any]:
+    """Return the tags of a decision; None removes the tag of an earlier decision."""
+    evaluation = outcome.evaluation
+    tags: dict[str, Any] = {
+        "decision": outcome.decision,
+        "reason": outcome.reason,
+        "against": outcome.best,
+        **dict.fromkeys(EVALUATION_TAGS),
+    }
+    if evaluation:
+        gain = evaluation.gain
+        tags |= {
+            "gain": f"{gain.difference:.6g}",
+            "comparisons": evaluation.comparisons,
+            "patients": evaluation.patients,
+            "images": evaluation.images,
+            "data": evaluation.fingerprint,
+            "archive": evaluation.archive,
+            "metric": config.metric,
+            "min_gain": config.min_gain,
+            "alpha": config.alpha,
         }
-        numbers |= {"metric": config.metric, "min_gain": config.min_gain, "alpha": config.alpha}
-    return (
-        {"decision": outcome.decision, "reason": outcome.reason, "against": outcome.best}
-        | numbers
-        | {"date": _now()}
-    )
+        if np.isfinite(gain.p):
+            tags |= {"interval": f"[{gain.low:.6g}, {gain.high:.6g}]", "p": f"{gain.p:.6g}"}
+    return tags | {"date": _now()}
 
 
-def _tag(client: Any, model: Registered, number: int, values: Mapping[str, Any]) -> None:
+def _set_tags(client: Any, model: RegisteredModel, number: int, values: Mapping[str, Any]) -> None:
+    """Set the tags of a version; None deletes a tag."""
     for key, value in values.items():
         if value is not None:
             client.set_model_version_tag(model.name, str(number), f"{PREFIX}{key}", str(value))

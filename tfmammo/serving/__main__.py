@@ -1,13 +1,14 @@
-"""Serve networks, the case chain and synthesisers.
+"""Serve networks, CAD pipelines and editors.
 
 python -m tfmammo.serving register --config configs/serving_case.yaml --set
-case.detector=runs/ssd/fold0 python -m tfmammo.serving run --model models:/tfmammo-case@best --port
-5001 python -m tfmammo.serving layout --model models:/tfmammo-can@best --output DIR
+                                   case.detector=runs/ssd/fold0
+python -m tfmammo.serving run --model models:/tfmammo-case@best --port 5001
+python -m tfmammo.serving layout --model models:/tfmammo-can@best --output DIR
 
-`register` copies the exports that a config names into a new version of a registered model, and
-gives it the config's alias. `run` answers requests; `mlflow models serve --env-manager local -m
-MODEL` does too, without limits, short errors and /metrics. `layout` writes an export's SavedModels
-as TensorFlow Serving wants them: DIR/NAME-FUNCTION/VERSION/ and DIR/models.config.
+`register` copies the exports that a config names into a new version of a registered model, which
+gets the config's alias. `run` answers requests. `mlflow models serve --env-manager local -m MODEL`
+does too, but without limits, short errors and /metrics. `layout` writes an export's SavedModels in
+TensorFlow Serving's layout: DIR/NAME-FUNCTION/VERSION/ and DIR/models.config.
 """
 
 from __future__ import annotations
@@ -33,45 +34,49 @@ from tfmammo.tracking.store import store_uri
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    chosen = _parser().parse_args(arguments)
-    work = {"register": _register, "run": _run, "layout": _layout}[chosen.command]
-    cli.run(lambda: work(chosen))
+    """Run the command; an error becomes one line on stderr and exit code 2."""
+    options = _make_parser().parse_args(arguments)
+    work = {"register": _register, "run": _run, "layout": _layout}[options.command]
+    cli.run(lambda: work(options))
 
 
 def register(config: ServiceConfig) -> str:
-    """Make a service a new version of tfmammo-NAME.
+    """Register a service as a new version of tfmammo-NAME.
 
     Returns:
         The version.
 
-    Raises as `pictures.gathered`, `tracking.register_service`.
+    Raises:
+        TfmammoError: A model can't be found or loaded, or the store can't be reached.
     """
     with tempfile.TemporaryDirectory() as folder:
-        pictures.gathered(config, Path(folder))
-        # for its complaints: what can't be loaded here can't be there
-        pictures.Service.load(pictures.unpacked(Path(folder)))
+        pictures.gather(config, Path(folder))
+        # A service that can't be loaded here can't be loaded by a server either.
+        pictures.Service.load(pictures.unpack(Path(folder)))
         store = TrackingConfig(uri=config.tracking_uri)
         return models.register_service(
             f"tfmammo-{config.name}", Path(folder), saving.save_service, store, config.alias
         )
 
 
-def lay_out(handle: str, output: Path, version: int = 1, uri: str | None = None) -> list[Path]:
+def lay_out(
+    model_uri: str, output: Path, version: int = 1, tracking_uri: str | None = None
+) -> list[Path]:
     """Write an export's SavedModels in TensorFlow Serving's layout.
 
     Args:
-        handle: As for `tracking.resolve`.
+        model_uri: As for `models.resolve`.
         output: A new or empty folder.
-        version: The number that the server goes by.
+        version: TensorFlow Serving's number of this version.
+        tracking_uri: MLflow's store; None: the environment's.
 
     Returns:
         The folders with the SavedModels.
 
     Raises:
-        TrackingError: The handle leads to no export, or the folder is not empty.
+        TrackingError: The URI leads to no export, or the folder is not empty.
     """
-    source = models.resolve(handle, uri)
+    source = models.resolve(model_uri, tracking_uri)
     card = export.read_card(source)
     if output.exists() and any(output.iterdir()):
         raise TrackingError(f"{output}: is not empty")
@@ -89,32 +94,21 @@ def lay_out(handle: str, output: Path, version: int = 1, uri: str | None = None)
     return [output / name / str(version) for name in names]
 
 
-def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        prog="python -m tfmammo.serving",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _make_parser() -> cli.Parser:
+    parser = cli.make_command_parser("tfmammo.serving", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     registering = commands.add_parser(
-        "register", help="a new version of a registered model, from a config"
+        "register", help="register a new version of a model, from a config"
     )
-    registering.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE",
-        help="a YAML file such as configs/serving_case.yaml",
-    )
-    registering.add_overrides("name=case")
-    running = commands.add_parser("run", help="answer requests")
+    registering.add_config("a YAML file such as configs/serving_case.yaml", example="name=case")
+    running = commands.add_parser("run", help="serve a model over HTTP")
     running.add_argument(
         "--model",
         required=True,
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, or a folder of MLflow's",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, or the folder of an MLflow model",
     )
     running.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)"
+        "--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)"
     )
     running.add_argument("--port", type=int, default=5001)
     running.add_argument(
@@ -128,22 +122,24 @@ def _parser() -> cli.Parser:
         nargs="+",
         default=[],
         metavar="HOST",
-        help="names of this server that requests may be sent to",
+        help="further host names of this server that requests may be sent to",
     )
-    laying = commands.add_parser("layout", help="SavedModels for TensorFlow Serving")
-    laying.add_argument(
+    laying_out = commands.add_parser("layout", help="write SavedModels for TensorFlow Serving")
+    laying_out.add_argument(
         "--model", required=True, help="a run's folder, an export, models:/NAME@ALIAS"
     )
-    laying.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
-    laying.add_argument(
+    laying_out.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="a new folder"
+    )
+    laying_out.add_argument(
         "--version",
         type=int,
         default=1,
         metavar="N",
         help="the server's number of this version (1)",
     )
-    for each in (running, laying):
-        each.add_argument(
+    for command in (running, laying_out):
+        command.add_argument(
             "--tracking-uri",
             metavar="URI",
             help="MLflow's store (MLFLOW_TRACKING_URI, else mlflow.db here)",
@@ -157,27 +153,29 @@ def _positive(text: str) -> int:
     return value
 
 
-def _register(chosen: argparse.Namespace) -> None:
-    config = configuration.parse(ServiceConfig, chosen.config, chosen.set)
+def _register(options: argparse.Namespace) -> None:
+    config = configuration.parse(ServiceConfig, options.config, options.set)
     version = register(config)
     print(f"models:/tfmammo-{config.name}@{config.alias} is version {version}")
 
 
-def _run(chosen: argparse.Namespace) -> None:
-    from tfmammo.serving import server  # the extra `serve`
+def _run(options: argparse.Namespace) -> None:
+    from tfmammo.serving import server  # needs the extra `serve`
 
-    # which MLflow's loading goes by
-    os.environ["MLFLOW_TRACKING_URI"] = store_uri(chosen.tracking_uri)
+    # MLflow loads models from the store that this variable names.
+    os.environ["MLFLOW_TRACKING_URI"] = store_uri(options.tracking_uri)
     try:
         server.run(
-            chosen.model, chosen.host, chosen.port, chosen.limit, chosen.parallel, chosen.name
+            options.model, options.host, options.port, options.limit, options.parallel, options.name
         )
     except MlflowException as error:
-        raise TrackingError(f"{chosen.model}: can't be served ({server.sentence(error)})") from None
+        raise TrackingError(
+            f"{options.model}: can't be served ({server.short_message(error)})"
+        ) from None
 
 
-def _layout(chosen: argparse.Namespace) -> None:
-    for folder in lay_out(chosen.model, chosen.output, chosen.version, chosen.tracking_uri):
+def _layout(options: argparse.Namespace) -> None:
+    for folder in lay_out(options.model, options.output, options.version, options.tracking_uri):
         print(folder)
 
 

@@ -1,6 +1,4 @@
-"""uvicorn with an end to waiting: for a request's header, for a client to read its answer,
-for the server to stop.
-"""
+"""uvicorn with time limits: for a request's header, for reading an answer, for stopping."""
 
 from __future__ import annotations
 
@@ -12,68 +10,71 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-MOST = 512  # connections; beyond, the one that has waited longest for its header makes room
-# from the begin of a connection, or of a further request over it, to the end of a header
+# With more connections, the one that has waited longest for its header is closed.
+MAX_CONNECTIONS = 512
+# From the start of a connection, or of its next request, to the end of the header.
 HEADER_SECONDS = 10
-# between two requests over one connection; more than clients keep theirs, so that they close it
+# Between two requests of one connection; longer than clients wait, so that they close it first.
 IDLE_SECONDS = 75
-READING_SECONDS = 30  # that a client may leave an answer unread
-STOPPING_SECONDS = 5  # from a signal to the end; requests are told at once
+READING_SECONDS = 30  # a client may leave an answer unread
+STOPPING_SECONDS = 5  # from a signal to the end; requests under way are answered at once
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1 over one connection, cut off where nothing comes of it."""
+    """uvicorn's HTTP/1.1 over one connection, which is closed when a time limit has passed."""
 
     # when it began to wait for a header; None while a request is under way
     since: float | None = None
-    begun = True  # whether something has come since, or has to come
+    # whether a byte of the header has come; for a new connection, as if it had
+    begun = True
     limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See asyncio."""
+        """Start the time limit; close another connection if there are too many."""
         super().connection_made(transport)
-        if len(self.connections) >= MOST:
+        if len(self.connections) >= MAX_CONNECTIONS:
             waiting = [
-                one
-                for one in self.connections
-                if isinstance(one, Connection) and one.since is not None
+                connection
+                for connection in self.connections
+                if isinstance(connection, Connection) and connection.since is not None
             ]
-            min(waiting, key=lambda one: one.since or 0.0, default=self).transport.abort()
+            longest = min(waiting, key=lambda waiter: waiter.since or 0.0, default=self)
+            longest.transport.abort()
         self._await_header(HEADER_SECONDS)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio."""
+        """Shorten the time limit at the first byte of a further request."""
         if self.since is not None and not self.begun:
             self.begun = True
             self._limit(HEADER_SECONDS, self.since)
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio."""
+        """Cancel the time limit."""
         self._forget_limit()
         super().connection_lost(exc)
 
     def handle_events(self) -> None:
-        """What uvicorn does with what has come; a whole header begins a request."""
+        """Handle what has come; a complete header starts a request and ends its time limit."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before and not self.cycle.response_complete:
             self._forget_limit()
 
     def on_response_complete(self) -> None:
-        """An answer is written; the next header may come."""
+        """Start the time limit for the next header: an answer is complete."""
         super().on_response_complete()
         if self.cycle.response_complete:
             self.begun = False
             self._await_header(IDLE_SECONDS)
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """Start the time limit for reading: the client does not read its answer."""
         super().pause_writing()
         self._limit(READING_SECONDS)
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Cancel the time limit for reading: the client reads again."""
         super().resume_writing()
         if self.cycle is None or self.cycle.response_complete:
             self._await_header(IDLE_SECONDS)
@@ -97,25 +98,26 @@ class Connection(H11Protocol):
             self.limit = None
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
 
     Raises:
-        OSError: The port is taken, or the address is not this machine's.
+        OSError: The port is in use, or the address is not this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=MOST)
+        return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
-        raise OSError(f"{host}:{port}: can't be listened on ({error.strerror or error})") from None
+        raise OSError(f"{host}:{port}: can't listen there ({error.strerror or error})") from None
 
 
 def serve(app: Any, listener: socket.socket, stopping: Callable[[], None] = lambda: None) -> None:
-    """Answer until a signal.
+    """Answer requests until a signal.
 
     Args:
         app: An ASGI application.
-        stopping: Called when it comes.
+        listener: The listening socket.
+        stopping: Called when the signal arrives.
     """
     config = uvicorn.Config(
         app,
@@ -123,7 +125,7 @@ def serve(app: Any, listener: socket.socket, stopping: Callable[[], None] = lamb
         access_log=False,
         http=Connection,
         ws="none",
-        limit_concurrency=MOST,
+        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOPPING_SECONDS,
     )
@@ -131,10 +133,11 @@ def serve(app: Any, listener: socket.socket, stopping: Callable[[], None] = lamb
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which says when it begins to stop.
+    """uvicorn's server, with a call when it begins to stop.
 
     Args:
-        stopping: Called then.
+        config: uvicorn's settings.
+        stopping: Called when the server begins to stop.
     """
 
     def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
@@ -142,6 +145,6 @@ class Server(uvicorn.Server):
         self.stopping = stopping
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
+        """Call `stopping`, then shut down as uvicorn does."""
         self.stopping()
         await super().shutdown(sockets)

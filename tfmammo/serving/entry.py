@@ -1,4 +1,4 @@
-"""What MLflow loads as a model that takes pictures: from this text, so that nothing is pickled.
+"""The pyfunc model of a service, which MLflow loads from this text, so that nothing is pickled.
 
 The package must be installed.
 """
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfmammo.serving.pictures import Answer, Service, go_on, unpacked
+from tfmammo.errors import TfmammoError
+from tfmammo.serving.pictures import Answer, Service, check_cancelled, unpack
 
 # isort: split
 from mlflow.exceptions import MlflowException
@@ -19,23 +20,23 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from tfmammo.serving.saving import SERVICE
 
-# MLflow warns, past any filter, that it does not check such requests: they are checked here.
+# MLflow warns, past any filter, that it does not check such requests. They are checked here.
 with warnings.catch_warnings(record=True):
 
     class Pictures(PythonModel):
         """A service behind MLflow's `predict`.
 
         Attributes:
-            pictures: That its inputs are a list of them.
-            proceed: See `go_on`.
+            pictures: Tells the server that the inputs must be a list of objects.
+            proceed: Called before each part of the work, see `check_cancelled`.
         """
 
         pictures = True
-        proceed: Callable[[], None] = staticmethod(go_on)
+        proceed: Callable[[], None] = staticmethod(check_cancelled)
 
         def load_context(self, context: PythonModelContext) -> None:
-            """Read the artifact "service", a folder that `pictures.gathered` made."""
-            self.service = Service.load(unpacked(Path(context.artifacts[SERVICE])))
+            """Load the artifact "service", a folder that `pictures.gather` made."""
+            self.service = Service.load(unpack(Path(context.artifacts[SERVICE])))
 
         def predict(
             self,
@@ -43,16 +44,14 @@ with warnings.catch_warnings(record=True):
             model_input: list[dict[str, Any]],
             params: dict[str, Any] | None = None,
         ) -> list[Answer]:
-            """See tfmammo.serving.pictures.
+            """Answer images, see tfmammo.serving.pictures.
 
             Raises:
-                MlflowException: What can't be answered, with status 400.
+                MlflowException: The request can't be answered, with status 400.
             """
             try:
                 return self.service.answer(model_input, self.proceed)
-            except ValueError as error:
-                if not type(error).__module__.startswith("tfmammo"):
-                    raise
+            except TfmammoError as error:
                 raise MlflowException.invalid_parameter_value(str(error)) from None
 
 

@@ -1,14 +1,12 @@
-"""What the model server and the studio share: a private folder for what comes in, a clean
-end, and who may ask.
+"""What the model server and the studio share: a private folder, a clean end, and who may ask.
 
-A browser on this machine reaches what listens on 127.0.0.1, and so does any page in it: by a form,
-or under a name of the page's own that suddenly leads here (DNS rebinding). `SameOrigin` answers
-only requests to a name that is ours, from pages that are ours.
+A browser on this machine reaches what listens on 127.0.0.1, and so does any page in that browser:
+by a form, or by a host name of the page that suddenly leads to this machine (DNS rebinding).
+`SameOrigin` answers only requests to a name of this server, from its own pages.
 """
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import json
 import os
@@ -23,9 +21,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-NAMES = ("127.0.0.1", "localhost", "::1")
+from tfmammo import filesystem
+
+LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 LOCK = ".alive"
-OLD = 24 * 3600  # s after which a folder without a lock is a leftover, too
+LEFTOVER_SECONDS = 24 * 3600  # age at which a folder without a lock file is a leftover, too
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -35,17 +35,22 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @contextmanager
 def private_folder(prefix: str) -> Iterator[Path]:
-    """A folder for all temporary files of this process, mode 0700, removed at the end.
+    """Provide a folder, mode 0700, for all temporary files of this process; remove it at the end.
 
-    Folders of the same prefix whose process was killed are removed first: their lock is free.
+    Folders of the same prefix whose process was killed are removed first: their locks are free.
+
+    Raises:
+        OSError: The folder can't be locked, as on a file system without locks.
     """
-    _sweep(prefix)
+    _remove_leftovers(prefix)
     before = tempfile.tempdir
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     tempfile.tempdir = str(folder)
     try:
         with (folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Without a lock, another process would take the folder for a leftover.
+            if not filesystem.take_lock(lock):
+                raise OSError(f"{folder}: can't be locked; TMPDIR can name another folder")
             yield folder
     finally:
         tempfile.tempdir = before
@@ -54,9 +59,7 @@ def private_folder(prefix: str) -> Iterator[Path]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, SIGTERM ends the process as Ctrl-C does, so that the folder goes; its exit code is
-    143.
-    """
+    """Make SIGTERM end the process like Ctrl-C, so that its folder is removed; exit code 143."""
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield
@@ -65,40 +68,40 @@ def stoppable() -> Iterator[None]:
 
 
 class SameOrigin:
-    """An ASGI application that answers only requests to one of its names, and none that another
-    site's page sends.
+    """An ASGI application that answers only requests to its names, from its own pages.
 
-    An address in numbers is always a name of ours: no other site can have it.
+    A numeric address is always accepted: no other site can have it as a name.
 
     Args:
-        app: What answers.
-        names: That the machine is reached by, besides its own.
+        app: The application that answers.
+        names: Further host names of this machine.
     """
 
     def __init__(self, app: Application, names: Collection[str] = ()) -> None:
         self.app = app
         self.names = {
-            name.lower() for name in (*NAMES, *names, socket.gethostname(), socket.getfqdn())
+            name.lower() for name in (*LOCAL_NAMES, *names, socket.gethostname(), socket.getfqdn())
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Answer or refuse a request, see ASGI."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        if reason := self._refused(scope["headers"]):
+        if reason := self._find_fault(scope["headers"]):
             return await refuse(403, reason, send, scope["type"])
         await self.app(scope, receive, _without_cors(send))
 
-    def _refused(self, headers: Collection[tuple[bytes, bytes]]) -> str:
+    def _find_fault(self, headers: Collection[tuple[bytes, bytes]]) -> str:
+        """Return why a request is refused; empty if it is not."""
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
-        if len(hosts) != 1 or not self._ours(hosts[0]):
-            return "the Host of the request is no name of this server"
+        if len(hosts) != 1 or not self._is_own(hosts[0]):
+            return "the Host of the request is not a name of this server"
         if any(urlsplit(origin).netloc.lower() != hosts[0].lower() for origin in origins):
             return "the request comes from a page of another site"
         return ""
 
-    def _ours(self, host: str) -> bool:
+    def _is_own(self, host: str) -> bool:
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
@@ -107,7 +110,7 @@ class SameOrigin:
 
 
 async def refuse(status: int, sentence: str, send: Send, kind: str = "http") -> None:
-    """Answer a request with an error, and end its connection: what it still sends is not read."""
+    """Answer a request with an error and close its connection; the rest of it is not read."""
     if kind == "websocket":
         return await send({"type": "websocket.close", "code": 1008})
     body = json.dumps({"error": sentence}).encode()
@@ -121,9 +124,9 @@ async def refuse(status: int, sentence: str, send: Send, kind: str = "http") -> 
 
 
 def _without_cors(send: Send) -> Send:
-    """What it sends lets no other site read it, whatever the application says."""
+    """Drop the headers by which an application would let other sites read its answers."""
 
-    async def sent(message: MutableMapping[str, Any]) -> None:
+    async def send_filtered(message: MutableMapping[str, Any]) -> None:
         if "headers" in message:
             kept = [
                 pair
@@ -133,7 +136,7 @@ def _without_cors(send: Send) -> Send:
             message = {**message, "headers": kept}
         await send(message)
 
-    return sent
+    return send_filtered
 
 
 def _is_address(name: str) -> bool:
@@ -143,20 +146,21 @@ def _is_address(name: str) -> bool:
         return False
 
 
-def _sweep(prefix: str) -> None:
+def _remove_leftovers(prefix: str) -> None:
     """Remove the folders of this user's processes that were killed."""
+    # A symbolic link, or another user's folder, is never touched.
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         try:
             if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not folder.is_dir():
                 continue
             if not (folder / LOCK).exists():
-                if time.time() - folder.stat().st_mtime > OLD:
+                if time.time() - folder.stat().st_mtime > LEFTOVER_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)
                 continue
             with (folder / LOCK).open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # it is in use, or gone already
+                if filesystem.take_lock(lock):
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # it has just been removed
             continue
 
 

@@ -1,6 +1,6 @@
-"""What the model registry stores: a pyfunc from code, beside the exports that it reads.
+"""Save a service for the model registry, and check the code of models before they are loaded.
 
-Nothing is pickled.
+A model is stored as code and the exports that it reads. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from mlflow.models import Model
 
 from tfmammo import __version__
 from tfmammo.errors import ConfigError
-from tfmammo.tracking.pyfunc import NETWORKS, conda_environment
+from tfmammo.tracking.pyfunc import NETWORKS, make_conda_environment
 
 ENTRY = Path(__file__).with_name("entry.py")
-SERVICE = "service"  # the artifact of a model that takes pictures
-# SHA-256 of both files as earlier versions of this package registered them. A change of either adds
-# what it was when it was last released.
-EARLIER = {
+SERVICE = "service"  # the artifact of a model that takes images
+# SHA-256 of both files as earlier versions of this package registered them. Whoever changes one of
+# the files adds the hash of the last release.
+EARLIER_HASHES = {
     "pyfunc_model.py": (
         "c0c98b24a31169f657c4d98922e987a52efc6194541e150708086daa83b0eba6",
         "2071ddbe1207f5f2502ade175a668fbc5d4b39960080c0f877394345d9150325",
@@ -31,11 +31,11 @@ EARLIER = {
         "ee7b9f133ea73de01b0a1215e5ca40a05a9f24bda9c4b1362346620c7bbfc1c7",
     ),
 }
-# how MLflow calls a model whose code it keeps as text
+# MLflow's loader of a model that is stored as code
 FROM_CODE = "mlflow.pyfunc.loaders.code_model"
-# What MLflow writes of such a model, and all that it reads: "code" and "data" would name further
-# files that it runs.
-KEYS = {
+# All keys that MLflow writes for such a model. Others, such as "data", could name further files
+# that MLflow runs. So does "code", which must be empty.
+FLAVOR_KEYS = {
     "artifacts",
     "code",
     "cloudpickle_version",
@@ -48,28 +48,33 @@ KEYS = {
 
 
 def save_service(path: Path, directory: Path, run_id: str) -> None:
-    """Save a folder that `pictures.gathered` made so that a server with this package answers
-    pictures with it.
+    """Save a service as an MLflow model.
+
+    Args:
+        path: Folder of the new model.
+        directory: A folder that `pictures.gather` made.
+        run_id: MLflow's run that the model belongs to.
     """
     with warnings.catch_warnings(record=True):  # see tfmammo.serving.entry
         mlflow.pyfunc.save_model(
             str(path),
             python_model=str(ENTRY),
             artifacts={SERVICE: str(directory)},
-            conda_env=conda_environment(f"tfmammo=={__version__}"),
+            conda_env=make_conda_environment(f"tfmammo=={__version__}"),
             mlflow_model=Model(run_id=run_id),
         )
 
 
 def check(folder: Path, name: str) -> None:
-    """Make sure that MLflow will run nothing from a model's folder but a file of this package.
+    """Make sure that MLflow runs nothing from a model's folder but a file of this package.
 
     Args:
-        name: Of the model, for the error.
+        folder: MLflow's folder of the model.
+        name: Name of the model, for the error.
 
     Raises:
-        ConfigError: It would.
-        MlflowException: There is no model.
+        ConfigError: The model holds other code, or a pickle.
+        MlflowException: There is no model in the folder.
     """
     if not (folder / "MLmodel").is_file():
         raise MlflowException(f"there is no model of MLflow's in {folder.name}")
@@ -77,20 +82,22 @@ def check(folder: Path, name: str) -> None:
     code = flavor.get("model_code_path")
     if flavor.get("loader_module") != FROM_CODE or not code:
         raise ConfigError(
-            f"{name}: is not kept as code and SavedModels but as a pickle or of another "
-            "framework, which is never loaded"
+            f"{name}: is not stored as code and SavedModels but as a pickle or by another "
+            "framework; such models are never loaded"
         )
     path = folder / Path(code).name
-    known = {hashlib.sha256(own.read_bytes()).hexdigest() for own in (NETWORKS, ENTRY)}.union(
-        *EARLIER.values()
-    )
-    if (
-        set(flavor) - KEYS
-        or flavor.get("code")
-        or path.is_symlink()
-        or hashlib.sha256(path.read_bytes()).hexdigest() not in known
-    ):
+    has_other_code = bool(set(flavor) - FLAVOR_KEYS or flavor.get("code") or path.is_symlink())
+    if has_other_code or _hash(path) not in _own_hashes():
         raise ConfigError(
-            f"{name}: its code is not of this package (pyfunc_model.py, entry.py), so that it is "
-            "not run; register it anew"
+            f"{name}: its code is not that of this package (pyfunc_model.py, entry.py), so it is "
+            "not run; register the model again"
         )
+
+
+def _own_hashes() -> set[str]:
+    """Return the hashes of the files of this package, and of its earlier versions."""
+    return {_hash(NETWORKS), _hash(ENTRY)}.union(*EARLIER_HASHES.values())
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,18 +1,17 @@
-"""A registered model over HTTP: MLflow's own protocol, with what a server for patients'
-pictures needs around it.
+"""Serve a registered model over HTTP: MLflow's protocol, with the limits that patients' data need.
 
-    POST /invocations   {"inputs": ...}, with "params" where a model has them, as `mlflow models
-    serve` takes it -> {"predictions": ...}
+    POST /invocations       {"inputs": ...}, with "params" if the model has them, as `mlflow models
+                            serve` takes it -> {"predictions": ...}
     GET  /health, /ping     200 while the model is loaded
     GET  /metrics           Prometheus: a histogram of seconds by status, requests under way
-    GET  /version           of MLflow, as its own server
+    GET  /version           MLflow's version, as MLflow's own server answers it
 
-What can't be answered is {"error": "one sentence"} with a 4xx status, in which nothing of the
+A request that can't be answered gets {"error": "one sentence"} with a 4xx status; nothing of the
 request is repeated. A body larger than the limit, or of unknown length, is refused before it is
-read (413, 411), one that comes too slowly is given up (408), and where too many are under way
-already a request is turned away (503). Bodies wait on disk, nameless, and are parsed in a process
-of its own (`parsing`), so that memory does not follow from what somebody sends. Where the client
-has gone, work stops at the next picture, or patches. No request is logged.
+read (413, 411). A body that comes too slowly is refused (408), and so is a request when too many
+are under way (503). Bodies wait on disk in nameless files and are parsed in another process
+(`parsing`), so that no request can use up the server's memory. When the client has gone, work stops
+at the next image or batch. No request is logged.
 """
 
 from __future__ import annotations
@@ -53,23 +52,24 @@ from tfmammo.serving import connections, local, parsing, saving
 
 log = logging.getLogger(__name__)
 
-# the histogram's bounds
+# bounds of the histogram
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-LONGEST = 500  # characters of an error
-IN_MEMORY = 2**18  # bytes of a body that wait in memory
-SMALL = 2**19  # bytes of a body that is parsed in this process
-ROOM = 16  # limits of bytes that may be under way; further large requests are turned away
-GRACE = 10.0  # s before a body's pace counts
-PACE = 64 * 2**10  # bytes a second that a body must come at
+MAX_ERROR_LENGTH = 500  # characters
+MAX_IN_MEMORY = 2**18  # bytes of a body; a larger one waits on disk
+MAX_INLINE = 2**19  # bytes of a body; a larger one is parsed in another process
+# Large bodies under way may have this many times the limit of one body; further ones are refused.
+MAX_HELD = 16
+GRACE_SECONDS = 10.0  # before MIN_PACE counts
+MIN_PACE = 64 * 2**10  # bytes a second
 PARSING_SECONDS = 120.0
-DRAINING = 5.0  # s
+DRAINING_SECONDS = 5.0
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is not answered.
 
     Attributes:
-        status: Of HTTP.
+        status: HTTP status.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -77,20 +77,20 @@ class Refused(Exception):
         self.status = status
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-# Of the request that a thread works on: set when its client has gone.
+# For the request that a thread works on: set when its client has gone.
 _gone: ContextVar[threading.Event] = ContextVar("_gone")
 
 
-def application(model: PyFuncModel, limit: int, parallel: int) -> FastAPI:
-    """The server's application. app.state.stop ends all requests under way.
+def make_application(model: PyFuncModel, limit: int, parallel: int) -> FastAPI:
+    """Make the server's application; its `app.state.stop` ends all requests under way.
 
     Args:
-        model: Loaded.
-        limit: Bytes of a request's body.
+        model: The loaded model.
+        limit: Largest body of a request, bytes.
         parallel: Requests that are computed at once; others wait.
     """
     app = FastAPI(openapi_url=None)
@@ -105,14 +105,14 @@ def application(model: PyFuncModel, limit: int, parallel: int) -> FastAPI:
     under_way = Gauge(
         "tfmammo_requests_under_way", "Requests that are waiting or computed", registry=metrics
     )
-    work = _Work(model, limit, parallel)
-    app.state.stop = work.stop
+    worker = _Worker(model, limit, parallel)
+    app.state.stop = worker.stop
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
         start = time.perf_counter()
         with under_way.track_inprogress():
-            response = await work.answered(request)
+            response = await worker.respond(request)
         latency.labels(response.status_code).observe(time.perf_counter() - start)
         return response
 
@@ -126,7 +126,7 @@ def application(model: PyFuncModel, limit: int, parallel: int) -> FastAPI:
         return Response(mlflow.__version__, media_type="application/json")
 
     @app.get("/metrics")
-    async def shown() -> Response:
+    async def prometheus_metrics() -> Response:
         return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
 
     return app
@@ -138,39 +138,42 @@ def run(
     """Load a model and serve it until Ctrl-C or SIGTERM, either of which ends it within seconds.
 
     Args:
-        uri: A folder or models:/NAME@ALIAS of MLflow's current store.
-        limit: MB of a request.
-        names: That the machine is reached by, besides its own; where it listens on more than this
-            machine, any will do if none is given.
+        uri: A folder, or models:/NAME@ALIAS of MLflow's current store.
+        host: Address to listen on.
+        port: Port to listen on.
+        limit: Largest request, MB.
+        parallel: Requests that are computed at once; others wait.
+        names: Further host names of this machine. If the server listens on more than this machine
+            and there are none, any name is accepted.
 
     Raises:
         MlflowException: There is no such model.
-        ConfigError: Its code is not this package's.
+        ConfigError: Its code is not that of this package.
+        OSError: The port is in use.
     """
-    with local.stoppable(), _left_at_once(), local.private_folder("tfmammo_serving_") as folder:
-        place = Path(
-            mlflow.artifacts.download_artifacts(
-                uri, dst_path=None if Path(uri).is_dir() else str(folder)
-            )
-        )
-        saving.check(place, uri)
-        app = application(mlflow.pyfunc.load_model(str(place)), limit * 2**20, parallel)
-        if host not in local.NAMES:
+    with local.stoppable(), _exiting_at_once(), local.private_folder("tfmammo_serving_") as folder:
+        target = None if Path(uri).is_dir() else str(folder)
+        model_folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=target))
+        saving.check(model_folder, uri)
+        model = mlflow.pyfunc.load_model(str(model_folder))
+        app = make_application(model, limit * 2**20, parallel)
+        if host not in local.LOCAL_NAMES:
             log.warning(
-                "listening on %s: whoever reaches this address can use the model; there is no "
+                "listening on %s: anybody who reaches this address can use the model; there is no "
                 "password and no encryption",
                 host,
             )
-        guarded = local.SameOrigin(app, names) if names or host in local.NAMES else app
-        with connections.listening(host, port) as listener:
+        guarded = local.SameOrigin(app, names) if names or host in local.LOCAL_NAMES else app
+        with connections.listen(host, port) as listener:
             log.info("serving %s on http://%s:%d", uri, host, port)
             connections.serve(guarded, listener, app.state.stop)
 
 
 @contextmanager
-def _left_at_once() -> Iterator[None]:
-    """A signal ends the process although a network is being computed, which nothing interrupts, and
-    Python would tidy up for seconds.
+def _exiting_at_once() -> Iterator[None]:
+    """Make a signal end the process at once.
+
+    Nothing can interrupt a network that is being computed, and Python's own end takes seconds.
     """
     try:
         yield
@@ -181,35 +184,35 @@ def _left_at_once() -> Iterator[None]:
         os._exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
 
 
-class _Work:
-    """Takes requests in, and computes a few at once."""
+class _Worker:
+    """Receives requests, and computes a few of them at once."""
 
     def __init__(self, model: PyFuncModel, limit: int, parallel: int) -> None:
         self.limit = limit
         self.held = 0
         self.tasks = set[asyncio.Task[Response]]()
-        # MLflow's own checks of `predict` repeat the request in their errors; ours stand in the
-        # models.
+        # MLflow's wrapper of `predict` repeats the request in its errors. The models check requests
+        # themselves.
         self.model = model.unwrap_python_model()
-        self.model.proceed = _proceed
+        self.model.proceed = _check_client
         self.executor = ThreadPoolExecutor(parallel, "request")
         self.stopped = False
 
-    async def answered(self, request: Request) -> Response:
-        """The answer, or why there is none."""
+    async def respond(self, request: Request) -> Response:
+        """Answer a request, or say why not; `stop` cancels it."""
         task = asyncio.ensure_future(self._answer(request))
         self.tasks.add(task)
         try:
             await asyncio.wait((task,))
-            return (
-                _sentence(503, "the server is being stopped") if task.cancelled() else task.result()
-            )
+            if task.cancelled():
+                return _error_response(503, "the server is stopping")
+            return task.result()
         finally:
             task.cancel()
             self.tasks.discard(task)
 
     def stop(self) -> None:
-        """Give up all requests under way; they are told."""
+        """Cancel all requests under way; each gets an answer that says so."""
         self.stopped = True
         for task in self.tasks:
             task.cancel()
@@ -217,195 +220,211 @@ class _Work:
 
     async def _answer(self, request: Request) -> Response:
         try:
-            length = _length(request, self.limit)
+            length = _check_length(request, self.limit)
             with self._reserved(length):
-                body = await _received(request, length)
-                return Response(await self._computed(request, body), media_type="application/json")
-        except Refused as refused:
+                body = await _receive(request, length)
+                answer = await self._compute(request, body)
+                return Response(answer, media_type="application/json")
+        except RequestRefused as refused:
             if refused.status in (413, 415):
-                await _drained(request)
-            return _sentence(refused.status, str(refused))
-        except (ClientDisconnect, Gone):
-            return Response(status_code=400)  # which nobody reads
+                await _drain(request)
+            return _error_response(refused.status, str(refused))
+        except (ClientDisconnect, ClientGone):
+            return Response(status_code=400)  # nobody reads it
         except OSError as error:
-            log.error("a request can't be kept (%s)", error.strerror)
-            return _sentence(503, "the server has no room for the request")
+            log.error("a request can't be stored (%s)", error.strerror)
+            return _error_response(503, "the server has no space for the request")
 
     @contextmanager
     def _reserved(self, length: int) -> Iterator[None]:
-        """Disk for a large body."""
-        length = length if length > SMALL else 0
-        if self.held + length > ROOM * self.limit:
-            raise Refused(503, "too many large requests are under way; try again in a while")
+        """Reserve disk space for a large body.
+
+        Raises:
+            RequestRefused: Too many large bodies are under way.
+        """
+        length = length if length > MAX_INLINE else 0
+        if self.held + length > MAX_HELD * self.limit:
+            raise RequestRefused(503, "too many large requests are under way; try again later")
         self.held += length
         try:
             yield
         finally:
             self.held -= length
             if length and not self.stopped:
-                self.executor.submit(_give_back)
+                self.executor.submit(_trim_memory)
 
-    async def _computed(self, request: Request, body: IO[bytes]) -> str:
+    async def _compute(self, request: Request, body: IO[bytes]) -> str:
+        """Compute the answer in a thread, which learns when the client has gone."""
         gone = threading.Event()
         context = copy_context()
         context.run(_gone.set, gone)
-        watch = asyncio.ensure_future(_watched(request, gone))
+        watch = asyncio.ensure_future(_watch_client(request, gone))
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self.executor, context.run, _predicted, self.model, body
+                self.executor, context.run, _predict, self.model, body
             )
         finally:
             gone.set()
             watch.cancel()
 
 
-def _length(request: Request, limit: int) -> int:
-    """How long a body is said to be.
+def _check_length(request: Request, limit: int) -> int:
+    """Check the header of a request, and return the length of its body in bytes.
 
     Raises:
-        Refused: It need not be read.
+        RequestRefused: The body need not be read.
     """
     kind, _, options = request.headers.get("content-type", "").partition(";")
     if kind.strip().lower() != "application/json":
-        raise Refused(415, "the content type must be application/json")
+        raise RequestRefused(415, "the content type must be application/json")
     if options.strip().lower().replace('"', "") not in ("", "charset=utf-8"):
-        raise Refused(415, "the content type must have no options but charset=utf-8")
+        raise RequestRefused(415, "the content type must have no options but charset=utf-8")
     if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refused(415, "the request must not be compressed (content-encoding)")
+        raise RequestRefused(415, "the request must not be compressed (content-encoding)")
     length = request.headers.get("content-length", "")
     if not length.isdecimal():
-        raise Refused(411, "the request must say how long it is (content-length)")
+        raise RequestRefused(411, "the request must say how long it is (content-length)")
     if len(length) > 15 or int(length) > limit:
-        raise Refused(413, f"the request is larger than {limit / 2**20:g} MB")
+        raise RequestRefused(413, f"the request is larger than {limit / 2**20:g} MB")
     return int(length)
 
 
-async def _received(request: Request, length: int) -> IO[bytes]:
-    """What was sent, on disk where it is not small. Nobody is waited for without end."""
-    body = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  # the thread that reads it closes it
+async def _receive(request: Request, length: int) -> IO[bytes]:
+    """Receive a body; unless it is small, it lies on disk.
+
+    Raises:
+        RequestRefused: It comes too slowly, or is longer than its header says.
+    """
+    # The thread that reads the file closes it.
+    body = tempfile.SpooledTemporaryFile(MAX_IN_MEMORY)  # noqa: SIM115
     parts = request.stream()
     start = time.monotonic()
     size = 0
     try:
         while True:
-            left = start + GRACE + size / PACE - time.monotonic()
+            left = start + GRACE_SECONDS + size / MIN_PACE - time.monotonic()
             part = await asyncio.wait_for(anext(parts, None), max(left, 0))
             if part is None:
                 return body
             size += len(part)
-            if size > length:  # which uvicorn does not let happen
-                raise Refused(400, "the request is longer than it says")
+            if size > length:  # uvicorn should not let this happen
+                raise RequestRefused(400, "the request is longer than its header says")
             body.write(part)
     except TimeoutError:
         body.close()
-        raise Refused(408, "the request came too slowly") from None
+        raise RequestRefused(408, "the request came too slowly") from None
     except BaseException:
         body.close()
         raise
 
 
-async def _drained(request: Request) -> None:
-    """Let a client that sent too much come to its end, so that it reads why, but not for long."""
+async def _drain(request: Request) -> None:
+    """Read the rest of a refused body for a few seconds, so that the client can read the reason."""
     if "content-length" in request.headers:
-        # RuntimeError: it has been read already
+        # RuntimeError: the body has been read already
         with suppress(TimeoutError, ClientDisconnect, RuntimeError):
-            async with asyncio.timeout(DRAINING):
+            async with asyncio.timeout(DRAINING_SECONDS):
                 async for _ in request.stream():
                     pass
 
 
-async def _watched(request: Request, gone: threading.Event) -> None:
+async def _watch_client(request: Request, gone: threading.Event) -> None:
+    """Set the event when the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     gone.set()
 
 
-def _proceed() -> None:
-    """What a model asks before each part of its work."""
+def _check_client() -> None:
+    """Raise ClientGone if nobody waits for the answer.
+
+    Models call this before each part of their work.
+    """
     if _gone.get().is_set():
-        raise Gone
+        raise ClientGone
 
 
-def _predicted(model: Any, body: IO[bytes]) -> str:
-    """The answer as JSON.
+def _predict(model: Any, body: IO[bytes]) -> str:
+    """Return the answer as JSON.
 
     Raises:
-        Refused: There is none. Gone.
+        RequestRefused: The request can't be answered.
+        ClientGone: Nobody waits for the answer.
     """
     with body:
-        _proceed()
+        _check_client()
         try:
-            inputs, params = _values(body)
+            inputs, params = _parse_body(body)
             if getattr(model, "pictures", False) and not isinstance(inputs, list):
-                raise Refused(
-                    400, "inputs must be a list of pictures, each an object with image or pixels"
+                raise RequestRefused(
+                    400, "inputs must be a list of images, each an object with image or pixels"
                 )
             result = io.StringIO()
             scoring_server.predictions_to_json(model.predict(None, inputs, params=params), result)
             return result.getvalue()
         except parsing.BadRequest as error:
-            raise Refused(400, str(error)) from None
+            raise RequestRefused(400, str(error)) from None
         except MlflowException as error:
-            raise Refused(error.get_http_status_code(), sentence(error)) from None
-        except (Refused, Gone):
+            raise RequestRefused(error.get_http_status_code(), short_message(error)) from None
+        except (RequestRefused, ClientGone):
             raise
         except Exception as error:
             # The message may quote the request, the frames do not.
             log.error(
                 "%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
             )
-            raise Refused(
+            raise RequestRefused(
                 400, f"the model can't answer this request ({type(error).__name__})"
             ) from None
 
 
-def _values(body: IO[bytes]) -> parsing.Request:
+def _parse_body(body: IO[bytes]) -> parsing.Request:
     size = body.seek(0, io.SEEK_END)
     body.seek(0)
-    if size <= SMALL:
-        return parsing.parsed(body.read())
-    with tempfile.TemporaryFile() as found:
-        _parsed_apart(body, found)
-        found.seek(0)
-        return parsing.loaded(found)
+    if size <= MAX_INLINE:
+        return parsing.parse(body.read())
+    with tempfile.TemporaryFile() as result:
+        _parse_in_process(body, result)
+        result.seek(0)
+        return parsing.load(result)
 
 
-def _give_back() -> None:
-    """Hand freed memory to the system, which glibc keeps otherwise."""
+def _trim_memory() -> None:
+    """Return freed memory to the system; glibc would keep it."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _parsed_apart(body: IO[bytes], found: IO[bytes]) -> None:
-    """Have a process parse a body into a file, and end it when the client has gone."""
-    # each thread maps memory
+def _parse_in_process(body: IO[bytes], result: IO[bytes]) -> None:
+    """Parse a body into a file in another process, which ends when the client has gone."""
+    # One thread each: every thread would map memory, which is limited.
     environment = os.environ | {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")}
     command = [sys.executable, "-P", parsing.__file__]
     process = subprocess.Popen(
-        command, stdin=body, stdout=found, stderr=subprocess.DEVNULL, env=environment
+        command, stdin=body, stdout=result, stderr=subprocess.DEVNULL, env=environment
     )
     try:
         deadline = time.monotonic() + PARSING_SECONDS
         while process.poll() is None:
-            _proceed()
+            _check_client()
             if time.monotonic() > deadline:
-                raise Refused(413, "the request takes too long to be read")
+                raise RequestRefused(413, "the request takes too long to parse")
             time.sleep(0.01)
     finally:
         process.kill()
         process.wait()
     if process.returncode:
-        raise Refused(413, "the request takes more memory than a request may")
+        raise RequestRefused(413, "the request takes more memory than allowed")
 
 
-def _sentence(status: int, text: str) -> Response:
-    # What is refused before it was read to its end leaves the connection of no use.
+def _error_response(status: int, text: str) -> Response:
+    # After a request that was not read to its end, the connection can't be used again.
     headers = {} if status == 400 else {"connection": "close"}
-    return JSONResponse({"error": " ".join(text.split())[:LONGEST]}, status, headers)
+    return JSONResponse({"error": " ".join(text.split())[:MAX_ERROR_LENGTH]}, status, headers)
 
 
-def sentence(error: MlflowException) -> str:
-    """An error of MLflow without the request that it quotes, before its reason or behind it."""
+def short_message(error: MlflowException) -> str:
+    """Return an error of MLflow without the request, which it quotes before or after its reason."""
     text = (
         str(error.message)
         .rpartition("\nError: ")[2]
@@ -413,4 +432,4 @@ def sentence(error: MlflowException) -> str:
         .partition(". Error: '")[0]
     )
     text = text.partition("Received dictionary")[0].partition(", invalid elements")[0]
-    return " ".join(text.split())[:LONGEST]
+    return " ".join(text.split())[:MAX_ERROR_LENGTH]

@@ -1,12 +1,12 @@
-"""The classifier study's data and trainings: who trains, who chooses the checkpoint, who
-tests, and which patches are synthetic.
+"""The classifier study's data and trainings: subsets, synthetic patches, decay of their share.
 
-The archive's patients are split once (`cli.archive_split`); train/contextual.py splits them alike,
-so that no generator has seen whom the classifier is tested on. Half of the held-out patients choose
-the checkpoints, of generators and of classifiers; the other half test.
+The archive's patients are split once (`datasets.pin_archive_split`). train/contextual.py splits
+them in the same way, so that no generator has seen a patient whom the classifier is tested on. Half
+of the held-out patients choose the checkpoints of generators and of classifiers; the other half
+test.
 
-`Gate` asks a classifier of real patches alone whether a synthetic set is worth training on: whether
-it gives the set's lesions higher scores than the set's normal patches.
+`Gate` asks classifiers of real patches alone whether a synthetic set is worth training on: whether
+they give the set's lesions higher scores than its normal patches.
 """
 
 from __future__ import annotations
@@ -19,68 +19,118 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from tfmammo import (
-    datasets,
-    export,
-)
-from tfmammo.config import DataConfig, Experiment, TrainingConfig
+from tfmammo import datasets, export
+from tfmammo.config import DataConfig, Experiment, Frozen, TrainingConfig
 from tfmammo.data import splits
-from tfmammo.data.labelled import binary_patches, check_binary
-from tfmammo.data.patches import Patches, joined
+from tfmammo.data.labelled import check_binary, make_binary_patches
+from tfmammo.data.patches import Patches
 from tfmammo.errors import ConfigError, DataError, ExportError
 from tfmammo.export import predict
 from tfmammo.metrics.classification import roc_auc
 from tfmammo.models.classifier import Classifier, ClassifierConfig
-from tfmammo.synthesis.patch_set import PatchSet, patch_scale
-from tfmammo.training import loop
+from tfmammo.synthesis.config import Target
+from tfmammo.synthesis.patch_set import PatchSet, describe_scale
+from tfmammo.training import contract, loop
 
 KINDS = ("mass", "calcification")
 
 
+class StudyConfig(Frozen):
+    """A config file of evaluate/classification.py."""
+
+    experiment: Experiment[ClassifierConfig]
+    """The training, as for train/classifier.py. The study replaces its share and seed."""
+    shares: tuple[float, ...] = (0, 0.1, 0.25, 0.5, 0.75, 1)
+    """The shares of synthetic patches at the start of a training. The first is 0, and the others
+    are compared with it.
+    """
+    seeds: tuple[NonNegativeInt, ...] = Field(default=(0, 1, 2), min_length=1)
+    """The seeds of the trainings; each share is trained with each seed."""
+    generators: dict[Target, str] | None = None
+    """"mass", "calcification" and "removal", or some of them -> the model URI of a run of
+    train/contextual.py, whose best weights are taken. null leaves the effects of generators out.
+    """
+    effects: PositiveInt = 500
+    """How many patches, at most, each generator edits."""
+    tsne: NonNegativeInt = 1000
+    """How many patches, at most, of each group the t-SNE figure shows; 0: no figure. Its synthetic
+    patches are test patches that the generators edited.
+    """
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Confidence level of intervals."""
+    samples: PositiveInt = 10_000
+    """Draws of permutation tests."""
+    tracking_uri: str | None = None
+    """The MLflow server of models:/ URIs; null means the environment's. Where it is set, the report
+    is logged there too.
+    """
+    seed: NonNegativeInt = 0
+    """Seed of permutation tests, and of the patches drawn for effects and t-SNE."""
+
+    @model_validator(mode="after")
+    def _check_consistent(self) -> StudyConfig:
+        is_share = [0 <= share <= 1 for share in self.shares]
+        if not self.shares or self.shares[0] != 0 or not all(is_share):
+            raise ValueError(
+                "shares must be numbers from 0 to 1, the first 0, with which the others are "
+                "compared"
+            )
+        if len(set(self.shares)) < len(self.shares) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("shares and seeds must not repeat")
+        if self.experiment.training.steps is None:
+            raise ValueError("experiment.training.steps must be given")
+        return self
+
+
 @dataclass(frozen=True, eq=False)
-class Sides:
-    """Real patches labelled 0 normal and 1 lesion, of disjoint patients."""
+class Subsets:
+    """Real patches, labelled 0 normal and 1 lesion, in three subsets of disjoint patients."""
 
     train: Patches
     validation: Patches
     test: Patches
 
-    def held_out(self) -> set[str]:
-        """The patients that nothing may have been trained on."""
+    def list_held_out_patients(self) -> set[str]:
+        """List the patients that nothing may have been trained on."""
         return {*self.validation.patient_ids.tolist(), *self.test.patient_ids.tolist()}
 
 
-def sides(data: DataConfig, positives: str, output: Path) -> Sides:
-    """The real patches of an archive, split by patient.
+def split_subsets(data: DataConfig, positives: str, output: Path) -> Subsets:
+    """Split the real patches of an archive by patient.
 
     Args:
-        data: Kinds is not read, masses and calcifications are taken.
-        positives: "malignant" or "lesion".
-        output: split.json is written there.
+        data: The archive and its split. `kinds` is not read: masses and calcifications are taken.
+        positives: "malignant" or "lesion", which lesions count.
+        output: The folder of split.json.
 
     Raises:
-        ConfigError: The archive can't be used.
-        ArchiveError: The archive can't be used.
-        DataError: A class is missing on one side.
+        ConfigError: The archive can't be used as the config asks.
+        ArchiveError: The archive can't be read.
+        DataError: A class is missing in a subset.
     """
-    data = datasets.archive_split(data.model_copy(update={"kinds": KINDS}), output)
-    train, held_out = splits.split(
-        datasets.all_patches(data, partial(binary_patches, malignant=positives == "malignant")),
-        data,
-    )
-    validation, test = splits.halves(held_out, datasets.whole_archive(data), data)
+    data = datasets.pin_archive_split(data.model_copy(update={"kinds": KINDS}), output)
+    make_patches = partial(make_binary_patches, malignant=positives == "malignant")
+    train, held_out = splits.split(datasets.load_all_patches(data, make_patches), data)
+    validation, test = splits.halve(held_out, datasets.index_archive(data), data)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         check_binary(part, f"the {name} part")
-    return Sides(train, validation, test)
+    return Subsets(train, validation, test)
 
 
-def synthetic_set(experiment: Experiment[ClassifierConfig], held_out: Iterable[str]) -> PatchSet:
-    """The synthetic patches that an experiment names, if real ones may be trained on beside them.
+def load_synthetic_set(
+    experiment: Experiment[ClassifierConfig], held_out: Iterable[str]
+) -> PatchSet:
+    """Read the synthetic patches that an experiment names, and check them.
+
+    Args:
+        experiment: Names the folder in model.synthetic.
+        held_out: Patients whom neither patches nor generators may know.
 
     Raises:
-        ConfigError: None are named.
-        DataError: As `check_synthetic`, or the folder holds none.
+        ConfigError: The experiment names no folder.
+        DataError: As `check_synthetic`, or the folder holds no synthetic patches.
     """
     model = experiment.model
     if model.synthetic is None:
@@ -88,101 +138,107 @@ def synthetic_set(experiment: Experiment[ClassifierConfig], held_out: Iterable[s
             f"model.synthetic: is missing, model.share={model.share:g} needs a folder that "
             "tfmammo.synthesis.patches wrote"
         )
-    found = PatchSet.read(model.synthetic)
-    check_synthetic(found, held_out, experiment.data)
-    return found
+    synthetic = PatchSet.read(model.synthetic)
+    check_synthetic(synthetic, held_out, experiment.data)
+    return synthetic
 
 
-def check_synthetic(found: PatchSet, held_out: Iterable[str], data: DataConfig) -> None:
-    """Make sure that a synthetic set is one for a training.
+def check_synthetic(synthetic: PatchSet, held_out: Iterable[str], data: DataConfig) -> None:
+    """Refuse a synthetic set that does not fit the real patches.
 
     Args:
+        synthetic: The set.
         held_out: Patients whom neither patches nor generators may know.
-        data: Of the real patches.
+        data: How the real patches were made.
 
     Raises:
         DataError: A class is missing, the patches have another size or other grey values than the
-            real ones, or they or their generators know a patient that is held out.
+            real ones, or they or their generators know a held-out patient.
     """
-    patches = found.patches
-    where = str(found.folder)
+    patches = synthetic.patches
+    folder = str(synthetic.folder)
     size = patches.images.shape[1]
     if size != data.size:
         raise DataError(
-            f"{where}: its patches have {size} px, the real ones {data.size}; train a generator "
+            f"{folder}: its patches have {size} px, the real ones {data.size}; train a generator "
             f"for data.size={data.size}"
         )
-    wanted = patch_scale(data)
-    for scale in found.scales:
-        if scale != wanted:
+    real_scale = describe_scale(data)
+    for scale in synthetic.scales:
+        if scale != real_scale:
             raise DataError(
-                f"{where}: its patches were made with {scale}, the real ones with {wanted}; train "
-                "the generators likewise"
+                f"{folder}: its patches were made with {scale}, the real ones with {real_scale}; "
+                "train the generators in the same way"
             )
-    held = set(held_out)
-    for what, patients in (
-        ("its generators were trained on", found.trained_on),
+    held_out = set(held_out)
+    for relation, patients in (
+        ("its generators were trained on", synthetic.trained_on),
         ("its patches show", patches.patient_ids.tolist()),
     ):
-        if known := held & set(patients):
+        if leaked := held_out & set(patients):
             raise DataError(
-                f"{where}: {what} {len(known)} of the {len(held)} patients held out here; the "
-                "same data section splits alike"
+                f"{folder}: {relation} {len(leaked)} of the {len(held_out)} patients held out "
+                "here; the same data section gives the same split"
             )
-    check_binary(patches.labelled(patches.kinds != "normal"), where)
+    check_binary(patches.with_labels(patches.kinds != "normal"), folder)
 
 
-def with_synthetic(real: Patches, synthetic: Patches) -> Patches:
-    """Real and synthetic patches in the four pools of models.classifier.POOLS.
+def join_synthetic(real: Patches, synthetic: Patches) -> Patches:
+    """Join real and synthetic patches in the four pools of models.classifier.POOLS.
 
     Args:
         real: Labelled 0 and 1.
+        synthetic: With their kinds of lesion.
     """
-    synthetic = synthetic.labelled(2 + (synthetic.kinds != "normal"))
-    together = joined([real, synthetic])
-    return together.labelled(np.concatenate([real.labels, synthetic.labels]), balanced=True)
+    synthetic = synthetic.with_labels(2 + (synthetic.kinds != "normal"))
+    patches = real.concatenate(synthetic)
+    return patches.with_labels(np.concatenate([real.labels, synthetic.labels]), balanced=True)
 
 
 def train(
-    experiment: Experiment[ClassifierConfig], output: Path, found: Sides | None = None
-) -> tuple[dict[str, float], Sides]:
-    """Train one classifier, or go on training it; see `loop.fit`.
+    experiment: Experiment[ClassifierConfig], output: Path, subsets: Subsets | None = None
+) -> tuple[dict[str, float], Subsets]:
+    """Train one classifier, or continue its training; see `loop.fit`.
 
     Args:
-        found: The experiment's sides, where they are known already.
+        experiment: Data, model and training.
+        output: The folder of the training.
+        subsets: The experiment's subsets, if they are split already.
 
     Returns:
-        Its metrics on the validation patches at the last step, and the sides.
-
-    Raises as `loop.fit` and `sides`.
+        The metrics on the validation patches at the last step, and the subsets.
 
     Raises:
-        ConfigError: Synthetic patches are wanted and none named.
+        ConfigError: Synthetic patches are needed and no folder is named; or see `loop.fit`.
+        DataError: See `split_subsets` and `check_synthetic`.
     """
-    found = found or sides(experiment.data, experiment.model.positives, output)
-    patches = found.train
+    subsets = subsets or split_subsets(experiment.data, experiment.model.positives, output)
+    patches = subsets.train
     fitted = experiment
     if experiment.model.share:
-        patches = with_synthetic(patches, synthetic_set(experiment, found.held_out()).patches)
-        experiment = scheduled(experiment, len(patches))
-        fitted = experiment.model_copy(update={"training": _doubled(experiment.training)})
+        synthetic = load_synthetic_set(experiment, subsets.list_held_out_patients())
+        patches = join_synthetic(patches, synthetic.patches)
+        experiment = set_decay_samples(experiment, len(patches))
+        fitted = experiment.model_copy(update={"training": _double_batch(experiment.training)})
     build = partial(Classifier, experiment.model, experiment.data.size)
-    return loop.fit(build, fitted, patches, found.validation, output, validate), found
+    metrics = loop.fit(build, fitted, patches, subsets.validation, output, validate, monitor="auc")
+    return metrics, subsets
 
 
-def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
-    """The area under the ROC curve, by which the weights are chosen, and the accuracy at 0.5, on
-    real patches.
+def validate(functions: contract.Functions, held_out: Patches) -> dict[str, float]:
+    """Measure the classifier on real patches.
+
+    Returns:
+        "auc", by which the weights are chosen, and "accuracy" at a threshold of 0.5.
     """
-    probability = predict(functions["classifier"], "image", held_out.images, batch=16)[
-        "probability"
-    ]
+    outputs = predict(functions["classifier"], "image", held_out.images, batch=16)
+    probability = outputs["probability"]
     accuracy = float(np.mean((probability > 0.5) == (held_out.labels == 1)))
     return {"auc": roc_auc(held_out.labels, probability), "accuracy": accuracy}
 
 
-def chosen_weights(run: Path) -> Path:
-    """The export of a run's weights that did best on the validation patches.
+def find_weights(run: Path) -> Path:
+    """Return the export of a run that was best on the validation patches.
 
     Raises:
         ExportError: The run is not there, or not finished.
@@ -191,29 +247,54 @@ def chosen_weights(run: Path) -> Path:
     return run / "best" if (run / "best" / export.CARD).is_file() else run / "export"
 
 
-def probabilities(run: Path, images: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Of a lesion, by a run's chosen weights, float64 [n]."""
-    classifier = export.load(chosen_weights(run), "classifier")
+def predict_unseen(
+    run: Path, images: NDArray[np.float32], output: str, patients: NDArray[np.str_]
+) -> NDArray[np.float32]:
+    """Predict with a run's best weights on patches of patients that it was not trained on.
+
+    Args:
+        run: The folder of the training.
+        images: float32 [n, size, size, 1] in [0, 1].
+        output: "probability" [n], of a lesion, or "features" [n, channels].
+        patients: The patient of each image [n].
+
+    Raises:
+        DataError: The run was trained on one of the patients.
+    """
+    weights = find_weights(run)
+    training_patients = export.get_training_patients(export.read_card(weights), weights)
+    if known := training_patients & set(patients.tolist()):
+        raise DataError(
+            f"{run}: was trained on {len(known)} of the {len(set(patients))} patients it is to be "
+            "tested on"
+        )
+    return predict(export.load(weights, "classifier"), "image", images, batch=16)[output]
+
+
+def predict_probabilities(run: Path, images: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Predict the probability of a lesion with a run's best weights, float64 [n]."""
+    classifier = export.load(find_weights(run), "classifier")
     return predict(classifier, "image", images, batch=16)["probability"].astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """What classifiers trained on real patches alone make of a synthetic set: for each of
-    models.classifier.POOLS the scores of its patches, float64 [n]; real ones are of patients that
-    the classifiers never saw.
+    """How classifiers trained on real patches alone score a synthetic set.
+
+    Attributes:
+        scores: Pool of models.classifier.POOLS -> the scores of its patches, float64 [n]. Real ones
+            are of patients that the classifiers never saw.
     """
 
     scores: dict[str, NDArray[np.float64]]
 
     @property
     def auc(self) -> float:
-        """How often a synthetic lesion scores higher than a synthetic normal patch."""
+        """The probability that a synthetic lesion scores higher than a synthetic normal patch."""
         normal = self.scores["synthetic normal"]
         lesion = self.scores["synthetic lesion"]
-        return roc_auc(
-            np.repeat([0, 1], [len(normal), len(lesion)]), np.concatenate([normal, lesion])
-        )
+        labels = np.repeat([0, 1], [len(normal), len(lesion)])
+        return roc_auc(labels, np.concatenate([normal, lesion]))
 
     @property
     def is_passed(self) -> bool:
@@ -221,77 +302,80 @@ class Gate:
         return self.auc > 0.5
 
 
-def judge_set(baseline: Sequence[Path], found: PatchSet, validation: Patches) -> Gate:
+def score_synthetic_set(baseline: Sequence[Path], synthetic: PatchSet, validation: Patches) -> Gate:
     """Score a synthetic set before anything is trained on it.
 
-    The set shows tissue of training patients, which the classifiers know: that speaks against
+    The set shows tissue of training patients, which the classifiers know. That lowers the scores of
     lesions added to it.
 
     Args:
         baseline: Runs on real patches alone, whose scores are averaged.
+        synthetic: The set.
         validation: Real patches of other patients.
     """
-    is_lesion = found.patches.kinds != "normal"
+    is_lesion = synthetic.patches.kinds != "normal"
     pools = {
         "real normal": validation.images[validation.labels == 0],
         "real lesion": validation.images[validation.labels == 1],
-        "synthetic normal": found.patches.images[~is_lesion],
-        "synthetic lesion": found.patches.images[is_lesion],
+        "synthetic normal": synthetic.patches.images[~is_lesion],
+        "synthetic lesion": synthetic.patches.images[is_lesion],
     }
     return Gate(
         {
-            name: np.mean([probabilities(run, images) for run in baseline], axis=0)
+            name: np.mean([predict_probabilities(run, images) for run in baseline], axis=0)
             for name, images in pools.items()
         }
     )
 
 
 def is_finished(run: Path, experiment: Experiment[Any]) -> bool:
-    """Whether a run is there and trained as long as the experiment says; another experiment's
-    counts as not finished.
-    """
+    """Return whether a run exists and was trained as the experiment says, to its last step."""
     try:
         card = export.read_card(run / "export")
     except ExportError:
         return False
-    wanted = experiment.model_dump(mode="json", exclude={"tracking"})
-    known = dict(card.get("config", {}))
-    known["training"] = {
-        **known.get("training", {}),
-        "batch_size": wanted["training"]["batch_size"],
+    config = experiment.model_dump(mode="json", exclude={"tracking"})
+    trained_with = dict(card.get("config", {}))
+    # The batch was doubled where half of it is synthetic, see `_double_batch`.
+    trained_with["training"] = {
+        **trained_with.get("training", {}),
+        "batch_size": config["training"]["batch_size"],
     }
-    return card.get("step") == experiment.training.steps and known == wanted
+    return card.get("step") == experiment.training.steps and trained_with == config
 
 
-def scheduled(
+def set_decay_samples(
     experiment: Experiment[ClassifierConfig], patches: int = 0
 ) -> Experiment[ClassifierConfig]:
-    """The experiment with model.samples, over which the share decays.
+    """Set model.samples, the number of draws over which the share decays, if it is not set.
 
     Args:
-        patches: Draws of an epoch, where epochs are counted.
+        experiment: Without a synthetic share nothing is set.
+        patches: Draws of an epoch, where the training counts epochs.
     """
     model = experiment.model
     training = experiment.training
     if not model.share or model.samples:
         return experiment
-    samples = loop.total_steps(_doubled(training), patches) * training.batch_size
+    samples = loop.count_steps(_double_batch(training), patches) * training.batch_size
     return experiment.model_copy(update={"model": model.model_copy(update={"samples": samples})})
 
 
-def _doubled(training: TrainingConfig) -> TrainingConfig:
-    """Twice the batch: of each two draws, one real and one synthetic, the room takes one."""
+def _double_batch(training: TrainingConfig) -> TrainingConfig:
+    """Double the batch: of two draws, one real and one synthetic, the model uses one."""
     return training.model_copy(update={"batch_size": 2 * training.batch_size})
 
 
-def shared(
+def select_arm(
     experiment: Experiment[ClassifierConfig], share: float, seed: int
 ) -> Experiment[ClassifierConfig]:
-    """The experiment of one share and seed; without synthetic patches their folder and decay don't
-    count.
+    """Return the experiment of one share and seed.
+
+    Without a synthetic share, the folder of synthetic patches is left out.
     """
-    model = experiment.model.model_copy(
-        update={"share": share, **({} if share else {"synthetic": None})}
-    )
+    values: dict[str, Any] = {"share": share}
+    if not share:
+        values["synthetic"] = None
+    model = experiment.model.model_copy(update=values)
     training = experiment.training.model_copy(update={"seed": seed})
-    return scheduled(experiment.model_copy(update={"model": model, "training": training}))
+    return set_decay_samples(experiment.model_copy(update={"model": model, "training": training}))

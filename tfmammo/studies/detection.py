@@ -1,47 +1,44 @@
-"""Do synthetic masses help a detector? Trainings of one detector on real mammograms and on
-more and more others, judged on unseen patients.
+"""Do synthetic masses help a detector? Plan trainings on real mammograms plus more and more others.
 
     arm          trained on
     real         the real mammograms of the training folds alone
-    copies-600   and 600 turned, mirrored and scaled copies of them            tra_1 + tra_2 of the
-    infilling paper
-    unet-800     and `base` such copies and 800 synthetic mammograms            gan_1 + gan_2
+    copies-600   and 600 turned, mirrored and scaled copies of them (tra_1 + tra_2 of the infilling
+                 paper)
+    unet-800     and `base` such copies and 800 synthetic mammograms (gan_1 + gan_2)
 
-Every arm is trained for every fold and seed. A fold's networks, the lesions, shapes and tissue of
-its synthetic mammograms are all of its training patients: one split.json decides for all, and each
-training refuses a set that knows a patient it holds out.
+Every arm is trained for every fold and seed, and evaluated on unseen patients. The networks of a
+fold, and the lesions, shapes and tissue of its synthetic mammograms, come from its training
+patients alone: one split.json decides for all, and each training refuses a set that knows a patient
+it holds out.
 
-Everything is a command that a user could type (`plan`), run in an own process and not twice
-(tfmammo.studies.workflow). The tables come from the boxes that evaluate/detection.py writes for
-each arm. Every training, one fold with one seed, has a scale of scores of its own: recall and
-figure of merit are measured training by training and averaged, in each draw of the bootstrap and of
-the jackknife too, which take patients. A second row of each arm pools the scores of all its
-trainings.
+Everything is a command that a user could type (`plan_steps`). Each runs in a process of its own,
+and only once (tfmammo.studies.workflow). The tables come from the boxes that evaluate/detection.py
+writes for each arm. Every training, one fold with one seed, has its own scale of scores. Recall and
+figure of merit are therefore measured for each training and averaged, also in each draw of the
+bootstrap and of the jackknife, which take patients. A second row of each arm pools the scores of
+all its trainings.
 
 Source: Shen et al. (Mass image synthesis in mammogram with contextual information based on GANs,
 2021), section 4.5; Lin et al. (Breast mass detection in mammograms via blending adversarial
 learning, 2019), section 3.
 
 Departures:
-- Both train as many epochs whatever the training set, so that the larger one gets more steps; with
-  training.steps all arms get the same,
-  the Mask R-CNN's three stages together.
-- Neither gives intervals or tests. Lin et al. give the deviation over folds, which stands here too.
-  Shen et al.'s recall, Eq. (6), is that
-  of all detections; their FROC area names no width and is not normalised, the one here is the mean
-  height from 0 to the largest `fppi`.
-- An arm of turned copies stands in Lin et al.'s study too: without it nobody knows whether
-  synthetic masses or more mammograms did it.
-- Normal mammograms train and judge (model.normal, and normal in configs/detection.yaml). In the
-  papers' counts, 93 + 200 being "three
-  times" and 566 + 1,500 = 2,066, there are none in training. The same normal mammograms are the
-  background of synthetic masses.
-- A mammogram is normal where the archive says so and marks no lesion; one with other findings alone
-  is neither trained on nor judged. Of
-  INbreast that is BI-RADS 1: by its authors' counts 67 mammograms beside 107 with masses, so that
-  some 230 of 410 are left out, and false
-  positives are counted per image of another set than the papers'. Tables say how many there are,
-  and count the two kinds apart.
+- Both papers train as many epochs whatever the training set, so that a larger set gets more steps.
+  With training.steps all arms get the same number, the Mask R-CNN's three stages together.
+- Neither paper gives intervals or tests. Lin et al. give the deviation over folds, which is given
+  here, too. Shen et al.'s recall, Eq. (6), is that of all detections. Their FROC area names no
+  width and is not normalised; the one here is the mean height from 0 to the largest `fppi`.
+- Lin et al.'s study gets an arm of turned copies, too. Without it nobody knows whether synthetic
+  masses or more mammograms made the difference.
+- Normal mammograms are trained on and evaluated (model.normal, and normal in
+  configs/detection.yaml). In the papers' counts, 93 + 200 being "three times" and 566 + 1,500 =
+  2,066, there are none in training. The same normal mammograms are the background of synthetic
+  masses.
+- A mammogram is normal where the archive says so and marks no lesion. One with other findings only
+  is neither trained on nor evaluated. In INbreast, normal is BI-RADS 1: by its authors' counts 67
+  mammograms besides 107 with masses, so that some 230 of 410 are left out. False positives are
+  counted per image of another set than the papers'. Tables say how many there are, and count the
+  two kinds apart.
 """
 
 from __future__ import annotations
@@ -58,26 +55,28 @@ from tfmammo import config as configuration
 from tfmammo.config import DataConfig, Experiment, Frozen, TrackingConfig
 from tfmammo.errors import ConfigError
 from tfmammo.metrics.detection import Criterion, recall_by
-from tfmammo.metrics.summary import Measure
-from tfmammo.studies.workflow import Step, overrides
+from tfmammo.studies.workflow import Step, format_overrides
 from tfmammo.synthesis.config import SynthesisConfig
 
-PERCENT = Measure("recall", "%", 100, 1).show
-MERIT = Measure("figure of merit", "", 1, 3).show
 REAL = "real"
 EVALUATIONS = "evaluations"
+SPLIT = "split.json"
+FOLDER_CHARACTERS = set("abcdefghijklmnopqrstuvwxyz0123456789_")
+# Of the study's data section what no other config may set otherwise; the rest is passed on as it
+# is.
+_DECIDED = {"split_file", "fold"}
 
 
 class Command(Frozen):
-    """A script with a config."""
+    """A train script with a config."""
 
     script: str = Field(pattern=r"^[a-z0-9_]+$")
-    """A name of train/ without its ending."""
+    """The name of a file in train/ without its ending."""
     config: Path | None = None
     """Its YAML file; null: configs/SCRIPT.yaml."""
     set: dict[str, Any] = {}
-    """Values instead of the file's, nested as there; {fold} and {output} in a text stand for the
-    fold and the study's folder.
+    """Values that replace those of the file, nested as there. In a text, {fold} and {output} stand
+    for the fold and the study's folder.
     """
 
 
@@ -85,16 +84,20 @@ class Method(Frozen):
     """How synthetic mammograms are made: a config of `python -m tfmammo.synthesis`."""
 
     config: Path
+    """Its YAML file."""
     set: dict[str, Any] = {}
-    """See Command; data, patients, count and format are the study's own."""
+    """As for Command; data, patients, count and format are the study's own."""
 
 
 class StudyConfig(Frozen):
     """A config file of `evaluate/detection.py --study`."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """The study's name; its folder is runs/NAME."""
     data: DataConfig = DataConfig()
-    """What is set here holds for all commands: name, root, folds, split, seed, kinds ..."""
+    """The archive and its split: name, root, folds, split, seed, kinds ... What is set here holds
+    for all commands.
+    """
     detector: Command
     """The training that is repeated."""
     generators: dict[str, Command] = {}
@@ -104,46 +107,47 @@ class StudyConfig(Frozen):
     copies: tuple[PositiveInt, ...] = ()
     """How many turned copies each arm without synthetic mammograms has."""
     base: NonNegativeInt = 0
-    """How many those with synthetic ones have."""
+    """How many turned copies each arm with synthetic mammograms has."""
     synthetic: tuple[PositiveInt, ...] = ()
-    """How many synthetic ones."""
+    """How many synthetic mammograms each arm of a method has."""
     spare: float = Field(default=0.5, ge=0)
-    """Part by which more are made than are needed, as some can't be."""
+    """Oversampling margin: the share of synthetic mammograms that is made beyond those needed,
+    because some can't be made.
+    """
     folds: tuple[NonNegativeInt, ...] | None = Field(default=None, min_length=1)
-    """Which are held out in turn; null: all of data.folds."""
+    """The folds that are held out in turn; null: all of data.folds."""
     seeds: tuple[NonNegativeInt, ...] = Field(default=(0,), min_length=1)
-    """Of the detector's trainings."""
+    """The seeds of the detector's trainings."""
     criterion: Criterion = "iou"
-    """As for evaluate/detection.py."""
+    """What makes a hit, as for evaluate/detection.py."""
     threshold: float = Field(default=0.5, ge=0, lt=1)
-    """As for evaluate/detection.py."""
+    """What IoU or IoR must exceed."""
     fppi: tuple[PositiveFloat, ...] = Field(default=(0.5, 1, 2, 4), min_length=1)
-    """As for evaluate/detection.py."""
+    """The numbers of false positives per image at which recall is given."""
     growth: PositiveFloat = 1.0
-    """False positives per image at which recall is drawn over the number of added mammograms."""
+    """The false positives per image at which recall is drawn over the number of added mammograms.
+    """
     samples: PositiveInt = 1000
-    """As for evaluate/detection.py."""
+    """Draws of the bootstrap over patients."""
     level: float = Field(default=0.95, gt=0, lt=1)
-    """As for evaluate/detection.py."""
+    """Confidence level of intervals."""
     seed: NonNegativeInt = 0
-    """As for evaluate/detection.py."""
+    """Seed of the bootstrap."""
     tracking: TrackingConfig = TrackingConfig()
-    """Uri and experiment of the parent and all children."""
+    """The MLflow server and experiment of the parent run and all child runs."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> StudyConfig:
+    def _check_consistent(self) -> StudyConfig:
         if bool(self.methods) != bool(self.synthetic):
             raise ValueError(
                 "methods and synthetic belong together: how synthetic mammograms are made, and "
                 "how many of them join"
             )
-        if any(
-            not set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_")
-            for name in (*self.methods, *self.generators)
-        ):
-            raise ValueError(
-                "names of methods and generators become folders: small letters, digits and _"
-            )
+        for name in (*self.methods, *self.generators):
+            if not set(name) <= FOLDER_CHARACTERS:
+                raise ValueError(
+                    "names of methods and generators become folders: small letters, digits and _"
+                )
         if {REAL, "copies"} & set(self.methods):
             raise ValueError(f"no method may be called {REAL} or copies")
         if self.data.split == "paper" or self.data.records:
@@ -157,9 +161,9 @@ class StudyConfig(Frozen):
     @property
     def held_out(self) -> tuple[int, ...]:
         """The folds that are held out in turn; an official split has one."""
-        return (
-            (0,) if self.data.split == "official" else self.folds or tuple(range(self.data.folds))
-        )
+        if self.data.split == "official":
+            return (0,)
+        return self.folds or tuple(range(self.data.folds))
 
     @property
     def recall(self) -> str:
@@ -169,7 +173,14 @@ class StudyConfig(Frozen):
 
 @dataclass(frozen=True)
 class Arm:
-    """What one detector is trained on beside the real mammograms."""
+    """What one detector is trained on besides the real mammograms.
+
+    Attributes:
+        name: The name of its folders.
+        copies: Number of turned copies.
+        method: The method of its synthetic mammograms; None where it has none.
+        synthetic: Number of synthetic mammograms.
+    """
 
     name: str
     copies: int = 0
@@ -177,55 +188,56 @@ class Arm:
     synthetic: int = 0
 
     @property
-    def shown(self) -> str:
-        """The same in words."""
-        added = [f"{self.copies} copies"] if self.copies else []
-        added += [f"{self.synthetic} by {self.method}"] if self.method else []
-        return " + ".join(["real", *added]) if added else "real alone"
+    def title(self) -> str:
+        """The arm in words."""
+        parts = [f"{self.copies} copies"] if self.copies else []
+        parts += [f"{self.synthetic} by {self.method}"] if self.method else []
+        return " + ".join(["real", *parts]) if parts else "real alone"
 
 
-def arms(config: StudyConfig) -> list[Arm]:
-    """Real alone first, then copies, then each method's."""
-    found = [Arm(REAL), *(Arm(f"copies-{count}", count) for count in config.copies)]
-    return found + [
+def list_arms(config: StudyConfig) -> list[Arm]:
+    """List the arms: real alone first, then copies, then those of each method."""
+    arms = [Arm(REAL), *(Arm(f"copies-{count}", count) for count in config.copies)]
+    return arms + [
         Arm(f"{name}-{count}", config.base, name, count)
         for name in config.methods
         for count in config.synthetic
     ]
 
 
-def plan(config: StudyConfig, output: Path, root: Path, parent: str) -> list[Step]:
-    """All commands, each after those whose results it needs.
+def plan_steps(config: StudyConfig, output: Path, root: Path, parent: str) -> list[Step]:
+    """List all commands, each after those that it depends on.
 
     Args:
+        config: The study.
         output: The study's folder, with split.json.
-        root: Of the repository, where train, evaluate and configs are.
+        root: The root of the repository, where train, evaluate and configs are.
         parent: Id of the MLflow run that the trainings are shown under.
     """
     steps: list[Step] = []
     for fold in config.held_out:
-        planner = _Fold(config, output, root, parent, fold)
-        generators = [planner.generator(name) for name in config.generators]
-        sets = {
-            name: planner.synthesis(name, [one.name for one in generators])
-            for name in config.methods
-        }
+        planner = _FoldPlanner(config, output, root, parent, fold)
+        generators = [planner.plan_generator(name) for name in config.generators]
+        names = [step.name for step in generators]
+        sets = {name: planner.plan_synthesis(name, names) for name in config.methods}
         detectors = [
-            planner.detector(arm, seed, sets) for seed in config.seeds for arm in arms(config)
+            planner.plan_detector(arm, seed, sets)
+            for seed in config.seeds
+            for arm in list_arms(config)
         ]
         steps += [*generators, *sets.values(), *detectors]
     return steps + [
-        _evaluation(config, output, root, arm, seed)
+        _plan_evaluation(config, output, root, arm, seed)
         for seed in config.seeds
-        for arm in arms(config)
+        for arm in list_arms(config)
     ]
 
 
-def check(steps: Sequence[Step]) -> None:
-    """Refuse at once what a training or a synthesis would refuse hours later: a script or file that
-    is not there, a wrong key.
+def check_steps(steps: Sequence[Step]) -> None:
+    """Refuse at once what a training or a synthesis would refuse hours later.
 
-    Keys of the section `model` are left to the scripts, whose they are.
+    That is a script or file that does not exist, or a wrong key. Keys of the section `model` are
+    left to the scripts that own them.
 
     Raises:
         ConfigError: Names the step, the file and the key.
@@ -235,17 +247,23 @@ def check(steps: Sequence[Step]) -> None:
         file = step.command[step.command.index("--config") + 1]
         if script != "-m" and not Path(script).is_file():
             raise ConfigError(f"{step.name}: there is no script {script}")
+        if step.name.startswith(EVALUATIONS):
+            continue
         schema = SynthesisConfig if script == "-m" else Experiment[dict[str, Any]]
         try:
-            if not step.name.startswith(EVALUATIONS):
-                configuration.parse(schema, file, step.overrides())
+            configuration.parse(schema, file, step.overrides)
         except ConfigError as error:
             raise ConfigError(f"{step.name}: {error}") from None
 
 
+def name_evaluation(arm: Arm, seed: int) -> str:
+    """Return the name of the step that evaluates an arm's trainings with one seed."""
+    return f"{EVALUATIONS}/{arm.name}/seed{seed}"
+
+
 @dataclass(frozen=True)
-class _Fold:
-    """The commands of one fold."""
+class _FoldPlanner:
+    """Plans the commands of one fold."""
 
     config: StudyConfig
     output: Path
@@ -253,60 +271,64 @@ class _Fold:
     parent: str
     fold: int
 
-    def generator(self, name: str) -> Step:
-        return self._training(
-            self.config.generators[name], f"generators/{name}/fold{self.fold}", {}, ()
-        )
+    def plan_generator(self, name: str) -> Step:
+        folder = f"generators/{name}/fold{self.fold}"
+        return self._plan_training(self.config.generators[name], folder, {}, ())
 
-    def detector(self, arm: Arm, seed: int, sets: Mapping[str, Step]) -> Step:
-        added: dict[str, Any] = {"copies": arm.copies} if arm.copies else {}
+    def plan_detector(self, arm: Arm, seed: int, sets: Mapping[str, Step]) -> Step:
+        extra: dict[str, Any] = {"copies": arm.copies} if arm.copies else {}
+        depends_on: tuple[str, ...] = ()
         if arm.method:
-            added |= {"synthetic": str(self.output / sets[arm.method].name), "count": arm.synthetic}
-        values = {"training": {"seed": seed}} | ({"data": {"added": added}} if added else {})
-        needs = (sets[arm.method].name,) if arm.method else ()
-        return self._training(self.config.detector, _detector(arm, self.fold, seed), values, needs)
+            depends_on = (sets[arm.method].name,)
+            extra["synthetic"] = str(self.output / sets[arm.method].name)
+            extra["count"] = arm.synthetic
+        values: dict[str, Any] = {"training": {"seed": seed}}
+        if extra:
+            values["data"] = {"added": extra}
+        folder = _name_detector(arm, self.fold, seed)
+        return self._plan_training(self.config.detector, folder, values, depends_on)
 
-    def synthesis(self, name: str, needs: Sequence[str]) -> Step:
+    def plan_synthesis(self, name: str, depends_on: Sequence[str]) -> Step:
         method = self.config.methods[name]
-        side = {"split_file": str(self.output / "split.json"), "fold": self.fold, "side": "train"}
+        split_file = str(self.output / SPLIT)
+        patients = {"split_file": split_file, "fold": self.fold, "side": "train"}
+        values = {"data": _share_data(self.config), "patients": patients, "format": "png"}
         count = math.ceil((1 + self.config.spare) * max(self.config.synthetic))
-        own = {"data": _shared(self.config), "patients": side, "format": "png"}
-        step = self._step(
+        step = self._plan_step(
             f"synthetic/{name}/fold{self.fold}",
-            ("-m", "tfmammo.synthesis.mammograms"),
+            ("-m", "tfmammo.synthesis"),
             method.config,
-            (own, method.set),
-            needs,
+            (values, method.set),
+            depends_on,
         )
-        return replace(step, extent=("--set", f"count={count}"), makes=("patients.json",))
+        resumable_args = ("--set", f"count={count}")
+        return replace(step, resumable_args=resumable_args, outputs=("patients.json",))
 
-    def _training(
-        self, command: Command, name: str, values: Mapping[str, Any], needs: Sequence[str]
+    def _plan_training(
+        self, command: Command, name: str, values: Mapping[str, Any], depends_on: Sequence[str]
     ) -> Step:
         script = (str(self.root / "train" / f"{command.script}.py"),)
-        place = {"split_file": str(self.output / "split.json"), "fold": self.fold}
-        own = {"data": {**_shared(self.config), **place}}
+        split = {"split_file": str(self.output / SPLIT), "fold": self.fold}
+        data = {"data": {**_share_data(self.config), **split}}
         file = command.config or self.root / "configs" / f"{command.script}.yaml"
-        step = self._step(name, script, file, (own, command.set, values), needs)
-        tracking = self.config.tracking.model_dump(mode="json", exclude_unset=True) | {
-            "parent": self.parent
-        }
-        return replace(
-            step, aside=("--set", *overrides({"tracking": tracking})), makes=("export/card.json",)
-        )
+        step = self._plan_step(name, script, file, (data, command.set, values), depends_on)
+        tracking = self.config.tracking.model_dump(mode="json", exclude_unset=True)
+        tracking["parent"] = self.parent
+        ignored_args = ("--set", *format_overrides({"tracking": tracking}))
+        return replace(step, ignored_args=ignored_args, outputs=("export/card.json",))
 
-    def _step(
+    def _plan_step(
         self,
         name: str,
         script: Sequence[str],
         file: Path,
         values: Sequence[Mapping[str, Any]],
-        needs: Sequence[str],
+        depends_on: Sequence[str],
     ) -> Step:
-        said = [
-            one.replace("{fold}", str(self.fold)).replace("{output}", str(self.output))
+        overrides = [
+            override.replace("{fold}", str(self.fold)).replace("{output}", str(self.output))
             for part in values
-            for one in overrides(part)
+            for override in format_overrides(part)
         ]
         command = (
             *script,
@@ -314,50 +336,36 @@ class _Fold:
             str(file if file.exists() else self.root / file),
             "--output",
             str(self.output / name),
-            *(("--set", *said) if said else ()),
+            *(("--set", *overrides) if overrides else ()),
         )
-        return Step(name, command, tuple(needs))
+        return Step(name, command, tuple(depends_on))
 
 
-def _shared(config: StudyConfig) -> dict[str, Any]:
+def _share_data(config: StudyConfig) -> dict[str, Any]:
+    """Return the part of the data section that all commands get."""
     return config.data.model_dump(mode="json", exclude_unset=True, exclude=_DECIDED)
 
 
-def _detector(arm: Arm, fold: int, seed: int) -> str:
+def _name_detector(arm: Arm, fold: int, seed: int) -> str:
     return f"detectors/{arm.name}/fold{fold}-seed{seed}"
 
 
-def _judged(arm: Arm, seed: int) -> str:
-    return f"{EVALUATIONS}/{arm.name}/seed{seed}"
-
-
-def _evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, seed: int) -> Step:
-    runs = [_detector(arm, fold, seed) for fold in config.held_out]
-    values = {"data": _shared(config), "detectors": [str(output / run) for run in runs]}
-    # Of an evaluation the study reads the boxes, which do not depend on how they are counted.
+def _plan_evaluation(config: StudyConfig, output: Path, root: Path, arm: Arm, seed: int) -> Step:
+    detectors = [_name_detector(arm, fold, seed) for fold in config.held_out]
+    runs = [str(output / name) for name in detectors]
+    # The study reads the boxes of an evaluation, which do not depend on how they are counted.
     counting = config.model_dump(
         mode="json", include={"criterion", "threshold", "fppi", "samples", "level", "seed"}
     )
-    script = root / "evaluate" / "detection.py"
-    file = root / "configs" / "detection.yaml"
+    name = name_evaluation(arm, seed)
     command = (
-        str(script),
+        str(root / "evaluate" / "detection.py"),
         "--config",
-        str(file),
+        str(root / "configs" / "detection.yaml"),
         "--output",
-        str(output / _judged(arm, seed)),
+        str(output / name),
         "--set",
-        *overrides(values),
+        *format_overrides({"data": _share_data(config), "detectors": runs}),
     )
-    return Step(
-        _judged(arm, seed),
-        command,
-        tuple(runs),
-        aside=("--set", *overrides(counting)),
-        makes=("boxes.json",),
-    )
-
-
-# Of the study's data section what no other config may say otherwise; the rest of it is passed on as
-# it stands.
-_DECIDED = {"split_file", "fold"}
+    ignored_args = ("--set", *format_overrides(counting))
+    return Step(name, command, tuple(detectors), ignored_args=ignored_args, outputs=("boxes.json",))

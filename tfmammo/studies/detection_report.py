@@ -1,26 +1,31 @@
-"""The detection studies' tables and figures."""
+"""Run a detection study, and write its tables and figures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from tfmammo import datasets
 from tfmammo.data import splits
 from tfmammo.errors import DataError
 from tfmammo.evaluation.froc_tables import (
-    FALSE,
-    count_of,
-    mean_recall,
+    FALSE_POSITIVES,
+    MERIT,
+    PERCENT,
+    compute_mean_recall,
+    compute_recall_metrics,
+    format_patients,
+    make_notes,
     measure,
-    notes,
-    recall_metrics,
+    write_tables,
 )
+from tfmammo.evaluation.report import save_figure
 from tfmammo.metrics.detection import (
     ALL_DETECTIONS,
     Matches,
@@ -29,30 +34,37 @@ from tfmammo.metrics.detection import (
     froc_interval,
     match_kinds,
 )
-from tfmammo.metrics.jafroc import jafroc_test, merit_for
-from tfmammo.metrics.plotting import quiet
+from tfmammo.metrics.figures import draw_froc
+from tfmammo.metrics.jafroc import choose_merit, jafroc_test
+from tfmammo.metrics.plotting import plot_style
 from tfmammo.metrics.significance import holm
 from tfmammo.metrics.summary import Table
+from tfmammo.studies import workflow
 from tfmammo.studies.detection import (
     EVALUATIONS,
-    MERIT,
-    PERCENT,
     REAL,
+    SPLIT,
     Arm,
     StudyConfig,
-    _judged,
-    arms,
+    check_steps,
+    list_arms,
+    name_evaluation,
+    plan_steps,
 )
+from tfmammo.tracking import runs, store
+
+RUN_ID = "RUN"  # stands for the parent run's id in a plan that is only shown
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What was found.
+    """The evaluations of all arms.
 
     Attributes:
-        matches: Arm -> of each mammogram and seed.
-        patients: Likewise, alike for all arms.
-        trainings: Likewise, alike for all arms.
+        config: The study.
+        matches: Arm -> the matches in each mammogram and with each seed.
+        patients: The patient of each of these, the same for all arms.
+        trainings: The training (fold, seed) behind each of these, the same for all arms.
     """
 
     config: StudyConfig
@@ -62,15 +74,14 @@ class Results:
 
     @property
     def title(self) -> str:
-        """What tables are headed with."""
+        """The heading of the tables."""
         seeds = len(self.config.seeds)
-        all_of = Matches.join(self.matches[REAL])
-        lesions = all_of.lesions // seeds
-        images = all_of.images // seeds
-        normal = sum(not one.lesions for one in self.matches[REAL]) // seeds
+        images = self.matches[REAL]
+        total = Matches.join(images)
+        normal = sum(not matches.lesions for matches in images) // seeds
         held_out = (
-            f"{lesions} lesions in {images} unseen mammograms, {normal} of them normal, of "
-            f"{count_of(self.patients)}"
+            f"{total.lesions // seeds} lesions in {total.images // seeds} unseen mammograms, "
+            f"{normal} of them normal, of {format_patients(self.patients)}"
         )
         folds = " and ".join(map(str, self.config.held_out))
         return (
@@ -80,55 +91,138 @@ class Results:
 
     @property
     def heading(self) -> str:
-        """The same for figures, which are narrow."""
+        """The title in two lines, for figures, which are narrow."""
         return self.title.replace(": ", "\n", 1)
 
     @property
-    def drawing(self) -> tuple[int, int, float]:
+    def bootstrap(self) -> tuple[int, int, float]:
         """Draws, seed and level of bootstrap intervals."""
         return self.config.samples, self.config.seed, self.config.level
 
-    def shown(self) -> dict[str, Sequence[Matches]]:
-        """The arms of the FROC figure: real alone, the most copies, the most synthetic mammograms
-        of each method.
+    def select_curves(self) -> dict[str, Sequence[Matches]]:
+        """Select the arms of the FROC figure, by their titles.
+
+        They are real alone, the arm with the most copies, and for each method the arm with the most
+        synthetic mammograms.
         """
-        chosen: dict[str | None, Arm] = {}
-        for arm in arms(self.config)[1:]:
-            chosen[arm.method] = arm
-        return {arm.shown: self.matches[arm.name] for arm in (Arm(REAL), *chosen.values())}
+        last_of: dict[str | None, Arm] = {}
+        for arm in list_arms(self.config)[1:]:
+            last_of[arm.method] = arm
+        return {arm.title: self.matches[arm.name] for arm in (Arm(REAL), *last_of.values())}
 
 
-def results(config: StudyConfig, output: Path) -> Results:
-    """What the evaluations left.
+def show_plan(config: StudyConfig, output: Path, root: Path) -> None:
+    """Print the commands of a study.
+
+    Args:
+        config: The study.
+        output: The study's folder.
+        root: The root of the repository, where train, evaluate and configs are.
 
     Raises:
-        DataError: A file is missing or damaged, or two arms were judged on different mammograms.
+        ConfigError: A step would be refused; see `check_steps`.
     """
-    found: dict[str, list[Matches]] = {}
+    steps = plan_steps(config, output, root, RUN_ID)
+    check_steps(steps)
+    for step in steps:
+        print(step.format_command())
+
+
+def run_study(
+    config: StudyConfig, output: Path, root: Path, any_version: bool = False
+) -> list[Table]:
+    """Run the steps of a study that are not finished, and write its tables and figures.
+
+    Args:
+        config: The study.
+        output: The study's folder; the report is written to its folder "report".
+        root: The root of the repository, where train, evaluate and configs are.
+        any_version: Continue with what another version of the package made. Every table then says
+            so.
+
+    Returns:
+        The tables.
+
+    Raises:
+        ConfigError: A step would be refused; see `check_steps`.
+        DataError: A step failed, or its folder holds other work.
+    """
+    check_steps(plan_steps(config, output, root, RUN_ID))
+    datasets.write_archive_split(config.data, output)
+    parent = runs.open_parent_run(output, config.tracking)
+    steps = plan_steps(config, output, root, parent)
+    split_digest = splits.load(output / SPLIT).digest()
+    of_other_versions = workflow.run_steps(steps, output, split_digest, any_version)
+    results = read_results(config, output)
+    tables = make_tables(results)
+    if of_other_versions:
+        note = (
+            f"{len(of_other_versions)} of {len(steps)} steps were made by other versions of the "
+            "package."
+        )
+        tables = {
+            name: replace(table, notes=(*table.notes, note)) for name, table in tables.items()
+        }
+    write_report(results, tables, output / "report")
+    runs.log_folder(
+        output / "report",
+        store.store_uri(config.tracking.uri),
+        config.tracking.experiment,
+        config.model_dump(mode="json"),
+        compute_metrics(results),
+        parent,
+    )
+    return list(tables.values())
+
+
+def write_report(results: Results, tables: Mapping[str, Table], folder: Path) -> None:
+    """Write the tables, froc.png and, where there are several numbers of mammograms, growth.png."""
+    config = results.config
+    folder.mkdir(exist_ok=True)
+    write_tables(folder, tables)
+    curves = results.select_curves()
+    figure = draw_froc(
+        curves,
+        results.patients,
+        max(config.fppi),
+        *results.bootstrap,
+        results.heading,
+        config.recall,
+        trainings=dict.fromkeys(curves, results.trainings),
+    )
+    save_figure(figure, folder / "froc.png")
+    if len(config.copies) + len(config.synthetic) > 1:
+        save_figure(draw_growth(results), folder / "growth.png")
+
+
+def read_results(config: StudyConfig, output: Path) -> Results:
+    """Read what the evaluations of a study wrote.
+
+    Raises:
+        DataError: A file is missing or damaged, or two arms were evaluated on different mammograms.
+    """
+    matches: dict[str, list[Matches]] = {}
     keys: dict[str, list[tuple[str, str, Training]]] = {}
-    for arm in arms(config):
-        found[arm.name] = []
+    for arm in list_arms(config):
+        matches[arm.name] = []
         keys[arm.name] = []
         for seed in config.seeds:
-            path = output / _judged(arm, seed) / "boxes.json"
-            for name, one in _boxes(path).items():
-                matches, patient, fold = _matched(one, config, path)
+            path = output / name_evaluation(arm, seed) / "boxes.json"
+            for name, boxes in _read_boxes(path).items():
+                of_mammogram, patient, fold = _match_boxes(boxes, config, path)
+                matches[arm.name].append(of_mammogram)
                 keys[arm.name].append((name, patient, (fold, seed)))
-                found[arm.name].append(matches)
-    if any(keys[name] != keys[REAL] for name in keys):
+    if any(of_arm != keys[REAL] for of_arm in keys.values()):
         raise DataError(
-            f"{output}: the arms were not judged on the same mammograms; remove "
+            f"{output}: the arms were not evaluated on the same mammograms; remove "
             f"{output / 'done' / EVALUATIONS} and run it again"
         )
-    return Results(
-        config,
-        found,
-        [patient for _, patient, _ in keys[REAL]],
-        [training for *_, training in keys[REAL]],
-    )
+    patients = [patient for _, patient, _ in keys[REAL]]
+    trainings = [training for _, _, training in keys[REAL]]
+    return Results(config, matches, patients, trainings)
 
 
-def _boxes(path: Path) -> dict[str, Any]:
+def _read_boxes(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError) as error:
@@ -138,168 +232,192 @@ def _boxes(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _matched(one: Mapping[str, Any], config: StudyConfig, path: Path) -> tuple[Matches, str, int]:
-    """What is right of one mammogram's boxes, its patient, and the fold of the detector that found
-    them.
+def _match_boxes(
+    content: Mapping[str, Any], config: StudyConfig, path: Path
+) -> tuple[Matches, str, int]:
+    """Match the boxes of one mammogram.
+
+    Args:
+        content: What boxes.json says of the mammogram.
+        config: The study.
+        path: Of boxes.json.
+
+    Returns:
+        The matches, the patient, and the fold of the detector that found the boxes.
     """
     try:
-        truth = [lesion["box"] for lesion in one["wanted"]]
-        kinds = [lesion["kind"] for lesion in one["wanted"]]
-        boxes, lesions = (
-            np.array(rows, np.float64).reshape(-1, 4) for rows in (one["boxes"], truth)
+        boxes = np.array(content["boxes"], np.float64).reshape(-1, 4)
+        lesions = [lesion["box"] for lesion in content["wanted"]]
+        matches = match_kinds(
+            boxes,
+            np.array(content["scores"], np.float64),
+            content["classes"],
+            np.array(lesions, np.float64).reshape(-1, 4),
+            [lesion["kind"] for lesion in content["wanted"]],
+            config.threshold,
+            config.criterion,
+            config.data.kinds,
         )
-        marks = boxes, np.array(one["scores"], np.float64), one["classes"], lesions, kinds
-        matches = match_kinds(*marks, config.threshold, config.criterion, config.data.kinds)
-        return matches, one["patient"], config.held_out[one["detector"]]
+        return matches, content["patient"], config.held_out[content["detector"]]
     except (KeyError, TypeError, IndexError) as error:
         raise DataError(
             f"{path}: is not what evaluate/detection.py writes ({error.__class__.__name__})"
         ) from None
 
 
-def recall_table(found: Results) -> Table:
-    """Recall of every arm at numbers of false positives per image and of all detections, and the
-    area up to the largest number.
+def make_tables(results: Results) -> dict[str, Table]:
+    """Make the tables, by the names of their files.
 
-    With the deviation over folds and intervals. Of several trainings a second row of each arm pools
-    their scores.
+    Arms are compared with real alone, and with the copies that the synthetic mammograms join, or
+    match in number.
     """
-    config = found.config
+    config = results.config
+    tables = {
+        "recall": tabulate_recall(results),
+        "false_positives": tabulate_false_positives(results),
+        "difference": tabulate_difference(results, Arm(REAL)),
+    }
+    count = config.base or max(config.synthetic, default=0)
+    control = Arm(f"copies-{count}", count)
+    if control in list_arms(config):
+        name = "difference-from-base" if config.base else "difference-from-copies"
+        tables[name] = tabulate_difference(results, control)
+    return tables
+
+
+def tabulate_recall(results: Results) -> Table:
+    """Tabulate recall of every arm, at numbers of false positives per image and of all detections.
+
+    The last column is the area up to the largest number. Cells have the deviation over folds, and
+    intervals. Where there are several trainings, a second row of each arm pools their scores.
+    """
+    config = results.config
     body = []
-    pooled = [(0, 0)] * len(found.trainings)
-    for arm in arms(config):
-        body.append([arm.shown, *_recall_cells(found, arm, found.trainings)])
-        if len(set(found.trainings)) > 1:
-            body.append([f"{arm.shown}, pooled", *_recall_cells(found, arm, pooled)])
+    pooled = [(0, 0)] * len(results.trainings)
+    for arm in list_arms(config):
+        body.append([arm.title, *_make_recall_cells(results, arm, results.trainings)])
+        if len(set(results.trainings)) > 1:
+            body.append([f"{arm.title}, pooled", *_make_recall_cells(results, arm, pooled)])
     header = [
         "trained on",
-        *(f"{at:g}, %" for at in config.fppi),
+        *(f"{rate:g}, %" for rate in config.fppi),
         "all detections, %",
         f"mean from 0 to {max(config.fppi):g}, %",
     ]
-    spread = " ± SD over folds" if len({fold for fold, _ in found.trainings}) > 1 else ""
-    title = f"{found.title}: {config.recall}{spread}, at false positives per image"
-    return Table(title, header, body, notes(found.patients))
+    folds = {fold for fold, _ in results.trainings}
+    deviation = " ± SD over folds" if len(folds) > 1 else ""
+    title = f"{results.title}: {config.recall}{deviation}, at false positives per image"
+    return Table(title, header, body, make_notes(results.patients))
 
 
-def _recall_cells(found: Results, arm: Arm, trainings: Sequence[Training]) -> list[str]:
-    images = found.matches[arm.name]
-    at = (*found.config.fppi, ALL_DETECTIONS)
-    recall = measure(images, found.patients, trainings, at, found.drawing)
-    area = measure(
-        images, found.patients, trainings, [max(found.config.fppi)], found.drawing, "areas"
-    )
+def _make_recall_cells(results: Results, arm: Arm, trainings: Sequence[Training]) -> list[str]:
+    images = results.matches[arm.name]
+    rates = (*results.config.fppi, ALL_DETECTIONS)
+    largest = [max(results.config.fppi)]
+    recall = measure(images, results.patients, trainings, rates, results.bootstrap)
+    area = measure(images, results.patients, trainings, largest, results.bootstrap, "areas")
     columns = [*zip(*recall, strict=True), *zip(*area, strict=True)]
-    return [_spread(PERCENT, *column) for column in columns]
+    return [_format_value(PERCENT, *column) for column in columns]
 
 
-def false_positive_table(found: Results) -> Table:
-    """False positives per normal mammogram and per mammogram with lesions, at numbers of them per
-    mammogram.
+def tabulate_false_positives(results: Results) -> Table:
+    """Tabulate false positives per normal mammogram and per mammogram with lesions.
+
+    The columns are numbers of false positives per mammogram of either kind.
     """
-    config = found.config
+    config = results.config
     body = []
-    for arm in arms(config):
-        columns = false_positives_apart(found.matches[arm.name], found.trainings, config.fppi)
-        body.append(
-            [
-                arm.shown,
-                *(
-                    f"{FALSE(normal)} / {FALSE(beside)}"
-                    for normal, beside in zip(*columns, strict=True)
-                ),
-            ]
+    for arm in list_arms(config):
+        normal, with_lesions = false_positives_apart(
+            results.matches[arm.name], results.trainings, config.fppi
         )
-    header = ["trained on", *(f"{at:g}" for at in config.fppi)]
-    return Table(
-        "Of these, false positives per normal mammogram / per mammogram with lesions", header, body
-    )
+        cells = [
+            f"{FALSE_POSITIVES(first)} / {FALSE_POSITIVES(second)}"
+            for first, second in zip(normal, with_lesions, strict=True)
+        ]
+        body.append([arm.title, *cells])
+    title = "Of these, false positives per normal mammogram / per mammogram with lesions"
+    return Table(title, ["trained on", *(f"{rate:g}" for rate in config.fppi)], body)
 
 
-def difference_table(found: Results, reference: Arm) -> Table:
-    """How far every other arm is from one: recall, with intervals of the same patients drawn for
-    both; JAFROC's figure of merit, with p.
+def tabulate_difference(results: Results, reference: Arm) -> Table:
+    """Tabulate how far every other arm is from a reference arm.
+
+    Recall has intervals for which the same patients are drawn for both arms. JAFROC's figure of
+    merit has p, too.
     """
-    config = found.config
-    others = found.matches[reference.name]
-    trainings = found.trainings
-    at = (*config.fppi, ALL_DETECTIONS)
-    base = mean_recall(others, trainings, at)
-    merit = merit_for(others, trainings)
+    config = results.config
+    others = results.matches[reference.name]
+    trainings = results.trainings
+    rates = (*config.fppi, ALL_DETECTIONS)
+    reference_recall = compute_mean_recall(others, trainings, rates)
+    merit = choose_merit(others, trainings)
     body = []
-    values = []
-    for arm in (arm for arm in arms(config) if arm != reference):
-        images = found.matches[arm.name]
-        bounds = froc_interval(
+    p_values = []
+    for arm in list_arms(config):
+        if arm == reference:
+            continue
+        images = results.matches[arm.name]
+        difference = compute_mean_recall(images, trainings, rates) - reference_recall
+        low, high = froc_interval(
             images,
-            found.patients,
-            at,
-            *found.drawing,
+            results.patients,
+            rates,
+            *results.bootstrap,
             against=others,
             trainings=trainings,
             others_trainings=trainings,
         )
         cells = [
-            _signed(PERCENT, *value)
-            for value in zip(mean_recall(images, trainings, at) - base, *bounds, strict=True)
+            _format_difference(PERCENT, *column)
+            for column in zip(difference, low, high, strict=True)
         ]
         test = jafroc_test(
-            images, others, found.patients, merit, config.level, trainings, trainings
+            images, others, results.patients, merit, config.level, trainings, trainings
         )
-        body.append([arm.shown, *cells, _signed(MERIT, test.difference, test.low, test.high)])
-        values.append(test.p)
+        cells.append(_format_difference(MERIT, test.difference, test.low, test.high))
+        body.append([arm.title, *cells])
+        p_values.append(test.p)
     rows = [
         [*row, MERIT(p), MERIT(corrected)]
-        for row, p, corrected in zip(body, values, holm(values), strict=True)
+        for row, p, corrected in zip(body, p_values, holm(p_values), strict=True)
     ]
     header = [
         "trained on",
-        *(f"{place:g}, %" for place in config.fppi),
+        *(f"{rate:g}, %" for rate in config.fppi),
         "all detections, %",
         f"{merit.upper()} figure of merit",
+        "p, uncorrected",
+        "p, Holm",
     ]
-    title = f"Differences in {config.recall} from {reference.shown}, at false positives per image"
-    tested = int(np.isfinite(values).sum())
-    return Table(title, [*header, "p, uncorrected", "p, Holm"], rows, notes(found.patients, tested))
+    title = f"Differences in {config.recall} from {reference.title}, at false positives per image"
+    comparisons = int(np.isfinite(p_values).sum())
+    return Table(title, header, rows, make_notes(results.patients, comparisons))
 
 
-def tables(found: Results) -> dict[str, Table]:
-    """By the names of their files: against real alone, and against the copies that the synthetic
-    mammograms join, or match in number.
+@plot_style
+def draw_growth(results: Results) -> Figure:
+    """Draw recall over the number of added mammograms, with intervals.
+
+    There is one line for copies alone, and one for each method.
     """
-    made = {"recall": recall_table(found), "false_positives": false_positive_table(found)}
-    made["difference"] = difference_table(found, Arm(REAL))
-    base = found.config.base
-    count = base or max(found.config.synthetic, default=0)
-    if (control := Arm(f"copies-{count}", count)) in arms(found.config):
-        made["difference-from-base" if base else "difference-from-copies"] = difference_table(
-            found, control
-        )
-    return made
-
-
-@quiet
-def growth_figure(found: Results) -> Figure:
-    """Recall over the number of added mammograms: of copies alone, and of each method's, with
-    intervals.
-    """
-    config = found.config
+    config = results.config
+    arms = list_arms(config)
+    base = Arm(f"copies-{config.base}", config.base) if config.base else Arm(REAL)
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
-    lines = [None, *config.methods] if config.copies else [*config.methods]
-    start = Arm(REAL) if not config.base else Arm(f"copies-{config.base}", config.base)
-    for method in lines:
-        some = [
-            arm for arm in arms(config) if arm.method == method and (method or arm.name != REAL)
-        ]
-        some = ([Arm(REAL)] if method is None else [start] if start in arms(config) else []) + some
-        values = [_at(found, arm) for arm in some]
-        x = [arm.copies + arm.synthetic for arm in some]
-        middle, low, high = (np.array([value[place] for value in values]) for place in range(3))
+    methods = [None, *config.methods] if config.copies else [*config.methods]
+    for method in methods:
+        if method is None:
+            line = [arm for arm in arms if arm.method is None]
+        else:
+            line = [arm for arm in arms if arm == base or arm.method == method]
+        values = np.array([_measure_growth(results, arm) for arm in line])
+        recall, low, high = values.T
         axes.errorbar(
-            x,
-            middle,
-            [np.maximum(middle - low, 0), np.maximum(high - middle, 0)],
+            [arm.copies + arm.synthetic for arm in line],
+            recall,
+            [np.maximum(recall - low, 0), np.maximum(high - recall, 0)],
             marker="o",
             capsize=2,
             label=method or "copies",
@@ -309,39 +427,45 @@ def growth_figure(found: Results) -> Figure:
         ylabel=f"{config.recall}, {config.growth:g} false positives per image",
         ylim=(0, 1),
     )
-    axes.set_title(found.heading, fontsize=8)
+    axes.set_title(results.heading, fontsize=8)
     axes.legend()
     return figure
 
 
-def metrics(found: Results) -> dict[str, float]:
-    """Numbers for the tracking store."""
-    measured: dict[str, float] = {}
-    for name, images in found.matches.items():
-        values = recall_metrics(images, found.trainings, found.config.fppi)
-        measured |= {f"{name}/{measure}": value for measure, value in values.items()}
-    return measured
-
-
-def known(output: Path) -> str:
-    """What all steps depend on beside their commands: who is held out when."""
-    return splits.load(output / "split.json").digest()
-
-
-def _at(found: Results, arm: Arm) -> tuple[float, float, float]:
-    """Recall at `growth` false positives per image, with its interval."""
-    images = found.matches[arm.name]
-    at = [found.config.growth]
-    mean, _, low, high = measure(images, found.patients, found.trainings, at, found.drawing)
+def _measure_growth(results: Results, arm: Arm) -> tuple[float, float, float]:
+    """Measure recall at `growth` false positives per image, with its interval."""
+    images = results.matches[arm.name]
+    rates = [results.config.growth]
+    mean, _, low, high = measure(
+        images, results.patients, results.trainings, rates, results.bootstrap
+    )
     return float(mean[0]), float(low[0]), float(high[0])
 
 
-def _spread(show: Any, mean: float, deviation: float, low: float, high: float) -> str:
-    scatter = f" ± {show(deviation)}" if np.isfinite(deviation) else ""
-    return f"{show(mean)}{scatter}" + (f"\n[{show(low)}, {show(high)}]" if np.isfinite(low) else "")
+def compute_metrics(results: Results) -> dict[str, float]:
+    """Compute what the tracking store keeps of a study."""
+    metrics: dict[str, float] = {}
+    for name, images in results.matches.items():
+        of_arm = compute_recall_metrics(images, results.trainings, results.config.fppi)
+        metrics |= {f"{name}/{key}": value for key, value in of_arm.items()}
+    return metrics
 
 
-def _signed(show: Any, value: float, low: float, high: float) -> str:
-    return show(value, "+") + (
-        f"\n[{show(low, '+')}, {show(high, '+')}]" if np.isfinite(low) else ""
-    )
+def _format_value(
+    show: Callable[..., str], mean: float, deviation: float, low: float, high: float
+) -> str:
+    """Format a mean with its deviation and interval, where they exist."""
+    text = show(mean)
+    if np.isfinite(deviation):
+        text += f" ± {show(deviation)}"
+    if np.isfinite(low):
+        text += f"\n[{show(low)}, {show(high)}]"
+    return text
+
+
+def _format_difference(show: Callable[..., str], value: float, low: float, high: float) -> str:
+    """Format a difference with its interval, where that exists."""
+    text = show(value, "+")
+    if np.isfinite(low):
+        text += f"\n[{show(low, '+')}, {show(high, '+')}]"
+    return text

@@ -1,10 +1,9 @@
-"""A long piece of work as commands that are run one after the other, each in a process of
-its own, and never twice.
+"""Run a long piece of work as commands, one after the other, each in its own process and only once.
 
-What is finished is noted in OUTPUT/done, so that a study which was stopped goes on where it was. A
-step is the same as one that was done when its command, the config files that this names, and all
-steps that it needs are the same; other work in its place is refused. So is work of another version
-of the package: its source is part of what a step depends on. A step whose files are gone is run
+Finished steps are noted in OUTPUT/done, so that a stopped study continues where it was. A step
+counts as finished if its command, the config files that the command names, and all steps that it
+depends on are unchanged; other work in its place is refused. So is the work of another version of
+the package: its source code is part of what a step depends on. A step whose files are gone is run
 again.
 """
 
@@ -28,7 +27,7 @@ from typing import Any
 from tfmammo import __version__, filesystem
 from tfmammo.data import jobs
 from tfmammo.errors import DataError, Interrupted
-from tfmammo.tracking.store import shown
+from tfmammo.tracking.store import redact
 
 log = logging.getLogger(__name__)
 
@@ -42,228 +41,248 @@ class Step:
     """One command.
 
     Attributes:
-        name: Also its folder beneath the work's.
-        command: What Python is given.
-        needs: Steps that come before it.
-        extent: Further arguments, how much of its work to do: where they are others than before,
-            the command goes on in its folder.
-        aside: Arguments on which its result does not depend.
-        makes: Files in its folder that others read; it is done while all of them are there.
+        name: Its name, which is also its folder below the folder of the work.
+        command: The arguments of Python.
+        depends_on: The steps that come before it.
+        resumable_args: Further arguments that say how much of the work to do. Where they have
+            changed, the command continues in its folder.
+        ignored_args: Arguments that do not change the result.
+        outputs: Files in its folder that other steps read. The step is finished while all of them
+            exist.
     """
 
     name: str
     command: tuple[str, ...]
-    needs: tuple[str, ...] = ()
-    extent: tuple[str, ...] = ()
-    aside: tuple[str, ...] = ()
-    makes: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
+    resumable_args: tuple[str, ...] = ()
+    ignored_args: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
-    def missing(self, output: Path) -> list[Path]:
-        """What it makes and is not there; of a step that names no file, its folder."""
-        return [
-            path
-            for path in (output / self.name / name for name in self.makes or (".",))
-            if not path.exists()
-        ]
+    def find_missing(self, output: Path) -> list[Path]:
+        """List the outputs that do not exist; without `outputs`, its folder."""
+        paths = [output / self.name / name for name in self.outputs or (".",)]
+        return [path for path in paths if not path.exists()]
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """All of the command."""
-        return *self.command, *self.extent, *self.aside
+        """All arguments of Python."""
+        return *self.command, *self.resumable_args, *self.ignored_args
 
+    @property
     def overrides(self) -> list[str]:
-        """What --set is given."""
-        found = []
-        given = False
+        """The values after --set."""
+        overrides = []
+        follows_set = False
         for argument in self.arguments:
-            given = argument == "--set" or (given and not argument.startswith("--"))
-            found += [argument] if given and argument != "--set" else []
-        return found
+            if argument == "--set":
+                follows_set = True
+            elif argument.startswith("--"):
+                follows_set = False
+            elif follows_set:
+                overrides.append(argument)
+        return overrides
 
-    def shown(self) -> str:
-        """The command as a shell takes it, without the password of a tracking store."""
-        return shlex.join(["python", *map(shown, self.arguments)])
+    def format_command(self) -> str:
+        """Return the command for a shell, without the password of a tracking store."""
+        return shlex.join(["python", *map(redact, self.arguments)])
 
 
-def overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A nested mapping as arguments of --set: {"data": {"size": 64}} -> ["data.size=64"]."""
-    found = []
+def format_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Flatten a nested mapping into arguments of --set.
+
+    Examples:
+        >>> format_overrides({"data": {"size": 64}})
+        ['data.size=64']
+    """
+    overrides = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found += overrides(value, f"{prefix}{key}.")
+            overrides += format_overrides(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            found.append(f"{prefix}{key}={text}")
-    return found
+            overrides.append(f"{prefix}{key}={text}")
+    return overrides
 
 
 @dataclass(frozen=True)
-class Noted:
-    """What is known of a step that was done.
+class Completion:
+    """What is noted of a finished step.
 
     Attributes:
-        code: The package's version and state, see `code`; "" of one that did not note it.
+        digest: A hash of everything that the step depends on, without `resumable_args`.
+        resumable_args: Those that it was run with last.
+        code: The version and state of the package, see `identify_code`; "" where none was noted.
     """
 
     digest: str
-    extent: tuple[str, ...]
+    resumable_args: tuple[str, ...]
     code: str
 
 
-def run(
-    steps: Sequence[Step], output: Path, known: str = "", any_version: bool = False
+def run_steps(
+    steps: Sequence[Step], output: Path, context: str = "", any_version: bool = False
 ) -> list[str]:
-    """Run what was not run before, in this order.
+    """Run the steps that are not finished, in this order.
 
     Args:
-        steps: Those that a step needs stand before it.
-        output: Where all of them write.
-        known: What all of them depend on beside their commands.
-        any_version: Go on with what another version of the package made.
+        steps: Each stands after those that it depends on.
+        output: The folder of the work, where all steps write.
+        context: What all of them depend on besides their commands.
+        any_version: Continue with the results of another version of the package.
 
     Returns:
         The steps that another version made.
 
     Raises:
-        DataError: A step failed or made nothing, or its folder holds other work.
-        Interrupted: A stop signal came; what runs was given it, to save what it has.
+        DataError: A step failed or wrote nothing, or its folder holds other work.
+        Interrupted: A stop signal came. The running command got it, to save what it has.
     """
     digests: dict[str, str] = {}
-    others: list[str] = []
+    of_other_versions: list[str] = []
     for number, step in enumerate(steps, start=1):
-        digests[step.name] = digest = _digest(step, digests, output, known)
-        noted = output / DONE / f"{step.name}.json"
-        before = _noted(noted)
-        now = code(step)
-        if before:
-            _refuse(step, before, Noted(digest, step.extent, now), output, any_version)
-            others += [step.name] if before.code != now else []
-        if before and before.extent == step.extent:
-            gone = step.missing(output)
-            if not gone:
+        digests[step.name] = _hash_step(step, digests, output, context)
+        record = output / DONE / f"{step.name}.json"
+        completed = _read_completion(record)
+        current = Completion(digests[step.name], step.resumable_args, identify_code(step))
+        if completed:
+            _check_same(step, completed, current, output, any_version)
+            if completed.code != current.code:
+                of_other_versions.append(step.name)
+        if completed and completed.resumable_args == step.resumable_args:
+            missing = step.find_missing(output)
+            if not missing:
                 continue
-            log.warning("%s: was done, but %s is gone: it is run again", step.name, gone[0])
+            log.warning("%s: was done, but %s is gone: it is run again", step.name, missing[0])
         log.info("step %d of %d: %s", number, len(steps), step.name)
-        _run(step, output)
-        if gone := step.missing(output):
-            raise DataError(f"{step.name}: ended well and made no {gone[0]}")
-        noted.parent.mkdir(parents=True, exist_ok=True)
-        filesystem.write_atomically(
-            noted,
-            jobs.as_json(
-                {"digest": digest, "extent": step.extent, "code": now, "command": step.shown()}
-            ),
-            durable=False,
-        )
-    if others:
+        _run_step(step, output)
+        if missing := step.find_missing(output):
+            raise DataError(f"{step.name}: ended well and made no {missing[0]}")
+        _write_completion(record, step, current)
+    if of_other_versions:
         log.warning(
             "%d of %d steps were made by other versions of the package: %s",
-            len(others),
+            len(of_other_versions),
             len(steps),
-            ", ".join(others),
+            ", ".join(of_other_versions),
         )
-    return others
+    return of_other_versions
 
 
-def code(step: Step) -> str:
-    """Which state of the package a step would be run by: its version, and twelve digits of its
-    source and the step's script.
+def identify_code(step: Step) -> str:
+    """Identify the code that would run a step.
+
+    Returns:
+        The version of the package, and twelve digits of a hash of its source and the step's script.
     """
-    content = hashlib.sha256(source().encode())
+    digest = hashlib.sha256(hash_sources().encode())
     for argument in step.command:
         if argument.endswith(".py") and Path(argument).is_file():
-            content.update(Path(argument).read_bytes())
-    return f"{__version__} {content.hexdigest()[:12]}"
+            digest.update(Path(argument).read_bytes())
+    return f"{__version__} {digest.hexdigest()[:12]}"
 
 
 @cache
-def source() -> str:
-    """The sha256 of all modules of the package, by their names and contents."""
+def hash_sources() -> str:
+    """Return the sha256 of all modules of the package, by their names and contents."""
     root = Path(__file__).parents[1]
-    content = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        content.update(
-            f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0"
-        )
-    return content.hexdigest()
+        name = path.relative_to(root).as_posix()
+        digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
-def _refuse(step: Step, before: Noted, now: Noted, output: Path, any_version: bool) -> None:
+def _check_same(
+    step: Step, completed: Completion, current: Completion, output: Path, any_version: bool
+) -> None:
+    """Refuse a folder that another config, or without `any_version` another version, has made."""
     folder = output / step.name
-    noted = output / DONE / f"{step.name}.json"
-    if before.digest != now.digest:
+    record = output / DONE / f"{step.name}.json"
+    if completed.digest != current.digest:
         raise DataError(
-            f"{folder}: was made by another config; take another --output, or remove it and {noted}"
+            f"{folder}: was made by another config; take another --output, or remove it and "
+            f"{record}"
         )
-    if before.code != now.code and not any_version:
+    if completed.code != current.code and not any_version:
         raise DataError(
-            f"{folder}: was made by another version of tfmammo ({before.code or 'not noted'}; "
-            f"this is {now.code}); take another "
-            f"--output, remove it and {noted} to make it anew, or go on with what is there by "
-            "--any-version"
+            f"{folder}: was made by another version of tfmammo ({completed.code or 'not noted'}; "
+            f"this is {current.code}); take another --output, remove it and {record} to make it "
+            "again, or continue with what is there by --any-version"
         )
 
 
-def _run(step: Step, output: Path) -> None:
-    said = output / LOGS / f"{step.name}.txt"
-    said.parent.mkdir(parents=True, exist_ok=True)
-    with said.open("ab") as file:
-        command = [sys.executable, *step.arguments]
+def _run_step(step: Step, output: Path) -> None:
+    log_file = output / LOGS / f"{step.name}.txt"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as file:
         # In a process group of its own: Ctrl-C reaches it once, through us.
-        start = subprocess.Popen(
-            command,
+        process = subprocess.Popen(
+            [sys.executable, *step.arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             process_group=0,
         )
-        with start as child, _passed_on(child) as got:
-            code = child.wait()
-    if got:
-        raise Interrupted(got[0], f"in {step.name}")
-    if code:
-        lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        with process, _forward_signals(process) as signals:
+            exit_code = process.wait()
+    if signals:
+        raise Interrupted(signals[0], f"in {step.name}")
+    if exit_code:
+        lines = log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise DataError(
-            f"{step.name}: failed with exit code {code} "
-            f"({lines[-1][:300] if lines else 'it said nothing'}); all it said: {said}"
+            f"{step.name}: failed with exit code {exit_code} "
+            f"({lines[-1][:300] if lines else 'it said nothing'}); all it said: {log_file}"
         )
 
 
 @contextmanager
-def _passed_on(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Stop signals go to the child; yields those that came."""
-    got: list[int] = []
+def _forward_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Pass stop signals on to a process; yields the list of those that came."""
+    signals: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        got.append(number)
-        child.send_signal(number)
+    def forward(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        process.send_signal(number)
 
-    before: dict[int, Callable[..., Any] | int | None] = {
-        number: signal.signal(number, pass_on) for number in SIGNALS
+    handlers: dict[int, Callable[..., Any] | int | None] = {
+        number: signal.signal(number, forward) for number in SIGNALS
     }
     try:
-        yield got
+        yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _digest(step: Step, digests: Mapping[str, str], output: Path, known: str) -> str:
-    """Wherever the work lies, equal for equal steps."""
-    content = hashlib.sha256(known.encode())
+def _hash_step(step: Step, digests: Mapping[str, str], output: Path, context: str) -> str:
+    """Hash what a step depends on; equal steps have equal hashes wherever the work lies."""
+    digest = hashlib.sha256(context.encode())
     for argument in step.command:
-        content.update(f"\n{argument.replace(str(output), '')}".encode())
+        digest.update(f"\n{argument.replace(str(output), '')}".encode())
         if argument.endswith(".yaml") and Path(argument).is_file():
-            content.update(Path(argument).read_bytes())
-    for name in step.needs:
-        content.update(f"\n{digests[name]}".encode())
-    return content.hexdigest()
+            digest.update(Path(argument).read_bytes())
+    for name in step.depends_on:
+        digest.update(f"\n{digests[name]}".encode())
+    return digest.hexdigest()
 
 
-def _noted(path: Path) -> Noted | None:
-    """What was done; None where nothing was."""
+def _read_completion(path: Path) -> Completion | None:
+    """Read what is noted of a finished step; None where nothing is."""
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        return Noted(str(noted["digest"]), tuple(noted["extent"]), str(noted.get("code", "")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Completion(
+            str(content["digest"]), tuple(content["extent"]), str(content.get("code", ""))
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _write_completion(path: Path, step: Step, completion: Completion) -> None:
+    content = {
+        "digest": completion.digest,
+        "extent": completion.resumable_args,
+        "code": completion.code,
+        "command": step.format_command(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    filesystem.write_atomically(path, jobs.to_json(content), durable=False)

@@ -1,5 +1,3 @@
-"""The studio: lesions into mammograms, mammograms read, and reader studies, in a browser
-(extra `serve`).
-"""
+"""The studio: edit mammograms, run the CAD pipeline and reader studies in a browser."""
 
 import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

@@ -1,4 +1,4 @@
-"""The studio's page: which tabs it has follows from its config."""
+"""The studio's page, with the tabs that its config asks for."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pydantic import Field, PositiveInt, model_validator
 
 from tfmammo.config import Frozen
 from tfmammo.errors import ConfigError, TfmammoError
-from tfmammo.inference.pipeline import CaseConfig, Chain
+from tfmammo.inference.pipeline import Pipeline, PipelineConfig
 from tfmammo.reader_study.cases import ReaderStudyConfig
 from tfmammo.reader_study.session import ReaderStudy
 from tfmammo.serving import connections, local
 from tfmammo.studio import guard, inserting, judging, reading
-from tfmammo.synthesis.editor import Inserter, SystemConfig
+from tfmammo.synthesis.editor import Editor, EditorConfig
 
 log = logging.getLogger(__name__)
 
 ABOUT = (
-    "# tfmammo studio\nFor research and teaching, not for diagnosis. What is made here is "
-    "synthetic, and its files say so."
+    "# tfmammo studio\nFor research and teaching, not for diagnosis. Images that are made here are "
+    "synthetic, and their files say so."
 )
 STYLE = """
 .gradio-container { max-width: 1500px !important; margin: auto; }
@@ -39,26 +39,24 @@ Loaded = TypeVar("Loaded")
 
 
 class StudioConfig(Frozen):
-    """What the studio offers, and to whom."""
+    """What the studio offers, and where it listens."""
 
-    systems: dict[str, SystemConfig] = {}
-    """By the names that the page shows, what sets lesions in or takes them out."""
-    case: CaseConfig | None = None
-    """The chain that reads mammograms."""
+    systems: dict[str, EditorConfig] = {}
+    """Editors, which insert or remove lesions, by the names that the page shows."""
+    case: PipelineConfig | None = None
+    """The CAD pipeline that reads mammograms."""
     study: ReaderStudyConfig | None = None
-    """A reader study. One of the three at least."""
+    """A reader study. At least one of systems, case and study must be given."""
     host: str = "127.0.0.1"
-    """Where it listens."""
+    """Address to listen on; the default is reached from this machine only."""
     port: int = Field(default=7860, ge=1, le=65535)
-    """Where it listens."""
+    """Port to listen on."""
     names: tuple[str, ...] = ()
-    """That its machine is reached by, besides its own and its addresses; what is sent to another
-    name is refused.
-    """
+    """Further host names of this machine. Requests to any other name are refused."""
     upload_mb: PositiveInt = 100
-    """Of one file, at most."""
+    """Largest upload, MB."""
     total_mb: PositiveInt = 2000
-    """Of all files that it keeps for its pages, uploads and results; beyond, uploads are refused.
+    """Most MB of all uploads and results that are kept for open pages; further uploads are refused.
     """
     parallel: PositiveInt = 2
     """Requests that are computed at once; others wait."""
@@ -66,7 +64,7 @@ class StudioConfig(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> StudioConfig:
         if not (self.systems or self.case or self.study):
-            raise ValueError("systems, case or study: one of them must be given")
+            raise ValueError("one of systems, case and study must be given")
         if self.total_mb < self.upload_mb:
             raise ValueError(f"total_mb must be at least upload_mb ({self.upload_mb})")
         return self
@@ -76,27 +74,27 @@ def build(config: StudioConfig) -> gr.Blocks:
     """Load all models and lay out the page.
 
     Raises:
-        ConfigError: One of them can't be loaded; the sentence names its key.
+        ConfigError: A model can't be loaded; the sentence names its key.
     """
     systems = {
-        name: _loaded(f"systems.{name}", Inserter.load, system)
+        name: _load(f"systems.{name}", Editor.load, system)
         for name, system in config.systems.items()
     }
-    chain = _loaded("case", Chain.load, config.case) if config.case else None
-    study = _loaded("study", ReaderStudy, config.study) if config.study else None
+    pipeline = _load("case", Pipeline.load, config.case) if config.case else None
+    study = _load("study", ReaderStudy, config.study) if config.study else None
     with gr.Blocks(
         title="tfmammo studio", analytics_enabled=False, delete_cache=(60, 3600)
     ) as page:
         gr.Markdown(ABOUT)
         if systems:
             with gr.Tab("Insert or remove"):
-                inserting.tab(systems, config.parallel)
-        if chain:
+                inserting.add_tab(systems, config.parallel)
+        if pipeline:
             with gr.Tab("Read"):
-                reading.tab(chain, config.parallel)
+                reading.add_tab(pipeline, config.parallel)
         if study:
             with gr.Tab("Reader study"):
-                judging.tab(study)
+                judging.add_tab(study)
     return page
 
 
@@ -104,28 +102,31 @@ def serve(config: StudioConfig, folder: Path) -> None:
     """Show the page until Ctrl-C.
 
     Args:
-        folder: Private; the only one of which files are handed out.
+        config: What to offer, and where to listen.
+        folder: A private folder, the only one whose files are served.
 
     Raises:
         ConfigError: A model can't be loaded.
-        OSError: The port is taken.
+        OSError: The port is in use.
     """
     page = build(config)
-    if config.host not in local.NAMES:
+    if config.host not in local.LOCAL_NAMES:
         log.warning(
-            "host=%s: whoever reaches this machine can use the studio, there is no password",
+            "host=%s: anybody who reaches this address can use the studio; there is no password",
             config.host,
         )
-    with connections.listening(config.host, config.port) as listener:
+    with connections.listen(config.host, config.port) as listener:
         guard.watch(page, folder / "gradio")
         log.info("the studio is at http://%s:%s", config.host, config.port)
-        connections.serve(application(page, config, folder), listener)
+        connections.serve(make_application(page, config, folder), listener)
 
 
-def application(page: gr.Blocks, config: StudioConfig, folder: Path) -> local.Application:
-    """The page as it answers requests.
+def make_application(page: gr.Blocks, config: StudioConfig, folder: Path) -> local.Application:
+    """Return the ASGI application that serves the page, with its checks and limits.
 
     Args:
+        page: The page.
+        config: What to offer, and where to listen.
         folder: See `serve`.
     """
     page.queue(default_concurrency_limit=8, max_size=200)
@@ -140,7 +141,7 @@ def application(page: gr.Blocks, config: StudioConfig, folder: Path) -> local.Ap
         allowed_paths=[str(folder)],
         show_error=False,
         ssr_mode=False,
-        theme=theme(),
+        theme=make_theme(),
         css=STYLE,
     )
     megabyte = 2**20
@@ -150,17 +151,19 @@ def application(page: gr.Blocks, config: StudioConfig, folder: Path) -> local.Ap
     )
 
 
-def theme() -> gr.themes.Base:
-    """A quiet look, with the system's own fonts: nothing is fetched from elsewhere."""
-    fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Base(primary_hue="sky", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
+def make_theme() -> gr.themes.Base:
+    """Make a plain theme with the system's fonts, so that nothing is fetched from other sites."""
+    return gr.themes.Base(
+        primary_hue="sky",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
 
 
-def _loaded(key: str, load: Callable[[Section], Loaded], config: Section) -> Loaded:
-    """A part of the config, loaded; its errors name the key."""
+def _load(key: str, load: Callable[[Section], Loaded], config: Section) -> Loaded:
+    """Load a section of the config; errors name its key."""
     try:
         return load(config)
-    except ValueError as error:
-        if not isinstance(error, TfmammoError):
-            raise
+    except TfmammoError as error:
         raise ConfigError(f"{key}: {error}") from error

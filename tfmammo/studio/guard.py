@@ -1,8 +1,7 @@
-"""What stands before the studio's page: bodies of a known and bounded length, and a bound
-on all that lies on disk.
+"""Limits in front of the studio's page: the length of each request, and the size of all files.
 
-Gradio writes an upload to disk before anything of ours is asked, any number of them, and keeps
-those that nobody opens for an hour.
+Gradio writes any number of uploads to disk before the studio's functions are called, and keeps
+those that no page opens for an hour.
 """
 
 from __future__ import annotations
@@ -17,22 +16,21 @@ from starlette.requests import ClientDisconnect
 
 from tfmammo.serving.local import Application, Receive, Scope, Send, refuse
 
-OTHERS = 2 * 2**20  # bytes of any other request: a page sends a few numbers and words
-FRAMING = 2**16  # bytes of an upload beside its file
-SECONDS = 120.0  # that an upload may take
-UNOPENED = 600.0  # s that an upload is kept which no page has opened
-EVERY = 30.0  # s between two looks
+MAX_OTHER = 2 * 2**20  # bytes of a request that is no upload: a page sends a few numbers and words
+UPLOAD_FRAMING = 2**16  # bytes of an upload in addition to its file
+UPLOAD_SECONDS = 120.0  # an upload may take
+UNOPENED_SECONDS = 600.0  # an upload that no page has opened is kept
+WATCH_SECONDS = 30.0  # between two searches for such uploads
 
 
 class Bounded:
-    """An ASGI application that takes no more than it should.
+    """An ASGI application with limits on uploads and other requests.
 
     Args:
         app: The page.
-        folder: Of all temporary files.
-        upload: Bytes of one file, at most.
-        total: Bytes of all files in the folder, at most; uploads that would lead beyond are
-            refused.
+        folder: Folder of all temporary files.
+        upload: Largest file, bytes.
+        total: Most bytes of all files in the folder; an upload that would exceed them is refused.
     """
 
     def __init__(self, app: Application, folder: Path, upload: int, total: int) -> None:
@@ -40,35 +38,35 @@ class Bounded:
         self.folder = folder
         self.upload = upload
         self.total = total
-        self.coming = 0
+        self.incoming = 0  # bytes of the uploads under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Answer or refuse a request, see ASGI."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
         is_upload = scope["path"].rstrip("/").endswith("/upload")
         length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
         if not length.isdecimal():
             return await refuse(411, "the request must say how long it is (content-length)", send)
-        if len(length) > 15 or int(length) > (self.upload + FRAMING if is_upload else OTHERS):
+        limit = self.upload + UPLOAD_FRAMING if is_upload else MAX_OTHER
+        if len(length) > 15 or int(length) > limit:
             return await refuse(413, "the request is too large", send)
         if not is_upload:
             return await self.app(scope, receive, send)
-        await self._take(int(length), scope, receive, send)
+        await self._receive(int(length), scope, receive, send)
 
-    async def _take(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
-        held = await asyncio.to_thread(size, self.folder)
-        if held + self.coming + length > self.total:
+    async def _receive(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
+        held = await asyncio.to_thread(folder_size, self.folder)
+        if held + self.incoming + length > self.total:
             return await refuse(
                 413,
-                "the studio keeps too many files already; close a page, or try again in some "
-                "minutes",
+                "the studio holds too many files; close a page, or try again in a few minutes",
                 send,
             )
-        self.coming += length
-        answer = _Watched(send)
+        self.incoming += length
+        answer = _WatchedSend(send)
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(UPLOAD_SECONDS):
                 await self.app(scope, receive, answer)
         except TimeoutError:
             if not answer.begun:
@@ -76,11 +74,11 @@ class Bounded:
         except ClientDisconnect:
             pass
         finally:
-            self.coming -= length
+            self.incoming -= length
 
 
-class _Watched:
-    """A `send` that knows whether an answer has begun."""
+class _WatchedSend:
+    """A `send` that records whether an answer has begun."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -91,28 +89,28 @@ class _Watched:
         await self.send(message)
 
 
-def size(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+def folder_size(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # it has just gone
+        except OSError:  # it has just been deleted
             continue
     return total
 
 
-def remove_unopened(page: Any, folder: Path, age: float = UNOPENED) -> None:
-    """Delete what was uploaded and not opened, and what an upload that broke off has left.
+def remove_unopened(page: Any, folder: Path, age: float = UNOPENED_SECONDS) -> None:
+    """Delete uploads that were not opened, and files of broken-off uploads.
 
     Args:
         page: A gr.Blocks, which knows what was uploaded.
-        folder: Where uploads are written.
-        age: S, at least.
+        folder: Folder that uploads are written to.
+        age: Least age of a deleted file, s.
     """
-    # what came whole lies in a folder of its own
-    broken = [path for path in folder.glob("*") if path.is_file()]
-    for path in [*map(Path, tuple(page.upload_file_set)), *broken]:
+    # Each complete upload lies in a folder of its own.
+    incomplete = [path for path in folder.glob("*") if path.is_file()]
+    for path in [*map(Path, tuple(page.upload_file_set)), *incomplete]:
         try:
             if time.time() - path.stat().st_mtime > age:
                 path.unlink()
@@ -122,11 +120,11 @@ def remove_unopened(page: Any, folder: Path, age: float = UNOPENED) -> None:
 
 
 def watch(page: Any, folder: Path) -> None:
-    """From now on, look for such files again and again."""
+    """Call `remove_unopened` again and again in a thread of its own."""
 
     def look() -> None:
         while True:
-            time.sleep(EVERY)
+            time.sleep(WATCH_SECONDS)
             remove_unopened(page, folder)
 
     threading.Thread(target=look, daemon=True).start()

@@ -1,8 +1,7 @@
-"""The tab that sets a lesion in, or takes one out: a click says where, and before and
-after lie under a slider.
+"""The tab that inserts or removes a lesion: a click gives the place, a slider compares the result.
 
-Every browser has its own mammogram and result (gr.State); nothing is shared but the systems.
-Downloads have fixed names.
+Every browser has its own mammogram and result (gr.State); only the systems are shared. Downloads
+have fixed names.
 """
 
 from __future__ import annotations
@@ -22,31 +21,33 @@ import numpy as np
 
 from tfmammo.archives.writers import synthetic
 from tfmammo.errors import DataError
-from tfmammo.mammogram import Box, Mammogram, borders
+from tfmammo.mammogram import Box, Mammogram, trace_borders
 from tfmammo.studio import uploads
-from tfmammo.studio.uploads import COLOUR, COMPUTE, Facts, Held, Picture, Updates
-from tfmammo.synthesis.editor import Changed, Inserter, Wish
+from tfmammo.studio.uploads import COLOUR, COMPUTE, Facts, OpenMammogram, Picture, Updates
+from tfmammo.synthesis.editor import Editor, EditRequest, EditResult
 
-OWN = "the system's own"
+OWN_SHAPE = "the system's own"
 SHAPES = ("irregular", "lobular", "oval", "round")
-USUAL = 12.0  # mm, a mass's height and width before somebody says something else
+USUAL_MM = 12.0  # height and width of a mass until the user changes them
 HINT = "Open a mammogram, then click where the lesion is to be."
-PLACE = "Click into the mammogram to choose a place."
+PLACE = "Click on the mammogram to choose a place."
+OUTLINE_COLOUR = (86, 180, 233)
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class ResultView:
     """A result as the page shows it.
 
     Attributes:
-        before: The whole mammogram, as `uploads.shown`.
-        after: The whole mammogram, as `uploads.shown`.
-        details: Cut out around the lesion, native px, at `corner`.
-        rows: Native.
-        cols: Native.
-        box: Of the lesion, native px.
-        mask: Of the lesion, native px.
-        folder: Of the downloads.
+        before: The whole mammogram before the change, as `uploads.to_display` returns it.
+        after: The whole mammogram after the change.
+        details: The surroundings of the lesion before and after, native px.
+        corner: Top and left of the details on the mammogram, native px.
+        rows: Rows of the mammogram, native px.
+        cols: Columns of the mammogram, native px.
+        box: The lesion's box, native px.
+        mask: The lesion's mask within its box, native px.
+        folder: Folder of the downloads.
     """
 
     before: Picture
@@ -60,63 +61,63 @@ class Made:
     folder: Path
 
     def pair(self, marked: bool) -> tuple[Picture, Picture]:
-        """The whole mammogram before and after, the latter with box and outline where they are
-        wanted: uint8 [rows, cols, 3].
+        """Return the whole mammogram before and after, uint8 [rows, cols, 3].
+
+        Args:
+            marked: Draw the box and the outline on the second one.
         """
         scale = self.before.shape[0] / self.rows, self.before.shape[1] / self.cols
-        return uploads.colour(self.before), self._drawn(self.after, (0, 0), scale, marked)
+        after = self._draw(self.after, (0, 0), scale) if marked else uploads.to_rgb(self.after)
+        return uploads.to_rgb(self.before), after
 
     def detail(self, marked: bool) -> tuple[Picture, Picture]:
-        """The same of the part around the lesion."""
-        return uploads.colour(self.details[0]), self._drawn(
-            self.details[1], self.corner, (1.0, 1.0), marked
-        )
+        """Return the surroundings of the lesion before and after, as `pair`."""
+        before, after = self.details
+        rgb = self._draw(after, self.corner, (1.0, 1.0)) if marked else uploads.to_rgb(after)
+        return uploads.to_rgb(before), rgb
 
-    def _drawn(
-        self, picture: Picture, corner: tuple[int, int], scale: tuple[float, float], marked: bool
+    def _draw(
+        self, picture: Picture, corner: tuple[int, int], scale: tuple[float, float]
     ) -> Picture:
-        sheet = uploads.colour(picture)
-        if marked:
-            corners = (np.reshape(self.box, (2, 2)) - corner) * scale
-            (top, left), (bottom, right) = np.rint(corners).astype(int).tolist()
-            cv2.rectangle(sheet, (left, top), (right - 1, bottom - 1), COLOUR, 1)
-            for outline in borders(self.mask):
-                points = ((outline + self.box[:2] - corner + 0.5) * scale - 0.5)[:, ::-1]
-                cv2.polylines(
-                    sheet,
-                    [np.rint(16 * points).astype(np.int32)],
-                    True,
-                    (86, 180, 233),
-                    1,
-                    cv2.LINE_AA,
-                    4,
-                )
-        return sheet
+        """Draw the box and the outline on a picture that shows the mammogram from a corner on."""
+        canvas = uploads.to_rgb(picture)
+        corners = (np.reshape(self.box, (2, 2)) - corner) * scale
+        (top, left), (bottom, right) = np.rint(corners).astype(int).tolist()
+        cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), COLOUR, 1)
+        for outline in trace_borders(self.mask):
+            points = ((outline + self.box[:2] - corner + 0.5) * scale - 0.5)[:, ::-1]
+            sixteenths = np.rint(16 * points).astype(np.int32)
+            cv2.polylines(canvas, [sixteenths], True, OUTLINE_COLOUR, 1, cv2.LINE_AA, 4)
+        return canvas
 
 
-def tab(systems: Mapping[str, Inserter], parallel: int) -> None:
+def add_tab(systems: Mapping[str, Editor], parallel: int) -> None:
     """Fill a tab of a gr.Blocks.
 
     Args:
-        systems: By the names that the page shows.
+        systems: Editors by the names that the page shows.
         parallel: Requests computed at once.
     """
     _Tab(systems, parallel)
 
 
 class _Tab:
-    """The tab's components, and what happens to them."""
+    """The tab's components and their events."""
 
-    def __init__(self, systems: Mapping[str, Inserter], parallel: int) -> None:
+    def __init__(self, systems: Mapping[str, Editor], parallel: int) -> None:
         self.systems = systems
-        self.held = gr.State(None, time_to_live=uploads.KEPT, delete_callback=uploads.released)
-        self.made = gr.State(None, time_to_live=uploads.KEPT, delete_callback=uploads.released)
+        self.held = gr.State(
+            None, time_to_live=uploads.KEPT_SECONDS, delete_callback=uploads.release
+        )
+        self.view = gr.State(
+            None, time_to_live=uploads.KEPT_SECONDS, delete_callback=uploads.release
+        )
         self.centre = gr.State(None)
         with gr.Row():
             with gr.Column(scale=3):
                 self._add_picture()
             with gr.Column(scale=2, min_width=300):
-                self._add_wishes()
+                self._add_options()
         self._add_result()
         self._connect(parallel)
 
@@ -126,7 +127,7 @@ class _Tab:
                 "Open a mammogram", file_types=list(uploads.ENDINGS), size="md", variant="primary"
             )
             self.example = gr.Dropdown(
-                list(uploads.phantoms()),
+                list(uploads.list_phantoms()),
                 value=None,
                 label="or a phantom",
                 filterable=False,
@@ -142,28 +143,28 @@ class _Tab:
             visible=False,
         )
 
-    def _add_wishes(self) -> None:
+    def _add_options(self) -> None:
         first = next(iter(self.systems))
-        seen = offered(self.systems[first])
-        shapes = shapes_of(self.systems[first])
+        control = size_control(self.systems[first])
+        shapes = list_shapes(self.systems[first])
         self.system = gr.Radio(list(self.systems), value=first, label="System")
-        with gr.Row(visible=seen == "size") as self.sizes:
+        with gr.Row(visible=control == "size") as self.sizes:
             self.height = gr.Number(80, label="Height, px", precision=0, minimum=8, min_width=90)
             self.width = gr.Number(80, label="Width, px", precision=0, minimum=8, min_width=90)
-        self.size_text = gr.Markdown(size_text(80, 80, None), visible=seen == "size")
-        self.shape = gr.Radio(shapes, value=shapes[0], label="Shape", visible=seen == "size")
+        self.size_text = gr.Markdown(format_size(80, 80, None), visible=control == "size")
+        self.shape = gr.Radio(shapes, value=shapes[0], label="Shape", visible=control == "size")
         self.factor = gr.Slider(
-            0.5, 2, 1, step=0.05, label="Times the real lesion's size", visible=seen == "factor"
+            0.5, 2, 1, step=0.05, label="Scale of the real lesion", visible=control == "factor"
         )
         self.seed = gr.Number(
             0,
             label="Seed",
-            info="The same seed makes the same lesion again.",
+            info="The same seed gives the same lesion again.",
             precision=0,
             minimum=0,
         )
-        self.facts = uploads.facts_inputs()
-        self.make = gr.Button("Make", variant="primary", interactive=False)
+        self.facts = uploads.add_facts_inputs()
+        self.make = gr.Button("Apply", variant="primary", interactive=False)
         self.note = gr.Markdown(visible=False, elem_classes="note")
 
     def _add_result(self) -> None:
@@ -182,7 +183,7 @@ class _Tab:
                     label="Before | after", max_height=640, elem_id="before-after", **options
                 )
                 self.detail = gr.ImageSlider(
-                    label="Around it, native pixels", max_height=640, elem_id="detail", **options
+                    label="Detail, native pixels", max_height=640, elem_id="detail", **options
                 )
             self.files = gr.Files(
                 label="Downloads: marked as synthetic, without patient data",
@@ -231,91 +232,103 @@ class _Tab:
             [self.size_text],
             **quick,
         )
-        wishes = [self.system, self.height, self.width, self.shape, self.factor, self.seed]
-        made = [self.made, self.result, self.text, self.slider, self.detail, self.files, self.note]
+        options = [self.system, self.height, self.width, self.shape, self.factor, self.seed]
+        result = [
+            self.view,
+            self.result,
+            self.text,
+            self.slider,
+            self.detail,
+            self.files,
+            self.note,
+        ]
         self.make.click(
             self._make,
-            [self.held, self.centre, self.made, self.marked, *wishes, *self.facts],
-            made,
+            [self.held, self.centre, self.view, self.marked, *options, *self.facts],
+            result,
             **long,
         )
-        self.marked.input(self._mark, [self.made, self.marked], [self.slider, self.detail], **quick)
+        self.marked.input(self._mark, [self.view, self.marked], [self.slider, self.detail], **quick)
 
-    def _open(self, upload: str, old: Held | None) -> Updates:
-        return {self.upload: None} | uploads.told(
-            self.note, lambda: self._opened(uploads.opened(upload), old)
+    def _open(self, upload: str, old: OpenMammogram | None) -> Updates:
+        return {self.upload: None} | uploads.run_with_note(
+            self.note, lambda: self._show(uploads.open_upload(upload), old)
         )
 
-    def _example(self, name: str, old: Held | None) -> Updates:
-        return uploads.told(self.note, lambda: self._opened(uploads.example(name), old))
+    def _example(self, name: str, old: OpenMammogram | None) -> Updates:
+        return uploads.run_with_note(self.note, lambda: self._show(uploads.open_phantom(name), old))
 
-    def _opened(self, held: Held, old: Held | None) -> Updates:
-        uploads.released(old)
-        spacing = held.mammogram.spacing
-        height, width = (
-            max(8, round(USUAL / step))
-            for step in spacing or (USUAL * 16 / held.mammogram.rows,) * 2
-        )
+    def _show(self, held: OpenMammogram, old: OpenMammogram | None) -> Updates:
+        uploads.release(old)
+        # Without a spacing, the usual height is a sixteenth of the mammogram's.
+        unknown = USUAL_MM * 16 / held.mammogram.rows
+        spacing = held.mammogram.spacing or (unknown, unknown)
+        height, width = (max(8, round(USUAL_MM / step)) for step in spacing)
         return {
             self.held: held,
             self.centre: None,
-            self.picture: gr.update(value=uploads.colour(held.shown), visible=True),
-            self.hint: f"{described(held.mammogram)}. {PLACE}",
+            self.picture: gr.update(value=uploads.to_rgb(held.shown), visible=True),
+            self.hint: f"{describe(held.mammogram)}. {PLACE}",
             self.height: height,
             self.width: width,
             self.make: gr.update(interactive=False),
         }
 
-    def _place(self, held: Held | None, event: gr.SelectData) -> Updates:
+    def _place(self, held: OpenMammogram | None, event: gr.SelectData) -> Updates:
         if held is None:
             return {self.hint: HINT}
         rows = held.mammogram.rows
         cols = held.mammogram.cols
-        centre = uploads.native(event.index, held.shown, rows, cols)
+        centre = uploads.to_native(event.index, held.shown, rows, cols)
         return {
             self.centre: centre,
-            self.picture: uploads.crossed(held.shown, centre, rows, cols),
-            self.hint: f"{described(held.mammogram)}. Place: row {centre[0]}, column {centre[1]}.",
+            self.picture: uploads.draw_cross(held.shown, centre, rows, cols),
+            self.hint: f"{describe(held.mammogram)}. Place: row {centre[0]}, column {centre[1]}.",
             self.make: gr.update(interactive=True),
         }
 
     def _system(self, name: str) -> Updates:
-        seen = offered(self.systems[name])
-        shapes = shapes_of(self.systems[name])
+        control = size_control(self.systems[name])
+        shapes = list_shapes(self.systems[name])
         return {
-            self.sizes: gr.update(visible=seen == "size"),
-            self.size_text: gr.update(visible=seen == "size"),
-            self.shape: gr.update(choices=shapes, value=shapes[0], visible=seen == "size"),
-            self.factor: gr.update(visible=seen == "factor"),
+            self.sizes: gr.update(visible=control == "size"),
+            self.size_text: gr.update(visible=control == "size"),
+            self.shape: gr.update(choices=shapes, value=shapes[0], visible=control == "size"),
+            self.factor: gr.update(visible=control == "factor"),
         }
 
     def _size(
-        self, held: Held | None, height: float | None, width: float | None, spacing: float | None
+        self,
+        held: OpenMammogram | None,
+        height: float | None,
+        width: float | None,
+        spacing: float | None,
     ) -> str:
-        known = held.mammogram.spacing if held else None
-        return size_text(height, width, known or ((spacing, spacing) if spacing else None))
+        stated = (spacing, spacing) if spacing else None
+        of_file = held.mammogram.spacing if held else None
+        return format_size(height, width, of_file or stated)
 
     def _make(
         self,
-        held: Held | None,
+        held: OpenMammogram | None,
         centre: Any,
-        old: Made | None,
+        old: ResultView | None,
         marked: bool,
         system: str,
-        *chosen: Any,
+        *options: Any,
     ) -> Updates:
-        return uploads.told(
+        return uploads.run_with_note(
             self.note,
-            lambda: self._result(held, centre, old, marked, self.systems[system], *chosen),
+            lambda: self._result(held, centre, old, marked, self.systems[system], *options),
         )
 
     def _result(
         self,
-        held: Held | None,
+        held: OpenMammogram | None,
         centre: Any,
-        old: Made | None,
+        old: ResultView | None,
         marked: bool,
-        system: Inserter,
+        system: Editor,
         height: Any,
         width: Any,
         shape: str,
@@ -325,162 +338,164 @@ class _Tab:
     ) -> Updates:
         if held is None or centre is None:
             raise DataError(
-                "the mammogram is not open any more, or no place is chosen"
+                "the mammogram is no longer open; open it again"
                 if centre
                 else "choose a place in a mammogram"
             )
-        wish = wish_for(system, tuple(centre), height, width, shape, factor, seed)
-        changed = system.change(Facts.of(*facts).added(held.mammogram), wish)
-        made = pictured(changed, written(changed, held.lossy))
-        uploads.released(old)
+        request = build_request(system, tuple(centre), height, width, shape, factor, seed)
+        result = system.edit(Facts.parse(*facts).add_to(held.mammogram), request)
+        view = make_view(result, write_downloads(result, held.lossy))
+        uploads.release(old)
         return {
-            self.made: made,
+            self.view: view,
             self.result: gr.update(visible=True),
-            self.text: result_text(changed),
-            # Where the lesion is, the slider shows half of it.
+            self.text: format_result(result),
+            # The slider stands in the middle of the lesion.
             self.slider: gr.update(
-                value=made.pair(marked),
-                slider_position=50 * (made.box[1] + made.box[3]) / made.cols,
+                value=view.pair(marked),
+                slider_position=50 * (view.box[1] + view.box[3]) / view.cols,
             ),
-            self.detail: made.detail(marked),
+            self.detail: view.detail(marked),
             self.files: [
-                str(made.folder / name)
+                str(view.folder / name)
                 for name in ("synthetic.dcm", "annotations.json", "mask.png", "recipe.json")
             ],
         }
 
-    def _mark(self, made: Made | None, marked: bool) -> Updates:
-        return (
-            {self.slider: made.pair(marked), self.detail: made.detail(marked)}
-            if made
-            else {self.slider: None, self.detail: None}
-        )
+    def _mark(self, view: ResultView | None, marked: bool) -> Updates:
+        if view is None:
+            return {self.slider: None, self.detail: None}
+        return {self.slider: view.pair(marked), self.detail: view.detail(marked)}
 
 
-def offered(system: Inserter) -> str:
-    """What a system lets one choose of a lesion's size: "size", of a mass made up; "factor", of a
-    real one; "" nothing.
+def size_control(system: Editor) -> str:
+    """Return how a user chooses the size of a system's lesions.
+
+    Returns:
+        "size" for a generated mass, "factor" for a real lesion, "" where there is no choice.
     """
     if system.config.painter == "contextual":
         return ""
     return "factor" if system.config.real_lesions else "size"
 
 
-def shapes_of(system: Inserter) -> list[str]:
-    """The shapes to choose from, the first before anything is chosen."""
-    return [*([OWN] if system.config.gan or system.config.lesions else []), *SHAPES]
+def list_shapes(system: Editor) -> list[str]:
+    """List the shapes to choose from; the first is the default."""
+    return [*([OWN_SHAPE] if system.config.gan or system.config.lesions else []), *SHAPES]
 
 
-def wish_for(
-    system: Inserter,
+def build_request(
+    system: Editor,
     centre: Any,
     height: Any,
     width: Any,
     shape: str | None,
     factor: float,
     seed: Any,
-) -> Wish:
-    """What was chosen, as far as it counts for a system.
+) -> EditRequest:
+    """Build the request from the page's values; those that a system does not use are ignored.
 
     Raises:
         DataError: Height or width is missing.
         pydantic.ValidationError: A value is out of range.
     """
-    wish: dict[str, Any] = {"centre": centre, "seed": seed or 0}
-    if offered(system) == "size":
+    values: dict[str, Any] = {"centre": centre, "seed": seed or 0}
+    if size_control(system) == "size":
         if not height or not width:
             raise DataError("height and width are missing")
-        wish |= {"size": (height, width), "shape": None if shape == OWN else shape}
-    elif offered(system) == "factor":
-        wish |= {"factor": factor}
-    return Wish.model_validate(wish)
+        values |= {"size": (height, width), "shape": None if shape == OWN_SHAPE else shape}
+    elif size_control(system) == "factor":
+        values |= {"factor": factor}
+    return EditRequest.model_validate(values)
 
 
-def described(mammogram: Mammogram) -> str:
-    """Size and side in a few words."""
+def describe(mammogram: Mammogram) -> str:
+    """Describe a mammogram's size, side and view in a few words."""
     size = f"{mammogram.rows} x {mammogram.cols} px"
     size += f" of {mammogram.spacing[0]:.3g} mm" if mammogram.spacing else ", mm per px unknown"
     return ", ".join(filter(None, (size, mammogram.laterality, mammogram.view)))
 
 
-def size_text(
+def format_size(
     height: float | None, width: float | None, spacing: tuple[float, float] | None
 ) -> str:
-    """Height and width in mm, where that is known."""
+    """Format height and width in mm, if the spacing is known."""
     if not height or not width:
         return "Height and width are missing."
     if not spacing:
-        return "How many mm that is is not known."
+        return "The size in mm is unknown."
     return f"That is {height * spacing[0]:.1f} x {width * spacing[1]:.1f} mm."
 
 
-def result_text(changed: Changed) -> str:
-    """What was made, where, how large."""
-    (top, left, bottom, right) = changed.box
-    spacing = changed.mammogram.spacing
-    area = int(changed.mask.sum())
-    mm = (
-        f" = {(bottom - top) * spacing[0]:.1f} x {(right - left) * spacing[1]:.1f} mm"
-        if spacing
-        else ""
-    )
-    square = f" = {area * spacing[0] * spacing[1]:.1f} mm²" if spacing else ""
-    what = (
-        f"**{changed.kind.capitalize()} added.**"
-        if changed.kind
-        else "**Tissue refilled, where a lesion may have been.**"
-    )
+def format_result(result: EditResult) -> str:
+    """Describe a result: what was changed, where, and its size."""
+    top, left, bottom, right = result.box
+    spacing = result.mammogram.spacing
+    area = int(result.mask.sum())
+    size = f"{bottom - top} x {right - left} px"
+    area_text = f"{area} px"
+    if spacing:
+        size += f" = {(bottom - top) * spacing[0]:.1f} x {(right - left) * spacing[1]:.1f} mm"
+        area_text += f" = {area * spacing[0] * spacing[1]:.1f} mm²"
+    change = "**Tissue refilled, where a lesion may have been.**"
+    if result.kind:
+        change = f"**{result.kind.capitalize()} added.**"
     return (
-        f"{what} Box: rows {top} to {bottom}, columns {left} to {right}: {bottom - top} x "
-        f"{right - left} px{mm}. Area: {area} px{square}."
+        f"{change} Box: rows {top} to {bottom}, columns {left} to {right}: {size}. "
+        f"Area: {area_text}."
     )
 
 
-def pictured(changed: Changed, folder: Path) -> Made:
-    """A result made ready to be shown.
+def make_view(result: EditResult, folder: Path) -> ResultView:
+    """Make the view of a result.
 
     Args:
-        folder: Of its downloads.
+        result: What the editor returned.
+        folder: Folder of its downloads.
     """
-    before = changed.before.image()
-    after = changed.after.image()
-    top, left, bottom, right = changed.box
+    before = result.before.image()
+    after = result.after.image()
+    top, left, bottom, right = result.box
     around = max(48, (bottom - top) // 2, (right - left) // 2)
     part = np.s_[max(0, top - around) : bottom + around, max(0, left - around) : right + around]
     first, second = (
         np.rint(255 * image[part][..., 0]).astype(np.uint8) for image in (before, after)
     )
-    return Made(
-        before=uploads.shown(before),
-        after=uploads.shown(after),
+    return ResultView(
+        before=uploads.to_display(before),
+        after=uploads.to_display(after),
         details=(first, second),
         corner=(part[0].start, part[1].start),
         rows=before.shape[0],
         cols=before.shape[1],
-        box=changed.box,
-        mask=changed.mask[top:bottom, left:right].copy(),
+        box=result.box,
+        mask=result.mask[top:bottom, left:right].copy(),
         folder=folder,
     )
 
 
-def written(changed: Changed, lossy: bool) -> Path:
-    """The downloads, in a folder of their own: synthetic.dcm, annotations.json, mask.png,
-    recipe.json.
+def write_downloads(result: EditResult, lossy: bool) -> Path:
+    """Write the downloads to a new folder: synthetic.dcm, annotations.json, mask.png, recipe.json.
+
+    Args:
+        result: What the editor returned.
+        lossy: Whether the mammogram's file was compressed with loss.
     """
     folder = Path(tempfile.mkdtemp(prefix="made_"))
-    recipe = dict(changed.recipe)
+    recipe = dict(result.recipe)
     if "config" in recipe:
-        recipe["config"] = recipe["config"] | {"tracking_uri": None}  # which may hold a password
+        recipe["config"] = recipe["config"] | {"tracking_uri": None}  # it may hold a password
     try:
         text = json.dumps(recipe, indent=2, sort_keys=True, allow_nan=False)
-        # A picture's own file, whose ending tells `Changed.dicom` whether it was compressed with
-        # loss, is gone.
+        # `EditResult.dicom` would look at the ending of the mammogram's file, which is deleted.
         key = hashlib.sha256(text.encode()).hexdigest()
-        synthetic.dicom(folder / "synthetic.dcm", changed.after, changed.mammogram, key, lossy)
-        (folder / "annotations.json").write_text(
-            json.dumps(changed.coco("synthetic.dcm"), indent=1), encoding="utf-8"
+        synthetic.write_dicom_of_mammogram(
+            folder / "synthetic.dcm", result.after, result.mammogram, key, lossy
         )
-        (folder / "mask.png").write_bytes(synthetic.mask_png(changed.mask))
+        (folder / "annotations.json").write_text(
+            json.dumps(result.to_coco("synthetic.dcm"), indent=1), encoding="utf-8"
+        )
+        (folder / "mask.png").write_bytes(synthetic.encode_mask_png(result.mask))
         (folder / "recipe.json").write_text(f"{text}\n", encoding="utf-8")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,8 @@
-"""The reader study's tab: a reader gives a name, sees one case after the other, and
-answers by click or key.
+"""The reader study's tab: a reader enters a name and answers one case after the other.
 
-Nothing that reaches the browser tells which patch is real: pictures go out within the page, all as
-PNGs of one size in pixels and bytes, without a name; which case a reader is at stays in the
-server's memory. Buttons are private to the page: there is no API to ask.
+Nothing that reaches the browser tells which patch is real. Images are part of the page: nameless
+PNGs that have the same size in pixels and in bytes. The current case of a reader stays in the
+server's memory. The buttons' functions are not part of an API.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from tfmammo.errors import ConfigError, DataError
 from tfmammo.metrics import observer
 from tfmammo.reader_study.answers import write_answers
 from tfmammo.reader_study.cases import SCALE, Case
-from tfmammo.reader_study.results import FEW, roc, table, write_results
-from tfmammo.reader_study.session import ReaderStudy, reader_name
+from tfmammo.reader_study.results import FEW, plot_roc, results_table, write_results
+from tfmammo.reader_study.session import ReaderStudy, parse_reader_name
 
 log = logging.getLogger(__name__)
 
-# s after a case appears in which nothing is taken for an answer: it is the second half of a double
-# click
-PAUSE = 0.4
+# For so long after a case appears no answer is accepted: it would be the second half of a double
+# click.
+PAUSE_SECONDS = 0.4
 CHOICE = "Which one is real?"
 RATING = "Is it real? From 1 (certainly synthetic) to 6 (certainly real)"
 WELCOME = """## Real or synthetic?
-First you see pairs of a real and a synthetic patch and choose the real one.
-Then you see single patches, of which half are real, and rate each.
-There is no time limit, and no way back. Every answer is saved at once.
-You may stop and go on later under the same name.
+First you see pairs of a real and a synthetic patch. Choose the real one.
+Then you see single patches, half of which are real. Rate each of them.
+There is no time limit, and you can't go back. Every answer is saved at once.
+You may stop and continue later under the same name.
 
 Keys: left and right arrow, 1 to 6."""
-# Only what is seen is pressed, and nothing while somebody types.
+# A key presses only a visible button, and none while the reader types.
 KEYS = """
 if (!window.judging) document.addEventListener('keydown', window.judging = event => {
     if (event.repeat || event.ctrlKey || event.altKey || event.metaKey) return;
@@ -55,11 +54,12 @@ STYLE = """
 .pictures img { width: min(66vh, 48%); aspect-ratio: 1; image-rendering: auto; }
 """
 
-Place = tuple[str, Case, float]  # who is at which case, and since when (time.monotonic)
+# the reader, the case that the page shows, and since when (time.monotonic)
+Place = tuple[str, Case, float]
 Updates = dict[Any, Any]
 
 
-def tab(study: ReaderStudy) -> None:
+def add_tab(study: ReaderStudy) -> None:
     """Fill a tab of a gr.Blocks with the study.
 
     Args:
@@ -69,7 +69,7 @@ def tab(study: ReaderStudy) -> None:
 
 
 class _Tab:
-    """The tab's components, and what happens to them."""
+    """The tab's components and their events."""
 
     def __init__(self, study: ReaderStudy) -> None:
         self.study = study
@@ -77,7 +77,7 @@ class _Tab:
         with gr.Column() as self.welcome:
             gr.Markdown(WELCOME)
             self.name = gr.Textbox(label="Your name", max_length=64)
-            start = gr.Button("Start or go on", variant="primary")
+            start = gr.Button("Start or continue", variant="primary")
         with gr.Column(visible=False) as self.reading:
             self.progress = gr.Markdown()
             self.question = gr.Markdown()
@@ -132,26 +132,30 @@ class _Tab:
 
     def _start(self, name: str) -> Updates:
         try:
-            return self._next(reader_name(name))
+            return self._next(parse_reader_name(name))
         except (DataError, ConfigError) as error:
-            raise _told(error) from None
+            raise _to_page_error(error) from None
 
     def _answer(self, value: str, place: Place | None) -> Updates:
-        """Keep an answer to the case that the page shows, and go on."""
-        if place is None or time.monotonic() - place[2] < PAUSE or value not in place[1].allowed:
+        """Store an answer to the case that the page shows, and show the next case."""
+        if (
+            place is None
+            or time.monotonic() - place[2] < PAUSE_SECONDS
+            or value not in place[1].allowed
+        ):
             return {self.place: place}
         reader, case, since = place
         try:
             self.study.answer(reader, case, value, time.monotonic() - since)
             return self._next(reader)
         except (DataError, ConfigError) as error:
-            raise _told(error) from None
+            raise _to_page_error(error) from None
 
     def _next(self, reader: str) -> Updates:
         case = self.study.next(reader)
         if case is None:
             return self._end(reader)
-        done = len(self.study.answers.answered(reader))
+        done = len(self.study.answers.completed(reader))
         count = len(self.study.cases(reader))
         return {
             self.place: (reader, case, time.monotonic()),
@@ -159,7 +163,7 @@ class _Tab:
             self.reading: gr.update(visible=True),
             self.progress: f"Case {done + 1} of {count}",
             self.question: f"### {CHOICE if case.task == 'choice' else RATING}",
-            self.pictures: _page(self.study.pictures(case)),
+            self.pictures: _format_images(self.study.images(case)),
             self.sides: gr.update(visible=case.task == "choice"),
             self.scale: gr.update(visible=case.task == "rating"),
         }
@@ -173,12 +177,12 @@ class _Tab:
             self.pictures: "",
         }
         if self.study.config.show_results:
-            thanks += f"\n\n{own_result(self.study, reader)}"
+            thanks += f"\n\n{format_own_result(self.study, reader)}"
         if self.study.config.results:
-            if self.study.answers.unfinished():
+            if self.study.answers.is_unfinished():
                 thanks += (
-                    "\n\nResults are shown once everybody who has begun is through; come "
-                    "back under your name."
+                    "\n\nResults are shown when everybody who has begun has finished. Come back "
+                    "under your name."
                 )
             else:
                 updates |= self._results()
@@ -187,51 +191,51 @@ class _Tab:
     def _results(self) -> Updates:
         study = self.study
         folder = Path(tempfile.mkdtemp(prefix="reader_study_"))
-        found = study.results()
-        shown = table(found, study.config.name)
-        write_results(found, folder / "results.csv")
+        results = study.compute_results()
+        table = results_table(results, study.config.name)
+        write_results(results, folder / "results.csv")
         write_answers(study.config, study.answers, folder / "answers.csv")
-        body = [[cell.replace("\n", " ") for cell in row] for row in shown.body]
+        body = [[cell.replace("\n", " ") for cell in row] for row in table.body]
         return {
             self.results: gr.update(visible=True),
-            self.table: gr.update(value=body, headers=shown.header, label=" ".join(shown.notes)),
-            self.curves: roc(study.config, study.answers),
+            self.table: gr.update(value=body, headers=table.header, label=" ".join(table.notes)),
+            self.curves: plot_roc(study.config, study.answers),
             self.files: [str(folder / name) for name in ("results.csv", "answers.csv")],
         }
 
 
-def own_result(study: ReaderStudy, reader: str) -> str:
-    """What a reader who is through is told, a line a task, all systems together."""
-    own = [answer for answer in study.answers.all() if answer.reader == reader]
+def format_own_result(study: ReaderStudy, reader: str) -> str:
+    """Describe a reader's own result, one line for each task, over all systems together."""
+    answers = [answer for answer in study.answers.all() if answer.reader == reader]
     lines = []
-    right = [answer.score for answer in own if answer.case.task == "choice"]
-    rated = [answer for answer in own if answer.case.task == "rating"]
-    if right:
-        lines.append(f"You chose the real one of {sum(right):.0f} of {len(right)} pairs.")
+    choices = [answer.score for answer in answers if answer.case.task == "choice"]
+    rated = [answer for answer in answers if answer.case.task == "rating"]
+    if choices:
+        lines.append(f"You chose the real patch in {sum(choices):.0f} of {len(choices)} pairs.")
     if len({answer.case.truth for answer in rated}) == 2 and len(rated) >= 4:
-        area = observer.ratings(
+        area = observer.estimate_ratings(
             [answer.case.truth == "real" for answer in rated], [answer.score for answer in rated]
         ).area
         lines.append(
-            "Your ratings tell real from synthetic patches with an area under the ROC curve of "
-            f"{area.value:.2f}; 0.5 is a guess."
+            "Your ratings separate real from synthetic patches with an area under the ROC curve of "
+            f"{area.value:.2f}. Guessing gives 0.5."
         )
     return "\n\n".join(lines or [f"There are {FEW} for a result."])
 
 
-def _page(pictures: Sequence[bytes]) -> str:
-    """The pictures side by side, within the page."""
+def _format_images(pictures: Sequence[bytes]) -> str:
+    """Return HTML that shows the images side by side."""
     encoded = [base64.b64encode(picture).decode() for picture in pictures]
     images = [f'<img alt="patch" src="data:image/png;base64,{text}">' for text in encoded]
     return f'<div class="pictures">{"".join(images)}</div>'
 
 
-def _told(error: Exception) -> gr.Error:
-    """An error as a note on the page; what is not the reader's matter goes to the log."""
+def _to_page_error(error: Exception) -> gr.Error:
+    """Return an error as a note on the page; details that only the operator needs are logged."""
     if isinstance(error, ConfigError):
         log.error("%s", error)
         return gr.Error(
-            "This could not be saved or read. Try again, or tell whoever runs the study.",
+            "This could not be saved or read. Try again, or tell the person who runs the study.",
             print_exception=False,
         )
     return gr.Error(str(error), print_exception=False)

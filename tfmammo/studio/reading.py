@@ -1,26 +1,22 @@
-"""The tab that reads a mammogram: the case chain's boxes, outlines, shapes and
-uncertainty, and its files.
+"""The tab of the CAD pipeline: boxes, outlines, shapes and uncertainty of lesions, and their files.
 
-An upload is read at once and then deleted, as its DICOM segmentation must be written while it is
-there.
+An upload is read at once and then deleted. Its DICOM segmentation is written before that, as it
+needs the upload.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import gradio as gr
 
-import tfmammo
-from tfmammo.archives.writers import segmentation
-from tfmammo.inference.pipeline import Chain
-from tfmammo.inference.report import outlined, overlay, report
+from tfmammo.evaluation import case as files
+from tfmammo.inference.pipeline import Pipeline
+from tfmammo.inference.report import build_report, draw_overlay
 from tfmammo.mammogram import Mammogram
 from tfmammo.studio import uploads
 from tfmammo.studio.uploads import COMPUTE, Facts, Updates
@@ -37,14 +33,11 @@ HEADER = (
     "uncertainty",
     "remarks",
 )
-HINT = """Boxes, outlines and shapes of lesions, by three trained models.
-State first what the file does not.
+HINT = """Boxes, outlines and shapes of lesions, found by three trained models.
+First state what the file does not.
 
-A DICOM segmentation repeats the patient and study of its mammogram, as the standard demands.
-Nothing else that comes from here names a patient."""
-OVERLAY = "overlay.png"
-REPORT = "report.json"
-SEGMENTATION = "segmentation.dcm"
+A DICOM segmentation repeats the patient and study of its mammogram, as the standard requires.
+No other download names a patient."""
 
 
 @dataclass(frozen=True)
@@ -54,37 +47,39 @@ class Results:
     folder: Path
 
 
-def tab(chain: Chain, parallel: int) -> None:
+def add_tab(pipeline: Pipeline, parallel: int) -> None:
     """Fill a tab of a gr.Blocks.
 
     Args:
-        chain: Shared by all sessions.
+        pipeline: Shared by all sessions.
         parallel: Requests computed at once.
     """
-    _Tab(chain, parallel)
+    _Tab(pipeline, parallel)
 
 
 class _Tab:
-    """The tab's components, and what happens to them."""
+    """The tab's components and their events."""
 
-    def __init__(self, chain: Chain, parallel: int) -> None:
-        self.chain = chain
-        self.results = gr.State(None, time_to_live=uploads.KEPT, delete_callback=uploads.released)
+    def __init__(self, pipeline: Pipeline, parallel: int) -> None:
+        self.pipeline = pipeline
+        self.results = gr.State(
+            None, time_to_live=uploads.KEPT_SECONDS, delete_callback=uploads.release
+        )
         gr.Markdown(HINT)
-        self.facts = uploads.facts_inputs()
+        self.facts = uploads.add_facts_inputs()
         with gr.Row(equal_height=True):
             self.upload = gr.UploadButton(
                 "Read a mammogram", file_types=list(uploads.ENDINGS), size="md", variant="primary"
             )
             self.example = gr.Dropdown(
-                list(uploads.phantoms()),
+                list(uploads.list_phantoms()),
                 value=None,
                 label="or a phantom",
                 filterable=False,
                 elem_id="read-phantom",
             )
         self.note = gr.Markdown(visible=False, elem_classes="note")
-        with gr.Column(visible=False) as self.found:
+        with gr.Column(visible=False) as self.findings:
             self.overlay = gr.Image(
                 show_label=False,
                 interactive=False,
@@ -101,7 +96,7 @@ class _Tab:
         outputs = [
             self.results,
             self.note,
-            self.found,
+            self.findings,
             self.overlay,
             self.table,
             self.remarks,
@@ -120,76 +115,64 @@ class _Tab:
 
     def _upload(self, upload: str, old: Results | None, *facts: Any) -> Updates:
         def work() -> Updates:
-            with uploads.taken(upload) as path:
-                return self._read(Facts.of(*facts).added(editor.opened(path)), path, old)
+            with uploads.claim(upload) as path:
+                mammogram = Facts.parse(*facts).add_to(editor.open_mammogram(path))
+                return self._read(mammogram, path, old)
 
-        return {self.upload: None} | uploads.told(self.note, work)
+        return {self.upload: None} | uploads.run_with_note(self.note, work)
 
     def _example(self, name: str, old: Results | None) -> Updates:
-        return uploads.told(
-            self.note, lambda: self._read(uploads.example(name).mammogram, None, old)
+        return uploads.run_with_note(
+            self.note, lambda: self._read(uploads.open_phantom(name).mammogram, None, old)
         )
 
     def _read(self, mammogram: Mammogram, source: Path | None, old: Results | None) -> Updates:
-        case = self.chain.read(mammogram)
-        content = report(case, self.chain)
+        """Run the pipeline, write the downloads and show the findings."""
+        result = self.pipeline.predict(mammogram)
         folder = Path(tempfile.mkdtemp(prefix="read_"))
-        models = {
-            stage: json.dumps(known, sort_keys=True)
-            for stage, known in self.chain.describe().items()
-        }
-        without = segmentation.written(
-            folder / SEGMENTATION, source, outlined(case), tfmammo.__version__, models
-        )
-        drawn = overlay(case, min(uploads.SIDE, max(mammogram.rows, mammogram.cols)))
-        (folder / OVERLAY).write_bytes(cv2.imencode(".png", drawn[..., ::-1])[1].tobytes())
-        content |= {"remarks": [without] if without else []}
-        (folder / REPORT).write_text(
-            json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        names = [REPORT, OVERLAY, *([] if without else [SEGMENTATION])]
-        uploads.released(old)
+        overlay = draw_overlay(result, min(uploads.MAX_SIDE, max(mammogram.rows, mammogram.cols)))
+        files.write_overlay(overlay, folder)
+        reason = files.write_segmentation(self.pipeline, result, source, folder)
+        content = build_report(result, self.pipeline)
+        files.write_report({**content, "remarks": [reason] if reason else []}, folder)
+        names = [files.REPORT, files.OVERLAY]
+        if not reason:
+            names.append(files.SEGMENTATION)
+        remarks = f"{reason[:1].upper()}{reason[1:]}" if result.findings else "No lesion found."
+        rows = [format_row(lesion, mammogram.spacing) for lesion in content["lesions"]]
+        uploads.release(old)
         return {
             self.results: Results(folder),
-            self.found: gr.update(visible=True),
-            self.overlay: drawn,
-            self.table: gr.update(
-                value=[row(lesion, mammogram.spacing) for lesion in content["lesions"]],
-                visible=bool(case.findings),
-            ),
-            self.remarks: "No lesion found."
-            if not case.findings
-            else f"{without[:1].upper()}{without[1:]}",
+            self.findings: gr.update(visible=True),
+            self.overlay: overlay,
+            self.table: gr.update(value=rows, visible=bool(rows)),
+            self.remarks: remarks,
             self.files: [str(folder / name) for name in names],
         }
 
 
-def row(lesion: Mapping[str, Any], spacing: tuple[float, float] | None) -> list[str]:
-    """A line of the table, in the order of HEADER.
+def format_row(lesion: Mapping[str, Any], spacing: tuple[float, float] | None) -> list[str]:
+    """Format a lesion as a row of the table, in the order of HEADER.
 
     Args:
-        lesion: Of a report.
-        spacing: Mm per px.
+        lesion: An entry of a report's "lesions".
+        spacing: mm per px.
     """
     top, left, bottom, right = lesion["mask_box"] or lesion["box"]
     height = bottom - top
     width = right - left
     size = f"{height * spacing[0]:.1f} x {width * spacing[1]:.1f}" if spacing else "unknown"
-    shapes = lesion["shape_probabilities"] or {}
-    shape = (
-        f"{lesion['shape']} {shapes[lesion['shape']]:.2f}" if shapes and lesion["shape"] else "-"
-    )
+    probabilities = lesion["shape_probabilities"] or {}
+    shape = lesion["shape"]
     uncertainty = "-" if lesion["uncertainty"] is None else f"{lesion['uncertainty']:.3f}"
-    box = ", ".join(str(edge) for edge in lesion["box"])
-    remarks = "; ".join(lesion["remarks"])
     return [
         str(lesion["number"]),
         lesion["kind"],
         f"{lesion['score']:.2f}",
-        box,
+        ", ".join(str(edge) for edge in lesion["box"]),
         f"{height} x {width}",
         size,
-        shape,
+        f"{shape} {probabilities[shape]:.2f}" if probabilities and shape else "-",
         uncertainty,
-        remarks,
+        "; ".join(lesion["remarks"]),
     ]

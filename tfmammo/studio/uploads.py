@@ -1,12 +1,11 @@
-"""What the studio's tabs share: a mammogram comes in, is shown, and what goes wrong is
-told in one sentence.
+"""What the studio's tabs share: open a mammogram, show it, and report errors in one sentence.
 
-An upload is a patient's. It is moved at once out of the folder that is named by its file, into a
-private one under a fixed name, and deleted as soon as it was read. What is kept for its browser's
-session are pixels and the facts of a record: of a picture in memory, of a DICOM in a file written
-anew from its stored values (archives.writers.synthetic), so that its bits, greys and spacing stay
-what they were. It goes with the session. Neither names of files nor texts of headers are logged,
-shown or written.
+An upload is a patient's. It is moved at once from Gradio's folder, whose name depends on the file,
+to a private folder under a fixed name, and deleted after it was read. A browser's session keeps
+pixels and the facts of a record: those of an ordinary image in memory, those of a DICOM file in a
+new file, which is written from the stored values (archives.writers.synthetic), so that bits, grey
+values and spacing stay the same. They are deleted with the session. Names of files and texts of
+headers are not logged, shown or written.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.data.preprocess import resize_image
 from tfmammo.errors import ArchiveError, DataError, TfmammoError
-from tfmammo.mammogram import Laterality, Mammogram, View, hashed_id
+from tfmammo.mammogram import Laterality, Mammogram, View, hash_id
 from tfmammo.synthesis import editor
 
 if TYPE_CHECKING:
@@ -45,13 +44,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SIDE = 1600  # px of the longer side of what is shown, at most
-KEPT = 3600.0  # s that an opened mammogram, or a result, is kept; it goes earlier with its page
+MAX_SIDE = 1600  # px of the longer side of what is shown, at most
+# An open mammogram or a result is kept this long, or until its page is closed.
+KEPT_SECONDS = 3600.0
 PHANTOMS = 8
 ENDINGS = folder.DICOMS + folder.PICTURES
 SIDES: dict[str, Laterality | None] = {"unknown": None, "left": "L", "right": "R"}
 VIEWS: dict[str, View | None] = {"unknown": None, "CC": "CC", "MLO": "MLO"}
-COMPUTE = "compute"  # the queue of all that takes long
+COMPUTE = "compute"  # Gradio's queue of all that takes long
 COLOUR = (230, 159, 0)
 
 Updates = dict[Any, Any]
@@ -60,10 +60,12 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What somebody says of a mammogram whose file does not.
+    """Facts of a mammogram that a user gives because the file does not state them.
 
     Attributes:
-        spacing: Mm per px, both ways.
+        laterality: Side.
+        view: View.
+        spacing: mm per px, both ways.
     """
 
     laterality: Laterality | None = None
@@ -71,18 +73,20 @@ class Facts:
     spacing: float | None = None
 
     @staticmethod
-    def of(side: str, view: str, spacing: float | None) -> Facts:
-        """From what stands in the page.
+    def parse(side: str, view: str, spacing: float | None) -> Facts:
+        """Parse the values of `add_facts_inputs`.
 
         Raises:
-            DataError: The spacing is none.
+            DataError: No mammogram has such a spacing.
         """
         if spacing and not 0.005 <= spacing <= 2:
-            raise DataError(f"{spacing:g} mm per px is no mammogram's; most have 0.05 to 0.2")
+            raise DataError(
+                f"{spacing:g} mm per px is not the spacing of a mammogram; most have 0.05 to 0.2"
+            )
         return Facts(SIDES[side], VIEWS[view], spacing or None)
 
-    def added(self, mammogram: Mammogram) -> Mammogram:
-        """The record with these facts where it has none."""
+    def add_to(self, mammogram: Mammogram) -> Mammogram:
+        """Return the record with these facts where it has none."""
         spacing = mammogram.spacing or ((self.spacing, self.spacing) if self.spacing else None)
         return replace(
             mammogram,
@@ -93,13 +97,14 @@ class Facts:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class OpenMammogram:
     """A mammogram that a session has opened.
 
     Attributes:
-        shown: uint8 [rows, cols], at most SIDE px high and wide.
-        lossy: Its file was compressed with loss.
-        folder: Holds what its pixels are read from; None where these are in memory.
+        mammogram: The record.
+        shown: uint8 [rows, cols], at most MAX_SIDE px high and wide.
+        lossy: Whether its file was compressed with loss.
+        folder: Folder that the pixels are read from; None where they are in memory.
     """
 
     mammogram: Mammogram
@@ -109,107 +114,107 @@ class Held:
 
 
 @contextmanager
-def taken(upload: str) -> Iterator[Path]:
-    """An upload under a fixed name in a private folder, gone at the end.
+def claim(upload: str) -> Iterator[Path]:
+    """Move an upload to a fixed name in a private folder, which is deleted at the end.
 
     Raises:
-        ArchiveError: It is not there any more.
+        ArchiveError: The upload no longer exists.
     """
     source = Path(upload)
-    place = Path(tempfile.mkdtemp(prefix="upload_"))
-    path = place / f"mammogram{source.suffix.lower() if source.suffix.lower() in ENDINGS else ''}"
+    private = Path(tempfile.mkdtemp(prefix="upload_"))
+    suffix = source.suffix.lower()
+    path = private / f"mammogram{suffix if suffix in ENDINGS else ''}"
     try:
         try:
             source.rename(path)
-        except OSError:  # the same file came twice at once: the first to take it has deleted it
-            raise ArchiveError("the upload is gone; send it once more") from None
+        except OSError:  # the same file came twice at once, and the other request has deleted it
+            raise ArchiveError("the upload no longer exists; send it again") from None
         with suppress(OSError):
             source.parent.rmdir()
         yield path
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(private, ignore_errors=True)
 
 
-def opened(upload: str) -> Held:
+def open_upload(upload: str) -> OpenMammogram:
     """Read an upload and delete it.
 
     Raises:
-        ArchiveError: It is no mammogram that can be read.
+        ArchiveError: It is not a mammogram that can be read.
     """
-    with taken(upload) as path:
-        found = editor.opened(path)
-        stored = archives.stored(found)
+    with claim(upload) as path:
+        mammogram = editor.open_mammogram(path)
+        stored = archives.read_stored(mammogram)
         image = stored.image()
         is_dicom = folder.is_dicom(path)
         lossy = path.suffix in (".jpg", ".jpeg")
-    identity = hashlib.sha256(
-        repr(stored.values.shape).encode() + stored.values.tobytes()
-    ).hexdigest()
-    # Every image counts as one of a patient of its own: whose it is, nobody says.
-    pseudonym = hashed_id("studio", identity)
-    found = replace(found, archive="studio", patient_id=pseudonym, image_id=pseudonym)
+    content = repr(stored.values.shape).encode() + stored.values.tobytes()
+    identity = hashlib.sha256(content).hexdigest()
+    # Nobody states the patient, so every image gets a pseudonymous patient.
+    pseudonym = hash_id("studio", identity)
+    mammogram = replace(mammogram, archive="studio", patient_id=pseudonym, image_id=pseudonym)
     if not is_dicom:
-        return Held(replace(found, read=partial(_of_memory, stored)), shown(image), lossy)
-    place = Path(tempfile.mkdtemp(prefix="held_"))
-    synthetic.dicom(place / "mammogram.dcm", stored, found, identity)
-    return Held(
-        replace(found, read=partial(dicom.read_pixels, place / "mammogram.dcm")),
-        shown(image),
-        folder=place,
-    )
+        return OpenMammogram(
+            mammogram.with_pixels(partial(_get_image, stored)), to_display(image), lossy
+        )
+    session_folder = Path(tempfile.mkdtemp(prefix="held_"))
+    path = session_folder / "mammogram.dcm"
+    synthetic.write_dicom_of_mammogram(path, stored, mammogram, identity)
+    mammogram = replace(mammogram, **dicom.pixel_source(path))
+    return OpenMammogram(mammogram, to_display(image), folder=session_folder)
 
 
-def phantoms() -> dict[str, Mammogram]:
-    """The examples, by what they are called in the page."""
-    found = phantom.read(count=PHANTOMS)
+def list_phantoms() -> dict[str, Mammogram]:
+    """Return the examples by their names on the page."""
     return {
-        f"{number}: {one.laterality} {one.view}, {one.pathology}": one
-        for number, one in enumerate(found, 1)
+        f"{number}: {mammogram.laterality} {mammogram.view}, {mammogram.pathology}": mammogram
+        for number, mammogram in enumerate(phantom.read(count=PHANTOMS), 1)
     }
 
 
-def example(name: str) -> Held:
-    """A mammogram of the phantom, by its name in the page.
+def open_phantom(name: str) -> OpenMammogram:
+    """Open an example by its name on the page.
 
     Raises:
-        DataError: There is none of that name.
+        DataError: There is no such example.
     """
-    known = phantoms()
-    if name not in known:
+    phantoms = list_phantoms()
+    if name not in phantoms:
         raise DataError("there is no such phantom")
-    stored = Stored.of_image(known[name].pixels(), 16)
-    return Held(
-        replace(known[name], read=partial(_of_memory, stored), bits=16), shown(stored.image())
-    )
+    stored = Stored.of_image(phantoms[name].pixels(), 16)
+    mammogram = phantoms[name].with_pixels(partial(_get_image, stored), bits=16)
+    return OpenMammogram(mammogram, to_display(stored.image()))
 
 
-def released(held: Any) -> None:
-    """Delete what a session kept on disk; for gr.State too."""
-    if held is not None and held.folder is not None:
-        shutil.rmtree(held.folder, ignore_errors=True)
+def release(state: Any) -> None:
+    """Delete the folder of an open mammogram or a result; gr.State calls it too."""
+    if state is not None and state.folder is not None:
+        shutil.rmtree(state.folder, ignore_errors=True)
 
 
-def shown(image: NDArray[np.float32]) -> Picture:
-    """A mammogram as pages show it, never enlarged.
+def to_display(image: NDArray[np.float32]) -> Picture:
+    """Reduce a mammogram to the size that pages show; it is never enlarged.
 
     Args:
         image: float32 [rows, cols, 1] in [0, 1].
 
     Returns:
-        uint8 [rows, cols], at most SIDE px high and wide.
+        uint8 [rows, cols], at most MAX_SIDE px high and wide.
     """
-    scale = min(1.0, SIDE / max(image.shape[:2]))
+    scale = min(1.0, MAX_SIDE / max(image.shape[:2]))
     size = [max(1, round(length * scale)) for length in image.shape[:2]]
     smaller = image if scale == 1 else resize_image(image, *size)
     return np.rint(255 * np.clip(smaller[..., 0], 0, 1)).astype(np.uint8)
 
 
-def native(click: tuple[int, int], picture: Picture, rows: int, cols: int) -> tuple[int, int]:
-    """The native pixel under a click.
+def to_native(click: tuple[int, int], picture: Picture, rows: int, cols: int) -> tuple[int, int]:
+    """Return the native pixel under a click.
 
     Args:
         click: (col, row), px of the picture, as gr.Image gives it.
         picture: The whole mammogram, scaled.
+        rows: Rows of the mammogram, native px.
+        cols: Columns of the mammogram, native px.
 
     Returns:
         (row, col), native px, within the mammogram.
@@ -220,17 +225,25 @@ def native(click: tuple[int, int], picture: Picture, rows: int, cols: int) -> tu
     return min(max(row, 0), rows - 1), min(max(col, 0), cols - 1)
 
 
-def colour(picture: Picture) -> Picture:
-    """uint8 [rows, cols] -> [rows, cols, 3]."""
+def to_rgb(picture: Picture) -> Picture:
+    """Repeat a grey image, uint8 [rows, cols], to [rows, cols, 3]."""
     return np.repeat(picture[..., np.newaxis], 3, axis=-1)
 
 
-def crossed(picture: Picture, centre: tuple[int, int], rows: int, cols: int) -> Picture:
-    """A picture of the whole mammogram with a mark at a native pixel, open in its middle: uint8
-    [rows, cols, 3].
+def draw_cross(picture: Picture, centre: tuple[int, int], rows: int, cols: int) -> Picture:
+    """Draw a cross with an open middle at a native pixel.
+
+    Args:
+        picture: The whole mammogram, scaled.
+        centre: (row, col), native px.
+        rows: Rows of the mammogram, native px.
+        cols: Columns of the mammogram, native px.
+
+    Returns:
+        uint8 [rows, cols, 3], of the picture's size.
     """
-    marked = colour(picture)
-    (height, width) = picture.shape[:2]
+    marked = to_rgb(picture)
+    height, width = picture.shape[:2]
     row = int((centre[0] + 0.5) * height / rows)
     col = int((centre[1] + 0.5) * width / cols)
     inner = max(8, height // 120)
@@ -242,8 +255,8 @@ def crossed(picture: Picture, centre: tuple[int, int], rows: int, cols: int) -> 
     return marked
 
 
-def facts_inputs() -> list[gr.components.Component]:
-    """Where somebody says what a file does not: side, view, mm per px; for `Facts.of`."""
+def add_facts_inputs() -> list[gr.components.Component]:
+    """Add inputs for what a file does not state: side, view, mm per px; for `Facts.parse`."""
     with gr.Accordion("What the file does not state", open=False), gr.Row():
         return [
             gr.Dropdown(list(SIDES), value="unknown", label="Side", min_width=90, filterable=False),
@@ -252,42 +265,40 @@ def facts_inputs() -> list[gr.components.Component]:
         ]
 
 
-def told(note: Any, work: Callable[[], Updates]) -> Updates:
-    """Do what a page asks for; what goes wrong becomes its note, and nothing else changes.
+def run_with_note(note: Any, work: Callable[[], Updates]) -> Updates:
+    """Do what a page asks for; an error becomes the tab's note, and nothing else changes.
 
     Args:
         note: A gr.Markdown of the tab.
-        work: Gives updates of components.
+        work: Returns updates of components.
     """
     try:
         return {note: gr.update(value="", visible=False)} | work()
     except Exception as error:
-        if not is_ours(error):
+        if not is_expected(error):
             # The message may quote a header, the frames do not.
             log.error(
                 "%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
             )
-        return {note: gr.update(value=sentence(error), visible=True)}
+        return {note: gr.update(value=format_error(error), visible=True)}
 
 
-def is_ours(error: Exception) -> bool:
-    """Whether an error is an answer to somebody, rather than a fault of ours."""
+def is_expected(error: Exception) -> bool:
+    """Return whether an error is the user's to mend, and not a fault of this package."""
     return isinstance(error, ValidationError | TfmammoError)
 
 
-def sentence(error: Exception) -> str:
-    """What a page tells of an error, without any file's place or name."""
-    if not is_ours(error):
-        return "Something went wrong within the studio; its log says what."
-    text = (
-        configuration.describe(error)
-        if isinstance(error, ValidationError)
-        else " ".join(str(error).split())
-    )
+def format_error(error: Exception) -> str:
+    """Return an error as a page shows it, without folders or names of files."""
+    if not is_expected(error):
+        return "Something went wrong in the studio. Its log has the details."
+    text = " ".join(str(error).split())
+    if isinstance(error, ValidationError):
+        text = configuration.describe(error)
     text = re.sub(r"^[^:]*[/\\][^:]*: ", "", text)  # "FILE: it is ..."
     text = re.sub(r"[\w.~-]*(?:[/\\][^\s:;,()'\"]+)+", "a file", text)
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-def _of_memory(stored: Stored) -> NDArray[np.float32]:
+def _get_image(stored: Stored) -> NDArray[np.float32]:
     return stored.image()

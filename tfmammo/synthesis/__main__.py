@@ -1,45 +1,43 @@
-"""Normal mammograms -> mammograms with masses, at native resolution and depth, each with
-boxes, masks and a recipe.
+"""Insert masses into normal mammograms, at native resolution and depth.
 
     python -m tfmammo.synthesis --config configs/synthesis_full.yaml --output DIR [--set KEY=VALUE
     ...] [Beam's own flags]
     python -m tfmammo.synthesis --recipe DIR/recipes/000000.json --output OTHER [--set data.root=DIR
     lesions.root=DIR generator=DIR]
 
-The masses are made up by an infilling or a CAN (`painter`, see tfmammo.painters), or are real ones
-of any archive (tfmammo.grafts, configs/synthesis_blending.yaml), blended in by a network or by a
-method of tfmammo.baselines.poisson; or a vanilla GAN makes them.
+An infilling or a CAN makes masses up (`painter`, see tfmammo.synthesis.renderers). Or the masses
+are real ones of any archive (tfmammo.synthesis.lesion_bank, configs/synthesis_blending.yaml),
+blended in by a network or by a method of tfmammo.baselines.poisson. Or a vanilla GAN makes them.
 
-DIR gets images/, lesion_masks/, recipes/ and at the end annotations.json (COCO), metadata.csv,
-patients.json, dead_letters.csv and README.md. With DICOM or PNG it is an archive that
-`data.name=folder` reads, so that `python -m tfmammo.data.build` and the train scripts take it as it
-is. Every item follows from the config and its number alone: a run that was stopped goes on where it
-was, a greater `count` adds items, and a recipe makes its item again, bit for bit with the same
+Into DIR go images/, lesion_masks/ and recipes/, and at the end annotations.json (COCO),
+metadata.csv, patients.json, dead_letters.csv and README.md. With DICOM or PNG, DIR is an archive
+that `data.name=folder` reads, also in `python -m tfmammo.data.build` and the train scripts.
+
+Every item follows from the config and its number alone. A run that was stopped goes on where it
+was, and a greater `count` adds items. A recipe makes its item again, bit for bit with the same
 TensorFlow on the same kind of machine. What could not be made is a dead letter with its reason;
 --retry tries it again.
 
-Whatever lies beyond an item's supports (see tfmammo.insertion) is stored as in the source, value
-for value. With mammograms=all a source may have lesions of its own: annotations.json and TFRecords
-have them too, marked as not synthetic, for a detector would else learn that they are none;
-lesion_masks/ are those of what was set in.
+Beyond an item's supports (see tfmammo.synthesis.placement) every stored value is the source's. With
+mammograms=all a source may have lesions of its own. annotations.json and TFRecords list them too,
+marked as not synthetic, because a detector would else learn that they are none. lesion_masks/ are
+those of the inserted masses.
 
-A real lesion and the mammogram that it is set into may be of two patients, and both are seen by
-whoever sees the result. With `patients` both are of one side of a split, and so are those that
-sizes and shapes come from; without it each recipe and metadata.csv say whose lesion it is.
-patients.json tells everybody whom a set shows, derives from, or whose data its networks were
-trained on.
+A real lesion and the mammogram that it goes into may be of two patients. Whoever sees the result
+sees both. With `patients` both are on one side of a split, and so are the patients that sizes and
+shapes come from. Without it each recipe and metadata.csv say whose lesion it is. patients.json
+lists everybody whom a set shows, derives from, or whose data its networks were trained on.
 
-Departures from Shen et al., section 4.3, beside those that tfmammo.insertion and tfmammo.models
-name: sizes are drawn of the mass, not of its patch padded by 100 px, which is the same, and the
-patch is cut as the generator's training patches were (data.frame padded is the paper's). A
-generated patch does not replace the tissue as in the paper: what it changes is added with a faded
-border, so that the tissue's grain stays and no square shows; whole_patch=true is the paper's way.
-Sides of a mammogram whose laterality is not stated are not guessed.
+Departures from Shen et al., section 4.3, besides those of tfmammo.synthesis.placement and
+tfmammo.models: sizes are drawn of the mass, not of its patch padded by 100 px, which is the same.
+The patch is cut as the generator's training patches were (data.frame padded is the paper's). A
+generated patch does not replace the tissue as in the paper. Its change is added with a faded
+border, so that the tissue keeps its grain and no square shows; whole_patch=true is the paper's way.
+A laterality that is not stated is not guessed.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,40 +45,32 @@ from pathlib import Path
 from tfmammo import cli, config
 from tfmammo.data import jobs
 from tfmammo.synthesis.config import SynthesisConfig
-from tfmammo.synthesis.mammograms import remake, synthesise
+from tfmammo.synthesis.mammograms import remake, synthesize
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("tfmammo.synthesis")  # __name__ is "__main__"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = cli.Parser(
-        prog="python -m tfmammo.synthesis",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    """Run the command. An error becomes one line on stderr and exit code 2."""
+    parser = cli.make_command_parser("tfmammo.synthesis", __doc__)
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument(
         "--config", metavar="FILE", help="a YAML file such as configs/synthesis_full.yaml"
     )
-    what.add_argument("--recipe", metavar="FILE", type=Path, help="make this item again")
+    inputs.add_argument("--recipe", metavar="FILE", type=Path, help="make this item again")
     parser.add_overrides()
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument("--retry", action="store_true", help="try again what could not be made")
-    ours, flags = parser.parse_with(arguments, jobs.unknown_to_beam)
+    options, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
+    output = options.output.resolve()
 
     def work() -> None:
-        if ours.recipe:
-            recipe = remake(ours.recipe, ours.output.resolve(), ours.set)
+        if options.recipe:
+            recipe = remake(options.recipe, output, options.set)
             log.info("%s: made again, bit for bit", ", ".join(recipe.files))
         else:
-            synthesise(
-                config.parse(SynthesisConfig, ours.config, ours.set),
-                ours.output.resolve(),
-                flags,
-                ours.retry,
-            )
+            chosen = config.parse(SynthesisConfig, options.config, options.set)
+            synthesize(chosen, output, flags, options.retry)
 
     cli.run(work)
 

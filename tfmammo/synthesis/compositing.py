@@ -1,4 +1,4 @@
-"""How a patch gets into a mammogram: blend mask, resampling, seam."""
+"""Compositing: how a generated patch gets into a mammogram without a visible border."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tfmammo.data import preprocess
 from tfmammo.data.preprocess import resize
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box
-from tfmammo.models.infilling import enlarged
-from tfmammo.synthesis.config import Reach
-from tfmammo.synthesis.placement import Ground, Spot
+from tfmammo.models.infilling import enlarge
+from tfmammo.synthesis.config import Margins
+from tfmammo.synthesis.placement import Placement, TargetMammogram
 
 GAP = 4  # px of the patch between mask and border, at least, to fade in
-FAINT = 1 / 512  # weights below are none: no grey level of the patch would change
+FAINT = 1 / 512  # smaller weights become 0: they would change no grey level of the patch
 
 
 @dataclass(frozen=True, eq=False)
-class Seam:
-    """How a generated patch is blended in.
+class BlendMask:
+    """The weights that a generated patch is blended in with.
 
     Attributes:
-        mask: uint8 [size, size], 0 or 1, what the generator is shown.
+        mask: uint8 [size, size], 0 or 1, the lesion as the generator sees it.
         around: bool [size, size], where the difference fades.
-        weights: float32 of the support, in [0, 1].
-        support: Native px, half-open; nothing beyond it changes.
+        weights: float32 [rows, cols] of the support, in [0, 1].
+        support: Box of what changes, native px, half-open.
     """
 
     mask: NDArray[np.uint8]
@@ -38,8 +38,8 @@ class Seam:
     weights: NDArray[np.float32]
     support: Box
 
-    def reach(self, box: Box) -> Reach:
-        """How far the support goes beyond a box."""
+    def compute_margins(self, box: Box) -> Margins:
+        """Compute how far the support reaches beyond a box, native px."""
         return (
             box[0] - self.support[0],
             box[1] - self.support[1],
@@ -48,81 +48,81 @@ class Seam:
         )
 
 
-def seam(spot: Spot, size: int, margin: int | None, feather: float) -> Seam:
-    """The mask as the generator sees it, and the weights of what it changes.
+def make_blend_mask(
+    placement: Placement, size: int, margin: int | None, feather: float
+) -> BlendMask:
+    """Make the weights of what a generator changes.
+
+    They are 1 on the mask and its margin, fall to 0 around them, and are 0 at the patch's border.
 
     Args:
-        spot: Of the lesion.
-        size: Of the generator's patch, px.
+        placement: Where the lesion lies.
+        size: Side of the generator's patch, px.
         margin: Of its tri-label, 296 in the paper, or None; see models.infilling.
-        feather: px of the patch.
+        feather: px of the patch over which the weights fall.
 
     Raises:
         DataError: The mask touches the border of its patch, or vanishes at its size.
     """
-    mask = spot.patch_mask(size)
-    fade = min(feather, gap(mask))
-    core = (
-        mask
-        if margin is None
-        else mask | enlarged(tf.constant(mask[..., None]), margin).numpy()[..., 0]
-    )
-    beyond = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
-    faded = _smooth(1 - beyond / fade) * _inwards(size, fade)
-    return Seam(mask, (faded > 0) & (core == 0), *_native(faded, spot.window))
+    mask = placement.scale_mask(size)
+    fade = min(feather, measure_gap(mask))
+    core = mask
+    if margin is not None:
+        core = mask | enlarge(tf.constant(mask[..., None]), margin).numpy()[..., 0]
+    distance = cv2.distanceTransform(1 - core, cv2.DIST_L2, 5)
+    weights = _smooth(1 - distance / fade) * _fade_inwards(size, fade)
+    around = (weights > 0) & (core == 0)
+    return BlendMask(mask, around, *_to_native(weights, placement.window))
 
 
-def whole_seam(mask: NDArray[np.uint8], window: Box, feather: float) -> Seam:
-    """The weights of a patch that is set in whole: 1, but falling to 0 over `feather` px at its
-    border, or fewer where its mask is nearer.
+def make_whole_blend_mask(mask: NDArray[np.uint8], window: Box, feather: float) -> BlendMask:
+    """Make the weights of a patch that is inserted whole.
 
-    With a feather of 0 they are 1 up to the border.
+    They are 1, and fall to 0 at its border. With a feather of 0 they are 1 up to the border.
 
     Args:
         mask: uint8 [size, size], 0 or 1, of the patch.
-        window: Where that lies, native px, half-open.
-        feather: px of the patch.
+        window: Where the patch lies, native px, half-open.
+        feather: px of the patch over which they fall, or fewer where its mask is nearer.
 
     Raises:
-        DataError: As `gap`.
+        DataError: As `measure_gap`.
     """
-    return Seam(
-        mask,
-        np.zeros(mask.shape, np.bool_),
-        *_native(_inwards(len(mask), min(feather, gap(mask))), window),
-    )
+    weights = _fade_inwards(len(mask), min(feather, measure_gap(mask)))
+    return BlendMask(mask, np.zeros(mask.shape, np.bool_), *_to_native(weights, window))
 
 
-def gap(mask: NDArray[np.uint8]) -> int:
-    """How near a mask comes to the border of its patch, px, at least GAP.
+def measure_gap(mask: NDArray[np.uint8]) -> int:
+    """Measure how near a mask comes to the border of its patch, px, at least GAP.
 
     Args:
         mask: uint8 [size, size], 0 or 1.
 
     Raises:
-        DataError: It touches the border or comes nearer, or it is empty.
+        DataError: It touches the border or comes nearer than GAP, or it is empty.
     """
     size = len(mask)
-    (col, row, width, height) = cv2.boundingRect(mask)
+    col, row, width, height = cv2.boundingRect(mask)
     if not width:
         raise DataError(f"nothing of its mask is left at {size} px")
-    found = min(row, col, size - row - height, size - col - width)
-    if found < GAP:
+    gap = min(row, col, size - row - height, size - col - width)
+    if gap < GAP:
         raise DataError(
             f"its mask touches the border of its patch, or comes nearer than {GAP} of {size} px"
         )
-    return int(found)
+    return int(gap)
 
 
 @dataclass(frozen=True, eq=False)
-class Patch:
-    """What a generator is shown of a ground.
+class TargetPatch:
+    """The patch of a mammogram that a generator is shown.
 
     Attributes:
-        tissue: float32 [size, size, 1], mask: float32 [size, size, 1].
-        low: The grey values that it sees as 0 and 1.
-        high: The grey values that it sees as 0 and 1.
-        mirrored: Whether it is of a right breast, turned to the left.
+        tissue: float32 [size, size, 1] in [0, 1].
+        mask: float32 [size, size, 1], 0 or 1.
+        low: Native grey value that is 0 in the patch.
+        high: Native grey value that is 1 in the patch.
+        mirrored: Whether it is of a right breast, mirrored.
     """
 
     tissue: NDArray[np.float32]
@@ -131,109 +131,148 @@ class Patch:
     high: float
     mirrored: bool
 
-    def difference(
+    def compute_difference(
         self, image: NDArray[np.float32], around: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
-        """What a generated image [size, size, 1] changes, in native grey values, the mean change
-        around the lesion taken off.
+        """Compute what a generated image changes, in native grey values.
+
+        The mean change around the lesion is subtracted.
+
+        Args:
+            image: float32 [size, size, 1] in [0, 1].
+            around: bool [size, size], see BlendMask.
+
+        Returns:
+            float32 [size, size].
         """
         change = (image - self.tissue)[..., 0]
-        change = change[:, ::-1] if self.mirrored else change
+        if self.mirrored:
+            change = change[:, ::-1]
         offset = change[around].mean() if around.any() else 0.0
-        return np.ascontiguousarray(
-            (change - np.float32(offset)) * np.float32(self.high - self.low)
-        )
+        scale = np.float32(self.high - self.low)
+        return np.ascontiguousarray((change - np.float32(offset)) * scale)
 
-    def native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A generated image [size, size, 1] in native grey values, turned as the mammogram: float32
-        [size, size].
+    def to_native(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Convert a generated image to native grey values, mirrored as the mammogram.
+
+        Args:
+            image: float32 [size, size, 1] in [0, 1].
+
+        Returns:
+            float32 [size, size].
         """
         grey = np.float32(self.low) + np.float32(self.high - self.low) * image[..., 0]
         return np.ascontiguousarray(grey[:, ::-1] if self.mirrored else grey)
 
 
-def patch(ground: Ground, spot: Spot, seam: Seam) -> Patch:
-    """The ground under a lesion as training patches are made: prepared, scaled, mirrored, its grey
-    values in [0, 1].
+def extract_patch(
+    target: TargetMammogram, placement: Placement, blend_mask: BlendMask
+) -> TargetPatch:
+    """Extract the patch under a lesion as training patches are made.
+
+    Prepared, scaled, mirrored, its grey values in [0, 1].
 
     Raises:
-        DataError: It is constant.
+        DataError: The tissue is constant.
     """
-    image, low, high = tissue(ground, spot.window, len(seam.mask))
-    mask = seam.mask.astype(np.float32)[..., None]
-    mirrored = ground.data.preprocess.flip_right and ground.mammogram.laterality == "R"
+    image, low, high = extract_tissue(target, placement.window, len(blend_mask.mask))
+    mask = blend_mask.mask.astype(np.float32)[..., None]
+    mirrored = target.data.preprocess.flip_right and target.mammogram.laterality == "R"
     if mirrored:
         image, mask = (np.ascontiguousarray(part[:, ::-1]) for part in (image, mask))
-    return Patch(image, mask, low, high, mirrored)
+    return TargetPatch(image, mask, low, high, mirrored)
 
 
-def tissue(ground: Ground, window: Box, size: int) -> tuple[NDArray[np.float32], float, float]:
-    """A window as training patches are made, not yet mirrored: prepared, scaled, its grey values in
-    [0, 1].
+def extract_tissue(
+    target: TargetMammogram, window: Box, size: int
+) -> tuple[NDArray[np.float32], float, float]:
+    """Extract a window as training patches are made, but not mirrored.
+
+    Args:
+        target: The mammogram.
+        window: Native px, half-open.
+        size: Side of the generator's patch, px.
 
     Returns:
-        float32 [size, size, 1], and the native grey values that are 0 and 1 in it.
+        float32 [size, size, 1] in [0, 1], and the native grey values that are 0 and 1 in it.
 
     Raises:
-        DataError: It is constant.
+        DataError: The tissue is constant.
     """
     top, left, bottom, right = window
-    data = ground.data
-    image = training_resize(ground.image[top:bottom, left:right, 0], ground, size)[..., None]
+    data = target.data
+    image = resize_as_trained(target.image[top:bottom, left:right, 0], target, size)[..., None]
     if data.preprocess.remove_marks or data.preprocess.remove_pectoral:
-        image = np.where(_resampled(ground, window, size) != 0, image, np.float32(0))
-    image = preprocess.framed(np.clip(image, 0, 1), data.preprocess)
+        image = np.where(_resample_breast(target, window, size) != 0, image, np.float32(0))
+    image = preprocess.preprocess_patch(np.clip(image, 0, 1), data.preprocess)
     low, high = data.window or (float(value) for value in np.percentile(image, data.percentiles))
     if not low < high:
         raise DataError("the tissue under it is constant")
-    return preprocess.window(image, low, high), low, high
+    return preprocess.apply_window(image, low, high), low, high
 
 
-def blended(
-    ground: Ground, spot: Spot, seam: Seam, difference: NDArray[np.float32]
+def blend(
+    target: TargetMammogram,
+    placement: Placement,
+    blend_mask: BlendMask,
+    difference: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """The support's new grey values: the ground plus the weighted difference, clipped.
+    """Blend a change in: the target plus the weighted difference, clipped.
 
     Args:
-        difference: float32 [size, size], from `Patch.difference`.
+        target: The mammogram.
+        placement: Where the lesion lies.
+        blend_mask: The weights.
+        difference: float32 [size, size], from `TargetPatch.compute_difference`.
 
     Returns:
-        float32 [rows, cols] of seam.support, in [0, 1]; equal to the ground wherever the weight is
-        0.
+        float32 [rows, cols] of blend_mask.support, in [0, 1]. Equal to the target where the
+        weight is 0.
     """
-    (top, left, bottom, right) = spot.window
-    (first, before, last, behind) = seam.support
-    native = resize(difference, bottom - top, right - left)[
-        first - top : last - top, before - left : behind - left
-    ]
-    return np.clip(ground.image[first:last, before:behind, 0] + seam.weights * native, 0, 1)
+    change = _crop_to_support(difference, placement, blend_mask)
+    top, left, bottom, right = blend_mask.support
+    tissue = target.image[top:bottom, left:right, 0]
+    return np.clip(tissue + blend_mask.weights * change, 0, 1)
 
 
-def replaced(
-    ground: Ground, spot: Spot, seam: Seam, grey: NDArray[np.float32]
+def replace_tissue(
+    target: TargetMammogram, placement: Placement, blend_mask: BlendMask, grey: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """The support's new grey values where a patch takes the ground's place.
+    """Blend a whole patch in, which replaces the tissue.
 
     Args:
-        grey: float32 [size, size], from `Patch.native`.
-        seam: From `whole_seam`.
+        target: The mammogram.
+        placement: Where the lesion lies.
+        blend_mask: From `make_whole_blend_mask`.
+        grey: float32 [size, size], from `TargetPatch.to_native`.
 
     Returns:
-        float32 [rows, cols] of seam.support, in [0, 1]; equal to the ground wherever the weight is
-        0.
+        float32 [rows, cols] of blend_mask.support, in [0, 1]. Equal to the target where the
+        weight is 0.
     """
-    (top, left, bottom, right) = spot.window
-    (first, before, last, behind) = seam.support
-    patch = resize(grey, bottom - top, right - left)[
-        first - top : last - top, before - left : behind - left
-    ]
-    tissue = ground.image[first:last, before:behind, 0]
-    return np.clip(tissue + seam.weights * (patch - tissue), 0, 1)
+    patch = _crop_to_support(grey, placement, blend_mask)
+    top, left, bottom, right = blend_mask.support
+    tissue = target.image[top:bottom, left:right, 0]
+    return np.clip(tissue + blend_mask.weights * (patch - tissue), 0, 1)
 
 
-def _inwards(size: int, fade: float) -> NDArray[np.float64]:
-    """0 at a patch's border, rising to 1 within `fade` px, 1 everywhere with a fade of 0: float64
-    [size, size].
+def _crop_to_support(
+    patch: NDArray[np.float32], placement: Placement, blend_mask: BlendMask
+) -> NDArray[np.float32]:
+    """Scale a patch to the native px of its window, and crop it to the support."""
+    top, left, bottom, right = placement.window
+    first_row, first_col, last_row, last_col = blend_mask.support
+    native = resize(patch, bottom - top, right - left)
+    return native[first_row - top : last_row - top, first_col - left : last_col - left]
+
+
+def _fade_inwards(size: int, fade: float) -> NDArray[np.float64]:
+    """Make weights that rise from 0 at a patch's border to 1 within `fade` px.
+
+    They are 1 everywhere with a fade of 0.
+
+    Returns:
+        float64 [size, size].
     """
     if not fade:
         return np.ones((size, size))
@@ -241,15 +280,17 @@ def _inwards(size: int, fade: float) -> NDArray[np.float64]:
     return _smooth(np.minimum(edge, edge[:, None]) / fade)
 
 
-def _native(faded: NDArray[np.float64], window: Box) -> tuple[NDArray[np.float32], Box]:
-    """A patch's weights in the native px of its window, those that are none cut off, and what of it
-    they cover.
+def _to_native(weights: NDArray[np.float64], window: Box) -> tuple[NDArray[np.float32], Box]:
+    """Scale a patch's weights to the native px of its window.
+
+    Returns:
+        The weights, cropped to those above 0, and the box that they cover.
     """
     top, left, bottom, right = window
-    weights = resize(faded.astype(np.float32), bottom - top, right - left)
-    weights[weights < FAINT] = 0
-    col, row, width, height = cv2.boundingRect((weights > 0).astype(np.uint8))
-    return weights[row : row + height, col : col + width], (
+    native = resize(weights.astype(np.float32), bottom - top, right - left)
+    native[native < FAINT] = 0
+    col, row, width, height = cv2.boundingRect((native > 0).astype(np.uint8))
+    return native[row : row + height, col : col + width], (
         top + row,
         left + col,
         top + row + height,
@@ -258,30 +299,34 @@ def _native(faded: NDArray[np.float64], window: Box) -> tuple[NDArray[np.float32
 
 
 def _smooth(ramp: NDArray) -> NDArray[np.float64]:
-    """0 to 1 with level ends."""
+    """Bend a ramp from 0 to 1 so that its ends are level."""
     ramp = np.clip(ramp, 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
 
 
-def _resampled(ground: Ground, window: Box, size: int) -> NDArray[np.uint8]:
-    """The breast in a window: uint8 [size, size, 1], 0 or 1."""
+def _resample_breast(target: TargetMammogram, window: Box, size: int) -> NDArray[np.uint8]:
+    """Resample the breast in a window: uint8 [size, size, 1], 0 or 1."""
     places: Iterator[NDArray[np.intp]] = (
         np.minimum(
-            ((start + (np.arange(size) + 0.5) * (stop - start) / size) / ground.step).astype(int),
+            ((start + (np.arange(size) + 0.5) * (stop - start) / size) / target.step).astype(int),
             count - 1,
         )
-        for start, stop, count in zip(window[:2], window[2:], ground.breast.shape, strict=True)
+        for start, stop, count in zip(window[:2], window[2:], target.breast.shape, strict=True)
     )
-    return ground.breast[np.ix_(*places)][..., None]
+    return target.breast[np.ix_(*places)][..., None]
 
 
-def training_resize(native: NDArray[np.float32], ground: Ground, size: int) -> NDArray[np.float32]:
-    """A window's grey values at a generator's size, by way of data.preprocess.spacing where its
-    training went that way.
+def resize_as_trained(
+    native: NDArray[np.float32], target: TargetMammogram, size: int
+) -> NDArray[np.float32]:
+    """Resize a window to a generator's size as its training did.
+
+    Where training resampled mammograms (data.preprocess.spacing), so does this.
 
     Args:
         native: float32 [rows, cols].
-        ground: Data and mammogram.spacing are used.
+        target: data and mammogram.spacing are used.
+        size: Side of the generator's patch, px.
 
     Returns:
         float32 [size, size].
@@ -289,14 +334,16 @@ def training_resize(native: NDArray[np.float32], ground: Ground, size: int) -> N
     Raises:
         DataError: Training resampled mammograms, and the mm per px of this one are not stated.
     """
-    target = ground.data.preprocess.spacing
-    spacing = ground.mammogram.spacing
-    if target and spacing is None:
+    training_spacing = target.data.preprocess.spacing
+    spacing = target.mammogram.spacing
+    if training_spacing and spacing is None:
         raise DataError(
             "its mm per px are not stated, and the generator's training resampled mammograms "
             "(data.preprocess.spacing)"
         )
-    if target and spacing:
-        rows, cols = preprocess.resampled_size((native.shape[0], native.shape[1]), spacing, target)
+    if training_spacing and spacing:
+        rows, cols = preprocess.resampled_size(
+            (native.shape[0], native.shape[1]), spacing, training_spacing
+        )
         native = resize(native, rows, cols)
     return resize(native, size, size)

@@ -1,14 +1,13 @@
-"""One lesion into one mammogram, or out of it, where somebody points: what the studio and
-the server share.
+"""The editor: one lesion into one mammogram, or out of it, at a place that somebody points to.
 
-A system is a painter of `python -m tfmammo.synthesis`, which sets a mass of a wanted size and
-shape, or a real lesion, into tissue (tfmammo.synthesis.mammograms.set_in, whose recipes these are
-too); or a contextual GAN, which adds to the window around the place or takes away from it what it
-was trained to (tfmammo.synthesis.patch_insertion). Nothing beyond the lesion and its seam changes
-by a single stored value.
+The studio and the server share it. An editor's renderer is one of `python -m tfmammo.synthesis`,
+which inserts a mass of a given size and shape or a real lesion (Synthesizer.insert, whose recipes
+these are too). Or it is a contextual GAN, which adds to the window around the place, or removes
+from it, what it was trained on (tfmammo.synthesis.patch_insertion). Beyond the lesion and its mask
+no stored value changes.
 
-A mammogram comes as a file, of which nothing but pixels and the facts of `opened` is kept: no name,
-no date, no text of a header.
+A mammogram comes as a file. Only its pixels and the facts of `open_mammogram` are kept: no name, no
+date, no text of a header.
 """
 
 from __future__ import annotations
@@ -29,84 +28,93 @@ from tfmammo.archives.stored import Stored
 from tfmammo.archives.writers import synthetic
 from tfmammo.config import DataConfig, Frozen
 from tfmammo.errors import ArchiveError, DataError
-from tfmammo.mammogram import Box, Laterality, LesionKind, Mammogram, View
+from tfmammo.mammogram import Box, Laterality, LesionKind, Mammogram, Skipped, View
 from tfmammo.synthesis import generators, patch_insertion
-from tfmammo.synthesis.config import LARGEST, THROUGH_NETWORKS, Painter, SynthesisConfig
+from tfmammo.synthesis.config import (
+    LARGEST,
+    NETWORK_INPUTS,
+    RenderMethod,
+    ShapeName,
+    SynthesisConfig,
+)
 from tfmammo.synthesis.generators import LesionGenerator
-from tfmammo.synthesis.mammograms import set_in, source
-from tfmammo.synthesis.placement import Ground
-from tfmammo.synthesis.provenance import Recipe, versions
-from tfmammo.synthesis.renderers import Exports, Tools
+from tfmammo.synthesis.lesion_bank import LesionBank, select_lesions
+from tfmammo.synthesis.placement import TargetMammogram
+from tfmammo.synthesis.provenance import Recipe, collect_versions, describe_source
+from tfmammo.synthesis.renderers import make_renderer
+from tfmammo.synthesis.shapes import GeneratedShapes, NamedShapes, RealOutlines, ShapeSource
+from tfmammo.synthesis.synthesizer import Synthesizer
 
-Shape = Literal["irregular", "lobular", "oval", "round"]
 SPACING = (0.005, 2.0)  # mm per px that a mammogram may have, by far
 
 
-class SystemConfig(Frozen):
-    """One system."""
+class EditorConfig(Frozen):
+    """One editor."""
 
-    painter: Painter | Literal["contextual"]
-    """Of SynthesisConfig, or contextual: a run of train/contextual.py, which adds or removes as its
-    model.target says.
+    painter: RenderMethod | Literal["contextual"]
+    """As of SynthesisConfig; or contextual: a run of train/contextual.py, which adds or removes as
+    its model.target says.
     """
     generator: str | None = None
-    """The handle of its network."""
+    """Model URI of its network."""
     gan: str | None = None
-    """A mask GAN's, which then draws the shapes of masses where none is asked for by name."""
+    """Model URI of a mask GAN, which draws the shapes of masses where no name is asked for."""
     lesions: DataConfig | None = None
-    """The archive of real lesions that are set in, or whose outlines masses take."""
+    """The archive of the real lesions that are inserted, or whose outlines masses take."""
     feather: PositiveFloat = 16.0
     """As of SynthesisConfig."""
     tracking_uri: str | None = None
-    """The store of models:/ handles."""
+    """The store of models:/ URIs."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> SystemConfig:
-        if self.painter == "contextual":
-            if not self.generator:
-                raise ValueError("painter=contextual needs a generator")
-        else:
-            _chosen(self, Wish(centre=(0, 0), size=(8, 8)))
-            if self.real_lesions and not self.lesions:
-                raise ValueError(
-                    f"painter={self.painter} needs lesions, the archive of the real lesions that "
-                    "it sets in"
-                )
+    def _check(self) -> EditorConfig:
+        has_network = self.painter == "contextual" or self.painter in NETWORK_INPUTS
+        if has_network and not self.generator:
+            raise ValueError(f"painter={self.painter} needs a generator")
+        if self.generator is not None and not has_network:
+            raise ValueError(f"generator is not used by painter={self.painter}; leave it out")
+        if self.real_lesions and not self.lesions:
+            raise ValueError(
+                f"painter={self.painter} needs lesions, the archive of the real lesions that "
+                "it sets in"
+            )
         return self
 
     @property
     def real_lesions(self) -> bool:
-        """Whether real lesions are set in, or say how large one is: a wish's factor counts then,
-        else its size and shape.
+        """Whether real lesions are inserted or give a size.
+
+        A request's factor counts then, else its size and shape.
         """
         return self.painter not in ("infilling", "can", "contextual")
 
 
-class Wish(Frozen):
+class EditRequest(Frozen):
     """What somebody asks for."""
 
     centre: tuple[NonNegativeInt, NonNegativeInt]
     """(row, col), native px."""
     size: tuple[PositiveInt, PositiveInt] | None = None
-    """(height, width) of a mass made up, native px."""
-    shape: Shape | None = None
-    """Its shape by name; null: the system's own."""
+    """(height, width) of a made-up mass, native px."""
+    shape: ShapeName | None = None
+    """Its shape by name; null: the editor's own."""
     factor: float = Field(default=1.0, ge=0.1, le=10)
-    """Of a real lesion's size."""
+    """Factor of a real lesion's size."""
     seed: NonNegativeInt = Field(default=0, lt=2**63)
-    """Of everything that is drawn."""
+    """Seed of all random draws."""
 
 
 @dataclass(frozen=True, eq=False)
-class Changed:
+class EditResult:
     """A mammogram with one lesion more or less.
 
     Attributes:
-        before: As the file stores them.
-        after: As the file stores them.
-        mask: uint8 [rows, cols], 0 or 1, the lesion, or what was taken away.
-        box: Of it, native px, half-open.
-        kind: Of a lesion added, None of one removed.
+        mammogram: The mammogram.
+        before: Its stored values.
+        after: Its new stored values.
+        mask: uint8 [rows, cols], 0 or 1, the lesion that was added or removed.
+        box: Of the mask, native px, half-open.
+        kind: Of a lesion that was added, None of one that was removed.
         recipe: What JSON can hold, enough to make it again.
     """
 
@@ -118,137 +126,163 @@ class Changed:
     kind: LesionKind | None
     recipe: dict[str, Any]
 
-    def dicom(self, path: Path) -> None:
-        """Write it as a DICOM, marked as synthetic; see archives.writers.synthetic."""
-        file = archives.source_file(self.mammogram)
+    def write_dicom(self, path: Path) -> None:
+        """Write the new mammogram as DICOM, marked as synthetic."""
+        file = self.mammogram.file
         lossy = file is not None and file.suffix.lower() in (".jpg", ".jpeg")
         content = json.dumps(self.recipe, sort_keys=True)
-        synthetic.dicom(
+        synthetic.write_dicom_of_mammogram(
             path, self.after, self.mammogram, hashlib.sha256(content.encode()).hexdigest(), lossy
         )
 
-    def coco(self, file_name: str) -> dict[str, Any]:
-        """Its annotations; none of a lesion removed."""
+    def to_coco(self, file_name: str) -> dict[str, Any]:
+        """Convert to COCO annotations; there is none of a lesion that was removed."""
         rows, cols = self.mask.shape
         image = {"id": 1, "file_name": file_name, "height": rows, "width": cols, "synthetic": True}
         top, left, bottom, right = self.box
         region = coco.encode(
             np.ascontiguousarray(self.mask[top:bottom, left:right]), self.box, rows, cols
         )
-        found = (
-            [synthetic.coco_annotation(1, self.kind, self.box, int(self.mask.sum()), region)]
-            if self.kind
-            else []
-        )
-        return synthetic.coco([image], found, "one mammogram")
+        annotations = []
+        if self.kind:
+            area = int(self.mask.sum())
+            annotations = [synthetic.coco_annotation(1, self.kind, self.box, area, region)]
+        return synthetic.format_coco([image], annotations, "one mammogram")
 
 
-class Inserter:
-    """A system whose networks are at hand; made by `load`. tools: what sets lesions in. network: a
-    contextual GAN, in their place.
+class Editor:
+    """An editor whose networks and lesions are loaded; made by `load`.
+
+    Args:
+        config: Its config.
+        synthesizer: Inserts lesions.
+        network: A contextual GAN, instead of the synthesizer.
     """
 
     def __init__(
-        self, config: SystemConfig, tools: Tools | None, network: LesionGenerator | None = None
+        self,
+        config: EditorConfig,
+        synthesizer: Synthesizer | None,
+        network: LesionGenerator | None = None,
     ) -> None:
         self.config = config
-        self.tools = tools
+        self.synthesizer = synthesizer
         self.network = network
         self.removes = network is not None and network.removes
 
     @staticmethod
-    def load(config: SystemConfig) -> Inserter:
-        """Find and read its networks: what it answers, and what its recipes say, is of these,
-        whatever becomes of their folders.
+    def load(config: EditorConfig) -> Editor:
+        """Find and read its networks and lesions.
+
+        What it answers, and what its recipes say, is of these, whatever becomes of their folders.
 
         Raises:
-            TrackingError: A handle leads to no network of its kind.
-            ExportError: A handle leads to no network of its kind.
-            DataError: A handle leads to no network of its kind.
+            TrackingError: A model URI leads to no network of its kind.
+            ExportError: A model URI leads to no network of its kind.
+            DataError: A network or the lesions can't be used.
+            ConfigError: No such archive of lesions.
+            ArchiveError: No such archive of lesions.
         """
         uri = config.tracking_uri
         if config.painter == "contextual":
             assert config.generator
-            return Inserter(
-                config,
-                None,
-                generators.lesion_generator(generators.best_weights(config.generator, uri)),
+            export = generators.find_best_weights(config.generator, uri)
+            return Editor(config, None, generators.load_lesion_generator(export))
+        generator = generators.resolve_handle(config.generator, uri) if config.generator else None
+        renderer = make_renderer(config.painter, generator, config.feather)
+        if config.real_lesions:
+            assert config.lesions
+            mammograms = archives.read_mammograms(config.lesions, Skipped())
+            return Editor(
+                config, Synthesizer(renderer, LesionBank.select(mammograms, config.lesions))
             )
-        generator, gan = (
-            generators.resolved(handle, uri) if handle else None
-            for handle in (config.generator, config.gan)
-        )
-        return Inserter(
-            config,
-            Exports(generator, gan).opened(_chosen(config, Wish(centre=(0, 0), size=(8, 8)))),
-        )
+        return Editor(config, Synthesizer(renderer, shapes=_load_shapes(config)))
 
-    def change(self, mammogram: Mammogram, wish: Wish) -> Changed:
-        """Set a lesion in, or take one out.
+    def edit(self, mammogram: Mammogram, request: EditRequest) -> EditResult:
+        """Insert a lesion, or remove one.
 
         Args:
-            mammogram: From `opened`.
+            mammogram: From `open_mammogram`.
+            request: What is asked for.
 
         Raises:
             DataError: It can't be done there, or not of that size; the sentence says why.
             ArchiveError: Pixels, or a real lesion, can't be read.
         """
-        if wish.centre[0] >= mammogram.rows or wish.centre[1] >= mammogram.cols:
+        rows = mammogram.rows
+        cols = mammogram.cols
+        if request.centre[0] >= rows or request.centre[1] >= cols:
             raise DataError(
-                f"centre {list(wish.centre)} lies outside the mammogram of {mammogram.rows} x "
-                f"{mammogram.cols} px"
+                f"centre {list(request.centre)} lies outside the mammogram of {rows} x {cols} px"
             )
-        if wish.size and (wish.size[0] > mammogram.rows or wish.size[1] > mammogram.cols):
-            size, whole = (
-                f"{rows} x {cols} px"
-                for rows, cols in (wish.size, (mammogram.rows, mammogram.cols))
+        if request.size and (request.size[0] > rows or request.size[1] > cols):
+            raise DataError(
+                f"a mass of {request.size[0]} x {request.size[1]} px is larger than the mammogram "
+                f"of {rows} x {cols} px"
             )
-            raise DataError(f"a mass of {size} is larger than the mammogram of {whole}")
-        stored = archives.stored(mammogram)
+        stored = archives.read_stored(mammogram)
         if self.network:
-            return self._refilled(mammogram, stored, wish, self.network)
-        assert self.tools
-        return self._painted(mammogram, stored, wish, self.tools)
+            return self._refill(mammogram, stored, request, self.network)
+        assert self.synthesizer
+        return self._insert(mammogram, stored, request, self.synthesizer)
 
-    def _painted(self, mammogram: Mammogram, stored: Stored, wish: Wish, tools: Tools) -> Changed:
-        if not self.config.real_lesions and wish.size is None:
-            raise DataError(
-                f"size is missing: painter={self.config.painter} makes a mass of (height, width) px"
-            )
-        if not (self.config.real_lesions or wish.shape or self.config.gan or self.config.lesions):
-            raise DataError("shape is missing: the system has no shapes of its own (gan, lesions)")
-        chosen = _chosen(self.config, wish)
-        digest = hashlib.sha256(chosen.model_dump_json().encode()).hexdigest()
+    def _insert(
+        self,
+        mammogram: Mammogram,
+        stored: Stored,
+        request: EditRequest,
+        synthesizer: Synthesizer,
+    ) -> EditResult:
+        if not self.config.real_lesions:
+            if request.size is None:
+                raise DataError(
+                    f"size is missing: painter={self.config.painter} makes a mass of (height, "
+                    "width) px"
+                )
+            if request.shape:
+                synthesizer = replace(synthesizer, shapes=NamedShapes(request.shape))
+            elif synthesizer.shapes is None:
+                raise DataError(
+                    "shape is missing: the system has no shapes of its own (gan, lesions)"
+                )
+        config = _make_item_config(self.config, request)
         recipe = Recipe(
-            identity=digest,
+            identity=hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
             name="000000",
             number=0,
-            config=chosen,
-            versions=versions(),
-            generator=tools.painter.identity,
+            config=config,
+            versions=collect_versions(),
+            generator=synthesizer.renderer.identity,
             sizes=None,
-            source=source(mammogram, stored),
+            source=describe_source(mammogram, stored),
         )
-        recipe, after = set_in(recipe, mammogram, stored, tools)
+        recipe, after = synthesizer.insert(recipe, mammogram, stored)
         (lesion,) = recipe.lesions
         mask = coco.decode(lesion.region, recipe.name)
-        return Changed(
+        return EditResult(
             mammogram, stored, after, mask, lesion.box, lesion.kind, recipe.model_dump(mode="json")
         )
 
-    def _refilled(
-        self, mammogram: Mammogram, stored: Stored, wish: Wish, network: LesionGenerator
-    ) -> Changed:
-        ground = Ground(stored.image(), mammogram, network.data)
-        length = patch_insertion.side(mammogram, network)
-        top, left = (int(middle) - length // 2 for middle in wish.centre)
+    def _refill(
+        self,
+        mammogram: Mammogram,
+        stored: Stored,
+        request: EditRequest,
+        network: LesionGenerator,
+    ) -> EditResult:
+        target = TargetMammogram(stored.image(), mammogram, network.data)
+        length = patch_insertion.compute_side(mammogram, network)
+        top = request.centre[0] - length // 2
+        left = request.centre[1] - length // 2
         place = (top, left, top + length, left + length)
-        if ground.free_part(place) < (wanted := network.data.sampling.tissue):
+        needed = network.data.sampling.tissue
+        if target.measure_free(place) < needed:
             raise DataError(
                 f"of the window of {length} px around it, which the network works on, less than "
-                f"{100 * wanted:g} % is breast"
+                f"{100 * needed:g} % is breast"
             )
-        patch = patch_insertion.filled(ground, place, network, np.random.default_rng(wish.seed))
+        random = np.random.default_rng(request.seed)
+        patch = patch_insertion.fill_window(target, place, network, random)
         if patch.mask_box is None:
             raise DataError(
                 "post-processing discards all that the network makes there; another seed or place "
@@ -256,85 +290,92 @@ class Inserter:
             )
         mask = np.zeros((mammogram.rows, mammogram.cols), np.uint8)
         mask[top : top + length, left : left + length] = patch.mask
-        kind: LesionKind | None = (
-            None
-            if self.removes
-            else "calcification"
-            if network.target == "calcification"
-            else "mass"
-        )
+        kind: LesionKind | None = None
+        if not self.removes:
+            kind = "calcification" if network.target == "calcification" else "mass"
         recipe = {
             "painter": "contextual",
             "target": network.target,
-            "wish": wish.model_dump(mode="json"),
+            "wish": request.model_dump(mode="json"),
             "place": list(place),
             "noise_seed": patch.seed,
-            "source": source(mammogram, stored).model_dump(mode="json"),
-            "versions": versions(),
+            "source": describe_source(mammogram, stored).model_dump(mode="json"),
+            "versions": collect_versions(),
             "generator": network.identity,
         }
-        return Changed(
-            mammogram,
-            stored,
-            patch_insertion.reinserted(ground, stored, [patch]),
-            mask,
-            patch.mask_box,
-            kind,
-            recipe,
-        )
+        after = patch_insertion.reinsert_patches(target, stored, [patch])
+        return EditResult(mammogram, stored, after, mask, patch.mask_box, kind, recipe)
 
 
-def opened(
+def _load_shapes(config: EditorConfig) -> ShapeSource | None:
+    """Load an editor's own shapes: of a mask GAN, or outlines of real lesions."""
+    if config.gan:
+        folder = generators.resolve_handle(config.gan, config.tracking_uri)
+        return GeneratedShapes(generators.load_mask_generator(folder))
+    if config.lesions:
+        mammograms = archives.read_mammograms(config.lesions, Skipped())
+        return RealOutlines(select_lesions(mammograms, config.lesions))
+    return None
+
+
+def open_mammogram(
     path: Path,
     laterality: Laterality | None = None,
     view: View | None = None,
     spacing: tuple[float, float] | None = None,
 ) -> Mammogram:
-    """A mammogram's file as a record; its pixels are not yet read.
+    """Open a mammogram's file as a record; its pixels are not read yet.
 
-    Laterality, view, spacing (mm per px): taken where the file itself does not state them.
+    Args:
+        path: The file.
+        laterality: Used where the file does not state it.
+        view: Used where the file does not state it.
+        spacing: mm per px (row, col), used where the file does not state it.
 
     Raises:
         ArchiveError: No mammogram, a raw one, or one of more than LARGEST px or of a spacing that
             no mammogram has.
     """
-    found = folder.mammogram(path)
-    if found.rows * found.cols > LARGEST:
-        raise ArchiveError(f"{path}: {found.rows} x {found.cols} px are more than {LARGEST}")
-    spacing = found.spacing or spacing
+    mammogram = folder.read_one(path)
+    if mammogram.rows * mammogram.cols > LARGEST:
+        raise ArchiveError(
+            f"{path}: {mammogram.rows} x {mammogram.cols} px are more than {LARGEST}"
+        )
+    spacing = mammogram.spacing or spacing
     if spacing and not all(SPACING[0] <= step <= SPACING[1] for step in spacing):
         raise ArchiveError(
             f"{path}: {spacing[0]:g} x {spacing[1]:g} mm per px are no mammogram's; most have "
             "0.05 to 0.2"
         )
     return replace(
-        found, laterality=found.laterality or laterality, view=found.view or view, spacing=spacing
+        mammogram,
+        laterality=mammogram.laterality or laterality,
+        view=mammogram.view or view,
+        spacing=spacing,
     )
 
 
-def _chosen(config: SystemConfig, wish: Wish) -> SynthesisConfig:
-    """The config of a synthesis of one item."""
+def _make_item_config(config: EditorConfig, request: EditRequest) -> SynthesisConfig:
+    """Make the synthesis config that a recipe keeps: of one item, as requested."""
     values: dict[str, Any] = {
         "painter": config.painter,
         "generator": config.generator,
         "lesions": config.lesions,
     }
-    if config.painter in THROUGH_NETWORKS:
+    if config.painter in NETWORK_INPUTS:
         values |= {"tracking_uri": config.tracking_uri, "feather": config.feather}
     if config.real_lesions:
-        values |= {"resize": (wish.factor, wish.factor)}
+        values |= {"resize": (request.factor, request.factor)}
     else:
-        values |= {
-            "size": wish.size,
-            "shapes": {"drawn": wish.shape} if wish.shape else {"gan": config.gan},
-        }
+        shapes = {"drawn": request.shape} if request.shape else {"gan": config.gan}
+        values |= {"size": request.size, "shapes": shapes}
     return SynthesisConfig.model_validate(
         {
             "name": "one",
             "data": DataConfig(name="folder"),
             "mammograms": "all",
-            "centre": wish.centre,
-            "seed": wish.seed,
+            "centre": request.centre,
+            "seed": request.seed,
             "count": 1,
             **values,
         }

@@ -1,10 +1,10 @@
-"""The networks and shapes that a synthesis draws from: an infilling's, a CAN's, a
-blending's or a vanilla GAN's export, and masks of a mask GAN, of files, of a named
-shape or of real masses; a contextual GAN's lesions.
+"""The networks that a synthesis draws from.
 
-A network and what recipes say of it (`identity`) come from one reading of its export and stay
-together. So no recipe names weights that did not make its image, whatever becomes of the folder; an
-export that took another's place is another network.
+Infillings, CANs, blending networks, vanilla GANs, mask GANs and contextual GANs, each as an export.
+
+A network and what recipes say of it (`identity`) come from one reading of its export, and stay
+together. So no recipe names weights that did not make its image, whatever becomes of the folder. An
+export that replaced another one is another network.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from tfmammo.config import DataConfig
 from tfmammo.errors import DataError, ExportError
 from tfmammo.mammogram import LesionKind
 from tfmammo.models import mask_gan
-from tfmammo.models.contextual import ContextualConfig, scalars
+from tfmammo.models.contextual import ContextualConfig, sample_block_noise
 from tfmammo.postprocessing import PostprocessConfig, Refined, postprocess
-from tfmammo.synthesis.compositing import gap
-from tfmammo.synthesis.config import THROUGH_NETWORKS
-from tfmammo.synthesis.placement import training_data
+from tfmammo.synthesis.compositing import measure_gap
+from tfmammo.synthesis.config import NETWORK_INPUTS
 
 Options = ParamSpec("Options")
 Network = TypeVar("Network")
@@ -37,41 +36,66 @@ Network = TypeVar("Network")
 def read_once(
     read: Callable[Concatenate[Path, Options], Network],
 ) -> Callable[Concatenate[Path, Options], Network]:
-    """What `read` makes of an export, kept in each process until a file of the export changes."""
+    """Keep what `read` makes of an export, in each process, until a file of the export changes."""
     kept: dict[Any, tuple[Any, Network]] = {}
 
     @functools.wraps(read)
-    def kept_or_read(folder: Path, *args: Options.args, **options: Options.kwargs) -> Network:
+    def read_or_keep(folder: Path, *args: Options.args, **options: Options.kwargs) -> Network:
         key = (folder, args, tuple(options.items()))
-        state = _files(folder)
+        state = _stat_files(folder)
         if key not in kept or kept[key][0] != state:
             kept[key] = state, read(folder, *args, **options)
         return kept[key][1]
 
-    return kept_or_read
+    return read_or_keep
 
 
-def _files(folder: Path) -> list[tuple[str, int, int, int]]:
-    """What changes whenever a file of an export is replaced or written to."""
-    found = [
-        (path, path.stat()) for path in sorted(export.located(folder).rglob("*")) if path.is_file()
-    ]
-    return [(str(path), about.st_ino, about.st_mtime_ns, about.st_size) for path, about in found]
+def _stat_files(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Stat the files of an export, so that a file that is replaced or written to shows."""
+    paths = sorted(export.locate(folder).rglob("*"))
+    stats = [(path, path.stat()) for path in paths if path.is_file()]
+    return [(str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size) for path, stat in stats]
+
+
+def read_training_data(section: dict[str, Any], handle: str) -> DataConfig:
+    """Read the data section of a generator's card.
+
+    Args:
+        section: The card's.
+        handle: What the generator is called in messages.
+
+    Raises:
+        DataError: Patches made so can't be put back: their contrast was equalised, or they show
+            whole mammograms.
+    """
+    config = DataConfig.model_validate(section)
+    if config.preprocess.contrast != "none":
+        raise DataError(
+            f"{handle}: was trained with data.preprocess.contrast={config.preprocess.contrast}, "
+            "which can't be undone"
+        )
+    if config.frame == "full":
+        raise DataError(
+            f"{handle}: was trained on whole mammograms (data.frame=full), not on patches of "
+            "lesions"
+        )
+    return config
 
 
 @dataclass(frozen=True)
 class Generator:
-    """An infilling, a blending or a CAN.
+    """An infilling, a blending network or a CAN.
 
     Attributes:
         call: (tri_label float32 [n, size, size, 2 or 3], pasted [n, size, size, 3], or mask [n,
             size, size, 1]) -> {"image": [n, size, size, 1]}.
+        size: Side of its patches, px.
         margin: Of a tri-label of three channels, as in models.infilling.
         data: How its training patches were made.
         patients: Those it was trained on.
-        prior: Of a blending, see models.blending: one trained with "noise" puts noise in place of
-            the lesion itself, so that of a lesion pasted in it sees the outline alone.
-        identity: Name, step and weights, see `_identity`.
+        prior: Of a blending network, see models.blending. One trained with "noise" replaces the
+            lesion by noise itself, so that it sees only the outline of a pasted lesion.
+        identity: Name, step and weights, see `_identify`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -84,16 +108,19 @@ class Generator:
 
 
 @read_once
-def generator(folder: Path, takes: str = "tri_label") -> Generator:
-    """The infilling of an export, or with takes="pasted" the blending, with takes="mask" the CAN,
-    read once in each process.
+def load_generator(folder: Path, takes: str = "tri_label") -> Generator:
+    """Load an infilling, a blending network or a CAN, once in each process.
+
+    Args:
+        folder: Its export.
+        takes: What it is given: "tri_label", "pasted" or "mask".
 
     Raises:
         ExportError: There is none.
         DataError: Its patches can't be put back, or its card does not say how they were made.
     """
-    function = _fitting(folder, takes)
-    opened = export.load_whole(folder, function)
+    function = _find_function(folder, takes)
+    opened = export.load_identified(folder, function)
     card = opened.card
     shape = card["functions"][function]["inputs"][takes]["shape"]
     needed = (
@@ -102,9 +129,9 @@ def generator(folder: Path, takes: str = "tri_label") -> Generator:
         else "config.data, train_patients"
     )
     try:
-        data = training_data(card["config"]["data"], str(folder))
+        data = read_training_data(card["config"]["data"], str(folder))
         model = card["config"].get("model", {})
-        patients = export.trained_on(card, folder)
+        patients = export.get_training_patients(card, folder)
         margin = model["margin"] if takes == "tri_label" else None
         prior = model.get("prior", "lesion")
     except (KeyError, TypeError, AttributeError, ValidationError):
@@ -118,31 +145,31 @@ def generator(folder: Path, takes: str = "tri_label") -> Generator:
         data,
         patients,
         prior,
-        _identity(opened),
+        _identify(opened),
     )
 
 
-def _fitting(folder: Path, takes: str) -> str:
-    """The function that makes an image of what a painter gives.
+def _find_function(folder: Path, takes: str) -> str:
+    """Find the function that makes an image from an input.
 
     Raises:
-        ExportError: There is none; it says which painter fits.
+        ExportError: There is none; the message names the painter that fits.
     """
     try:
-        return export.find(folder, {takes}, {"image"})
+        return export.find_function(folder, {takes}, {"image"})
     except ExportError as error:
         functions = export.read_card(folder)["functions"].values()
-        known = [
+        inputs = [
             set(function["inputs"]) for function in functions if "image" in function["outputs"]
         ]
-        fitting = [name for name, input_name in THROUGH_NETWORKS.items() if {input_name} in known]
+        fitting = [name for name, needed in NETWORK_INPUTS.items() if {needed} in inputs]
         if not fitting:
             raise
         raise ExportError(f"{error}; painter={fitting[0]} fits it") from None
 
 
-def _identity(opened: export.Opened) -> dict[str, str]:
-    """What a recipe says of a network. weights: see export.load_whole."""
+def _identify(opened: export.LoadedFunction) -> dict[str, str]:
+    """Describe a network for a recipe; weights are hashed by export.load_identified."""
     return {
         "name": str(opened.card["name"]),
         "step": str(opened.card.get("step", "")),
@@ -150,20 +177,24 @@ def _identity(opened: export.Opened) -> dict[str, str]:
     }
 
 
-def same_network(
+def is_same_network(
     recorded: dict[str, str], identity: dict[str, str], folder: Path, source: set[str], target: str
 ) -> bool:
-    """Whether a network is the one that a recipe records; one of an earlier version records a hash
-    of files ("sha256").
+    """Return whether a network is the one that a recipe records.
+
+    Recipes of earlier versions record a hash of files ("sha256").
 
     Args:
-        folder: Of the network's export.
-        source: What its function leads from and to.
-        target: What its function leads from and to.
+        recorded: The recipe's.
+        identity: The network's.
+        folder: The network's export.
+        source: Inputs of its function.
+        target: Output of its function.
     """
     if "sha256" in recorded:
         return (
-            export.files_hash(folder, export.find(folder, source, {target})) == recorded["sha256"]
+            export.hash_files(folder, export.find_function(folder, source, {target}))
+            == recorded["sha256"]
         )
     return identity.get("weights") == recorded.get("weights")
 
@@ -173,12 +204,13 @@ class NoiseGenerator:
     """A vanilla GAN.
 
     Attributes:
-        call: (noise float32 [n, z] in [-1, 1]) -> {"image": , "mask": float32 [n, size, size, 1] in
+        call: (noise float32 [n, z] in [-1, 1]) -> {"image", "mask": float32 [n, size, size, 1] in
             [0, 1]}.
-        kind: Of the lesions that it draws.
+        z: Length of the noise.
+        kind: Kind of the lesions that it makes.
         data: How its training patches were made.
         patients: Those it was trained on.
-        identity: See `_identity`.
+        identity: See `_identify`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
@@ -188,20 +220,20 @@ class NoiseGenerator:
     patients: frozenset[str]
     identity: dict[str, str]
 
-    def made(self, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """A patch and its lesion, the same of the same seed.
+    def generate(self, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Generate a patch and its lesion, the same for the same seed.
 
         Returns:
-            (float32 [size, size] in native grey values, [0, 1]; uint8 [size, size], 0 or 1, one
-            region off the border).
+            float32 [size, size] in native grey values, [0, 1], and uint8 [size, size], 0 or 1, one
+            region off the border.
 
         Raises:
             DataError: There is no lesion in it, or one at its border.
         """
-        outputs = self.call(noise=mask_gan.latent(1, self.z, seed))
+        outputs = self.call(noise=mask_gan.sample_latent_noise(1, self.z, seed))
         mask = np.ascontiguousarray(mask_gan.clean(outputs["mask"])[0, ..., 0])
         try:
-            gap(mask)
+            measure_gap(mask)
         except DataError as error:
             raise DataError(f"no lesion that a vanilla GAN draws can be used: {error}") from None
         assert self.data.window
@@ -210,20 +242,20 @@ class NoiseGenerator:
 
 
 @read_once
-def noise_generator(folder: Path) -> NoiseGenerator:
-    """The vanilla GAN of an export, read once in each process.
+def load_noise_generator(folder: Path) -> NoiseGenerator:
+    """Load a vanilla GAN, once in each process.
 
     Raises:
         ExportError: There is none.
-        DataError: Its patches can't be set in: it was trained with data.percentiles, or on lesions
+        DataError: Its patches can't be inserted: it was trained with data.percentiles or on lesions
             of several kinds, or its card does not say how.
     """
-    function = export.find(folder, {"noise"}, {"image", "mask"})
-    opened = export.load_whole(folder, function)
+    function = export.find_function(folder, {"noise"}, {"image", "mask"})
+    opened = export.load_identified(folder, function)
     card = opened.card
     try:
-        data = training_data(card["config"]["data"], str(folder))
-        patients = export.trained_on(card, folder)
+        data = read_training_data(card["config"]["data"], str(folder))
+        patients = export.get_training_patients(card, folder)
     except (KeyError, TypeError, ValidationError):
         raise DataError(
             f"{folder}: its card does not say how and on whom it was trained (config.data, "
@@ -240,7 +272,7 @@ def noise_generator(folder: Path) -> NoiseGenerator:
             "that nobody knows which it draws"
         )
     z = card["functions"][function]["inputs"]["noise"]["shape"][1]
-    return NoiseGenerator(opened.call, z, data.kinds[0], data, patients, _identity(opened))
+    return NoiseGenerator(opened.call, z, data.kinds[0], data, patients, _identify(opened))
 
 
 @dataclass(frozen=True)
@@ -248,10 +280,12 @@ class MaskGenerator:
     """A mask GAN.
 
     Attributes:
+        folder: Its export.
         call: (noise float32 [n, z] in [-1, 1]) -> {"mask": float32 [n, size, size, 1] in [0, 1]}.
+        z: Length of the noise.
         limits: Of masks that look like training masks.
         patients: Those it was trained on, None where its card does not say.
-        identity: See `_identity`.
+        identity: See `_identify`.
     """
 
     folder: Path
@@ -266,7 +300,7 @@ class MaskGenerator:
         """Its patients.
 
         Raises:
-            DataError: They are not known.
+            DataError: Its card does not say.
         """
         if self.patients is None:
             raise DataError(
@@ -274,8 +308,8 @@ class MaskGenerator:
             )
         return self.patients
 
-    def made(self, random: np.random.Generator) -> NDArray[np.uint8]:
-        """A mask: uint8 [size, size], 0 or 1.
+    def generate(self, random: np.random.Generator) -> NDArray[np.uint8]:
+        """Generate a mask: uint8 [size, size], 0 or 1.
 
         Raises:
             DataError: It looks like no training mask.
@@ -283,27 +317,31 @@ class MaskGenerator:
         mask = mask_gan.clean(
             self.call(noise=random.uniform(-1, 1, (1, self.z)).astype(np.float32))["mask"]
         )
-        if self.limits and not mask_gan.plausible(mask, self.limits)[0]:
+        if self.limits and not mask_gan.is_plausible(mask, self.limits)[0]:
             raise DataError("the mask GAN's masks look like no training mask")
         return np.ascontiguousarray(mask[0, ..., 0])
 
 
 @read_once
-def mask_generator(folder: Path) -> MaskGenerator:
-    """The mask GAN of an export, read once in each process.
+def load_mask_generator(folder: Path) -> MaskGenerator:
+    """Load a mask GAN, once in each process.
 
     Raises:
         ExportError: There is none.
     """
-    function = export.find(folder, {"noise"}, {"mask"})
-    opened = export.load_whole(folder, function)
+    function = export.find_function(folder, {"noise"}, {"mask"})
+    opened = export.load_identified(folder, function)
     z = opened.card["functions"][function]["inputs"]["noise"]["shape"][1]
-    path = export.located(folder) / mask_gan.LIMITS
+    path = export.locate(folder) / mask_gan.LIMITS
     limits = (
         mask_gan.Plausibility.model_validate_json(path.read_bytes()) if path.is_file() else None
     )
-    known = export.trained_on(opened.card, folder) if "train_patients" in opened.card else None
-    return MaskGenerator(folder, opened.call, z, limits, known, _identity(opened))
+    patients = (
+        export.get_training_patients(opened.card, folder)
+        if "train_patients" in opened.card
+        else None
+    )
+    return MaskGenerator(folder, opened.call, z, limits, patients, _identify(opened))
 
 
 @dataclass(frozen=True)
@@ -311,19 +349,21 @@ class LesionGenerator:
     """A contextual GAN.
 
     Attributes:
-        call: (image float32 [n, size, size, 1] in [0, 1], noise float32 [n, scalars] in [-1, 1]) ->
-            {"lesion": float32 [n, size, size, 1] in [-1, 1]}.
-        target: Mass, calcification or removal.
-        positives: Malignant or lesion, what it adds or takes away.
+        call: (image float32 [n, size, size, 1] in [0, 1], noise float32 [n, noise_inputs] in
+            [-1, 1]) -> {"lesion": float32 [n, size, size, 1] in [-1, 1]}.
+        size: Side of its patches, px.
+        noise_inputs: Length of the noise.
+        target: mass, calcification or removal.
+        positives: malignant or lesion, what it adds or removes.
         data: How its training patches were made.
         refine: Its post-processing.
         patients: Those it was trained on.
-        identity: See `_identity`.
+        identity: See `_identify`.
     """
 
     call: Callable[..., dict[str, NDArray[np.float32]]]
     size: int
-    scalars: int
+    noise_inputs: int
     target: str
     positives: str
     data: DataConfig
@@ -333,21 +373,21 @@ class LesionGenerator:
 
     @property
     def removes(self) -> bool:
-        """Whether it takes lesions away."""
+        """Whether it removes lesions."""
         return self.target == "removal"
 
-    def wants(self, pathology: str) -> bool:
-        """Whether a lesion of that pathology ("" unknown) is one that it takes away."""
+    def removes_pathology(self, pathology: str) -> bool:
+        """Return whether it removes lesions of a pathology ("" for unknown)."""
         return self.positives == "lesion" or pathology == "malignant"
 
-    def made(self, image: NDArray[np.float32], seed: int) -> Refined:
-        """One patch with its lesion added or removed, post-processed.
+    def generate(self, image: NDArray[np.float32], seed: int) -> Refined:
+        """Generate one patch with its lesion added or removed, post-processed.
 
         Args:
             image: float32 [size, size, 1] in [0, 1].
-            seed: Of its random numbers.
+            seed: Seed of its noise.
         """
-        noise = scalars(1, self.scalars, seed)
+        noise = sample_block_noise(1, self.noise_inputs, seed)
         return postprocess(
             image[None],
             self.call(image=image[None], noise=noise)["lesion"],
@@ -357,21 +397,21 @@ class LesionGenerator:
 
 
 @read_once
-def lesion_generator(folder: Path) -> LesionGenerator:
-    """The contextual GAN of an export, read once in each process.
+def load_lesion_generator(folder: Path) -> LesionGenerator:
+    """Load a contextual GAN, once in each process.
 
     Raises:
         ExportError: There is none.
         DataError: Its card does not say how it was trained.
     """
-    function = export.find(folder, {"image", "noise"}, {"lesion"})
-    opened = export.load_whole(folder, function)
+    function = export.find_function(folder, {"image", "noise"}, {"lesion"})
+    opened = export.load_identified(folder, function)
     card = opened.card
     inputs = card["functions"][function]["inputs"]
     try:
         data = DataConfig.model_validate(card["config"]["data"])
         model = ContextualConfig.model_validate(card["config"]["model"])
-        patients = export.trained_on(card, folder)
+        patients = export.get_training_patients(card, folder)
     except (KeyError, TypeError, ValidationError):
         raise DataError(
             f"{folder}: its card does not say how and on whom it was trained (config, "
@@ -388,12 +428,12 @@ def lesion_generator(folder: Path) -> LesionGenerator:
         data,
         model.postprocess,
         patients,
-        _identity(opened),
+        _identify(opened),
     )
 
 
-def resolved(handle: str, tracking_uri: str | None) -> Path:
-    """The folder of a handle.
+def resolve_handle(handle: str, tracking_uri: str | None) -> Path:
+    """Resolve a model URI to a folder.
 
     Raises:
         ConfigError: There is none.
@@ -404,11 +444,14 @@ def resolved(handle: str, tracking_uri: str | None) -> Path:
     return models.resolve(handle, tracking_uri)
 
 
-def best_weights(handle: str, tracking_uri: str | None) -> Path:
-    """As `resolved`, but of a training's folder the weights that did best on its validation
-    patches, not the last ones.
+def find_best_weights(handle: str, tracking_uri: str | None) -> Path:
+    """Resolve a model URI to a folder, for a training to its best weights.
+
+    Those did best on its validation patches. `resolve_handle` gives the last ones.
     """
     best = Path(handle) / "best"
     return (
-        best if (export.located(best) / export.CARD).is_file() else resolved(handle, tracking_uri)
+        best
+        if (export.locate(best) / export.CARD).is_file()
+        else resolve_handle(handle, tracking_uri)
     )

@@ -1,12 +1,12 @@
-"""Patches of a contextual GAN back in their mammogram, at native resolution and depth.
+"""Patch insertion: patches of a contextual GAN back in their mammogram, at native resolution.
 
 A patch's lesion is added as it is: the mammogram's own grey values plus the lesion, in the native
-grey values that the patch's contrast stands for. Whatever a lesion does not reach keeps its stored
+grey values that the patch's contrast stands for. Pixels that no lesion reaches keep their stored
 value.
 
-Within a patch a lesion fades out at its own edge, which post-processing softens. At the border it
-does not: the generator crops its lesion there, as the paper does, from one pixel to the next. A
-lesion that reaches the crop ends in a visible line.
+Within a patch a lesion fades out at its own edge, which post-processing softens. At the patch's
+border it does not: the generator crops its lesion there, as the paper does, from one pixel to the
+next. A lesion that reaches the crop ends in a visible line.
 
 Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), Fig. 3 and section 4.
 """
@@ -23,27 +23,27 @@ from numpy.typing import NDArray
 from tfmammo.archives.stored import Stored
 from tfmammo.data import preprocess
 from tfmammo.data.preprocess import resize
-from tfmammo.data.sampling import sums
+from tfmammo.data.sampling import count_in_windows
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, Mammogram
-from tfmammo.synthesis.compositing import tissue
+from tfmammo.synthesis.compositing import extract_tissue
 from tfmammo.synthesis.generators import LesionGenerator
-from tfmammo.synthesis.placement import Ground
+from tfmammo.synthesis.placement import TargetMammogram
 
-TRIES = 20  # random numbers drawn for one patch
-SHORTEST = 4  # px of a patch's side
+TRIES = 20  # noise drawn for one patch
+SHORTEST = 4  # px of a patch's side, at least
 
 
 @dataclass(frozen=True, eq=False)
-class Filled:
-    """One patch put back.
+class EditedPatch:
+    """One patch of a mammogram with the generator's lesion.
 
     Attributes:
         place: Its window, native px, half-open.
-        mask: uint8 of the window, 0 or 1, what of it was added, empty where post-processing
-            discarded every lesion and the patch stays as it was.
-        seed: Of the random numbers.
-        difference: float32 of the window, native grey values.
+        mask: uint8 [rows, cols] of the window, 1 where a lesion was added or removed. Empty where
+            post-processing discarded every lesion, so that the patch stays as it was.
+        seed: Seed of the noise.
+        difference: float32 [rows, cols] of the window, native grey values.
     """
 
     place: Box
@@ -53,16 +53,16 @@ class Filled:
 
     @property
     def mask_box(self) -> Box | None:
-        """Of what was added, native px, half-open; None of nothing."""
-        (left, top, across, down) = cv2.boundingRect(self.mask)
-        (row, col) = self.place[:2]
-        return (row + top, col + left, row + top + down, col + left + across) if across else None
+        """Box of the mask, native px, half-open; None where it is empty."""
+        left, top, width, height = cv2.boundingRect(self.mask)
+        if not width:
+            return None
+        row, col = self.place[:2]
+        return row + top, col + left, row + top + height, col + left + width
 
 
-def side(mammogram: Mammogram, network: LesionGenerator) -> int:
-    """The side of a patch in native px, at the middle of the scales that the generator was trained
-    at.
-    """
+def compute_side(mammogram: Mammogram, network: LesionGenerator) -> int:
+    """Compute the side of a patch, native px, at the middle of the generator's training scales."""
     low, high = network.data.sampling.scale
     length = 2 * network.size / (low + high)
     spacing = network.data.preprocess.spacing
@@ -71,7 +71,7 @@ def side(mammogram: Mammogram, network: LesionGenerator) -> int:
     return max(SHORTEST, round(length))
 
 
-def contiguous(
+def draw_contiguous(
     breast: NDArray[np.uint8],
     lesions: NDArray[np.uint8],
     length: int,
@@ -79,98 +79,93 @@ def contiguous(
     tissue_part: float,
     random: np.random.Generator,
 ) -> list[Box]:
-    """A row, or where there is none a column, of patches side by side, each with enough breast and
-    nothing of a lesion.
+    """Draw a row of patches side by side, or a column where no row fits.
+
+    Each patch has enough breast and nothing of a lesion. Every such row is equally likely.
 
     Args:
         breast: uint8 [rows, cols, 1], 0 or 1.
         lesions: uint8 [rows, cols, 1], 0 or 1.
-        length: Of a patch's side, px.
-        count: Of patches.
-        tissue_part: Of each that is breast, at least, 0 to 1.
+        length: Side of a patch, px.
+        count: Number of patches.
+        tissue_part: Part of each patch that is breast, at least, 0 to 1.
+        random: What draws.
 
     Returns:
-        Windows, native px, half-open; every row of them equally likely.
+        Windows, native px, half-open.
 
     Raises:
         DataError: There is no room.
     """
+    is_free = count_in_windows(breast, length) >= tissue_part * length**2 - 1e-6
+    is_free &= count_in_windows(lesions, length) == 0
     for down, right in ((0, length), (length, 0)):
-        if (
-            breast.shape[0] < length + (count - 1) * down
-            or breast.shape[1] < length + (count - 1) * right
-        ):
+        rows = is_free.shape[0] - (count - 1) * down
+        cols = is_free.shape[1] - (count - 1) * right
+        if rows < 1 or cols < 1:
             continue
-        enough = (sums(breast, length) >= tissue_part * length**2 - 1e-6) & (
-            sums(lesions, length) == 0
+        shifts = [(number * down, number * right) for number in range(count)]
+        all_free = np.all(
+            [is_free[row : row + rows, col : col + cols] for row, col in shifts], axis=0
         )
-        rows = enough.shape[0] - (count - 1) * down
-        cols = enough.shape[1] - (count - 1) * right
-        all_of_them = np.all(
-            [
-                enough[i * down : i * down + rows, i * right : i * right + cols]
-                for i in range(count)
-            ],
-            axis=0,
-        )
-        places = np.flatnonzero(all_of_them)
-        if len(places):
-            top, left = (
-                int(start)
-                for start in np.unravel_index(
-                    places[random.integers(len(places))], all_of_them.shape
-                )
-            )
-            starts = [(top + i * down, left + i * right) for i in range(count)]
-            return [(first, second, first + length, second + length) for first, second in starts]
+        starts = np.flatnonzero(all_free)
+        if len(starts):
+            start = starts[random.integers(len(starts))]
+            top, left = (int(place) for place in np.unravel_index(start, all_free.shape))
+            corners = [(top + row, left + col) for row, col in shifts]
+            return [(row, col, row + length, col + length) for row, col in corners]
     raise DataError(
         f"no {count} squares of {length} px side by side are {100 * tissue_part:g} % breast each"
     )
 
 
-def filled(
-    ground: Ground, place: Box, network: LesionGenerator, random: np.random.Generator
-) -> Filled:
-    """A window of a mammogram with the generator's lesion, which is drawn until post-processing
-    keeps one.
+def fill_window(
+    target: TargetMammogram, place: Box, network: LesionGenerator, random: np.random.Generator
+) -> EditedPatch:
+    """Add a generator's lesion to a window of a mammogram, or remove the lesion there.
+
+    Noise is drawn until post-processing keeps a lesion, TRIES times at most.
 
     Raises:
         DataError: The window is constant.
     """
-    shown, low, high = tissue(ground, place, network.size)
-    mirrored = network.data.preprocess.flip_right and ground.mammogram.laterality == "R"
+    patch, low, high = extract_tissue(target, place, network.size)
+    mirrored = network.data.preprocess.flip_right and target.mammogram.laterality == "R"
+    if mirrored:
+        patch = np.ascontiguousarray(patch[:, ::-1])
     height = place[2] - place[0]
     width = place[3] - place[1]
     for _ in range(TRIES):
         seed = int(random.integers(2**63))
-        refined = network.made(np.ascontiguousarray(shown[:, ::-1]) if mirrored else shown, seed)
-        if refined.kept[0]:
-            lesion = refined.lesion[0, ..., 0]
-            mask = refined.mask[0]
-            if mirrored:
-                lesion = lesion[:, ::-1]
-                mask = mask[:, ::-1]
-            added = resize(
-                np.ascontiguousarray(lesion) * np.float32((high - low) / 2), height, width
-            )
-            return Filled(
-                place,
-                preprocess.resize_mask(np.ascontiguousarray(mask), height, width)[..., 0],
-                seed,
-                added,
-            )
-    return Filled(
-        place, np.zeros((height, width), np.uint8), seed, np.zeros((height, width), np.float32)
-    )
+        refined = network.generate(patch, seed)
+        if not refined.kept[0]:
+            continue
+        lesion = refined.lesion[0, ..., 0]
+        mask = refined.mask[0]
+        if mirrored:
+            lesion = lesion[:, ::-1]
+            mask = mask[:, ::-1]
+        # The lesion is in [-1, 1], twice the patch's grey scale.
+        difference = np.ascontiguousarray(lesion) * np.float32((high - low) / 2)
+        native_mask = preprocess.resize_mask(np.ascontiguousarray(mask), height, width)[..., 0]
+        return EditedPatch(place, native_mask, seed, resize(difference, height, width))
+    nothing = np.zeros((height, width), np.uint8)
+    return EditedPatch(place, nothing, seed, nothing.astype(np.float32))
 
 
-def reinserted(ground: Ground, stored: Stored, patches: Sequence[Filled]) -> Stored:
-    """The mammogram with patches that don't overlap; values that no lesion reaches are the
-    source's.
+def reinsert_patches(
+    target: TargetMammogram, stored: Stored, patches: Sequence[EditedPatch]
+) -> Stored:
+    """Put patches back into their mammogram. Values that no lesion reaches are the source's.
+
+    Args:
+        target: The mammogram.
+        stored: Its stored values.
+        patches: They don't overlap.
     """
 
-    def grey(patch: Filled) -> NDArray[np.float32]:
+    def add(patch: EditedPatch) -> NDArray[np.float32]:
         top, left, bottom, right = patch.place
-        return np.clip(ground.image[top:bottom, left:right, 0] + patch.difference, 0, 1)
+        return np.clip(target.image[top:bottom, left:right, 0] + patch.difference, 0, 1)
 
-    return stored.repainted(ground.image, ((patch.place, grey(patch)) for patch in patches))
+    return stored.with_greys(target.image, ((patch.place, add(patch)) for patch in patches))

@@ -1,11 +1,10 @@
-"""A set of synthetic patches on disk: what `python -m tfmammo.synthesis.patches` writes,
-and how a training reads it.
+"""A set of synthetic patches on disk: what `python -m tfmammo.synthesis.patches` writes.
 
     images/KIND/000000.png (16 bits)   masks/KIND/000000.png   recipes/KIND/000000.json
     patch_set.json   README.md
 
-KIND is mass, calcification or normal; a normal patch is one whose lesion was removed. A mask shows
-what was added or removed.
+KIND is mass, calcification or normal. A normal patch is one whose lesion was removed. A mask shows
+what was added or removed. `PatchSet.read` reads a set for a training.
 """
 
 from __future__ import annotations
@@ -22,66 +21,71 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, NonNegativeInt, field_serializer
 
 from tfmammo.config import DataConfig, Frozen
-from tfmammo.data.patches import Patch, Patches, stack
+from tfmammo.data.patches import Patch, Patches, stack_patches
 from tfmammo.data.tfrecord import GREY
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box
 from tfmammo.synthesis.config import KINDS, PatchSynthesisConfig, Target
-from tfmammo.synthesis.provenance import as_written, passed_on, read
+from tfmammo.synthesis.provenance import is_as_written, read_record, redact
 
 FORMAT: Final = 1
 IDENTITY = "patch_set.json"
 
 
 class PatchSource(Frozen):
-    """What a patch was made from, by pseudonym."""
+    """The real patch that a synthetic one was made from, by pseudonym."""
 
     archive: str
     image_id: str
     patient_id: str
     sha256: str
-    """Of the mammogram's file, or of its pixels where there is none."""
+    """Hash of the mammogram's file, or of its pixels where there is none."""
     patch: str
-    """The id of the real one, place: its window in the mammogram as prepared, px."""
+    """Id of the real patch."""
     place: Box
+    """Its window in the preprocessed mammogram, px, half-open."""
     seed: NonNegativeInt
-    """Of the generator's random numbers."""
+    """Seed of the generator's noise."""
 
 
 class PatchRecipe(Frozen):
     """What makes one patch again, and what came out."""
 
+    # Files list these fields in this order: do not reorder them.
     format: Literal[1] = FORMAT
+    """Version of this format."""
     identity: str
     """Hash of what decides a whole set."""
     target: Target
-    """The generator's."""
+    """What the generator adds or removes."""
     number: NonNegativeInt
-    """Of the patch among its kind."""
+    """Number of the patch among its kind."""
     config: PatchSynthesisConfig
-    """Written as recipe.passed_on leaves it."""
+    """The set's config, as provenance.redact leaves it."""
     versions: dict[str, str]
+    """Versions of the libraries that computed it."""
     generator: dict[str, str]
     """Name, step and weights, as in Recipe."""
     source: PatchSource | None = None
+    """What it was made from."""
     discarded: NonNegativeInt = 0
-    """What post-processing refused of earlier draws."""
+    """Earlier draws that post-processing discarded."""
     unusable: NonNegativeInt = 0
-    """Draws without a patch, for too little tissue or another pathology."""
+    """Earlier draws without a patch, for too little tissue or another pathology."""
     left_out: str | None = None
-    """Why there is none."""
+    """Why there is no patch."""
     area: NonNegativeFloat = 0.0
-    """Of the mask, part of the patch."""
+    """Part of the patch that the mask covers, 0 to 1."""
     files: dict[str, str] = {}
-    """Sha256 by path beneath the folder."""
+    """sha256 by path beneath the folder."""
 
     @field_serializer("config")
-    def _passed_on(self, chosen: PatchSynthesisConfig) -> dict[str, Any]:
-        return passed_on(chosen)
+    def _redact_config(self, config: PatchSynthesisConfig) -> dict[str, Any]:
+        return redact(config)
 
     @property
     def kind(self) -> str:
-        """Mass, calcification or normal."""
+        """mass, calcification or normal."""
         return KINDS[self.target]
 
     @property
@@ -89,30 +93,35 @@ class PatchRecipe(Frozen):
         """KIND/NUMBER, of its files."""
         return f"{self.kind}/{self.number:06d}"
 
+    def find_path(self, folder: Path) -> Path:
+        """Return the path of the recipe beneath a set's folder."""
+        return folder / "recipes" / f"{self.name}.json"
+
     def is_whole(self, folder: Path) -> bool:
-        """Whether all its files are in the folder as they were written."""
-        return as_written(folder, self.files)
+        """Return whether all its files are in the folder as they were written."""
+        return is_as_written(folder, self.files)
 
 
-def patch_scale(data: DataConfig) -> dict[str, Any]:
-    """What decides the grey values of patches: those of two sources are comparable where this is
-    equal.
+def describe_scale(data: DataConfig) -> dict[str, Any]:
+    """Describe what decides the grey values of patches.
+
+    Patches of two sources are comparable where it is equal.
     """
     decisive = {"percentiles", "preprocess"} if data.window is None else {"window", "preprocess"}
     return data.model_dump(mode="json", include=decisive)
 
 
 def read_patch_recipe(path: Path) -> PatchRecipe:
-    """A patch's recipe.
+    """Read a patch's recipe.
 
     Raises:
         DataError: It is missing or damaged.
     """
-    return read(PatchRecipe, path, "recipe of a patch")
+    return read_record(PatchRecipe, path, "recipe of a patch")
 
 
-def stored_image(image: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """float32 [size, size, 1] in [0, 1] -> uint16 [size, size]: rint(65535 * value)."""
+def quantize_image(image: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Quantize float32 [size, size, 1] in [0, 1] to uint16 [size, size]: rint(65535 * value)."""
     return np.rint(image[..., 0] * np.float64(GREY)).astype(np.uint16)
 
 
@@ -121,9 +130,11 @@ class PatchSet:
     """Synthetic patches in memory.
 
     Attributes:
-        patches: Kinds mass, calcification and normal, patient_ids of the mammograms they show.
-        trained_on: The patients that a generator of theirs was trained on.
-        scales: `patch_scale` of each generator's data.
+        folder: Their folder.
+        patches: Of the kinds mass, calcification and normal. patient_ids are of the mammograms that
+            they show.
+        trained_on: Patients that a generator of theirs was trained on.
+        scales: `describe_scale` of each generator's data.
     """
 
     folder: Path
@@ -133,18 +144,18 @@ class PatchSet:
 
     @staticmethod
     def read(folder: Path) -> PatchSet:
-        """All patches of a folder.
+        """Read all patches of a folder.
 
         Raises:
-            DataError: It is no such folder, the work on it was not finished, or a file is not as it
-                was written.
+            DataError: It is no such folder, is not finished, or a file is not as it was written.
         """
         try:
-            known = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+            identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+            generators = identity["generators"].values()
             trained_on = frozenset(
-                name for one in known["generators"].values() for name in one["patients"]
+                name for generator in generators for name in generator["patients"]
             )
-            scales = tuple(one["scale"] for one in known["generators"].values())
+            scales = tuple(generator["scale"] for generator in generators)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise DataError(
                 f"{folder}: holds no patches that tfmammo.synthesis.patches wrote ({IDENTITY} is "
@@ -157,13 +168,13 @@ class PatchSet:
         recipes = (read_patch_recipe(path) for path in sorted((folder / "recipes").rglob("*.json")))
         return PatchSet(
             folder,
-            stack(_patch(recipe, folder) for recipe in recipes if not recipe.left_out),
+            stack_patches(_read_patch(recipe, folder) for recipe in recipes if not recipe.left_out),
             trained_on,
             scales,
         )
 
 
-def _patch(recipe: PatchRecipe, folder: Path) -> Patch:
+def _read_patch(recipe: PatchRecipe, folder: Path) -> Patch:
     assert recipe.source
     if not recipe.is_whole(folder):
         raise DataError(
@@ -186,11 +197,11 @@ def _patch(recipe: PatchRecipe, folder: Path) -> Patch:
     )
 
 
-def readme(recipes: Sequence[PatchRecipe], licence: str) -> str:
-    """The set's card, as Markdown: counts, discard rates, origin."""
+def format_readme(recipes: Sequence[PatchRecipe], licence: str) -> str:
+    """Format the set's card as Markdown: counts, discard rates, origin."""
     lines = [
         f"# {recipes[0].config.name}: synthetic patches, not for diagnosis",
-        *_counted(recipes),
+        *_format_counts(recipes),
         f"Source's licence: {licence}",
     ]
     lines.append(
@@ -200,16 +211,16 @@ def readme(recipes: Sequence[PatchRecipe], licence: str) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def _counted(recipes: Sequence[PatchRecipe]) -> Iterable[str]:
+def _format_counts(recipes: Sequence[PatchRecipe]) -> Iterable[str]:
     for target in dict.fromkeys(recipe.target for recipe in recipes):
-        mine = [recipe for recipe in recipes if recipe.target == target]
-        made = sum(not recipe.left_out for recipe in mine)
-        left_out = f"{len(mine) - made} left out (dead_letters.csv)"
-        yield f"{KINDS[target]}: {made} patches; {rates(mine)}; {left_out}."
+        of_kind = [recipe for recipe in recipes if recipe.target == target]
+        made = sum(not recipe.left_out for recipe in of_kind)
+        left_out = f"{len(of_kind) - made} left out (dead_letters.csv)"
+        yield f"{KINDS[target]}: {made} patches; {describe_rates(of_kind)}; {left_out}."
 
 
-def rates(recipes: Sequence[PatchRecipe]) -> str:
-    """How much post-processing discarded, in a few words."""
+def describe_rates(recipes: Sequence[PatchRecipe]) -> str:
+    """Describe in a few words how much post-processing discarded."""
     made = sum(not recipe.left_out for recipe in recipes)
     discarded = sum(recipe.discarded for recipe in recipes)
     return (

@@ -1,5 +1,4 @@
-"""Real patches -> patches with lesions, or without theirs, by the thousand: the synthetic
-part of a classifier's training.
+"""Synthesize patches with lesions added or removed, by the thousand, to train classifiers on.
 
     python -m tfmammo.synthesis.patches --config configs/patch_synthesis.yaml --output DIR [--set
     KEY=VALUE ...] [Beam's own flags]
@@ -7,11 +6,12 @@ part of a classifier's training.
     data.root=DIR]
 
 For each patch a place on a normal mammogram (for removal: near a malignant lesion) is drawn as the
-generator's training patches were, the generator's lesion is post-processed and added; what
-post-processing discards is drawn again, and counted. Every patch follows from the config and its
-number alone: a run that was stopped goes on where it was, and a recipe makes its patch again, bit
-for bit with the same TensorFlow on the same kind of machine. What could not be made is a dead
-letter with its reason, and others are made in its stead.
+generator's training patches were. The generator's lesion is post-processed and added. A lesion that
+post-processing discards is drawn again, and counted.
+
+Every patch follows from the config and its number alone. A run that was stopped goes on where it
+was. A recipe makes its patch again, bit for bit with the same TensorFlow on the same kind of
+machine. What could not be made is a dead letter with its reason, and others replace it.
 
 Source: Wu, Wu and Lotter, Synthesizing lesions using contextual GANs (2020), section 3, Synthetic
 dataset: 5,000 of each kind.
@@ -19,11 +19,10 @@ dataset: 5,000 of each kind.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,44 +34,50 @@ from tfmammo import (
     __version__,
     archives,
     cli,
-    config,
     filesystem,
 )
-from tfmammo.archives import source_file
-from tfmammo.archives.files import without_names
-from tfmammo.archives.writers.synthetic import encoded, mask_png
+from tfmammo import config as configuration
+from tfmammo.archives.files import remove_names
+from tfmammo.archives.writers.synthetic import encode_mask_png, encode_png
 from tfmammo.config import DataConfig
 from tfmammo.data import card, jobs, sampling
-from tfmammo.data.patches import Patch, drawer
+from tfmammo.data.patches import Patch, make_sampler
 from tfmammo.data.tfrecord import sha256
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Mammogram, Skipped
 from tfmammo.postprocessing import Refined
-from tfmammo.synthesis.config import KINDS, PatchSynthesisConfig
+from tfmammo.synthesis.config import PatchSynthesisConfig, Target
 from tfmammo.synthesis.generators import (
     LesionGenerator,
-    best_weights,
-    lesion_generator,
-    same_network,
+    find_best_weights,
+    is_same_network,
+    load_lesion_generator,
 )
 from tfmammo.synthesis.patch_set import (
     FORMAT,
     IDENTITY,
     PatchRecipe,
     PatchSource,
-    patch_scale,
-    rates,
+    describe_rates,
+    describe_scale,
+    format_readme,
+    quantize_image,
     read_patch_recipe,
-    readme,
-    stored_image,
 )
-from tfmammo.synthesis.provenance import REASONS, explained, source_of, versions
+from tfmammo.synthesis.provenance import (
+    REASONS,
+    ArchiveIndexes,
+    collect_versions,
+    explain,
+    find_source,
+)
 
 log = logging.getLogger(__name__)
 
 MOST = 4  # times the count, of numbers tried before a kind is given up
-# hashed otherwise, or of no account for a patch
+# Keys that are hashed otherwise, or decide no patch.
 _IRRELEVANT = {"data", "generators", "tracking_uri", "count"}
+Sampler = Callable[[int], Patch]  # draws a patch by its number
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,10 @@ class Job:
     """The patches of one mammogram by one generator: an element of the pipeline.
 
     Attributes:
-        recipes: What is known of each before.
+        folder: The output folder.
+        mammogram: The mammogram that the patches are of.
+        network: The generator's export.
+        recipes: What is decided of each patch before it is made.
     """
 
     folder: Path
@@ -88,13 +96,23 @@ class Job:
     network: Path
     recipes: tuple[PatchRecipe, ...]
 
+    @property
+    def next_path(self) -> Path:
+        """Path of the first recipe that is not finished, or of the first one."""
+        for recipe in self.recipes:
+            if _read_finished(recipe, self.folder) is None:
+                return recipe.find_path(self.folder)
+        return self.recipes[0].find_path(self.folder)
+
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class SyntheticPatch:
     """One synthetic patch, with what it was made from.
 
     Attributes:
-        refined: Of one patch.
+        patch: The real patch.
+        refined: The generator's answer, post-processed, of one patch.
+        seed: Seed of the generator's noise.
     """
 
     patch: Patch
@@ -102,167 +120,181 @@ class Made:
     seed: int
 
 
-def synthesise(
-    chosen: PatchSynthesisConfig, output: Path, flags: Sequence[str] = ()
+def synthesize(
+    config: PatchSynthesisConfig, output: Path, flags: Sequence[str] = ()
 ) -> list[PatchRecipe]:
-    """Make what is missing of a set.
+    """Synthesize a set of patches, or complete one that was stopped.
 
     Args:
-        chosen: The config.
-        output: A new folder, or one of an earlier run of the same.
-        flags: Beam's own.
+        config: The config.
+        output: A new folder, or one of an earlier run with the same config.
+        flags: Apache Beam's own.
 
     Returns:
         The recipes of all patches, those left out included.
 
     Raises:
         ConfigError: Something named in the config can't be used, or `output` belongs to other work.
-        ArchiveError: Something named in the config can't be used, or `output` belongs to other
-            work.
-        ExportError: Something named in the config can't be used, or `output` belongs to other work.
-        TrackingError: Something named in the config can't be used, or `output` belongs to other
-            work.
+        ArchiveError: The archive can't be used.
+        ExportError: A generator can't be used.
+        TrackingError: A model URI can't be resolved.
         DataError: A kind can't be made at all, or a worker failed.
     """
     skipped = Skipped()
-    mammograms = archives.mammograms(chosen.data, skipped)
-    networks = {
-        target: best_weights(handle, chosen.tracking_uri)
-        for target, handle in sorted(chosen.generators.items())
+    mammograms = archives.read_mammograms(config.data, skipped)
+    exports: dict[Target, Path] = {
+        target: find_best_weights(handle, config.tracking_uri)
+        for target, handle in sorted(config.generators.items())
     }
+    networks = {target: load_lesion_generator(export) for target, export in exports.items()}
     sources = {
-        target: suitable(mammograms, chosen, lesion_generator(network), target)
+        target: select_mammograms(mammograms, config, network, target)
         for target, network in networks.items()
     }
-    known = _identity(chosen, mammograms, networks)
-    with jobs.claimed(output, known, IDENTITY):
+    identity = _describe_identity(config, mammograms, networks)
+    with jobs.claim_folder(output, identity, IDENTITY):
         (output / "README.md").unlink(missing_ok=True)  # it says that all is there
         recipes: list[PatchRecipe] = []
-        for target, network in networks.items():
-            recipes += _all_of(target, chosen, network, sources[target], known, output, flags)
-        _finish(recipes, skipped, archives.archive_name(chosen.data), output)
+        for target, export in exports.items():
+            first = PatchRecipe(
+                identity=hashlib.sha256(jobs.to_json(identity).encode()).hexdigest(),
+                target=target,
+                number=0,
+                config=config,
+                versions=collect_versions(),
+                generator=networks[target].identity,
+            )
+            recipes += _complete_kind(first, export, sources[target], output, flags)
+        _write_summary(recipes, skipped, config.data.archive_name, output)
     return recipes
 
 
-def suitable(
+def select_mammograms(
     mammograms: Sequence[Mammogram],
-    chosen: PatchSynthesisConfig,
+    config: PatchSynthesisConfig,
     network: LesionGenerator,
-    target: str,
+    target: Target,
 ) -> list[Mammogram]:
-    """The mammograms that a generator may work on, in an order drawn by the seed.
+    """Select the mammograms that a generator may work on, in an order drawn by the seed.
 
     Raises:
         DataError: There is none, or the generator is for another target.
     """
     if network.target != target:
         raise DataError(
-            f"generators.{target}: {chosen.generators[target]} was trained with "  # type: ignore[index]
+            f"generators.{target}: {config.generators[target]} was trained with "
             f"model.target={network.target}"
         )
-    of_patients = [
-        one for one in mammograms if chosen.patients == "all" or one.patient_id in network.patients
+    candidates = [
+        mammogram
+        for mammogram in mammograms
+        if config.patients == "all" or mammogram.patient_id in network.patients
     ]
+    suitable = [mammogram for mammogram in candidates if _is_suitable(mammogram, network)]
+    if not suitable:
+        condition = "is normal"
+        if network.removes:
+            pathology = "malignant " if network.positives == "malignant" else ""
+            condition = f"holds a {pathology}lesion"
+        if config.patients == "trained":
+            reason = (
+                f"none of {len(candidates)} mammograms of patients that it was trained on "
+                f"{condition} (patients=all takes all)"
+            )
+        else:
+            reason = f"none of {len(candidates)} mammograms {condition}"
+        raise DataError(f"generators.{target}: {reason}")
+    order = np.random.default_rng(config.seed).permutation(len(suitable))
+    return [suitable[place] for place in order]
 
-    def fits(one: Mammogram) -> bool:
-        if not network.removes:
-            return sampling.gives_normal(one, network.data.sampling)
-        return any(
-            network.wants(lesion.pathology or "")
-            for lesion in sampling.wanted(one, network.data).values()
-        )
 
-    found = [one for one in of_patients if fits(one)]
-    if not found:
-        what = (
-            f"holds a {'malignant ' if network.positives == 'malignant' else ''}lesion"
-            if network.removes
-            else "is normal"
-        )
-        raise DataError(
-            f"generators.{target}: none of {len(of_patients)} mammograms of patients that it was "
-            f"trained on {what} (patients=all takes all)"
-            if chosen.patients == "trained"
-            else f"generators.{target}: none of {len(of_patients)} mammograms {what}"
-        )
-    order = np.random.default_rng(chosen.seed).permutation(len(found))
-    return [found[place] for place in order]
+def _is_suitable(mammogram: Mammogram, network: LesionGenerator) -> bool:
+    """Return whether a generator may work on a mammogram. No file is read."""
+    if not network.removes:
+        return sampling.has_normal_tissue(mammogram, network.data.sampling)
+    lesions = sampling.select_lesions(mammogram, network.data).values()
+    return any(network.removes_pathology(lesion.pathology or "") for lesion in lesions)
 
 
 def make(job: Job) -> None:
     """Make the patches of a job that are not there: files, then recipes.
 
     Raises:
+        DataError: The generator was replaced since the work began.
         OSError: The folder can't be written.
         RuntimeError: A fault that no file explains.
     """
-    missing = [recipe for recipe in job.recipes if _known(recipe, job.folder) is None]
+    missing = [recipe for recipe in job.recipes if _read_finished(recipe, job.folder) is None]
     if not missing:
         return
-    network = lesion_generator(job.network)
+    config = missing[0].config
+    network = load_lesion_generator(job.network)
     if network.identity != missing[0].generator:
         raise DataError(f"{job.network}: was replaced by another training while the work went on")
     try:
-        with jobs.one_thread():
-            source, draw = _opened(job.mammogram, network, missing[0].config)
+        with jobs.use_one_thread():
+            digest, sampler = _open_source(job.mammogram, network, config.seed)
             for recipe in missing:
-                _write(_patch(recipe, job, network, source, draw), job.folder)
+                made, patch = _make_patch(recipe, job.mammogram, network, digest, sampler)
+                _write_recipe(_write_files(made, patch, job.folder), job.folder)
     except (*REASONS, cv2.error) as error:
-        places = [missing[0].config.data.root] if missing[0].config.data.root else []
+        reason = explain(error, [config.data.root] if config.data.root else [])
         for recipe in missing:
-            _write(
-                (recipe.model_copy(update={"left_out": explained(error, places)}), None), job.folder
-            )
+            _write_recipe(recipe.model_copy(update={"left_out": reason}), job.folder)
     except OSError as error:  # of the folder, which would cost every patch
         raise OSError(f"{job.folder}: {error.__class__.__name__}: {error}") from error
-    except Exception as error:  # ours: kept as a dead letter, it would quietly cost every patch
+    except Exception as error:
+        # A fault of this code. As a dead letter it would quietly cost every patch.
         raise RuntimeError(
             f"{job.mammogram.image_id}: {error.__class__.__name__}: {error}"
         ) from error
 
 
-def patch_data(network: LesionGenerator, seed: int) -> DataConfig:
-    """How patches for a generator are drawn: as those it was trained on that it starts from."""
+def make_patch_data(network: LesionGenerator, seed: int) -> DataConfig:
+    """Make the data section of a generator's input patches, as those of its training."""
     return network.data.model_copy(
         update={"patches": "offset" if network.removes else "normal", "seed": seed}
     )
 
 
-def drawn(
-    draw: Callable[[int], Patch],
+def draw_patch(
+    draw: Sampler,
     network: LesionGenerator,
-    chosen: PatchSynthesisConfig,
+    config: PatchSynthesisConfig,
     number: int,
-) -> tuple[Made | None, int, int, str]:
-    """Draw until post-processing keeps something.
+) -> tuple[SyntheticPatch | None, int, int, str]:
+    """Draw places and noise until post-processing keeps a lesion.
 
     Args:
-        draw: As data.patches.drawer gives it.
-        number: Of the patch among its kind.
+        draw: Draws a patch by its number, from data.patches.make_sampler.
+        network: The generator.
+        config: seed and tries are used.
+        number: Number of the patch among its kind.
 
     Returns:
-        The patch, None where none came of `tries` draws; how many lesions were discarded, how many
+        The patch, None where none came of `tries` draws; how many lesions were discarded; how many
         draws gave no patch to work on; and the last reason for either.
     """
     discarded = 0
     unusable = 0
     reason = ""
-    for index in range(number * chosen.tries, (number + 1) * chosen.tries):
+    for index in range(number * config.tries, (number + 1) * config.tries):
         try:
             patch = draw(index)
         except ValueError as error:
-            unusable = unusable + 1
+            unusable += 1
             reason = str(error)
             continue
-        if network.removes and not network.wants(patch.pathology):
-            unusable = unusable + 1
+        if network.removes and not network.removes_pathology(patch.pathology):
+            unusable += 1
             reason = "the lesion is not malignant"
             continue
-        seed = int(sampling.stream(chosen.seed, f"noise of {patch.id}", index).integers(2**63))
-        refined = network.made(patch.image, seed)
+        random = sampling.random_stream(config.seed, f"noise of {patch.id}", index)
+        seed = int(random.integers(2**63))
+        refined = network.generate(patch.image, seed)
         if refined.kept[0]:
-            return Made(patch, refined, seed), discarded, unusable, ""
-        discarded = discarded + 1
+            return SyntheticPatch(patch, refined, seed), discarded, unusable, ""
+        discarded += 1
         reason = "post-processing discards what the generator makes"
     return None, discarded, unusable, reason
 
@@ -272,232 +304,250 @@ def remake(file: Path, output: Path, overrides: Sequence[str] = ()) -> PatchReci
 
     Args:
         file: The recipe.
+        output: The folder.
         overrides: Of its config: where the archive (data.root) and the generators lie now.
 
     Raises:
-        DataError: The source or the generator is another than the recipe's, or a file comes out
+        DataError: The source or the generator is not that of the recipe, or a file comes out
             differently.
         ConfigError: Something can't be used.
         ArchiveError: Something can't be used.
         ExportError: Something can't be used.
         TrackingError: Something can't be used.
     """
-    recipe = config.parse(PatchRecipe, file, [f"config.{override}" for override in overrides])
-    if recipe.source is None or recipe.left_out:
+    recipe = configuration.parse(
+        PatchRecipe, file, [f"config.{override}" for override in overrides]
+    )
+    source = recipe.source
+    config = recipe.config
+    if source is None or recipe.left_out:
         raise DataError(f"{file}: is of a patch that could not be made ({recipe.left_out})")
-    mammogram = source_of(recipe.source.archive, recipe.source.image_id, recipe.config.data, file)
-    folder = best_weights(recipe.config.generators[recipe.target], recipe.config.tracking_uri)
-    network = lesion_generator(folder)
-    if not same_network(recipe.generator, network.identity, folder, {"image", "noise"}, "lesion"):
+    mammogram = find_source(source.archive, source.image_id, config.data, file, ArchiveIndexes())
+    folder = find_best_weights(config.generators[recipe.target], config.tracking_uri)
+    network = load_lesion_generator(folder)
+    if not is_same_network(
+        recipe.generator, network.identity, folder, {"image", "noise"}, "lesion"
+    ):
         raise DataError(f"{folder}: is not the generator of {file}, its weights are others")
-    job = Job(output, mammogram, folder, (recipe,))
-    with jobs.one_thread():
-        source, draw = _opened(mammogram, network, recipe.config)
-        if source != recipe.source.sha256:
-            raise DataError(
-                f"{file}: its source {recipe.source.image_id} has changed since (sha256)"
-            )
-        again = _write_files(*_patch(recipe, job, network, source, draw), output)
-    if again.files != recipe.files:
+    with jobs.use_one_thread():
+        digest, sampler = _open_source(mammogram, network, config.seed)
+        if digest != source.sha256:
+            raise DataError(f"{file}: its source {source.image_id} has changed since (sha256)")
+        made, patch = _make_patch(recipe, mammogram, network, digest, sampler)
+        made = _write_files(made, patch, output)
+    if made.files != recipe.files:
         raise DataError(
             f"{output}: {recipe.name} came out otherwise than then; made with {recipe.versions} "
-            f"then, with {versions()} now"
+            f"then, with {collect_versions()} now"
         )
     return recipe
 
 
-def _opened(
-    mammogram: Mammogram, network: LesionGenerator, chosen: PatchSynthesisConfig
-) -> tuple[str, Callable[[int], Patch]]:
-    """The source's sha256, and what draws patches of it."""
+def _open_source(mammogram: Mammogram, network: LesionGenerator, seed: int) -> tuple[str, Sampler]:
+    """Open a mammogram: its sha256, and what draws patches of it.
+
+    Raises:
+        DataError: It has nothing to make a patch of.
+    """
     skipped = Skipped()
-    draw = drawer(mammogram, patch_data(network, chosen.seed), skipped)
-    if draw is None:
+    sampler = make_sampler(mammogram, make_patch_data(network, seed), skipped)
+    if sampler is None:
         raise DataError(next(iter(skipped.reasons.values()), "it has nothing to make a patch of"))
-    file = source_file(mammogram)
-    return sha256(file) if file else hashlib.sha256(mammogram.pixels().tobytes()).hexdigest(), draw
+    if mammogram.file:
+        return sha256(mammogram.file), sampler
+    return hashlib.sha256(mammogram.pixels().tobytes()).hexdigest(), sampler
 
 
-def _patch(
+def _make_patch(
     recipe: PatchRecipe,
-    job: Job,
+    mammogram: Mammogram,
     network: LesionGenerator,
     digest: str,
-    draw: Callable[[int], Patch],
-) -> tuple[PatchRecipe, Made | None]:
-    made, discarded, unusable, reason = drawn(draw, network, recipe.config, recipe.number)
-    counts: dict[str, Any] = {"discarded": discarded, "unusable": unusable}
-    if made is None:
-        return recipe.model_copy(
-            update={**counts, "left_out": f"none of {recipe.config.tries} draws: {reason}"}
-        ), None
-    one = job.mammogram
-    source = PatchSource(
-        archive=one.archive,
-        image_id=one.image_id,
-        patient_id=one.patient_id,
+    sampler: Sampler,
+) -> tuple[PatchRecipe, SyntheticPatch | None]:
+    """Make a patch and its recipe, which has no files yet."""
+    config = recipe.config
+    patch, discarded, unusable, reason = draw_patch(sampler, network, config, recipe.number)
+    updates: dict[str, Any] = {"discarded": discarded, "unusable": unusable}
+    if patch is None:
+        updates["left_out"] = f"none of {config.tries} draws: {reason}"
+        return recipe.model_copy(update=updates), None
+    updates["source"] = PatchSource(
+        archive=mammogram.archive,
+        image_id=mammogram.image_id,
+        patient_id=mammogram.patient_id,
         sha256=digest,
-        patch=made.patch.id,
-        place=made.patch.place,
-        seed=made.seed,
+        patch=patch.patch.id,
+        place=patch.patch.place,
+        seed=patch.seed,
     )
-    return recipe.model_copy(
-        update={**counts, "source": source, "area": float(made.refined.mask.mean())}
-    ), made
+    updates["area"] = float(patch.refined.mask.mean())
+    return recipe.model_copy(update=updates), patch
 
 
-def _write(result: tuple[PatchRecipe, Made | None], folder: Path) -> None:
-    recipe = _write_files(*result, folder)
-    path = folder / "recipes" / f"{recipe.name}.json"
+def _write_recipe(recipe: PatchRecipe, folder: Path) -> None:
+    path = recipe.find_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     filesystem.write_atomically(path, recipe.model_dump_json(indent=1) + "\n", durable=False)
 
 
-def _write_files(recipe: PatchRecipe, made: Made | None, folder: Path) -> PatchRecipe:
+def _write_files(recipe: PatchRecipe, patch: SyntheticPatch | None, folder: Path) -> PatchRecipe:
+    """Write a patch's image and mask, and add their hashes to its recipe."""
     files = {}
-    if made:
-        refined = made.refined
+    if patch:
+        refined = patch.refined
         contents = {
-            "images": encoded(stored_image(refined.image[0])),
-            "masks": mask_png(refined.mask[0, ..., 0]),
+            "images": encode_png(quantize_image(refined.image[0])),
+            "masks": encode_mask_png(refined.mask[0, ..., 0]),
         }
         for part, content in contents.items():
             name = f"{part}/{recipe.name}.png"
-            place = jobs.inside(folder, name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with filesystem.atomic_file(place) as path:
-                path.write_bytes(content)
+            path = jobs.resolve_inside(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with filesystem.atomic_file(path) as temporary:
+                temporary.write_bytes(content)
             files[name] = hashlib.sha256(content).hexdigest()
     return recipe.model_copy(update={"files": files})
 
 
-def _all_of(
-    target: str,
-    chosen: PatchSynthesisConfig,
+def _complete_kind(
+    first: PatchRecipe,
     network: Path,
     sources: Sequence[Mammogram],
-    known: dict[str, Any],
     output: Path,
     flags: Sequence[str],
 ) -> list[PatchRecipe]:
-    """`count` patches of one kind, if they can be had."""
-    hashed = hashlib.sha256(jobs.as_json(known).encode()).hexdigest()
-    described_as = {key: known["generators"][target][key] for key in ("name", "step", "weights")}
-    first = PatchRecipe(
-        identity=hashed,
-        target=target,  # type: ignore[arg-type]
-        number=0,
-        config=chosen,
-        versions=versions(),
-        generator=described_as,  # type: ignore[arg-type]
+    """Make `count` patches of one kind, if they can be had.
+
+    Args:
+        first: What is decided of all of them.
+        network: The generator's export.
+        sources: The mammograms that they are of.
+        output: The claimed folder.
+        flags: Apache Beam's own.
+
+    Returns:
+        Their recipes, those left out included.
+
+    Raises:
+        DataError: None can be made, or a worker failed.
+    """
+    wanted = first.config.count
+    kind = first.kind
+    steps = jobs.PartSteps(
+        make=make,
+        read=_read_finished_job,
+        record_path=lambda job: job.next_path,
+        has_failures=lambda recipes: any(recipe.left_out for recipe in recipes),
+        command="synthesis",
     )
-    total = chosen.count
+    total = wanted
     while True:
-        blank = [first.model_copy(update={"number": number}) for number in range(total)]
+        planned = [first.model_copy(update={"number": number}) for number in range(total)]
         parts = [
-            Job(output, one, network, tuple(blank[start :: len(sources)]))
-            for start, one in enumerate(sources[:total])
+            Job(output, mammogram, network, tuple(planned[start :: len(sources)]))
+            for start, mammogram in enumerate(sources[:total])
         ]
-        log.info(
-            "%s: %d patches from %d mammograms, into %s", KINDS[target], total, len(parts), output
+        log.info("%s: %d patches from %d mammograms, into %s", kind, total, len(parts), output)
+        progress = (output / "recipes" / kind, "*.json", total)
+        records = jobs.complete_parts(parts, steps, flags, progress)
+        recipes = sorted(
+            (recipe for record in records for recipe in record), key=lambda recipe: recipe.number
         )
-        with jobs.progress(output / "recipes" / KINDS[target], "*.json", total):
-            jobs.run(parts, make, flags)
-        found = [_known(recipe, output) for recipe in blank]
-        recipes = [recipe for recipe in found if recipe]
-        if len(recipes) < total:
-            raise DataError(
-                f"{output}: {total - len(recipes)} recipes are missing or not as they were "
-                "written; run the synthesis again"
-            )
         made = sum(not recipe.left_out for recipe in recipes)
-        if made >= chosen.count or total >= MOST * chosen.count:
+        if made >= wanted or total >= MOST * wanted:
             break
-        total = min(MOST * chosen.count, total + chosen.count - made)
-    log.info("%s: %d of %d patches; %s", KINDS[target], made, chosen.count, rates(recipes))
+        total = min(MOST * wanted, total + wanted - made)
+    log.info("%s: %d of %d patches; %s", kind, made, wanted, describe_rates(recipes))
     if not made:
         raise DataError(
-            f"{output}: no {KINDS[target]} patch could be made; the first: {recipes[0].left_out}"
+            f"{output}: no {kind} patch could be made; the first: {recipes[0].left_out}"
         )
     return recipes
 
 
-def _known(recipe: PatchRecipe, folder: Path) -> PatchRecipe | None:
-    """The patch's recipe, None unless all of it is there as it was written."""
+def _read_finished_job(job: Job) -> list[PatchRecipe] | None:
+    """Read the recipes of a finished job. None unless all patches are there as written."""
+    recipes = []
+    for planned in job.recipes:
+        recipe = _read_finished(planned, job.folder)
+        if recipe is None:
+            return None
+        recipes.append(recipe)
+    return recipes
+
+
+def _read_finished(planned: PatchRecipe, folder: Path) -> PatchRecipe | None:
+    """Read the recipe of a finished patch. None unless its files are there as written."""
     try:
-        found = read_patch_recipe(folder / "recipes" / f"{recipe.name}.json")
+        recipe = read_patch_recipe(planned.find_path(folder))
     except DataError:
         return None
-    return found if found.identity == recipe.identity and found.is_whole(folder) else None
+    is_finished = recipe.identity == planned.identity and recipe.is_whole(folder)
+    return recipe if is_finished else None
 
 
-def _identity(
-    chosen: PatchSynthesisConfig, mammograms: Sequence[Mammogram], networks: dict[Any, Path]
+def _describe_identity(
+    config: PatchSynthesisConfig,
+    mammograms: Sequence[Mammogram],
+    networks: Mapping[Target, LesionGenerator],
 ) -> dict[str, Any]:
-    """Everything that decides the patches; two runs may share a folder when it is equal."""
+    """Describe everything that decides the patches."""
     return {
         "format": FORMAT,
         "tfmammo": __version__,
-        "config": chosen.model_dump(mode="json", exclude=_IRRELEVANT),
+        "config": config.model_dump(mode="json", exclude=_IRRELEVANT),
         "archive": {
-            "name": archives.archive_name(chosen.data),
+            "name": config.data.archive_name,
             "records": jobs.fingerprint(mammograms),
         },
         "generators": {
-            target: lesion_generator(network).identity
-            | {
-                "patients": sorted(lesion_generator(network).patients),
-                "scale": patch_scale(lesion_generator(network).data),
-            }
+            target: network.identity
+            | {"patients": sorted(network.patients), "scale": describe_scale(network.data)}
             for target, network in networks.items()
         },
     }
 
 
-def _finish(recipes: Sequence[PatchRecipe], skipped: Skipped, archive: str, output: Path) -> None:
-    dead = Skipped(dict(skipped.reasons))
+def _write_summary(
+    recipes: Sequence[PatchRecipe], skipped: Skipped, archive: str, output: Path
+) -> None:
+    """Write dead_letters.csv and README.md, which says that all is there."""
+    dead_letters = Skipped(dict(skipped.reasons))
     for recipe in recipes:
         if recipe.left_out:
-            dead.add(recipe.name, recipe.left_out)
-    filesystem.write_atomically(
-        output / "dead_letters.csv",
-        card.dead_letters(without_names(dead.reasons, skipped.root)),
-        durable=False,
-    )
+            dead_letters.add(recipe.name, recipe.left_out)
+    content = card.format_dead_letters(remove_names(dead_letters.reasons, skipped.root))
+    filesystem.write_atomically(output / "dead_letters.csv", content, durable=False)
     licence = card.LICENCES.get(archive, card.UNKNOWN)
-    filesystem.write_atomically(output / "README.md", readme(recipes, licence), durable=False)
+    filesystem.write_atomically(
+        output / "README.md", format_readme(recipes, licence), durable=False
+    )
     reasons = Counter(recipe.left_out for recipe in recipes if recipe.left_out)
     for reason, count in reasons.most_common(3):
         log.info("%d left out: %s", count, reason)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: what goes wrong becomes one line on stderr and exit code 2."""
-    parser = cli.Parser(
-        prog="python -m tfmammo.synthesis.patches",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    """Run the command. An error becomes one line on stderr and exit code 2."""
+    parser = cli.make_command_parser("tfmammo.synthesis.patches", __doc__)
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument(
         "--config", metavar="FILE", help="a YAML file such as configs/patch_synthesis.yaml"
     )
-    what.add_argument("--recipe", metavar="FILE", type=Path, help="make this patch again")
+    inputs.add_argument("--recipe", metavar="FILE", type=Path, help="make this patch again")
     parser.add_overrides()
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where to write")
-    ours, flags = parser.parse_with(arguments, jobs.unknown_to_beam)
+    options, flags = parser.parse_with(arguments, jobs.find_unknown_flags)
+    output = options.output.resolve()
 
     def work() -> None:
-        if ours.recipe:
-            recipe = remake(ours.recipe, ours.output.resolve(), ours.set)
+        if options.recipe:
+            recipe = remake(options.recipe, output, options.set)
             log.info("%s: made again, bit for bit", recipe.name)
         else:
-            synthesise(
-                config.parse(PatchSynthesisConfig, ours.config, ours.set),
-                ours.output.resolve(),
-                flags,
-            )
+            config = configuration.parse(PatchSynthesisConfig, options.config, options.set)
+            synthesize(config, output, flags)
 
     cli.run(work)
 

@@ -1,6 +1,4 @@
-"""The config of a synthesis, and the recipe of each of its items: what it was made from,
-and what came out.
-"""
+"""Provenance: what each synthetic item was made from, and what came out (its recipe)."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from pydantic import (
 )
 
 from tfmammo import __version__, archives
-from tfmammo.archives import source_file
+from tfmammo.archives import coco
 from tfmammo.archives.stored import Stored
 from tfmammo.config import DataConfig, Frozen, describe
 from tfmammo.data.tfrecord import sha256
@@ -33,6 +31,7 @@ from tfmammo.errors import ArchiveError, ConfigError, DataError
 from tfmammo.mammogram import (
     Box,
     Laterality,
+    Lesion,
     LesionKind,
     Mammogram,
     Pathology,
@@ -40,21 +39,45 @@ from tfmammo.mammogram import (
     Split,
     View,
 )
-from tfmammo.synthesis.config import Kind, Sizes, SynthesisConfig, Used
+from tfmammo.synthesis.config import Kind, Sizes, SynthesisConfig, UsedPart
 
 FORMAT: Final = 1
-# why an item can't be made; any other ValueError is a fault of ours
+# Why an item can't be made. Any other ValueError is a fault of this code.
 REASONS = (DataError, ArchiveError)
 
 
+class ArchiveIndexes:
+    """What archives state of their mammograms; each archive is read once."""
+
+    def __init__(self) -> None:
+        self._mammograms: dict[DataConfig, list[Mammogram]] = {}
+
+    def read(self, data: DataConfig, skipped: Skipped | None = None) -> list[Mammogram]:
+        """Return the mammograms of an archive.
+
+        Args:
+            data: The archive's section.
+            skipped: Notes what can't be used, at the first read.
+
+        Raises:
+            ConfigError: No such archive.
+            ArchiveError: No such archive.
+        """
+        if data not in self._mammograms:
+            self._mammograms[data] = archives.read_mammograms(
+                data, Skipped() if skipped is None else skipped
+            )
+        return self._mammograms[data]
+
+
 class Source(Frozen):
-    """The mammogram that an item was made from, by pseudonym;"""
+    """The mammogram that an item was made from, by pseudonym."""
 
     archive: str
     image_id: str
     patient_id: str
     sha256: str
-    """Of its file, or of its pixels where there is none."""
+    """Hash of its file, or of its pixels where there is none."""
     rows: PositiveInt
     cols: PositiveInt
     bits: PositiveInt
@@ -65,83 +88,93 @@ class Source(Frozen):
     official_split: Split | None = None
 
 
-class Graft(Frozen):
-    """A real lesion, by pseudonym, and what was done to it."""
+class TransformRecord(Frozen):
+    """How a real lesion was transformed, and which one it is, by pseudonym."""
 
     archive: str
     image_id: str
     patient_id: str
     number: NonNegativeInt
-    """Its index in its mammogram, which sha256 is of, as Source's."""
+    """Its index in its mammogram."""
     sha256: str
+    """Of its mammogram, as Source's."""
     pathology: Pathology | None
     angle: float
-    """Degrees that it was turned by, counter-clockwise as shown."""
+    """Degrees that it was rotated by, counter-clockwise on the screen."""
     factor: PositiveFloat
-    """That it was scaled by, beside what mm per px ask for."""
+    """Factor that it was scaled by, besides the ratio of mm per px."""
     mirrored: bool
-    """Before that."""
+    """Whether it was mirrored before that."""
     trained_on: bool | None
-    """Whether its patient was in the network's training; None where no network paints."""
-    used: Used | None = None
-    """What of it is used, its outline, so turned and scaled, or its size alone; None: all of it."""
+    """Whether its patient was in the network's training; None without a network."""
+    used: UsedPart | None = None
+    """The part that is used: its transformed outline, or its size alone; None for all of it."""
 
 
-class Planted(Frozen):
-    """One mass."""
+class InsertedLesion(Frozen):
+    """One mass that was inserted."""
 
     kind: LesionKind = "mass"
+    """Kind of the lesion."""
     box: Box
-    """Of its mask, window: of its patch, native px, half-open."""
+    """Of its mask, native px, half-open."""
     window: Box
+    """Of its patch, native px, half-open."""
     area: PositiveInt
-    """px."""
+    """Of its mask, px."""
     region: dict[str, Any]
     """Its mask as COCO's RLE."""
     seed: NonNegativeInt
-    """Of the noise that its network is given."""
+    """Seed of the noise that its network is given."""
     shape: str
     """Where its shape comes from."""
-    graft: Graft | None = None
+    graft: TransformRecord | None = None
     """The real lesion that it is, or whose outline or size it has."""
 
 
-class OwnLesion(Frozen):
+class ExistingLesion(Frozen):
     """A lesion that the mammogram had before."""
 
     kind: LesionKind
+    """Kind of the lesion."""
     box: Box
     """Native px, half-open."""
     area: PositiveInt
-    """Of the mask, or of the box, px."""
+    """Of its mask, or of its box, px."""
     region: dict[str, Any] | None = None
-    """Its mask as COCO's RLE, None where the archive gives its box alone."""
+    """Its mask as COCO's RLE; None where the archive gives its box alone."""
     pathology: Pathology | None = None
+    """None where not stated."""
 
 
 class Recipe(Frozen):
     """What makes one item again, and what came out."""
 
+    # Files list these fields in this order: do not reorder them.
     format: Literal[1] = FORMAT
+    """Version of this format."""
     identity: str
     """Hash of what decides a whole set."""
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")  # files are called by it
-    """Of the item."""
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Name of the item, and of its files."""
     number: NonNegativeInt
-    """Of the item."""
+    """Number of the item."""
     config: SynthesisConfig
-    """Written as `passed_on` leaves it."""
+    """The set's config, as `redact` leaves it."""
     versions: dict[str, str]
-    """Of what computed it."""
+    """Versions of the libraries that computed it."""
     generator: dict[str, str]
-    """Name, step and weights of the network that painted, where there is one; see
-    export.load_whole. Earlier versions wrote sha256, of the export's files.
+    """Name, step and weights of the renderer's network; empty without one. The weights are hashed
+    by export.load_identified. Earlier versions wrote sha256, of the export's files.
     """
     sizes: Sizes | None
+    """The Gaussian that sizes were drawn from."""
     source: Source | None = None
-    lesions: tuple[Planted, ...] = ()
-    """Those set in, own: those that were there."""
-    own: tuple[OwnLesion, ...] = ()
+    """The mammogram that it was made from."""
+    lesions: tuple[InsertedLesion, ...] = ()
+    """Those that were inserted."""
+    own: tuple[ExistingLesion, ...] = ()
+    """Those that were there before."""
     notes: tuple[str, ...] = ()
     """What was asked for and not done."""
     left_out: str | None = None
@@ -150,11 +183,11 @@ class Recipe(Frozen):
     """Sha256 by path beneath the output folder."""
 
     @field_serializer("config")
-    def _passed_on(self, chosen: SynthesisConfig) -> dict[str, Any]:
-        return passed_on(chosen)
+    def _redact_config(self, config: SynthesisConfig) -> dict[str, Any]:
+        return redact(config)
 
-    def key(self) -> str:
-        """Equal for equal content, wherever and however often it is made."""
+    def make_key(self) -> str:
+        """Hash the content: equal wherever and however often an item is made."""
         assert self.source
         content = {
             "source": self.source.model_dump(mode="json"),
@@ -170,15 +203,16 @@ class Recipe(Frozen):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def is_whole(self, folder: Path) -> bool:
-        """Whether all its files are in the folder as they were written."""
-        return as_written(folder, self.files)
+        """Return whether all its files are in the folder as they were written."""
+        return is_as_written(folder, self.files)
 
 
-def as_written(folder: Path, files: Mapping[str, str]) -> bool:
-    """Whether all files are in the folder and have the contents they should.
+def is_as_written(folder: Path, files: Mapping[str, str]) -> bool:
+    """Return whether all files are in a folder with the contents that they should have.
 
     Args:
-        files: Sha256 by path beneath it.
+        folder: The folder.
+        files: sha256 by path beneath it.
     """
     try:
         return all(sha256(folder / file) == digest for file, digest in files.items())
@@ -186,9 +220,9 @@ def as_written(folder: Path, files: Mapping[str, str]) -> bool:
         return False
 
 
-def digest(mammogram: Mammogram, stored: Stored) -> str:
-    """SHA-256 of a mammogram's file, or of its values where there is none."""
-    file = source_file(mammogram)
+def hash_source(mammogram: Mammogram, stored: Stored) -> str:
+    """Hash a mammogram's file (SHA-256), or its stored values where there is none."""
+    file = mammogram.file
     return (
         sha256(file)
         if file
@@ -196,8 +230,8 @@ def digest(mammogram: Mammogram, stored: Stored) -> str:
     )
 
 
-def versions() -> dict[str, str]:
-    """Of what computes an item."""
+def collect_versions() -> dict[str, str]:
+    """Collect the versions of what computes an item."""
     return {
         "tfmammo": __version__,
         "tensorflow": tf.__version__,
@@ -208,19 +242,21 @@ def versions() -> dict[str, str]:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """A recipe.
+    """Read a recipe.
 
     Raises:
         DataError: It is missing or damaged.
     """
-    return read(Recipe, path, "recipe")
+    return read_record(Recipe, path, "recipe")
 
 
-def read(kind: type[Kind], path: Path, what: str) -> Kind:
-    """A recipe of either kind.
+def read_record(kind: type[Kind], path: Path, what: str) -> Kind:
+    """Read a recipe of either kind.
 
     Args:
-        what: It is, for the message.
+        kind: Its class.
+        path: Its file.
+        what: What it is called in messages.
 
     Raises:
         DataError: It is missing or damaged.
@@ -233,18 +269,21 @@ def read(kind: type[Kind], path: Path, what: str) -> Kind:
         raise DataError(f"{path}: is no {what} of this version ({describe(error)[:300]})") from None
 
 
-def source_of(archive: str, image_id: str, data: DataConfig, file: Path) -> Mammogram:
-    """The mammogram that a recipe starts from.
+def find_source(
+    archive: str, image_id: str, data: DataConfig, file: Path, indexes: ArchiveIndexes
+) -> Mammogram:
+    """Find the mammogram that a recipe starts from.
 
     Args:
         archive: Of the recipe's source.
         image_id: Of the recipe's source.
-        data: The archive, of which a recipe does not say where it lies.
+        data: The archive's section. A recipe does not say where the archive lies.
         file: The recipe.
+        indexes: Archives that were read already.
 
     Raises:
-        DataError: It is not there, or nobody said where the archive lies.
-        ConfigError: No such archive.
+        DataError: The mammogram is not in the archive.
+        ConfigError: No such archive, or nobody said where it lies.
         ArchiveError: No such archive.
     """
     if data.root is None and archive != "phantom":
@@ -252,32 +291,82 @@ def source_of(archive: str, image_id: str, data: DataConfig, file: Path) -> Mamm
             f"{file}: recipes don't say where archives lie; give --set data.root=DIR (of an "
             f"archive {archive})"
         )
-    found = {one.image_id: one for one in archives.mammograms(data, Skipped())}
-    if image_id not in found:
-        raise DataError(f"{file}: its source {image_id} is not in {archives.archive_name(data)}")
-    return found[image_id]
+    mammograms = {mammogram.image_id: mammogram for mammogram in indexes.read(data)}
+    if image_id not in mammograms:
+        raise DataError(f"{file}: its source {image_id} is not in {data.archive_name}")
+    return mammograms[image_id]
 
 
-def passed_on(chosen: Frozen) -> dict[str, Any]:
-    """A config as a recipe keeps it, which others may be given.
+def describe_source(mammogram: Mammogram, stored: Stored) -> Source:
+    """Describe the mammogram that an item starts from."""
+    names = (
+        "archive",
+        "image_id",
+        "patient_id",
+        "rows",
+        "cols",
+        "laterality",
+        "view",
+        "density",
+        "spacing",
+        "official_split",
+    )
+    return Source(
+        sha256=hash_source(mammogram, stored),
+        bits=stored.bits,
+        **{name: getattr(mammogram, name) for name in names},
+    )
 
-    It says nothing of where archives lie, nor of a store's address, which may hold a password: keys
-    named root and tracking_uri are null. Of any other path that leads out of the current folder
-    only the last part is left.
+
+def describe_existing_lesions(mammogram: Mammogram) -> tuple[ExistingLesion, ...]:
+    """Describe a mammogram's lesions as annotations have them, of every kind.
+
+    Raises:
+        DataError: A box is empty or reaches beyond the mammogram.
+        ArchiveError: A mask can't be read.
+    """
+    return tuple(
+        _describe_lesion(number, lesion, mammogram)
+        for number, lesion in enumerate(mammogram.lesions)
+    )
+
+
+def _describe_lesion(number: int, lesion: Lesion, mammogram: Mammogram) -> ExistingLesion:
+    top, left, bottom, right = lesion.box
+    rows = mammogram.rows
+    cols = mammogram.cols
+    if not (0 <= top < bottom <= rows and 0 <= left < right <= cols):
+        raise DataError(f"lesion {number}: its box is empty or reaches beyond the mammogram")
+    region = None
+    area = (bottom - top) * (right - left)
+    if lesion.outlines:
+        mask = lesion.mask(rows, cols)[top:bottom, left:right]
+        region = coco.encode(mask, lesion.box, rows, cols)
+        area = int(mask.sum())
+    return ExistingLesion(
+        kind=lesion.kind, box=lesion.box, area=area, region=region, pathology=lesion.pathology
+    )
+
+
+def redact(config: Frozen) -> dict[str, Any]:
+    """Redact a config for a recipe, which others may be given.
+
+    Keys named root and tracking_uri become null, because a store's address may hold a password. Of
+    any other path that leads out of the current folder only the last part is left.
 
     Returns:
         What JSON can hold.
     """
-    content = _without_places(chosen.model_dump(mode="json"))
+    content = _remove_places(config.model_dump(mode="json"))
     assert isinstance(content, dict)
     return content
 
 
-def _without_places(content: object, key: str = "") -> object:
+def _remove_places(content: object, key: str = "") -> object:
     if isinstance(content, dict):
-        return {name: _without_places(value, name) for name, value in content.items()}
+        return {name: _remove_places(value, name) for name, value in content.items()}
     if isinstance(content, list):
-        return [_without_places(value, key) for value in content]
+        return [_remove_places(value, key) for value in content]
     if key in ("root", "tracking_uri"):
         return None
     leads_out = isinstance(content, str) and (
@@ -286,13 +375,16 @@ def _without_places(content: object, key: str = "") -> object:
     return Path(content).name if leads_out else content  # type: ignore[arg-type]
 
 
-def explained(error: Exception, places: Iterable[Path]) -> str:
-    """Why an item can't be made, in a sentence without the folders of archives.
+def explain(error: Exception, places: Iterable[Path]) -> str:
+    """Explain why an item can't be made, in a sentence without the folders of archives.
 
     Args:
+        error: What was raised.
         places: Those folders.
     """
-    said = str(error) if isinstance(error, REASONS) else f"{error.__class__.__name__}: {error}"
+    reason = str(error)
+    if not isinstance(error, REASONS):
+        reason = f"{error.__class__.__name__}: {error}"
     for place in places:
-        said = said.replace(f"{place}{os.sep}", "")
-    return said
+        reason = reason.replace(f"{place}{os.sep}", "")
+    return reason

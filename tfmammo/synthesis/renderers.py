@@ -1,29 +1,28 @@
-"""What turns lesions in their places into grey values: an infilling, a CAN, a blending
-network, a vanilla GAN, or a method without a network.
+"""Renderers: what turns placed lesions into grey values.
 
-All keep one contract (`Painter`): `lesion` says what becomes of a real lesion, `place` where its
-patch and its support lie, `paint` gives the support's grey values. A network sees a patch of its
-own size and what it changes is added, weighted by a seam (see tfmammo.synthesis.placement). The
-methods of tfmammo.baselines.poisson work on native pixels and change nothing beyond the mask; their
-support is its box and a border. A vanilla GAN sees nothing: its patches, lesion and tissue, are set
-in whole, of a real lesion's size.
+An infilling, a CAN, a blending network, a vanilla GAN, or a method without a network. All keep one
+contract (`Renderer`): `prepare_lesion` says what becomes of a real lesion, `place` where its patch
+and its support lie, `render` gives the support's grey values.
 
-The blending network is shown a lesion on the grey scale of the tissue that it goes into: that of
-training with data.window, which gives both the same. With data.percentiles a lesion brighter than
-all of the tissue is cut off there. One that was trained with model.prior=noise puts noise in place
-of the lesion's pixels itself, which follows from the tissue, in an export as in training.
+- Infilling and blending networks see a patch of their own size. Their change is added, weighted by
+  a blend mask (see tfmammo.synthesis.placement). With whole_patch the patch replaces the tissue
+  instead, which is Shen et al.'s way. Adding is a departure, whose reason
+  tfmammo.synthesis.placement gives.
+- The blending network is shown a lesion on the grey scale of the tissue that it goes into. With
+  data.window, training gives both the same scale. With data.percentiles, a lesion brighter than all
+  of the tissue is cut off there. A network that was trained with model.prior=noise replaces the
+  lesion's pixels by noise itself. That noise follows from the tissue, in an export as in training.
+- A CAN (or a Pix2Pix) sees the mask alone, and makes a mass with tissue of its own. Its patch is
+  inserted whole: it takes the grey scale of the tissue that it covers, and fades into that at its
+  border. Grain finer than its pixels stays that of the mammogram.
+- A vanilla GAN sees nothing. Its patches, lesion and tissue, are inserted whole, as large as a real
+  lesion.
+- The methods of tfmammo.baselines.poisson work on native pixels, and change nothing beyond the
+  mask. Their support is the mask's box and a border.
 
-An infilling or a blending network's patch takes the tissue's place as a whole with whole_patch,
-which is Shen et al.'s way; by default what it changes is added (a departure, whose reason
-tfmammo.synthesis.placement gives).
-
-A CAN (or a Pix2Pix) sees the mask alone and makes a mass with tissue of its own, which is set in
-whole: its patch takes the grey scale of the tissue that it covers, and fades into that at its
-border. Grain finer than its pixels stays that of the mammogram.
-
-Departure of the vanilla GAN from Lin et al., section 3: there it makes whole mammograms, here
-patches (baselines.vanilla_gan), which need tissue to lie in. They are as large in it as makes their
-lesion's longer side that of a real one.
+Departure of the vanilla GAN from Lin et al., section 3: theirs makes whole mammograms, this one
+patches (baselines.vanilla_gan), which need tissue to lie in. A patch is as large in it as makes the
+longer side of its lesion that of a real one.
 """
 
 from __future__ import annotations
@@ -44,45 +43,43 @@ from tfmammo.data import preprocess
 from tfmammo.data.preprocess import resize, resize_mask
 from tfmammo.errors import DataError
 from tfmammo.mammogram import Box, LesionKind, Mammogram
-from tfmammo.models.blending import pasted
+from tfmammo.models.blending import paste
 from tfmammo.models.infilling import tri_label
 from tfmammo.synthesis.compositing import (
-    Patch,
-    Seam,
-    blended,
-    patch,
-    replaced,
-    seam,
-    training_resize,
-    whole_seam,
+    BlendMask,
+    TargetPatch,
+    blend,
+    extract_patch,
+    make_blend_mask,
+    make_whole_blend_mask,
+    replace_tissue,
+    resize_as_trained,
 )
-from tfmammo.synthesis.config import THROUGH_NETWORKS, SynthesisConfig, Used
+from tfmammo.synthesis.config import NETWORK_INPUTS, RenderMethod, UsedPart
 from tfmammo.synthesis.generators import (
     Generator,
-    MaskGenerator,
     NoiseGenerator,
-    generator,
-    mask_generator,
-    noise_generator,
+    load_generator,
+    load_noise_generator,
 )
-from tfmammo.synthesis.lesion_bank import Piece
-from tfmammo.synthesis.placement import Ground, Spot
-from tfmammo.synthesis.provenance import Planted
+from tfmammo.synthesis.lesion_bank import LesionPatch
+from tfmammo.synthesis.placement import Placement, TargetMammogram
+from tfmammo.synthesis.provenance import InsertedLesion
 
 BORDER = 3  # native px around a mask's box that a method without a network sees
-# supports that don't overlap, and their grey values, float32 [rows, cols]
-Painted = Iterable[tuple[Box, NDArray[np.float32]]]
+# Supports that don't overlap, each with its grey values, float32 [rows, cols] in [0, 1].
+Rendered = Iterable[tuple[Box, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, eq=False)
-class FromNoise:
-    """A patch with a lesion that a vanilla GAN drew, as it will lie in a mammogram.
+class SampledPatch:
+    """A patch with a lesion that a vanilla GAN sampled, as it will lie in a mammogram.
 
     Attributes:
         image: float32 [side, side] in [0, 1], native px and grey values.
-        mask: uint8 [size, size], 0 or 1, of the patch as it was drawn.
-        top: Of the lesion's box in the image, px.
-        left: Of the lesion's box in the image, px.
+        mask: uint8 [size, size], 0 or 1, of the patch as it was sampled.
+        top: Row of the lesion's box in the image, px.
+        left: Column of the lesion's box in the image, px.
     """
 
     image: NDArray[np.float32]
@@ -92,274 +89,293 @@ class FromNoise:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class LesionCandidate:
     """A lesion that has no place yet.
 
     Attributes:
         mask: uint8 [rows, cols], its own box, 0 or 1.
+        kind: Kind of the lesion.
         origin: Where its shape comes from.
-        piece: The real lesion that it is, or whose size it has.
-        made: What it is set in with, seed: of its noise, where it was drawn from noise.
+        lesion: The real lesion that it is, or whose size it has.
+        sample: The patch that is inserted, where it was sampled from noise.
+        seed: Seed of that noise.
     """
 
     mask: NDArray[np.uint8]
     kind: LesionKind
     origin: str
-    piece: Piece | None = None
-    made: FromNoise | None = None
+    lesion: LesionPatch | None = None
+    sample: SampledPatch | None = None
     seed: int | None = None
 
     @staticmethod
-    def of(piece: Piece) -> Drawn:
-        """A real lesion as it is."""
-        return Drawn(
-            piece.mask,
-            piece.kind,
-            f"{piece.graft.archive} {piece.graft.image_id}#{piece.graft.number}",
-            piece,
-        )
+    def of(lesion: LesionPatch) -> LesionCandidate:
+        """Make a candidate of a real lesion as it is."""
+        record = lesion.record
+        origin = f"{record.archive} {record.image_id}#{record.number}"
+        return LesionCandidate(lesion.mask, lesion.kind, origin, lesion)
 
 
 @dataclass(frozen=True, eq=False)
-class Insertion:
-    """A lesion that is to be painted.
+class PlacedLesion:
+    """A lesion in its place, to be rendered.
 
     Attributes:
-        planted: Its part of the recipe.
+        record: Its part of the recipe.
+        placement: Where it lies.
+        blend_mask: How its patch is blended in.
+        candidate: The lesion.
     """
 
-    planted: Planted
-    spot: Spot
-    seam: Seam
-    drawn: Drawn
+    record: InsertedLesion
+    placement: Placement
+    blend_mask: BlendMask
+    candidate: LesionCandidate
 
 
-class Painter(Protocol):
-    """What synthesis needs of one."""
+class Renderer(Protocol):
+    """What a synthesis needs of a renderer."""
 
     @property
     def data(self) -> DataConfig:
-        """How its patches are cut, and the grounds prepared that it works on."""
+        """How its patches are cut, and the mammograms prepared that it works on."""
 
     @property
-    def patients(self) -> frozenset[str] | None:
-        """Whom its network was trained on; None where there is none."""
+    def trained_on(self) -> frozenset[str] | None:
+        """Patients that its network was trained on; None without a network."""
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a recipe says of its network; nothing where there is none."""
+        """What a recipe says of its network; empty without a network."""
 
     @property
-    def used(self) -> Used | None:
-        """What of a real lesion is used; None: all of it."""
+    def used(self) -> UsedPart | None:
+        """The part of a real lesion that is used; None for all of it."""
 
-    def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
-        """What becomes of a real lesion in a mammogram.
+    def prepare_lesion(
+        self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
+    ) -> LesionCandidate:
+        """Prepare a real lesion for a mammogram.
 
         Args:
-            seeds: To draw by, one after the other until one serves; taken from only where anything
-                is drawn.
+            lesion: The real lesion.
+            mammogram: The mammogram that it goes into.
+            seeds: Tried one after the other until one serves, by a renderer that samples noise.
 
         Raises:
             DataError: None serves.
         """
 
-    def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
-        """A lesion whose box begins at (top, left).
+    def place(
+        self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
+    ) -> tuple[Placement, BlendMask]:
+        """Place a lesion so that its box begins at (top, left).
 
         Raises:
-            DataError: There is no room for it and what is around it.
+            DataError: There is no room for the lesion and what is around it.
         """
 
-    def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
-        """The supports' new grey values.
+    def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
+        """Render the supports' new grey values.
 
         Raises:
             DataError: The tissue under a lesion can't be used.
         """
 
 
-Show = Callable[[Generator, Ground, Sequence[Insertion], Sequence[Patch]], dict[str, Any]]
+class _NetworkFacts:
+    """What a renderer says of its network."""
 
-
-@dataclass(frozen=True, eq=False)
-class NetworkPainter:
-    """Paints with a network, all lesions of a mammogram in one call.
-
-    Attributes:
-        feather: See insertion.seam.
-        show: Gives the call's arguments.
-        whole: Its patches reach to their borders, see insertion.whole_seam.
-        replaces: And take the place of the tissue, grain and all.
-    """
-
-    network: Generator
-    feather: float
-    show: Show
-    whole: bool = False
-    replaces: bool = False
+    network: Generator | NoiseGenerator
 
     @property
     def data(self) -> DataConfig:
-        """See Painter."""
+        """See Renderer."""
         return self.network.data
 
     @property
-    def patients(self) -> frozenset[str]:
-        """See Painter."""
+    def trained_on(self) -> frozenset[str]:
+        """See Renderer."""
         return self.network.patients
 
     @property
     def identity(self) -> dict[str, str]:
-        """See Painter."""
+        """See Renderer."""
         return self.network.identity
 
-    @property
-    def used(self) -> Used | None:
-        """See Painter."""
-        return "outline" if self.network.prior == "noise" else None
 
-    def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
-        """See Painter; nothing is drawn."""
-        return Drawn.of(piece)
-
-    def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
-        """See Painter."""
-        spot = Spot.at(top, left, drawn.mask, mammogram, self.data)
-        if self.whole:
-            return spot, whole_seam(spot.patch_mask(self.network.size), spot.window, self.feather)
-        return spot, seam(spot, self.network.size, self.network.margin, self.feather)
-
-    def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
-        """See Painter."""
-        patches = [patch(ground, found.spot, found.seam) for found in insertions]
-        images = self.network.call(**self.show(self.network, ground, insertions, patches))["image"]
-        for found, one, image in zip(insertions, patches, images, strict=True):
-            if self.replaces:
-                grey = replaced(ground, found.spot, found.seam, one.native(image))
-            else:
-                grey = blended(
-                    ground, found.spot, found.seam, one.difference(image, found.seam.around)
-                )
-            yield found.seam.support, grey
+NetworkView = Callable[
+    [Generator, TargetMammogram, Sequence[PlacedLesion], Sequence[TargetPatch]], dict[str, Any]
+]
 
 
 @dataclass(frozen=True, eq=False)
-class DirectPainter:
-    """Paints with a method of baselines.poisson, in native pixels.
+class NetworkRenderer(_NetworkFacts):
+    """Renders with a network, all lesions of a mammogram in one call.
 
     Attributes:
-        name: For messages.
+        network: The network.
+        feather: See compositing.make_blend_mask.
+        show: Makes the call's arguments.
+        whole: Whether patches reach to their borders, see compositing.make_whole_blend_mask.
+        replaces: Whether whole patches replace the tissue, grain and all.
+    """
+
+    network: Generator
+    feather: float
+    show: NetworkView
+    whole: bool = False
+    replaces: bool = False
+
+    @property
+    def used(self) -> UsedPart | None:
+        """See Renderer."""
+        return "outline" if self.network.prior == "noise" else None
+
+    def prepare_lesion(
+        self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
+    ) -> LesionCandidate:
+        """See Renderer; no seed is used."""
+        return LesionCandidate.of(lesion)
+
+    def place(
+        self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
+    ) -> tuple[Placement, BlendMask]:
+        """See Renderer."""
+        placement = Placement.at(top, left, candidate.mask, mammogram, self.data)
+        size = self.network.size
+        if self.whole:
+            mask = placement.scale_mask(size)
+            return placement, make_whole_blend_mask(mask, placement.window, self.feather)
+        return placement, make_blend_mask(placement, size, self.network.margin, self.feather)
+
+    def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
+        """See Renderer."""
+        patches = [extract_patch(target, lesion.placement, lesion.blend_mask) for lesion in lesions]
+        images = self.network.call(**self.show(self.network, target, lesions, patches))["image"]
+        for lesion, patch, image in zip(lesions, patches, images, strict=True):
+            placement = lesion.placement
+            blend_mask = lesion.blend_mask
+            if self.replaces:
+                grey = replace_tissue(target, placement, blend_mask, patch.to_native(image))
+            else:
+                difference = patch.compute_difference(image, blend_mask.around)
+                grey = blend(target, placement, blend_mask, difference)
+            yield blend_mask.support, grey
+
+
+@dataclass(frozen=True, eq=False)
+class DirectRenderer:
+    """Renders with a method of baselines.poisson, in native pixels.
+
+    Attributes:
+        name: Of the method.
     """
 
     name: str
-    patients: None = None
+    trained_on: None = None
     used: None = None
     data: DataConfig = DataConfig(frame="padded", padding=BORDER)
 
     @property
     def identity(self) -> dict[str, str]:
-        """See Painter."""
+        """See Renderer."""
         return {}
 
-    def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
-        """See Painter; nothing is drawn."""
-        return Drawn.of(piece)
+    def prepare_lesion(
+        self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
+    ) -> LesionCandidate:
+        """See Renderer; no seed is used."""
+        return LesionCandidate.of(lesion)
 
-    def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
-        """See Painter; the seam is the mask itself."""
-        spot = Spot.at(top, left, drawn.mask, mammogram, self.data)
-        whole = np.pad(drawn.mask, BORDER)
-        if (spot.window[2] - spot.window[0], spot.window[3] - spot.window[1]) != whole.shape:
+    def place(
+        self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
+    ) -> tuple[Placement, BlendMask]:
+        """See Renderer; the blend mask is the lesion's mask itself."""
+        placement = Placement.at(top, left, candidate.mask, mammogram, self.data)
+        padded = np.pad(candidate.mask, BORDER)
+        first_row, first_col, last_row, last_col = placement.window
+        if (last_row - first_row, last_col - first_col) != padded.shape:
             raise DataError(f"it comes nearer than {BORDER} px to the mammogram's border")
-        return spot, Seam(
-            whole, np.zeros(whole.shape, np.bool_), whole.astype(np.float32), spot.window
-        )
+        around = np.zeros(padded.shape, np.bool_)
+        return placement, BlendMask(padded, around, padded.astype(np.float32), placement.window)
 
-    def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
-        """See Painter."""
-        for found in insertions:
-            assert found.drawn.piece
-            top, left, bottom, right = found.seam.support
-            tissue = np.ascontiguousarray(ground.image[top:bottom, left:right])
-            lesion = found.drawn.piece.shown(BORDER)[..., None]
+    def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
+        """See Renderer."""
+        for placed in lesions:
+            assert placed.candidate.lesion
+            blend_mask = placed.blend_mask
+            top, left, bottom, right = blend_mask.support
+            tissue = np.ascontiguousarray(target.image[top:bottom, left:right])
+            lesion = placed.candidate.lesion.crop(BORDER)[..., None]
             try:
-                image = poisson.METHODS[self.name](tissue, lesion, found.seam.mask[..., None])
+                image = poisson.METHODS[self.name](tissue, lesion, blend_mask.mask[..., None])
             except ValueError as error:
                 raise DataError(f"{self.name}: {error}") from None
-            yield found.seam.support, image[..., 0]
+            yield blend_mask.support, image[..., 0]
 
 
 @dataclass(frozen=True, eq=False)
-class VanillaPainter:
-    """Sets in what a vanilla GAN draws from noise, lesion and tissue.
+class VanillaRenderer(_NetworkFacts):
+    """Inserts what a vanilla GAN samples from noise, lesion and tissue.
 
     Attributes:
-        feather: px of the patch over which that fades at its border.
+        network: The vanilla GAN.
+        feather: px of the patch over which it fades at its border.
     """
 
     network: NoiseGenerator
     feather: float
-    used: Used = "size"
+    used: UsedPart = "size"
 
-    @property
-    def data(self) -> DataConfig:
-        """See Painter."""
-        return self.network.data
-
-    @property
-    def patients(self) -> frozenset[str]:
-        """See Painter."""
-        return self.network.patients
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """See Painter."""
-        return self.network.identity
-
-    def lesion(self, piece: Piece, mammogram: Mammogram, seeds: Iterable[int]) -> Drawn:
-        """See Painter; of the real lesion its longer side is used, as it would lie in the
-        mammogram.
-        """
+    def prepare_lesion(
+        self, lesion: LesionPatch, mammogram: Mammogram, seeds: Iterable[int]
+    ) -> LesionCandidate:
+        """See Renderer; of the real lesion its longer side is used, as transformed."""
         reason = DataError("no seed is given")
         for seed in seeds:
             try:
-                return self._scaled(piece, mammogram, seed)
+                return self._sample(lesion, mammogram, seed)
             except DataError as error:
                 reason = error
         raise reason
 
-    def place(self, top: int, left: int, drawn: Drawn, mammogram: Mammogram) -> tuple[Spot, Seam]:
-        """See Painter."""
-        assert drawn.made
-        (height, width) = drawn.mask.shape
-        side = len(drawn.made.image)
-        first = top - drawn.made.top
-        before = left - drawn.made.left
-        window = (first, before, first + side, before + side)
+    def place(
+        self, top: int, left: int, candidate: LesionCandidate, mammogram: Mammogram
+    ) -> tuple[Placement, BlendMask]:
+        """See Renderer."""
+        sample = candidate.sample
+        assert sample
+        height, width = candidate.mask.shape
+        side = len(sample.image)
+        first_row = top - sample.top
+        first_col = left - sample.left
+        window = (first_row, first_col, first_row + side, first_col + side)
         if min(window) < 0 or window[2] > mammogram.rows or window[3] > mammogram.cols:
             raise DataError("its patch reaches beyond the mammogram")
-        spot = Spot(drawn.mask, (top, left, top + height, left + width), window)
-        return spot, whole_seam(drawn.made.mask, window, self.feather)
+        box = (top, left, top + height, left + width)
+        blend_mask = make_whole_blend_mask(sample.mask, window, self.feather)
+        return Placement(candidate.mask, box, window), blend_mask
 
-    def paint(self, ground: Ground, insertions: Sequence[Insertion]) -> Painted:
-        """See Painter."""
-        for found in insertions:
-            assert found.drawn.made
-            (top, left, bottom, right) = found.seam.support
-            (first, before) = found.spot.window[:2]
-            tissue = ground.image[top:bottom, left:right, 0]
-            made = found.drawn.made.image[
-                top - first : bottom - first, left - before : right - before
-            ]
-            yield found.seam.support, np.clip(tissue + found.seam.weights * (made - tissue), 0, 1)
+    def render(self, target: TargetMammogram, lesions: Sequence[PlacedLesion]) -> Rendered:
+        """See Renderer."""
+        for lesion in lesions:
+            assert lesion.candidate.sample
+            blend_mask = lesion.blend_mask
+            top, left, bottom, right = blend_mask.support
+            first_row, first_col = lesion.placement.window[:2]
+            rows = slice(top - first_row, bottom - first_row)
+            cols = slice(left - first_col, right - first_col)
+            sample = lesion.candidate.sample.image[rows, cols]
+            tissue = target.image[top:bottom, left:right, 0]
+            yield blend_mask.support, np.clip(tissue + blend_mask.weights * (sample - tissue), 0, 1)
 
-    def _scaled(self, piece: Piece, mammogram: Mammogram, seed: int) -> Drawn:
-        image, mask = self.network.made(seed)
+    def _sample(self, lesion: LesionPatch, mammogram: Mammogram, seed: int) -> LesionCandidate:
+        image, mask = self.network.generate(seed)
         if self.data.preprocess.flip_right and mammogram.laterality == "R":
             image = np.ascontiguousarray(image[:, ::-1])
             mask = np.ascontiguousarray(mask[:, ::-1])
-        side = round(len(mask) * max(piece.mask.shape) / max(cv2.boundingRect(mask)[2:]))
+        side = round(len(mask) * max(lesion.mask.shape) / max(cv2.boundingRect(mask)[2:]))
         if side > min(mammogram.rows, mammogram.cols):
             raise DataError(
                 f"a patch of {side} px, as large as its lesion's size makes it, is larger than it"
@@ -368,145 +384,117 @@ class VanillaPainter:
         left, top, width, height = cv2.boundingRect(native)
         if not width:
             raise DataError(f"nothing of its mask is left at {side} px")
-        made = FromNoise(np.clip(resize(image, side, side), 0, 1), mask, top, left)
-        return Drawn(
+        sample = SampledPatch(np.clip(resize(image, side, side), 0, 1), mask, top, left)
+        return LesionCandidate(
             native[top : top + height, left : left + width],
             self.network.kind,
             "vanilla GAN",
-            piece,
-            made,
+            lesion,
+            sample,
             seed,
         )
 
 
-def painter(chosen: SynthesisConfig, folder: Path | None) -> Painter:
-    """The painter that a config names.
+def make_renderer(
+    method: RenderMethod, folder: Path | None, feather: float, whole_patch: bool = False
+) -> Renderer:
+    """Make the renderer of a method.
 
     Args:
+        method: The config's painter.
         folder: The export of its network, where it has one.
+        feather: See SynthesisConfig.
+        whole_patch: See SynthesisConfig.
 
     Raises:
-        ExportError: See generators.generator and generators.noise_generator.
-        DataError: See generators.generator and generators.noise_generator.
+        ExportError: See generators.load_generator and generators.load_noise_generator.
+        DataError: See generators.load_generator and generators.load_noise_generator.
     """
     if folder is None:
-        return DirectPainter(chosen.painter)
-    if chosen.painter == "vanilla":
-        return VanillaPainter(noise_generator(folder), chosen.feather)
-    network = generator(folder, THROUGH_NETWORKS[chosen.painter])
-    whole = chosen.painter == "can" or chosen.whole_patch
-    return NetworkPainter(network, chosen.feather, SHOWN[chosen.painter], whole, chosen.whole_patch)
+        return DirectRenderer(method)
+    if method == "vanilla":
+        return VanillaRenderer(load_noise_generator(folder), feather)
+    network = load_generator(folder, NETWORK_INPUTS[method])
+    whole = method == "can" or whole_patch
+    return NetworkRenderer(network, feather, NETWORK_VIEWS[method], whole, whole_patch)
 
 
-@dataclass(frozen=True, eq=False)
-class Tools:
-    """What draws an item: its painter, and the mask GAN where shapes come from one."""
-
-    painter: Painter
-    gan: MaskGenerator | None = None
-
-    @property
-    def weights(self) -> tuple[str | None, str | None]:
-        """Of both networks, see export.load_whole."""
-        return self.painter.identity.get("weights"), self.gan.identity[
-            "weights"
-        ] if self.gan else None
-
-
-@dataclass(frozen=True)
-class Exports:
-    """Where the networks of a set lie, for workers to read them.
-
-    Attributes:
-        weights: Of both when the work began.
-    """
-
-    painter: Path | None
-    gan: Path | None
-    weights: tuple[str | None, str | None] = (None, None)
-
-    def opened(self, chosen: SynthesisConfig) -> Tools:
-        """The networks as they are now.
-
-        Raises:
-            ExportError: One can't be used.
-            DataError: One can't be used.
-        """
-        return Tools(painter(chosen, self.painter), mask_generator(self.gan) if self.gan else None)
-
-    def as_begun(self, chosen: SynthesisConfig) -> Tools:
-        """The networks that the work began with.
-
-        Raises:
-            DataError: One was replaced since.
-        """
-        tools = self.opened(chosen)
-        if self.weights != tools.weights:
-            raise DataError("a generator was replaced by another training while the work went on")
-        return tools
-
-
-def masked(
-    network: Generator, ground: Ground, insertions: Sequence[Insertion], patches: Sequence[Patch]
+def show_tri_label(
+    network: Generator,
+    target: TargetMammogram,
+    lesions: Sequence[PlacedLesion],
+    patches: Sequence[TargetPatch],
 ) -> dict[str, Any]:
-    """What an infilling is shown: the tissue, noise for the lesion, mask and margin."""
+    """Show an infilling the tissue, noise for the lesion, mask and margin."""
     shape = (network.size, network.size, 1)
     noise = np.stack(
-        [
-            np.random.default_rng(found.planted.seed).random(shape, np.float32)
-            for found in insertions
-        ]
+        [np.random.default_rng(lesion.record.seed).random(shape, np.float32) for lesion in lesions]
     )
-    tissue, masks = _stacked(patches)
+    tissue, masks = _stack(patches)
     return {"tri_label": tri_label(tissue, masks, tf.constant(noise), network.margin)}
 
 
-def together(
-    network: Generator, ground: Ground, insertions: Sequence[Insertion], patches: Sequence[Patch]
+def show_pasted(
+    network: Generator,
+    target: TargetMammogram,
+    lesions: Sequence[PlacedLesion],
+    patches: Sequence[TargetPatch],
 ) -> dict[str, Any]:
-    """What a blending network is shown: the tissue, the lesion pasted into it, the mask."""
-    tissue, masks = _stacked(patches)
-    lesions = np.stack(
-        [_on_patch(ground, found, one) for found, one in zip(insertions, patches, strict=True)]
+    """Show a blending network the tissue, the lesion pasted into it, and the mask."""
+    tissue, masks = _stack(patches)
+    images = np.stack(
+        [
+            _paste_on_patch(target, lesion, patch)
+            for lesion, patch in zip(lesions, patches, strict=True)
+        ]
     )
-    return {"pasted": pasted(tissue, tf.constant(lesions), masks)}
+    return {"pasted": paste(tissue, tf.constant(images), masks)}
 
 
-def alone(
-    network: Generator, ground: Ground, insertions: Sequence[Insertion], patches: Sequence[Patch]
+def show_mask(
+    network: Generator,
+    target: TargetMammogram,
+    lesions: Sequence[PlacedLesion],
+    patches: Sequence[TargetPatch],
 ) -> dict[str, Any]:
-    """What a CAN is shown: the mask."""
-    return {"mask": _stacked(patches)[1]}
+    """Show a CAN the mask."""
+    return {"mask": _stack(patches)[1]}
 
 
-SHOWN: dict[str, Show] = {"infilling": masked, "can": alone, "blending": together}
+NETWORK_VIEWS: dict[str, NetworkView] = {
+    "infilling": show_tri_label,
+    "can": show_mask,
+    "blending": show_pasted,
+}
 
 
-def _stacked(patches: Sequence[Patch]) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.constant(np.stack([one.tissue for one in patches])), tf.constant(
-        np.stack([one.mask for one in patches])
-    )
+def _stack(patches: Sequence[TargetPatch]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Stack patches to tissue and masks, float32 [n, size, size, 1] each."""
+    tissue = tf.constant(np.stack([patch.tissue for patch in patches]))
+    masks = tf.constant(np.stack([patch.mask for patch in patches]))
+    return tissue, masks
 
 
-def _on_patch(ground: Ground, found: Insertion, shown: Patch) -> NDArray[np.float32]:
-    """A real lesion, tissue around it, as its patch shows tissue: float32 [size, size, 1] in [0,
-    1].
+def _paste_on_patch(
+    target: TargetMammogram, placed: PlacedLesion, patch: TargetPatch
+) -> NDArray[np.float32]:
+    """Paste a real lesion with its surroundings, on the grey scale of its patch.
+
+    Returns:
+        float32 [size, size, 1] in [0, 1].
     """
-    assert found.drawn.piece
-    piece = found.drawn.piece
-    (top, left, bottom, right) = found.spot.window
-    around = piece.around
-    first = found.spot.box[0] - around - top
-    before = found.spot.box[1] - around - left
-    # so that the lesion's surroundings never reach beyond
-    whole = np.pad(ground.image[top:bottom, left:right, 0], around)
-    rows, cols = piece.image.shape
-    whole[first + around : first + around + rows, before + around : before + around + cols] = (
-        piece.image
-    )
-    native = whole[around:-around, around:-around]
-    image = np.clip(training_resize(native, ground, len(shown.tissue)), 0, 1)[..., None]
-    image = preprocess.window(
-        preprocess.framed(image, ground.data.preprocess), shown.low, shown.high
-    )
-    return np.ascontiguousarray(image[:, ::-1]) if shown.mirrored else image
+    lesion = placed.candidate.lesion
+    assert lesion
+    top, left, bottom, right = placed.placement.window
+    around = lesion.around
+    # Padded, so that the lesion's surroundings never reach beyond.
+    padded = np.pad(target.image[top:bottom, left:right, 0], around)
+    first_row = placed.placement.box[0] - top
+    first_col = placed.placement.box[1] - left
+    rows, cols = lesion.image.shape
+    padded[first_row : first_row + rows, first_col : first_col + cols] = lesion.image
+    native = padded[around:-around, around:-around]
+    image = np.clip(resize_as_trained(native, target, len(patch.tissue)), 0, 1)[..., None]
+    image = preprocess.preprocess_patch(image, target.data.preprocess)
+    image = preprocess.apply_window(image, patch.low, patch.high)
+    return np.ascontiguousarray(image[:, ::-1]) if patch.mirrored else image

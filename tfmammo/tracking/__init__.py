@@ -1,13 +1,11 @@
-"""Everything that knows MLflow: runs.py, store.py (where), models.py (the registry),
-pyfunc.py (what the registry stores).
-"""
+"""Everything that knows MLflow: its store, runs, registered models, and how those are saved."""
 
 import os
 
 import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter
 
 # MLflow reads these at import or at each request: no usage reports, no lines on stdout, no progress
-# bars over ours, and one retry instead of seven, which would hold up a training for minutes.
+# bars over ours, and one retry instead of seven, which would delay a training by minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -17,28 +17,33 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from tfmammo.config import TrackingConfig
 from tfmammo.errors import TrackingError
-from tfmammo.export import CARD, located
+from tfmammo.export import CARD, locate
 from tfmammo.tracking.store import (
-    alone,
-    git_state,
+    hold_store,
     open_experiment,
     probe,
-    reaching,
-    sentence,
-    shown,
+    read_git_state,
+    redact,
     store_uri,
+    summarize_error,
+    translate_errors,
 )
+
+# (store, location) -> the copy fetched from a server, which is removed when the process ends
+_copies: dict[tuple[str, str], Path] = {}
 
 
 def register_service(
     name: str, folder: Path, save: Callable[..., None], config: TrackingConfig, alias: str
 ) -> str:
-    """Make a folder a new version of a registered model, with a run of its own, and give it an
-    alias.
+    """Register a folder as a new version of a model, with a run and an alias of its own.
 
     Args:
-        save: Called with path, directory and run_id, writes the MLflow model at path.
-        config: Uri and experiment are used.
+        name: The registered model's.
+        folder: What the version holds.
+        save: Writes the MLflow model; called with path, directory and run_id.
+        config: Its uri and experiment are used.
+        alias: The version's.
 
     Returns:
         The version.
@@ -47,15 +52,20 @@ def register_service(
         TrackingError: The store can't be used, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
-    with reaching(uri):
+    with translate_errors(uri):
         probe(uri)
-        with alone(uri):
+        with hold_store(uri):
             client = mlflow.MlflowClient(uri)
             run = client.create_run(
                 open_experiment(client, uri, config.experiment), run_name=name
             ).info.run_id
         version = add_version(
-            client, run, name, "model", partial(save, directory=folder, run_id=run), git_state()
+            client,
+            run,
+            name,
+            "model",
+            partial(save, directory=folder, run_id=run),
+            read_git_state(),
         )
         client.set_registered_model_alias(name, alias, version)
         client.set_terminated(run)
@@ -70,11 +80,18 @@ def add_version(
     save: Callable[[Path], None],
     tags: dict[str, str],
 ) -> str:
-    """A version whose files are in a run's store.
+    """Add a version of a registered model, with its files among a run's artifacts.
 
     Args:
-        place: Where beneath the run's artifacts.
+        client: Of the store.
+        run: The run's id.
+        name: The registered model's; it is created if it is missing.
+        place: The folder among the run's artifacts.
         save: Writes the model at a path.
+        tags: The version's.
+
+    Returns:
+        The version.
     """
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "model")
@@ -84,63 +101,59 @@ def add_version(
     except MlflowException as error:  # another training may be making it just now
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-    return str(client.create_model_version(name, source_of(client, run, place), run, tags).version)
+    return str(client.create_model_version(name, get_source(client, run, place), run, tags).version)
 
 
-def source_of(client: mlflow.MlflowClient, run: str, place: str) -> str:
-    """Where MLflow keeps what a run has stored at a place of its artifacts."""
+def get_source(client: mlflow.MlflowClient, run: str, place: str) -> str:
+    """Return the URI of a folder among a run's artifacts."""
     return f"{client.get_run(run).info.artifact_uri}/{place}"
 
 
-def version_from(client: mlflow.MlflowClient, run: str, place: str) -> str | None:
-    """The version whose files lie at a place in a run's store."""
-    source = source_of(client, run, place)
-    return next(
-        (
-            str(found.version)
-            for found in client.search_model_versions(f"run_id = '{run}'")
-            if found.source == source
-        ),
-        None,
-    )
+def find_version(client: mlflow.MlflowClient, run: str, place: str) -> str | None:
+    """Find the version whose files lie in a folder among a run's artifacts."""
+    source = get_source(client, run, place)
+    for version in client.search_model_versions(f"run_id = '{run}'"):
+        if version.source == source:
+            return str(version.version)
+    return None
 
 
 def resolve(handle: str | Path, uri: str | None = None) -> Path:
-    """The export that a handle means, on this machine.
+    """Resolve a model URI to the folder of its export on this machine.
 
-    A store on this machine hands out its own folder. From a server the export is copied, once in a
-    process, into a temporary folder, which is removed when the process ends.
+    A store on this machine hands out its own folder. From a server the export is copied once per
+    process into a temporary folder, which is removed when the process ends.
 
     Args:
-        handle: Models:/tfmammo-can@best, models:/tfmammo-can/3, runs:/ID/ARTIFACT, a training's
-            output folder, an export, or one of an export's SavedModels.
-        uri: The store of the first three; see the module.
+        handle: The model URI: models:/tfmammo-can@best, models:/tfmammo-can/3 or runs:/ID/ARTIFACT;
+            or the path of a training's output folder, an export, or one of its SavedModels.
+        uri: The store of the first three; see `store.store_uri`.
 
     Raises:
-        TrackingError: The store can't be reached, or the handle leads to no export.
+        TrackingError: The store can't be reached, or the URI leads to no export.
     """
     if not str(handle).startswith(("models:/", "runs:/")):
-        return local_path(Path(handle))
+        return find_local_export(Path(handle))
     uri = store_uri(uri)
-    with reaching(uri):
+    with translate_errors(uri):
         probe(uri)
         client = mlflow.MlflowClient(uri)
     try:
         folder = download(locate_artifacts(client, str(handle)), uri)
     except Exception as error:
         raise TrackingError(
-            f"{handle}: can't be fetched from {shown(uri)} ({sentence(error)})"
+            f"{handle}: can't be fetched from {redact(uri)} ({summarize_error(error)})"
         ) from error
-    found = [card.parent for card in folder.rglob(CARD)]
-    if len(found) != 1:
+    exports = [card.parent for card in folder.rglob(CARD)]
+    if len(exports) != 1:
         raise TrackingError(
-            f"{handle}: holds {len(found) or 'no'} exports in {shown(uri)}, where one is wanted"
+            f"{handle}: holds {len(exports) or 'no'} exports in {redact(uri)}, where one is wanted"
         )
-    return found[0]
+    return exports[0]
 
 
 def download(location: str, uri: str) -> Path:
-    """The folder that artifacts lie in, on this machine."""
+    """Return the folder of artifacts on this machine; a server's are copied into one first."""
     if urlsplit(location).scheme in ("", "file"):
         return Path(download_artifacts(location, tracking_uri=uri))
     if (uri, location) not in _copies:
@@ -152,8 +165,9 @@ def download(location: str, uri: str) -> Path:
 
 
 def locate_artifacts(client: mlflow.MlflowClient, handle: str) -> str:
-    """Where the artifacts of a handle are; MLflow's own answer would come from its global store,
-    not from this one.
+    """Return where the artifacts of a model URI lie.
+
+    MLflow's own function would ask its global store, not this one.
     """
     scheme, _, path = handle.partition(":/")
     name, _, rest = path.partition("/")
@@ -165,13 +179,13 @@ def locate_artifacts(client: mlflow.MlflowClient, handle: str) -> str:
     return client.get_model_version_download_uri(name, rest)
 
 
-def local_path(path: Path) -> Path:
-    """The folder of an export, given it, its training's output folder or its saved model.
+def find_local_export(path: Path) -> Path:
+    """Find an export by its path, by its training's output folder or by one of its SavedModels.
 
     Raises:
         TrackingError: There is none.
     """
-    for folder in (located(path), located(path / "export")):
+    for folder in (locate(path), locate(path / "export")):
         if (folder / CARD).is_file():
             return folder
     if (path / "saved_model.pb").is_file() and (path.parent / CARD).is_file():
@@ -179,10 +193,6 @@ def local_path(path: Path) -> Path:
     problem = (
         "holds no export"
         if path.exists()
-        else "is neither a folder nor a models:/ or runs:/ handle"
+        else "is neither a folder nor a model URI (models:/ or runs:/)"
     )
     raise TrackingError(f"{path}: {problem}")
-
-
-# (store, location) -> what was fetched from a server; gone when the process ends
-_copies: dict[tuple[str, str], Path] = {}

@@ -18,18 +18,23 @@ NETWORKS = Path(__file__).with_name("pyfunc_model.py")
 
 
 def save_networks(path: Path, directory: Path, card: Mapping[str, Any], run_id: str) -> None:
-    """Save an export so that `mlflow models serve` answers arrays with it; see
-    tfmammo.tracking.pyfunc_model.
+    """Save an export for `mlflow models serve`; see tfmammo.tracking.pyfunc_model.
+
+    Args:
+        path: Where the MLflow model is written.
+        directory: The export.
+        card: The export's.
+        run_id: The run that the model belongs to.
     """
     with warnings.catch_warnings():
-        # The card describes the input; an example would be 65,536 numbers of text in every version.
+        # The card describes the input; an example would add 65,536 numbers to every version.
         warnings.filterwarnings("ignore", ".*input example was not provided.*")
         mlflow.pyfunc.save_model(
             str(path),
             python_model=str(NETWORKS),
             artifacts={"export": str(directory)},
-            signature=_signature(card),
-            conda_env=conda_environment(
+            signature=_make_signature(card),
+            conda_env=make_conda_environment(
                 f"tensorflow=={tf.__version__}",
                 f"numpy=={np.__version__}",
                 f"mlflow=={mlflow.__version__}",
@@ -38,11 +43,10 @@ def save_networks(path: Path, directory: Path, card: Mapping[str, Any], run_id: 
         )
 
 
-def conda_environment(*requirements: str) -> dict[str, Any]:
-    """What a served model needs.
+def make_conda_environment(*requirements: str) -> dict[str, Any]:
+    """Describe the environment that a served model needs.
 
-    Left to itself, MLflow looks for pip's version, and warns where another tool made the
-    environment.
+    By itself MLflow looks for pip's version, and warns if another tool made the environment.
     """
     python = f"python={platform.python_version()}"
     return {
@@ -52,18 +56,18 @@ def conda_environment(*requirements: str) -> dict[str, Any]:
     }
 
 
-def _signature(card: Mapping[str, Any]) -> ModelSignature:
-    """Of the served function.
+def _make_signature(card: Mapping[str, Any]) -> ModelSignature:
+    """Make the signature of the served function.
 
     A single input is unnamed, so that `params` may choose a network whose input has another name.
     """
     function = card["functions"][card["serves"]]
     inputs, outputs = (
-        [_tensor(value["shape"], name) for name, value in function[side].items()]
+        [_make_tensor_spec(value["shape"], name) for name, value in function[side].items()]
         for side in ("inputs", "outputs")
     )
     if len(inputs) == 1:
-        inputs = [_tensor(inputs[0].shape, None)]
+        inputs = [_make_tensor_spec(inputs[0].shape, None)]
     return ModelSignature(
         Schema(inputs),
         Schema(outputs),
@@ -72,7 +76,7 @@ def _signature(card: Mapping[str, Any]) -> ModelSignature:
 
 
 # Schema's own annotation takes no list of TensorSpec
-def _tensor(shape: tuple[int | None, ...], name: str | None) -> Any:
+def _make_tensor_spec(shape: tuple[int | None, ...], name: str | None) -> Any:
     return TensorSpec(
         np.dtype(np.float32), tuple(-1 if size is None else size for size in shape), name
     )

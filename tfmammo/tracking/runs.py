@@ -1,18 +1,18 @@
-"""Runs, metrics and model versions in MLflow; nothing else but tfmammo.serving knows it.
+"""Runs, metrics and model versions in MLflow.
 
-Where: `tracking.uri` of the config, else the environment's MLFLOW_TRACKING_URI, else
+The store is `tracking.uri` of the config, else the environment's MLFLOW_TRACKING_URI, else
 sqlite:///mlflow.db in the current folder. Artifacts of an SQLite store lie in the folder mlruns
 beside the database.
 
-A store that can't be reached at the start is a `TrackingError`, within seconds. One that fails
-later never stops a training: it is logged once, and tried again after a minute at the earliest.
-Metrics wait meanwhile and are sent when it answers; images, artifacts and model versions of that
-time are not sent again (all of them stay in the output folder), and system metrics end with the
-first failure.
+A store that can't be reached at the start is a `TrackingError` within seconds. A store that fails
+later never stops a training: the failure is logged once, and the next try comes after a minute at
+the earliest. Meanwhile metrics wait, and are sent when the store answers. Images, artifacts and
+model versions of that time are not sent again; all of them stay in the output folder. System
+metrics end with the first failure.
 
-A run goes on where it was killed: its id is kept in the output folder. Steps that a resumed
-training repeats are logged twice, as MLflow only appends. No global state of MLflow (active run,
-tracking URI) is read or set.
+A run resumes after a kill, because its id is kept in the output folder. Steps that a resumed
+training repeats are logged twice, as MLflow only appends. This module neither reads nor sets
+MLflow's global state (active run, tracking URI).
 """
 
 from __future__ import annotations
@@ -38,45 +38,45 @@ from numpy.typing import NDArray
 
 from tfmammo.config import Experiment, TrackingConfig
 from tfmammo.errors import TrackingError
-from tfmammo.export import located, read_card
+from tfmammo.export import locate, read_card
 from tfmammo.filesystem import write_atomically
-from tfmammo.tracking.models import add_version, version_from
+from tfmammo.tracking.models import add_version, find_version
 from tfmammo.tracking.pyfunc import save_networks
 from tfmammo.tracking.store import (
-    alone,
-    git_state,
+    hold_store,
     open_experiment,
     probe,
-    reaching,
-    sentence,
-    shown,
+    read_git_state,
+    redact,
     store_uri,
+    summarize_error,
+    translate_errors,
 )
 
 log = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-# what they warn of is reported here, once
+# this module reports once what they would warn of
 for _name in ("mlflow.system_metrics", "urllib3.connectionpool"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 RUN_ID = "mlflow_run_id"
 PAUSE = 60.0  # seconds without a try after a failure, or ten times what the failing call took
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
-BATCH = 100  # parameters or tags that MLflow takes at once; of metrics 1000
-WAITING = 100_000  # metrics kept while the store is away
+BATCH = 100  # parameters or tags that MLflow takes at once; ten times as many metrics
+WAITING = 100_000  # metrics kept while the store does not answer
 
 Result = TypeVar("Result")
 
 
 class Run:
-    """One training in MLflow: started, or resumed where its output folder knows it.
+    """One training in MLflow: started, or resumed if its output folder names the run.
 
     The experiment's values become parameters (except the store's address, which may hold a
     password), the code's git commit becomes a tag.
 
     Args:
-        experiment: Name, tracking section and parameters.
+        experiment: Its name, tracking section and parameters are used.
         output: The training's folder, where the id is kept.
 
     Raises:
@@ -91,21 +91,21 @@ class Run:
         self._failed = False
         self._paused_until = 0.0
         self._monitor: SystemMetricsMonitor | None = None
-        with reaching(self.uri):
+        with translate_errors(self.uri):
             probe(self.uri)
-            with alone(self.uri):
+            with hold_store(self.uri):
                 self._client = mlflow.MlflowClient(self.uri)
                 self._experiment = open_experiment(self._client, self.uri, config.experiment)
-            name = run_name(experiment.name, output)
-            self.id = _resumed(self._client, self.uri, output) or _started(
+            name = make_run_name(experiment.name, output)
+            self.id = _resume_run(self._client, self.uri, output) or _start_run(
                 self._client, self._experiment, output, name, config.parent
             )
             try:
-                self._log_parameters(
-                    _flat(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}}))
+                self._send_parameters(
+                    _flatten(experiment.model_dump(mode="json", exclude={"tracking": {"uri"}}))
                 )
-                state = git_state()
-                self._log_tags(
+                state = read_git_state()
+                self._send_tags(
                     state | {"mlflow.source.git.commit": state["git_commit"]} if state else {}
                 )
             except Exception:
@@ -114,21 +114,20 @@ class Run:
         if config.system_metrics:
             self._attempt(self._watch_system)
 
-    def parameters(self, mapping: Mapping[str, Any]) -> None:
+    def log_parameters(self, mapping: Mapping[str, Any]) -> None:
         """Log further parameters.
 
-        MLflow's can't change: one that a resumed run changes becomes a tag, "resumed.KEY".
+        In MLflow a parameter can't change: one that a resumed run changes becomes a tag,
+        "resumed.KEY".
         """
-        self._attempt(lambda: self._log_parameters(_flat(mapping)))
+        self._attempt(lambda: self._send_parameters(_flatten(mapping)))
 
-    def tags(self, mapping: Mapping[str, Any]) -> None:
+    def log_tags(self, mapping: Mapping[str, Any]) -> None:
         """Set tags of the run."""
-        self._attempt(lambda: self._log_tags(mapping))
+        self._attempt(lambda: self._send_tags(mapping))
 
-    def metrics(self, mapping: Mapping[str, float], step: int) -> None:
-        """Log one round of metrics in one request, together with those that waited for
-        the store.
-        """
+    def log_metrics(self, mapping: Mapping[str, float], step: int) -> None:
+        """Log metrics in one request, together with those that waited for the store."""
         now = int(time.time() * 1000)
         self._waiting += [
             Metric(key, float(value), now, int(step)) for key, value in mapping.items()
@@ -136,11 +135,13 @@ class Run:
         del self._waiting[:-WAITING]
         self._attempt(self._send_metrics)
 
-    def image(self, name: str, image: NDArray[np.uint8], step: int) -> None:
+    def log_image(self, name: str, image: NDArray[np.uint8], step: int) -> None:
         """Log an image grid as PNG.
 
         Args:
+            name: The series that the image belongs to.
             image: uint8 [rows, cols] or [rows, cols, 1 | 3].
+            step: Of the training.
         """
         if image.dtype != np.uint8:
             raise ValueError(f"the image {name} must be uint8, not {image.dtype}")
@@ -150,7 +151,7 @@ class Run:
             )
         )
 
-    def artifact(self, path: Path) -> None:
+    def log_artifact(self, path: Path) -> None:
         """Log a file, or a folder under its name."""
         if path.is_dir():
             self._attempt(lambda: self._client.log_artifacts(self.id, str(path), path.name))
@@ -160,15 +161,16 @@ class Run:
     def register(
         self, directory: Path, step: int, metrics: Mapping[str, float], best: bool
     ) -> str | None:
-        """Make an export a new version of the registered model tfmammo-NAME, ready for `mlflow
-        models serve`.
+        """Make an export a new version of the registered model tfmammo-NAME.
+
+        `mlflow models serve` can serve it.
 
         Args:
             directory: An export, copied into the store.
-            step: Become tags of the version.
+            step: Becomes a tag of the version.
             metrics: Become tags of the version.
-            best: It is the best of this run. The alias "best" goes to it where no version has that,
-                or an earlier one of this run; another run's best stays until `python -m
+            best: Whether it is the best of this run. Then it gets the alias "best" if no version or
+                an earlier one of this run has it. Another run's best stays until `python -m
                 tfmammo.registry promote` has compared them.
 
         Returns:
@@ -183,7 +185,8 @@ class Run:
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """Send what waits and end the run; it can still be resumed.
 
-        KILLED: stopped from outside.
+        Args:
+            status: KILLED means that a signal stopped the training.
         """
         if self._monitor:
             self._monitor.finish()
@@ -204,31 +207,31 @@ class Run:
             if not self._failed:
                 log.warning(
                     "%s: the tracking store fails, training goes on without it (%s)",
-                    shown(self.uri),
-                    sentence(error),
+                    redact(self.uri),
+                    summarize_error(error),
                 )
             self._failed = True
             return None
         if self._failed:
-            log.info("%s: the tracking store answers again", shown(self.uri))
+            log.info("%s: the tracking store answers again", redact(self.uri))
         self._failed = False
         return result
 
-    def _log_parameters(self, values: Mapping[str, str]) -> None:
-        known = self._client.get_run(self.id).data.params
-        new = [Param(key, value) for key, value in values.items() if key not in known]
+    def _send_parameters(self, values: Mapping[str, str]) -> None:
+        logged = self._client.get_run(self.id).data.params
+        new = [Param(key, value) for key, value in values.items() if key not in logged]
         for start in range(0, len(new), BATCH):
             self._client.log_batch(self.id, params=new[start : start + BATCH], synchronous=True)
-        self._log_tags(
+        self._send_tags(
             {
                 f"resumed.{key}": value
                 for key, value in values.items()
-                if known.get(key, value) != value
+                if logged.get(key, value) != value
             }
         )
 
-    def _log_tags(self, values: Mapping[str, Any]) -> None:
-        tags = [RunTag(key, shown(str(value))[:LONGEST_VALUE]) for key, value in values.items()]
+    def _send_tags(self, values: Mapping[str, Any]) -> None:
+        tags = [RunTag(key, redact(str(value))[:LONGEST_VALUE]) for key, value in values.items()]
         for start in range(0, len(tags), BATCH):
             self._client.log_batch(self.id, tags=tags[start : start + BATCH], synchronous=True)
 
@@ -261,12 +264,12 @@ class Run:
             key: f"{float(value):.6g}" for key, value in metrics.items()
         }
         tags |= {key: str(card[key]) for key in ("git_commit", "data_fingerprint") if card.get(key)}
-        # A resumed training may come to the same step with other weights, and must not write over
-        # an older version's. But the same export goes to the same place, so that a training that
-        # was killed while it registered makes one version of it.
+        # A resumed training may reach the same step with other weights, and must not overwrite an
+        # older version's. But the same export goes to the same place, so that a training that was
+        # killed while it registered makes one version of it.
         place = f"model-{int(step)}-{card.get('id', uuid.uuid4().hex)[:8]}"
-        save = partial(save_networks, directory=located(directory), card=card, run_id=self.id)
-        version = version_from(client, self.id, place) or add_version(
+        save = partial(save_networks, directory=locate(directory), card=card, run_id=self.id)
+        version = find_version(client, self.id, place) or add_version(
             client, self.id, self.model, place, save, tags
         )
         if best:
@@ -274,27 +277,28 @@ class Run:
         return version
 
     def _move_best(self, version: str) -> None:
-        found = self._client.get_registered_model(self.model).aliases.get("best")
-        if found is None or self._client.get_model_version(self.model, found).run_id == self.id:
+        best = self._client.get_registered_model(self.model).aliases.get("best")
+        if best is None or self._client.get_model_version(self.model, best).run_id == self.id:
             self._client.set_registered_model_alias(self.model, "best", version)
         else:
             log.info(
                 "models:/%s@best stays version %s; python -m tfmammo.registry promote --model %s "
                 "judges this run's best, version %s",
                 self.model,
-                found,
+                best,
                 self.model,
                 version,
             )
 
 
-def parent_run(output: Path, config: TrackingConfig) -> str:
-    """The run that the trainings of a study are shown under, open: a new one, or the one that the
-    study's folder knows.
+def open_parent_run(output: Path, config: TrackingConfig) -> str:
+    """Open the run that the trainings of a study are shown under.
+
+    It is a new one, or the one that the study's folder names.
 
     Args:
         output: The study's folder, where the id is kept.
-        config: Uri and experiment are used.
+        config: Its uri and experiment are used.
 
     Returns:
         Its id, for TrackingConfig.parent and `log_folder`.
@@ -303,12 +307,14 @@ def parent_run(output: Path, config: TrackingConfig) -> str:
         TrackingError: The store can't be reached, or the experiment was deleted.
     """
     uri = store_uri(config.uri)
-    with reaching(uri):
+    with translate_errors(uri):
         probe(uri)
-        with alone(uri):
+        with hold_store(uri):
             client = mlflow.MlflowClient(uri)
             experiment = open_experiment(client, uri, config.experiment)
-        return _resumed(client, uri, output) or _started(client, experiment, output, output.name)
+        return _resume_run(client, uri, output) or _start_run(
+            client, experiment, output, output.name
+        )
 
 
 def log_folder(
@@ -319,16 +325,15 @@ def log_folder(
     metrics: Mapping[str, float],
     run: str | None = None,
 ) -> None:
-    """Log a finished piece of work as a run of its own: its parameters, its numbers and every file
-    in its folder.
+    """Log finished work as a run: its parameters, its metrics and every file in its folder.
 
     Args:
         folder: What is copied into the store; its name becomes the run's.
         uri: The store.
-        experiment: Its name there.
-        parameters: Nested, as they stand in a config.
-        metrics: Name -> value; what is not finite is left out.
-        run: One that is open, instead of a new one; see `parent_run`.
+        experiment: The experiment's name.
+        parameters: Nested, as in a config.
+        metrics: Name -> value; values that are not finite are left out.
+        run: The id of an open run, see `open_parent_run`; None starts a new one.
 
     Raises:
         TrackingError: The store can't be reached, or the experiment was deleted.
@@ -339,9 +344,9 @@ def log_folder(
         if np.isfinite(value)
     }
     now = int(time.time() * 1000)
-    with reaching(uri):
+    with translate_errors(uri):
         probe(uri)
-        with alone(uri):
+        with hold_store(uri):
             client = mlflow.MlflowClient(uri)
             run = (
                 run
@@ -349,11 +354,11 @@ def log_folder(
                     open_experiment(client, uri, experiment), run_name=folder.name
                 ).info.run_id
             )
-        known = client.get_run(run).data.params
+        logged = client.get_run(run).data.params
         flat = [
             Param(key, value)
-            for key, value in _flat(parameters).items()
-            if not key.endswith("tracking_uri") and key not in known
+            for key, value in _flatten(parameters).items()
+            if not key.endswith("tracking_uri") and key not in logged
         ]
         for start in range(0, len(flat), BATCH):
             client.log_batch(run, params=flat[start : start + BATCH], synchronous=True)
@@ -366,13 +371,14 @@ def log_folder(
         client.set_terminated(run)
 
 
-def history(folder: Path, metric: str, uri: str | None = None) -> dict[int, float]:
-    """What a training logged under one name: step -> value, by step; of steps that were repeated
-    after a stop, the later value.
+def read_history(folder: Path, metric: str, uri: str | None = None) -> dict[int, float]:
+    """Read the history of one metric of a training: step -> value, in order of steps.
+
+    A step that was repeated after a stop has its later value.
 
     Args:
         folder: The training's output folder, which knows its run.
-        metric: Its name.
+        metric: The metric's name.
         uri: The store; see `store_uri`.
 
     Raises:
@@ -384,20 +390,20 @@ def history(folder: Path, metric: str, uri: str | None = None) -> dict[int, floa
         run = (folder / RUN_ID).read_text(encoding="utf-8").strip()
     except OSError:
         raise TrackingError(f"{folder}: is no training's folder, it holds no {RUN_ID}") from None
-    with reaching(uri):
+    with translate_errors(uri):
         probe(uri)
-        found = mlflow.MlflowClient(uri).get_metric_history(run, metric)
-    if not found:
+        entries = mlflow.MlflowClient(uri).get_metric_history(run, metric)
+    if not entries:
         raise TrackingError(f"{folder}: its run logged no {metric}")
-    return {
-        each.step: each.value
-        for each in sorted(found, key=lambda each: (each.step, each.timestamp))
-    }
+    entries.sort(key=lambda entry: (entry.step, entry.timestamp))
+    return {entry.step: entry.value for entry in entries}
 
 
-def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
-    """The run that a folder knows, open again; None where it knows none, or the store does not any
-    more.
+def _resume_run(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
+    """Reopen the run that a folder names.
+
+    Returns:
+        Its id; None if the folder names none, or the store has it no more.
     """
     path = output / RUN_ID
     if not path.is_file():
@@ -413,35 +419,40 @@ def _resumed(client: mlflow.MlflowClient, uri: str, output: Path) -> str | None:
             raise
         run = None
     if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-        log.warning("%s: holds no run %s any more, a new one is started", shown(uri), run_id)
+        log.warning("%s: holds no run %s any more, a new one is started", redact(uri), run_id)
         return None
     client.update_run(run_id, "RUNNING")
     return run_id
 
 
-def run_name(system: str, output: Path) -> str:
-    """What a run is called: its folder's path from the part on that names the system, else the
-    system and the folder.
+def make_run_name(system: str, output: Path) -> str:
+    """Make a run's name: its folder's path from the system's name on, else system and folder.
 
-    Example:
+    Examples:
         >>> run_name("can", Path("runs/can/fold0")), run_name("can", Path("out"))
         ('can/fold0', 'can/out')
     """
     parts = output.resolve().parts
-    named = [
-        place for place, part in enumerate(parts) if part == system or part.startswith(f"{system}-")
+    starts = [
+        index for index, part in enumerate(parts) if part == system or part.startswith(f"{system}-")
     ]
-    return "/".join(parts[named[-1] :]) if named else f"{system}/{output.name}"
+    return "/".join(parts[starts[-1] :]) if starts else f"{system}/{output.name}"
 
 
-def _started(
+def _start_run(
     client: mlflow.MlflowClient, experiment: str, output: Path, name: str, parent: str | None = None
 ) -> str:
-    """A new run, whose id the folder keeps.
+    """Start a run, whose id the folder keeps.
 
     Args:
-        experiment: Its id.
+        client: Of the store.
+        experiment: The experiment's id.
+        output: The folder.
+        name: The run's.
         parent: The run that it is shown under.
+
+    Returns:
+        Its id.
     """
     tags = {MLFLOW_PARENT_RUN_ID: parent} if parent else None
     run_id = client.create_run(experiment, run_name=name, tags=tags).info.run_id
@@ -450,13 +461,13 @@ def _started(
     return run_id
 
 
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + str(key)] = shown(
+            flat[prefix + str(key)] = redact(
                 value if isinstance(value, str) else json.dumps(value, default=str)
             )[:LONGEST_VALUE]
     return flat

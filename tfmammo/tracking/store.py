@@ -1,7 +1,4 @@
-"""The address of a tracking store: which one is meant, how it is shown, how it is reached and held.
-
-Nothing here knows MLflow.
-"""
+"""The tracking store: its address, how it is reached, locked and shown without passwords."""
 
 from __future__ import annotations
 
@@ -23,65 +20,63 @@ from tfmammo.errors import TrackingError
 from tfmammo.filesystem import take_lock
 
 FIRST_TIMEOUT = 10  # seconds for an answer at the start; later MLflow's own
-# seconds for another process to give an SQLite store free: making its tables takes some of them
+# seconds for another process to release an SQLite store: creating its tables takes a few
 PATIENCE = 60.0
+LONGEST_SENTENCE = 300  # characters of a foreign error
+# the kind by which MLflow's pages show trainings, and not the evaluation of language models
+EXPERIMENT_KIND = "mlflow.experimentKind"
 
 
 def store_uri(uri: str | None = None) -> str:
-    """The store's address: the one given, else MLFLOW_TRACKING_URI, else mlflow.db in the current
-    folder (absolute).
-    """
+    """Return the store's address: `uri`, else MLFLOW_TRACKING_URI, else ./mlflow.db."""
     return (
         uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
     )
 
 
-def shown(text: str) -> str:
-    """An address, or a text with addresses in it, without what may be secret: user, password, and
-    what follows a "?" or "#".
+def redact(text: str) -> str:
+    """Remove what may be secret from a text with addresses: users, passwords, queries, fragments.
 
-    A password may hold "/", "?" and "@", so that everything before an address's last "@" goes. An
-    SQLite file has no password.
+    A password may contain "/", "?" and "@", so everything before an address's last "@" is removed.
+    An SQLite file has no password.
     """
     text = re.sub(r"\b(?!sqlite:|file:)([\w.+-]+)://\S*@", r"\1://", text)
     text = re.sub(r"\b([\w.+-]+://[^\s?#]*)[?#]\S*", r"\1", text)
-    # the path alone, as an error of the network's library names it
+    # a path alone, as errors of the network's library name it
     return re.sub(r"[?#][^\s?#=]+=\S*", "", text)
 
 
-def how_to_look(uri: str) -> str:
-    """How the runs of a store are looked at: on a server's own pages, else by the command that
-    shows a database.
-    """
-    return (
-        shown(uri)
-        if uri.startswith(("http://", "https://"))
-        else f"mlflow ui --backend-store-uri {shlex.quote(shown(uri))}"
-    )
+def describe_viewer(uri: str) -> str:
+    """Describe how to look at a store's runs: a server's address, else the command that serves."""
+    if uri.startswith(("http://", "https://")):
+        return redact(uri)
+    return f"mlflow ui --backend-store-uri {shlex.quote(redact(uri))}"
 
 
-def sqlite_file(uri: str) -> str | None:
-    """The file of an SQLite store; None for any other."""
+def get_sqlite_file(uri: str) -> str | None:
+    """Return the file of an SQLite store, None for any other store."""
     return sqlalchemy.make_url(uri).database if uri.startswith("sqlite:") else None
 
 
-def artifact_location(uri: str, name: str) -> str | None:
-    """Beside an SQLite database, where MLflow would take the current folder; a server knows its own
-    place.
+def get_artifact_location(uri: str, name: str) -> str | None:
+    """Return where an experiment's artifacts lie: beside an SQLite database.
+
+    MLflow would take the current folder. A server knows its own place: None.
     """
-    database = sqlite_file(uri)
+    database = get_sqlite_file(uri)
     return (Path(database).resolve().parent / "mlruns" / name).as_uri() if database else None
 
 
 @contextlib.contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """Hold an SQLite store for this process: two trainings that start at once would both create its
-    tables, and one fail.
+def hold_store(uri: str) -> Iterator[None]:
+    """Lock an SQLite store for this process.
+
+    Two trainings that start at once would both create its tables, and one would fail.
 
     Raises:
         TrackingError: Another process has held it for PATIENCE seconds.
     """
-    database = sqlite_file(uri)
+    database = get_sqlite_file(uri)
     if not database or database == ":memory:":
         yield
         return
@@ -90,7 +85,7 @@ def alone(uri: str) -> Iterator[None]:
         while take_lock(file) is False:
             if time.monotonic() > deadline:
                 raise TrackingError(
-                    f"{shown(uri)}: another process has held {database}.lock for {PATIENCE:g} s; "
+                    f"{redact(uri)}: another process has held {database}.lock for {PATIENCE:g} s; "
                     "end it, then try again"
                 )
             time.sleep(0.05)
@@ -98,17 +93,15 @@ def alone(uri: str) -> Iterator[None]:
 
 
 def probe(uri: str) -> None:
-    """Ask a database once: MLflow asks ten times, over minutes."""
+    """Ask a database once whether it answers; MLflow would ask ten times, over minutes."""
     if uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
         sqlalchemy.inspect(engine).get_table_names()
 
 
 @contextlib.contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Turns whatever a store raises into a TrackingError, and waits for it no longer than
-    FIRST_TIMEOUT.
-    """
+def translate_errors(uri: str) -> Iterator[None]:
+    """Turn whatever a store raises into a TrackingError, and wait at most FIRST_TIMEOUT for it."""
     patience = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(FIRST_TIMEOUT)
     try:
@@ -117,7 +110,7 @@ def reaching(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow, SQLAlchemy, requests and the system raise their own
         raise TrackingError(
-            f"{shown(uri)}: the tracking store can't be used ({sentence(error)})"
+            f"{redact(uri)}: the tracking store can't be used ({summarize_error(error)})"
         ) from error
     finally:
         del os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
@@ -125,37 +118,33 @@ def reaching(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = patience
 
 
-def sentence(error: Exception) -> str:
-    """The first line of an error, without secrets, or its class where it says nothing."""
-    first_line = shown(str(error).strip().partition("\n")[0])
-    return (
-        f"{first_line[:300]}…" if len(first_line) > 300 else first_line or error.__class__.__name__
-    )
+def summarize_error(error: Exception) -> str:
+    """Return the first line of an error, without secrets, or its class if it has no text."""
+    first_line = redact(str(error).strip().partition("\n")[0])
+    if len(first_line) > LONGEST_SENTENCE:
+        return f"{first_line[:LONGEST_SENTENCE]}…"
+    return first_line or error.__class__.__name__
 
 
 @contextlib.contextmanager
-def registry(uri: str) -> Iterator[mlflow.MlflowClient]:
-    """The client of a store that exists, an SQLite store held for this process alone: between
-    reading an alias and moving it.
+def open_registry(uri: str) -> Iterator[mlflow.MlflowClient]:
+    """Open the client of an existing store, and lock an SQLite store meanwhile.
+
+    The lock protects the time between reading an alias and moving it.
 
     Raises:
-        TrackingError: There is no such store; or in place of whatever goes wrong inside.
+        TrackingError: There is no such store, or anything goes wrong inside.
     """
-    with reaching(uri):
-        if (database := sqlite_file(uri)) and not Path(database).is_file():
-            raise TrackingError(f"{shown(uri)}: there is no such store")
+    with translate_errors(uri):
+        if (database := get_sqlite_file(uri)) and not Path(database).is_file():
+            raise TrackingError(f"{redact(uri)}: there is no such store")
         probe(uri)
-        with alone(uri):
+        with hold_store(uri):
             yield mlflow.MlflowClient(uri)
 
 
-# by which MLflow's pages show trainings, and not the evaluation of language models
-EXPERIMENT_KIND = "mlflow.experimentKind"
-
-
-def git_state(file: Path = Path(__file__)) -> dict[str, str]:
-    """Commit of the checkout that a source file belongs to, and whether tracked files were changed
-    since.
+def read_git_state(file: Path = Path(__file__)) -> dict[str, str]:
+    """Read the commit of a source file's checkout, and whether tracked files were changed since.
 
     Returns:
         {"git_commit": 40 digits, "git_dirty": "true" | "false"}; empty where the file is in no
@@ -169,7 +158,7 @@ def git_state(file: Path = Path(__file__)) -> dict[str, str]:
         ).stdout.strip()
 
     try:
-        # else an installed copy would take the commit of whatever holds it
+        # else an installed copy would take the commit of whatever checkout it lies in
         git("ls-files", "--error-unmatch", file.name)
         changed = git("status", "--porcelain", "--untracked-files=no")
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": "true" if changed else "false"}
@@ -178,25 +167,32 @@ def git_state(file: Path = Path(__file__)) -> dict[str, str]:
 
 
 def open_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
-    """The id of the experiment of that name, which is made where it is missing.
+    """Return the id of an experiment, which is created if it is missing.
+
+    Args:
+        client: Of the store.
+        uri: The store's address.
+        name: The experiment's.
 
     Raises:
-        TrackingError: It was deleted.
+        TrackingError: The experiment was deleted.
     """
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             tags = {EXPERIMENT_KIND: "custom_model_development"}
-            return client.create_experiment(name, artifact_location(uri, name), tags)
+            return client.create_experiment(name, get_artifact_location(uri, name), tags)
         except MlflowException:  # another training may have created it just now
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         raise TrackingError(
-            f"{shown(uri)}: the experiment {name} was deleted there; restore it or set "
+            f"{redact(uri)}: the experiment {name} was deleted there; restore it or set "
             "tracking.experiment"
         )
-    if EXPERIMENT_KIND not in found.tags:
-        client.set_experiment_tag(found.experiment_id, EXPERIMENT_KIND, "custom_model_development")
-    return found.experiment_id
+    if EXPERIMENT_KIND not in experiment.tags:
+        client.set_experiment_tag(
+            experiment.experiment_id, EXPERIMENT_KIND, "custom_model_development"
+        )
+    return experiment.experiment_id

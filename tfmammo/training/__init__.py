@@ -1,3 +1,3 @@
-"""The training loop, its tracking and what the scripts share."""
+"""The training loop, and what the train scripts share."""
 
 import tfmammo._tensorflow  # noqa: F401 - TensorFlow's first import, without its chatter

@@ -1,128 +1,183 @@
-"""What a model must offer to be trained, checked before the first step: names, signatures
-and shapes.
-"""
+"""The contract between the loop and a model, and its checks before the first step."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmammo.errors import TrainingError
+from tfmammo.config import TrainingConfig
+from tfmammo.data.patches import Patches
+from tfmammo.errors import ConfigError, TrainingError
+
+# tf.functions: TensorFlow has no public type for one with an input_signature
+Functions = dict[str, Any]
 
 
-def check(room: Any, functions: Any) -> None:
-    """Make sure that a model keeps its side of the contract, see `loop.Room`, as far as that shows
-    before a step is taken.
+class TrainableModel(Protocol):
+    """What the loop asks of a model. A keras.Model that offers this inherits nothing else."""
+
+    name: str
+    networks: dict[str, keras.Model]
+    optimizers: dict[str, keras.optimizers.Optimizer]
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Run one update round in the paper's order; return scalar losses by name."""
+
+    def sample(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Return panels for the image grid, float32 [batch, size, size, 1] in [0, 1]."""
+
+    def functions(self) -> Functions:
+        """Return what is exported: a tf.function with an input signature per network."""
+
+
+# (functions, held-out patches) -> metrics by name
+Validate = Callable[[Functions, Patches], dict[str, float]]
+# (model, folder) -> the card's "functions"; see tfmammo.export.export
+Write = Callable[[Any, Path], dict[str, Any]]
+
+
+def check_model(model: Any, functions: Any) -> None:
+    """Check that a model fulfils `TrainableModel`, as far as that shows before a step is taken.
 
     Args:
-        functions: What `room.functions()` gave.
+        model: The model, built.
+        functions: What `model.functions()` returned.
 
     Raises:
-        TrainingError: It does not; one sentence names the network, optimizer, function or method.
+        TrainingError: It does not. One sentence names the network, optimizer, function or method.
     """
-    who = type(room).__name__
-    networks = getattr(room, "networks", None)
-    optimizers = getattr(room, "optimizers", None)
+    owner = type(model).__name__
+    networks = getattr(model, "networks", None)
+    optimizers = getattr(model, "optimizers", None)
     if not isinstance(networks, Mapping) or not networks:
         raise TrainingError(
-            f"{who}.networks: must be a dict of networks by name, not {networks!r:.80}"
+            f"{owner}.networks: must be a dict of networks by name, not {networks!r:.80}"
         )
     for name, network in networks.items():
         if not getattr(network, "variables", None):
             raise TrainingError(
-                f"{who}.networks: {name} has no weights yet; build it in the constructor"
+                f"{owner}.networks: {name} has no weights yet; build it in the constructor"
             )
     if not isinstance(optimizers, Mapping) or not optimizers:
         raise TrainingError(
-            f"{who}.optimizers: must be a dict of optimizers by their network's name, not "
+            f"{owner}.optimizers: must be a dict of optimizers by their network's name, not "
             f"{optimizers!r:.80}"
         )
-    _check_names(f"{who}.optimizers", optimizers, networks)
+    _check_names(f"{owner}.optimizers", optimizers, networks)
     for name, optimizer in optimizers.items():
         if not getattr(optimizer, "built", True):
             raise TrainingError(
-                f"{who}.optimizers: {name} is not built; make it with optimization.build in the "
+                f"{owner}.optimizers: {name} is not built; make it with optimization.build in the "
                 "constructor"
             )
     for method in ("train_step", "sample"):
-        check_takes(f"{who}.{method}", getattr(room, method, None), "batch")
+        check_signature(f"{owner}.{method}", getattr(model, method, None), "batch")
     if not isinstance(functions, Mapping) or not functions:
         raise TrainingError(
-            f"{who}.functions: must return a dict of tf.functions by their network's name, not "
+            f"{owner}.functions: must return a dict of tf.functions by their network's name, not "
             f"{functions!r:.80}"
         )
-    _check_names(f"{who}.functions", functions, networks)
+    _check_names(f"{owner}.functions", functions, networks)
     for name, function in functions.items():
-        _check_function(f"{who}.functions: {name}", function)
+        _check_function(f"{owner}.functions: {name}", function)
 
 
-def check_takes(what: str, function: Any, *arguments: str) -> None:
-    """Make sure that something can be called with so many unnamed arguments.
+def check_xla(model: Any, config: TrainingConfig) -> None:
+    """Refuse `training.jit_compile` for a model that states why XLA can't compile it.
+
+    Raises:
+        ConfigError: The message gives the model's `not_for_xla`.
+    """
+    reason = getattr(model, "not_for_xla", None)
+    if config.jit_compile and reason:
+        raise ConfigError(
+            f"training.jit_compile: {model.name} can't be compiled by XLA, because {reason}"
+        )
+
+
+def check_signature(name: str, function: Any, *arguments: str) -> None:
+    """Check that a function can be called with these arguments, all positional.
+
+    Args:
+        name: What an error calls the function.
+        function: Anything; only a callable passes.
+        arguments: What each argument is.
 
     Raises:
         TrainingError: It can't.
     """
-    wanted = f"{what}: must be a function of ({', '.join(arguments)})"
+    requirement = f"{name}: must be a function of ({', '.join(arguments)})"
     if not callable(function):
-        raise TrainingError(f"{wanted}, not {function!r:.80}")
+        raise TrainingError(f"{requirement}, not {function!r:.80}")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # of something built in
+    except (TypeError, ValueError):  # a built-in function
         return
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise TrainingError(f"{wanted}, not of {signature} ({error})") from None
+        raise TrainingError(f"{requirement}, not of {signature} ({error})") from None
 
 
-def check_losses(room: Any, losses: Any) -> None:
-    """Make sure that a step returns scalars by name.
+def check_losses(model: Any, losses: Any) -> None:
+    """Check that a training step returns scalars by name.
 
     Args:
-        losses: What tracing `train_step` gave.
+        model: The owner of `train_step`.
+        losses: What tracing `train_step` returned.
+
+    Raises:
+        TrainingError: It does not.
     """
-    what = f"{type(room).__name__}.train_step"
+    method = f"{type(model).__name__}.train_step"
     if not isinstance(losses, Mapping) or not losses:
-        raise TrainingError(f"{what}: must return scalars by name, not {losses!r:.80}")
+        raise TrainingError(f"{method}: must return scalars by name, not {losses!r:.80}")
     for name, loss in losses.items():
         shape = getattr(loss, "shape", np.shape(loss) if np.isscalar(loss) else None)
         if shape is None or tf.TensorShape(shape).rank not in (0, None):
-            raise TrainingError(f"{what}: must return scalars by name, but {name} is {loss!r:.80}")
-
-
-def check_metrics(validate: Callable[..., Any], metrics: Any) -> None:
-    """Make sure that a validation gave numbers by name: the first decides which
-    checkpoint is best.
-    """
-    what = getattr(validate, "__name__", "validate")
-    if not isinstance(metrics, Mapping) or not metrics:
-        raise TrainingError(
-            f"{what}: must return metrics by name, the first of which tells the best checkpoint, "
-            f"not {metrics!r:.80}"
-        )
-
-
-def _check_names(what: str, found: Mapping[str, Any], networks: Mapping[str, Any]) -> None:
-    for name in found:
-        if name not in networks:
             raise TrainingError(
-                f"{what}: {name} is named after none of the networks {', '.join(networks)}"
+                f"{method}: must return scalars by name, but {name} is {loss!r:.80}"
             )
 
 
-def _check_function(what: str, function: Any) -> None:
-    """A tf.function of named float32 tensors that returns tensors by name."""
+def check_metrics(validate: Callable[..., Any], metrics: Any, monitor: str) -> None:
+    """Check that a validation returned numbers by name, the monitored metric among them.
+
+    Raises:
+        TrainingError: It did not.
+    """
+    name = getattr(validate, "__name__", "validate")
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise TrainingError(f"{name}: must return metrics by name, not {metrics!r:.80}")
+    if monitor not in metrics:
+        raise TrainingError(
+            f"{name}: must return the monitored metric {monitor}, not only {', '.join(metrics)}"
+        )
+
+
+def _check_names(owner: str, items: Mapping[str, Any], networks: Mapping[str, Any]) -> None:
+    for name in items:
+        if name not in networks:
+            raise TrainingError(
+                f"{owner}: {name} is named after none of the networks {', '.join(networks)}"
+            )
+
+
+def _check_function(name: str, function: Any) -> None:
+    """Check that a tf.function takes named float32 tensors and returns tensors by name."""
     specs = getattr(function, "input_signature", None)
     if not isinstance(specs, tuple | list) or not specs:
-        raise TrainingError(f"{what}: must be a tf.function with an input_signature")
+        raise TrainingError(f"{name}: must be a tf.function with an input_signature")
     for spec in specs:
         if not isinstance(spec, tf.TensorSpec) or spec.name is None or spec.dtype != tf.float32:
             raise TrainingError(
-                f"{what}: every input must be a named float32 tf.TensorSpec, not {spec!r:.80}"
+                f"{name}: every input must be a named float32 tf.TensorSpec, not {spec!r:.80}"
             )
     outputs = function.get_concrete_function().structured_outputs
     if (
@@ -130,4 +185,4 @@ def _check_function(what: str, function: Any) -> None:
         or not outputs
         or not all(isinstance(value, tf.Tensor) for value in outputs.values())
     ):
-        raise TrainingError(f"{what}: must return tensors by name, not {outputs!r:.80}")
+        raise TrainingError(f"{name}: must return tensors by name, not {outputs!r:.80}")

@@ -1,4 +1,4 @@
-"""On which devices a training runs, and in which precision."""
+"""The devices that a training runs on, and its precision."""
 
 from __future__ import annotations
 
@@ -17,46 +17,42 @@ log = logging.getLogger(__name__)
 BFLOAT16_SINCE = (8, 0)  # compute capability of the first GPUs with bfloat16 in their matrix units
 
 
-def strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.Strategy:
-    """How a training is shared by devices: those of `training.devices`, else all GPUs, else the one
-    device there is.
+def choose_strategy(config: TrainingConfig, classes: int = 1) -> tf.distribute.Strategy:
+    """Choose how devices share a training: `training.devices`, else all GPUs, else the CPU.
 
-    The workers that this process has joined go before all. A batch that all GPUs can't share, where
-    none was asked for, is computed by one of them.
+    Workers that this process has joined take precedence. If `training.devices` is not set and the
+    GPUs can't share the batch, one of them computes it.
 
     Args:
-        classes: Of balanced patches: every device takes as many of each.
+        config: The training's.
+        classes: Classes of balanced patches; every device takes as many of each.
 
     Raises:
-        ConfigError: training.devices names what is not there.
+        ConfigError: training.devices names a device that is not there.
     """
-    if joined := workers.joined():
+    if joined := workers.get_joined_strategy():
         return joined
-    names = _chosen(config.devices)
-    if config.devices is None and len(names) > 1 and config.batch_size % (len(names) * classes):
-        together = len(names) * classes
+    names = _select(config.devices)
+    divisor = len(names) * classes
+    if config.devices is None and len(names) > 1 and config.batch_size % divisor:
         log.warning(
             "training.batch_size: %d can't be shared by %d GPUs, so %s alone trains; a multiple "
             "of %d takes all, training.devices chooses",
             config.batch_size,
             len(names),
             names[0],
-            together,
+            divisor,
         )
         names = names[:1]
     if len(names) > 1:
         return tf.distribute.MirroredStrategy([f"/{name}" for name in names])
-    return (
-        tf.distribute.get_strategy()
-        if names == _present()[:1]
-        else tf.distribute.OneDeviceStrategy(f"/{names[0]}")
-    )
+    if names == _list_fastest()[:1]:
+        return tf.distribute.get_strategy()
+    return tf.distribute.OneDeviceStrategy(f"/{names[0]}")
 
 
-def _present() -> list[str]:
-    """The devices of this machine, the fastest kind alone: "GPU:0", "GPU:1", ..., without a GPU
-    "CPU:0".
-    """
+def _list_fastest() -> list[str]:
+    """List this machine's GPUs ("GPU:0", "GPU:1", ...), or without one its CPU ("CPU:0")."""
     gpus = tf.config.list_logical_devices("GPU")
     return [
         device.name.removeprefix("/device:")
@@ -64,8 +60,8 @@ def _present() -> list[str]:
     ]
 
 
-def _chosen(wanted: int | Sequence[str] | None) -> list[str]:
-    present = _present()
+def _select(wanted: int | Sequence[str] | None) -> list[str]:
+    present = _list_fastest()
     if wanted is None:
         return present if present[0].startswith("GPU") else present[:1]
     if isinstance(wanted, int):
@@ -75,15 +71,15 @@ def _chosen(wanted: int | Sequence[str] | None) -> list[str]:
                 f"{', '.join(present)}"
             )
         return present[:wanted]
-    known = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
+    names = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices()]
     for name in wanted:
-        if name not in known:
-            raise ConfigError(f"training.devices: there is no {name}; there are {', '.join(known)}")
+        if name not in names:
+            raise ConfigError(f"training.devices: there is no {name}; there are {', '.join(names)}")
     return list(wanted)
 
 
 def check_batch(config: TrainingConfig, replicas: int, classes: int = 1) -> None:
-    """Make sure that devices and classes can share a batch equally.
+    """Check that devices and classes can share a batch equally.
 
     Raises:
         TrainingError: They can't.
@@ -91,8 +87,7 @@ def check_batch(config: TrainingConfig, replicas: int, classes: int = 1) -> None
     if config.batch_size % replicas:
         raise TrainingError(
             f"training.batch_size: {config.batch_size} can't be shared equally by {replicas} "
-            "devices; "
-            f"take a multiple of {replicas}, or fewer training.devices"
+            f"devices; take a multiple of {replicas}, or fewer training.devices"
         )
     if config.batch_size // replicas % classes:
         share = f"{config.batch_size // replicas} patches a device"
@@ -101,13 +96,15 @@ def check_batch(config: TrainingConfig, replicas: int, classes: int = 1) -> None
         )
 
 
-def precision(config: TrainingConfig, gpus: Sequence[Any]) -> str:
-    """The Keras dtype policy for `training.precision`: "auto" takes what the devices compute
-    fastest without harm.
+def choose_precision(config: TrainingConfig, gpus: Sequence[Any]) -> str:
+    """Choose the Keras dtype policy for `training.precision`.
+
+    "auto" takes what the devices compute fastest without harm to the results.
 
     Args:
-        gpus: The machine's, as TensorFlow lists them. They don't count where `training.devices`
-            names CPUs alone.
+        config: The training's.
+        gpus: The machine's, as TensorFlow lists them. They don't count if `training.devices` names
+            CPUs alone.
     """
     if config.precision != "auto":
         return config.precision
@@ -120,16 +117,18 @@ def precision(config: TrainingConfig, gpus: Sequence[Any]) -> str:
 
 
 def gpu_has_bfloat16(gpu: Any) -> bool:
-    """Whether a GPU multiplies bfloat16 in its matrix units; False where TensorFlow does not know
-    its compute capability.
+    """Tell whether a GPU multiplies bfloat16 in its matrix units.
+
+    False if TensorFlow does not know its compute capability.
     """
     capability = tf.config.experimental.get_device_details(gpu).get("compute_capability")
     return capability is not None and tuple(capability) >= BFLOAT16_SINCE
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX); False where the system
-    does not say.
+    """Tell whether this CPU multiplies bfloat16 natively (AVX512-BF16 or AMX).
+
+    False if the system does not say.
     """
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()

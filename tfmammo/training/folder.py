@@ -1,8 +1,8 @@
-"""A training's folder: whose it is, and what of it can be read after a kill or a power loss.
+"""A training's folder: whose it is, and what of it survives a kill or a power loss.
 
 config.yaml and train_patches say whose it is. They are written once, as whole files, when a
-training begins, and a training that goes on reads them only. A start that fails before its first
-step writes neither.
+training begins; a training that resumes only reads them. A start that fails before its first step
+writes neither.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,28 @@ import tensorflow as tf
 from tfmammo import config as configuration
 from tfmammo import filesystem
 from tfmammo.config import TRAINING_CONFIG, Experiment, is_training_folder
-from tfmammo.data.patches import Patches
-from tfmammo.data.tfrecord import Records
+from tfmammo.data.patches import PatchSource
 from tfmammo.errors import TrainingError
 from tfmammo.filesystem import take_lock, write_atomically
-from tfmammo.tracking.store import shown
+from tfmammo.tracking.store import redact
 
 log = logging.getLogger(__name__)
 
 PATCHES = "train_patches"
-# pseudonyms of the patients that `training.initial` was trained on
+# pseudonyms of the patients that the weights had been trained on before step 0
 INITIAL_PATIENTS = "initial_patients.txt"
-# TensorFlow's list of checkpoints, which its own tools read; nothing here goes by it
+# TensorFlow's list of checkpoints, which its own tools read; this module only writes it
 STATE = "checkpoint"
 
 
 @contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Hold the folder for this process, and make it where it is missing; the lock goes with the
-    process, however it ends.
+def hold_lock(output: Path) -> Iterator[None]:
+    """Hold the folder for this process, and create it if it is missing.
+
+    The lock ends with the process, however that ends.
 
     Raises:
-        TrainingError: It can't be made, or another process holds it.
+        TrainingError: The folder can't be created, or another process holds it.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -59,106 +59,117 @@ def locked(output: Path) -> Iterator[None]:
         yield
 
 
-def check(output: Path, experiment: Experiment[Any], train: Patches | Records) -> None:
-    """Make sure that the folder is free, or that its training is this experiment on these patches.
+def check_owner(output: Path, experiment: Experiment[Any], train: PatchSource) -> None:
+    """Check that the folder is free, or that its training is this experiment on these patches.
 
     Nothing is written.
 
     Raises:
-        TrainingError: It is another one; the message names what differs.
+        TrainingError: It holds another training; the message names what differs.
     """
     if not is_training_folder(output):
-        if saved(output / "checkpoints"):
+        if list_checkpoints(output / "checkpoints"):
             raise TrainingError(
                 f"{output / TRAINING_CONFIG}: is missing or empty beside checkpoints; put a copy "
                 "back, or choose another --output"
             )
         return
-    known = configuration.parse(type(experiment), output / TRAINING_CONFIG)
-    different = differences(known.identity(), experiment.identity())
-    if different:
+    owner = configuration.parse(type(experiment), output / TRAINING_CONFIG)
+    differences = list_differences(owner.identity(), experiment.identity())
+    if differences:
         raise TrainingError(
-            f"{output} holds another training ({', '.join(different)}); choose another --output"
+            f"{output} holds another training ({', '.join(differences)}); choose another --output"
         )
     path = output / PATCHES
     if path.is_file() and path.read_text().strip() not in ("", train.fingerprint()):
         raise TrainingError(
             f"{output} holds another training: its patches were others than those of "
-            f"{_source(experiment)}; "
-            "choose another --output, or bring back the files that it began with"
+            f"{_describe_source(experiment)}; choose another --output, or bring back the files "
+            "that it began with"
         )
 
 
-def claim(output: Path, experiment: Experiment[Any], train: Patches | Records) -> None:
-    """Write once whose the folder is. The store's address goes without its password."""
-    if (
-        not is_training_folder(output)
-        or not (output / PATCHES).is_file()
-        or not (output / PATCHES).stat().st_size
-    ):
-        write_atomically(output / PATCHES, train.fingerprint())
-    if not is_training_folder(output):
+def claim(output: Path, experiment: Experiment[Any], train: PatchSource) -> None:
+    """Write once whose the folder is. The store's address is written without its password."""
+    is_claimed = is_training_folder(output)
+    patches = output / PATCHES
+    if not is_claimed or not patches.is_file() or not patches.stat().st_size:
+        write_atomically(patches, train.fingerprint())
+    if not is_claimed:
         tracking = experiment.tracking
-        harmless = tracking.model_copy(update={"uri": tracking.uri and shown(tracking.uri)})
-        write_atomically(
-            output / TRAINING_CONFIG,
-            configuration.dump(experiment.model_copy(update={"tracking": harmless})),
-        )
+        redacted = tracking.model_copy(update={"uri": tracking.uri and redact(tracking.uri)})
+        content = experiment.model_copy(update={"tracking": redacted})
+        write_atomically(output / TRAINING_CONFIG, configuration.dump(content))
 
 
-def sweep(output: Path) -> None:
+def write_seen_patients(output: Path, patients: Collection[str]) -> None:
+    """Record at step 0 which patients the weights were already trained on.
+
+    Args:
+        output: The training's folder.
+        patients: Pseudonyms; none leave no file.
+    """
+    path = output / INITIAL_PATIENTS
+    if patients or path.exists():
+        write_atomically(path, "\n".join(sorted(patients)))
+
+
+def read_seen_patients(output: Path) -> list[str]:
+    """Return what `write_seen_patients` recorded, [] without a record."""
+    path = output / INITIAL_PATIENTS
+    return path.read_text(encoding="utf-8").split() if path.exists() else []
+
+
+def remove_partial_files(output: Path) -> None:
     """Remove what a killed process has left half-written.
 
-    Only while the folder is held, and no other worker writes there.
+    The caller holds the folder, and no other worker writes there.
     """
-    for place in (
-        output,
-        output / "samples",
-        output / "checkpoints",
-        output / "checkpoints" / "best",
-    ):
-        for path in place.glob(".*.part"):
+    for name in (".", "samples", "checkpoints", "checkpoints/best"):
+        for path in (output / name).glob(".*.part"):
             path.unlink(missing_ok=True)
 
 
-def _source(experiment: Experiment[Any]) -> str:
+def _describe_source(experiment: Experiment[Any]) -> str:
     data = experiment.data
-    return (
-        f"data.records {data.records}"
-        if data.records
-        else f"data.root {data.root}"
-        if data.root
-        else "the phantom"
-    )
+    if data.records:
+        return f"data.records {data.records}"
+    return f"data.root {data.root}" if data.root else "the phantom"
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys in which two configs differ: ["model.filters: [64] there, [32] here"]."""
-    found = []
+def list_differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """List the keys in which two configs differ.
+
+    Examples:
+        >>> list_differences({"model": {"filters": [64]}}, {"model": {"filters": [32]}})
+        ['model.filters: [64] there, [32] here']
+    """
+    differences = []
     for key in sorted({*old, *new}):
         before = old.get(key)
         after = new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{key}.")
+            differences += list_differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key}: {before} there, {after} here")
-    return found
+            differences.append(f"{prefix}{key}: {before} there, {after} here")
+    return differences
 
 
-def saved(folder: Path) -> list[str]:
-    """The checkpoints of a folder, oldest first, by the files themselves: the index of each is
-    written after its data.
+def list_checkpoints(folder: Path) -> list[str]:
+    """List the checkpoints of a folder, oldest first.
+
+    Each is found by its index file, which is written after its data.
     """
-    found = {
+    paths = {
         int(match[1]): path
         for path in folder.glob("ckpt-*.index")
         if (match := re.fullmatch(r"ckpt-(\d+)\.index", path.name))
     }
-    return [str(path.with_suffix("")) for _, path in sorted(found.items())]
+    return [str(path.with_suffix("")) for _, path in sorted(paths.items())]
 
 
-def step_of(path: str) -> int:
-    """The step of a checkpoint."""
+def parse_step(path: str) -> int:
+    """Return the step of a checkpoint, by its name."""
     return int(path.rpartition("-")[2])
 
 
@@ -170,7 +181,8 @@ class Checkpoints:
 
     Args:
         checkpoint: What is saved.
-        keep: How many.
+        folder: Where.
+        keep: How many of the newest stay.
     """
 
     def __init__(self, checkpoint: tf.train.Checkpoint, folder: Path, keep: int) -> None:
@@ -180,47 +192,49 @@ class Checkpoints:
 
     @property
     def paths(self) -> list[str]:
-        """Those that there are, oldest first."""
-        return saved(self.folder)
+        """All on disk, oldest first."""
+        return list_checkpoints(self.folder)
 
     @property
     def latest(self) -> str | None:
-        """The newest one."""
+        """The newest one on disk; None if there is none."""
         return self.paths[-1] if self.paths else None
 
     def save(self, step: int) -> None:
-        """Write one.
+        """Write a checkpoint.
 
         Raises:
-            tf.errors.OpError: It can't be written; those before it stay.
-            OSError: It can't be written; those before it stay.
+            tf.errors.OpError: TensorFlow can't write it. Older ones stay.
+            OSError: It can't be flushed to the disk. Older ones stay.
         """
         path = self.folder / f"ckpt-{step}"
         self.checkpoint.write(str(path))
         for file in self.folder.glob(f"{path.name}.*"):
             filesystem.flush(file)
         filesystem.flush_names(self.folder)
-        # a later one could not be read, else it would have been
-        older = [Path(one) for one in self.paths if step_of(one) < step]
+        # a later one was unreadable, else this training would have resumed from it
+        older = [Path(other) for other in self.paths if parse_step(other) < step]
         kept = [*older, path][-self.keep :]
         lines = [
             f'model_checkpoint_path: "{path.name}"',
-            *(f'all_model_checkpoint_paths: "{one.name}"' for one in kept),
+            *(f'all_model_checkpoint_paths: "{other.name}"' for other in kept),
         ]
         write_atomically(self.folder / STATE, "\n".join(lines) + "\n")
-        self._remove_but({one.name for one in kept})
+        self._remove_all_except({other.name for other in kept})
 
-    def _remove_but(self, names: set[str]) -> None:
+    def _remove_all_except(self, names: set[str]) -> None:
         """Remove older checkpoints, each one's index first, and what a killed write has left."""
-        gone = [path for path in self.folder.glob("ckpt-*") if path.name.split(".")[0] not in names]
-        for path in sorted(gone, key=lambda path: path.suffix != ".index"):
+        paths = [
+            path for path in self.folder.glob("ckpt-*") if path.name.split(".")[0] not in names
+        ]
+        for path in sorted(paths, key=lambda path: path.suffix != ".index"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def restore(self) -> str | None:
-        """Restore the newest readable one.
+        """Restore the newest readable checkpoint.
 
         Returns:
-            Its path, or None when there is none.
+            Its path, or None if there is none.
 
         Raises:
             TrainingError: There are checkpoints, but none can be read, or they are another model's.
@@ -246,11 +260,11 @@ class Checkpoints:
         return None
 
 
-def check_nothing_is_lost(output: Path) -> None:
-    """Make sure that a folder without checkpoints is one in which none was ever finished.
+def check_nothing_lost(output: Path) -> None:
+    """Check that a folder without checkpoints never had one.
 
     Raises:
-        TrainingError: There was one; a start from step 0 would write over what came of it.
+        TrainingError: It had one. A start from step 0 would overwrite what came of it.
     """
     for trace in (output / "checkpoints" / STATE, output / "export" / "card.json"):
         if trace.exists():

@@ -1,6 +1,4 @@
-"""Labelled sheets of images: one column per panel, one row per sample, on white so that
-they print and stand on dark pages.
-"""
+"""Labelled grids of images: one column a panel, one row a sample, on white for print and web."""
 
 from __future__ import annotations
 
@@ -13,20 +11,20 @@ from numpy.typing import NDArray
 
 WHITE = (255, 255, 255)
 INK = (40, 40, 40)
-# told apart by colour-blind readers, and on grey tissue
+# distinct for colour-blind readers, and on grey tissue
 BLUE = (86, 180, 233)
 ORANGE = (230, 159, 0)
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 HEADER = 24
 
 
-def grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArray[np.uint8]:
-    """One sheet of n rows with the panels side by side, each under its name.
+def draw_grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArray[np.uint8]:
+    """Draw n rows of images with the panels side by side, each under its name.
 
     Args:
         panels: Name -> float [n, h, w, 1] grey or [n, h, w, 3] RGB, in [0, 1], all of one n, h and
             w, in the order of columns.
-        spacing: px of white between images and round the sheet.
+        spacing: px of white between images and around the grid.
 
     Returns:
         uint8 [rows, cols, 3], RGB.
@@ -39,32 +37,34 @@ def grid(panels: Mapping[str, NDArray[np.floating]], spacing: int = 3) -> NDArra
         raise ValueError("there is no panel to draw")
     tiles = {name: _tiles(name, np.asarray(images)) for name, images in panels.items()}
     count, rows, cols = next(iter(tiles.values())).shape[:3]
-    sheet = np.full(
+    grid = np.full(
         (HEADER + count * (rows + spacing), spacing + len(tiles) * (cols + spacing), 3),
         WHITE,
         np.uint8,
     )
     for column, (name, images) in enumerate(tiles.items()):
         if images.shape[:3] != (count, rows, cols):
-            held = f"{len(images)} images of {images.shape[1]} x {images.shape[2]} px"
-            raise ValueError(f"panel {name} holds {held}, not {count} of {rows} x {cols} px")
+            size = f"{images.shape[1]} x {images.shape[2]} px"
+            raise ValueError(
+                f"panel {name} holds {len(images)} images of {size}, "
+                f"not {count} of {rows} x {cols} px"
+            )
         left = spacing + column * (cols + spacing)
-        _label(sheet[:HEADER, left : left + cols], name)
+        _label(grid[:HEADER, left : left + cols], name)
         for row, image in enumerate(images):
             top = HEADER + row * (rows + spacing)
-            sheet[top : top + rows, left : left + cols] = image
-    return sheet
+            grid[top : top + rows, left : left + cols] = image
+    return grid
 
 
-def outline(
+def draw_outline(
     image: NDArray[np.floating], mask: NDArray[np.generic], colour: tuple[int, int, int] = BLUE
 ) -> NDArray[np.float32]:
-    """The image with the mask's outermost pixels coloured; where the mask runs on beyond the image
-    there is no line.
+    """Colour the mask's outermost pixels; a mask cut off by the image's edge has no line there.
 
     Args:
         image: float [rows, cols, 1] grey or [rows, cols, 3] RGB, in [0, 1].
-        mask: Number [rows, cols, 1], {0, 1}.
+        mask: Any number type, [rows, cols, 1], {0, 1}.
         colour: Red, green, blue, 0 to 255.
 
     Returns:
@@ -84,9 +84,10 @@ def outline(
     )
 
 
-def agreement(targets: NDArray[np.generic], outputs: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Where masks agree and where not: true positives yellow, false negatives red, false positives
-    green, the rest black.
+def draw_agreement(
+    targets: NDArray[np.generic], outputs: NDArray[np.generic]
+) -> NDArray[np.float32]:
+    """Colour true positives yellow, false negatives red, false positives green, the rest black.
 
     Args:
         targets: bool or number [n, s, s, 1], {0, 1}.
@@ -98,16 +99,16 @@ def agreement(targets: NDArray[np.generic], outputs: NDArray[np.generic]) -> NDA
     Source:
         Singh et al., the figures of segmentation results.
     """
-    # red where it is, green where it is said to be
+    # red where the mass is, green where the model says it is
     target = np.asarray(targets, np.float32)
     output = np.asarray(outputs, np.float32)
     return np.concatenate([target, output, np.zeros_like(target)], axis=-1)
 
 
-def save(panels: Mapping[str, NDArray[np.floating]], path: Path) -> None:
-    """Write `grid` of the panels as a picture; its folder is made where it is missing."""
+def save_grid(panels: Mapping[str, NDArray[np.floating]], path: Path) -> None:
+    """Write `draw_grid` of the panels as an image file, and create its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), grid(panels)[..., ::-1])
+    cv2.imwrite(str(path), draw_grid(panels)[..., ::-1])
 
 
 def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -121,7 +122,7 @@ def _tiles(name: str, images: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def _label(band: NDArray[np.uint8], name: str) -> None:
-    """Write the name in the middle of the band, smaller where it is wider than its column."""
+    """Write the name in the middle of the band, smaller if it is wider than its column."""
     text = name.replace("_", " ")
     scale = 0.5
     width = max(1, cv2.getTextSize(text, FONT, scale, 1)[0][0])

@@ -17,11 +17,11 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from tfmammo.datasets import QUICKSTART, framed
+from tfmammo.datasets import QUICKSTART, print_framed
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30.0
-SECONDS_TO_MEASURE = 5.0  # of steps, before the whole is told
+SECONDS_TO_MEASURE = 5.0  # of steps, before the duration is announced
 
 
 class Progress:
@@ -30,18 +30,21 @@ class Progress:
     Time is measured from the end of the first round of steps, which also builds the graph.
 
     Args:
-        name: Of the system.
-        start: Steps done and to do.
-        total: Steps done and to do.
-        tell: Is called once, with the total and the seconds that a step takes, when they are known.
+        name: The system's.
+        start: Steps already taken.
+        total: Steps of the whole training.
+        announce: Called once, with `total` and the seconds a step takes, as soon as they are known.
     """
 
     def __init__(
-        self, name: str, start: int, total: int, tell: Callable[[int, float], None] | None = None
+        self,
+        name: str,
+        start: int,
+        total: int,
+        announce: Callable[[int, float], None] | None = None,
     ) -> None:
-        self.name = name
         self.total = total
-        self.tell = tell
+        self.announce = announce
         self.last_line = -SECONDS_BETWEEN_LINES
         self.console = Console(stderr=True)
         columns = (
@@ -86,29 +89,31 @@ class Progress:
             now - self.last_line > SECONDS_BETWEEN_LINES or step == self.total
         ):
             self.last_line = now
-            left = (
-                ""
-                if seconds_a_step is None
-                else f", about {duration(seconds_a_step * (self.total - step))} left"
-            )
-            log.info("step %s of %s%s: %s", f"{step:,}", f"{self.total:,}", left, text)
+            remaining = ""
+            if seconds_a_step is not None:
+                seconds = seconds_a_step * (self.total - step)
+                remaining = f", about {format_duration(seconds)} left"
+            log.info("step %s of %s%s: %s", f"{step:,}", f"{self.total:,}", remaining, text)
 
     def _measure(self, step: int, now: float) -> float | None:
-        """Seconds a step, with what is done between them, since the first round; None before there
-        is a second one.
+        """Compute the seconds a step has taken since the first round, with all work in between.
+
+        Returns:
+            None before the second round.
         """
         if self.measured_from is None:
             self.measured_from = step, now
             return None
-        first, began = self.measured_from
-        seconds_a_step = (now - began) / (step - first)
-        if self.tell and (now - began > SECONDS_TO_MEASURE or step == self.total):
-            self.tell(self.total, seconds_a_step)
-            self.tell = None
+        first_step, start = self.measured_from
+        seconds_a_step = (now - start) / (step - first_step)
+        is_known = now - start > SECONDS_TO_MEASURE or step == self.total
+        if self.announce and is_known:
+            self.announce(self.total, seconds_a_step)
+            self.announce = None
         return seconds_a_step
 
-    def note(self, step: int, metrics: dict[str, float]) -> None:
-        """Leave a line about the held-out metrics."""
+    def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Log a line with the held-out metrics."""
         log.info(
             "step %s, held out: %s",
             f"{step:,}",
@@ -117,20 +122,20 @@ class Progress:
 
 
 def announce_duration(steps: int, seconds_a_step: float) -> None:
-    """Say in a frame how long a whole training on the phantom takes on this machine."""
-    framed(
+    """Print in a frame how long a whole training on the phantom takes on this machine."""
+    print_framed(
         "No data: this training on the built-in phantom takes about "
-        f"{duration(steps * seconds_a_step)} here "
+        f"{format_duration(steps * seconds_a_step)} here "
         f"({steps:,} steps of {seconds_a_step:.2g} s).\n"
         "Ctrl-C stops it, and the same command goes on. With your own data: --set data.root=DIR\n"
         f"Ten minutes:    {QUICKSTART}"
     )
 
 
-def duration(seconds: float) -> str:
-    """A time in the unit that fits it.
+def format_duration(seconds: float) -> str:
+    """Format a time in the unit that fits it.
 
-    Example:
+    Examples:
         >>> duration(40), duration(1500), duration(126_000), duration(600_000)
         ('40 s', '25 min', '35 h', '7 days')
     """

@@ -1,9 +1,10 @@
-"""What the train and evaluate scripts share: arguments, devices, data, the closing table."""
+"""What the train scripts share: arguments, devices, data, the closing table."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,71 +14,130 @@ import tensorflow as tf
 from rich.table import Table
 
 from tfmammo import config as configuration
-from tfmammo._tensorflow import held_back
-from tfmammo.archives import archive_name
-from tfmammo.cli import arguments, console
+from tfmammo import datasets
+from tfmammo._tensorflow import hold_back_stderr
+from tfmammo.cli import console, make_parser
 from tfmammo.config import Experiment, TrainingConfig
-from tfmammo.data.patches import Patches
-from tfmammo.datasets import datasets
+from tfmammo.data.patches import MakePatches, Patches, PatchSource, make_patches
 from tfmammo.errors import ConfigError
-from tfmammo.export import predict
+from tfmammo.export import predict, write_saved_models
 from tfmammo.metrics import segmentation, synthesis
 from tfmammo.tracking import store
 from tfmammo.training import devices, loop, workers
+from tfmammo.training.contract import Functions, TrainableModel, Validate, Write
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, eq=False)
+class Command:
+    """A train script's command: the config that it was given, and what follows from that.
+
+    Attributes:
+        experiment: The config file with the overrides.
+        overrides: Of --set, "section.key=value" each.
+        given_output: Of --output.
+    """
+
+    experiment: Experiment[Any]
+    overrides: tuple[str, ...] = ()
+    given_output: Path | None = None
+
+    @property
+    def output(self) -> Path:
+        """The training's folder: --output, else one that follows from the config."""
+        return self.given_output or default_output(self.experiment)
+
+    def open_subsets(self, make: MakePatches = make_patches) -> tuple[PatchSource, Patches]:
+        """Open the training and the held-out patches; see `datasets.open_subsets`."""
+        return datasets.open_subsets(self.experiment.data, self.output, make)
+
+    def fit(
+        self,
+        build: Callable[[], TrainableModel],
+        train: PatchSource,
+        held_out: Patches,
+        validate: Validate,
+        *,
+        monitor: str,
+        seen_patients: Iterable[str] = (),
+        write: Write = write_saved_models,
+    ) -> None:
+        """Train, export, and print the closing table; see `loop.fit`."""
+        metrics = loop.fit(
+            build,
+            self.experiment,
+            train,
+            held_out,
+            self.output,
+            validate,
+            monitor=monitor,
+            seen_patients=seen_patients,
+            write=write,
+        )
+        print_summary(self.experiment, metrics, held_out, self.output)
 
 
-def train(description: str, room: Callable[[Any, int], loop.Room], model: type) -> None:
-    """What every train script does: read the config, split the data by patient, fit, show what came
-    out.
+def start(description: str, config: type, not_for_workers: str | None = None) -> Command:
+    """Read the arguments and the config, and configure TensorFlow.
 
     Args:
         description: For --help.
-        room: A class of tfmammo.models or tfmammo.baselines.
-        model: Its config class.
+        config: The class of the `model` section.
+        not_for_workers: Why this training can't be shared by several workers.
+
+    Raises:
+        ConfigError: The config is wrong, or it asks for several workers.
     """
-    chosen = arguments(description).parse_args()
-    experiment = configuration.load(chosen.config, chosen.set, model)
-    prepare(experiment.training)
-    output = chosen.output or default_output(experiment)
-    patches, held_out = datasets(experiment.data, output)
-    metrics = loop.fit(
-        lambda: room(experiment.model, experiment.data.size),
-        experiment,
-        patches,
-        held_out,
-        output,
-        validate,
-    )
-    summary(experiment, metrics, held_out, output)
+    arguments = make_parser(description).parse_args()
+    experiment = configuration.load(arguments.config, arguments.set, config)
+    if not_for_workers:
+        workers.refuse_multi_worker(experiment.training, not_for_workers)
+    configure_tensorflow(experiment.training)
+    return Command(experiment, tuple(arguments.set), arguments.output)
+
+
+def train(
+    description: str, model: Callable[[Any, int], TrainableModel], config: type, monitor: str
+) -> None:
+    """Run a train script: read the config, split the data by patient, train, export.
+
+    Args:
+        description: For --help.
+        model: A class of tfmammo.models or tfmammo.baselines, called with its config and data.size.
+        config: Its config class.
+        monitor: The metric of `compute_validation_metrics` that chooses the best checkpoint.
+    """
+    command = start(description, config)
+    experiment = command.experiment
+    patches, held_out = command.open_subsets()
+    build = partial(model, experiment.model, experiment.data.size)
+    command.fit(build, patches, held_out, compute_validation_metrics, monitor=monitor)
 
 
 def default_output(experiment: Experiment[Any]) -> Path:
-    """runs/NAME-ARCHIVE-FINGERPRINT: the same command comes back to its folder, another one gets
-    its own.
+    """Return runs/NAME-ARCHIVE-FINGERPRINT.
+
+    The same command comes back to its folder, and another one gets its own.
     """
-    return (
-        Path("runs")
-        / f"{experiment.name}-{archive_name(experiment.data)}-{experiment.fingerprint()}"
-    )
+    name = f"{experiment.name}-{experiment.data.archive_name}-{experiment.fingerprint()}"
+    return Path("runs") / name
 
 
-def prepare(training: TrainingConfig) -> None:
-    """Set precision and threads, join the other workers; before the first TensorFlow operation of
-    the process.
+def configure_tensorflow(training: TrainingConfig) -> None:
+    """Set precision and threads, and join the other workers.
+
+    This precedes the first TensorFlow operation of the process.
 
     Raises:
-        ConfigError: training.deterministic is wanted, but TensorFlow's threads are already running;
+        ConfigError: training.deterministic is set, but TensorFlow's threads are already running;
             or nothing says who the workers are.
-        WorkerError: They don't come together.
+        WorkerError: The workers don't come together.
     """
-    cluster = workers.cluster() if training.strategy == "multi_worker" else None
-    with held_back():
+    cluster = workers.read_cluster() if training.strategy == "multi_worker" else None
+    with hold_back_stderr():
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        keras.config.set_dtype_policy(devices.precision(training, gpus))
+        keras.config.set_dtype_policy(devices.choose_precision(training, gpus))
         if training.deterministic:
             try:
                 # The only setting found under which two float32 runs on a CPU agree bit for bit.
@@ -93,54 +153,53 @@ def prepare(training: TrainingConfig) -> None:
         tf.config.list_logical_devices()
 
 
-def validate(functions: loop.Functions, held_out: Patches) -> dict[str, float]:
-    """Held-out metrics of a room's functions: image -> mask gives Dice, Jaccard, ...; mask -> image
-    gives SSIM, L1.
+def compute_validation_metrics(functions: Functions, held_out: Patches) -> dict[str, float]:
+    """Score a segmenter by Dice, Jaccard, ..., a generator by SSIM and L1, a model of both by all.
+
+    Args:
+        functions: A function from "image" is a segmenter, one from "mask" a generator.
+        held_out: Patches with their masks.
 
     Returns:
-        Means over patches, the criterion for the best checkpoint first.
+        Means over patches, those of segmentation first.
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for function in functions.values():
         inputs = {spec.name for spec in function.input_signature}
         if inputs == {"image"}:
             masks = predict(function, "image", held_out.images)["mask"]
             scores = segmentation.per_image(held_out.masks, masks)
-            found = {
-                **{
-                    name: float(scores[name].mean())
-                    for name in ("dice", "jaccard", "accuracy", "mcc")
-                },
-                **found,
-            }
+            names = ("dice", "jaccard", "accuracy", "mcc")
+            metrics = {name: float(scores[name].mean()) for name in names} | metrics
         elif inputs == {"mask"}:
             images = predict(function, "mask", held_out.masks.astype(np.float32))["image"]
             scores = synthesis.per_image(held_out.images, images, held_out.masks)
-            found |= {name: float(scores[name].mean()) for name in ("ssim", "l1")}
-    return found
+            metrics |= {name: float(scores[name].mean()) for name in ("ssim", "l1")}
+    return metrics
 
 
-def summary(
+def print_summary(
     experiment: Experiment[Any], metrics: dict[str, float], held_out: Patches, output: Path
 ) -> None:
-    """Print the closing table and where picture, model and history are; nothing of a worker that is
-    not the chief, which has no metrics.
+    """Print the closing table, and where image grid, model and history are.
+
+    A worker that is not the chief has no metrics, and prints nothing.
     """
     if not metrics:
         return
+    patients = len(set(held_out.patient_ids))
     table = Table(
-        title=f"{experiment.name}: {len(held_out)} held-out patches of "
-        f"{len(set(held_out.patient_ids))} patients"
+        title=f"{experiment.name}: {len(held_out)} held-out patches of {patients} patients"
     )
-    for heading in ("metric", "mean"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    table.add_column("metric")
+    table.add_column("mean", justify="right")
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
-    pictures: Sequence[Path] = sorted((output / "samples").glob("step_*.png"))
-    for what, where in (
-        ("picture", pictures[-1] if pictures else "-"),
+    grids = sorted((output / "samples").glob("step_*.png"))
+    for name, place in (
+        ("picture", grids[-1] if grids else "-"),
         ("model", output / "export"),
-        ("history", store.how_to_look(store.store_uri(experiment.tracking.uri))),
+        ("history", store.describe_viewer(store.store_uri(experiment.tracking.uri))),
     ):
-        console.print(f"{what:<10}{where}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{name:<10}{place}", markup=False, highlight=False, soft_wrap=True)

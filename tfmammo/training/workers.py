@@ -1,16 +1,15 @@
-"""Many machines: this process as one of the workers that train together
-(tf.distribute.MultiWorkerMirroredStrategy).
+"""Many machines: this process as one of the workers of a tf.distribute.MultiWorkerMirroredStrategy.
 
-All workers run the same command. TF_CONFIG, or else what Slurm's srun sets, says who they are and
-which of them this one is. Each computes the gradients of its share of every batch, and all apply
-the same sum, so that their weights stay equal. The first of them, the chief, also validates and
-writes: checkpoints, pictures, history, exports. The others wait for it in their next step, however
-long that takes; all of them read its checkpoints, so the output folder must be one that all
-machines see.
+All workers run the same command. TF_CONFIG, or else the variables of Slurm's srun, names them and
+says which one this process is. Each computes the gradients of its share of every batch, and all
+apply the same sum, so their weights stay equal. The first of them, the chief, also validates and
+writes checkpoints, image grids, history and exports. The others wait for it in their next step,
+however long that takes. All workers read its checkpoints, so all machines must see the output
+folder.
 
-TensorFlow's coordination service watches over them: when a worker is gone, every operation that
-waits for it fails on all others. It does not watch before all are there, and waits for an hour that
-no signal ends; so they meet before it starts.
+TensorFlow's coordination service watches the workers: when one is gone, every operation that waits
+for it fails on all others. Before all are there the service waits for up to an hour, which no
+signal interrupts. So the workers meet before it starts.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from typing import Any, Literal
 
 import tensorflow as tf
@@ -32,9 +32,8 @@ from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import Coordin
 from tensorflow.python.eager import context
 
 from tfmammo.config import Experiment, TrainingConfig, describe
-from tfmammo.data.patches import Patches
+from tfmammo.data.patches import PatchSource
 from tfmammo.data.pipeline import batches
-from tfmammo.data.tfrecord import Records
 from tfmammo.errors import ConfigError, WorkerError
 from tfmammo.optimization import PIECE
 
@@ -42,7 +41,7 @@ log = logging.getLogger(__name__)
 
 KEY = "training.strategy=multi_worker"
 START = 600.0  # seconds for all workers to be there
-# what workers say when they meet
+# what workers send when they meet
 HERE = b"tfmammo worker\n"
 GO = b"go\n"
 SILENCE = 30  # seconds without a sign of life after which a worker is gone
@@ -72,13 +71,14 @@ class Cluster(BaseModel):
 
     @property
     def count(self) -> int:
-        """How many workers there are, the chief among them."""
+        """How many workers there are, including the chief."""
         return len(self.cluster.chief) + len(self.cluster.worker)
 
     @property
     def jobs(self) -> dict[str, list[str]]:
-        """Their addresses, the chief's first."""
-        return {name: found for name, found in self.cluster.model_dump().items() if found}
+        """The workers' addresses by type of job, the chief's first."""
+        addresses = self.cluster.model_dump()
+        return {job: addresses[job] for job in addresses if addresses[job]}
 
     @property
     def own(self) -> str:
@@ -87,27 +87,30 @@ class Cluster(BaseModel):
 
     @property
     def is_chief(self) -> bool:
-        """Whether it is the first of them."""
+        """Whether this process is the first of the workers."""
         return self.own == next(iter(self.jobs.values()))[0]
 
 
-# Of this process, once it has joined.
+# This process's, once it has joined.
 _cluster: Cluster | None = None
 _strategy: tf.distribute.Strategy | None = None
 
 
-def cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
-    """Who the workers are: as TF_CONFIG says, else as Slurm does.
+def read_cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
+    """Read who the workers are from TF_CONFIG, or else from Slurm's variables.
+
+    Args:
+        environment: The process's variables.
 
     Raises:
-        ConfigError: Neither is there, or it is malformed or names no worker that this process could
-            be.
+        ConfigError: Neither is there, or it is malformed, or it names no worker that this process
+            could be.
     """
     if "TF_CONFIG" in environment:
-        said = "TF_CONFIG"
+        source = "TF_CONFIG"
         text = environment["TF_CONFIG"]
     elif "SLURM_STEP_NODELIST" in environment:
-        said = "Slurm's variables"
+        source = "Slurm's variables"
         text = json.dumps(_slurm(environment))
     else:
         raise ConfigError(
@@ -115,25 +118,26 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster:
             "must name the workers"
         )
     try:
-        found = Cluster.model_validate(json.loads(text))
+        cluster = Cluster.model_validate(json.loads(text))
     except ValidationError as error:
-        raise ConfigError(f"{said}: {describe(error).removeprefix('the file: ')}") from None
+        raise ConfigError(f"{source}: {describe(error).removeprefix('the file: ')}") from None
     except ValueError as error:
-        raise ConfigError(f"{said}: is no JSON ({error})") from None
-    addresses = found.jobs.get(found.task.type, [])
-    if found.task.index >= len(addresses):
+        raise ConfigError(f"{source}: is no JSON ({error})") from None
+    task = cluster.task
+    addresses = cluster.jobs.get(task.type, [])
+    if task.index >= len(addresses):
         raise ConfigError(
-            f"{said}: there is no {found.task.type} {found.task.index} among the {len(addresses)} "
-            "of the cluster"
+            f"{source}: there is no {task.type} {task.index} among the {len(addresses)} of the "
+            "cluster"
         )
-    for address in (one for job in found.jobs.values() for one in job):
+    for address in chain.from_iterable(cluster.jobs.values()):
         if not re.fullmatch(r"[^\s:/]+:\d{1,5}", address):
-            raise ConfigError(f'{said}: "{address}" is not of the form host:port')
-    return found
+            raise ConfigError(f'{source}: "{address}" is not of the form host:port')
+    return cluster
 
 
 def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What TF_CONFIG would say.
+    """Read Slurm's variables into the content of a TF_CONFIG.
 
     TensorFlow's SlurmClusterResolver reads the lists of nodes, but needs GPUs and sorts the nodes.
     """
@@ -149,19 +153,23 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def join(found: Cluster) -> tf.distribute.Strategy:
-    """Become one of the workers, and wait until all are there; before the first TensorFlow
-    operation of the process.
+def join(cluster: Cluster) -> tf.distribute.Strategy:
+    """Become one of the workers, and wait until all are there.
+
+    This precedes the first TensorFlow operation of the process.
+
+    Args:
+        cluster: Of `read_cluster`.
 
     Returns:
-        The strategy, which `joined` gives from now on.
+        The strategy, which `get_joined_strategy` returns from now on.
 
     Raises:
-        WorkerError: Not all of them came, or this one's port can't be used.
+        WorkerError: Not all workers came, or this one's port can't be used.
     """
     global _cluster, _strategy
-    meet(found)
-    leader = "chief" if found.cluster.chief else "worker"
+    meet(cluster)
+    leader = "chief" if cluster.cluster.chief else "worker"
     context.context().configure_coordination_service(
         "standalone",
         f"/job:{leader}/replica:0/task:0",
@@ -169,15 +177,15 @@ def join(found: Cluster) -> tf.distribute.Strategy:
         heartbeat_timeout_in_ms=SILENCE * 1000,
         coordinated_jobs=[
             CoordinatedJob(name=name, num_tasks=len(addresses))
-            for name, addresses in found.jobs.items()
+            for name, addresses in cluster.jobs.items()
         ],
     )
     gpus = len(tf.config.list_physical_devices("GPU"))
     options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=0 if gpus else PIECE)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(found.jobs),
-        task_type=found.task.type,
-        task_id=found.task.index,
+        tf.train.ClusterSpec(cluster.jobs),
+        task_type=cluster.task.type,
+        task_id=cluster.task.index,
         num_accelerators={"GPU": gpus},
         rpc_layer="grpc",
     )
@@ -186,70 +194,74 @@ def join(found: Cluster) -> tf.distribute.Strategy:
     except tf.errors.OpError as error:
         reason = str(error.message).strip().split("\n")[0][:200]
         raise WorkerError(
-            f"{KEY}: {found.own} can't join the {found.count} workers ({reason})"
+            f"{KEY}: {cluster.own} can't join the {cluster.count} workers ({reason})"
         ) from None
     except RuntimeError as error:
         raise WorkerError(f"{KEY}: {error}") from None
-    _cluster = found
+    _cluster = cluster
     # TensorFlow has just taken it, and would do nothing with it
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return _strategy
 
 
-def meet(found: Cluster, patience: float = START) -> None:
-    """Wait until all workers have started: the chief calls each of them, and lets them go when all
-    have answered.
+def meet(cluster: Cluster, patience: float = START) -> None:
+    """Wait until all workers have started.
+
+    The chief connects to each of the others, and releases them when all have answered.
 
     Args:
-        patience: Seconds.
+        cluster: Of `read_cluster`.
+        patience: Seconds to wait.
 
     Raises:
-        WorkerError: One of them did not start, or this one's port is in use.
+        WorkerError: A worker did not start, or this one's port is in use.
     """
     deadline = time.monotonic() + patience
-    port = int(found.own.rpartition(":")[2])
+    port = int(cluster.own.rpartition(":")[2])
     try:
         server = socket.create_server(("", port))
     except OSError as error:
         raise WorkerError(
             f"{KEY}: port {port} of this worker can't be used ({error.strerror})"
         ) from None
-    if found.is_chief:
-        server.close()  # TensorFlow would share a port that somebody listens at
-        others = [address for job in found.jobs.values() for address in job if address != found.own]
+    if cluster.is_chief:
+        server.close()  # TensorFlow would share a port that another process listens at
+        others = [
+            address for job in cluster.jobs.values() for address in job if address != cluster.own
+        ]
         with ExitStack() as stack:
-            for line in [
-                stack.enter_context(_called(address, deadline, patience)) for address in others
+            for connection in [
+                stack.enter_context(_connect(address, deadline, patience)) for address in others
             ]:
-                line.sendall(GO)
+                connection.sendall(GO)
     else:
-        _be_called(server, deadline, patience)
+        _answer_chief(server, deadline, patience)
 
 
-def _called(address: str, deadline: float, patience: float) -> socket.socket:
-    """The line to a worker that has answered."""
+def _connect(address: str, deadline: float, patience: float) -> socket.socket:
+    """Connect to a worker, once it answers."""
     host, _, port = address.rpartition(":")
     log.info("waiting for the worker %s", address)
     while time.monotonic() < deadline:
         with suppress(OSError), ExitStack() as stack:
-            line = stack.enter_context(socket.create_connection((host, int(port)), 5))
-            if line.makefile("rb").readline() == HERE:
+            connection = stack.enter_context(socket.create_connection((host, int(port)), 5))
+            if connection.makefile("rb").readline() == HERE:
                 stack.pop_all()
-                return line
+                return connection
         time.sleep(0.2)
     raise WorkerError(f"{KEY}: the worker {address} did not start within {patience:g} s")
 
 
-def _be_called(server: socket.socket, deadline: float, patience: float) -> None:
-    """Answer the chief, and wait for its word."""
+def _answer_chief(server: socket.socket, deadline: float, patience: float) -> None:
+    """Answer the chief, and wait until it releases this worker."""
     with server:
         while (left := deadline - time.monotonic()) > 0:
             with suppress(OSError):
                 server.settimeout(left)
-                with server.accept()[0] as line:
-                    line.settimeout(max(deadline - time.monotonic(), 0.1))
-                    line.sendall(HERE)
-                    if line.makefile("rb").readline() == GO:
+                with server.accept()[0] as connection:
+                    connection.settimeout(max(deadline - time.monotonic(), 0.1))
+                    connection.sendall(HERE)
+                    if connection.makefile("rb").readline() == GO:
                         return
     raise WorkerError(
         f"{KEY}: the chief has not let this worker go within {patience:g} s; are all of them "
@@ -257,43 +269,50 @@ def _be_called(server: socket.socket, deadline: float, patience: float) -> None:
     )
 
 
-def joined() -> tf.distribute.Strategy | None:
-    """The strategy of the workers that this process has joined."""
+def get_joined_strategy() -> tf.distribute.Strategy | None:
+    """Return the strategy of the workers that this process has joined, if it has."""
     return _strategy
 
 
-def refuse(config: TrainingConfig, why: str) -> None:
-    """Raise ConfigError where many workers are wanted.
+def refuse_multi_worker(config: TrainingConfig, why: str) -> None:
+    """Refuse a config that asks for several workers.
 
     Args:
-        why: This can't be done by them.
+        config: The training's.
+        why: Why they can't do this training.
+
+    Raises:
+        ConfigError: It does.
     """
     if config.strategy == "multi_worker":
         raise ConfigError(f"{KEY}: {why}; leave it out")
 
 
-class Team:
-    """The workers of one training; a process by itself, on however many devices, is a team of its
-    own.
+class WorkerGroup:
+    """The workers of one training; a process by itself is a group of one.
 
     Args:
-        strategy: The training's. count: workers. chief: whether this process is the one that
-            writes.
+        strategy: The training's.
+
+    Attributes:
+        strategy: The training's.
+        count: How many workers there are.
+        is_chief: Whether this process is the one that validates and writes.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy = strategy
-        found = _cluster if strategy is _strategy and _cluster else None
-        self.count, self.chief = (found.count, found.is_chief) if found else (1, True)
+        cluster = _cluster if strategy is _strategy else None
+        self.count = cluster.count if cluster else 1
+        self.is_chief = cluster.is_chief if cluster else True
         self._gather = tf.function(
             self._gather_in_graph, input_signature=[tf.TensorSpec([1], tf.int64)]
         )
 
-    def batches(
-        self, train: Patches | Records, size: int, seed: int, augment: bool, step: int
-    ) -> Any:
-        """This process's part of the training's batches from a step on; see
-        `tfmammo.data.pipeline.batches`.
+    def batches(self, train: PatchSource, size: int, seed: int, augment: bool, step: int) -> Any:
+        """Make this process's share of the training's batches from a step on.
+
+        See `tfmammo.data.pipeline`.
         """
         replicas = self.strategy.num_replicas_in_sync
         if self.count == 1:
@@ -309,7 +328,7 @@ class Team:
                 step,
                 (share.input_pipeline_id, share.num_input_pipelines),
             )
-            # else all ask before every step
+            # else all workers ask before every step whether there is a batch
             endless = tf.data.experimental.assert_cardinality(
                 tf.data.experimental.INFINITE_CARDINALITY
             )
@@ -317,9 +336,10 @@ class Team:
 
         return self.strategy.distribute_datasets_from_function(own)
 
-    def gathered(self, value: int) -> list[int]:
-        """Every worker's value, once for each of its devices, in the same order everywhere; all
-        must call it.
+    def gather(self, value: int) -> list[int]:
+        """Collect every worker's value, once for each of its devices, in the same order everywhere.
+
+        All workers must call it.
         """
         if self.count == 1:
             return [value]
@@ -343,36 +363,35 @@ class Team:
         return self.strategy.run(placed)
 
     def wait(self) -> None:
-        """Until all workers have come here."""
-        self.gathered(0)
+        """Wait until all workers have come here."""
+        self.gather(0)
 
-    def agree(self, step: int, experiment: Experiment[Any], train: Patches | Records) -> None:
-        """Make sure that all workers start from the same place with the same work.
+    def agree(self, step: int, experiment: Experiment[Any], train: PatchSource) -> None:
+        """Check that all workers start from the same step with the same config and patches.
 
         Raises:
             WorkerError: They don't.
         """
-        if len(steps := set(self.gathered(step))) > 1:
-            found = " and ".join(f"{one:,}" for one in sorted(steps))
+        steps = sorted(set(self.gather(step)))
+        if len(steps) > 1:
+            listed = " and ".join(f"{each:,}" for each in steps)
             raise WorkerError(
-                f"the workers would go on from the steps {found}; the output folder must be one "
+                f"the workers would go on from the steps {listed}; the output folder must be one "
                 "that all their machines see"
             )
         for name, fingerprint in (
             ("config", experiment.fingerprint()),
             ("training patches", train.fingerprint()),
         ):
-            if len(set(self.gathered(int(fingerprint[:8], 16)))) > 1:
+            if len(set(self.gather(int(fingerprint[:8], 16)))) > 1:
                 raise WorkerError(
                     f"the workers' {name} differ; all of them need the same command and the same "
                     "files"
                 )
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """What TensorFlow raises inside when another worker is gone becomes a WorkerError of one
-        sentence.
-        """
+    def translate_errors(self) -> Iterator[None]:
+        """Turn what TensorFlow raises inside when another worker is gone into a WorkerError."""
         try:
             yield
         except tf.errors.OpError as error:
@@ -380,10 +399,9 @@ class Team:
                 raise
             log.debug("a collective operation failed", exc_info=True)
             raise WorkerError(
-                f"{_lost(error)} is gone (killed, or its machine or the network failed; what it "
-                "said last tells more); once all have "
-                f"ended, the same command on all {self.count} workers goes on from the last "
-                "checkpoint"
+                f"{_name_lost_worker(error)} is gone (killed, or its machine or the network "
+                "failed; what it said last tells more); once all have ended, the same command on "
+                f"all {self.count} workers goes on from the last checkpoint"
             ) from None
 
 
@@ -395,10 +413,9 @@ GONE = (
 )
 
 
-def _lost(error: tf.errors.OpError) -> str:
-    """The worker that an error is about, as far as it says."""
+def _name_lost_worker(error: tf.errors.OpError) -> str:
+    """Name the worker that an error is about, as far as the error tells."""
     text = str(error)
-    found = re.findall(
-        r"/job:(\w+)(?:/replica:0)?/task:(\d+)", text.partition("unhealthy")[2] or text
-    )
-    return f"{found[0][0]} {found[0][1]}" if found else "another worker"
+    text = text.partition("unhealthy")[2] or text
+    match = re.search(r"/job:(\w+)(?:/replica:0)?/task:(\d+)", text)
+    return f"{match[1]} {match[2]}" if match else "another worker"

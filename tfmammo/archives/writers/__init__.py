@@ -1,3 +1,4 @@
-"""Records -> files as the archives distribute them: for tests, trials and benchmarks
-without anybody's data.
+"""Write records as the archives distribute their files.
+
+Tests, trials and benchmarks then need nobody's data.
 """

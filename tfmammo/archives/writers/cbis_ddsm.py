@@ -1,6 +1,4 @@
-"""Mammograms -> CBIS-DDSM as it is distributed: the four case-description tables and a
-DICOM tree.
-"""
+"""Write mammograms as CBIS-DDSM is distributed: four case-description tables, a DICOM tree."""
 
 from __future__ import annotations
 
@@ -41,16 +39,16 @@ class _Series(NamedTuple):
 
     @property
     def uids(self) -> tuple[str, str]:
-        """(study, series)."""
+        """Return (study, series)."""
         key = f"{self.folder}/{self.description}"
         return generate_uid(entropy_srcs=[key, "study"]), generate_uid(entropy_srcs=[key, "series"])
 
     def printed(self, number: int) -> str:
-        """A file's path in the tables."""
+        """Return a file's path in the tables."""
         return "/".join((self.folder, *self.uids, f"{number - 1:06d}.dcm"))
 
     def path(self, number: int) -> Path:
-        """A file's path on disk."""
+        """Return a file's path on disk."""
         study, series = self.uids
         if self.layout == "csv":
             return self.root / self.printed(number)
@@ -92,15 +90,16 @@ def write(
     described: bool = True,
     mask_scale: tuple[float, float] = (1.0, 1.0),
 ) -> list[Path]:
-    """Write mammograms as CBIS-DDSM distributes its own; each goes into the set of its official
-    split, else into training.
+    """Write mammograms as CBIS-DDSM distributes its own.
+
+    Each goes into the set of its official split, else into training.
 
     Calcifications make one set, all other lesions the other: a mammogram with both is written
     twice, one without lesions, which CBIS-DDSM does not have, not at all.
 
     Args:
-        mammograms: Of any archive, each with laterality and view, one per patient, side and view;
-            pixels are rint(value * 65535).
+        mammograms: Records of any archive, each with laterality and view, one per patient,
+            laterality and view; pixels are rint(value * 65535).
         root: A folder, made where missing.
         layout: Folders as the NBIA retriever names them, as the tables do, or by series UID alone.
         swapped: Mask and crop lie in two series, exchanged in the tables, instead of in one.
@@ -176,7 +175,7 @@ def _write_lesion(
     described: bool,
     mask_scale: tuple[float, float],
 ) -> tuple[str, str]:
-    """Write crop and mask; returns their paths as the table prints them."""
+    """Write crop and mask; return their paths as the table prints them."""
     roi = image._replace(folder=folder, description="ROI mask images")
     top, left, bottom, right = lesion.box
     sizes = [

@@ -1,4 +1,4 @@
-"""Mammograms -> CDD-CESM as it is distributed: JPEGs, a VIA table of regions, a clinical table."""
+"""Write mammograms as CDD-CESM is distributed: JPEGs, a VIA table, a clinical table."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Mammograms -> DDSM as it is distributed: case folders with .ics, .OVERLAY and lossless
-JPEG as the PVRG codec writes it.
+"""Write mammograms as DDSM is distributed: case folders with .ics, .OVERLAY, lossless JPEG.
+
+The JPEG is as the PVRG codec writes it.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def write(
     """Write mammograms as DDSM distributes its own: root/cases/<kind>s/<kind>_01/case0001/...
 
     Args:
-        mammograms: Of any archive, with laterality and view, a patient's no two alike; lesions need
-            outlines.
+        mammograms: Records of any archive, with laterality and view, a patient's no two alike;
+            lesions need outlines.
         root: A folder, made where missing.
         scanner: Whose calibration maps densities to grey levels.
         form: Of the images: compressed, or as users decode them.
@@ -107,12 +108,12 @@ def write(
 
 
 def _kind(images: list[Mammogram]) -> str:
-    found = {mammogram.pathology for mammogram in images}
-    if "malignant" in found:
+    pathologies = {mammogram.pathology for mammogram in images}
+    if "malignant" in pathologies:
         return "cancer"
     return (
         "benign"
-        if "benign" in found or any(mammogram.lesions for mammogram in images)
+        if "benign" in pathologies or any(mammogram.lesions for mammogram in images)
         else "normal"
     )
 
@@ -135,8 +136,9 @@ def _view_line(mammogram: Mammogram, bits: int) -> str:
 
 
 def overlay(mammogram: Mammogram) -> str:
-    """The text of an .OVERLAY: one abnormality for each connected part of each lesion's mask,
-    traced along its border pixels.
+    """Return the text of an .OVERLAY.
+
+    Each connected part of each lesion's mask is one abnormality, traced along its border pixels.
     """
     parts = [
         (lesion, contour[:, 0])
@@ -172,9 +174,7 @@ def _lesion_type(lesion: Lesion) -> str:
 
 
 def _chain(contour: NDArray) -> str:
-    """A closed border of 8-connected pixels, int [points, 2] of (col, row), as DDSM's
-    chain code.
-    """
+    """Encode a closed border of 8-connected pixels, int [points, 2] of (col, row), as a chain."""
     steps = np.diff(contour, axis=0, append=contour[:1])
     # a single pixel has no step
     codes = [str(_CODES[row, col]) for col, row in steps.tolist() if (row, col) != (0, 0)]
@@ -193,7 +193,7 @@ def _write_image(path: Path, grey: NDArray[np.uint16], form: Form, transposed: b
 def encode(
     grey: NDArray[np.uint16], predictor: int = 7, precision: int = 16, conforming: bool = False
 ) -> bytes:
-    """Grey levels -> lossless JPEG with one Huffman table, no restarts, as PVRG writes it.
+    """Encode grey levels as lossless JPEG with one Huffman table, no restarts, as PVRG writes it.
 
     Args:
         grey: uint16 [rows, cols], below 2^precision.
@@ -233,7 +233,7 @@ def encode(
 def _differences(
     grey: NDArray[np.uint16], predictor: int, precision: int, conforming: bool
 ) -> NDArray[np.int64]:
-    """Value - prediction modulo 2^16, from -32767 to 32768."""
+    """Return value - prediction modulo 2^16, from -32767 to 32768."""
     padded = np.pad(grey.astype(np.int64), ((1, 0), (1, 0)), constant_values=1 << (precision - 1))
     left = padded[1:, :-1]
     above = padded[:-1, 1:]
@@ -254,8 +254,9 @@ def _differences(
 
 
 def _pack(bits: NDArray[np.int64], lengths: NDArray[np.int64]) -> bytes:
-    """The lowest lengths[i] bits of each bits[i], the highest first, filled up with 1s to whole
-    bytes.
+    """Pack the lowest lengths[i] bits of each bits[i], the highest first.
+
+    The last byte is filled up with 1s.
     """
     begins = np.cumsum(lengths) - lengths
     stream = np.ones(-(-int(lengths.sum()) // 8) * 8, np.uint8)

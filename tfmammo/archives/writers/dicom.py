@@ -27,11 +27,11 @@ def write_dicom(
     """Write one grey image; the folder is made where missing.
 
     Args:
-        path: Where.
+        path: The file to write.
         stored: [rows, cols], the values as they shall stand in the file, signed or not; 8 bits
             allocated up to bits = 8, else 16.
         bits: BitsStored.
-        sop_class: Uncompressed or one that pydicom encodes with its installed plugins.
+        sop_class: What kind of image the file says it is.
         syntax: Uncompressed or one that pydicom encodes with its installed plugins.
         elements: Further elements by keyword; one that is None is left out. Study, series and
             instance have UIDs of their own unless they are given.
@@ -56,7 +56,8 @@ def write_dicom(
     dataset.Modality = "MG"
     dataset.PatientID = "removed"
     dataset.PatientName = "removed"
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *stored.shape, 1
+    dataset.Rows, dataset.Columns = stored.shape
+    dataset.SamplesPerPixel = 1
     dataset.BitsAllocated = allocated
     dataset.BitsStored = bits
     dataset.HighBit = bits - 1

@@ -1,6 +1,4 @@
-"""Mammograms -> a folder that other programs read too: images, masks or COCO annotations,
-metadata.csv.
-"""
+"""Write a folder that other programs read too: images, masks or COCO, metadata.csv."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ def write(
     ending: str = ".png",
     bits: int = 16,
 ) -> list[Path]:
-    """Write mammograms of any archive, numbered in the order given; patients stay the pseudonyms
-    that they are.
+    """Write mammograms of any archive, numbered in the order given.
+
+    Patients keep their pseudonyms.
 
     Args:
         root: A folder, made where missing.
@@ -121,7 +120,7 @@ def _row(file: str, mammogram: Mammogram, bits: int) -> dict[str, Any]:
 
 
 def _write_masks(folder: Path, stem: str, mammogram: Mammogram) -> list[dict[str, Any]]:
-    """One file and one row of the table for each lesion."""
+    """Write one file and one row of the table for each lesion."""
     folder.mkdir(exist_ok=True)
     rows = []
     for number, lesion in enumerate(mammogram.lesions, start=1):

@@ -1,4 +1,4 @@
-"""Mammograms -> INbreast as it is distributed: AllDICOMs, AllXML, INbreast.csv and INbreast.xls."""
+"""Write mammograms as INbreast is distributed: AllDICOMs, AllXML, INbreast.csv and .xls."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def write(
     monochrome1: bool = False,
     xls: bool = False,
 ) -> list[Path]:
-    """Write mammograms as INbreast distributes its own: AllDICOMs, AllXML (of those with lesions),
-    INbreast.csv.
+    """Write mammograms as INbreast distributes its own.
+
+    There are AllDICOMs, AllXML (of those with lesions) and INbreast.csv.
 
     Args:
-        mammograms: Of any archive, each with laterality and view.
+        mammograms: Records of any archive, each with laterality and view.
         root: A folder, made where missing.
         bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
         monochrome1: Store them inverted.

@@ -1,4 +1,4 @@
-"""Mammograms -> mini-MIAS as it is distributed: mdb001.pgm ... and Info.txt."""
+"""Write mammograms as mini-MIAS is distributed: mdb001.pgm ... and Info.txt."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ def write(
     comment: bool = False,
     note_3: bool = False,
 ) -> list[Path]:
-    """Write mammograms as mini-MIAS distributes its own: PGM of 8 bit, 1024 x 1024 px, and Info.txt
-    behind its prose.
+    """Write mammograms as mini-MIAS distributes its own.
+
+    Images are PGM of 8 bits, 1024 x 1024 px, and Info.txt has its table behind prose.
 
     Images of another size are centred in the square, padded with black or cut, as the archive did;
     circles move along. The left and the right film of a patient become a pair; who has several of
@@ -55,10 +56,10 @@ def write(
     read back as MLO, since the archive has no other.
 
     Args:
-        mammograms: Of any archive, each with laterality; lesions with outlines, of which the circle
-            around them is kept.
+        mammograms: Records of any archive, each with laterality; lesions with outlines, of which
+            the circle around them is kept.
         root: A folder, made where missing.
-        folder: Of the images beneath root.
+        folder: Folder of the images beneath root.
         upper_case: MDB001.PGM and INFO.TXT.
         comment: A comment in the header of the PGM.
         note_3: `*NOTE 3*` in place of every calcification's circle.
@@ -94,8 +95,9 @@ class _Names:
         self.free: dict[tuple[str, int], list[int]] = defaultdict(list)
 
     def next(self, mammogram: Mammogram) -> str:
-        """The name of a mammogram's film: the free place of its side in a pair of its patient, else
-        in a new pair.
+        """Return the name of a mammogram's film.
+
+        It is the free place of its laterality in a pair of its patient, else in a new pair.
         """
         if mammogram.laterality is None:
             raise ValueError(

@@ -1,5 +1,6 @@
-"""Mammograms -> OMI-DB as it is distributed: data (imagedb, nbss, DICOM headers as JSON)
-and images.
+"""Write mammograms as OMI-DB is distributed: data and images.
+
+Data are imagedb, nbss and DICOM headers as JSON.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def write(
     outlines are lost.
 
     Args:
-        mammograms: Of any archive, each with laterality and view.
+        mammograms: Records of any archive, each with laterality and view.
         root: A folder, made where missing.
         bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
         upper: DATA, IMAGES, IMAGEDB_ and NBSS_.
@@ -116,7 +117,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _records(content: list[tuple[Mammogram, str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """imagedb's studies and nbss's one episode of one client."""
+    """Return imagedb's studies and nbss's one episode of one client."""
     studies: dict[str, Any] = {}
     screening: dict[str, Any] = {"L": {"DateTaken": _DATE}, "R": {"DateTaken": _DATE}}
     biopsy: dict[str, Any] = {"L": {}, "R": {}}
@@ -157,10 +158,9 @@ def _records(content: list[tuple[Mammogram, str, str]]) -> tuple[dict[str, Any],
 
 def _mark(lesion: Lesion, number: int, linked: str | None) -> dict[str, Any]:
     top, left, bottom, right = lesion.box
-    flags = {
-        flag: (1 if flag == "Mass" else flag) if _FLAGS[lesion.kind] == flag else None
-        for flag in _FLAGS.values()
-    }
+    flags: dict[str, Any] = dict.fromkeys(_FLAGS.values())
+    flag = _FLAGS[lesion.kind]
+    flags[flag] = 1 if flag == "Mass" else flag
     return {
         **flags,
         **dict.fromkeys((*_OTHER_FLAGS, *_MORE_FLAGS)),

@@ -1,16 +1,17 @@
-"""Lesions found in a DICOM mammogram -> a DICOM segmentation (SEG) that refers to it, one
-segment for each lesion.
+"""Write lesions found in a DICOM mammogram as a DICOM segmentation (SEG).
+
+The file refers to the mammogram and has one segment for each lesion.
 
 A viewer lays the segments over the mammogram because the file belongs to the same patient and
 study: the standard makes it repeat the source's patient and study modules (PS3.3 C.7.1.1 and
 C.7.2.1), so **it holds the patient's name, identifier and date of birth wherever the source does**,
 and must be guarded as the source is. To pass it on, de-identify the source first.
 
-Left open by the standard and chosen here: segments are binary and may overlap; of the source's
-elements that must be there but may be empty, one that is missing or breaks the standard's form
-stays empty; where identifiers of study, series or image are missing nothing is written, as no
-viewer could find what it refers to. The masks are in the source's own pixels, so no frame of
-reference is needed, which mammograms seldom state.
+Left open by the standard and chosen here: segments are binary and may overlap. Some of the source's
+elements must be there but may be empty; one that is missing or breaks the standard's form stays
+empty. Where identifiers of study, series or image are missing, nothing is written, as no viewer
+could find the mammogram. The masks are in the source's own pixels, so no frame of reference is
+needed, which mammograms seldom state.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ _EMPTIABLE: dict[str, Callable[[str], object]] = {
 }
 
 
-def written(
+def try_write(
     path: Path,
     source: Path | None,
     lesions: Mapping[str, Lesion],
@@ -73,11 +74,12 @@ def written(
 ) -> str:
     """Write the masks of what was found, where that can be.
 
-    As of `write`;.
-
     Args:
-        source: None of a mammogram that is no file.
-        lesions: May be empty.
+        path: The same as for `write`.
+        source: The mammogram's file; None of one that is no file.
+        lesions: The same as for `write`; may be empty.
+        version: The same as for `write`.
+        parameters: The same as for `write`.
 
     Returns:
         Why there is no segmentation, or "" where there is one.
@@ -107,12 +109,12 @@ def write(
     """Write the masks of a mammogram's lesions.
 
     Args:
-        path: Where; its folder must be there.
+        path: The file to write; its folder must be there.
         source: The mammogram, of which everything before the pixels is read.
-        lesions: By their segments' labels, up to 64 ASCII characters, each with an outline in the
-            source's px; at least one.
-        version: Of tfmammo.
-        parameters: Of the algorithm, which models it was.
+        lesions: Lesions by their segments' labels, up to 64 ASCII characters, each with an outline
+            in the source's px; at least one.
+        version: Version of tfmammo.
+        parameters: Parameters of the algorithm: which models it was.
 
     Raises:
         ArchiveError: The source can't be read, has no identifiers or is such that no SEG can refer
@@ -161,7 +163,7 @@ def write(
 
 
 class _Unidentified(Exception):
-    """The keyword of what is missing."""
+    """The keyword of a missing element."""
 
 
 def _complete(dataset: Dataset) -> None:
@@ -171,10 +173,10 @@ def _complete(dataset: Dataset) -> None:
     for keyword, form in _EMPTIABLE.items():
         value = dataset.get(keyword)
         try:
-            known = isinstance(value, str | PersonName) and form(str(value)) is not None
+            is_known = isinstance(value, str | PersonName) and form(str(value)) is not None
         except ValueError:
-            known = False
-        if not known:
+            is_known = False
+        if not is_known:
             setattr(dataset, keyword, None)
 
 

@@ -1,15 +1,16 @@
-"""A mammogram with inserted lesions -> DICOM or PNG, and a whole set of them -> a folder
-that the archive `folder` reads.
+"""Write synthetic mammograms as DICOM or PNG, and a set of them as a folder.
+
+The archive `folder` reads that folder.
 
     images/NAME.dcm or .png    lesion_masks/NAME_1.png ...    annotations.json (COCO)
     metadata.csv
 
-The DICOM is written anew, from pixels, facts of the record and the few numbers by which values
-become greys: nothing of the source's header is copied that could name anybody, no UID, date or
-device. Where side, view and spacing are known it is a digital mammography image for presentation,
-which must state them, else a secondary capture. That it is synthetic stands in SyntheticData,
-ImageType, PatientName, SeriesDescription, ImageComments, DerivationDescription, Manufacturer, and
-of a secondary capture in ConversionType. Its UIDs follow from `key`, so that the same content is
+The DICOM is built from pixels, facts of the record and the few numbers by which values become
+greys. Nothing of the source's header is copied that could name anybody, no UID, date or device.
+Where laterality, view and spacing are known, it is a digital mammography image for presentation,
+which must state them; else it is a secondary capture. SyntheticData, ImageType, PatientName,
+SeriesDescription, ImageComments, DerivationDescription, Manufacturer, and ConversionType of a
+secondary capture say that it is synthetic. Its UIDs follow from `key`, so that the same content is
 the same file.
 
 PatientIdentityRemoved is YES for public archives, which were given out without names. For
@@ -63,11 +64,13 @@ _FACTS = ("laterality", "view", "pathology", "density")
 _FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
-def dicom(path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: bool = False) -> None:
+def write_dicom_of_mammogram(
+    path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: bool = False
+) -> None:
     """Write one DICOM file, of the source's bits, sign and rendition.
 
     Args:
-        stored: With the inserted lesions.
+        stored: Values with the inserted lesions.
         mammogram: The source; its pseudonym becomes the PatientID.
         key: What the UIDs follow from.
         lossy: The source was compressed with loss.
@@ -92,20 +95,18 @@ def dicom(path: Path, stored: Stored, mammogram: Mammogram, key: str, lossy: boo
     )
 
 
-def png(path: Path, stored: Stored) -> None:
-    """Write one PNG of 8 or 16 bits: the values as they are stored, of DICOM its greys in the same
-    depth.
-    """
-    path.write_bytes(encoded(stored.full_scale()))
+def write_png(path: Path, stored: Stored) -> None:
+    """Write one PNG of 8 or 16 bits: values as stored, those of DICOM as greys of equal depth."""
+    path.write_bytes(encode_png(stored.full_scale()))
 
 
-def encoded(picture: NDArray[np.integer]) -> bytes:
-    """A PNG of uint8 or uint16 [rows, cols]."""
+def encode_png(picture: NDArray[np.integer]) -> bytes:
+    """Encode uint8 or uint16 [rows, cols] as PNG."""
     return cv2.imencode(".png", picture, _FAST)[1].tobytes()
 
 
-def mask_png(mask: NDArray[np.uint8]) -> bytes:
-    """A PNG of one bit a pixel, which readers show as 0 and 255.
+def encode_mask_png(mask: NDArray[np.uint8]) -> bytes:
+    """Encode a mask as a PNG of one bit a pixel, which readers show as 0 and 255.
 
     Args:
         mask: uint8 [rows, cols], 0 or 1.
@@ -115,10 +116,10 @@ def mask_png(mask: NDArray[np.uint8]) -> bytes:
     ].tobytes()
 
 
-def coco(
+def format_coco(
     images: Iterable[dict[str, Any]], annotations: Iterable[dict[str, Any]], about: str
 ) -> dict[str, Any]:
-    """A COCO file's content, from images and what `coco_annotation` gives, numbered here."""
+    """Return a COCO file's content, from images and what `coco_annotation` gives, numbered here."""
     return {
         "info": {"description": f"{MARK}. {about}", "version": __version__},
         "licenses": [],
@@ -141,7 +142,7 @@ def coco_annotation(
     region: dict[str, Any] | None,
     synthetic: bool = True,
 ) -> dict[str, Any]:
-    """One lesion.
+    """Return the annotation of one lesion.
 
     Args:
         image: The image's id.
@@ -165,8 +166,8 @@ def coco_annotation(
     return facts | ({"segmentation": region} if region else {})
 
 
-def metadata(rows: Sequence[dict[str, Any]]) -> str:
-    """metadata.csv.
+def format_metadata(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the content of metadata.csv.
 
     Args:
         rows: File, patient, and what is known of laterality, view, pathology, density, spacing,
@@ -208,8 +209,9 @@ def _rendition(stored: Stored) -> dict[str, Any]:
 
 
 def _deidentification(mammogram: Mammogram, burned_in: str) -> dict[str, Any]:
-    """Whether nobody can tell who the patient is: an unkeyed hash of a hospital's number can be
-    undone, and pixels may hold a name.
+    """Tell whether nobody can tell who the patient is.
+
+    An unkeyed hash of a hospital's number can be undone, and pixels may hold a name.
     """
     if mammogram.archive in _DEIDENTIFIED or (is_keyed() and burned_in == "NO"):
         return {
@@ -220,8 +222,9 @@ def _deidentification(mammogram: Mammogram, burned_in: str) -> dict[str, Any]:
 
 
 def _identity(mammogram: Mammogram, key: str, burned_in: str) -> dict[str, Any]:
-    """Whose it is, and that it is synthetic; what the standard wants stated even when it is unknown
-    is empty.
+    """Return whose the file is, and that it is synthetic.
+
+    What the standard wants stated even when it is unknown is empty.
     """
     uids = {
         name: generate_uid(entropy_srcs=["tfmammo", name, of])
@@ -251,7 +254,7 @@ def _identity(mammogram: Mammogram, key: str, burned_in: str) -> dict[str, Any]:
         "ImageComments": MARK,
         "DerivationDescription": MARK,
         "Manufacturer": "tfmammo (SYNTHETIC)",
-        "ManufacturerModelName": "tfmammo.synthesis.mammograms",
+        "ManufacturerModelName": "tfmammo.synthesis",
         "SoftwareVersions": __version__,
         "BurnedInAnnotation": "YES",  # unless the source says otherwise: scanned films have labels
         "ImageLaterality": mammogram.laterality,
@@ -260,7 +263,7 @@ def _identity(mammogram: Mammogram, key: str, burned_in: str) -> dict[str, Any]:
 
 
 def _mammography(mammogram: Mammogram, rendition: dict[str, Any]) -> dict[str, Any]:
-    """What a digital mammography image must state beside pixels and spacing."""
+    """Return what a digital mammography image must state beside pixels and spacing."""
     assert mammogram.view and mammogram.laterality
     code, meaning = _VIEWS[mammogram.view]
     view = _coded(code, "SCT", meaning)

@@ -1,5 +1,6 @@
-"""Mammograms -> VinDr-Mammo as it is distributed: images/<study_id>/<image_id>.dicom and
-three tables.
+"""Write mammograms as VinDr-Mammo is distributed: images and three tables.
+
+Images lie at images/<study_id>/<image_id>.dicom.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ def write(
     byte_order_mark: bool = False,
     syntax: UID = ExplicitVRLittleEndian,
 ) -> list[Path]:
-    """Write mammograms as VinDr-Mammo distributes its own; a patient becomes a study, a lesion a
-    box, outlines are lost.
+    """Write mammograms as VinDr-Mammo distributes its own.
+
+    A patient becomes a study and a lesion a box; outlines are lost.
 
     Args:
-        mammograms: Of any archive, each with laterality and view.
+        mammograms: Records of any archive, each with laterality and view.
         root: A folder, made where missing.
         bits: BitsStored, 8 to 16; pixels are rint(value * (2^bits - 1)).
         monochrome1: Store them inverted, as some of the archive's scanners do.
@@ -57,7 +59,7 @@ def write(
         metadata: Also write metadata.csv.
         upper_case: Names of images in capitals.
         byte_order_mark: At the beginning of the tables, as Excel saves them.
-        syntax: Of the DICOM.
+        syntax: Transfer syntax of the DICOM.
 
     Returns:
         The DICOM files, in the order given.
@@ -87,7 +89,7 @@ def write(
 
 
 def _facts(mammogram: Mammogram) -> dict[str, Any]:
-    """An image's row; all identifiers are 32 hexadecimal digits."""
+    """Return an image's row; all identifiers are 32 hexadecimal digits."""
     study, image = (
         hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
         for name in (mammogram.patient_id, mammogram.image_id)
@@ -131,8 +133,9 @@ def _stored(
 
 
 def _windows(bits: int, count: int) -> dict[str, Any]:
-    """The first window gives back every stored value: center - 0.5 -+ (width - 1) / 2 are 0 and
-    2^bits - 1.
+    """Return windows of which the first gives back every stored value.
+
+    Its center - 0.5 -+ (width - 1) / 2 are 0 and 2^bits - 1.
     """
     if count == 0:
         return {}

@@ -1,0 +1,232 @@
+"""Our models for benchmarks/step.py, and the files by which a peer repeats their steps.
+
+TensorFlow and torch.compile can't run in one process, so a folder holds what the peer needs:
+weights.npz   "NETWORK/i": the network's trainable variables in their order; "NETWORK/state/i": its
+              other variables; "feature_extractor/i": those of a frozen network
+config.json   the model's config
+draws.npz     "NAME/step": what the model draws by itself in its first two steps; the peer takes it
+              in its batch
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tfmammo import _tensorflow  # noqa: F401  # the first to import TensorFlow, because it keeps that quiet
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+from tfmammo import convolutions, layers
+
+COMPARED_STEPS = 2  # steps whose losses are compared
+
+
+def make_answers(
+    model: str,
+    values: dict[str, Any],
+    size: int,
+    batch: dict[str, np.ndarray],
+    precision: str,
+    folder: Path,
+    naive: bool,
+) -> dict[str, Callable[[], Any]]:
+    """Build a model and return the answers to what the parent process asks for.
+
+    Args:
+        model: A name of `build_model`.
+        values: Its config, where that is not the default.
+        size: px.
+        batch: Of every step.
+        precision: float32 or bfloat16.
+        folder: Of the files.
+        naive: Apply `strip_optimizations`, with the weights of the folder. Otherwise the files are
+            written to the folder, once.
+    """
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    paper_model = build_model(model, values, size)
+    tensors = {name: tf.constant(value) for name, value in batch.items()}
+    if naive:
+        read_weights(paper_model, folder)
+        strip_optimizations(paper_model)
+    elif not (folder / "weights.npz").exists():
+        write_weights(paper_model, folder)
+        numbers = {
+            f"{name}/{step}": value
+            for step in range(COMPARED_STEPS)
+            for name, value in draw_numbers(model, paper_model, tensors, step).items()
+        }
+        np.savez(folder / "draws.npz", **numbers)  # type: ignore[arg-type]  # its stubs know of no other keyword
+    train_step = tf.function(paper_model.train_step)
+
+    def compute_losses() -> dict[str, float]:
+        losses = train_step(tensors)
+        return {f"{name}_loss": float(losses[f"{name}_loss"]) for name in paper_model.optimizers}
+
+    return {
+        "losses": compute_losses,
+        "gemm": lambda: measure_gemm_flops(precision),
+        "flops": lambda: None,
+        "profile": functools.partial(profile, compute_losses, folder / "trace"),
+    }
+
+
+def build_model(model: str, values: dict[str, Any], size: int) -> Any:
+    """Build a model by its name.
+
+    The others are not imported, so that the time to the first step is its own.
+    """
+    if model == "can":
+        from tfmammo.models.can import CAN, CANConfig
+
+        return CAN(CANConfig(**values), size)
+    if model == "infilling":
+        from tfmammo.models.infilling import Infilling, InfillingConfig
+
+        return Infilling(InfillingConfig(**values), size)
+    if model == "contextual":
+        from tfmammo.models.contextual import Contextual, ContextualConfig
+
+        return Contextual(ContextualConfig(**values), size)
+    from tfmammo.models.cgan import CGAN, CGANConfig
+
+    return CGAN(CGANConfig(**values), size)
+
+
+def collect_variables(model: Any) -> dict[str, list[Any]]:
+    """Collect a model's variables by their names in weights.npz, without dropout's state."""
+    variables: dict[str, list[Any]] = {}
+    for name, network in model.networks.items():
+        variables[name] = network.trainable_weights
+        variables[f"{name}/state"] = network.non_trainable_weights
+    if hasattr(model, "feature_extractor"):
+        variables["feature_extractor"] = model.feature_extractor.weights
+    return variables
+
+
+def write_weights(model: Any, folder: Path) -> None:
+    """Write weights.npz and config.json."""
+    values = {
+        f"{name}/{i}": variable.numpy()
+        for name, variables in collect_variables(model).items()
+        for i, variable in enumerate(variables)
+    }
+    np.savez(folder / "weights.npz", **values)
+    (folder / "config.json").write_text(model.config.model_dump_json(), encoding="utf-8")
+
+
+def read_weights(model: Any, folder: Path) -> None:
+    """Read weights.npz."""
+    with np.load(folder / "weights.npz") as values:
+        for name, variables in collect_variables(model).items():
+            for i, variable in enumerate(variables):
+                variable.assign(values[f"{name}/{i}"])
+
+
+def strip_optimizations(model: Any) -> None:
+    """Leave a model Keras's own layers and Adam, and a backward pass for each loss."""
+    convolutions._is_usual = lambda layer: False
+    layers.BatchNormalization.call = keras.layers.BatchNormalization.call
+    numbers = {
+        key: value
+        for key, value in model.config.model_dump().items()
+        if key in ("learning_rate", "beta_1", "beta_2", "epsilon")
+    }
+    model.optimizers = {
+        name: keras.optimizers.Adam(**{"epsilon": 1e-7, **numbers}) for name in model.optimizers
+    }
+    for name, optimizer in model.optimizers.items():
+        optimizer.build(model.networks[name].trainable_variables)
+    if hasattr(model, "shares_gradients"):
+        model.shares_gradients = False
+
+
+def draw_numbers(
+    name: str, model: Any, batch: dict[str, tf.Tensor], step: int
+) -> dict[str, np.ndarray]:
+    """Draw what a model draws by itself in one step; dropout is switched off.
+
+    Args:
+        name: Of `build_model`.
+        model: The model.
+        batch: Of the step.
+        step: Counted from 0.
+    """
+    if name == "infilling":  # what fills the lesions
+        seeds = layers.patch_seeds(batch["image"], step)
+        return {"noise": layers.uniform_noise(seeds, model.size).numpy()}
+    if name != "contextual":
+        return {}
+    from tfmammo.models.contextual import (
+        DISCRIMINATOR_NOISE,
+        GENERATOR_NOISE,
+        PATHOLOGIES,
+        PENALTY_ALPHA,
+        PENALTY_DIRECTION,
+    )
+
+    def uniform(shape: list[int], use: int) -> np.ndarray:
+        return tf.random.stateless_uniform(shape, layers.step_seed(step, use)).numpy()
+
+    real, source = (
+        int(np.sum(batch["label"] == PATHOLOGIES.index(name))) for name in model.config.roles()
+    )
+    uses = [DISCRIMINATOR_NOISE]
+    uses += [GENERATOR_NOISE + update for update in range(model.generator_updates)]
+    return {
+        # for D, for each of G's updates
+        "noise": np.stack([uniform([source, model.generator.blocks], use) * 2 - 1 for use in uses]),
+        "alpha": uniform([real], PENALTY_ALPHA),
+        "uniform": uniform([real, model.size, model.size, 1], PENALTY_DIRECTION),
+    }
+
+
+def profile(step: Callable[[], Any], folder: Path, steps: int = 3) -> dict[str, float]:
+    """Trace some steps for TensorBoard or xprof.
+
+    Returns:
+        The seconds of a step that each kind of kernel takes, the longest first. Kernels of two
+        kinds may run at once, so their sum can be more than the step.
+    """
+    with tf.profiler.experimental.Profile(str(folder)):
+        for _ in range(steps):
+            step()
+    space = xplane_pb2.XSpace()
+    seconds = collections.Counter[str]()
+    space.ParseFromString(next(folder.rglob("*.xplane.pb")).read_bytes())
+    for plane in space.planes:
+        names = {number: metadata.name for number, metadata in plane.event_metadata.items()}
+        for event in (event for line in plane.lines for event in line.events):
+            operation, _, kind = names[event.metadata_id].rpartition(":")
+            if (
+                operation
+                and "::" not in names[event.metadata_id]
+                and " " not in names[event.metadata_id]
+            ):
+                seconds[kind.removeprefix("_MklNative").removeprefix("_Mkl")] += (
+                    event.duration_ps / 1e12 / steps
+                )
+    return {kind: round(duration, 4) for kind, duration in seconds.most_common(12)}
+
+
+def measure_gemm_flops(precision: str, side: int = 2048, times: int = 10) -> float:
+    """Measure the FLOPs a second of TensorFlow's product of square matrices, at best."""
+    matrix = tf.random.normal(
+        (side, side), dtype=tf.bfloat16 if precision == "bfloat16" else tf.float32
+    )
+    product = tf.function(lambda: tf.matmul(matrix, matrix))
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        product().numpy()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best

@@ -1,0 +1,124 @@
+"""Choose and extract the window of a mammogram that a patch shows."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.config import DataConfig
+from tfmammo.data import preprocess
+from tfmammo.data.preprocess import normalise, resize_image
+from tfmammo.mammogram import Box, Mammogram
+
+
+def square_window(
+    box: Box, rows: int, cols: int, context: float, spacing: tuple[float, float] | None = None
+) -> Box:
+    """Return the square window around a lesion's box, moved to stay inside the image.
+
+    Args:
+        box: The lesion's box, native px.
+        rows: Rows of the image.
+        cols: Columns of the image.
+        context: The square's side over the box's longer side.
+        spacing: (row, col) in mm per px; without it pixels count as square.
+
+    Returns:
+        [row_min, col_min, row_max, col_max], half-open, native px; beyond the image only along an
+        axis where it is longer than the image.
+    """
+    step = spacing or (1.0, 1.0)
+    side = context * max((box[2] - box[0]) * step[0], (box[3] - box[1]) * step[1])
+    starts = []
+    lengths = []
+    for axis, extent in enumerate((rows, cols)):
+        length = max(1, round(side / step[axis]))
+        start = round((box[axis] + box[axis + 2] - length) / 2)
+        starts.append(int(np.clip(start, min(0, extent - length), max(0, extent - length))))
+        lengths.append(length)
+    return starts[0], starts[1], starts[0] + lengths[0], starts[1] + lengths[1]
+
+
+def crop_window(box: Box, mammogram: Mammogram, config: DataConfig) -> Box:
+    """Return the window of a lesion's patch in the crop mode config.frame.
+
+    - "square": see `square_window`.
+    - "tight": the lesion's box.
+    - "loose": the box doubled in each direction about its centre, cut at the image's border.
+    - "padded": the box with `padding` px on every side, cut at the image's border.
+    - "full": the whole mammogram.
+
+    All but "square" are then scaled to a square, rows and columns by different factors.
+
+    Args:
+        box: The lesion's box, native px.
+        mammogram: rows, cols and spacing are used.
+        config: frame, context and padding are used.
+
+    Returns:
+        [row_min, col_min, row_max, col_max], half-open, native px.
+
+    Source:
+        Singh et al., Breast tumor segmentation and shape classification in mammograms using cGAN
+        and CNN, section 3; "padded": Shen et al., Mass image synthesis in mammogram with contextual
+        information based on GANs, section 4.3.
+    """
+    rows = mammogram.rows
+    cols = mammogram.cols
+    top, left, bottom, right = box
+    if config.frame == "square":
+        return square_window(box, rows, cols, config.context, mammogram.spacing)
+    if config.frame == "tight":
+        return box
+    if config.frame == "full":
+        return 0, 0, rows, cols
+    above = (bottom - top) // 2
+    before = (right - left) // 2
+    below = bottom - top - above
+    behind = right - left - before
+    if config.frame == "padded":
+        above = before = below = behind = config.padding
+    return (
+        max(0, top - above),
+        max(0, left - before),
+        min(rows, bottom + below),
+        min(cols, right + behind),
+    )
+
+
+def extract_window(
+    image: NDArray[np.float32], place: Box, config: DataConfig
+) -> NDArray[np.float32]:
+    """Extract a window of a mammogram as a network sees it: scaled, contrast and grey values set.
+
+    Args:
+        image: float32 [rows, cols, 1] in [0, 1], preprocessed.
+        place: The window, px of the image; what lies beyond the image is 0.
+        config: size, preprocess, window and percentiles are used.
+
+    Returns:
+        float32 [size, size, 1] in [0, 1].
+
+    Raises:
+        ValueError: The window is constant.
+    """
+    crop = crop_image(image, place)
+    patch = preprocess.preprocess_patch(
+        resize_image(crop, config.size, config.size), config.preprocess
+    )
+    if config.window:
+        return preprocess.apply_window(patch, *config.window)
+    # Scaling a constant leaves rounding errors, which would be stretched to an image; unscaled, it
+    # is refused.
+    return normalise(crop if crop.min() == crop.max() else patch, config.percentiles)
+
+
+def crop_image(image: NDArray, place: Box) -> NDArray:
+    """Return a window of an image [rows, cols, 1], 0 beyond the image."""
+    top, left, bottom, right = place
+    inside = image[max(0, top) : bottom, max(0, left) : right]
+    above = max(0, -top)
+    before = max(0, -left)
+    below = bottom - max(0, top) - inside.shape[0]
+    behind = right - max(0, left) - inside.shape[1]
+    return np.pad(inside, ((above, below), (before, behind), (0, 0)))

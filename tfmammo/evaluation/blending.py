@@ -1,0 +1,332 @@
+"""Methods that blend lesions into normal tissue, compared: what evaluate/blending.py writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
+
+from tfmammo import datasets, export
+from tfmammo.baselines.poisson import METHODS
+from tfmammo.config import DataConfig
+from tfmammo.data import splits
+from tfmammo.data.labelled import make_blend_patches
+from tfmammo.data.patches import Patches
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, ModelURIs, compare
+from tfmammo.evaluation.perceptual import (
+    SET_MEASURES,
+    PatchSample,
+    PerceptualScorer,
+    Scores,
+    check_size,
+)
+from tfmammo.evaluation.report import Report
+from tfmammo.evaluation.two_sample import two_sample
+from tfmammo.metrics import blending
+from tfmammo.metrics.summary import Measure, Row, Table
+from tfmammo.models.blending import LESION, NORMAL, paste
+from tfmammo.models.mask_gan import clean, sample_latent_noise
+from tfmammo.training import image_grid
+
+Images = NDArray[np.float32]
+Masks = NDArray[np.uint8]
+
+REAL = "real patches"
+VANILLA = "vanilla GAN"
+TISSUE = "tissue"
+MEASURES = {
+    "seam": Measure("seam: grey jumps across the border over those beside it", "", 1, 2),
+    "contrast": Measure("contrast of the lesion", "", 1, 3),
+    "l1_background": Measure("L1 of the background x 1000", "", 1000, 2),
+    "gradient_background": Measure("gradient difference of the background x 1000", "", 1000, 2),
+    **SET_MEASURES,
+    "auc": Measure("told from real patches, AUC", "", 1, 3),
+}
+OF_LESION = ("seam", "contrast")
+OF_BACKGROUND = ("l1_background", "gradient_background")
+
+DirectMethod = Literal["paste", "poisson", "mixed", "opencv", "opencv_mixed"]
+
+
+class BlendingEvaluationConfig(EvaluationConfig):
+    """Blending networks, direct methods and a vanilla GAN.
+
+    `models` are runs of train/blending.py. `data` is the data section of their training with its
+    folds, seed and stratify: these decide which tissue a lesion is inserted into.
+    """
+
+    methods: tuple[DirectMethod, ...] = ("paste", "poisson", "mixed", "opencv", "opencv_mixed")
+    """Direct methods of tfmammo.baselines.poisson."""
+    vanilla: ModelURIs | None = None
+    """Runs of train/vanilla_gan.py, or null."""
+    alexnet: str = "imagenet"
+    """The backbone of LPIPS: "imagenet", a path, or "none"."""
+    heads: str = "none"
+    """The calibrated heads of LPIPS: a path, or "none"."""
+    inception: str = "imagenet"
+    """The network of FID and KID: "imagenet", a path, or "none"; see tfmammo.pretrained."""
+    folds: int = Field(default=5, ge=2)
+    """Folds of the classifier that tells generated patches from real ones."""
+    steps: PositiveInt = 200
+    """Training steps of the classifier that tells generated patches from real ones."""
+    rows: PositiveInt = 6
+    """Rows of the sheet."""
+
+
+def evaluate(config: BlendingEvaluationConfig, output: Path) -> list[Table]:
+    """Pair lesions and tissue, run every method, and write the table, CSVs and the sheet.
+
+    Returns:
+        The tables.
+    """
+    check_config(config)
+    scorer = PerceptualScorer.load(config.alexnet, config.heads, config.inception)
+    lesions, tissue = pair_with_tissue(config.data, config.seed, output)
+    comparison = run_networks(config, lesions, tissue)
+    target = tissue.take(find_rows(lesions, comparison.patches))
+    images, masks = run_methods(config, comparison, target, lesions)
+    scores = {
+        name: score_images(
+            images[name], masks[name], None if name in (REAL, VANILLA) else target.images
+        )
+        for name in images
+    }
+    rows = summarize_images(scores, config, comparison.patches)
+    rows += compare_sets(images, masks, scorer, config, comparison.patches)
+    measures = scorer.mark_measures(MEASURES)
+    report = Report(config, measures, models_across=True, note=scorer.note)
+    report.add(comparison, scores, rows)
+    report.write(output)
+    write_sheet({TISSUE: target.images, **images}, config, output / "sheet.png")
+    return report.tables
+
+
+def check_config(config: BlendingEvaluationConfig) -> None:
+    """Refuse a config that can't be evaluated.
+
+    Raises:
+        ConfigError: Patches are too small, a model has a reserved name, or patients are not unseen.
+    """
+    check_size(config.data.size)
+    for name in config.models:
+        if name in (REAL, VANILLA, TISSUE, *METHODS):
+            raise ConfigError(f"models: {name} is the name of a row of its own")
+    if config.patients != "unseen":
+        raise ConfigError(
+            "patients: lesions and tissue must be of patients that no model was trained on (unseen)"
+        )
+
+
+def pair_with_tissue(data: DataConfig, seed: int, output: Path) -> tuple[Patches, Patches]:
+    """Draw a patch of normal tissue from the same fold for each lesion of an archive.
+
+    Returns:
+        Lesions and tissue, of equal length.
+
+    Raises:
+        DataError: A fold has lesions and no normal tissue.
+    """
+    split = datasets.pin_archive_split(data, output)
+    patches = datasets.load_all_patches(split, make_blend_patches)
+    lesions = patches.take(np.flatnonzero(patches.labels == LESION))
+    normal = patches.take(np.flatnonzero(patches.labels == NORMAL))
+    fold_of = splits.describe(patches, split, "").patients
+    folds = np.array([str(fold_of[patient]) for patient in lesions.patient_ids.tolist()])
+    normal_folds = np.array([str(fold_of[patient]) for patient in normal.patient_ids.tolist()])
+    random = np.random.default_rng(seed)
+    rows = np.empty(len(lesions), np.intp)
+    for row, fold in enumerate(folds):
+        candidates = np.flatnonzero(normal_folds == fold)
+        if not len(candidates):
+            raise DataError(
+                f"fold {fold} has lesions, but no normal tissue to insert them into; "
+                "data.sampling.normal=tissue takes it beside lesions"
+            )
+        rows[row] = candidates[random.integers(len(candidates))]
+    return lesions, normal.take(rows)
+
+
+def run_networks(config: BlendingEvaluationConfig, lesions: Patches, tissue: Patches) -> Comparison:
+    """Run the blending networks on all lesions that each of them is eligible for.
+
+    Raises:
+        DataError: A lesion would be inserted into tissue of a patient that its model knows.
+    """
+
+    def make_pasted(patches: Patches, card: Mapping[str, Any]) -> Images:
+        target = tissue.take(find_rows(lesions, patches))
+        training_patients = sorted(export.get_training_patients(card, "the blending"))
+        if np.isin(target.patient_ids, training_patients).any():
+            raise DataError(
+                "a lesion would be inserted into tissue of a patient that its model was trained "
+                "on; data.folds, seed and stratify must be those of the training"
+            )
+        return paste_channels(target, patches)
+
+    shape = lesions.images.shape[1:]
+    # The lesions are cut already: no pixel is read a second time.
+    return compare(config, {"pasted": make_pasted}, "image", make=lambda *_: lesions, shape=shape)[
+        0
+    ]
+
+
+def paste_channels(tissue: Patches, lesions: Patches) -> Images:
+    """Return the input of a blending network: float32 [n, size, size, 3] in [0, 1]."""
+    return paste(tissue.images, lesions.images, lesions.masks.astype(np.float32)).numpy()
+
+
+def find_rows(patches: Patches, some: Patches) -> NDArray[np.intp]:
+    """Find the row in `patches` of each of some patches, by id."""
+    row_of = {name: row for row, name in enumerate(patches.ids.tolist())}
+    return np.array([row_of[name] for name in some.ids.tolist()], np.intp)
+
+
+def run_methods(
+    config: BlendingEvaluationConfig, comparison: Comparison, tissue: Patches, lesions: Patches
+) -> tuple[dict[str, Images], dict[str, Masks]]:
+    """Collect the images of the networks, the direct methods, the vanilla GAN, and the real ones.
+
+    Args:
+        config: The methods.
+        comparison: What the networks made of the evaluated lesions.
+        tissue: The tissue of each evaluated lesion.
+        lesions: All lesions, evaluated or not.
+
+    Returns:
+        Images and masks by method, each [n, size, size, 1].
+    """
+    patches = comparison.patches
+    images = dict(comparison.outputs)
+    for name in config.methods:
+        triples = zip(tissue.images, patches.images, patches.masks, strict=True)
+        images[name] = np.stack([METHODS[name](*triple) for triple in triples])
+    masks = dict.fromkeys(images, patches.masks)
+    if config.vanilla:
+        images[VANILLA], masks[VANILLA] = sample_vanilla(config, patches, lesions)
+    return images | {REAL: patches.images}, masks | {REAL: patches.masks}
+
+
+def sample_vanilla(
+    config: BlendingEvaluationConfig, patches: Patches, lesions: Patches
+) -> tuple[Images, Masks]:
+    """Sample one image and one clean mask of the vanilla GAN for each lesion.
+
+    The fold that never saw the lesion's patient makes them.
+    """
+    vanilla = config.model_copy(update={"models": {VANILLA: config.vanilla}})
+    shape = lesions.images.shape[1:]
+
+    def make_noise(some: Patches, card: Mapping[str, Any]) -> Images:
+        function = next(
+            function
+            for function in card["functions"].values()
+            if set(function["inputs"]) == {"noise"}
+        )
+        dimensions = function["inputs"]["noise"]["shape"][1]
+        return sample_latent_noise(len(lesions), dimensions, config.seed)[find_rows(lesions, some)]
+
+    outputs = {}
+    for target in ("image", "mask"):
+        comparison = compare(
+            vanilla, {"noise": make_noise}, target, make=lambda *_: lesions, shape=shape
+        )[0]
+        if comparison.patches.ids.tolist() != patches.ids.tolist():
+            raise DataError(
+                f"vanilla: is eligible for {len(comparison.patches)} patches and the other models "
+                f"for {len(patches)}; they must be of one split"
+            )
+        outputs[target] = comparison.outputs[VANILLA]
+    return outputs["image"], clean(outputs["mask"])
+
+
+def score_images(images: Images, masks: Masks, tissue: Images | None) -> Scores:
+    """Compute the measures of single images.
+
+    Args:
+        images: float32 [n, s, s, 1] in [0, 1].
+        masks: {0, 1} [n, s, s, 1].
+        tissue: The images before a lesion was inserted; None where nothing was inserted, so that
+            there is no background to compare.
+    """
+    scores = {
+        "seam": blending.seam_strength(images, masks),
+        "contrast": blending.lesion_contrast(images, masks),
+    }
+    if tissue is None:
+        return scores | dict.fromkeys(OF_BACKGROUND, np.full(len(images), np.nan))
+    return scores | blending.background_error(images, tissue, masks)
+
+
+def summarize_images(
+    scores: Mapping[str, Scores], config: BlendingEvaluationConfig, patches: Patches
+) -> list[Row]:
+    """Compute the table rows of measures of single images.
+
+    The vanilla GAN is summarized apart: some of its images may lack a lesion.
+    """
+    patients = patches.patient_ids
+    first = next(iter(scores))
+    lesion_scores = {
+        name: {key: values[key] for key in OF_LESION} for name, values in scores.items()
+    }
+    aligned = {name: values for name, values in lesion_scores.items() if name != VANILLA}
+    rows = config.summarize(aligned, patients)
+    if VANILLA in scores:
+        pair = {name: lesion_scores[name] for name in (first, VANILLA)}
+        rows += [row for row in config.summarize(pair, patients) if row.model == VANILLA]
+    background_scores = {
+        name: {key: values[key] for key in OF_BACKGROUND}
+        for name, values in scores.items()
+        if name not in (REAL, VANILLA)
+    }
+    return rows + config.summarize(background_scores, patients)
+
+
+def compare_sets(
+    images: Mapping[str, Images],
+    masks: Mapping[str, Masks],
+    scorer: PerceptualScorer,
+    config: BlendingEvaluationConfig,
+    patches: Patches,
+) -> list[Row]:
+    """Compute the table rows of measures of whole sets.
+
+    These are distances to the real patches, and whether a classifier tells a set from them.
+    """
+    patients = patches.patient_ids
+    features = {name: scorer.inception.features(values) for name, values in images.items()}
+    sets = {
+        name: PatchSample(values, features[name], is_paired=True)
+        for name, values in images.items()
+        if name != REAL
+    }
+    statistics = scorer.make_statistics(images[REAL], features[REAL], sets)
+    rows = scorer.make_rows(statistics, patients, config.level, REAL, config.compare)
+    counts = len(patients), len(set(patients.tolist()))
+    for name in sets:
+        test = two_sample(
+            images[REAL],
+            images[name],
+            patients,
+            patients,
+            masks[REAL],
+            masks[name],
+            folds=config.folds,
+            seed=config.seed,
+            size=min(128, config.data.size),
+            steps=config.steps,
+            level=config.level,
+        )
+        rows.append(Row(name, "auc", *counts, test.auc, test.low, test.high))
+    return rows
+
+
+def write_sheet(panels: Mapping[str, Images], config: BlendingEvaluationConfig, path: Path) -> None:
+    """Write tissue, every method's image and the real patch of some lesions, side by side."""
+    rows = np.random.default_rng(config.seed).permutation(len(panels[REAL]))[: config.rows]
+    image_grid.save_grid({name: values[rows] for name, values in panels.items()}, path)

@@ -1,0 +1,106 @@
+"""What the CAD pipeline writes of one mammogram: overlay, report and segmentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+import tfmammo
+from tfmammo.archives import folder
+from tfmammo.archives.writers import segmentation
+from tfmammo.data.tfrecord import sha256
+from tfmammo.errors import PipelineError
+from tfmammo.inference.pipeline import Pipeline, PipelineResult
+from tfmammo.inference.report import build_report, draw_overlay, format_label, lesions_by_label
+
+OVERLAY = "overlay.png"
+REPORT = "report.json"
+SEGMENTATION = "segmentation.dcm"
+
+
+def process_file(pipeline: Pipeline, path: Path, output: Path) -> tuple[Path, str]:
+    """Read one mammogram, run the pipeline on it, and write its folder.
+
+    Files of an earlier run in that folder are replaced.
+
+    Args:
+        pipeline: The three loaded models.
+        path: An image file, DICOM or other.
+        output: The mammogram's folder is made in here, named after the file and its sha256.
+
+    Returns:
+        The folder, and one line that names the findings.
+
+    Raises:
+        ArchiveError: The mammogram can't be read.
+        PipelineError: The mammogram can't be processed, or its folder can't be written.
+    """
+    result = pipeline.predict(folder.read_one(path))
+    digest = sha256(path)
+    case_folder = output / f"{path.stem}-{digest[:8]}"
+    try:
+        _write(pipeline, result, path, digest, case_folder)
+    except OSError as error:
+        raise PipelineError(f"{case_folder}: can't be written ({error.strerror})") from None
+    labels = [format_label(number, finding) for number, finding in enumerate(result.findings, 1)]
+    return case_folder, "; ".join(labels) or "no lesion found"
+
+
+def write_overlay(overlay: NDArray[np.uint8], output: Path) -> None:
+    """Write overlay.png into a folder; the overlay is RGB, as `draw_overlay` returns it."""
+    png = cv2.imencode(".png", overlay[..., ::-1])[1]
+    (output / OVERLAY).write_bytes(png.tobytes())
+
+
+def write_segmentation(
+    pipeline: Pipeline, result: PipelineResult, source: Path | None, output: Path
+) -> str:
+    """Write segmentation.dcm into a folder, if the mammogram is a DICOM file and has a mask.
+
+    Args:
+        pipeline: The pipeline that processed the mammogram; the file names its models.
+        result: Its findings.
+        source: The mammogram's file; None for a mammogram without one.
+        output: An existing folder.
+
+    Returns:
+        The reason why there is no segmentation; "" if there is one.
+    """
+    models = {
+        stage: json.dumps(identity, sort_keys=True)
+        for stage, identity in pipeline.describe().items()
+    }
+    path = output / SEGMENTATION
+    return segmentation.try_write(
+        path, source, lesions_by_label(result), tfmammo.__version__, models
+    )
+
+
+def write_report(content: Mapping[str, Any], output: Path) -> None:
+    """Write report.json into a folder."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    (output / REPORT).write_text(f"{text}\n", encoding="utf-8")
+
+
+def _write(
+    pipeline: Pipeline, result: PipelineResult, path: Path, digest: str, output: Path
+) -> None:
+    """Write all files of a mammogram; those of an earlier run are removed first."""
+    output.mkdir(parents=True, exist_ok=True)
+    for name in (OVERLAY, REPORT, SEGMENTATION):
+        (output / name).unlink(missing_ok=True)
+    write_overlay(draw_overlay(result), output)
+    reason = write_segmentation(pipeline, result, path, output)
+    content = {
+        "input": {"sha256": digest},
+        **build_report(result, pipeline),
+        "files": {"overlay": OVERLAY, "segmentation": None if reason else SEGMENTATION},
+        "remarks": [reason] if reason else [],
+    }
+    write_report(content, output)

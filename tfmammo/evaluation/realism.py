@@ -1,0 +1,370 @@
+"""How real and how various synthetic patches are, and whether they are copies: what
+evaluate/realism.py writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tfmammo.data.patches import Patches
+from tfmammo.errors import ConfigError
+from tfmammo.evaluation.comparison import INPUTS, Comparison, EvaluationConfig, compare
+from tfmammo.evaluation.perceptual import (
+    SET_MEASURES,
+    PatchSample,
+    PerceptualScorer,
+    Scores,
+    Statistic,
+    check_size,
+)
+from tfmammo.evaluation.report import Published, Report
+from tfmammo.layers import patch_seeds, uniform_noise
+from tfmammo.metrics import perceptual, synthesis
+from tfmammo.metrics.summary import Measure, Row, Table
+from tfmammo.models.infilling import tri_label
+from tfmammo.training import image_grid
+
+Images = NDArray[np.float32]
+Features = NDArray[np.float32]
+
+REAL = "real patches"
+# Mean LPIPS on DDSM; "-": without margin.
+PUBLISHED = {"G_unet": 0.02021, "G_unet-": 0.02170, "G_crn": 0.02436, "G_crn-": 0.02549}
+MEASURES = {
+    "l1_mass": Measure("L1 to its real patch, inside the mass", "", 1, 3),
+    "ssim_mass": Measure("SSIM to its real patch, inside the mass", "", 1, 3),
+    "lpips": Measure("LPIPS to its real patch", "", 1, 4),
+    **SET_MEASURES,
+    "ms_ssim": Measure("MS-SSIM among themselves", "", 1, 3),
+    "nearest_pixels": Measure("nearest training patch in pixels", "", 1, 2),
+    "nearest_mass": Measure("nearest training patch in the mass's pixels", "", 1, 2),
+    "nearest_features": Measure("nearest training patch in features", "", 1, 2),
+}
+TO_REAL = ("l1_mass", "ssim_mass", "lpips")
+
+
+class RealismConfig(EvaluationConfig):
+    """What is compared and with which networks."""
+
+    sample: int = Field(default=100, ge=2)
+    """How many patches are evaluated, drawn by `seed`."""
+    alexnet: str = "imagenet"
+    """The backbone of LPIPS: "imagenet", a path, or "none"."""
+    heads: str = "none"
+    """The calibrated heads of LPIPS: a path, or "none"."""
+    inception: str = "imagenet"
+    """The network of FID, KID and the nearest patch in features: "imagenet", a path, or "none"; see
+    tfmammo.pretrained.
+    """
+    pairs: PositiveInt = 500
+    """How many pairs MS-SSIM averages over."""
+    subsets: PositiveInt = 100
+    """How many subsets KID averages over."""
+    subset_size: int = Field(default=50, ge=2)
+    """Patches in a subset of KID."""
+    copy_below: PositiveFloat = perceptual.COPY
+    """The threshold below which a patch counts as a copy. It holds for any of its three distances
+    to a training patch, each over the median of real patches' distances.
+    """
+    rows: PositiveInt = 6
+    """Rows of the sheets."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The nearest training patch of each patch.
+
+    Attributes:
+        distance: Space -> [n]; see `perceptual.find_nearest`.
+        index: Space -> [n]; see `perceptual.find_nearest`.
+    """
+
+    distance: Scores
+    index: dict[str, NDArray[np.intp]]
+
+    def ratios(self, real: Nearest, copy_below: float) -> Scores:
+        """Compute distances in units of the real patches' median, and which patches are copies.
+
+        Args:
+            real: The nearest training patch of each real patch.
+            copy_below: See `RealismConfig`.
+
+        Returns:
+            "nearest_SPACE" -> [n], and "copy" -> [n]: 1 where a ratio is below `copy_below`, NaN
+            where none is known.
+        """
+        ratios = {
+            f"nearest_{space}": perceptual.copy_ratio(distance, real.distance[space])
+            for space, distance in self.distance.items()
+        }
+        smallest = np.min(list(ratios.values()), axis=0)
+        return ratios | {"copy": np.where(np.isnan(smallest), np.nan, smallest < copy_below)}
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """All patches that a model may have been trained on, with their features."""
+
+    patches: Patches
+    features: Features
+
+
+def evaluate(config: RealismConfig, output: Path) -> list[Table]:
+    """Run every model on the context of patients it never saw, and write tables, CSVs and sheets.
+
+    Returns:
+        The tables.
+
+    Raises:
+        ConfigError: Patches are too small, or a model is called like the real patches.
+    """
+    check_size(config.data.size)
+    if REAL in config.models:
+        raise ConfigError(f"models: {REAL} is the name of a row of its own")
+    scorer = PerceptualScorer.load(config.alexnet, config.heads, config.inception)
+    # Papers' LPIPS is comparable with the LPIPS of the original weights only.
+    published = {
+        name: Published({"lpips": value}, "ddsm")
+        for name, value in PUBLISHED.items()
+        if name in config.models and not scorer.lpips.note
+    }
+    measures = MEASURES | {"copy": Measure(f"copies, below {config.copy_below:g}", "%", 100, 1)}
+    columns = scorer.mark_measures(measures)
+    report = Report(config, columns, published, models_across=True, note=scorer.note)
+    sources = {"tri_label": make_tri_labels, "mask": INPUTS["mask"]}
+    for comparison in compare(config, sources, "image", limit=config.sample):
+        add_comparison(comparison, config, scorer, report, output)
+    report.write(output)
+    return report.tables
+
+
+def make_tri_labels(patches: Patches, card: Mapping[str, Any]) -> Images:
+    """Make the input of an infilling generator, with the margin of its training.
+
+    The noise follows from the patch.
+    """
+    margin = card.get("config", {}).get("model", {}).get("margin", 296)
+    noise = uniform_noise(patch_seeds(patches.images, 0), patches.images.shape[1])
+    return tri_label(patches.images, patches.masks.astype(np.float32), noise, margin).numpy()
+
+
+def add_comparison(
+    comparison: Comparison,
+    config: RealismConfig,
+    scorer: PerceptualScorer,
+    report: Report,
+    output: Path,
+) -> None:
+    """Measure everything of one comparison, add it to the report and write its sheets."""
+    patches = comparison.patches
+    assert comparison.pool is not None
+    pool = Pool(comparison.pool, scorer.inception.features(comparison.pool.images))
+    features = {
+        name: scorer.inception.features(images)
+        for name, images in {REAL: patches.images, **comparison.outputs}.items()
+    }
+    ending = "-leaky.png" if comparison.protocol == "paper" else ".png"
+    ratios: dict[str, Scores] = {}
+    for name, images in comparison.outputs.items():
+        allowed = find_training_patches(comparison, name)
+        real = find_nearest(patches.images, patches, features[REAL], pool, allowed)
+        nearest = find_nearest(images, patches, features[name], pool, allowed)
+        ratios[name] = nearest.ratios(real, config.copy_below)
+        # The row of real patches refers to the first model's training patches.
+        ratios.setdefault(REAL, real.ratios(real, config.copy_below))
+        path = output / f"nearest-{name}{ending}"
+        write_nearest_sheet(images, nearest, ratios[name], comparison.pool, config.rows, path)
+    ratios[REAL] = ratios.pop(REAL)  # the last row
+    distances = {
+        name: measure_to_real(images, patches, scorer)
+        for name, images in comparison.outputs.items()
+    }
+    report.add(
+        comparison,
+        _join_scores(distances, ratios, scorer, len(patches)),
+        [
+            *_summarize(distances, scorer, config, patches),
+            *scorer.make_rows(
+                make_statistics(comparison, config, scorer, features, pool),
+                patches.patient_ids,
+                config.level,
+                REAL,
+                config.compare,
+            ),
+            *_summarize(ratios, scorer, config, patches),
+        ],
+    )
+    report.tables.append(tabulate_kid(features, config, scorer))
+    write_sheet(comparison, config, output / f"sheet{ending}")
+
+
+def _summarize(
+    scores: Mapping[str, Scores], scorer: PerceptualScorer, config: RealismConfig, patches: Patches
+) -> list[Row]:
+    marked = {name: scorer.mark_scores(values) for name, values in scores.items()}
+    return config.summarize(marked, patches.patient_ids)
+
+
+def _join_scores(
+    distances: Mapping[str, Scores],
+    ratios: Mapping[str, Scores],
+    scorer: PerceptualScorer,
+    count: int,
+) -> dict[str, Scores]:
+    """Join the scores of single patches; real patches have no distance to themselves."""
+    missing = {name: np.full(count, np.nan) for name in TO_REAL}
+    return {
+        name: scorer.mark_scores({**distances.get(name, missing), **values})
+        for name, values in ratios.items()
+    }
+
+
+def measure_to_real(images: Images, patches: Patches, scorer: PerceptualScorer) -> Scores:
+    """Measure how near each patch comes to the real one whose mass it renders.
+
+    Returns:
+        TO_REAL -> float64 [n].
+    """
+    scores = synthesis.per_image(patches.images, images, patches.masks)
+    scores["lpips"] = scorer.lpips.distance(patches.images, images)
+    return {name: scores[name] for name in TO_REAL}
+
+
+def find_training_patches(comparison: Comparison, model: str) -> NDArray[np.bool_]:
+    """Mark the pool's patches that the fold behind each output was trained on.
+
+    The real patch of the output itself is left out.
+
+    Returns:
+        bool [n, m].
+    """
+    assert comparison.pool is not None
+    is_other = comparison.patches.ids[:, np.newaxis] != comparison.pool.ids
+    in_training = [
+        comparison.find_training_patches(network) for network in comparison.networks[model]
+    ]
+    return is_other & np.stack(in_training)[comparison.folds[model]]
+
+
+def find_nearest(
+    images: Images, patches: Patches, features: Features, pool: Pool, allowed: NDArray[np.bool_]
+) -> Nearest:
+    """Find the nearest patch of the pool in three spaces.
+
+    The spaces are pixels (turned and mirrored too), the pixels of the mass alone, and features.
+
+    Args:
+        images: float32 [n, s, s, 1] in [0, 1].
+        patches: The real patches of the images; their masks are used.
+        features: Inception features of the images.
+        pool: m patches.
+        allowed: bool [n, m], which patches of the pool count.
+    """
+    masks = patches.masks.astype(np.float32)
+    nearest = {
+        "pixels": perceptual.find_nearest_turned(images, pool.patches.images, allowed),
+        "mass": perceptual.find_nearest_turned(images, pool.patches.images, allowed, masks),
+        "features": perceptual.find_nearest(features, pool.features, allowed),
+    }
+    return Nearest(
+        {space: distance for space, (distance, _) in nearest.items()},
+        {space: index for space, (_, index) in nearest.items()},
+    )
+
+
+def make_statistics(
+    comparison: Comparison,
+    config: RealismConfig,
+    scorer: PerceptualScorer,
+    features: Mapping[str, Features],
+    pool: Pool,
+) -> dict[str, dict[str, Statistic]]:
+    """Make the statistics of whole sets: LPIPS, FID, KID and MS-SSIM.
+
+    Real patches are compared with as many patches of other patients, where there are so many: FID
+    grows as sets shrink.
+
+    Returns:
+        Measure -> model -> its statistic.
+    """
+    patches = comparison.patches
+    count = len(patches)
+    sets = {
+        name: PatchSample(images, features[name], is_paired=True)
+        for name, images in comparison.outputs.items()
+    }
+    of_others = np.flatnonzero(~np.isin(pool.patches.patient_ids, patches.patient_ids))
+    if len(of_others) >= count:
+        # In the archive's order, patient by patient: what a jackknife leaves out at once belongs to
+        # one or two patients here, too.
+        rows = np.sort(np.random.default_rng(config.seed).permutation(of_others)[:count])
+        sets[REAL] = PatchSample(pool.patches.images[rows], pool.features[rows], is_paired=False)
+    pairs = perceptual.draw_pairs(count, config.pairs, config.seed)
+    variety: dict[str, Statistic] = {}
+    for name, images in {**comparison.outputs, REAL: patches.images}.items():
+        values = perceptual.ms_ssim(images[pairs[:, 0]], images[pairs[:, 1]])
+        variety[name] = partial(_average_pairs, pairs, values)
+    return {**scorer.make_statistics(patches.images, features[REAL], sets), "ms_ssim": variety}
+
+
+def tabulate_kid(
+    features: Mapping[str, Features], config: RealismConfig, scorer: PerceptualScorer
+) -> Table:
+    """Tabulate KID as it is usually reported."""
+    size = min(config.subset_size, len(features[REAL]))
+    body = []
+    for name, of_model in features.items():
+        if name != REAL and size > 1:
+            values = perceptual.kid(
+                features[REAL], of_model, config.subsets, size, config.seed, paired=True
+            )
+            body.append([name, *(f"{1000 * value:.2f}" for value in values)])
+    note = f" ({scorer.inception.note})" if scorer.inception.note else ""
+    title = f"KID x 1000 over {config.subsets} subsets of {size} patches{note}"
+    warning = (
+        "The deviation is that of one subset's KID. Subsets share patches, so it bounds "
+        "nothing; the intervals above do."
+    )
+    return Table(title, ["", "mean", "standard deviation"], body, (warning,))
+
+
+def write_sheet(comparison: Comparison, config: RealismConfig, path: Path) -> None:
+    """Write mask, real patch and every model's patch of some patches, side by side."""
+    patches = comparison.patches
+    rows = np.random.default_rng(config.seed).permutation(len(patches))[: config.rows]
+    panels: dict[str, NDArray[Any]]
+    panels = {"mask": patches.masks, "real": patches.images, **comparison.outputs}
+    image_grid.save_grid({name: images[rows] for name, images in panels.items()}, path)
+
+
+def write_nearest_sheet(
+    images: Images, nearest: Nearest, ratios: Scores, pool: Patches, count: int, path: Path
+) -> None:
+    """Write the patches that come nearest to training patches, each beside those.
+
+    The nearest patch comes first. Nothing is written where no distance is known.
+    """
+    smallest = np.min([ratios[f"nearest_{space}"] for space in nearest.index], axis=0)
+    order = np.argsort(smallest, kind="stable")
+    rows = order[np.isfinite(smallest[order])][:count]
+    if len(rows):
+        training = {
+            f"nearest, {space}": pool.images[index[rows]] for space, index in nearest.index.items()
+        }
+        image_grid.save_grid({"synthetic": images[rows], **training}, path)
+
+
+def _average_pairs(
+    pairs: NDArray[np.intp], values: NDArray[np.float64], rows: NDArray[np.intp]
+) -> float:
+    """Average the values of those pairs whose patches are both among the rows."""
+    is_kept = np.isin(pairs, rows).all(axis=1)
+    return float(values[is_kept].mean()) if is_kept.any() else np.nan

@@ -1,0 +1,57 @@
+"""What the evaluate scripts share: read the config, evaluate, print the tables."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tfmammo import cli
+from tfmammo import config as configuration
+from tfmammo.config import Frozen, TrainingConfig
+from tfmammo.metrics.summary import Table
+from tfmammo.training import script
+
+Config = TypeVar("Config", bound=Frozen)
+
+
+def run_evaluation(
+    description: str | None,
+    schema: type[Config],
+    evaluate: Callable[[Config, Path], Sequence[Table]],
+    default_output: str,
+    files: str,
+) -> None:
+    """Read the arguments of a script and its config, evaluate in float32, and print the tables.
+
+    Args:
+        description: The text of --help.
+        schema: The class of the config.
+        evaluate: (config, output folder) -> tables; it writes everything else itself.
+        default_output: The output folder without --output.
+        files: What the output folder holds, in words.
+    """
+    arguments = cli.make_parser(description or "").parse_args()
+    run_with(arguments, schema, evaluate, default_output, files)
+
+
+def run_with(
+    arguments: Namespace,
+    schema: type[Config],
+    evaluate: Callable[[Config, Path], Sequence[Table]],
+    default_output: str,
+    files: str,
+) -> None:
+    """Run an evaluation with parsed arguments; otherwise as `run_evaluation`."""
+    config = configuration.parse(schema, arguments.config, arguments.set)
+    script.configure_tensorflow(TrainingConfig(precision="float32"))
+    output = arguments.output or Path(default_output)
+    print_tables(evaluate(config, output), f"{files}: {output}")
+
+
+def print_tables(tables: Sequence[Table], closing: str) -> None:
+    """Print tables, and a line that says where everything was written."""
+    for table in tables:
+        cli.console.print(table)
+    cli.console.print(closing)

@@ -1,0 +1,217 @@
+"""Shape classifiers and a trivial baseline, compared: what evaluate/shape.py writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tfmammo.data.patches import make_shape_patches
+from tfmammo.errors import ConfigError
+from tfmammo.evaluation.comparison import Comparison, EvaluationConfig, compare
+from tfmammo.evaluation.report import Published, Report, save_figure
+from tfmammo.metrics import classification
+from tfmammo.metrics.plotting import COLOURS, INK, plot_style
+from tfmammo.metrics.summary import Measure, Table
+from tfmammo.models.shape import SHAPES
+
+Floats = NDArray[np.floating]
+
+MEASURES = {"accuracy": Measure("Accuracy", "%", 100, 1)}
+# Five folds; the paper does not say whether of patients or of masses.
+PUBLISHED = {"Shape CNN": Published({"accuracy": 0.80}, "ddsm")}
+MOST_FREQUENT = "most frequent"
+RATES = np.linspace(0, 1, 201)
+BLUE = COLOURS[-1]
+
+
+def evaluate(config: EvaluationConfig, output: Path) -> list[Table]:
+    """Run every model on the masks of patients it never saw, and write tables, CSVs and figures.
+
+    Returns:
+        The tables.
+
+    Raises:
+        ConfigError: A model is called like the baseline.
+    """
+    if MOST_FREQUENT in config.models:
+        raise ConfigError(f"models: {MOST_FREQUENT} is the name of a trivial baseline")
+    report = Report(config, MEASURES, PUBLISHED)
+    for comparison in compare(config, "mask", "shapes", make_shape_patches, (len(SHAPES),)):
+        labels = comparison.patches.labels
+        outputs = comparison.outputs | {MOST_FREQUENT: predict_most_frequent(comparison)}
+        scores = {
+            name: score_masks(labels, probabilities) for name, probabilities in outputs.items()
+        }
+        report.add(comparison, scores)
+        for name, probabilities in comparison.outputs.items():
+            predictions = probabilities.argmax(axis=1)
+            confusion = classification.confusion_matrix(labels, predictions, len(SHAPES))
+            report.tables.append(tabulate_confusion(name, confusion))
+            figure = draw_confusion(name, confusion)
+            save_figure(figure, output / f"figure-confusion-{name}.png")
+            curves, areas = compute_fold_curves(labels, probabilities, comparison.folds[name])
+            if len(curves):
+                report.tables.append(tabulate_areas(name, areas))
+                figure = draw_roc_curves(name, curves, areas)
+                save_figure(figure, output / f"figure-roc-{name}.png")
+    report.write(output)
+    return report.tables
+
+
+def predict_most_frequent(comparison: Comparison) -> NDArray[np.float32]:
+    """Predict the commonest shape of each fold's training masks, with certainty.
+
+    Where the masks of a training are not known, all masks count.
+
+    Returns:
+        float32 [n, shapes].
+    """
+    pool = comparison.pool
+    model = next(iter(comparison.networks))
+    assert pool is not None
+    probabilities = np.zeros((len(comparison.patches), len(SHAPES)), np.float32)
+    for number, network in enumerate(comparison.networks[model]):
+        rows = comparison.find_training_patches(network)
+        labels = pool.labels[rows] if rows.any() else pool.labels
+        probabilities[comparison.folds[model] == number, np.bincount(labels).argmax()] = 1
+    return probabilities
+
+
+def score_masks(
+    labels: NDArray[np.integer], probabilities: Floats
+) -> dict[str, NDArray[np.float64]]:
+    """Score each mask: accuracy (0 or 1), label and prediction as indices of SHAPES, probabilities.
+
+    Returns:
+        Name -> float64 [n].
+    """
+    predictions = probabilities.argmax(axis=1)
+    scores = {"accuracy": predictions == labels, "label": labels, "called": predictions}
+    scores |= {f"p_{shape}": probabilities[:, number] for number, shape in enumerate(SHAPES)}
+    return {name: values.astype(np.float64) for name, values in scores.items()}
+
+
+def compute_fold_curves(
+    labels: NDArray[np.integer], probabilities: Floats, fold: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute the mean ROC curve of each fold, and the area of each shape against the others.
+
+    Folds with masks of a single shape are left out: they have no curve.
+
+    Returns:
+        Curves at RATES, [folds, rates], and areas, [folds, shapes].
+    """
+    curves = []
+    areas = []
+    for number in np.unique(fold):
+        rows = fold == number
+        if len(set(labels[rows])) < 2:
+            continue
+        curves.append(classification.mean_roc(labels[rows], probabilities[rows], RATES))
+        areas.append(classification.one_versus_rest(labels[rows], probabilities[rows]))
+    return np.reshape(curves, (-1, len(RATES))), np.reshape(areas, (-1, len(SHAPES)))
+
+
+def tabulate_confusion(name: str, confusion: NDArray[np.integer]) -> Table:
+    """Tabulate counts, a line for each true shape, with recall and precision."""
+    precision, recall = (
+        [MEASURES["accuracy"].show(value) for value in values]
+        for values in classification.precision_recall(confusion)
+    )
+    body = [
+        [shape, *map(str, counts.tolist()), recall[row]]
+        for row, (shape, counts) in enumerate(zip(SHAPES, confusion, strict=True))
+    ]
+    title = f"{name}: true shapes in lines, what they were called in columns"
+    return Table(title, ["", *SHAPES, "recall, %"], [*body, ["precision, %", *precision, ""]])
+
+
+def tabulate_areas(name: str, areas: Floats) -> Table:
+    """Tabulate the area under the ROC curve of each shape, and of their mean, over the folds."""
+    columns = [column[np.isfinite(column)] for column in (*areas.T, np.nanmean(areas, axis=1))]
+    cells = [
+        f"{column.mean():.3f} ± {_deviation(column):.3f}" if len(column) else "-"
+        for column in columns
+    ]
+    title = (
+        f"{name}: area under the ROC curve of each shape against the others, mean ± standard "
+        f"deviation of {len(areas)} folds"
+    )
+    return Table(title, ["", *SHAPES, "mean"], [[name, *cells]])
+
+
+@plot_style
+def draw_confusion(name: str, confusion: NDArray[np.integer]) -> Figure:
+    """Draw the confusion matrix: each line in percent of its true shape, with counts."""
+    shares = 100 * confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    figure = Figure(figsize=(4.2, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        axes.text(
+            column,
+            row,
+            f"{share:.0f} %\n{confusion[row, column]}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share > 55 else INK,
+        )
+    ticks = range(len(SHAPES))
+    axes.set(
+        xticks=ticks,
+        xticklabels=SHAPES,
+        yticks=ticks,
+        yticklabels=SHAPES,
+        xlabel="called",
+        ylabel="true",
+    )
+    axes.set_title(f"{name}, {confusion.sum()} masses")
+    return figure
+
+
+@plot_style
+def draw_roc_curves(name: str, curves: Floats, areas: Floats) -> Figure:
+    """Draw the folds' ROC curves and their mean, with its standard deviation as a band.
+
+    Args:
+        name: The model's.
+        curves: At RATES, [folds, rates].
+        areas: [folds, shapes].
+    """
+    figure = Figure(figsize=(4.2, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
+    for curve in curves:
+        axes.plot(RATES, curve, color=BLUE, linewidth=0.5, alpha=0.5)
+    mean = curves.mean(axis=0)
+    deviation = _deviation(curves)
+    area = np.nanmean(areas, axis=1)
+    label = f"mean of {len(curves)} folds, area {area.mean():.3f} ± {_deviation(area):.3f}"
+    axes.plot(RATES, mean, color=BLUE, linewidth=1.5, label=label)
+    axes.fill_between(
+        RATES,
+        np.maximum(0, mean - deviation),
+        np.minimum(1, mean + deviation),
+        color=BLUE,
+        alpha=0.2,
+        linewidth=0,
+    )
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1.01),
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        aspect="equal",
+    )
+    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title(f"{name}, each shape against the others")
+    return figure
+
+
+def _deviation(values: Floats, axis: int = 0) -> NDArray[np.float64]:
+    """The standard deviation of a sample; 0 of a single value."""
+    return np.std(values, axis=axis, ddof=min(1, values.shape[axis] - 1))

@@ -1,0 +1,196 @@
+"""Validation of each paper's model: the metrics by which a training chooses its best checkpoint.
+
+Every function takes the model's exported functions and the held-out patches, and returns means over
+patches by name. The `likeness` of two sets of patches is their negative sliced Wasserstein
+distance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfmammo.data.patches import Patches
+from tfmammo.export import predict
+from tfmammo.layers import patch_seeds, uniform_noise
+from tfmammo.metrics import synthesis
+from tfmammo.metrics.blending import background_error, seam_strength
+from tfmammo.metrics.classification import one_versus_rest
+from tfmammo.metrics.synthesis import sliced_wasserstein
+from tfmammo.models.blending import paste
+from tfmammo.models.contextual import ContextualConfig, sample_block_noise
+from tfmammo.models.infilling import tri_label
+from tfmammo.models.mask_gan import (
+    Plausibility,
+    clean,
+    distances,
+    diversity,
+    find_nearest,
+    is_plausible,
+    sample_latent_noise,
+)
+from tfmammo.postprocessing import postprocess
+from tfmammo.training.contract import Functions
+
+INFILLING_MARGIN = 296  # px, of the region that is scored, whatever margin the generator sees
+MASK_SAMPLES = 128  # masks that a validation of the mask GAN draws
+
+
+def validate_infilling(
+    functions: Functions, held_out: Patches, margin: int | None
+) -> dict[str, float]:
+    """Compare the infilling GAN's images with the real ones, with the same noise every time.
+
+    Args:
+        functions: "generator".
+        held_out: Masses.
+        margin: Of the model, px; see InfillingConfig.
+
+    Returns:
+        "ssim" and "l1" inside mask and margin, where the generator has to invent; "ssim_patch" and
+        "l1_patch" of the whole patch.
+    """
+    images = held_out.images
+    masks = held_out.masks.astype(np.float32)
+    noise = uniform_noise(patch_seeds(images, 0), images.shape[1])
+    scored = tri_label(images, masks, noise, INFILLING_MARGIN).numpy()
+    region = scored[..., 1:].max(axis=-1, keepdims=True)
+    inputs = scored
+    if margin != INFILLING_MARGIN:
+        inputs = tri_label(images, masks, noise, margin).numpy()
+    generated = predict(functions["generator"], "tri_label", inputs)["image"]
+    scores = synthesis.per_image(images, generated, region)
+    names = {"ssim": "ssim_mass", "l1": "l1_mass", "ssim_patch": "ssim", "l1_patch": "l1"}
+    return {name: float(np.mean(scores[score])) for name, score in names.items()}
+
+
+def validate_blending(functions: Functions, held_out: Patches, tissue: Patches) -> dict[str, float]:
+    """Blend held-out lesions into held-out tissue: the same pairs every time, each lesion in place.
+
+    Args:
+        functions: "generator".
+        held_out: Lesions.
+        tissue: Normal patches.
+
+    Returns:
+        "likeness" to the real lesions' patches; "likeness_of_pasted", that of patches with the
+        lesion pasted in. "seam": see metrics.blending, 1 is no seam. "background": mean absolute
+        change outside the mask.
+    """
+    masks = held_out.masks.astype(np.float32)
+    targets = tissue.images[np.arange(len(held_out)) % len(tissue)]
+    channels = paste(targets, held_out.images, masks).numpy()
+    blended = predict(functions["generator"], "pasted", channels)["image"]
+    errors = background_error(blended, targets, held_out.masks)
+    return {
+        "likeness": -sliced_wasserstein(held_out.images, blended),
+        "likeness_of_pasted": -sliced_wasserstein(held_out.images, channels[..., 1:2]),
+        "seam": float(np.nanmean(seam_strength(blended, held_out.masks))),
+        "background": float(np.mean(errors["l1_background"])),
+    }
+
+
+def validate_vanilla_gan(functions: Functions, held_out: Patches, z: int) -> dict[str, float]:
+    """Compare as many generated patches with the held-out ones.
+
+    Args:
+        functions: "generator".
+        held_out: Lesions.
+        z: Length of a noise vector.
+
+    Returns:
+        "likeness".
+    """
+    noise = sample_latent_noise(len(held_out), z)
+    generated = predict(functions["generator"], "noise", noise)["image"]
+    return {"likeness": -sliced_wasserstein(held_out.images, np.clip(generated, 0, 1))}
+
+
+def validate_shapes(functions: Functions, held_out: Patches) -> dict[str, float]:
+    """Classify held-out masks by shape.
+
+    Args:
+        functions: "classifier".
+        held_out: Masks, labelled by shape.
+
+    Returns:
+        "accuracy"; "auc", the mean area under the ROC curves of each shape against the others,
+        left out if all masks have one shape.
+    """
+    masks = held_out.masks.astype(np.float32)
+    probabilities = predict(functions["classifier"], "mask", masks, batch=64)["shapes"]
+    areas = one_versus_rest(held_out.labels, probabilities)
+    accuracy = float(np.mean(probabilities.argmax(axis=1) == held_out.labels))
+    if np.isnan(areas).all():
+        return {"accuracy": accuracy}
+    return {"accuracy": accuracy, "auc": float(np.nanmean(areas))}
+
+
+def validate_mask_gan(
+    functions: Functions,
+    held_out: Patches,
+    references: NDArray[np.uint8],
+    limits: Plausibility,
+) -> dict[str, float]:
+    """Score the quality, variety and novelty of cleaned masks of fixed noise.
+
+    Args:
+        functions: "generator".
+        held_out: Masks of one region each.
+        references: Training masks.
+        limits: Of `is_plausible`.
+
+    Returns:
+        "coverage": the mean Dice of a held-out mask with the generated one most like it. Noise,
+        copies of one mask and masks of another kind all lower it. "plausible": the share that
+        `is_plausible` accepts. "diversity": of generated masks, "diversity_real" of held-out ones.
+        "novelty": the mean distance to the nearest training mask, "novelty_smallest" the least,
+        "novelty_real" that of held-out masks.
+    """
+    generator = functions["generator"]
+    noise = sample_latent_noise(MASK_SAMPLES, generator.input_signature[0].shape[1])
+    masks = clean(predict(generator, "noise", noise)["mask"])
+    novelty = find_nearest(masks, references)[0]
+    return {
+        "coverage": float(1 - distances(held_out.masks, masks).min(axis=1).mean()),
+        "plausible": float(is_plausible(masks, limits).mean()),
+        "diversity": diversity(masks),
+        "diversity_real": diversity(held_out.masks),
+        "novelty": float(novelty.mean()),
+        "novelty_smallest": float(novelty.min()),
+        "novelty_real": float(find_nearest(held_out.masks, references)[0].mean()),
+    }
+
+
+def validate_contextual(
+    functions: Functions, held_out: Patches, real: Patches, model: ContextualConfig
+) -> dict[str, float]:
+    """Compare the generated patches with real ones as a set, before and after post-processing.
+
+    Args:
+        functions: "average".
+        held_out: The generator's inputs.
+        real: What the generator is to make.
+        model: Its config.
+
+    Returns:
+        "likeness" to the real patches; "likeness_of_inputs", that of the inputs. "discarded": the
+        share of generated patches that post-processing refuses.
+    """
+    images = held_out.images
+    average = functions["average"]
+    noise = sample_block_noise(len(images), average.input_signature[1].shape[1])
+
+    def synthesize(rows: Any) -> dict[str, Any]:
+        return average(image=images[rows.numpy()], noise=noise[rows.numpy()])
+
+    generated = predict(synthesize, "rows", np.arange(len(images)))
+    is_removal = model.target == "removal"
+    refined = postprocess(images, generated["lesion"], model.postprocess, removal=is_removal)
+    return {
+        "likeness": -sliced_wasserstein(real.images, generated["image"]),
+        "likeness_of_inputs": -sliced_wasserstein(real.images, images),
+        "discarded": float(1 - refined.kept.mean()),
+    }

@@ -1,0 +1,138 @@
+"""The images of a request: their keys, and the mammograms that they hold."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError, model_validator
+
+from tfmammo import config as configuration
+from tfmammo.config import Frozen
+from tfmammo.errors import ArchiveError, ConfigError, TfmammoError
+from tfmammo.mammogram import Laterality, Mammogram, View, hash_id
+from tfmammo.synthesis import editor
+from tfmammo.synthesis.config import LARGEST
+from tfmammo.synthesis.editor import EditRequest, open_mammogram
+
+
+class ImageRequest(Frozen):
+    """The keys of every request."""
+
+    image: str | None = None
+    """A file in base64."""
+    pixels: Any = None
+    """Rows of grey values in [0, 1]."""
+    laterality: Laterality | None = None
+    """Side, where the file does not state it."""
+    view: View | None = None
+    """View, where the file does not state it."""
+    spacing: tuple[float, float] | None = None
+    """mm per px, where the file does not state it."""
+
+    @model_validator(mode="after")
+    def _one(self) -> ImageRequest:
+        if (self.image is None) == (self.pixels is None):
+            raise ValueError("give image or pixels")
+        low, high = editor.SPACING
+        if self.spacing and not all(low <= step <= high for step in self.spacing):
+            raise ValueError(f"spacing must be two numbers of mm, from {low:g} to {high:g}")
+        return self
+
+
+class PipelineRequest(ImageRequest):
+    """A request to a CAD pipeline."""
+
+    overlay: bool = False
+    """Also answer with the image with its findings drawn over it."""
+
+
+class EditorRequest(ImageRequest, EditRequest):
+    """A request to an editor."""
+
+    format: Literal["png", "dicom"] = "png"
+    """Format of the image in the answer."""
+
+
+def parse_request(kind: type[ImageRequest], item: Mapping[str, Any]) -> ImageRequest:
+    """Parse an image of a request.
+
+    Raises:
+        ConfigError: A key is missing or wrong.
+    """
+    try:
+        return kind.model_validate(item)
+    except ValidationError as error:
+        raise ConfigError(configuration.describe(error)[:500].removeprefix("the file: ")) from None
+
+
+def read_mammogram(request: ImageRequest, path: Path) -> Mammogram:
+    """Read the image of a request; a file is written to `path`, which must exist while it is used.
+
+    Raises:
+        ConfigError: The pixels or the base64 text can't be used.
+        ArchiveError: The file can't be read.
+    """
+    facts = {"laterality": request.laterality, "view": request.view, "spacing": request.spacing}
+    if request.image is None:
+        return _mammogram_of_pixels(request.pixels, facts)
+    try:
+        content = base64.b64decode(request.image, validate=True)
+    except (binascii.Error, ValueError):
+        raise ConfigError("image is not in base64") from None
+    path.write_bytes(content)
+    try:
+        return open_mammogram(path, **facts)  # type: ignore[arg-type]
+    except ArchiveError as error:
+        raise ArchiveError(str(error).removeprefix(f"{path}: ")) from None
+
+
+def _mammogram_of_pixels(pixels: Any, facts: Mapping[str, Any]) -> Mammogram:
+    """Make a record of pixels, which are rows as JSON has them or a server's array of them."""
+    try:
+        values = np.asarray(pixels)
+    except ValueError:
+        values = np.empty(0)
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "iuf":
+        raise ConfigError("pixels must be rows of equal length, of numbers")
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is refused below
+        image = values.astype(np.float32, copy=False)[..., np.newaxis]
+    if image.size > LARGEST:
+        raise ConfigError(f"pixels: {image.shape[0]} x {image.shape[1]} px are more than {LARGEST}")
+    if not (image.min() >= 0 and image.max() <= 1):  # written so that NaN fails too
+        raise ConfigError(
+            f"pixels must lie in [0, 1], but reach from {image.min():g} to {image.max():g}"
+        )
+    nobody = hash_id("folder", "")
+    rows, cols = image.shape[:2]
+    return Mammogram("folder", nobody, nobody, rows, cols, partial(_get_pixels, image), **facts)
+
+
+def _get_pixels(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    return image
+
+
+@contextmanager
+def numbering_errors(number: int) -> Iterator[None]:
+    """Make errors of this package name the image, and not the folder in which it lies."""
+    try:
+        yield
+    except TfmammoError as error:
+        kind: Any = type(error)
+        raise kind(f"inputs[{number}]: {_without_folder(str(error), number)}") from None
+
+
+def _without_folder(text: str, number: int) -> str:
+    """Replace the path of an uploaded file in a sentence."""
+    return " ".join(
+        "the file" if word.startswith(tempfile.gettempdir()) and f"/{number}" in word else word
+        for word in text.split(" ")
+    )

@@ -1,0 +1,310 @@
+"""What generators do to the score of a classifier, and t-SNE of its features.
+
+Generators edit test patches, of patients that neither they nor the classifiers know. The scores
+before and after are compared by a permutation test that flips the signs of whole patients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.manifold import TSNE
+
+from tfmammo.data.patches import Patches
+from tfmammo.errors import DataError
+from tfmammo.metrics.plotting import plot_style
+from tfmammo.metrics.segmentation import Paired, paired_test
+from tfmammo.metrics.significance import FEWEST_PATIENTS
+from tfmammo.metrics.summary import Table, format_p
+from tfmammo.studies.classification import StudyConfig, predict_unseen
+from tfmammo.synthesis.config import KINDS, Target
+from tfmammo.synthesis.generators import LesionGenerator, find_best_weights, load_lesion_generator
+from tfmammo.synthesis.patch_set import describe_scale
+
+COLOURS = {
+    "real normal": "#d62728",
+    "real calcification": "#ff9f1c",
+    "real mass": "#2ca02c",
+    "synthetic mass": "#17a2a2",
+    "synthetic calcification": "#1f4fd8",
+    "synthetic normal": "#9467bd",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class EditedPatches:
+    """Test patches that a generator edited, in random order.
+
+    Attributes:
+        target: "mass", "calcification" or "removal".
+        before: The patches before; only those whose edit post-processing kept.
+        after: float32 [n, size, size, 1], their images with a lesion added or removed.
+        discarded: The part of the patches whose edit post-processing discarded, 0 to 1.
+    """
+
+    target: Target
+    before: Patches
+    after: NDArray[np.float32]
+    discarded: float
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What a generator does to the score of a classifier.
+
+    Attributes:
+        target: "mass", "calcification" or "removal".
+        before: Scores before the edit, float64 [n].
+        after: Scores after the edit, float64 [n].
+        patients: str [n].
+        ids: str [n].
+        discarded: See `EditedPatches`.
+    """
+
+    target: str
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    patients: NDArray[np.str_]
+    ids: NDArray[np.str_]
+    discarded: float
+
+    def test(self, samples: int, seed: int, level: float) -> Paired:
+        """Test the mean change; patients are flipped whole."""
+        return paired_test(self.after, self.before, self.patients, samples, seed, level)
+
+
+def open_generators(config: StudyConfig) -> dict[Target, LesionGenerator]:
+    """Open the generators of the config.
+
+    Raises:
+        DataError: One was trained for something else, or on patches of another size or scale.
+    """
+    generators = {
+        target: load_lesion_generator(find_best_weights(uri, config.tracking_uri))
+        for target, uri in (config.generators or {}).items()
+    }
+    data = config.experiment.data
+    for target, network in generators.items():
+        if network.target != target:
+            raise DataError(f"generators.{target}: was trained with model.target={network.target}")
+        if network.size != data.size:
+            raise DataError(
+                f"generators.{target}: makes patches of {network.size} px, experiment.data.size "
+                f"is {data.size}"
+            )
+        scale = describe_scale(data)
+        generator_scale = describe_scale(network.data)
+        if generator_scale != scale:
+            raise DataError(
+                f"generators.{target}: was trained on patches made with {generator_scale}, "
+                f"experiment.data makes them with {scale}"
+            )
+    return generators
+
+
+def edit_patches(network: LesionGenerator, test: Patches, config: StudyConfig) -> EditedPatches:
+    """Add or remove lesions on test patches, as many as effects and t-SNE need.
+
+    Raises:
+        DataError: The generator knows a test patient, there is no patch for it, or post-processing
+            discards every edit.
+    """
+    is_suitable = test.labels == network.removes
+    if network.removes:
+        pathologies = test.pathologies.tolist()
+        is_suitable &= np.array([network.removes_pathology(name) for name in pathologies])
+    rows = np.random.default_rng(config.seed).permutation(np.flatnonzero(is_suitable))
+    rows = rows[: max(config.effects, config.tsne)]
+    if not len(rows):
+        raise DataError(
+            f"generators.{network.target}: no test patch is "
+            f"{'malignant' if network.removes else 'normal'}"
+        )
+    patches = test.take(rows)
+    if known := network.patients & set(patches.patient_ids.tolist()):
+        raise DataError(
+            f"generators.{network.target}: was trained on {len(known)} patients of the test "
+            "patches; the same data section splits alike"
+        )
+    edits = [
+        network.generate(image, seed)
+        for seed, image in enumerate(patches.images, start=config.seed)
+    ]
+    is_kept = np.array([bool(edit.kept[0]) for edit in edits])
+    if not is_kept.any():
+        raise DataError(
+            f"generators.{network.target}: post-processing discards all {len(is_kept)} lesions "
+            "that it makes"
+        )
+    kept = np.flatnonzero(is_kept)
+    after = np.concatenate([edits[row].image for row in kept])
+    discarded = float(1 - is_kept.mean())
+    return EditedPatches(network.target, patches.take(kept), after, discarded)  # type: ignore[arg-type]
+
+
+def measure_effect(edited: EditedPatches, baseline: Sequence[Path], config: StudyConfig) -> Effect:
+    """Score patches before and after a generator edited them.
+
+    Args:
+        edited: The patches.
+        baseline: Runs on real patches alone; their scores are averaged.
+        config: How many patches count.
+    """
+    patches = edited.before.take(np.arange(min(config.effects, len(edited.before))))
+
+    def score(images: NDArray[np.float32]) -> NDArray[np.float64]:
+        scores = [
+            predict_unseen(run, images, "probability", patches.patient_ids) for run in baseline
+        ]
+        return np.stack(scores).astype(np.float64).mean(axis=0)
+
+    return Effect(
+        edited.target,
+        score(patches.images),
+        score(edited.after[: len(patches)]),
+        patches.patient_ids,
+        patches.ids,
+        edited.discarded,
+    )
+
+
+def tabulate_effects(effects: Sequence[Effect], config: StudyConfig) -> Table:
+    """Tabulate mean scores before and after, the mean change, and whether it is as intended."""
+    columns = [
+        "generator",
+        "patches of patients",
+        "discarded, %",
+        "before",
+        "after",
+        "change",
+        "p",
+        "adding raises, removing lowers",
+    ]
+    title = (
+        "Score of a lesion by the classifiers trained on real patches alone; intervals draw "
+        "patients; p, two-sided: signs of patients' changes flipped, not corrected, each generator "
+        "being a question of its own"
+    )
+    return Table(title, columns, [_make_effect_row(effect, config) for effect in effects])
+
+
+def _make_effect_row(effect: Effect, config: StudyConfig) -> list[str]:
+    test = effect.test(config.samples, config.seed, config.level)
+    patients = len(set(effect.patients.tolist()))
+    change = f"{test.difference:+.3f}"
+    if patients < FEWEST_PATIENTS:
+        test = replace(test, p=np.nan)
+        verdict = "too few patients for an interval or p (six)"
+    else:
+        change += f"\n[{test.low:+.3f}, {test.high:+.3f}]"
+        verdict = _describe_change(test, effect.target, config.level)
+    return [
+        effect.target,
+        f"{len(effect.before)} of {patients}",
+        f"{100 * effect.discarded:.1f}",
+        f"{effect.before.mean():.3f}",
+        f"{effect.after.mean():.3f}",
+        change,
+        format_p(test.p),
+        verdict,
+    ]
+
+
+def _describe_change(test: Paired, target: str, level: float) -> str:
+    """Say whether adding raises the score, or removal lowers it."""
+    if not test.p < 1 - level:
+        return "no change shown"
+    intended_sign = -1 if target == "removal" else 1
+    return "as wanted" if intended_sign * test.difference > 0 else "the wrong way"
+
+
+def make_effect_rows(effects: Sequence[Effect]) -> list[dict[str, Any]]:
+    """Make the lines of effects.csv: one for each edited patch."""
+    return [
+        {
+            "generator": effect.target,
+            "id": name,
+            "patient": patient,
+            "before": before,
+            "after": after,
+        }
+        for effect in effects
+        for name, patient, before, after in zip(
+            effect.ids.tolist(),
+            effect.patients.tolist(),
+            effect.before.tolist(),
+            effect.after.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def embed(
+    run: Path, test: Patches, edits: Sequence[EditedPatches], config: StudyConfig
+) -> tuple[list[str], NDArray[np.float64]]:
+    """Embed real test patches and edited ones by t-SNE of the last feature layer.
+
+    Args:
+        run: The classifier's.
+        test: Real patches.
+        edits: What each generator made of test patches.
+        config: How many patches of each group are embedded.
+
+    Returns:
+        The group of each patch, and its point, float64 [n, 2].
+
+    Raises:
+        DataError: The classifier knows a patient.
+    """
+    random = np.random.default_rng(config.seed)
+    groups = {}
+    for kind in ("normal", "calcification", "mass"):
+        rows = random.permutation(np.flatnonzero(test.kinds == kind))[: config.tsne]
+        patches = test.take(np.sort(rows))
+        groups[f"real {kind}"] = patches.images, patches.patient_ids
+    for edited in edits:
+        groups[f"synthetic {KINDS[edited.target]}"] = (
+            edited.after[: config.tsne],
+            edited.before.patient_ids[: config.tsne],
+        )
+    names = [name for name, (images, _) in groups.items() for _ in images]
+    features = np.concatenate(
+        [
+            predict_unseen(run, images, "features", patients)
+            for images, patients in groups.values()
+            if len(images)
+        ]
+    )
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=config.seed)
+    return names, tsne.fit_transform(features).astype(np.float64)
+
+
+@plot_style
+def draw_embedding(groups: Sequence[str], points: NDArray[np.float64]) -> Figure:
+    """Draw the paper's Fig. 4 in its colours.
+
+    Violet are edited patches without their lesion, which the paper does not show.
+
+    Args:
+        groups: The group of each point [n].
+        points: float64 [n, 2].
+    """
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for group, colour in COLOURS.items():
+        of_group = points[np.array(groups) == group]
+        if len(of_group):
+            label = f"{group}, {len(of_group)}"
+            x, y = of_group.T
+            axes.scatter(x, y, s=6, color=colour, alpha=0.7, linewidths=0, label=label)
+    axes.set(xticks=[], yticks=[])
+    axes.legend(fontsize=7, markerscale=2)
+    axes.set_title("t-SNE of the last feature layer, trained on real patches alone")
+    return figure

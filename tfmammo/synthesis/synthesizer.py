@@ -1,0 +1,394 @@
+"""What a synthesis resolves once, and how it inserts lesions into one mammogram.
+
+`Synthesizer.load` finds and reads the networks, the lesion bank, the source of shapes and the sizes
+of a config. Every item gets that object and not the config. Workers are sent the small
+`NetworkExports`, and load the same networks by path (`Synthesizer.reopen`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tfmammo.archives import coco
+from tfmammo.archives.stored import Stored
+from tfmammo.data import sampling
+from tfmammo.errors import ConfigError, DataError
+from tfmammo.mammogram import Mammogram, Skipped
+from tfmammo.synthesis.config import ShapeConfig, Sizes, SynthesisConfig
+from tfmammo.synthesis.generators import MaskGenerator, load_mask_generator, resolve_handle
+from tfmammo.synthesis.lesion_bank import LesionBank, SourceLesion, select_lesions, select_patients
+from tfmammo.synthesis.placement import TargetMammogram, fit_sizes, scale_shape
+from tfmammo.synthesis.provenance import (
+    REASONS,
+    ArchiveIndexes,
+    InsertedLesion,
+    Recipe,
+    describe_existing_lesions,
+    explain,
+)
+from tfmammo.synthesis.renderers import LesionCandidate, PlacedLesion, Renderer, make_renderer
+from tfmammo.synthesis.shapes import (
+    GeneratedShapes,
+    NamedShapes,
+    RealOutlines,
+    ShapeFiles,
+    ShapeSource,
+    draw_shape,
+)
+
+log = logging.getLogger(__name__)
+
+TRIES = 20  # sizes, shapes and places drawn for one mass
+
+
+@dataclass(frozen=True)
+class NetworkExports:
+    """Where the networks of a synthesis lie; small, so that workers are sent it.
+
+    Attributes:
+        generator: The renderer's network.
+        gan: The mask GAN.
+        weights: Hashes of both when the work began, see export.load_identified.
+    """
+
+    generator: Path | None
+    gan: Path | None
+    weights: tuple[str | None, str | None] = (None, None)
+
+    @staticmethod
+    def find(config: SynthesisConfig) -> NetworkExports:
+        """Find the networks of a config.
+
+        Raises:
+            ConfigError: A model URI leads to none.
+        """
+        hint = (
+            "; train it first, or set real masses in without a network: painter=poisson "
+            "generator=null"
+        )
+        uri = config.tracking_uri
+        return NetworkExports(
+            _find_export("generator", config.generator, uri, hint),
+            _find_export("shapes.gan", config.shapes.gan, uri),
+        )
+
+
+def _find_export(key: str, handle: str | None, uri: str | None, hint: str = "") -> Path | None:
+    try:
+        return resolve_handle(handle, uri) if handle else None
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}{hint}") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Synthesizer:
+    """Inserts lesions into mammograms.
+
+    Attributes:
+        renderer: Makes the grey values.
+        lesions: Real lesions to insert. None where masses are made up.
+        shapes: Shapes of made-up masses. None where lesions are real.
+        gan: The mask GAN, where shapes come from one.
+        sizes: The Gaussian that sizes are drawn from. None where they are given, or the lesions'
+            own.
+        size_patients: Patients whose lesions may have given shapes or sizes to made-up masses.
+        exports: Where its networks were loaded from.
+    """
+
+    renderer: Renderer
+    lesions: LesionBank | None = None
+    shapes: ShapeSource | None = None
+    gan: MaskGenerator | None = None
+    sizes: Sizes | None = None
+    size_patients: frozenset[str] = frozenset()
+    exports: NetworkExports = NetworkExports(None, None)
+
+    @staticmethod
+    def load(
+        config: SynthesisConfig,
+        indexes: ArchiveIndexes | None = None,
+        skipped: Skipped | None = None,
+    ) -> Synthesizer:
+        """Resolve all that a config names, and read it.
+
+        Args:
+            config: The config.
+            indexes: Archives that were read already.
+            skipped: Notes lesions that can't be used.
+
+        Raises:
+            ConfigError: A model URI leads to no network, or no such archive.
+            ExportError: A network can't be used.
+            DataError: A network, the lesions or the shapes can't be used.
+            ArchiveError: No such archive.
+        """
+        skipped = Skipped() if skipped is None else skipped
+        exports = NetworkExports.find(config)
+        renderer, gan = _load_networks(config, exports)
+        exports = replace(exports, weights=_get_weights(renderer, gan))
+        synthesizer = Synthesizer(renderer, gan=gan, exports=exports)
+        synthesizer = _add_lesions(synthesizer, config, indexes or ArchiveIndexes(), skipped)
+        _kept.clear()
+        _kept[config] = synthesizer
+        return synthesizer
+
+    @staticmethod
+    def reopen(config: SynthesisConfig, exports: NetworkExports) -> Synthesizer:
+        """Load in a worker what `load` resolved when the work began, once in each process.
+
+        Args:
+            config: The config.
+            exports: Those of the synthesizer that the work began with.
+
+        Raises:
+            DataError: A network was replaced since.
+        """
+        renderer, gan = _load_networks(config, exports)
+        if exports.weights != _get_weights(renderer, gan):
+            raise DataError("a generator was replaced by another training while the work went on")
+        kept = _kept.get(config)
+        if kept is None or kept.exports != exports:
+            kept = Synthesizer(renderer, gan=gan, exports=exports)
+            # Sizes stand in the recipes; they are not fitted again.
+            kept = _add_lesions(kept, config, ArchiveIndexes(), Skipped(), fit=False)
+            _kept.clear()
+            _kept[config] = kept
+        return kept
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Patients that its networks were trained on.
+
+        Raises:
+            DataError: The mask GAN's card does not say.
+        """
+        of_gan = self.gan.trained_on if self.gan else frozenset()
+        return (self.renderer.trained_on or frozenset()) | of_gan
+
+    def insert(self, recipe: Recipe, mammogram: Mammogram, stored: Stored) -> tuple[Recipe, Stored]:
+        """Insert the masses of one item into a mammogram, in memory.
+
+        Args:
+            recipe: config, sizes and number are used.
+            mammogram: The mammogram.
+            stored: Its stored values.
+
+        Returns:
+            The recipe, complete but for its files, and the new stored values.
+
+        Raises:
+            DataError: As `plan`.
+            ArchiveError: As `plan`.
+        """
+        target = TargetMammogram(stored.image(), mammogram, self.renderer.data)
+        random = sampling.random_stream(recipe.config.seed, mammogram.image_id, recipe.number)
+        existing = describe_existing_lesions(mammogram)
+        recipe = recipe.model_copy(update={"own": existing, "generator": self.renderer.identity})
+        lesions, notes = self.plan(recipe, target, random)
+        records = tuple(lesion.record for lesion in lesions)
+        recipe = recipe.model_copy(update={"lesions": records, "notes": notes})
+        return recipe, render(target, stored, lesions, self.renderer)
+
+    def plan(
+        self, recipe: Recipe, target: TargetMammogram, random: np.random.Generator
+    ) -> tuple[list[PlacedLesion], tuple[str, ...]]:
+        """Draw the masses of one item: how many, their sizes, shapes and places.
+
+        Args:
+            recipe: config, and sizes where config.size is not given, are used.
+            target: Its free tissue is occupied by the masses.
+            random: What draws.
+
+        Returns:
+            The masses, and a note where fewer fit than were drawn.
+
+        Raises:
+            DataError: Fewer fit than config.masses asks for at least.
+            ArchiveError: A lesion that is there can't be read.
+        """
+        config = recipe.config
+        for lesion in target.mammogram.lesions:
+            target.occupy(lesion.box)
+        count = int(random.integers(config.masses[0], config.masses[1] + 1))
+        placed: list[PlacedLesion] = []
+        while len(placed) < count:
+            try:
+                placed.append(self._draw_and_place(recipe, target, random))
+            except REASONS as error:
+                reason = explain(error, config.private_folders)
+                if count > 1:
+                    reason = f"{len(placed)} of {count} masses fit: {reason}"
+                if len(placed) < config.masses[0]:
+                    raise DataError(reason) from None
+                return placed, (reason,)
+        return placed, ()
+
+    def _draw_and_place(
+        self, recipe: Recipe, target: TargetMammogram, random: np.random.Generator
+    ) -> PlacedLesion:
+        """Draw one mass, and place it on free tissue, which is occupied then."""
+        reason: Exception = DataError()
+        for _ in range(TRIES):
+            try:
+                candidate = self._draw(recipe, target.mammogram, random)
+                return self._place(candidate, recipe, target, random)
+            except REASONS as error:
+                reason = error
+        raise reason
+
+    def _draw(
+        self, recipe: Recipe, mammogram: Mammogram, random: np.random.Generator
+    ) -> LesionCandidate:
+        config = recipe.config
+        if self.lesions:
+            lesion = self.lesions.draw(
+                mammogram,
+                random,
+                config.resize,
+                config.rotate,
+                self.renderer.trained_on,
+                self.renderer.used,
+            )
+            return self.renderer.prepare_lesion(lesion, mammogram, _draw_seeds(random))
+        assert self.shapes
+        size = config.size
+        if size is None:
+            assert recipe.sizes
+            size = recipe.sizes.draw(random, mammogram.spacing)
+        outline, origin = draw_shape(self.shapes, random)
+        return LesionCandidate(scale_shape(outline, *size), "mass", origin)
+
+    def _place(
+        self,
+        candidate: LesionCandidate,
+        recipe: Recipe,
+        target: TargetMammogram,
+        random: np.random.Generator,
+    ) -> PlacedLesion:
+        centre = recipe.config.centre
+        mammogram = target.mammogram
+        height, width = candidate.mask.shape
+        if centre:
+            top = centre[0] - height // 2
+            left = centre[1] - width // 2
+        else:
+            # Placed in the middle for a try, to know how far its support reaches.
+            middle = ((mammogram.rows - height) // 2, (mammogram.cols - width) // 2)
+            trial, blend_mask = self.renderer.place(*middle, candidate, mammogram)
+            margins = blend_mask.compute_margins(trial.box)
+            top, left = target.draw_place((height, width), margins, random)
+        placement, blend_mask = self.renderer.place(top, left, candidate, mammogram)
+        if not target.is_free(blend_mask.support):
+            raise DataError(
+                "the place asked for is not wholly free breast tissue"
+                if centre
+                else "no normal tissue is left around it"
+            )
+        target.occupy(blend_mask.support)
+        record = InsertedLesion(
+            kind=candidate.kind,
+            box=placement.box,
+            window=placement.window,
+            area=int(candidate.mask.sum()),
+            region=coco.encode(candidate.mask, placement.box, mammogram.rows, mammogram.cols),
+            shape=candidate.origin,
+            seed=_draw_seed(random) if candidate.seed is None else candidate.seed,
+            graft=candidate.lesion.record if candidate.lesion else None,
+        )
+        return PlacedLesion(record, placement, blend_mask, candidate)
+
+
+def render(
+    target: TargetMammogram, stored: Stored, lesions: Sequence[PlacedLesion], renderer: Renderer
+) -> Stored:
+    """Render a mammogram with its masses.
+
+    Args:
+        target: The mammogram.
+        stored: Its stored values. Those beyond the masses' supports are kept.
+        lesions: Their supports don't overlap. A network makes all in one call.
+        renderer: Makes the grey values.
+    """
+    return stored.with_greys(target.image, renderer.render(target, lesions))
+
+
+# Of this process, by config: the synthesizer that was loaded last.
+_kept: dict[SynthesisConfig, Synthesizer] = {}
+
+
+def _load_networks(
+    config: SynthesisConfig, exports: NetworkExports
+) -> tuple[Renderer, MaskGenerator | None]:
+    renderer = make_renderer(config.painter, exports.generator, config.feather, config.whole_patch)
+    return renderer, load_mask_generator(exports.gan) if exports.gan else None
+
+
+def _get_weights(renderer: Renderer, gan: MaskGenerator | None) -> tuple[str | None, str | None]:
+    return renderer.identity.get("weights"), gan.identity["weights"] if gan else None
+
+
+def _add_lesions(
+    synthesizer: Synthesizer,
+    config: SynthesisConfig,
+    indexes: ArchiveIndexes,
+    skipped: Skipped,
+    fit: bool = True,
+) -> Synthesizer:
+    """Add the lesion bank, or shapes and sizes, to a synthesizer.
+
+    Args:
+        synthesizer: Its networks are loaded.
+        config: The config.
+        indexes: Archives that were read already.
+        skipped: Notes lesions that can't be used.
+        fit: Check real lesions and fit sizes.
+    """
+    data = config.lesion_data
+
+    def read_lesion_archive() -> list[Mammogram]:
+        return select_patients(indexes.read(data), data, config.patients, config.data)
+
+    if config.real_lesions:
+        bank = LesionBank.select(read_lesion_archive(), data, config.pathology, config.of_patients)
+        if fit:
+            log.info("%d real lesions", len(bank.find_usable(skipped)))
+        return replace(synthesizer, lesions=bank)
+    are_given = bool(config.sizes or config.size)
+    sizes = config.sizes
+    if fit and not are_given:
+        sizes = fit_sizes(read_lesion_archive(), data, skipped)
+        log.info("sizes of %d lesions: %s", sizes.count, sizes.model_dump(exclude={"count"}))
+    outlines: tuple[SourceLesion, ...] = ()
+    if config.shapes == ShapeConfig() or (fit and not are_given):
+        outlines = select_lesions(read_lesion_archive(), data, config.of_patients)
+    return replace(
+        synthesizer,
+        shapes=_make_shapes(config.shapes, synthesizer.gan, outlines),
+        sizes=sizes,
+        size_patients=frozenset(lesion.mammogram.patient_id for lesion in outlines),
+    )
+
+
+def _make_shapes(
+    config: ShapeConfig, gan: MaskGenerator | None, outlines: tuple[SourceLesion, ...]
+) -> ShapeSource:
+    if gan:
+        return GeneratedShapes(gan)
+    if config.files:
+        return ShapeFiles.find(config.files)
+    if config.drawn:
+        return NamedShapes(config.drawn)
+    return RealOutlines(outlines)
+
+
+def _draw_seed(random: np.random.Generator) -> int:
+    return int(random.integers(2**63))
+
+
+def _draw_seeds(random: np.random.Generator) -> Iterator[int]:
+    return (_draw_seed(random) for _ in range(TRIES))
