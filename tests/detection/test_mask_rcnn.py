@@ -176,7 +176,7 @@ def numbers(losses):
 
 
 @pytest.fixture(scope="module")
-def make_model():
+def model():
     tf.random.set_seed(1)
     return MaskRCNN(CONFIG, SIZE, 1)
 
